@@ -1,0 +1,1 @@
+"""The program: the only place that joins `channel` and `settlement`."""

@@ -1,0 +1,1 @@
+"""The on-chain engine: reads, opens, settles and closes channels in the escrow."""
