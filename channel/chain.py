@@ -1,0 +1,146 @@
+"""What the off-chain engine asks of the chain: Protocols and values, no code.
+
+`settlement` implements them, `service.wiring` joins the two, and `channel` never learns that a
+node, a socket or a private key exists.
+"""
+
+from typing import Protocol
+
+import msgspec
+
+from channel.types import Address, ChannelFact, ChannelId, ChannelKey, TxHash
+
+__all__ = [
+    "ChainReader",
+    "ChannelCloser",
+    "CloseResult",
+    "OpenedLog",
+    "PayerChain",
+    "ToppedUpLog",
+    "TransactionEvidence",
+]
+
+
+class OpenedLog(msgspec.Struct, frozen=True, gc=False):
+    """A `ChannelOpened` event emitted by our escrow."""
+
+    channel_id: ChannelId
+    log_index: int
+
+
+class ToppedUpLog(msgspec.Struct, frozen=True, gc=False):
+    """A `TopUp` event emitted by our escrow."""
+
+    channel_id: ChannelId
+    additional_deposit: int
+    log_index: int
+
+
+class TransactionEvidence(msgspec.Struct, frozen=True, gc=False):
+    """A transaction that was mined and succeeded, and what our escrow said in it (OPEN-03, F-84)."""
+
+    tx_hash: TxHash
+    block_number: int
+    confirmations: int
+    """Blocks from the transaction's to the head, both counted: 1 when it is in the head."""
+    opened: tuple[OpenedLog, ...]
+    topped_up: tuple[ToppedUpLog, ...]
+
+
+class CloseResult(msgspec.Struct, frozen=True, gc=False):
+    """A channel that was closed, and the transaction that did it."""
+
+    tx_hash: TxHash
+    fact: ChannelFact
+    gas_used: int
+
+
+class ChainReader(Protocol):
+    """Reads one escrow on one chain. Every method may raise `ChainUnavailableError`."""
+
+    @property
+    def chain_id(self) -> int:
+        """The chain this escrow is on."""
+
+    @property
+    def escrow(self) -> Address:
+        """The escrow's address."""
+
+    async def read_channel(
+        self, channel_id: ChannelId, *, block_number: int | None = None
+    ) -> ChannelFact | None:
+        """Return the channel as of a block (the head if None), or None if it never existed."""
+
+    async def read_transaction(self, tx_hash: TxHash) -> TransactionEvidence | None:
+        """Return a mined, successful transaction, or None when it has no receipt yet.
+
+        Raises:
+            TransactionRevertedError: It was mined with status 0; that is final (F-76).
+        """
+
+    async def is_valid_wallet_signature(
+        self, signer: Address, digest: bytes, signature: bytes
+    ) -> bool:
+        """Ask a contract signer by ERC-1271, with the escrow's own gas cap (ENC-07)."""
+
+
+class ChannelCloser(Protocol):
+    """Gets a close mined. Web workers hold no key: an implementation may wait for the settler."""
+
+    async def close_channel(
+        self, key: ChannelKey, cumulative_amount: int, signature: bytes
+    ) -> CloseResult:
+        """Close the channel at `cumulative_amount` and return once it is mined.
+
+        Repeating it for a channel that is closed already returns that close.
+
+        Raises:
+            TransactionRevertedError: The contract refused; nothing changed on chain.
+            SettlementPendingError: Not mined within the bound; ask again (F-75).
+            ChainUnavailableError: Nothing was broadcast.
+        """
+
+
+class PayerChain(Protocol):
+    """What a paying client needs of one chain, with the payer's account behind it."""
+
+    @property
+    def chain_id(self) -> int:
+        """The chain the account is on."""
+
+    @property
+    def account(self) -> Address:
+        """The account that deposits."""
+
+    async def require_escrow(self, escrow: Address, token: Address) -> None:
+        """Check that `escrow` is the deployment we trust for `token` (F-91).
+
+        Raises:
+            AgentError: It is not; depositing there could lose the deposit.
+        """
+
+    async def read_channel(self, escrow: Address, channel_id: ChannelId) -> ChannelFact | None:
+        """Return the channel as of the head, or None if it never existed."""
+
+    async def open_channel(
+        self,
+        *,
+        escrow: Address,
+        payee: Address,
+        token: Address,
+        deposit: int,
+        salt: bytes,
+        authorized_signer: Address,
+    ) -> TxHash:
+        """Approve if needed, open, and return the opening transaction once it is mined."""
+
+    async def top_up(
+        self, *, escrow: Address, token: Address, channel_id: ChannelId, amount: int
+    ) -> TxHash:
+        """Approve if needed, top up, and return the transaction once it is mined."""
+
+    async def request_close(self, *, escrow: Address, channel_id: ChannelId) -> TxHash:
+        """Start the grace period, without the payee's help (CLOSE-08)."""
+
+    async def withdraw(self, *, escrow: Address, channel_id: ChannelId) -> TxHash:
+        """Take what is left after the grace period."""

@@ -1,0 +1,343 @@
+"""Every error of the off-chain engine, and whose fault it is.
+
+MppSessionError
+├── PeerError                       the peer's fault: 4xx, safe to show, nothing moved
+│   ├── PaymentRequiredError          402  payment-required
+│   ├── MalformedCredentialError      402  malformed-credential (the envelope)
+│   ├── MalformedPayloadError         400  malformed-credential (what is inside)
+│   ├── BadRequestError               400  bad-request
+│   ├── MethodUnsupportedError        400  method-unsupported
+│   ├── ChallengeNotFoundError        402  session/challenge-not-found
+│   ├── InvalidSignatureError         402  session/invalid-signature
+│   ├── SignerMismatchError           402  session/signer-mismatch
+│   ├── AmountExceedsDepositError     402  session/amount-exceeds-deposit
+│   ├── DeltaTooSmallError            402  session/delta-too-small
+│   ├── InsufficientBalanceError      402  session/insufficient-balance
+│   ├── VerificationFailedError       402  verification-failed
+│   ├── ChannelNotFoundError          410  session/channel-not-found
+│   ├── ChannelFinalizedError         410  session/channel-finalized
+│   ├── TransactionRevertedError      409  session/transaction-reverted
+│   ├── StreamReplacedError           409  stream-replaced
+│   ├── RequestInFlightError          409  request-in-flight
+│   ├── OutcomeUnknownError           409  outcome-unknown
+│   ├── IdempotencyConflictError      422  idempotency-conflict
+│   └── TooManyRequestsError          429  rate-limited
+├── OperatorError                   our fault: disk, node, configuration; 5xx, never a challenge
+│   ├── ConfigError                   refuses to start
+│   ├── ChainUnavailableError         503
+│   ├── SettlementPendingError        503  a transaction of ours is on its way
+│   └── LedgerUnavailableError        503
+├── AgentError                      raised on the paying side, before or instead of paying
+│   └── (see channel/client)
+└── InvariantError                  a bug of ours: never caught, stops the worker
+
+A `PeerError` becomes a problem body in one place, `channel.wire.problem`. The order in which
+refusals are tried is printed in docs/errors.md.
+"""
+
+from typing import ClassVar
+
+__all__ = [
+    "AgentError",
+    "AmountExceedsDepositError",
+    "BadRequestError",
+    "ChainUnavailableError",
+    "ChallengeNotFoundError",
+    "ChannelFinalizedError",
+    "ChannelNotFoundError",
+    "ConfigError",
+    "DeltaTooSmallError",
+    "IdempotencyConflictError",
+    "InsufficientBalanceError",
+    "InvalidSignatureError",
+    "InvariantError",
+    "LedgerUnavailableError",
+    "MalformedCredentialError",
+    "MalformedPayloadError",
+    "MethodUnsupportedError",
+    "MppSessionError",
+    "OperatorError",
+    "OutcomeUnknownError",
+    "PaymentRequiredError",
+    "PeerError",
+    "RequestInFlightError",
+    "SettlementPendingError",
+    "SignerMismatchError",
+    "StreamReplacedError",
+    "TooManyRequestsError",
+    "TransactionRevertedError",
+    "VerificationFailedError",
+]
+
+
+class MppSessionError(Exception):
+    """Anything this project raises on purpose."""
+
+
+class ProblemError(MppSessionError):
+    """An error with an HTTP answer: see RFC 9457 and REQUIREMENTS section ERR."""
+
+    status: ClassVar[int]
+    problem_type: ClassVar[str]
+    """Relative to `https://paymentauth.org/problems/`."""
+    title: ClassVar[str]
+    offers_challenge: ClassVar[bool] = True
+    retry_after_s: ClassVar[int | None] = None
+
+    @property
+    def detail(self) -> str:
+        """One sentence for the peer; never a secret, a signature or another payer's amounts."""
+        return str(self)
+
+    def members(self) -> dict[str, str]:
+        """Extension members of the problem body: wire names and decimal strings."""
+        return {}
+
+
+class PeerError(ProblemError):
+    """The peer's fault. Whoever catches it may answer it and go on: nothing moved."""
+
+
+class PaymentRequiredError(PeerError):
+    """No credential came with the request (CORE-02)."""
+
+    status = 402
+    problem_type = "payment-required"
+    title = "Payment Required"
+
+
+class MalformedCredentialError(PeerError):
+    """The credential's envelope cannot be read (CORE-03)."""
+
+    status = 402
+    problem_type = "malformed-credential"
+    title = "Malformed Credential"
+
+
+class MalformedPayloadError(PeerError):
+    """The envelope is readable, the payload inside is not (CRED-04 to CRED-06, AMB-12)."""
+
+    status = 400
+    problem_type = "malformed-credential"
+    title = "Malformed Credential"
+
+
+class BadRequestError(PeerError):
+    """The request contradicts itself, as with two credentials (CORE-10)."""
+
+    status = 400
+    problem_type = "bad-request"
+    title = "Bad Request"
+
+
+class MethodUnsupportedError(PeerError):
+    """The credential is for a method or intent that this route does not serve."""
+
+    status = 400
+    problem_type = "method-unsupported"
+    title = "Method Unsupported"
+
+
+class ChallengeNotFoundError(PeerError):
+    """The challenge is not ours, was altered, has expired, or belongs to another route (AMB-13)."""
+
+    status = 402
+    problem_type = "session/challenge-not-found"
+    title = "Challenge Not Found"
+
+
+class InvalidSignatureError(PeerError):
+    """Unrecoverable or non-canonical signature, or a wallet that says no (ENC-06, AMB-15)."""
+
+    status = 402
+    problem_type = "session/invalid-signature"
+    title = "Invalid Signature"
+
+
+class SignerMismatchError(PeerError):
+    """A good signature by somebody who may not sign for this channel (AMB-15)."""
+
+    status = 402
+    problem_type = "session/signer-mismatch"
+    title = "Signer Mismatch"
+
+
+class AmountExceedsDepositError(PeerError):
+    """The escrow could not pay this voucher in full."""
+
+    status = 402
+    problem_type = "session/amount-exceeds-deposit"
+    title = "Amount Exceeds Deposit"
+
+    def __init__(self, *, cumulative_amount: int, deposit: int) -> None:
+        super().__init__(f"The voucher promises {cumulative_amount}; the deposit is {deposit}.")
+        self.cumulative_amount = cumulative_amount
+        self.deposit = deposit
+
+    def members(self) -> dict[str, str]:
+        """Return the deposit that was exceeded."""
+        return {"deposit": str(self.deposit)}
+
+
+class DeltaTooSmallError(PeerError):
+    """The voucher rises by less than the challenge's `minVoucherDelta`."""
+
+    status = 402
+    problem_type = "session/delta-too-small"
+    title = "Delta Too Small"
+
+    def __init__(self, *, increase: int, min_voucher_delta: int, accepted: int) -> None:
+        super().__init__(f"The voucher rises by {increase}; at least {min_voucher_delta} is asked.")
+        self.increase = increase
+        self.min_voucher_delta = min_voucher_delta
+        self.accepted = accepted
+
+    def members(self) -> dict[str, str]:
+        """Return what the next voucher must rise from and by."""
+        return {
+            "acceptedCumulative": str(self.accepted),
+            "minVoucherDelta": str(self.min_voucher_delta),
+        }
+
+
+class InsufficientBalanceError(PeerError):
+    """What is accepted and unspent does not cover the cost (ERR-01, SSE-02)."""
+
+    status = 402
+    problem_type = "session/insufficient-balance"
+    title = "Insufficient Balance"
+
+    def __init__(
+        self, *, required_cumulative: int, accepted: int, spent: int, deposit: int
+    ) -> None:
+        super().__init__(f"A voucher for at least {required_cumulative} is needed.")
+        self.required_cumulative = required_cumulative
+        self.accepted = accepted
+        self.spent = spent
+        self.deposit = deposit
+
+    def members(self) -> dict[str, str]:
+        """Return what a client needs to sign its next voucher, or to top up first."""
+        return {
+            "requiredCumulative": str(self.required_cumulative),
+            "acceptedCumulative": str(self.accepted),
+            "spent": str(self.spent),
+            "deposit": str(self.deposit),
+        }
+
+
+class VerificationFailedError(PeerError):
+    """What the chain shows is not, or not yet, what the credential claims (OPEN-02)."""
+
+    status = 402
+    problem_type = "verification-failed"
+    title = "Verification Failed"
+    retry_after_s = 2
+
+
+class ChannelNotFoundError(PeerError):
+    """No such channel in this escrow."""
+
+    status = 410
+    problem_type = "session/channel-not-found"
+    title = "Channel Not Found"
+
+
+class ChannelFinalizedError(PeerError):
+    """The channel has ended, is being closed, or its payer has asked for the rest (AMB-14)."""
+
+    status = 410
+    problem_type = "session/channel-finalized"
+    title = "Channel Finalized"
+
+
+class TransactionRevertedError(PeerError):
+    """An on-chain transaction this credential depends on was mined and reverted."""
+
+    status = 409
+    problem_type = "session/transaction-reverted"
+    title = "Transaction Reverted"
+
+
+class StreamReplacedError(PeerError):
+    """A newer stream on the same channel took this one's place (ACC-06)."""
+
+    status = 409
+    problem_type = "stream-replaced"
+    title = "Stream Replaced"
+    offers_challenge = False
+
+
+class RequestInFlightError(PeerError):
+    """The same idempotency key is being served right now (IDEM-03)."""
+
+    status = 409
+    problem_type = "request-in-flight"
+    title = "Request In Flight"
+    offers_challenge = False
+    retry_after_s = 1
+
+
+class OutcomeUnknownError(PeerError):
+    """Whoever served this key died before it could store the answer (decision 8).
+
+    Nothing is charged for the key again, and its answer cannot be repeated.
+    """
+
+    status = 409
+    problem_type = "outcome-unknown"
+    title = "Outcome Unknown"
+    offers_challenge = False
+
+
+class IdempotencyConflictError(PeerError):
+    """The idempotency key was used for another request body (IDEM-03)."""
+
+    status = 422
+    problem_type = "idempotency-conflict"
+    title = "Idempotency Key Reused"
+    offers_challenge = False
+
+
+class TooManyRequestsError(PeerError):
+    """More vouchers a second on one channel than are taken (VCH-09)."""
+
+    status = 429
+    problem_type = "rate-limited"
+    title = "Too Many Requests"
+    offers_challenge = False
+    retry_after_s = 1
+
+
+class OperatorError(ProblemError):
+    """Our fault. Answered without a challenge: a peer must not be invited to pay again."""
+
+    status = 503
+    problem_type = "internal-payment-error"
+    title = "Payment Temporarily Unavailable"
+    offers_challenge = False
+    retry_after_s = 5
+
+
+class ConfigError(OperatorError):
+    """A setting that would lose money later; the program does not start (decision 15)."""
+
+
+class ChainUnavailableError(OperatorError):
+    """No node answered within the deadline, or one answered nonsense."""
+
+
+class SettlementPendingError(OperatorError):
+    """A transaction of ours is journalled or broadcast and not yet mined (F-75)."""
+
+
+class LedgerUnavailableError(OperatorError):
+    """The ledger could not make a change durable, so nothing was acknowledged (F-51)."""
+
+
+class AgentError(MppSessionError):
+    """Raised on the paying side: an offer refused, a budget reached, a server caught lying."""
+
+
+class InvariantError(MppSessionError):
+    """The books contradict themselves. A bug: never caught, the worker stops."""

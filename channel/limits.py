@@ -1,0 +1,47 @@
+"""Every bound of the off-chain engine, with its unit last.
+
+A bound that is crossed refuses; nothing here is ever cut to fit.
+"""
+
+from typing import Final
+
+# Amounts. `uint128` on the wire and in the escrow's interface; the escrow itself stores 88 bits
+# and refuses a larger deposit, so a voucher above that can never be paid and is refused too.
+AMOUNT_MAX: Final = 2**128 - 1
+AMOUNT_DIGITS_MAX: Final = 39
+SAFE_INTEGER_MAX: Final = 2**53 - 1
+
+# Wire. Checked before anything is decoded.
+AUTHORIZATION_BYTES_MAX: Final = 64 * 1024
+CHALLENGE_BYTES_MAX: Final = 64 * 1024
+REQUEST_PARAM_BYTES_MAX: Final = 16 * 1024
+RECEIPT_BYTES_MAX: Final = 16 * 1024
+JSON_DEPTH_MAX: Final = 16
+CHALLENGES_PER_RESPONSE_MAX: Final = 32
+DESCRIPTION_CHARS_MAX: Final = 1024
+IDEMPOTENCY_KEY_BYTES_MAX: Final = 255
+
+# Signatures. 65 bytes for a key; what an ERC-1271 wallet wants is passed through up to a cap.
+SIGNATURE_BYTES: Final = 65
+WALLET_SIGNATURE_BYTES_MAX: Final = 4096
+
+# Challenges.
+SECRET_BYTES_MIN: Final = 32
+CHALLENGE_LIFETIME_S: Final = 300
+
+# Escrow. The draft asks for ten minutes of grace; below it no channel is accepted.
+GRACE_PERIOD_S_MIN: Final = 600
+
+# Channels.
+RESERVATIONS_PER_CHANNEL_MAX: Final = 64
+RESERVATION_STEP_UNITS: Final = 32
+RESERVATION_LEASE_S: Final = 60
+STREAM_PAUSE_S_MAX: Final = 30
+CLOSE_WAIT_S_MAX: Final = 10
+VOUCHERS_PER_SECOND_MAX: Final = 10
+
+# Ledger.
+COMMIT_BATCH_MAX: Final = 512
+COMMIT_QUEUE_MAX: Final = 8192
+STORED_RESPONSE_BYTES_MAX: Final = 1024 * 1024
+IDEMPOTENCY_LIFETIME_S: Final = 24 * 3600

@@ -1,0 +1,120 @@
+"""The values that travel through the engine: frozen, and in range once they exist.
+
+Addresses, ids and hashes are `bytes`, normalised once at the boundary, so that no spelling of
+an id can ever become a second row (F-06). Amounts are `int` in base units of the token.
+"""
+
+from typing import NewType
+
+import msgspec
+
+from channel.limits import AMOUNT_MAX
+
+__all__ = [
+    "ZERO_ADDRESS",
+    "Address",
+    "ChannelFact",
+    "ChannelId",
+    "ChannelKey",
+    "ChannelTerms",
+    "SignedVoucher",
+    "TxHash",
+    "VerifiedVoucher",
+    "address",
+    "base_units",
+    "channel_id",
+    "tx_hash",
+]
+
+Address = NewType("Address", bytes)
+ChannelId = NewType("ChannelId", bytes)
+TxHash = NewType("TxHash", bytes)
+
+ZERO_ADDRESS = Address(bytes(20))
+
+
+def address(value: bytes) -> Address:
+    """Return 20 bytes as an `Address`, or raise `ValueError`."""
+    return Address(_sized(value, 20, "an address"))
+
+
+def channel_id(value: bytes) -> ChannelId:
+    """Return 32 bytes as a `ChannelId`, or raise `ValueError`."""
+    return ChannelId(_sized(value, 32, "a channel id"))
+
+
+def tx_hash(value: bytes) -> TxHash:
+    """Return 32 bytes as a `TxHash`, or raise `ValueError`."""
+    return TxHash(_sized(value, 32, "a transaction hash"))
+
+
+def base_units(value: int) -> int:
+    """Return an amount that fits `uint128`, or raise `ValueError` (ENC-04)."""
+    if not 0 <= value <= AMOUNT_MAX:
+        msg = "an amount must be between 0 and 2**128 - 1"
+        raise ValueError(msg)
+    return value
+
+
+def _sized(value: bytes, size: int, what: str) -> bytes:
+    if len(value) != size:
+        msg = f"{what} has {size} bytes, not {len(value)}"
+        raise ValueError(msg)
+    return value
+
+
+class ChannelKey(msgspec.Struct, frozen=True, order=True, gc=False):
+    """Which channel, in the whole world: its id says which only together with chain and escrow."""
+
+    chain_id: int
+    escrow: Address
+    channel_id: ChannelId
+
+
+class ChannelTerms(msgspec.Struct, frozen=True, gc=False):
+    """What a channel was opened with and never changes."""
+
+    payer: Address
+    payee: Address
+    token: Address
+    authorized_signer: Address
+    """Raw value: zero when the payer signs for itself."""
+
+    @property
+    def signer(self) -> Address:
+        """Who must have signed a voucher: `authorized_signer`, or the payer if unset (VCH-02)."""
+        return self.payer if self.authorized_signer == ZERO_ADDRESS else self.authorized_signer
+
+
+class ChannelFact(msgspec.Struct, frozen=True, gc=False):
+    """A channel as the escrow's storage said at one block: absolute values, never deltas (F-29)."""
+
+    key: ChannelKey
+    terms: ChannelTerms
+    deposit: int
+    settled: int
+    close_requested_at: int
+    """Unix seconds of the block that asked for the close; 0 when none is pending."""
+    is_finalized: bool
+    block_number: int
+
+
+class SignedVoucher(msgspec.Struct, frozen=True, gc=False):
+    """A promise as received: nobody has checked its signature yet."""
+
+    channel_id: ChannelId
+    cumulative_amount: int
+    signature: bytes
+
+
+class VerifiedVoucher(msgspec.Struct, frozen=True, gc=False):
+    """A promise whose signature was checked against the channel's signer.
+
+    Only `channel.verify.voucher` makes one; only this type enters `channel.state`. That a
+    voucher was verified is therefore a matter of types, not of memory.
+    """
+
+    key: ChannelKey
+    cumulative_amount: int
+    signature: bytes
+    """As the escrow takes it: 65 bytes with v of 27 or 28, or a wallet's own form."""
