@@ -37,7 +37,7 @@ class ToppedUpLog(msgspec.Struct, frozen=True, gc=False):
 
 
 class TransactionEvidence(msgspec.Struct, frozen=True, gc=False):
-    """A transaction that was mined and succeeded, and what our escrow said in it (OPEN-03, F-84)."""
+    """A transaction mined with success, and what our escrow said in it (OPEN-03, F-84)."""
 
     tx_hash: TxHash
     block_number: int
