@@ -18,6 +18,8 @@ MppSessionError
 │   ├── ChannelFinalizedError         410  session/channel-finalized
 │   ├── TransactionRevertedError      409  session/transaction-reverted
 │   ├── StreamReplacedError           409  stream-replaced
+│   ├── StreamActiveError             409  stream-active
+│   ├── ReservationEndedError         409  reservation-ended
 │   ├── RequestInFlightError          409  request-in-flight
 │   ├── OutcomeUnknownError           409  outcome-unknown
 │   ├── IdempotencyConflictError      422  idempotency-conflict
@@ -26,7 +28,8 @@ MppSessionError
 │   ├── ConfigError                   refuses to start
 │   ├── ChainUnavailableError         503
 │   ├── SettlementPendingError        503  a transaction of ours is on its way
-│   └── LedgerUnavailableError        503
+│   ├── LedgerUnavailableError        503
+│   └── ChannelStoppedError           503  books and chain disagree; nothing moves
 ├── AgentError                      raised on the paying side, before or instead of paying
 │   └── (see channel/client)
 └── InvariantError                  a bug of ours: never caught, stops the worker
@@ -45,6 +48,7 @@ __all__ = [
     "ChallengeNotFoundError",
     "ChannelFinalizedError",
     "ChannelNotFoundError",
+    "ChannelStoppedError",
     "ConfigError",
     "DeltaTooSmallError",
     "IdempotencyConflictError",
@@ -61,8 +65,10 @@ __all__ = [
     "PaymentRequiredError",
     "PeerError",
     "RequestInFlightError",
+    "ReservationEndedError",
     "SettlementPendingError",
     "SignerMismatchError",
+    "StreamActiveError",
     "StreamReplacedError",
     "TooManyRequestsError",
     "TransactionRevertedError",
@@ -268,6 +274,25 @@ class StreamReplacedError(PeerError):
     offers_challenge = False
 
 
+class StreamActiveError(PeerError):
+    """The channel has a live stream, and this route does not replace it."""
+
+    status = 409
+    problem_type = "stream-active"
+    title = "Stream Active"
+    offers_challenge = False
+    retry_after_s = 1
+
+
+class ReservationEndedError(PeerError):
+    """The money held for this request is no longer held: its lease ran out, or a close ended it."""
+
+    status = 409
+    problem_type = "reservation-ended"
+    title = "Reservation Ended"
+    offers_challenge = False
+
+
 class RequestInFlightError(PeerError):
     """The same idempotency key is being served right now (IDEM-03)."""
 
@@ -333,6 +358,15 @@ class SettlementPendingError(OperatorError):
 
 class LedgerUnavailableError(OperatorError):
     """The ledger could not make a change durable, so nothing was acknowledged (F-51)."""
+
+
+class ChannelStoppedError(OperatorError):
+    """Our books and the chain disagree about this channel (decision 4).
+
+    A reorg took back part of the deposit, which may come again by itself; or the chain has
+    settled more than we ever accepted, so our books are an old copy and an operator must run
+    `mpp-session ledger repair` (F-52, SETTLE-05).
+    """
 
 
 class AgentError(MppSessionError):

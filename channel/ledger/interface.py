@@ -1,0 +1,143 @@
+"""What may be asked of a ledger, and what durable means.
+
+`apply` returns after the change is on disk and would survive the loss of power: SQLite with
+synchronous=FULL in WAL mode, PostgreSQL with synchronous_commit on. Whatever arrives while one
+commit runs goes into the next; nothing is acknowledged early, and no timer delays a commit
+(decision 3). A ledger decides nothing: it loads the state, calls `channel.state.transition`,
+and stores what comes back, all inside one transaction per batch.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
+
+import msgspec
+
+from channel.errors import ProblemError
+from channel.state.channel_state import ChannelState
+from channel.state.commands import Command
+from channel.state.requests import RequestClaim, StoredResponse
+from channel.types import ChannelKey, TxHash
+
+__all__ = [
+    "Applied",
+    "ClaimRequest",
+    "ConsumeProof",
+    "ForgetRequest",
+    "Ledger",
+    "RequestUpdate",
+    "StoreResponse",
+    "Watch",
+]
+
+
+class ClaimRequest(msgspec.Struct, frozen=True, gc=False):
+    """Before the commands: answer a repeat from the record. With them: record the claim."""
+
+    claim: RequestClaim
+
+
+class StoreResponse(msgspec.Struct, frozen=True, gc=False):
+    """With the commands that spend: keep the answer for repeats of the key."""
+
+    claim: RequestClaim
+    response: StoredResponse
+
+
+class ForgetRequest(msgspec.Struct, frozen=True, gc=False):
+    """With the commands that release: the request was not served, its key may be used again."""
+
+    claim: RequestClaim
+
+
+RequestUpdate = ClaimRequest | StoreResponse | ForgetRequest
+
+
+class ConsumeProof(msgspec.Struct, frozen=True, gc=False):
+    """A transaction's log taken as evidence, once for ever, by one channel (F-29, F-30)."""
+
+    tx_hash: TxHash
+    log_index: int
+
+
+class Applied(msgspec.Struct, frozen=True, gc=False):
+    """What is on disk after an `apply`."""
+
+    state: ChannelState
+    refusal: ProblemError | None = None
+    """Why a command was refused. The commands before it are kept, those after it not run."""
+    stored: StoredResponse | None = None
+    """The answer given to this idempotency key before; no command was run."""
+
+    def require(self) -> ChannelState:
+        """Return the state, or raise the refusal."""
+        if self.refusal is not None:
+            raise self.refusal
+        return self.state
+
+
+class Watch(Protocol):
+    """Changes of one channel, seen by one waiter."""
+
+    async def changed(self, timeout_s: float) -> bool:
+        """Wait until the channel may have changed since the last call; False after the timeout.
+
+        A change that happened between entering the watch, or the last call, and this call is
+        not missed. It may wake without a change: load the state and look.
+        """
+
+
+class Ledger(Protocol):
+    """The books.
+
+    Every method may raise `LedgerUnavailableError`: then nothing was changed, or, when the
+    connection broke during a commit, the caller must load the state and look.
+    """
+
+    async def load(self, key: ChannelKey) -> ChannelState | None:
+        """Return the channel as it is on disk, or None if it is not known."""
+
+    async def apply(
+        self,
+        key: ChannelKey,
+        commands: Sequence[Command],
+        *,
+        request: RequestUpdate | None = None,
+        proof: ConsumeProof | None = None,
+    ) -> Applied:
+        """Run commands in order on one channel and return once the result is on disk.
+
+        All commands of one call are in one transaction, together with `request` and `proof`.
+        The first command that is refused ends the call: what came before it is kept, the
+        refusal is in `Applied.refusal`, and neither a claim nor a response is recorded.
+        Cancelling the caller does not undo it: a change that was queued is still made (F-42).
+
+        Raises:
+            ChannelNotFoundError: The channel is not known and the first command does not open it.
+            PeerError: The channel is not known and opening it was refused.
+            VerificationFailedError: The proof was consumed by another channel.
+            InvariantError: A bug; the ledger refuses all further work.
+        """
+
+    def watch(self, key: ChannelKey) -> AbstractAsyncContextManager[Watch]:
+        """Watch one channel for changes made by anybody: this process or another."""
+
+    async def list_channels(
+        self, *, after: ChannelKey | None = None, limit: int = 1000, open_only: bool = False
+    ) -> list[ChannelState]:
+        """Return channels in key order, a page at a time."""
+
+    async def expire_reservations(self, now: int) -> int:
+        """End every reservation whose lease ran out at `now`, in Unix seconds.
+
+        Returns how many channels changed.
+        """
+
+    async def end_all_reservations(self) -> int:
+        """End every reservation there is: for the one process that owns the books, at start."""
+
+    async def prune(self, now: int) -> int:
+        """Drop idempotency rows past their lifetime; return how many."""
+
+    async def close(self) -> None:
+        """Commit what is queued, then release the database."""

@@ -1,0 +1,106 @@
+"""One channel's accounting, and the order of amounts that always holds.
+
+    spent + reserved <= accepted       always
+    accepted <= deposit                whenever something is accepted
+    settled <= deposit                 on the chain
+
+A reorg may lower `deposit` below `accepted`, and an old backup may leave `accepted` below
+`settled`: then the channel is stopped, not broken (decision 4).
+"""
+
+from enum import IntEnum
+
+import msgspec
+
+from channel.errors import InvariantError
+from channel.types import ChannelKey, ChannelTerms
+
+__all__ = ["ChannelState", "LadderVoucher", "Reservation", "ReservationKind", "require_invariants"]
+
+
+class ReservationKind(IntEnum):
+    """Whose money it is when the owner of a reservation dies (decision 8)."""
+
+    STREAM = 1
+    """Becomes spent: its units may have been emitted. Never more than one step."""
+    REQUEST = 2
+    """Is released: nothing was answered, and the request's key says "outcome unknown"."""
+
+
+class Reservation(msgspec.Struct, frozen=True, gc=False):
+    """Money held ahead, durably, for one running request or stream."""
+
+    reservation_id: bytes
+    kind: ReservationKind
+    amount: int
+    lease_expires_at: int
+    """Unix seconds after which the owner counts as dead."""
+
+
+class LadderVoucher(msgspec.Struct, frozen=True, gc=False):
+    """An accepted voucher that is worth keeping: amount and signature as one value (F-38)."""
+
+    cumulative_amount: int
+    signature: bytes
+
+
+class ChannelState(msgspec.Struct, frozen=True):
+    """All that is durable about one channel. Amounts in base units of the token."""
+
+    key: ChannelKey
+    terms: ChannelTerms
+    deposit: int
+    """All ever put into the channel, as the chain said at `fact_block`."""
+    settled: int
+    """Running total paid out on chain, as the chain said at `fact_block`."""
+    accepted: int
+    """Greatest cumulative amount accepted and stored."""
+    spent: int
+    """Running total of service delivered. Never falls."""
+    published: int
+    """Greatest voucher amount ever handed to the chain, or settled there. Public (decision 5)."""
+    close_requested_at: int
+    """Unix seconds of the block in which the payer asked for the rest; 0 when it has not."""
+    is_finalized: bool
+    fact_block: int
+    highest: LadderVoucher
+    at_or_below_spent: LadderVoucher | None
+    """The greatest kept voucher at or below `spent`: what a live channel settles with."""
+    at_or_above_spent: LadderVoucher | None
+    """The lowest kept voucher at or above `spent`: what a unilateral close is made with."""
+    active_at: int
+    """Unix seconds of the last voucher that raised `accepted`."""
+    reservations: tuple[Reservation, ...] = ()
+    live_stream: bytes = b""
+    """Reservation of the stream that replaced all others; empty when none has to yield."""
+    is_closing: bool = False
+    """A close has begun: nothing new is accepted or reserved."""
+    closing_with: LadderVoucher | None = None
+    """What the close will be made with. Durable before it is broadcast: the settler's intent."""
+    close_tx: bytes = b""
+    """The transaction that closed the channel, once mined."""
+
+    @property
+    def reserved(self) -> int:
+        """Sum held ahead by running requests and streams."""
+        return sum([held.amount for held in self.reservations])
+
+    @property
+    def available(self) -> int:
+        """What may still be reserved: accepted, neither spent nor reserved."""
+        return self.accepted - self.spent - self.reserved
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether books and chain disagree so that nothing may be accepted or served."""
+        return self.deposit < self.accepted or self.accepted < self.settled
+
+
+def require_invariants(state: ChannelState) -> None:
+    """Raise `InvariantError` if the books contradict themselves (ACC-07)."""
+    if not 0 <= state.spent + state.reserved <= state.accepted:
+        msg = f"spent {state.spent} + reserved {state.reserved} > accepted {state.accepted}"
+        raise InvariantError(msg)
+    if state.published < state.settled:
+        msg = f"published {state.published} < settled {state.settled}"
+        raise InvariantError(msg)

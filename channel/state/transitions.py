@@ -1,0 +1,375 @@
+"""The only rules: (state, command) -> state, or a typed refusal that changes nothing.
+
+Rule 1: everything that decides about a channel's money is in this file or in `ladder`.
+Rule 2: this file knows neither headers nor rows, neither the clock nor who is asking.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from msgspec.structs import replace
+
+from channel.errors import (
+    AmountExceedsDepositError,
+    ChannelFinalizedError,
+    ChannelNotFoundError,
+    ChannelStoppedError,
+    DeltaTooSmallError,
+    InsufficientBalanceError,
+    InvariantError,
+    ReservationEndedError,
+    StreamActiveError,
+    StreamReplacedError,
+    TooManyRequestsError,
+)
+from channel.limits import RESERVATIONS_PER_CHANNEL_MAX
+from channel.state import commands as c
+from channel.state.channel_state import (
+    ChannelState,
+    LadderVoucher,
+    Reservation,
+    ReservationKind,
+    require_invariants,
+)
+from channel.state.ladder import steps_beside
+from channel.types import ChannelFact, VerifiedVoucher
+
+__all__ = ["require_open", "required_cumulative", "transition"]
+
+
+def transition(state: ChannelState | None, command: c.Command) -> ChannelState:
+    """Return the channel after `command`.
+
+    Raises:
+        PeerError: The command is refused; the state is unchanged.
+        ChannelStoppedError: Books and chain disagree; nothing may be accepted or served.
+        InvariantError: A bug: the new state contradicts itself.
+    """
+    if isinstance(command, c.OpenChannel):
+        after = _open_channel(state, command)
+    elif state is None:
+        raise ChannelNotFoundError("The channel is not known here.")
+    else:
+        after = _RULES[type(command)](state, command)
+    require_invariants(after)
+    return after
+
+
+def require_open(state: ChannelState) -> None:
+    """Refuse to accept or serve on a channel that has ended, is ending, or is stopped.
+
+    Raises:
+        ChannelFinalizedError: Finalized, being closed, or the payer has asked for the rest.
+        ChannelStoppedError: Books and chain disagree.
+    """
+    if state.is_finalized:
+        raise ChannelFinalizedError("The channel is finalized.")
+    if state.close_requested_at:
+        raise ChannelFinalizedError("The channel has a pending close requested by its payer.")
+    if state.is_closing:
+        raise ChannelFinalizedError("The channel is being closed.")
+    if state.is_stopped:
+        raise ChannelStoppedError("The channel is stopped until books and chain agree.")
+
+
+def required_cumulative(state: ChannelState, cost: int, min_voucher_delta: int) -> int:
+    """Return the least cumulative amount that lets `cost` be served (SSE-02, AMB-17).
+
+    The minimum delta is not asked beyond the deposit when the cost itself still fits, so that
+    the tail of a deposit can be spent (F-53). A result above the deposit asks for a top-up.
+    """
+    need = state.spent + state.reserved + cost
+    required = max(need, state.accepted + max(1, min_voucher_delta))
+    if need <= state.deposit and state.accepted < state.deposit:
+        return min(required, state.deposit)
+    return required
+
+
+def _open_channel(state: ChannelState | None, command: c.OpenChannel) -> ChannelState:
+    """Insert if absent; on a known channel only raise `accepted` (OPEN-08, OPEN-10, F-25)."""
+    fact, voucher = command.fact, command.voucher
+    if state is not None:
+        observed = _observe_fact(state, fact, is_rollback=False)
+        return _raise_accepted(observed, voucher, min_voucher_delta=0, at=command.at)
+    first = LadderVoucher(voucher.cumulative_amount, voucher.signature)
+    below, above = steps_beside(fact.settled, first)
+    opened = ChannelState(
+        key=fact.key,
+        terms=fact.terms,
+        deposit=fact.deposit,
+        settled=fact.settled,
+        accepted=max(voucher.cumulative_amount, fact.settled),
+        spent=fact.settled,
+        published=fact.settled,
+        close_requested_at=fact.close_requested_at,
+        is_finalized=fact.is_finalized,
+        fact_block=fact.block_number,
+        highest=first,
+        at_or_below_spent=below,
+        at_or_above_spent=above,
+        active_at=command.at,
+    )
+    if voucher.cumulative_amount > fact.deposit:
+        raise AmountExceedsDepositError(
+            cumulative_amount=voucher.cumulative_amount, deposit=fact.deposit
+        )
+    require_open(opened)
+    return opened
+
+
+def _accept_voucher(state: ChannelState, command: c.AcceptVoucher) -> ChannelState:
+    return _raise_accepted(
+        state, command.voucher, min_voucher_delta=command.min_voucher_delta, at=command.at
+    )
+
+
+def _raise_accepted(
+    state: ChannelState, voucher: VerifiedVoucher, *, min_voucher_delta: int, at: int
+) -> ChannelState:
+    """Raise `accepted` to the voucher's cumulative amount.
+
+    A voucher at or below `accepted` is a replay: the same state comes back (VCH-04). Order of
+    checks: evm-session draft, "Voucher Verification" (VCH-02). The minimum delta is not asked
+    of a voucher that reaches the deposit exactly (AMB-17).
+    """
+    require_open(state)
+    amount = voucher.cumulative_amount
+    increase = amount - state.accepted
+    if increase <= 0:
+        return state
+    if increase < min_voucher_delta and amount != state.deposit:
+        raise DeltaTooSmallError(
+            increase=increase, min_voucher_delta=min_voucher_delta, accepted=state.accepted
+        )
+    if amount > state.deposit:
+        raise AmountExceedsDepositError(cumulative_amount=amount, deposit=state.deposit)
+    highest = LadderVoucher(amount, voucher.signature)
+    below, above = steps_beside(
+        state.spent, state.at_or_below_spent, state.at_or_above_spent, highest
+    )
+    return replace(
+        state,
+        accepted=amount,
+        highest=highest,
+        at_or_below_spent=below,
+        at_or_above_spent=above,
+        active_at=at,
+    )
+
+
+def _reserve(state: ChannelState, command: c.Reserve) -> ChannelState:
+    """Hold money ahead of service (F-24, F-44, F-45). A repeat changes nothing."""
+    require_open(state)
+    if _find(state, command.reservation_id) is not None:
+        return state
+    is_stream = command.kind is ReservationKind.STREAM
+    if is_stream and command.stream_policy is c.StreamPolicy.REJECT and _has_stream(state):
+        raise StreamActiveError("The channel has a live stream.")
+    if len(state.reservations) >= RESERVATIONS_PER_CHANNEL_MAX:
+        raise TooManyRequestsError("Too many requests are running on this channel.")
+    amount = _covered(state, command.unit_price, command.units_min, command.units_max)
+    if amount is None or command.presented <= state.published:
+        cost = command.unit_price * command.units_min
+        raise _insufficient(state, cost, command.min_voucher_delta)
+    held = Reservation(command.reservation_id, command.kind, amount, command.lease_expires_at)
+    replaces = is_stream and command.stream_policy is c.StreamPolicy.REPLACE
+    return replace(
+        state,
+        reservations=(*state.reservations, held),
+        live_stream=command.reservation_id if replaces else state.live_stream,
+    )
+
+
+def _extend(state: ChannelState, command: c.Extend) -> ChannelState:
+    require_open(state)
+    held = _require_reservation(state, command.reservation_id)
+    if state.live_stream not in (b"", command.reservation_id):
+        raise StreamReplacedError("A newer stream on this channel took over.")
+    missing = command.units_max - held.amount // command.unit_price
+    amount = _covered(state, command.unit_price, 1, missing) if missing > 0 else 0
+    if amount is None:
+        raise _insufficient(state, command.unit_price, command.min_voucher_delta)
+    filled = replace(held, amount=held.amount + amount, lease_expires_at=command.lease_expires_at)
+    return _with_reservation(state, filled)
+
+
+def _renew(state: ChannelState, command: c.Renew) -> ChannelState:
+    held = _require_reservation(state, command.reservation_id)
+    return _with_reservation(state, replace(held, lease_expires_at=command.lease_expires_at))
+
+
+def _spend(state: ChannelState, command: c.Spend) -> ChannelState:
+    """Turn reserved money into spent money. Allowed while closing: it was held before."""
+    held = _require_reservation(state, command.reservation_id)
+    if not 0 <= command.amount <= held.amount:
+        msg = f"cannot spend {command.amount} of a reservation of {held.amount}"
+        raise InvariantError(msg)
+    after = _with_reservation(state, replace(held, amount=held.amount - command.amount))
+    return _climb(after, state.spent + command.amount)
+
+
+def _release(state: ChannelState, command: c.Release) -> ChannelState:
+    held = _find(state, command.reservation_id)
+    return state if held is None else _without_reservation(state, held)
+
+
+def _expire_reservations(state: ChannelState, command: c.ExpireReservations) -> ChannelState:
+    expired = [held for held in state.reservations if held.lease_expires_at <= command.now]
+    return _end(state, expired)
+
+
+def _end_reservations(state: ChannelState, _: c.EndReservations) -> ChannelState:
+    return _end(state, state.reservations)
+
+
+def _end(state: ChannelState, ended: Sequence[Reservation]) -> ChannelState:
+    """A dead stream's reservation was perhaps emitted, a dead request's was not answered."""
+    spent = state.spent
+    for held in ended:
+        state = _without_reservation(state, held)
+        if held.kind is ReservationKind.STREAM:
+            spent += held.amount
+    return _climb(state, spent)
+
+
+def _observe(state: ChannelState, command: c.Observe) -> ChannelState:
+    return _observe_fact(state, command.fact, is_rollback=command.is_rollback)
+
+
+def _observe_fact(state: ChannelState, fact: ChannelFact, *, is_rollback: bool) -> ChannelState:
+    """Take over absolute values; a late read of an older block changes nothing (F-29, F-72)."""
+    if fact.block_number < state.fact_block and not is_rollback:
+        return state
+    return replace(
+        state,
+        deposit=fact.deposit,
+        settled=fact.settled,
+        published=max(state.published, fact.settled),
+        close_requested_at=fact.close_requested_at,
+        is_finalized=fact.is_finalized,
+        fact_block=fact.block_number,
+    )
+
+
+def _publish(state: ChannelState, command: c.Publish) -> ChannelState:
+    return replace(state, published=max(state.published, command.cumulative_amount))
+
+
+def _begin_close(state: ChannelState, _: c.BeginClose) -> ChannelState:
+    """A payer's pending close does not stop ours (CLOSE-03); an ended channel does."""
+    if state.is_finalized:
+        raise ChannelFinalizedError("The channel is finalized.")
+    return replace(state, is_closing=True)
+
+
+def _commit_close(state: ChannelState, command: c.CommitClose) -> ChannelState:
+    """Fix what the close is made with, once; a repeat keeps the first decision (F-40)."""
+    if state.is_finalized:
+        raise ChannelFinalizedError("The channel is finalized.")
+    if not state.is_closing or state.reserved:
+        raise InvariantError("a close is committed before all that runs has ended")
+    if state.closing_with is not None:
+        return state
+    amount = command.voucher.cumulative_amount
+    if amount < state.spent:
+        msg = f"a close at {amount} does not cover spent {state.spent}"
+        raise InvariantError(msg)
+    return replace(state, closing_with=command.voucher, published=max(state.published, amount))
+
+
+def _abort_close(state: ChannelState, _: c.AbortClose) -> ChannelState:
+    return replace(state, is_closing=False, closing_with=None)
+
+
+def _record_close(state: ChannelState, command: c.RecordClose) -> ChannelState:
+    after = _observe_fact(state, command.fact, is_rollback=False)
+    return replace(after, close_tx=command.tx_hash)
+
+
+def _repair(state: ChannelState, command: c.Repair) -> ChannelState:
+    """Raise, never lower (SETTLE-05)."""
+    accepted = max(state.accepted, command.accepted)
+    return _climb(replace(state, accepted=accepted), max(state.spent, command.spent))
+
+
+def _climb(state: ChannelState, spent: int) -> ChannelState:
+    """Set `spent` and step the kept vouchers beside it."""
+    below, above = steps_beside(
+        spent, state.at_or_below_spent, state.at_or_above_spent, state.highest
+    )
+    return replace(state, spent=spent, at_or_below_spent=below, at_or_above_spent=above)
+
+
+def _covered(state: ChannelState, unit_price: int, units_min: int, units_max: int) -> int | None:
+    """Return the cost of as many units as `available` covers, or None below `units_min`."""
+    units = min(units_max, state.available // unit_price)
+    return units * unit_price if units >= units_min else None
+
+
+def _insufficient(
+    state: ChannelState, cost: int, min_voucher_delta: int
+) -> InsufficientBalanceError:
+    return InsufficientBalanceError(
+        required_cumulative=required_cumulative(state, cost, min_voucher_delta),
+        accepted=state.accepted,
+        spent=state.spent,
+        deposit=state.deposit,
+    )
+
+
+def _find(state: ChannelState, reservation_id: bytes) -> Reservation | None:
+    for held in state.reservations:
+        if held.reservation_id == reservation_id:
+            return held
+    return None
+
+
+def _require_reservation(state: ChannelState, reservation_id: bytes) -> Reservation:
+    held = _find(state, reservation_id)
+    if held is None:
+        raise ReservationEndedError("The money held for this request is no longer held.")
+    return held
+
+
+def _has_stream(state: ChannelState) -> bool:
+    return any(held.kind is ReservationKind.STREAM for held in state.reservations)
+
+
+def _with_reservation(state: ChannelState, changed: Reservation) -> ChannelState:
+    return replace(
+        state,
+        reservations=tuple(
+            [
+                changed if held.reservation_id == changed.reservation_id else held
+                for held in state.reservations
+            ]
+        ),
+    )
+
+
+def _without_reservation(state: ChannelState, ended: Reservation) -> ChannelState:
+    return replace(
+        state,
+        reservations=tuple([held for held in state.reservations if held is not ended]),
+        live_stream=b"" if state.live_stream == ended.reservation_id else state.live_stream,
+    )
+
+
+# Keyed by the command's own type: a command without a rule is a KeyError in the first test.
+_RULES: Final[dict[type, Callable[[ChannelState, Any], ChannelState]]] = {
+    c.AcceptVoucher: _accept_voucher,
+    c.Reserve: _reserve,
+    c.Extend: _extend,
+    c.Renew: _renew,
+    c.Spend: _spend,
+    c.Release: _release,
+    c.ExpireReservations: _expire_reservations,
+    c.EndReservations: _end_reservations,
+    c.Observe: _observe,
+    c.Publish: _publish,
+    c.BeginClose: _begin_close,
+    c.CommitClose: _commit_close,
+    c.AbortClose: _abort_close,
+    c.RecordClose: _record_close,
+    c.Repair: _repair,
+}
