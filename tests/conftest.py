@@ -1,0 +1,22 @@
+"""What holds for every test: nothing of ours blocks the event loop, properties may take time."""
+
+from collections.abc import Iterator
+
+import pytest
+from blockbuster import BlockBuster, blockbuster_ctx
+from hypothesis import HealthCheck, settings
+
+OURS = ["channel", "settlement", "service"]
+
+# A shared machine's pauses are no failures; a failing example is printed so that it can be rerun.
+settings.register_profile(
+    "mpp-session", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("mpp-session")
+
+
+@pytest.fixture(autouse=True)
+def _no_blocking_call() -> Iterator[BlockBuster]:
+    """Fail the test in which code of ours, called from a coroutine, sleeps or waits for I/O."""
+    with blockbuster_ctx(scanned_modules=OURS) as blockbuster:
+        yield blockbuster
