@@ -55,13 +55,12 @@ abstract contract VoucherVerifier is ISessionEscrow, EIP712 {
     }
 
     /// @inheritdoc ISessionEscrow
-    function isValidVoucherSigner(
-        address signer,
-        bytes32 channelId,
-        uint128 cumulativeAmount,
-        bytes calldata signature
-    ) external view returns (bool) {
-        return _isSignedBy(signer, _voucherDigest(channelId, cumulativeAmount), signature);
+    function isValidVoucherSigner(address signer, bytes32 digest, bytes calldata signature)
+        external
+        view
+        returns (bool)
+    {
+        return _isSignedBy(signer, digest, signature);
     }
 
     function _voucherDigest(bytes32 channelId, uint256 cumulativeAmount)

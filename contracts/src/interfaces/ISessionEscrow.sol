@@ -396,15 +396,13 @@ interface ISessionEscrow {
         view
         returns (bytes32 digest);
 
-    /// @notice Whether `settle` would take this signature as `signer`'s, by the very code it uses.
-    /// The channel need not exist. Asks a wallet when `signer` has code; reverts InsufficientGas
-    /// when called with too little gas for that.
-    function isValidVoucherSigner(
-        address signer,
-        bytes32 channelId,
-        uint128 cumulativeAmount,
-        bytes calldata signature
-    ) external view returns (bool valid);
+    /// @notice Whether `signature` is `signer`'s over `digest`, by the very code that `settle` uses:
+    /// give it the channel's signer and `getVoucherDigest`. The channel need not exist. A wallet is
+    /// asked when `signer` has code; reverts InsufficientGas when called with too little gas.
+    function isValidVoucherSigner(address signer, bytes32 digest, bytes calldata signature)
+        external
+        view
+        returns (bool valid);
 
     /// @notice Whether a payee's authorization for one channel was used.
     function isNonceUsed(address payee, bytes32 channelId, uint256 nonce)
