@@ -34,14 +34,15 @@ VENV = ROOT / ".venv"
 BIN = VENV / "bin"
 CONTRACTS = ROOT / "contracts"
 LOCKS = ROOT / "requirements"
+NODE_MODULES = CONTRACTS / "node_modules"
 UNFINISHED = VENV / "unfinished"
 
 PYTHON_MIN, PYTHON_END = (3, 11), (3, 14)
 NODE_MIN = 20
 GROUPS = {
-    "run": ("environment", "build", "run", "project", "contracts"),
+    "run": ("environment", "build", "run", "project", "anvil"),
     "test": ("environment", "build", "test", "project", "contracts"),
-    "demo": ("environment", "build", "run", "project", "contracts", "demo", "model"),
+    "demo": ("environment", "build", "run", "project", "anvil", "demo", "model"),
 }
 LOCKED = {
     "build": "build tools",
@@ -103,26 +104,29 @@ def report(what: str, began: float) -> None:
 
 # -- which steps are done
 
+MADE_FROM = {
+    "environment": (),
+    "project": ("pyproject.toml",),
+    "anvil": ("contracts/package.json", "contracts/package-lock.json"),
+    "contracts": ("contracts/package.json", "contracts/package-lock.json"),
+}
+INCLUDED_IN = {"run": "test", "anvil": "contracts"}  # the first is a part of the second
+
 
 def _stamp(step: str) -> Path:
-    return (CONTRACTS / "node_modules" if step == "contracts" else VENV) / f".ready-{step}"
+    return (NODE_MODULES if step in {"anvil", "contracts"} else VENV) / f".ready-{step}"
 
 
 def _key(step: str) -> str:
     """Hash of everything the step is made from."""
-    made_from = {
-        "environment": [],
-        "project": [ROOT / "pyproject.toml"],
-        "contracts": [CONTRACTS / "package.json", CONTRACTS / "package-lock.json"],
-    }.get(step, [LOCKS / f"{step}.txt"])
     digest = hashlib.sha256(f"{sys.version} {sys.base_prefix} {ROOT}".encode())
-    for path in made_from:
-        digest.update(path.read_bytes() if path.exists() else b"")
+    for path in MADE_FROM.get(step, (f"requirements/{step}.txt",)):
+        digest.update((ROOT / path).read_bytes())
     return digest.hexdigest()
 
 
 def _is_ready(step: str) -> bool:
-    if step == "run" and _is_ready("test"):  # test.txt holds all of run.txt
+    if step in INCLUDED_IN and _is_ready(INCLUDED_IN[step]):
         return True
     stamp = _stamp(step)
     return stamp.exists() and stamp.read_text() == _key(step)
@@ -186,16 +190,14 @@ def _install_project(_step: str) -> None:
     _pip("this project", "--editable", str(ROOT))
 
 
-def _install_contracts(_step: str) -> None:
-    if not (CONTRACTS / "package-lock.json").exists():
-        (CONTRACTS / "node_modules").mkdir(parents=True, exist_ok=True)
-        return
+def _install_npm_packages(step: str) -> None:
     if not _has_node():
         _pip("node and npm", "--require-hashes", "-r", str(LOCKS / "node.txt"))
     path = os.environ.get("PATH", os.defpath)
     environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{path}"}
     command = ["npm", "ci", "--prefix", str(CONTRACTS), "--ignore-scripts", "--no-fund"]
-    _run("Anvil and the Solidity compiler", [*command, "--no-audit"], environment)
+    command += ["--no-audit", *(["--omit=dev"] if step == "anvil" else [])]
+    _run(MAKERS[step][0], command, environment)
     _require_anvil()
 
 
@@ -211,7 +213,7 @@ def _has_node() -> bool:
 
 def _require_anvil() -> None:
     """Say at once, rather than in the first test, that Anvil cannot run on this machine."""
-    candidates = (CONTRACTS / "node_modules" / "@foundry-rs").glob("anvil-*/bin/anvil")
+    candidates = (NODE_MODULES / "@foundry-rs").glob("anvil-*/bin/anvil")
     anvil = shutil.which("anvil") or next(map(str, candidates), None)
     if anvil is None:
         raise SetupError(
@@ -228,7 +230,8 @@ def _require_anvil() -> None:
 MAKERS: dict[str, tuple[str, Callable[[str], None]]] = {
     "environment": ("virtual environment", _make_environment),
     "project": ("mpp-session itself", _install_project),
-    "contracts": ("Anvil and the Solidity compiler", _install_contracts),
+    "anvil": ("Anvil", _install_npm_packages),
+    "contracts": ("Anvil and the Solidity compilers", _install_npm_packages),
 }
 
 
