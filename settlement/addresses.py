@@ -8,7 +8,7 @@ pins the factory needs no list of escrows.
 from functools import cache
 from typing import Final
 
-from eth_abi import encode
+from eth_abi.abi import encode
 from eth_hash.auto import keccak
 
 from channel.types import Address, address

@@ -6,17 +6,17 @@ Used by scripts/deploy and the devnet. Safe to repeat: what exists is checked, n
 from typing import Final, Protocol
 
 import msgspec
-from eth_abi import decode, encode
+from eth_abi.abi import decode, encode
 from eth_hash.auto import keccak
 
 from channel.errors import OperatorError
+from channel.limits import GRACE_PERIOD_S_MIN
 from channel.types import Address, address
 from settlement.addresses import CREATE2_DEPLOYER, SALT, escrow_address, factory_address
 from settlement.artifacts import load_artifact
 
 __all__ = ["Deployment", "DeploymentError", "DeploymentNode", "deploy_escrow", "verify_escrow"]
 
-GRACE_PERIOD_S_MIN: Final = 600
 _DOMAIN_TYPEHASH: Final = keccak(
     b"EIP712Domain(string name,string version,uint256 chainId,address verifyingContract)"
 )

@@ -365,7 +365,9 @@ contract SessionEscrow is ISessionEscrow, ChannelStore, VoucherVerifier, Reentra
             return (InvalidSignature.selector, 0);
         }
 
-        delta = cumulativeAmount - settled;
+        unchecked {
+            delta = cumulativeAmount - settled; // it is increasing
+        }
         record.payeeSlot = ChannelSlots.packPayee(payee, cumulativeAmount, false);
         emit Settled(
             channelId, payerSlot.payer(), payee, cumulativeAmount, delta, cumulativeAmount
@@ -394,12 +396,16 @@ contract SessionEscrow is ISessionEscrow, ChannelStore, VoucherVerifier, Reentra
             if (!_isSignedBy(_signerOf(record, payerSlot), digest, signature)) {
                 return (InvalidSignature.selector, 0, address(0), 0);
             }
-            delta = cumulativeAmount - settled;
+            unchecked {
+                delta = cumulativeAmount - settled; // it is increasing
+            }
             settled = cumulativeAmount;
         }
 
         payer = payerSlot.payer();
-        refund = deposit - settled;
+        unchecked {
+            refund = deposit - settled; // settled never exceeds the deposit
+        }
         record.payeeSlot = ChannelSlots.packPayee(payee, settled, true);
         emit ChannelClosed(channelId, payer, payee, settled, refund);
     }
@@ -487,7 +493,9 @@ contract SessionEscrow is ISessionEscrow, ChannelStore, VoucherVerifier, Reentra
             (bytes4 refusal, uint256 delta) =
                 _settle(payee, channelId, entry.cumulativeAmount, entry.signature);
             if (refusal != 0) emit BatchEntrySkipped(channelId, refusal);
-            paid += delta;
+            unchecked {
+                paid += delta; // a batch would need 2**168 entries to overflow
+            }
         }
         if (paid != 0) IERC20(TOKEN).safeTransfer(payee, paid);
     }
@@ -502,7 +510,9 @@ contract SessionEscrow is ISessionEscrow, ChannelStore, VoucherVerifier, Reentra
             (bytes4 refusal, uint256 delta, address payer, uint256 refund) =
                 _close(payee, channelId, entry.cumulativeAmount, entry.signature);
             if (refusal != 0) emit BatchEntrySkipped(channelId, refusal);
-            paid += delta;
+            unchecked {
+                paid += delta; // a batch would need 2**168 entries to overflow
+            }
             if (refund != 0) _refund(channelId, payer, refund);
         }
         if (paid != 0) IERC20(TOKEN).safeTransfer(payee, paid);

@@ -1,0 +1,20 @@
+"""The committed artifacts are what the sources give, byte for byte."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+import solidity
+
+SCRIPT = Path(solidity.__file__).with_name("compile")
+
+
+@pytest.mark.timeout(300)
+def test_artifacts_are_what_the_sources_compile_to() -> None:
+    """Recompiles everything under contracts/src and compares whole files."""
+    script = runpy.run_path(str(SCRIPT))
+    outputs = solidity.compile_contracts(f"src/{name}.sol" for name in script["NAMES"])
+    for name in script["NAMES"]:
+        committed = (script["ARTIFACTS"] / f"{name}.json").read_text(encoding="utf-8")
+        assert committed == script["render"](name, outputs[name]), f"{name}: run scripts/compile"
