@@ -132,7 +132,20 @@ class PayerChain(Protocol):
         salt: bytes,
         authorized_signer: Address,
     ) -> TxHash:
-        """Approve if needed, open, and return the opening transaction once it is mined."""
+        """Approve if needed, open, and return the opening transaction once it is mined.
+
+        Raises:
+            TransactionRevertedError: The escrow or the token refused; nothing was deposited.
+            SettlementPendingError: Broadcast and not mined within the bound: find it later by
+                `find_opening`, never open again for it (F-75).
+        """
+
+    async def find_opening(self, *, escrow: Address, channel_id: ChannelId) -> TxHash | None:
+        """Return the transaction whose `ChannelOpened` log shows this channel, or None (CLIENT-05).
+
+        An agent that stopped between broadcast and answer knows its salt, hence the channel's id,
+        but not the transaction, which an `open` credential of type `hash` must name.
+        """
 
     async def top_up(
         self, *, escrow: Address, token: Address, channel_id: ChannelId, amount: int

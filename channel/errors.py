@@ -31,7 +31,16 @@ MppSessionError
 │   ├── LedgerUnavailableError        503
 │   └── ChannelStoppedError           503  books and chain disagree; nothing moves
 ├── AgentError                      raised on the paying side, before or instead of paying
-│   └── (see channel/client)
+│   ├── OfferRefusedError             a 402 asks what the policy does not allow
+│   ├── BudgetExceededError           paying this would pass a limit of the policy
+│   ├── OverclaimError                the server asks for more than it has delivered
+│   ├── ReceiptViolationError         a receipt contradicts what was signed or said before
+│   ├── PaymentRefusedError           the server refuses what was properly paid
+│   ├── PaymentOutcomeUnknownError    paid, and nobody knows whether it was served
+│   ├── ChannelBusyError              every channel to this payee has a stream running
+│   ├── ChannelUnusableError          a channel stopped, closing, or not as the chain says
+│   ├── BodyNotReplayableError        a 402 came after a body that cannot be sent again
+│   └── PurseError                    the store of what was signed cannot be read or written
 └── InvariantError                  a bug of ours: never caught, stops the worker
 
 A `PeerError` becomes a problem body in one place, `channel.wire.problem`. The order in which
@@ -44,11 +53,15 @@ __all__ = [
     "AgentError",
     "AmountExceedsDepositError",
     "BadRequestError",
+    "BodyNotReplayableError",
+    "BudgetExceededError",
     "ChainUnavailableError",
     "ChallengeNotFoundError",
+    "ChannelBusyError",
     "ChannelFinalizedError",
     "ChannelNotFoundError",
     "ChannelStoppedError",
+    "ChannelUnusableError",
     "ConfigError",
     "DeltaTooSmallError",
     "IdempotencyConflictError",
@@ -60,10 +73,16 @@ __all__ = [
     "MalformedPayloadError",
     "MethodUnsupportedError",
     "MppSessionError",
+    "OfferRefusedError",
     "OperatorError",
     "OutcomeUnknownError",
+    "OverclaimError",
+    "PaymentOutcomeUnknownError",
+    "PaymentRefusedError",
     "PaymentRequiredError",
     "PeerError",
+    "PurseError",
+    "ReceiptViolationError",
     "RequestInFlightError",
     "ReservationEndedError",
     "SettlementPendingError",
@@ -371,6 +390,93 @@ class ChannelStoppedError(OperatorError):
 
 class AgentError(MppSessionError):
     """Raised on the paying side: an offer refused, a budget reached, a server caught lying."""
+
+
+class OfferRefusedError(AgentError):
+    """A 402 asks for what the agent's policy does not allow; nothing was signed (CLIENT-01)."""
+
+    def __init__(self, *, field: str, asked: object, allowed: object, origin: str) -> None:
+        super().__init__(f"{origin} asks for {field} {asked}; the policy allows {allowed}.")
+        self.field = field
+        self.asked = asked
+        self.allowed = allowed
+        self.origin = origin
+
+
+class BudgetExceededError(AgentError):
+    """Paying this would pass a limit of the policy; nothing was signed (F-92, F-96)."""
+
+    def __init__(self, *, limit: str, asked: int, allowed: int, origin: str) -> None:
+        super().__init__(
+            f"Paying {origin} would bring {limit} to {asked} base units; "
+            f"the policy allows {allowed}."
+        )
+        self.limit = limit
+        self.asked = asked
+        self.allowed = allowed
+        self.origin = origin
+
+
+class OverclaimError(AgentError):
+    """The server asks for more than it has delivered and one step; nothing was signed (F-94)."""
+
+    def __init__(self, *, asked: int, allowed: int, received: int) -> None:
+        super().__init__(
+            f"The server asks for vouchers up to {asked} base units; it has delivered "
+            f"{received} by our own count, which allows {allowed}."
+        )
+        self.asked = asked
+        self.allowed = allowed
+        self.received = received
+
+
+class ReceiptViolationError(AgentError):
+    """A receipt contradicts what was signed or said before; the channel stops (CLIENT-09)."""
+
+    def __init__(self, *, field: str, said: object, expected: object) -> None:
+        super().__init__(f"The receipt says {field} {said}; expected {expected}.")
+        self.field = field
+        self.said = said
+        self.expected = expected
+
+
+class PaymentRefusedError(AgentError):
+    """The server refuses what was paid, and paying again would not be right (F-97)."""
+
+    def __init__(self, *, status: int, problem_type: str, detail: str) -> None:
+        super().__init__(f"The server answered {status} {problem_type}: {detail}")
+        self.status = status
+        self.problem_type = problem_type
+        self.detail = detail
+
+
+class PaymentOutcomeUnknownError(AgentError):
+    """A credential was sent and no answer came; it is not known whether it was served.
+
+    Sending the same request again with the same `Idempotency-Key` is safe: it is neither served
+    nor charged twice. Under a new key it may be both (F-26).
+    """
+
+    def __init__(self, *, idempotency_key: str, reason: str) -> None:
+        super().__init__(f"Paid, but the answer was lost ({reason}); key {idempotency_key}.")
+        self.idempotency_key = idempotency_key
+        self.reason = reason
+
+
+class ChannelBusyError(AgentError):
+    """Every channel to this payee has a stream running; one channel carries one (ACC-06)."""
+
+
+class ChannelUnusableError(AgentError):
+    """A channel cannot be used for this: it is stopped, closing, unknown, or has no deposit."""
+
+
+class BodyNotReplayableError(AgentError):
+    """A 402 came after a body that cannot be sent again: too long, or from a generator."""
+
+
+class PurseError(AgentError):
+    """The store of what was signed cannot be opened, read or written; nothing was signed."""
 
 
 class InvariantError(MppSessionError):
