@@ -81,6 +81,7 @@ __all__ = [
     "PaymentRefusedError",
     "PaymentRequiredError",
     "PeerError",
+    "ProblemError",
     "PurseError",
     "ReceiptViolationError",
     "RequestInFlightError",

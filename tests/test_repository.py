@@ -1,0 +1,169 @@
+"""What holds for the repository as a whole, whatever is added to it."""
+
+import ast
+import re
+import subprocess
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("channel", "settlement", "service")
+SOURCES = sorted(path for name in PACKAGES for path in (ROOT / name).rglob("*.py"))
+
+
+def tracked() -> list[Path]:
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"],  # noqa: S607
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return [ROOT / name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def nodes(path: Path) -> Iterator[ast.AST]:
+    return ast.walk(ast.parse(path.read_text(), str(path)))
+
+
+def places(*matching: tuple[Path, ast.AST]) -> list[str]:
+    return [f"{name_of(path)}:{getattr(node, 'lineno', 0)}" for path, node in matching]
+
+
+# -- what must not be in a tracked file
+
+
+@pytest.mark.parametrize(
+    ("what", "pattern"),
+    [
+        ("the host of a package registry", r"(?:pypi|pythonhosted|npmjs|yarnpkg)\.(?:org|com)"),
+        ("a path of somebody's machine", r"(?<![\w.~-])/(?:root|home|Users|work|tmp/w)/\w"),
+        ("an e-mail address", r"\b[\w.+-]+@(?!example\.)[\w-]+\.(?:com|dev|edu|io|net|org)\b"),
+        ("a private key block", r"BEGIN (?:EC |RSA |OPENSSH )?PRIVATE KEY"),
+    ],
+)
+def test_no_tracked_file_contains(what: str, pattern: str) -> None:
+    found = [
+        f"{name_of(path)}: {what}: {match[0]}"
+        for path in tracked()
+        if (match := re.search(pattern, path.read_bytes().decode(errors="ignore")))
+    ]
+    assert found == []
+
+
+def test_locks_name_no_place_to_download_from() -> None:
+    """Whoever installs brings their own index; every Python package is pinned by its hashes."""
+    for lock in sorted((ROOT / "requirements").glob("*.txt")):
+        for line in lock.read_text().splitlines():
+            assert re.match(r"#|[\w.-]+==[\w.]+( ; .*)? \\$|    --hash=sha256:", line), (lock, line)
+    assert '"resolved"' not in (ROOT / "contracts" / "package-lock.json").read_text()
+
+
+def test_the_run_lock_is_part_of_the_test_lock() -> None:
+    """What the tests run with is what users get."""
+    run, test = (
+        set(re.findall(r"(?m)^([\w.-]+==\S+)", (ROOT / "requirements" / name).read_text()))
+        for name in ("run.txt", "test.txt")
+    )
+    assert run <= test
+
+
+# -- rules of the sources
+
+
+def test_every_public_function_and_class_is_in_all() -> None:
+    """And `__all__` names nothing that is not there; its order is the linter's to check."""
+    wrong = []
+    for path in SOURCES:
+        tree = ast.parse(path.read_text())
+        listed: set[str] = set()
+        defined, bound = set(), set()
+        for node in tree.body:
+            match node:
+                case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
+                    defined.add(node.name)
+                case ast.Assign(targets=[ast.Name(id="__all__")]):
+                    listed = set(ast.literal_eval(node.value))
+                case ast.Import() | ast.ImportFrom():
+                    bound |= {alias.asname or alias.name for alias in node.names}
+                case _:
+                    bound |= {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
+        public = {name for name in defined if not name.startswith("_")}
+        wrong += [f"{name_of(path)}: {name} not in __all__" for name in sorted(public - listed)]
+        wrong += [f"{name_of(path)}: no {name}" for name in sorted(listed - defined - bound)]
+    assert wrong == []
+
+
+def test_only_verify_makes_verified_vouchers() -> None:
+    """VCH-03, F-14: what has the type VerifiedVoucher has passed the signature check."""
+
+    def makes(node: ast.AST) -> bool:
+        match node:
+            case ast.Call(
+                func=ast.Name(id="VerifiedVoucher") | ast.Attribute(attr="VerifiedVoucher")
+            ):
+                return True
+            case ast.Call(args=arguments, keywords=keywords):
+                given = [*arguments, *(keyword.value for keyword in keywords)]
+                return any(isinstance(g, ast.Name) and g.id == "VerifiedVoucher" for g in given)
+        return False
+
+    found = [(path, node) for path in SOURCES for node in nodes(path) if makes(node)]
+    assert {name_of(path) for path, _ in found} <= {"channel/verify/voucher.py"}, places(*found)
+
+
+def test_only_the_configuration_reads_the_environment() -> None:
+    """Every setting of the program is in one place."""
+
+    def reads(node: ast.AST) -> bool:
+        match node:
+            case ast.Attribute(value=ast.Name(id="os"), attr="environ" | "environb" | "getenv"):
+                return True
+            case ast.ImportFrom(module="os", names=names):
+                return any(alias.name in {"environ", "environb", "getenv"} for alias in names)
+        return False
+
+    found = [(path, node) for path in SOURCES for node in nodes(path) if reads(node)]
+    assert {name_of(path) for path, _ in found} <= {"service/config.py"}, places(*found)
+
+
+def test_no_source_relies_on_assert() -> None:
+    """`python -O` drops assertions; what guards money raises a typed error."""
+    found = [(path, n) for path in SOURCES for n in nodes(path) if isinstance(n, ast.Assert)]
+    assert places(*found) == []
+
+
+def test_sql_is_in_sql_files() -> None:
+    """Queries have a name and a line of purpose in a `.sql` file; Python asks for them by name."""
+    query = re.compile(
+        r"\s*(SELECT\s.+\sFROM|INSERT\s+INTO|UPDATE\s.+\sSET|DELETE\s+FROM|CREATE\s+TABLE)\s",
+        re.DOTALL,
+    )
+    found = [
+        (path, node)
+        for path in SOURCES
+        for node in nodes(path)
+        if isinstance(node, ast.Constant)
+        and isinstance(node.value, str)
+        and query.match(node.value)
+    ]
+    assert places(*found) == []
+
+
+def test_the_layers_of_channel_are_exhaustive() -> None:
+    """A new module under channel/ fails the import contracts until it is given a layer."""
+    linter: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"][
+        "importlinter"
+    ]
+    assert linter["root_packages"] == list(PACKAGES)
+    exhaustive = [c for c in linter["contracts"] if c.get("exhaustive")]
+    assert [c["containers"] for c in exhaustive] == [["channel"]]
+    assert not [c["name"] for c in linter["contracts"] if c.get("ignore_imports")]
