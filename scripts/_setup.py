@@ -158,9 +158,17 @@ def _make(steps: list[str]) -> None:
 
 @contextmanager
 def _one_at_a_time() -> Iterator[None]:
-    """Hold a file lock: two scripts started together share one set-up."""
+    """Hold a file lock: two scripts started together share one set-up.
+
+    pip and npm inherit the lock. Should this program be killed, the next one waits for them.
+    """
     with cache("set-up.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        os.set_inheritable(lock.fileno(), True)  # noqa: FBT003 - positional only
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("set-up: waiting for another one in this checkout", file=sys.stderr, flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
         cache("set-up.log").write_text("")
         yield
 
@@ -264,6 +272,7 @@ def _run(what: str, command: list[str], environment: dict[str, str] | None = Non
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
+            close_fds=False,  # the lock
             check=False,
         )
         log.seek(began)
