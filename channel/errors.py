@@ -41,6 +41,8 @@ MppSessionError
 │   ├── ChannelUnusableError          a channel stopped, closing, or not as the chain says
 │   ├── BodyNotReplayableError        a 402 came after a body that cannot be sent again
 │   └── PurseError                    the store of what was signed cannot be read or written
+├── WireError                       bytes that do not mean what they should; whoever knows whose
+│                                   bytes they were turns it into one of the above
 └── InvariantError                  a bug of ours: never caught, stops the worker
 
 A `PeerError` becomes a problem body in one place, `channel.wire.problem`. The order in which
@@ -93,6 +95,7 @@ __all__ = [
     "TooManyRequestsError",
     "TransactionRevertedError",
     "VerificationFailedError",
+    "WireError",
 ]
 
 
@@ -478,6 +481,14 @@ class BodyNotReplayableError(AgentError):
 
 class PurseError(AgentError):
     """The store of what was signed cannot be opened, read or written; nothing was signed."""
+
+
+class WireError(MppSessionError):
+    """Bytes that do not mean what they should, wherever they came from.
+
+    The readers of `channel.wire` raise it. Who knows whose bytes they were turns it into its own
+    error: a credential's become `MalformedCredentialError`, a server's an `AgentError`.
+    """
 
 
 class InvariantError(MppSessionError):

@@ -17,6 +17,7 @@ __all__ = [
     "ChannelId",
     "ChannelKey",
     "ChannelTerms",
+    "Redacted",
     "SignedVoucher",
     "TxHash",
     "VerifiedVoucher",
@@ -99,7 +100,18 @@ class ChannelFact(msgspec.Struct, frozen=True, gc=False):
     block_number: int
 
 
-class SignedVoucher(msgspec.Struct, frozen=True, gc=False):
+class Redacted(msgspec.Struct, frozen=True):
+    """A value whose `signature` must never reach a log: its repr withholds it (F-103)."""
+
+    def __repr__(self) -> str:
+        fields = ", ".join(
+            f"{name}=<withheld>" if name == "signature" else f"{name}={getattr(self, name)!r}"
+            for name in self.__struct_fields__
+        )
+        return f"{type(self).__name__}({fields})"
+
+
+class SignedVoucher(Redacted, frozen=True, gc=False):
     """A promise as received: nobody has checked its signature yet."""
 
     channel_id: ChannelId
@@ -107,7 +119,7 @@ class SignedVoucher(msgspec.Struct, frozen=True, gc=False):
     signature: bytes
 
 
-class VerifiedVoucher(msgspec.Struct, frozen=True, gc=False):
+class VerifiedVoucher(Redacted, frozen=True, gc=False):
     """A promise whose signature was checked against the channel's signer.
 
     Only `channel.verify.voucher` makes one; only this type enters `channel.state`. That a

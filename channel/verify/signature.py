@@ -1,0 +1,98 @@
+"""Who signed a digest: canonical form only, exactly what the escrow accepts (ENC-06).
+
+**Recovered, not verified with a cached key.** Verification ignores `v`, so it accepts a signature
+that the contract, which recovers, then refuses: a voucher served and never paid. Recovery costs a
+quarter more and cannot disagree with the chain (figures: docs/decisions/0003-wire-choices.md).
+What is cached is the step from the recovered point to its address.
+"""
+
+from functools import lru_cache
+
+from coincurve import PrivateKey
+from coincurve._libsecp256k1 import ffi, lib  # type: ignore[import-not-found]
+from coincurve.context import GLOBAL_CONTEXT
+
+from channel.errors import InvalidSignatureError
+from channel.limits import SIGNATURE_BYTES
+from channel.types import Address
+from channel.verify.typed_data import keccak
+
+__all__ = ["address_of", "recover", "require_canonical", "sign"]
+
+_ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
+_HALF_ORDER_BYTES = (_ORDER // 2).to_bytes(32, "big")
+_ORDER_BYTES = _ORDER.to_bytes(32, "big")
+_ZERO = bytes(32)
+_V_EVEN = 27
+_V_ODD = 28
+_DIGEST_BYTES = 32
+_UNCOMPRESSED = 2  # SECP256K1_EC_UNCOMPRESSED
+_POINT_BYTES = 65
+
+_Signature = ffi.typeof("secp256k1_ecdsa_recoverable_signature *")
+_PublicKey = ffi.typeof("secp256k1_pubkey *")
+
+
+def require_canonical(signature: bytes) -> None:
+    """Check the form: 65 bytes, v of 27 or 28, 0 < r < n, 0 < s <= n/2.
+
+    Raises:
+        InvalidSignatureError: It is not the form that the escrow takes (F-16).
+    """
+    if len(signature) != SIGNATURE_BYTES:
+        raise InvalidSignatureError("A signature has 65 bytes.")
+    if signature[64] not in (_V_EVEN, _V_ODD):
+        raise InvalidSignatureError("A signature's v is 27 or 28.")
+    if not _ZERO < signature[:32] < _ORDER_BYTES:  # big-endian bytes order as numbers do
+        raise InvalidSignatureError("A signature's r is out of range.")
+    if not _ZERO < signature[32:64] <= _HALF_ORDER_BYTES:
+        raise InvalidSignatureError("A signature's s is out of its lower half.")
+
+
+def recover(digest: bytes, signature: bytes) -> Address:
+    """Return who signed; any other digest or signature gives somebody else.
+
+    Raises:
+        InvalidSignatureError: Not canonical, or no key could have made it (F-17).
+    """
+    require_canonical(signature)
+    if len(digest) != _DIGEST_BYTES:  # C reads 32 bytes, whatever is there
+        raise ValueError("a digest has 32 bytes")
+    parsed = ffi.new(_Signature)
+    point = ffi.new(_PublicKey)
+    context = GLOBAL_CONTEXT.ctx
+    if not (
+        lib.secp256k1_ecdsa_recoverable_signature_parse_compact(
+            context, parsed, signature, signature[64] - _V_EVEN
+        )
+        and lib.secp256k1_ecdsa_recover(context, point, parsed, digest)
+    ):
+        raise InvalidSignatureError("No key could have made this signature.")
+    return _address_of_point(ffi.buffer(point)[:])
+
+
+@lru_cache(maxsize=16_384)
+def _address_of_point(point: bytes) -> Address:
+    """Return the address of a point as libsecp256k1 holds it: the same few, again and again."""
+    parsed = ffi.new(_PublicKey)
+    ffi.memmove(parsed, point, len(point))
+    written = ffi.new("unsigned char[65]")
+    size = ffi.new("size_t *", _POINT_BYTES)
+    lib.secp256k1_ec_pubkey_serialize(GLOBAL_CONTEXT.ctx, written, size, parsed, _UNCOMPRESSED)
+    return Address(keccak(ffi.buffer(written)[1:])[12:])
+
+
+def sign(private_key: bytes, digest: bytes) -> bytes:
+    """Return a canonical 65-byte signature: deterministic, low s, v of 27 or 28 (ENC-06).
+
+    Raises:
+        ValueError: The key is out of range or the digest has not 32 bytes.
+    """
+    signature = PrivateKey(private_key).sign_recoverable(digest, hasher=None)
+    return signature[:64] + bytes((signature[64] + _V_EVEN,))
+
+
+def address_of(private_key: bytes) -> Address:
+    """Return the address a private key signs for, or raise `ValueError` if it is out of range."""
+    point = PrivateKey(private_key).public_key.format(compressed=False)
+    return Address(keccak(point[1:])[12:])

@@ -1,0 +1,52 @@
+"""From `SignedVoucher` to `VerifiedVoucher`: the only way there is (F-14).
+
+The escrow tries a signature as a key's first and as a wallet's (ERC-1271) second; so do we, and
+the engine asks the chain for the second (ENC-07):
+
+    try:
+        verified = verify_voucher(voucher, key, signer)
+    except (InvalidSignatureError, SignerMismatchError):
+        if the signer has no code: raise
+        answer = await chain.is_valid_wallet_signature(signer, voucher_digest(...), signature)
+        verified = verify_wallet_voucher(voucher, key, is_valid=answer)
+"""
+
+from channel.errors import InvalidSignatureError, SignerMismatchError
+from channel.types import ZERO_ADDRESS, Address, ChannelKey, SignedVoucher, VerifiedVoucher
+from channel.verify.signature import recover
+from channel.verify.typed_data import voucher_digest
+
+__all__ = ["verify_voucher", "verify_wallet_voucher"]
+
+
+def verify_voucher(voucher: SignedVoucher, key: ChannelKey, signer: Address) -> VerifiedVoucher:
+    """Return the voucher as proven: signed by `signer`, for this channel, escrow and chain.
+
+    `signer` comes from the chain's word on the channel, never from the credential (VCH-02).
+
+    Raises:
+        InvalidSignatureError: Not canonical or unrecoverable (AMB-15).
+        SignerMismatchError: A good signature by somebody else, or over something else.
+    """
+    if voucher.channel_id != key.channel_id:
+        raise SignerMismatchError("The voucher is for another channel.")
+    recovered = recover(voucher_digest(key, voucher.cumulative_amount), voucher.signature)
+    if recovered != signer or signer == ZERO_ADDRESS:
+        raise SignerMismatchError("The voucher's signer may not sign for this channel.")
+    return VerifiedVoucher(key, voucher.cumulative_amount, voucher.signature)
+
+
+def verify_wallet_voucher(
+    voucher: SignedVoucher, key: ChannelKey, *, is_valid: bool
+) -> VerifiedVoucher:
+    """Return the voucher as proven by its signer's contract, whose ERC-1271 answer is `is_valid`.
+
+    Raises:
+        InvalidSignatureError: The wallet said no (AMB-15).
+        SignerMismatchError: The voucher is for another channel than was asked about.
+    """
+    if voucher.channel_id != key.channel_id:
+        raise SignerMismatchError("The voucher is for another channel.")
+    if not is_valid:
+        raise InvalidSignatureError("The signing wallet does not accept this signature.")
+    return VerifiedVoucher(key, voucher.cumulative_amount, voucher.signature)

@@ -1,0 +1,294 @@
+"""A challenge and what it asks for: `WWW-Authenticate: Payment`, request object, opaque map.
+
+A `Challenge` holds raw wire strings, because its id is an HMAC over exactly those (CHAL-05);
+a `SessionRequest` is the meaning of its `request` string for method `evm`, intent `session`.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from typing import Any
+
+import msgspec
+
+from channel.errors import ConfigError, WireError
+from channel.limits import (
+    CHALLENGE_BYTES_MAX,
+    CHALLENGES_PER_RESPONSE_MAX,
+    REQUEST_PARAM_BYTES_MAX,
+)
+from channel.types import Address, ChannelId
+from channel.wire.auth_params import format_auth_params, parse_auth_challenges
+from channel.wire.encoding import (
+    canonical_json,
+    decode_base64url,
+    encode_base64url,
+    format_amount,
+    format_checksum_address,
+    format_hex,
+    parse_address,
+    parse_amount,
+    parse_json_object,
+    parse_safe_integer,
+)
+from channel.wire.fields import (
+    optional,
+    parse_bool,
+    parse_channel_id,
+    parse_name,
+    parse_object,
+    parse_text,
+    required,
+)
+
+__all__ = [
+    "SCHEME",
+    "Challenge",
+    "SessionRequest",
+    "format_challenge",
+    "format_opaque",
+    "format_session_request",
+    "parse_challenges",
+    "parse_opaque",
+    "parse_session_request",
+    "parse_session_request_object",
+    "session_request_object",
+]
+
+SCHEME = "Payment"
+DEFAULT_CREDENTIAL_TYPES = ("hash",)
+CREDENTIAL_TYPES_MAX = 8
+
+_METHOD = re.compile("[a-z][a-z0-9:_-]*").fullmatch
+_INTENT = re.compile("[A-Za-z0-9-]+").fullmatch
+_OPTIONAL_SLOTS = ("description", "digest", "expires", "header", "opaque")
+_BOUND_SLOTS = ("realm", "method", "intent", "request", "expires", "digest", "header", "opaque")
+
+
+class Challenge(msgspec.Struct, frozen=True, gc=False):
+    """A challenge's parameters exactly as the wire spells them; absent ones are None (CRED-01)."""
+
+    id: str
+    realm: str
+    method: str
+    intent: str
+    request: str
+    """base64url of the canonical JSON of the request object."""
+    expires: str | None = None
+    digest: str | None = None
+    header: str | None = None
+    """The field the credential must travel in, when that is not `Authorization` (CHAL-12)."""
+    opaque: str | None = None
+    description: str | None = None
+    """For display; not bound by the id and never a ground for a decision (CHAL-13)."""
+
+
+class SessionRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """What a session costs and where it is paid (CHAL-02, CHAL-03). Amounts in base units."""
+
+    unit_price: int
+    currency: Address
+    """The ERC-20 token."""
+    recipient: Address
+    """The payee."""
+    chain_id: int
+    escrow: Address
+    unit_type: str
+    """What one unit is, as `llm_token`; empty when a server does not say."""
+    suggested_deposit: int | None = None
+    description: str | None = None
+    external_id: str | None = None
+    channel_id: ChannelId | None = None
+    """A channel of the payer's to go on with."""
+    min_voucher_delta: int = 0
+    fee_payer: bool = False
+    credential_types: tuple[str, ...] = DEFAULT_CREDENTIAL_TYPES
+    """Proofs of funding the server takes, in its order of preference."""
+    permit2: Address | None = None
+    """Where Permit2 is, when not at its canonical address."""
+
+
+def parse_challenges(header_lines: Iterable[str]) -> tuple[Challenge, ...]:
+    """Return every Payment challenge of the `WWW-Authenticate` lines; other schemes are skipped.
+
+    Raises:
+        WireError: A Payment challenge is malformed, or the lines are too many or too long.
+    """
+    lines = list(header_lines)
+    if sum(map(len, lines)) > CHALLENGE_BYTES_MAX:
+        raise WireError(f"more than {CHALLENGE_BYTES_MAX} bytes of challenges")
+    found: list[Challenge] = []
+    for line in lines:
+        if SCHEME.lower() not in line.lower():
+            continue
+        found += [
+            _read_challenge(challenge.params)
+            for challenge in parse_auth_challenges(line)
+            if challenge.scheme == SCHEME.lower()
+        ]
+        if len(found) > CHALLENGES_PER_RESPONSE_MAX:
+            raise WireError(f"more than {CHALLENGES_PER_RESPONSE_MAX} challenges")
+    return tuple(found)
+
+
+def _read_challenge(params: Mapping[str, str]) -> Challenge:
+    try:
+        challenge = Challenge(
+            id=params["id"],
+            realm=params["realm"],
+            method=params["method"],
+            intent=params["intent"],
+            request=params["request"],
+            **{name: params[name] for name in _OPTIONAL_SLOTS if name in params},
+        )
+    except KeyError as error:
+        raise WireError(f"a challenge without {error.args[0]}") from error
+    _require_well_formed(challenge)
+    return challenge
+
+
+def _require_well_formed(challenge: Challenge) -> None:
+    if not challenge.id:
+        raise WireError("a challenge with an empty id")
+    if _METHOD(challenge.method) is None or _INTENT(challenge.intent) is None:
+        raise WireError("a challenge whose method or intent is no such name")
+    if not challenge.request or len(challenge.request) > REQUEST_PARAM_BYTES_MAX:
+        raise WireError(f"a challenge whose request is empty or over {REQUEST_PARAM_BYTES_MAX}")
+    for name in _BOUND_SLOTS:
+        if "|" in (getattr(challenge, name) or ""):
+            raise WireError(f"a challenge with | in its {name}")  # CHAL-09: it would shift slots
+
+
+def format_challenge(challenge: Challenge) -> str:
+    """Return the value of a `WWW-Authenticate` line.
+
+    Raises:
+        WireError: A slot is malformed or holds a `|` or a control character (CHAL-09, F-09).
+    """
+    _require_well_formed(challenge)
+    params = {
+        "id": challenge.id,
+        "realm": challenge.realm,
+        "method": challenge.method,
+        "intent": challenge.intent,
+        "request": challenge.request,
+    }
+    for name in _OPTIONAL_SLOTS:
+        value = getattr(challenge, name)
+        if value is not None:
+            params[name] = value
+    return f"{SCHEME} {format_auth_params(params)}"
+
+
+def format_session_request(request: SessionRequest) -> str:
+    """Return the `request` parameter: base64url of the canonical JSON.
+
+    Raises:
+        ConfigError: The price is not positive (CHAL-02).
+        WireError: A value that the wire cannot carry.
+    """
+    return encode_base64url(canonical_json(session_request_object(request)))
+
+
+def session_request_object(request: SessionRequest) -> dict[str, Any]:
+    """Return the request with its wire names, defaults left out; see `format_session_request`."""
+    if request.unit_price <= 0:
+        raise ConfigError("the price of a unit must be positive")
+    wire: dict[str, Any] = {
+        "amount": format_amount(request.unit_price),
+        "currency": format_checksum_address(request.currency),
+        "recipient": format_checksum_address(request.recipient),
+        "methodDetails": _format_details(request),
+    }
+    if request.unit_type:
+        wire["unitType"] = request.unit_type
+    if request.suggested_deposit is not None:
+        wire["suggestedDeposit"] = format_amount(request.suggested_deposit)
+    if request.description is not None:
+        wire["description"] = request.description
+    if request.external_id is not None:
+        wire["externalId"] = request.external_id
+    return wire
+
+
+def _format_details(request: SessionRequest) -> dict[str, Any]:
+    details: dict[str, Any] = {
+        "chainId": request.chain_id,
+        "escrowContract": format_checksum_address(request.escrow),
+    }
+    if request.channel_id is not None:
+        details["channelId"] = format_hex(request.channel_id)
+    if request.min_voucher_delta:
+        details["minVoucherDelta"] = format_amount(request.min_voucher_delta)
+    if request.fee_payer:
+        details["feePayer"] = True
+    if request.credential_types != DEFAULT_CREDENTIAL_TYPES:
+        details["credentialTypes"] = list(request.credential_types)
+    if request.permit2 is not None:
+        details["permit2Contract"] = format_checksum_address(request.permit2)
+    return details
+
+
+@lru_cache(maxsize=256)
+def parse_session_request(request: str) -> SessionRequest:
+    """Return the meaning of a challenge's `request` parameter.
+
+    Cached: a server reads the same few strings for every voucher, after their HMAC was checked.
+
+    Raises:
+        WireError: Not base64url of such an object, or larger than the bound.
+    """
+    if len(request) > REQUEST_PARAM_BYTES_MAX:
+        raise WireError(f"a request over {REQUEST_PARAM_BYTES_MAX} bytes")
+    return parse_session_request_object(
+        parse_json_object(decode_base64url(request), bytes_max=REQUEST_PARAM_BYTES_MAX)
+    )
+
+
+def parse_session_request_object(wire: Mapping[str, Any]) -> SessionRequest:
+    """Return the meaning of a request object; unknown fields are ignored.
+
+    Raises:
+        WireError: A field is missing or malformed; the message names it.
+    """
+    details = required(wire, "methodDetails", parse_object)
+    return SessionRequest(
+        unit_price=required(wire, "amount", parse_amount),
+        currency=required(wire, "currency", parse_address),
+        recipient=required(wire, "recipient", parse_address),
+        chain_id=required(details, "chainId", parse_safe_integer),
+        escrow=required(details, "escrowContract", parse_address),
+        unit_type=optional(wire, "unitType", parse_text) or "",
+        suggested_deposit=optional(wire, "suggestedDeposit", parse_amount),
+        description=optional(wire, "description", parse_text),
+        external_id=optional(wire, "externalId", parse_text),
+        channel_id=optional(details, "channelId", parse_channel_id),
+        min_voucher_delta=optional(details, "minVoucherDelta", parse_amount) or 0,
+        fee_payer=optional(details, "feePayer", parse_bool) or False,
+        credential_types=optional(details, "credentialTypes", _parse_names)
+        or DEFAULT_CREDENTIAL_TYPES,
+        permit2=optional(details, "permit2Contract", parse_address),
+    )
+
+
+def _parse_names(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list) or not 0 < len(value) <= CREDENTIAL_TYPES_MAX:
+        raise WireError(f"not a list of 1 to {CREDENTIAL_TYPES_MAX} names")
+    return tuple(parse_text(name) for name in value)
+
+
+def parse_opaque(opaque: str) -> dict[str, str]:
+    """Return the flat string map that a server put into its challenge (CHAL-10).
+
+    Raises:
+        WireError: Not base64url of a JSON object of strings, or larger than the bound.
+    """
+    if len(opaque) > REQUEST_PARAM_BYTES_MAX:
+        raise WireError(f"an opaque map over {REQUEST_PARAM_BYTES_MAX} bytes")
+    entries = parse_json_object(decode_base64url(opaque), bytes_max=REQUEST_PARAM_BYTES_MAX)
+    return {name: required(entries, name, parse_name) for name in entries}
+
+
+def format_opaque(entries: Mapping[str, str]) -> str:
+    """Return base64url of the canonical JSON of a flat string map; see `parse_opaque`."""
+    return encode_base64url(canonical_json(entries))

@@ -1,0 +1,216 @@
+"""A credential: `Authorization: Payment <base64url of JSON>`, the hot path of the server.
+
+There is one strict reader, `_read_envelope`, which defines what a credential is. A voucher or a
+close, which is what nearly every request carries, is read by msgspec instead, in one pass and
+straight into structs. msgspec takes duplicate keys and skips over unknown members unread, so its
+result counts only if the text provably holds nothing else: the number of quotation marks must be
+the number that exactly these members need. Any doubt goes to the strict reader. That both agree
+wherever the short way answers is a property test.
+"""
+
+import re
+from collections.abc import Sequence
+
+import msgspec
+
+from channel.errors import (
+    BadRequestError,
+    MalformedCredentialError,
+    MalformedPayloadError,
+    WireError,
+)
+from channel.limits import AUTHORIZATION_BYTES_MAX, JSON_DEPTH_MAX
+from channel.types import Address, ChannelId, Redacted, SignedVoucher
+from channel.wire.challenge import SCHEME, Challenge
+from channel.wire.encoding import (
+    decode_base64url,
+    encode_base64url,
+    format_source,
+    parse_amount,
+    parse_hex,
+    parse_json_object,
+    parse_source,
+)
+from channel.wire.fields import optional, parse_name, parse_object, required
+from channel.wire.funding import parse_signature
+from channel.wire.payload import (
+    ClosePayload,
+    OpenHash,
+    Payload,
+    TopUpHash,
+    VoucherPayload,
+    format_payload,
+    parse_payload,
+)
+
+__all__ = ["Credential", "format_credential", "parse_credential", "select_credential"]
+
+_PREFIX = f"{SCHEME} "
+_QUOTED = re.compile(r'"(?:[^"\\]++|\\.?)*+"?', re.DOTALL)
+_ELEMENT = re.compile(rf"(?:^|,)[ \t]*({SCHEME}(?:[ \t][^,]*)?)(?=,|$)", re.IGNORECASE)
+_OPTIONAL_SLOTS = ("expires", "digest", "header", "opaque", "description")
+
+
+class Credential(Redacted, frozen=True):
+    """What a client answers to a challenge."""
+
+    challenge: Challenge
+    """As echoed, unchanged: its id is checked over these very strings."""
+    payload: Payload
+    source: tuple[int, Address] | None = None
+    """Chain id and address of the payer, as the client states them (CRED-02, CRED-03)."""
+
+
+class _RawVoucher(msgspec.Struct, frozen=True, gc=False, tag_field="action", tag="voucher"):
+    channelId: str  # noqa: N815
+    cumulativeAmount: str  # noqa: N815
+    signature: str
+
+
+class _RawClose(msgspec.Struct, frozen=True, gc=False, tag_field="action", tag="close"):
+    channelId: str  # noqa: N815
+    cumulativeAmount: str  # noqa: N815
+    signature: str
+
+
+class _RawEnvelope(msgspec.Struct, frozen=True, gc=False):
+    challenge: Challenge
+    payload: _RawVoucher | _RawClose
+    source: str | None = None
+
+
+_decode_raw = msgspec.json.Decoder(_RawEnvelope).decode
+# A member costs two marks for its key and, when it is a string, two for its value.
+_MARKS_OF_ENVELOPE = 2 + 2
+_MARKS_OF_CHALLENGE = 5 * 4
+_MARKS_OF_PAYLOAD = 4 * 4
+_MARKS_ALWAYS = _MARKS_OF_ENVELOPE + _MARKS_OF_CHALLENGE + _MARKS_OF_PAYLOAD
+
+
+def select_credential(header_values: Sequence[str]) -> str | None:
+    """Return the one Payment credential among the values of the credential's header field(s).
+
+    Credentials of other schemes are passed over; two Payment credentials are refused, whether in
+    two lines, in one joined by a comma, or in two fields (CORE-10).
+
+    Raises:
+        MalformedCredentialError: The values are longer than the bound (CORE-14).
+        BadRequestError: More than one Payment credential.
+    """
+    if sum(map(len, header_values)) > AUTHORIZATION_BYTES_MAX:
+        raise MalformedCredentialError(f"A credential over {AUTHORIZATION_BYTES_MAX} bytes.")
+    found: list[str] = []
+    for value in header_values:
+        if value.startswith(_PREFIX) and "," not in value:
+            found.append(value)
+        else:
+            found += _ELEMENT.findall(_QUOTED.sub('""', value))
+    if len(found) > 1:
+        raise BadRequestError("More than one Payment credential in a request.")
+    return found[0] if found else None
+
+
+def parse_credential(header_value: str) -> Credential:
+    """Return the meaning of a credential.
+
+    Raises:
+        MalformedCredentialError: The envelope is not one: scheme, base64url, JSON, challenge
+            (CORE-03).
+        MalformedPayloadError: The payload or the source inside it is malformed (CRED-02, CRED-04).
+    """
+    try:
+        text = decode_base64url(_require_token(header_value))
+        quick = _read_quickly(text)
+        return _read_envelope(text) if quick is None else quick
+    except WireError as error:
+        raise MalformedCredentialError(f"credential: {error}") from error
+
+
+def _require_token(header_value: str) -> str:
+    if len(header_value) > AUTHORIZATION_BYTES_MAX:
+        raise WireError(f"over {AUTHORIZATION_BYTES_MAX} bytes")
+    if header_value.startswith(_PREFIX):
+        return header_value[len(_PREFIX) :].strip(" \t")
+    scheme, _, token = header_value.strip(" \t").partition(" ")
+    if scheme.lower() != SCHEME.lower():
+        raise WireError(f"not of scheme {SCHEME}")
+    return token.strip(" \t")
+
+
+def _read_quickly(text: bytes) -> Credential | None:
+    """Return a voucher or close credential, or None when only the strict reader may decide."""
+    if text.count(b"{") + text.count(b"[") > JSON_DEPTH_MAX:
+        return None
+    try:
+        raw = _decode_raw(text)
+        if text.count(b'"') != _count_marks(raw):
+            return None
+        voucher = SignedVoucher(
+            ChannelId(parse_hex(raw.payload.channelId, 32)),
+            parse_amount(raw.payload.cumulativeAmount),
+            parse_signature(raw.payload.signature),
+        )
+        source = None if raw.source is None else parse_source(raw.source)
+    except (msgspec.DecodeError, UnicodeDecodeError, WireError):
+        return None
+    payload = (
+        VoucherPayload(voucher) if isinstance(raw.payload, _RawVoucher) else ClosePayload(voucher)
+    )
+    return Credential(raw.challenge, payload, source)
+
+
+def _count_marks(raw: _RawEnvelope) -> int:
+    """Count the quotation marks of a text that holds these members, once each, and no others."""
+    challenge = raw.challenge
+    present = (
+        (challenge.expires is not None)
+        + (challenge.digest is not None)
+        + (challenge.header is not None)
+        + (challenge.opaque is not None)
+        + (challenge.description is not None)
+        + (raw.source is not None)
+    )
+    return _MARKS_ALWAYS + 4 * present
+
+
+def _read_envelope(text: bytes) -> Credential:
+    """Return the meaning of a credential's JSON; this defines what is one."""
+    envelope = parse_json_object(text)
+    echoed = required(envelope, "challenge", parse_object)
+    challenge = Challenge(
+        id=required(echoed, "id", parse_name),
+        realm=required(echoed, "realm", parse_name),
+        method=required(echoed, "method", parse_name),
+        intent=required(echoed, "intent", parse_name),
+        request=required(echoed, "request", parse_name),
+        **{name: required(echoed, name, parse_name) for name in _OPTIONAL_SLOTS if name in echoed},
+    )
+    payload = parse_payload(required(envelope, "payload", parse_object))
+    try:
+        source = optional(envelope, "source", parse_source)
+    except WireError as error:
+        raise MalformedPayloadError(str(error)) from error
+    if source is None and isinstance(payload, OpenHash | TopUpHash):
+        raise MalformedPayloadError("source: missing")
+    return Credential(challenge, payload, source)
+
+
+def format_credential(credential: Credential) -> str:
+    """Return the value of an `Authorization: Payment` field.
+
+    Raises:
+        WireError: An amount outside `uint128`.
+    """
+    challenge = credential.challenge
+    echoed = {
+        name: value
+        for name in challenge.__struct_fields__
+        if (value := getattr(challenge, name)) is not None
+    }
+    envelope: dict[str, object] = {
+        "challenge": echoed,
+        "payload": format_payload(credential.payload),
+    }
+    if credential.source is not None:
+        envelope["source"] = format_source(*credential.source)
+    return _PREFIX + encode_base64url(msgspec.json.encode(envelope))

@@ -1,0 +1,93 @@
+"""Members of a JSON object, read one by one so that a refusal can name the field.
+
+A member that is absent and one that is null are different things: null is refused wherever a
+string or an object is expected.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from channel.errors import WireError
+from channel.limits import DESCRIPTION_CHARS_MAX
+from channel.types import ChannelId, TxHash
+from channel.wire.encoding import parse_hex
+
+__all__ = [
+    "optional",
+    "parse_bool",
+    "parse_bytes32",
+    "parse_channel_id",
+    "parse_name",
+    "parse_object",
+    "parse_text",
+    "parse_tx_hash",
+    "required",
+]
+
+T = TypeVar("T")
+
+
+def required(wire: Mapping[str, Any], name: str, parse: Callable[[object], T]) -> T:
+    """Return a member that must be there.
+
+    Raises:
+        WireError: It is absent or malformed.
+    """
+    if name not in wire:
+        raise WireError(f"{name}: missing")
+    try:
+        return parse(wire[name])
+    except WireError as error:
+        raise WireError(f"{name}: {error}") from error
+
+
+def optional(wire: Mapping[str, Any], name: str, parse: Callable[[object], T]) -> T | None:
+    """Return a member, or None when it is absent.
+
+    Raises:
+        WireError: It is there and malformed.
+    """
+    return required(wire, name, parse) if name in wire else None
+
+
+def parse_text(value: object) -> str:
+    """Return a string of at most `DESCRIPTION_CHARS_MAX` characters, or raise `WireError`."""
+    if not isinstance(value, str) or len(value) > DESCRIPTION_CHARS_MAX:
+        raise WireError(f"not a string of at most {DESCRIPTION_CHARS_MAX} characters")
+    return value
+
+
+def parse_name(value: object) -> str:
+    """Return a string of any length, or raise `WireError`."""
+    if not isinstance(value, str):
+        raise WireError("not a string")
+    return value
+
+
+def parse_bool(value: object) -> bool:
+    """Return `true` or `false`, or raise `WireError`."""
+    if not isinstance(value, bool):
+        raise WireError("not a boolean")
+    return value
+
+
+def parse_object(value: object) -> dict[str, Any]:
+    """Return an object, or raise `WireError`."""
+    if not isinstance(value, dict):
+        raise WireError("not an object")
+    return value
+
+
+def parse_bytes32(value: object) -> bytes:
+    """Return 32 bytes, or raise `WireError`."""
+    return parse_hex(value, 32)
+
+
+def parse_channel_id(value: object) -> ChannelId:
+    """Return a channel id, or raise `WireError`."""
+    return ChannelId(parse_hex(value, 32))
+
+
+def parse_tx_hash(value: object) -> TxHash:
+    """Return a transaction hash, or raise `WireError`."""
+    return TxHash(parse_hex(value, 32))

@@ -1,0 +1,154 @@
+"""Server-sent events: what a metered stream says between the chunks it sells (SSE-01 to SSE-05)."""
+
+import re
+from collections.abc import Iterator
+
+import msgspec
+
+from channel.errors import WireError
+from channel.limits import EVENT_BYTES_MAX
+from channel.types import ChannelId
+from channel.wire.encoding import (
+    format_amount,
+    format_hex,
+    parse_amount,
+    parse_json_object,
+)
+from channel.wire.fields import parse_channel_id, required
+from channel.wire.receipt import Receipt, format_receipt_json
+
+__all__ = [
+    "CONTENT_TYPE",
+    "NEED_VOUCHER_EVENT",
+    "RECEIPT_EVENT",
+    "EventSplitter",
+    "NeedVoucher",
+    "format_event",
+    "format_need_voucher",
+    "format_payment_receipt_event",
+    "parse_event",
+    "parse_need_voucher",
+]
+
+CONTENT_TYPE = "text/event-stream"
+NEED_VOUCHER_EVENT = "payment-need-voucher"
+RECEIPT_EVENT = "payment-receipt"
+
+# The three line ends of the format, and no other: U+2028, U+0085 or \x0b inside a line are text.
+_LINE_END = re.compile("\r\n|\r|\n")
+_EVENT_END = re.compile(rb"(?:\r\n?+|\n)(?:\r\n?+|\n)")
+_BYTES_LINE_END = re.compile(rb"\r\n|\r|\n")
+
+
+class NeedVoucher(msgspec.Struct, frozen=True, gc=False, kw_only=True):
+    """The server's word that it waits for a voucher; amounts in base units (SSE-02)."""
+
+    channel_id: ChannelId
+    required_cumulative: int
+    accepted: int
+    deposit: int
+
+
+def format_event(data: str, event: str | None = None) -> bytes:
+    """Return one event; no line of `data` can pass for another field or event (F-55).
+
+    Raises:
+        WireError: `event` holds a line end.
+    """
+    if event is None:
+        head = ""
+    elif _LINE_END.search(event) is None:
+        head = f"event: {event}\n"
+    else:
+        raise WireError("an event's name is one line")
+    lines = "".join(f"data: {line}\n" for line in _LINE_END.split(data))
+    return f"{head}{lines}\n".encode()
+
+
+def format_need_voucher(need: NeedVoucher) -> bytes:
+    """Return the event that asks for a voucher, its JSON on one line (SSE-01)."""
+    body = {
+        "channelId": format_hex(need.channel_id),
+        "requiredCumulative": format_amount(need.required_cumulative),
+        "acceptedCumulative": format_amount(need.accepted),
+        "deposit": format_amount(need.deposit),
+    }
+    return format_event(msgspec.json.encode(body).decode("ascii"), NEED_VOUCHER_EVENT)
+
+
+def format_payment_receipt_event(receipt: Receipt) -> bytes:
+    """Return the last event of a stream (SSE-04)."""
+    return format_event(format_receipt_json(receipt), RECEIPT_EVENT)
+
+
+def parse_need_voucher(data: str) -> NeedVoucher:
+    """Return the meaning of a `payment-need-voucher` event's data.
+
+    Raises:
+        WireError: Not such an object; the message names the field.
+    """
+    wire = parse_json_object(data, bytes_max=EVENT_BYTES_MAX)
+    return NeedVoucher(
+        channel_id=required(wire, "channelId", parse_channel_id),
+        required_cumulative=required(wire, "requiredCumulative", parse_amount),
+        accepted=required(wire, "acceptedCumulative", parse_amount),
+        deposit=required(wire, "deposit", parse_amount),
+    )
+
+
+def parse_event(block: bytes) -> tuple[str, str] | None:
+    """Return name and data of one whole event, or None when it has no data, as a comment has not.
+
+    The rules are the HTML standard's: `data` lines are joined by newlines, one space after the
+    colon is dropped, the name is `message` unless given. Bytes that are not UTF-8 are replaced.
+    """
+    name, lines = "", []
+    for raw in _BYTES_LINE_END.split(block):
+        field, _, value = raw.decode("utf-8", "replace").partition(":")
+        value = value.removeprefix(" ")
+        if field == "data":
+            lines.append(value)
+        elif field == "event":
+            name = value
+    return (name or "message", "\n".join(lines)) if lines else None
+
+
+class EventSplitter:
+    """Cuts an upstream's byte stream into whole events, each as it came, byte for byte.
+
+    What is fed comes out again complete and in order: events with their blank line, and from
+    `flush` whatever had none yet. At most `bytes_max` bytes are ever held back.
+    """
+
+    def __init__(self, *, bytes_max: int = EVENT_BYTES_MAX) -> None:
+        self._bytes_max = bytes_max
+        self._held = bytearray()
+        self._searched = 0
+
+    def feed(self, chunk: bytes) -> list[bytes]:
+        """Return the events that end in `chunk`.
+
+        Raises:
+            WireError: An event is longer than the bound; the splitter is of no further use.
+        """
+        self._held += chunk
+        events = list(self._cut())
+        if len(self._held) > self._bytes_max:
+            raise WireError(f"an event over {self._bytes_max} bytes")
+        return events
+
+    def _cut(self) -> Iterator[bytes]:
+        start = 0
+        position = self._searched
+        while (match := _EVENT_END.search(self._held, position)) is not None:
+            yield bytes(self._held[start : match.end()])
+            start = position = match.end()
+        del self._held[:start]
+        self._searched = max(0, len(self._held) - 3)  # a blank line may have begun in the last 3
+
+    def flush(self) -> bytes:
+        """Return what no blank line has ended, and hold nothing any more."""
+        rest = bytes(self._held)
+        self._held.clear()
+        self._searched = 0
+        return rest
