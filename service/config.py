@@ -1,0 +1,177 @@
+"""File, environment and flags -> one frozen `Config`. The sole reader of `os.environ`.
+
+A flag wins over the environment, the environment over the file. A name that is not a setting is
+refused with the nearest one that is, so that a misspelt or renamed setting can never fall back
+to its default in silence (F-106).
+"""
+
+import difflib
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, get_args, get_origin, get_type_hints
+
+import msgspec
+
+from channel.errors import ConfigError
+from service.settings import Config, Secret
+
+__all__ = ["ENVIRONMENT_PREFIX", "Setting", "list_settings", "load_config"]
+
+ENVIRONMENT_PREFIX: Final = "MPP_SESSION_"
+_ENVIRONMENT_ONLY: Final = frozenset({"payee.key"})
+
+
+class Setting(msgspec.Struct, frozen=True):
+    """One setting, as documented."""
+
+    name: str
+    """`section.setting`."""
+    type: Any
+    default: Any
+    """`msgspec.NODEFAULT` when it must be given."""
+    description: str
+
+    @property
+    def environment_name(self) -> str:
+        """The environment variable that sets it."""
+        return ENVIRONMENT_PREFIX + self.name.replace(".", "_").upper()
+
+    @property
+    def is_required(self) -> bool:
+        """Whether there is no default."""
+        return self.default is msgspec.NODEFAULT
+
+
+def list_settings() -> dict[str, Setting]:
+    """Return every setting by its name, in the order they are documented."""
+    found = {}
+    for section in msgspec.structs.fields(Config):
+        hints = get_type_hints(section.type, include_extras=True)
+        for field in msgspec.structs.fields(section.type):
+            name = f"{section.name}.{field.name}"
+            hint = hints[field.name]
+            bare = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+            found[name] = Setting(name, bare, field.default, _description(hint))
+    return found
+
+
+def load_config(
+    path: Path | None = None,
+    *,
+    environment: Mapping[str, str] | None = None,
+    flags: Mapping[str, Any] | None = None,
+    defaults: Mapping[str, Any] | None = None,
+) -> Config:
+    """Read and check all settings.
+
+    Args:
+        path: A TOML file with one table a section; None for no file.
+        environment: Variables `MPP_SESSION_SECTION_SETTING`; those of the process if None.
+        flags: Values by `section.setting` that win over everything.
+        defaults: Values by `section.setting` that everything wins over, as a devnet's addresses.
+
+    Raises:
+        ConfigError: The file cannot be read, a name is unknown, or a value is missing or refused.
+    """
+    settings = list_settings()
+    tables: dict[str, dict[str, Any]] = {}
+    from_file = {} if path is None else _read_file(path, settings)
+    from_environment = _read_environment(
+        os.environ if environment is None else environment, settings
+    )
+    for source in (defaults or {}, from_file, from_environment, flags or {}):
+        for name, value in source.items():
+            if name not in settings:
+                raise ConfigError(_unknown("setting", name, settings))
+            section, _, key = name.partition(".")
+            tables.setdefault(section, {})[key] = value
+    _require_all(tables, settings)
+    try:
+        return msgspec.convert(tables, Config, strict=False, dec_hook=_decode)
+    except msgspec.ValidationError as error:
+        raise ConfigError(_explain(error)) from None
+
+
+def _read_file(path: Path, settings: Mapping[str, Setting]) -> dict[str, Any]:
+    try:
+        tables = tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from None
+    sections = {name.partition(".")[0] for name in settings}
+    found = {}
+    for section, table in tables.items():
+        if section not in sections or not isinstance(table, dict):
+            raise ConfigError(f"{path}: {_unknown('section', section, sections)}")
+        for key, value in table.items():
+            name = f"{section}.{key}"
+            if name not in settings:
+                raise ConfigError(f"{path}: {_unknown('setting', name, settings)}")
+            if name in _ENVIRONMENT_ONLY:
+                raise ConfigError(
+                    f"{path}: `{name}` is taken from {settings[name].environment_name} only"
+                )
+            found[name] = value
+    return found
+
+
+def _read_environment(
+    environment: Mapping[str, str], settings: Mapping[str, Setting]
+) -> dict[str, Any]:
+    """Take every variable with our prefix; lists are separated by commas."""
+    by_variable = {setting.environment_name: setting for setting in settings.values()}
+    found: dict[str, Any] = {}
+    for variable, text in environment.items():
+        if not variable.startswith(ENVIRONMENT_PREFIX):
+            continue
+        setting = by_variable.get(variable)
+        if setting is None:
+            raise ConfigError(_unknown("environment variable", variable, by_variable))
+        is_list = get_origin(setting.type) is tuple
+        found[setting.name] = (
+            [part.strip() for part in text.split(",") if part.strip()] if is_list else text
+        )
+    return found
+
+
+def _require_all(tables: Mapping[str, Mapping[str, Any]], settings: Mapping[str, Setting]) -> None:
+    """Name every setting that is missing at once, not one a start."""
+    missing = [
+        setting
+        for setting in settings.values()
+        if setting.is_required
+        and setting.name.partition(".")[2] not in tables.get(setting.name.partition(".")[0], {})
+    ]
+    if missing:
+        names = ", ".join(f"`{setting.name}`" for setting in missing)
+        raise ConfigError(
+            f"missing: {names} (in the file, or as {missing[0].environment_name} and so on)"
+        )
+
+
+def _decode(kind: type, value: Any) -> Any:
+    if kind is Secret and isinstance(value, str):
+        return Secret(value)
+    raise ValueError("Expected `str`")
+
+
+def _explain(error: msgspec.ValidationError) -> str:
+    """Turn `... - at `$.payment.secrets`` into a sentence that begins with the setting."""
+    text, _, where = str(error).rpartition(" - at `$.")
+    return f"`{where.rstrip('`')}`: {text}" if text else str(error)
+
+
+def _unknown(what: str, name: str, known: Any) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    hint = f"; did you mean `{near[0]}`?" if near else ""
+    return f"unknown {what} `{name}`{hint}"
+
+
+def _description(hint: Any) -> str:
+    for extra in get_args(hint)[1:]:
+        if isinstance(extra, msgspec.Meta) and extra.description:
+            return extra.description
+    return ""

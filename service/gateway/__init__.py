@@ -1,0 +1,1 @@
+"""The paid reverse proxy in front of an inference server."""

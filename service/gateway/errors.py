@@ -1,0 +1,39 @@
+"""What can go wrong between the gateway and the model server. None of it is ever charged."""
+
+from channel.errors import OperatorError, PeerError
+
+__all__ = ["NotServedError", "RequestTooLargeError", "UpstreamError", "UpstreamTimeoutError"]
+
+
+class UpstreamError(OperatorError):
+    """The model server cannot be reached, broke off, or answered what cannot be priced."""
+
+    status = 502
+    problem_type = "upstream-failed"
+    title = "Model Server Failed"
+
+
+class UpstreamTimeoutError(UpstreamError):
+    """The model server was silent for too long."""
+
+    status = 504
+    problem_type = "upstream-timeout"
+    title = "Model Server Timeout"
+
+
+class NotServedError(PeerError):
+    """The gateway does not offer this method and path."""
+
+    status = 404
+    problem_type = "not-found"
+    title = "Not Found"
+    offers_challenge = False
+
+
+class RequestTooLargeError(PeerError):
+    """The request's body is above the configured bound."""
+
+    status = 413
+    problem_type = "content-too-large"
+    title = "Content Too Large"
+    offers_challenge = False

@@ -1,0 +1,380 @@
+"""Every setting of the program: name, type, bounds, default and what it is for.
+
+One frozen struct a section. `docs/configuration.md` is written from this file, and a test
+compares the two. Values are checked here as far as they can be without a node or a file;
+`service.wiring` checks the rest before anything is served.
+"""
+
+import re
+from typing import Annotated, Final, Literal
+from urllib.parse import urlsplit
+
+import msgspec
+from msgspec import Meta
+
+from channel.limits import (
+    CHALLENGE_LIFETIME_S,
+    GRACE_PERIOD_S_MIN,
+    RESERVATION_LEASE_S,
+    RESERVATION_STEP_UNITS,
+    SECRET_BYTES_MIN,
+    STREAM_PAUSE_S_MAX,
+)
+
+__all__ = [
+    "Chain",
+    "Config",
+    "Ledger",
+    "Listen",
+    "Payee",
+    "Payment",
+    "Price",
+    "Secret",
+    "Settlement",
+    "Upstream",
+]
+
+DEVELOPMENT_CHAINS: Final = frozenset({1337, 31337})
+"""Chains whose money is worth nothing: the only ones on which a bare key is taken."""
+
+_INT64_MAX: Final = 2**63 - 1
+_TOKENS_MAX: Final = 10**9
+_PRICE_MAX: Final = 10**18  # a billion tokens at this price still fit `uint128`
+_FREE_PATH: Final = re.compile(r"(GET|HEAD) /[!-~]*")
+
+HexAddress = Annotated[str, Meta(pattern=r"^0x[0-9a-fA-F]{40}$")]
+Positive = Annotated[int, Meta(ge=1, le=_INT64_MAX)]
+
+
+class Secret:
+    """A text that is never printed: not by `repr`, `str`, a log or a trace (F-103)."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def reveal(self) -> str:
+        """Return the text, for the one place that needs it."""
+        return self._text
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and self._text == other._text
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
+    def __repr__(self) -> str:
+        return "Secret(...)"
+
+
+class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One table of the file."""
+
+
+class Listen(_Section, frozen=True):
+    """Where the gateway answers."""
+
+    host: Annotated[str, Meta(description="Address to listen on.")] = "127.0.0.1"
+    port: Annotated[
+        int, Meta(ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    ] = 8402
+    shutdown_s: Annotated[
+        float,
+        Meta(
+            gt=0,
+            description="How long running answers may take to end after SIGTERM. Streams end at "
+            "once, each with its final receipt.",
+        ),
+    ] = 10.0
+
+
+class Upstream(_Section, frozen=True):
+    """The model server that does the work."""
+
+    url: Annotated[
+        str,
+        Meta(description="Base URL of an OpenAI-compatible server, without `/v1`."),
+    ]
+    api_key: Annotated[
+        Secret | None,
+        Meta(
+            description="Sent to the model server as `Authorization: Bearer`. Clients' own "
+            "`Authorization` is never passed on."
+        ),
+    ] = None
+    counts: Annotated[
+        Literal["chunks", "llama.cpp"],
+        Meta(
+            description="How units of a stream are counted. `chunks`: one content chunk is one "
+            "unit, for any server. `llama.cpp`: the server is asked for its own exact count of "
+            "tokens in every chunk (`timings_per_token`)."
+        ),
+    ] = "chunks"
+    free: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="What is passed on without payment. Everything else but "
+            "`POST /v1/chat/completions` is 404."
+        ),
+    ] = ("GET /v1/models", "GET /health")
+    max_tokens: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=_TOKENS_MAX,
+            description="Greatest number of output tokens one request may ask for.",
+        ),
+    ] = 4096
+    default_max_tokens: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=_TOKENS_MAX,
+            description="Bound given to a request that is not streamed and names none. "
+            "0 refuses such a request.",
+        ),
+    ] = 0
+    body_bytes_max: Annotated[Positive, Meta(description="Greatest request body, in bytes.")] = (
+        4 * 1024 * 1024
+    )
+    connect_timeout_s: Annotated[
+        float, Meta(gt=0, description="How long a connection to the model server may take.")
+    ] = 5.0
+    read_timeout_s: Annotated[
+        float,
+        Meta(gt=0, description="How long the model server may be silent before it is given up."),
+    ] = 120.0
+
+    def __post_init__(self) -> None:
+        _require_http_url("url", self.url)
+        for path in self.free:
+            if not _FREE_PATH.fullmatch(path):
+                raise ValueError(f"`free` holds {path!r}; write it as `GET /path`")
+        if self.default_max_tokens > self.max_tokens:
+            raise ValueError("`default_max_tokens` is above `max_tokens`")
+
+
+class Price(_Section, frozen=True):
+    """What an output token costs."""
+
+    per_unit: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=_PRICE_MAX,
+            description="Base units of the token for one unit of output: with a 6-decimal dollar "
+            "token 25 is $25 per million units.",
+        ),
+    ]
+
+
+class Payment(_Section, frozen=True):
+    """What clients are asked for, and how."""
+
+    realm: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            max_length=255,
+            description="Name of the protected service in every challenge, usually its host "
+            "name. Never taken from a request.",
+        ),
+    ]
+    secrets: Annotated[
+        tuple[Secret, ...],
+        Meta(
+            min_length=1,
+            description=f"Keys that bind challenges, at least {SECRET_BYTES_MIN} bytes each. The "
+            "first one signs; put a new one in front to rotate and drop the old one once its "
+            "challenges have expired. The same on every worker.",
+        ),
+    ]
+    challenge_lifetime_s: Annotated[
+        int, Meta(ge=30, le=86400, description="How long a challenge and its price hold.")
+    ] = CHALLENGE_LIFETIME_S
+    suggested_deposit: Annotated[
+        Positive | None,
+        Meta(
+            description="Deposit proposed to clients, in base units. A hint: their policy decides."
+        ),
+    ] = None
+    min_voucher_delta: Annotated[
+        int,
+        Meta(ge=0, le=_INT64_MAX, description="Least rise between two vouchers, in base units."),
+    ] = 0
+    reservation_step_units: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=4096,
+            description="Units a stream reserves ahead with one durable write. It is also the "
+            "most a client can pay for without receiving it when the gateway is killed.",
+        ),
+    ] = RESERVATION_STEP_UNITS
+    reservation_lease_s: Annotated[
+        int,
+        Meta(
+            ge=5,
+            le=3600,
+            description="After this long without a sign of life a stream's or request's "
+            "reservation is ended for it.",
+        ),
+    ] = RESERVATION_LEASE_S
+    pause_timeout_s: Annotated[
+        float,
+        Meta(
+            gt=0,
+            le=600,
+            description="How long a stream waits for the next voucher before it ends with its "
+            "receipt and the model server is stopped.",
+        ),
+    ] = float(STREAM_PAUSE_S_MAX)
+
+    def __post_init__(self) -> None:
+        if "|" in self.realm or not self.realm.isascii() or not self.realm.isprintable():
+            raise ValueError("`realm` must be printable ASCII without `|`")
+        for secret in self.secrets:
+            size = len(secret.reveal().encode())
+            if size < SECRET_BYTES_MIN:
+                raise ValueError(
+                    f"`secrets` holds one of {size} bytes; at least {SECRET_BYTES_MIN} are needed "
+                    "(python -c 'import secrets; print(secrets.token_urlsafe(32))')"
+                )
+
+
+class Chain(_Section, frozen=True):
+    """Where deposits are."""
+
+    rpc_url: Annotated[str, Meta(description="Node of the chain. Its answers are trusted.")]
+    id: Annotated[
+        Positive, Meta(description="Chain the node must be on, or the gateway does not start.")
+    ]
+    escrow: Annotated[HexAddress, Meta(description="Address of the session escrow.")]
+    token: Annotated[HexAddress, Meta(description="Address of the ERC-20 token paid in.")]
+    confirmations: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=1000,
+            description="Blocks, the transaction's own included, before an open or top-up counts.",
+        ),
+    ] = 1
+    grace_period_s_min: Annotated[
+        int,
+        Meta(
+            ge=GRACE_PERIOD_S_MIN,
+            description="Least grace period the escrow must give before a payer can withdraw.",
+        ),
+    ] = GRACE_PERIOD_S_MIN
+    rpc_timeout_s: Annotated[
+        float, Meta(gt=0, le=120, description="Deadline of one call to the node.")
+    ] = 10.0
+    fee_payer: Annotated[
+        bool,
+        Meta(
+            description="Offer to pay the payer's gas. Refused until the gateway can submit "
+            "openings itself."
+        ),
+    ] = False
+
+    def __post_init__(self) -> None:
+        _require_http_url("rpc_url", self.rpc_url)
+        if self.fee_payer:
+            raise ValueError(
+                "`fee_payer` cannot be promised: this version submits no opening for a payer"
+            )
+
+
+class Payee(_Section, frozen=True):
+    """Who is paid, and with which key channels are settled and closed."""
+
+    address: Annotated[HexAddress, Meta(description="Address that is paid.")]
+    keystore_file: Annotated[
+        str | None, Meta(description="Encrypted key of the payee (Web3 secret storage, JSON).")
+    ] = None
+    password_file: Annotated[
+        str | None, Meta(description="File whose first line decrypts the keystore.")
+    ] = None
+    key: Annotated[
+        Secret | None,
+        Meta(
+            description="The payee's key in hexadecimal, for development chains "
+            "(31337, 1337) only, and from the environment only."
+        ),
+    ] = None
+
+    def __post_init__(self) -> None:
+        if (self.keystore_file is None) != (self.password_file is None):
+            raise ValueError("`keystore_file` and `password_file` go together")
+        if (self.keystore_file is None) == (self.key is None):
+            raise ValueError("give either `keystore_file` with `password_file`, or `key`")
+
+
+class Ledger(_Section, frozen=True):
+    """Where the books are kept."""
+
+    url: Annotated[
+        str,
+        Meta(
+            description="`sqlite:///absolute/path.db` for one gateway process, "
+            "`postgresql://...` for several. Never in memory."
+        ),
+    ]
+
+    def __post_init__(self) -> None:
+        if ":memory:" in self.url or "mode=memory" in self.url or self.url == "sqlite://":
+            raise ValueError("`url` names a ledger in memory: a restart would lose what is owed")
+        if not self.url.startswith(("sqlite:///", "postgresql://", "postgres://")):
+            raise ValueError("`url` must begin with sqlite:/// or postgresql://")
+
+
+class Settlement(_Section, frozen=True):
+    """Watching the chain and closing in time."""
+
+    sweep_interval_s: Annotated[
+        float,
+        Meta(
+            gt=0,
+            le=GRACE_PERIOD_S_MIN / 10,
+            description="How often every open channel is read from the chain, to see a requested "
+            "close far inside the grace period.",
+        ),
+    ] = 5.0
+    close_timeout_s: Annotated[
+        float,
+        Meta(
+            gt=0,
+            le=600,
+            description="How long a client's close waits to be mined before it is told to ask "
+            "again.",
+        ),
+    ] = 30.0
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All settings of one gateway. It exists only when every one of them is in range."""
+
+    upstream: Upstream
+    price: Price
+    payment: Payment
+    chain: Chain
+    payee: Payee
+    ledger: Ledger
+    listen: Listen = Listen()
+    settlement: Settlement = Settlement()
+
+    def __post_init__(self) -> None:
+        if self.payee.key is not None and self.chain.id not in DEVELOPMENT_CHAINS:
+            raise ValueError(
+                f"`payee.key` is taken on development chains only, and this is chain "
+                f"{self.chain.id}; use a keystore"
+            )
+
+
+def _require_http_url(name: str, url: str) -> None:
+    parts = urlsplit(url)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise ValueError(f"`{name}` must be an http or https URL")
+    if parts.query or parts.fragment:
+        raise ValueError(f"`{name}` must have neither query nor fragment")
