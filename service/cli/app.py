@@ -1,0 +1,52 @@
+"""The program's commands, and how it ends.
+
+Exit codes: 0 done; 1 failed; 2 wrong usage or settings; 130 interrupted. An error of ours is one
+line on standard error. Anything else is a bug, and the only thing that shows a traceback.
+"""
+
+import sys
+from typing import Final
+
+import click
+import typer
+
+from channel.errors import ConfigError, MppSessionError
+from service.cli import channels, demo, devnet, gateway, pay
+from service.cli.output import REPORT, print_error
+
+__all__ = ["APP", "main"]
+
+APP: Final = typer.Typer(
+    name="mpp-session",
+    help="Payment channels for AI agents and inference providers.",
+    epilog="Try it: mpp-session demo",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for _group in (demo, devnet, gateway, pay, channels):
+    APP.command(_group.NAME)(_group.command)
+
+
+def main() -> None:
+    """Run the program and end it with its exit code."""
+    sys.exit(_run())
+
+
+def _run() -> int:
+    try:
+        result = APP(standalone_mode=False)
+    except click.ClickException as error:
+        error.show(sys.stderr)
+        return 2
+    except ConfigError as error:
+        print_error(error)
+        return 2
+    except MppSessionError as error:
+        print_error(error)
+        return 1
+    except (click.Abort, KeyboardInterrupt):
+        REPORT.print("interrupted")
+        return 130
+    return result if isinstance(result, int) else 0

@@ -1,0 +1,7 @@
+"""."""
+
+NAME = "channels"
+
+
+def command() -> None:
+    """."""

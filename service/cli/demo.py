@@ -1,0 +1,7 @@
+"""."""
+
+NAME = "demo"
+
+
+def command() -> None:
+    """."""

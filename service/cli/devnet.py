@@ -1,0 +1,83 @@
+"""`mpp-session devnet`: a local chain with everything deployed."""
+
+import asyncio
+import enum
+import signal
+import time
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from service.cli.output import OUT, print_json, step
+from settlement.devnet import Devnet, DevnetValues
+
+__all__ = ["NAME", "command"]
+
+NAME: Final = "devnet"
+
+
+class Token(enum.StrEnum):
+    """Which dollar is deployed."""
+
+    DUSD = "dusd"
+    USDC = "usdc"
+
+
+def command(
+    token: Annotated[
+        Token, typer.Option(help="A small dollar of our own, or Circle's real USDC (from npm).")
+    ] = Token.DUSD,
+    port: Annotated[int, typer.Option(help="Port of the chain; 0 takes a free one.")] = 8545,
+    out: Annotated[
+        Path, typer.Option(help="Where addresses and keys are written, readable by you alone.")
+    ] = Path("devnet.json"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print the file's contents.")] = False,  # noqa: FBT002
+) -> None:
+    """Start a local chain with escrow, token, Permit2 and funded accounts. Ends with Ctrl-C.
+
+    The accounts' keys are public: use them for nothing but this chain.
+
+    \b
+    mpp-session devnet
+    mpp-session devnet --token usdc --port 0 --out /tmp/devnet.json
+    """  # noqa: D301 -- \b keeps the examples' lines apart
+    asyncio.run(_run(token, port, out, as_json=as_json))
+
+
+async def _run(token: Token, port: int, out: Path, *, as_json: bool) -> None:
+    began = time.monotonic()
+    stopping = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    async with Devnet.start(token=token.value, port=port, progress=_progress(began)) as devnet:
+        await asyncio.to_thread(devnet.values.write, out)
+        step("Devnet is ready", time.monotonic() - began)
+        try:
+            _print(devnet.values, out, as_json=as_json)
+            await stopping.wait()
+        finally:
+            await asyncio.to_thread(out.unlink, missing_ok=True)
+
+
+def _print(values: DevnetValues, out: Path, *, as_json: bool) -> None:
+    if as_json:
+        print_json(values)
+        return
+    table = Table.grid(padding=(0, 2))
+    table.add_row("chain", f"{values.rpc_url} (chain id {values.chain_id})")
+    table.add_row("escrow", "0x" + values.escrow.hex())
+    table.add_row(values.token_symbol, "0x" + values.token.hex())
+    for name, account in values.accounts.items():
+        table.add_row(name, "0x" + account.address.hex())
+    OUT.print(table)
+    OUT.print(Text(f"\nKeys are in {out}. In another shell:\n"))
+    OUT.print(Text(f"  mpp-session gateway --devnet {out} --upstream http://127.0.0.1:8080"))
+    OUT.print(Text(f"  mpp-session pay http://127.0.0.1:8402 --devnet {out} --prompt 'Hello'"))
+    OUT.print(Text("\nCtrl-C stops the chain."))
+
+
+def _progress(began: float):  # noqa: ANN202
+    return lambda what: step(what, time.monotonic() - began)

@@ -1,0 +1,7 @@
+"""."""
+
+NAME = "gateway"
+
+
+def command() -> None:
+    """."""

@@ -1,0 +1,68 @@
+"""What people and programs read: amounts, lines, errors, JSON.
+
+Results go to standard output, everything else to standard error, so that a pipe gets results
+alone. Colours and moving lines appear on a terminal only.
+"""
+
+import sys
+from typing import Any, Final
+
+import msgspec
+from rich.console import Console
+from rich.text import Text
+
+from channel.errors import MppSessionError
+from service.errors import ChildError
+
+__all__ = ["OUT", "REPORT", "TokenUnit", "print_error", "print_json", "step"]
+
+OUT: Final = Console(highlight=False, soft_wrap=True)
+REPORT: Final = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+class TokenUnit(msgspec.Struct, frozen=True):
+    """How amounts of a token are written for people."""
+
+    symbol: str
+    decimals: int
+
+    def format(self, amount: int, *, signed: bool = False) -> str:
+        """Return base units as a decimal of the whole token, exactly: no rounding, ever."""
+        sign = "-" if amount < 0 else "+" if signed else ""
+        whole, part = divmod(abs(amount), 10**self.decimals)
+        decimals = f".{part:0{self.decimals}d}" if self.decimals else ""
+        return f"{sign}{whole:,}{decimals} {self.symbol}"
+
+
+def print_json(value: Any) -> None:
+    """Write one JSON document to standard output; bytes as 0x-prefixed hexadecimal."""
+    document = msgspec.json.format(msgspec.json.encode(_plain(value)), indent=2)
+    sys.stdout.write(document.decode() + "\n")
+    sys.stdout.flush()
+
+
+def print_error(error: MppSessionError) -> None:
+    """Write an error as one line, followed by a failed program's last words."""
+    line = Text("error: ", style="bold red")
+    line.append(" ".join(str(error).split()) or type(error).__name__, style="default")
+    REPORT.print(line)
+    if isinstance(error, ChildError) and error.log_tail:
+        REPORT.print(Text(error.log_tail, style="dim"))
+
+
+def step(what: str, seconds: float) -> None:
+    """Write one progress line: what was done and how long it took."""
+    REPORT.print(Text(f"{what:.<60} {seconds:5.1f} s"))
+
+
+def _plain(value: Any) -> Any:
+    """Amounts become strings as on the wire: JSON readers lose integers above 2**53."""
+    if isinstance(value, bytes):
+        return "0x" + value.hex()
+    if isinstance(value, dict):
+        return {name: _plain(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, msgspec.Struct):
+        return {name: _plain(getattr(value, name)) for name in value.__struct_fields__}
+    return value

@@ -1,0 +1,7 @@
+"""."""
+
+NAME = "pay"
+
+
+def command() -> None:
+    """."""
