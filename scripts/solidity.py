@@ -5,6 +5,8 @@ The compiler is the npm package solc (soljson) behind `contracts/toolchain/solc`
 bytes: sources are inlined under logical names, and no metadata is appended.
 """
 
+import hashlib
+import json
 import os
 import posixpath
 import re
@@ -21,6 +23,7 @@ OPTIMIZER_RUNS: Final = 1_000_000
 
 CONTRACTS: Final = Path(__file__).resolve().parent.parent / "contracts"
 NODE_MODULES: Final = CONTRACTS / "node_modules"
+CACHE: Final = CONTRACTS.parent / ".cache" / "solidity"
 OUTPUTS: Final = (
     "abi",
     "evm.bytecode.object",
@@ -46,13 +49,12 @@ def read_sources(
     roots: Iterable[str], remappings: dict[str, Path] | None = None
 ) -> dict[str, dict[str, str]]:
     """Every source reachable from `roots` (paths under contracts/), by logical name, sorted."""
-    prefixes = {"@": NODE_MODULES / "@", **(remappings or {})}
     pending, sources = list(roots), dict[str, dict[str, str]]()
     while pending:
         name = pending.pop()
         if name in sources:
             continue
-        text = _locate(name, prefixes).read_text(encoding="utf-8")
+        text = _locate(name, remappings or {}).read_text(encoding="utf-8")
         sources[name] = {"content": text}
         for target in _IMPORT.findall(text):
             is_relative = target.startswith(".")
@@ -87,12 +89,29 @@ def compile_contracts(
         "sources": read_sources(roots, remappings),
         "settings": settings,
     }
-    answer = solcx.compile_standard(request, solc_binary=find_solc(version))
-    return {name: out for root in roots for name, out in answer["contracts"][root].items()}
+    return {
+        name: output
+        for contracts in _compile(request, version).values()
+        for name, output in contracts.items()
+    }
 
 
-def _locate(name: str, prefixes: dict[str, Path]) -> Path:
-    for prefix, home in prefixes.items():
+def _compile(request: dict[str, Any], version: str) -> dict[str, Any]:
+    """Ask the compiler once for each distinct question; answers are kept in .cache."""
+    asked = json.dumps([request, version], sort_keys=True).encode()
+    kept = CACHE / f"{hashlib.sha256(asked).hexdigest()}.json"
+    if not kept.exists():
+        answer = solcx.compile_standard(request, solc_binary=find_solc(version))
+        CACHE.mkdir(parents=True, exist_ok=True)
+        unique = kept.with_suffix(f".{os.getpid()}")
+        unique.write_text(json.dumps(answer["contracts"]), encoding="utf-8")
+        unique.rename(kept)
+    contracts: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
+    return contracts
+
+
+def _locate(name: str, remappings: dict[str, Path]) -> Path:
+    for prefix, folder in remappings.items():
         if name.startswith(prefix):
-            return Path(f"{home}{name.removeprefix(prefix)}")
-    return CONTRACTS / name
+            return folder / name.removeprefix(prefix)
+    return (NODE_MODULES if name.startswith("@") else CONTRACTS) / name

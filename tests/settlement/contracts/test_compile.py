@@ -11,8 +11,11 @@ SCRIPT = Path(solidity.__file__).with_name("compile")
 
 
 @pytest.mark.timeout(300)
-def test_artifacts_are_what_the_sources_compile_to() -> None:
-    """Recompiles everything under contracts/src and compares whole files."""
+def test_artifacts_are_what_the_sources_compile_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Recompiles everything under contracts/src, from nothing, and compares whole files."""
+    monkeypatch.setattr(solidity, "CACHE", tmp_path)
     script = runpy.run_path(str(SCRIPT))
     outputs = solidity.compile_contracts(f"src/{name}.sol" for name in script["NAMES"])
     for name in script["NAMES"]:
