@@ -4,6 +4,7 @@ import asyncio
 import enum
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -79,5 +80,5 @@ def _print(values: DevnetValues, out: Path, *, as_json: bool) -> None:
     OUT.print(Text("\nCtrl-C stops the chain."))
 
 
-def _progress(began: float):  # noqa: ANN202
+def _progress(began: float) -> Callable[[str], None]:
     return lambda what: step(what, time.monotonic() - began)
