@@ -79,7 +79,8 @@ def prepare(*groups: str) -> None:
     Ends the program with one line on standard error when something cannot be had.
     """
     _require_python()
-    wanted = list(dict.fromkeys(step for group in groups for step in GROUPS[group]))
+    steps = dict.fromkeys(step for group in groups for step in GROUPS[group])
+    wanted = [step for step in steps if INCLUDED_IN.get(step) not in steps]
     try:
         if not _all_ready(wanted):
             with _one_at_a_time():
