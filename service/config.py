@@ -10,7 +10,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, get_args, get_origin, get_type_hints
+from typing import Any, Final, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -29,6 +29,7 @@ class Setting(msgspec.Struct, frozen=True):
     name: str
     """`section.setting`."""
     type: Any
+    """As annotated, bounds included."""
     default: Any
     """`msgspec.NODEFAULT` when it must be given."""
     description: str
@@ -52,8 +53,7 @@ def list_settings() -> dict[str, Setting]:
         for field in msgspec.structs.fields(section.type):
             name = f"{section.name}.{field.name}"
             hint = hints[field.name]
-            bare = get_args(hint)[0] if get_origin(hint) is Annotated else hint
-            found[name] = Setting(name, bare, field.default, _description(hint))
+            found[name] = Setting(name, hint, field.default, _description(hint))
     return found
 
 
@@ -130,7 +130,7 @@ def _read_environment(
         setting = by_variable.get(variable)
         if setting is None:
             raise ConfigError(_unknown("environment variable", variable, by_variable))
-        is_list = get_origin(setting.type) is tuple
+        is_list = get_origin(get_args(setting.type)[0]) is tuple
         found[setting.name] = (
             [part.strip() for part in text.split(",") if part.strip()] if is_list else text
         )

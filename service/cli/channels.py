@@ -1,7 +1,11 @@
-"""."""
+"""`mpp-session channels`."""
 
-NAME = "channels"
+from typing import Final
+
+__all__ = ["NAME", "command"]
+
+NAME: Final = "channels"
 
 
 def command() -> None:
-    """."""
+    """Say nothing yet."""

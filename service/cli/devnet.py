@@ -15,7 +15,7 @@ from rich.text import Text
 from service.cli.output import OUT, print_json, step
 from settlement.devnet import Devnet, DevnetValues
 
-__all__ = ["NAME", "command"]
+__all__ = ["NAME", "Token", "command"]
 
 NAME: Final = "devnet"
 

@@ -1,7 +1,11 @@
-"""."""
+"""`mpp-session gateway`."""
 
-NAME = "gateway"
+from typing import Final
+
+__all__ = ["NAME", "command"]
+
+NAME: Final = "gateway"
 
 
 def command() -> None:
-    """."""
+    """Say nothing yet."""

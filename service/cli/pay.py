@@ -1,7 +1,11 @@
-"""."""
+"""`mpp-session pay`."""
 
-NAME = "pay"
+from typing import Final
+
+__all__ = ["NAME", "command"]
+
+NAME: Final = "pay"
 
 
 def command() -> None:
-    """."""
+    """Say nothing yet."""

@@ -10,7 +10,7 @@ from typing import Final
 
 from service.errors import ChildError
 
-__all__ = ["Child", "run_child"]
+__all__ = ["Child", "run_child", "tail"]
 
 _POLL_S: Final = 0.02
 _STOP_TIMEOUT_S: Final = 10.0
