@@ -35,6 +35,8 @@ class Reservation(msgspec.Struct, frozen=True, gc=False):
     amount: int
     lease_expires_at: int
     """Unix seconds after which the owner counts as dead."""
+    is_replaced: bool = False
+    """A newer stream took over: what is held may still be spent, but is not filled up again."""
 
 
 class LadderVoucher(msgspec.Struct, frozen=True, gc=False):
@@ -71,8 +73,6 @@ class ChannelState(msgspec.Struct, frozen=True):
     active_at: int
     """Unix seconds of the last voucher that raised `accepted`."""
     reservations: tuple[Reservation, ...] = ()
-    live_stream: bytes = b""
-    """Reservation of the stream that replaced all others; empty when none has to yield."""
     is_closing: bool = False
     """A close has begun: nothing new is accepted or reserved."""
     closing_with: LadderVoucher | None = None

@@ -172,18 +172,16 @@ def _reserve(state: ChannelState, command: c.Reserve) -> ChannelState:
         cost = command.unit_price * command.units_min
         raise _insufficient(state, cost, command.min_voucher_delta)
     held = Reservation(command.reservation_id, command.kind, amount, command.lease_expires_at)
-    replaces = is_stream and command.stream_policy is c.StreamPolicy.REPLACE
-    return replace(
-        state,
-        reservations=(*state.reservations, held),
-        live_stream=command.reservation_id if replaces else state.live_stream,
-    )
+    running = state.reservations
+    if is_stream and command.stream_policy is c.StreamPolicy.REPLACE:
+        running = tuple([_replaced(other) for other in running])
+    return replace(state, reservations=(*running, held))
 
 
 def _extend(state: ChannelState, command: c.Extend) -> ChannelState:
     require_open(state)
     held = _require_reservation(state, command.reservation_id)
-    if state.live_stream not in (b"", command.reservation_id):
+    if held.is_replaced:
         raise StreamReplacedError("A newer stream on this channel took over.")
     missing = command.units_max - held.amount // command.unit_price
     amount = _covered(state, command.unit_price, 1, missing) if missing > 0 else 0
@@ -335,6 +333,12 @@ def _has_stream(state: ChannelState) -> bool:
     return any(held.kind is ReservationKind.STREAM for held in state.reservations)
 
 
+def _replaced(held: Reservation) -> Reservation:
+    """A stream that was replaced stays so, also after its successor has ended (ACC-06)."""
+    is_stream = held.kind is ReservationKind.STREAM
+    return replace(held, is_replaced=True) if is_stream else held
+
+
 def _with_reservation(state: ChannelState, changed: Reservation) -> ChannelState:
     return replace(
         state,
@@ -348,11 +352,8 @@ def _with_reservation(state: ChannelState, changed: Reservation) -> ChannelState
 
 
 def _without_reservation(state: ChannelState, ended: Reservation) -> ChannelState:
-    return replace(
-        state,
-        reservations=tuple([held for held in state.reservations if held is not ended]),
-        live_stream=b"" if state.live_stream == ended.reservation_id else state.live_stream,
-    )
+    kept = [held for held in state.reservations if held is not ended]
+    return replace(state, reservations=tuple(kept))
 
 
 # Keyed by the command's own type: a command without a rule is a KeyError in the first test.

@@ -1,0 +1,168 @@
+"""One batch, decided: what was read goes in, what is to be written and answered comes out.
+
+Both backends read the rows a batch needs, call `decide`, write what changed, and commit. All
+decisions are `channel.state`'s; here is only their order (IDEM-05, decision 7).
+"""
+
+from collections.abc import Iterable
+
+import msgspec
+
+from channel.errors import (
+    ChannelNotFoundError,
+    InvariantError,
+    ProblemError,
+    VerificationFailedError,
+)
+from channel.ledger.interface import (
+    Applied,
+    ClaimRequest,
+    ConsumeProof,
+    ForgetRequest,
+    RequestUpdate,
+    StoreResponse,
+)
+from channel.state.channel_state import ChannelState
+from channel.state.commands import Command
+from channel.state.requests import RequestRecord, StoredResponse, decide_request
+from channel.state.transitions import transition
+from channel.types import ChannelKey, TxHash
+
+__all__ = ["Books", "Job", "ProofId", "RequestId", "decide", "proof_id", "request_id"]
+
+
+class Job(msgspec.Struct, frozen=True):
+    """One call of `Ledger.apply`."""
+
+    key: ChannelKey
+    commands: tuple[Command, ...]
+    request: RequestUpdate | None = None
+    proof: ConsumeProof | None = None
+
+
+class RequestId(msgspec.Struct, frozen=True, gc=False):
+    """Which idempotency row (AMB-11)."""
+
+    key: ChannelKey
+    route: str
+    idempotency_key: str
+
+
+class ProofId(msgspec.Struct, frozen=True, gc=False):
+    """Which log of which transaction on which chain."""
+
+    chain_id: int
+    tx_hash: TxHash
+    log_index: int
+
+
+class Books:
+    """What a batch has read, and beside it what it has changed.
+
+    The backend fills the first three before `decide` and writes the last three after it. They
+    are worth nothing until the commit has succeeded.
+    """
+
+    def __init__(self) -> None:
+        self.states: dict[ChannelKey, ChannelState] = {}
+        self.requests: dict[RequestId, RequestRecord] = {}
+        self.proofs: dict[ProofId, ChannelKey] = {}
+        self.changed_states: dict[ChannelKey, ChannelState] = {}
+        self.changed_requests: dict[RequestId, RequestRecord | None] = {}
+        self.consumed: dict[ProofId, ChannelKey] = {}
+
+
+def request_id(key: ChannelKey, request: RequestUpdate) -> RequestId:
+    """Return which idempotency row an update touches."""
+    return RequestId(key, request.claim.route, request.claim.idempotency_key)
+
+
+def proof_id(key: ChannelKey, proof: ConsumeProof) -> ProofId:
+    """Return which row a proof is consumed by."""
+    return ProofId(key.chain_id, proof.tx_hash, proof.log_index)
+
+
+def decide(jobs: Iterable[Job], books: Books) -> list[Applied | Exception]:
+    """Run the jobs in order on `books`; return what each caller gets.
+
+    A job that fails changes nothing and harms no other job.
+    """
+    return [_decide_job(job, books) for job in jobs]
+
+
+def _decide_job(job: Job, books: Books) -> Applied | Exception:
+    try:
+        return _run_job(job, books)
+    except (ProblemError, InvariantError) as error:
+        return error.with_traceback(None)
+    except Exception as error:  # noqa: BLE001 - what a rule raises unforeseen is a bug of ours
+        return InvariantError(f"{type(error).__name__} in {_names(job)}: {error}")
+
+
+def _run_job(job: Job, books: Books) -> Applied:
+    before = books.states.get(job.key)
+    if isinstance(job.request, ClaimRequest):
+        record = books.requests.get(request_id(job.key, job.request))
+        try:
+            stored = decide_request(record, job.request.claim, before)
+        except ProblemError as error:
+            return _applied(before, error.with_traceback(None))
+        if stored is not None:
+            return _applied(before, None, stored)
+    if job.proof is not None:
+        _require_unused(job.key, job.proof, books)
+    state, refusal = _run_commands(before, job.commands)
+    result = _applied(state, refusal)
+    if state is not before:
+        books.states[job.key] = books.changed_states[job.key] = result.state
+    if job.proof is not None and (refusal is None or state is not before):
+        proof = proof_id(job.key, job.proof)
+        if proof not in books.proofs:
+            books.proofs[proof] = books.consumed[proof] = job.key
+    if job.request is not None and refusal is None:
+        _update_request(job.key, job.request, books)
+    return result
+
+
+def _run_commands(
+    state: ChannelState | None, commands: Iterable[Command]
+) -> tuple[ChannelState | None, ProblemError | None]:
+    """Return the state after the commands up to the first refusal, and that refusal."""
+    for command in commands:
+        try:
+            state = transition(state, command)
+        except ProblemError as error:
+            return state, error.with_traceback(None)
+    return state, None
+
+
+def _applied(
+    state: ChannelState | None,
+    refusal: ProblemError | None,
+    stored: StoredResponse | None = None,
+) -> Applied:
+    if state is None:
+        raise refusal or ChannelNotFoundError("The channel is not known here.")
+    return Applied(state, refusal, stored)
+
+
+def _require_unused(key: ChannelKey, proof: ConsumeProof, books: Books) -> None:
+    if books.proofs.get(proof_id(key, proof), key) != key:
+        raise VerificationFailedError("The transaction was taken as proof for another channel.")
+
+
+def _update_request(key: ChannelKey, update: RequestUpdate, books: Books) -> None:
+    row = request_id(key, update)
+    if not isinstance(update, ForgetRequest):
+        response = update.response if isinstance(update, StoreResponse) else None
+        record = RequestRecord(update.claim, response)
+        books.requests[row] = books.changed_requests[row] = record
+        return
+    known = books.requests.get(row)
+    if known is not None and known.claim.reservation_id == update.claim.reservation_id:
+        del books.requests[row]
+        books.changed_requests[row] = None
+
+
+def _names(job: Job) -> str:
+    return ", ".join(type(command).__name__ for command in job.commands)

@@ -1,0 +1,112 @@
+-- select_channel --
+-- One channel by its key.
+SELECT id, chain_id, escrow, channel_id, payer, payee, token, authorized_signer,
+       deposit, settled, close_requested_at, is_finalized, fact_block,
+       is_closing, closing_with, close_tx,
+       accepted, spent, published, active_at,
+       highest, at_or_below_spent, at_or_above_spent, reservations
+  FROM channel
+ WHERE chain_id = ? AND escrow = ? AND channel_id = ?
+
+-- select_page --
+-- Channels after a key, in key order.
+SELECT id, chain_id, escrow, channel_id, payer, payee, token, authorized_signer,
+       deposit, settled, close_requested_at, is_finalized, fact_block,
+       is_closing, closing_with, close_tx,
+       accepted, spent, published, active_at,
+       highest, at_or_below_spent, at_or_above_spent, reservations
+  FROM channel
+ WHERE (chain_id, escrow, channel_id) > (?, ?, ?)
+ ORDER BY chain_id, escrow, channel_id
+ LIMIT ?
+
+-- select_open_page --
+-- The same, without those that are finalized.
+SELECT id, chain_id, escrow, channel_id, payer, payee, token, authorized_signer,
+       deposit, settled, close_requested_at, is_finalized, fact_block,
+       is_closing, closing_with, close_tx,
+       accepted, spent, published, active_at,
+       highest, at_or_below_spent, at_or_above_spent, reservations
+  FROM channel
+ WHERE (chain_id, escrow, channel_id) > (?, ?, ?) AND is_finalized = 0
+ ORDER BY chain_id, escrow, channel_id
+ LIMIT ?
+
+-- select_leased --
+-- Keys of channels with a reservation whose lease ran out.
+SELECT chain_id, escrow, channel_id
+  FROM channel
+ WHERE lease_expires_at <= ?
+ ORDER BY lease_expires_at
+ LIMIT ?
+
+-- insert_channel --
+-- A channel seen for the first time.
+INSERT INTO channel (
+       reservations, lease_expires_at,
+       highest, at_or_below_spent, at_or_above_spent, accepted, spent, published, active_at,
+       deposit, settled, close_requested_at, is_finalized, fact_block,
+       is_closing, closing_with, close_tx,
+       chain_id, escrow, channel_id, payer, payee, token, authorized_signer)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+
+-- update_accounts --
+-- What a voucher or a payment changes, when no reservation begins or ends.
+UPDATE channel
+   SET reservations = ?,
+       highest = ?, at_or_below_spent = ?, at_or_above_spent = ?,
+       accepted = ?, spent = ?, published = ?, active_at = ?
+ WHERE id = ?
+
+-- update_leases --
+-- The same, with the indexed lease.
+UPDATE channel
+   SET reservations = ?, lease_expires_at = ?,
+       highest = ?, at_or_below_spent = ?, at_or_above_spent = ?,
+       accepted = ?, spent = ?, published = ?, active_at = ?
+ WHERE id = ?
+
+-- update_channel --
+-- All that can ever change.
+UPDATE channel
+   SET reservations = ?, lease_expires_at = ?,
+       highest = ?, at_or_below_spent = ?, at_or_above_spent = ?,
+       accepted = ?, spent = ?, published = ?, active_at = ?,
+       deposit = ?, settled = ?, close_requested_at = ?, is_finalized = ?, fact_block = ?,
+       is_closing = ?, closing_with = ?, close_tx = ?
+ WHERE id = ?
+
+-- select_request --
+-- What is known of an idempotency key.
+SELECT request_digest, reservation_id, claimed_at, expires_at, status, headers, body
+  FROM paid_request
+ WHERE channel = ? AND route = ? AND idempotency_key = ?
+
+-- upsert_request --
+-- A claim, or the answer to it.
+INSERT INTO paid_request (channel, route, idempotency_key, request_digest, reservation_id,
+                          claimed_at, expires_at, status, headers, body)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+    ON CONFLICT (channel, route, idempotency_key) DO UPDATE
+   SET request_digest = excluded.request_digest, reservation_id = excluded.reservation_id,
+       claimed_at = excluded.claimed_at, expires_at = excluded.expires_at,
+       status = excluded.status, headers = excluded.headers, body = excluded.body
+
+-- delete_request --
+-- The request was not served: its key may be used again.
+DELETE FROM paid_request WHERE channel = ? AND route = ? AND idempotency_key = ?
+
+-- delete_expired_requests --
+-- A bounded piece of the idempotency rows past their lifetime.
+DELETE FROM paid_request
+ WHERE id IN (SELECT id FROM paid_request WHERE expires_at <= ? LIMIT ?)
+
+-- select_proof --
+-- Whose proof a transaction's log is.
+SELECT channel.chain_id, channel.escrow, channel.channel_id
+  FROM consumed_proof JOIN channel ON channel.id = consumed_proof.channel
+ WHERE consumed_proof.chain_id = ? AND tx_hash = ? AND log_index = ?
+
+-- insert_proof --
+-- Take a transaction's log as evidence, once for ever.
+INSERT INTO consumed_proof (chain_id, tx_hash, log_index, channel) VALUES (?, ?, ?, ?)

@@ -1,0 +1,185 @@
+"""The ledger in one SQLite file: one gateway process, beside it the settler and the commands."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+from channel.errors import LedgerUnavailableError
+from channel.ledger import sqlite_books as sql
+from channel.ledger.batch import Job
+from channel.ledger.group_commit import GroupCommit
+from channel.ledger.interface import Applied, ConsumeProof, RequestUpdate
+from channel.ledger.sqlite_connection import ProcessLock, SqliteConnection, connect, is_fatal
+from channel.ledger.watching import Watcher, Watchers
+from channel.limits import (
+    CACHE_TRUSTED_S,
+    CHANNELS_CACHED_MAX,
+    CHANNELS_PER_PAGE_MAX,
+    LEDGER_POLL_S,
+    PRUNE_BATCH_MAX,
+)
+from channel.state.channel_state import ChannelState
+from channel.state.commands import Command, EndReservations, ExpireReservations
+from channel.types import ChannelKey
+
+__all__ = ["SqliteLedger"]
+
+_FAR_FUTURE: Final = 2**63 - 1
+
+
+class SqliteLedger:
+    """See `interface.Ledger`. Make one with `open`.
+
+    An exclusive ledger (the gateway's) answers `load` from memory when it has looked at the file
+    within `CACHE_TRUSTED_S`, so a commit of the settler may be seen that much later. What is
+    applied is always decided on the newest state.
+    """
+
+    def __init__(
+        self,
+        connection: SqliteConnection,
+        lock: ProcessLock | None,
+        *,
+        channels_cached_max: int = CHANNELS_CACHED_MAX,
+    ) -> None:
+        self._connection = connection
+        self._lock = lock
+        self._books = sql.SqliteBooks(channels_cached_max)
+        self._commits: GroupCommit[Job, Applied] = GroupCommit(self._commit)
+        self._watchers = Watchers()
+        self._poll: asyncio.Task[None] | None = None
+        self._looked_at = float("-inf")
+
+    @classmethod
+    async def open(cls, path: Path | str, *, exclusive: bool) -> "SqliteLedger":
+        """Open the ledger; `exclusive` for the gateway, which ends what its predecessor held.
+
+        Raises:
+            ConfigError: Another gateway has it open, it cannot be made durable, or a newer
+                version of this program wrote it.
+            LedgerUnavailableError: It was locked for longer than `LEDGER_BUSY_S`.
+        """
+        path = Path(path)
+        lock = None
+        if exclusive:
+            lock = ProcessLock(path.with_name(path.name + ".lock"))
+            await lock.acquire()
+        try:
+            ledger = cls(await connect(path), lock)
+        except BaseException:
+            if lock is not None:
+                lock.release()
+            raise
+        if exclusive:
+            try:
+                await ledger.end_all_reservations()
+            except BaseException:
+                await ledger.close()
+                raise
+        return ledger
+
+    async def load(self, key: ChannelKey) -> ChannelState | None:
+        """See `interface.Ledger.load`."""
+        if self._lock is not None and _now() - self._looked_at < CACHE_TRUSTED_S:
+            state = self._books.peek(key)
+            if state is not None:
+                return state
+        began = _now()
+        state = await self._connection.run(self._books.load, key)
+        self._looked_at = began
+        return state
+
+    async def apply(
+        self,
+        key: ChannelKey,
+        commands: Sequence[Command],
+        *,
+        request: RequestUpdate | None = None,
+        proof: ConsumeProof | None = None,
+    ) -> Applied:
+        """See `interface.Ledger.apply`."""
+        return await self._commits.submit(Job(key, tuple(commands), request, proof))
+
+    @asynccontextmanager
+    async def watch(self, key: ChannelKey) -> AsyncIterator[Watcher]:
+        """See `interface.Ledger.watch`."""
+        async with self._watchers.watch(key) as watcher:
+            if self._poll is None:
+                self._poll = asyncio.create_task(self._poll_for_others())
+            yield watcher
+
+    async def list_channels(
+        self, *, after: ChannelKey | None = None, limit: int = 1000, open_only: bool = False
+    ) -> list[ChannelState]:
+        """See `interface.Ledger.list_channels`."""
+        limit = min(limit, CHANNELS_PER_PAGE_MAX)
+        return await self._connection.run(sql.list_channels, after, limit, open_only=open_only)
+
+    async def expire_reservations(self, now: int) -> int:
+        """See `interface.Ledger.expire_reservations`."""
+        return await self._end_leased(now, ExpireReservations(now))
+
+    async def end_all_reservations(self) -> int:
+        """See `interface.Ledger.end_all_reservations`."""
+        return await self._end_leased(_FAR_FUTURE, EndReservations())
+
+    async def prune(self, now: int) -> int:
+        """See `interface.Ledger.prune`."""
+        dropped = 0
+        while True:
+            step = await self._connection.run(sql.prune, now)
+            dropped += step
+            if step < PRUNE_BATCH_MAX:
+                return dropped
+
+    async def close(self) -> None:
+        """See `interface.Ledger.close`."""
+        await self._commits.close()
+        if self._poll is not None:
+            self._poll.cancel()
+        await self._connection.close()
+        if self._lock is not None:
+            self._lock.release()
+
+    async def _commit(self, jobs: list[Job]) -> Sequence[Applied | Exception]:
+        began = _now()
+        try:
+            results, changed = await self._connection.run(self._books.write_batch, jobs)
+        except LedgerUnavailableError as error:
+            if is_fatal(error.__cause__):
+                self._commits.stop(error)
+            raise
+        self._looked_at = began
+        self._watchers.wake(changed)
+        return results
+
+    async def _end_leased(self, until: int, command: Command) -> int:
+        ended = 0
+        while True:
+            keys = await self._connection.run(sql.leased, until, CHANNELS_PER_PAGE_MAX)
+            await asyncio.gather(*[self.apply(key, [command]) for key in keys])
+            ended += len(keys)
+            if len(keys) < CHANNELS_PER_PAGE_MAX:
+                return ended
+
+    async def _poll_for_others(self) -> None:
+        """While anybody waits, look for commits of other processes: SQLite does not tell."""
+        try:
+            while len(self._watchers):
+                await asyncio.sleep(LEDGER_POLL_S)
+                began = _now()
+                try:
+                    is_foreign = await self._connection.run(self._books.has_foreign_commit)
+                except LedgerUnavailableError:
+                    is_foreign = True
+                self._looked_at = began
+                if is_foreign:
+                    self._watchers.wake_all()
+        finally:
+            self._poll = None
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

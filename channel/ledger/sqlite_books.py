@@ -1,0 +1,254 @@
+"""What runs in the SQLite thread: read rows, call `decide`, write rows, commit.
+
+One object belongs to one connection and is used by its thread alone, `peek` excepted.
+"""
+
+import sqlite3
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from typing import Any, Final
+
+from channel.errors import InvariantError
+from channel.ledger.batch import Books, Job, RequestId, decide, proof_id, request_id
+from channel.ledger.cache import Cache
+from channel.ledger.interface import Applied, StoreResponse
+from channel.ledger.queries import load_queries
+from channel.ledger.rows import (
+    account_values,
+    chain_values,
+    channel_from_row,
+    earliest_lease,
+    encode_reservations,
+    key_values,
+    request_from_row,
+    request_values,
+    term_values,
+)
+from channel.limits import CHANNELS_CACHED_MAX, PRUNE_BATCH_MAX
+from channel.state.channel_state import ChannelState
+from channel.types import Address, ChannelId, ChannelKey
+
+__all__ = ["SqliteBooks"]
+
+_SQL: Final = load_queries("sqlite")
+
+Written = tuple[list[Applied | Exception], Iterable[ChannelKey]]
+
+
+class SqliteBooks:
+    """The rows of one database, and the states of its channels that were used last.
+
+    A state in memory is trusted only inside a transaction that has found `PRAGMA data_version`
+    unchanged: somebody else may write to the file too (decision 9).
+    """
+
+    def __init__(self, channels_cached_max: int = CHANNELS_CACHED_MAX) -> None:
+        self._cache: Cache[ChannelKey, tuple[int, ChannelState]] = Cache(channels_cached_max)
+        self._data_version = -1
+
+    def peek(self, key: ChannelKey) -> ChannelState | None:
+        """Return a state as it was durable when last seen. Safe from any thread."""
+        found = self._cache.peek(key)
+        return None if found is None else found[1]
+
+    def has_foreign_commit(self, connection: sqlite3.Connection) -> bool:
+        """Whether somebody else committed since the last look; then memory is forgotten."""
+        version = connection.execute("PRAGMA data_version").fetchone()[0]
+        if version == self._data_version:
+            return False
+        self._data_version = version
+        self._cache.clear()
+        return True
+
+    def load(self, connection: sqlite3.Connection, key: ChannelKey) -> ChannelState | None:
+        """Return a channel as it is on disk."""
+        self.has_foreign_commit(connection)
+        found = self._find(connection, key)
+        return None if found is None else found[1]
+
+    def write_batch(self, connection: sqlite3.Connection, jobs: Sequence[Job]) -> Written:
+        """Run a batch in one transaction; return what each caller gets, and what changed.
+
+        Returning means committed; raising means that nothing was, and nothing is remembered.
+        """
+        books = Books()
+        ids: dict[ChannelKey, int] = {}
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            self.has_foreign_commit(connection)
+            broken = self._read(connection, jobs, books, ids)
+            before = dict(books.states)
+            results = decide([job for job in jobs if job.key not in broken], books)
+            self._write(connection, books, before, ids)
+            connection.execute("COMMIT")
+        except BaseException:
+            self._cache.clear()
+            with suppress(sqlite3.Error):
+                connection.execute("ROLLBACK")
+            raise
+        for key, state in books.changed_states.items():
+            self._cache.put(key, (ids[key], state))
+        if broken:
+            decided = iter(results)
+            results = [broken.get(job.key) or next(decided) for job in jobs]
+        return results, books.changed_states
+
+    def _read(
+        self,
+        connection: sqlite3.Connection,
+        jobs: Sequence[Job],
+        books: Books,
+        ids: dict[ChannelKey, int],
+    ) -> dict[ChannelKey, Exception]:
+        """Fill `books`; return the channels whose rows cannot be read."""
+        broken: dict[ChannelKey, Exception] = {}
+        for job in jobs:
+            if job.key not in ids:
+                try:
+                    found = self._find(connection, job.key)
+                except InvariantError as error:
+                    broken[job.key] = error
+                    continue
+                if found is not None:
+                    ids[job.key], books.states[job.key] = found
+            if job.request is not None and not isinstance(job.request, StoreResponse):
+                row = request_id(job.key, job.request)
+                self._read_request(connection, row, books, ids)
+            if job.proof is not None:
+                proof = proof_id(job.key, job.proof)
+                columns = (proof.chain_id, proof.tx_hash, proof.log_index)
+                owner = connection.execute(_SQL["select_proof"], columns).fetchone()
+                if owner is not None:
+                    books.proofs[proof] = _key(owner)
+        return broken
+
+    def _find(
+        self, connection: sqlite3.Connection, key: ChannelKey
+    ) -> tuple[int, ChannelState] | None:
+        found = self._cache.get(key)
+        if found is None:
+            row = connection.execute(_SQL["select_channel"], key_values(key)).fetchone()
+            if row is not None:
+                found = channel_from_row(row)
+                self._cache.put(key, found)
+        return found
+
+    def _read_request(
+        self,
+        connection: sqlite3.Connection,
+        row: RequestId,
+        books: Books,
+        ids: dict[ChannelKey, int],
+    ) -> None:
+        channel = ids.get(row.key)
+        if channel is None or row in books.requests:
+            return
+        columns = (channel, row.route, row.idempotency_key)
+        found = connection.execute(_SQL["select_request"], columns).fetchone()
+        if found is not None:
+            books.requests[row] = request_from_row(row.route, row.idempotency_key, found)
+
+    def _write(
+        self,
+        connection: sqlite3.Connection,
+        books: Books,
+        before: dict[ChannelKey, ChannelState],
+        ids: dict[ChannelKey, int],
+    ) -> None:
+        accounts, leases, channels = [], [], []
+        for key, state in books.changed_states.items():
+            old = before.get(key)
+            if old is None:
+                ids[key] = _insert(connection, state)
+                continue
+            held = encode_reservations(state.reservations)
+            lease = earliest_lease(state.reservations)
+            values = account_values(state)
+            if not _is_same_for_chain(old, state):
+                channels.append([held, lease, *values, *chain_values(state), ids[key]])
+            elif lease != earliest_lease(old.reservations):
+                leases.append([held, lease, *values, ids[key]])
+            else:
+                accounts.append([held, *values, ids[key]])
+        for name, rows in (
+            ("update_accounts", accounts),
+            ("update_leases", leases),
+            ("update_channel", channels),
+        ):
+            if rows:
+                connection.executemany(_SQL[name], rows)
+        _write_requests(connection, books, ids)
+        for proof, key in books.consumed.items():
+            columns = (proof.chain_id, proof.tx_hash, proof.log_index, ids[key])
+            connection.execute(_SQL["insert_proof"], columns)
+
+
+def list_channels(
+    connection: sqlite3.Connection, after: ChannelKey | None, limit: int, *, open_only: bool
+) -> list[ChannelState]:
+    """Return a page of channels in key order."""
+    name = "select_open_page" if open_only else "select_page"
+    start = (-1, b"", b"") if after is None else key_values(after)
+    rows = connection.execute(_SQL[name], (*start, limit)).fetchall()
+    return [channel_from_row(row)[1] for row in rows]
+
+
+def leased(connection: sqlite3.Connection, until: int, limit: int) -> list[ChannelKey]:
+    """Return channels with a lease that runs out at `until` or before, the earliest first."""
+    rows = connection.execute(_SQL["select_leased"], (until, limit)).fetchall()
+    return [_key(row) for row in rows]
+
+
+def prune(connection: sqlite3.Connection, now: int) -> int:
+    """Delete a bounded number of idempotency rows past their lifetime; return how many."""
+    done = connection.execute(_SQL["delete_expired_requests"], (now, PRUNE_BATCH_MAX))
+    return done.rowcount
+
+
+def _insert(connection: sqlite3.Connection, state: ChannelState) -> int:
+    columns: list[Any] = [
+        encode_reservations(state.reservations),
+        earliest_lease(state.reservations),
+        *account_values(state),
+        *chain_values(state),
+        *key_values(state.key),
+        *term_values(state.terms),
+    ]
+    row_id = connection.execute(_SQL["insert_channel"], columns).lastrowid
+    if row_id is None:
+        raise InvariantError("SQLite gave an inserted row no id")
+    return row_id
+
+
+def _write_requests(
+    connection: sqlite3.Connection, books: Books, ids: dict[ChannelKey, int]
+) -> None:
+    upserts, deletes = [], []
+    for row, record in books.changed_requests.items():
+        columns = (ids[row.key], row.route, row.idempotency_key)
+        if record is None:
+            deletes.append(columns)
+        else:
+            upserts.append((*columns, *request_values(record)))
+    if upserts:
+        connection.executemany(_SQL["upsert_request"], upserts)
+    if deletes:
+        connection.executemany(_SQL["delete_request"], deletes)
+
+
+def _is_same_for_chain(old: ChannelState, new: ChannelState) -> bool:
+    """Whether only the accounts differ: `replace` keeps the very values it does not change."""
+    return (
+        old.deposit is new.deposit
+        and old.settled is new.settled
+        and old.fact_block is new.fact_block
+        and old.close_requested_at is new.close_requested_at
+        and old.is_finalized is new.is_finalized
+        and old.is_closing is new.is_closing
+        and old.closing_with is new.closing_with
+        and old.close_tx is new.close_tx
+    )
+
+
+def _key(row: Sequence[Any]) -> ChannelKey:
+    return ChannelKey(row[0], Address(row[1]), ChannelId(row[2]))

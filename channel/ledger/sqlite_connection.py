@@ -1,0 +1,201 @@
+"""A SQLite database opened so that a commit means "on disk", and at the schema we know."""
+
+import asyncio
+import fcntl
+import os
+import sqlite3
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Concatenate, Final, ParamSpec, TypeVar
+
+import aiosqlite
+
+from channel.errors import ConfigError, LedgerUnavailableError
+from channel.ledger.queries import load_migrations
+from channel.limits import LEDGER_BUSY_S
+
+__all__ = ["ProcessLock", "SqliteConnection", "connect", "is_fatal", "require_schema"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_MIGRATIONS: Final = load_migrations("sqlite")
+
+# After a failed sync the kernel may have dropped what it could not write, and a later sync would
+# succeed without it; after corruption nothing that is read can be trusted. Only a new process,
+# which reads what the disk really holds, may go on.
+_FATAL: Final = {
+    sqlite3.SQLITE_IOERR_FSYNC,
+    sqlite3.SQLITE_IOERR_DIR_FSYNC,
+    sqlite3.SQLITE_CORRUPT,
+    sqlite3.SQLITE_NOTADB,
+}
+
+
+class SqliteConnection(aiosqlite.Connection):
+    """aiosqlite's connection and thread, with whole transactions as its unit of work.
+
+    One hop between the threads costs about as much as the verification of two vouchers, so a
+    batch is one function that runs over there, not one call for each of its statements.
+    """
+
+    async def run(
+        self,
+        work: Callable[Concatenate[sqlite3.Connection, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """Run `work(connection, ...)` in the connection's thread.
+
+        Raises:
+            LedgerUnavailableError: SQLite refused, or the connection is closed.
+        """
+        try:
+            result: T = await self._execute(work, self._connection, *args, **kwargs)  # type: ignore[no-untyped-call]
+        except sqlite3.Error as error:
+            raise LedgerUnavailableError(f"SQLite: {error}") from error
+        except ValueError as error:  # aiosqlite's word for a closed connection
+            raise LedgerUnavailableError(f"SQLite: {error}") from error
+        return result
+
+
+def is_fatal(error: BaseException | None) -> bool:
+    """Whether the ledger must not be used any more after this error of SQLite."""
+    code = getattr(error, "sqlite_errorcode", 0)
+    return code in _FATAL or (code & 0xFF) == sqlite3.SQLITE_CORRUPT
+
+
+async def connect(path: Path) -> SqliteConnection:
+    """Open a database, creating it if need be, and bring its schema to our version.
+
+    Raises:
+        ConfigError: It cannot be opened, made durable, or is from a newer version of ours.
+    """
+
+    def connector() -> sqlite3.Connection:
+        return sqlite3.connect(path, timeout=LEDGER_BUSY_S, isolation_level=None)
+
+    connection = SqliteConnection(connector, iter_chunk_size=64)
+    try:
+        await connection
+    except sqlite3.Error as error:
+        raise ConfigError(f"the ledger {path} cannot be opened: {error}") from error
+    try:
+        await connection.run(_prepare)
+    except LedgerUnavailableError as error:
+        await connection.close()
+        raise ConfigError(f"the ledger {path} cannot be opened: {error}") from error
+    except BaseException:
+        await connection.close()
+        raise
+    return connection
+
+
+def _prepare(connection: sqlite3.Connection) -> None:
+    """Make commits durable, and check that they are: SQLite ignores a pragma it cannot obey."""
+    until = time.monotonic() + LEDGER_BUSY_S
+    while True:
+        try:
+            mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+            break
+        except sqlite3.OperationalError as error:
+            # two processes creating one file: this pragma does not wait for the other (F-37)
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                raise
+            time.sleep(0.01)
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA foreign_keys = ON")
+    connection.execute("PRAGMA cache_size = -65536")  # KiB
+    synchronous = connection.execute("PRAGMA synchronous").fetchone()[0]
+    if mode != "wal" or synchronous != 2:  # noqa: PLR2004 - SQLite's number for FULL
+        raise ConfigError("SQLite does not do write-ahead logging with full sync on this file")
+    require_schema(connection, _MIGRATIONS)
+
+
+def require_schema(connection: sqlite3.Connection, migrations: dict[int, str]) -> None:
+    """Run the migrations that are missing, each in its own transaction.
+
+    Raises:
+        ConfigError: The database was written by a newer version.
+    """
+    for version, script in migrations.items():
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            if _schema_version(connection, max(migrations)) < version:
+                for statement in _statements(script):
+                    connection.execute(statement)
+                connection.execute("UPDATE ledger_schema SET version = ?", [version])
+            connection.execute("COMMIT")
+        except BaseException:
+            with suppress(sqlite3.Error):
+                connection.execute("ROLLBACK")
+            raise
+
+
+def _schema_version(connection: sqlite3.Connection, known: int) -> int:
+    connection.execute("CREATE TABLE IF NOT EXISTS ledger_schema (version INTEGER NOT NULL)")
+    row = connection.execute("SELECT version FROM ledger_schema").fetchone()
+    if row is None:
+        connection.execute("INSERT INTO ledger_schema (version) VALUES (0)")
+        return 0
+    version = int(row[0])
+    if version > known:
+        raise ConfigError(
+            f"the ledger has schema version {version}, this program knows up to {known}: "
+            "run the version that wrote it, or a newer one"
+        )
+    return version
+
+
+def _statements(script: str) -> list[str]:
+    """Split a script: `executescript` would commit the transaction it runs in."""
+    found = []
+    statement = ""
+    for line in script.splitlines(keepends=True):
+        statement += line
+        if sqlite3.complete_statement(statement):
+            found.append(statement)
+            statement = ""
+    return found
+
+
+class ProcessLock:
+    """A lock of the operating system beside the database, gone when its process is (decision 9)."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._descriptor = -1
+
+    async def acquire(self) -> None:
+        """Take the lock or refuse at once.
+
+        Raises:
+            ConfigError: Another process holds it, or the file cannot be made.
+        """
+        await asyncio.to_thread(self._acquire)
+
+    def release(self) -> None:
+        """Give the lock back. The file stays, or two processes could lock two different files."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def _acquire(self) -> None:
+        try:
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise ConfigError(f"the ledger's lock {self._path} cannot be made: {error}") from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
+            os.close(descriptor)
+            raise ConfigError(
+                f"another gateway (process {holder or 'unknown'}) has this ledger open; "
+                "several processes need postgresql://"
+            ) from error
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode("ascii"), 0)
+        self._descriptor = descriptor

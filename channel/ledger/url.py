@@ -1,0 +1,38 @@
+"""Which ledger, by URL."""
+
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from channel.errors import ConfigError
+from channel.ledger.interface import Ledger
+from channel.ledger.sqlite import SqliteLedger
+
+__all__ = ["open_ledger"]
+
+
+async def open_ledger(url: str, *, exclusive: bool) -> Ledger:
+    """Open the ledger a URL names.
+
+    `sqlite:///relative/path`, `sqlite:////absolute/path` or `postgresql://...`. `exclusive` is
+    for the gateway: on SQLite it takes the file for itself among gateways.
+
+    Raises:
+        ConfigError: No such kind of ledger; or one in memory, which a restart would empty of
+            what is owed (F-106); or see the ledger's own `open`.
+        LedgerUnavailableError: The database does not answer.
+    """
+    parts = urlsplit(url)
+    if parts.scheme == "sqlite":
+        return await SqliteLedger.open(_sqlite_path(url), exclusive=exclusive)
+    raise ConfigError(f"a ledger's URL begins with sqlite:/// or postgresql://, not {parts.scheme}")
+
+
+def _sqlite_path(url: str) -> Path:
+    parts = urlsplit(url)
+    path = unquote(parts.path.removeprefix("/"))
+    if parts.netloc or parts.query or not path or path.startswith((":", "file:")):
+        raise ConfigError(
+            "a SQLite ledger is sqlite:///relative/path or sqlite:////absolute/path; one in "
+            "memory would forget at a restart what is owed"
+        )
+    return Path(path)

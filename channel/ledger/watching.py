@@ -1,0 +1,80 @@
+"""Who waits for which channel, in this process."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+
+from channel.errors import LedgerUnavailableError
+from channel.limits import WATCHES_MAX
+from channel.types import ChannelKey
+
+__all__ = ["Watcher", "Watchers"]
+
+
+class Watcher:
+    """One waiter on one channel: see `interface.Watch`."""
+
+    def __init__(self) -> None:
+        self._changed = asyncio.Event()
+
+    async def changed(self, timeout_s: float) -> bool:
+        """Wait until the channel may have changed since the last call; False after the timeout."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._changed.wait()
+        except TimeoutError:
+            return False
+        self._changed.clear()
+        return True
+
+    def wake(self) -> None:
+        """Make the next, or the waiting, call of `changed` return."""
+        self._changed.set()
+
+
+class Watchers:
+    """All waiters of a ledger, by channel. Bounded; a channel nobody watches takes no room."""
+
+    def __init__(self) -> None:
+        self._by_key: dict[ChannelKey, set[Watcher]] = {}
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __contains__(self, key: ChannelKey) -> bool:
+        return key in self._by_key
+
+    @asynccontextmanager
+    async def watch(self, key: ChannelKey) -> AsyncIterator[Watcher]:
+        """Register a waiter for as long as the context lasts.
+
+        Raises:
+            LedgerUnavailableError: `WATCHES_MAX` are waiting already.
+        """
+        if self._count >= WATCHES_MAX:
+            raise LedgerUnavailableError("Too many streams are waiting for vouchers.")
+        watcher = Watcher()
+        self._by_key.setdefault(key, set()).add(watcher)
+        self._count += 1
+        try:
+            yield watcher
+        finally:
+            self._count -= 1
+            watching = self._by_key[key]
+            watching.discard(watcher)
+            if not watching:
+                del self._by_key[key]
+
+    def wake(self, keys: Iterable[ChannelKey]) -> None:
+        """Wake whoever waits for one of these channels."""
+        if self._count:
+            for key in keys:
+                for watcher in self._by_key.get(key, ()):
+                    watcher.wake()
+
+    def wake_all(self) -> None:
+        """Wake everybody: somebody else wrote, and which channel is not known."""
+        for watching in self._by_key.values():
+            for watcher in watching:
+                watcher.wake()
