@@ -104,11 +104,14 @@ class Redacted(msgspec.Struct, frozen=True):
     """A value whose `signature` must never reach a log: its repr withholds it (F-103)."""
 
     def __repr__(self) -> str:
-        fields = ", ".join(
-            f"{name}=<withheld>" if name == "signature" else f"{name}={getattr(self, name)!r}"
-            for name in self.__struct_fields__
-        )
-        return f"{type(self).__name__}({fields})"
+        shown = ", ".join(f"{name}={self._show(name)}" for name in self.__struct_fields__)
+        return f"{type(self).__name__}({shown})"
+
+    def _show(self, name: str) -> str:
+        value = getattr(self, name)
+        if name == "signature":
+            return "<withheld>"
+        return f"0x{value.hex()}" if isinstance(value, bytes) else repr(value)
 
 
 class SignedVoucher(Redacted, frozen=True, gc=False):

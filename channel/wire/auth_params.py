@@ -15,10 +15,10 @@ __all__ = ["AuthChallenge", "format_auth_params", "parse_auth_challenges"]
 
 _NAME = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _QUOTED = r'"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\U0010ffff]|\\[\t\x20-\x7e\x80-\U0010ffff])*+"'
-_SEPARATORS = re.compile(r"[ \t,]*+")
 _SCHEME = re.compile(rf"({_NAME})(?=[ \t,]|\Z)")
 _PARAM = re.compile(rf"({_NAME})[ \t]*+=[ \t]*+({_NAME}|{_QUOTED})[ \t]*+(?=,|\Z)")
 _TOKEN68 = re.compile(r"[ \t]++([A-Za-z0-9\-._~+/]++=*+)[ \t]*+(?=,|\Z)")
+_END = re.compile(r"[ \t]*+(?=,|\Z)")
 _ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|.)", re.DOTALL)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _LATIN1_MAX = 0xFF
@@ -50,18 +50,14 @@ def _scan(line: str) -> Iterator[AuthChallenge]:
         if match is None:
             raise WireError("not an authentication challenge")
         scheme, position = match[1].lower(), match.end()
-        token68 = _TOKEN68.match(line, position)
-        if token68 is not None and not _is_element(line, position):
-            yield AuthChallenge(scheme, {}, token68[1])
-            position = _skip(line, token68.end())
-            continue
-        params, position = _scan_params(line, position)
-        yield AuthChallenge(scheme, params)
-
-
-def _is_element(line: str, position: int) -> bool:
-    """Whether what looks like a token68 is a parameter with its `=`, as in `a=b`."""
-    return _PARAM.match(line, _skip(line, position)) is not None
+        params, after = _scan_params(line, position)
+        token68 = None if params else _TOKEN68.match(line, position)
+        if token68 is not None:
+            after = _skip(line, token68.end())
+        elif not params and _END.match(line, position) is None:
+            raise WireError("neither parameters nor a token after an authentication scheme")
+        yield AuthChallenge(scheme, params, None if token68 is None else token68[1])
+        position = after
 
 
 def _scan_params(line: str, position: int) -> tuple[dict[str, str], int]:
@@ -77,8 +73,9 @@ def _scan_params(line: str, position: int) -> tuple[dict[str, str], int]:
 
 
 def _skip(line: str, position: int) -> int:
-    match = _SEPARATORS.match(line, position)
-    return match.end() if match is not None else position
+    while position < len(line) and line[position] in " \t,":
+        position += 1
+    return position
 
 
 def _unquote(quoted: str) -> str:
