@@ -17,6 +17,7 @@ from settlement.types import ChannelClosedLog, CloseRequestedLog, Log, RevertRea
 
 __all__ = [
     "CHANNEL_CLOSED_TOPIC",
+    "CHANNEL_OPENED_TOPIC",
     "EscrowLog",
     "Function",
     "allowance",
@@ -156,14 +157,16 @@ def _topic(signature: str) -> bytes:
     return bytes(keccak(signature.encode()))
 
 
-_OPENED = _topic("ChannelOpened(bytes32,address,address,address,address,bytes32,uint256)")
+CHANNEL_OPENED_TOPIC = _topic(
+    "ChannelOpened(bytes32,address,address,address,address,bytes32,uint256)"
+)
 _TOPPED_UP = _topic("TopUp(bytes32,address,address,uint256,uint256)")
 _SETTLED = _topic("Settled(bytes32,address,address,uint256,uint256,uint256)")
 _CLOSE_REQUESTED = _topic("CloseRequested(bytes32,address,address,uint256)")
 CHANNEL_CLOSED_TOPIC = _topic("ChannelClosed(bytes32,address,address,uint256,uint256)")
 
 _PAYLOAD_WORDS = {
-    _OPENED: 4,
+    CHANNEL_OPENED_TOPIC: 4,
     _TOPPED_UP: 2,
     _SETTLED: 3,
     _CLOSE_REQUESTED: 1,
@@ -184,7 +187,7 @@ def decode_log(log: Log) -> EscrowLog | None:
     if len(log.topics) != _ESCROW_TOPICS or len(log.payload) != words * _WORD:
         raise _nonsense()
     topic, channel_id, payload = log.topics[0], ChannelId(log.topics[1]), log.payload
-    if topic == _OPENED:
+    if topic == CHANNEL_OPENED_TOPIC:
         return OpenedLog(channel_id=channel_id, log_index=log.log_index)
     if topic == _TOPPED_UP:
         return ToppedUpLog(

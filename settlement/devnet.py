@@ -150,6 +150,16 @@ class Devnet:
         """Mine empty blocks."""
         await self.rpc.command("anvil_mine", hex(blocks))
 
+    @contextlib.asynccontextmanager
+    async def mining_paused(self) -> AsyncIterator[None]:
+        """Within the block no transaction is mined, except by `mine`."""
+        await self.rpc.command("evm_setAutomine", False)  # noqa: FBT003 -- the wire's own
+        try:
+            yield
+        finally:
+            await self.rpc.command("evm_setAutomine", True)  # noqa: FBT003
+            await self.mine()
+
     async def advance(self, seconds: int) -> None:
         """Mine one block that many seconds after the head, whatever the clock says."""
         head = await self.rpc.block()

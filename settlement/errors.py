@@ -11,6 +11,8 @@ TransactionRevertedError            409  session/transaction-reverted
     └── TokenRefusedRevertError       402  session/insufficient-balance
 SettlementPendingError              503
 └── TransactionPendingError              broadcast, not mined within the bound
+AgentError
+└── UntrustedEscrowError                 depositing there could lose the deposit
 AnvilError                          a local chain that does not start
 
 A contract's refusal keeps the family of a revert and takes the status and problem type of the
@@ -18,7 +20,7 @@ like-named refusal of the engine (ERR-02). A raw selector is never shown.
 """
 
 from channel import errors
-from channel.types import TxHash
+from channel.types import Address, TxHash
 from settlement.types import RevertReason
 
 __all__ = [
@@ -31,6 +33,7 @@ __all__ = [
     "RpcRefusedError",
     "TokenRefusedRevertError",
     "TransactionPendingError",
+    "UntrustedEscrowError",
     "contract_reverted",
 ]
 
@@ -111,6 +114,14 @@ class TransactionPendingError(errors.SettlementPendingError):
     def __init__(self, tx_hash: TxHash) -> None:
         super().__init__(f"Transaction 0x{tx_hash.hex()} is not mined yet.")
         self.tx_hash = tx_hash
+
+
+class UntrustedEscrowError(errors.AgentError):
+    """An escrow that is not the deployment a payer trusts; nothing was deposited (F-91)."""
+
+    def __init__(self, escrow: Address, why: str) -> None:
+        super().__init__(f"The escrow 0x{escrow.hex()} {why}.")
+        self.escrow = escrow
 
 
 class AnvilError(errors.MppSessionError):

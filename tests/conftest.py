@@ -6,6 +6,8 @@ import pytest
 from blockbuster import BlockBuster, blockbuster_ctx
 from hypothesis import HealthCheck, settings
 
+pytest_plugins = ["service.testing"]
+
 OURS = ["channel", "settlement", "service"]
 
 # A shared machine's pauses are no failures; a failing example is printed so that it can be rerun.

@@ -1,0 +1,209 @@
+"""Reads one escrow: the engine's view of the chain (`channel.chain.ChainReader`)."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, TypeVar
+
+import msgspec
+
+from channel.chain import OpenedLog, ToppedUpLog, TransactionEvidence
+from channel.errors import ChainUnavailableError, ConfigError
+from channel.limits import GRACE_PERIOD_S_MIN
+from channel.types import Address, ChannelFact, ChannelId, ChannelKey, TxHash
+from channel.verify.typed_data import domain_separator
+from settlement import abi
+from settlement.errors import ContractRevertedError, RpcRefusedError, contract_reverted
+from settlement.rpc import Rpc
+from settlement.rpc_values import parse_bytes, parse_quantity, parse_receipt
+from settlement.types import Log, Receipt, RevertReason
+
+__all__ = ["EscrowReader", "ReaderLimits"]
+
+_Answer = TypeVar("_Answer")
+
+# What the escrow wants left before it asks a wallet, and room for the longest signature.
+_WALLET_CALL_GAS: Final = 1_500_000
+
+
+class ReaderLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """Bounds on what is asked of a node at once, and on waiting for one that lags."""
+
+    channels_per_call_max: int = 500
+    log_blocks_max: int = 10_000
+    """Blocks in one search for logs: what public nodes allow."""
+    log_searches_max: int = 500
+    lag_s_max: float = 6.0
+    """How long a node may lag behind the one that gave us a receipt (F-72)."""
+    lag_poll_s: float = 0.1
+
+
+class EscrowReader:
+    """Reads one escrow on one chain. Every method may raise `ChainUnavailableError`."""
+
+    def __init__(self, rpc: Rpc, escrow: Address, *, limits: ReaderLimits | None = None) -> None:
+        self.rpc = rpc
+        self._escrow = escrow
+        self._limits = limits or ReaderLimits()
+
+    @property
+    def chain_id(self) -> int:
+        """The chain this escrow is on."""
+        return self.rpc.chain_id
+
+    @property
+    def escrow(self) -> Address:
+        """The escrow's address."""
+        return self._escrow
+
+    def key(self, channel_id: ChannelId) -> ChannelKey:
+        """Return the key of a channel of this escrow."""
+        return ChannelKey(chain_id=self.chain_id, escrow=self._escrow, channel_id=channel_id)
+
+    async def require_deployment(self, *, token: Address | None = None) -> None:
+        """Check that vouchers signed for this escrow will be paid by it (OPEN-09, decision 15).
+
+        Raises:
+            ConfigError: No code, another token, another EIP-712 domain, or too short a grace.
+        """
+        where = f"0x{self._escrow.hex()} on chain {self.chain_id}"
+        if not await self.rpc.code(self._escrow):
+            msg = f"There is no escrow at {where}."
+            raise ConfigError(msg)
+        try:
+            served = abi.token.decode_address(await self._call(abi.token.encode()))
+            separator = await self._call(abi.domain_separator.encode())
+            grace_period_s = abi.close_grace_period.decode_int(
+                await self._call(abi.close_grace_period.encode())
+            )
+        except ContractRevertedError:
+            msg = f"The contract at {where} is not an escrow of ours."
+            raise ConfigError(msg) from None
+        if token is not None and served != token:
+            msg = f"The escrow at {where} serves token 0x{served.hex()}, not 0x{token.hex()}."
+            raise ConfigError(msg)
+        if separator != domain_separator(self.chain_id, self._escrow):
+            msg = f"The escrow at {where} signs under another EIP-712 domain."
+            raise ConfigError(msg)
+        if grace_period_s < GRACE_PERIOD_S_MIN:
+            msg = f"The grace period of {where} is {grace_period_s} s, below {GRACE_PERIOD_S_MIN}."
+            raise ConfigError(msg)
+
+    async def read_channel(
+        self, channel_id: ChannelId, *, block_number: int | None = None
+    ) -> ChannelFact | None:
+        """Return the channel as of a block (the head if None), or None if it never existed."""
+        key = self.key(channel_id)
+        number, answer = await self._call_at(abi.get_channel.encode(channel_id), block_number)
+        return abi.decode_channel(key, answer, block_number=number)
+
+    async def read_channels(
+        self, channel_ids: Sequence[ChannelId], *, block_number: int | None = None
+    ) -> list[ChannelFact | None]:
+        """Return many channels, in the order asked, all as of one block."""
+        facts: list[ChannelFact | None] = []
+        size = self._limits.channels_per_call_max
+        for start in range(0, len(channel_ids), size):
+            asked = channel_ids[start : start + size]
+            calldata = abi.get_channels.encode(asked)
+            block_number, answer = await self._call_at(calldata, block_number)
+            keys = [self.key(channel_id) for channel_id in asked]
+            facts += abi.decode_channels(keys, answer, block_number=block_number)
+        return facts
+
+    async def read_transaction(self, tx_hash: TxHash) -> TransactionEvidence | None:
+        """Return a mined, successful transaction, or None when it has no receipt yet.
+
+        Only what this escrow itself emitted is evidence (F-84).
+
+        Raises:
+            ContractRevertedError: It was mined with status 0; that is final (F-76).
+        """
+        answer, head = await self.rpc.read_batch(
+            [("eth_getTransactionReceipt", ["0x" + tx_hash.hex()]), ("eth_blockNumber", [])]
+        )
+        if answer is None:
+            return None
+        receipt = parse_receipt(answer)
+        if not receipt.is_success:
+            raise contract_reverted(RevertReason.UNKNOWN, tx_hash=tx_hash)
+        logs = self.own_logs(receipt)
+        return TransactionEvidence(
+            tx_hash=tx_hash,
+            block_number=receipt.block_number,
+            confirmations=max(1, parse_quantity(head) - receipt.block_number + 1),
+            opened=tuple(log for log in logs if isinstance(log, OpenedLog)),
+            topped_up=tuple(log for log in logs if isinstance(log, ToppedUpLog)),
+        )
+
+    async def is_valid_wallet_signature(
+        self, signer: Address, digest: bytes, signature: bytes
+    ) -> bool:
+        """Ask a contract signer by ERC-1271, through the very code with which the escrow will.
+
+        Whatever the wallet does within the escrow's gas cap, refusing included, is an answer. A
+        node that cannot say is `ChainUnavailableError`: never a yes, never a no (F-15, F-20).
+        """
+        calldata = abi.is_valid_voucher_signer.encode(signer, digest, signature)
+        try:
+            answer = await self.rpc.call(self._escrow, calldata, gas=_WALLET_CALL_GAS)
+        except ContractRevertedError as error:
+            msg = f"The escrow could not ask the wallet: {error.reason.value}."
+            raise ChainUnavailableError(msg) from error
+        return abi.is_valid_voucher_signer.decode_int(answer) == 1
+
+    async def find_opening(self, channel_id: ChannelId) -> Log | None:
+        """Return the channel's `ChannelOpened` log, or None (CLIENT-05)."""
+        return await self._find_log(abi.CHANNEL_OPENED_TOPIC, channel_id)
+
+    async def find_closing(self, channel_id: ChannelId) -> Log | None:
+        """Return the channel's `ChannelClosed` log, or None."""
+        return await self._find_log(abi.CHANNEL_CLOSED_TOPIC, channel_id)
+
+    def own_logs(self, receipt: Receipt) -> list[abi.EscrowLog]:
+        """Return what this escrow said in a transaction; look-alikes of others are left out."""
+        own = [abi.decode_log(log) for log in receipt.logs if log.address == self._escrow]
+        return [log for log in own if log is not None]
+
+    async def _find_log(self, topic: bytes, channel_id: ChannelId) -> Log | None:
+        """Search backwards from the head, in ranges that public nodes answer."""
+        to_block = await self.rpc.block_number()
+        for _ in range(self._limits.log_searches_max):
+            from_block = max(0, to_block - self._limits.log_blocks_max + 1)
+            logs = await self.rpc.logs(
+                self._escrow, [topic, channel_id], from_block=from_block, to_block=to_block
+            )
+            if logs:
+                return logs[-1]
+            if from_block == 0:
+                return None
+            to_block = from_block - 1
+        return None
+
+    async def _call(self, calldata: bytes) -> bytes:
+        return await self.rpc.call(self._escrow, calldata)
+
+    async def _call_at(self, calldata: bytes, block_number: int | None) -> tuple[int, bytes]:
+        """Call at one known block: the number that comes back is the one the answer is of."""
+        number = await self.rpc.block_number() if block_number is None else block_number
+        request = {"to": "0x" + self._escrow.hex(), "data": "0x" + calldata.hex()}
+
+        async def ask() -> tuple[int, bytes]:
+            head, answer = await self.rpc.read_batch(
+                [("eth_blockNumber", []), ("eth_call", [request, hex(number)])]
+            )
+            if parse_quantity(head) < number:
+                raise RpcRefusedError("eth_call", code=0, message="this node lags behind")
+            return number, parse_bytes(answer)
+
+        return await self._patiently(ask)
+
+    async def _patiently(self, ask: Callable[[], Awaitable[_Answer]]) -> _Answer:
+        """Ask again, within a bound, while a node does not have the block yet (F-72)."""
+        deadline = asyncio.get_running_loop().time() + self._limits.lag_s_max
+        while True:
+            try:
+                return await ask()
+            except RpcRefusedError:
+                if asyncio.get_running_loop().time() >= deadline:
+                    raise
+                await asyncio.sleep(self._limits.lag_poll_s)

@@ -1,0 +1,45 @@
+"""Tiny contracts, assembled by hand: wallets with every behaviour, and a liar."""
+
+from collections.abc import Sequence
+
+from channel.types import Address
+from settlement.tx_manager import TxManager
+
+_MAGIC = "1626ba7e"
+
+_BEHAVIOURS = {
+    # PUSH4 word, PUSH1 224, SHL, PUSH0, MSTORE; RETURN(0, 32)
+    "agrees": f"63{_MAGIC}60e01b5f5260205ff3",
+    "says another word": "63deadbeef60e01b5f5260205ff3",
+    "returns nothing": "5f5ff3",
+    "reverts": "5f5ffd",
+    "burns all gas": "5b5f56",  # JUMPDEST, PUSH0, JUMP
+    "executes garbage": "fe",
+}
+
+
+async def deploy_wallet(sender: TxManager, behaviour: str) -> Address:
+    """Deploy a contract that answers every call so."""
+    return await deploy_code(sender, bytes.fromhex(_BEHAVIOURS[behaviour]))
+
+
+async def deploy_look_alike(sender: TxManager, topics: Sequence[bytes], payload: bytes) -> Address:
+    """Deploy a contract that emits this log at every call, in its own name."""
+    code = b""
+    for offset in range(0, len(payload), 32):
+        word = payload[offset : offset + 32]
+        code += b"\x7f" + word + b"\x61" + offset.to_bytes(2, "big") + b"\x52"  # MSTORE
+    for topic in reversed(topics):
+        code += b"\x7f" + topic
+    code += b"\x61" + len(payload).to_bytes(2, "big") + b"\x5f"  # length, offset 0
+    return await deploy_code(sender, code + bytes([0xA0 + len(topics), 0x00]))  # LOGn, STOP
+
+
+async def deploy_code(sender: TxManager, code: bytes) -> Address:
+    """Deploy exactly this code."""
+    # PUSH2 length, DUP1, PUSH1 10, PUSH0, CODECOPY, PUSH0, RETURN: ten bytes, then the code.
+    init = b"\x61" + len(code).to_bytes(2, "big") + bytes.fromhex("80600a5f395ff3") + code
+    receipt = await sender.send(None, init)
+    assert receipt.contract is not None
+    assert await sender.rpc.code(receipt.contract) == code
+    return receipt.contract
