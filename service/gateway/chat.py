@@ -11,7 +11,10 @@ import msgspec
 from channel.errors import BadRequestError
 from service.gateway.errors import UpstreamError
 
-__all__ = ["ChatRequest", "UnitCounter", "parse_chat_request", "parse_completion_tokens"]
+__all__ = ["DONE", "ChatRequest", "UnitCounter", "parse_chat_request", "parse_completion_tokens"]
+
+DONE: Final = "[DONE]"
+"""The last event of a stream."""
 
 _CHOICES_MAX: Final = 128
 
@@ -137,7 +140,7 @@ class UnitCounter:
         Raises:
             UpstreamError: It is not a chunk of a chat completion.
         """
-        if data == "[DONE]":
+        if data == DONE:
             return 0
         try:
             chunk = _CHUNK.decode(data)
