@@ -3,6 +3,7 @@
 import ast
 import re
 import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -167,3 +168,17 @@ def test_the_layers_of_channel_are_exhaustive() -> None:
     exhaustive = [c for c in linter["contracts"] if c.get("exhaustive")]
     assert [c["containers"] for c in exhaustive] == [["channel"]]
     assert not [c["name"] for c in linter["contracts"] if c.get("ignore_imports")]
+
+
+def test_no_import_lifts_the_recursion_limit() -> None:
+    """F-02: nested brackets must meet Python's own limit before they overflow the C stack."""
+    modules = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in SOURCES]
+    program = f"""
+import importlib, sys
+limit = sys.getrecursionlimit()
+for name in {[name.removesuffix(".__init__") for name in modules]}:
+    importlib.import_module(name)
+sys.exit(sys.getrecursionlimit() != limit)
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False)
+    assert done.returncode == 0
