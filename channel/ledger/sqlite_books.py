@@ -28,7 +28,7 @@ from channel.limits import CHANNELS_CACHED_MAX, PRUNE_BATCH_MAX
 from channel.state.channel_state import ChannelState
 from channel.types import Address, ChannelId, ChannelKey
 
-__all__ = ["SqliteBooks"]
+__all__ = ["SqliteBooks", "leased", "list_channels", "prune"]
 
 _SQL: Final = load_queries("sqlite")
 
