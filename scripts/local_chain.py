@@ -127,9 +127,14 @@ class Chain:
         return int(self.rpc("eth_getBlockByNumber", "latest", False)["timestamp"], 16)  # noqa: FBT003
 
     def travel(self, seconds: int) -> None:
-        """Mine a block `seconds` after the head."""
-        self.rpc("evm_setNextBlockTimestamp", self.now() + seconds)
+        """Go `seconds` on from the head."""
+        self.travel_to(self.now() + seconds)
+
+    def travel_to(self, timestamp: int) -> None:
+        """Let calls and the next transaction see exactly this time."""
+        self.rpc("evm_setNextBlockTimestamp", timestamp)
         self.rpc("evm_mine")
+        self.rpc("evm_setNextBlockTimestamp", timestamp)
 
 
 class Contract:

@@ -23,13 +23,13 @@ class Node:
         self._chain, self.chain_id = chain, chain.chain_id
 
     async def code(self, address: Address, /) -> bytes:
-        return self._chain.code("0x" + address.hex())
+        return await asyncio.to_thread(self._chain.code, "0x" + address.hex())
 
     async def call(self, to: Address, calldata: bytes, /) -> bytes:
-        return self._chain.call("0x" + to.hex(), calldata)
+        return await asyncio.to_thread(self._chain.call, "0x" + to.hex(), calldata)
 
     async def send(self, to: Address, calldata: bytes, /) -> None:
-        self._chain.send("0x" + to.hex(), calldata)
+        await asyncio.to_thread(self._chain.send, "0x" + to.hex(), calldata)
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 import pytest
 
-from local_chain import Chain
 from tests.settlement.contracts.world import DEPOSIT, GRACE_S, PLENTY, World, reverts
 
 
@@ -60,7 +59,7 @@ def test_withdraw_pays_what_was_not_settled(world: World) -> None:
     channel_id = world.open()
     world.escrow.send("settle", *world.voucher(channel_id, 300), sender=world.payee.address)
     world.escrow.send("requestClose", channel_id, sender=world.payer.address)
-    at(world.chain, world.channel(channel_id).close_requested_at + GRACE_S)
+    world.chain.travel_to(world.channel(channel_id).close_requested_at + GRACE_S)
     receipt = world.escrow.send("withdraw", channel_id, sender=world.payer.address)
     assert world.only_event(receipt) == (
         "ChannelClosed",
@@ -82,7 +81,7 @@ def test_withdraw_waits_for_a_request_and_the_whole_grace(world: World) -> None:
     with reverts("CloseNotReady"):
         world.escrow.send("withdraw", channel_id, sender=world.payer.address)
     world.escrow.send("requestClose", channel_id, sender=world.payer.address)
-    at(world.chain, world.channel(channel_id).close_requested_at + GRACE_S - 1)
+    world.chain.travel_to(world.channel(channel_id).close_requested_at + GRACE_S - 1)
     with reverts("CloseNotReady"):
         world.escrow.send("withdraw", channel_id, sender=world.payer.address)
 
@@ -95,10 +94,3 @@ def test_withdraw_of_a_channel_settled_in_full_moves_nothing(world: World) -> No
     receipt = world.escrow.send("withdraw", channel_id, sender=world.payer.address)
     assert len(receipt["logs"]) == 1
     assert world.channel(channel_id).finalized
-
-
-def at(chain: Chain, timestamp: int) -> None:
-    """Mine a block with this timestamp; calls are simulated with it too."""
-    chain.rpc("evm_setNextBlockTimestamp", timestamp)
-    chain.rpc("evm_mine")
-    chain.rpc("evm_setNextBlockTimestamp", timestamp)

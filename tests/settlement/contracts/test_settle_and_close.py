@@ -1,6 +1,6 @@
 """settle and close: the payee's side."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -13,6 +13,9 @@ from tests.settlement.contracts.world import (
     reverts,
     world_with,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 HALF_N = 0x7FFFFFFFFFFFFFFFFFFFFFFFFFFFFFFF5D576E7357A4501DDFE92F46681B20A0
 N = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
@@ -160,7 +163,7 @@ def test_a_voucher_not_by_the_signer_in_canonical_form_is_refused(
     good = world.voucher(channel_id, 100)[2]
     r, s, v = good[:32], good[32:64], good[64]
     flipped = (N - int.from_bytes(s)).to_bytes(32)
-    signature = {
+    made: dict[str, Callable[[], bytes]] = {
         "payee": lambda: world.voucher(channel_id, 100, world.payee)[2],
         "stranger": lambda: world.voucher(channel_id, 100, world.stranger)[2],
         "other amount": lambda: world.voucher(channel_id, 101)[2],
@@ -175,7 +178,8 @@ def test_a_voucher_not_by_the_signer_in_canonical_form_is_refused(
         "zero s": lambda: r + bytes(32) + bytes([v]),
         "s is n": lambda: r + N.to_bytes(32) + bytes([v]),
         "raw struct": lambda: world.payer.sign(channel_id),
-    }[wrong]()
+    }
+    signature = made[wrong]()
     assert int.from_bytes(s) <= HALF_N
     with reverts("InvalidSignature"):
         world.escrow.send(function, channel_id, 100, signature, sender=world.payee.address)
