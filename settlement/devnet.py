@@ -17,6 +17,7 @@ from typing import Any, Final, Literal, Self, get_args
 import msgspec
 from eth_abi.abi import encode
 from eth_account import Account
+from eth_account.signers.local import LocalAccount
 from eth_hash.auto import keccak
 
 from channel.types import Address
@@ -132,7 +133,11 @@ class Devnet:
 
     def sender(self, name: str) -> TxManager:
         """Return a new sender of transactions for an account; use one per account at a time."""
-        return TxManager(self.rpc, Account.from_key(_account(name).private_key))
+        return TxManager(self.rpc, self.local_account(name))
+
+    def local_account(self, name: str) -> LocalAccount:
+        """Return an account as eth_account's signer."""
+        return _local_account(name)
 
     async def fund(self, address: Address, *, ether: int = 0, amount: int = 0) -> None:
         """Set an account's ether, and mint it `amount` base units of the token."""
@@ -186,7 +191,7 @@ async def _deploy(
     accounts = {name: _account(name) for name in ("deployer", *ACCOUNTS)}
     for account in accounts.values():
         await _set_ether(rpc, account.address, _ETHER_EACH)
-    deployer = TxManager(rpc, Account.from_key(accounts["deployer"].private_key))
+    deployer = TxManager(rpc, _local_account("deployer"))
     if choice == "usdc":
         token, symbol = await deploy_usdc(deployer, progress=progress), "USDC"
     else:
@@ -247,9 +252,16 @@ def _read_artifacts() -> None:
 
 @cache
 def _account(name: str) -> DevAccount:
-    private_key = keccak(f"mpp-session devnet account: {name}".encode())
-    address = Address(bytes.fromhex(Account.from_key(private_key).address[2:]))
-    return DevAccount(address=address, private_key=private_key)
+    signer = _local_account(name)
+    return DevAccount(
+        address=Address(bytes.fromhex(signer.address[2:])), private_key=bytes(signer.key)
+    )
+
+
+@cache
+def _local_account(name: str) -> LocalAccount:
+    signer: LocalAccount = Account.from_key(keccak(f"mpp-session devnet account: {name}".encode()))
+    return signer
 
 
 class _Node:

@@ -1,0 +1,214 @@
+"""Sweeps every open channel's state: nothing on chain is missed, no voucher dies in a grace period.
+
+Events can be lost by a node, state cannot (F-73). So each sweep reads all open channels, a few
+hundred per call, and tells the ledger what changed. Where the payer has asked for the rest, the
+ledger stops service by its own rules; the watcher lets what runs end, decides the voucher by
+`channel.state.ladder`, makes that durable, and closes, most valuable channel first (F-63, F-66).
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Sequence
+from typing import Final
+
+import msgspec
+
+from channel.chain import ChannelCloser
+from channel.errors import OperatorError, PeerError, TransactionRevertedError
+from channel.ledger.interface import Ledger
+from channel.state.channel_state import ChannelState
+from channel.state.commands import (
+    AbortClose,
+    BeginClose,
+    Command,
+    CommitClose,
+    EndReservations,
+    Observe,
+    RecordClose,
+)
+from channel.state.ladder import closing_voucher
+from channel.types import ChannelFact
+from settlement.escrow import EscrowReader
+from settlement.types import BlockRef
+
+__all__ = ["ChannelWatcher", "Sweep", "WatchLimits"]
+
+_log: Final = logging.getLogger(__name__)
+
+
+class WatchLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """How often to look, and how much to do at once."""
+
+    interval_s: float = 5.0
+    channels_per_page: int = 500
+    closes_at_once: int = 16
+    patience_s: int = 120
+    """How long after a close was asked for, in block time, what runs may still end by itself."""
+
+
+class Sweep(msgspec.Struct, frozen=True):
+    """What one sweep did."""
+
+    read: int = 0
+    changed: int = 0
+    closed: int = 0
+    waiting: int = 0
+    """Closes that wait for what runs to end, for a receipt, or for a node; tried next time."""
+
+
+class ChannelWatcher:
+    """Keeps one ledger in step with one escrow."""
+
+    def __init__(
+        self,
+        reader: EscrowReader,
+        ledger: Ledger,
+        closer: ChannelCloser,
+        *,
+        limits: WatchLimits | None = None,
+    ) -> None:
+        self._reader = reader
+        self._ledger = ledger
+        self._closer = closer
+        self._limits = limits or WatchLimits()
+
+    async def run(self) -> None:
+        """Sweep for ever. A node or a disk that is away is logged, and the next sweep tries again.
+
+        Raises:
+            InvariantError: A bug; the process must stop.
+        """
+        while True:
+            try:
+                sweep = await self.sweep()
+            except OperatorError:
+                _log.exception("the sweep of open channels failed; the next one tries again")
+            else:
+                if sweep.changed or sweep.closed or sweep.waiting:
+                    _log.info("swept open channels: %s", sweep)
+            await asyncio.sleep(self._limits.interval_s)
+
+    async def sweep(self) -> Sweep:
+        """Look at every open channel once, and close what must be closed.
+
+        Raises:
+            ChainUnavailableError: The node does not say how the channels stand.
+            LedgerUnavailableError: What it says could not be recorded.
+        """
+        head = await self._reader.rpc.block()
+        read, changed = 0, 0
+        owed: list[ChannelState] = []
+        async for page in self._pages():
+            facts = await self._reader.read_channels(
+                [state.key.channel_id for state in page], block_number=head.number
+            )
+            for state, fact in zip(page, facts, strict=True):
+                after = await self._observe(state, fact, head)
+                changed += after is not state
+                if _must_close(after):
+                    owed.append(after)
+            read += len(page)
+        closed = await self._close_all(owed, head)
+        return Sweep(read=read, changed=changed, closed=closed, waiting=len(owed) - closed)
+
+    async def _pages(self) -> AsyncIterator[Sequence[ChannelState]]:
+        """Yield the open channels of this escrow, a page at a time."""
+        after = None
+        while True:
+            page = await self._ledger.list_channels(
+                after=after, limit=self._limits.channels_per_page, open_only=True
+            )
+            if not page:
+                return
+            after = page[-1].key
+            mine = (self._reader.chain_id, self._reader.escrow)
+            yield [state for state in page if (state.key.chain_id, state.key.escrow) == mine]
+
+    async def _observe(
+        self, state: ChannelState, fact: ChannelFact | None, head: BlockRef
+    ) -> ChannelState:
+        """Tell the ledger what changed; nothing is written for a channel that is as it was."""
+        if head.number < state.fact_block:
+            return state  # this node lags behind what we know
+        if fact is None:
+            fact = _never_opened(state, head)
+        seen = (fact.deposit, fact.settled, fact.close_requested_at, fact.is_finalized)
+        known = (state.deposit, state.settled, state.close_requested_at, state.is_finalized)
+        if seen == known:
+            return state
+        after = (await self._ledger.apply(state.key, [Observe(fact)])).require()
+        if after.is_finalized and after.spent > after.settled:
+            lost, name = after.spent - after.settled, after.key.channel_id.hex()
+            _log.error("channel %s ended with %d delivered and unpaid", name, lost)
+        return after
+
+    async def _close_all(self, owed: Sequence[ChannelState], head: BlockRef) -> int:
+        """Close channels, the most valuable first; one that fails does not stop the others."""
+        by_value = sorted(owed, key=lambda state: state.spent - state.settled, reverse=True)
+        room = asyncio.Semaphore(self._limits.closes_at_once)
+
+        async def close(state: ChannelState) -> bool:
+            async with room:
+                return await self._close(state, head)
+
+        async with asyncio.TaskGroup() as group:
+            closes = [group.create_task(close(state)) for state in by_value]
+        return sum(done.result() for done in closes)
+
+    async def _close(self, state: ChannelState, head: BlockRef) -> bool:
+        """Close one channel; False when that has to wait for the next sweep."""
+        name = state.key.channel_id.hex()
+        try:
+            return await self._decide_and_close(state, head)
+        except TransactionRevertedError:
+            _log.exception("channel %s: the escrow refused the close; it is tried again", name)
+            await self._ledger.apply(state.key, [AbortClose()])
+        except (OperatorError, PeerError) as error:
+            _log.warning("channel %s: not closed yet: %s", name, error)
+        return False
+
+    async def _decide_and_close(self, state: ChannelState, head: BlockRef) -> bool:
+        if state.closing_with is None:
+            begin: list[Command] = [BeginClose()]
+            if head.timestamp - state.close_requested_at > self._limits.patience_s:
+                begin.append(EndReservations())
+            state = (await self._ledger.apply(state.key, begin)).require()
+            if state.reserved:
+                return False
+            commit = CommitClose(closing_voucher(state, None))
+            state = (await self._ledger.apply(state.key, [commit])).require()
+        voucher = state.closing_with
+        if voucher is None:
+            return False
+        # Durable by now: that this voucher is public, and that the channel is owed a close.
+        result = await self._closer.close_channel(
+            state.key, voucher.cumulative_amount, voucher.signature
+        )
+        record = RecordClose(fact=result.fact, tx_hash=result.tx_hash)
+        (await self._ledger.apply(state.key, [record])).require()
+        return True
+
+
+def _must_close(state: ChannelState) -> bool:
+    """Whether a close is owed: one that was decided, or a payer's exit that would cost us.
+
+    When nothing beyond `settled` was delivered, the payer may just withdraw.
+    """
+    if state.is_finalized:
+        return False
+    if state.closing_with is not None:
+        return True
+    return state.close_requested_at != 0 and state.spent + state.reserved > state.settled
+
+
+def _never_opened(state: ChannelState, head: BlockRef) -> ChannelFact:
+    """Return the fact of a channel whose opening the chain took back: no deposit (F-70)."""
+    return ChannelFact(
+        key=state.key,
+        terms=state.terms,
+        deposit=0,
+        settled=0,
+        close_requested_at=0,
+        is_finalized=False,
+        block_number=head.number,
+    )

@@ -1,0 +1,286 @@
+"""The payee settles and closes; a repeat changes nothing, a refusal says why."""
+
+import asyncio
+
+import pytest
+
+from channel.errors import ChainUnavailableError, ConfigError, TransactionRevertedError
+from channel.types import Address, ChannelId, ChannelKey
+from settlement import abi
+from settlement.devnet import Devnet
+from settlement.errors import (
+    AmountExceedsDepositRevertError,
+    ChannelFinalizedRevertError,
+    ChannelNotFoundRevertError,
+    ContractRevertedError,
+    InvalidSignatureRevertError,
+    TransactionPendingError,
+)
+from settlement.escrow import EscrowReader, ReaderLimits
+from settlement.payer import PayerAccount
+from settlement.settler import EscrowSettler
+from settlement.tx_manager import TxLimits, TxManager
+from settlement.types import RevertReason
+from tests.settlement.channels import DEPOSIT, Channels
+
+NOBODY = ChannelId(b"\x07" * 32)
+
+
+@pytest.fixture
+def settler(chain: Devnet, reader: EscrowReader) -> EscrowSettler:
+    return EscrowSettler(reader, chain.sender("payee"))
+
+
+async def transactions_of(chain: Devnet, name: str) -> int:
+    address = "0x" + chain.account(name).address.hex()
+    return int(await chain.rpc.read("eth_getTransactionCount", address, "latest"), 16)
+
+
+# -- close (CLOSE-04, CLOSE-05)
+
+
+async def test_a_close_pays_the_payee_and_refunds_the_payer(
+    chain: Devnet, settler: EscrowSettler, channels: Channels
+) -> None:
+    payer, payee = channels.terms.payer, channels.terms.payee
+    before = [await chain.token_balance(who) for who in (payer, payee)]
+    channel_id = await channels.open()
+    result = await settler.close_channel(
+        channels.key(channel_id), 400_000, channels.sign(channel_id, 400_000)
+    )
+    assert [await chain.token_balance(who) for who in (payer, payee)] == [
+        before[0] - 400_000,
+        before[1] + 400_000,
+    ]
+    assert result.fact.is_finalized
+    assert (result.fact.settled, result.fact.deposit) == (400_000, DEPOSIT)
+    assert 20_000 < result.gas_used < 120_000
+
+
+async def test_a_close_at_nothing_needs_no_signature(
+    chain: Devnet, settler: EscrowSettler, channels: Channels
+) -> None:
+    """CLOSE-07: the forfeit path refunds everything."""
+    before = await chain.token_balance(channels.terms.payer)
+    channel_id = await channels.open()
+    result = await settler.close_channel(channels.key(channel_id), 0, b"")
+    assert result.fact.is_finalized
+    assert await chain.token_balance(channels.terms.payer) == before
+
+
+async def test_a_repeated_close_returns_the_first(
+    chain: Devnet, settler: EscrowSettler, channels: Channels, reader: EscrowReader
+) -> None:
+    """F-40: also by a settler that knows nothing of the first, and blocks later."""
+    channel_id = await channels.open()
+    key, signature = channels.key(channel_id), channels.sign(channel_id, 5)
+    first = await settler.close_channel(key, 5, signature)
+    await chain.mine(9)
+    sent = await transactions_of(chain, "payee")
+    again = await settler.close_channel(key, 5, signature)
+    other = EscrowSettler(reader, chain.sender("payee"))
+    later = await other.close_channel(key, 9, channels.sign(channel_id, 9))
+    assert again.tx_hash == later.tx_hash == first.tx_hash
+    assert again.gas_used == first.gas_used
+    assert later.fact.settled == 5
+    assert await transactions_of(chain, "payee") == sent
+
+
+async def test_concurrent_closes_are_one_transaction(
+    chain: Devnet, settler: EscrowSettler, channels: Channels
+) -> None:
+    """F-40."""
+    channel_id = await channels.open()
+    key, signature = channels.key(channel_id), channels.sign(channel_id, 5)
+    sent = await transactions_of(chain, "payee")
+    results = await asyncio.gather(*[settler.close_channel(key, 5, signature) for _ in range(8)])
+    assert len({result.tx_hash for result in results}) == 1
+    assert await transactions_of(chain, "payee") == sent + 1
+
+
+async def test_a_channel_the_payer_withdrew_counts_as_closed(
+    chain: Devnet, settler: EscrowSettler, channels: Channels, account: PayerAccount
+) -> None:
+    channel_id = await channels.open()
+    await account.request_close(escrow=chain.values.escrow, channel_id=channel_id)
+    await chain.advance(900)
+    withdrawal = await account.withdraw(escrow=chain.values.escrow, channel_id=channel_id)
+    result = await settler.close_channel(channels.key(channel_id), 5, channels.sign(channel_id, 5))
+    assert result.tx_hash == withdrawal
+    assert result.fact.settled == 0
+
+
+async def test_a_close_whose_log_the_node_lacks_is_no_answer(
+    chain: Devnet, settler: EscrowSettler, channels: Channels
+) -> None:
+    """F-73: an empty search proves nothing."""
+    channel_id = await channels.open()
+    key = channels.key(channel_id)
+    await settler.close_channel(key, 0, b"")
+    await chain.mine(5)
+    limits = ReaderLimits(log_blocks_max=1, log_searches_max=2)
+    short_sighted = EscrowReader(chain.rpc, chain.values.escrow, limits=limits)
+    with pytest.raises(ChainUnavailableError, match="does not have the close's log"):
+        await EscrowSettler(short_sighted, chain.sender("payee")).close_channel(key, 0, b"")
+
+
+async def test_a_close_goes_on_when_nobody_waits_any_more(
+    settler: EscrowSettler, channels: Channels, reader: EscrowReader
+) -> None:
+    """F-42: a client that leaves does not leave half a close behind."""
+    channel_id = await channels.open()
+    waiting = asyncio.create_task(
+        settler.close_channel(channels.key(channel_id), 5, channels.sign(channel_id, 5))
+    )
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    await settler.drain()
+    fact = await reader.read_channel(channel_id)
+    assert fact is not None
+    assert fact.is_finalized
+
+
+async def test_a_close_that_is_not_mined_in_time_is_pending_then_found(
+    chain: Devnet, reader: EscrowReader, channels: Channels
+) -> None:
+    """F-75: pending is neither success nor failure, and is never sent twice."""
+    limits = TxLimits(mined_within_s=0.1, poll_max_s=0.02)
+    sender = TxManager(chain.rpc, chain.local_account("payee"), limits=limits)
+    settler = EscrowSettler(reader, sender)
+    channel_id = await channels.open()
+    key, signature = channels.key(channel_id), channels.sign(channel_id, 5)
+    async with chain.mining_paused():
+        with pytest.raises(TransactionPendingError) as caught:
+            await settler.close_channel(key, 5, signature)
+        with pytest.raises(TransactionPendingError) as again:
+            await settler.close_channel(key, 5, signature)
+        assert again.value.tx_hash == caught.value.tx_hash
+    result = await settler.close_channel(key, 5, signature)
+    assert result.tx_hash == caught.value.tx_hash
+    assert result.fact.settled == 5
+
+
+# -- settle (SETTLE-02)
+
+
+async def test_a_settle_pays_and_leaves_the_channel_open(
+    settler: EscrowSettler, channels: Channels
+) -> None:
+    channel_id = await channels.open()
+    key = channels.key(channel_id)
+    first = await settler.settle_channel(key, 10, channels.sign(channel_id, 10))
+    second = await settler.settle_channel(key, 25, channels.sign(channel_id, 25))
+    assert (first.fact.settled, second.fact.settled) == (10, 25)
+    assert not second.fact.is_finalized
+    assert second.tx_hash is not None
+
+
+async def test_a_settle_of_what_is_settled_changes_nothing(
+    chain: Devnet, settler: EscrowSettler, channels: Channels
+) -> None:
+    """F-80: no gas is spent on it."""
+    channel_id = await channels.open()
+    key = channels.key(channel_id)
+    await settler.settle_channel(key, 10, channels.sign(channel_id, 10))
+    sent = await transactions_of(chain, "payee")
+    result = await settler.settle_channel(key, 10, channels.sign(channel_id, 10))
+    assert result.tx_hash is None
+    assert result.fact.settled == 10
+    assert await transactions_of(chain, "payee") == sent
+
+
+# -- refusals (ERR-02, SETTLE-03)
+
+
+@pytest.mark.parametrize(
+    ("amount", "signer", "error"),
+    [
+        (DEPOSIT + 1, "payer", AmountExceedsDepositRevertError),
+        (5, "stranger", InvalidSignatureRevertError),
+    ],
+)
+async def test_a_refused_close_moves_nothing_and_says_why(
+    settler: EscrowSettler,
+    channels: Channels,
+    *,
+    amount: int,
+    signer: str,
+    error: type[ContractRevertedError],
+) -> None:
+    channel_id = await channels.open()
+    signature = channels.sign(channel_id, amount, by=signer)
+    with pytest.raises(error) as caught:
+        await settler.close_channel(channels.key(channel_id), amount, signature)
+    assert isinstance(caught.value, TransactionRevertedError)
+    assert caught.value.tx_hash is None  # the simulation refused: no gas was spent
+    settled = await settler.settle_channel(
+        channels.key(channel_id), 1, channels.sign(channel_id, 1)
+    )
+    assert (settled.fact.settled, settled.fact.is_finalized) == (1, False)
+
+
+async def test_a_channel_that_does_not_exist_cannot_be_closed(
+    settler: EscrowSettler, channels: Channels
+) -> None:
+    with pytest.raises(ChannelNotFoundRevertError) as caught:
+        await settler.close_channel(channels.key(NOBODY), 0, b"")
+    assert (caught.value.status, caught.value.problem_type) == (410, "session/channel-not-found")
+
+
+async def test_a_closed_channel_cannot_be_settled(
+    settler: EscrowSettler, channels: Channels
+) -> None:
+    channel_id = await channels.open()
+    await settler.close_channel(channels.key(channel_id), 0, b"")
+    with pytest.raises(ChannelFinalizedRevertError) as caught:
+        await settler.settle_channel(channels.key(channel_id), 5, channels.sign(channel_id, 5))
+    assert (caught.value.status, caught.value.problem_type) == (410, "session/channel-finalized")
+
+
+async def test_a_key_that_is_not_the_payees_is_refused(
+    chain: Devnet, reader: EscrowReader, channels: Channels
+) -> None:
+    """F-81: at start, and by the simulation before any gas is spent."""
+    imposter = EscrowSettler(reader, chain.sender("stranger"))
+    with pytest.raises(ConfigError, match="The key is"):
+        imposter.require_payee(channels.terms.payee)
+    EscrowSettler(reader, chain.sender("payee")).require_payee(channels.terms.payee)
+    channel_id = await channels.open()
+    with pytest.raises(ContractRevertedError) as caught:
+        await imposter.close_channel(channels.key(channel_id), 5, channels.sign(channel_id, 5))
+    assert caught.value.reason is RevertReason.NOT_PAYEE
+    assert (caught.value.status, caught.value.problem_type) == (409, "session/transaction-reverted")
+
+
+async def test_a_channel_of_another_escrow_is_not_touched(
+    settler: EscrowSettler, channels: Channels
+) -> None:
+    key = channels.key(NOBODY)
+    elsewhere = ChannelKey(key.chain_id, Address(b"\x09" * 20), NOBODY)
+    other_chain = ChannelKey(1, key.escrow, NOBODY)
+    for foreign in (elsewhere, other_chain):
+        with pytest.raises(ConfigError, match="is of escrow"):
+            await settler.close_channel(foreign, 0, b"")
+        with pytest.raises(ConfigError, match="is of escrow"):
+            await settler.settle_channel(foreign, 0, b"")
+
+
+async def test_a_close_that_loses_the_race_in_its_block_returns_the_winner(
+    chain: Devnet, settler: EscrowSettler, channels: Channels
+) -> None:
+    """F-76: ours passed the simulation, then reverted: its status is read, and the state."""
+    channel_id = await channels.open()
+    winning = abi.close.encode(channel_id, 9, channels.sign(channel_id, 9))
+    async with chain.mining_paused():
+        winner = await chain.sender("payee").broadcast(chain.values.escrow, winning)
+        losing = asyncio.create_task(
+            settler.close_channel(channels.key(channel_id), 7, channels.sign(channel_id, 7))
+        )
+        await asyncio.sleep(0.1)
+        sent = await transactions_of(chain, "payee")
+    result = await losing
+    assert await transactions_of(chain, "payee") == sent + 2
+    assert result.tx_hash == winner
+    assert result.fact.settled == 9
