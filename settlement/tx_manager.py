@@ -136,7 +136,7 @@ class TxManager:
         _, gas, block, tip, mined, pending = await self.rpc.read_batch(
             [
                 ("eth_call", [request, "latest"]),
-                ("eth_estimateGas", [request]),
+                ("eth_estimateGas", [request, "latest"]),  # some nodes would take "pending"
                 ("eth_getBlockByNumber", ["latest", False]),
                 ("eth_maxPriorityFeePerGas", []),
                 ("eth_getTransactionCount", [sender, "latest"]),
@@ -207,16 +207,17 @@ class TxManager:
         raise contract_reverted(reason, text=text, tx_hash=receipt.tx_hash)
 
     async def _why(self, signed: _Signed, receipt: Receipt) -> tuple[RevertReason, str]:
-        """Run a reverted call again on the state before its block, to hear its reason."""
-        try:
-            await self.rpc.call(
-                signed.to,
-                signed.calldata,
-                sender=self.address,
-                block_number=receipt.block_number - 1,
-            )
-        except ContractRevertedError as error:
-            return error.reason, error.text
-        except ChainUnavailableError:
-            return RevertReason.UNKNOWN, ""
-        return RevertReason.UNKNOWN, ""  # refused only after what came before it in the block
+        """Run a reverted call again to hear its reason: before its block, then after it.
+
+        The second finds what only another transaction in the same block made it refuse.
+        """
+        for block_number in (receipt.block_number - 1, receipt.block_number):
+            try:
+                await self.rpc.call(
+                    signed.to, signed.calldata, sender=self.address, block_number=block_number
+                )
+            except ContractRevertedError as error:
+                return error.reason, error.text
+            except ChainUnavailableError:
+                break
+        return RevertReason.UNKNOWN, ""
