@@ -260,13 +260,6 @@ class Chain(_Section, frozen=True):
             description="Blocks, the transaction's own included, before an open or top-up counts.",
         ),
     ] = 1
-    grace_period_s_min: Annotated[
-        int,
-        Meta(
-            ge=GRACE_PERIOD_S_MIN,
-            description="Least grace period the escrow must give before a payer can withdraw.",
-        ),
-    ] = GRACE_PERIOD_S_MIN
     rpc_timeout_s: Annotated[
         float, Meta(gt=0, le=120, description="Deadline of one call to the node.")
     ] = 10.0

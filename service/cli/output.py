@@ -14,24 +14,10 @@ from rich.text import Text
 from channel.errors import MppSessionError
 from service.errors import ChildError
 
-__all__ = ["OUT", "REPORT", "TokenUnit", "print_error", "print_json", "step"]
+__all__ = ["OUT", "REPORT", "print_error", "print_json", "step"]
 
 OUT: Final = Console(highlight=False, soft_wrap=True)
 REPORT: Final = Console(stderr=True, highlight=False, soft_wrap=True)
-
-
-class TokenUnit(msgspec.Struct, frozen=True):
-    """How amounts of a token are written for people."""
-
-    symbol: str
-    decimals: int
-
-    def format(self, amount: int, *, signed: bool = False) -> str:
-        """Return base units as a decimal of the whole token, exactly: no rounding, ever."""
-        sign = "-" if amount < 0 else "+" if signed else ""
-        whole, part = divmod(abs(amount), 10**self.decimals)
-        decimals = f".{part:0{self.decimals}d}" if self.decimals else ""
-        return f"{sign}{whole:,}{decimals} {self.symbol}"
 
 
 def print_json(value: Any) -> None:

@@ -4,11 +4,12 @@ Pure: bytes in, values out. The request is always written anew from what was par
 the model server cannot read it in another way than it was priced.
 """
 
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 
 from channel.errors import BadRequestError
+from channel.wire.depth import is_shallow
 from service.gateway.errors import UpstreamError
 
 __all__ = ["DONE", "ChatRequest", "UnitCounter", "parse_chat_request", "parse_completion_tokens"]
@@ -17,6 +18,7 @@ DONE: Final = "[DONE]"
 """The last event of a stream."""
 
 _CHOICES_MAX: Final = 128
+_DEPTH_MAX: Final = 64
 
 _TOKEN_BOUNDS: Final = ("max_tokens", "max_completion_tokens")
 _ALIASES: Final = ("n_predict", "n_cmpl")
@@ -69,9 +71,11 @@ def parse_chat_request(
 
 
 def _decode_object(body: bytes) -> dict[str, Any]:
+    if not is_shallow(body, _DEPTH_MAX):
+        raise BadRequestError("The body is nested too deeply, or is not JSON.")
     try:
         fields = msgspec.json.decode(body)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadRequestError("The body is not JSON.") from error
     if not isinstance(fields, dict):
         raise BadRequestError("The body is not a JSON object.")
@@ -114,6 +118,18 @@ _CHUNK: Final = msgspec.json.Decoder(_Chunk)
 _COMPLETION: Final = msgspec.json.Decoder(_Completion)
 
 
+_Answer = TypeVar("_Answer")
+
+
+def _decode(decoder: msgspec.json.Decoder[_Answer], text: bytes) -> _Answer:
+    if not is_shallow(text, _DEPTH_MAX):
+        raise UpstreamError("The model server's answer is nested too deeply, or is not JSON.")
+    try:
+        return decoder.decode(text)
+    except msgspec.DecodeError as error:
+        raise UpstreamError("The model server's answer cannot be read.") from error
+
+
 class UnitCounter:
     """Counts the units of one stream, chunk by chunk.
 
@@ -142,10 +158,7 @@ class UnitCounter:
         """
         if data == DONE:
             return 0
-        try:
-            chunk = _CHUNK.decode(data)
-        except (msgspec.DecodeError, RecursionError) as error:
-            raise UpstreamError("The model server sent what is no completion chunk.") from error
+        chunk = _decode(_CHUNK, data.encode())
         before = self.total
         for choice in chunk.choices:
             self._count_choice(choice, chunk.timings)
@@ -176,11 +189,8 @@ def parse_completion_tokens(body: bytes) -> int | None:
     Raises:
         UpstreamError: It is not JSON, or the count is not a number from zero.
     """
-    try:
-        completion = _COMPLETION.decode(body)
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise UpstreamError("The model server's answer cannot be read.") from error
-    tokens = None if completion.usage is None else completion.usage.completion_tokens
+    usage = _decode(_COMPLETION, body).usage
+    tokens = None if usage is None else usage.completion_tokens
     if tokens is not None and tokens < 0:
         raise UpstreamError("The model server reported a negative number of tokens.")
     return tokens

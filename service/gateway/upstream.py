@@ -15,7 +15,9 @@ from starlette.datastructures import Headers
 from service.gateway.errors import UpstreamError, UpstreamTimeoutError
 from service.settings import Upstream as UpstreamSettings
 
-__all__ = ["Upstream", "returned_headers"]
+__all__ = ["Upstream", "read_body", "returned_headers"]
+
+_ANSWER_BYTES_MAX: Final = 64 * 1024 * 1024
 
 _REQUEST_HEADERS: Final = (
     "accept",
@@ -103,3 +105,17 @@ def returned_headers(response: httpx.Response) -> dict[str, str]:
         for name, value in response.headers.items()
         if name in _RESPONSE_HEADERS or name.startswith(_RESPONSE_PREFIXES)
     }
+
+
+async def read_body(response: httpx.Response) -> bytes:
+    """Return an answer in one piece.
+
+    Raises:
+        UpstreamError: It is longer than any answer should be, or broke off.
+    """
+    body = bytearray()
+    async for piece in response.aiter_bytes():
+        body += piece
+        if len(body) > _ANSWER_BYTES_MAX:
+            raise UpstreamError("The model server's answer is too long.")
+    return bytes(body)

@@ -130,7 +130,6 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"ledger__url": "mysql://x"}, "must begin with"),
     ({"price__per_unit": 0}, "price.per_unit"),
     ({"price__per_unit": -1}, "price.per_unit"),
-    ({"chain__grace_period_s_min": 599}, "grace_period_s_min"),
     ({"chain__id": 0}, "chain.id"),
     ({"chain__id": 1}, "development chains only"),
     ({"chain__escrow": "0x12"}, "chain.escrow"),
