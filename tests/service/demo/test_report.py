@@ -1,5 +1,6 @@
 """The demo succeeds only when agent, provider and chain say the same, to the base unit."""
 
+import io
 from collections.abc import Callable
 
 import pytest
@@ -40,7 +41,7 @@ def test_a_demo_that_paid_nothing_does_not_succeed() -> None:
 
 
 def test_the_table_shows_every_figure() -> None:
-    console = Console(width=100, record=True, quiet=True)
+    console = Console(width=100, file=io.StringIO(), record=True)
     console.print(report().table())
     text = console.export_text()
     for figure in ("100 at 0.000025", "150,000", "0.004000", "0.002500", "0.001500", "+0.002500"):
