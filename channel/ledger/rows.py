@@ -49,7 +49,7 @@ _headers_decoder = msgspec.msgpack.Decoder(tuple[tuple[bytes, bytes], ...])
 def account_values(state: ChannelState) -> list[Any]:
     """Return what nearly every voucher changes: ladder, accepted, spent, published, active_at."""
     highest = encode_voucher(state.highest)
-    below, above = state.at_or_below_spent, state.at_or_above_spent
+    below, above = state.at_or_below_spent, state.above_spent
     return [
         highest,
         None if below is None else encode_voucher(below),
@@ -116,7 +116,7 @@ def _channel_from_row(row: Row) -> ChannelState:
         active_at=row[19],
         highest=decode_voucher(row[20]),
         at_or_below_spent=None if row[21] is None else decode_voucher(row[21]),
-        at_or_above_spent=None if row[22] is None else decode_voucher(row[22]),
+        above_spent=None if row[22] is None else decode_voucher(row[22]),
         reservations=() if row[23] is None else decode_reservations(row[23]),
     )
 

@@ -13,6 +13,7 @@ from enum import IntEnum
 import msgspec
 
 from channel.errors import InvariantError
+from channel.limits import AMOUNT_MAX
 from channel.types import ChannelKey, ChannelTerms
 
 __all__ = ["ChannelState", "LadderVoucher", "Reservation", "ReservationKind", "require_invariants"]
@@ -65,11 +66,12 @@ class ChannelState(msgspec.Struct, frozen=True):
     """Unix seconds of the block in which the payer asked for the rest; 0 when it has not."""
     is_finalized: bool
     fact_block: int
+    """Block of the newest chain fact that said anything new."""
     highest: LadderVoucher
     at_or_below_spent: LadderVoucher | None
     """The greatest kept voucher at or below `spent`: what a live channel settles with."""
-    at_or_above_spent: LadderVoucher | None
-    """The lowest kept voucher at or above `spent`: what a unilateral close is made with."""
+    above_spent: LadderVoucher | None
+    """The lowest kept voucher above `spent`."""
     active_at: int
     """Unix seconds of the last voucher that raised `accepted`."""
     reservations: tuple[Reservation, ...] = ()
@@ -91,6 +93,14 @@ class ChannelState(msgspec.Struct, frozen=True):
         return self.accepted - self.spent - self.reserved
 
     @property
+    def at_or_above_spent(self) -> LadderVoucher | None:
+        """The lowest kept voucher at or above `spent`: what a unilateral close is made with."""
+        below = self.at_or_below_spent
+        if below is not None and below.cumulative_amount == self.spent:
+            return below
+        return self.above_spent
+
+    @property
     def is_stopped(self) -> bool:
         """Whether books and chain disagree so that nothing may be accepted or served."""
         return self.deposit < self.accepted or self.accepted < self.settled
@@ -98,9 +108,21 @@ class ChannelState(msgspec.Struct, frozen=True):
 
 def require_invariants(state: ChannelState) -> None:
     """Raise `InvariantError` if the books contradict themselves (ACC-07)."""
-    if not 0 <= state.spent + state.reserved <= state.accepted:
-        msg = f"spent {state.spent} + reserved {state.reserved} > accepted {state.accepted}"
-        raise InvariantError(msg)
-    if state.published < state.settled:
-        msg = f"published {state.published} < settled {state.settled}"
-        raise InvariantError(msg)
+    spent, accepted, published = state.spent, state.accepted, state.published
+    reserved = state.reserved if state.reservations else 0
+    if not 0 <= spent <= spent + reserved <= accepted <= AMOUNT_MAX:
+        raise InvariantError(f"spent {spent} + reserved {reserved} > accepted {accepted}")
+    if not 0 <= state.settled <= published <= AMOUNT_MAX:
+        raise InvariantError(f"published {published} < settled {state.settled}")
+    if not 0 <= state.deposit <= AMOUNT_MAX:
+        raise InvariantError(f"deposit {state.deposit} is no uint128")
+    below, above = state.at_or_below_spent, state.above_spent
+    if (
+        not 0 <= state.highest.cumulative_amount <= accepted
+        or (below is not None and below.cumulative_amount > spent)
+        or (above is not None and above.cumulative_amount <= spent)
+    ):
+        raise InvariantError(f"a kept voucher is on the wrong side of spent {spent}")
+    for held in state.reservations:
+        if held.amount < 0:
+            raise InvariantError(f"a reservation holds {held.amount}")

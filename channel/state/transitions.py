@@ -17,6 +17,7 @@ from channel.errors import (
     DeltaTooSmallError,
     InsufficientBalanceError,
     InvariantError,
+    RequestInFlightError,
     ReservationEndedError,
     StreamActiveError,
     StreamReplacedError,
@@ -32,7 +33,7 @@ from channel.state.channel_state import (
     require_invariants,
 )
 from channel.state.ladder import steps_beside
-from channel.types import ChannelFact, VerifiedVoucher
+from channel.types import ChannelFact, ChannelKey, VerifiedVoucher
 
 __all__ = ["require_open", "required_cumulative", "transition"]
 
@@ -76,18 +77,20 @@ def required_cumulative(state: ChannelState, cost: int, min_voucher_delta: int) 
     """Return the least cumulative amount that lets `cost` be served (SSE-02, AMB-17).
 
     The minimum delta is not asked beyond the deposit when the cost itself still fits, so that
-    the tail of a deposit can be spent (F-53). A result above the deposit asks for a top-up.
+    the tail of a deposit can be spent (F-53). An amount that is public buys nothing, so more than
+    that is asked (decision 5). A result above the deposit asks for a top-up.
     """
     need = state.spent + state.reserved + cost
     required = max(need, state.accepted + max(1, min_voucher_delta))
     if need <= state.deposit and state.accepted < state.deposit:
-        return min(required, state.deposit)
-    return required
+        required = min(required, state.deposit)
+    return max(required, state.published + 1)
 
 
 def _open_channel(state: ChannelState | None, command: c.OpenChannel) -> ChannelState:
     """Insert if absent; on a known channel only raise `accepted` (OPEN-08, OPEN-10, F-25)."""
     fact, voucher = command.fact, command.voucher
+    _require_same_channel(fact.key, voucher.key)
     if state is not None:
         observed = _observe_fact(state, fact, is_rollback=False)
         return _raise_accepted(observed, voucher, min_voucher_delta=0, at=command.at)
@@ -106,7 +109,7 @@ def _open_channel(state: ChannelState | None, command: c.OpenChannel) -> Channel
         fact_block=fact.block_number,
         highest=first,
         at_or_below_spent=below,
-        at_or_above_spent=above,
+        above_spent=above,
         active_at=command.at,
     )
     if voucher.cumulative_amount > fact.deposit:
@@ -132,6 +135,7 @@ def _raise_accepted(
     checks: evm-session draft, "Voucher Verification" (VCH-02). The minimum delta is not asked
     of a voucher that reaches the deposit exactly (AMB-17).
     """
+    _require_same_channel(state.key, voucher.key)
     require_open(state)
     amount = voucher.cumulative_amount
     increase = amount - state.accepted
@@ -144,21 +148,21 @@ def _raise_accepted(
     if amount > state.deposit:
         raise AmountExceedsDepositError(cumulative_amount=amount, deposit=state.deposit)
     highest = LadderVoucher(amount, voucher.signature)
-    below, above = steps_beside(
-        state.spent, state.at_or_below_spent, state.at_or_above_spent, highest
-    )
+    below, above = steps_beside(state.spent, state.at_or_below_spent, state.above_spent, highest)
     return replace(
         state,
         accepted=amount,
         highest=highest,
         at_or_below_spent=below,
-        at_or_above_spent=above,
+        above_spent=above,
         active_at=at,
     )
 
 
 def _reserve(state: ChannelState, command: c.Reserve) -> ChannelState:
     """Hold money ahead of service (F-24, F-44, F-45). A repeat changes nothing."""
+    if command.unit_price < 1 or command.units_min < 0:
+        raise InvariantError(f"{command.units_min} units at {command.unit_price} are no cost")
     require_open(state)
     if _find(state, command.reservation_id) is not None:
         return state
@@ -222,6 +226,8 @@ def _end_reservations(state: ChannelState, _: c.EndReservations) -> ChannelState
 
 def _end(state: ChannelState, ended: Sequence[Reservation]) -> ChannelState:
     """A dead stream's reservation was perhaps emitted, a dead request's was not answered."""
+    if not ended:
+        return state
     spent = state.spent
     for held in ended:
         state = _without_reservation(state, held)
@@ -236,7 +242,8 @@ def _observe(state: ChannelState, command: c.Observe) -> ChannelState:
 
 def _observe_fact(state: ChannelState, fact: ChannelFact, *, is_rollback: bool) -> ChannelState:
     """Take over absolute values; a late read of an older block changes nothing (F-29, F-72)."""
-    if fact.block_number < state.fact_block and not is_rollback:
+    _require_same_channel(state.key, fact.key)
+    if not is_rollback and (fact.block_number < state.fact_block or _is_known(state, fact)):
         return state
     return replace(
         state,
@@ -249,34 +256,52 @@ def _observe_fact(state: ChannelState, fact: ChannelFact, *, is_rollback: bool) 
     )
 
 
+def _is_known(state: ChannelState, fact: ChannelFact) -> bool:
+    """Whether a fact says nothing new, so that a sweep over every channel writes no row."""
+    return (
+        fact.deposit == state.deposit
+        and fact.settled == state.settled
+        and fact.close_requested_at == state.close_requested_at
+        and fact.is_finalized == state.is_finalized
+    )
+
+
 def _publish(state: ChannelState, command: c.Publish) -> ChannelState:
-    return replace(state, published=max(state.published, command.cumulative_amount))
+    if command.cumulative_amount <= state.published:
+        return state
+    return replace(state, published=command.cumulative_amount)
 
 
 def _begin_close(state: ChannelState, _: c.BeginClose) -> ChannelState:
     """A payer's pending close does not stop ours (CLOSE-03); an ended channel does."""
     if state.is_finalized:
         raise ChannelFinalizedError("The channel is finalized.")
-    return replace(state, is_closing=True)
+    return state if state.is_closing else replace(state, is_closing=True)
 
 
 def _commit_close(state: ChannelState, command: c.CommitClose) -> ChannelState:
-    """Fix what the close is made with, once; a repeat keeps the first decision (F-40)."""
+    """Fix what the close is made with, once; a repeat keeps the first decision (F-40).
+
+    The amount was chosen from an earlier state. Another close may have failed since then, and
+    the channel gone on: whoever was overtaken asks again.
+    """
     if state.is_finalized:
         raise ChannelFinalizedError("The channel is finalized.")
-    if not state.is_closing or state.reserved:
-        raise InvariantError("a close is committed before all that runs has ended")
     if state.closing_with is not None:
         return state
+    if not state.is_closing or state.reservations:
+        raise RequestInFlightError("Something still runs on this channel; close it again.")
     amount = command.voucher.cumulative_amount
-    if amount < state.spent:
-        msg = f"a close at {amount} does not cover spent {state.spent}"
-        raise InvariantError(msg)
+    if amount > state.deposit:
+        raise AmountExceedsDepositError(cumulative_amount=amount, deposit=state.deposit)
+    best = max(state.settled, state.highest.cumulative_amount)
+    if amount < min(state.spent, best):
+        raise RequestInFlightError("More was delivered meanwhile; close the channel again.")
     return replace(state, closing_with=command.voucher, published=max(state.published, amount))
 
 
 def _abort_close(state: ChannelState, _: c.AbortClose) -> ChannelState:
-    return replace(state, is_closing=False, closing_with=None)
+    return replace(state, is_closing=False, closing_with=None) if state.is_closing else state
 
 
 def _record_close(state: ChannelState, command: c.RecordClose) -> ChannelState:
@@ -285,17 +310,21 @@ def _record_close(state: ChannelState, command: c.RecordClose) -> ChannelState:
 
 
 def _repair(state: ChannelState, command: c.Repair) -> ChannelState:
-    """Raise, never lower (SETTLE-05)."""
+    """Raise, never lower (SETTLE-05). What cannot be true is refused, not stored."""
     accepted = max(state.accepted, command.accepted)
-    return _climb(replace(state, accepted=accepted), max(state.spent, command.spent))
+    spent = max(state.spent, command.spent)
+    if not spent + state.reserved <= accepted <= max(state.accepted, state.deposit):
+        raise ChannelStoppedError(
+            f"spent {spent} + reserved {state.reserved} <= accepted {accepted} <= "
+            f"deposit {state.deposit} must hold after a repair"
+        )
+    return _climb(replace(state, accepted=accepted), spent)
 
 
 def _climb(state: ChannelState, spent: int) -> ChannelState:
     """Set `spent` and step the kept vouchers beside it."""
-    below, above = steps_beside(
-        spent, state.at_or_below_spent, state.at_or_above_spent, state.highest
-    )
-    return replace(state, spent=spent, at_or_below_spent=below, at_or_above_spent=above)
+    below, above = steps_beside(spent, state.at_or_below_spent, state.above_spent, state.highest)
+    return replace(state, spent=spent, at_or_below_spent=below, above_spent=above)
 
 
 def _covered(state: ChannelState, unit_price: int, units_min: int, units_max: int) -> int | None:
@@ -313,6 +342,11 @@ def _insufficient(
         spent=state.spent,
         deposit=state.deposit,
     )
+
+
+def _require_same_channel(ours: ChannelKey, theirs: ChannelKey) -> None:
+    if ours != theirs:
+        raise InvariantError(f"{theirs} was brought to {ours}")
 
 
 def _find(state: ChannelState, reservation_id: bytes) -> Reservation | None:

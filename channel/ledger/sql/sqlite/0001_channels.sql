@@ -30,7 +30,7 @@ CREATE TABLE channel (
     active_at          INTEGER NOT NULL,
     highest            BLOB NOT NULL,
     at_or_below_spent  BLOB,
-    at_or_above_spent  BLOB,
+    above_spent  BLOB,
     reservations       BLOB,
     -- the earliest lease in `reservations`, NULL when there is none
     lease_expires_at   INTEGER,

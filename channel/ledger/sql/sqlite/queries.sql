@@ -4,7 +4,7 @@ SELECT id, chain_id, escrow, channel_id, payer, payee, token, authorized_signer,
        deposit, settled, close_requested_at, is_finalized, fact_block,
        is_closing, closing_with, close_tx,
        accepted, spent, published, active_at,
-       highest, at_or_below_spent, at_or_above_spent, reservations
+       highest, at_or_below_spent, above_spent, reservations
   FROM channel
  WHERE chain_id = ? AND escrow = ? AND channel_id = ?
 
@@ -14,7 +14,7 @@ SELECT id, chain_id, escrow, channel_id, payer, payee, token, authorized_signer,
        deposit, settled, close_requested_at, is_finalized, fact_block,
        is_closing, closing_with, close_tx,
        accepted, spent, published, active_at,
-       highest, at_or_below_spent, at_or_above_spent, reservations
+       highest, at_or_below_spent, above_spent, reservations
   FROM channel
  WHERE (chain_id, escrow, channel_id) > (?, ?, ?)
  ORDER BY chain_id, escrow, channel_id
@@ -26,7 +26,7 @@ SELECT id, chain_id, escrow, channel_id, payer, payee, token, authorized_signer,
        deposit, settled, close_requested_at, is_finalized, fact_block,
        is_closing, closing_with, close_tx,
        accepted, spent, published, active_at,
-       highest, at_or_below_spent, at_or_above_spent, reservations
+       highest, at_or_below_spent, above_spent, reservations
   FROM channel
  WHERE (chain_id, escrow, channel_id) > (?, ?, ?) AND is_finalized = 0
  ORDER BY chain_id, escrow, channel_id
@@ -44,7 +44,7 @@ SELECT chain_id, escrow, channel_id
 -- A channel seen for the first time.
 INSERT INTO channel (
        reservations, lease_expires_at,
-       highest, at_or_below_spent, at_or_above_spent, accepted, spent, published, active_at,
+       highest, at_or_below_spent, above_spent, accepted, spent, published, active_at,
        deposit, settled, close_requested_at, is_finalized, fact_block,
        is_closing, closing_with, close_tx,
        chain_id, escrow, channel_id, payer, payee, token, authorized_signer)
@@ -54,7 +54,7 @@ VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 -- What a voucher or a payment changes, when no reservation begins or ends.
 UPDATE channel
    SET reservations = ?,
-       highest = ?, at_or_below_spent = ?, at_or_above_spent = ?,
+       highest = ?, at_or_below_spent = ?, above_spent = ?,
        accepted = ?, spent = ?, published = ?, active_at = ?
  WHERE id = ?
 
@@ -62,7 +62,7 @@ UPDATE channel
 -- The same, with the indexed lease.
 UPDATE channel
    SET reservations = ?, lease_expires_at = ?,
-       highest = ?, at_or_below_spent = ?, at_or_above_spent = ?,
+       highest = ?, at_or_below_spent = ?, above_spent = ?,
        accepted = ?, spent = ?, published = ?, active_at = ?
  WHERE id = ?
 
@@ -70,7 +70,7 @@ UPDATE channel
 -- All that can ever change.
 UPDATE channel
    SET reservations = ?, lease_expires_at = ?,
-       highest = ?, at_or_below_spent = ?, at_or_above_spent = ?,
+       highest = ?, at_or_below_spent = ?, above_spent = ?,
        accepted = ?, spent = ?, published = ?, active_at = ?,
        deposit = ?, settled = ?, close_requested_at = ?, is_finalized = ?, fact_block = ?,
        is_closing = ?, closing_with = ?, close_tx = ?
