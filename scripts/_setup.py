@@ -32,6 +32,7 @@ __all__ = ["BIN", "ROOT", "SetupError", "cache", "enter", "main", "prepare", "re
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 BIN = VENV / "bin"
+PYTHON = BIN / "python"
 CONTRACTS = ROOT / "contracts"
 LOCKS = ROOT / "requirements"
 NODE_MODULES = CONTRACTS / "node_modules"
@@ -69,8 +70,7 @@ def enter(*groups: str) -> None:
     """Prepare `groups` and go on with the calling script under the environment's Python."""
     prepare(*groups)
     if Path(sys.prefix) != VENV:
-        python = str(BIN / "python")
-        os.execv(python, [python, *sys.argv])  # noqa: S606 - no shell wanted
+        os.execv(PYTHON, [str(PYTHON), *sys.argv])  # noqa: S606 - no shell wanted
 
 
 def prepare(*groups: str) -> None:
@@ -120,7 +120,7 @@ def _stamp(step: str) -> Path:
 
 def _key(step: str) -> str:
     """Hash of everything the step is made from."""
-    digest = hashlib.sha256(f"{sys.version} {sys.base_prefix} {ROOT}".encode())
+    digest = hashlib.sha256(f"{sys.version_info[:2]} {ROOT}".encode())
     for path in MADE_FROM.get(step, (f"requirements/{step}.txt",)):
         digest.update((ROOT / path).read_bytes())
     return digest.hexdigest()
@@ -134,13 +134,13 @@ def _is_ready(step: str) -> bool:
 
 
 def _all_ready(steps: list[str]) -> bool:
-    return not UNFINISHED.exists() and all(_is_ready(step) for step in steps)
+    return not _is_spoilt() and all(_is_ready(step) for step in steps)
 
 
 def _is_spoilt() -> bool:
-    """Whether `.venv` holds half an installation, or packages of an older lock."""
+    """Whether `.venv` holds half an installation, an older lock's packages or no Python."""
     stale = any(_stamp(step).exists() and not _is_ready(step) for step in LOCKED)
-    return UNFINISHED.exists() or stale or not _is_ready("environment")
+    return stale or UNFINISHED.exists() or not (_is_ready("environment") and PYTHON.exists())
 
 
 def _make(steps: list[str]) -> None:
@@ -256,7 +256,7 @@ def _pip(what: str, *arguments: str) -> None:
     options += ["--no-deps", "--no-build-isolation", "--use-pep517"]
     _run(
         what,
-        [str(BIN / "python"), "-m", "pip", "install", *options, *arguments],
+        [str(PYTHON), "-m", "pip", "install", *options, *arguments],
         environment,
     )
     UNFINISHED.unlink()
