@@ -1,0 +1,249 @@
+"""What only the SQLite ledger has: one gateway, a file, memory checked before it is trusted."""
+
+import asyncio
+import os
+import sqlite3
+import sys
+from pathlib import Path
+
+import pytest
+
+from channel.errors import ConfigError, InvariantError, LedgerUnavailableError
+from channel.ledger import sqlite_connection
+from channel.ledger.sqlite import SqliteLedger
+from channel.ledger.sqlite_books import SqliteBooks
+from channel.limits import CACHE_TRUSTED_S
+from channel.state import commands as c
+from tests.channel.books import KEY, accepting, fact, key_of, opening, reserving, run, streaming
+
+HOLD_OPEN = """
+import asyncio, sys
+from channel.ledger.sqlite import SqliteLedger
+async def main():
+    ledger = await SqliteLedger.open(sys.argv[1], exclusive=True)
+    print("open", flush=True)
+    await asyncio.sleep(60)
+asyncio.run(main())
+"""
+
+
+def spoil(path: Path, junk: bytes, *, at: int = 0) -> None:
+    content = path.read_bytes() if at else b""
+    path.write_bytes(content[:at] + junk)
+
+
+def remove(path: Path) -> None:
+    path.unlink()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "ledger.db"
+
+
+class TestOneGateway:
+    """Decision 9."""
+
+    async def test_a_second_gateway_is_told_who_has_the_ledger(self, path: Path) -> None:
+        first = await SqliteLedger.open(path, exclusive=True)
+        with pytest.raises(ConfigError, match=f"process {os.getpid()}"):
+            await SqliteLedger.open(path, exclusive=True)
+        settler = await SqliteLedger.open(path, exclusive=False)
+        await settler.close()
+        await first.close()
+        await (await SqliteLedger.open(path, exclusive=True)).close()
+
+    async def test_a_killed_gateway_leaves_no_lock(self, path: Path) -> None:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", HOLD_OPEN, str(path), stdout=asyncio.subprocess.PIPE
+        )
+        assert process.stdout is not None
+        assert await process.stdout.readline() == b"open\n"
+        with pytest.raises(ConfigError, match=f"process {process.pid}"):
+            await SqliteLedger.open(path, exclusive=True)
+        process.kill()
+        await process.wait()
+        await (await SqliteLedger.open(path, exclusive=True)).close()
+
+    async def test_a_new_gateway_ends_what_the_dead_one_held(self, path: Path) -> None:
+        """Decision 8: at most one step is charged and not emitted."""
+        first = await SqliteLedger.open(path, exclusive=True)
+        await first.apply(KEY, [opening(50), streaming(b"s", 5), reserving(b"r", 7)])
+        settler = await SqliteLedger.open(path, exclusive=False)
+        state = await settler.load(KEY)
+        assert state is not None
+        assert state.reserved == 12
+        await settler.close()
+        await first.close()
+        second = await SqliteLedger.open(path, exclusive=True)
+        state = await second.load(KEY)
+        assert state is not None
+        assert (state.spent, state.reserved) == (5, 0)
+        await second.close()
+
+    async def test_a_lock_that_cannot_be_made_is_a_clear_error(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match="cannot be made"):
+            await SqliteLedger.open(tmp_path / "missing" / "ledger.db", exclusive=True)
+
+
+class TestOpening:
+    async def test_it_is_durable_or_does_not_open(self, path: Path) -> None:
+        ledger = await SqliteLedger.open(path, exclusive=True)
+        settings = await ledger._connection.run(  # noqa: SLF001 - the settings are the claim
+            lambda connection: [
+                connection.execute(f"PRAGMA {name}").fetchone()[0]
+                for name in ("journal_mode", "synchronous", "foreign_keys")
+            ]
+        )
+        assert settings == ["wal", 2, 1]
+        await ledger.close()
+
+    async def test_a_file_that_is_no_database_is_refused(self, path: Path) -> None:
+        spoil(path, b"not a database at all" * 1000)
+        with pytest.raises(ConfigError, match="cannot be opened"):
+            await SqliteLedger.open(path, exclusive=True)
+        remove(path)
+        await (await SqliteLedger.open(path, exclusive=True)).close()
+
+    async def test_a_folder_that_is_missing_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match="cannot be opened"):
+            await SqliteLedger.open(tmp_path / "missing" / "ledger.db", exclusive=False)
+
+    async def test_a_newer_schema_is_refused_and_left_alone(self, path: Path) -> None:
+        await (await SqliteLedger.open(path, exclusive=True)).close()
+        newer = sqlite3.connect(path)
+        newer.execute("UPDATE ledger_schema SET version = 99")
+        newer.commit()
+        with pytest.raises(ConfigError, match="99"):
+            await SqliteLedger.open(path, exclusive=False)
+        assert newer.execute("SELECT version FROM ledger_schema").fetchone() == (99,)
+        newer.close()
+
+    def test_a_migration_that_fails_changes_nothing(self, path: Path) -> None:
+        connection = sqlite3.connect(path, isolation_level=None)
+        broken = {1: "CREATE TABLE one (a);\n", 2: "CREATE TABLE two (a);\nCREATE nonsense;\n"}
+        with pytest.raises(sqlite3.OperationalError):
+            sqlite_connection.require_schema(connection, broken)
+        tables = connection.execute("SELECT name FROM sqlite_master ORDER BY name").fetchall()
+        assert tables == [("ledger_schema",), ("one",)]
+        assert connection.execute("SELECT version FROM ledger_schema").fetchone() == (1,)
+        connection.close()
+
+    async def test_many_processes_may_create_it_at_once(self, path: Path) -> None:
+        """F-37."""
+        opened = await asyncio.gather(*[SqliteLedger.open(path, exclusive=False) for _ in range(6)])
+        for ledger in opened:
+            await ledger.close()
+
+
+class TestMemory:
+    async def test_a_known_channel_is_not_read_again(self, path: Path) -> None:
+        ledger = await SqliteLedger.open(path, exclusive=True)
+        await ledger.apply(KEY, [opening(50)])
+        assert await ledger.load(KEY) is await ledger.load(KEY)
+        await ledger.close()
+
+    async def test_a_foreign_commit_is_seen_within_the_bound(self, path: Path) -> None:
+        """VCH-10: the settler writes, the gateway's quick look follows."""
+        gateway = await SqliteLedger.open(path, exclusive=True)
+        settler = await SqliteLedger.open(path, exclusive=False)
+        await gateway.apply(KEY, [opening(50)])
+        seen = c.Observe(fact(close_requested_at=9, block=101))
+        await settler.apply(KEY, [seen])
+        assert await settler.load(KEY) == run(opening(50), seen)
+        await asyncio.sleep(CACHE_TRUSTED_S)
+        assert await gateway.load(KEY) == run(opening(50), seen)
+        await gateway.close()
+        await settler.close()
+
+    async def test_what_was_not_committed_is_not_remembered(self, path: Path) -> None:
+        """F-51."""
+        ledger = await SqliteLedger.open(path, exclusive=True)
+        await ledger.apply(KEY, [opening(50)])
+        await ledger._connection.run(  # noqa: SLF001 - the fault
+            lambda connection: connection.execute("PRAGMA query_only = ON")
+        )
+        with pytest.raises(LedgerUnavailableError):
+            await ledger.apply(KEY, [accepting(60)])
+        assert await ledger.load(KEY) == run(opening(50))
+        await ledger._connection.run(  # noqa: SLF001 - the end of the fault
+            lambda connection: connection.execute("PRAGMA query_only = OFF")
+        )
+        assert (await ledger.apply(KEY, [accepting(70)])).state.accepted == 70
+        await ledger.close()
+
+    async def test_more_channels_than_fit_are_read_again(self, path: Path) -> None:
+        ledger = await SqliteLedger.open(path, exclusive=True)
+        ledger._books = SqliteBooks(channels_cached_max=4)  # noqa: SLF001 - a small memory
+        for number in range(20):
+            await ledger.apply(key_of(number), [opening(1, key_of(number))])
+        for number in range(20):
+            applied = await ledger.apply(key_of(number), [accepting(2, key_of(number))])
+            assert applied.state == run(opening(1, key_of(number)), accepting(2, key_of(number)))
+        await ledger.close()
+
+
+class TestBusy:
+    async def test_a_lock_that_is_given_back_is_waited_for(self, path: Path) -> None:
+        """F-37."""
+        ledger = await SqliteLedger.open(path, exclusive=True)
+        other = sqlite3.connect(path, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        call = asyncio.ensure_future(ledger.apply(KEY, [opening(50)]))
+        await asyncio.sleep(0.1)
+        assert not call.done()
+        other.execute("ROLLBACK")
+        assert (await call).state.accepted == 50
+        other.close()
+        await ledger.close()
+
+    async def test_a_lock_that_is_kept_is_an_error_and_nothing_is_lost(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(sqlite_connection, "LEDGER_BUSY_S", 0.05)
+        ledger = await SqliteLedger.open(path, exclusive=True)
+        other = sqlite3.connect(path, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(LedgerUnavailableError, match="locked"):
+            await ledger.apply(KEY, [opening(50)])
+        with pytest.raises(ConfigError, match="locked"):
+            await SqliteLedger.open(path, exclusive=False)
+        other.execute("ROLLBACK")
+        other.close()
+        assert await ledger.load(KEY) is None
+        assert (await ledger.apply(KEY, [opening(60)])).state.accepted == 60
+        await ledger.close()
+
+
+class TestCorruption:
+    async def test_a_row_that_cannot_be_read_harms_no_other_channel(self, path: Path) -> None:
+        ledger = await SqliteLedger.open(path, exclusive=True)
+        await ledger.apply(KEY, [opening(50)])
+        await ledger.apply(key_of(2), [opening(50, key_of(2))])
+        other = sqlite3.connect(path)
+        other.execute("UPDATE channel SET highest = x'00' WHERE id = 1")
+        other.commit()
+        other.close()
+        broken, fine = await asyncio.gather(
+            ledger.apply(KEY, [accepting(60)]),
+            ledger.apply(key_of(2), [accepting(60, key_of(2))]),
+            return_exceptions=True,
+        )
+        assert isinstance(broken, InvariantError)
+        assert not isinstance(fine, BaseException)
+        with pytest.raises(InvariantError):
+            await ledger.apply(key_of(2), [accepting(70, key_of(2))])
+        await ledger.close()
+
+    async def test_a_corrupt_file_stops_the_ledger(self, path: Path) -> None:
+        ledger = await SqliteLedger.open(path, exclusive=True)
+        for number in range(50):
+            await ledger.apply(key_of(number), [opening(1, key_of(number))])
+        await ledger.close()
+        ledger = await SqliteLedger.open(path, exclusive=True)
+        spoil(path, b"\xff" * 100_000, at=4096)
+        with pytest.raises(LedgerUnavailableError):
+            await ledger.apply(key_of(60), [opening(1, key_of(60))])
+        with pytest.raises(LedgerUnavailableError, match="malformed"):
+            await ledger.apply(key_of(61), [opening(1, key_of(61))])
+        await ledger.close()
