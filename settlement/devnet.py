@@ -180,6 +180,8 @@ class Devnet:
         if await self.rpc.command("evm_revert", snapshot_id) is not True:
             msg = f"The chain does not know snapshot {snapshot_id}."
             raise AnvilError(msg)
+        head = await self.rpc.block()  # Anvil goes on from the base fee it had before
+        await self.rpc.command("anvil_setNextBlockBaseFeePerGas", hex(head.base_fee_wei or 0))
         self.deployer = self.sender("deployer")
 
 

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 import msgspec
-from aiohttp import ClientError, ClientSession
+from aiohttp import ClientError, ClientResponseError, ClientSession
 from web3.providers.rpc.async_rpc import AsyncHTTPProvider
 from web3.types import RPCEndpoint
 
@@ -232,11 +232,15 @@ class Rpc:
     # The wire.
 
     async def _attempts(self, ask: Callable[[], Awaitable[Any]]) -> Any:
-        delay_s = self._limits.retry_delay_s
+        """Ask until there is an answer; within one call's deadline, so that a hang ends it."""
+        clock, delay_s = asyncio.get_running_loop().time, self._limits.retry_delay_s
+        deadline = clock() + self._limits.timeout_s
         for _ in range(self._limits.read_attempts_max - 1):
             try:
                 return await ask()
             except ChainUnavailableError:
+                if clock() + delay_s >= deadline:
+                    raise
                 await asyncio.sleep(delay_s)
                 delay_s *= 2
         return await ask()
@@ -265,7 +269,8 @@ class Rpc:
             msg = f"The node did not answer {what} within {self._limits.timeout_s:g} s."
             raise ChainUnavailableError(msg) from None
         except (ClientError, OSError) as error:  # its text holds the node's address: not passed on
-            msg = f"The node cannot be reached for {what} ({type(error).__name__})."
+            status = f" {error.status}" if isinstance(error, ClientResponseError) else ""
+            msg = f"The node cannot be reached for {what} ({type(error).__name__}{status})."
             raise ChainUnavailableError(msg) from None
         except (ValueError, RecursionError):
             raise _nonsense(what) from None

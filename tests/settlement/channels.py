@@ -6,6 +6,7 @@ from eth_account import Account
 
 from channel.types import ZERO_ADDRESS, Address, ChannelId, ChannelKey, ChannelTerms, TxHash
 from channel.verify.typed_data import derive_channel_id, voucher_digest
+from settlement import abi
 from settlement.devnet import Devnet
 from settlement.payer import PayerAccount
 
@@ -61,6 +62,12 @@ class Channels:
         return await self._account.top_up(
             escrow=values.escrow, token=values.token, channel_id=channel_id, amount=amount
         )
+
+
+async def set_paused(chain: Devnet, *, on: bool) -> None:
+    """Stop the token, or let it move again."""
+    function = abi.Function("pause()" if on else "unpause()")
+    await chain.deployer.send(chain.values.token, function.encode())
 
 
 async def send_blindly(chain: Devnet, to: Address, calldata: bytes, *, by: str) -> TxHash:

@@ -1,0 +1,112 @@
+"""A node that fails as real ones do, in front of one that works: a small HTTP proxy."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Literal
+
+Fault = Literal["none", "hang", "drop", "swallow", "error", "garbage", "huge", "not rpc"]
+"""What happens to a request: nothing; no answer ever; the connection is cut before the node sees
+it, or after it did; HTTP 500; bytes that are not JSON; too many of them; JSON that is not RPC."""
+
+_BODIES: dict[Fault, bytes] = {
+    "garbage": b"<html>busy</html>",
+    "huge": b"[" * 200_000,
+    "not rpc": b'{"jsonrpc":"2.0","id":0}',
+}
+
+
+class FlakyNode:
+    """`fault` strikes requests for `method` (any if empty), `times` of them."""
+
+    def __init__(self, port: int, target: tuple[str, int]) -> None:
+        self._target = target
+        self.url = f"http://127.0.0.1:{port}"
+        self.fault: Fault = "none"
+        self.method = ""
+        self.times = 10**9
+        self.seen: list[str] = []
+        """Methods asked for, in order; those of a batch one by one."""
+
+    def fail(self, fault: Fault, *, method: str = "", times: int = 10**9) -> None:
+        self.fault, self.method, self.times = fault, method, times
+
+    def _strike(self, methods: list[str]) -> Fault:
+        self.seen += methods
+        if self.fault == "none" or self.times == 0 or (self.method and self.method not in methods):
+            return "none"
+        self.times -= 1
+        return self.fault
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while await self._serve_one(reader, writer):
+                pass
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            writer.close()
+
+    async def _serve_one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        request = await _read_message(reader)
+        asked = json.loads(request.split(b"\r\n\r\n", 1)[1])
+        methods = [call["method"] for call in (asked if isinstance(asked, list) else [asked])]
+        fault = self._strike(methods)
+        if fault == "drop":
+            return False
+        if fault == "hang":
+            await asyncio.sleep(3600)
+        if fault == "error":
+            await _answer(writer, b"busy", status=b"503 Busy")
+            return True
+        if fault in _BODIES:
+            await _answer(writer, _BODIES[fault])
+            return True
+        upstream_reader, upstream = await asyncio.open_connection(*self._target)
+        upstream.write(request)
+        answer = await _read_message(upstream_reader)
+        upstream.close()
+        if fault == "swallow":
+            return False
+        writer.write(answer)
+        await writer.drain()
+        return True
+
+
+async def _read_message(reader: asyncio.StreamReader) -> bytes:
+    head = await reader.readuntil(b"\r\n\r\n")
+    length = next(
+        int(line.split(b":")[1])
+        for line in head.split(b"\r\n")
+        if line.lower().startswith(b"content-length:")
+    )
+    return head + await reader.readexactly(length)
+
+
+async def _answer(writer: asyncio.StreamWriter, body: bytes, *, status: bytes = b"200 OK") -> None:
+    writer.write(b"HTTP/1.1 %b\r\ncontent-length: %d\r\n\r\n%b" % (status, len(body), body))
+    await writer.drain()
+
+
+@asynccontextmanager
+async def flaky_node(url: str) -> AsyncIterator[FlakyNode]:
+    """Serve a flaky node in front of the one at `url`."""
+    host, port = url.removeprefix("http://").rsplit(":", 1)
+    node = FlakyNode(0, (host, int(port)))
+    tasks: set[asyncio.Task[None]] = set()
+
+    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(node.serve(reader, writer))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+    server = await asyncio.start_server(accept, "127.0.0.1", 0)
+    node.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    try:
+        yield node
+    finally:
+        server.close()
+        for task in list(tasks):
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,156 @@
+"""The only socket: deadlines, a bounded number of tries, and errors that say whose they are."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+
+from channel.errors import ChainUnavailableError, ConfigError
+from settlement import abi
+from settlement.devnet import Devnet
+from settlement.errors import ContractRevertedError, RpcRefusedError
+from settlement.rpc import Rpc, RpcLimits
+from settlement.types import RevertReason
+from tests.settlement.flaky_node import Fault, FlakyNode, flaky_node
+from tests.settlement.wallets import deploy_wallet
+
+_LIMITS = RpcLimits(
+    timeout_s=0.2, read_attempts_max=3, retry_delay_s=0.01, answer_bytes_max=100_000
+)
+
+
+@pytest.fixture
+async def node(chain: Devnet) -> AsyncIterator[FlakyNode]:
+    async with flaky_node(chain.values.rpc_url) as node:
+        yield node
+
+
+@pytest.fixture
+async def rpc(node: FlakyNode) -> AsyncIterator[Rpc]:
+    async with await Rpc.connect(node.url, limits=_LIMITS) as rpc:
+        node.seen.clear()
+        yield rpc
+
+
+# -- which chain (SEC-09)
+
+
+async def test_the_chain_id_is_pinned_at_the_start(chain: Devnet) -> None:
+    async with await Rpc.connect(chain.values.rpc_url, chain_id=31337) as rpc:
+        assert rpc.chain_id == 31337
+    async with await Rpc.connect(chain.values.rpc_url) as rpc:
+        assert rpc.chain_id == 31337
+
+
+async def test_a_node_of_another_chain_is_refused(chain: Devnet) -> None:
+    with pytest.raises(ConfigError, match="serves chain 31337; the configuration says 1"):
+        await Rpc.connect(chain.values.rpc_url, chain_id=1)
+
+
+async def test_a_node_that_is_not_there_is_unavailable() -> None:
+    with pytest.raises(ChainUnavailableError, match="cannot be reached"):
+        await Rpc.connect("http://127.0.0.1:1", limits=_LIMITS)
+
+
+# -- failing nodes (F-82)
+
+
+@pytest.mark.parametrize("fault", ["drop", "error", "garbage", "not rpc", "swallow"])
+async def test_a_read_is_tried_again(rpc: Rpc, node: FlakyNode, fault: Fault) -> None:
+    node.fail(fault, times=2)
+    if fault == "not rpc":  # an answer, and a wrong one: asking again would hide it
+        with pytest.raises(ChainUnavailableError, match="not JSON-RPC"):
+            await rpc.block_number()
+        return
+    assert await rpc.block_number() > 0
+    assert node.seen == ["eth_blockNumber"] * 3
+
+
+@pytest.mark.parametrize("fault", ["drop", "error", "garbage", "hang", "huge", "not rpc"])
+async def test_tries_are_bounded_and_the_error_is_typed(
+    rpc: Rpc, node: FlakyNode, fault: Fault
+) -> None:
+    node.fail(fault)
+    started = time.monotonic()
+    with pytest.raises(ChainUnavailableError) as caught:
+        await rpc.block_number()
+    assert time.monotonic() - started < 2
+    assert len(node.seen) == (1 if fault in ("hang", "not rpc") else 3)
+    assert caught.value.status == 503
+    assert node.url not in str(caught.value)
+
+
+async def test_a_command_is_sent_once_whatever_happens(rpc: Rpc, node: FlakyNode) -> None:
+    """F-82: nothing behind our back sends a change twice."""
+    for fault in ("drop", "swallow", "error", "hang"):
+        node.seen.clear()
+        node.fail(fault)
+        with pytest.raises(ChainUnavailableError):
+            await rpc.command("anvil_mine", "0x1")
+        assert node.seen == ["anvil_mine"]
+
+
+async def test_fifty_calls_to_a_node_that_hangs_all_end(rpc: Rpc, node: FlakyNode) -> None:
+    """F-82: a fan-out does not hang."""
+    node.fail("hang")
+    calls = [rpc.command("eth_blockNumber") for _ in range(50)]
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    assert all(isinstance(result, ChainUnavailableError) for result in results)
+
+
+async def test_the_nodes_address_is_in_no_error_and_no_log(
+    chain: Devnet, caplog: pytest.LogCaptureFixture
+) -> None:
+    """F-103: it carries the access key."""
+    secret = "k3y-in-the-path"  # noqa: S105
+    with caplog.at_level(logging.DEBUG):
+        async with await Rpc.connect(f"{chain.values.rpc_url}/?key={secret}") as rpc:
+            await rpc.block_number()
+            with pytest.raises(RpcRefusedError) as refused:
+                await rpc.read("eth_nonsense")
+        with pytest.raises(ChainUnavailableError) as caught:
+            await Rpc.connect(f"http://127.0.0.1:1/{secret}", limits=_LIMITS)
+    shown = f"{refused.value}{caught.value}{caught.value.__cause__}{caplog.text}"
+    assert secret not in shown
+
+
+# -- what nodes answer
+
+
+async def test_an_error_of_the_node_is_not_a_revert(rpc: Rpc) -> None:
+    with pytest.raises(RpcRefusedError, match="eth_nonsense") as caught:
+        await rpc.read("eth_nonsense")
+    assert caught.value.code == -32601
+
+
+async def test_a_batch_keeps_the_order_and_raises_the_first_failure(
+    chain: Devnet, rpc: Rpc, node: FlakyNode
+) -> None:
+    bad = {
+        "to": "0x" + chain.values.escrow.hex(),
+        "data": "0x" + abi.withdraw.encode(bytes(32)).hex(),
+    }
+    chain_id, number = await rpc.read_batch([("eth_chainId", []), ("eth_blockNumber", [])])
+    assert (chain_id, int(number, 16)) == ("0x7a69", await chain.rpc.block_number())
+    with pytest.raises(ContractRevertedError) as caught:
+        await rpc.read_batch(
+            [("eth_chainId", []), ("eth_call", [bad, "latest"]), ("eth_nonsense", [])]
+        )
+    assert caught.value.reason is RevertReason.CHANNEL_NOT_FOUND
+    node.fail("not rpc")
+    with pytest.raises(ChainUnavailableError, match="a batch"):
+        await rpc.read_batch([("eth_chainId", [])])
+
+
+async def test_running_out_of_gas_is_a_refusal_by_the_contract(chain: Devnet) -> None:
+    glutton = await deploy_wallet(chain.deployer, "burns all gas")
+    with pytest.raises(ContractRevertedError) as caught:
+        await chain.rpc.call(glutton, b"", gas=100_000)
+    assert caught.value.reason is RevertReason.OUT_OF_GAS
+
+
+async def test_a_block_the_node_lacks_is_unavailable(chain: Devnet) -> None:
+    with pytest.raises(ChainUnavailableError):
+        await chain.rpc.block(10**6)

@@ -1,0 +1,313 @@
+"""The sweep: the ledger hears what changed on chain, and no voucher dies in a grace period."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from channel.ledger.sqlite import SqliteLedger
+from channel.state.channel_state import ChannelState, ReservationKind
+from channel.state.commands import (
+    AcceptVoucher,
+    BeginClose,
+    CommitClose,
+    OpenChannel,
+    Reserve,
+    Spend,
+)
+from channel.state.ladder import closing_voucher
+from channel.types import ChannelId, ChannelKey, VerifiedVoucher
+from settlement.devnet import Devnet
+from settlement.escrow import EscrowReader
+from settlement.payer import PayerAccount
+from settlement.rpc import Rpc, RpcLimits
+from settlement.settler import EscrowSettler
+from settlement.watcher import ChannelWatcher, Sweep, WatchLimits
+from tests.settlement.channels import DEPOSIT, Channels, set_paused
+from tests.settlement.flaky_node import flaky_node
+
+NOW = 1_800_000_000
+
+
+@pytest.fixture
+async def ledger(tmp_path: Path) -> AsyncIterator[SqliteLedger]:
+    opened = await SqliteLedger.open(tmp_path / "ledger.db", exclusive=True)
+    try:
+        yield opened
+    finally:
+        await opened.close()
+
+
+@pytest.fixture
+def watcher(chain: Devnet, reader: EscrowReader, ledger: SqliteLedger) -> ChannelWatcher:
+    limits = WatchLimits(interval_s=0.01, channels_per_page=2)
+    return ChannelWatcher(
+        reader, ledger, EscrowSettler(reader, chain.sender("payee")), limits=limits
+    )
+
+
+class Books:
+    """Channels that are open on chain and known to the ledger."""
+
+    def __init__(self, reader: EscrowReader, ledger: SqliteLedger, channels: Channels) -> None:
+        self._reader, self._ledger, self._channels = reader, ledger, channels
+
+    def key(self, channel_id: ChannelId) -> ChannelKey:
+        return self._channels.key(channel_id)
+
+    async def open(
+        self, *, accepted: int = 0, spent: int = 0, signed_by: str = "payer"
+    ) -> ChannelId:
+        channel_id = await self._channels.open()
+        fact = await self._reader.read_channel(channel_id)
+        assert fact is not None
+        first = OpenChannel(fact, self._voucher(channel_id, accepted, signed_by), NOW)
+        (await self._ledger.apply(fact.key, [first])).require()
+        if spent:
+            await self.reserve(channel_id, spent)
+            await self._ledger.apply(fact.key, [Spend(b"r" * 16, spent)])
+        return channel_id
+
+    async def accept(self, channel_id: ChannelId, amount: int) -> None:
+        command = AcceptVoucher(self._voucher(channel_id, amount), 0, NOW)
+        (await self._ledger.apply(self.key(channel_id), [command])).require()
+
+    async def reserve(self, channel_id: ChannelId, amount: int, *, name: bytes = b"r") -> None:
+        command = Reserve(
+            reservation_id=name * 16,
+            kind=ReservationKind.STREAM,
+            unit_price=1,
+            units_min=amount,
+            units_max=amount,
+            presented=amount,
+            min_voucher_delta=0,
+            lease_expires_at=NOW + 60,
+        )
+        (await self._ledger.apply(self.key(channel_id), [command])).require()
+
+    async def state(self, channel_id: ChannelId) -> ChannelState:
+        state = await self._ledger.load(self.key(channel_id))
+        assert state is not None
+        return state
+
+    def _voucher(
+        self, channel_id: ChannelId, amount: int, signed_by: str = "payer"
+    ) -> VerifiedVoucher:
+        signature = self._channels.sign(channel_id, amount, by=signed_by)
+        return VerifiedVoucher(self.key(channel_id), amount, signature)
+
+
+@pytest.fixture
+def books(reader: EscrowReader, ledger: SqliteLedger, channels: Channels) -> Books:
+    return Books(reader, ledger, channels)
+
+
+async def request_close(chain: Devnet, account: PayerAccount, channel_id: ChannelId) -> None:
+    await account.request_close(escrow=chain.values.escrow, channel_id=channel_id)
+
+
+# -- what the ledger hears
+
+
+async def test_channels_that_did_not_change_cost_no_write(
+    watcher: ChannelWatcher, books: Books, chain: Devnet
+) -> None:
+    """Several pages, several calls, the books as they were."""
+    opened = [await books.open(accepted=5) for _ in range(5)]
+    before = [await books.state(channel_id) for channel_id in opened]
+    await chain.mine(3)
+    assert await watcher.sweep() == Sweep(read=5)
+    assert [await books.state(channel_id) for channel_id in opened] == before
+
+
+async def test_a_top_up_is_heard(watcher: ChannelWatcher, books: Books, channels: Channels) -> None:
+    """F-50: also one that nobody told us of."""
+    channel_id = await books.open()
+    await channels.top_up(channel_id, 77)
+    assert (await watcher.sweep()).changed == 1
+    assert (await books.state(channel_id)).deposit == DEPOSIT + 77
+
+
+async def test_a_requested_close_with_nothing_owed_is_heard_and_left_to_the_payer(
+    watcher: ChannelWatcher, books: Books, chain: Devnet, account: PayerAccount
+) -> None:
+    channel_id = await books.open(accepted=9)
+    await request_close(chain, account, channel_id)
+    assert await watcher.sweep() == Sweep(read=1, changed=1)
+    state = await books.state(channel_id)
+    assert state.close_requested_at == (await chain.rpc.block()).timestamp
+    assert not state.is_finalized
+
+
+async def test_a_cancelled_close_is_heard(
+    watcher: ChannelWatcher, books: Books, chain: Devnet, channels: Channels, account: PayerAccount
+) -> None:
+    """TOPUP-05."""
+    channel_id = await books.open(accepted=9)
+    await request_close(chain, account, channel_id)
+    await watcher.sweep()
+    await channels.top_up(channel_id, 1)
+    await watcher.sweep()
+    assert (await books.state(channel_id)).close_requested_at == 0
+
+
+async def test_a_withdrawn_channel_is_heard_with_what_it_cost(
+    watcher: ChannelWatcher,
+    books: Books,
+    chain: Devnet,
+    account: PayerAccount,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """F-64: if we were down for the whole grace period, somebody must know."""
+    channel_id = await books.open(accepted=9, spent=9)
+    await request_close(chain, account, channel_id)
+    await chain.advance(900)
+    await account.withdraw(escrow=chain.values.escrow, channel_id=channel_id)
+    with caplog.at_level(logging.ERROR, "settlement.watcher"):
+        assert await watcher.sweep() == Sweep(read=1, changed=1)
+    assert "9 delivered and unpaid" in caplog.text
+    assert (await books.state(channel_id)).is_finalized
+    assert await watcher.sweep() == Sweep(read=0)
+
+
+async def test_an_opening_that_a_reorg_took_back_freezes_and_thaws(
+    watcher: ChannelWatcher, books: Books, chain: Devnet
+) -> None:
+    """F-70: the channel is stopped, `spent` stays, and all goes on when it is mined again."""
+    before = await chain.snapshot()
+    channel_id = await books.open(accepted=9, spent=4)
+    opened_at = (await books.state(channel_id)).fact_block
+    after = await chain.rpc.read("anvil_dumpState")
+    await chain.revert(before)
+    await chain.mine(opened_at)
+    await watcher.sweep()
+    gone = await books.state(channel_id)
+    assert (gone.deposit, gone.accepted, gone.spent) == (0, 9, 4)
+    assert gone.is_stopped
+    await chain.rpc.command("anvil_loadState", after)
+    await chain.mine(gone.fact_block)
+    await watcher.sweep()
+    back = await books.state(channel_id)
+    assert (back.deposit, back.spent, back.is_stopped) == (DEPOSIT, 4, False)
+
+
+# -- the defence (F-63, F-64, F-66, CLOSE-08)
+
+
+async def test_a_requested_close_is_answered_with_what_was_delivered(
+    watcher: ChannelWatcher, books: Books, chain: Devnet, channels: Channels, account: PayerAccount
+) -> None:
+    """AMB-08: the lowest kept voucher at or above `spent`, not the highest."""
+    payee = channels.terms.payee
+    before = await chain.token_balance(payee)
+    channel_id = await books.open(accepted=500, spent=300)
+    await books.accept(channel_id, 9_000)
+    await request_close(chain, account, channel_id)
+    assert await watcher.sweep() == Sweep(read=1, changed=1, closed=1)
+    state = await books.state(channel_id)
+    assert state.is_finalized
+    assert (state.settled, state.published) == (500, 500)
+    assert len(state.close_tx) == 32
+    assert await chain.token_balance(payee) == before + 500
+    assert await watcher.sweep() == Sweep(read=0)
+
+
+async def test_many_requested_closes_are_all_answered(
+    watcher: ChannelWatcher, books: Books, chain: Devnet, account: PayerAccount
+) -> None:
+    """F-66."""
+    opened = [await books.open(accepted=100 + i, spent=100 + i) for i in range(5)]
+    for channel_id in opened:
+        await request_close(chain, account, channel_id)
+    assert await watcher.sweep() == Sweep(read=5, changed=5, closed=5)
+    for i, channel_id in enumerate(opened):
+        assert (await books.state(channel_id)).settled == 100 + i
+
+
+async def test_what_runs_may_end_first_but_not_for_ever(
+    watcher: ChannelWatcher, books: Books, chain: Devnet, account: PayerAccount
+) -> None:
+    """Decision 8: a close waits for reservations, then ends them; a stream's becomes `spent`."""
+    channel_id = await books.open(accepted=50, spent=20)
+    await books.reserve(channel_id, 30, name=b"s")
+    await request_close(chain, account, channel_id)
+    assert await watcher.sweep() == Sweep(read=1, changed=1, waiting=1)
+    state = await books.state(channel_id)
+    assert (state.is_closing, state.reserved, state.closing_with) == (True, 30, None)
+    await chain.advance(121)
+    assert await watcher.sweep() == Sweep(read=1, closed=1)
+    state = await books.state(channel_id)
+    assert (state.spent, state.settled) == (50, 50)
+
+
+async def test_a_close_decided_before_a_crash_is_carried_out(
+    watcher: ChannelWatcher, books: Books, ledger: SqliteLedger
+) -> None:
+    """SETTLE-04: the intent is durable; whoever comes next owes the channel its close."""
+    channel_id = await books.open(accepted=10, spent=10)
+    state = await books.state(channel_id)
+    commit = CommitClose(closing_voucher(state, None))
+    (await ledger.apply(state.key, [BeginClose(), commit])).require()
+    assert await watcher.sweep() == Sweep(read=1, closed=1)
+    assert (await books.state(channel_id)).settled == 10
+
+
+async def test_a_refused_close_is_taken_back_and_tried_again(
+    watcher: ChannelWatcher, books: Books, chain: Devnet, account: PayerAccount
+) -> None:
+    """F-87: a paused token refuses; when it moves again, so do we."""
+    channel_id = await books.open(accepted=10, spent=10)
+    await request_close(chain, account, channel_id)
+    await set_paused(chain, on=True)
+    assert await watcher.sweep() == Sweep(read=1, changed=1, waiting=1)
+    state = await books.state(channel_id)
+    assert (state.is_closing, state.closing_with, state.is_finalized) == (False, None, False)
+    await set_paused(chain, on=False)
+    assert await watcher.sweep() == Sweep(read=1, closed=1)
+    assert (await books.state(channel_id)).settled == 10
+
+
+async def test_one_close_that_fails_does_not_stop_the_others(
+    watcher: ChannelWatcher, books: Books, chain: Devnet, account: PayerAccount
+) -> None:
+    """F-79: a voucher the escrow refuses, first in line by value."""
+    good = await books.open(accepted=10, spent=10)
+    bad = await books.open(accepted=900, spent=900, signed_by="stranger")
+    for channel_id in (good, bad):
+        await request_close(chain, account, channel_id)
+    assert await watcher.sweep() == Sweep(read=2, changed=2, closed=1, waiting=1)
+    assert (await books.state(good)).settled == 10
+    assert not (await books.state(bad)).is_finalized
+
+
+# -- the loop
+
+
+async def test_the_loop_goes_on_when_the_node_was_away(
+    chain: Devnet, ledger: SqliteLedger, books: Books, account: PayerAccount
+) -> None:
+    """A node that fails costs one sweep, not the watcher."""
+    channel_id = await books.open(accepted=10, spent=10)
+    await request_close(chain, account, channel_id)
+    async with (
+        flaky_node(chain.values.rpc_url) as node,
+        await Rpc.connect(node.url, limits=RpcLimits(read_attempts_max=1)) as rpc,
+    ):
+        reader = EscrowReader(rpc, chain.values.escrow)
+        settler = EscrowSettler(reader, chain.sender("payee"))
+        limits = WatchLimits(interval_s=0.01)
+        node.fail("error", method="eth_getBlockByNumber")
+        loop = asyncio.create_task(ChannelWatcher(reader, ledger, settler, limits=limits).run())
+        await asyncio.sleep(0.1)
+        assert node.seen.count("eth_getBlockByNumber") > 1
+        assert not (await books.state(channel_id)).is_finalized
+        node.fail("none")
+        async with asyncio.timeout(5), ledger.watch(books.key(channel_id)) as watch:
+            while not (await books.state(channel_id)).is_finalized:
+                await watch.changed(1)
+        loop.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await loop
+    assert (await books.state(channel_id)).settled == 10
