@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("channel", "settlement", "service")
@@ -68,13 +69,27 @@ def test_locks_name_no_place_to_download_from() -> None:
     assert '"resolved"' not in (ROOT / "contracts" / "package-lock.json").read_text()
 
 
+def test_every_dependency_is_locked() -> None:
+    """At a version pyproject.toml allows; `scripts/lock` brings the lock files up to date."""
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    groups = pyproject["dependency-groups"] | {"run": pyproject["project"]["dependencies"]}
+    wrong = []
+    for group, wanted in groups.items():
+        locked = dict(pins(group))
+        for requirement in map(Requirement, wanted):
+            if not requirement.specifier.contains(locked.get(requirement.name, "0")):
+                wrong.append(f"{group}: {requirement}")
+    assert not wrong, "\n".join(wrong)
+
+
+def pins(group: str) -> list[tuple[str, str]]:
+    lock = (ROOT / "requirements" / f"{group}.txt").read_text()
+    return re.findall(r"(?m)^([\w.-]+)==(\S+)", lock)
+
+
 def test_the_run_lock_is_part_of_the_test_lock() -> None:
     """What the tests run with is what users get."""
-    run, test = (
-        set(re.findall(r"(?m)^([\w.-]+==\S+)", (ROOT / "requirements" / name).read_text()))
-        for name in ("run.txt", "test.txt")
-    )
-    assert run <= test
+    assert set(pins("run")) <= set(pins("test"))
 
 
 # -- rules of the sources
