@@ -55,3 +55,13 @@ PRUNE_BATCH_MAX: Final = 500
 WATCHES_MAX: Final = 100_000
 STORED_RESPONSE_BYTES_MAX: Final = 1024 * 1024
 IDEMPOTENCY_LIFETIME_S: Final = 24 * 3600
+
+# Engine. What strangers can cause is bounded in number, in memory and in time.
+RATE_KEYS_MAX: Final = 65_536
+FACT_AGES_MAX: Final = 65_536
+FACT_TTL_S: Final = 5
+FACT_AGE_S_MAX: Final = 60
+CHAIN_CHECKS_MAX: Final = 64
+TRANSACTION_WAIT_S_MAX: Final = 2
+IDEMPOTENT_REQUEST_BYTES_MAX: Final = 4 * 1024 * 1024
+PRODUCER_CLOSE_S_MAX: Final = 2

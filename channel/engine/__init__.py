@@ -1,0 +1,18 @@
+"""The order of the steps: from a credential to what is durable, one function per action."""
+
+from channel.engine.challenger import Authenticated
+from channel.engine.engine import Engine
+from channel.engine.offer import Offer
+from channel.engine.outcome import Hold, Outcome
+from channel.engine.reservation import RunningReservation
+from channel.engine.settings import EngineSettings
+
+__all__ = [
+    "Authenticated",
+    "Engine",
+    "EngineSettings",
+    "Hold",
+    "Offer",
+    "Outcome",
+    "RunningReservation",
+]

@@ -1,0 +1,202 @@
+"""Issues challenges and recognises their echoes. Nothing is stored (decision 6)."""
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+
+import msgspec
+
+from channel.engine.offer import INTENT, METHOD, Offer
+from channel.engine.settings import EngineSettings
+from channel.errors import (
+    ChallengeNotFoundError,
+    MalformedPayloadError,
+    MethodUnsupportedError,
+    WireError,
+)
+from channel.types import ChannelId, ChannelKey
+from channel.verify.challenge_id import ChallengeBinder
+from channel.wire.challenge import (
+    Challenge,
+    SessionRequest,
+    format_opaque,
+    format_session_request,
+    parse_opaque,
+    parse_session_request,
+)
+from channel.wire.credential import Credential
+from channel.wire.encoding import encode_base64url, format_timestamp, parse_timestamp
+from channel.wire.payload import (
+    ClosePayload,
+    OpenHash,
+    TopUpHash,
+    VoucherPayload,
+)
+
+__all__ = ["Authenticated", "Challenger"]
+
+_NONCE = "nonce"
+_CREDENTIAL_TYPE = "hash"
+
+
+class Authenticated(msgspec.Struct, frozen=True):
+    """A credential that answers a challenge of ours. Its payload is not yet proven."""
+
+    credential: Credential
+    offer: Offer
+    asked: SessionRequest
+    """The offer as it stood when the challenge was made: the price in force."""
+    key: ChannelKey
+    is_expired: bool
+    """Only a live stream goes on taking vouchers under an expired challenge (AMB-05)."""
+
+    @property
+    def challenge_id(self) -> str:
+        """What the receipt names."""
+        return self.credential.challenge.id
+
+    def require_current(self) -> None:
+        """Refuse an expired challenge.
+
+        Raises:
+            ChallengeNotFoundError: It has expired.
+        """
+        if self.is_expired:
+            raise ChallengeNotFoundError("The challenge has expired.")
+
+
+class Challenger:
+    """Makes a 402's challenge and decides whether a credential answers one."""
+
+    def __init__(
+        self,
+        *,
+        binder: ChallengeBinder,
+        settings: EngineSettings,
+        now: Callable[[], float],
+        new_id: Callable[[], bytes],
+    ) -> None:
+        self._binder = binder
+        self._settings = settings
+        self._now = now
+        self._new_id = new_id
+
+    def issue(self, offer: Offer, channel_id: ChannelId | None = None) -> Challenge:
+        """Return a challenge for an offer, naming the payer's channel if known (CHAL-15)."""
+        asked = offer.request
+        if channel_id is not None:
+            asked = msgspec.structs.replace(asked, channel_id=channel_id)
+        request = _format_request(asked)
+        expires = format_timestamp(self._now() + self._settings.challenge_lifetime_s)
+        opaque = format_opaque({_NONCE: encode_base64url(self._new_id()), **offer.scope})
+        header = self._settings.credential_header
+        challenge_id = self._binder.bind(
+            realm=self._settings.realm,
+            method=METHOD,
+            intent=INTENT,
+            request=request,
+            expires=expires,
+            header=header,
+            opaque=opaque,
+        )
+        return Challenge(
+            id=challenge_id,
+            realm=self._settings.realm,
+            method=METHOD,
+            intent=INTENT,
+            request=request,
+            expires=expires,
+            header=header,
+            opaque=opaque,
+        )
+
+    def authenticate(self, credential: Credential, offers: Sequence[Offer]) -> Authenticated:
+        """Return the credential as one that answers a challenge of ours for one of `offers`.
+
+        Order: method and intent, HMAC, realm, field, digest, scope, pinned terms, types.
+
+        Raises:
+            MethodUnsupportedError: It is for another method or intent.
+            ChallengeNotFoundError: Not ours, altered, for another route, or expired where
+                that matters whatever the channel's state.
+            MalformedPayloadError: It proves funding in a way that was not offered (CRED-05).
+        """
+        echo = credential.challenge
+        if echo.method != METHOD or echo.intent != INTENT:
+            raise MethodUnsupportedError(f"This route takes {METHOD}/{INTENT} credentials.")
+        if not self._binder.is_bound(echo):
+            raise ChallengeNotFoundError("The challenge was not issued here, or was altered.")
+        if echo.realm != self._settings.realm or echo.header != self._settings.credential_header:
+            raise ChallengeNotFoundError("The challenge is for another realm or field.")
+        if echo.digest is not None:  # a session's challenge binds no body: CHAL-11
+            raise ChallengeNotFoundError("The challenge is for one request body.")
+        offer = _match_scope(echo.opaque, offers)
+        asked = _read_request(echo.request)
+        offer.require_pinned(asked)
+        payload = credential.payload
+        _require_offered(credential, asked)
+        authenticated = Authenticated(
+            credential=credential,
+            offer=offer,
+            asked=asked,
+            key=ChannelKey(asked.chain_id, asked.escrow, payload.channel_id),
+            is_expired=not self._now() < _read_expiry(echo.expires),
+        )
+        if not isinstance(payload, VoucherPayload):
+            authenticated.require_current()
+        return authenticated
+
+
+def _match_scope(opaque: str | None, offers: Sequence[Offer]) -> Offer:
+    scope = _read_scope(opaque)
+    for offer in offers:
+        if offer.scope == scope:
+            return offer
+    raise ChallengeNotFoundError("The challenge is for another route.")
+
+
+def _require_offered(credential: Credential, asked: SessionRequest) -> None:
+    payload = credential.payload
+    if isinstance(payload, ClosePayload):
+        return
+    if isinstance(payload, VoucherPayload):
+        if payload.deposit is not None:
+            raise MalformedPayloadError("payload.deposit: this server submits no deposits.")
+        return
+    if (
+        not isinstance(payload, OpenHash | TopUpHash)
+        or _CREDENTIAL_TYPE not in asked.credential_types
+    ):
+        raise MalformedPayloadError("payload.type: not among the challenge's credentialTypes.")
+
+
+# The strings below come from challenges whose HMAC was checked, the same few over and over.
+
+
+@lru_cache(maxsize=1024)
+def _format_request(asked: SessionRequest) -> str:
+    return format_session_request(asked)
+
+
+@lru_cache(maxsize=8192)
+def _read_scope(opaque: str | None) -> dict[str, str]:
+    try:
+        entries = parse_opaque(opaque or "")
+    except WireError as error:
+        raise ChallengeNotFoundError("The challenge has no scope.") from error
+    return {name: entry for name, entry in entries.items() if name != _NONCE}
+
+
+def _read_request(request: str) -> SessionRequest:
+    try:
+        return parse_session_request(request)
+    except WireError as error:
+        raise ChallengeNotFoundError("The challenge's request is not a session's.") from error
+
+
+@lru_cache(maxsize=8192)
+def _read_expiry(expires: str | None) -> float:
+    """Return when a challenge expires; one that does not say has expired (F-112)."""
+    try:
+        return parse_timestamp(expires)
+    except WireError:
+        return 0.0

@@ -1,0 +1,171 @@
+"""How fresh our knowledge of the chain is, channel by channel (VCH-10, F-50, F-63, F-72).
+
+A voucher never waits for the chain while a fact is younger than `fact_age_s_max`. Past
+`fact_ttl_s` it starts a read beside itself; one read per channel runs at a time. So whatever is
+served rests on a fact far younger than the escrow's grace period, and only the first voucher
+after a pause waits for a node.
+"""
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from msgspec.structs import replace
+
+from channel.chain import ChainReader, TransactionEvidence
+from channel.engine.background import Background
+from channel.engine.settings import EngineSettings
+from channel.errors import (
+    ChainUnavailableError,
+    ChannelStoppedError,
+    TooManyRequestsError,
+    VerificationFailedError,
+)
+from channel.ledger.interface import Ledger
+from channel.limits import CHAIN_CHECKS_MAX, FACT_AGES_MAX
+from channel.state.channel_state import ChannelState
+from channel.state.commands import Observe
+from channel.types import ChannelFact, ChannelId, ChannelKey, TxHash
+
+__all__ = ["ChainFacts"]
+
+_log = logging.getLogger(__name__)
+
+_POLL_S = 0.1
+
+
+class ChainFacts:
+    """Reads the chain for the engine, no more often than the rules ask for."""
+
+    def __init__(
+        self,
+        *,
+        ledger: Ledger,
+        chain: ChainReader,
+        settings: EngineSettings,
+        now: Callable[[], float],
+        background: Background,
+    ) -> None:
+        self._ledger = ledger
+        self._chain = chain
+        self._settings = settings
+        self._now = now
+        self._background = background
+        self._read_at: OrderedDict[ChannelKey, float] = OrderedDict()
+        self._running: dict[ChannelKey, asyncio.Task[ChannelState]] = {}
+        self._checks = asyncio.Semaphore(CHAIN_CHECKS_MAX)
+
+    async def require_fresh(self, key: ChannelKey) -> None:
+        """Return at once if the last read is young enough, else after the next one.
+
+        Raises:
+            ChainUnavailableError: The last read is too old and no node answers.
+            ChannelStoppedError: The chain does not know the channel.
+        """
+        age = self._now() - self._read_at.get(key, float("-inf"))
+        if age < self._settings.fact_ttl_s:
+            return
+        refreshing = self._refreshing(key)
+        if age >= self._settings.fact_age_s_max:
+            await asyncio.shield(refreshing)
+
+    async def refresh(self, key: ChannelKey) -> ChannelState:
+        """Read the channel now and return the books with the fact taken over (F-50)."""
+        return await asyncio.shield(self._refreshing(key))
+
+    def _refreshing(self, key: ChannelKey) -> asyncio.Task[ChannelState]:
+        running = self._running.get(key)
+        if running is None:
+            running = self._running[key] = self._background.start(self._refresh(key))
+            running.add_done_callback(lambda _: self._running.pop(key, None))
+        return running
+
+    async def _refresh(self, key: ChannelKey) -> ChannelState:
+        state = await self._ledger.load(key)
+        fact = await self.read(key.channel_id, known_deposit=state.deposit if state else 0)
+        if state is None or fact is None:
+            raise ChannelStoppedError("The chain does not know this channel.")
+        self.mark_read(key)
+        if _agrees(state, fact):
+            return state
+        return (await self._ledger.apply(key, [Observe(fact)])).require()
+
+    def mark_read(self, key: ChannelKey) -> None:
+        """Note that the books hold what the chain says now."""
+        self._read_at.pop(key, None)
+        self._read_at[key] = self._now()
+        if len(self._read_at) > FACT_AGES_MAX:
+            self._read_at.popitem(last=False)
+
+    async def read(
+        self, channel_id: ChannelId, *, known_deposit: int = 0, block_min: int = 0
+    ) -> ChannelFact | None:
+        """Return the channel as of the head, with a deposit as deep as configured.
+
+        Everything but the deposit is taken from the head: that errs on the side of caution. A
+        node that lags behind `block_min` is asked again, bounded (F-72).
+
+        Raises:
+            ChainUnavailableError: No node has the block within the bound.
+        """
+        deadline = self._now() + self._settings.transaction_wait_s
+        fact = await self._chain.read_channel(channel_id)
+        while block_min and (fact is None or fact.block_number < block_min):
+            if self._now() >= deadline:
+                if fact is None:
+                    return None
+                raise ChainUnavailableError("The node is behind the transaction's block.")
+            await asyncio.sleep(_POLL_S)
+            fact = await self._chain.read_channel(channel_id)
+        if fact is None or self._settings.confirmations == 1:
+            return fact
+        deep = await self._chain.read_channel(
+            channel_id, block_number=fact.block_number - self._settings.confirmations + 1
+        )
+        confirmed = deep.deposit if deep is not None else 0
+        return replace(fact, deposit=min(fact.deposit, max(confirmed, known_deposit)))
+
+    async def require_transaction(self, tx_hash: TxHash) -> TransactionEvidence:
+        """Return a transaction that is mined, successful and deep enough (OPEN-02, OPEN-12).
+
+        Raises:
+            TransactionRevertedError: It reverted; that is final.
+            VerificationFailedError: It is not there or not deep enough yet; ask again.
+        """
+        deadline = self._now() + self._settings.transaction_wait_s
+        while True:
+            evidence = await self._chain.read_transaction(tx_hash)
+            if evidence and evidence.confirmations >= self._settings.confirmations:
+                return evidence
+            if self._now() >= deadline:
+                break
+            await asyncio.sleep(_POLL_S)
+        if evidence is None:
+            raise VerificationFailedError("The transaction is not mined yet, or not known.")
+        raise VerificationFailedError(
+            f"The transaction has {evidence.confirmations} of {self._settings.confirmations}"
+            " confirmations."
+        )
+
+    @asynccontextmanager
+    async def bounded_check(self) -> AsyncIterator[None]:
+        """Run a check that strangers can cause and that asks a node; so many at a time (F-98).
+
+        Raises:
+            TooManyRequestsError: As many as are allowed are running.
+        """
+        if self._checks.locked():
+            raise TooManyRequestsError("Too many deposits are being checked.")
+        async with self._checks:
+            yield
+
+
+def _agrees(state: ChannelState, fact: ChannelFact) -> bool:
+    return (
+        state.deposit == fact.deposit
+        and state.settled == fact.settled
+        and state.close_requested_at == fact.close_requested_at
+        and state.is_finalized == fact.is_finalized
+    )

@@ -1,0 +1,109 @@
+"""Keeps the money of running requests held, and ends what nobody keeps (decision 8, F-43)."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+import msgspec
+
+from channel.errors import LedgerUnavailableError, PeerError
+from channel.ledger.interface import Ledger
+from channel.state.commands import Renew
+from channel.types import ChannelKey
+
+__all__ = ["ReservationKeeper"]
+
+_log = logging.getLogger(__name__)
+
+
+class _Kept(msgspec.Struct):
+    key: ChannelKey
+    renewed_at: float
+    stop: Callable[[PeerError], None] | None = None
+
+
+class ReservationKeeper:
+    """Renews the leases of this process's reservations and lets the dead ones of all run out.
+
+    One task for all of them: a request costs an entry in a dict. A stream registers how it is
+    told to stop, so that a close or a newer stream in this process need not wait for its next
+    reservation step.
+    """
+
+    def __init__(self, *, ledger: Ledger, now: Callable[[], float], lease_s: int) -> None:
+        self._ledger = ledger
+        self._now = now
+        self._lease_s = lease_s
+        self._kept: dict[bytes, _Kept] = {}
+        self._streams: dict[ChannelKey, set[bytes]] = {}
+        self._loop_task: asyncio.Task[None] | None = None
+
+    def lease(self) -> int:
+        """Return until when a reservation made now is held, in Unix seconds."""
+        return int(self._now()) + self._lease_s
+
+    def keep(self, key: ChannelKey, reservation_id: bytes) -> None:
+        """Renew this reservation until it is dropped."""
+        self._kept[reservation_id] = _Kept(key, self._now())
+        if self._loop_task is None:
+            self._loop_task = asyncio.get_running_loop().create_task(self._run())
+
+    def keep_stream(
+        self, key: ChannelKey, reservation_id: bytes, stop: Callable[[PeerError], None]
+    ) -> None:
+        """Keep a stream's reservation, and know how to stop the stream."""
+        self.keep(key, reservation_id)
+        self._kept[reservation_id].stop = stop
+        self._streams.setdefault(key, set()).add(reservation_id)
+
+    def renewed(self, reservation_id: bytes) -> None:
+        """Note that a command of the owner has just renewed the lease."""
+        kept = self._kept.get(reservation_id)
+        if kept is not None:
+            kept.renewed_at = self._now()
+
+    def drop(self, reservation_id: bytes) -> None:
+        """Keep it no longer."""
+        kept = self._kept.pop(reservation_id, None)
+        if kept is None:
+            return
+        streams = self._streams.get(kept.key)
+        if streams is not None:
+            streams.discard(reservation_id)
+            if not streams:
+                del self._streams[kept.key]
+
+    def stop_streams(self, key: ChannelKey, reason: PeerError, *, spare: bytes = b"") -> None:
+        """Tell this process's streams on a channel to end now."""
+        for reservation_id in [*self._streams.get(key, ())]:
+            kept = self._kept[reservation_id]
+            if reservation_id != spare and kept.stop is not None:
+                kept.stop(reason)
+
+    async def close(self) -> None:
+        """Stop renewing. What is still held ends when its lease does."""
+        if self._loop_task is not None:
+            self._loop_task.cancel()
+            await asyncio.wait({self._loop_task})
+            self._loop_task = None
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(self._lease_s / 4)
+            try:
+                await self._renew_due()
+                await self._ledger.expire_reservations(int(self._now()))
+            except LedgerUnavailableError as error:
+                _log.warning("leases could not be renewed: %s", error)
+
+    async def _renew_due(self) -> None:
+        due_at = self._now() - self._lease_s / 4
+        for reservation_id, kept in [*self._kept.items()]:
+            if kept.renewed_at > due_at or reservation_id not in self._kept:
+                continue
+            applied = await self._ledger.apply(kept.key, [Renew(reservation_id, self.lease())])
+            kept.renewed_at = self._now()
+            if isinstance(applied.refusal, PeerError):
+                self.drop(reservation_id)
+                if kept.stop is not None:
+                    kept.stop(applied.refusal)

@@ -1,0 +1,56 @@
+"""What a route asks for, and whether a challenge still says the same (CHAL-06, F-31)."""
+
+from typing import Final
+
+import msgspec
+
+from channel.errors import ChallengeNotFoundError
+from channel.wire.challenge import SessionRequest
+
+__all__ = ["INTENT", "METHOD", "Offer"]
+
+METHOD: Final = "evm"
+INTENT: Final = "session"
+
+
+class Offer(msgspec.Struct, frozen=True, kw_only=True):
+    """The price of one route. Two offers with the same scope are the same offer, repriced."""
+
+    request: SessionRequest
+    http_method: str
+    route: str
+    """Path template: one channel may pay for everything under it (CHAL-10)."""
+    variant: str = ""
+    """What else of the request the price depends on, such as a model's name."""
+
+    @property
+    def scope(self) -> dict[str, str]:
+        """Return what a challenge of this offer is bound to besides its request."""
+        scope = {"http_method": self.http_method, "route": self.route}
+        if self.variant:
+            scope["variant"] = self.variant
+        return scope
+
+    def require_pinned(self, asked: SessionRequest) -> None:
+        """Check that a challenge of this offer asks for what the offer asks for today.
+
+        `unit_price` and `min_voucher_delta` are not compared: the challenge is proven to be
+        ours, for this scope and unexpired, so its price is one we promised (decision 6). All
+        that decides where money goes and how it is proven must be as it is now.
+
+        Raises:
+            ChallengeNotFoundError: The route has changed since; a fresh challenge says how.
+        """
+        now = self.request
+        same = (
+            asked.currency == now.currency
+            and asked.recipient == now.recipient
+            and asked.chain_id == now.chain_id
+            and asked.escrow == now.escrow
+            and asked.unit_type == now.unit_type
+            and asked.fee_payer == now.fee_payer
+            and asked.credential_types == now.credential_types
+            and asked.permit2 == now.permit2
+        )
+        if not same:
+            raise ChallengeNotFoundError("The offer of this route has changed.")

@@ -1,0 +1,139 @@
+"""What the chain must show before an opened or topped-up channel counts (OPEN, TOPUP)."""
+
+from channel.chain import TransactionEvidence
+from channel.engine.challenger import Authenticated
+from channel.errors import (
+    ChannelFinalizedError,
+    InsufficientBalanceError,
+    MalformedPayloadError,
+    SignerMismatchError,
+    VerificationFailedError,
+)
+from channel.ledger.interface import ConsumeProof
+from channel.state.channel_state import ChannelState, LadderVoucher
+from channel.types import Address, ChannelFact, ChannelTerms
+from channel.verify.typed_data import derive_channel_id
+from channel.wire.payload import OpenHash, TopUpHash
+
+__all__ = [
+    "build_unopened",
+    "require_opened",
+    "require_source",
+    "require_terms",
+    "require_topped_up",
+    "require_usable",
+]
+
+
+def require_terms(paid: Authenticated, payload: OpenHash) -> ChannelTerms:
+    """Return the terms that this payload claims, if its channel id follows from them (OPEN-01).
+
+    Raises:
+        MalformedPayloadError: No source, a source on another chain, or another channel's id.
+    """
+    if paid.credential.source is None:
+        raise MalformedPayloadError("source: missing")
+    terms = ChannelTerms(
+        payer=_source_address(paid),
+        payee=paid.asked.recipient,
+        token=paid.asked.currency,
+        authorized_signer=payload.authorized_signer,
+    )
+    derived = derive_channel_id(
+        terms, salt=payload.salt, escrow=paid.key.escrow, chain_id=paid.key.chain_id
+    )
+    if derived != payload.channel_id:
+        raise MalformedPayloadError("payload.channelId: not the id of a channel with these terms.")
+    return terms
+
+
+def require_source(paid: Authenticated, terms: ChannelTerms) -> None:
+    """Check that a source, where one is given, is the payer or its signer (CRED-02, CRED-03).
+
+    Raises:
+        MalformedPayloadError: It is on another chain.
+        SignerMismatchError: It is somebody else.
+    """
+    if paid.credential.source is None:
+        return
+    if _source_address(paid) not in (terms.payer, terms.signer):
+        raise SignerMismatchError("The source is neither the channel's payer nor its signer.")
+
+
+def _source_address(paid: Authenticated) -> Address:
+    source = paid.credential.source
+    if source is None or source[0] != paid.key.chain_id:
+        raise MalformedPayloadError("source: not on the chain of this offer.")
+    return source[1]
+
+
+def require_opened(evidence: TransactionEvidence, payload: OpenHash) -> ConsumeProof:
+    """Return the proof that this transaction opened this channel in our escrow (OPEN-03, F-84).
+
+    Raises:
+        VerificationFailedError: It did not.
+    """
+    for log in evidence.opened:
+        if log.channel_id == payload.channel_id:
+            return ConsumeProof(evidence.tx_hash, log.log_index)
+    raise VerificationFailedError("The transaction did not open this channel.")
+
+
+def require_topped_up(evidence: TransactionEvidence, payload: TopUpHash) -> ConsumeProof:
+    """Return the proof that this transaction raised the deposit by exactly so much (TOPUP-03).
+
+    Raises:
+        VerificationFailedError: It did not.
+    """
+    for log in evidence.topped_up:
+        if (log.channel_id, log.additional_deposit) == (
+            payload.channel_id,
+            payload.additional_deposit,
+        ):
+            return ConsumeProof(evidence.tx_hash, log.log_index)
+    raise VerificationFailedError("The transaction did not add this deposit to this channel.")
+
+
+def require_usable(fact: ChannelFact | None, terms: ChannelTerms, unit_price: int) -> ChannelFact:
+    """Return the channel's state if it can pay for at least one unit (OPEN-04).
+
+    Raises:
+        VerificationFailedError: The chain does not show it, or with other terms.
+        ChannelFinalizedError: It has ended, or its payer has asked for the rest.
+        InsufficientBalanceError: What is left does not cover one unit.
+    """
+    if fact is None or fact.terms != terms:
+        raise VerificationFailedError("The escrow has no such channel yet.")
+    if fact.is_finalized:
+        raise ChannelFinalizedError("The channel is finalized.")
+    if fact.close_requested_at:
+        raise ChannelFinalizedError("The channel has a pending close requested by its payer.")
+    if fact.deposit - fact.settled < unit_price:
+        raise InsufficientBalanceError(
+            required_cumulative=fact.settled + unit_price,
+            accepted=fact.settled,
+            spent=fact.settled,
+            deposit=fact.deposit,
+        )
+    return fact
+
+
+def build_unopened(fact: ChannelFact) -> ChannelState:
+    """Return how the books would look at a channel nobody opened here: as the chain left it."""
+    nothing = LadderVoucher(fact.settled, b"")
+    return ChannelState(
+        key=fact.key,
+        terms=fact.terms,
+        deposit=fact.deposit,
+        settled=fact.settled,
+        accepted=fact.settled,
+        spent=fact.settled,
+        published=fact.settled,
+        close_requested_at=fact.close_requested_at,
+        is_finalized=fact.is_finalized,
+        fact_block=fact.block_number,
+        highest=nothing,
+        at_or_below_spent=nothing,
+        above_spent=None,
+        active_at=0,
+    )

@@ -1,0 +1,29 @@
+"""What a content request asks to be held, and what an action left in the books."""
+
+import msgspec
+
+from channel.state.channel_state import ChannelState
+from channel.state.requests import RequestClaim, StoredResponse
+from channel.types import TxHash
+
+__all__ = ["Hold", "Outcome"]
+
+
+class Hold(msgspec.Struct, frozen=True, kw_only=True):
+    """Money to hold, in the transaction that takes the credential, before a handler runs (F-24)."""
+
+    reservation_id: bytes
+    units_min: int
+    units_max: int
+    claim: RequestClaim | None = None
+    """The request's idempotency key, when it has one."""
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """The channel after an action, as it is on disk."""
+
+    state: ChannelState
+    stored: StoredResponse | None = None
+    """The answer this idempotency key was given before: nothing is held, repeat it."""
+    tx_hash: TxHash | None = None
+    confirmations: int | None = None

@@ -1,0 +1,279 @@
+"""Money held ahead for one running request or stream, as its owner sees it (decision 8).
+
+What the ledger holds is durable before a unit is emitted; which of those units were emitted is
+counted here, in memory, and becomes `spent` with the next step or at the end. A process that
+dies in between loses that count: a stream's reservation then becomes spent whole, a request's
+is released, and neither was ever more than what was held.
+"""
+
+import asyncio
+from collections.abc import Coroutine
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+from channel.engine.background import Background
+from channel.engine.keeper import ReservationKeeper
+from channel.engine.outcome import Hold, Outcome
+from channel.errors import (
+    InsufficientBalanceError,
+    ProblemError,
+    StreamReplacedError,
+)
+from channel.ledger.interface import ForgetRequest, Ledger, RequestUpdate, StoreResponse, Watch
+from channel.limits import AMOUNT_MAX
+from channel.state.channel_state import ChannelState, ReservationKind
+from channel.state.commands import Command, Extend, Release, Reserve, Spend, StreamPolicy
+from channel.state.requests import StoredResponse
+from channel.state.transitions import required_cumulative
+
+__all__ = ["RunningReservation"]
+
+
+class RunningReservation:
+    """One reservation and its owner's count. Used by one task; `stop` may come from anywhere.
+
+    Every change runs as a task of its own to its end, count included, whoever waits for it: a
+    cancelled owner never leaves the count and the ledger apart (F-42). One change at a time.
+    """
+
+    def __init__(
+        self,
+        *,
+        outcome: Outcome,
+        hold: Hold,
+        unit_price: int,
+        min_voucher_delta: int,
+        step_units: int,
+        ledger: Ledger,
+        keeper: ReservationKeeper,
+        background: Background,
+    ) -> None:
+        self.key = outcome.state.key
+        self.state = outcome.state
+        """The channel as last seen on disk."""
+        self.units = 0
+        """Emitted by this request so far."""
+        self.is_finished = False
+        self.stopped_by: ProblemError | None = None
+        """Why the stream has to end, once it has to."""
+        self.stopped = asyncio.Event()
+        self._hold = hold
+        self._id = hold.reservation_id
+        self._unit_price = unit_price
+        self._min_voucher_delta = min_voucher_delta
+        self._step_units = step_units
+        self._ledger = ledger
+        self._keeper = keeper
+        self._background = background
+        self._kind = ReservationKind.REQUEST
+        self._held_units = self._held_in(outcome.state)
+        self._taken_units = 0  # emitted and not yet `spent`; never more than _held_units
+        self._changing: asyncio.Task[ProblemError | None] | None = None
+        self._turn = asyncio.Lock()
+        self._may_prefetch = True
+        keeper.keep(self.key, self._id)
+
+    @property
+    def has_claim(self) -> bool:
+        """Whether the request came with an idempotency key."""
+        return self._hold.claim is not None
+
+    @property
+    def covered_units(self) -> int:
+        """Units that may be emitted without asking the ledger."""
+        return self._held_units - self._taken_units
+
+    def watch(self) -> AbstractAsyncContextManager[Watch]:
+        """Watch the channel, to wait for a voucher on another connection."""
+        return self._ledger.watch(self.key)
+
+    def stop(self, reason: ProblemError) -> None:
+        """Tell the owner that the stream has to end; the first reason stays."""
+        if self.stopped_by is None:
+            self.stopped_by = reason
+        self.stopped.set()
+
+    async def start_stream(self, policy: StreamPolicy) -> None:
+        """Turn the request's reservation into a stream's, in one transaction.
+
+        From here on the owner's death leaves what is held spent: it may have been emitted. By
+        policy the channel's other streams have to yield (ACC-06).
+
+        Raises:
+            ProblemError: The channel may not serve a stream now; nothing is held any more.
+        """
+        if self._kind is ReservationKind.STREAM:
+            return
+        refusal = await self._change(self._restart(policy))
+        if refusal is not None:
+            raise refusal
+        self._kind = ReservationKind.STREAM
+        self._keeper.keep_stream(self.key, self._id, self.stop)
+        if policy is StreamPolicy.REPLACE:
+            replaced = StreamReplacedError("A newer stream on this channel took over.")
+            self._keeper.stop_streams(self.key, replaced, spare=self._id)
+
+    async def cover(self, units: int) -> None:
+        """Return once `units` more are held durably.
+
+        Raises:
+            InsufficientBalanceError: Not so many are paid for; says which voucher would do.
+            PeerError: The channel ends, or a newer stream took over.
+            OperatorError: It could not be made durable.
+        """
+        while self.covered_units < units:
+            if self.stopped_by is not None:
+                raise self.stopped_by
+            if self._changing is not None and not self._changing.done():
+                await asyncio.shield(self._changing)  # a prefetch is on its way
+                continue
+            refusal = await self._change(self._fill(max(self._step_units, units)))
+            if self.covered_units >= units:
+                return
+            if refusal is None or isinstance(refusal, InsufficientBalanceError):
+                raise self._shortfall(units)
+            raise refusal
+
+    def take(self, units: int) -> None:
+        """Count units as emitted. They must be covered, with no `await` in between."""
+        self._taken_units += units
+        self.units += units
+        if (
+            self._may_prefetch
+            and not self._is_changing
+            and self._kind is ReservationKind.STREAM
+            and self.covered_units * 2 <= self._step_units
+        ):
+            self._begin(self._fill(self._step_units))
+
+    def give_back(self) -> None:
+        """Take back what was counted and not yet made durable: it was not emitted (F-48)."""
+        self.units -= self._taken_units
+        self._taken_units = 0
+
+    async def flush(self) -> ChannelState:
+        """Make all that was emitted `spent`, and go on.
+
+        Raises:
+            ReservationEndedError: The money is no longer held; nothing may be emitted for it.
+        """
+        if self._taken_units and not self.is_finished:
+            refusal = await self._change(self._spend())
+            if refusal is not None:
+                raise refusal
+        return self.state
+
+    async def finish(self, response: StoredResponse | None = None) -> ChannelState:
+        """Make what was emitted `spent`, give back the rest, and settle the idempotency key.
+
+        The key repeats `response` from now on; without one, a key for which nothing was
+        emitted is free again. Runs to its end even if the caller is cancelled.
+
+        Raises:
+            ReservationEndedError: A request's money is no longer held: do not answer with it.
+            LedgerUnavailableError: Not durable; the reservation ends with its lease.
+        """
+        if not self.is_finished:
+            self.is_finished = True
+            refusal = await self._change(self._finish(response))
+            if refusal is not None and self._kind is ReservationKind.REQUEST:
+                raise refusal
+        return self.state
+
+    @property
+    def _is_changing(self) -> bool:
+        return self._changing is not None and not self._changing.done()
+
+    async def _change(
+        self, change: Coroutine[Any, Any, ProblemError | None]
+    ) -> ProblemError | None:
+        return await asyncio.shield(self._begin(change))
+
+    def _begin(
+        self, change: Coroutine[Any, Any, ProblemError | None]
+    ) -> "asyncio.Task[ProblemError | None]":
+        self._changing = self._background.start(self._in_turn(change))
+        return self._changing
+
+    async def _in_turn(
+        self, change: Coroutine[Any, Any, ProblemError | None]
+    ) -> ProblemError | None:
+        async with self._turn:
+            return await change
+
+    async def _restart(self, policy: StreamPolicy) -> ProblemError | None:
+        return await self._apply(
+            Release(self._id),
+            Reserve(
+                reservation_id=self._id,
+                kind=ReservationKind.STREAM,
+                unit_price=self._unit_price,
+                units_min=1,
+                units_max=self._step_units,
+                presented=AMOUNT_MAX,  # what was presented was judged when the request came
+                min_voucher_delta=self._min_voucher_delta,
+                lease_expires_at=self._keeper.lease(),
+                stream_policy=policy,
+            ),
+        )
+
+    async def _fill(self, units_max: int) -> ProblemError | None:
+        """Spend what was emitted and hold the next step, in one transaction."""
+        refusal = await self._apply(
+            Extend(
+                reservation_id=self._id,
+                unit_price=self._unit_price,
+                units_max=units_max,
+                min_voucher_delta=self._min_voucher_delta,
+                lease_expires_at=self._keeper.lease(),
+            ),
+        )
+        # A step that came out short would come out short again: wait until it is used up.
+        self._may_prefetch = self._held_units >= self._step_units
+        if not self.is_finished:
+            self._keeper.renewed(self._id)
+        return refusal
+
+    async def _spend(self) -> ProblemError | None:
+        return await self._apply()
+
+    async def _finish(self, response: StoredResponse | None) -> ProblemError | None:
+        # Durable after this: `spent` covers all that was emitted, and nothing is held.
+        self._keeper.drop(self._id)
+        return await self._apply(Release(self._id), request=self._request_update(response))
+
+    async def _apply(
+        self, *commands: Command, request: RequestUpdate | None = None
+    ) -> ProblemError | None:
+        """Spend what was emitted so far and run `commands`, in one transaction."""
+        taken = self._taken_units
+        spend = [Spend(self._id, taken * self._unit_price)] if taken else []
+        applied = await self._ledger.apply(self.key, [*spend, *commands], request=request)
+        self.state = applied.state
+        self._taken_units -= taken
+        self._held_units = self._held_in(applied.state)
+        return applied.refusal
+
+    def _request_update(self, response: StoredResponse | None) -> RequestUpdate | None:
+        claim = self._hold.claim
+        if claim is None:
+            return None
+        if response is not None:
+            return StoreResponse(claim, response)
+        return None if self.units else ForgetRequest(claim)
+
+    def _held_in(self, state: ChannelState) -> int:
+        for held in state.reservations:
+            if held.reservation_id == self._id:
+                return held.amount // self._unit_price
+        return 0
+
+    def _shortfall(self, units: int) -> InsufficientBalanceError:
+        state = self.state
+        cost = (units - self.covered_units) * self._unit_price
+        return InsufficientBalanceError(
+            required_cumulative=required_cumulative(state, cost, self._min_voucher_delta),
+            accepted=state.accepted,
+            spent=state.spent,
+            deposit=state.deposit,
+        )

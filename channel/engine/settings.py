@@ -1,0 +1,63 @@
+"""What an engine is told about the provider it works for, and the bounds it keeps."""
+
+import msgspec
+
+from channel.errors import ConfigError
+from channel.limits import (
+    CHALLENGE_LIFETIME_S,
+    CLOSE_WAIT_S_MAX,
+    FACT_AGE_S_MAX,
+    FACT_TTL_S,
+    GRACE_PERIOD_S_MIN,
+    RESERVATION_LEASE_S,
+    RESERVATION_STEP_UNITS,
+    TRANSACTION_WAIT_S_MAX,
+    VOUCHERS_PER_SECOND_MAX,
+)
+from channel.types import Address
+
+__all__ = ["EngineSettings"]
+
+
+class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Who is paid, in what, and how careful the engine is."""
+
+    realm: str
+    """Configuration only, never taken from a request's Host (F-10)."""
+    payee: Address
+    token: Address
+    confirmations: int = 1
+    """Blocks on a deposit before it counts, its own included (OPEN-12)."""
+    challenge_lifetime_s: int = CHALLENGE_LIFETIME_S
+    credential_header: str | None = None
+    """Field the credential travels in, when that is not `Authorization` (CHAL-12)."""
+    vouchers_per_second: int = VOUCHERS_PER_SECOND_MAX
+    """Per channel, valid ones (VCH-09)."""
+    reservation_step_units: int = RESERVATION_STEP_UNITS
+    """Most units a stream holds ahead, and so loses when its owner dies."""
+    reservation_lease_s: int = RESERVATION_LEASE_S
+    fact_ttl_s: float = FACT_TTL_S
+    """Age of a chain fact beyond which a voucher starts a new read, without waiting for it."""
+    fact_age_s_max: float = FACT_AGE_S_MAX
+    """Age of a chain fact beyond which a voucher waits for the new read (VCH-10)."""
+    transaction_wait_s: float = TRANSACTION_WAIT_S_MAX
+    close_wait_s: float = CLOSE_WAIT_S_MAX
+
+    def __post_init__(self) -> None:
+        """Refuse what would lose money later (decision 15).
+
+        Raises:
+            ConfigError: A bound is out of range; the message names it.
+        """
+        if not self.realm or "|" in self.realm:
+            raise ConfigError("the realm must be given and hold no | (CHAL-09)")
+        if self.confirmations < 1:
+            raise ConfigError("a deposit needs at least one confirmation")
+        if not 0 <= self.fact_ttl_s <= max(self.fact_age_s_max, 0) or (
+            self.fact_age_s_max > GRACE_PERIOD_S_MIN / 10
+        ):
+            raise ConfigError("chain facts must be read again well inside the grace period")
+        if self.reservation_step_units < 1 or self.vouchers_per_second < 1:
+            raise ConfigError("a reservation step and the voucher rate must be at least 1")
+        if self.reservation_lease_s < 1 or self.challenge_lifetime_s < 1:
+            raise ConfigError("leases and challenges must live at least one second")

@@ -1,0 +1,146 @@
+"""The handler's answer on its way out: paid for first, then let through (F-48, ACC-03)."""
+
+from typing import Final
+
+from channel.errors import OutcomeUnknownError, ProblemError
+from channel.http.asgi import (
+    Headers,
+    Message,
+    Send,
+    find_header,
+    with_receipt,
+    without_receipt,
+)
+from channel.http.metering import Meter
+from channel.http.request import ClientGoneError, RequestBody
+from channel.limits import STORED_RESPONSE_BYTES_MAX
+from channel.state.requests import StoredResponse
+from channel.wire.problem import PROBLEM_CONTENT_TYPE, format_problem
+from channel.wire.sse import CONTENT_TYPE
+
+__all__ = ["Answer"]
+
+_NOT_REPEATABLE: Final = OutcomeUnknownError(
+    "This request was answered and paid for; its answer was a stream, or too large to repeat."
+)
+
+
+class Answer:
+    """Wraps `send`: spends before the first byte, or gives back when there is nothing to sell.
+
+    Once `refusal` is set nothing of the handler's goes out any more: the gate answers instead.
+    """
+
+    def __init__(
+        self, *, send: Send, body: RequestBody, meter: Meter, units: int, is_metered: bool
+    ) -> None:
+        self.refusal: ProblemError | None = None
+        self.has_started = False
+        self.is_client_gone = False
+        self._send = send
+        self._body = body
+        self._meter = meter
+        self._reservation = meter.reservation
+        self._units = units
+        self._is_metered = is_metered
+        self._recording: _Recording | None = None
+
+    async def send(self, message: Message) -> None:
+        """Take a message of the handler's.
+
+        Raises:
+            ClientGoneError: Nobody is there to answer; nothing was spent.
+            ProblemError: The answer may not go out.
+        """
+        if self.refusal is not None or self.is_client_gone:
+            return  # such as a framework's own answer to the refusal we raised into it
+        if message["type"] == "http.response.start":
+            await self._start(message)
+        elif self._recording is not None and message["type"] == "http.response.body":
+            await self._record(self._recording, message)
+        else:
+            await self._send(message)
+
+    async def _start(self, message: Message) -> None:
+        status: int = message["status"]
+        headers: Headers = [*message.get("headers", ())]
+        if not 200 <= status < 300:  # noqa: PLR2004
+            if self._meter.refusal is not None:
+                self.refusal = self._meter.refusal
+                return
+            self._reservation.give_back()
+            await self._reservation.finish()
+            await self._forward(message, without_receipt(headers))
+            return
+        length = find_header(headers, b"content-length")
+        is_events = (find_header(headers, b"content-type") or "").startswith(CONTENT_TYPE)
+        try:
+            if not self._is_metered:
+                self._reservation.take(self._units)
+            if not is_events:
+                await self._body.require_client()
+            if self._reservation.has_claim and length is not None and _is_small(length):
+                self._recording = _Recording(message, without_receipt(headers), int(length))
+                return
+            await self._spend(is_whole=not self._is_metered or length is not None)
+        except ProblemError as error:
+            self.refusal = error
+            raise
+        except ClientGoneError:
+            self.is_client_gone = True
+            self._reservation.give_back()
+            raise
+        await self._forward(message, with_receipt(headers, self._meter.receipt()))
+
+    async def _spend(self, *, is_whole: bool) -> None:
+        """Make what was counted `spent`; durable when it returns. A metered stream goes on."""
+        if is_whole:
+            await self._reservation.finish(self.unrepeatable())
+        else:
+            await self._reservation.flush()
+
+    async def _forward(self, message: Message, headers: Headers) -> None:
+        self.has_started = True
+        await self._send({**message, "headers": headers})
+
+    async def _record(self, recording: "_Recording", message: Message) -> None:
+        """Keep the answer until it is whole; then it is stored with the charge, and sent."""
+        recording.body += message.get("body", b"")
+        if message.get("more_body", False) and len(recording.body) <= recording.length:
+            return
+        stored = StoredResponse(
+            recording.start["status"], tuple(recording.headers), bytes(recording.body)
+        )
+        try:
+            # Durable after this: the charge, and the answer for every repeat of the key.
+            await self._reservation.finish(stored)
+        except ProblemError as error:
+            self.refusal = error
+            raise
+        self._recording = None
+        await self._forward(recording.start, with_receipt(recording.headers, self._meter.receipt()))
+        await self._send({"type": "http.response.body", "body": stored.body})
+
+    def unrepeatable(self) -> StoredResponse | None:
+        """Return what a repeat of the key is told when the answer itself is not kept."""
+        if not self._reservation.has_claim or not self._reservation.units:
+            return None
+        body = format_problem(_NOT_REPEATABLE)
+        headers = (
+            (b"content-type", PROBLEM_CONTENT_TYPE.encode("ascii")),
+            (b"content-length", str(len(body)).encode("ascii")),
+            (b"cache-control", b"no-store"),
+        )
+        return StoredResponse(_NOT_REPEATABLE.status, headers, body)
+
+
+class _Recording:
+    def __init__(self, start: Message, headers: Headers, length: int) -> None:
+        self.start = start
+        self.headers = headers
+        self.length = length
+        self.body = bytearray()
+
+
+def _is_small(length: str) -> bool:
+    return length.isascii() and length.isdigit() and int(length) <= STORED_RESPONSE_BYTES_MAX

@@ -1,0 +1,120 @@
+"""ASGI as far as the gate needs it: types, headers, whole answers."""
+
+import re
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping, Sequence
+from typing import Any, TypeAlias
+
+from channel.errors import ProblemError
+from channel.state.requests import StoredResponse
+from channel.types import ChannelId
+from channel.wire.challenge import Challenge, format_challenge
+from channel.wire.problem import PROBLEM_CONTENT_TYPE, format_problem
+from channel.wire.receipt import Receipt, format_receipt
+
+__all__ = [
+    "ASGIApp",
+    "Headers",
+    "Message",
+    "Receive",
+    "Scope",
+    "Send",
+    "find_header",
+    "find_headers",
+    "send_empty",
+    "send_problem",
+    "send_stored",
+    "with_receipt",
+    "without_receipt",
+]
+
+Scope: TypeAlias = MutableMapping[str, Any]
+Message: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[Message]]
+Send: TypeAlias = Callable[[Message], Awaitable[None]]
+ASGIApp: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
+Headers: TypeAlias = Sequence[tuple[bytes, bytes]]
+
+_RECEIPT = b"payment-receipt"
+_CACHE = b"cache-control"
+_DIRECTIVE = re.compile(r'(?:"(?:[^"\\]|\\.)*"|[^",])+')
+_SHARED = ("public", "s-maxage")
+
+
+def find_headers(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> list[str]:
+    """Return every value of a header, in order; `name` in lower case."""
+    return [value.decode("latin-1") for key, value in headers if key.lower() == name]
+
+
+def find_header(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> str | None:
+    """Return the first value of a header, or None."""
+    return next(iter(find_headers(headers, name)), None)
+
+
+def without_receipt(headers: Headers) -> list[tuple[bytes, bytes]]:
+    """Return an application's headers without a receipt: only the gate gives one (CORE-07)."""
+    return [(name, value) for name, value in headers if name.lower() != _RECEIPT]
+
+
+def with_receipt(headers: Headers, receipt: Receipt) -> list[tuple[bytes, bytes]]:
+    """Return the headers with a receipt, and private to the payer's own cache (CORE-06)."""
+    kept = [(name, value) for name, value in headers if name.lower() not in (_RECEIPT, _CACHE)]
+    directives = [
+        directive.strip()
+        for value in find_headers(headers, _CACHE)
+        for directive in _DIRECTIVE.findall(value)
+        if directive.strip().partition("=")[0].lower() not in _SHARED
+    ]
+    if not any(directive.lower() == "private" for directive in directives):
+        directives.insert(0, "private")
+    return [
+        *kept,
+        (_CACHE, ", ".join(filter(None, directives)).encode("latin-1")),
+        (_RECEIPT, format_receipt(receipt).encode("ascii")),
+    ]
+
+
+async def _send_whole(
+    send: Send, status: int, headers: Headers, body: bytes, *, is_head: bool
+) -> None:
+    await send({"type": "http.response.start", "status": status, "headers": [*headers]})
+    await send({"type": "http.response.body", "body": b"" if is_head else body})
+
+
+async def send_empty(send: Send, receipt: Receipt) -> None:
+    """Answer a management request (RESP-01)."""
+    headers = with_receipt([(b"content-length", b"0")], receipt)
+    await _send_whole(send, 200, headers, b"", is_head=True)
+
+
+async def send_stored(
+    send: Send, stored: StoredResponse, receipt: Receipt, *, is_head: bool
+) -> None:
+    """Give an answer again (IDEM-02), with a receipt of the books as they are now."""
+    is_success = 200 <= stored.status < 300  # noqa: PLR2004
+    headers = with_receipt(stored.headers, receipt) if is_success else stored.headers
+    await _send_whole(send, stored.status, headers, stored.body, is_head=is_head)
+
+
+async def send_problem(
+    send: Send,
+    error: ProblemError,
+    challenges: Sequence[Challenge],
+    *,
+    challenge_id: str | None = None,
+    channel_id: ChannelId | None = None,
+    is_head: bool = False,
+) -> None:
+    """Answer with a problem body, challenges where they help, and nothing for a cache to keep."""
+    body = format_problem(error, challenge_id=challenge_id, channel_id=channel_id)
+    headers = [
+        (b"content-type", PROBLEM_CONTENT_TYPE.encode("ascii")),
+        (b"content-length", str(len(body)).encode("ascii")),
+        (_CACHE, b"no-store"),
+    ]
+    if error.retry_after_s is not None:
+        headers.append((b"retry-after", str(error.retry_after_s).encode("ascii")))
+    headers += [
+        (b"www-authenticate", format_challenge(challenge).encode("latin-1"))
+        for challenge in challenges
+    ]
+    await _send_whole(send, error.status, headers, body, is_head=is_head)

@@ -1,0 +1,244 @@
+"""A stream of server-sent events, paid for event by event (SSE-01 to SSE-07).
+
+A unit is held durably before its bytes leave, and counted once the server took them. When no
+more is held the stream says what voucher it waits for, once, and waits. It always ends with a
+receipt, unless nobody is there to read it.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterable, Mapping
+from typing import TypeAlias
+
+import msgspec
+from starlette.responses import Response
+
+from channel.errors import InsufficientBalanceError, PeerError
+from channel.http.asgi import Receive, Scope, Send
+from channel.http.metering import Meter, require_meter
+from channel.limits import PRODUCER_CLOSE_S_MAX
+from channel.wire.sse import (
+    CONTENT_TYPE,
+    NeedVoucher,
+    format_event,
+    format_need_voucher,
+    format_payment_receipt_event,
+    parse_event,
+)
+
+__all__ = ["Event", "Frame", "PaidEventStream"]
+
+_log = logging.getLogger(__name__)
+
+_RESERVED = "payment-"
+
+
+class Event(msgspec.Struct, frozen=True):
+    """One event: text of any content, which cannot pass for an event of ours (F-55)."""
+
+    data: str
+    event: str | None = None
+    units: int = 1
+    """What it costs; 0 for an event that sells nothing, such as a `[DONE]`."""
+
+
+class Frame(msgspec.Struct, frozen=True):
+    """One whole event as another server sent it, its blank line included."""
+
+    raw: bytes
+    units: int = 1
+
+
+Chunk: TypeAlias = str | Event | Frame
+
+
+class PaidEventStream(Response):
+    """A response for a metered route, for FastAPI, Starlette, or any ASGI application.
+
+        return PaidEventStream(tokens())
+
+    `events` is closed within two seconds when the client leaves or stops paying; if it is an
+    async generator its `finally` is where generation is cancelled.
+    """
+
+    media_type = CONTENT_TYPE
+
+    def __init__(
+        self,
+        events: AsyncIterable[Chunk],
+        *,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        self.status_code = 200
+        self.background = None
+        self.body = b""
+        self.events = events
+        self.init_headers(
+            {
+                "cache-control": "private, no-cache, no-transform",
+                "x-accel-buffering": "no",
+                **(headers or {}),
+            }
+        )
+        # No length is known, and `init_headers` may have written that of an empty body.
+        self.raw_headers = [pair for pair in self.raw_headers if pair[0] != b"content-length"]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve the stream.
+
+        Raises:
+            ProblemError: It cannot begin; the gate answers.
+            ConfigError: The route is not metered.
+        """
+        meter = require_meter(scope)
+        stream = _Stream(self.events, meter, send)
+        try:
+            await meter.start_stream()
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            await stream.run(receive)
+        finally:
+            await stream.close()
+
+
+class _Stream:
+    """One run of a stream: a pump, and whatever may end it from outside."""
+
+    def __init__(self, events: AsyncIterable[Chunk], meter: Meter, send: Send) -> None:
+        self._source = aiter(events)
+        self._meter = meter
+        self._reservation = meter.reservation
+        self._send = send
+        self._is_idle = False  # waiting for the producer or for a voucher: safe to interrupt
+        self._pump_task: asyncio.Task[None] | None = None
+
+    async def run(self, receive: Receive) -> None:
+        loop = asyncio.get_running_loop()
+        self._pump_task = pump = loop.create_task(self._pump())
+        gone = loop.create_task(_wait_until_gone(receive))
+        stopped = loop.create_task(self._reservation.stopped.wait())
+        try:
+            await asyncio.wait({pump, gone, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            if not pump.done() and not gone.done():
+                if self._is_idle:
+                    pump.cancel()
+                await asyncio.wait({pump, gone}, return_when=asyncio.FIRST_COMPLETED)
+            is_gone = not pump.done()
+        finally:
+            gone.cancel()
+            stopped.cancel()
+            await self.close()
+        if is_gone:
+            await self._reservation.finish()  # only what was emitted is spent (SSE-07)
+            return
+        failure = None if pump.cancelled() else pump.exception()
+        await self._end(is_cut_off=failure is not None)
+        if failure is not None:
+            raise failure
+
+    async def _end(self, *, is_cut_off: bool) -> None:
+        """Say what was paid (SSE-04). After a failure the body is left without its end."""
+        await self._reservation.finish()
+        event = format_payment_receipt_event(self._meter.receipt())
+        await self._send({"type": "http.response.body", "body": event, "more_body": True})
+        if not is_cut_off:
+            await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _pump(self) -> None:
+        reservation = self._reservation
+        while reservation.stopped_by is None:
+            self._is_idle = True
+            try:
+                chunk = await anext(self._source)
+            except StopAsyncIteration:
+                return
+            self._is_idle = False
+            frame, units = _read_chunk(chunk)
+            if reservation.covered_units < units and not await self._is_covered(units):
+                return
+            await self._send({"type": "http.response.body", "body": frame, "more_body": True})
+            if units:
+                reservation.take(units)
+
+    async def _is_covered(self, units: int) -> bool:
+        """Whether the units are held, after waiting for a voucher if need be (SSE-03)."""
+        try:
+            await self._reservation.cover(units)
+        except InsufficientBalanceError:
+            return await self._wait_for_voucher(units)
+        except PeerError:  # the channel ends, or a newer stream took over
+            return False
+        return True
+
+    async def _wait_for_voucher(self, units: int) -> bool:
+        announced = -1
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._meter.pause_s
+        async with self._reservation.watch() as watch:
+            while True:
+                try:
+                    await self._reservation.cover(units)
+                except InsufficientBalanceError as need:
+                    if need.required_cumulative != announced:  # once per threshold (F-60)
+                        announced = need.required_cumulative
+                        await self._announce(need)
+                except PeerError:
+                    return False
+                else:
+                    return True
+                remaining_s = deadline - loop.time()
+                if remaining_s <= 0:
+                    return False
+                self._is_idle = True
+                await watch.changed(remaining_s)
+                self._is_idle = False
+
+    async def _announce(self, need: InsufficientBalanceError) -> None:
+        event = format_need_voucher(
+            NeedVoucher(
+                channel_id=self._reservation.key.channel_id,
+                required_cumulative=need.required_cumulative,
+                accepted=need.accepted,
+                deposit=need.deposit,
+            )
+        )
+        await self._send({"type": "http.response.body", "body": event, "more_body": True})
+
+    async def close(self) -> None:
+        """Stop the pump and free the producer, bounded in time (F-56)."""
+        pump = self._pump_task
+        if pump is not None and not pump.done():
+            pump.cancel()
+            await asyncio.wait({pump}, timeout=PRODUCER_CLOSE_S_MAX)
+            if not pump.done():
+                _log.warning("a stream's producer ignores its cancellation")
+                return
+        aclose = getattr(self._source, "aclose", None)
+        if aclose is None:
+            return
+        closing = asyncio.ensure_future(aclose())
+        await asyncio.wait({closing}, timeout=PRODUCER_CLOSE_S_MAX)
+        if not closing.done():
+            closing.cancel()
+            _log.warning("a stream's producer does not close")
+        elif not closing.cancelled() and closing.exception() is not None:
+            _log.warning("a stream's producer failed to close", exc_info=closing.exception())
+
+
+def _read_chunk(chunk: Chunk) -> tuple[bytes, int]:
+    """Return what goes on the wire, and its units."""
+    if isinstance(chunk, str):
+        return format_event(chunk), 1
+    if isinstance(chunk, Event):
+        if (chunk.event or "").startswith(_RESERVED):
+            raise ValueError(f"{chunk.event}: events of this name are the gate's")
+        return format_event(chunk.data, chunk.event), chunk.units
+    if b"event" in chunk.raw:
+        event = parse_event(chunk.raw)
+        if event is not None and event[0].startswith(_RESERVED):
+            return b": dropped\n\n", 0  # another server's word about payment is none of ours
+    return chunk.raw, chunk.units
+
+
+async def _wait_until_gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

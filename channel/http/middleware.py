@@ -1,0 +1,265 @@
+"""The gate: what is priced is served to whoever pays for it, and to nobody else.
+
+Pure ASGI, nothing buffered (F-59), and cheap before dear: size and form of the credential, the
+HMAC of its challenge, its signature, the books, and only then the handler (CRED-06, F-99).
+"""
+
+import logging
+import signal
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from channel.engine import Engine, Hold
+from channel.errors import (
+    InsufficientBalanceError,
+    InvariantError,
+    OperatorError,
+    PaymentRequiredError,
+    PeerError,
+    ProblemError,
+)
+from channel.http.answering import Answer
+from channel.http.asgi import (
+    ASGIApp,
+    Receive,
+    Scope,
+    Send,
+    find_header,
+    send_empty,
+    send_problem,
+    send_stored,
+)
+from channel.http.metering import METER, Meter
+from channel.http.pricing import Priced, Route, RouteTable
+from channel.http.request import (
+    ClientGoneError,
+    RequestBody,
+    is_management,
+    read_credential,
+    read_idempotency_key,
+)
+from channel.limits import IDEMPOTENCY_LIFETIME_S, STREAM_PAUSE_S_MAX
+from channel.state.requests import RequestClaim
+from channel.wire.accept_payment import rank_offers
+from channel.wire.credential import Credential, parse_credential
+
+__all__ = ["PaymentGate"]
+
+_log = logging.getLogger(__name__)
+
+_METHOD_INTENT: Final = ("evm", "session")
+
+
+def _stop_worker() -> None:
+    """Ask this process to end: its books contradict themselves."""
+    signal.raise_signal(signal.SIGTERM)
+
+
+class PaymentGate:
+    """ASGI middleware that sells the given routes and lets everything else through.
+
+    app.add_middleware(PaymentGate, engine=engine, routes=[
+        Route(method="GET", path="/joke", price=Price(unit_price=100, unit_type="joke")),
+    ])
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        engine: Engine,
+        routes: Sequence[Route],
+        pause_s: float = STREAM_PAUSE_S_MAX,
+        stop_worker: Callable[[], None] = _stop_worker,
+    ) -> None:
+        """Wrap `app`. `stop_worker` is called once the books are found to contradict themselves.
+
+        Raises:
+            ConfigError: See `RouteTable` and `Price`.
+        """
+        self.app = app
+        self.engine = engine
+        self.pause_s = pause_s
+        self._table = RouteTable(routes, engine)
+        self._stop_worker = stop_worker
+        self._is_broken = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request, or pass on what is not priced."""
+        priced = self._table.match(scope) if scope["type"] == "http" else []
+        if not priced:
+            await self.app(scope, receive, send)
+            return
+        exchange = _Exchange(self, scope, receive, send, priced)
+        if self._is_broken:
+            await exchange.refuse(_broken())
+            return
+        try:
+            await exchange.run()
+        except InvariantError:
+            # A bug of ours. The books take no more; nothing was acknowledged by them.
+            _log.critical("the books contradict themselves; this worker stops", exc_info=True)
+            self._is_broken = True
+            self._stop_worker()
+            if not exchange.has_started:
+                await exchange.refuse(_broken())
+
+
+def _broken() -> OperatorError:
+    return OperatorError("This worker has stopped taking payments.")
+
+
+class _Exchange:
+    """One request under a priced path, from its credential to its answer."""
+
+    def __init__(
+        self,
+        gate: PaymentGate,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        priced: Sequence[Priced],
+    ) -> None:
+        self.has_started = False
+        self._gate = gate
+        self._engine = gate.engine
+        self._scope = scope
+        self._body = RequestBody(receive)
+        self._send = send
+        self._priced = priced
+        self._method: str = scope["method"]
+        self._headers = scope["headers"]
+        self._own = next((one for one in priced if one.route.method == self._method), None)
+        self._credential: Credential | None = None
+
+    async def run(self) -> None:
+        try:
+            await self._run()
+        except ProblemError as error:
+            if self.has_started:
+                raise
+            await self.refuse(error)
+        except ClientGoneError:
+            return
+
+    async def _run(self) -> None:
+        raw = read_credential(self._headers, self._engine.settings.credential_header)
+        if raw is None:
+            if self._own is None and self._method != "HEAD":
+                await self._pass_on()
+                return
+            raise PaymentRequiredError("This resource must be paid for.")
+        credential = self._credential = parse_credential(raw)
+        query: bytes = self._scope.get("query_string", b"")
+        if is_management(self._method, self._headers, query, credential.payload):
+            await self._manage(credential)
+        elif self._own is None:
+            await self._pass_on()
+        else:
+            await self._serve(credential, self._own)
+
+    async def _pass_on(self) -> None:
+        await self._gate.app(self._scope, self._body.receive, self._send)
+
+    async def _manage(self, credential: Credential) -> None:
+        """Do what the credential asks; the handler never hears of it (F-12, F-13)."""
+        paid = self._engine.authenticate(credential, [one.offer for one in self._priced])
+        outcome = await self._engine.perform(paid)
+        await send_empty(self._send, self._engine.receipt(paid, outcome))
+
+    async def _serve(self, credential: Credential, own: Priced) -> None:
+        """Hold the price, run the handler, and spend when it answers with success."""
+        paid = self._engine.authenticate(credential, [own.offer])
+        step = self._engine.settings.reservation_step_units
+        hold = Hold(
+            reservation_id=self._engine.new_id(),
+            units_min=1 if own.route.metered else own.price.units,
+            units_max=step if own.route.metered else own.price.units,
+            claim=None,
+        )
+        hold = await self._with_claim(hold, own)
+        outcome = await self._engine.perform(paid, hold)
+        if outcome.stored is not None:
+            receipt = self._engine.receipt(paid, outcome)
+            await send_stored(self._send, outcome.stored, receipt, is_head=False)
+            return
+        reservation = self._engine.reservation(paid, hold, outcome)
+        # From here on money is held: every way out ends the reservation.
+        pause_s = self._gate.pause_s if own.route.pause_s is None else own.route.pause_s
+        meter = Meter(
+            engine=self._engine,
+            paid=paid,
+            reservation=reservation,
+            stream_policy=own.route.stream_policy,
+            pause_s=pause_s,
+        )
+        answer = Answer(
+            send=self._send,
+            body=self._body,
+            meter=meter,
+            units=own.price.units,
+            is_metered=own.route.metered,
+        )
+        await self._run_handler(own, meter, answer)
+
+    async def _run_handler(self, own: Priced, meter: Meter, answer: Answer) -> None:
+        if own.route.metered:
+            self._scope[METER] = meter
+        try:
+            await self._gate.app(self._scope, self._body.receive, answer.send)
+        except ProblemError as error:
+            answer.refusal = answer.refusal or error
+        except Exception:
+            # What the handler's framework made of our refusal says nothing new.
+            if answer.refusal is None and not answer.is_client_gone:
+                raise
+        finally:
+            self.has_started = answer.has_started
+            if not answer.has_started:
+                meter.reservation.give_back()  # F-48: nothing was emitted
+            await meter.reservation.finish(answer.unrepeatable())
+        if answer.refusal is not None and not answer.is_client_gone:
+            raise answer.refusal
+
+    async def _with_claim(self, hold: Hold, own: Priced) -> Hold:
+        key = read_idempotency_key(self._headers)
+        if key is None:
+            return hold
+        now = int(self._engine.now())
+        claim = RequestClaim(
+            route=f"{own.route.method} {own.route.path}",
+            idempotency_key=key,
+            request_digest=await self._body.digest(self._scope),
+            reservation_id=hold.reservation_id,
+            claimed_at=now,
+            expires_at=now + IDEMPOTENCY_LIFETIME_S,
+        )
+        return Hold(
+            reservation_id=hold.reservation_id,
+            units_min=hold.units_min,
+            units_max=hold.units_max,
+            claim=claim,
+        )
+
+    async def refuse(self, error: ProblemError) -> None:
+        """Answer with a problem, and with challenges where paying again, or rightly, helps."""
+        if isinstance(error, OperatorError):
+            _log.warning("%s: %s", type(error).__name__, error)
+        credential = self._credential
+        channel_id = None if credential is None else credential.payload.channel_id
+        challenges = []
+        if error.offers_challenge and isinstance(error, PeerError):
+            hint = channel_id if isinstance(error, InsufficientBalanceError) else None
+            offered = [self._own] if self._own is not None else self._priced
+            ranked = rank_offers(
+                find_header(self._headers, b"accept-payment"), [_METHOD_INTENT] * len(offered)
+            )
+            challenges = [self._engine.issue_challenge(offered[i].offer, hint) for i in ranked]
+        await send_problem(
+            self._send,
+            error,
+            challenges,
+            challenge_id=None if credential is None else credential.challenge.id,
+            channel_id=channel_id,
+            is_head=self._method == "HEAD",
+        )

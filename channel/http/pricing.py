@@ -1,0 +1,142 @@
+"""What a request costs: routes, their prices, and which route a request is for."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import msgspec
+
+from channel.engine import Engine, Offer
+from channel.errors import ConfigError
+from channel.state.commands import StreamPolicy
+
+__all__ = ["Price", "PriceOf", "Priced", "Route", "RouteTable"]
+
+_PARAMETER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)(:path)?\}")
+
+
+class Price(msgspec.Struct, frozen=True, kw_only=True):
+    """What one unit costs. Amounts in base units of the token."""
+
+    unit_price: int
+    unit_type: str
+    """What one unit is, as the payer reads it: `request`, `llm_token`, `image`."""
+    units: int = 1
+    """Units that a request of a fixed price costs; a metered one counts its own."""
+    min_voucher_delta: int = 0
+    """Least rise between vouchers: a metered route sets it to some seconds' worth of units."""
+    suggested_deposit: int | None = None
+    description: str | None = None
+    """For display: no payer should decide by it (CHAL-13)."""
+
+    def __post_init__(self) -> None:
+        """Refuse a price that sells nothing or gives it away.
+
+        Raises:
+            ConfigError: The price or the number of units is not positive.
+        """
+        if self.unit_price <= 0 or self.units <= 0 or self.min_voucher_delta < 0:
+            raise ConfigError("a price and its units must be positive")
+
+
+PriceOf: TypeAlias = Callable[[Mapping[str, Any]], Price]
+"""A price that depends on the request: a pure function of the ASGI scope, never of the body."""
+
+
+class Route(msgspec.Struct, frozen=True, kw_only=True):
+    """One method and path that must be paid for."""
+
+    method: str
+    path: str
+    """A template relative to where the gate stands: `/v1/images/{size}`, `/files/{rest:path}`."""
+    price: Price | PriceOf
+    metered: bool = False
+    """Whether the handler counts units itself; else the price is the price of a request."""
+    stream_policy: StreamPolicy = StreamPolicy.REPLACE
+    """What a new stream does to a running one of the same channel (ACC-06)."""
+    pause_s: float | None = None
+    """How long a stream waits for a voucher; the gate's own bound when None (SSE-03)."""
+
+
+class Priced(msgspec.Struct, frozen=True):
+    """A route as it stands for one request."""
+
+    route: Route
+    price: Price
+    offer: Offer
+
+
+class RouteTable:
+    """Finds the priced routes of a request. Paths are matched as Starlette matches them."""
+
+    def __init__(self, routes: Sequence[Route], engine: Engine) -> None:
+        """Compile the templates.
+
+        Raises:
+            ConfigError: No routes, a path twice under one method, or HEAD, which is never sold.
+        """
+        self._engine = engine
+        self._routes: list[tuple[re.Pattern[str], Route]] = []
+        seen: set[tuple[str, str]] = set()
+        for route in routes:
+            name = (route.method, route.path)
+            if name in seen or route.method != route.method.upper() or route.method == "HEAD":
+                raise ConfigError(f"{route.method} {route.path}: no method of its own to sell")
+            seen.add(name)
+            self._routes.append((_compile(route.path), route))
+        if not seen:
+            raise ConfigError("a gate without priced routes would let everything through")
+        self._fixed: dict[tuple[str, str], Priced] = {
+            (route.method, route.path): self._price(route, route.price)
+            for route in routes
+            if isinstance(route.price, Price)
+        }
+
+    def match(self, scope: Mapping[str, Any]) -> list[Priced]:
+        """Return the priced routes under this request's path, whatever their methods.
+
+        Of several templates that match under one method the first counts, as in a router.
+        """
+        path = _route_path(scope)
+        found: dict[str, Priced] = {}
+        for pattern, route in self._routes:
+            if route.method not in found and pattern.fullmatch(path) is not None:
+                fixed = self._fixed.get((route.method, route.path))
+                if fixed is None:
+                    if isinstance(route.price, Price):  # pragma: no cover - always in _fixed
+                        continue
+                    fixed = self._price(route, route.price(scope), is_variable=True)
+                found[route.method] = fixed
+        return [*found.values()]
+
+    def _price(self, route: Route, price: Price, *, is_variable: bool = False) -> Priced:
+        asked = self._engine.ask(
+            unit_price=price.unit_price,
+            unit_type=price.unit_type,
+            min_voucher_delta=price.min_voucher_delta,
+            suggested_deposit=price.suggested_deposit,
+            description=price.description,
+        )
+        # A price that depends on the request is part of the scope: a challenge of the cheap
+        # variant must not buy the dear one (F-31).
+        variant = f"{price.unit_price}x{price.units}" if is_variable else ""
+        offer = Offer(request=asked, http_method=route.method, route=route.path, variant=variant)
+        return Priced(route, price, offer)
+
+
+def _compile(template: str) -> re.Pattern[str]:
+    pattern, at = "", 0
+    for parameter in _PARAMETER.finditer(template):
+        pattern += re.escape(template[at : parameter.start()])
+        pattern += ".*" if parameter[2] else "[^/]+"
+        at = parameter.end()
+    return re.compile(pattern + re.escape(template[at:]), re.DOTALL)
+
+
+def _route_path(scope: Mapping[str, Any]) -> str:
+    """Return the path below the mount point, as Starlette's router sees it."""
+    path: str = scope["path"]
+    root: str = scope.get("root_path", "")
+    if root and path.startswith(root) and path[len(root) : len(root) + 1] in ("", "/"):
+        return path[len(root) :]
+    return path

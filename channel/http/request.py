@@ -1,0 +1,135 @@
+"""What a paid request says about itself, read before anything is believed or buffered."""
+
+import asyncio
+from collections import deque
+from contextlib import suppress
+from hashlib import sha256
+
+from channel.errors import BadRequestError
+from channel.http.asgi import Headers, Message, Receive, Scope, find_headers
+from channel.limits import IDEMPOTENCY_KEY_BYTES_MAX, IDEMPOTENT_REQUEST_BYTES_MAX
+from channel.wire.credential import select_credential
+from channel.wire.payload import ClosePayload, Payload, TopUpAuthorization, TopUpHash, TopUpPermit2
+
+__all__ = [
+    "ClientGoneError",
+    "RequestBody",
+    "is_management",
+    "read_credential",
+    "read_idempotency_key",
+]
+
+_AUTHORIZATION = b"authorization"
+_PAYMENT_AUTHORIZATION = b"payment-authorization"
+
+
+class ClientGoneError(OSError):
+    """The client has left before it was answered."""
+
+
+def read_credential(headers: Headers, field: str | None) -> str | None:
+    """Return the request's one Payment credential, from the configured field (CHAL-12).
+
+    Raises:
+        BadRequestError: More than one, in whatever field (CORE-10).
+        MalformedCredentialError: Longer than the bound (CORE-14).
+    """
+    plain = find_headers(headers, _AUTHORIZATION)
+    extra = find_headers(headers, _PAYMENT_AUTHORIZATION)
+    if extra:
+        select_credential([*plain, *extra])
+    is_plain = field is None or field.lower() == "authorization"
+    return select_credential(plain if is_plain else extra)
+
+
+def is_management(method: str, headers: Headers, query: bytes, payload: Payload) -> bool:
+    """Whether a credential comes by itself, to change the channel and not to buy (RESP-02).
+
+    By method and action: HEAD, top-up and close always; a POST without body and query when it
+    carries a voucher or an opening. The body is never read to find out (F-12): one that is
+    neither announced by a length nor by a transfer coding is not there.
+    """
+    if method == "HEAD":
+        return True
+    if isinstance(payload, ClosePayload | TopUpHash | TopUpAuthorization | TopUpPermit2):
+        return True
+    if method != "POST" or query:
+        return False
+    lengths = find_headers(headers, b"content-length")
+    has_body = any(length.strip() != "0" for length in lengths)
+    return not has_body and not find_headers(headers, b"transfer-encoding")
+
+
+def read_idempotency_key(headers: Headers) -> str | None:
+    """Return the request's idempotency key (IDEM-01).
+
+    Raises:
+        BadRequestError: Two of them, an empty one, too long, or not printable ASCII.
+    """
+    keys = find_headers(headers, b"idempotency-key")
+    if not keys:
+        return None
+    key = keys[0]
+    if len(keys) > 1 or not key.isascii() or not key.isprintable():
+        raise BadRequestError("Idempotency-Key: one value of printable ASCII.")
+    if not 0 < len(key) <= IDEMPOTENCY_KEY_BYTES_MAX:
+        raise BadRequestError(f"Idempotency-Key: 1 to {IDEMPOTENCY_KEY_BYTES_MAX} bytes.")
+    return key
+
+
+class RequestBody:
+    """The request's messages: looked at ahead when needed, and still there for the handler."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._ahead: deque[Message] = deque()
+        self._is_gone = False
+
+    async def receive(self) -> Message:
+        """Return the next message, as ASGI's `receive`."""
+        if self._ahead:
+            return self._ahead.popleft()
+        return self._note(await self._receive())
+
+    async def digest(self, scope: Scope) -> bytes:
+        """Return SHA-256 over method, target and body; the body is kept for the handler.
+
+        Raises:
+            BadRequestError: The body is larger than is kept for an idempotent request.
+            ClientGoneError: The client left while it was sending.
+        """
+        target = scope.get("raw_path") or scope["path"].encode("utf-8")
+        head = b"\0".join((scope["method"].encode("ascii"), target, scope["query_string"], b""))
+        digest, size = sha256(head), 0
+        while True:
+            message = self._note(await self._receive())
+            if self._is_gone:
+                raise ClientGoneError("while it was sending its request")
+            self._ahead.append(message)
+            body = message.get("body", b"")
+            digest.update(body)
+            size += len(body)
+            if size > IDEMPOTENT_REQUEST_BYTES_MAX:
+                raise BadRequestError(
+                    f"Idempotency-Key: for bodies of at most {IDEMPOTENT_REQUEST_BYTES_MAX} bytes."
+                )
+            if not message.get("more_body", False):
+                return digest.digest()
+
+    async def require_client(self) -> None:
+        """Check, without waiting, that the client is still there.
+
+        Raises:
+            ClientGoneError: It has left.
+        """
+        if not self._is_gone and not self._ahead:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(0):
+                    self._ahead.append(self._note(await self._receive()))
+        if self._is_gone:
+            raise ClientGoneError("before it was answered")
+
+    def _note(self, message: Message) -> Message:
+        if message["type"] == "http.disconnect":
+            self._is_gone = True
+        return message
