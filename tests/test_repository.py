@@ -73,12 +73,12 @@ def test_every_dependency_is_locked() -> None:
     """At a version pyproject.toml allows; `scripts/lock` brings the lock files up to date."""
     pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
     groups = pyproject["dependency-groups"] | {"run": pyproject["project"]["dependencies"]}
-    wrong = []
-    for group, wanted in groups.items():
-        locked = dict(pins(group))
-        for requirement in map(Requirement, wanted):
-            if not requirement.specifier.contains(locked.get(requirement.name, "0")):
-                wrong.append(f"{group}: {requirement}")
+    wrong = [
+        f"{group}: {requirement}"
+        for group, wanted in groups.items()
+        for requirement in map(Requirement, wanted)
+        if not requirement.specifier.contains(dict(pins(group)).get(requirement.name, "0"))
+    ]
     assert not wrong, "\n".join(wrong)
 
 
