@@ -230,11 +230,15 @@ _REASONS: dict[bytes, RevertReason] = {
         "DepositNotReceived(uint256,uint256)": RevertReason.TOKEN_REFUSED,
         "InsufficientGas()": RevertReason.OUT_OF_GAS,
         "NothingToClaim()": RevertReason.NOTHING_TO_CLAIM,
-        # OpenZeppelin's, from a token or from the escrow's SafeERC20.
+        # Tokens', OpenZeppelin's and our dollar's, and what the escrow says when one fails.
         "SafeERC20FailedOperation(address)": RevertReason.TOKEN_REFUSED,
         "ERC20InsufficientBalance(address,uint256,uint256)": RevertReason.TOKEN_REFUSED,
         "ERC20InsufficientAllowance(address,uint256,uint256)": RevertReason.TOKEN_REFUSED,
         "EnforcedPause()": RevertReason.TOKEN_REFUSED,
+        "AccountBlacklisted(address)": RevertReason.TOKEN_REFUSED,
+        "AuthorizationExpired(uint256)": RevertReason.TOKEN_REFUSED,
+        "AuthorizationNotYetValid(uint256)": RevertReason.TOKEN_REFUSED,
+        "AuthorizationUsedOrCanceled(address,bytes32)": RevertReason.TOKEN_REFUSED,
     }.items()
 }
 

@@ -1,5 +1,6 @@
 """A node's JSON -> values (pure). A node is not trusted to have the shape it should (SEC-09)."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,31 +10,33 @@ from settlement.types import BlockRef, Log, Receipt
 
 __all__ = ["parse_block", "parse_bytes", "parse_logs", "parse_quantity", "parse_receipt"]
 
+_HEXADECIMAL = re.compile(r"0x([0-9a-fA-F]*)")
+_QUANTITY_DIGITS_MAX = 64
 _HASH_BYTES = 32
 _ADDRESS_BYTES = 20
 
 
 def parse_quantity(value: Any) -> int:
     """Read `0x`-prefixed hexadecimal as a number."""
-    if not isinstance(value, str) or not value.startswith("0x"):
+    digits = _digits(value, "a quantity")
+    if not 0 < len(digits) <= _QUANTITY_DIGITS_MAX:
         raise _nonsense("a quantity")
-    try:
-        return int(value, 16)
-    except ValueError:
-        raise _nonsense("a quantity") from None
+    return int(digits, 16)
 
 
 def parse_bytes(value: Any, size: int | None = None) -> bytes:
     """Read `0x`-prefixed hexadecimal as bytes, of exactly `size` if given."""
-    if not isinstance(value, str) or not value.startswith("0x"):
-        raise _nonsense("bytes")
-    try:
-        parsed = bytes.fromhex(value[2:])
-    except ValueError:
-        raise _nonsense("bytes") from None
-    if size is not None and len(parsed) != size:
-        raise _nonsense(f"{size} bytes")
-    return parsed
+    digits = _digits(value, "bytes")
+    if len(digits) % 2 or (size is not None and len(digits) != 2 * size):
+        raise _nonsense("bytes" if size is None else f"{size} bytes")
+    return bytes.fromhex(digits)
+
+
+def _digits(value: Any, what: str) -> str:
+    """Return what follows `0x`. `int` and `fromhex` alone would take blanks and underscores."""
+    if not isinstance(value, str) or (found := _HEXADECIMAL.fullmatch(value)) is None:
+        raise _nonsense(what)
+    return found[1]
 
 
 def parse_block(value: Any) -> BlockRef:
