@@ -17,7 +17,7 @@ import msgspec
 from channel.errors import ConfigError
 from service.settings import Config, Secret
 
-__all__ = ["ENVIRONMENT_PREFIX", "Setting", "list_settings", "load_config"]
+__all__ = ["ENVIRONMENT_PREFIX", "Setting", "list_settings", "load_config", "load_values"]
 
 ENVIRONMENT_PREFIX: Final = "MPP_SESSION_"
 _ENVIRONMENT_ONLY: Final = frozenset({"payee.key"})
@@ -75,23 +75,46 @@ def load_config(
     Raises:
         ConfigError: The file cannot be read, a name is unknown, or a value is missing or refused.
     """
-    settings = list_settings()
+    given = load_values(path, environment=environment, flags=flags, defaults=defaults)
+    missing = [s for s in list_settings().values() if s.is_required and s.name not in given]
+    if missing:
+        names = ", ".join(f"`{setting.name}`" for setting in missing)
+        raise ConfigError(
+            f"missing: {names} (in the file, or as {missing[0].environment_name} and so on)"
+        )
     tables: dict[str, dict[str, Any]] = {}
-    from_file = {} if path is None else _read_file(path, settings)
-    from_environment = _read_environment(
-        os.environ if environment is None else environment, settings
-    )
-    for source in (defaults or {}, from_file, from_environment, flags or {}):
-        for name, value in source.items():
-            if name not in settings:
-                raise ConfigError(_unknown("setting", name, settings))
-            section, _, key = name.partition(".")
-            tables.setdefault(section, {})[key] = value
-    _require_all(tables, settings)
+    for name, value in given.items():
+        section, _, key = name.partition(".")
+        tables.setdefault(section, {})[key] = value
     try:
         return msgspec.convert(tables, Config, strict=False, dec_hook=_decode)
     except msgspec.ValidationError as error:
         raise ConfigError(_explain(error)) from None
+
+
+def load_values(
+    path: Path | None = None,
+    *,
+    environment: Mapping[str, str] | None = None,
+    flags: Mapping[str, Any] | None = None,
+    defaults: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Return what is given of the settings, by `section.setting`, names checked and values not.
+
+    For commands that need one of them. Arguments and errors as `load_config`.
+    """
+    settings = list_settings()
+    from_file = {} if path is None else _read_file(path, settings)
+    from_environment = _read_environment(
+        os.environ if environment is None else environment, settings
+    )
+    given: dict[str, Any] = {}
+    for source in (defaults or {}, from_file, from_environment, flags or {}):
+        for name, value in source.items():
+            if name not in settings:
+                raise ConfigError(_unknown("setting", name, settings))
+            given[name] = value
+    return given
 
 
 def _read_file(path: Path, settings: Mapping[str, Setting]) -> dict[str, Any]:
@@ -135,21 +158,6 @@ def _read_environment(
             [part.strip() for part in text.split(",") if part.strip()] if is_list else text
         )
     return found
-
-
-def _require_all(tables: Mapping[str, Mapping[str, Any]], settings: Mapping[str, Setting]) -> None:
-    """Name every setting that is missing at once, not one a start."""
-    missing = [
-        setting
-        for setting in settings.values()
-        if setting.is_required
-        and setting.name.partition(".")[2] not in tables.get(setting.name.partition(".")[0], {})
-    ]
-    if missing:
-        names = ", ".join(f"`{setting.name}`" for setting in missing)
-        raise ConfigError(
-            f"missing: {names} (in the file, or as {missing[0].environment_name} and so on)"
-        )
 
 
 def _decode(kind: type, value: Any) -> Any:

@@ -19,6 +19,7 @@ from channel.limits import (
     RESERVATION_STEP_UNITS,
     SECRET_BYTES_MIN,
     STREAM_PAUSE_S_MAX,
+    VOUCHERS_PER_SECOND_MAX,
 )
 
 __all__ = [
@@ -203,6 +204,10 @@ class Payment(_Section, frozen=True):
         int,
         Meta(ge=0, le=_INT64_MAX, description="Least rise between two vouchers, in base units."),
     ] = 0
+    vouchers_per_second: Annotated[
+        int,
+        Meta(ge=1, le=10_000, description="Valid vouchers taken a second on one channel."),
+    ] = VOUCHERS_PER_SECOND_MAX
     reservation_step_units: Annotated[
         int,
         Meta(

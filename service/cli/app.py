@@ -7,7 +7,6 @@ line on standard error. Anything else is a bug, and the only thing that shows a 
 import sys
 from typing import Final
 
-import click
 import typer
 
 from channel.errors import ConfigError, MppSessionError
@@ -31,22 +30,14 @@ for _group in (demo, devnet, gateway, pay, channels):
 
 def main() -> None:
     """Run the program and end it with its exit code."""
-    sys.exit(_run())
-
-
-def _run() -> int:
     try:
-        result = APP(standalone_mode=False)
-    except click.ClickException as error:
-        error.show(sys.stderr)
-        return 2
+        APP(prog_name="mpp-session")
     except ConfigError as error:
         print_error(error)
-        return 2
+        sys.exit(2)
     except MppSessionError as error:
         print_error(error)
-        return 1
-    except (click.Abort, KeyboardInterrupt):
+        sys.exit(1)
+    except KeyboardInterrupt:
         REPORT.print("interrupted")
-        return 130
-    return result if isinstance(result, int) else 0
+        sys.exit(130)

@@ -1,11 +1,113 @@
-"""`mpp-session channels`."""
+"""`mpp-session channels`: what is open, accepted, spent, settled, and at risk."""
 
-from typing import Final
+import asyncio
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from channel.errors import ConfigError
+from channel.ledger.interface import Ledger
+from channel.ledger.url import open_ledger
+from channel.state.channel_state import ChannelState
+from service.cli.output import OUT, print_json
+from service.config import load_values
 
 __all__ = ["NAME", "command"]
 
 NAME: Final = "channels"
 
+_AMOUNTS: Final = ("deposit", "accepted", "spent", "reserved", "settled", "at_risk")
 
-def command() -> None:
-    """Say nothing yet."""
+
+def command(
+    *,
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="The gateway's settings.")
+    ] = None,
+    ledger: Annotated[str | None, typer.Option(help="URL of the books, instead.")] = None,
+    all_: Annotated[bool, typer.Option("--all", help="Also those that have ended.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """List the channels in a gateway's books, most at risk first.
+
+    At risk is what was delivered and is not yet settled on chain. Amounts are base units of the
+    token. The gateway may be running.
+
+    \b
+    mpp-session channels --config gateway.toml
+    mpp-session channels --ledger sqlite:////var/lib/mpp-session/ledger.db --json
+    """  # noqa: D301 -- \b keeps the examples' lines apart
+    flags = {"ledger.url": ledger} if ledger is not None else {}
+    url = load_values(config, flags=flags).get("ledger.url")
+    if url is None:
+        raise ConfigError("missing: `ledger.url` (give --ledger or --config)")
+    rows = [_row(state) for state in asyncio.run(_read(str(url), open_only=not all_))]
+    rows.sort(key=lambda row: row["at_risk"], reverse=True)
+    if as_json:
+        print_json([{**row, **{name: str(row[name]) for name in _AMOUNTS}} for row in rows])
+    else:
+        _print(rows)
+
+
+async def _read(url: str, *, open_only: bool) -> list[ChannelState]:
+    ledger = await open_ledger(url, exclusive=False)
+    try:
+        return await _read_all(ledger, open_only=open_only)
+    finally:
+        await ledger.close()
+
+
+async def _read_all(ledger: Ledger, *, open_only: bool) -> list[ChannelState]:
+    found: list[ChannelState] = []
+    while True:
+        after = found[-1].key if found else None
+        page = await ledger.list_channels(after=after, open_only=open_only)
+        if not page:
+            return found
+        found += page
+
+
+def _row(state: ChannelState) -> dict[str, Any]:
+    return {
+        "channel_id": state.key.channel_id,
+        "payer": state.terms.payer,
+        "state": _name_state(state),
+        "deposit": state.deposit,
+        "accepted": state.accepted,
+        "spent": state.spent,
+        "reserved": state.reserved,
+        "settled": state.settled,
+        "at_risk": max(0, state.spent + state.reserved - state.settled),
+        "chain_id": state.key.chain_id,
+        "escrow": state.key.escrow,
+    }
+
+
+def _name_state(state: ChannelState) -> str:
+    if state.is_finalized:
+        return "ended"
+    if state.is_stopped:
+        return "stopped"
+    if state.is_closing:
+        return "closing"
+    return "close requested" if state.close_requested_at else "open"
+
+
+def _print(rows: list[dict[str, Any]]) -> None:
+    if not rows:
+        OUT.print("no channels")
+        return
+    table = Table(show_edge=False)
+    for name in ("channel", "payer", "state"):
+        table.add_column(name)
+    for name in _AMOUNTS:
+        table.add_column(name.replace("_", " "), justify="right")
+    for row in rows:
+        ids = (f"0x{row[name].hex()[:12]}…" for name in ("channel_id", "payer"))
+        table.add_row(*ids, row["state"], *(f"{row[name]:,}" for name in _AMOUNTS))
+    total = sum(row["at_risk"] for row in rows)
+    OUT.print(table)
+    OUT.print(Text(f"{len(rows)} channels, {total:,} base units at risk"))

@@ -28,6 +28,7 @@ class Token(enum.StrEnum):
 
 
 def command(
+    *,
     token: Annotated[
         Token, typer.Option(help="A small dollar of our own, or Circle's real USDC (from npm).")
     ] = Token.DUSD,
@@ -35,7 +36,7 @@ def command(
     out: Annotated[
         Path, typer.Option(help="Where addresses and keys are written, readable by you alone.")
     ] = Path("devnet.json"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print the file's contents.")] = False,  # noqa: FBT002
+    as_json: Annotated[bool, typer.Option("--json", help="Print the file's contents.")] = False,
 ) -> None:
     """Start a local chain with escrow, token, Permit2 and funded accounts. Ends with Ctrl-C.
 

@@ -30,8 +30,8 @@ class ChatRequest(msgspec.Struct, frozen=True):
 
     body: bytes
     is_stream: bool
-    units_max: int | None
-    """Most output tokens it can produce, all choices together; None when it names no bound."""
+    units_max: int
+    """Most output tokens it can produce, all choices together."""
 
 
 def parse_chat_request(

@@ -2,7 +2,13 @@
 
 from channel.errors import OperatorError, PeerError
 
-__all__ = ["NotServedError", "RequestTooLargeError", "UpstreamError", "UpstreamTimeoutError"]
+__all__ = [
+    "GatewayStoppingError",
+    "NotServedError",
+    "RequestTooLargeError",
+    "UpstreamError",
+    "UpstreamTimeoutError",
+]
 
 
 class UpstreamError(OperatorError):
@@ -19,6 +25,10 @@ class UpstreamTimeoutError(UpstreamError):
     status = 504
     problem_type = "upstream-timeout"
     title = "Model Server Timeout"
+
+
+class GatewayStoppingError(OperatorError):
+    """The gateway is being stopped; a stream ends early, with its receipt."""
 
 
 class NotServedError(PeerError):

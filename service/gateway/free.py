@@ -18,9 +18,12 @@ def free_routes(upstream: Upstream, free: Sequence[str]) -> list[Route]:
 
     async def pass_on(request: Request) -> Response:
         target = request.url.path + (f"?{request.url.query}" if request.url.query else "")
-        async with upstream.request(request.method, target, request.headers, None) as response:
-            body = await read_body(response)
-            return Response(body, response.status_code, returned_headers(response))
+        try:
+            async with upstream.request(request.method, target, request.headers, None) as response:
+                body = await read_body(response)
+                return Response(body, response.status_code, returned_headers(response))
+        except ProblemError as error:
+            return problem_response(error)
 
     routes = []
     for entry in free:

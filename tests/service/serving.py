@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -10,13 +10,20 @@ from starlette.types import ASGIApp
 __all__ = ["serve"]
 
 
+class _Server(uvicorn.Server):
+    """Leaves pytest's signals alone."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
 @contextlib.asynccontextmanager
 async def serve(app: ASGIApp) -> AsyncIterator[str]:
     """Serve `app` under uvicorn and yield its base URL."""
     config = uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=2)
-    server = uvicorn.Server(config)
-    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
-    task = asyncio.create_task(server._serve())  # noqa: SLF001 -- without its signal handlers
+    server = _Server(config)
+    task = asyncio.create_task(server.serve())
     try:
         while not server.started:
             if task.done():

@@ -1,0 +1,69 @@
+"""The gateway as an ASGI application: what is sold, what is free, and 404 for all else."""
+
+from collections.abc import Callable
+
+from starlette.routing import Route as AppRoute
+from starlette.routing import Router
+from starlette.types import Receive, Scope, Send
+
+from channel.engine import Engine
+from channel.http import PaymentGate, Price, Route
+from service.gateway.completions import PATH, ChatCompletions
+from service.gateway.errors import NotServedError
+from service.gateway.free import free_routes, problem_response
+from service.gateway.upstream import Upstream
+from service.settings import Config
+
+__all__ = ["Gateway", "unit_type"]
+
+
+class Gateway:
+    """Everything one gateway answers."""
+
+    def __init__(
+        self, config: Config, engine: Engine, upstream: Upstream, *, stop: Callable[[], None]
+    ) -> None:
+        """Build it. `stop` is called when the books are found to contradict themselves."""
+        self._completions = ChatCompletions(upstream, config.upstream)
+        payment = config.payment
+        price = Price(
+            unit_price=config.price.per_unit,
+            unit_type=unit_type(config),
+            min_voucher_delta=payment.min_voucher_delta,
+            suggested_deposit=payment.suggested_deposit,
+            description="Output tokens of a language model",
+        )
+        self._gate = PaymentGate(
+            Router(
+                [
+                    AppRoute(PATH, self._completions, methods=["POST"]),
+                    *free_routes(upstream, config.upstream.free),
+                ],
+                default=_not_served,
+                redirect_slashes=False,
+            ),
+            engine=engine,
+            routes=[Route(method="POST", path=PATH, price=price, metered=True)],
+            pause_s=payment.pause_timeout_s,
+            stop_worker=stop,
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        await self._gate(scope, receive, send)
+
+    def end_streams(self) -> None:
+        """Let every running stream end now, with its receipt."""
+        self._completions.end_streams()
+
+
+def unit_type(config: Config) -> str:
+    """Return what a unit is called in challenges: exact tokens, or chunks that stand for them."""
+    return "llm_token" if config.upstream.counts == "llama.cpp" else "llm_chunk"
+
+
+async def _not_served(scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["type"] != "http":
+        raise NotServedError("This gateway speaks HTTP only.")
+    error = NotServedError("This gateway does not serve this path.")
+    await problem_response(error)(scope, receive, send)

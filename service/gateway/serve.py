@@ -1,0 +1,137 @@
+"""A gateway as a process: listens, answers, and ends without losing a receipt."""
+
+import asyncio
+import contextlib
+import math
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from functools import partial
+from typing import Any, Final
+
+import uvicorn
+
+from channel.limits import AUTHORIZATION_BYTES_MAX
+from service.errors import CommandError
+from service.gateway.app import Gateway
+from service.gateway.upstream import Upstream
+from service.settings import Config, Listen
+from service.wiring import build_parts
+
+__all__ = ["run_gateway"]
+
+_HEAD_BYTES_MAX: Final = AUTHORIZATION_BYTES_MAX + 16 * 1024
+
+
+async def run_gateway(
+    config: Config, *, announce: Callable[[str], None], until_eof: bool = False
+) -> None:
+    """Serve until SIGTERM or SIGINT, or the end of standard input where that is asked for.
+
+    `announce` is called with the gateway's URL once it answers. At the end every stream gets
+    its final receipt, other requests `listen.shutdown_s` to finish; then the books are closed.
+
+    Raises:
+        ConfigError: A check failed; nothing was served.
+        CommandError: The port is taken, or a task that guards the money has ended.
+        InvariantError: A bug in such a task.
+    """
+    with _listen(config.listen) as listener:
+        async with build_parts(config) as parts, Upstream.connect(config.upstream) as upstream:
+            stopping, broken = asyncio.Event(), asyncio.Event()
+            _stop_on_signals(stopping)
+            if until_eof:
+                _stop_at_eof(stopping)
+            gateway = Gateway(config, parts.engine, upstream, stop=broken.set)
+            server = _Server(
+                uvicorn.Config(
+                    gateway,
+                    lifespan="off",
+                    log_config=None,
+                    access_log=False,
+                    server_header=False,
+                    h11_max_incomplete_event_size=_HEAD_BYTES_MAX,
+                    timeout_graceful_shutdown=math.ceil(config.listen.shutdown_s),
+                )
+            )
+            host, port = listener.getsockname()[:2]
+            announce(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+            guards = {**parts.background(), "keeping consistent books": _fail_when(broken)}
+            serving = server.serve(sockets=[listener])
+            await _run_until(stopping, serving, guards, stop=partial(_stop, server, gateway))
+
+
+class _Server(uvicorn.Server):
+    """Leaves signals to us: streams must hear of the end before the server waits for them."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def _run_until(
+    stopping: asyncio.Event,
+    serving: Coroutine[Any, Any, None],
+    guards: Mapping[str, Coroutine[Any, Any, None]],
+    *,
+    stop: Callable[[], None],
+) -> None:
+    """Run the server and what guards the money; the first to end ends all.
+
+    Raises:
+        CommandError: A guard ended.
+        InvariantError: A guard ended with a bug.
+    """
+    server = asyncio.create_task(serving)
+    stopped = asyncio.create_task(stopping.wait())
+    running = {asyncio.create_task(work): name for name, work in guards.items()}
+    try:
+        await asyncio.wait({server, stopped, *running}, return_when=asyncio.FIRST_COMPLETED)
+        ended = [(task, name) for task, name in running.items() if task.done()]
+    finally:
+        stop()
+        await server
+        for task in (stopped, *running):
+            task.cancel()
+        await asyncio.gather(stopped, *running, return_exceptions=True)
+    for task, name in ended:
+        task.result()
+        raise CommandError(f"the gateway stopped because {name} ended")
+
+
+def _stop(server: uvicorn.Server, gateway: Gateway) -> None:
+    gateway.end_streams()
+    server.should_exit = True
+
+
+async def _fail_when(broken: asyncio.Event) -> None:
+    await broken.wait()
+
+
+def _listen(settings: Listen) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
+    except OSError as error:
+        raise CommandError(
+            f"cannot listen on {settings.host}:{settings.port}: {error.strerror}"
+        ) from None
+
+
+def _stop_on_signals(stopping: asyncio.Event) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+
+
+def _stop_at_eof(stopping: asyncio.Event) -> None:
+    """Wait for standard input to end in a thread that nothing waits for."""
+    loop = asyncio.get_running_loop()
+
+    def wait() -> None:
+        sys.stdin.buffer.read()
+        with contextlib.suppress(RuntimeError):  # the loop has ended before the input
+            loop.call_soon_threadsafe(stopping.set)
+
+    threading.Thread(target=wait, daemon=True).start()
