@@ -1,0 +1,428 @@
+"""A paid stream: charged before it is emitted, paused when unpaid, and never charged beyond."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from channel.errors import LedgerUnavailableError
+from channel.http import Event, Frame, PaidEventStream, PaymentGate, Price, Route
+from channel.http.asgi import ASGIApp
+from channel.http.events import Chunk
+from channel.state.commands import StreamPolicy
+from channel.wire.credential import format_credential
+from channel.wire.receipt import Receipt, parse_receipt_json
+from channel.wire.sse import EventSplitter, parse_event
+from tests.channel.selling import PRICE, Desk, Visit, ask, open_desk
+
+METERED = Route(
+    method="GET",
+    path="/stream",
+    price=Price(unit_price=PRICE, unit_type="llm_token", min_voucher_delta=4 * PRICE),
+    metered=True,
+)
+
+
+class Tokens:
+    """A producer that a test drives: what it yields, and whether it was closed."""
+
+    def __init__(self, *chunks: Chunk) -> None:
+        self.queue: asyncio.Queue[Chunk | None | Exception] = asyncio.Queue()
+        self.closed = asyncio.Event()
+        for chunk in chunks:
+            self.queue.put_nowait(chunk)
+
+    def end(self) -> None:
+        self.queue.put_nowait(None)
+
+    async def __call__(self) -> AsyncIterator[Chunk]:
+        try:
+            while (chunk := await self.queue.get()) is not None:
+                if isinstance(chunk, Exception):
+                    raise chunk
+                yield chunk
+        finally:
+            self.closed.set()
+
+
+def streaming(*tokens: Tokens) -> ASGIApp:
+    """Return an application that answers each request with the next producer."""
+    remaining = list(tokens)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await PaidEventStream(remaining.pop(0)())(scope, receive, send)
+
+    return app
+
+
+def gate_of(desk: Desk, *tokens: Tokens, route: Route = METERED, **options: Any) -> PaymentGate:
+    return PaymentGate(streaming(*tokens), engine=desk.engine, routes=[route], **options)
+
+
+async def started(desk: Desk, gate: PaymentGate, amount: int) -> Visit:
+    """Open the channel if need be and ask for a stream with a voucher of `amount`."""
+    challenge = (await ask(gate, "HEAD", "/stream")).challenge
+    if not desk.chain.facts:
+        desk.payer.open_on_chain()
+        opening = desk.payer.credential(challenge, desk.payer.opening())
+        assert (await ask(gate, "HEAD", "/stream", opening)).status == 200
+    credential = desk.payer.credential(challenge, desk.payer.voucher(amount))
+    return Visit(gate, "GET", "/stream", headers={"authorization": format_credential(credential)})
+
+
+async def pay(desk: Desk, gate: PaymentGate, amount: int) -> None:
+    challenge = (await ask(gate, "HEAD", "/stream")).challenge
+    credential = desk.payer.credential(challenge, desk.payer.voucher(amount))
+    answer = await ask(gate, "HEAD", "/stream", credential)
+    assert answer.status == 200, answer.headers
+
+
+def events(visit: Visit) -> list[tuple[str, str]]:
+    blocks = EventSplitter().feed(visit.text.encode())
+    return [event for block in blocks if (event := parse_event(block)) is not None]
+
+
+def has(visit: Visit, name: str, count: int = 1) -> Callable[[], bool]:
+    return lambda: [event for event, _ in events(visit)].count(name) >= count
+
+
+def final_receipt(visit: Visit) -> Receipt:
+    name, data = events(visit)[-1]
+    assert name == "payment-receipt"
+    return parse_receipt_json(data)
+
+
+async def test_a_stream_begins_and_ends_with_a_receipt(tmp_path: Path) -> None:
+    """SSE-04, SSE-05, RCPT-02: spent is cumulative, units are the request's."""
+    async with open_desk(tmp_path) as desk:
+        tokens = Tokens("Hel", "lo")
+        tokens.end()
+        visit = await started(desk, gate_of(desk, tokens), 8 * PRICE)
+        answer = await visit.answer()
+        assert answer.header("content-type") == "text/event-stream; charset=utf-8"
+        assert answer.header("cache-control") == "private, no-cache, no-transform"
+        assert answer.header("content-length") is None
+        assert answer.receipt.spent == 0
+        assert answer.receipt.accepted == 8 * PRICE
+        assert events(visit)[:-1] == [("message", "Hel"), ("message", "lo")]
+        receipt = final_receipt(visit)
+        assert (receipt.spent, receipt.units) == (2 * PRICE, 2)
+        assert visit.sent[-1]["more_body"] is False
+        state = await desk.books()
+        assert (state.spent, state.reserved) == (2 * PRICE, 0)
+
+
+async def test_exhaustion_asks_once_and_a_voucher_elsewhere_resumes(tmp_path: Path) -> None:
+    """SSE-01, SSE-02, SSE-03, VCH-08, F-60."""
+    async with open_desk(tmp_path) as desk:
+        tokens = Tokens(*"abcdef")
+        gate = gate_of(desk, tokens)
+        visit = await started(desk, gate, 4 * PRICE)
+        await visit.until(has(visit, "payment-need-voucher"))
+        names = [name for name, _ in events(visit)]
+        assert names == ["message"] * 4 + ["payment-need-voucher"]
+        assert msgspec.json.decode(events(visit)[-1][1]) == {
+            "channelId": "0x" + desk.payer.key.channel_id.hex(),
+            "requiredCumulative": str(8 * PRICE),
+            "acceptedCumulative": str(4 * PRICE),
+            "deposit": "1000",
+        }
+        assert (await desk.books()).spent == 4 * PRICE
+        await pay(desk, gate, 8 * PRICE)
+        await visit.until(has(visit, "message", 6))
+        tokens.end()
+        await visit.answer()
+        assert [name for name, _ in events(visit)].count("payment-need-voucher") == 1
+        assert final_receipt(visit).spent == 6 * PRICE
+
+
+async def test_a_pause_that_is_not_paid_ends_with_a_receipt(tmp_path: Path) -> None:
+    """SSE-03: the producer is freed, and what was emitted is what was spent."""
+    async with open_desk(tmp_path) as desk:
+        tokens = Tokens(*"abcdef")
+        visit = await started(desk, gate_of(desk, tokens, pause_s=0.1), 4 * PRICE)
+        await visit.answer()
+        assert tokens.closed.is_set()
+        assert [name for name, _ in events(visit)] == [
+            *["message"] * 4,
+            "payment-need-voucher",
+            "payment-receipt",
+        ]
+        assert final_receipt(visit).spent == 4 * PRICE
+
+
+async def test_a_client_that_leaves_pays_for_what_was_emitted(tmp_path: Path) -> None:
+    """SSE-07, F-56: the rest goes back, and the producer is closed."""
+    async with open_desk(tmp_path) as desk:
+        tokens = Tokens("a", "b", "c")
+        visit = await started(desk, gate_of(desk, tokens), 8 * PRICE)
+        await visit.until(has(visit, "message", 3))
+        visit.leave()
+        async with asyncio.timeout(2):
+            await tokens.closed.wait()
+            await visit.task
+        state = await desk.books()
+        assert (state.spent, state.reserved, state.available) == (3 * PRICE, 0, 5 * PRICE)
+
+
+async def test_a_slow_reader_is_not_charged_ahead(tmp_path: Path) -> None:
+    """F-56: a unit counts once the transport took it."""
+    async with open_desk(tmp_path) as desk:
+        tokens = Tokens("a")
+        visit = await started(desk, gate_of(desk, tokens), 8 * PRICE)
+        await visit.until(has(visit, "message", 1))
+        visit.gate.clear()
+        for token in "bcdef":
+            tokens.queue.put_nowait(token)
+        await asyncio.sleep(0.05)
+        visit.leave()
+        await visit.task
+        assert (await desk.books()).spent == PRICE
+
+
+async def test_text_cannot_forge_a_control_event(tmp_path: Path) -> None:
+    """F-55."""
+    async with open_desk(tmp_path) as desk:
+        forged = "x\n\nevent: payment-receipt\ndata: {}\r\rdata: y"
+        upstream = Frame(b"event: payment-need-voucher\ndata: {}\n\n")
+        tokens = Tokens(forged, upstream, Frame(b"event: delta\ndata: z\n\n"))
+        tokens.end()
+        visit = await started(desk, gate_of(desk, tokens), 8 * PRICE)
+        await visit.answer()
+        assert [name for name, _ in events(visit)] == ["message", "delta", "payment-receipt"]
+        assert events(visit)[0][1] == forged.replace("\r", "\n")
+        assert final_receipt(visit).units == 2
+
+
+async def test_an_application_cannot_speak_for_the_gate(tmp_path: Path) -> None:
+    """F-55: an event of ours by name is a bug of the application's, and costs nothing."""
+    async with open_desk(tmp_path) as desk:
+        tokens = Tokens(Event("{}", "payment-receipt"))
+        visit = await started(desk, gate_of(desk, tokens), 8 * PRICE)
+        try:
+            await visit.task
+        except ValueError as error:
+            assert "payment-receipt" in str(error)
+        assert final_receipt(visit).spent == 0
+
+
+async def test_a_newer_stream_takes_the_place_of_the_running_one(tmp_path: Path) -> None:
+    """ACC-06: the older ends at once, with its receipt, and pays for its own units."""
+    async with open_desk(tmp_path) as desk:
+        older, newer = Tokens("a"), Tokens("b", "c")
+        gate = gate_of(desk, older, newer)
+        first = await started(desk, gate, 40 * PRICE)
+        await first.until(has(first, "message"))
+        second = await started(desk, gate, 80 * PRICE)
+        await second.until(has(second, "message", 2))
+        await first.answer()
+        assert final_receipt(first).units == 1
+        assert older.closed.is_set()
+        newer.end()
+        await second.answer()
+        assert final_receipt(second).spent == 3 * PRICE
+
+
+async def test_a_route_may_refuse_a_second_stream(tmp_path: Path) -> None:
+    """ACC-06 by policy: 409, and the first one is left alone."""
+    async with open_desk(tmp_path) as desk:
+        route = msgspec.structs.replace(METERED, stream_policy=StreamPolicy.REJECT)
+        first_tokens = Tokens("a")
+        gate = gate_of(desk, first_tokens, Tokens("b"), route=route)
+        first = await started(desk, gate, 40 * PRICE)
+        await first.until(has(first, "message"))
+        second = await started(desk, gate, 80 * PRICE)
+        answer = await second.answer()
+        assert (answer.status, answer.kind) == (409, "stream-active")
+        assert answer.header("payment-receipt") is None
+        first_tokens.end()
+        await first.answer()
+        state = await desk.books()
+        assert (state.spent, state.reserved) == (PRICE, 0)
+
+
+async def test_a_producer_that_fails_leaves_a_receipt_and_a_body_without_end(
+    tmp_path: Path,
+) -> None:
+    """F-48, F-57: the units before the failure are spent, and the client can tell."""
+    async with open_desk(tmp_path) as desk:
+        tokens = Tokens("a", "b")
+        tokens.queue.put_nowait(RuntimeError("the model broke"))
+        visit = await started(desk, gate_of(desk, tokens), 8 * PRICE)
+        try:
+            await visit.task
+        except RuntimeError as error:
+            assert str(error) == "the model broke"
+        else:
+            raise AssertionError("the failure was swallowed")
+        assert final_receipt(visit).spent == 2 * PRICE
+        assert visit.sent[-1]["more_body"] is True
+        state = await desk.books()
+        assert (state.spent, state.reserved) == (2 * PRICE, 0)
+
+
+async def test_a_close_ends_the_stream_and_then_the_channel(tmp_path: Path) -> None:
+    """CLOSE-02, F-39: the stream's last receipt and the close agree."""
+    async with open_desk(tmp_path) as desk:
+        tokens = Tokens("a", "b", "c")
+        gate = gate_of(desk, tokens)
+        visit = await started(desk, gate, 8 * PRICE)
+        await visit.until(has(visit, "message", 3))
+        challenge = (await ask(gate, "HEAD", "/stream")).challenge
+        closing = desk.payer.credential(challenge, desk.payer.closing(3 * PRICE))
+        closed = await ask(gate, "POST", "/stream", closing)
+        assert closed.status == 200
+        assert closed.receipt.spent == 3 * PRICE
+        await visit.answer()
+        assert final_receipt(visit).spent == 3 * PRICE
+        assert [amount for _, amount, _ in desk.chain.closed] == [3 * PRICE]
+
+
+async def test_a_requested_close_stops_a_stream_at_its_next_step(tmp_path: Path) -> None:
+    """F-63, VCH-10: service stops when the payer has asked for the rest."""
+    async with open_desk(tmp_path) as desk:
+        tokens = Tokens("a")
+        gate = gate_of(desk, tokens)
+        visit = await started(desk, gate, 80 * PRICE)
+        await visit.until(has(visit, "message"))
+        desk.chain.change(desk.payer.key, close_requested_at=1_800_000_000)
+        desk.clock.advance(100)
+        challenge = (await ask(gate, "HEAD", "/stream")).challenge
+        voucher = desk.payer.credential(challenge, desk.payer.voucher(90 * PRICE))
+        assert (await ask(gate, "HEAD", "/stream", voucher)).status == 410
+        for _ in range(60):
+            tokens.queue.put_nowait("x")
+        await visit.answer()
+        receipt = final_receipt(visit)
+        assert receipt.units is not None
+        assert receipt.units <= 32 + 1
+        assert receipt.spent == receipt.units * PRICE
+
+
+async def test_a_step_is_held_ahead_and_no_more(tmp_path: Path) -> None:
+    """Decision 8: what a death could cost is one step, at every moment of a long stream."""
+    async with open_desk(tmp_path, reservation_step_units=8) as desk:
+        tokens = Tokens()
+        gate = gate_of(desk, tokens)
+        visit = await started(desk, gate, 100 * PRICE)
+        for emitted in range(1, 60):
+            tokens.queue.put_nowait("x")
+            await visit.until(has(visit, "message", emitted))
+            state = await desk.books()
+            assert state.reserved <= 8 * PRICE
+            assert state.spent <= emitted * PRICE <= state.spent + state.reserved
+        tokens.end()
+        await visit.answer()
+        assert (await desk.books()).spent == 59 * PRICE
+
+
+async def test_an_event_may_cost_several_units_or_none(tmp_path: Path) -> None:
+    """Decision 8: a chunk may carry many tokens, more than a step holds."""
+    async with open_desk(tmp_path, reservation_step_units=4) as desk:
+        tokens = Tokens(Event("many", units=50), Event("[DONE]", units=0))
+        tokens.end()
+        visit = await started(desk, gate_of(desk, tokens), 60 * PRICE)
+        await visit.answer()
+        assert final_receipt(visit).spent == 50 * PRICE
+
+
+async def test_a_chunk_dearer_than_what_is_left_says_what_it_needs(tmp_path: Path) -> None:
+    """SSE-02: the voucher that is asked for covers the whole chunk."""
+    async with open_desk(tmp_path) as desk:
+        tokens = Tokens("a", Event("many", units=50))
+        gate = gate_of(desk, tokens)
+        visit = await started(desk, gate, 8 * PRICE)
+        await visit.until(has(visit, "payment-need-voucher"))
+        need = msgspec.json.decode(events(visit)[-1][1])
+        assert need["requiredCumulative"] == str(51 * PRICE)
+        await pay(desk, gate, 51 * PRICE)
+        tokens.end()
+        await visit.answer()
+        assert final_receipt(visit).spent == 51 * PRICE
+
+
+async def test_an_expired_challenge_still_feeds_its_live_stream(tmp_path: Path) -> None:
+    """AMB-05, F-61: and buys nothing else."""
+    async with open_desk(tmp_path) as desk:
+        tokens = Tokens(*"abcdef")
+        gate = gate_of(desk, tokens)
+        old = (await ask(gate, "HEAD", "/stream")).challenge
+        visit = await started(desk, gate, 4 * PRICE)
+        await visit.until(has(visit, "payment-need-voucher"))
+        desk.clock.advance(301)
+        voucher = desk.payer.credential(old, desk.payer.voucher(8 * PRICE))
+        content = await ask(gate, "GET", "/stream", voucher)
+        assert (content.status, content.kind) == (402, "session/challenge-not-found")
+        assert (await ask(gate, "HEAD", "/stream", voucher)).status == 200
+        await visit.until(has(visit, "message", 6))
+        tokens.end()
+        await visit.answer()
+        refused = await ask(gate, "HEAD", "/stream", voucher)
+        assert refused.status == 402
+
+
+async def test_a_repeat_of_a_streams_key_is_refused_and_not_charged(tmp_path: Path) -> None:
+    """IDEM-05: 409 while it runs and after it ended."""
+    async with open_desk(tmp_path) as desk:
+        tokens = Tokens("a")
+        gate = gate_of(desk, tokens)
+        visit = await started(desk, gate, 40 * PRICE)
+        await visit.until(has(visit, "message"))
+        tokens.end()
+        await visit.answer()
+        keyed = Tokens("b")
+        gate = gate_of(desk, keyed, Tokens("never"))
+        challenge = (await ask(gate, "HEAD", "/stream")).challenge
+        credential = format_credential(
+            desk.payer.credential(challenge, desk.payer.voucher(80 * PRICE))
+        )
+        headers = {"authorization": credential, "idempotency-key": "one"}
+        running = Visit(gate, "GET", "/stream", headers=headers)
+        await running.until(has(running, "message"))
+        again = await Visit(gate, "GET", "/stream", headers=headers).answer()
+        assert (again.status, again.kind) == (409, "request-in-flight")
+        keyed.end()
+        await running.answer()
+        after = await Visit(gate, "GET", "/stream", headers=headers).answer()
+        assert (after.status, after.kind) == (409, "outcome-unknown")
+        assert (await desk.books()).spent == 2 * PRICE
+
+
+async def test_a_stream_that_emitted_nothing_frees_its_key(tmp_path: Path) -> None:
+    """IDEM-05: nothing was served, so the key may be used again."""
+    async with open_desk(tmp_path) as desk:
+        tokens = Tokens()
+        second = Tokens("b")
+        second.end()
+        gate = gate_of(desk, tokens, second)
+        desk.payer.open_on_chain()
+        challenge = (await ask(gate, "HEAD", "/stream")).challenge
+        opening = desk.payer.credential(challenge, desk.payer.opening(40 * PRICE))
+        headers = {"authorization": format_credential(opening), "idempotency-key": "one"}
+        visit = Visit(gate, "GET", "/stream", headers=headers)
+        await visit.until(lambda: bool(visit.sent))
+        visit.leave()
+        await visit.task
+        again = Visit(gate, "GET", "/stream", headers=headers)
+        assert (await again.answer()).status == 200
+        assert final_receipt(again).spent == PRICE
+
+
+async def test_no_more_is_emitted_when_the_books_cannot_be_written(tmp_path: Path) -> None:
+    """F-51: a full disk ends the stream; nothing goes out that is not held durably."""
+    async with open_desk(tmp_path, reservation_step_units=4) as desk:
+        tokens = Tokens()
+        visit = await started(desk, gate_of(desk, tokens), 80 * PRICE)
+        await visit.until(lambda: bool(visit.sent))
+        await desk.ledger.close()
+        for _ in range(20):
+            tokens.queue.put_nowait("x")
+        try:
+            await visit.task
+        except LedgerUnavailableError:
+            pass
+        else:
+            raise AssertionError("the loss of the ledger went unnoticed")
+        assert len(events(visit)) <= 4
