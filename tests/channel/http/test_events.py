@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 
 from channel.errors import LedgerUnavailableError
 from channel.http import Event, Frame, PaidEventStream, PaymentGate, Price, Route
@@ -29,7 +30,7 @@ class Tokens:
     """A producer that a test drives: what it yields, and whether it was closed."""
 
     def __init__(self, *chunks: Chunk) -> None:
-        self.queue: asyncio.Queue[Chunk | None | Exception] = asyncio.Queue()
+        self.queue: asyncio.Queue[Chunk | Exception | None] = asyncio.Queue()
         self.closed = asyncio.Event()
         for chunk in chunks:
             self.queue.put_nowait(chunk)
@@ -201,10 +202,8 @@ async def test_an_application_cannot_speak_for_the_gate(tmp_path: Path) -> None:
     async with open_desk(tmp_path) as desk:
         tokens = Tokens(Event("{}", "payment-receipt"))
         visit = await started(desk, gate_of(desk, tokens), 8 * PRICE)
-        try:
+        with pytest.raises(ValueError, match="payment-receipt"):
             await visit.task
-        except ValueError as error:
-            assert "payment-receipt" in str(error)
         assert final_receipt(visit).spent == 0
 
 
@@ -251,12 +250,8 @@ async def test_a_producer_that_fails_leaves_a_receipt_and_a_body_without_end(
         tokens = Tokens("a", "b")
         tokens.queue.put_nowait(RuntimeError("the model broke"))
         visit = await started(desk, gate_of(desk, tokens), 8 * PRICE)
-        try:
+        with pytest.raises(RuntimeError, match="the model broke"):
             await visit.task
-        except RuntimeError as error:
-            assert str(error) == "the model broke"
-        else:
-            raise AssertionError("the failure was swallowed")
         assert final_receipt(visit).spent == 2 * PRICE
         assert visit.sent[-1]["more_body"] is True
         state = await desk.books()
@@ -419,10 +414,6 @@ async def test_no_more_is_emitted_when_the_books_cannot_be_written(tmp_path: Pat
         await desk.ledger.close()
         for _ in range(20):
             tokens.queue.put_nowait("x")
-        try:
+        with pytest.raises(LedgerUnavailableError):
             await visit.task
-        except LedgerUnavailableError:
-            pass
-        else:
-            raise AssertionError("the loss of the ledger went unnoticed")
         assert len(events(visit)) <= 4
