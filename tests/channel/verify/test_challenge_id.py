@@ -1,0 +1,143 @@
+"""The HMAC over a challenge's wire strings."""
+
+import hashlib
+import hmac
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from channel.errors import ConfigError, WireError
+from channel.limits import SECRET_BYTES_MIN
+from channel.verify.challenge_id import ChallengeBinder
+from channel.wire.challenge import Challenge, parse_challenges
+from channel.wire.encoding import encode_base64url
+from tests.channel.vectors import WIRE, Entry, name_of
+
+SECRET = WIRE["secretKey"].encode()
+BINDER = ChallengeBinder([SECRET])
+SLOTS = ("realm", "method", "intent", "request", "expires", "digest", "header", "opaque")
+TEXT = st.text(st.characters(codec="utf-8", exclude_characters="|"), max_size=12)
+OPTIONAL = st.none() | TEXT.filter(bool)
+challenges = st.builds(
+    Challenge, TEXT, TEXT, TEXT, TEXT, TEXT, OPTIONAL, OPTIONAL, OPTIONAL, OPTIONAL
+)
+
+
+def bind(challenge: Challenge, binder: ChallengeBinder = BINDER) -> Challenge:
+    """Return the challenge under the id that binds it."""
+    bound = binder.bind(
+        realm=challenge.realm,
+        method=challenge.method,
+        intent=challenge.intent,
+        request=challenge.request,
+        expires=challenge.expires,
+        digest=challenge.digest,
+        header=challenge.header,
+        opaque=challenge.opaque,
+    )
+    return msgspec.structs.replace(challenge, id=bound)
+
+
+@pytest.mark.parametrize("entry", WIRE["challenges"], ids=name_of)
+def test_golden_ids_are_mppxs(entry: Entry) -> None:
+    """0.1, AMB-02, CHAL-12: seven slots, eight when another header is advertised."""
+    (challenge,) = parse_challenges([entry["wire"]])
+    assert entry["verifies"]
+    assert entry["secretKey"] == WIRE["secretKey"]
+    assert BINDER.is_bound(challenge)
+    assert bind(challenge).id == entry["id"]
+    expected = hmac.digest(SECRET, entry["hmacInput"].encode(), "sha256")
+    assert encode_base64url(expected) == entry["id"]
+
+
+@given(challenges)
+def test_an_issued_challenge_is_recognised(challenge: Challenge) -> None:
+    """CHAL-05."""
+    assert BINDER.is_bound(bind(challenge))
+
+
+@given(challenges, st.sampled_from(SLOTS), TEXT)
+def test_no_bound_slot_can_be_altered(challenge: Challenge, slot: str, text: str) -> None:
+    """CHAL-05, F-31: realm, method, intent, request, expires, digest, header and opaque."""
+    bound = bind(challenge)
+    altered = msgspec.structs.replace(bound, **{slot: text})
+    if bind(altered).id != bound.id:  # an empty slot and an absent one are the same
+        assert not BINDER.is_bound(altered)
+    else:
+        assert (getattr(bound, slot) or "") == text or slot == "header"
+
+
+@given(challenges, TEXT)
+def test_the_description_is_not_bound(challenge: Challenge, text: str) -> None:
+    """CHAL-13."""
+    assert BINDER.is_bound(msgspec.structs.replace(bind(challenge), description=text))
+
+
+def test_a_pipe_cannot_shift_the_slots() -> None:
+    """CHAL-09, F-10: realm `a|b` with method `evm` is not realm `a` with method `b|evm`."""
+    honest = Challenge("", "a", "b", "session", "e30", "t")
+    shifted = Challenge(bind(honest).id, "a|b", "session", "e30", "t", None)
+    assert not BINDER.is_bound(shifted)
+    for slot in SLOTS:
+        piped = msgspec.structs.replace(honest, **{slot: "x|y"})
+        with pytest.raises(WireError, match=r"\|"):
+            bind(piped)
+        assert not BINDER.is_bound(piped)
+
+
+def test_moving_a_pipe_from_one_slot_into_another_is_seen() -> None:
+    """CHAL-09: the number of separators, not only their place."""
+    text = "r|evm|session|e30||x|"
+    forged = encode_base64url(hmac.digest(SECRET, text.encode(), "sha256"))
+    assert not BINDER.is_bound(Challenge(forged, "r|evm", "session", "e30", "", None, "x"))
+
+
+@pytest.mark.parametrize("header", ["Authorization", "authorization", "AUTHORIZATION", None])
+def test_the_usual_header_has_no_slot(header: str | None) -> None:
+    """0.1: slot 5a exists only for a header other than `Authorization`."""
+    plain = bind(Challenge("", "r", "evm", "session", "e30"))
+    assert bind(msgspec.structs.replace(plain, header=header)).id == plain.id
+
+
+def test_secrets_rotate_with_overlap() -> None:
+    """CHAL-08, F-102: the first issues, all verify."""
+    old, new = ChallengeBinder([b"o" * 32]), ChallengeBinder([b"n" * 32, b"o" * 32])
+    challenge = Challenge("", "r", "evm", "session", "e30")
+    assert new.is_bound(bind(challenge, old))
+    assert new.is_bound(bind(challenge, new))
+    assert not old.is_bound(bind(challenge, new))
+    assert bind(challenge, new).id == bind(challenge, ChallengeBinder([b"n" * 32])).id
+
+
+@pytest.mark.parametrize("secrets", [[], [b""], [b"x" * (SECRET_BYTES_MIN - 1)], [b"x" * 32, b"y"]])
+def test_short_secrets_are_refused_at_the_start(secrets: list[bytes]) -> None:
+    """CHAL-08, F-102: 32 bytes or the program does not start."""
+    with pytest.raises(ConfigError, match="32 bytes"):
+        ChallengeBinder(secrets)
+
+
+@given(st.binary(min_size=32, max_size=200), st.binary(max_size=300))
+def test_the_prepared_hmac_is_hmac(secret: bytes, request: bytes) -> None:
+    """CHAL-05: key blocks hashed in advance change nothing, at any length of key."""
+    text = f"r|evm|session|{request.hex()}|||"
+    bound = bind(Challenge("", "r", "evm", "session", request.hex()), ChallengeBinder([secret]))
+    assert bound.id == encode_base64url(hmac.new(secret, text.encode(), hashlib.sha256).digest())
+
+
+@pytest.mark.parametrize("given_id", ["", "\u00e9", "\ud800", "A" * 43, "A" * 5000])
+def test_an_id_that_was_never_issued_is_refused(given_id: str) -> None:
+    """CHAL-05, SEC-06."""
+    assert not BINDER.is_bound(Challenge(given_id, "r", "evm", "session", "e30"))
+
+
+@pytest.mark.parametrize("slot", SLOTS)
+def test_text_that_cannot_be_encoded_binds_nothing(slot: str) -> None:
+    """F-11."""
+    challenge = msgspec.structs.replace(
+        Challenge("A" * 43, "r", "evm", "session", "e30"), **{slot: "\ud800"}
+    )
+    assert not BINDER.is_bound(challenge)
+    with pytest.raises(WireError):
+        bind(challenge)
