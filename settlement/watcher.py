@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Final
 
 import msgspec
+from msgspec.structs import replace
 
 from channel.chain import ChannelCloser
 from channel.errors import OperatorError, PeerError, TransactionRevertedError
@@ -27,7 +28,7 @@ from channel.state.commands import (
     RecordClose,
 )
 from channel.state.ladder import closing_voucher
-from channel.types import ChannelFact
+from channel.types import ChannelFact, ChannelKey
 from settlement.escrow import EscrowReader
 from settlement.types import BlockRef
 
@@ -44,6 +45,10 @@ class WatchLimits(msgspec.Struct, frozen=True, kw_only=True):
     closes_at_once: int = 16
     patience_s: int = 120
     """How long after a close was asked for, in block time, what runs may still end by itself."""
+    confirmations: int = 1
+    """How deep a deposit must be to count; whatever speaks against us counts at once."""
+    half_closed_s_max: float = 60.0
+    """How long a close may take to decide its voucher, before whoever began it counts as dead."""
 
 
 class Sweep(msgspec.Struct, frozen=True):
@@ -71,6 +76,7 @@ class ChannelWatcher:
         self._ledger = ledger
         self._closer = closer
         self._limits = limits or WatchLimits()
+        self._half_closed: dict[ChannelKey, float] = {}
 
     async def run(self) -> None:
         """Sweep for ever. A node or a disk that is away is logged, and the next sweep tries again.
@@ -98,16 +104,17 @@ class ChannelWatcher:
         head = await self._reader.rpc.block()
         read, changed = 0, 0
         owed: list[ChannelState] = []
+        half_closed: list[ChannelKey] = []
         async for page in self._pages():
-            facts = await self._reader.read_channels(
-                [state.key.channel_id for state in page], block_number=head.number
-            )
-            for state, fact in zip(page, facts, strict=True):
+            for state, fact in zip(page, await self._facts(page, head), strict=True):
                 after = await self._observe(state, fact, head)
                 changed += after is not state
                 if _must_close(after):
                     owed.append(after)
+                elif after.is_closing and not after.is_finalized:
+                    half_closed.append(after.key)
             read += len(page)
+        await self._reopen(half_closed)
         closed = await self._close_all(owed, head)
         return Sweep(read=read, changed=changed, closed=closed, waiting=len(owed) - closed)
 
@@ -123,6 +130,32 @@ class ChannelWatcher:
             after = page[-1].key
             mine = (self._reader.chain_id, self._reader.escrow)
             yield [state for state in page if (state.key.chain_id, state.key.escrow) == mine]
+
+    async def _facts(
+        self, page: Sequence[ChannelState], head: BlockRef
+    ) -> list[ChannelFact | None]:
+        """Return the channels as of the head, with deposits as deep as configured (OPEN-12)."""
+        ids = [state.key.channel_id for state in page]
+        facts = await self._reader.read_channels(ids, block_number=head.number)
+        if self._limits.confirmations == 1:
+            return facts
+        block_number = max(0, head.number - self._limits.confirmations + 1)
+        confirmed = await self._reader.read_channels(ids, block_number=block_number)
+        return [
+            fact and replace(fact, deposit=min(fact.deposit, _confirmed(state, deep)))
+            for state, fact, deep in zip(page, facts, confirmed, strict=True)
+        ]
+
+    async def _reopen(self, half_closed: Sequence[ChannelKey]) -> None:
+        """Let channels go on whose close was begun and never decided: its process died.
+
+        Nothing is owed to them yet: the payer may close again, with its own voucher.
+        """
+        now = asyncio.get_running_loop().time()
+        self._half_closed = {key: self._half_closed.get(key, now) for key in half_closed}
+        for key, since in self._half_closed.items():
+            if now - since >= self._limits.half_closed_s_max:
+                await self._ledger.apply(key, [AbortClose()])
 
     async def _observe(
         self, state: ChannelState, fact: ChannelFact | None, head: BlockRef
@@ -151,20 +184,23 @@ class ChannelWatcher:
             async with room:
                 return await self._close(state, head)
 
-        async with asyncio.TaskGroup() as group:
-            closes = [group.create_task(close(state)) for state in by_value]
-        return sum(done.result() for done in closes)
+        results = await asyncio.gather(*map(close, by_value), return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+        return results.count(True)
 
     async def _close(self, state: ChannelState, head: BlockRef) -> bool:
         """Close one channel; False when that has to wait for the next sweep."""
         name = state.key.channel_id.hex()
         try:
             return await self._decide_and_close(state, head)
-        except TransactionRevertedError:
-            _log.exception("channel %s: the escrow refused the close; it is tried again", name)
-            await self._ledger.apply(state.key, [AbortClose()])
+        except TransactionRevertedError as error:
+            _log.error("channel %s: the close was refused, to be tried again: %s", name, error)
         except (OperatorError, PeerError) as error:
             _log.warning("channel %s: not closed yet: %s", name, error)
+            return False
+        await self._ledger.apply(state.key, [AbortClose()])
         return False
 
     async def _decide_and_close(self, state: ChannelState, head: BlockRef) -> bool:
@@ -173,7 +209,7 @@ class ChannelWatcher:
             if head.timestamp - state.close_requested_at > self._limits.patience_s:
                 begin.append(EndReservations())
             state = (await self._ledger.apply(state.key, begin)).require()
-            if state.reserved:
+            if state.reservations:
                 return False
             commit = CommitClose(closing_voucher(state, None))
             state = (await self._ledger.apply(state.key, [commit])).require()
@@ -199,6 +235,11 @@ def _must_close(state: ChannelState) -> bool:
     if state.closing_with is not None:
         return True
     return state.close_requested_at != 0 and state.spent + state.reserved > state.settled
+
+
+def _confirmed(state: ChannelState, deep: ChannelFact | None) -> int:
+    """Return the deposit that counts: what is deep enough, or what counted before."""
+    return max(state.deposit, 0 if deep is None else deep.deposit)
 
 
 def _never_opened(state: ChannelState, head: BlockRef) -> ChannelFact:

@@ -12,8 +12,10 @@ from channel.state.channel_state import ChannelState, ReservationKind
 from channel.state.commands import (
     AcceptVoucher,
     BeginClose,
+    Command,
     CommitClose,
     OpenChannel,
+    Release,
     Reserve,
     Spend,
 )
@@ -67,7 +69,8 @@ class Books:
         (await self._ledger.apply(fact.key, [first])).require()
         if spent:
             await self.reserve(channel_id, spent)
-            await self._ledger.apply(fact.key, [Spend(b"r" * 16, spent)])
+            delivered: list[Command] = [Spend(b"r" * 16, spent), Release(b"r" * 16)]
+            (await self._ledger.apply(fact.key, delivered)).require()
         return channel_id
 
     async def accept(self, channel_id: ChannelId, amount: int) -> None:
@@ -193,6 +196,31 @@ async def test_an_opening_that_a_reorg_took_back_freezes_and_thaws(
     assert (back.deposit, back.spent, back.is_stopped) == (DEPOSIT, 4, False)
 
 
+async def test_a_deposit_counts_when_it_is_deep_and_an_exit_at_once(
+    chain: Devnet,
+    reader: EscrowReader,
+    ledger: SqliteLedger,
+    books: Books,
+    channels: Channels,
+    *,
+    account: PayerAccount,
+) -> None:
+    """OPEN-12: three confirmations for what speaks for the payer, none for what speaks against."""
+    settler = EscrowSettler(reader, chain.sender("payee"))
+    watcher = ChannelWatcher(reader, ledger, settler, limits=WatchLimits(confirmations=3))
+    channel_id = await books.open()
+    await channels.top_up(channel_id, 50)
+    assert (await watcher.sweep()).changed == 0
+    await chain.mine(2)
+    assert (await watcher.sweep()).changed == 1
+    assert (await books.state(channel_id)).deposit == DEPOSIT + 50
+    await request_close(chain, account, channel_id)
+    assert (await watcher.sweep()).changed == 1
+    state = await books.state(channel_id)
+    assert state.close_requested_at != 0
+    assert state.deposit == DEPOSIT + 50
+
+
 # -- the defence (F-63, F-64, F-66, CLOSE-08)
 
 
@@ -254,6 +282,22 @@ async def test_a_close_decided_before_a_crash_is_carried_out(
     assert (await books.state(channel_id)).settled == 10
 
 
+async def test_a_close_that_was_begun_and_never_decided_is_taken_back(
+    chain: Devnet, reader: EscrowReader, ledger: SqliteLedger, books: Books
+) -> None:
+    """SETTLE-05: its process died; nothing was promised, and the payer may close again."""
+    settler = EscrowSettler(reader, chain.sender("payee"))
+    channel_id = await books.open(accepted=10, spent=10)
+    (await ledger.apply(books.key(channel_id), [BeginClose()])).require()
+    patient = ChannelWatcher(reader, ledger, settler)
+    await patient.sweep()
+    await patient.sweep()
+    assert (await books.state(channel_id)).is_closing
+    limits = WatchLimits(half_closed_s_max=0)
+    await ChannelWatcher(reader, ledger, settler, limits=limits).sweep()
+    assert not (await books.state(channel_id)).is_closing
+
+
 async def test_a_refused_close_is_taken_back_and_tried_again(
     watcher: ChannelWatcher, books: Books, chain: Devnet, account: PayerAccount
 ) -> None:
@@ -300,14 +344,15 @@ async def test_the_loop_goes_on_when_the_node_was_away(
         limits = WatchLimits(interval_s=0.01)
         node.fail("error", method="eth_getBlockByNumber")
         loop = asyncio.create_task(ChannelWatcher(reader, ledger, settler, limits=limits).run())
-        await asyncio.sleep(0.1)
-        assert node.seen.count("eth_getBlockByNumber") > 1
-        assert not (await books.state(channel_id)).is_finalized
-        node.fail("none")
-        async with asyncio.timeout(5), ledger.watch(books.key(channel_id)) as watch:
-            while not (await books.state(channel_id)).is_finalized:
-                await watch.changed(1)
-        loop.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await loop
+        try:
+            await asyncio.sleep(0.1)
+            assert node.seen.count("eth_getBlockByNumber") > 1
+            assert not (await books.state(channel_id)).is_finalized
+            node.fail("none")
+            async with asyncio.timeout(5), ledger.watch(books.key(channel_id)) as watch:
+                while not (await books.state(channel_id)).is_finalized:
+                    await watch.changed(1)
+        finally:
+            loop.cancel()
+            await asyncio.gather(loop, return_exceptions=True)
     assert (await books.state(channel_id)).settled == 10
