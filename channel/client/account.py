@@ -1,0 +1,233 @@
+"""What an agent knows of one channel, and how that may change (pure).
+
+The agent counts for itself. `received` is the value of the units that arrived, `lost` what broken
+connections may have eaten, and no voucher is ever above
+
+    received + lost + in flight + one step
+
+whatever a server asks for (CLIENT-06, F-94). `in flight` is the first cost of the requests that
+wait for an answer. A server's own figures only ever lower our count, never raise it (F-35).
+"""
+
+from collections.abc import Collection
+from typing import Literal
+
+import msgspec
+from msgspec.structs import replace
+
+from channel.errors import OverclaimError, ReceiptViolationError
+from channel.types import Address, ChannelFact, ChannelKey, ChannelTerms, TxHash
+from channel.wire.receipt import Receipt
+
+__all__ = [
+    "Account",
+    "AccountState",
+    "Scope",
+    "adopt_fact",
+    "adopt_receipt",
+    "choose_amount",
+    "count_lost",
+    "count_received",
+    "require_counted",
+    "require_receipt",
+]
+
+AccountState = Literal["opening", "open", "closing", "stopped", "closed"]
+
+
+class Scope(msgspec.Struct, frozen=True, gc=False):
+    """Which payments may share a channel: one origin, one payee, one escrow, one signer."""
+
+    origin: str
+    chain_id: int
+    escrow: Address
+    terms: ChannelTerms
+
+
+class Account(msgspec.Struct, frozen=True, kw_only=True):
+    """One channel as its payer sees it. Amounts in base units."""
+
+    key: ChannelKey
+    origin: str
+    """Scheme, host and port of the one server that vouchers for this channel are sent to."""
+    url: str
+    """Where management requests go: the last address that took one."""
+    terms: ChannelTerms
+    salt: bytes
+    """Random and kept: with it the channel can be found and left without the server (CLIENT-12)."""
+    state: AccountState
+    deposit: int
+    """As the chain showed it; while `opening`, what is meant to be deposited."""
+    opened_at: int
+    open_tx: TxHash | None = None
+    end_tx: TxHash | None = None
+    """The close or withdrawal."""
+    signed: int = 0
+    """Greatest amount ever signed; durable before the voucher is sent."""
+    vouchers: int = 0
+    """How many different amounts were signed."""
+    received: int = 0
+    """Value of the units that arrived, by our own count."""
+    units: int = 0
+    """How many units that were."""
+    lost: int = 0
+    """Value that broken connections may have eaten."""
+    accepted: int = 0
+    """By the last receipt, as `spent`."""
+    spent: int = 0
+    receipt: str = ""
+    """The last receipt as it came: evidence."""
+    settled: int = 0
+    """What the payee was paid on chain, once that is known."""
+    close_requested_at: int = 0
+
+    @property
+    def scope(self) -> Scope:
+        """What this channel may be used for."""
+        return Scope(self.origin, self.key.chain_id, self.key.escrow, self.terms)
+
+    @property
+    def counted(self) -> int:
+        """What the server may rightly have spent of our vouchers."""
+        return self.received + self.lost
+
+    @property
+    def refund(self) -> int:
+        """What comes back, or came back, if nothing more is bought."""
+        return self.deposit - (self.settled if self.state == "closed" else self.spent)
+
+
+def choose_amount(
+    account: Account,
+    *,
+    required: int,
+    ahead: int,
+    allowance: int,
+    min_delta: int,
+) -> int:
+    """Return the cumulative amount of the next voucher: at least `required`, never a step back.
+
+    Args:
+        account: The channel, as stored now.
+        required: What must be covered; the caller has held it against deposit and policy.
+        ahead: What we would like to cover, to ask less often; given up before anything is refused.
+        allowance: Most that `counted` may be passed by: in flight and one step.
+        min_delta: Least rise the server takes, unless the deposit is reached (AMB-17).
+
+    Raises:
+        OverclaimError: `required`, or the least rise, is more than our own count allows.
+    """
+    if required <= account.signed:
+        return account.signed
+    least = required
+    if account.signed > 0:
+        least = max(required, min(account.signed + min_delta, account.deposit))
+    require_counted(account, least, allowance)
+    return max(least, min(ahead, account.counted + allowance, account.deposit))
+
+
+def require_counted(account: Account, required: int, allowance: int) -> None:
+    """Check that our own count, and what it may be passed by, reaches `required`.
+
+    Raises:
+        OverclaimError: It does not, and this much was not signed before either.
+    """
+    ceiling = max(account.counted + allowance, account.signed)
+    if required > ceiling:
+        raise OverclaimError(asked=required, allowed=ceiling, received=account.counted)
+
+
+def count_received(account: Account, *, value: int, units: int) -> Account:
+    """Add units that arrived."""
+    return replace(account, received=account.received + value, units=account.units + units)
+
+
+def count_lost(account: Account, *, value: int, lost_max: int) -> Account:
+    """Grant that up to `value` was delivered into a connection that broke, within a bound.
+
+    Never more than was signed, which the server holds in any case.
+    """
+    room = min(account.signed - account.counted, lost_max - account.lost)
+    return replace(account, lost=account.lost + max(0, min(value, room)))
+
+
+def require_receipt(
+    account: Account, receipt: Receipt, *, challenge_ids: Collection[str] | None, spent_min: int
+) -> None:
+    """Hold a receipt against what was signed and what was said before (CLIENT-09).
+
+    Args:
+        account: The channel, as stored now.
+        receipt: What the server says.
+        challenge_ids: The challenges that were answered; None where it may name an older one,
+            as a stored answer does that is given again.
+        spent_min: `spent` as it was known when the request was sent.
+
+    Raises:
+        ReceiptViolationError: It names another channel, or amounts that cannot be.
+    """
+    said_where = (receipt.chain_id, receipt.channel_id)
+    if said_where != (account.key.chain_id, account.key.channel_id):
+        raise ReceiptViolationError(
+            field="channelId",
+            said=f"0x{receipt.channel_id.hex()} on chain {receipt.chain_id}",
+            expected=f"0x{account.key.channel_id.hex()} on chain {account.key.chain_id}",
+        )
+    if challenge_ids is not None and receipt.challenge_id not in challenge_ids:
+        raise ReceiptViolationError(
+            field="challengeId", said=receipt.challenge_id, expected=" or ".join(challenge_ids)
+        )
+    if receipt.accepted > account.signed:
+        raise ReceiptViolationError(
+            field="acceptedCumulative",
+            said=receipt.accepted,
+            expected=f"at most the {account.signed} that was signed",
+        )
+    if receipt.spent > receipt.accepted:
+        raise ReceiptViolationError(
+            field="spent", said=receipt.spent, expected=f"at most accepted, {receipt.accepted}"
+        )
+    if receipt.spent < spent_min:
+        raise ReceiptViolationError(
+            field="spent", said=receipt.spent, expected=f"no less than {spent_min} before"
+        )
+
+
+def adopt_receipt(account: Account, receipt: Receipt, text: str, *, is_final: bool) -> Account:
+    """Take over a receipt that `require_receipt` let pass.
+
+    Args:
+        account: The channel, as stored now.
+        receipt: The receipt.
+        text: The same as it came.
+        is_final: Nothing of this channel is in flight any more, so that `spent` is the whole
+            story: where it is below our own count, our count comes down to it (F-35).
+    """
+    is_newer = receipt.spent >= account.spent
+    spent = max(account.spent, receipt.spent)
+    surplus = max(0, account.counted - spent) if is_final else 0
+    from_lost = min(surplus, account.lost)
+    return replace(
+        account,
+        accepted=max(account.accepted, receipt.accepted),
+        spent=spent,
+        receipt=text if is_newer else account.receipt,
+        lost=account.lost - from_lost,
+        received=account.received - (surplus - from_lost),
+    )
+
+
+def adopt_fact(account: Account, fact: ChannelFact) -> Account:
+    """Take over what the chain shows: deposit, payout, a pending close, the end (CLIENT-05)."""
+    state = account.state
+    if fact.is_finalized:
+        state = "closed"
+    elif fact.close_requested_at:
+        state = "closing"
+    return replace(
+        account,
+        deposit=fact.deposit,
+        settled=fact.settled,
+        close_requested_at=fact.close_requested_at,
+        state=state,
+    )

@@ -1,0 +1,119 @@
+"""Bodies that are looked at on their way: requests that may be sent twice, answers that explain.
+
+Both are held in memory up to a bound and no further.
+"""
+
+from collections.abc import AsyncIterator
+
+import httpx
+
+from channel.client.presenting import Reply
+from channel.errors import BodyNotReplayableError
+from channel.limits import PROBLEM_BYTES_MAX
+from channel.wire.problem import PROBLEM_CONTENT_TYPE
+
+__all__ = ["REQUEST_BYTES_MAX", "RequestBody", "build_reply", "read_reply", "read_request_body"]
+
+REQUEST_BYTES_MAX = 16 * 1024 * 1024
+
+
+class JoinedStream(httpx.AsyncByteStream):
+    """A stream whose beginning was read already."""
+
+    def __init__(self, prefix: bytes, rest: AsyncIterator[bytes], whole: object) -> None:
+        self._prefix = prefix
+        self._rest = rest
+        self._whole = whole
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        """Yield everything, once."""
+        if self._prefix:
+            yield self._prefix
+        async for chunk in self._rest:
+            yield chunk
+
+    async def aclose(self) -> None:
+        """Close what was read from."""
+        if isinstance(self._whole, httpx.AsyncByteStream):
+            await self._whole.aclose()
+
+
+class RequestBody:
+    """A request's body: in memory, or too long for that and to be sent once."""
+
+    def __init__(self, content: bytes | None, once: JoinedStream | None = None) -> None:
+        self.content = content
+        """None when it cannot be sent twice."""
+        self._once = once
+
+    def stream(self) -> httpx.AsyncByteStream:
+        """Return the body to send.
+
+        Raises:
+            BodyNotReplayableError: It was sent once and cannot be sent again.
+        """
+        if self.content is not None:
+            return httpx.ByteStream(self.content)
+        if self._once is None:
+            raise BodyNotReplayableError(
+                f"A 402 came after a body of more than {REQUEST_BYTES_MAX} bytes, which is gone. "
+                "Pay for this route with a small request first, then send this one."
+            )
+        once, self._once = self._once, None
+        return once
+
+
+async def read_request_body(request: httpx.Request) -> RequestBody:
+    """Read a body into memory up to a bound, so that it can be sent again after a 402."""
+    stream = request.stream
+    if not isinstance(stream, httpx.AsyncByteStream):
+        raise TypeError("an asynchronous client sends asynchronous bodies")
+    chunks = aiter(stream)
+    held = bytearray()
+    async for chunk in chunks:
+        held += chunk
+        if len(held) > REQUEST_BYTES_MAX and not isinstance(stream, httpx.ByteStream):
+            return RequestBody(None, JoinedStream(bytes(held), chunks, stream))
+    return RequestBody(bytes(held))
+
+
+def build_reply(response: httpx.Response, body: bytes = b"") -> Reply:
+    """Return what the payer needs of an answer."""
+    return Reply(
+        status=response.status_code,
+        challenges=tuple(response.headers.get_list("WWW-Authenticate")),
+        receipt=response.headers.get("Payment-Receipt"),
+        retry_after_s=_read_seconds(response.headers.get("Retry-After")),
+        body=body,
+    )
+
+
+async def read_reply(response: httpx.Response) -> Reply:
+    """Return what the payer needs; a problem's body is read, bounded, and can be read again."""
+    is_problem = PROBLEM_CONTENT_TYPE in response.headers.get("Content-Type", "")
+    whole = response.stream
+    if response.is_success or not is_problem or not isinstance(whole, httpx.AsyncByteStream):
+        return build_reply(response)
+    chunks = aiter(whole)
+    held = bytearray()
+    async for chunk in chunks:
+        held += chunk
+        if len(held) > PROBLEM_BYTES_MAX:
+            break
+    response.stream = JoinedStream(bytes(held), chunks, whole)
+    if len(held) > PROBLEM_BYTES_MAX:
+        return build_reply(response)
+    coding = {"Content-Encoding": response.headers.get("Content-Encoding", "identity")}
+    try:
+        decoded = httpx.Response(200, headers=coding, content=bytes(held)).content
+    except httpx.DecodingError:
+        return build_reply(response)
+    return build_reply(response, decoded)
+
+
+def _read_seconds(text: str | None) -> float | None:
+    """Return `Retry-After` in seconds; a date asks for the default wait, whatever it says."""
+    if text is None:
+        return None
+    digits = text.strip()
+    return float(digits) if digits.isascii() and digits.isdigit() and len(digits) < 7 else 1.0  # noqa: PLR2004

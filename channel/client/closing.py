@@ -1,0 +1,119 @@
+"""Closing a channel with its server, at exactly what was spent (CLOSE-01 to CLOSE-06)."""
+
+from collections.abc import Iterable
+
+from msgspec.structs import replace
+
+from channel.client.account import Account
+from channel.client.payer import Payer
+from channel.client.policy import INTENT, METHOD, Offer
+from channel.client.presenting import Courier, Presented, Reply, present
+from channel.errors import (
+    ChannelUnusableError,
+    OfferRefusedError,
+    PaymentRefusedError,
+    ReceiptViolationError,
+    WireError,
+)
+from channel.wire.challenge import parse_challenges
+from channel.wire.payload import ClosePayload, Payload, VoucherPayload
+
+__all__ = ["close_channel"]
+
+
+async def close_channel(payer: Payer, account: Account, courier: Courier) -> Account:
+    """Close a channel and return it as the chain shows it then.
+
+    The price that the server asks today does not matter here: only what was spent is signed.
+
+    Raises:
+        ChannelUnusableError: Requests of it are still running.
+        OfferRefusedError: The server offers no challenge for this channel's own terms.
+        PaymentRefusedError: The server does not close.
+    """
+    if payer.lanes.is_busy(account.key):
+        raise ChannelUnusableError("Requests of this channel are still running.")
+    account = await payer.leave(account)
+    if account.state == "closed":
+        return account
+    if account.state == "opening":
+        raise ChannelUnusableError("This channel was never opened; there is nothing to close.")
+    offer = _require_offer(account, await courier.head(None))
+    offer, account = await _ask_spent(payer, account, courier, offer)
+    key = account.key
+    await payer.purse.update(key, lambda current: replace(current, state="closing"))
+    voucher = await payer.sign(None, key, account.spent)
+    presented = await _present(payer, account, courier, offer, ClosePayload(voucher))
+    receipt = presented.receipt
+    if receipt is not None:
+        account = await payer.purse.update(
+            key, lambda current: replace(current, end_tx=receipt.tx_hash)
+        )
+    return await payer.opener.check(account)
+
+
+async def _ask_spent(
+    payer: Payer, account: Account, courier: Courier, offer: Offer
+) -> tuple[Offer, Account]:
+    """Present the voucher the server has already, for a receipt that says what was spent.
+
+    A server that takes none any more leaves the last receipt standing; one that lies is not
+    believed, and the close goes by the last receipt too.
+    """
+    if account.signed == 0:
+        return offer, account
+    voucher = await payer.sign(None, account.key, account.signed)
+    try:
+        presented = await _present(payer, account, courier, offer, VoucherPayload(voucher))
+        if presented.receipt is not None:
+            await payer.adopt_receipt(
+                account.key,
+                presented.receipt,
+                presented.receipt_text,
+                challenge_ids={offer.challenge.id, presented.offer.challenge.id},
+                spent_min=account.spent,
+                is_final=True,
+            )
+        offer = presented.offer
+    except (PaymentRefusedError, ReceiptViolationError):
+        return offer, account
+    return offer, await payer.purse.update(account.key, lambda current: current)
+
+
+async def _present(
+    payer: Payer, account: Account, courier: Courier, offer: Offer, payload: Payload
+) -> Presented:
+    return await present(
+        courier,
+        offer,
+        payload,
+        (account.key.chain_id, account.terms.payer),
+        renew=lambda reply: _require_offer(account, reply),
+        sleep=payer.sleep,
+    )
+
+
+def _require_offer(account: Account, reply: Reply) -> Offer:
+    """Return the challenge for this channel's own chain, escrow, token and payee."""
+    own = (account.key.chain_id, account.key.escrow, account.terms.token, account.terms.payee)
+    for offer in _read_offers(reply.challenges):
+        request = offer.request
+        if (request.chain_id, request.escrow, request.currency, request.recipient) == own:
+            return offer
+    raise OfferRefusedError(
+        field="a close on terms of",
+        asked="another channel",
+        allowed="its own",
+        origin=account.origin,
+    )
+
+
+def _read_offers(header_lines: Iterable[str]) -> list[Offer]:
+    try:
+        return [
+            Offer.from_challenge(challenge)
+            for challenge in parse_challenges(header_lines)
+            if (challenge.method, challenge.intent) == (METHOD, INTENT)
+        ]
+    except WireError:
+        return []

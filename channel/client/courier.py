@@ -1,0 +1,75 @@
+"""Management requests over httpx: HEAD, beside whatever stream runs (VCH-08, CLIENT-07)."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import httpx
+
+from channel.client.bodies import build_reply
+from channel.client.policy import INTENT, METHOD
+from channel.client.presenting import Header, Reply
+
+__all__ = ["ACCEPT_PAYMENT", "HeadCourier"]
+
+ACCEPT_PAYMENT: Final = f"{METHOD}/{INTENT}"
+ATTEMPTS_MAX: Final = 3
+TIMEOUT_S: Final = {"connect": 10.0, "read": 60.0, "write": 10.0, "pool": 10.0}
+
+# About a body, or about the content request alone.
+_LEFT_OUT: Final = frozenset(
+    {
+        "accept-encoding",
+        "content-encoding",
+        "content-length",
+        "content-type",
+        "expect",
+        "idempotency-key",
+        "range",
+        "transfer-encoding",
+    }
+)
+
+
+class HeadCourier:
+    """Sends HEAD requests to one address, with the headers of the request they belong to."""
+
+    def __init__(
+        self,
+        inner: httpx.AsyncBaseTransport,
+        url: httpx.URL,
+        *,
+        headers: httpx.Headers | None = None,
+        extensions: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._inner = inner
+        self._url = url
+        kept = (headers or httpx.Headers({"Host": url.netloc.decode("ascii")})).multi_items()
+        self._headers = httpx.Headers(
+            [(name, value) for name, value in kept if name not in _LEFT_OUT]
+        )
+        self._extensions = {**(extensions or {}), "timeout": TIMEOUT_S}
+
+    async def head(self, credential: Header | None) -> Reply:
+        """Send one; a connection that breaks is tried again, for nothing here counts twice.
+
+        Raises:
+            httpx.TransportError: It broke every time.
+        """
+        headers = self._headers.copy()
+        headers["Accept-Payment"] = ACCEPT_PAYMENT
+        if credential is not None:
+            name, value = credential
+            headers[name] = value
+        for _ in range(ATTEMPTS_MAX - 1):
+            try:
+                return await self._head_once(headers)
+            except httpx.TransportError:
+                continue
+        return await self._head_once(headers)
+
+    async def _head_once(self, headers: httpx.Headers) -> Reply:
+        response = await self._inner.handle_async_request(
+            httpx.Request("HEAD", self._url, headers=headers, extensions=self._extensions)
+        )
+        await response.aclose()
+        return build_reply(response)

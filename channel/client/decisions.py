@@ -1,0 +1,86 @@
+"""What to do about an answer that is not what was asked for: one table (pure).
+
+A payment problem is recognised by its type, not by its status alone: an application's own 410 or
+503 is the caller's to handle. Every way back to the server is counted, so no server can keep an
+agent in a loop (F-97).
+"""
+
+from enum import Enum
+
+import msgspec
+
+from channel.wire.problem import Problem
+
+__all__ = ["Step", "Tried", "decide"]
+
+RAISES_MAX = 3
+WAITS_MAX = 6
+
+_UNKNOWN_CHALLENGE = frozenset(
+    {"session/challenge-not-found", "invalid-challenge", "payment-expired"}
+)
+_COME_AGAIN = frozenset(
+    {
+        "verification-failed",
+        "request-in-flight",
+        "stream-active",
+        "rate-limited",
+        "internal-payment-error",
+    }
+)
+_GONE = frozenset({"session/channel-not-found", "session/channel-finalized"})
+
+
+class Step(Enum):
+    """What to do next."""
+
+    PAY = "answer the challenge"
+    REFRESH = "answer the fresh challenge once"
+    RAISE = "sign a higher voucher, topping up first if the deposit is too small"
+    RECHECK = "read the channel on chain and go by that"
+    REOPEN = "the server does not know the channel or has ended it: present or open one"
+    WAIT = "send the same again after a while"
+    HAND_ON = "not about payment, or nothing more to do: the caller's to handle"
+    UNKNOWN = "served or not, nobody knows: say so"
+    STOP = "the server refuses what was properly paid"
+
+
+class Tried(msgspec.Struct):
+    """How often each way was taken for one request."""
+
+    has_paid: bool = False
+    refreshes: int = 0
+    raises: int = 0
+    rechecks: int = 0
+    reopens: int = 0
+    waits: int = 0
+
+
+def decide(status: int, problem: Problem | None, tried: Tried) -> Step:
+    """Return the next step for an answer with this status and problem (CLIENT-08)."""
+    kind = "" if problem is None else problem.type
+    if status == 402:  # noqa: PLR2004
+        return _decide_402(kind, tried)
+    if kind in _GONE:
+        return Step.REOPEN if tried.has_paid and tried.reopens < 1 else Step.STOP
+    if kind == "session/transaction-reverted":
+        return Step.RECHECK if tried.rechecks < 1 else Step.STOP
+    if kind == "outcome-unknown":
+        return Step.UNKNOWN
+    if kind in _COME_AGAIN and tried.waits < WAITS_MAX:
+        return Step.WAIT
+    return Step.HAND_ON
+
+
+def _decide_402(kind: str, tried: Tried) -> Step:
+    if not tried.has_paid:
+        return Step.PAY
+    if kind in _UNKNOWN_CHALLENGE and tried.refreshes < 1:
+        return Step.REFRESH
+    if kind in ("session/insufficient-balance", "session/delta-too-small"):
+        return Step.RAISE if tried.raises < RAISES_MAX else Step.STOP
+    if kind == "session/amount-exceeds-deposit" and tried.rechecks < 1:
+        return Step.RECHECK
+    if kind in _COME_AGAIN and tried.waits < WAITS_MAX:
+        return Step.WAIT
+    return Step.STOP

@@ -1,0 +1,134 @@
+"""Which channel a request is paid from, and what is on its way there (F-41).
+
+A lane is one channel of one scope, opened when it is first needed. Requests share lane 0; a
+channel carries one stream (ACC-06), so a second stream waits or takes a lane of its own.
+"""
+
+import asyncio
+
+from channel.client.account import Scope
+from channel.errors import ChannelBusyError
+from channel.types import ChannelKey
+
+__all__ = ["Hold", "Lane", "Lanes"]
+
+STREAM_WAIT_S_MAX = 60.0
+
+
+class Lane:
+    """One channel's place in this process. Money is in the purse, never here."""
+
+    def __init__(self, scope: Scope) -> None:
+        self.scope = scope
+        self.lock = asyncio.Lock()
+        """Held while a credential is made, a channel opened or topped up."""
+        self.key: ChannelKey | None = None
+        """None until a channel is found or opened."""
+        self.is_checked = False
+        """The channel was compared with the chain since this process started (CLIENT-05)."""
+        self.has_stream = False
+        self.holds: set[Hold] = set()
+        self.last_signature: tuple[int, bytes] | None = None
+
+    @property
+    def in_flight(self) -> int:
+        """First costs of the requests that wait for an answer, in base units."""
+        return sum(hold.cost for hold in self.holds)
+
+    @property
+    def in_flight_max(self) -> int:
+        """The most those requests may cost."""
+        return sum(hold.cost_max for hold in self.holds)
+
+    def forget_channel(self) -> None:
+        """Let the next payment find or open another channel."""
+        self.key = None
+        self.is_checked = False
+        self.last_signature = None
+
+
+class Hold:
+    """What one request has on its way; released once, whatever happens."""
+
+    def __init__(self, lane: Lane, *, cost: int, cost_max: int, is_stream: bool) -> None:
+        self.lane = lane
+        self.cost = cost
+        self.cost_max = cost_max
+        self.is_stream = is_stream
+
+    @property
+    def is_alone(self) -> bool:
+        """Nothing else of this channel is in flight."""
+        return self.lane.holds <= {self}
+
+
+class Lanes:
+    """The lanes of every scope."""
+
+    def __init__(self, *, streams_max: int, stream_wait_s: float = STREAM_WAIT_S_MAX) -> None:
+        self._streams_max = streams_max
+        self._stream_wait_s = stream_wait_s
+        self._by_scope: dict[Scope, list[Lane]] = {}
+        self._freed = asyncio.Event()
+
+    async def enter(self, scope: Scope, *, cost: int, cost_max: int, is_stream: bool) -> Hold:
+        """Return a hold on a lane; a stream waits, bounded, for one without a stream.
+
+        Raises:
+            ChannelBusyError: None became free in time.
+        """
+        lanes = self._by_scope.setdefault(scope, [Lane(scope)])
+        if not is_stream:
+            lane = lanes[0]
+        else:
+            lane = await self._free_lane(scope, lanes)
+            lane.has_stream = True
+        hold = Hold(lane, cost=cost, cost_max=cost_max, is_stream=is_stream)
+        lane.holds.add(hold)
+        return hold
+
+    async def _free_lane(self, scope: Scope, lanes: list[Lane]) -> Lane:
+        def free() -> Lane | None:
+            lane = next((lane for lane in lanes if not lane.has_stream), None)
+            if lane is None and len(lanes) < self._streams_max:
+                lane = Lane(scope)
+                lanes.append(lane)
+            return lane
+
+        try:
+            async with asyncio.timeout(self._stream_wait_s):
+                while (lane := free()) is None:
+                    self._freed.clear()
+                    await self._freed.wait()
+        except TimeoutError:
+            raise ChannelBusyError(
+                f"{scope.origin}: {len(lanes)} streams are running, and none ended within "
+                f"{self._stream_wait_s:g} s; `parallel_streams_max` allows more channels."
+            ) from None
+        return lane
+
+    def leave(self, hold: Hold) -> None:
+        """Release a hold; a second time does nothing."""
+        if hold not in hold.lane.holds:
+            return
+        hold.lane.holds.discard(hold)
+        if hold.is_stream:
+            hold.lane.has_stream = False
+            self._freed.set()
+
+    def is_busy(self, key: ChannelKey) -> bool:
+        """Say whether anything of this channel is in flight."""
+        return any(
+            lane.key == key and lane.holds for lanes in self._by_scope.values() for lane in lanes
+        )
+
+    def taken(self, scope: Scope) -> set[ChannelKey]:
+        """Return the channels that lanes of this scope use."""
+        return {lane.key for lane in self._by_scope.get(scope, ()) if lane.key is not None}
+
+    def forget(self, key: ChannelKey) -> None:
+        """Let go of a channel that has ended."""
+        for lanes in self._by_scope.values():
+            for lane in lanes:
+                if lane.key == key:
+                    lane.forget_channel()

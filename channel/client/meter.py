@@ -1,0 +1,118 @@
+"""The agent's own count of what arrived (pure): vouchers follow it, not the server (F-94).
+
+A unit of a stream is one event with content, and of a chat completion one choice with content in
+one event. A model server's exact count is believed as far as the text bears it: a token is at
+least a byte long, and one more may end the text.
+"""
+
+from typing import Any
+
+import msgspec
+
+__all__ = ["Expectation", "UnitMeter", "read_expectation"]
+
+CHOICES_MAX = 128
+
+
+class Expectation(msgspec.Struct, frozen=True, gc=False):
+    """What a request's own body says about its answer."""
+
+    is_stream: bool
+    units_max: int | None
+    """Most units an answer in one piece may cost; None when the body names no bound."""
+
+
+class _Body(msgspec.Struct):
+    stream: bool | None = None
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    n: int | None = None
+
+
+_decode_body = msgspec.json.Decoder(_Body).decode
+
+
+def read_expectation(body: bytes | None, accept: str) -> Expectation:
+    """Return what to expect of the answer to this body; a guess where it says nothing."""
+    wants_events = "text/event-stream" in accept.lower()
+    if not body or body.lstrip()[:1] != b"{":
+        return Expectation(wants_events, None)
+    try:
+        fields = _decode_body(body)
+    except (msgspec.DecodeError, RecursionError):
+        return Expectation(wants_events, None)
+    bounds = [
+        bound
+        for bound in (fields.max_tokens, fields.max_completion_tokens)
+        if bound is not None and bound > 0
+    ]
+    choices = fields.n if fields.n is not None and 1 <= fields.n <= CHOICES_MAX else 1
+    return Expectation(
+        wants_events or bool(fields.stream), min(bounds) * choices if bounds else None
+    )
+
+
+class _Timings(msgspec.Struct):
+    predicted_n: int = 0
+
+
+class _Choice(msgspec.Struct):
+    index: int = 0
+    delta: dict[str, Any] | None = None
+
+
+class _Usage(msgspec.Struct):
+    completion_tokens: int | None = None
+
+
+class _Chunk(msgspec.Struct):
+    choices: list[_Choice]
+    timings: _Timings | None = None
+    usage: _Usage | None = None
+
+
+_decode_chunk = msgspec.json.Decoder(_Chunk).decode
+
+
+class UnitMeter:
+    """Counts one stream."""
+
+    def __init__(self) -> None:
+        self._counted = 0
+        self._bytes = 0
+
+    def count(self, data: str) -> int:
+        """Return how many units this event's data adds."""
+        if data == "[DONE]":
+            return 0
+        try:
+            chunk = _decode_chunk(data)
+        except (msgspec.DecodeError, RecursionError):
+            return self._add(1)
+        contents = [
+            text for choice in chunk.choices if (text := _content_bytes(choice.delta)) is not None
+        ]
+        self._bytes += sum(contents)
+        reported = max(
+            chunk.timings.predicted_n if chunk.timings else 0,
+            (chunk.usage.completion_tokens or 0) if chunk.usage else 0,
+        )
+        believable = min(reported, self._bytes + 1)
+        return self._add(max(len(contents), believable - self._counted))
+
+    def _add(self, units: int) -> int:
+        self._counted += units
+        return units
+
+
+def _content_bytes(delta: dict[str, Any] | None) -> int | None:
+    """Return the size of a delta's output of any kind, or None when it carries none."""
+    output = [value for name, value in (delta or {}).items() if name != "role" and value]
+    if not output:
+        return None
+    return sum(
+        len(value.encode("utf-8", "replace"))
+        if isinstance(value, str)
+        else len(msgspec.json.encode(value))
+        for value in output
+    )

@@ -1,0 +1,136 @@
+"""What an agent can do about its channels: look, close, leave without the server, add up."""
+
+import httpx
+import msgspec
+from msgspec.structs import replace
+
+from channel.client.account import Account
+from channel.client.closing import close_channel
+from channel.client.courier import HeadCourier
+from channel.client.payer import Payer
+from channel.client.transport import is_safe, origin_of
+from channel.errors import ChannelUnusableError, OfferRefusedError
+from channel.types import Address, ChannelId
+
+__all__ = ["Payments", "Summary"]
+
+
+class Summary(msgspec.Struct, frozen=True, kw_only=True):
+    """All channels of one token on one chain, added up; amounts in base units."""
+
+    chain_id: int
+    token: Address
+    channels: int
+    channels_closed: int
+    deposited: int
+    signed: int
+    spent: int
+    """By the servers' last receipts."""
+    settled: int
+    """What payees were paid on chain, as far as it was looked up."""
+    refunded: int
+    """What closed channels gave back."""
+    locked: int
+    """Deposits of channels that are not closed."""
+    vouchers: int
+    units: int
+
+
+class Payments:
+    """The agent's channels. `client.payments` of a client made by `service.open_client`."""
+
+    def __init__(self, payer: Payer, inner: httpx.AsyncBaseTransport) -> None:
+        self._payer = payer
+        self._inner = inner
+
+    async def channels(self) -> list[Account]:
+        """Return every channel ever opened with this purse, oldest first."""
+        return await self._payer.purse.accounts()
+
+    async def summary(self) -> list[Summary]:
+        """Return what was deposited, signed, spent and refunded, per chain and token."""
+        groups: dict[tuple[int, Address], list[Account]] = {}
+        for account in await self.channels():
+            groups.setdefault((account.key.chain_id, account.terms.token), []).append(account)
+        return [_add_up(*group, accounts) for group, accounts in groups.items()]
+
+    async def close(self, which: ChannelId | str | None = None) -> list[Account]:
+        """Close channels with their servers at exactly what was spent, and return them.
+
+        Args:
+            which: A channel's id, an address of a server (all its channels), or None for all.
+
+        The server is first asked, with the voucher it has already, what it has spent; the close
+        is signed for that and no more (CLOSE-06). A channel whose server does not answer can be
+        left with `request_close` and `withdraw`.
+
+        Raises:
+            ChannelUnusableError: There is no such channel.
+            PaymentRefusedError: A server does not close; the channels before it are closed.
+        """
+        found = await self._select(which)
+        return [await self._close(account) for account in found if account.state != "closed"]
+
+    async def request_close(self, which: ChannelId) -> Account:
+        """Start the grace period on chain, without the server (CLOSE-08, CLIENT-12)."""
+        account = await self._one(which)
+        chain = self._payer.opener.chain(account.key.chain_id, account.origin)
+        await chain.request_close(escrow=account.key.escrow, channel_id=account.key.channel_id)
+        return await self._payer.leave(account)
+
+    async def withdraw(self, which: ChannelId) -> Account:
+        """Take what is left, once the grace period is over."""
+        account = await self._one(which)
+        chain = self._payer.opener.chain(account.key.chain_id, account.origin)
+        tx_hash = await chain.withdraw(escrow=account.key.escrow, channel_id=account.key.channel_id)
+        await self._payer.purse.update(
+            account.key, lambda current: replace(current, end_tx=tx_hash)
+        )
+        return await self._payer.leave(account)
+
+    async def _select(self, which: ChannelId | str | None) -> list[Account]:
+        accounts = await self.channels()
+        if isinstance(which, str):
+            origin = origin_of(httpx.URL(which))
+            accounts = [account for account in accounts if account.origin == origin]
+        elif which is not None:
+            accounts = [account for account in accounts if account.key.channel_id == which]
+        if which is not None and not accounts:
+            raise ChannelUnusableError(f"There is no channel {_spell(which)} in this purse.")
+        return accounts
+
+    async def _one(self, which: ChannelId) -> Account:
+        return (await self._select(which))[0]
+
+    async def _close(self, account: Account) -> Account:
+        url = httpx.URL(account.url)
+        allow_loopback_http = self._payer.policy.allow_loopback_http
+        if not is_safe(url, allow_loopback_http=allow_loopback_http):
+            raise OfferRefusedError(
+                field="a close over", asked="plain http", allowed="https", origin=account.origin
+            )
+        return await close_channel(self._payer, account, HeadCourier(self._inner, url))
+
+
+def _add_up(chain_id: int, token: Address, accounts: list[Account]) -> Summary:
+    closed = [account for account in accounts if account.state == "closed"]
+    deposited = sum(account.deposit for account in accounts if account.state != "opening")
+    gone = sum(account.deposit for account in closed)
+    return Summary(
+        chain_id=chain_id,
+        token=token,
+        channels=len(accounts),
+        channels_closed=len(closed),
+        deposited=deposited,
+        signed=sum(account.signed for account in accounts),
+        spent=sum(account.spent for account in accounts),
+        settled=sum(account.settled for account in accounts),
+        refunded=sum(account.refund for account in closed),
+        locked=deposited - gone,
+        vouchers=sum(account.vouchers for account in accounts),
+        units=sum(account.units for account in accounts),
+    )
+
+
+def _spell(which: ChannelId | str) -> str:
+    return which if isinstance(which, str) else f"0x{which.hex()}"

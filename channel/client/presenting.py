@@ -1,0 +1,128 @@
+"""Management requests: a HEAD that carries a credential and is answered by a receipt (RESP-01).
+
+A HEAD is always management (RESP-02), so it can never be billed as content, and its answer has
+no body: what to do next follows from the status and `Retry-After` alone.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+import msgspec
+
+from channel.client.policy import Offer
+from channel.errors import PaymentRefusedError, ReceiptViolationError, WireError
+from channel.types import Address
+from channel.wire.credential import Credential, format_credential
+from channel.wire.payload import Payload
+from channel.wire.receipt import Receipt, parse_receipt
+
+__all__ = ["Courier", "Header", "Presented", "Reply", "build_header", "present", "read_receipt"]
+
+WAITS_MAX = 10
+WAIT_S_MAX = 10.0
+WAIT_S_DEFAULT = 1.0
+
+Header = tuple[str, str]
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """What the paying side needs of an HTTP answer."""
+
+    status: int
+    challenges: tuple[str, ...] = ()
+    """The `WWW-Authenticate` lines."""
+    receipt: str | None = None
+    """`Payment-Receipt`, as it came."""
+    retry_after_s: float | None = None
+    body: bytes = b""
+
+    @property
+    def is_success(self) -> bool:
+        """Any 2xx: servers differ in which one they send (AMB-04)."""
+        return 200 <= self.status < 300  # noqa: PLR2004
+
+    @property
+    def wait_s(self) -> float:
+        """How long to wait before asking again, bounded."""
+        wanted = WAIT_S_DEFAULT if self.retry_after_s is None else self.retry_after_s
+        return min(max(wanted, 0.0), WAIT_S_MAX)
+
+
+class Courier(Protocol):
+    """Sends HEAD requests to one address, each on a connection of its own (CLIENT-07)."""
+
+    async def head(self, credential: Header | None) -> Reply:
+        """Send one, with a credential or without, and return the answer."""
+
+
+class Presented(msgspec.Struct, frozen=True):
+    """A credential that the server took."""
+
+    offer: Offer
+    """The offer it went under: a fresh one if the server asked for that."""
+    receipt: Receipt | None
+    receipt_text: str
+
+
+def build_header(offer: Offer, payload: Payload, source: tuple[int, Address]) -> Header:
+    """Return the header field that answers an offer."""
+    return offer.header, format_credential(Credential(offer.challenge, payload, source))
+
+
+def read_receipt(text: str) -> Receipt:
+    """Return a `Payment-Receipt`'s meaning.
+
+    Raises:
+        ReceiptViolationError: It cannot be read.
+    """
+    try:
+        return parse_receipt(text)
+    except WireError as error:
+        raise ReceiptViolationError(
+            field="Payment-Receipt", said=f"something unreadable ({error})", expected="a receipt"
+        ) from error
+
+
+async def present(
+    courier: Courier,
+    offer: Offer,
+    payload: Payload,
+    source: tuple[int, Address],
+    *,
+    renew: Callable[[Reply], Offer],
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+) -> Presented:
+    """Send a credential until it is taken; waits and refreshes are bounded (CLIENT-08).
+
+    Args:
+        courier: Where to.
+        offer: What is answered.
+        payload: What is presented: always the same, however often it is sent.
+        source: Chain id and address of the payer.
+        renew: Returns the offer of a 402's fresh challenge, or raises if that is not allowed.
+        sleep: How to wait.
+
+    Raises:
+        PaymentRefusedError: The server does not take it.
+        AgentError: Its fresh challenge is not allowed, or its receipt cannot be read.
+    """
+    waits = 0
+    is_renewed = False
+    while True:
+        reply = await courier.head(build_header(offer, payload, source))
+        if reply.is_success:
+            text = reply.receipt or ""
+            return Presented(offer, read_receipt(text) if text else None, text)
+        if reply.retry_after_s is not None and waits < WAITS_MAX:
+            waits += 1
+            await sleep(reply.wait_s)
+        elif reply.status == 402 and not is_renewed and reply.challenges:  # noqa: PLR2004
+            is_renewed = True
+            offer = renew(reply)
+        else:
+            raise PaymentRefusedError(
+                status=reply.status,
+                problem_type=f"a HEAD with action {payload.action}",
+                detail="the answer to a HEAD has no body that could say more",
+            )

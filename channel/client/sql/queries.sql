@@ -1,0 +1,34 @@
+-- load_account --
+-- One channel.
+SELECT * FROM account WHERE chain_id = :chain_id AND escrow = :escrow AND channel_id = :channel_id;
+
+-- load_accounts --
+-- Every channel, oldest first.
+SELECT * FROM account ORDER BY opened_at, channel_id;
+
+-- load_live_accounts --
+-- An origin's channels that still hold a deposit, oldest first.
+SELECT * FROM account
+WHERE origin = :origin AND state <> 'closed'
+ORDER BY opened_at, channel_id;
+
+-- store_account --
+-- Write a channel down, whole.
+INSERT OR REPLACE INTO account VALUES (
+    :chain_id, :escrow, :channel_id, :origin, :url, :payer, :payee, :token, :authorized_signer,
+    :salt, :state, :deposit, :opened_at, :open_tx, :end_tx, :signed, :vouchers, :received, :units,
+    :lost, :accepted, :spent, :receipt, :settled, :close_requested_at
+);
+
+-- load_minutes --
+-- What was signed for an origin, from a minute on.
+SELECT minute, amount FROM signed_minute
+WHERE origin = :origin AND chain_id = :chain_id AND token = :token AND minute >= :since;
+
+-- store_minute --
+-- Write a minute's sum down.
+INSERT OR REPLACE INTO signed_minute VALUES (:origin, :chain_id, :token, :minute, :amount);
+
+-- delete_minutes --
+-- Forget the minutes that no window reaches any more.
+DELETE FROM signed_minute WHERE minute < :since;

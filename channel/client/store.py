@@ -1,0 +1,312 @@
+"""The agent's purse: what was signed, durable before it is sent (CLIENT-06, F-96).
+
+One SQLite file in WAL mode with synchronous=FULL, readable by its owner alone. Every change is
+one `BEGIN IMMEDIATE` transaction that reads the row, lets a pure function decide and writes the
+result, and it runs from beginning to end in the purse's own thread: a cancelled caller never
+leaves half of one, and two processes that share the file see each other's amounts.
+"""
+
+import asyncio
+import os
+import re
+import sqlite3
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from importlib import resources
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from msgspec.structs import replace
+
+from channel.client.account import Account
+from channel.errors import BudgetExceededError, PurseError
+from channel.types import Address, ChannelId, ChannelKey, ChannelTerms, TxHash
+
+__all__ = ["Purse"]
+
+T = TypeVar("T")
+
+AMOUNT_BYTES = 16
+BUSY_TIMEOUT_S = 5.0
+MINUTE_S = 60
+KEEP_S = 400 * 24 * 3600
+SCHEMA_VERSION = 1
+
+_SQL = resources.files("channel.client") / "sql"
+_SCHEMA = (_SQL / "schema.sql").read_text()
+_QUERIES: Mapping[str, str] = dict(
+    re.findall(
+        r"^-- (\w+) --\n(.*?)(?=^-- \w+ --\n|\Z)",
+        (_SQL / "queries.sql").read_text(),
+        re.DOTALL | re.MULTILINE,
+    )
+)
+
+
+class Purse:
+    """Open it with `await Purse.open(path)` and close it with `await purse.close()`.
+
+    Every method may raise `PurseError`, and then nothing was stored.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, thread: ThreadPoolExecutor) -> None:
+        self._connection = connection
+        self._thread = thread
+
+    @classmethod
+    async def open(cls, path: Path | str) -> Self:
+        """Open or create the file, with mode 0600.
+
+        Raises:
+            PurseError: It cannot be opened, is not a purse, or a newer version wrote it.
+        """
+        thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="purse")
+        try:
+            connection = await asyncio.get_running_loop().run_in_executor(
+                thread, _connect, Path(path)
+            )
+        except (sqlite3.Error, OSError) as error:
+            thread.shutdown(wait=False)
+            raise PurseError(f"the purse cannot be opened: {error}") from error
+        except PurseError:
+            thread.shutdown(wait=False)
+            raise
+        return cls(connection, thread)
+
+    async def close(self) -> None:
+        """Close the file; what was acknowledged stays."""
+        await self._run(self._connection.close)
+        self._thread.shutdown(wait=False)
+
+    async def load(self, key: ChannelKey) -> Account | None:
+        """Return one channel, or None."""
+        return await self._run(lambda: self._load(key))
+
+    async def accounts(self) -> list[Account]:
+        """Return every channel, oldest first."""
+        return await self._run(lambda: self._select("load_accounts", {}))
+
+    async def live_accounts(self, origin: str) -> list[Account]:
+        """Return the channels of an origin that still hold a deposit, oldest first."""
+        return await self._run(lambda: self._select("load_live_accounts", {"origin": origin}))
+
+    async def add(self, account: Account, *, channels_max: int) -> None:
+        """Write a new channel down, before anything about it leaves this process.
+
+        Raises:
+            BudgetExceededError: The origin has `channels_max` channels with a deposit already.
+        """
+
+        def change() -> None:
+            live = [
+                other
+                for other in self._select("load_live_accounts", {"origin": account.origin})
+                if other.terms.token == account.terms.token
+            ]
+            if len(live) >= channels_max:
+                raise BudgetExceededError(
+                    limit="channels_per_origin_max",
+                    asked=len(live) + 1,
+                    allowed=channels_max,
+                    origin=account.origin,
+                )
+            self._store(account)
+
+        await self._transact(change)
+
+    async def update(self, key: ChannelKey, change: Callable[[Account], Account]) -> Account:
+        """Replace a channel by what `change` makes of it, and return that.
+
+        What `change` raises is raised here, and nothing is stored.
+        """
+
+        def run() -> Account:
+            before = self._require(key)
+            after = change(before)
+            if after != before:
+                self._store(after)
+            return after
+
+        return await self._transact(run)
+
+    async def sign_for(
+        self,
+        key: ChannelKey,
+        choose: Callable[[Account, int], int],
+        *,
+        budget: int,
+        window_s: int,
+        now: float,
+    ) -> Account:
+        """Raise `signed` to what `choose` makes of the channel and of the budget's rest.
+
+        Once this has returned the amount is on disk: only then may it be signed and sent. An
+        amount at or below `signed` changes nothing.
+
+        Raises:
+            BudgetExceededError: The origin's budget for the window would be passed (F-96).
+        """
+
+        def run() -> Account:
+            before = self._require(key)
+            minutes = self._minutes(_purpose(before), now - window_s)
+            used = sum(minutes.values())
+            amount = choose(before, max(0, budget - used))
+            if amount <= before.signed:
+                return before
+            increase = amount - before.signed
+            if used + increase > budget:
+                raise BudgetExceededError(
+                    limit=f"what is signed within {window_s} s",
+                    asked=used + increase,
+                    allowed=budget,
+                    origin=before.origin,
+                )
+            minute = int(now // MINUTE_S)
+            packed = _pack(minutes.get(minute, 0) + increase)
+            self._execute("store_minute", {**_purpose(before), "minute": minute, "amount": packed})
+            self._execute("delete_minutes", {"since": int((now - KEEP_S) // MINUTE_S)})
+            after = replace(before, signed=amount, vouchers=before.vouchers + 1)
+            self._store(after)
+            return after
+
+        return await self._transact(run)
+
+    async def signed_since(
+        self, *, origin: str, chain_id: int, token: Address, since: float
+    ) -> int:
+        """Return what was signed for an origin since a time, in base units."""
+        names = {"origin": origin, "chain_id": chain_id, "token": token}
+        return await self._run(lambda: sum(self._minutes(names, since).values()))
+
+    def _minutes(self, names: Mapping[str, object], since: float) -> dict[int, int]:
+        rows = self._execute("load_minutes", {**names, "since": int(since // MINUTE_S)})
+        return {row["minute"]: _unpack(row["amount"]) for row in rows}
+
+    def _require(self, key: ChannelKey) -> Account:
+        account = self._load(key)
+        if account is None:
+            raise PurseError(f"channel 0x{key.channel_id.hex()} is not in the purse")
+        return account
+
+    def _load(self, key: ChannelKey) -> Account | None:
+        found = self._select("load_account", _key_columns(key))
+        return found[0] if found else None
+
+    def _select(self, query: str, values: Mapping[str, object]) -> list[Account]:
+        return [_from_row(row) for row in self._execute(query, values)]
+
+    def _store(self, account: Account) -> None:
+        self._execute("store_account", _to_row(account))
+
+    def _execute(self, query: str, values: Mapping[str, object]) -> list[sqlite3.Row]:
+        return self._connection.execute(_QUERIES[query], values).fetchall()
+
+    async def _transact(self, change: Callable[[], T]) -> T:
+        def run() -> T:
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                result = change()
+                self._connection.execute("COMMIT")
+            except BaseException:
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                raise
+            return result
+
+        return await self._run(run)
+
+    async def _run(self, work: Callable[[], T]) -> T:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        except sqlite3.Error as error:
+            raise PurseError(f"the purse failed: {error}") from error
+        except RuntimeError as error:  # the executor was shut down
+            raise PurseError("the purse is closed") from error
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    """Open the file so that it is ours alone from its first byte on."""
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    path.chmod(0o600)
+    connection = sqlite3.connect(
+        path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
+    )
+    try:
+        connection.row_factory = sqlite3.Row
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("BEGIN IMMEDIATE")
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        _require_version(version)
+        for statement in _SCHEMA.split(";"):
+            connection.execute(statement)
+        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        connection.execute("COMMIT")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _require_version(version: int) -> None:
+    if version > SCHEMA_VERSION:
+        raise PurseError(f"a newer version wrote this purse (schema {version})")
+
+
+def _pack(amount: int) -> bytes:
+    return amount.to_bytes(AMOUNT_BYTES, "big")
+
+
+def _unpack(blob: bytes) -> int:
+    return int.from_bytes(blob, "big")
+
+
+_AMOUNTS = ("deposit", "signed", "received", "lost", "accepted", "spent", "settled")
+_PLAIN = (
+    "origin",
+    "url",
+    "salt",
+    "state",
+    "opened_at",
+    "open_tx",
+    "end_tx",
+    "vouchers",
+    "units",
+    "receipt",
+    "close_requested_at",
+)
+_TERMS = ("payer", "payee", "token", "authorized_signer")
+
+
+def _purpose(account: Account) -> dict[str, object]:
+    return {
+        "origin": account.origin,
+        "chain_id": account.key.chain_id,
+        "token": account.terms.token,
+    }
+
+
+def _key_columns(key: ChannelKey) -> dict[str, object]:
+    return {"chain_id": key.chain_id, "escrow": key.escrow, "channel_id": key.channel_id}
+
+
+def _to_row(account: Account) -> dict[str, object]:
+    return (
+        _key_columns(account.key)
+        | {name: getattr(account.terms, name) for name in _TERMS}
+        | {name: getattr(account, name) for name in _PLAIN}
+        | {name: _pack(getattr(account, name)) for name in _AMOUNTS}
+    )
+
+
+def _from_row(row: sqlite3.Row) -> Account:
+    fields: dict[str, Any] = {name: row[name] for name in _PLAIN}
+    fields |= {name: _unpack(row[name]) for name in _AMOUNTS}
+    for name in ("open_tx", "end_tx"):
+        fields[name] = None if row[name] is None else TxHash(row[name])
+    return Account(
+        key=ChannelKey(row["chain_id"], Address(row["escrow"]), ChannelId(row["channel_id"])),
+        terms=ChannelTerms(*(Address(row[name]) for name in _TERMS)),
+        **fields,
+    )

@@ -1,0 +1,233 @@
+"""An httpx transport that pays: put it under any `httpx.AsyncClient`.
+
+A request goes out as it is. If a 402 comes back and the policy allows what it asks, the same
+request goes out again with a credential, and from then on the route is paid for at once.
+
+Redirects: httpx follows them above the transport, one request a hop, and gives every hop the
+extensions of the one before. There the transport notes the origin that the caller asked for; on
+a hop to any other origin nothing is ever signed or sent (CLIENT-10, F-93).
+"""
+
+import ipaddress
+import secrets
+
+import httpx
+
+from channel.client.bodies import RequestBody, read_reply, read_request_body
+from channel.client.courier import ACCEPT_PAYMENT, HeadCourier
+from channel.client.events import PaidEvents
+from channel.client.meter import read_expectation
+from channel.client.payer import Payer
+from channel.client.policy import HEADERS
+from channel.client.presenting import Header, Reply
+from channel.client.purchase import Purchase
+from channel.errors import (
+    OfferRefusedError,
+    PaymentOutcomeUnknownError,
+    PaymentRefusedError,
+)
+from channel.wire.challenge import SCHEME
+from channel.wire.sse import CONTENT_TYPE
+
+__all__ = ["PayingTransport", "is_safe", "origin_of"]
+
+ROUNDS_MAX = 20
+KEY_BYTES = 18
+
+_ORIGIN = "channel.origin"
+_KEY = "channel.idempotency_key"
+_NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+class PayingTransport(httpx.AsyncBaseTransport):
+    """Pays for what passes through it, within a policy."""
+
+    def __init__(self, payer: Payer, inner: httpx.AsyncBaseTransport) -> None:
+        self._payer = payer
+        self._inner = inner
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send a request and pay for it if that is asked and allowed.
+
+        Raises:
+            AgentError: Paying would be against the policy, or was of no use.
+            httpx.TransportError: The connection failed; nothing had been paid for this request.
+        """
+        origin = origin_of(request.url)
+        asked_origin = request.extensions.setdefault(_ORIGIN, origin)
+        if _has_credential(request.headers):
+            return await self._inner.handle_async_request(request)
+        body = await read_request_body(request)
+        purchase = self._purchase(request, origin, body)
+        if asked_origin != origin or not self._is_safe(request.url):
+            response = await self._send_once(request, body, None, purchase)
+            await _require_free(response, origin, asked_origin)
+            return response
+        try:
+            return await self._pay_through(request, body, purchase)
+        except BaseException:
+            self._payer.release(purchase)
+            raise
+
+    async def aclose(self) -> None:
+        """Close the transport underneath."""
+        await self._inner.aclose()
+
+    async def _pay_through(
+        self, request: httpx.Request, body: RequestBody, purchase: Purchase
+    ) -> httpx.Response:
+        """Send and pay until the answer is one for the caller."""
+        header = await self._payer.prepay(purchase)
+        for _ in range(ROUNDS_MAX):
+            response = await self._send(request, body, header, purchase)
+            try:
+                reply = await read_reply(response)
+                if reply.is_success:
+                    return await self._deliver(purchase, response, reply)
+                header = await self._payer.answer(purchase, reply)
+            except BaseException:
+                await response.aclose()
+                raise
+            if header is None:
+                self._payer.release(purchase)
+                return response
+            await response.aclose()
+        raise PaymentRefusedError(
+            status=reply.status, problem_type="no end", detail=f"still after {ROUNDS_MAX} rounds"
+        )
+
+    async def _deliver(
+        self, purchase: Purchase, response: httpx.Response, reply: Reply
+    ) -> httpx.Response:
+        """Check the receipt of a paid answer, and hand the answer on."""
+        if purchase.hold is None:
+            return response
+        content_type = response.headers.get("Content-Type", "").lower()
+        is_stream = content_type.startswith(CONTENT_TYPE)
+        await self._payer.accept(purchase, reply, is_stream=is_stream)
+        if not is_stream:
+            self._payer.release(purchase)
+            return response
+        headers = response.headers.copy()
+        for name in ("Content-Encoding", "Content-Length"):
+            headers.pop(name, None)
+        return httpx.Response(
+            response.status_code,
+            headers=headers,
+            stream=PaidEvents(self._payer, purchase, response),
+            extensions=response.extensions,
+        )
+
+    async def _send(
+        self, request: httpx.Request, body: RequestBody, header: Header | None, purchase: Purchase
+    ) -> httpx.Response:
+        """Send once; if the connection breaks after a credential went out, once more.
+
+        With the same credential and the same key: a server that took the first answers as it
+        did then, and charges nothing (CLIENT-08, F-26).
+        """
+        try:
+            return await self._send_once(request, body, header, purchase)
+        except _NEVER_SENT:
+            raise
+        except httpx.TransportError as error:
+            if header is None:
+                raise
+            first = error
+        try:
+            return await self._send_once(request, body, header, purchase)
+        except httpx.TransportError as error:
+            await self._payer.count_unanswered(purchase)
+            raise PaymentOutcomeUnknownError(
+                idempotency_key=purchase.idempotency_key, reason=f"{first!r}, then {error!r}"
+            ) from error
+
+    async def _send_once(
+        self, request: httpx.Request, body: RequestBody, header: Header | None, purchase: Purchase
+    ) -> httpx.Response:
+        headers = request.headers.copy()
+        headers["Accept-Payment"] = ACCEPT_PAYMENT
+        if header is not None:
+            name, value = header
+            headers[name] = value
+            headers["Idempotency-Key"] = purchase.idempotency_key
+        return await self._inner.handle_async_request(
+            httpx.Request(
+                request.method,
+                request.url,
+                headers=headers,
+                stream=body.stream(),
+                extensions=request.extensions,
+            )
+        )
+
+    def _is_safe(self, url: httpx.URL) -> bool:
+        return is_safe(url, allow_loopback_http=self._payer.policy.allow_loopback_http)
+
+    def _purchase(self, request: httpx.Request, origin: str, body: RequestBody) -> Purchase:
+        given = request.headers.get("Idempotency-Key") or request.extensions.get(_KEY)
+        key = given or secrets.token_urlsafe(KEY_BYTES)
+        request.extensions[_KEY] = key
+        return Purchase(
+            method=request.method,
+            origin=origin,
+            url=str(request.url),
+            courier=HeadCourier(
+                self._inner, request.url, headers=request.headers, extensions=request.extensions
+            ),
+            expectation=read_expectation(body.content, request.headers.get("Accept", "")),
+            idempotency_key=key,
+            is_key_ours=given is None,
+        )
+
+
+def origin_of(url: httpx.URL) -> str:
+    """Return scheme, host and port: whom a channel's vouchers are for."""
+    port = url.port or _DEFAULT_PORTS.get(url.scheme, 0)
+    host = f"[{url.host}]" if ":" in url.host else url.host
+    return f"{url.scheme}://{host}:{port}"
+
+
+def is_safe(url: httpx.URL, *, allow_loopback_http: bool) -> bool:
+    """Say whether a credential may travel this way (CORE-13)."""
+    return url.scheme == "https" or (allow_loopback_http and _is_loopback(url.host))
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _has_credential(headers: httpx.Headers) -> bool:
+    """Say whether the caller pays by itself."""
+    prefix = f"{SCHEME} ".lower()
+    return any(
+        value.lower().startswith(prefix) for name in HEADERS for value in headers.get_list(name)
+    )
+
+
+async def _require_free(response: httpx.Response, origin: str, asked_origin: str) -> None:
+    """Hand an unpaid answer on, unless it asks for money in a place where none is given.
+
+    Raises:
+        OfferRefusedError: It does.
+    """
+    challenges = response.headers.get_list("WWW-Authenticate")
+    prefix = f"{SCHEME} ".lower()
+    if response.status_code != httpx.codes.PAYMENT_REQUIRED or not any(
+        prefix in line.lower() for line in challenges
+    ):
+        return
+    await response.aclose()
+    if origin != asked_origin:
+        raise OfferRefusedError(
+            field="payment after a redirect from", asked=asked_origin, allowed="none", origin=origin
+        )
+    raise OfferRefusedError(
+        field="payment over", asked="plain http", allowed="https", origin=origin
+    )

@@ -1,0 +1,171 @@
+"""An httpx client that pays: `channel.client` joined with an account on a chain.
+
+    policy = Policy(limits=(TokenLimits(
+        chain_id=8453, token=USDC, unit_price_max={"llm_token": 50, "request": 10_000},
+        deposit_max=5_000_000, budget=20_000_000),))
+
+    async with open_client(
+        rpc_url=RPC_URL, private_key=KEY, policy=policy, store="agent.db"
+    ) as client:
+        answer = await client.get("https://api.example/joke")
+        await client.payments.close("https://api.example/")
+
+The same client serves `openai.AsyncOpenAI(base_url=..., api_key="unused", http_client=client)`.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+import msgspec
+from eth_account import Account
+from eth_account.signers.local import LocalAccount
+
+from channel.chain import PayerChain
+from channel.client.payer import Payer
+from channel.client.payments import Payments
+from channel.client.policy import Policy
+from channel.client.signer import LocalSigner, Signer
+from channel.client.store import Purse
+from channel.client.transport import PayingTransport
+from channel.errors import ConfigError
+from channel.types import Address
+from settlement.payer import PayerAccount
+from settlement.rpc import Rpc
+from settlement.tx_manager import TxManager
+
+__all__ = ["PayingClient", "build_client", "load_keystore", "open_client"]
+
+TIMEOUT_S: Final = 60.0
+"""Model servers think for a while before their first byte; httpx's own default is 5 s."""
+
+
+class PayingClient(httpx.AsyncClient):
+    """An `httpx.AsyncClient` whose requests are paid for, and its channels."""
+
+    def __init__(self, *, payments: Payments, **options: Any) -> None:
+        super().__init__(**options)
+        self.payments = payments
+
+
+def build_client(
+    *,
+    policy: Policy,
+    signer: Signer,
+    purse: Purse,
+    chains: Collection[PayerChain],
+    base_url: str = "",
+    timeout_s: float = TIMEOUT_S,
+    transport: httpx.AsyncBaseTransport | None = None,
+) -> PayingClient:
+    """Return a client over parts that the caller opened and will close.
+
+    Args:
+        policy: What may be agreed to.
+        signer: Who signs vouchers.
+        purse: Where what was signed is kept.
+        chains: The accounts that deposit, one a chain.
+        base_url: As httpx has it.
+        timeout_s: For connecting and between bytes.
+        transport: What sends the requests; a plain `httpx.AsyncHTTPTransport` if None.
+    """
+    inner = httpx.AsyncHTTPTransport() if transport is None else transport
+    payer = Payer(
+        policy=policy,
+        signer=signer,
+        purse=purse,
+        chains={chain.chain_id: chain for chain in chains},
+    )
+    return PayingClient(
+        payments=Payments(payer, inner),
+        transport=PayingTransport(payer, inner),
+        base_url=base_url,
+        timeout=timeout_s,
+    )
+
+
+@asynccontextmanager
+async def open_client(
+    *,
+    rpc_url: str,
+    private_key: bytes | str,
+    policy: Policy,
+    store: Path | str,
+    signer: Signer | None = None,
+    trusted_escrows: Collection[Address] = (),
+    base_url: str = "",
+    timeout_s: float = TIMEOUT_S,
+) -> AsyncIterator[PayingClient]:
+    """Open a client for one account on one chain, and close everything at the end.
+
+    Channels stay open, and are used again by the next client with the same store;
+    `client.payments.close()` ends them.
+
+    Args:
+        rpc_url: A node of the chain that the policy's limits name.
+        private_key: Of the account that deposits and pays gas: 32 bytes, or hexadecimal.
+        policy: What may be agreed to.
+        store: File in which what was signed is kept; made if missing, for its owner alone.
+        signer: Who signs vouchers: a key that can move no deposit, say. The account if None.
+        trusted_escrows: Escrows to trust besides those of this package's factory (F-91).
+        base_url: As httpx has it.
+        timeout_s: For connecting and between bytes.
+
+    Raises:
+        ConfigError: No key, limits of several chains, or a node of another chain.
+        ChainUnavailableError: The node does not answer.
+        PurseError: The store cannot be opened.
+    """
+    account = _account(private_key)
+    chain_ids = {limits.chain_id for limits in policy.limits}
+    if len(chain_ids) != 1:
+        raise ConfigError("the policy's limits must name one chain; see `build_client` for more")
+    async with await Rpc.connect(rpc_url, chain_id=chain_ids.pop()) as rpc:
+        purse = await Purse.open(store)
+        try:
+            chain = PayerAccount(TxManager(rpc, account), trusted_escrows=trusted_escrows)
+            async with build_client(
+                policy=policy,
+                signer=signer or LocalSigner(bytes(account.key)),
+                purse=purse,
+                chains=[chain],
+                base_url=base_url,
+                timeout_s=timeout_s,
+            ) as client:
+                yield client
+        finally:
+            await purse.close()
+
+
+async def load_keystore(path: Path | str, password: str) -> bytes:
+    """Return the private key of an encrypted keystore file; slow on purpose, in a thread.
+
+    Raises:
+        ConfigError: The file cannot be read, or the password does not open it.
+    """
+    return await asyncio.to_thread(_decrypt, Path(path), password)
+
+
+def _decrypt(path: Path, password: str) -> bytes:
+    try:
+        return bytes(Account.decrypt(msgspec.json.decode(path.read_bytes()), password))
+    except OSError:
+        raise ConfigError(f"the keystore {path} cannot be read") from None
+    except (ValueError, TypeError, KeyError, NotImplementedError, msgspec.MsgspecError):
+        raise ConfigError(f"{path} is no keystore that this password opens") from None
+
+
+def _account(private_key: bytes | str) -> LocalAccount:
+    try:
+        raw = (
+            bytes.fromhex(private_key.removeprefix("0x"))
+            if isinstance(private_key, str)
+            else private_key
+        )
+        account: LocalAccount = Account.from_key(raw)
+    except ValueError:
+        raise ConfigError("the private key is not 32 bytes, nor 64 hexadecimal digits") from None
+    return account
