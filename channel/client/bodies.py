@@ -46,6 +46,11 @@ class RequestBody:
         """None when it cannot be sent twice."""
         self._once = once
 
+    @property
+    def size(self) -> int:
+        """Bytes; more than may be held when it cannot be sent twice."""
+        return REQUEST_BYTES_MAX + 1 if self.content is None else len(self.content)
+
     def stream(self) -> httpx.AsyncByteStream:
         """Return the body to send.
 

@@ -15,6 +15,7 @@ __all__ = ["Step", "Tried", "decide"]
 
 RAISES_MAX = 3
 WAITS_MAX = 6
+RATE_WAITS_MAX = 30
 
 _UNKNOWN_CHALLENGE = frozenset(
     {"session/challenge-not-found", "invalid-challenge", "payment-expired"}
@@ -24,7 +25,6 @@ _COME_AGAIN = frozenset(
         "verification-failed",
         "request-in-flight",
         "stream-active",
-        "rate-limited",
         "internal-payment-error",
     }
 )
@@ -67,9 +67,14 @@ def decide(status: int, problem: Problem | None, tried: Tried) -> Step:
         return Step.RECHECK if tried.rechecks < 1 else Step.STOP
     if kind == "outcome-unknown":
         return Step.UNKNOWN
-    if kind in _COME_AGAIN and tried.waits < WAITS_MAX:
-        return Step.WAIT
-    return Step.HAND_ON
+    return Step.WAIT if _may_wait(kind, tried) else Step.HAND_ON
+
+
+def _may_wait(kind: str, tried: Tried) -> bool:
+    """A burst on one channel thins out by itself; everything else is asked for a few times."""
+    if kind == "rate-limited":
+        return tried.waits < RATE_WAITS_MAX
+    return kind in _COME_AGAIN and tried.waits < WAITS_MAX
 
 
 def _decide_402(kind: str, tried: Tried) -> Step:
@@ -81,6 +86,4 @@ def _decide_402(kind: str, tried: Tried) -> Step:
         return Step.RAISE if tried.raises < RAISES_MAX else Step.STOP
     if kind == "session/amount-exceeds-deposit" and tried.rechecks < 1:
         return Step.RECHECK
-    if kind in _COME_AGAIN and tried.waits < WAITS_MAX:
-        return Step.WAIT
-    return Step.STOP
+    return Step.WAIT if _may_wait(kind, tried) else Step.STOP

@@ -5,7 +5,10 @@ events of the protocol are taken out: a need for a voucher is answered on anothe
 before the stream is read any further, and the receipt at the end is checked.
 """
 
+import asyncio
+import contextlib
 from collections.abc import AsyncIterator
+from typing import Final
 
 import httpx
 
@@ -16,6 +19,9 @@ from channel.wire.sse import NEED_VOUCHER_EVENT, RECEIPT_EVENT, EventSplitter, p
 
 __all__ = ["PaidEvents"]
 
+DONE: Final = "[DONE]"
+RECEIPT_WAIT_S: Final = 2.0
+
 
 class PaidEvents(httpx.AsyncByteStream):
     """The body of a paid `text/event-stream` answer, content codings undone."""
@@ -24,7 +30,10 @@ class PaidEvents(httpx.AsyncByteStream):
         self._payer = payer
         self._purchase = purchase
         self._response = response
+        self._chunks = response.aiter_bytes()
+        self._splitter = EventSplitter()
         self._is_broken = False
+        self._is_done = False
         self._is_ended = False
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
@@ -34,33 +43,48 @@ class PaidEvents(httpx.AsyncByteStream):
             AgentError: The stream asks for what is not allowed, or its receipt is a lie.
             httpx.TransportError: The connection broke.
         """
-        splitter = EventSplitter()
         try:
-            async for chunk in self._response.aiter_bytes():
-                for block in self._split(splitter, chunk):
+            async for chunk in self._chunks:
+                for block in self._split(chunk):
                     if not await self._take(block):
                         yield block
         except httpx.TransportError:
             self._is_broken = True
             raise
         self._is_broken = not self._purchase.has_end_receipt
-        rest = splitter.flush()
-        if rest and _name(rest) not in (NEED_VOUCHER_EVENT, RECEIPT_EVENT):
+        rest = self._splitter.flush()
+        if rest and not _is_control(rest):
             yield rest
 
     async def aclose(self) -> None:
-        """Close the connection and count what came; a second time does nothing."""
+        """Close the connection and count what came; a second time does nothing.
+
+        A caller that stops at `[DONE]` leaves the receipt behind it unread: that is read here.
+        """
         if self._is_ended:
             return
         self._is_ended = True
         try:
-            await self._response.aclose()
+            if self._is_done and not self._purchase.has_end_receipt:
+                await self._read_receipt()
         finally:
-            await self._payer.end_stream(self._purchase, is_broken=self._is_broken)
+            try:
+                await self._response.aclose()
+            finally:
+                await self._payer.end_stream(self._purchase, is_broken=self._is_broken)
 
-    def _split(self, splitter: EventSplitter, chunk: bytes) -> list[bytes]:
+    async def _read_receipt(self) -> None:
+        with contextlib.suppress(TimeoutError, httpx.TransportError):
+            async with asyncio.timeout(RECEIPT_WAIT_S):
+                async for chunk in self._chunks:
+                    for block in self._split(chunk):
+                        await self._take(block)
+                    if self._purchase.has_end_receipt:
+                        return
+
+    def _split(self, chunk: bytes) -> list[bytes]:
         try:
-            return splitter.feed(chunk)
+            return self._splitter.feed(chunk)
         except WireError as error:
             raise PaymentRefusedError(
                 status=self._response.status_code,
@@ -79,11 +103,12 @@ class PaidEvents(httpx.AsyncByteStream):
         elif name == RECEIPT_EVENT:
             await self._payer.end_receipt(self._purchase, text)
         else:
+            self._is_done = text == DONE
             self._payer.count(self._purchase, text)
             return False
         return True
 
 
-def _name(block: bytes) -> str:
+def _is_control(block: bytes) -> bool:
     event = parse_event(block)
-    return "" if event is None else event[0]
+    return event is not None and event[0] in (NEED_VOUCHER_EVENT, RECEIPT_EVENT)

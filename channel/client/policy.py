@@ -73,7 +73,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     budget_window_s: int = 24 * 3600
     expected_units: int = 1000
     """How many units a channel is expected to last for; sizes the deposit."""
-    voucher_steps: Mapping[str, int] = {"request": 1}
+    voucher_steps: Mapping[str, int] = msgspec.field(default_factory=lambda: {"request": 1})
     """Units signed for ahead of what was received, by unit type."""
     voucher_step: int = 64
     """The same for every unit type that `voucher_steps` does not name. It is the most that a

@@ -26,12 +26,13 @@ from channel.errors import (
     PaymentOutcomeUnknownError,
     PaymentRefusedError,
 )
+from channel.limits import IDEMPOTENT_REQUEST_BYTES_MAX
 from channel.wire.challenge import SCHEME
 from channel.wire.sse import CONTENT_TYPE
 
 __all__ = ["PayingTransport", "is_safe", "origin_of"]
 
-ROUNDS_MAX = 20
+ROUNDS_MAX = 40
 KEY_BYTES = 18
 
 _ORIGIN = "channel.origin"
@@ -151,7 +152,8 @@ class PayingTransport(httpx.AsyncBaseTransport):
         if header is not None:
             name, value = header
             headers[name] = value
-            headers["Idempotency-Key"] = purchase.idempotency_key
+            if body.size <= IDEMPOTENT_REQUEST_BYTES_MAX:
+                headers["Idempotency-Key"] = purchase.idempotency_key
         return await self._inner.handle_async_request(
             httpx.Request(
                 request.method,

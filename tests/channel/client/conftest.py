@@ -1,0 +1,114 @@
+"""An agent with a purse of its own, and a provider on a paper chain."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from channel.client.payer import Payer
+from channel.client.payments import Payments
+from channel.client.policy import Policy, TokenLimits
+from channel.client.signer import LocalSigner, Signer
+from channel.client.store import Purse
+from channel.client.transport import PayingTransport
+from tests.channel.client.provider import (
+    BASE,
+    CHAIN_ID,
+    NOW,
+    PAYER_KEY,
+    TOKEN,
+    PaperChain,
+    Provider,
+)
+
+
+def limits_of(**changes: Any) -> TokenLimits:
+    values: dict[str, Any] = {
+        "chain_id": CHAIN_ID,
+        "token": TOKEN,
+        "unit_price_max": {"request": 50, "llm_token": 50},
+        "deposit_max": 5_000,
+        "budget": 20_000,
+    }
+    return TokenLimits(**(values | changes))
+
+
+def policy_of(limits: dict[str, Any] | None = None, **changes: Any) -> Policy:
+    return Policy(limits=(limits_of(**(limits or {})),), **changes)
+
+
+class Agent:
+    """A payer, its client and its payments; `waited` is every pause it took."""
+
+    def __init__(self, payer: Payer, client: httpx.AsyncClient, payments: Payments) -> None:
+        self.payer = payer
+        self.client = client
+        self.payments = payments
+        self.waited: list[float] = []
+
+    @property
+    def purse(self) -> Purse:
+        return self.payer.purse
+
+
+OpenAgent = Callable[..., Any]
+
+
+@pytest.fixture
+def chain() -> PaperChain:
+    return PaperChain()
+
+
+@pytest.fixture
+def provider(chain: PaperChain) -> Provider:
+    return Provider(chain)
+
+
+@pytest.fixture
+async def open_agent(
+    tmp_path: Path, chain: PaperChain, provider: Provider
+) -> AsyncIterator[OpenAgent]:
+    """Start an agent; a second one with the same file is the first one restarted."""
+    async with AsyncExitStack() as stack:
+
+        async def start(
+            policy: Policy | None = None,
+            *,
+            transport: httpx.AsyncBaseTransport = provider,
+            signer: Signer | None = None,
+            file: str = "purse.db",
+            **options: Any,
+        ) -> Agent:
+            purse = await Purse.open(tmp_path / file)
+            stack.push_async_callback(purse.close)
+            waited: list[float] = []
+
+            async def sleep(seconds: float) -> None:
+                waited.append(seconds)
+
+            payer = Payer(
+                policy=policy or policy_of(),
+                signer=signer or LocalSigner(PAYER_KEY),
+                purse=purse,
+                chains={CHAIN_ID: chain},
+                now=lambda: NOW,
+                sleep=sleep,
+            )
+            client = httpx.AsyncClient(
+                transport=PayingTransport(payer, transport), base_url=BASE, **options
+            )
+            await stack.enter_async_context(client)
+            agent = Agent(payer, client, Payments(payer, transport))
+            agent.waited = waited
+            return agent
+
+        yield start
+
+
+@pytest.fixture
+async def agent(open_agent: OpenAgent) -> Agent:
+    started: Agent = await open_agent()
+    return started

@@ -1,0 +1,359 @@
+"""The other side, by hand: a chain on paper and a provider that can be made to lie.
+
+Honest by default, and strict: it verifies every signature and keeps the books as the protocol
+says. Each attribute that a test changes is one lie. The real provider is met in tests/e2e.
+"""
+# ruff: noqa: ARG002 -- the paper chain has one escrow and one token
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+from msgspec.structs import replace
+
+from channel.errors import AgentError, TransactionRevertedError
+from channel.types import Address, ChannelFact, ChannelId, ChannelKey, ChannelTerms, TxHash
+from channel.verify.signature import address_of, recover
+from channel.verify.typed_data import derive_channel_id, keccak, voucher_digest
+from channel.wire.challenge import (
+    Challenge,
+    SessionRequest,
+    format_challenge,
+    format_session_request,
+)
+from channel.wire.credential import Credential, parse_credential, select_credential
+from channel.wire.encoding import format_timestamp
+from channel.wire.payload import ClosePayload, OpenHash, TopUpHash, VoucherPayload
+from channel.wire.receipt import Receipt, format_receipt, format_receipt_json
+from channel.wire.sse import NeedVoucher, format_event, format_need_voucher
+
+CHAIN_ID = 31337
+ESCROW = Address(b"\xe5" * 20)
+TOKEN = Address(b"\x70" * 20)
+PAYEE = Address(b"\xbe" * 20)
+PAYER_KEY = keccak(b"payer of the client's tests")
+PAYER = address_of(PAYER_KEY)
+BASE = "https://api.example"
+NOW = 1_750_000_000.0
+
+
+class PaperChain:
+    """An account and an escrow, as `PayerChain` describes them; remembers what was asked of it."""
+
+    def __init__(self, account: Address = PAYER, chain_id: int = CHAIN_ID) -> None:
+        self.account = account
+        self.chain_id = chain_id
+        self.facts: dict[ChannelId, ChannelFact] = {}
+        self.openings: dict[ChannelId, TxHash] = {}
+        self.deposited: list[int] = []
+        self.trusted = {ESCROW}
+        self.closed_at: dict[ChannelId, int] = {}
+        self.before_answer: Callable[[str], None] = lambda _: None
+
+    async def require_escrow(self, escrow: Address, token: Address) -> None:
+        if escrow not in self.trusted or token != TOKEN:
+            raise AgentError("this escrow is not trusted")
+
+    async def read_channel(self, escrow: Address, channel_id: ChannelId) -> ChannelFact | None:
+        await asyncio.sleep(0)
+        return self.facts.get(channel_id)
+
+    async def open_channel(
+        self,
+        *,
+        escrow: Address,
+        payee: Address,
+        token: Address,
+        deposit: int,
+        salt: bytes,
+        authorized_signer: Address,
+    ) -> TxHash:
+        await asyncio.sleep(0)
+        terms = ChannelTerms(self.account, payee, token, authorized_signer)
+        channel_id = derive_channel_id(terms, salt=salt, escrow=escrow, chain_id=self.chain_id)
+        if channel_id in self.facts:
+            raise TransactionRevertedError("ChannelAlreadyExists")
+        self.facts[channel_id] = ChannelFact(
+            key=ChannelKey(self.chain_id, escrow, channel_id),
+            terms=terms,
+            deposit=deposit,
+            settled=0,
+            close_requested_at=0,
+            is_finalized=False,
+            block_number=1,
+        )
+        self.deposited.append(deposit)
+        self.openings[channel_id] = TxHash(keccak(b"open" + channel_id))
+        self.before_answer("open")
+        return self.openings[channel_id]
+
+    async def find_opening(self, *, escrow: Address, channel_id: ChannelId) -> TxHash | None:
+        return self.openings.get(channel_id)
+
+    async def top_up(
+        self, *, escrow: Address, token: Address, channel_id: ChannelId, amount: int
+    ) -> TxHash:
+        fact = self.facts[channel_id]
+        self.change(channel_id, deposit=fact.deposit + amount)
+        self.deposited.append(amount)
+        self.before_answer("top_up")
+        return TxHash(keccak(b"topUp" + channel_id + bytes([len(self.deposited)])))
+
+    async def request_close(self, *, escrow: Address, channel_id: ChannelId) -> TxHash:
+        self.change(channel_id, close_requested_at=int(NOW))
+        return TxHash(keccak(b"requestClose" + channel_id))
+
+    async def withdraw(self, *, escrow: Address, channel_id: ChannelId) -> TxHash:
+        self.change(channel_id, is_finalized=True)
+        return TxHash(keccak(b"withdraw" + channel_id))
+
+    def change(self, channel_id: ChannelId, **fields: Any) -> None:
+        self.facts[channel_id] = replace(self.facts[channel_id], **fields)
+
+
+@dataclass
+class Books:
+    accepted: int = 0
+    spent: int = 0
+    deposit: int = 0
+
+
+@dataclass
+class Seen:
+    """One request as the provider saw it."""
+
+    method: str
+    url: httpx.URL
+    headers: httpx.Headers
+    body: bytes
+    credential: Credential | None
+
+
+def session_request(**changes: Any) -> SessionRequest:
+    values: dict[str, Any] = {
+        "unit_price": 10,
+        "currency": TOKEN,
+        "recipient": PAYEE,
+        "chain_id": CHAIN_ID,
+        "escrow": ESCROW,
+        "unit_type": "request",
+        "suggested_deposit": 1_000,
+    }
+    return SessionRequest(**(values | changes))
+
+
+@dataclass
+class Provider(httpx.AsyncBaseTransport):
+    """Sells answers over the paper chain. Streams: `tokens` units of text, one event each."""
+
+    chain: PaperChain
+    offer: dict[str, Any] = field(default_factory=dict)
+    tokens: int = 0
+    reserve: int = 1
+    """Units that an answer in one piece must have covered before it is made."""
+    challenge_changes: dict[str, Any] = field(default_factory=dict)
+    lifetime_s: float = 300.0
+    now: Callable[[], float] = lambda: NOW
+    books: dict[ChannelId, Books] = field(default_factory=dict)
+    seen: list[Seen] = field(default_factory=list)
+    override: Callable[[Seen], httpx.Response | None] = lambda _: None
+    """Answers first, and instead; None to be honest."""
+    change_receipt: Callable[[dict[str, Any]], dict[str, Any]] = lambda fields: fields
+    change_need: Callable[[dict[str, Any]], dict[str, Any]] = lambda fields: fields
+    issued: int = 0
+    waiting: asyncio.Event = field(default_factory=asyncio.Event)
+    responses: dict[str, tuple[int, bytes, dict[str, str]]] = field(default_factory=dict)
+
+    @property
+    def asked(self) -> SessionRequest:
+        return session_request(**self.offer)
+
+    @property
+    def paid(self) -> list[Seen]:
+        return [seen for seen in self.seen if seen.credential is not None]
+
+    @property
+    def vouchers(self) -> list[int]:
+        """Every amount presented, in order."""
+        payloads = [seen.credential.payload for seen in self.seen if seen.credential]
+        return [
+            payload.voucher.cumulative_amount
+            for payload in payloads
+            if isinstance(payload, OpenHash | VoucherPayload | ClosePayload)
+        ]
+
+    def challenge(self) -> Challenge:
+        self.issued += 1
+        fields: dict[str, Any] = {
+            "id": f"challenge-{self.issued}",
+            "realm": "api.example",
+            "method": "evm",
+            "intent": "session",
+            "request": format_session_request(self.asked),
+            "expires": format_timestamp(self.now() + self.lifetime_s),
+        }
+        return Challenge(**(fields | self.challenge_changes))
+
+    def refuse(
+        self, kind: str = "payment-required", status: int = 402, **members: object
+    ) -> httpx.Response:
+        body = {"type": f"https://paymentauth.org/problems/{kind}", "status": status} | {
+            name: str(value) for name, value in members.items()
+        }
+        headers = {"Content-Type": "application/problem+json"}
+        if status in (402, 410):
+            headers["WWW-Authenticate"] = format_challenge(self.challenge())
+        return httpx.Response(status, headers=headers, content=json.dumps(body))
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        body = b"".join([chunk async for chunk in request.stream])  # type: ignore[union-attr]
+        values = request.headers.get_list("Authorization")
+        text = select_credential(values)
+        credential = None if text is None else parse_credential(text)
+        seen = Seen(request.method, request.url, request.headers, body, credential)
+        self.seen.append(seen)
+        await asyncio.sleep(0)
+        response = self.override(seen) or self.answer(seen)
+        if request.method == "HEAD":
+            return httpx.Response(response.status_code, headers=response.headers)
+        return response
+
+    def answer(self, seen: Seen) -> httpx.Response:
+        if seen.credential is None:
+            return self.refuse()
+        payload = seen.credential.payload
+        fact = self.chain.facts.get(payload.channel_id)
+        books = self.books.get(payload.channel_id)
+        if isinstance(payload, OpenHash):
+            assert fact is not None
+            assert payload.tx_hash == self.chain.openings[payload.channel_id]
+            assert seen.credential.source == (CHAIN_ID, fact.terms.payer)
+            books = self.books.setdefault(payload.channel_id, Books(deposit=fact.deposit))
+        if books is None or fact is None:
+            return self.refuse("session/channel-not-found", 410)
+        if fact.is_finalized or fact.close_requested_at:
+            return self.refuse("session/channel-finalized", 410)
+        return self.take(seen, books, fact)
+
+    def take(self, seen: Seen, books: Books, fact: ChannelFact) -> httpx.Response:
+        assert seen.credential is not None
+        payload = seen.credential.payload
+        if isinstance(payload, TopUpHash):
+            books.deposit = fact.deposit
+            return self.receipted(seen, books, 200)
+        assert isinstance(payload, OpenHash | VoucherPayload | ClosePayload)
+        amount = payload.voucher.cumulative_amount
+        signer = recover(voucher_digest(fact.key, amount), payload.voucher.signature)
+        assert signer == fact.terms.signer
+        if isinstance(payload, ClosePayload):
+            return self.close(seen, books, fact, amount)
+        if amount > books.deposit:
+            return self.refuse("session/amount-exceeds-deposit", deposit=books.deposit)
+        rise = amount - books.accepted
+        if 0 < rise < self.asked.min_voucher_delta and amount != books.deposit and books.accepted:
+            return self.refuse(
+                "session/delta-too-small",
+                acceptedCumulative=books.accepted,
+                minVoucherDelta=self.asked.min_voucher_delta,
+            )
+        books.accepted = max(books.accepted, amount)
+        self.waiting.set()
+        if seen.method == "HEAD":
+            return self.receipted(seen, books, 200)
+        return self.sell(seen, books)
+
+    def sell(self, seen: Seen, books: Books) -> httpx.Response:
+        key = seen.headers["Idempotency-Key"]
+        if key in self.responses:
+            status, body, headers = self.responses[key]
+            return httpx.Response(status, content=body, headers=headers)
+        price = self.asked.unit_price
+        cost = price if self.tokens else price * self.reserve
+        if books.accepted - books.spent < cost:
+            return self.refuse(
+                "session/insufficient-balance",
+                requiredCumulative=books.spent + cost,
+                acceptedCumulative=books.accepted,
+                spent=books.spent,
+                deposit=books.deposit,
+            )
+        if self.tokens:
+            return self.stream(seen, books)
+        books.spent += price
+        response = self.receipted(seen, books, 200, units=1, body=b'{"text": "because"}')
+        self.responses[key] = (200, response.content, dict(response.headers))
+        return response
+
+    def close(self, seen: Seen, books: Books, fact: ChannelFact, amount: int) -> httpx.Response:
+        assert amount >= books.spent, "the client must not close below what was spent"
+        self.chain.change(fact.key.channel_id, is_finalized=True, settled=amount)
+        self.chain.closed_at[fact.key.channel_id] = amount
+        return self.receipted(seen, books, 200, tx_hash=TxHash(keccak(b"close")))
+
+    def receipt(self, seen: Seen, books: Books, **more: Any) -> Receipt:
+        assert seen.credential is not None
+        fields: dict[str, Any] = {
+            "challenge_id": seen.credential.challenge.id,
+            "channel_id": seen.credential.payload.channel_id,
+            "chain_id": CHAIN_ID,
+            "accepted": books.accepted,
+            "spent": books.spent,
+            "timestamp": self.now(),
+        }
+        return Receipt(**self.change_receipt(fields | more))
+
+    def receipted(
+        self, seen: Seen, books: Books, status: int, *, body: bytes = b"", **more: Any
+    ) -> httpx.Response:
+        headers = {
+            "Payment-Receipt": format_receipt(self.receipt(seen, books, **more)),
+            "Cache-Control": "private",
+        }
+        return httpx.Response(status, headers=headers, content=body)
+
+    def stream(self, seen: Seen, books: Books) -> httpx.Response:
+        headers = {
+            "Content-Type": "text/event-stream",
+            "Payment-Receipt": format_receipt(self.receipt(seen, books)),
+        }
+        return httpx.Response(200, headers=headers, stream=Events(self.events(seen, books)))
+
+    async def events(self, seen: Seen, books: Books) -> AsyncIterator[bytes]:
+        assert seen.credential is not None
+        price = self.asked.unit_price
+        for index in range(self.tokens):
+            while books.accepted - books.spent < price:
+                self.waiting.clear()
+                fields = self.change_need(
+                    {
+                        "channel_id": seen.credential.payload.channel_id,
+                        "required_cumulative": books.spent + price,
+                        "accepted": books.accepted,
+                        "deposit": books.deposit,
+                    }
+                )
+                yield format_need_voucher(NeedVoucher(**fields))
+                async with asyncio.timeout(5):
+                    await self.waiting.wait()
+            books.spent += price
+            yield format_event(json.dumps({"choices": [{"delta": {"content": f"t{index} "}}]}))
+        receipt = self.receipt(seen, books, units=self.tokens)
+        yield format_event(format_receipt_json(receipt), "payment-receipt")
+        yield format_event("[DONE]")
+
+
+class Events(httpx.AsyncByteStream):
+    """A body from a generator that is closed with it."""
+
+    def __init__(self, source: AsyncIterator[bytes]) -> None:
+        self._source = source
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        async for chunk in self._source:
+            yield chunk
+
+    async def aclose(self) -> None:
+        await self._source.aclose()  # type: ignore[attr-defined]
