@@ -17,7 +17,7 @@ __all__ = ["REQUEST_BYTES_MAX", "RequestBody", "build_reply", "read_reply", "rea
 REQUEST_BYTES_MAX = 16 * 1024 * 1024
 
 
-class JoinedStream(httpx.AsyncByteStream):
+class _JoinedStream(httpx.AsyncByteStream):
     """A stream whose beginning was read already."""
 
     def __init__(self, prefix: bytes, rest: AsyncIterator[bytes], whole: object) -> None:
@@ -41,7 +41,7 @@ class JoinedStream(httpx.AsyncByteStream):
 class RequestBody:
     """A request's body: in memory, or too long for that and to be sent once."""
 
-    def __init__(self, content: bytes | None, once: JoinedStream | None = None) -> None:
+    def __init__(self, content: bytes | None, once: _JoinedStream | None = None) -> None:
         self.content = content
         """None when it cannot be sent twice."""
         self._once = once
@@ -78,7 +78,7 @@ async def read_request_body(request: httpx.Request) -> RequestBody:
     async for chunk in chunks:
         held += chunk
         if len(held) > REQUEST_BYTES_MAX and not isinstance(stream, httpx.ByteStream):
-            return RequestBody(None, JoinedStream(bytes(held), chunks, stream))
+            return RequestBody(None, _JoinedStream(bytes(held), chunks, stream))
     return RequestBody(bytes(held))
 
 
@@ -105,7 +105,7 @@ async def read_reply(response: httpx.Response) -> Reply:
         held += chunk
         if len(held) > PROBLEM_BYTES_MAX:
             break
-    response.stream = JoinedStream(bytes(held), chunks, whole)
+    response.stream = _JoinedStream(bytes(held), chunks, whole)
     if len(held) > PROBLEM_BYTES_MAX:
         return build_reply(response)
     coding = {"Content-Encoding": response.headers.get("Content-Encoding", "identity")}

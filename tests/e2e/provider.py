@@ -1,0 +1,122 @@
+"""A real provider: escrow on a local chain, SQLite ledger, gate and meter under uvicorn."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route as AppRoute
+
+from channel.engine import Engine, EngineSettings
+from channel.http import Event, PaidEventStream, PaymentGate, Price, Route
+from channel.ledger.interface import Ledger
+from channel.ledger.url import open_ledger
+from channel.verify.challenge_id import ChallengeBinder
+from settlement.devnet import Devnet
+from settlement.escrow import EscrowReader
+from settlement.settler import EscrowSettler
+
+JOKE_PRICE = 100
+TOKEN_PRICE = 10
+
+
+class Shop(msgspec.Struct):
+    """What is for sale, and the books behind it."""
+
+    url: str
+    ledger: Ledger
+    engine: Engine
+    served: list[str]
+
+
+@asynccontextmanager
+async def open_shop(
+    devnet: Devnet, folder: Path, *, tokens: int = 100, **settings: Any
+) -> AsyncIterator[Shop]:
+    values = devnet.values
+    ledger = await open_ledger(f"sqlite:///{folder / 'ledger.db'}", exclusive=True)
+    reader = EscrowReader(devnet.rpc, values.escrow)
+    settler = EscrowSettler(reader, devnet.sender("payee"))
+    engine = Engine(
+        ledger=ledger,
+        chain=reader,
+        closer=settler,
+        binder=ChallengeBinder([b"a secret of this test, long enough"]),
+        settings=EngineSettings(
+            realm="shop.example",
+            payee=values.accounts["payee"].address,
+            token=values.token,
+            **({"vouchers_per_second": 1_000} | settings),
+        ),
+    )
+    served: list[str] = []
+
+    async def joke(request: Request) -> Response:
+        served.append(request.url.path)
+        return JSONResponse({"joke": "A chain walks into a bar."})
+
+    async def chat(_request: Request) -> Response:
+        return PaidEventStream(speak(tokens))
+
+    app = PaymentGate(
+        Starlette(
+            routes=[
+                AppRoute("/joke", joke),
+                AppRoute("/v1/chat/completions", chat, methods=["POST"]),
+            ]
+        ),
+        engine=engine,
+        routes=[
+            Route(
+                method="GET", path="/joke", price=Price(unit_price=JOKE_PRICE, unit_type="request")
+            ),
+            Route(
+                method="POST",
+                path="/v1/chat/completions",
+                price=Price(unit_price=TOKEN_PRICE, unit_type="llm_chunk"),
+                metered=True,
+            ),
+        ],
+    )
+    try:
+        async with serving(app) as url:
+            yield Shop(url, ledger, engine, served)
+    finally:
+        await engine.aclose()
+        await settler.drain()
+        await ledger.close()
+
+
+async def speak(tokens: int) -> AsyncIterator[Event]:
+    for index in range(tokens):
+        chunk = {
+            "id": "1",
+            "object": "chat.completion.chunk",
+            "created": 1,
+            "model": "m",
+            "choices": [{"index": 0, "delta": {"content": f"t{index} "}}],
+        }
+        yield Event(json.dumps(chunk))
+    yield Event("[DONE]", units=0)
+
+
+@asynccontextmanager
+async def serving(app: Any) -> AsyncIterator[str]:
+    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning", lifespan="off")
+    server = uvicorn.Server(config)
+    task = asyncio.create_task(server._serve())  # noqa: SLF001 -- `serve` would take our signals
+    while not server.started:
+        await asyncio.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        await task
