@@ -21,6 +21,7 @@ from sha3 import keccak_256  # type: ignore[import-untyped]
 from channel.errors import WireError
 from channel.limits import AMOUNT_MAX, AUTHORIZATION_BYTES_MAX, JSON_DEPTH_MAX, SAFE_INTEGER_MAX
 from channel.types import Address
+from channel.wire.depth import is_shallow
 
 __all__ = [
     "canonical_json",
@@ -50,8 +51,6 @@ _TIMESTAMP = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt](?:[01][0-9]|2[0-3]):[0-9]{2}:[0-9]{2}(?:\.[0-9]{1,9})?"
     r"(?:[Zz]|[+-](?:[01][0-9]|2[0-3]):[0-9]{2})"
 ).fullmatch
-# Always matches up to the end of a string or of the text, so that one scan is linear.
-_BRACKET_OR_STRING = re.compile(r'[\[\]{}]|"(?:[^"\\]++|\\.?)*+"?', re.DOTALL)
 _decode_base64 = msgspec.json.Decoder(bytes).decode
 # By the number of characters beyond whole groups of four; one alone cannot be.
 _PADDING = ("", "", "==", "=")
@@ -154,8 +153,8 @@ def parse_json(text: bytes | str, *, bytes_max: int = AUTHORIZATION_BYTES_MAX) -
         raise WireError("not UTF-8") from error
     if len(raw) > bytes_max:
         raise WireError(f"more than {bytes_max} bytes of JSON")
-    if raw.count(b"[") + raw.count(b"{") > JSON_DEPTH_MAX:
-        _require_depth(decoded)
+    if not is_shallow(raw, JSON_DEPTH_MAX):
+        raise WireError("not JSON, or nested too deeply")
     try:
         value = _DECODER.decode(decoded)
     except json.JSONDecodeError as error:
@@ -173,18 +172,6 @@ def parse_json_object(
     if not isinstance(value, dict):
         raise WireError("not a JSON object")
     return value
-
-
-def _require_depth(text: str) -> None:
-    depth = 0
-    for match in _BRACKET_OR_STRING.finditer(text):
-        opening = match[0][0]
-        if opening in "[{":
-            depth += 1
-            if depth > JSON_DEPTH_MAX:
-                raise WireError("nested too deeply")
-        elif opening in "]}":
-            depth -= 1
 
 
 def _require_exact_text(value: object) -> None:

@@ -1,6 +1,9 @@
 """`Authorization: Payment`: one credential, read strictly, in one of two ways that agree."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -317,6 +320,27 @@ def judge(text: bytes, *, quickly: bool) -> object:
         return module._read_quickly(text) if quickly else module._read_envelope(text)  # noqa: SLF001
     except (PeerError, WireError) as error:
         return type(error)
+
+
+DEEP = """
+import sys
+from pathlib import Path
+from tests.channel.wire.test_credential import MalformedCredentialError, parse_credential, wire_of
+sys.setrecursionlimit(100_000)
+for text in ("[" * 45_000, '{"x":' * 9_000, '{"x":' + "[" * 45_000, '{"x":' + '{"":' * 11_000):
+    try:
+        parse_credential(wire_of(text))
+    except MalformedCredentialError:
+        print("refused")
+"""
+
+
+def test_a_deeply_nested_credential_is_refused_whatever_the_recursion_limit_is() -> None:
+    """F-02, SEC-10: a dependency raises the limit on import; then only our bound is left."""
+    command = [sys.executable, "-c", DEEP]
+    root = Path(__file__).resolve().parents[3]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)  # noqa: S603
+    assert (done.returncode, done.stdout) == (0, "refused\n" * 4), done.stderr
 
 
 MEMBERS = st.sampled_from(
