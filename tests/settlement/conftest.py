@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from service.testing import TestChain
+from service.testing.chain import TestChain
 from settlement.devnet import Devnet
 from settlement.escrow import EscrowReader, ReaderLimits
 from settlement.payer import PayerAccount

@@ -1,0 +1,129 @@
+"""The fixtures work as their manual says, for synchronous and asynchronous tests."""
+
+import asyncio
+import subprocess
+import sys
+
+import httpx
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route as Endpoint
+
+from channel.errors import OfferRefusedError
+from channel.http import Price, Route
+from channel.types import Address
+from service.testing.chain import TestChain
+from service.testing.payer import TestPayer
+from service.testing.provider import JOKE, WORDS, TestProvider
+
+RICH = 1_000_000 * 10**6
+
+
+# -- devnet, escrow, token
+
+
+def test_a_synchronous_test_has_a_chain(devnet: TestChain, escrow: Address, token: Address) -> None:
+    assert (escrow, token) == (devnet.values.escrow, devnet.values.token)
+    someone = devnet.account("someone").address
+    devnet.fund(someone, ether=1, amount=7)
+    assert devnet.token_balance(someone) == 7
+
+
+@pytest.mark.parametrize("round_", [1, 2])
+def test_each_test_finds_the_chain_as_new(devnet: TestChain, round_: int) -> None:
+    """A snapshot is used up by its revert: the second round would find what the first left."""
+    someone = devnet.account("someone").address
+    assert devnet.token_balance(someone) == 0
+    devnet.fund(someone, amount=round_)
+    devnet.advance(1000)
+
+
+async def test_an_asynchronous_test_has_the_same_chain(devnet: TestChain) -> None:
+    async with devnet.connect() as chain:
+        assert await chain.token_balance(chain.account("payer").address) == RICH
+
+
+# -- payer, provider
+
+
+async def test_a_request_is_paid_for(provider: TestProvider, payer: TestPayer) -> None:
+    async with payer.client() as client:
+        answer = await client.get(f"{provider.url}/joke")
+        assert answer.text == JOKE
+        assert "payment-receipt" in answer.headers
+    (channel,) = await asyncio.to_thread(provider.channels)
+    assert channel.spent == 250
+    assert channel.terms.payer == payer.account.address
+
+
+async def test_a_stream_is_paid_for_word_by_word(provider: TestProvider, payer: TestPayer) -> None:
+    async with payer.client() as client:
+        answer = await client.get(f"{provider.url}/words")
+    assert [word for word in WORDS if f"data: {word}\n" in answer.text] == list(WORDS)
+    (channel,) = await asyncio.to_thread(provider.channels)
+    assert channel.spent == 10 * len(WORDS)
+
+
+async def test_the_rest_comes_back(
+    provider: TestProvider, payer: TestPayer, devnet: TestChain
+) -> None:
+    async with payer.client() as client:
+        await client.get(f"{provider.url}/joke")
+        await client.payments.close()
+    balances = [
+        await asyncio.to_thread(devnet.token_balance, address)
+        for address in (payer.account.address, provider.payee)
+    ]
+    assert balances == [RICH - 250, RICH + 250]
+
+
+async def test_an_application_of_ones_own_is_sold(provider: TestProvider, payer: TestPayer) -> None:
+    async def weather(request: Request) -> JSONResponse:
+        return JSONResponse({"city": request.path_params["city"]})
+
+    app = Starlette(routes=[Endpoint("/weather/{city}", weather)])
+    price = Price(unit_price=5_000, unit_type="forecast")
+    routes = [Route(method="GET", path="/weather/{city}", price=price)]
+    url = await asyncio.to_thread(provider.serve, app, routes)
+    async with payer.client(payer.policy({"forecast": 5_000})) as client:
+        answer = await client.get(f"{url}/weather/Oslo")
+    assert answer.json() == {"city": "Oslo"}
+    async with payer.client(payer.policy({"forecast": 4_999})) as client:
+        with pytest.raises(OfferRefusedError):
+            await client.get(f"{url}/weather/Rome")
+
+
+def test_whoever_does_not_pay_is_asked_to(provider: TestProvider) -> None:
+    """CORE-01, CORE-02."""
+    answer = httpx.get(f"{provider.url}/joke")
+    assert answer.status_code == 402
+    assert answer.headers["www-authenticate"].startswith("Payment ")
+    assert provider.channels() == []
+
+
+async def test_the_provider_defends_itself(
+    provider: TestProvider, payer: TestPayer, devnet: TestChain
+) -> None:
+    """CLOSE-08: a payer that leaves without paying is closed upon."""
+    async with payer.client() as client:
+        await client.get(f"{provider.url}/joke")
+        (account,) = await client.payments.channels()
+        await client.payments.request_close(account.key.channel_id)
+    sweep = await asyncio.to_thread(provider.sweep)
+    assert sweep.closed == 1
+    assert await asyncio.to_thread(devnet.token_balance, provider.payee) == RICH + 250
+
+
+# -- a plugin that costs nothing
+
+
+def test_runs_that_use_none_of_it_import_none_of_it() -> None:
+    """Every pytest run loads an installed plugin: it must be light."""
+    code = "import sys, service.testing; print([m for m in sys.modules if m.startswith(%r)])"
+    for package in ("settlement", "channel", "web3", "eth_account", "starlette"):
+        said = subprocess.run(  # noqa: S603
+            [sys.executable, "-c", code % package], capture_output=True, text=True, check=True
+        )
+        assert said.stdout.strip() == "[]"
