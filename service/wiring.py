@@ -92,7 +92,10 @@ async def build_parts(config: Config) -> AsyncIterator[Parts]:
             await ledger.end_all_reservations()
         engine = _build_engine(config, ledger, reader, settler, token)
         open_.push_async_callback(engine.aclose)
-        limits = WatchLimits(interval_s=config.settlement.sweep_interval_s)
+        limits = WatchLimits(
+            interval_s=config.settlement.sweep_interval_s,
+            confirmations=config.chain.confirmations,
+        )
         watcher = ChannelWatcher(reader, ledger, settler, limits=limits)
         yield Parts(config, ledger, reader, settler, engine, watcher)
 
