@@ -9,6 +9,8 @@ import signal
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from starlette.requests import ClientDisconnect
+
 from channel.engine import Engine, Hold
 from channel.errors import (
     InsufficientBalanceError,
@@ -209,6 +211,8 @@ class _Exchange:
             await self._gate.app(self._scope, self._body.receive, answer.send)
         except ProblemError as error:
             answer.refusal = answer.refusal or error
+        except ClientDisconnect:
+            answer.is_client_gone = True
         except Exception:
             # What the handler's framework made of our refusal says nothing new.
             if answer.refusal is None and not answer.is_client_gone:
