@@ -112,6 +112,11 @@ class Engine:
             wait_s=settings.close_wait_s,
         )
 
+    @property
+    def signatures_checked(self) -> int:
+        """How many voucher signatures this engine has checked."""
+        return self._signatures.checked
+
     def ask(
         self,
         *,

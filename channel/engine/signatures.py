@@ -18,6 +18,8 @@ class SignatureCheck:
         self._chain = chain
         self._facts = facts
         self._asking = asking
+        self.checked = 0
+        """How many signatures were checked since the start."""
 
     async def require(
         self, voucher: SignedVoucher, key: ChannelKey, signer: Address
@@ -33,6 +35,7 @@ class SignatureCheck:
             TooManyRequestsError: Too many signatures of this channel ask the chain.
             ChainUnavailableError: No node could say; fails closed (F-15).
         """
+        self.checked += 1
         try:
             return verify_voucher(voucher, key, signer)
         except (InvalidSignatureError, SignerMismatchError) as not_a_key:

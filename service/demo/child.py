@@ -29,6 +29,10 @@ class Child:
         self.found = found
         """What its announcement matched."""
 
+    def search(self, pattern: str) -> re.Match[str] | None:
+        """Find something in what it has printed so far."""
+        return re.search(pattern, _read(self.log))
+
 
 @contextlib.asynccontextmanager
 async def run_child(

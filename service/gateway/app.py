@@ -36,7 +36,7 @@ class Gateway:
         self._gate = PaymentGate(
             Router(
                 [
-                    AppRoute(PATH, self._completions, methods=["POST"]),
+                    AppRoute(PATH, self._completions.answer, methods=["POST"]),
                     *free_routes(upstream, config.upstream.free),
                 ],
                 default=_not_served,

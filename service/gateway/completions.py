@@ -49,7 +49,7 @@ class ChatCompletions:
         self._settings = settings
         self._streams: set[RunningReservation] = set()
 
-    async def __call__(self, request: Request) -> Response:
+    async def answer(self, request: Request) -> Response:
         """Answer one paid request.
 
         Raises:

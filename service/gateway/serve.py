@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import math
 import signal
 import socket
@@ -21,6 +22,8 @@ from service.settings import Config, Listen
 from service.wiring import build_parts
 
 __all__ = ["run_gateway"]
+
+_log: Final = logging.getLogger(__name__)
 
 _HEAD_BYTES_MAX: Final = AUTHORIZATION_BYTES_MAX + 16 * 1024
 
@@ -60,7 +63,10 @@ async def run_gateway(
             announce(f"http://{f'[{host}]' if ':' in host else host}:{port}")
             guards = {**parts.background(), "keeping consistent books": _fail_when(broken)}
             serving = server.serve(sockets=[listener])
-            await _run_until(stopping, serving, guards, stop=partial(_stop, server, gateway))
+            try:
+                await _run_until(stopping, serving, guards, stop=partial(_stop, server, gateway))
+            finally:
+                _log.info("stopped; %d voucher signatures checked", parts.engine.signatures_checked)
 
 
 class _Server(uvicorn.Server):

@@ -55,11 +55,12 @@ class ModelServer:
             return self.answer
         if body.get("stream"):
             return StreamingResponse(self._stream(), media_type="text/event-stream")
-        try:
-            await asyncio.sleep(self.delay_s)
-        except asyncio.CancelledError:
-            self.cancelled.set()
-            raise
+        until = asyncio.get_running_loop().time() + self.delay_s
+        while asyncio.get_running_loop().time() < until:
+            await asyncio.sleep(0.01)
+            if await request.is_disconnected():
+                self.cancelled.set()
+                return Response(status_code=499)
         usage = {"completion_tokens": len(self.words)} if self.usage is None else self.usage
         choice = {"index": 0, "message": {"role": "assistant", "content": "".join(self.words)}}
         return JSONResponse({"object": "chat.completion", "choices": [choice], "usage": usage})

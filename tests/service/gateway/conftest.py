@@ -1,0 +1,103 @@
+"""A gateway before a model server that a test controls, a real chain, and an agent that pays."""
+
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from channel.client.policy import Policy, TokenLimits
+from channel.state.channel_state import ChannelState
+from service.client import PayingClient, open_client
+from service.config import load_config
+from service.devnet_file import devnet_settings
+from service.gateway.app import Gateway
+from service.gateway.upstream import Upstream
+from service.settings import Config
+from service.testing import TestChain
+from service.wiring import Parts, build_parts
+from tests.service.model_server import ModelServer, model_server
+from tests.service.serving import serve
+
+PRICE = 25
+
+
+class Running(msgspec.Struct):
+    """A gateway that answers."""
+
+    url: str
+    parts: Parts
+    gateway: Gateway
+
+    @property
+    def completions(self) -> str:
+        return f"{self.url}/v1/chat/completions"
+
+    async def channels(self) -> list[ChannelState]:
+        return await self.parts.ledger.list_channels()
+
+    async def channel(self) -> ChannelState:
+        """The one channel there is."""
+        (state,) = await self.channels()
+        return state
+
+
+RunGateway = Callable[..., AbstractAsyncContextManager[Running]]
+OpenAgent = Callable[..., AbstractAsyncContextManager[PayingClient]]
+
+
+@pytest.fixture
+async def model() -> AsyncIterator[ModelServer]:
+    async with model_server() as server:
+        yield server
+
+
+def build_config(devnet: TestChain, upstream: str, folder: Path, **settings: Any) -> Config:
+    """A gateway's settings; `section__name=value` changes one."""
+    defaults: dict[str, Any] = {
+        **devnet_settings(devnet.values),
+        "upstream.url": upstream,
+        "price.per_unit": PRICE,
+        "payment.realm": "tests",
+        "payment.secrets": ["a secret of thirty-two bytes, or more"],
+        "ledger.url": f"sqlite:///{folder / 'gateway.db'}",
+    }
+    flags = {name.replace("__", "."): value for name, value in settings.items()}
+    return load_config(None, environment={}, defaults=defaults, flags=flags)
+
+
+@pytest.fixture
+def run_gateway(devnet: TestChain, model: ModelServer, tmp_path: Path) -> RunGateway:
+    @contextlib.asynccontextmanager
+    async def run(**settings: Any) -> AsyncIterator[Running]:
+        config = build_config(devnet, model.url, tmp_path, **settings)
+        async with build_parts(config) as parts, Upstream.connect(config.upstream) as upstream:
+            gateway = Gateway(config, parts.engine, upstream, stop=lambda: None)
+            async with serve(gateway) as url:
+                yield Running(url, parts, gateway)
+
+    return run
+
+
+@pytest.fixture
+def open_agent(devnet: TestChain, tmp_path: Path) -> OpenAgent:
+    def open_(**policy: Any) -> AbstractAsyncContextManager[PayingClient]:
+        values = devnet.values
+        limits = TokenLimits(
+            chain_id=values.chain_id,
+            token=values.token,
+            unit_price_max={"llm_chunk": PRICE, "llm_token": PRICE},
+            deposit_max=10**6,
+            budget=10**6,
+        )
+        return open_client(
+            rpc_url=values.rpc_url,
+            private_key=values.accounts["payer"].private_key,
+            policy=Policy(limits=(limits,), allow_loopback_http=True, **policy),
+            store=tmp_path / "agent.db",
+        )
+
+    return open_
