@@ -12,6 +12,7 @@ for each test. Nothing but this file is imported for runs that use none of it.
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 import pytest
@@ -24,7 +25,29 @@ if TYPE_CHECKING:
     from service.testing.payer import TestPayer
     from service.testing.provider import TestProvider
 
-__all__ = ["devnet", "escrow", "payer", "provider", "token"]
+__all__ = [
+    "TestChain",
+    "TestPayer",
+    "TestProvider",
+    "devnet",
+    "escrow",
+    "payer",
+    "provider",
+    "token",
+]
+
+_HOMES = {
+    "TestChain": "service.testing.chain",
+    "TestPayer": "service.testing.payer",
+    "TestProvider": "service.testing.provider",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import the fixtures' types when they are named, in annotations say."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
 
 
 @pytest.fixture(scope="session")

@@ -11,12 +11,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route as Endpoint
 
+import service.testing
 from channel.errors import OfferRefusedError
 from channel.http import Price, Route
 from channel.types import Address
-from service.testing.chain import TestChain
-from service.testing.payer import TestPayer
-from service.testing.provider import JOKE, WORDS, TestProvider
+from service.testing import TestChain, TestPayer, TestProvider
+from service.testing.provider import JOKE, WORDS
 
 RICH = 1_000_000 * 10**6
 
@@ -114,6 +114,11 @@ async def test_the_provider_defends_itself(
     sweep = await asyncio.to_thread(provider.sweep)
     assert sweep.closed == 1
     assert await asyncio.to_thread(devnet.token_balance, provider.payee) == RICH + 250
+
+
+def test_the_types_can_be_named_for_annotations() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'TestNothing'"):
+        _ = service.testing.TestNothing
 
 
 # -- a plugin that costs nothing
