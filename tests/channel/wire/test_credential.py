@@ -323,15 +323,21 @@ def judge(text: bytes, *, quickly: bool) -> object:
 
 
 DEEP = """
-import sys
-from pathlib import Path
+import sys, threading
 from tests.channel.wire.test_credential import MalformedCredentialError, parse_credential, wire_of
 sys.setrecursionlimit(100_000)
-for text in ("[" * 45_000, '{"x":' * 9_000, '{"x":' + "[" * 45_000, '{"x":' + '{"":' * 11_000):
-    try:
-        parse_credential(wire_of(text))
-    except MalformedCredentialError:
-        print("refused")
+threading.stack_size(512 * 1024)  # as small as some systems make it
+
+def refuse():
+    for text in ("[" * 45_000, '{"x":' * 9_000, '{"x":' + "[" * 45_000, '{"x":' + '{"":' * 11_000):
+        try:
+            parse_credential(wire_of(text))
+        except MalformedCredentialError:
+            print("refused")
+
+thread = threading.Thread(target=refuse)
+thread.start()
+thread.join()
 """
 
 
