@@ -30,6 +30,7 @@ WALLET_SIGNATURE_BYTES_MAX: Final = 4096
 
 # Challenges.
 SECRET_BYTES_MIN: Final = 32
+GENUINE_CHALLENGES_MAX: Final = 4096
 CHALLENGE_LIFETIME_S: Final = 300
 
 # Escrow. The draft asks for ten minutes of grace; below it no channel is accepted.

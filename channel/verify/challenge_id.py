@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from hashlib import sha256
 
 from channel.errors import ConfigError, WireError
-from channel.limits import SECRET_BYTES_MIN
+from channel.limits import GENUINE_CHALLENGES_MAX, SECRET_BYTES_MIN
 from channel.wire.challenge import Challenge
 from channel.wire.encoding import encode_base64url
 
@@ -35,6 +35,7 @@ class ChallengeBinder:
         if not secrets or any(len(secret) < SECRET_BYTES_MIN for secret in secrets):
             raise ConfigError(f"challenge secrets must have at least {SECRET_BYTES_MIN} bytes")
         self._keys = tuple(_Key(secret) for secret in secrets)
+        self._genuine: dict[str, Challenge] = {}
 
     def bind(
         self,
@@ -63,15 +64,27 @@ class ChallengeBinder:
     def is_bound(self, challenge: Challenge) -> bool:
         """Whether we issued this challenge, and every bound slot is as we issued it.
 
-        Takes the same time wherever the ids differ, and computes the HMAC before it compares.
+        Takes the same time wherever the ids differ, and computes the HMAC before it compares. A
+        challenge found genuine before, the same in every field, is not computed again: a payer
+        echoes one with every voucher. Whoever hits upon a remembered id knew it.
         """
+        if self._genuine.get(challenge.id) == challenge:
+            return True
         slots = _join(challenge)
         if slots is None or not challenge.id.isascii():
             return False
         for key in self._keys:  # which secret it was is no secret, so the first match ends it
             if hmac.compare_digest(encode_base64url(key.digest(slots)), challenge.id):
+                self._remember(challenge)
                 return True
         return False
+
+    def _remember(self, challenge: Challenge) -> None:
+        """Keep a genuine challenge, whose size is ours to choose but for the description's."""
+        if challenge.description is None:
+            if len(self._genuine) >= GENUINE_CHALLENGES_MAX:
+                self._genuine.clear()
+            self._genuine[challenge.id] = challenge
 
 
 class _Key:

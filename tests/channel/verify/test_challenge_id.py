@@ -42,7 +42,7 @@ def bind(challenge: Challenge, binder: ChallengeBinder = BINDER) -> Challenge:
 
 @pytest.mark.parametrize("entry", WIRE["challenges"], ids=name_of)
 def test_golden_ids_are_mppxs(entry: Entry) -> None:
-    """0.1, AMB-02, CHAL-12: seven slots, eight when another header is advertised."""
+    """0.1, AMB-01, AMB-02, CHAL-12: seven slots, eight when another header is advertised."""
     (challenge,) = parse_challenges([entry["wire"]])
     assert entry["verifies"]
     assert entry["secretKey"] == WIRE["secretKey"]
@@ -73,6 +73,33 @@ def test_no_bound_slot_can_be_altered(challenge: Challenge, slot: str, text: str
 def test_the_description_is_not_bound(challenge: Challenge, text: str) -> None:
     """CHAL-13."""
     assert BINDER.is_bound(msgspec.structs.replace(bind(challenge), description=text))
+
+
+@given(challenges, st.sampled_from([*SLOTS, "id", "description"]), TEXT)
+def test_what_is_remembered_lets_nothing_altered_pass(
+    challenge: Challenge, slot: str, text: str
+) -> None:
+    """CHAL-05, F-31: a binder that has seen a challenge judges every other as a fresh one does."""
+    seen = ChallengeBinder([SECRET])
+    bound = bind(challenge)
+    assert seen.is_bound(bound)
+    assert seen.is_bound(bound)
+    altered = msgspec.structs.replace(bound, **{slot: text})
+    assert seen.is_bound(altered) == ChallengeBinder([SECRET]).is_bound(altered)
+
+
+def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """F-100: neither many challenges nor a long description, which anyone can add, is kept."""
+    monkeypatch.setattr("channel.verify.challenge_id.GENUINE_CHALLENGES_MAX", 3)
+    binder = ChallengeBinder([SECRET])
+    issued = [bind(Challenge("", f"r{number}", "evm", "session", "e30")) for number in range(8)]
+    for challenge in issued:
+        assert binder.is_bound(challenge)
+        assert binder.is_bound(msgspec.structs.replace(challenge, description="x" * 9999))
+        kept = binder._genuine.values()  # noqa: SLF001
+        assert len(kept) <= 3
+        assert all(known.description is None for known in kept)
+    assert all(binder.is_bound(challenge) for challenge in issued)
 
 
 def test_a_pipe_cannot_shift_the_slots() -> None:
