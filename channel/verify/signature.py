@@ -26,6 +26,7 @@ _ZERO = bytes(32)
 _V_EVEN = 27
 _V_ODD = 28
 _DIGEST_BYTES = 32
+_KEY_BYTES = 32
 _UNCOMPRESSED = 2  # SECP256K1_EC_UNCOMPRESSED
 _POINT_BYTES = 65
 
@@ -56,8 +57,7 @@ def recover(digest: bytes, signature: bytes) -> Address:
         InvalidSignatureError: Not canonical, or no key could have made it (F-17).
     """
     require_canonical(signature)
-    if len(digest) != _DIGEST_BYTES:  # C reads 32 bytes, whatever is there
-        raise ValueError("a digest has 32 bytes")
+    _require_digest(digest)
     parsed = ffi.new(_Signature)
     point = ffi.new(_PublicKey)
     context = GLOBAL_CONTEXT.ctx
@@ -69,6 +69,11 @@ def recover(digest: bytes, signature: bytes) -> Address:
     ):
         raise InvalidSignatureError("No key could have made this signature.")
     return _address_of_point(ffi.buffer(point)[:])
+
+
+def _require_digest(digest: bytes) -> None:
+    if len(digest) != _DIGEST_BYTES:  # C reads 32 bytes, whatever is there
+        raise ValueError("a digest has 32 bytes")
 
 
 @lru_cache(maxsize=16_384)
@@ -86,10 +91,21 @@ def sign(private_key: bytes, digest: bytes) -> bytes:
     """Return a canonical 65-byte signature: deterministic, low s, v of 27 or 28 (ENC-06).
 
     Raises:
-        ValueError: The key is out of range or the digest has not 32 bytes.
+        ValueError: The key is out of range, or key or digest have not 32 bytes.
     """
-    signature = PrivateKey(private_key).sign_recoverable(digest, hasher=None)
-    return signature[:64] + bytes((signature[64] + _V_EVEN,))
+    _require_digest(digest)
+    if len(private_key) != _KEY_BYTES:  # C reads 32 bytes, whatever is there
+        raise ValueError("a private key has 32 bytes")
+    context = GLOBAL_CONTEXT.ctx
+    made = ffi.new(_Signature)
+    if not lib.secp256k1_ecdsa_sign_recoverable(
+        context, made, digest, private_key, ffi.NULL, ffi.NULL
+    ):
+        raise ValueError("a private key is between 0 and the order of the curve")
+    compact = ffi.new("unsigned char[64]")
+    parity = ffi.new("int *")
+    lib.secp256k1_ecdsa_recoverable_signature_serialize_compact(context, compact, parity, made)
+    return bytes(ffi.buffer(compact)) + bytes((_V_EVEN + parity[0],))
 
 
 def address_of(private_key: bytes) -> Address:

@@ -122,7 +122,9 @@ def test_a_digest_has_32_bytes(digest: bytes) -> None:
         sign(KEY, digest)
 
 
-@pytest.mark.parametrize("key", [bytes(32), word(ORDER), word(2**256 - 1)])
+@pytest.mark.parametrize(
+    "key", [bytes(32), word(ORDER), word(2**256 - 1), b"", bytes(31), b"\1" * 33]
+)
 def test_a_key_out_of_range_signs_nothing(key: bytes) -> None:
     with pytest.raises(ValueError, match=r".+"):
         sign(key, DIGEST)
