@@ -3,14 +3,11 @@
 import asyncio
 from collections.abc import Collection
 
-from eth_account.signers.local import LocalAccount
-
 from channel.types import Address, ChannelFact, ChannelId, TxHash
 from settlement import abi
 from settlement.addresses import SALT, create2_address, escrow_init_code, factory_address
 from settlement.errors import ContractRevertedError, UntrustedEscrowError
 from settlement.escrow import EscrowReader
-from settlement.rpc import Rpc
 from settlement.tx_manager import TxManager
 
 __all__ = ["PayerAccount"]
@@ -41,11 +38,6 @@ class PayerAccount:
         self._factory = factory
         self._trusted = frozenset(trusted_escrows)
         self._spending_allowance = asyncio.Lock()
-
-    @classmethod
-    def from_key(cls, rpc: Rpc, account: LocalAccount) -> "PayerAccount":
-        """Pay from this key, trusting the escrows of this package's factory."""
-        return cls(TxManager(rpc, account))
 
     @property
     def chain_id(self) -> int:

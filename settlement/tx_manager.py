@@ -39,7 +39,7 @@ class TxLimits(msgspec.Struct, frozen=True, kw_only=True):
     mined_within_s: float = 90.0
     poll_min_s: float = 0.01
     poll_max_s: float = 2.0
-    resend_after_s: float = 15.0
+    resend_after_s: float = 5.0
     gas_margin_percent: int = 25
     """Above the estimate: the state may change before the transaction is mined."""
 

@@ -15,7 +15,7 @@ import msgspec
 from msgspec.structs import replace
 
 from channel.chain import ChannelCloser
-from channel.errors import OperatorError, PeerError, TransactionRevertedError
+from channel.errors import InvariantError, OperatorError, PeerError, TransactionRevertedError
 from channel.ledger.interface import Ledger
 from channel.state.channel_state import ChannelState
 from channel.state.commands import (
@@ -169,10 +169,10 @@ class ChannelWatcher:
         known = (state.deposit, state.settled, state.close_requested_at, state.is_finalized)
         if seen == known:
             return state
+        if fact.is_finalized and state.closing_with is not None:
+            return state  # our close, perhaps: it is recorded together with its transaction
         after = (await self._ledger.apply(state.key, [Observe(fact)])).require()
-        if after.is_finalized and after.spent > after.settled:
-            lost, name = after.spent - after.settled, after.key.channel_id.hex()
-            _log.error("channel %s ended with %d delivered and unpaid", name, lost)
+        _report_loss(after)
         return after
 
     async def _close_all(self, owed: Sequence[ChannelState], head: BlockRef) -> int:
@@ -215,14 +215,22 @@ class ChannelWatcher:
             state = (await self._ledger.apply(state.key, [commit])).require()
         voucher = state.closing_with
         if voucher is None:
-            return False
+            msg = "a close was decided without a voucher"
+            raise InvariantError(msg)
         # Durable by now: that this voucher is public, and that the channel is owed a close.
         result = await self._closer.close_channel(
             state.key, voucher.cumulative_amount, voucher.signature
         )
         record = RecordClose(fact=result.fact, tx_hash=result.tx_hash)
-        (await self._ledger.apply(state.key, [record])).require()
+        _report_loss((await self._ledger.apply(state.key, [record])).require())
         return True
+
+
+def _report_loss(state: ChannelState) -> None:
+    """Say so when a channel ended for less than was delivered (F-64)."""
+    if state.is_finalized and state.spent > state.settled:
+        name, lost = state.key.channel_id.hex(), state.spent - state.settled
+        _log.error("channel %s ended with %d delivered and unpaid", name, lost)
 
 
 def _must_close(state: ChannelState) -> bool:

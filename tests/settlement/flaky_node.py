@@ -4,16 +4,21 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Literal
+from typing import Any, Literal
 
-Fault = Literal["none", "hang", "drop", "swallow", "error", "garbage", "huge", "not rpc"]
+Fault = Literal[
+    "none", "hang", "drop", "swallow", "error", "refuse", "garbage", "huge", "not rpc", "a list"
+]
 """What happens to a request: nothing; no answer ever; the connection is cut before the node sees
-it, or after it did; HTTP 500; bytes that are not JSON; too many of them; JSON that is not RPC."""
+it, or after it did; HTTP 503; a JSON-RPC error; bytes that are not JSON; too many of them; JSON
+that is not RPC, or a list of it."""
 
 _BODIES: dict[Fault, bytes] = {
     "garbage": b"<html>busy</html>",
     "huge": b"[" * 200_000,
     "not rpc": b'{"jsonrpc":"2.0","id":0}',
+    "a list": b'["not", "rpc"]',
+    "refuse": b'{"jsonrpc":"2.0","id":0,"error":{"code":-32000,"message":"underpriced"}}',
 }
 
 
@@ -26,6 +31,10 @@ class FlakyNode:
         self.fault: Fault = "none"
         self.method = ""
         self.times = 10**9
+        self.lies: dict[str, Any] = {}
+        """Results by method, told in place of the node's own."""
+        self.errors: dict[str, Any] = {}
+        """Errors by method, in place of results."""
         self.seen: list[str] = []
         """Methods asked for, in order; those of a batch one by one."""
 
@@ -51,7 +60,7 @@ class FlakyNode:
     async def _serve_one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         request = await _read_message(reader)
         asked = json.loads(request.split(b"\r\n\r\n", 1)[1])
-        methods = [call["method"] for call in (asked if isinstance(asked, list) else [asked])]
+        methods = [call["method"] for call in _listed(asked)]
         fault = self._strike(methods)
         if fault == "drop":
             return False
@@ -69,9 +78,25 @@ class FlakyNode:
         upstream.close()
         if fault == "swallow":
             return False
+        if (self.lies.keys() | self.errors.keys()) & set(methods):
+            await _answer(writer, self._lie(asked, answer.split(b"\r\n\r\n", 1)[1]))
+            return True
         writer.write(answer)
         await writer.drain()
         return True
+
+    def _lie(self, asked: Any, body: bytes) -> bytes:
+        truth = json.loads(body)
+        for call, said in zip(_listed(asked), _listed(truth), strict=True):
+            if call["method"] in self.lies:
+                said["result"] = self.lies[call["method"]]
+            if call["method"] in self.errors:
+                said["error"] = self.errors[call["method"]]
+        return json.dumps(truth).encode()
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 async def _read_message(reader: asyncio.StreamReader) -> bytes:

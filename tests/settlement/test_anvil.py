@@ -75,6 +75,25 @@ async def test_a_real_program_on_the_path_is_used_and_npms_script_is_not(
     assert await find_anvil() == packaged
 
 
+async def test_a_machine_npm_has_no_anvil_for_is_told_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("platform.machine", lambda: "PDP-11")
+    with pytest.raises(AnvilError, match=r"linux-pdp-11.*put anvil on PATH"):
+        await find_anvil()
+
+
+async def test_a_chain_that_does_not_end_when_asked_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("settlement.anvil._STOP_TIMEOUT_S", 0.1)
+    body = 'trap "" TERM; echo Listening on 127.0.0.1:1; while :; do sleep 0.1; done'
+    anvil = await Anvil.start(_script(tmp_path / "anvil", body))
+    async with asyncio.timeout(5):
+        await anvil.stop()
+
+
 _PARENT = """
 import asyncio
 from settlement.anvil import Anvil, find_anvil

@@ -1,7 +1,9 @@
 """The devnet has everything a payment needs, fast, and can be handed over as one file."""
 
 import asyncio
+import signal
 import stat
+import sys
 import time
 from pathlib import Path
 
@@ -10,10 +12,13 @@ import pytest
 from eth_abi.abi import encode
 from eth_hash.auto import keccak
 
+from channel.errors import ChainUnavailableError
+from channel.types import Address
 from settlement import abi
 from settlement.addresses import PERMIT2, escrow_address, factory_address
 from settlement.devnet import ACCOUNTS, MULTICALL3, Devnet, DevnetValues, TokenChoice
 from settlement.errors import AnvilError
+from settlement.rpc import Rpc, RpcLimits
 
 _DOMAIN_SEPARATOR = abi.Function("DOMAIN_SEPARATOR()", ["bytes32"])
 _PERMIT2_DOMAIN = keccak(b"EIP712Domain(string name,uint256 chainId,address verifyingContract)")
@@ -93,6 +98,61 @@ async def test_blocks_come_by_the_clock_when_asked() -> None:
         assert await devnet.rpc.receipt(tx_hash) is None
         await devnet.mine()
         assert (await devnet.deployer.resume(tx_hash)).block_number == before + 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+async def test_as_a_process_it_ends_with_its_chain(number: signal.Signals, tmp_path: Path) -> None:
+    """Asked to stop, it stops in order; killed, its chain still does not outlive it."""
+    out = tmp_path / "devnet.json"
+    process = await asyncio.create_subprocess_exec(
+        *[sys.executable, "-m", "service.cli", "devnet", "--port", "0", "--json"],
+        *["--out", str(out)],
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    assert process.stdout is not None
+    said = b""
+    while not said.rstrip().endswith(b"}\n}"):
+        said += await process.stdout.readline()
+    url = msgspec.json.decode(said)["rpc_url"]
+    process.send_signal(number)
+    assert await process.wait() == (-number if number == signal.SIGKILL else 0)
+    assert await asyncio.to_thread(out.exists) == (number == signal.SIGKILL)
+    for _ in range(100):
+        try:
+            async with await Rpc.connect(url, limits=RpcLimits(read_attempts_max=1)):
+                await asyncio.sleep(0.02)
+        except ChainUnavailableError:
+            return
+    pytest.fail("the chain outlived its devnet")
+
+
+async def test_an_anvil_without_the_singletons_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("settlement.devnet.MULTICALL3", Address(b"\x01" * 20))
+    with pytest.raises(AnvilError, match="does not carry Permit2"):
+        async with Devnet.start():
+            pass
+
+
+def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "taken").mkdir()
+    values = asyncio.run(_start_and_stop())
+    with pytest.raises(OSError, match="taken"):
+        values.write(tmp_path / "taken")
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
+@pytest.mark.parametrize("token", ["usdc"])
+async def test_a_package_without_usdc_is_refused(
+    token: TokenChoice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def empty(*_: object, **__: object) -> Path:
+        return tmp_path
+
+    monkeypatch.setattr("settlement.usdc.npm_package", empty)
+    with pytest.raises(AnvilError, match="no usable SignatureChecker"):
+        async with Devnet.start(token=token):
+            pass
 
 
 async def _start_and_stop() -> DevnetValues:

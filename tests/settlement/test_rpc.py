@@ -68,7 +68,7 @@ async def test_a_read_is_tried_again(rpc: Rpc, node: FlakyNode, fault: Fault) ->
     assert node.seen == ["eth_blockNumber"] * 3
 
 
-@pytest.mark.parametrize("fault", ["drop", "error", "garbage", "hang", "huge", "not rpc"])
+@pytest.mark.parametrize("fault", ["drop", "error", "garbage", "hang", "huge", "not rpc", "a list"])
 async def test_tries_are_bounded_and_the_error_is_typed(
     rpc: Rpc, node: FlakyNode, fault: Fault
 ) -> None:
@@ -139,9 +139,19 @@ async def test_a_batch_keeps_the_order_and_raises_the_first_failure(
             [("eth_chainId", []), ("eth_call", [bad, "latest"]), ("eth_nonsense", [])]
         )
     assert caught.value.reason is RevertReason.CHANNEL_NOT_FOUND
-    node.fail("not rpc")
-    with pytest.raises(ChainUnavailableError, match="a batch"):
-        await rpc.read_batch([("eth_chainId", [])])
+    for fault in ("not rpc", "a list"):
+        node.fail(fault)
+        for size in (1, 2):
+            with pytest.raises(ChainUnavailableError, match="a batch"):
+                await rpc.read_batch([("eth_chainId", [])] * size)
+
+
+@pytest.mark.parametrize("error", ["busy", {"code": 3}, {"code": None, "message": None}])
+async def test_an_error_of_any_shape_is_typed(rpc: Rpc, node: FlakyNode, error: object) -> None:
+    """SEC-09."""
+    node.errors["eth_blockNumber"] = error
+    with pytest.raises((ChainUnavailableError, ContractRevertedError)):
+        await rpc.block_number()
 
 
 async def test_running_out_of_gas_is_a_refusal_by_the_contract(chain: Devnet) -> None:

@@ -18,10 +18,12 @@ from settlement.errors import (
 )
 from settlement.escrow import EscrowReader, ReaderLimits
 from settlement.payer import PayerAccount
+from settlement.rpc import Rpc
 from settlement.settler import EscrowSettler
 from settlement.tx_manager import TxLimits, TxManager
 from settlement.types import RevertReason
 from tests.settlement.channels import DEPOSIT, Channels
+from tests.settlement.flaky_node import flaky_node
 
 NOBODY = ChannelId(b"\x07" * 32)
 
@@ -284,3 +286,22 @@ async def test_a_close_that_loses_the_race_in_its_block_returns_the_winner(
     assert await transactions_of(chain, "payee") == sent + 2
     assert result.tx_hash == winner
     assert result.fact.settled == 9
+
+
+async def test_a_node_that_hides_the_channel_after_its_close_is_no_answer(
+    chain: Devnet, channels: Channels
+) -> None:
+    """F-72: the receipt is there, the state is not; the close is found when it is asked again."""
+    channel_id = await channels.open()
+    key = channels.key(channel_id)
+    async with (
+        flaky_node(chain.values.rpc_url) as node,
+        await Rpc.connect(node.url) as rpc,
+    ):
+        reader = EscrowReader(rpc, chain.values.escrow)
+        settler = EscrowSettler(reader, TxManager(rpc, chain.local_account("payee")))
+        node.lies["eth_call"] = "0x" + bytes(256).hex()
+        with pytest.raises(ChainUnavailableError, match="does not show the channel"):
+            await settler.close_channel(key, 0, b"")
+        node.lies.clear()
+        assert (await settler.close_channel(key, 0, b"")).fact.is_finalized

@@ -5,9 +5,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
+from eth_account import Account
 
 from channel.errors import ChainUnavailableError, ConfigError, SettlementPendingError
+from channel.types import Address
 from settlement import abi
+from settlement.anvil import Anvil, find_anvil
 from settlement.devnet import Devnet
 from settlement.errors import (
     ContractRevertedError,
@@ -210,3 +213,47 @@ async def test_nothing_is_broadcast_when_the_node_is_away_before(chain: Devnet) 
             await sender.send(chain.values.token, pay_one(chain))
         assert SEND not in node.seen
         assert await received(chain) == 0
+
+
+async def test_a_broadcast_the_node_refuses_leaves_the_nonce_free(chain: Devnet) -> None:
+    async with flaky_sender(chain) as (node, sender):
+        node.fail("refuse", method=SEND, times=1)
+        with pytest.raises(RpcRefusedError, match="underpriced"):
+            await sender.send(chain.values.token, pay_one(chain))
+        assert (await sender.send(chain.values.token, pay_one(chain))).is_success
+        assert await received(chain) == 1
+
+
+async def test_a_repeat_that_is_refused_does_not_end_the_wait(chain: Devnet) -> None:
+    """F-82: only a receipt says what became of it."""
+    async with flaky_sender(chain) as (node, sender), chain.mining_paused():
+        tx_hash = await sender.broadcast(chain.values.token, pay_one(chain))
+        node.fail("refuse", method=SEND)
+        waiting = asyncio.create_task(sender.resume(tx_hash))
+        await asyncio.sleep(0.2)
+        assert node.seen.count(SEND) > 1
+        await chain.mine()
+        assert (await waiting).is_success
+
+
+async def test_a_revert_is_final_also_when_nobody_can_say_why(chain: Devnet) -> None:
+    async with flaky_sender(chain) as (node, sender):
+        everything = abi.transfer.encode(chain.account("payee").address, 1_000_000 * 10**6)
+        async with chain.mining_paused():
+            await sender.broadcast(chain.values.token, everything)
+            second = await sender.broadcast(chain.values.token, everything)
+        node.fail("drop", method="eth_call")
+        with pytest.raises(ContractRevertedError) as caught:
+            await sender.resume(second)
+        assert (caught.value.reason, caught.value.tx_hash) == (RevertReason.UNKNOWN, second)
+
+
+async def test_a_chain_without_a_base_fee_is_refused() -> None:
+    """EIP-1559 is what fees are chosen by."""
+    async with (
+        await Anvil.start(await find_anvil(), ["--hardfork", "berlin"]) as anvil,
+        await Rpc.connect(anvil.url) as rpc,
+    ):
+        first = "0xac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80"
+        with pytest.raises(ConfigError, match="no base fee"):
+            await TxManager(rpc, Account.from_key(first)).send(Address(bytes(20)), b"")

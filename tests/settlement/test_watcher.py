@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from channel.chain import CloseResult
+from channel.errors import InvariantError
 from channel.ledger.sqlite import SqliteLedger
 from channel.state.channel_state import ChannelState, ReservationKind
 from channel.state.commands import (
@@ -26,6 +28,7 @@ from settlement.escrow import EscrowReader
 from settlement.payer import PayerAccount
 from settlement.rpc import Rpc, RpcLimits
 from settlement.settler import EscrowSettler
+from settlement.tx_manager import TxLimits, TxManager
 from settlement.watcher import ChannelWatcher, Sweep, WatchLimits
 from tests.settlement.channels import DEPOSIT, Channels, set_paused
 from tests.settlement.flaky_node import flaky_node
@@ -184,6 +187,7 @@ async def test_an_opening_that_a_reorg_took_back_freezes_and_thaws(
     opened_at = (await books.state(channel_id)).fact_block
     after = await chain.rpc.read("anvil_dumpState")
     await chain.revert(before)
+    assert (await watcher.sweep()).changed == 0  # a head below what we know: a node that lags
     await chain.mine(opened_at)
     await watcher.sweep()
     gone = await books.state(channel_id)
@@ -326,6 +330,52 @@ async def test_one_close_that_fails_does_not_stop_the_others(
     assert not (await books.state(bad)).is_finalized
 
 
+class BuggyCloser:
+    """A closer with a bug."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    async def close_channel(
+        self,
+        key: ChannelKey,  # noqa: ARG002
+        cumulative_amount: int,  # noqa: ARG002
+        signature: bytes,  # noqa: ARG002
+    ) -> CloseResult:
+        raise self._error
+
+
+async def test_a_close_that_is_not_mined_in_time_is_owed_still(
+    chain: Devnet, reader: EscrowReader, ledger: SqliteLedger, books: Books, account: PayerAccount
+) -> None:
+    """F-75: the decision stays, and the next sweep finds the same transaction."""
+    limits = TxLimits(mined_within_s=0.05, poll_max_s=0.01)
+    sender = TxManager(chain.rpc, chain.local_account("payee"), limits=limits)
+    watcher = ChannelWatcher(reader, ledger, EscrowSettler(reader, sender))
+    channel_id = await books.open(accepted=10, spent=10)
+    await request_close(chain, account, channel_id)
+    async with chain.mining_paused():
+        assert await watcher.sweep() == Sweep(read=1, changed=1, waiting=1)
+        state = await books.state(channel_id)
+        assert state.closing_with is not None
+        assert state.published == 10
+    assert await watcher.sweep() == Sweep(read=1, closed=1)
+    state = await books.state(channel_id)
+    assert state.settled == 10
+    assert len(state.close_tx) == 32  # for the payer's own retry (CLOSE-05)
+
+
+async def test_a_bug_is_not_caught(
+    chain: Devnet, reader: EscrowReader, ledger: SqliteLedger, books: Books, account: PayerAccount
+) -> None:
+    """An `InvariantError` stops the worker, from within many closes too."""
+    for _ in range(2):
+        await request_close(chain, account, await books.open(accepted=10, spent=10))
+    buggy = ChannelWatcher(reader, ledger, BuggyCloser(InvariantError("a bug")))
+    with pytest.raises(InvariantError, match="a bug"):
+        await buggy.run()
+
+
 # -- the loop
 
 
@@ -352,6 +402,7 @@ async def test_the_loop_goes_on_when_the_node_was_away(
             async with asyncio.timeout(5), ledger.watch(books.key(channel_id)) as watch:
                 while not (await books.state(channel_id)).is_finalized:
                     await watch.changed(1)
+            await asyncio.sleep(0.05)
         finally:
             loop.cancel()
             await asyncio.gather(loop, return_exceptions=True)
