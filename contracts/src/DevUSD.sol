@@ -169,7 +169,9 @@ contract DevUSD is ERC20, EIP712, Ownable, Pausable {
         bytes32 structHash,
         bytes memory signature
     ) private {
-        if (block.timestamp <= validAfter) revert AuthorizationNotYetValid(validAfter);
+        if (block.timestamp <= validAfter) {
+            revert AuthorizationNotYetValid(validAfter);
+        }
         if (block.timestamp >= validBefore) revert AuthorizationExpired(validBefore);
         if (authorizationState[from][nonce]) revert AuthorizationUsedOrCanceled(from, nonce);
         _requireSigned(from, structHash, signature);

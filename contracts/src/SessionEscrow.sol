@@ -3,8 +3,7 @@ pragma solidity 0.8.37;
 
 import {IERC20} from "@openzeppelin/contracts/token/ERC20/IERC20.sol";
 import {SafeERC20} from "@openzeppelin/contracts/token/ERC20/utils/SafeERC20.sol";
-import {ReentrancyGuardTransient} from
-    "@openzeppelin/contracts/utils/ReentrancyGuardTransient.sol";
+import {ReentrancyGuardTransient} from "@openzeppelin/contracts/utils/ReentrancyGuardTransient.sol";
 
 import {ChannelStore} from "./base/ChannelStore.sol";
 import {VoucherVerifier} from "./base/VoucherVerifier.sol";
@@ -369,9 +368,7 @@ contract SessionEscrow is ISessionEscrow, ChannelStore, VoucherVerifier, Reentra
             delta = cumulativeAmount - settled; // it is increasing
         }
         record.payeeSlot = ChannelSlots.packPayee(payee, cumulativeAmount, false);
-        emit Settled(
-            channelId, payerSlot.payer(), payee, cumulativeAmount, delta, cumulativeAmount
-        );
+        emit Settled(channelId, payerSlot.payer(), payee, cumulativeAmount, delta, cumulativeAmount);
     }
 
     /// @dev Ends the channel; the caller then owes `payee` the `delta` and `payer` the `refund`.
@@ -540,9 +537,10 @@ contract SessionEscrow is ISessionEscrow, ChannelStore, VoucherVerifier, Reentra
         bytes calldata signature
     ) private {
         uint256 balance = _balance();
-        IReceiveWithAuthorization(TOKEN).receiveWithAuthorization(
-            from, address(this), amount, validAfter, validBefore, nonce, signature
-        );
+        IReceiveWithAuthorization(TOKEN)
+            .receiveWithAuthorization(
+                from, address(this), amount, validAfter, validBefore, nonce, signature
+            );
         _requireReceived(balance, amount);
     }
 
@@ -556,18 +554,19 @@ contract SessionEscrow is ISessionEscrow, ChannelStore, VoucherVerifier, Reentra
         bytes calldata signature
     ) private {
         uint256 balance = _balance();
-        IPermit2(PERMIT2).permitWitnessTransferFrom(
-            IPermit2.PermitTransferFrom({
+        IPermit2(PERMIT2)
+            .permitWitnessTransferFrom(
+                IPermit2.PermitTransferFrom({
                 permitted: IPermit2.TokenPermissions({token: TOKEN, amount: amount}),
                 nonce: nonce,
                 deadline: deadline
             }),
-            IPermit2.SignatureTransferDetails({to: address(this), requestedAmount: amount}),
-            from,
-            witness,
-            witnessType,
-            signature
-        );
+                IPermit2.SignatureTransferDetails({to: address(this), requestedAmount: amount}),
+                from,
+                witness,
+                witnessType,
+                signature
+            );
         _requireReceived(balance, amount);
     }
 

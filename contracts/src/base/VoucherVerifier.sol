@@ -68,9 +68,8 @@ abstract contract VoucherVerifier is ISessionEscrow, EIP712 {
         view
         returns (bytes32)
     {
-        return _hashTypedDataV4(
-            keccak256(abi.encode(VOUCHER_TYPEHASH, channelId, cumulativeAmount))
-        );
+        return
+            _hashTypedDataV4(keccak256(abi.encode(VOUCHER_TYPEHASH, channelId, cumulativeAmount)));
     }
 
     function _hashEntries(BatchEntry[] calldata entries) internal pure returns (bytes32) {

@@ -216,8 +216,7 @@ interface ISessionEscrow {
     /// (ChannelFinalized), the caller is its payee (NotPayee), the voucher is above what was settled
     /// (AmountNotIncreasing), at most the deposit (AmountExceedsDeposit), and signed by the
     /// channel's signer (InvalidSignature; InsufficientGas when a wallet could not be asked).
-    function settle(bytes32 channelId, uint128 cumulativeAmount, bytes calldata signature)
-        external;
+    function settle(bytes32 channelId, uint128 cumulativeAmount, bytes calldata signature) external;
 
     /// @notice Settles with a voucher, ends the channel and refunds the payer, all at once. With a
     /// cumulative amount at or below what was settled nothing more is paid and no signature is

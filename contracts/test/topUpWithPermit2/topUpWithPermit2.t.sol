@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: MIT
+pragma solidity 0.8.37;
+
+import {ISessionEscrow} from "../../src/interfaces/ISessionEscrow.sol";
+import {Base} from "../Base.t.sol";
+
+contract TopUpWithPermit2Test is Base {
+    function submit(bytes32 channelId, uint128 amount, Permit memory p) private {
+        vm.prank(signer.addr);
+        escrow.topUpWithPermit2(channelId, amount, p.from, p.nonce, p.deadline, p.signature);
+    }
+
+    function test_RevertWhen_PermitIsForAnother(uint128 amount) external {
+        amount = uint128(bound(amount, 1, 1e18));
+        vm.assume(amount != 7);
+        bytes32 channelId = open();
+        bytes32 other = open("other", address(0));
+        Permit memory p = topUpPermit(payer, 7, channelId, 1);
+        vm.expectRevert();
+        submit(other, 7, p);
+        vm.expectRevert();
+        submit(channelId, amount, p);
+        p.from = stranger.addr;
+        vm.expectRevert();
+        submit(channelId, 7, p);
+    }
+
+    function test_RevertGiven_NoChannel(bytes32 channelId) external {
+        Permit memory p = topUpPermit(payer, 7, channelId, 1);
+        vm.expectRevert(ISessionEscrow.ChannelNotFound.selector);
+        submit(channelId, 7, p);
+    }
+
+    function test_RevertGiven_Finalized() external {
+        bytes32 channelId = finalizedChannel();
+        Permit memory p = topUpPermit(payer, 7, channelId, 1);
+        vm.expectRevert(ISessionEscrow.ChannelFinalized.selector);
+        submit(channelId, 7, p);
+    }
+
+    function test_RevertWhen_AmountIsOutOfBounds(uint128 amount) external {
+        amount = uint128(bound(amount, type(uint88).max - DEPOSIT + 1, type(uint128).max));
+        bytes32 channelId = open();
+        Permit memory p = topUpPermit(payer, 0, channelId, 1);
+        vm.expectRevert(ISessionEscrow.ZeroDeposit.selector);
+        submit(channelId, 0, p);
+        vm.expectRevert(ISessionEscrow.DepositOverflow.selector);
+        submit(channelId, amount, p);
+    }
+
+    function test_RevertGiven_SubmittedBefore() external {
+        bytes32 channelId = open();
+        Permit memory p = topUpPermit(payer, 7, channelId, 1);
+        submit(channelId, 7, p);
+        vm.expectRevert();
+        submit(channelId, 7, p);
+        assertEq(escrow.getChannel(channelId).deposit, DEPOSIT + 7);
+    }
+
+    function test_PayerCancelsPendingClose() external {
+        bytes32 channelId = open();
+        requestClose(channelId);
+        submit(channelId, 7, topUpPermit(payer, 7, channelId, 1));
+        assertEq(escrow.getChannel(channelId).closeRequestedAt, 0);
+    }
+
+    function test_NobodyElseCancelsPendingClose(uint128 amount) external {
+        amount = uint128(bound(amount, 1, 1e18));
+        bytes32 channelId = open();
+        requestClose(channelId);
+        uint64 askedAt = escrow.getChannel(channelId).closeRequestedAt;
+        submit(channelId, amount, topUpPermit(stranger, amount, channelId, 1));
+        assertEq(escrow.getChannel(channelId).closeRequestedAt, askedAt);
+        assertEq(escrow.getChannel(channelId).deposit, DEPOSIT + amount);
+    }
+
+    function test_RaisesDeposit(uint128 amount, uint256 nonce) external {
+        amount = uint128(bound(amount, 1, uint256(type(uint88).max) - DEPOSIT));
+        bytes32 channelId = open();
+        submit(channelId, amount, topUpPermit(payer, amount, channelId, nonce));
+        assertEq(escrow.getChannel(channelId).deposit, DEPOSIT + amount);
+        assertEq(token.balanceOf(address(escrow)), uint256(DEPOSIT) + amount);
+    }
+}
