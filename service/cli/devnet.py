@@ -55,6 +55,7 @@ async def _run(token: Token, port: int, out: Path, *, as_json: bool) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     async with Devnet.start(token=token.value, port=port, progress=_progress(began)) as devnet:
+        await asyncio.to_thread(_forget_earlier, out)
         await asyncio.to_thread(devnet.values.write, out)
         step("Devnet is ready", time.monotonic() - began)
         try:
@@ -62,6 +63,12 @@ async def _run(token: Token, port: int, out: Path, *, as_json: bool) -> None:
             await stopping.wait()
         finally:
             await asyncio.to_thread(out.unlink, missing_ok=True)
+
+
+def _forget_earlier(out: Path) -> None:
+    """Remove what gateway and agent kept of an earlier devnet of this name: its chain is gone."""
+    for kept in out.resolve().parent.glob(f"{out.stem}.*.db*"):
+        kept.unlink()
 
 
 def _print(values: DevnetValues, out: Path, *, as_json: bool) -> None:

@@ -5,7 +5,7 @@ alone. Colours and moving lines appear on a terminal only.
 """
 
 import sys
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 import msgspec
 from rich.console import Console
@@ -16,8 +16,16 @@ from service.errors import ChildError
 
 __all__ = ["OUT", "REPORT", "print_error", "print_json", "step"]
 
-OUT: Final = Console(highlight=False, soft_wrap=True)
-REPORT: Final = Console(stderr=True, highlight=False, soft_wrap=True)
+_PLAIN_WIDTH: Final = 160
+
+
+def _console(stream: TextIO, *, stderr: bool) -> Console:
+    width = None if stream.isatty() else _PLAIN_WIDTH  # a file has room for every column
+    return Console(stderr=stderr, highlight=False, soft_wrap=True, width=width)
+
+
+OUT: Final = _console(sys.stdout, stderr=False)
+REPORT: Final = _console(sys.stderr, stderr=True)
 
 
 def print_json(value: Any) -> None:

@@ -1,11 +1,190 @@
-"""`mpp-session pay`."""
+"""`mpp-session pay`: the agent as a command."""
 
-from typing import Final
+import asyncio
+from pathlib import Path
+from typing import Annotated, Any, Final
+from urllib.parse import urlsplit
+
+import msgspec
+import typer
+from rich.table import Table
+
+from channel.client.policy import Policy, TokenLimits
+from channel.types import Address, address
+from service.agent import PaidOutcome, Wallet, pay
+from service.amounts import TokenUnit
+from service.cli.output import OUT, REPORT, print_json
+from service.client import load_keystore
+from service.devnet_file import read_devnet
+from service.errors import CommandError
 
 __all__ = ["NAME", "command"]
 
 NAME: Final = "pay"
 
+_CHAT_PATH: Final = "/v1/chat/completions"
+_UNIT_TYPES: Final = ("llm_token", "llm_chunk", "request")
 
-def command() -> None:
-    """Say nothing yet."""
+
+def command(  # noqa: PLR0913 -- each is a flag
+    url: Annotated[
+        str, typer.Argument(help=f"What to pay for; without a path {_CHAT_PATH} is meant.")
+    ],
+    *,
+    prompt: Annotated[str | None, typer.Option(help="Ask a model this.")] = None,
+    json_body: Annotated[
+        str | None, typer.Option(help="Send this JSON instead, or @FILE, with POST.")
+    ] = None,
+    model: Annotated[str, typer.Option(help="Name of the model to ask.")] = "default",
+    max_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 256,
+    devnet: Annotated[
+        Path | None, typer.Option(help="Pay on a running devnet, as its account `payer`.")
+    ] = None,
+    rpc_url: Annotated[str | None, typer.Option(help="Node of the chain to pay on.")] = None,
+    chain_id: Annotated[int | None, typer.Option(help="That chain.")] = None,
+    token: Annotated[str | None, typer.Option(help="Token to pay in, 0x...")] = None,
+    keystore: Annotated[
+        Path | None, typer.Option(help="Encrypted key of the account that pays.")
+    ] = None,
+    password_file: Annotated[
+        Path | None, typer.Option(help="File whose first line decrypts it.")
+    ] = None,
+    price_max: Annotated[
+        int, typer.Option(help="Most to pay for one unit, in base units of the token.")
+    ] = 100,
+    deposit_max: Annotated[
+        int, typer.Option(help="Most to deposit in one channel, in base units.")
+    ] = 1_000_000,
+    store: Annotated[
+        Path | None, typer.Option(help="Where channels and signed amounts are kept.")
+    ] = None,
+    keep_open: Annotated[
+        bool, typer.Option("--keep-open", help="Do not close the channel: the next call uses it.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Ask, pay as the answer arrives, close, and say what it cost.
+
+    Nothing a server says can raise the limits given here. The account must hold the token, and
+    ether for gas.
+
+    \b
+    mpp-session pay http://127.0.0.1:8402 --devnet devnet.json --prompt "Who are you?"
+    mpp-session pay https://llm.example.com --prompt "Hello" --rpc-url https://node.example.com
+        --chain-id 8453 --token 0x8335... --keystore agent.json --password-file agent.password
+    """  # noqa: D301 -- \b keeps the examples' lines apart
+    content = _content(prompt, json_body, model, max_tokens)
+    target = url if urlsplit(url).path.strip("/") else url.rstrip("/") + _CHAT_PATH
+    if devnet is not None:
+        wallet = _devnet_wallet(devnet, price_max, deposit_max)
+    else:
+        chain = {"rpc-url": rpc_url, "chain-id": chain_id, "token": token}
+        files = {"keystore": keystore, "password-file": password_file}
+        wallet = _wallet(_require({**chain, **files}), price_max, deposit_max)
+    outcome = asyncio.run(
+        pay(
+            target,
+            content,
+            wallet,
+            store=store or wallet.store,
+            keep_open=keep_open,
+            show=(lambda _: None) if as_json else _show,
+        )
+    )
+    if as_json:
+        print_json(_row(outcome))
+    else:
+        _print(outcome, wallet.unit)
+    if not outcome.is_success:
+        raise CommandError(f"the server answered {outcome.status}")
+
+
+def _content(prompt: str | None, json_body: str | None, model: str, max_tokens: int) -> bytes:
+    if (prompt is None) == (json_body is None):
+        raise CommandError("give either --prompt or --json-body")
+    if json_body is None:
+        return msgspec.json.encode(
+            {
+                "model": model,
+                "messages": [{"role": "user", "content": prompt}],
+                "stream": True,
+                "max_tokens": max_tokens,
+            }
+        )
+    if not json_body.startswith("@"):
+        return json_body.encode()
+    try:
+        return Path(json_body[1:]).read_bytes()
+    except OSError as error:
+        raise CommandError(f"{json_body[1:]} cannot be read: {error.strerror}") from None
+
+
+def _devnet_wallet(path: Path, price_max: int, deposit_max: int) -> Wallet:
+    values = read_devnet(path)
+    return Wallet(
+        rpc_url=values.rpc_url,
+        private_key=values.accounts["payer"].private_key,
+        policy=_policy(values.chain_id, values.token, price_max, deposit_max),
+        unit=TokenUnit(values.token_symbol, values.token_decimals),
+        store=path.resolve().with_suffix(".agent.db"),
+    )
+
+
+def _wallet(given: dict[str, Any], price_max: int, deposit_max: int) -> Wallet:
+    try:
+        password = given["password-file"].read_text("utf-8").partition("\n")[0]
+        address_paid_in = address(bytes.fromhex(given["token"].removeprefix("0x")))
+    except (OSError, ValueError) as error:
+        raise CommandError(f"--password-file or --token: {error}") from None
+    return Wallet(
+        rpc_url=given["rpc-url"],
+        private_key=asyncio.run(load_keystore(given["keystore"], password)),
+        policy=_policy(given["chain-id"], address_paid_in, price_max, deposit_max),
+        unit=TokenUnit("base units", 0),
+        store=Path(typer.get_app_dir("mpp-session")) / "agent.db",
+    )
+
+
+def _require(given: dict[str, Any]) -> dict[str, Any]:
+    missing = [f"--{name}" for name, value in given.items() if value is None]
+    if missing:
+        raise CommandError(f"give --devnet, or also {', '.join(missing)}")
+    return given
+
+
+def _policy(chain_id: int, token: Address, price_max: int, deposit_max: int) -> Policy:
+    limits = TokenLimits(
+        chain_id=chain_id,
+        token=token,
+        unit_price_max=dict.fromkeys(_UNIT_TYPES, price_max),
+        deposit_max=deposit_max,
+        budget=deposit_max,
+    )
+    return Policy(limits=(limits,), allow_loopback_http=True)
+
+
+def _show(piece: str) -> None:
+    """Write model output as it comes, never as markup or control sequences."""
+    OUT.out("".join(c for c in piece if c.isprintable() or c in "\n\t"), end="", highlight=False)
+
+
+def _row(outcome: PaidOutcome) -> dict[str, Any]:
+    """Return the outcome for programs, amounts as text."""
+    amounts = ("paid", "deposit", "refunded")
+    fields = {name: getattr(outcome, name) for name in outcome.__struct_fields__}
+    return {**fields, **{name: str(fields[name]) for name in amounts}}
+
+
+def _print(outcome: PaidOutcome, unit: TokenUnit) -> None:
+    REPORT.print()
+    table = Table.grid(padding=(0, 2))
+    table.add_row("received", f"{outcome.units:,} units")
+    table.add_row("paid", unit.format(outcome.paid))
+    table.add_row("vouchers", f"{outcome.vouchers:,}")
+    table.add_row("deposit", unit.format(outcome.deposit))
+    if outcome.close_tx is not None:
+        table.add_row("refunded", unit.format(outcome.refunded))
+    for name, tx_hash in (("opened", outcome.open_tx), ("closed", outcome.close_tx)):
+        if tx_hash is not None:
+            table.add_row(name, f"0x{tx_hash.hex()}")
+    REPORT.print(table)

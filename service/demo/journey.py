@@ -18,7 +18,7 @@ from service.demo.report import Answer, DemoReport
 from service.errors import ChildError, CommandError
 from settlement.devnet import Devnet
 
-__all__ = ["PROMPTS", "UNIT_PRICE", "Screen", "run_demo"]
+__all__ = ["PROMPTS", "UNIT_PRICE", "AnswerScreen", "Screen", "run_demo"]
 
 PROMPTS: Final = (
     "What is the capital of France? Answer in one sentence.",

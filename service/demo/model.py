@@ -7,6 +7,7 @@ Prints `listening on URL` and serves until its standard input ends. Needs the de
 
 import importlib
 import importlib.util
+import os
 import sys
 from pathlib import Path
 from typing import Final
@@ -17,7 +18,8 @@ MODEL_NAME: Final = "SmolLM2-135M-Instruct"
 
 _CONTEXT_TOKENS: Final = 4096
 _PARALLEL: Final = 4
-_THREADS: Final = 2
+_THREADS: Final = max(1, (os.cpu_count() or 2) - 1)
+"""One processor is left to the gateway and the agent: llama.cpp waits for its threads spinning."""
 
 
 def find_model() -> Path:
