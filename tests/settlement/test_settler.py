@@ -7,13 +7,14 @@ import pytest
 from channel.errors import ChainUnavailableError, ConfigError, TransactionRevertedError
 from channel.types import Address, ChannelId, ChannelKey
 from settlement import abi
-from settlement.devnet import Devnet
+from settlement.devnet import Devnet, TokenChoice
 from settlement.errors import (
     AmountExceedsDepositRevertError,
     ChannelFinalizedRevertError,
     ChannelNotFoundRevertError,
     ContractRevertedError,
     InvalidSignatureRevertError,
+    TokenRefusedRevertError,
     TransactionPendingError,
 )
 from settlement.escrow import EscrowReader, ReaderLimits
@@ -22,7 +23,7 @@ from settlement.rpc import Rpc
 from settlement.settler import EscrowSettler
 from settlement.tx_manager import TxLimits, TxManager
 from settlement.types import RevertReason
-from tests.settlement.channels import DEPOSIT, Channels
+from tests.settlement.channels import DEPOSIT, Channels, set_paused
 from tests.settlement.flaky_node import flaky_node
 
 NOBODY = ChannelId(b"\x07" * 32)
@@ -305,3 +306,65 @@ async def test_a_node_that_hides_the_channel_after_its_close_is_no_answer(
             await settler.close_channel(key, 0, b"")
         node.lies.clear()
         assert (await settler.close_channel(key, 0, b"")).fact.is_finalized
+
+
+# -- whole lives, with our dollar and with Circle's
+
+
+@pytest.mark.parametrize("token", ["dusd", "usdc"])
+async def test_a_channel_lives_and_not_one_base_unit_is_lost(token: TokenChoice) -> None:
+    """CONTRACT-01 to 04 through the code that serves: open, settle, top up, settle, close."""
+    async with Devnet.start(token=token) as chain:
+        channels = Channels(chain, PayerAccount(chain.sender("payer")))
+        reader = EscrowReader(chain.rpc, chain.values.escrow)
+        settler = EscrowSettler(reader, chain.sender("payee"))
+        parties = (channels.terms.payer, channels.terms.payee, chain.values.escrow)
+        before = [await chain.token_balance(who) for who in parties]
+        channel_id = await channels.open(1_000)
+        key = channels.key(channel_id)
+        await settler.settle_channel(key, 300, channels.sign(channel_id, 300))
+        await channels.top_up(channel_id, 500)
+        await settler.settle_channel(key, 1_200, channels.sign(channel_id, 1_200))
+        result = await settler.close_channel(key, 1_350, channels.sign(channel_id, 1_350))
+        assert (result.fact.deposit, result.fact.settled) == (1_500, 1_350)
+        after = [await chain.token_balance(who) for who in parties]
+        assert [b - a for a, b in zip(before, after, strict=True)] == [-1_350, 1_350, 0]
+
+
+@pytest.mark.parametrize("token", ["dusd", "usdc"])
+async def test_a_payer_the_token_has_blacklisted_does_not_stop_the_payee(
+    token: TokenChoice,
+) -> None:
+    """F-86: the refund is held, the payee is paid, the channel ends."""
+    async with Devnet.start(token=token) as chain:
+        channels = Channels(chain, PayerAccount(chain.sender("payer")))
+        reader = EscrowReader(chain.rpc, chain.values.escrow)
+        settler = EscrowSettler(reader, chain.sender("payee"))
+        payee = channels.terms.payee
+        before = await chain.token_balance(payee)
+        channel_id = await channels.open(1_000)
+        blacklist = abi.Function("blacklist(address)").encode(channels.terms.payer)
+        await chain.deployer.send(chain.values.token, blacklist)
+        result = await settler.close_channel(
+            channels.key(channel_id), 400, channels.sign(channel_id, 400)
+        )
+        assert result.fact.is_finalized
+        assert await chain.token_balance(payee) == before + 400
+        assert await chain.token_balance(chain.values.escrow) == 600
+
+
+@pytest.mark.parametrize("token", ["dusd", "usdc"])
+async def test_a_token_that_refuses_says_so_in_words_or_not(token: TokenChoice) -> None:
+    """F-87, ERR-02: a pause is the token's refusal, told before any gas is spent."""
+    async with Devnet.start(token=token) as chain:
+        channels = Channels(chain, PayerAccount(chain.sender("payer")))
+        reader = EscrowReader(chain.rpc, chain.values.escrow)
+        settler = EscrowSettler(reader, chain.sender("payee"))
+        channel_id = await channels.open(1_000)
+        await set_paused(chain, on=True)
+        with pytest.raises(TokenRefusedRevertError) as caught:
+            await settler.settle_channel(
+                channels.key(channel_id), 400, channels.sign(channel_id, 400)
+            )
+        assert (caught.value.status, caught.value.tx_hash) == (402, None)
+        assert caught.value.text in ("", "Pausable: paused")

@@ -261,7 +261,10 @@ async def test_many_requested_closes_are_all_answered(
 async def test_what_runs_may_end_first_but_not_for_ever(
     watcher: ChannelWatcher, books: Books, chain: Devnet, account: PayerAccount
 ) -> None:
-    """Decision 8: a close waits for reservations, then ends them; a stream's becomes `spent`."""
+    """Decision 8: a close waits for reservations, then ends them; a stream's becomes `spent`.
+
+    F-111: how long it waits is told by the blocks, whatever this machine's clock says.
+    """
     channel_id = await books.open(accepted=50, spent=20)
     await books.reserve(channel_id, 30, name=b"s")
     await request_close(chain, account, channel_id)
