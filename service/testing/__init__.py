@@ -21,20 +21,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from channel.types import Address
-    from service.testing.chain import TestChain
-    from service.testing.payer import TestPayer
-    from service.testing.provider import TestProvider
+    from service.testing.chain import TestChain as TestChain
+    from service.testing.payer import TestPayer as TestPayer
+    from service.testing.provider import TestProvider as TestProvider
 
-__all__ = [
-    "TestChain",
-    "TestPayer",
-    "TestProvider",
-    "devnet",
-    "escrow",
-    "payer",
-    "provider",
-    "token",
-]
+__all__ = ["devnet", "escrow", "payer", "provider", "token"]
 
 _HOMES = {
     "TestChain": "service.testing.chain",
