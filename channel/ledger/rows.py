@@ -1,13 +1,13 @@
 """Row <-> value, without loss, and how an amount is stored.
 
-SQLite keeps an amount as 16 bytes, big-endian. What belongs together is one value: a ladder
-voucher is an amount followed by its signature (F-38), a channel's reservations are one blob.
-They are part of the channel's row because they change with it: a table of their own was
-measured at two more b-tree writes for each paid request.
+SQLite keeps an amount as 16 bytes, big-endian, PostgreSQL as NUMERIC(39,0). What belongs together
+is one value: a ladder voucher is an amount followed by its signature (F-38), a channel's
+reservations are one blob. They are part of the channel's row because they change with it: a row
+of their own for each would be two more b-tree writes for each paid request.
 """
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -24,6 +24,8 @@ from channel.types import ChannelKey, ChannelTerms, address, channel_id
 
 __all__ = [
     "account_values",
+    "amount_bytes",
+    "bytes_amount",
     "chain_values",
     "channel_from_row",
     "decode_reservations",
@@ -31,6 +33,7 @@ __all__ = [
     "earliest_lease",
     "encode_reservations",
     "encode_voucher",
+    "is_same_for_chain",
     "key_values",
     "request_from_row",
     "request_values",
@@ -46,7 +49,20 @@ _headers_encoder = msgspec.msgpack.Encoder()
 _headers_decoder = msgspec.msgpack.Decoder(tuple[tuple[bytes, bytes], ...])
 
 
-def account_values(state: ChannelState) -> list[Any]:
+def amount_bytes(amount: int) -> bytes:
+    """Return an amount as SQLite keeps it: 16 bytes that sort as the number does."""
+    return amount.to_bytes(_AMOUNT_BYTES, "big")
+
+
+def bytes_amount(value: bytes) -> int:
+    """Return the amount, or raise `ValueError`."""
+    if len(value) != _AMOUNT_BYTES:
+        msg = f"an amount has {_AMOUNT_BYTES} bytes, not {len(value)}"
+        raise ValueError(msg)
+    return int.from_bytes(value, "big")
+
+
+def account_values(state: ChannelState, encode: Callable[[int], Any] = amount_bytes) -> list[Any]:
     """Return what nearly every voucher changes: ladder, accepted, spent, published, active_at."""
     highest = encode_voucher(state.highest)
     below, above = state.at_or_below_spent, state.above_spent
@@ -54,19 +70,19 @@ def account_values(state: ChannelState) -> list[Any]:
         highest,
         None if below is None else encode_voucher(below),
         highest if above is state.highest else (None if above is None else encode_voucher(above)),
-        state.accepted.to_bytes(_AMOUNT_BYTES, "big"),
-        state.spent.to_bytes(_AMOUNT_BYTES, "big"),
-        state.published.to_bytes(_AMOUNT_BYTES, "big"),
+        encode(state.accepted),
+        encode(state.spent),
+        encode(state.published),
         state.active_at,
     ]
 
 
-def chain_values(state: ChannelState) -> list[Any]:
+def chain_values(state: ChannelState, encode: Callable[[int], Any] = amount_bytes) -> list[Any]:
     """Return what the chain said, and our own close."""
     closing_with = state.closing_with
     return [
-        state.deposit.to_bytes(_AMOUNT_BYTES, "big"),
-        state.settled.to_bytes(_AMOUNT_BYTES, "big"),
+        encode(state.deposit),
+        encode(state.settled),
         state.close_requested_at,
         state.is_finalized,
         state.fact_block,
@@ -86,33 +102,35 @@ def term_values(terms: ChannelTerms) -> list[bytes]:
     return [terms.payer, terms.payee, terms.token, terms.authorized_signer]
 
 
-def channel_from_row(row: Row) -> tuple[int, ChannelState]:
+def channel_from_row(
+    row: Row, decode: Callable[[Any], int] = bytes_amount
+) -> tuple[int, ChannelState]:
     """Return the row's id and its channel, from the columns of `select_channel`.
 
     Raises:
         InvariantError: The row is not one that was written here.
     """
     try:
-        return row[0], _channel_from_row(row)
+        return row[0], _channel_from_row(row, decode)
     except (ValueError, TypeError, struct.error) as error:
         raise InvariantError(f"row {row[0]} of the ledger cannot be read: {error}") from error
 
 
-def _channel_from_row(row: Row) -> ChannelState:
+def _channel_from_row(row: Row, decode: Callable[[Any], int]) -> ChannelState:
     return ChannelState(
         key=ChannelKey(row[1], address(row[2]), channel_id(row[3])),
         terms=ChannelTerms(address(row[4]), address(row[5]), address(row[6]), address(row[7])),
-        deposit=_amount(row[8]),
-        settled=_amount(row[9]),
+        deposit=decode(row[8]),
+        settled=decode(row[9]),
         close_requested_at=row[10],
         is_finalized=bool(row[11]),
         fact_block=row[12],
         is_closing=bool(row[13]),
         closing_with=None if row[14] is None else decode_voucher(row[14]),
         close_tx=row[15],
-        accepted=_amount(row[16]),
-        spent=_amount(row[17]),
-        published=_amount(row[18]),
+        accepted=decode(row[16]),
+        spent=decode(row[17]),
+        published=decode(row[18]),
         active_at=row[19],
         highest=decode_voucher(row[20]),
         at_or_below_spent=None if row[21] is None else decode_voucher(row[21]),
@@ -123,12 +141,12 @@ def _channel_from_row(row: Row) -> ChannelState:
 
 def encode_voucher(voucher: LadderVoucher) -> bytes:
     """Return amount and signature as one value."""
-    return voucher.cumulative_amount.to_bytes(_AMOUNT_BYTES, "big") + voucher.signature
+    return amount_bytes(voucher.cumulative_amount) + voucher.signature
 
 
 def decode_voucher(value: bytes) -> LadderVoucher:
     """Return the voucher, or raise `ValueError`."""
-    return LadderVoucher(_amount(value[:_AMOUNT_BYTES]), value[_AMOUNT_BYTES:])
+    return LadderVoucher(bytes_amount(value[:_AMOUNT_BYTES]), value[_AMOUNT_BYTES:])
 
 
 def encode_reservations(reservations: Sequence[Reservation]) -> bytes | None:
@@ -142,7 +160,7 @@ def encode_reservations(reservations: Sequence[Reservation]) -> bytes | None:
                 held.is_replaced,
                 len(held.reservation_id),
                 held.lease_expires_at,
-                held.amount.to_bytes(_AMOUNT_BYTES, "big"),
+                amount_bytes(held.amount),
             )
             + held.reservation_id
             for held in reservations
@@ -164,12 +182,26 @@ def decode_reservations(value: bytes) -> tuple[Reservation, ...]:
             Reservation(
                 reservation_id=value[at - id_bytes : at],
                 kind=ReservationKind(kind),
-                amount=_amount(amount),
+                amount=bytes_amount(amount),
                 lease_expires_at=lease,
                 is_replaced=bool(is_replaced),
             )
         )
     return tuple(found)
+
+
+def is_same_for_chain(old: ChannelState, new: ChannelState) -> bool:
+    """Whether `chain_values` are the same: `replace` keeps the very values it does not change."""
+    return (
+        old.deposit is new.deposit
+        and old.settled is new.settled
+        and old.fact_block is new.fact_block
+        and old.close_requested_at is new.close_requested_at
+        and old.is_finalized is new.is_finalized
+        and old.is_closing is new.is_closing
+        and old.closing_with is new.closing_with
+        and old.close_tx is new.close_tx
+    )
 
 
 def earliest_lease(reservations: Sequence[Reservation]) -> int | None:
@@ -200,10 +232,3 @@ def request_from_row(route: str, idempotency_key: str, row: Row) -> RequestRecor
     if status is None:
         return RequestRecord(claim, None)
     return RequestRecord(claim, StoredResponse(status, _headers_decoder.decode(headers), body))
-
-
-def _amount(value: bytes) -> int:
-    if len(value) != _AMOUNT_BYTES:
-        msg = f"an amount has {_AMOUNT_BYTES} bytes, not {len(value)}"
-        raise ValueError(msg)
-    return int.from_bytes(value, "big")

@@ -19,6 +19,7 @@ from channel.ledger.rows import (
     channel_from_row,
     earliest_lease,
     encode_reservations,
+    is_same_for_chain,
     key_values,
     request_from_row,
     request_values,
@@ -164,7 +165,7 @@ class SqliteBooks:
             held = encode_reservations(state.reservations)
             lease = earliest_lease(state.reservations)
             values = account_values(state)
-            if not _is_same_for_chain(old, state):
+            if not is_same_for_chain(old, state):
                 channels.append([held, lease, *values, *chain_values(state), ids[key]])
             elif lease != earliest_lease(old.reservations):
                 leases.append([held, lease, *values, ids[key]])
@@ -234,20 +235,6 @@ def _write_requests(
         connection.executemany(_SQL["upsert_request"], upserts)
     if deletes:
         connection.executemany(_SQL["delete_request"], deletes)
-
-
-def _is_same_for_chain(old: ChannelState, new: ChannelState) -> bool:
-    """Whether only the accounts differ: `replace` keeps the very values it does not change."""
-    return (
-        old.deposit is new.deposit
-        and old.settled is new.settled
-        and old.fact_block is new.fact_block
-        and old.close_requested_at is new.close_requested_at
-        and old.is_finalized is new.is_finalized
-        and old.is_closing is new.is_closing
-        and old.closing_with is new.closing_with
-        and old.close_tx is new.close_tx
-    )
 
 
 def _key(row: Sequence[Any]) -> ChannelKey:

@@ -41,6 +41,10 @@ class SqliteConnection(aiosqlite.Connection):
     batch is one function that runs over there, not one call for each of its statements.
     """
 
+    async def ended(self) -> None:
+        """Wait for the thread after a failed start: it still answers to this event loop."""
+        await asyncio.to_thread(self._thread.join)
+
     async def run(
         self,
         work: Callable[Concatenate[sqlite3.Connection, P], T],
@@ -81,6 +85,7 @@ async def connect(path: Path) -> SqliteConnection:
     try:
         await connection
     except sqlite3.Error as error:
+        await connection.ended()
         raise ConfigError(f"the ledger {path} cannot be opened: {error}") from error
     try:
         await connection.run(_prepare)

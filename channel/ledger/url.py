@@ -5,6 +5,7 @@ from urllib.parse import unquote, urlsplit
 
 from channel.errors import ConfigError
 from channel.ledger.interface import Ledger
+from channel.ledger.postgres import PostgresLedger
 from channel.ledger.sqlite import SqliteLedger
 
 __all__ = ["open_ledger"]
@@ -14,7 +15,8 @@ async def open_ledger(url: str, *, exclusive: bool) -> Ledger:
     """Open the ledger a URL names.
 
     `sqlite:///relative/path`, `sqlite:////absolute/path` or `postgresql://...`. `exclusive` is
-    for the gateway: on SQLite it takes the file for itself among gateways.
+    for the gateway: on SQLite it takes the file for itself among gateways. On PostgreSQL any
+    number of gateways may open it.
 
     Raises:
         ConfigError: No such kind of ledger; or one in memory, which a restart would empty of
@@ -24,6 +26,8 @@ async def open_ledger(url: str, *, exclusive: bool) -> Ledger:
     parts = urlsplit(url)
     if parts.scheme == "sqlite":
         return await SqliteLedger.open(_sqlite_path(url), exclusive=exclusive)
+    if parts.scheme in {"postgresql", "postgres"}:
+        return await PostgresLedger.open(url)
     raise ConfigError(f"a ledger's URL begins with sqlite:/// or postgresql://, not {parts.scheme}")
 
 

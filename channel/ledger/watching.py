@@ -42,8 +42,9 @@ class Watchers:
     def __len__(self) -> int:
         return self._count
 
-    def __contains__(self, key: ChannelKey) -> bool:
-        return key in self._by_key
+    def keys(self) -> list[ChannelKey]:
+        """Return the channels somebody waits for."""
+        return list(self._by_key)
 
     @asynccontextmanager
     async def watch(self, key: ChannelKey) -> AsyncIterator[Watcher]:

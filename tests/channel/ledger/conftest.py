@@ -1,13 +1,16 @@
 """One ledger for each backend: every test of the promise runs on all of them (habit 10)."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
 from typing import Protocol
 
 import pytest
 
 from channel.ledger.interface import Ledger
-from channel.ledger.sqlite import SqliteLedger
+from channel.ledger.url import open_ledger as open_by_url
+from tests.postgres import postgres_server, postgres_url
+
+__all__ = ["OpenLedger", "ledger", "ledger_url", "open_ledger", "postgres_server", "postgres_url"]
 
 
 class OpenLedger(Protocol):
@@ -16,21 +19,21 @@ class OpenLedger(Protocol):
     def __call__(self, *, exclusive: bool = False) -> Awaitable[Ledger]: ...
 
 
-def sqlite_opener(folder: Path) -> Callable[..., Awaitable[Ledger]]:
-    async def open_one(*, exclusive: bool = False) -> Ledger:
-        return await SqliteLedger.open(folder / "ledger.db", exclusive=exclusive)
+@pytest.fixture(params=["sqlite", "postgres"])
+def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database of each kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'ledger.db'}"
+    return str(request.getfixturevalue("postgres_url"))
 
-    return open_one
 
-
-@pytest.fixture(params=["sqlite"])
-async def open_ledger(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[OpenLedger]:
+@pytest.fixture
+async def open_ledger(ledger_url: str) -> AsyncIterator[OpenLedger]:
     """How to open a ledger; all that were opened are closed in the end."""
-    opener = {"sqlite": sqlite_opener}[request.param](tmp_path)
     opened: list[Ledger] = []
 
     async def open_one(*, exclusive: bool = False) -> Ledger:
-        ledger = await opener(exclusive=exclusive)
+        ledger = await open_by_url(ledger_url, exclusive=exclusive)
         opened.append(ledger)
         return ledger
 

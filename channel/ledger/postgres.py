@@ -1,0 +1,233 @@
+"""The ledger in PostgreSQL: many processes on many machines (decision 9)."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Final, TypeVar
+
+import asyncpg
+
+from channel.errors import LedgerUnavailableError
+from channel.ledger import postgres_connection as pg
+from channel.ledger.batch import Job
+from channel.ledger.group_commit import GroupCommit
+from channel.ledger.interface import Applied, ConsumeProof, RequestUpdate
+from channel.ledger.postgres_books import SQL, Conflict, PostgresBooks, key_of_row, state_of_row
+from channel.ledger.rows import key_values
+from channel.ledger.watching import Watcher, Watchers
+from channel.limits import (
+    CHANNELS_PER_PAGE_MAX,
+    COMMIT_TRIES_MAX,
+    LEDGER_REMOTE_POLL_S,
+    PRUNE_BATCH_MAX,
+)
+from channel.state.channel_state import ChannelState
+from channel.state.commands import Command, EndReservations, ExpireReservations
+from channel.types import ChannelKey
+
+__all__ = ["PostgresLedger"]
+
+T = TypeVar("T")
+
+_FAR_FUTURE: Final = 2**63 - 1
+_AGAIN: Final = (
+    Conflict,
+    asyncpg.DeadlockDetectedError,
+    asyncpg.SerializationError,
+    asyncpg.UniqueViolationError,
+)
+"""Another worker was faster; the transaction changed nothing and is run again."""
+
+
+class PostgresLedger:
+    """See `interface.Ledger`. Make one with `open`.
+
+    Writes and reads have a connection each, opened again when it is lost; a third one listens.
+    """
+
+    def __init__(self, dsn: str, notify_on: str) -> None:
+        self._dsn = dsn
+        self._books = PostgresBooks(notify_on)
+        self._commits: GroupCommit[Job, Applied] = GroupCommit(self._commit)
+        self._loads: GroupCommit[ChannelKey, ChannelState | None] = GroupCommit(self._load)
+        self._watchers = Watchers()
+        self._listener = pg.Listener(
+            dsn, notify_on, on_notice=self._on_notice, on_gap=self._watchers.wake_all
+        )
+        self._writer: asyncpg.Connection | None = None
+        self._reader: asyncpg.Connection | None = None
+        self._reading = asyncio.Lock()
+        self._poll: asyncio.Task[None] | None = None
+        self._is_closed = False
+
+    @classmethod
+    async def open(cls, dsn: str) -> "PostgresLedger":
+        """Open the ledger. Any number of gateways may; leases tell whose owner has died.
+
+        Raises:
+            ConfigError: The server does not make commits durable, or a newer version of this
+                program wrote the tables.
+            LedgerUnavailableError: The server does not answer.
+        """
+        connection = await pg.connect(dsn)
+        try:
+            await pg.require_durable(connection)
+            await pg.require_schema(connection)
+            ledger = cls(dsn, await pg.notification_channel(connection))
+        except pg.FAILURES as error:
+            raise LedgerUnavailableError(f"PostgreSQL: {error}") from error
+        finally:
+            await connection.close()
+        await ledger._listener.start()
+        return ledger
+
+    async def load(self, key: ChannelKey) -> ChannelState | None:
+        """See `interface.Ledger.load`."""
+        return await self._loads.submit(key)
+
+    async def apply(
+        self,
+        key: ChannelKey,
+        commands: Sequence[Command],
+        *,
+        request: RequestUpdate | None = None,
+        proof: ConsumeProof | None = None,
+    ) -> Applied:
+        """See `interface.Ledger.apply`."""
+        return await self._commits.submit(Job(key, tuple(commands), request, proof))
+
+    @asynccontextmanager
+    async def watch(self, key: ChannelKey) -> AsyncIterator[Watcher]:
+        """See `interface.Ledger.watch`."""
+        async with self._watchers.watch(key) as watcher:
+            if self._poll is None:
+                self._poll = asyncio.create_task(self._poll_for_others())
+            yield watcher
+
+    async def list_channels(
+        self, *, after: ChannelKey | None = None, limit: int = 1000, open_only: bool = False
+    ) -> list[ChannelState]:
+        """See `interface.Ledger.list_channels`."""
+        start = (-1, b"", b"") if after is None else key_values(after)
+        limit = min(limit, CHANNELS_PER_PAGE_MAX)
+        rows = await self._read(
+            lambda connection: connection.fetch(SQL["select_page"], *start, limit, open_only)
+        )
+        return [state_of_row(row) for row in rows]
+
+    async def expire_reservations(self, now: int) -> int:
+        """See `interface.Ledger.expire_reservations`."""
+        return await self._end_leased(now, ExpireReservations(now))
+
+    async def end_all_reservations(self) -> int:
+        """See `interface.Ledger.end_all_reservations`."""
+        return await self._end_leased(_FAR_FUTURE, EndReservations())
+
+    async def prune(self, now: int) -> int:
+        """See `interface.Ledger.prune`."""
+        dropped = 0
+        while True:
+            done = await self._read(
+                lambda connection: connection.execute(
+                    SQL["delete_expired_requests"], now, PRUNE_BATCH_MAX
+                )
+            )
+            step = int(done.rpartition(" ")[2])
+            dropped += step
+            if step < PRUNE_BATCH_MAX:
+                return dropped
+
+    async def close(self) -> None:
+        """See `interface.Ledger.close`."""
+        await self._commits.close()
+        await self._loads.close()
+        self._is_closed = True
+        if self._poll is not None:
+            self._poll.cancel()
+        await self._listener.close()
+        async with self._reading:
+            for connection in (self._writer, self._reader):
+                if connection is not None:
+                    with suppress(*pg.FAILURES):
+                        await connection.close()
+
+    async def _commit(self, jobs: list[Job]) -> Sequence[Applied | Exception]:
+        """Commit a batch. A connection that is lost during the commit leaves its outcome open."""
+        try:
+            for _ in range(COMMIT_TRIES_MAX):
+                if self._writer is None or self._writer.is_closed():
+                    self._writer = await pg.connect(self._dsn)
+                try:
+                    results, changed = await self._books.write_batch(self._writer, jobs)
+                except _AGAIN:
+                    self._books.forget()
+                else:
+                    self._watchers.wake(changed)
+                    return results
+        except pg.FAILURES as error:
+            self._books.forget()
+            raise LedgerUnavailableError(f"PostgreSQL: {error}") from error
+        raise LedgerUnavailableError("Other workers changed the same channels again and again.")
+
+    async def _load(self, keys: list[ChannelKey]) -> Sequence[ChannelState | Exception | None]:
+        found = await self._read(lambda connection: self._books.load(connection, keys))
+        states: list[ChannelState | Exception | None] = []
+        for key in keys:
+            entry = found.get(key)
+            states.append(entry[2] if isinstance(entry, tuple) else entry)
+        return states
+
+    async def _read(self, work: Callable[[asyncpg.Connection], Awaitable[T]]) -> T:
+        async with self._reading:
+            if self._is_closed:
+                raise LedgerUnavailableError("The ledger is closed.")
+            try:
+                if self._reader is None or self._reader.is_closed():
+                    self._reader = await pg.connect(self._dsn)
+                return await work(self._reader)
+            except pg.FAILURES as error:
+                raise LedgerUnavailableError(f"PostgreSQL: {error}") from error
+
+    async def _end_leased(self, until: int, command: Command) -> int:
+        ended = 0
+        while True:
+            rows = await self._read(
+                lambda connection: connection.fetch(
+                    SQL["select_leased"], until, CHANNELS_PER_PAGE_MAX
+                )
+            )
+            await asyncio.gather(*[self.apply(key_of_row(row), [command]) for row in rows])
+            ended += len(rows)
+            if len(rows) < CHANNELS_PER_PAGE_MAX:
+                return ended
+
+    def _on_notice(self, row_id: int) -> None:
+        key = self._books.key_of(row_id)
+        if key is None:  # somebody waits for a channel this worker never read: look at all
+            self._watchers.wake_all()
+        else:
+            self._watchers.wake([key])
+
+    async def _poll_for_others(self) -> None:
+        """While anybody waits, look at the watched rows: a notice may be lost or never sent."""
+        seen: dict[ChannelKey, int] = {}
+        try:
+            while len(self._watchers):
+                await asyncio.sleep(LEDGER_REMOTE_POLL_S)
+                with suppress(LedgerUnavailableError):
+                    newest = await self._revisions(self._watchers.keys())
+                    self._watchers.wake(
+                        [key for key, revision in newest.items() if seen.get(key) != revision]
+                    )
+                    seen = newest
+        finally:
+            self._poll = None
+
+    async def _revisions(self, keys: list[ChannelKey]) -> dict[ChannelKey, int]:
+        columns = [list(column) for column in zip(*map(key_values, keys), strict=True)]
+        if not columns:
+            return {}
+        rows = await self._read(
+            lambda connection: connection.fetch(SQL["select_revisions"], *columns)
+        )
+        return {key_of_row(row[:3]): row[3] for row in rows}

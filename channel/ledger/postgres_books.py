@@ -1,0 +1,264 @@
+"""One batch on PostgreSQL: lock rows in order, call `decide`, write rows, commit.
+
+A state is kept in memory with its row's `revision`. A batch locks its rows first and learns
+their revisions; only what is older in memory is read again.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+import asyncpg
+
+from channel.errors import InvariantError
+from channel.ledger.batch import Books, Job, ProofId, RequestId, decide, proof_id, request_id
+from channel.ledger.cache import Cache
+from channel.ledger.interface import Applied, StoreResponse
+from channel.ledger.queries import load_queries
+from channel.ledger.rows import (
+    account_values,
+    chain_values,
+    channel_from_row,
+    earliest_lease,
+    encode_reservations,
+    is_same_for_chain,
+    key_values,
+    request_from_row,
+    request_values,
+    term_values,
+)
+from channel.limits import CHANNELS_CACHED_MAX
+from channel.state.channel_state import ChannelState, ReservationKind
+from channel.types import Address, ChannelId, ChannelKey, TxHash
+
+__all__ = ["SQL", "Conflict", "PostgresBooks", "key_of_row", "state_of_row"]
+
+SQL: Final = load_queries("postgres")
+_REVISION: Final = 24  # its column in select_channels
+
+Entry = tuple[int, int, ChannelState]
+"""A row's id and revision, and the state it holds."""
+
+
+class Conflict(Exception):  # noqa: N818 - no error: the batch is decided again
+    """Another worker inserted the same channel first."""
+
+
+class PostgresBooks:
+    """The states of channels used last, and how a batch is run on a connection."""
+
+    def __init__(self, notify_on: str, channels_cached_max: int = CHANNELS_CACHED_MAX) -> None:
+        self._cache: Cache[ChannelKey, Entry] = Cache(channels_cached_max)
+        self._keys: Cache[int, ChannelKey] = Cache(channels_cached_max)
+        self._notify_on = notify_on
+
+    def peek(self, key: ChannelKey) -> ChannelState | None:
+        """Return a state as it was durable when last seen."""
+        found = self._cache.get(key)
+        return None if found is None else found[2]
+
+    def key_of(self, row_id: int) -> ChannelKey | None:
+        """Return whose row this is, if it was used lately."""
+        return self._keys.peek(row_id)
+
+    def forget(self) -> None:
+        """Trust nothing in memory any more."""
+        self._cache.clear()
+
+    async def load(
+        self, connection: asyncpg.Connection, keys: Iterable[ChannelKey]
+    ) -> dict[ChannelKey, Entry | InvariantError]:
+        """Read channels; those that are not known are left out."""
+        wanted = sorted(set(keys))
+        found: dict[ChannelKey, Entry | InvariantError] = {}
+        if not wanted:
+            return found
+        columns = _columns(map(key_values, wanted))
+        for row in await connection.fetch(SQL["select_channels"], *columns):
+            key = key_of_row(row[1:4])
+            try:
+                entry = (row[0], row[_REVISION], state_of_row(row))
+            except InvariantError as error:
+                found[key] = error
+                continue
+            found[key] = entry
+            self._remember(entry)
+        return found
+
+    async def write_batch(
+        self, connection: asyncpg.Connection, jobs: Sequence[Job]
+    ) -> tuple[list[Applied | Exception], dict[ChannelKey, ChannelState]]:
+        """Run a batch in one transaction; return what each caller gets, and what changed.
+
+        Raises:
+            Conflict: Nothing was changed; run the batch again.
+        """
+        books = Books()
+        async with connection.transaction():
+            entries, broken = await self._lock(connection, {job.key for job in jobs})
+            books.states = {key: entry[2] for key, entry in entries.items()}
+            ids = {key: entry[0] for key, entry in entries.items()}
+            await _read_requests(connection, jobs, books, ids)
+            await _read_proofs(connection, jobs, books)
+            results = decide([job for job in jobs if job.key not in broken], books)
+            await self._write(connection, books, entries, ids)
+        for key, state in books.changed_states.items():
+            revision = entries[key][1] + 1 if key in entries else 1
+            self._remember((ids[key], revision, state))
+        if broken:
+            decided = iter(results)
+            results = [broken.get(job.key) or next(decided) for job in jobs]
+        return results, books.changed_states
+
+    def _remember(self, entry: Entry) -> None:
+        self._cache.put(entry[2].key, entry)
+        self._keys.put(entry[0], entry[2].key)
+
+    async def _lock(
+        self, connection: asyncpg.Connection, keys: set[ChannelKey]
+    ) -> tuple[dict[ChannelKey, Entry], dict[ChannelKey, Exception]]:
+        """Lock the rows there are; return their states, and the rows that cannot be read."""
+        entries: dict[ChannelKey, Entry] = {}
+        broken: dict[ChannelKey, Exception] = {}
+        unknown = []
+        for key in keys:
+            known = self._cache.get(key)
+            if known is None:
+                unknown.append(key)
+            else:
+                entries[key] = known
+        _sort_out(await self.load(connection, unknown), entries, broken)
+        if entries:
+            ids = [entry[0] for entry in entries.values()]
+            revisions = dict(await connection.fetch(SQL["lock_channels"], ids))
+            stale = [key for key, known in entries.items() if revisions[known[0]] != known[1]]
+            for key in stale:
+                del entries[key]
+            _sort_out(await self.load(connection, stale), entries, broken)
+        return entries, broken
+
+    async def _write(
+        self,
+        connection: asyncpg.Connection,
+        books: Books,
+        entries: dict[ChannelKey, Entry],
+        ids: dict[ChannelKey, int],
+    ) -> None:
+        accounts, channels, new, awaited = [], [], [], []
+        for key, state in books.changed_states.items():
+            head = [encode_reservations(state.reservations), earliest_lease(state.reservations)]
+            head += account_values(state, str)
+            if key not in entries:
+                columns = [*head, *chain_values(state, str), *key_values(key)]
+                new.append([*columns, *term_values(state.terms)])
+                continue
+            old = entries[key][2]
+            if is_same_for_chain(old, state):
+                accounts.append([ids[key], *head])
+            else:
+                channels.append([ids[key], *head, *chain_values(state, str)])
+            if _is_awaited(old, state):
+                awaited.append(ids[key])
+        for name, rows in (("update_accounts", accounts), ("update_channels", channels)):
+            if rows:
+                await connection.execute(SQL[name], *_columns(rows))
+        if new:
+            inserted = await connection.fetch(SQL["insert_channels"], *_columns(new))
+            if len(inserted) < len(new):
+                raise Conflict
+            ids.update({key_of_row(row[1:4]): row[0] for row in inserted})
+        await _write_requests(connection, books, ids)
+        await _write_proofs(connection, books, ids)
+        if awaited:
+            await connection.execute(SQL["notify"], self._notify_on, awaited)
+
+
+def state_of_row(row: Sequence[Any]) -> ChannelState:
+    """Return the channel a row holds, or raise `InvariantError`."""
+    return channel_from_row(row, int)[1]
+
+
+def key_of_row(row: Sequence[Any]) -> ChannelKey:
+    """Return a key from its three columns."""
+    return ChannelKey(row[0], Address(row[1]), ChannelId(row[2]))
+
+
+def _is_awaited(old: ChannelState, new: ChannelState) -> bool:
+    """Whether another worker may wait for this: a stream for a voucher, a close for its end.
+
+    A notice makes PostgreSQL's commits queue behind one lock, so nobody is told of the rest; it
+    is found by polling.
+    """
+    if not is_same_for_chain(old, new):
+        return True
+    if new.is_closing:
+        return old.reservations is not new.reservations
+    return old.accepted != new.accepted and any(
+        held.kind is ReservationKind.STREAM for held in new.reservations
+    )
+
+
+def _sort_out(
+    loaded: dict[ChannelKey, Entry | InvariantError],
+    entries: dict[ChannelKey, Entry],
+    broken: dict[ChannelKey, Exception],
+) -> None:
+    for key, found in loaded.items():
+        if isinstance(found, InvariantError):
+            broken[key] = found
+        else:
+            entries[key] = found
+
+
+async def _read_requests(
+    connection: asyncpg.Connection, jobs: Sequence[Job], books: Books, ids: dict[ChannelKey, int]
+) -> None:
+    wanted: dict[tuple[int, str, str], RequestId] = {}
+    for job in jobs:
+        if job.request is None or isinstance(job.request, StoreResponse) or job.key not in ids:
+            continue
+        row = request_id(job.key, job.request)
+        wanted[ids[job.key], row.route, row.idempotency_key] = row
+    if wanted:
+        for found in await connection.fetch(SQL["select_requests"], *_columns(sorted(wanted))):
+            row = wanted[found[0], found[1], found[2]]
+            books.requests[row] = request_from_row(row.route, row.idempotency_key, found[3:])
+
+
+async def _read_proofs(connection: asyncpg.Connection, jobs: Sequence[Job], books: Books) -> None:
+    wanted = {proof_id(job.key, job.proof) for job in jobs if job.proof is not None}
+    if wanted:
+        columns = _columns([(one.chain_id, one.tx_hash, one.log_index) for one in wanted])
+        for row in await connection.fetch(SQL["select_proofs"], *columns):
+            books.proofs[ProofId(row[0], TxHash(row[1]), row[2])] = key_of_row(row[3:6])
+
+
+async def _write_requests(
+    connection: asyncpg.Connection, books: Books, ids: dict[ChannelKey, int]
+) -> None:
+    upserts, deletes = [], []
+    for row, record in books.changed_requests.items():
+        columns = (ids[row.key], row.route, row.idempotency_key)
+        if record is None:
+            deletes.append(columns)
+        else:
+            upserts.append((*columns, *request_values(record)))
+    if upserts:
+        await connection.execute(SQL["upsert_requests"], *_columns(upserts))
+    if deletes:
+        await connection.execute(SQL["delete_requests"], *_columns(deletes))
+
+
+async def _write_proofs(
+    connection: asyncpg.Connection, books: Books, ids: dict[ChannelKey, int]
+) -> None:
+    proofs = [
+        (proof.chain_id, proof.tx_hash, proof.log_index, ids[key])
+        for proof, key in books.consumed.items()
+    ]
+    if proofs:
+        await connection.execute(SQL["insert_proofs"], *_columns(proofs))
+
+
+def _columns(rows: Iterable[Sequence[Any]]) -> list[list[Any]]:
+    """Turn rows into one array for each column, as `unnest` takes them."""
+    return [list(column) for column in zip(*rows, strict=True)]

@@ -1,0 +1,151 @@
+-- select_channels --
+-- Channels by their keys, with their revisions.
+SELECT channel.id, channel.chain_id, channel.escrow, channel.channel_id,
+       payer, payee, token, authorized_signer,
+       deposit::text, settled::text, close_requested_at, is_finalized, fact_block,
+       is_closing, closing_with, close_tx,
+       accepted::text, spent::text, published::text, active_at,
+       highest, at_or_below_spent, above_spent, reservations, revision
+  FROM unnest($1::bigint[], $2::bytea[], $3::bytea[]) AS wanted (chain_id, escrow, channel_id)
+  JOIN channel USING (chain_id, escrow, channel_id)
+
+-- lock_channels --
+-- Lock rows in one order for all, so that no two batches wait for each other; say how new they are.
+SELECT id, revision FROM channel WHERE id = ANY($1::bigint[]) ORDER BY id FOR NO KEY UPDATE
+
+-- select_page --
+-- Channels after a key, in key order.
+SELECT id, chain_id, escrow, channel_id, payer, payee, token, authorized_signer,
+       deposit::text, settled::text, close_requested_at, is_finalized, fact_block,
+       is_closing, closing_with, close_tx,
+       accepted::text, spent::text, published::text, active_at,
+       highest, at_or_below_spent, above_spent, reservations
+  FROM channel
+ WHERE (chain_id, escrow, channel_id) > ($1, $2, $3) AND NOT ($5 AND is_finalized)
+ ORDER BY chain_id, escrow, channel_id
+ LIMIT $4
+
+-- select_leased --
+-- Keys of channels with a reservation whose lease ran out.
+SELECT chain_id, escrow, channel_id
+  FROM channel
+ WHERE lease_expires_at <= $1
+ ORDER BY lease_expires_at
+ LIMIT $2
+
+-- insert_channels --
+-- Channels seen for the first time; one that another worker inserted meanwhile is left out.
+INSERT INTO channel (
+       reservations, lease_expires_at, highest, at_or_below_spent, above_spent,
+       accepted, spent, published, active_at,
+       deposit, settled, close_requested_at, is_finalized, fact_block,
+       is_closing, closing_with, close_tx,
+       chain_id, escrow, channel_id, payer, payee, token, authorized_signer)
+SELECT reservations, lease_expires_at, highest, at_or_below_spent, above_spent,
+       accepted::numeric, spent::numeric, published::numeric, active_at,
+       deposit::numeric, settled::numeric, close_requested_at, is_finalized, fact_block,
+       is_closing, closing_with, close_tx,
+       chain_id, escrow, channel_id, payer, payee, token, authorized_signer
+  FROM unnest($1::bytea[], $2::bigint[], $3::bytea[], $4::bytea[], $5::bytea[],
+              $6::text[], $7::text[], $8::text[], $9::bigint[],
+              $10::text[], $11::text[], $12::bigint[], $13::boolean[], $14::bigint[],
+              $15::boolean[], $16::bytea[], $17::bytea[],
+              $18::bigint[], $19::bytea[], $20::bytea[],
+              $21::bytea[], $22::bytea[], $23::bytea[], $24::bytea[])
+    AS new (reservations, lease_expires_at, highest, at_or_below_spent, above_spent,
+            accepted, spent, published, active_at,
+            deposit, settled, close_requested_at, is_finalized, fact_block,
+            is_closing, closing_with, close_tx,
+            chain_id, escrow, channel_id, payer, payee, token, authorized_signer)
+ ORDER BY chain_id, escrow, channel_id
+    ON CONFLICT (chain_id, escrow, channel_id) DO NOTHING
+RETURNING id, chain_id, escrow, channel_id
+
+-- update_accounts --
+-- What a voucher or a payment changes.
+UPDATE channel
+   SET reservations = new.reservations, lease_expires_at = new.lease_expires_at,
+       highest = new.highest, at_or_below_spent = new.at_or_below_spent,
+       above_spent = new.above_spent, accepted = new.accepted::numeric,
+       spent = new.spent::numeric, published = new.published::numeric,
+       active_at = new.active_at, revision = channel.revision + 1
+  FROM unnest($1::bigint[], $2::bytea[], $3::bigint[], $4::bytea[], $5::bytea[], $6::bytea[],
+              $7::text[], $8::text[], $9::text[], $10::bigint[])
+    AS new (id, reservations, lease_expires_at, highest, at_or_below_spent, above_spent,
+            accepted, spent, published, active_at)
+ WHERE channel.id = new.id
+
+-- update_channels --
+-- All that can ever change.
+UPDATE channel
+   SET reservations = new.reservations, lease_expires_at = new.lease_expires_at,
+       highest = new.highest, at_or_below_spent = new.at_or_below_spent,
+       above_spent = new.above_spent, accepted = new.accepted::numeric,
+       spent = new.spent::numeric, published = new.published::numeric,
+       active_at = new.active_at, deposit = new.deposit::numeric,
+       settled = new.settled::numeric, close_requested_at = new.close_requested_at,
+       is_finalized = new.is_finalized, fact_block = new.fact_block,
+       is_closing = new.is_closing, closing_with = new.closing_with, close_tx = new.close_tx,
+       revision = channel.revision + 1
+  FROM unnest($1::bigint[], $2::bytea[], $3::bigint[], $4::bytea[], $5::bytea[], $6::bytea[],
+              $7::text[], $8::text[], $9::text[], $10::bigint[],
+              $11::text[], $12::text[], $13::bigint[], $14::boolean[], $15::bigint[],
+              $16::boolean[], $17::bytea[], $18::bytea[])
+    AS new (id, reservations, lease_expires_at, highest, at_or_below_spent, above_spent,
+            accepted, spent, published, active_at,
+            deposit, settled, close_requested_at, is_finalized, fact_block,
+            is_closing, closing_with, close_tx)
+ WHERE channel.id = new.id
+
+-- select_requests --
+-- What is known of idempotency keys.
+SELECT channel, route, idempotency_key,
+       request_digest, reservation_id, claimed_at, expires_at, status, headers, body
+  FROM unnest($1::bigint[], $2::text[], $3::text[]) AS wanted (channel, route, idempotency_key)
+  JOIN paid_request USING (channel, route, idempotency_key)
+
+-- upsert_requests --
+-- Claims, and the answers to them.
+INSERT INTO paid_request (channel, route, idempotency_key, request_digest, reservation_id,
+                          claimed_at, expires_at, status, headers, body)
+SELECT * FROM unnest($1::bigint[], $2::text[], $3::text[], $4::bytea[], $5::bytea[],
+                     $6::bigint[], $7::bigint[], $8::integer[], $9::bytea[], $10::bytea[])
+    ON CONFLICT (channel, route, idempotency_key) DO UPDATE
+   SET request_digest = excluded.request_digest, reservation_id = excluded.reservation_id,
+       claimed_at = excluded.claimed_at, expires_at = excluded.expires_at,
+       status = excluded.status, headers = excluded.headers, body = excluded.body
+
+-- delete_requests --
+-- These requests were not served: their keys may be used again.
+DELETE FROM paid_request
+ USING unnest($1::bigint[], $2::text[], $3::text[]) AS gone (channel, route, idempotency_key)
+ WHERE paid_request.channel = gone.channel AND paid_request.route = gone.route
+   AND paid_request.idempotency_key = gone.idempotency_key
+
+-- delete_expired_requests --
+-- A bounded piece of the idempotency rows past their lifetime.
+DELETE FROM paid_request
+ WHERE ctid = ANY (ARRAY(SELECT ctid FROM paid_request WHERE expires_at <= $1 LIMIT $2))
+
+-- select_proofs --
+-- Whose proofs these logs are.
+SELECT consumed_proof.chain_id, tx_hash, log_index,
+       channel.chain_id, channel.escrow, channel.channel_id
+  FROM unnest($1::bigint[], $2::bytea[], $3::bigint[]) AS wanted (chain_id, tx_hash, log_index)
+  JOIN consumed_proof USING (chain_id, tx_hash, log_index)
+  JOIN channel ON channel.id = consumed_proof.channel
+
+-- insert_proofs --
+-- Take logs as evidence, once for ever.
+INSERT INTO consumed_proof (chain_id, tx_hash, log_index, channel)
+SELECT * FROM unnest($1::bigint[], $2::bytea[], $3::bigint[], $4::bigint[])
+
+-- notify --
+-- Tell other workers which channels changed, once this transaction is committed.
+SELECT pg_notify($1, changed::text) FROM unnest($2::bigint[]) AS changed
+
+-- select_revisions --
+-- How new watched channels are, by their keys.
+SELECT channel.chain_id, channel.escrow, channel.channel_id, channel.revision
+  FROM unnest($1::bigint[], $2::bytea[], $3::bytea[]) AS wanted (chain_id, escrow, channel_id)
+  JOIN channel USING (chain_id, escrow, channel_id)
