@@ -21,8 +21,6 @@ from typing import Any, Final
 
 import httpx
 import msgspec
-from eth_account import Account
-from eth_account.signers.local import LocalAccount
 
 from channel.chain import PayerChain
 from channel.client.payer import Payer
@@ -33,6 +31,7 @@ from channel.client.store import Purse
 from channel.client.transport import PayingTransport
 from channel.errors import ConfigError
 from channel.types import Address
+from settlement.accounts import Account, LocalAccount
 from settlement.payer import PayerAccount
 from settlement.rpc import Rpc
 from settlement.tx_manager import TxManager

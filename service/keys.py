@@ -3,11 +3,10 @@
 from pathlib import Path
 
 import msgspec
-from eth_account import Account
-from eth_account.signers.local import LocalAccount
 
 from channel.errors import ConfigError
 from service.settings import Payee
+from settlement.accounts import Account, LocalAccount
 
 __all__ = ["load_payee"]
 

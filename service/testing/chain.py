@@ -14,9 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine
     from types import TracebackType
 
-    from eth_account.signers.local import LocalAccount
-
     from channel.types import Address
+    from settlement.accounts import LocalAccount
     from settlement.devnet import DevAccount, DevnetValues
 
 __all__ = ["TestChain"]
