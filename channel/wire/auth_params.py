@@ -14,7 +14,8 @@ from channel.errors import WireError
 __all__ = ["AuthChallenge", "format_auth_params", "parse_auth_challenges"]
 
 _NAME = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
-_QUOTED = r'"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\U0010ffff]|\\[\t\x20-\x7e\x80-\U0010ffff])*+"'
+_BEYOND = r"\x80-\ud7ff\ue000-\U0010ffff"  # obs-text, already decoded; no lone surrogates
+_QUOTED = rf'"(?:[\t \x21\x23-\x5b\x5d-\x7e{_BEYOND}]|\\[\t\x20-\x7e{_BEYOND}])*+"'
 _SCHEME = re.compile(rf"({_NAME})(?=[ \t,]|\Z)")
 _PARAM = re.compile(rf"({_NAME})[ \t]*+=[ \t]*+({_NAME}|{_QUOTED})[ \t]*+(?=,|\Z)")
 _TOKEN68 = re.compile(r"[ \t]++([A-Za-z0-9\-._~+/]++=*+)[ \t]*+(?=,|\Z)")
@@ -83,6 +84,8 @@ def _unquote(quoted: str) -> str:
     if "\\" not in inner:
         return inner
     text = _ESCAPE.sub(lambda m: chr(int(m[1][1:], 16)) if len(m[1]) > 1 else m[1], inner)
+    if _CONTROL.search(text.replace("\t", "")) is not None:  # an escape must not smuggle one in
+        raise WireError("a control character in a header value")
     try:  # two escapes may be the halves of one character
         return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
     except UnicodeDecodeError as error:

@@ -46,6 +46,18 @@ def test_a_lone_surrogate_can_neither_be_written_nor_read() -> None:
         format_auth_params({"a": "\ud800"})
     with pytest.raises(WireError, match="surrogate"):
         parse_auth_challenges('Payment a="\\ud83d"')
+    with pytest.raises(WireError):
+        parse_auth_challenges('Payment a="\ud83d"')
+
+
+@pytest.mark.parametrize(
+    "escape", ["\\u000a", "\\u000d", "\\u001b", "\\u0000", "\\u007f", "\\u009b"]
+)
+def test_an_escape_cannot_smuggle_a_control_character_in(escape: str) -> None:
+    """F-09: what a log or a terminal would obey is refused on the way in, too."""
+    with pytest.raises(WireError, match="control"):
+        parse_auth_challenges(f'Payment realm="a{escape}b"')
+    assert only('Payment realm="a\tb\\u0009"').params == {"realm": "a\tb\t"}
 
 
 def test_names_and_schemes_are_read_in_any_case() -> None:
