@@ -7,10 +7,12 @@ import {Pausable} from "@openzeppelin/contracts/utils/Pausable.sol";
 import {EIP712} from "@openzeppelin/contracts/utils/cryptography/EIP712.sol";
 import {SignatureChecker} from "@openzeppelin/contracts/utils/cryptography/SignatureChecker.sol";
 
+import {IReceiveWithAuthorization} from "./interfaces/IReceiveWithAuthorization.sol";
+
 /// @title A dollar for development chains: what USDC does, and free to mint by its owner
 /// @notice Six decimals, EIP-3009 with both overloads, a blacklist and a pause. It is worth
 /// nothing; deploy it on chains whose tokens are worth nothing.
-contract DevUSD is ERC20, EIP712, Ownable, Pausable {
+contract DevUSD is ERC20, EIP712, Ownable, Pausable, IReceiveWithAuthorization {
     bytes32 public constant TRANSFER_WITH_AUTHORIZATION_TYPEHASH = keccak256(
         "TransferWithAuthorization(address from,address to,uint256 value,uint256 validAfter,uint256 validBefore,bytes32 nonce)"
     );
@@ -169,10 +171,12 @@ contract DevUSD is ERC20, EIP712, Ownable, Pausable {
         bytes32 structHash,
         bytes memory signature
     ) private {
+        // slither-disable-start timestamp
         if (block.timestamp <= validAfter) {
             revert AuthorizationNotYetValid(validAfter);
         }
         if (block.timestamp >= validBefore) revert AuthorizationExpired(validBefore);
+        // slither-disable-end timestamp
         if (authorizationState[from][nonce]) revert AuthorizationUsedOrCanceled(from, nonce);
         _requireSigned(from, structHash, signature);
         authorizationState[from][nonce] = true;

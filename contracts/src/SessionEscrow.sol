@@ -261,6 +261,8 @@ contract SessionEscrow is ISessionEscrow, ChannelStore, VoucherVerifier, Reentra
         if (msg.sender != payerSlot.payer()) revert NotPayer();
         if (!payerSlot.closeRequested()) revert CloseNotReady();
         uint256 readyAt = record.extraSlot.closeRequestedAt() + CLOSE_GRACE_PERIOD;
+        // A block's time can be moved by seconds; the grace period is a quarter of an hour.
+        // slither-disable-next-line timestamp
         if (block.timestamp < readyAt) revert CloseNotReady();
 
         uint256 settled = payeeSlot.settled();
@@ -416,6 +418,7 @@ contract SessionEscrow is ISessionEscrow, ChannelStore, VoucherVerifier, Reentra
         uint256 deadline,
         bytes calldata payeeSignature
     ) private returns (address payee) {
+        // slither-disable-next-line timestamp
         if (block.timestamp > deadline) revert AuthorizationExpired();
         payee = _records[channelId].payeeSlot.payee();
         if (payee == address(0)) revert ChannelNotFound();
@@ -433,6 +436,7 @@ contract SessionEscrow is ISessionEscrow, ChannelStore, VoucherVerifier, Reentra
         uint256 deadline,
         bytes calldata payeeSignature
     ) private {
+        // slither-disable-next-line timestamp
         if (block.timestamp > deadline) revert AuthorizationExpired();
         bytes32 structHash =
             keccak256(abi.encode(typehash, payee, _hashEntries(entries), nonce, deadline));
@@ -524,6 +528,8 @@ contract SessionEscrow is ISessionEscrow, ChannelStore, VoucherVerifier, Reentra
 
     function _pull(address from, uint256 amount) private {
         uint256 balance = _balance();
+        // Every caller passes msg.sender.
+        // slither-disable-next-line arbitrary-send-erc20
         IERC20(TOKEN).safeTransferFrom(from, address(this), amount);
         _requireReceived(balance, amount);
     }

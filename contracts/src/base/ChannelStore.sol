@@ -16,6 +16,8 @@ abstract contract ChannelStore is ISessionEscrow {
     /// @inheritdoc ISessionEscrow
     address public immutable TOKEN;
 
+    // Written through storage references, which slither does not follow.
+    // slither-disable-next-line uninitialized-state
     mapping(bytes32 channelId => ChannelRecord) internal _records;
 
     constructor(address token) {

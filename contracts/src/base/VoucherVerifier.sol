@@ -93,8 +93,9 @@ abstract contract VoucherVerifier is ISessionEscrow, EIP712 {
         view
         returns (bool)
     {
+        // A failed recovery gives zero, which is nobody; why it failed does not matter.
+        // slither-disable-next-line unused-return
         (address recovered,,) = ECDSA.tryRecoverCalldata(digest, signature);
-        // A failed recovery gives zero, which is nobody.
         if (recovered == signer && signer != address(0)) return true;
         if (signer.code.length == 0) return false;
         if (signature.length > ERC1271_SIGNATURE_BYTES_MAX) return false;
