@@ -19,6 +19,7 @@ __all__ = ["NAME", "command"]
 
 NAME: Final = "channels"
 
+_SQLITE: Final = "sqlite:///"
 _AMOUNTS: Final = ("deposit", "accepted", "spent", "reserved", "settled", "at_risk")
 
 
@@ -41,10 +42,12 @@ def command(
     mpp-session channels --ledger sqlite:////var/lib/mpp-session/ledger.db --json
     """  # noqa: D301 -- \b keeps the examples' lines apart
     flags = {"ledger.url": ledger} if ledger is not None else {}
-    url = load_values(config, flags=flags).get("ledger.url")
-    if url is None:
+    url = str(load_values(config, flags=flags).get("ledger.url", ""))
+    if not url:
         raise ConfigError("missing: `ledger.url` (give --ledger or --config)")
-    rows = [_row(state) for state in asyncio.run(_read(str(url), open_only=not all_))]
+    if url.startswith(_SQLITE) and not Path(url.removeprefix(_SQLITE)).is_file():
+        raise ConfigError(f"there is no ledger at {url}")  # opening it would make one
+    rows = [_row(state) for state in asyncio.run(_read(url, open_only=not all_))]
     rows.sort(key=lambda row: row["at_risk"], reverse=True)
     if as_json:
         print_json([{**row, **{name: str(row[name]) for name in _AMOUNTS}} for row in rows])

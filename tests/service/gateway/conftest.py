@@ -17,7 +17,7 @@ from service.devnet_file import devnet_settings
 from service.gateway.app import Gateway
 from service.gateway.upstream import Upstream
 from service.settings import Config
-from service.testing import TestChain
+from service.testing.chain import TestChain
 from service.wiring import Parts, build_parts
 from tests.service.model_server import ModelServer, model_server
 from tests.service.serving import serve

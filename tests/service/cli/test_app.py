@@ -1,0 +1,61 @@
+"""Every command teaches, refuses in one line, and never shows a traceback for what is no bug."""
+
+import re
+
+import pytest
+
+from service.cli.app import APP
+from tests.service.cli.conftest import Run
+
+COMMANDS = sorted(info.name or "" for info in APP.registered_commands)
+
+
+def test_the_commands_are_those_of_the_manual(run: Run) -> None:
+    assert COMMANDS == ["channels", "demo", "devnet", "gateway", "pay"]
+    shown = run("--help")
+    assert shown.returncode == 0
+    assert all(re.search(rf"(?m)^  {name} ", shown.stdout) for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_teaches_by_example(run: Run, name: str) -> None:
+    shown = run(name, "--help")
+    assert shown.returncode == 0
+    assert re.search(rf"(?m)^  (mpp-session {name}|scripts/{name})", shown.stdout)
+    undescribed = re.findall(r"(?m)^  (--[\w-]+)(?: <\w+>)?\s*$", shown.stdout)
+    assert undescribed == []
+
+
+REFUSED = [
+    (["nonsense"], 2, "nonsense"),
+    (["gateway", "--prot", "1"], 2, "--prot"),
+    (["gateway"], 2, "missing: `upstream.url`"),
+    (["gateway", "--config", "none.toml"], 2, "none.toml cannot be read"),
+    (["gateway", "--devnet", "none.json"], 1, "start `mpp-session devnet` first"),
+    (["channels"], 2, "missing: `ledger.url`"),
+    (["channels", "--ledger", "sqlite:///none.db"], 2, "there is no ledger"),
+    (["channels", "--ledger", "sqlite:///:memory:"], 2, "ledger"),
+    (["pay", "http://127.0.0.1:9"], 1, "--prompt or --json-body"),
+    (["pay", "http://127.0.0.1:9", "--prompt", "x"], 1, "give --devnet"),
+    (["pay", "http://127.0.0.1:9", "--prompt", "x", "--devnet", "none.json"], 1, "devnet"),
+    (["pay", "http://127.0.0.1:9", "--json-body", "@none.json"], 1, "none.json"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "code", "said"), REFUSED)
+def test_a_refusal_is_one_line_and_an_exit_code(
+    run: Run, arguments: list[str], code: int, said: str
+) -> None:
+    done = run(*arguments)
+    assert done.returncode == code
+    assert said in done.stderr
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    assert len(re.findall(r"(?m)^error: ", done.stderr)) <= 1
+
+
+def test_a_misspelt_variable_stops_the_program(run: Run) -> None:
+    """F-106."""
+    done = run("channels", MPP_SESSION_LEDGER_URI="sqlite:///x.db")
+    assert done.returncode == 2
+    assert "did you mean `MPP_SESSION_LEDGER_URL`?" in done.stderr

@@ -1,0 +1,83 @@
+"""The devnet as a command: one file for its owner, and nothing left behind."""
+
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from service.devnet_file import devnet_settings, read_devnet
+from service.errors import CommandError
+from service.testing.chain import TestChain
+from tests.service.cli.conftest import ROOT
+
+
+def start(folder: Path) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "service.cli", "devnet", "--port=0", "--json"]
+    return subprocess.Popen(  # noqa: S603 -- ours
+        command,
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def until(there: Path) -> None:
+    deadline = time.monotonic() + 60
+    while not there.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_it_writes_its_file_and_takes_the_chain_with_it(tmp_path: Path, number: int) -> None:
+    path = tmp_path / "devnet.json"
+    (tmp_path / "devnet.ledger.db").write_text("of an earlier chain")
+    with start(tmp_path) as process:
+        until(path)
+        values = read_devnet(path)
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        asked = {"jsonrpc": "2.0", "id": 1, "method": "eth_chainId", "params": []}
+        assert httpx.post(values.rpc_url, json=asked).json()["result"] == hex(values.chain_id)
+        process.send_signal(number)
+        printed, _ = process.communicate(timeout=30)
+    _until_gone(values.rpc_url)
+    assert not (tmp_path / "devnet.ledger.db").exists()
+    if number != signal.SIGKILL:
+        assert process.returncode == 0
+        assert not path.exists()
+        assert json.loads(printed)["escrow"] == "0x" + values.escrow.hex()
+
+
+def _until_gone(url: str) -> None:
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        try:
+            httpx.post(url, json={})
+        except httpx.TransportError:
+            return
+        time.sleep(0.05)
+    pytest.fail("the chain outlived the command")
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"rpc_url": "0xzz"}'])
+def test_nothing_else_passes_for_its_file(tmp_path: Path, content: str) -> None:
+    (tmp_path / "devnet.json").write_text(content)
+    with pytest.raises(CommandError, match="was not written by"):
+        read_devnet(tmp_path / "devnet.json")
+
+
+def test_a_devnets_settings_name_its_payee(devnet: TestChain, tmp_path: Path) -> None:
+    path = tmp_path / "devnet.json"
+    devnet.values.write(path)
+    assert read_devnet(path) == devnet.values
+    payee = devnet.values.accounts["payee"].address
+    assert devnet_settings(read_devnet(path))["payee.address"] == "0x" + payee.hex()
