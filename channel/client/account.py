@@ -110,20 +110,23 @@ def choose_amount(
     Args:
         account: The channel, as stored now.
         required: What must be covered; the caller has held it against deposit and policy.
-        ahead: What we would like to cover, to ask less often; given up before anything is refused.
+        ahead: What we would like to cover, so that the server need not ask so often. Given up
+            before anything is refused, and not signed for while half of it is left.
         allowance: Most that `counted` may be passed by: in flight and one step.
         min_delta: Least rise the server takes, unless the deposit is reached (AMB-17).
 
     Raises:
         OverclaimError: `required`, or the least rise, is more than our own count allows.
     """
-    if required <= account.signed:
-        return account.signed
-    least = required
+    reach = min(ahead, account.counted + allowance, account.deposit)
+    least = max(required, account.signed + 1)
     if account.signed > 0:
-        least = max(required, min(account.signed + min_delta, account.deposit))
+        least = max(least, min(account.signed + min_delta, account.deposit))
+    if required <= account.signed:
+        is_plenty = 2 * (account.signed - account.counted) >= reach - account.counted
+        return account.signed if is_plenty or least > reach else reach
     require_counted(account, least, allowance)
-    return max(least, min(ahead, account.counted + allowance, account.deposit))
+    return max(least, reach)
 
 
 def require_counted(account: Account, required: int, allowance: int) -> None:

@@ -46,10 +46,9 @@ class RequestBody:
         """None when it cannot be sent twice."""
         self._once = once
 
-    @property
-    def size(self) -> int:
-        """Bytes; more than may be held when it cannot be sent twice."""
-        return REQUEST_BYTES_MAX + 1 if self.content is None else len(self.content)
+    def fits(self, bytes_max: int) -> bool:
+        """Say whether it is known to be no longer than that."""
+        return self.content is not None and len(self.content) <= bytes_max
 
     def stream(self) -> httpx.AsyncByteStream:
         """Return the body to send.

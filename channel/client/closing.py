@@ -37,7 +37,9 @@ async def close_channel(payer: Payer, account: Account, courier: Courier) -> Acc
     if account.state == "closed":
         return account
     if account.state == "opening":
-        raise ChannelUnusableError("This channel was never opened; there is nothing to close.")
+        raise ChannelUnusableError(
+            "The server never took this channel; `request_close` gets its deposit back."
+        )
     offer = _require_offer(account, await courier.head(None))
     offer, account = await _ask_spent(payer, account, courier, offer)
     key = account.key

@@ -33,6 +33,7 @@ class PaidEvents(httpx.AsyncByteStream):
         self._chunks = response.aiter_bytes()
         self._splitter = EventSplitter()
         self._is_broken = False
+        """It ended, or ends, while we waited for the server: see `Payer.end_stream`."""
         self._is_done = False
         self._is_ended = False
 
@@ -43,15 +44,13 @@ class PaidEvents(httpx.AsyncByteStream):
             AgentError: The stream asks for what is not allowed, or its receipt is a lie.
             httpx.TransportError: The connection broke.
         """
-        try:
-            async for chunk in self._chunks:
-                for block in self._split(chunk):
-                    if not await self._take(block):
-                        yield block
-        except httpx.TransportError:
-            self._is_broken = True
-            raise
-        self._is_broken = not self._purchase.has_end_receipt
+        self._is_broken = True  # whatever ends this, but for the caller's own will
+        async for chunk in self._chunks:
+            for block in self._split(chunk):
+                if not await self._take(block):
+                    self._is_broken = False
+                    yield block
+                    self._is_broken = True
         rest = self._splitter.flush()
         if rest and not _is_control(rest):
             yield rest

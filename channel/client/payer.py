@@ -155,14 +155,23 @@ class Payer:
             if account is None:
                 return
             account = await self.opener.check(account)
+            lane.forget_channel()
             is_unknown = problem is not None and problem.type == "session/channel-not-found"
+            if account.state == "closed":
+                return
             if is_unknown and account.state == "open":
-                # There and alive on chain: present its opening again rather than pay for another.
-                state = "opening"
+                # Alive on chain: present its opening again rather than pay for another. What the
+                # server knew of it is gone, and with it what it had spent.
+                purchase.spent_before.pop(account.key, None)
+                fresh = replace(account, state="opening", spent=0, accepted=0)
             else:
-                state = "closed" if account.state == "closed" else "closing"
-                lane.forget_channel()
-            await self.purse.update(account.key, lambda current: replace(current, state=state))
+                fresh = replace(account, state="closing")
+            await self.purse.update(
+                account.key,
+                lambda current: replace(
+                    current, state=fresh.state, spent=fresh.spent, accepted=fresh.accepted
+                ),
+            )
 
     async def _pay(
         self,
@@ -188,20 +197,21 @@ class Payer:
         purchase.offer, purchase.limits = offer, limits
         async with hold.lane.lock:
             account = await self._ensure_open(purchase, hold, offer, limits)
-            base = max(account.counted, account.spent)
-            needed = max(base + hold.lane.in_flight, required or 0)
-            ahead = needed
-            if purchase.expectation.is_stream:
-                ahead = account.counted + purchase.allowance(self.policy)
-            voucher = await self._voucher(purchase, needed=needed, ahead=ahead)
+            needed, ahead = self._aims(purchase, hold, account)
+            voucher = await self._voucher(purchase, needed=max(needed, required or 0), ahead=ahead)
         offer = purchase.offer  # a refresh while opening may have replaced it
-        if not purchase.tried.has_paid:
-            purchase.tried.has_paid = True
-            purchase.spent_before = account.spent
+        purchase.tried.has_paid = True
         purchase.challenge_ids.add(offer.challenge.id)
         self._remember(purchase.route, offer)
         purchase.header = build_header(offer, VoucherPayload(voucher), self._source(hold.lane))
         return purchase.header
+
+    def _aims(self, purchase: Purchase, hold: Hold, account: Account) -> tuple[int, int]:
+        """Return what a voucher must cover now, and what we would like it to cover."""
+        needed = max(account.counted, account.spent) + hold.lane.in_flight
+        if purchase.expectation.is_stream:
+            return needed, account.counted + purchase.allowance(self.policy)
+        return needed, needed
 
     async def _ensure_open(
         self, purchase: Purchase, hold: Hold, offer: Offer, limits: TokenLimits
@@ -224,6 +234,7 @@ class Payer:
                 lane.scope, offer, limits, url=purchase.url, needed=hold.cost
             )
         lane.key = account.key
+        purchase.spent_before.setdefault(account.key, account.spent)
         if account.state == "opening":
             account = await self._open(purchase, hold, account)
         lane.is_checked = True
@@ -238,8 +249,8 @@ class Payer:
         account, open_tx = await self.opener.deposit(account)
         if account.state != "opening":
             raise ChannelUnusableError(f"The channel being opened is {account.state} on chain.")
-        needed = max(account.counted, account.spent) + hold.cost
-        voucher = await self._voucher(purchase, needed=needed, ahead=needed)
+        needed, ahead = self._aims(purchase, hold, account)
+        voucher = await self._voucher(purchase, needed=needed, ahead=ahead)
         payload = OpenHash(
             voucher=voucher,
             salt=account.salt,
@@ -409,7 +420,7 @@ class Payer:
             receipt,
             text,
             challenge_ids=purchase.challenge_ids if is_own else None,
-            spent_min=purchase.spent_before if is_own else 0,
+            spent_min=purchase.spent_before.get(key, 0) if is_own else 0,
             is_final=is_final,
         )
 
@@ -525,8 +536,8 @@ class Payer:
         """Count the rest of a stream and let go of its channel.
 
         What the caller did not care to read was delivered all the same, up to one step; what a
-        broken connection swallowed is granted within the policy's bound. Both only until the
-        next receipt says what was really spent.
+        broken connection swallowed is granted within the policy's bound, because a server could
+        break it at will. Both only until the next receipt says what was really spent.
         """
         hold, offer = purchase.hold, purchase.offer
         try:

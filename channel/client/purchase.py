@@ -7,7 +7,7 @@ from channel.client.decisions import Tried
 from channel.client.meter import Expectation, UnitMeter
 from channel.client.policy import Offer, Policy, TokenLimits, step_value
 from channel.client.presenting import Courier, Header
-from channel.types import ZERO_ADDRESS, Address, ChannelTerms
+from channel.types import ZERO_ADDRESS, Address, ChannelKey, ChannelTerms
 
 if TYPE_CHECKING:
     from channel.client.lanes import Hold
@@ -45,7 +45,8 @@ class Purchase:
         self.hold: Hold | None = None
         self.header: Header | None = None
         self.challenge_ids: set[str] = set()
-        self.spent_before = 0
+        self.spent_before: dict[ChannelKey, int] = {}
+        """`spent` as it was known when this request first used the channel."""
         self.meter = UnitMeter()
         self.pending_units = 0
         """Units of a stream that arrived and are not in the purse yet."""

@@ -152,7 +152,7 @@ class PayingTransport(httpx.AsyncBaseTransport):
         if header is not None:
             name, value = header
             headers[name] = value
-            if body.size <= IDEMPOTENT_REQUEST_BYTES_MAX:
+            if body.fits(IDEMPOTENT_REQUEST_BYTES_MAX):
                 headers["Idempotency-Key"] = purchase.idempotency_key
         return await self._inner.handle_async_request(
             httpx.Request(

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import openai
 import pytest
@@ -72,7 +72,9 @@ async def test_the_openai_client_streams_over_it(devnet: TestChain, tmp_path: Pa
         open_shop(chain, tmp_path, tokens=300) as shop,
         agent_of(devnet.values, tmp_path, shop.url) as client,
     ):
-        model = openai.AsyncOpenAI(base_url=f"{shop.url}/v1", api_key="unused", http_client=client)
+        model = openai.AsyncOpenAI(
+            base_url=f"{shop.url}/v1", api_key="unused", http_client=cast("Any", client)
+        )
         stream = await model.chat.completions.create(
             model="m", messages=[{"role": "user", "content": "Go on."}], stream=True
         )

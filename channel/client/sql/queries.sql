@@ -4,21 +4,37 @@ SELECT * FROM account WHERE chain_id = :chain_id AND escrow = :escrow AND channe
 
 -- load_accounts --
 -- Every channel, oldest first.
-SELECT * FROM account ORDER BY opened_at, channel_id;
+SELECT * FROM account ORDER BY rowid;
 
 -- load_live_accounts --
 -- An origin's channels that still hold a deposit, oldest first.
 SELECT * FROM account
 WHERE origin = :origin AND state <> 'closed'
-ORDER BY opened_at, channel_id;
+ORDER BY rowid;
 
 -- store_account --
--- Write a channel down, whole.
-INSERT OR REPLACE INTO account VALUES (
+-- Write a channel down; what it was opened with never changes.
+INSERT INTO account VALUES (
     :chain_id, :escrow, :channel_id, :origin, :url, :payer, :payee, :token, :authorized_signer,
     :salt, :state, :deposit, :opened_at, :open_tx, :end_tx, :signed, :vouchers, :received, :units,
     :lost, :accepted, :spent, :receipt, :settled, :close_requested_at
-);
+)
+ON CONFLICT (chain_id, escrow, channel_id) DO UPDATE SET
+    url = excluded.url,
+    state = excluded.state,
+    deposit = excluded.deposit,
+    open_tx = excluded.open_tx,
+    end_tx = excluded.end_tx,
+    signed = excluded.signed,
+    vouchers = excluded.vouchers,
+    received = excluded.received,
+    units = excluded.units,
+    lost = excluded.lost,
+    accepted = excluded.accepted,
+    spent = excluded.spent,
+    receipt = excluded.receipt,
+    settled = excluded.settled,
+    close_requested_at = excluded.close_requested_at;
 
 -- load_minutes --
 -- What was signed for an origin, from a minute on.

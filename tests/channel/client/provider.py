@@ -163,6 +163,8 @@ class Provider(httpx.AsyncBaseTransport):
     """Answers first, and instead; None to be honest."""
     change_receipt: Callable[[dict[str, Any]], dict[str, Any]] = lambda fields: fields
     change_need: Callable[[dict[str, Any]], dict[str, Any]] = lambda fields: fields
+    speak: Callable[[Seen, Books], AsyncIterator[bytes]] | None = None
+    """What a stream says instead of `events`."""
     issued: int = 0
     waiting: asyncio.Event = field(default_factory=asyncio.Event)
     responses: dict[str, tuple[int, bytes, dict[str, str]]] = field(default_factory=dict)
@@ -315,11 +317,12 @@ class Provider(httpx.AsyncBaseTransport):
         return httpx.Response(status, headers=headers, content=body)
 
     def stream(self, seen: Seen, books: Books) -> httpx.Response:
+        source = (self.speak or self.events)(seen, books)
         headers = {
             "Content-Type": "text/event-stream",
             "Payment-Receipt": format_receipt(self.receipt(seen, books)),
         }
-        return httpx.Response(200, headers=headers, stream=Events(self.events(seen, books)))
+        return httpx.Response(200, headers=headers, stream=Events(source))
 
     async def events(self, seen: Seen, books: Books) -> AsyncIterator[bytes]:
         assert seen.credential is not None

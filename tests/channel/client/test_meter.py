@@ -1,0 +1,82 @@
+"""What arrived is counted by ourselves; a server's own count is believed as far as text bears."""
+
+import json
+from typing import Any
+
+import pytest
+
+from channel.client.meter import Expectation, UnitMeter, read_expectation
+
+STREAM = Expectation(is_stream=True, units_max=None)
+WHOLE = Expectation(is_stream=False, units_max=None)
+
+
+def chunk(*contents: str, **more: Any) -> str:
+    choices = [{"index": i, "delta": {"content": text}} for i, text in enumerate(contents)]
+    return json.dumps({"choices": choices} | more)
+
+
+def counted(*events: str) -> int:
+    meter = UnitMeter()
+    return sum(meter.count(event) for event in events)
+
+
+def test_one_event_with_content_is_one_unit() -> None:
+    assert counted(chunk("Hello"), chunk(" world"), "[DONE]") == 2
+
+
+def test_an_event_that_is_no_completion_is_one_unit() -> None:
+    assert counted("tick", "{}", "[1, 2]", "") == 4
+
+
+def test_each_choice_with_content_is_one_unit() -> None:
+    assert counted(chunk("a", "b", "c")) == 3
+
+
+def test_role_usage_and_end_are_no_units() -> None:
+    role = json.dumps({"choices": [{"delta": {"role": "assistant", "content": ""}}]})
+    end = json.dumps({"choices": [{"delta": {}, "finish_reason": "stop"}]})
+    assert counted(role, chunk("a"), end, json.dumps({"choices": []})) == 1
+
+
+@pytest.mark.parametrize("name", ["reasoning_content", "refusal", "tool_calls"])
+def test_output_of_any_kind_counts(name: str) -> None:
+    value = [{"index": 0}] if name == "tool_calls" else "text"
+    assert counted(json.dumps({"choices": [{"delta": {name: value}}]})) == 1
+
+
+def test_an_exact_count_is_believed_as_far_as_the_text_is_long() -> None:
+    """F-94: a count that no text could hold is not."""
+    assert counted(chunk("abc", timings={"predicted_n": 3})) == 3
+    assert counted(chunk("abc", timings={"predicted_n": 10**6})) == 4
+    assert (
+        counted(chunk("abc"), json.dumps({"choices": [], "usage": {"completion_tokens": 2}})) == 2
+    )
+    assert (
+        counted(chunk("abc"), json.dumps({"choices": [], "usage": {"completion_tokens": 99}})) == 4
+    )
+
+
+@pytest.mark.parametrize(
+    ("body", "accept", "expected"),
+    [
+        (b'{"stream": true}', "", STREAM),
+        (b' {"stream": false, "max_tokens": 7}', "", Expectation(is_stream=False, units_max=7)),
+        (
+            b'{"max_tokens": 7, "max_completion_tokens": 5, "n": 3}',
+            "",
+            Expectation(is_stream=False, units_max=15),
+        ),
+        (b'{"max_tokens": 0}', "", WHOLE),
+        (b'{"n": 100000, "max_tokens": 1}', "", Expectation(is_stream=False, units_max=1)),
+        (b'{"stream": "yes"}', "", WHOLE),
+        (b"{broken", "", WHOLE),
+        (b"plain text", "text/event-stream", STREAM),
+        (None, "Text/Event-Stream, */*", STREAM),
+        (b"", "application/json", WHOLE),
+    ],
+)
+def test_a_request_says_what_to_expect(
+    body: bytes | None, accept: str, expected: Expectation
+) -> None:
+    assert read_expectation(body, accept) == expected

@@ -1,0 +1,257 @@
+"""The purse: durable before it is acknowledged, one process or two, this user's alone."""
+
+import asyncio
+import os
+import sqlite3
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from channel.client.account import Account
+from channel.client.store import SCHEMA_VERSION, Purse
+from channel.errors import BudgetExceededError, OverclaimError, PurseError
+from channel.types import ChannelId, TxHash
+from tests.channel.client.provider import CHAIN_ID, NOW, TOKEN
+from tests.channel.client.test_account import KEY, account_of
+
+ORIGIN = account_of().origin
+BIG = 2**128 - 1
+
+
+async def opened(path: Path, *accounts: Account) -> Purse:
+    purse = await Purse.open(path)
+    for account in accounts:
+        await purse.add(account, channels_max=100)
+    return purse
+
+
+async def signed(purse: Purse, amount: int, *, budget: int = 10**9, now: float = NOW) -> Account:
+    return await purse.sign_for(
+        KEY, lambda _account, _left: amount, budget=budget, window_s=3_600, now=now
+    )
+
+
+async def signed_since(purse: Purse, since: float) -> int:
+    return await purse.signed_since(origin=ORIGIN, chain_id=CHAIN_ID, token=TOKEN, since=since)
+
+
+async def test_every_field_comes_back(tmp_path: Path) -> None:
+    account = account_of(
+        open_tx=TxHash(b"\x0a" * 32),
+        end_tx=TxHash(b"\x0b" * 32),
+        deposit=BIG,
+        signed=2**64,
+        vouchers=3,
+        received=BIG - 1,
+        units=7,
+        lost=9,
+        accepted=2**63,
+        spent=2**65,
+        receipt="text",
+        settled=1,
+        close_requested_at=5,
+        state="closing",
+    )
+    purse = await opened(tmp_path / "purse.db", account)
+    assert await purse.load(KEY) == account
+    assert await purse.accounts() == [account]
+    await purse.close()
+    purse = await Purse.open(tmp_path / "purse.db")
+    assert await purse.load(KEY) == account
+    await purse.close()
+
+
+async def test_the_file_is_its_owners_alone(tmp_path: Path) -> None:
+    with (tmp_path / "purse.db").open("xb"):
+        (tmp_path / "purse.db").chmod(0o644)
+    purse = await opened(tmp_path / "purse.db", account_of())
+    modes = {entry.name: entry.stat().st_mode & 0o777 for entry in os.scandir(tmp_path)}
+    assert modes == {"purse.db": 0o600, "purse.db-wal": 0o600, "purse.db-shm": 0o600}
+    await purse.close()
+
+
+async def test_commits_are_synchronous(tmp_path: Path) -> None:
+    """CLIENT-06: what was acknowledged survives a power cut."""
+    purse = await opened(tmp_path / "purse.db")
+    assert purse._connection.execute("PRAGMA synchronous").fetchone()[0] == 2  # noqa: SLF001
+    assert purse._connection.execute("PRAGMA journal_mode").fetchone()[0] == "wal"  # noqa: SLF001
+    await purse.close()
+
+
+async def test_signed_never_falls(tmp_path: Path) -> None:
+    """CLIENT-06."""
+    purse = await opened(tmp_path / "purse.db", account_of())
+    assert (await signed(purse, 100)).signed == 100
+    assert (await signed(purse, 40)).signed == 100
+    assert (await signed(purse, 100)).vouchers == 1
+    await purse.close()
+
+
+async def test_what_change_raises_leaves_everything_as_it_was(tmp_path: Path) -> None:
+    purse = await opened(tmp_path / "purse.db", account_of())
+
+    def refuse(_account: Account, _left: int) -> int:
+        raise OverclaimError(asked=2, allowed=1, received=0)
+
+    with pytest.raises(OverclaimError):
+        await purse.sign_for(KEY, refuse, budget=1, window_s=1, now=NOW)
+    assert (await signed(purse, 10)).signed == 10
+    await purse.close()
+
+
+async def test_a_budget_is_kept_over_a_rolling_window(tmp_path: Path) -> None:
+    """F-96: many small payments count together, and age out."""
+    purse = await opened(tmp_path / "purse.db", account_of())
+    await signed(purse, 60, budget=100)
+    await signed(purse, 100, budget=100, now=NOW + 1_800)
+    with pytest.raises(BudgetExceededError) as caught:
+        await signed(purse, 101, budget=100, now=NOW + 3_000)
+    assert (caught.value.asked, caught.value.allowed) == (101, 100)
+    assert (await signed(purse, 160, budget=100, now=NOW + 3_700)).signed == 160
+    await purse.close()
+
+
+async def test_the_budget_survives_a_restart(tmp_path: Path) -> None:
+    """F-96."""
+    purse = await opened(tmp_path / "purse.db", account_of())
+    await signed(purse, 100, budget=100)
+    await purse.close()
+    purse = await Purse.open(tmp_path / "purse.db")
+    with pytest.raises(BudgetExceededError):
+        await signed(purse, 101, budget=100)
+    assert await signed_since(purse, NOW - 60) == 100
+    assert await signed_since(purse, NOW + 60) == 0
+    await purse.close()
+
+
+async def test_choosing_sees_what_is_left_of_the_budget(tmp_path: Path) -> None:
+    purse = await opened(tmp_path / "purse.db", account_of())
+    await signed(purse, 70)
+    seen = []
+
+    def choose(account: Account, left: int) -> int:
+        seen.append((account.signed, left))
+        return account.signed + left
+
+    account = await purse.sign_for(KEY, choose, budget=100, window_s=3_600, now=NOW)
+    assert (seen, account.signed) == ([(70, 30)], 100)
+    await purse.close()
+
+
+async def test_an_origin_has_so_many_channels_with_a_deposit(tmp_path: Path) -> None:
+    """F-97: a server that ends every channel does not collect deposits without end."""
+    purse = await Purse.open(tmp_path / "purse.db")
+    keys = [replace(KEY, channel_id=ChannelId(bytes([number]) * 32)) for number in range(4)]
+    await purse.add(account_of(key=keys[0]), channels_max=2)
+    await purse.add(account_of(key=keys[1], state="closed"), channels_max=2)
+    await purse.add(account_of(key=keys[2]), channels_max=2)
+    with pytest.raises(BudgetExceededError, match="channels_per_origin_max"):
+        await purse.add(account_of(key=keys[3]), channels_max=2)
+    await purse.add(account_of(key=keys[3], origin="https://other:443"), channels_max=2)
+    assert [account.key for account in await purse.live_accounts(ORIGIN)] == [keys[0], keys[2]]
+    await purse.close()
+
+
+async def test_a_cancelled_change_is_whole_or_not_at_all(tmp_path: Path) -> None:
+    """F-42."""
+    purse = await opened(tmp_path / "purse.db", account_of())
+    for amount in range(1, 30):
+        task = asyncio.create_task(signed(purse, amount))
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    account = await signed(purse, 1_000)
+    assert await signed_since(purse, NOW - 60) == account.signed == 1_000
+    await purse.close()
+
+
+async def test_two_processes_share_a_purse(tmp_path: Path) -> None:
+    """Amounts of both are seen by both: neither signs below the other."""
+    path = tmp_path / "purse.db"
+    first = await opened(path, account_of())
+    second = await Purse.open(path)
+    await asyncio.gather(
+        *(signed(first if amount % 2 else second, amount) for amount in range(1, 60))
+    )
+    assert (await signed(first, 0)).signed == (await signed(second, 0)).signed == 59
+    await first.close()
+    await second.close()
+
+
+async def test_an_acknowledged_amount_survives_a_killed_process(tmp_path: Path) -> None:
+    """CLIENT-06: between persist and send nothing is forgotten."""
+    path = tmp_path / "purse.db"
+    purse = await opened(path, account_of())
+    await purse.close()
+    program = f"""
+        import asyncio, os, signal
+        from channel.client.store import Purse
+        from tests.channel.client.test_account import KEY
+
+        async def main():
+            purse = await Purse.open({str(path)!r})
+            await purse.sign_for(
+                KEY, lambda account, left: 77, budget=100, window_s=60, now={NOW}
+            )
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        asyncio.run(main())
+    """
+    process = await asyncio.to_thread(
+        subprocess.run, [sys.executable, "-c", textwrap.dedent(program)], check=False
+    )
+    assert process.returncode == -9
+    purse = await Purse.open(path)
+    account = await purse.load(KEY)
+    assert account is not None
+    assert account.signed == 77
+    await purse.close()
+
+
+async def test_a_channel_that_is_not_there_cannot_be_changed(tmp_path: Path) -> None:
+    purse = await Purse.open(tmp_path / "purse.db")
+    assert await purse.load(KEY) is None
+    with pytest.raises(PurseError, match="not in the purse"):
+        await purse.update(KEY, lambda account: account)
+    await purse.close()
+
+
+async def test_a_purse_of_a_newer_version_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "purse.db"
+    connection = sqlite3.connect(path)
+    connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
+    connection.close()
+    with pytest.raises(PurseError, match="newer version"):
+        await Purse.open(path)
+
+
+async def test_what_is_no_purse_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "purse.db"
+    path.write_bytes(b"no database, by far not, not even a page of one" * 100)
+    with pytest.raises(PurseError, match="cannot be opened"):
+        await Purse.open(path)
+    with pytest.raises(PurseError, match="cannot be opened"):
+        await Purse.open(tmp_path / "no folder" / "purse.db")
+
+
+async def test_a_closed_purse_signs_nothing(tmp_path: Path) -> None:
+    purse = await opened(tmp_path / "purse.db", account_of())
+    await purse.close()
+    with pytest.raises(PurseError, match="closed"):
+        await signed(purse, 1)
+
+
+async def test_a_disk_that_fails_signs_nothing(tmp_path: Path) -> None:
+    """F-51: no amount is acknowledged that was not written."""
+    purse = await opened(tmp_path / "purse.db", account_of())
+    purse._connection.execute("PRAGMA query_only = ON")  # noqa: SLF001
+    with pytest.raises(PurseError, match="failed"):
+        await signed(purse, 5)
+    await purse.close()
+    purse = await Purse.open(tmp_path / "purse.db")
+    assert (await signed(purse, 0)).signed == 0
+    await purse.close()
