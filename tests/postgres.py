@@ -38,9 +38,7 @@ def postgres_server() -> Iterator[str]:
 
 
 @pytest.fixture
-async def postgres_url(
-    postgres_server: str, _no_blocking_call: BlockBuster
-) -> AsyncIterator[str]:
+async def postgres_url(postgres_server: str, _no_blocking_call: BlockBuster) -> AsyncIterator[str]:
     """The URL of an empty schema."""
     for name in ("os.stat", "io.BufferedReader.read"):  # asyncpg looks for a password file
         _no_blocking_call.functions[name].can_block_in(

@@ -200,6 +200,6 @@ for name in {[name.removesuffix(".__init__") for name in modules]}:
 sys.exit(sys.getrecursionlimit() != limit)
 """
     done = subprocess.run(  # noqa: S603 - a fixed program
-        [sys.executable, "-c", program], cwd=ROOT, check=False
+        [sys.executable, "-c", program], cwd=ROOT, check=False, capture_output=True, text=True
     )
-    assert done.returncode == 0
+    assert done.returncode == 0, done.stderr
