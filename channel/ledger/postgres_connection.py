@@ -13,7 +13,14 @@ from channel.errors import ConfigError, LedgerUnavailableError
 from channel.ledger.queries import load_migrations
 from channel.limits import LEDGER_BUSY_S
 
-__all__ = ["FAILURES", "Listener", "connect", "require_durable", "require_schema"]
+__all__ = [
+    "FAILURES",
+    "Listener",
+    "connect",
+    "notification_channel",
+    "require_durable",
+    "require_schema",
+]
 
 _MIGRATIONS: Final = load_migrations("postgres")
 _MIGRATION_LOCK: Final = crc32(b"mpp-session ledger schema")
