@@ -4,6 +4,7 @@ pragma solidity 0.8.37;
 import {ISessionEscrow} from "../../src/interfaces/ISessionEscrow.sol";
 import {Base} from "../Base.t.sol";
 
+/// @dev F-86.
 contract ClaimRefundTest is Base {
     function hold() private {
         bytes32 first = open("first", address(0));

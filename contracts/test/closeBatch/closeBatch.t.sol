@@ -4,6 +4,7 @@ pragma solidity 0.8.37;
 import {ISessionEscrow} from "../../src/interfaces/ISessionEscrow.sol";
 import {Base} from "../Base.t.sol";
 
+/// @dev F-79, F-86.
 contract CloseBatchTest is Base {
     ISessionEscrow.BatchEntry[] private entries;
 

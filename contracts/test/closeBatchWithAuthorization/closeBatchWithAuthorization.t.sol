@@ -5,6 +5,7 @@ import {ISessionEscrow} from "../../src/interfaces/ISessionEscrow.sol";
 import {Base} from "../Base.t.sol";
 import {OddWallet} from "../mocks/Wallets.sol";
 
+/// @dev RELAY-07.
 contract CloseBatchWithAuthorizationTest is Base {
     ISessionEscrow.BatchEntry[] private entries;
     uint256 private deadline;

@@ -6,6 +6,7 @@ import {ISessionEscrow} from "../../src/interfaces/ISessionEscrow.sol";
 import {Base} from "../Base.t.sol";
 import {PlainToken} from "../mocks/PlainToken.sol";
 
+/// @dev F-91.
 contract CreateEscrowTest is Base {
     function test_RevertWhen_NoCode(address nowhere) external {
         vm.assume(nowhere.code.length == 0);

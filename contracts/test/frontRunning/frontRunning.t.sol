@@ -4,6 +4,7 @@ pragma solidity 0.8.37;
 import {ISessionEscrow} from "../../src/interfaces/ISessionEscrow.sol";
 import {Base} from "../Base.t.sol";
 
+/// @dev AMB-10, F-83.
 contract FrontRunningTest is Base {
     /// @dev The copy goes through; the original then reverts and changes nothing.
     function race(bytes memory callData) private {

@@ -9,6 +9,7 @@ import {Base} from "../Base.t.sol";
 import {IDevUSD} from "../IDevUSD.sol";
 import {FalseToken, FeeToken, HookToken, PickyToken, SilentToken} from "../mocks/HostileTokens.sol";
 
+/// @dev CONTRACT-11, CONTRACT-12, F-85, F-86, F-89.
 contract HostileTest is Base {
     /// @dev Moves everyone to `other` and an escrow of its own.
     function use(address other) private {
@@ -99,6 +100,18 @@ contract HostileTest is Base {
         assertEq(escrow.claimable(payer.addr), DEPOSIT - 5);
         assertEq(token.balanceOf(payee.addr), 12);
         assertEq(token.balanceOf(stranger.addr), PLENTY - 7);
+    }
+
+    function test_ABurntRefundCostsItsCap() external {
+        PickyToken picky = new PickyToken();
+        use(address(picky));
+        bytes32 channelId = open();
+        picky.setMode(payer.addr, PickyToken.Mode.BurnGas);
+        uint256 before = gasleft();
+        vm.prank(payee.addr);
+        escrow.close(channelId, 0, "");
+        assertLt(before - gasleft(), escrow.REFUND_GAS_CAP() + 100_000);
+        assertEq(escrow.claimable(payer.addr), DEPOSIT);
     }
 
     /// @dev Every state-changing function, as a call that would succeed at another time.

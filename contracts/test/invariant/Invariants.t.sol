@@ -8,7 +8,7 @@ import {IDevUSD} from "../IDevUSD.sol";
 import {Handler} from "./Handler.t.sol";
 
 /// @dev The handler's books against the escrows: sums after every call, the channel that was
-/// touched inside the handler, and every channel once more at the end of each run.
+/// touched inside the handler, and every channel once more at the end of each run (ACC-07, F-62).
 contract InvariantsTest is Test {
     Handler private handler;
 

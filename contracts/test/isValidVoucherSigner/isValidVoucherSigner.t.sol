@@ -5,6 +5,7 @@ import {ISessionEscrow} from "../../src/interfaces/ISessionEscrow.sol";
 import {Base} from "../Base.t.sol";
 import {OddWallet} from "../mocks/Wallets.sol";
 
+/// @dev ENC-07, F-18, F-20.
 contract IsValidVoucherSignerTest is Base {
     function test_Zero(bytes32 digest, bytes calldata signature) external view {
         assertFalse(escrow.isValidVoucherSigner(address(0), digest, signature));
@@ -49,5 +50,13 @@ contract IsValidVoucherSignerTest is Base {
         gasLimit = bound(gasLimit, 50_000, 460_000);
         vm.expectRevert(ISessionEscrow.InsufficientGas.selector);
         escrow.isValidVoucherSigner{gas: gasLimit}(address(wallet), digest, "");
+    }
+
+    function test_ABurningWalletCostsItsCap(bytes32 digest) external {
+        OddWallet wallet = new OddWallet();
+        wallet.set(OddWallet.Mode.BurnsAllGas, 0);
+        uint256 before = gasleft();
+        assertFalse(escrow.isValidVoucherSigner(address(wallet), digest, ""));
+        assertLt(before - gasleft(), escrow.ERC1271_GAS_CAP() + 50_000);
     }
 }

@@ -4,6 +4,7 @@ pragma solidity 0.8.37;
 import {ISessionEscrow} from "../../src/interfaces/ISessionEscrow.sol";
 import {Base} from "../Base.t.sol";
 
+/// @dev CONTRACT-01.
 contract OpenTest is Base {
     function test_RevertWhen_TokenIsAnother(address other) external {
         vm.assume(other != address(token));

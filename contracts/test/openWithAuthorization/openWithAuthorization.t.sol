@@ -5,6 +5,7 @@ import {ISessionEscrow} from "../../src/interfaces/ISessionEscrow.sol";
 import {IReceiveWithAuthorization} from "../../src/interfaces/IReceiveWithAuthorization.sol";
 import {Base} from "../Base.t.sol";
 
+/// @dev CONTRACT-09, AMB-10, F-83.
 contract OpenWithAuthorizationTest is Base {
     function signed(uint128 deposit, bytes32 salt, address signer_)
         private

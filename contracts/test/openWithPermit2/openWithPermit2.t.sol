@@ -4,6 +4,7 @@ pragma solidity 0.8.37;
 import {ISessionEscrow} from "../../src/interfaces/ISessionEscrow.sol";
 import {Base} from "../Base.t.sol";
 
+/// @dev CONTRACT-10, AMB-10, F-83.
 contract OpenWithPermit2Test is Base {
     function submit(address payee_, uint128 deposit, bytes32 salt, address signer_, Permit memory p)
         private

@@ -4,6 +4,7 @@ pragma solidity 0.8.37;
 import {ISessionEscrow} from "../../src/interfaces/ISessionEscrow.sol";
 import {Base} from "../Base.t.sol";
 
+/// @dev SEC-02, SEC-03, SEC-04, F-23, F-34.
 contract ReplayTest is Base {
     function test_AcrossEscrows(uint128 amount) external {
         amount = uint128(bound(amount, 1, DEPOSIT));

@@ -4,6 +4,7 @@ pragma solidity 0.8.37;
 import {ISessionEscrow} from "../../src/interfaces/ISessionEscrow.sol";
 import {Base} from "../Base.t.sol";
 
+/// @dev CONTRACT-05.
 contract RequestCloseTest is Base {
     function test_RevertGiven_NoChannel(bytes32 channelId) external {
         vm.expectRevert(ISessionEscrow.ChannelNotFound.selector);

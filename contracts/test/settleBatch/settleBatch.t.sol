@@ -5,6 +5,7 @@ import {ISessionEscrow} from "../../src/interfaces/ISessionEscrow.sol";
 import {Base} from "../Base.t.sol";
 import {OddWallet} from "../mocks/Wallets.sol";
 
+/// @dev F-79, F-80.
 contract SettleBatchTest is Base {
     ISessionEscrow.BatchEntry[] private entries;
 

@@ -4,6 +4,7 @@ pragma solidity 0.8.37;
 import {ISessionEscrow} from "../../src/interfaces/ISessionEscrow.sol";
 import {Base} from "../Base.t.sol";
 
+/// @dev RELAY-01, RELAY-02, RELAY-03, RELAY-04, RELAY-05.
 contract SettleWithAuthorizationTest is Base {
     uint256 private deadline;
 

@@ -4,6 +4,7 @@ pragma solidity 0.8.37;
 import {ISessionEscrow} from "../../src/interfaces/ISessionEscrow.sol";
 import {Base} from "../Base.t.sol";
 
+/// @dev CONTRACT-09, TOPUP-05, AMB-25, F-62.
 contract TopUpWithAuthorizationTest is Base {
     function signed(Person memory by, bytes32 channelId, uint128 amount, bytes32 salt)
         private

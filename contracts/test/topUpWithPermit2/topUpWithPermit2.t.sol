@@ -4,6 +4,7 @@ pragma solidity 0.8.37;
 import {ISessionEscrow} from "../../src/interfaces/ISessionEscrow.sol";
 import {Base} from "../Base.t.sol";
 
+/// @dev CONTRACT-10, TOPUP-05, AMB-25, F-62.
 contract TopUpWithPermit2Test is Base {
     function submit(bytes32 channelId, uint128 amount, Permit memory p) private {
         vm.prank(signer.addr);
