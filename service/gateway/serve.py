@@ -41,32 +41,40 @@ async def run_gateway(
         CommandError: The port is taken, or a task that guards the money has ended.
         InvariantError: A bug in such a task.
     """
-    with _listen(config.listen) as listener:
-        async with build_parts(config) as parts, Upstream.connect(config.upstream) as upstream:
+    async with build_parts(config) as parts, Upstream.connect(config.upstream) as upstream:
+        with _listen(config.listen) as listener:
             stopping, broken = asyncio.Event(), asyncio.Event()
             _stop_on_signals(stopping)
             if until_eof:
                 _stop_at_eof(stopping)
             gateway = Gateway(config, parts.engine, upstream, stop=broken.set)
-            server = _Server(
-                uvicorn.Config(
-                    gateway,
-                    lifespan="off",
-                    log_config=None,
-                    access_log=False,
-                    server_header=False,
-                    h11_max_incomplete_event_size=_HEAD_BYTES_MAX,
-                    timeout_graceful_shutdown=math.ceil(config.listen.shutdown_s),
-                )
-            )
-            host, port = listener.getsockname()[:2]
-            announce(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+            server = _build_server(gateway, config.listen)
+            announce(_url(listener))
             guards = {**parts.background(), "keeping consistent books": _fail_when(broken)}
             serving = server.serve(sockets=[listener])
             try:
                 await _run_until(stopping, serving, guards, stop=partial(_stop, server, gateway))
             finally:
                 _log.info("stopped; %d voucher signatures checked", parts.engine.signatures_checked)
+
+
+def _build_server(gateway: Gateway, settings: Listen) -> uvicorn.Server:
+    return _Server(
+        uvicorn.Config(
+            gateway,
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            h11_max_incomplete_event_size=_HEAD_BYTES_MAX,
+            timeout_graceful_shutdown=math.ceil(settings.shutdown_s),
+        )
+    )
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 class _Server(uvicorn.Server):

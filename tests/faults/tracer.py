@@ -2,10 +2,10 @@
 
     python tests/faults/tracer.py EVENTS COMMAND [ARGUMENT...]
 
-Writes one JSON object a line to the file EVENTS, in the order the kernel saw them: a sync when
-it has returned, a write or send when it begins. So a sync that stands before a send was on disk
-before the first byte of the send could leave. Linux on x86-64 and arm64, by ptrace alone: what
-strace does, without asking for strace.
+Writes one JSON object a line to the file EVENTS, in the order the kernel saw them: a sync or a
+receive when it has returned, a write or send when it begins. So a sync that stands before a
+send was on disk before the first byte of the send could leave. Linux on x86-64 and arm64, by
+ptrace alone: what strace does, without asking for strace.
 
     with trace(command, events) as process: ...
     for event in read_events(events): ...
@@ -23,7 +23,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-__all__ = ["Event", "read_events", "trace"]
+__all__ = ["Event", "read_events", "trace", "traced"]
 
 DATA_BYTES_MAX: Final = 4096
 
@@ -32,6 +32,7 @@ SENDS: Final = {
     "x86_64": {1: "write", 18: "pwrite64", 20: "writev", 44: "sendto", 46: "sendmsg"},
     "aarch64": {64: "write", 68: "pwrite64", 66: "writev", 206: "sendto", 211: "sendmsg"},
 }
+RECEIVES: Final = {"x86_64": {45: "recvfrom"}, "aarch64": {207: "recvfrom"}}
 POINTS_AT_BYTES: Final = ("write", "pwrite64", "sendto")
 
 TRACEME, CONT_SYSCALL, SETOPTIONS, SYSCALL_INFO = 0, 24, 0x4200, 0x420E
@@ -42,7 +43,7 @@ ENTRY, EXIT = 1, 2
 
 
 class Event(NamedTuple):
-    """One call. `target` is the file's path, or `socket:[...]`; `data` the first bytes sent."""
+    """One call. `target` is the file's path or `socket:[...]`, `data` the first bytes moved."""
 
     call: str
     target: str
@@ -62,8 +63,7 @@ def trace(
 
     The command inherits standard output; signals go to the tracer, which passes them on.
     """
-    tracer = [sys.executable, __file__, str(events), *command]
-    with subprocess.Popen(tracer, **options) as process:  # noqa: S603 -- the tests' own command
+    with subprocess.Popen(traced(command, events), **options) as process:  # noqa: S603 -- the tests' own command
         try:
             yield process
         finally:
@@ -73,6 +73,11 @@ def trace(
                 process.wait(20)
             except subprocess.TimeoutExpired:
                 process.kill()
+
+
+def traced(command: Sequence[str], events: Path) -> list[str]:
+    """Return the command that runs `command` under the tracer."""
+    return [sys.executable, __file__, str(events), *command]
 
 
 def read_events(events: Path) -> list[Event]:
@@ -113,9 +118,10 @@ def _syscall_info(pid: int) -> _SyscallInfo:
 class _Tracer:
     def __init__(self, events: Path) -> None:
         machine = platform.machine()
-        self._syncs, self._sends = SYNCS[machine], SENDS[machine]
+        self._sends = SENDS[machine]
+        self._returning = SYNCS[machine] | RECEIVES[machine]
         self._file = events.open("w")
-        self._entered: dict[int, tuple[str, str]] = {}
+        self._entered: dict[int, tuple[str, str, int]] = {}
         self._seen: set[int] = set()
 
     def run(self, command: list[str]) -> int:
@@ -162,15 +168,17 @@ class _Tracer:
         info = _syscall_info(pid)
         if info.op == ENTRY:
             number, arguments = info.number_or_result, info.arguments
-            if number in self._syncs:
-                self._entered[pid] = (self._syncs[number], _target(pid, arguments[0]))
+            if number in self._returning:
+                target = _target(pid, arguments[0])
+                self._entered[pid] = (self._returning[number], target, arguments[1])
             elif number in self._sends:
                 call = self._sends[number]
                 self._record(call, _target(pid, arguments[0]), _sent(pid, call, arguments))
         elif info.op == EXIT and pid in self._entered:
-            call, target = self._entered.pop(pid)
-            if info.number_or_result == 0:
-                self._record(call, target, b"")
+            call, target, address = self._entered.pop(pid)
+            result = info.number_or_result
+            if result == 0 or (call == "recvfrom" and result > 0):
+                self._record(call, target, _memory(pid, address, min(result, DATA_BYTES_MAX)))
 
     def _record(self, call: str, target: str, data: bytes) -> None:
         print(json.dumps({"call": call, "target": target, "data": data.hex()}), file=self._file)

@@ -1,0 +1,117 @@
+"""The gateway as a process of its own, for tests that kill it or watch what it does."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+from channel.client.policy import Policy, TokenLimits
+from settlement.devnet import DevnetValues
+
+__all__ = ["GatewayProcess", "free_port", "gateway_command", "gateway_variables", "policy_for"]
+
+ROOT = Path(__file__).parents[2]
+PRICE = 25
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
+def gateway_command() -> list[str]:
+    return [sys.executable, "-m", "service.cli", "gateway"]
+
+
+def gateway_variables(
+    values: DevnetValues, upstream: str, ledger: Path, port: int, *, step_units: int
+) -> dict[str, str]:
+    """The environment of a gateway whose books and address outlive its process."""
+    payee = values.accounts["payee"]
+    settings = {
+        "UPSTREAM_URL": upstream,
+        "PRICE_PER_UNIT": str(PRICE),
+        "PAYMENT_REALM": "tests",
+        "PAYMENT_SECRETS": "a secret of thirty-two bytes or more",
+        "PAYMENT_RESERVATION_STEP_UNITS": str(step_units),
+        "PAYMENT_VOUCHERS_PER_SECOND": "1000",
+        "CHAIN_RPC_URL": values.rpc_url,
+        "CHAIN_ID": str(values.chain_id),
+        "CHAIN_ESCROW": "0x" + values.escrow.hex(),
+        "CHAIN_TOKEN": "0x" + values.token.hex(),
+        "PAYEE_ADDRESS": "0x" + payee.address.hex(),
+        "PAYEE_KEY": "0x" + payee.private_key.hex(),
+        "LEDGER_URL": f"sqlite:///{ledger}",
+        "LISTEN_PORT": str(port),
+    }
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("MPP_SESSION_")}
+    ours = {f"MPP_SESSION_{name}": value for name, value in settings.items()}
+    return {**inherited, **ours, "PYTHONPATH": str(ROOT)}
+
+
+class GatewayProcess:
+    """A gateway that can be killed and started again on the same books and port."""
+
+    def __init__(self, command: Sequence[str], variables: dict[str, str], log: Path) -> None:
+        self.url = f"http://127.0.0.1:{variables['MPP_SESSION_LISTEN_PORT']}"
+        self._command = command
+        self._variables = variables
+        self._log = log
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def start(self) -> None:
+        with self._log.open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                *self._command, env=self._variables, stdout=log, stderr=log
+            )
+        deadline = time.monotonic() + 60
+        port = int(self._variables["MPP_SESSION_LISTEN_PORT"])
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError):
+                _, writer = await asyncio.open_connection("127.0.0.1", port)
+                writer.close()
+                return
+            assert self._process.returncode is None, self._log.read_text()
+            await asyncio.sleep(0.02)
+        raise TimeoutError(self._log.read_text())
+
+    async def end(self, number: int = signal.SIGTERM) -> int:
+        """Send a signal and return the exit code."""
+        assert self._process is not None
+        with contextlib.suppress(ProcessLookupError):
+            self._process.send_signal(number)
+        return await asyncio.wait_for(self._process.wait(), 30)
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Start it, and never leave it behind."""
+        await self.start()
+        try:
+            yield
+        finally:
+            if self._process is not None and self._process.returncode is None:
+                await self.end(signal.SIGKILL)
+
+
+def policy_for(values: DevnetValues, *, voucher_step: int = 64) -> Policy:
+    """What the tests' agent may agree to."""
+    limits = TokenLimits(
+        chain_id=values.chain_id,
+        token=values.token,
+        unit_price_max={"llm_chunk": PRICE, "llm_token": PRICE},
+        deposit_max=10**6,
+        budget=10**6,
+    )
+    return Policy(
+        limits=(limits,),
+        voucher_step=voucher_step,
+        expected_units=4000,
+        lost_units_max=4000,
+        allow_loopback_http=True,
+    )
