@@ -54,6 +54,7 @@ class Chain:
     """JSON-RPC to one Anvil."""
 
     def __init__(self, port: int) -> None:
+        self.url = f"http://127.0.0.1:{port}"
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         self.chain_id = int(self.rpc("eth_chainId"), 16)
         self.accounts: list[str] = self.rpc("eth_accounts")

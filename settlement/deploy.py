@@ -14,8 +14,16 @@ from channel.limits import GRACE_PERIOD_S_MIN
 from channel.types import Address, address
 from settlement.addresses import CREATE2_DEPLOYER, SALT, escrow_address, factory_address
 from settlement.artifacts import load_artifact
+from settlement.tx_manager import TxManager
 
-__all__ = ["Deployment", "DeploymentError", "DeploymentNode", "deploy_escrow", "verify_escrow"]
+__all__ = [
+    "Deployment",
+    "DeploymentError",
+    "DeploymentNode",
+    "SenderNode",
+    "deploy_escrow",
+    "verify_escrow",
+]
 
 _DOMAIN_TYPEHASH: Final = keccak(
     b"EIP712Domain(string name,string version,uint256 chainId,address verifyingContract)"
@@ -56,6 +64,30 @@ class DeploymentNode(Protocol):
 
     async def send(self, to: Address, calldata: bytes, /) -> None:
         """Send a transaction and return once it is mined with success."""
+
+
+class SenderNode:
+    """A `DeploymentNode` that sends with one key."""
+
+    def __init__(self, sender: TxManager) -> None:
+        self._sender = sender
+
+    @property
+    def chain_id(self) -> int:
+        """The chain's id."""
+        return self._sender.rpc.chain_id
+
+    async def code(self, address: Address, /) -> bytes:
+        """Return a contract's code, empty when there is none."""
+        return await self._sender.rpc.code(address)
+
+    async def call(self, to: Address, calldata: bytes, /) -> bytes:
+        """Run a call without effect."""
+        return await self._sender.rpc.call(to, calldata)
+
+    async def send(self, to: Address, calldata: bytes, /) -> None:
+        """Send a transaction and return once it is mined with success."""
+        await self._sender.send(to, calldata)
 
 
 async def deploy_escrow(node: DeploymentNode, token: Address) -> Deployment:

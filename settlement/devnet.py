@@ -25,7 +25,7 @@ from settlement import abi
 from settlement.addresses import PERMIT2
 from settlement.anvil import Anvil, find_anvil
 from settlement.artifacts import ContractName, load_artifact
-from settlement.deploy import deploy_escrow
+from settlement.deploy import SenderNode, deploy_escrow
 from settlement.errors import AnvilError
 from settlement.npm import Progress
 from settlement.rpc import Rpc
@@ -198,7 +198,7 @@ async def _deploy(
         token, symbol = await deploy_usdc(deployer, progress=progress), "USDC"
     else:
         token, symbol = await _deploy_dusd(deployer), "dUSD"
-    deployment = await deploy_escrow(_Node(deployer), token)
+    deployment = await deploy_escrow(SenderNode(deployer), token)
     for name in ACCOUNTS:
         amount = _DOLLARS_EACH * 10**_DECIMALS
         await mint(deployer, token, accounts[name].address, amount)
@@ -264,26 +264,6 @@ def _account(name: str) -> DevAccount:
 def _local_account(name: str) -> LocalAccount:
     signer: LocalAccount = Account.from_key(keccak(f"mpp-session devnet account: {name}".encode()))
     return signer
-
-
-class _Node:
-    """A sender as `settlement.deploy` wants it."""
-
-    def __init__(self, sender: TxManager) -> None:
-        self._sender = sender
-
-    @property
-    def chain_id(self) -> int:
-        return self._sender.rpc.chain_id
-
-    async def code(self, address: Address, /) -> bytes:
-        return await self._sender.rpc.code(address)
-
-    async def call(self, to: Address, calldata: bytes, /) -> bytes:
-        return await self._sender.rpc.call(to, calldata)
-
-    async def send(self, to: Address, calldata: bytes, /) -> None:
-        await self._sender.send(to, calldata)
 
 
 def _plain(value: Any) -> Any:
