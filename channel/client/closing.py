@@ -44,7 +44,7 @@ async def close_channel(payer: Payer, account: Account, courier: Courier) -> Acc
     offer, account = await _ask_spent(payer, account, courier, offer)
     key = account.key
     await payer.purse.update(key, lambda current: replace(current, state="closing"))
-    voucher = await payer.sign(None, key, account.spent)
+    voucher = await payer.desk.sign(key, account.spent)
     presented = await _present(payer, account, courier, offer, ClosePayload(voucher))
     receipt = presented.receipt
     if receipt is not None:
@@ -64,11 +64,11 @@ async def _ask_spent(
     """
     if account.signed == 0:
         return offer, account
-    voucher = await payer.sign(None, account.key, account.signed)
+    voucher = await payer.desk.sign(account.key, account.signed)
     try:
         presented = await _present(payer, account, courier, offer, VoucherPayload(voucher))
         if presented.receipt is not None:
-            await payer.adopt_receipt(
+            await payer.receipts.adopt(
                 account.key,
                 presented.receipt,
                 presented.receipt_text,
@@ -79,7 +79,7 @@ async def _ask_spent(
         offer = presented.offer
     except (PaymentRefusedError, ReceiptViolationError):
         return offer, account
-    return offer, await payer.purse.update(account.key, lambda current: current)
+    return offer, await payer.purse.get(account.key)
 
 
 async def _present(

@@ -12,8 +12,7 @@ from typing import Final
 
 import httpx
 
-from channel.client.payer import Payer
-from channel.client.purchase import Purchase
+from channel.client.streaming import PaidStream
 from channel.errors import PaymentRefusedError, WireError
 from channel.wire.sse import NEED_VOUCHER_EVENT, RECEIPT_EVENT, EventSplitter, parse_event
 
@@ -26,14 +25,13 @@ RECEIPT_WAIT_S: Final = 2.0
 class PaidEvents(httpx.AsyncByteStream):
     """The body of a paid `text/event-stream` answer, content codings undone."""
 
-    def __init__(self, payer: Payer, purchase: Purchase, response: httpx.Response) -> None:
-        self._payer = payer
-        self._purchase = purchase
+    def __init__(self, paid: PaidStream, response: httpx.Response) -> None:
+        self._paid = paid
         self._response = response
         self._chunks = response.aiter_bytes()
         self._splitter = EventSplitter()
         self._is_broken = False
-        """It ended, or ends, while we waited for the server: see `Payer.end_stream`."""
+        """It ended, or ends, while we waited for the server: see `PaidStream.end`."""
         self._is_done = False
         self._is_ended = False
 
@@ -64,13 +62,13 @@ class PaidEvents(httpx.AsyncByteStream):
             return
         self._is_ended = True
         try:
-            if self._is_done and not self._purchase.has_end_receipt:
+            if self._is_done and not self._paid.has_receipt:
                 await self._read_receipt()
         finally:
             try:
                 await self._response.aclose()
             finally:
-                await self._payer.end_stream(self._purchase, is_broken=self._is_broken)
+                await self._paid.end(is_broken=self._is_broken)
 
     async def _read_receipt(self) -> None:
         with contextlib.suppress(TimeoutError, httpx.TransportError):
@@ -78,7 +76,7 @@ class PaidEvents(httpx.AsyncByteStream):
                 async for chunk in self._chunks:
                     for block in self._split(chunk):
                         await self._take(block)
-                    if self._purchase.has_end_receipt:
+                    if self._paid.has_receipt:
                         return
 
     def _split(self, chunk: bytes) -> list[bytes]:
@@ -98,12 +96,12 @@ class PaidEvents(httpx.AsyncByteStream):
             return False
         name, text = event
         if name == NEED_VOUCHER_EVENT:
-            await self._payer.need_voucher(self._purchase, text)
+            await self._paid.need_voucher(text)
         elif name == RECEIPT_EVENT:
-            await self._payer.end_receipt(self._purchase, text)
+            await self._paid.take_receipt(text)
         else:
             self._is_done = text == DONE
-            self._payer.count(self._purchase, text)
+            self._paid.count(text)
             return False
         return True
 

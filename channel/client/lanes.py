@@ -7,8 +7,8 @@ channel carries one stream (ACC-06), so a second stream waits or takes a lane of
 import asyncio
 
 from channel.client.account import Scope
-from channel.errors import ChannelBusyError
-from channel.types import ChannelKey
+from channel.errors import ChannelBusyError, ChannelUnusableError
+from channel.types import ChannelKey, SignedVoucher
 
 __all__ = ["Hold", "Lane", "Lanes"]
 
@@ -28,7 +28,7 @@ class Lane:
         """The channel was compared with the chain since this process started (CLIENT-05)."""
         self.has_stream = False
         self.holds: set[Hold] = set()
-        self.last_signature: tuple[int, bytes] | None = None
+        self.last_voucher: SignedVoucher | None = None
 
     @property
     def in_flight(self) -> int:
@@ -44,7 +44,6 @@ class Lane:
         """Let the next payment find or open another channel."""
         self.key = None
         self.is_checked = False
-        self.last_signature = None
 
 
 class Hold:
@@ -55,6 +54,18 @@ class Hold:
         self.cost = cost
         self.cost_max = cost_max
         self.is_stream = is_stream
+        self._key: ChannelKey | None = None
+
+    @property
+    def key(self) -> ChannelKey:
+        """The channel that the request is paid from; it may end while the request goes on."""
+        if self._key is None:
+            raise ChannelUnusableError("The request has no channel yet.")
+        return self._key
+
+    def use(self, key: ChannelKey) -> None:
+        """Pay from this channel from now on."""
+        self._key = key
 
     @property
     def is_alone(self) -> bool:

@@ -1,20 +1,58 @@
-"""One logical request on its way: what was offered, tried and held for it."""
-
-from typing import TYPE_CHECKING
+"""One logical request on its way: what was tried for it, and under which terms it is paid."""
 
 from channel.client.account import Scope
 from channel.client.decisions import Tried
-from channel.client.meter import Expectation, UnitMeter
+from channel.client.lanes import Hold, Lane
+from channel.client.meter import Expectation
 from channel.client.policy import Offer, Policy, TokenLimits, step_value
 from channel.client.presenting import Courier, Header
 from channel.types import ZERO_ADDRESS, Address, ChannelKey, ChannelTerms
 
-if TYPE_CHECKING:
-    from channel.client.lanes import Hold
-
-__all__ = ["Purchase", "build_scope"]
+__all__ = ["Purchase", "Ticket", "build_scope"]
 
 REQUEST_UNIT = "request"
+
+
+class Ticket:
+    """What a request is paid under, once it is paid: offer, limits, channel, and its hold."""
+
+    def __init__(self, *, offer: Offer, limits: TokenLimits, hold: Hold) -> None:
+        self.offer = offer
+        self.limits = limits
+        self.hold = hold
+        self.challenge_ids = {offer.challenge.id}
+        """Every challenge that was answered: a receipt names one of them."""
+        self.spent_before: dict[ChannelKey, int] = {}
+        """`spent` as it was known when this request first used the channel."""
+
+    @property
+    def lane(self) -> Lane:
+        """Where the request's channel is."""
+        return self.hold.lane
+
+    @property
+    def key(self) -> ChannelKey:
+        """The channel."""
+        return self.hold.key
+
+    @property
+    def price(self) -> int:
+        """Of one unit, in base units of the token."""
+        return self.offer.request.unit_price
+
+    @property
+    def source(self) -> tuple[int, Address]:
+        """Chain id and address of the payer, as a credential states them (CRED-02)."""
+        return self.lane.scope.chain_id, self.lane.scope.terms.payer
+
+    def answer(self, offer: Offer) -> None:
+        """Go on under a fresh offer."""
+        self.offer = offer
+        self.challenge_ids.add(offer.challenge.id)
+
+    def allowance(self, policy: Policy) -> int:
+        """Return how far vouchers may be ahead of the count now: all in flight and one step."""
+        return self.lane.in_flight_max + step_value(policy, self.offer.request)
 
 
 class Purchase:
@@ -40,19 +78,9 @@ class Purchase:
         self.is_key_ours = is_key_ours
         """False when the caller chose it: the answer may then be one of an earlier request."""
         self.tried = Tried()
-        self.offer: Offer | None = None
-        self.limits: TokenLimits | None = None
-        self.hold: Hold | None = None
         self.header: Header | None = None
-        self.challenge_ids: set[str] = set()
-        self.spent_before: dict[ChannelKey, int] = {}
-        """`spent` as it was known when this request first used the channel."""
-        self.meter = UnitMeter()
-        self.pending_units = 0
-        """Units of a stream that arrived and are not in the purse yet."""
-        self.has_end_receipt = False
-        self.idle_needs = 0
-        """How often in a row the stream asked for a voucher without delivering anything."""
+        """The credential that was sent last."""
+        self.ticket: Ticket | None = None
 
     @property
     def route(self) -> tuple[str, str]:
@@ -70,26 +98,19 @@ class Purchase:
         if self.expectation.is_stream or offer.request.unit_type == REQUEST_UNIT:
             return price, price
         bound = self.expectation.units_max
-        units_max = policy.request_units_max if bound is None else bound
-        units = 1 if bound is None else bound
-        units_max = min(units_max, policy.request_units_max)
-        return price * min(units, units_max), price * units_max
-
-    def allowance(self, policy: Policy) -> int:
-        """Return how far vouchers may be ahead of the count now: all in flight and one step."""
-        if self.offer is None or self.hold is None:
-            raise RuntimeError("a purchase without an offer allows nothing")
-        return self.hold.lane.in_flight_max + step_value(policy, self.offer.request)
+        if bound is None:
+            return price, price * policy.request_units_max
+        units = min(bound, policy.request_units_max)
+        return price * units, price * units
 
 
 def build_scope(origin: str, offer: Offer, *, payer: Address, signer: Address) -> Scope:
     """Return which channels an offer may be paid from."""
     request = offer.request
-    authorized = ZERO_ADDRESS if signer == payer else signer
     terms = ChannelTerms(
         payer=payer,
         payee=request.recipient,
         token=request.currency,
-        authorized_signer=authorized,
+        authorized_signer=ZERO_ADDRESS if signer == payer else signer,
     )
     return Scope(origin, request.chain_id, request.escrow, terms)

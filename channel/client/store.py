@@ -82,6 +82,10 @@ class Purse:
         """Return one channel, or None."""
         return await self._run(lambda: self._load(key))
 
+    async def get(self, key: ChannelKey) -> Account:
+        """Return one channel that is there; `PurseError` if it is not."""
+        return await self._run(lambda: self._require(key))
+
     async def accounts(self) -> list[Account]:
         """Return every channel, oldest first."""
         return await self._run(lambda: self._select("load_accounts", {}))

@@ -102,13 +102,12 @@ class PayingTransport(httpx.AsyncBaseTransport):
         self, purchase: Purchase, response: httpx.Response, reply: Reply
     ) -> httpx.Response:
         """Check the receipt of a paid answer, and hand the answer on."""
-        if purchase.hold is None:
-            return response
         content_type = response.headers.get("Content-Type", "").lower()
-        is_stream = content_type.startswith(CONTENT_TYPE)
-        await self._payer.accept(purchase, reply, is_stream=is_stream)
-        if not is_stream:
-            self._payer.release(purchase)
+        if not content_type.startswith(CONTENT_TYPE):
+            await self._payer.accept(purchase, reply)
+            return response
+        paid = await self._payer.begin_stream(purchase, reply)
+        if paid is None:
             return response
         headers = response.headers.copy()
         for name in ("Content-Encoding", "Content-Length"):
@@ -116,7 +115,7 @@ class PayingTransport(httpx.AsyncBaseTransport):
         return httpx.Response(
             response.status_code,
             headers=headers,
-            stream=PaidEvents(self._payer, purchase, response),
+            stream=PaidEvents(paid, response),
             extensions=response.extensions,
         )
 

@@ -1,0 +1,131 @@
+"""Receipts: held against the purse, stored, and a lie stops the channel (CLIENT-09)."""
+
+from collections.abc import Collection
+
+from msgspec.structs import replace
+
+from channel.client.account import Account, adopt_receipt, count_received, require_receipt
+from channel.client.lanes import Lanes
+from channel.client.presenting import Presented, read_receipt
+from channel.client.purchase import Purchase, Ticket
+from channel.client.store import Purse
+from channel.errors import ReceiptViolationError, WireError
+from channel.types import ChannelKey
+from channel.wire.receipt import Receipt, format_receipt, parse_receipt_json
+from channel.wire.sse import RECEIPT_EVENT
+
+__all__ = ["ReceiptBook"]
+
+
+class ReceiptBook:
+    """Takes what servers say about our channels, as far as it can be."""
+
+    def __init__(self, purse: Purse, lanes: Lanes) -> None:
+        self._purse = purse
+        self._lanes = lanes
+
+    async def accept(self, purchase: Purchase, ticket: Ticket, text: str | None) -> None:
+        """Count an answer in one piece, and take its receipt.
+
+        How many units it was only the server knows; more than the request may cost is not
+        counted. An answer without a receipt counts as one unit.
+
+        Raises:
+            ReceiptViolationError: The receipt cannot be right; the channel is stopped.
+        """
+        receipt = None if text is None else await self._read(ticket.key, text)
+        units = 1 if receipt is None or receipt.units is None else receipt.units
+        units = min(units, ticket.hold.cost_max // ticket.price)
+        await self._purse.update(
+            ticket.key,
+            lambda current: count_received(current, value=units * ticket.price, units=units),
+        )
+        if receipt is not None and text is not None:
+            await self._adopt(purchase, ticket, receipt, text, is_final=ticket.hold.is_alone)
+
+    async def begin_stream(self, purchase: Purchase, ticket: Ticket, text: str | None) -> None:
+        """Take the receipt in the headers of a stream, which counts nothing yet.
+
+        Raises:
+            ReceiptViolationError: It cannot be right; the channel is stopped.
+        """
+        if text is not None:
+            receipt = await self._read(ticket.key, text)
+            await self._adopt(purchase, ticket, receipt, text, is_final=ticket.hold.is_alone)
+
+    async def end_stream(self, purchase: Purchase, ticket: Ticket, data: str) -> None:
+        """Take the receipt at the end of a stream (SSE-04).
+
+        Raises:
+            ReceiptViolationError: It cannot be right; the channel is stopped.
+        """
+        try:
+            receipt = parse_receipt_json(data)
+        except WireError as error:
+            await self.stop(ticket.key)
+            raise ReceiptViolationError(
+                field=RECEIPT_EVENT, said=f"unreadable ({error})", expected="a receipt"
+            ) from error
+        text = format_receipt(receipt)
+        await self._adopt(purchase, ticket, receipt, text, is_final=ticket.hold.is_alone)
+
+    async def accept_presented(
+        self, purchase: Purchase, ticket: Ticket, presented: Presented
+    ) -> None:
+        """Take the receipt of a management request, if it has one; see `accept`."""
+        ticket.answer(presented.offer)
+        if presented.receipt is not None:
+            await self._adopt(
+                purchase, ticket, presented.receipt, presented.receipt_text, is_final=False
+            )
+
+    async def adopt(
+        self,
+        key: ChannelKey,
+        receipt: Receipt,
+        text: str,
+        *,
+        challenge_ids: Collection[str] | None,
+        spent_min: int,
+        is_final: bool,
+    ) -> None:
+        """Hold a receipt against the purse and store it; see `require_receipt`.
+
+        Raises:
+            ReceiptViolationError: It cannot be right; the channel is stopped.
+        """
+
+        def change(current: Account) -> Account:
+            require_receipt(current, receipt, challenge_ids=challenge_ids, spent_min=spent_min)
+            return adopt_receipt(current, receipt, text, is_final=is_final)
+
+        try:
+            await self._purse.update(key, change)
+        except ReceiptViolationError:
+            await self.stop(key)
+            raise
+
+    async def stop(self, key: ChannelKey) -> None:
+        """Use a channel no more: whoever it is with has contradicted himself."""
+        await self._purse.update(key, lambda current: replace(current, state="stopped"))
+        self._lanes.forget(key)
+
+    async def _adopt(
+        self, purchase: Purchase, ticket: Ticket, receipt: Receipt, text: str, *, is_final: bool
+    ) -> None:
+        is_ours = purchase.is_key_ours
+        await self.adopt(
+            ticket.key,
+            receipt,
+            text,
+            challenge_ids=ticket.challenge_ids if is_ours else None,
+            spent_min=ticket.spent_before.get(ticket.key, 0) if is_ours else 0,
+            is_final=is_final,
+        )
+
+    async def _read(self, key: ChannelKey, text: str) -> Receipt:
+        try:
+            return read_receipt(text)
+        except ReceiptViolationError:
+            await self.stop(key)
+            raise
