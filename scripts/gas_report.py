@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from eth_hash.auto import keccak
 from rich.console import Console
 from rich.table import Table
 
-from local_chain import NOBODY, UNLIMITED, Account, Chain, Contract, anvil
-from settlement.artifacts import load_artifact
+from gas_bench import Bench, RelayedBench
+from local_chain import Account, Chain, Contract, anvil
+from settlement.addresses import CREATE2_DEPLOYER
 from solidity import CONTRACTS, compile_contracts
-from third_party import deploy_usdc
+from third_party import PERMIT2_SALT, deploy_usdc, permit2_init_code
 
 SNAPSHOT: Final = CONTRACTS / "gas-snapshot.json"
 GOALS: Final = {
@@ -23,89 +23,6 @@ GOALS: Final = {
     "settleBatch100": 17_500,
     "closeBatch100": 26_000,
 }
-BATCH: Final = 100
-DEPOSIT: Final = 10_000_000
-PRICE: Final = 1_234_567
-PLENTY: Final = 10**15
-
-
-class Bench:
-    """One token, its escrow, and channels on it."""
-
-    def __init__(self, chain: Chain, token: Contract, signer: Account | None) -> None:
-        self.chain, self.token, self.signer = chain, token, signer
-        artifact = load_artifact("SessionEscrow")
-        address = chain.deploy(artifact.bytecode, ["address"], token.address)
-        self.escrow = Contract(chain, address, artifact.abi)
-        self.payee = Account("payee").address
-        chain.impersonate(self.payee)
-        for holder in (self.payee, address):
-            token.send("mint", holder, PLENTY)
-        self._channels = 0
-
-    def payer(self, name: str) -> Account:
-        """A payer who holds tokens and has approved the escrow."""
-        account = Account(name)
-        self.chain.impersonate(account.address)
-        self.token.send("mint", account.address, PLENTY)
-        self.token.send("approve", self.escrow.address, UNLIMITED, sender=account.address)
-        return account
-
-    def open(self, payer: Account) -> tuple[bytes, int]:
-        """Open a channel; return its id and the gas used."""
-        self._channels += 1
-        salt = keccak(b"salt" + bytes([self._channels]))
-        signer = self.signer.address if self.signer else NOBODY
-        terms = (self.payee, self.token.address, DEPOSIT, salt, signer)
-        receipt = self.escrow.send("open", *terms, sender=payer.address)
-        ((_, opened),) = self.escrow.events(receipt)
-        return opened["channelId"], gas_used(receipt)
-
-    def voucher(self, payer: Account, channel_id: bytes, amount: int) -> tuple[bytes, int, bytes]:
-        """Arguments of settle and close, and an entry of a batch."""
-        digest = self.escrow.call("getVoucherDigest", channel_id, amount)
-        return channel_id, amount, (self.signer or payer).sign(digest)
-
-    def singles(self) -> Iterator[tuple[str, int]]:
-        """Each function once, on channels of one payer."""
-        payer, payee = self.payer("payer"), self.payee
-        settled, gas = self.open(payer)
-        yield "open", gas
-        for function, amount in (("settle", PRICE), ("settleAgain", 2 * PRICE)):
-            voucher = self.voucher(payer, settled, amount)
-            receipt = self.escrow.send("settle", *voucher, sender=payee)
-            yield function, gas_used(receipt)
-        closed, _ = self.open(payer)
-        receipt = self.escrow.send("close", *self.voucher(payer, closed, PRICE), sender=payee)
-        yield "close", gas_used(receipt)
-        forfeited, _ = self.open(payer)
-        yield "forfeit", gas_used(self.escrow.send("close", forfeited, 0, b"", sender=payee))
-        left, _ = self.open(payer)
-        for function, *arguments in (("topUp", left, DEPOSIT), ("requestClose", left)):
-            receipt = self.escrow.send(function, *arguments, sender=payer.address)
-            yield function, gas_used(receipt)
-        self.chain.travel(15 * 60)
-        yield "withdraw", gas_used(self.escrow.send("withdraw", left, sender=payer.address))
-
-    def batches(self) -> Iterator[tuple[str, int]]:
-        """Gas per channel of both batches, each payer with one channel."""
-        payers = [self.payer(f"payer {i}") for i in range(BATCH)]
-        channels = [self.open(payer)[0] for payer in payers]
-        for function, amount in (("settleBatch", PRICE), ("closeBatch", 2 * PRICE)):
-            entries = [self.voucher(*pair, amount) for pair in zip(payers, channels, strict=True)]
-            receipt = self.escrow.send(function, entries, sender=self.payee)
-            found = [name for name, _ in self.escrow.events(receipt)]
-            if (
-                found
-                != [{"settleBatch": "Settled", "closeBatch": "ChannelClosed"}[function]] * BATCH
-            ):
-                raise RuntimeError(f"{function} left entries out")
-            yield f"{function}{BATCH}", -(-gas_used(receipt) // BATCH)
-
-
-def gas_used(receipt: dict[str, Any]) -> int:
-    """Gas the transaction paid for."""
-    return int(receipt["gasUsed"], 16)
 
 
 def deploy_plain(chain: Chain) -> Contract:
@@ -118,12 +35,14 @@ def deploy_plain(chain: Chain) -> Contract:
 def measure() -> dict[str, Any]:
     """The five figures of the goals at the top, everything else in groups below."""
     with anvil("--block-base-fee-per-gas", "0", "--gas-price", "0") as chain:
+        chain.send("0x" + CREATE2_DEPLOYER.hex(), PERMIT2_SALT + permit2_init_code())
         plain, usdc = deploy_plain(chain), deploy_usdc(chain)
         groups = {
             "plain token": dict(_both(Bench(chain, plain, None))),
             "plain token, separate signer": dict(Bench(chain, plain, Account("s")).singles()),
             "USDC": dict(_both(Bench(chain, usdc, None))),
             "USDC, separate signer": dict(Bench(chain, usdc, Account("s")).singles()),
+            "USDC, relayed": dict(RelayedBench(chain, usdc, "USD Coin", "2").relayed()),
         }
     return {name: groups["plain token"][name] for name in GOALS} | {"all": groups}
 
