@@ -8,6 +8,8 @@ from hypothesis import HealthCheck, settings
 
 pytest_plugins = ["service.testing"]
 
+# Begun first, so that the other tests run beside them and not before.
+LONGEST = ("test_forge.py", "test_compile.py")
 OURS = ["channel", "settlement", "service"]
 
 # A shared machine's pauses are no failures; a failing example is printed so that it can be rerun.
@@ -15,6 +17,11 @@ settings.register_profile(
     "mpp-session", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("mpp-session")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests that take longest at the front."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.fixture(autouse=True)
