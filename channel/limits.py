@@ -23,6 +23,7 @@ EVENT_BYTES_MAX: Final = 1024 * 1024
 ACCEPT_PAYMENT_RANGES_MAX: Final = 32
 DESCRIPTION_CHARS_MAX: Final = 1024
 IDEMPOTENCY_KEY_BYTES_MAX: Final = 255
+ROUTE_BYTES_MAX: Final = 2048
 
 # Signatures. 65 bytes for a key; what an ERC-1271 wallet wants is passed through up to a cap.
 SIGNATURE_BYTES: Final = 65

@@ -16,7 +16,7 @@ import asyncpg
 import pytest
 from blockbuster import BlockBuster
 
-__all__ = ["postgres_server", "postgres_url"]
+__all__ = ["_asyncpg_may_stat", "postgres_server", "postgres_url"]
 
 
 @pytest.fixture(scope="session")
@@ -38,12 +38,15 @@ def postgres_server() -> Iterator[str]:
 
 
 @pytest.fixture
-async def postgres_url(postgres_server: str, _no_blocking_call: BlockBuster) -> AsyncIterator[str]:
+def _asyncpg_may_stat(_no_blocking_call: BlockBuster) -> None:
+    """asyncpg looks for a password file when it connects, which is no hot path."""
+    for function in _no_blocking_call.functions.values():
+        function.can_block_in("asyncpg/connect_utils.py", {"_parse_connect_arguments"})
+
+
+@pytest.fixture
+async def postgres_url(postgres_server: str, _asyncpg_may_stat: None) -> AsyncIterator[str]:
     """The URL of an empty schema."""
-    for name in ("os.stat", "io.BufferedReader.read"):  # asyncpg looks for a password file
-        _no_blocking_call.functions[name].can_block_in(
-            "asyncpg/connect_utils.py", {"_parse_connect_arguments", "_parse_connect_dsn_and_args"}
-        )
     schema = f"test_{uuid.uuid4().hex}"
     connection = await asyncpg.connect(postgres_server)
     await connection.execute(f"CREATE SCHEMA {schema}")

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 import msgspec
 
 from channel.errors import (
+    BadRequestError,
     ChannelNotFoundError,
     InvariantError,
     ProblemError,
@@ -22,13 +23,18 @@ from channel.ledger.interface import (
     RequestUpdate,
     StoreResponse,
 )
+from channel.limits import (
+    IDEMPOTENCY_KEY_BYTES_MAX,
+    ROUTE_BYTES_MAX,
+    STORED_RESPONSE_BYTES_MAX,
+)
 from channel.state.channel_state import ChannelState
 from channel.state.commands import Command
 from channel.state.requests import RequestRecord, StoredResponse, decide_request
 from channel.state.transitions import transition
 from channel.types import ChannelKey, TxHash
 
-__all__ = ["Books", "Job", "ProofId", "RequestId", "decide", "proof_id", "request_id"]
+__all__ = ["Books", "Job", "ProofId", "RequestId", "decide", "job_of", "proof_id", "request_id"]
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -38,6 +44,34 @@ class Job(msgspec.Struct, frozen=True):
     commands: tuple[Command, ...]
     request: RequestUpdate | None = None
     proof: ConsumeProof | None = None
+
+
+def job_of(
+    key: ChannelKey,
+    commands: Iterable[Command],
+    request: RequestUpdate | None,
+    proof: ConsumeProof | None,
+) -> Job:
+    """Return a call of `apply` as a job, once it is known that a row can hold it.
+
+    Raises:
+        BadRequestError: The idempotency key or the route is not short printable ASCII.
+        InvariantError: The response is longer than may be stored.
+    """
+    if request is not None:
+        claim = request.claim
+        _require_text(claim.idempotency_key, IDEMPOTENCY_KEY_BYTES_MAX, "The idempotency key")
+        _require_text(claim.route, ROUTE_BYTES_MAX, "The route")
+    if isinstance(request, StoreResponse) and len(request.response.body) > (
+        STORED_RESPONSE_BYTES_MAX
+    ):
+        raise InvariantError(f"a response of {len(request.response.body)} bytes was to be stored")
+    return Job(key, tuple(commands), request, proof)
+
+
+def _require_text(text: str, bytes_max: int, what: str) -> None:
+    if not (text.isascii() and text.isprintable() and len(text) <= bytes_max):
+        raise BadRequestError(f"{what} is not printable ASCII of at most {bytes_max} bytes.")
 
 
 class RequestId(msgspec.Struct, frozen=True, gc=False):

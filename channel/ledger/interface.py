@@ -95,7 +95,13 @@ class Ledger(Protocol):
     """
 
     async def load(self, key: ChannelKey) -> ChannelState | None:
-        """Return the channel as it is on disk, or None if it is not known."""
+        """Return the channel as it is on disk, or None if it is not known.
+
+        Never older than what this ledger acknowledged. A gateway's ledger, asked for every
+        voucher, may answer from memory: then a commit of another process is seen within
+        `CACHE_TRUSTED_S`, or at once when it wakes a watch. What is applied is always decided on
+        the newest state, and `Applied.state` is that state.
+        """
 
     async def apply(
         self,
@@ -109,13 +115,15 @@ class Ledger(Protocol):
 
         All commands of one call are in one transaction, together with `request` and `proof`.
         The first command that is refused ends the call: what came before it is kept, the
-        refusal is in `Applied.refusal`, and neither a claim nor a response is recorded.
+        refusal is in `Applied.refusal`, and neither a claim nor a response is recorded. The
+        proof is consumed if any command changed the channel, or none was refused (VCH-07).
         Cancelling the caller does not undo it: a change that was queued is still made (F-42).
 
         Raises:
             ChannelNotFoundError: The channel is not known and the first command does not open it.
             PeerError: The channel is not known and opening it was refused.
             VerificationFailedError: The proof was consumed by another channel.
+            BadRequestError: The idempotency key is not printable ASCII of bounded length.
             InvariantError: A bug; the ledger refuses all further work.
         """
 
@@ -130,7 +138,7 @@ class Ledger(Protocol):
     async def expire_reservations(self, now: int) -> int:
         """End every reservation whose lease ran out at `now`, in Unix seconds.
 
-        Returns how many channels changed.
+        Returns how many channels had one.
         """
 
     async def end_all_reservations(self) -> int:

@@ -1,7 +1,7 @@
 """The ledger in PostgreSQL: many processes on many machines (decision 9)."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Final, TypeVar
 
@@ -9,13 +9,21 @@ import asyncpg
 
 from channel.errors import LedgerUnavailableError
 from channel.ledger import postgres_connection as pg
-from channel.ledger.batch import Job
+from channel.ledger.batch import Job, job_of
 from channel.ledger.group_commit import GroupCommit
 from channel.ledger.interface import Applied, ConsumeProof, RequestUpdate
-from channel.ledger.postgres_books import SQL, Conflict, PostgresBooks, key_of_row, state_of_row
+from channel.ledger.postgres_books import (
+    SQL,
+    Conflict,
+    PostgresBooks,
+    key_of_row,
+    now,
+    state_of_row,
+)
 from channel.ledger.rows import key_values
 from channel.ledger.watching import Watcher, Watchers
 from channel.limits import (
+    CACHE_TRUSTED_S,
     CHANNELS_PER_PAGE_MAX,
     COMMIT_TRIES_MAX,
     LEDGER_REMOTE_POLL_S,
@@ -43,17 +51,18 @@ class PostgresLedger:
     """See `interface.Ledger`. Make one with `open`.
 
     Writes and reads have a connection each, opened again when it is lost; a third one listens.
+    An exclusive ledger (a gateway's) answers `load` from memory for a channel it has looked at
+    within `CACHE_TRUSTED_S` and has not been told of since.
     """
 
-    def __init__(self, dsn: str, notify_on: str) -> None:
+    def __init__(self, dsn: str, notify_on: str, *, exclusive: bool) -> None:
         self._dsn = dsn
+        self._trusted_s = CACHE_TRUSTED_S if exclusive else float("-inf")
         self._books = PostgresBooks(notify_on)
         self._commits: GroupCommit[Job, Applied] = GroupCommit(self._commit)
         self._loads: GroupCommit[ChannelKey, ChannelState | None] = GroupCommit(self._load)
         self._watchers = Watchers()
-        self._listener = pg.Listener(
-            dsn, notify_on, on_notice=self._on_notice, on_gap=self._watchers.wake_all
-        )
+        self._listener = pg.Listener(dsn, notify_on, on_notice=self._on_notice, on_gap=self._on_gap)
         self._writer: asyncpg.Connection | None = None
         self._reader: asyncpg.Connection | None = None
         self._reading = asyncio.Lock()
@@ -61,7 +70,7 @@ class PostgresLedger:
         self._is_closed = False
 
     @classmethod
-    async def open(cls, dsn: str) -> "PostgresLedger":
+    async def open(cls, dsn: str, *, exclusive: bool) -> "PostgresLedger":
         """Open the ledger. Any number of gateways may; leases tell whose owner has died.
 
         Raises:
@@ -73,7 +82,7 @@ class PostgresLedger:
         try:
             await pg.require_durable(connection)
             await pg.require_schema(connection)
-            ledger = cls(dsn, await pg.notification_channel(connection))
+            ledger = cls(dsn, await pg.notification_channel(connection), exclusive=exclusive)
         except pg.FAILURES as error:
             raise LedgerUnavailableError(f"PostgreSQL: {error}") from error
         finally:
@@ -83,7 +92,8 @@ class PostgresLedger:
 
     async def load(self, key: ChannelKey) -> ChannelState | None:
         """See `interface.Ledger.load`."""
-        return await self._loads.submit(key)
+        state = self._books.peek(key, now() - self._trusted_s)
+        return await self._loads.submit(key) if state is None else state
 
     async def apply(
         self,
@@ -94,7 +104,7 @@ class PostgresLedger:
         proof: ConsumeProof | None = None,
     ) -> Applied:
         """See `interface.Ledger.apply`."""
-        return await self._commits.submit(Job(key, tuple(commands), request, proof))
+        return await self._commits.submit(job_of(key, commands, request, proof))
 
     @asynccontextmanager
     async def watch(self, key: ChannelKey) -> AsyncIterator[Watcher]:
@@ -166,6 +176,9 @@ class PostgresLedger:
                     return results
         except pg.FAILURES as error:
             self._books.forget()
+            if isinstance(error, pg.BROKEN) and self._writer is not None:
+                self._writer.terminate()
+                self._writer = None
             raise LedgerUnavailableError(f"PostgreSQL: {error}") from error
         raise LedgerUnavailableError("Other workers changed the same channels again and again.")
 
@@ -186,6 +199,9 @@ class PostgresLedger:
                     self._reader = await pg.connect(self._dsn)
                 return await work(self._reader)
             except pg.FAILURES as error:
+                if isinstance(error, pg.BROKEN) and self._reader is not None:
+                    self._reader.terminate()
+                    self._reader = None
                 raise LedgerUnavailableError(f"PostgreSQL: {error}") from error
 
     async def _end_leased(self, until: int, command: Command) -> int:
@@ -206,6 +222,15 @@ class PostgresLedger:
         if key is None:  # somebody waits for a channel this worker never read: look at all
             self._watchers.wake_all()
         else:
+            self._wake([key])
+
+    def _on_gap(self) -> None:
+        self._books.forget()
+        self._watchers.wake_all()
+
+    def _wake(self, keys: Iterable[ChannelKey]) -> None:
+        for key in keys:
+            self._books.distrust(key)
             self._watchers.wake([key])
 
     async def _poll_for_others(self) -> None:
@@ -216,7 +241,7 @@ class PostgresLedger:
                 await asyncio.sleep(LEDGER_REMOTE_POLL_S)
                 with suppress(LedgerUnavailableError):
                     newest = await self._revisions(self._watchers.keys())
-                    self._watchers.wake(
+                    self._wake(
                         [key for key, revision in newest.items() if seen.get(key) != revision]
                     )
                     seen = newest

@@ -4,6 +4,7 @@ A state is kept in memory with its row's `revision`. A batch locks its rows firs
 their revisions; only what is older in memory is read again.
 """
 
+import asyncio
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
@@ -30,13 +31,13 @@ from channel.limits import CHANNELS_CACHED_MAX
 from channel.state.channel_state import ChannelState, ReservationKind
 from channel.types import Address, ChannelId, ChannelKey, TxHash
 
-__all__ = ["SQL", "Conflict", "PostgresBooks", "key_of_row", "state_of_row"]
+__all__ = ["SQL", "Conflict", "PostgresBooks", "key_of_row", "now", "state_of_row"]
 
 SQL: Final = load_queries("postgres")
 _REVISION: Final = 24  # its column in select_channels
 
-Entry = tuple[int, int, ChannelState]
-"""A row's id and revision, and the state it holds."""
+Entry = tuple[int, int, ChannelState, float]
+"""A row's id and revision, the state it holds, and when it was looked at last."""
 
 
 class Conflict(Exception):  # noqa: N818 - no error: the batch is decided again
@@ -51,10 +52,16 @@ class PostgresBooks:
         self._keys: Cache[int, ChannelKey] = Cache(channels_cached_max)
         self._notify_on = notify_on
 
-    def peek(self, key: ChannelKey) -> ChannelState | None:
-        """Return a state as it was durable when last seen."""
+    def peek(self, key: ChannelKey, since: float) -> ChannelState | None:
+        """Return a state as it was durable at `since` or later."""
         found = self._cache.get(key)
-        return None if found is None else found[2]
+        return None if found is None or found[3] < since else found[2]
+
+    def distrust(self, key: ChannelKey) -> None:
+        """Somebody else changed this channel: `peek` does not answer until it is read again."""
+        found = self._cache.peek(key)
+        if found is not None:
+            self._cache.put(key, (*found[:3], float("-inf")))
 
     def key_of(self, row_id: int) -> ChannelKey | None:
         """Return whose row this is, if it was used lately."""
@@ -72,11 +79,12 @@ class PostgresBooks:
         found: dict[ChannelKey, Entry | InvariantError] = {}
         if not wanted:
             return found
+        began = now()
         columns = _columns(map(key_values, wanted))
         for row in await connection.fetch(SQL["select_channels"], *columns):
             key = key_of_row(row[1:4])
             try:
-                entry = (row[0], row[_REVISION], state_of_row(row))
+                entry = (row[0], row[_REVISION], state_of_row(row), began)
             except InvariantError as error:
                 found[key] = error
                 continue
@@ -93,6 +101,7 @@ class PostgresBooks:
             Conflict: Nothing was changed; run the batch again.
         """
         books = Books()
+        began = now()
         async with connection.transaction():
             entries, broken = await self._lock(connection, {job.key for job in jobs})
             books.states = {key: entry[2] for key, entry in entries.items()}
@@ -103,15 +112,19 @@ class PostgresBooks:
             await self._write(connection, books, entries, ids)
         for key, state in books.changed_states.items():
             revision = entries[key][1] + 1 if key in entries else 1
-            self._remember((ids[key], revision, state))
+            self._remember((ids[key], revision, state, began))
         if broken:
             decided = iter(results)
             results = [broken.get(job.key) or next(decided) for job in jobs]
         return results, books.changed_states
 
     def _remember(self, entry: Entry) -> None:
-        self._cache.put(entry[2].key, entry)
-        self._keys.put(entry[0], entry[2].key)
+        key = entry[2].key
+        known = self._cache.peek(key)
+        if known is not None and known[1] > entry[1]:
+            return  # read before, and heard of after, a commit of ours
+        self._cache.put(key, entry)
+        self._keys.put(entry[0], key)
 
     async def _lock(
         self, connection: asyncpg.Connection, keys: set[ChannelKey]
@@ -170,6 +183,11 @@ class PostgresBooks:
         await _write_proofs(connection, books, ids)
         if awaited:
             await connection.execute(SQL["notify"], self._notify_on, awaited)
+
+
+def now() -> float:
+    """Return the time that entries carry, in seconds."""
+    return asyncio.get_running_loop().time()
 
 
 def state_of_row(row: Sequence[Any]) -> ChannelState:

@@ -14,6 +14,7 @@ from channel.ledger.queries import load_migrations
 from channel.limits import LEDGER_BUSY_S
 
 __all__ = [
+    "BROKEN",
     "FAILURES",
     "Listener",
     "connect",
@@ -26,8 +27,11 @@ _MIGRATIONS: Final = load_migrations("postgres")
 _MIGRATION_LOCK: Final = crc32(b"mpp-session ledger schema")
 _RECONNECT_S: Final = (0.0, 0.05, 0.2, 1.0)
 
-FAILURES: Final = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
-"""What may come of talking to a server: said no, gone, or too late."""
+BROKEN: Final = (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError)
+"""After these a connection is of no more use: it is gone, or in a state nobody knows."""
+
+FAILURES: Final = (asyncpg.PostgresError, *BROKEN)
+"""What may come of talking to a server: it said no, or is gone, or too late."""
 
 
 async def connect(dsn: str) -> asyncpg.Connection:

@@ -8,7 +8,7 @@ from typing import Final
 
 from channel.errors import LedgerUnavailableError
 from channel.ledger import sqlite_books as sql
-from channel.ledger.batch import Job
+from channel.ledger.batch import Job, job_of
 from channel.ledger.group_commit import GroupCommit
 from channel.ledger.interface import Applied, ConsumeProof, RequestUpdate
 from channel.ledger.sqlite_connection import ProcessLock, SqliteConnection, connect, is_fatal
@@ -100,7 +100,7 @@ class SqliteLedger:
         proof: ConsumeProof | None = None,
     ) -> Applied:
         """See `interface.Ledger.apply`."""
-        return await self._commits.submit(Job(key, tuple(commands), request, proof))
+        return await self._commits.submit(job_of(key, commands, request, proof))
 
     @asynccontextmanager
     async def watch(self, key: ChannelKey) -> AsyncIterator[Watcher]:

@@ -27,7 +27,7 @@ async def open_ledger(url: str, *, exclusive: bool) -> Ledger:
     if parts.scheme == "sqlite":
         return await SqliteLedger.open(_sqlite_path(url), exclusive=exclusive)
     if parts.scheme in {"postgresql", "postgres"}:
-        return await PostgresLedger.open(url)
+        return await PostgresLedger.open(url, exclusive=exclusive)
     raise ConfigError(f"a ledger's URL begins with sqlite:/// or postgresql://, not {parts.scheme}")
 
 

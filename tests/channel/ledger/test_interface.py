@@ -7,6 +7,7 @@ from msgspec.structs import replace
 
 from channel.errors import (
     AmountExceedsDepositError,
+    BadRequestError,
     ChannelNotFoundError,
     IdempotencyConflictError,
     InsufficientBalanceError,
@@ -24,7 +25,7 @@ from channel.ledger.interface import (
     StoreResponse,
     Watch,
 )
-from channel.limits import AMOUNT_MAX
+from channel.limits import AMOUNT_MAX, STORED_RESPONSE_BYTES_MAX
 from channel.state import commands as c
 from channel.state.channel_state import LadderVoucher
 from channel.state.requests import RequestClaim, StoredResponse
@@ -337,6 +338,22 @@ class TestRequests:
         late = replace(CLAIM, claimed_at=CLAIM.expires_at + 1, expires_at=CLAIM.expires_at + 9)
         applied = await ledger.apply(KEY, [], request=ClaimRequest(late))
         assert (applied.refusal, applied.stored) == (None, None)
+
+    @pytest.mark.parametrize("key", ["a\0b", "\ud800", "\u00e9", "k" * 256, "a\nb"])
+    async def test_a_key_no_row_can_hold_is_refused_before_it_can_harm_a_batch(
+        self, ledger: Ledger, key: str
+    ) -> None:
+        """IDEM-01."""
+        for claim in (replace(CLAIM, idempotency_key=key), replace(CLAIM, route=key * 9)):
+            with pytest.raises(BadRequestError):
+                await ledger.apply(KEY, [], request=ClaimRequest(claim))
+        await self.answer(ledger)
+
+    async def test_a_response_beyond_the_bound_is_not_stored(self, ledger: Ledger) -> None:
+        long = replace(ANSWER, body=bytes(STORED_RESPONSE_BYTES_MAX + 1))
+        with pytest.raises(InvariantError):
+            await ledger.apply(KEY, [], request=StoreResponse(CLAIM, long))
+        await self.answer(ledger)
 
 
 class TestProofs:

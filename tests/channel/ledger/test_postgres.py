@@ -1,0 +1,233 @@
+"""What only the PostgreSQL ledger has: many workers, notices, connections that come and go."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+
+import asyncpg
+import pytest
+
+from channel.errors import ConfigError, LedgerUnavailableError
+from channel.ledger import postgres_connection
+from channel.ledger.interface import ConsumeProof
+from channel.ledger.postgres import PostgresLedger
+from channel.limits import LEDGER_REMOTE_POLL_S
+from channel.state import commands as c
+from channel.types import TxHash
+from tests.channel.books import KEY, accepting, key_of, opening, reserving, run, streaming
+from tests.postgres import _asyncpg_may_stat, postgres_server, postgres_url
+
+__all__ = ["_asyncpg_may_stat", "postgres_server", "postgres_url"]
+
+WAKE_S_MAX = 0.02
+
+
+@pytest.fixture
+async def workers(postgres_url: str) -> AsyncIterator[list[PostgresLedger]]:
+    """Two gateways on one database."""
+    both = [await PostgresLedger.open(postgres_url, exclusive=True) for _ in range(2)]
+    yield both
+    for ledger in both:
+        await ledger.close()
+
+
+@pytest.fixture
+async def admin(postgres_url: str) -> AsyncIterator[asyncpg.Connection]:
+    """A connection that can end others."""
+    connection = await asyncpg.connect(postgres_url)
+    yield connection
+    await connection.close()
+
+
+async def end_connections(admin: asyncpg.Connection, query_like: str) -> int:
+    """End the connections of ledgers in this schema whose last query looks like this."""
+    rows = await admin.fetch(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+        "WHERE application_name = 'mpp-session' AND query LIKE $1",
+        query_like,
+    )
+    return len(rows)
+
+
+async def wake_time(waiting: PostgresLedger, writing: PostgresLedger, amount: int) -> float:
+    """Return how long after the acknowledgement at one worker a watch at the other woke."""
+    async with waiting.watch(KEY) as watch:
+        woken = asyncio.ensure_future(watch.changed(10))
+        await asyncio.sleep(0)
+        await writing.apply(KEY, [accepting(amount)])
+        began = time.perf_counter()
+        assert await woken
+        return time.perf_counter() - began
+
+
+async def test_a_voucher_at_one_worker_wakes_the_stream_at_another(
+    workers: list[PostgresLedger],
+) -> None:
+    """F-109: within 20 ms, and what it then loads has the voucher."""
+    one, other = workers
+    await one.apply(KEY, [opening(10), streaming(b"s", 5)])
+    times = []
+    for amount in range(20, 30):
+        times.append(await wake_time(one, other, amount))
+        state = await one.load(KEY)
+        assert state is not None
+        assert state.accepted == amount
+    assert sorted(times)[len(times) // 2] < WAKE_S_MAX
+
+
+async def test_a_stream_survives_the_loss_of_the_listening_connection(
+    workers: list[PostgresLedger], admin: asyncpg.Connection
+) -> None:
+    """F-109: it is woken once it hears again, and by the poll in any case."""
+    one, other = workers
+    await one.apply(KEY, [opening(10), streaming(b"s", 5)])
+    async with one.watch(KEY) as watch:
+        assert await end_connections(admin, "LISTEN%") >= 2
+        await other.apply(KEY, [accepting(20)])
+        assert await watch.changed(10)
+    await asyncio.sleep(0.2)
+    assert await wake_time(one, other, 30) < LEDGER_REMOTE_POLL_S / 2
+
+
+async def test_a_change_nobody_is_told_of_is_found_by_the_poll(
+    workers: list[PostgresLedger],
+) -> None:
+    one, other = workers
+    await one.apply(KEY, [opening(10)])
+    async with one.watch(KEY) as watch:
+        while await watch.changed(LEDGER_REMOTE_POLL_S * 1.5):
+            pass
+        await other.apply(KEY, [reserving(b"r", 5)])
+        assert await watch.changed(3 * LEDGER_REMOTE_POLL_S)
+
+
+async def test_a_lost_connection_is_opened_again(
+    workers: list[PostgresLedger], admin: asyncpg.Connection
+) -> None:
+    ledger = workers[0]
+    await ledger.apply(KEY, [opening(10)])
+    assert await ledger.list_channels() == [run(opening(10))]
+    await end_connections(admin, "%")
+    results = await asyncio.gather(
+        ledger.apply(KEY, [accepting(20)]), ledger.list_channels(), return_exceptions=True
+    )
+    failed = [one for one in results if isinstance(one, BaseException)]
+    assert [type(one) for one in failed] == [LedgerUnavailableError] * len(failed)
+    assert (await ledger.apply(KEY, [accepting(30)])).state.accepted == 30
+    assert len(await ledger.list_channels()) == 1
+
+
+async def test_workers_that_open_the_same_channels_at_once_agree(
+    workers: list[PostgresLedger],
+) -> None:
+    """F-25, F-36: whoever is second builds on the first."""
+    calls = [
+        ledger.apply(key_of(number), [opening(amount, key_of(number))])
+        for number in range(20)
+        for amount, ledger in enumerate(workers, start=1)
+    ]
+    for applied in await asyncio.gather(*calls):
+        assert applied.refusal is None
+    for number in range(20):
+        state = (await workers[0].apply(key_of(number), [])).state
+        assert state.accepted == 2
+
+
+async def test_workers_cannot_take_one_proof_for_two_channels(
+    workers: list[PostgresLedger],
+) -> None:
+    """F-30."""
+    for number in range(0, 20, 2):
+        proof = ConsumeProof(TxHash(number.to_bytes(32, "big")), 0)
+        keys = [key_of(number), key_of(number + 1)]
+        results = await asyncio.gather(
+            *[
+                ledger.apply(key, [opening(1, key)], proof=proof)
+                for ledger, key in zip(workers, keys, strict=True)
+            ],
+            return_exceptions=True,
+        )
+        assert sum(isinstance(one, Exception) for one in results) == 1
+
+
+async def test_workers_that_share_channels_lose_no_unit(workers: list[PostgresLedger]) -> None:
+    """F-24, F-36, ACC-02."""
+    keys = [key_of(number) for number in range(8)]
+    for key in keys:
+        await workers[0].apply(key, [opening(40, key)])
+
+    async def pay(ledger: PostgresLedger, name: bytes) -> int:
+        paid = 0
+        for _ in range(30):
+            asked: list[c.Command] = [reserving(name, 1), c.Spend(name, 1), c.Release(name)]
+            results = await asyncio.gather(*[ledger.apply(key, asked) for key in keys])
+            paid += sum(applied.refusal is None for applied in results)
+        return paid
+
+    paid = await asyncio.gather(*[pay(ledger, b"%d" % n) for n, ledger in enumerate(workers)])
+    assert sum(paid) == 8 * 40
+    for key in keys:
+        assert (await workers[1].apply(key, [])).state.spent == 40
+
+
+@pytest.mark.parametrize("setting", ["synchronous_commit"])
+async def test_a_server_that_acknowledges_early_is_refused(postgres_url: str, setting: str) -> None:
+    """Decision 3."""
+    with pytest.raises(ConfigError, match=setting):
+        await PostgresLedger.open(f"{postgres_url}&{setting}=off", exclusive=True)
+
+
+async def test_a_newer_schema_is_refused(postgres_url: str, admin: asyncpg.Connection) -> None:
+    await (await PostgresLedger.open(postgres_url, exclusive=False)).close()
+    await admin.execute("UPDATE ledger_schema SET version = 99")
+    with pytest.raises(ConfigError, match="99"):
+        await PostgresLedger.open(postgres_url, exclusive=False)
+
+
+async def test_a_migration_that_fails_changes_nothing(admin: asyncpg.Connection) -> None:
+    with pytest.raises(asyncpg.PostgresSyntaxError):
+        await postgres_connection.require_schema(admin, {1: "CREATE TABLE one (a INT); nonsense"})
+    assert await admin.fetchval("SELECT to_regclass('one')") is None
+
+
+async def test_many_workers_may_start_on_an_empty_database(postgres_url: str) -> None:
+    ledgers = await asyncio.gather(
+        *[PostgresLedger.open(postgres_url, exclusive=True) for _ in range(4)]
+    )
+    for ledger in ledgers:
+        await ledger.close()
+
+
+@pytest.mark.usefixtures("_asyncpg_may_stat")
+async def test_a_server_that_is_not_there_is_a_clear_error() -> None:
+    with pytest.raises(LedgerUnavailableError, match="PostgreSQL"):
+        await PostgresLedger.open("postgresql://nobody@127.0.0.1:1/none", exclusive=True)
+
+
+async def test_a_new_worker_does_not_end_what_another_holds(
+    workers: list[PostgresLedger], postgres_url: str
+) -> None:
+    """Decision 9: leases tell who has died."""
+    await workers[0].apply(KEY, [opening(10), streaming(b"s", 5)])
+    third = await PostgresLedger.open(postgres_url, exclusive=True)
+    state = await third.load(KEY)
+    await third.close()
+    assert state is not None
+    assert state.reserved == 5
+
+
+async def test_a_row_that_cannot_be_read_harms_no_other_channel(
+    workers: list[PostgresLedger], admin: asyncpg.Connection
+) -> None:
+    one, other = workers
+    for number in range(2):
+        await one.apply(key_of(number), [opening(1, key_of(number))])
+    await admin.execute("UPDATE channel SET highest = '\\x00', revision = 9 WHERE id = 1")
+    results = await asyncio.gather(
+        other.apply(key_of(0), [accepting(5, key_of(0))]),
+        other.apply(key_of(1), [accepting(5, key_of(1))]),
+        return_exceptions=True,
+    )
+    assert [isinstance(one, Exception) for one in results] == [True, False]
+    fresh = await asyncio.gather(one.load(key_of(1)), return_exceptions=True)
+    assert not isinstance(fresh[0], Exception)
