@@ -42,7 +42,7 @@ PYTHON_MIN, PYTHON_END = (3, 11), (3, 14)
 NODE_MIN = 20
 GROUPS = {
     "run": ("environment", "build", "run", "project", "anvil"),
-    "test": ("environment", "build", "test", "project", "contracts"),
+    "test": ("environment", "build", "test", "project", "contracts", "demo", "model"),
     "demo": ("environment", "build", "run", "project", "anvil", "demo", "model"),
 }
 LOCKED = {

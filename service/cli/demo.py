@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Final, Self
 
 import typer
-from rich.console import Group
+from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
@@ -48,7 +48,7 @@ def command(
     from service.demo.journey import run_demo  # noqa: PLC0415 -- slow to import
 
     with tempfile.TemporaryDirectory(prefix="mpp-session-demo-") as folder:
-        report = asyncio.run(run_demo(_Terminal(), Path(folder)))
+        report = asyncio.run(run_demo(_Terminal(REPORT if as_json else OUT), Path(folder)))
     mismatches = report.mismatches()
     if as_json:
         print_json({"report": report, "mismatches": mismatches})
@@ -69,22 +69,26 @@ def _require_none(mismatches: Iterable[str]) -> None:
 class _Terminal:
     """The demo's screen: a terminal that moves, or plain lines."""
 
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
     def step(self, what: str, seconds: float) -> None:
         step(what, seconds)
 
     def answer(self, prompt: str) -> "_AnswerOnTerminal":
-        return _AnswerOnTerminal(prompt)
+        return _AnswerOnTerminal(prompt, self._console)
 
 
 class _AnswerOnTerminal:
     """One answer with its meter below; where nothing can move, the meter comes at the end."""
 
-    def __init__(self, prompt: str) -> None:
+    def __init__(self, prompt: str, console: Console) -> None:
+        self._console = console
         self._text = Text()
         self._meter = Text(style="bold green")
-        self._live = Live(console=OUT, refresh_per_second=20) if OUT.is_terminal else None
-        OUT.print()
-        OUT.print(Text(f"> {prompt}", style="bold"))
+        self._live = Live(console=console, refresh_per_second=20) if console.is_terminal else None
+        console.print()
+        console.print(Text(f"> {prompt}", style="bold"))
 
     def __enter__(self) -> Self:
         if self._live is not None:
@@ -95,9 +99,9 @@ class _AnswerOnTerminal:
         if self._live is not None:
             self._live.stop()
         else:
-            OUT.print(self._text)
-            OUT.print(self._meter)
-        OUT.print()
+            self._console.print(self._text)
+            self._console.print(self._meter)
+        self._console.print()
 
     def token(self, text: str, tokens: int, paid: int) -> None:
         self._text.append(text)
