@@ -10,16 +10,25 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, get_args, get_origin, get_type_hints
+from typing import Any, Final, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 
 from channel.errors import ConfigError
-from service.settings import Config, Secret
+from service.settings import Config, ProviderConfig, Secret
 
-__all__ = ["ENVIRONMENT_PREFIX", "Setting", "list_settings", "load_config", "load_values"]
+__all__ = [
+    "ENVIRONMENT_PREFIX",
+    "Setting",
+    "list_settings",
+    "load_config",
+    "load_provider_config",
+    "load_values",
+]
 
 ENVIRONMENT_PREFIX: Final = "MPP_SESSION_"
+_Kind = TypeVar("_Kind", bound=ProviderConfig)
+
 _ENVIRONMENT_ONLY: Final = frozenset({"payee.key"})
 
 
@@ -33,6 +42,11 @@ class Setting(msgspec.Struct, frozen=True):
     default: Any
     """`msgspec.NODEFAULT` when it must be given."""
     description: str
+
+    @property
+    def section(self) -> str:
+        """The table of the file it is in."""
+        return self.name.partition(".")[0]
 
     @property
     def environment_name(self) -> str:
@@ -64,7 +78,7 @@ def load_config(
     flags: Mapping[str, Any] | None = None,
     defaults: Mapping[str, Any] | None = None,
 ) -> Config:
-    """Read and check all settings.
+    """Read and check all settings of a gateway.
 
     Args:
         path: A TOML file with one table a section; None for no file.
@@ -76,7 +90,33 @@ def load_config(
         ConfigError: The file cannot be read, a name is unknown, or a value is missing or refused.
     """
     given = load_values(path, environment=environment, flags=flags, defaults=defaults)
-    missing = [s for s in list_settings().values() if s.is_required and s.name not in given]
+    return _convert(given, Config)
+
+
+def load_provider_config(
+    path: Path | None = None,
+    *,
+    environment: Mapping[str, str] | None = None,
+    defaults: Mapping[str, Any] | None = None,
+) -> ProviderConfig:
+    """Read and check the settings of an application that is paid by itself, without a gateway.
+
+    The tables of a gateway alone may be there; they are not looked at. Arguments and errors as
+    `load_config`.
+    """
+    given = load_values(path, environment=environment, defaults=defaults)
+    sections = ProviderConfig.__struct_fields__
+    ours = {name: given[name] for name in given if name.partition(".")[0] in sections}
+    return _convert(ours, ProviderConfig)
+
+
+def _convert(given: Mapping[str, Any], kind: type[_Kind]) -> _Kind:
+    sections = kind.__struct_fields__
+    missing = [
+        setting
+        for setting in list_settings().values()
+        if setting.is_required and setting.section in sections and setting.name not in given
+    ]
     if missing:
         names = ", ".join(f"`{setting.name}`" for setting in missing)
         raise ConfigError(
@@ -87,7 +127,7 @@ def load_config(
         section, _, key = name.partition(".")
         tables.setdefault(section, {})[key] = value
     try:
-        return msgspec.convert(tables, Config, strict=False, dec_hook=_decode)
+        return msgspec.convert(tables, kind, strict=False, dec_hook=_decode)
     except msgspec.ValidationError as error:
         raise ConfigError(_explain(error)) from None
 

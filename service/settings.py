@@ -30,6 +30,7 @@ __all__ = [
     "Payee",
     "Payment",
     "Price",
+    "ProviderConfig",
     "Secret",
     "Settlement",
     "Upstream",
@@ -350,16 +351,13 @@ class Settlement(_Section, frozen=True):
     ] = 30.0
 
 
-class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """All settings of one gateway. It exists only when every one of them is in range."""
+class ProviderConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What whoever is paid must say: for a gateway, or for an application of one's own."""
 
-    upstream: Upstream
-    price: Price
     payment: Payment
     chain: Chain
     payee: Payee
     ledger: Ledger
-    listen: Listen = Listen()
     settlement: Settlement = Settlement()
 
     def __post_init__(self) -> None:
@@ -368,6 +366,14 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
                 f"`payee.key` is taken on development chains only, and this is chain "
                 f"{self.chain.id}; use a keystore"
             )
+
+
+class Config(ProviderConfig, frozen=True):
+    """All settings of one gateway. It exists only when every one of them is in range."""
+
+    upstream: Upstream
+    price: Price
+    listen: Listen = Listen()
 
 
 def _require_http_url(name: str, url: str) -> None:

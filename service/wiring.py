@@ -1,4 +1,4 @@
-"""Builds every object of a gateway, once, and closes them in order.
+"""Builds every object of a provider, once, and closes them in order.
 
 What would lose money later is checked here, before anything listens (decision 15): the node's
 chain, the escrow's code, signing domain, token and grace period (OPEN-09), that the key is the
@@ -21,7 +21,7 @@ from channel.ledger.url import open_ledger
 from channel.types import Address, address
 from channel.verify.challenge_id import ChallengeBinder
 from service.keys import load_payee
-from service.settings import Config
+from service.settings import ProviderConfig
 from settlement.escrow import EscrowReader
 from settlement.rpc import Rpc, RpcLimits
 from settlement.settler import EscrowSettler
@@ -36,9 +36,9 @@ _PRUNE_INTERVAL_S: Final = 600.0
 
 
 class Parts(msgspec.Struct, frozen=True):
-    """The objects of one gateway."""
+    """The objects of one provider: a gateway, or an application of its own."""
 
-    config: Config
+    config: ProviderConfig
     ledger: Ledger
     reader: EscrowReader
     settler: EscrowSettler
@@ -59,7 +59,7 @@ class Parts(msgspec.Struct, frozen=True):
 
 
 @asynccontextmanager
-async def build_parts(config: Config) -> AsyncIterator[Parts]:
+async def build_parts(config: ProviderConfig) -> AsyncIterator[Parts]:
     """Build, check and connect; on leaving, finish what must be finished and close.
 
     Raises:
@@ -101,7 +101,11 @@ async def build_parts(config: Config) -> AsyncIterator[Parts]:
 
 
 def _build_engine(
-    config: Config, ledger: Ledger, reader: EscrowReader, settler: EscrowSettler, token: Address
+    config: ProviderConfig,
+    ledger: Ledger,
+    reader: EscrowReader,
+    settler: EscrowSettler,
+    token: Address,
 ) -> Engine:
     payment = config.payment
     return Engine(

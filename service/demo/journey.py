@@ -72,7 +72,7 @@ async def run_demo(screen: Screen, folder: Path) -> DemoReport:
             clock.done(f"The gateway, {token.format(UNIT_PRICE)} for an output token")
             answers, account = await _be_an_agent(devnet, gateway, folder, screen)
             clock.restart()
-        clock.done("The gateway stopped, its books closed")
+        clock.done("The gateway has stopped, its books are closed")
         fact = await read_channel(devnet, account.key.channel_id)
         if fact is None or not fact.is_finalized:
             raise CommandError("the escrow does not say that the channel is closed")
@@ -141,7 +141,7 @@ async def _be_an_agent(
         answers = [await _ask(client, url, prompt, screen) for prompt in PROMPTS]
         clock = _Clock(screen)
         closed = await client.payments.close(url)
-        clock.done("The agent closed its channel, and has the rest of its deposit back")
+        clock.done("The channel is closed, the rest of the deposit is back")
     if len(closed) != 1:
         raise CommandError(f"two answers were paid from {len(closed)} channels instead of one")
     return answers, closed[0]

@@ -95,13 +95,14 @@ class DemoReport(msgspec.Struct, frozen=True, kw_only=True):
         table = Table(title="What it came to", title_justify="left", show_header=False)
         table.add_column()
         table.add_column(justify="right")
-        for name, value in self._rows():
+        for name, value in self.rows():
             table.add_row(name, value)
             if name in {"signature checks by the provider", "gas paid", "refunded"}:
                 table.add_section()
         return table
 
-    def _rows(self) -> Iterator[tuple[str, str]]:
+    def rows(self) -> Iterator[tuple[str, str]]:
+        """Return name and value of each figure, as people read them."""
         show = self.token.format
         yield "tokens paid for", f"{self.units:,} at {show(self.unit_price)}"
         yield "vouchers signed", f"{self.vouchers_signed:,}"
