@@ -9,9 +9,12 @@ from typing import Any
 
 import msgspec
 
+from channel.wire.depth import is_shallow
+
 __all__ = ["Expectation", "UnitMeter", "read_expectation"]
 
 CHOICES_MAX = 128
+DEPTH_MAX = 64
 
 
 class Expectation(msgspec.Struct, frozen=True, gc=False):
@@ -37,9 +40,11 @@ def read_expectation(body: bytes | None, accept: str) -> Expectation:
     wants_events = "text/event-stream" in accept.lower()
     if not body or body.lstrip()[:1] != b"{":
         return Expectation(wants_events, None)
+    if not is_shallow(body, DEPTH_MAX):
+        return Expectation(wants_events, None)
     try:
         fields = _decode_body(body)
-    except (msgspec.DecodeError, RecursionError):
+    except msgspec.DecodeError:
         return Expectation(wants_events, None)
     bounds = [
         bound
@@ -85,12 +90,15 @@ class UnitMeter:
         """Return how many units this event's data adds."""
         if data == "[DONE]":
             return 0
+        text = data.encode("utf-8", "replace")
+        if not is_shallow(text, DEPTH_MAX):
+            return self._add(1)
         try:
-            chunk = _decode_chunk(data)
-        except (msgspec.DecodeError, RecursionError):
+            chunk = _decode_chunk(text)
+        except msgspec.DecodeError:
             return self._add(1)
         contents = [
-            text for choice in chunk.choices if (text := _content_bytes(choice.delta)) is not None
+            size for choice in chunk.choices if (size := _content_bytes(choice.delta)) is not None
         ]
         self._bytes += sum(contents)
         reported = max(

@@ -1,21 +1,28 @@
 """An agent pays a real provider on a real chain, from the first 402 to the refund."""
 
 import asyncio
+import signal
+import sys
+import textwrap
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
 
+import httpx
 import openai
 import pytest
 
 from channel.client.policy import Policy, TokenLimits
+from channel.client.signer import LocalSigner
 from service.client import PayingClient, open_client
 from service.testing import TestChain
 from settlement.devnet import DevnetValues
 from tests.e2e.provider import JOKE_PRICE, TOKEN_PRICE, open_shop
 
 pytestmark = pytest.mark.timeout(120)
+
+CHAT = "/v1/chat/completions"
 
 
 def policy_of(values: DevnetValues, **changes: Any) -> Policy:
@@ -84,3 +91,150 @@ async def test_the_openai_client_streams_over_it(devnet: TestChain, tmp_path: Pa
         assert account.spent == account.settled == 300 * TOKEN_PRICE
         assert account.units == 300
         assert account.vouchers > 3
+
+
+async def test_a_long_stream_is_topped_up_on_chain(devnet: TestChain, tmp_path: Path) -> None:
+    """CLIENT-07: the deposit first, then the voucher above the old one."""
+    async with (
+        devnet.connect() as chain,
+        open_shop(chain, tmp_path, tokens=250) as shop,
+        agent_of(devnet.values, tmp_path, shop.url, expected_units=100) as client,
+    ):
+        assert (await stream(client)).count('"content"') == 250
+        (account,) = await client.payments.channels()
+        assert account.deposit >= 250 * TOKEN_PRICE > 100 * TOKEN_PRICE
+        (account,) = await client.payments.close()
+        assert account.settled == 250 * TOKEN_PRICE
+
+
+async def test_a_stream_that_is_left_costs_what_was_sent(devnet: TestChain, tmp_path: Path) -> None:
+    """SSE-07, F-56: and the channel serves the next one at once."""
+    async with (
+        devnet.connect() as chain,
+        open_shop(chain, tmp_path, tokens=2_000) as shop,
+        agent_of(devnet.values, tmp_path, shop.url) as client,
+    ):
+        for _ in range(5):
+            async with client.stream("POST", CHAT, json={"stream": True}) as response:
+                async for _line in response.aiter_lines():
+                    break
+        (account,) = await client.payments.close()
+        (books,) = [await shop.ledger.load(account.key)]
+        assert books is not None
+        assert account.settled == account.spent == books.spent
+        assert 0 < account.settled <= 5 * 65 * TOKEN_PRICE
+
+
+async def test_a_payer_leaves_without_its_server(devnet: TestChain, tmp_path: Path) -> None:
+    """CLOSE-08, CLIENT-12: from the purse and the chain alone."""
+    payer = devnet.values.accounts["payer"].address
+    async with devnet.connect() as chain:
+        before = await chain.token_balance(payer)
+        async with (
+            open_shop(chain, tmp_path) as shop,
+            agent_of(devnet.values, tmp_path, shop.url) as client,
+        ):
+            await client.get("/joke")
+        async with agent_of(devnet.values, tmp_path, "http://127.0.0.1:9") as client:
+            (account,) = await client.payments.channels()
+            with pytest.raises(httpx.ConnectError):
+                await client.payments.close()
+            account = await client.payments.request_close(account.key.channel_id)
+            assert account.state == "closing"
+            await chain.advance(16 * 60)
+            account = await client.payments.withdraw(account.key.channel_id)
+            assert (account.state, account.refund) == ("closed", account.deposit)
+        assert await chain.token_balance(payer) == before
+
+
+async def test_an_agent_killed_while_it_opens_deposits_once(
+    devnet: TestChain, tmp_path: Path
+) -> None:
+    """CLIENT-05, CLIENT-12: kill -9 after the deposit was mined and before anyone was told."""
+    program = f"""
+        import asyncio, os, signal
+        from pathlib import Path
+        from service.client import open_client
+        from service.devnet_file import read_devnet
+        from settlement.payer import PayerAccount
+        from tests.e2e.test_agent import policy_of
+
+        real = PayerAccount.open_channel
+
+        async def open_and_die(self, **terms):
+            await real(self, **terms)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        PayerAccount.open_channel = open_and_die
+
+        async def main():
+            values = read_devnet(Path({str(tmp_path / "devnet.json")!r}))
+            async with open_client(
+                rpc_url=values.rpc_url,
+                private_key=values.accounts["payer"].private_key,
+                policy=policy_of(values),
+                store={str(tmp_path / "purse.db")!r},
+            ) as client:
+                await client.get(URL)
+
+        asyncio.run(main())
+    """
+    await asyncio.to_thread(devnet.values.write, tmp_path / "devnet.json")
+    payer = devnet.values.accounts["payer"].address
+    async with devnet.connect() as chain, open_shop(chain, tmp_path) as shop:
+        before = await chain.token_balance(payer)
+        script = textwrap.dedent(program).replace("URL", repr(f"{shop.url}/joke"))
+        process = await asyncio.create_subprocess_exec(sys.executable, "-c", script)
+        assert await process.wait() == -signal.SIGKILL
+        deposited = before - await chain.token_balance(payer)
+        assert deposited > 0
+        async with agent_of(devnet.values, tmp_path, shop.url) as client:
+            (account,) = await client.payments.channels()
+            assert account.state == "opening"
+            assert (await client.get("/joke")).status_code == 200
+            (account,) = await client.payments.channels()
+            assert (account.state, account.deposit) == ("open", deposited)
+        assert before - await chain.token_balance(payer) == deposited
+
+
+async def test_a_voucher_key_of_its_own_can_move_no_deposit(
+    devnet: TestChain, tmp_path: Path
+) -> None:
+    """CLIENT-11: the authorized signer is another key than the account's."""
+    key = LocalSigner(b"\x11" * 32)
+    async with (
+        devnet.connect() as chain,
+        open_shop(chain, tmp_path) as shop,
+        open_client(
+            rpc_url=devnet.values.rpc_url,
+            private_key="0x" + devnet.values.accounts["payer"].private_key.hex(),
+            policy=policy_of(devnet.values),
+            store=tmp_path / "purse.db",
+            signer=key,
+            base_url=shop.url,
+        ) as client,
+    ):
+        assert (await client.get("/joke")).status_code == 200
+        (account,) = await client.payments.close()
+        assert account.terms.authorized_signer == key.address
+        assert account.settled == JOKE_PRICE
+
+
+async def test_a_burst_beyond_the_providers_rate_is_served_late_not_refused(
+    devnet: TestChain, tmp_path: Path
+) -> None:
+    """VCH-09."""
+    async with (
+        devnet.connect() as chain,
+        open_shop(chain, tmp_path, vouchers_per_second=10) as shop,
+        agent_of(devnet.values, tmp_path, shop.url) as client,
+    ):
+        answers = await asyncio.gather(*(client.get("/joke") for _ in range(30)))
+        assert {answer.status_code for answer in answers} == {200}
+        (account,) = await client.payments.close()
+        assert account.settled == 30 * JOKE_PRICE
+
+
+async def stream(client: PayingClient) -> str:
+    async with client.stream("POST", CHAT, json={"stream": True}) as response:
+        return (await response.aread()).decode()

@@ -39,6 +39,13 @@ def test_role_usage_and_end_are_no_units() -> None:
     assert counted(role, chunk("a"), end, json.dumps({"choices": []})) == 1
 
 
+def test_nesting_without_end_is_counted_not_parsed() -> None:
+    """F-02: a parser that recurses never sees it."""
+    deep = "[" * 200_000
+    assert counted(deep, '{"choices": ' + deep) == 2
+    assert read_expectation(b'{"n": ' + deep.encode(), "") == WHOLE
+
+
 @pytest.mark.parametrize("name", ["reasoning_content", "refusal", "tool_calls"])
 def test_output_of_any_kind_counts(name: str) -> None:
     value = [{"index": 0}] if name == "tool_calls" else "text"
