@@ -23,6 +23,7 @@ from tests.e2e.provider import JOKE_PRICE, TOKEN_PRICE, open_shop
 pytestmark = pytest.mark.timeout(120)
 
 CHAT = "/v1/chat/completions"
+MANUAL = Path(__file__).parents[2] / "docs" / "paying.md"
 
 
 def policy_of(values: DevnetValues, **changes: Any) -> Policy:
@@ -238,3 +239,25 @@ async def test_a_burst_beyond_the_providers_rate_is_served_late_not_refused(
 async def stream(client: PayingClient) -> str:
     async with client.stream("POST", CHAT, json={"stream": True}) as response:
         return (await response.aread()).decode()
+
+
+async def test_the_manuals_example_runs(
+    devnet: TestChain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """docs/paying.md, its first block, word for word."""
+    monkeypatch.chdir(tmp_path)
+    code = MANUAL.read_text().partition("```python\n")[2].partition("```")[0]
+    async with devnet.connect() as chain, open_shop(chain, tmp_path) as shop:
+        names: dict[str, Any] = {
+            "CHAIN_ID": devnet.values.chain_id,
+            "TOKEN": devnet.values.token,
+            "RPC_URL": devnet.values.rpc_url,
+            "KEY": devnet.values.accounts["payer"].private_key,
+            "URL": shop.url,
+            "print": lambda _: None,
+        }
+        exec(code, names)  # noqa: S102 -- our own manual
+        answer, (summary,) = await names["main"]()
+    assert answer.status_code == 200
+    assert summary.spent == summary.settled == JOKE_PRICE + 100 * TOKEN_PRICE
+    assert summary.channels == summary.channels_closed == 1
