@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from service.testing import TestChain
+from service.testing.chain import TestChain
 from settlement.devnet import Devnet
 from tests.e2e.selling import Provider, provide
 

@@ -1,0 +1,129 @@
+"""Whose challenge it is, and what was promised with it."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from channel.engine import Engine, Offer
+from channel.errors import ChallengeNotFoundError
+from channel.types import Address
+from channel.verify.challenge_id import ChallengeBinder
+from channel.wire.challenge import parse_opaque, parse_session_request
+from channel.wire.credential import Credential
+from tests.channel.selling import PRICE, SECRET, SETTINGS, Desk, open_desk
+
+
+@pytest.fixture
+async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
+    async with open_desk(tmp_path) as opened:
+        opened.payer.open_on_chain()
+        yield opened
+
+
+def credential(desk: Desk, offer: Offer | None = None, engine: Engine | None = None) -> Credential:
+    challenge = (engine or desk.engine).issue_challenge(offer or desk.offer)
+    return desk.payer.credential(challenge, desk.payer.voucher(50))
+
+
+def with_secrets(desk: Desk, *secrets: bytes) -> Engine:
+    return Engine(
+        ledger=desk.ledger,
+        chain=desk.chain,
+        closer=desk.chain,
+        binder=ChallengeBinder(secrets),
+        settings=SETTINGS,
+        now=desk.clock,
+    )
+
+
+async def test_no_two_challenges_have_one_id(desk: Desk) -> None:
+    """CHAL-10: 128 random bits each, and the route's scope."""
+    challenges = [desk.engine.issue_challenge(desk.offer) for _ in range(100)]
+    assert len({challenge.id for challenge in challenges}) == 100
+    scope = parse_opaque(challenges[0].opaque or "")
+    assert len(scope.pop("nonce")) == 22
+    assert scope == {"http_method": "GET", "route": "/paid"}
+
+
+async def test_a_bound_challenge_keeps_its_price_when_prices_change(desk: Desk) -> None:
+    """Decision 6, CHAL-06."""
+    promised = credential(desk)
+    dearer = replace(desk.offer, request=replace(desk.offer.request, unit_price=PRICE * 2))
+    authenticated = desk.engine.authenticate(promised, [dearer])
+    assert authenticated.asked.unit_price == PRICE
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"currency": Address(b"\x01" * 20)},
+        {"recipient": Address(b"\x01" * 20)},
+        {"chain_id": 1},
+        {"escrow": Address(b"\x01" * 20)},
+        {"unit_type": "image"},
+        {"fee_payer": True},
+        {"credential_types": ("hash", "permit2")},
+        {"permit2": Address(b"\x01" * 20)},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+async def test_where_money_goes_must_be_as_it_is_now(desk: Desk, change: dict[str, object]) -> None:
+    """CHAL-06, F-31, F-105: a challenge from before such a change is refused."""
+    promised = credential(desk)
+    changed = replace(desk.offer, request=replace(desk.offer.request, **change))
+    with pytest.raises(ChallengeNotFoundError):
+        desk.engine.authenticate(promised, [changed])
+
+
+async def test_what_is_for_display_may_differ(desk: Desk) -> None:
+    """CHAL-06: suggestedDeposit, description and channelId are not pinned."""
+    promised = credential(desk)
+    asked = replace(desk.offer.request, suggested_deposit=5, description="Jokes")
+    desk.engine.authenticate(promised, [replace(desk.offer, request=asked)])
+
+
+async def test_a_challenge_is_good_for_its_own_route_alone(desk: Desk) -> None:
+    """CHAL-10, F-31: another method, path or variant is another offer."""
+    promised = credential(desk)
+    for change in ({"http_method": "POST"}, {"route": "/dear"}, {"variant": "large"}):
+        with pytest.raises(ChallengeNotFoundError):
+            desk.engine.authenticate(promised, [replace(desk.offer, **change)])
+
+
+async def test_a_challenge_lives_until_the_second_it_expires(desk: Desk) -> None:
+    """CHAL-07, CHAL-14: many times, then never again."""
+    promised = credential(desk)
+    for _ in range(3):
+        assert not desk.engine.authenticate(promised, [desk.offer]).is_expired
+    desk.clock.advance(298)
+    assert not desk.engine.authenticate(promised, [desk.offer]).is_expired
+    desk.clock.advance(2)
+    assert desk.engine.authenticate(promised, [desk.offer]).is_expired
+
+
+async def test_secrets_rotate_with_overlap(desk: Desk) -> None:
+    """CHAL-08: the old secret's challenges live on until it is dropped."""
+    new = b"another secret of thirty-two bytes"
+    old = credential(desk)
+    rotated, dropped = with_secrets(desk, new, SECRET), with_secrets(desk, new)
+    rotated.authenticate(old, [desk.offer])
+    dropped.authenticate(credential(desk, engine=rotated), [desk.offer])
+    with pytest.raises(ChallengeNotFoundError):
+        dropped.authenticate(old, [desk.offer])
+
+
+async def test_a_hint_names_the_payers_channel(desk: Desk) -> None:
+    """CHAL-15: and changes nothing that is pinned."""
+    challenge = desk.engine.issue_challenge(desk.offer, desk.payer.key.channel_id)
+    assert parse_session_request(challenge.request).channel_id == desk.payer.key.channel_id
+    hinted = desk.payer.credential(challenge, desk.payer.voucher(50))
+    desk.engine.authenticate(hinted, [desk.offer])
+
+
+async def test_issuing_remembers_nothing(desk: Desk) -> None:
+    """F-100, F-109: another worker with the same secret takes the challenge."""
+    await asyncio.sleep(0)
+    with_secrets(desk, SECRET).authenticate(credential(desk), [desk.offer])

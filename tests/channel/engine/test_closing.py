@@ -1,0 +1,181 @@
+"""Closing by consent: every step is durable before the next, and repeats without harm."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from channel.engine import Hold
+from channel.errors import (
+    AmountExceedsDepositError,
+    ChannelFinalizedError,
+    ReservationEndedError,
+    SettlementPendingError,
+    SignerMismatchError,
+    TransactionRevertedError,
+)
+from channel.state.commands import BeginClose, StreamPolicy
+from channel.wire.payload import ClosePayload
+from tests.channel.engine.test_engine import hold, opened, paid, perform
+from tests.channel.selling import DEPOSIT, PRICE, STRANGER_KEY, Desk, Payer, open_desk
+
+
+async def spend(desk: Desk, units: int, amount: int) -> None:
+    held = hold(desk, units)
+    outcome = await perform(desk, desk.payer.voucher(amount), held)
+    reservation = desk.engine.reservation(paid(desk, desk.payer.voucher(amount)), held, outcome)
+    reservation.take(units)
+    await reservation.finish()
+
+
+async def test_the_payers_amount_is_taken_when_it_covers_what_was_delivered(
+    tmp_path: Path,
+) -> None:
+    """CLOSE-02, CLOSE-06: it may lie below the highest voucher; the delta does not apply."""
+    async with open_desk(tmp_path) as desk:
+        await opened(desk)
+        await spend(desk, 3, 10 * PRICE)
+        outcome = await perform(desk, desk.payer.closing(3 * PRICE))
+        assert desk.chain.closed[0][1] == outcome.state.settled == 3 * PRICE
+        assert outcome.tx_hash == outcome.state.close_tx
+
+
+async def test_a_close_below_what_was_delivered_uses_the_lowest_voucher_that_covers_it(
+    tmp_path: Path,
+) -> None:
+    """CLOSE-02, F-68, AMB-08."""
+    async with open_desk(tmp_path) as desk:
+        await opened(desk)
+        await spend(desk, 3, 5 * PRICE)
+        await perform(desk, desk.payer.voucher(20 * PRICE))
+        await perform(desk, desk.payer.closing(PRICE))
+        assert desk.chain.closed[0][1] == 5 * PRICE
+
+
+async def test_a_channel_that_was_never_used_is_closed_for_nothing(tmp_path: Path) -> None:
+    """CLOSE-07, F-33."""
+    async with open_desk(tmp_path) as desk:
+        await opened(desk, 50)
+        await perform(desk, desk.payer.closing(0))
+        assert desk.chain.closed == [(desk.payer.key.channel_id, 0, b"")]
+
+
+async def test_a_close_needs_its_payers_signature_and_a_deposit_that_covers_it(
+    tmp_path: Path,
+) -> None:
+    """CLOSE-03, F-14, F-67."""
+    async with open_desk(tmp_path) as desk:
+        await opened(desk)
+        forged = ClosePayload(Payer(desk.chain, STRANGER_KEY).sign(0, desk.payer.key))
+        with pytest.raises(SignerMismatchError):
+            await perform(desk, forged)
+        with pytest.raises(AmountExceedsDepositError):
+            await perform(desk, desk.payer.closing(DEPOSIT + 1))
+        assert not (await desk.books()).is_closing
+
+
+async def test_a_close_waits_for_what_runs_and_takes_nothing_new(tmp_path: Path) -> None:
+    """F-39: the request that was running is answered and counted."""
+    async with open_desk(tmp_path, close_wait_s=5) as desk:
+        await opened(desk)
+        held = hold(desk)
+        outcome = await perform(desk, desk.payer.voucher(50), held)
+        reservation = desk.engine.reservation(paid(desk, desk.payer.voucher(50)), held, outcome)
+        closing = asyncio.create_task(perform(desk, desk.payer.closing(PRICE)))
+        await asyncio.sleep(0.05)
+        assert not closing.done()
+        with pytest.raises(ChannelFinalizedError):
+            await perform(desk, desk.payer.voucher(60))
+        reservation.take(1)
+        await reservation.finish()
+        await closing
+        assert desk.chain.closed[0][1] == PRICE
+
+
+async def test_a_request_that_outlives_the_wait_is_ended_unpaid(tmp_path: Path) -> None:
+    """CLOSE-02, decision 8: its money is released, and it may not be answered any more."""
+    async with open_desk(tmp_path, close_wait_s=0.05) as desk:
+        await opened(desk)
+        held = hold(desk)
+        outcome = await perform(desk, desk.payer.voucher(50), held)
+        reservation = desk.engine.reservation(paid(desk, desk.payer.voucher(50)), held, outcome)
+        await perform(desk, desk.payer.closing(0))
+        reservation.take(1)
+        with pytest.raises(ReservationEndedError):
+            await reservation.finish()
+        assert (await desk.books()).spent == 0
+
+
+async def test_a_stream_that_outlives_the_wait_is_spent_whole(tmp_path: Path) -> None:
+    """Decision 8: another worker's stream may have emitted all it held, one step at most."""
+    async with open_desk(tmp_path, close_wait_s=0.05, reservation_step_units=4) as desk:
+        await opened(desk)
+        held = Hold(reservation_id=b"r" * 16, units_min=1, units_max=4)
+        outcome = await perform(desk, desk.payer.voucher(500), held)
+        reservation = desk.engine.reservation(paid(desk, desk.payer.voucher(500)), held, outcome)
+        await reservation.start_stream(StreamPolicy.ALLOW)
+        reservation.take(1)
+        await perform(desk, desk.payer.closing(0))
+        assert (await desk.books()).spent == 4 * PRICE
+        assert (await reservation.finish()).spent == 4 * PRICE
+
+
+async def test_closes_at_the_same_time_are_one(tmp_path: Path) -> None:
+    """F-40: everybody gets the same transaction."""
+    async with open_desk(tmp_path) as desk:
+        await opened(desk)
+        desk.chain.delay_s = 0.02
+        outcomes = await asyncio.gather(
+            *[perform(desk, desk.payer.closing(amount)) for amount in (10, 20, 30)]
+        )
+        assert len({outcome.tx_hash for outcome in outcomes}) == 1
+        assert len(desk.chain.closed) == 1
+
+
+async def test_a_close_goes_on_when_its_client_leaves(tmp_path: Path) -> None:
+    """F-42: the payer's repeat finds it done."""
+    async with open_desk(tmp_path) as desk:
+        await opened(desk)
+        desk.chain.delay_s = 0.05
+        closing = asyncio.create_task(perform(desk, desk.payer.closing(10)))
+        await asyncio.sleep(0.02)
+        closing.cancel()
+        await asyncio.wait({closing})
+        await desk.engine.aclose()
+        assert (await desk.books()).is_finalized
+        again = await perform(desk, desk.payer.closing(10))
+        assert again.tx_hash == again.state.close_tx
+
+
+async def test_a_close_that_reverted_leaves_a_channel_that_goes_on(tmp_path: Path) -> None:
+    """CLOSE-04, F-39."""
+    async with open_desk(tmp_path) as desk:
+        await opened(desk)
+        desk.chain.close_fails_with = TransactionRevertedError("The contract refused.")
+        with pytest.raises(TransactionRevertedError):
+            await perform(desk, desk.payer.closing(10))
+        state = await desk.books()
+        assert (state.is_closing, state.closing_with) == (False, None)
+        await perform(desk, desk.payer.voucher(50), hold(desk))
+
+
+async def test_a_pending_close_is_found_by_its_repeat(tmp_path: Path) -> None:
+    """F-75: pending is neither success nor failure, and the first decision stands."""
+    async with open_desk(tmp_path) as desk:
+        await opened(desk)
+        desk.chain.close_fails_with = SettlementPendingError("Not mined yet.")
+        with pytest.raises(SettlementPendingError):
+            await perform(desk, desk.payer.closing(10))
+        assert (await desk.books()).published == 10
+        desk.chain.close_fails_with = None
+        await perform(desk, desk.payer.closing(20))
+        assert desk.chain.closed[0][1] == 10
+
+
+async def test_a_close_begun_by_a_dead_process_is_taken_up(tmp_path: Path) -> None:
+    """CLOSE-05: BeginClose was durable, nothing else was."""
+    async with open_desk(tmp_path) as desk:
+        await opened(desk)
+        await desk.ledger.apply(desk.payer.key, [BeginClose()])
+        await perform(desk, desk.payer.closing(10))
+        assert desk.chain.closed[0][1] == 10

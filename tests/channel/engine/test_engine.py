@@ -1,0 +1,346 @@
+"""The order of the steps: what is refused before it costs, and what one voucher can buy."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from channel.engine import Authenticated, Hold, Outcome
+from channel.errors import (
+    AmountExceedsDepositError,
+    ChainUnavailableError,
+    ChallengeNotFoundError,
+    ChannelFinalizedError,
+    ChannelStoppedError,
+    InsufficientBalanceError,
+    InvalidSignatureError,
+    MalformedPayloadError,
+    ProblemError,
+    SignerMismatchError,
+    TooManyRequestsError,
+    TransactionRevertedError,
+    VerificationFailedError,
+)
+from channel.limits import CHAIN_CHECKS_MAX
+from channel.state.commands import Publish, Release
+from channel.types import Address, SignedVoucher, TxHash
+from channel.verify.typed_data import voucher_digest
+from channel.wire.payload import (
+    OpenAuthorization,
+    Payload,
+    TransferAuthorization,
+    VoucherPayload,
+)
+from tests.channel.selling import DEPOSIT, PRICE, STRANGER_KEY, Desk, Payer, open_desk
+
+
+def paid(desk: Desk, payload: Payload) -> Authenticated:
+    challenge = desk.engine.issue_challenge(desk.offer)
+    return desk.engine.authenticate(desk.payer.credential(challenge, payload), [desk.offer])
+
+
+def hold(desk: Desk, units: int = 1) -> Hold:
+    return Hold(reservation_id=desk.engine.new_id(), units_min=units, units_max=units)
+
+
+async def perform(desk: Desk, payload: Payload, held: Hold | None = None) -> Outcome:
+    return await desk.engine.perform(paid(desk, payload), held)
+
+
+async def opened(desk: Desk, amount: int = 0) -> None:
+    desk.payer.open_on_chain()
+    await perform(desk, desk.payer.opening(amount))
+
+
+async def test_n_copies_of_one_voucher_pay_once_each_for_what_it_covers(tmp_path: Path) -> None:
+    """F-24, CORE-16: forty copies of a voucher for three requests reserve three times."""
+    async with open_desk(tmp_path) as desk:
+        await opened(desk)
+        payload = desk.payer.voucher(3 * PRICE)
+        results = await asyncio.gather(
+            *[perform(desk, payload, hold(desk)) for _ in range(40)], return_exceptions=True
+        )
+        served = [one for one in results if isinstance(one, Outcome)]
+        refused = [one for one in results if isinstance(one, InsufficientBalanceError)]
+        assert (len(served), len(refused)) == (3, 37)
+        state = await desk.books()
+        assert (state.reserved, state.available) == (3 * PRICE, 0)
+
+
+async def test_a_replayed_opening_gives_nothing_back(tmp_path: Path) -> None:
+    """OPEN-10, F-25: what was spent stays spent, and the chain is not asked again."""
+    async with open_desk(tmp_path) as desk:
+        await opened(desk, 5 * PRICE)
+        held = hold(desk)
+        outcome = await perform(desk, desk.payer.voucher(5 * PRICE), held)
+        reservation = desk.engine.reservation(paid(desk, desk.payer.voucher(50)), held, outcome)
+        reservation.take(1)
+        await reservation.finish()
+        before = await desk.books()
+        desk.chain.fail_with = ChainUnavailableError("No node answers.")
+        again = await perform(desk, desk.payer.opening(5 * PRICE))
+        assert again.state == before
+        assert (before.spent, before.accepted) == (PRICE, 5 * PRICE)
+
+
+async def test_an_opening_pays_for_the_request_it_comes_with(tmp_path: Path) -> None:
+    """OPEN-08, F-54: in one transaction with the reservation."""
+    async with open_desk(tmp_path) as desk:
+        desk.payer.open_on_chain()
+        outcome = await perform(desk, desk.payer.opening(2 * PRICE), hold(desk))
+        assert outcome.state.reserved == PRICE
+        assert outcome.tx_hash == desk.payer.open_tx
+        assert outcome.confirmations == 1
+
+
+async def test_an_opening_on_a_channel_settled_elsewhere_starts_from_there(
+    tmp_path: Path,
+) -> None:
+    """OPEN-08, F-25: books that were lost do not give the settled part again."""
+    async with open_desk(tmp_path) as desk:
+        desk.payer.open_on_chain()
+        desk.chain.change(desk.payer.key, settled=300)
+        outcome = await perform(desk, desk.payer.opening(350))
+        assert (outcome.state.spent, outcome.state.accepted) == (300, 350)
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"deposit": PRICE - 1}, InsufficientBalanceError),
+        ({"settled": DEPOSIT - PRICE + 1}, InsufficientBalanceError),
+        ({"is_finalized": True}, ChannelFinalizedError),
+        ({"close_requested_at": 1}, ChannelFinalizedError),
+    ],
+)
+async def test_what_the_chain_shows_decides_an_opening(
+    tmp_path: Path, change: dict[str, int], error: type[ProblemError]
+) -> None:
+    """OPEN-04."""
+    async with open_desk(tmp_path) as desk:
+        desk.payer.open_on_chain()
+        desk.chain.change(desk.payer.key, **change)
+        with pytest.raises(error):
+            await perform(desk, desk.payer.opening(5))
+        assert await desk.state() is None
+
+
+async def test_a_bad_first_voucher_asks_no_node_for_the_transaction(tmp_path: Path) -> None:
+    """OPEN-07, F-98: the signature is judged before anything that costs."""
+    async with open_desk(tmp_path) as desk:
+        desk.payer.open_on_chain()
+        opening = desk.payer.opening(50)
+        forged = replace(opening, voucher=replace(opening.voucher, cumulative_amount=60))
+        with pytest.raises(SignerMismatchError):
+            await perform(desk, forged)
+        assert desk.chain.reads == 0
+        with pytest.raises(AmountExceedsDepositError):
+            await perform(desk, desk.payer.opening(DEPOSIT + 1))
+        assert await desk.state() is None
+
+
+async def test_a_deposit_counts_when_it_is_deep_enough(tmp_path: Path) -> None:
+    """OPEN-12, F-70: neither an opening nor a top-up before its confirmations."""
+    async with open_desk(tmp_path, confirmations=3) as desk:
+        desk.payer.open_on_chain()
+        with pytest.raises(VerificationFailedError, match="1 of 3"):
+            await perform(desk, desk.payer.opening())
+        desk.chain.block += 2
+        await perform(desk, desk.payer.opening())
+        top_up = desk.payer.top_up(500)
+        with pytest.raises(VerificationFailedError, match="1 of 3"):
+            await perform(desk, top_up)
+        desk.chain.block += 2
+        assert (await perform(desk, top_up)).state.deposit == DEPOSIT + 500
+
+
+async def test_a_transaction_that_reverted_is_final_at_once(tmp_path: Path) -> None:
+    """OPEN-02, F-76."""
+    async with open_desk(tmp_path, transaction_wait_s=60) as desk:
+        desk.payer.open_on_chain()
+        desk.chain.reverted.add(desk.payer.open_tx)
+        async with asyncio.timeout(1):
+            with pytest.raises(TransactionRevertedError):
+                await perform(desk, desk.payer.opening())
+
+
+async def test_strangers_can_keep_only_so_many_node_checks_running(tmp_path: Path) -> None:
+    """F-98, F-99: openings without a transaction behind them wait in bounded number."""
+    async with open_desk(tmp_path, transaction_wait_s=0.5) as desk:
+        attempts = []
+        for number in range(CHAIN_CHECKS_MAX + 8):
+            stranger = Payer(desk.chain, (1000 + number).to_bytes(32))
+            stranger.open_on_chain()
+            stranger.open_tx = TxHash(number.to_bytes(32))
+            challenge = desk.engine.issue_challenge(desk.offer)
+            credential = stranger.credential(challenge, stranger.opening())
+            authenticated = desk.engine.authenticate(credential, [desk.offer])
+            attempts.append(desk.engine.perform(authenticated))
+        results = await asyncio.gather(*attempts, return_exceptions=True)
+        kinds = [type(result) for result in results]
+        assert kinds.count(VerificationFailedError) == CHAIN_CHECKS_MAX
+        assert kinds.count(TooManyRequestsError) == 8
+
+
+async def test_a_wallet_signs_through_the_chain_and_fails_closed(tmp_path: Path) -> None:
+    """ENC-07, F-15, F-20: a key's signature first, then the signer's contract."""
+    async with open_desk(tmp_path) as desk:
+        wallet = Address(b"\x77" * 20)
+        desk.payer.terms = replace(desk.payer.terms, authorized_signer=wallet)
+        desk.payer.open_on_chain()
+        signed = desk.payer.sign(50)
+        signature = b"approved by the wallet"
+        opening = replace(desk.payer.opening(), voucher=replace(signed, signature=signature))
+        with pytest.raises(InvalidSignatureError):
+            await perform(desk, opening)
+        digest = voucher_digest(desk.payer.key, 50)
+        desk.chain.wallet_signatures.add((wallet, digest, signature))
+        desk.chain.fail_with = ChainUnavailableError("No node answers.")
+        with pytest.raises(ChainUnavailableError):
+            await perform(desk, opening)
+        desk.chain.fail_with = None
+        assert (await perform(desk, opening)).state.accepted == 50
+
+
+async def test_a_keys_signature_never_asks_the_chain(tmp_path: Path) -> None:
+    """ENC-07: the hot path costs no call."""
+    async with open_desk(tmp_path) as desk:
+        await opened(desk)
+        await perform(desk, desk.payer.voucher(PRICE), hold(desk))
+        assert desk.chain.wallet_reads == 0
+
+
+async def test_forgeries_ask_the_chain_so_often_and_no_more(tmp_path: Path) -> None:
+    """VCH-09, F-99: and the payer's own vouchers are taken all the while."""
+    async with open_desk(tmp_path, vouchers_per_second=5) as desk:
+        await opened(desk)
+        desk.clock.advance(2)
+        forged = VoucherPayload(SignedVoucher(desk.payer.key.channel_id, 50, bytes(65)))
+        kinds = []
+        for _ in range(20):
+            with pytest.raises(ProblemError) as refusal:
+                await perform(desk, forged)
+            kinds.append(refusal.type)
+        assert kinds[0] is InvalidSignatureError
+        assert kinds[-1] is TooManyRequestsError
+        assert desk.chain.wallet_reads <= 6
+        await perform(desk, desk.payer.voucher(50))
+
+
+async def test_replays_of_a_public_voucher_do_not_use_up_the_payers_rate(tmp_path: Path) -> None:
+    """VCH-09, decision 5: what is public anybody can send."""
+    async with open_desk(tmp_path, vouchers_per_second=5) as desk:
+        await opened(desk, 50)
+        await desk.ledger.apply(desk.payer.key, [Publish(50)])
+        desk.clock.advance(2)
+        replays = [perform(desk, desk.payer.voucher(50)) for _ in range(20)]
+        results = await asyncio.gather(*replays, return_exceptions=True)
+        assert any(isinstance(result, TooManyRequestsError) for result in results)
+        await perform(desk, desk.payer.voucher(60))
+
+
+async def test_a_public_voucher_buys_neither_content_nor_a_stored_answer(tmp_path: Path) -> None:
+    """Decision 5, VCH-04, F-32: even when something is left of it."""
+    async with open_desk(tmp_path) as desk:
+        await opened(desk, 50)
+        await desk.ledger.apply(desk.payer.key, [Publish(50)])
+        with pytest.raises(InsufficientBalanceError) as refusal:
+            await perform(desk, desk.payer.voucher(50), hold(desk))
+        assert refusal.value.required_cumulative == 51
+
+
+async def test_a_stopped_channel_takes_nothing(tmp_path: Path) -> None:
+    """Decision 4, F-70: the deposit was taken back by a reorg."""
+    async with open_desk(tmp_path, fact_ttl_s=0, fact_age_s_max=0) as desk:
+        await opened(desk, 500)
+        desk.chain.change(desk.payer.key, deposit=400)
+        with pytest.raises(ChannelStoppedError):
+            await perform(desk, desk.payer.voucher(600), hold(desk))
+        desk.chain.change(desk.payer.key, deposit=DEPOSIT)
+        with pytest.raises(ChannelStoppedError):  # refused cheaply, from the books
+            await perform(desk, desk.payer.voucher(600), hold(desk))
+        assert (await desk.books()).accepted == 500
+
+
+async def test_an_expired_challenge_takes_vouchers_only_while_a_stream_lives(
+    tmp_path: Path,
+) -> None:
+    """AMB-05, F-61."""
+    async with open_desk(tmp_path) as desk:
+        await opened(desk)
+        authenticated = paid(desk, desk.payer.voucher(50))
+        credential = authenticated.credential
+        desk.clock.advance(301)
+        expired = desk.engine.authenticate(credential, [desk.offer])
+        with pytest.raises(ChallengeNotFoundError):
+            await desk.engine.perform(expired)
+        closing = replace(credential, payload=desk.payer.closing(0))
+        with pytest.raises(ChallengeNotFoundError):
+            desk.engine.authenticate(closing, [desk.offer])
+
+
+async def test_proofs_that_are_not_offered_are_refused(tmp_path: Path) -> None:
+    """CRED-05, CHAL-04: the challenge says hash, so nothing else is taken."""
+    async with open_desk(tmp_path) as desk:
+        desk.payer.open_on_chain()
+        opening = desk.payer.opening()
+        authorization = TransferAuthorization(
+            funder=desk.payer.address,
+            to=desk.payer.key.escrow,
+            value=100,
+            valid_after=0,
+            valid_before=2**32,
+            nonce=bytes(32),
+        )
+        other = OpenAuthorization(
+            voucher=opening.voucher,
+            salt=opening.salt,
+            authorized_signer=opening.authorized_signer,
+            authorization=authorization,
+            signature=bytes(65),
+        )
+        with pytest.raises(MalformedPayloadError):
+            paid(desk, other)
+
+
+async def test_a_strangers_channel_is_not_the_payers(tmp_path: Path) -> None:
+    """SEC-03: a good signature by the wrong key, over the right channel."""
+    async with open_desk(tmp_path) as desk:
+        await opened(desk)
+        stranger = Payer(desk.chain, STRANGER_KEY)
+        voucher = stranger.sign(50, desk.payer.key)
+        with pytest.raises(SignerMismatchError):
+            await perform(desk, VoucherPayload(voucher))
+
+
+async def test_a_cancelled_request_leaves_nothing_held(tmp_path: Path) -> None:
+    """F-42: the reservation that was queued is made, and given back at once."""
+    async with open_desk(tmp_path) as desk:
+        await opened(desk)
+        task = asyncio.create_task(perform(desk, desk.payer.voucher(50), hold(desk)))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await desk.engine.aclose()
+        state = await desk.books()
+        assert state.reserved == 0
+        assert (await desk.ledger.apply(desk.payer.key, [Release(b"x")])).state.reserved == 0
+
+
+async def test_a_lagging_node_is_asked_again(tmp_path: Path) -> None:
+    """F-72: the receipt came from one node, the state from another that is behind."""
+    async with open_desk(tmp_path, transaction_wait_s=0.3) as desk:
+        desk.payer.open_on_chain()
+        evidence = desk.chain.mined[desk.payer.open_tx]
+        desk.chain.mined[desk.payer.open_tx] = replace(evidence, block_number=desk.chain.block + 1)
+
+        async def catch_up() -> None:
+            await asyncio.sleep(0.15)
+            desk.chain.block += 1
+
+        catching_up = asyncio.create_task(catch_up())
+        await perform(desk, desk.payer.opening())
+        await catching_up

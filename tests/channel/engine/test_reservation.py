@@ -1,0 +1,156 @@
+"""The owner's count and the ledger's: never apart, never more than a step."""
+
+import asyncio
+import random
+from pathlib import Path
+
+import pytest
+
+from channel.engine import RunningReservation
+from channel.errors import (
+    InsufficientBalanceError,
+    ReservationEndedError,
+    StreamReplacedError,
+)
+from channel.state.commands import EndReservations, StreamPolicy
+from tests.channel.engine.test_engine import hold, opened, paid, perform
+from tests.channel.selling import PRICE, Desk, open_desk
+
+
+async def running(
+    desk: Desk, amount: int, *, units: int = 1, is_stream: bool = True
+) -> RunningReservation:
+    held = hold(desk, units)
+    outcome = await perform(desk, desk.payer.voucher(amount), held)
+    reservation = desk.engine.reservation(paid(desk, desk.payer.voucher(amount)), held, outcome)
+    if is_stream:
+        await reservation.start_stream(StreamPolicy.REPLACE)
+    return reservation
+
+
+async def test_what_was_taken_is_spent_and_the_rest_given_back(tmp_path: Path) -> None:
+    """ACC-05, SSE-07."""
+    async with open_desk(tmp_path) as desk:
+        await opened(desk)
+        reservation = await running(desk, 50 * PRICE)
+        reservation.take(7)
+        state = await reservation.finish()
+        assert (state.spent, state.reserved) == (7 * PRICE, 0)
+
+
+async def test_finishing_twice_spends_once(tmp_path: Path) -> None:
+    """F-42."""
+    async with open_desk(tmp_path) as desk:
+        await opened(desk)
+        reservation = await running(desk, 50 * PRICE)
+        reservation.take(7)
+        await asyncio.gather(*[reservation.finish() for _ in range(5)])
+        assert (await desk.books()).spent == 7 * PRICE
+
+
+async def test_what_is_given_back_is_not_spent(tmp_path: Path) -> None:
+    """F-48."""
+    async with open_desk(tmp_path) as desk:
+        await opened(desk)
+        reservation = await running(desk, 50 * PRICE, is_stream=False)
+        reservation.take(1)
+        reservation.give_back()
+        assert (await reservation.finish()).spent == 0
+
+
+async def test_the_count_survives_cancellation_wherever_it_comes(tmp_path: Path) -> None:
+    """F-42: whatever was interrupted, what was taken is what is spent, to the unit."""
+    chance = random.Random(7)  # noqa: S311 - a repeatable history, not a secret
+    async with open_desk(tmp_path, reservation_step_units=4) as desk:
+        await opened(desk)
+        taken = 0
+        for round_number in range(1, 25):
+            reservation = await running(desk, desk_amount(round_number))
+
+            async def emit(reservation: RunningReservation = reservation) -> None:
+                nonlocal taken
+                while True:
+                    await reservation.cover(1)
+                    reservation.take(1)
+                    taken += 1
+
+            emitting = asyncio.create_task(emit())
+            for _ in range(chance.randrange(12)):
+                await asyncio.sleep(0)
+            await asyncio.sleep(chance.random() / 500)
+            emitting.cancel()
+            await asyncio.wait({emitting})
+            finishing = asyncio.create_task(reservation.finish())
+            await asyncio.sleep(0)
+            finishing.cancel()
+            await asyncio.wait({finishing})
+            await desk.engine.aclose()
+            state = await desk.books()
+            assert (state.spent, state.reserved) == (taken * PRICE, 0)
+
+
+def desk_amount(round_number: int) -> int:
+    return min(1_000, round_number * 40)
+
+
+async def test_a_shortfall_says_which_voucher_would_do(tmp_path: Path) -> None:
+    """SSE-02: for all the units that were asked, not for one."""
+    async with open_desk(tmp_path) as desk:
+        await opened(desk)
+        reservation = await running(desk, 5 * PRICE)
+        reservation.take(2)
+        with pytest.raises(InsufficientBalanceError) as refusal:
+            await reservation.cover(10)
+        assert refusal.value.required_cumulative == 12 * PRICE
+        await perform(desk, desk.payer.voucher(12 * PRICE))
+        await reservation.cover(10)
+        assert reservation.covered_units >= 10
+
+
+async def test_a_reservation_that_ended_covers_nothing(tmp_path: Path) -> None:
+    """Decision 8, F-43: its lease ran out, or a close ended it."""
+    async with open_desk(tmp_path, reservation_step_units=2) as desk:
+        await opened(desk)
+        reservation = await running(desk, 50 * PRICE)
+        reservation.take(1)
+        await desk.ledger.apply(desk.payer.key, [EndReservations()])
+        with pytest.raises(ReservationEndedError):
+            await reservation.cover(3)
+        assert (await reservation.finish()).spent == 2 * PRICE
+
+
+async def test_a_replaced_stream_gets_no_further_step(tmp_path: Path) -> None:
+    """ACC-06: told at once in this process, and refused by the books in any."""
+    async with open_desk(tmp_path, reservation_step_units=2) as desk:
+        await opened(desk)
+        older = await running(desk, 40 * PRICE)
+        newer = await running(desk, 80 * PRICE)
+        assert older.stopped.is_set()
+        with pytest.raises(StreamReplacedError):
+            await older.cover(3)
+        await newer.cover(3)
+        await older.finish()
+        assert older.state.spent == 0
+
+
+async def test_leases_are_renewed_while_the_owner_lives(tmp_path: Path) -> None:
+    """F-43: longer than the lease, and another worker's sweep does not end it."""
+    async with open_desk(tmp_path, reservation_lease_s=1) as desk:
+        await opened(desk)
+        reservation = await running(desk, 50 * PRICE)
+        await asyncio.sleep(2.2)
+        await desk.ledger.expire_reservations(int(desk.clock()))
+        reservation.take(1)
+        assert (await reservation.finish()).spent == PRICE
+
+
+async def test_the_keeper_ends_what_nobody_keeps(tmp_path: Path) -> None:
+    """Decision 8: a dead request's money is free again after its lease."""
+    async with open_desk(tmp_path, reservation_lease_s=1) as desk:
+        await opened(desk)
+        await perform(desk, desk.payer.voucher(50 * PRICE), hold(desk, 5))  # and its owner dies
+        kept = await running(desk, 60 * PRICE)
+        assert kept.state.reserved > 32 * PRICE
+        await asyncio.sleep(2.2)
+        assert (await desk.books()).reserved == 32 * PRICE
+        await kept.finish()
