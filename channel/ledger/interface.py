@@ -147,5 +147,11 @@ class Ledger(Protocol):
     async def prune(self, now: int) -> int:
         """Drop idempotency rows past their lifetime; return how many."""
 
+    async def faults(self) -> list[str]:
+        """Return what is wrong with the stored books, a sentence each; empty when all is well.
+
+        Reads every row: for an operator's check, not for a running gateway.
+        """
+
     async def close(self) -> None:
         """Commit what is queued, then release the database."""

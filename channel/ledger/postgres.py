@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import asyncpg
 
@@ -20,7 +20,7 @@ from channel.ledger.postgres_books import (
     now,
     state_of_row,
 )
-from channel.ledger.rows import key_values
+from channel.ledger.rows import key_values, row_fault
 from channel.ledger.watching import Watcher, Watchers
 from channel.limits import (
     CACHE_TRUSTED_S,
@@ -120,9 +120,7 @@ class PostgresLedger:
         """See `interface.Ledger.list_channels`."""
         start = (-1, b"", b"") if after is None else key_values(after)
         limit = min(limit, CHANNELS_PER_PAGE_MAX)
-        rows = await self._read(
-            lambda connection: connection.fetch(SQL["select_page"], *start, limit, open_only)
-        )
+        rows = await self._page(start, limit, open_only=open_only)
         return [state_of_row(row) for row in rows]
 
     async def expire_reservations(self, now: int) -> int:
@@ -146,6 +144,17 @@ class PostgresLedger:
             dropped += step
             if step < PRUNE_BATCH_MAX:
                 return dropped
+
+    async def faults(self) -> list[str]:
+        """See `interface.Ledger.faults`. PostgreSQL itself checks references and types."""
+        found: list[str] = []
+        start: tuple[int, bytes, bytes] = (-1, b"", b"")
+        while rows := await self._page(start, CHANNELS_PER_PAGE_MAX, open_only=False):
+            found += [
+                f"channel {row[3].hex()}: {fault}" for row in rows if (fault := row_fault(row, int))
+            ]
+            start = tuple(rows[-1][1:4])
+        return found
 
     async def close(self) -> None:
         """See `interface.Ledger.close`."""
@@ -189,6 +198,13 @@ class PostgresLedger:
             entry = found.get(key)
             states.append(entry[2] if isinstance(entry, tuple) else entry)
         return states
+
+    async def _page(
+        self, start: tuple[int, bytes, bytes], limit: int, *, open_only: bool
+    ) -> list[Sequence[Any]]:
+        return await self._read(
+            lambda connection: connection.fetch(SQL["select_page"], *start, limit, open_only)
+        )
 
     async def _read(self, work: Callable[[asyncpg.Connection], Awaitable[T]]) -> T:
         async with self._reading:

@@ -18,6 +18,7 @@ from channel.state.channel_state import (
     LadderVoucher,
     Reservation,
     ReservationKind,
+    require_invariants,
 )
 from channel.state.requests import RequestClaim, RequestRecord, StoredResponse
 from channel.types import ChannelKey, ChannelTerms, address, channel_id
@@ -37,6 +38,7 @@ __all__ = [
     "key_values",
     "request_from_row",
     "request_values",
+    "row_fault",
     "term_values",
 ]
 
@@ -114,6 +116,16 @@ def channel_from_row(
         return row[0], _channel_from_row(row, decode)
     except (ValueError, TypeError, struct.error) as error:
         raise InvariantError(f"row {row[0]} of the ledger cannot be read: {error}") from error
+
+
+def row_fault(row: Row, decode: Callable[[Any], int] = bytes_amount) -> str | None:
+    """Return what is wrong with a row of `select_channel`, if anything is."""
+    try:
+        _, state = channel_from_row(row, decode)
+        require_invariants(state)
+    except InvariantError as error:
+        return str(error)
+    return None
 
 
 def _channel_from_row(row: Row, decode: Callable[[Any], int]) -> ChannelState:

@@ -134,6 +134,10 @@ class SqliteLedger:
             if step < PRUNE_BATCH_MAX:
                 return dropped
 
+    async def faults(self) -> list[str]:
+        """See `interface.Ledger.faults`."""
+        return await self._connection.run(sql.faults)
+
     async def close(self) -> None:
         """See `interface.Ledger.close`."""
         await self._commits.close()

@@ -23,13 +23,14 @@ from channel.ledger.rows import (
     key_values,
     request_from_row,
     request_values,
+    row_fault,
     term_values,
 )
-from channel.limits import CHANNELS_CACHED_MAX, PRUNE_BATCH_MAX
+from channel.limits import CHANNELS_CACHED_MAX, CHANNELS_PER_PAGE_MAX, PRUNE_BATCH_MAX
 from channel.state.channel_state import ChannelState
 from channel.types import Address, ChannelId, ChannelKey
 
-__all__ = ["SqliteBooks", "leased", "list_channels", "prune"]
+__all__ = ["SqliteBooks", "faults", "leased", "list_channels", "prune"]
 
 _SQL: Final = load_queries("sqlite")
 
@@ -192,6 +193,26 @@ def list_channels(
     start = (-1, b"", b"") if after is None else key_values(after)
     rows = connection.execute(_SQL[name], (*start, limit)).fetchall()
     return [channel_from_row(row)[1] for row in rows]
+
+
+def faults(connection: sqlite3.Connection) -> list[str]:
+    """Return what is wrong with the file, its references, and each channel's row."""
+    found = [
+        str(row[0])
+        for row in connection.execute("PRAGMA integrity_check").fetchall()
+        if row[0] != "ok"
+    ]
+    found += [
+        f"a row of {row[0]} belongs to no channel"
+        for row in connection.execute("PRAGMA foreign_key_check").fetchall()
+    ]
+    start: tuple[int, bytes, bytes] = (-1, b"", b"")
+    while rows := connection.execute(
+        _SQL["select_page"], (*start, CHANNELS_PER_PAGE_MAX)
+    ).fetchall():
+        found += [f"channel {row[3].hex()}: {fault}" for row in rows if (fault := row_fault(row))]
+        start = tuple(rows[-1][1:4])
+    return found
 
 
 def leased(connection: sqlite3.Connection, until: int, limit: int) -> list[ChannelKey]:

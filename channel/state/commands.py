@@ -4,7 +4,7 @@ from enum import IntEnum
 
 import msgspec
 
-from channel.state.channel_state import LadderVoucher, ReservationKind
+from channel.state.channel_state import ChannelState, LadderVoucher, ReservationKind
 from channel.types import ChannelFact, VerifiedVoucher
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "Renew",
     "Repair",
     "Reserve",
+    "Restore",
     "Spend",
     "StreamPolicy",
 ]
@@ -150,6 +151,12 @@ class Repair(msgspec.Struct, frozen=True, gc=False):
     spent: int
 
 
+class Restore(msgspec.Struct, frozen=True, gc=False):
+    """Take a channel over from an export of other books, if these do not know it."""
+
+    state: ChannelState
+
+
 Command = (
     OpenChannel
     | AcceptVoucher
@@ -167,4 +174,5 @@ Command = (
     | AbortClose
     | RecordClose
     | Repair
+    | Restore
 )

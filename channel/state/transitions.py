@@ -48,6 +48,8 @@ def transition(state: ChannelState | None, command: c.Command) -> ChannelState:
     """
     if isinstance(command, c.OpenChannel):
         after = _open_channel(state, command)
+    elif isinstance(command, c.Restore):
+        after = _restore(state, command)
     elif state is None:
         raise ChannelNotFoundError("The channel is not known here.")
     else:
@@ -319,6 +321,14 @@ def _repair(state: ChannelState, command: c.Repair) -> ChannelState:
             f"deposit {state.deposit} must hold after a repair"
         )
     return _climb(replace(state, accepted=accepted), spent)
+
+
+def _restore(state: ChannelState | None, command: c.Restore) -> ChannelState:
+    """Insert if absent: what is known is newer than any export (F-25, F-52)."""
+    if state is None:
+        return command.state
+    _require_same_channel(state.key, command.state.key)
+    return state
 
 
 def _climb(state: ChannelState, spent: int) -> ChannelState:

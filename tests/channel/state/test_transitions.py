@@ -1,6 +1,7 @@
 """What each command does and when it is refused; a refusal changes nothing."""
 
 import pytest
+from msgspec.structs import replace
 
 from channel.errors import (
     AmountExceedsDepositError,
@@ -475,3 +476,18 @@ def test_an_amount_beyond_uint128_never_gets_into_the_books() -> None:
     beyond = VerifiedVoucher(KEY, -1, b"")
     with pytest.raises(InvariantError):
         run(c.OpenChannel(fact(), beyond, NOW))
+
+
+class TestRestore:
+    def test_an_exported_channel_is_taken_over_where_it_is_unknown(self) -> None:
+        exported = run(opening(50))
+        assert transition(None, c.Restore(exported)) is exported
+
+    def test_a_known_channel_is_newer_than_any_export(self) -> None:
+        """F-25, F-52."""
+        known = run(opening(50), reserving(b"r", 5), c.Spend(b"r", 5))
+        assert run(c.Restore(run(opening(10))), state=known) is known
+
+    def test_books_that_contradict_themselves_are_not_taken_over(self) -> None:
+        with pytest.raises(InvariantError):
+            transition(None, c.Restore(replace(run(opening(50)), spent=51)))

@@ -1,0 +1,204 @@
+"""What an operator may do to the books: check, export, import, repair (F-52, F-108, SETTLE-05).
+
+An export is one JSON object a line for each channel, with all that is needed to collect what the
+channel owes: terms, amounts and the signed vouchers. Whoever holds it can settle in the payee's
+name, so it is kept like a key. Idempotency records are not in it: a full backup is the
+database's own.
+"""
+
+from collections.abc import AsyncIterable, AsyncIterator
+from typing import Annotated
+
+import msgspec
+
+from channel.errors import ConfigError, InvariantError
+from channel.ledger.interface import Ledger
+from channel.limits import AMOUNT_DIGITS_MAX, CHANNELS_PER_PAGE_MAX
+from channel.state.channel_state import ChannelState, LadderVoucher, require_invariants
+from channel.state.commands import EndReservations, Repair, Restore
+from channel.state.transitions import transition
+from channel.types import ChannelKey, ChannelTerms, address, base_units, channel_id
+
+__all__ = [
+    "ExportedChannel",
+    "ExportedVoucher",
+    "check",
+    "export_channels",
+    "import_channels",
+    "repair",
+]
+
+FORMAT = 1
+
+Amount = Annotated[str, msgspec.Meta(pattern=f"^(0|[1-9][0-9]{{0,{AMOUNT_DIGITS_MAX - 1}}})$")]
+Hex = Annotated[str, msgspec.Meta(pattern="^0x([0-9a-f]{2})*$")]
+
+
+class ExportedVoucher(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A kept voucher."""
+
+    cumulative_amount: Amount
+    signature: Hex
+
+
+class ExportedChannel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A line of an export. Running reservations are left out: they end with their process."""
+
+    format: int
+    chain_id: int
+    escrow: Hex
+    channel_id: Hex
+    payer: Hex
+    payee: Hex
+    token: Hex
+    authorized_signer: Hex
+    deposit: Amount
+    settled: Amount
+    accepted: Amount
+    spent: Amount
+    published: Amount
+    close_requested_at: int
+    is_finalized: bool
+    fact_block: int
+    highest: ExportedVoucher
+    at_or_below_spent: ExportedVoucher | None
+    above_spent: ExportedVoucher | None
+    active_at: int
+    is_closing: bool
+    closing_with: ExportedVoucher | None
+    close_tx: Hex
+
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(ExportedChannel)
+
+
+async def check(ledger: Ledger) -> list[str]:
+    """Return what is wrong with the books, a sentence each; empty when all is well."""
+    return await ledger.faults()
+
+
+async def repair(ledger: Ledger, key: ChannelKey, *, accepted: int, spent: int) -> ChannelState:
+    """Raise `accepted` and `spent` of a channel whose books are older than the chain.
+
+    Raises:
+        ChannelStoppedError: The amounts cannot be true; nothing was changed.
+        ChannelNotFoundError: The channel is not in these books.
+    """
+    return (await ledger.apply(key, [Repair(accepted, spent)])).require()
+
+
+async def export_channels(ledger: Ledger) -> AsyncIterator[bytes]:
+    """Yield every channel as a line of JSON, in key order.
+
+    A stream's reservation is counted as spent, as if its owner had died (decision 8).
+    """
+    after: ChannelKey | None = None
+    while page := await ledger.list_channels(after=after, limit=CHANNELS_PER_PAGE_MAX):
+        for state in page:
+            yield _encoder.encode(_exported(state)) + b"\n"
+        after = page[-1].key
+
+
+async def import_channels(ledger: Ledger, lines: AsyncIterable[bytes]) -> int:
+    """Take over the channels of an export that these books do not know; return how many lines.
+
+    Raises:
+        ConfigError: A line is not one that was exported; those before it were taken over.
+    """
+    count = 0
+    async for line in lines:
+        count += 1
+        try:
+            state = _imported(_decoder.decode(line))
+            require_invariants(state)
+        except (msgspec.DecodeError, ValueError, InvariantError) as error:
+            raise ConfigError(f"line {count} of the export cannot be read: {error}") from error
+        (await ledger.apply(state.key, [Restore(state)])).require()
+    return count
+
+
+def _exported(state: ChannelState) -> ExportedChannel:
+    state = transition(state, EndReservations())
+    key, terms = state.key, state.terms
+    return ExportedChannel(
+        format=FORMAT,
+        chain_id=key.chain_id,
+        escrow=_hex(key.escrow),
+        channel_id=_hex(key.channel_id),
+        payer=_hex(terms.payer),
+        payee=_hex(terms.payee),
+        token=_hex(terms.token),
+        authorized_signer=_hex(terms.authorized_signer),
+        deposit=str(state.deposit),
+        settled=str(state.settled),
+        accepted=str(state.accepted),
+        spent=str(state.spent),
+        published=str(state.published),
+        close_requested_at=state.close_requested_at,
+        is_finalized=state.is_finalized,
+        fact_block=state.fact_block,
+        highest=ExportedVoucher(
+            str(state.highest.cumulative_amount), _hex(state.highest.signature)
+        ),
+        at_or_below_spent=_exported_voucher(state.at_or_below_spent),
+        above_spent=_exported_voucher(state.above_spent),
+        active_at=state.active_at,
+        is_closing=state.is_closing,
+        closing_with=_exported_voucher(state.closing_with),
+        close_tx=_hex(state.close_tx),
+    )
+
+
+def _imported(line: ExportedChannel) -> ChannelState:
+    if line.format != FORMAT:
+        msg = f"format {line.format} is not known, only {FORMAT}"
+        raise ValueError(msg)
+    return ChannelState(
+        key=ChannelKey(
+            line.chain_id, address(_bytes(line.escrow)), channel_id(_bytes(line.channel_id))
+        ),
+        terms=ChannelTerms(
+            address(_bytes(line.payer)),
+            address(_bytes(line.payee)),
+            address(_bytes(line.token)),
+            address(_bytes(line.authorized_signer)),
+        ),
+        deposit=base_units(int(line.deposit)),
+        settled=base_units(int(line.settled)),
+        accepted=base_units(int(line.accepted)),
+        spent=base_units(int(line.spent)),
+        published=base_units(int(line.published)),
+        close_requested_at=line.close_requested_at,
+        is_finalized=line.is_finalized,
+        fact_block=line.fact_block,
+        highest=_kept(line.highest),
+        at_or_below_spent=_imported_voucher(line.at_or_below_spent),
+        above_spent=_imported_voucher(line.above_spent),
+        active_at=line.active_at,
+        is_closing=line.is_closing,
+        closing_with=_imported_voucher(line.closing_with),
+        close_tx=_bytes(line.close_tx),
+    )
+
+
+def _exported_voucher(kept: LadderVoucher | None) -> ExportedVoucher | None:
+    if kept is None:
+        return None
+    return ExportedVoucher(str(kept.cumulative_amount), _hex(kept.signature))
+
+
+def _imported_voucher(line: ExportedVoucher | None) -> LadderVoucher | None:
+    return None if line is None else _kept(line)
+
+
+def _kept(line: ExportedVoucher) -> LadderVoucher:
+    return LadderVoucher(base_units(int(line.cumulative_amount)), _bytes(line.signature))
+
+
+def _hex(value: bytes) -> str:
+    return "0x" + value.hex()
+
+
+def _bytes(text: str) -> bytes:
+    return bytes.fromhex(text[2:])
