@@ -94,6 +94,7 @@ def command(  # noqa: PLR0913 -- each is a flag
     if as_json:
         print_json(_row(outcome))
     else:
+        OUT.print()
         _print(outcome, wallet.unit)
     if not outcome.is_success:
         raise CommandError(f"the server answered {outcome.status}")

@@ -10,7 +10,7 @@ from typing import Final
 
 from service.errors import ChildError
 
-__all__ = ["Child", "run_child", "tail"]
+__all__ = ["Child", "run_child"]
 
 _POLL_S: Final = 0.02
 _STOP_TIMEOUT_S: Final = 10.0
@@ -29,9 +29,13 @@ class Child:
         self.found = found
         """What its announcement matched."""
 
-    def search(self, pattern: str) -> re.Match[str] | None:
+    async def search(self, pattern: str) -> re.Match[str] | None:
         """Find something in what it has printed so far."""
-        return re.search(pattern, _read(self.log))
+        return re.search(pattern, await asyncio.to_thread(_read, self.log))
+
+    async def tail(self) -> str:
+        """Return the last lines it has printed."""
+        return await _tail(self.log)
 
 
 @contextlib.asynccontextmanager
@@ -47,7 +51,7 @@ async def run_child(
     Raises:
         ChildError: It ended or stayed silent; the error carries the end of its log.
     """
-    with log.open("wb") as output:
+    with await asyncio.to_thread(log.open, "wb") as output:
         process = await asyncio.create_subprocess_exec(
             *command, stdin=asyncio.subprocess.PIPE, stdout=output, stderr=output
         )
@@ -63,13 +67,13 @@ async def _until_ready(
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         has_ended = process.returncode is not None
-        found = re.search(ready, _read(log))
+        found = re.search(ready, await asyncio.to_thread(_read, log))
         if found is not None:
             return found
         if has_ended:
-            raise ChildError(f"{name} ended with code {process.returncode}", tail(log))
+            raise ChildError(f"{name} ended with code {process.returncode}", await _tail(log))
         await asyncio.sleep(_POLL_S)
-    raise ChildError(f"{name} was not ready within {timeout_s:.0f} s", tail(log))
+    raise ChildError(f"{name} was not ready within {timeout_s:.0f} s", await _tail(log))
 
 
 async def _stop(process: asyncio.subprocess.Process) -> None:
@@ -84,9 +88,10 @@ async def _stop(process: asyncio.subprocess.Process) -> None:
         await process.wait()
 
 
-def tail(log: Path) -> str:
+async def _tail(log: Path) -> str:
     """Return the last lines of a log."""
-    return "\n".join(_read(log).splitlines()[-_TAIL_LINES:])
+    text = await asyncio.to_thread(_read, log)
+    return "\n".join(text.splitlines()[-_TAIL_LINES:])
 
 
 def _read(log: Path) -> str:

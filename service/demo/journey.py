@@ -1,5 +1,6 @@
 """The demo from start to end: one agent, one channel, two questions, and the account of it."""
 
+import asyncio
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -12,7 +13,7 @@ from channel.client.policy import Policy, TokenLimits
 from service.amounts import TokenUnit
 from service.client import PayingClient, open_client
 from service.demo.chain_view import read_balances, read_channel, read_transactions
-from service.demo.child import Child, run_child, tail
+from service.demo.child import Child, run_child
 from service.demo.model import MODEL_NAME
 from service.demo.report import Answer, DemoReport
 from service.errors import ChildError, CommandError
@@ -62,7 +63,7 @@ async def run_demo(screen: Screen, folder: Path) -> DemoReport:
     async with AsyncExitStack() as open_:
         clock = _Clock(screen)
         devnet = await open_.enter_async_context(Devnet.start())
-        devnet.values.write(folder / "devnet.json")
+        await asyncio.to_thread(devnet.values.write, folder / "devnet.json")
         clock.done("A local chain with an escrow, a dollar and funded accounts")
         model = await open_.enter_async_context(_run_model(folder))
         clock.done(f"{MODEL_NAME} behind llama.cpp's server")
@@ -81,7 +82,7 @@ async def run_demo(screen: Screen, folder: Path) -> DemoReport:
             unit_price=UNIT_PRICE,
             answers=tuple(answers),
             vouchers_signed=account.vouchers,
-            signature_checks=_count_checks(gateway),
+            signature_checks=await _count_checks(gateway),
             transactions=tuple(await read_transactions(devnet, after_block=first_block)),
             deposit=fact.deposit,
             paid=fact.settled,
@@ -111,7 +112,7 @@ async def _run_gateway(folder: Path, upstream: str) -> AsyncIterator[Child]:
         except ChildError:
             raise
         except Exception as error:
-            raise ChildError(f"the agent could not pay: {error}", tail(log)) from error
+            raise ChildError(f"the agent could not pay: {error}", await child.tail()) from error
 
 
 async def _be_an_agent(
@@ -181,8 +182,8 @@ async def _units(client: PayingClient) -> int:
     return sum(account.units for account in await client.payments.channels())
 
 
-def _count_checks(gateway: Child) -> int:
-    found = gateway.search(_CHECKED)
+async def _count_checks(gateway: Child) -> int:
+    found = await gateway.search(_CHECKED)
     return int(found[1]) if found is not None else 0
 
 

@@ -1,0 +1,142 @@
+"""The commands together, each in a process of its own: serve, pay, look, pay again, close."""
+
+import asyncio
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from eth_account import Account
+
+from service.testing.chain import TestChain
+from tests.e2e.gateways import (
+    PRICE,
+    ROOT,
+    GatewayProcess,
+    free_port,
+    gateway_command,
+    gateway_variables,
+)
+from tests.service.model_server import ModelServer, model_server
+
+pytestmark = pytest.mark.timeout(180)
+
+
+async def mpp_session(folder: Path, *arguments: str) -> tuple[int, str, str]:
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("MPP_SESSION_")}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "service.cli",
+        *arguments,
+        cwd=folder,
+        env={**inherited, "PYTHONPATH": str(ROOT)},
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    output, errors = await asyncio.wait_for(process.communicate(), 90)
+    return process.returncode or 0, output.decode(), errors.decode()
+
+
+async def as_json(folder: Path, *arguments: str) -> Any:
+    code, output, errors = await mpp_session(folder, *arguments, "--json")
+    assert code == 0, errors
+    return json.loads(output)
+
+
+def build_gateway(devnet: TestChain, model: ModelServer, folder: Path) -> GatewayProcess:
+    variables = gateway_variables(
+        devnet.values, model.url, folder / "ledger.db", free_port(), step_units=8
+    )
+    return GatewayProcess(gateway_command(), variables, folder / "gateway.log")
+
+
+async def test_an_agent_pays_looks_and_closes_by_commands_alone(
+    devnet: TestChain, tmp_path: Path
+) -> None:
+    """CLOSE-06: what was paid, refunded and sent on chain is what the commands say."""
+    await asyncio.to_thread(devnet.values.write, tmp_path / "devnet.json")
+    ledger = ["channels", f"--ledger=sqlite:///{tmp_path / 'ledger.db'}"]
+    async with model_server() as model:
+        gateway = build_gateway(devnet, model, tmp_path)
+        pay = ["pay", gateway.url, "--devnet=devnet.json"]
+        async with gateway.running():
+            kept = await as_json(tmp_path, *pay, "--prompt=Hello", "--keep-open")
+            assert (kept["text"], kept["paid"]) == ("one two three", str(3 * PRICE))
+            assert kept["open_tx"]
+            assert kept["close_tx"] is None
+            (row,) = await as_json(tmp_path, *ledger)
+            assert row["channel_id"] == kept["channel_id"]
+            assert (row["state"], row["at_risk"]) == ("open", str(3 * PRICE))
+            body = json.dumps({"messages": [], "max_tokens": 9})
+            code, shown, said = await mpp_session(tmp_path, *pay, f"--json-body={body}")
+            assert code == 0, said
+            assert shown == "one two three\n"
+            assert "refunded" in said
+            assert await as_json(tmp_path, *ledger) == []
+            (row,) = await as_json(tmp_path, *ledger, "--all")
+            assert (row["state"], row["settled"]) == ("ended", str(6 * PRICE))
+
+
+async def test_an_agent_pays_from_a_keystore(devnet: TestChain, tmp_path: Path) -> None:
+    """Not a devnet's public key, but an encrypted file, a node and a token."""
+    values = devnet.values
+    key = values.accounts["payer"].private_key
+    encrypted = Account.encrypt(key, "open", kdf="pbkdf2", iterations=10)
+    (tmp_path / "agent.json").write_text(json.dumps(encrypted))
+    (tmp_path / "password").write_text("open\n")
+    async with model_server() as model:
+        gateway = build_gateway(devnet, model, tmp_path)
+        async with gateway.running():
+            paid = await as_json(
+                tmp_path,
+                "pay",
+                gateway.url,
+                "--prompt=Hello",
+                f"--rpc-url={values.rpc_url}",
+                f"--chain-id={values.chain_id}",
+                f"--token=0x{values.token.hex()}",
+                "--keystore=agent.json",
+                "--password-file=password",
+                "--store=agent.db",
+            )
+    assert (paid["paid"], paid["deposit"] != "0") == (str(3 * PRICE), True)
+    assert paid["close_tx"]
+
+
+async def test_a_price_above_the_limit_is_refused_and_nothing_is_paid(
+    devnet: TestChain, tmp_path: Path
+) -> None:
+    """CLIENT-01: exit code 1, the reason in one line, no channel."""
+    await asyncio.to_thread(devnet.values.write, tmp_path / "devnet.json")
+    async with model_server() as model:
+        gateway = build_gateway(devnet, model, tmp_path)
+        async with gateway.running():
+            arguments = ["pay", gateway.url, "--devnet=devnet.json", "--prompt=x"]
+            code, shown, said = await mpp_session(tmp_path, *arguments, "--price-max=24")
+        assert (code, shown) == (1, "")
+        assert "25" in said
+        assert "Traceback" not in said
+        assert model.seen == []
+    assert (
+        "no channels"
+        in (
+            await mpp_session(tmp_path, "channels", f"--ledger=sqlite:///{tmp_path / 'ledger.db'}")
+        )[1]
+    )
+
+
+async def test_a_second_gateway_on_the_same_books_does_not_start(
+    devnet: TestChain, tmp_path: Path
+) -> None:
+    """DESIGN decision 9: on SQLite there is one gateway process."""
+    async with model_server() as model:
+        first, second = (build_gateway(devnet, model, tmp_path) for _ in range(2))
+        async with first.running():
+            with pytest.raises(AssertionError, match="error: "):
+                async with second.running():
+                    pytest.fail("two gateways wrote one SQLite ledger")
+            assert await first.end() == 0

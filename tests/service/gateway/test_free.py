@@ -1,0 +1,63 @@
+"""What is free passes, what is not served is 404, and neither touches the books."""
+
+import httpx
+import pytest
+
+from tests.service.gateway.conftest import RunGateway
+from tests.service.model_server import ModelServer
+
+
+async def test_a_free_path_is_passed_on_with_its_query(
+    run_gateway: RunGateway, model: ModelServer
+) -> None:
+    async with run_gateway() as gateway, httpx.AsyncClient() as client:
+        response = await client.get(f"{gateway.url}/v1/models?limit=1")
+        assert response.json()["data"] == [{"id": "tiny"}]
+        assert (await client.head(f"{gateway.url}/v1/models")).status_code == 200
+        assert await gateway.channels() == []
+    assert model.seen[0].path == "/v1/models"
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/metrics"),
+        ("POST", "/v1/embeddings"),
+        ("GET", "/v1/models/"),
+        ("GET", "/v1/../metrics"),
+        ("GET", "//v1/models"),
+        ("POST", "/v1/chat/completions/"),
+        ("POST", "/v1/chat/completions/../embeddings"),
+        ("POST", "/V1/chat/completions"),
+    ],
+)
+async def test_everything_else_is_404_before_payment(
+    run_gateway: RunGateway, model: ModelServer, method: str, path: str
+) -> None:
+    """CORE-04: and never reaches the model server, however the path is spelt."""
+    async with run_gateway() as gateway, httpx.AsyncClient() as client:
+        request = client.build_request(method, gateway.url)
+        request.url = request.url.copy_with(raw_path=path.encode())
+        response = await client.send(request)
+        assert response.status_code == 404
+        assert response.headers["content-type"] == "application/problem+json"
+    assert model.seen == []
+
+
+async def test_a_free_path_is_configuration(run_gateway: RunGateway, model: ModelServer) -> None:
+    async with (
+        run_gateway(upstream__free=["GET /health"]) as gateway,
+        httpx.AsyncClient() as client,
+    ):
+        assert (await client.get(f"{gateway.url}/v1/models")).status_code == 404
+    assert model.seen == []
+
+
+async def test_a_model_server_that_is_away_is_502_on_a_free_path_too(
+    run_gateway: RunGateway,
+) -> None:
+    async with run_gateway(upstream__url="http://127.0.0.1:9") as gateway:
+        async with httpx.AsyncClient() as client:
+            response = await client.get(f"{gateway.url}/v1/models")
+        assert response.status_code == 502
+        assert "www-authenticate" not in response.headers
