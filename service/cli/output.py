@@ -50,7 +50,6 @@ def step(what: str, seconds: float) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """Amounts become strings as on the wire: JSON readers lose integers above 2**53."""
     if isinstance(value, bytes):
         return "0x" + value.hex()
     if isinstance(value, dict):
