@@ -123,7 +123,7 @@ def choose_amount(
     if account.signed > 0:
         least = max(least, min(account.signed + min_delta, account.deposit))
     if required <= account.signed:
-        is_plenty = 2 * (account.signed - account.counted) >= reach - account.counted
+        is_plenty = 2 * (account.signed - account.counted) > reach - account.counted
         return account.signed if is_plenty or least > reach else reach
     require_counted(account, least, allowance)
     return max(least, reach)

@@ -72,6 +72,7 @@ class Purchase:
         self.method = method
         self.origin = origin
         self.url = url
+        """Without a query, which may hold secrets: it is stored with the channel."""
         self.courier = courier
         self.expectation = expectation
         self.idempotency_key = idempotency_key
@@ -85,7 +86,7 @@ class Purchase:
     @property
     def route(self) -> tuple[str, str]:
         """What a challenge is remembered by: close to the server's own idea of a route."""
-        return self.method, self.url.partition("?")[0]
+        return self.method, self.url
 
     def costs(self, policy: Policy, offer: Offer) -> tuple[int, int]:
         """Return first cost and greatest cost of the answer, in base units.

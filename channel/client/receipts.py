@@ -1,6 +1,6 @@
 """Receipts: held against the purse, stored, and a lie stops the channel (CLIENT-09)."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from msgspec.structs import replace
 
@@ -36,12 +36,15 @@ class ReceiptBook:
         receipt = None if text is None else await self._read(ticket.key, text)
         units = 1 if receipt is None or receipt.units is None else receipt.units
         units = min(units, ticket.hold.cost_max // ticket.price)
-        await self._purse.update(
-            ticket.key,
-            lambda current: count_received(current, value=units * ticket.price, units=units),
-        )
-        if receipt is not None and text is not None:
-            await self._adopt(purchase, ticket, receipt, text, is_final=ticket.hold.is_alone)
+
+        def count(current: Account) -> Account:
+            return count_received(current, value=units * ticket.price, units=units)
+
+        if receipt is None or text is None:
+            await self._purse.update(ticket.key, count)
+        else:
+            is_final = ticket.hold.is_alone
+            await self._adopt(purchase, ticket, receipt, text, is_final=is_final, first=count)
 
     async def begin_stream(self, purchase: Purchase, ticket: Ticket, text: str | None) -> None:
         """Take the receipt in the headers of a stream, which counts nothing yet.
@@ -88,8 +91,11 @@ class ReceiptBook:
         challenge_ids: Collection[str] | None,
         spent_min: int,
         is_final: bool,
+        first: Callable[[Account], Account] = lambda current: current,
     ) -> None:
-        """Hold a receipt against the purse and store it; see `require_receipt`.
+        """Hold a receipt against the purse and store it with what `first` makes of that.
+
+        See `require_receipt` and `adopt_receipt` of `account`.
 
         Raises:
             ReceiptViolationError: It cannot be right; the channel is stopped.
@@ -97,7 +103,7 @@ class ReceiptBook:
 
         def change(current: Account) -> Account:
             require_receipt(current, receipt, challenge_ids=challenge_ids, spent_min=spent_min)
-            return adopt_receipt(current, receipt, text, is_final=is_final)
+            return adopt_receipt(first(current), receipt, text, is_final=is_final)
 
         try:
             await self._purse.update(key, change)
@@ -111,7 +117,14 @@ class ReceiptBook:
         self._lanes.forget(key)
 
     async def _adopt(
-        self, purchase: Purchase, ticket: Ticket, receipt: Receipt, text: str, *, is_final: bool
+        self,
+        purchase: Purchase,
+        ticket: Ticket,
+        receipt: Receipt,
+        text: str,
+        *,
+        is_final: bool,
+        first: Callable[[Account], Account] = lambda current: current,
     ) -> None:
         is_ours = purchase.is_key_ours
         await self.adopt(
@@ -121,6 +134,7 @@ class ReceiptBook:
             challenge_ids=ticket.challenge_ids if is_ours else None,
             spent_min=ticket.spent_before.get(ticket.key, 0) if is_ours else 0,
             is_final=is_final,
+            first=first,
         )
 
     async def _read(self, key: ChannelKey, text: str) -> Receipt:

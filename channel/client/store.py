@@ -169,7 +169,9 @@ class Purse:
             minute = int(now // MINUTE_S)
             packed = _pack(minutes.get(minute, 0) + increase)
             self._execute("store_minute", {**_purpose(before), "minute": minute, "amount": packed})
-            self._execute("delete_minutes", {"since": int((now - KEEP_S) // MINUTE_S)})
+            self._execute(
+                "delete_minutes", {"since": int((now - max(KEEP_S, window_s)) // MINUTE_S)}
+            )
             after = replace(before, signed=amount, vouchers=before.vouchers + 1)
             self._store(after)
             return after

@@ -1,4 +1,14 @@
-"""One paid stream from the payer's side: its count, its vouchers, its end."""
+"""One paid stream from the payer's side: its count, its vouchers, its end.
+
+Vouchers run ahead of the count by up to one step. When half of that is used up the next one is
+signed and presented beside the stream, so that a server need not stop to ask; one that stops all
+the same is answered before the stream is read any further.
+"""
+
+import asyncio
+import logging
+
+import httpx
 
 from channel.client.account import Account, count_lost, count_received
 from channel.client.lanes import Lanes
@@ -8,13 +18,22 @@ from channel.client.purchase import Purchase, Ticket
 from channel.client.receipts import ReceiptBook
 from channel.client.store import Purse
 from channel.client.vouchers import VoucherDesk
-from channel.errors import PaymentRefusedError, ReceiptViolationError, WireError
+from channel.errors import (
+    MppSessionError,
+    PaymentRefusedError,
+    ReceiptViolationError,
+    WireError,
+)
+from channel.types import SignedVoucher
 from channel.wire.payload import VoucherPayload
 from channel.wire.sse import NEED_VOUCHER_EVENT, parse_need_voucher
 
 __all__ = ["PaidStream"]
 
 IDLE_NEEDS_MAX = 3
+UNITS_MAX = 2**63
+
+_log = logging.getLogger(__name__)
 
 
 class PaidStream:
@@ -40,16 +59,26 @@ class PaidStream:
         self._ticket = ticket
         self._meter = UnitMeter()
         self._pending_units = 0
+        self._unpaid_units = 0
+        """Units since the last voucher of this stream."""
+        self._units_left = _greatest_length(purchase)
         self._idle_needs = 0
+        self._refill: asyncio.Task[None] | None = None
         self.has_receipt = False
         """The receipt at the end was there, and could be right."""
 
     def count(self, data: str) -> None:
-        """Count one event."""
-        units = self._meter.count(data)
-        if units:
-            self._pending_units += units
-            self._idle_needs = 0
+        """Count one event, no more of them than the request itself allows."""
+        units = min(self._meter.count(data), self._units_left)
+        if not units:
+            return
+        self._units_left -= units
+        self._pending_units += units
+        self._unpaid_units += units
+        self._idle_needs = 0
+        step_units = step_value(self._policy, self._ticket.offer.request) // self._ticket.price
+        if self._refill is None and 2 * self._unpaid_units > step_units > 1:
+            self._refill = asyncio.create_task(self._pay_ahead())
 
     async def need_voucher(self, data: str) -> None:
         """Answer a server that waits for a voucher (SSE-01, CLIENT-07).
@@ -68,6 +97,7 @@ class PaidStream:
             ) from error
         if need.channel_id != ticket.key.channel_id:
             return  # another channel's: none of this stream's business
+        await self._finish_refill()
         await self._store_count()
         self._idle_needs += 1
         if self._idle_needs > IDLE_NEEDS_MAX:
@@ -76,15 +106,37 @@ class PaidStream:
                 problem_type=NEED_VOUCHER_EVENT,
                 detail=f"asked {IDLE_NEEDS_MAX} times and delivered nothing",
             )
+        voucher = await self._voucher(needed=need.required_cumulative)
+        await self._desk.present(self._purchase, ticket, VoucherPayload(voucher))
+
+    async def _voucher(self, *, needed: int) -> SignedVoucher:
+        ticket = self._ticket
         async with ticket.lane.lock:
             account = await self._purse.get(ticket.key)
-            voucher = await self._desk.make(
-                self._purchase,
-                ticket,
-                needed=need.required_cumulative,
-                ahead=account.counted + ticket.allowance(self._policy),
-            )
-        await self._desk.present(self._purchase, ticket, VoucherPayload(voucher))
+            ahead = account.counted + ticket.allowance(self._policy)
+            voucher = await self._desk.make(self._purchase, ticket, needed=needed, ahead=ahead)
+        self._unpaid_units = self._pending_units
+        return voucher
+
+    async def _pay_ahead(self) -> None:
+        """Present a voucher before it is asked for; what is in the way is told when it is.
+
+        Nothing is deposited for it: `needed` is what is signed already.
+        """
+        try:
+            await self._store_count()
+            signed = (await self._purse.get(self._ticket.key)).signed
+            voucher = await self._voucher(needed=signed)
+            if voucher.cumulative_amount > signed:
+                await self._desk.present(self._purchase, self._ticket, VoucherPayload(voucher))
+        except (MppSessionError, httpx.TransportError) as error:
+            _log.debug("no voucher ahead: %s", type(error).__name__)
+        finally:
+            self._refill = None
+
+    async def _finish_refill(self) -> None:
+        if self._refill is not None:
+            await asyncio.wait({self._refill})
 
     async def take_receipt(self, data: str) -> None:
         """Take the receipt at the end (SSE-04).
@@ -105,6 +157,9 @@ class PaidStream:
         """
         ticket, hold = self._ticket, self._ticket.hold
         try:
+            if self._refill is not None:
+                self._refill.cancel()
+                await self._finish_refill()
             await self._store_count()
             if self.has_receipt:
                 return
@@ -132,3 +187,13 @@ class PaidStream:
         await self._purse.update(
             self._ticket.key, lambda current: count_received(current, value=value, units=units)
         )
+
+
+def _greatest_length(purchase: Purchase) -> int:
+    """Return how many units an answer may count at most: twice what its request names.
+
+    Twice, because servers differ in what they cut a token into. A server that sends events
+    without end is paid for these and no more.
+    """
+    bound = purchase.expectation.units_max
+    return UNITS_MAX if bound is None else 2 * bound

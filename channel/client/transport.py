@@ -173,7 +173,7 @@ class PayingTransport(httpx.AsyncBaseTransport):
         return Purchase(
             method=request.method,
             origin=origin,
-            url=str(request.url),
+            url=str(request.url.copy_with(userinfo=b"", query=None, fragment=None)),
             courier=HeadCourier(
                 self._inner, request.url, headers=request.headers, extensions=request.extensions
             ),
