@@ -16,7 +16,6 @@ from channel.http.request import ClientGoneError, RequestBody
 from channel.limits import STORED_RESPONSE_BYTES_MAX
 from channel.state.requests import StoredResponse
 from channel.wire.problem import PROBLEM_CONTENT_TYPE, format_problem
-from channel.wire.sse import CONTENT_TYPE
 
 __all__ = ["Answer"]
 
@@ -73,12 +72,10 @@ class Answer:
             await self._forward(message, without_receipt(headers))
             return
         length = find_header(headers, b"content-length")
-        is_events = (find_header(headers, b"content-type") or "").startswith(CONTENT_TYPE)
         try:
             if not self._is_metered:
                 self._reservation.take(self._units)
-            if not is_events:
-                await self._body.require_client()
+            await self._body.require_client()
             if self._reservation.has_claim and length is not None and _is_small(length):
                 self._recording = _Recording(message, without_receipt(headers), int(length))
                 return

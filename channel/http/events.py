@@ -113,8 +113,8 @@ class _Stream:
 
     async def run(self, receive: Receive) -> None:
         loop = asyncio.get_running_loop()
-        self._pump_task = pump = loop.create_task(self._pump())
         gone = loop.create_task(_wait_until_gone(receive))
+        self._pump_task = pump = loop.create_task(self._pump(gone))
         stopped = loop.create_task(self._reservation.stopped.wait())
         try:
             await asyncio.wait({pump, gone, stopped}, return_when=asyncio.FIRST_COMPLETED)
@@ -122,7 +122,7 @@ class _Stream:
                 if self._is_idle:
                     pump.cancel()
                 await asyncio.wait({pump, gone}, return_when=asyncio.FIRST_COMPLETED)
-            is_gone = not pump.done()
+            is_gone = gone.done()
         finally:
             gone.cancel()
             stopped.cancel()
@@ -143,7 +143,7 @@ class _Stream:
         if not is_cut_off:
             await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _pump(self) -> None:
+    async def _pump(self, gone: "asyncio.Task[None]") -> None:
         reservation = self._reservation
         while reservation.stopped_by is None:
             self._is_idle = True
@@ -152,6 +152,8 @@ class _Stream:
             except StopAsyncIteration:
                 return
             self._is_idle = False
+            if gone.done():
+                return
             frame, units = _read_chunk(chunk)
             if reservation.covered_units < units and not await self._is_covered(units):
                 return

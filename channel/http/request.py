@@ -119,13 +119,17 @@ class RequestBody:
     async def require_client(self) -> None:
         """Check, without waiting, that the client is still there.
 
+        A body that the handler never read is looked past, once it is whole; more of it than
+        one message is not read ahead.
+
         Raises:
             ClientGoneError: It has left.
         """
-        if not self._is_gone and not self._ahead:
-            with suppress(TimeoutError):
+        with suppress(TimeoutError):
+            while not self._is_gone and not (self._ahead and self._ahead[-1].get("more_body")):
                 async with asyncio.timeout(0):
-                    self._ahead.append(self._note(await self._receive()))
+                    message = self._note(await self._receive())
+                self._ahead.append(message)
         if self._is_gone:
             raise ClientGoneError("before it was answered")
 

@@ -251,6 +251,11 @@ class Visit:
                 await self.arrived.wait()
 
     @property
+    def unread(self) -> int:
+        """Messages of the request that nobody has asked for."""
+        return self._incoming.qsize()
+
+    @property
     def text(self) -> str:
         """The body so far."""
         return b"".join(message.get("body", b"") for message in self.sent).decode()

@@ -1,15 +1,24 @@
 """The gate: unpaid is refused, paid is served once, and what fails is not charged."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from channel.errors import BadRequestError, ConfigError, InvariantError
 from channel.http import PaymentGate, Price, Route
-from tests.channel.selling import PRICE, Desk, ask, open_desk
+from channel.limits import IDEMPOTENT_REQUEST_BYTES_MAX, STORED_RESPONSE_BYTES_MAX
+from channel.state.commands import EndReservations
+from channel.wire.credential import format_credential
+from channel.wire.payload import Payload
+from tests.channel.selling import PRICE, Answer, Desk, Visit, ask, open_desk
 
 ROUTES = [
     Route(method="GET", path="/paid", price=Price(unit_price=PRICE, unit_type="request")),
     Route(method="POST", path="/paid", price=Price(unit_price=PRICE, unit_type="request")),
+    Route(method="GET", path="/album", price=Price(unit_price=PRICE, unit_type="song", units=3)),
 ]
 
 
@@ -19,53 +28,387 @@ class App:
     def __init__(self) -> None:
         self.calls = 0
         self.status = 200
-        self.delay_s = 0.0
-        self.error: Exception | None = None
+        self.started = asyncio.Event()
+        self.go_on = asyncio.Event()
+        self.go_on.set()
+        self.error: BaseException | None = None
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.body = b"content"
+        self.has_length = True
+        self.received = b""
 
-    async def __call__(self, _scope: Any, _receive: Any, send: Any) -> None:
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            return
         self.calls += 1
-        await asyncio.sleep(self.delay_s)
+        self.started.set()
+        await self.go_on.wait()
+        if scope["method"] == "POST":
+            self.received = (await receive())["body"]
         if self.error is not None:
             raise self.error
-        body = b"content %d" % self.calls
-        headers = [(b"content-length", str(len(body)).encode()), (b"cache-control", b"public")]
+        headers = [*self.headers]
+        if self.has_length:
+            headers.append((b"content-length", str(len(self.body)).encode()))
         await send({"type": "http.response.start", "status": self.status, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+        half = len(self.body) // 2
+        await send({"type": "http.response.body", "body": self.body[:half], "more_body": True})
+        await send({"type": "http.response.body", "body": self.body[half:]})
 
 
-async def opened(desk: Desk, gate: PaymentGate, amount: int = 0) -> None:
-    desk.payer.open_on_chain()
-    challenge = (await ask(gate, "HEAD", "/paid")).challenge
-    answer = await ask(
-        gate, "HEAD", "/paid", desk.payer.credential(challenge, desk.payer.opening(amount))
-    )
-    assert answer.status == 200, answer.body
+class Shop:
+    """A gate with an opened channel behind it."""
+
+    def __init__(self, desk: Desk) -> None:
+        self.desk = desk
+        self.app = App()
+        self.stops = 0
+        self.gate = PaymentGate(self.app, engine=desk.engine, routes=ROUTES, stop_worker=self._stop)
+
+    def _stop(self) -> None:
+        self.stops += 1
+
+    async def open(self, amount: int) -> None:
+        self.desk.payer.open_on_chain()
+        assert (await self.send(self.desk.payer.opening(amount), method="HEAD")).status == 200
+
+    async def credential(self, payload: Payload, path: str = "/paid", method: str = "GET") -> str:
+        answer = await ask(self.gate, method, path)
+        return format_credential(self.desk.payer.credential(answer.challenge, payload))
+
+    async def send(
+        self,
+        payload: Payload,
+        *,
+        method: str = "GET",
+        path: str = "/paid",
+        headers: dict[str, str] | None = None,
+        body: bytes = b"",
+    ) -> Answer:
+        text = await self.credential(payload, path, "GET" if method == "HEAD" else method)
+        return await ask(self.gate, method, path, text, headers=headers, body=body)
+
+    async def visit(self, amount: int, **headers: str) -> Visit:
+        text = await self.credential(self.desk.payer.voucher(amount))
+        return Visit(self.gate, "GET", "/paid", headers={"authorization": text, **headers})
 
 
-async def test_an_unpaid_request_gets_a_challenge_and_moves_nothing(tmp_path: Path) -> None:
-    """CORE-01, CORE-02, CORE-06."""
+@pytest.fixture
+async def shop(tmp_path: Path) -> AsyncIterator[Shop]:
     async with open_desk(tmp_path) as desk:
-        app = App()
-        gate = PaymentGate(app, engine=desk.engine, routes=ROUTES)
-        answer = await ask(gate, "GET", "/paid")
-        assert (answer.status, answer.kind) == (402, "payment-required")
-        assert answer.header("cache-control") == "no-store"
-        assert answer.challenge.realm == "api.example.com"
-        assert app.calls == 0
+        opened = Shop(desk)
+        await opened.open(10 * PRICE)
+        opened.app.calls = 0
+        yield opened
 
 
-async def test_a_paid_request_is_served_once_and_spent(tmp_path: Path) -> None:
+# -- what is let through and what is not
+
+
+async def test_a_paid_request_is_served_once_and_spent(shop: Shop) -> None:
     """ACC-03, RCPT-01, RCPT-05, CORE-06."""
-    async with open_desk(tmp_path) as desk:
-        app = App()
-        gate = PaymentGate(app, engine=desk.engine, routes=ROUTES)
-        await opened(desk, gate)
-        challenge = (await ask(gate, "GET", "/paid")).challenge
-        answer = await ask(
-            gate, "GET", "/paid", desk.payer.credential(challenge, desk.payer.voucher(PRICE))
-        )
-        assert (answer.status, answer.body) == (200, b"content 1")
-        assert answer.receipt.spent == answer.receipt.accepted == PRICE
+    shop.app.headers = [(b"cache-control", b"public, max-age=60, s-maxage=9"), (b"etag", b'"1"')]
+    answer = await shop.send(shop.desk.payer.voucher(11 * PRICE))
+    assert (answer.status, answer.body) == (200, b"content")
+    assert answer.receipt.spent == PRICE
+    assert answer.receipt.accepted == 11 * PRICE
+    assert answer.receipt.units == 1
+    assert answer.header("cache-control") == "private, max-age=60"
+    assert answer.header("etag") == '"1"'
+    state = await shop.desk.books()
+    assert (state.spent, state.reserved, shop.app.calls) == (PRICE, 0, 1)
+
+
+async def test_a_request_of_several_units_costs_them_all(shop: Shop) -> None:
+    """ACC-05, RCPT-02."""
+    answer = await shop.send(shop.desk.payer.voucher(10 * PRICE), path="/album")
+    assert (answer.receipt.units, answer.receipt.spent) == (3, 3 * PRICE)
+
+
+async def test_what_is_not_priced_passes(shop: Shop) -> None:
+    """The gate sells its routes and nothing else."""
+    for method, path in (("GET", "/free"), ("DELETE", "/paid"), ("POST", "/album")):
+        answer = await ask(shop.gate, method, path)
+        assert (answer.status, answer.header("payment-receipt")) == (200, None)
+    await shop.gate({"type": "lifespan"}, None, None)  # type: ignore[arg-type]
+
+
+async def test_a_credential_on_an_unpriced_method_is_management_or_nothing(shop: Shop) -> None:
+    """F-13: a channel can be closed with POST where only GET is sold."""
+    voucher = await shop.credential(shop.desk.payer.voucher(10 * PRICE), "/album")
+    passed = await ask(shop.gate, "POST", "/album", voucher, body=b"{}")
+    assert (passed.status, passed.header("payment-receipt")) == (200, None)
+    assert shop.app.calls == 1
+    closing = await shop.credential(shop.desk.payer.closing(PRICE), "/album")
+    closed = await ask(shop.gate, "POST", "/album", closing)
+    assert (closed.status, closed.body, shop.app.calls) == (200, b"", 1)
+    assert (await shop.desk.books()).is_finalized
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "headers", "body", "is_content"),
+    [
+        ("GET", "/paid", {}, b"", True),
+        ("HEAD", "/paid", {}, b"", False),
+        ("POST", "/paid", {}, b"", False),
+        ("POST", "/paid", {"content-length": "0"}, b"", False),
+        ("POST", "/paid?x=1", {}, b"", True),
+        ("POST", "/paid", {}, b"{}", True),
+        ("POST", "/paid", {"transfer-encoding": "chunked"}, b"", True),
+        ("POST", "/paid", {"content-length": "7"}, b"", True),
+    ],
+)
+async def test_a_voucher_is_content_or_management_by_method_and_framing(
+    shop: Shop, method: str, target: str, headers: dict[str, str], body: bytes, *, is_content: bool
+) -> None:
+    """RESP-01, RESP-02, F-12: never by looking into the body."""
+    voucher = await shop.credential(
+        shop.desk.payer.voucher(11 * PRICE), method="POST" if method == "POST" else "GET"
+    )
+    answer = await ask(shop.gate, method, target, voucher, headers=headers, body=body)
+    assert answer.status == 200
+    assert answer.receipt.accepted == 11 * PRICE
+    assert shop.app.calls == is_content
+    assert (await shop.desk.books()).spent == is_content * PRICE
+    if not is_content:
+        assert answer.body == b""
         assert answer.header("cache-control") == "private"
-        state = await desk.books()
-        assert (state.accepted, state.spent, state.reserved) == (PRICE, PRICE, 0)
+
+
+async def test_a_close_with_a_body_never_reaches_the_handler(shop: Shop) -> None:
+    """F-12, RESP-02."""
+    answer = await shop.send(shop.desk.payer.closing(PRICE), method="POST", body=b"{}")
+    assert (answer.status, answer.body, shop.app.calls) == (200, b"", 0)
+
+
+async def test_the_handler_gets_its_body(shop: Shop) -> None:
+    """F-59: the gate does not eat the request, with or without a key."""
+    for headers in ({}, {"idempotency-key": "one"}):
+        await shop.send(
+            shop.desk.payer.voucher(10 * PRICE), method="POST", headers=headers, body=b"hello"
+        )
+        assert shop.app.received == b"hello"
+
+
+async def test_another_field_may_carry_the_credential(tmp_path: Path) -> None:
+    """CHAL-12: then Authorization is the application's own."""
+    async with open_desk(tmp_path, credential_header="Payment-Authorization") as desk:
+        shop = Shop(desk)
+        desk.payer.open_on_chain()
+        answer = await ask(shop.gate, "GET", "/paid")
+        assert answer.challenge.header == "Payment-Authorization"
+        text = format_credential(desk.payer.credential(answer.challenge, desk.payer.opening(PRICE)))
+        refused = await ask(shop.gate, "GET", "/paid", text)
+        assert (refused.status, refused.kind) == (402, "payment-required")
+        headers = {"authorization": "Bearer app", "payment-authorization": text}
+        assert (await ask(shop.gate, "GET", "/paid", headers=headers)).status == 200
+
+
+async def test_preferences_never_leave_a_402_without_a_challenge(shop: Shop) -> None:
+    """CORE-01, CORE-11."""
+    for accept in ("tempo/charge", "evm/session;q=0", "*/*", "%%%"):
+        answer = await ask(shop.gate, "GET", "/paid", headers={"accept-payment": accept})
+        assert answer.challenge.method == "evm"
+
+
+# -- what fails is not charged
+
+
+@pytest.mark.parametrize("status", [301, 304, 400, 404, 500, 503])
+async def test_only_success_is_paid_for(shop: Shop, status: int) -> None:
+    """F-48, CORE-07: the answer goes out as it is, without a receipt, even the handler's own."""
+    shop.app.status = status
+    shop.app.headers = [(b"payment-receipt", b"forged")]
+    answer = await shop.send(shop.desk.payer.voucher(10 * PRICE))
+    assert (answer.status, answer.body) == (status, b"content")
+    assert answer.header("payment-receipt") is None
+    state = await shop.desk.books()
+    assert (state.spent, state.reserved) == (0, 0)
+
+
+async def test_a_handler_cannot_forge_a_receipt(shop: Shop) -> None:
+    """RCPT-01: there is one, and it is ours."""
+    shop.app.headers = [(b"Payment-Receipt", b"forged")]
+    answer = await shop.send(shop.desk.payer.voucher(10 * PRICE))
+    assert len(answer.all("payment-receipt")) == 1
+    assert answer.receipt.spent == PRICE
+
+
+async def test_a_handler_that_raises_is_not_paid_for(shop: Shop) -> None:
+    """F-48: and its error is its own, for its own server to handle."""
+    shop.app.error = RuntimeError("broken")
+    with pytest.raises(RuntimeError, match="broken"):
+        await shop.send(shop.desk.payer.voucher(10 * PRICE))
+    assert (await shop.desk.books()).available == 10 * PRICE
+
+
+async def test_a_handlers_typed_refusal_is_answered_as_a_problem(shop: Shop) -> None:
+    """ERR: a PeerError raised inside is a 4xx, charged nothing."""
+    shop.app.error = BadRequestError("No such joke.")
+    answer = await shop.send(shop.desk.payer.voucher(10 * PRICE))
+    assert (answer.status, answer.problem["detail"]) == (400, "No such joke.")
+    assert (await shop.desk.books()).available == 10 * PRICE
+
+
+async def test_a_client_that_leaves_before_the_answer_pays_nothing(shop: Shop) -> None:
+    """F-42, SSE-07: nothing was emitted to it."""
+    shop.app.go_on.clear()
+    visit = await shop.visit(10 * PRICE)
+    await shop.app.started.wait()
+    visit.leave()
+    shop.app.go_on.set()
+    await visit.task
+    assert visit.sent == []
+    assert (await shop.desk.books()).available == 10 * PRICE
+
+
+async def test_money_that_is_no_longer_held_pays_for_nothing(shop: Shop) -> None:
+    """Decision 8: the lease ran out under a slow handler; its answer does not go out."""
+    shop.app.go_on.clear()
+    visit = await shop.visit(10 * PRICE)
+    await shop.app.started.wait()
+    await shop.desk.ledger.apply(shop.desk.payer.key, [EndReservations()])
+    shop.app.go_on.set()
+    answer = await visit.answer()
+    assert (answer.status, answer.kind) == (409, "reservation-ended")
+    assert b"content" not in answer.body
+    assert (await shop.desk.books()).spent == 0
+
+
+async def test_a_bug_in_the_books_stops_the_worker(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Errors: 503 without a challenge, to this request and to all after it."""
+
+    async def broken(*_: object, **__: object) -> None:
+        raise InvariantError("spent 2 > accepted 1")
+
+    credential = await shop.credential(shop.desk.payer.voucher(10 * PRICE))
+    monkeypatch.setattr(shop.desk.engine, "perform", broken)
+    for _ in range(2):
+        answer = await ask(shop.gate, "GET", "/paid", credential)
+        assert (answer.status, answer.kind) == (503, "internal-payment-error")
+        assert answer.header("www-authenticate") is None
+        assert b"accepted" not in answer.body
+    assert (shop.stops, shop.app.calls) == (1, 0)
+    assert (await ask(shop.gate, "GET", "/free")).status == 200
+
+
+async def test_books_that_cannot_be_written_serve_nothing(shop: Shop) -> None:
+    """F-51."""
+    credential = await shop.credential(shop.desk.payer.voucher(11 * PRICE))
+    await shop.desk.ledger.close()
+    answer = await ask(shop.gate, "GET", "/paid", credential)
+    assert (answer.status, answer.kind) == (503, "internal-payment-error")
+    assert answer.header("retry-after") == "5"
+    assert shop.app.calls == 0
+
+
+# -- concurrency
+
+
+async def test_parallel_requests_share_a_channel_and_pay_for_each(shop: Shop) -> None:
+    """ACC-08, F-24: ten at once, each paid for once; the eleventh is refused."""
+    shop.app.go_on.clear()
+    visits = [await shop.visit(10 * PRICE) for _ in range(11)]
+    await asyncio.sleep(0.1)
+    assert shop.app.calls == 10
+    shop.app.go_on.set()
+    answers = [await visit.answer() for visit in visits]
+    assert sorted(answer.status for answer in answers) == [200] * 10 + [402]
+    assert (await shop.desk.books()).spent == 10 * PRICE
+
+
+# -- idempotency
+
+
+async def test_a_repeat_gets_the_answer_again_and_a_receipt_of_today(shop: Shop) -> None:
+    """IDEM-02, IDEM-03, F-27: also with a fresh challenge."""
+    shop.app.headers = [(b"x-joke", b"7")]
+    headers = {"idempotency-key": "one"}
+    first = await shop.send(shop.desk.payer.voucher(10 * PRICE), headers=headers)
+    await shop.send(shop.desk.payer.voucher(10 * PRICE))
+    again = await shop.send(shop.desk.payer.voucher(10 * PRICE), headers=headers)
+    assert first.receipt.spent == PRICE
+    assert (again.status, again.body, again.header("x-joke")) == (200, b"content", "7")
+    assert again.receipt.spent == 2 * PRICE
+    assert shop.app.calls == 2
+
+
+async def test_a_key_is_free_again_when_nothing_was_served(shop: Shop) -> None:
+    """IDEM-05, F-48."""
+    headers = {"idempotency-key": "one"}
+    shop.app.status = 500
+    assert (await shop.send(shop.desk.payer.voucher(100), headers=headers)).status == 500
+    shop.app.status = 200
+    assert (await shop.send(shop.desk.payer.voucher(100), headers=headers)).status == 200
+    assert (await shop.desk.books()).spent == PRICE
+
+
+async def test_a_key_in_use_is_refused_until_its_request_is_answered(shop: Shop) -> None:
+    """IDEM-03: 409 with Retry-After."""
+    shop.app.go_on.clear()
+    visit = await shop.visit(100, **{"idempotency-key": "one"})
+    await shop.app.started.wait()
+    again = await (await shop.visit(100, **{"idempotency-key": "one"})).answer()
+    assert (again.status, again.kind) == (409, "request-in-flight")
+    assert again.header("retry-after") == "1"
+    shop.app.go_on.set()
+    assert (await visit.answer()).status == 200
+    assert (await shop.desk.books()).spent == PRICE
+
+
+@pytest.mark.parametrize("is_long", [True, False], ids=["too-long", "no-length"])
+async def test_an_answer_that_is_not_kept_is_not_charged_twice(
+    shop: Shop, *, is_long: bool
+) -> None:
+    """IDEM-05, F-27: the repeat is told so, with 409."""
+    if is_long:
+        shop.app.body = b"x" * (STORED_RESPONSE_BYTES_MAX + 1)
+    else:
+        shop.app.has_length = False
+    headers = {"idempotency-key": "one"}
+    first = await shop.send(shop.desk.payer.voucher(100), headers=headers)
+    assert (first.status, first.body) == (200, shop.app.body)
+    again = await shop.send(shop.desk.payer.voucher(100), headers=headers)
+    assert (again.status, again.kind) == (409, "outcome-unknown")
+    assert again.header("payment-receipt") is None
+    assert (shop.app.calls, (await shop.desk.books()).spent) == (1, PRICE)
+
+
+async def test_a_body_too_large_to_compare_is_refused_before_it_costs(shop: Shop) -> None:
+    """IDEM-03: bounded memory."""
+    body = b"x" * (IDEMPOTENT_REQUEST_BYTES_MAX + 1)
+    answer = await shop.send(
+        shop.desk.payer.voucher(100),
+        method="POST",
+        headers={"idempotency-key": "one"},
+        body=body,
+    )
+    assert (answer.status, answer.kind, shop.app.calls) == (400, "bad-request", 0)
+
+
+async def test_an_unpaid_request_is_never_buffered(shop: Shop) -> None:
+    """F-98: the body of a request is read only once its voucher is proven to be one of ours."""
+    visit = Visit(shop.gate, "POST", "/paid", headers={"idempotency-key": "one"}, body=b"x" * 1000)
+    assert (await visit.answer()).status == 402
+    assert visit.unread == 1
+
+
+# -- configuration
+
+
+@pytest.mark.parametrize(
+    "routes",
+    [
+        [],
+        [ROUTES[0], ROUTES[0]],
+        [Route(method="HEAD", path="/x", price=ROUTES[0].price)],
+        [Route(method="get", path="/x", price=ROUTES[0].price)],
+    ],
+    ids=["none", "twice", "head", "lower-case"],
+)
+async def test_a_table_that_would_not_sell_is_refused(shop: Shop, routes: list[Route]) -> None:
+    """Decision 15."""
+    with pytest.raises(ConfigError):
+        PaymentGate(shop.app, engine=shop.desk.engine, routes=routes)
