@@ -173,6 +173,10 @@ class Rpc:
         tag = "latest" if number is None else hex(number)
         return parse_block(await self.read("eth_getBlockByNumber", tag, False))  # noqa: FBT003
 
+    async def block_by_hash(self, block_hash: bytes) -> BlockRef:
+        """Return a block by its hash; a node that lacks it is `ChainUnavailableError`."""
+        return parse_block(await self.read("eth_getBlockByHash", _hex(block_hash), False))  # noqa: FBT003
+
     async def code(self, address: Address) -> bytes:
         """Return a contract's code, empty when there is none."""
         return parse_bytes(await self.read("eth_getCode", _hex(address), "latest"))
@@ -203,6 +207,27 @@ class Rpc:
         }
         return parse_logs(await self.read("eth_getLogs", query))
 
+    async def logs_of_blocks(
+        self, address: Address, topics: Sequence[bytes | None], block_hashes: Sequence[bytes]
+    ) -> tuple[Log, ...]:
+        """Return one contract's events in these very blocks, in one round trip.
+
+        By hash a node that lacks a block says so; by number it may answer with nothing, and the
+        events would be lost (F-73).
+
+        Raises:
+            RpcRefusedError: The node does not have one of the blocks, or not any more.
+        """
+        query = {
+            "address": _hex(address),
+            "topics": [None if topic is None else _hex(topic) for topic in topics],
+        }
+        calls = [("eth_getLogs", [{**query, "blockHash": _hex(each)}]) for each in block_hashes]
+        found: list[Log] = []
+        for block_hash, answer in zip(block_hashes, await self.read_batch(calls), strict=True):
+            found += [log for log in parse_logs(answer) if log.block_hash == block_hash]
+        return tuple(found)
+
     async def call(
         self,
         to: Address | None,
@@ -210,9 +235,10 @@ class Rpc:
         *,
         sender: Address | None = None,
         block_number: int | None = None,
+        block_hash: bytes | None = None,
         gas: int | None = None,
     ) -> bytes:
-        """Run a call without effect, at a block (the head if None).
+        """Run a call without effect, at a block by number or by hash (the head if neither).
 
         With `to` None the calldata runs as code of its own and its return value comes back.
 
@@ -226,8 +252,10 @@ class Rpc:
             request["from"] = _hex(sender)
         if gas is not None:
             request["gas"] = hex(gas)
-        tag = "latest" if block_number is None else hex(block_number)
-        return parse_bytes(await self.read("eth_call", request, tag))
+        at: object = "latest" if block_number is None else hex(block_number)
+        if block_hash is not None:
+            at = {"blockHash": _hex(block_hash)}
+        return parse_bytes(await self.read("eth_call", request, at))
 
     # The wire.
 

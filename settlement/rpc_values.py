@@ -48,6 +48,7 @@ def parse_block(value: Any) -> BlockRef:
         hash=parse_bytes(fields.get("hash"), _HASH_BYTES),
         timestamp=parse_quantity(fields.get("timestamp")),
         base_fee_wei=None if base_fee is None else parse_quantity(base_fee),
+        parent_hash=parse_bytes(fields.get("parentHash"), _HASH_BYTES),
     )
 
 
@@ -86,6 +87,7 @@ def _log(fields: Mapping[str, Any]) -> Log:
         log_index=parse_quantity(fields.get("logIndex")),
         tx_hash=TxHash(parse_bytes(fields.get("transactionHash"), _HASH_BYTES)),
         block_number=parse_quantity(fields.get("blockNumber")),
+        block_hash=parse_bytes(fields.get("blockHash"), _HASH_BYTES),
     )
 
 

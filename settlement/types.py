@@ -28,6 +28,7 @@ class BlockRef(msgspec.Struct, frozen=True, gc=False):
     timestamp: int
     base_fee_wei: int | None
     """None on a chain without EIP-1559."""
+    parent_hash: bytes
 
 
 class Log(msgspec.Struct, frozen=True, gc=False):
@@ -39,6 +40,7 @@ class Log(msgspec.Struct, frozen=True, gc=False):
     log_index: int
     tx_hash: TxHash
     block_number: int
+    block_hash: bytes
 
 
 class Receipt(msgspec.Struct, frozen=True, gc=False):

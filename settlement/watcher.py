@@ -1,36 +1,46 @@
-"""Sweeps every open channel's state: nothing on chain is missed, no voucher dies in a grace period.
+"""Watches the chain twice: by the events of each block, and by the state of every open channel.
 
-Events can be lost by a node, state cannot (F-73). So each sweep reads all open channels, a few
-hundred per call, and tells the ledger what changed. Where the payer has asked for the rest, the
-ledger stops service by its own rules; the watcher lets what runs end, decides the voucher by
-`channel.state.ladder`, makes that durable, and closes, most valuable channel first (F-63, F-66).
+Events are fast and can be lost by a node; state is sure and costs a read of everything (F-73). So
+the watcher follows the head and reads the channels that events name, and now and then reads all
+open channels, a few hundred per call. Either way the ledger hears absolute values: a reorg moves
+them back and forward again, and `spent` never moves by it (decision 11). What must be closed or
+settled then is decided by `schedule` and carried out by `defence`, beside the watching.
 """
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
 from msgspec.structs import replace
 
-from channel.chain import ChannelCloser
-from channel.errors import InvariantError, OperatorError, PeerError, TransactionRevertedError
+from channel.errors import OperatorError
 from channel.ledger.interface import Ledger
+from channel.limits import GRACE_PERIOD_S_MIN
 from channel.state.channel_state import ChannelState
-from channel.state.commands import (
-    AbortClose,
-    BeginClose,
-    Command,
-    CommitClose,
-    EndReservations,
-    Observe,
-    RecordClose,
-)
-from channel.state.ladder import closing_voucher
-from channel.types import ChannelFact, ChannelKey
+from channel.state.commands import AbortClose
+from channel.types import Address, ChannelId, ChannelKey
+from settlement.alarms import AlarmKind, Alarms
+from settlement.chain_clock import ChainClock
+from settlement.defence import Defence, Settler
 from settlement.escrow import EscrowReader
+from settlement.follower import ChainFollower, FollowLimits, Step
+from settlement.heads import HeadSignal
+from settlement.observer import ChannelObserver
+from settlement.schedule import (
+    Due,
+    Moment,
+    SettlePolicy,
+    Watched,
+    choose,
+    decide,
+    grace_stage,
+    owes_close,
+    value_at_risk,
+)
 from settlement.types import BlockRef
+from settlement.wallets import WalletSigners
 
 __all__ = ["ChannelWatcher", "Sweep", "WatchLimits"]
 
@@ -40,111 +50,236 @@ _log: Final = logging.getLogger(__name__)
 class WatchLimits(msgspec.Struct, frozen=True, kw_only=True):
     """How often to look, and how much to do at once."""
 
-    interval_s: float = 5.0
+    interval_s: float = 15.0
+    """Between two sweeps of every open channel."""
+    poll_interval_s: float = 2.0
+    """Between two looks at the head, where no websocket tells of blocks."""
     channels_per_page: int = 500
     closes_at_once: int = 16
-    patience_s: int = 120
-    """How long after a close was asked for, in block time, what runs may still end by itself."""
     confirmations: int = 1
     """How deep a deposit must be to count; whatever speaks against us counts at once."""
     half_closed_s_max: float = 60.0
     """How long a close may take to decide its voucher, before whoever began it counts as dead."""
+    away_s_max: float = 60.0
+    """How long no node may answer, or all lag behind, before somebody is told."""
+    skew_s_max: float = 60.0
+    """How far this machine's clock and the chain's may differ."""
+    follow: FollowLimits = FollowLimits()
 
 
 class Sweep(msgspec.Struct, frozen=True):
-    """What one sweep did."""
+    """What one look at the channels did."""
 
     read: int = 0
     changed: int = 0
     closed: int = 0
+    settled: int = 0
     waiting: int = 0
     """Closes that wait for what runs to end, for a receipt, or for a node; tried next time."""
 
 
 class ChannelWatcher:
-    """Keeps one ledger in step with one escrow."""
+    """Keeps one ledger in step with one escrow, and defends what is owed."""
 
     def __init__(
         self,
         reader: EscrowReader,
         ledger: Ledger,
-        closer: ChannelCloser,
+        settler: Settler | None,
         *,
+        payee: Address | None = None,
         limits: WatchLimits | None = None,
+        policy: SettlePolicy | None = None,
+        alarms: Alarms | None = None,
+        heads: HeadSignal | None = None,
     ) -> None:
+        """Watch one payee's channels, or all of the escrow.
+
+        Args:
+            reader: The escrow.
+            ledger: The books.
+            settler: Who settles and closes; None where another process does.
+            payee: Whose events to ask for; everybody's if None.
+            limits: How often to look.
+            policy: When to settle and close.
+            alarms: Where alarms ring.
+            heads: What tells of new blocks; polling if None.
+        """
         self._reader = reader
         self._ledger = ledger
-        self._closer = closer
         self._limits = limits or WatchLimits()
+        self._policy = policy or SettlePolicy()
+        self.alarms = alarms or Alarms()
+        self.clock = ChainClock()
+        self._heads = heads or HeadSignal(poll_interval_s=self._limits.poll_interval_s)
+        self._follower = ChainFollower(reader, payee=payee, limits=self._limits.follow)
+        self._observer = ChannelObserver(
+            reader,
+            ledger,
+            self.alarms,
+            confirmations=self._limits.confirmations,
+            page_size=self._limits.channels_per_page,
+            tail_blocks=self._limits.follow.tail_blocks_max,
+        )
+        self._defence = (
+            None
+            if settler is None
+            else Defence(ledger, settler, self.alarms, at_once=self._limits.closes_at_once)
+        )
+        self._wallets = WalletSigners()
+        self._grace_period_s: int | None = None
+        self._swept_at = float("-inf")
+        self._answered_at: float | None = None
+        self._behind_since: float | None = None
+        self._touched: set[ChannelId] = set()
+        self._forked_at: int | None = None
+        self._owed: dict[ChannelKey, ChannelState] = {}
         self._half_closed: dict[ChannelKey, float] = {}
+        self._unsettled: dict[ChannelKey, tuple[int, int]] = {}
+
+    @property
+    def head(self) -> BlockRef | None:
+        """The newest block seen."""
+        return self._follower.head
 
     async def run(self) -> None:
-        """Sweep for ever. A node or a disk that is away is logged, and the next sweep tries again.
+        """Watch for ever. A node or a disk that is away is logged, and tried again.
 
         Raises:
             InvariantError: A bug; the process must stop.
         """
-        while True:
-            try:
-                sweep = await self.sweep()
-            except OperatorError:
-                _log.exception("the sweep of open channels failed; the next one tries again")
-            else:
-                if sweep.changed or sweep.closed or sweep.waiting:
-                    _log.info("swept open channels: %s", sweep)
-            await asyncio.sleep(self._limits.interval_s)
+        listening = asyncio.create_task(self._heads.listen())
+        try:
+            while True:
+                await self._turn()
+                await self._heads.wait()
+        finally:
+            listening.cancel()
+            await asyncio.gather(listening, return_exceptions=True)
+            if self._defence is not None:
+                await self._defence.aclose()
 
     async def sweep(self) -> Sweep:
-        """Look at every open channel once, and close what must be closed.
+        """Look at every open channel once, do what is due, and wait until that is done.
 
         Raises:
             ChainUnavailableError: The node does not say how the channels stand.
             LedgerUnavailableError: What it says could not be recorded.
+            InvariantError: A bug.
         """
-        head = await self._reader.rpc.block()
-        read, changed = 0, 0
-        owed: list[ChannelState] = []
-        half_closed: list[ChannelKey] = []
-        async for page in self._pages():
-            for state, fact in zip(page, await self._facts(page, head), strict=True):
-                after = await self._observe(state, fact, head)
-                changed += after is not state
-                if _must_close(after):
-                    owed.append(after)
-                elif after.is_closing and not after.is_finalized:
-                    half_closed.append(after.key)
-            read += len(page)
-        await self._reopen(half_closed)
-        closed = await self._close_all(owed, head)
-        return Sweep(read=read, changed=changed, closed=closed, waiting=len(owed) - closed)
+        self._swept_at = float("-inf")
+        sweep, dues = await self._look()
+        if self._defence is None:
+            return sweep
+        done = await self._defence.carry_out(dues)
+        return replace(sweep, closed=done.closed, settled=done.settled, waiting=done.waiting)
 
-    async def _pages(self) -> AsyncIterator[Sequence[ChannelState]]:
-        """Yield the open channels of this escrow, a page at a time."""
-        after = None
-        while True:
-            page = await self._ledger.list_channels(
-                after=after, limit=self._limits.channels_per_page, open_only=True
+    async def _turn(self) -> None:
+        """Look, and begin what is due. Alarms ring also when there is nothing to see."""
+        now = asyncio.get_running_loop().time()
+        try:
+            sweep, dues = await self._look()
+        except OperatorError as error:
+            _log.warning("the chain was not looked at; tried again: %s", error)
+            self._answered_at = self._answered_at or now
+            if now - self._answered_at >= self._limits.away_s_max:
+                self.alarms.ring(
+                    AlarmKind.CHAIN_AWAY, f"not seen for {now - self._answered_at:.0f} s: {error}"
+                )
+        else:
+            self._answered_at = now
+            self.alarms.end(AlarmKind.CHAIN_AWAY)
+            if sweep.changed:
+                _log.info("channels changed on chain: %d", sweep.changed)
+            if self._defence is not None:
+                self._defence.submit(dues)
+        self._ring_graces()
+        if self._defence is not None:
+            self._defence.require_sound()
+
+    # Looking.
+
+    async def _look(self) -> tuple[Sweep, list[Due]]:
+        """Follow the head; read what was touched, or everything when that is due."""
+        step = await self._follower.step()
+        self._note(step)
+        loop = asyncio.get_running_loop()
+        if step.is_behind:
+            return Sweep(), self._decide_owed()
+        if loop.time() - self._swept_at >= self._limits.interval_s:
+            await self._read_grace_period()
+            began = loop.time()
+            sweep, dues = await self._read_all(step.head)
+            self._swept_at, self._forked_at = began, None
+        else:
+            ids = self._touched | {key.channel_id for key in self._owed}
+            if not ids:
+                return Sweep(), []
+            sweep, dues = await self._read_some(ids, step.head)
+        self._touched.clear()
+        return sweep, self._choose(dues)
+
+    def _note(self, step: Step) -> None:
+        """Remember what a step showed, until it has been read."""
+        self._touched |= step.touched
+        self._ring_behind(step)
+        if step.is_new:
+            self.clock.saw(step.head)
+            self._ring_skew()
+        if step.has_gap:
+            self._swept_at = float("-inf")
+        if step.forked_at is not None:
+            before = step.forked_at if self._forked_at is None else self._forked_at
+            self._forked_at = min(before, step.forked_at)
+            self._swept_at = float("-inf")
+            self._ring_reorg(step.head.number - step.forked_at, step.forked_at)
+
+    async def _read_grace_period(self) -> None:
+        self._grace_period_s = await self._reader.read_grace_period_s()
+        if self._grace_period_s < GRACE_PERIOD_S_MIN:
+            self.alarms.ring(
+                AlarmKind.GRACE_SHORT,
+                f"the escrow gives {self._grace_period_s} s, at least {GRACE_PERIOD_S_MIN} needed",
             )
-            if not page:
-                return
-            after = page[-1].key
-            mine = (self._reader.chain_id, self._reader.escrow)
-            yield [state for state in page if (state.key.chain_id, state.key.escrow) == mine]
 
-    async def _facts(
-        self, page: Sequence[ChannelState], head: BlockRef
-    ) -> list[ChannelFact | None]:
-        """Return the channels as of the head, with deposits as deep as configured (OPEN-12)."""
-        ids = [state.key.channel_id for state in page]
-        facts = await self._reader.read_channels(ids, block_number=head.number)
-        if self._limits.confirmations == 1:
-            return facts
-        block_number = max(0, head.number - self._limits.confirmations + 1)
-        confirmed = await self._reader.read_channels(ids, block_number=block_number)
-        return [
-            fact and replace(fact, deposit=min(fact.deposit, _confirmed(state, deep)))
-            for state, fact, deep in zip(page, facts, confirmed, strict=True)
-        ]
+    async def _read_all(self, head: BlockRef) -> tuple[Sweep, list[Due]]:
+        """Read every open channel, and after a reorg those that had just ended."""
+        read, changed = 0, 0
+        dues: list[Due] = []
+        half_closed: list[ChannelKey] = []
+        unsettled: dict[ChannelKey, tuple[int, int]] = {}
+        owed: dict[ChannelKey, ChannelState] = {}
+        async for page in self._observer.pages(self._forked_at):
+            states = await self._observer.take(page, head, self._forked_at)
+            read += len(page)
+            changed += sum(a is not b for a, b in zip(page, states, strict=True))
+            for state in states:
+                dues += self._decide(state)
+                if state.key in self._unsettled:
+                    unsettled[state.key] = self._unsettled[state.key]
+                if owes_close(state, self._policy):
+                    owed[state.key] = state
+                elif state.is_closing and not state.is_finalized:
+                    half_closed.append(state.key)
+        self._owed, self._unsettled = owed, unsettled
+        await self._reopen(half_closed)
+        return Sweep(read=read, changed=changed), dues
+
+    async def _read_some(
+        self, channel_ids: set[ChannelId], head: BlockRef
+    ) -> tuple[Sweep, list[Due]]:
+        """Read the channels that events named, and those that owe a close."""
+        page = await self._observer.load(channel_ids)
+        states = await self._observer.take(page, head, self._forked_at)
+        dues: list[Due] = []
+        for state in states:
+            dues += self._decide(state)
+            if owes_close(state, self._policy):
+                self._owed[state.key] = state
+            else:
+                self._owed.pop(state.key, None)
+        changed = sum(a is not b for a, b in zip(page, states, strict=True))
+        return Sweep(read=len(page), changed=changed), dues
 
     async def _reopen(self, half_closed: Sequence[ChannelKey]) -> None:
         """Let channels go on whose close was begun and never decided: its process died.
@@ -157,107 +292,87 @@ class ChannelWatcher:
             if now - since >= self._limits.half_closed_s_max:
                 await self._ledger.apply(key, [AbortClose()])
 
-    async def _observe(
-        self, state: ChannelState, fact: ChannelFact | None, head: BlockRef
-    ) -> ChannelState:
-        """Tell the ledger what changed; nothing is written for a channel that is as it was."""
-        if head.number < state.fact_block:
-            return state  # this node lags behind what we know
-        if fact is None:
-            fact = _never_opened(state, head)
-        seen = (fact.deposit, fact.settled, fact.close_requested_at, fact.is_finalized)
-        known = (state.deposit, state.settled, state.close_requested_at, state.is_finalized)
-        if seen == known:
-            return state
-        if fact.is_finalized and state.closing_with is not None:
-            return state  # our close, perhaps: it is recorded together with its transaction
-        after = (await self._ledger.apply(state.key, [Observe(fact)])).require()
-        _report_loss(after)
-        return after
+    # Deciding.
 
-    async def _close_all(self, owed: Sequence[ChannelState], head: BlockRef) -> int:
-        """Close channels, the most valuable first; one that fails does not stop the others."""
-        by_value = sorted(owed, key=lambda state: state.spent - state.settled, reverse=True)
-        room = asyncio.Semaphore(self._limits.closes_at_once)
+    def _decide_owed(self) -> list[Due]:
+        """Return what is due for closes that are owed, by what is known: no node is needed."""
+        dues = [due for state in self._owed.values() for due in self._decide(state)]
+        return self._choose(dues)
 
-        async def close(state: ChannelState) -> bool:
-            async with room:
-                return await self._close(state, head)
+    def _choose(self, dues: Sequence[Due]) -> list[Due]:
+        return choose(dues, self._moment(), self._policy)
 
-        results = await asyncio.gather(*map(close, by_value), return_exceptions=True)
-        for result in results:
-            if isinstance(result, BaseException):
-                raise result
-        return results.count(True)
-
-    async def _close(self, state: ChannelState, head: BlockRef) -> bool:
-        """Close one channel; False when that has to wait for the next sweep."""
-        name = state.key.channel_id.hex()
-        try:
-            return await self._decide_and_close(state, head)
-        except TransactionRevertedError as error:
-            _log.error("channel %s: the close was refused, to be tried again: %s", name, error)
-        except (OperatorError, PeerError) as error:
-            _log.warning("channel %s: not closed yet: %s", name, error)
-            return False
-        await self._ledger.apply(state.key, [AbortClose()])
-        return False
-
-    async def _decide_and_close(self, state: ChannelState, head: BlockRef) -> bool:
-        if state.closing_with is None:
-            begin: list[Command] = [BeginClose()]
-            if head.timestamp - state.close_requested_at > self._limits.patience_s:
-                begin.append(EndReservations())
-            state = (await self._ledger.apply(state.key, begin)).require()
-            if state.reservations:
-                return False
-            commit = CommitClose(closing_voucher(state, None))
-            state = (await self._ledger.apply(state.key, [commit])).require()
-        voucher = state.closing_with
-        if voucher is None:
-            msg = "a close was decided without a voucher"
-            raise InvariantError(msg)
-        # Durable by now: that this voucher is public, and that the channel is owed a close.
-        result = await self._closer.close_channel(
-            state.key, voucher.cumulative_amount, voucher.signature
+    def _decide(self, state: ChannelState) -> list[Due]:
+        """Return what is due for one channel. Since when it is unsettled is only known here."""
+        if state.is_finalized:
+            return []
+        since = None
+        is_wallet = False
+        if state.spent > state.settled:
+            settled, before = self._unsettled.get(state.key, (-1, 0))
+            since = before if settled == state.settled else min(self.clock.now(), state.active_at)
+            self._unsettled[state.key] = (state.settled, since)
+            is_wallet = self._wallets.is_wallet(state)
+        else:
+            self._unsettled.pop(state.key, None)
+        watched = Watched(
+            state=state,
+            unsettled_since=since,
+            is_wallet=is_wallet,
+            is_refused=self._defence is not None and state.key in self._defence.refused,
         )
-        record = RecordClose(fact=result.fact, tx_hash=result.tx_hash)
-        _report_loss((await self._ledger.apply(state.key, [record])).require())
-        return True
+        due = decide(watched, self._moment(), self._policy)
+        return [] if due is None else [due]
 
+    def _moment(self) -> Moment:
+        head = self._follower.head
+        return Moment(
+            now=self.clock.now(),
+            grace_period_s=self._grace_period_s or GRACE_PERIOD_S_MIN,
+            gas_price_wei=0 if head is None else head.base_fee_wei or 0,
+        )
 
-def _report_loss(state: ChannelState) -> None:
-    """Say so when a channel ended for less than was delivered (F-64)."""
-    if state.is_finalized and state.spent > state.settled:
-        name, lost = state.key.channel_id.hex(), state.spent - state.settled
-        _log.error("channel %s ended with %d delivered and unpaid", name, lost)
+    # Telling.
 
+    def _ring_graces(self) -> None:
+        """Ring for each close that is owed, as its grace period runs (F-64)."""
+        for state in self._owed.values():
+            stage = grace_stage(state, self._moment())
+            if stage:
+                name = f"0x{state.key.channel_id.hex()}"
+                self.alarms.ring(
+                    AlarmKind.GRACE_RUNS,
+                    f"{stage} % of the grace period of channel {name} is gone, "
+                    f"{value_at_risk(state)} at risk",
+                    subject=name,
+                    level=stage,
+                )
 
-def _must_close(state: ChannelState) -> bool:
-    """Whether a close is owed: one that was decided, or a payer's exit that would cost us.
+    def _ring_behind(self, step: Step) -> None:
+        """Ring when a node lags for long, and ask another one where there is one."""
+        now = asyncio.get_running_loop().time()
+        if not step.is_behind:
+            self._behind_since = None
+            self.alarms.end(AlarmKind.NODE_BEHIND)
+            return
+        self._behind_since = self._behind_since or now
+        if now - self._behind_since >= self._limits.away_s_max:
+            self.alarms.ring(AlarmKind.NODE_BEHIND, f"the node is behind block {step.head.number}")
 
-    When nothing beyond `settled` was delivered, the payer may just withdraw.
-    """
-    if state.is_finalized:
-        return False
-    if state.closing_with is not None:
-        return True
-    return state.close_requested_at != 0 and state.spent + state.reserved > state.settled
+    def _ring_skew(self) -> None:
+        if abs(self.clock.skew_s) > self._limits.skew_s_max:
+            self.alarms.ring(
+                AlarmKind.CLOCK_SKEW,
+                f"this machine's clock is {self.clock.skew_s:+.0f} s off the chain's",
+            )
+        else:
+            self.alarms.end(AlarmKind.CLOCK_SKEW)
 
-
-def _confirmed(state: ChannelState, deep: ChannelFact | None) -> int:
-    """Return the deposit that counts: what is deep enough, or what counted before."""
-    return max(state.deposit, 0 if deep is None else deep.deposit)
-
-
-def _never_opened(state: ChannelState, head: BlockRef) -> ChannelFact:
-    """Return the fact of a channel whose opening the chain took back: no deposit (F-70)."""
-    return ChannelFact(
-        key=state.key,
-        terms=state.terms,
-        deposit=0,
-        settled=0,
-        close_requested_at=0,
-        is_finalized=False,
-        block_number=head.number,
-    )
+    def _ring_reorg(self, depth: int, forked_at: int) -> None:
+        _log.warning("the chain took back what it had above block %d", forked_at)
+        if depth > self._limits.confirmations:
+            self.alarms.ring(
+                AlarmKind.DEEP_REORG,
+                f"blocks above {forked_at} were taken back, deeper than a deposit must be",
+                level=forked_at,
+            )

@@ -144,7 +144,15 @@ def test_one_word_too_few_or_of_another_kind_is_refused() -> None:
 def log(event: str, *words: int) -> Log:
     topics = (keccak(event.encode()), KEY.channel_id, bytes(32), bytes(32))
     payload = b"".join(word.to_bytes(32, "big") for word in words)
-    return Log(KEY.escrow, topics, payload, log_index=3, tx_hash=TxHash(bytes(32)), block_number=1)
+    return Log(
+        KEY.escrow,
+        topics,
+        payload,
+        log_index=3,
+        tx_hash=TxHash(bytes(32)),
+        block_number=1,
+        block_hash=bytes(32),
+    )
 
 
 @pytest.mark.parametrize(
@@ -170,7 +178,7 @@ def test_each_event_is_read_as_the_contract_declares_it(
 
 def test_other_events_are_none() -> None:
     assert abi.decode_log(log("Transfer(address,address,uint256)", 1)) is None
-    assert abi.decode_log(Log(KEY.escrow, (), b"", 0, TxHash(bytes(32)), 1)) is None
+    assert abi.decode_log(Log(KEY.escrow, (), b"", 0, TxHash(bytes(32)), 1, bytes(32))) is None
 
 
 # -- reverts (ERR-02)

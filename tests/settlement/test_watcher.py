@@ -27,7 +27,7 @@ from settlement.devnet import Devnet
 from settlement.escrow import EscrowReader
 from settlement.payer import PayerAccount
 from settlement.rpc import Rpc, RpcLimits
-from settlement.settler import EscrowSettler
+from settlement.settler import EscrowSettler, SettleResult
 from settlement.tx_manager import TxLimits, TxManager
 from settlement.watcher import ChannelWatcher, Sweep, WatchLimits
 from tests.settlement.channels import DEPOSIT, Channels, set_paused
@@ -333,8 +333,8 @@ async def test_one_close_that_fails_does_not_stop_the_others(
     assert not (await books.state(bad)).is_finalized
 
 
-class BuggyCloser:
-    """A closer with a bug."""
+class BuggySettler:
+    """A settler with a bug."""
 
     def __init__(self, error: Exception) -> None:
         self._error = error
@@ -345,6 +345,14 @@ class BuggyCloser:
         cumulative_amount: int,  # noqa: ARG002
         signature: bytes,  # noqa: ARG002
     ) -> CloseResult:
+        raise self._error
+
+    async def settle_channel(
+        self,
+        key: ChannelKey,  # noqa: ARG002
+        cumulative_amount: int,  # noqa: ARG002
+        signature: bytes,  # noqa: ARG002
+    ) -> SettleResult:
         raise self._error
 
 
@@ -374,7 +382,7 @@ async def test_a_bug_is_not_caught(
     """An `InvariantError` stops the worker, from within many closes too."""
     for _ in range(2):
         await request_close(chain, account, await books.open(accepted=10, spent=10))
-    buggy = ChannelWatcher(reader, ledger, BuggyCloser(InvariantError("a bug")))
+    buggy = ChannelWatcher(reader, ledger, BuggySettler(InvariantError("a bug")))
     with pytest.raises(InvariantError, match="a bug"):
         await buggy.run()
 
@@ -394,7 +402,7 @@ async def test_the_loop_goes_on_when_the_node_was_away(
     ):
         reader = EscrowReader(rpc, chain.values.escrow)
         settler = EscrowSettler(reader, chain.sender("payee"))
-        limits = WatchLimits(interval_s=0.01)
+        limits = WatchLimits(interval_s=0.01, poll_interval_s=0.01)
         node.fail("error", method="eth_getBlockByNumber")
         loop = asyncio.create_task(ChannelWatcher(reader, ledger, settler, limits=limits).run())
         try:

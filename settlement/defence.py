@@ -1,0 +1,211 @@
+"""Carries out what was planned: makes it durable in the books, sends it, records what came of it.
+
+What is durable when: a close's voucher, and that a close is owed, before it is broadcast; that a
+settle's voucher is public, before it is broadcast; what the chain says, after it is mined. A
+process that dies in between leaves a channel that the next plan goes on with.
+"""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from functools import partial
+from typing import Final, Protocol
+
+import msgspec
+
+from channel.chain import ChannelCloser, CloseResult
+from channel.errors import InvariantError, OperatorError, PeerError, TransactionRevertedError
+from channel.ledger.interface import Ledger
+from channel.state.channel_state import ChannelState, LadderVoucher
+from channel.state.commands import (
+    AbortClose,
+    BeginClose,
+    Command,
+    CommitClose,
+    EndReservations,
+    Observe,
+    Publish,
+    RecordClose,
+)
+from channel.state.ladder import closing_voucher
+from channel.types import ChannelFact, ChannelKey
+from settlement.alarms import AlarmKind, Alarms
+from settlement.schedule import Action, Due
+
+__all__ = ["Defence", "Done", "Settler", "report_loss"]
+
+_log: Final = logging.getLogger(__name__)
+
+
+class SettledChannel(Protocol):
+    """A channel after a settle."""
+
+    @property
+    def fact(self) -> ChannelFact:
+        """As the chain says."""
+
+
+class Settler(ChannelCloser, Protocol):
+    """Gets settles mined, too."""
+
+    async def settle_channel(
+        self, key: ChannelKey, cumulative_amount: int, signature: bytes
+    ) -> SettledChannel:
+        """Settle up to `cumulative_amount`; the channel stays open. Errors as a close's."""
+
+
+class Done(msgspec.Struct, frozen=True):
+    """What came of a plan."""
+
+    closed: int = 0
+    settled: int = 0
+    waiting: int = 0
+    """What waits for something that runs to end, for a receipt, or for a node."""
+
+
+class Defence:
+    """Settles and closes for one payee. At most one thing at a time happens to a channel."""
+
+    def __init__(
+        self, ledger: Ledger, settler: Settler, alarms: Alarms, *, at_once: int = 16
+    ) -> None:
+        self._ledger = ledger
+        self._settler = settler
+        self._alarms = alarms
+        self._room = asyncio.Semaphore(at_once)
+        self._running: dict[ChannelKey, asyncio.Task[bool]] = {}
+        self._bug: BaseException | None = None
+        self.refused: set[ChannelKey] = set()
+        """Channels whose last close the escrow refused."""
+
+    async def carry_out(self, dues: Sequence[Due]) -> Done:
+        """Do all of it, in its order as far as there is room, and return what came of it.
+
+        One that fails does not stop the others.
+
+        Raises:
+            InvariantError: A bug; the process must stop.
+        """
+        self.submit(dues)
+        tasks = {due.key: self._running[due.key] for due in dues if due.key in self._running}
+        if tasks:
+            await asyncio.wait(tasks.values())
+        self.require_sound()
+        done = [due for due in dues if due.key in tasks and tasks[due.key].result()]
+        return Done(
+            closed=sum(due.action is Action.CLOSE for due in done),
+            settled=sum(due.action is Action.SETTLE for due in done),
+            waiting=len(dues) - len(done),
+        )
+
+    def submit(self, dues: Sequence[Due]) -> None:
+        """Begin all of it and return at once. A channel that something is done to is left out."""
+        for due in dues:
+            if due.key not in self._running:
+                task = asyncio.get_running_loop().create_task(self._do(due))
+                self._running[due.key] = task
+                task.add_done_callback(partial(self._end, due.key))
+
+    def require_sound(self) -> None:
+        """Raise what only a bug raises."""
+        if self._bug is not None:
+            raise self._bug
+
+    async def aclose(self) -> None:
+        """Wait for what is under way: a close that was decided is owed, but not by this process.
+
+        Cancelling is safe too: whatever is durable is gone on with.
+        """
+        tasks = list(self._running.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _end(self, key: ChannelKey, done: asyncio.Task[bool]) -> None:
+        del self._running[key]
+        if not done.cancelled() and (error := done.exception()) is not None:
+            self._bug = self._bug or error
+
+    async def _do(self, due: Due) -> bool:
+        """Do one thing; False when it has to be tried again."""
+        name = f"0x{due.key.channel_id.hex()}"
+        async with self._room:
+            try:
+                if due.action is Action.SETTLE:
+                    return await self._settle(due)
+                return await self._close(due)
+            except TransactionRevertedError as error:
+                _log.error(
+                    "channel %s: the %s was refused, to be tried again: %s",
+                    name,
+                    due.action.value,
+                    error,
+                )
+            except (OperatorError, PeerError) as error:
+                _log.warning("channel %s: no %s yet: %s", name, due.action.value, error)
+                return False
+        return False
+
+    async def _close(self, due: Due) -> bool:
+        voucher = await self._decide(due)
+        if voucher is None:
+            return False
+        # Durable by now: that this voucher is public, and that the channel is owed a close.
+        try:
+            result = await self._settler.close_channel(
+                due.key, voucher.cumulative_amount, voucher.signature
+            )
+        except TransactionRevertedError:
+            self.refused.add(due.key)
+            await self._ledger.apply(due.key, [AbortClose()])
+            raise
+        await self._record(due.key, result)
+        return True
+
+    async def _decide(self, due: Due) -> LadderVoucher | None:
+        """Return what the close is made with, once that is durable; None while something runs."""
+        begin: list[Command] = [BeginClose()]
+        if due.ends_reservations:
+            begin.append(EndReservations())
+        state = (await self._ledger.apply(due.key, begin)).require()
+        if state.closing_with is None:
+            if state.reservations:
+                return None
+            commit = CommitClose(closing_voucher(state, None))
+            state = (await self._ledger.apply(due.key, [commit])).require()
+        if state.closing_with is None:
+            msg = "a close was decided without a voucher"
+            raise InvariantError(msg)
+        return state.closing_with
+
+    async def _record(self, key: ChannelKey, result: CloseResult) -> None:
+        record = RecordClose(fact=result.fact, tx_hash=result.tx_hash)
+        state = (await self._ledger.apply(key, [record])).require()
+        self.refused.discard(key)
+        self._alarms.end(AlarmKind.GRACE_RUNS, subject=f"0x{key.channel_id.hex()}")
+        report_loss(state, self._alarms)
+
+    async def _settle(self, due: Due) -> bool:
+        voucher = due.voucher
+        if voucher is None:
+            msg = "a settle was planned without a voucher"
+            raise InvariantError(msg)
+        amount = voucher.cumulative_amount
+        state = (await self._ledger.apply(due.key, [Publish(amount)])).require()
+        if state.is_finalized or state.settled >= amount:
+            return True  # somebody was faster (F-80)
+        result = await self._settler.settle_channel(due.key, amount, voucher.signature)
+        (await self._ledger.apply(due.key, [Observe(result.fact)])).require()
+        return True
+
+
+def report_loss(state: ChannelState, alarms: Alarms) -> None:
+    """Say so when a channel ended for less than was delivered (F-64)."""
+    if state.is_finalized and state.spent > state.settled:
+        name = f"0x{state.key.channel_id.hex()}"
+        lost = state.spent - state.settled
+        alarms.ring(
+            AlarmKind.CHANNEL_LOST,
+            f"channel {name} ended with {lost} delivered and unpaid",
+            subject=name,
+        )

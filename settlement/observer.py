@@ -1,0 +1,202 @@
+"""Reads channels from the chain, page by page, and tells the ledger what changed.
+
+Only absolute values travel, so a fact read twice or late does no harm (F-29). A block that is
+older than what the books rest on changes nothing, unless a reorg took that away (F-72).
+"""
+
+import logging
+from collections.abc import AsyncIterator, Iterable, Sequence
+from typing import Final
+
+from msgspec.structs import replace
+
+from channel.ledger.interface import Ledger
+from channel.state.channel_state import ChannelState
+from channel.state.commands import Observe
+from channel.types import ChannelFact, ChannelId, ChannelKey
+from settlement.alarms import AlarmKind, Alarms
+from settlement.blocks import confirmed_number
+from settlement.defence import report_loss
+from settlement.escrow import EscrowReader
+from settlement.types import BlockRef
+
+__all__ = ["ChannelObserver"]
+
+_log: Final = logging.getLogger(__name__)
+
+
+class ChannelObserver:
+    """Keeps one ledger's chain facts as one escrow's storage has them."""
+
+    def __init__(
+        self,
+        reader: EscrowReader,
+        ledger: Ledger,
+        alarms: Alarms,
+        *,
+        confirmations: int,
+        page_size: int,
+        tail_blocks: int,
+    ) -> None:
+        """Observe; channels that ended within `tail_blocks` are remembered against a reorg."""
+        self._reader = reader
+        self._ledger = ledger
+        self._alarms = alarms
+        self._confirmations = confirmations
+        self._page_size = page_size
+        self._tail_blocks = tail_blocks
+        self._ended: dict[ChannelKey, int] | None = None
+
+    async def load(self, channel_ids: Iterable[ChannelId]) -> list[ChannelState]:
+        """Return those of these channels that the books know."""
+        loaded = [await self._ledger.load(self._reader.key(each)) for each in channel_ids]
+        return [state for state in loaded if state is not None]
+
+    async def pages(self, forked_at: int | None) -> AsyncIterator[Sequence[ChannelState]]:
+        """Yield the open channels of this escrow, and after a reorg those that may be again."""
+        if self._ended is None:
+            self._ended = {}
+            async for page in self._ledger_pages(open_only=False):
+                self._remember(page)
+        async for page in self._ledger_pages(open_only=True):
+            yield page
+        if forked_at is None:
+            return
+        doubtful = [key.channel_id for key, number in self._ended.items() if number > forked_at]
+        for start in range(0, len(doubtful), self._page_size):
+            page = await self.load(doubtful[start : start + self._page_size])
+            yield [state for state in page if state.is_finalized]
+
+    async def take(
+        self, page: Sequence[ChannelState], head: BlockRef, forked_at: int | None
+    ) -> list[ChannelState]:
+        """Read a page of channels at the head, and return the books with it taken over.
+
+        Args:
+            page: Channels as the books have them.
+            head: The block to read at.
+            forked_at: Last block that a reorg left standing: facts above it count for nothing.
+
+        Raises:
+            ChainUnavailableError: The node does not say how the channels stand.
+            LedgerUnavailableError: It could not be recorded.
+        """
+        if not page:
+            return []
+        facts = await self._facts(page, head)
+        states = [
+            await self._observe(state, fact, head, forked_at)
+            for state, fact in zip(page, facts, strict=True)
+        ]
+        self._remember(states)
+        self._forget(head)
+        return states
+
+    async def _ledger_pages(self, *, open_only: bool) -> AsyncIterator[Sequence[ChannelState]]:
+        mine = (self._reader.chain_id, self._reader.escrow)
+        after = None
+        while True:
+            page = await self._ledger.list_channels(
+                after=after, limit=self._page_size, open_only=open_only
+            )
+            if not page:
+                return
+            after = page[-1].key
+            own = [state for state in page if (state.key.chain_id, state.key.escrow) == mine]
+            if own:
+                yield own
+
+    async def _facts(
+        self, page: Sequence[ChannelState], head: BlockRef
+    ) -> list[ChannelFact | None]:
+        """Return the channels as of the head, with deposits as deep as configured (OPEN-12).
+
+        A second read is only needed for those whose deposit rose.
+        """
+        facts = await self._reader.read_channels_at([each.key.channel_id for each in page], head)
+        known = {state.key: state.deposit for state in page}
+        risen = [fact.key for fact in facts if fact and fact.deposit > known[fact.key]]
+        if self._confirmations == 1 or not risen:
+            return facts
+        deep = await self._reader.read_channels(
+            [key.channel_id for key in risen],
+            block_number=confirmed_number(head, self._confirmations),
+        )
+        counted = {
+            key: max(known[key], 0 if fact is None else fact.deposit)
+            for key, fact in zip(risen, deep, strict=True)
+        }
+        return [
+            fact and replace(fact, deposit=min(fact.deposit, counted.get(fact.key, fact.deposit)))
+            for fact in facts
+        ]
+
+    async def _observe(
+        self,
+        state: ChannelState,
+        fact: ChannelFact | None,
+        head: BlockRef,
+        forked_at: int | None,
+    ) -> ChannelState:
+        """Tell the ledger what changed; nothing is written for a channel that is as it was."""
+        is_older = head.number < state.fact_block
+        is_rollback = forked_at is not None and state.fact_block > forked_at
+        if is_older and not is_rollback:
+            return state  # this node lags behind what we know
+        fact = fact or _never_opened(state, head)
+        if _agrees(state, fact) and not is_older:
+            return state
+        if fact.is_finalized and not state.is_finalized and state.closing_with is not None:
+            return state  # our close, perhaps: it is recorded together with its transaction
+        observe = Observe(fact, is_rollback=is_rollback)
+        after = (await self._ledger.apply(state.key, [observe])).require()
+        self._report(state, after)
+        return after
+
+    def _report(self, before: ChannelState, after: ChannelState) -> None:
+        name = f"0x{after.key.channel_id.hex()}"
+        if before.is_finalized and not after.is_finalized:
+            _log.warning("channel %s is open again: a reorg took its end back", name)
+        if after.is_finalized and not before.is_finalized:
+            report_loss(after, self._alarms)
+        if after.settled > after.accepted:
+            self._alarms.ring(
+                AlarmKind.BOOKS_BEHIND,
+                f"channel {name}: {after.settled} is settled, the books know of {after.accepted}",
+                subject=name,
+            )
+        else:
+            self._alarms.end(AlarmKind.BOOKS_BEHIND, subject=name)
+
+    def _remember(self, states: Iterable[ChannelState]) -> None:
+        """Keep which channels ended lately: a reorg may open them again."""
+        if self._ended is None:
+            self._ended = {}
+        for state in states:
+            if state.is_finalized:
+                self._ended[state.key] = state.fact_block
+            else:
+                self._ended.pop(state.key, None)
+
+    def _forget(self, head: BlockRef) -> None:
+        oldest = head.number - self._tail_blocks
+        if self._ended and min(self._ended.values()) < oldest:
+            self._ended = {key: number for key, number in self._ended.items() if number >= oldest}
+
+
+def _agrees(state: ChannelState, fact: ChannelFact) -> bool:
+    seen = (fact.deposit, fact.settled, fact.close_requested_at, fact.is_finalized)
+    return seen == (state.deposit, state.settled, state.close_requested_at, state.is_finalized)
+
+
+def _never_opened(state: ChannelState, head: BlockRef) -> ChannelFact:
+    """Return the fact of a channel whose opening the chain took back: no deposit (F-70)."""
+    return ChannelFact(
+        key=state.key,
+        terms=state.terms,
+        deposit=0,
+        settled=0,
+        close_requested_at=0,
+        is_finalized=False,
+        block_number=head.number,
+    )
