@@ -14,6 +14,8 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 
+from msgspec.structs import replace
+
 from channel.chain import ChainReader, ChannelCloser
 from channel.engine.background import Background
 from channel.engine.challenger import Authenticated, Challenger
@@ -51,6 +53,7 @@ from channel.state.commands import (
     Release,
     Reserve,
 )
+from channel.state.requests import RequestClaim
 from channel.state.transitions import require_open
 from channel.types import ChannelId, ChannelKey, TxHash, VerifiedVoucher
 from channel.verify.challenge_id import ChallengeBinder
@@ -238,12 +241,7 @@ class Engine:
             paid, opening, verified, hold, published=fact.settled, proof=proof
         )
         self._facts.mark_read(paid.key)
-        return Outcome(
-            state=outcome.state,
-            stored=outcome.stored,
-            tx_hash=payload.tx_hash,
-            confirmations=evidence.confirmations,
-        )
+        return replace(outcome, tx_hash=payload.tx_hash, confirmations=evidence.confirmations)
 
     async def top_up(self, paid: Authenticated, payload: TopUpHash) -> Outcome:
         """Take over the deposit that a top-up on chain left (TOPUP-01 to TOPUP-07).
@@ -369,9 +367,11 @@ class Engine:
         if hold is None:
             applied = await self._ledger.apply(paid.key, [first], proof=proof)
             return Outcome(state=applied.require())
+        claim = None
         # A public voucher authorises nothing, not even an answer given before (decision 5).
-        claims = hold.claim is not None and verified.cumulative_amount > published
-        request = ClaimRequest(hold.claim) if claims and hold.claim is not None else None
+        if hold.claim is not None and verified.cumulative_amount > published:
+            claim = await hold.claim(hold.reservation_id)
+        request = None if claim is None else ClaimRequest(claim)
         reserve = self._reserve(paid, hold, verified)
         try:
             applied = await self._ledger.apply(
@@ -379,9 +379,9 @@ class Engine:
             )
         except (asyncio.CancelledError, LedgerUnavailableError):
             # It may have been made: give it back, so that the payer need not wait for a lease.
-            self._background.start(self._abandon(paid.key, hold))
+            self._background.start(self._abandon(paid.key, hold, claim))
             raise
-        return Outcome(state=applied.require(), stored=applied.stored)
+        return Outcome(state=applied.require(), stored=applied.stored, claim=claim)
 
     def _reserve(self, paid: Authenticated, hold: Hold, verified: VerifiedVoucher) -> Reserve:
         return Reserve(
@@ -395,8 +395,8 @@ class Engine:
             lease_expires_at=self._keeper.lease(),
         )
 
-    async def _abandon(self, key: ChannelKey, hold: Hold) -> None:
-        forget = ForgetRequest(hold.claim) if hold.claim is not None else None
+    async def _abandon(self, key: ChannelKey, hold: Hold, claim: RequestClaim | None) -> None:
+        forget = None if claim is None else ForgetRequest(claim)
         await self._ledger.apply(key, [Release(hold.reservation_id)], request=forget)
 
 

@@ -1,5 +1,7 @@
 """What a content request asks to be held, and what an action left in the books."""
 
+from collections.abc import Awaitable, Callable
+
 import msgspec
 
 from channel.state.channel_state import ChannelState
@@ -15,8 +17,8 @@ class Hold(msgspec.Struct, frozen=True, kw_only=True):
     reservation_id: bytes
     units_min: int
     units_max: int
-    claim: RequestClaim | None = None
-    """The request's idempotency key, when it has one."""
+    claim: Callable[[bytes], Awaitable[RequestClaim]] | None = None
+    """Reads the request for its idempotency key, when it has one: asked once the payer is known."""
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,5 +27,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     state: ChannelState
     stored: StoredResponse | None = None
     """The answer this idempotency key was given before: nothing is held, repeat it."""
+    claim: RequestClaim | None = None
+    """The idempotency key that was claimed with the reservation."""
     tx_hash: TxHash | None = None
     confirmations: int | None = None

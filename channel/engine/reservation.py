@@ -57,8 +57,8 @@ class RunningReservation:
         self.stopped_by: ProblemError | None = None
         """Why the stream has to end, once it has to."""
         self.stopped = asyncio.Event()
-        self._hold = hold
         self._id = hold.reservation_id
+        self._claim = outcome.claim
         self._unit_price = unit_price
         self._min_voucher_delta = min_voucher_delta
         self._step_units = step_units
@@ -76,7 +76,7 @@ class RunningReservation:
     @property
     def has_claim(self) -> bool:
         """Whether the request came with an idempotency key."""
-        return self._hold.claim is not None
+        return self._claim is not None
 
     @property
     def covered_units(self) -> int:
@@ -255,7 +255,7 @@ class RunningReservation:
         return applied.refusal
 
     def _request_update(self, response: StoredResponse | None) -> RequestUpdate | None:
-        claim = self._hold.claim
+        claim = self._claim
         if claim is None:
             return None
         if response is not None:

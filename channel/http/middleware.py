@@ -6,7 +6,7 @@ HMAC of its challenge, its signature, the books, and only then the handler (CRED
 
 import logging
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 from starlette.requests import ClientDisconnect
@@ -177,9 +177,8 @@ class _Exchange:
             reservation_id=self._engine.new_id(),
             units_min=1 if own.route.metered else own.price.units,
             units_max=step if own.route.metered else own.price.units,
-            claim=None,
+            claim=self._read_claim(own),
         )
-        hold = await self._with_claim(hold, own)
         outcome = await self._engine.perform(paid, hold)
         if outcome.stored is not None:
             receipt = self._engine.receipt(paid, outcome)
@@ -225,25 +224,27 @@ class _Exchange:
         if answer.refusal is not None and not answer.is_client_gone:
             raise answer.refusal
 
-    async def _with_claim(self, hold: Hold, own: Priced) -> Hold:
+    def _read_claim(self, own: Priced) -> Callable[[bytes], Awaitable[RequestClaim]] | None:
+        """Return what reads the request for its idempotency key, or None when it has none.
+
+        The body is buffered by that, so it is read only for a payer whose voucher was proven.
+        """
         key = read_idempotency_key(self._headers)
         if key is None:
-            return hold
+            return None
         now = int(self._engine.now())
-        claim = RequestClaim(
-            route=f"{own.route.method} {own.route.path}",
-            idempotency_key=key,
-            request_digest=await self._body.digest(self._scope),
-            reservation_id=hold.reservation_id,
-            claimed_at=now,
-            expires_at=now + IDEMPOTENCY_LIFETIME_S,
-        )
-        return Hold(
-            reservation_id=hold.reservation_id,
-            units_min=hold.units_min,
-            units_max=hold.units_max,
-            claim=claim,
-        )
+
+        async def claim(reservation_id: bytes) -> RequestClaim:
+            return RequestClaim(
+                route=f"{own.route.method} {own.route.path}",
+                idempotency_key=key,
+                request_digest=await self._body.digest(self._scope),
+                reservation_id=reservation_id,
+                claimed_at=now,
+                expires_at=now + IDEMPOTENCY_LIFETIME_S,
+            )
+
+        return claim
 
     async def refuse(self, error: ProblemError) -> None:
         """Answer with a problem, and with challenges where paying again, or rightly, helps."""

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from channel.errors import BadRequestError, ConfigError, InvariantError
 from channel.http import PaymentGate, Price, Route
 from channel.limits import IDEMPOTENT_REQUEST_BYTES_MAX, STORED_RESPONSE_BYTES_MAX
 from channel.state.commands import EndReservations
 from channel.wire.credential import format_credential
-from channel.wire.payload import Payload
+from channel.wire.payload import Payload, VoucherPayload
 from tests.channel.selling import PRICE, Answer, Desk, Visit, ask, open_desk
 
 ROUTES = [
@@ -390,9 +391,12 @@ async def test_a_body_too_large_to_compare_is_refused_before_it_costs(shop: Shop
 
 async def test_an_unpaid_request_is_never_buffered(shop: Shop) -> None:
     """F-98: the body of a request is read only once its voucher is proven to be one of ours."""
-    visit = Visit(shop.gate, "POST", "/paid", headers={"idempotency-key": "one"}, body=b"x" * 1000)
-    assert (await visit.answer()).status == 402
-    assert visit.unread == 1
+    forged = VoucherPayload(replace(shop.desk.payer.sign(100), signature=bytes(65)))
+    for headers in ({}, {"authorization": await shop.credential(forged, method="POST")}):
+        keyed = {"idempotency-key": "one", **headers}
+        visit = Visit(shop.gate, "POST", "/paid", headers=keyed, body=b"x" * 1000)
+        assert (await visit.answer()).status == 402
+        assert visit.unread == 1
 
 
 # -- configuration
