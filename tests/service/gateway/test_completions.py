@@ -268,13 +268,14 @@ async def test_a_client_that_stops_paying_gets_its_receipt_and_frees_the_model(
     run_gateway: RunGateway, open_agent: OpenAgent, model: ModelServer
 ) -> None:
     """F-60: one request for a voucher, a bounded pause, the receipt, and the model is cancelled."""
-    model.words, model.delay_s = ["x"] * 1000, 0.001
+    model.words = ["x"]
     async with (
         run_gateway(payment__pause_timeout_s=0.5, payment__reservation_step_units=4) as gateway,
         open_agent(voucher_step=8) as agent,
         httpx.AsyncClient() as bare,
     ):
         await read_stream(agent, gateway.completions, max_tokens=1)
+        model.words, model.delay_s = ["x"] * 1000, 0.001
         header = await _stolen_header(agent, gateway.completions)
         async with bare.stream(
             "POST", gateway.completions, json=body(stream=True), headers=header
