@@ -1,7 +1,7 @@
 """A provider as it runs: uvicorn, an engine, a SQLite file, and the escrow on Anvil."""
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -198,6 +198,7 @@ class Provider:
         method: str = "GET",
         path: str = JOKE,
         headers: dict[str, str] | None = None,
+        content: bytes | None = None,
     ) -> httpx.Response:
         """Answer a fresh challenge with a payload, or send a credential as it is."""
         if isinstance(payload, str):
@@ -207,7 +208,7 @@ class Provider:
         else:
             text = format_credential(await self.credential(payload, path=path))
         return await self.client.request(
-            method, path, headers={"authorization": text, **(headers or {})}
+            method, path, headers={"authorization": text, **(headers or {})}, content=content
         )
 
     async def manage(self, payload: Payload) -> httpx.Response:
@@ -230,7 +231,13 @@ def _route(method: str, path: str, *, metered: bool = False) -> Route:
 
 @asynccontextmanager
 async def provide(
-    chain: Devnet, path: Path, *, reader: Any = None, closer: Any = None, **changes: Any
+    chain: Devnet,
+    path: Path,
+    *,
+    reader: Any = None,
+    closer: Any = None,
+    build: Callable[[Provider], PaymentGate] = Provider.app,
+    **changes: Any,
 ) -> AsyncIterator[Provider]:
     """Serve on a free port; everything is closed at the end."""
     settings = EngineSettings(
@@ -247,7 +254,7 @@ async def provide(
     provider = Provider(chain, ledger, replace(settings, **changes), **given)
     try:
         async with (
-            serve(provider.app()) as url,
+            serve(build(provider)) as url,
             httpx.AsyncClient(base_url=url, timeout=30, trust_env=False) as client,
         ):
             provider.client = client
