@@ -2,11 +2,11 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from eth_hash.auto import keccak
 
+from local_chain import abi_type, signature
 from settlement.artifacts import ContractName, load_artifact
 
 VECTORS = json.loads(
@@ -23,21 +23,9 @@ EVENTS = {
 }
 
 
-def canonical_type(parameter: dict[str, Any]) -> str:
-    kind: str = parameter["type"]
-    if not kind.startswith("tuple"):
-        return kind
-    inner = ",".join(canonical_type(part) for part in parameter["components"])
-    return f"({inner}){kind.removeprefix('tuple')}"
-
-
 def signatures(name: ContractName, kind: str) -> dict[str, str]:
     """Canonical signature of each entry of one kind, by selector."""
-    found = [
-        f"{entry['name']}({','.join(canonical_type(part) for part in entry['inputs'])})"
-        for entry in load_artifact(name).abi
-        if entry["type"] == kind
-    ]
+    found = [signature(entry) for entry in load_artifact(name).abi if entry["type"] == kind]
     return {"0x" + keccak(text.encode())[:4].hex(): text for text in found}
 
 
@@ -67,7 +55,7 @@ def test_every_event_has_the_deployed_shape() -> None:
 def test_get_channel_returns_the_fields_in_the_deployed_order() -> None:
     """AMB-18: finalized, closeRequestedAt, payer, payee, token, signer, deposit, settled."""
     (entry,) = [e for e in load_artifact("SessionEscrow").abi if e.get("name") == "getChannel"]
-    assert canonical_type(entry["outputs"][0]) == (
+    assert abi_type(entry["outputs"][0]) == (
         "(bool,uint64,address,address,address,address,uint128,uint128)"
     )
 

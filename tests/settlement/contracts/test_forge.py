@@ -3,6 +3,7 @@
 import pytest
 
 import forge_runner
+import mutants_run
 from settlement.artifacts import ContractName, load_artifact
 from solidity import CONTRACTS
 
@@ -41,3 +42,10 @@ def test_every_function_that_changes_something_has_its_tree_and_its_tests() -> N
     for name in names:
         assert (TESTS / name / f"{name}.tree").read_text(encoding="utf-8").startswith(name)
         assert (TESTS / name / f"{name}.t.sol").exists()
+
+
+@pytest.mark.parametrize("mutant", mutants_run.load_mutants(), ids=lambda mutant: mutant.name)
+def test_every_fault_can_be_put_in(mutant: mutants_run.Mutant) -> None:
+    """scripts/mutants replaces what stands in the sources once, and sees the tests fail."""
+    assert mutant.stands
+    assert mutant.new != mutant.old
