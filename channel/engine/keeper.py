@@ -87,12 +87,20 @@ class ReservationKeeper:
             await asyncio.wait({self._loop_task})
             self._loop_task = None
 
+    async def sweep(self) -> None:
+        """Renew what is kept and due, then end what nobody renewed, in whatever process.
+
+        Raises:
+            LedgerUnavailableError: Some of it is not done; the next round does it.
+        """
+        await self._renew_due()
+        await self._ledger.expire_reservations(int(self._now()))
+
     async def _run(self) -> None:
         while True:
             await asyncio.sleep(self._lease_s / 4)
             try:
-                await self._renew_due()
-                await self._ledger.expire_reservations(int(self._now()))
+                await self.sweep()
             except LedgerUnavailableError as error:
                 _log.warning("leases could not be renewed: %s", error)
 

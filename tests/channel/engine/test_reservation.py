@@ -131,26 +131,3 @@ async def test_a_replaced_stream_gets_no_further_step(tmp_path: Path) -> None:
         await newer.cover(3)
         await older.finish()
         assert older.state.spent == 0
-
-
-async def test_leases_are_renewed_while_the_owner_lives(tmp_path: Path) -> None:
-    """F-43: longer than the lease, and another worker's sweep does not end it."""
-    async with open_desk(tmp_path, reservation_lease_s=1) as desk:
-        await opened(desk)
-        reservation = await running(desk, 50 * PRICE)
-        await asyncio.sleep(2.2)
-        await desk.ledger.expire_reservations(int(desk.clock()))
-        reservation.take(1)
-        assert (await reservation.finish()).spent == PRICE
-
-
-async def test_the_keeper_ends_what_nobody_keeps(tmp_path: Path) -> None:
-    """Decision 8: a dead request's money is free again after its lease."""
-    async with open_desk(tmp_path, reservation_lease_s=1) as desk:
-        await opened(desk)
-        await perform(desk, desk.payer.voucher(50 * PRICE), hold(desk, 5))  # and its owner dies
-        kept = await running(desk, 60 * PRICE)
-        assert kept.state.reserved > 32 * PRICE
-        await asyncio.sleep(2.2)
-        assert (await desk.books()).reserved == 32 * PRICE
-        await kept.finish()

@@ -1,0 +1,137 @@
+"""Leases: kept while their owner lives, ended when nobody does."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from channel.engine.keeper import ReservationKeeper
+from channel.errors import (
+    LedgerUnavailableError,
+    ProblemError,
+    ReservationEndedError,
+    StreamReplacedError,
+)
+from channel.state.channel_state import ReservationKind
+from channel.state.commands import EndReservations, Reserve
+from tests.channel.engine.test_engine import opened
+from tests.channel.selling import PRICE, Desk, open_desk
+
+
+@pytest.fixture
+async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
+    async with open_desk(tmp_path) as running:
+        await opened(running, 50 * PRICE)
+        yield running
+
+
+@pytest.fixture
+async def keeper(desk: Desk) -> AsyncIterator[ReservationKeeper]:
+    keeping = ReservationKeeper(ledger=desk.ledger, now=desk.clock, lease_s=60)
+    yield keeping
+    await keeping.close()
+
+
+async def reserve(
+    desk: Desk, keeper: ReservationKeeper, name: bytes, kind: ReservationKind
+) -> bytes:
+    reservation_id = name.ljust(16, b"\0")
+    command = Reserve(
+        reservation_id=reservation_id,
+        kind=kind,
+        unit_price=PRICE,
+        units_min=1,
+        units_max=4,
+        presented=50 * PRICE,
+        min_voucher_delta=0,
+        lease_expires_at=keeper.lease(),
+    )
+    (await desk.ledger.apply(desk.payer.key, [command])).require()
+    return reservation_id
+
+
+async def test_what_is_kept_outlives_its_lease_and_what_is_not_ends(
+    desk: Desk, keeper: ReservationKeeper
+) -> None:
+    """F-43, decision 8: a dead stream's is spent, a dead request's released."""
+    kept = await reserve(desk, keeper, b"kept", ReservationKind.REQUEST)
+    await reserve(desk, keeper, b"dead request", ReservationKind.REQUEST)
+    await reserve(desk, keeper, b"dead stream", ReservationKind.STREAM)
+    keeper.keep(desk.payer.key, kept)
+    for _ in range(3):
+        desk.clock.advance(40)
+        await keeper.sweep()
+    state = await desk.books()
+    assert [held.reservation_id for held in state.reservations] == [kept]
+    assert state.spent == 4 * PRICE
+
+
+async def test_a_lease_that_is_young_is_not_written_again(
+    desk: Desk, keeper: ReservationKeeper
+) -> None:
+    """A sweep costs no commit for a request that has just begun."""
+    kept = await reserve(desk, keeper, b"kept", ReservationKind.REQUEST)
+    keeper.keep(desk.payer.key, kept)
+    before = await desk.books()
+    desk.clock.advance(10)
+    await keeper.sweep()
+    assert await desk.books() is before
+    desk.clock.advance(10)
+    await keeper.sweep()
+    assert (await desk.books()).reservations[0].lease_expires_at > (
+        before.reservations[0].lease_expires_at
+    )
+
+
+async def test_a_stream_learns_that_its_reservation_has_ended(
+    desk: Desk, keeper: ReservationKeeper
+) -> None:
+    """F-43: after a pause of the whole process, say."""
+    reasons: list[ProblemError] = []
+    kept = await reserve(desk, keeper, b"kept", ReservationKind.STREAM)
+    keeper.keep_stream(desk.payer.key, kept, reasons.append)
+    await desk.ledger.apply(desk.payer.key, [EndReservations()])
+    desk.clock.advance(40)
+    await keeper.sweep()
+    await keeper.sweep()
+    assert [type(reason) for reason in reasons] == [ReservationEndedError]
+
+
+async def test_a_channels_streams_are_stopped_and_no_others(
+    desk: Desk, keeper: ReservationKeeper
+) -> None:
+    """ACC-06."""
+    stopped: list[bytes] = []
+    for name in (b"a", b"b"):
+        await reserve(desk, keeper, name, ReservationKind.STREAM)
+        keeper.keep_stream(desk.payer.key, name, lambda _, name=name: stopped.append(name))
+    reason = StreamReplacedError("A newer stream took over.")
+    keeper.stop_streams(desk.payer.key, reason, spare=b"b")
+    assert stopped == [b"a"]
+    keeper.drop(b"a")
+    keeper.drop(b"b")
+    keeper.drop(b"b")
+    keeper.stop_streams(desk.payer.key, reason)
+    assert stopped == [b"a"]
+
+
+async def test_the_loop_goes_on_after_the_books_were_away(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F-51: a lease that could not be renewed is tried again in the next round."""
+    keeper = ReservationKeeper(ledger=desk.ledger, now=desk.clock, lease_s=1)
+    dead = await reserve(desk, keeper, b"dead", ReservationKind.REQUEST)
+    monkeypatch.setattr(desk.ledger, "expire_reservations", _unavailable)
+    keeper.keep(desk.payer.key, b"another")
+    await asyncio.sleep(0.3)
+    monkeypatch.undo()
+    desk.clock.advance(100)
+    async with asyncio.timeout(20), desk.ledger.watch(desk.payer.key) as watch:
+        while any(held.reservation_id == dead for held in (await desk.books()).reservations):
+            await watch.changed(1)
+    await keeper.close()
+
+
+async def _unavailable(_: int) -> int:
+    raise LedgerUnavailableError("The disk is full.")
