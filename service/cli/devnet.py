@@ -6,14 +6,16 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 from rich.table import Table
 from rich.text import Text
 
 from service.cli.output import OUT, print_json, step
-from settlement.devnet import Devnet, DevnetValues
+
+if TYPE_CHECKING:
+    from settlement.devnet import DevnetValues
 
 __all__ = ["NAME", "Token", "command"]
 
@@ -50,6 +52,8 @@ def command(
 
 
 async def _run(token: Token, port: int, out: Path, *, as_json: bool) -> None:
+    from settlement.devnet import Devnet  # noqa: PLC0415 -- slow to import: not for --help
+
     began = time.monotonic()
     stopping = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -71,7 +75,7 @@ def _forget_earlier(out: Path) -> None:
         kept.unlink()
 
 
-def _print(values: DevnetValues, out: Path, *, as_json: bool) -> None:
+def _print(values: "DevnetValues", out: Path, *, as_json: bool) -> None:
     if as_json:
         print_json(values)
         return

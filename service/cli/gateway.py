@@ -12,7 +12,6 @@ from rich.text import Text
 
 from service.cli.output import OUT, print_json
 from service.config import load_config
-from service.devnet_file import devnet_settings, read_devnet
 from service.settings import Config
 
 __all__ = ["NAME", "command"]
@@ -87,6 +86,8 @@ def command(  # noqa: PLR0913 -- each is a flag
 
 def _devnet_defaults(path: Path) -> dict[str, Any]:
     """Return settings that are good enough for a chain whose money is worth nothing."""
+    from service.devnet_file import devnet_settings, read_devnet  # noqa: PLC0415 -- slow to import
+
     return {
         **devnet_settings(read_devnet(path)),
         "price.per_unit": _DEVNET_PRICE,

@@ -2,7 +2,7 @@
 
 import asyncio
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 from urllib.parse import urlsplit
 
 import msgspec
@@ -11,12 +11,12 @@ from rich.table import Table
 
 from channel.client.policy import Policy, TokenLimits
 from channel.types import Address, address
-from service.agent import PaidOutcome, Wallet, pay
 from service.amounts import TokenUnit
 from service.cli.output import OUT, REPORT, print_json
-from service.client import load_keystore
-from service.devnet_file import read_devnet
 from service.errors import CommandError
+
+if TYPE_CHECKING:
+    from service.agent import PaidOutcome, Wallet
 
 __all__ = ["NAME", "command"]
 
@@ -81,6 +81,8 @@ def command(  # noqa: PLR0913 -- each is a flag
         chain = {"rpc-url": rpc_url, "chain-id": chain_id, "token": token}
         files = {"keystore": keystore, "password-file": password_file}
         wallet = _wallet(_require({**chain, **files}), price_max, deposit_max)
+    from service.agent import pay  # noqa: PLC0415 -- slow to import: not for --help
+
     outcome = asyncio.run(
         pay(
             target,
@@ -120,7 +122,10 @@ def _content(prompt: str | None, json_body: str | None, model: str, max_tokens: 
         raise CommandError(f"{json_body[1:]} cannot be read: {error.strerror}") from None
 
 
-def _devnet_wallet(path: Path, price_max: int, deposit_max: int) -> Wallet:
+def _devnet_wallet(path: Path, price_max: int, deposit_max: int) -> "Wallet":
+    from service.agent import Wallet  # noqa: PLC0415 -- slow to import
+    from service.devnet_file import read_devnet  # noqa: PLC0415
+
     values = read_devnet(path)
     return Wallet(
         rpc_url=values.rpc_url,
@@ -131,7 +136,10 @@ def _devnet_wallet(path: Path, price_max: int, deposit_max: int) -> Wallet:
     )
 
 
-def _wallet(given: dict[str, Any], price_max: int, deposit_max: int) -> Wallet:
+def _wallet(given: dict[str, Any], price_max: int, deposit_max: int) -> "Wallet":
+    from service.agent import Wallet  # noqa: PLC0415 -- slow to import
+    from service.client import load_keystore  # noqa: PLC0415
+
     try:
         password = given["password-file"].read_text("utf-8").partition("\n")[0]
         address_paid_in = address(bytes.fromhex(given["token"].removeprefix("0x")))
@@ -169,14 +177,14 @@ def _show(piece: str) -> None:
     OUT.out("".join(c for c in piece if c.isprintable() or c in "\n\t"), end="", highlight=False)
 
 
-def _row(outcome: PaidOutcome) -> dict[str, Any]:
+def _row(outcome: "PaidOutcome") -> dict[str, Any]:
     """Return the outcome for programs, amounts as text."""
     amounts = ("paid", "deposit", "refunded")
     fields = {name: getattr(outcome, name) for name in outcome.__struct_fields__}
     return {**fields, **{name: str(fields[name]) for name in amounts}}
 
 
-def _print(outcome: PaidOutcome, unit: TokenUnit) -> None:
+def _print(outcome: "PaidOutcome", unit: TokenUnit) -> None:
     REPORT.print()
     table = Table.grid(padding=(0, 2))
     table.add_row("received", f"{outcome.units:,} units")
