@@ -62,6 +62,21 @@ async def test_two_answers_are_paid_from_one_channel(
         assert (await gateway.channel()).spent == 6 * PRICE
 
 
+async def test_the_books_may_be_kept_in_postgresql(
+    run_gateway: RunGateway, open_agent: OpenAgent, model: ModelServer, postgres_url: str
+) -> None:
+    """DESIGN decision 9: the same gateway, the same charges, also voucher by voucher."""
+    model.words = ["x"] * 60
+    small = {"payment__reservation_step_units": 8, "ledger__url": postgres_url}
+    async with run_gateway(**small) as gateway, open_agent(voucher_step=10) as agent:
+        assert text_of(await read_stream(agent, gateway.completions)) == "x" * 60
+        answer = await agent.post(gateway.completions, json=body(max_tokens=80))
+        assert answer.status_code == 200
+        assert (await gateway.channel()).spent == 120 * PRICE
+        (closed,) = await agent.payments.close(gateway.url)
+        assert closed.settled == 120 * PRICE
+
+
 async def test_exact_counts_charge_what_the_server_counted(
     run_gateway: RunGateway, open_agent: OpenAgent, model: ModelServer
 ) -> None:
