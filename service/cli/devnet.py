@@ -87,8 +87,11 @@ def _print(values: "DevnetValues", out: Path, *, as_json: bool) -> None:
         table.add_row(name, "0x" + account.address.hex())
     OUT.print(table)
     OUT.print(Text(f"\nKeys are in {out}. In another shell:\n"))
-    OUT.print(Text(f"  mpp-session gateway --devnet {out} --upstream http://127.0.0.1:8080"))
-    OUT.print(Text(f"  mpp-session pay http://127.0.0.1:8402 --devnet {out} --prompt 'Hello'"))
+    for line in (
+        f"  mpp-session gateway --devnet {out} --upstream http://127.0.0.1:8080",
+        f"  mpp-session pay http://127.0.0.1:8402 --devnet {out} --prompt 'Hello'",
+    ):
+        OUT.print(Text(line), soft_wrap=True)  # to be copied in one piece
     OUT.print(Text("\nCtrl-C stops the chain."))
 
 

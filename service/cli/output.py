@@ -14,18 +14,20 @@ from rich.text import Text
 from channel.errors import MppSessionError
 from service.errors import ChildError
 
-__all__ = ["OUT", "REPORT", "print_error", "print_json", "step"]
+__all__ = ["OUT", "REPORT", "build_console", "print_error", "print_json", "step"]
 
 _PLAIN_WIDTH: Final = 160
 
 
-def _console(stream: TextIO, *, stderr: bool) -> Console:
-    width = None if stream.isatty() else _PLAIN_WIDTH  # a file has room for every column
-    return Console(stderr=stderr, highlight=False, soft_wrap=True, width=width)
+def build_console(stream: TextIO, *, stderr: bool) -> Console:
+    """A terminal wraps; a file has room for every column and keeps each line whole."""
+    is_file = not stream.isatty()
+    width = _PLAIN_WIDTH if is_file else None
+    return Console(stderr=stderr, highlight=False, soft_wrap=is_file, width=width)
 
 
-OUT: Final = _console(sys.stdout, stderr=False)
-REPORT: Final = _console(sys.stderr, stderr=True)
+OUT: Final = build_console(sys.stdout, stderr=False)
+REPORT: Final = build_console(sys.stderr, stderr=True)
 
 
 def print_json(value: Any) -> None:
