@@ -34,6 +34,7 @@ from channel.types import Address
 from settlement.accounts import Account, LocalAccount
 from settlement.payer import PayerAccount
 from settlement.rpc import Rpc
+from settlement.signer import KeySigner
 from settlement.tx_manager import TxManager
 
 __all__ = ["PayingClient", "build_client", "load_keystore", "open_client"]
@@ -125,7 +126,9 @@ async def open_client(
     async with await Rpc.connect(rpc_url, chain_id=chain_ids.pop()) as rpc:
         purse = await Purse.open(store)
         try:
-            chain = PayerAccount(TxManager(rpc, account), trusted_escrows=trusted_escrows)
+            chain = PayerAccount(
+                TxManager(rpc, KeySigner(bytes(account.key))), trusted_escrows=trusted_escrows
+            )
             async with build_client(
                 policy=policy,
                 signer=signer or LocalSigner(bytes(account.key)),

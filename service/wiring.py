@@ -25,6 +25,7 @@ from service.settings import ProviderConfig
 from settlement.escrow import EscrowReader
 from settlement.rpc import Rpc, RpcLimits
 from settlement.settler import EscrowSettler
+from settlement.signer import KeySigner
 from settlement.tx_manager import TxLimits, TxManager
 from settlement.watcher import ChannelWatcher, WatchLimits
 
@@ -82,7 +83,9 @@ async def build_parts(config: ProviderConfig) -> AsyncIterator[Parts]:
         reader = EscrowReader(rpc, parse_address(config.chain.escrow))
         await reader.require_deployment(token=token)
         sender = TxManager(
-            rpc, payee, limits=TxLimits(mined_within_s=config.settlement.close_timeout_s)
+            rpc,
+            KeySigner(bytes(payee.key)),
+            limits=TxLimits(mined_within_s=config.settlement.close_timeout_s),
         )
         settler = EscrowSettler(reader, sender)
         settler.require_payee(parse_address(config.payee.address))

@@ -29,6 +29,7 @@ from settlement.deploy import SenderNode, deploy_escrow
 from settlement.errors import AnvilError
 from settlement.npm import Progress
 from settlement.rpc import Rpc
+from settlement.signer import KeySigner
 from settlement.tx_manager import TxManager
 from settlement.usdc import deploy_usdc, mint
 
@@ -133,7 +134,11 @@ class Devnet:
 
     def sender(self, name: str) -> TxManager:
         """Return a new sender of transactions for an account; use one per account at a time."""
-        return TxManager(self.rpc, self.local_account(name))
+        return TxManager(self.rpc, self.signer(name))
+
+    def signer(self, name: str) -> KeySigner:
+        """Return an account as a signer of transactions."""
+        return KeySigner(self.account(name).private_key)
 
     def local_account(self, name: str) -> LocalAccount:
         """Return an account as eth_account's signer."""
@@ -193,7 +198,7 @@ async def _deploy(
     accounts = {name: _account(name) for name in ("deployer", *ACCOUNTS)}
     for account in accounts.values():
         await _set_ether(rpc, account.address, _ETHER_EACH)
-    deployer = TxManager(rpc, _local_account("deployer"))
+    deployer = TxManager(rpc, KeySigner(_account("deployer").private_key))
     if choice == "usdc":
         token, symbol = await deploy_usdc(deployer, progress=progress), "USDC"
     else:

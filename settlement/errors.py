@@ -10,7 +10,14 @@ TransactionRevertedError            409  session/transaction-reverted
     ├── AmountExceedsDepositRevertError 402 session/amount-exceeds-deposit
     └── TokenRefusedRevertError       402  session/insufficient-balance
 SettlementPendingError              503
-└── TransactionPendingError              broadcast, not mined within the bound
+├── TransactionPendingError              broadcast, not mined within the bound
+├── TransactionReplacedError             its nonce went to a transaction that is not ours
+├── FeeAboveBudgetError                  not worth what it would cost now
+└── ChannelQuarantinedError              refused for now, to be tried again
+OperatorError                       503
+├── LeaseLostError                       another settler has the key
+├── NonceTakenError                      another transaction of the journal has the nonce
+└── SignerError                          no usable signature
 AgentError
 └── UntrustedEscrowError                 depositing there could lose the deposit
 AnvilError                          a local chain that does not start
@@ -28,11 +35,17 @@ __all__ = [
     "AnvilError",
     "ChannelFinalizedRevertError",
     "ChannelNotFoundRevertError",
+    "ChannelQuarantinedError",
     "ContractRevertedError",
+    "FeeAboveBudgetError",
     "InvalidSignatureRevertError",
+    "LeaseLostError",
+    "NonceTakenError",
     "RpcRefusedError",
+    "SignerError",
     "TokenRefusedRevertError",
     "TransactionPendingError",
+    "TransactionReplacedError",
     "UntrustedEscrowError",
     "contract_reverted",
 ]
@@ -114,6 +127,45 @@ class TransactionPendingError(errors.SettlementPendingError):
     def __init__(self, tx_hash: TxHash) -> None:
         super().__init__(f"Transaction 0x{tx_hash.hex()} is not mined yet.")
         self.tx_hash = tx_hash
+
+
+class TransactionReplacedError(errors.SettlementPendingError):
+    """The key's nonce was used by a transaction that is not in our journal; ours was not mined."""
+
+    def __init__(self, nonce: int) -> None:
+        super().__init__(f"Nonce {nonce} was used by a transaction that is not ours.")
+        self.nonce = nonce
+
+
+class FeeAboveBudgetError(errors.SettlementPendingError):
+    """Mining it now would cost more than it is worth; it waits for a lower base fee (F-78)."""
+
+    def __init__(self, *, base_fee_wei: int, ceiling_wei: int) -> None:
+        super().__init__(
+            f"The base fee is {base_fee_wei} wei; this transaction is worth {ceiling_wei}."
+        )
+        self.base_fee_wei = base_fee_wei
+        self.ceiling_wei = ceiling_wei
+
+
+class ChannelQuarantinedError(errors.SettlementPendingError):
+    """The chain refuses this channel's settlement for now; it is tried again (F-79, F-87)."""
+
+    def __init__(self, reason: RevertReason) -> None:
+        super().__init__(f"To be tried again: {reason.value}.")
+        self.reason = reason
+
+
+class LeaseLostError(errors.OperatorError):
+    """Another settler has taken over the key: this one must neither sign nor record (F-110)."""
+
+
+class NonceTakenError(errors.OperatorError):
+    """The journal has given this nonce to another transaction; nothing was stored."""
+
+
+class SignerError(errors.OperatorError):
+    """The signer did not answer, or not with the right key's signature of the right thing."""
 
 
 class UntrustedEscrowError(errors.AgentError):

@@ -16,7 +16,14 @@ from channel.errors import ConfigError, LedgerUnavailableError
 from channel.ledger.queries import load_migrations
 from channel.limits import LEDGER_BUSY_S
 
-__all__ = ["ProcessLock", "SqliteConnection", "connect", "is_fatal", "require_schema"]
+__all__ = [
+    "ProcessLock",
+    "SqliteConnection",
+    "connect",
+    "is_fatal",
+    "require_schema",
+    "split_statements",
+]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -129,7 +136,7 @@ def require_schema(connection: sqlite3.Connection, migrations: dict[int, str]) -
         connection.execute("BEGIN IMMEDIATE")
         try:
             if _schema_version(connection, max(migrations)) < version:
-                for statement in _statements(script):
+                for statement in split_statements(script):
                     connection.execute(statement)
                 connection.execute("UPDATE ledger_schema SET version = ?", [version])
             connection.execute("COMMIT")
@@ -154,7 +161,7 @@ def _schema_version(connection: sqlite3.Connection, known: int) -> int:
     return version
 
 
-def _statements(script: str) -> list[str]:
+def split_statements(script: str) -> list[str]:
     """Split a script: `executescript` would commit the transaction it runs in."""
     found = []
     statement = ""

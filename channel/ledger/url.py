@@ -8,7 +8,7 @@ from channel.ledger.interface import Ledger
 from channel.ledger.postgres import PostgresLedger
 from channel.ledger.sqlite import SqliteLedger
 
-__all__ = ["open_ledger"]
+__all__ = ["open_ledger", "sqlite_path"]
 
 
 async def open_ledger(url: str, *, exclusive: bool) -> Ledger:
@@ -25,13 +25,18 @@ async def open_ledger(url: str, *, exclusive: bool) -> Ledger:
     """
     parts = urlsplit(url)
     if parts.scheme == "sqlite":
-        return await SqliteLedger.open(_sqlite_path(url), exclusive=exclusive)
+        return await SqliteLedger.open(sqlite_path(url), exclusive=exclusive)
     if parts.scheme in {"postgresql", "postgres"}:
         return await PostgresLedger.open(url, exclusive=exclusive)
     raise ConfigError(f"a ledger's URL begins with sqlite:/// or postgresql://, not {parts.scheme}")
 
 
-def _sqlite_path(url: str) -> Path:
+def sqlite_path(url: str) -> Path:
+    """Return the file a `sqlite:` URL names.
+
+    Raises:
+        ConfigError: It names none.
+    """
     parts = urlsplit(url)
     path = unquote(parts.path.removeprefix("/"))
     if parts.netloc or parts.query or not path or path.startswith((":", "file:")):

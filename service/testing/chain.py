@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from channel.types import Address
     from settlement.accounts import LocalAccount
     from settlement.devnet import DevAccount, DevnetValues
+    from settlement.signer import KeySigner
 
 __all__ = ["TestChain"]
 
@@ -68,6 +69,10 @@ class TestChain:
     def local_account(self, name: str) -> LocalAccount:
         """Return an account as eth_account's signer."""
         return self._running.local_account(name)
+
+    def signer(self, name: str) -> KeySigner:
+        """Return an account as a signer of transactions."""
+        return self._running.signer(name)
 
     def fund(self, address: Address, *, ether: int = 0, amount: int = 0) -> None:
         """Set an account's ether, and mint it `amount` base units of the token."""

@@ -103,9 +103,7 @@ class TestProvider:
         await self._reader.require_deployment(token=values.token)
         self._ledger = await SqliteLedger.open(self._directory / "ledger.db", exclusive=True)
         self._open.push_async_callback(self._ledger.close)
-        self._settler = EscrowSettler(
-            self._reader, TxManager(rpc, self._chain.local_account("payee"))
-        )
+        self._settler = EscrowSettler(self._reader, TxManager(rpc, self._chain.signer("payee")))
         self._open.push_async_callback(self._settler.drain)
         self._engine = Engine(
             ledger=self._ledger,

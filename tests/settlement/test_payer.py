@@ -264,7 +264,7 @@ async def test_an_opening_that_was_not_mined_in_time_is_found_later(
     chain: Devnet, channels: Channels
 ) -> None:
     limits = TxLimits(mined_within_s=0.1, poll_max_s=0.02)
-    hasty = PayerAccount(TxManager(chain.rpc, chain.local_account("payer"), limits=limits))
+    hasty = PayerAccount(TxManager(chain.rpc, chain.signer("payer"), limits=limits))
     values, terms = chain.values, channels.terms
     approve = abi.approve.encode(values.escrow, DEPOSIT)
     await chain.sender("payer").send(values.token, approve)

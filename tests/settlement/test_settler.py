@@ -150,7 +150,7 @@ async def test_a_close_that_is_not_mined_in_time_is_pending_then_found(
 ) -> None:
     """F-75: pending is neither success nor failure, and is never sent twice."""
     limits = TxLimits(mined_within_s=0.1, poll_max_s=0.02)
-    sender = TxManager(chain.rpc, chain.local_account("payee"), limits=limits)
+    sender = TxManager(chain.rpc, chain.signer("payee"), limits=limits)
     settler = EscrowSettler(reader, sender)
     channel_id = await channels.open()
     key, signature = channels.key(channel_id), channels.sign(channel_id, 5)
@@ -300,7 +300,7 @@ async def test_a_node_that_hides_the_channel_after_its_close_is_no_answer(
         await Rpc.connect(node.url) as rpc,
     ):
         reader = EscrowReader(rpc, chain.values.escrow)
-        settler = EscrowSettler(reader, TxManager(rpc, chain.local_account("payee")))
+        settler = EscrowSettler(reader, TxManager(rpc, chain.signer("payee")))
         node.lies["eth_call"] = "0x" + bytes(256).hex()
         with pytest.raises(ChainUnavailableError, match="does not show the channel"):
             await settler.close_channel(key, 0, b"")

@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
-from eth_account import Account
 
 from channel.errors import ChainUnavailableError, ConfigError, SettlementPendingError
 from channel.types import Address
@@ -20,6 +19,7 @@ from settlement.errors import (
 )
 from settlement.fees import FeePolicy
 from settlement.rpc import Rpc, RpcLimits
+from settlement.signer import KeySigner
 from settlement.tx_manager import TxLimits, TxManager
 from settlement.types import RevertReason
 from tests.settlement.flaky_node import FlakyNode, flaky_node
@@ -41,7 +41,7 @@ async def flaky_sender(
         flaky_node(chain.values.rpc_url) as node,
         await Rpc.connect(node.url, limits=_RPC) as rpc,
     ):
-        yield node, TxManager(rpc, chain.local_account("stranger"), limits=limits)
+        yield node, TxManager(rpc, chain.signer("stranger"), limits=limits)
 
 
 def pay_one(chain: Devnet) -> bytes:
@@ -86,7 +86,7 @@ async def test_the_bid_follows_the_base_fee(chain: Devnet) -> None:
 
 async def test_a_bid_above_the_bound_is_not_made(chain: Devnet) -> None:
     """F-78."""
-    account = chain.local_account("stranger")
+    account = chain.signer("stranger")
     mean = TxManager(chain.rpc, account, fees=FeePolicy(max_fee_wei=1))
     with pytest.raises(ConfigError, match="below the base fee"):
         await mean.send(chain.values.token, pay_one(chain))
@@ -141,7 +141,7 @@ async def test_a_revert_that_only_its_own_block_explains_is_explained(chain: Dev
 
 
 async def test_a_node_that_refuses_leaves_the_nonce_free(chain: Devnet) -> None:
-    poor = TxManager(chain.rpc, chain.local_account("nobody has paid me"))
+    poor = TxManager(chain.rpc, chain.signer("nobody has paid me"))
     with pytest.raises((RpcRefusedError, ContractRevertedError)):
         await poor.send(chain.account("payee").address, b"", value_wei=1)
     await chain.fund(poor.address, ether=1)
@@ -217,10 +217,21 @@ async def test_nothing_is_broadcast_when_the_node_is_away_before(chain: Devnet) 
 
 async def test_a_broadcast_the_node_refuses_leaves_the_nonce_free(chain: Devnet) -> None:
     async with flaky_sender(chain) as (node, sender):
-        node.fail("refuse", method=SEND, times=1)
-        with pytest.raises(RpcRefusedError, match="underpriced"):
+        node.fail("full", method=SEND, times=1)
+        with pytest.raises(RpcRefusedError, match="full"):
             await sender.send(chain.values.token, pay_one(chain))
         assert (await sender.send(chain.values.token, pay_one(chain))).is_success
+        assert await received(chain) == 1
+
+
+async def test_a_bid_the_node_finds_too_low_is_raised_on_the_same_nonce(chain: Devnet) -> None:
+    """F-77: an eighth more in both fields, at once; whichever is mined wins."""
+    async with flaky_sender(chain) as (node, sender):
+        node.fail("refuse", method=SEND, times=1)
+        receipt = await sender.send(chain.values.token, pay_one(chain))
+        mined = await chain.rpc.read("eth_getTransactionByHash", "0x" + receipt.tx_hash.hex())
+        assert node.seen.count(SEND) == 2
+        assert int(mined["nonce"], 16) == 0
         assert await received(chain) == 1
 
 
@@ -254,6 +265,6 @@ async def test_a_chain_without_a_base_fee_is_refused() -> None:
         await Anvil.start(await find_anvil(), ["--hardfork", "berlin"]) as anvil,
         await Rpc.connect(anvil.url) as rpc,
     ):
-        first = "0xac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80"
+        first = "ac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80"
         with pytest.raises(ConfigError, match="no base fee"):
-            await TxManager(rpc, Account.from_key(first)).send(Address(bytes(20)), b"")
+            await TxManager(rpc, KeySigner(bytes.fromhex(first))).send(Address(bytes(20)), b"")

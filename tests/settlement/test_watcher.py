@@ -361,7 +361,7 @@ async def test_a_close_that_is_not_mined_in_time_is_owed_still(
 ) -> None:
     """F-75: the decision stays, and the next sweep finds the same transaction."""
     limits = TxLimits(mined_within_s=0.05, poll_max_s=0.01)
-    sender = TxManager(chain.rpc, chain.local_account("payee"), limits=limits)
+    sender = TxManager(chain.rpc, chain.signer("payee"), limits=limits)
     watcher = ChannelWatcher(reader, ledger, EscrowSettler(reader, sender))
     channel_id = await books.open(accepted=10, spent=10)
     await request_close(chain, account, channel_id)

@@ -1,0 +1,1 @@
+"""Transactions made durable before they are broadcast, and who may write them."""

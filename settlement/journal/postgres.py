@@ -1,0 +1,236 @@
+"""The journal in the ledger's PostgreSQL database."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Any, Final
+from zlib import crc32
+
+import asyncpg
+
+from channel.errors import ConfigError, InvariantError, LedgerUnavailableError
+from channel.ledger import postgres_connection as pg
+from channel.ledger.queries import load_migrations, load_queries
+from channel.types import Address, ChannelKey, TxHash
+from settlement.errors import LeaseLostError, NonceTakenError
+from settlement.journal.interface import Quarantined
+from settlement.journal.rows import (
+    intent_values,
+    quarantined_from_row,
+    transactions_from_rows,
+    tx_values,
+    version_values,
+)
+from settlement.tx_state import Event, Intent, JournalTx, Signed, advance
+
+__all__ = ["PostgresJournal"]
+
+_PACKAGE: Final = "settlement.journal"
+_SQL: Final = load_queries("postgres", _PACKAGE)
+_MIGRATIONS: Final = load_migrations("postgres", _PACKAGE)
+_MIGRATION_LOCK: Final = crc32(b"mpp-session journal schema")
+
+
+class PostgresJournal:
+    """See `interface.SettlerJournal`. Make one with `open`. The lease runs by the server's clock.
+
+    One connection, opened again when it is lost; what it was doing then has an outcome that only
+    a look at the journal tells, and every caller looks.
+    """
+
+    is_durable = True
+
+    def __init__(self, dsn: str, chain_id: int, account: Address) -> None:
+        self._dsn = dsn
+        self._lane = (chain_id, account)
+        self._fence: int | None = None
+        self._connection: asyncpg.Connection | None = None
+        self._one_at_a_time = asyncio.Lock()
+        self._is_closed = False
+
+    @classmethod
+    async def open(cls, dsn: str, *, chain_id: int, account: Address) -> "PostgresJournal":
+        """Open the journal of one key on one chain.
+
+        Raises:
+            ConfigError: The server does not make commits durable, or a newer version wrote it.
+            LedgerUnavailableError: The server does not answer.
+        """
+        journal = cls(dsn, chain_id, account)
+        async with journal._using() as connection:
+            await pg.require_durable(connection)
+            await _require_schema(connection)
+        return journal
+
+    @property
+    def account(self) -> Address:
+        """See `interface.SettlerJournal.account`."""
+        return self._lane[1]
+
+    async def add(self, intent: Intent, *, at: int) -> JournalTx:
+        """See `interface.Journal.add`."""
+        tx = JournalTx(tx_id=0, intent=intent)
+        values = [*self._lane, at, *intent_values(intent), *tx_values(tx)]
+        async with self._writing() as connection:
+            tx_id = await connection.fetchval(_SQL["insert_transaction"], *values)
+        return JournalTx(tx_id=tx_id, intent=intent)
+
+    async def next_nonce(self) -> int:
+        """See `interface.Journal.next_nonce`."""
+        async with self._using() as connection:
+            return await self._next_nonce(connection)
+
+    async def record(self, tx_id: int, events: Sequence[Event]) -> JournalTx:
+        """See `interface.Journal.record`."""
+        async with self._writing() as connection:
+            found = await _select(connection, "select_transaction", *self._lane, tx_id)
+            if not found:
+                raise InvariantError(f"the journal has no transaction {tx_id} of this key")
+            before = after = found[0]
+            for event in events:
+                if isinstance(event, Signed) and event.nonce < await self._next_nonce(connection):
+                    raise NonceTakenError(f"Nonce {event.nonce} was given before.")
+                after = advance(after, event)
+            if after is not before:
+                await _update(connection, before, after)
+        return after
+
+    async def open_transactions(self) -> list[JournalTx]:
+        """See `interface.Journal.open_transactions`."""
+        async with self._using() as connection:
+            return await _select(connection, "select_open", *self._lane)
+
+    async def transactions_from(self, nonce: int) -> list[JournalTx]:
+        """See `interface.Journal.transactions_from`."""
+        async with self._using() as connection:
+            return await _select(connection, "select_from", *self._lane, nonce)
+
+    async def find(self, tx_hash: TxHash) -> JournalTx | None:
+        """See `interface.Journal.find`."""
+        async with self._using() as connection:
+            found = await _select(connection, "select_by_hash", *self._lane, tx_hash)
+        return found[0] if found else None
+
+    async def take_lease(self, holder: str, *, ttl_s: float) -> int | None:
+        """See `interface.SettlerJournal.take_lease`."""
+        async with self._using() as connection:
+            fence: int | None = await connection.fetchval(
+                _SQL["take_lease"], *self._lane, holder, ttl_s
+            )
+        if fence is not None:
+            self._fence = fence
+        return fence
+
+    async def renew_lease(self, *, ttl_s: float) -> None:
+        """See `interface.SettlerJournal.renew_lease`."""
+        async with self._using() as connection:
+            values = (*self._lane, self._fence, ttl_s)
+            if await connection.fetchval(_SQL["renew_lease"], *values) is None:
+                raise LeaseLostError("Another settler has taken over the key.")
+
+    async def release_lease(self) -> None:
+        """See `interface.SettlerJournal.release_lease`."""
+        if self._fence is not None:
+            async with self._using() as connection:
+                await connection.fetchval(_SQL["renew_lease"], *self._lane, self._fence, 0.0)
+            self._fence = None
+
+    async def lease_holder(self) -> str | None:
+        """See `interface.SettlerJournal.lease_holder`."""
+        async with self._using() as connection:
+            holder: str | None = await connection.fetchval(_SQL["select_holder"], *self._lane)
+            return holder
+
+    async def quarantined(self) -> list[Quarantined]:
+        """See `interface.SettlerJournal.quarantined`."""
+        async with self._using() as connection:
+            rows = await connection.fetch(_SQL["select_quarantine"], self._lane[0])
+        return [quarantined_from_row(row) for row in rows]
+
+    async def find_quarantined(self, key: ChannelKey) -> Quarantined | None:
+        """See `interface.SettlerJournal.find_quarantined`."""
+        async with self._using() as connection:
+            rows = await connection.fetch(_SQL["select_quarantined"], *_key(key))
+        return quarantined_from_row(rows[0]) if rows else None
+
+    async def quarantine(self, entry: Quarantined) -> None:
+        """See `interface.SettlerJournal.quarantine`."""
+        values = [*_key(entry.key), entry.reason, entry.tries, entry.since, entry.retry_at]
+        async with self._writing() as connection:
+            await connection.execute(_SQL["upsert_quarantined"], *values)
+
+    async def discharge(self, key: ChannelKey) -> None:
+        """See `interface.SettlerJournal.discharge`."""
+        async with self._writing() as connection:
+            await connection.execute(_SQL["delete_quarantined"], *_key(key))
+
+    async def close(self) -> None:
+        """See `interface.SettlerJournal.close`."""
+        async with self._one_at_a_time:
+            self._is_closed = True
+            if self._connection is not None:
+                with suppress(*pg.FAILURES):
+                    await self._connection.close()
+
+    async def _next_nonce(self, connection: asyncpg.Connection) -> int:
+        nonce: int = await connection.fetchval(_SQL["select_next_nonce"], *self._lane)
+        return nonce
+
+    @asynccontextmanager
+    async def _using(self) -> AsyncIterator[asyncpg.Connection]:
+        async with self._one_at_a_time:
+            if self._is_closed:
+                raise LedgerUnavailableError("The journal is closed.")
+            try:
+                if self._connection is None or self._connection.is_closed():
+                    self._connection = await pg.connect(self._dsn)
+                yield self._connection
+            except pg.FAILURES as error:
+                raise LedgerUnavailableError(f"PostgreSQL: {error}") from error
+
+    @asynccontextmanager
+    async def _writing(self) -> AsyncIterator[asyncpg.Connection]:
+        """Open a transaction in which our lease cannot be taken from us."""
+        async with self._using() as connection, connection.transaction():
+            fence = await connection.fetchval(_SQL["lock_lease"], *self._lane)
+            if self._fence is None or fence != self._fence:
+                raise LeaseLostError("Another settler has taken over the key.")
+            yield connection
+
+
+async def _select(connection: asyncpg.Connection, name: str, *values: Any) -> list[JournalTx]:
+    rows = await connection.fetch(_SQL[name], *values)
+    ids = [row[0] for row in rows]
+    versions = await connection.fetch(_SQL["select_versions"], ids) if ids else []
+    return transactions_from_rows(rows, versions)
+
+
+async def _update(connection: asyncpg.Connection, before: JournalTx, after: JournalTx) -> None:
+    await connection.execute(_SQL["update_transaction"], *tx_values(after), after.tx_id)
+    for number in range(len(before.versions), len(after.versions)):
+        values = [after.tx_id, number, *version_values(after.versions[number])]
+        await connection.execute(_SQL["insert_version_row"], *values)
+
+
+def _key(key: ChannelKey) -> tuple[int, bytes, bytes]:
+    return key.chain_id, key.escrow, key.channel_id
+
+
+async def _require_schema(connection: asyncpg.Connection) -> None:
+    """Run the migrations that are missing, in one transaction, one process at a time."""
+    async with connection.transaction():
+        await connection.execute("SELECT pg_advisory_xact_lock($1)", _MIGRATION_LOCK)
+        await connection.execute(_SQL["create_schema"])
+        version = await connection.fetchval(_SQL["select_version"])
+        if version is None:
+            await connection.execute(_SQL["insert_version"])
+            version = 0
+        if version > max(_MIGRATIONS):
+            raise ConfigError(
+                f"the journal has schema version {version}, this program knows up to "
+                f"{max(_MIGRATIONS)}: run the version that wrote it, or a newer one"
+            )
+        for number, script in _MIGRATIONS.items():
+            if number > version:
+                await connection.execute(script)
+                await connection.execute(_SQL["update_version"], number)

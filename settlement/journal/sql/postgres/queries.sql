@@ -1,0 +1,136 @@
+-- create_schema --
+-- Where the version of the tables is kept.
+CREATE TABLE IF NOT EXISTS journal_schema (version INTEGER NOT NULL)
+
+-- select_version --
+-- Which migration ran last.
+SELECT version FROM journal_schema
+
+-- insert_version --
+-- None ran yet.
+INSERT INTO journal_schema (version) VALUES (0)
+
+-- update_version --
+-- This one has run.
+UPDATE journal_schema SET version = $1
+
+-- insert_transaction --
+-- A transaction that is wanted.
+INSERT INTO chain_transaction (
+       chain_id, account, added_at, recipient, calldata, value_wei, purpose, budget_wei, deadline,
+       status, nonce, gas, reason, mined_hash, is_success, block_number, block_hash, gas_used,
+       gas_price_wei)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19)
+RETURNING id
+
+-- update_transaction --
+-- What became of it.
+UPDATE chain_transaction
+   SET status = $1, nonce = $2, gas = $3, reason = $4, mined_hash = $5, is_success = $6,
+       block_number = $7, block_hash = $8, gas_used = $9, gas_price_wei = $10
+ WHERE id = $11
+
+-- insert_version_row --
+-- The bytes of a transaction, signed once more.
+INSERT INTO transaction_version (
+       transaction_id, version, tx_hash, max_fee_wei, tip_wei, raw, signed_at)
+VALUES ($1, $2, $3, $4, $5, $6, $7)
+
+-- select_transaction --
+-- One transaction of a key.
+SELECT id, recipient, calldata, value_wei, purpose, budget_wei, deadline,
+       status, nonce, gas, reason,
+       mined_hash, is_success, block_number, block_hash, gas_used, gas_price_wei
+  FROM chain_transaction
+ WHERE chain_id = $1 AND account = $2 AND id = $3
+   FOR NO KEY UPDATE
+
+-- select_open --
+-- What is still looked after, by nonce; what has none comes first.
+SELECT id, recipient, calldata, value_wei, purpose, budget_wei, deadline,
+       status, nonce, gas, reason,
+       mined_hash, is_success, block_number, block_hash, gas_used, gas_price_wei
+  FROM chain_transaction
+ WHERE chain_id = $1 AND account = $2 AND status < 6
+ ORDER BY nonce NULLS FIRST, id
+
+-- select_from --
+-- What has this nonce or a higher one.
+SELECT id, recipient, calldata, value_wei, purpose, budget_wei, deadline,
+       status, nonce, gas, reason,
+       mined_hash, is_success, block_number, block_hash, gas_used, gas_price_wei
+  FROM chain_transaction
+ WHERE chain_id = $1 AND account = $2 AND nonce >= $3
+ ORDER BY nonce
+
+-- select_by_hash --
+-- The transaction of which one version has this hash: the last, if one was given up before.
+SELECT id, recipient, calldata, value_wei, purpose, budget_wei, deadline,
+       status, nonce, gas, reason,
+       mined_hash, is_success, block_number, block_hash, gas_used, gas_price_wei
+  FROM chain_transaction
+ WHERE chain_id = $1 AND account = $2
+   AND id IN (SELECT transaction_id FROM transaction_version WHERE tx_hash = $3)
+ ORDER BY id DESC
+ LIMIT 1
+
+-- select_versions --
+-- Every signing of transactions, the first one first.
+SELECT transaction_id, tx_hash, max_fee_wei, tip_wei, raw, signed_at
+  FROM transaction_version
+ WHERE transaction_id = ANY($1::bigint[])
+ ORDER BY transaction_id, version
+
+-- select_next_nonce --
+-- The nonce after the highest that was given.
+SELECT coalesce(max(nonce) + 1, 0) FROM chain_transaction WHERE chain_id = $1 AND account = $2
+
+-- select_quarantine --
+-- Channels the chain refuses for now.
+SELECT chain_id, escrow, channel_id, reason, tries, since, retry_at
+  FROM channel_quarantine
+ WHERE chain_id = $1
+ ORDER BY retry_at
+
+-- select_quarantined --
+-- One of them.
+SELECT chain_id, escrow, channel_id, reason, tries, since, retry_at
+  FROM channel_quarantine
+ WHERE chain_id = $1 AND escrow = $2 AND channel_id = $3
+
+-- upsert_quarantined --
+-- It was refused, or refused again.
+INSERT INTO channel_quarantine (chain_id, escrow, channel_id, reason, tries, since, retry_at)
+VALUES ($1, $2, $3, $4, $5, $6, $7)
+    ON CONFLICT (chain_id, escrow, channel_id) DO UPDATE
+   SET reason = excluded.reason, tries = excluded.tries, retry_at = excluded.retry_at
+
+-- delete_quarantined --
+-- It was settled or closed, or its reason is gone.
+DELETE FROM channel_quarantine WHERE chain_id = $1 AND escrow = $2 AND channel_id = $3
+
+-- lock_lease --
+-- The newest fence; nobody can take the key before this transaction ends.
+SELECT fence FROM settler_lease WHERE chain_id = $1 AND account = $2 FOR SHARE
+
+-- take_lease --
+-- Take the key if nobody has it, or its lease ran out by the server's clock.
+INSERT INTO settler_lease (chain_id, account, fence, holder, expires_at)
+VALUES ($1, $2, 1, $3, extract(epoch FROM clock_timestamp()) + $4)
+    ON CONFLICT (chain_id, account) DO UPDATE
+   SET fence = settler_lease.fence + 1, holder = excluded.holder,
+       expires_at = excluded.expires_at
+ WHERE settler_lease.expires_at <= extract(epoch FROM clock_timestamp())
+RETURNING fence
+
+-- renew_lease --
+-- Keep it.
+UPDATE settler_lease SET expires_at = extract(epoch FROM clock_timestamp()) + $4
+ WHERE chain_id = $1 AND account = $2 AND fence = $3
+RETURNING fence
+
+-- select_holder --
+-- Who has the key now.
+SELECT holder FROM settler_lease
+ WHERE chain_id = $1 AND account = $2
+   AND expires_at > extract(epoch FROM clock_timestamp())

@@ -1,0 +1,123 @@
+-- create_schema --
+-- Where the version of the tables is kept.
+CREATE TABLE IF NOT EXISTS journal_schema (version INTEGER NOT NULL)
+
+-- select_version --
+-- Which migration ran last.
+SELECT version FROM journal_schema
+
+-- insert_version --
+-- None ran yet.
+INSERT INTO journal_schema (version) VALUES (0)
+
+-- update_version --
+-- This one has run.
+UPDATE journal_schema SET version = ?
+
+-- insert_transaction --
+-- A transaction that is wanted.
+INSERT INTO chain_transaction (
+       chain_id, account, added_at, recipient, calldata, value_wei, purpose, budget_wei, deadline,
+       status, nonce, gas, reason, mined_hash, is_success, block_number, block_hash, gas_used,
+       gas_price_wei)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+
+-- update_transaction --
+-- What became of it.
+UPDATE chain_transaction
+   SET status = ?, nonce = ?, gas = ?, reason = ?, mined_hash = ?, is_success = ?,
+       block_number = ?, block_hash = ?, gas_used = ?, gas_price_wei = ?
+ WHERE id = ?
+
+-- insert_version_row --
+-- The bytes of a transaction, signed once more.
+INSERT INTO transaction_version (
+       transaction_id, version, tx_hash, max_fee_wei, tip_wei, raw, signed_at)
+VALUES (?, ?, ?, ?, ?, ?, ?)
+
+-- select_transaction --
+-- One transaction of a key.
+SELECT id, recipient, calldata, value_wei, purpose, budget_wei, deadline,
+       status, nonce, gas, reason,
+       mined_hash, is_success, block_number, block_hash, gas_used, gas_price_wei
+  FROM chain_transaction
+ WHERE chain_id = ? AND account = ? AND id = ?
+
+-- select_open --
+-- What is still looked after, by nonce; what has none comes first.
+SELECT id, recipient, calldata, value_wei, purpose, budget_wei, deadline,
+       status, nonce, gas, reason,
+       mined_hash, is_success, block_number, block_hash, gas_used, gas_price_wei
+  FROM chain_transaction
+ WHERE chain_id = ? AND account = ? AND status < 6
+ ORDER BY nonce NULLS FIRST, id
+
+-- select_from --
+-- What has this nonce or a higher one.
+SELECT id, recipient, calldata, value_wei, purpose, budget_wei, deadline,
+       status, nonce, gas, reason,
+       mined_hash, is_success, block_number, block_hash, gas_used, gas_price_wei
+  FROM chain_transaction
+ WHERE chain_id = ? AND account = ? AND nonce >= ?
+ ORDER BY nonce
+
+-- select_by_hash --
+-- The transaction of which one version has this hash: the last, if one was given up before.
+SELECT id, recipient, calldata, value_wei, purpose, budget_wei, deadline,
+       status, nonce, gas, reason,
+       mined_hash, is_success, block_number, block_hash, gas_used, gas_price_wei
+  FROM chain_transaction
+ WHERE chain_id = ? AND account = ?
+   AND id IN (SELECT transaction_id FROM transaction_version WHERE tx_hash = ?)
+ ORDER BY id DESC
+ LIMIT 1
+
+-- select_versions --
+-- Every signing of a transaction, the first one first.
+SELECT transaction_id, tx_hash, max_fee_wei, tip_wei, raw, signed_at
+  FROM transaction_version
+ WHERE transaction_id = ?
+ ORDER BY version
+
+-- select_next_nonce --
+-- The nonce after the highest that was given.
+SELECT coalesce(max(nonce) + 1, 0) FROM chain_transaction WHERE chain_id = ? AND account = ?
+
+-- select_lease --
+-- Who has the key, under which fence, until when.
+SELECT fence, holder, expires_at FROM settler_lease WHERE chain_id = ? AND account = ?
+
+-- upsert_lease --
+-- Take the key.
+INSERT INTO settler_lease (chain_id, account, fence, holder, expires_at)
+VALUES (?, ?, ?, ?, ?)
+    ON CONFLICT (chain_id, account) DO UPDATE
+   SET fence = excluded.fence, holder = excluded.holder, expires_at = excluded.expires_at
+
+-- update_lease --
+-- Keep it, or give it back by letting it run out.
+UPDATE settler_lease SET expires_at = ? WHERE chain_id = ? AND account = ? AND fence = ?
+
+-- select_quarantine --
+-- Channels the chain refuses for now.
+SELECT chain_id, escrow, channel_id, reason, tries, since, retry_at
+  FROM channel_quarantine
+ WHERE chain_id = ?
+ ORDER BY retry_at
+
+-- select_quarantined --
+-- One of them.
+SELECT chain_id, escrow, channel_id, reason, tries, since, retry_at
+  FROM channel_quarantine
+ WHERE chain_id = ? AND escrow = ? AND channel_id = ?
+
+-- upsert_quarantined --
+-- It was refused, or refused again.
+INSERT INTO channel_quarantine (chain_id, escrow, channel_id, reason, tries, since, retry_at)
+VALUES (?, ?, ?, ?, ?, ?, ?)
+    ON CONFLICT (chain_id, escrow, channel_id) DO UPDATE
+   SET reason = excluded.reason, tries = excluded.tries, retry_at = excluded.retry_at
+
+-- delete_quarantined --
+-- It was settled or closed, or its reason is gone.
+DELETE FROM channel_quarantine WHERE chain_id = ? AND escrow = ? AND channel_id = ?

@@ -1,0 +1,249 @@
+"""The journal in the ledger's SQLite file: one backup holds both."""
+
+import sqlite3
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Final, TypeVar
+
+from channel.errors import ConfigError, InvariantError
+from channel.ledger.queries import load_migrations, load_queries
+from channel.ledger.sqlite_connection import SqliteConnection, connect, split_statements
+from channel.types import Address, ChannelKey, TxHash
+from settlement.errors import LeaseLostError, NonceTakenError
+from settlement.journal.interface import Quarantined
+from settlement.journal.rows import (
+    intent_values,
+    quarantined_from_row,
+    transactions_from_rows,
+    tx_values,
+    version_values,
+)
+from settlement.tx_state import Event, Intent, JournalTx, Signed, advance
+
+__all__ = ["SqliteJournal"]
+
+_PACKAGE: Final = "settlement.journal"
+_SQL: Final = load_queries("sqlite", _PACKAGE)
+_MIGRATIONS: Final = load_migrations("sqlite", _PACKAGE)
+
+_T = TypeVar("_T")
+
+
+class SqliteJournal:
+    """See `interface.SettlerJournal`. Make one with `open`.
+
+    The lease runs by this machine's clock: whoever shares a SQLite file shares that.
+    """
+
+    is_durable = True
+
+    def __init__(self, connection: SqliteConnection, chain_id: int, account: Address) -> None:
+        self._connection = connection
+        self._lane = (chain_id, account)
+        self._fence: int | None = None
+
+    @classmethod
+    async def open(cls, path: Path, *, chain_id: int, account: Address) -> "SqliteJournal":
+        """Open the journal of one key on one chain.
+
+        Raises:
+            ConfigError: The file cannot be opened or made durable, or is from a newer version.
+        """
+        connection = await connect(path)
+        try:
+            await connection.run(_require_schema)
+        except BaseException:
+            await connection.close()
+            raise
+        return cls(connection, chain_id, account)
+
+    @property
+    def account(self) -> Address:
+        """See `interface.SettlerJournal.account`."""
+        return self._lane[1]
+
+    async def add(self, intent: Intent, *, at: int) -> JournalTx:
+        """See `interface.Journal.add`."""
+        return await self._write(lambda db: self._add(db, intent, at))
+
+    async def next_nonce(self) -> int:
+        """See `interface.Journal.next_nonce`."""
+        return await self._connection.run(self._next_nonce)
+
+    async def record(self, tx_id: int, events: Sequence[Event]) -> JournalTx:
+        """See `interface.Journal.record`."""
+        return await self._write(lambda db: self._record(db, tx_id, events))
+
+    async def open_transactions(self) -> list[JournalTx]:
+        """See `interface.Journal.open_transactions`."""
+        return await self._connection.run(self._select, "select_open", *self._lane)
+
+    async def transactions_from(self, nonce: int) -> list[JournalTx]:
+        """See `interface.Journal.transactions_from`."""
+        return await self._connection.run(self._select, "select_from", *self._lane, nonce)
+
+    async def find(self, tx_hash: TxHash) -> JournalTx | None:
+        """See `interface.Journal.find`."""
+        found = await self._connection.run(self._select, "select_by_hash", *self._lane, tx_hash)
+        return found[0] if found else None
+
+    async def take_lease(self, holder: str, *, ttl_s: float) -> int | None:
+        """See `interface.SettlerJournal.take_lease`."""
+        now = time.time()
+        fence = await self._transaction(lambda db: self._take_lease(db, holder, now, ttl_s))
+        if fence is not None:
+            self._fence = fence
+        return fence
+
+    async def renew_lease(self, *, ttl_s: float) -> None:
+        """See `interface.SettlerJournal.renew_lease`."""
+        await self._write(lambda db: self._set_expiry(db, time.time() + ttl_s))
+
+    async def release_lease(self) -> None:
+        """See `interface.SettlerJournal.release_lease`."""
+        if self._fence is not None:
+            await self._transaction(lambda db: self._set_expiry(db, 0.0))
+            self._fence = None
+
+    async def lease_holder(self) -> str | None:
+        """See `interface.SettlerJournal.lease_holder`."""
+        row = await self._connection.run(self._lease)
+        return None if row is None or row[2] <= time.time() else str(row[1])
+
+    async def quarantined(self) -> list[Quarantined]:
+        """See `interface.SettlerJournal.quarantined`."""
+        rows = await self._connection.run(_rows, "select_quarantine", self._lane[0])
+        return [quarantined_from_row(row) for row in rows]
+
+    async def find_quarantined(self, key: ChannelKey) -> Quarantined | None:
+        """See `interface.SettlerJournal.find_quarantined`."""
+        rows = await self._connection.run(_rows, "select_quarantined", *_key(key))
+        return quarantined_from_row(rows[0]) if rows else None
+
+    async def quarantine(self, entry: Quarantined) -> None:
+        """See `interface.SettlerJournal.quarantine`."""
+        values = [*_key(entry.key), entry.reason, entry.tries, entry.since, entry.retry_at]
+        await self._write(lambda db: db.execute(_SQL["upsert_quarantined"], values))
+
+    async def discharge(self, key: ChannelKey) -> None:
+        """See `interface.SettlerJournal.discharge`."""
+        await self._write(lambda db: db.execute(_SQL["delete_quarantined"], _key(key)))
+
+    async def close(self) -> None:
+        """See `interface.SettlerJournal.close`."""
+        await self._connection.close()
+
+    # What runs in the connection's thread.
+
+    async def _write(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
+        def fenced(db: sqlite3.Connection) -> _T:
+            lease = self._lease(db)
+            if self._fence is None or lease is None or lease[0] != self._fence:
+                raise LeaseLostError("Another settler has taken over the key.")
+            return work(db)
+
+        return await self._transaction(fenced)
+
+    async def _transaction(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
+        def run(db: sqlite3.Connection) -> _T:
+            db.execute("BEGIN IMMEDIATE")
+            try:
+                result = work(db)
+                db.execute("COMMIT")
+            except BaseException:
+                with suppress(sqlite3.Error):
+                    db.execute("ROLLBACK")
+                raise
+            return result
+
+        return await self._connection.run(run)
+
+    def _add(self, db: sqlite3.Connection, intent: Intent, at: int) -> JournalTx:
+        tx = JournalTx(tx_id=0, intent=intent)
+        values = [*self._lane, at, *intent_values(intent), *tx_values(tx)]
+        tx_id = db.execute(_SQL["insert_transaction"], values).lastrowid
+        if tx_id is None:
+            raise InvariantError("SQLite gave an inserted row no id")
+        return JournalTx(tx_id=tx_id, intent=intent)
+
+    def _record(self, db: sqlite3.Connection, tx_id: int, events: Sequence[Event]) -> JournalTx:
+        found = self._select(db, "select_transaction", *self._lane, tx_id)
+        if not found:
+            raise InvariantError(f"the journal has no transaction {tx_id} of this key")
+        before = after = found[0]
+        for event in events:
+            if isinstance(event, Signed) and event.nonce < self._next_nonce(db):
+                raise NonceTakenError(f"Nonce {event.nonce} was given before.")
+            after = advance(after, event)
+        if after is not before:
+            db.execute(_SQL["update_transaction"], [*tx_values(after), tx_id])
+            for number in range(len(before.versions), len(after.versions)):
+                version = after.versions[number]
+                values = [tx_id, number, *version_values(version)]
+                db.execute(_SQL["insert_version_row"], values)
+        return after
+
+    def _next_nonce(self, db: sqlite3.Connection) -> int:
+        return int(db.execute(_SQL["select_next_nonce"], self._lane).fetchone()[0])
+
+    def _select(self, db: sqlite3.Connection, name: str, *values: object) -> list[JournalTx]:
+        rows = _rows(db, name, *values)
+        versions = [row for one in rows for row in _rows(db, "select_versions", one[0])]
+        return transactions_from_rows(rows, versions)
+
+    def _lease(self, db: sqlite3.Connection) -> tuple[int, str, float] | None:
+        row: tuple[int, str, float] | None = db.execute(_SQL["select_lease"], self._lane).fetchone()
+        return row
+
+    def _take_lease(
+        self, db: sqlite3.Connection, holder: str, now: float, ttl_s: float
+    ) -> int | None:
+        lease = self._lease(db)
+        if lease is not None and lease[2] > now:
+            return None
+        fence = 1 if lease is None else lease[0] + 1
+        db.execute(_SQL["upsert_lease"], [*self._lane, fence, holder, now + ttl_s])
+        return fence
+
+    def _set_expiry(self, db: sqlite3.Connection, expires_at: float) -> None:
+        db.execute(_SQL["update_lease"], [expires_at, *self._lane, self._fence])
+
+
+def _rows(db: sqlite3.Connection, name: str, *values: object) -> list[tuple[object, ...]]:
+    return db.execute(_SQL[name], values).fetchall()
+
+
+def _key(key: ChannelKey) -> tuple[int, bytes, bytes]:
+    return key.chain_id, key.escrow, key.channel_id
+
+
+def _require_schema(db: sqlite3.Connection) -> None:
+    """Run the migrations that are missing, each in its own transaction."""
+    for version, script in _MIGRATIONS.items():
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            if _schema_version(db) < version:
+                for statement in split_statements(script):
+                    db.execute(statement)
+                db.execute(_SQL["update_version"], [version])
+            db.execute("COMMIT")
+        except BaseException:
+            with suppress(sqlite3.Error):
+                db.execute("ROLLBACK")
+            raise
+
+
+def _schema_version(db: sqlite3.Connection) -> int:
+    db.execute(_SQL["create_schema"])
+    row = db.execute(_SQL["select_version"]).fetchone()
+    if row is None:
+        db.execute(_SQL["insert_version"])
+        return 0
+    if row[0] > max(_MIGRATIONS):
+        raise ConfigError(
+            f"the journal has schema version {row[0]}, this program knows up to "
+            f"{max(_MIGRATIONS)}: run the version that wrote it, or a newer one"
+        )
+    return int(row[0])

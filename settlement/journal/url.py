@@ -1,0 +1,21 @@
+"""Which journal, by the ledger's URL."""
+
+from channel.ledger.url import sqlite_path
+from channel.types import Address
+from settlement.journal.interface import SettlerJournal
+from settlement.journal.postgres import PostgresJournal
+from settlement.journal.sqlite import SqliteJournal
+
+__all__ = ["open_journal"]
+
+
+async def open_journal(url: str, *, chain_id: int, account: Address) -> SettlerJournal:
+    """Open the journal of one key on one chain, in the database a ledger's URL names.
+
+    Raises:
+        ConfigError: See `channel.ledger.url.open_ledger`.
+        LedgerUnavailableError: The database does not answer.
+    """
+    if url.startswith("sqlite:"):
+        return await SqliteJournal.open(sqlite_path(url), chain_id=chain_id, account=account)
+    return await PostgresJournal.open(url, chain_id=chain_id, account=account)

@@ -1,0 +1,178 @@
+"""Who signs: a key in this process, or a service that keeps it (decision 14).
+
+A `Signer` signs 32-byte digests for one address. What the digest is of comes along, so that a
+service which keeps a key can apply rules of its own before it signs: a transaction as the very
+bytes that hash to the digest, or the name of a typed message.
+
+The remote protocol is one request and one answer, JSON over HTTP:
+
+    POST <url>    {"address": "0x..", "digest": "0x..", "kind": "transaction",
+                   "transaction": "0x02.."}        or "kind": "message" without a transaction
+    200           {"signature": "0x.."}            65 bytes, r ‖ s ‖ v with v of 27 or 28
+
+What comes back is trusted for nothing: the signer's address is recovered from it.
+"""
+
+import asyncio
+from typing import Final, Protocol
+
+import httpx
+import msgspec
+
+from channel.errors import ConfigError, InvalidSignatureError
+from channel.types import Address
+from channel.verify.signature import address_of, recover, sign
+from settlement.errors import SignerError
+from settlement.tx_bytes import UnsignedTx
+
+__all__ = ["KeySigner", "RemoteSigner", "Signer"]
+
+_ANSWER_BYTES_MAX: Final = 4096
+
+
+class Signer(Protocol):
+    """Signs for one address."""
+
+    @property
+    def address(self) -> Address:
+        """Whose signatures these are."""
+
+    async def sign_transaction(self, tx: UnsignedTx) -> bytes:
+        """Return a canonical 65-byte signature of a transaction.
+
+        Raises:
+            SignerError: No usable signature; nothing was signed that anybody can use.
+        """
+
+    async def sign_message(self, digest: bytes) -> bytes:
+        """Return a canonical 65-byte signature of a typed message's digest.
+
+        Raises:
+            SignerError: No usable signature.
+        """
+
+
+class KeySigner:
+    """A key in this process. Its repr shows the address alone."""
+
+    def __init__(self, private_key: bytes) -> None:
+        """Take a key of 32 bytes.
+
+        Raises:
+            ConfigError: It is no key.
+        """
+        try:
+            self._address = address_of(private_key)
+        except ValueError:
+            raise ConfigError("a private key has 32 bytes and is in range") from None
+        self._private_key = private_key
+
+    @property
+    def address(self) -> Address:
+        """See `Signer.address`."""
+        return self._address
+
+    async def sign_transaction(self, tx: UnsignedTx) -> bytes:
+        """See `Signer.sign_transaction`."""
+        return sign(self._private_key, tx.digest())
+
+    async def sign_message(self, digest: bytes) -> bytes:
+        """See `Signer.sign_message`."""
+        return sign(self._private_key, digest)
+
+    def __repr__(self) -> str:
+        return f"KeySigner(0x{self._address.hex()})"
+
+
+class _Answer(msgspec.Struct):
+    signature: str
+
+
+class RemoteSigner:
+    """A key that another program keeps, behind the protocol above."""
+
+    def __init__(
+        self,
+        url: str,
+        address: Address,
+        *,
+        token: str | None = None,
+        timeout_s: float = 5.0,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        """Prepare to ask; nothing is sent before the first signature.
+
+        Args:
+            url: Where the signer answers. It sees every transaction: https, or this machine.
+            address: Whose key it keeps; any other key's signature is refused.
+            token: Sent as `Authorization: Bearer`.
+            timeout_s: Deadline of one signature.
+            transport: What carries the requests, for tests.
+        """
+        headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        self._client = httpx.AsyncClient(
+            headers=headers, timeout=timeout_s, follow_redirects=False, transport=transport
+        )
+        self._url = url
+        self._timeout_s = timeout_s
+        self._address = address
+
+    @property
+    def address(self) -> Address:
+        """See `Signer.address`."""
+        return self._address
+
+    async def sign_transaction(self, tx: UnsignedTx) -> bytes:
+        """See `Signer.sign_transaction`."""
+        extra = {"kind": "transaction", "transaction": "0x" + tx.encode().hex()}
+        return await self._sign(tx.digest(), extra)
+
+    async def sign_message(self, digest: bytes) -> bytes:
+        """See `Signer.sign_message`."""
+        return await self._sign(digest, {"kind": "message"})
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._client.aclose()
+
+    async def _sign(self, digest: bytes, extra: dict[str, str]) -> bytes:
+        question = {"address": "0x" + self._address.hex(), "digest": "0x" + digest.hex(), **extra}
+        try:
+            async with (
+                asyncio.timeout(self._timeout_s),
+                self._client.stream("POST", self._url, json=question) as response,
+            ):
+                body = await _read(response)
+        except (httpx.HTTPError, TimeoutError) as error:  # its text may hold the URL: not passed on
+            raise SignerError(f"The signer does not answer ({type(error).__name__}).") from None
+        if response.status_code != httpx.codes.OK:
+            raise SignerError(f"The signer refused with status {response.status_code}.")
+        try:
+            signature = bytes.fromhex(
+                msgspec.json.decode(body, type=_Answer).signature.removeprefix("0x")
+            )
+        except (msgspec.MsgspecError, ValueError):
+            raise SignerError("The signer's answer is not a signature.") from None
+        self._require(digest, signature)
+        return signature
+
+    def _require(self, digest: bytes, signature: bytes) -> None:
+        """Check that the right key signed the right thing, in the form the escrow takes."""
+        try:
+            signed_by = recover(digest, signature)
+        except InvalidSignatureError as error:
+            raise SignerError(f"The signer's answer is not a signature: {error}") from None
+        if signed_by != self._address:
+            raise SignerError(
+                f"The signer signed with the key of 0x{signed_by.hex()}, or something else than "
+                f"it was asked to."
+            )
+
+
+async def _read(response: httpx.Response) -> bytes:
+    body = bytearray()
+    async for piece in response.aiter_bytes():
+        body += piece
+        if len(body) > _ANSWER_BYTES_MAX:
+            raise SignerError("The signer's answer is longer than a signature.")
+    return bytes(body)
