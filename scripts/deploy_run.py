@@ -20,6 +20,7 @@ from settlement.addresses import CREATE2_DEPLOYER, SALT, factory_address
 from settlement.artifacts import load_artifact
 from settlement.deploy import Deployment, SenderNode, deploy_escrow, verify_escrow
 from settlement.rpc import Rpc
+from settlement.signer import KeySigner
 from settlement.tx_manager import TxManager
 
 PAGE: Final = Path(__file__).resolve().parent.parent / "docs" / "deployments.md"
@@ -51,7 +52,7 @@ async def run(options: argparse.Namespace) -> Deployment:
     token = address(bytes.fromhex(options.token.removeprefix("0x")))
     account = _unlock(options) if options.keystore else Account.create()
     async with await Rpc.connect(options.rpc) as rpc:
-        node = SenderNode(TxManager(rpc, account))
+        node = SenderNode(TxManager(rpc, KeySigner(bytes(account.key))))
         if options.keystore:
             return await deploy_escrow(node, token)
         return await verify_escrow(node, token)
