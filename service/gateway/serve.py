@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import logging
 import math
 import signal
@@ -49,6 +50,7 @@ async def run_gateway(
                 _stop_at_eof(stopping)
             gateway = Gateway(config, parts.engine, upstream, stop=broken.set)
             server = _build_server(gateway, config.listen)
+            gc.freeze()  # what is loaded by now stays: no collection need look at it again
             announce(_url(listener))
             guards = {**parts.background(), "keeping consistent books": _fail_when(broken)}
             serving = server.serve(sockets=[listener])
