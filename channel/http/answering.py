@@ -64,8 +64,8 @@ class Answer:
         status: int = message["status"]
         headers: Headers = [*message.get("headers", ())]
         if not 200 <= status < 300:  # noqa: PLR2004
-            if self._meter.refusal is not None:
-                self.refusal = self._meter.refusal
+            if self._meter.refusal is not None and status >= 500:  # noqa: PLR2004
+                self.refusal = self._meter.refusal  # a framework's answer to what it was raised
                 return
             self._reservation.give_back()
             await self._reservation.finish()

@@ -13,7 +13,7 @@ from typing import TypeAlias
 import msgspec
 from starlette.responses import Response
 
-from channel.errors import InsufficientBalanceError, PeerError
+from channel.errors import InsufficientBalanceError, PeerError, ProblemError
 from channel.http.asgi import Receive, Scope, Send
 from channel.http.metering import Meter, require_meter
 from channel.limits import PRODUCER_CLOSE_S_MAX
@@ -167,9 +167,19 @@ class _Stream:
             await self._reservation.cover(units)
         except InsufficientBalanceError:
             return await self._wait_for_voucher(units)
-        except PeerError:  # the channel ends, or a newer stream took over
-            return False
+        except ProblemError as error:
+            return self._ends_by(error)
         return True
+
+    def _ends_by(self, error: ProblemError) -> bool:
+        """Return False when the stream just ends here: the channel does, or it was stopped.
+
+        Raises:
+            OperatorError: It is our fault, and the stream cannot go on (F-51).
+        """
+        if isinstance(error, PeerError) or error is self._reservation.stopped_by:
+            return False
+        raise error
 
     async def _wait_for_voucher(self, units: int) -> bool:
         announced = -1
@@ -183,8 +193,8 @@ class _Stream:
                     if need.required_cumulative != announced:  # once per threshold (F-60)
                         announced = need.required_cumulative
                         await self._announce(need)
-                except PeerError:
-                    return False
+                except ProblemError as error:
+                    return self._ends_by(error)
                 else:
                     return True
                 remaining_s = deadline - loop.time()

@@ -12,6 +12,7 @@ from channel.errors import (
     ChainUnavailableError,
     ChallengeNotFoundError,
     ChannelFinalizedError,
+    ChannelNotFoundError,
     ChannelStoppedError,
     InsufficientBalanceError,
     InvalidSignatureError,
@@ -344,3 +345,76 @@ async def test_a_lagging_node_is_asked_again(tmp_path: Path) -> None:
         catching_up = asyncio.create_task(catch_up())
         await perform(desk, desk.payer.opening())
         await catching_up
+
+
+async def test_a_top_up_is_the_chains_word_and_moves_nothing_else(tmp_path: Path) -> None:
+    """TOPUP-03, TOPUP-06, TOPUP-07, F-29."""
+    async with open_desk(tmp_path) as desk:
+        await opened(desk, 50)
+        top_up = desk.payer.top_up(500)
+        for _ in range(2):
+            state = (await perform(desk, top_up)).state
+            assert (state.deposit, state.accepted, state.spent) == (DEPOSIT + 500, 50, 0)
+        with pytest.raises(VerificationFailedError):
+            await perform(desk, replace(top_up, additional_deposit=501))
+        desk.chain.change(desk.payer.key, is_finalized=True)
+        later = desk.payer.top_up(1)
+        assert (await perform(desk, later)).state.is_finalized
+        with pytest.raises(ChannelFinalizedError):
+            await perform(desk, later)
+
+
+async def test_a_payers_top_up_reopens_a_channel_with_a_pending_close(tmp_path: Path) -> None:
+    """TOPUP-05: when the chain says that the close is cancelled, so do the books."""
+    async with open_desk(tmp_path, fact_ttl_s=0, fact_age_s_max=0) as desk:
+        await opened(desk)
+        desk.chain.change(desk.payer.key, close_requested_at=5)
+        with pytest.raises(ChannelFinalizedError):
+            await perform(desk, desk.payer.voucher(50))
+        top_up = desk.payer.top_up(500)
+        desk.chain.change(desk.payer.key, close_requested_at=0)
+        await perform(desk, top_up)
+        await perform(desk, desk.payer.voucher(50), hold(desk))
+
+
+async def test_a_top_up_of_somebody_elses_channel_is_not_found(tmp_path: Path) -> None:
+    """TOPUP-07: it exists, and pays another payee."""
+    async with open_desk(tmp_path) as desk:
+        desk.payer.terms = replace(desk.payer.terms, payee=Address(b"\x99" * 20))
+        desk.payer.open_on_chain()
+        with pytest.raises(ChannelNotFoundError):
+            await perform(desk, desk.payer.top_up(500))
+
+
+async def test_an_opening_must_be_the_payers_own(tmp_path: Path) -> None:
+    """OPEN-01, OPEN-03, CRED-02: source, id and transaction belong together."""
+    async with open_desk(tmp_path) as desk:
+        desk.payer.open_on_chain()
+        opening = desk.payer.opening()
+        challenge = desk.engine.issue_challenge(desk.offer)
+        for source in (None, (1, desk.payer.address), (31337, Address(b"\x01" * 20))):
+            credential = replace(desk.payer.credential(challenge, opening), source=source)
+            authenticated = desk.engine.authenticate(credential, [desk.offer])
+            with pytest.raises(MalformedPayloadError):
+                await desk.engine.perform(authenticated)
+        other = Payer(desk.chain, STRANGER_KEY)
+        other.open_on_chain()
+        with pytest.raises(VerificationFailedError):
+            await perform(desk, replace(opening, tx_hash=other.open_tx))
+        desk.chain.facts.pop(desk.payer.key.channel_id)
+        with pytest.raises(VerificationFailedError):
+            await perform(desk, opening)
+        assert await desk.state() is None
+
+
+async def test_an_opening_of_a_channel_at_its_end_is_refused_from_the_books(
+    tmp_path: Path,
+) -> None:
+    """OPEN-10, VCH-05."""
+    async with open_desk(tmp_path) as desk:
+        await opened(desk)
+        await perform(desk, desk.payer.closing(0))
+        with pytest.raises(ChannelFinalizedError):
+            await perform(desk, desk.payer.opening())
+        with pytest.raises(ChannelFinalizedError):
+            await perform(desk, desk.payer.top_up(5))

@@ -102,18 +102,17 @@ async def test_a_channels_streams_are_stopped_and_no_others(
     desk: Desk, keeper: ReservationKeeper
 ) -> None:
     """ACC-06."""
-    stopped: list[bytes] = []
-    for name in (b"a", b"b"):
-        await reserve(desk, keeper, name, ReservationKind.STREAM)
-        keeper.keep_stream(desk.payer.key, name, lambda _, name=name: stopped.append(name))
+    older: list[ProblemError] = []
+    newer: list[ProblemError] = []
+    keeper.keep_stream(desk.payer.key, b"older", older.append)
+    keeper.keep_stream(desk.payer.key, b"newer", newer.append)
     reason = StreamReplacedError("A newer stream took over.")
-    keeper.stop_streams(desk.payer.key, reason, spare=b"b")
-    assert stopped == [b"a"]
-    keeper.drop(b"a")
-    keeper.drop(b"b")
-    keeper.drop(b"b")
+    keeper.stop_streams(desk.payer.key, reason, spare=b"newer")
+    assert (older, newer) == ([reason], [])
+    for name in (b"older", b"newer", b"newer"):
+        keeper.drop(name)
     keeper.stop_streams(desk.payer.key, reason)
-    assert stopped == [b"a"]
+    assert (older, newer) == ([reason], [])
 
 
 async def test_the_loop_goes_on_after_the_books_were_away(

@@ -1,0 +1,96 @@
+"""Which route a request is for, and what it costs."""
+
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from channel.errors import ConfigError
+from channel.http import PaymentGate, Price, Route
+from channel.http.pricing import RouteTable
+from tests.channel.selling import PRICE, Desk, ask, open_desk
+
+
+@pytest.fixture
+async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
+    async with open_desk(tmp_path) as opened:
+        yield opened
+
+
+def price(units: int = 1, unit_price: int = PRICE) -> Price:
+    return Price(unit_price=unit_price, unit_type="request", units=units)
+
+
+def table(desk: Desk, *paths: str) -> RouteTable:
+    routes = [Route(method="GET", path=path, price=price()) for path in paths]
+    return RouteTable(routes, desk.engine)
+
+
+def found(routes: RouteTable, path: str, root: str = "") -> list[str]:
+    return [one.route.path for one in routes.match({"path": path, "root_path": root})]
+
+
+async def test_templates_match_as_in_a_router(desk: Desk) -> None:
+    """A parameter is one segment, `:path` is the rest; dots and the like are themselves."""
+    routes = table(desk, "/v1.0/images/{size}", "/files/{rest:path}", "/exact")
+    assert found(routes, "/v1.0/images/large") == ["/v1.0/images/{size}"]
+    assert found(routes, "/v1x0/images/large") == []
+    assert found(routes, "/v1.0/images/large/x") == []
+    assert found(routes, "/v1.0/images/") == []
+    assert found(routes, "/files/a/b\nc") == ["/files/{rest:path}"]
+    assert found(routes, "/exact") == ["/exact"]
+    assert found(routes, "/exact\n") == []
+    assert found(routes, "/Exact") == []
+
+
+async def test_the_first_template_that_matches_counts(desk: Desk) -> None:
+    """As in a router: else two prices would stand for one request."""
+    assert found(table(desk, "/a/b", "/a/{x}"), "/a/b") == ["/a/b"]
+    assert found(table(desk, "/a/{x}", "/a/b"), "/a/b") == ["/a/{x}"]
+
+
+async def test_a_mount_point_is_cut_off_whole(desk: Desk) -> None:
+    """`/api` is not the mount point of `/apis`."""
+    routes = table(desk, "/joke", "/apis/joke")
+    assert found(routes, "/api/joke", "/api") == ["/joke"]
+    assert found(routes, "/apis/joke", "/api") == ["/apis/joke"]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"unit_price": 0},
+        {"unit_price": -1},
+        {"units": 0},
+        {"min_voucher_delta": -1},
+    ],
+    ids=str,
+)
+def test_a_price_is_positive(wrong: dict[str, int]) -> None:
+    """CHAL-02: nothing is sold for nothing, or the other way round."""
+    with pytest.raises(ConfigError):
+        Price(**{"unit_price": 1, "unit_type": "request", **wrong})  # type: ignore[arg-type]
+
+
+def by_size(scope: Mapping[str, Any]) -> Price:
+    return price(unit_price=100 if b"size=large" in scope["query_string"] else 10)
+
+
+async def app(_scope: Any, _receive: Any, send: Any) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"image"})
+
+
+async def test_a_challenge_for_the_cheap_variant_does_not_buy_the_dear_one(desk: Desk) -> None:
+    """F-31, CHAL-10: a price that depends on the request is part of the scope."""
+    route = Route(method="GET", path="/image", price=by_size)
+    gate = PaymentGate(app, engine=desk.engine, routes=[route])
+    desk.payer.open_on_chain()
+    small = (await ask(gate, "GET", "/image?size=small")).challenge
+    opening = desk.payer.credential(small, desk.payer.opening(500))
+    assert (await ask(gate, "GET", "/image?size=small", opening)).receipt.spent == 10
+    refused = await ask(gate, "GET", "/image?size=large", opening)
+    assert (refused.status, refused.kind) == (402, "session/challenge-not-found")
+    voucher = desk.payer.credential(refused.challenge, desk.payer.voucher(600))
+    assert (await ask(gate, "GET", "/image?size=large", voucher)).receipt.spent == 110
