@@ -34,7 +34,7 @@ from channel.wire.payload import (
 
 __all__ = ["Authenticated", "Challenger"]
 
-_NONCE = "nonce"
+_SCOPE = ("nonce", "http_method", "route", "variant")
 _CREDENTIAL_TYPE = "hash"
 
 
@@ -87,7 +87,9 @@ class Challenger:
             asked = msgspec.structs.replace(asked, channel_id=channel_id)
         request = _format_request(asked)
         expires = format_timestamp(self._now() + self._settings.challenge_lifetime_s)
-        opaque = format_opaque({_NONCE: encode_base64url(self._new_id()), **offer.scope})
+        nonce = encode_base64url(self._new_id())
+        scope = zip(_SCOPE, (nonce, *offer.scope), strict=True)
+        opaque = format_opaque({name: entry for name, entry in scope if entry})
         header = self._settings.credential_header
         challenge_id = self._binder.bind(
             realm=self._settings.realm,
@@ -178,12 +180,12 @@ def _format_request(asked: SessionRequest) -> str:
 
 
 @lru_cache(maxsize=8192)
-def _read_scope(opaque: str | None) -> dict[str, str]:
+def _read_scope(opaque: str | None) -> tuple[str, ...]:
     try:
         entries = parse_opaque(opaque or "")
     except WireError as error:
         raise ChallengeNotFoundError("The challenge has no scope.") from error
-    return {name: entry for name, entry in entries.items() if name != _NONCE}
+    return tuple([entries.get(name, "") for name in _SCOPE[1:]])
 
 
 def _read_request(request: str) -> SessionRequest:

@@ -24,12 +24,9 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
     """What else of the request the price depends on, such as a model's name."""
 
     @property
-    def scope(self) -> dict[str, str]:
+    def scope(self) -> tuple[str, str, str]:
         """Return what a challenge of this offer is bound to besides its request."""
-        scope = {"http_method": self.http_method, "route": self.route}
-        if self.variant:
-            scope["variant"] = self.variant
-        return scope
+        return self.http_method, self.route, self.variant
 
     def require_pinned(self, asked: SessionRequest) -> None:
         """Check that a challenge of this offer asks for what the offer asks for today.

@@ -136,13 +136,13 @@ class RunningReservation:
 
     def take(self, units: int) -> None:
         """Count units as emitted. They must be covered, with no `await` in between."""
-        self._taken_units += units
+        self._taken_units = taken = self._taken_units + units
         self.units += units
         if (
-            self._may_prefetch
-            and not self._is_changing
+            (self._held_units - taken) * 2 <= self._step_units
+            and self._may_prefetch
             and self._kind is ReservationKind.STREAM
-            and self.covered_units * 2 <= self._step_units
+            and not self._is_changing
         ):
             self._begin(self._fill(self._step_units))
 
@@ -175,7 +175,9 @@ class RunningReservation:
         """
         if not self.is_finished:
             self.is_finished = True
-            refusal = await self._change(self._finish(response))
+            change = self._finish(response)
+            # A request's only change needs no task: what is queued is made, whoever waits.
+            refusal = await (change if self._changing is None else self._change(change))
             if refusal is not None and self._kind is ReservationKind.REQUEST:
                 raise refusal
         return self.state

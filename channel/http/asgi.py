@@ -19,7 +19,6 @@ __all__ = [
     "Scope",
     "Send",
     "find_header",
-    "find_headers",
     "send_empty",
     "send_problem",
     "send_stored",
@@ -36,41 +35,48 @@ Headers: TypeAlias = Sequence[tuple[bytes, bytes]]
 
 _RECEIPT = b"payment-receipt"
 _CACHE = b"cache-control"
+_PRIVATE = b"private"
 _DIRECTIVE = re.compile(r'(?:"(?:[^"\\]|\\.)*"|[^",])+')
 _SHARED = ("public", "s-maxage")
 
 
-def find_headers(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> list[str]:
-    """Return every value of a header, in order; `name` in lower case."""
-    return [value.decode("latin-1") for key, value in headers if key.lower() == name]
-
-
 def find_header(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> str | None:
-    """Return the first value of a header, or None."""
-    return next(iter(find_headers(headers, name)), None)
+    """Return the first value of an answer's header, or None; `name` in lower case."""
+    for key, value in headers:
+        if key.lower() == name:
+            return value.decode("latin-1")
+    return None
 
 
 def without_receipt(headers: Headers) -> list[tuple[bytes, bytes]]:
     """Return an application's headers without a receipt: only the gate gives one (CORE-07)."""
-    return [(name, value) for name, value in headers if name.lower() != _RECEIPT]
+    return [pair for pair in headers if pair[0].lower() != _RECEIPT]
 
 
 def with_receipt(headers: Headers, receipt: Receipt) -> list[tuple[bytes, bytes]]:
     """Return the headers with a receipt, and private to the payer's own cache (CORE-06)."""
-    kept = [(name, value) for name, value in headers if name.lower() not in (_RECEIPT, _CACHE)]
+    kept, caching = [], []
+    for pair in headers:
+        name = pair[0].lower()
+        if name == _CACHE:
+            caching.append(pair[1].decode("latin-1"))
+        elif name != _RECEIPT:
+            kept.append(pair)
+    kept.append((_CACHE, _make_private(caching) if caching else _PRIVATE))
+    kept.append((_RECEIPT, format_receipt(receipt).encode("ascii")))
+    return kept
+
+
+def _make_private(values: Iterable[str]) -> bytes:
     directives = [
         directive.strip()
-        for value in find_headers(headers, _CACHE)
+        for value in values
         for directive in _DIRECTIVE.findall(value)
         if directive.strip().partition("=")[0].lower() not in _SHARED
     ]
     if not any(directive.lower() == "private" for directive in directives):
         directives.insert(0, "private")
-    return [
-        *kept,
-        (_CACHE, ", ".join(filter(None, directives)).encode("latin-1")),
-        (_RECEIPT, format_receipt(receipt).encode("ascii")),
-    ]
+    return ", ".join(filter(None, directives)).encode("latin-1")
 
 
 async def _send_whole(

@@ -26,7 +26,6 @@ from channel.http.asgi import (
     Receive,
     Scope,
     Send,
-    find_header,
     send_empty,
     send_problem,
     send_stored,
@@ -38,7 +37,9 @@ from channel.http.request import (
     RequestBody,
     is_management,
     read_credential,
+    read_fields,
     read_idempotency_key,
+    read_preference,
 )
 from channel.limits import IDEMPOTENCY_LIFETIME_S, STREAM_PAUSE_S_MAX
 from channel.state.requests import RequestClaim
@@ -130,7 +131,7 @@ class _Exchange:
         self._send = send
         self._priced = priced
         self._method: str = scope["method"]
-        self._headers = scope["headers"]
+        self._fields = read_fields(scope["headers"])
         self._own = next((one for one in priced if one.route.method == self._method), None)
         self._credential: Credential | None = None
 
@@ -145,7 +146,7 @@ class _Exchange:
             return
 
     async def _run(self) -> None:
-        raw = read_credential(self._headers, self._engine.settings.credential_header)
+        raw = read_credential(self._fields, self._engine.settings.credential_header)
         if raw is None:
             if self._own is None and self._method != "HEAD":
                 await self._pass_on()
@@ -153,7 +154,7 @@ class _Exchange:
             raise PaymentRequiredError("This resource must be paid for.")
         credential = self._credential = parse_credential(raw)
         query: bytes = self._scope.get("query_string", b"")
-        if is_management(self._method, self._headers, query, credential.payload):
+        if is_management(self._method, self._fields, query, credential.payload):
             await self._manage(credential)
         elif self._own is None:
             await self._pass_on()
@@ -229,7 +230,7 @@ class _Exchange:
 
         The body is buffered by that, so it is read only for a payer whose voucher was proven.
         """
-        key = read_idempotency_key(self._headers)
+        key = read_idempotency_key(self._fields)
         if key is None:
             return None
         now = int(self._engine.now())
@@ -256,9 +257,7 @@ class _Exchange:
         if error.offers_challenge and isinstance(error, PeerError):
             hint = channel_id if isinstance(error, InsufficientBalanceError) else None
             offered = [self._own] if self._own is not None else self._priced
-            ranked = rank_offers(
-                find_header(self._headers, b"accept-payment"), [_METHOD_INTENT] * len(offered)
-            )
+            ranked = rank_offers(read_preference(self._fields), [_METHOD_INTENT] * len(offered))
             challenges = [self._engine.issue_challenge(offered[i].offer, hint) for i in ranked]
         await send_problem(
             self._send,

@@ -2,11 +2,13 @@
 
 import asyncio
 from collections import deque
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from hashlib import sha256
+from typing import TypeAlias
 
 from channel.errors import BadRequestError
-from channel.http.asgi import Headers, Message, Receive, Scope, find_headers
+from channel.http.asgi import Headers, Message, Receive, Scope
 from channel.limits import IDEMPOTENCY_KEY_BYTES_MAX, IDEMPOTENT_REQUEST_BYTES_MAX
 from channel.wire.credential import select_credential
 from channel.wire.payload import ClosePayload, Payload, TopUpAuthorization, TopUpHash, TopUpPermit2
@@ -16,33 +18,64 @@ __all__ = [
     "RequestBody",
     "is_management",
     "read_credential",
+    "read_fields",
     "read_idempotency_key",
+    "read_preference",
 ]
 
 _AUTHORIZATION = b"authorization"
 _PAYMENT_AUTHORIZATION = b"payment-authorization"
+_IDEMPOTENCY_KEY = b"idempotency-key"
+_CONTENT_LENGTH = b"content-length"
+_TRANSFER_ENCODING = b"transfer-encoding"
+_ACCEPT_PAYMENT = b"accept-payment"
+_OURS = frozenset(
+    (
+        _AUTHORIZATION,
+        _PAYMENT_AUTHORIZATION,
+        _IDEMPOTENCY_KEY,
+        _CONTENT_LENGTH,
+        _TRANSFER_ENCODING,
+        _ACCEPT_PAYMENT,
+    )
+)
+# A handler this quick is answered without asking whether its client is still there: a client
+# that left meanwhile could as well have left with the answer on its way.
+_QUICK_S = 0.01
+
+Fields: TypeAlias = Mapping[bytes, Sequence[str]]
+"""The header fields of a request that the gate looks at, each with its values in order."""
+
+
+def read_fields(headers: Headers) -> Fields:
+    """Return the fields that matter to a gate; names are in lower case as ASGI demands."""
+    fields: dict[bytes, list[str]] = {}
+    for name, value in headers:
+        if name in _OURS:
+            fields.setdefault(name, []).append(value.decode("latin-1"))
+    return fields
 
 
 class ClientGoneError(OSError):
     """The client has left before it was answered."""
 
 
-def read_credential(headers: Headers, field: str | None) -> str | None:
+def read_credential(fields: Fields, field: str | None) -> str | None:
     """Return the request's one Payment credential, from the configured field (CHAL-12).
 
     Raises:
         BadRequestError: More than one, in whatever field (CORE-10).
         MalformedCredentialError: Longer than the bound (CORE-14).
     """
-    plain = find_headers(headers, _AUTHORIZATION)
-    extra = find_headers(headers, _PAYMENT_AUTHORIZATION)
+    plain = fields.get(_AUTHORIZATION, ())
+    extra = fields.get(_PAYMENT_AUTHORIZATION, ())
     if extra:
         select_credential([*plain, *extra])
     is_plain = field is None or field.lower() == "authorization"
     return select_credential(plain if is_plain else extra)
 
 
-def is_management(method: str, headers: Headers, query: bytes, payload: Payload) -> bool:
+def is_management(method: str, fields: Fields, query: bytes, payload: Payload) -> bool:
     """Whether a credential comes by itself, to change the channel and not to buy (RESP-02).
 
     By method and action: HEAD, top-up and close always; a POST without body and query when it
@@ -55,19 +88,24 @@ def is_management(method: str, headers: Headers, query: bytes, payload: Payload)
         return True
     if method != "POST" or query:
         return False
-    lengths = find_headers(headers, b"content-length")
-    has_body = any(length.strip() != "0" for length in lengths)
-    return not has_body and not find_headers(headers, b"transfer-encoding")
+    has_body = any(length.strip() != "0" for length in fields.get(_CONTENT_LENGTH, ()))
+    return not has_body and _TRANSFER_ENCODING not in fields
 
 
-def read_idempotency_key(headers: Headers) -> str | None:
+def read_preference(fields: Fields) -> str | None:
+    """Return the client's `Accept-Payment`, or None (CORE-11)."""
+    values = fields.get(_ACCEPT_PAYMENT)
+    return None if values is None else ", ".join(values)
+
+
+def read_idempotency_key(fields: Fields) -> str | None:
     """Return the request's idempotency key (IDEM-01).
 
     Raises:
         BadRequestError: Two of them, an empty one, too long, or not printable ASCII.
     """
-    keys = find_headers(headers, b"idempotency-key")
-    if not keys:
+    keys = fields.get(_IDEMPOTENCY_KEY)
+    if keys is None:
         return None
     key = keys[0]
     if len(keys) > 1 or not key.isascii() or not key.isprintable():
@@ -84,6 +122,7 @@ class RequestBody:
         self._receive = receive
         self._ahead: deque[Message] = deque()
         self._is_gone = False
+        self._began_at = asyncio.get_running_loop().time()
 
     async def receive(self) -> Message:
         """Return the next message, as ASGI's `receive`."""
@@ -125,6 +164,8 @@ class RequestBody:
         Raises:
             ClientGoneError: It has left.
         """
+        if asyncio.get_running_loop().time() - self._began_at < _QUICK_S:
+            return
         with suppress(TimeoutError):
             while not self._is_gone and not (self._ahead and self._ahead[-1].get("more_body")):
                 async with asyncio.timeout(0):

@@ -257,6 +257,7 @@ async def test_a_client_that_leaves_before_the_answer_pays_nothing(shop: Shop) -
     visit = await shop.visit(10 * PRICE)
     await shop.app.started.wait()
     visit.leave()
+    await asyncio.sleep(0.02)  # no quick answer
     shop.app.go_on.set()
     await visit.task
     assert visit.sent == []
