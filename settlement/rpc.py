@@ -1,26 +1,22 @@
-"""One node over JSON-RPC: the only socket of the chain side.
+"""A chain over JSON-RPC: what this package asks of it, of one node or of several.
 
-Every call has a deadline. Reads are tried again, a bounded number of times; what changes the
-chain never is, because the caller must know what it sent (F-82). web3.py's provider speaks the
-protocol; its hidden retries and its log, which would print the node's address with the access
-key in it, are not used, and the connection is kept alive.
+Every call has a deadline. Reads are tried again, a bounded number of times, at the next node
+where there is one; what changes the chain never is, because the caller must know what it sent
+(F-82), except signed transactions: their bytes mean the same at every node.
 """
 
 import asyncio
-import logging
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 
 import msgspec
-from aiohttp import ClientError, ClientResponseError, ClientSession
-from web3.providers.rpc.async_rpc import AsyncHTTPProvider
-from web3.types import RPCEndpoint
 
-from channel.errors import ChainUnavailableError, ConfigError
+from channel.errors import ChainUnavailableError
 from channel.types import Address, TxHash
 from settlement.abi import decode_revert
+from settlement.endpoints import Endpoint, Endpoints, EndpointView
 from settlement.errors import RpcRefusedError, contract_reverted
 from settlement.rpc_values import (
     parse_block,
@@ -29,12 +25,12 @@ from settlement.rpc_values import (
     parse_quantity,
     parse_receipt,
 )
+from settlement.transport import Call, HttpTransport, nonsense
 from settlement.types import BlockRef, Log, Receipt, RevertReason
 
 __all__ = ["Rpc", "RpcLimits"]
 
-Call = tuple[str, Sequence[object]]
-"""A method and its parameters."""
+_Answer = TypeVar("_Answer")
 
 _REVERTED: Final = 3
 _MESSAGE_CHARS_MAX: Final = 200
@@ -50,74 +46,72 @@ class RpcLimits(msgspec.Struct, frozen=True, kw_only=True):
     """Doubles after each attempt."""
 
 
-class _Provider(AsyncHTTPProvider):
-    """web3.py's provider on a connection of ours: kept alive, one attempt, a bounded answer."""
-
-    logger = logging.getLogger("settlement.rpc.web3")
-    logger.disabled = True
-
-    def __init__(self, url: str, answer_bytes_max: int) -> None:
-        super().__init__(url, exception_retry_configuration=None)
-        self._session = ClientSession(headers=self.get_request_headers(), raise_for_status=True)
-        self._url = url
-        self._answer_bytes_max = answer_bytes_max
-
-    async def _make_request(self, method: RPCEndpoint, request_data: bytes) -> bytes:  # noqa: ARG002
-        async with self._session.post(self._url, data=request_data) as response:
-            answer = bytearray()
-            async for piece in response.content.iter_any():
-                answer += piece
-                if len(answer) > self._answer_bytes_max:
-                    msg = "the answer is longer than answer_bytes_max"
-                    raise ValueError(msg)
-            return bytes(answer)
-
-    async def make_many(self, calls: Sequence[Call]) -> Any:
-        batch = [(RPCEndpoint(method), list(params)) for method, params in calls]
-        answer = await self._make_request(RPCEndpoint(""), self.encode_batch_rpc_request(batch))
-        return self.decode_rpc_response(answer)
-
-    async def disconnect(self) -> None:
-        await self._session.close()
-
-
 class Rpc:
-    """A connection to one node of one chain; made by `connect`, which pins the chain id (SEC-09).
+    """A connection to one chain; made by `connect`, which pins the chain id (SEC-09).
 
     Belongs to the event loop it was connected in.
     """
 
-    def __init__(self, provider: _Provider, chain_id: int, limits: RpcLimits) -> None:
-        self._provider = provider
+    def __init__(self, endpoints: Endpoints, chain_id: int, limits: RpcLimits) -> None:
+        self._endpoints = endpoints
         self._limits = limits
         self.chain_id = chain_id
 
     @classmethod
     async def connect(
-        cls, url: str, *, chain_id: int | None = None, limits: RpcLimits | None = None
+        cls,
+        url: str | Sequence[str],
+        *,
+        chain_id: int | None = None,
+        limits: RpcLimits | None = None,
     ) -> Self:
-        """Connect, and refuse a node of another chain than `chain_id`.
+        """Connect to a node, or to several in order of preference; each of the same chain.
+
+        A node that is away is tolerated while another one answers.
 
         Raises:
-            ConfigError: The node serves another chain.
-            ChainUnavailableError: It does not answer.
+            ConfigError: A node serves another chain than `chain_id`, or than the first one.
+            ChainUnavailableError: None answers.
         """
         limits = limits or RpcLimits()
-        rpc = cls(_Provider(url, limits.answer_bytes_max), 0, limits)
+        urls = [url] if isinstance(url, str) else list(url)
+        timeout_s = limits.timeout_s / min(len(urls) or 1, limits.read_attempts_max)
+        endpoints = Endpoints(
+            [
+                Endpoint(
+                    each,
+                    HttpTransport(
+                        each, timeout_s=timeout_s, answer_bytes_max=limits.answer_bytes_max
+                    ),
+                )
+                for each in urls
+            ]
+        )
+        rpc = cls(endpoints, 0, limits)
         try:
-            rpc.chain_id = parse_quantity(await rpc.read("eth_chainId"))
+            rpc.chain_id = await rpc._attempts(lambda: endpoints.require_chain(chain_id))
         except BaseException:
             await rpc.close()
             raise
-        if chain_id not in (None, rpc.chain_id):
-            await rpc.close()
-            msg = f"The node serves chain {rpc.chain_id}; the configuration says {chain_id}."
-            raise ConfigError(msg)
         return rpc
 
     async def close(self) -> None:
-        """Close the connection."""
-        await self._provider.disconnect()
+        """Close the connections."""
+        await self._endpoints.disconnect()
+
+    @property
+    def node_count(self) -> int:
+        """How many nodes there are to ask."""
+        return len(self._endpoints)
+
+    def distrust(self) -> None:
+        """Go on with another node, where there is one: this one lags, or contradicts itself."""
+        if self.node_count > 1:
+            self._endpoints.distrust()
+
+    async def compare_nodes(self, *, depth: int) -> list[EndpointView]:
+        """Return what each node shows as its head, and so deep below the lowest head."""
+        return await self._endpoints.compare(depth=depth)
 
     async def __aenter__(self) -> Self:
         return self
@@ -160,6 +154,13 @@ class Rpc:
             RpcRefusedError: The node says no.
             ChainUnavailableError: No usable answer.
         """
+        tries = self.node_count if method == "eth_sendRawTransaction" else 1
+        for _ in range(tries - 1):
+            try:
+                return _result(method, await self._post(method, params))
+            except ChainUnavailableError as error:
+                if isinstance(error, RpcRefusedError):
+                    raise
         return _result(method, await self._post(method, params))
 
     # The questions this package asks.
@@ -259,59 +260,38 @@ class Rpc:
 
     # The wire.
 
-    async def _attempts(self, ask: Callable[[], Awaitable[Any]]) -> Any:
+    async def _attempts(self, ask: Callable[[], Awaitable[_Answer]]) -> _Answer:
         """Ask until there is an answer; within one call's deadline, so that a hang ends it."""
         clock, delay_s = asyncio.get_running_loop().time, self._limits.retry_delay_s
         deadline = clock() + self._limits.timeout_s
-        for _ in range(self._limits.read_attempts_max - 1):
+        for attempt in range(1, max(self._limits.read_attempts_max, self.node_count)):
             try:
                 return await ask()
             except ChainUnavailableError:
-                if clock() + delay_s >= deadline:
+                pause_s = 0.0 if attempt < self.node_count else delay_s  # another node: at once
+                if clock() + pause_s >= deadline:
                     raise
-                await asyncio.sleep(delay_s)
-                delay_s *= 2
+                await asyncio.sleep(pause_s)
+                delay_s = 2 * delay_s if pause_s else delay_s
         return await ask()
 
     async def _post(self, method: str, params: Sequence[object]) -> dict[str, Any]:
-        answer = await self._bounded(
-            method, self._provider.make_request(RPCEndpoint(method), list(params))
-        )
-        if not isinstance(answer, dict):
-            raise _nonsense(method)
-        return answer
+        answer = await self._endpoints.ask(lambda node: node.ask(method, params))
+        return dict(answer)
 
     async def _post_batch(self, calls: Sequence[Call]) -> list[dict[str, Any]]:
-        answers = await self._bounded("a batch", self._provider.make_many(calls))
-        if not isinstance(answers, list) or len(answers) != len(calls):
-            raise _nonsense("a batch")
-        if not all(isinstance(a, dict) and isinstance(a.get("id"), int) for a in answers):
-            raise _nonsense("a batch")
-        return sorted(answers, key=lambda answer: int(answer["id"]))
-
-    async def _bounded(self, what: str, answering: Awaitable[Any]) -> Any:
-        try:
-            async with asyncio.timeout(self._limits.timeout_s):
-                return await answering
-        except TimeoutError:
-            msg = f"The node did not answer {what} within {self._limits.timeout_s:g} s."
-            raise ChainUnavailableError(msg) from None
-        except (ClientError, OSError) as error:  # its text holds the node's address: not passed on
-            status = f" {error.status}" if isinstance(error, ClientResponseError) else ""
-            msg = f"The node cannot be reached for {what} ({type(error).__name__}{status})."
-            raise ChainUnavailableError(msg) from None
-        except (ValueError, RecursionError):
-            raise _nonsense(what) from None
+        answers = await self._endpoints.ask(lambda node: node.ask_many(calls))
+        return list(answers)
 
 
 def _result(method: str, answer: dict[str, Any]) -> Any:
     error = answer.get("error")
     if error is None:
         if "result" not in answer:
-            raise _nonsense(method)
+            raise nonsense(method)
         return answer["result"]
     if not isinstance(error, dict):
-        raise _nonsense(method)
+        raise nonsense(method)
     code, message = error.get("code"), str(error.get("message"))
     lowered = message.lower().replace(" ", "")
     if code == _REVERTED or "revert" in lowered:
@@ -328,10 +308,6 @@ def _revert_bytes(given: Any) -> bytes:
     """Find what the contract returned; some nodes put words before it."""
     found = re.search(r"0x((?:[0-9a-fA-F]{2})*)", given) if isinstance(given, str) else None
     return bytes.fromhex(found[1]) if found else b""
-
-
-def _nonsense(what: str) -> ChainUnavailableError:
-    return ChainUnavailableError(f"The node's answer to {what} is not JSON-RPC.")
 
 
 def _hex(value: bytes) -> str:

@@ -84,9 +84,11 @@ class FlakyNode:
             await _answer(writer, _BODIES[fault])
             return True
         upstream_reader, upstream = await asyncio.open_connection(*self._target)
-        upstream.write(request)
-        answer = await _read_message(upstream_reader)
-        upstream.close()
+        try:
+            upstream.write(request)
+            answer = await _read_message(upstream_reader)
+        finally:
+            upstream.close()
         if fault == "swallow":
             return False
         if (self.lies.keys() | self.errors.keys()) & set(methods):

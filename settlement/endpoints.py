@@ -1,0 +1,225 @@
+"""Several nodes behind one connection: whichever answers, and never another chain's (SEC-09).
+
+One node is asked as long as it answers, so that what belongs together comes from one view of the
+chain (F-72). When it does not, the next one is, and the first rests a while. A node's chain id
+is checked before its first answer counts. `compare` holds the nodes against each other: who lags,
+and whether they show the same block where they should.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final, Protocol, TypeVar
+from urllib.parse import urlsplit
+
+import msgspec
+
+from channel.errors import ChainUnavailableError, ConfigError
+from settlement.rpc_values import parse_block, parse_quantity
+from settlement.types import BlockRef
+
+__all__ = [
+    "Endpoint",
+    "EndpointView",
+    "Endpoints",
+    "NodeTransport",
+    "nodes_behind",
+    "nodes_that_disagree",
+]
+
+_T = TypeVar("_T")
+
+REST_S: Final = 15.0
+"""How long a node that failed is asked only when no other answers. Doubles each time."""
+REST_S_MAX: Final = 300.0
+
+
+class NodeTransport(Protocol):
+    """One node's socket."""
+
+    async def ask(self, method: str, params: Sequence[object]) -> Any:
+        """Return the JSON-RPC answer to one question, or raise `ChainUnavailableError`."""
+
+    async def ask_many(self, calls: Sequence[tuple[str, Sequence[object]]]) -> Any:
+        """Return the answers to a batch, or raise `ChainUnavailableError`."""
+
+    async def disconnect(self) -> None:
+        """Close it."""
+
+
+class Endpoint:
+    """One node: its socket, whether its chain was checked, and since when it rests."""
+
+    def __init__(self, url: str, transport: NodeTransport) -> None:
+        self.transport = transport
+        self.name = urlsplit(url).hostname or "node"
+        """Its host alone: the rest of an address may hold an access key."""
+        self.chain_id: int | None = None
+        self.rests_until = float("-inf")
+        self.rest_s = REST_S
+        self.failures = 0
+
+
+class EndpointView(msgspec.Struct, frozen=True):
+    """What one node showed when all were asked."""
+
+    name: str
+    head: BlockRef | None
+    """None: it did not answer."""
+    at_depth: BlockRef | None = None
+    """The block that all nodes should have by now."""
+
+
+class Endpoints:
+    """The nodes of one chain, in the order of preference."""
+
+    def __init__(
+        self, endpoints: Sequence[Endpoint], *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Use these nodes; the first one is preferred.
+
+        Raises:
+            ConfigError: There is none.
+        """
+        if not endpoints:
+            raise ConfigError("no node to ask: give at least one URL")
+        self._endpoints = list(endpoints)
+        self._current = self._endpoints[0]
+        self._clock = clock
+        self.chain_id: int | None = None
+
+    @property
+    def current(self) -> Endpoint:
+        """The node that is asked now."""
+        return self._current
+
+    def __len__(self) -> int:
+        return len(self._endpoints)
+
+    async def ask(self, use: Callable[[NodeTransport], Awaitable[_T]]) -> _T:
+        """Ask the current node once; when it fails it rests, and the next call asks another.
+
+        Raises:
+            ChainUnavailableError: It did not answer, or serves another chain.
+        """
+        endpoint = self._current
+        try:
+            await self._require_ours(endpoint)
+            answer = await use(endpoint.transport)
+        except ChainUnavailableError:
+            self.distrust(endpoint)
+            raise
+        endpoint.rest_s, endpoint.failures = REST_S, 0
+        return answer
+
+    def distrust(self, endpoint: Endpoint | None = None) -> None:
+        """Let a node rest, the current one if none is named, and go on with the next."""
+        endpoint = endpoint or self._current
+        endpoint.failures += 1
+        endpoint.rests_until = self._clock() + endpoint.rest_s
+        endpoint.rest_s = min(2 * endpoint.rest_s, REST_S_MAX)
+        if endpoint is self._current:
+            self._current = min(self._endpoints, key=self._reluctance)
+
+    async def compare(self, *, depth: int) -> list[EndpointView]:
+        """Ask every node for its head, and for the block so deep below the lowest head.
+
+        A node that does not answer is in the list without a head; it never delays the others
+        beyond its own deadline.
+        """
+        heads = await asyncio.gather(*[self._block(each, "latest") for each in self._endpoints])
+        seen = [head.number for head in heads if head is not None]
+        number = hex(max(0, min(seen, default=0) - depth))
+        deep = await asyncio.gather(
+            *[
+                self._block(each, number) if head is not None else _nothing()
+                for each, head in zip(self._endpoints, heads, strict=True)
+            ]
+        )
+        return [
+            EndpointView(each.name, head, at_depth)
+            for each, head, at_depth in zip(self._endpoints, heads, deep, strict=True)
+        ]
+
+    async def disconnect(self) -> None:
+        """Close every socket."""
+        await asyncio.gather(*[each.transport.disconnect() for each in self._endpoints])
+
+    def _reluctance(self, endpoint: Endpoint) -> tuple[float, int]:
+        """Rested nodes first, in the order of preference; else whoever rests the longest."""
+        rests = max(0.0, endpoint.rests_until - self._clock())
+        return rests, self._endpoints.index(endpoint)
+
+    async def require_chain(self, chain_id: int | None) -> int:
+        """Check which chain the nodes serve, and return it; those that are away come later.
+
+        Raises:
+            ConfigError: A node serves another chain than `chain_id`, or than the first one.
+            ChainUnavailableError: None answers.
+        """
+        found = await asyncio.gather(
+            *[self._chain_of(each) for each in self._endpoints], return_exceptions=True
+        )
+        served = [each for each in found if isinstance(each, int)]
+        failed = [each for each in found if isinstance(each, BaseException)]
+        if not served:
+            raise failed[0]
+        self.chain_id = served[0] if chain_id is None else chain_id
+        for each in served:
+            if each != self.chain_id:
+                raise ConfigError(
+                    f"The node serves chain {each}; the configuration says {self.chain_id}."
+                )
+        for endpoint in self._endpoints:
+            if endpoint.chain_id is None:
+                self.distrust(endpoint)
+        return self.chain_id
+
+    async def _chain_of(self, endpoint: Endpoint) -> int:
+        if endpoint.chain_id is None:
+            answer = await endpoint.transport.ask("eth_chainId", [])
+            endpoint.chain_id = parse_quantity(_result(answer))
+        return endpoint.chain_id
+
+    async def _require_ours(self, endpoint: Endpoint) -> None:
+        """Check the chain of a node that was away at the start, before its answers count."""
+        served = await self._chain_of(endpoint)
+        if served != self.chain_id:
+            raise ChainUnavailableError(
+                f"The node {endpoint.name} serves chain {served}, not {self.chain_id}."
+            )
+
+    async def _block(self, endpoint: Endpoint, tag: str) -> BlockRef | None:
+        try:
+            await self._require_ours(endpoint)
+            answer = await endpoint.transport.ask("eth_getBlockByNumber", [tag, False])
+            return parse_block(_result(answer))
+        except ChainUnavailableError:
+            return None
+
+
+def nodes_that_disagree(views: Sequence[EndpointView]) -> list[str]:
+    """Return the names of nodes whose block at depth is not the first answering node's.
+
+    They are on another fork, or lie; which of them is right cannot be told from here.
+    """
+    answered = [view for view in views if view.at_depth is not None]
+    hashes = {view.at_depth.hash for view in answered if view.at_depth is not None}
+    return [view.name for view in answered] if len(hashes) > 1 else []
+
+
+def nodes_behind(views: Sequence[EndpointView], *, blocks: int) -> list[str]:
+    """Return the names of nodes that answer, and lag so many blocks behind the most advanced."""
+    heads = [view.head.number for view in views if view.head is not None]
+    best = max(heads, default=0)
+    return [view.name for view in views if view.head and best - view.head.number >= blocks]
+
+
+async def _nothing() -> None:
+    return None
+
+
+def _result(answer: Any) -> Any:
+    if not isinstance(answer, dict) or "result" not in answer:
+        raise ChainUnavailableError("The node's answer is not JSON-RPC.")
+    return answer["result"]

@@ -1,0 +1,170 @@
+"""Several nodes: failover within a call's deadline, and disagreement that is seen."""
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+
+import pytest
+
+from channel.errors import ChainUnavailableError, ConfigError
+from channel.types import TxHash
+from settlement.devnet import Devnet
+from settlement.endpoints import nodes_behind, nodes_that_disagree
+from settlement.rpc import Rpc, RpcLimits
+from tests.settlement.flaky_node import Fault, FlakyNode, flaky_node
+
+LIMITS = RpcLimits(timeout_s=3.0, read_attempts_max=3, retry_delay_s=0.01)
+
+
+@pytest.fixture
+async def nodes(chain: Devnet) -> AsyncIterator[list[FlakyNode]]:
+    async with AsyncExitStack() as open_:
+        yield [await open_.enter_async_context(flaky_node(chain.values.rpc_url)) for _ in range(3)]
+
+
+@pytest.fixture
+async def rpc(nodes: list[FlakyNode]) -> AsyncIterator[Rpc]:
+    async with await Rpc.connect([node.url for node in nodes], limits=LIMITS) as rpc:
+        for node in nodes:
+            node.seen.clear()
+        yield rpc
+
+
+async def test_one_node_is_asked_as_long_as_it_answers(rpc: Rpc, nodes: list[FlakyNode]) -> None:
+    """F-72: what belongs together comes from one view of the chain."""
+    for _ in range(3):
+        await rpc.block_number()
+    assert [len(node.seen) for node in nodes] == [3, 0, 0]
+
+
+@pytest.mark.parametrize("fault", ["drop", "error", "garbage", "hang", "a list"])
+async def test_the_next_node_answers_within_the_same_call(
+    rpc: Rpc, nodes: list[FlakyNode], fault: Fault
+) -> None:
+    """F-82: a node that fails in any way, one that hangs included; the deadline is kept."""
+    nodes[0].fail(fault)
+    began = time.monotonic()
+    assert await rpc.block_number() > 0
+    assert time.monotonic() - began < LIMITS.timeout_s
+    await rpc.block_number()
+    assert [len(node.seen) for node in nodes] == [1, 2, 0]
+
+
+async def test_two_nodes_may_be_away(rpc: Rpc, nodes: list[FlakyNode]) -> None:
+    nodes[0].fail("drop")
+    nodes[1].fail("error")
+    assert await rpc.block_number() > 0
+    assert len(nodes[2].seen) == 1
+
+
+async def test_all_away_is_a_typed_error_and_the_first_that_is_back_serves(
+    rpc: Rpc, nodes: list[FlakyNode]
+) -> None:
+    for node in nodes:
+        node.fail("drop")
+    with pytest.raises(ChainUnavailableError):
+        await rpc.block_number()
+    nodes[1].fail("none")
+    assert await rpc.block_number() > 0
+
+
+async def test_a_node_of_another_chain_is_refused_at_the_start(
+    chain: Devnet, nodes: list[FlakyNode]
+) -> None:
+    """SEC-09: and one that was away then never gets to answer."""
+    urls = [node.url for node in nodes]
+    nodes[1].lies["eth_chainId"] = "0x1"
+    with pytest.raises(ConfigError, match="serves chain 1; the configuration says 31337"):
+        await Rpc.connect(urls, chain_id=chain.values.chain_id, limits=LIMITS)
+    nodes[1].fail("drop", times=1)
+    async with await Rpc.connect(urls, chain_id=chain.values.chain_id, limits=LIMITS) as rpc:
+        nodes[0].fail("drop")
+        nodes[1].fail("none")
+        nodes[1].seen.clear()
+        assert await rpc.block_number() > 0
+        assert set(nodes[1].seen) <= {"eth_chainId"}
+        assert "eth_blockNumber" in nodes[2].seen
+
+
+async def test_one_node_that_answers_is_enough_to_start(nodes: list[FlakyNode]) -> None:
+    nodes[0].fail("drop")
+    nodes[2].fail("error")
+    async with await Rpc.connect([node.url for node in nodes], limits=LIMITS) as rpc:
+        assert await rpc.block_number() > 0
+    nodes[1].fail("drop")
+    with pytest.raises(ChainUnavailableError):
+        await Rpc.connect([node.url for node in nodes], limits=LIMITS)
+
+
+async def test_a_signed_transaction_goes_to_the_next_node_and_is_one_transaction(
+    rpc: Rpc, nodes: list[FlakyNode], chain: Devnet
+) -> None:
+    """F-75, F-82: the first node takes it and its answer is lost; the bytes mean the same."""
+    nodes[0].fail("swallow", method="eth_sendRawTransaction")
+    account = chain.local_account("payer")
+    sender = "0x" + account.address[2:].lower()
+    nonce = int(await rpc.read("eth_getTransactionCount", sender, "latest"), 16)
+    signed = account.sign_transaction(
+        {
+            "type": 2,
+            "chainId": chain.values.chain_id,
+            "nonce": nonce,
+            "gas": 21_000,
+            "maxFeePerGas": 10**10,
+            "maxPriorityFeePerGas": 1,
+            "value": 1,
+            "to": bytes(20),
+        }
+    )
+    raw = "0x" + bytes(signed.raw_transaction).hex()
+    with pytest.raises(ChainUnavailableError):  # "known already", or a nonce that is used
+        await rpc.command("eth_sendRawTransaction", raw)
+    assert "eth_sendRawTransaction" in nodes[1].seen
+    await chain.mine()
+    receipt = await rpc.receipt(TxHash(bytes(signed.hash)))
+    assert receipt is not None
+    assert receipt.is_success
+    after = int(await rpc.read("eth_getTransactionCount", sender, "latest"), 16)
+    assert after == nonce + 1
+
+
+async def test_other_commands_are_sent_once(rpc: Rpc, nodes: list[FlakyNode]) -> None:
+    """F-82: the caller must know what it sent."""
+    nodes[0].fail("swallow", method="anvil_mine")
+    with pytest.raises(ChainUnavailableError):
+        await rpc.command("anvil_mine", "0x1")
+    assert all("anvil_mine" not in node.seen for node in nodes[1:])
+
+
+async def test_a_node_that_lags_can_be_left(rpc: Rpc, nodes: list[FlakyNode]) -> None:
+    await rpc.block_number()
+    rpc.distrust()
+    await rpc.block_number()
+    assert [len(node.seen) for node in nodes] == [1, 1, 0]
+
+
+async def test_nodes_that_show_different_blocks_are_told_apart(
+    rpc: Rpc, nodes: list[FlakyNode], chain: Devnet
+) -> None:
+    """At a depth where they should agree; one that is away, or lags, is no disagreement."""
+    await chain.mine(20)
+    views = await rpc.compare_nodes(depth=3)
+    assert [view.name for view in views] == ["127.0.0.1"] * 3
+    assert nodes_that_disagree(views) == []
+    nodes[2].fail("drop")
+    views = await rpc.compare_nodes(depth=3)
+    assert views[2].head is None
+    assert nodes_that_disagree(views) == []
+    nodes[2].fail("none")
+    other = await chain.rpc.read("eth_getBlockByNumber", "0x2", False)  # noqa: FBT003
+    nodes[2].lies["eth_getBlockByNumber"] = other
+    views = await rpc.compare_nodes(depth=0)
+    assert nodes_that_disagree(views) == []
+    assert nodes_behind(views, blocks=10) == ["127.0.0.1"]
+    nodes[2].lies["eth_getBlockByNumber"] = {**other, "hash": "0x" + "11" * 32}
+    assert nodes_that_disagree(await rpc.compare_nodes(depth=0)) == ["127.0.0.1"] * 3
+
+
+async def test_no_node_is_a_setting_to_refuse() -> None:
+    with pytest.raises(ConfigError, match="no node"):
+        await Rpc.connect([])
