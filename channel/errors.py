@@ -29,7 +29,9 @@ MppSessionError
 │   ├── ChainUnavailableError         503
 │   ├── SettlementPendingError        503  a transaction of ours is on its way
 │   ├── LedgerUnavailableError        503
-│   └── ChannelStoppedError           503  books and chain disagree; nothing moves
+│   ├── ChannelStoppedError           503  books and chain disagree; nothing moves
+│   ├── ExposureLimitError            503  exposure-limit: settle first, then more is taken
+│   └── OpeningsPausedError           503  openings-paused: too little gas to defend one more
 ├── AgentError                      raised on the paying side, before or instead of paying
 │   ├── OfferRefusedError             a 402 asks what the policy does not allow
 │   ├── BudgetExceededError           paying this would pass a limit of the policy
@@ -66,6 +68,7 @@ __all__ = [
     "ChannelUnusableError",
     "ConfigError",
     "DeltaTooSmallError",
+    "ExposureLimitError",
     "IdempotencyConflictError",
     "InsufficientBalanceError",
     "InvalidSignatureError",
@@ -76,6 +79,7 @@ __all__ = [
     "MethodUnsupportedError",
     "MppSessionError",
     "OfferRefusedError",
+    "OpeningsPausedError",
     "OperatorError",
     "OutcomeUnknownError",
     "OverclaimError",
@@ -390,6 +394,24 @@ class ChannelStoppedError(OperatorError):
     settled more than we ever accepted, so our books are an old copy and an operator must run
     `mpp-session ledger repair` (F-52, SETTLE-05).
     """
+
+
+class ExposureLimitError(OperatorError):
+    """More would be promised and unsettled than the operator allows; a settle makes room.
+
+    Nothing was accepted. A voucher that stays within the bound is taken now (F-66).
+    """
+
+    problem_type = "exposure-limit"
+    title = "Exposure Limit Reached"
+
+
+class OpeningsPausedError(OperatorError):
+    """No new channel is taken: there is too little gas to defend one more in time (F-65)."""
+
+    problem_type = "openings-paused"
+    title = "New Channels Are Paused"
+    retry_after_s = 60
 
 
 class AgentError(MppSessionError):

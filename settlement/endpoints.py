@@ -8,7 +8,7 @@ and whether they show the same block where they should.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any, Final, Protocol, TypeVar
 from urllib.parse import urlsplit
 
@@ -50,10 +50,10 @@ class NodeTransport(Protocol):
 class Endpoint:
     """One node: its socket, whether its chain was checked, and since when it rests."""
 
-    def __init__(self, url: str, transport: NodeTransport) -> None:
+    def __init__(self, url: str, transport: NodeTransport, *, number: int = 1) -> None:
         self.transport = transport
-        self.name = urlsplit(url).hostname or "node"
-        """Its host alone: the rest of an address may hold an access key."""
+        self.name = f"{number}: {urlsplit(url).hostname}"
+        """Its place and its host alone: the rest of an address may hold an access key."""
         self.chain_id: int | None = None
         self.rests_until = float("-inf")
         self.rest_s = REST_S
@@ -120,6 +120,13 @@ class Endpoints:
         endpoint.rest_s = min(2 * endpoint.rest_s, REST_S_MAX)
         if endpoint is self._current:
             self._current = min(self._endpoints, key=self._reluctance)
+
+    def avoid(self, names: Collection[str]) -> None:
+        """Let the nodes of these names rest, unless no other is left."""
+        if len(names) < len(self._endpoints):
+            for endpoint in self._endpoints:
+                if endpoint.name in names:
+                    self.distrust(endpoint)
 
     async def compare(self, *, depth: int) -> list[EndpointView]:
         """Ask every node for its head, and for the block so deep below the lowest head.

@@ -7,7 +7,7 @@ where there is one; what changes the chain never is, because the caller must kno
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
@@ -83,8 +83,9 @@ class Rpc:
                     HttpTransport(
                         each, timeout_s=timeout_s, answer_bytes_max=limits.answer_bytes_max
                     ),
+                    number=number,
                 )
-                for each in urls
+                for number, each in enumerate(urls, 1)
             ]
         )
         rpc = cls(endpoints, 0, limits)
@@ -108,6 +109,10 @@ class Rpc:
         """Go on with another node, where there is one: this one lags, or contradicts itself."""
         if self.node_count > 1:
             self._endpoints.distrust()
+
+    def avoid(self, names: Collection[str]) -> None:
+        """Go on without the nodes of these names, as `compare_nodes` gave them, where possible."""
+        self._endpoints.avoid(names)
 
     async def compare_nodes(self, *, depth: int) -> list[EndpointView]:
         """Return what each node shows as its head, and so deep below the lowest head."""

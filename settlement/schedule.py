@@ -107,6 +107,8 @@ class Moment(msgspec.Struct, frozen=True, kw_only=True):
     """The chain's time in Unix seconds: deadlines are the escrow's (F-111)."""
     grace_period_s: int
     gas_price_wei: int = 0
+    is_crowded: bool = False
+    """All channels together come near the bound on what may be unsettled."""
 
 
 class Watched(msgspec.Struct, frozen=True, kw_only=True):
@@ -298,6 +300,8 @@ def _why_settle(
     unsettled = watched.state.accepted - watched.state.settled
     bound = policy.exposure_max
     if bound is not None and _PERCENT * unsettled >= policy.exposure_share_percent * bound:
+        return Reason.EXPOSURE
+    if moment.is_crowded:
         return Reason.EXPOSURE
     age_s = 0 if watched.unsettled_since is None else moment.now - watched.unsettled_since
     if watched.is_wallet:

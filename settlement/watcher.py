@@ -25,9 +25,11 @@ from settlement.alarms import AlarmKind, Alarms
 from settlement.chain_clock import ChainClock
 from settlement.defence import Defence, Settler
 from settlement.escrow import EscrowReader
+from settlement.exposure import exposure_of
 from settlement.follower import ChainFollower, FollowLimits, Step
 from settlement.heads import HeadSignal
 from settlement.observer import ChannelObserver
+from settlement.precautions import Precautions, Tally
 from settlement.schedule import (
     Due,
     Moment,
@@ -90,8 +92,8 @@ class ChannelWatcher:
         payee: Address | None = None,
         limits: WatchLimits | None = None,
         policy: SettlePolicy | None = None,
-        alarms: Alarms | None = None,
         heads: HeadSignal | None = None,
+        precautions: Precautions | None = None,
     ) -> None:
         """Watch one payee's channels, or all of the escrow.
 
@@ -102,14 +104,14 @@ class ChannelWatcher:
             payee: Whose events to ask for; everybody's if None.
             limits: How often to look.
             policy: When to settle and close.
-            alarms: Where alarms ring.
             heads: What tells of new blocks; polling if None.
+            precautions: What is looked after beside the channels, with the alarms.
         """
         self._reader = reader
         self._ledger = ledger
         self._limits = limits or WatchLimits()
         self._policy = policy or SettlePolicy()
-        self.alarms = alarms or Alarms()
+        self.alarms = Alarms() if precautions is None else precautions.alarms
         self.clock = ChainClock()
         self._heads = heads or HeadSignal(poll_interval_s=self._limits.poll_interval_s)
         self._follower = ChainFollower(reader, payee=payee, limits=self._limits.follow)
@@ -126,6 +128,7 @@ class ChannelWatcher:
             if settler is None
             else Defence(ledger, settler, self.alarms, at_once=self._limits.closes_at_once)
         )
+        self._precautions = precautions
         self._wallets = WalletSigners()
         self._grace_period_s: int | None = None
         self._swept_at = float("-inf")
@@ -249,12 +252,14 @@ class ChannelWatcher:
         half_closed: list[ChannelKey] = []
         unsettled: dict[ChannelKey, tuple[int, int]] = {}
         owed: dict[ChannelKey, ChannelState] = {}
+        tally = Tally()
         async for page in self._observer.pages(self._forked_at):
             states = await self._observer.take(page, head, self._forked_at)
             read += len(page)
             changed += sum(a is not b for a, b in zip(page, states, strict=True))
             for state in states:
                 dues += self._decide(state)
+                self._count(state, tally)
                 if state.key in self._unsettled:
                     unsettled[state.key] = self._unsettled[state.key]
                 if owes_close(state, self._policy):
@@ -263,7 +268,18 @@ class ChannelWatcher:
                     half_closed.append(state.key)
         self._owed, self._unsettled = owed, unsettled
         await self._reopen(half_closed)
+        if self._precautions is not None:
+            await self._precautions.check(head, tally)
         return Sweep(read=read, changed=changed), dues
+
+    def _count(self, state: ChannelState, tally: Tally) -> None:
+        if state.is_finalized:
+            return
+        tally.unsettled += exposure_of(state).payee
+        if state.spent > state.settled:
+            tally.defended += 1
+            if self._wallets.is_wallet(state):
+                tally.wallets.append(state)
 
     async def _read_some(
         self, channel_ids: set[ChannelId], head: BlockRef
@@ -330,6 +346,7 @@ class ChannelWatcher:
             now=self.clock.now(),
             grace_period_s=self._grace_period_s or GRACE_PERIOD_S_MIN,
             gas_price_wei=0 if head is None else head.base_fee_wei or 0,
+            is_crowded=self._precautions is not None and self._precautions.gate.is_crowded,
         )
 
     # Telling.
@@ -358,6 +375,7 @@ class ChannelWatcher:
         self._behind_since = self._behind_since or now
         if now - self._behind_since >= self._limits.away_s_max:
             self.alarms.ring(AlarmKind.NODE_BEHIND, f"the node is behind block {step.head.number}")
+            self._reader.rpc.distrust()
 
     def _ring_skew(self) -> None:
         if abs(self.clock.skew_s) > self._limits.skew_s_max:

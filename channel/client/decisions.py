@@ -26,6 +26,7 @@ _COME_AGAIN = frozenset(
         "request-in-flight",
         "stream-active",
         "internal-payment-error",
+        "exposure-limit",
     }
 )
 _GONE = frozenset({"session/channel-not-found", "session/channel-finalized"})

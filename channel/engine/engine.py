@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from msgspec.structs import replace
 
 from channel.chain import ChainReader, ChannelCloser
+from channel.engine.admission import Admission, Unbounded
 from channel.engine.background import Background
 from channel.engine.challenger import Authenticated, Challenger
 from channel.engine.closing import Closing
@@ -82,11 +83,13 @@ class Engine:
         closer: ChannelCloser,
         binder: ChallengeBinder,
         settings: EngineSettings,
+        admission: Admission | None = None,
         now: Callable[[], float] = time.time,
         new_id: Callable[[], bytes] = _random_id,
     ) -> None:
         """Build an engine. It does nothing by itself until the first request.
 
+        `admission` bounds what may be at risk in all; without it nothing does.
         `now` is wall-clock time in Unix seconds; `new_id` returns 16 unpredictable bytes.
         """
         self.settings = settings
@@ -94,6 +97,7 @@ class Engine:
         self.now = now
         self._ledger = ledger
         self._chain = chain
+        self._admission = admission or Unbounded()
         self._background = Background()
         self._challenger = Challenger(binder=binder, settings=settings, now=now, new_id=new_id)
         self._facts = ChainFacts(
@@ -188,6 +192,7 @@ class Engine:
             ChallengeNotFoundError: The challenge has expired and no stream is live.
             InvalidSignatureError, SignerMismatchError: Not signed by who may.
             TooManyRequestsError: Too many vouchers a second (VCH-09).
+            ExposureLimitError: More would be unsettled than the operator allows.
             DeltaTooSmallError, AmountExceedsDepositError: See `transitions`.
             InsufficientBalanceError: The voucher counts, but does not cover the request.
         """
@@ -198,6 +203,7 @@ class Engine:
         require_source(paid, state.terms)
         verified = await self._signatures.require(payload.voucher, paid.key, state.terms.signer)
         self._require_rate(verified, state)
+        self._require_room(verified, state)
         await self._facts.require_fresh(paid.key)
         if verified.cumulative_amount > state.deposit:
             await self._facts.refresh(paid.key)  # F-50: a top-up we have not heard of
@@ -217,6 +223,7 @@ class Engine:
             InvalidSignatureError, SignerMismatchError: As for a voucher, before all that costs.
             TransactionRevertedError: The opening reverted.
             VerificationFailedError: The chain does not show it, or not yet.
+            OpeningsPausedError: There is too little gas to defend one more channel.
             PeerError: As for a voucher.
         """
         terms = require_terms(paid, payload)
@@ -225,9 +232,12 @@ class Engine:
         self._require_rate(verified, state)
         if state is not None:
             require_open(state)
+            self._require_room(verified, state)
             await self._facts.require_fresh(paid.key)
             accept = AcceptVoucher(verified, paid.asked.min_voucher_delta, int(self.now()))
             return await self._accept(paid, accept, verified, hold, published=state.published)
+        self._admission.require_openings()
+        self._require_room(verified, None)
         async with self._facts.bounded_check():
             evidence = await self._facts.require_transaction(payload.tx_hash)
             proof = require_opened(evidence, payload)
@@ -352,6 +362,15 @@ class Engine:
         """
         is_public = state is not None and verified.cumulative_amount <= state.published
         self._rate.require(verified.key.channel_id + (_PUBLIC if is_public else b""))
+
+    def _require_room(self, verified: VerifiedVoucher, state: ChannelState | None) -> None:
+        """Ask whether the operator lets us be owed so much. Public vouchers promise nothing new."""
+        self._admission.require_room(
+            verified.key,
+            verified.cumulative_amount,
+            accepted=0 if state is None else state.accepted,
+            settled=0 if state is None else state.settled,
+        )
 
     async def _accept(
         self,

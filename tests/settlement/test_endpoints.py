@@ -15,6 +15,8 @@ from tests.settlement.flaky_node import Fault, FlakyNode, flaky_node
 
 LIMITS = RpcLimits(timeout_s=3.0, read_attempts_max=3, retry_delay_s=0.01)
 
+NAMES = ["1: 127.0.0.1", "2: 127.0.0.1", "3: 127.0.0.1"]
+
 
 @pytest.fixture
 async def nodes(chain: Devnet) -> AsyncIterator[list[FlakyNode]]:
@@ -143,13 +145,22 @@ async def test_a_node_that_lags_can_be_left(rpc: Rpc, nodes: list[FlakyNode]) ->
     assert [len(node.seen) for node in nodes] == [1, 1, 0]
 
 
+async def test_nodes_can_be_avoided_unless_none_is_left(rpc: Rpc, nodes: list[FlakyNode]) -> None:
+    rpc.avoid(NAMES[:2])
+    await rpc.block_number()
+    assert [len(node.seen) for node in nodes] == [0, 0, 1]
+    rpc.avoid(NAMES)
+    await rpc.block_number()
+    assert [len(node.seen) for node in nodes] == [0, 0, 2]
+
+
 async def test_nodes_that_show_different_blocks_are_told_apart(
     rpc: Rpc, nodes: list[FlakyNode], chain: Devnet
 ) -> None:
     """At a depth where they should agree; one that is away, or lags, is no disagreement."""
     await chain.mine(20)
     views = await rpc.compare_nodes(depth=3)
-    assert [view.name for view in views] == ["127.0.0.1"] * 3
+    assert [view.name for view in views] == NAMES
     assert nodes_that_disagree(views) == []
     nodes[2].fail("drop")
     views = await rpc.compare_nodes(depth=3)
@@ -160,9 +171,9 @@ async def test_nodes_that_show_different_blocks_are_told_apart(
     nodes[2].lies["eth_getBlockByNumber"] = other
     views = await rpc.compare_nodes(depth=0)
     assert nodes_that_disagree(views) == []
-    assert nodes_behind(views, blocks=10) == ["127.0.0.1"]
+    assert nodes_behind(views, blocks=10) == ["3: 127.0.0.1"]
     nodes[2].lies["eth_getBlockByNumber"] = {**other, "hash": "0x" + "11" * 32}
-    assert nodes_that_disagree(await rpc.compare_nodes(depth=0)) == ["127.0.0.1"] * 3
+    assert nodes_that_disagree(await rpc.compare_nodes(depth=0)) == NAMES
 
 
 async def test_no_node_is_a_setting_to_refuse() -> None:

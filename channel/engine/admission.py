@@ -1,0 +1,43 @@
+"""What an operator bounds beyond the rules of a channel: how much is owed to us, in all.
+
+The engine asks before it takes on more; who answers knows the chain, which the engine does not.
+Nothing durable depends on it: it can only refuse.
+"""
+
+from typing import Protocol
+
+from channel.types import ChannelKey
+
+__all__ = ["Admission", "Unbounded"]
+
+
+class Admission(Protocol):
+    """Says no when more would be at risk than may be."""
+
+    def require_room(
+        self, key: ChannelKey, cumulative_amount: int, *, accepted: int, settled: int
+    ) -> None:
+        """Check a voucher that was proven, before it is accepted or anything served for it.
+
+        Raises:
+            ExposureLimitError: More would be unsettled than the operator allows.
+        """
+
+    def require_openings(self) -> None:
+        """Check that a channel that is not known yet may be taken (F-65).
+
+        Raises:
+            OpeningsPausedError: Too little gas to defend one more.
+        """
+
+
+class Unbounded:
+    """Takes everything: for tests, and where nobody watches the chain."""
+
+    def require_room(
+        self, key: ChannelKey, cumulative_amount: int, *, accepted: int, settled: int
+    ) -> None:
+        """See `Admission.require_room`."""
+
+    def require_openings(self) -> None:
+        """See `Admission.require_openings`."""

@@ -1,0 +1,132 @@
+"""How much may be at risk: bounds on what is promised and unsettled, and on gas to defend it.
+
+For the payee `accepted - settled` is at risk: a payer may leave, a wallet may change its mind. For
+the payer `accepted - spent` is: the payee could close for all that was signed. One bound keeps
+both small. Per channel it is exact; in total it is as fresh as the last look at all channels
+plus what this process has taken since, so several gateways may pass it by what they take within
+one sweep. Nothing here decides about money that was accepted: it can only refuse more.
+"""
+
+from collections.abc import Iterable
+from typing import Final
+
+import msgspec
+
+from channel.errors import ExposureLimitError, OpeningsPausedError
+from channel.state.channel_state import ChannelState
+from channel.types import ChannelKey
+
+__all__ = [
+    "Exposure",
+    "ExposureGate",
+    "ExposureLimits",
+    "add_up",
+    "exposure_of",
+    "gas_reserve_wei",
+]
+
+_FEE_HEADROOM: Final = 2
+
+
+class ExposureLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """What may be at risk, in base units of the token. None: no bound."""
+
+    channel_max: int | None = None
+    total_max: int | None = None
+
+
+class Exposure(msgspec.Struct, frozen=True):
+    """What is at risk on both sides."""
+
+    payee: int = 0
+    """Promised and unsettled: `accepted - settled`."""
+    payer: int = 0
+    """Promised and not delivered: `accepted - spent`."""
+
+
+def exposure_of(state: ChannelState) -> Exposure:
+    """Return what is at risk on one channel; nothing is once it has ended."""
+    if state.is_finalized:
+        return Exposure()
+    return Exposure(
+        payee=max(0, state.accepted - state.settled), payer=max(0, state.accepted - state.spent)
+    )
+
+
+def add_up(states: Iterable[ChannelState]) -> Exposure:
+    """Return what is at risk on all of them together."""
+    each = [exposure_of(state) for state in states]
+    return Exposure(payee=sum(one.payee for one in each), payer=sum(one.payer for one in each))
+
+
+def gas_reserve_wei(closes: int, *, gas_per_close: int, base_fee_wei: int) -> int:
+    """Return what must be at hand to close so many channels at twice today's price (F-65)."""
+    return closes * gas_per_close * base_fee_wei * _FEE_HEADROOM
+
+
+class ExposureGate:
+    """Refuses what would pass a bound (`channel.engine.admission.Admission`)."""
+
+    def __init__(self, limits: ExposureLimits | None = None) -> None:
+        self._limits = limits or ExposureLimits()
+        self._total = 0
+        self._risen = 0
+        self._blocked: set[ChannelKey] = set()
+        self.is_gas_low = False
+        """Too little ether to defend one more channel: set by whoever watches the balance."""
+
+    @property
+    def total(self) -> int:
+        """What is promised to us and unsettled on all channels, as far as known."""
+        return self._total + self._risen
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether half of the bound on all channels together is reached: time to settle."""
+        bound = self._limits.total_max
+        return bound is not None and 2 * self.total >= bound
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the bound on all channels together is reached."""
+        bound = self._limits.total_max
+        return bound is not None and self.total >= bound
+
+    def take(self, total: int) -> None:
+        """Take over what a look at all channels added up to (`Exposure.payee`)."""
+        self._total, self._risen = total, 0
+
+    def block(self, key: ChannelKey) -> None:
+        """Serve nothing more on a channel: what its payer signs may be worth nothing (F-19)."""
+        self._blocked.add(key)
+
+    def unblock(self, key: ChannelKey) -> None:
+        """Serve it again."""
+        self._blocked.discard(key)
+
+    def require_room(
+        self, key: ChannelKey, cumulative_amount: int, *, accepted: int, settled: int
+    ) -> None:
+        """See `channel.engine.admission.Admission.require_room`."""
+        if key in self._blocked:
+            raise ExposureLimitError("The contract wallet no longer takes what it signed before.")
+        if cumulative_amount <= accepted:
+            return
+        bound = self._limits.channel_max
+        if bound is not None and cumulative_amount - settled > bound:
+            raise ExposureLimitError(
+                f"At most {bound} may be unsettled on a channel: a voucher for up to "
+                f"{settled + bound} is taken now."
+            )
+        rise = cumulative_amount - max(accepted, settled)
+        bound = self._limits.total_max
+        if bound is None:
+            return
+        if self.total + rise > bound:
+            raise ExposureLimitError("As much is unsettled as may be; a settle is on its way.")
+        self._risen += rise
+
+    def require_openings(self) -> None:
+        """See `channel.engine.admission.Admission.require_openings`."""
+        if self.is_gas_low:
+            raise OpeningsPausedError("New channels cannot be taken at the moment.")

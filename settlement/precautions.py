@@ -1,0 +1,144 @@
+"""What is looked after beside the channels: gas to defend them, wallets, nodes, what is at risk.
+
+Done with each sweep. Nothing here settles or closes; it rings alarms and tells the gate what to
+refuse. A node that does not answer costs this round of it, never the sweep.
+"""
+
+import logging
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from channel.errors import ChainUnavailableError
+from channel.state.channel_state import ChannelState
+from channel.types import Address
+from channel.verify.typed_data import voucher_digest
+from settlement.alarms import AlarmKind, Alarms
+from settlement.endpoints import nodes_behind, nodes_that_disagree
+from settlement.escrow import EscrowReader
+from settlement.exposure import ExposureGate, gas_reserve_wei
+from settlement.types import BlockRef
+
+__all__ = ["PrecautionLimits", "Precautions", "Tally"]
+
+_log: Final = logging.getLogger(__name__)
+
+
+class PrecautionLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """What must be at hand, and how far nodes may differ."""
+
+    closes_reserved_min: int = 20
+    """For how many closes there must be gas, at least."""
+    gas_per_close: int = 80_000
+    gas_reserve_wei: int | None = None
+    """What must be at hand, if it is not to be computed."""
+    node_lag_blocks_max: int = 20
+    node_compare_depth: int = 5
+    wallets_max: int = 200
+    """Contract wallets asked in one round; the next round goes on."""
+
+
+class Tally(msgspec.Struct):
+    """What a sweep counted."""
+
+    unsettled: int = 0
+    """`accepted - settled` of all channels."""
+    defended: int = 0
+    """Channels on which something delivered is unsettled."""
+    wallets: list[ChannelState] = msgspec.field(default_factory=list)
+    """Those among them whose signer is a contract."""
+
+
+class Precautions:
+    """Looks after what a defence needs."""
+
+    def __init__(
+        self,
+        reader: EscrowReader,
+        alarms: Alarms,
+        gate: ExposureGate,
+        *,
+        gas_account: Address | None,
+        limits: PrecautionLimits | None = None,
+    ) -> None:
+        self._reader = reader
+        self.alarms = alarms
+        self.gate = gate
+        self._gas_account = gas_account
+        self._limits = limits or PrecautionLimits()
+        self._asked = 0
+
+    async def check(self, head: BlockRef, tally: Tally) -> None:
+        """Take everything up to date; what no node answers stays as it was."""
+        self.gate.take(tally.unsettled)
+        if self.gate.is_full:
+            self.alarms.ring(AlarmKind.EXPOSURE_FULL, f"{tally.unsettled} is unsettled in all")
+        else:
+            self.alarms.end(AlarmKind.EXPOSURE_FULL)
+        try:
+            await self._check_gas(head, tally.defended)
+            await self._check_wallets(tally.wallets)
+            await self._check_nodes()
+        except ChainUnavailableError as error:
+            _log.warning("precautions were not all taken; tried again: %s", error)
+
+    async def _check_gas(self, head: BlockRef, defended: int) -> None:
+        if self._gas_account is None:
+            return
+        reserve = self._limits.gas_reserve_wei
+        if reserve is None:
+            reserve = gas_reserve_wei(
+                max(defended + 1, self._limits.closes_reserved_min),
+                gas_per_close=self._limits.gas_per_close,
+                base_fee_wei=head.base_fee_wei or 0,
+            )
+        balance = await self._reader.rpc.balance_wei(self._gas_account)
+        self.gate.is_gas_low = balance < reserve
+        name = f"0x{self._gas_account.hex()}"
+        if balance < reserve:
+            text = f"{balance} wei at hand, {reserve} needed: no new channels are taken"
+            self.alarms.ring(AlarmKind.GAS_LOW, text, subject=name)
+        else:
+            self.alarms.end(AlarmKind.GAS_LOW, subject=name)
+
+    async def _check_wallets(self, wallets: Sequence[ChannelState]) -> None:
+        """Ask contract wallets whether they still take what they signed (F-19, F-20)."""
+        if self._asked >= len(wallets):
+            self._asked = 0
+        asked = wallets[self._asked : self._asked + self._limits.wallets_max]
+        self._asked += len(asked)
+        for state in asked:
+            voucher = state.at_or_above_spent or state.highest
+            takes = await self._reader.is_valid_wallet_signature(
+                state.terms.signer,
+                voucher_digest(state.key, voucher.cumulative_amount),
+                voucher.signature,
+            )
+            name = f"0x{state.key.channel_id.hex()}"
+            if takes:
+                self.gate.unblock(state.key)
+                self.alarms.end(AlarmKind.SIGNER_CHANGED, subject=name)
+            else:
+                self.gate.block(state.key)
+                text = f"its wallet refuses its own voucher: {state.spent - state.settled} at risk"
+                self.alarms.ring(AlarmKind.SIGNER_CHANGED, text, subject=name)
+
+    async def _check_nodes(self) -> None:
+        """Hold the nodes against each other, where there are several."""
+        if self._reader.rpc.node_count < 2:  # noqa: PLR2004 -- one has nobody to disagree with
+            return
+        views = await self._reader.rpc.compare_nodes(depth=self._limits.node_compare_depth)
+        behind = set(nodes_behind(views, blocks=self._limits.node_lag_blocks_max))
+        for view in views:
+            if view.name in behind:
+                text = f"{self._limits.node_lag_blocks_max} blocks or more behind the others"
+                self.alarms.ring(AlarmKind.NODE_BEHIND, text, subject=view.name)
+            elif view.head is not None:
+                self.alarms.end(AlarmKind.NODE_BEHIND, subject=view.name)
+        self._reader.rpc.avoid(behind)
+        if apart := nodes_that_disagree(views):
+            text = f"different blocks {self._limits.node_compare_depth} deep: {', '.join(apart)}"
+            self.alarms.ring(AlarmKind.NODES_DISAGREE, text)
+        else:
+            self.alarms.end(AlarmKind.NODES_DISAGREE)
