@@ -25,6 +25,7 @@ from channel.limits import (
 __all__ = [
     "Chain",
     "Config",
+    "Exposure",
     "Ledger",
     "Listen",
     "Payee",
@@ -269,6 +270,20 @@ class Chain(_Section, frozen=True):
     rpc_timeout_s: Annotated[
         float, Meta(gt=0, le=120, description="Deadline of one call to the node.")
     ] = 10.0
+    more_rpc_urls: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="Further nodes, asked in this order when the one before does not answer. "
+            "They are held against each other, and an alarm rings when they disagree."
+        ),
+    ] = ()
+    ws_url: Annotated[
+        str | None,
+        Meta(
+            description="Websocket of a node that tells of new blocks. Without it, or while it is "
+            "silent, `settlement.poll_interval_s` decides."
+        ),
+    ] = None
     fee_payer: Annotated[
         bool,
         Meta(
@@ -279,6 +294,10 @@ class Chain(_Section, frozen=True):
 
     def __post_init__(self) -> None:
         _require_http_url("rpc_url", self.rpc_url)
+        for url in self.more_rpc_urls:
+            _require_http_url("more_rpc_urls", url)
+        if self.ws_url is not None and not self.ws_url.startswith(("ws://", "wss://")):
+            raise ValueError("`ws_url` must be a ws or wss URL")
         if self.fee_payer:
             raise ValueError(
                 "`fee_payer` cannot be promised: this version submits no opening for a payer"
@@ -336,10 +355,60 @@ class Settlement(_Section, frozen=True):
         Meta(
             gt=0,
             le=GRACE_PERIOD_S_MIN / 10,
-            description="How often every open channel is read from the chain, to see a requested "
-            "close far inside the grace period.",
+            description="How often every open channel is read from the chain, whatever events "
+            "said: 10,000 channels cost about 20 calls.",
         ),
-    ] = 5.0
+    ] = 15.0
+    poll_interval_s: Annotated[
+        float,
+        Meta(
+            gt=0,
+            le=60,
+            description="How often the chain's head is asked for, to see a requested close soon.",
+        ),
+    ] = 2.0
+    settle_value: Annotated[
+        Positive,
+        Meta(description="Settle a channel once so much of it is delivered and unsettled."),
+    ] = 1_000_000
+    settle_age_s: Annotated[
+        Positive,
+        Meta(description="Settle a channel once something of it is unsettled for so long."),
+    ] = 24 * 3600
+    settle_units: Annotated[
+        Positive | None,
+        Meta(description="Settle a channel once so many units at today's price are unsettled."),
+    ] = None
+    close_idle_s: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="Close a channel on which nothing was bought for so long, and give the "
+            "rest back to its payer. 0: never.",
+        ),
+    ] = 30 * 24 * 3600
+    defend_min: Annotated[
+        Positive,
+        Meta(
+            description="Least amount delivered and unsettled for which a close that its payer "
+            "asked for is answered by ours. Below it the payer may just withdraw."
+        ),
+    ] = 1
+    token_price_wei: Annotated[
+        Positive | None,
+        Meta(
+            description="What one whole token is worth in wei of the chain's own coin, roughly: "
+            "a dollar at 2,500 dollars an ether is 400000000000000. With it, what does not "
+            "press waits while gas is dear; without it gas is not weighed."
+        ),
+    ] = None
+    token_decimals: Annotated[
+        int, Meta(ge=0, le=36, description="Decimals of the token, for `token_price_wei`.")
+    ] = 6
+    gas_share_max_percent: Annotated[
+        int,
+        Meta(ge=1, le=100, description="Of what a settle brings, for its gas, unless it presses."),
+    ] = 5
     close_timeout_s: Annotated[
         float,
         Meta(
@@ -351,6 +420,33 @@ class Settlement(_Section, frozen=True):
     ] = 30.0
 
 
+class Exposure(_Section, frozen=True):
+    """What may be at risk. In base units of the token, `accepted - settled`."""
+
+    channel_max: Annotated[
+        Positive | None,
+        Meta(
+            description="Most that may be promised and unsettled on one channel; settling begins "
+            "at half of it. A voucher beyond is refused with `exposure-limit`."
+        ),
+    ] = None
+    total_max: Annotated[
+        Positive | None,
+        Meta(
+            description="Most that may be promised and unsettled on all channels together; "
+            "settling begins at half of it."
+        ),
+    ] = None
+    closes_reserved_min: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="For how many closes there must be gas at twice today's price, if fewer "
+            "channels are open. Below that no new channel is taken (`openings-paused`).",
+        ),
+    ] = 20
+
+
 class ProviderConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What whoever is paid must say: for a gateway, or for an application of one's own."""
 
@@ -359,6 +455,7 @@ class ProviderConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     payee: Payee
     ledger: Ledger
     settlement: Settlement = Settlement()
+    exposure: Exposure = Exposure()
 
     def __post_init__(self) -> None:
         if self.payee.key is not None and self.chain.id not in DEVELOPMENT_CHAINS:

@@ -20,14 +20,16 @@ from channel.ledger.interface import Ledger
 from channel.ledger.url import open_ledger
 from channel.types import Address, address
 from channel.verify.challenge_id import ChallengeBinder
+from service.chain_watch import build_gate, build_watcher, rpc_urls
 from service.keys import load_payee
-from service.settings import ProviderConfig
+from service.settings import Config, ProviderConfig
 from settlement.escrow import EscrowReader
+from settlement.exposure import ExposureGate
 from settlement.rpc import Rpc, RpcLimits
 from settlement.settler import EscrowSettler
 from settlement.signer import KeySigner
 from settlement.tx_manager import TxLimits, TxManager
-from settlement.watcher import ChannelWatcher, WatchLimits
+from settlement.watcher import ChannelWatcher
 
 __all__ = ["Parts", "build_parts", "parse_address"]
 
@@ -74,7 +76,7 @@ async def build_parts(config: ProviderConfig) -> AsyncIterator[Parts]:
         open_.push_async_callback(ledger.close)
         rpc = await open_.enter_async_context(
             await Rpc.connect(
-                config.chain.rpc_url,
+                rpc_urls(config.chain),
                 chain_id=config.chain.id,
                 limits=RpcLimits(timeout_s=config.chain.rpc_timeout_s),
             )
@@ -93,13 +95,18 @@ async def build_parts(config: ProviderConfig) -> AsyncIterator[Parts]:
         if config.ledger.url.startswith("sqlite:"):
             # We are the only gateway of these books: whatever is still held, its owner is dead.
             await ledger.end_all_reservations()
-        engine = _build_engine(config, ledger, reader, settler, token)
+        gate = build_gate(config)
+        engine = _build_engine(config, ledger, reader, settler, token=token, gate=gate)
         open_.push_async_callback(engine.aclose)
-        limits = WatchLimits(
-            interval_s=config.settlement.sweep_interval_s,
-            confirmations=config.chain.confirmations,
+        watcher = build_watcher(
+            config,
+            reader,
+            ledger,
+            settler,
+            payee=settler.payee,
+            gate=gate,
+            unit_price=config.price.per_unit if isinstance(config, Config) else 1,
         )
-        watcher = ChannelWatcher(reader, ledger, settler, limits=limits)
         yield Parts(config, ledger, reader, settler, engine, watcher)
 
 
@@ -108,13 +115,16 @@ def _build_engine(
     ledger: Ledger,
     reader: EscrowReader,
     settler: EscrowSettler,
+    *,
     token: Address,
+    gate: ExposureGate,
 ) -> Engine:
     payment = config.payment
     return Engine(
         ledger=ledger,
         chain=reader,
         closer=settler,
+        admission=gate,
         binder=ChallengeBinder([secret.reveal().encode() for secret in payment.secrets]),
         settings=EngineSettings(
             realm=payment.realm,

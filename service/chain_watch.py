@@ -1,0 +1,82 @@
+"""Builds what watches the chain, from the settings: for a gateway and for a settler alike."""
+
+from collections.abc import Sequence
+
+from channel.ledger.interface import Ledger
+from channel.types import Address
+from service.settings import Chain, ProviderConfig
+from settlement.alarms import Alarms
+from settlement.defence import Settler
+from settlement.escrow import EscrowReader
+from settlement.exposure import ExposureGate, ExposureLimits
+from settlement.heads import HeadSignal
+from settlement.precautions import PrecautionLimits, Precautions
+from settlement.schedule import SettlePolicy
+from settlement.watcher import ChannelWatcher, WatchLimits
+
+__all__ = ["build_gate", "build_policy", "build_watcher", "rpc_urls"]
+
+
+def rpc_urls(chain: Chain) -> Sequence[str]:
+    """Return every node, the preferred one first."""
+    return [chain.rpc_url, *chain.more_rpc_urls]
+
+
+def build_gate(config: ProviderConfig) -> ExposureGate:
+    """Return what refuses to be owed more than is allowed."""
+    limits = ExposureLimits(
+        channel_max=config.exposure.channel_max, total_max=config.exposure.total_max
+    )
+    return ExposureGate(limits)
+
+
+def build_policy(config: ProviderConfig, *, unit_price: int = 1) -> SettlePolicy:
+    """Return when to settle and close. `unit_price` is for settling by units."""
+    settlement = config.settlement
+    return SettlePolicy(
+        settle_value=settlement.settle_value,
+        settle_age_s=settlement.settle_age_s,
+        settle_units=settlement.settle_units,
+        unit_price=unit_price,
+        exposure_max=config.exposure.channel_max,
+        close_idle_s=settlement.close_idle_s or None,
+        defend_min=settlement.defend_min,
+        token_price_wei=settlement.token_price_wei,
+        token_decimals=settlement.token_decimals,
+        gas_share_max_percent=settlement.gas_share_max_percent,
+    )
+
+
+def build_watcher(
+    config: ProviderConfig,
+    reader: EscrowReader,
+    ledger: Ledger,
+    settler: Settler | None,
+    *,
+    payee: Address,
+    gate: ExposureGate,
+    unit_price: int = 1,
+) -> ChannelWatcher:
+    """Return what watches the payee's channels, and settles and closes by `settler` if given."""
+    settlement = config.settlement
+    precautions = Precautions(
+        reader,
+        Alarms(),
+        gate,
+        gas_account=payee,
+        limits=PrecautionLimits(closes_reserved_min=config.exposure.closes_reserved_min),
+    )
+    return ChannelWatcher(
+        reader,
+        ledger,
+        settler,
+        payee=payee,
+        limits=WatchLimits(
+            interval_s=settlement.sweep_interval_s,
+            poll_interval_s=settlement.poll_interval_s,
+            confirmations=config.chain.confirmations,
+        ),
+        policy=build_policy(config, unit_price=unit_price),
+        heads=HeadSignal(poll_interval_s=settlement.poll_interval_s, ws_url=config.chain.ws_url),
+        precautions=precautions,
+    )
