@@ -15,7 +15,6 @@ __all__ = ["HeadSignal"]
 
 _log: Final = logging.getLogger(__name__)
 
-_RECONNECT_S: Final = 1.0
 _RECONNECT_S_MAX: Final = 60.0
 _MESSAGE_BYTES_MAX: Final = 1024 * 1024
 _PING_S: Final = 15.0
@@ -24,9 +23,12 @@ _PING_S: Final = 15.0
 class HeadSignal:
     """Wakes whoever waits, at each new block or after `poll_interval_s`, whichever is first."""
 
-    def __init__(self, *, poll_interval_s: float, ws_url: str | None = None) -> None:
+    def __init__(
+        self, *, poll_interval_s: float, ws_url: str | None = None, reconnect_s: float = 1.0
+    ) -> None:
         self._poll_interval_s = poll_interval_s
         self._ws_url = ws_url
+        self._reconnect_s = reconnect_s
         self._is_new = asyncio.Event()
         self.subscriptions = 0
         """How often a subscription was made: more than once means that it broke."""
@@ -40,14 +42,14 @@ class HeadSignal:
 
     async def listen(self) -> None:
         """Keep the subscription, for ever; without a websocket nothing is to be done."""
-        delay_s = _RECONNECT_S
+        delay_s = self._reconnect_s
         while self._ws_url is not None:
             made = self.subscriptions
             try:
                 await self._subscribe(self._ws_url)
             except (ClientError, OSError, ValueError) as error:  # its text holds the address
                 _log.warning("no news of blocks (%s): polling", type(error).__name__)
-            delay_s = _RECONNECT_S if self.subscriptions > made else 2 * delay_s
+            delay_s = self._reconnect_s if self.subscriptions > made else 2 * delay_s
             await asyncio.sleep(min(delay_s, _RECONNECT_S_MAX))
 
     async def _subscribe(self, url: str) -> None:

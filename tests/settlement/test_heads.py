@@ -1,0 +1,88 @@
+"""News of blocks: a websocket wakes, polling is enough."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from aiohttp import web
+
+from settlement.devnet import Devnet
+from settlement.heads import HeadSignal
+
+
+@asynccontextmanager
+async def listening(signal: HeadSignal) -> AsyncIterator[None]:
+    task = asyncio.create_task(signal.listen())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_without_a_websocket_it_is_time_again_after_a_while() -> None:
+    signal = HeadSignal(poll_interval_s=0.05)
+    async with listening(signal):
+        began = time.monotonic()
+        await signal.wait()
+        assert 0.04 < time.monotonic() - began < 1
+    assert signal.subscriptions == 0
+
+
+async def test_a_new_block_wakes_at_once(chain: Devnet) -> None:
+    signal = HeadSignal(poll_interval_s=30, ws_url=chain.values.rpc_url.replace("http://", "ws://"))
+    async with listening(signal), asyncio.timeout(10):
+        await signal.wait()  # the answer to the subscription: look once, nothing is missed
+        assert signal.subscriptions == 1
+        waiting = asyncio.create_task(signal.wait())
+        await asyncio.sleep(0.05)
+        assert not waiting.done()
+        await chain.mine()
+        await waiting
+
+
+async def test_a_websocket_that_breaks_or_lies_costs_a_poll(chain: Devnet) -> None:
+    """It is subscribed to again; meanwhile polling goes on (F-73)."""
+    del chain
+    served = 0
+
+    async def serve(request: web.Request) -> web.WebSocketResponse:
+        nonlocal served
+        served += 1
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        await socket.receive()
+        if served == 1:
+            await socket.send_str("no JSON at all")
+        elif served == 2:
+            await socket.send_json({"jsonrpc": "2.0", "id": 1, "error": {"message": "no"}})
+        else:
+            await socket.send_json({"jsonrpc": "2.0", "id": 1, "result": "0x1"})
+        await asyncio.sleep(0.05)
+        return socket
+
+    app = web.Application()
+    app.router.add_get("/", serve)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    host, port = runner.addresses[0][:2]
+    signal = HeadSignal(poll_interval_s=0.01, ws_url=f"ws://{host}:{port}/", reconnect_s=0.01)
+    try:
+        async with listening(signal), asyncio.timeout(10):
+            await signal.wait()
+            while signal.subscriptions < 2:
+                await signal.wait()
+    finally:
+        await runner.cleanup()
+    assert served >= 4
+
+
+async def test_a_websocket_that_is_not_there_costs_nothing_but_a_warning() -> None:
+    signal = HeadSignal(poll_interval_s=0.01, ws_url="ws://127.0.0.1:1/", reconnect_s=0.01)
+    async with listening(signal):
+        for _ in range(5):
+            await signal.wait()
+    assert signal.subscriptions == 0
