@@ -1,0 +1,212 @@
+"""Gas to defend, wallets that change their mind, nodes that differ: on a real chain."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+
+import pytest
+from msgspec.structs import replace
+
+from channel.errors import ExposureLimitError, OpeningsPausedError
+from channel.state.channel_state import ChannelState, LadderVoucher
+from settlement.alarms import AlarmKind, Alarms
+from settlement.devnet import Devnet
+from settlement.escrow import EscrowReader
+from settlement.exposure import ExposureGate, ExposureLimits
+from settlement.precautions import PrecautionLimits, Precautions, Tally
+from settlement.rpc import Rpc, RpcLimits
+from settlement.wallets import WalletSigners
+from tests.settlement.flaky_node import FlakyNode, flaky_node
+from tests.settlement.test_schedule import channel
+from tests.settlement.wallets import deploy_wallet
+
+GWEI = 10**9
+
+
+def kinds(alarms: Alarms) -> set[AlarmKind]:
+    return {alarm.kind for alarm in alarms.ringing}
+
+
+@pytest.fixture
+def alarms() -> Alarms:
+    return Alarms()
+
+
+@pytest.fixture
+def gate() -> ExposureGate:
+    return ExposureGate(ExposureLimits(total_max=1000))
+
+
+@pytest.fixture
+def precautions(
+    chain: Devnet, reader: EscrowReader, alarms: Alarms, gate: ExposureGate
+) -> Precautions:
+    return Precautions(
+        reader,
+        alarms,
+        gate,
+        gas_account=chain.account("payee").address,
+        limits=PrecautionLimits(closes_reserved_min=20, gas_per_close=80_000),
+    )
+
+
+async def test_openings_pause_when_gas_runs_low_and_go_on_when_there_is_more(
+    precautions: Precautions, gate: ExposureGate, alarms: Alarms, chain: Devnet
+) -> None:
+    """F-65: the reserve grows with the channels that may have to be closed."""
+    head = replace(await chain.rpc.block(), base_fee_wei=100 * GWEI)
+    payee = "0x" + chain.account("payee").address.hex()
+    for_twenty = 20 * 80_000 * 100 * GWEI * 2
+    await chain.rpc.command("anvil_setBalance", payee, hex(for_twenty))
+    await precautions.check(head, Tally(defended=19))
+    gate.require_openings()
+    await precautions.check(head, Tally(defended=20))
+    assert AlarmKind.GAS_LOW in kinds(alarms)
+    with pytest.raises(OpeningsPausedError):
+        gate.require_openings()
+    await precautions.check(replace(head, base_fee_wei=10 * GWEI), Tally(defended=20))
+    gate.require_openings()
+    assert alarms.ringing == []
+
+
+async def test_what_is_unsettled_in_all_is_counted_and_told(
+    precautions: Precautions, gate: ExposureGate, alarms: Alarms, chain: Devnet
+) -> None:
+    """F-66."""
+    head = await chain.rpc.block()
+    await precautions.check(head, Tally(unsettled=1000))
+    assert AlarmKind.EXPOSURE_FULL in kinds(alarms)
+    assert gate.is_full
+    await precautions.check(head, Tally(unsettled=999))
+    assert alarms.ringing == []
+
+
+async def _wallet_channel(chain: Devnet, behaviour: str) -> ChannelState:
+    wallet = await deploy_wallet(chain.sender("stranger"), behaviour)
+    state = channel(vouchers=(900,), spent=900, escrow=bytes(chain.values.escrow))
+    return replace(
+        state,
+        key=replace(state.key, chain_id=chain.values.chain_id),
+        terms=replace(state.terms, authorized_signer=wallet),
+    )
+
+
+async def test_a_wallet_that_changes_its_mind_is_served_no_more(
+    precautions: Precautions, gate: ExposureGate, alarms: Alarms, chain: Devnet
+) -> None:
+    """F-19: and is served again when it takes its voucher again."""
+    head = await chain.rpc.block()
+    state = await _wallet_channel(chain, "agrees")
+    assert WalletSigners().is_wallet(state)
+    tally = Tally(defended=1, wallets=[state])
+    await precautions.check(head, tally)
+    assert alarms.ringing == []
+    code = "0x" + (await chain.rpc.code(state.terms.signer)).hex()
+    where = "0x" + state.terms.signer.hex()
+    await chain.rpc.command("anvil_setCode", where, "0x5f5ffd")  # now it reverts
+    await precautions.check(head, tally)
+    (alarm,) = alarms.ringing
+    assert alarm.kind is AlarmKind.SIGNER_CHANGED
+    assert "900 at risk" in alarm.text
+    with pytest.raises(ExposureLimitError):
+        gate.require_room(state.key, 900, accepted=900, settled=0)
+    await chain.rpc.command("anvil_setCode", where, code)
+    await precautions.check(head, tally)
+    gate.require_room(state.key, 900, accepted=900, settled=0)
+    assert alarms.ringing == []
+
+
+async def test_a_wallet_that_burns_or_lies_is_no_yes(
+    precautions: Precautions, alarms: Alarms, chain: Devnet
+) -> None:
+    """F-20."""
+    states = [
+        await _wallet_channel(chain, behaviour)
+        for behaviour in ("burns all gas", "says another word", "returns nothing")
+    ]
+    states = [
+        replace(state, key=replace(state.key, channel_id=bytes([i]) * 32))
+        for i, state in enumerate(states)
+    ]
+    await precautions.check(await chain.rpc.block(), Tally(wallets=states))
+    assert len([a for a in alarms.ringing if a.kind is AlarmKind.SIGNER_CHANGED]) == 3
+
+
+def test_a_key_is_told_from_a_wallet_without_a_node() -> None:
+    """F-18: a signature that recovers to its signer is taken whatever code the account has."""
+    signers = WalletSigners()
+    state = channel(vouchers=(5,), spent=5)
+    assert signers.is_wallet(state)
+    unsigned = replace(channel(number=2), highest=LadderVoucher(0, b""))
+    assert not signers.is_wallet(unsigned)
+
+
+@pytest.fixture
+async def nodes(chain: Devnet) -> AsyncIterator[list[FlakyNode]]:
+    async with AsyncExitStack() as open_:
+        yield [await open_.enter_async_context(flaky_node(chain.values.rpc_url)) for _ in range(2)]
+
+
+async def test_nodes_are_held_against_each_other(
+    chain: Devnet, alarms: Alarms, nodes: list[FlakyNode]
+) -> None:
+    """SEC-09: one that lags is asked no more; two that disagree ring."""
+    limits = RpcLimits(timeout_s=3.0, retry_delay_s=0.01)
+    async with await Rpc.connect([node.url for node in nodes], limits=limits) as rpc:
+        precautions = Precautions(
+            EscrowReader(rpc, chain.values.escrow), alarms, ExposureGate(), gas_account=None
+        )
+        await chain.mine(40)
+        head = await rpc.block()
+        await precautions.check(head, Tally())
+        assert alarms.ringing == []
+        old = await chain.rpc.read("eth_getBlockByNumber", "0x2", False)  # noqa: FBT003
+        nodes[0].lies["eth_getBlockByNumber"] = old
+        await precautions.check(head, Tally())
+        assert AlarmKind.NODE_BEHIND in kinds(alarms)
+        nodes[0].seen.clear()
+        await rpc.block()
+        assert nodes[0].seen == []
+        nodes[0].lies["eth_getBlockByNumber"] = {
+            **(await chain.rpc.read("eth_getBlockByNumber", "latest", False)),  # noqa: FBT003
+            "hash": "0x" + "77" * 32,
+        }
+        await precautions.check(head, Tally())
+        assert AlarmKind.NODES_DISAGREE in kinds(alarms)
+        nodes[0].lies.clear()
+        await precautions.check(head, Tally())
+        assert alarms.ringing == []
+
+
+async def test_a_node_that_is_away_costs_a_round_and_nothing_else(
+    chain: Devnet, alarms: Alarms, gate: ExposureGate, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with flaky_node(chain.values.rpc_url) as node, await Rpc.connect(node.url) as rpc:
+        precautions = Precautions(
+            EscrowReader(rpc, chain.values.escrow),
+            alarms,
+            gate,
+            gas_account=chain.account("payee").address,
+        )
+        head = await rpc.block()
+        node.fail("refuse", method="eth_getBalance")
+        await precautions.check(head, Tally(unsettled=5))
+    assert gate.total == 5
+    assert "precautions were not all taken" in caplog.text
+
+
+def test_alarms_are_said_once_a_level_and_when_they_are_over(
+    alarms: Alarms, caplog: pytest.LogCaptureFixture
+) -> None:
+    """F-64."""
+    for level in (25, 25, 50, 25, 75):
+        alarms.ring(AlarmKind.GRACE_RUNS, f"{level} %", subject="0x1", level=level)
+    assert [alarm.level for alarm in alarms.ringing] == [75]
+    alarms.end(AlarmKind.GRACE_RUNS, subject="0x1")
+    alarms.end(AlarmKind.GRACE_RUNS, subject="0x1")
+    said = [record.getMessage() for record in caplog.records]
+    assert said == [
+        "alarm grace-runs (0x1): 25 %",
+        "alarm grace-runs (0x1): 50 %",
+        "alarm grace-runs (0x1): 75 %",
+        "alarm grace-runs (0x1): over",
+    ]
