@@ -202,7 +202,7 @@ async def test_a_tampered_challenge(
 
 
 async def test_an_expired_challenge(seller: Provider) -> None:
-    """CHAL-07: and the fresh one that comes with the refusal works."""
+    """CHAL-07, AMB-13: and the fresh one that comes with the refusal works."""
     await seller.opened()
     credential = await seller.credential(seller.payer.voucher(100))
     seller.clock.ahead_s = 301
@@ -292,7 +292,7 @@ async def test_a_voucher_below_the_delta(seller: Provider) -> None:
 
 
 async def test_a_request_that_is_not_covered(seller: Provider) -> None:
-    """ERR-01, CHAL-15, RESP-04: says what would be, and names the channel to go on with."""
+    """ERR-01, CHAL-15, RESP-04, AMB-21: says what would be, and names the channel to go on with."""
     await seller.payer.open()
     answer = await seller.send(seller.payer.opening(0))
     problem = require_problem(answer, 402, "session/insufficient-balance")

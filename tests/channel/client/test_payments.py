@@ -97,10 +97,13 @@ async def test_a_stopped_channel_can_be_closed(
 
 
 async def test_after_a_close_the_next_request_opens_anew(agent: Agent, chain: PaperChain) -> None:
+    """CLIENT-04: under a salt of its own."""
     await agent.client.get("/joke")
     await agent.payments.close(BASE)
     await agent.client.get("/joke")
     assert len(chain.deposited) == 2
+    closed, opened = await agent.payments.channels()
+    assert closed.salt != opened.salt
     assert [account.state for account in await agent.payments.channels()] == ["closed", "open"]
     assert await agent.payments.close(BASE) != []
     assert await agent.payments.close(BASE) == []

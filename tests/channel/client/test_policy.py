@@ -73,7 +73,7 @@ def test_an_offer_outside_the_policy_is_refused_by_name(
     asked: object,
     allowed: str,
 ) -> None:
-    """CLIENT-01, F-112, F-95."""
+    """CLIENT-01, CLIENT-02, F-112, F-95."""
     with pytest.raises(OfferRefusedError) as caught:
         require_offer(policy_of(), offer_of(request_changes, **changes), ORIGIN, NOW)
     assert caught.value.field == field

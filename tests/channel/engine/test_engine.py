@@ -142,7 +142,7 @@ async def test_a_bad_first_voucher_asks_no_node_for_the_transaction(tmp_path: Pa
 
 
 async def test_a_deposit_counts_when_it_is_deep_enough(tmp_path: Path) -> None:
-    """OPEN-12, F-70: neither an opening nor a top-up before its confirmations."""
+    """SEC-07, OPEN-12, F-70: neither an opening nor a top-up before its confirmations."""
     async with open_desk(tmp_path, confirmations=3) as desk:
         desk.payer.open_on_chain()
         with pytest.raises(VerificationFailedError, match="1 of 3"):
@@ -306,13 +306,14 @@ async def test_proofs_that_are_not_offered_are_refused(tmp_path: Path) -> None:
 
 
 async def test_a_strangers_channel_is_not_the_payers(tmp_path: Path) -> None:
-    """SEC-03: a good signature by the wrong key, over the right channel."""
+    """SEC-03, SEC-11: a good signature by the wrong key learns nothing of the channel's amounts."""
     async with open_desk(tmp_path) as desk:
         await opened(desk)
         stranger = Payer(desk.chain, STRANGER_KEY)
         voucher = stranger.sign(50, desk.payer.key)
-        with pytest.raises(SignerMismatchError):
+        with pytest.raises(SignerMismatchError) as refused:
             await perform(desk, VoucherPayload(voucher))
+        assert refused.value.members() == {}
 
 
 async def test_a_cancelled_request_leaves_nothing_held(tmp_path: Path) -> None:

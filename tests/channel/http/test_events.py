@@ -96,7 +96,7 @@ def final_receipt(visit: Visit) -> Receipt:
 
 
 async def test_a_stream_begins_and_ends_with_a_receipt(tmp_path: Path) -> None:
-    """SSE-04, SSE-05, RCPT-02: spent is cumulative, units are the request's."""
+    """SSE-04, SSE-05, RCPT-02, AMB-20: spent is cumulative, units are the request's."""
     async with open_desk(tmp_path) as desk:
         tokens = Tokens("Hel", "lo")
         tokens.end()

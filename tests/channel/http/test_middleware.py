@@ -1,6 +1,7 @@
 """The gate: unpaid is refused, paid is served once, and what fails is not charged."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -121,9 +122,29 @@ async def test_a_paid_request_is_served_once_and_spent(shop: Shop) -> None:
 
 
 async def test_a_request_of_several_units_costs_them_all(shop: Shop) -> None:
-    """ACC-05, RCPT-02."""
+    """ACC-05, RCPT-02, AMB-19."""
     answer = await shop.send(shop.desk.payer.voucher(10 * PRICE), path="/album")
     assert (answer.receipt.units, answer.receipt.spent) == (3, 3 * PRICE)
+
+
+async def test_every_challenge_of_a_channel_has_one_account(shop: Shop) -> None:
+    """AMB-09, F-47: `spent` goes on where it was, in the books and in the receipts."""
+    first, second = [await shop.send(shop.desk.payer.voucher(11 * PRICE)) for _ in range(2)]
+    assert first.receipt.challenge_id != second.receipt.challenge_id
+    assert (first.receipt.spent, second.receipt.spent) == (PRICE, 2 * PRICE)
+
+
+async def test_neither_credential_nor_receipt_is_logged(
+    shop: Shop, caplog: pytest.LogCaptureFixture
+) -> None:
+    """RCPT-03, CORE-13: at no level, whether it is served or refused."""
+    caplog.set_level(logging.DEBUG)
+    channel_id = shop.desk.payer.key.channel_id.hex()
+    for amount in (11 * PRICE, 10**30):
+        text = await shop.credential(shop.desk.payer.voucher(amount))
+        answer = await ask(shop.gate, "GET", "/paid", text)
+        for secret in (text, answer.header("payment-receipt") or text, channel_id):
+            assert secret not in caplog.text
 
 
 async def test_what_is_not_priced_passes(shop: Shop) -> None:
@@ -162,7 +183,7 @@ async def test_a_credential_on_an_unpriced_method_is_management_or_nothing(shop:
 async def test_a_voucher_is_content_or_management_by_method_and_framing(
     shop: Shop, method: str, target: str, headers: dict[str, str], body: bytes, *, is_content: bool
 ) -> None:
-    """RESP-01, RESP-02, F-12: never by looking into the body."""
+    """RESP-01, RESP-02, AMB-04, F-12: never by looking into the body."""
     voucher = await shop.credential(
         shop.desk.payer.voucher(11 * PRICE), method="POST" if method == "POST" else "GET"
     )

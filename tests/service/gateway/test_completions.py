@@ -195,7 +195,9 @@ async def test_what_the_model_server_refuses_is_not_charged(
     *,
     is_stream: bool,
 ) -> None:
-    """F-48, CORE-07: passed on without a receipt; a refusal of the gateway itself becomes 502."""
+    """F-48, F-58, CORE-07: asked once, passed on without a receipt; a refusal of the gateway
+    itself becomes 502.
+    """
     model.answer = answer
     async with run_gateway() as gateway, open_agent() as agent:
         payload = body(stream=is_stream, max_tokens=5)
@@ -205,6 +207,7 @@ async def test_what_the_model_server_refuses_is_not_charged(
         assert "www-authenticate" not in response.headers
         state = await gateway.channel()
         assert (state.spent, state.reserved) == (0, 0)
+        assert len(model.seen) == 1
 
 
 async def test_a_stream_that_breaks_off_is_paid_as_far_as_it_came_and_says_so(
