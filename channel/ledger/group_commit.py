@@ -1,7 +1,8 @@
 """Many callers, one commit: whatever arrives while a commit runs goes into the next.
 
 One writer, no timer (decision 3): a lone caller waits for nobody, and the more callers there
-are, the more of them share one sync to disk. This module knows no SQL and no channel.
+are, the more of them share one sync to disk. Reads from disk share their way to it in the same
+manner. This module knows no SQL and no channel.
 """
 
 import asyncio
@@ -49,7 +50,7 @@ class GroupCommit(Generic[J, R]):
         if self._ended is not None:
             raise _copy(self._ended)
         if len(self._queue) >= self._queue_max:
-            raise LedgerUnavailableError("Too many changes are waiting to be written.")
+            raise LedgerUnavailableError("Too much is waiting for the ledger.")
         answer: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         self._queue.append((job, answer))
         if self._writer is None:

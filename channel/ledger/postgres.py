@@ -179,10 +179,9 @@ class PostgresLedger:
                 try:
                     results, changed = await self._books.write_batch(self._writer, jobs)
                 except _AGAIN:
-                    self._books.forget()
-                else:
-                    self._watchers.wake(changed)
-                    return results
+                    continue
+                self._watchers.wake(changed)
+                return results
         except pg.FAILURES as error:
             self._books.forget()
             if isinstance(error, pg.BROKEN) and self._writer is not None:
@@ -233,7 +232,9 @@ class PostgresLedger:
             if len(rows) < CHANNELS_PER_PAGE_MAX:
                 return ended
 
-    def _on_notice(self, row_id: int) -> None:
+    def _on_notice(self, row_id: int, sender: int) -> None:
+        if self._writer is not None and sender == self._writer.get_server_pid():
+            return  # our own: whoever waits here was woken when it was committed
         key = self._books.key_of(row_id)
         if key is None:  # somebody waits for a channel this worker never read: look at all
             self._watchers.wake_all()

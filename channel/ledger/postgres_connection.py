@@ -103,7 +103,8 @@ async def notification_channel(connection: asyncpg.Connection) -> str:
 class Listener:
     """A connection that hears of other workers' changes, and comes back when it is lost.
 
-    What was notified while it was away is lost: `on_gap` is called when it is back.
+    `on_notice` gets the row's id and the process of the server that served the sender. What was
+    notified while the connection was away is lost: `on_gap` is called when it is back.
     """
 
     def __init__(
@@ -111,7 +112,7 @@ class Listener:
         dsn: str,
         channel: str,
         *,
-        on_notice: Callable[[int], None],
+        on_notice: Callable[[int, int], None],
         on_gap: Callable[[], None],
     ) -> None:
         self._dsn = dsn
@@ -159,10 +160,9 @@ class Listener:
                 tries = 0
                 self._on_gap()
 
-    def _heard(self, *notice: object) -> None:
-        payload = str(notice[3])
+    def _heard(self, _: object, sender: int, __: str, payload: str) -> None:
         if payload.isdecimal():
-            self._on_notice(int(payload))
+            self._on_notice(int(payload), sender)
 
     def _on_lost(self, *_: object) -> None:
         self._lost.set()

@@ -48,6 +48,7 @@ class SqliteLedger:
         self._lock = lock
         self._books = sql.SqliteBooks(channels_cached_max)
         self._commits: GroupCommit[Job, Applied] = GroupCommit(self._commit)
+        self._loads: GroupCommit[ChannelKey, ChannelState | None] = GroupCommit(self._load)
         self._watchers = Watchers()
         self._poll: asyncio.Task[None] | None = None
         self._looked_at = float("-inf")
@@ -86,10 +87,7 @@ class SqliteLedger:
             state = self._books.peek(key)
             if state is not None:
                 return state
-        began = _now()
-        state = await self._connection.run(self._books.load, key)
-        self._looked_at = began
-        return state
+        return await self._loads.submit(key)
 
     async def apply(
         self,
@@ -141,6 +139,7 @@ class SqliteLedger:
     async def close(self) -> None:
         """See `interface.Ledger.close`."""
         await self._commits.close()
+        await self._loads.close()
         if self._poll is not None:
             self._poll.cancel()
         await self._connection.close()
@@ -158,6 +157,12 @@ class SqliteLedger:
         self._looked_at = began
         self._watchers.wake(changed)
         return results
+
+    async def _load(self, keys: list[ChannelKey]) -> Sequence[ChannelState | Exception | None]:
+        began = _now()
+        states = await self._connection.run(self._books.load, keys)
+        self._looked_at = began
+        return states
 
     async def _end_leased(self, until: int, command: Command) -> int:
         ended = 0

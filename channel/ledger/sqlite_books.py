@@ -62,11 +62,20 @@ class SqliteBooks:
         self._cache.clear()
         return True
 
-    def load(self, connection: sqlite3.Connection, key: ChannelKey) -> ChannelState | None:
-        """Return a channel as it is on disk."""
+    def load(
+        self, connection: sqlite3.Connection, keys: Iterable[ChannelKey]
+    ) -> list[ChannelState | InvariantError | None]:
+        """Return channels as they are on disk."""
         self.has_foreign_commit(connection)
-        found = self._find(connection, key)
-        return None if found is None else found[1]
+        states: list[ChannelState | InvariantError | None] = []
+        for key in keys:
+            try:
+                found = self._find(connection, key)
+            except InvariantError as error:
+                states.append(error)
+            else:
+                states.append(None if found is None else found[1])
+        return states
 
     def write_batch(self, connection: sqlite3.Connection, jobs: Sequence[Job]) -> Written:
         """Run a batch in one transaction; return what each caller gets, and what changed.
