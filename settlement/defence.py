@@ -32,7 +32,7 @@ from channel.types import ChannelFact, ChannelKey
 from settlement.alarms import AlarmKind, Alarms
 from settlement.schedule import Action, Due
 
-__all__ = ["Defence", "Done", "Settler", "report_loss"]
+__all__ = ["Defence", "Done", "SettledChannel", "Settler", "report_loss"]
 
 _log: Final = logging.getLogger(__name__)
 
