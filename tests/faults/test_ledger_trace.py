@@ -51,6 +51,8 @@ def early_acknowledgements(events: Iterable[Event], log: str) -> tuple[list[byte
     written = synced = acknowledged = 0
     asked: dict[bytes, int] = {}
     for event in events:
+        if event.call == "recvfrom":
+            continue  # the other end of the pair, which only takes what was said
         said, _, what = event.data.partition(b" ")
         if event.target == log and event.is_sync:
             synced = written
