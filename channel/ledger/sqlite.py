@@ -182,7 +182,7 @@ class SqliteLedger:
                 try:
                     is_foreign = await self._connection.run(self._books.has_foreign_commit)
                 except LedgerUnavailableError:
-                    is_foreign = True
+                    continue  # whoever waits has a bound of its own
                 self._looked_at = began
                 if is_foreign:
                     self._watchers.wake_all()

@@ -17,6 +17,7 @@ from channel.errors import (
     RequestInFlightError,
     VerificationFailedError,
 )
+from channel.ledger import watching
 from channel.ledger.interface import (
     ClaimRequest,
     ConsumeProof,
@@ -25,7 +26,12 @@ from channel.ledger.interface import (
     StoreResponse,
     Watch,
 )
-from channel.limits import AMOUNT_MAX, STORED_RESPONSE_BYTES_MAX
+from channel.limits import (
+    AMOUNT_MAX,
+    CHANNELS_PER_PAGE_MAX,
+    PRUNE_BATCH_MAX,
+    STORED_RESPONSE_BYTES_MAX,
+)
 from channel.state import commands as c
 from channel.state.channel_state import LadderVoucher
 from channel.state.requests import RequestClaim, StoredResponse
@@ -355,6 +361,13 @@ class TestRequests:
             await ledger.apply(KEY, [], request=StoreResponse(CLAIM, long))
         await self.answer(ledger)
 
+    async def test_however_many_there_are(self, ledger: Ledger) -> None:
+        claims = [replace(CLAIM, idempotency_key=f"many-{n}") for n in range(PRUNE_BATCH_MAX + 1)]
+        await asyncio.gather(
+            *[ledger.apply(KEY, [], request=ClaimRequest(claim)) for claim in claims]
+        )
+        assert await ledger.prune(CLAIM.expires_at) == len(claims) + 1
+
 
 class TestProofs:
     """F-29, F-30."""
@@ -413,6 +426,14 @@ class TestReservations:
             spent.append((state.spent, state.reserved))
         assert spent == [(0, 5), (5, 0), (0, 5)]
 
+    async def test_however_many_have_run_out(self, ledger: Ledger) -> None:
+        keys = [key_of(number) for number in range(CHANNELS_PER_PAGE_MAX + 1)]
+        await asyncio.gather(
+            *[ledger.apply(key, [opening(50, key), reserving(b"r", 5)]) for key in keys]
+        )
+        assert await ledger.expire_reservations(LEASE) == len(keys)
+        assert await ledger.end_all_reservations() == 0
+
     async def test_the_books_owner_can_end_them_all(self, ledger: Ledger) -> None:
         for number in range(3):
             key = key_of(number)
@@ -466,6 +487,17 @@ class TestWatch:
         await ledger.apply(KEY, [accepting(10)])
         async with ledger.watch(KEY) as watch:
             await quiet(watch)
+
+    async def test_the_number_of_waiters_is_bounded(
+        self, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(watching, "WATCHES_MAX", 1)
+        async with ledger.watch(KEY):
+            with pytest.raises(LedgerUnavailableError):
+                async with ledger.watch(key_of(2)):
+                    pass
+        async with ledger.watch(key_of(2)):
+            pass
 
 
 class TestManyProcesses:

@@ -231,3 +231,48 @@ async def test_a_row_that_cannot_be_read_harms_no_other_channel(
     assert [isinstance(one, Exception) for one in results] == [True, False]
     fresh = await asyncio.gather(one.load(key_of(1)), return_exceptions=True)
     assert not isinstance(fresh[0], Exception)
+
+
+async def test_a_worker_that_may_not_make_the_tables_says_so(
+    postgres_url: str, admin: asyncpg.Connection
+) -> None:
+    await admin.execute("CREATE TABLE channel (a INT)")
+    with pytest.raises(LedgerUnavailableError, match="already exists"):
+        await PostgresLedger.open(postgres_url, exclusive=True)
+
+
+async def test_a_row_somebody_keeps_locked_is_an_error_in_bounded_time(
+    workers: list[PostgresLedger], admin: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F-36: a lock that is not given back does not hold up the others for ever."""
+    monkeypatch.setattr(postgres_connection, "LEDGER_BUSY_S", 0.2)
+    ledger = workers[0]
+    async with admin.transaction():
+        await workers[1].apply(KEY, [opening(10)])
+        await admin.execute("SELECT 1 FROM channel FOR UPDATE")
+        with pytest.raises(LedgerUnavailableError, match="lock timeout"):
+            await ledger.apply(KEY, [accepting(20)])
+    assert (await ledger.apply(KEY, [accepting(30)])).state.accepted == 30
+
+
+async def test_a_refused_connection_is_an_error_until_the_server_is_back(
+    workers: list[PostgresLedger], admin: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F-51: the listener, the writer and the reader each come back by themselves."""
+    one, other = workers
+    await one.apply(KEY, [opening(10), streaming(b"s", 5)])
+    real = one._dsn  # noqa: SLF001 - the fault
+    for part in (one, one._listener):  # noqa: SLF001
+        monkeypatch.setattr(part, "_dsn", "postgresql://nobody@127.0.0.1:1/none")
+    await end_connections(admin, "%")
+    await asyncio.sleep(0.3)
+    with pytest.raises(LedgerUnavailableError):
+        await one.apply(KEY, [accepting(20)])
+    with pytest.raises(LedgerUnavailableError):
+        await one.list_channels()
+    for part in (one, one._listener):  # noqa: SLF001
+        monkeypatch.setattr(part, "_dsn", real)
+    assert (await one.apply(KEY, [accepting(30)])).state.accepted == 30
+    async with one.watch(KEY) as watch:
+        await other.apply(KEY, [accepting(40)])
+        assert await watch.changed(10)

@@ -32,6 +32,13 @@ def spoil(path: Path, junk: bytes, *, at: int = 0) -> None:
     path.write_bytes(content[:at] + junk)
 
 
+def execute(path: Path, statement: str) -> None:
+    connection = sqlite3.connect(path)
+    connection.execute(statement)
+    connection.commit()
+    connection.close()
+
+
 def remove(path: Path) -> None:
     path.unlink()
 
@@ -234,6 +241,42 @@ class TestCorruption:
         with pytest.raises(InvariantError):
             await ledger.apply(key_of(2), [accepting(70, key_of(2))])
         await ledger.close()
+
+    async def test_a_gateway_that_cannot_start_leaves_the_lock_to_the_next(
+        self, path: Path
+    ) -> None:
+        ledger = await SqliteLedger.open(path, exclusive=True)
+        await ledger.apply(KEY, [opening(50), streaming(b"s", 5)])
+        await ledger.close()
+        execute(path, "UPDATE channel SET highest = x'00'")
+        for _ in range(2):
+            with pytest.raises(InvariantError, match="row 1"):
+                await SqliteLedger.open(path, exclusive=True)
+        execute(path, "UPDATE channel SET highest = zeroblob(81)")
+        await (await SqliteLedger.open(path, exclusive=True)).close()
+
+    async def test_a_failed_sync_stops_the_ledger(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """F-51: a later sync could succeed without what this one lost."""
+        ledger = await SqliteLedger.open(path, exclusive=True)
+        await ledger.apply(KEY, [opening(50)])
+
+        def fail(*_: object) -> None:
+            error = sqlite3.OperationalError("disk I/O error")
+            error.sqlite_errorcode = sqlite3.SQLITE_IOERR_FSYNC
+            raise error
+
+        monkeypatch.setattr(ledger._books, "write_batch", fail)  # noqa: SLF001 - the fault
+        with pytest.raises(LedgerUnavailableError, match="disk"):
+            await ledger.apply(KEY, [accepting(60)])
+        monkeypatch.undo()
+        with pytest.raises(LedgerUnavailableError, match="disk"):
+            await ledger.apply(KEY, [accepting(60)])
+        await ledger.close()
+        again = await SqliteLedger.open(path, exclusive=True)
+        assert await again.load(KEY) == run(opening(50))
+        await again.close()
 
     async def test_a_corrupt_file_stops_the_ledger(self, path: Path) -> None:
         ledger = await SqliteLedger.open(path, exclusive=True)

@@ -32,6 +32,7 @@ def test_good_books_pass() -> None:
         replace(GOOD, at_or_below_spent=LadderVoucher(1, b"")),
         replace(GOOD, spent=20, above_spent=LadderVoucher(19, b"")),
         replace(GOOD, reservations=(replace(GOOD.reservations[0], amount=-1),)),
+        replace(GOOD, reservations=(*GOOD.reservations, replace(GOOD.reservations[0], amount=-1))),
     ],
 )
 def test_books_that_contradict_themselves_are_found(broken: ChannelState) -> None:

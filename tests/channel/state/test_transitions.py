@@ -416,6 +416,13 @@ class TestClose:
             [accepting(100), c.BeginClose(), c.AbortClose()],
             [accepting(100), streaming(b"s", 5), c.BeginClose()],
             [accepting(100), reserving(b"r", 50), c.Spend(b"r", 50), c.BeginClose()],
+            [
+                accepting(100),
+                reserving(b"r", 50),
+                c.Spend(b"r", 50),
+                c.Release(b"r"),
+                c.BeginClose(),
+            ],
         ],
     )
     def test_a_close_that_was_overtaken_is_refused_and_stops_nobody(
