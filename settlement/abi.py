@@ -5,6 +5,7 @@ objects of web3.py are not used: they cost milliseconds where this costs microse
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from eth_abi.abi import decode, encode
 from eth_abi.exceptions import DecodingError
@@ -13,7 +14,15 @@ from eth_hash.auto import keccak
 from channel.chain import OpenedLog, ToppedUpLog
 from channel.errors import ChainUnavailableError
 from channel.types import Address, ChannelFact, ChannelId, ChannelKey, ChannelTerms
-from settlement.types import ChannelClosedLog, CloseRequestedLog, Log, RevertReason, SettledLog
+from settlement.types import (
+    BatchEntry,
+    ChannelClosedLog,
+    CloseRequestedLog,
+    EntrySkippedLog,
+    Log,
+    RevertReason,
+    SettledLog,
+)
 
 __all__ = [
     "CHANNEL_CLOSED_TOPIC",
@@ -24,9 +33,13 @@ __all__ = [
     "approve",
     "balance_of",
     "close",
+    "close_batch",
+    "close_batch_with_authorization",
     "close_grace_period",
+    "close_with_authorization",
     "decode_channel",
     "decode_channels",
+    "decode_entries",
     "decode_log",
     "decode_revert",
     "domain_separator",
@@ -36,13 +49,18 @@ __all__ = [
     "open_",
     "request_close",
     "settle",
+    "settle_batch",
+    "settle_batch_with_authorization",
+    "settle_with_authorization",
     "token",
     "top_up",
     "transfer",
     "withdraw",
 ]
 
-EscrowLog = OpenedLog | ToppedUpLog | SettledLog | CloseRequestedLog | ChannelClosedLog
+EscrowLog = (
+    OpenedLog | ToppedUpLog | SettledLog | CloseRequestedLog | ChannelClosedLog | EntrySkippedLog
+)
 
 _WORD = 32
 _CHANNEL_WORDS = 8
@@ -57,13 +75,16 @@ class Function:
 
     def __init__(self, signature: str, returns: Sequence[str] = ()) -> None:
         self.selector = keccak(signature.encode())[:_SELECTOR_BYTES]
-        inside = signature[signature.index("(") + 1 : -1]
-        self._inputs = inside.split(",") if inside else []
+        self._inputs = _split_types(signature[signature.index("(") + 1 : -1])
         self._outputs = list(returns)
 
     def encode(self, *arguments: object) -> bytes:
         """Return calldata; arguments in the contract's order."""
         return self.selector + encode(self._inputs, arguments)
+
+    def decode_arguments(self, calldata: bytes) -> tuple[Any, ...]:
+        """Return what `encode` was given. For calldata of our own making alone."""
+        return tuple(decode(self._inputs, calldata[_SELECTOR_BYTES:]))
 
     def decode(self, answer: bytes) -> tuple[object, ...]:
         """Return the values, or raise `ChainUnavailableError` when they are not what it returns."""
@@ -86,11 +107,39 @@ class Function:
         return _address(answer)
 
 
+def _split_types(listed: str) -> list[str]:
+    """Split at the commas that are not inside a tuple."""
+    types, depth = [""], 0
+    for char in listed:
+        depth += (char == "(") - (char == ")")
+        if char == "," and depth == 0:
+            types.append("")
+        else:
+            types[-1] += char
+    return [] if types == [""] else types
+
+
 # The escrow.
 open_ = Function("open(address,address,uint128,bytes32,address)", ["bytes32"])
 top_up = Function("topUp(bytes32,uint128)")
 settle = Function("settle(bytes32,uint128,bytes)")
 close = Function("close(bytes32,uint128,bytes)")
+settle_batch = Function("settleBatch((bytes32,uint128,bytes)[])", ["uint256"])
+close_batch = Function("closeBatch((bytes32,uint128,bytes)[])", ["uint256"])
+settle_with_authorization = Function(
+    "settleWithAuthorization(bytes32,uint128,uint256,uint256,bytes,bytes)"
+)
+close_with_authorization = Function(
+    "closeWithAuthorization(bytes32,uint128,uint256,uint256,bytes,bytes)"
+)
+settle_batch_with_authorization = Function(
+    "settleBatchWithAuthorization(address,(bytes32,uint128,bytes)[],uint256,uint256,bytes)",
+    ["uint256"],
+)
+close_batch_with_authorization = Function(
+    "closeBatchWithAuthorization(address,(bytes32,uint128,bytes)[],uint256,uint256,bytes)",
+    ["uint256"],
+)
 request_close = Function("requestClose(bytes32)")
 withdraw = Function("withdraw(bytes32)")
 get_channel = Function("getChannel(bytes32)")
@@ -153,6 +202,25 @@ def _channel(key: ChannelKey, words: bytes, block_number: int) -> ChannelFact | 
     )
 
 
+_SINGLE = (settle, close, settle_with_authorization, close_with_authorization)
+_BATCHES = (settle_batch, close_batch)
+_RELAYED_BATCHES = (settle_batch_with_authorization, close_batch_with_authorization)
+
+
+def decode_entries(calldata: bytes) -> list[BatchEntry]:
+    """Return what a settle or close of ours was made with; nothing for any other call."""
+    selector = calldata[:_SELECTOR_BYTES]
+    for function in _SINGLE:
+        if function.selector == selector:
+            channel_id, amount, *_, signature = function.decode_arguments(calldata)
+            return [BatchEntry(ChannelId(channel_id), amount, signature)]
+    for function in (*_BATCHES, *_RELAYED_BATCHES):
+        if function.selector == selector:
+            entries = function.decode_arguments(calldata)[function in _RELAYED_BATCHES]
+            return [BatchEntry(ChannelId(entry[0]), entry[1], entry[2]) for entry in entries]
+    return []
+
+
 def _topic(signature: str) -> bytes:
     return bytes(keccak(signature.encode()))
 
@@ -173,6 +241,8 @@ _PAYLOAD_WORDS = {
     CHANNEL_CLOSED_TOPIC: 2,
 }
 _ESCROW_TOPICS = 4
+_ENTRY_SKIPPED = _topic("BatchEntrySkipped(bytes32,bytes4)")
+_SKIPPED_TOPICS = 2
 
 
 def decode_log(log: Log) -> EscrowLog | None:
@@ -183,7 +253,8 @@ def decode_log(log: Log) -> EscrowLog | None:
     """
     words = _PAYLOAD_WORDS.get(log.topics[0]) if log.topics else None
     if words is None:
-        return None
+        is_skip = log.topics[:1] == (_ENTRY_SKIPPED,)
+        return _skipped(log) if is_skip else None
     if len(log.topics) != _ESCROW_TOPICS or len(log.payload) != words * _WORD:
         raise _nonsense()
     topic, channel_id, payload = log.topics[0], ChannelId(log.topics[1]), log.payload
@@ -200,6 +271,13 @@ def decode_log(log: Log) -> EscrowLog | None:
     return ChannelClosedLog(
         channel_id=channel_id, settled=_uint(payload, 0), refunded=_uint(payload, 1)
     )
+
+
+def _skipped(log: Log) -> EntrySkippedLog:
+    if len(log.topics) != _SKIPPED_TOPICS or len(log.payload) != _WORD:
+        raise _nonsense()
+    reason, _ = decode_revert(log.payload[:_SELECTOR_BYTES])
+    return EntrySkippedLog(channel_id=ChannelId(log.topics[1]), reason=reason)
 
 
 def _selector(signature: str) -> bytes:

@@ -1,6 +1,6 @@
 """What to pay for a transaction: chosen, raised, and never above what it is worth (pure)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import msgspec
@@ -11,6 +11,7 @@ from settlement.errors import FeeAboveBudgetError
 __all__ = [
     "Fee",
     "FeePolicy",
+    "GasBudget",
     "Stake",
     "choose_fee",
     "fee_ceiling",
@@ -51,6 +52,21 @@ class FeePolicy(msgspec.Struct, frozen=True, kw_only=True):
     """With more time than this before a deadline, nothing presses."""
     full_below_s: int = 300
     """With less time than this, the whole budget is bid."""
+
+
+class GasBudget(msgspec.Struct, frozen=True, kw_only=True):
+    """What gas may cost, by what is at risk (F-78)."""
+
+    floor_wei: int = 10**16
+    """For each channel, also where less is at risk: a close gives the payer's deposit back."""
+    token_price_wei: int | None = None
+    """What one whole token is worth in wei; None: the floor is all there is."""
+    token_decimals: int = 6
+
+    def cover(self, values: Iterable[int]) -> int:
+        """Return the budget of one transaction for channels with so much at risk, in base units."""
+        price, unit = self.token_price_wei or 0, 10**self.token_decimals
+        return sum(max(self.floor_wei, value * price // unit) for value in values)
 
 
 def fee_ceiling(

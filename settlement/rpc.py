@@ -17,7 +17,7 @@ from channel.errors import ChainUnavailableError
 from channel.types import Address, TxHash
 from settlement.abi import decode_revert
 from settlement.endpoints import Endpoint, Endpoints, EndpointView
-from settlement.errors import RpcRefusedError, contract_reverted
+from settlement.errors import ContractRevertedError, RpcRefusedError, contract_reverted
 from settlement.rpc_values import (
     parse_block,
     parse_bytes,
@@ -262,6 +262,27 @@ class Rpc:
         if block_hash is not None:
             at = {"blockHash": _hex(block_hash)}
         return parse_bytes(await self.read("eth_call", request, at))
+
+    async def try_calls(
+        self, to: Address, calldatas: Sequence[bytes], *, sender: Address
+    ) -> list[ContractRevertedError | None]:
+        """Run many calls without effect, at the head; say of each why it was refused, if it was.
+
+        Raises:
+            RpcRefusedError: The node would not run one of them.
+            ChainUnavailableError: No usable answer.
+        """
+        request = {"to": _hex(to), "from": _hex(sender)}
+        calls = [("eth_call", [{**request, "data": _hex(data)}, "latest"]) for data in calldatas]
+        refusals: list[ContractRevertedError | None] = []
+        for answer in await self._attempts(lambda: self._post_batch(calls)):
+            try:
+                _result("eth_call", answer)
+            except ContractRevertedError as error:
+                refusals.append(error)
+            else:
+                refusals.append(None)
+        return refusals
 
     # The wire.
 

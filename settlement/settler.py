@@ -1,19 +1,62 @@
-"""The payee's side of the chain: settles and closes (`channel.chain.ChannelCloser`)."""
+"""The payee's side of the chain: settles and closes, many channels in one transaction.
+
+Whatever is asked for while one transaction is being prepared goes into the next: a lone close
+waits for nobody, and a hundred at once share their gas. Each entry is simulated on its own before
+it is sent, so that one the escrow would refuse costs the others nothing (F-79); the escrow leaves
+out, with its reason, what was refused only in the block. What one key has under way for a channel
+is joined, not repeated, also after a restart (F-40).
+"""
 
 import asyncio
+import logging
+import math
+from collections.abc import Coroutine, Iterable, Sequence
+from typing import Any, Final
 
 import msgspec
 
 from channel.chain import CloseResult
-from channel.errors import ChainUnavailableError, ConfigError, TransactionRevertedError
+from channel.errors import (
+    ChainUnavailableError,
+    ConfigError,
+    InvariantError,
+    MppSessionError,
+    SettlementPendingError,
+    TransactionRevertedError,
+)
 from channel.types import Address, ChannelFact, ChannelId, ChannelKey, TxHash
 from settlement import abi
-from settlement.errors import ContractRevertedError
+from settlement.errors import (
+    ContractRevertedError,
+    LeaseLostError,
+    TransactionPendingError,
+    TransactionReplacedError,
+    contract_reverted,
+)
 from settlement.escrow import EscrowReader
+from settlement.fees import GasBudget
+from settlement.payout_calls import build_call, build_relayed_call, build_simulation
+from settlement.quarantine import Quarantine
+from settlement.signer import Signer
 from settlement.tx_manager import TxManager
-from settlement.types import Receipt, RevertReason
+from settlement.tx_state import JournalTx, Purpose
+from settlement.types import BatchEntry, EntrySkippedLog, Receipt, RevertReason
 
-__all__ = ["EscrowSettler", "SettleResult"]
+__all__ = ["EscrowSettler", "SettleResult", "SettlerLimits"]
+
+_log: Final = logging.getLogger(__name__)
+
+_RETRY_S: Final = 1.0
+
+
+class SettlerLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """How much goes into one transaction, and how much is under way at once."""
+
+    batch_max: int = 100
+    lots_max: int = 16
+    """Transactions under way: nodes keep only so many of one account."""
+    wait_s: float | None = None
+    """How long whoever asked waits to be answered; as long as the sender waits, if None."""
 
 
 class SettleResult(msgspec.Struct, frozen=True, gc=False):
@@ -23,23 +66,80 @@ class SettleResult(msgspec.Struct, frozen=True, gc=False):
     fact: ChannelFact
 
 
-class EscrowSettler:
-    """Settles and closes the channels of one escrow with the payee's key.
+_Result = CloseResult | SettleResult
 
-    Which voucher to use is not decided here (`channel.state.ladder`). A close under way is
-    joined, not repeated, and goes on when whoever waits for it is cancelled.
+
+class _Job:
+    """One channel's settle or close, from when it is asked for until it is answered."""
+
+    def __init__(self, purpose: Purpose, entry: BatchEntry, *, value: int, deadline: int) -> None:
+        self.purpose = purpose
+        self.entry = entry
+        self.value = value
+        self.deadline = deadline
+        self.is_alone = False
+        """It goes into a transaction of its own: together with others it failed."""
+        self.tx_hash: TxHash | None = None
+        self.answer: asyncio.Future[_Result] = asyncio.get_running_loop().create_future()
+
+    def urgency(self) -> tuple[float, int]:
+        """Order by deadline, then by value (F-66)."""
+        return (self.deadline or math.inf, -self.value)
+
+    def fail(self, error: BaseException) -> None:
+        if not self.answer.done():
+            self.answer.set_exception(error)
+            self.answer.exception()  # seen, even when nobody waits for it any more
+
+    def succeed(self, result: _Result) -> None:
+        if not self.answer.done():
+            self.answer.set_result(result)
+
+
+class EscrowSettler:
+    """Settles and closes the channels of one payee in one escrow (`channel.chain.ChannelCloser`).
+
+    Which voucher to use is not decided here (`channel.state.ladder`), and what is durable in the
+    books before a voucher leaves is the caller's care (decision 5).
     """
 
-    def __init__(self, reader: EscrowReader, sender: TxManager) -> None:
+    def __init__(
+        self,
+        reader: EscrowReader,
+        sender: TxManager,
+        *,
+        payee: Signer | None = None,
+        budget: GasBudget | None = None,
+        quarantine: Quarantine | None = None,
+        limits: SettlerLimits | None = None,
+    ) -> None:
+        """Settle and close by `sender`.
+
+        Args:
+            reader: The escrow.
+            sender: The account that sends and pays the gas.
+            payee: Who signs authorizations, when that is another account (RELAY-01).
+            budget: What gas may cost; unbounded if None.
+            quarantine: Where channels go that the chain refuses; nowhere if None.
+            limits: How much at once.
+        """
         self._reader = reader
         self._sender = sender
-        self._closing: dict[ChannelId, asyncio.Task[CloseResult]] = {}
-        self._broadcast: dict[ChannelId, TxHash] = {}
+        self._authorizer = payee
+        self._budget = budget
+        self._quarantine = quarantine
+        self._limits = limits or SettlerLimits()
+        self._jobs: dict[tuple[Purpose, ChannelId, int], _Job] = {}
+        self._waiting: list[_Job] = []
+        self._worker: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._room = asyncio.Semaphore(self._limits.lots_max)
+        self._bug: BaseException | None = None
 
     @property
     def payee(self) -> Address:
-        """The account that settles and closes."""
-        return self._sender.address
+        """Whose channels are settled and closed."""
+        return self._sender.address if self._authorizer is None else self._authorizer.address
 
     def require_payee(self, payee: Address) -> None:
         """Check that our key is the payee that challenges name (F-81, decision 15).
@@ -52,80 +152,297 @@ class EscrowSettler:
             raise ConfigError(msg)
 
     async def close_channel(
-        self, key: ChannelKey, cumulative_amount: int, signature: bytes
+        self,
+        key: ChannelKey,
+        cumulative_amount: int,
+        signature: bytes,
+        *,
+        value: int = 0,
+        deadline: int = 0,
     ) -> CloseResult:
         """Close the channel at `cumulative_amount` and return once it is mined.
 
-        Repeating it for a channel that is closed already returns that close.
+        Repeating it for a channel that is closed already, or is being closed, returns that close.
+        `value` is what is at risk, in base units, and `deadline` the chain's time at which the
+        payer may take it: they decide the order and what gas may cost.
 
         Raises:
             ContractRevertedError: The contract refused; nothing changed on chain.
+            ChannelQuarantinedError: It refuses for now; ask again.
             TransactionPendingError: Not mined within the bound; ask again (F-75).
+            SettlementPendingError: Not sent within the bound; ask again.
             ChainUnavailableError: Nothing was broadcast.
         """
-        self._require_ours(key)
-        closing = self._closing.get(key.channel_id)
-        if closing is None:
-            closing = asyncio.create_task(self._close(key, cumulative_amount, signature))
-            self._closing[key.channel_id] = closing
-            closing.add_done_callback(lambda done: self._end(key.channel_id, done))
-        return await asyncio.shield(closing)
+        entry = BatchEntry(key.channel_id, cumulative_amount, signature)
+        result = await self._ask(Purpose.CLOSE, key, entry, value=value, deadline=deadline)
+        if not isinstance(result, CloseResult):
+            raise InvariantError("a close was answered like a settle")
+        return result
 
     async def settle_channel(
-        self, key: ChannelKey, cumulative_amount: int, signature: bytes
+        self,
+        key: ChannelKey,
+        cumulative_amount: int,
+        signature: bytes,
+        *,
+        value: int = 0,
+        deadline: int = 0,
     ) -> SettleResult:
-        """Settle up to `cumulative_amount`; the channel stays open.
+        """Settle up to `cumulative_amount`; the channel stays open. Errors as `close_channel`."""
+        entry = BatchEntry(key.channel_id, cumulative_amount, signature)
+        result = await self._ask(Purpose.SETTLE, key, entry, value=value, deadline=deadline)
+        if not isinstance(result, SettleResult):
+            raise InvariantError("a settle was answered like a close")
+        return result
 
-        Raises:
-            ContractRevertedError: The contract refused; nothing changed on chain.
-            TransactionPendingError: Not mined within the bound; ask again.
-            ChainUnavailableError: Nothing was broadcast.
-        """
-        self._require_ours(key)
-        calldata = abi.settle.encode(key.channel_id, cumulative_amount, signature)
-        try:
-            receipt = await self._sender.send(self._reader.escrow, calldata)
-        except ContractRevertedError as error:
-            if error.reason is not RevertReason.AMOUNT_NOT_INCREASING:
-                raise
-            return SettleResult(tx_hash=None, fact=await self._fact(key.channel_id))
-        fact = await self._fact(key.channel_id, receipt.block_number)
-        return SettleResult(tx_hash=receipt.tx_hash, fact=fact)
+    def adopt(self, transactions: Iterable[JournalTx]) -> None:
+        """See through what an earlier process sent: its channels are joined, not sent again."""
+        for tx in transactions:
+            if tx.intent.to != self._reader.escrow or tx.intent.purpose is Purpose.OTHER:
+                continue
+            jobs = []
+            for entry in abi.decode_entries(tx.intent.calldata):
+                job = _Job(tx.intent.purpose, entry, value=0, deadline=tx.intent.deadline)
+                self._register(job)
+                jobs.append(job)
+            if jobs:
+                self._start(self._see_through(jobs, tx.versions[0].tx_hash))
+
+    def require_sound(self) -> None:
+        """Raise what only a bug raises, or that the key is another settler's by now."""
+        if self._bug is not None:
+            raise self._bug
 
     async def drain(self) -> None:
-        """Wait for the closes under way: before the process ends."""
-        await asyncio.gather(*self._closing.values(), return_exceptions=True)
+        """Wait for what is under way: before the process ends."""
+        while self._worker is not None or self._tasks:
+            running = [*self._tasks, *([] if self._worker is None else [self._worker])]
+            await asyncio.wait(running)
 
-    def _end(self, channel_id: ChannelId, done: asyncio.Task[CloseResult]) -> None:
-        del self._closing[channel_id]
-        if not done.cancelled():
-            done.exception()  # seen, even when nobody waits for it any more
+    async def aclose(self) -> None:
+        """Stop at once. What was sent is in the journal, and is gone on with from there."""
+        running = [*self._tasks, *([] if self._worker is None else [self._worker])]
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+        for job in list(self._jobs.values()):
+            job.fail(SettlementPendingError("The settler has stopped; ask again."))
 
-    async def _close(self, key: ChannelKey, amount: int, signature: bytes) -> CloseResult:
-        channel_id = key.channel_id
+    # Asking.
+
+    async def _ask(
+        self, purpose: Purpose, key: ChannelKey, entry: BatchEntry, *, value: int, deadline: int
+    ) -> _Result:
+        self._require_ours(key)
+        job = _Job(purpose, entry, value=value, deadline=deadline)
+        known = self._jobs.get(_name(job))
+        if known is None:
+            if self._quarantine is not None:
+                self._quarantine.require_allowed(key)
+            self._register(job)
+            self._enqueue(job)
+        else:
+            job = known
+        wait_s = self._sender.wait_s if self._limits.wait_s is None else self._limits.wait_s
         try:
-            receipt = await self._see_through(channel_id, amount, signature)
+            async with asyncio.timeout(wait_s):
+                return await asyncio.shield(job.answer)
+        except TimeoutError:
+            if job.tx_hash is None:
+                raise SettlementPendingError("Not sent yet; ask again.") from None
+            raise TransactionPendingError(job.tx_hash) from None
+
+    def _register(self, job: _Job) -> None:
+        """Let others join it, until it is answered."""
+        name = _name(job)
+        self._jobs[name] = job
+
+        def forget(_: asyncio.Future[_Result]) -> None:
+            if self._jobs.get(name) is job:
+                del self._jobs[name]
+
+        job.answer.add_done_callback(forget)
+
+    def _enqueue(self, job: _Job) -> None:
+        self._waiting.append(job)
+        if self._worker is None:
+            self._worker = asyncio.create_task(self._work())
+            self._worker.add_done_callback(self._ended)
+
+    # Sending.
+
+    async def _work(self) -> None:
+        """Take what waits, the most urgent first, and send it; until nothing waits."""
+        try:
+            await self._send_all()
+        finally:
+            self._worker = None
+
+    async def _send_all(self) -> None:
+        while self._waiting:
+            await self._room.acquire()
+            lot = self._next_lot()
+            try:
+                tx_hash = await self._send(lot)
+            except BaseException as error:
+                self._room.release()
+                for job in lot:
+                    job.fail(_copy(error))
+                if not isinstance(error, MppSessionError):
+                    raise
+                self._note(error)
+                continue
+            if tx_hash is None:
+                self._room.release()
+            else:
+                sent = [job for job in lot if not job.answer.done()]
+                self._start(self._see_through(sent, tx_hash, has_room=True))
+
+    def _next_lot(self) -> list[_Job]:
+        self._waiting.sort(key=_Job.urgency)
+        first = self._waiting[0]
+        if first.is_alone:
+            lot = [first]
+        else:
+            alike = [j for j in self._waiting if j.purpose is first.purpose and not j.is_alone]
+            lot = _one_each(alike)[: self._limits.batch_max]
+        taken = set(map(id, lot))
+        self._waiting = [job for job in self._waiting if id(job) not in taken]
+        return lot
+
+    async def _send(self, lot: Sequence[_Job]) -> TxHash | None:
+        """Leave out what would be refused, and broadcast the rest; None when nothing is left."""
+        jobs = lot if len(lot) == 1 else await self._simulate(lot)
+        if not jobs:
+            return None
+        entries = [job.entry for job in jobs]
+        deadlines = [job.deadline for job in jobs if job.deadline]
+        budget = self._budget
+        try:
+            tx_hash = await self._sender.broadcast(
+                self._reader.escrow,
+                await self._build(jobs[0].purpose, entries),
+                purpose=jobs[0].purpose,
+                budget_wei=None if budget is None else budget.cover(job.value for job in jobs),
+                deadline=min(deadlines, default=0),
+            )
         except ContractRevertedError as error:
-            if error.reason is not RevertReason.CHANNEL_FINALIZED:
-                raise
-            return await self._closed_before(channel_id)
-        fact = await self._fact(channel_id, receipt.block_number)
-        return CloseResult(tx_hash=receipt.tx_hash, fact=fact, gas_used=receipt.gas_used)
+            await self._refuse_all(jobs, error)
+            return None
+        for job in jobs:
+            job.tx_hash = tx_hash
+        return tx_hash
 
-    async def _see_through(self, channel_id: ChannelId, amount: int, signature: bytes) -> Receipt:
-        """Broadcast a close, unless one of ours is on its way, and wait for its receipt."""
-        tx_hash = self._broadcast.get(channel_id)
-        if tx_hash is None:
-            calldata = abi.close.encode(channel_id, amount, signature)
-            tx_hash = await self._sender.broadcast(self._reader.escrow, calldata)
-            self._broadcast[channel_id] = tx_hash
+    async def _build(self, purpose: Purpose, entries: Sequence[BatchEntry]) -> bytes:
+        if self._authorizer is None:
+            return build_call(purpose, entries)
+        head = await self._reader.rpc.block()
+        return await build_relayed_call(
+            purpose,
+            entries,
+            domain=(self._reader.chain_id, self._reader.escrow),
+            payee=self._authorizer,
+            now=head.timestamp,
+        )
+
+    async def _simulate(self, lot: Sequence[_Job]) -> list[_Job]:
+        """Answer those that would be refused, by the state as it is now (F-79, F-80)."""
+        calls = [build_simulation(job.purpose, job.entry) for job in lot]
+        refusals = await self._reader.rpc.try_calls(self._reader.escrow, calls, sender=self.payee)
+        passed = []
+        for job, refusal in zip(lot, refusals, strict=True):
+            if refusal is None:
+                passed.append(job)
+            else:
+                self._start(self._refuse(job, refusal))
+        return passed
+
+    # Seeing through.
+
+    async def _see_through(
+        self, jobs: Sequence[_Job], tx_hash: TxHash, *, has_room: bool = False
+    ) -> None:
+        """Wait for the transaction, for ever, and answer each of its channels."""
+        for job in jobs:
+            job.tx_hash = tx_hash
         try:
-            receipt = await self._sender.resume(tx_hash)
-        except TransactionRevertedError:
-            del self._broadcast[channel_id]
+            receipt = await self._receipt(tx_hash)
+            await self._answer(jobs, receipt)
+        except ContractRevertedError as error:
+            await self._refuse_all(jobs, error)
+        except BaseException as error:
+            for job in jobs:
+                job.fail(_copy(error))
             raise
-        del self._broadcast[channel_id]
-        return receipt
+        finally:
+            if has_room:
+                self._room.release()
+
+    async def _receipt(self, tx_hash: TxHash) -> Receipt:
+        """Ask until there is an answer: giving up would send the same thing twice."""
+        while True:
+            try:
+                return await self._sender.resume(tx_hash)
+            except TransactionPendingError:
+                _log.warning("transaction 0x%s is not mined yet", tx_hash.hex())
+            except (TransactionRevertedError, TransactionReplacedError, LeaseLostError):
+                raise
+            except MppSessionError as error:
+                if isinstance(error, InvariantError):
+                    raise
+                _log.warning("transaction 0x%s was not seen: %s", tx_hash.hex(), error)
+                await asyncio.sleep(_RETRY_S)
+
+    async def _answer(self, jobs: Sequence[_Job], receipt: Receipt) -> None:
+        """Tell each channel what the mined transaction did to it."""
+        skipped = {
+            log.channel_id: log.reason
+            for log in self._reader.own_logs(receipt)
+            if isinstance(log, EntrySkippedLog)
+        }
+        ids = [job.entry.channel_id for job in jobs]
+        facts = await self._reader.read_channels(ids, block_number=receipt.block_number)
+        for job, fact in zip(jobs, facts, strict=True):
+            reason = skipped.get(job.entry.channel_id)
+            if reason is not None:
+                error = contract_reverted(reason, tx_hash=receipt.tx_hash)
+                await self._refuse(job, error)
+            elif fact is None:
+                job.fail(_hidden())
+            else:
+                await self._discharge(job)
+                job.succeed(_result(job.purpose, receipt, fact, gas_of=len(jobs)))
+
+    async def _refuse_all(self, jobs: Sequence[_Job], error: ContractRevertedError) -> None:
+        """Answer a refusal of the whole; of many, each is tried alone to learn whose it is."""
+        if len(jobs) == 1:
+            await self._refuse(jobs[0], error)
+            return
+        for job in jobs:
+            job.is_alone = True
+            job.tx_hash = None
+            self._enqueue(job)
+
+    async def _refuse(self, job: _Job, error: ContractRevertedError) -> None:
+        """Answer a channel's refusal: perhaps what was wanted has been done already."""
+        try:
+            job.succeed(await self._done_before(job, error))
+        except MppSessionError as refusal:
+            job.fail(refusal)
+            self._note(refusal)
+
+    async def _done_before(self, job: _Job, error: ContractRevertedError) -> _Result:
+        channel_id, is_close = job.entry.channel_id, job.purpose is Purpose.CLOSE
+        if is_close and error.reason is RevertReason.CHANNEL_FINALIZED:
+            await self._discharge(job)
+            return await self._closed_before(channel_id)
+        if not is_close and error.reason is RevertReason.AMOUNT_NOT_INCREASING:
+            return SettleResult(tx_hash=None, fact=await self._fact(channel_id))
+        if self._quarantine is None or error.reason is RevertReason.CHANNEL_FINALIZED:
+            raise error
+        _log.warning("channel 0x%s: %s refused: %s", channel_id.hex(), job.purpose.name, error)
+        await self._quarantine.refuse(self._reader.key(channel_id), error, deadline=job.deadline)
+        raise error
 
     async def _closed_before(self, channel_id: ChannelId) -> CloseResult:
         """Return how a finalized channel was closed, by whomever, from its own log."""
@@ -137,14 +454,68 @@ class EscrowSettler:
         fact = await self._fact(channel_id)
         return CloseResult(tx_hash=receipt.tx_hash, fact=fact, gas_used=receipt.gas_used)
 
-    async def _fact(self, channel_id: ChannelId, block_number: int | None = None) -> ChannelFact:
-        fact = await self._reader.read_channel(channel_id, block_number=block_number)
+    async def _fact(self, channel_id: ChannelId) -> ChannelFact:
+        fact = await self._reader.read_channel(channel_id)
         if fact is None:
-            msg = "The node does not show the channel that was just settled or closed."
-            raise ChainUnavailableError(msg)
+            raise _hidden()
         return fact
+
+    async def _discharge(self, job: _Job) -> None:
+        if self._quarantine is not None:
+            await self._quarantine.discharge(self._reader.key(job.entry.channel_id))
+
+    # Keeping count.
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._note(error)
+
+    def _note(self, error: BaseException) -> None:
+        if isinstance(error, InvariantError | LeaseLostError) or not isinstance(
+            error, MppSessionError
+        ):
+            self._bug = self._bug or error
 
     def _require_ours(self, key: ChannelKey) -> None:
         if (key.chain_id, key.escrow) != (self._reader.chain_id, self._reader.escrow):
             msg = f"The channel is of escrow 0x{key.escrow.hex()} on chain {key.chain_id}."
             raise ConfigError(msg)
+
+
+def _name(job: _Job) -> tuple[Purpose, ChannelId, int]:
+    """A channel is closed once, whatever the amount; settled as often as the amount rises."""
+    amount = 0 if job.purpose is Purpose.CLOSE else job.entry.cumulative_amount
+    return job.purpose, job.entry.channel_id, amount
+
+
+def _one_each(jobs: Iterable[_Job]) -> list[_Job]:
+    """Of a channel's settles only one goes into a transaction; the next follows."""
+    by_channel: dict[ChannelId, _Job] = {}
+    for job in jobs:
+        by_channel.setdefault(job.entry.channel_id, job)
+    return list(by_channel.values())
+
+
+def _result(purpose: Purpose, receipt: Receipt, fact: ChannelFact, *, gas_of: int) -> _Result:
+    if purpose is Purpose.CLOSE:
+        gas_used = receipt.gas_used // gas_of
+        return CloseResult(tx_hash=receipt.tx_hash, fact=fact, gas_used=gas_used)
+    return SettleResult(tx_hash=receipt.tx_hash, fact=fact)
+
+
+def _copy(error: BaseException) -> BaseException:
+    """Return an error for one more waiter; a cancelled settler is a pending settlement."""
+    if isinstance(error, asyncio.CancelledError):
+        return SettlementPendingError("The settler has stopped; ask again.")
+    return error
+
+
+def _hidden() -> ChainUnavailableError:
+    msg = "The node does not show the channel that was just settled or closed."
+    return ChainUnavailableError(msg)

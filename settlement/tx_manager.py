@@ -147,6 +147,11 @@ class TxManager:
         """Whose transactions these are."""
         return self._signer.address
 
+    @property
+    def wait_s(self) -> float:
+        """How long a transaction is waited for."""
+        return self._limits.mined_within_s
+
     # Sending.
 
     async def send(
@@ -362,6 +367,8 @@ class TxManager:
             try:
                 answer = await self._put(tx)
             except RpcRefusedError as error:
+                if self.rpc.node_count > 1:
+                    return tx  # another node may have taken it before this one refused
                 after = await self._record(tx, Abandoned(error.message))
                 if after.status is TxStatus.ABANDONED:
                     raise

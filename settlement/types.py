@@ -10,9 +10,11 @@ import msgspec
 from channel.types import Address, ChannelId, TxHash
 
 __all__ = [
+    "BatchEntry",
     "BlockRef",
     "ChannelClosedLog",
     "CloseRequestedLog",
+    "EntrySkippedLog",
     "Log",
     "Receipt",
     "RevertReason",
@@ -78,6 +80,24 @@ class ChannelClosedLog(msgspec.Struct, frozen=True, gc=False):
     channel_id: ChannelId
     settled: int
     refunded: int
+
+
+class EntrySkippedLog(msgspec.Struct, frozen=True, gc=False):
+    """A batch left this channel out, for the reason a single call would have reverted with."""
+
+    channel_id: ChannelId
+    reason: "RevertReason"
+
+
+class BatchEntry(msgspec.Struct, frozen=True, gc=False):
+    """One voucher to settle or close with."""
+
+    channel_id: ChannelId
+    cumulative_amount: int
+    signature: bytes
+
+    def __repr__(self) -> str:
+        return f"BatchEntry(0x{self.channel_id.hex()}, {self.cumulative_amount})"
 
 
 class RevertReason(enum.Enum):

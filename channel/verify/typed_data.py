@@ -5,6 +5,7 @@ and constants: REQUIREMENTS.md section 0; every one is checked against golden ve
 Solidity reads too.
 """
 
+from collections.abc import Iterable
 from functools import lru_cache
 
 from sha3 import keccak_256  # type: ignore[import-untyped]
@@ -16,6 +17,7 @@ __all__ = [
     "OPEN_WITNESS_TYPE_STRING",
     "TOP_UP_WITNESS_TYPE_STRING",
     "close_authorization_digest",
+    "close_batch_authorization_digest",
     "derive_channel_id",
     "domain_separator",
     "keccak",
@@ -25,6 +27,7 @@ __all__ = [
     "permit2_domain_separator",
     "receive_authorization_digest",
     "settle_authorization_digest",
+    "settle_batch_authorization_digest",
     "token_domain_separator",
     "top_up_nonce",
     "top_up_permit_digest",
@@ -66,6 +69,16 @@ _SETTLE_TYPE = _type_hash(
 )
 _CLOSE_TYPE = _type_hash(
     "CloseAuthorization(bytes32 channelId,uint128 cumulativeAmount,uint256 nonce,uint256 deadline)"
+)
+_ENTRY = "BatchEntry(bytes32 channelId,uint128 cumulativeAmount,bytes signature)"
+_ENTRY_TYPE = _type_hash(_ENTRY)
+_SETTLE_BATCH_TYPE = _type_hash(
+    "SettleBatchAuthorization(address payee,BatchEntry[] entries,uint256 nonce,uint256 deadline)"
+    + _ENTRY
+)
+_CLOSE_BATCH_TYPE = _type_hash(
+    "CloseBatchAuthorization(address payee,BatchEntry[] entries,uint256 nonce,uint256 deadline)"
+    + _ENTRY
 )
 _RECEIVE_TYPE = _type_hash(
     "ReceiveWithAuthorization(address from,address to,uint256 value,uint256 validAfter,"
@@ -137,6 +150,48 @@ def close_authorization_digest(
     """Return what a payee signs so that anyone may close for it; not a settle's (RELAY-05)."""
     separator = domain_separator(key.chain_id, key.escrow)
     return _digest(separator, _CLOSE_TYPE, key.channel_id, cumulative_amount, nonce, deadline)
+
+
+def settle_batch_authorization_digest(
+    domain: tuple[int, Address],
+    payee: Address,
+    entries: Iterable[tuple[bytes, int, bytes]],
+    *,
+    nonce: int,
+    deadline: int,
+) -> bytes:
+    """Return what a payee signs so that anyone may settle many channels for it (RELAY-07).
+
+    `domain` is chain id and escrow; an entry is channel, cumulative amount, voucher signature.
+    """
+    entries_hash = _hash_entries(entries)
+    return _digest(
+        domain_separator(*domain), _SETTLE_BATCH_TYPE, payee, entries_hash, nonce, deadline
+    )
+
+
+def close_batch_authorization_digest(
+    domain: tuple[int, Address],
+    payee: Address,
+    entries: Iterable[tuple[bytes, int, bytes]],
+    *,
+    nonce: int,
+    deadline: int,
+) -> bytes:
+    """Return what a payee signs so that anyone may close many channels for it (RELAY-07)."""
+    entries_hash = _hash_entries(entries)
+    return _digest(
+        domain_separator(*domain), _CLOSE_BATCH_TYPE, payee, entries_hash, nonce, deadline
+    )
+
+
+def _hash_entries(entries: Iterable[tuple[bytes, int, bytes]]) -> bytes:
+    return keccak(
+        b"".join(
+            _hash_words(_ENTRY_TYPE, channel_id, amount, keccak(signature))
+            for channel_id, amount, signature in entries
+        )
+    )
 
 
 def derive_channel_id(

@@ -301,7 +301,8 @@ async def test_a_node_that_hides_the_channel_after_its_close_is_no_answer(
     ):
         reader = EscrowReader(rpc, chain.values.escrow)
         settler = EscrowSettler(reader, TxManager(rpc, chain.signer("payee")))
-        node.lies["eth_call"] = "0x" + bytes(256).hex()
+        nobody = (32).to_bytes(32, "big") + (1).to_bytes(32, "big") + bytes(256)
+        node.lies["eth_call"] = "0x" + nobody.hex()
         with pytest.raises(ChainUnavailableError, match="does not show the channel"):
             await settler.close_channel(key, 0, b"")
         node.lies.clear()
