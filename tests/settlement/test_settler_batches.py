@@ -1,0 +1,235 @@
+"""Many channels in one transaction, by the payee or by anybody for it; a bad one harms no other."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from channel.types import ChannelId
+from settlement import abi
+from settlement.devnet import Devnet
+from settlement.errors import (
+    ChannelQuarantinedError,
+    ContractRevertedError,
+    InvalidSignatureRevertError,
+)
+from settlement.escrow import EscrowReader
+from settlement.fees import GasBudget
+from settlement.journal.sqlite import SqliteJournal
+from settlement.quarantine import Quarantine
+from settlement.settler import EscrowSettler, SettlerLimits
+from settlement.tx_manager import TxManager
+from settlement.tx_state import TxStatus
+from settlement.types import RevertReason
+from tests.settlement.channels import DEPOSIT, Channels, set_paused
+
+Ids = list[ChannelId]
+
+
+@pytest.fixture
+def settler(chain: Devnet, reader: EscrowReader) -> EscrowSettler:
+    return EscrowSettler(reader, chain.sender("payee"), budget=GasBudget())
+
+
+@pytest.fixture
+def relayed(chain: Devnet, reader: EscrowReader) -> EscrowSettler:
+    """The payee only signs; a stranger pays the gas."""
+    return EscrowSettler(reader, chain.sender("stranger"), payee=chain.signer("payee"))
+
+
+@pytest.fixture
+async def journal(chain: Devnet, tmp_path: Path) -> AsyncIterator[SqliteJournal]:
+    opened = await SqliteJournal.open(
+        tmp_path / "ledger.db",
+        chain_id=chain.values.chain_id,
+        account=chain.account("payee").address,
+    )
+    await opened.take_lease("this test", ttl_s=600)
+    yield opened
+    await opened.close()
+
+
+async def sent_by(chain: Devnet, name: str) -> int:
+    address = "0x" + chain.account(name).address.hex()
+    return int(await chain.rpc.read("eth_getTransactionCount", address, "latest"), 16)
+
+
+async def open_many(channels: Channels, count: int) -> Ids:
+    return [await channels.open() for _ in range(count)]
+
+
+async def close_all(
+    settler: EscrowSettler, channels: Channels, ids: Ids, *, amount: int = 400
+) -> list[object]:
+    """Ask for all closes at once; return what each one got."""
+    closes = [
+        settler.close_channel(channels.key(one), amount, channels.sign(one, amount)) for one in ids
+    ]
+    return list(await asyncio.gather(*closes, return_exceptions=True))
+
+
+@pytest.mark.parametrize("by", ["payee", "stranger"])
+async def test_closes_asked_for_at_once_share_a_transaction(
+    chain: Devnet,
+    settler: EscrowSettler,
+    relayed: EscrowSettler,
+    channels: Channels,
+    by: str,
+) -> None:
+    """RELAY-07: also where the payee signs and another account pays the gas."""
+    ids = await open_many(channels, 5)
+    before, sent = await chain.token_balance(channels.terms.payee), await sent_by(chain, by)
+    results = await close_all(settler if by == "payee" else relayed, channels, ids)
+    assert {result.fact.settled for result in results} == {400}  # type: ignore[attr-defined]
+    assert all(result.fact.is_finalized for result in results)  # type: ignore[attr-defined]
+    assert len({result.tx_hash for result in results}) == 1  # type: ignore[attr-defined]
+    assert await chain.token_balance(channels.terms.payee) == before + 5 * 400
+    assert await sent_by(chain, by) == sent + 1
+
+
+@pytest.mark.parametrize("by", ["payee", "stranger"])
+async def test_settles_asked_for_at_once_share_a_transaction(
+    chain: Devnet,
+    settler: EscrowSettler,
+    relayed: EscrowSettler,
+    channels: Channels,
+    by: str,
+) -> None:
+    """RELAY-07."""
+    using = settler if by == "payee" else relayed
+    ids, sent = await open_many(channels, 4), await sent_by(chain, by)
+    results = await asyncio.gather(
+        *[using.settle_channel(channels.key(one), 70, channels.sign(one, 70)) for one in ids]
+    )
+    assert [(result.fact.settled, result.fact.is_finalized) for result in results] == 4 * [
+        (70, False)
+    ]
+    assert await sent_by(chain, by) == sent + 1
+
+
+async def test_one_channel_alone_is_relayed_too(
+    chain: Devnet, relayed: EscrowSettler, channels: Channels
+) -> None:
+    """RELAY-01: settle, then close, with the payee's signature in the call and no gas of it."""
+    channel_id = await channels.open()
+    key, gas = channels.key(channel_id), await chain.rpc.balance_wei(channels.terms.payee)
+    settled = await relayed.settle_channel(key, 10, channels.sign(channel_id, 10))
+    closed = await relayed.close_channel(key, 25, channels.sign(channel_id, 25))
+    assert (settled.fact.settled, closed.fact.settled) == (10, 25)
+    assert relayed.payee == channels.terms.payee
+    assert await chain.rpc.balance_wei(channels.terms.payee) == gas
+
+
+async def test_what_would_be_refused_is_left_out_before_it_costs_gas(
+    chain: Devnet, settler: EscrowSettler, channels: Channels
+) -> None:
+    """F-79: a voucher of somebody else's among five, and one beyond its deposit."""
+    ids, sent = await open_many(channels, 5), await sent_by(chain, "payee")
+    forged, greedy, *good = ids
+    results = await asyncio.gather(
+        settler.close_channel(channels.key(forged), 5, channels.sign(forged, 5, by="stranger")),
+        settler.close_channel(
+            channels.key(greedy), DEPOSIT + 1, channels.sign(greedy, DEPOSIT + 1)
+        ),
+        close_all(settler, channels, good),
+        return_exceptions=True,
+    )
+    assert isinstance(results[0], InvalidSignatureRevertError)
+    assert isinstance(results[1], ContractRevertedError)
+    assert results[1].reason is RevertReason.AMOUNT_EXCEEDS_DEPOSIT
+    assert isinstance(results[2], list)
+    assert all(result.fact.is_finalized for result in results[2])
+    assert await sent_by(chain, "payee") == sent + 1
+
+
+async def test_what_is_refused_only_in_its_block_harms_no_other(
+    chain: Devnet, settler: EscrowSettler, channels: Channels
+) -> None:
+    """F-79: a close that comes first in the block; the batch skips it, and the winner is found."""
+    ids = await open_many(channels, 3)
+    first = abi.close.encode(ids[0], 9, channels.sign(ids[0], 9))
+    async with chain.mining_paused():
+        winner = await chain.sender("payee").broadcast(chain.values.escrow, first)
+        closing = asyncio.create_task(close_all(settler, channels, ids))
+        await asyncio.sleep(0.3)
+        assert not closing.done()
+    lost, *others = await closing
+    assert (lost.tx_hash, lost.fact.settled) == (winner, 9)  # type: ignore[attr-defined]
+    assert {result.fact.settled for result in others} == {400}  # type: ignore[attr-defined]
+
+
+async def test_a_batch_is_no_larger_than_allowed(
+    chain: Devnet, reader: EscrowReader, channels: Channels
+) -> None:
+    settler = EscrowSettler(reader, chain.sender("payee"), limits=SettlerLimits(batch_max=2))
+    ids, sent = await open_many(channels, 5), await sent_by(chain, "payee")
+    await close_all(settler, channels, ids)
+    assert await sent_by(chain, "payee") == sent + 3
+
+
+async def test_a_paused_token_is_waited_for(
+    chain: Devnet, reader: EscrowReader, channels: Channels, journal: SqliteJournal
+) -> None:
+    """F-87: in quarantine with its reason, tried again later, and out of it once paid."""
+    now = [1_000.0]
+    quarantine = Quarantine(journal, now=lambda: now[0])
+    sender = TxManager(chain.rpc, chain.signer("payee"), journal=journal)
+    settler = EscrowSettler(reader, sender, quarantine=quarantine)
+    ids = await open_many(channels, 2)
+    await set_paused(chain, on=True)
+    for attempt in await close_all(settler, channels, ids):
+        assert isinstance(attempt, ChannelQuarantinedError)
+        assert attempt.reason is RevertReason.TOKEN_REFUSED
+    kept = await journal.find_quarantined(channels.key(ids[0]))
+    assert kept is not None
+    assert (kept.reason, kept.tries, kept.retry_at) == ("TOKEN_REFUSED", 1, 1_015)
+    await set_paused(chain, on=False)
+    early = await close_all(settler, channels, ids)
+    assert all(isinstance(attempt, ChannelQuarantinedError) for attempt in early)
+    now[0] += 15
+    results = await close_all(settler, channels, ids)
+    assert all(result.fact.is_finalized for result in results)  # type: ignore[attr-defined]
+    assert await journal.quarantined() == []
+
+
+async def test_quarantine_outlives_the_process(
+    chain: Devnet, reader: EscrowReader, channels: Channels, journal: SqliteJournal
+) -> None:
+    """A voucher the escrow will never take is a plain no, now and after a restart."""
+    (channel_id,) = await open_many(channels, 1)
+    forged = channels.sign(channel_id, 5, by="stranger")
+    for _ in range(2):
+        quarantine = Quarantine(journal, now=lambda: 1_000.0)
+        await quarantine.load()
+        sender = TxManager(chain.rpc, chain.signer("payee"), journal=journal)
+        settler = EscrowSettler(reader, sender, quarantine=quarantine)
+        with pytest.raises(InvalidSignatureRevertError):
+            await settler.close_channel(channels.key(channel_id), 5, forged)
+    (entry,) = await journal.quarantined()
+    assert (entry.reason, entry.tries) == ("INVALID_SIGNATURE", 1)
+
+
+async def test_an_earlier_process_sent_it_and_this_one_sees_it_through(
+    chain: Devnet, reader: EscrowReader, channels: Channels, journal: SqliteJournal
+) -> None:
+    """F-75, F-80: what is journalled is joined after a restart, not sent again."""
+    ids = await open_many(channels, 3)
+    async with chain.mining_paused():
+        first = TxManager(chain.rpc, chain.signer("payee"), journal=journal)
+        dying = EscrowSettler(reader, first)
+        closing = asyncio.create_task(close_all(dying, channels, ids))
+        for _ in range(200):
+            if any(tx.status is TxStatus.SENT for tx in await journal.open_transactions()):
+                break
+            await asyncio.sleep(0.01)
+        await dying.aclose()
+        await closing
+        second = TxManager(chain.rpc, chain.signer("payee"), journal=journal)
+        living = EscrowSettler(reader, second)
+        living.adopt(await second.recover())
+        again = asyncio.create_task(close_all(living, channels, ids))
+        await asyncio.sleep(0.1)
+    results = await again
+    assert all(result.fact.settled == 400 for result in results)  # type: ignore[attr-defined]
+    assert await sent_by(chain, "payee") == 1
