@@ -139,7 +139,7 @@ class RunningReservation:
         self._taken_units = taken = self._taken_units + units
         self.units += units
         if (
-            (self._held_units - taken) * 2 <= self._step_units
+            (self._held_units - taken) * 4 <= self._step_units
             and self._may_prefetch
             and self._kind is ReservationKind.STREAM
             and not self._is_changing

@@ -51,6 +51,9 @@ class Answer:
             ClientGoneError: Nobody is there to answer; nothing was spent.
             ProblemError: The answer may not go out.
         """
+        if self.has_started:  # the hot path of a stream
+            await self._send(message)
+            return
         if self.refusal is not None or self.is_client_gone:
             return  # such as a framework's own answer to the refusal we raised into it
         if message["type"] == "http.response.start":

@@ -144,7 +144,7 @@ class _Stream:
             await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _pump(self, gone: "asyncio.Task[None]") -> None:
-        reservation = self._reservation
+        reservation, send = self._reservation, self._send
         while reservation.stopped_by is None:
             self._is_idle = True
             try:
@@ -157,7 +157,7 @@ class _Stream:
             frame, units = _read_chunk(chunk)
             if reservation.covered_units < units and not await self._is_covered(units):
                 return
-            await self._send({"type": "http.response.body", "body": frame, "more_body": True})
+            await send({"type": "http.response.body", "body": frame, "more_body": True})
             if units:
                 reservation.take(units)
 

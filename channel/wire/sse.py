@@ -56,6 +56,8 @@ def format_event(data: str, event: str | None = None) -> bytes:
         WireError: `event` holds a line end.
     """
     if event is None:
+        if "\n" not in data and "\r" not in data:  # nearly every token
+            return f"data: {data}\n\n".encode()
         head = ""
     elif _LINE_END.search(event) is None:
         head = f"event: {event}\n"
