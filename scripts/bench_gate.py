@@ -1,0 +1,114 @@
+"""The gate over real sockets, under uvicorn and granian, beside the same endpoints unpaid."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import Final
+
+from bench_load import (
+    PaidStream,
+    bench_server,
+    challenge_of,
+    flood,
+    latencies_ms,
+    read_free_stream,
+    request_of,
+    requests_per_second,
+)
+from bench_samples import Row, Run
+from bench_world import headers_of, key_of
+
+__all__ = ["flood_rows", "gate_rows", "stream_rows"]
+
+REQUESTS: Final = {1: 300, 64: 30}
+"""Connections: requests a connection and sample."""
+STREAMS: Final = {1: 4_000, 50: 1_000}
+"""Clients: tokens a client and sample."""
+
+
+async def gate_rows(run: Run) -> AsyncIterator[Row]:
+    """Measure paid requests a second, as a share of unpaid ones."""
+    for server in ("uvicorn", "granian"):
+        url = f"sqlite:///{run.folder}/{server}.db"
+        async with bench_server(server, url, max(REQUESTS)) as port:
+            challenge = await challenge_of(port, "/paid")
+            done = 0
+            for connections, requests in REQUESTS.items():
+                keys = [key_of(number) for number in range(connections)]
+                free = [[request_of("/free")] * requests for _ in keys]
+                samples = []
+                for _ in range(run.repeats):
+                    columns = headers_of(challenge, keys, requests, start=done)
+                    done += requests
+                    paid = [[request_of("/paid", h) for h in column] for column in columns]
+                    before = await requests_per_second(port, free)
+                    rate = await requests_per_second(port, paid)
+                    after = await requests_per_second(port, free)
+                    samples.append((rate, 2 * rate / (before + after)))
+                yield Row(
+                    name=f"paid requests, {server}, {connections} connections",
+                    unit="1/s",
+                    samples=[rate for rate, _ in samples],
+                    ratios=[share for _, share in samples],
+                    goal=0.5 if (server, connections) == ("uvicorn", 64) else None,
+                    is_more_better=True,
+                    besides="share of the same endpoint unpaid",
+                )
+
+
+async def flood_rows(run: Run) -> AsyncIterator[Row]:
+    """Measure one channel's p99 while another is flooded with bad vouchers."""
+    url = f"sqlite:///{run.folder}/flood.db"
+    async with bench_server("uvicorn", url, 2) as port:
+        challenge = await challenge_of(port, "/paid")
+        samples = []
+        for sample in range(run.repeats):
+            start = sample * 400
+            (column,) = headers_of(challenge, [key_of(0)], 400, start=start)
+            requests = [request_of("/paid", header) for header in column]
+            quiet = await latencies_ms(port, requests[:200])
+            async with flood(port, challenge, key_of(1)):
+                busy = await latencies_ms(port, requests[200:])
+            samples.append((busy[int(len(busy) * 0.99)], quiet[int(len(quiet) * 0.99)]))
+    yield Row(
+        name="p99 beside a flood of bad vouchers / quiet",
+        unit="ms",
+        samples=[busy for busy, _ in samples],
+        ratios=[busy / quiet for busy, quiet in samples],
+        goal=5,
+    )
+
+
+async def stream_rows(run: Run) -> AsyncIterator[Row]:
+    """Measure metered events a second with live vouchers, as a share of unmetered ones."""
+    url = f"sqlite:///{run.folder}/stream.db"
+    async with bench_server("uvicorn", url, max(STREAMS)) as port:
+        challenge = await challenge_of(port, "/stream")
+        paid_before = 0
+        for clients, tokens in STREAMS.items():
+            samples = []
+            for _ in range(run.repeats):
+                streams = [
+                    PaidStream(port, number, paid_before, tokens, challenge)
+                    for number in range(clients)
+                ]
+                paid_before += tokens + 2 * 512
+                before = await _rate(tokens, [read_free_stream(port, tokens) for _ in streams])
+                paid = await _rate(tokens, [stream.run() for stream in streams])
+                after = await _rate(tokens, [read_free_stream(port, tokens) for _ in streams])
+                samples.append((paid, 2 * paid / (before + after)))
+            yield Row(
+                name=f"metered events, {clients} clients",
+                unit="1/s",
+                samples=[paid for paid, _ in samples],
+                ratios=[share for _, share in samples],
+                goal=0.85 if clients == max(STREAMS) else None,
+                is_more_better=True,
+                besides="share of the same stream unmetered",
+            )
+
+
+async def _rate(tokens: int, clients: list) -> float:
+    began = time.perf_counter()
+    await asyncio.gather(*clients)
+    return tokens * len(clients) / (time.perf_counter() - began)

@@ -1,0 +1,246 @@
+"""A voucher from its header to its receipt's header: in memory, on SQLite, on PostgreSQL."""
+
+import asyncio
+import gc
+import os
+import shutil
+import sqlite3
+import statistics
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from bench_samples import Row, Run, raw_us
+from bench_world import MemoryLedger, World, headers_of, key_of, random_keys
+from channel.ledger.interface import Ledger
+from channel.ledger.sqlite import SqliteLedger
+from channel.ledger.url import open_ledger
+
+__all__ = ["channel_rows", "memory_rows", "postgres_rows", "sqlite_rows"]
+
+IN_FLIGHT: Final = {1: 60, 8: 60, 64: 60, 512: 12}
+"""Channels in flight, each one voucher at a time: vouchers a channel and sample."""
+OPENING_AT_ONCE: Final = 512
+
+
+class Flight(msgspec.Struct, frozen=True):
+    """One sample: many channels at once."""
+
+    us: float
+    p50_ms: float
+    p99_ms: float
+
+
+async def fly(world: World, columns: Sequence[Sequence[str]]) -> Flight:
+    """Send each column's vouchers one after the other, all columns at once."""
+    latencies: list[float] = []
+
+    async def run(column: Sequence[str]) -> None:
+        for header in column:
+            began = time.perf_counter()
+            await world.voucher(header)
+            latencies.append(time.perf_counter() - began)
+
+    gc.collect()
+    began = time.perf_counter()
+    await asyncio.gather(*map(run, columns))
+    elapsed = time.perf_counter() - began
+    ordered = sorted(latencies)
+    return Flight(
+        us=elapsed / len(ordered) * 1e6,
+        p50_ms=statistics.median(ordered) * 1e3,
+        p99_ms=ordered[int(len(ordered) * 0.99)] * 1e3,
+    )
+
+
+async def memory_rows(run: Run) -> AsyncIterator[Row]:
+    """Measure the whole path with the rules and no disk."""
+    world = World(MemoryLedger())
+    keys = [key_of(number) for number in range(64)]
+    await world.open(keys)
+    taken = []
+    for sample in range(run.repeats):
+        columns = headers_of(world.challenge, keys, 20, start=20 * sample)
+        # The best of short runs, as raw verification is measured.
+        best = min([(await fly(world, columns[i : i + 4])).us for i in range(0, 64, 4)])
+        taken.append((best, raw_us()))
+    await world.engine.aclose()
+    yield Row(
+        name="header in, receipt out, in memory",
+        unit="us",
+        samples=[us for us, _ in taken],
+        ratios=[us / raw for us, raw in taken],
+        goal=1.7,
+    )
+
+
+async def sqlite_rows(run: Run) -> AsyncIterator[Row]:
+    """Measure it durable on SQLite, synchronous=FULL."""
+    bare = [_bare_commit_us(run.folder) for _ in range(run.repeats)]
+    yield Row(name="one bare commit, SQLite FULL", unit="us", samples=bare)
+    for in_flight, rises in IN_FLIGHT.items():
+        ledger = await SqliteLedger.open(run.folder / f"{in_flight}.db", exclusive=True)
+        async for row in _durable_rows(run, ledger, "SQLite FULL", in_flight, rises):
+            yield row
+    yield await _alone(run)
+
+
+async def _alone(run: Run) -> Row:
+    """Measure one voucher alone against one bare commit, taken in turns."""
+    ledger = await SqliteLedger.open(run.folder / "alone.db", exclusive=True)
+    world = World(ledger)
+    await world.open([key_of(0)])
+    taken = []
+    for sample in range(run.repeats):
+        (column,) = headers_of(world.challenge, [key_of(0)], 40, start=40 * sample)
+        before = _bare_commit_us(run.folder)
+        flight = await fly(world, [column])
+        after = _bare_commit_us(run.folder)
+        taken.append((flight.p50_ms * 1e3, (before + after) / 2))
+    await world.engine.aclose()
+    await ledger.close()
+    return Row(
+        name="one voucher alone / one bare commit",
+        unit="us",
+        samples=[us for us, _ in taken],
+        ratios=[us / bare for us, bare in taken],
+        goal=2.0,
+    )
+
+
+def _bare_commit_us(folder: Path) -> float:
+    """Return the median of bare commits to a SQLite file of one table."""
+    with sqlite3.connect(folder / "bare.db", isolation_level=None) as connection:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.execute("CREATE TABLE IF NOT EXISTS t (id INTEGER PRIMARY KEY, row BLOB)")
+        times = []
+        for _ in range(40):
+            row = os.urandom(300)
+            began = time.perf_counter()
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("INSERT OR REPLACE INTO t VALUES (1, ?)", (row,))
+            connection.execute("COMMIT")
+            times.append((time.perf_counter() - began) * 1e6)
+    connection.close()
+    return statistics.median(times)
+
+
+async def postgres_rows(run: Run) -> AsyncIterator[Row]:
+    """Measure it durable on PostgreSQL, synchronous_commit on."""
+    with postgres() as url:
+        for in_flight, rises in IN_FLIGHT.items():
+            ledger = await open_ledger(url, exclusive=True)
+            async for row in _durable_rows(run, ledger, "PostgreSQL", in_flight, rises):
+                yield row
+
+
+@contextmanager
+def postgres() -> Iterator[str]:
+    """Run a PostgreSQL, or use the one DATABASE_URL names; gives its URL."""
+    if url := os.environ.get("DATABASE_URL"):
+        yield url
+        return
+    import pgserver  # noqa: PLC0415 - no wheel for every Python
+
+    folder = Path(tempfile.mkdtemp(prefix="mpp-session-bench-"))  # its own user must reach it
+    folder.chmod(0o755)
+    server = pgserver.get_server(folder / "data")
+    try:
+        yield server.get_uri()
+    finally:
+        server.cleanup()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+async def _durable_rows(
+    run: Run, ledger: Ledger, where: str, in_flight: int, rises: int
+) -> AsyncIterator[Row]:
+    world = World(ledger)
+    # Their own channels, where databases are shared between the numbers in flight.
+    keys = [key_of(in_flight * 10**6 + number) for number in range(in_flight)]
+    await open_many(world, keys)
+    taken = []
+    for sample in range(run.repeats):
+        columns = headers_of(world.challenge, keys, rises, start=rises * sample)
+        taken.append((await fly(world, columns), raw_us()))
+    await world.engine.aclose()
+    await ledger.close()
+    p50 = statistics.median(flight.p50_ms for flight, _ in taken)
+    p99 = statistics.median(flight.p99_ms for flight, _ in taken)
+    rate = 1e6 / statistics.median(flight.us for flight, _ in taken)
+    goals = {("SQLite FULL", 64): 2.0, ("PostgreSQL", 64): 2.7}
+    yield Row(
+        name=f"durable on {where}, {in_flight} in flight",
+        unit="us",
+        samples=[flight.us for flight, _ in taken],
+        ratios=[flight.us / raw for flight, raw in taken],
+        goal=goals.get((where, in_flight)),
+        besides=f"p50 {p50:.2f} ms, p99 {p99:.2f} ms, {rate:,.0f} vouchers/s",
+    )
+
+
+async def open_many(world: World, keys: Sequence) -> None:
+    """Open channels many at a time."""
+    for start in range(0, len(keys), OPENING_AT_ONCE):
+        await asyncio.gather(*(world.open([key]) for key in keys[start : start + OPENING_AT_ONCE]))
+
+
+async def channel_rows(run: Run) -> AsyncIterator[Row]:
+    """Measure the same vouchers among a thousand channels and among a million."""
+    many = 100_000 if run.is_quick else 1_000_000
+    few_ledger = await SqliteLedger.open(run.folder / "few.db", exclusive=True)
+    many_ledger = await SqliteLedger.open(run.folder / "many.db", exclusive=True)
+    few_world, many_world = World(few_ledger), World(many_ledger)
+    before = _resident_kib()
+    await _fill(few_world, 1_000)
+    await _fill(many_world, many)
+    grown = _resident_kib() - before
+    pairs = []
+    for sample in range(run.repeats):
+        few_keys, many_keys = random_keys(512, 1_000), random_keys(512, many)
+        # Each channel pays once, so that nothing is known that was not known in general.
+        few = await fly(few_world, _once(few_world, few_keys, sample))
+        much = await fly(many_world, _once(many_world, many_keys, sample))
+        pairs.append((much.us, few.us))
+    await few_world.engine.aclose()
+    await many_world.engine.aclose()
+    await few_ledger.close()
+    await many_ledger.close()
+    yield Row(
+        name=f"a voucher among {many:,} channels / 1,000",
+        unit="us",
+        samples=[much for much, _ in pairs],
+        ratios=[much / few for much, few in pairs],
+        goal=1.2,
+    )
+    yield Row(
+        name="memory per idle channel",
+        unit="bytes",
+        samples=[grown * 1024 / many],
+        besides=f"{grown / 1024:.0f} MiB for {many:,}, what was remembered of the busiest included",
+    )
+
+
+async def _fill(world: World, channels: int) -> None:
+    for start in range(0, channels, 10_000):
+        await open_many(world, [key_of(n) for n in range(start, min(start + 10_000, channels))])
+
+
+def _once(world: World, keys: Sequence, sample: int) -> list[list[str]]:
+    """Return one voucher a channel, shared by 64 senders."""
+    headers = [column[0] for column in headers_of(world.challenge, keys, 1, start=sample)]
+    return [headers[start::64] for start in range(64)]
+
+
+def _resident_kib() -> int:
+    gc.collect()
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1])
+    return 0

@@ -1,0 +1,71 @@
+"""What scripts/bench measures, in which order, and how it is shown."""
+
+import argparse
+import asyncio
+import json
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Final
+
+from rich.console import Console
+from rich.table import Table
+
+import bench_gate
+import bench_ledger
+import bench_parts
+from bench_samples import Row, Run
+
+__all__ = ["main"]
+
+Group = Callable[[Run], AsyncIterator[Row]]
+GROUPS: Final[dict[str, Group]] = {
+    "parts": bench_parts.rows,
+    "memory": bench_ledger.memory_rows,
+    "sqlite": bench_ledger.sqlite_rows,
+    "postgresql": bench_ledger.postgres_rows,
+    "channels": bench_ledger.channel_rows,
+    "gate": bench_gate.gate_rows,
+    "flood": bench_gate.flood_rows,
+    "stream": bench_gate.stream_rows,
+}
+
+
+def main() -> None:
+    """Run the groups asked for, and print what they measured."""
+    parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--quick", action="store_true", help="fewer repeats, no peers")
+    parser.add_argument("--only", metavar="WORD", default="", help="only groups named like this")
+    options = parser.parse_args()
+    chosen = [
+        name for name in GROUPS if options.only in name and not (options.quick and name == "peers")
+    ]
+    rows = asyncio.run(_measure(chosen, is_quick=options.quick))
+    if options.json:
+        print(json.dumps({"rows": [row.as_json() for row in rows]}, indent=2))
+    else:
+        _print_table(rows)
+
+
+async def _measure(chosen: list[str], *, is_quick: bool) -> list[Row]:
+    found: list[Row] = []
+    # On the checkout's own disk: a temporary directory may be memory, where a sync costs nothing.
+    with tempfile.TemporaryDirectory(dir=Path(__file__).parent.parent, prefix=".bench-") as folder:
+        run = Run(folder=Path(folder), is_quick=is_quick)
+        for name in chosen:
+            async for row in GROUPS[name](run):
+                print(f"{name}: {row.name}", file=sys.stderr, flush=True)
+                found.append(row)
+    return found
+
+
+def _print_table(rows: list[Row]) -> None:
+    table = Table()
+    for column in ("what", "median", "min", "max", "unit", "ratio", "goal", "besides"):
+        justify = "left" if column in {"what", "unit", "besides"} else "right"
+        table.add_column(column, justify=justify, no_wrap=column != "besides")
+    for row in rows:
+        table.add_row(*row.as_cells())
+    Console(width=None if sys.stdout.isatty() else 150).print(table)

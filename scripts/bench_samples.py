@@ -1,0 +1,125 @@
+"""Samples and their medians: what a row of the benchmarks is made of."""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import msgspec
+from coincurve import PrivateKey
+from coincurve._libsecp256k1 import ffi, lib  # type: ignore[import-not-found]
+from coincurve.context import GLOBAL_CONTEXT
+
+from channel.verify.signature import sign
+
+__all__ = ["Row", "Run", "Sample", "best_us", "raw_us"]
+
+T = TypeVar("T")
+RUN: Final = 50
+KEY: Final = b"\x11" * 32
+DIGESTS: Final = [number.to_bytes(32, "big") for number in range(1, 501)]
+
+
+class Sample(msgspec.Struct, frozen=True):
+    """One measurement, and the raw verification measured beside it."""
+
+    value: float
+    raw_us: float
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True):
+    """One line of the table. `ratio` is what the goal is about."""
+
+    name: str
+    unit: str
+    samples: Sequence[float]
+    ratios: Sequence[float] = ()
+    goal: float | None = None
+    is_more_better: bool = False
+    besides: str = ""
+
+    @property
+    def ratio(self) -> float | None:
+        """Median of the ratios."""
+        return statistics.median(self.ratios) if self.ratios else None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the row with the names that docs/performance.md gives."""
+        return {
+            "name": self.name,
+            "ratio": None if self.ratio is None else round(self.ratio, 3),
+            "goal": self.goal,
+            "unit": self.unit,
+            "median": round(statistics.median(self.samples), 3),
+            "min": round(min(self.samples), 3),
+            "max": round(max(self.samples), 3),
+            "besides": self.besides,
+        }
+
+    def as_cells(self) -> list[str]:
+        """Return the row as the table shows it."""
+        ratio, goal = self.ratio, self.goal
+        mark = ""
+        if ratio is not None and goal is not None:
+            is_met = ratio >= goal if self.is_more_better else ratio <= goal
+            mark = " " if is_met else "!"
+        return [
+            self.name,
+            f"{statistics.median(self.samples):,.2f}",
+            f"{min(self.samples):,.2f}",
+            f"{max(self.samples):,.2f}",
+            self.unit,
+            "" if ratio is None else f"{ratio:.2f}{mark}",
+            "" if goal is None else f"{goal:g}",
+            self.besides,
+        ]
+
+
+class Run(msgspec.Struct, frozen=True):
+    """Where to put files, and how often to repeat."""
+
+    folder: Path
+    is_quick: bool
+
+    @property
+    def repeats(self) -> int:
+        """Samples a row."""
+        return 3 if self.is_quick else 7
+
+
+def best_us(work: Callable[[T], object], items: Sequence[T], *, rounds: int = 5) -> float:
+    """Return the time per item of the best short run.
+
+    Short, to find a quiet moment of a busy machine; over different items, so that the processor
+    learns nothing by heart.
+    """
+    times = []
+    for start in list(range(0, len(items), RUN)) * rounds:
+        run = items[start : start + RUN]
+        began = time.perf_counter()
+        for item in run:
+            work(item)
+        times.append((time.perf_counter() - began) / len(run) * 1e6)
+    return min(times)
+
+
+def _parsed() -> list[tuple[bytes, Any]]:
+    parsed = []
+    for digest in DIGESTS:
+        signature = ffi.new("secp256k1_ecdsa_signature *")
+        lib.secp256k1_ecdsa_signature_parse_compact(
+            GLOBAL_CONTEXT.ctx, signature, sign(KEY, digest)[:64]
+        )
+        parsed.append((digest, signature))
+    return parsed
+
+
+_PARSED: Final = _parsed()
+_PUBLIC: Final = PrivateKey(KEY).public_key.public_key
+
+
+def raw_us() -> float:
+    """Return what libsecp256k1 needs to verify one signature with a parsed key: 1.00."""
+    context = GLOBAL_CONTEXT.ctx
+    return best_us(lambda p: lib.secp256k1_ecdsa_verify(context, p[1], p[0], _PUBLIC), _PARSED)
