@@ -2,8 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from typing import Final
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any, Final
 
 from bench_load import (
     PaidStream,
@@ -108,7 +108,7 @@ async def stream_rows(run: Run) -> AsyncIterator[Row]:
             )
 
 
-async def _rate(tokens: int, clients: list) -> float:
+async def _rate(tokens: int, clients: list[Coroutine[Any, Any, None]]) -> float:
     began = time.perf_counter()
     await asyncio.gather(*clients)
     return tokens * len(clients) / (time.perf_counter() - began)

@@ -20,6 +20,7 @@ from bench_world import MemoryLedger, World, headers_of, key_of, random_keys
 from channel.ledger.interface import Ledger
 from channel.ledger.sqlite import SqliteLedger
 from channel.ledger.url import open_ledger
+from channel.types import ChannelKey
 
 __all__ = ["channel_rows", "memory_rows", "postgres_rows", "sqlite_rows"]
 
@@ -146,11 +147,11 @@ def postgres() -> Iterator[str]:
     if url := os.environ.get("DATABASE_URL"):
         yield url
         return
-    import pgserver  # noqa: PLC0415 - no wheel for every Python
+    import pgserver.postgres_server  # noqa: PLC0415 - no wheel for every Python
 
     folder = Path(tempfile.mkdtemp(prefix="mpp-session-bench-"))  # its own user must reach it
     folder.chmod(0o755)
-    server = pgserver.get_server(folder / "data")
+    server = pgserver.postgres_server.get_server(folder / "data")
     try:
         yield server.get_uri()
     finally:
@@ -185,7 +186,7 @@ async def _durable_rows(
     )
 
 
-async def open_many(world: World, keys: Sequence) -> None:
+async def open_many(world: World, keys: Sequence[ChannelKey]) -> None:
     """Open channels many at a time."""
     for start in range(0, len(keys), OPENING_AT_ONCE):
         await asyncio.gather(*(world.open([key]) for key in keys[start : start + OPENING_AT_ONCE]))
@@ -232,7 +233,7 @@ async def _fill(world: World, channels: int) -> None:
         await open_many(world, [key_of(n) for n in range(start, min(start + 10_000, channels))])
 
 
-def _once(world: World, keys: Sequence, sample: int) -> list[list[str]]:
+def _once(world: World, keys: Sequence[ChannelKey], sample: int) -> list[list[str]]:
     """Return one voucher a channel, shared by 64 senders."""
     headers = [column[0] for column in headers_of(world.challenge, keys, 1, start=sample)]
     return [headers[start::64] for start in range(64)]

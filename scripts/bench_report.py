@@ -64,8 +64,10 @@ async def _measure(chosen: list[str], *, is_quick: bool) -> list[Row]:
 def _print_table(rows: list[Row]) -> None:
     table = Table()
     for column in ("what", "median", "min", "max", "unit", "ratio", "goal", "besides"):
-        justify = "left" if column in {"what", "unit", "besides"} else "right"
-        table.add_column(column, justify=justify, no_wrap=column != "besides")
+        is_text = column in {"what", "unit", "besides"}
+        table.add_column(
+            column, justify="left" if is_text else "right", no_wrap=column != "besides"
+        )
     for row in rows:
         table.add_row(*row.as_cells())
     Console(width=None if sys.stdout.isatty() else 150).print(table)

@@ -7,8 +7,7 @@ ones; `MemoryLedger` applies the same rules to a dict and exists to show what du
 import secrets
 import time
 from collections.abc import Sequence
-from contextlib import asynccontextmanager
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from channel.chain import CloseResult, TransactionEvidence
 from channel.engine import Engine, EngineSettings, Offer
@@ -137,10 +136,10 @@ class MemoryLedger:
 class World:
     """An engine on a ledger, one route, and channels to pay with."""
 
-    def __init__(self, ledger: Ledger) -> None:
-        self.ledger = ledger
+    def __init__(self, ledger: "Ledger | MemoryLedger") -> None:
+        self.ledger = cast("Ledger", ledger)  # a memory one is only loaded and applied to
         self.engine = Engine(
-            ledger=ledger,
+            ledger=self.ledger,
             chain=ConstantChain(),
             closer=ConstantChain(),
             binder=ChallengeBinder([SECRET]),
@@ -186,16 +185,6 @@ def headers_of(
         [header_of(challenge, key, PRICE * (start + rise + 1)) for rise in range(rises)]
         for key in keys
     ]
-
-
-@asynccontextmanager
-async def world_on(ledger: Ledger) -> Any:
-    """Build a world and take it down again."""
-    world = World(ledger)
-    try:
-        yield world
-    finally:
-        await world.engine.aclose()
 
 
 def random_keys(count: int, channels: int) -> list[ChannelKey]:
