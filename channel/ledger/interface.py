@@ -127,13 +127,20 @@ class Ledger(Protocol):
             InvariantError: A bug; the ledger refuses all further work.
         """
 
-    def watch(self, key: ChannelKey) -> AbstractAsyncContextManager[Watch]:
-        """Watch one channel for changes made by anybody: this process or another."""
+    def watch(self, key: ChannelKey | None) -> AbstractAsyncContextManager[Watch]:
+        """Watch one channel for changes made by anybody: this process or another.
+
+        With None any channel's change wakes the waiter: a close that is decided soon after it
+        is, all else when it is seen.
+        """
 
     async def list_channels(
         self, *, after: ChannelKey | None = None, limit: int = 1000, open_only: bool = False
     ) -> list[ChannelState]:
         """Return channels in key order, a page at a time."""
+
+    async def list_owed_closes(self, *, limit: int = 1000) -> list[ChannelState]:
+        """Return channels whose close was decided and is not mined: what the settler owes."""
 
     async def expire_reservations(self, now: int) -> int:
         """End every reservation whose lease ran out at `now`, in Unix seconds.

@@ -107,7 +107,7 @@ class PostgresLedger:
         return await self._commits.submit(job_of(key, commands, request, proof))
 
     @asynccontextmanager
-    async def watch(self, key: ChannelKey) -> AsyncIterator[Watcher]:
+    async def watch(self, key: ChannelKey | None) -> AsyncIterator[Watcher]:
         """See `interface.Ledger.watch`."""
         async with self._watchers.watch(key) as watcher:
             if self._poll is None:
@@ -121,6 +121,14 @@ class PostgresLedger:
         start = (-1, b"", b"") if after is None else key_values(after)
         limit = min(limit, CHANNELS_PER_PAGE_MAX)
         rows = await self._page(start, limit, open_only=open_only)
+        return [state_of_row(row) for row in rows]
+
+    async def list_owed_closes(self, *, limit: int = 1000) -> list[ChannelState]:
+        """See `interface.Ledger.list_owed_closes`."""
+        limit = min(limit, CHANNELS_PER_PAGE_MAX)
+        rows = await self._read(
+            lambda connection: connection.fetch(SQL["select_owed_closes"], limit)
+        )
         return [state_of_row(row) for row in rows]
 
     async def expire_reservations(self, now: int) -> int:
@@ -262,6 +270,7 @@ class PostgresLedger:
                         [key for key, revision in newest.items() if seen.get(key) != revision]
                     )
                     seen = newest
+                    self._watchers.wake(())  # whoever waits for any channel looks for itself
         finally:
             self._poll = None
 

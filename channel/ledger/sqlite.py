@@ -101,7 +101,7 @@ class SqliteLedger:
         return await self._commits.submit(job_of(key, commands, request, proof))
 
     @asynccontextmanager
-    async def watch(self, key: ChannelKey) -> AsyncIterator[Watcher]:
+    async def watch(self, key: ChannelKey | None) -> AsyncIterator[Watcher]:
         """See `interface.Ledger.watch`."""
         async with self._watchers.watch(key) as watcher:
             if self._poll is None:
@@ -114,6 +114,10 @@ class SqliteLedger:
         """See `interface.Ledger.list_channels`."""
         limit = min(limit, CHANNELS_PER_PAGE_MAX)
         return await self._connection.run(sql.list_channels, after, limit, open_only=open_only)
+
+    async def list_owed_closes(self, *, limit: int = 1000) -> list[ChannelState]:
+        """See `interface.Ledger.list_owed_closes`."""
+        return await self._connection.run(sql.list_owed_closes, min(limit, CHANNELS_PER_PAGE_MAX))
 
     async def expire_reservations(self, now: int) -> int:
         """See `interface.Ledger.expire_reservations`."""

@@ -30,7 +30,7 @@ from channel.limits import CHANNELS_CACHED_MAX, CHANNELS_PER_PAGE_MAX, PRUNE_BAT
 from channel.state.channel_state import ChannelState
 from channel.types import Address, ChannelId, ChannelKey
 
-__all__ = ["SqliteBooks", "faults", "leased", "list_channels", "prune"]
+__all__ = ["SqliteBooks", "faults", "leased", "list_channels", "list_owed_closes", "prune"]
 
 _SQL: Final = load_queries("sqlite")
 
@@ -201,6 +201,12 @@ def list_channels(
     name = "select_open_page" if open_only else "select_page"
     start = (-1, b"", b"") if after is None else key_values(after)
     rows = connection.execute(_SQL[name], (*start, limit)).fetchall()
+    return [channel_from_row(row)[1] for row in rows]
+
+
+def list_owed_closes(connection: sqlite3.Connection, limit: int) -> list[ChannelState]:
+    """Return channels whose close was decided and is not mined."""
+    rows = connection.execute(_SQL["select_owed_closes"], (limit,)).fetchall()
     return [channel_from_row(row)[1] for row in rows]
 
 

@@ -36,7 +36,7 @@ class Watchers:
     """All waiters of a ledger, by channel. Bounded; a channel nobody watches takes no room."""
 
     def __init__(self) -> None:
-        self._by_key: dict[ChannelKey, set[Watcher]] = {}
+        self._by_key: dict[ChannelKey | None, set[Watcher]] = {}
         self._count = 0
 
     def __len__(self) -> int:
@@ -44,11 +44,11 @@ class Watchers:
 
     def keys(self) -> list[ChannelKey]:
         """Return the channels somebody waits for."""
-        return list(self._by_key)
+        return [key for key in self._by_key if key is not None]
 
     @asynccontextmanager
-    async def watch(self, key: ChannelKey) -> AsyncIterator[Watcher]:
-        """Register a waiter for as long as the context lasts.
+    async def watch(self, key: ChannelKey | None) -> AsyncIterator[Watcher]:
+        """Register a waiter for as long as the context lasts; None for every channel.
 
         Raises:
             LedgerUnavailableError: `WATCHES_MAX` are waiting already.
@@ -68,9 +68,9 @@ class Watchers:
                 del self._by_key[key]
 
     def wake(self, keys: Iterable[ChannelKey]) -> None:
-        """Wake whoever waits for one of these channels."""
+        """Wake whoever waits for one of these channels, and whoever waits for any."""
         if self._count:
-            for key in keys:
+            for key in (None, *keys):
                 for watcher in self._by_key.get(key, ()):
                     watcher.wake()
 

@@ -26,6 +26,7 @@ from channel.ledger.interface import (
     StoreResponse,
     Watch,
 )
+from channel.ledger.sqlite import SqliteLedger
 from channel.limits import (
     AMOUNT_MAX,
     CHANNELS_PER_PAGE_MAX,
@@ -531,6 +532,36 @@ class TestManyProcesses:
         for books in (ledger, *others):
             state = (await books.apply(KEY, [])).require()
             assert state.spent == 60
+
+
+class TestOwedCloses:
+    """What the settler process finds (decision 14)."""
+
+    async def test_a_decided_close_is_listed_until_it_is_mined(self, ledger: Ledger) -> None:
+        for number in (1, 2, 3):
+            await ledger.apply(key_of(number), [opening(50, key_of(number))])
+        decided = [c.BeginClose(), c.CommitClose(LadderVoucher(50, signature(50)))]
+        await ledger.apply(key_of(1), [c.BeginClose()])
+        await ledger.apply(key_of(2), decided)
+        await ledger.apply(key_of(3), decided)
+        assert [state.key for state in await ledger.list_owed_closes()] == [key_of(2), key_of(3)]
+        assert len(await ledger.list_owed_closes(limit=1)) == 1
+        closed = fact(key_of(2), settled=50, is_finalized=True, block=101)
+        await ledger.apply(key_of(2), [c.RecordClose(closed, b"t" * 32)])
+        await ledger.apply(key_of(3), [c.AbortClose()])
+        assert await ledger.list_owed_closes() == []
+
+    async def test_who_watches_every_channel_hears_of_it_from_another_process(
+        self, open_ledger: OpenLedger
+    ) -> None:
+        gateway, settler = await open_ledger(), await open_ledger()
+        await gateway.apply(KEY, [opening(50)])
+        async with settler.watch(None) as watch:
+            await quiet(watch) if isinstance(settler, SqliteLedger) else await watch.changed(0.1)
+            decided = [c.BeginClose(), c.CommitClose(LadderVoucher(50, signature(50)))]
+            await gateway.apply(KEY, decided)
+            assert await watch.changed(2)
+            assert [state.key for state in await settler.list_owed_closes()] == [KEY]
 
 
 class TestList:

@@ -25,6 +25,18 @@ SELECT id, chain_id, escrow, channel_id, payer, payee, token, authorized_signer,
  ORDER BY chain_id, escrow, channel_id
  LIMIT $4
 
+-- select_owed_closes --
+-- Channels whose close was decided and is not mined.
+SELECT id, chain_id, escrow, channel_id, payer, payee, token, authorized_signer,
+       deposit::text, settled::text, close_requested_at, is_finalized, fact_block,
+       is_closing, closing_with, close_tx,
+       accepted::text, spent::text, published::text, active_at,
+       highest, at_or_below_spent, above_spent, reservations
+  FROM channel
+ WHERE closing_with IS NOT NULL AND NOT is_finalized
+ ORDER BY id
+ LIMIT $1
+
 -- select_leased --
 -- Keys of channels with a reservation whose lease ran out.
 SELECT chain_id, escrow, channel_id

@@ -32,6 +32,18 @@ SELECT id, chain_id, escrow, channel_id, payer, payee, token, authorized_signer,
  ORDER BY chain_id, escrow, channel_id
  LIMIT ?
 
+-- select_owed_closes --
+-- Channels whose close was decided and is not mined.
+SELECT id, chain_id, escrow, channel_id, payer, payee, token, authorized_signer,
+       deposit, settled, close_requested_at, is_finalized, fact_block,
+       is_closing, closing_with, close_tx,
+       accepted, spent, published, active_at,
+       highest, at_or_below_spent, above_spent, reservations
+  FROM channel
+ WHERE closing_with IS NOT NULL AND is_finalized = 0
+ ORDER BY id
+ LIMIT ?
+
 -- select_leased --
 -- Keys of channels with a reservation whose lease ran out.
 SELECT chain_id, escrow, channel_id
