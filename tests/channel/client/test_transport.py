@@ -1380,3 +1380,181 @@ async def test_a_route_of_its_own_scope_has_a_channel_of_its_own(
     provider.override = moved
     assert (await agent.client.get("/joke")).status_code == 200
     assert [fact.terms.payee for fact in chain.facts.values()] == [PAYEE, THIEF]
+
+
+# -- the corners
+
+
+async def test_a_409_about_payment_before_any_payment_is_refused(
+    agent: Agent, provider: Provider
+) -> None:
+    provider.override = lambda _: provider.refuse("session/transaction-reverted", 409)
+    with pytest.raises(PaymentRefusedError, match="transaction-reverted"):
+        await agent.client.get("/joke")
+
+
+async def test_a_reverted_transaction_is_looked_up_on_chain(
+    agent: Agent, provider: Provider, chain: PaperChain
+) -> None:
+    """CLIENT-08: on 409 the chain decides."""
+    await agent.client.get("/joke")
+    (channel_id,) = chain.facts
+    chain.change(channel_id, is_finalized=True, settled=10)
+    answers = iter([provider.refuse("session/transaction-reverted", 409)])
+    provider.override = lambda _: next(answers, None)
+    assert (await agent.client.get("/joke")).status_code == 200
+    assert len(chain.deposited) == 2
+
+
+async def test_a_free_stream_passes_untouched(agent: Agent, provider: Provider) -> None:
+    text = format_event("x", "payment-receipt")
+    headers = {"Content-Type": "text/event-stream"}
+    provider.override = lambda _: httpx.Response(200, headers=headers, content=text)
+    assert (await agent.client.get("/joke")).content == text
+
+
+async def test_a_server_without_end_is_left(agent: Agent, provider: Provider) -> None:
+    """F-97: a server that mixes its refusals so that none repeats too often."""
+    await agent.client.get("/joke")
+    provider.seen.clear()
+    kinds = ["session/challenge-not-found", "session/insufficient-balance", "rate-limited"]
+
+    def refuse(_: Seen) -> httpx.Response:
+        kind = kinds[len(provider.seen) % 3]
+        return provider.refuse(kind, 429 if kind == "rate-limited" else 402, requiredCumulative=20)
+
+    provider.override = refuse
+    with pytest.raises(PaymentRefusedError):
+        await agent.client.get("/joke")
+    assert len(provider.seen) < 40
+
+
+async def test_a_server_that_is_always_busy_is_left(agent: Agent, provider: Provider) -> None:
+    await agent.client.get("/joke")
+    provider.seen.clear()
+    provider.override = lambda _: provider.refuse("rate-limited", 429)
+    assert (await agent.client.get("/joke")).status_code == 429
+    assert len(provider.seen) == 31
+
+
+async def test_parallel_requests_part_with_an_ended_channel_once(
+    agent: Agent, chain: PaperChain
+) -> None:
+    """F-97, F-41: five refusals of one channel are one new channel."""
+    await agent.client.get("/joke")
+    (channel_id,) = chain.facts
+    chain.change(channel_id, is_finalized=True, settled=10)
+    answers = await asyncio.gather(*(agent.client.get("/joke") for _ in range(5)))
+    assert {answer.status_code for answer in answers} == {200}
+    assert len(chain.deposited) == 2
+
+
+async def test_few_routes_are_remembered_of_many(
+    agent: Agent, provider: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F-100: memory does not grow with the addresses a server invents."""
+    monkeypatch.setattr("channel.client.payer.REMEMBERED_MAX", 3)
+    for number in range(6):
+        await agent.client.get(f"/joke/{number}")
+    assert len(agent.payer._remembered) == 3  # noqa: SLF001
+    provider.seen.clear()
+    await agent.client.get("/joke/5")
+    assert len(provider.seen) == 1
+
+
+async def test_a_query_is_not_stored_with_the_channel(agent: Agent) -> None:
+    """F-103: it may hold a secret."""
+    await agent.client.get("https://name:password@api.example/joke?key=secret")
+    (account,) = await agent.payments.channels()
+    assert account.url == f"{BASE}/joke"
+
+
+async def test_a_head_that_is_refused_without_a_price_is_refused(
+    agent: Agent, provider: Provider
+) -> None:
+    provider.override = lambda seen: (
+        httpx.Response(402, headers={"WWW-Authenticate": "Bearer realm=x"})
+        if seen.method == "HEAD"
+        else None
+    )
+    with pytest.raises(PaymentRefusedError, match="nothing is asked"):
+        await agent.client.get("/joke")
+
+
+async def test_a_channel_that_closes_while_it_opens_is_not_used(
+    open_agent: OpenAgent, chain: PaperChain
+) -> None:
+    agent = await open_agent()
+
+    def crash(what: str) -> None:
+        raise RuntimeError(what)
+
+    chain.before_answer = crash
+    with pytest.raises(RuntimeError):
+        await agent.client.get("/joke")
+    chain.before_answer = lambda _: None
+    (channel_id,) = chain.facts
+    chain.change(channel_id, is_finalized=True)
+    with pytest.raises(ChannelUnusableError, match="is closed on chain"):
+        await agent.client.get("/joke")
+    assert (await agent.client.get("/joke")).status_code == 200
+
+
+async def test_an_opening_that_nobody_can_name_is_said(
+    open_agent: OpenAgent, chain: PaperChain
+) -> None:
+    """CLIENT-05: a node without logs."""
+    agent = await open_agent()
+
+    def crash(what: str) -> None:
+        raise RuntimeError(what)
+
+    chain.before_answer = crash
+    with pytest.raises(RuntimeError):
+        await agent.client.get("/joke")
+    chain.openings.clear()
+    with pytest.raises(ChannelUnusableError, match="not its opening"):
+        await agent.client.get("/joke")
+
+
+async def test_a_closing_channel_is_not_topped_up(open_agent: OpenAgent, chain: PaperChain) -> None:
+    """F-62: a top-up would cancel the payer's own exit."""
+    agent = await open_agent(policy_of(expected_units=2))
+    await agent.client.get("/joke")
+    await agent.client.get("/joke")
+    (channel_id,) = chain.facts
+    chain.change(channel_id, close_requested_at=1)
+    with pytest.raises(ChannelUnusableError, match="closing; it is not topped up"):
+        await agent.client.get("/joke")
+    assert chain.deposited == [20]
+
+
+async def test_a_caller_that_stops_at_done_waits_for_no_receipt_that_never_comes(
+    agent: Agent, provider: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("channel.client.events.RECEIPT_WAIT_S", 0.05)
+    sell_stream(provider, 3)
+
+    async def hangs(_seen: Seen, _books: Books) -> AsyncIterator[bytes]:
+        yield format_event("one") + format_event("[DONE]")
+        await asyncio.sleep(60)
+
+    provider.speak = hangs
+    async with agent.client.stream("POST", "/chat", json={"stream": True}) as response:
+        async for line in response.aiter_lines():
+            if line == "data: [DONE]":
+                break
+    (account,) = await agent.payments.channels()
+    assert account.units == 1
+
+
+async def test_an_answer_is_closed_once(agent: Agent, provider: Provider) -> None:
+    sell_stream(provider, 3)
+    request = agent.client.build_request("POST", "/chat", json={"stream": True})
+    response = await agent.client.send(request, stream=True)
+    assert isinstance(response.stream, httpx.AsyncByteStream)
+    await response.stream.aclose()
+    await response.stream.aclose()
+    await response.aclose()
+    (account,) = await agent.payments.channels()
+    assert account.received == 640
