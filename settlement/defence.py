@@ -14,7 +14,13 @@ from typing import Final, Protocol
 import msgspec
 
 from channel.chain import ChannelCloser, CloseResult
-from channel.errors import InvariantError, OperatorError, PeerError, TransactionRevertedError
+from channel.errors import (
+    ChannelFinalizedError,
+    InvariantError,
+    OperatorError,
+    PeerError,
+    TransactionRevertedError,
+)
 from channel.ledger.interface import Ledger
 from channel.state.channel_state import ChannelState, LadderVoucher
 from channel.state.commands import (
@@ -27,7 +33,7 @@ from channel.state.commands import (
     Publish,
     RecordClose,
 )
-from channel.state.ladder import closing_voucher
+from channel.state.ladder import closing_voucher, forced_settling_voucher
 from channel.types import ChannelFact, ChannelKey
 from settlement.alarms import AlarmKind, Alarms
 from settlement.schedule import Action, Due
@@ -35,6 +41,8 @@ from settlement.schedule import Action, Due
 __all__ = ["Defence", "Done", "SettledChannel", "Settler", "report_loss"]
 
 _log: Final = logging.getLogger(__name__)
+
+_RETRY_S_MAX: Final = 60.0
 
 
 class SettledChannel(Protocol):
@@ -67,7 +75,13 @@ class Defence:
     """Settles and closes for one payee. At most one thing at a time happens to a channel."""
 
     def __init__(
-        self, ledger: Ledger, settler: Settler, alarms: Alarms, *, at_once: int = 16
+        self,
+        ledger: Ledger,
+        settler: Settler,
+        alarms: Alarms,
+        *,
+        at_once: int = 16,
+        retry_s: float = 2.0,
     ) -> None:
         self._ledger = ledger
         self._settler = settler
@@ -75,8 +89,9 @@ class Defence:
         self._room = asyncio.Semaphore(at_once)
         self._running: dict[ChannelKey, asyncio.Task[bool]] = {}
         self._bug: BaseException | None = None
-        self.refused: set[ChannelKey] = set()
-        """Channels whose last close the escrow refused."""
+        self._retry_s = retry_s
+        self._refused: dict[ChannelKey, tuple[float, float]] = {}
+        """Until when a channel is left alone that the escrow refused, and for how long then."""
 
     async def carry_out(self, dues: Sequence[Due]) -> Done:
         """Do all of it, in its order as far as there is room, and return what came of it.
@@ -86,7 +101,7 @@ class Defence:
         Raises:
             InvariantError: A bug; the process must stop.
         """
-        self.submit(dues)
+        self._start(dues)
         tasks = {due.key: self._running[due.key] for due in dues if due.key in self._running}
         if tasks:
             await asyncio.wait(tasks.values())
@@ -99,7 +114,14 @@ class Defence:
         )
 
     def submit(self, dues: Sequence[Due]) -> None:
-        """Begin all of it and return at once. A channel that something is done to is left out."""
+        """Begin all of it and return at once.
+
+        Left out is a channel that something is done to, and one that was refused just now.
+        """
+        now = asyncio.get_running_loop().time()
+        self._start([due for due in dues if self._refused.get(due.key, (0.0, 0.0))[0] <= now])
+
+    def _start(self, dues: Sequence[Due]) -> None:
         for due in dues:
             if due.key not in self._running:
                 task = asyncio.get_running_loop().create_task(self._do(due))
@@ -132,19 +154,26 @@ class Defence:
         async with self._room:
             try:
                 if due.action is Action.SETTLE:
-                    return await self._settle(due)
-                return await self._close(due)
+                    is_done = await self._settle(due.key, _required(due))
+                else:
+                    is_done = await self._close(due)
+            except ChannelFinalizedError:
+                return True  # somebody was faster
             except TransactionRevertedError as error:
-                _log.error(
-                    "channel %s: the %s was refused, to be tried again: %s",
-                    name,
-                    due.action.value,
-                    error,
-                )
+                self._put_off(due.key)
+                _log.warning("channel %s: no %s yet: refused: %s", name, due.action.value, error)
+                return False
             except (OperatorError, PeerError) as error:
                 _log.warning("channel %s: no %s yet: %s", name, due.action.value, error)
                 return False
-        return False
+        if is_done:
+            self._refused.pop(due.key, None)
+        return is_done
+
+    def _put_off(self, key: ChannelKey) -> None:
+        _, before_s = self._refused.get(key, (0.0, self._retry_s / 2))
+        pause_s = min(2 * before_s, _RETRY_S_MAX)
+        self._refused[key] = (asyncio.get_running_loop().time() + pause_s, pause_s)
 
     async def _close(self, due: Due) -> bool:
         voucher = await self._decide(due)
@@ -156,8 +185,10 @@ class Defence:
                 due.key, voucher.cumulative_amount, voucher.signature
             )
         except TransactionRevertedError:
-            self.refused.add(due.key)
-            await self._ledger.apply(due.key, [AbortClose()])
+            state = (await self._ledger.apply(due.key, [AbortClose()])).require()
+            voucher = forced_settling_voucher(state)
+            if due.is_late and voucher is not None:
+                await self._settle(due.key, voucher)
             raise
         await self._record(due.key, result)
         return True
@@ -181,22 +212,24 @@ class Defence:
     async def _record(self, key: ChannelKey, result: CloseResult) -> None:
         record = RecordClose(fact=result.fact, tx_hash=result.tx_hash)
         state = (await self._ledger.apply(key, [record])).require()
-        self.refused.discard(key)
         self._alarms.end(AlarmKind.GRACE_RUNS, subject=f"0x{key.channel_id.hex()}")
         report_loss(state, self._alarms)
 
-    async def _settle(self, due: Due) -> bool:
-        voucher = due.voucher
-        if voucher is None:
-            msg = "a settle was planned without a voucher"
-            raise InvariantError(msg)
+    async def _settle(self, key: ChannelKey, voucher: LadderVoucher) -> bool:
         amount = voucher.cumulative_amount
-        state = (await self._ledger.apply(due.key, [Publish(amount)])).require()
+        state = (await self._ledger.apply(key, [Publish(amount)])).require()
         if state.is_finalized or state.settled >= amount:
             return True  # somebody was faster (F-80)
-        result = await self._settler.settle_channel(due.key, amount, voucher.signature)
-        (await self._ledger.apply(due.key, [Observe(result.fact)])).require()
+        result = await self._settler.settle_channel(key, amount, voucher.signature)
+        (await self._ledger.apply(key, [Observe(result.fact)])).require()
         return True
+
+
+def _required(due: Due) -> LadderVoucher:
+    if due.voucher is None:
+        msg = "a settle was planned without a voucher"
+        raise InvariantError(msg)
+    return due.voucher
 
 
 def report_loss(state: ChannelState, alarms: Alarms) -> None:

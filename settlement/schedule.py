@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 
 from channel.state.channel_state import ChannelState, LadderVoucher
-from channel.state.ladder import forced_settling_voucher, settling_voucher
+from channel.state.ladder import settling_voucher
 from channel.types import Address, ChannelKey
 
 __all__ = [
@@ -49,7 +49,6 @@ class Reason(enum.Enum):
 
     PROMISED = "a close was decided"
     FORCED_CLOSE = "its payer asked for the rest"
-    DEADLINE = "its grace period is nearly over"
     EXPOSURE = "as much is unsettled as may be"
     VALUE = "enough is unsettled"
     UNITS = "enough units are unsettled"
@@ -119,8 +118,6 @@ class Watched(msgspec.Struct, frozen=True, kw_only=True):
     """Chain time since when something of it is unsettled."""
     is_wallet: bool = False
     """Its signer is a contract."""
-    is_refused: bool = False
-    """The escrow refused the last close that was tried."""
 
 
 class Due(msgspec.Struct, frozen=True, kw_only=True):
@@ -140,6 +137,8 @@ class Due(msgspec.Struct, frozen=True, kw_only=True):
     """How much of the grace period is gone: 0, 25, 50, 75 or 100 per cent."""
     ends_reservations: bool = False
     """Whatever still runs is not waited for."""
+    is_late: bool = False
+    """If the escrow refuses the close, a settle saves at least what was delivered (F-86)."""
 
 
 class Batch(msgspec.Struct, frozen=True):
@@ -180,7 +179,7 @@ def decide(watched: Watched, moment: Moment, policy: SettlePolicy) -> Due | None
     if state.is_finalized:
         return None
     if owes_close(state, policy):
-        return _defend(watched, moment, policy)
+        return _defend(state, moment, policy)
     if state.is_stopped or state.is_closing or state.close_requested_at:
         return None
     idle = _close_idle(state, moment, policy)
@@ -223,39 +222,21 @@ def pack(dues: Sequence[Due], policy: SettlePolicy) -> list[Batch]:
     return [Batch(batch[0].action, tuple(batch)) for batch in batches]
 
 
-def _defend(watched: Watched, moment: Moment, policy: SettlePolicy) -> Due | None:
-    state = watched.state
-    deadline, is_late, stage = None, False, grace_stage(state, moment)
-    asked_at = state.close_requested_at
-    if asked_at:
-        deadline = asked_at + moment.grace_period_s
-        is_late = _PERCENT * (moment.now - asked_at) >= (
-            policy.deadline_share_percent * moment.grace_period_s
-        )
-    value = value_at_risk(state)
-    if is_late and watched.is_refused and state.closing_with is None:
-        # The escrow takes no close of it: what was delivered, at least, without the refund (F-86).
-        voucher = forced_settling_voucher(state)
-        if voucher is not None:
-            return Due(
-                key=state.key,
-                payee=state.terms.payee,
-                action=Action.SETTLE,
-                reason=Reason.DEADLINE,
-                value=voucher.cumulative_amount - state.settled,
-                voucher=voucher,
-                deadline=deadline,
-                stage=stage,
-            )
+def _defend(state: ChannelState, moment: Moment, policy: SettlePolicy) -> Due:
+    asked_at, gone_s = state.close_requested_at, moment.now - state.close_requested_at
+    is_late = asked_at != 0 and (
+        _PERCENT * gone_s >= policy.deadline_share_percent * moment.grace_period_s
+    )
     return Due(
         key=state.key,
         payee=state.terms.payee,
         action=Action.CLOSE,
         reason=Reason.PROMISED if state.closing_with is not None else Reason.FORCED_CLOSE,
-        value=value,
-        deadline=deadline,
-        stage=stage,
-        ends_reservations=is_late or (asked_at != 0 and moment.now - asked_at > policy.patience_s),
+        value=value_at_risk(state),
+        deadline=asked_at + moment.grace_period_s if asked_at else None,
+        stage=grace_stage(state, moment),
+        ends_reservations=is_late or (asked_at != 0 and gone_s > policy.patience_s),
+        is_late=is_late,
     )
 
 

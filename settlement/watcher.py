@@ -58,6 +58,8 @@ class WatchLimits(msgspec.Struct, frozen=True, kw_only=True):
     """Between two looks at the head, where no websocket tells of blocks."""
     channels_per_page: int = 500
     closes_at_once: int = 16
+    retry_s: float = 2.0
+    """After a refusal by the escrow; doubles each time, up to a minute."""
     confirmations: int = 1
     """How deep a deposit must be to count; whatever speaks against us counts at once."""
     half_closed_s_max: float = 60.0
@@ -126,7 +128,13 @@ class ChannelWatcher:
         self._defence = (
             None
             if settler is None
-            else Defence(ledger, settler, self.alarms, at_once=self._limits.closes_at_once)
+            else Defence(
+                ledger,
+                settler,
+                self.alarms,
+                at_once=self._limits.closes_at_once,
+                retry_s=self._limits.retry_s,
+            )
         )
         self._precautions = precautions
         self._wallets = WalletSigners()
@@ -176,6 +184,16 @@ class ChannelWatcher:
             return sweep
         done = await self._defence.carry_out(dues)
         return replace(sweep, closed=done.closed, settled=done.settled, waiting=done.waiting)
+
+    async def look(self) -> Sweep:
+        """Look at the head once and at what it touched; at everything only when that is due.
+
+        Raises:
+            ChainUnavailableError: The node does not answer, or contradicts itself.
+            LedgerUnavailableError: What it says could not be recorded.
+        """
+        sweep, _ = await self._look()
+        return sweep
 
     async def _turn(self) -> None:
         """Look, and begin what is due. Alarms ring also when there is nothing to see."""
@@ -335,7 +353,6 @@ class ChannelWatcher:
             state=state,
             unsettled_since=since,
             is_wallet=is_wallet,
-            is_refused=self._defence is not None and state.key in self._defence.refused,
         )
         due = decide(watched, self._moment(), self._policy)
         return [] if due is None else [due]

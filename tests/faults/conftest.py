@@ -1,5 +1,27 @@
-"""A PostgreSQL beside SQLite for the faults of the ledgers."""
+"""A PostgreSQL beside SQLite for the faults of the ledgers; a chain for those of the chain."""
 
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from service.testing.chain import TestChain
+from settlement.devnet import Devnet
+from tests.faults.chain_world import World, chain_world
 from tests.postgres import _asyncpg_may_stat, postgres_server, postgres_url
 
-__all__ = ["_asyncpg_may_stat", "postgres_server", "postgres_url"]
+__all__ = ["_asyncpg_may_stat", "chain", "postgres_server", "postgres_url", "world"]
+
+
+@pytest.fixture
+async def chain(devnet: TestChain) -> AsyncIterator[Devnet]:
+    """The session's chain, from this test's event loop."""
+    async with devnet.connect() as connected:
+        yield connected
+
+
+@pytest.fixture
+async def world(chain: Devnet, tmp_path: Path) -> AsyncIterator[World]:
+    """A provider, its payers, and a node that lies in between."""
+    async with chain_world(chain, tmp_path) as built:
+        yield built

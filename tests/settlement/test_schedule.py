@@ -203,17 +203,15 @@ def test_the_grace_period_has_four_quarters(gone_s: int, stage: int) -> None:
     assert grace_stage(channel(asked_at=NOW - gone_s), moment()) == stage
 
 
-def test_a_refused_close_becomes_a_settle_when_time_runs_out() -> None:
-    """F-86: what was delivered at least, as little above as the kept vouchers allow."""
+def test_in_the_last_quarter_a_refused_close_is_followed_by_a_settle() -> None:
+    """F-86: what was delivered at least; the close itself is tried first, each time."""
     state = channel(vouchers=(500, 900), spent=600, asked_at=NOW - 700)
-    refused = Watched(state=state, is_refused=True)
-    due = decide(refused, moment(), SettlePolicy())
+    due = decide(watched(state), moment(), SettlePolicy())
     assert due is not None
-    assert (due.action, due.reason) == (Action.SETTLE, Reason.DEADLINE)
-    assert due.voucher == LadderVoucher(900, bytes(65))
-    early = decide(refused, moment(NOW - 600), SettlePolicy())
+    assert (due.action, due.is_late) == (Action.CLOSE, True)
+    early = decide(watched(state), moment(NOW - 600), SettlePolicy())
     assert early is not None
-    assert early.action is Action.CLOSE
+    assert (early.action, early.is_late) == (Action.CLOSE, False)
 
 
 def test_a_close_that_was_decided_is_owed_whatever_it_costs() -> None:
@@ -296,7 +294,6 @@ def channels(draw: st.DrawFn) -> Watched:
         state=state,
         unsettled_since=draw(st.sampled_from([None, NOW, NOW - 48 * HOUR_S])),
         is_wallet=draw(st.booleans()),
-        is_refused=draw(st.booleans()),
     )
 
 
@@ -316,22 +313,16 @@ MOMENTS = st.builds(moment, st.just(NOW), st.sampled_from([0, 10**9, 10**12]))
 def test_a_live_channel_is_never_settled_above_what_was_delivered(
     each: Watched, now: Moment, policy: SettlePolicy
 ) -> None:
-    """Decision 5: only a deadline takes the voucher at or above `spent`, and only when owed."""
+    """Decision 5: and never at all while its payer leaves or a close is under way."""
     due = decide(each, now, policy)
     if due is None or due.action is Action.CLOSE:
         return
     assert due.voucher is not None
     assert due.voucher.cumulative_amount > each.state.settled
     assert due.value == due.voucher.cumulative_amount - each.state.settled
-    if due.reason is Reason.DEADLINE:
-        assert each.state.close_requested_at
-        assert each.is_refused
-        assert each.state.spent > each.state.settled
-        assert grace_stage(each.state, now) >= 75
-    else:
-        assert due.voucher.cumulative_amount <= each.state.spent
-        assert not each.state.is_closing
-        assert not each.state.close_requested_at
+    assert due.voucher.cumulative_amount <= each.state.spent
+    assert not each.state.is_closing
+    assert not each.state.close_requested_at
 
 
 @given(channels(), MOMENTS, POLICIES)

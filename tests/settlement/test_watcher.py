@@ -10,19 +10,12 @@ import pytest
 from channel.chain import CloseResult
 from channel.errors import InvariantError
 from channel.ledger.sqlite import SqliteLedger
-from channel.state.channel_state import ChannelState, ReservationKind
 from channel.state.commands import (
-    AcceptVoucher,
     BeginClose,
-    Command,
     CommitClose,
-    OpenChannel,
-    Release,
-    Reserve,
-    Spend,
 )
 from channel.state.ladder import closing_voucher
-from channel.types import ChannelId, ChannelKey, VerifiedVoucher
+from channel.types import ChannelKey
 from settlement.devnet import Devnet
 from settlement.escrow import EscrowReader
 from settlement.payer import PayerAccount
@@ -30,10 +23,9 @@ from settlement.rpc import Rpc, RpcLimits
 from settlement.settler import EscrowSettler, SettleResult
 from settlement.tx_manager import TxLimits, TxManager
 from settlement.watcher import ChannelWatcher, Sweep, WatchLimits
+from tests.settlement.books import Books, request_close
 from tests.settlement.channels import DEPOSIT, Channels, set_paused
 from tests.settlement.flaky_node import flaky_node
-
-NOW = 1_800_000_000
 
 
 @pytest.fixture
@@ -53,65 +45,9 @@ def watcher(chain: Devnet, reader: EscrowReader, ledger: SqliteLedger) -> Channe
     )
 
 
-class Books:
-    """Channels that are open on chain and known to the ledger."""
-
-    def __init__(self, reader: EscrowReader, ledger: SqliteLedger, channels: Channels) -> None:
-        self._reader, self._ledger, self._channels = reader, ledger, channels
-
-    def key(self, channel_id: ChannelId) -> ChannelKey:
-        return self._channels.key(channel_id)
-
-    async def open(
-        self, *, accepted: int = 0, spent: int = 0, signed_by: str = "payer"
-    ) -> ChannelId:
-        channel_id = await self._channels.open()
-        fact = await self._reader.read_channel(channel_id)
-        assert fact is not None
-        first = OpenChannel(fact, self._voucher(channel_id, accepted, signed_by), NOW)
-        (await self._ledger.apply(fact.key, [first])).require()
-        if spent:
-            await self.reserve(channel_id, spent)
-            delivered: list[Command] = [Spend(b"r" * 16, spent), Release(b"r" * 16)]
-            (await self._ledger.apply(fact.key, delivered)).require()
-        return channel_id
-
-    async def accept(self, channel_id: ChannelId, amount: int) -> None:
-        command = AcceptVoucher(self._voucher(channel_id, amount), 0, NOW)
-        (await self._ledger.apply(self.key(channel_id), [command])).require()
-
-    async def reserve(self, channel_id: ChannelId, amount: int, *, name: bytes = b"r") -> None:
-        command = Reserve(
-            reservation_id=name * 16,
-            kind=ReservationKind.STREAM,
-            unit_price=1,
-            units_min=amount,
-            units_max=amount,
-            presented=amount,
-            min_voucher_delta=0,
-            lease_expires_at=NOW + 60,
-        )
-        (await self._ledger.apply(self.key(channel_id), [command])).require()
-
-    async def state(self, channel_id: ChannelId) -> ChannelState:
-        state = await self._ledger.load(self.key(channel_id))
-        assert state is not None
-        return state
-
-    def _voucher(
-        self, channel_id: ChannelId, amount: int, signed_by: str = "payer"
-    ) -> VerifiedVoucher:
-        signature = self._channels.sign(channel_id, amount, by=signed_by)
-        return VerifiedVoucher(self.key(channel_id), amount, signature)
-
-
 @pytest.fixture
 def books(reader: EscrowReader, ledger: SqliteLedger, channels: Channels) -> Books:
     return Books(reader, ledger, channels)
-
-
-async def request_close(chain: Devnet, account: PayerAccount, channel_id: ChannelId) -> None:
-    await account.request_close(escrow=chain.values.escrow, channel_id=channel_id)
 
 
 # -- what the ledger hears

@@ -1,0 +1,156 @@
+"""A provider's watch on a real chain, with a node that lies in between."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+from channel.ledger.sqlite import SqliteLedger
+from channel.state.channel_state import ChannelState
+from channel.types import ChannelId
+from settlement import abi
+from settlement.alarms import AlarmKind, Alarms
+from settlement.devnet import Devnet
+from settlement.escrow import EscrowReader, ReaderLimits
+from settlement.exposure import ExposureGate
+from settlement.follower import FollowLimits
+from settlement.payer import PayerAccount
+from settlement.precautions import Precautions
+from settlement.rpc import Rpc, RpcLimits
+from settlement.schedule import SettlePolicy
+from settlement.settler import EscrowSettler
+from settlement.tx_manager import TxLimits, TxManager
+from settlement.watcher import ChannelWatcher, WatchLimits
+from tests.faults.proxy import LyingNode, lying_node
+from tests.settlement.books import Books, request_close
+from tests.settlement.channels import Channels
+
+__all__ = ["World", "chain_world"]
+
+RPC = RpcLimits(timeout_s=2.0, read_attempts_max=2, retry_delay_s=0.01)
+READER = ReaderLimits(lag_s_max=0.2, lag_poll_s=0.02)
+TX = TxLimits(mined_within_s=5.0, poll_max_s=0.05, resend_after_s=0.3, overtaken_after_s=0.5)
+WATCH = WatchLimits(
+    interval_s=0.5,
+    poll_interval_s=0.02,
+    away_s_max=0.3,
+    closes_at_once=16,
+    retry_s=0.02,
+    follow=FollowLimits(tail_blocks_max=64, walk_blocks_max=32),
+)
+
+
+class World:
+    """Payers open and leave on the honest chain; the provider sees it through `node`."""
+
+    def __init__(
+        self, chain: Devnet, node: LyingNode, rpc: Rpc, ledger: SqliteLedger, *, seen: EscrowReader
+    ) -> None:
+        self.chain = chain
+        self.node = node
+        self.rpc = rpc
+        self.ledger = ledger
+        self.reader = seen
+        self.alarms = Alarms()
+        self.account = PayerAccount(chain.sender("payer"))
+        self.channels = Channels(chain, self.account)
+        self.books = Books(EscrowReader(chain.rpc, chain.values.escrow), ledger, self.channels)
+        self.settler = self.settler_for(rpc)
+
+    def settler_for(self, rpc: Rpc) -> EscrowSettler:
+        """Return who settles and closes with the payee's key, through these nodes."""
+        return EscrowSettler(self.reader, TxManager(rpc, self.chain.signer("payee"), limits=TX))
+
+    def settle_call(self, channel_id: ChannelId, amount: int, signature: bytes) -> bytes:
+        return abi.settle.encode(channel_id, amount, signature)
+
+    def watcher(
+        self, *, limits: WatchLimits = WATCH, policy: SettlePolicy | None = None
+    ) -> ChannelWatcher:
+        """Return a new watcher, as a process that has just started has it."""
+        return ChannelWatcher(
+            self.reader,
+            self.ledger,
+            self.settler,
+            payee=self.channels.terms.payee,
+            limits=limits,
+            policy=policy,
+            precautions=Precautions(self.reader, self.alarms, ExposureGate(), gas_account=None),
+        )
+
+    @asynccontextmanager
+    async def watching(
+        self, *, limits: WatchLimits = WATCH, policy: SettlePolicy | None = None
+    ) -> AsyncIterator[ChannelWatcher]:
+        """Run a watcher beside the block, and wait until it has looked once."""
+        watcher = self.watcher(limits=limits, policy=policy)
+        task = asyncio.create_task(watcher.run())
+        try:
+            yield watcher
+        finally:
+            task.cancel()
+            results = await asyncio.gather(task, return_exceptions=True)
+            for result in results:
+                if isinstance(result, Exception):
+                    raise result
+
+    async def until(
+        self,
+        channel_id: ChannelId,
+        *,
+        settled: int | None = None,
+        is_finalized: bool | None = None,
+        deposit: int | None = None,
+        asked: bool | None = None,
+        within_s: float = 8.0,
+    ) -> ChannelState:
+        """Return the books of a channel once they say all this.
+
+        Raises:
+            TimeoutError: They do not in time.
+        """
+        async with asyncio.timeout(within_s):
+            while True:
+                state = await self.books.state(channel_id)
+                if (
+                    (settled is None or state.settled == settled)
+                    and (is_finalized is None or state.is_finalized is is_finalized)
+                    and (deposit is None or state.deposit == deposit)
+                    and (asked is None or (state.close_requested_at != 0) is asked)
+                ):
+                    return state
+                await asyncio.sleep(0.02)
+
+    async def leave(self, channel_id: ChannelId) -> None:
+        """The payer asks for its deposit back."""
+        await request_close(self.chain, self.account, channel_id)
+
+    async def paid(self) -> int:
+        """What the payee has of the token."""
+        return await self.chain.token_balance(self.channels.terms.payee)
+
+    async def until_rings(
+        self, kind: AlarmKind, *, is_ringing: bool = True, level: int = 0, within_s: float = 8.0
+    ) -> None:
+        """Wait until an alarm rings at this level or a worse one, or is over."""
+        async with asyncio.timeout(within_s):
+            while True:
+                found = [a for a in self.alarms.ringing if a.kind is kind and a.level >= level]
+                if bool(found) is is_ringing:
+                    return
+                await asyncio.sleep(0.02)
+
+    def rings(self, kind: AlarmKind) -> bool:
+        return any(alarm.kind is kind for alarm in self.alarms.ringing)
+
+
+@asynccontextmanager
+async def chain_world(chain: Devnet, directory: Path, *, seed: int = 1) -> AsyncIterator[World]:
+    """Build a world; closed in order."""
+    async with AsyncExitStack() as open_:
+        ledger = await SqliteLedger.open(directory / "ledger.db", exclusive=True)
+        open_.push_async_callback(ledger.close)
+        node = await open_.enter_async_context(lying_node(chain.values.rpc_url, seed=seed))
+        rpc = await open_.enter_async_context(await Rpc.connect(node.url, limits=RPC))
+        reader = EscrowReader(rpc, chain.values.escrow, limits=READER)
+        yield World(chain, node, rpc, ledger, seen=reader)

@@ -1,0 +1,195 @@
+"""Nodes that fail and lie, between a provider and an honest chain: nothing is lost by it."""
+
+import asyncio
+import time
+
+import pytest
+from msgspec.structs import replace
+
+from settlement.alarms import AlarmKind
+from settlement.devnet import Devnet
+from settlement.endpoints import nodes_that_disagree
+from settlement.escrow import EscrowReader
+from settlement.rpc import Rpc
+from settlement.schedule import SettlePolicy
+from tests.faults.chain_world import RPC, WATCH, World
+from tests.faults.proxy import lying_node
+from tests.settlement.channels import DEPOSIT
+
+
+async def test_an_exit_is_seen_within_seconds_of_its_block(world: World) -> None:
+    """F-63, VCH-10: by its event, long before the next sweep; service ends with the books."""
+    channel_id = await world.books.open(accepted=400)
+    slow = replace(WATCH, interval_s=600.0, poll_interval_s=0.05)
+    async with world.watching(limits=slow):
+        await asyncio.sleep(0.2)
+        await world.leave(channel_id)
+        began = time.monotonic()
+        state = await world.until(channel_id, asked=True)
+        assert time.monotonic() - began < 5
+    assert state.close_requested_at
+
+
+async def test_a_node_without_events_is_made_good_by_the_sweep(world: World) -> None:
+    """F-73: it answers every search with nothing, for ever."""
+    channel_id = await world.books.open(accepted=400, spent=400)
+    world.node.has_no_logs = True
+    async with world.watching():
+        await asyncio.sleep(0.1)
+        await world.leave(channel_id)
+        state = await world.until(channel_id, is_finalized=True)
+    assert state.settled == 400
+
+
+async def test_a_node_left_behind_is_told_and_believed_nothing(world: World, chain: Devnet) -> None:
+    """F-72: it shows an old head, then catches up; the exit is answered then."""
+    channel_id = await world.books.open(accepted=400, spent=400)
+    async with world.watching():
+        await chain.mine(3)
+        await asyncio.sleep(0.2)
+        world.node.stale_at = await chain.rpc.block_number() - 2
+        await world.leave(channel_id)
+        await world.until_rings(AlarmKind.NODE_BEHIND)
+        assert not (await world.books.state(channel_id)).is_finalized
+        world.node.stale_at = None
+        await world.until(channel_id, is_finalized=True)
+        await asyncio.sleep(0.1)
+    assert not world.rings(AlarmKind.NODE_BEHIND)
+
+
+async def test_a_node_that_loses_doubles_delays_and_reorders_costs_time_only(
+    world: World, chain: Devnet
+) -> None:
+    """F-75, F-82: every channel is closed once, for what was delivered."""
+    before = await world.paid()
+    opened = [await world.books.open(accepted=100 + i, spent=100 + i) for i in range(8)]
+    world.node.loss, world.node.swallow, world.node.twice = 0.1, 0.1, 0.3
+    world.node.delay_s = (0.0, 0.03)
+    async with world.watching():
+        for channel_id in opened:
+            await world.leave(channel_id)
+        for i, channel_id in enumerate(opened):
+            state = await world.until(channel_id, is_finalized=True, within_s=30)
+            assert state.settled == 100 + i
+    assert await world.paid() == before + sum(100 + i for i in range(8))
+    assert await chain.token_balance(chain.values.escrow) == 0
+
+
+async def test_a_connection_that_is_cut_in_mid_defence_is_taken_up_again(world: World) -> None:
+    """F-64, F-75: the close may have arrived before the cut; it is made once."""
+    before = await world.paid()
+    channel_id = await world.books.open(accepted=400, spent=400)
+    async with world.watching():
+        await world.leave(channel_id)
+        await world.until(channel_id, asked=True)
+        world.node.is_down = True
+        await asyncio.sleep(0.5)
+        world.node.is_down = False
+        await world.until(channel_id, is_finalized=True)
+    assert await world.paid() == before + 400
+
+
+async def test_a_receipt_of_another_transaction_is_not_taken_for_ours(world: World) -> None:
+    """F-72, F-76: the node answers with nothing, then tells the truth."""
+    channel_id = await world.books.open(accepted=400, spent=400)
+    world.node.lies["eth_getTransactionReceipt"] = lambda _params, _said: None
+    async with world.watching():
+        await world.leave(channel_id)
+        await asyncio.sleep(0.5)
+        state = await world.books.state(channel_id)
+        assert not state.is_finalized  # in the books: only with its transaction
+        world.node.lies.clear()
+        state = await world.until(channel_id, is_finalized=True)
+    assert len(state.close_tx) == 32
+
+
+async def test_a_second_node_takes_over_within_the_grace(world: World, chain: Devnet) -> None:
+    """F-64: the first one dies with the exit in its block."""
+    channel_id = await world.books.open(accepted=400, spent=400)
+    async with (
+        lying_node(chain.values.rpc_url) as second,
+        await Rpc.connect([world.node.url, second.url], limits=RPC) as rpc,
+    ):
+        world.reader.rpc = rpc
+        world.settler = world.settler_for(rpc)
+        async with world.watching():
+            await world.leave(channel_id)
+            world.node.is_down = True
+            await world.until(channel_id, is_finalized=True)
+        assert second.requests > 0
+
+
+async def test_two_nodes_on_different_forks_are_told_apart(world: World, chain: Devnet) -> None:
+    """SEC-09."""
+    async with (
+        lying_node(chain.values.rpc_url) as second,
+        await Rpc.connect([world.node.url, second.url], limits=RPC) as rpc,
+    ):
+        await chain.mine(10)
+        assert nodes_that_disagree(await rpc.compare_nodes(depth=3)) == []
+        second.lies["eth_getBlockByNumber"] = lambda _params, said: {
+            **said,
+            "hash": "0x" + "77" * 32,
+        }
+        assert len(nodes_that_disagree(await rpc.compare_nodes(depth=3))) == 2
+
+
+async def test_ten_thousand_open_channels_cost_at_most_forty_calls(
+    world: World, chain: Devnet
+) -> None:
+    """A page of 500 is one call, whatever the node thinks of batches."""
+    reader = EscrowReader(world.rpc, chain.values.escrow)
+    head = await world.rpc.block()
+    world.node.calls = 0
+    ids = [i.to_bytes(32, "big") for i in range(10_000)]
+    for start in range(0, len(ids), 500):
+        facts = await reader.read_channels_at(ids[start : start + 500], head)  # type: ignore[arg-type]
+        assert facts == [None] * 500
+    assert world.node.calls + 3 <= 40  # the head, the grace period, the events
+
+
+async def test_a_watch_with_nothing_to_see_costs_a_call_a_look(world: World, chain: Devnet) -> None:
+    """An idle provider pays for the head alone, however many channels are open."""
+    for _ in range(3):
+        await world.books.open(accepted=5)
+    watcher = world.watcher(limits=replace(WATCH, interval_s=600.0))
+    await watcher.sweep()
+    watcher = world.watcher(limits=replace(WATCH, interval_s=600.0))
+    await watcher.look()
+    world.node.calls = 0
+    for _ in range(5):
+        await watcher.look()
+    assert world.node.calls == 5
+    await chain.mine()
+    await watcher.look()
+    assert world.node.calls <= 5 + 1 + 1 + WATCH.follow.overlap_blocks
+
+
+async def test_a_settled_channel_is_not_settled_again_by_books_that_are_old(
+    world: World, chain: Devnet
+) -> None:
+    """F-80: another process settled it; nothing reverts, nothing is paid twice."""
+    before = await world.paid()
+    channel_id = await world.books.open(accepted=400, spent=400)
+    signature = world.channels.sign(channel_id, 400)
+    await chain.sender("payee").send(
+        chain.values.escrow, world.settle_call(channel_id, 400, signature)
+    )
+    async with world.watching(policy=SettlePolicy(settle_value=1)):
+        await world.until(channel_id, settled=400)
+        await asyncio.sleep(0.2)
+    assert await world.paid() == before + 400
+
+
+@pytest.mark.parametrize("wrong", ["not hexadecimal", None, [], {"number": "0x1"}])
+async def test_nonsense_for_a_head_is_an_outage_not_a_crash(world: World, wrong: object) -> None:
+    """SEC-09: the loop goes on, an alarm rings, and ends."""
+    channel_id = await world.books.open(accepted=5, spent=5)
+    async with world.watching():
+        await world.leave(channel_id)
+        await world.until(channel_id, is_finalized=True)
+        world.node.lies["eth_getBlockByNumber"] = lambda _params, _said: wrong
+        await world.until_rings(AlarmKind.CHAIN_AWAY)
+        world.node.lies.clear()
+        await world.until_rings(AlarmKind.CHAIN_AWAY, is_ringing=False)
+        assert (await world.books.state(channel_id)).deposit == DEPOSIT

@@ -1,0 +1,171 @@
+"""What is carried out of a plan: once, in order, durable first; a refusal is not the end."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from channel.chain import CloseResult
+from channel.errors import InvariantError
+from channel.ledger.sqlite import SqliteLedger
+from channel.state.channel_state import LadderVoucher
+from channel.types import ChannelId, ChannelKey
+from settlement.alarms import AlarmKind, Alarms
+from settlement.defence import Defence, Done
+from settlement.devnet import Devnet
+from settlement.errors import contract_reverted
+from settlement.escrow import EscrowReader
+from settlement.payer import PayerAccount
+from settlement.schedule import Action, Due, Reason
+from settlement.settler import EscrowSettler, SettleResult
+from settlement.types import RevertReason
+from tests.settlement.books import Books, request_close
+from tests.settlement.channels import Channels
+
+
+@pytest.fixture
+async def ledger(tmp_path: Path) -> AsyncIterator[SqliteLedger]:
+    opened = await SqliteLedger.open(tmp_path / "ledger.db", exclusive=True)
+    try:
+        yield opened
+    finally:
+        await opened.close()
+
+
+@pytest.fixture
+def books(reader: EscrowReader, ledger: SqliteLedger, channels: Channels) -> Books:
+    return Books(reader, ledger, channels)
+
+
+class Stubborn:
+    """A settler whose closes are refused, as no escrow of ours would; its settles are real."""
+
+    def __init__(self, settler: EscrowSettler) -> None:
+        self._settler = settler
+        self.closes = 0
+
+    async def close_channel(
+        self,
+        key: ChannelKey,  # noqa: ARG002
+        cumulative_amount: int,  # noqa: ARG002
+        signature: bytes,  # noqa: ARG002
+    ) -> CloseResult:
+        self.closes += 1
+        raise contract_reverted(RevertReason.UNKNOWN)
+
+    async def settle_channel(
+        self, key: ChannelKey, cumulative_amount: int, signature: bytes
+    ) -> SettleResult:
+        return await self._settler.settle_channel(key, cumulative_amount, signature)
+
+
+@pytest.fixture
+def settler(chain: Devnet, reader: EscrowReader) -> EscrowSettler:
+    return EscrowSettler(reader, chain.sender("payee"))
+
+
+def due(
+    books: Books, channel_id: ChannelId, action: Action, *, is_late: bool = False, amount: int = 0
+) -> Due:
+    return Due(
+        key=books.key(channel_id),
+        payee=books.payee,
+        action=action,
+        reason=Reason.FORCED_CLOSE if action is Action.CLOSE else Reason.VALUE,
+        value=amount,
+        voucher=LadderVoucher(amount, books.sign(channel_id, amount)) if amount else None,
+        is_late=is_late,
+    )
+
+
+async def test_a_settle_is_public_before_it_is_sent_and_the_channel_goes_on(
+    books: Books, ledger: SqliteLedger, settler: EscrowSettler
+) -> None:
+    """Decision 5, SETTLE-02, SETTLE-04."""
+    channel_id = await books.open(accepted=400, spent=400)
+    defence = Defence(ledger, settler, Alarms())
+    settle = due(books, channel_id, Action.SETTLE, amount=400)
+    assert await defence.carry_out([settle]) == Done(settled=1)
+    state = await books.state(channel_id)
+    assert (state.settled, state.published, state.is_finalized) == (400, 400, False)
+    assert await defence.carry_out([settle]) == Done(settled=1)  # F-80: nothing is sent again
+
+
+async def test_a_close_that_is_refused_late_is_followed_by_a_settle(
+    books: Books, ledger: SqliteLedger, settler: EscrowSettler, chain: Devnet, account: PayerAccount
+) -> None:
+    """F-86: for all that was delivered, as little above as the kept vouchers allow."""
+    channel_id = await books.open(accepted=400, spent=390)
+    await request_close(chain, account, channel_id)
+    stubborn = Stubborn(settler)
+    defence = Defence(ledger, stubborn, Alarms())
+    early = due(books, channel_id, Action.CLOSE)
+    assert await defence.carry_out([early]) == Done(waiting=1)
+    assert (await books.state(channel_id)).settled == 0
+    late = due(books, channel_id, Action.CLOSE, is_late=True)
+    assert await defence.carry_out([late]) == Done(waiting=1)
+    state = await books.state(channel_id)
+    assert (state.settled, state.is_closing, state.is_finalized) == (400, False, False)
+    assert stubborn.closes == 2
+
+
+async def test_who_is_refused_is_left_alone_for_a_while(
+    books: Books, ledger: SqliteLedger, settler: EscrowSettler
+) -> None:
+    """F-79: longer each time; asked for by name it is tried at once."""
+    channel_id = await books.open(accepted=400, spent=400)
+    stubborn = Stubborn(settler)
+    defence = Defence(ledger, stubborn, Alarms(), retry_s=0.2)
+    close = due(books, channel_id, Action.CLOSE)
+    await defence.carry_out([close])
+    for _ in range(5):
+        defence.submit([close])
+        await asyncio.sleep(0.01)
+    assert stubborn.closes == 1
+    await defence.carry_out([close])
+    assert stubborn.closes == 2
+    await asyncio.sleep(0.25)
+    defence.submit([close])
+    await asyncio.sleep(0.05)
+    assert stubborn.closes == 2
+    await defence.aclose()
+
+
+async def test_a_channel_has_one_thing_done_at_a_time(
+    books: Books, ledger: SqliteLedger, settler: EscrowSettler, chain: Devnet, account: PayerAccount
+) -> None:
+    """F-40: whoever asks meanwhile gets the same close."""
+    channel_id = await books.open(accepted=400, spent=400)
+    await request_close(chain, account, channel_id)
+    defence = Defence(ledger, settler, Alarms())
+    close = due(books, channel_id, Action.CLOSE)
+    defence.submit([close, close])
+    assert await defence.carry_out([close, close]) == Done(closed=2)
+    assert (await books.state(channel_id)).settled == 400
+
+
+async def test_a_close_that_ends_for_less_than_was_delivered_is_told(
+    books: Books, ledger: SqliteLedger, settler: EscrowSettler, chain: Devnet, account: PayerAccount
+) -> None:
+    """F-64: its payer withdrew between the plan and the close."""
+    channel_id = await books.open(accepted=400, spent=400)
+    await request_close(chain, account, channel_id)
+    await chain.advance(900)
+    await account.withdraw(escrow=chain.values.escrow, channel_id=channel_id)
+    alarms = Alarms()
+    await Defence(ledger, settler, alarms).carry_out([due(books, channel_id, Action.CLOSE)])
+    assert [alarm.kind for alarm in alarms.ringing] == [AlarmKind.CHANNEL_LOST]
+    assert (await books.state(channel_id)).is_finalized
+
+
+async def test_a_plan_without_a_voucher_is_a_bug(
+    books: Books, ledger: SqliteLedger, settler: EscrowSettler
+) -> None:
+    """An `InvariantError` stops the worker."""
+    channel_id = await books.open(accepted=400, spent=400)
+    defence = Defence(ledger, settler, Alarms())
+    with pytest.raises(InvariantError):
+        await defence.carry_out([due(books, channel_id, Action.SETTLE)])
+    with pytest.raises(InvariantError):
+        defence.require_sound()
