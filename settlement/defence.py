@@ -13,7 +13,7 @@ from typing import Final, Protocol
 
 import msgspec
 
-from channel.chain import ChannelCloser, CloseResult
+from channel.chain import CloseResult
 from channel.errors import (
     ChannelFinalizedError,
     InvariantError,
@@ -53,11 +53,32 @@ class SettledChannel(Protocol):
         """As the chain says."""
 
 
-class Settler(ChannelCloser, Protocol):
-    """Gets settles mined, too."""
+class Settler(Protocol):
+    """Gets settles and closes mined; many that are asked for together share a transaction.
+
+    `value` is what is at risk, in base units, and `deadline` the chain's time at which the payer
+    may take it, 0 for none: they decide the order, and what gas may cost.
+    """
+
+    async def close_channel(
+        self,
+        key: ChannelKey,
+        cumulative_amount: int,
+        signature: bytes,
+        *,
+        value: int = 0,
+        deadline: int = 0,
+    ) -> CloseResult:
+        """See `channel.chain.ChannelCloser.close_channel`."""
 
     async def settle_channel(
-        self, key: ChannelKey, cumulative_amount: int, signature: bytes
+        self,
+        key: ChannelKey,
+        cumulative_amount: int,
+        signature: bytes,
+        *,
+        value: int = 0,
+        deadline: int = 0,
     ) -> SettledChannel:
         """Settle up to `cumulative_amount`; the channel stays open. Errors as a close's."""
 
@@ -80,7 +101,7 @@ class Defence:
         settler: Settler,
         alarms: Alarms,
         *,
-        at_once: int = 16,
+        at_once: int = 512,
         retry_s: float = 2.0,
     ) -> None:
         self._ledger = ledger
@@ -154,7 +175,7 @@ class Defence:
         async with self._room:
             try:
                 if due.action is Action.SETTLE:
-                    is_done = await self._settle(due.key, _required(due))
+                    is_done = await self._settle(due, _required(due))
                 else:
                     is_done = await self._close(due)
             except ChannelFinalizedError:
@@ -182,13 +203,17 @@ class Defence:
         # Durable by now: that this voucher is public, and that the channel is owed a close.
         try:
             result = await self._settler.close_channel(
-                due.key, voucher.cumulative_amount, voucher.signature
+                due.key,
+                voucher.cumulative_amount,
+                voucher.signature,
+                value=due.value,
+                deadline=due.deadline or 0,
             )
         except TransactionRevertedError:
             state = (await self._ledger.apply(due.key, [AbortClose()])).require()
             voucher = forced_settling_voucher(state)
             if due.is_late and voucher is not None:
-                await self._settle(due.key, voucher)
+                await self._settle(due, voucher)
             raise
         await self._record(due.key, result)
         return True
@@ -215,13 +240,15 @@ class Defence:
         self._alarms.end(AlarmKind.GRACE_RUNS, subject=f"0x{key.channel_id.hex()}")
         report_loss(state, self._alarms)
 
-    async def _settle(self, key: ChannelKey, voucher: LadderVoucher) -> bool:
+    async def _settle(self, due: Due, voucher: LadderVoucher) -> bool:
         amount = voucher.cumulative_amount
-        state = (await self._ledger.apply(key, [Publish(amount)])).require()
+        state = (await self._ledger.apply(due.key, [Publish(amount)])).require()
         if state.is_finalized or state.settled >= amount:
             return True  # somebody was faster (F-80)
-        result = await self._settler.settle_channel(key, amount, voucher.signature)
-        (await self._ledger.apply(key, [Observe(result.fact)])).require()
+        result = await self._settler.settle_channel(
+            due.key, amount, voucher.signature, value=due.value, deadline=due.deadline or 0
+        )
+        (await self._ledger.apply(due.key, [Observe(result.fact)])).require()
         return True
 
 

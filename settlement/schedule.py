@@ -14,11 +14,10 @@ import msgspec
 
 from channel.state.channel_state import ChannelState, LadderVoucher
 from channel.state.ladder import settling_voucher
-from channel.types import Address, ChannelKey
+from channel.types import ChannelKey
 
 __all__ = [
     "Action",
-    "Batch",
     "Due",
     "Moment",
     "Reason",
@@ -28,7 +27,6 @@ __all__ = [
     "decide",
     "grace_stage",
     "owes_close",
-    "pack",
     "plan",
     "value_at_risk",
 ]
@@ -90,7 +88,6 @@ class SettlePolicy(msgspec.Struct, frozen=True, kw_only=True):
     gas_per_entry: int = 26_000
     """Of one channel in a batch."""
     gas_per_batch: int = 60_000
-    batch_max: int = 100
 
     def gas_cost(self, gas: int, gas_price_wei: int) -> int:
         """Return what so much gas costs in base units of the token; 0 when it is not weighed."""
@@ -124,7 +121,6 @@ class Due(msgspec.Struct, frozen=True, kw_only=True):
     """One thing to do."""
 
     key: ChannelKey
-    payee: Address
     action: Action
     reason: Reason
     value: int
@@ -139,13 +135,6 @@ class Due(msgspec.Struct, frozen=True, kw_only=True):
     """Whatever still runs is not waited for."""
     is_late: bool = False
     """If the escrow refuses the close, a settle saves at least what was delivered (F-86)."""
-
-
-class Batch(msgspec.Struct, frozen=True):
-    """What goes into one transaction."""
-
-    action: Action
-    entries: tuple[Due, ...]
 
 
 def value_at_risk(state: ChannelState) -> int:
@@ -204,24 +193,6 @@ def choose(dues: Sequence[Due], moment: Moment, policy: SettlePolicy) -> list[Du
     return sorted(chosen, key=_urgency)
 
 
-def pack(dues: Sequence[Due], policy: SettlePolicy) -> list[Batch]:
-    """Put what was planned into transactions, in its order: one escrow and one payee in each.
-
-    An escrow serves one token, so payouts of a batch are one transfer. Batches keep the order of
-    their most urgent entry, and deadlines are not held up by what has none.
-    """
-    open_: dict[tuple[object, ...], list[Due]] = {}
-    batches: list[list[Due]] = []
-    for due in dues:
-        kind = (due.action, due.key.chain_id, due.key.escrow, due.payee, due.reason.is_pressing)
-        batch = open_.get(kind)
-        if batch is None or len(batch) >= policy.batch_max:
-            batch = open_[kind] = []
-            batches.append(batch)
-        batch.append(due)
-    return [Batch(batch[0].action, tuple(batch)) for batch in batches]
-
-
 def _defend(state: ChannelState, moment: Moment, policy: SettlePolicy) -> Due:
     asked_at, gone_s = state.close_requested_at, moment.now - state.close_requested_at
     is_late = asked_at != 0 and (
@@ -229,7 +200,6 @@ def _defend(state: ChannelState, moment: Moment, policy: SettlePolicy) -> Due:
     )
     return Due(
         key=state.key,
-        payee=state.terms.payee,
         action=Action.CLOSE,
         reason=Reason.PROMISED if state.closing_with is not None else Reason.FORCED_CLOSE,
         value=value_at_risk(state),
@@ -248,7 +218,6 @@ def _close_idle(state: ChannelState, moment: Moment, policy: SettlePolicy) -> Du
         return None
     return Due(
         key=state.key,
-        payee=state.terms.payee,
         action=Action.CLOSE,
         reason=Reason.IDLE,
         value=state.deposit - state.settled,
@@ -266,7 +235,6 @@ def _settle(watched: Watched, moment: Moment, policy: SettlePolicy) -> Due | Non
         return None
     return Due(
         key=state.key,
-        payee=state.terms.payee,
         action=Action.SETTLE,
         reason=reason,
         value=value,

@@ -57,7 +57,7 @@ class WatchLimits(msgspec.Struct, frozen=True, kw_only=True):
     poll_interval_s: float = 2.0
     """Between two looks at the head, where no websocket tells of blocks."""
     channels_per_page: int = 500
-    closes_at_once: int = 16
+    closes_at_once: int = 512
     retry_s: float = 2.0
     """After a refusal by the escrow; doubles each time, up to a minute."""
     confirmations: int = 1

@@ -34,7 +34,6 @@ WATCH = WatchLimits(
     interval_s=0.5,
     poll_interval_s=0.02,
     away_s_max=0.3,
-    closes_at_once=16,
     retry_s=0.02,
     follow=FollowLimits(tail_blocks_max=64, walk_blocks_max=32),
 )

@@ -10,7 +10,7 @@ from channel.state.commands import (
     Reserve,
     Spend,
 )
-from channel.types import Address, ChannelId, ChannelKey, VerifiedVoucher
+from channel.types import ChannelId, ChannelKey, VerifiedVoucher
 from settlement.devnet import Devnet
 from settlement.escrow import EscrowReader
 from settlement.payer import PayerAccount
@@ -26,10 +26,6 @@ class Books:
 
     def __init__(self, reader: EscrowReader, ledger: Ledger, channels: Channels) -> None:
         self._reader, self._ledger, self._channels = reader, ledger, channels
-
-    @property
-    def payee(self) -> Address:
-        return self._channels.terms.payee
 
     def sign(self, channel_id: ChannelId, amount: int) -> bytes:
         return self._channels.sign(channel_id, amount)

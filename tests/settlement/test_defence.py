@@ -50,14 +50,25 @@ class Stubborn:
         key: ChannelKey,  # noqa: ARG002
         cumulative_amount: int,  # noqa: ARG002
         signature: bytes,  # noqa: ARG002
+        *,
+        value: int = 0,  # noqa: ARG002
+        deadline: int = 0,  # noqa: ARG002
     ) -> CloseResult:
         self.closes += 1
         raise contract_reverted(RevertReason.UNKNOWN)
 
     async def settle_channel(
-        self, key: ChannelKey, cumulative_amount: int, signature: bytes
+        self,
+        key: ChannelKey,
+        cumulative_amount: int,
+        signature: bytes,
+        *,
+        value: int = 0,
+        deadline: int = 0,
     ) -> SettleResult:
-        return await self._settler.settle_channel(key, cumulative_amount, signature)
+        return await self._settler.settle_channel(
+            key, cumulative_amount, signature, value=value, deadline=deadline
+        )
 
 
 @pytest.fixture
@@ -70,7 +81,6 @@ def due(
 ) -> Due:
     return Due(
         key=books.key(channel_id),
-        payee=books.payee,
         action=action,
         reason=Reason.FORCED_CLOSE if action is Action.CLOSE else Reason.VALUE,
         value=amount,

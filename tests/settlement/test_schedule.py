@@ -26,7 +26,6 @@ from settlement.schedule import (
     decide,
     grace_stage,
     owes_close,
-    pack,
     plan,
     value_at_risk,
 )
@@ -249,7 +248,7 @@ def test_many_share_what_a_transaction_costs() -> None:
     assert len(plan(many, cheap, policy)) == 59
 
 
-# -- order and batches, see F-66
+# -- order, see F-66
 
 
 def test_deadlines_come_first_then_value() -> None:
@@ -303,7 +302,6 @@ POLICIES = st.builds(
     exposure_max=st.none() | st.integers(1, 3_000_000),
     token_price_wei=st.none() | st.just(10**18 // 2500),
     defend_min=st.sampled_from([1, 1000]),
-    batch_max=st.integers(1, 5),
     close_idle_s=st.none() | st.just(30 * 24 * HOUR_S),
 )
 MOMENTS = st.builds(moment, st.just(NOW), st.sampled_from([0, 10**9, 10**12]))
@@ -366,25 +364,6 @@ def test_the_most_urgent_is_first(
 
 def _rank(due: Due) -> tuple[bool, int, bool, int]:
     return due.deadline is None, -due.stage, not due.reason.is_pressing, -due.value
-
-
-@given(st.lists(channels(), max_size=30), MOMENTS, POLICIES)
-def test_batches_hold_each_thing_once_in_order_and_never_mix(
-    several: list[Watched], now: Moment, policy: SettlePolicy
-) -> None:
-    """One action, one escrow (hence token), one payee; no more than fit."""
-    dues = plan(several, now, policy)
-    batches = pack(dues, policy)
-    packed = [id(due) for batch in batches for due in batch.entries]
-    assert sorted(packed) == sorted(id(due) for due in dues)
-    for batch in batches:
-        assert 1 <= len(batch.entries) <= policy.batch_max
-        assert {due.action for due in batch.entries} == {batch.action}
-        assert len({(due.key.chain_id, due.key.escrow, due.payee) for due in batch.entries}) == 1
-        order = [dues.index(due) for due in batch.entries]
-        assert order == sorted(order)
-    firsts = [dues.index(batch.entries[0]) for batch in batches]
-    assert firsts == sorted(firsts)
 
 
 @given(channels())

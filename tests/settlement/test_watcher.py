@@ -280,6 +280,9 @@ class BuggySettler:
         key: ChannelKey,  # noqa: ARG002
         cumulative_amount: int,  # noqa: ARG002
         signature: bytes,  # noqa: ARG002
+        *,
+        value: int = 0,  # noqa: ARG002
+        deadline: int = 0,  # noqa: ARG002
     ) -> CloseResult:
         raise self._error
 
@@ -288,6 +291,9 @@ class BuggySettler:
         key: ChannelKey,  # noqa: ARG002
         cumulative_amount: int,  # noqa: ARG002
         signature: bytes,  # noqa: ARG002
+        *,
+        value: int = 0,  # noqa: ARG002
+        deadline: int = 0,  # noqa: ARG002
     ) -> SettleResult:
         raise self._error
 
