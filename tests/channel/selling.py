@@ -10,6 +10,7 @@ import msgspec
 from msgspec.structs import replace
 
 from channel.engine import Engine, EngineSettings, Offer
+from channel.ledger.interface import Ledger
 from channel.ledger.sqlite import SqliteLedger
 from channel.state.channel_state import ChannelState
 from channel.types import (
@@ -106,7 +107,7 @@ class Desk:
     """An engine with everything around it, and one route to sell."""
 
     def __init__(
-        self, ledger: SqliteLedger, chain: ChainModel, clock: Clock, settings: EngineSettings
+        self, ledger: Ledger, chain: ChainModel, clock: Clock, settings: EngineSettings
     ) -> None:
         self.ledger = ledger
         self.chain = chain
