@@ -24,6 +24,7 @@ LOG = {
     "logIndex": "0x2",
     "transactionHash": HASH,
     "blockNumber": "0x3",
+    "blockHash": HASH,
 }
 RECEIPT = {
     "transactionHash": HASH,
@@ -35,7 +36,13 @@ RECEIPT = {
     "contractAddress": None,
     "logs": [LOG],
 }
-BLOCK = {"number": "0x3", "hash": HASH, "timestamp": "0x4", "baseFeePerGas": "0x5"}
+BLOCK = {
+    "number": "0x3",
+    "hash": HASH,
+    "parentHash": HASH,
+    "timestamp": "0x4",
+    "baseFeePerGas": "0x5",
+}
 
 _JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=8) | st.just("0x1"),
