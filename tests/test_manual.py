@@ -1,11 +1,17 @@
 """The manual is true: what it lists exists, what exists is listed, its examples run."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
+
+import typer
+from typer.core import TyperGroup
 
 import channel.errors
 from channel.client.decisions import Tried, decide
 from channel.wire.problem import Problem
+from service.cli.app import APP
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -41,3 +47,37 @@ def test_the_manual_says_what_the_client_does_about_each_problem() -> None:
     assert {(int(status), kind) for status, kind, _ in listed} == problems
     for status, kind, step in listed:
         assert decide(int(status), Problem(type=kind), Tried(has_paid=True)).value == step
+
+
+def test_every_command_and_option_explains_itself() -> None:
+    """And the manual shows each command."""
+    text = "".join(page.read_text() for page in [ROOT / "README.md", *ROOT.glob("docs/*.md")])
+    program = typer.main.get_command(APP)
+    assert isinstance(program, TyperGroup)
+    for name, command in program.commands.items():
+        assert command.help, name
+        assert f"mpp-session {name}" in text or f"scripts/{name}" in text, name
+        for parameter in command.params:
+            assert getattr(parameter, "help", None), (name, parameter.name)
+
+
+def test_every_link_of_the_manual_leads_somewhere() -> None:
+    broken = [
+        f"{page.name}: {target}"
+        for page in (ROOT / "docs").rglob("*.md")
+        for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", page.read_text())
+        if not (page.parent / target).exists()
+    ]
+    assert not broken, "\n".join(broken)
+
+
+def test_requirements_and_failures_say_which_tests_cover_them() -> None:
+    """Each id has a test or a reason, and the documents name the tests there are now."""
+    checked = subprocess.run(
+        [sys.executable, "scripts/requirements", "--check"],
+        cwd=ROOT,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert checked.returncode == 0, checked.stdout + checked.stderr
