@@ -44,5 +44,13 @@ def test_the_table_shows_every_figure() -> None:
     console = Console(width=100, file=io.StringIO(), record=True)
     console.print(report().table())
     text = console.export_text()
-    for figure in ("100 at 0.000025", "150,000", "0.004000", "0.002500", "0.001500", "+0.002500"):
+    for figure in (
+        "100 at 0.000025",
+        "150,000",
+        "0.004000",
+        "116,874 of",
+        "0.002500",
+        "0.001500",
+        "+0.002500",
+    ):
         assert figure in text
