@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from channel.ledger.interface import Ledger
 from channel.types import Address
-from service.settings import Chain, ProviderConfig
+from service.settings import Chain, ProviderConfig, WatchConfig
 from settlement.alarms import Alarms
 from settlement.defence import Settler
 from settlement.escrow import EscrowReader
@@ -22,7 +22,7 @@ def rpc_urls(chain: Chain) -> Sequence[str]:
     return [chain.rpc_url, *chain.more_rpc_urls]
 
 
-def build_gate(config: ProviderConfig) -> ExposureGate:
+def build_gate(config: WatchConfig | ProviderConfig) -> ExposureGate:
     """Return what refuses to be owed more than is allowed."""
     limits = ExposureLimits(
         channel_max=config.exposure.channel_max, total_max=config.exposure.total_max
@@ -30,7 +30,7 @@ def build_gate(config: ProviderConfig) -> ExposureGate:
     return ExposureGate(limits)
 
 
-def build_policy(config: ProviderConfig, *, unit_price: int = 1) -> SettlePolicy:
+def build_policy(config: WatchConfig | ProviderConfig, *, unit_price: int = 1) -> SettlePolicy:
     """Return when to settle and close. `unit_price` is for settling by units."""
     settlement = config.settlement
     return SettlePolicy(
@@ -48,7 +48,7 @@ def build_policy(config: ProviderConfig, *, unit_price: int = 1) -> SettlePolicy
 
 
 def build_watcher(
-    config: ProviderConfig,
+    config: WatchConfig | ProviderConfig,
     reader: EscrowReader,
     ledger: Ledger,
     settler: Settler | None,

@@ -7,6 +7,7 @@ to its default in silence (F-106).
 
 import difflib
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any, Final, TypeVar, get_args, get_origin, get_type_hints
 import msgspec
 
 from channel.errors import ConfigError
-from service.settings import Config, ProviderConfig, Secret
+from service.settings import Config, ProviderConfig, Secret, WatchConfig
 
 __all__ = [
     "ENVIRONMENT_PREFIX",
@@ -24,10 +25,11 @@ __all__ = [
     "load_config",
     "load_provider_config",
     "load_values",
+    "load_watch_config",
 ]
 
 ENVIRONMENT_PREFIX: Final = "MPP_SESSION_"
-_Kind = TypeVar("_Kind", bound=ProviderConfig)
+_Kind = TypeVar("_Kind", bound=ProviderConfig | WatchConfig)
 
 _ENVIRONMENT_ONLY: Final = frozenset({"payee.key"})
 
@@ -108,6 +110,28 @@ def load_provider_config(
     sections = ProviderConfig.__struct_fields__
     ours = {name: given[name] for name in given if name.partition(".")[0] in sections}
     return _convert(ours, ProviderConfig)
+
+
+def load_watch_config(
+    path: Path | None = None,
+    *,
+    environment: Mapping[str, str] | None = None,
+    flags: Mapping[str, Any] | None = None,
+    defaults: Mapping[str, Any] | None = None,
+) -> tuple[WatchConfig, str]:
+    """Read what it takes to look at books and chain, and the payee's address: no key is needed.
+
+    Arguments and errors as `load_config`.
+    """
+    given = load_values(path, environment=environment, flags=flags, defaults=defaults)
+    sections = WatchConfig.__struct_fields__
+    config = _convert(
+        {name: given[name] for name in given if name.partition(".")[0] in sections}, WatchConfig
+    )
+    payee = str(given.get("payee.address", ""))
+    if not re.fullmatch("0x[0-9a-fA-F]{40}", payee):
+        raise ConfigError("missing: `payee.address` (in the file, or as MPP_SESSION_PAYEE_ADDRESS)")
+    return config, payee
 
 
 def _convert(given: Mapping[str, Any], kind: type[_Kind]) -> _Kind:

@@ -35,6 +35,7 @@ __all__ = [
     "Secret",
     "Settlement",
     "Upstream",
+    "WatchConfig",
 ]
 
 DEVELOPMENT_CHAINS: Final = frozenset({1337, 31337})
@@ -471,6 +472,15 @@ class Config(ProviderConfig, frozen=True):
     upstream: Upstream
     price: Price
     listen: Listen = Listen()
+
+
+class WatchConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What it takes to look at books and chain, and to know what is due: no key, no secret."""
+
+    chain: Chain
+    ledger: Ledger
+    settlement: Settlement = Settlement()
+    exposure: Exposure = Exposure()
 
 
 def _require_http_url(name: str, url: str) -> None:

@@ -1,0 +1,116 @@
+"""`mpp-session status`: how a provider stands, for people and for monitors."""
+
+import asyncio
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from channel.errors import ConfigError
+from service.cli.output import OUT, print_json
+from service.config import load_watch_config
+from service.devnet_file import devnet_settings, read_devnet
+
+__all__ = ["NAME", "command"]
+
+NAME: Final = "status"
+
+_COLOURS: Final = {"fine": "green", "warning": "yellow", "critical": "bold red"}
+_SQLITE: Final = "sqlite:///"
+
+
+def command(
+    *,
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="The gateway's settings.")
+    ] = None,
+    devnet: Annotated[
+        Path | None, typer.Option(help="Of a gateway that was started with --devnet.")
+    ] = None,
+    ledger: Annotated[str | None, typer.Option(help="URL of the books, instead.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Say what is at risk and by when, what is under way, and what needs a person.
+
+    The exit code tells a monitor: 0 all is well; 10 somebody should look today; 20 money is lost
+    if nobody looks now; 1 it could not be found out; 2 wrong settings. No key is needed, and a
+    gateway or settler may be running. Amounts are base units of the token.
+
+    \b
+    mpp-session status --config gateway.toml
+    mpp-session status --devnet devnet.json --json
+    """  # noqa: D301 -- \b keeps the examples' lines apart
+    from service.status import collect_status, to_json  # noqa: PLC0415 -- slow to import
+
+    settings, payee = load_watch_config(
+        config,
+        flags={"ledger.url": ledger} if ledger is not None else {},
+        defaults=_devnet_defaults(devnet) if devnet is not None else None,
+    )
+    url = settings.ledger.url
+    if url.startswith(_SQLITE) and not Path(url.removeprefix(_SQLITE)).is_file():
+        raise ConfigError(f"there is no ledger at {url}")  # opening it would make one
+    status = asyncio.run(collect_status(settings, _address(payee)))
+    if as_json:
+        print_json(to_json(status))
+    else:
+        _print(to_json(status))
+    raise typer.Exit(int(status.level))
+
+
+def _address(text: str) -> Any:
+    return bytes.fromhex(text.removeprefix("0x"))
+
+
+def _devnet_defaults(path: Path) -> dict[str, Any]:
+    return {
+        **devnet_settings(read_devnet(path)),
+        "ledger.url": f"{_SQLITE}{path.resolve().with_suffix('.ledger.db')}",
+    }
+
+
+def _print(status: dict[str, Any]) -> None:
+    head = status["head"]
+    table = Table.grid(padding=(0, 2))
+    table.add_row("payee", f"0x{status['payee'].hex()}")
+    table.add_row("settler", status["settler"] or "none runs")
+    table.add_row("block", "no node answers" if head is None else _block(head))
+    table.add_row("books know of block", f"{status['last_seen_block']:,}")
+    if head is not None:
+        wei = (int(status["balance_wei"]), int(status["reserve_wei"]))
+        table.add_row("gas", f"{wei[0] / 1e18:.6f} ether, {wei[1] / 1e18:.6f} kept for closes")
+    channels = status["channels"]
+    table.add_row("channels", ", ".join(f"{count:,} {name}" for name, count in channels.items()))
+    for name in ("at_risk", "unsettled", "undelivered", "locked"):
+        table.add_row(name.replace("_", " "), f"{int(status[name]):,}")
+    OUT.print(table)
+    _print_rows("payers that leave", status["exits"])
+    _print_rows("transactions under way", status["pending"])
+    _print_rows("refused for now", status["quarantine"])
+    for finding in status["findings"]:
+        line = Text(f"{finding['level']}: ", style=_COLOURS[finding["level"]])
+        OUT.print(line.append(finding["text"], style="default"))
+    OUT.print(Text(status["level"], style=_COLOURS[status["level"]]))
+
+
+def _block(head: dict[str, Any]) -> str:
+    when = datetime.fromtimestamp(head["timestamp"], UTC)
+    return f"{head['number']:,} of {when:%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _print_rows(title: str, rows: list[dict[str, Any]]) -> None:
+    if not rows:
+        return
+    table = Table(title=title, show_edge=False, title_justify="left")
+    for name in rows[0]:
+        table.add_column(name.replace("_", " "))
+    for row in rows:
+        table.add_row(*[_cell(value) for value in row.values()])
+    OUT.print(table)
+
+
+def _cell(value: Any) -> str:
+    return f"0x{value.hex()[:12]}…" if isinstance(value, bytes) else str(value)

@@ -1,0 +1,367 @@
+"""How a provider stands: what is at risk, by when, and what needs a person (`mpp-session status`).
+
+Everything comes from the books, the journal and the chain, so it can be asked from any machine
+that reaches them, whether a gateway or a settler runs or not.
+"""
+
+import enum
+import time
+from contextlib import AsyncExitStack
+from typing import Any, Final
+
+import msgspec
+
+from channel.errors import ChainUnavailableError
+from channel.ledger.interface import Ledger
+from channel.ledger.url import open_ledger
+from channel.limits import GRACE_PERIOD_S_MIN
+from channel.state.channel_state import ChannelState
+from channel.types import Address, ChannelId, TxHash
+from service.chain_watch import build_policy, rpc_urls
+from service.settings import WatchConfig
+from settlement.endpoints import EndpointView, nodes_behind, nodes_that_disagree
+from settlement.escrow import EscrowReader
+from settlement.exposure import exposure_of, gas_reserve_wei
+from settlement.journal.interface import Quarantined
+from settlement.journal.url import open_journal
+from settlement.precautions import PrecautionLimits
+from settlement.rpc import Rpc, RpcLimits
+from settlement.schedule import Moment, SettlePolicy, grace_stage, owes_close, value_at_risk
+from settlement.tx_state import JournalTx
+from settlement.types import BlockRef
+
+__all__ = [
+    "Books",
+    "ChainView",
+    "Exit",
+    "Finding",
+    "JournalView",
+    "Level",
+    "Status",
+    "collect_status",
+    "count_channel",
+    "judge",
+    "to_json",
+]
+
+_STALE_HEAD_S: Final = 300
+_PENDING_S: Final = 300
+_CRITICAL_STAGE: Final = 50
+_QUARANTINE_TRIES: Final = 3
+
+
+class Level(enum.IntEnum):
+    """How bad it is; also the exit code, so that a monitor needs no parser."""
+
+    FINE = 0
+    WARNING = 10
+    """Somebody should look today."""
+    CRITICAL = 20
+    """Money is lost if nobody looks now."""
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """One thing that needs a person."""
+
+    level: Level
+    text: str
+
+
+class Exit(msgspec.Struct, frozen=True, kw_only=True):
+    """A channel whose payer has asked for the rest."""
+
+    channel_id: ChannelId
+    at_risk: int
+    asked_at: int
+    deadline: int
+    stage: int
+    """Per cent of the grace period that is gone, by quarters."""
+
+
+class Books(msgspec.Struct, kw_only=True):
+    """What the books add up to. Amounts in base units."""
+
+    open: int = 0
+    closing: int = 0
+    stopped: int = 0
+    at_risk: int = 0
+    """Delivered, or promised to a running stream, and not settled."""
+    unsettled: int = 0
+    """Promised and not settled: the payee's exposure."""
+    undelivered: int = 0
+    """Promised and not delivered: the payers' exposure."""
+    locked: int = 0
+    """Deposits of open channels that are not settled."""
+    defended: int = 0
+    exits: list[Exit] = msgspec.field(default_factory=list)
+    fact_block: int = 0
+    """Block of the newest chain fact in the books."""
+
+
+class ChainView(msgspec.Struct, frozen=True, kw_only=True):
+    """What the nodes show."""
+
+    chain_id: int
+    head: BlockRef
+    grace_period_s: int
+    balance_wei: int
+    reserve_wei: int
+    nodes: tuple[EndpointView, ...]
+
+
+class JournalView(msgspec.Struct, frozen=True, kw_only=True):
+    """What the settler has under way."""
+
+    holder: str | None
+    """Who has the key's lease; None when no settler runs."""
+    pending: tuple[JournalTx, ...]
+    quarantined: tuple[Quarantined, ...]
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True):
+    """All of it."""
+
+    payee: Address
+    asked_at: int
+    """This machine's clock."""
+    books: Books
+    chain: ChainView | None
+    """None: no node answers."""
+    journal: JournalView
+    findings: tuple[Finding, ...] = ()
+
+    @property
+    def level(self) -> Level:
+        """The worst that was found."""
+        return max((finding.level for finding in self.findings), default=Level.FINE)
+
+
+def count_channel(books: Books, state: ChannelState, moment: Moment, policy: SettlePolicy) -> None:
+    """Add one open channel."""
+    risk, exposure = value_at_risk(state), exposure_of(state)
+    books.open += 1
+    books.closing += state.is_closing
+    books.stopped += state.is_stopped
+    books.at_risk += risk
+    books.defended += state.spent > state.settled
+    books.unsettled += exposure.payee
+    books.undelivered += exposure.payer
+    books.locked += max(0, state.deposit - state.settled)
+    books.fact_block = max(books.fact_block, state.fact_block)
+    if state.close_requested_at and owes_close(state, policy):
+        books.exits.append(
+            Exit(
+                channel_id=state.key.channel_id,
+                at_risk=risk,
+                asked_at=state.close_requested_at,
+                deadline=state.close_requested_at + moment.grace_period_s,
+                stage=grace_stage(state, moment),
+            )
+        )
+
+
+def judge(status: Status, *, skew_s_max: float = 60.0) -> tuple[Finding, ...]:
+    """Return what needs a person, the worst first (pure)."""
+    found = [
+        *_judge_exits(status.books),
+        *_judge_chain(status, skew_s_max),
+        *_judge_journal(status),
+    ]
+    if status.books.stopped:
+        text = f"{status.books.stopped} channels are stopped: books and chain contradict each other"
+        found.append(Finding(Level.CRITICAL, text))
+    return tuple(sorted(found, key=lambda finding: -finding.level))
+
+
+def _judge_exits(books: Books) -> list[Finding]:
+    found = []
+    for each in books.exits:
+        if each.stage:
+            level = Level.CRITICAL if each.stage >= _CRITICAL_STAGE else Level.WARNING
+            text = (
+                f"channel 0x{each.channel_id.hex()}: {each.stage} % of its grace period is gone, "
+                f"{each.at_risk} at risk"
+            )
+            found.append(Finding(level, text))
+    return found
+
+
+def _judge_chain(status: Status, skew_s_max: float) -> list[Finding]:
+    chain = status.chain
+    if chain is None:
+        return [Finding(Level.CRITICAL, "no node answers")]
+    found = []
+    if chain.balance_wei < chain.reserve_wei:
+        text = f"{chain.balance_wei} wei for gas, {chain.reserve_wei} needed to close what is open"
+        found.append(Finding(Level.CRITICAL, text))
+    age_s = status.asked_at - chain.head.timestamp
+    if age_s > _STALE_HEAD_S:
+        found.append(Finding(Level.WARNING, f"the newest block is {age_s} s old"))
+    elif -age_s > skew_s_max:
+        found.append(Finding(Level.WARNING, f"this clock is {-age_s} s behind the chain's"))
+    if apart := nodes_that_disagree(chain.nodes):
+        found.append(Finding(Level.CRITICAL, f"nodes disagree: {', '.join(apart)}"))
+    found += [
+        Finding(Level.WARNING, f"node {view.name} does not answer")
+        for view in chain.nodes
+        if view.head is None
+    ]
+    lag = PrecautionLimits().node_lag_blocks_max
+    found += [
+        Finding(Level.WARNING, f"node {name} is {lag} blocks or more behind")
+        for name in nodes_behind(chain.nodes, blocks=lag)
+    ]
+    return found
+
+
+def _judge_journal(status: Status) -> list[Finding]:
+    journal, found = status.journal, []
+    if journal.holder is None and status.books.at_risk:
+        level = Level.CRITICAL if status.books.exits else Level.WARNING
+        found.append(Finding(level, "no settler runs"))
+    for tx in journal.pending:
+        signed_at = tx.versions[0].signed_at if tx.versions else status.asked_at
+        age_s = status.asked_at - signed_at
+        if tx.is_unmined and age_s > _PENDING_S:
+            text = f"nonce {tx.nonce} ({tx.intent.purpose.name.lower()}) is not mined for {age_s} s"
+            found.append(Finding(Level.WARNING, text))
+    for entry in journal.quarantined:
+        level = Level.CRITICAL if entry.tries >= _QUARANTINE_TRIES else Level.WARNING
+        text = f"channel 0x{entry.key.channel_id.hex()} is refused: {entry.reason.lower()}"
+        found.append(Finding(level, text))
+    return found
+
+
+async def collect_status(config: WatchConfig, payee: Address) -> Status:
+    """Read everything and judge it.
+
+    Raises:
+        ConfigError: The books cannot be opened, or the node serves another chain.
+        LedgerUnavailableError: The books do not answer.
+    """
+    asked_at = int(time.time())
+    async with AsyncExitStack() as open_:
+        ledger = await open_ledger(config.ledger.url, exclusive=False)
+        open_.push_async_callback(ledger.close)
+        journal = await open_journal(config.ledger.url, chain_id=config.chain.id, account=payee)
+        open_.push_async_callback(journal.close)
+        seen = JournalView(
+            holder=await journal.lease_holder(),
+            pending=tuple(await journal.open_transactions()),
+            quarantined=tuple(await journal.quarantined()),
+        )
+        try:
+            books, chain = await _with_chain(config, ledger, payee)
+        except ChainUnavailableError:
+            # The grace runs on, whether anybody answers or not: this machine's clock must do.
+            books, chain = await _add_up(config, ledger, now=asked_at, grace_period_s=None), None
+    status = Status(payee=payee, asked_at=asked_at, books=books, chain=chain, journal=seen)
+    return msgspec.structs.replace(status, findings=judge(status))
+
+
+async def _with_chain(
+    config: WatchConfig, ledger: Ledger, payee: Address
+) -> tuple[Books, ChainView]:
+    limits = RpcLimits(timeout_s=config.chain.rpc_timeout_s)
+    async with await Rpc.connect(
+        rpc_urls(config.chain), chain_id=config.chain.id, limits=limits
+    ) as rpc:
+        reader = EscrowReader(rpc, Address(bytes.fromhex(config.chain.escrow[2:])))
+        head = await rpc.block()
+        grace_period_s = await reader.read_grace_period_s()
+        books = await _add_up(
+            config,
+            ledger,
+            now=head.timestamp,
+            grace_period_s=grace_period_s,
+        )
+        precautions = PrecautionLimits(closes_reserved_min=config.exposure.closes_reserved_min)
+        nodes = await rpc.compare_nodes(depth=precautions.node_compare_depth)
+        return books, ChainView(
+            chain_id=rpc.chain_id,
+            head=head,
+            grace_period_s=grace_period_s,
+            balance_wei=await rpc.balance_wei(payee),
+            reserve_wei=gas_reserve_wei(
+                max(books.defended + 1, precautions.closes_reserved_min),
+                gas_per_close=precautions.gas_per_close,
+                base_fee_wei=head.base_fee_wei or 0,
+            ),
+            nodes=tuple(nodes),
+        )
+
+
+async def _add_up(
+    config: WatchConfig, ledger: Ledger, *, now: int, grace_period_s: int | None
+) -> Books:
+    policy = build_policy(config)
+    moment = Moment(now=now, grace_period_s=grace_period_s or GRACE_PERIOD_S_MIN)
+    mine = (config.chain.id, bytes.fromhex(config.chain.escrow[2:]))
+    books, after = Books(), None
+    while page := await ledger.list_channels(after=after, open_only=True):
+        after = page[-1].key
+        for state in page:
+            if (state.key.chain_id, state.key.escrow) == mine:
+                count_channel(books, state, moment, policy)
+    books.exits.sort(key=lambda each: (each.deadline, -each.at_risk))
+    return books
+
+
+def to_json(status: Status) -> dict[str, Any]:
+    """Return it for programs; amounts and wei are left as numbers for the caller to spell."""
+    chain, books = status.chain, status.books
+    return {
+        "level": status.level.name.lower(),
+        "findings": [{"level": f.level.name.lower(), "text": f.text} for f in status.findings],
+        "payee": status.payee,
+        "settler": status.journal.holder,
+        "head": None
+        if chain is None
+        else {
+            "number": chain.head.number,
+            "hash": chain.head.hash,
+            "timestamp": chain.head.timestamp,
+        },
+        "last_seen_block": books.fact_block,
+        "balance_wei": None if chain is None else str(chain.balance_wei),
+        "reserve_wei": None if chain is None else str(chain.reserve_wei),
+        "channels": {"open": books.open, "closing": books.closing, "stopped": books.stopped},
+        "at_risk": str(books.at_risk),
+        "unsettled": str(books.unsettled),
+        "undelivered": str(books.undelivered),
+        "locked": str(books.locked),
+        "exits": [_exit(each) for each in books.exits],
+        "pending": [_pending(tx) for tx in status.journal.pending],
+        "quarantine": [
+            {
+                "channel_id": entry.key.channel_id,
+                "reason": entry.reason,
+                "tries": entry.tries,
+                "since": entry.since,
+                "retry_at": entry.retry_at,
+            }
+            for entry in status.journal.quarantined
+        ],
+    }
+
+
+def _exit(each: Exit) -> dict[str, Any]:
+    return {
+        "channel_id": each.channel_id,
+        "at_risk": str(each.at_risk),
+        "asked_at": each.asked_at,
+        "deadline": each.deadline,
+        "grace_percent": each.stage,
+    }
+
+
+def _pending(tx: JournalTx) -> dict[str, Any]:
+    tx_hash = tx.newest.tx_hash if tx.versions else TxHash(b"")
+    return {
+        "nonce": tx.nonce,
+        "purpose": tx.intent.purpose.name.lower(),
+        "state": tx.status.name.lower(),
+        "tx_hash": tx_hash,
+        "bids": len(tx.versions),
+        "deadline": tx.intent.deadline,
+    }
