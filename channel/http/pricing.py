@@ -73,7 +73,8 @@ class RouteTable:
         """Compile the templates.
 
         Raises:
-            ConfigError: No routes, a path twice under one method, or HEAD, which is never sold.
+            ConfigError: No routes, a path twice under one method, a parameter of another kind, or
+                HEAD, which is never sold.
         """
         self._engine = engine
         self._routes: list[tuple[re.Pattern[str], Route]] = []
@@ -125,12 +126,27 @@ class RouteTable:
 
 
 def _compile(template: str) -> re.Pattern[str]:
+    """Return what matches every path that a router might serve under this template.
+
+    A router's `$` also matches before a line feed at the end: so does ours, or `/joke%0A` would
+    be served for nothing.
+
+    Raises:
+        ConfigError: A brace is left, as of `{id:int}`: it would match no path, and sell nothing.
+    """
     pattern, at = "", 0
     for parameter in _PARAMETER.finditer(template):
-        pattern += re.escape(template[at : parameter.start()])
+        pattern += _literal(template, at, parameter.start())
         pattern += ".*" if parameter[2] else "[^/]+"
         at = parameter.end()
-    return re.compile(pattern + re.escape(template[at:]), re.DOTALL)
+    return re.compile(pattern + _literal(template, at, len(template)) + r"\n?", re.DOTALL)
+
+
+def _literal(template: str, start: int, end: int) -> str:
+    text = template[start:end]
+    if "{" in text or "}" in text:
+        raise ConfigError(f"{template}: parameters are {{name}} and {{name:path}}")
+    return re.escape(text)
 
 
 def _route_path(scope: Mapping[str, Any]) -> str:

@@ -6,6 +6,10 @@ from typing import Any
 
 import pytest
 
+from starlette.responses import PlainTextResponse
+from starlette.routing import Match, Router
+from starlette.routing import Route as AppRoute
+
 from channel.errors import ConfigError
 from channel.http import PaymentGate, Price, Route
 from channel.http.pricing import RouteTable
@@ -40,8 +44,28 @@ async def test_templates_match_as_in_a_router(desk: Desk) -> None:
     assert found(routes, "/v1.0/images/") == []
     assert found(routes, "/files/a/b\nc") == ["/files/{rest:path}"]
     assert found(routes, "/exact") == ["/exact"]
-    assert found(routes, "/exact\n") == []
+    assert found(routes, "/exact\n\n") == []
     assert found(routes, "/Exact") == []
+
+
+@pytest.mark.parametrize("template", ["/joke", "/jokes/{name}", "/all/{rest:path}"])
+@pytest.mark.parametrize("path", ["/joke", "/jokes/one", "/all/of/them"])
+@pytest.mark.parametrize("end", ["", "\n", "\n\n", "/", "%0A", "\r\n", "\u2028"])
+async def test_no_spelling_of_a_path_is_served_unpaid(
+    desk: Desk, template: str, path: str, end: str
+) -> None:
+    """F-12, F-31: whatever the router serves under a template, the gate has priced."""
+    router = Router([AppRoute(template, PlainTextResponse("sold"))])
+    served = router.routes[0].matches({"type": "http", "method": "GET", "path": path + end})
+    if served[0] is Match.FULL:
+        assert found(table(desk, template), path + end) == [template]
+
+
+@pytest.mark.parametrize("template", ["/jokes/{id:int}", "/jokes/{id", "/jokes/id}", "/{}"])
+async def test_a_parameter_that_no_path_would_match_is_refused(desk: Desk, template: str) -> None:
+    """Else the router would serve what the gate does not see."""
+    with pytest.raises(ConfigError, match="parameters"):
+        table(desk, template)
 
 
 async def test_the_first_template_that_matches_counts(desk: Desk) -> None:
