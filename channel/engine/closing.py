@@ -73,6 +73,7 @@ class Closing:
 
         Raises:
             ChannelFinalizedError: It has ended already, and not by a close of ours.
+            InsufficientBalanceError: The voucher is public, and so nobody's consent.
             TransactionRevertedError: The contract refused; the channel goes on (CLOSE-04).
             SettlementPendingError: Not mined within the bound; a repeat finds it.
             ChainUnavailableError: Not broadcast yet; a repeat goes on.
@@ -97,7 +98,8 @@ class Closing:
     async def _commit(self, key: ChannelKey, presented: VerifiedVoucher) -> LadderVoucher:
         """Return what the close is made with, once that is durable."""
         for _ in range(_COMMIT_TRIES):
-            state = (await self._ledger.apply(key, [BeginClose()])).require()
+            begin = BeginClose(presented.cumulative_amount)
+            state = (await self._ledger.apply(key, [begin])).require()
             if state.closing_with is not None:
                 return state.closing_with
             self._keeper.stop_streams(key, ChannelFinalizedError("The channel is being closed."))

@@ -55,7 +55,7 @@ from channel.state.commands import (
     Reserve,
 )
 from channel.state.requests import RequestClaim
-from channel.state.transitions import require_open
+from channel.state.transitions import require_consent, require_open
 from channel.types import ChannelId, ChannelKey, TxHash, VerifiedVoucher
 from channel.verify.challenge_id import ChallengeBinder
 from channel.wire.challenge import Challenge, SessionRequest
@@ -297,6 +297,7 @@ class Engine:
         Raises:
             ChannelNotFoundError: The channel was never opened here.
             InvalidSignatureError, SignerMismatchError: Not signed by who may.
+            InsufficientBalanceError: The voucher is public, and so nobody's consent.
             AmountExceedsDepositError: The escrow could not pay that.
             ChannelFinalizedError: It has ended, and not by our close.
             TransactionRevertedError, SettlementPendingError: See `Closing.close`.
@@ -307,6 +308,7 @@ class Engine:
         self._require_rate(verified, state)
         if state.close_tx:
             return Outcome(state=state, tx_hash=TxHash(state.close_tx))
+        require_consent(state, verified.cumulative_amount)
         if verified.cumulative_amount > state.deposit:
             state = await self._facts.refresh(paid.key)
             if verified.cumulative_amount > state.deposit:

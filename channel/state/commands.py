@@ -126,6 +126,9 @@ class Publish(msgspec.Struct, frozen=True, gc=False):
 class BeginClose(msgspec.Struct, frozen=True, gc=False):
     """Stop accepting and reserving; what is running may finish."""
 
+    presented: int | None = None
+    """Cumulative amount of the payer's own close; None when it is us who close."""
+
 
 class CommitClose(msgspec.Struct, frozen=True, gc=False):
     """Decide what the close is made with. From here on the settler owes the channel a close."""

@@ -35,7 +35,7 @@ from channel.state.channel_state import (
 from channel.state.ladder import steps_beside
 from channel.types import ChannelFact, ChannelKey, VerifiedVoucher
 
-__all__ = ["require_open", "required_cumulative", "transition"]
+__all__ = ["require_consent", "require_open", "required_cumulative", "transition"]
 
 
 def transition(state: ChannelState | None, command: c.Command) -> ChannelState:
@@ -73,6 +73,24 @@ def require_open(state: ChannelState) -> None:
         raise ChannelFinalizedError("The channel is being closed.")
     if state.is_stopped:
         raise ChannelStoppedError("The channel is stopped until books and chain agree.")
+
+
+def require_consent(state: ChannelState, amount: int) -> None:
+    """Refuse a close by a voucher that is public, unless it equals `spent` (decision 5).
+
+    Anybody could have sent it, and a close on its strength would be made with whatever kept
+    voucher covers `spent`. A close that is owed already is only repeated.
+
+    Raises:
+        InsufficientBalanceError: It is public; says which amount closes the channel.
+    """
+    if state.closing_with is None and amount <= state.published and amount != state.spent:
+        raise InsufficientBalanceError(
+            required_cumulative=state.spent,
+            accepted=state.accepted,
+            spent=state.spent,
+            deposit=state.deposit,
+        )
 
 
 def required_cumulative(state: ChannelState, cost: int, min_voucher_delta: int) -> int:
@@ -274,10 +292,12 @@ def _publish(state: ChannelState, command: c.Publish) -> ChannelState:
     return replace(state, published=command.cumulative_amount)
 
 
-def _begin_close(state: ChannelState, _: c.BeginClose) -> ChannelState:
+def _begin_close(state: ChannelState, command: c.BeginClose) -> ChannelState:
     """A payer's pending close does not stop ours (CLOSE-03); an ended channel does."""
     if state.is_finalized:
         raise ChannelFinalizedError("The channel is finalized.")
+    if command.presented is not None:
+        require_consent(state, command.presented)
     return state if state.is_closing else replace(state, is_closing=True)
 
 

@@ -182,7 +182,11 @@ class Channel(RuleBasedStateMachine):
         """A close waits for nothing here: what runs is ended. It is mined, or given up."""
         if self.state.is_finalized or self.state.is_stopped:
             return
-        assert self.do(c.BeginClose())
+        is_anybodys = presented is not None and presented <= self.public
+        if is_anybodys and presented != self.state.spent:
+            assert not self.do(c.BeginClose(presented))
+            return
+        assert self.do(c.BeginClose(presented))
         self.restart()
         promised = None if presented is None or presented > self.deposit else voucher(presented)
         chosen = closing_voucher(self.state, promised)

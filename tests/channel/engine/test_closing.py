@@ -4,17 +4,19 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from channel.engine import Hold
 from channel.errors import (
     AmountExceedsDepositError,
     ChannelFinalizedError,
+    InsufficientBalanceError,
     ReservationEndedError,
     SettlementPendingError,
     SignerMismatchError,
     TransactionRevertedError,
 )
-from channel.state.commands import BeginClose, StreamPolicy
+from channel.state.commands import BeginClose, Publish, StreamPolicy
 from channel.wire.payload import ClosePayload
 from tests.channel.engine.test_engine import hold, opened, paid, perform
 from tests.channel.selling import DEPOSIT, PRICE, STRANGER_KEY, Desk, Payer, open_desk
@@ -50,6 +52,47 @@ async def test_a_close_below_what_was_delivered_uses_the_lowest_voucher_that_cov
         await perform(desk, desk.payer.voucher(20 * PRICE))
         await perform(desk, desk.payer.closing(PRICE))
         assert desk.chain.closed[0][1] == 5 * PRICE
+
+
+async def test_a_public_voucher_closes_nothing_unless_it_equals_spent(tmp_path: Path) -> None:
+    """CLOSE-02, decision 5: else a stranger could have the payer charged what it never used."""
+    async with open_desk(tmp_path) as desk:
+        await opened(desk)
+        await spend(desk, 3, 3 * PRICE)
+        await spend(desk, 1, 20 * PRICE)
+        await desk.ledger.apply(desk.payer.key, [Publish(3 * PRICE)])
+        for amount in (0, 3 * PRICE):
+            with pytest.raises(InsufficientBalanceError) as refused:
+                await perform(desk, desk.payer.closing(amount))
+            assert refused.value.required_cumulative == 4 * PRICE
+        assert not (await desk.books()).is_closing
+        await perform(desk, desk.payer.closing(4 * PRICE))
+        assert desk.chain.closed[0][1] == 4 * PRICE
+
+
+async def test_a_close_whose_voucher_became_public_meanwhile_changes_nothing(
+    tmp_path: Path,
+) -> None:
+    """CLOSE-02, F-39: it is decided again on the books, with what the settler just wrote."""
+    async with open_desk(tmp_path) as desk:
+        await opened(desk)
+        await spend(desk, 3, 3 * PRICE)
+        books = await desk.books()
+        refused = await desk.ledger.apply(
+            desk.payer.key, [Publish(3 * PRICE), BeginClose(2 * PRICE)]
+        )
+        assert isinstance(refused.refusal, InsufficientBalanceError)
+        assert refused.state == replace(books, published=3 * PRICE)
+
+
+async def test_what_was_settled_already_is_closed_at_spent(tmp_path: Path) -> None:
+    """CLOSE-02, CLOSE-07: an amount that is public closes the channel when it equals `spent`."""
+    async with open_desk(tmp_path) as desk:
+        await opened(desk)
+        await spend(desk, 3, 10 * PRICE)
+        await desk.ledger.apply(desk.payer.key, [Publish(10 * PRICE)])
+        await perform(desk, desk.payer.closing(3 * PRICE))
+        assert desk.chain.closed[0][1] == 3 * PRICE
 
 
 async def test_a_channel_that_was_never_used_is_closed_for_nothing(tmp_path: Path) -> None:

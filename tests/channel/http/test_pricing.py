@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from starlette.responses import PlainTextResponse
 from starlette.routing import Match, Router
 from starlette.routing import Route as AppRoute
