@@ -91,6 +91,15 @@ class Listen(_Section, frozen=True):
             "once, each with its final receipt.",
         ),
     ] = 10.0
+    workers: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=64,
+            description="Processes that serve, on one socket. More than one needs a PostgreSQL "
+            "ledger. One that is killed is started again.",
+        ),
+    ] = 1
 
 
 class Upstream(_Section, frozen=True):
@@ -238,6 +247,14 @@ class Payment(_Section, frozen=True):
             "receipt and the model server is stopped.",
         ),
     ] = float(STREAM_PAUSE_S_MAX)
+    stream_policy: Annotated[
+        Literal["replace", "reject", "allow"],
+        Meta(
+            description="What a new stream does to one that runs on the same channel, on whatever "
+            "worker: it takes its place (the older one ends with its receipt), is refused with "
+            "409, or runs beside it."
+        ),
+    ] = "replace"
 
     def __post_init__(self) -> None:
         if "|" in self.realm or not self.realm.isascii() or not self.realm.isprintable():
@@ -472,6 +489,14 @@ class Config(ProviderConfig, frozen=True):
     upstream: Upstream
     price: Price
     listen: Listen = Listen()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.listen.workers > 1 and self.ledger.url.startswith("sqlite:"):
+            raise ValueError(
+                "`listen.workers` above 1 needs a ledger in PostgreSQL: a SQLite file belongs to "
+                "one gateway process"
+            )
 
 
 class WatchConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

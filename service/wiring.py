@@ -47,23 +47,31 @@ class Parts(msgspec.Struct, frozen=True):
     settler: EscrowSettler
     engine: Engine
     watcher: ChannelWatcher
+    is_first: bool = True
+    """Whether this process does what one of several workers must do: settle, close, sweep."""
 
     def background(self) -> Mapping[str, Coroutine[Any, Any, None]]:
         """Return the tasks that must run as long as the gateway serves, by name.
 
         None of them ends by itself: whoever runs them stops serving when one does.
         """
+        watching = {"watching the chain": self.watcher.run()}
+        if not self.is_first:
+            return watching
         lease_s = self.config.payment.reservation_lease_s
         return {
-            "watching the chain": self.watcher.run(),
+            **watching,
             "ending expired reservations": _expire_reservations(self.ledger, lease_s / 4),
             "pruning the ledger": _prune(self.ledger),
         }
 
 
 @asynccontextmanager
-async def build_parts(config: ProviderConfig) -> AsyncIterator[Parts]:
+async def build_parts(config: ProviderConfig, *, is_first: bool = True) -> AsyncIterator[Parts]:
     """Build, check and connect; on leaving, finish what must be finished and close.
+
+    Of several workers that share the books, one is the first: it settles, closes and sweeps for
+    all. The others watch the chain to serve by it, and change nothing there by themselves.
 
     Raises:
         ConfigError: A check failed; nothing was served.
@@ -102,12 +110,12 @@ async def build_parts(config: ProviderConfig) -> AsyncIterator[Parts]:
             config,
             reader,
             ledger,
-            settler,
+            settler if is_first else None,
             payee=settler.payee,
             gate=gate,
             unit_price=config.price.per_unit if isinstance(config, Config) else 1,
         )
-        yield Parts(config, ledger, reader, settler, engine, watcher)
+        yield Parts(config, ledger, reader, settler, engine, watcher, is_first)
 
 
 def _build_engine(

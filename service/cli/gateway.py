@@ -1,9 +1,7 @@
 """`mpp-session gateway`: a price in front of a model server."""
 
 import asyncio
-import logging
 import secrets
-import sys
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -12,6 +10,7 @@ from rich.text import Text
 
 from service.cli.output import OUT, print_json
 from service.config import load_config
+from service.logs import log_to_stderr
 from service.settings import Config
 
 __all__ = ["NAME", "command"]
@@ -43,6 +42,9 @@ def command(  # noqa: PLR0913 -- each is a flag
     ledger: Annotated[str | None, typer.Option(help="URL of the books.")] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes that serve; more than one needs PostgreSQL.")
+    ] = None,
     until_eof: Annotated[
         bool,
         typer.Option("--until-eof", help="Stop when standard input ends, for a parent program."),
@@ -66,13 +68,14 @@ def command(  # noqa: PLR0913 -- each is a flag
         "ledger.url": ledger,
         "listen.host": host,
         "listen.port": port,
+        "listen.workers": workers,
     }
     settings = load_config(
         config,
         flags={name: value for name, value in flags.items() if value is not None},
         defaults=_devnet_defaults(devnet) if devnet is not None else None,
     )
-    _log_to_stderr()
+    log_to_stderr()
     from service.gateway.serve import run_gateway  # noqa: PLC0415 -- slow to import
 
     asyncio.run(
@@ -106,13 +109,3 @@ def _announce(url: str, config: Config, *, as_json: bool) -> None:
     OUT.print(
         Text(f"POST /v1/chat/completions costs {config.price.per_unit} base units per output token")
     )
-
-
-def _log_to_stderr() -> None:
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=logging.INFO,
-        format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
-    )
-    for noisy in ("httpx", "uvicorn.error"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)

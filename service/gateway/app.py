@@ -8,6 +8,7 @@ from starlette.types import Receive, Scope, Send
 
 from channel.engine import Engine
 from channel.http import PaymentGate, Price, Route
+from channel.state.commands import StreamPolicy
 from service.gateway.completions import PATH, ChatCompletions
 from service.gateway.errors import NotServedError
 from service.gateway.free import free_routes, problem_response
@@ -43,7 +44,15 @@ class Gateway:
                 redirect_slashes=False,
             ),
             engine=engine,
-            routes=[Route(method="POST", path=PATH, price=price, metered=True)],
+            routes=[
+                Route(
+                    method="POST",
+                    path=PATH,
+                    price=price,
+                    metered=True,
+                    stream_policy=StreamPolicy[payment.stream_policy.upper()],
+                )
+            ],
             pause_s=payment.pause_timeout_s,
             stop_worker=stop,
         )

@@ -18,11 +18,13 @@ import uvicorn
 from channel.limits import AUTHORIZATION_BYTES_MAX
 from service.errors import CommandError
 from service.gateway.app import Gateway
+from service.gateway.sockets import listen, listening_url
 from service.gateway.upstream import Upstream
+from service.gateway.workers import run_workers
 from service.settings import Config, Listen
 from service.wiring import build_parts
 
-__all__ = ["run_gateway"]
+__all__ = ["run_gateway", "serve_on", "stop_at_eof", "stop_on_signals"]
 
 _log: Final = logging.getLogger(__name__)
 
@@ -42,22 +44,45 @@ async def run_gateway(
         CommandError: The port is taken, or a task that guards the money has ended.
         InvariantError: A bug in such a task.
     """
-    async with build_parts(config) as parts, Upstream.connect(config.upstream) as upstream:
-        with _listen(config.listen) as listener:
-            stopping, broken = asyncio.Event(), asyncio.Event()
-            _stop_on_signals(stopping)
-            if until_eof:
-                _stop_at_eof(stopping)
-            gateway = Gateway(config, parts.engine, upstream, stop=broken.set)
-            server = _build_server(gateway, config.listen)
-            gc.freeze()  # what is loaded by now stays: no collection need look at it again
-            announce(_url(listener))
-            guards = {**parts.background(), "keeping consistent books": _fail_when(broken)}
-            serving = server.serve(sockets=[listener])
-            try:
-                await _run_until(stopping, serving, guards, stop=partial(_stop, server, gateway))
-            finally:
-                _log.info("stopped; %d voucher signatures checked", parts.engine.signatures_checked)
+    stopping = asyncio.Event()
+    stop_on_signals(stopping)
+    if until_eof:
+        stop_at_eof(stopping)
+    if config.listen.workers > 1:
+        await run_workers(config, announce=announce, stopping=stopping)
+        return
+    with listen(config.listen) as listener:
+        await serve_on(listener, config, announce=announce, stopping=stopping)
+
+
+async def serve_on(
+    listener: socket.socket,
+    config: Config,
+    *,
+    announce: Callable[[str], None],
+    stopping: asyncio.Event,
+    number: int = 0,
+) -> None:
+    """Serve on a socket with this process until `stopping` is set.
+
+    Of several workers on the same books, `number` 0 does what must be done once. Arguments and
+    errors otherwise as `run_gateway`.
+    """
+    async with (
+        build_parts(config, is_first=number == 0) as parts,
+        Upstream.connect(config.upstream) as upstream,
+    ):
+        broken = asyncio.Event()
+        gateway = Gateway(config, parts.engine, upstream, stop=broken.set)
+        server = _build_server(gateway, config.listen)
+        gc.freeze()  # what is loaded by now stays: no collection need look at it again
+        announce(listening_url(listener))
+        guards = {**parts.background(), "keeping consistent books": _fail_when(broken)}
+        serving = server.serve(sockets=[listener])
+        try:
+            await _run_until(stopping, serving, guards, stop=partial(_stop, server, gateway))
+        finally:
+            _log.info("stopped; %d voucher signatures checked", parts.engine.signatures_checked)
 
 
 def _build_server(gateway: Gateway, settings: Listen) -> uvicorn.Server:
@@ -72,11 +97,6 @@ def _build_server(gateway: Gateway, settings: Listen) -> uvicorn.Server:
             timeout_graceful_shutdown=math.ceil(settings.shutdown_s),
         )
     )
-
-
-def _url(listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 class _Server(uvicorn.Server):
@@ -126,23 +146,14 @@ async def _fail_when(broken: asyncio.Event) -> None:
     await broken.wait()
 
 
-def _listen(settings: Listen) -> socket.socket:
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    try:
-        return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
-    except OSError as error:
-        raise CommandError(
-            f"cannot listen on {settings.host}:{settings.port}: {error.strerror}"
-        ) from None
-
-
-def _stop_on_signals(stopping: asyncio.Event) -> None:
+def stop_on_signals(stopping: asyncio.Event) -> None:
+    """Set `stopping` at SIGTERM and SIGINT."""
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
 
 
-def _stop_at_eof(stopping: asyncio.Event) -> None:
-    """Wait for standard input to end in a thread that nothing waits for."""
+def stop_at_eof(stopping: asyncio.Event) -> None:
+    """Set `stopping` when standard input ends, by a thread that nothing waits for."""
     loop = asyncio.get_running_loop()
 
     def wait() -> None:

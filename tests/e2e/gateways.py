@@ -81,6 +81,10 @@ class GatewayProcess:
             await asyncio.sleep(0.02)
         raise TimeoutError(self._log.read_text())
 
+    def said(self) -> str:
+        """Return what it has written to its log so far."""
+        return self._log.read_text()
+
     async def end(self, number: int = signal.SIGTERM) -> int:
         """Send a signal and return the exit code."""
         assert self._process is not None

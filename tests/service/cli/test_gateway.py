@@ -43,6 +43,7 @@ def variables(devnet: TestChain, tmp_path: Path, **changes: Any) -> dict[str, st
         ("PAYMENT_SECRETS", "short", "at least 32"),
         ("PAYEE_KEY", "0x00", "payee.key"),
         ("LEDGER_URL", "sqlite:///:memory:", "in memory"),
+        ("LISTEN_WORKERS", "2", "PostgreSQL"),
     ],
 )
 def test_it_does_not_start(  # noqa: PLR0917 -- fixtures and cases

@@ -1,0 +1,56 @@
+"""One of several gateway processes: `python -m service.gateway.worker`, started by `workers`."""
+
+import asyncio
+import logging
+import socket
+import sys
+from typing import Final
+
+import msgspec
+
+from channel.errors import ConfigError, MppSessionError
+from service.gateway.serve import serve_on, stop_at_eof, stop_on_signals
+from service.gateway.workers import Report, Task, read_task
+from service.logs import log_to_stderr
+
+__all__ = ["main"]
+
+_log: Final = logging.getLogger(__name__)
+
+
+def main() -> int:
+    """Serve as the task on standard input says; return the exit code."""
+    log_to_stderr()
+    task = read_task(sys.stdin.buffer.readline())
+    try:
+        asyncio.run(_serve(task))
+    except MppSessionError as error:
+        is_refusal = isinstance(error, ConfigError)
+        _report(Report(str(error), is_refusal=is_refusal))
+        _log.error("worker %d: %s", task.number, error)
+        return 2 if is_refusal else 1
+    return 0
+
+
+async def _serve(task: Task) -> None:
+    stopping = asyncio.Event()
+    stop_on_signals(stopping)
+    stop_at_eof(stopping)
+    with socket.socket(fileno=task.socket_fd) as listener:
+        await serve_on(
+            listener,
+            task.config,
+            announce=lambda _: _report(Report()),
+            stopping=stopping,
+            number=task.number,
+        )
+
+
+def _report(report: Report) -> None:
+    """Tell the parent; it reads one line and no more."""
+    sys.stdout.buffer.write(msgspec.json.encode(report) + b"\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

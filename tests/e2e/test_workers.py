@@ -1,0 +1,240 @@
+"""Several gateways on one PostgreSQL: one account, whoever is asked (decision 9, A14)."""
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+import statistics
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import httpx
+import msgspec
+import pytest
+
+from channel.ledger.url import open_ledger
+from channel.state.channel_state import ChannelState
+from channel.wire.receipt import parse_receipt_json
+from settlement.devnet import Devnet
+from tests.e2e.customers import Customer, Events
+from tests.e2e.gateways import PRICE, GatewayProcess, free_port, gateway_command, gateway_variables
+from tests.postgres import _asyncpg_may_stat, postgres_server, postgres_url
+from tests.service.model_server import ModelServer, model_server
+
+__all__ = ["_asyncpg_may_stat", "postgres_server", "postgres_url"]
+
+pytestmark = pytest.mark.timeout(180)
+
+DEPOSIT = 1_000_000
+STEP_UNITS = 8
+WAKE_S_MAX = 0.02
+LEASE_S = 5
+
+
+class Fleet(msgspec.Struct):
+    """Two gateways on one database, on ports of their own, as on two machines."""
+
+    one: GatewayProcess
+    other: GatewayProcess
+    model: ModelServer
+    customer: Customer
+    database: str
+
+    async def books(self) -> ChannelState:
+        ledger = await open_ledger(self.database, exclusive=False)
+        try:
+            state = await ledger.load(self.customer.payer.key)
+        finally:
+            await ledger.close()
+        assert state is not None
+        return state
+
+    async def quiet_books(self) -> ChannelState:
+        """The channel once nothing runs on it."""
+        async with asyncio.timeout(5):
+            while (state := await self.books()).reserved:  # noqa: ASYNC110 -- other processes'
+                await asyncio.sleep(0.02)
+        return state
+
+
+@pytest.fixture
+async def model() -> AsyncIterator[ModelServer]:
+    async with model_server() as server:
+        yield server
+
+
+@pytest.fixture
+async def customer(chain: Devnet) -> AsyncIterator[Customer]:
+    alone = httpx.Limits(max_keepalive_connections=0)  # no connection outlives its worker
+    async with httpx.AsyncClient(timeout=30, trust_env=False, limits=alone) as client:
+        yield Customer(chain, client)
+
+
+def build_gateway(
+    chain: Devnet, model: ModelServer, folder: Path, database: str, **changes: Any
+) -> GatewayProcess:
+    """A gateway on PostgreSQL that is not started yet."""
+    name = f"gateway-{free_port()}"
+    variables = gateway_variables(
+        chain.values, model.url, folder / "unused", free_port(), step_units=STEP_UNITS
+    )
+    ours = {
+        "LEDGER_URL": database,
+        "PAYMENT_RESERVATION_LEASE_S": str(LEASE_S),
+        "SETTLEMENT_SWEEP_INTERVAL_S": "60",
+        **changes,
+    }
+    variables |= {f"MPP_SESSION_{name}": value for name, value in ours.items()}
+    return GatewayProcess(gateway_command(), variables, folder / f"{name}.log")
+
+
+@pytest.fixture
+async def fleet(
+    chain: Devnet, model: ModelServer, customer: Customer, postgres_url: str, tmp_path: Path
+) -> AsyncIterator[Fleet]:
+    gateways = [build_gateway(chain, model, tmp_path, postgres_url) for _ in range(2)]
+    async with contextlib.AsyncExitStack() as open_:
+        await asyncio.gather(*[open_.enter_async_context(one.running()) for one in gateways])
+        one, other = gateways
+        await customer.open(one.url, DEPOSIT)
+        yield Fleet(one, other, model, customer, postgres_url)
+
+
+async def next_named(events: Events, wanted: str) -> str:
+    async for name, data in events:
+        if name == wanted:
+            return data
+    raise AssertionError(f"the stream ended without {wanted}")
+
+
+async def feed(fleet: Fleet, events: Events, amount: int) -> float:
+    """Wait until the stream at `one` is out of money, pay for one unit at `other`.
+
+    Returns how long after the acknowledgement the unit came.
+    """
+    need = msgspec.json.decode(await next_named(events, "payment-need-voucher"))
+    assert int(need["requiredCumulative"]) == amount
+    paid = asyncio.create_task(
+        fleet.customer.manage(fleet.other.url, fleet.customer.payer.voucher(amount))
+    )
+    acknowledged: list[float] = []
+    paid.add_done_callback(lambda _: acknowledged.append(time.perf_counter()))
+    await next_named(events, "message")
+    arrived = time.perf_counter()
+    assert (await paid).status_code == 200
+    return arrived - acknowledged[0] if acknowledged else 0.0
+
+
+async def test_a_voucher_at_one_worker_wakes_the_stream_at_another(
+    fleet: Fleet, postgres_url: str
+) -> None:
+    """F-109, VCH-08, ACC-02: within 20 ms, and also after the listening connections were lost."""
+    fleet.model.words = ["x"] * 100
+    async with fleet.customer.stream(fleet.one.url, PRICE) as events:
+        await next_named(events, "message")
+        times = [await feed(fleet, events, PRICE * units) for units in range(2, 32)]
+        assert statistics.median(times) < WAKE_S_MAX, sorted(times)
+        admin = await asyncpg.connect(postgres_url)
+        ended = await admin.fetch(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE application_name = 'mpp-session' AND query LIKE 'LISTEN%'"
+        )
+        await admin.close()
+        assert len(ended) >= 2
+        for units in range(32, 35):
+            await feed(fleet, events, PRICE * units)
+    state = await fleet.quiet_books()
+    assert (state.accepted, state.spent) == (34 * PRICE, 34 * PRICE)
+
+
+async def read_units(events: Events) -> tuple[int, int]:
+    """Read a stream to its end; return its units as seen and as its receipt says."""
+    units = 0
+    async for name, data in events:
+        units += '"content"' in data
+        if name == "payment-receipt":
+            return units, parse_receipt_json(data).units or 0
+    raise AssertionError("a stream ended without a receipt")
+
+
+async def test_a_newer_stream_at_another_worker_takes_the_place_of_the_running_one(
+    fleet: Fleet,
+) -> None:
+    """ACC-06, F-24, F-43: the older one ends with its receipt, and each unit is paid once."""
+    fleet.model.words, fleet.model.delay_s = ["x"] * 400, 0.005
+    async with fleet.customer.stream(fleet.one.url, 600 * PRICE) as older:
+        await next_named(older, "message")
+        reading = asyncio.create_task(read_units(older))
+        fleet.model.words = ["x"] * 20
+        async with fleet.customer.stream(fleet.other.url, 601 * PRICE) as newer:
+            assert (await read_units(newer)) == (20, 20)
+        seen, said = await asyncio.wait_for(reading, 5)
+    assert seen == said < 400
+    state = await fleet.quiet_books()
+    assert state.spent == (said + 20) * PRICE
+
+
+class Workers(msgspec.Struct):
+    """One gateway of two processes."""
+
+    gateway: GatewayProcess
+    customer: Customer
+
+    async def processes(self, count: int) -> list[int]:
+        """The ids of all that have served so far, once there are so many."""
+        async with asyncio.timeout(30):
+            while len(found := self._found()) < count:  # noqa: ASYNC110 -- another process's
+                await asyncio.sleep(0.05)
+        return found
+
+    def _found(self) -> list[int]:
+        return [int(one) for one in re.findall(r"serves as process (\d+)", self.gateway.said())]
+
+
+@pytest.fixture
+async def workers(
+    chain: Devnet, model: ModelServer, customer: Customer, postgres_url: str, tmp_path: Path
+) -> AsyncIterator[Workers]:
+    gateway = build_gateway(chain, model, tmp_path, postgres_url, LISTEN_WORKERS="2")
+    async with gateway.running():
+        running = Workers(gateway, customer)
+        await running.processes(2)
+        await customer.open(gateway.url, DEPOSIT)
+        yield running
+
+
+async def until_gone(processes: list[int]) -> None:
+    async with asyncio.timeout(20):
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError):
+                while True:
+                    os.kill(process, 0)
+                    await asyncio.sleep(0.02)
+
+
+async def test_a_worker_that_is_killed_is_replaced_and_all_end_with_the_gateway(
+    workers: Workers,
+) -> None:
+    """The other one serves meanwhile; SIGTERM ends all with exit code 0."""
+    customer, url = workers.customer, workers.gateway.url
+    first = await workers.processes(2)
+    for number, process in enumerate(first, start=1):
+        os.kill(process, signal.SIGKILL)
+        answer = await customer.buy(url, 100 * number * PRICE)
+        assert answer.status_code == 200, answer.text
+        await workers.processes(2 + number)
+    assert await workers.gateway.end(signal.SIGTERM) == 0
+    await until_gone(await workers.processes(4))
+
+
+async def test_workers_end_with_a_gateway_that_is_killed(workers: Workers) -> None:
+    """And leave the port to the next one."""
+    processes = await workers.processes(2)
+    assert await workers.gateway.end(signal.SIGKILL) == -signal.SIGKILL
+    await until_gone(processes)
+    await workers.gateway.start()
+    assert (await workers.customer.buy(workers.gateway.url, 100 * PRICE)).status_code == 200
