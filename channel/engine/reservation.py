@@ -66,6 +66,7 @@ class RunningReservation:
         self._keeper = keeper
         self._background = background
         self._kind = ReservationKind.REQUEST
+        self._is_emitting = False  # until then what is counted can still be given back
         self._held_units = self._held_in(outcome.state)
         self._taken_units = 0  # emitted and not yet `spent`; never more than _held_units
         self._changing: asyncio.Task[ProblemError | None] | None = None
@@ -108,6 +109,7 @@ class RunningReservation:
         if refusal is not None:
             raise refusal
         self._kind = ReservationKind.STREAM
+        self._is_emitting = True
         self._keeper.keep_stream(self.key, self._id, self.stop)
         if policy is StreamPolicy.REPLACE:
             replaced = StreamReplacedError("A newer stream on this channel took over.")
@@ -157,6 +159,7 @@ class RunningReservation:
         Raises:
             ReservationEndedError: The money is no longer held; nothing may be emitted for it.
         """
+        self._is_emitting = True
         if self._taken_units and not self.is_finished:
             refusal = await self._change(self._spend())
             if refusal is not None:
@@ -220,15 +223,21 @@ class RunningReservation:
         )
 
     async def _fill(self, units_max: int) -> ProblemError | None:
-        """Spend what was emitted and hold the next step, in one transaction."""
+        """Spend what was emitted and hold the next step, in one transaction.
+
+        What was counted for an answer that has not begun stays held beside that step: it is
+        given back whole if the answer fails (F-48).
+        """
+        is_emitting = self._is_emitting
         refusal = await self._apply(
             Extend(
                 reservation_id=self._id,
                 unit_price=self._unit_price,
-                units_max=units_max,
+                units_max=units_max if is_emitting else units_max + self._taken_units,
                 min_voucher_delta=self._min_voucher_delta,
                 lease_expires_at=self._keeper.lease(),
             ),
+            is_spending=is_emitting,
         )
         # A step that came out short would come out short again: wait until it is used up.
         self._may_prefetch = self._held_units >= self._step_units
@@ -245,10 +254,13 @@ class RunningReservation:
         return await self._apply(Release(self._id), request=self._request_update(response))
 
     async def _apply(
-        self, *commands: Command, request: RequestUpdate | None = None
+        self,
+        *commands: Command,
+        request: RequestUpdate | None = None,
+        is_spending: bool = True,
     ) -> ProblemError | None:
-        """Spend what was emitted so far and run `commands`, in one transaction."""
-        taken = self._taken_units
+        """Spend what was counted so far and run `commands`, in one transaction."""
+        taken = self._taken_units if is_spending else 0
         spend = [Spend(self._id, taken * self._unit_price)] if taken else []
         applied = await self._ledger.apply(self.key, [*spend, *commands], request=request)
         self.state = applied.state

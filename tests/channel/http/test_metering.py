@@ -27,6 +27,7 @@ ROUTES = [
     Route(method="GET", path="/words", price=PRICED, metered=True),
     Route(method="GET", path="/stream", price=PRICED, metered=True),
     Route(method="GET", path="/lines", price=PRICED, metered=True),
+    Route(method="GET", path="/failing", price=PRICED, metered=True),
     Route(method="GET", path="/fixed", price=PRICED),
 ]
 
@@ -35,6 +36,13 @@ async def tokens() -> AsyncIterator[Event]:
     for word in ("to", "be"):
         yield Event(word)
     yield Event("[DONE]", units=0)
+
+
+async def fail_after(scope: Any, units: int) -> Response:
+    async with metered(scope) as meter:
+        for _ in range(units):
+            await meter.spend()
+    return Response("out of memory", 500)
 
 
 async def count_words(scope: Any, units: int) -> dict[str, int]:
@@ -66,6 +74,10 @@ def fastapi_app(desk: Desk, *, outside: bool) -> Callable[..., Any]:
     async def text(request: FastAPIRequest) -> Response:
         return StreamingResponse(lines(request.scope))
 
+    @app.get("/failing")
+    async def failing(request: FastAPIRequest, units: int) -> Response:
+        return await fail_after(request.scope, units)
+
     @app.get("/fixed")
     async def fixed(request: FastAPIRequest) -> dict[str, bool]:
         return {"has_meter": METER in request.scope}
@@ -87,6 +99,9 @@ def starlette_app(desk: Desk, *, outside: bool) -> Callable[..., Any]:
     async def text(request: Request) -> Response:
         return StreamingResponse(lines(request.scope))
 
+    async def failing(request: Request) -> Response:
+        return await fail_after(request.scope, int(request.query_params["units"]))
+
     async def fixed(request: Request) -> Response:
         return JSONResponse({"has_meter": METER in request.scope})
 
@@ -94,6 +109,7 @@ def starlette_app(desk: Desk, *, outside: bool) -> Callable[..., Any]:
         AppRoute("/words", words),
         AppRoute("/stream", stream),
         AppRoute("/lines", text),
+        AppRoute("/failing", failing),
         AppRoute("/fixed", fixed),
     ]
     if outside:
@@ -142,6 +158,16 @@ async def test_an_answer_dearer_than_a_step_is_held_before_the_work(kitchen: Kit
     """F-45: more units than a reservation step."""
     answer = await kitchen.get("/words?units=90", 100 * PRICE)
     assert answer.receipt.spent == 90 * PRICE
+
+
+async def test_an_answer_that_fails_costs_nothing_however_much_it_counted(
+    kitchen: Kitchen,
+) -> None:
+    """F-48: more than one reservation step was counted, and none of it was emitted."""
+    answer = await kitchen.get("/failing?units=90", 100 * PRICE)
+    assert answer.status == 500
+    state = await kitchen.desk.books()
+    assert (state.spent, state.reserved) == (0, 0)
 
 
 async def test_an_answer_that_is_not_covered_says_what_would_be(kitchen: Kitchen) -> None:
