@@ -19,7 +19,7 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
     request: SessionRequest
     http_method: str
     route: str
-    """Path template: one channel may pay for everything under it (CHAL-10)."""
+    """Where, mount and path template: one channel may pay for everything under it (CHAL-10)."""
     variant: str = ""
     """What else of the request the price depends on, such as a model's name."""
 

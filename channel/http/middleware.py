@@ -237,7 +237,7 @@ class _Exchange:
 
         async def claim(reservation_id: bytes) -> RequestClaim:
             return RequestClaim(
-                route=f"{own.route.method} {own.route.path}",
+                route=f"{own.offer.http_method} {own.offer.route}",
                 idempotency_key=key,
                 request_digest=await self._body.digest(self._scope),
                 reservation_id=reservation_id,

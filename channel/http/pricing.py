@@ -3,8 +3,10 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
+from urllib.parse import quote
 
 import msgspec
+from msgspec.structs import replace
 
 from channel.engine import Engine, Offer
 from channel.errors import ConfigError
@@ -99,6 +101,7 @@ class RouteTable:
         Of several templates that match under one method the first counts, as in a router.
         """
         path = _route_path(scope)
+        mount = scope["path"][: len(scope["path"]) - len(path)]
         found: dict[str, Priced] = {}
         for pattern, route in self._routes:
             if route.method not in found and pattern.fullmatch(path) is not None:
@@ -107,7 +110,7 @@ class RouteTable:
                     if isinstance(route.price, Price):  # pragma: no cover - always in _fixed
                         continue
                     fixed = self._price(route, route.price(scope), is_variable=True)
-                found[route.method] = fixed
+                found[route.method] = _below(mount, fixed) if mount else fixed
         return [*found.values()]
 
     def _price(self, route: Route, price: Price, *, is_variable: bool = False) -> Priced:
@@ -123,6 +126,12 @@ class RouteTable:
         variant = f"{price.unit_price}x{price.units}" if is_variable else ""
         offer = Offer(request=asked, http_method=route.method, route=route.path, variant=variant)
         return Priced(route, price, offer)
+
+
+def _below(mount: str, priced: Priced) -> Priced:
+    """Bind an offer to where its gate stands: another mount may sell the same template (F-31)."""
+    offer = replace(priced.offer, route=quote(mount) + priced.offer.route)
+    return Priced(priced.route, priced.price, offer)
 
 
 def _compile(template: str) -> re.Pattern[str]:

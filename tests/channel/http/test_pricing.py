@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from starlette.responses import PlainTextResponse
-from starlette.routing import Match, Router
+from starlette.routing import Match, Mount, Router
 from starlette.routing import Route as AppRoute
 
 from channel.errors import ConfigError
@@ -117,3 +117,24 @@ async def test_a_challenge_for_the_cheap_variant_does_not_buy_the_dear_one(desk:
     assert (refused.status, refused.kind) == (402, "session/challenge-not-found")
     voucher = desk.payer.credential(refused.challenge, desk.payer.voucher(600))
     assert (await ask(gate, "GET", "/image?size=large", voucher)).receipt.spent == 110
+
+
+async def test_a_challenge_of_one_mount_does_not_buy_the_same_template_of_another(
+    desk: Desk,
+) -> None:
+    """F-31, IDEM-03: two gates of one engine may sell `/chat` at two prices, below two mounts."""
+
+    def sold_at(unit_price: int) -> PaymentGate:
+        route = Route(method="GET", path="/chat", price=price(unit_price=unit_price))
+        return PaymentGate(app, engine=desk.engine, routes=[route])
+
+    site = Router([Mount("/cheap", sold_at(10)), Mount("/dear", sold_at(100))])
+    desk.payer.open_on_chain()
+    cheap = (await ask(site, "GET", "/cheap/chat")).challenge
+    opening = desk.payer.credential(cheap, desk.payer.opening(500))
+    key = {"idempotency-key": "one"}
+    assert (await ask(site, "GET", "/cheap/chat", opening, headers=key)).receipt.spent == 10
+    refused = await ask(site, "GET", "/dear/chat", opening, headers=key)
+    assert (refused.status, refused.kind) == (402, "session/challenge-not-found")
+    voucher = desk.payer.credential(refused.challenge, desk.payer.voucher(600))
+    assert (await ask(site, "GET", "/dear/chat", voucher, headers=key)).receipt.spent == 110
