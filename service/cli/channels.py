@@ -20,7 +20,7 @@ __all__ = ["NAME", "command"]
 NAME: Final = "channels"
 
 _SQLITE: Final = "sqlite:///"
-_AMOUNTS: Final = ("deposit", "accepted", "spent", "reserved", "settled", "at_risk")
+_AMOUNTS: Final = ("deposit", "accepted", "spent", "reserved", "settled", "at_risk", "exposure")
 
 
 def command(
@@ -34,8 +34,8 @@ def command(
 ) -> None:
     """List the channels in a gateway's books, most at risk first.
 
-    At risk is what was delivered and is not yet settled on chain. Amounts are base units of the
-    token. The gateway may be running.
+    At risk is what was delivered and is not yet settled on chain; exposure counts what was promised
+    and not delivered, too. Amounts are base units of the token. The gateway may be running.
 
     \b
     mpp-session channels --config gateway.toml
@@ -74,6 +74,9 @@ async def _read_all(ledger: Ledger, *, open_only: bool) -> list[ChannelState]:
 
 
 def _row(state: ChannelState) -> dict[str, Any]:
+    from settlement.exposure import exposure_of  # noqa: PLC0415 -- slow to import
+    from settlement.schedule import value_at_risk  # noqa: PLC0415
+
     return {
         "channel_id": state.key.channel_id,
         "payer": state.terms.payer,
@@ -83,7 +86,10 @@ def _row(state: ChannelState) -> dict[str, Any]:
         "spent": state.spent,
         "reserved": state.reserved,
         "settled": state.settled,
-        "at_risk": max(0, state.spent + state.reserved - state.settled),
+        "at_risk": value_at_risk(state),
+        "exposure": exposure_of(state).payee,
+        "close_requested_at": state.close_requested_at,
+        "active_at": state.active_at,
         "chain_id": state.key.chain_id,
         "escrow": state.key.escrow,
     }

@@ -23,7 +23,7 @@ class TestPayer:
 
     def __init__(self, values: DevnetValues, directory: Path) -> None:
         self._values = values
-        self._store = directory / "purse.db"
+        self.store = directory / "purse.db"
 
     @property
     def account(self) -> DevAccount:
@@ -48,6 +48,6 @@ class TestPayer:
             rpc_url=self._values.rpc_url,
             private_key=self.account.private_key,
             policy=policy or self.policy(),
-            store=self._store,
+            store=self.store,
         ) as client:
             yield client

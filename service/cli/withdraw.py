@@ -1,0 +1,169 @@
+"""`mpp-session withdraw`: take a deposit back without the server's help."""
+
+import asyncio
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+from rich.text import Text
+
+from channel.errors import ConfigError
+from channel.types import ChannelId, channel_id
+from service.cli.output import OUT, REPORT, print_json
+from service.errors import CommandError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from service.withdrawal import Leaving
+
+__all__ = ["NAME", "command"]
+
+NAME: Final = "withdraw"
+
+
+def command(  # noqa: PLR0913 -- each is a flag
+    channels: Annotated[
+        list[str] | None, typer.Argument(help="Ids of channels, 0x...; or give --all.")
+    ] = None,
+    *,
+    all_: Annotated[bool, typer.Option("--all", help="Every channel that is not closed.")] = False,
+    devnet: Annotated[
+        Path | None, typer.Option(help="On a running devnet, as its account `payer`.")
+    ] = None,
+    rpc_url: Annotated[str | None, typer.Option(help="Node of the chain.")] = None,
+    chain_id: Annotated[int | None, typer.Option(help="That chain.")] = None,
+    keystore: Annotated[
+        Path | None, typer.Option(help="Encrypted key of the account that deposited.")
+    ] = None,
+    password_file: Annotated[
+        Path | None, typer.Option(help="File whose first line decrypts it.")
+    ] = None,
+    store: Annotated[
+        Path | None, typer.Option(help="Where channels and signed amounts are kept.")
+    ] = None,
+    no_wait: Annotated[
+        bool, typer.Option("--no-wait", help="Only ask; run it again once the time is up.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Ask for the rest of a deposit, wait out the grace period, and take it.
+
+    For servers that do not answer, or do not close. The server is paid at most what was signed. It
+    may be stopped at any point: the next run goes on from what the chain shows. Exit code 3 says
+    that the grace period of some channel still runs.
+
+    \b
+    mpp-session withdraw --all --devnet devnet.json
+    mpp-session withdraw 0x5af3... --rpc-url https://node.example.com --chain-id 8453
+        --keystore agent.json --password-file agent.password
+    """  # noqa: D301 -- \b keeps the examples' lines apart
+    if bool(channels) == all_:
+        raise CommandError("give either ids of channels or --all")
+    which = None if all_ else [_channel_id(text) for text in channels or ()]
+    if devnet is not None:
+        wallet = _devnet_wallet(devnet)
+    else:
+        chain = {"rpc-url": rpc_url, "chain-id": chain_id}
+        files = {"keystore": keystore, "password-file": password_file}
+        wallet = _wallet({**chain, **files})
+    path = store or wallet["store"]
+    if not path.is_file():
+        raise ConfigError(f"there is no store of channels at {path}")
+    leaving = asyncio.run(_withdraw(wallet, path, which, waits=not no_wait, is_silent=as_json))
+    if as_json:
+        print_json([_row(each) for each in leaving])
+    elif not leaving:
+        OUT.print("no channels")
+    if any(each.stage.name == "WAITING" for each in leaving):
+        raise typer.Exit(3)
+
+
+async def _withdraw(
+    wallet: dict[str, Any],
+    path: Path,
+    which: "Sequence[ChannelId] | None",
+    *,
+    waits: bool,
+    is_silent: bool,
+) -> "list[Leaving]":
+    from channel.client.store import Purse  # noqa: PLC0415 -- slow to import
+    from service.withdrawal import withdraw_channels  # noqa: PLC0415
+    from settlement.payer import PayerAccount  # noqa: PLC0415
+    from settlement.rpc import Rpc  # noqa: PLC0415
+    from settlement.signer import KeySigner  # noqa: PLC0415
+    from settlement.tx_manager import TxManager  # noqa: PLC0415
+
+    purse = await Purse.open(path)
+    try:
+        async with await Rpc.connect(wallet["rpc_url"], chain_id=wallet["chain_id"]) as rpc:
+            return await withdraw_channels(
+                rpc=rpc,
+                account=PayerAccount(TxManager(rpc, KeySigner(wallet["private_key"]))),
+                purse=purse,
+                which=which,
+                waits=waits,
+                tell=(lambda _: None) if is_silent else _tell,
+            )
+    finally:
+        await purse.close()
+
+
+def _tell(leaving: "Leaving") -> None:
+    line = f"0x{leaving.key.channel_id.hex()}: {leaving.stage.value}"
+    if leaving.stage.name == "WAITING":
+        line += f", {datetime.fromtimestamp(leaving.ready_at, UTC):%Y-%m-%d %H:%M:%S} UTC"
+    elif leaving.deposit:
+        line += f", {leaving.refunded:,} back, {leaving.settled:,} paid"
+    REPORT.print(Text(line))
+
+
+def _row(leaving: "Leaving") -> dict[str, Any]:
+    return {
+        "channel_id": leaving.key.channel_id,
+        "origin": leaving.origin,
+        "stage": leaving.stage.name.lower(),
+        "deposit": str(leaving.deposit),
+        "settled": str(leaving.settled),
+        "refunded": str(leaving.refunded),
+        "ready_at": leaving.ready_at,
+        "tx_hash": leaving.tx_hash,
+    }
+
+
+def _channel_id(text: str) -> ChannelId:
+    try:
+        return channel_id(bytes.fromhex(text.removeprefix("0x")))
+    except ValueError:
+        raise CommandError(f"{text} is no channel id: 0x and 64 hexadecimal digits") from None
+
+
+def _devnet_wallet(path: Path) -> dict[str, Any]:
+    from service.devnet_file import read_devnet  # noqa: PLC0415 -- slow to import
+
+    values = read_devnet(path)
+    return {
+        "rpc_url": values.rpc_url,
+        "chain_id": values.chain_id,
+        "private_key": values.accounts["payer"].private_key,
+        "store": path.resolve().with_suffix(".agent.db"),
+    }
+
+
+def _wallet(given: dict[str, Any]) -> dict[str, Any]:
+    missing = [f"--{name}" for name, value in given.items() if value is None]
+    if missing:
+        raise CommandError(f"give --devnet, or also {', '.join(missing)}")
+    from service.client import load_keystore  # noqa: PLC0415 -- slow to import
+
+    try:
+        password = given["password-file"].read_text("utf-8").partition("\n")[0]
+    except OSError as error:
+        raise CommandError(f"--password-file: {error}") from None
+    return {
+        "rpc_url": given["rpc-url"],
+        "chain_id": given["chain-id"],
+        "private_key": asyncio.run(load_keystore(given["keystore"], password)),
+        "store": Path(typer.get_app_dir("mpp-session")) / "agent.db",
+    }

@@ -1,0 +1,140 @@
+"""A payer's way out without its server: restart-safe, by the chain's time (CLOSE-08)."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+
+import pytest
+from msgspec.structs import replace
+
+from channel.client.account import Account
+from channel.client.store import Purse
+from channel.errors import ChannelUnusableError
+from channel.types import ChannelId
+from service.testing.chain import TestChain
+from service.testing.payer import TestPayer
+from service.testing.provider import TestProvider
+from service.withdrawal import Leaving, Stage, withdraw_channels
+from settlement.payer import PayerAccount
+from settlement.rpc import Rpc
+from settlement.signer import KeySigner
+from settlement.tx_manager import TxManager
+
+GRACE_S = 900
+
+
+class Payer:
+    """An agent that has bought one joke, and wants out."""
+
+    def __init__(self, chain: TestChain, purse: Purse, rpc: Rpc, account: PayerAccount) -> None:
+        self.chain = chain
+        self.purse = purse
+        self.rpc = rpc
+        self.account = account
+        self.told: list[Stage] = []
+        self.is_asked = asyncio.Event()
+
+    async def leave(
+        self, which: Sequence[ChannelId] | None = None, *, waits: bool = False
+    ) -> list[Leaving]:
+        return await withdraw_channels(
+            rpc=self.rpc,
+            account=self.account,
+            purse=self.purse,
+            which=which,
+            waits=waits,
+            tell=self._hear,
+        )
+
+    def _hear(self, leaving: Leaving) -> None:
+        self.told.append(leaving.stage)
+        self.is_asked.set()
+
+    async def channel(self) -> Account:
+        return (await self.purse.accounts())[-1]
+
+
+@pytest.fixture
+async def agent(
+    devnet: TestChain, provider: TestProvider, payer: TestPayer
+) -> AsyncIterator[Payer]:
+    async with payer.client() as client:
+        answer = await client.get(f"{provider.url}/joke")
+        assert answer.status_code == 200
+    purse = await Purse.open(payer.store)
+    try:
+        async with devnet.connect() as chain:
+            yield Payer(devnet, purse, chain.rpc, PayerAccount(chain.sender("payer")))
+    finally:
+        await purse.close()
+
+
+async def test_the_whole_deposit_comes_back_when_the_server_does_nothing(agent: Payer) -> None:
+    """CLOSE-08: ask, wait, take; run twice, it is asked once."""
+    (asked,) = await agent.leave()
+    assert asked.stage is Stage.WAITING
+    assert asked.ready_at == (await agent.rpc.block()).timestamp + GRACE_S
+    await asyncio.to_thread(agent.chain.advance, GRACE_S - 2)
+    (again,) = await agent.leave()
+    assert again == asked
+    await asyncio.to_thread(agent.chain.advance, 2)
+    before = await asyncio.to_thread(agent.chain.token_balance, agent.account.account)
+    (out,) = await agent.leave()
+    assert (out.stage, out.settled, out.refunded) == (Stage.WITHDRAWN, 0, out.deposit)
+    after = await asyncio.to_thread(agent.chain.token_balance, agent.account.account)
+    assert after == before + out.deposit
+    account = await agent.channel()
+    assert (account.state, account.end_tx) == ("closed", out.tx_hash)
+    assert await agent.leave() == []
+
+
+async def test_it_waits_by_the_blocks_and_not_by_this_clock(agent: Payer) -> None:
+    """F-111: the chain jumps ahead, and the wait is over."""
+    leaving = asyncio.create_task(agent.leave(waits=True))
+    async with asyncio.timeout(10):
+        await agent.is_asked.wait()
+    await asyncio.to_thread(agent.chain.advance, GRACE_S)
+    async with asyncio.timeout(40):
+        (out,) = await leaving
+    assert out.stage is Stage.WITHDRAWN
+    assert agent.told == [Stage.WAITING, Stage.WITHDRAWN]
+
+
+async def test_a_server_that_closes_meanwhile_is_paid_what_it_delivered(
+    agent: Payer, provider: TestProvider
+) -> None:
+    """F-63: and the rest came back with its close."""
+    await agent.leave()
+    await asyncio.to_thread(provider.sweep)
+    (out,) = await agent.leave()
+    assert (out.stage, out.settled, out.refunded) == (Stage.ENDED, 250, out.deposit - 250)
+    assert (await agent.channel()).end_tx == out.tx_hash is not None
+
+
+async def test_a_run_that_died_after_the_withdrawal_is_gone_on_with(agent: Payer) -> None:
+    """CLIENT-06: the chain says what was done; nothing is sent twice."""
+    await agent.leave()
+    await asyncio.to_thread(agent.chain.advance, GRACE_S)
+    key = (await agent.channel()).key
+    tx_hash = await agent.account.withdraw(escrow=key.escrow, channel_id=key.channel_id)
+    (out,) = await agent.leave()
+    assert (out.stage, out.tx_hash) == (Stage.ENDED, tx_hash)
+    assert (await agent.channel()).state == "closed"
+
+
+async def test_a_channel_that_was_never_opened_is_said(agent: Payer) -> None:
+    """CLIENT-05: a crash before the opening was broadcast; nothing was deposited."""
+    known = await agent.channel()
+    lost = replace(
+        known, key=replace(known.key, channel_id=ChannelId(b"\x01" * 32)), state="opening"
+    )
+    await agent.purse.add(lost, channels_max=9)
+    (out,) = await agent.leave([lost.key.channel_id])
+    assert (out.stage, out.refunded) == (Stage.NEVER_OPENED, 0)
+
+
+async def test_a_channel_of_somebody_else_is_refused(agent: Payer) -> None:
+    with pytest.raises(ChannelUnusableError, match="no channel 0x0202"):
+        await agent.leave([ChannelId(b"\x02" * 32)])
+    key = KeySigner(agent.chain.account("stranger").private_key)
+    agent.account = PayerAccount(TxManager(agent.rpc, key))
+    assert await agent.leave() == []
