@@ -18,7 +18,7 @@ import uvicorn
 from channel.limits import AUTHORIZATION_BYTES_MAX
 from service.errors import CommandError
 from service.gateway.app import Gateway
-from service.gateway.sockets import listen, listening_url
+from service.gateway.sockets import bind, listen, listening_url
 from service.gateway.upstream import Upstream
 from service.gateway.workers import run_workers
 from service.settings import Config, Listen
@@ -51,7 +51,7 @@ async def run_gateway(
     if config.listen.workers > 1:
         await run_workers(config, announce=announce, stopping=stopping)
         return
-    with listen(config.listen) as listener:
+    with bind(config.listen) as listener:
         await serve_on(listener, config, announce=announce, stopping=stopping)
 
 
@@ -76,6 +76,7 @@ async def serve_on(
         gateway = Gateway(config, parts.engine, upstream, stop=broken.set)
         server = _build_server(gateway, config.listen)
         gc.freeze()  # what is loaded by now stays: no collection need look at it again
+        listen(listener, config.listen)
         announce(listening_url(listener))
         guards = {**parts.background(), "keeping consistent books": _fail_when(broken)}
         serving = server.serve(sockets=[listener])

@@ -1,31 +1,52 @@
-"""The socket a gateway listens on."""
+"""The socket a gateway listens on: bound first, and open to clients once the checks are passed."""
 
 import socket
+from typing import Final
 
 from service.errors import CommandError
 from service.settings import Listen
 
-__all__ = ["listen", "listening_url"]
+__all__ = ["bind", "listen", "listening_url"]
 
-_BACKLOG = 2048
+_BACKLOG: Final = 2048
 
 
-def listen(settings: Listen) -> socket.socket:
-    """Bind and listen.
+def bind(settings: Listen) -> socket.socket:
+    """Take the address. Connections are still refused.
 
     Raises:
-        CommandError: The address cannot be taken.
+        CommandError: It cannot be taken.
     """
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family)
     try:
-        return socket.create_server((settings.host, settings.port), family=family, backlog=_BACKLOG)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listener.bind((settings.host, settings.port))
     except OSError as error:
-        raise CommandError(
-            f"cannot listen on {settings.host}:{settings.port}: {error.strerror}"
-        ) from None
+        listener.close()
+        raise _refused(settings, error) from None
+    return listener
+
+
+def listen(listener: socket.socket, settings: Listen) -> None:
+    """Let clients connect; whoever does waits until somebody serves.
+
+    Raises:
+        CommandError: Somebody else was faster.
+    """
+    try:
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        raise _refused(settings, error) from None
 
 
 def listening_url(listener: socket.socket) -> str:
     """Return the URL under which it is reached."""
     host, port = listener.getsockname()[:2]
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def _refused(settings: Listen, error: OSError) -> CommandError:
+    return CommandError(f"cannot listen on {settings.host}:{settings.port}: {error.strerror}")

@@ -1,7 +1,8 @@
 """Several gateway processes on one listening socket (decision 9).
 
-The parent binds the socket, gives each worker the settings by a pipe, and sells nothing itself. A
-connection that waits in the socket's queue is taken by whichever worker lives. A worker that was
+The parent binds the socket, gives each worker the settings by a pipe, and sells nothing itself. The
+first worker that is ready opens it to clients; a connection that waits in its queue is taken by
+whichever worker lives. A worker that was
 killed is started again; one that ends by itself has found something wrong, and ends all. The pipe
 ends with the parent, kill -9 included, and the workers with it.
 """
@@ -19,7 +20,7 @@ import msgspec
 
 from channel.errors import ConfigError
 from service.errors import CommandError
-from service.gateway.sockets import listen, listening_url
+from service.gateway.sockets import bind, listening_url
 from service.settings import Config, Secret
 
 __all__ = ["Report", "Task", "read_task", "run_workers"]
@@ -63,7 +64,7 @@ async def run_workers(
         ConfigError: A worker refused the settings; nothing was served.
         CommandError: The port is taken, or a worker ended by itself.
     """
-    with listen(config.listen) as listener:
+    with bind(config.listen) as listener:
         async with contextlib.AsyncExitStack() as open_:
             workers = [
                 await open_.enter_async_context(_Worker(config, number, listener).running())

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from channel.client.policy import Policy, TokenLimits
 from settlement.devnet import DevnetValues
+from tests.e2e.warm import Forge, Forked
 
 __all__ = ["GatewayProcess", "free_port", "gateway_command", "gateway_variables", "policy_for"]
 
@@ -58,18 +59,30 @@ def gateway_variables(
 class GatewayProcess:
     """A gateway that can be killed and started again on the same books and port."""
 
-    def __init__(self, command: Sequence[str], variables: dict[str, str], log: Path) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        variables: dict[str, str],
+        log: Path,
+        *,
+        forge: Forge | None = None,
+    ) -> None:
+        """With a `forge` the gateway alone is started, from there, and `command` not looked at."""
         self.url = f"http://127.0.0.1:{variables['MPP_SESSION_LISTEN_PORT']}"
         self._command = command
         self._variables = variables
         self._log = log
-        self._process: asyncio.subprocess.Process | None = None
+        self._forge = forge
+        self._process: asyncio.subprocess.Process | Forked | None = None
 
     async def start(self) -> None:
-        with self._log.open("ab") as log:
-            self._process = await asyncio.create_subprocess_exec(
-                *self._command, env=self._variables, stdout=log, stderr=log
-            )
+        if self._forge is not None:
+            self._process = self._forge.start(["gateway"], self._variables, self._log)
+        else:
+            with self._log.open("ab") as log:
+                self._process = await asyncio.create_subprocess_exec(
+                    *self._command, env=self._variables, stdout=log, stderr=log
+                )
         deadline = time.monotonic() + 60
         port = int(self._variables["MPP_SESSION_LISTEN_PORT"])
         while time.monotonic() < deadline:

@@ -22,6 +22,7 @@ from tests.e2e.gateways import (
     gateway_variables,
     policy_for,
 )
+from tests.e2e.warm import Forge
 from tests.service.model_server import model_server
 
 KILLS = 20
@@ -56,7 +57,7 @@ async def read_books(ledger: Path) -> ChannelState:
 
 @pytest.mark.timeout(300)
 async def test_killed_twenty_times_in_mid_stream_the_same_channel_goes_on(
-    devnet: TestChain, tmp_path: Path
+    devnet: TestChain, tmp_path: Path, forge: Forge
 ) -> None:
     """SEC-01, ACC-04, F-28, F-42, F-51: what is on disk is what the agent's receipts say.
 
@@ -68,7 +69,9 @@ async def test_killed_twenty_times_in_mid_stream_the_same_channel_goes_on(
     async with model_server() as model:
         model.words, model.delay_s = [f"{number} " for number in range(400)], 0.002
         variables = gateway_variables(values, model.url, ledger, free_port(), step_units=STEP_UNITS)
-        gateway = GatewayProcess(gateway_command(), variables, tmp_path / "gateway.log")
+        gateway = GatewayProcess(
+            gateway_command(), variables, tmp_path / "gateway.log", forge=forge
+        )
         url = f"{gateway.url}/v1/chat/completions"
         async with (
             gateway.running(),

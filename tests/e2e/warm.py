@@ -1,0 +1,141 @@
+"""Gateways that start at once: forked from a process that has imported them already.
+
+Importing takes ten times as long as starting. A test that kills a gateway twenty times is about
+the twenty deaths; what is forked is the whole program, from its command line on.
+"""
+
+import gc
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any, Final
+
+ROOT = Path(__file__).parents[2]
+
+
+class Forge:
+    """The process that forks."""
+
+    def __init__(self) -> None:
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith("MPP_SESSION_")}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.e2e.warm"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**inherited, "PYTHONPATH": str(ROOT)},
+            text=True,
+        )
+        self._turn = threading.Lock()
+
+    def start(self, arguments: list[str], variables: dict[str, str], log: Path) -> "Forked":
+        pid = self._ask("start", arguments, variables, str(log))
+        return Forked(self, pid)
+
+    def wait(self, pid: int) -> int:
+        """Wait for the end of a process and return its exit code, negative for a signal."""
+        return self._ask("wait", pid)
+
+    def poll(self, pid: int) -> int | None:
+        """Return the exit code if there is one."""
+        code = self._ask("poll", pid)
+        return None if code == NO_CODE else code
+
+    def close(self) -> None:
+        _pipe(self._process.stdin).close()
+        _pipe(self._process.stdout).close()
+        self._process.wait(10)
+
+    def _ask(self, *request: Any) -> int:
+        with self._turn:
+            stdin, stdout = _pipe(self._process.stdin), _pipe(self._process.stdout)
+            stdin.write(json.dumps(request) + "\n")
+            stdin.flush()
+            return int(stdout.readline())
+
+
+class Forked:
+    """One process it forked, as `asyncio.subprocess.Process` has it."""
+
+    def __init__(self, forge: Forge, pid: int) -> None:
+        self.pid = pid
+        self._forge = forge
+        self._code: int | None = None
+
+    @property
+    def returncode(self) -> int | None:
+        if self._code is None:
+            self._code = self._forge.poll(self.pid)
+        return self._code
+
+    def send_signal(self, number: int) -> None:
+        if self.returncode is not None:
+            raise ProcessLookupError
+        os.kill(self.pid, number)
+
+    async def wait(self) -> int:
+        """Wait as long as it takes; whoever kills waits a moment, and nothing else runs."""
+        if self._code is None:
+            self._code = self._forge.wait(self.pid)
+        return self._code
+
+
+NO_CODE = -1000
+
+
+def main() -> None:
+    """Fork and wait as standard input asks."""
+    for name in ("service.cli", "service.gateway.serve", "service.gateway.worker"):
+        importlib.import_module(name)
+    gc.freeze()
+    for line in sys.stdin:
+        what, *arguments = json.loads(line)
+        answer = ASKED[what](*arguments)
+        sys.stdout.write(f"{answer}\n")
+        sys.stdout.flush()
+
+
+def _fork(arguments: list[str], variables: dict[str, str], log: str) -> int:
+    pid = os.fork()
+    if pid:
+        return pid
+    with open(log, "ab") as output, open(os.devnull, "rb") as nothing:  # noqa: PTH123
+        for number, file in enumerate((nothing, output, output)):
+            os.dup2(file.fileno(), number)
+    os.environ.clear()
+    os.environ.update(variables)
+    sys.argv = ["mpp-session", *arguments]
+    code: Any = 1
+    try:
+        importlib.import_module("service.cli").main()
+        code = 0
+    except SystemExit as end:
+        code = end.code
+    finally:
+        os._exit(code if isinstance(code, int) else 0 if code is None else 1)
+
+
+def _wait(pid: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def _poll(pid: int) -> int:
+    done, status = os.waitpid(pid, os.WNOHANG)
+    return os.waitstatus_to_exitcode(status) if done else NO_CODE
+
+
+def _pipe(pipe: IO[str] | None) -> IO[str]:
+    assert pipe is not None
+    return pipe
+
+
+ASKED: Final[dict[str, Callable[..., int]]] = {"start": _fork, "wait": _wait, "poll": _poll}
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of pytest's terminal
+    main()
