@@ -58,9 +58,12 @@ class Answer:
             return  # such as a framework's own answer to the refusal we raised into it
         if message["type"] == "http.response.start":
             await self._start(message)
-        elif self._recording is not None and message["type"] == "http.response.body":
+        elif self._recording is None:
+            await self._send(message)
+        elif message["type"] == "http.response.body":
             await self._record(self._recording, message)
-        else:
+        else:  # such as a file's path: what the server makes of it is not ours to repeat
+            await self._forgo(self._recording)
             await self._send(message)
 
     async def _start(self, message: Message) -> None:
@@ -106,7 +109,11 @@ class Answer:
     async def _record(self, recording: "_Recording", message: Message) -> None:
         """Keep the answer until it is whole; then it is stored with the charge, and sent."""
         recording.body += message.get("body", b"")
-        if message.get("more_body", False) and len(recording.body) <= recording.length:
+        if len(recording.body) > recording.length:  # not the answer that was announced
+            await self._forgo(recording)
+            await self._send({**message, "body": bytes(recording.body)})
+            return
+        if message.get("more_body", False):
             return
         stored = StoredResponse(
             recording.start["status"], tuple(recording.headers), bytes(recording.body)
@@ -120,6 +127,16 @@ class Answer:
         self._recording = None
         await self._forward(recording.start, with_receipt(recording.headers, self._meter.receipt()))
         await self._send({"type": "http.response.body", "body": stored.body})
+
+    async def _forgo(self, recording: "_Recording") -> None:
+        """Charge an answer that cannot be kept, and let it begin."""
+        try:
+            await self._spend(is_whole=True)
+        except ProblemError as error:
+            self.refusal = error
+            raise
+        self._recording = None
+        await self._forward(recording.start, with_receipt(recording.headers, self._meter.receipt()))
 
     def unrepeatable(self) -> StoredResponse | None:
         """Return what a repeat of the key is told when the answer itself is not kept."""

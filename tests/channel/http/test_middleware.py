@@ -438,3 +438,39 @@ async def test_a_table_that_would_not_sell_is_refused(shop: Shop, routes: list[R
     """Decision 15."""
     with pytest.raises(ConfigError):
         PaymentGate(shop.app, engine=shop.desk.engine, routes=routes)
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [{"type": "http.response.pathsend", "path": "/joke.txt"}],
+        [{"type": "http.response.body", "body": b"x" * (STORED_RESPONSE_BYTES_MAX + 1)}],
+        [
+            {"type": "http.response.body", "body": b"a jo", "more_body": True},
+            {"type": "http.response.body", "body": b"ke and more", "more_body": False},
+        ],
+    ],
+    ids=["a file's path", "more than is kept", "more than was announced"],
+)
+async def test_an_answer_that_is_not_the_one_announced_is_charged_before_it_goes_out(
+    shop: Shop, messages: list[dict[str, Any]]
+) -> None:
+    """F-48, IDEM-05: it cannot be repeated, and no worker stops over it."""
+
+    async def app(_scope: Any, _receive: Any, send: Any) -> None:
+        start = {"status": 200, "headers": [(b"content-length", b"6")]}
+        await send({"type": "http.response.start", **start})
+        for message in messages:
+            await send(message)
+
+    shop.gate.app = app
+    visit = await shop.visit(10 * PRICE, **{"idempotency-key": "one"})
+    answer = await visit.answer()
+    assert (answer.status, answer.receipt.spent) == (200, PRICE)
+    assert visit.sent[0]["type"] == "http.response.start"
+    whole = b"".join(message.get("body", b"") for message in messages)
+    assert b"".join(message.get("body", b"") for message in visit.sent) == whole
+    assert visit.sent[-1]["type"] == messages[-1]["type"]
+    assert (await shop.desk.books()).spent == PRICE
+    again = await (await shop.visit(10 * PRICE, **{"idempotency-key": "one"})).answer()
+    assert (again.status, again.kind, shop.stops) == (409, "outcome-unknown", 0)
