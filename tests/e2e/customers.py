@@ -59,16 +59,23 @@ class Customer:
         return await self.client.post(url + PATH, json=content, headers=paid | (headers or {}))
 
     @contextlib.asynccontextmanager
-    async def stream(self, url: str, amount: int) -> AsyncIterator[Events]:
-        """Buy a stream, and read its events with their names; content has none."""
+    async def stream(self, url: str, amount: int, **body: Any) -> AsyncIterator[httpx.Response]:
+        """Begin to buy a stream."""
         headers = await self.authorize(url, self.payer.voucher(amount))
-        content = {"messages": [], "stream": True}
+        content = {"messages": [], "stream": True, **body}
         async with self.client.stream("POST", url + PATH, json=content, headers=headers) as answer:
+            yield answer
+
+    @contextlib.asynccontextmanager
+    async def events(self, url: str, amount: int) -> AsyncIterator[Events]:
+        """Buy a stream, and read its events with their names; content is a `message`."""
+        async with self.stream(url, amount) as answer:
             assert answer.status_code == 200, await answer.aread()
-            yield _events(answer)
+            yield read_events(answer)
 
 
-async def _events(answer: httpx.Response) -> Events:
+async def read_events(answer: httpx.Response) -> Events:
+    """Yield name and data of each event."""
     splitter = EventSplitter()
     async for piece in answer.aiter_bytes():
         for block in splitter.feed(piece):

@@ -134,7 +134,7 @@ async def test_a_voucher_at_one_worker_wakes_the_stream_at_another(
 ) -> None:
     """F-109, VCH-08, ACC-02: within 20 ms, and also after the listening connections were lost."""
     fleet.model.words = ["x"] * 100
-    async with fleet.customer.stream(fleet.one.url, PRICE) as events:
+    async with fleet.customer.events(fleet.one.url, PRICE) as events:
         await next_named(events, "message")
         times = [await feed(fleet, events, PRICE * units) for units in range(2, 32)]
         assert statistics.median(times) < WAKE_S_MAX, sorted(times)
@@ -166,11 +166,11 @@ async def test_a_newer_stream_at_another_worker_takes_the_place_of_the_running_o
 ) -> None:
     """ACC-06, F-24, F-43: the older one ends with its receipt, and each unit is paid once."""
     fleet.model.words, fleet.model.delay_s = ["x"] * 400, 0.005
-    async with fleet.customer.stream(fleet.one.url, 600 * PRICE) as older:
+    async with fleet.customer.events(fleet.one.url, 600 * PRICE) as older:
         await next_named(older, "message")
         reading = asyncio.create_task(read_units(older))
         fleet.model.words = ["x"] * 20
-        async with fleet.customer.stream(fleet.other.url, 601 * PRICE) as newer:
+        async with fleet.customer.events(fleet.other.url, 601 * PRICE) as newer:
             assert (await read_units(newer)) == (20, 20)
         seen, said = await asyncio.wait_for(reading, 5)
     assert seen == said < 400

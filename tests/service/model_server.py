@@ -7,6 +7,7 @@ test speaks to a real model.
 import asyncio
 import contextlib
 import json
+from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -46,6 +47,8 @@ class ModelServer:
         self.breaks_off = False
         self.seen: list[Seen] = []
         self.sent = 0
+        self.emitted: Counter[str] = Counter()
+        """Chunks with content, or words of answers in one piece, by the request's `user`."""
         self.cancelled = asyncio.Event()
 
     async def complete(self, request: Request) -> Response:
@@ -54,18 +57,21 @@ class ModelServer:
         if self.answer is not None:
             return self.answer
         if body.get("stream"):
-            return StreamingResponse(self._stream(), media_type="text/event-stream")
+            return StreamingResponse(
+                self._stream(str(body.get("user"))), media_type="text/event-stream"
+            )
         until = asyncio.get_running_loop().time() + self.delay_s
         while asyncio.get_running_loop().time() < until:
             await asyncio.sleep(0.01)
             if await request.is_disconnected():
                 self.cancelled.set()
                 return Response(status_code=499)
+        self.emitted[str(body.get("user"))] += len(self.words)
         usage = {"completion_tokens": len(self.words)} if self.usage is None else self.usage
         choice = {"index": 0, "message": {"role": "assistant", "content": "".join(self.words)}}
         return JSONResponse({"object": "chat.completion", "choices": [choice], "usage": usage})
 
-    async def _stream(self) -> AsyncIterator[str]:
+    async def _stream(self, user: str) -> AsyncIterator[str]:
         pieces = self.pieces
         if pieces is None:
             pieces = [chunk(role="assistant"), *[chunk(content=word) for word in self.words]]
@@ -74,6 +80,7 @@ class ModelServer:
             for piece in pieces:
                 await asyncio.sleep(self.delay_s)
                 self.sent += 1
+                self.emitted[user] += '"content"' in piece
                 yield piece
             if self.breaks_off:
                 raise ConnectionError("the test breaks the stream off")
