@@ -44,6 +44,7 @@ GROUPS = {
     "run": ("environment", "build", "run", "project", "anvil"),
     "test": ("environment", "build", "test", "project", "contracts", "demo", "model"),
     "demo": ("environment", "build", "run", "project", "anvil", "demo", "model"),
+    "bench": ("environment", "build", "test", "project", "contracts", "bench"),
 }
 LOCKED = {
     "build": "build tools",
@@ -51,6 +52,7 @@ LOCKED = {
     "test": "packages for the tests",
     "demo": "packages for the demo",
     "model": "language model",
+    "bench": "packages for the measurements",
 }
 
 

@@ -28,4 +28,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _no_blocking_call() -> Iterator[BlockBuster]:
     """Fail the test in which code of ours, called from a coroutine, sleeps or waits for I/O."""
     with blockbuster_ctx(scanned_modules=OURS) as blockbuster:
+        for name in ("threading.Lock.acquire", "threading.Lock.acquire_lock"):
+            blockbuster.functions[name].can_block_in("coverage/collector.py", "lock_data")
         yield blockbuster
