@@ -106,12 +106,12 @@ class ExposureGate:
 
     def require_room(
         self, key: ChannelKey, cumulative_amount: int, *, accepted: int, settled: int
-    ) -> None:
+    ) -> int:
         """See `channel.engine.admission.Admission.require_room`."""
         if key in self._blocked:
             raise ExposureLimitError("The contract wallet no longer takes what it signed before.")
         if cumulative_amount <= accepted:
-            return
+            return 0
         bound = self._limits.channel_max
         if bound is not None and cumulative_amount - settled > bound:
             raise ExposureLimitError(
@@ -121,10 +121,15 @@ class ExposureGate:
         rise = cumulative_amount - max(accepted, settled)
         bound = self._limits.total_max
         if bound is None:
-            return
+            return 0
         if self.total + rise > bound:
             raise ExposureLimitError("As much is unsettled as may be; a settle is on its way.")
         self._risen += rise
+        return rise
+
+    def give_back(self, room: int) -> None:
+        """See `channel.engine.admission.Admission.give_back`. A sweep may have been between."""
+        self._risen = max(0, self._risen - room)
 
     def require_openings(self) -> None:
         """See `channel.engine.admission.Admission.require_openings`."""

@@ -43,8 +43,9 @@ from channel.errors import (
     ChannelNotFoundError,
     LedgerUnavailableError,
     MalformedPayloadError,
+    PeerError,
 )
-from channel.ledger.interface import ClaimRequest, ConsumeProof, ForgetRequest, Ledger
+from channel.ledger.interface import Applied, ClaimRequest, ConsumeProof, ForgetRequest, Ledger
 from channel.state.channel_state import ChannelState, ReservationKind
 from channel.state.commands import (
     AcceptVoucher,
@@ -203,12 +204,11 @@ class Engine:
         require_source(paid, state.terms)
         verified = await self._signatures.require(payload.voucher, paid.key, state.terms.signer)
         self._require_rate(verified, state)
-        self._require_room(verified, state)
         await self._facts.require_fresh(paid.key)
         if verified.cumulative_amount > state.deposit:
             await self._facts.refresh(paid.key)  # F-50: a top-up we have not heard of
         accept = AcceptVoucher(verified, paid.asked.min_voucher_delta, int(self.now()))
-        return await self._accept(paid, accept, verified, hold, published=state.published)
+        return await self._accept(paid, accept, verified, hold, known=state)
 
     async def open(
         self, paid: Authenticated, payload: OpenHash, hold: Hold | None = None
@@ -232,12 +232,10 @@ class Engine:
         self._require_rate(verified, state)
         if state is not None:
             require_open(state)
-            self._require_room(verified, state)
             await self._facts.require_fresh(paid.key)
             accept = AcceptVoucher(verified, paid.asked.min_voucher_delta, int(self.now()))
-            return await self._accept(paid, accept, verified, hold, published=state.published)
+            return await self._accept(paid, accept, verified, hold, known=state)
         self._admission.require_openings()
-        self._require_room(verified, None)
         async with self._facts.bounded_check():
             evidence = await self._facts.require_transaction(payload.tx_hash)
             proof = require_opened(evidence, payload)
@@ -247,9 +245,8 @@ class Engine:
                 paid.asked.unit_price,
             )
         opening = OpenChannel(fact, verified, int(self.now()))
-        outcome = await self._accept(
-            paid, opening, verified, hold, published=fact.settled, proof=proof
-        )
+        unopened = build_unopened(fact)
+        outcome = await self._accept(paid, opening, verified, hold, known=unopened, proof=proof)
         self._facts.mark_read(paid.key)
         return replace(outcome, tx_hash=payload.tx_hash, confirmations=evidence.confirmations)
 
@@ -365,15 +362,6 @@ class Engine:
         is_public = state is not None and verified.cumulative_amount <= state.published
         self._rate.require(verified.key.channel_id + (_PUBLIC if is_public else b""))
 
-    def _require_room(self, verified: VerifiedVoucher, state: ChannelState | None) -> None:
-        """Ask whether the operator lets us be owed so much. Public vouchers promise nothing new."""
-        self._admission.require_room(
-            verified.key,
-            verified.cumulative_amount,
-            accepted=0 if state is None else state.accepted,
-            settled=0 if state is None else state.settled,
-        )
-
     async def _accept(
         self,
         paid: Authenticated,
@@ -381,28 +369,51 @@ class Engine:
         verified: VerifiedVoucher,
         hold: Hold | None,
         *,
-        published: int,
+        known: ChannelState,
         proof: ConsumeProof | None = None,
     ) -> Outcome:
         """Run `first` and the reservation of a content request, durably, in one transaction."""
         if hold is None:
-            applied = await self._ledger.apply(paid.key, [first], proof=proof)
+            applied = await self._apply(verified, known, [first], proof=proof)
             return Outcome(state=applied.require())
         claim = None
         # A public voucher authorises nothing, not even an answer given before (decision 5).
-        if hold.claim is not None and verified.cumulative_amount > published:
+        if hold.claim is not None and verified.cumulative_amount > known.published:
             claim = await hold.claim(hold.reservation_id)
         request = None if claim is None else ClaimRequest(claim)
         reserve = self._reserve(paid, hold, verified)
         try:
-            applied = await self._ledger.apply(
-                paid.key, [first, reserve], request=request, proof=proof
+            applied = await self._apply(
+                verified, known, [first, reserve], request=request, proof=proof
             )
         except (asyncio.CancelledError, LedgerUnavailableError):
             # It may have been made: give it back, so that the payer need not wait for a lease.
             self._background.start(self._abandon(paid.key, hold, claim))
             raise
         return Outcome(state=applied.require(), stored=applied.stored, claim=claim)
+
+    async def _apply(
+        self,
+        verified: VerifiedVoucher,
+        known: ChannelState,
+        commands: Sequence[Command],
+        *,
+        request: ClaimRequest | None = None,
+        proof: ConsumeProof | None = None,
+    ) -> Applied:
+        """Apply within what the operator lets us be owed. Public vouchers promise nothing new."""
+        amount = verified.cumulative_amount
+        room = self._admission.require_room(
+            verified.key, amount, accepted=known.accepted, settled=known.settled
+        )
+        try:
+            applied = await self._ledger.apply(verified.key, commands, request=request, proof=proof)
+        except PeerError:
+            self._admission.give_back(room)
+            raise
+        if applied.state.accepted < amount:
+            self._admission.give_back(room)
+        return applied
 
     def _reserve(self, paid: Authenticated, hold: Hold, verified: VerifiedVoucher) -> Reserve:
         return Reserve(

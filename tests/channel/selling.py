@@ -10,6 +10,7 @@ import msgspec
 from msgspec.structs import replace
 
 from channel.engine import Engine, EngineSettings, Offer
+from channel.engine.admission import Admission
 from channel.ledger.interface import Ledger
 from channel.ledger.sqlite import SqliteLedger
 from channel.state.channel_state import ChannelState
@@ -107,7 +108,12 @@ class Desk:
     """An engine with everything around it, and one route to sell."""
 
     def __init__(
-        self, ledger: Ledger, chain: ChainModel, clock: Clock, settings: EngineSettings
+        self,
+        ledger: Ledger,
+        chain: ChainModel,
+        clock: Clock,
+        settings: EngineSettings,
+        admission: Admission | None = None,
     ) -> None:
         self.ledger = ledger
         self.chain = chain
@@ -118,6 +124,7 @@ class Desk:
             closer=chain,
             binder=ChallengeBinder([SECRET]),
             settings=settings,
+            admission=admission,
             now=clock,
         )
         self.payer = Payer(chain)
@@ -138,11 +145,15 @@ class Desk:
 
 @asynccontextmanager
 async def open_desk(
-    path: Path, settings: EngineSettings = SETTINGS, **changes: Any
+    path: Path,
+    settings: EngineSettings = SETTINGS,
+    *,
+    admission: Admission | None = None,
+    **changes: Any,
 ) -> AsyncIterator[Desk]:
     """Open an engine on a ledger file; closes both."""
     ledger = await SqliteLedger.open(path / "ledger.sqlite", exclusive=True)
-    desk = Desk(ledger, ChainModel(), Clock(), replace(settings, **changes))
+    desk = Desk(ledger, ChainModel(), Clock(), replace(settings, **changes), admission)
     try:
         yield desk
     finally:

@@ -76,6 +76,18 @@ def test_all_channels_together_are_bounded_between_two_sweeps_too() -> None:
     gate.require_room(OTHER, 1000, accepted=0, settled=0)
 
 
+def test_room_that_was_not_used_is_given_back() -> None:
+    """F-98: a voucher that is refused in the end keeps nobody else's out."""
+    gate = ExposureGate(ExposureLimits(total_max=1000))
+    room = gate.require_room(KEY, 1000, accepted=0, settled=0)
+    assert (room, gate.is_full) == (1000, True)
+    gate.give_back(room)
+    assert gate.total == 0
+    gate.take(400)
+    gate.give_back(room)
+    assert gate.total == 400
+
+
 def test_what_is_settled_already_is_no_rise() -> None:
     gate = ExposureGate(ExposureLimits(total_max=10))
     gate.require_room(KEY, 510, accepted=300, settled=500)

@@ -540,7 +540,7 @@ class TestOwedCloses:
     async def test_a_decided_close_is_listed_until_it_is_mined(self, ledger: Ledger) -> None:
         for number in (1, 2, 3):
             await ledger.apply(key_of(number), [opening(50, key_of(number))])
-        decided = [c.BeginClose(), c.CommitClose(LadderVoucher(50, signature(50)))]
+        decided: list[c.Command] = [c.BeginClose(), c.CommitClose(LadderVoucher(50, signature(50)))]
         await ledger.apply(key_of(1), [c.BeginClose()])
         await ledger.apply(key_of(2), decided)
         await ledger.apply(key_of(3), decided)
@@ -558,7 +558,7 @@ class TestOwedCloses:
         await gateway.apply(KEY, [opening(50)])
         async with settler.watch(None) as watch:
             await quiet(watch) if isinstance(settler, SqliteLedger) else await watch.changed(0.1)
-            decided = [c.BeginClose(), c.CommitClose(LadderVoucher(50, signature(50)))]
+            decided: list[c.Command] = [c.BeginClose(), c.CommitClose(LadderVoucher(50, signature(50)))]
             await gateway.apply(KEY, decided)
             assert await watch.changed(2)
             assert [state.key for state in await settler.list_owed_closes()] == [KEY]
