@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from channel.chain import CloseResult
 from channel.types import ChannelId
 from settlement import abi
 from settlement.devnet import Devnet
@@ -139,7 +140,7 @@ async def test_what_would_be_refused_is_left_out_before_it_costs_gas(
     assert isinstance(results[1], ContractRevertedError)
     assert results[1].reason is RevertReason.AMOUNT_EXCEEDS_DEPOSIT
     assert isinstance(results[2], list)
-    assert all(result.fact.is_finalized for result in results[2])
+    assert all(isinstance(one, CloseResult) and one.fact.is_finalized for one in results[2])
     assert await sent_by(chain, "payee") == sent + 1
 
 
