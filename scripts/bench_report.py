@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Final
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 import bench_gate
 import bench_ledger
 import bench_parts
+import bench_peers
 from bench_samples import Row, Run
 
 __all__ = ["main"]
@@ -22,6 +24,7 @@ __all__ = ["main"]
 Group = Callable[[Run], AsyncIterator[Row]]
 GROUPS: Final[dict[str, Group]] = {
     "parts": bench_parts.rows,
+    "peers": bench_peers.rows,
     "memory": bench_ledger.memory_rows,
     "sqlite": bench_ledger.sqlite_rows,
     "postgresql": bench_ledger.postgres_rows,
@@ -42,6 +45,8 @@ def main() -> None:
     chosen = [
         name for name in GROUPS if options.only in name and not (options.quick and name == "peers")
     ]
+    if not chosen:
+        parser.error(f"no group is named like {options.only!r}: {', '.join(GROUPS)}")
     rows = asyncio.run(_measure(chosen, is_quick=options.quick))
     if options.json:
         print(json.dumps({"rows": [row.as_json() for row in rows]}, indent=2))
@@ -69,5 +74,5 @@ def _print_table(rows: list[Row]) -> None:
             column, justify="left" if is_text else "right", no_wrap=column != "besides"
         )
     for row in rows:
-        table.add_row(*row.as_cells())
+        table.add_row(*map(escape, row.as_cells()))
     Console(width=None if sys.stdout.isatty() else 150).print(table)

@@ -1,0 +1,87 @@
+"""The same work by other libraries, each in an environment of its own, none of them durable.
+
+Their own server code reads a payment header, verifies the voucher, moves its state in memory and
+writes the answer's header; scripts/peers/ holds what drives them.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+import _setup
+from bench_samples import Row, Run, raw_us
+
+__all__ = ["rows"]
+
+VOUCHERS: Final = 300
+
+
+class Peer(msgspec.Struct, frozen=True):
+    """One library and the script that drives it."""
+
+    name: str
+    packages: tuple[str, ...]
+    script: str
+
+    @property
+    def folder(self) -> Path:
+        """Return where its environment is, named by what is in it."""
+        return _setup.cache(f"peers/{'+'.join(self.packages)}")
+
+
+PEERS: Final = (
+    # coincurve is what makes x402's verification native; without it, it is slower by far.
+    Peer("x402, batch settlement", ("x402[evm]==2.25.0", "coincurve"), "x402_voucher.py"),
+    Peer("solana-pay-kit, session", ("solana-pay-kit==0.10.0",), "solana_pay_kit_voucher.py"),
+)
+
+
+async def rows(run: Run) -> AsyncIterator[Row]:
+    """Measure each peer that can be installed; say so of one that cannot."""
+    for peer in PEERS:
+        try:
+            python = _install(peer)
+            taken = [(_best_us(peer, python), raw_us()) for _ in range(run.repeats)]
+        except subprocess.CalledProcessError as error:
+            print(f"peers: {peer.name}: {error.stderr.strip()[-300:]}", file=sys.stderr)
+            continue
+        yield Row(
+            name=f"peer: {peer.name}",
+            unit="us",
+            samples=[us for us, _ in taken],
+            ratios=[us / raw for us, raw in taken],
+            besides=f"in memory; {peer.packages[0]}",
+        )
+
+
+def _install(peer: Peer) -> Path:
+    """Return the Python of the peer's environment; made once."""
+    done = peer.folder / "installed"
+    python = peer.folder / "bin" / "python"
+    if not done.exists():
+        shutil.rmtree(peer.folder, ignore_errors=True)
+        _run([sys.executable, "-m", "venv", str(peer.folder)])
+        _run([str(python), "-m", "pip", "install", "--quiet", "--no-input", *peer.packages])
+        done.touch()
+    return python
+
+
+def _best_us(peer: Peer, python: Path) -> float:
+    """Return the best of short runs, as everything else of this size is measured."""
+    script = Path(__file__).parent / "peers" / peer.script
+    times: list[float] = json.loads(_run([str(python), str(script), str(VOUCHERS)]))
+    return min(times)
+
+
+def _run(command: list[str]) -> str:
+    # Its packages only: ours must not be found.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    return done.stdout
