@@ -109,6 +109,7 @@ class Defence:
         self._alarms = alarms
         self._room = asyncio.Semaphore(at_once)
         self._running: dict[ChannelKey, asyncio.Task[bool]] = {}
+        self._said: dict[ChannelKey, str] = {}
         self._bug: BaseException | None = None
         self._retry_s = retry_s
         self._refused: dict[ChannelKey, tuple[float, float]] = {}
@@ -185,7 +186,9 @@ class Defence:
                 _log.warning("channel %s: no %s yet: refused: %s", name, due.action.value, error)
                 return False
             except (OperatorError, PeerError) as error:
-                _log.warning("channel %s: no %s yet: %s", name, due.action.value, error)
+                if self._said.get(due.key) != str(error):
+                    self._said[due.key] = str(error)
+                    _log.warning("channel %s: no %s yet: %s", name, due.action.value, error)
                 return False
         if is_done:
             self._refused.pop(due.key, None)
@@ -237,6 +240,7 @@ class Defence:
     async def _record(self, key: ChannelKey, result: CloseResult) -> None:
         record = RecordClose(fact=result.fact, tx_hash=result.tx_hash)
         state = (await self._ledger.apply(key, [record])).require()
+        self._said.pop(key, None)
         self._alarms.end(AlarmKind.GRACE_RUNS, subject=f"0x{key.channel_id.hex()}")
         report_loss(state, self._alarms)
 

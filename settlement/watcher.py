@@ -195,6 +195,11 @@ class ChannelWatcher:
         sweep, _ = await self._look()
         return sweep
 
+    def begin_owed(self, states: Sequence[ChannelState]) -> None:
+        """Begin closes that a worker has decided, without waiting for the next look."""
+        if self._defence is not None and self.head is not None:
+            self._defence.submit(self._choose([due for s in states for due in self._decide(s)]))
+
     async def _turn(self) -> None:
         """Look, and begin what is due. Alarms ring also when there is nothing to see."""
         now = asyncio.get_running_loop().time()
