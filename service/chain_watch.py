@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from channel.ledger.interface import Ledger
 from channel.types import Address
-from service.settings import Chain, ProviderConfig, WatchConfig
+from service.settings import Chain, WatchConfig
 from settlement.alarms import Alarms
 from settlement.defence import Settler
 from settlement.escrow import EscrowReader
@@ -22,7 +22,7 @@ def rpc_urls(chain: Chain) -> Sequence[str]:
     return [chain.rpc_url, *chain.more_rpc_urls]
 
 
-def build_gate(config: WatchConfig | ProviderConfig) -> ExposureGate:
+def build_gate(config: WatchConfig) -> ExposureGate:
     """Return what refuses to be owed more than is allowed."""
     limits = ExposureLimits(
         channel_max=config.exposure.channel_max, total_max=config.exposure.total_max
@@ -30,7 +30,7 @@ def build_gate(config: WatchConfig | ProviderConfig) -> ExposureGate:
     return ExposureGate(limits)
 
 
-def build_policy(config: WatchConfig | ProviderConfig, *, unit_price: int = 1) -> SettlePolicy:
+def build_policy(config: WatchConfig, *, unit_price: int = 1) -> SettlePolicy:
     """Return when to settle and close. `unit_price` is for settling by units."""
     settlement = config.settlement
     return SettlePolicy(
@@ -48,22 +48,26 @@ def build_policy(config: WatchConfig | ProviderConfig, *, unit_price: int = 1) -
 
 
 def build_watcher(
-    config: WatchConfig | ProviderConfig,
+    config: WatchConfig,
     reader: EscrowReader,
     ledger: Ledger,
     settler: Settler | None,
     *,
     payee: Address,
+    gas_account: Address | None = None,
     gate: ExposureGate,
     unit_price: int = 1,
 ) -> ChannelWatcher:
-    """Return what watches the payee's channels, and settles and closes by `settler` if given."""
+    """Return what watches the payee's channels, and settles and closes by `settler` if given.
+
+    `gas_account` is whose ether is looked after; the payee's if None.
+    """
     settlement = config.settlement
     precautions = Precautions(
         reader,
         Alarms(),
         gate,
-        gas_account=payee,
+        gas_account=gas_account or payee,
         limits=PrecautionLimits(closes_reserved_min=config.exposure.closes_reserved_min),
     )
     return ChannelWatcher(

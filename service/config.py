@@ -16,7 +16,7 @@ from typing import Any, Final, TypeVar, get_args, get_origin, get_type_hints
 import msgspec
 
 from channel.errors import ConfigError
-from service.settings import Config, ProviderConfig, Secret, WatchConfig
+from service.settings import Config, ProviderConfig, Secret, SettlerConfig, WatchConfig
 
 __all__ = [
     "ENVIRONMENT_PREFIX",
@@ -24,14 +24,29 @@ __all__ = [
     "list_settings",
     "load_config",
     "load_provider_config",
+    "load_settler_config",
     "load_values",
     "load_watch_config",
+    "settler_environment",
 ]
 
 ENVIRONMENT_PREFIX: Final = "MPP_SESSION_"
-_Kind = TypeVar("_Kind", bound=ProviderConfig | WatchConfig)
+_Kind = TypeVar("_Kind", bound=WatchConfig)
 
-_ENVIRONMENT_ONLY: Final = frozenset({"payee.key"})
+_ORDER: Final = (
+    "upstream",
+    "price",
+    "payment",
+    "listen",
+    "chain",
+    "payee",
+    "relayer",
+    "ledger",
+    "settlement",
+    "exposure",
+)
+"""Of the tables, for whoever reads about them."""
+_ENVIRONMENT_ONLY: Final = frozenset({"payee.key", "relayer.key"})
 
 
 class Setting(msgspec.Struct, frozen=True):
@@ -64,7 +79,7 @@ class Setting(msgspec.Struct, frozen=True):
 def list_settings() -> dict[str, Setting]:
     """Return every setting by its name, in the order they are documented."""
     found = {}
-    for section in msgspec.structs.fields(Config):
+    for section in sorted(msgspec.structs.fields(Config), key=lambda f: _ORDER.index(f.name)):
         hints = get_type_hints(section.type, include_extras=True)
         for field in msgspec.structs.fields(section.type):
             name = f"{section.name}.{field.name}"
@@ -107,9 +122,7 @@ def load_provider_config(
     `load_config`.
     """
     given = load_values(path, environment=environment, defaults=defaults)
-    sections = ProviderConfig.__struct_fields__
-    ours = {name: given[name] for name in given if name.partition(".")[0] in sections}
-    return _convert(ours, ProviderConfig)
+    return _convert(_only(given, ProviderConfig), ProviderConfig)
 
 
 def load_watch_config(
@@ -124,18 +137,60 @@ def load_watch_config(
     Arguments and errors as `load_config`.
     """
     given = load_values(path, environment=environment, flags=flags, defaults=defaults)
-    sections = WatchConfig.__struct_fields__
-    config = _convert(
-        {name: given[name] for name in given if name.partition(".")[0] in sections}, WatchConfig
-    )
+    config = _convert(_only(given, WatchConfig), WatchConfig)
     payee = str(given.get("payee.address", ""))
     if not re.fullmatch("0x[0-9a-fA-F]{40}", payee):
         raise ConfigError("missing: `payee.address` (in the file, or as MPP_SESSION_PAYEE_ADDRESS)")
     return config, payee
 
 
-def _convert(given: Mapping[str, Any], kind: type[_Kind]) -> _Kind:
+def load_settler_config(
+    path: Path | None = None,
+    *,
+    environment: Mapping[str, str] | None = None,
+    flags: Mapping[str, Any] | None = None,
+    defaults: Mapping[str, Any] | None = None,
+) -> SettlerConfig:
+    """Read and check what the settler needs of a gateway's settings; the rest is not looked at.
+
+    Arguments and errors as `load_config`.
+    """
+    given = load_values(path, environment=environment, flags=flags, defaults=defaults)
+    return _convert(_only(given, SettlerConfig), SettlerConfig)
+
+
+def settler_environment(config: SettlerConfig) -> dict[str, str]:
+    """Return the environment in which a settler reads exactly these settings.
+
+    That of this process, with every variable of ours replaced. The secrets of challenges, and
+    whatever else the settler has no use for, are left out.
+    """
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(ENVIRONMENT_PREFIX)}
+    for setting in list_settings().values():
+        section, _, key = setting.name.partition(".")
+        if section in SettlerConfig.__struct_fields__:
+            value = getattr(getattr(config, section), key, None)
+            if value is not None:
+                kept[setting.environment_name] = _environment_text(value)
+    return kept
+
+
+def _environment_text(value: Any) -> str:
+    if isinstance(value, Secret):
+        return value.reveal()
+    if isinstance(value, tuple):
+        return ",".join(map(_environment_text, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _only(given: Mapping[str, Any], kind: type[WatchConfig]) -> dict[str, Any]:
     sections = kind.__struct_fields__
+    return {name: given[name] for name in given if name.partition(".")[0] in sections}
+
+
+def _convert(given: Mapping[str, Any], kind: type[_Kind]) -> _Kind:
+    sections = {field.name for field in msgspec.structs.fields(kind) if field.required}
+    sections |= {name.partition(".")[0] for name in given}
     missing = [
         setting
         for setting in list_settings().values()

@@ -1,45 +1,67 @@
-"""The payee's key: from an encrypted keystore, or on a development chain from the environment."""
+"""Who signs: an encrypted keystore, a signing service, or on a development chain a bare key."""
 
 from pathlib import Path
 
 import msgspec
 
 from channel.errors import ConfigError
-from service.settings import Payee
-from settlement.accounts import Account, LocalAccount
+from channel.types import Address, address
+from service.settings import Payee, Relayer
+from settlement.accounts import Account
+from settlement.signer import KeySigner, RemoteSigner, Signer
 
-__all__ = ["load_payee"]
+__all__ = ["load_signer"]
 
 
-def load_payee(settings: Payee) -> LocalAccount:
-    """Return the account that settles and closes. Slow with a keystore, on purpose: use a thread.
+def load_signer(settings: Payee | Relayer) -> Signer:
+    """Return who signs for an account. Slow with a keystore, on purpose: use a thread.
 
     Raises:
-        ConfigError: A file cannot be read, or the password or key is wrong. No message holds
-            any part of either.
+        ConfigError: A file cannot be read, or the password or key is wrong, or the key is not the
+            address's. No message holds any part of a password or key.
     """
+    name = type(settings).__name__.lower()
+    if settings.address is None:
+        raise ConfigError(f"`{name}.address` is missing")
+    expected = address(bytes.fromhex(settings.address.removeprefix("0x")))
+    if settings.signer_url is not None:
+        token = settings.signer_token
+        return RemoteSigner(
+            settings.signer_url, expected, token=None if token is None else token.reveal()
+        )
+    signer = KeySigner(_load_key(settings, name))
+    _require_address(signer.address, expected, name)
+    return signer
+
+
+def _load_key(settings: Payee | Relayer, name: str) -> bytes:
     if settings.key is not None:
-        return _from_hex(settings.key.reveal())
+        return _from_hex(settings.key.reveal(), name)
     if settings.keystore_file is None or settings.password_file is None:
-        raise ConfigError("`payee` names no key")
-    keystore = _read(settings.keystore_file, "payee.keystore_file")
-    password = _read(settings.password_file, "payee.password_file").partition("\n")[0]
+        raise ConfigError(f"`{name}` names no key: the settler cannot sign")
+    keystore = _read(settings.keystore_file, f"{name}.keystore_file")
+    password = _read(settings.password_file, f"{name}.password_file").partition("\n")[0]
     try:
-        private_key = Account.decrypt(msgspec.json.decode(keystore), password.rstrip("\r"))
+        return bytes(Account.decrypt(msgspec.json.decode(keystore), password.rstrip("\r")))
     except (ValueError, TypeError, KeyError, NotImplementedError, msgspec.MsgspecError):
         raise ConfigError(
-            "`payee.keystore_file` is no keystore that `payee.password_file` opens"
+            f"`{name}.keystore_file` is no keystore that `{name}.password_file` opens"
         ) from None
-    account: LocalAccount = Account.from_key(private_key)
-    return account
 
 
-def _from_hex(text: str) -> LocalAccount:
+def _from_hex(text: str, name: str) -> bytes:
     try:
-        account: LocalAccount = Account.from_key(bytes.fromhex(text.removeprefix("0x")))
-    except ValueError:
-        raise ConfigError("`payee.key` is not 32 bytes in hexadecimal") from None
-    return account
+        key = bytes.fromhex(text.removeprefix("0x"))
+        KeySigner(key)
+    except (ValueError, ConfigError):
+        raise ConfigError(f"`{name}.key` is not 32 bytes in hexadecimal") from None
+    return key
+
+
+def _require_address(actual: Address, expected: Address, name: str) -> None:
+    """Refuse a key that is not the account's: every settle would revert (F-81, decision 15)."""
+    if actual != expected:
+        raise ConfigError(f"The key is 0x{actual.hex()}'s, `{name}.address` is 0x{expected.hex()}.")
 
 
 def _read(path: str, setting: str) -> str:

@@ -32,8 +32,10 @@ __all__ = [
     "Payment",
     "Price",
     "ProviderConfig",
+    "Relayer",
     "Secret",
     "Settlement",
+    "SettlerConfig",
     "Upstream",
     "WatchConfig",
 ]
@@ -74,6 +76,33 @@ class Secret:
 
 class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One table of the file."""
+
+
+def _require_one_key(section: "Payee | Relayer", *, is_needed: bool) -> None:
+    if (section.keystore_file is None) != (section.password_file is None):
+        raise ValueError("`keystore_file` and `password_file` go together")
+    keys = (section.keystore_file, section.key, section.signer_url)
+    given = sum(key is not None for key in keys)
+    if given > 1 or (is_needed and given == 0):
+        raise ValueError(
+            "give either `keystore_file` with `password_file`, or `signer_url`, or `key`"
+        )
+    if section.signer_url is not None:
+        _require_http_url("signer_url", section.signer_url)
+        if urlsplit(section.signer_url).scheme != "https" and not _is_loopback(section.signer_url):
+            raise ValueError("`signer_url` must be https, or on this machine")
+
+
+def _is_loopback(url: str) -> bool:
+    return urlsplit(url).hostname in {"127.0.0.1", "::1", "localhost"}
+
+
+def _require_http_url(name: str, url: str) -> None:
+    parts = urlsplit(url)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise ValueError(f"`{name}` must be an http or https URL")
+    if parts.query or parts.fragment:
+        raise ValueError(f"`{name}` must have neither query nor fragment")
 
 
 class Listen(_Section, frozen=True):
@@ -339,12 +368,50 @@ class Payee(_Section, frozen=True):
             "(31337, 1337) only, and from the environment only."
         ),
     ] = None
+    signer_url: Annotated[
+        str | None,
+        Meta(
+            description="Instead of a key: a service that keeps it and signs (docs/operating.md). "
+            "What it answers is checked against `address`."
+        ),
+    ] = None
+    signer_token: Annotated[
+        Secret | None, Meta(description="Sent to `signer_url` as `Authorization: Bearer`.")
+    ] = None
 
     def __post_init__(self) -> None:
-        if (self.keystore_file is None) != (self.password_file is None):
-            raise ValueError("`keystore_file` and `password_file` go together")
-        if (self.keystore_file is None) == (self.key is None):
-            raise ValueError("give either `keystore_file` with `password_file`, or `key`")
+        _require_one_key(self, is_needed=False)
+
+
+class Relayer(_Section, frozen=True):
+    """Another account that sends settles and closes and pays their gas; the payee only signs.
+
+    Without it the payee sends them itself. One relayer serves one payee.
+    """
+
+    address: Annotated[
+        HexAddress | None, Meta(description="Address of the account that pays the gas.")
+    ] = None
+    keystore_file: Annotated[str | None, Meta(description="Its encrypted key.")] = None
+    password_file: Annotated[
+        str | None, Meta(description="File whose first line decrypts the keystore.")
+    ] = None
+    key: Annotated[
+        Secret | None,
+        Meta(
+            description="Its key in hexadecimal, for development chains only, and from the "
+            "environment only."
+        ),
+    ] = None
+    signer_url: Annotated[
+        str | None, Meta(description="Instead of a key: a service that keeps it and signs.")
+    ] = None
+    signer_token: Annotated[
+        Secret | None, Meta(description="Sent to `signer_url` as `Authorization: Bearer`.")
+    ] = None
+
+    def __post_init__(self) -> None:
+        _require_one_key(self, is_needed=self.address is not None)
 
 
 class Ledger(_Section, frozen=True):
@@ -427,6 +494,28 @@ class Settlement(_Section, frozen=True):
         int,
         Meta(ge=1, le=100, description="Of what a settle brings, for its gas, unless it presses."),
     ] = 5
+    start: Annotated[
+        bool,
+        Meta(
+            description="Start `mpp-session settle` beside the gateway and keep it running. "
+            "`false` where it runs elsewhere: then the gateway needs no key at all."
+        ),
+    ] = True
+    gas_budget_wei: Annotated[
+        Positive,
+        Meta(
+            description="What the gas of one channel's settle or close may cost at most, or what "
+            "is at risk on it by `token_price_wei`, whichever is more. A quarter of it while "
+            "nothing presses, all of it before a deadline."
+        ),
+    ] = 10**16
+    max_fee_wei: Annotated[
+        Positive | None,
+        Meta(description="Never bid more than this per unit of gas. Unset: the budget decides."),
+    ] = None
+    batch_max: Annotated[
+        int, Meta(ge=1, le=400, description="Channels in one transaction, at most.")
+    ] = 100
     close_timeout_s: Annotated[
         float,
         Meta(
@@ -465,25 +554,49 @@ class Exposure(_Section, frozen=True):
     ] = 20
 
 
-class ProviderConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What whoever is paid must say: for a gateway, or for an application of one's own."""
+class WatchConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What it takes to look at books and chain, and to know what is due: no key, no secret."""
 
-    payment: Payment
     chain: Chain
-    payee: Payee
     ledger: Ledger
     settlement: Settlement = Settlement()
     exposure: Exposure = Exposure()
 
+
+class SettlerConfig(WatchConfig, frozen=True, kw_only=True):
+    """What the settler must know, wherever it runs."""
+
+    payee: Payee
+    relayer: Relayer = Relayer()
+    price: Price | None = None
+    """For settling by units."""
+
     def __post_init__(self) -> None:
-        if self.payee.key is not None and self.chain.id not in DEVELOPMENT_CHAINS:
+        for name, section in (("payee", self.payee), ("relayer", self.relayer)):
+            if section.key is not None and self.chain.id not in DEVELOPMENT_CHAINS:
+                raise ValueError(
+                    f"`{name}.key` is taken on development chains only, and this is chain "
+                    f"{self.chain.id}; use a keystore"
+                )
+
+
+class ProviderConfig(SettlerConfig, frozen=True, kw_only=True):
+    """What whoever is paid must say: for a gateway, or for an application of one's own."""
+
+    payment: Payment
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        keys = (self.payee.keystore_file, self.payee.key, self.payee.signer_url)
+        if self.settlement.start and not any(keys):
             raise ValueError(
-                f"`payee.key` is taken on development chains only, and this is chain "
-                f"{self.chain.id}; use a keystore"
+                "`payee` names no key: give either `keystore_file` with `password_file`, or "
+                "`signer_url`, or say `settlement.start = false` and run `mpp-session settle` "
+                "where the key is"
             )
 
 
-class Config(ProviderConfig, frozen=True):
+class Config(ProviderConfig, frozen=True, kw_only=True):
     """All settings of one gateway. It exists only when every one of them is in range."""
 
     upstream: Upstream
@@ -497,20 +610,3 @@ class Config(ProviderConfig, frozen=True):
                 "`listen.workers` above 1 needs a ledger in PostgreSQL: a SQLite file belongs to "
                 "one gateway process"
             )
-
-
-class WatchConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What it takes to look at books and chain, and to know what is due: no key, no secret."""
-
-    chain: Chain
-    ledger: Ledger
-    settlement: Settlement = Settlement()
-    exposure: Exposure = Exposure()
-
-
-def _require_http_url(name: str, url: str) -> None:
-    parts = urlsplit(url)
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
-        raise ValueError(f"`{name}` must be an http or https URL")
-    if parts.query or parts.fragment:
-        raise ValueError(f"`{name}` must have neither query nor fragment")

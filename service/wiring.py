@@ -1,8 +1,9 @@
 """Builds every object of a provider, once, and closes them in order.
 
 What would lose money later is checked here, before anything listens (decision 15): the node's
-chain, the escrow's code, signing domain, token and grace period (OPEN-09), that the key is the
-payee's (F-81), and that the ledger is durable. Each check raises `ConfigError`.
+chain, the escrow's code, signing domain, token and grace period (OPEN-09), and that the ledger is
+durable; that the key is the payee's (F-81) is checked by the settler, a process of its own that
+has it (decision 14). Each check raises `ConfigError`.
 """
 
 import asyncio
@@ -14,6 +15,7 @@ from typing import Any, Final
 
 import msgspec
 
+from channel.chain import ChannelCloser
 from channel.engine import Engine, EngineSettings
 from channel.errors import LedgerUnavailableError
 from channel.ledger.interface import Ledger
@@ -21,14 +23,13 @@ from channel.ledger.url import open_ledger
 from channel.types import Address, address
 from channel.verify.challenge_id import ChallengeBinder
 from service.chain_watch import build_gate, build_watcher, rpc_urls
-from service.keys import load_payee
-from service.settings import Config, ProviderConfig
+from service.settings import ProviderConfig
+from service.settler_child import SettlerChild, start_settler
 from settlement.escrow import EscrowReader
 from settlement.exposure import ExposureGate
+from settlement.journal.url import open_journal
 from settlement.rpc import Rpc, RpcLimits
-from settlement.settler import EscrowSettler
-from settlement.signer import KeySigner
-from settlement.tx_manager import TxLimits, TxManager
+from settlement.waiting import WaitingCloser
 from settlement.watcher import ChannelWatcher
 
 __all__ = ["Parts", "build_parts", "parse_address"]
@@ -44,11 +45,13 @@ class Parts(msgspec.Struct, frozen=True):
     config: ProviderConfig
     ledger: Ledger
     reader: EscrowReader
-    settler: EscrowSettler
     engine: Engine
     watcher: ChannelWatcher
+    """Tells the books what the chain says; settling and closing is the settler's."""
+    settler: SettlerChild | None
+    """The settler, when it was started here."""
     is_first: bool = True
-    """Whether this process does what one of several workers must do: settle, close, sweep."""
+    """Whether this process does what one of several workers must do: sweep, keep the settler."""
 
     def background(self) -> Mapping[str, Coroutine[Any, Any, None]]:
         """Return the tasks that must run as long as the gateway serves, by name.
@@ -59,19 +62,22 @@ class Parts(msgspec.Struct, frozen=True):
         if not self.is_first:
             return watching
         lease_s = self.config.payment.reservation_lease_s
-        return {
+        tasks = {
             **watching,
             "ending expired reservations": _expire_reservations(self.ledger, lease_s / 4),
             "pruning the ledger": _prune(self.ledger),
         }
+        if self.settler is not None:
+            tasks["keeping the settler alive"] = self.settler.run()
+        return tasks
 
 
 @asynccontextmanager
 async def build_parts(config: ProviderConfig, *, is_first: bool = True) -> AsyncIterator[Parts]:
     """Build, check and connect; on leaving, finish what must be finished and close.
 
-    Of several workers that share the books, one is the first: it settles, closes and sweeps for
-    all. The others watch the chain to serve by it, and change nothing there by themselves.
+    Of several workers that share the books, one is the first: it starts the settler, and ends
+    what expired, for all. Every one watches the chain to serve by it; none of them has a key.
 
     Raises:
         ConfigError: A check failed; nothing was served.
@@ -79,9 +85,11 @@ async def build_parts(config: ProviderConfig, *, is_first: bool = True) -> Async
         LedgerUnavailableError: The ledger cannot be opened.
     """
     async with AsyncExitStack() as open_:
-        payee = await asyncio.to_thread(load_payee, config.payee)
         ledger = await open_ledger(config.ledger.url, exclusive=True)
         open_.push_async_callback(ledger.close)
+        child = None
+        if config.settlement.start and is_first:
+            child = await open_.enter_async_context(start_settler(config))
         rpc = await open_.enter_async_context(
             await Rpc.connect(
                 rpc_urls(config.chain),
@@ -89,40 +97,31 @@ async def build_parts(config: ProviderConfig, *, is_first: bool = True) -> Async
                 limits=RpcLimits(timeout_s=config.chain.rpc_timeout_s),
             )
         )
-        token = parse_address(config.chain.token)
+        token, payee = parse_address(config.chain.token), parse_address(config.payee.address)
         reader = EscrowReader(rpc, parse_address(config.chain.escrow))
         await reader.require_deployment(token=token)
-        sender = TxManager(
-            rpc,
-            KeySigner(bytes(payee.key)),
-            limits=TxLimits(mined_within_s=config.settlement.close_timeout_s),
-        )
-        settler = EscrowSettler(reader, sender)
-        settler.require_payee(parse_address(config.payee.address))
-        open_.push_async_callback(settler.drain)
+        journal = await open_journal(config.ledger.url, chain_id=config.chain.id, account=payee)
+        open_.push_async_callback(journal.close)
         if config.ledger.url.startswith("sqlite:"):
             # We are the only gateway of these books: whatever is still held, its owner is dead.
             await ledger.end_all_reservations()
         gate = build_gate(config)
-        engine = _build_engine(config, ledger, reader, settler, token=token, gate=gate)
+        closer = WaitingCloser(ledger, journal, wait_s=config.settlement.close_timeout_s)
+        engine = _build_engine(config, ledger, reader, closer, token=token, gate=gate)
         open_.push_async_callback(engine.aclose)
         watcher = build_watcher(
-            config,
-            reader,
-            ledger,
-            settler if is_first else None,
-            payee=settler.payee,
-            gate=gate,
-            unit_price=config.price.per_unit if isinstance(config, Config) else 1,
+            config, reader, ledger, None, payee=payee, gas_account=_gas_account(config), gate=gate
         )
-        yield Parts(config, ledger, reader, settler, engine, watcher, is_first)
+        if child is not None:
+            await child.ready()
+        yield Parts(config, ledger, reader, engine, watcher, child, is_first)
 
 
 def _build_engine(
     config: ProviderConfig,
     ledger: Ledger,
     reader: EscrowReader,
-    settler: EscrowSettler,
+    closer: ChannelCloser,
     *,
     token: Address,
     gate: ExposureGate,
@@ -131,12 +130,12 @@ def _build_engine(
     return Engine(
         ledger=ledger,
         chain=reader,
-        closer=settler,
+        closer=closer,
         admission=gate,
         binder=ChallengeBinder([secret.reveal().encode() for secret in payment.secrets]),
         settings=EngineSettings(
             realm=payment.realm,
-            payee=settler.payee,
+            payee=parse_address(config.payee.address),
             token=token,
             confirmations=config.chain.confirmations,
             challenge_lifetime_s=payment.challenge_lifetime_s,
@@ -145,6 +144,11 @@ def _build_engine(
             reservation_lease_s=payment.reservation_lease_s,
         ),
     )
+
+
+def _gas_account(config: ProviderConfig) -> Address:
+    """Return whose ether pays for settling."""
+    return parse_address(config.relayer.address or config.payee.address)
 
 
 def parse_address(text: str) -> Address:

@@ -195,8 +195,16 @@ class EscrowSettler:
             raise InvariantError("a settle was answered like a close")
         return result
 
-    def adopt(self, transactions: Iterable[JournalTx]) -> None:
-        """See through what an earlier process sent: its channels are joined, not sent again."""
+    async def recover(self) -> None:
+        """Take over, after a start, what the journal holds: sent transactions, and quarantine.
+
+        Channels of transactions under way are joined when they are asked for, not sent again.
+        """
+        if self._quarantine is not None:
+            await self._quarantine.load()
+        self._adopt(await self._sender.recover())
+
+    def _adopt(self, transactions: Iterable[JournalTx]) -> None:
         for tx in transactions:
             if tx.intent.to != self._reader.escrow or tx.intent.purpose is Purpose.OTHER:
                 continue

@@ -27,6 +27,7 @@ from settlement.tx_bytes import UnsignedTx
 
 __all__ = ["KeySigner", "RemoteSigner", "Signer"]
 
+_KEY_BYTES: Final = 32
 _ANSWER_BYTES_MAX: Final = 4096
 
 
@@ -61,10 +62,12 @@ class KeySigner:
         Raises:
             ConfigError: It is no key.
         """
+        if len(private_key) != _KEY_BYTES:
+            raise ConfigError("a private key has 32 bytes")
         try:
             self._address = address_of(private_key)
         except ValueError:
-            raise ConfigError("a private key has 32 bytes and is in range") from None
+            raise ConfigError("a private key is between 0 and the order of the curve") from None
         self._private_key = private_key
 
     @property

@@ -10,7 +10,7 @@ from typing import Final
 import typer
 
 from channel.errors import ConfigError, MppSessionError
-from service.cli import channels, demo, devnet, gateway, pay, status, withdraw
+from service.cli import channels, demo, devnet, gateway, pay, settle, status, withdraw
 from service.cli.output import REPORT, print_error
 
 __all__ = ["APP", "main"]
@@ -24,7 +24,7 @@ APP: Final = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _group in (demo, devnet, gateway, pay, channels, status, withdraw):
+for _group in (demo, devnet, gateway, settle, pay, channels, status, withdraw):
     APP.command(_group.NAME)(_group.command)
 
 

@@ -14,7 +14,7 @@ from rich.text import Text
 from channel.errors import MppSessionError
 from service.errors import ChildError
 
-__all__ = ["OUT", "REPORT", "build_console", "print_error", "print_json", "step"]
+__all__ = ["OUT", "REPORT", "build_console", "print_error", "print_json", "print_json_line", "step"]
 
 _PLAIN_WIDTH: Final = 160
 
@@ -34,6 +34,12 @@ def print_json(value: Any) -> None:
     """Write one JSON document to standard output; bytes as 0x-prefixed hexadecimal."""
     document = msgspec.json.format(msgspec.json.encode(_plain(value)), indent=2)
     sys.stdout.write(document.decode() + "\n")
+    sys.stdout.flush()
+
+
+def print_json_line(value: Any) -> None:
+    """Write one JSON document on one line: for a program that reads as it comes."""
+    sys.stdout.write(msgspec.json.encode(_plain(value)).decode() + "\n")
     sys.stdout.flush()
 
 

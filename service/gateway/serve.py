@@ -5,10 +5,7 @@ import contextlib
 import gc
 import logging
 import math
-import signal
 import socket
-import sys
-import threading
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from functools import partial
 from typing import Any, Final
@@ -22,9 +19,10 @@ from service.gateway.sockets import bind, listen, listening_url
 from service.gateway.upstream import Upstream
 from service.gateway.workers import run_workers
 from service.settings import Config, Listen
+from service.stopping import stop_at_eof, stop_on_signals
 from service.wiring import build_parts
 
-__all__ = ["run_gateway", "serve_on", "stop_at_eof", "stop_on_signals"]
+__all__ = ["run_gateway", "serve_on"]
 
 _log: Final = logging.getLogger(__name__)
 
@@ -145,21 +143,3 @@ def _stop(server: uvicorn.Server, gateway: Gateway) -> None:
 
 async def _fail_when(broken: asyncio.Event) -> None:
     await broken.wait()
-
-
-def stop_on_signals(stopping: asyncio.Event) -> None:
-    """Set `stopping` at SIGTERM and SIGINT."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
-
-
-def stop_at_eof(stopping: asyncio.Event) -> None:
-    """Set `stopping` when standard input ends, by a thread that nothing waits for."""
-    loop = asyncio.get_running_loop()
-
-    def wait() -> None:
-        sys.stdin.buffer.read()
-        with contextlib.suppress(RuntimeError):  # the loop has ended before the input
-            loop.call_soon_threadsafe(stopping.set)
-
-    threading.Thread(target=wait, daemon=True).start()

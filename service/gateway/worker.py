@@ -9,9 +9,10 @@ from typing import Final
 import msgspec
 
 from channel.errors import ConfigError, MppSessionError
-from service.gateway.serve import serve_on, stop_at_eof, stop_on_signals
+from service.gateway.serve import serve_on
 from service.gateway.workers import Report, Task, read_task
 from service.logs import log_to_stderr
+from service.stopping import stop_at_eof, stop_on_signals
 
 __all__ = ["main"]
 

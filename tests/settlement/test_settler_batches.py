@@ -140,7 +140,9 @@ async def test_what_would_be_refused_is_left_out_before_it_costs_gas(
     assert isinstance(results[1], ContractRevertedError)
     assert results[1].reason is RevertReason.AMOUNT_EXCEEDS_DEPOSIT
     assert isinstance(results[2], list)
-    assert all(isinstance(one, CloseResult) and one.fact.is_finalized for one in results[2])
+    for result in results[2]:
+        assert isinstance(result, CloseResult)
+        assert result.fact.is_finalized
     assert await sent_by(chain, "payee") == sent + 1
 
 
@@ -202,9 +204,9 @@ async def test_quarantine_outlives_the_process(
     forged = channels.sign(channel_id, 5, by="stranger")
     for _ in range(2):
         quarantine = Quarantine(journal, now=lambda: 1_000.0)
-        await quarantine.load()
         sender = TxManager(chain.rpc, chain.signer("payee"), journal=journal)
         settler = EscrowSettler(reader, sender, quarantine=quarantine)
+        await settler.recover()
         with pytest.raises(InvalidSignatureRevertError):
             await settler.close_channel(channels.key(channel_id), 5, forged)
     (entry,) = await journal.quarantined()
@@ -228,7 +230,7 @@ async def test_an_earlier_process_sent_it_and_this_one_sees_it_through(
         await closing
         second = TxManager(chain.rpc, chain.signer("payee"), journal=journal)
         living = EscrowSettler(reader, second)
-        living.adopt(await second.recover())
+        await living.recover()
         again = asyncio.create_task(close_all(living, channels, ids))
         await asyncio.sleep(0.1)
     results = await again

@@ -558,8 +558,8 @@ class TestOwedCloses:
         await gateway.apply(KEY, [opening(50)])
         async with settler.watch(None) as watch:
             await quiet(watch) if isinstance(settler, SqliteLedger) else await watch.changed(0.1)
-            decided: list[c.Command] = [c.BeginClose(), c.CommitClose(LadderVoucher(50, signature(50)))]
-            await gateway.apply(KEY, decided)
+            voucher_50 = LadderVoucher(50, signature(50))
+            await gateway.apply(KEY, [c.BeginClose(), c.CommitClose(voucher_50)])
             assert await watch.changed(2)
             assert [state.key for state in await settler.list_owed_closes()] == [KEY]
 

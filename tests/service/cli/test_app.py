@@ -11,7 +11,16 @@ COMMANDS = sorted(info.name or "" for info in APP.registered_commands)
 
 
 def test_the_commands_are_those_of_the_manual(run: Run) -> None:
-    assert COMMANDS == ["channels", "demo", "devnet", "gateway", "pay", "status", "withdraw"]
+    assert COMMANDS == [
+        "channels",
+        "demo",
+        "devnet",
+        "gateway",
+        "pay",
+        "settle",
+        "status",
+        "withdraw",
+    ]
     shown = run("--help")
     assert shown.returncode == 0
     assert all(re.search(rf"(?m)^  {name} ", shown.stdout) for name in COMMANDS)

@@ -22,6 +22,7 @@ from service.wiring import Parts, build_parts
 from tests.postgres import _asyncpg_may_stat, postgres_server, postgres_url
 from tests.service.model_server import ModelServer, model_server
 from tests.service.serving import serve
+from tests.service.settling import settling
 
 __all__ = ["_asyncpg_may_stat", "postgres_server", "postgres_url"]
 
@@ -67,6 +68,7 @@ def build_config(devnet: TestChain, upstream: str, folder: Path, **settings: Any
         "payment.realm": "tests",
         "payment.secrets": ["a secret of thirty-two bytes, or more"],
         "ledger.url": f"sqlite:///{folder / 'gateway.db'}",
+        "settlement.start": False,
     }
     flags = {name.replace("__", "."): value for name, value in settings.items()}
     return load_config(None, environment={}, defaults=defaults, flags=flags)
@@ -77,7 +79,11 @@ def run_gateway(devnet: TestChain, model: ModelServer, tmp_path: Path) -> RunGat
     @contextlib.asynccontextmanager
     async def run(**settings: Any) -> AsyncIterator[Running]:
         config = build_config(devnet, model.url, tmp_path, **settings)
-        async with build_parts(config) as parts, Upstream.connect(config.upstream) as upstream:
+        async with (
+            settling(config),
+            build_parts(config) as parts,
+            Upstream.connect(config.upstream) as upstream,
+        ):
             gateway = Gateway(config, parts.engine, upstream, stop=lambda: None)
             async with serve(gateway) as url:
                 yield Running(url, parts, gateway)
