@@ -65,7 +65,8 @@ def render_settings() -> str:
     """Return the page."""
     parts = [_HEAD.format(example=EXAMPLE)]
     settings = list_settings()
-    for section in msgspec.structs.fields(Config):
+    sections = {section.name: section for section in msgspec.structs.fields(Config)}
+    for section in [sections[name] for name in dict.fromkeys(s.section for s in settings.values())]:
         purpose = (section.type.__doc__ or "").strip()
         parts.append(f"\n## [{section.name}]\n\n{purpose}\n")
         prefix = f"{section.name}."
