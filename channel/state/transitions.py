@@ -207,7 +207,7 @@ def _extend(state: ChannelState, command: c.Extend) -> ChannelState:
     held = _require_reservation(state, command.reservation_id)
     if held.is_replaced:
         raise StreamReplacedError("A newer stream on this channel took over.")
-    missing = command.units_max - held.amount // command.unit_price
+    missing = (command.units_max * command.unit_price - held.amount) // command.unit_price
     amount = _covered(state, command.unit_price, 1, missing) if missing > 0 else 0
     if amount is None:
         raise _insufficient(state, command.unit_price, command.min_voucher_delta)

@@ -250,6 +250,14 @@ class TestStream:
         state = run(opening(100), streaming(b"s", 32), later)
         assert (state.reserved, state.reservations[0].lease_expires_at) == (32, LEASE + 9)
 
+    @pytest.mark.parametrize(("units", "held"), [(1, 1), (2, 3), (3, 5)])
+    def test_units_of_another_price_never_hold_more_than_was_asked_for(
+        self, units: int, held: int
+    ) -> None:
+        """Decision 8: one unit held at 1, then `units` at 2: at most `2 * units` are at risk."""
+        state = run(opening(100), streaming(b"s", 1), extending(b"s", units, unit_price=2))
+        assert state.reserved == held
+
     def test_a_stream_at_zero_is_told_what_it_needs(self) -> None:
         """ACC-05, SSE-02."""
         state = run(opening(10), streaming(b"s", 10), c.Spend(b"s", 10))
