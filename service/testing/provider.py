@@ -29,7 +29,7 @@ from settlement.settler import EscrowSettler
 from settlement.tx_manager import TxManager
 from settlement.watcher import ChannelWatcher, Sweep
 
-__all__ = ["JOKE", "WORDS", "TestProvider"]
+__all__ = ["JOKE", "ROUTES", "WORDS", "TestProvider", "build_application"]
 
 JOKE: Final = "A payer walks into a channel."
 
@@ -63,7 +63,7 @@ class TestProvider:
     def __enter__(self) -> Self:
         try:
             self._chain.run(self._start())
-            self.url = self.serve(_application(), ROUTES)
+            self.url = self.serve(build_application(), ROUTES)
         except BaseException:
             self._chain.run(self._open.aclose())
             raise
@@ -136,7 +136,8 @@ class TestProvider:
         return f"http://{host}:{port}"
 
 
-def _application() -> Starlette:
+def build_application() -> Starlette:
+    """Return what it sells by itself: `/joke` and `/words`."""
     return Starlette(routes=[Endpoint("/joke", _joke), Endpoint("/words", _words)])
 
 
