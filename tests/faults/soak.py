@@ -190,7 +190,7 @@ class Provider:
         settler = EscrowSettler(
             self.reader, sender, quarantine=Quarantine(journal), limits=SettlerLimits()
         )
-        settler.adopt(await sender.recover())
+        await settler.recover()
         watcher = ChannelWatcher(
             self.reader,
             self.ledger,

@@ -21,7 +21,8 @@ async def take_back(chain: Devnet, tx_hash: TxHash, *, longer_by: int = 1) -> No
     assert receipt is not None
     depth = await chain.rpc.block_number() - receipt.block_number + 1
     await chain.rpc.command("anvil_reorg", depth, [])
-    await chain.mine(longer_by)  # the longer chain wins
+    if longer_by:
+        await chain.mine(longer_by)
     assert await chain.rpc.receipt(tx_hash) is None
 
 
@@ -98,10 +99,10 @@ async def test_a_settle_that_is_taken_back_is_made_again_and_paid_once(
         state = await world.until(channel_id, settled=400)
         assert await world.paid() == before + 400
         depth = await chain.rpc.block_number() - state.fact_block + 1
-        await chain.rpc.command("anvil_reorg", depth, [])
-        assert await world.paid() == before
-        await chain.mine()
-        gone = await world.until(channel_id, settled=0)
+        async with chain.mining_paused():  # else it is made again before we have looked
+            await chain.rpc.command("anvil_reorg", depth, [])
+            assert await world.paid() == before
+            gone = await world.until(channel_id, settled=0)
         assert (gone.spent, gone.published) == (400, 400)
         await world.until(channel_id, settled=400)
     assert await world.paid() == before + 400
@@ -117,9 +118,10 @@ async def test_a_close_that_is_taken_back_is_made_again_and_paid_once(
     async with world.watching():
         closed = await world.until(channel_id, is_finalized=True)
         assert await world.paid() == before + 400
-        await take_back(chain, TxHash(closed.close_tx))
-        assert await world.paid() == before
-        await world.until(channel_id, is_finalized=False)
+        async with chain.mining_paused():
+            await take_back(chain, TxHash(closed.close_tx), longer_by=0)
+            assert await world.paid() == before
+            await world.until(channel_id, is_finalized=False)
         again = await world.until(channel_id, is_finalized=True)
     assert (again.settled, again.spent) == (400, 400)
     assert await world.paid() == before + 400
