@@ -1,8 +1,9 @@
 """A stream of server-sent events, paid for event by event (SSE-01 to SSE-07).
 
-A unit is held durably before its bytes leave, and counted once the server took them. When no
-more is held the stream says what voucher it waits for, once, and waits. It always ends with a
-receipt, unless nobody is there to read it.
+A unit is held durably and counted before its bytes leave: what was emitted is always charged, and
+at most the last event was charged and not emitted. When no more is held the stream says what
+voucher it waits for, once, and waits. It always ends with a receipt, unless nobody is there to
+read it.
 """
 
 import asyncio
@@ -157,9 +158,9 @@ class _Stream:
             frame, units = _read_chunk(chunk)
             if reservation.covered_units < units and not await self._is_covered(units):
                 return
-            await send({"type": "http.response.body", "body": frame, "more_body": True})
-            if units:
+            if units:  # before the bytes leave: a send cut short may have let them go
                 reservation.take(units)
+            await send({"type": "http.response.body", "body": frame, "more_body": True})
 
     async def _is_covered(self, units: int) -> bool:
         """Whether the units are held, after waiting for a voucher if need be (SSE-03)."""

@@ -168,8 +168,12 @@ async def test_a_client_that_leaves_pays_for_what_was_emitted(tmp_path: Path) ->
         assert (state.spent, state.reserved, state.available) == (3 * PRICE, 0, 5 * PRICE)
 
 
-async def test_a_slow_reader_is_not_charged_ahead(tmp_path: Path) -> None:
-    """F-56: a unit counts once the transport took it."""
+async def test_a_slow_reader_is_charged_one_event_ahead_at_most(tmp_path: Path) -> None:
+    """F-56, F-42: an event counts before its bytes leave, so that none leaves uncharged.
+
+    The one whose sending was cut short is charged, whether its bytes went or not; those behind
+    it are not.
+    """
     async with open_desk(tmp_path) as desk:
         tokens = Tokens("a")
         visit = await started(desk, gate_of(desk, tokens), 8 * PRICE)
@@ -180,7 +184,7 @@ async def test_a_slow_reader_is_not_charged_ahead(tmp_path: Path) -> None:
         await asyncio.sleep(0.05)
         visit.leave()
         await visit.task
-        assert (await desk.books()).spent == PRICE
+        assert (await desk.books()).spent == 2 * PRICE
 
 
 async def test_text_cannot_forge_a_control_event(tmp_path: Path) -> None:
