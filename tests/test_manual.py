@@ -3,10 +3,11 @@
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 import channel.errors
 from channel.client.decisions import Tried, decide
@@ -54,11 +55,22 @@ def test_every_command_and_option_explains_itself() -> None:
     text = "".join(page.read_text() for page in [ROOT / "README.md", *ROOT.glob("docs/*.md")])
     program = typer.main.get_command(APP)
     assert isinstance(program, TyperGroup)
-    for name, command in program.commands.items():
+    for name, command in commands_of(program):
         assert command.help, name
         assert f"mpp-session {name}" in text or f"scripts/{name}" in text, name
         for parameter in command.params:
             assert getattr(parameter, "help", None), (name, parameter.name)
+
+
+def commands_of(group: TyperGroup) -> Iterator[tuple[str, TyperCommand]]:
+    """Every command by what is typed for it, those of groups included."""
+    for name, command in group.commands.items():
+        if isinstance(command, TyperGroup):
+            for inner, its_command in commands_of(command):
+                yield f"{name} {inner}", its_command
+        else:
+            assert isinstance(command, TyperCommand)
+            yield name, command
 
 
 def test_every_link_of_the_manual_leads_somewhere() -> None:

@@ -305,6 +305,7 @@ class Engine:
         self._require_rate(verified, state)
         if state.close_tx:
             return Outcome(state=state, tx_hash=TxHash(state.close_tx))
+        await self._facts.require_fresh(paid.key)  # what was settled meanwhile is public
         require_consent(state, verified.cumulative_amount)
         if verified.cumulative_amount > state.deposit:
             state = await self._facts.refresh(paid.key)

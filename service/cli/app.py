@@ -10,7 +10,7 @@ from typing import Final
 import typer
 
 from channel.errors import ConfigError, MppSessionError
-from service.cli import channels, demo, devnet, gateway, pay, settle, status, withdraw
+from service.cli import channels, demo, devnet, gateway, ledger, pay, settle, status, withdraw
 from service.cli.output import REPORT, print_error
 
 __all__ = ["APP", "main"]
@@ -26,6 +26,7 @@ APP: Final = typer.Typer(
 )
 for _group in (demo, devnet, gateway, settle, pay, channels, status, withdraw):
     APP.command(_group.NAME)(_group.command)
+APP.add_typer(ledger.APP, name=ledger.NAME)
 
 
 def main() -> None:

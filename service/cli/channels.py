@@ -8,18 +8,16 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from channel.errors import ConfigError
 from channel.ledger.interface import Ledger
 from channel.ledger.url import open_ledger
 from channel.state.channel_state import ChannelState
+from service.cli.ledger import find_ledger
 from service.cli.output import OUT, print_json
-from service.config import load_values
 
 __all__ = ["NAME", "command"]
 
 NAME: Final = "channels"
 
-_SQLITE: Final = "sqlite:///"
 _AMOUNTS: Final = ("deposit", "accepted", "spent", "reserved", "settled", "at_risk", "exposure")
 
 
@@ -41,12 +39,7 @@ def command(
     mpp-session channels --config gateway.toml
     mpp-session channels --ledger sqlite:////var/lib/mpp-session/ledger.db --json
     """  # noqa: D301 -- \b keeps the examples' lines apart
-    flags = {"ledger.url": ledger} if ledger is not None else {}
-    url = str(load_values(config, flags=flags).get("ledger.url", ""))
-    if not url:
-        raise ConfigError("missing: `ledger.url` (give --ledger or --config)")
-    if url.startswith(_SQLITE) and not Path(url.removeprefix(_SQLITE)).is_file():
-        raise ConfigError(f"there is no ledger at {url}")  # opening it would make one
+    url = find_ledger(config, ledger)
     rows = [_row(state) for state in asyncio.run(_read(url, open_only=not all_))]
     rows.sort(key=lambda row: row["at_risk"], reverse=True)
     if as_json:

@@ -5,9 +5,15 @@ import re
 import pytest
 
 from service.cli.app import APP
+from service.cli.ledger import APP as LEDGER
 from tests.service.cli.conftest import Run
 
 COMMANDS = sorted(info.name or "" for info in APP.registered_commands)
+GROUPED = [
+    f"ledger {info.name or info.callback.__name__}"
+    for info in LEDGER.registered_commands
+    if info.callback
+]
 
 
 def test_the_commands_are_those_of_the_manual(run: Run) -> None:
@@ -23,12 +29,13 @@ def test_the_commands_are_those_of_the_manual(run: Run) -> None:
     ]
     shown = run("--help")
     assert shown.returncode == 0
-    assert all(re.search(rf"(?m)^  {name} ", shown.stdout) for name in COMMANDS)
+    assert all(re.search(rf"(?m)^  {name} ", shown.stdout) for name in [*COMMANDS, "ledger"])
+    assert sorted(GROUPED) == [f"ledger {name}" for name in ("check", "export", "import", "repair")]
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", [*COMMANDS, *GROUPED])
 def test_help_teaches_by_example(run: Run, name: str) -> None:
-    shown = run(name, "--help")
+    shown = run(*name.split(), "--help")
     assert shown.returncode == 0
     assert re.search(rf"(?m)^  (mpp-session {name}|scripts/{name})", shown.stdout)
     undescribed = re.findall(r"(?m)^  (--[\w-]+)(?: <\w+>)?\s*$", shown.stdout)
@@ -44,6 +51,9 @@ REFUSED = [
     (["channels"], 2, "missing: `ledger.url`"),
     (["channels", "--ledger", "sqlite:///none.db"], 2, "there is no ledger"),
     (["channels", "--ledger", "sqlite:///:memory:"], 2, "ledger"),
+    (["ledger", "check"], 2, "missing: `ledger.url`"),
+    (["ledger", "check", "--ledger", "sqlite:///none.db"], 2, "there is no ledger"),
+    (["ledger", "import", "none.jsonl", "--ledger", "sqlite:///new.db"], 1, "none.jsonl"),
     (["pay", "http://127.0.0.1:9"], 1, "--prompt or --json-body"),
     (["pay", "http://127.0.0.1:9", "--prompt", "x"], 1, "give --devnet"),
     (["pay", "http://127.0.0.1:9", "--prompt", "x", "--devnet", "none.json"], 1, "devnet"),

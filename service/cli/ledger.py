@@ -1,0 +1,261 @@
+"""`mpp-session ledger`: check the books, repair a channel, carry channels from one to another."""
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Annotated, Any, BinaryIO, Final, TypeVar
+
+import typer
+from rich.text import Text
+
+from channel.errors import ConfigError
+from channel.ledger import maintenance
+from channel.ledger.interface import Ledger
+from channel.ledger.url import open_ledger
+from channel.state.channel_state import ChannelState
+from service.cli.output import OUT, REPORT, print_json
+from service.config import load_values
+from service.errors import CommandError
+
+__all__ = ["APP", "NAME", "find_ledger"]
+
+NAME: Final = "ledger"
+APP: Final = typer.Typer(
+    help="Check, repair, export and import the books.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    add_completion=False,
+)
+
+_SQLITE: Final = "sqlite:///"
+_Answer = TypeVar("_Answer")
+
+Config = Annotated[Path | None, typer.Option("--config", "-c", help="The gateway's settings.")]
+Url = Annotated[str | None, typer.Option("--ledger", help="URL of the books, instead.")]
+AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
+
+
+def find_ledger(config: Path | None, url: str | None, *, may_be_new: bool = False) -> str:
+    """Return the URL of the books that a command is about.
+
+    Raises:
+        ConfigError: None is given, or there are none yet and they may not be made.
+    """
+    flags = {"ledger.url": url} if url is not None else {}
+    found = str(load_values(config, flags=flags).get("ledger.url", ""))
+    if not found:
+        raise ConfigError("missing: `ledger.url` (give --ledger or --config)")
+    is_missing = found.startswith(_SQLITE) and not Path(found.removeprefix(_SQLITE)).is_file()
+    if is_missing and not may_be_new:
+        raise ConfigError(f"there is no ledger at {found}")  # opening it would make one
+    return found
+
+
+@APP.command()
+def check(*, config: Config = None, ledger: Url = None, as_json: AsJson = False) -> None:
+    """Read every row; say what is wrong, and which channels are stopped.
+
+    A channel is stopped when books and chain disagree: settled above accepted (an old backup),
+    or a deposit below accepted (a reorg). Exit code 0: all is well; 1: something is not. The
+    gateway may be running.
+
+    \b
+    mpp-session ledger check --config gateway.toml
+    mpp-session ledger check --ledger postgresql://db/payments --json
+    """  # noqa: D301 -- \b keeps the examples' lines apart
+    faults, stopped = _run(find_ledger(config, ledger), _check)
+    rows = [_stopped_row(state) for state in stopped]
+    if as_json:
+        print_json({"faults": faults, "stopped": rows})
+    else:
+        for fault in faults:
+            OUT.print(Text(fault))
+        for row in rows:
+            OUT.print(Text(f"channel 0x{row['channel_id'].hex()} is stopped: {row['reason']}"))
+        if not faults and not rows:
+            OUT.print("all is well")
+    if faults or rows:
+        raise typer.Exit(1)
+
+
+@APP.command()
+def repair(
+    channel_id: Annotated[str, typer.Argument(help="Id of the channel, 0x and 64 digits.")],
+    *,
+    accepted: Annotated[
+        int | None, typer.Option(help="Raise `accepted` to this; to `settled` if not given.")
+    ] = None,
+    spent: Annotated[
+        int | None, typer.Option(help="Raise `spent` to this; to `settled` if not given.")
+    ] = None,
+    config: Config = None,
+    ledger: Url = None,
+    as_json: AsJson = False,
+) -> None:
+    """Raise what books older than the chain say of a channel, so that it goes on.
+
+    Without amounts both become what the chain has settled: the least that is surely true. Give
+    more if you know more, from the payer's receipts or a log. Nothing is ever lowered, and what
+    cannot be true (spent + reserved <= accepted <= deposit) is refused. Amounts are base units.
+
+    \b
+    mpp-session ledger repair 0x5f3c... --config gateway.toml
+    mpp-session ledger repair 0x5f3c... --accepted 90000 --spent 88000 -c gateway.toml
+    """  # noqa: D301 -- \b keeps the examples' lines apart
+
+    async def work(books: Ledger) -> ChannelState:
+        state = await _find(books, channel_id)
+        return await maintenance.repair(
+            books,
+            state.key,
+            accepted=state.settled if accepted is None else accepted,
+            spent=state.settled if spent is None else spent,
+        )
+
+    state = _run(find_ledger(config, ledger), work)
+    amounts = {"accepted": state.accepted, "spent": state.spent, "settled": state.settled}
+    if as_json:
+        shown = {name: str(amount) for name, amount in amounts.items()}
+        print_json({"channel_id": state.key.channel_id, "stopped": state.is_stopped, **shown})
+        return
+    said = ", ".join(f"{name} {amount:,}" for name, amount in amounts.items())
+    OUT.print(Text(f"channel 0x{state.key.channel_id.hex()}: {said}"))
+    if state.is_stopped:
+        OUT.print("it is still stopped")
+
+
+@APP.command()
+def export(
+    *,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="A new file; standard output if none.")
+    ] = None,
+    config: Config = None,
+    ledger: Url = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write every channel as a line of JSON: terms, amounts, and the vouchers to settle with.
+
+    Whoever holds it can collect in the payee's name: keep it like a key. The file is made for
+    its owner alone. Idempotency keys are not in it: for a full backup use the database's own
+    means. `--json` reports the count as JSON, where the lines go to a file.
+
+    \b
+    mpp-session ledger export --config gateway.toml --output channels.jsonl
+    """  # noqa: D301 -- \b keeps the examples' lines apart
+    url = find_ledger(config, ledger)
+    if output is None:
+        _run(url, lambda books: _export(books, sys.stdout.buffer))
+        return
+    try:
+        fd = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except OSError as error:
+        raise CommandError(f"{output} cannot be written: {error.strerror}") from None
+    with os.fdopen(fd, "wb") as file:
+        count = _run(url, lambda books: _export(books, file))
+        file.flush()
+        os.fsync(file.fileno())
+    _report(count, "exported", as_json=as_json)
+
+
+@APP.command(name="import")
+def import_(
+    source: Annotated[Path, typer.Argument(help="What `export` wrote; - for standard input.")],
+    *,
+    config: Config = None,
+    ledger: Url = None,
+    as_json: AsJson = False,
+) -> None:
+    """Take over the channels of an export that these books do not know.
+
+    One that is known is left as it is: books are newer than any export. Lines before one that
+    cannot be read are taken over; run it again with the rest mended.
+
+    \b
+    mpp-session ledger import channels.jsonl --ledger postgresql://db/payments
+    """  # noqa: D301 -- \b keeps the examples' lines apart
+    url = find_ledger(config, ledger, may_be_new=True)
+    if str(source) == "-":
+        count = _run(url, lambda books: _import(books, sys.stdin.buffer))
+    else:
+        try:
+            file = source.open("rb")
+        except OSError as error:
+            raise CommandError(f"{source} cannot be read: {error.strerror}") from None
+        with file:
+            count = _run(url, lambda books: _import(books, file))
+    _report(count, "read", as_json=as_json)
+
+
+def _run(url: str, work: Callable[[Ledger], Awaitable[_Answer]]) -> _Answer:
+    async def run() -> _Answer:
+        books = await open_ledger(url, exclusive=False)
+        try:
+            return await work(books)
+        finally:
+            await books.close()
+
+    return asyncio.run(run())
+
+
+async def _check(books: Ledger) -> tuple[list[str], list[ChannelState]]:
+    faults = await maintenance.check(books)
+    if faults:
+        return faults, []  # a row that cannot be true cannot be read as a channel
+    return faults, [state async for state in _channels(books) if state.is_stopped]
+
+
+async def _channels(books: Ledger) -> AsyncIterator[ChannelState]:
+    after = None
+    while page := await books.list_channels(after=after):
+        for state in page:
+            yield state
+        after = page[-1].key
+
+
+async def _find(books: Ledger, channel_id: str) -> ChannelState:
+    try:
+        wanted = bytes.fromhex(channel_id.removeprefix("0x"))
+    except ValueError:
+        raise ConfigError(f"{channel_id} is no channel id: 0x and 64 hexadecimal digits") from None
+    found = [state async for state in _channels(books) if state.key.channel_id == wanted]
+    if len(found) != 1:  # the id follows from chain and escrow too: it is never there twice
+        raise CommandError(f"channel {channel_id} is not in these books")
+    return found[0]
+
+
+async def _export(books: Ledger, file: BinaryIO) -> int:
+    count = 0
+    async for line in maintenance.export_channels(books):
+        file.write(line)
+        count += 1
+    file.flush()
+    return count
+
+
+async def _import(books: Ledger, file: BinaryIO) -> int:
+    async def lines() -> AsyncIterator[bytes]:
+        while line := await asyncio.to_thread(file.readline):
+            yield line
+
+    return await maintenance.import_channels(books, lines())
+
+
+def _stopped_row(state: ChannelState) -> dict[str, Any]:
+    if state.settled > state.accepted:
+        reason = (
+            f"settled {state.settled} is above accepted {state.accepted}: these books are older "
+            "than the chain; repair it"
+        )
+    else:
+        reason = f"the deposit {state.deposit} is below accepted {state.accepted}: wait, or close"
+    return {"channel_id": state.key.channel_id, "reason": reason}
+
+
+def _report(count: int, what: str, *, as_json: bool) -> None:
+    if as_json:
+        print_json({"channels": count})
+    else:
+        REPORT.print(Text(f"{count} channels {what}"))
