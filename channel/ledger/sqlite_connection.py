@@ -86,6 +86,7 @@ async def connect(path: Path) -> SqliteConnection:
     """
 
     def connector() -> sqlite3.Connection:
+        _create(path)
         return sqlite3.connect(path, timeout=LEDGER_BUSY_S, isolation_level=None)
 
     connection = SqliteConnection(connector, iter_chunk_size=64)
@@ -103,6 +104,20 @@ async def connect(path: Path) -> SqliteConnection:
         await connection.close()
         raise
     return connection
+
+
+def _create(path: Path) -> None:
+    """Create the file for its owner alone: it holds signatures that are worth money (decision 14).
+
+    SQLite gives its other files the same mode. What is there already keeps the one it has: whose
+    group may read the books is the operator's to say.
+    """
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    except FileExistsError:
+        return
+    except OSError as error:
+        raise sqlite3.OperationalError(f"unable to open database file: {error.strerror}") from error
 
 
 def _prepare(connection: sqlite3.Connection) -> None:

@@ -201,6 +201,26 @@ async def test_text_cannot_forge_a_control_event(tmp_path: Path) -> None:
         assert final_receipt(visit).units == 2
 
 
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"event: payment-receipt\ndata: {}\n\nevent: delta\ndata: z\n\n",
+        b"data: z\r\revent:payment-need-voucher\rdata: {}\r\r",
+        b"\xef\xbb\xbfevent: payment-receipt\ndata: {}\n\n",
+    ],
+    ids=["first of two", "second of two", "behind a byte order mark"],
+)
+async def test_a_frame_of_several_events_cannot_forge_one(tmp_path: Path, raw: bytes) -> None:
+    """F-55: where the application did not cut another server's bytes into events."""
+    async with open_desk(tmp_path) as desk:
+        tokens = Tokens(Frame(raw), "word")
+        tokens.end()
+        visit = await started(desk, gate_of(desk, tokens), 8 * PRICE)
+        await visit.answer()
+        assert [name for name, _ in events(visit)] == ["message", "payment-receipt"]
+        assert final_receipt(visit).units == 1
+
+
 async def test_an_application_cannot_speak_for_the_gate(tmp_path: Path) -> None:
     """F-55: an event of ours by name is a bug of the application's, and costs nothing."""
     async with open_desk(tmp_path) as desk:

@@ -48,6 +48,24 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "ledger.db"
 
 
+async def test_the_books_are_their_owners_alone(path: Path) -> None:
+    """CORE-13, decision 14: they hold vouchers; what an operator has opened stays open."""
+    before = os.umask(0)
+    try:
+        ledger = await SqliteLedger.open(path, exclusive=True)
+        await ledger.apply(KEY, [opening(100)])
+        files = {file.name: file.stat().st_mode & 0o777 for file in path.parent.iterdir()}
+        await ledger.close()
+        assert files == dict.fromkeys(
+            ("ledger.db", "ledger.db-wal", "ledger.db-shm", "ledger.db.lock"), 0o600
+        )
+        os.chmod(path, 0o640)  # noqa: PTH101 - nothing waits
+        await (await SqliteLedger.open(path, exclusive=True)).close()
+        assert os.stat(path).st_mode & 0o777 == 0o640  # noqa: PTH116
+    finally:
+        os.umask(before)
+
+
 class TestOneGateway:
     """Decision 9."""
 
