@@ -33,23 +33,29 @@ GROUPS: Final[dict[str, Group]] = {
     "flood": bench_gate.flood_rows,
     "stream": bench_gate.stream_rows,
 }
+COLUMNS: Final = ("what", "median", "min", "max", "unit", "ratio", "goal", "besides")
+TEXTS: Final = {"what", "unit", "besides"}
 
 
 def main() -> None:
     """Run the groups asked for, and print what they measured."""
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--quick", action="store_true", help="fewer repeats, no peers")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print JSON")
+    form.add_argument(
+        "--markdown", action="store_true", help="print the table of docs/performance.md"
+    )
+    parser.add_argument("--quick", action="store_true", help="fewer repeats")
     parser.add_argument("--only", metavar="WORD", default="", help="only groups named like this")
     options = parser.parse_args()
-    chosen = [
-        name for name in GROUPS if options.only in name and not (options.quick and name == "peers")
-    ]
+    chosen = [name for name in GROUPS if options.only in name]
     if not chosen:
         parser.error(f"no group is named like {options.only!r}: {', '.join(GROUPS)}")
     rows = asyncio.run(_measure(chosen, is_quick=options.quick))
     if options.json:
         print(json.dumps({"rows": [row.as_json() for row in rows]}, indent=2))
+    elif options.markdown:
+        _print_markdown(rows)
     else:
         _print_table(rows)
 
@@ -66,10 +72,17 @@ async def _measure(chosen: list[str], *, is_quick: bool) -> list[Row]:
     return found
 
 
+def _print_markdown(rows: list[Row]) -> None:
+    print("|", " | ".join(COLUMNS), "|")
+    print("|", " | ".join("---" if column in TEXTS else "---:" for column in COLUMNS), "|")
+    for row in rows:
+        print("|", " | ".join(row.as_cells()), "|")
+
+
 def _print_table(rows: list[Row]) -> None:
     table = Table()
-    for column in ("what", "median", "min", "max", "unit", "ratio", "goal", "besides"):
-        is_text = column in {"what", "unit", "besides"}
+    for column in COLUMNS:
+        is_text = column in TEXTS
         table.add_column(
             column, justify="left" if is_text else "right", no_wrap=column != "besides"
         )

@@ -207,6 +207,7 @@ class _Exchange:
     async def _run_handler(self, own: Priced, meter: Meter, answer: Answer) -> None:
         if own.route.metered:
             self._scope[METER] = meter
+        self._body.begin_handling()
         try:
             await self._gate.app(self._scope, self._body.receive, answer.send)
         except ProblemError as error:

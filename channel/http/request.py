@@ -40,7 +40,8 @@ _OURS = frozenset(
     )
 )
 # A handler this quick is answered without asking whether its client is still there: a client
-# that left meanwhile could as well have left with the answer on its way.
+# that left meanwhile could as well have left with the answer on its way. Asking costs a turn of
+# the loop and a timer, a tenth of all that a paid request costs.
 _QUICK_S = 0.01
 
 Fields: TypeAlias = Mapping[bytes, Sequence[str]]
@@ -122,7 +123,11 @@ class RequestBody:
         self._receive = receive
         self._ahead: deque[Message] = deque()
         self._is_gone = False
-        self._began_at = asyncio.get_running_loop().time()
+        self._handled_since = 0.0
+
+    def begin_handling(self) -> None:
+        """Note that the handler runs from now on."""
+        self._handled_since = asyncio.get_running_loop().time()
 
     async def receive(self) -> Message:
         """Return the next message, as ASGI's `receive`."""
@@ -164,7 +169,7 @@ class RequestBody:
         Raises:
             ClientGoneError: It has left.
         """
-        if asyncio.get_running_loop().time() - self._began_at < _QUICK_S:
+        if asyncio.get_running_loop().time() - self._handled_since < _QUICK_S:
             return
         with suppress(TimeoutError):
             while not self._is_gone and not (self._ahead and self._ahead[-1].get("more_body")):
