@@ -51,7 +51,7 @@ class Parts(msgspec.Struct, frozen=True):
     settler: SettlerChild | None
     """The settler, when it was started here."""
     is_first: bool = True
-    """Whether this process does what one of several workers must do: sweep, keep the settler."""
+    """Whether this process does what one of several workers must do: end what expired, prune."""
 
     def background(self) -> Mapping[str, Coroutine[Any, Any, None]]:
         """Return the tasks that must run as long as the gateway serves, by name.
@@ -76,8 +76,8 @@ class Parts(msgspec.Struct, frozen=True):
 async def build_parts(config: ProviderConfig, *, is_first: bool = True) -> AsyncIterator[Parts]:
     """Build, check and connect; on leaving, finish what must be finished and close.
 
-    Of several workers that share the books, one is the first: it starts the settler, and ends
-    what expired, for all. Every one watches the chain to serve by it; none of them has a key.
+    Of several workers that share the books, one is the first: it ends what expired for all.
+    Every one watches the chain to serve by it; none of them has a key.
 
     Raises:
         ConfigError: A check failed; nothing was served.
@@ -88,7 +88,7 @@ async def build_parts(config: ProviderConfig, *, is_first: bool = True) -> Async
         ledger = await open_ledger(config.ledger.url, exclusive=True)
         open_.push_async_callback(ledger.close)
         child = None
-        if config.settlement.start and is_first:
+        if config.settlement.start:
             child = await open_.enter_async_context(start_settler(config))
         rpc = await open_.enter_async_context(
             await Rpc.connect(

@@ -1,27 +1,31 @@
 """Several gateway processes on one listening socket (decision 9).
 
-The parent binds the socket, gives each worker the settings by a pipe, and sells nothing itself. The
-first worker that is ready opens it to clients; a connection that waits in its queue is taken by
-whichever worker lives. A worker that was
-killed is started again; one that ends by itself has found something wrong, and ends all. The pipe
-ends with the parent, kill -9 included, and the workers with it.
+The parent binds the socket, starts the settler, gives each worker the settings but no key by a
+pipe, and sells nothing itself. The first worker that is ready opens the socket to clients; a
+connection that waits in its queue is taken by whichever worker lives. A worker that was killed is
+started again; one that ends by itself has found something wrong, and ends all. The pipe ends with
+the parent, kill -9 included, and the workers with it.
 """
 
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any, Final
 
 import msgspec
+from msgspec.structs import replace
 
 from channel.errors import ConfigError
+from service.config import ENVIRONMENT_PREFIX
 from service.errors import CommandError
 from service.gateway.sockets import bind, listening_url
 from service.settings import Config, Secret
+from service.settler_child import start_settler
 
 __all__ = ["Report", "Task", "read_task", "run_workers"]
 
@@ -64,24 +68,45 @@ async def run_workers(
         ConfigError: A worker refused the settings; nothing was served.
         CommandError: The port is taken, or a worker ended by itself.
     """
-    with bind(config.listen) as listener:
-        async with contextlib.AsyncExitStack() as open_:
-            workers = [
-                await open_.enter_async_context(_Worker(config, number, listener).running())
-                for number in range(config.listen.workers)
-            ]
-            await asyncio.gather(*[worker.until_serving() for worker in workers])
-            announce(listening_url(listener))
-            await _watch(workers, stopping)
+    async with contextlib.AsyncExitStack() as open_:
+        listener = open_.enter_context(bind(config.listen))
+        settler = None
+        if config.settlement.start:
+            settler = await open_.enter_async_context(start_settler(config))
+        told = _without_keys(config)
+        workers = [
+            await open_.enter_async_context(_Worker(told, number, listener).running())
+            for number in range(config.listen.workers)
+        ]
+        await asyncio.gather(
+            *[worker.until_serving() for worker in workers],
+            *([] if settler is None else [settler.ready()]),
+        )
+        announce(listening_url(listener))
+        kept = [worker.keep() for worker in workers]
+        await _watch(kept if settler is None else [*kept, settler.run()], stopping)
 
 
-async def _watch(workers: "list[_Worker]", stopping: asyncio.Event) -> None:
+def _without_keys(config: Config) -> Config:
+    """Return the settings for what only serves: the settler is ours (decision 14)."""
+    payee = replace(
+        config.payee,
+        keystore_file=None,
+        password_file=None,
+        key=None,
+        signer_url=None,
+        signer_token=None,
+    )
+    return replace(config, payee=payee, settlement=replace(config.settlement, start=False))
+
+
+async def _watch(keeping: Sequence[Coroutine[Any, Any, None]], stopping: asyncio.Event) -> None:
     """Wait for the end; the first worker that ends by itself brings it about.
 
     Raises:
         CommandError: One did.
     """
-    kept = [asyncio.create_task(worker.keep()) for worker in workers]
+    kept = [asyncio.create_task(work) for work in keeping]
     stopped = asyncio.create_task(stopping.wait())
     try:
         await asyncio.wait({stopped, *kept}, return_when=asyncio.FIRST_COMPLETED)
@@ -178,6 +203,7 @@ class _Worker:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             pass_fds=(fd,),
+            env={k: v for k, v in os.environ.items() if not k.startswith(ENVIRONMENT_PREFIX)},
             process_group=0,  # a terminal's Ctrl-C is for the parent, which ends them in order
         )
         if process.stdin is not None:

@@ -22,6 +22,7 @@ class Customer:
     """One channel, and connections to whichever gateway a call names."""
 
     def __init__(self, chain: Devnet, client: httpx.AsyncClient) -> None:
+        self.chain = chain
         self.payer = Payer(chain)
         self.client = client
         self._source = (chain.values.chain_id, self.payer.address)

@@ -31,9 +31,18 @@ def gateway_command() -> list[str]:
 
 
 def gateway_variables(
-    values: DevnetValues, upstream: str, ledger: Path, port: int, *, step_units: int
+    values: DevnetValues,
+    upstream: str,
+    ledger: Path,
+    port: int,
+    *,
+    step_units: int,
+    settles: bool = True,
 ) -> dict[str, str]:
-    """The environment of a gateway whose books and address outlive its process."""
+    """The environment of a gateway whose books and address outlive its process.
+
+    Unless it `settles`, its settler is started elsewhere, or not at all.
+    """
     payee = values.accounts["payee"]
     settings = {
         "UPSTREAM_URL": upstream,
@@ -50,6 +59,7 @@ def gateway_variables(
         "PAYEE_KEY": "0x" + payee.private_key.hex(),
         "LEDGER_URL": f"sqlite:///{ledger}",
         "LISTEN_PORT": str(port),
+        "SETTLEMENT_START": str(settles).lower(),
     }
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("MPP_SESSION_")}
     ours = {f"MPP_SESSION_{name}": value for name, value in settings.items()}

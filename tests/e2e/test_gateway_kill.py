@@ -57,6 +57,17 @@ async def stream_and_kill(
     return received
 
 
+@contextlib.asynccontextmanager
+async def settling(forge: Forge, variables: dict[str, str], log: Path) -> AsyncIterator[None]:
+    """A settler beside the gateway, that outlives it."""
+    process = forge.start(["settle"], variables, log)
+    try:
+        yield
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert await process.wait() == 0
+
+
 async def list_books(url: str) -> list[ChannelState]:
     """All channels, as they are on disk."""
     books = await open_ledger(url, exclusive=False)
@@ -85,12 +96,15 @@ async def test_killed_twenty_times_in_mid_stream_the_same_channel_goes_on(
     values, ledger = devnet.values, tmp_path / "ledger.db"
     async with model_server() as model:
         model.words, model.delay_s = [f"{number} " for number in range(400)], 0.002
-        variables = gateway_variables(values, model.url, ledger, free_port(), step_units=STEP_UNITS)
+        variables = gateway_variables(
+            values, model.url, ledger, free_port(), step_units=STEP_UNITS, settles=False
+        )
         gateway = GatewayProcess(
             gateway_command(), variables, tmp_path / "gateway.log", forge=forge
         )
         url = f"{gateway.url}/v1/chat/completions"
         async with (
+            settling(forge, variables, tmp_path / "settler.log"),
             gateway.running(),
             open_client(
                 rpc_url=values.rpc_url,
@@ -168,7 +182,12 @@ async def crowd(
         gateways = []
         for number in range(count):
             variables = gateway_variables(
-                devnet.values, model.url, tmp_path / "unused", free_port(), step_units=STEP_UNITS
+                devnet.values,
+                model.url,
+                tmp_path / "unused",
+                free_port(),
+                step_units=STEP_UNITS,
+                settles=False,
             )
             ours = {"LEDGER_URL": url, "PAYMENT_RESERVATION_LEASE_S": "5"}
             variables |= {f"MPP_SESSION_{name}": value for name, value in ours.items()}
@@ -230,7 +249,7 @@ async def test_what_became_of_a_request_that_died_with_its_gateway_is_unknown_an
     ledger = tmp_path / "ledger.db"
     async with model_server() as model, httpx.AsyncClient(timeout=20, trust_env=False) as client:
         variables = gateway_variables(
-            devnet.values, model.url, ledger, free_port(), step_units=STEP_UNITS
+            devnet.values, model.url, ledger, free_port(), step_units=STEP_UNITS, settles=False
         )
         gateway = GatewayProcess(
             gateway_command(), variables, tmp_path / "gateway.log", forge=forge

@@ -139,7 +139,9 @@ async def test_channels_are_carried_from_one_ledger_to_another(
     (tmp_path / "target").mkdir()
     target = Commands(forge, tmp_path / "target", other_books)
     async with model_server() as model, httpx.AsyncClient(timeout=30, trust_env=False) as client:
-        variables = gateway_variables(devnet.values, model.url, path, free_port(), step_units=8)
+        variables = gateway_variables(
+            devnet.values, model.url, path, free_port(), step_units=8, settles=False
+        )
         log = tmp_path / "gateway.log"
         gateway = GatewayProcess(gateway_command(), variables, log, forge=forge)
         customer = Customer(chain, client)

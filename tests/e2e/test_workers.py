@@ -22,6 +22,7 @@ from channel.wire.receipt import parse_receipt_json
 from settlement.devnet import Devnet
 from tests.e2e.customers import Customer, Events
 from tests.e2e.gateways import PRICE, GatewayProcess, free_port, gateway_command, gateway_variables
+from tests.e2e.warm import Forge
 from tests.postgres import _asyncpg_may_stat, postgres_server, postgres_url
 from tests.service.model_server import ModelServer, model_server
 
@@ -75,12 +76,24 @@ async def customer(chain: Devnet) -> AsyncIterator[Customer]:
 
 
 def build_gateway(
-    chain: Devnet, model: ModelServer, folder: Path, database: str, **changes: Any
+    chain: Devnet,
+    model: ModelServer,
+    folder: Path,
+    database: str,
+    *,
+    settles: bool = False,
+    forge: Forge | None = None,
+    **changes: Any,
 ) -> GatewayProcess:
     """A gateway on PostgreSQL that is not started yet."""
     name = f"gateway-{free_port()}"
     variables = gateway_variables(
-        chain.values, model.url, folder / "unused", free_port(), step_units=STEP_UNITS
+        chain.values,
+        model.url,
+        folder / "unused",
+        free_port(),
+        step_units=STEP_UNITS,
+        settles=settles,
     )
     ours = {
         "LEDGER_URL": database,
@@ -89,14 +102,15 @@ def build_gateway(
         **changes,
     }
     variables |= {f"MPP_SESSION_{name}": value for name, value in ours.items()}
-    return GatewayProcess(gateway_command(), variables, folder / f"{name}.log")
+    return GatewayProcess(gateway_command(), variables, folder / f"{name}.log", forge=forge)
 
 
 @pytest.fixture
 async def fleet(
-    chain: Devnet, model: ModelServer, customer: Customer, postgres_url: str, tmp_path: Path
+    model: ModelServer, customer: Customer, postgres_url: str, tmp_path: Path, forge: Forge
 ) -> AsyncIterator[Fleet]:
-    gateways = [build_gateway(chain, model, tmp_path, postgres_url) for _ in range(2)]
+    chain = customer.chain
+    gateways = [build_gateway(chain, model, tmp_path, postgres_url, forge=forge) for _ in range(2)]
     async with contextlib.AsyncExitStack() as open_:
         await asyncio.gather(*[open_.enter_async_context(one.running()) for one in gateways])
         one, other = gateways
@@ -199,12 +213,18 @@ class Workers(msgspec.Struct):
 async def workers(
     chain: Devnet, model: ModelServer, customer: Customer, postgres_url: str, tmp_path: Path
 ) -> AsyncIterator[Workers]:
-    gateway = build_gateway(chain, model, tmp_path, postgres_url, LISTEN_WORKERS="2")
+    gateway = build_gateway(chain, model, tmp_path, postgres_url, settles=True, LISTEN_WORKERS="2")
     async with gateway.running():
         running = Workers(gateway, customer)
         await running.processes(2)
         await customer.open(gateway.url, DEPOSIT)
         yield running
+
+
+def has_settings(process: int) -> bool:
+    """Whether a process can read a key of ours in its environment; Linux tells."""
+    environment = Path(f"/proc/{process}/environ")
+    return environment.exists() and b"MPP_SESSION_" in environment.read_bytes()
 
 
 async def until_gone(processes: list[int]) -> None:
@@ -219,7 +239,7 @@ async def until_gone(processes: list[int]) -> None:
 async def test_a_worker_that_is_killed_is_replaced_and_all_end_with_the_gateway(
     workers: Workers,
 ) -> None:
-    """The other one serves meanwhile; SIGTERM ends all with exit code 0."""
+    """F-104: the other one serves meanwhile, the settler goes on, and no worker has a key."""
     customer, url = workers.customer, workers.gateway.url
     first = await workers.processes(2)
     for number, process in enumerate(first, start=1):
@@ -227,6 +247,9 @@ async def test_a_worker_that_is_killed_is_replaced_and_all_end_with_the_gateway(
         answer = await customer.buy(url, 100 * number * PRICE)
         assert answer.status_code == 200, answer.text
         await workers.processes(2 + number)
+    assert not any(has_settings(process) for process in (await workers.processes(4))[2:])
+    closed = await customer.manage(url, customer.payer.closing(2 * 3 * PRICE))
+    assert closed.status_code == 200, closed.text
     assert await workers.gateway.end(signal.SIGTERM) == 0
     await until_gone(await workers.processes(4))
 
