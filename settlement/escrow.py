@@ -178,6 +178,24 @@ class EscrowReader:
         """Return the channel's `ChannelClosed` log, or None."""
         return await self._find_log(abi.CHANNEL_CLOSED_TOPIC, channel_id)
 
+    async def find_channels(
+        self, payee: Address, *, from_block: int, to_block: int
+    ) -> list[ChannelId]:
+        """Return every channel that was opened for a payee in a range of blocks, oldest first."""
+        topics = [abi.CHANNEL_OPENED_TOPIC, None, None, bytes(12) + payee]
+        found: list[ChannelId] = []
+        size = self._limits.log_blocks_max
+        for start in range(from_block, to_block + 1, size):
+            end = min(start + size - 1, to_block)
+            logs = await self.rpc.logs(self._escrow, topics, from_block=start, to_block=end)
+            found += [
+                opened.channel_id
+                for log in logs
+                if log.address == self._escrow
+                and isinstance(opened := abi.decode_log(log), OpenedLog)
+            ]
+        return found
+
     def own_logs(self, receipt: Receipt) -> list[abi.EscrowLog]:
         """Return what this escrow said in a transaction; look-alikes of others are left out."""
         own = [abi.decode_log(log) for log in receipt.logs if log.address == self._escrow]

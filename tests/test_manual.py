@@ -13,6 +13,7 @@ import channel.errors
 from channel.client.decisions import Tried, decide
 from channel.wire.problem import Problem
 from service.cli.app import APP
+from settlement.alarms import AlarmKind
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -71,6 +72,14 @@ def commands_of(group: TyperGroup) -> Iterator[tuple[str, TyperCommand]]:
         else:
             assert isinstance(command, TyperCommand)
             yield name, command
+
+
+def test_the_manual_says_what_to_do_about_each_alarm() -> None:
+    """docs/operating.md has a row for each, under the name that the log has."""
+    text = (ROOT / "docs" / "operating.md").read_text()
+    assert set(re.findall(r"(?m)^\| `([a-z-]+)` \| .+ \| .+ \|$", text)) == {
+        kind.value for kind in AlarmKind
+    }
 
 
 def test_every_link_of_the_manual_leads_somewhere() -> None:

@@ -10,7 +10,18 @@ from typing import Final
 import typer
 
 from channel.errors import ConfigError, MppSessionError
-from service.cli import channels, demo, devnet, gateway, ledger, pay, settle, status, withdraw
+from service.cli import (
+    channels,
+    demo,
+    devnet,
+    gateway,
+    ledger,
+    pay,
+    recover,
+    settle,
+    status,
+    withdraw,
+)
 from service.cli.output import REPORT, print_error
 
 __all__ = ["APP", "main"]
@@ -24,7 +35,7 @@ APP: Final = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _group in (demo, devnet, gateway, settle, pay, channels, status, withdraw):
+for _group in (demo, devnet, gateway, settle, pay, channels, status, withdraw, recover):
     APP.command(_group.NAME)(_group.command)
 APP.add_typer(ledger.APP, name=ledger.NAME)
 

@@ -14,7 +14,7 @@ from service.cli.output import OUT, print_json
 from service.config import load_watch_config
 from service.devnet_file import devnet_settings, read_devnet
 
-__all__ = ["NAME", "command"]
+__all__ = ["NAME", "command", "devnet_defaults"]
 
 NAME: Final = "status"
 
@@ -48,7 +48,7 @@ def command(
     settings, payee = load_watch_config(
         config,
         flags={"ledger.url": ledger} if ledger is not None else {},
-        defaults=_devnet_defaults(devnet) if devnet is not None else None,
+        defaults=devnet_defaults(devnet) if devnet is not None else None,
     )
     url = settings.ledger.url
     if url.startswith(_SQLITE) and not Path(url.removeprefix(_SQLITE)).is_file():
@@ -65,7 +65,8 @@ def _address(text: str) -> Any:
     return bytes.fromhex(text.removeprefix("0x"))
 
 
-def _devnet_defaults(path: Path) -> dict[str, Any]:
+def devnet_defaults(path: Path) -> dict[str, Any]:
+    """Return the settings of a gateway that was started with --devnet."""
     return {
         **devnet_settings(read_devnet(path)),
         "ledger.url": f"{_SQLITE}{path.resolve().with_suffix('.ledger.db')}",

@@ -23,6 +23,7 @@ def test_the_commands_are_those_of_the_manual(run: Run) -> None:
         "devnet",
         "gateway",
         "pay",
+        "recover",
         "settle",
         "status",
         "withdraw",

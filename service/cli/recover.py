@@ -1,0 +1,143 @@
+"""`mpp-session recover`: rebuild the books from an export and the chain."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from channel.errors import ConfigError
+from channel.types import address
+from service.cli.output import OUT, print_json
+from service.cli.status import devnet_defaults
+from service.config import load_watch_config
+from service.errors import CommandError
+
+if TYPE_CHECKING:
+    from service.recovery import Recovered
+    from service.settings import WatchConfig
+
+__all__ = ["NAME", "command"]
+
+NAME: Final = "recover"
+
+_UNCOLLECTABLE: Final = frozenset({"STOPPED", "MISSING", "GONE"})
+
+
+def command(
+    export: Annotated[
+        Path, typer.Argument(help="What `mpp-session ledger export` wrote; the newest there is.")
+    ],
+    *,
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="The gateway's settings.")
+    ] = None,
+    devnet: Annotated[
+        Path | None, typer.Option(help="Of a gateway that was started with --devnet.")
+    ] = None,
+    ledger: Annotated[str | None, typer.Option(help="URL of the new books, instead.")] = None,
+    from_block: Annotated[
+        int, typer.Option(help="Where to begin to look for channels in no export.")
+    ] = 0,
+    repair: Annotated[
+        bool,
+        typer.Option(
+            "--repair", help="Take for delivered what the chain shows as settled beyond the export."
+        ),
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Rebuild lost books from exported vouchers, and hold them against the chain.
+
+    Run it with the gateway and the settler stopped; then start both: the settler collects what the
+    vouchers cover. It may be run again, with an older export too: channels that the books know are
+    left as they are. Exit code 3 says that something cannot be collected, and which.
+
+    \b
+    mpp-session recover channels.jsonl --config gateway.toml
+    mpp-session recover channels.jsonl --config gateway.toml --from-block 18000000 --repair
+    """  # noqa: D301 -- \b keeps the examples' lines apart
+    if not export.is_file():
+        raise CommandError(f"{export} is not there")
+    settings, payee = load_watch_config(
+        config,
+        flags={"ledger.url": ledger} if ledger is not None else {},
+        defaults=devnet_defaults(devnet) if devnet is not None else None,
+    )
+    if from_block < 0:
+        raise ConfigError("--from-block is below 0")
+    found = asyncio.run(_recover(settings, payee, export, repairs=repair, from_block=from_block))
+    if as_json:
+        print_json([_row(each) for each in found])
+    else:
+        _print(found)
+    if any(each.verdict.name in _UNCOLLECTABLE for each in found):
+        raise typer.Exit(3)
+
+
+async def _recover(
+    settings: "WatchConfig", payee: str, export: Path, *, repairs: bool, from_block: int
+) -> "list[Recovered]":
+    from channel.ledger.url import open_ledger  # noqa: PLC0415 -- slow to import
+    from service.chain_watch import rpc_urls  # noqa: PLC0415
+    from service.recovery import recover_channels  # noqa: PLC0415
+    from settlement.escrow import EscrowReader  # noqa: PLC0415
+    from settlement.rpc import Rpc  # noqa: PLC0415
+
+    ledger = await open_ledger(settings.ledger.url, exclusive=True)
+    try:
+        async with await Rpc.connect(rpc_urls(settings.chain), chain_id=settings.chain.id) as rpc:
+            escrow = address(bytes.fromhex(settings.chain.escrow[2:]))
+            reader = EscrowReader(rpc, escrow)
+            await reader.require_deployment()
+            return await recover_channels(
+                ledger,
+                reader,
+                address(bytes.fromhex(payee[2:])),
+                _lines(export),
+                repairs=repairs,
+                from_block=from_block,
+            )
+    finally:
+        await ledger.close()
+
+
+async def _lines(path: Path) -> AsyncIterator[bytes]:
+    content = await asyncio.to_thread(path.read_bytes)
+    for line in content.splitlines():
+        if line.strip():
+            yield line
+
+
+def _row(each: "Recovered") -> dict[str, Any]:
+    return {
+        "channel_id": each.key.channel_id,
+        "payer": each.payer,
+        "verdict": each.verdict.name.lower(),
+        "deposit": str(each.deposit),
+        "settled": str(each.settled),
+        "spent": str(each.spent),
+        "claim": str(each.claim),
+        "close_requested_at": each.close_requested_at,
+    }
+
+
+def _print(found: "list[Recovered]") -> None:
+    if not found:
+        OUT.print("no channels")
+        return
+    table = Table(show_edge=False)
+    for name in ("channel", "payer", "verdict"):
+        table.add_column(name)
+    for name in ("deposit", "settled", "spent", "claim"):
+        table.add_column(name, justify="right")
+    for each in found:
+        ids = (f"0x{value.hex()[:12]}…" for value in (each.key.channel_id, each.payer))
+        amounts = (each.deposit, each.settled, each.spent, each.claim)
+        table.add_row(*ids, each.verdict.value, *(f"{amount:,}" for amount in amounts))
+    OUT.print(table)
+    claim = sum(each.claim for each in found)
+    OUT.print(Text(f"{len(found)} channels, {claim:,} base units to collect"))
