@@ -19,7 +19,7 @@ from service.cli.output import OUT, REPORT, print_json
 from service.config import load_values
 from service.errors import CommandError
 
-__all__ = ["APP", "NAME", "find_ledger"]
+__all__ = ["APP", "NAME", "check", "export", "find_ledger", "import_", "repair"]
 
 NAME: Final = "ledger"
 APP: Final = typer.Typer(
