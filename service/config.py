@@ -21,6 +21,7 @@ from service.settings import Config, ProviderConfig, Secret, SettlerConfig, Watc
 __all__ = [
     "ENVIRONMENT_PREFIX",
     "Setting",
+    "bare_environment",
     "list_settings",
     "load_config",
     "load_provider_config",
@@ -159,13 +160,18 @@ def load_settler_config(
     return _convert(_only(given, SettlerConfig), SettlerConfig)
 
 
+def bare_environment() -> dict[str, str]:
+    """Return this process's environment without our settings: what a worker starts with."""
+    return {k: v for k, v in os.environ.items() if not k.startswith(ENVIRONMENT_PREFIX)}
+
+
 def settler_environment(config: SettlerConfig) -> dict[str, str]:
     """Return the environment in which a settler reads exactly these settings.
 
     That of this process, with every variable of ours replaced. The secrets of challenges, and
     whatever else the settler has no use for, are left out.
     """
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(ENVIRONMENT_PREFIX)}
+    kept = bare_environment()
     for setting in list_settings().values():
         section, _, key = setting.name.partition(".")
         if section in SettlerConfig.__struct_fields__:

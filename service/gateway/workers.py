@@ -10,7 +10,6 @@ the parent, kill -9 included, and the workers with it.
 import asyncio
 import contextlib
 import logging
-import os
 import signal
 import socket
 import sys
@@ -21,7 +20,7 @@ import msgspec
 from msgspec.structs import replace
 
 from channel.errors import ConfigError
-from service.config import ENVIRONMENT_PREFIX
+from service.config import bare_environment
 from service.errors import CommandError
 from service.gateway.sockets import bind, listening_url
 from service.settings import Config, Secret
@@ -203,7 +202,7 @@ class _Worker:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             pass_fds=(fd,),
-            env={k: v for k, v in os.environ.items() if not k.startswith(ENVIRONMENT_PREFIX)},
+            env=bare_environment(),
             process_group=0,  # a terminal's Ctrl-C is for the parent, which ends them in order
         )
         if process.stdin is not None:
