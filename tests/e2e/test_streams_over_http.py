@@ -138,6 +138,23 @@ async def test_who_leaves_pays_for_what_was_sent_and_the_producer_ends(
     assert after.spent == books.spent + 5 * PRICE
 
 
+async def test_who_leaves_while_the_stream_waits_for_money_ends_it(
+    streamer: Provider, producer: Producer
+) -> None:
+    """SSE-03, SSE-07, F-56, F-60: within two seconds, not after the pause."""
+    headers = await authorize(streamer, 20 * PRICE)
+    async with streamer.client.stream("GET", f"{PATH}?count=100", headers=headers) as answer:
+        async for name, _ in read_events(answer):
+            if name == "payment-need-voucher":
+                break
+    async with asyncio.timeout(2):
+        await producer.closed.wait()
+    async with asyncio.timeout(2), streamer.ledger.watch(streamer.payer.key) as watch:
+        while (books := await streamer.books()) is None or books.reserved:
+            await watch.changed(0.1)
+    assert books.spent == 20 * PRICE
+
+
 async def test_who_does_not_read_is_not_charged_ahead(
     streamer: Provider, producer: Producer
 ) -> None:

@@ -8,6 +8,7 @@ import signal
 import statistics
 import time
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from channel.ledger.url import open_ledger
 from channel.state.channel_state import ChannelState
 from channel.wire.receipt import parse_receipt_json
 from settlement.devnet import Devnet
+from settlement.escrow import EscrowReader
 from tests.e2e.customers import Customer, Events
 from tests.e2e.gateways import PRICE, GatewayProcess, free_port, gateway_command, gateway_variables
 from tests.e2e.warm import Forge
@@ -261,3 +263,35 @@ async def test_workers_end_with_a_gateway_that_is_killed(workers: Workers) -> No
     await until_gone(processes)
     await workers.gateway.start()
     assert (await workers.customer.buy(workers.gateway.url, 100 * PRICE)).status_code == 200
+
+
+async def test_two_gateways_with_a_settler_each_close_every_channel_once(
+    model: ModelServer, customer: Customer, postgres_url: str, tmp_path: Path
+) -> None:
+    """F-110, F-74, F-40: one settles, the other stands by, whichever gateway is asked."""
+    build = partial(build_gateway, customer.chain, model, tmp_path, postgres_url, settles=True)
+    gateways = [build(), build()]
+    others = [Customer(customer.chain, customer.client) for _ in range(3)]
+    customers = [customer, *others]
+    async with contextlib.AsyncExitStack() as open_:
+        await asyncio.gather(*[open_.enter_async_context(one.running()) for one in gateways])
+        for number, one in enumerate(customers):
+            one.payer.salt = (number << 128).to_bytes(32)
+            await one.open(gateways[number % 2].url, DEPOSIT)
+            assert (await one.buy(gateways[number % 2].url, 8 * PRICE)).status_code == 200
+        closes = [
+            one.manage(gateway.url, one.payer.closing(3 * PRICE))
+            for one in customers
+            for gateway in gateways
+        ]
+        answers = await asyncio.gather(*closes)
+        assert [answer.status_code for answer in answers] == [200] * len(closes)
+        for gateway in gateways:
+            assert await gateway.end(signal.SIGTERM) == 0
+    reader = EscrowReader(customer.chain.rpc, customer.chain.values.escrow)
+    for one in customers:
+        fact = await reader.read_channel(one.payer.key.channel_id)
+        assert fact is not None
+        assert (fact.settled, fact.is_finalized) == (3 * PRICE, True)
+    said = "".join(gateway.said() for gateway in gateways)
+    assert ("settling" in said, "standing by" in said) == (True, True), said
