@@ -5,17 +5,17 @@ import asyncio
 import getpass
 import json
 import re
-import secrets
 import sys
 from pathlib import Path
 from typing import Final
 
+from eth_account import Account
+from eth_account.signers.local import LocalAccount
 from eth_hash.auto import keccak
 from eth_utils.address import to_checksum_address
 
 from channel.errors import ProblemError
 from channel.types import Address, address
-from settlement.accounts import decrypt_key
 from settlement.addresses import CREATE2_DEPLOYER, SALT, factory_address
 from settlement.artifacts import load_artifact
 from settlement.deploy import Deployment, SenderNode, deploy_escrow, verify_escrow
@@ -50,9 +50,9 @@ def main() -> None:
 async def run(options: argparse.Namespace) -> Deployment:
     """Deploy with a keystore's key, or only check when there is none."""
     token = address(bytes.fromhex(options.token.removeprefix("0x")))
-    key = _unlock(options) if options.keystore else secrets.token_bytes(32)
+    account = _unlock(options) if options.keystore else Account.create()
     async with await Rpc.connect(options.rpc) as rpc:
-        node = SenderNode(TxManager(rpc, KeySigner(key)))
+        node = SenderNode(TxManager(rpc, KeySigner(bytes(account.key))))
         if options.keystore:
             return await deploy_escrow(node, token)
         return await verify_escrow(node, token)
@@ -120,13 +120,14 @@ COMPILER: Final = json.loads(
 )["compiler"]
 
 
-def _unlock(options: argparse.Namespace) -> bytes:
+def _unlock(options: argparse.Namespace) -> LocalAccount:
     keystore = Path(options.keystore).read_text(encoding="utf-8")
     if options.password_file:
         password = Path(options.password_file).read_text(encoding="utf-8").rstrip("\n")
     else:
         password = getpass.getpass(f"Password of {options.keystore}: ")
-    return decrypt_key(json.loads(keystore), password)
+    account: LocalAccount = Account.from_key(Account.decrypt(keystore, password))
+    return account
 
 
 def _checksum(value: Address) -> str:

@@ -31,6 +31,7 @@ from channel.client.store import Purse
 from channel.client.transport import PayingTransport
 from channel.errors import ConfigError
 from channel.types import Address
+from settlement.accounts import Account, LocalAccount
 from settlement.payer import PayerAccount
 from settlement.rpc import Rpc
 from settlement.signer import KeySigner
@@ -118,17 +119,19 @@ async def open_client(
         ChainUnavailableError: The node does not answer.
         PurseError: The store cannot be opened.
     """
-    key = _key(private_key)
+    account = _account(private_key)
     chain_ids = {limits.chain_id for limits in policy.limits}
     if len(chain_ids) != 1:
         raise ConfigError("the policy's limits must name one chain; see `build_client` for more")
     async with await Rpc.connect(rpc_url, chain_id=chain_ids.pop()) as rpc:
         purse = await Purse.open(store)
         try:
-            chain = PayerAccount(TxManager(rpc, KeySigner(key)), trusted_escrows=trusted_escrows)
+            chain = PayerAccount(
+                TxManager(rpc, KeySigner(bytes(account.key))), trusted_escrows=trusted_escrows
+            )
             async with build_client(
                 policy=policy,
-                signer=signer or LocalSigner(key),
+                signer=signer or LocalSigner(bytes(account.key)),
                 purse=purse,
                 chains=[chain],
                 base_url=base_url,
@@ -149,21 +152,22 @@ async def load_keystore(path: Path | str, password: str) -> bytes:
 
 
 def _decrypt(path: Path, password: str) -> bytes:
-    from settlement.accounts import decrypt_key  # noqa: PLC0415 -- slow to import
-
     try:
-        return decrypt_key(msgspec.json.decode(path.read_bytes()), password)
+        return bytes(Account.decrypt(msgspec.json.decode(path.read_bytes()), password))
     except OSError:
         raise ConfigError(f"the keystore {path} cannot be read") from None
     except (ValueError, TypeError, KeyError, NotImplementedError, msgspec.MsgspecError):
         raise ConfigError(f"{path} is no keystore that this password opens") from None
 
 
-def _key(private_key: bytes | str) -> bytes:
+def _account(private_key: bytes | str) -> LocalAccount:
     try:
-        if isinstance(private_key, str):
-            private_key = bytes.fromhex(private_key.removeprefix("0x"))
-        KeySigner(private_key)
-    except (ValueError, ConfigError):
+        raw = (
+            bytes.fromhex(private_key.removeprefix("0x"))
+            if isinstance(private_key, str)
+            else private_key
+        )
+        account: LocalAccount = Account.from_key(raw)
+    except ValueError:
         raise ConfigError("the private key is not 32 bytes, nor 64 hexadecimal digits") from None
-    return private_key
+    return account

@@ -7,6 +7,7 @@ import msgspec
 from channel.errors import ConfigError
 from channel.types import Address, address
 from service.settings import Payee, Relayer
+from settlement.accounts import Account
 from settlement.signer import KeySigner, RemoteSigner, Signer
 
 __all__ = ["load_signer"]
@@ -40,10 +41,8 @@ def _load_key(settings: Payee | Relayer, name: str) -> bytes:
         raise ConfigError(f"`{name}` names no key: the settler cannot sign")
     keystore = _read(settings.keystore_file, f"{name}.keystore_file")
     password = _read(settings.password_file, f"{name}.password_file").partition("\n")[0]
-    from settlement.accounts import decrypt_key  # noqa: PLC0415 -- slow to import
-
     try:
-        return decrypt_key(msgspec.json.decode(keystore), password.rstrip("\r"))
+        return bytes(Account.decrypt(msgspec.json.decode(keystore), password.rstrip("\r")))
     except (ValueError, TypeError, KeyError, NotImplementedError, msgspec.MsgspecError):
         raise ConfigError(
             f"`{name}.keystore_file` is no keystore that `{name}.password_file` opens"

@@ -16,6 +16,8 @@ from typing import Any, Final, Literal, Self, get_args
 
 import msgspec
 from eth_abi.abi import encode
+from eth_account import Account
+from eth_account.signers.local import LocalAccount
 from eth_hash.auto import keccak
 
 from channel.types import Address
@@ -138,6 +140,10 @@ class Devnet:
         """Return an account as a signer of transactions."""
         return KeySigner(self.account(name).private_key)
 
+    def local_account(self, name: str) -> LocalAccount:
+        """Return an account as eth_account's signer."""
+        return _local_account(name)
+
     async def fund(self, address: Address, *, ether: int = 0, amount: int = 0) -> None:
         """Set an account's ether, and mint it `amount` base units of the token."""
         if ether:
@@ -253,8 +259,16 @@ def _read_artifacts() -> None:
 
 @cache
 def _account(name: str) -> DevAccount:
-    key = keccak(f"mpp-session devnet account: {name}".encode())
-    return DevAccount(address=KeySigner(key).address, private_key=key)
+    signer = _local_account(name)
+    return DevAccount(
+        address=Address(bytes.fromhex(signer.address[2:])), private_key=bytes(signer.key)
+    )
+
+
+@cache
+def _local_account(name: str) -> LocalAccount:
+    signer: LocalAccount = Account.from_key(keccak(f"mpp-session devnet account: {name}".encode()))
+    return signer
 
 
 def _plain(value: Any) -> Any:

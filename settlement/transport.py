@@ -1,16 +1,17 @@
 """One node's socket: JSON-RPC over HTTP, each question with a deadline and a bounded answer.
 
-The connection is kept alive, nothing is tried twice (F-82), and nothing is logged: a node's
-address often has an access key in it.
+web3.py's provider speaks the protocol; its hidden retries and its log, which would print the
+node's address with the access key in it, are not used, and the connection is kept alive.
 """
 
 import asyncio
-import itertools
-from collections.abc import Sequence
-from typing import Any, Final
+import logging
+from collections.abc import Awaitable, Sequence
+from typing import Any
 
-import msgspec
 from aiohttp import ClientError, ClientResponseError, ClientSession
+from web3.providers.rpc.async_rpc import AsyncHTTPProvider
+from web3.types import RPCEndpoint
 
 from channel.errors import ChainUnavailableError
 
@@ -19,29 +20,26 @@ __all__ = ["Call", "HttpTransport", "nonsense"]
 Call = tuple[str, Sequence[object]]
 """A method and its parameters."""
 
-_HEADERS: Final = {"Content-Type": "application/json"}
-
 
 class HttpTransport:
     """A connection to one node. Every failure is a `ChainUnavailableError`."""
 
     def __init__(self, url: str, *, timeout_s: float, answer_bytes_max: int) -> None:
-        self._session = ClientSession(headers=_HEADERS, raise_for_status=True)
-        self._url = url
+        self._provider = _Provider(url, answer_bytes_max)
         self._timeout_s = timeout_s
-        self._answer_bytes_max = answer_bytes_max
-        self._ids = itertools.count()
 
     async def ask(self, method: str, params: Sequence[object]) -> Any:
         """Return the JSON-RPC answer to one question."""
-        answer = await self._bounded(method, self._question((method, params)))
+        answer = await self._bounded(
+            method, self._provider.make_request(RPCEndpoint(method), list(params))
+        )
         if not isinstance(answer, dict):
             raise nonsense(method)
         return answer
 
     async def ask_many(self, calls: Sequence[Call]) -> list[dict[str, Any]]:
         """Return the answers to a batch, in the order of the questions."""
-        answers = await self._bounded("a batch", [self._question(call) for call in calls])
+        answers = await self._bounded("a batch", self._provider.make_many(calls))
         if not isinstance(answers, list) or len(answers) != len(calls):
             raise nonsense("a batch")
         if not all(isinstance(a, dict) and isinstance(a.get("id"), int) for a in answers):
@@ -50,16 +48,12 @@ class HttpTransport:
 
     async def disconnect(self) -> None:
         """Close the connection."""
-        await self._session.close()
+        await self._provider.disconnect()
 
-    def _question(self, call: Call) -> dict[str, object]:
-        method, params = call
-        return {"jsonrpc": "2.0", "id": next(self._ids), "method": method, "params": list(params)}
-
-    async def _bounded(self, what: str, question: object) -> Any:
+    async def _bounded(self, what: str, answering: Awaitable[Any]) -> Any:
         try:
             async with asyncio.timeout(self._timeout_s):
-                return msgspec.json.decode(await self._post(msgspec.json.encode(question)))
+                return await answering
         except TimeoutError:
             msg = f"The node did not answer {what} within {self._timeout_s:g} s."
             raise ChainUnavailableError(msg) from None
@@ -70,8 +64,26 @@ class HttpTransport:
         except (ValueError, RecursionError):
             raise nonsense(what) from None
 
-    async def _post(self, question: bytes) -> bytes:
-        async with self._session.post(self._url, data=question) as response:
+
+def nonsense(what: str) -> ChainUnavailableError:
+    """Return the error for an answer that is not JSON-RPC."""
+    return ChainUnavailableError(f"The node's answer to {what} is not JSON-RPC.")
+
+
+class _Provider(AsyncHTTPProvider):
+    """web3.py's provider on a connection of ours: kept alive, one attempt, a bounded answer."""
+
+    logger = logging.getLogger("settlement.rpc.web3")
+    logger.disabled = True
+
+    def __init__(self, url: str, answer_bytes_max: int) -> None:
+        super().__init__(url, exception_retry_configuration=None)
+        self._session = ClientSession(headers=self.get_request_headers(), raise_for_status=True)
+        self._url = url
+        self._answer_bytes_max = answer_bytes_max
+
+    async def _make_request(self, method: RPCEndpoint, request_data: bytes) -> bytes:  # noqa: ARG002
+        async with self._session.post(self._url, data=request_data) as response:
             answer = bytearray()
             async for piece in response.content.iter_any():
                 answer += piece
@@ -80,7 +92,10 @@ class HttpTransport:
                     raise ValueError(msg)
             return bytes(answer)
 
+    async def make_many(self, calls: Sequence[Call]) -> Any:
+        batch = [(RPCEndpoint(method), list(params)) for method, params in calls]
+        answer = await self._make_request(RPCEndpoint(""), self.encode_batch_rpc_request(batch))
+        return self.decode_rpc_response(answer)
 
-def nonsense(what: str) -> ChainUnavailableError:
-    """Return the error for an answer that is not JSON-RPC."""
-    return ChainUnavailableError(f"The node's answer to {what} is not JSON-RPC.")
+    async def disconnect(self) -> None:
+        await self._session.close()

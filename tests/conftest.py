@@ -6,8 +6,6 @@ import pytest
 from blockbuster import BlockBuster, blockbuster_ctx
 from hypothesis import HealthCheck, settings
 
-import settlement.accounts  # noqa: F401 -- before a test imports eth_account: see there (F-02)
-
 pytest_plugins = ["service.testing"]
 
 # Begun first, so that the other tests run beside them and not before.

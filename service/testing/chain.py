@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from channel.types import Address
+    from settlement.accounts import LocalAccount
     from settlement.devnet import DevAccount, DevnetValues
     from settlement.signer import KeySigner
 
@@ -64,6 +65,10 @@ class TestChain:
     def account(self, name: str) -> DevAccount:
         """Return an account by name; `payer`, `payee` and `stranger` have ether and tokens."""
         return self._running.account(name)
+
+    def local_account(self, name: str) -> LocalAccount:
+        """Return an account as eth_account's signer."""
+        return self._running.local_account(name)
 
     def signer(self, name: str) -> KeySigner:
         """Return an account as a signer of transactions."""
