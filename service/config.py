@@ -132,17 +132,21 @@ def load_watch_config(
     environment: Mapping[str, str] | None = None,
     flags: Mapping[str, Any] | None = None,
     defaults: Mapping[str, Any] | None = None,
-) -> tuple[WatchConfig, str]:
-    """Read what it takes to look at books and chain, and the payee's address: no key is needed.
+) -> tuple[WatchConfig, str, str]:
+    """Read what it takes to look at books and chain; no key is needed.
 
+    Also returned are the addresses of the payee, and of whoever sends and pays the gas for it.
     Arguments and errors as `load_config`.
     """
     given = load_values(path, environment=environment, flags=flags, defaults=defaults)
     config = _convert(_only(given, WatchConfig), WatchConfig)
     payee = str(given.get("payee.address", ""))
-    if not re.fullmatch("0x[0-9a-fA-F]{40}", payee):
-        raise ConfigError("missing: `payee.address` (in the file, or as MPP_SESSION_PAYEE_ADDRESS)")
-    return config, payee
+    gas_account = str(given.get("relayer.address") or payee)
+    for name, value in (("payee.address", payee), ("relayer.address", gas_account)):
+        if not re.fullmatch("0x[0-9a-fA-F]{40}", value):
+            variable = list_settings()[name].environment_name
+            raise ConfigError(f"missing, or no address: `{name}` (in the file, or as {variable})")
+    return config, payee, gas_account
 
 
 def load_settler_config(

@@ -10,6 +10,7 @@ import logging
 import os
 import secrets
 import socket
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final
@@ -26,7 +27,7 @@ from service.settings import SettlerConfig
 from settlement.errors import LeaseLostError
 from settlement.escrow import EscrowReader
 from settlement.fees import FeePolicy, GasBudget
-from settlement.journal.interface import SettlerJournal
+from settlement.journal.interface import Look, SettlerJournal
 from settlement.journal.url import open_journal
 from settlement.lease import LeaseLimits, keep_lease, wait_for_lease
 from settlement.owed import OwedCloses
@@ -48,6 +49,7 @@ Announce = Callable[[str, str], None]
 """Told what the settler does now, and a detail for people."""
 
 _FINISH_S: Final = 5.0
+_NOTE_LOOK_S: Final = 5.0
 
 
 class SettlerParts(msgspec.Struct, frozen=True):
@@ -190,6 +192,7 @@ async def _settle(
             keep_lease(parts.journal, limits=limits),
             sender.run(),
             watcher.run(),
+            _note_looks(parts.journal, watcher),
             owed.run(),
             _fail_with(settler),
             stopping.wait(),
@@ -203,6 +206,20 @@ async def _release(journal: SettlerJournal) -> None:
         await journal.release_lease()
     except LedgerUnavailableError as error:
         _log.warning("the lease was not given back, and runs out by itself: %s", error)
+
+
+async def _note_looks(journal: SettlerJournal, watcher: ChannelWatcher) -> None:
+    """Write down now and then which block was seen last, for `mpp-session status`."""
+    while True:
+        await asyncio.sleep(_NOTE_LOOK_S)
+        head, age_s = watcher.head, watcher.looked_s_ago
+        if head is None or age_s is None:
+            continue
+        look = Look(head.number, head.hash, head.timestamp, int(time.time() - age_s))
+        try:
+            await journal.note_look(look)
+        except LedgerUnavailableError as error:
+            _log.warning("the last look at the chain was not noted: %s", error)
 
 
 async def _fail_with(settler: EscrowSettler) -> None:

@@ -22,7 +22,7 @@ from service.settings import WatchConfig
 from settlement.endpoints import EndpointView, nodes_behind, nodes_that_disagree
 from settlement.escrow import EscrowReader
 from settlement.exposure import exposure_of, gas_reserve_wei
-from settlement.journal.interface import Quarantined
+from settlement.journal.interface import Look, Quarantined
 from settlement.journal.url import open_journal
 from settlement.precautions import PrecautionLimits
 from settlement.rpc import Rpc, RpcLimits
@@ -46,6 +46,7 @@ __all__ = [
 
 _STALE_HEAD_S: Final = 300
 _PENDING_S: Final = 300
+_BLIND_S: Final = 120
 _CRITICAL_STAGE: Final = 50
 _QUARANTINE_TRIES: Final = 3
 
@@ -94,8 +95,6 @@ class Books(msgspec.Struct, kw_only=True):
     """Deposits of open channels that are not settled."""
     defended: int = 0
     exits: list[Exit] = msgspec.field(default_factory=list)
-    fact_block: int = 0
-    """Block of the newest chain fact in the books."""
 
 
 class ChainView(msgspec.Struct, frozen=True, kw_only=True):
@@ -116,6 +115,8 @@ class JournalView(msgspec.Struct, frozen=True, kw_only=True):
     """Who has the key's lease; None when no settler runs."""
     pending: tuple[JournalTx, ...]
     quarantined: tuple[Quarantined, ...]
+    look: Look | None = None
+    """Which block a settler saw last, and when; None when none ever did."""
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
@@ -147,7 +148,6 @@ def count_channel(books: Books, state: ChannelState, moment: Moment, policy: Set
     books.unsettled += exposure.payee
     books.undelivered += exposure.payer
     books.locked += max(0, state.deposit - state.settled)
-    books.fact_block = max(books.fact_block, state.fact_block)
     if state.close_requested_at and owes_close(state, policy):
         books.exits.append(
             Exit(
@@ -219,6 +219,9 @@ def _judge_journal(status: Status) -> list[Finding]:
     if journal.holder is None and status.books.at_risk:
         level = Level.CRITICAL if status.books.exits else Level.WARNING
         found.append(Finding(level, "no settler runs"))
+    blind_s = 0 if journal.look is None else status.asked_at - journal.look.looked_at
+    if journal.holder is not None and blind_s > _BLIND_S:
+        found.append(Finding(Level.CRITICAL, f"the settler has not seen the chain for {blind_s} s"))
     for tx in journal.pending:
         signed_at = tx.versions[0].signed_at if tx.versions else status.asked_at
         age_s = status.asked_at - signed_at
@@ -232,8 +235,10 @@ def _judge_journal(status: Status) -> list[Finding]:
     return found
 
 
-async def collect_status(config: WatchConfig, payee: Address) -> Status:
-    """Read everything and judge it.
+async def collect_status(
+    config: WatchConfig, payee: Address, *, gas_account: Address | None = None
+) -> Status:
+    """Read everything and judge it. `gas_account` sends and pays; the payee's own if None.
 
     Raises:
         ConfigError: The books cannot be opened, or the node serves another chain.
@@ -243,15 +248,18 @@ async def collect_status(config: WatchConfig, payee: Address) -> Status:
     async with AsyncExitStack() as open_:
         ledger = await open_ledger(config.ledger.url, exclusive=False)
         open_.push_async_callback(ledger.close)
-        journal = await open_journal(config.ledger.url, chain_id=config.chain.id, account=payee)
+        journal = await open_journal(
+            config.ledger.url, chain_id=config.chain.id, account=gas_account or payee
+        )
         open_.push_async_callback(journal.close)
         seen = JournalView(
             holder=await journal.lease_holder(),
             pending=tuple(await journal.open_transactions()),
             quarantined=tuple(await journal.quarantined()),
+            look=await journal.last_look(),
         )
         try:
-            books, chain = await _with_chain(config, ledger, payee)
+            books, chain = await _with_chain(config, ledger, gas_account or payee)
         except ChainUnavailableError:
             # The grace runs on, whether anybody answers or not: this machine's clock must do.
             books, chain = await _add_up(config, ledger, now=asked_at, grace_period_s=None), None
@@ -260,7 +268,7 @@ async def collect_status(config: WatchConfig, payee: Address) -> Status:
 
 
 async def _with_chain(
-    config: WatchConfig, ledger: Ledger, payee: Address
+    config: WatchConfig, ledger: Ledger, gas_account: Address
 ) -> tuple[Books, ChainView]:
     limits = RpcLimits(timeout_s=config.chain.rpc_timeout_s)
     async with await Rpc.connect(
@@ -281,7 +289,7 @@ async def _with_chain(
             chain_id=rpc.chain_id,
             head=head,
             grace_period_s=grace_period_s,
-            balance_wei=await rpc.balance_wei(payee),
+            balance_wei=await rpc.balance_wei(gas_account),
             reserve_wei=gas_reserve_wei(
                 max(books.defended + 1, precautions.closes_reserved_min),
                 gas_per_close=precautions.gas_per_close,
@@ -309,7 +317,7 @@ async def _add_up(
 
 def to_json(status: Status) -> dict[str, Any]:
     """Return it for programs; amounts and wei are left as numbers for the caller to spell."""
-    chain, books = status.chain, status.books
+    chain, books, look = status.chain, status.books, status.journal.look
     return {
         "level": status.level.name.lower(),
         "findings": [{"level": f.level.name.lower(), "text": f.text} for f in status.findings],
@@ -322,7 +330,8 @@ def to_json(status: Status) -> dict[str, Any]:
             "hash": chain.head.hash,
             "timestamp": chain.head.timestamp,
         },
-        "last_seen_block": books.fact_block,
+        "last_seen_block": None if look is None else look.block_number,
+        "last_seen_at": None if look is None else look.looked_at,
         "balance_wei": None if chain is None else str(chain.balance_wei),
         "reserve_wei": None if chain is None else str(chain.reserve_wei),
         "channels": {"open": books.open, "closing": books.closing, "stopped": books.stopped},

@@ -141,6 +141,7 @@ class ChannelWatcher:
         self._grace_period_s: int | None = None
         self._swept_at = float("-inf")
         self._answered_at: float | None = None
+        self._looked_at: float | None = None
         self._behind_since: float | None = None
         self._touched: set[ChannelId] = set()
         self._forked_at: int | None = None
@@ -152,6 +153,13 @@ class ChannelWatcher:
     def head(self) -> BlockRef | None:
         """The newest block seen."""
         return self._follower.head
+
+    @property
+    def looked_s_ago(self) -> float | None:
+        """How long ago the chain was last looked at with success; None before the first time."""
+        if self._looked_at is None:
+            return None
+        return asyncio.get_running_loop().time() - self._looked_at
 
     async def run(self) -> None:
         """Watch for ever. A node or a disk that is away is logged, and tried again.
@@ -213,7 +221,7 @@ class ChannelWatcher:
                     AlarmKind.CHAIN_AWAY, f"not seen for {now - self._answered_at:.0f} s: {error}"
                 )
         else:
-            self._answered_at = now
+            self._answered_at = self._looked_at = now
             self.alarms.end(AlarmKind.CHAIN_AWAY)
             if sweep.changed:
                 _log.info("channels changed on chain: %d", sweep.changed)

@@ -62,7 +62,7 @@ def command(
     """  # noqa: D301 -- \b keeps the examples' lines apart
     if not export.is_file():
         raise CommandError(f"{export} is not there")
-    settings, payee = load_watch_config(
+    settings, payee, _ = load_watch_config(
         config,
         flags={"ledger.url": ledger} if ledger is not None else {},
         defaults=devnet_defaults(devnet) if devnet is not None else None,

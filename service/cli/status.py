@@ -45,7 +45,7 @@ def command(
     """  # noqa: D301 -- \b keeps the examples' lines apart
     from service.status import collect_status, to_json  # noqa: PLC0415 -- slow to import
 
-    settings, payee = load_watch_config(
+    settings, payee, gas_account = load_watch_config(
         config,
         flags={"ledger.url": ledger} if ledger is not None else {},
         defaults=devnet_defaults(devnet) if devnet is not None else None,
@@ -53,7 +53,9 @@ def command(
     url = settings.ledger.url
     if url.startswith(_SQLITE) and not Path(url.removeprefix(_SQLITE)).is_file():
         raise ConfigError(f"there is no ledger at {url}")  # opening it would make one
-    status = asyncio.run(collect_status(settings, _address(payee)))
+    status = asyncio.run(
+        collect_status(settings, _address(payee), gas_account=_address(gas_account))
+    )
     if as_json:
         print_json(to_json(status))
     else:
@@ -79,7 +81,7 @@ def _print(status: dict[str, Any]) -> None:
     table.add_row("payee", f"0x{status['payee'].hex()}")
     table.add_row("settler", status["settler"] or "none runs")
     table.add_row("block", "no node answers" if head is None else _block(head))
-    table.add_row("books know of block", f"{status['last_seen_block']:,}")
+    table.add_row("last looked", _look(status))
     if head is not None:
         wei = (int(status["balance_wei"]), int(status["reserve_wei"]))
         table.add_row("gas", f"{wei[0] / 1e18:.6f} ether, {wei[1] / 1e18:.6f} kept for closes")
@@ -100,6 +102,13 @@ def _print(status: dict[str, Any]) -> None:
 def _block(head: dict[str, Any]) -> str:
     when = datetime.fromtimestamp(head["timestamp"], UTC)
     return f"{head['number']:,} of {when:%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _look(status: dict[str, Any]) -> str:
+    if status["last_seen_block"] is None:
+        return "never"
+    when = datetime.fromtimestamp(status["last_seen_at"], UTC)
+    return f"{when:%Y-%m-%d %H:%M:%S} UTC, at block {status['last_seen_block']:,}"
 
 
 def _print_rows(title: str, rows: list[dict[str, Any]]) -> None:

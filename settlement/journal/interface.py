@@ -15,7 +15,7 @@ import msgspec
 from channel.types import Address, ChannelKey, TxHash
 from settlement.tx_state import Event, Intent, JournalTx
 
-__all__ = ["Journal", "Quarantined", "SettlerJournal"]
+__all__ = ["Journal", "Look", "Quarantined", "SettlerJournal"]
 
 
 class Journal(Protocol):
@@ -64,6 +64,16 @@ class Quarantined(msgspec.Struct, frozen=True, gc=False):
     """Unix seconds before which it is left alone."""
 
 
+class Look(msgspec.Struct, frozen=True, gc=False):
+    """The newest block a settler saw, and when it last looked at the chain."""
+
+    block_number: int
+    block_hash: bytes
+    block_time: int
+    looked_at: int
+    """Unix seconds of the settler's machine."""
+
+
 class SettlerJournal(Journal, Protocol):
     """A journal in the ledger's database: with a lease, and with what is in quarantine."""
 
@@ -101,6 +111,12 @@ class SettlerJournal(Journal, Protocol):
 
     async def discharge(self, key: ChannelKey) -> None:
         """Let a channel out of quarantine. Repeating it changes nothing."""
+
+    async def note_look(self, look: Look) -> None:
+        """Record which block was seen last, for whoever asks how the settler stands."""
+
+    async def last_look(self) -> Look | None:
+        """Return which block a settler of this key saw last, or None if none ever looked."""
 
     async def close(self) -> None:
         """Release the database. A lease that was not given back runs out by itself."""

@@ -7,13 +7,14 @@ from typing import Any, Final
 from zlib import crc32
 
 import asyncpg
+from msgspec.structs import astuple
 
 from channel.errors import ConfigError, InvariantError, LedgerUnavailableError
 from channel.ledger import postgres_connection as pg
 from channel.ledger.queries import load_migrations, load_queries
 from channel.types import Address, ChannelKey, TxHash
 from settlement.errors import LeaseLostError, NonceTakenError
-from settlement.journal.interface import Quarantined
+from settlement.journal.interface import Look, Quarantined
 from settlement.journal.rows import (
     intent_values,
     quarantined_from_row,
@@ -163,6 +164,17 @@ class PostgresJournal:
         """See `interface.SettlerJournal.discharge`."""
         async with self._writing() as connection:
             await connection.execute(_SQL["delete_quarantined"], *_key(key))
+
+    async def note_look(self, look: Look) -> None:
+        """See `interface.SettlerJournal.note_look`."""
+        async with self._writing() as connection:
+            await connection.execute(_SQL["upsert_look"], *self._lane, *astuple(look))
+
+    async def last_look(self) -> Look | None:
+        """See `interface.SettlerJournal.last_look`."""
+        async with self._using() as connection:
+            row = await connection.fetchrow(_SQL["select_look"], *self._lane)
+        return None if row is None else Look(*row)
 
     async def close(self) -> None:
         """See `interface.SettlerJournal.close`."""

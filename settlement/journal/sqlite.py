@@ -7,12 +7,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, TypeVar
 
+from msgspec.structs import astuple
+
 from channel.errors import ConfigError, InvariantError
 from channel.ledger.queries import load_migrations, load_queries
 from channel.ledger.sqlite_connection import SqliteConnection, connect, split_statements
 from channel.types import Address, ChannelKey, TxHash
 from settlement.errors import LeaseLostError, NonceTakenError
-from settlement.journal.interface import Quarantined
+from settlement.journal.interface import Look, Quarantined
 from settlement.journal.rows import (
     intent_values,
     quarantined_from_row,
@@ -130,6 +132,19 @@ class SqliteJournal:
     async def discharge(self, key: ChannelKey) -> None:
         """See `interface.SettlerJournal.discharge`."""
         await self._write(lambda db: db.execute(_SQL["delete_quarantined"], _key(key)))
+
+    async def note_look(self, look: Look) -> None:
+        """See `interface.SettlerJournal.note_look`."""
+        values = [*self._lane, *astuple(look)]
+        await self._write(lambda db: db.execute(_SQL["upsert_look"], values))
+
+    async def last_look(self) -> Look | None:
+        """See `interface.SettlerJournal.last_look`."""
+        found: list[tuple[int, bytes, int, int]]
+        found = await self._connection.run(
+            lambda db: db.execute(_SQL["select_look"], self._lane).fetchall()
+        )
+        return Look(*found[0]) if found else None
 
     async def close(self) -> None:
         """See `interface.SettlerJournal.close`."""

@@ -1,5 +1,6 @@
 """What a provider is told about itself: everything that needs a person, and nothing else."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ from service.testing.chain import TestChain
 from settlement.endpoints import EndpointView
 from settlement.escrow import EscrowReader
 from settlement.fees import Fee
-from settlement.journal.interface import Quarantined
+from settlement.journal.interface import Look, Quarantined
 from settlement.journal.sqlite import SqliteJournal
 from settlement.payer import PayerAccount
 from settlement.schedule import SettlePolicy
@@ -117,6 +118,18 @@ CASES = [
         "no settler",
     ),
     ("nothing owed, no settler", replace(FINE, journal=replace(JOURNAL, holder=None)), 0, ""),
+    (
+        "a settler that is blind",
+        replace(FINE, journal=replace(JOURNAL, look=Look(9, b"h" * 32, NOW, NOW - 200))),
+        Level.CRITICAL,
+        "not seen the chain for 205 s",
+    ),
+    (
+        "a settler that has looked",
+        replace(FINE, journal=replace(JOURNAL, look=Look(9, b"h" * 32, NOW, NOW))),
+        Level.FINE,
+        "",
+    ),
     (
         "a transaction under way",
         replace(FINE, journal=replace(JOURNAL, pending=(pending(age_s=20),))),
@@ -220,6 +233,8 @@ async def test_books_journal_and_chain_are_read_together(
 
             await ledger.apply(fact.key, [Observe(fact)])
             await journal.take_lease("a settler", ttl_s=60)
+            await journal.note_look(Look(6, b"h" * 32, 1, 2))
+            await journal.note_look(Look(7, b"h" * 32, 1, int(time.time())))
             status = await collect_status(config, payee)
         finally:
             await journal.close()
@@ -234,7 +249,7 @@ async def test_books_journal_and_chain_are_read_together(
     document = to_json(status)
     assert document["head"]["number"] == head.number
     assert document["exits"][0]["at_risk"] == "9"
-    assert status.books.fact_block == head.number
+    assert document["last_seen_block"] == 7
 
 
 async def test_without_a_node_the_books_are_told_all_the_same(

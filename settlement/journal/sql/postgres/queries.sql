@@ -134,3 +134,17 @@ RETURNING fence
 SELECT holder FROM settler_lease
  WHERE chain_id = $1 AND account = $2
    AND expires_at > extract(epoch FROM clock_timestamp())
+
+-- select_look --
+-- Which block the settler saw last, and when.
+SELECT block_number, block_hash, block_time, looked_at
+  FROM settler_look
+ WHERE chain_id = $1 AND account = $2
+
+-- upsert_look --
+-- It has looked.
+INSERT INTO settler_look (chain_id, account, block_number, block_hash, block_time, looked_at)
+VALUES ($1, $2, $3, $4, $5, $6)
+    ON CONFLICT (chain_id, account) DO UPDATE
+   SET block_number = excluded.block_number, block_hash = excluded.block_hash,
+       block_time = excluded.block_time, looked_at = excluded.looked_at

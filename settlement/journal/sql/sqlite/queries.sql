@@ -121,3 +121,17 @@ VALUES (?, ?, ?, ?, ?, ?, ?)
 -- delete_quarantined --
 -- It was settled or closed, or its reason is gone.
 DELETE FROM channel_quarantine WHERE chain_id = ? AND escrow = ? AND channel_id = ?
+
+-- select_look --
+-- Which block the settler saw last, and when.
+SELECT block_number, block_hash, block_time, looked_at
+  FROM settler_look
+ WHERE chain_id = ? AND account = ?
+
+-- upsert_look --
+-- It has looked.
+INSERT INTO settler_look (chain_id, account, block_number, block_hash, block_time, looked_at)
+VALUES (?, ?, ?, ?, ?, ?)
+    ON CONFLICT (chain_id, account) DO UPDATE
+   SET block_number = excluded.block_number, block_hash = excluded.block_hash,
+       block_time = excluded.block_time, looked_at = excluded.looked_at
