@@ -59,6 +59,7 @@ PRUNE_BATCH_MAX: Final = 500
 WATCHES_MAX: Final = 100_000
 STORED_RESPONSE_BYTES_MAX: Final = 1024 * 1024
 IDEMPOTENCY_LIFETIME_S: Final = 24 * 3600
+STORED_RESPONSES_PER_CHANNEL_MAX: Final = 1000
 
 # Engine. What strangers can cause is bounded in number, in memory and in time.
 RATE_KEYS_MAX: Final = 65_536

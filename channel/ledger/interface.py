@@ -152,7 +152,12 @@ class Ledger(Protocol):
         """End every reservation there is: for the one process that owns the books, at start."""
 
     async def prune(self, now: int) -> int:
-        """Drop idempotency rows past their lifetime; return how many."""
+        """Drop idempotency rows past their lifetime, and a channel's answers beyond a bound.
+
+        The newest `STORED_RESPONSES_PER_CHANNEL_MAX` answers of a channel stay. The key of one
+        that went is kept: a repeat is told that its outcome is unknown, and is not charged.
+        Returns how many rows and answers went.
+        """
 
     async def faults(self) -> list[str]:
         """Return what is wrong with the stored books, a sentence each; empty when all is well.

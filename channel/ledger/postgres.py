@@ -28,6 +28,7 @@ from channel.limits import (
     COMMIT_TRIES_MAX,
     LEDGER_REMOTE_POLL_S,
     PRUNE_BATCH_MAX,
+    STORED_RESPONSES_PER_CHANNEL_MAX,
 )
 from channel.state.channel_state import ChannelState
 from channel.state.commands import Command, EndReservations, ExpireReservations
@@ -141,17 +142,20 @@ class PostgresLedger:
 
     async def prune(self, now: int) -> int:
         """See `interface.Ledger.prune`."""
-        dropped = 0
+        expired = await self._repeat("delete_expired_requests", now)
+        return expired + await self._repeat("forget_answers", STORED_RESPONSES_PER_CHANNEL_MAX)
+
+    async def _repeat(self, query: str, argument: int) -> int:
+        """Run what changes at most `PRUNE_BATCH_MAX` rows until it changes fewer; return all."""
+        changed = 0
         while True:
             done = await self._read(
-                lambda connection: connection.execute(
-                    SQL["delete_expired_requests"], now, PRUNE_BATCH_MAX
-                )
+                lambda connection: connection.execute(SQL[query], argument, PRUNE_BATCH_MAX)
             )
             step = int(done.rpartition(" ")[2])
-            dropped += step
+            changed += step
             if step < PRUNE_BATCH_MAX:
-                return dropped
+                return changed
 
     async def faults(self) -> list[str]:
         """See `interface.Ledger.faults`. PostgreSQL itself checks references and types."""

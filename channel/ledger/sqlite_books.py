@@ -26,7 +26,12 @@ from channel.ledger.rows import (
     row_fault,
     term_values,
 )
-from channel.limits import CHANNELS_CACHED_MAX, CHANNELS_PER_PAGE_MAX, PRUNE_BATCH_MAX
+from channel.limits import (
+    CHANNELS_CACHED_MAX,
+    CHANNELS_PER_PAGE_MAX,
+    PRUNE_BATCH_MAX,
+    STORED_RESPONSES_PER_CHANNEL_MAX,
+)
 from channel.state.channel_state import ChannelState
 from channel.types import Address, ChannelId, ChannelKey
 
@@ -237,9 +242,11 @@ def leased(connection: sqlite3.Connection, until: int, limit: int) -> list[Chann
 
 
 def prune(connection: sqlite3.Connection, now: int) -> int:
-    """Delete a bounded number of idempotency rows past their lifetime; return how many."""
-    done = connection.execute(_SQL["delete_expired_requests"], (now, PRUNE_BATCH_MAX))
-    return done.rowcount
+    """Drop a bounded number of idempotency rows and answers; return how many. See `interface`."""
+    dropped = connection.execute(_SQL["delete_expired_requests"], (now, PRUNE_BATCH_MAX))
+    kept = STORED_RESPONSES_PER_CHANNEL_MAX
+    forgotten = connection.execute(_SQL["forget_answers"], (kept, PRUNE_BATCH_MAX))
+    return dropped.rowcount + forgotten.rowcount
 
 
 def _insert(connection: sqlite3.Connection, state: ChannelState) -> int:

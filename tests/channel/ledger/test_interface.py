@@ -17,7 +17,7 @@ from channel.errors import (
     RequestInFlightError,
     VerificationFailedError,
 )
-from channel.ledger import watching
+from channel.ledger import postgres, sqlite_books, watching
 from channel.ledger.interface import (
     ClaimRequest,
     ConsumeProof,
@@ -368,6 +368,29 @@ class TestRequests:
             *[ledger.apply(KEY, [], request=ClaimRequest(claim)) for claim in claims]
         )
         assert await ledger.prune(CLAIM.expires_at) == len(claims) + 1
+
+    async def test_a_channel_keeps_its_newest_answers_and_every_key(
+        self, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """F-27, SEC-10: what a channel can make us store is bounded; nothing is charged twice."""
+        for module in (postgres, sqlite_books):
+            monkeypatch.setattr(module, "STORED_RESPONSES_PER_CHANNEL_MAX", 2)
+        await ledger.apply(KEY, [c.Release(b"r")])
+        claims = [
+            replace(CLAIM, idempotency_key=f"key {n}", expires_at=CLAIM.expires_at + n)
+            for n in range(5)
+        ]
+        for claim in claims:
+            await ledger.apply(KEY, [], request=ClaimRequest(claim))
+            await ledger.apply(KEY, [], request=StoreResponse(claim, ANSWER))
+        assert await ledger.prune(0) == 3
+        assert await ledger.prune(0) == 0
+        for claim in claims[:3]:
+            applied = await ledger.apply(KEY, [], request=ClaimRequest(claim))
+            assert isinstance(applied.refusal, OutcomeUnknownError)
+        for claim in claims[3:]:
+            applied = await ledger.apply(KEY, [], request=ClaimRequest(claim))
+            assert applied.stored == ANSWER
 
 
 class TestProofs:

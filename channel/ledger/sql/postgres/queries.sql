@@ -139,6 +139,18 @@ DELETE FROM paid_request
 DELETE FROM paid_request
  WHERE ctid = ANY (ARRAY(SELECT ctid FROM paid_request WHERE expires_at <= $1 LIMIT $2))
 
+-- forget_answers --
+-- A bounded piece of the answers beyond so many of a channel; their keys stay, the newest answers too.
+UPDATE paid_request SET status = NULL, headers = NULL, body = NULL
+ WHERE ctid = ANY (ARRAY(
+       SELECT older.ctid
+         FROM (SELECT channel FROM paid_request
+                GROUP BY channel HAVING count(*) > $1) AS crowded
+        CROSS JOIN LATERAL (SELECT ctid FROM paid_request
+                             WHERE channel = crowded.channel AND status IS NOT NULL
+                             ORDER BY expires_at DESC OFFSET $1) AS older
+        LIMIT $2))
+
 -- select_proofs --
 -- Whose proofs these logs are.
 SELECT consumed_proof.chain_id, tx_hash, log_index,

@@ -113,6 +113,19 @@ DELETE FROM paid_request WHERE channel = ? AND route = ? AND idempotency_key = ?
 DELETE FROM paid_request
  WHERE id IN (SELECT id FROM paid_request WHERE expires_at <= ? LIMIT ?)
 
+-- forget_answers --
+-- A bounded piece of the answers beyond so many of a channel; their keys stay, the newest answers too.
+UPDATE paid_request SET status = NULL, headers = NULL, body = NULL
+ WHERE id IN (SELECT id
+                FROM (SELECT id, row_number() OVER (PARTITION BY channel
+                                                    ORDER BY expires_at DESC, id DESC) AS place
+                        FROM paid_request
+                       WHERE status IS NOT NULL
+                         AND channel IN (SELECT channel FROM paid_request
+                                          GROUP BY channel HAVING count(*) > ?1))
+               WHERE place > ?1
+               LIMIT ?2)
+
 -- select_proof --
 -- Whose proof a transaction's log is.
 SELECT channel.chain_id, channel.escrow, channel.channel_id
