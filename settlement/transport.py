@@ -74,7 +74,8 @@ class _Provider(AsyncHTTPProvider):
     """web3.py's provider on a connection of ours: kept alive, one attempt, a bounded answer."""
 
     logger = logging.getLogger("settlement.rpc.web3")
-    logger.disabled = True
+    # By its level, since whoever configures logging may undo `disabled` without meaning it.
+    logger.setLevel(logging.CRITICAL + 1)
 
     def __init__(self, url: str, answer_bytes_max: int) -> None:
         super().__init__(url, exception_retry_configuration=None)
