@@ -58,9 +58,13 @@ class PostgresJournal:
             LedgerUnavailableError: The server does not answer.
         """
         journal = cls(dsn, chain_id, account)
-        async with journal._using() as connection:
-            await pg.require_durable(connection)
-            await _require_schema(connection)
+        try:
+            async with journal._using() as connection:
+                await pg.require_durable(connection)
+                await _require_schema(connection)
+        except BaseException:
+            await journal.close()
+            raise
         return journal
 
     @property
@@ -198,6 +202,9 @@ class PostgresJournal:
                     self._connection = await pg.connect(self._dsn)
                 yield self._connection
             except pg.FAILURES as error:
+                if isinstance(error, pg.BROKEN) and self._connection is not None:
+                    self._connection.terminate()
+                    self._connection = None
                 raise LedgerUnavailableError(f"PostgreSQL: {error}") from error
 
     @asynccontextmanager

@@ -11,7 +11,12 @@ from msgspec.structs import astuple
 
 from channel.errors import ConfigError, InvariantError
 from channel.ledger.queries import load_migrations, load_queries
-from channel.ledger.sqlite_connection import SqliteConnection, connect, split_statements
+from channel.ledger.sqlite_connection import (
+    ProcessLock,
+    SqliteConnection,
+    connect,
+    split_statements,
+)
 from channel.types import Address, ChannelKey, TxHash
 from settlement.errors import LeaseLostError, NonceTakenError
 from settlement.journal.interface import Look, Quarantined
@@ -36,15 +41,21 @@ _T = TypeVar("_T")
 class SqliteJournal:
     """See `interface.SettlerJournal`. Make one with `open`.
 
-    The lease runs by this machine's clock: whoever shares a SQLite file shares that.
+    Whoever shares a SQLite file shares a machine. So the lease runs by this machine's clock, and
+    beside it the holder locks a file: a holder that was killed is replaced at once, one that
+    hangs when its lease has run out.
     """
 
     is_durable = True
 
-    def __init__(self, connection: SqliteConnection, chain_id: int, account: Address) -> None:
+    def __init__(
+        self, connection: SqliteConnection, path: Path, chain_id: int, account: Address
+    ) -> None:
         self._connection = connection
         self._lane = (chain_id, account)
         self._fence: int | None = None
+        self._lock_path = path.with_name(f"{path.name}.settler-{chain_id}-{account.hex()}.lock")
+        self._lock: ProcessLock | None = None
 
     @classmethod
     async def open(cls, path: Path, *, chain_id: int, account: Address) -> "SqliteJournal":
@@ -59,7 +70,7 @@ class SqliteJournal:
         except BaseException:
             await connection.close()
             raise
-        return cls(connection, chain_id, account)
+        return cls(connection, path, chain_id, account)
 
     @property
     def account(self) -> Address:
@@ -93,11 +104,24 @@ class SqliteJournal:
 
     async def take_lease(self, holder: str, *, ttl_s: float) -> int | None:
         """See `interface.SettlerJournal.take_lease`."""
-        now = time.time()
-        fence = await self._transaction(lambda db: self._take_lease(db, holder, now, ttl_s))
+        lock = await self._try_lock()
+        fence = await self._transaction(
+            lambda db: self._take_lease(db, holder, ttl_s, has_lock=lock is not None)
+        )
         if fence is not None:
-            self._fence = fence
+            self._fence, self._lock = fence, lock
+        elif lock is not None:
+            lock.release()
         return fence
+
+    async def _try_lock(self) -> ProcessLock | None:
+        """Lock the file that the holder of a lease locks, or None while somebody has it."""
+        lock = ProcessLock(self._lock_path)
+        try:
+            await lock.acquire()
+        except ConfigError:
+            return None
+        return lock
 
     async def renew_lease(self, *, ttl_s: float) -> None:
         """See `interface.SettlerJournal.renew_lease`."""
@@ -108,6 +132,7 @@ class SqliteJournal:
         if self._fence is not None:
             await self._transaction(lambda db: self._set_expiry(db, 0.0))
             self._fence = None
+        self._unlock()
 
     async def lease_holder(self) -> str | None:
         """See `interface.SettlerJournal.lease_holder`."""
@@ -148,7 +173,13 @@ class SqliteJournal:
 
     async def close(self) -> None:
         """See `interface.SettlerJournal.close`."""
+        self._unlock()
         await self._connection.close()
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     # What runs in the connection's thread.
 
@@ -208,18 +239,23 @@ class SqliteJournal:
         versions = [row for one in rows for row in _rows(db, "select_versions", one[0])]
         return transactions_from_rows(rows, versions)
 
-    def _lease(self, db: sqlite3.Connection) -> tuple[int, str, float] | None:
-        row: tuple[int, str, float] | None = db.execute(_SQL["select_lease"], self._lane).fetchone()
+    def _lease(self, db: sqlite3.Connection) -> tuple[int, str, float, int] | None:
+        """Return fence, holder, expiry, and whether the holder has the lock file."""
+        row: tuple[int, str, float, int] | None
+        row = db.execute(_SQL["select_lease"], self._lane).fetchone()
         return row
 
     def _take_lease(
-        self, db: sqlite3.Connection, holder: str, now: float, ttl_s: float
+        self, db: sqlite3.Connection, holder: str, ttl_s: float, *, has_lock: bool
     ) -> int | None:
-        lease = self._lease(db)
+        now, lease = time.time(), self._lease(db)
         if lease is not None and lease[2] > now:
-            return None
+            is_dead = has_lock and lease[3]
+            if not is_dead:
+                return None
         fence = 1 if lease is None else lease[0] + 1
-        db.execute(_SQL["upsert_lease"], [*self._lane, fence, holder, now + ttl_s])
+        values = [*self._lane, fence, holder, has_lock, now + ttl_s]
+        db.execute(_SQL["upsert_lease"], values)
         return fence
 
     def _set_expiry(self, db: sqlite3.Connection, expires_at: float) -> None:

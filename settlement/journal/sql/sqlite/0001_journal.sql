@@ -51,6 +51,8 @@ CREATE TABLE settler_lease (
     -- rises with every holder; whoever holds an older one is fenced off
     fence      INTEGER NOT NULL,
     holder     TEXT NOT NULL,
+    -- whether the holder also has the lock file, which its death frees before the lease runs out
+    has_lock   INTEGER NOT NULL,
     expires_at REAL NOT NULL,
     PRIMARY KEY (chain_id, account)
 ) STRICT, WITHOUT ROWID;

@@ -85,14 +85,15 @@ SELECT coalesce(max(nonce) + 1, 0) FROM chain_transaction WHERE chain_id = ? AND
 
 -- select_lease --
 -- Who has the key, under which fence, until when.
-SELECT fence, holder, expires_at FROM settler_lease WHERE chain_id = ? AND account = ?
+SELECT fence, holder, expires_at, has_lock FROM settler_lease WHERE chain_id = ? AND account = ?
 
 -- upsert_lease --
 -- Take the key.
-INSERT INTO settler_lease (chain_id, account, fence, holder, expires_at)
-VALUES (?, ?, ?, ?, ?)
+INSERT INTO settler_lease (chain_id, account, fence, holder, has_lock, expires_at)
+VALUES (?, ?, ?, ?, ?, ?)
     ON CONFLICT (chain_id, account) DO UPDATE
-   SET fence = excluded.fence, holder = excluded.holder, expires_at = excluded.expires_at
+   SET fence = excluded.fence, holder = excluded.holder, has_lock = excluded.has_lock,
+       expires_at = excluded.expires_at
 
 -- update_lease --
 -- Keep it, or give it back by letting it run out.
