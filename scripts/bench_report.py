@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+import bench_chain
 import bench_gate
 import bench_ledger
 import bench_parts
@@ -32,6 +33,7 @@ GROUPS: Final[dict[str, Group]] = {
     "gate": bench_gate.gate_rows,
     "flood": bench_gate.flood_rows,
     "stream": bench_gate.stream_rows,
+    "chain": bench_chain.chain_rows,
 }
 COLUMNS: Final = ("what", "median", "min", "max", "unit", "ratio", "goal", "besides")
 TEXTS: Final = {"what", "unit", "besides"}

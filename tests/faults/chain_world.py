@@ -6,8 +6,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from channel.ledger.sqlite import SqliteLedger
-from channel.state.channel_state import ChannelState
-from channel.types import ChannelId
+from channel.state.channel_state import ChannelState, LadderVoucher
+from channel.state.commands import Restore
+from channel.types import ZERO_ADDRESS, Address, ChannelId, ChannelTerms
 from settlement import abi
 from settlement.alarms import AlarmKind, Alarms
 from settlement.devnet import Devnet
@@ -22,10 +23,10 @@ from settlement.settler import EscrowSettler
 from settlement.tx_manager import TxLimits, TxManager
 from settlement.watcher import ChannelWatcher, WatchLimits
 from tests.faults.proxy import LyingNode, lying_node
-from tests.settlement.books import Books, request_close
+from tests.settlement.books import NOW, Books, request_close
 from tests.settlement.channels import Channels
 
-__all__ = ["World", "chain_world"]
+__all__ = ["World", "chain_world", "fill_books"]
 
 RPC = RpcLimits(timeout_s=2.0, read_attempts_max=2, retry_delay_s=0.01)
 READER = ReaderLimits(lag_s_max=0.2, lag_poll_s=0.02)
@@ -141,6 +142,39 @@ class World:
 
     def rings(self, kind: AlarmKind) -> bool:
         return any(alarm.kind is kind for alarm in self.alarms.ringing)
+
+
+async def fill_books(ledger: SqliteLedger, reader: EscrowReader, count: int) -> None:
+    """Put so many open channels into the books, with nothing in them, as the chain has them."""
+    nothing = LadderVoucher(0, b"")
+    terms = ChannelTerms(
+        payer=Address(b"a" * 20),
+        payee=Address(b"p" * 20),
+        token=Address(b"t" * 20),
+        authorized_signer=ZERO_ADDRESS,
+    )
+    states = [
+        ChannelState(
+            key=reader.key(ChannelId(number.to_bytes(32, "big"))),
+            terms=terms,
+            deposit=0,
+            settled=0,
+            accepted=0,
+            spent=0,
+            published=0,
+            close_requested_at=0,
+            is_finalized=False,
+            fact_block=0,
+            highest=nothing,
+            at_or_below_spent=nothing,
+            above_spent=None,
+            active_at=NOW,
+        )
+        for number in range(count)
+    ]
+    for start in range(0, count, 500):
+        page = states[start : start + 500]
+        await asyncio.gather(*[ledger.apply(state.key, [Restore(state)]) for state in page])
 
 
 @asynccontextmanager
