@@ -104,6 +104,10 @@ class Precautions:
 
     async def _check_wallets(self, wallets: Sequence[ChannelState]) -> None:
         """Ask contract wallets whether they still take what they signed (F-19, F-20)."""
+        unsettled = {f"0x{state.key.channel_id.hex()}" for state in wallets}
+        for alarm in self.alarms.ringing:
+            if alarm.kind is AlarmKind.SIGNER_CHANGED and alarm.subject not in unsettled:
+                self.alarms.end(AlarmKind.SIGNER_CHANGED, subject=alarm.subject)
         if self._asked >= len(wallets):
             self._asked = 0
         asked = wallets[self._asked : self._asked + self._limits.wallets_max]

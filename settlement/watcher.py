@@ -275,6 +275,8 @@ class ChannelWatcher:
                 AlarmKind.GRACE_SHORT,
                 f"the escrow gives {self._grace_period_s} s, at least {GRACE_PERIOD_S_MIN} needed",
             )
+        else:
+            self.alarms.end(AlarmKind.GRACE_SHORT)
 
     async def _read_all(self, head: BlockRef) -> tuple[Sweep, list[Due]]:
         """Read every open channel, and after a reorg those that had just ended."""
@@ -383,10 +385,13 @@ class ChannelWatcher:
 
     def _ring_graces(self) -> None:
         """Ring for each close that is owed, as its grace period runs (F-64)."""
-        for state in self._owed.values():
+        owed = {f"0x{key.channel_id.hex()}": state for key, state in self._owed.items()}
+        for alarm in self.alarms.ringing:
+            if alarm.kind is AlarmKind.GRACE_RUNS and alarm.subject not in owed:
+                self.alarms.end(AlarmKind.GRACE_RUNS, subject=alarm.subject)
+        for name, state in owed.items():
             stage = grace_stage(state, self._moment())
             if stage:
-                name = f"0x{state.key.channel_id.hex()}"
                 self.alarms.ring(
                     AlarmKind.GRACE_RUNS,
                     f"{stage} % of the grace period of channel {name} is gone, "

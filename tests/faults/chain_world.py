@@ -65,13 +65,17 @@ class World:
         return abi.settle.encode(channel_id, amount, signature)
 
     def watcher(
-        self, *, limits: WatchLimits = WATCH, policy: SettlePolicy | None = None
+        self,
+        *,
+        limits: WatchLimits = WATCH,
+        policy: SettlePolicy | None = None,
+        settles: bool = True,
     ) -> ChannelWatcher:
         """Return a new watcher, as a process that has just started has it."""
         return ChannelWatcher(
             self.reader,
             self.ledger,
-            self.settler,
+            self.settler if settles else None,
             payee=self.channels.terms.payee,
             limits=limits,
             policy=policy,
@@ -80,10 +84,14 @@ class World:
 
     @asynccontextmanager
     async def watching(
-        self, *, limits: WatchLimits = WATCH, policy: SettlePolicy | None = None
+        self,
+        *,
+        limits: WatchLimits = WATCH,
+        policy: SettlePolicy | None = None,
+        settles: bool = True,
     ) -> AsyncIterator[ChannelWatcher]:
         """Run a watcher beside the block, and wait until it has looked once."""
-        watcher = self.watcher(limits=limits, policy=policy)
+        watcher = self.watcher(limits=limits, policy=policy, settles=settles)
         task = asyncio.create_task(watcher.run())
         try:
             yield watcher

@@ -56,6 +56,22 @@ async def test_a_node_that_is_away_for_two_thirds_of_the_grace_costs_nothing(
     assert await world.paid() == before + 400
 
 
+async def test_an_alarm_ends_with_the_exit_that_its_payer_takes_back(
+    world: World, chain: Devnet
+) -> None:
+    """F-64, TOPUP-05: also where this process only watches and another one settles."""
+    channel_id = await world.books.open(accepted=400, spent=400)
+    async with world.watching(settles=False):
+        await world.leave(channel_id)
+        await world.until(channel_id, asked=True)
+        await chain.advance(GRACE_S // 2)
+        await world.until_rings(AlarmKind.GRACE_RUNS, level=50)
+        await world.channels.top_up(channel_id, 1)
+        await world.until(channel_id, asked=False)
+        await world.until_rings(AlarmKind.GRACE_RUNS, is_ringing=False)
+    assert not (await world.books.state(channel_id)).is_closing
+
+
 async def test_who_was_down_for_the_whole_grace_closes_as_long_as_the_payer_waits(
     world: World, chain: Devnet
 ) -> None:
