@@ -22,7 +22,7 @@ from channel.state.channel_state import ChannelState
 from channel.wire.receipt import parse_receipt_json
 from settlement.devnet import Devnet
 from settlement.escrow import EscrowReader
-from tests.e2e.customers import Customer, Events
+from tests.e2e.customers import Customer, Events, read_events
 from tests.e2e.gateways import PRICE, GatewayProcess, free_port, gateway_command, gateway_variables
 from tests.e2e.warm import Forge
 from tests.postgres import _asyncpg_may_stat, postgres_server, postgres_url
@@ -192,6 +192,34 @@ async def test_a_newer_stream_at_another_worker_takes_the_place_of_the_running_o
     assert seen == said < 400
     state = await fleet.quiet_books()
     assert state.spent == (said + 20) * PRICE
+
+
+@pytest.mark.parametrize("policy", ["reject", "allow"])
+async def test_a_second_stream_is_refused_or_runs_beside_as_configured(
+    model: ModelServer,
+    customer: Customer,
+    postgres_url: str,
+    tmp_path: Path,
+    forge: Forge,
+    *,
+    policy: str,
+) -> None:
+    """ACC-06: at another worker too; the first stream runs to its end."""
+    model.words, model.delay_s = ["x"] * 60, 0.005
+    build = partial(build_gateway, customer.chain, model, tmp_path, postgres_url, forge=forge)
+    one, other = (build(PAYMENT_STREAM_POLICY=policy) for _ in range(2))
+    async with one.running(), other.running():
+        await customer.open(one.url, DEPOSIT)
+        async with customer.events(one.url, 200 * PRICE) as first:
+            await next_named(first, "message")
+            async with customer.stream(other.url, 201 * PRICE) as second:
+                if policy == "reject":
+                    assert second.status_code == 409
+                    assert b"stream-active" in await second.aread()
+                else:
+                    assert await read_units(read_events(second)) == (60, 60)
+            seen, said = await read_units(first)
+    assert (seen, said) == (60, 60)
 
 
 class Workers(msgspec.Struct):
