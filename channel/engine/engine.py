@@ -313,7 +313,14 @@ class Engine:
                 raise AmountExceedsDepositError(
                     cumulative_amount=verified.cumulative_amount, deposit=state.deposit
                 )
-        return await self._closing.close(paid.key, verified)
+        try:
+            return await self._closing.close(paid.key, verified)
+        except ChannelFinalizedError:
+            # Another worker may have closed it since we looked: the same answer as its own.
+            state = (await self._ledger.apply(paid.key, [])).state
+            if not state.close_tx:
+                raise
+            return Outcome(state=state, tx_hash=TxHash(state.close_tx))
 
     def reservation(self, paid: Authenticated, hold: Hold, outcome: Outcome) -> RunningReservation:
         """Return the owner's side of what `perform` held; its lease is renewed from now on."""

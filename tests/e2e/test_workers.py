@@ -313,7 +313,8 @@ async def test_two_gateways_with_a_settler_each_close_every_channel_once(
             for gateway in gateways
         ]
         answers = await asyncio.gather(*closes)
-        assert [answer.status_code for answer in answers] == [200] * len(closes)
+        refused = [answer.headers for answer in answers if answer.status_code != 200]
+        assert refused == []
         for gateway in gateways:
             assert await gateway.end(signal.SIGTERM) == 0
     reader = EscrowReader(customer.chain.rpc, customer.chain.values.escrow)
