@@ -38,7 +38,7 @@ _SCOPE = ("nonce", "http_method", "route", "variant")
 _CREDENTIAL_TYPE = "hash"
 
 
-class Authenticated(msgspec.Struct, frozen=True):
+class Authenticated(msgspec.Struct, frozen=True, gc=False):
     """A credential that answers a challenge of ours. Its payload is not yet proven."""
 
     credential: Credential

@@ -21,7 +21,7 @@ class Hold(msgspec.Struct, frozen=True, kw_only=True):
     """Reads the request for its idempotency key, when it has one: asked once the payer is known."""
 
 
-class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+class Outcome(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """The channel after an action, as it is on disk."""
 
     state: ChannelState

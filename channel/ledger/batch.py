@@ -37,7 +37,7 @@ from channel.types import ChannelKey, TxHash
 __all__ = ["Books", "Job", "ProofId", "RequestId", "decide", "job_of", "proof_id", "request_id"]
 
 
-class Job(msgspec.Struct, frozen=True):
+class Job(msgspec.Struct, frozen=True, gc=False):
     """One call of `Ledger.apply`."""
 
     key: ChannelKey

@@ -47,7 +47,7 @@ class LadderVoucher(msgspec.Struct, frozen=True, gc=False):
     signature: bytes
 
 
-class ChannelState(msgspec.Struct, frozen=True):
+class ChannelState(msgspec.Struct, frozen=True, gc=False):
     """All that is durable about one channel. Amounts in base units of the token."""
 
     key: ChannelKey
