@@ -26,8 +26,7 @@ from settlement.types import RevertReason
 
 __all__ = ["Leaving", "Progress", "Stage", "withdraw_channels"]
 
-_POLL_S: Final = 1.0
-_POLL_S_MAX: Final = 30.0
+_POLL_S_MAX: Final = 10.0
 
 
 class Stage(enum.Enum):
@@ -70,6 +69,7 @@ async def withdraw_channels(
     purse: Purse,
     which: Sequence[ChannelId] | None,
     waits: bool = True,
+    poll_s_max: float = _POLL_S_MAX,
     tell: Progress = lambda _: None,
 ) -> list[Leaving]:
     """Take back what is left in channels of this account, and return how far each one is.
@@ -80,6 +80,7 @@ async def withdraw_channels(
         purse: Where the channels are kept.
         which: Their ids; all that are not closed if None.
         waits: Whether to wait out the grace period. If not, ask again later for the rest.
+        poll_s_max: Longest pause between two looks at the chain's time.
         tell: Called whenever a channel comes a step further.
 
     Raises:
@@ -91,7 +92,7 @@ async def withdraw_channels(
     leaving = [await way_out.ask(each) for each in await _select(purse, account, which)]
     leaving = [await way_out.take(each) for each in leaving]
     while waits and any(each.stage is Stage.WAITING for each in leaving):
-        await way_out.wait(leaving)
+        await way_out.wait(leaving, poll_s_max)
         leaving = [await way_out.take(each) for each in leaving]
     return leaving
 
@@ -173,12 +174,12 @@ class _WayOut:
             await self._purse.update(key, partial(adopt_fact, fact=fact))
         return replace(ready, stage=Stage.WITHDRAWN, settled=settled, tx_hash=tx_hash)
 
-    async def wait(self, leaving: Sequence[Leaving]) -> None:
+    async def wait(self, leaving: Sequence[Leaving], poll_s_max: float) -> None:
         """Sleep until it is worth another look."""
         waiting = [each.ready_at for each in leaving if each.stage is Stage.WAITING]
         head = await self._rpc.block()
-        left_s = max(_POLL_S, float(min(waiting) - head.timestamp))
-        await asyncio.sleep(min(left_s, _POLL_S_MAX))
+        left_s = max(1.0, float(min(waiting) - head.timestamp))
+        await asyncio.sleep(min(left_s, poll_s_max))
 
     async def _leaving(self, origin: str, fact: ChannelFact) -> Leaving:
         """Return how far a channel is, once the purse knows what the chain shows."""

@@ -15,10 +15,10 @@ async def test_after_random_faults_the_books_equal_the_chain_to_the_base_unit(
 ) -> None:
     """SETTLE-02, SETTLE-05, F-70, F-72, F-73, F-75: agents that open, stream, hang up, top up,
     close and leave; a node that lies, reorgs, dear gas, a settler that is killed."""
-    limits = SoakLimits(agents=12, seconds=12.0, seed=20)
+    limits = SoakLimits(agents=10, seconds=9.0, seed=20)
     async with Devnet.start(block_time_s=BLOCK_TIME_S) as chain:
         balance = await soak(chain, tmp_path, limits, tell=lambda _: None)
     assert balance.is_even, msgspec.json.encode(balance)
-    assert balance.channels >= 12
+    assert balance.channels >= 10
     assert balance.delivered > 0
     assert sum(balance.faults.values()) >= 3

@@ -42,6 +42,7 @@ class Payer:
             purse=self.purse,
             which=which,
             waits=waits,
+            poll_s_max=0.1,
             tell=self._hear,
         )
 
