@@ -90,7 +90,12 @@ NO_CODE = -1000
 
 def main() -> None:
     """Fork and wait as standard input asks."""
-    for name in ("service.cli", "service.gateway.serve", "service.gateway.worker"):
+    for name in (
+        "service.cli",
+        "service.gateway.serve",
+        "service.gateway.worker",
+        "service.settle_process",
+    ):
         importlib.import_module(name)
     gc.freeze()
     for line in sys.stdin:
