@@ -9,7 +9,6 @@ is joined, not repeated, also after a restart (F-40).
 
 import asyncio
 import logging
-import math
 from collections.abc import Coroutine, Iterable, Sequence
 from typing import Any, Final
 
@@ -17,30 +16,30 @@ import msgspec
 
 from channel.chain import CloseResult
 from channel.errors import (
-    ChainUnavailableError,
     ConfigError,
     InvariantError,
     MppSessionError,
     SettlementPendingError,
     TransactionRevertedError,
 )
-from channel.types import Address, ChannelFact, ChannelId, ChannelKey, TxHash
+from channel.types import Address, ChannelKey, TxHash
 from settlement import abi
 from settlement.errors import (
     ContractRevertedError,
     LeaseLostError,
     TransactionPendingError,
     TransactionReplacedError,
-    contract_reverted,
 )
 from settlement.escrow import EscrowReader
 from settlement.fees import GasBudget
+from settlement.jobs import Job, JobQueue, JobResult, SettleResult
+from settlement.outcomes import Outcomes
 from settlement.payout_calls import build_call, build_relayed_call, build_simulation
 from settlement.quarantine import Quarantine
 from settlement.signer import Signer
 from settlement.tx_manager import TxManager
 from settlement.tx_state import JournalTx, Purpose
-from settlement.types import BatchEntry, EntrySkippedLog, Receipt, RevertReason
+from settlement.types import BatchEntry, Receipt
 
 __all__ = ["EscrowSettler", "SettleResult", "SettlerLimits"]
 
@@ -57,43 +56,6 @@ class SettlerLimits(msgspec.Struct, frozen=True, kw_only=True):
     """Transactions under way: nodes keep only so many of one account."""
     wait_s: float | None = None
     """How long whoever asked waits to be answered; as long as the sender waits, if None."""
-
-
-class SettleResult(msgspec.Struct, frozen=True, gc=False):
-    """A channel after a settle; `tx_hash` is None when so much was settled before."""
-
-    tx_hash: TxHash | None
-    fact: ChannelFact
-
-
-_Result = CloseResult | SettleResult
-
-
-class _Job:
-    """One channel's settle or close, from when it is asked for until it is answered."""
-
-    def __init__(self, purpose: Purpose, entry: BatchEntry, *, value: int, deadline: int) -> None:
-        self.purpose = purpose
-        self.entry = entry
-        self.value = value
-        self.deadline = deadline
-        self.is_alone = False
-        """It goes into a transaction of its own: together with others it failed."""
-        self.tx_hash: TxHash | None = None
-        self.answer: asyncio.Future[_Result] = asyncio.get_running_loop().create_future()
-
-    def urgency(self) -> tuple[float, int]:
-        """Order by deadline, then by value (F-66)."""
-        return (self.deadline or math.inf, -self.value)
-
-    def fail(self, error: BaseException) -> None:
-        if not self.answer.done():
-            self.answer.set_exception(error)
-            self.answer.exception()  # seen, even when nobody waits for it any more
-
-    def succeed(self, result: _Result) -> None:
-        if not self.answer.done():
-            self.answer.set_result(result)
 
 
 class EscrowSettler:
@@ -127,10 +89,9 @@ class EscrowSettler:
         self._sender = sender
         self._authorizer = payee
         self._budget = budget
-        self._quarantine = quarantine
+        self._outcomes = Outcomes(reader, quarantine)
         self._limits = limits or SettlerLimits()
-        self._jobs: dict[tuple[Purpose, ChannelId, int], _Job] = {}
-        self._waiting: list[_Job] = []
+        self._queue = JobQueue(batch_max=self._limits.batch_max)
         self._worker: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._room = asyncio.Semaphore(self._limits.lots_max)
@@ -200,8 +161,7 @@ class EscrowSettler:
 
         Channels of transactions under way are joined when they are asked for, not sent again.
         """
-        if self._quarantine is not None:
-            await self._quarantine.load()
+        await self._outcomes.load()
         self._adopt(await self._sender.recover())
 
     def _adopt(self, transactions: Iterable[JournalTx]) -> None:
@@ -210,8 +170,8 @@ class EscrowSettler:
                 continue
             jobs = []
             for entry in abi.decode_entries(tx.intent.calldata):
-                job = _Job(tx.intent.purpose, entry, value=0, deadline=tx.intent.deadline)
-                self._register(job)
+                job = Job(tx.intent.purpose, entry, value=0, deadline=tx.intent.deadline)
+                self._queue.register(job)
                 jobs.append(job)
             if jobs:
                 self._start(self._see_through(jobs, tx.versions[0].tx_hash))
@@ -233,21 +193,20 @@ class EscrowSettler:
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
-        for job in list(self._jobs.values()):
+        for job in self._queue.unanswered():
             job.fail(SettlementPendingError("The settler has stopped; ask again."))
 
     # Asking.
 
     async def _ask(
         self, purpose: Purpose, key: ChannelKey, entry: BatchEntry, *, value: int, deadline: int
-    ) -> _Result:
+    ) -> JobResult:
         self._require_ours(key)
-        job = _Job(purpose, entry, value=value, deadline=deadline)
-        known = self._jobs.get(_name(job))
+        job = Job(purpose, entry, value=value, deadline=deadline)
+        known = self._queue.joined(job)
         if known is None:
-            if self._quarantine is not None:
-                self._quarantine.require_allowed(key)
-            self._register(job)
+            self._outcomes.require_allowed(key)
+            self._queue.register(job)
             self._enqueue(job)
         else:
             job = known
@@ -260,19 +219,8 @@ class EscrowSettler:
                 raise SettlementPendingError("Not sent yet; ask again.") from None
             raise TransactionPendingError(job.tx_hash) from None
 
-    def _register(self, job: _Job) -> None:
-        """Let others join it, until it is answered."""
-        name = _name(job)
-        self._jobs[name] = job
-
-        def forget(_: asyncio.Future[_Result]) -> None:
-            if self._jobs.get(name) is job:
-                del self._jobs[name]
-
-        job.answer.add_done_callback(forget)
-
-    def _enqueue(self, job: _Job) -> None:
-        self._waiting.append(job)
+    def _enqueue(self, job: Job) -> None:
+        self._queue.add(job)
         if self._worker is None:
             self._worker = asyncio.create_task(self._work())
             self._worker.add_done_callback(self._ended)
@@ -287,15 +235,15 @@ class EscrowSettler:
             self._worker = None
 
     async def _send_all(self) -> None:
-        while self._waiting:
+        while self._queue:
             await self._room.acquire()
-            lot = self._next_lot()
+            lot = self._queue.next_lot()
             try:
                 tx_hash = await self._send(lot)
             except BaseException as error:
                 self._room.release()
                 for job in lot:
-                    job.fail(_copy(error))
+                    job.fail(error)
                 if not isinstance(error, MppSessionError):
                     raise
                 self._note(error)
@@ -306,19 +254,7 @@ class EscrowSettler:
                 sent = [job for job in lot if not job.answer.done()]
                 self._start(self._see_through(sent, tx_hash, has_room=True))
 
-    def _next_lot(self) -> list[_Job]:
-        self._waiting.sort(key=_Job.urgency)
-        first = self._waiting[0]
-        if first.is_alone:
-            lot = [first]
-        else:
-            alike = [j for j in self._waiting if j.purpose is first.purpose and not j.is_alone]
-            lot = _one_each(alike)[: self._limits.batch_max]
-        taken = set(map(id, lot))
-        self._waiting = [job for job in self._waiting if id(job) not in taken]
-        return lot
-
-    async def _send(self, lot: Sequence[_Job]) -> TxHash | None:
+    async def _send(self, lot: Sequence[Job]) -> TxHash | None:
         """Leave out what would be refused, and broadcast the rest; None when nothing is left."""
         jobs = lot if len(lot) == 1 else await self._simulate(lot)
         if not jobs:
@@ -353,7 +289,7 @@ class EscrowSettler:
             now=head.timestamp,
         )
 
-    async def _simulate(self, lot: Sequence[_Job]) -> list[_Job]:
+    async def _simulate(self, lot: Sequence[Job]) -> list[Job]:
         """Answer those that would be refused, by the state as it is now (F-79, F-80)."""
         calls = [build_simulation(job.purpose, job.entry) for job in lot]
         refusals = await self._reader.rpc.try_calls(self._reader.escrow, calls, sender=self.payee)
@@ -368,19 +304,20 @@ class EscrowSettler:
     # Seeing through.
 
     async def _see_through(
-        self, jobs: Sequence[_Job], tx_hash: TxHash, *, has_room: bool = False
+        self, jobs: Sequence[Job], tx_hash: TxHash, *, has_room: bool = False
     ) -> None:
         """Wait for the transaction, for ever, and answer each of its channels."""
         for job in jobs:
             job.tx_hash = tx_hash
         try:
             receipt = await self._receipt(tx_hash)
-            await self._answer(jobs, receipt)
+            for refusal in await self._outcomes.answer(jobs, receipt):
+                self._note(refusal)
         except ContractRevertedError as error:
             await self._refuse_all(jobs, error)
         except BaseException as error:
             for job in jobs:
-                job.fail(_copy(error))
+                job.fail(error)
             raise
         finally:
             if has_room:
@@ -401,27 +338,7 @@ class EscrowSettler:
                 _log.warning("transaction 0x%s was not seen: %s", tx_hash.hex(), error)
                 await asyncio.sleep(_RETRY_S)
 
-    async def _answer(self, jobs: Sequence[_Job], receipt: Receipt) -> None:
-        """Tell each channel what the mined transaction did to it."""
-        skipped = {
-            log.channel_id: log.reason
-            for log in self._reader.own_logs(receipt)
-            if isinstance(log, EntrySkippedLog)
-        }
-        ids = [job.entry.channel_id for job in jobs]
-        facts = await self._reader.read_channels(ids, block_number=receipt.block_number)
-        for job, fact in zip(jobs, facts, strict=True):
-            reason = skipped.get(job.entry.channel_id)
-            if reason is not None:
-                error = contract_reverted(reason, tx_hash=receipt.tx_hash)
-                await self._refuse(job, error)
-            elif fact is None:
-                job.fail(_hidden())
-            else:
-                await self._discharge(job)
-                job.succeed(_result(job.purpose, receipt, fact, gas_of=len(jobs)))
-
-    async def _refuse_all(self, jobs: Sequence[_Job], error: ContractRevertedError) -> None:
+    async def _refuse_all(self, jobs: Sequence[Job], error: ContractRevertedError) -> None:
         """Answer a refusal of the whole; of many, each is tried alone to learn whose it is."""
         if len(jobs) == 1:
             await self._refuse(jobs[0], error)
@@ -431,46 +348,10 @@ class EscrowSettler:
             job.tx_hash = None
             self._enqueue(job)
 
-    async def _refuse(self, job: _Job, error: ContractRevertedError) -> None:
-        """Answer a channel's refusal: perhaps what was wanted has been done already."""
-        try:
-            job.succeed(await self._done_before(job, error))
-        except MppSessionError as refusal:
-            job.fail(refusal)
+    async def _refuse(self, job: Job, error: ContractRevertedError) -> None:
+        refusal = await self._outcomes.refuse(job, error)
+        if refusal is not None:
             self._note(refusal)
-
-    async def _done_before(self, job: _Job, error: ContractRevertedError) -> _Result:
-        channel_id, is_close = job.entry.channel_id, job.purpose is Purpose.CLOSE
-        if is_close and error.reason is RevertReason.CHANNEL_FINALIZED:
-            await self._discharge(job)
-            return await self._closed_before(channel_id)
-        if not is_close and error.reason is RevertReason.AMOUNT_NOT_INCREASING:
-            return SettleResult(tx_hash=None, fact=await self._fact(channel_id))
-        if self._quarantine is None or error.reason is RevertReason.CHANNEL_FINALIZED:
-            raise error
-        _log.warning("channel 0x%s: %s refused: %s", channel_id.hex(), job.purpose.name, error)
-        await self._quarantine.refuse(self._reader.key(channel_id), error, deadline=job.deadline)
-        raise error
-
-    async def _closed_before(self, channel_id: ChannelId) -> CloseResult:
-        """Return how a finalized channel was closed, by whomever, from its own log."""
-        log = await self._reader.find_closing(channel_id)
-        receipt = None if log is None else await self._sender.rpc.receipt(log.tx_hash)
-        if receipt is None:
-            msg = "The channel is finalized; the node does not have the close's log."
-            raise ChainUnavailableError(msg)
-        fact = await self._fact(channel_id)
-        return CloseResult(tx_hash=receipt.tx_hash, fact=fact, gas_used=receipt.gas_used)
-
-    async def _fact(self, channel_id: ChannelId) -> ChannelFact:
-        fact = await self._reader.read_channel(channel_id)
-        if fact is None:
-            raise _hidden()
-        return fact
-
-    async def _discharge(self, job: _Job) -> None:
-        if self._quarantine is not None:
-            await self._quarantine.discharge(self._reader.key(job.entry.channel_id))
 
     # Keeping count.
 
@@ -494,36 +375,3 @@ class EscrowSettler:
         if (key.chain_id, key.escrow) != (self._reader.chain_id, self._reader.escrow):
             msg = f"The channel is of escrow 0x{key.escrow.hex()} on chain {key.chain_id}."
             raise ConfigError(msg)
-
-
-def _name(job: _Job) -> tuple[Purpose, ChannelId, int]:
-    """A channel is closed once, whatever the amount; settled as often as the amount rises."""
-    amount = 0 if job.purpose is Purpose.CLOSE else job.entry.cumulative_amount
-    return job.purpose, job.entry.channel_id, amount
-
-
-def _one_each(jobs: Iterable[_Job]) -> list[_Job]:
-    """Of a channel's settles only one goes into a transaction; the next follows."""
-    by_channel: dict[ChannelId, _Job] = {}
-    for job in jobs:
-        by_channel.setdefault(job.entry.channel_id, job)
-    return list(by_channel.values())
-
-
-def _result(purpose: Purpose, receipt: Receipt, fact: ChannelFact, *, gas_of: int) -> _Result:
-    if purpose is Purpose.CLOSE:
-        gas_used = receipt.gas_used // gas_of
-        return CloseResult(tx_hash=receipt.tx_hash, fact=fact, gas_used=gas_used)
-    return SettleResult(tx_hash=receipt.tx_hash, fact=fact)
-
-
-def _copy(error: BaseException) -> BaseException:
-    """Return an error for one more waiter; a cancelled settler is a pending settlement."""
-    if isinstance(error, asyncio.CancelledError):
-        return SettlementPendingError("The settler has stopped; ask again.")
-    return error
-
-
-def _hidden() -> ChainUnavailableError:
-    msg = "The node does not show the channel that was just settled or closed."
-    return ChainUnavailableError(msg)

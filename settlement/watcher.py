@@ -9,7 +9,7 @@ settled then is decided by `schedule` and carried out by `defence`, beside the w
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import msgspec
@@ -21,28 +21,18 @@ from channel.limits import GRACE_PERIOD_S_MIN
 from channel.state.channel_state import ChannelState
 from channel.state.commands import AbortClose
 from channel.types import Address, ChannelId, ChannelKey
-from settlement.alarms import AlarmKind, Alarms
+from settlement.alarms import Alarms
 from settlement.chain_clock import ChainClock
 from settlement.defence import Defence, Settler
+from settlement.docket import Docket, Round
 from settlement.escrow import EscrowReader
-from settlement.exposure import exposure_of
 from settlement.follower import ChainFollower, FollowLimits, Step
 from settlement.heads import HeadSignal
 from settlement.observer import ChannelObserver
-from settlement.precautions import Precautions, Tally
-from settlement.schedule import (
-    Due,
-    Moment,
-    SettlePolicy,
-    Watched,
-    choose,
-    decide,
-    grace_stage,
-    owes_close,
-    value_at_risk,
-)
+from settlement.precautions import Precautions
+from settlement.schedule import Due, Moment, SettlePolicy, choose
 from settlement.types import BlockRef
-from settlement.wallets import WalletSigners
+from settlement.watch_alarms import WatchAlarms
 
 __all__ = ["ChannelWatcher", "Sweep", "WatchLimits"]
 
@@ -137,17 +127,15 @@ class ChannelWatcher:
             )
         )
         self._precautions = precautions
-        self._wallets = WalletSigners()
+        self._docket = Docket(self._policy, half_closed_s_max=self._limits.half_closed_s_max)
+        self._telling = WatchAlarms(
+            self.alarms, away_s_max=self._limits.away_s_max, skew_s_max=self._limits.skew_s_max
+        )
         self._grace_period_s: int | None = None
         self._swept_at = float("-inf")
-        self._answered_at: float | None = None
         self._looked_at: float | None = None
-        self._behind_since: float | None = None
         self._touched: set[ChannelId] = set()
         self._forked_at: int | None = None
-        self._owed: dict[ChannelKey, ChannelState] = {}
-        self._half_closed: dict[ChannelKey, float] = {}
-        self._unsettled: dict[ChannelKey, tuple[int, int]] = {}
 
     @property
     def head(self) -> BlockRef | None:
@@ -206,7 +194,7 @@ class ChannelWatcher:
     def begin_owed(self, states: Sequence[ChannelState]) -> None:
         """Begin closes that a worker has decided, without waiting for the next look."""
         if self._defence is not None and self.head is not None:
-            self._defence.submit(self._choose([due for s in states for due in self._decide(s)]))
+            self._defence.submit(self._choose(self._decide(states)))
 
     async def _turn(self) -> None:
         """Look, and begin what is due. Alarms ring also when there is nothing to see."""
@@ -215,19 +203,16 @@ class ChannelWatcher:
             sweep, dues = await self._look()
         except OperatorError as error:
             _log.warning("the chain was not looked at; tried again: %s", error)
-            self._answered_at = self._answered_at or now
-            if now - self._answered_at >= self._limits.away_s_max:
-                self.alarms.ring(
-                    AlarmKind.CHAIN_AWAY, f"not seen for {now - self._answered_at:.0f} s: {error}"
-                )
+            self._telling.unanswered(now, error)
         else:
-            self._answered_at = self._looked_at = now
-            self.alarms.end(AlarmKind.CHAIN_AWAY)
+            self._looked_at = now
+            self._telling.answered(now)
             if sweep.changed:
                 _log.info("channels changed on chain: %d", sweep.changed)
             if self._defence is not None:
                 self._defence.submit(dues)
-        self._ring_graces()
+        if self.head is not None:
+            self._telling.graces(self._docket.owed, self._moment())
         if self._defence is not None:
             self._defence.require_sound()
 
@@ -239,14 +224,14 @@ class ChannelWatcher:
         self._note(step)
         loop = asyncio.get_running_loop()
         if step.is_behind:
-            return Sweep(), self._decide_owed()
+            return Sweep(), self._choose(self._decide(self._docket.owed.values()))
         if loop.time() - self._swept_at >= self._limits.interval_s:
             await self._read_grace_period()
             began = loop.time()
             sweep, dues = await self._read_all(step.head)
             self._swept_at, self._forked_at = began, None
         else:
-            ids = self._touched | {key.channel_id for key in self._owed}
+            ids = self._touched | {key.channel_id for key in self._docket.owed}
             if not ids:
                 return Sweep(), []
             sweep, dues = await self._read_some(ids, step.head)
@@ -256,63 +241,40 @@ class ChannelWatcher:
     def _note(self, step: Step) -> None:
         """Remember what a step showed, until it has been read."""
         self._touched |= step.touched
-        self._ring_behind(step)
+        if self._telling.behind(step.head.number, is_behind=step.is_behind):
+            self._reader.rpc.distrust()
         if step.is_new:
             self.clock.saw(step.head)
-            self._ring_skew()
+            self._telling.skew(self.clock.skew_s)
         if step.has_gap:
             self._swept_at = float("-inf")
         if step.forked_at is not None:
             before = step.forked_at if self._forked_at is None else self._forked_at
             self._forked_at = min(before, step.forked_at)
             self._swept_at = float("-inf")
-            self._ring_reorg(step.head.number - step.forked_at, step.forked_at)
+            depth = step.head.number - step.forked_at
+            self._telling.reorg(step.forked_at, is_deep=depth > self._limits.confirmations)
 
     async def _read_grace_period(self) -> None:
         self._grace_period_s = await self._reader.read_grace_period_s()
-        if self._grace_period_s < GRACE_PERIOD_S_MIN:
-            self.alarms.ring(
-                AlarmKind.GRACE_SHORT,
-                f"the escrow gives {self._grace_period_s} s, at least {GRACE_PERIOD_S_MIN} needed",
-            )
-        else:
-            self.alarms.end(AlarmKind.GRACE_SHORT)
+        self._telling.grace_period(self._grace_period_s)
 
     async def _read_all(self, head: BlockRef) -> tuple[Sweep, list[Due]]:
         """Read every open channel, and after a reorg those that had just ended."""
         read, changed = 0, 0
         dues: list[Due] = []
-        half_closed: list[ChannelKey] = []
-        unsettled: dict[ChannelKey, tuple[int, int]] = {}
-        owed: dict[ChannelKey, ChannelState] = {}
-        tally = Tally()
+        found = Round()
         async for page in self._observer.pages(self._forked_at):
             states = await self._observer.take(page, head, self._forked_at)
             read += len(page)
             changed += sum(a is not b for a, b in zip(page, states, strict=True))
+            moment = self._moment()
             for state in states:
-                dues += self._decide(state)
-                self._count(state, tally)
-                if state.key in self._unsettled:
-                    unsettled[state.key] = self._unsettled[state.key]
-                if owes_close(state, self._policy):
-                    owed[state.key] = state
-                elif state.is_closing and not state.is_finalized:
-                    half_closed.append(state.key)
-        self._owed, self._unsettled = owed, unsettled
-        await self._reopen(half_closed)
+                dues += self._docket.take_in_round(state, moment, found)
+        await self._reopen(self._docket.end_round(found))
         if self._precautions is not None:
-            await self._precautions.check(head, tally)
+            await self._precautions.check(head, found.tally)
         return Sweep(read=read, changed=changed), dues
-
-    def _count(self, state: ChannelState, tally: Tally) -> None:
-        if state.is_finalized:
-            return
-        tally.unsettled += exposure_of(state).payee
-        if state.spent > state.settled:
-            tally.defended += 1
-            if self._wallets.is_wallet(state):
-                tally.wallets.append(state)
 
     async def _read_some(
         self, channel_ids: set[ChannelId], head: BlockRef
@@ -320,13 +282,8 @@ class ChannelWatcher:
         """Read the channels that events named, and those that owe a close."""
         page = await self._observer.load(channel_ids)
         states = await self._observer.take(page, head, self._forked_at)
-        dues: list[Due] = []
-        for state in states:
-            dues += self._decide(state)
-            if owes_close(state, self._policy):
-                self._owed[state.key] = state
-            else:
-                self._owed.pop(state.key, None)
+        moment = self._moment()
+        dues = [due for state in states for due in self._docket.take(state, moment)]
         changed = sum(a is not b for a, b in zip(page, states, strict=True))
         return Sweep(read=len(page), changed=changed), dues
 
@@ -335,42 +292,18 @@ class ChannelWatcher:
 
         Nothing is owed to them yet: the payer may close again, with its own voucher.
         """
-        now = asyncio.get_running_loop().time()
-        self._half_closed = {key: self._half_closed.get(key, now) for key in half_closed}
-        for key, since in self._half_closed.items():
-            if now - since >= self._limits.half_closed_s_max:
-                await self._ledger.apply(key, [AbortClose()])
+        for key in half_closed:
+            await self._ledger.apply(key, [AbortClose()])
 
     # Deciding.
 
-    def _decide_owed(self) -> list[Due]:
-        """Return what is due for closes that are owed, by what is known: no node is needed."""
-        dues = [due for state in self._owed.values() for due in self._decide(state)]
-        return self._choose(dues)
+    def _decide(self, states: Iterable[ChannelState]) -> list[Due]:
+        """Return what is due by what is known: no node is needed."""
+        moment = self._moment()
+        return [due for state in states for due in self._docket.decide(state, moment)]
 
     def _choose(self, dues: Sequence[Due]) -> list[Due]:
         return choose(dues, self._moment(), self._policy)
-
-    def _decide(self, state: ChannelState) -> list[Due]:
-        """Return what is due for one channel. Since when it is unsettled is only known here."""
-        if state.is_finalized:
-            return []
-        since = None
-        is_wallet = False
-        if state.spent > state.settled:
-            settled, before = self._unsettled.get(state.key, (-1, 0))
-            since = before if settled == state.settled else min(self.clock.now(), state.active_at)
-            self._unsettled[state.key] = (state.settled, since)
-            is_wallet = self._wallets.is_wallet(state)
-        else:
-            self._unsettled.pop(state.key, None)
-        watched = Watched(
-            state=state,
-            unsettled_since=since,
-            is_wallet=is_wallet,
-        )
-        due = decide(watched, self._moment(), self._policy)
-        return [] if due is None else [due]
 
     def _moment(self) -> Moment:
         head = self._follower.head
@@ -380,52 +313,3 @@ class ChannelWatcher:
             gas_price_wei=0 if head is None else head.base_fee_wei or 0,
             is_crowded=self._precautions is not None and self._precautions.gate.is_crowded,
         )
-
-    # Telling.
-
-    def _ring_graces(self) -> None:
-        """Ring for each close that is owed, as its grace period runs (F-64)."""
-        owed = {f"0x{key.channel_id.hex()}": state for key, state in self._owed.items()}
-        for alarm in self.alarms.ringing:
-            if alarm.kind is AlarmKind.GRACE_RUNS and alarm.subject not in owed:
-                self.alarms.end(AlarmKind.GRACE_RUNS, subject=alarm.subject)
-        for name, state in owed.items():
-            stage = grace_stage(state, self._moment())
-            if stage:
-                self.alarms.ring(
-                    AlarmKind.GRACE_RUNS,
-                    f"{stage} % of the grace period of channel {name} is gone, "
-                    f"{value_at_risk(state)} at risk",
-                    subject=name,
-                    level=stage,
-                )
-
-    def _ring_behind(self, step: Step) -> None:
-        """Ring when a node lags for long, and ask another one where there is one."""
-        now = asyncio.get_running_loop().time()
-        if not step.is_behind:
-            self._behind_since = None
-            self.alarms.end(AlarmKind.NODE_BEHIND)
-            return
-        self._behind_since = self._behind_since or now
-        if now - self._behind_since >= self._limits.away_s_max:
-            self.alarms.ring(AlarmKind.NODE_BEHIND, f"the node is behind block {step.head.number}")
-            self._reader.rpc.distrust()
-
-    def _ring_skew(self) -> None:
-        if abs(self.clock.skew_s) > self._limits.skew_s_max:
-            self.alarms.ring(
-                AlarmKind.CLOCK_SKEW,
-                f"this machine's clock is {self.clock.skew_s:+.0f} s off the chain's",
-            )
-        else:
-            self.alarms.end(AlarmKind.CLOCK_SKEW)
-
-    def _ring_reorg(self, depth: int, forked_at: int) -> None:
-        _log.warning("the chain took back what it had above block %d", forked_at)
-        if depth > self._limits.confirmations:
-            self.alarms.ring(
-                AlarmKind.DEEP_REORG,
-                f"blocks above {forked_at} were taken back, deeper than a deposit must be",
-                level=forked_at,
-            )

@@ -1,0 +1,229 @@
+"""Sees one key's open transactions through: what became of them, and what helps them along.
+
+The transactions of a key are a lane: mined in the order of their nonces, so that one that is stuck
+holds up all behind it (F-77). One look reads what the chain says of each, sends again what may be
+lost, and raises a bid that the base fee has overtaken, on the same nonce.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from channel.errors import ChainUnavailableError
+from settlement.errors import RpcRefusedError
+from settlement.fees import is_outbid
+from settlement.journal.interface import Journal
+from settlement.rpc import Rpc
+from settlement.rpc_values import parse_block, parse_quantity, parse_receipt
+from settlement.tx_bids import Bidder
+from settlement.tx_reasons import explain
+from settlement.tx_register import TxRegister
+from settlement.tx_state import (
+    Bumped,
+    JournalTx,
+    NodeAnswer,
+    Overtaken,
+    Sent,
+    TxStatus,
+    Unmined,
+    classify_refusal,
+    look_for,
+)
+from settlement.types import BlockRef
+
+__all__ = ["TxLane", "TxLimits"]
+
+_log: Final = logging.getLogger(__name__)
+
+_HASHES_PER_LOOK_MAX: Final = 200
+
+
+class TxLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """How long a transaction is waited for, and when it is helped along."""
+
+    mined_within_s: float = 90.0
+    poll_min_s: float = 0.01
+    poll_max_s: float = 2.0
+    resend_after_s: float = 5.0
+    bump_after_s: float = 30.0
+    """After this long a bid that could be mined and is not is raised: its tip is too low."""
+    overtaken_after_s: float = 6.0
+    """How long its nonce must be used and no receipt found before ours counts as replaced."""
+    confirmations: int = 1
+    """How deep a block must be, its own counted, before nothing is looked at again."""
+    gas_margin_percent: int = 25
+    """Above the estimate: the state may change before the transaction is mined."""
+
+
+class TxLane:
+    """The open transactions of one key on one chain."""
+
+    def __init__(
+        self, rpc: Rpc, journal: Journal, register: TxRegister, bidder: Bidder, limits: TxLimits
+    ) -> None:
+        self._rpc = rpc
+        self._journal = journal
+        self._register = register
+        self._bidder = bidder
+        self._limits = limits
+        self._put_at: dict[int, float] = {}
+        self._overtaken_at: dict[int, float] = {}
+        self._underpriced: set[int] = set()
+        self._missing = -1
+        self._looking: asyncio.Task[None] | None = None
+
+    async def look(self) -> None:
+        """Look once at every open transaction; who asks meanwhile shares the answer."""
+        if self._looking is None:
+            self._looking = asyncio.create_task(self._look_once())
+            self._looking.add_done_callback(self._looked)
+        await asyncio.shield(self._looking)
+
+    def _looked(self, task: asyncio.Task[None]) -> None:
+        self._looking = None
+        if not task.cancelled():
+            task.exception()  # seen, even when nobody waits for it any more
+
+    async def put(self, tx: JournalTx) -> NodeAnswer:
+        """Send the newest bytes. KNOWN also stands for taken.
+
+        Raises:
+            RpcRefusedError: A plain no.
+            ChainUnavailableError: No answer; it may have arrived.
+        """
+        self._put_at[tx.tx_id] = time.monotonic()
+        try:
+            await self._rpc.command("eth_sendRawTransaction", "0x" + tx.newest.raw.hex())
+        except RpcRefusedError as error:
+            answer = classify_refusal(error.message)
+            if answer is NodeAnswer.REFUSED:
+                raise
+            return answer
+        return NodeAnswer.KNOWN
+
+    async def raise_bid(
+        self, tx: JournalTx, head: BlockRef, tip_wei: int, ceiling_wei: int | None
+    ) -> JournalTx | None:
+        """Sign the same nonce again for more, and store it; None when the budget has no room."""
+        self._underpriced.discard(tx.tx_id)
+        version = await self._bidder.raised(tx, head, tip_wei, ceiling_wei)
+        return None if version is None else await self._register.record(tx, Bumped(version))
+
+    # One look.
+
+    async def _look_once(self) -> None:
+        lane = self._register.lane()
+        self._forget_ended()
+        if not lane:
+            return
+        try:
+            used, head, tip_wei = await self._read_head()
+            lane = await self._reopen(lane, used)
+            await self._read_receipts(lane)
+        except ChainUnavailableError:
+            return  # the node is away; the transactions are not
+        for tx in lane:
+            await self._take_over(tx, head, used)
+        await self._help_along(head, tip_wei, used)
+
+    def _forget_ended(self) -> None:
+        for table in (self._put_at, self._overtaken_at):
+            for tx_id in [each for each in table if not self._register.is_open(each)]:
+                del table[tx_id]
+        self._underpriced = {each for each in self._underpriced if self._register.is_open(each)}
+
+    async def _read_head(self) -> tuple[int, BlockRef, int]:
+        """Return the nonces used, the head and the node's tip. Receipts are asked after it."""
+        sender = "0x" + self._bidder.address.hex()
+        used, block, tip = await self._rpc.read_batch(
+            [
+                ("eth_getTransactionCount", [sender, "latest"]),
+                ("eth_getBlockByNumber", ["latest", False]),
+                ("eth_maxPriorityFeePerGas", []),
+            ]
+        )
+        return parse_quantity(used), parse_block(block), parse_quantity(tip)
+
+    async def _reopen(self, lane: list[JournalTx], used: int) -> list[JournalTx]:
+        """Take up again what a deep reorg put back, or the nonces after it would wait for ever."""
+        if used >= (lane[0].nonce or 0):
+            return lane
+        for tx in await self._journal.transactions_from(used):
+            if tx.status is TxStatus.FINAL:
+                await self._register.record(tx, Unmined())
+        lane = self._register.lane()
+        if used < (lane[0].nonce or 0) and used != self._missing:
+            self._missing = used
+            _log.error("nonce %d is not in the journal, and later ones wait for it", used)
+        return lane
+
+    async def _read_receipts(self, lane: Sequence[JournalTx]) -> None:
+        hashes = [version.tx_hash for tx in lane for version in tx.versions]
+        for tx_hash in hashes:  # a reorg may have moved or removed it
+            self._register.receipts.pop(tx_hash, None)
+        for start in range(0, len(hashes), _HASHES_PER_LOOK_MAX):
+            asked = hashes[start : start + _HASHES_PER_LOOK_MAX]
+            answers = await self._rpc.read_batch(
+                [("eth_getTransactionReceipt", ["0x" + tx_hash.hex()]) for tx_hash in asked]
+            )
+            for answer in answers:
+                if answer is not None:
+                    self._register.keep_receipt(parse_receipt(answer))
+
+    async def _take_over(self, tx: JournalTx, head: BlockRef, used: int) -> None:
+        """Record what the chain says has become of a transaction."""
+        events = look_for(
+            tx,
+            self._register.receipts,
+            head_number=head.number,
+            nonces_used=used,
+            confirmations=self._limits.confirmations,
+        )
+        if events == (Overtaken(),):
+            since = self._overtaken_at.setdefault(tx.tx_id, time.monotonic())
+            if time.monotonic() - since < self._limits.overtaken_after_s:
+                return  # a node may know the nonce before it shows the receipt (F-72)
+        if events:
+            sender = self._bidder.address
+            told = [await explain(self._rpc, sender, tx, event) for event in events]
+            await self._register.record(tx, *told)
+
+    # Helping along.
+
+    async def _help_along(self, head: BlockRef, tip_wei: int, used: int) -> None:
+        """Raise the bids that need it, and send again what may be lost."""
+        unmined = [tx for tx in self._register.lane() if tx.is_unmined]
+        ceilings = self._bidder.ceilings(unmined, head)
+        for tx, ceiling_wei in zip(unmined, ceilings, strict=True):
+            if self._wants_raise(tx, head, used):
+                raised = await self.raise_bid(tx, head, tip_wei, ceiling_wei)
+                if raised is not None:
+                    await self._put_again(raised)
+                    continue
+            put_at = self._put_at.get(tx.tx_id, float("-inf"))
+            if time.monotonic() - put_at >= self._limits.resend_after_s:
+                await self._put_again(tx)
+
+    def _wants_raise(self, tx: JournalTx, head: BlockRef, used: int) -> bool:
+        if tx.tx_id in self._underpriced or is_outbid(
+            tx.newest.fee, base_fee_wei=head.base_fee_wei or 0
+        ):
+            return True
+        age_s = int(time.time()) - tx.newest.signed_at
+        return tx.nonce == used and age_s >= self._limits.bump_after_s
+
+    async def _put_again(self, tx: JournalTx) -> None:
+        """Send bytes that may be lost. Whatever the node says, only a receipt ends the wait."""
+        try:
+            answer = await self.put(tx)
+        except ChainUnavailableError as error:
+            _log.debug("transaction %d was not taken: %s", tx.tx_id, error)
+            return
+        if answer is NodeAnswer.KNOWN:
+            await self._register.record(tx, Sent())
+        elif answer is NodeAnswer.UNDERPRICED:
+            self._underpriced.add(tx.tx_id)
