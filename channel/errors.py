@@ -397,9 +397,9 @@ class ChannelStoppedError(OperatorError):
 
 
 class ExposureLimitError(OperatorError):
-    """More would be promised and unsettled than the operator allows; a settle makes room.
+    """More would be at risk than the operator allows; a settle makes room (F-66).
 
-    Nothing was accepted. A voucher that stays within the bound is taken now (F-66).
+    Nothing was accepted or served beyond the bound: on the channel a lower voucher is taken now.
     """
 
     problem_type = "exposure-limit"

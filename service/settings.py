@@ -528,20 +528,23 @@ class Settlement(_Section, frozen=True):
 
 
 class Exposure(_Section, frozen=True):
-    """What may be at risk. In base units of the token, `accepted - settled`."""
+    """What may be at risk, in base units of the token."""
 
     channel_max: Annotated[
         Positive | None,
         Meta(
-            description="Most that may be promised and unsettled on one channel; settling begins "
-            "at half of it. A voucher beyond is refused with `exposure-limit`."
+            description="Most that may be promised and unsettled on one channel (`accepted - "
+            "settled`); settling begins at half of it. A voucher beyond is refused with "
+            "`exposure-limit`."
         ),
     ] = None
     total_max: Annotated[
         Positive | None,
         Meta(
-            description="Most that may be promised and unsettled on all channels together; "
-            "settling begins at half of it."
+            description="Most that may be delivered, or held for what runs, and unsettled on all "
+            "channels together (`spent + reserved - settled`); settling begins at half of it. "
+            "Beyond it nothing is served. With several gateway processes each further one may "
+            "pass it by what it takes within one `settlement.sweep_interval_s`."
         ),
     ] = None
     closes_reserved_min: Annotated[

@@ -129,6 +129,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     chain: ChainView | None
     """None: no node answers."""
     journal: JournalView
+    at_risk_max: int | None = None
+    """The bound on `books.at_risk`, if there is one."""
     findings: tuple[Finding, ...] = ()
 
     @property
@@ -164,6 +166,7 @@ def judge(status: Status, *, skew_s_max: float = 60.0) -> tuple[Finding, ...]:
     """Return what needs a person, the worst first (pure)."""
     found = [
         *_judge_exits(status.books),
+        *_judge_exposure(status),
         *_judge_chain(status, skew_s_max),
         *_judge_journal(status),
     ]
@@ -171,6 +174,14 @@ def judge(status: Status, *, skew_s_max: float = 60.0) -> tuple[Finding, ...]:
         text = f"{status.books.stopped} channels are stopped: books and chain contradict each other"
         found.append(Finding(Level.CRITICAL, text))
     return tuple(sorted(found, key=lambda finding: -finding.level))
+
+
+def _judge_exposure(status: Status) -> list[Finding]:
+    bound, at_risk = status.at_risk_max, status.books.at_risk
+    if bound is None or at_risk < bound:
+        return []
+    text = f"{at_risk} is at risk, as much as exposure.total_max allows: nothing more is served"
+    return [Finding(Level.WARNING, text)]
 
 
 def _judge_exits(books: Books) -> list[Finding]:
@@ -263,7 +274,14 @@ async def collect_status(
         except ChainUnavailableError:
             # The grace runs on, whether anybody answers or not: this machine's clock must do.
             books, chain = await _add_up(config, ledger, now=asked_at, grace_period_s=None), None
-    status = Status(payee=payee, asked_at=asked_at, books=books, chain=chain, journal=seen)
+    status = Status(
+        payee=payee,
+        asked_at=asked_at,
+        books=books,
+        chain=chain,
+        journal=seen,
+        at_risk_max=config.exposure.total_max,
+    )
     return msgspec.structs.replace(status, findings=judge(status))
 
 
@@ -336,6 +354,7 @@ def to_json(status: Status) -> dict[str, Any]:
         "reserve_wei": None if chain is None else str(chain.reserve_wei),
         "channels": {"open": books.open, "closing": books.closing, "stopped": books.stopped},
         "at_risk": str(books.at_risk),
+        "at_risk_max": None if status.at_risk_max is None else str(status.at_risk_max),
         "unsettled": str(books.unsettled),
         "undelivered": str(books.undelivered),
         "locked": str(books.locked),

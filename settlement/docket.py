@@ -11,9 +11,16 @@ import msgspec
 
 from channel.state.channel_state import ChannelState
 from channel.types import ChannelKey
-from settlement.exposure import exposure_of
 from settlement.precautions import Tally
-from settlement.schedule import Due, Moment, SettlePolicy, Watched, decide, owes_close
+from settlement.schedule import (
+    Due,
+    Moment,
+    SettlePolicy,
+    Watched,
+    decide,
+    owes_close,
+    value_at_risk,
+)
 from settlement.wallets import WalletSigners
 
 __all__ = ["Docket", "Round"]
@@ -93,7 +100,7 @@ class Docket:
     def _count(self, state: ChannelState, tally: Tally) -> None:
         if state.is_finalized:
             return
-        tally.unsettled += exposure_of(state).payee
+        tally.at_risk += value_at_risk(state)
         if state.spent > state.settled:
             tally.defended += 1
             if self._wallets.is_wallet(state):

@@ -1,10 +1,15 @@
 """How much may be at risk: bounds on what is promised and unsettled, and on gas to defend it.
 
-For the payee `accepted - settled` is at risk: a payer may leave, a wallet may change its mind. For
-the payer `accepted - spent` is: the payee could close for all that was signed. One bound keeps
-both small. Per channel it is exact; in total it is as fresh as the last look at all channels
-plus what this process has taken since, so several gateways may pass it by what they take within
-one sweep. Nothing here decides about money that was accepted: it can only refuse more.
+On one channel `accepted - settled` is bounded: what the payee could come to be owed, and with it
+`accepted - spent`, what the payer could lose if the payee closed for all that was signed. On all
+channels together what counts is what was delivered, or is held for what runs, and is not settled:
+a promise costs its payer nothing, and a total of promises could be filled by one who buys nothing,
+to keep every other payer out.
+
+The bound on a channel is exact. The total is what the last look at all channels added up to, plus
+what this process has held since: of one process it is never passed; each further gateway may pass
+it by what it takes within one sweep. Nothing here decides about money that was accepted: it can
+only refuse more.
 """
 
 from collections.abc import Iterable
@@ -32,7 +37,9 @@ class ExposureLimits(msgspec.Struct, frozen=True, kw_only=True):
     """What may be at risk, in base units of the token. None: no bound."""
 
     channel_max: int | None = None
+    """Of `accepted - settled`, on one channel."""
     total_max: int | None = None
+    """Of `spent + reserved - settled`, on all together."""
 
 
 class Exposure(msgspec.Struct, frozen=True):
@@ -69,16 +76,17 @@ class ExposureGate:
 
     def __init__(self, limits: ExposureLimits | None = None) -> None:
         self._limits = limits or ExposureLimits()
-        self._total = 0
-        self._risen = 0
+        self._swept = 0
+        self._taken = 0
+        self._taken_before = 0
         self._blocked: set[ChannelKey] = set()
         self.is_gas_low = False
         """Too little ether to defend one more channel: set by whoever watches the balance."""
 
     @property
     def total(self) -> int:
-        """What is promised to us and unsettled on all channels, as far as known."""
-        return self._total + self._risen
+        """What is delivered or held, and unsettled, on all channels, as far as known."""
+        return self._swept + self._taken
 
     @property
     def is_crowded(self) -> bool:
@@ -92,9 +100,14 @@ class ExposureGate:
         bound = self._limits.total_max
         return bound is not None and self.total >= bound
 
-    def take(self, total: int) -> None:
-        """Take over what a look at all channels added up to (`Exposure.payee`)."""
-        self._total, self._risen = total, 0
+    def begin_sweep(self) -> None:
+        """Note that a look at all channels begins: what is taken from now on, it may not see."""
+        self._taken_before = self._taken
+
+    def end_sweep(self, total: int) -> None:
+        """Take over what a look at all channels added up to."""
+        self._swept = total
+        self._taken, self._taken_before = max(0, self._taken - self._taken_before), 0
 
     def block(self, key: ChannelKey) -> None:
         """Serve nothing more on a channel: what its payer signs may be worth nothing (F-19)."""
@@ -104,32 +117,31 @@ class ExposureGate:
         """Serve it again."""
         self._blocked.discard(key)
 
-    def require_room(
+    def require_promise(
         self, key: ChannelKey, cumulative_amount: int, *, accepted: int, settled: int
-    ) -> int:
-        """See `channel.engine.admission.Admission.require_room`."""
+    ) -> None:
+        """See `channel.engine.admission.Admission.require_promise`."""
         if key in self._blocked:
             raise ExposureLimitError("The contract wallet no longer takes what it signed before.")
-        if cumulative_amount <= accepted:
-            return 0
         bound = self._limits.channel_max
-        if bound is not None and cumulative_amount - settled > bound:
+        if bound is None or cumulative_amount <= accepted:
+            return
+        if cumulative_amount - settled > bound:
             raise ExposureLimitError(
                 f"At most {bound} may be unsettled on a channel: a voucher for up to "
                 f"{settled + bound} is taken now."
             )
-        rise = cumulative_amount - max(accepted, settled)
-        bound = self._limits.total_max
-        if bound is None:
-            return 0
-        if self.total + rise > bound:
-            raise ExposureLimitError("As much is unsettled as may be; a settle is on its way.")
-        self._risen += rise
-        return rise
 
-    def give_back(self, room: int) -> None:
+    def take_room(self, amount: int) -> None:
+        """See `channel.engine.admission.Admission.take_room`."""
+        bound = self._limits.total_max
+        if bound is not None and amount > 0 and self.total + amount > bound:
+            raise ExposureLimitError("As much is unsettled as may be; a settle is on its way.")
+        self._taken += amount
+
+    def give_back(self, amount: int) -> None:
         """See `channel.engine.admission.Admission.give_back`. A sweep may have been between."""
-        self._risen = max(0, self._risen - room)
+        self._taken = max(0, self._taken - amount)
 
     def require_openings(self) -> None:
         """See `channel.engine.admission.Admission.require_openings`."""

@@ -42,8 +42,8 @@ class PrecautionLimits(msgspec.Struct, frozen=True, kw_only=True):
 class Tally(msgspec.Struct):
     """What a sweep counted."""
 
-    unsettled: int = 0
-    """`accepted - settled` of all channels."""
+    at_risk: int = 0
+    """Delivered, or held for what runs, and unsettled: of all channels."""
     defended: int = 0
     """Channels on which something delivered is unsettled."""
     wallets: list[ChannelState] = msgspec.field(default_factory=list)
@@ -71,9 +71,10 @@ class Precautions:
 
     async def check(self, head: BlockRef, tally: Tally) -> None:
         """Take everything up to date; what no node answers stays as it was."""
-        self.gate.take(tally.unsettled)
+        self.gate.end_sweep(tally.at_risk)
         if self.gate.is_full:
-            self.alarms.ring(AlarmKind.EXPOSURE_FULL, f"{tally.unsettled} is unsettled in all")
+            text = f"{tally.at_risk} was delivered and is unsettled in all"
+            self.alarms.ring(AlarmKind.EXPOSURE_FULL, text)
         else:
             self.alarms.end(AlarmKind.EXPOSURE_FULL)
         try:

@@ -264,6 +264,8 @@ class ChannelWatcher:
         read, changed = 0, 0
         dues: list[Due] = []
         found = Round()
+        if self._precautions is not None:
+            self._precautions.gate.begin_sweep()
         async for page in self._observer.pages(self._forked_at):
             states = await self._observer.take(page, head, self._forked_at)
             read += len(page)

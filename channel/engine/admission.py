@@ -14,19 +14,27 @@ __all__ = ["Admission", "Unbounded"]
 class Admission(Protocol):
     """Says no when more would be at risk than may be."""
 
-    def require_room(
+    def require_promise(
         self, key: ChannelKey, cumulative_amount: int, *, accepted: int, settled: int
-    ) -> int:
-        """Make room for a voucher that is about to be accepted; return how much it takes.
-
-        Its deposit was seen on chain: else strangers could fill the room with promises.
+    ) -> None:
+        """Check that one channel may promise so much and not have it settled.
 
         Raises:
-            ExposureLimitError: More would be unsettled than the operator allows.
+            ExposureLimitError: It would be more than the operator allows on a channel.
         """
 
-    def give_back(self, room: int) -> None:
-        """Free what `require_room` returned: the voucher was not accepted after all."""
+    def take_room(self, amount: int) -> None:
+        """Count what is about to be held for a request or a stream, on all channels together.
+
+        A promise alone takes no room: it costs its payer nothing, and with it anybody could keep
+        every other one out. What is held may be delivered, and then it is owed.
+
+        Raises:
+            ExposureLimitError: More would be delivered and unsettled than the operator allows.
+        """
+
+    def give_back(self, amount: int) -> None:
+        """Free what `take_room` counted and was neither delivered nor is held any more."""
 
     def require_openings(self) -> None:
         """Check that a channel that is not known yet may be taken (F-65).
@@ -39,18 +47,15 @@ class Admission(Protocol):
 class Unbounded:
     """Takes everything: for tests, and where nobody watches the chain."""
 
-    def require_room(
-        self,
-        key: ChannelKey,  # noqa: ARG002 - whoever it is
-        cumulative_amount: int,  # noqa: ARG002
-        *,
-        accepted: int,  # noqa: ARG002
-        settled: int,  # noqa: ARG002
-    ) -> int:
-        """See `Admission.require_room`."""
-        return 0
+    def require_promise(
+        self, key: ChannelKey, cumulative_amount: int, *, accepted: int, settled: int
+    ) -> None:
+        """See `Admission.require_promise`."""
 
-    def give_back(self, room: int) -> None:
+    def take_room(self, amount: int) -> None:
+        """See `Admission.take_room`."""
+
+    def give_back(self, amount: int) -> None:
         """See `Admission.give_back`."""
 
     def require_openings(self) -> None:

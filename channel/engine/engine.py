@@ -34,7 +34,7 @@ from channel.engine.opening import (
 )
 from channel.engine.outcome import Hold, Outcome
 from channel.engine.rate_limit import RateLimiter
-from channel.engine.reservation import RunningReservation
+from channel.engine.reservation import RunningReservation, held_amount
 from channel.engine.settings import EngineSettings
 from channel.engine.signatures import SignatureCheck
 from channel.errors import (
@@ -43,7 +43,6 @@ from channel.errors import (
     ChannelNotFoundError,
     LedgerUnavailableError,
     MalformedPayloadError,
-    PeerError,
 )
 from channel.ledger.interface import Applied, ClaimRequest, ConsumeProof, ForgetRequest, Ledger
 from channel.state.channel_state import ChannelState, ReservationKind
@@ -333,6 +332,7 @@ class Engine:
             ledger=self._ledger,
             keeper=self._keeper,
             background=self._background,
+            admission=self._admission,
         )
 
     def receipt(self, paid: Authenticated, outcome: Outcome, units: int | None = None) -> Receipt:
@@ -390,14 +390,20 @@ class Engine:
             claim = await hold.claim(hold.reservation_id)
         request = None if claim is None else ClaimRequest(claim)
         reserve = self._reserve(paid, hold, verified)
+        room = _coverable(reserve, verified, known)
+        self._admission.take_room(room)
+        held = 0
         try:
             applied = await self._apply(
                 verified, known, [first, reserve], request=request, proof=proof
             )
+            held = held_amount(applied.state, hold.reservation_id)
         except (asyncio.CancelledError, LedgerUnavailableError):
             # It may have been made: give it back, so that the payer need not wait for a lease.
             self._background.start(self._abandon(paid.key, hold, claim))
             raise
+        finally:
+            self._admission.give_back(room - held)
         return Outcome(state=applied.require(), stored=applied.stored, claim=claim)
 
     async def _apply(
@@ -410,18 +416,13 @@ class Engine:
         proof: ConsumeProof | None = None,
     ) -> Applied:
         """Apply within what the operator lets us be owed. Public vouchers promise nothing new."""
-        amount = verified.cumulative_amount
-        room = self._admission.require_room(
-            verified.key, amount, accepted=known.accepted, settled=known.settled
+        self._admission.require_promise(
+            verified.key,
+            verified.cumulative_amount,
+            accepted=known.accepted,
+            settled=known.settled,
         )
-        try:
-            applied = await self._ledger.apply(verified.key, commands, request=request, proof=proof)
-        except PeerError:
-            self._admission.give_back(room)
-            raise
-        if applied.state.accepted < amount:
-            self._admission.give_back(room)
-        return applied
+        return await self._ledger.apply(verified.key, commands, request=request, proof=proof)
 
     def _reserve(self, paid: Authenticated, hold: Hold, verified: VerifiedVoucher) -> Reserve:
         return Reserve(
@@ -438,6 +439,12 @@ class Engine:
     async def _abandon(self, key: ChannelKey, hold: Hold, claim: RequestClaim | None) -> None:
         forget = None if claim is None else ForgetRequest(claim)
         await self._ledger.apply(key, [Release(hold.reservation_id)], request=forget)
+
+
+def _coverable(reserve: Reserve, verified: VerifiedVoucher, known: ChannelState) -> int:
+    """Return the most that a reservation can come to hold: what is asked for and covered."""
+    covered = max(verified.cumulative_amount, known.accepted) - known.spent
+    return min(reserve.units_max * reserve.unit_price, max(0, covered))
 
 
 def _has_stream(state: ChannelState) -> bool:

@@ -11,12 +11,14 @@ from collections.abc import Coroutine
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
+from channel.engine.admission import Admission
 from channel.engine.background import Background
 from channel.engine.keeper import ReservationKeeper
 from channel.engine.outcome import Hold, Outcome
 from channel.errors import (
     InsufficientBalanceError,
     ProblemError,
+    ReservationEndedError,
     StreamReplacedError,
 )
 from channel.ledger.interface import ForgetRequest, Ledger, RequestUpdate, StoreResponse, Watch
@@ -26,7 +28,12 @@ from channel.state.commands import Command, Extend, Release, Reserve, Spend, Str
 from channel.state.requests import StoredResponse
 from channel.state.transitions import required_cumulative
 
-__all__ = ["RunningReservation"]
+__all__ = ["RunningReservation", "held_amount"]
+
+
+def held_amount(state: ChannelState, reservation_id: bytes) -> int:
+    """Return what a reservation holds, in base units; 0 when it has ended."""
+    return sum(held.amount for held in state.reservations if held.reservation_id == reservation_id)
 
 
 class RunningReservation:
@@ -36,7 +43,7 @@ class RunningReservation:
     cancelled owner never leaves the count and the ledger apart (F-42). One change at a time.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 -- what it needs of the engine, by name
         self,
         *,
         outcome: Outcome,
@@ -47,6 +54,7 @@ class RunningReservation:
         ledger: Ledger,
         keeper: ReservationKeeper,
         background: Background,
+        admission: Admission,
     ) -> None:
         self.key = outcome.state.key
         self.state = outcome.state
@@ -65,9 +73,12 @@ class RunningReservation:
         self._ledger = ledger
         self._keeper = keeper
         self._background = background
+        self._admission = admission
+        self._room = held_amount(outcome.state, hold.reservation_id)
+        """What is counted as about to be owed and is not `spent` yet."""
         self._kind = ReservationKind.REQUEST
         self._is_emitting = False  # until then what is counted can still be given back
-        self._held_units = self._held_in(outcome.state)
+        self._held_units = held_amount(outcome.state, hold.reservation_id) // unit_price
         self._taken_units = 0  # emitted and not yet `spent`; never more than _held_units
         self._changing: asyncio.Task[ProblemError | None] | None = None
         self._turn = asyncio.Lock()
@@ -207,6 +218,10 @@ class RunningReservation:
             return await change
 
     async def _restart(self, policy: StreamPolicy) -> ProblemError | None:
+        refusal = self._take_room(self._step_units)
+        if refusal is not None:
+            await self._apply(Release(self._id))
+            return refusal
         return await self._apply(
             Release(self._id),
             Reserve(
@@ -229,6 +244,10 @@ class RunningReservation:
         given back whole if the answer fails (F-48).
         """
         is_emitting = self._is_emitting
+        refusal = self._take_room(units_max)
+        if refusal is not None:
+            self._may_prefetch = False
+            return refusal
         refusal = await self._apply(
             Extend(
                 reservation_id=self._id,
@@ -265,8 +284,24 @@ class RunningReservation:
         applied = await self._ledger.apply(self.key, [*spend, *commands], request=request)
         self.state = applied.state
         self._taken_units -= taken
-        self._held_units = self._held_in(applied.state)
+        held = held_amount(applied.state, self._id)
+        self._held_units = held // self._unit_price
+        if not isinstance(applied.refusal, ReservationEndedError):  # what ended is spent perhaps
+            self._admission.give_back(self._room - taken * self._unit_price - held)
+        self._room = held
         return applied.refusal
+
+    def _take_room(self, units: int) -> ProblemError | None:
+        """Count what is about to be owed: `units` held beside what was emitted."""
+        missing = (units + self._taken_units) * self._unit_price - self._room
+        if missing <= 0:
+            return None
+        try:
+            self._admission.take_room(missing)
+        except ProblemError as refusal:
+            return refusal
+        self._room += missing
+        return None
 
     def _request_update(self, response: StoredResponse | None) -> RequestUpdate | None:
         claim = self._claim
@@ -275,12 +310,6 @@ class RunningReservation:
         if response is not None:
             return StoreResponse(claim, response)
         return None if self.units else ForgetRequest(claim)
-
-    def _held_in(self, state: ChannelState) -> int:
-        for held in state.reservations:
-            if held.reservation_id == self._id:
-                return held.amount // self._unit_price
-        return 0
 
     def _shortfall(self, units: int) -> InsufficientBalanceError:
         state = self.state

@@ -155,6 +155,18 @@ CASES = [
         "token_refused",
     ),
     (
+        "as much at risk as may be",
+        replace(FINE, books=Books(at_risk=700), at_risk_max=700),
+        Level.WARNING,
+        "exposure.total_max",
+    ),
+    (
+        "less at risk than may be",
+        replace(FINE, books=Books(at_risk=699), at_risk_max=700),
+        Level.FINE,
+        "",
+    ),
+    (
         "a channel that is stopped",
         replace(FINE, books=Books(open=1, stopped=1)),
         Level.CRITICAL,

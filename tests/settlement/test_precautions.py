@@ -73,10 +73,10 @@ async def test_what_is_unsettled_in_all_is_counted_and_told(
 ) -> None:
     """F-66."""
     head = await chain.rpc.block()
-    await precautions.check(head, Tally(unsettled=1000))
+    await precautions.check(head, Tally(at_risk=1000))
     assert AlarmKind.EXPOSURE_FULL in kinds(alarms)
     assert gate.is_full
-    await precautions.check(head, Tally(unsettled=999))
+    await precautions.check(head, Tally(at_risk=999))
     assert alarms.ringing == []
 
 
@@ -108,10 +108,10 @@ async def test_a_wallet_that_changes_its_mind_is_served_no_more(
     assert alarm.kind is AlarmKind.SIGNER_CHANGED
     assert "900 at risk" in alarm.text
     with pytest.raises(ExposureLimitError):
-        gate.require_room(state.key, 900, accepted=900, settled=0)
+        gate.require_promise(state.key, 900, accepted=900, settled=0)
     await chain.rpc.command("anvil_setCode", where, code)
     await precautions.check(head, tally)
-    gate.require_room(state.key, 900, accepted=900, settled=0)
+    gate.require_promise(state.key, 900, accepted=900, settled=0)
     assert alarms.ringing == []
 
 
@@ -189,7 +189,7 @@ async def test_a_node_that_is_away_costs_a_round_and_nothing_else(
         )
         head = await rpc.block()
         node.fail("refuse", method="eth_getBalance")
-        await precautions.check(head, Tally(unsettled=5))
+        await precautions.check(head, Tally(at_risk=5))
     assert gate.total == 5
     assert "precautions were not all taken" in caplog.text
 

@@ -1,4 +1,4 @@
-"""What may be owed to us in all: only what was accepted takes room."""
+"""What may be owed to us in all: what is held and delivered takes room, promises take none."""
 
 from pathlib import Path
 
@@ -11,10 +11,11 @@ from channel.errors import (
     InsufficientBalanceError,
     VerificationFailedError,
 )
+from channel.state.commands import StreamPolicy
 from channel.types import TxHash
 from settlement.exposure import ExposureGate, ExposureLimits
-from tests.channel.engine.test_engine import hold, opened, perform
-from tests.channel.selling import DEPOSIT, PRICE, open_desk
+from tests.channel.engine.test_engine import hold, opened, paid, perform
+from tests.channel.selling import DEPOSIT, PRICE, SETTINGS, open_desk
 
 ROOM = 2 * DEPOSIT
 
@@ -23,40 +24,72 @@ def gate(total_max: int = ROOM) -> ExposureGate:
     return ExposureGate(ExposureLimits(total_max=total_max))
 
 
-async def test_a_stranger_without_a_deposit_takes_no_room(tmp_path: Path) -> None:
-    """F-98, F-66: a promise costs nothing to sign; with it anybody could keep every payer out."""
-    admission = gate()
+async def test_who_signs_much_and_buys_nothing_keeps_nobody_out(tmp_path: Path) -> None:
+    """F-98, F-66: a promise costs nothing to sign, with a deposit or without."""
+    admission = gate(5 * PRICE)
     async with open_desk(tmp_path, admission=admission, transaction_wait_s=0) as desk:
         desk.payer.open_on_chain()
         invented = replace(desk.payer.opening(ROOM), tx_hash=TxHash(b"\x01" * 32))
         with pytest.raises(VerificationFailedError):
             await perform(desk, invented)
+        await opened(desk, DEPOSIT)
         assert (admission.total, admission.is_crowded) == (0, False)
-        with pytest.raises(AmountExceedsDepositError):
-            await perform(desk, desk.payer.opening(ROOM))
-        assert admission.total == 0
 
 
-async def test_a_voucher_that_is_refused_takes_no_room(tmp_path: Path) -> None:
-    """F-98, VCH-02: and one that is accepted takes its rise, once, covered or not."""
+async def test_what_is_held_takes_room_and_gives_back_what_was_not_delivered(
+    tmp_path: Path,
+) -> None:
+    """F-66: with a request; a voucher that is refused, or covers too little, takes none."""
     admission = gate()
     async with open_desk(tmp_path, admission=admission) as desk:
         await opened(desk, PRICE)
         with pytest.raises(AmountExceedsDepositError):
-            await perform(desk, desk.payer.voucher(DEPOSIT + 1))
-        assert admission.total == PRICE
+            await perform(desk, desk.payer.voucher(DEPOSIT + 1), hold(desk))
         with pytest.raises(InsufficientBalanceError):
             await perform(desk, desk.payer.voucher(2 * PRICE), hold(desk, units=3))
-        await perform(desk, desk.payer.voucher(2 * PRICE))
-        assert admission.total == 2 * PRICE
+        assert admission.total == 0
+        asked, held = paid(desk, desk.payer.voucher(4 * PRICE)), hold(desk, units=3)
+        outcome = await desk.engine.perform(asked, held)
+        assert admission.total == 3 * PRICE
+        reservation = desk.engine.reservation(asked, held, outcome)
+        await reservation.cover(2)
+        reservation.take(2)
+        await reservation.finish()
+        assert admission.total == 2 * PRICE == (await desk.books()).spent
+
+
+async def test_a_stream_takes_room_step_by_step_and_ends_at_the_bound(tmp_path: Path) -> None:
+    """F-66: also on a channel whose voucher promised more before."""
+    admission = gate(10 * PRICE)
+    settings = replace(SETTINGS, reservation_step_units=4)
+    async with open_desk(tmp_path, settings, admission=admission) as desk:
+        await opened(desk, PRICE)
+        asked, held = paid(desk, desk.payer.voucher(DEPOSIT)), hold(desk)
+        outcome = await desk.engine.perform(asked, held)
+        reservation = desk.engine.reservation(asked, held, outcome)
+        await reservation.start_stream(StreamPolicy.REJECT)
+
+        async def emit_for_ever() -> None:
+            while True:
+                await reservation.cover(1)
+                reservation.take(1)
+
+        with pytest.raises(ExposureLimitError):
+            await emit_for_ever()
+        emitted = reservation.units
+        await reservation.finish()
+        books = await desk.books()
+        assert books.spent == emitted * PRICE == admission.total
+        assert 6 <= emitted <= 10, "it ends where another step would pass the bound"
+        assert books.reserved == 0
 
 
 async def test_what_would_pass_the_bound_is_refused_and_moves_nothing(tmp_path: Path) -> None:
-    """F-66: a lower voucher is taken at once."""
+    """F-66: what fits is served at once."""
     async with open_desk(tmp_path, admission=gate(5 * PRICE)) as desk:
         await opened(desk, PRICE)
         before = await desk.books()
         with pytest.raises(ExposureLimitError):
-            await perform(desk, desk.payer.voucher(6 * PRICE), hold(desk))
+            await perform(desk, desk.payer.voucher(6 * PRICE), hold(desk, units=6))
         assert await desk.books() == before
-        await perform(desk, desk.payer.voucher(5 * PRICE), hold(desk))
+        await perform(desk, desk.payer.voucher(6 * PRICE), hold(desk, units=5))
