@@ -16,7 +16,7 @@ from typing import Any, Final
 import msgspec
 
 from channel.chain import ChannelCloser
-from channel.engine import Engine, EngineSettings
+from channel.engine import Engine, EngineSettings, verifying_threads
 from channel.errors import LedgerUnavailableError
 from channel.ledger.interface import Ledger
 from channel.ledger.url import open_ledger
@@ -142,6 +142,7 @@ def _build_engine(
             vouchers_per_second=payment.vouchers_per_second,
             reservation_step_units=payment.reservation_step_units,
             reservation_lease_s=payment.reservation_lease_s,
+            verifying_threads=verifying_threads(config.listen.workers),
         ),
     )
 

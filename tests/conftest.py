@@ -30,4 +30,6 @@ def _no_blocking_call() -> Iterator[BlockBuster]:
     with blockbuster_ctx(scanned_modules=OURS) as blockbuster:
         for name in ("threading.Lock.acquire", "threading.Lock.acquire_lock"):
             blockbuster.functions[name].can_block_in("coverage/collector.py", "lock_data")
+            # for the one signature that another core is at: 30 us, and a bound
+            blockbuster.functions[name].can_block_in("channel/engine/verifying.py", "_end_turn")
         yield blockbuster

@@ -37,6 +37,7 @@ from channel.engine.rate_limit import RateLimiter
 from channel.engine.reservation import RunningReservation, held_amount
 from channel.engine.settings import EngineSettings
 from channel.engine.signatures import SignatureCheck
+from channel.engine.verifying import VoucherVerifier
 from channel.errors import (
     AmountExceedsDepositError,
     ChannelFinalizedError,
@@ -105,7 +106,10 @@ class Engine:
         )
         self._rate = RateLimiter(settings.vouchers_per_second, now)
         asking = RateLimiter(settings.vouchers_per_second, now)
-        self._signatures = SignatureCheck(chain=chain, facts=self._facts, asking=asking)
+        self._verifier = VoucherVerifier(settings.verifying_threads)
+        self._signatures = SignatureCheck(
+            chain=chain, facts=self._facts, asking=asking, verifier=self._verifier
+        )
         self._keeper = ReservationKeeper(
             ledger=ledger, now=now, lease_s=settings.reservation_lease_s
         )
@@ -353,6 +357,7 @@ class Engine:
     async def aclose(self) -> None:
         """Finish what must be finished. The ledger stays open: whoever opened it closes it."""
         await self._keeper.close()
+        self._verifier.close()
         await self._background.close()
 
     async def _require_known(self, key: ChannelKey) -> ChannelState:

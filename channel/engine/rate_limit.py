@@ -19,7 +19,7 @@ class RateLimiter:
     def __init__(self, per_second: int, now: Callable[[], float]) -> None:
         self._per_second = per_second
         self._now = now
-        self._buckets: OrderedDict[bytes, tuple[float, float]] = OrderedDict()
+        self._buckets: OrderedDict[bytes, list[float]] = OrderedDict()  # tokens, seen at
 
     def require(self, key: bytes) -> None:
         """Take one token of `key`'s bucket.
@@ -28,10 +28,17 @@ class RateLimiter:
             TooManyRequestsError: There is none.
         """
         now = self._now()
-        tokens, seen_at = self._buckets.pop(key, (float(self._per_second), now))
-        tokens = min(self._per_second, tokens + max(0.0, now - seen_at) * self._per_second)
-        self._buckets[key] = (tokens - 1 if tokens >= 1 else tokens, now)
-        if len(self._buckets) > RATE_KEYS_MAX:
-            self._buckets.popitem(last=False)
-        if tokens < 1:
+        bucket = self._buckets.get(key)
+        if bucket is None:
+            bucket = self._buckets[key] = [float(self._per_second), now]
+            if len(self._buckets) > RATE_KEYS_MAX:
+                self._buckets.popitem(last=False)
+        else:
+            self._buckets.move_to_end(key)
+            if now > bucket[1]:
+                earned = (now - bucket[1]) * self._per_second
+                bucket[0] = min(float(self._per_second), bucket[0] + earned)
+            bucket[1] = now
+        if bucket[0] < 1:
             raise TooManyRequestsError(f"More than {self._per_second} vouchers a second.")
+        bucket[0] -= 1

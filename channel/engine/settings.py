@@ -1,5 +1,7 @@
 """What an engine is told about the provider it works for, and the bounds it keeps."""
 
+import os
+
 import msgspec
 
 from channel.errors import ConfigError
@@ -12,11 +14,18 @@ from channel.limits import (
     RESERVATION_LEASE_S,
     RESERVATION_STEP_UNITS,
     TRANSACTION_WAIT_S_MAX,
+    VERIFYING_THREADS_MAX,
     VOUCHERS_PER_SECOND_MAX,
 )
 from channel.types import Address
 
-__all__ = ["EngineSettings"]
+__all__ = ["EngineSettings", "verifying_threads"]
+
+
+def verifying_threads(processes: int = 1) -> int:
+    """Return how many threads each of so many processes on this machine should verify with."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, min(VERIFYING_THREADS_MAX, (cores or 1) // processes))
 
 
 class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,6 +51,8 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Age of a chain fact beyond which a voucher waits for the new read (VCH-10)."""
     transaction_wait_s: float = TRANSACTION_WAIT_S_MAX
     close_wait_s: float = CLOSE_WAIT_S_MAX
+    verifying_threads: int = msgspec.field(default_factory=verifying_threads)
+    """Threads that verify vouchers when many come at once, the event loop's own included."""
 
     def __post_init__(self) -> None:
         """Refuse what would lose money later (decision 15).
@@ -59,5 +70,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigError("chain facts must be read again well inside the grace period")
         if self.reservation_step_units < 1 or self.vouchers_per_second < 1:
             raise ConfigError("a reservation step and the voucher rate must be at least 1")
+        if self.verifying_threads < 1:
+            raise ConfigError("at least one thread must verify vouchers")
         if self.reservation_lease_s < 1 or self.challenge_lifetime_s < 1:
             raise ConfigError("leases and challenges must live at least one second")

@@ -3,10 +3,11 @@
 from channel.chain import ChainReader
 from channel.engine.facts import ChainFacts
 from channel.engine.rate_limit import RateLimiter
+from channel.engine.verifying import VoucherVerifier
 from channel.errors import InvalidSignatureError, SignerMismatchError
 from channel.types import Address, ChannelKey, SignedVoucher, VerifiedVoucher
 from channel.verify.typed_data import voucher_digest
-from channel.verify.voucher import verify_voucher, verify_wallet_voucher
+from channel.verify.voucher import verify_wallet_voucher
 
 __all__ = ["SignatureCheck"]
 
@@ -14,7 +15,15 @@ __all__ = ["SignatureCheck"]
 class SignatureCheck:
     """The one way from a payload's voucher to a proven one, for every action (F-14)."""
 
-    def __init__(self, *, chain: ChainReader, facts: ChainFacts, asking: RateLimiter) -> None:
+    def __init__(
+        self,
+        *,
+        chain: ChainReader,
+        facts: ChainFacts,
+        asking: RateLimiter,
+        verifier: VoucherVerifier,
+    ) -> None:
+        self._verifier = verifier
         self._chain = chain
         self._facts = facts
         self._asking = asking
@@ -37,7 +46,7 @@ class SignatureCheck:
         """
         self.checked += 1
         try:
-            return verify_voucher(voucher, key, signer)
+            return await self._verifier.verify(voucher, key, signer)
         except (InvalidSignatureError, SignerMismatchError) as not_a_key:
             self._asking.require(key.channel_id)
             async with self._facts.bounded_check():

@@ -1,0 +1,100 @@
+"""Many signatures at once, on several cores: libsecp256k1 runs without Python's lock.
+
+A voucher that comes alone is verified where it arrives, which adds nothing to it. Where many come
+in one turn of the event loop, those of the next turn are put in a queue, from which the loop and
+its helpers take one after the other until it is empty: a helper that is late takes fewer.
+"""
+
+import asyncio
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Final, TypeAlias
+
+from channel.types import Address, ChannelKey, SignedVoucher, VerifiedVoucher
+from channel.verify.voucher import verify_voucher
+
+__all__ = ["VoucherVerifier"]
+
+_Waiting: TypeAlias = tuple[SignedVoucher, ChannelKey, Address, "asyncio.Future[VerifiedVoucher]"]
+_Answer: TypeAlias = tuple["asyncio.Future[VerifiedVoucher]", VerifiedVoucher | Exception]
+
+_SHARED_MIN: Final = 8
+"""Vouchers in a turn from which sharing them pays: to wake a helper costs as much as one or two."""
+_LAST_ONE_S: Final = 0.002
+"""A helper holds one voucher at most when the queue is empty: 30 us. The loop waits for that, so
+that all of a turn go on together into one commit, but not for a thread that got no processor."""
+
+
+class VoucherVerifier:
+    """`verify_voucher` for one event loop, with so many threads to use, the loop's own included."""
+
+    def __init__(self, threads: int) -> None:
+        self._helpers = threads - 1
+        self._pool = ThreadPoolExecutor(max(1, self._helpers), thread_name_prefix="verify")
+        self._waiting: deque[_Waiting] = deque()
+        self._in_turn = 0
+        self._is_crowded = False
+
+    async def verify(
+        self, voucher: SignedVoucher, key: ChannelKey, signer: Address
+    ) -> VerifiedVoucher:
+        """Return the voucher as proven; what it raises is what `verify_voucher` raises."""
+        if self._helpers:
+            self._in_turn += 1
+            if self._in_turn == 1:
+                asyncio.get_running_loop().call_soon(self._end_turn)
+            if self._is_crowded:
+                answer: asyncio.Future[VerifiedVoucher] = asyncio.get_running_loop().create_future()
+                self._waiting.append((voucher, key, signer, answer))
+                return await answer
+        return verify_voucher(voucher, key, signer)
+
+    def close(self) -> None:
+        """End the helpers; what still waits is verified by the loop."""
+        self._helpers = 0
+        self._pool.shutdown(wait=False)
+
+    def _end_turn(self) -> None:
+        self._is_crowded = self._in_turn >= _SHARED_MIN
+        self._in_turn = 0
+        if not self._waiting:
+            return
+        queue, self._waiting = self._waiting, deque()
+        shares = [
+            self._pool.submit(_take_all, queue)
+            for _ in range(min(self._helpers, len(queue) // _SHARED_MIN))
+        ]
+        _give(_take_all(queue))
+        for share in shares:
+            self._collect(share)
+
+    def _collect(self, share: "Future[list[_Answer]]") -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            _give(share.result(timeout=_LAST_ONE_S))
+        except TimeoutError:
+            share.add_done_callback(lambda late: loop.call_soon_threadsafe(_give, late.result()))
+
+
+def _take_all(queue: deque[_Waiting]) -> list[_Answer]:
+    """Verify from the queue until it is empty; other threads do the same beside."""
+    done: list[_Answer] = []
+    while True:
+        try:
+            voucher, key, signer, answer = queue.popleft()
+        except IndexError:
+            return done
+        try:
+            done.append((answer, verify_voucher(voucher, key, signer)))
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is this caller's
+            done.append((answer, error.with_traceback(None)))
+
+
+def _give(answers: list[_Answer]) -> None:
+    for answer, result in answers:
+        if answer.done():  # its caller was cancelled
+            continue
+        if isinstance(result, Exception):
+            answer.set_exception(result)
+        else:
+            answer.set_result(result)
