@@ -73,10 +73,13 @@ class Parts(msgspec.Struct, frozen=True):
 
 
 @asynccontextmanager
-async def build_parts(config: ProviderConfig, *, is_first: bool = True) -> AsyncIterator[Parts]:
+async def build_parts(
+    config: ProviderConfig, *, is_first: bool = True, processes: int = 1
+) -> AsyncIterator[Parts]:
     """Build, check and connect; on leaving, finish what must be finished and close.
 
-    Of several workers that share the books, one is the first: it ends what expired for all.
+    Of several workers (`processes` on this machine) that share the books, one is the first: it
+    ends what expired for all.
     Every one watches the chain to serve by it; none of them has a key.
 
     Raises:
@@ -107,7 +110,15 @@ async def build_parts(config: ProviderConfig, *, is_first: bool = True) -> Async
             await ledger.end_all_reservations()
         gate = build_gate(config)
         closer = WaitingCloser(ledger, journal, wait_s=config.settlement.close_timeout_s)
-        engine = _build_engine(config, ledger, reader, closer, token=token, gate=gate)
+        engine = _build_engine(
+            config,
+            ledger,
+            reader,
+            closer,
+            token=token,
+            gate=gate,
+            threads=verifying_threads(processes),
+        )
         open_.push_async_callback(engine.aclose)
         watcher = build_watcher(
             config, reader, ledger, None, payee=payee, gas_account=_gas_account(config), gate=gate
@@ -125,6 +136,7 @@ def _build_engine(
     *,
     token: Address,
     gate: ExposureGate,
+    threads: int,
 ) -> Engine:
     payment = config.payment
     return Engine(
@@ -142,7 +154,7 @@ def _build_engine(
             vouchers_per_second=payment.vouchers_per_second,
             reservation_step_units=payment.reservation_step_units,
             reservation_lease_s=payment.reservation_lease_s,
-            verifying_threads=verifying_threads(config.listen.workers),
+            verifying_threads=threads,
         ),
     )
 

@@ -67,7 +67,7 @@ async def serve_on(
     errors otherwise as `run_gateway`.
     """
     async with (
-        build_parts(config, is_first=number == 0) as parts,
+        build_parts(config, is_first=number == 0, processes=config.listen.workers) as parts,
         Upstream.connect(config.upstream) as upstream,
     ):
         broken = asyncio.Event()
