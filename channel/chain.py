@@ -16,6 +16,7 @@ __all__ = [
     "CloseResult",
     "OpenedLog",
     "PayerChain",
+    "PayerMeans",
     "ToppedUpLog",
     "TransactionEvidence",
 ]
@@ -101,6 +102,21 @@ class ChannelCloser(Protocol):
         """
 
 
+class PayerMeans(msgspec.Struct, frozen=True, kw_only=True):
+    """With what an account can fund a channel, as of the head (CLIENT-02)."""
+
+    balance: int
+    """Of the token, in base units."""
+    can_pay_gas: bool
+    """It can send transactions of its own, and has ether for a few."""
+    token_domain: bytes | None
+    """EIP-712 domain separator of the token; None when it is not what its own words make it."""
+    permit2_allowance: int | None
+    """What Permit2 may move for it; None when there is no Permit2 at that address."""
+    now: int
+    """Unix seconds by the chain's clock."""
+
+
 class PayerChain(Protocol):
     """What a paying client needs of one chain, with the payer's account behind it."""
 
@@ -119,8 +135,33 @@ class PayerChain(Protocol):
             AgentError: It is not; depositing there could lose the deposit.
         """
 
-    async def read_channel(self, escrow: Address, channel_id: ChannelId) -> ChannelFact | None:
-        """Return the channel as of the head, or None if it never existed."""
+    async def read_channel(
+        self, escrow: Address, channel_id: ChannelId, *, block_number: int | None = None
+    ) -> ChannelFact | None:
+        """Return the channel as of a block (the head if None), or None if it never existed."""
+
+    async def read_means(self, token: Address, permit2: Address) -> PayerMeans:
+        """Return with what the account can fund a channel in `token`."""
+
+    async def sign(self, digest: bytes) -> bytes:
+        """Sign for the account: 65 bytes of a key, whatever a contract wallet wants otherwise."""
+
+    async def find_use(self, *, token: Address, authorization: bytes) -> int | None:
+        """Return a block by which this EIP-3009 nonce of the account was used, or None.
+
+        Used is also one that was cancelled: in either case it moves nothing any more.
+        """
+
+    async def find_permit_use(self, *, permit2: Address, nonce: int) -> int | None:
+        """Return a block by which this Permit2 nonce of the account was used, or None."""
+
+    async def approve_permit2(self, *, token: Address, permit2: Address) -> None:
+        """Let Permit2 move the token, once and for all; each move still takes a signature.
+
+        Raises:
+            TransactionRevertedError: The token refused.
+            SettlementPendingError: Broadcast and not mined within the bound.
+        """
 
     async def open_channel(
         self,

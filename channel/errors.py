@@ -35,6 +35,8 @@ MppSessionError
 ├── AgentError                      raised on the paying side, before or instead of paying
 │   ├── OfferRefusedError             a 402 asks what the policy does not allow
 │   ├── BudgetExceededError           paying this would pass a limit of the policy
+│   ├── CannotFundError               the account can make no deposit in a way the server takes
+│   ├── DepositPendingError           a signed deposit is not mined yet; the next try goes on
 │   ├── OverclaimError                the server asks for more than it has delivered
 │   ├── ReceiptViolationError         a receipt contradicts what was signed or said before
 │   ├── PaymentRefusedError           the server refuses what was properly paid
@@ -51,6 +53,7 @@ A `PeerError` becomes a problem body in one place, `channel.wire.problem`. The o
 refusals are tried is printed in docs/errors.md.
 """
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 __all__ = [
@@ -59,6 +62,7 @@ __all__ = [
     "BadRequestError",
     "BodyNotReplayableError",
     "BudgetExceededError",
+    "CannotFundError",
     "ChainUnavailableError",
     "ChallengeNotFoundError",
     "ChannelBusyError",
@@ -68,6 +72,7 @@ __all__ = [
     "ChannelUnusableError",
     "ConfigError",
     "DeltaTooSmallError",
+    "DepositPendingError",
     "ExposureLimitError",
     "IdempotencyConflictError",
     "InsufficientBalanceError",
@@ -441,6 +446,36 @@ class BudgetExceededError(AgentError):
         self.asked = asked
         self.allowed = allowed
         self.origin = origin
+
+
+class CannotFundError(AgentError):
+    """The account can make none of the deposits that the server takes; nothing was signed.
+
+    `needs` says for each credential type what is missing, so that whoever runs the agent knows
+    what to send or to approve (CLIENT-02, F-90).
+    """
+
+    def __init__(self, *, account: bytes, origin: str, needs: Mapping[str, str]) -> None:
+        wants = "; ".join(f"{kind}: {need}" for kind, need in needs.items())
+        super().__init__(f"0x{account.hex()} cannot make a deposit for {origin}. {wants}.")
+        self.account = account
+        self.origin = origin
+        self.needs = dict(needs)
+
+
+class DepositPendingError(AgentError):
+    """A deposit was signed and given to the server, which has not got it mined yet (F-75).
+
+    It is kept and presented again by the next request; no second one is signed for it.
+    """
+
+    def __init__(self, *, origin: str, waited_s: float) -> None:
+        super().__init__(
+            f"{origin} has not got the signed deposit mined within {waited_s:.0f} s. "
+            "It is kept: the same request later goes on with it."
+        )
+        self.origin = origin
+        self.waited_s = waited_s
 
 
 class OverclaimError(AgentError):

@@ -20,21 +20,22 @@ from pathlib import Path
 from typing import Any, Final
 
 import httpx
-import msgspec
 
 from channel.chain import PayerChain
+from channel.client.keys import OneKey, VoucherKeys
 from channel.client.payer import Payer
 from channel.client.payments import Payments
 from channel.client.policy import Policy
-from channel.client.signer import LocalSigner, Signer
+from channel.client.signer import AccountSigner, Signer
 from channel.client.store import Purse
 from channel.client.transport import PayingTransport
 from channel.errors import ConfigError
 from channel.types import Address
+from service.keystore import decrypt_keystore
 from settlement.accounts import Account, LocalAccount
 from settlement.payer import PayerAccount
 from settlement.rpc import Rpc
-from settlement.signer import KeySigner
+from settlement.signer import KeySigner, WalletSigner
 from settlement.tx_manager import TxManager
 
 __all__ = ["PayingClient", "build_client", "load_keystore", "open_client"]
@@ -54,7 +55,7 @@ class PayingClient(httpx.AsyncClient):
 def build_client(
     *,
     policy: Policy,
-    signer: Signer,
+    keys: VoucherKeys,
     purse: Purse,
     chains: Collection[PayerChain],
     base_url: str = "",
@@ -65,7 +66,7 @@ def build_client(
 
     Args:
         policy: What may be agreed to.
-        signer: Who signs vouchers.
+        keys: Who signs vouchers: `OneKey(signer)`, or a key for each channel.
         purse: Where what was signed is kept.
         chains: The accounts that deposit, one a chain.
         base_url: As httpx has it.
@@ -75,7 +76,7 @@ def build_client(
     inner = httpx.AsyncHTTPTransport() if transport is None else transport
     payer = Payer(
         policy=policy,
-        signer=signer,
+        keys=keys,
         purse=purse,
         chains={chain.chain_id: chain for chain in chains},
     )
@@ -88,13 +89,15 @@ def build_client(
 
 
 @asynccontextmanager
-async def open_client(
+async def open_client(  # noqa: PLR0913 -- each is a choice, and none but four must be made
     *,
     rpc_url: str,
     private_key: bytes | str,
     policy: Policy,
     store: Path | str,
     signer: Signer | None = None,
+    keys: VoucherKeys | None = None,
+    wallet: Address | None = None,
     trusted_escrows: Collection[Address] = (),
     base_url: str = "",
     timeout_s: float = TIMEOUT_S,
@@ -106,10 +109,14 @@ async def open_client(
 
     Args:
         rpc_url: A node of the chain that the policy's limits name.
-        private_key: Of the account that deposits and pays gas: 32 bytes, or hexadecimal.
+        private_key: Of the account that deposits: 32 bytes, or hexadecimal. It needs ether only
+            for servers that do not pay the gas of a deposit.
         policy: What may be agreed to.
         store: File in which what was signed is kept; made if missing, for its owner alone.
         signer: Who signs vouchers: a key that can move no deposit, say. The account if None.
+        keys: Who signs vouchers instead, a key for each channel: see `load_channel_keys`.
+        wallet: The contract wallet that deposits, if that is the account: one that takes the
+            key's signatures for its own (ERC-1271). It must hold the token and no ether.
         trusted_escrows: Escrows to trust besides those of this package's factory (F-91).
         base_url: As httpx has it.
         timeout_s: For connecting and between bytes.
@@ -126,12 +133,15 @@ async def open_client(
     async with await Rpc.connect(rpc_url, chain_id=chain_ids.pop()) as rpc:
         purse = await Purse.open(store)
         try:
+            key = KeySigner(bytes(account.key))
             chain = PayerAccount(
-                TxManager(rpc, KeySigner(bytes(account.key))), trusted_escrows=trusted_escrows
+                TxManager(rpc, key),
+                signer=key if wallet is None else WalletSigner(wallet, key),
+                trusted_escrows=trusted_escrows,
             )
             async with build_client(
                 policy=policy,
-                signer=signer or LocalSigner(bytes(account.key)),
+                keys=keys or OneKey(signer or AccountSigner(chain)),
                 purse=purse,
                 chains=[chain],
                 base_url=base_url,
@@ -148,16 +158,7 @@ async def load_keystore(path: Path | str, password: str) -> bytes:
     Raises:
         ConfigError: The file cannot be read, or the password does not open it.
     """
-    return await asyncio.to_thread(_decrypt, Path(path), password)
-
-
-def _decrypt(path: Path, password: str) -> bytes:
-    try:
-        return bytes(Account.decrypt(msgspec.json.decode(path.read_bytes()), password))
-    except OSError:
-        raise ConfigError(f"the keystore {path} cannot be read") from None
-    except (ValueError, TypeError, KeyError, NotImplementedError, msgspec.MsgspecError):
-        raise ConfigError(f"{path} is no keystore that this password opens") from None
+    return await asyncio.to_thread(decrypt_keystore, Path(path), password)
 
 
 def _account(private_key: bytes | str) -> LocalAccount:

@@ -31,6 +31,7 @@ __all__ = [
     "Function",
     "allowance",
     "approve",
+    "authorization_state",
     "balance_of",
     "close",
     "close_batch",
@@ -43,9 +44,12 @@ __all__ = [
     "decode_log",
     "decode_revert",
     "domain_separator",
+    "eip712_domain",
     "get_channel",
     "get_channels",
     "is_valid_voucher_signer",
+    "name",
+    "nonce_bitmap",
     "open_",
     "request_close",
     "settle",
@@ -53,8 +57,10 @@ __all__ = [
     "settle_batch_with_authorization",
     "settle_with_authorization",
     "token",
+    "token_domain_separator",
     "top_up",
     "transfer",
+    "version",
     "withdraw",
 ]
 
@@ -92,6 +98,13 @@ class Function:
             return tuple(decode(self._outputs, answer))
         except DecodingError as error:
             raise _nonsense() from error
+
+    def decode_or_none(self, answer: bytes) -> tuple[object, ...] | None:
+        """Return the values, or None when they are not what it returns."""
+        try:
+            return tuple(decode(self._outputs, answer))
+        except (DecodingError, UnicodeDecodeError):
+            return None
 
     def decode_int(self, answer: bytes) -> int:
         """Return the single integer this function returns."""
@@ -155,6 +168,17 @@ approve = Function("approve(address,uint256)")
 allowance = Function("allowance(address,address)", ["uint256"])
 balance_of = Function("balanceOf(address)", ["uint256"])
 transfer = Function("transfer(address,uint256)")
+name = Function("name()", ["string"])
+version = Function("version()", ["string"])
+token_domain_separator = Function("DOMAIN_SEPARATOR()", ["bytes32"])
+eip712_domain = Function(
+    "eip712Domain()",
+    ["bytes1", "string", "string", "uint256", "address", "bytes32", "uint256[]"],
+)
+authorization_state = Function("authorizationState(address,bytes32)", ["bool"])
+
+# Permit2.
+nonce_bitmap = Function("nonceBitmap(address,uint256)", ["uint256"])
 
 
 def decode_channel(key: ChannelKey, answer: bytes, *, block_number: int) -> ChannelFact | None:

@@ -19,7 +19,8 @@ OperatorError                       503
 ├── NonceTakenError                      another transaction of the journal has the nonce
 └── SignerError                          no usable signature
 AgentError
-└── UntrustedEscrowError                 depositing there could lose the deposit
+├── UntrustedEscrowError                 depositing there could lose the deposit
+└── WalletSendsError                     only the wallet itself can send this transaction
 AnvilError                          a local chain that does not start
 
 A contract's refusal keeps the family of a revert and takes the status and problem type of the
@@ -47,6 +48,7 @@ __all__ = [
     "TransactionPendingError",
     "TransactionReplacedError",
     "UntrustedEscrowError",
+    "WalletSendsError",
     "contract_reverted",
 ]
 
@@ -174,6 +176,14 @@ class UntrustedEscrowError(errors.AgentError):
     def __init__(self, escrow: Address, why: str) -> None:
         super().__init__(f"The escrow 0x{escrow.hex()} {why}.")
         self.escrow = escrow
+
+
+class WalletSendsError(errors.AgentError):
+    """A contract wallet's transactions are the wallet's to send, not its signer's."""
+
+    def __init__(self, wallet: Address) -> None:
+        super().__init__(f"Send this from the wallet 0x{wallet.hex()} itself; nothing was sent.")
+        self.wallet = wallet
 
 
 class AnvilError(errors.MppSessionError):

@@ -25,10 +25,25 @@ from channel.verify.signature import address_of, recover, sign
 from settlement.errors import SignerError
 from settlement.tx_bytes import UnsignedTx
 
-__all__ = ["KeySigner", "RemoteSigner", "Signer"]
+__all__ = ["KeySigner", "MessageSigner", "RemoteSigner", "Signer", "WalletSigner"]
 
 _KEY_BYTES: Final = 32
 _ANSWER_BYTES_MAX: Final = 4096
+
+
+class MessageSigner(Protocol):
+    """Signs messages for an account: its key, or whoever a contract wallet obeys (ERC-1271)."""
+
+    @property
+    def address(self) -> Address:
+        """The account: the key's own, or the wallet's."""
+
+    async def sign_message(self, digest: bytes) -> bytes:
+        """Return a signature of a typed message's digest.
+
+        Raises:
+            SignerError: No usable signature.
+        """
 
 
 class Signer(Protocol):
@@ -85,6 +100,23 @@ class KeySigner:
 
     def __repr__(self) -> str:
         return f"KeySigner(0x{self._address.hex()})"
+
+
+class WalletSigner:
+    """A contract wallet that takes its owner's plain signature for its own (ERC-1271)."""
+
+    def __init__(self, wallet: Address, owner: MessageSigner) -> None:
+        self._wallet = wallet
+        self._owner = owner
+
+    @property
+    def address(self) -> Address:
+        """The wallet."""
+        return self._wallet
+
+    async def sign_message(self, digest: bytes) -> bytes:
+        """Return the owner's signature, which the wallet will be asked about."""
+        return await self._owner.sign_message(digest)
 
 
 class _Answer(msgspec.Struct):

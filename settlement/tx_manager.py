@@ -73,6 +73,7 @@ class TxManager:
         limits: TxLimits | None = None,
     ) -> None:
         self.rpc = rpc
+        self.signer = signer
         self._journal: Journal = journal or MemoryJournal()
         self._limits = limits or TxLimits()
         self._bidder = Bidder(

@@ -17,6 +17,7 @@ from msgspec.structs import replace
 
 from channel.errors import OverclaimError, ReceiptViolationError
 from channel.types import Address, ChannelFact, ChannelKey, ChannelTerms, TxHash
+from channel.wire.funding import Deposit
 from channel.wire.receipt import Receipt
 
 __all__ = [
@@ -36,12 +37,14 @@ AccountState = Literal["opening", "open", "closing", "stopped", "closed"]
 
 
 class Scope(msgspec.Struct, frozen=True, gc=False):
-    """Which payments may share a channel: one origin, one payee, one escrow, one signer."""
+    """Which payments may share a channel: one origin, one payer, one payee, one escrow."""
 
     origin: str
     chain_id: int
     escrow: Address
-    terms: ChannelTerms
+    payer: Address
+    payee: Address
+    token: Address
 
 
 class Account(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,7 +62,11 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
     deposit: int
     """As the chain showed it; while `opening`, what is meant to be deposited."""
     opened_at: int
+    opening: Deposit | None = None
+    """The signed deposit that opens it; kept, for a server that forgets must be shown it again."""
     open_tx: TxHash | None = None
+    top_up: Deposit | None = None
+    """A signed deposit that is not known to be on chain: the next one is this one (F-98)."""
     end_tx: TxHash | None = None
     """The close or withdrawal."""
     signed: int = 0
@@ -84,7 +91,9 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def scope(self) -> Scope:
         """What this channel may be used for."""
-        return Scope(self.origin, self.key.chain_id, self.key.escrow, self.terms)
+        terms = self.terms
+        key = self.key
+        return Scope(self.origin, key.chain_id, key.escrow, terms.payer, terms.payee, terms.token)
 
     @property
     def counted(self) -> int:

@@ -44,7 +44,7 @@ async def close_channel(payer: Payer, account: Account, courier: Courier) -> Acc
     offer, account = await _ask_spent(payer, account, courier, offer)
     key = account.key
     await payer.purse.update(key, lambda current: replace(current, state="closing"))
-    voucher = await payer.desk.sign(key, account.spent)
+    voucher = await payer.desk.sign(account, account.spent)
     presented = await _present(payer, account, courier, offer, ClosePayload(voucher))
     receipt = presented.receipt
     if receipt is not None:
@@ -64,7 +64,7 @@ async def _ask_spent(
     """
     if account.signed == 0:
         return offer, account
-    voucher = await payer.desk.sign(account.key, account.signed)
+    voucher = await payer.desk.sign(account, account.signed)
     try:
         presented = await _present(payer, account, courier, offer, VoucherPayload(voucher))
         if presented.receipt is not None:

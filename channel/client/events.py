@@ -7,6 +7,7 @@ before the stream is read any further, and the receipt at the end is checked.
 
 import asyncio
 import contextlib
+from collections import deque
 from collections.abc import AsyncIterator
 from typing import Final
 
@@ -30,6 +31,8 @@ class PaidEvents(httpx.AsyncByteStream):
         self._response = response
         self._chunks = response.aiter_bytes()
         self._splitter = EventSplitter()
+        self._blocks: deque[bytes] = deque()
+        """Events that came in one packet with the last one and are not taken yet."""
         self._is_broken = False
         """It ended, or ends, while we waited for the server: see `PaidStream.end`."""
         self._is_done = False
@@ -44,7 +47,9 @@ class PaidEvents(httpx.AsyncByteStream):
         """
         self._is_broken = True  # whatever ends this, but for the caller's own will
         async for chunk in self._chunks:
-            for block in self._split(chunk):
+            self._blocks.extend(self._split(chunk))
+            while self._blocks:
+                block = self._blocks.popleft()
                 if not await self._take(block):
                     self._is_broken = False
                     yield block
@@ -73,11 +78,16 @@ class PaidEvents(httpx.AsyncByteStream):
     async def _read_receipt(self) -> None:
         with contextlib.suppress(TimeoutError, httpx.TransportError):
             async with asyncio.timeout(RECEIPT_WAIT_S):
+                await self._take_blocks()
                 async for chunk in self._chunks:
-                    for block in self._split(chunk):
-                        await self._take(block)
                     if self._paid.has_receipt:
                         return
+                    self._blocks.extend(self._split(chunk))
+                    await self._take_blocks()
+
+    async def _take_blocks(self) -> None:
+        while self._blocks:
+            await self._take(self._blocks.popleft())
 
     def _split(self, chunk: bytes) -> list[bytes]:
         try:

@@ -22,6 +22,8 @@ class Lane:
         self.scope = scope
         self.lock = asyncio.Lock()
         """Held while a credential is made, a channel opened or topped up."""
+        self.funding = asyncio.Lock()
+        """Held while the channel is topped up, which vouchers need not wait for."""
         self.key: ChannelKey | None = None
         """None until a channel is found or opened."""
         self.is_checked = False

@@ -82,7 +82,14 @@ _decode_chunk = msgspec.json.Decoder(_Chunk).decode
 class UnitMeter:
     """Counts one stream."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, believes_counts: bool = True) -> None:
+        """Begin at nothing.
+
+        Args:
+            believes_counts: A model server's own counts are in the unit that is paid for; not
+                where that is the chunk.
+        """
+        self._believes_counts = believes_counts
         self._counted = 0
         self._bytes = 0
 
@@ -105,7 +112,7 @@ class UnitMeter:
             chunk.timings.predicted_n if chunk.timings else 0,
             (chunk.usage.completion_tokens or 0) if chunk.usage else 0,
         )
-        believable = min(reported, self._bytes + 1)
+        believable = min(reported, self._bytes + 1) if self._believes_counts else 0
         return self._add(max(len(contents), believable - self._counted))
 
     def _add(self, units: int) -> int:

@@ -1,8 +1,13 @@
 """Channels on chain: find one again, open one, top one up (CLIENT-04, CLIENT-05, F-97).
 
-Salt and terms are stored before a deposit is broadcast. A crash anywhere after that leaves an
-account in state `opening`, and whoever comes next reads the chain for it: the same salt can
-never make two deposits, because the escrow refuses a second channel of the same id.
+Salt, terms and signed deposits are stored before anything leaves this process. A crash anywhere
+after that leaves an account in state `opening`, or one with a `top_up`, and whoever comes next
+goes on with exactly that:
+
+    the same salt      the escrow refuses a second channel of one id
+    the same nonce     the token, or Permit2, takes one authorization of it
+
+so however often a deposit is presented, signed again or sent, it is made once (F-75, F-98).
 """
 
 import secrets
@@ -12,6 +17,9 @@ from msgspec.structs import replace
 
 from channel.chain import PayerChain
 from channel.client.account import Account, Scope, adopt_fact, count_lost
+from channel.client.choosing import permit2_of, usable_types
+from channel.client.depositing import Depositor
+from channel.client.keys import VoucherKeys
 from channel.client.policy import (
     Offer,
     Policy,
@@ -22,8 +30,11 @@ from channel.client.policy import (
 )
 from channel.client.store import Purse
 from channel.errors import ChannelUnusableError, OfferRefusedError
-from channel.types import ChannelFact, ChannelKey, TxHash
+from channel.types import ZERO_ADDRESS, ChannelFact, ChannelKey, ChannelTerms, TxHash
 from channel.verify.typed_data import derive_channel_id
+from channel.wire.funding import Deposit
+from channel.wire.payload import TopUpHash
+from channel.wire.receipt import Receipt
 
 __all__ = ["ChannelOpener"]
 
@@ -38,12 +49,14 @@ class ChannelOpener:
         *,
         policy: Policy,
         purse: Purse,
+        keys: VoucherKeys,
         chains: Mapping[int, PayerChain],
         now: Callable[[], float],
         random_bytes: Callable[[int], bytes] = secrets.token_bytes,
     ) -> None:
         self._policy = policy
         self._purse = purse
+        self._keys = keys
         self._chains = chains
         self._now = now
         self._random_bytes = random_bytes
@@ -63,6 +76,8 @@ class ChannelOpener:
     async def find(self, scope: Scope, taken: set[ChannelKey]) -> Account | None:
         """Return a channel of this scope that can be used, or None.
 
+        One whose vouchers another key signed than would sign them now is of no use (F-22).
+
         Raises:
             ChannelUnusableError: The server was caught lying about one, and that one is not
                 closed yet: it gets no other.
@@ -77,6 +92,7 @@ class ChannelOpener:
                 account.scope == scope
                 and account.key not in taken
                 and account.state in ("opening", "open")
+                and self._keys.signer(account.salt).address == account.terms.signer
             ):
                 return account
         return None
@@ -86,56 +102,122 @@ class ChannelOpener:
     ) -> Account:
         """Store a new channel in state `opening`; nothing has left this process yet.
 
+        A deposit by signature is signed and stored with it. An account that holds less than the
+        deposit that would suit it deposits what it has, if that covers `needed`.
+
         Raises:
             AgentError: The escrow is not trusted, the first cost is above the deposit allowed,
-                or the origin has too many channels.
+                the account can make no deposit, or the origin has too many channels.
         """
         require_deposit(limits, needed, scope.origin)
         chain = self.chain(scope.chain_id, scope.origin)
-        await chain.require_escrow(scope.escrow, scope.terms.token)
+        await chain.require_escrow(scope.escrow, scope.token)
+        means = await chain.read_means(scope.token, permit2_of(offer.request))
+        wanted = deposit_size(self._policy, limits, offer.request, needed)
         salt = self._random_bytes(SALT_BYTES)
+        signer = self._keys.signer(salt).address
+        terms = ChannelTerms(
+            payer=scope.payer,
+            payee=scope.payee,
+            token=scope.token,
+            authorized_signer=ZERO_ADDRESS if signer == scope.payer else signer,
+        )
         channel_id = derive_channel_id(
-            scope.terms, salt=salt, escrow=scope.escrow, chain_id=scope.chain_id
+            terms, salt=salt, escrow=scope.escrow, chain_id=scope.chain_id
         )
         account = Account(
             key=ChannelKey(scope.chain_id, scope.escrow, channel_id),
             origin=scope.origin,
             url=url,
-            terms=scope.terms,
+            terms=terms,
             salt=salt,
             state="opening",
-            deposit=deposit_size(self._policy, limits, offer.request, needed),
+            deposit=max(needed, min(wanted, means.balance)),
             opened_at=int(self._now()),
         )
+        opening = await Depositor(chain, account, offer.request).sign_opening(means)
+        account = replace(account, opening=opening)
         await self._purse.add(account, channels_max=self._policy.channels_per_origin_max)
         return account
 
-    async def deposit(self, account: Account) -> tuple[Account, TxHash]:
-        """Bring an account in state `opening` on chain, or find it there, and return its opening.
+    async def deposit(
+        self, account: Account, offer: Offer, *, is_new: bool
+    ) -> tuple[Account, TxHash | Deposit]:
+        """Return a channel in state `opening` with what proves its opening to the server.
+
+        That is the transaction that opened it, which is sent if need be, or the signed deposit
+        by which the server shall open it, or has.
+
+        Args:
+            account: The channel.
+            offer: What is answered: it says which proofs are taken.
+            is_new: It was prepared a moment ago, so that the chain cannot know of it.
 
         Raises:
             ChannelUnusableError: The chain shows something else than what was meant.
+            CannotFundError: The account can make no deposit in a way that is taken today.
         """
+        fact = None
+        if not is_new:
+            account, fact = await self._read(account)
+        if fact is None and account.open_tx is None:
+            account = await self._freshen_opening(account, offer, is_new=is_new)
+            if account.opening is not None:
+                return account, account.opening
+            return await self._send_opening(account)
+        if account.opening is not None and await self._is_presentable(account, offer):
+            return account, account.opening
+        return await self._find_opening(account)
+
+    async def _freshen_opening(self, account: Account, offer: Offer, *, is_new: bool) -> Account:
+        """Sign the deposit again if it is too old, in another way if the old one is not taken."""
+        if is_new:
+            return account
+        depositor = self._depositor(account, offer)
+        means = await depositor.read_means()
+        opening = account.opening
+        if opening is not None and depositor.is_presentable(opening, means.now):
+            return account
+        fresh = await depositor.sign_opening(means)
+        return await self._purse.update(
+            account.key, lambda current: replace(current, opening=fresh)
+        )
+
+    async def _is_presentable(self, account: Account, offer: Offer) -> bool:
+        """Say whether the signed opening is better shown than the transaction that used it."""
+        if account.opening is None:
+            return False
+        if "hash" not in usable_types(offer.request):
+            return True
+        depositor = self._depositor(account, offer)
+        return depositor.is_presentable(account.opening, (await depositor.read_means()).now)
+
+    async def _send_opening(self, account: Account) -> tuple[Account, TxHash]:
         chain = self.chain(account.key.chain_id, account.origin)
-        escrow = account.key.escrow
-        fact = await chain.read_channel(escrow, account.key.channel_id)
+        open_tx = await chain.open_channel(
+            escrow=account.key.escrow,
+            payee=account.terms.payee,
+            token=account.terms.token,
+            deposit=account.deposit,
+            salt=account.salt,
+            authorized_signer=account.terms.authorized_signer,
+        )
+        return await self._with_opening(account, open_tx)
+
+    async def _find_opening(self, account: Account) -> tuple[Account, TxHash]:
         open_tx = account.open_tx
-        if fact is None and open_tx is None:
-            open_tx = await chain.open_channel(
-                escrow=escrow,
-                payee=account.terms.payee,
-                token=account.terms.token,
-                deposit=account.deposit,
-                salt=account.salt,
-                authorized_signer=account.terms.authorized_signer,
+        if open_tx is None:
+            chain = self.chain(account.key.chain_id, account.origin)
+            open_tx = await chain.find_opening(
+                escrow=account.key.escrow, channel_id=account.key.channel_id
             )
-        elif open_tx is None:
-            open_tx = await chain.find_opening(escrow=escrow, channel_id=account.key.channel_id)
         if open_tx is None:
             raise ChannelUnusableError("The channel is on chain, but not its opening.")
-        found = open_tx
+        return await self._with_opening(account, open_tx)
+
+    async def _with_opening(self, account: Account, open_tx: TxHash) -> tuple[Account, TxHash]:
         account = await self._purse.update(
-            account.key, lambda current: replace(current, open_tx=found)
+            account.key, lambda current: replace(current, open_tx=open_tx)
         )
         return await self.check(account), open_tx
 
@@ -144,16 +226,32 @@ class ChannelOpener:
 
         What was signed and never answered, because a process ended, is granted as lost.
         """
+        return (await self._read(account))[0]
+
+    async def _read(
+        self, account: Account, *, block_number: int | None = None
+    ) -> tuple[Account, ChannelFact | None]:
         chain = self.chain(account.key.chain_id, account.origin)
-        fact = await chain.read_channel(account.key.escrow, account.key.channel_id)
+        fact = await chain.read_channel(
+            account.key.escrow, account.key.channel_id, block_number=block_number
+        )
         if fact is None:
-            return account  # a node that lags behind; the server says what it sees
+            return account, None  # a node that lags behind; the server says what it sees
         _require_same(account, fact)
 
         def change(current: Account) -> Account:
             return adopt_fact(current, fact)
 
-        return await self._purse.update(account.key, change)
+        return await self._purse.update(account.key, change), fact
+
+    async def confirm(self, account: Account, receipt: Receipt | None) -> Account:
+        """Compare a channel that the server has opened, and note the transaction it names."""
+        account, fact = await self._read(account)
+        if fact is None or receipt is None or account.open_tx is not None:
+            return account
+        return await self._purse.update(
+            account.key, lambda current: replace(current, open_tx=receipt.tx_hash)
+        )
 
     async def grant_lost(self, account: Account, lost_max: int) -> Account:
         """Grant what was in flight when the last process ended, within the policy's bound."""
@@ -166,37 +264,84 @@ class ChannelOpener:
 
     async def top_up(
         self, account: Account, offer: Offer, limits: TokenLimits, needed: int
-    ) -> tuple[Account, int, TxHash | None]:
-        """Deposit so much more that a voucher for `needed` is covered.
+    ) -> tuple[Account, TopUpHash | Deposit | None]:
+        """Deposit so much more that a voucher for `needed` is covered, or sign for it.
 
-        Returns the channel, what was added and by which transaction; nothing and None when the
+        Returns the channel and what to present: a transaction that added to it, a signed deposit
+        that will (perhaps an earlier one, and perhaps less than is needed), or None when the
         chain shows a deposit that is great enough already.
 
         Raises:
             BudgetExceededError: The policy's deposit or cumulative cap is in the way.
+            CannotFundError: The account can make no deposit in a way that is taken.
             ChannelUnusableError: The channel is closing; it is not topped up (F-62).
         """
         require_deposit(limits, needed, account.origin)
-        account = await self.check(account)
+        account = await self._forget_used(await self.check(account), offer)
         if account.state != "open":
             raise ChannelUnusableError(f"The channel is {account.state}; it is not topped up.")
         if needed <= account.deposit:
-            return account, 0, None
-        chain = self.chain(account.key.chain_id, account.origin)
-        amount = top_up_size(
-            self._policy, limits, offer.request, deposit=account.deposit, needed=needed
+            return account, None
+        depositor = self._depositor(account, offer)
+        means = await depositor.read_means()
+        signed = account.top_up
+        if signed is None:
+            least = needed - account.deposit
+            wanted = top_up_size(
+                self._policy, limits, offer.request, deposit=account.deposit, needed=needed
+            )
+            amount = max(least, min(wanted, means.balance))
+            signed = await depositor.sign_top_up(
+                means, amount=amount, salt=self._random_bytes(SALT_BYTES)
+            )
+            if signed is None:
+                return await self._send_top_up(account, amount)
+        elif not depositor.is_presentable(signed, means.now):
+            signed = await depositor.sign_again(means, signed)
+        old, fresh = account.top_up, signed
+        account = await self._purse.update(
+            account.key,
+            # Another process may have signed one meanwhile: then that is the one.
+            lambda current: replace(current, top_up=fresh) if current.top_up == old else current,
         )
+        return account, account.top_up
+
+    async def _forget_used(self, account: Account, offer: Offer) -> Account:
+        """Let go of a signed top-up that the chain shows as used, and see the deposit with it."""
+        if account.top_up is None:
+            return account
+        block_number = await self._depositor(account, offer).find_use(account.top_up)
+        if block_number is None:
+            return account
+        account, _ = await self._read(account, block_number=block_number)
+        return await self._purse.update(account.key, lambda current: replace(current, top_up=None))
+
+    async def _send_top_up(self, account: Account, amount: int) -> tuple[Account, TopUpHash]:
+        chain = self.chain(account.key.chain_id, account.origin)
         tx_hash = await chain.top_up(
             escrow=account.key.escrow,
             token=account.terms.token,
             channel_id=account.key.channel_id,
             amount=amount,
         )
+        payload = TopUpHash(
+            channel_id=account.key.channel_id, additional_deposit=amount, tx_hash=tx_hash
+        )
+        return await self.count_top_up(account, amount), payload
+
+    async def count_top_up(self, account: Account, amount: int) -> Account:
+        """Count a deposit that the server, or our own transaction, has added.
+
+        A signed one stays noted until the chain shows it used: see `top_up`.
+        """
         goal = account.deposit + amount
-        account = await self._purse.update(
+        return await self._purse.update(
             account.key, lambda current: replace(current, deposit=max(current.deposit, goal))
         )
-        return account, amount, tx_hash
+
+    def _depositor(self, account: Account, offer: Offer) -> Depositor:
+        chain = self.chain(account.key.chain_id, account.origin)
+        return Depositor(chain, account, offer.request)
 
 
 def _require_same(account: Account, fact: ChannelFact) -> None:

@@ -3,7 +3,8 @@
 It speaks HTTP only through a `Courier` and to the chain only through `PayerChain`, so that every
 decision can be tested against any behaviour of both. What is durable when:
 
-    salt and terms            before the deposit is broadcast   (a crash finds the channel again)
+    salt and terms            before a deposit is broadcast     (a crash finds the channel again)
+    a signed deposit          before it is sent                 (a crash sends that one again)
     the amount of a voucher   before it is signed and sent      (a crash never signs below it)
     what arrived              before the next voucher, and when an answer or a stream ends
 """
@@ -18,13 +19,14 @@ from msgspec.structs import replace
 from channel.chain import PayerChain
 from channel.client.account import Account, count_lost
 from channel.client.decisions import Step, decide
+from channel.client.funding import build_open
+from channel.client.keys import VoucherKeys
 from channel.client.lanes import Lanes
 from channel.client.opening import ChannelOpener
 from channel.client.policy import Offer, Policy, TokenLimits, choose_offer, require_offer
 from channel.client.presenting import Header, Reply, build_header
 from channel.client.purchase import Purchase, Ticket, build_scope
 from channel.client.receipts import ReceiptBook
-from channel.client.signer import Signer
 from channel.client.store import Purse
 from channel.client.streaming import PaidStream
 from channel.client.vouchers import VoucherDesk
@@ -33,6 +35,7 @@ from channel.errors import (
     PaymentOutcomeUnknownError,
     PaymentRefusedError,
 )
+from channel.wire.funding import Deposit
 from channel.wire.payload import OpenHash, VoucherPayload
 from channel.wire.problem import Problem, parse_problem
 
@@ -49,7 +52,7 @@ class Payer:
         self,
         *,
         policy: Policy,
-        signer: Signer,
+        keys: VoucherKeys,
         purse: Purse,
         chains: Mapping[int, PayerChain],
         now: Callable[[], float] = time.time,
@@ -60,18 +63,17 @@ class Payer:
         self.now = now
         self.sleep = sleep
         self.lanes = Lanes(streams_max=policy.parallel_streams_max)
-        self.opener = ChannelOpener(policy=policy, purse=purse, chains=chains, now=now)
+        self.opener = ChannelOpener(policy=policy, purse=purse, keys=keys, chains=chains, now=now)
         self.receipts = ReceiptBook(purse, self.lanes)
         self.desk = VoucherDesk(
             policy=policy,
-            signer=signer,
+            keys=keys,
             purse=purse,
             opener=self.opener,
             receipts=self.receipts,
             now=now,
             sleep=sleep,
         )
-        self._signer = signer
         self._remembered: OrderedDict[tuple[str, str], Offer] = OrderedDict()
 
     async def prepay(self, purchase: Purchase) -> Header | None:
@@ -139,6 +141,7 @@ class Payer:
             receipts=self.receipts,
             purchase=purchase,
             ticket=ticket,
+            now=self.now,
         )
 
     async def count_unanswered(self, purchase: Purchase) -> None:
@@ -217,20 +220,21 @@ class Payer:
         async with ticket.lane.lock:
             account = await self._ensure_open(purchase, ticket)
             needed, ahead = self._aims(purchase, ticket, account)
-            voucher = await self.desk.make(
+            payload = await self.desk.make(
                 purchase, ticket, needed=max(needed, required), ahead=ahead
             )
+            if payload.deposit is not None:
+                await self.desk.present(purchase, ticket, payload)
         purchase.tried.has_paid = True
         self._remember(purchase.route, ticket.offer)
-        purchase.header = build_header(ticket.offer, VoucherPayload(voucher), ticket.source)
+        voucher = VoucherPayload(payload.voucher)
+        purchase.header = build_header(ticket.offer, voucher, ticket.source)
         return purchase.header
 
     async def _ticket(self, purchase: Purchase, offer: Offer, limits: TokenLimits) -> Ticket:
         """Return the request's ticket for this offer: the one it has, unless the terms changed."""
         chain = self.opener.chain(offer.request.chain_id, purchase.origin)
-        scope = build_scope(
-            purchase.origin, offer, payer=chain.account, signer=self._signer.address
-        )
+        scope = build_scope(purchase.origin, offer, payer=chain.account)
         cost, cost_max = purchase.costs(self.policy, offer)
         ticket = purchase.ticket
         if ticket is None or ticket.lane.scope != scope:
@@ -265,6 +269,7 @@ class Payer:
             account = await self.opener.check(account)
             if account.state != "open":
                 account = None
+        is_new = account is None
         if account is None:
             account = await self.opener.prepare(
                 lane.scope, ticket.offer, ticket.limits, url=purchase.url, needed=ticket.hold.cost
@@ -273,27 +278,31 @@ class Payer:
         ticket.hold.use(account.key)
         ticket.spent_before.setdefault(account.key, account.spent)
         if account.state == "opening":
-            account = await self._open(purchase, ticket, account)
+            account = await self._open(purchase, ticket, account, is_new=is_new)
         lane.is_checked = True
         return account
 
-    async def _open(self, purchase: Purchase, ticket: Ticket, account: Account) -> Account:
+    async def _open(
+        self, purchase: Purchase, ticket: Ticket, account: Account, *, is_new: bool
+    ) -> Account:
         """Deposit if that is still to be done, and present the opening to the server.
 
         With a HEAD, so that the deposit is known before the first content request: a request
         that fails for its own reasons leaves no doubt about the channel.
         """
-        account, open_tx = await self.opener.deposit(account)
+        account, proof = await self.opener.deposit(account, ticket.offer, is_new=is_new)
         if account.state != "opening":
             raise ChannelUnusableError(f"The channel being opened is {account.state} on chain.")
         needed, ahead = self._aims(purchase, ticket, account)
-        payload = OpenHash(
-            voucher=await self.desk.make(purchase, ticket, needed=needed, ahead=ahead),
-            salt=account.salt,
-            authorized_signer=account.terms.authorized_signer,
-            tx_hash=open_tx,
+        voucher = (await self.desk.make(purchase, ticket, needed=needed, ahead=ahead)).voucher
+        opening = (
+            build_open(proof, voucher)
+            if isinstance(proof, Deposit)
+            else OpenHash(voucher, account.salt, account.terms.authorized_signer, proof)
         )
-        await self.desk.present(purchase, ticket, payload)
+        presented = await self.desk.present(purchase, ticket, opening)
+        if isinstance(proof, Deposit):
+            await self.opener.confirm(account, presented.receipt)
         return await self.purse.update(
             account.key, lambda current: replace(current, state="open", url=purchase.url)
         )

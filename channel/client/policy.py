@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
+from channel.client.choosing import usable_types
 from channel.errors import BudgetExceededError, OfferRefusedError, WireError
 from channel.types import Address
 from channel.wire.challenge import (
@@ -20,7 +21,6 @@ from channel.wire.challenge import (
 from channel.wire.encoding import format_checksum_address, parse_timestamp
 
 __all__ = [
-    "CREDENTIAL_TYPE",
     "INTENT",
     "METHOD",
     "Offer",
@@ -36,7 +36,6 @@ __all__ = [
 
 METHOD = "evm"
 INTENT = "session"
-CREDENTIAL_TYPE = "hash"
 HEADERS = ("Authorization", "Payment-Authorization")
 EXPIRY_MARGIN_S = 2
 
@@ -78,6 +77,9 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     voucher_step: int = 64
     """The same for every unit type that `voucher_steps` does not name. It is the most that a
     server can take without delivering; a step below the server's own makes streams pause more."""
+    voucher_step_max: int = 4096
+    """To how many units a stream's step may grow while it is fast: as far as half a second of it,
+    never beyond what it has delivered, and not where the step is 1."""
     request_units_max: int = 4096
     """Most units that one answer which is not a stream may cost."""
     lost_units_max: int = 256
@@ -181,10 +183,12 @@ def require_offer(policy: Policy, offer: Offer, origin: str, now: float) -> Toke
         raise OfferRefusedError(
             field="header", asked=offer.header, allowed=" or ".join(HEADERS), origin=origin
         )
-    if CREDENTIAL_TYPE not in request.credential_types:
-        asked = ", ".join(request.credential_types)
+    if not usable_types(request):
         raise OfferRefusedError(
-            field="credentialTypes", asked=asked, allowed=CREDENTIAL_TYPE, origin=origin
+            field="credentialTypes",
+            asked=f"{', '.join(request.credential_types)}, and pays no gas",
+            allowed="hash, or authorization or permit2 at the server's cost",
+            origin=origin,
         )
     limits = _limits_for(policy, request, origin)
     _require_parties(limits, request, origin)

@@ -11,15 +11,30 @@ from typing import Protocol
 import msgspec
 
 from channel.client.policy import Offer
-from channel.errors import PaymentRefusedError, ReceiptViolationError, WireError
+from channel.errors import (
+    DepositPendingError,
+    PaymentRefusedError,
+    ReceiptViolationError,
+    WireError,
+)
 from channel.types import Address
 from channel.wire.credential import Credential, format_credential
-from channel.wire.payload import Payload
+from channel.wire.payload import (
+    OpenAuthorization,
+    OpenPermit2,
+    Payload,
+    TopUpAuthorization,
+    TopUpPermit2,
+    VoucherPayload,
+)
 from channel.wire.receipt import Receipt, parse_receipt
 
 __all__ = ["Courier", "Header", "Presented", "Reply", "build_header", "present", "read_receipt"]
 
 WAITS_MAX = 10
+DEPOSIT_WAITS_MAX = 120
+DEPOSIT_WAIT_S_MAX = 120.0
+DEPOSIT_WAIT_S_MIN = 0.25
 WAIT_S_MAX = 10.0
 WAIT_S_DEFAULT = 1.0
 
@@ -95,6 +110,8 @@ async def present(
 ) -> Presented:
     """Send a credential until it is taken; waits and refreshes are bounded (CLIENT-08).
 
+    One with a signed deposit is waited for longer: the server has a transaction to get mined.
+
     Args:
         courier: Where to.
         offer: What is answered.
@@ -105,24 +122,50 @@ async def present(
 
     Raises:
         PaymentRefusedError: The server does not take it.
+        DepositPendingError: It has not taken the deposit yet, and may still.
         AgentError: Its fresh challenge is not allowed, or its receipt cannot be read.
     """
-    waits = 0
+    patience = _Patience(has_deposit=_has_deposit(payload))
     is_renewed = False
     while True:
         reply = await courier.head(build_header(offer, payload, source))
         if reply.is_success:
             text = reply.receipt or ""
             return Presented(offer, read_receipt(text) if text else None, text)
-        if reply.retry_after_s is not None and waits < WAITS_MAX:
-            waits += 1
-            await sleep(reply.wait_s)
+        if reply.retry_after_s is not None and (pause_s := patience.take(reply)) is not None:
+            await sleep(pause_s)
         elif reply.status == 402 and not is_renewed and reply.challenges:  # noqa: PLR2004
             is_renewed = True
             offer = renew(reply)
+        elif reply.retry_after_s is not None and patience.has_deposit:
+            raise DepositPendingError(origin=offer.challenge.realm, waited_s=patience.waited_s)
         else:
             raise PaymentRefusedError(
                 status=reply.status,
                 problem_type=f"a HEAD with action {payload.action}",
                 detail="the answer to a HEAD has no body that could say more",
             )
+
+
+class _Patience:
+    """How long one credential is waited for, in number and in time."""
+
+    def __init__(self, *, has_deposit: bool) -> None:
+        self.has_deposit = has_deposit
+        self.waited_s = 0.0
+        self._waits_left = DEPOSIT_WAITS_MAX if has_deposit else WAITS_MAX
+
+    def take(self, reply: Reply) -> float | None:
+        """Return how long to wait now, or None when it has been long enough."""
+        pause_s = max(reply.wait_s, DEPOSIT_WAIT_S_MIN) if self.has_deposit else reply.wait_s
+        if self._waits_left == 0 or self.waited_s + pause_s > DEPOSIT_WAIT_S_MAX:
+            return None
+        self._waits_left -= 1
+        self.waited_s += pause_s
+        return pause_s
+
+
+def _has_deposit(payload: Payload) -> bool:
+    if isinstance(payload, VoucherPayload):
+        return payload.deposit is not None
+    return isinstance(payload, OpenAuthorization | OpenPermit2 | TopUpAuthorization | TopUpPermit2)

@@ -6,7 +6,7 @@ from channel.client.lanes import Hold, Lane
 from channel.client.meter import Expectation
 from channel.client.policy import Offer, Policy, TokenLimits, step_value
 from channel.client.presenting import Courier, Header
-from channel.types import ZERO_ADDRESS, Address, ChannelKey, ChannelTerms
+from channel.types import Address, ChannelKey
 
 __all__ = ["Purchase", "Ticket", "build_scope"]
 
@@ -22,6 +22,8 @@ class Ticket:
         self.hold = hold
         self.challenge_ids = {offer.challenge.id}
         """Every challenge that was answered: a receipt names one of them."""
+        self.step_units = 0
+        """The step of a fast stream, where that has grown beyond the policy's."""
         self.spent_before: dict[ChannelKey, int] = {}
         """`spent` as it was known when this request first used the channel."""
 
@@ -43,16 +45,20 @@ class Ticket:
     @property
     def source(self) -> tuple[int, Address]:
         """Chain id and address of the payer, as a credential states them (CRED-02)."""
-        return self.lane.scope.chain_id, self.lane.scope.terms.payer
+        return self.lane.scope.chain_id, self.lane.scope.payer
 
     def answer(self, offer: Offer) -> None:
         """Go on under a fresh offer."""
         self.offer = offer
         self.challenge_ids.add(offer.challenge.id)
 
+    def step(self, policy: Policy) -> int:
+        """Return how far a stream's vouchers may run ahead of its count, in base units."""
+        return max(step_value(policy, self.offer.request), self.step_units * self.price)
+
     def allowance(self, policy: Policy) -> int:
         """Return how far vouchers may be ahead of the count now: all in flight and one step."""
-        return self.lane.in_flight_max + step_value(policy, self.offer.request)
+        return self.lane.in_flight_max + self.step(policy)
 
 
 class Purchase:
@@ -105,13 +111,9 @@ class Purchase:
         return price * units, price * units
 
 
-def build_scope(origin: str, offer: Offer, *, payer: Address, signer: Address) -> Scope:
+def build_scope(origin: str, offer: Offer, *, payer: Address) -> Scope:
     """Return which channels an offer may be paid from."""
     request = offer.request
-    terms = ChannelTerms(
-        payer=payer,
-        payee=request.recipient,
-        token=request.currency,
-        authorized_signer=ZERO_ADDRESS if signer == payer else signer,
+    return Scope(
+        origin, request.chain_id, request.escrow, payer, request.recipient, request.currency
     )
-    return Scope(origin, request.chain_id, request.escrow, terms)

@@ -1,4 +1,4 @@
-"""Who signs vouchers: a Protocol, and a key held in this process.
+"""Who signs vouchers: a Protocol, a key held in this process, and the account that deposits.
 
 A signer sees digests only. What may be signed at all is decided before, by `policy` and
 `account`; where a key is kept (a file, a wallet process, a machine elsewhere) is the caller's.
@@ -6,10 +6,11 @@ A signer sees digests only. What may be signed at all is decided before, by `pol
 
 from typing import Protocol
 
+from channel.chain import PayerChain
 from channel.types import Address
 from channel.verify.signature import address_of, sign
 
-__all__ = ["LocalSigner", "Signer"]
+__all__ = ["AccountSigner", "LocalSigner", "Signer"]
 
 KEY_BYTES = 32
 
@@ -25,7 +26,26 @@ class Signer(Protocol):
         """Whose signatures these are."""
 
     async def sign(self, digest: bytes) -> bytes:
-        """Return a canonical 65-byte signature of a 32-byte digest (ENC-06)."""
+        """Return a canonical 65-byte signature of a 32-byte digest (ENC-06).
+
+        A contract wallet's is whatever the wallet wants.
+        """
+
+
+class AccountSigner:
+    """The account behind a chain: what it signs moves its deposits."""
+
+    def __init__(self, chain: PayerChain) -> None:
+        self._chain = chain
+
+    @property
+    def address(self) -> Address:
+        """The account."""
+        return self._chain.account
+
+    async def sign(self, digest: bytes) -> bytes:
+        """See `PayerChain.sign`."""
+        return await self._chain.sign(digest)
 
 
 class LocalSigner:

@@ -16,11 +16,13 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+import msgspec
 from msgspec.structs import replace
 
 from channel.client.account import Account
-from channel.errors import BudgetExceededError, PurseError
+from channel.errors import BudgetExceededError, PurseError, WireError
 from channel.types import Address, ChannelId, ChannelKey, ChannelTerms, TxHash
+from channel.wire.funding import Deposit, format_deposit, parse_deposit
 
 __all__ = ["Purse"]
 
@@ -30,10 +32,11 @@ AMOUNT_BYTES = 16
 BUSY_TIMEOUT_S = 5.0
 MINUTE_S = 60
 KEEP_S = 400 * 24 * 3600
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 _SQL = resources.files("channel.client") / "sql"
 _SCHEMA = (_SQL / "schema.sql").read_text()
+_UPGRADE = (_SQL / "upgrade_2.sql").read_text()
 _QUERIES: Mapping[str, str] = dict(
     re.findall(
         r"^-- (\w+) --\n(.*?)(?=^-- \w+ --\n|\Z)",
@@ -245,6 +248,9 @@ def _connect(path: Path) -> sqlite3.Connection:
         connection.execute("BEGIN IMMEDIATE")
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         _require_version(version)
+        if version == 1:
+            for statement in _UPGRADE.split(";"):
+                connection.execute(statement)
         for statement in _SCHEMA.split(";"):
             connection.execute(statement)
         connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
@@ -282,6 +288,7 @@ _PLAIN = (
     "receipt",
     "close_requested_at",
 )
+_DEPOSITS = ("opening", "top_up")
 _TERMS = ("payer", "payee", "token", "authorized_signer")
 
 
@@ -303,12 +310,28 @@ def _to_row(account: Account) -> dict[str, object]:
         | {name: getattr(account.terms, name) for name in _TERMS}
         | {name: getattr(account, name) for name in _PLAIN}
         | {name: _pack(getattr(account, name)) for name in _AMOUNTS}
+        | {name: _write_deposit(getattr(account, name)) for name in _DEPOSITS}
     )
+
+
+def _write_deposit(deposit: Deposit | None) -> str | None:
+    """Return a signed deposit as the wire spells it, which its reader takes back strictly."""
+    return None if deposit is None else msgspec.json.encode(format_deposit(deposit)).decode()
+
+
+def _read_deposit(text: str | None) -> Deposit | None:
+    if text is None:
+        return None
+    try:
+        return parse_deposit(msgspec.json.decode(text))
+    except (WireError, msgspec.DecodeError) as error:
+        raise PurseError(f"the purse holds a deposit that cannot be read: {error}") from error
 
 
 def _from_row(row: sqlite3.Row) -> Account:
     fields: dict[str, Any] = {name: row[name] for name in _PLAIN}
     fields |= {name: _unpack(row[name]) for name in _AMOUNTS}
+    fields |= {name: _read_deposit(row[name]) for name in _DEPOSITS}
     for name in ("open_tx", "end_tx"):
         fields[name] = None if row[name] is None else TxHash(row[name])
     return Account(

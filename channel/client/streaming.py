@@ -2,17 +2,20 @@
 
 Vouchers run ahead of the count by up to one step. When half of that is used up the next one is
 signed and presented beside the stream, so that a server need not stop to ask; one that stops all
-the same is answered before the stream is read any further.
+the same is answered before the stream is read any further. A fast stream gets larger steps, and a
+deposit that runs low is topped up beside it, before a voucher needs it.
 """
 
 import asyncio
 import logging
+from collections.abc import Callable
 
 import httpx
 
 from channel.client.account import Account, count_lost, count_received
 from channel.client.lanes import Lanes
 from channel.client.meter import UnitMeter
+from channel.client.pace import Pace
 from channel.client.policy import Policy, step_value
 from channel.client.purchase import Purchase, Ticket
 from channel.client.receipts import ReceiptBook
@@ -24,7 +27,6 @@ from channel.errors import (
     ReceiptViolationError,
     WireError,
 )
-from channel.types import SignedVoucher
 from channel.wire.payload import VoucherPayload
 from channel.wire.sse import NEED_VOUCHER_EVENT, parse_need_voucher
 
@@ -32,6 +34,8 @@ __all__ = ["PaidStream"]
 
 IDLE_NEEDS_MAX = 3
 UNITS_MAX = 2**63
+CHUNK_UNIT = "llm_chunk"
+"""Of a route that is priced by the chunk, whatever the model server counts besides."""
 
 _log = logging.getLogger(__name__)
 
@@ -49,6 +53,7 @@ class PaidStream:
         receipts: ReceiptBook,
         purchase: Purchase,
         ticket: Ticket,
+        now: Callable[[], float],
     ) -> None:
         self._policy = policy
         self._purse = purse
@@ -57,13 +62,17 @@ class PaidStream:
         self._receipts = receipts
         self._purchase = purchase
         self._ticket = ticket
-        self._meter = UnitMeter()
+        self._now = now
+        self._pace = Pace(now())
+        self._meter = UnitMeter(believes_counts=ticket.offer.request.unit_type != CHUNK_UNIT)
         self._pending_units = 0
         self._unpaid_units = 0
         """Units since the last voucher of this stream."""
         self._units_left = _greatest_length(purchase)
         self._idle_needs = 0
         self._refill: asyncio.Task[None] | None = None
+        self._funding: asyncio.Task[None] | None = None
+        self._may_fund = True
         self.has_receipt = False
         """The receipt at the end was there, and could be right."""
 
@@ -76,9 +85,20 @@ class PaidStream:
         self._pending_units += units
         self._unpaid_units += units
         self._idle_needs = 0
-        step_units = step_value(self._policy, self._ticket.offer.request) // self._ticket.price
-        if self._refill is None and 2 * self._unpaid_units > step_units > 1:
+        self._pace.add(units)
+        if self._refill is None and 2 * self._unpaid_units > self._step_units > 1:
             self._refill = asyncio.create_task(self._pay_ahead())
+
+    @property
+    def _step_units(self) -> int:
+        return self._ticket.step(self._policy) // self._ticket.price
+
+    def _grow_step(self) -> None:
+        """Let the step follow the stream's pace; where the policy's is 1 it stays 1."""
+        self._pace.measure(self._now())
+        if step_value(self._policy, self._ticket.offer.request) > self._ticket.price:
+            wanted = min(self._pace.step_units, self._policy.voucher_step_max)
+            self._ticket.step_units = max(self._ticket.step_units, wanted)
 
     async def need_voucher(self, data: str) -> None:
         """Answer a server that waits for a voucher (SSE-01, CLIENT-07).
@@ -97,7 +117,8 @@ class PaidStream:
             ) from error
         if need.channel_id != ticket.key.channel_id:
             return  # another channel's: none of this stream's business
-        await self._finish_refill()
+        self._grow_step()
+        await _finish(self._refill)
         await self._store_count()
         self._idle_needs += 1
         if self._idle_needs > IDLE_NEEDS_MAX:
@@ -106,17 +127,22 @@ class PaidStream:
                 problem_type=NEED_VOUCHER_EVENT,
                 detail=f"asked {IDLE_NEEDS_MAX} times and delivered nothing",
             )
-        voucher = await self._voucher(needed=need.required_cumulative)
-        await self._desk.present(self._purchase, ticket, VoucherPayload(voucher))
+        payload = await self._voucher(needed=need.required_cumulative)
+        if payload.deposit is None:
+            await self._desk.present(self._purchase, ticket, payload)
+        self._pace.resume(self._now())
 
-    async def _voucher(self, *, needed: int) -> SignedVoucher:
+    async def _voucher(self, *, needed: int) -> VoucherPayload:
+        """Make a voucher; one with a deposit is presented before anything else is signed."""
         ticket = self._ticket
         async with ticket.lane.lock:
             account = await self._purse.get(ticket.key)
             ahead = account.counted + ticket.allowance(self._policy)
-            voucher = await self._desk.make(self._purchase, ticket, needed=needed, ahead=ahead)
+            payload = await self._desk.make(self._purchase, ticket, needed=needed, ahead=ahead)
+            if payload.deposit is not None:
+                await self._desk.present(self._purchase, ticket, payload)
         self._unpaid_units = self._pending_units
-        return voucher
+        return payload
 
     async def _pay_ahead(self) -> None:
         """Present a voucher before it is asked for; what is in the way is told when it is.
@@ -124,19 +150,38 @@ class PaidStream:
         Nothing is deposited for it: `needed` is what is signed already.
         """
         try:
+            self._grow_step()
             await self._store_count()
-            signed = (await self._purse.get(self._ticket.key)).signed
-            voucher = await self._voucher(needed=signed)
-            if voucher.cumulative_amount > signed:
-                await self._desk.present(self._purchase, self._ticket, VoucherPayload(voucher))
+            account = await self._purse.get(self._ticket.key)
+            self._fund_ahead(account)
+            payload = await self._voucher(needed=account.signed)
+            if payload.voucher.cumulative_amount > account.signed:
+                await self._desk.present(self._purchase, self._ticket, payload)
         except (MppSessionError, httpx.TransportError) as error:
             _log.debug("no voucher ahead: %s", type(error).__name__)
         finally:
             self._refill = None
 
-    async def _finish_refill(self) -> None:
-        if self._refill is not None:
-            await asyncio.wait({self._refill})
+    def _fund_ahead(self, account: Account) -> None:
+        """Top up beside the stream if the deposit ends soon and the answer may not."""
+        ticket = self._ticket
+        if self._funding is not None or not self._may_fund:
+            return
+        lead = max(self._step_units, self._pace.lead_units)
+        caps = (ticket.limits.deposit_max, ticket.limits.cumulative_max)
+        goal = account.counted + min(lead, self._units_left) * ticket.price
+        goal = min(goal, *(cap for cap in caps if cap is not None))
+        if goal > account.deposit:
+            self._funding = asyncio.create_task(self._fund(goal))
+
+    async def _fund(self, goal: int) -> None:
+        try:
+            await self._desk.fund(self._purchase, self._ticket, goal)
+        except (MppSessionError, httpx.TransportError) as error:
+            self._may_fund = False  # it is tried once more when a voucher needs it
+            _log.debug("no deposit ahead: %s", type(error).__name__)
+        finally:
+            self._funding = None
 
     async def take_receipt(self, data: str) -> None:
         """Take the receipt at the end (SSE-04).
@@ -157,13 +202,14 @@ class PaidStream:
         """
         ticket, hold = self._ticket, self._ticket.hold
         try:
-            if self._refill is not None:
-                self._refill.cancel()
-                await self._finish_refill()
+            for task in (self._refill, self._funding):
+                if task is not None:
+                    task.cancel()
+                    await _finish(task)
             await self._store_count()
             if self.has_receipt:
                 return
-            step = step_value(self._policy, ticket.offer.request)
+            step = ticket.step(self._policy)
             lost_max = self._policy.lost_units_max * ticket.price
             others = ticket.lane.in_flight - hold.cost
 
@@ -187,6 +233,11 @@ class PaidStream:
         await self._purse.update(
             self._ticket.key, lambda current: count_received(current, value=value, units=units)
         )
+
+
+async def _finish(task: asyncio.Task[None] | None) -> None:
+    if task is not None:
+        await asyncio.wait({task})
 
 
 def _greatest_length(purchase: Purchase) -> int:

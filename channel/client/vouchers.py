@@ -3,21 +3,27 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 
+from msgspec.structs import replace
+
 from channel.client.account import Account, choose_amount, require_counted
+from channel.client.funding import build_top_up
+from channel.client.keys import VoucherKeys
 from channel.client.lanes import Lane
 from channel.client.opening import ChannelOpener
 from channel.client.policy import Offer, Policy, choose_offer, require_deposit
-from channel.client.presenting import Reply, present
+from channel.client.presenting import Presented, Reply, present
 from channel.client.purchase import Purchase, Ticket
 from channel.client.receipts import ReceiptBook
-from channel.client.signer import Signer
 from channel.client.store import Purse
-from channel.errors import OfferRefusedError, PaymentRefusedError
-from channel.types import ChannelKey, SignedVoucher
+from channel.errors import DepositPendingError, OfferRefusedError, PaymentRefusedError
+from channel.types import SignedVoucher
 from channel.verify.typed_data import voucher_digest
-from channel.wire.payload import Payload, TopUpHash
+from channel.wire.funding import Deposit
+from channel.wire.payload import Payload, TopUpHash, VoucherPayload
 
 __all__ = ["VoucherDesk"]
+
+TOP_UPS_MAX = 3
 
 
 class VoucherDesk:
@@ -27,7 +33,7 @@ class VoucherDesk:
         self,
         *,
         policy: Policy,
-        signer: Signer,
+        keys: VoucherKeys,
         purse: Purse,
         opener: ChannelOpener,
         receipts: ReceiptBook,
@@ -35,7 +41,7 @@ class VoucherDesk:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._policy = policy
-        self._signer = signer
+        self._keys = keys
         self._purse = purse
         self._opener = opener
         self._receipts = receipts
@@ -44,8 +50,11 @@ class VoucherDesk:
 
     async def make(
         self, purchase: Purchase, ticket: Ticket, *, needed: int, ahead: int
-    ) -> SignedVoucher:
+    ) -> VoucherPayload:
         """Return a voucher for at least `needed`, for `ahead` if nothing speaks against it.
+
+        Where the deposit is too small for `needed`, one by signature rides on the voucher: it
+        must then be presented before anything is bought with it (VCH-06).
 
         The order of refusals: our own count, then the policy's caps and the deposit, then the
         budget. A claim beyond our count therefore never causes a top-up (F-94).
@@ -53,6 +62,7 @@ class VoucherDesk:
         Raises:
             OverclaimError: More than was delivered, is in flight, and one step.
             BudgetExceededError: More than the policy's caps or the origin's budget.
+            CannotFundError: A deposit is needed, and the account can make none.
         """
         limits = ticket.limits
         account = await self._purse.get(ticket.key)
@@ -60,13 +70,15 @@ class VoucherDesk:
         require_counted(account, needed, allowance)
         if needed > account.signed:
             require_deposit(limits, needed, account.origin)
+        rider = None
         if needed > account.deposit:
-            account = await self._top_up(purchase, ticket, account, needed)
-        cap = account.deposit if limits.cumulative_max is None else limits.cumulative_max
+            account, rider = await self._top_up(purchase, ticket, account, needed)
+        deposit = account.deposit + (0 if rider is None else rider.amount)
+        cap = deposit if limits.cumulative_max is None else limits.cumulative_max
 
         def choose(current: Account, budget_left: int) -> int:
             return choose_amount(
-                current,
+                replace(current, deposit=deposit),
                 required=needed,
                 ahead=min(ahead, cap, current.signed + budget_left),
                 allowance=allowance,
@@ -80,24 +92,29 @@ class VoucherDesk:
             window_s=self._policy.budget_window_s,
             now=self._now(),
         )
-        return await self.sign(account.key, account.signed, lane=ticket.lane)
+        return VoucherPayload(await self.sign(account, account.signed, lane=ticket.lane), rider)
 
     async def sign(
-        self, key: ChannelKey, amount: int, *, lane: Lane | None = None
+        self, account: Account, amount: int, *, lane: Lane | None = None
     ) -> SignedVoucher:
         """Sign an amount that is durable; a lane's last signature is not made twice."""
+        key = account.key
         if lane is not None and lane.last_voucher is not None:
             last = lane.last_voucher
             if (last.channel_id, last.cumulative_amount) == (key.channel_id, amount):
                 return last
-        signature = await self._signer.sign(voucher_digest(key, amount))
-        voucher = SignedVoucher(key.channel_id, amount, signature)
+        signer = self._keys.signer(account.salt)
+        voucher = SignedVoucher(
+            key.channel_id, amount, await signer.sign(voucher_digest(key, amount))
+        )
         if lane is not None:
             lane.last_voucher = voucher
         return voucher
 
-    async def present(self, purchase: Purchase, ticket: Ticket, payload: Payload) -> None:
+    async def present(self, purchase: Purchase, ticket: Ticket, payload: Payload) -> Presented:
         """Present a credential by HEAD to the request's own address, and take its receipt.
+
+        A deposit that rides on it has been made once this returns.
 
         Raises:
             AgentError: See `presenting.present` and `ReceiptBook.adopt`.
@@ -111,20 +128,57 @@ class VoucherDesk:
             sleep=self._sleep,
         )
         await self._receipts.accept_presented(purchase, ticket, presented)
+        if isinstance(payload, VoucherPayload) and payload.deposit is not None:
+            account = await self._purse.get(ticket.key)
+            await self._opener.count_top_up(account, payload.deposit.amount)
+        return presented
 
     async def _top_up(
         self, purchase: Purchase, ticket: Ticket, account: Account, needed: int
+    ) -> tuple[Account, Deposit | None]:
+        """Deposit more before a voucher above the deposit (CLIENT-07).
+
+        Returns the channel, and the signed deposit with which it covers `needed`. One that was
+        signed earlier and is too small for that is presented by itself, and another one follows.
+        """
+        async with ticket.lane.funding:
+            for _ in range(TOP_UPS_MAX):
+                account, more = await self._opener.top_up(
+                    account, ticket.offer, ticket.limits, needed
+                )
+                if isinstance(more, Deposit) and needed <= account.deposit + more.amount:
+                    return account, more
+                account = await self._present_top_up(purchase, ticket, account, more)
+                if needed <= account.deposit:
+                    return account, None
+        raise DepositPendingError(origin=account.origin, waited_s=0)
+
+    async def fund(self, purchase: Purchase, ticket: Ticket, needed: int) -> None:
+        """Top the channel up so that a voucher for `needed` will be covered, beside everything.
+
+        Raises:
+            AgentError: See `ChannelOpener.top_up` and `presenting.present`.
+        """
+        async with ticket.lane.funding:
+            account = await self._purse.get(ticket.key)
+            account, more = await self._opener.top_up(account, ticket.offer, ticket.limits, needed)
+            await self._present_top_up(purchase, ticket, account, more)
+
+    async def _present_top_up(
+        self,
+        purchase: Purchase,
+        ticket: Ticket,
+        account: Account,
+        more: TopUpHash | Deposit | None,
     ) -> Account:
-        """Deposit more, and tell the server, before a voucher above the deposit (CLIENT-07)."""
-        account, amount, tx_hash = await self._opener.top_up(
-            account, ticket.offer, ticket.limits, needed
-        )
-        if tx_hash is not None:
-            payload = TopUpHash(
-                channel_id=account.key.channel_id, additional_deposit=amount, tx_hash=tx_hash
-            )
-            await self.present(purchase, ticket, payload)
-        return account
+        """Tell the server of a top-up, alone, and return the channel with it."""
+        if more is None:
+            return account
+        if isinstance(more, TopUpHash):
+            await self.present(purchase, ticket, more)
+            return account
+        await self.present(purchase, ticket, build_top_up(more, account.key.channel_id))
+        return await self._opener.count_top_up(account, more.amount)
 
     def _renew(self, purchase: Purchase, old: Offer, reply: Reply) -> Offer:
         """Return the fresh offer of a 402 to a HEAD: the same terms, no higher price (F-95)."""

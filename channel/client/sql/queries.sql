@@ -17,7 +17,8 @@ ORDER BY rowid;
 INSERT INTO account VALUES (
     :chain_id, :escrow, :channel_id, :origin, :url, :payer, :payee, :token, :authorized_signer,
     :salt, :state, :deposit, :opened_at, :open_tx, :end_tx, :signed, :vouchers, :received, :units,
-    :lost, :accepted, :spent, :receipt, :settled, :close_requested_at
+    :lost, :accepted, :spent, :receipt, :settled, :close_requested_at,
+    :opening, :top_up
 )
 ON CONFLICT (chain_id, escrow, channel_id) DO UPDATE SET
     url = excluded.url,
@@ -34,7 +35,9 @@ ON CONFLICT (chain_id, escrow, channel_id) DO UPDATE SET
     spent = excluded.spent,
     receipt = excluded.receipt,
     settled = excluded.settled,
-    close_requested_at = excluded.close_requested_at;
+    close_requested_at = excluded.close_requested_at,
+    opening = excluded.opening,
+    top_up = excluded.top_up;
 
 -- load_minutes --
 -- What was signed for an origin, from a minute on.

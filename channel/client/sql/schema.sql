@@ -26,6 +26,8 @@ CREATE TABLE IF NOT EXISTS account (
     receipt             TEXT    NOT NULL,
     settled             BLOB    NOT NULL,
     close_requested_at  INTEGER NOT NULL,
+    opening             TEXT,  -- signed deposits, as the wire spells them
+    top_up              TEXT,
     PRIMARY KEY (chain_id, escrow, channel_id)
 ) STRICT;
 

@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
+from channel.client.keys import OneKey, VoucherKeys
 from channel.client.payer import Payer
 from channel.client.payments import Payments
 from channel.client.policy import Policy, TokenLimits
@@ -79,6 +80,7 @@ async def open_agent(
             *,
             transport: httpx.AsyncBaseTransport = provider,
             signer: Signer | None = None,
+            keys: VoucherKeys | None = None,
             file: str = "purse.db",
             **options: Any,
         ) -> Agent:
@@ -91,7 +93,7 @@ async def open_agent(
 
             payer = Payer(
                 policy=policy or policy_of(),
-                signer=signer or LocalSigner(PAYER_KEY),
+                keys=keys or OneKey(signer or LocalSigner(PAYER_KEY)),
                 purse=purse,
                 chains={CHAIN_ID: chain},
                 now=lambda: NOW,

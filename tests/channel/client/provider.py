@@ -14,10 +14,25 @@ from typing import Any
 import httpx
 from msgspec.structs import replace
 
+from channel.chain import PayerMeans
 from channel.errors import AgentError, TransactionRevertedError
 from channel.types import Address, ChannelFact, ChannelId, ChannelKey, ChannelTerms, TxHash
-from channel.verify.signature import address_of, recover
-from channel.verify.typed_data import derive_channel_id, keccak, voucher_digest
+from channel.verify.signature import address_of, recover, sign
+from channel.verify.typed_data import (
+    CANONICAL_PERMIT2,
+    derive_channel_id,
+    keccak,
+    open_nonce,
+    open_permit_digest,
+    open_witness,
+    permit2_domain_separator,
+    receive_authorization_digest,
+    token_domain_separator,
+    top_up_nonce,
+    top_up_permit_digest,
+    top_up_witness,
+    voucher_digest,
+)
 from channel.wire.challenge import (
     Challenge,
     SessionRequest,
@@ -26,7 +41,17 @@ from channel.wire.challenge import (
 )
 from channel.wire.credential import Credential, parse_credential, select_credential
 from channel.wire.encoding import format_timestamp
-from channel.wire.payload import ClosePayload, OpenHash, TopUpHash, VoucherPayload
+from channel.wire.funding import Deposit, TopUpPermit, TransferAuthorization
+from channel.wire.payload import (
+    ClosePayload,
+    OpenAuthorization,
+    OpenHash,
+    OpenPermit2,
+    TopUpAuthorization,
+    TopUpHash,
+    TopUpPermit2,
+    VoucherPayload,
+)
 from channel.wire.receipt import Receipt, format_receipt, format_receipt_json
 from channel.wire.sse import NeedVoucher, format_event, format_need_voucher
 
@@ -38,6 +63,10 @@ PAYER_KEY = keccak(b"payer of the client's tests")
 PAYER = address_of(PAYER_KEY)
 BASE = "https://api.example"
 NOW = 1_750_000_000.0
+DOMAIN = token_domain_separator("Paper Dollar", "1", CHAIN_ID, TOKEN)
+
+
+WITH_VOUCHER = OpenHash | OpenAuthorization | OpenPermit2 | VoucherPayload | ClosePayload
 
 
 class PaperChain:
@@ -52,14 +81,45 @@ class PaperChain:
         self.trusted = {ESCROW}
         self.closed_at: dict[ChannelId, int] = {}
         self.before_answer: Callable[[str], None] = lambda _: None
+        self.means: dict[str, Any] = {}
+        """What the account has otherwise than by default: dollars, ether, nothing approved."""
+        self.now = NOW
+        self.approved = False
+        self.used: set[bytes | int] = set()
+        """Nonces that the token or Permit2 will not take again."""
 
     async def require_escrow(self, escrow: Address, token: Address) -> None:
         if escrow not in self.trusted or token != TOKEN:
             raise AgentError("this escrow is not trusted")
 
-    async def read_channel(self, escrow: Address, channel_id: ChannelId) -> ChannelFact | None:
+    async def read_channel(
+        self, escrow: Address, channel_id: ChannelId, *, block_number: int | None = None
+    ) -> ChannelFact | None:
         await asyncio.sleep(0)
         return self.facts.get(channel_id)
+
+    async def read_means(self, token: Address, permit2: Address) -> PayerMeans:
+        has: dict[str, Any] = {
+            "balance": 1_000_000,
+            "can_pay_gas": True,
+            "token_domain": DOMAIN,
+            "permit2_allowance": 2**256 - 1 if self.approved else 0,
+            "now": int(self.now),
+        }
+        return PayerMeans(**(has | self.means))
+
+    async def sign(self, digest: bytes) -> bytes:
+        return sign(PAYER_KEY, digest)
+
+    async def find_use(self, *, token: Address, authorization: bytes) -> int | None:
+        return 1 if authorization in self.used else None
+
+    async def find_permit_use(self, *, permit2: Address, nonce: int) -> int | None:
+        return 1 if nonce in self.used else None
+
+    async def approve_permit2(self, *, token: Address, permit2: Address) -> None:
+        assert self.means.get("can_pay_gas", True)
+        self.approved = True
 
     async def open_channel(
         self,
@@ -73,6 +133,10 @@ class PaperChain:
     ) -> TxHash:
         await asyncio.sleep(0)
         terms = ChannelTerms(self.account, payee, token, authorized_signer)
+        return self.create(terms, salt, deposit)
+
+    def create(self, terms: ChannelTerms, salt: bytes, deposit: int) -> TxHash:
+        escrow = ESCROW
         channel_id = derive_channel_id(terms, salt=salt, escrow=escrow, chain_id=self.chain_id)
         if channel_id in self.facts:
             raise TransactionRevertedError("ChannelAlreadyExists")
@@ -101,6 +165,67 @@ class PaperChain:
         self.deposited.append(amount)
         self.before_answer("top_up")
         return TxHash(keccak(b"topUp" + channel_id + bytes([len(self.deposited)])))
+
+    def relay(self, key: ChannelKey, deposit: Deposit) -> None:
+        """Do what the escrow does with a deposit by signature: check everything, once."""
+        funding = deposit.authorization
+        assert recover(self._digest(key, deposit), deposit.signature) == funding.funder
+        end = (
+            funding.valid_before if isinstance(funding, TransferAuthorization) else funding.deadline
+        )
+        assert self.now < end
+        if funding.nonce in self.used:
+            raise TransactionRevertedError("the nonce was used")
+        self.used.add(funding.nonce)
+        if deposit.action == "topUp":
+            self.change(key.channel_id, deposit=self.facts[key.channel_id].deposit + deposit.amount)
+            self.deposited.append(deposit.amount)
+            return
+        assert deposit.salt is not None
+        terms = ChannelTerms(funding.funder, PAYEE, TOKEN, deposit.authorized_signer)
+        self.create(terms, deposit.salt, deposit.amount)
+        assert key.channel_id in self.facts
+
+    def _digest(self, key: ChannelKey, deposit: Deposit) -> bytes:
+        funding = deposit.authorization
+        if isinstance(funding, TransferAuthorization):
+            assert funding.to == ESCROW
+            assert deposit.salt is not None
+            if deposit.action == "open":
+                terms = ChannelTerms(funding.funder, PAYEE, TOKEN, deposit.authorized_signer)
+                assert funding.nonce == open_nonce(terms, deposit.salt)
+            else:
+                assert funding.nonce == top_up_nonce(
+                    key.channel_id,
+                    additional_deposit=funding.value,
+                    funder=funding.funder,
+                    salt=deposit.salt,
+                )
+            return receive_authorization_digest(
+                DOMAIN,
+                funder=funding.funder,
+                to=funding.to,
+                value=funding.value,
+                valid_after=funding.valid_after,
+                valid_before=funding.valid_before,
+                nonce=funding.nonce,
+            )
+        assert self.approved
+        assert funding.token == TOKEN
+        words: dict[str, Any] = {
+            "token": TOKEN,
+            "amount": funding.amount,
+            "spender": ESCROW,
+            "nonce": funding.nonce,
+            "deadline": funding.deadline,
+        }
+        separator = permit2_domain_separator(CHAIN_ID, CANONICAL_PERMIT2)
+        if isinstance(funding, TopUpPermit):
+            return top_up_permit_digest(
+                separator, **words, witness=top_up_witness(funding.channel_id)
+            )
+        witness = open_witness(PAYEE, funding.salt, funding.authorized_signer)
+        return open_permit_digest(separator, **words, witness=witness)
 
     async def request_close(self, *, escrow: Address, channel_id: ChannelId) -> TxHash:
         self.change(channel_id, close_requested_at=int(NOW))
@@ -184,7 +309,7 @@ class Provider(httpx.AsyncBaseTransport):
         return [
             payload.voucher.cumulative_amount
             for payload in payloads
-            if isinstance(payload, OpenHash | VoucherPayload | ClosePayload)
+            if isinstance(payload, WITH_VOUCHER)
         ]
 
     def challenge(self) -> Challenge:
@@ -227,6 +352,7 @@ class Provider(httpx.AsyncBaseTransport):
         if seen.credential is None:
             return self.refuse()
         payload = seen.credential.payload
+        self.fund(seen)
         fact = self.chain.facts.get(payload.channel_id)
         books = self.books.get(payload.channel_id)
         if isinstance(payload, OpenHash):
@@ -240,13 +366,28 @@ class Provider(httpx.AsyncBaseTransport):
             return self.refuse("session/channel-finalized", 410)
         return self.take(seen, books, fact)
 
+    def fund(self, seen: Seen) -> None:
+        """Make the deposit that a credential asks for, unless that was done before."""
+        assert seen.credential is not None
+        payload = seen.credential.payload
+        deposit = deposit_of(seen)
+        if deposit is None:
+            return
+        assert deposit.type in self.asked.credential_types
+        assert self.asked.fee_payer
+        if deposit.authorization.nonce not in self.chain.used:
+            self.chain.relay(ChannelKey(CHAIN_ID, ESCROW, payload.channel_id), deposit)
+        fact = self.chain.facts[payload.channel_id]
+        books = self.books.setdefault(payload.channel_id, Books())
+        books.deposit = fact.deposit
+
     def take(self, seen: Seen, books: Books, fact: ChannelFact) -> httpx.Response:
         assert seen.credential is not None
         payload = seen.credential.payload
-        if isinstance(payload, TopUpHash):
+        if isinstance(payload, TopUpHash | TopUpAuthorization | TopUpPermit2):
             books.deposit = fact.deposit
             return self.receipted(seen, books, 200)
-        assert isinstance(payload, OpenHash | VoucherPayload | ClosePayload)
+        assert isinstance(payload, WITH_VOUCHER)
         amount = payload.voucher.cumulative_amount
         signer = recover(voucher_digest(fact.key, amount), payload.voucher.signature)
         assert signer == fact.terms.signer
@@ -346,6 +487,35 @@ class Provider(httpx.AsyncBaseTransport):
         receipt = self.receipt(seen, books, units=self.tokens)
         yield format_event(format_receipt_json(receipt), "payment-receipt")
         yield format_event("[DONE]")
+
+
+def deposit_of(seen: Seen) -> Deposit | None:
+    """The signed deposit of a request, alone or on a voucher, in one form."""
+    payload = None if seen.credential is None else seen.credential.payload
+    if isinstance(payload, VoucherPayload):
+        return payload.deposit
+    if isinstance(payload, OpenAuthorization | OpenPermit2):
+        return Deposit(
+            "open",
+            payload.type,
+            payload.authorization,
+            payload.signature,
+            payload.salt,
+            payload.authorized_signer,
+        )
+    if isinstance(payload, TopUpAuthorization | TopUpPermit2):
+        salt = payload.salt if isinstance(payload, TopUpAuthorization) else None
+        nobody = Address(bytes(20))
+        assert (
+            payload.additional_deposit
+            == Deposit(
+                "topUp", payload.type, payload.authorization, payload.signature, salt, nobody
+            ).amount
+        )
+        return Deposit(
+            "topUp", payload.type, payload.authorization, payload.signature, salt, nobody
+        )
+    return None
 
 
 class Events(httpx.AsyncByteStream):

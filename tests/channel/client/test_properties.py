@@ -14,6 +14,7 @@ import httpx
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from channel.client.keys import OneKey
 from channel.client.payer import Payer
 from channel.client.policy import Policy
 from channel.client.signer import LocalSigner
@@ -199,7 +200,7 @@ async def play(plans: list[Any], budget: int) -> None:
         provider.override = provider.behave
         payer = Payer(
             policy=hostile_policy(budget),
-            signer=LocalSigner(PAYER_KEY),
+            keys=OneKey(LocalSigner(PAYER_KEY)),
             purse=purse,
             chains={CHAIN_ID: chain},
             now=lambda: NOW,

@@ -529,7 +529,8 @@ async def test_a_stream_that_asks_for_more_than_it_delivered_is_left(
 ) -> None:
     """F-94, CLIENT-06."""
     sell_stream(provider, 200)
-    provider.change_need = lambda fields: fields | {"required_cumulative": 5_000, "deposit": 1_000}
+    provider.offer["suggested_deposit"] = 4_000
+    provider.change_need = lambda fields: fields | {"required_cumulative": 5_000, "deposit": 4_000}
     with pytest.raises(OverclaimError):
         await read_stream(agent)
     (account,) = await agent.payments.channels()
