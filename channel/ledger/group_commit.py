@@ -8,15 +8,17 @@ manner. This module knows no SQL and no channel.
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Generic, TypeVar
+from functools import partial
+from typing import Generic, TypeAlias, TypeVar
 
 from channel.errors import InvariantError, LedgerUnavailableError, MppSessionError
 from channel.limits import COMMIT_BATCH_MAX, COMMIT_QUEUE_MAX
 
-__all__ = ["GroupCommit"]
+__all__ = ["GroupCommit", "ThreadGroupCommit"]
 
 J = TypeVar("J")
 R = TypeVar("R")
+_Batch: TypeAlias = "list[tuple[J, asyncio.Future[R]]]"
 
 
 class GroupCommit(Generic[J, R]):
@@ -34,11 +36,8 @@ class GroupCommit(Generic[J, R]):
         queue_max: int = COMMIT_QUEUE_MAX,
     ) -> None:
         self._commit = commit
-        self._batch_max = batch_max
-        self._queue_max = queue_max
-        self._queue: deque[tuple[J, asyncio.Future[R]]] = deque()
+        self._jobs: _Jobs[J, R] = _Jobs(batch_max, queue_max)
         self._writer: asyncio.Task[None] | None = None
-        self._ended: MppSessionError | None = None
 
     async def submit(self, job: J) -> R:
         """Return the job's result once its batch is durable. Cancelling does not take it back.
@@ -47,48 +46,146 @@ class GroupCommit(Generic[J, R]):
             LedgerUnavailableError: The queue is full or closed, or the commit failed.
             InvariantError: A bug was found, now or before; nothing is committed any more.
         """
-        if self._ended is not None:
-            raise _copy(self._ended)
-        if len(self._queue) >= self._queue_max:
-            raise LedgerUnavailableError("Too much is waiting for the ledger.")
-        answer: asyncio.Future[R] = asyncio.get_running_loop().create_future()
-        self._queue.append((job, answer))
+        answer = self._jobs.put(job)
         if self._writer is None:
             self._writer = asyncio.create_task(self._write())
         return await answer
 
     async def close(self) -> None:
         """Refuse what is new, commit what is queued, and return when that is done."""
-        if self._ended is None:
-            self._ended = LedgerUnavailableError("The ledger is closed.")
+        self._jobs.close()
         if self._writer is not None:
             await asyncio.wait([self._writer])
 
     def stop(self, error: MppSessionError) -> None:
         """Refuse everything from now on, what is queued included."""
-        self._ended = error
-        while self._queue:
-            _answer(self._queue.popleft()[1], _copy(error))
+        self._jobs.stop(error)
 
     async def _write(self) -> None:
         try:
-            while self._queue:
-                take = min(len(self._queue), self._batch_max)
-                await self._write_batch([self._queue.popleft() for _ in range(take)])
+            while batch := self._jobs.take():
+                try:
+                    self._jobs.answer(batch, await self._commit([job for job, _ in batch]))
+                except MppSessionError as error:
+                    self._jobs.fail(batch, error)
+                except BaseException:
+                    self._jobs.lose(batch)
+                    raise
         finally:
             self._writer = None
 
-    async def _write_batch(self, batch: list[tuple[J, asyncio.Future[R]]]) -> None:
+
+class ThreadGroupCommit(Generic[J, R]):
+    """The same in front of a function that blocks, in the one thread that `post` runs it in.
+
+    Between a job and its answer lie two changes of thread and nothing else. When the batch before
+    was of one job, the next starts at once; else at the end of the turn of the event loop, so
+    that all who come in it share the sync.
+    """
+
+    def __init__(
+        self,
+        commit: Callable[[list[J]], Sequence[R | Exception]],
+        post: Callable[[Callable[[], None]], None],
+        *,
+        is_final: Callable[[MppSessionError], bool],
+        batch_max: int = COMMIT_BATCH_MAX,
+        queue_max: int = COMMIT_QUEUE_MAX,
+    ) -> None:
+        """Build it for the running event loop.
+
+        After an error of `commit` that `is_final`, nothing is committed any more. `post` raises
+        `LedgerUnavailableError` when its thread has ended.
+        """
+        self._commit = commit
+        self._post = post
+        self._is_final = is_final
+        self._jobs: _Jobs[J, R] = _Jobs(batch_max, queue_max)
+        self._loop = asyncio.get_running_loop()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._batch_before = 1
+
+    async def submit(self, job: J) -> R:
+        """See `GroupCommit.submit`."""
+        answer = self._jobs.put(job)
+        if self._idle.is_set():
+            self._idle.clear()
+            self._start()
+        return await answer
+
+    async def close(self) -> None:
+        """See `GroupCommit.close`."""
+        self._jobs.close()
+        await self._idle.wait()
+
+    def _start(self) -> None:
+        if self._batch_before > 1:
+            self._loop.call_soon(self._post_batch)
+        else:
+            self._post_batch()
+
+    def _post_batch(self) -> None:
         try:
-            results = await self._commit([job for job, _ in batch])
+            self._post(self._run_batch)
+        except LedgerUnavailableError as error:
+            self._jobs.stop(error)
+            self._idle.set()
+
+    def _run_batch(self) -> None:
+        """Run in the thread. Nothing is posted before the loop has seen what came of it."""
+        batch = self._jobs.take()
+        try:
+            results = self._commit([job for job, _ in batch])
         except MppSessionError as error:
-            results = [_copy(error) for _ in batch]
-        except BaseException:
-            lost = LedgerUnavailableError("The ledger's writer ended; load the state and look.")
-            for _, answer in batch:
-                _answer(answer, _copy(lost))
-            self.stop(lost)
-            raise
+            done = partial(self._jobs.fail, batch, error)
+            if self._is_final(error):
+                done = partial(self._stop, batch, error)
+        except BaseException:  # noqa: BLE001 - nobody is above us to raise it to
+            done = partial(self._jobs.lose, batch)
+        else:
+            done = partial(self._jobs.answer, batch, results)
+        self._loop.call_soon_threadsafe(self._end_batch, len(batch), done)
+
+    def _end_batch(self, size: int, done: Callable[[], None]) -> None:
+        self._batch_before = size
+        done()
+        if self._jobs:
+            self._start()
+        else:
+            self._idle.set()
+
+    def _stop(self, batch: "_Batch[J, R]", error: MppSessionError) -> None:
+        self._jobs.fail(batch, error)
+        self._jobs.stop(error)
+
+
+class _Jobs(Generic[J, R]):
+    """Jobs that wait for a commit, each with whom to answer. All but `take` in the event loop."""
+
+    def __init__(self, batch_max: int, queue_max: int) -> None:
+        self._batch_max = batch_max
+        self._queue_max = queue_max
+        self._queue: deque[tuple[J, asyncio.Future[R]]] = deque()
+        self._ended: MppSessionError | None = None
+
+    def __len__(self) -> int:
+        return len(self._queue)
+
+    def put(self, job: J) -> "asyncio.Future[R]":
+        if self._ended is not None:
+            raise _copy(self._ended)
+        if len(self._queue) >= self._queue_max:
+            raise LedgerUnavailableError("Too much is waiting for the ledger.")
+        answer: asyncio.Future[R] = asyncio.get_running_loop().create_future()
+        self._queue.append((job, answer))
+        return answer
+
+    def take(self) -> "_Batch[J, R]":
+        take = min(len(self._queue), self._batch_max)
+        return [self._queue.popleft() for _ in range(take)]
+
+    def answer(self, batch: "_Batch[J, R]", results: Sequence[R | Exception]) -> None:
         bug: InvariantError | None = None
         for (_, answer), result in zip(batch, results, strict=True):
             if isinstance(result, InvariantError):
@@ -96,6 +193,25 @@ class GroupCommit(Generic[J, R]):
             _answer(answer, result)
         if bug is not None:
             self.stop(bug)
+
+    def fail(self, batch: "_Batch[J, R]", error: MppSessionError) -> None:
+        for _, answer in batch:
+            _answer(answer, _copy(error))
+
+    def lose(self, batch: "_Batch[J, R]") -> None:
+        lost = LedgerUnavailableError("The ledger's writer ended; load the state and look.")
+        self.fail(batch, lost)
+        self.stop(lost)
+
+    def close(self) -> None:
+        if self._ended is None:
+            self._ended = LedgerUnavailableError("The ledger is closed.")
+
+    def stop(self, error: MppSessionError) -> None:
+        self._ended = error
+        waiting = [*self._queue]
+        self._queue.clear()
+        self.fail(waiting, error)
 
 
 def _answer(answer: asyncio.Future[R], result: R | Exception) -> None:

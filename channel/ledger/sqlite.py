@@ -1,6 +1,7 @@
 """The ledger in one SQLite file: one gateway process, beside it the settler and the commands."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Final
 from channel.errors import LedgerUnavailableError
 from channel.ledger import sqlite_books as sql
 from channel.ledger.batch import Job, job_of
-from channel.ledger.group_commit import GroupCommit
+from channel.ledger.group_commit import GroupCommit, ThreadGroupCommit
 from channel.ledger.interface import Applied, ConsumeProof, RequestUpdate
 from channel.ledger.sqlite_connection import ProcessLock, SqliteConnection, connect, is_fatal
 from channel.ledger.watching import Watcher, Watchers
@@ -47,11 +48,14 @@ class SqliteLedger:
         self._connection = connection
         self._lock = lock
         self._books = sql.SqliteBooks(channels_cached_max)
-        self._commits: GroupCommit[Job, Applied] = GroupCommit(self._commit)
+        self._commits: ThreadGroupCommit[Job, Applied] = ThreadGroupCommit(
+            self._commit, connection.post, is_final=lambda error: is_fatal(error.__cause__)
+        )
         self._loads: GroupCommit[ChannelKey, ChannelState | None] = GroupCommit(self._load)
         self._watchers = Watchers()
         self._poll: asyncio.Task[None] | None = None
         self._looked_at = float("-inf")
+        self._loop = asyncio.get_running_loop()
 
     @classmethod
     async def open(cls, path: Path | str, *, exclusive: bool) -> "SqliteLedger":
@@ -150,16 +154,13 @@ class SqliteLedger:
         if self._lock is not None:
             self._lock.release()
 
-    async def _commit(self, jobs: list[Job]) -> Sequence[Applied | Exception]:
-        began = _now()
-        try:
-            results, changed = await self._connection.run(self._books.write_batch, jobs)
-        except LedgerUnavailableError as error:
-            if is_fatal(error.__cause__):
-                self._commits.stop(error)
-            raise
+    def _commit(self, jobs: list[Job]) -> Sequence[Applied | Exception]:
+        """Commit a batch, in the connection's thread."""
+        began = time.monotonic()
+        results, changed = self._connection.work(self._books.write_batch, jobs)
         self._looked_at = began
-        self._watchers.wake(changed)
+        if len(self._watchers):  # who begins to watch after this finds the change already
+            self._loop.call_soon_threadsafe(self._watchers.wake, changed)
         return results
 
     async def _load(self, keys: list[ChannelKey]) -> Sequence[ChannelState | Exception | None]:

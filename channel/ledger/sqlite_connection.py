@@ -65,11 +65,35 @@ class SqliteConnection(aiosqlite.Connection):
         """
         try:
             result: T = await self._execute(work, self._connection, *args, **kwargs)  # type: ignore[no-untyped-call]
-        except sqlite3.Error as error:
-            raise LedgerUnavailableError(f"SQLite: {error}") from error
-        except ValueError as error:  # aiosqlite's word for a closed connection
+        except (sqlite3.Error, ValueError) as error:  # the latter is aiosqlite's for "closed"
             raise LedgerUnavailableError(f"SQLite: {error}") from error
         return result
+
+    def post(self, task: Callable[[], None]) -> None:
+        """Have `task` run in the connection's thread, which takes no answer and no error of it.
+
+        Raises:
+            LedgerUnavailableError: The connection is closed.
+        """
+        if not self._running or self._connection is None:
+            raise LedgerUnavailableError("SQLite: the connection is closed")
+        self._tx.put_nowait((None, task))
+
+    def work(
+        self,
+        work: Callable[Concatenate[sqlite3.Connection, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """Run `work(connection, ...)`; to be called in the connection's thread.
+
+        Raises:
+            LedgerUnavailableError: SQLite refused, or the connection is closed.
+        """
+        try:
+            return work(self._conn, *args, **kwargs)
+        except (sqlite3.Error, ValueError) as error:
+            raise LedgerUnavailableError(f"SQLite: {error}") from error
 
 
 def is_fatal(error: BaseException | None) -> bool:

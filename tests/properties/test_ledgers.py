@@ -158,13 +158,13 @@ async def crash(ledger: Ledger, asked: Sequence["asyncio.Future[Applied]"]) -> N
     for task in asked:
         task.cancel()
     await asyncio.gather(*asked, return_exceptions=True)
-    writer = ledger._commits._writer  # type: ignore[attr-defined]  # noqa: SLF001 - the fault
-    if writer is not None:
-        writer.cancel()
-        await asyncio.wait([writer])
     if isinstance(ledger, SqliteLedger):
-        await ledger._connection.close()  # noqa: SLF001
+        await ledger._connection.close()  # noqa: SLF001 - the fault
     elif isinstance(ledger, PostgresLedger):
+        writer = ledger._commits._writer  # noqa: SLF001
+        if writer is not None:
+            writer.cancel()
+            await asyncio.wait([writer])
         for connection in (ledger._writer, ledger._reader):  # noqa: SLF001
             if connection is not None:
                 connection.terminate()
