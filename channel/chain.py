@@ -8,15 +8,27 @@ from typing import Protocol
 
 import msgspec
 
-from channel.types import Address, ChannelFact, ChannelId, ChannelKey, TxHash
+from channel.types import (
+    Address,
+    ChannelFact,
+    ChannelId,
+    ChannelKey,
+    ChannelTerms,
+    Redacted,
+    TxHash,
+)
 
 __all__ = [
+    "AuthorizedPull",
     "ChainReader",
     "ChannelCloser",
     "CloseResult",
+    "DepositSponsor",
     "OpenedLog",
     "PayerChain",
     "PayerMeans",
+    "PermittedPull",
+    "SponsoredDeposit",
     "ToppedUpLog",
     "TransactionEvidence",
 ]
@@ -54,6 +66,41 @@ class CloseResult(msgspec.Struct, frozen=True, gc=False):
     tx_hash: TxHash
     fact: ChannelFact
     gas_used: int
+
+
+class AuthorizedPull(msgspec.Struct, frozen=True, gc=False):
+    """How a deposit is taken by EIP-3009. The window is exclusive at both ends."""
+
+    valid_after: int
+    """Unix seconds of the chain."""
+    valid_before: int
+    nonce: bytes
+    """Derived from the terms: the escrow computes it again."""
+
+
+class PermittedPull(msgspec.Struct, frozen=True, gc=False):
+    """How a deposit is taken by Permit2, with the channel as the witness."""
+
+    nonce: int
+    """Unordered."""
+    deadline: int
+    """Unix seconds of the chain, inclusive."""
+
+
+class SponsoredDeposit(Redacted, frozen=True, kw_only=True):
+    """A deposit that its funder signed and we submit, at our gas (RELAY-06)."""
+
+    key: ChannelKey
+    opens: ChannelTerms | None
+    """The terms of the channel it opens; None when it tops one up."""
+    salt: bytes
+    """Of the channel, or of the top-up; empty for a top-up by Permit2, which has none."""
+    funder: Address
+    amount: int
+    """In base units."""
+    pull: AuthorizedPull | PermittedPull
+    signature: bytes
+    """The funder's."""
 
 
 class ChainReader(Protocol):
@@ -99,6 +146,42 @@ class ChannelCloser(Protocol):
             TransactionRevertedError: The contract refused; nothing changed on chain.
             SettlementPendingError: Not mined within the bound; ask again (F-75).
             ChainUnavailableError: Nothing was broadcast.
+        """
+
+
+class DepositSponsor(Protocol):
+    """Gets deposits mined that their funders only signed (`feePayer`).
+
+    Web workers hold no key: `take` makes the deposit durable for whoever does, `wait` waits for
+    it. A deposit is known by what was signed, so that a repeated credential is the same deposit:
+    it is never broadcast twice.
+    """
+
+    async def is_taken(self, deposit: SponsoredDeposit) -> bool:
+        """Whether this very deposit was taken before, and is under way, made, or reverted."""
+
+    async def take(self, deposit: SponsoredDeposit, *, by_wallet: bool) -> None:
+        """Simulate the deposit, keep to the operator's bounds, and make it durable.
+
+        One that somebody else's transaction has made meanwhile, exactly as it was signed, is
+        adopted: nothing is broadcast for it (AMB-10). `by_wallet` says that no key of the
+        funder's made the signature, so that only a contract there may take it.
+
+        Raises:
+            AuthorizationExpiredError: Not valid on the chain now, or not for long enough.
+            TransactionRevertedError: The simulation refused; nothing was broadcast.
+            SponsoringPausedError: The gas budget is used up, or gas costs more than we pay.
+            TooManyRequestsError: The funder has had as many as are paid for.
+            ChainUnavailableError: No node could say; nothing was broadcast.
+        """
+
+    async def wait(self, deposit: SponsoredDeposit) -> TxHash:
+        """Return the transaction that made the deposit, once it is mined; waits, bounded.
+
+        Raises:
+            TransactionRevertedError: It was refused, by the chain or on its way there.
+            SettlementPendingError: Not mined within the bound; ask again (F-75).
+            SponsoringPausedError: It was not sent: gas rose above what we pay. Ask again.
         """
 
 

@@ -13,7 +13,9 @@ MppSessionError
 │   ├── AmountExceedsDepositError     402  session/amount-exceeds-deposit
 │   ├── DeltaTooSmallError            402  session/delta-too-small
 │   ├── InsufficientBalanceError      402  session/insufficient-balance
+│   ├── DepositTooSmallError          402  deposit-too-small
 │   ├── VerificationFailedError       402  verification-failed
+│   │   └── AuthorizationExpiredError      the deposit must be signed anew
 │   ├── ChannelNotFoundError          410  session/channel-not-found
 │   ├── ChannelFinalizedError         410  session/channel-finalized
 │   ├── TransactionRevertedError      409  session/transaction-reverted
@@ -24,6 +26,7 @@ MppSessionError
 │   ├── OutcomeUnknownError           409  outcome-unknown
 │   ├── IdempotencyConflictError      422  idempotency-conflict
 │   └── TooManyRequestsError          429  rate-limited
+│       └── TooManyDepositsError             from one payer or address, at our gas
 ├── OperatorError                   our fault: disk, node, configuration; 5xx, never a challenge
 │   ├── ConfigError                   refuses to start
 │   ├── ChainUnavailableError         503
@@ -31,6 +34,7 @@ MppSessionError
 │   ├── LedgerUnavailableError        503
 │   ├── ChannelStoppedError           503  books and chain disagree; nothing moves
 │   ├── ExposureLimitError            503  exposure-limit: settle first, then more is taken
+│   ├── SponsoringPausedError         503  sponsoring-paused: no gas is paid for payers now
 │   └── OpeningsPausedError           503  openings-paused: too little gas to defend one more
 ├── AgentError                      raised on the paying side, before or instead of paying
 │   ├── OfferRefusedError             a 402 asks what the policy does not allow
@@ -59,6 +63,7 @@ from typing import ClassVar
 __all__ = [
     "AgentError",
     "AmountExceedsDepositError",
+    "AuthorizationExpiredError",
     "BadRequestError",
     "BodyNotReplayableError",
     "BudgetExceededError",
@@ -73,6 +78,7 @@ __all__ = [
     "ConfigError",
     "DeltaTooSmallError",
     "DepositPendingError",
+    "DepositTooSmallError",
     "ExposureLimitError",
     "IdempotencyConflictError",
     "InsufficientBalanceError",
@@ -99,8 +105,10 @@ __all__ = [
     "ReservationEndedError",
     "SettlementPendingError",
     "SignerMismatchError",
+    "SponsoringPausedError",
     "StreamActiveError",
     "StreamReplacedError",
+    "TooManyDepositsError",
     "TooManyRequestsError",
     "TransactionRevertedError",
     "VerificationFailedError",
@@ -264,13 +272,36 @@ class InsufficientBalanceError(PeerError):
         }
 
 
+class DepositTooSmallError(PeerError):
+    """A deposit below what is worth its gas to the server (OPEN-12, F-98)."""
+
+    status = 402
+    problem_type = "deposit-too-small"
+    title = "Deposit Too Small"
+
+    def __init__(self, *, deposit: int, deposit_min: int) -> None:
+        super().__init__(f"The deposit is {deposit}; gas is paid for {deposit_min} and more.")
+        self.deposit = deposit
+        self.deposit_min = deposit_min
+
+    def members(self) -> dict[str, str]:
+        """Return the least deposit."""
+        return {"deposit": str(self.deposit), "depositMin": str(self.deposit_min)}
+
+
 class VerificationFailedError(PeerError):
     """What the chain shows is not, or not yet, what the credential claims (OPEN-02)."""
 
     status = 402
     problem_type = "verification-failed"
     title = "Verification Failed"
-    retry_after_s = 2
+    retry_after_s: ClassVar[int | None] = 2
+
+
+class AuthorizationExpiredError(VerificationFailedError):
+    """A signed deposit that is not valid by the chain's clock, or not for long enough (OPEN-05)."""
+
+    retry_after_s = None
 
 
 class ChannelNotFoundError(PeerError):
@@ -366,6 +397,12 @@ class TooManyRequestsError(PeerError):
     retry_after_s = 1
 
 
+class TooManyDepositsError(TooManyRequestsError):
+    """More deposits than gas is paid for, from one payer or one client address (F-98)."""
+
+    retry_after_s = 600
+
+
 class OperatorError(ProblemError):
     """Our fault. Answered without a challenge: a peer must not be invited to pay again."""
 
@@ -409,6 +446,17 @@ class ExposureLimitError(OperatorError):
 
     problem_type = "exposure-limit"
     title = "Exposure Limit Reached"
+
+
+class SponsoringPausedError(OperatorError):
+    """No gas is paid for payers now: the budget is used up, or gas is dear (F-98).
+
+    Nothing was broadcast. Deposits that payers make themselves are taken.
+    """
+
+    problem_type = "sponsoring-paused"
+    title = "Gas Is Not Paid For Now"
+    retry_after_s = 60
 
 
 class OpeningsPausedError(OperatorError):

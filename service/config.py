@@ -45,6 +45,7 @@ _ORDER: Final = (
     "ledger",
     "settlement",
     "exposure",
+    "sponsoring",
 )
 """Of the tables, for whoever reads about them."""
 _ENVIRONMENT_ONLY: Final = frozenset({"payee.key", "relayer.key"})

@@ -13,11 +13,14 @@ import msgspec
 from msgspec import Meta
 
 from channel.limits import (
+    AUTHORIZATION_MARGIN_S,
     CHALLENGE_LIFETIME_S,
     GRACE_PERIOD_S_MIN,
     RESERVATION_LEASE_S,
     RESERVATION_STEP_UNITS,
     SECRET_BYTES_MIN,
+    SPONSORED_DEPOSIT_MIN,
+    SPONSORED_PER_SOURCE_MAX,
     STREAM_PAUSE_S_MAX,
     VOUCHERS_PER_SECOND_MAX,
 )
@@ -36,6 +39,7 @@ __all__ = [
     "Secret",
     "Settlement",
     "SettlerConfig",
+    "Sponsoring",
     "Upstream",
     "WatchConfig",
 ]
@@ -331,13 +335,6 @@ class Chain(_Section, frozen=True):
             "silent, `settlement.poll_interval_s` decides."
         ),
     ] = None
-    fee_payer: Annotated[
-        bool,
-        Meta(
-            description="Offer to pay the payer's gas. Refused until the gateway can submit "
-            "openings itself."
-        ),
-    ] = False
 
     def __post_init__(self) -> None:
         _require_http_url("rpc_url", self.rpc_url)
@@ -345,10 +342,6 @@ class Chain(_Section, frozen=True):
             _require_http_url("more_rpc_urls", url)
         if self.ws_url is not None and not self.ws_url.startswith(("ws://", "wss://")):
             raise ValueError("`ws_url` must be a ws or wss URL")
-        if self.fee_payer:
-            raise ValueError(
-                "`fee_payer` cannot be promised: this version submits no opening for a payer"
-            )
 
 
 class Payee(_Section, frozen=True):
@@ -557,6 +550,62 @@ class Exposure(_Section, frozen=True):
     ] = 20
 
 
+class Sponsoring(_Section, frozen=True):
+    """Paying the gas of payers' openings and top-ups, so that they need no ether."""
+
+    fee_payer: Annotated[
+        bool,
+        Meta(
+            description="Submit deposits that payers only sign, at the gas of the account that "
+            "settles. Challenges then say `feePayer`. What cannot be kept does not start."
+        ),
+    ] = False
+    types: Annotated[
+        tuple[Literal["authorization", "permit2"], ...],
+        Meta(
+            description="Ways of signing that are offered, the preferred one first. Empty: every "
+            "one that works on this chain with this token, which is found out at start."
+        ),
+    ] = ()
+    deposit_min: Annotated[
+        Positive, Meta(description="Least deposit that is worth its gas, in base units.")
+    ] = SPONSORED_DEPOSIT_MIN
+    gas_budget_wei: Annotated[
+        Positive,
+        Meta(description="Most gas that is paid for payers within an hour, whoever they are."),
+    ] = 2 * 10**16
+    gas_price_max_wei: Annotated[
+        Positive, Meta(description="Most that is paid for a unit of gas.")
+    ] = 50 * 10**9
+    deposits_per_payer: Annotated[
+        Positive, Meta(description="Deposits within an hour that are paid for one payer.")
+    ] = 5
+    deposits_per_address: Annotated[
+        Positive,
+        Meta(
+            description="Deposits within an hour that are paid for one client address (an IPv6 "
+            "network counts as one), for each worker."
+        ),
+    ] = SPONSORED_PER_SOURCE_MAX
+    margin_s: Annotated[
+        int,
+        Meta(
+            ge=30,
+            le=3600,
+            description="How long a signed deposit must still be valid by the chain's clock.",
+        ),
+    ] = AUTHORIZATION_MARGIN_S
+    wait_s: Annotated[
+        float,
+        Meta(
+            gt=0,
+            le=120,
+            description="How long a client waits for its deposit to be mined before it is told "
+            "to ask again.",
+        ),
+    ] = 15.0
+
+
 class WatchConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What it takes to look at books and chain, and to know what is due: no key, no secret."""
 
@@ -587,6 +636,7 @@ class ProviderConfig(SettlerConfig, frozen=True, kw_only=True):
     """What whoever is paid must say: for a gateway, or for an application of one's own."""
 
     payment: Payment
+    sponsoring: Sponsoring = Sponsoring()
 
     def __post_init__(self) -> None:
         super().__post_init__()

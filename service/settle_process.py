@@ -24,12 +24,15 @@ from channel.types import Address, address
 from service.chain_watch import build_gate, build_watcher, rpc_urls
 from service.keys import load_signer
 from service.settings import SettlerConfig
+from settlement.deposit_sender import DepositSender
 from settlement.errors import LeaseLostError
 from settlement.escrow import EscrowReader
 from settlement.fees import FeePolicy, GasBudget
 from settlement.journal.interface import Look, SettlerJournal
 from settlement.journal.url import open_journal
 from settlement.lease import LeaseLimits, keep_lease, wait_for_lease
+from settlement.orders.interface import DepositOrders
+from settlement.orders.url import open_orders
 from settlement.owed import OwedCloses
 from settlement.quarantine import Quarantine
 from settlement.rpc import Rpc, RpcLimits
@@ -58,6 +61,7 @@ class SettlerParts(msgspec.Struct, frozen=True):
     config: SettlerConfig
     ledger: Ledger
     journal: SettlerJournal
+    orders: DepositOrders
     reader: EscrowReader
     sender: Signer
     """The account that sends and pays the gas."""
@@ -130,10 +134,15 @@ async def build_settler(config: SettlerConfig) -> AsyncIterator[SettlerParts]:
             config.ledger.url, chain_id=config.chain.id, account=sender.address
         )
         open_.push_async_callback(journal.close)
+        orders = await open_orders(
+            config.ledger.url, chain_id=config.chain.id, escrow=reader.escrow
+        )
+        open_.push_async_callback(orders.close)
         yield SettlerParts(
             config=config,
             ledger=ledger,
             journal=journal,
+            orders=orders,
             reader=reader,
             sender=sender,
             payee=None if relayer is None else payee,
@@ -194,6 +203,7 @@ async def _settle(
             watcher.run(),
             _note_looks(parts.journal, watcher),
             owed.run(),
+            DepositSender(parts.orders, parts.reader, sender, parts.journal).run(),
             _fail_with(settler),
             stopping.wait(),
         )

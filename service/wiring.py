@@ -15,8 +15,8 @@ from typing import Any, Final
 
 import msgspec
 
-from channel.chain import ChannelCloser
-from channel.engine import Engine, EngineSettings, verifying_threads
+from channel.chain import ChannelCloser, DepositSponsor
+from channel.engine import Engine, EngineSettings, SponsorTerms, verifying_threads
 from channel.errors import LedgerUnavailableError
 from channel.ledger.interface import Ledger
 from channel.ledger.url import open_ledger
@@ -25,9 +25,11 @@ from channel.verify.challenge_id import ChallengeBinder
 from service.chain_watch import build_gate, build_watcher, rpc_urls
 from service.settings import ProviderConfig
 from service.settler_child import SettlerChild, start_settler
+from service.sponsoring import build_sponsoring
 from settlement.escrow import EscrowReader
 from settlement.exposure import ExposureGate
 from settlement.journal.url import open_journal
+from settlement.orders.url import open_orders
 from settlement.rpc import Rpc, RpcLimits
 from settlement.waiting import WaitingCloser
 from settlement.watcher import ChannelWatcher
@@ -109,6 +111,13 @@ async def build_parts(
             # We are the only gateway of these books: whatever is still held, its owner is dead.
             await ledger.end_all_reservations()
         gate = build_gate(config)
+        orders = await open_orders(
+            config.ledger.url, chain_id=config.chain.id, escrow=reader.escrow
+        )
+        open_.push_async_callback(orders.close)
+        sponsored = await build_sponsoring(
+            config, reader, orders, token=token, sender=_gas_account(config)
+        )
         closer = WaitingCloser(ledger, journal, wait_s=config.settlement.close_timeout_s)
         engine = _build_engine(
             config,
@@ -117,6 +126,7 @@ async def build_parts(
             closer,
             token=token,
             gate=gate,
+            sponsored=sponsored,
             threads=verifying_threads(processes),
         )
         open_.push_async_callback(engine.aclose)
@@ -136,14 +146,17 @@ def _build_engine(
     *,
     token: Address,
     gate: ExposureGate,
+    sponsored: tuple[SponsorTerms, DepositSponsor] | None,
     threads: int,
 ) -> Engine:
     payment = config.payment
+    terms, sponsor = sponsored or (None, None)
     return Engine(
         ledger=ledger,
         chain=reader,
         closer=closer,
         admission=gate,
+        sponsor=sponsor,
         binder=ChallengeBinder([secret.reveal().encode() for secret in payment.secrets]),
         settings=EngineSettings(
             realm=payment.realm,
@@ -155,6 +168,7 @@ def _build_engine(
             reservation_step_units=payment.reservation_step_units,
             reservation_lease_s=payment.reservation_lease_s,
             verifying_threads=threads,
+            sponsor=terms,
         ),
     )
 

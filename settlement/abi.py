@@ -25,8 +25,10 @@ from settlement.types import (
 )
 
 __all__ = [
+    "AUTHORIZATION_USED_TOPIC",
     "CHANNEL_CLOSED_TOPIC",
     "CHANNEL_OPENED_TOPIC",
+    "TOPPED_UP_TOPIC",
     "EscrowLog",
     "Function",
     "allowance",
@@ -51,6 +53,9 @@ __all__ = [
     "name",
     "nonce_bitmap",
     "open_",
+    "open_with_authorization",
+    "open_with_permit2",
+    "receive_with_authorization",
     "request_close",
     "settle",
     "settle_batch",
@@ -59,6 +64,8 @@ __all__ = [
     "token",
     "token_domain_separator",
     "top_up",
+    "top_up_with_authorization",
+    "top_up_with_permit2",
     "transfer",
     "version",
     "withdraw",
@@ -153,6 +160,19 @@ close_batch_with_authorization = Function(
     "closeBatchWithAuthorization(address,(bytes32,uint128,bytes)[],uint256,uint256,bytes)",
     ["uint256"],
 )
+open_with_authorization = Function(
+    "openWithAuthorization(address,address,uint128,bytes32,address,address,uint256,uint256,"
+    "bytes32,bytes)",
+    ["bytes32"],
+)
+open_with_permit2 = Function(
+    "openWithPermit2(address,address,uint128,bytes32,address,address,uint256,uint256,bytes)",
+    ["bytes32"],
+)
+top_up_with_authorization = Function(
+    "topUpWithAuthorization(bytes32,uint128,address,bytes32,uint256,uint256,bytes32,bytes)"
+)
+top_up_with_permit2 = Function("topUpWithPermit2(bytes32,uint128,address,uint256,uint256,bytes)")
 request_close = Function("requestClose(bytes32)")
 withdraw = Function("withdraw(bytes32)")
 get_channel = Function("getChannel(bytes32)")
@@ -176,6 +196,9 @@ eip712_domain = Function(
     ["bytes1", "string", "string", "uint256", "address", "bytes32", "uint256[]"],
 )
 authorization_state = Function("authorizationState(address,bytes32)", ["bool"])
+receive_with_authorization = Function(
+    "receiveWithAuthorization(address,address,uint256,uint256,uint256,bytes32,bytes)"
+)
 
 # Permit2.
 nonce_bitmap = Function("nonceBitmap(address,uint256)", ["uint256"])
@@ -252,14 +275,15 @@ def _topic(signature: str) -> bytes:
 CHANNEL_OPENED_TOPIC = _topic(
     "ChannelOpened(bytes32,address,address,address,address,bytes32,uint256)"
 )
-_TOPPED_UP = _topic("TopUp(bytes32,address,address,uint256,uint256)")
+TOPPED_UP_TOPIC = _topic("TopUp(bytes32,address,address,uint256,uint256)")
 _SETTLED = _topic("Settled(bytes32,address,address,uint256,uint256,uint256)")
 _CLOSE_REQUESTED = _topic("CloseRequested(bytes32,address,address,uint256)")
 CHANNEL_CLOSED_TOPIC = _topic("ChannelClosed(bytes32,address,address,uint256,uint256)")
+AUTHORIZATION_USED_TOPIC = _topic("AuthorizationUsed(address,bytes32)")
 
 _PAYLOAD_WORDS = {
     CHANNEL_OPENED_TOPIC: 4,
-    _TOPPED_UP: 2,
+    TOPPED_UP_TOPIC: 2,
     _SETTLED: 3,
     _CLOSE_REQUESTED: 1,
     CHANNEL_CLOSED_TOPIC: 2,
@@ -284,7 +308,7 @@ def decode_log(log: Log) -> EscrowLog | None:
     topic, channel_id, payload = log.topics[0], ChannelId(log.topics[1]), log.payload
     if topic == CHANNEL_OPENED_TOPIC:
         return OpenedLog(channel_id=channel_id, log_index=log.log_index)
-    if topic == _TOPPED_UP:
+    if topic == TOPPED_UP_TOPIC:
         return ToppedUpLog(
             channel_id=channel_id, additional_deposit=_uint(payload, 0), log_index=log.log_index
         )

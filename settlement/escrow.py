@@ -178,6 +178,16 @@ class EscrowReader:
         """Return the channel's `ChannelClosed` log, or None."""
         return await self._find_log(abi.CHANNEL_CLOSED_TOPIC, channel_id)
 
+    async def find_top_ups(self, channel_id: ChannelId) -> tuple[Log, ...]:
+        """Return the channel's `TopUp` logs of late, the oldest first."""
+        head = await self.rpc.block_number()
+        return await self.rpc.logs(
+            self._escrow,
+            [abi.TOPPED_UP_TOPIC, channel_id],
+            from_block=max(0, head - self._limits.log_blocks_max + 1),
+            to_block=head,
+        )
+
     async def find_channels(
         self, payee: Address, *, from_block: int, to_block: int
     ) -> list[ChannelId]:

@@ -5,7 +5,7 @@ from channel.engine.engine import Engine
 from channel.engine.offer import Offer
 from channel.engine.outcome import Hold, Outcome
 from channel.engine.reservation import RunningReservation
-from channel.engine.settings import EngineSettings, verifying_threads
+from channel.engine.settings import EngineSettings, SponsorTerms, verifying_threads
 
 __all__ = [
     "Authenticated",
@@ -15,5 +15,6 @@ __all__ = [
     "Offer",
     "Outcome",
     "RunningReservation",
+    "SponsorTerms",
     "verifying_threads",
 ]

@@ -25,17 +25,11 @@ from channel.wire.challenge import (
 )
 from channel.wire.credential import Credential
 from channel.wire.encoding import encode_base64url, format_timestamp, parse_timestamp
-from channel.wire.payload import (
-    ClosePayload,
-    OpenHash,
-    TopUpHash,
-    VoucherPayload,
-)
+from channel.wire.payload import ClosePayload, VoucherPayload
 
 __all__ = ["Authenticated", "Challenger"]
 
 _SCOPE = ("nonce", "http_method", "route", "variant")
-_CREDENTIAL_TYPE = "hash"
 
 
 class Authenticated(msgspec.Struct, frozen=True, gc=False):
@@ -48,6 +42,8 @@ class Authenticated(msgspec.Struct, frozen=True, gc=False):
     key: ChannelKey
     is_expired: bool
     """Only a live stream goes on taking vouchers under an expired challenge (AMB-05)."""
+    client: bytes = b""
+    """Where it came from, as far as that is known: what one source may cause is bounded."""
 
     @property
     def challenge_id(self) -> str:
@@ -111,7 +107,9 @@ class Challenger:
             opaque=opaque,
         )
 
-    def authenticate(self, credential: Credential, offers: Sequence[Offer]) -> Authenticated:
+    def authenticate(
+        self, credential: Credential, offers: Sequence[Offer], *, client: bytes = b""
+    ) -> Authenticated:
         """Return the credential as one that answers a challenge of ours for one of `offers`.
 
         Order: method and intent, HMAC, realm, field, digest, scope, pinned terms, types.
@@ -142,8 +140,9 @@ class Challenger:
             asked=asked,
             key=ChannelKey(asked.chain_id, asked.escrow, payload.channel_id),
             is_expired=not self._now() < _read_expiry(echo.expires),
+            client=client,
         )
-        if not isinstance(payload, VoucherPayload):
+        if not isinstance(payload, VoucherPayload) or payload.deposit is not None:
             authenticated.require_current()
         return authenticated
 
@@ -161,13 +160,10 @@ def _require_offered(credential: Credential, asked: SessionRequest) -> None:
     if isinstance(payload, ClosePayload):
         return
     if isinstance(payload, VoucherPayload):
-        if payload.deposit is not None:
-            raise MalformedPayloadError("payload.deposit: this server submits no deposits.")
+        if payload.deposit is not None and payload.deposit.type not in asked.credential_types:
+            raise MalformedPayloadError("payload.deposit.type: not among the credentialTypes.")
         return
-    if (
-        not isinstance(payload, OpenHash | TopUpHash)
-        or _CREDENTIAL_TYPE not in asked.credential_types
-    ):
+    if payload.type not in asked.credential_types:
         raise MalformedPayloadError("payload.type: not among the challenge's credentialTypes.")
 
 

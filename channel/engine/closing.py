@@ -109,6 +109,8 @@ class Closing:
             )
             if isinstance(applied.refusal, RequestInFlightError):
                 continue  # another process was faster: look again
+            if applied.refusal is not None and not applied.state.is_finalized:
+                await self._abort(key, undecided_only=True)  # nothing was: the channel goes on
             state = applied.require()
             if state.closing_with is not None:
                 return state.closing_with
@@ -126,14 +128,15 @@ class Closing:
                 if remaining_s <= 0 or not await watch.changed(remaining_s):
                     return (await self._ledger.apply(key, [EndReservations()])).require()
 
-    async def _abort(self, key: ChannelKey) -> None:
+    async def _abort(self, key: ChannelKey, *, undecided_only: bool = False) -> None:
         """Let the channel go on, with what the chain says by now (F-39)."""
         try:
             fact = await self._facts.read(key.channel_id)
         except ChainUnavailableError:
             fact = None
         seen = [Observe(fact)] if fact is not None else []
-        await self._ledger.apply(key, [*seen, AbortClose()])
+        abort = AbortClose(undecided_only=undecided_only)
+        await self._ledger.apply(key, [*seen, abort])
 
     async def _record(self, key: ChannelKey, result: CloseResult) -> Outcome:
         applied = await self._ledger.apply(key, [RecordClose(result.fact, result.tx_hash)])

@@ -8,7 +8,7 @@ after a pause waits for a node.
 
 import asyncio
 import logging
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -24,7 +24,7 @@ from channel.errors import (
     VerificationFailedError,
 )
 from channel.ledger.interface import Ledger
-from channel.limits import CHAIN_CHECKS_MAX, FACT_AGES_MAX
+from channel.limits import CHAIN_CHECKS_MAX, CHAIN_CHECKS_PER_SOURCE_MAX, FACT_AGES_MAX
 from channel.state.channel_state import ChannelState
 from channel.state.commands import Observe
 from channel.types import ChannelFact, ChannelId, ChannelKey, TxHash
@@ -56,6 +56,7 @@ class ChainFacts:
         self._read_at: OrderedDict[ChannelKey, float] = OrderedDict()
         self._running: dict[ChannelKey, asyncio.Task[ChannelState]] = {}
         self._checks = asyncio.Semaphore(CHAIN_CHECKS_MAX)
+        self._checked_for: Counter[bytes] = Counter()
 
     async def require_fresh(self, key: ChannelKey) -> None:
         """Return at once if the last read is young enough, else after the next one.
@@ -150,16 +151,29 @@ class ChainFacts:
         )
 
     @asynccontextmanager
-    async def bounded_check(self) -> AsyncIterator[None]:
+    async def bounded_check(self, *sources: bytes) -> AsyncIterator[None]:
         """Run a check that strangers can cause and that asks a node; so many at a time (F-98).
 
+        `sources` say who causes it: a client's address, a payer who has proven to be it. Each
+        has a few of the places, so that none can take them all. An empty one says nothing.
+
         Raises:
-            TooManyRequestsError: As many as are allowed are running.
+            TooManyRequestsError: As many as are allowed are running, in all or for a source.
         """
-        if self._checks.locked():
+        named = [source for source in sources if source]
+        if self._checks.locked() or any(
+            self._checked_for[source] >= CHAIN_CHECKS_PER_SOURCE_MAX for source in named
+        ):
             raise TooManyRequestsError("Too many deposits are being checked.")
-        async with self._checks:
-            yield
+        self._checked_for.update(named)
+        try:
+            async with self._checks:
+                yield
+        finally:
+            for source in named:
+                self._checked_for[source] -= 1
+                if not self._checked_for[source]:
+                    del self._checked_for[source]
 
 
 def _agrees(state: ChannelState, fact: ChannelFact) -> bool:

@@ -1,5 +1,7 @@
 """What the chain must show before an opened or topped-up channel counts (OPEN, TOPUP)."""
 
+from typing import TypeAlias
+
 from channel.chain import TransactionEvidence
 from channel.engine.challenger import Authenticated
 from channel.errors import (
@@ -11,11 +13,12 @@ from channel.errors import (
 )
 from channel.ledger.interface import ConsumeProof
 from channel.state.channel_state import ChannelState, LadderVoucher
-from channel.types import Address, ChannelFact, ChannelTerms
+from channel.types import Address, ChannelFact, ChannelId, ChannelTerms
 from channel.verify.typed_data import derive_channel_id
-from channel.wire.payload import OpenHash, TopUpHash
+from channel.wire.payload import OpenAuthorization, OpenHash, OpenPermit2
 
 __all__ = [
+    "Opening",
     "build_unopened",
     "require_opened",
     "require_source",
@@ -24,17 +27,25 @@ __all__ = [
     "require_usable",
 ]
 
+Opening: TypeAlias = OpenHash | OpenAuthorization | OpenPermit2
 
-def require_terms(paid: Authenticated, payload: OpenHash) -> ChannelTerms:
+
+def require_terms(paid: Authenticated, payload: Opening) -> ChannelTerms:
     """Return the terms that this payload claims, if its channel id follows from them (OPEN-01).
+
+    The payer is the source of a `hash`, and whoever signed the deposit of every other type.
 
     Raises:
         MalformedPayloadError: No source, a source on another chain, or another channel's id.
     """
-    if paid.credential.source is None:
-        raise MalformedPayloadError("source: missing")
+    if isinstance(payload, OpenHash):
+        if paid.credential.source is None:
+            raise MalformedPayloadError("source: missing")
+        payer = _source_address(paid)
+    else:
+        payer = payload.authorization.funder
     terms = ChannelTerms(
-        payer=_source_address(paid),
+        payer=payer,
         payee=paid.asked.recipient,
         token=paid.asked.currency,
         authorized_signer=payload.authorized_signer,
@@ -67,29 +78,28 @@ def _source_address(paid: Authenticated) -> Address:
     return source[1]
 
 
-def require_opened(evidence: TransactionEvidence, payload: OpenHash) -> ConsumeProof:
+def require_opened(evidence: TransactionEvidence, channel_id: ChannelId) -> ConsumeProof:
     """Return the proof that this transaction opened this channel in our escrow (OPEN-03, F-84).
 
     Raises:
         VerificationFailedError: It did not.
     """
     for log in evidence.opened:
-        if log.channel_id == payload.channel_id:
+        if log.channel_id == channel_id:
             return ConsumeProof(evidence.tx_hash, log.log_index)
     raise VerificationFailedError("The transaction did not open this channel.")
 
 
-def require_topped_up(evidence: TransactionEvidence, payload: TopUpHash) -> ConsumeProof:
+def require_topped_up(
+    evidence: TransactionEvidence, channel_id: ChannelId, amount: int
+) -> ConsumeProof:
     """Return the proof that this transaction raised the deposit by exactly so much (TOPUP-03).
 
     Raises:
         VerificationFailedError: It did not.
     """
     for log in evidence.topped_up:
-        if (log.channel_id, log.additional_deposit) == (
-            payload.channel_id,
-            payload.additional_deposit,
-        ):
+        if (log.channel_id, log.additional_deposit) == (channel_id, amount):
             return ConsumeProof(evidence.tx_hash, log.log_index)
     raise VerificationFailedError("The transaction did not add this deposit to this channel.")
 

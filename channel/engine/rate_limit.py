@@ -10,14 +10,25 @@ __all__ = ["RateLimiter"]
 
 
 class RateLimiter:
-    """A token bucket per key: bursts of one second's worth, then the steady rate.
+    """A token bucket per key: bursts of one period's worth, then the steady rate.
 
     The keys least recently seen are forgotten beyond `RATE_KEYS_MAX`; a forgotten bucket is
     full again, which favours the peer and never grows.
     """
 
-    def __init__(self, per_second: int, now: Callable[[], float]) -> None:
-        self._per_second = per_second
+    def __init__(
+        self,
+        per_period: int,
+        now: Callable[[], float],
+        *,
+        period_s: float = 1.0,
+        refusal: Callable[[str], TooManyRequestsError] = TooManyRequestsError,
+        what: str = "vouchers a second",
+    ) -> None:
+        self._per_period = per_period
+        self._per_second = per_period / period_s
+        self._refusal = refusal
+        self._what = what
         self._now = now
         self._buckets: OrderedDict[bytes, list[float]] = OrderedDict()  # tokens, seen at
 
@@ -30,15 +41,15 @@ class RateLimiter:
         now = self._now()
         bucket = self._buckets.get(key)
         if bucket is None:
-            bucket = self._buckets[key] = [float(self._per_second), now]
+            bucket = self._buckets[key] = [float(self._per_period), now]
             if len(self._buckets) > RATE_KEYS_MAX:
                 self._buckets.popitem(last=False)
         else:
             self._buckets.move_to_end(key)
             if now > bucket[1]:
                 earned = (now - bucket[1]) * self._per_second
-                bucket[0] = min(float(self._per_second), bucket[0] + earned)
+                bucket[0] = min(float(self._per_period), bucket[0] + earned)
             bucket[1] = now
         if bucket[0] < 1:
-            raise TooManyRequestsError(f"More than {self._per_second} vouchers a second.")
+            raise self._refusal(f"More than {self._per_period} {self._what}.")
         bucket[0] -= 1

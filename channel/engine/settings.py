@@ -13,19 +13,34 @@ from channel.limits import (
     GRACE_PERIOD_S_MIN,
     RESERVATION_LEASE_S,
     RESERVATION_STEP_UNITS,
+    SPONSORED_DEPOSIT_MIN,
+    SPONSORED_PER_SOURCE_MAX,
     TRANSACTION_WAIT_S_MAX,
     VERIFYING_THREADS_MAX,
     VOUCHERS_PER_SECOND_MAX,
 )
 from channel.types import Address
 
-__all__ = ["EngineSettings", "verifying_threads"]
+__all__ = ["EngineSettings", "SponsorTerms", "verifying_threads"]
 
 
 def verifying_threads(processes: int = 1) -> int:
     """Return how many threads each of so many processes on this machine should verify with."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return max(1, min(VERIFYING_THREADS_MAX, (cores or 1) // processes))
+
+
+class SponsorTerms(msgspec.Struct, frozen=True, kw_only=True):
+    """On which terms gas is paid for payers' deposits (CHAL-04)."""
+
+    credential_types: tuple[str, ...]
+    """What challenges list, in order of preference; `hash` among them."""
+    token_domain: bytes
+    """The token's EIP-712 domain separator, as the token itself says it (F-21)."""
+    deposit_min: int = SPONSORED_DEPOSIT_MIN
+    """Least deposit, in base units (OPEN-12)."""
+    per_source_max: int = SPONSORED_PER_SOURCE_MAX
+    """Deposits an hour for each client address."""
 
 
 class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,6 +68,8 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     close_wait_s: float = CLOSE_WAIT_S_MAX
     verifying_threads: int = msgspec.field(default_factory=verifying_threads)
     """Threads that verify vouchers when many come at once, the event loop's own included."""
+    sponsor: SponsorTerms | None = None
+    """None: payers submit their deposits themselves."""
 
     def __post_init__(self) -> None:
         """Refuse what would lose money later (decision 15).

@@ -31,12 +31,13 @@ class SignatureCheck:
         """How many signatures were checked since the start."""
 
     async def require(
-        self, voucher: SignedVoucher, key: ChannelKey, signer: Address
+        self, voucher: SignedVoucher, key: ChannelKey, signer: Address, *, client: bytes = b""
     ) -> VerifiedVoucher:
         """Return the voucher as proven by `signer`, key or contract wallet.
 
         A key's signature costs tens of microseconds and is checked at once. Only one that no
-        key of `signer` made asks the chain, so often per channel and second, whoever sends it.
+        key of `signer` made asks the chain, so often per channel and second, whoever sends it,
+        and so many at once for a `client`.
 
         Raises:
             InvalidSignatureError: Not canonical, unrecoverable, or the wallet says no.
@@ -49,7 +50,7 @@ class SignatureCheck:
             return await self._verifier.verify(voucher, key, signer)
         except (InvalidSignatureError, SignerMismatchError) as not_a_key:
             self._asking.require(key.channel_id)
-            async with self._facts.bounded_check():
+            async with self._facts.bounded_check(client):
                 is_valid = await self._chain.is_valid_wallet_signature(
                     signer, voucher_digest(key, voucher.cumulative_amount), voucher.signature
                 )

@@ -36,6 +36,7 @@ from channel.http.request import (
     ClientGoneError,
     RequestBody,
     is_management,
+    read_client,
     read_credential,
     read_fields,
     read_idempotency_key,
@@ -166,13 +167,16 @@ class _Exchange:
 
     async def _manage(self, credential: Credential) -> None:
         """Do what the credential asks; the handler never hears of it (F-12, F-13)."""
-        paid = self._engine.authenticate(credential, [one.offer for one in self._priced])
+        offers = [one.offer for one in self._priced]
+        client = read_client(self._scope)
+        paid = self._engine.authenticate(credential, offers, client=client)
         outcome = await self._engine.perform(paid)
         await send_empty(self._send, self._engine.receipt(paid, outcome))
 
     async def _serve(self, credential: Credential, own: Priced) -> None:
         """Hold the price, run the handler, and spend when it answers with success."""
-        paid = self._engine.authenticate(credential, [own.offer])
+        client = read_client(self._scope)
+        paid = self._engine.authenticate(credential, [own.offer], client=client)
         step = self._engine.settings.reservation_step_units
         hold = Hold(
             reservation_id=self._engine.new_id(),

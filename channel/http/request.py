@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from hashlib import sha256
+from ipaddress import ip_address
 from typing import TypeAlias
 
 from channel.errors import BadRequestError
@@ -17,6 +18,7 @@ __all__ = [
     "ClientGoneError",
     "RequestBody",
     "is_management",
+    "read_client",
     "read_credential",
     "read_fields",
     "read_idempotency_key",
@@ -29,6 +31,7 @@ _IDEMPOTENCY_KEY = b"idempotency-key"
 _CONTENT_LENGTH = b"content-length"
 _TRANSFER_ENCODING = b"transfer-encoding"
 _ACCEPT_PAYMENT = b"accept-payment"
+_NETWORK_BYTES = 8
 _OURS = frozenset(
     (
         _AUTHORIZATION,
@@ -55,6 +58,23 @@ def read_fields(headers: Headers) -> Fields:
         if name in _OURS:
             fields.setdefault(name, []).append(value.decode("latin-1"))
     return fields
+
+
+def read_client(scope: Scope) -> bytes:
+    """Return where a request came from, as a source that can be counted; empty if unknown.
+
+    Of an IPv6 address the network counts: one host has all the rest to choose from. Behind a
+    proxy this is what the server was told to believe of `X-Forwarded-For`.
+    """
+    client = scope.get("client")
+    try:
+        found = ip_address(client[0]) if client else None
+    except ValueError:
+        return b""  # a socket's path, or a test's name
+    if found is None:
+        return b""
+    mapped = getattr(found, "ipv4_mapped", None)
+    return (mapped or found).packed[:_NETWORK_BYTES]
 
 
 class ClientGoneError(OSError):

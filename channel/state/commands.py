@@ -139,6 +139,9 @@ class CommitClose(msgspec.Struct, frozen=True, gc=False):
 class AbortClose(msgspec.Struct, frozen=True, gc=False):
     """The close failed for good and moved nothing: the channel goes on (CLOSE-04)."""
 
+    undecided_only: bool = False
+    """Leave a close alone that somebody has decided meanwhile: it is owed."""
+
 
 class RecordClose(msgspec.Struct, frozen=True, gc=False):
     """The close was mined."""

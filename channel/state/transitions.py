@@ -322,8 +322,11 @@ def _commit_close(state: ChannelState, command: c.CommitClose) -> ChannelState:
     return replace(state, closing_with=command.voucher, published=max(state.published, amount))
 
 
-def _abort_close(state: ChannelState, _: c.AbortClose) -> ChannelState:
-    return replace(state, is_closing=False, closing_with=None) if state.is_closing else state
+def _abort_close(state: ChannelState, command: c.AbortClose) -> ChannelState:
+    is_owed = command.undecided_only and state.closing_with is not None
+    if is_owed or not state.is_closing:
+        return state
+    return replace(state, is_closing=False, closing_with=None)
 
 
 def _record_close(state: ChannelState, command: c.RecordClose) -> ChannelState:

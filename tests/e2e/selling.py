@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route as AppRoute
 
-from channel.engine import Engine, EngineSettings
+from channel.engine import Engine, EngineSettings, SponsorTerms
 from channel.http import PaidEventStream, PaymentGate, Price, Route
 from channel.ledger.sqlite import SqliteLedger
 from channel.state.channel_state import ChannelState
@@ -139,6 +139,7 @@ class Provider:
             closer=parts.get("closer", self.settler),
             binder=ChallengeBinder([SECRET]),
             settings=settings,
+            sponsor=parts.get("sponsor"),
             now=self.clock,
         )
         self.payer = Payer(chain)
@@ -236,6 +237,8 @@ async def provide(
     *,
     reader: Any = None,
     closer: Any = None,
+    sponsor: Any = None,
+    sponsor_terms: SponsorTerms | None = None,
     build: Callable[[Provider], PaymentGate] = Provider.app,
     **changes: Any,
 ) -> AsyncIterator[Provider]:
@@ -248,9 +251,11 @@ async def provide(
         fact_age_s_max=0,
         vouchers_per_second=1_000,
         transaction_wait_s=0.3,
+        sponsor=sponsor_terms,
     )
     ledger = await SqliteLedger.open(path / "ledger.sqlite", exclusive=True)
-    given = {name: part for name, part in (("reader", reader), ("closer", closer)) if part}
+    parts = {"reader": reader, "closer": closer, "sponsor": sponsor}
+    given = {name: part for name, part in parts.items() if part}
     provider = Provider(chain, ledger, replace(settings, **changes), **given)
     try:
         async with (

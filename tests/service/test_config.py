@@ -136,7 +136,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"chain__token": "2b" * 20}, "chain.token"),
     ({"chain__confirmations": 0}, "confirmations"),
     ({"chain__rpc_url": "ftp://node"}, "rpc_url"),
-    ({"chain__fee_payer": True}, "fee_payer"),
+    ({"sponsoring__types": "hash"}, "types"),
     ({"payee__keystore_file": "key.json"}, "go together"),
     ({"payee__keystore_file": "k", "payee__password_file": "p"}, "either"),
     ({"upstream__url": "127.0.0.1:8080"}, "url"),

@@ -12,6 +12,7 @@ from channel import errors
 from channel.errors import (
     AmountExceedsDepositError,
     DeltaTooSmallError,
+    DepositTooSmallError,
     InsufficientBalanceError,
     MalformedCredentialError,
     OperatorError,
@@ -32,6 +33,7 @@ CHANNEL_ID = ChannelId(bytes(range(32)))
 MAKE: dict[type[ProblemError], Callable[[], ProblemError]] = {
     AmountExceedsDepositError: lambda: AmountExceedsDepositError(cumulative_amount=9, deposit=5),
     DeltaTooSmallError: lambda: DeltaTooSmallError(increase=1, min_voucher_delta=10, accepted=3),
+    DepositTooSmallError: lambda: DepositTooSmallError(deposit=5, deposit_min=10),
     InsufficientBalanceError: lambda: InsufficientBalanceError(
         required_cumulative=20, accepted=10, spent=9, deposit=30
     ),

@@ -1,0 +1,333 @@
+"""Opening a channel and topping one up: by the payer's transaction, or by its signature.
+
+By transaction (`hash`): the chain must show it. By signature (`authorization`, `permit2`) we
+submit it and pay its gas, in this order (VCH-07, AMB-26):
+
+    fields, signatures of deposit and voucher      pure; a wallet's signature asks the chain
+    the rules, as if the deposit were there         pure
+    the operator's bounds, the simulation           nothing is broadcast that would be refused
+    take                                            durable: the settler owes it from here on
+    wait, bounded                                   mined with success, by our settler or by others
+    the escrow's log, the channel's state           as for `hash`
+    apply                                           in the books, with the voucher
+
+Whoever is stopped in between repeats the credential and goes on from the step that is durable.
+"""
+
+from msgspec.structs import replace
+
+from channel.chain import DepositSponsor, SponsoredDeposit, TransactionEvidence
+from channel.engine.acceptance import Acceptance
+from channel.engine.admission import Admission
+from channel.engine.challenger import Authenticated
+from channel.engine.facts import ChainFacts
+from channel.engine.opening import (
+    Opening,
+    build_unopened,
+    require_opened,
+    require_source,
+    require_terms,
+    require_topped_up,
+    require_usable,
+)
+from channel.engine.outcome import Hold, Outcome
+from channel.engine.rate_limit import RateLimiter
+from channel.engine.settings import SponsorTerms
+from channel.engine.signatures import SignatureCheck
+from channel.engine.sponsoring import (
+    SponsoredOpening,
+    SponsoredTopUp,
+    build_opening_deposit,
+    build_top_up_deposit,
+    require_key_signature,
+    split_merged,
+)
+from channel.errors import (
+    ChannelFinalizedError,
+    ChannelNotFoundError,
+    DepositTooSmallError,
+    InvalidSignatureError,
+    MalformedPayloadError,
+    PeerError,
+    SettlementPendingError,
+    SignerMismatchError,
+    TransactionRevertedError,
+    VerificationFailedError,
+)
+from channel.ledger.interface import ConsumeProof, Ledger
+from channel.state.channel_state import ChannelState
+from channel.state.commands import Observe, OpenChannel
+from channel.state.transitions import require_open, transition
+from channel.types import ChannelFact, ChannelKey, ChannelTerms, VerifiedVoucher
+from channel.wire.funding import Deposit
+from channel.wire.payload import (
+    OpenAuthorization,
+    OpenHash,
+    OpenPermit2,
+    TopUpHash,
+    VoucherPayload,
+)
+
+__all__ = ["Deposits", "Sponsoring"]
+
+
+class Sponsoring:
+    """Who submits deposits for payers, on which terms, and how often for one source."""
+
+    def __init__(self, sponsor: DepositSponsor, terms: SponsorTerms, rate: RateLimiter) -> None:
+        self.sponsor = sponsor
+        self.terms = terms
+        self.rate = rate
+
+
+class Deposits:
+    """The only way a channel comes into the books, or its deposit rises by a credential."""
+
+    def __init__(
+        self,
+        *,
+        ledger: Ledger,
+        facts: ChainFacts,
+        signatures: SignatureCheck,
+        acceptance: Acceptance,
+        admission: Admission,
+        sponsoring: Sponsoring | None,
+    ) -> None:
+        self._ledger = ledger
+        self._facts = facts
+        self._signatures = signatures
+        self._acceptance = acceptance
+        self._admission = admission
+        self._sponsoring = sponsoring
+
+    async def open(self, paid: Authenticated, payload: OpenHash, hold: Hold | None) -> Outcome:
+        """Take a channel that its payer opened into the books; see `Engine.open`."""
+        terms = require_terms(paid, payload)
+        verified, state = await self._prove(paid, payload, terms)
+        if state is not None:
+            return await self._repeat(paid, verified, hold, state)
+        self._admission.require_openings()
+        async with self._facts.bounded_check(paid.client, terms.payer):
+            evidence = await self._facts.require_transaction(payload.tx_hash)
+            opened = await self._find_opened(paid, terms, evidence)
+        return await self._record(paid, verified, hold, opened, evidence)
+
+    async def open_sponsored(
+        self, paid: Authenticated, payload: SponsoredOpening, hold: Hold | None
+    ) -> Outcome:
+        """Open a channel for its payer and take it into the books; see `Engine.open`."""
+        terms = require_terms(paid, payload)
+        require_source(paid, terms)
+        deposit = build_opening_deposit(paid, payload, terms)
+        verified, state = await self._prove(paid, payload, terms)
+        if state is not None:
+            return await self._repeat(paid, verified, hold, state)
+        expected = _as_opened(deposit, terms)
+        require_usable(expected, terms, paid.asked.unit_price)
+        transition(None, OpenChannel(expected, verified, self._acceptance.now()))
+        self._acceptance.require_promise(verified, build_unopened(expected))
+        evidence = await self._make(paid, deposit, terms)
+        opened = await self._find_opened(paid, terms, evidence)
+        return await self._record(paid, verified, hold, opened, evidence)
+
+    async def top_up(self, paid: Authenticated, payload: TopUpHash) -> Outcome:
+        """See `Engine.top_up`."""
+        state = await self._ledger.load(paid.key)
+        if state is not None:
+            _require_not_ended(state)
+            require_source(paid, state.terms)
+        async with self._facts.bounded_check(paid.client):
+            evidence = await self._facts.require_transaction(payload.tx_hash)
+            proof = require_topped_up(evidence, paid.key.channel_id, payload.additional_deposit)
+            fact = await self._facts.read(paid.key.channel_id, block_min=evidence.block_number)
+        if fact is None or fact.terms.payee != paid.asked.recipient:
+            raise ChannelNotFoundError("The escrow has no such channel for this payee.")
+        if state is None:
+            # Not of our books, and not stored: its payer has yet to open it here (TOPUP-07).
+            return Outcome(state=build_unopened(fact), tx_hash=payload.tx_hash)
+        applied = await self._ledger.apply(paid.key, [Observe(fact)], proof=proof)
+        self._facts.mark_read(paid.key)
+        return _mined(Outcome(state=applied.require()), evidence)
+
+    async def top_up_sponsored(self, paid: Authenticated, payload: SponsoredTopUp) -> Outcome:
+        """See `Engine.top_up`. Only of channels that are known here, and may still be used."""
+        state = await self._require_known(paid.key)
+        _require_not_ended(state)
+        deposit = build_top_up_deposit(paid, payload, state.terms)
+        evidence = await self._make(paid, deposit, state.terms)
+        proof = require_topped_up(evidence, paid.key.channel_id, deposit.amount)
+        fact = await self._read(paid.key, evidence)
+        applied = await self._ledger.apply(paid.key, [Observe(fact)], proof=proof)
+        self._facts.mark_read(paid.key)
+        return _mined(Outcome(state=applied.require()), evidence)
+
+    async def merged(
+        self, paid: Authenticated, payload: VoucherPayload, deposit: Deposit, hold: Hold | None
+    ) -> Outcome:
+        """Make the deposit that rides on a voucher, then accept the voucher (VCH-06, VCH-07).
+
+        When the deposit lands and the voucher is refused after all, the deposit is kept.
+
+        Raises:
+            MalformedPayloadError: An `open` for a channel that was opened otherwise.
+            PeerError: As for an opening, or for a top-up and a voucher.
+        """
+        whole = split_merged(payload, deposit)
+        if isinstance(whole, OpenAuthorization | OpenPermit2):
+            state = await self._ledger.load(paid.key)
+            if state is not None and not await self._is_repeat(paid, whole):
+                raise MalformedPayloadError("payload.deposit.action: the channel is open already.")
+            return await self.open_sponsored(paid, whole, hold)
+        state = await self._require_known(paid.key)
+        require_open(state)  # a pending close is cancelled by a top-up of its own (AMB-16)
+        require_source(paid, state.terms)
+        signed = build_top_up_deposit(paid, whole, state.terms)
+        verified = await self._signatures.require(
+            payload.voucher, paid.key, state.terms.signer, client=paid.client
+        )
+        self._acceptance.require_rate(verified, state)
+        accept = self._acceptance.voucher(paid, verified)
+        transition(replace(state, deposit=state.deposit + signed.amount), accept)
+        self._acceptance.require_promise(verified, state)
+        evidence = await self._make(paid, signed, state.terms)
+        proof = require_topped_up(evidence, paid.key.channel_id, signed.amount)
+        fact = await self._read(paid.key, evidence)
+        outcome = await self._acceptance.accept(
+            paid, [Observe(fact), accept], verified, hold, known=state, proof=proof
+        )
+        self._facts.mark_read(paid.key)
+        return _mined(outcome, evidence)
+
+    async def _repeat(
+        self, paid: Authenticated, verified: VerifiedVoucher, hold: Hold | None, state: ChannelState
+    ) -> Outcome:
+        """Take an opening of a channel that is known as the voucher it carries (OPEN-10, F-25)."""
+        require_open(state)
+        await self._facts.require_fresh(paid.key)
+        accept = self._acceptance.voucher(paid, verified)
+        return await self._acceptance.accept(paid, [accept], verified, hold, known=state)
+
+    async def _prove(
+        self, paid: Authenticated, payload: Opening, terms: ChannelTerms
+    ) -> tuple[VerifiedVoucher, ChannelState | None]:
+        """Return the first voucher as proven, and the channel if it is known already."""
+        verified = await self._signatures.require(
+            payload.voucher, paid.key, terms.signer, client=paid.client
+        )
+        state = await self._ledger.load(paid.key)
+        self._acceptance.require_rate(verified, state)
+        return verified, state
+
+    async def _find_opened(
+        self, paid: Authenticated, terms: ChannelTerms, evidence: TransactionEvidence
+    ) -> tuple[ChannelFact, ConsumeProof]:
+        """Return the channel that this transaction opened, if it can be used."""
+        proof = require_opened(evidence, paid.key.channel_id)
+        fact = await self._facts.read(paid.key.channel_id, block_min=evidence.block_number)
+        return require_usable(fact, terms, paid.asked.unit_price), proof
+
+    async def _record(
+        self,
+        paid: Authenticated,
+        verified: VerifiedVoucher,
+        hold: Hold | None,
+        opened: tuple[ChannelFact, ConsumeProof],
+        evidence: TransactionEvidence,
+    ) -> Outcome:
+        fact, proof = opened
+        opening = OpenChannel(fact, verified, self._acceptance.now())
+        outcome = await self._acceptance.accept(
+            paid, [opening], verified, hold, known=build_unopened(fact), proof=proof
+        )
+        self._facts.mark_read(paid.key)
+        return _mined(outcome, evidence)
+
+    async def _make(
+        self, paid: Authenticated, deposit: SponsoredDeposit, terms: ChannelTerms
+    ) -> TransactionEvidence:
+        """Return the transaction that made a deposit we submit; what is durable is gone on with.
+
+        Raises:
+            SettlementPendingError: It is on its way, or not deep enough yet.
+            PeerError: Refused; nothing was broadcast, unless the chain itself refused.
+        """
+        sponsoring = self._require_sponsoring()
+        if not await sponsoring.sponsor.is_taken(deposit):
+            await self._take(paid, sponsoring, deposit, terms)
+        tx_hash = await sponsoring.sponsor.wait(deposit)
+        try:
+            return await self._facts.require_transaction(tx_hash)
+        except VerificationFailedError as error:
+            # It is ours and mined: never a reason to pay again.
+            raise SettlementPendingError(str(error)) from error
+
+    async def _take(
+        self,
+        paid: Authenticated,
+        sponsoring: Sponsoring,
+        deposit: SponsoredDeposit,
+        terms: ChannelTerms,
+    ) -> None:
+        if deposit.amount < sponsoring.terms.deposit_min:
+            raise DepositTooSmallError(
+                deposit=deposit.amount, deposit_min=sponsoring.terms.deposit_min
+            )
+        refusal: PeerError | None = None
+        try:
+            require_key_signature(deposit, sponsoring.terms.token_domain, terms)
+        except (InvalidSignatureError, SignerMismatchError) as not_a_key:
+            refusal = not_a_key  # unless a contract wallet at that address takes it
+        self._admission.require_openings()
+        if paid.client:
+            sponsoring.rate.require(paid.client)
+        async with self._facts.bounded_check(paid.client, deposit.funder):
+            try:
+                await sponsoring.sponsor.take(deposit, by_wallet=refusal is not None)
+            except TransactionRevertedError:
+                if refusal is None:
+                    raise
+                raise refusal from None
+
+    async def _is_repeat(self, paid: Authenticated, payload: SponsoredOpening) -> bool:
+        terms = require_terms(paid, payload)
+        deposit = build_opening_deposit(paid, payload, terms)
+        return await self._require_sponsoring().sponsor.is_taken(deposit)
+
+    async def _read(self, key: ChannelKey, evidence: TransactionEvidence) -> ChannelFact:
+        fact = await self._facts.read(key.channel_id, block_min=evidence.block_number)
+        if fact is None:
+            raise VerificationFailedError("The escrow does not show the channel.")
+        return fact
+
+    async def _require_known(self, key: ChannelKey) -> ChannelState:
+        state = await self._ledger.load(key)
+        if state is None:
+            raise ChannelNotFoundError("The channel is not known here.")
+        return state
+
+    def _require_sponsoring(self) -> Sponsoring:
+        if self._sponsoring is None:
+            raise MalformedPayloadError("payload.type: this server submits no deposits.")
+        return self._sponsoring
+
+
+def _as_opened(deposit: SponsoredDeposit, terms: ChannelTerms) -> ChannelFact:
+    """Return the channel as it will be once this deposit is made."""
+    return ChannelFact(
+        key=deposit.key,
+        terms=terms,
+        deposit=deposit.amount,
+        settled=0,
+        close_requested_at=0,
+        is_finalized=False,
+        block_number=0,
+    )
+
+
+def _require_not_ended(state: ChannelState) -> None:
+    if state.is_finalized:
+        raise ChannelFinalizedError("The channel is finalized.")
+
+
+def _mined(outcome: Outcome, evidence: TransactionEvidence) -> Outcome:
+    return replace(outcome, tx_hash=evidence.tx_hash, confirmations=evidence.confirmations)

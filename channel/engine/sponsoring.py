@@ -1,0 +1,194 @@
+"""What a signed deposit must say before anybody pays gas for it (OPEN-05, OPEN-06, TOPUP-04).
+
+Pure: every field is held against the channel's terms, so that what is forwarded can do nothing but
+what its payload claims. What only the chain knows (time, nonces, balances) is simulated later.
+"""
+
+from typing import TypeAlias
+
+from channel.chain import AuthorizedPull, PermittedPull, SponsoredDeposit
+from channel.engine.challenger import Authenticated
+from channel.errors import MalformedPayloadError, SignerMismatchError
+from channel.types import ChannelKey, ChannelTerms
+from channel.verify.signature import recover
+from channel.verify.typed_data import (
+    open_nonce,
+    open_permit_digest,
+    open_witness,
+    permit2_domain_separator,
+    receive_authorization_digest,
+    top_up_nonce,
+    top_up_permit_digest,
+    top_up_witness,
+)
+from channel.wire.funding import Deposit, OpenPermit, TopUpPermit, TransferAuthorization
+from channel.wire.payload import (
+    OpenAuthorization,
+    OpenPermit2,
+    TopUpAuthorization,
+    TopUpPermit2,
+    VoucherPayload,
+)
+
+__all__ = [
+    "SponsoredOpening",
+    "SponsoredTopUp",
+    "build_opening_deposit",
+    "build_top_up_deposit",
+    "require_key_signature",
+    "split_merged",
+]
+
+SponsoredOpening: TypeAlias = OpenAuthorization | OpenPermit2
+SponsoredTopUp: TypeAlias = TopUpAuthorization | TopUpPermit2
+
+
+def split_merged(payload: VoucherPayload, deposit: Deposit) -> SponsoredOpening | SponsoredTopUp:
+    """Return the deposit of a voucher as the payload it would be by itself (VCH-06)."""
+    funding, voucher, salt = deposit.authorization, payload.voucher, deposit.salt or b""
+    if isinstance(funding, OpenPermit):
+        return OpenPermit2(voucher, salt, deposit.authorized_signer, funding, deposit.signature)
+    if isinstance(funding, TopUpPermit):
+        return TopUpPermit2(payload.channel_id, deposit.amount, funding, deposit.signature)
+    if deposit.action == "open":
+        signer = deposit.authorized_signer
+        return OpenAuthorization(voucher, salt, signer, funding, deposit.signature)
+    return TopUpAuthorization(payload.channel_id, deposit.amount, salt, funding, deposit.signature)
+
+
+def build_opening_deposit(
+    paid: Authenticated, payload: SponsoredOpening, terms: ChannelTerms
+) -> SponsoredDeposit:
+    """Return the deposit that opens the channel of these terms, and nothing else.
+
+    Raises:
+        MalformedPayloadError: A field contradicts the terms, the offer or the escrow.
+    """
+    funding = payload.authorization
+    if isinstance(funding, TransferAuthorization):
+        _require_to_escrow(paid, funding)
+        if funding.nonce != open_nonce(terms, payload.salt):
+            raise _wrong("nonce", "not the one of these terms")
+    else:
+        _require_token(funding, terms)
+        if funding.payee != terms.payee:
+            raise _wrong("witness.payee", "not the recipient")
+        if funding.salt != payload.salt:
+            raise _wrong("witness.salt", "not the payload's")
+        if funding.authorized_signer != terms.authorized_signer:
+            raise _wrong("witness.authorizedSigner", "not the payload's")
+    return _deposit(paid.key, funding, payload.salt, payload.signature, opens=terms)
+
+
+def build_top_up_deposit(
+    paid: Authenticated, payload: SponsoredTopUp, terms: ChannelTerms
+) -> SponsoredDeposit:
+    """Return the deposit that tops this channel up, and nothing else. Anybody may fund it.
+
+    Raises:
+        MalformedPayloadError: A field contradicts the channel, the offer or the escrow.
+    """
+    funding = payload.authorization
+    salt = b""
+    if isinstance(payload, TopUpAuthorization) and isinstance(funding, TransferAuthorization):
+        salt = payload.salt
+        _require_to_escrow(paid, funding)
+        expected = top_up_nonce(
+            payload.channel_id,
+            additional_deposit=payload.additional_deposit,
+            funder=funding.funder,
+            salt=salt,
+        )
+        if funding.value != payload.additional_deposit:
+            raise _wrong("value", "not additionalDeposit")
+        if funding.nonce != expected:
+            raise _wrong("nonce", "not the one of this top-up")
+    elif isinstance(funding, TopUpPermit):
+        _require_token(funding, terms)
+        if funding.amount != payload.additional_deposit:
+            raise _wrong("permitted.amount", "not additionalDeposit")
+        if funding.channel_id != payload.channel_id:
+            raise _wrong("witness.channelId", "not the channel")
+    return _deposit(paid.key, funding, salt, payload.signature, opens=None)
+
+
+def require_key_signature(deposit: SponsoredDeposit, token: bytes, terms: ChannelTerms) -> None:
+    """Check that the funder's key signed it. A contract wallet's signature fails here, too.
+
+    `token` is the token's domain separator.
+
+    Raises:
+        InvalidSignatureError: Not canonical, or no key could have made it.
+        SignerMismatchError: Somebody else's key made it.
+    """
+    if recover(_digest(deposit, token, terms), deposit.signature) != deposit.funder:
+        raise SignerMismatchError("The deposit was not signed by whom it is from.")
+
+
+def _digest(deposit: SponsoredDeposit, token: bytes, terms: ChannelTerms) -> bytes:
+    pull, escrow = deposit.pull, deposit.key.escrow
+    if isinstance(pull, AuthorizedPull):
+        return receive_authorization_digest(
+            token,
+            funder=deposit.funder,
+            to=escrow,
+            value=deposit.amount,
+            valid_after=pull.valid_after,
+            valid_before=pull.valid_before,
+            nonce=pull.nonce,
+        )
+    opens = deposit.opens
+    if opens is None:
+        build, witness = top_up_permit_digest, top_up_witness(deposit.key.channel_id)
+    else:
+        build = open_permit_digest
+        witness = open_witness(opens.payee, deposit.salt, opens.authorized_signer)
+    return build(
+        permit2_domain_separator(deposit.key.chain_id),
+        token=terms.token,
+        amount=deposit.amount,
+        spender=escrow,
+        nonce=pull.nonce,
+        deadline=pull.deadline,
+        witness=witness,
+    )
+
+
+def _deposit(
+    key: ChannelKey,
+    funding: TransferAuthorization | OpenPermit | TopUpPermit,
+    salt: bytes,
+    signature: bytes,
+    *,
+    opens: ChannelTerms | None,
+) -> SponsoredDeposit:
+    if isinstance(funding, TransferAuthorization):
+        amount = funding.value
+        pull: AuthorizedPull | PermittedPull = AuthorizedPull(
+            funding.valid_after, funding.valid_before, funding.nonce
+        )
+    else:
+        amount, pull = funding.amount, PermittedPull(funding.nonce, funding.deadline)
+    return SponsoredDeposit(
+        key=key,
+        opens=opens,
+        salt=salt,
+        funder=funding.funder,
+        amount=amount,
+        pull=pull,
+        signature=signature,
+    )
+
+
+def _require_to_escrow(paid: Authenticated, funding: TransferAuthorization) -> None:
+    if funding.to != paid.key.escrow:
+        raise _wrong("to", "not the escrow")
+
+
+def _require_token(funding: OpenPermit | TopUpPermit, terms: ChannelTerms) -> None:
+    if funding.token != terms.token:
+        raise _wrong("permitted.token", "not the currency")
+
+
+def _wrong(field: str, what: str) -> MalformedPayloadError:
+    return MalformedPayloadError(f"payload.authorization.{field}: {what}.")

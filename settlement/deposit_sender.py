@@ -1,0 +1,205 @@
+"""The settler's side of sponsored deposits: what workers wrote down is broadcast and seen through.
+
+An order is broadcast once. Its transaction is in the journal before it is on its way, so that
+whoever goes on after a crash finds it there by its calldata; and when even that is past, the
+simulation refuses what has been made. A refusal is looked into before it is believed: what
+somebody else's transaction has made, exactly as it was signed, is made (AMB-10).
+"""
+
+import asyncio
+import logging
+import time
+from functools import partial
+from typing import Final
+
+from channel.errors import (
+    ChainUnavailableError,
+    ConfigError,
+    LedgerUnavailableError,
+)
+from channel.types import TxHash
+from settlement.adoption import find_made
+from settlement.deposit_calls import parse_deposit_call
+from settlement.errors import (
+    ContractRevertedError,
+    FeeAboveBudgetError,
+    LeaseLostError,
+    TransactionPendingError,
+    TransactionReplacedError,
+)
+from settlement.escrow import EscrowReader
+from settlement.journal.interface import Journal
+from settlement.orders.interface import GWEI, DepositOrder, DepositOrders, OrderStatus, to_gwei
+from settlement.sponsor import FEE_TOO_HIGH
+from settlement.tx_manager import TxManager
+from settlement.tx_reasons import reason_of
+from settlement.types import Receipt, RevertReason
+
+__all__ = ["DepositSender"]
+
+_log: Final = logging.getLogger(__name__)
+
+_LOOK_S: Final = 0.05
+_RETRY_S: Final = 1.0
+_PRUNE_S: Final = 3600.0
+_KEPT_S: Final = 30 * 24 * 3600
+_URGENT_S: Final = 300
+"""A client waits: the whole budget may be bid (`settlement.fees`)."""
+_MARGIN_S: Final = 15
+"""Less than this before it expires a deposit is not broadcast: it would pay for a revert."""
+
+
+class DepositSender:
+    """Broadcasts the open orders of one escrow, from one key."""
+
+    def __init__(
+        self, orders: DepositOrders, reader: EscrowReader, sender: TxManager, journal: Journal
+    ) -> None:
+        self._orders = orders
+        self._reader = reader
+        self._sender = sender
+        self._journal = journal
+        self._carrying: dict[bytes, asyncio.Task[None]] = {}
+        self._sent: dict[bytes, TxHash] = {}
+        self._failure: BaseException | None = None
+
+    async def run(self) -> None:
+        """Look for orders for ever.
+
+        Raises:
+            LeaseLostError: Another settler has the key.
+            InvariantError: A bug.
+        """
+        await self._recover()
+        pruned_at = 0.0
+        try:
+            while True:
+                try:
+                    await self._look()
+                    if time.monotonic() - pruned_at > _PRUNE_S or not pruned_at:
+                        pruned_at = time.monotonic()
+                        await self._orders.prune(int(time.time()) - _KEPT_S)
+                except LedgerUnavailableError as error:
+                    _log.warning("deposits were not looked for; tried again: %s", error)
+                    await asyncio.sleep(_RETRY_S)
+                await asyncio.sleep(_LOOK_S)
+                if self._failure is not None:
+                    raise self._failure
+        finally:
+            for task in self._carrying.values():
+                task.cancel()
+            await asyncio.gather(*self._carrying.values(), return_exceptions=True)
+
+    async def _recover(self) -> None:
+        """Learn which orders are in the journal already: they are joined, not sent again."""
+        for tx in await self._journal.open_transactions():
+            if tx.versions and tx.intent.to == self._reader.escrow:
+                self._sent[tx.intent.calldata] = tx.versions[0].tx_hash
+
+    async def _look(self) -> None:
+        for order in await self._orders.list_open():
+            if order.order_id not in self._carrying:
+                task = asyncio.create_task(self._carry(order))
+                self._carrying[order.order_id] = task
+                task.add_done_callback(partial(self._ended, order.order_id))
+
+    def _ended(self, order_id: bytes, task: asyncio.Task[None]) -> None:
+        self._carrying.pop(order_id, None)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._failure = self._failure or error
+
+    async def _carry(self, order: DepositOrder) -> None:
+        """See one order through, to an end that is on disk."""
+        while True:
+            try:
+                await self._submit(order)
+            except (ChainUnavailableError, LedgerUnavailableError) as error:
+                _log.warning("a deposit is tried again: %s", error)
+                await asyncio.sleep(_RETRY_S)
+            else:
+                return
+
+    async def _submit(self, order: DepositOrder) -> None:
+        tx_hash = order.tx_hash or self._sent.get(order.calldata)
+        try:
+            if tx_hash is None:
+                tx_hash = await self._broadcast(order)
+                if tx_hash is None:
+                    return
+                self._sent[order.calldata] = tx_hash
+            await self._orders.update(order.order_id, OrderStatus.SENT, tx_hash=tx_hash)
+            receipt = await self._receipt(tx_hash)
+        except ContractRevertedError as error:
+            await self._refuse(order, error)
+        except TransactionReplacedError as error:
+            await self._orders.update(
+                order.order_id, OrderStatus.REFUSED, reason=str(error), gas_gwei=0
+            )
+        else:
+            await self._orders.update(
+                order.order_id,
+                OrderStatus.MADE,
+                tx_hash=receipt.tx_hash,
+                gas_gwei=to_gwei(receipt.gas_used * receipt.gas_price_wei),
+            )
+        self._sent.pop(order.calldata, None)
+
+    async def _broadcast(self, order: DepositOrder) -> TxHash | None:
+        """Send it, or record why not. Its refusal by the simulation is raised.
+
+        Raises:
+            ContractRevertedError: Nothing was broadcast.
+        """
+        head = await self._reader.rpc.block()
+        if order.deadline < head.timestamp + _MARGIN_S:
+            reason = RevertReason.AUTHORIZATION_EXPIRED.name
+            await self._give_up(order, reason)
+            return None
+        try:
+            return await self._sender.broadcast(
+                self._reader.escrow,
+                order.calldata,
+                budget_wei=order.gas_gwei * GWEI,
+                deadline=min(order.deadline, head.timestamp + _URGENT_S),
+            )
+        except (ContractRevertedError, LeaseLostError, ChainUnavailableError):
+            raise
+        except (FeeAboveBudgetError, ConfigError):
+            await self._give_up(order, FEE_TOO_HIGH)
+        return None
+
+    async def _give_up(self, order: DepositOrder, reason: str) -> None:
+        made = await self._find_made(order)
+        if made is None:
+            await self._orders.update(
+                order.order_id, OrderStatus.REFUSED, reason=reason, gas_gwei=0
+            )
+        else:
+            await self._orders.update(order.order_id, OrderStatus.MADE, tx_hash=made, gas_gwei=0)
+
+    async def _receipt(self, tx_hash: TxHash) -> Receipt:
+        """Ask until there is an answer: giving up would send the same thing twice."""
+        while True:
+            try:
+                return await self._sender.resume(tx_hash)
+            except TransactionPendingError:
+                _log.warning("deposit 0x%s is not mined yet", tx_hash.hex())
+
+    async def _refuse(self, order: DepositOrder, error: ContractRevertedError) -> None:
+        """Record a refusal, unless somebody else has made the very same deposit."""
+        spent = None if error.tx_hash is None else await self._reader.rpc.receipt(error.tx_hash)
+        gas_gwei = 0 if spent is None else to_gwei(spent.gas_used * spent.gas_price_wei)
+        tx_hash = await self._find_made(order)
+        if tx_hash is not None:
+            status = OrderStatus.MADE
+        else:
+            tx_hash = error.tx_hash
+            status = OrderStatus.REFUSED if tx_hash is None else OrderStatus.REVERTED
+        _log.info("deposit into 0x%s: %s: %s", order.key.channel_id.hex(), status.name, error)
+        await self._orders.update(
+            order.order_id, status, tx_hash=tx_hash, reason=reason_of(error), gas_gwei=gas_gwei
+        )
+
+    async def _find_made(self, order: DepositOrder) -> TxHash | None:
+        call = parse_deposit_call(order.calldata)
+        return await find_made(self._reader, order.key.channel_id, call)

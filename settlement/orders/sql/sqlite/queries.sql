@@ -1,0 +1,59 @@
+-- create_schema --
+-- Where the version of the tables is kept.
+CREATE TABLE IF NOT EXISTS deposit_schema (version INTEGER NOT NULL)
+
+-- select_version --
+-- Which migration ran last.
+SELECT version FROM deposit_schema
+
+-- insert_version --
+-- None ran yet.
+INSERT INTO deposit_schema (version) VALUES (0)
+
+-- update_version --
+-- This one has run.
+UPDATE deposit_schema SET version = ?
+
+-- select_order --
+-- One deposit.
+SELECT order_id, chain_id, escrow, channel_id, funder, calldata, deadline, gas_gwei, wanted_at,
+       status, tx_hash, reason
+  FROM deposit_order
+ WHERE order_id = ?
+
+-- select_open --
+-- What the settler owes, the oldest first.
+SELECT order_id, chain_id, escrow, channel_id, funder, calldata, deadline, gas_gwei, wanted_at,
+       status, tx_hash, reason
+  FROM deposit_order
+ WHERE chain_id = ? AND escrow = ? AND status < 3
+ ORDER BY wanted_at, order_id
+ LIMIT ?
+
+-- select_usage --
+-- What the deposits of a period may cost or did cost, and how many of them one funder had. What was
+-- not broadcast counts for nothing.
+SELECT coalesce(sum(gas_gwei), 0), coalesce(sum(CASE WHEN funder = ? THEN 1 ELSE 0 END), 0)
+  FROM deposit_order
+ WHERE chain_id = ? AND escrow = ? AND wanted_at > ? AND status <> 5
+
+-- upsert_order --
+-- It is wanted, for the first time or again.
+INSERT INTO deposit_order (
+       order_id, chain_id, escrow, channel_id, funder, calldata, deadline, gas_gwei, wanted_at,
+       status, tx_hash, reason)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+    ON CONFLICT (order_id) DO UPDATE
+   SET gas_gwei = excluded.gas_gwei, wanted_at = excluded.wanted_at, status = excluded.status,
+       tx_hash = excluded.tx_hash, reason = excluded.reason
+ WHERE deposit_order.status = 5
+
+-- update_order --
+-- What became of it. What has ended stays as it is.
+UPDATE deposit_order
+   SET status = ?, tx_hash = ?, reason = ?, gas_gwei = coalesce(?, gas_gwei)
+ WHERE order_id = ? AND status < 3
+
+-- delete_ended --
+-- Nobody will ask for them any more.
+DELETE FROM deposit_order WHERE chain_id = ? AND escrow = ? AND wanted_at < ? AND status >= 3

@@ -1,0 +1,149 @@
+"""Deposit orders in the ledger's SQLite file."""
+
+import sqlite3
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Final, TypeVar
+
+from channel.errors import ConfigError
+from channel.ledger.queries import load_migrations, load_queries
+from channel.ledger.sqlite_connection import SqliteConnection, connect, split_statements
+from channel.types import Address, TxHash
+from settlement.orders.interface import DepositOrder, OrderLimits, OrderStatus
+from settlement.orders.rows import OPEN_ORDERS_MAX, order_from_row, order_values, require_room
+
+__all__ = ["SqliteOrders"]
+
+_PACKAGE: Final = "settlement.orders"
+_SQL: Final = load_queries("sqlite", _PACKAGE)
+_MIGRATIONS: Final = load_migrations("sqlite", _PACKAGE)
+
+_T = TypeVar("_T")
+
+
+class SqliteOrders:
+    """See `interface.DepositOrders`. Make one with `open`."""
+
+    def __init__(self, connection: SqliteConnection, place: tuple[int, Address]) -> None:
+        self._connection = connection
+        self._place = place
+
+    @classmethod
+    async def open(cls, path: Path, *, chain_id: int, escrow: Address) -> "SqliteOrders":
+        """Open the orders of one escrow.
+
+        Raises:
+            ConfigError: The file cannot be opened or made durable, or is from a newer version.
+        """
+        connection = await connect(path)
+        try:
+            await connection.run(_require_schema)
+        except BaseException:
+            await connection.close()
+            raise
+        return cls(connection, (chain_id, escrow))
+
+    async def place(self, order: DepositOrder, limits: OrderLimits) -> DepositOrder:
+        """See `interface.DepositOrders.place`."""
+
+        def place(db: sqlite3.Connection) -> DepositOrder:
+            known = _find(db, order.order_id)
+            if known is not None and known.status is not OrderStatus.REFUSED:
+                return known
+            since = order.wanted_at - limits.period_s
+            usage = db.execute(_SQL["select_usage"], (order.funder, *self._place, since))
+            require_room(order, limits, usage.fetchone())
+            db.execute(_SQL["upsert_order"], order_values(order))
+            return order
+
+        return await self._transaction(place)
+
+    async def adopt(self, order: DepositOrder) -> None:
+        """See `interface.DepositOrders.adopt`."""
+        values = order_values(order)
+        await self._transaction(lambda db: db.execute(_SQL["upsert_order"], values))
+
+    async def find(self, order_id: bytes) -> DepositOrder | None:
+        """See `interface.DepositOrders.find`."""
+        return await self._connection.run(_find, order_id)
+
+    async def list_open(self) -> list[DepositOrder]:
+        """See `interface.DepositOrders.list_open`."""
+
+        def select(db: sqlite3.Connection) -> list[DepositOrder]:
+            rows = db.execute(_SQL["select_open"], (*self._place, OPEN_ORDERS_MAX))
+            return [order_from_row(row) for row in rows]
+
+        return await self._connection.run(select)
+
+    async def update(
+        self,
+        order_id: bytes,
+        status: OrderStatus,
+        *,
+        tx_hash: TxHash | None = None,
+        reason: str = "",
+        gas_gwei: int | None = None,
+    ) -> None:
+        """See `interface.DepositOrders.update`."""
+        values = (int(status), tx_hash, reason, gas_gwei, order_id)
+        await self._transaction(lambda db: db.execute(_SQL["update_order"], values))
+
+    async def prune(self, before: int) -> int:
+        """See `interface.DepositOrders.prune`."""
+        values = (*self._place, before)
+        return await self._transaction(lambda db: db.execute(_SQL["delete_ended"], values).rowcount)
+
+    async def close(self) -> None:
+        """See `interface.DepositOrders.close`."""
+        await self._connection.close()
+
+    async def _transaction(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
+        def run(db: sqlite3.Connection) -> _T:
+            db.execute("BEGIN IMMEDIATE")
+            try:
+                result = work(db)
+                db.execute("COMMIT")
+            except BaseException:
+                with suppress(sqlite3.Error):
+                    db.execute("ROLLBACK")
+                raise
+            return result
+
+        return await self._connection.run(run)
+
+
+def _find(db: sqlite3.Connection, order_id: bytes) -> DepositOrder | None:
+    row = db.execute(_SQL["select_order"], (order_id,)).fetchone()
+    return None if row is None else order_from_row(row)
+
+
+def _require_schema(db: sqlite3.Connection) -> None:
+    """Run the migrations that are missing, each in its own transaction."""
+    for version, script in _MIGRATIONS.items():
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            if _schema_version(db) < version:
+                for statement in split_statements(script):
+                    db.execute(statement)
+                db.execute(_SQL["update_version"], [version])
+            db.execute("COMMIT")
+        except BaseException:
+            with suppress(sqlite3.Error):
+                db.execute("ROLLBACK")
+            raise
+
+
+def _schema_version(db: sqlite3.Connection) -> int:
+    db.execute(_SQL["create_schema"])
+    row = db.execute(_SQL["select_version"]).fetchone()
+    if row is None:
+        db.execute(_SQL["insert_version"])
+        return 0
+    if row[0] > max(_MIGRATIONS):
+        raise ConfigError(
+            f"the deposit orders have schema version {row[0]}, this program knows up to "
+            f"{max(_MIGRATIONS)}: run the version that wrote them, or a newer one"
+        )
+    return int(row[0])

@@ -1,0 +1,197 @@
+"""Deposits for payers as a web worker sees them: checked, written down, and waited for.
+
+Workers hold no key (decision 14). What a worker writes down was simulated and fits the operator's
+bounds; the settler (`settlement.deposit_sender`) owes it from then on.
+"""
+
+import asyncio
+import time
+from typing import Final
+
+import msgspec
+
+from channel.chain import AuthorizedPull, SponsoredDeposit
+from channel.errors import (
+    AuthorizationExpiredError,
+    ConfigError,
+    SettlementPendingError,
+    SponsoringPausedError,
+)
+from channel.types import Address, TxHash
+from settlement.adoption import find_made
+from settlement.deposit_calls import (
+    build_deposit_call,
+    deposit_id,
+    expires_at,
+    parse_deposit_call,
+)
+from settlement.errors import ContractRevertedError, contract_reverted
+from settlement.escrow import EscrowReader
+from settlement.orders.interface import (
+    DepositOrder,
+    DepositOrders,
+    OrderLimits,
+    OrderStatus,
+    to_gwei,
+)
+from settlement.rpc_values import parse_block, parse_bytes, parse_quantity
+from settlement.types import BlockRef, RevertReason
+
+__all__ = ["FEE_TOO_HIGH", "SponsorLimits", "WaitingSponsor"]
+
+FEE_TOO_HIGH: Final = "FEE_TOO_HIGH"
+"""Why an order was refused when gas had become too dear."""
+
+_LOOK_S: Final = 0.05
+_GAS_MARGIN_PERCENT: Final = 25
+_FEE_HEADROOM: Final = 2
+
+
+class SponsorLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """What the operator pays for."""
+
+    orders: OrderLimits
+    gas_price_max_wei: int
+    """Most for a unit of gas."""
+    margin_s: int
+    """How long an authorization must still be valid by the chain's clock (OPEN-05)."""
+    wait_s: float
+    """How long a client waits for its deposit before it is told to ask again."""
+
+
+class _Quote(msgspec.Struct, frozen=True):
+    gas: int
+    head: BlockRef
+    price_wei: int
+    """What a unit of gas costs now, tip included."""
+
+
+class WaitingSponsor:
+    """Implements `channel.chain.DepositSponsor` without a key."""
+
+    def __init__(
+        self,
+        orders: DepositOrders,
+        reader: EscrowReader,
+        *,
+        sender: Address,
+        limits: SponsorLimits,
+    ) -> None:
+        """Take deposits for the settler that sends from `sender`."""
+        self._orders = orders
+        self._reader = reader
+        self._sender = sender
+        self._limits = limits
+
+    async def is_taken(self, deposit: SponsoredDeposit) -> bool:
+        """See `channel.chain.DepositSponsor.is_taken`."""
+        order = await self._orders.find(deposit_id(deposit))
+        return order is not None and order.status is not OrderStatus.REFUSED
+
+    async def take(self, deposit: SponsoredDeposit, *, by_wallet: bool) -> None:
+        """See `channel.chain.DepositSponsor.take`."""
+        order = DepositOrder(
+            order_id=deposit_id(deposit),
+            key=deposit.key,
+            funder=deposit.funder,
+            calldata=build_deposit_call(deposit),
+            deadline=expires_at(deposit.pull),
+            gas_gwei=0,
+            wanted_at=int(time.time()),
+        )
+        try:
+            quote = await self._simulate(order.calldata)
+        except ContractRevertedError as refusal:
+            if not await self._adopt(order):
+                await self._require_valid(deposit)
+                raise refusal from None
+            return
+        self._require_window(deposit, quote.head)
+        if by_wallet and not await self._reader.rpc.code(deposit.funder):
+            raise contract_reverted(RevertReason.INVALID_SIGNATURE)
+        budget_wei = self._budget(quote)
+        order = msgspec.structs.replace(order, gas_gwei=to_gwei(budget_wei))
+        await self._orders.place(order, self._limits.orders)
+
+    async def wait(self, deposit: SponsoredDeposit) -> TxHash:
+        """See `channel.chain.DepositSponsor.wait`."""
+        order_id = deposit_id(deposit)
+        deadline = time.monotonic() + self._limits.wait_s
+        while True:
+            order = await self._orders.find(order_id)
+            if order is None:
+                raise SettlementPendingError("The deposit is not known any more; ask again.")
+            if not order.status.is_open:
+                return _outcome(order)
+            if time.monotonic() >= deadline:
+                raise SettlementPendingError("The deposit is on its way; ask again.")
+            await asyncio.sleep(_LOOK_S)
+
+    async def _simulate(self, calldata: bytes) -> _Quote:
+        """Run the call as the settler will, and price it, in one round trip."""
+        request = {
+            "from": "0x" + self._sender.hex(),
+            "to": "0x" + self._reader.escrow.hex(),
+            "data": "0x" + calldata.hex(),
+        }
+        answer, gas, block, tip = await self._reader.rpc.read_batch(
+            [
+                ("eth_call", [request, "latest"]),
+                ("eth_estimateGas", [request, "latest"]),
+                ("eth_getBlockByNumber", ["latest", False]),
+                ("eth_maxPriorityFeePerGas", []),
+            ]
+        )
+        parse_bytes(answer)
+        head = parse_block(block)
+        if head.base_fee_wei is None:
+            raise ConfigError("The chain has no base fee (EIP-1559).")
+        price_wei = head.base_fee_wei + parse_quantity(tip)
+        return _Quote(gas=parse_quantity(gas), head=head, price_wei=price_wei)
+
+    def _budget(self, quote: _Quote) -> int:
+        """Return the most that the transaction may cost, in wei.
+
+        Raises:
+            SponsoringPausedError: Gas costs more than we pay already.
+        """
+        price_max = self._limits.gas_price_max_wei
+        if quote.price_wei > price_max:
+            raise SponsoringPausedError("Gas costs more than is paid for payers.")
+        gas = quote.gas * (100 + _GAS_MARGIN_PERCENT) // 100
+        bid_wei = max(_FEE_HEADROOM * _FEE_HEADROOM * quote.price_wei, 1)
+        return gas * min(price_max, bid_wei)
+
+    async def _adopt(self, order: DepositOrder) -> bool:
+        call = parse_deposit_call(order.calldata)
+        made = await find_made(self._reader, order.key.channel_id, call)
+        if made is None:
+            return False
+        await self._orders.adopt(
+            msgspec.structs.replace(order, status=OrderStatus.MADE, tx_hash=made)
+        )
+        return True
+
+    async def _require_valid(self, deposit: SponsoredDeposit) -> None:
+        """Say so when a refusal is a matter of time: the payer can sign anew."""
+        self._require_window(deposit, await self._reader.rpc.block())
+
+    def _require_window(self, deposit: SponsoredDeposit, head: BlockRef) -> None:
+        pull = deposit.pull
+        if isinstance(pull, AuthorizedPull) and pull.valid_after >= head.timestamp:
+            raise AuthorizationExpiredError("The authorization is not valid yet on the chain.")
+        if expires_at(pull) < head.timestamp + self._limits.margin_s:
+            raise AuthorizationExpiredError(
+                f"The authorization must be valid for {self._limits.margin_s} s from the chain's"
+                f" time, which is {head.timestamp}."
+            )
+
+
+def _outcome(order: DepositOrder) -> TxHash:
+    if order.status is OrderStatus.MADE and order.tx_hash is not None:
+        return order.tx_hash
+    if order.reason == FEE_TOO_HIGH:
+        raise SponsoringPausedError("Gas costs more than is paid for payers.")
+    name, _, text = order.reason.partition(" ")
+    reason = RevertReason.__members__.get(name, RevertReason.UNKNOWN)
+    raise contract_reverted(reason, text=text, tx_hash=order.tx_hash)

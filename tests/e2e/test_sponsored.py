@@ -1,0 +1,104 @@
+"""Opening, topping up and merging without gas, over HTTP and a real chain."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from channel.wire.challenge import parse_session_request
+from channel.wire.receipt import parse_receipt
+from settlement.devnet import Devnet
+from tests.e2e.selling import DEPOSIT, PRICE
+from tests.e2e.sponsored import Sponsored, sponsor_deposits
+
+
+@pytest.fixture
+async def sponsored(chain: Devnet, tmp_path: Path) -> AsyncIterator[Sponsored]:
+    async with sponsor_deposits(chain, tmp_path) as running:
+        yield running
+
+
+async def test_an_open_by_authorization_is_served_in_one_request(sponsored: Sponsored) -> None:
+    """OPEN-05, OPEN-08, CHAL-03: no ether, one signature, one answer; the deposit is in escrow."""
+    provider, payer = sponsored.provider, sponsored.payer
+    before = await provider.chain.token_balance(payer.address)
+    answer = await provider.send(await payer.opening(PRICE))
+    assert answer.status_code == 200, answer.text
+    assert answer.text == "joke 1"
+    state = await provider.ledger.load(payer.key)
+    assert state is not None
+    assert (state.deposit, state.accepted, state.spent) == (DEPOSIT, PRICE, PRICE)
+    assert await provider.chain.token_balance(payer.address) == before - DEPOSIT
+    assert await sponsored.ether("gasless") == 0
+    receipt = parse_receipt(answer.headers["payment-receipt"])
+    assert (receipt.accepted, receipt.spent) == (PRICE, PRICE)
+
+
+async def test_the_challenge_says_what_is_offered(sponsored: Sponsored) -> None:
+    """CHAL-03: feePayer and the ways of funding, the preferred one first."""
+    asked = parse_session_request((await sponsored.provider.challenge()).request)
+    assert asked.fee_payer
+    assert asked.credential_types == ("authorization", "permit2", "hash")
+
+
+@pytest.mark.parametrize("kind", ["authorization", "permit2"])
+async def test_a_whole_life_without_gas(sponsored: Sponsored, kind: str) -> None:
+    """OPEN-05, OPEN-06, TOPUP-02, TOPUP-04, TOPUP-06, VCH-06: open, top up, merge, close."""
+    provider, payer = sponsored.provider, sponsored.payer
+    if kind == "permit2":
+        await payer.approve_permit2()
+    opened = await provider.manage(await payer.opening(PRICE, kind))
+    assert opened.status_code == 200, opened.text
+    topped = await provider.manage(await payer.top_up(kind, amount=500))
+    assert topped.status_code == 200, topped.text
+    books = await provider.ledger.load(payer.key)
+    assert books is not None
+    assert (books.deposit, books.accepted, books.spent) == (DEPOSIT + 500, PRICE, 0)
+    merged = payer.voucher(
+        DEPOSIT + 700, await payer.top_up_deposit(kind, amount=200, salt=bytes([1] * 32))
+    )
+    answer = await provider.send(merged)
+    assert answer.text == "joke 1", answer.text
+    books = await provider.ledger.load(payer.key)
+    assert books is not None
+    assert (books.deposit, books.accepted, books.spent) == (DEPOSIT + 700, DEPOSIT + 700, PRICE)
+    closed = await provider.manage(payer.closing(PRICE))
+    assert closed.status_code == 200, closed.text
+    assert await sponsored.ether("gasless") == 0
+    assert await sponsored.sent() == 4
+
+
+@pytest.mark.parametrize("kind", ["authorization", "permit2"])
+async def test_an_opening_rides_on_a_voucher(sponsored: Sponsored, kind: str) -> None:
+    """VCH-06, VCH-07: deposit and first voucher in one credential; a repeat opens nothing twice."""
+    provider, payer = sponsored.provider, sponsored.payer
+    if kind == "permit2":
+        await payer.approve_permit2()
+    before = await sponsored.chain.token_balance(payer.address)
+    payload = payer.voucher(PRICE, await payer.opening_deposit(kind))
+    first = await provider.send(payload)
+    assert first.text == "joke 1", first.text
+    again = await provider.send(payload)
+    assert again.status_code == 402
+    assert again.json()["type"].endswith("session/insufficient-balance")
+    assert await sponsored.chain.token_balance(payer.address) == before - DEPOSIT
+    assert await sponsored.sent() == 1
+
+
+async def test_a_retried_credential_is_broadcast_once_and_resets_nothing(
+    sponsored: Sponsored,
+) -> None:
+    """OPEN-10, F-25, F-29: the same opening and top-up again and again, also at once."""
+    provider, payer = sponsored.provider, sponsored.payer
+    opening = await payer.opening(3 * PRICE)
+    answers = await asyncio.gather(*[provider.send(opening) for _ in range(3)])
+    assert [answer.status_code for answer in answers] == [200, 200, 200]
+    assert (await provider.send(opening)).status_code == 402  # all of it is spent
+    top_up = await payer.top_up()
+    answers = await asyncio.gather(*[provider.manage(top_up) for _ in range(3)])
+    assert [answer.status_code for answer in answers] == [200, 200, 200]
+    books = await provider.ledger.load(payer.key)
+    assert books is not None
+    assert (books.deposit, books.accepted, books.spent) == (DEPOSIT + 500, 3 * PRICE, 3 * PRICE)
+    assert await sponsored.sent() == 2
