@@ -36,11 +36,11 @@ class Pace:
             return
         per_s = self._units / elapsed_s
         self._per_s = (self._per_s + per_s) / 2 if self._per_s else per_s
-        self.resume(now)
-
-    def resume(self, now: float) -> None:
-        """Begin anew after a pause."""
         self._mark, self._units = now, 0
+
+    def leave_out(self, seconds: float) -> None:
+        """Take a pause out of the time."""
+        self._mark += max(0.0, seconds)
 
     @property
     def step_units(self) -> int:

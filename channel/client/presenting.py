@@ -29,7 +29,16 @@ from channel.wire.payload import (
 )
 from channel.wire.receipt import Receipt, parse_receipt
 
-__all__ = ["Courier", "Header", "Presented", "Reply", "build_header", "present", "read_receipt"]
+__all__ = [
+    "Courier",
+    "Header",
+    "Presented",
+    "Reply",
+    "build_header",
+    "deposit_type",
+    "present",
+    "read_receipt",
+]
 
 WAITS_MAX = 10
 DEPOSIT_WAITS_MAX = 120
@@ -125,7 +134,7 @@ async def present(
         DepositPendingError: It has not taken the deposit yet, and may still.
         AgentError: Its fresh challenge is not allowed, or its receipt cannot be read.
     """
-    patience = _Patience(has_deposit=_has_deposit(payload))
+    patience = _Patience(has_deposit=deposit_type(payload) is not None)
     is_renewed = False
     while True:
         reply = await courier.head(build_header(offer, payload, source))
@@ -165,7 +174,9 @@ class _Patience:
         return pause_s
 
 
-def _has_deposit(payload: Payload) -> bool:
+def deposit_type(payload: Payload) -> str | None:
+    """Return which kind of signed deposit a credential carries, or None."""
     if isinstance(payload, VoucherPayload):
-        return payload.deposit is not None
-    return isinstance(payload, OpenAuthorization | OpenPermit2 | TopUpAuthorization | TopUpPermit2)
+        return None if payload.deposit is None else payload.deposit.type
+    by_signature = OpenAuthorization | OpenPermit2 | TopUpAuthorization | TopUpPermit2
+    return payload.type if isinstance(payload, by_signature) else None

@@ -118,6 +118,7 @@ class PaidStream:
         if need.channel_id != ticket.key.channel_id:
             return  # another channel's: none of this stream's business
         self._grow_step()
+        paused_at = self._now()
         await _finish(self._refill)
         await self._store_count()
         self._idle_needs += 1
@@ -130,7 +131,7 @@ class PaidStream:
         payload = await self._voucher(needed=need.required_cumulative)
         if payload.deposit is None:
             await self._desk.present(self._purchase, ticket, payload)
-        self._pace.resume(self._now())
+        self._pace.leave_out(self._now() - paused_at)
 
     async def _voucher(self, *, needed: int) -> VoucherPayload:
         """Make a voucher; one with a deposit is presented before anything else is signed."""

@@ -6,12 +6,13 @@ from collections.abc import Awaitable, Callable
 from msgspec.structs import replace
 
 from channel.client.account import Account, choose_amount, require_counted
+from channel.client.choosing import usable_types
 from channel.client.funding import build_top_up
 from channel.client.keys import VoucherKeys
 from channel.client.lanes import Lane
 from channel.client.opening import ChannelOpener
 from channel.client.policy import Offer, Policy, choose_offer, require_deposit
-from channel.client.presenting import Presented, Reply, present
+from channel.client.presenting import Presented, Reply, deposit_type, present
 from channel.client.purchase import Purchase, Ticket
 from channel.client.receipts import ReceiptBook
 from channel.client.store import Purse
@@ -124,7 +125,7 @@ class VoucherDesk:
             ticket.offer,
             payload,
             ticket.source,
-            renew=lambda reply: self._renew(purchase, ticket.offer, reply),
+            renew=lambda reply: self._renew(purchase, ticket.offer, payload, reply),
             sleep=self._sleep,
         )
         await self._receipts.accept_presented(purchase, ticket, presented)
@@ -180,7 +181,7 @@ class VoucherDesk:
         await self.present(purchase, ticket, build_top_up(more, account.key.channel_id))
         return await self._opener.count_top_up(account, more.amount)
 
-    def _renew(self, purchase: Purchase, old: Offer, reply: Reply) -> Offer:
+    def _renew(self, purchase: Purchase, old: Offer, payload: Payload, reply: Reply) -> Offer:
         """Return the fresh offer of a 402 to a HEAD: the same terms, no higher price (F-95)."""
         chosen = choose_offer(self._policy, reply.challenges, purchase.origin, self._now())
         if chosen is None:
@@ -205,4 +206,12 @@ class VoucherDesk:
                     allowed="the one offered before",
                     origin=purchase.origin,
                 )
+        kind = deposit_type(payload)
+        if kind is not None and kind not in usable_types(new.request):
+            raise OfferRefusedError(
+                field="credentialTypes",
+                asked=", ".join(new.request.credential_types),
+                allowed=f"{kind}, as it was offered before",
+                origin=purchase.origin,
+            )
         return new

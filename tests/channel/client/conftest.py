@@ -82,6 +82,7 @@ async def open_agent(
             signer: Signer | None = None,
             keys: VoucherKeys | None = None,
             file: str = "purse.db",
+            now: Callable[[], float] = lambda: NOW,
             **options: Any,
         ) -> Agent:
             purse = await Purse.open(tmp_path / file)
@@ -96,7 +97,7 @@ async def open_agent(
                 keys=keys or OneKey(signer or LocalSigner(PAYER_KEY)),
                 purse=purse,
                 chains={CHAIN_ID: chain},
-                now=lambda: NOW,
+                now=now,
                 sleep=sleep,
             )
             client = httpx.AsyncClient(

@@ -8,6 +8,7 @@ import pytest
 from channel.client.meter import Expectation, UnitMeter, read_expectation
 
 STREAM = Expectation(is_stream=True, units_max=None)
+USAGE = {"usage": {"completion_tokens": 9}}
 WHOLE = Expectation(is_stream=False, units_max=None)
 
 
@@ -62,6 +63,13 @@ def test_an_exact_count_is_believed_as_far_as_the_text_is_long() -> None:
     assert (
         counted(chunk("abc"), json.dumps({"choices": [], "usage": {"completion_tokens": 99}})) == 4
     )
+
+
+def test_where_the_chunk_is_the_unit_a_count_of_tokens_is_another_thing() -> None:
+    """F-94: llama.cpp counts the token that ends the text, which is no chunk."""
+    meter = UnitMeter(believes_counts=False)
+    events = (chunk("abc", timings={"predicted_n": 3}), json.dumps({"choices": [], **USAGE}))
+    assert [meter.count(event) for event in events] == [1, 0]
 
 
 @pytest.mark.parametrize(

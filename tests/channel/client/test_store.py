@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,14 @@ from channel.client.account import Account
 from channel.client.store import SCHEMA_VERSION, Purse
 from channel.errors import BudgetExceededError, OverclaimError, PurseError
 from channel.types import ChannelId, TxHash
+from channel.wire.funding import parse_deposit
 from tests.channel.client.provider import CHAIN_ID, NOW, TOKEN
 from tests.channel.client.test_account import KEY, account_of
+from tests.channel.wire.payloads import DEPOSITS as WIRE_DEPOSITS
 
 ORIGIN = account_of().origin
 BIG = 2**128 - 1
+DEPOSITS = [parse_deposit(wire) for wire in WIRE_DEPOSITS.values()]
 
 
 async def opened(path: Path, *accounts: Account) -> Purse:
@@ -62,6 +66,49 @@ async def test_every_field_comes_back(tmp_path: Path) -> None:
     await purse.close()
     purse = await Purse.open(tmp_path / "purse.db")
     assert await purse.load(KEY) == account
+    await purse.close()
+
+
+async def test_signed_deposits_come_back_as_they_were_signed(tmp_path: Path) -> None:
+    """F-75, F-98: of every kind, for what is presented again must be the same."""
+    path = tmp_path / "purse.db"
+    for deposit in DEPOSITS:
+        purse = await opened(path, account_of(opening=deposit, top_up=deposit))
+        await purse.close()
+        purse = await Purse.open(path)
+        account = await purse.get(KEY)
+        assert account.opening == account.top_up == deposit
+        await purse.close()
+        path.unlink()
+
+
+async def test_a_deposit_that_was_tampered_with_is_not_sent(tmp_path: Path) -> None:
+    path = tmp_path / "purse.db"
+    purse = await opened(path, account_of(opening=DEPOSITS[0]))
+    await purse.close()
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE account SET opening = '{}'")
+    purse = await Purse.open(path)
+    with pytest.raises(PurseError, match="cannot be read"):
+        await purse.get(KEY)
+    await purse.close()
+
+
+async def test_a_purse_of_the_first_version_is_brought_up(tmp_path: Path) -> None:
+    """Nothing that was signed is forgotten by an upgrade."""
+    path = tmp_path / "purse.db"
+    purse = await opened(path, account_of(signed=7))
+    await purse.close()
+    with closing(sqlite3.connect(path)) as connection, connection:
+        for column in ("opening", "top_up"):
+            connection.execute(f"ALTER TABLE account DROP COLUMN {column}")
+        connection.execute("PRAGMA user_version = 1")
+    purse = await opened(path)
+    account = await purse.update(KEY, lambda found: replace(found, top_up=DEPOSITS[1]))
+    assert (account.signed, account.opening) == (7, None)
+    await purse.close()
+    purse = await Purse.open(path)
+    assert await purse.get(KEY) == account
     await purse.close()
 
 

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from channel.client.signer import LocalSigner
 from channel.client.transport import is_safe, origin_of
+from channel.engine.rate_limit import RateLimiter
 from channel.errors import (
     AgentError,
     BodyNotReplayableError,
@@ -24,6 +25,7 @@ from channel.errors import (
     PaymentRefusedError,
     ReceiptViolationError,
 )
+from channel.limits import VOUCHERS_PER_SECOND_MAX
 from channel.types import Address, ChannelId
 from channel.verify.typed_data import keccak
 from channel.wire.payload import OpenHash, TopUpHash, VoucherPayload
@@ -1286,16 +1288,18 @@ async def test_a_stream_that_the_caller_leaves_can_be_followed_by_others(
     assert account.spent == account.counted == 10 * 10 + 30
 
 
+@pytest.mark.parametrize("is_one_packet", [False, True])
 async def test_a_caller_that_stops_at_done_leaves_no_receipt_behind(
-    agent: Agent, provider: Provider
+    agent: Agent, provider: Provider, *, is_one_packet: bool
 ) -> None:
-    """SSE-04: as the openai client does, whatever comes after."""
+    """SSE-04: as the openai client does, whatever comes after, and in whatever packets."""
     sell_stream(provider, 3)
     honest = provider.events
 
     async def receipt_last(seen: Seen, books: Books) -> AsyncIterator[bytes]:
         events = [event async for event in honest(seen, books)]
-        for event in (*events[:-2], events[-1], events[-2]):
+        events = [*events[:-2], events[-1], events[-2]]
+        for event in [b"".join(events)] if is_one_packet else events:
             yield event
 
     provider.speak = receipt_last
@@ -1547,6 +1551,39 @@ async def test_a_caller_that_stops_at_done_waits_for_no_receipt_that_never_comes
                 break
     (account,) = await agent.payments.channels()
     assert account.units == 1
+
+
+async def test_a_fast_stream_stays_below_the_servers_rate_of_vouchers(
+    open_agent: OpenAgent, provider: Provider
+) -> None:
+    """VCH-09, F-94: larger steps, never larger than what was delivered, and none too many."""
+    clock = [NOW]
+    agent = await open_agent(
+        policy_of({"deposit_max": 10**6, "budget": 10**6}, expected_units=10**4),
+        now=lambda: clock[0],
+    )
+    sell_stream(provider, 5_000)
+    provider.offer["suggested_deposit"] = 10**5
+    honest, ahead = provider.events, []
+    limiter = RateLimiter(VOUCHERS_PER_SECOND_MAX, lambda: clock[0])
+
+    async def fast(seen: Seen, books: Books) -> AsyncIterator[bytes]:
+        async for event in honest(seen, books):
+            clock[0] += 0.0005  # 2,000 a second
+            await asyncio.sleep(0)
+            ahead.append(books.accepted / max(64 * PRICE, books.spent))
+            yield event
+
+    def limit(seen: Seen) -> httpx.Response | None:
+        if seen.method == "HEAD":
+            limiter.require(b"the channel")  # raises, as no server would: nothing is refused
+        return None
+
+    provider.speak, provider.override = fast, limit
+    await read_stream(agent)
+    assert max(ahead) <= 2
+    (account,) = await agent.payments.channels()
+    assert account.units == 5_000
 
 
 async def test_an_answer_is_closed_once(agent: Agent, provider: Provider) -> None:

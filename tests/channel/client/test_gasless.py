@@ -1,0 +1,419 @@
+"""Deposits by signature, from the 402 to the books: one purpose, one nonce, one deposit."""
+
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from channel.client.depositing import VALID_S
+from channel.client.keys import ChannelKeys
+from channel.client.presenting import DEPOSIT_WAIT_S_MAX
+from channel.client.store import Purse
+from channel.errors import (
+    CannotFundError,
+    ChannelUnusableError,
+    DepositPendingError,
+    OfferRefusedError,
+)
+from channel.types import ZERO_ADDRESS
+from channel.wire.funding import Deposit
+from channel.wire.payload import OpenAuthorization, TopUpAuthorization, VoucherPayload
+from tests.channel.client.conftest import Agent, OpenAgent, policy_of
+from tests.channel.client.provider import NOW, PaperChain, Provider, Seen, deposit_of
+
+SPONSORED: dict[str, Any] = {
+    "fee_payer": True,
+    "credential_types": ("authorization", "permit2", "hash"),
+}
+NO_ETHER = {"can_pay_gas": False}
+
+
+@pytest.fixture(autouse=True)
+def sponsor(provider: Provider, chain: PaperChain) -> None:
+    """The server pays; the account has dollars and no ether."""
+    provider.offer = dict(SPONSORED)
+    chain.means = dict(NO_ETHER)
+
+
+class Weak(httpx.AsyncBaseTransport):
+    """Loses the answers to credentials with a deposit, or the credentials themselves."""
+
+    def __init__(self, inner: Provider) -> None:
+        self.inner = inner
+        self.answers_lost = 0
+        self.requests_lost = 0
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        if self.requests_lost and request.method == "HEAD":
+            self.requests_lost -= 1
+            raise httpx.ReadError("lost")
+        response = await self.inner.handle_async_request(request)
+        if self.answers_lost and deposit_of(self.inner.seen[-1]) is not None:
+            self.answers_lost -= 1
+            raise httpx.ReadError("lost")
+        return response
+
+
+def deposits(provider: Provider) -> list[Deposit]:
+    return [deposit for seen in provider.seen if (deposit := deposit_of(seen)) is not None]
+
+
+def methods(provider: Provider) -> list[str]:
+    return [seen.method for seen in provider.seen]
+
+
+# -- opening
+
+
+async def test_an_agent_without_ether_opens_by_signing(
+    agent: Agent, provider: Provider, chain: PaperChain
+) -> None:
+    """CLIENT-02, OPEN-05: no transaction of its own; one HEAD more than an open channel takes."""
+    assert (await agent.client.get("/joke")).status_code == 200
+    assert methods(provider) == ["GET", "HEAD", "GET"]
+    (opening,) = deposits(provider)
+    assert (opening.action, opening.type, opening.amount) == ("open", "authorization", 1_000)
+    assert chain.deposited == [1_000]
+    (account,) = await agent.payments.channels()
+    assert (account.state, account.deposit, account.open_tx) == ("open", 1_000, None)
+    assert account.terms.authorized_signer == ZERO_ADDRESS
+
+
+async def test_the_window_is_the_chains_and_has_a_margin(
+    agent: Agent, provider: Provider, chain: PaperChain
+) -> None:
+    """F-111, OPEN-05: good from the beginning, for a quarter of an hour by the chain's clock."""
+    chain.now = NOW + 10**6
+    await agent.client.get("/joke")
+    (opening,) = deposits(provider)
+    funding: Any = opening.authorization
+    assert (funding.valid_after, funding.valid_before) == (0, NOW + 10**6 + VALID_S)
+
+
+async def test_what_is_signed_is_on_disk_before_it_is_sent(
+    open_agent: OpenAgent, provider: Provider, tmp_path: Path
+) -> None:
+    """F-75, F-98: another process that opens the store at that moment finds the same deposit."""
+    agent = await open_agent(policy_of(expected_units=2))
+    for _ in range(5):
+        stored: list[Deposit | None] = []
+        provider.seen.clear()
+        purse = await Purse.open(tmp_path / "purse.db")
+        handle = provider.handle_async_request
+
+        async def look(request: httpx.Request) -> httpx.Response:
+            for account in await purse.accounts():  # noqa: B023
+                stored.extend((account.opening, account.top_up))  # noqa: B023
+            return await handle(request)  # noqa: B023
+
+        provider.handle_async_request = look  # type: ignore[method-assign]
+        await agent.client.get("/joke")
+        provider.handle_async_request = handle  # type: ignore[method-assign]
+        await purse.close()
+        assert all(deposit in stored for deposit in deposits(provider))
+
+
+async def test_permit2_is_approved_once_by_an_account_that_may(
+    open_agent: OpenAgent, provider: Provider, chain: PaperChain
+) -> None:
+    """F-90, OPEN-06: with ether for one approval; the deposits then cost a signature each."""
+    provider.offer["credential_types"] = ("permit2",)
+    agent = await open_agent(policy_of(expected_units=2))
+    with pytest.raises(CannotFundError, match="approval of Permit2"):
+        await agent.client.get("/joke")
+    assert (await agent.payments.channels(), chain.approved) == ([], False)
+    chain.means = {}
+    await agent.client.get("/joke")
+    chain.means = NO_ETHER
+    for _ in range(4):
+        await agent.client.get("/joke")
+    assert [deposit.type for deposit in deposits(provider)] == ["permit2"] * 3
+    assert len({deposit.authorization.nonce for deposit in deposits(provider)}) == 3
+    assert chain.deposited == [20, 20, 20]
+
+
+async def test_an_agent_that_can_do_nothing_the_server_takes_says_what_it_needs(
+    agent: Agent, provider: Provider
+) -> None:
+    """CLIENT-02: and leaves nothing behind."""
+    provider.offer = {}
+    with pytest.raises(CannotFundError, match="hash: ether for gas"):
+        await agent.client.get("/joke")
+    assert await agent.payments.channels() == []
+    assert not deposits(provider)
+
+
+async def test_a_smaller_purse_makes_a_smaller_deposit(agent: Agent, chain: PaperChain) -> None:
+    """F-92: the least of suggestion, expectation, cap, and what the account holds."""
+    chain.means["balance"] = 70
+    assert (await agent.client.get("/joke")).status_code == 200
+    assert chain.deposited == [70]
+
+
+# -- topping up
+
+
+async def test_a_top_up_rides_on_the_voucher_that_needs_it(
+    open_agent: OpenAgent, provider: Provider, chain: PaperChain
+) -> None:
+    """VCH-06: deposit and voucher in one round trip."""
+    agent = await open_agent(policy_of(expected_units=2))
+    await agent.client.get("/joke")
+    await agent.client.get("/joke")
+    provider.seen.clear()
+    assert (await agent.client.get("/joke")).status_code == 200
+    assert methods(provider) == ["HEAD", "GET"]
+    payload: Any = provider.paid[0].credential and provider.paid[0].credential.payload
+    assert isinstance(payload, VoucherPayload)
+    assert payload.deposit is not None
+    assert (payload.deposit.amount, payload.voucher.cumulative_amount) == (20, 30)
+    assert chain.deposited == [20, 20]
+
+
+async def test_a_stream_is_topped_up_before_it_stalls(
+    open_agent: OpenAgent, provider: Provider, chain: PaperChain
+) -> None:
+    """CLIENT-07: beside the stream, so that the server never finds the deposit too small."""
+    agent = await open_agent(policy_of(expected_units=100))
+    provider.tokens = 400
+    provider.offer |= {"unit_type": "llm_token", "suggested_deposit": None}
+    asked: list[int] = []
+
+    def watch(fields: dict[str, Any]) -> dict[str, Any]:
+        asked.append(fields["required_cumulative"] - fields["deposit"])
+        return fields
+
+    provider.change_need = watch
+    async with agent.client.stream("POST", "/chat", json={"stream": True}) as response:
+        assert (await response.aread()).count(b"content") == 400
+    assert sum(chain.deposited) >= 4_000
+    alone = [
+        seen
+        for seen in provider.paid
+        if seen.credential and isinstance(seen.credential.payload, TopUpAuthorization)
+    ]
+    assert len(alone) >= 2
+    assert max(asked, default=0) <= 0
+
+
+async def test_a_short_answer_causes_no_top_up(
+    open_agent: OpenAgent, provider: Provider, chain: PaperChain
+) -> None:
+    """A request that names its length is funded for that length and no more."""
+    agent = await open_agent(policy_of(expected_units=100))
+    provider.tokens = 40
+    provider.offer |= {"unit_type": "llm_token", "suggested_deposit": None}
+    body = {"stream": True, "max_tokens": 40}
+    async with agent.client.stream("POST", "/chat", json=body) as response:
+        await response.aread()
+    assert chain.deposited == [1_000]
+
+
+# -- lost answers, restarts, slow chains
+
+
+@pytest.mark.parametrize("lost", ["answers_lost", "requests_lost"])
+async def test_a_lost_answer_is_asked_for_with_the_same_signature(
+    open_agent: OpenAgent, provider: Provider, chain: PaperChain, lost: str
+) -> None:
+    """F-75, F-98: within a request, after it, and after a restart; one deposit in all."""
+    weak = Weak(provider)
+    agent = await open_agent(transport=weak)
+    setattr(weak, lost, 3)
+    with pytest.raises(httpx.ReadError):
+        await agent.client.get("/joke")
+    restarted = await open_agent(transport=weak)
+    setattr(weak, lost, 1)
+    assert (await restarted.client.get("/joke")).status_code == 200
+    assert len(set(deposits(provider))) == 1
+    assert chain.deposited == [1_000]
+    (account,) = await restarted.payments.channels()
+    assert (account.state, account.lost) == ("open", 0)
+
+
+@pytest.mark.parametrize("lost", ["answers_lost", "requests_lost"])
+async def test_a_lost_top_up_is_not_made_twice(
+    open_agent: OpenAgent, provider: Provider, chain: PaperChain, lost: str
+) -> None:
+    """F-75, F-98, CLIENT-05: the chain says whether it was made; if not, it is the same again."""
+    policy, weak = policy_of(expected_units=2), Weak(provider)
+    agent = await open_agent(policy, transport=weak)
+    await agent.client.get("/joke")
+    await agent.client.get("/joke")
+    provider.seen.clear()
+    setattr(weak, lost, 3)
+    with pytest.raises(httpx.ReadError):
+        await agent.client.get("/joke")
+    restarted = await open_agent(policy, transport=weak)
+    assert (await restarted.client.get("/joke")).status_code == 200
+    assert len(set(deposits(provider))) == 1
+    assert chain.deposited == [20, 20]
+    (account,) = await restarted.payments.channels()
+    assert account.deposit == 40
+
+
+async def test_an_authorization_that_got_old_is_signed_again_with_its_nonce(
+    open_agent: OpenAgent, provider: Provider, chain: PaperChain
+) -> None:
+    """F-98: of all its versions the token takes one."""
+    weak = Weak(provider)
+    agent = await open_agent(policy_of(expected_units=2), transport=weak)
+    weak.requests_lost = 3
+    with pytest.raises(httpx.ReadError):
+        await agent.client.get("/joke")
+    (account,) = await agent.payments.channels()
+    old = account.opening
+    chain.now += VALID_S
+    for _ in range(2):
+        await agent.client.get("/joke")
+    (opening,) = deposits(provider)
+    assert old is not None
+    assert opening.authorization != old.authorization
+    assert opening.authorization.nonce == old.authorization.nonce
+    weak.requests_lost = 3
+    with pytest.raises(httpx.ReadError):
+        await agent.client.get("/joke")
+    (account,) = await agent.payments.channels()
+    old = account.top_up
+    chain.now += VALID_S
+    assert (await agent.client.get("/joke")).status_code == 200
+    top_up = deposits(provider)[-1]
+    assert old is not None
+    assert top_up.authorization != old.authorization
+    assert top_up.authorization.nonce == old.authorization.nonce
+    assert chain.deposited == [20, 20]
+
+
+async def test_a_server_that_forgets_the_channel_is_shown_the_same_opening(
+    agent: Agent, provider: Provider, chain: PaperChain
+) -> None:
+    """F-97, OPEN-10."""
+    provider.offer["credential_types"] = ("authorization",)
+    await agent.client.get("/joke")
+    provider.books.clear()
+    assert (await agent.client.get("/joke")).status_code == 200
+    assert len(set(deposits(provider))) == 1
+    assert len(deposits(provider)) == 2
+    assert chain.deposited == [1_000]
+
+
+async def test_a_deposit_that_is_being_mined_is_waited_for(
+    agent: Agent, provider: Provider, chain: PaperChain
+) -> None:
+    """F-75: 503 with Retry-After; the same credential each time."""
+    busy = iter([2, 2, 7])
+
+    def mine(seen: Seen) -> httpx.Response | None:
+        if deposit_of(seen) is None or (wait_s := next(busy, None)) is None:
+            return None
+        return httpx.Response(503, headers={"Retry-After": str(wait_s)})
+
+    provider.override = mine
+    assert (await agent.client.get("/joke")).status_code == 200
+    assert agent.waited == [2, 2, 7]
+    assert len(set(deposits(provider))) == 1
+    assert chain.deposited == [1_000]
+
+
+@pytest.mark.parametrize("retry_after_s", [0, 1, 1_000])
+async def test_waiting_for_a_deposit_has_an_end_and_nothing_is_lost(
+    agent: Agent, provider: Provider, chain: PaperChain, retry_after_s: int
+) -> None:
+    """F-75, F-97: bounded in time and in number; the next request goes on with the same one."""
+    headers = {"Retry-After": str(retry_after_s)}
+    provider.override = lambda seen: (
+        httpx.Response(503, headers=headers) if deposit_of(seen) else None
+    )
+    with pytest.raises(DepositPendingError, match="the same request later goes on with it"):
+        await agent.client.get("/joke")
+    assert sum(agent.waited) <= DEPOSIT_WAIT_S_MAX
+    assert len(agent.waited) <= 120
+    provider.override = lambda _: None
+    assert (await agent.client.get("/joke")).status_code == 200
+    assert len(set(deposits(provider))) == 1
+    assert chain.deposited == [1_000]
+
+
+async def test_a_signed_top_up_of_a_kind_that_is_not_taken_any_more_is_not_doubled(
+    open_agent: OpenAgent, provider: Provider, chain: PaperChain
+) -> None:
+    """F-98: while it may still be made, no other one is."""
+    weak = Weak(provider)
+    policy = policy_of(expected_units=2)
+    agent = await open_agent(policy, transport=weak)
+    await agent.client.get("/joke")
+    await agent.client.get("/joke")
+    weak.requests_lost = 3
+    with pytest.raises(httpx.ReadError):
+        await agent.client.get("/joke")
+    provider.offer = {}
+    chain.means = {}
+    restarted = await open_agent(policy, transport=weak)
+    with pytest.raises(ChannelUnusableError, match="may yet be made"):
+        await restarted.client.get("/joke")
+    assert chain.deposited == [20]
+
+
+async def test_a_deposit_is_not_shown_under_an_offer_that_does_not_take_it(
+    open_agent: OpenAgent, provider: Provider, chain: PaperChain
+) -> None:
+    """CLIENT-02: nor when the server asks for a fresh challenge halfway."""
+    agent = await open_agent(policy_of(expected_units=2))
+    await agent.client.get("/joke")
+    await agent.client.get("/joke")
+
+    def change(seen: Seen) -> httpx.Response | None:
+        if deposit_of(seen) is None:
+            return None
+        provider.offer = {}
+        return provider.refuse("session/challenge-not-found")
+
+    provider.override = change
+    with pytest.raises(OfferRefusedError, match="credentialTypes"):
+        await agent.client.get("/joke")
+    assert chain.deposited == [20]
+
+
+# -- a key for each channel
+
+
+async def test_each_channel_has_a_voucher_key_that_moves_no_deposit(
+    open_agent: OpenAgent, chain: PaperChain
+) -> None:
+    """CLIENT-11, CLIENT-03: and it is there again after a restart (F-22)."""
+    keys = ChannelKeys(b"\x05" * 32)
+    agent = await open_agent(policy_of(parallel_streams_max=2), keys=keys)
+    await agent.client.get("/joke")
+    (account,) = await agent.payments.channels()
+    assert account.terms.authorized_signer == keys.signer(account.salt).address
+    restarted = await open_agent(keys=ChannelKeys(b"\x05" * 32))
+    assert (await restarted.client.get("/joke")).status_code == 200
+    assert len(chain.deposited) == 1
+    (closed,) = await restarted.payments.close()
+    assert (closed.state, closed.settled) == ("closed", 20)
+    await restarted.client.get("/joke")
+    _, second = await restarted.payments.channels()
+    assert second.terms.authorized_signer != account.terms.authorized_signer
+
+
+async def test_a_channel_of_another_key_is_not_used(
+    open_agent: OpenAgent, chain: PaperChain
+) -> None:
+    """F-22: whoever signs for it now could not."""
+    first = await open_agent(keys=ChannelKeys(b"\x05" * 32))
+    await first.client.get("/joke")
+    second = await open_agent(keys=ChannelKeys(b"\x06" * 32))
+    assert (await second.client.get("/joke")).status_code == 200
+    assert len(chain.deposited) == 2
+
+
+async def test_the_opening_is_what_the_server_was_told(agent: Agent, provider: Provider) -> None:
+    """OPEN-08, CRED-02: with a first voucher, and the payer as the source."""
+    await agent.client.get("/joke")
+    seen = next(seen for seen in provider.paid if seen.method == "HEAD")
+    assert seen.credential is not None
+    payload = seen.credential.payload
+    assert isinstance(payload, OpenAuthorization)
+    assert payload.voucher.cumulative_amount == 10
+    assert seen.credential.source == (31337, payload.authorization.funder)
