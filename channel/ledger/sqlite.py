@@ -10,7 +10,7 @@ from typing import Final
 from channel.errors import LedgerUnavailableError
 from channel.ledger import sqlite_books as sql
 from channel.ledger.batch import Job, job_of
-from channel.ledger.group_commit import GroupCommit, ThreadGroupCommit
+from channel.ledger.group_commit import ThreadGroupCommit
 from channel.ledger.interface import Applied, ConsumeProof, RequestUpdate
 from channel.ledger.sqlite_connection import ProcessLock, SqliteConnection, connect, is_fatal
 from channel.ledger.watching import Watcher, Watchers
@@ -51,7 +51,9 @@ class SqliteLedger:
         self._commits: ThreadGroupCommit[Job, Applied] = ThreadGroupCommit(
             self._commit, connection.post, is_final=lambda error: is_fatal(error.__cause__)
         )
-        self._loads: GroupCommit[ChannelKey, ChannelState | None] = GroupCommit(self._load)
+        self._loads: ThreadGroupCommit[ChannelKey, ChannelState | None] = ThreadGroupCommit(
+            self._load, connection.post, is_final=lambda _: False
+        )
         self._watchers = Watchers()
         self._poll: asyncio.Task[None] | None = None
         self._looked_at = float("-inf")
@@ -163,9 +165,10 @@ class SqliteLedger:
             self._loop.call_soon_threadsafe(self._watchers.wake, changed)
         return results
 
-    async def _load(self, keys: list[ChannelKey]) -> Sequence[ChannelState | Exception | None]:
-        began = _now()
-        states = await self._connection.run(self._books.load, keys)
+    def _load(self, keys: list[ChannelKey]) -> Sequence[ChannelState | Exception | None]:
+        """Read channels, in the connection's thread."""
+        began = time.monotonic()
+        states = self._connection.work(self._books.load, keys)
         self._looked_at = began
         return states
 
