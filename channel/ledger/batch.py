@@ -29,7 +29,7 @@ from channel.limits import (
     STORED_RESPONSE_BYTES_MAX,
 )
 from channel.state.channel_state import ChannelState
-from channel.state.commands import Command
+from channel.state.commands import Command, Reserve
 from channel.state.requests import RequestRecord, StoredResponse, decide_request
 from channel.state.transitions import transition
 from channel.types import ChannelKey, TxHash
@@ -135,7 +135,7 @@ def _decide_job(job: Job, books: Books) -> Applied | Exception:
 
 def _run_job(job: Job, books: Books) -> Applied:
     before = books.states.get(job.key)
-    if isinstance(job.request, ClaimRequest):
+    if isinstance(job.request, ClaimRequest) and not _is_public(before, job.commands):
         record = books.requests.get(request_id(job.key, job.request))
         try:
             stored = decide_request(record, job.request.claim, before)
@@ -156,6 +156,17 @@ def _run_job(job: Job, books: Books) -> Applied:
     if job.request is not None and refusal is None:
         _update_request(job.key, job.request, books)
     return result
+
+
+def _is_public(state: ChannelState | None, commands: Iterable[Command]) -> bool:
+    """Whether the request comes with a public voucher: no answer is repeated for it (decision 5).
+
+    It may have become public after the engine looked. What follows refuses the reservation.
+    """
+    return state is not None and any(
+        isinstance(command, Reserve) and command.presented <= state.published
+        for command in commands
+    )
 
 
 def _run_commands(

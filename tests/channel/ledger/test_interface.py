@@ -264,6 +264,21 @@ class TestRequests:
             assert applied.stored == ANSWER
             assert (applied.state.spent, applied.state.accepted) == (10, 50)
 
+    async def test_a_voucher_published_meanwhile_repeats_no_answer(
+        self, ledger: Ledger, open_ledger: OpenLedger
+    ) -> None:
+        """Decision 5: decided on the newest state, whatever the gateway knew when it asked."""
+        await self.answer(ledger)
+        settler = await open_ledger()
+        assert (await settler.apply(KEY, [c.Publish(50)])).refusal is None
+        retry = ClaimRequest(replace(CLAIM, reservation_id=b"other"))
+        for presented, is_repeated in ((50, False), (51, True)):
+            commands = [accepting(presented), reserving(b"other", 10, presented=presented)]
+            applied = await ledger.apply(KEY, commands, request=retry)
+            assert (applied.stored == ANSWER) is is_repeated
+            assert isinstance(applied.refusal, InsufficientBalanceError) is not is_repeated
+            assert applied.state.spent == 10
+
     async def test_a_repeat_while_it_runs_is_told_to_wait(self, ledger: Ledger) -> None:
         commands: list[c.Command] = [reserving(b"other", 10)]
         retry = ClaimRequest(replace(CLAIM, reservation_id=b"other"))
