@@ -233,7 +233,8 @@ async def sponsor_deposits(
             open_.push_async_callback(_stop, running)
         await fund_payer(chain)
         payer = GaslessPayer(chain, capabilities)
-        provider.payer = payer  # type: ignore[assignment] -- whose name is the credential's source
+        # Its address is the source of the credentials.
+        provider.payer = payer  # type: ignore[assignment]
         yield Sponsored(provider, payer, orders, sender)
 
 
