@@ -273,7 +273,10 @@ class TestRequests:
         assert (await settler.apply(KEY, [c.Publish(50)])).refusal is None
         retry = ClaimRequest(replace(CLAIM, reservation_id=b"other"))
         for presented, is_repeated in ((50, False), (51, True)):
-            commands = [accepting(presented), reserving(b"other", 10, presented=presented)]
+            commands: list[c.Command] = [
+                accepting(presented),
+                reserving(b"other", 10, presented=presented),
+            ]
             applied = await ledger.apply(KEY, commands, request=retry)
             assert (applied.stored == ANSWER) is is_repeated
             assert isinstance(applied.refusal, InsufficientBalanceError) is not is_repeated
