@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Coroutine
+from itertools import product
 from typing import Any, Final
 
 from bench_load import (
@@ -24,6 +25,8 @@ REQUESTS: Final = {1: 300, 64: 30}
 """Connections: requests a connection and sample."""
 STREAMS: Final = {1: 4_000, 50: 1_000}
 """Clients: tokens a client and sample."""
+HOWS: Final = {"metered events": "", "metered events one by one": "&apart=1"}
+"""Produced as fast as they are taken, or each after a turn of the loop, as from a model."""
 
 
 async def gate_rows(run: Run) -> AsyncIterator[Row]:
@@ -85,20 +88,21 @@ async def stream_rows(run: Run) -> AsyncIterator[Row]:
     async with bench_server("uvicorn", url, max(STREAMS)) as port:
         challenge = await challenge_of(port, "/stream")
         paid_before = 0
-        for clients, tokens in STREAMS.items():
+        for (what, how), (clients, tokens) in product(HOWS.items(), STREAMS.items()):
             samples = []
             for _ in range(run.repeats):
                 streams = [
-                    PaidStream(port, number, paid_before, tokens, challenge)
+                    PaidStream(port, number, paid_before, tokens, challenge, how)
                     for number in range(clients)
                 ]
                 paid_before += tokens + 2 * 512
-                before = await _rate(tokens, [read_free_stream(port, tokens) for _ in streams])
+                free = [(port, tokens, how)] * clients
+                before = await _rate(tokens, [read_free_stream(*one) for one in free])
                 paid = await _rate(tokens, [stream.run() for stream in streams])
-                after = await _rate(tokens, [read_free_stream(port, tokens) for _ in streams])
+                after = await _rate(tokens, [read_free_stream(*one) for one in free])
                 samples.append((paid, 2 * paid / (before + after)))
             yield Row(
-                name=f"metered events, {clients} clients",
+                name=f"{what}, {clients} clients",
                 unit="1/s",
                 samples=[paid for paid, _ in samples],
                 ratios=[share for _, share in samples],

@@ -111,7 +111,7 @@ class PaidStream:
     """One client of a metered stream: a reader, and a second connection for its vouchers."""
 
     def __init__(
-        self, port: int, number: int, start: int, tokens: int, challenge: Challenge
+        self, port: int, number: int, start: int, tokens: int, challenge: Challenge, how: str = ""
     ) -> None:
         key = key_of(number)
         amounts = range(
@@ -119,7 +119,7 @@ class PaidStream:
         )
         headers = [header_of(challenge, key, PRICE * amount) for amount in amounts]
         self._port = port
-        self._first = request_of(f"/stream?tokens={tokens}", headers[0])
+        self._first = request_of(f"/stream?tokens={tokens}{how}", headers[0])
         self._vouchers = [request_of("/stream", header, "HEAD") for header in headers[1:]]
         self._tokens = tokens
 
@@ -156,10 +156,10 @@ async def _tokens(reader: asyncio.StreamReader) -> AsyncIterator[int]:
             return
 
 
-async def read_free_stream(port: int, tokens: int) -> None:
+async def read_free_stream(port: int, tokens: int, how: str = "") -> None:
     """Read a stream that nobody pays for."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(request_of(f"/free-stream?tokens={tokens}"))
+    writer.write(request_of(f"/free-stream?tokens={tokens}{how}"))
     seen = 0
     async for arrived in _tokens(reader):
         seen += arrived

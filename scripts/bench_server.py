@@ -40,11 +40,11 @@ async def answer(request: Request) -> PlainTextResponse:
 
 
 async def tokens(request: Request) -> AsyncIterator[str]:
-    """Produce tokens at the rate of a model that is faster than any: `every_s` apart."""
-    every_s = float(request.query_params.get("every_s", "0"))
+    """Produce tokens as fast as they are taken; `apart`, each after a turn of the loop."""
+    is_apart = "apart" in request.query_params
     for _ in range(int(request.query_params["tokens"])):
-        if every_s:
-            await asyncio.sleep(every_s)
+        if is_apart:
+            await asyncio.sleep(0)
         yield CHUNK
 
 

@@ -1,6 +1,7 @@
 """A paid stream: charged before it is emitted, paused when unpaid, and never charged beyond."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -168,16 +169,17 @@ async def test_a_client_that_leaves_pays_for_what_was_emitted(tmp_path: Path) ->
         assert (state.spent, state.reserved, state.available) == (3 * PRICE, 0, 5 * PRICE)
 
 
-async def test_a_slow_reader_is_charged_one_event_ahead_at_most(tmp_path: Path) -> None:
+async def test_a_slow_reader_is_charged_one_write_ahead_at_most(tmp_path: Path) -> None:
     """F-56, F-42: an event counts before its bytes leave, so that none leaves uncharged.
 
-    The one whose sending was cut short is charged, whether its bytes went or not; those behind
-    it are not.
+    What was in the write that was cut short is charged, whether its bytes went or not; what is
+    behind it is not.
     """
     async with open_desk(tmp_path) as desk:
         tokens = Tokens("a")
         visit = await started(desk, gate_of(desk, tokens), 8 * PRICE)
         await visit.until(has(visit, "message", 1))
+        await asyncio.sleep(0.01)  # so that "b" does not come right behind "a"
         visit.gate.clear()
         for token in "bcdef":
             tokens.queue.put_nowait(token)
@@ -185,6 +187,95 @@ async def test_a_slow_reader_is_charged_one_event_ahead_at_most(tmp_path: Path) 
         visit.leave()
         await visit.task
         assert (await desk.books()).spent == 2 * PRICE
+
+
+class Quick:
+    """A producer that has its events ready, and then works without letting anybody else."""
+
+    def __init__(self, visits: list[Visit], *, work_s: float = 0.0) -> None:
+        self.seen: list[int] = []
+        self._visits = visits
+        self._work_s = work_s
+
+    async def __call__(self, count: int) -> AsyncIterator[Chunk]:
+        for number in range(count):
+            (visit,) = self._visits
+            self.seen.append(len(events(visit)))
+            yield str(number)
+            until = time.monotonic() + self._work_s
+            while time.monotonic() < until:
+                pass
+        (visit,) = self._visits
+        self.seen.append(len(events(visit)))
+
+
+async def quick_visit(desk: Desk, quick: Quick, count: int, visits: list[Visit]) -> Visit:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await PaidEventStream(quick(count))(scope, receive, send)
+
+    gate = PaymentGate(app, engine=desk.engine, routes=[METERED])
+    visits.append(await started(desk, gate, 60 * PRICE))
+    return visits[0]
+
+
+async def test_events_that_are_ready_leave_together_and_in_order(tmp_path: Path) -> None:
+    """SSE-01, decision 8: in few writes, each covered whole by what was held before it."""
+    async with open_desk(tmp_path) as desk:
+        visits: list[Visit] = []
+        visit = await quick_visit(desk, Quick(visits), 50, visits)
+        await visit.answer()
+        assert [data for name, data in events(visit) if name == "message"] == [
+            str(number) for number in range(50)
+        ]
+        writes = [m for m in visit.sent if m.get("body", b"").startswith(b"data: ")]
+        assert len(writes) < 25
+        assert max(m["body"].count(b"data: ") for m in writes) <= 32
+        assert final_receipt(visit).spent == 50 * PRICE
+
+
+async def test_a_slow_producers_events_leave_one_by_one(tmp_path: Path) -> None:
+    """No event is kept back for the next: one that takes its time finds the last one gone."""
+    async with open_desk(tmp_path) as desk:
+        visits: list[Visit] = []
+        quick = Quick(visits, work_s=0.002)
+        visit = await quick_visit(desk, quick, 6, visits)
+        await visit.answer()
+        assert quick.seen == [0, 1, 2, 3, 4, 5, 6]
+
+
+async def test_events_leave_before_the_producer_is_waited_for(tmp_path: Path) -> None:
+    """What came together is not kept back while the producer waits for more."""
+    async with open_desk(tmp_path) as desk:
+        tokens = Tokens(*"abcdef")
+        visit = await started(desk, gate_of(desk, tokens), 8 * PRICE)
+        await visit.until(has(visit, "message", 6))
+        tokens.end()
+        await visit.answer()
+        assert final_receipt(visit).spent == 6 * PRICE
+
+
+async def test_a_stream_stopped_while_it_writes_does_not_wait_for_its_producer(
+    tmp_path: Path,
+) -> None:
+    """ACC-06, F-56: told to end in the middle of a write, it ends with that write."""
+    async with open_desk(tmp_path) as desk:
+        older, newer = Tokens(), Tokens("z")
+        gate = gate_of(desk, older, newer)
+        first = await started(desk, gate, 40 * PRICE)
+        await first.until(lambda: bool(first.sent))
+        first.gate.clear()
+        for token in "abc":
+            older.queue.put_nowait(token)
+        await asyncio.sleep(0.02)
+        second = await started(desk, gate, 80 * PRICE)
+        await second.until(has(second, "message"))
+        first.gate.set()
+        await first.answer()
+        assert older.closed.is_set()
+        units = final_receipt(first).units
+        assert units == [name for name, _ in events(first)].count("message")
+        newer.end()
+        await second.answer()
 
 
 async def test_text_cannot_forge_a_control_event(tmp_path: Path) -> None:

@@ -1,0 +1,162 @@
+"""An async iterable whose consumer hears of every wait before it begins."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from channel.http.producer import Producer
+
+
+class Consumer:
+    """Notes what happens in which order; `error` is raised by its `before_waiting`."""
+
+    def __init__(self, error: BaseException | None = None) -> None:
+        self.seen: list[str] = []
+        self.error = error
+
+    async def before_waiting(self) -> None:
+        self.seen.append("wait")
+        await asyncio.sleep(0)
+        if self.error is not None:
+            raise self.error
+
+    async def take_all(self, producer: Producer[str]) -> list[str]:
+        try:
+            while True:
+                self.seen.append(await producer.next())
+        except StopAsyncIteration:
+            return self.seen
+
+
+async def test_a_wait_is_announced_and_what_is_there_is_not_waited_for() -> None:
+    """Items that come at once are taken at once; before each wait the consumer may act."""
+
+    async def items() -> AsyncIterator[str]:
+        yield "a"
+        yield "b"
+        await asyncio.sleep(0)
+        yield "c"
+        await asyncio.get_running_loop().run_in_executor(None, str)
+        await asyncio.sleep(0)
+        yield "d"
+
+    consumer = Consumer()
+    seen = await consumer.take_all(Producer(items(), consumer.before_waiting))
+    assert seen == ["a", "b", "wait", "c", "wait", "d"]
+
+
+async def test_any_async_iterator_will_do() -> None:
+    """One with a coroutine for `__anext__`, and one that returns a future."""
+
+    class Coroutines:
+        def __init__(self) -> None:
+            self.left = ["a", "b"]
+
+        def __aiter__(self) -> AsyncIterator[str]:
+            return self
+
+        async def __anext__(self) -> str:
+            if not self.left:
+                raise StopAsyncIteration
+            await asyncio.sleep(0)
+            return self.left.pop(0)
+
+    class Futures(Coroutines):
+        def __anext__(self) -> "asyncio.Future[str]":  # type: ignore[override]
+            return asyncio.ensure_future(super().__anext__())
+
+    for source in (Coroutines(), Futures()):
+        consumer = Consumer()
+        seen = await consumer.take_all(Producer(source, consumer.before_waiting))
+        assert [item for item in seen if item != "wait"] == ["a", "b"]
+
+
+async def test_a_failure_is_the_producers_own() -> None:
+    """Raised at once or after a wait, it comes out as it was."""
+
+    async def items(waits: int) -> AsyncIterator[str]:
+        for _ in range(waits):
+            await asyncio.sleep(0)
+        raise LookupError("gone")
+        yield "never"
+
+    for waits in (0, 1):
+        consumer = Consumer()
+        with pytest.raises(LookupError, match="gone"):
+            await Producer(items(waits), consumer.before_waiting).next()
+
+
+async def test_a_consumer_that_fails_ends_the_producers_step() -> None:
+    """F-56: the producer hears of it where it stands, and can be closed."""
+    ended: list[BaseException] = []
+
+    async def items() -> AsyncIterator[str]:
+        try:
+            await asyncio.Event().wait()
+            yield "never"
+        except BaseException as error:
+            ended.append(error)
+            raise
+
+    consumer = Consumer(ConnectionError("left"))
+    producer = Producer(items(), consumer.before_waiting)
+    with pytest.raises(ConnectionError, match="left"):
+        await producer.next()
+    assert [str(error) for error in ended] == ["left"]
+    await producer.close()
+
+
+async def test_a_consumers_failure_is_not_lost_to_a_producer_that_goes_on() -> None:
+    """What could not be written is not written over by the next item."""
+
+    async def items() -> AsyncIterator[str]:
+        try:
+            await asyncio.Event().wait()
+        except ConnectionError:
+            yield "what else"
+
+    consumer = Consumer(ConnectionError("left"))
+    producer = Producer(items(), consumer.before_waiting)
+    with pytest.raises(ConnectionError, match="left"):
+        await producer.next()
+    await producer.close()
+
+
+async def test_a_cancellation_reaches_the_producer() -> None:
+    """F-56: during the announcement of its wait as well as during the wait."""
+    for turns in (1, 5):
+        ended = asyncio.Event()
+
+        async def items(ended: asyncio.Event = ended) -> AsyncIterator[str]:
+            try:
+                await asyncio.Event().wait()
+                yield "never"
+            finally:
+                ended.set()
+
+        consumer = Consumer()
+        producer = Producer(items(), consumer.before_waiting)
+        task = asyncio.create_task(producer.next())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert ended.is_set()
+        await producer.close()
+
+
+async def test_a_timeout_of_the_producers_own_is_its_own() -> None:
+    """A producer may bound its own waiting; that is no cancellation of the stream."""
+
+    async def items() -> AsyncIterator[str]:
+        try:
+            async with asyncio.timeout(0.01):
+                await asyncio.Event().wait()
+        except TimeoutError:
+            yield "late"
+
+    consumer = Consumer()
+    seen = await consumer.take_all(Producer(items(), consumer.before_waiting))
+    assert seen == ["wait", "late"]
