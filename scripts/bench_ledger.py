@@ -216,37 +216,59 @@ async def open_many(world: World, keys: Sequence[ChannelKey]) -> None:
 async def channel_rows(run: Run) -> AsyncIterator[Row]:
     """Measure the same vouchers among a thousand channels and among a million."""
     many = 100_000 if run.is_quick else 1_000_000
-    few_ledger = await SqliteLedger.open(run.folder / "few.db", exclusive=True)
-    many_ledger = await SqliteLedger.open(run.folder / "many.db", exclusive=True)
-    few_world, many_world = World(few_ledger), World(many_ledger)
+    few_file, many_file = run.folder / "few.db", run.folder / "many.db"
+    few_ledger = await SqliteLedger.open(few_file, exclusive=True)
+    # Two generations, of which either may hold them all.
+    held = await SqliteLedger.open(many_file, exclusive=True, channels_cached_max=2 * many)
     before = _resident_kib()
-    await _fill(few_world, 1_000)
-    await _fill(many_world, many)
+    await _fill(World(few_ledger), 1_000)
+    await _fill(World(held), many)
     grown = _resident_kib() - before
-    pairs = []
-    for sample in range(run.repeats):
-        few_keys, many_keys = random_keys(512, 1_000), random_keys(512, many)
-        # Each channel pays once, so that nothing is known that was not known in general.
-        few = await fly(few_world, _once(few_world, few_keys, sample))
-        much = await fly(many_world, _once(many_world, many_keys, sample))
-        pairs.append((much.us, few.us))
-    await few_world.engine.aclose()
-    await many_world.engine.aclose()
+    in_memory = await _compare(run, few_ledger, held, many, start=0)
+    await held.close()
+    on_disk_ledger = await SqliteLedger.open(many_file, exclusive=True, channels_cached_max=2)
+    on_disk = await _compare(run, few_ledger, on_disk_ledger, many, start=run.repeats)
+    await on_disk_ledger.close()
     await few_ledger.close()
-    await many_ledger.close()
-    yield Row(
-        name=f"a voucher among {many:,} channels / 1,000",
-        unit="us",
-        samples=[much for much, _ in pairs],
-        ratios=[much / few for much, few in pairs],
-        goal=1.2,
-    )
+    for name, pairs, goal in (
+        (f"a voucher among {many:,} channels / 1,000", in_memory, 1.2),
+        ("the same, none of them in memory", on_disk, None),
+    ):
+        yield Row(
+            name=name,
+            unit="us",
+            samples=[much for much, _ in pairs],
+            ratios=[much / few for much, few in pairs],
+            goal=goal,
+        )
     yield Row(
         name="memory per idle channel",
         unit="bytes",
         samples=[grown * 1024 / many],
-        besides=f"{grown / 1024:.0f} MiB for {many:,}, what was remembered of the busiest included",
+        besides=f"{grown / 1024:.0f} MiB for {many:,}, all of them in memory",
     )
+
+
+async def _compare(
+    run: Run, few: Ledger, much: Ledger, many: int, *, start: int
+) -> list[tuple[float, float]]:
+    """Time vouchers of 512 channels picked at random, each paying once, on either ledger.
+
+    What the chain says of them counts as just read: asking is not what is measured.
+    """
+    pairs = []
+    for sample in range(start, start + run.repeats):
+        taken = []
+        for ledger, channels in ((few, 1_000), (much, many)):
+            world = World(ledger)
+            keys = random_keys(512, channels)
+            for key in keys:
+                world.engine._facts.mark_read(key)  # noqa: SLF001
+            columns = _once(world, keys, sample)
+            taken.append((await fly(world, columns)).us)
+            await world.engine.aclose()
+        pairs.append((taken[1], taken[0]))
+    return pairs
 
 
 async def _fill(world: World, channels: int) -> None:

@@ -15,6 +15,7 @@ from msgspec import Meta
 from channel.limits import (
     AUTHORIZATION_MARGIN_S,
     CHALLENGE_LIFETIME_S,
+    CHANNELS_CACHED_MAX,
     GRACE_PERIOD_S_MIN,
     RESERVATION_LEASE_S,
     RESERVATION_STEP_UNITS,
@@ -417,6 +418,14 @@ class Ledger(_Section, frozen=True):
             "`postgresql://...` for several. Never in memory."
         ),
     ]
+    channels_cached: Annotated[
+        int,
+        Meta(
+            ge=2,
+            description="Channels kept in the gateway's memory beside the disk, those used last: "
+            "about 1 kB each. The voucher of one that is not costs a read.",
+        ),
+    ] = CHANNELS_CACHED_MAX
 
     def __post_init__(self) -> None:
         if ":memory:" in self.url or "mode=memory" in self.url or self.url == "sqlite://":

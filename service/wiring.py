@@ -90,7 +90,11 @@ async def build_parts(
         LedgerUnavailableError: The ledger cannot be opened.
     """
     async with AsyncExitStack() as open_:
-        ledger = await open_ledger(config.ledger.url, exclusive=True)
+        ledger = await open_ledger(
+            config.ledger.url,
+            exclusive=True,
+            channels_cached_max=config.ledger.channels_cached,
+        )
         open_.push_async_callback(ledger.close)
         child = None
         if config.settlement.start:

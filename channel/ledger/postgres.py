@@ -24,6 +24,7 @@ from channel.ledger.rows import key_values, row_fault
 from channel.ledger.watching import Watcher, Watchers
 from channel.limits import (
     CACHE_TRUSTED_S,
+    CHANNELS_CACHED_MAX,
     CHANNELS_PER_PAGE_MAX,
     COMMIT_TRIES_MAX,
     LEDGER_REMOTE_POLL_S,
@@ -56,10 +57,17 @@ class PostgresLedger:
     within `CACHE_TRUSTED_S` and has not been told of since.
     """
 
-    def __init__(self, dsn: str, notify_on: str, *, exclusive: bool) -> None:
+    def __init__(
+        self,
+        dsn: str,
+        notify_on: str,
+        *,
+        exclusive: bool,
+        channels_cached_max: int = CHANNELS_CACHED_MAX,
+    ) -> None:
         self._dsn = dsn
         self._trusted_s = CACHE_TRUSTED_S if exclusive else float("-inf")
-        self._books = PostgresBooks(notify_on)
+        self._books = PostgresBooks(notify_on, channels_cached_max)
         self._commits: GroupCommit[Job, Applied] = GroupCommit(self._commit)
         self._loads: GroupCommit[ChannelKey, ChannelState | None] = GroupCommit(self._load)
         self._watchers = Watchers()
@@ -71,7 +79,9 @@ class PostgresLedger:
         self._is_closed = False
 
     @classmethod
-    async def open(cls, dsn: str, *, exclusive: bool) -> "PostgresLedger":
+    async def open(
+        cls, dsn: str, *, exclusive: bool, channels_cached_max: int = CHANNELS_CACHED_MAX
+    ) -> "PostgresLedger":
         """Open the ledger. Any number of gateways may; leases tell whose owner has died.
 
         Raises:
@@ -83,7 +93,12 @@ class PostgresLedger:
         try:
             await pg.require_durable(connection)
             await pg.require_schema(connection)
-            ledger = cls(dsn, await pg.notification_channel(connection), exclusive=exclusive)
+            ledger = cls(
+                dsn,
+                await pg.notification_channel(connection),
+                exclusive=exclusive,
+                channels_cached_max=channels_cached_max,
+            )
         except pg.FAILURES as error:
             raise LedgerUnavailableError(f"PostgreSQL: {error}") from error
         finally:

@@ -60,7 +60,13 @@ class SqliteLedger:
         self._loop = asyncio.get_running_loop()
 
     @classmethod
-    async def open(cls, path: Path | str, *, exclusive: bool) -> "SqliteLedger":
+    async def open(
+        cls,
+        path: Path | str,
+        *,
+        exclusive: bool,
+        channels_cached_max: int = CHANNELS_CACHED_MAX,
+    ) -> "SqliteLedger":
         """Open the ledger; `exclusive` for the gateway, which ends what its predecessor held.
 
         Raises:
@@ -74,7 +80,7 @@ class SqliteLedger:
             lock = ProcessLock(path.with_name(path.name + ".lock"))
             await lock.acquire()
         try:
-            ledger = cls(await connect(path), lock)
+            ledger = cls(await connect(path), lock, channels_cached_max=channels_cached_max)
         except BaseException:
             if lock is not None:
                 lock.release()

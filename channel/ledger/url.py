@@ -7,16 +7,19 @@ from channel.errors import ConfigError
 from channel.ledger.interface import Ledger
 from channel.ledger.postgres import PostgresLedger
 from channel.ledger.sqlite import SqliteLedger
+from channel.limits import CHANNELS_CACHED_MAX
 
 __all__ = ["open_ledger", "sqlite_path"]
 
 
-async def open_ledger(url: str, *, exclusive: bool) -> Ledger:
+async def open_ledger(
+    url: str, *, exclusive: bool, channels_cached_max: int = CHANNELS_CACHED_MAX
+) -> Ledger:
     """Open the ledger a URL names.
 
     `sqlite:///relative/path`, `sqlite:////absolute/path` or `postgresql://...`. `exclusive` is
     for the gateway: on SQLite it takes the file for itself among gateways. On PostgreSQL any
-    number of gateways may open it.
+    number of gateways may open it. `channels_cached_max` states are kept in memory: 1 kB each.
 
     Raises:
         ConfigError: No such kind of ledger; or one in memory, which a restart would empty of
@@ -25,9 +28,13 @@ async def open_ledger(url: str, *, exclusive: bool) -> Ledger:
     """
     parts = urlsplit(url)
     if parts.scheme == "sqlite":
-        return await SqliteLedger.open(sqlite_path(url), exclusive=exclusive)
+        return await SqliteLedger.open(
+            sqlite_path(url), exclusive=exclusive, channels_cached_max=channels_cached_max
+        )
     if parts.scheme in {"postgresql", "postgres"}:
-        return await PostgresLedger.open(url, exclusive=exclusive)
+        return await PostgresLedger.open(
+            url, exclusive=exclusive, channels_cached_max=channels_cached_max
+        )
     raise ConfigError(f"a ledger's URL begins with sqlite:/// or postgresql://, not {parts.scheme}")
 
 
