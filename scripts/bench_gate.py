@@ -92,7 +92,14 @@ async def stream_rows(run: Run) -> AsyncIterator[Row]:
             samples = []
             for _ in range(run.repeats):
                 streams = [
-                    PaidStream(port, number, paid_before, tokens, challenge, how)
+                    PaidStream(
+                        port,
+                        number,
+                        start=paid_before,
+                        tokens=tokens,
+                        challenge=challenge,
+                        how=how,
+                    )
                     for number in range(clients)
                 ]
                 paid_before += tokens + 2 * 512

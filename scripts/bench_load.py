@@ -29,6 +29,8 @@ _LENGTH: Final = re.compile(rb"\r\ncontent-length: (\d+)\r\n", re.IGNORECASE)
 _CHALLENGE: Final = re.compile(rb"\r\nwww-authenticate: ([^\r]+)\r\n", re.IGNORECASE)
 _TOKEN: Final = b'data: {"choices"'
 UNITS_A_VOUCHER: Final = 512
+FLOODING: Final = 64
+"""Connections of a flood: each sends its next forgery when the last is answered."""
 
 
 @asynccontextmanager
@@ -111,7 +113,14 @@ class PaidStream:
     """One client of a metered stream: a reader, and a second connection for its vouchers."""
 
     def __init__(
-        self, port: int, number: int, start: int, tokens: int, challenge: Challenge, how: str = ""
+        self,
+        port: int,
+        number: int,
+        *,
+        start: int,
+        tokens: int,
+        challenge: Challenge,
+        how: str = "",
     ) -> None:
         key = key_of(number)
         amounts = range(
@@ -187,7 +196,7 @@ async def latencies_ms(port: int, requests: Sequence[bytes]) -> list[float]:
 
 @asynccontextmanager
 async def flood(port: int, challenge: Challenge, key: ChannelKey) -> AsyncIterator[None]:
-    """Send bad vouchers on one channel over eight connections, for as long as the context lasts."""
+    """Send bad vouchers on one channel over many connections, for as long as the context lasts."""
     good = parse_credential(header_of(challenge, key, PRICE))
     if not isinstance(good.payload, VoucherPayload):
         raise TypeError(good)
@@ -207,7 +216,7 @@ async def flood(port: int, challenge: Challenge, key: ChannelKey) -> AsyncIterat
         finally:
             writer.close()
 
-    senders = [asyncio.create_task(send()) for _ in range(8)]
+    senders = [asyncio.create_task(send()) for _ in range(FLOODING)]
     try:
         yield
     finally:

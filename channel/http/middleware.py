@@ -30,6 +30,7 @@ from channel.http.asgi import (
     send_problem,
     send_stored,
 )
+from channel.http.late import LateAnswers
 from channel.http.metering import METER, Meter
 from channel.http.pricing import Priced, Route, RouteTable
 from channel.http.request import (
@@ -85,6 +86,7 @@ class PaymentGate:
         self.engine = engine
         self.pause_s = pause_s
         self._table = RouteTable(routes, engine)
+        self.late = LateAnswers(engine.now)
         self._stop_worker = stop_worker
         self._is_broken = False
 
@@ -256,6 +258,7 @@ class _Exchange:
         """Answer with a problem, and with challenges where paying again, or rightly, helps."""
         if isinstance(error, OperatorError):
             _log.warning("%s: %s", type(error).__name__, error)
+        await self._gate.late.wait(error, self._scope)
         credential = self._credential
         channel_id = None if credential is None else credential.payload.channel_id
         challenges = []
