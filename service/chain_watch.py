@@ -12,6 +12,7 @@ from settlement.exposure import ExposureGate, ExposureLimits
 from settlement.heads import HeadSignal
 from settlement.precautions import PrecautionLimits, Precautions
 from settlement.schedule import SettlePolicy
+from settlement.tower.export import TowerExport
 from settlement.watcher import ChannelWatcher, WatchLimits
 
 __all__ = ["build_gate", "build_policy", "build_watcher", "rpc_urls"]
@@ -47,7 +48,7 @@ def build_policy(config: WatchConfig, *, unit_price: int = 1) -> SettlePolicy:
     )
 
 
-def build_watcher(
+def build_watcher(  # noqa: PLR0913 -- what a watcher is built of, by name
     config: WatchConfig,
     reader: EscrowReader,
     ledger: Ledger,
@@ -57,18 +58,21 @@ def build_watcher(
     gas_account: Address | None = None,
     gate: ExposureGate,
     unit_price: int = 1,
+    export: TowerExport | None = None,
 ) -> ChannelWatcher:
     """Return what watches the payee's channels, and settles and closes by `settler` if given.
 
-    `gas_account` is whose ether is looked after; the payee's if None.
+    `gas_account` is whose ether is looked after; the payee's if None. `export` hands settles
+    signed ahead to a tower.
     """
     settlement = config.settlement
     precautions = Precautions(
         reader,
-        Alarms(),
+        Alarms() if export is None else export.alarms,
         gate,
         gas_account=gas_account or payee,
         limits=PrecautionLimits(closes_reserved_min=config.exposure.closes_reserved_min),
+        export=export,
     )
     return ChannelWatcher(
         reader,

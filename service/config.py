@@ -14,9 +14,17 @@ from pathlib import Path
 from typing import Any, Final, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
+from msgspec.structs import replace
 
 from channel.errors import ConfigError
-from service.settings import Config, ProviderConfig, Secret, SettlerConfig, WatchConfig
+from service.settings import (
+    Config,
+    ProviderConfig,
+    Secret,
+    SettlerConfig,
+    TowerConfig,
+    WatchConfig,
+)
 
 __all__ = [
     "ENVIRONMENT_PREFIX",
@@ -26,9 +34,11 @@ __all__ = [
     "load_config",
     "load_provider_config",
     "load_settler_config",
+    "load_tower_config",
     "load_values",
     "load_watch_config",
     "settler_environment",
+    "without_keys",
 ]
 
 ENVIRONMENT_PREFIX: Final = "MPP_SESSION_"
@@ -46,6 +56,7 @@ _ORDER: Final = (
     "settlement",
     "exposure",
     "sponsoring",
+    "tower",
 )
 """Of the tables, for whoever reads about them."""
 _ENVIRONMENT_ONLY: Final = frozenset({"payee.key", "relayer.key"})
@@ -165,6 +176,18 @@ def load_settler_config(
     return _convert(_only(given, SettlerConfig), SettlerConfig)
 
 
+def load_tower_config(
+    path: Path | None = None,
+    *,
+    environment: Mapping[str, str] | None = None,
+    flags: Mapping[str, Any] | None = None,
+    defaults: Mapping[str, Any] | None = None,
+) -> TowerConfig:
+    """Read and check what a watchtower needs. Arguments and errors as `load_config`."""
+    given = load_values(path, environment=environment, flags=flags, defaults=defaults)
+    return _convert(_only(given, TowerConfig), TowerConfig)
+
+
 def bare_environment() -> dict[str, str]:
     """Return this process's environment without our settings: what a worker starts with."""
     return {k: v for k, v in os.environ.items() if not k.startswith(ENVIRONMENT_PREFIX)}
@@ -184,6 +207,19 @@ def settler_environment(config: SettlerConfig) -> dict[str, str]:
             if value is not None:
                 kept[setting.environment_name] = _environment_text(value)
     return kept
+
+
+def without_keys(config: Config) -> Config:
+    """Return the settings for what only serves: no key, and no settler to start (decision 14)."""
+    nothing = dict.fromkeys(
+        ("keystore_file", "password_file", "key", "signer_url", "signer_token"), None
+    )
+    return replace(
+        config,
+        payee=replace(config.payee, **nothing),
+        relayer=replace(config.relayer, **nothing),
+        settlement=replace(config.settlement, start=False),
+    )
 
 
 def _environment_text(value: Any) -> str:

@@ -41,8 +41,11 @@ __all__ = [
     "Settlement",
     "SettlerConfig",
     "Sponsoring",
+    "Tower",
+    "TowerConfig",
     "Upstream",
     "WatchConfig",
+    "names_key",
 ]
 
 DEVELOPMENT_CHAINS: Final = frozenset({1337, 31337})
@@ -83,12 +86,11 @@ class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """One table of the file."""
 
 
-def _require_one_key(section: "Payee | Relayer", *, is_needed: bool) -> None:
+def _require_one_key(section: "Payee | Relayer") -> None:
     if (section.keystore_file is None) != (section.password_file is None):
         raise ValueError("`keystore_file` and `password_file` go together")
     keys = (section.keystore_file, section.key, section.signer_url)
-    given = sum(key is not None for key in keys)
-    if given > 1 or (is_needed and given == 0):
+    if sum(key is not None for key in keys) > 1:
         raise ValueError(
             "give either `keystore_file` with `password_file`, or `signer_url`, or `key`"
         )
@@ -96,6 +98,11 @@ def _require_one_key(section: "Payee | Relayer", *, is_needed: bool) -> None:
         _require_http_url("signer_url", section.signer_url)
         if urlsplit(section.signer_url).scheme != "https" and not _is_loopback(section.signer_url):
             raise ValueError("`signer_url` must be https, or on this machine")
+
+
+def names_key(section: "Payee | Relayer") -> bool:
+    """Whether it says where a key is."""
+    return any((section.keystore_file, section.key, section.signer_url))
 
 
 def _is_loopback(url: str) -> bool:
@@ -374,7 +381,7 @@ class Payee(_Section, frozen=True):
     ] = None
 
     def __post_init__(self) -> None:
-        _require_one_key(self, is_needed=False)
+        _require_one_key(self)
 
 
 class Relayer(_Section, frozen=True):
@@ -405,7 +412,7 @@ class Relayer(_Section, frozen=True):
     ] = None
 
     def __post_init__(self) -> None:
-        _require_one_key(self, is_needed=self.address is not None)
+        _require_one_key(self)
 
 
 class Ledger(_Section, frozen=True):
@@ -615,6 +622,46 @@ class Sponsoring(_Section, frozen=True):
     ] = 15.0
 
 
+class Tower(_Section, frozen=True):
+    """Defence from another machine: settles signed ahead, and the watchtower that sends them."""
+
+    export_file: Annotated[
+        str | None,
+        Meta(
+            description="The settler appends settles that it has signed ahead to this file, for "
+            "`mpp-session settle --watchtower` elsewhere. Unset: none are signed."
+        ),
+    ] = None
+    uncovered_max: Annotated[
+        Positive,
+        Meta(
+            description="Most that may be delivered on a channel, in base units, without a settle "
+            "signed ahead for it; a newer one is signed beyond."
+        ),
+    ] = 100_000
+    uncovered_age_s: Annotated[
+        Positive,
+        Meta(description="How long less than that may go without, too."),
+    ] = 300
+    life_s: Annotated[
+        Positive,
+        Meta(
+            description="How long a settle signed ahead is good; renewed when half of it is gone. "
+            "At least eight grace periods: what is left of it must outlive an outage and the "
+            "grace period after it."
+        ),
+    ] = 30 * 24 * 3600
+    act_percent: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=90,
+            description="How much of a grace period the tower leaves to the payee's own settler "
+            "before it settles instead.",
+        ),
+    ] = 50
+
+
 class WatchConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What it takes to look at books and chain, and to know what is due: no key, no secret."""
 
@@ -624,21 +671,44 @@ class WatchConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     exposure: Exposure = Exposure()
 
 
+def _require_development(chain: Chain, **sections: Payee | Relayer) -> None:
+    """Refuse a bare key where it would guard real money."""
+    for name, section in sections.items():
+        if section.key is not None and chain.id not in DEVELOPMENT_CHAINS:
+            raise ValueError(
+                f"`{name}.key` is taken on development chains only, and this is chain "
+                f"{chain.id}; use a keystore"
+            )
+
+
 class SettlerConfig(WatchConfig, frozen=True, kw_only=True):
     """What the settler must know, wherever it runs."""
 
     payee: Payee
     relayer: Relayer = Relayer()
+    tower: Tower = Tower()
     price: Price | None = None
     """For settling by units."""
 
     def __post_init__(self) -> None:
-        for name, section in (("payee", self.payee), ("relayer", self.relayer)):
-            if section.key is not None and self.chain.id not in DEVELOPMENT_CHAINS:
-                raise ValueError(
-                    f"`{name}.key` is taken on development chains only, and this is chain "
-                    f"{self.chain.id}; use a keystore"
-                )
+        _require_development(self.chain, payee=self.payee, relayer=self.relayer)
+
+
+class TowerConfig(WatchConfig, frozen=True, kw_only=True):
+    """What a watchtower must know. Its ledger holds its own journal and nothing else."""
+
+    payee: Payee
+    relayer: Relayer = Relayer()
+    tower: Tower = Tower()
+
+    def __post_init__(self) -> None:
+        if self.relayer.address is None:
+            raise ValueError("`relayer.address` is missing: the account that pays the tower's gas")
+        if names_key(self.payee):
+            raise ValueError(
+                "`payee` names a key: a watchtower has none of the payee's, only `payee.address`"
+            )
+        _require_development(self.chain, relayer=self.relayer)
 
 
 class ProviderConfig(SettlerConfig, frozen=True, kw_only=True):
@@ -649,13 +719,18 @@ class ProviderConfig(SettlerConfig, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        keys = (self.payee.keystore_file, self.payee.key, self.payee.signer_url)
-        if self.settlement.start and not any(keys):
-            raise ValueError(
-                "`payee` names no key: give either `keystore_file` with `password_file`, or "
-                "`signer_url`, or say `settlement.start = false` and run `mpp-session settle` "
-                "where the key is"
-            )
+        if not self.settlement.start:
+            return
+        sections: dict[str, Payee | Relayer] = {"payee": self.payee}
+        if self.relayer.address is not None:
+            sections["relayer"] = self.relayer
+        for name, section in sections.items():
+            if not names_key(section):
+                raise ValueError(
+                    f"`{name}` names no key: give either `keystore_file` with `password_file`, or "
+                    "`signer_url`, or say `settlement.start = false` and run `mpp-session settle` "
+                    "where the key is"
+                )
 
 
 class Config(ProviderConfig, frozen=True, kw_only=True):

@@ -7,12 +7,10 @@ in the journal, in the same database. Killed at any moment, the next one goes on
 
 import asyncio
 import logging
-import os
-import secrets
-import socket
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -23,35 +21,33 @@ from channel.ledger.url import open_ledger
 from channel.types import Address, address
 from service.chain_watch import build_gate, build_watcher, rpc_urls
 from service.keys import load_signer
+from service.leased import Announce, first_of, while_leased
 from service.settings import SettlerConfig
 from settlement.deposit_sender import DepositSender
-from settlement.errors import LeaseLostError
 from settlement.escrow import EscrowReader
 from settlement.fees import FeePolicy, GasBudget
 from settlement.journal.interface import Look, SettlerJournal
 from settlement.journal.url import open_journal
-from settlement.lease import LeaseLimits, keep_lease, wait_for_lease
+from settlement.lease import LeaseLimits, keep_lease
 from settlement.orders.interface import DepositOrders
 from settlement.orders.url import open_orders
 from settlement.owed import OwedCloses
+from settlement.payout_calls import RelayedCalls
 from settlement.quarantine import Quarantine
 from settlement.rpc import Rpc, RpcLimits
 from settlement.settler import EscrowSettler, SettlerLimits
 from settlement.signer import RemoteSigner, Signer
+from settlement.tower.cover import CoverPolicy
+from settlement.tower.export import TowerExport
+from settlement.tower.store import TowerFile
 from settlement.tx_manager import TxLimits, TxManager
 from settlement.watcher import ChannelWatcher
 
-__all__ = ["SETTLING", "STANDING_BY", "Announce", "SettlerParts", "build_settler", "run_settler"]
+__all__ = ["SETTLING", "SettlerParts", "build_settler", "run_settler"]
 
 _log: Final = logging.getLogger(__name__)
 
 SETTLING: Final = "settling"
-STANDING_BY: Final = "standing by"
-
-Announce = Callable[[str, str], None]
-"""Told what the settler does now, and a detail for people."""
-
-_FINISH_S: Final = 5.0
 _NOTE_LOOK_S: Final = 5.0
 
 
@@ -68,8 +64,14 @@ class SettlerParts(msgspec.Struct, frozen=True):
     payee: Signer | None
     """Who signs for it, when that is another account."""
 
-    def build(self) -> tuple[TxManager, EscrowSettler, ChannelWatcher]:
-        """Return what lives as long as the lease: it remembers what is under way."""
+    async def build(
+        self,
+    ) -> tuple[TxManager, EscrowSettler, ChannelWatcher, TowerExport | None]:
+        """Return what lives as long as the lease: it remembers what is under way.
+
+        Raises:
+            ConfigError: The tower's file cannot be written, or what is for it lives too short.
+        """
         settlement = self.config.settlement
         sender = TxManager(
             self.reader.rpc,
@@ -84,7 +86,7 @@ class SettlerParts(msgspec.Struct, frozen=True):
         settler = EscrowSettler(
             self.reader,
             sender,
-            payee=self.payee,
+            calls=None if self.payee is None else RelayedCalls(self.reader, self.payee),
             budget=GasBudget(
                 floor_wei=settlement.gas_budget_wei,
                 token_price_wei=settlement.token_price_wei,
@@ -93,6 +95,7 @@ class SettlerParts(msgspec.Struct, frozen=True):
             quarantine=Quarantine(self.journal),
             limits=SettlerLimits(batch_max=settlement.batch_max),
         )
+        export = await self._build_export()
         watcher = build_watcher(
             self.config,
             self.reader,
@@ -102,8 +105,25 @@ class SettlerParts(msgspec.Struct, frozen=True):
             gas_account=sender.address,
             gate=build_gate(self.config),
             unit_price=1 if self.config.price is None else self.config.price.per_unit,
+            export=export,
         )
-        return sender, settler, watcher
+        return sender, settler, watcher, export
+
+    async def _build_export(self) -> TowerExport | None:
+        tower = self.config.tower
+        if tower.export_file is None:
+            return None
+        policy = CoverPolicy(
+            uncovered_max=tower.uncovered_max,
+            uncovered_age_s=tower.uncovered_age_s,
+            life_s=tower.life_s,
+        )
+        policy.require_outlives(await self.reader.read_grace_period_s())
+        try:
+            file = await TowerFile.open(Path(tower.export_file))
+        except OSError as error:
+            raise ConfigError(f"`tower.export_file` cannot be written: {error}") from None
+        return TowerExport(file, self.payee or self.sender, policy=policy)
 
 
 @asynccontextmanager
@@ -163,30 +183,19 @@ async def run_settler(
         InvariantError: A bug; the process must end.
     """
     limits = lease or LeaseLimits()
-    holder = f"{socket.gethostname()} process {os.getpid()} {secrets.token_hex(4)}"
     async with build_settler(config) as parts:
-        while not stopping.is_set():
-            waiting = wait_for_lease(
-                parts.journal,
-                holder,
-                limits=limits,
-                on_standby=lambda other: announce(STANDING_BY, f"{other} settles"),
-            )
-            if not await _unless(stopping, waiting):
-                return
-            try:
-                await _settle(parts, limits, announce, stopping)
-            except LeaseLostError as error:
-                _log.warning("standing by from now on: %s", error)
-            finally:
-                await _release(parts.journal)
+
+        async def work() -> None:
+            await _settle(parts, limits, announce, stopping)
+
+        await while_leased(parts.journal, work, limits=limits, announce=announce, stopping=stopping)
 
 
 async def _settle(
     parts: SettlerParts, limits: LeaseLimits, announce: Announce, stopping: asyncio.Event
 ) -> None:
     """Go on with what is journalled, then settle until something ends it."""
-    sender, settler, watcher = parts.build()
+    sender, settler, watcher, export = await parts.build()
     await settler.recover()
     owed = OwedCloses(
         parts.ledger,
@@ -197,25 +206,19 @@ async def _settle(
     )
     announce(SETTLING, f"for 0x{settler.payee.hex()} on chain {parts.reader.chain_id}")
     try:
-        await _first_of(
+        await first_of(
             keep_lease(parts.journal, limits=limits),
             sender.run(),
             watcher.run(),
             _note_looks(parts.journal, watcher),
             owed.run(),
             DepositSender(parts.orders, parts.reader, sender, parts.journal).run(),
+            *([] if export is None else [export.run()]),
             _fail_with(settler),
             stopping.wait(),
         )
     finally:
         await settler.aclose()
-
-
-async def _release(journal: SettlerJournal) -> None:
-    try:
-        await journal.release_lease()
-    except LedgerUnavailableError as error:
-        _log.warning("the lease was not given back, and runs out by itself: %s", error)
 
 
 async def _note_looks(journal: SettlerJournal, watcher: ChannelWatcher) -> None:
@@ -237,32 +240,6 @@ async def _fail_with(settler: EscrowSettler) -> None:
     while True:
         await asyncio.sleep(0.2)
         settler.require_sound()
-
-
-async def _first_of(*work: Coroutine[Any, Any, Any]) -> None:
-    """Run all of it until the first one ends; raise what ended it."""
-    tasks = [asyncio.create_task(one) for one in work]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks, timeout=_FINISH_S)
-    for task in done:
-        task.result()
-
-
-async def _unless(stopping: asyncio.Event, work: Coroutine[Any, Any, Any]) -> bool:
-    """Run something to its end; False when we are asked to stop first."""
-    task, stopped = asyncio.create_task(work), asyncio.create_task(stopping.wait())
-    await asyncio.wait([task, stopped], return_when=asyncio.FIRST_COMPLETED)
-    stopped.cancel()
-    if not task.done():
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        return False
-    task.result()
-    return True
 
 
 async def _load(settings: Any, open_: AsyncExitStack) -> Signer:

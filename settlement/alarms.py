@@ -40,6 +40,10 @@ class AlarmKind(enum.Enum):
     """Not enough ether to close what may have to be closed (F-65)."""
     EXPOSURE_FULL = "exposure-full"
     """As much is unsettled as is allowed in total."""
+    TOWER_UNFED = "tower-unfed"
+    """Settles signed ahead do not reach the tower, or it hears nothing from its provider."""
+    TOWER_ACTS = "tower-acts"
+    """Time runs out for a channel that its payee has not settled: the tower does it instead."""
     GRACE_SHORT = "grace-short"
     """The escrow's grace period is below what a channel may be accepted with (F-69)."""
 

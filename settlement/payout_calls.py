@@ -7,7 +7,7 @@ enough for the transaction that carries it, too short to be worth keeping (RELAY
 
 import secrets
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, Protocol
 
 from channel.types import Address, ChannelKey
 from channel.verify.typed_data import (
@@ -17,14 +17,74 @@ from channel.verify.typed_data import (
     settle_batch_authorization_digest,
 )
 from settlement import abi
+from settlement.escrow import EscrowReader
 from settlement.signer import Signer
 from settlement.tx_state import Purpose
 from settlement.types import BatchEntry
 
-__all__ = ["AUTHORIZATION_LIFE_S", "build_call", "build_relayed_call", "build_simulation"]
+__all__ = [
+    "AUTHORIZATION_LIFE_S",
+    "OwnCalls",
+    "PayoutCalls",
+    "RelayedCalls",
+    "build_call",
+    "build_relayed_call",
+    "build_simulation",
+]
 
 AUTHORIZATION_LIFE_S: Final = 3600
 _NONCE_BYTES: Final = 32
+
+
+class PayoutCalls(Protocol):
+    """How a settle or a close is put to the escrow."""
+
+    @property
+    def payee(self) -> Address:
+        """Whose channels they are of."""
+
+    async def build(self, purpose: Purpose, entries: Sequence[BatchEntry]) -> bytes:
+        """Return the call for one channel or many.
+
+        Raises:
+            SignerError: The payee's signer gave no usable signature.
+            ChainUnavailableError: No node says what time it is there.
+        """
+
+
+class OwnCalls:
+    """The payee sends them itself."""
+
+    def __init__(self, payee: Address) -> None:
+        self.payee = payee
+
+    async def build(self, purpose: Purpose, entries: Sequence[BatchEntry]) -> bytes:
+        """See `PayoutCalls.build`."""
+        return build_call(purpose, entries)
+
+
+class RelayedCalls:
+    """The payee signs, and another account sends them and pays the gas (RELAY-01)."""
+
+    def __init__(self, reader: EscrowReader, payee: Signer) -> None:
+        self._reader = reader
+        self._payee = payee
+
+    @property
+    def payee(self) -> Address:
+        """See `PayoutCalls.payee`."""
+        return self._payee.address
+
+    async def build(self, purpose: Purpose, entries: Sequence[BatchEntry]) -> bytes:
+        """See `PayoutCalls.build`."""
+        head = await self._reader.rpc.block()
+        return await build_relayed_call(
+            purpose,
+            entries,
+            domain=(self._reader.chain_id, self._reader.escrow),
+            payee=self._payee,
+            now=head.timestamp,
+        )
 
 
 def build_simulation(purpose: Purpose, entry: BatchEntry) -> bytes:

@@ -1,4 +1,4 @@
-"""What is looked after beside the channels: gas to defend them, wallets, nodes, what is at risk.
+"""What is looked after beside the channels: gas, wallets, nodes, a tower, what is at risk.
 
 Done with each sweep. Nothing here settles or closes; it rings alarms and tells the gate what to
 refuse. A node that does not answer costs this round of it, never the sweep.
@@ -18,6 +18,7 @@ from settlement.alarms import AlarmKind, Alarms
 from settlement.endpoints import nodes_behind, nodes_that_disagree
 from settlement.escrow import EscrowReader
 from settlement.exposure import ExposureGate, gas_reserve_wei
+from settlement.tower.export import TowerExport
 from settlement.types import BlockRef
 
 __all__ = ["PrecautionLimits", "Precautions", "Tally"]
@@ -61,13 +62,20 @@ class Precautions:
         *,
         gas_account: Address | None,
         limits: PrecautionLimits | None = None,
+        export: TowerExport | None = None,
     ) -> None:
         self._reader = reader
         self.alarms = alarms
         self.gate = gate
         self._gas_account = gas_account
         self._limits = limits or PrecautionLimits()
+        self._export = export
         self._asked = 0
+
+    def show(self, state: ChannelState, *, now: int) -> None:
+        """Take one channel as it was just read, for what is signed ahead of it."""
+        if self._export is not None:
+            self._export.show(state, now=now)
 
     async def check(self, head: BlockRef, tally: Tally) -> None:
         """Take everything up to date; what no node answers stays as it was."""

@@ -34,9 +34,8 @@ from settlement.escrow import EscrowReader
 from settlement.fees import GasBudget
 from settlement.jobs import Job, JobQueue, JobResult, SettleResult
 from settlement.outcomes import Outcomes
-from settlement.payout_calls import build_call, build_relayed_call, build_simulation
+from settlement.payout_calls import OwnCalls, PayoutCalls, build_simulation
 from settlement.quarantine import Quarantine
-from settlement.signer import Signer
 from settlement.tx_manager import TxManager
 from settlement.tx_state import JournalTx, Purpose
 from settlement.types import BatchEntry, Receipt
@@ -70,7 +69,7 @@ class EscrowSettler:
         reader: EscrowReader,
         sender: TxManager,
         *,
-        payee: Signer | None = None,
+        calls: PayoutCalls | None = None,
         budget: GasBudget | None = None,
         quarantine: Quarantine | None = None,
         limits: SettlerLimits | None = None,
@@ -80,14 +79,14 @@ class EscrowSettler:
         Args:
             reader: The escrow.
             sender: The account that sends and pays the gas.
-            payee: Who signs authorizations, when that is another account (RELAY-01).
+            calls: How it is put to the escrow; as the payee, by `sender`, if None.
             budget: What gas may cost; unbounded if None.
             quarantine: Where channels go that the chain refuses; nowhere if None.
             limits: How much at once.
         """
         self._reader = reader
         self._sender = sender
-        self._authorizer = payee
+        self._calls: PayoutCalls = calls or OwnCalls(sender.address)
         self._budget = budget
         self._outcomes = Outcomes(reader, quarantine)
         self._limits = limits or SettlerLimits()
@@ -100,7 +99,7 @@ class EscrowSettler:
     @property
     def payee(self) -> Address:
         """Whose channels are settled and closed."""
-        return self._sender.address if self._authorizer is None else self._authorizer.address
+        return self._calls.payee
 
     def require_payee(self, payee: Address) -> None:
         """Check that our key is the payee that challenges name (F-81, decision 15).
@@ -265,7 +264,7 @@ class EscrowSettler:
         try:
             tx_hash = await self._sender.broadcast(
                 self._reader.escrow,
-                await self._build(jobs[0].purpose, entries),
+                await self._calls.build(jobs[0].purpose, entries),
                 purpose=jobs[0].purpose,
                 budget_wei=None if budget is None else budget.cover(job.value for job in jobs),
                 deadline=min(deadlines, default=0),
@@ -276,18 +275,6 @@ class EscrowSettler:
         for job in jobs:
             job.tx_hash = tx_hash
         return tx_hash
-
-    async def _build(self, purpose: Purpose, entries: Sequence[BatchEntry]) -> bytes:
-        if self._authorizer is None:
-            return build_call(purpose, entries)
-        head = await self._reader.rpc.block()
-        return await build_relayed_call(
-            purpose,
-            entries,
-            domain=(self._reader.chain_id, self._reader.escrow),
-            payee=self._authorizer,
-            now=head.timestamp,
-        )
 
     async def _simulate(self, lot: Sequence[Job]) -> list[Job]:
         """Answer those that would be refused, by the state as it is now (F-79, F-80)."""

@@ -273,6 +273,8 @@ class ChannelWatcher:
             moment = self._moment()
             for state in states:
                 dues += self._docket.take_in_round(state, moment, found)
+                if self._precautions is not None:
+                    self._precautions.show(state, now=moment.now)
         await self._reopen(self._docket.end_round(found))
         if self._precautions is not None:
             await self._precautions.check(head, found.tally)
@@ -286,6 +288,9 @@ class ChannelWatcher:
         states = await self._observer.take(page, head, self._forked_at)
         moment = self._moment()
         dues = [due for state in states for due in self._docket.take(state, moment)]
+        if self._precautions is not None:
+            for state in states:
+                self._precautions.show(state, now=moment.now)
         changed = sum(a is not b for a, b in zip(page, states, strict=True))
         return Sweep(read=len(page), changed=changed), dues
 

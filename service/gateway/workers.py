@@ -17,10 +17,9 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any, Final
 
 import msgspec
-from msgspec.structs import replace
 
 from channel.errors import ConfigError
-from service.config import bare_environment
+from service.config import bare_environment, without_keys
 from service.errors import CommandError
 from service.gateway.sockets import bind, listening_url
 from service.settings import Config, Secret
@@ -72,7 +71,7 @@ async def run_workers(
         settler = None
         if config.settlement.start:
             settler = await open_.enter_async_context(start_settler(config))
-        told = _without_keys(config)
+        told = without_keys(config)
         workers = [
             await open_.enter_async_context(_Worker(told, number, listener).running())
             for number in range(config.listen.workers)
@@ -84,19 +83,6 @@ async def run_workers(
         announce(listening_url(listener))
         kept = [worker.keep() for worker in workers]
         await _watch(kept if settler is None else [*kept, settler.run()], stopping)
-
-
-def _without_keys(config: Config) -> Config:
-    """Return the settings for what only serves: the settler is ours (decision 14)."""
-    payee = replace(
-        config.payee,
-        keystore_file=None,
-        password_file=None,
-        key=None,
-        signer_url=None,
-        signer_token=None,
-    )
-    return replace(config, payee=payee, settlement=replace(config.settlement, start=False))
 
 
 async def _watch(keeping: Sequence[Coroutine[Any, Any, None]], stopping: asyncio.Event) -> None:

@@ -3,14 +3,16 @@
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from channel.errors import ConfigError
-from service.config import list_settings, load_config
-from service.settings import Config, Secret
+from service.config import list_settings, load_config, load_tower_config, without_keys
+from service.settings import Config, Secret, TowerConfig, names_key
 
 SECRET = "a-secret-of-thirty-two-bytes-or-more"  # noqa: S105 -- a test's
 KEY = "0x" + "11" * 32
+RELAYER = "0x" + "4d" * 20
 
 FILE: dict[str, dict[str, Any]] = {
     "upstream": {"url": "http://127.0.0.1:8080"},
@@ -162,6 +164,54 @@ def test_what_would_lose_money_later_does_not_start(
 def test_a_payee_needs_a_key(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="payee"):
         load(tmp_path, {"PATH": "/bin"})
+
+
+def test_a_relayer_needs_a_key_where_a_settler_is_started(tmp_path: Path) -> None:
+    """F-81: and none where it runs elsewhere, though its gas is looked after here too."""
+    with pytest.raises(ConfigError, match="`relayer` names no key"):
+        load(tmp_path, relayer__address=RELAYER)
+    config = load(tmp_path, relayer__address=RELAYER, settlement__start=False)
+    assert config.relayer.address == RELAYER
+
+
+def test_what_only_serves_is_told_of_no_key(tmp_path: Path) -> None:
+    """F-104, decision 14: neither the payee's nor the relayer's, nor where one is."""
+    environment = {**ENVIRONMENT, "MPP_SESSION_RELAYER_SIGNER_TOKEN": "a-token"}
+    config = load(
+        tmp_path,
+        environment,
+        relayer__address=RELAYER,
+        relayer__signer_url="https://signer.example",
+    )
+    told = without_keys(config)
+    for section in (told.payee, told.relayer):
+        assert not names_key(section)
+        assert section.password_file is None
+        assert section.signer_token is None
+    assert (told.payee.address, told.relayer.address) == (config.payee.address, RELAYER)
+    assert not told.settlement.start
+    text = msgspec.json.encode(told, enc_hook=lambda secret: secret.reveal()).decode()
+    assert KEY[2:] not in text
+    assert "signer.example" not in text
+    assert "a-token" not in text
+
+
+def tower(tmp_path: Path, environment: dict[str, str], **changes: Any) -> TowerConfig:
+    path = write(tmp_path / "tower.toml", FILE, **{"relayer__address": RELAYER, **changes})
+    return load_tower_config(path, environment=environment)
+
+
+def test_a_tower_has_a_key_of_its_own_and_none_of_the_payees(tmp_path: Path) -> None:
+    """Decision 14: it may read the gateway's file, but must not find the payee's key there."""
+    own = {"MPP_SESSION_RELAYER_KEY": KEY}
+    config = tower(tmp_path, own)
+    assert config.relayer.key == Secret(KEY)
+    with pytest.raises(ConfigError, match="a watchtower has none of the payee's"):
+        tower(tmp_path, {**own, **ENVIRONMENT})
+    with pytest.raises(ConfigError, match=r"relayer\.address"):
+        tower(tmp_path, own, relayer__address=None)
+    with pytest.raises(ConfigError, match="development chains only"):
+        tower(tmp_path, own, chain__id=1)
 
 
 def test_a_file_that_is_not_there_or_not_toml_is_one_line(tmp_path: Path) -> None:

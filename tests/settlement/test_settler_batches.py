@@ -18,6 +18,7 @@ from settlement.errors import (
 from settlement.escrow import EscrowReader
 from settlement.fees import GasBudget
 from settlement.journal.sqlite import SqliteJournal
+from settlement.payout_calls import RelayedCalls
 from settlement.quarantine import Quarantine
 from settlement.settler import EscrowSettler, SettlerLimits
 from settlement.tx_manager import TxManager
@@ -36,7 +37,8 @@ def settler(chain: Devnet, reader: EscrowReader) -> EscrowSettler:
 @pytest.fixture
 def relayed(chain: Devnet, reader: EscrowReader) -> EscrowSettler:
     """The payee only signs; a stranger pays the gas."""
-    return EscrowSettler(reader, chain.sender("stranger"), payee=chain.signer("payee"))
+    calls = RelayedCalls(reader, chain.signer("payee"))
+    return EscrowSettler(reader, chain.sender("stranger"), calls=calls)
 
 
 @pytest.fixture

@@ -1,0 +1,162 @@
+"""The watchtower as a process: the chain, a file of settles signed ahead, and an account for gas.
+
+It shares nothing with the gateway and its settler but what the file brings. Its own database holds
+the journal of what it sent, so that it goes on after a crash with the same bytes.
+"""
+
+import asyncio
+import logging
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Final
+
+from channel.errors import ConfigError
+from channel.types import Address, address
+from service.chain_watch import rpc_urls
+from service.keys import load_signer
+from service.leased import Announce, first_of, while_leased
+from service.settings import TowerConfig
+from settlement.escrow import EscrowReader
+from settlement.fees import FeePolicy, GasBudget
+from settlement.journal.interface import SettlerJournal
+from settlement.journal.url import open_journal
+from settlement.lease import LeaseLimits, keep_lease
+from settlement.quarantine import Quarantine
+from settlement.rpc import Rpc, RpcLimits
+from settlement.settler import EscrowSettler, SettlerLimits
+from settlement.signer import RemoteSigner, Signer
+from settlement.tower.store import TowerFileReader
+from settlement.tower.watchtower import PresignedCalls, TowerLimits, Watchtower
+from settlement.tx_manager import TxLimits, TxManager
+
+__all__ = ["WATCHING", "run_tower"]
+
+_log: Final = logging.getLogger(__name__)
+
+WATCHING: Final = "watching"
+
+
+async def run_tower(
+    config: TowerConfig,
+    path: Path,
+    *,
+    announce: Announce,
+    stopping: asyncio.Event,
+    lease: LeaseLimits | None = None,
+) -> None:
+    """Watch over the channels that `path` has settles for, until `stopping` is set.
+
+    Raises:
+        ConfigError: A check failed; nothing was done.
+        ChainUnavailableError: No node answers.
+        LedgerUnavailableError: The journal's database does not answer.
+        InvariantError: A bug; the process must end.
+    """
+    limits = lease or LeaseLimits()
+    async with AsyncExitStack() as open_:
+        account = await asyncio.to_thread(load_signer, config.relayer)
+        if isinstance(account, RemoteSigner):
+            open_.push_async_callback(account.close)
+        rpc = await open_.enter_async_context(
+            await Rpc.connect(
+                rpc_urls(config.chain),
+                chain_id=config.chain.id,
+                limits=RpcLimits(timeout_s=config.chain.rpc_timeout_s),
+            )
+        )
+        reader = EscrowReader(rpc, _address(config.chain.escrow))
+        await reader.require_deployment(token=_address(config.chain.token))
+        journal = await open_journal(
+            config.ledger.url, chain_id=config.chain.id, account=account.address
+        )
+        open_.push_async_callback(journal.close)
+
+        async def work() -> None:
+            await _watch(config, path, reader, journal, account, announce, stopping, limits)
+
+        await while_leased(journal, work, limits=limits, announce=announce, stopping=stopping)
+
+
+async def _watch(  # noqa: PLR0917 -- what one lease's work is made of
+    config: TowerConfig,
+    path: Path,
+    reader: EscrowReader,
+    journal: SettlerJournal,
+    account: Signer,
+    announce: Announce,
+    stopping: asyncio.Event,
+    lease: LeaseLimits,
+) -> None:
+    settlement = config.settlement
+    sender = TxManager(
+        reader.rpc,
+        account,
+        journal=journal,
+        fees=FeePolicy(max_fee_wei=settlement.max_fee_wei),
+        limits=TxLimits(
+            mined_within_s=settlement.close_timeout_s, confirmations=config.chain.confirmations
+        ),
+    )
+    calls = PresignedCalls(_address(config.payee.address))
+    settler = EscrowSettler(
+        reader,
+        sender,
+        calls=calls,
+        budget=GasBudget(
+            floor_wei=settlement.gas_budget_wei,
+            token_price_wei=settlement.token_price_wei,
+            token_decimals=settlement.token_decimals,
+        ),
+        quarantine=Quarantine(journal),
+        limits=SettlerLimits(batch_max=1),
+    )
+    await settler.recover()
+    tower = Watchtower(
+        reader,
+        settler,
+        calls,
+        gas_account=account.address,
+        limits=TowerLimits(
+            interval_s=settlement.sweep_interval_s,
+            act_percent=config.tower.act_percent,
+            settles_reserved_min=config.exposure.closes_reserved_min,
+        ),
+    )
+    announce(WATCHING, f"over 0x{calls.payee.hex()} on chain {reader.chain_id} by {path}")
+    try:
+        await first_of(
+            keep_lease(journal, limits=lease),
+            sender.run(),
+            _turns(tower, TowerFileReader(path), settlement.sweep_interval_s),
+            _soundness(settler),
+            stopping.wait(),
+        )
+    finally:
+        await tower.aclose()
+        await settler.aclose()
+
+
+async def _turns(tower: Watchtower, reader: TowerFileReader, interval_s: float) -> None:
+    """Take what came and look, for ever. A file that cannot be read rings when it goes on."""
+    while True:
+        try:
+            while lines := await reader.read_new():
+                tower.take(lines)
+        except OSError as error:
+            _log.warning("the provider's file was not read; tried again: %s", error)
+        await tower.turn()
+        await asyncio.sleep(interval_s)
+
+
+async def _soundness(settler: EscrowSettler) -> None:
+    """Raise what only a bug, or a lost lease, raises."""
+    while True:
+        await asyncio.sleep(0.2)
+        settler.require_sound()
+
+
+def _address(text: str) -> Address:
+    try:
+        return address(bytes.fromhex(text.removeprefix("0x")))
+    except ValueError as error:
+        raise ConfigError(f"{text} is no address") from error

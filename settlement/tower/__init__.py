@@ -1,0 +1,1 @@
+"""Defence from another machine, with settles that the payee has signed ahead and no key of its."""

@@ -1,0 +1,134 @@
+"""Hands settles signed ahead to a tower, as vouchers grow: the provider's end.
+
+It runs beside the watcher, in the process that has the payee's key. What it was shown is judged at
+once, by values; signing and writing happen in a task of their own, so that a slow signing service
+or disk holds up no defence. What could not be signed or written is tried again, with an alarm.
+"""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Final
+
+from channel.state.channel_state import ChannelState
+from channel.types import ChannelKey
+from settlement.alarms import AlarmKind, Alarms
+from settlement.errors import SignerError
+from settlement.signer import Signer
+from settlement.tower.cover import (
+    Covered,
+    CoverPolicy,
+    covering_voucher,
+    is_newer_due,
+    uncovered,
+)
+from settlement.tower.presigned import presign
+from settlement.tower.store import TowerFile
+
+__all__ = ["TowerExport"]
+
+_log: Final = logging.getLogger(__name__)
+
+_RETRY_S: Final = 5.0
+_BEAT_S: Final = 60.0
+_AT_ONCE: Final = 100
+
+
+class TowerExport:
+    """Keeps one file as new as the policy asks for the channels it is shown."""
+
+    def __init__(
+        self,
+        file: TowerFile,
+        payee: Signer,
+        *,
+        alarms: Alarms | None = None,
+        policy: CoverPolicy | None = None,
+        beat_s: float = _BEAT_S,
+        retry_s: float = _RETRY_S,
+    ) -> None:
+        self._file = file
+        self._payee = payee
+        self.alarms = alarms or Alarms()
+        self._policy = policy or CoverPolicy()
+        self._beat_s = beat_s
+        self._retry_s = retry_s
+        self._since: dict[ChannelKey, int] = {}
+        self._due: dict[ChannelKey, tuple[ChannelState, int]] = {}
+        self._wake = asyncio.Event()
+        # A line that is not ours was put there by somebody: it covers nothing.
+        for key, settle in list(file.newest.items()):
+            if settle.payee != payee.address or not settle.is_signed_by_key():
+                file.forget(key)
+
+    def show(self, state: ChannelState, *, now: int) -> None:
+        """Take one channel as it is; `now` is the chain's time in Unix seconds."""
+        key = state.key
+        if state.is_finalized:
+            self._file.forget(key)
+            self._since.pop(key, None)
+            return
+        last = self._last(key)
+        if not uncovered(state, last):
+            self._since.pop(key, None)
+            since = now
+        else:
+            since = self._since.setdefault(key, now)
+        voucher = covering_voucher(state, self._policy)
+        if voucher is not None and is_newer_due(
+            state, voucher, last, self._policy, now=now, uncovered_since=since
+        ):
+            self._due[key] = (state, now)
+            self._wake.set()
+
+    async def run(self) -> None:
+        """Sign and write what is due, for ever; and a sign of life now and then."""
+        clock = asyncio.get_running_loop().time
+        beat_at = float("-inf")
+        while True:
+            try:
+                if clock() - beat_at >= self._beat_s:
+                    await self._file.beat()
+                    beat_at = clock()
+                await self._write_due()
+            except (OSError, SignerError) as error:
+                self.alarms.ring(AlarmKind.TOWER_UNFED, f"nothing reaches the tower: {error}")
+                await asyncio.sleep(self._retry_s)
+                continue
+            self.alarms.end(AlarmKind.TOWER_UNFED)
+            self._wake.clear()
+            if self._due:
+                continue
+            try:
+                async with asyncio.timeout(max(0.0, beat_at + self._beat_s - clock())):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+
+    async def _write_due(self) -> None:
+        while self._due:
+            keys = list(self._due)[:_AT_ONCE]
+            lot = [self._due[key] for key in keys]
+            await self._write(lot)
+            for key, taken in zip(keys, lot, strict=True):
+                self._since.pop(key, None)
+                if self._due.get(key) is taken:
+                    del self._due[key]
+
+    async def _write(self, lot: Sequence[tuple[ChannelState, int]]) -> None:
+        settles = []
+        for state, now in lot:
+            voucher = covering_voucher(state, self._policy)
+            if voucher is not None:
+                deadline = now + self._policy.life_s
+                settles.append(
+                    await presign(state.key, voucher, payee=self._payee, deadline=deadline)
+                )
+        await self._file.append(settles)
+        _log.info("settles signed ahead for the tower: %d", len(settles))
+
+    def _last(self, key: ChannelKey) -> Covered:
+        newest = self._file.newest.get(key)
+        if newest is None:
+            return Covered()
+        return Covered(newest.cumulative_amount, newest.deadline)

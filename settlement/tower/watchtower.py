@@ -1,0 +1,349 @@
+"""Settles for a payee who is not there, from another machine, with no key of the payee's.
+
+The tower has settles that the payee signed ahead and an account that pays gas. It looks at the
+channels they are for; once a payer has asked for the rest, so much of the grace period is gone,
+and what was signed is still not settled, the payee's own settler is absent, and the tower sends
+what it has. It cannot close: the payer is left its withdrawal. Where the money goes, and how much,
+is in what the payee and the payer signed.
+
+Nothing that comes in is trusted: a line counts when the payee's own key signed it for this escrow,
+and the escrow itself, asked by simulation, would take it.
+"""
+
+import asyncio
+import logging
+from collections.abc import Iterable, Sequence
+from typing import Final, Protocol
+
+import msgspec
+
+from channel.errors import ChainUnavailableError, InvariantError, MppSessionError, OperatorError
+from channel.types import Address, ChannelFact, ChannelId, ChannelKey
+from settlement.alarms import AlarmKind, Alarms
+from settlement.chain_clock import ChainClock
+from settlement.errors import ContractRevertedError, LeaseLostError
+from settlement.escrow import EscrowReader
+from settlement.exposure import gas_reserve_wei
+from settlement.tower.presigned import PresignedError, PresignedSettle, parse_line
+from settlement.tower.store import BEAT
+from settlement.tx_state import Purpose
+from settlement.types import BatchEntry, BlockRef, RevertReason
+
+__all__ = ["PresignedCalls", "TowerLimits", "TowerSettler", "Watchtower"]
+
+_log: Final = logging.getLogger(__name__)
+
+_PERCENT: Final = 100
+_CHECKS_AT_ONCE: Final = 100
+
+
+class TowerLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """When the tower acts, and what it needs."""
+
+    interval_s: float = 15.0
+    """Between two looks at every channel."""
+    act_percent: int = 50
+    """Of the grace period, by the chain's time; before that it is the payee's settler's turn."""
+    unheard_s_max: float = 1800.0
+    """How long nothing may come from the provider before somebody is told."""
+    away_s_max: float = 60.0
+    forget_after_blocks: int = 64
+    """How deep the end of a channel must be, or a settle by somebody else, to be relied on."""
+    settles_reserved_min: int = 20
+    gas_per_settle: int = 120_000
+
+
+class TowerSettler(Protocol):
+    """Gets settles mined."""
+
+    async def settle_channel(
+        self,
+        key: ChannelKey,
+        cumulative_amount: int,
+        signature: bytes,
+        *,
+        value: int = 0,
+        deadline: int = 0,
+    ) -> object:
+        """See `settlement.settler.EscrowSettler.settle_channel`."""
+
+
+class PresignedCalls:
+    """The only calls a tower can make: settles that were signed ahead, one at a time."""
+
+    def __init__(self, payee: Address) -> None:
+        self.payee = payee
+        self._held: dict[tuple[ChannelId, int], PresignedSettle] = {}
+
+    def hold(self, settle: PresignedSettle) -> None:
+        """Be able to send this one."""
+        self._held[settle.key.channel_id, settle.cumulative_amount] = settle
+
+    def drop(self, settle: PresignedSettle) -> None:
+        """Forget this one."""
+        self._held.pop((settle.key.channel_id, settle.cumulative_amount), None)
+
+    async def build(self, purpose: Purpose, entries: Sequence[BatchEntry]) -> bytes:
+        """Return the call for one entry.
+
+        Raises:
+            InvariantError: A close, a batch, or what was not signed ahead: a bug.
+        """
+        if purpose is not Purpose.SETTLE or len(entries) != 1:
+            raise InvariantError("a tower can only settle, one channel at a time")
+        settle = self._held.get((entries[0].channel_id, entries[0].cumulative_amount))
+        if settle is None:
+            raise InvariantError("a tower can only settle what was signed ahead")
+        return settle.calldata()
+
+
+class Watchtower:
+    """Watches the channels of one payee in one escrow."""
+
+    def __init__(
+        self,
+        reader: EscrowReader,
+        settler: TowerSettler,
+        calls: PresignedCalls,
+        *,
+        gas_account: Address,
+        alarms: Alarms | None = None,
+        limits: TowerLimits | None = None,
+    ) -> None:
+        """Watch; `settler` must send by `calls`, one channel in a transaction."""
+        self._reader = reader
+        self._settler = settler
+        self._calls = calls
+        self._gas_account = gas_account
+        self.alarms = alarms or Alarms()
+        self.clock = ChainClock()
+        self._limits = limits or TowerLimits()
+        self._held: dict[ChannelKey, PresignedSettle] = {}
+        self._unchecked: dict[ChannelKey, PresignedSettle] = {}
+        self._running: dict[ChannelKey, asyncio.Task[None]] = {}
+        self._over: dict[ChannelKey, int] = {}
+        self._head: BlockRef | None = None
+        self._grace_period_s: int | None = None
+        self._heard_at = self._now()
+        self._answered_at = self._now()
+        self._bug: BaseException | None = None
+
+    @property
+    def held(self) -> dict[ChannelKey, PresignedSettle]:
+        """What could be settled, by channel."""
+        return self._held
+
+    def take(self, lines: Iterable[bytes]) -> int:
+        """Take lines as they came from the provider; return how many were refused.
+
+        One that is older or worth less than what is held changes nothing, however often it comes.
+        """
+        refused = 0
+        for line in lines:
+            if line == BEAT.rstrip():
+                self._heard_at = self._now()
+                continue
+            try:
+                settle = parse_line(line)
+                self._require_ours(settle)
+            except PresignedError as error:
+                refused += 1
+                _log.warning("a line was refused: %s", error)
+                continue
+            self._heard_at = self._now()
+            known = self._unchecked.get(settle.key) or self._held.get(settle.key)
+            if known is None or settle.supersedes(known):
+                self._unchecked[settle.key] = settle
+        return refused
+
+    async def look(self) -> None:
+        """Check what came, look at every channel once, and begin what is due.
+
+        Raises:
+            ChainUnavailableError: No node says how things stand.
+            InvariantError: A bug; the process must stop.
+        """
+        if self._bug is not None:
+            raise self._bug
+        head = await self._reader.rpc.block()
+        if self._head is not None and head.number < self._head.number:
+            self._reader.rpc.distrust()
+            raise ChainUnavailableError("The node is behind what was seen before.")
+        if self._head is None or head.hash != self._head.hash:
+            self.clock.saw(head)
+        self._head = head
+        self._grace_period_s = await self._reader.read_grace_period_s()
+        await self._check()
+        keys = list(self._held)
+        facts = await self._reader.read_channels_at([key.channel_id for key in keys], head)
+        for key, fact in zip(keys, facts, strict=True):
+            self._judge(key, fact)
+        await self._look_at_gas(head)
+
+    async def turn(self) -> None:
+        """Look; a node that is away is told of, and asked again."""
+        try:
+            await self.look()
+        except OperatorError as error:
+            _log.warning("the chain was not looked at; tried again: %s", error)
+            away_s = self._now() - self._answered_at
+            if away_s >= self._limits.away_s_max:
+                self.alarms.ring(AlarmKind.CHAIN_AWAY, f"not seen for {away_s:.0f} s: {error}")
+        else:
+            self._answered_at = self._now()
+            self.alarms.end(AlarmKind.CHAIN_AWAY)
+        unheard_s = self._now() - self._heard_at
+        if unheard_s >= self._limits.unheard_s_max:
+            text = f"nothing has come from the provider for {unheard_s:.0f} s"
+            self.alarms.ring(AlarmKind.TOWER_UNFED, text)
+        else:
+            self.alarms.end(AlarmKind.TOWER_UNFED)
+
+    async def drain(self) -> None:
+        """Wait for what is under way."""
+        await asyncio.gather(*self._running.values(), return_exceptions=True)
+
+    async def aclose(self) -> None:
+        """Stop. What was sent is in the journal, and is gone on with from there."""
+        running = list(self._running.values())
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+    # What comes in.
+
+    def _require_ours(self, settle: PresignedSettle) -> None:
+        """Refuse what is not the payee's for this escrow, before anybody is asked about it."""
+        if (settle.key.chain_id, settle.key.escrow) != (self._reader.chain_id, self._reader.escrow):
+            raise PresignedError("it is for another chain or escrow")
+        if settle.payee != self._calls.payee:
+            raise PresignedError("it is another payee's")
+        if not settle.is_signed_by_key():
+            raise PresignedError("the payee did not sign it, or not as a settle")
+        if self._grace_period_s is not None and settle.deadline <= self.clock.now():
+            raise PresignedError("it has expired")
+
+    async def _check(self) -> None:
+        """Ask the escrow itself about what came; what it would not take is left out."""
+        unchecked = list(self._unchecked.values())
+        for start in range(0, len(unchecked), _CHECKS_AT_ONCE):
+            settles = unchecked[start : start + _CHECKS_AT_ONCE]
+            refusals = await self._reader.rpc.try_calls(
+                self._reader.escrow,
+                [settle.calldata() for settle in settles],
+                sender=self._gas_account,
+            )
+            for settle, refusal in zip(settles, refusals, strict=True):
+                self._keep(settle, refusal)
+
+    def _keep(self, settle: PresignedSettle, refusal: ContractRevertedError | None) -> None:
+        """Hold what the escrow takes; what it refuses for now never displaces what it takes."""
+        is_worthless = refusal is not None and refusal.reason in _WORTHLESS
+        if refusal is None or is_worthless:
+            self._unchecked.pop(settle.key, None)
+        if is_worthless:
+            _log.warning("%r was refused: %s", settle, refusal)
+        elif refusal is None or settle.key not in self._held:
+            self._hold(settle)
+
+    def _hold(self, settle: PresignedSettle) -> None:
+        before = self._held.get(settle.key)
+        self._held[settle.key] = settle
+        self._calls.hold(settle)
+        is_other = before is not None and before.cumulative_amount != settle.cumulative_amount
+        if before is not None and is_other and settle.key not in self._running:
+            self._calls.drop(before)
+
+    # What is due.
+
+    def _judge(self, key: ChannelKey, fact: ChannelFact | None) -> None:
+        settle = self._held[key]
+        name = f"0x{key.channel_id.hex()}"
+        is_over = fact is not None and (
+            fact.is_finalized or fact.settled >= settle.cumulative_amount
+        )
+        self._forget_if_over(settle, is_over=is_over or settle.deadline < self.clock.now())
+        if fact is None or is_over or not fact.close_requested_at:
+            self.alarms.end(AlarmKind.TOWER_ACTS, subject=name)
+            return
+        grace_period_s = self._grace_period_s or 0
+        gone_s = self.clock.now() - fact.close_requested_at
+        if _PERCENT * gone_s < self._limits.act_percent * grace_period_s:
+            return
+        at_risk = settle.cumulative_amount - fact.settled
+        self.alarms.ring(
+            AlarmKind.TOWER_ACTS,
+            f"{gone_s} of {grace_period_s} s of grace are gone, {at_risk} of channel {name} is "
+            "not settled: the payee's settler is absent",
+            subject=name,
+        )
+        if key not in self._running:
+            deadline = fact.close_requested_at + grace_period_s
+            task = asyncio.create_task(self._settle(settle, at_risk, deadline))
+            self._running[key] = task
+            task.add_done_callback(lambda done: self._ended(settle, done))
+
+    def _forget_if_over(self, settle: PresignedSettle, *, is_over: bool) -> None:
+        """Forget what is of no use any more, once no reorg will make it so again."""
+        key, number = settle.key, 0 if self._head is None else self._head.number
+        if not is_over:
+            self._over.pop(key, None)
+        elif key not in self._running and (
+            number - self._over.setdefault(key, number) >= self._limits.forget_after_blocks
+        ):
+            del self._held[key], self._over[key]
+            self._calls.drop(settle)
+
+    async def _settle(self, settle: PresignedSettle, at_risk: int, deadline: int) -> None:
+        try:
+            await self._settler.settle_channel(
+                settle.key,
+                settle.cumulative_amount,
+                settle.voucher_signature,
+                value=at_risk,
+                deadline=deadline,
+            )
+        except (LeaseLostError, InvariantError):
+            raise
+        except MppSessionError as error:
+            _log.warning("%r is not settled yet: %s", settle, error)
+        else:
+            _log.warning("settled for the payee: %r", settle)
+
+    def _ended(self, settle: PresignedSettle, done: asyncio.Task[None]) -> None:
+        del self._running[settle.key]
+        held = self._held.get(settle.key)
+        if held is None or held.cumulative_amount != settle.cumulative_amount:
+            self._calls.drop(settle)  # a newer one came meanwhile
+        if not done.cancelled() and (error := done.exception()) is not None:
+            self._bug = self._bug or error
+
+    async def _look_at_gas(self, head: BlockRef) -> None:
+        balance = await self._reader.rpc.balance_wei(self._gas_account)
+        reserve = gas_reserve_wei(
+            max(len(self._held), self._limits.settles_reserved_min),
+            gas_per_close=self._limits.gas_per_settle,
+            base_fee_wei=head.base_fee_wei or 0,
+        )
+        name = f"0x{self._gas_account.hex()}"
+        if balance < reserve:
+            text = f"{balance} wei at hand, {reserve} needed to settle what is held"
+            self.alarms.ring(AlarmKind.GAS_LOW, text, subject=name)
+        else:
+            self.alarms.end(AlarmKind.GAS_LOW, subject=name)
+
+    @staticmethod
+    def _now() -> float:
+        return asyncio.get_running_loop().time()
+
+
+_WORTHLESS: Final = frozenset(
+    {
+        RevertReason.AMOUNT_NOT_INCREASING,
+        RevertReason.AUTHORIZATION_EXPIRED,
+        RevertReason.CHANNEL_FINALIZED,
+        RevertReason.CHANNEL_NOT_FOUND,
+        RevertReason.NONCE_ALREADY_USED,
+    }
+)
+"""No waiting makes the escrow take these. A wallet may change its mind, a token may be paused."""

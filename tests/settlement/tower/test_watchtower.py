@@ -1,0 +1,420 @@
+"""A watchtower on a real chain: what it does for a payee who is not there, and all it cannot do."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from channel.errors import ChainUnavailableError, InvariantError
+from channel.state.channel_state import LadderVoucher
+from channel.types import Address, ChannelId
+from channel.verify.typed_data import close_authorization_digest
+from settlement import abi
+from settlement.alarms import AlarmKind
+from settlement.devnet import Devnet
+from settlement.errors import ContractRevertedError
+from settlement.escrow import EscrowReader
+from settlement.journal.sqlite import SqliteJournal
+from settlement.payer import PayerAccount
+from settlement.quarantine import Quarantine
+from settlement.rpc import Rpc, RpcLimits
+from settlement.settler import EscrowSettler, SettlerLimits
+from settlement.tower.presigned import PresignedSettle, presign
+from settlement.tower.watchtower import PresignedCalls, TowerLimits, Watchtower
+from settlement.tx_manager import TxLimits, TxManager
+from settlement.tx_state import Purpose
+from settlement.types import BatchEntry, RevertReason
+from tests.settlement.books import request_close
+from tests.settlement.channels import DEPOSIT, Channels, set_paused
+from tests.settlement.flaky_node import flaky_node
+
+GRACE_S = 900
+MONTH_S = 30 * 24 * 3600
+TX = TxLimits(mined_within_s=5.0, poll_max_s=0.05, resend_after_s=0.3)
+
+
+class Tower:
+    """A watchtower whose gas a stranger pays, and the payee that signs ahead for it."""
+
+    def __init__(
+        self, chain: Devnet, reader: EscrowReader, channels: Channels, journal: SqliteJournal
+    ) -> None:
+        self.chain, self.channels = chain, channels
+        self.payee = chain.signer("payee")
+        self.now = 0.0
+        calls = PresignedCalls(self.payee.address)
+        sender = TxManager(reader.rpc, chain.signer("stranger"), journal=journal, limits=TX)
+        self.settler = EscrowSettler(
+            reader,
+            sender,
+            calls=calls,
+            quarantine=Quarantine(journal, now=lambda: self.now),
+            limits=SettlerLimits(batch_max=1),
+        )
+        self.tower = Watchtower(
+            reader,
+            self.settler,
+            calls,
+            gas_account=sender.address,
+            limits=TowerLimits(forget_after_blocks=2, unheard_s_max=0.05, away_s_max=0.05),
+        )
+
+    async def sign(
+        self, channel_id: ChannelId, amount: int, *, life_s: int = MONTH_S
+    ) -> PresignedSettle:
+        voucher = LadderVoucher(amount, self.channels.sign(channel_id, amount))
+        deadline = (await self.chain.rpc.block()).timestamp + life_s
+        key = self.channels.key(channel_id)
+        return await presign(key, voucher, payee=self.payee, deadline=deadline)
+
+    async def give(self, *settles: PresignedSettle) -> int:
+        refused = self.tower.take([settle.format_line().rstrip() for settle in settles])
+        await self.tower.look()
+        return refused
+
+    async def look(self) -> None:
+        """Look, and let what was begun come to its end."""
+        await self.tower.look()
+        await self.tower.drain()
+
+    async def settled(self, channel_id: ChannelId) -> int:
+        reader = EscrowReader(self.chain.rpc, self.chain.values.escrow)
+        fact = await reader.read_channel(channel_id)
+        assert fact is not None
+        return fact.settled
+
+    def held(self, channel_id: ChannelId) -> int | None:
+        settle = self.tower.held.get(self.channels.key(channel_id))
+        return None if settle is None else settle.cumulative_amount
+
+    def rings(self, kind: AlarmKind) -> bool:
+        return any(alarm.kind is kind for alarm in self.tower.alarms.ringing)
+
+
+@pytest.fixture
+async def tower(
+    chain: Devnet, reader: EscrowReader, channels: Channels, tmp_path: Path
+) -> AsyncIterator[Tower]:
+    journal = await SqliteJournal.open(
+        tmp_path / "tower.db",
+        chain_id=chain.rpc.chain_id,
+        account=chain.account("stranger").address,
+    )
+    await journal.take_lease("test", ttl_s=3600)
+    built = Tower(chain, reader, channels, journal)
+    try:
+        yield built
+    finally:
+        await built.tower.aclose()
+        await built.settler.aclose()
+        await journal.close()
+
+
+# -- what it does
+
+
+async def test_it_settles_for_a_payee_who_is_not_there(
+    tower: Tower, chain: Devnet, channels: Channels, account: PayerAccount
+) -> None:
+    """F-64, SETTLE-01: within the grace, at its own gas; the rest stays the payer's."""
+    payee = chain.account("payee").address
+    before, gas = await chain.token_balance(payee), await chain.rpc.balance_wei(payee)
+    channel_id = await channels.open()
+    await tower.give(await tower.sign(channel_id, 700))
+    await request_close(chain, account, channel_id)
+    await chain.advance(GRACE_S // 2 - 5)
+    await tower.look()
+    assert await tower.settled(channel_id) == 0, "it is still the payee's own turn"
+    assert not tower.rings(AlarmKind.TOWER_ACTS)
+    await chain.advance(10)
+    await tower.look()
+    assert tower.rings(AlarmKind.TOWER_ACTS)
+    assert await tower.settled(channel_id) == 700
+    assert await chain.token_balance(payee) == before + 700
+    assert await chain.rpc.balance_wei(payee) == gas, "the payee pays nothing"
+    await tower.look()
+    assert not tower.rings(AlarmKind.TOWER_ACTS)
+    await chain.advance(GRACE_S)
+    payer = chain.account("payer").address
+    had = await chain.token_balance(payer)
+    await account.withdraw(escrow=chain.values.escrow, channel_id=channel_id)
+    assert await chain.token_balance(payer) == had + DEPOSIT - 700
+
+
+async def test_it_does_nothing_while_the_payee_settles_itself(
+    tower: Tower, chain: Devnet, channels: Channels, account: PayerAccount
+) -> None:
+    """F-110: the two are never at odds; whoever comes second finds nothing to do."""
+    channel_id = await channels.open()
+    await tower.give(await tower.sign(channel_id, 700))
+    await request_close(chain, account, channel_id)
+    close = abi.close.encode(channel_id, 700, channels.sign(channel_id, 700))
+    await chain.sender("payee").send(chain.values.escrow, close)
+    sent = await chain.rpc.read(
+        "eth_getTransactionCount", "0x" + chain.account("stranger").address.hex(), "latest"
+    )
+    await chain.advance(GRACE_S - 10)
+    await tower.look()
+    assert sent == await chain.rpc.read(
+        "eth_getTransactionCount", "0x" + chain.account("stranger").address.hex(), "latest"
+    )
+    assert not tower.rings(AlarmKind.TOWER_ACTS)
+
+
+async def test_a_live_channel_is_left_alone(
+    tower: Tower, chain: Devnet, channels: Channels
+) -> None:
+    """Decision 5: what covers more than was delivered is for an exit alone."""
+    channel_id = await channels.open()
+    await tower.give(await tower.sign(channel_id, 700))
+    await chain.advance(10 * GRACE_S)
+    await tower.look()
+    assert await tower.settled(channel_id) == 0
+
+
+async def test_an_exit_that_is_taken_back_is_left_alone(
+    tower: Tower, chain: Devnet, channels: Channels, account: PayerAccount
+) -> None:
+    """TOPUP-05."""
+    channel_id = await channels.open()
+    await tower.give(await tower.sign(channel_id, 700))
+    await request_close(chain, account, channel_id)
+    await channels.top_up(channel_id, 1)
+    await chain.advance(GRACE_S)
+    await tower.look()
+    assert await tower.settled(channel_id) == 0
+
+
+async def test_many_exits_are_all_settled(
+    tower: Tower, chain: Devnet, channels: Channels, account: PayerAccount
+) -> None:
+    """F-66: each in a transaction of its own, all under way at once."""
+    ids = [await channels.open() for _ in range(12)]
+    await tower.give(*[await tower.sign(each, 100 + n) for n, each in enumerate(ids)])
+    for each in ids:
+        await request_close(chain, account, each)
+    await chain.advance(GRACE_S // 2)
+    await tower.look()
+    assert [await tower.settled(each) for each in ids] == [100 + n for n in range(12)]
+
+
+async def test_a_paused_token_is_tried_until_it_moves(
+    tower: Tower, chain: Devnet, channels: Channels, account: PayerAccount
+) -> None:
+    """F-87."""
+    channel_id = await channels.open()
+    await set_paused(chain, on=True)
+    await tower.give(await tower.sign(channel_id, 700))
+    await request_close(chain, account, channel_id)
+    await chain.advance(GRACE_S // 2)
+    await tower.look()
+    assert await tower.settled(channel_id) == 0
+    await set_paused(chain, on=False)
+    await tower.look()
+    assert await tower.settled(channel_id) == 0, "it is left alone for a while"
+    tower.now += 30
+    await tower.look()
+    assert await tower.settled(channel_id) == 700
+
+
+async def test_what_is_signed_ahead_is_good_to_the_end_of_the_grace(
+    tower: Tower, chain: Devnet, channels: Channels, account: PayerAccount
+) -> None:
+    """RELAY-04: an outage of two weeks, and an exit at the end of it."""
+    channel_id = await channels.open()
+    await tower.give(await tower.sign(channel_id, 700, life_s=MONTH_S // 2))
+    await tower.give(await tower.sign(channel_id, 700))  # renewed
+    await chain.advance(MONTH_S // 2)
+    await request_close(chain, account, channel_id)
+    await chain.advance(GRACE_S - 5)
+    await tower.look()
+    assert await tower.settled(channel_id) == 700
+
+
+# -- what it takes
+
+
+async def test_a_newer_one_takes_an_older_ones_place_and_never_the_other_way(
+    tower: Tower, channels: Channels
+) -> None:
+    """RELAY-03: old lines come again with every copy of the file, in any order."""
+    channel_id = await channels.open()
+    old, new = await tower.sign(channel_id, 500), await tower.sign(channel_id, 700)
+    await tower.give(old)
+    assert tower.held(channel_id) == 500
+    await tower.give(new)
+    await tower.give(old, old)
+    assert tower.held(channel_id) == 700
+
+
+@pytest.mark.parametrize("what", ["payee", "signature", "amount", "chain", "escrow", "close"])
+async def test_what_the_payee_did_not_sign_for_here_is_refused(
+    tower: Tower, chain: Devnet, channels: Channels, what: str
+) -> None:
+    """RELAY-02, RELAY-05: before any node is asked."""
+    channel_id = await channels.open()
+    good = await tower.sign(channel_id, 500)
+    thief = chain.signer("stranger")
+    close = close_authorization_digest(good.key, 500, nonce=good.nonce, deadline=good.deadline)
+    changed = {
+        "payee": replace(good, payee=thief.address),
+        "signature": replace(good, payee_signature=await thief.sign_message(good.digest)),
+        "amount": replace(good, cumulative_amount=900),
+        "chain": replace(good, key=replace(good.key, chain_id=1)),
+        "escrow": replace(good, key=replace(good.key, escrow=Address(b"x" * 20))),
+        "close": replace(good, payee_signature=await tower.payee.sign_message(close)),
+    }
+    assert await tower.give(changed[what]) == 1
+    assert tower.held(channel_id) is None
+
+
+async def test_what_has_expired_is_refused(
+    tower: Tower, chain: Devnet, channels: Channels, account: PayerAccount
+) -> None:
+    """RELAY-04: by the chain's time, when it comes and when it is held."""
+    channel_id = await channels.open()
+    short = await tower.sign(channel_id, 500, life_s=60)
+    await tower.give(short)
+    assert tower.held(channel_id) == 500
+    await chain.advance(61)
+    await chain.mine(3)
+    await tower.look()
+    await chain.mine(3)
+    await tower.look()
+    assert tower.held(channel_id) is None
+    assert await tower.give(short) == 1
+    await request_close(chain, account, channel_id)
+    await chain.advance(GRACE_S)
+    await tower.look()
+    assert await tower.settled(channel_id) == 0
+
+
+async def test_a_voucher_that_the_escrow_would_not_take_displaces_none(
+    tower: Tower, chain: Devnet, channels: Channels, account: PayerAccount
+) -> None:
+    """SEC-05: the escrow itself is asked, by simulation."""
+    channel_id = await channels.open()
+    good, forged = await tower.sign(channel_id, 500), await tower.sign(channel_id, 900)
+    forged = replace(forged, voucher_signature=bytes(65))
+    await tower.give(good)
+    await tower.give(forged, await tower.sign(channel_id, DEPOSIT + 1))
+    assert tower.held(channel_id) == 500
+    await request_close(chain, account, channel_id)
+    await chain.advance(GRACE_S // 2)
+    await tower.look()
+    assert await tower.settled(channel_id) == 500
+
+
+async def test_what_is_settled_already_is_not_held(
+    tower: Tower, chain: Devnet, channels: Channels
+) -> None:
+    """F-80."""
+    channel_id = await channels.open()
+    early = await tower.sign(channel_id, 400)
+    settle = abi.settle.encode(channel_id, 500, channels.sign(channel_id, 500))
+    await chain.sender("payee").send(chain.values.escrow, settle)
+    await tower.give(early)
+    assert tower.held(channel_id) is None
+
+
+async def test_what_is_no_line_does_no_harm(tower: Tower, channels: Channels) -> None:
+    channel_id = await channels.open()
+    assert tower.tower.take([b"", b"nonsense", b"\xff\xfe", b"[]"]) == 4
+    await tower.give(await tower.sign(channel_id, 500))
+    assert tower.held(channel_id) == 500
+
+
+# -- what it cannot do
+
+
+async def test_it_can_close_nothing_and_pay_nobody_else(
+    tower: Tower, chain: Devnet, channels: Channels
+) -> None:
+    """F-67, F-81, RELAY-05: neither by its code nor with what it has in its hands."""
+    channel_id = await channels.open()
+    settle = await tower.sign(channel_id, 700)
+    calls = PresignedCalls(tower.payee.address)
+    calls.hold(settle)
+    entry = BatchEntry(channel_id, 700, settle.voucher_signature)
+    with pytest.raises(InvariantError):
+        await calls.build(Purpose.CLOSE, [entry])
+    with pytest.raises(InvariantError):
+        await calls.build(Purpose.SETTLE, [replace(entry, cumulative_amount=701)])
+    with pytest.raises(InvariantError):
+        await calls.build(Purpose.SETTLE, [entry, entry])
+    thief = chain.sender("stranger")
+    terms = (channel_id, 700, settle.nonce, settle.deadline)
+    signed = (settle.payee_signature, settle.voucher_signature)
+    for calldata, reason in (
+        (abi.close.encode(channel_id, 700, settle.voucher_signature), RevertReason.NOT_PAYEE),
+        (abi.settle.encode(channel_id, 700, settle.voucher_signature), RevertReason.NOT_PAYEE),
+        (abi.close_with_authorization.encode(*terms, *signed), RevertReason.INVALID_SIGNATURE),
+    ):
+        with pytest.raises(ContractRevertedError) as refused:
+            await thief.send(chain.values.escrow, calldata)
+        assert refused.value.reason is reason
+    mine = chain.account("stranger").address
+    before = await chain.token_balance(mine)
+    await thief.send(chain.values.escrow, settle.calldata())
+    assert await chain.token_balance(mine) == before
+
+
+# -- what it tells
+
+
+async def test_it_tells_when_nothing_comes_from_the_provider(tower: Tower) -> None:
+    await tower.tower.turn()
+    await asyncio.sleep(0.06)
+    await tower.tower.turn()
+    assert tower.rings(AlarmKind.TOWER_UNFED)
+    tower.tower.take([b"{}"])
+    await tower.tower.turn()
+    assert not tower.rings(AlarmKind.TOWER_UNFED)
+
+
+async def test_it_tells_when_its_own_gas_runs_low(tower: Tower, chain: Devnet) -> None:
+    """F-65."""
+    account = "0x" + chain.account("stranger").address.hex()
+    await chain.rpc.command("anvil_setBalance", account, hex(10**9))
+    await tower.look()
+    assert tower.rings(AlarmKind.GAS_LOW)
+    await chain.rpc.command("anvil_setBalance", account, hex(10**18))
+    await tower.look()
+    assert not tower.rings(AlarmKind.GAS_LOW)
+
+
+async def test_it_tells_when_no_node_answers_and_goes_on_after(
+    chain: Devnet, tower: Tower, caplog: pytest.LogCaptureFixture
+) -> None:
+    limits = RpcLimits(timeout_s=0.3, read_attempts_max=1)
+    async with (
+        flaky_node(chain.values.rpc_url) as node,
+        await Rpc.connect(node.url, limits=limits) as rpc,
+    ):
+        away = Watchtower(
+            EscrowReader(rpc, chain.values.escrow),
+            tower.settler,
+            PresignedCalls(tower.payee.address),
+            gas_account=chain.account("stranger").address,
+            limits=TowerLimits(away_s_max=0.0),
+        )
+        await away.turn()
+        assert not away.alarms.ringing
+        node.fail("drop", method="eth_getBlockByNumber")
+        with caplog.at_level(logging.CRITICAL):
+            await away.turn()
+        assert [alarm.kind for alarm in away.alarms.ringing] == [AlarmKind.CHAIN_AWAY]
+
+
+async def test_a_node_that_fell_behind_is_not_believed(tower: Tower, chain: Devnet) -> None:
+    """F-72."""
+    await chain.mine(3)
+    await tower.look()
+    head = await chain.rpc.block_number()
+    await chain.rpc.command("anvil_rollback", 2)
+    assert await chain.rpc.block_number() < head
+    with pytest.raises(ChainUnavailableError):
+        await tower.tower.look()
