@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from channel.types import Address
     from settlement.accounts import LocalAccount
-    from settlement.devnet import DevAccount, DevnetValues
+    from settlement.devnet import DevAccount, DevnetValues, TokenChoice
     from settlement.signer import KeySigner
 
 __all__ = ["TestChain"]
@@ -34,7 +34,9 @@ class TestChain:
 
     __test__ = False  # the name is for people; pytest must not collect it
 
-    def __init__(self) -> None:
+    def __init__(self, token: TokenChoice = "dusd") -> None:  # noqa: S107 -- a token of value
+        """Prepare a chain whose token is our dollar, or Circle's own USDC."""
+        self._token: TokenChoice = token
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._open = AsyncExitStack()
@@ -108,7 +110,7 @@ class TestChain:
         return self._devnet
 
     async def _start(self) -> Devnet:
-        return await self._open.enter_async_context(Devnet.start())
+        return await self._open.enter_async_context(Devnet.start(token=self._token))
 
     def run(self, coroutine: Coroutine[Any, Any, _Answer]) -> _Answer:
         """Run a coroutine on the chain's own event loop and return what it returns."""

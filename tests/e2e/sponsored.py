@@ -38,7 +38,7 @@ from channel.wire.payload import (
 )
 from settlement import abi
 from settlement.addresses import PERMIT2
-from settlement.capabilities import Capabilities, probe
+from settlement.capabilities import probe
 from settlement.deposit_sender import DepositSender
 from settlement.devnet import Devnet
 from settlement.escrow import EscrowReader
@@ -62,7 +62,7 @@ _HOUR_S = 3600
 class GaslessPayer:
     """An account with tokens and no ether."""
 
-    def __init__(self, chain: Devnet, capabilities: Capabilities, name: str = "gasless") -> None:
+    def __init__(self, chain: Devnet, token_domain: bytes, name: str = "gasless") -> None:
         self.chain = chain
         account = chain.account(name)
         self.address, self.private_key = account.address, account.private_key
@@ -73,9 +73,9 @@ class GaslessPayer:
         )
         self.salt = bytes(32)
         self.key = self.key_of(self.salt)
-        self._token = Domain(capabilities.token_domain, values.escrow)
-        self._permit2 = Domain(permit2_domain_separator(values.chain_id), values.escrow)
-        self._nonce = 0
+        self.token_domain = Domain(token_domain, values.escrow)
+        self.permit2_domain = Domain(permit2_domain_separator(values.chain_id), values.escrow)
+        self.permit_nonce = 0
 
     def key_of(self, salt: bytes) -> ChannelKey:
         values = self.chain.values
@@ -102,16 +102,21 @@ class GaslessPayer:
         window = window or await self.window()
         if kind == "authorization":
             return await sign_open_authorization(
-                self.signer, self._token, window, terms=self.terms, salt=self.salt, amount=amount
+                self.signer,
+                self.token_domain,
+                window,
+                terms=self.terms,
+                salt=self.salt,
+                amount=amount,
             )
-        self._nonce += 1
+        self.permit_nonce += 1
         return await sign_open_permit(
             self.signer,
-            self._permit2,
+            self.permit2_domain,
             terms=self.terms,
             salt=self.salt,
             amount=amount,
-            nonce=self._nonce,
+            nonce=self.permit_nonce,
             deadline=window.valid_before,
         )
 
@@ -122,20 +127,20 @@ class GaslessPayer:
         if kind == "authorization":
             return await sign_top_up_authorization(
                 self.signer,
-                self._token,
+                self.token_domain,
                 window,
                 channel_id=self.key.channel_id,
                 salt=salt,
                 amount=amount,
             )
-        self._nonce += 1
+        self.permit_nonce += 1
         return await sign_top_up_permit(
             self.signer,
-            self._permit2,
+            self.permit2_domain,
             token=self.terms.token,
             channel_id=self.key.channel_id,
             amount=amount,
-            nonce=self._nonce,
+            nonce=self.permit_nonce,
             deadline=window.valid_before,
         )
 
@@ -216,7 +221,7 @@ async def sponsor_deposits(
             chain.rpc,
             chain.signer("payee"),
             journal=journal,
-            limits=TxLimits(confirmations=confirmations, poll_max_s=0.1),
+            limits=TxLimits(confirmations=confirmations, poll_max_s=0.1, resend_after_s=0.2),
         )
         terms = SponsorTerms(
             credential_types=(*capabilities.able, "hash"),
@@ -229,10 +234,10 @@ async def sponsor_deposits(
             provide(chain, path, sponsor=sponsor, **{"sponsor_terms": terms, **changes})
         )
         if sends:
-            running = asyncio.create_task(DepositSender(orders, reader, sender, journal).run())
-            open_.push_async_callback(_stop, running)
+            for work in (sender.run(), DepositSender(orders, reader, sender, journal).run()):
+                open_.push_async_callback(_stop, asyncio.create_task(work))
         await fund_payer(chain)
-        payer = GaslessPayer(chain, capabilities)
+        payer = GaslessPayer(chain, capabilities.token_domain)
         # Its address is the source of the credentials.
         provider.payer = payer  # type: ignore[assignment]
         yield Sponsored(provider, payer, orders, sender)

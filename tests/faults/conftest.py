@@ -1,6 +1,6 @@
 """A PostgreSQL beside SQLite for the faults of the ledgers; a chain for those of the chain."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,20 @@ async def chain(devnet: TestChain) -> AsyncIterator[Devnet]:
     """The session's chain, from this test's event loop."""
     async with devnet.connect() as connected:
         yield connected
+
+
+@pytest.fixture(scope="session")
+def _usdc() -> Iterator[TestChain]:
+    with TestChain("usdc") as running:
+        yield running
+
+
+@pytest.fixture
+def usdc(_usdc: TestChain) -> Iterator[TestChain]:
+    """A chain whose token is Circle's own; as new for each test."""
+    snapshot_id = _usdc.snapshot()
+    yield _usdc
+    _usdc.revert(snapshot_id)
 
 
 @pytest.fixture

@@ -1,0 +1,353 @@
+"""What happens between check and mining, and what strangers can do about it: Circle's USDC.
+
+The deposit is made once or not at all, gas is paid at most once for it, and nothing is credited
+that the chain does not show.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from msgspec.structs import replace
+
+from channel.client.funding import Window, build_top_up, sign_top_up_authorization
+from channel.client.signer import LocalSigner
+from service.testing.chain import TestChain
+from settlement import abi
+from settlement.abi import Function
+from settlement.devnet import Devnet
+from settlement.orders.interface import DepositOrder, OrderLimits, OrderStatus
+from settlement.rpc_values import parse_quantity
+from tests.e2e.selling import DEPOSIT, PRICE
+from tests.e2e.sponsored import LIMITS, GaslessPayer, Sponsored, fund_payer, sponsor_deposits
+
+BLACKLIST = Function("blacklist(address)")
+
+
+@pytest.fixture
+async def sponsored(usdc: TestChain, tmp_path: Path) -> AsyncIterator[Sponsored]:
+    async with usdc.connect() as chain, sponsor_deposits(chain, tmp_path) as running:
+        yield running
+
+
+def opening_call(payer: GaslessPayer, payload: Any, **changes: Any) -> bytes:
+    """The relayed call by anybody else, perhaps with other terms."""
+    inner = payload.authorization
+    terms = {
+        "payee": payer.terms.payee,
+        "token": payer.terms.token,
+        "amount": inner.value,
+        "salt": payload.salt,
+        "signer": payload.authorized_signer,
+    } | changes
+    window = (inner.valid_after, inner.valid_before, inner.nonce)
+    return abi.open_with_authorization.encode(
+        *terms.values(), payer.address, *window, payload.signature
+    )
+
+
+async def put(chain: Devnet, name: str, to: bytes, calldata: bytes, *, tip_gwei: int) -> str:
+    """Send a transaction that Anvil signs for an account, with a tip of its own."""
+    account = "0x" + chain.account(name).address.hex()
+    await chain.rpc.command("anvil_impersonateAccount", account)
+    tx_hash = await chain.rpc.command(
+        "eth_sendTransaction",
+        {
+            "from": account,
+            "to": "0x" + to.hex(),
+            "data": "0x" + calldata.hex(),
+            "gas": hex(500_000),
+            "maxFeePerGas": hex(500 * 10**9),
+            "maxPriorityFeePerGas": hex(tip_gwei * 10**9),
+        },
+    )
+    return str(tx_hash)
+
+
+async def overtake(chain: Devnet, call: bytes) -> None:
+    """A stranger's call of the escrow, ahead of ours in the block."""
+    await put(chain, "stranger", chain.values.escrow, call, tip_gwei=50)
+
+
+async def until_sent(sponsored: Sponsored) -> None:
+    orders: list[DepositOrder] = []
+    async with asyncio.timeout(10):
+        while not any(order.status is OrderStatus.SENT for order in orders):
+            await asyncio.sleep(0.01)
+            orders = await sponsored.orders.list_open()
+
+
+async def present_between(
+    sponsored: Sponsored, payload: Any, meanwhile: Callable[[], Awaitable[object]]
+) -> httpx.Response:
+    """Present a deposit, and do something while its transaction is in the pool."""
+    async with sponsored.chain.mining_paused():
+        presenting = asyncio.create_task(sponsored.provider.send(payload))
+        await until_sent(sponsored)
+        await meanwhile()
+    return await presenting
+
+
+async def insist(sponsored: Sponsored, payload: Any) -> httpx.Response:
+    """Send a credential until it is taken, as blocks go by."""
+    async with asyncio.timeout(30):
+        while True:
+            answer = await sponsored.provider.send(payload)
+            if answer.status_code != 503:
+                assert answer.status_code == 200, answer.text
+                return answer
+            if await sponsored.sent():
+                await sponsored.chain.mine()
+            await asyncio.sleep(0.05)
+
+
+async def test_expired_between_check_and_mining(sponsored: Sponsored) -> None:
+    """OPEN-05, F-76: it reverts once, is not sent again, and nothing is credited."""
+    payer, chain = sponsored.payer, sponsored.chain
+    now = (await chain.rpc.block()).timestamp
+    payload = await payer.opening(PRICE, window=Window(0, now + 90))
+
+    async def wait() -> None:
+        await chain.rpc.command("evm_setNextBlockTimestamp", now + 100)
+
+    answer = await present_between(sponsored, payload, wait)
+    assert answer.status_code in (402, 409), answer.text
+    again = await sponsored.provider.send(payload)
+    assert (again.status_code, again.json()["type"]) == (answer.status_code, answer.json()["type"])
+    assert await sponsored.sent() == 1
+    assert await sponsored.provider.ledger.load(payer.key) is None
+    payer.next_channel()
+    assert (await sponsored.provider.send(await payer.opening(PRICE))).status_code == 200
+
+
+async def test_blacklisted_between_check_and_mining(sponsored: Sponsored) -> None:
+    """F-79: the token refuses in the block; no channel, no content, gas paid once."""
+    payer, chain = sponsored.payer, sponsored.chain
+    payload = await payer.opening(PRICE)
+    ban = BLACKLIST.encode(payer.address)
+    answer = await present_between(
+        sponsored, payload, lambda: put(chain, "deployer", chain.values.token, ban, tip_gwei=50)
+    )
+    assert answer.json()["type"].endswith("session/insufficient-balance"), answer.text
+    assert (await sponsored.provider.send(payload)).status_code == 402
+    assert await sponsored.sent() == 1
+    assert sponsored.provider.served == 0
+
+
+@pytest.mark.parametrize("when", ["in the same block", "before our check"])
+async def test_front_run_by_the_same_call_is_adopted(sponsored: Sponsored, when: str) -> None:
+    """AMB-10, OPEN-11, F-83: the intended channel is there, whoever paid for it: success."""
+    payer, chain = sponsored.payer, sponsored.chain
+    payload = await payer.opening(PRICE)
+    call = opening_call(payer, payload)
+    if when == "before our check":
+        await chain.sender("stranger").send(chain.values.escrow, call)
+        answer = await sponsored.provider.send(payload)
+    else:
+        answer = await present_between(sponsored, payload, lambda: overtake(chain, call))
+    assert answer.status_code == 200, answer.text
+    books = await sponsored.provider.ledger.load(payer.key)
+    assert books is not None
+    assert (books.deposit, books.accepted, books.spent) == (DEPOSIT, PRICE, PRICE)
+    assert await sponsored.sent() == (0 if when == "before our check" else 1)
+    assert await chain.token_balance(chain.values.escrow) == DEPOSIT
+
+
+async def test_a_top_up_that_was_front_run_is_adopted(sponsored: Sponsored) -> None:
+    """AMB-10, TOPUP-04, F-83: the same authorization, not merely the same amount."""
+    payer, chain = sponsored.payer, sponsored.chain
+    assert (await sponsored.provider.manage(await payer.opening(PRICE))).status_code == 200
+    payload: Any = await payer.top_up(amount=500)
+    inner = payload.authorization
+    call = abi.top_up_with_authorization.encode(
+        payload.channel_id,
+        500,
+        payer.address,
+        payload.salt,
+        inner.valid_after,
+        inner.valid_before,
+        inner.nonce,
+        payload.signature,
+    )
+    answer = await present_between(sponsored, payload, lambda: overtake(chain, call))
+    assert answer.status_code == 200, answer.text
+    assert (await sponsored.provider.manage(payload)).status_code == 200
+    books = await sponsored.provider.ledger.load(payer.key)
+    assert books is not None
+    assert books.deposit == DEPOSIT + 500
+    assert await chain.token_balance(chain.values.escrow) == DEPOSIT + 500
+
+
+async def test_the_signature_serves_no_other_payee_and_no_other_salt(sponsored: Sponsored) -> None:
+    """F-83: who copies it for itself is refused by the escrow; ours is mined as signed."""
+    payer, chain = sponsored.payer, sponsored.chain
+    payload = await payer.opening(PRICE)
+    thieves = [
+        opening_call(payer, payload, payee=chain.account("stranger").address),
+        opening_call(payer, payload, salt=bytes([9] * 32)),
+    ]
+
+    async def steal() -> None:
+        for tip_gwei, call in enumerate(thieves, 50):
+            await put(chain, "stranger", chain.values.escrow, call, tip_gwei=tip_gwei)
+
+    answer = await present_between(sponsored, payload, steal)
+    assert answer.status_code == 200, answer.text
+    stranger = "0x" + chain.account("stranger").address.hex()
+    count = await chain.rpc.read("eth_getTransactionCount", stranger, "latest")
+    assert parse_quantity(count) == 2  # both were mined, and reverted
+    assert await chain.token_balance(chain.values.escrow) == DEPOSIT
+
+
+async def test_somebody_elses_top_up_does_not_cancel_the_payers_exit(sponsored: Sponsored) -> None:
+    """AMB-25, TOPUP-05: credited, and the pending close stands; the payer's own cancels it."""
+    payer, chain, provider = sponsored.payer, sponsored.chain, sponsored.provider
+    assert (await provider.manage(await payer.opening(PRICE))).status_code == 200
+    await chain.fund(payer.address, ether=1)
+    exit_call = abi.request_close.encode(payer.key.channel_id)
+    await chain.sender("gasless").send(chain.values.escrow, exit_call)
+    stranger = LocalSigner(chain.account("stranger").private_key)
+    window = await payer.window()
+    signed = await sign_top_up_authorization(
+        stranger,
+        payer.token_domain,
+        window,
+        channel_id=payer.key.channel_id,
+        salt=bytes(32),
+        amount=100,
+    )
+    answer = await provider.manage(build_top_up(signed, payer.key.channel_id))
+    assert answer.status_code == 200, answer.text
+    books = await provider.ledger.load(payer.key)
+    assert books is not None
+    assert books.deposit == DEPOSIT + 100
+    assert books.close_requested_at > 0
+    merged = payer.voucher(2 * PRICE, await payer.top_up_deposit(amount=100))
+    assert (await provider.send(merged)).status_code == 410  # AMB-16: by itself, not merged
+    assert (await provider.manage(await payer.top_up(amount=100))).status_code == 200
+    books = await provider.ledger.load(payer.key)
+    assert books is not None
+    assert (books.deposit, books.close_requested_at) == (DEPOSIT + 200, 0)
+
+
+async def test_when_the_voucher_fails_after_all_the_deposit_is_kept(sponsored: Sponsored) -> None:
+    """VCH-07: another voucher overtook this one while the deposit was mined; no money is lost."""
+    payer, provider = sponsored.payer, sponsored.provider
+    assert (await provider.manage(await payer.opening(PRICE))).status_code == 200
+    merged = payer.voucher(PRICE + 25, await payer.top_up_deposit(amount=500))
+    answer = await present_between(
+        sponsored, merged, lambda: provider.manage(payer.voucher(PRICE + 20))
+    )
+    assert answer.json()["type"].endswith("session/delta-too-small"), answer.text
+    books = await provider.ledger.load(payer.key)
+    assert books is not None
+    assert (books.deposit, books.accepted) == (DEPOSIT + 500, PRICE + 20)
+
+
+async def test_while_it_is_under_way_the_client_is_told_to_come_back(
+    usdc: TestChain, tmp_path: Path
+) -> None:
+    """F-75, F-82: a bounded wait, 503 with Retry-After and no challenge; the retry finds it."""
+    limits = replace(LIMITS, wait_s=0.2)
+    async with usdc.connect() as chain, sponsor_deposits(chain, tmp_path, limits=limits) as running:
+        payload = await running.payer.opening(PRICE)
+        async with chain.mining_paused():
+            for _ in range(2):
+                answer = await running.provider.send(payload)
+                assert answer.status_code == 503, answer.text
+                assert int(answer.headers["retry-after"]) > 0
+                assert "www-authenticate" not in answer.headers
+        answer = await insist(running, payload)
+        assert answer.text == "joke 1"
+        assert await running.sent() == 1
+
+
+async def test_gas_above_the_ceiling_is_not_paid(sponsored: Sponsored) -> None:
+    """F-78, F-98: refused with `sponsoring-paused`, no transaction; later it is taken."""
+    chain, payload = sponsored.chain, await sponsored.payer.opening(PRICE)
+    await chain.rpc.command("anvil_setNextBlockBaseFeePerGas", hex(200 * 10**9))
+    await chain.mine()
+    answer = await sponsored.provider.send(payload)
+    assert (answer.status_code, answer.json()["type"].rpartition("/")[2]) == (
+        503,
+        "sponsoring-paused",
+    )
+    assert await sponsored.sent() == 0
+    await chain.rpc.command("anvil_setNextBlockBaseFeePerGas", hex(10**9))
+    await chain.mine()
+    assert (await sponsored.provider.send(payload)).status_code == 200
+
+
+async def test_five_hundred_dust_opens_cost_no_more_than_the_budget(
+    usdc: TestChain, tmp_path: Path
+) -> None:
+    """F-98, OPEN-12: fifty payers, each within its own bounds; the hour's gas is the bound."""
+    orders = OrderLimits(period_s=3600, gas_gwei=8_000_000, per_funder=8)
+    limits = replace(LIMITS, orders=orders)
+    async with usdc.connect() as chain, sponsor_deposits(chain, tmp_path, limits=limits) as running:
+        domain = running.payer.token_domain.separator
+        payers = []
+        for number in range(50):
+            payer = GaslessPayer(chain, domain, f"dust {number}")
+            await fund_payer(chain, f"dust {number}", 10_000)
+            payers.append(payer)
+        before = await running.ether()
+        challenge = await running.provider.challenge()
+        outcomes: dict[int, int] = {}
+
+        async def flood(payer: GaslessPayer) -> None:
+            for _ in range(10):
+                payer.next_channel()
+                payload = await payer.opening(0, amount=100)
+                credential = await running.provider.credential(payload, challenge=challenge)
+                named = replace(credential, source=(payer.key.chain_id, payer.address))
+                answer = await running.provider.send(named, method="HEAD")
+                outcomes[answer.status_code] = outcomes.get(answer.status_code, 0) + 1
+
+        for start in range(0, len(payers), 5):
+            await asyncio.gather(*[flood(payer) for payer in payers[start : start + 5]])
+        paid = before - await running.ether()
+        sent = await running.sent()
+    assert sum(outcomes.values()) == 500
+    assert 0 < outcomes[200] == sent < 400
+    assert outcomes[503] > 0
+    assert 0 < paid <= orders.gas_gwei * 10**9
+
+
+async def test_a_reorg_of_a_sponsored_open_credits_once(usdc: TestChain, tmp_path: Path) -> None:
+    """F-70, F-71, OPEN-12: taken back before it is deep, mined again, and credited then."""
+    async with (
+        usdc.connect() as chain,
+        sponsor_deposits(chain, tmp_path, confirmations=3) as running,
+    ):
+        payload = await running.payer.opening(PRICE)
+        answer = await running.provider.send(payload)
+        assert answer.status_code == 503, answer.text  # mined, one block deep
+        assert await running.provider.ledger.load(running.payer.key) is None
+        await chain.rpc.command("anvil_rollback", 1)
+        assert await running.sent() == 0
+        await chain.mine()  # another block took its place
+        await insist(running, payload)  # meanwhile the same bytes go out again
+        books = await running.provider.ledger.load(running.payer.key)
+        assert books is not None
+        assert (books.deposit, books.spent) == (DEPOSIT, PRICE)
+        assert await chain.token_balance(chain.values.escrow) == DEPOSIT
+        assert await running.sent() == 1
+
+
+async def test_a_contract_wallet_signs_its_deposit(sponsored: Sponsored) -> None:
+    """ENC-07, F-18: no key made the signature; the token asks the wallet, and so do we."""
+    chain, payer = sponsored.chain, sponsored.payer
+    says_yes = "0x631626ba7e60e01b60005260206000f3"  # returns ERC-1271's magic value, always
+    wallet = GaslessPayer(chain, payer.token_domain.separator, "wallet")
+    await fund_payer(chain, "wallet")
+    await chain.rpc.command("anvil_setCode", "0x" + wallet.address.hex(), says_yes)
+    payload = replace(await wallet.opening(PRICE), signature=b"any words a wallet takes")
+    credential = await sponsored.provider.credential(payload)
+    named = replace(credential, source=(wallet.key.chain_id, wallet.address))
+    answer = await sponsored.provider.send(named)
+    assert answer.status_code == 200, answer.text
+    assert await sponsored.sent() == 1
