@@ -477,7 +477,7 @@ class Settlement(_Section, frozen=True):
         int,
         Meta(
             ge=0,
-            description="Close a channel on which nothing was bought for so long, and give the "
+            description="Close a channel to which no new voucher came for so long, and give the "
             "rest back to its payer. 0: never.",
         ),
     ] = 30 * 24 * 3600

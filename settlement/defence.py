@@ -223,7 +223,7 @@ class Defence:
 
     async def _decide(self, due: Due) -> LadderVoucher | None:
         """Return what the close is made with, once that is durable; None while something runs."""
-        begin: list[Command] = [BeginClose()]
+        begin: list[Command] = [BeginClose(only_if_idle=due.idle)]
         if due.ends_reservations:
             begin.append(EndReservations())
         state = (await self._ledger.apply(due.key, begin)).require()

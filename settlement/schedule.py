@@ -13,6 +13,7 @@ from typing import Final
 import msgspec
 
 from channel.state.channel_state import ChannelState, LadderVoucher
+from channel.state.commands import Idle
 from channel.state.ladder import settling_voucher
 from channel.types import ChannelKey
 
@@ -133,6 +134,8 @@ class Due(msgspec.Struct, frozen=True, kw_only=True):
     """How much of the grace period is gone: 0, 25, 50, 75 or 100 per cent."""
     ends_reservations: bool = False
     """Whatever still runs is not waited for."""
+    idle: Idle | None = None
+    """For a close of what nobody uses: how it stood when that was found."""
     is_late: bool = False
     """If the escrow refuses the close, a settle saves at least what was delivered (F-86)."""
 
@@ -221,6 +224,7 @@ def _close_idle(state: ChannelState, moment: Moment, policy: SettlePolicy) -> Du
         action=Action.CLOSE,
         reason=Reason.IDLE,
         value=state.deposit - state.settled,
+        idle=Idle(state.active_at, state.spent),
     )
 
 

@@ -16,6 +16,7 @@ __all__ = [
     "EndReservations",
     "ExpireReservations",
     "Extend",
+    "Idle",
     "Observe",
     "OpenChannel",
     "Publish",
@@ -123,11 +124,20 @@ class Publish(msgspec.Struct, frozen=True, gc=False):
     cumulative_amount: int
 
 
+class Idle(msgspec.Struct, frozen=True, gc=False):
+    """How a channel stood when nobody seemed to use it any more."""
+
+    active_at: int
+    spent: int
+
+
 class BeginClose(msgspec.Struct, frozen=True, gc=False):
     """Stop accepting and reserving; what is running may finish."""
 
     presented: int | None = None
     """Cumulative amount of the payer's own close; None when it is us who close."""
+    only_if_idle: Idle | None = None
+    """Begin nothing when something was bought since, or runs."""
 
 
 class CommitClose(msgspec.Struct, frozen=True, gc=False):

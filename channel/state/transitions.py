@@ -298,6 +298,11 @@ def _begin_close(state: ChannelState, command: c.BeginClose) -> ChannelState:
         raise ChannelFinalizedError("The channel is finalized.")
     if command.presented is not None:
         require_consent(state, command.presented)
+    idle = command.only_if_idle
+    if idle is not None and (
+        state.reservations or (state.active_at, state.spent) != (idle.active_at, idle.spent)
+    ):
+        raise RequestInFlightError("Something was bought meanwhile: the channel is not idle.")
     return state if state.is_closing else replace(state, is_closing=True)
 
 

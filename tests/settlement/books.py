@@ -47,8 +47,8 @@ class Books:
             (await self._ledger.apply(fact.key, delivered)).require()
         return channel_id
 
-    async def accept(self, channel_id: ChannelId, amount: int) -> None:
-        command = AcceptVoucher(self._voucher(channel_id, amount), 0, NOW)
+    async def accept(self, channel_id: ChannelId, amount: int, *, at: int = NOW) -> None:
+        command = AcceptVoucher(self._voucher(channel_id, amount), 0, at)
         (await self._ledger.apply(self.key(channel_id), [command])).require()
 
     async def reserve(self, channel_id: ChannelId, amount: int, *, name: bytes = b"r") -> None:

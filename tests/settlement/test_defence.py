@@ -10,6 +10,7 @@ from channel.chain import CloseResult
 from channel.errors import InvariantError
 from channel.ledger.sqlite import SqliteLedger
 from channel.state.channel_state import LadderVoucher
+from channel.state.commands import Command, Release, Spend
 from channel.types import ChannelId, ChannelKey
 from settlement.alarms import AlarmKind, Alarms
 from settlement.defence import Defence, Done
@@ -17,10 +18,10 @@ from settlement.devnet import Devnet
 from settlement.errors import contract_reverted
 from settlement.escrow import EscrowReader
 from settlement.payer import PayerAccount
-from settlement.schedule import Action, Due, Reason
+from settlement.schedule import Action, Due, Moment, Reason, SettlePolicy, Watched, plan
 from settlement.settler import EscrowSettler, SettleResult
 from settlement.types import RevertReason
-from tests.settlement.books import Books, request_close
+from tests.settlement.books import NOW, Books, request_close
 from tests.settlement.channels import Channels
 
 
@@ -118,6 +119,34 @@ async def test_a_close_that_is_refused_late_is_followed_by_a_settle(
     state = await books.state(channel_id)
     assert (state.settled, state.is_closing, state.is_finalized) == (400, False, False)
     assert stubborn.closes == 2
+
+
+async def test_what_is_bought_between_plan_and_close_keeps_the_channel_open(
+    books: Books, ledger: SqliteLedger, settler: EscrowSettler
+) -> None:
+    """F-101: a close for idleness is of a channel that is idle still, not of one that was."""
+    defence = Defence(ledger, settler, Alarms())
+    policy = SettlePolicy(close_idle_s=3600)
+    moment = Moment(now=NOW + 3600, grace_period_s=900)
+
+    async def planned(channel_id: ChannelId) -> Due:
+        watched = Watched(state=await books.state(channel_id))
+        (found,) = plan([watched], moment, policy)
+        assert found.reason is Reason.IDLE
+        return found
+
+    used, paid, running, idle = [await books.open(accepted=400) for _ in range(4)]
+    plans = [await planned(each) for each in (used, paid, running, idle)]
+    await books.reserve(used, 10)
+    spend: list[Command] = [Spend(b"r" * 16, 10), Release(b"r" * 16)]
+    (await ledger.apply(books.key(used), spend)).require()
+    await books.accept(paid, 500, at=NOW + 3599)
+    await books.reserve(running, 10)
+    assert await defence.carry_out(plans) == Done(closed=1, waiting=3)
+    for each in (used, paid, running):
+        state = await books.state(each)
+        assert (state.is_closing, state.is_finalized) == (False, False)
+    assert (await books.state(idle)).is_finalized
 
 
 async def test_who_is_refused_is_left_alone_for_a_while(

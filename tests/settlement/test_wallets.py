@@ -1,0 +1,39 @@
+"""Whose vouchers depend on a contract: told from the voucher that would be used."""
+
+from msgspec.structs import replace
+
+from channel.state.channel_state import ChannelState, LadderVoucher
+from channel.types import ZERO_ADDRESS, ChannelTerms
+from channel.verify.signature import address_of, sign
+from channel.verify.typed_data import voucher_digest
+from settlement.wallets import WalletSigners
+from tests.settlement.test_schedule import channel
+
+KEY = b"\x11" * 32
+
+
+def signed(amount: int, *, by_key: bool) -> ChannelState:
+    """A channel of a delegated account that signed this amount by key, or by its code."""
+    state = channel(vouchers=(amount,), spent=amount)
+    terms = ChannelTerms(address_of(KEY), state.terms.payee, state.terms.token, ZERO_ADDRESS)
+    signature = sign(KEY, voucher_digest(state.key, amount)) if by_key else b"a wallet's form" * 5
+    voucher = LadderVoucher(amount, signature)
+    return replace(state, terms=terms, highest=voucher, at_or_below_spent=voucher)
+
+
+def test_a_keys_voucher_depends_on_no_contract() -> None:
+    """F-18."""
+    assert not WalletSigners().is_wallet(signed(500, by_key=True))
+    assert WalletSigners().is_wallet(signed(500, by_key=False))
+
+
+def test_who_signed_by_key_first_and_by_code_later_is_a_wallet_from_then_on() -> None:
+    """F-19: else its later vouchers would be trusted as a key's, and could be taken back."""
+    signers = WalletSigners()
+    assert not signers.is_wallet(signed(500, by_key=True))
+    assert signers.is_wallet(signed(600, by_key=False))
+    assert not signers.is_wallet(signed(700, by_key=True))
+
+
+def test_a_channel_on_which_nothing_was_signed_is_none() -> None:
+    assert not WalletSigners().is_wallet(channel())
