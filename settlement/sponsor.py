@@ -6,6 +6,7 @@ bounds; the settler (`settlement.deposit_sender`) owes it from then on.
 
 import asyncio
 import time
+from functools import partial
 from typing import Final
 
 import msgspec
@@ -82,6 +83,7 @@ class WaitingSponsor:
         self._reader = reader
         self._sender = sender
         self._limits = limits
+        self._waiting: dict[bytes, asyncio.Task[DepositOrder | None]] = {}
 
     async def is_taken(self, deposit: SponsoredDeposit) -> bool:
         """See `channel.chain.DepositSponsor.is_taken`."""
@@ -116,15 +118,29 @@ class WaitingSponsor:
     async def wait(self, deposit: SponsoredDeposit) -> TxHash:
         """See `channel.chain.DepositSponsor.wait`."""
         order_id = deposit_id(deposit)
+        waiting = self._waiting.get(order_id)
+        if waiting is None:
+            waiting = self._waiting[order_id] = asyncio.create_task(self._wait(order_id))
+            waiting.add_done_callback(partial(self._waited, order_id))
+        order = await asyncio.shield(waiting)
+        if order is None:
+            raise SettlementPendingError("The deposit is not known any more; ask again.")
+        if order.status.is_open:
+            raise SettlementPendingError("The deposit is on its way; ask again.")
+        return _outcome(order)
+
+    def _waited(self, order_id: bytes, task: "asyncio.Task[DepositOrder | None]") -> None:
+        self._waiting.pop(order_id, None)
+        if not task.cancelled():
+            task.exception()  # seen, even when nobody waits for it any more
+
+    async def _wait(self, order_id: bytes) -> DepositOrder | None:
+        """Look until it has ended, or long enough. Whoever asks meanwhile shares the answer."""
         deadline = time.monotonic() + self._limits.wait_s
         while True:
             order = await self._orders.find(order_id)
-            if order is None:
-                raise SettlementPendingError("The deposit is not known any more; ask again.")
-            if not order.status.is_open:
-                return _outcome(order)
-            if time.monotonic() >= deadline:
-                raise SettlementPendingError("The deposit is on its way; ask again.")
+            if order is None or not order.status.is_open or time.monotonic() >= deadline:
+                return order
             await asyncio.sleep(_LOOK_S)
 
     async def _simulate(self, calldata: bytes) -> _Quote:

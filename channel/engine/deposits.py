@@ -107,7 +107,7 @@ class Deposits:
         if state is not None:
             return await self._repeat(paid, verified, hold, state)
         self._admission.require_openings()
-        async with self._facts.bounded_check(paid.client, terms.payer):
+        async with self._facts.bounded_check(paid.client, terms.signer):
             evidence = await self._facts.require_transaction(payload.tx_hash)
             opened = await self._find_opened(paid, terms, evidence)
         return await self._record(paid, verified, hold, opened, evidence)
@@ -280,7 +280,8 @@ class Deposits:
         self._admission.require_openings()
         if paid.client:
             sponsoring.rate.require(paid.client)
-        async with self._facts.bounded_check(paid.client, deposit.funder):
+        proven = b"" if refusal is not None else deposit.funder
+        async with self._facts.bounded_check(paid.client, proven):
             try:
                 await sponsoring.sponsor.take(deposit, by_wallet=refusal is not None)
             except TransactionRevertedError:

@@ -154,6 +154,8 @@ class Engine:
         Amounts in base units of the token.
         """
         sponsor = self.settings.sponsor
+        if sponsor is not None and suggested_deposit is not None:
+            suggested_deposit = max(suggested_deposit, sponsor.deposit_min)
         return SessionRequest(
             unit_price=unit_price,
             currency=self.settings.token,

@@ -154,8 +154,9 @@ class ChainFacts:
     async def bounded_check(self, *sources: bytes) -> AsyncIterator[None]:
         """Run a check that strangers can cause and that asks a node; so many at a time (F-98).
 
-        `sources` say who causes it: a client's address, a payer who has proven to be it. Each
-        has a few of the places, so that none can take them all. An empty one says nothing.
+        `sources` say who causes it: a client's address, a signer who has proven to be one (never
+        one that is merely named, whom anybody could lock out). Each has a few of the places, so
+        that none can take them all. An empty one says nothing.
 
         Raises:
             TooManyRequestsError: As many as are allowed are running, in all or for a source.

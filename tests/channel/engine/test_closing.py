@@ -16,7 +16,7 @@ from channel.errors import (
     SignerMismatchError,
     TransactionRevertedError,
 )
-from channel.state.commands import BeginClose, Publish, StreamPolicy
+from channel.state.commands import BeginClose, Observe, Publish, StreamPolicy
 from channel.wire.payload import ClosePayload
 from tests.channel.engine.test_engine import hold, opened, paid, perform
 from tests.channel.selling import DEPOSIT, PRICE, STRANGER_KEY, Desk, Payer, open_desk
@@ -132,6 +132,32 @@ async def test_a_close_waits_for_what_runs_and_takes_nothing_new(tmp_path: Path)
         reservation.take(1)
         await reservation.finish()
         await closing
+        assert desk.chain.closed[0][1] == PRICE
+
+
+async def test_a_close_that_the_deposit_no_longer_covers_leaves_the_channel_open(
+    tmp_path: Path,
+) -> None:
+    """CLOSE-04, F-70: a reorg while it waited; what was begun is taken back, not left closing."""
+    async with open_desk(tmp_path, close_wait_s=5) as desk:
+        await opened(desk)
+        held = hold(desk)
+        outcome = await perform(desk, desk.payer.voucher(500), held)
+        reservation = desk.engine.reservation(paid(desk, desk.payer.voucher(500)), held, outcome)
+        closing = asyncio.create_task(perform(desk, desk.payer.closing(500)))
+        await asyncio.sleep(0.05)
+        desk.chain.change(desk.payer.key, deposit=400)
+        fact = await desk.chain.read_channel(desk.payer.key.channel_id)
+        assert fact is not None
+        await desk.ledger.apply(desk.payer.key, [Observe(fact, is_rollback=True)])
+        await reservation.finish()
+        with pytest.raises(AmountExceedsDepositError):
+            await closing
+        books = await desk.books()
+        assert (books.is_closing, books.closing_with) == (False, None)
+        desk.chain.change(desk.payer.key, deposit=DEPOSIT)
+        desk.clock.advance(100)
+        await perform(desk, desk.payer.closing(PRICE))
         assert desk.chain.closed[0][1] == PRICE
 
 

@@ -4,10 +4,20 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
-from channel.errors import ChainUnavailableError, ChannelFinalizedError, ChannelStoppedError
+from channel.engine import Authenticated
+from channel.errors import (
+    ChainUnavailableError,
+    ChannelFinalizedError,
+    ChannelStoppedError,
+    TooManyRequestsError,
+    VerificationFailedError,
+)
+from channel.limits import CHAIN_CHECKS_PER_SOURCE_MAX
+from channel.types import TxHash
 from tests.channel.engine.test_engine import opened, perform
-from tests.channel.selling import Desk, open_desk
+from tests.channel.selling import Desk, Payer, open_desk
 
 
 async def settle_down(desk: Desk) -> None:
@@ -94,3 +104,52 @@ async def test_a_deposit_rises_when_deep_and_falls_at_once(tmp_path: Path) -> No
         desk.chain.change(desk.payer.key, deposit=400)
         await perform(desk, desk.payer.voucher(10))
         assert (await desk.books()).deposit == 400
+
+
+async def test_one_source_cannot_take_every_place(tmp_path: Path) -> None:
+    """F-98: invented transactions from one address leave room for everybody else's."""
+    async with open_desk(tmp_path, transaction_wait_s=0.3) as desk:
+        desk.payer.open_on_chain()
+        invented = TxHash(b"\x09" * 32)
+        strangers = [
+            Stranger(desk, number.to_bytes(32), invented)
+            for number in range(1, CHAIN_CHECKS_PER_SOURCE_MAX + 3)
+        ]
+        flood = [
+            asyncio.create_task(desk.engine.perform(stranger.asked(b"one")))
+            for stranger in strangers
+        ]
+        await asyncio.sleep(0.1)
+        assert sum(task.done() for task in flood) == 2
+        await perform(desk, desk.payer.opening())
+        outcomes = await asyncio.gather(*flood, return_exceptions=True)
+        kinds = [type(outcome) for outcome in outcomes]
+        assert kinds.count(TooManyRequestsError) == 2
+        assert kinds.count(VerificationFailedError) == CHAIN_CHECKS_PER_SOURCE_MAX
+
+
+async def test_one_signer_has_a_few_places_wherever_it_comes_from(tmp_path: Path) -> None:
+    """F-98: as many addresses as it likes; it is the key that counts."""
+    async with open_desk(tmp_path, transaction_wait_s=0.3) as desk:
+        stranger = Stranger(desk, b"\x05" * 32, TxHash(b"\x09" * 32))
+        flood = [
+            desk.engine.perform(stranger.asked(bytes([number])))
+            for number in range(CHAIN_CHECKS_PER_SOURCE_MAX + 1)
+        ]
+        outcomes = await asyncio.gather(*flood, return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes].count(TooManyRequestsError) == 1
+
+
+class Stranger:
+    """Somebody with a key of its own, who claims that a transaction opened a channel."""
+
+    def __init__(self, desk: Desk, private_key: bytes, tx_hash: TxHash) -> None:
+        self._desk = desk
+        self._payer = Payer(desk.chain, private_key)
+        self._payer.open_on_chain()
+        self._payload = replace(self._payer.opening(), tx_hash=tx_hash)
+
+    def asked(self, client: bytes) -> Authenticated:
+        challenge = self._desk.engine.issue_challenge(self._desk.offer)
+        credential = self._payer.credential(challenge, self._payload)
+        return self._desk.engine.authenticate(credential, [self._desk.offer], client=client)

@@ -3,7 +3,7 @@
 import pytest
 
 from channel.engine.rate_limit import RateLimiter
-from channel.errors import TooManyRequestsError
+from channel.errors import TooManyDepositsError, TooManyRequestsError
 from channel.limits import RATE_KEYS_MAX
 
 
@@ -51,3 +51,18 @@ def test_memory_is_bounded_by_forgetting_the_longest_unseen() -> None:
     limiter.require(b"first")
     with pytest.raises(TooManyRequestsError):
         limiter.require((RATE_KEYS_MAX - 1).to_bytes(4, "big"))
+
+
+def test_an_hours_worth_comes_back_over_the_hour() -> None:
+    """F-98: three deposits an hour, with an error of their own."""
+    clock = Clock()
+    limiter = RateLimiter(3, clock, period_s=3600, refusal=TooManyDepositsError, what="an hour")
+    for _ in range(3):
+        limiter.require(b"a")
+    clock.now += 1199
+    with pytest.raises(TooManyDepositsError):
+        limiter.require(b"a")
+    clock.now += 2
+    limiter.require(b"a")
+    with pytest.raises(TooManyDepositsError):
+        limiter.require(b"a")
