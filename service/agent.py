@@ -102,7 +102,9 @@ async def pay(
             deposit=account.deposit,
             refunded=0 if keep_open else account.refund,
             channel_id=account.key.channel_id,
-            open_tx=None if earlier else account.open_tx,
+            open_tx=(
+                None if earlier else await client.payments.find_opening(account.key.channel_id)
+            ),
             close_tx=account.end_tx,
         )
 

@@ -37,6 +37,7 @@ def devnet_settings(values: DevnetValues) -> dict[str, Any]:
         "chain.token": "0x" + values.token.hex(),
         "payee.address": "0x" + payee.address.hex(),
         "payee.key": "0x" + payee.private_key.hex(),
+        "sponsoring.fee_payer": True,
     }
 
 

@@ -33,7 +33,15 @@ from settlement.signer import KeySigner
 from settlement.tx_manager import TxManager
 from settlement.usdc import deploy_usdc, mint
 
-__all__ = ["ACCOUNTS", "MULTICALL3", "DevAccount", "Devnet", "DevnetValues", "TokenChoice"]
+__all__ = [
+    "ACCOUNTS",
+    "GASLESS",
+    "MULTICALL3",
+    "DevAccount",
+    "Devnet",
+    "DevnetValues",
+    "TokenChoice",
+]
 
 TokenChoice = Literal["dusd", "usdc"]
 
@@ -41,6 +49,9 @@ MULTICALL3: Final = Address(bytes.fromhex("ca11bde05977b3631167028862be2a173976c
 
 ACCOUNTS: Final = ("payer", "payee", "stranger")
 """Accounts that are always there; `deployer`, who owns the token, besides."""
+
+GASLESS: Final = "agent"
+"""The account that has the token as they do, and no ether: it can sign, and send nothing."""
 
 _ETHER: Final = 10**18
 _ETHER_EACH: Final = 10_000
@@ -195,16 +206,16 @@ async def _deploy(
 ) -> DevnetValues:
     for address, code in singletons.items():
         await rpc.command("anvil_setCode", _hex(address), code)
-    accounts = {name: _account(name) for name in ("deployer", *ACCOUNTS)}
-    for account in accounts.values():
-        await _set_ether(rpc, account.address, _ETHER_EACH)
+    accounts = {name: _account(name) for name in ("deployer", *ACCOUNTS, GASLESS)}
+    for name in ("deployer", *ACCOUNTS):
+        await _set_ether(rpc, accounts[name].address, _ETHER_EACH)
     deployer = TxManager(rpc, KeySigner(_account("deployer").private_key))
     if choice == "usdc":
         token, symbol = await deploy_usdc(deployer, progress=progress), "USDC"
     else:
         token, symbol = await _deploy_dusd(deployer), "dUSD"
     deployment = await deploy_escrow(SenderNode(deployer), token)
-    for name in ACCOUNTS:
+    for name in (*ACCOUNTS, GASLESS):
         amount = _DOLLARS_EACH * 10**_DECIMALS
         await mint(deployer, token, accounts[name].address, amount)
     return DevnetValues(

@@ -19,6 +19,7 @@ OperatorError                       503
 ├── NonceTakenError                      another transaction of the journal has the nonce
 └── SignerError                          no usable signature
 AgentError
+├── NoGasError                           the account has no ether to send a transaction with
 ├── UntrustedEscrowError                 depositing there could lose the deposit
 └── WalletSendsError                     only the wallet itself can send this transaction
 AnvilError                          a local chain that does not start
@@ -41,6 +42,7 @@ __all__ = [
     "FeeAboveBudgetError",
     "InvalidSignatureRevertError",
     "LeaseLostError",
+    "NoGasError",
     "NonceTakenError",
     "RpcRefusedError",
     "SignerError",
@@ -176,6 +178,14 @@ class UntrustedEscrowError(errors.AgentError):
     def __init__(self, escrow: Address, why: str) -> None:
         super().__init__(f"The escrow 0x{escrow.hex()} {why}.")
         self.escrow = escrow
+
+
+class NoGasError(errors.AgentError):
+    """Leaving without the server, or a deposit that it does not sponsor, takes ether."""
+
+    def __init__(self, account: Address) -> None:
+        super().__init__(f"0x{account.hex()} has no ether for gas: send it some. Nothing was sent.")
+        self.account = account
 
 
 class WalletSendsError(errors.AgentError):

@@ -19,7 +19,12 @@ from settlement.addresses import (
     escrow_init_code,
     factory_address,
 )
-from settlement.errors import ContractRevertedError, UntrustedEscrowError, WalletSendsError
+from settlement.errors import (
+    ContractRevertedError,
+    NoGasError,
+    UntrustedEscrowError,
+    WalletSendsError,
+)
 from settlement.escrow import EscrowReader
 from settlement.rpc_values import parse_block, parse_bytes, parse_quantity
 from settlement.signer import MessageSigner
@@ -205,6 +210,8 @@ class PayerAccount:
     async def _send(self, to: Address, calldata: bytes) -> Receipt:
         if not self._can_send:
             raise WalletSendsError(self.account)
+        if not await self._sender.rpc.balance_wei(self.account):
+            raise NoGasError(self.account)
         return await self._sender.send(to, calldata)
 
     async def _deposit(

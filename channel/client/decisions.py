@@ -11,11 +11,15 @@ import msgspec
 
 from channel.wire.problem import Problem
 
-__all__ = ["Step", "Tried", "decide"]
+__all__ = ["Step", "Tried", "decide", "deposit_pause_s"]
 
 RAISES_MAX = 3
 WAITS_MAX = 6
 RATE_WAITS_MAX = 30
+DEPOSIT_WAITS_MAX = 30
+DEPOSIT_WAIT_S_STEP = 0.25
+DEPOSIT_WAIT_S_MAX = 120.0
+RETRY_AFTER_S_MAX = 30.0
 
 _UNKNOWN_CHALLENGE = frozenset(
     {"session/challenge-not-found", "invalid-challenge", "payment-expired"}
@@ -29,6 +33,7 @@ _COME_AGAIN = frozenset(
         "exposure-limit",
     }
 )
+_PAUSED = frozenset({"sponsoring-paused", "openings-paused"})
 _GONE = frozenset({"session/channel-not-found", "session/channel-finalized"})
 
 
@@ -39,8 +44,10 @@ class Step(Enum):
     REFRESH = "answer the fresh challenge once"
     RAISE = "sign a higher voucher, topping up first if the deposit is too small"
     RECHECK = "read the channel on chain and go by that"
+    DEPOSIT_MORE = "sign for the least deposit that is worth the server's gas"
     REOPEN = "the server does not know the channel or has ended it: present or open one"
     WAIT = "send the same again after a while"
+    PENDING = "a signed deposit is under way for longer than is waited here"
     HAND_ON = "not about payment, or nothing more to do: the caller's to handle"
     UNKNOWN = "served or not, nobody knows: say so"
     STOP = "the server refuses what was properly paid"
@@ -54,12 +61,29 @@ class Tried(msgspec.Struct):
     raises: int = 0
     rechecks: int = 0
     reopens: int = 0
+    deposits: int = 0
     waits: int = 0
+    waited_s: float = 0.0
+    is_funding: bool = False
+    """The credential that was sent last carries a signed deposit: it takes a block or two."""
 
 
-def decide(status: int, problem: Problem | None, tried: Tried) -> Step:
-    """Return the next step for an answer with this status and problem (CLIENT-08)."""
-    kind = "" if problem is None else problem.type
+def decide(
+    status: int, problem: Problem | None, tried: Tried, *, retry_after_s: float | None = None
+) -> Step:
+    """Return the next step for an answer with this status and problem (CLIENT-08).
+
+    Where a deposit was sent, a server that asks to wait for longer than `RETRY_AFTER_S_MAX` does
+    not mean us to wait: it pays for no more deposits now.
+    """
+    step = _decide(status, "" if problem is None else problem.type, tried, retry_after_s)
+    is_long = tried.is_funding and (retry_after_s or 0.0) > RETRY_AFTER_S_MAX
+    if step is Step.WAIT and is_long:
+        return Step.PENDING if _is_mining(status, tried) else Step.HAND_ON
+    return step
+
+
+def _decide(status: int, kind: str, tried: Tried, retry_after_s: float | None) -> Step:
     if status == 402:  # noqa: PLR2004
         return _decide_402(kind, tried)
     if kind in _GONE:
@@ -68,7 +92,20 @@ def decide(status: int, problem: Problem | None, tried: Tried) -> Step:
         return Step.RECHECK if tried.rechecks < 1 else Step.STOP
     if kind == "outcome-unknown":
         return Step.UNKNOWN
+    if _is_mining(status, tried) and kind not in _PAUSED and retry_after_s is not None:
+        is_patient = tried.waited_s < DEPOSIT_WAIT_S_MAX and tried.waits < DEPOSIT_WAITS_MAX
+        return Step.WAIT if is_patient else Step.PENDING
     return Step.WAIT if _may_wait(kind, tried) else Step.HAND_ON
+
+
+def deposit_pause_s(waits: int, wait_s: float) -> float:
+    """Return how long to wait for a deposit this time: longer each time, whatever is asked."""
+    return max(wait_s, (waits + 1) * DEPOSIT_WAIT_S_STEP)
+
+
+def _is_mining(status: int, tried: Tried) -> bool:
+    """Say whether a deposit may be on its way to the chain, whoever answers 503 for it (F-75)."""
+    return tried.is_funding and status == 503  # noqa: PLR2004
 
 
 def _may_wait(kind: str, tried: Tried) -> bool:
@@ -85,6 +122,8 @@ def _decide_402(kind: str, tried: Tried) -> Step:
         return Step.REFRESH
     if kind in ("session/insufficient-balance", "session/delta-too-small"):
         return Step.RAISE if tried.raises < RAISES_MAX else Step.STOP
+    if kind == "deposit-too-small":
+        return Step.DEPOSIT_MORE if tried.is_funding and tried.deposits < 1 else Step.STOP
     if kind == "session/amount-exceeds-deposit" and tried.rechecks < 1:
         return Step.RECHECK
     return Step.WAIT if _may_wait(kind, tried) else Step.STOP

@@ -49,6 +49,11 @@ class Depositor:
         """Say whether the server takes deposits of this kind, and this one is good long enough."""
         return deposit.type in usable_types(self._request) and _end(deposit) >= now + LEFT_S_MIN
 
+    def is_dead(self, deposit: Deposit, now: int) -> bool:
+        """Say whether the server does not take such deposits, and nobody can use this one now."""
+        is_over = now >= _end(deposit) + VALID_S  # by far, as clocks differ
+        return is_over and deposit.type not in usable_types(self._request)
+
     async def sign_opening(self, means: PayerMeans) -> Deposit | None:
         """Sign the deposit of a channel in state `opening`; None when it is to be sent.
 

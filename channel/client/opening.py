@@ -244,13 +244,34 @@ class ChannelOpener:
 
         return await self._purse.update(account.key, change), fact
 
-    async def confirm(self, account: Account, receipt: Receipt | None) -> Account:
-        """Compare a channel that the server has opened, and note the transaction it names."""
+    async def confirm(self, account: Account, receipt: Receipt | None, *, url: str) -> Account:
+        """Go on with a channel that the server has opened; note the transaction it names."""
         account, fact = await self._read(account)
-        if fact is None or receipt is None or account.open_tx is not None:
-            return account
+        is_there = fact is not None and receipt is not None and account.open_tx is None
+        open_tx = receipt.tx_hash if is_there and receipt is not None else account.open_tx
+
+        def change(current: Account) -> Account:
+            state = "open" if current.state == "opening" else current.state
+            return replace(current, state=state, url=url, open_tx=open_tx)
+
+        return await self._purse.update(account.key, change)
+
+    async def enlarge(self, account: Account, limits: TokenLimits, least: int) -> Account:
+        """Mean to open with a greater deposit, if the policy allows it (F-92).
+
+        The smaller one that was signed has the same nonce: it cannot be made besides.
+
+        Raises:
+            BudgetExceededError: It does not.
+        """
+        require_deposit(limits, least, account.origin)
         return await self._purse.update(
-            account.key, lambda current: replace(current, open_tx=receipt.tx_hash)
+            account.key,
+            lambda current: (
+                replace(current, deposit=max(least, current.deposit), opening=None)
+                if current.state == "opening"
+                else current
+            ),
         )
 
     async def grant_lost(self, account: Account, lost_max: int) -> Account:
@@ -285,12 +306,15 @@ class ChannelOpener:
         depositor = self._depositor(account, offer)
         means = await depositor.read_means()
         signed = account.top_up
-        if signed is None:
+        if signed is None or depositor.is_dead(signed, means.now):
             least = needed - account.deposit
             wanted = top_up_size(
                 self._policy, limits, offer.request, deposit=account.deposit, needed=needed
             )
-            amount = max(least, min(wanted, means.balance))
+            if account.opening is not None:  # what was worth its gas once is so again
+                wanted = max(wanted, account.opening.amount)
+            room = limits.deposit_max - account.deposit
+            amount = max(least, min(wanted, room, means.balance))
             signed = await depositor.sign_top_up(
                 means, amount=amount, salt=self._random_bytes(SALT_BYTES)
             )
@@ -327,16 +351,15 @@ class ChannelOpener:
         payload = TopUpHash(
             channel_id=account.key.channel_id, additional_deposit=amount, tx_hash=tx_hash
         )
-        return await self.count_top_up(account, amount), payload
+        return await self.count_deposit(account.key, account.deposit + amount), payload
 
-    async def count_top_up(self, account: Account, amount: int) -> Account:
-        """Count a deposit that the server, or our own transaction, has added.
+    async def count_deposit(self, key: ChannelKey, goal: int) -> Account:
+        """Count what the server, or our own transaction, has brought the deposit to.
 
-        A signed one stays noted until the chain shows it used: see `top_up`.
+        A signed top-up stays noted until the chain shows it used: see `top_up`.
         """
-        goal = account.deposit + amount
         return await self._purse.update(
-            account.key, lambda current: replace(current, deposit=max(current.deposit, goal))
+            key, lambda current: replace(current, deposit=max(current.deposit, goal))
         )
 
     def _depositor(self, account: Account, offer: Offer) -> Depositor:

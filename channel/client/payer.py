@@ -10,6 +10,7 @@ decision can be tested against any behaviour of both. What is durable when:
 """
 
 import asyncio
+import contextlib
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
@@ -18,13 +19,13 @@ from msgspec.structs import replace
 
 from channel.chain import PayerChain
 from channel.client.account import Account, count_lost
-from channel.client.decisions import Step, decide
-from channel.client.funding import build_open
+from channel.client.decisions import Step, Tried, decide, deposit_pause_s
 from channel.client.keys import VoucherKeys
 from channel.client.lanes import Lanes
 from channel.client.opening import ChannelOpener
 from channel.client.policy import Offer, Policy, TokenLimits, choose_offer, require_offer
-from channel.client.presenting import Header, Reply, build_header
+from channel.client.presenting import Header, Reply, build_header, read_receipt
+from channel.client.promise import Promise
 from channel.client.purchase import Purchase, Ticket, build_scope
 from channel.client.receipts import ReceiptBook
 from channel.client.store import Purse
@@ -32,11 +33,13 @@ from channel.client.streaming import PaidStream
 from channel.client.vouchers import VoucherDesk
 from channel.errors import (
     ChannelUnusableError,
+    DepositPendingError,
     PaymentOutcomeUnknownError,
     PaymentRefusedError,
+    ReceiptViolationError,
 )
 from channel.wire.funding import Deposit
-from channel.wire.payload import OpenHash, VoucherPayload
+from channel.wire.payload import OpenHash, Payload, VoucherPayload
 from channel.wire.problem import Problem, parse_problem
 
 __all__ = ["Payer"]
@@ -91,14 +94,17 @@ class Payer:
         be wrong; then nothing more was signed.
         """
         problem = parse_problem(reply.body)
-        step = decide(reply.status, problem, purchase.tried)
+        step = decide(reply.status, problem, purchase.tried, retry_after_s=reply.retry_after_s)
+        if step is Step.WAIT:
+            await self._wait(purchase.tried, reply.wait_s)
+            return purchase.header
+        if purchase.ticket is not None:
+            purchase.ticket.unlock()
         match step:
             case Step.HAND_ON:
                 return None
-            case Step.WAIT:
-                purchase.tried.waits += 1
-                await self.sleep(reply.wait_s)
-                return purchase.header
+            case Step.PENDING:
+                raise DepositPendingError(origin=purchase.origin, waited_s=purchase.tried.waited_s)
             case Step.UNKNOWN:
                 raise PaymentOutcomeUnknownError(
                     idempotency_key=purchase.idempotency_key, reason="the server lost it"
@@ -113,6 +119,12 @@ class Payer:
             raise _refused(reply, problem)
         return await self._pay_again(purchase, purchase.ticket, step, reply, problem)
 
+    async def _wait(self, tried: Tried, wait_s: float) -> None:
+        pause_s = deposit_pause_s(tried.waits, wait_s) if tried.is_funding else wait_s
+        tried.waits += 1
+        tried.waited_s += pause_s
+        await self.sleep(pause_s)
+
     async def accept(self, purchase: Purchase, reply: Reply) -> None:
         """Count a paid answer in one piece, check its receipt, and let go of the channel.
 
@@ -120,6 +132,7 @@ class Payer:
             ReceiptViolationError: The receipt cannot be right; the channel is stopped.
         """
         if purchase.ticket is not None:
+            await self._land(purchase, purchase.ticket, reply.receipt)
             await self.receipts.accept(purchase, purchase.ticket, reply.receipt)
             self.release(purchase)
 
@@ -132,6 +145,7 @@ class Payer:
         ticket = purchase.ticket
         if ticket is None:
             return None
+        await self._land(purchase, ticket, reply.receipt)
         await self.receipts.begin_stream(purchase, ticket, reply.receipt)
         return PaidStream(
             policy=self.policy,
@@ -157,6 +171,7 @@ class Payer:
     def release(self, purchase: Purchase) -> None:
         """Let go of what was held for a request; a second time does nothing."""
         if purchase.ticket is not None:
+            purchase.ticket.unlock()
             self.lanes.leave(purchase.ticket.hold)
 
     async def leave(self, account: Account) -> Account:
@@ -184,6 +199,10 @@ class Payer:
             tried.reopens += 1
             is_unknown = problem is not None and problem.type == UNKNOWN_CHANNEL
             await self._give_up(ticket, is_unknown=is_unknown)
+        elif step is Step.DEPOSIT_MORE and problem is not None:
+            tried.deposits += 1
+            account = await self.purse.get(ticket.key)
+            await self.opener.enlarge(account, ticket.limits, problem.deposit_min or 0)
         elif problem is not None:
             tried.raises += 1
             rise = (problem.accepted or 0) + (problem.min_voucher_delta or 0)
@@ -217,19 +236,53 @@ class Payer:
     ) -> Header:
         """Return a credential for a channel that is open and whose voucher covers the cost."""
         ticket = await self._ticket(purchase, offer, limits)
-        async with ticket.lane.lock:
+        await ticket.lock()
+        try:
             account = await self._ensure_open(purchase, ticket)
             needed, ahead = self._aims(purchase, ticket, account)
-            payload = await self.desk.make(
+            promise = await self.desk.make(
                 purchase, ticket, needed=max(needed, required), ahead=ahead
             )
-            if payload.deposit is not None:
-                await self.desk.present(purchase, ticket, payload)
+            if account.state == "opening":
+                promise = replace(promise, deposit=account.opening, goal=account.deposit)
+            payload = await self._board(purchase, ticket, promise)
+        finally:
+            if ticket.ride is None:
+                ticket.unlock()
         purchase.tried.has_paid = True
+        purchase.tried.is_funding = ticket.ride is not None
         self._remember(purchase.route, ticket.offer)
-        voucher = VoucherPayload(payload.voucher)
-        purchase.header = build_header(ticket.offer, voucher, ticket.source)
+        purchase.header = build_header(ticket.offer, payload, ticket.source)
         return purchase.header
+
+    async def _board(self, purchase: Purchase, ticket: Ticket, promise: Promise) -> Payload:
+        """Return what the request itself carries: the voucher, and a deposit if it may.
+
+        Alone on the channel a deposit rides with the request, which saves a round trip, and the
+        others wait until the answer begins. Where others wait already it goes ahead by a HEAD,
+        whose answer comes as soon as it is mined; one that is refused there goes with the
+        request after all, because only that is answered with a reason.
+        """
+        if promise.deposit is not None and not ticket.hold.is_alone:
+            try:
+                await self.desk.present_promise(purchase, ticket, promise)
+                return VoucherPayload(promise.voucher)
+            except PaymentRefusedError as error:
+                if error.status != 402:  # noqa: PLR2004
+                    raise
+        if promise.deposit is None:
+            return VoucherPayload(promise.voucher)
+        ticket.ride = promise
+        return promise.payload
+
+    async def _land(self, purchase: Purchase, ticket: Ticket, text: str | None) -> None:
+        """Count the deposit that rode on a request which is answered, and let the others go on."""
+        if ticket.ride is not None:
+            receipt = None
+            with contextlib.suppress(ReceiptViolationError):  # whoever accepts it will say so
+                receipt = None if text is None else read_receipt(text)
+            await self.desk.land(purchase, ticket, ticket.ride, receipt)
+        ticket.unlock()
 
     async def _ticket(self, purchase: Purchase, offer: Offer, limits: TokenLimits) -> Ticket:
         """Return the request's ticket for this offer: the one it has, unless the terms changed."""
@@ -285,24 +338,20 @@ class Payer:
     async def _open(
         self, purchase: Purchase, ticket: Ticket, account: Account, *, is_new: bool
     ) -> Account:
-        """Deposit if that is still to be done, and present the opening to the server.
+        """Return the channel with the deposit that opens it signed, or made and presented.
 
-        With a HEAD, so that the deposit is known before the first content request: a request
-        that fails for its own reasons leaves no doubt about the channel.
+        One that was made is presented with a HEAD, so that it is known before the first content
+        request: a request that fails for its own reasons leaves no doubt about the channel.
         """
         account, proof = await self.opener.deposit(account, ticket.offer, is_new=is_new)
         if account.state != "opening":
             raise ChannelUnusableError(f"The channel being opened is {account.state} on chain.")
+        if isinstance(proof, Deposit):
+            return account
         needed, ahead = self._aims(purchase, ticket, account)
         voucher = (await self.desk.make(purchase, ticket, needed=needed, ahead=ahead)).voucher
-        opening = (
-            build_open(proof, voucher)
-            if isinstance(proof, Deposit)
-            else OpenHash(voucher, account.salt, account.terms.authorized_signer, proof)
-        )
-        presented = await self.desk.present(purchase, ticket, opening)
-        if isinstance(proof, Deposit):
-            await self.opener.confirm(account, presented.receipt)
+        opening = OpenHash(voucher, account.salt, account.terms.authorized_signer, proof)
+        await self.desk.present(purchase, ticket, opening)
         return await self.purse.update(
             account.key, lambda current: replace(current, state="open", url=purchase.url)
         )

@@ -10,7 +10,7 @@ from channel.client.courier import HeadCourier
 from channel.client.payer import Payer
 from channel.client.transport import is_safe, origin_of
 from channel.errors import ChannelUnusableError, OfferRefusedError
-from channel.types import Address, ChannelId
+from channel.types import Address, ChannelId, TxHash
 
 __all__ = ["Payments", "Summary"]
 
@@ -77,6 +77,16 @@ class Payments:
         chain = self._payer.opener.chain(account.key.chain_id, account.origin)
         await chain.request_close(escrow=account.key.escrow, channel_id=account.key.channel_id)
         return await self._payer.leave(account)
+
+    async def find_opening(self, which: ChannelId) -> TxHash | None:
+        """Return the transaction that opened a channel, the server's if it paid the gas."""
+        account = await self._one(which)
+        if account.open_tx is not None:
+            return account.open_tx
+        chain = self._payer.opener.chain(account.key.chain_id, account.origin)
+        return await chain.find_opening(
+            escrow=account.key.escrow, channel_id=account.key.channel_id
+        )
 
     async def withdraw(self, which: ChannelId) -> Account:
         """Take what is left, once the grace period is over."""

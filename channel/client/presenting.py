@@ -10,6 +10,12 @@ from typing import Protocol
 
 import msgspec
 
+from channel.client.decisions import (
+    DEPOSIT_WAIT_S_MAX,
+    DEPOSIT_WAITS_MAX,
+    RETRY_AFTER_S_MAX,
+    deposit_pause_s,
+)
 from channel.client.policy import Offer
 from channel.errors import (
     DepositPendingError,
@@ -41,9 +47,6 @@ __all__ = [
 ]
 
 WAITS_MAX = 10
-DEPOSIT_WAITS_MAX = 120
-DEPOSIT_WAIT_S_MAX = 120.0
-DEPOSIT_WAIT_S_MIN = 0.25
 WAIT_S_MAX = 10.0
 WAIT_S_DEFAULT = 1.0
 
@@ -162,14 +165,18 @@ class _Patience:
     def __init__(self, *, has_deposit: bool) -> None:
         self.has_deposit = has_deposit
         self.waited_s = 0.0
-        self._waits_left = DEPOSIT_WAITS_MAX if has_deposit else WAITS_MAX
+        self._waits = 0
 
     def take(self, reply: Reply) -> float | None:
         """Return how long to wait now, or None when it has been long enough."""
-        pause_s = max(reply.wait_s, DEPOSIT_WAIT_S_MIN) if self.has_deposit else reply.wait_s
-        if self._waits_left == 0 or self.waited_s + pause_s > DEPOSIT_WAIT_S_MAX:
+        pause_s, waits_max = reply.wait_s, WAITS_MAX
+        if self.has_deposit:
+            pause_s, waits_max = deposit_pause_s(self._waits, pause_s), DEPOSIT_WAITS_MAX
+            if (reply.retry_after_s or 0.0) > RETRY_AFTER_S_MAX:
+                return None
+        if self._waits == waits_max or self.waited_s + pause_s > DEPOSIT_WAIT_S_MAX:
             return None
-        self._waits_left -= 1
+        self._waits += 1
         self.waited_s += pause_s
         return pause_s
 

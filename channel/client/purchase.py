@@ -1,5 +1,7 @@
 """One logical request on its way: what was tried for it, and under which terms it is paid."""
 
+from typing import TYPE_CHECKING
+
 from channel.client.account import Scope
 from channel.client.decisions import Tried
 from channel.client.lanes import Hold, Lane
@@ -7,6 +9,9 @@ from channel.client.meter import Expectation
 from channel.client.policy import Offer, Policy, TokenLimits, step_value
 from channel.client.presenting import Courier, Header
 from channel.types import Address, ChannelKey
+
+if TYPE_CHECKING:
+    from channel.client.promise import Promise
 
 __all__ = ["Purchase", "Ticket", "build_scope"]
 
@@ -22,6 +27,9 @@ class Ticket:
         self.hold = hold
         self.challenge_ids = {offer.challenge.id}
         """Every challenge that was answered: a receipt names one of them."""
+        self.ride: Promise | None = None
+        """What was promised with a deposit, while that rides on the request itself."""
+        self._has_lock = False
         self.step_units = 0
         """The step of a fast stream, where that has grown beyond the policy's."""
         self.spent_before: dict[ChannelKey, int] = {}
@@ -36,6 +44,18 @@ class Ticket:
     def key(self) -> ChannelKey:
         """The channel."""
         return self.hold.key
+
+    async def lock(self) -> None:
+        """Let no other request of the channel sign until `unlock`."""
+        await self.lane.lock.acquire()
+        self._has_lock = True
+
+    def unlock(self) -> None:
+        """Let the others go on; a second time does nothing."""
+        self.ride = None
+        if self._has_lock:
+            self._has_lock = False
+            self.lane.lock.release()
 
     @property
     def price(self) -> int:

@@ -17,6 +17,7 @@ from channel.client.lanes import Lanes
 from channel.client.meter import UnitMeter
 from channel.client.pace import Pace
 from channel.client.policy import Policy, step_value
+from channel.client.promise import Promise
 from channel.client.purchase import Purchase, Ticket
 from channel.client.receipts import ReceiptBook
 from channel.client.store import Purse
@@ -27,7 +28,6 @@ from channel.errors import (
     ReceiptViolationError,
     WireError,
 )
-from channel.wire.payload import VoucherPayload
 from channel.wire.sse import NEED_VOUCHER_EVENT, parse_need_voucher
 
 __all__ = ["PaidStream"]
@@ -128,22 +128,22 @@ class PaidStream:
                 problem_type=NEED_VOUCHER_EVENT,
                 detail=f"asked {IDLE_NEEDS_MAX} times and delivered nothing",
             )
-        payload = await self._voucher(needed=need.required_cumulative)
-        if payload.deposit is None:
-            await self._desk.present(self._purchase, ticket, payload)
+        promise = await self._promise(needed=need.required_cumulative)
+        if promise.deposit is None:
+            await self._desk.present_promise(self._purchase, ticket, promise)
         self._pace.leave_out(self._now() - paused_at)
 
-    async def _voucher(self, *, needed: int) -> VoucherPayload:
+    async def _promise(self, *, needed: int) -> Promise:
         """Make a voucher; one with a deposit is presented before anything else is signed."""
         ticket = self._ticket
         async with ticket.lane.lock:
             account = await self._purse.get(ticket.key)
             ahead = account.counted + ticket.allowance(self._policy)
-            payload = await self._desk.make(self._purchase, ticket, needed=needed, ahead=ahead)
-            if payload.deposit is not None:
-                await self._desk.present(self._purchase, ticket, payload)
+            promise = await self._desk.make(self._purchase, ticket, needed=needed, ahead=ahead)
+            if promise.deposit is not None:
+                await self._desk.present_promise(self._purchase, ticket, promise)
         self._unpaid_units = self._pending_units
-        return payload
+        return promise
 
     async def _pay_ahead(self) -> None:
         """Present a voucher before it is asked for; what is in the way is told when it is.
@@ -155,9 +155,9 @@ class PaidStream:
             await self._store_count()
             account = await self._purse.get(self._ticket.key)
             self._fund_ahead(account)
-            payload = await self._voucher(needed=account.signed)
-            if payload.voucher.cumulative_amount > account.signed:
-                await self._desk.present(self._purchase, self._ticket, payload)
+            promise = await self._promise(needed=account.signed)
+            if promise.voucher.cumulative_amount > account.signed:
+                await self._desk.present_promise(self._purchase, self._ticket, promise)
         except (MppSessionError, httpx.TransportError) as error:
             _log.debug("no voucher ahead: %s", type(error).__name__)
         finally:

@@ -13,6 +13,7 @@ from channel.client.lanes import Lane
 from channel.client.opening import ChannelOpener
 from channel.client.policy import Offer, Policy, choose_offer, require_deposit
 from channel.client.presenting import Presented, Reply, deposit_type, present
+from channel.client.promise import Promise
 from channel.client.purchase import Purchase, Ticket
 from channel.client.receipts import ReceiptBook
 from channel.client.store import Purse
@@ -20,7 +21,8 @@ from channel.errors import DepositPendingError, OfferRefusedError, PaymentRefuse
 from channel.types import SignedVoucher
 from channel.verify.typed_data import voucher_digest
 from channel.wire.funding import Deposit
-from channel.wire.payload import Payload, TopUpHash, VoucherPayload
+from channel.wire.payload import Payload, TopUpHash
+from channel.wire.receipt import Receipt
 
 __all__ = ["VoucherDesk"]
 
@@ -49,13 +51,11 @@ class VoucherDesk:
         self._now = now
         self._sleep = sleep
 
-    async def make(
-        self, purchase: Purchase, ticket: Ticket, *, needed: int, ahead: int
-    ) -> VoucherPayload:
+    async def make(self, purchase: Purchase, ticket: Ticket, *, needed: int, ahead: int) -> Promise:
         """Return a voucher for at least `needed`, for `ahead` if nothing speaks against it.
 
-        Where the deposit is too small for `needed`, one by signature rides on the voucher: it
-        must then be presented before anything is bought with it (VCH-06).
+        Where the deposit is too small for `needed`, one by signature comes with the voucher,
+        which is worth nothing before that is made (VCH-06).
 
         The order of refusals: our own count, then the policy's caps and the deposit, then the
         budget. A claim beyond our count therefore never causes a top-up (F-94).
@@ -93,7 +93,9 @@ class VoucherDesk:
             window_s=self._policy.budget_window_s,
             now=self._now(),
         )
-        return VoucherPayload(await self.sign(account, account.signed, lane=ticket.lane), rider)
+        return Promise(
+            await self.sign(account, account.signed, lane=ticket.lane), rider, goal=deposit
+        )
 
     async def sign(
         self, account: Account, amount: int, *, lane: Lane | None = None
@@ -112,10 +114,27 @@ class VoucherDesk:
             lane.last_voucher = voucher
         return voucher
 
+    async def present_promise(self, purchase: Purchase, ticket: Ticket, promise: Promise) -> None:
+        """Present a voucher by HEAD, with its deposit, which has been made once this returns.
+
+        Raises:
+            AgentError: See `present`.
+        """
+        presented = await self.present(purchase, ticket, promise.payload)
+        await self.land(purchase, ticket, promise, presented.receipt)
+
+    async def land(
+        self, purchase: Purchase, ticket: Ticket, promise: Promise, receipt: Receipt | None
+    ) -> None:
+        """Count a deposit that the server says was made."""
+        if promise.opens:
+            account = await self._purse.get(ticket.key)
+            await self._opener.confirm(account, receipt, url=purchase.url)
+        elif promise.deposit is not None:
+            await self._opener.count_deposit(ticket.key, promise.goal)
+
     async def present(self, purchase: Purchase, ticket: Ticket, payload: Payload) -> Presented:
         """Present a credential by HEAD to the request's own address, and take its receipt.
-
-        A deposit that rides on it has been made once this returns.
 
         Raises:
             AgentError: See `presenting.present` and `ReceiptBook.adopt`.
@@ -129,9 +148,6 @@ class VoucherDesk:
             sleep=self._sleep,
         )
         await self._receipts.accept_presented(purchase, ticket, presented)
-        if isinstance(payload, VoucherPayload) and payload.deposit is not None:
-            account = await self._purse.get(ticket.key)
-            await self._opener.count_top_up(account, payload.deposit.amount)
         return presented
 
     async def _top_up(
@@ -179,7 +195,7 @@ class VoucherDesk:
             await self.present(purchase, ticket, more)
             return account
         await self.present(purchase, ticket, build_top_up(more, account.key.channel_id))
-        return await self._opener.count_top_up(account, more.amount)
+        return await self._opener.count_deposit(account.key, account.deposit + more.amount)
 
     def _renew(self, purchase: Purchase, old: Offer, payload: Payload, reply: Reply) -> Offer:
         """Return the fresh offer of a 402 to a HEAD: the same terms, no higher price (F-95)."""

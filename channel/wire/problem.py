@@ -19,6 +19,7 @@ _AMOUNTS = (
     "spent",
     "deposit",
     "minVoucherDelta",
+    "depositMin",
 )
 
 
@@ -37,6 +38,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
     spent: int | None = None
     deposit: int | None = None
     min_voucher_delta: int | None = None
+    deposit_min: int | None = None
 
 
 def format_problem(
@@ -81,6 +83,7 @@ def parse_problem(body: bytes) -> Problem | None:
         spent=amounts[2],
         deposit=amounts[3],
         min_voucher_delta=amounts[4],
+        deposit_min=amounts[5],
     )
 
 

@@ -38,7 +38,7 @@ def command(  # noqa: PLR0913 -- each is a flag
     model: Annotated[str, typer.Option(help="Name of the model to ask.")] = "default",
     max_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 256,
     devnet: Annotated[
-        Path | None, typer.Option(help="Pay on a running devnet, as its account `payer`.")
+        Path | None, typer.Option(help="Pay on a running devnet, as its account `agent`.")
     ] = None,
     rpc_url: Annotated[str | None, typer.Option(help="Node of the chain to pay on.")] = None,
     chain_id: Annotated[int | None, typer.Option(help="That chain.")] = None,
@@ -125,11 +125,12 @@ def _content(prompt: str | None, json_body: str | None, model: str, max_tokens: 
 def _devnet_wallet(path: Path, price_max: int, deposit_max: int) -> "Wallet":
     from service.agent import Wallet  # noqa: PLC0415 -- slow to import
     from service.devnet_file import read_devnet  # noqa: PLC0415
+    from settlement.devnet import GASLESS  # noqa: PLC0415
 
     values = read_devnet(path)
     return Wallet(
         rpc_url=values.rpc_url,
-        private_key=values.accounts["payer"].private_key,
+        private_key=values.accounts[GASLESS].private_key,
         policy=_policy(values.chain_id, values.token, price_max, deposit_max),
         unit=TokenUnit(values.token_symbol, values.token_decimals),
         store=path.resolve().with_suffix(".agent.db"),

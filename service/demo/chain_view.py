@@ -6,7 +6,7 @@ from typing import Any, Final
 from channel.types import Address, ChannelFact, ChannelId, tx_hash
 from service.demo.report import Balances, Transaction
 from settlement import abi
-from settlement.devnet import Devnet
+from settlement.devnet import GASLESS, Devnet
 from settlement.escrow import EscrowReader
 
 __all__ = ["read_balances", "read_channel", "read_transactions"]
@@ -14,17 +14,23 @@ __all__ = ["read_balances", "read_channel", "read_transactions"]
 _NAMES: Final = {
     abi.approve.selector: "approve",
     abi.open_.selector: "open",
+    abi.open_with_authorization.selector: "open",
+    abi.open_with_permit2.selector: "open",
     abi.top_up.selector: "top-up",
+    abi.top_up_with_authorization.selector: "top-up",
+    abi.top_up_with_permit2.selector: "top-up",
     abi.settle.selector: "settle",
     abi.close.selector: "close",
 }
 
 
 async def read_balances(devnet: Devnet) -> Balances:
-    """Return the token balances of payer, payee and escrow at the head."""
+    """Return the tokens of payer, payee and escrow at the head, and the payer's ether."""
     accounts = devnet.values.accounts
+    payer = accounts[GASLESS].address
     return Balances(
-        payer=await devnet.token_balance(accounts["payer"].address),
+        payer=await devnet.token_balance(payer),
+        payer_wei=await devnet.rpc.balance_wei(payer),
         payee=await devnet.token_balance(accounts["payee"].address),
         escrow=await devnet.token_balance(devnet.values.escrow),
     )

@@ -17,7 +17,7 @@ from service.demo.child import Child, run_child
 from service.demo.model import MODEL_NAME
 from service.demo.report import Answer, DemoReport
 from service.errors import ChildError, CommandError
-from settlement.devnet import Devnet
+from settlement.devnet import GASLESS, Devnet
 
 __all__ = ["PROMPTS", "UNIT_PRICE", "AnswerScreen", "Screen", "run_demo"]
 
@@ -64,7 +64,7 @@ async def run_demo(screen: Screen, folder: Path) -> DemoReport:
         clock = _Clock(screen)
         devnet = await open_.enter_async_context(Devnet.start())
         await asyncio.to_thread(devnet.values.write, folder / "devnet.json")
-        clock.done("A local chain with an escrow, a dollar and funded accounts")
+        clock.done("A local chain with an escrow, a dollar, and an agent without ether")
         model = await open_.enter_async_context(_run_model(folder))
         clock.done(f"{MODEL_NAME} behind llama.cpp's server")
         token = TokenUnit(devnet.values.token_symbol, devnet.values.token_decimals)
@@ -135,7 +135,7 @@ async def _be_an_agent(
     url = gateway.found[1]
     async with open_client(
         rpc_url=values.rpc_url,
-        private_key=values.accounts["payer"].private_key,
+        private_key=values.accounts[GASLESS].private_key,
         policy=policy,
         store=folder / "agent.db",
     ) as client:

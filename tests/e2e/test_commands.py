@@ -51,6 +51,7 @@ def build_gateway(devnet: TestChain, model: ModelServer, folder: Path) -> Gatewa
     variables = gateway_variables(
         devnet.values, model.url, folder / "ledger.db", free_port(), step_units=8
     )
+    variables["MPP_SESSION_SPONSORING_FEE_PAYER"] = "true"
     return GatewayProcess(gateway_command(), variables, folder / "gateway.log")
 
 

@@ -27,8 +27,9 @@ def test_the_demo_ends_0_and_every_figure_adds_up(tmp_path: Path) -> None:
     document = json.loads(done.stdout)
     assert document["mismatches"] == []
     report = document["report"]
-    assert [sent["name"] for sent in report["transactions"]] == ["approve", "open", "close"]
-    assert [sent["sender"] for sent in report["transactions"]] == ["payer", "payer", "payee"]
+    assert [sent["name"] for sent in report["transactions"]] == ["open", "close"]
+    assert [sent["sender"] for sent in report["transactions"]] == ["payee", "payee"]
+    assert report["before"]["payer_wei"] == report["after"]["payer_wei"] == 0
     assert len(report["answers"]) == 2
     for answer in report["answers"]:
         assert answer["text"]

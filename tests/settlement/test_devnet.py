@@ -16,7 +16,7 @@ from channel.errors import ChainUnavailableError
 from channel.types import Address
 from settlement import abi
 from settlement.addresses import PERMIT2, escrow_address, factory_address
-from settlement.devnet import ACCOUNTS, MULTICALL3, Devnet, DevnetValues, TokenChoice
+from settlement.devnet import ACCOUNTS, GASLESS, MULTICALL3, Devnet, DevnetValues, TokenChoice
 from settlement.errors import AnvilError
 from settlement.rpc import Rpc, RpcLimits
 
@@ -37,6 +37,10 @@ async def test_everything_is_deployed_and_funded(token: TokenChoice) -> None:
             account = devnet.account(name)
             assert await devnet.token_balance(account.address) == 1_000_000 * 10**6
             assert await devnet.rpc.balance_wei(account.address) > 0
+        agent = devnet.account(GASLESS).address
+        assert values.accounts[GASLESS].address == agent
+        assert await devnet.token_balance(agent) == 1_000_000 * 10**6
+        assert await devnet.rpc.balance_wei(agent) == 0
         assert _RECEIVE in await devnet.rpc.code(values.token)
 
 

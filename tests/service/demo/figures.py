@@ -12,9 +12,7 @@ def report() -> DemoReport:
     answers = tuple(Answer("Why?", "Because.", tokens, tokens, 0.5) for tokens in (60, 40))
     transactions = tuple(
         Transaction(name, sender, tx_hash(bytes([number]) * 32), 50_000, 10**14)
-        for number, (name, sender) in enumerate(
-            [("approve", "payer"), ("open", "payer"), ("close", "payee")]
-        )
+        for number, (name, sender) in enumerate([("open", "payee"), ("close", "payee")])
     )
     return DemoReport(
         token=TokenUnit("dUSD", 6),
@@ -26,6 +24,6 @@ def report() -> DemoReport:
         deposit=4000,
         paid=2500,
         receipt_spent=2500,
-        before=Balances(payer=10_000, payee=0, escrow=0),
-        after=Balances(payer=7500, payee=2500, escrow=0),
+        before=Balances(payer=10_000, payer_wei=0, payee=0, escrow=0),
+        after=Balances(payer=7500, payer_wei=0, payee=2500, escrow=0),
     )
