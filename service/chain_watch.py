@@ -10,7 +10,7 @@ from settlement.defence import Settler
 from settlement.escrow import EscrowReader
 from settlement.exposure import ExposureGate, ExposureLimits
 from settlement.heads import HeadSignal
-from settlement.precautions import PrecautionLimits, Precautions
+from settlement.precautions import NODE_COMPARE_DEPTH, PrecautionLimits, Precautions
 from settlement.schedule import SettlePolicy
 from settlement.tower.export import TowerExport
 from settlement.watcher import ChannelWatcher, WatchLimits
@@ -71,7 +71,10 @@ def build_watcher(  # noqa: PLR0913 -- what a watcher is built of, by name
         Alarms() if export is None else export.alarms,
         gate,
         gas_account=gas_account or payee,
-        limits=PrecautionLimits(closes_reserved_min=config.exposure.closes_reserved_min),
+        limits=PrecautionLimits(
+            closes_reserved_min=config.exposure.closes_reserved_min,
+            node_compare_depth=max(NODE_COMPARE_DEPTH, config.chain.confirmations),
+        ),
         export=export,
     )
     return ChannelWatcher(

@@ -19,11 +19,11 @@ from channel.state.channel_state import ChannelState
 from channel.types import Address, ChannelId, TxHash
 from service.chain_watch import build_policy, rpc_urls
 from service.settings import WatchConfig
-from settlement.endpoints import EndpointView, nodes_behind, nodes_that_disagree
 from settlement.escrow import EscrowReader
 from settlement.exposure import exposure_of, gas_reserve_wei
 from settlement.journal.interface import Look, Quarantined
 from settlement.journal.url import open_journal
+from settlement.nodes import EndpointView, judge_nodes, nodes_behind
 from settlement.precautions import PrecautionLimits
 from settlement.rpc import Rpc, RpcLimits
 from settlement.schedule import Moment, SettlePolicy, grace_stage, owes_close, value_at_risk
@@ -210,8 +210,13 @@ def _judge_chain(status: Status, skew_s_max: float) -> list[Finding]:
         found.append(Finding(Level.WARNING, f"the newest block is {age_s} s old"))
     elif -age_s > skew_s_max:
         found.append(Finding(Level.WARNING, f"this clock is {-age_s} s behind the chain's"))
-    if apart := nodes_that_disagree(chain.nodes):
-        found.append(Finding(Level.CRITICAL, f"nodes disagree: {', '.join(apart)}"))
+    judged = judge_nodes(chain.nodes)
+    if judged.disputing:
+        text = f"nodes disagree, no deposit is believed: {', '.join(judged.disputing)}"
+        found.append(Finding(Level.CRITICAL, text))
+    elif judged.left_out:
+        text = f"nodes disagree with the majority: {', '.join(sorted(judged.left_out))}"
+        found.append(Finding(Level.CRITICAL, text))
     found += [
         Finding(Level.WARNING, f"node {view.name} does not answer")
         for view in chain.nodes

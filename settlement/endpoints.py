@@ -3,7 +3,7 @@
 One node is asked as long as it answers, so that what belongs together comes from one view of the
 chain (F-72). When it does not, the next one is, and the first rests a while. A node's chain id
 is checked before its first answer counts. `compare` holds the nodes against each other: who lags,
-and whether they show the same block where they should.
+and whether they show the same block where they should (`settlement.nodes` judges).
 """
 
 import asyncio
@@ -12,19 +12,15 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any, Final, Protocol, TypeVar
 from urllib.parse import urlsplit
 
-import msgspec
-
 from channel.errors import ChainUnavailableError, ConfigError
+from settlement.nodes import EndpointView
 from settlement.rpc_values import parse_block, parse_quantity
 from settlement.types import BlockRef
 
 __all__ = [
     "Endpoint",
-    "EndpointView",
     "Endpoints",
     "NodeTransport",
-    "nodes_behind",
-    "nodes_that_disagree",
 ]
 
 _T = TypeVar("_T")
@@ -60,16 +56,6 @@ class Endpoint:
         self.failures = 0
 
 
-class EndpointView(msgspec.Struct, frozen=True):
-    """What one node showed when all were asked."""
-
-    name: str
-    head: BlockRef | None
-    """None: it did not answer."""
-    at_depth: BlockRef | None = None
-    """The block that all nodes should have by now."""
-
-
 class Endpoints:
     """The nodes of one chain, in the order of preference."""
 
@@ -86,6 +72,7 @@ class Endpoints:
         self._endpoints = list(endpoints)
         self._current = self._endpoints[0]
         self._clock = clock
+        self._left_out: frozenset[str] = frozenset()
         self.chain_id: int | None = None
 
     @property
@@ -119,7 +106,7 @@ class Endpoints:
         endpoint.rests_until = self._clock() + endpoint.rest_s
         endpoint.rest_s = min(2 * endpoint.rest_s, REST_S_MAX)
         if endpoint is self._current:
-            self._current = min(self._endpoints, key=self._reluctance)
+            self._choose()
 
     def avoid(self, names: Collection[str]) -> None:
         """Let the nodes of these names rest, unless no other is left."""
@@ -127,6 +114,15 @@ class Endpoints:
             for endpoint in self._endpoints:
                 if endpoint.name in names:
                     self.distrust(endpoint)
+
+    def leave_out(self, names: Collection[str]) -> None:
+        """Ask the nodes of these names nothing but comparisons, whoever else is away, until told.
+
+        An empty collection takes all in again. That some node is asked is the caller's care.
+        """
+        self._left_out = frozenset(names)
+        if self._current.name in self._left_out:
+            self._choose()
 
     async def compare(self, *, depth: int) -> list[EndpointView]:
         """Ask every node for its head, and for the block so deep below the lowest head.
@@ -151,6 +147,10 @@ class Endpoints:
     async def disconnect(self) -> None:
         """Close every socket."""
         await asyncio.gather(*[each.transport.disconnect() for each in self._endpoints])
+
+    def _choose(self) -> None:
+        believed = [each for each in self._endpoints if each.name not in self._left_out]
+        self._current = min(believed or self._endpoints, key=self._reluctance)
 
     def _reluctance(self, endpoint: Endpoint) -> tuple[float, int]:
         """Rested nodes first, in the order of preference; else whoever rests the longest."""
@@ -203,23 +203,6 @@ class Endpoints:
             return parse_block(_result(answer))
         except ChainUnavailableError:
             return None
-
-
-def nodes_that_disagree(views: Sequence[EndpointView]) -> list[str]:
-    """Return the names of nodes whose block at depth is not the first answering node's.
-
-    They are on another fork, or lie; which of them is right cannot be told from here.
-    """
-    answered = [view for view in views if view.at_depth is not None]
-    hashes = {view.at_depth.hash for view in answered if view.at_depth is not None}
-    return [view.name for view in answered] if len(hashes) > 1 else []
-
-
-def nodes_behind(views: Sequence[EndpointView], *, blocks: int) -> list[str]:
-    """Return the names of nodes that answer, and lag so many blocks behind the most advanced."""
-    heads = [view.head.number for view in views if view.head is not None]
-    best = max(heads, default=0)
-    return [view.name for view in views if view.head and best - view.head.number >= blocks]
 
 
 async def _nothing() -> None:

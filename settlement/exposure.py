@@ -17,7 +17,7 @@ from typing import Final
 
 import msgspec
 
-from channel.errors import ExposureLimitError, OpeningsPausedError
+from channel.errors import ChainUnavailableError, ExposureLimitError, OpeningsPausedError
 from channel.state.channel_state import ChannelState
 from channel.types import ChannelKey
 
@@ -82,6 +82,8 @@ class ExposureGate:
         self._blocked: set[ChannelKey] = set()
         self.is_gas_low = False
         """Too little ether to defend one more channel: set by whoever watches the balance."""
+        self.is_disputed = False
+        """Nodes show different chains, and no majority one: set by whoever compares them."""
 
     @property
     def total(self) -> int:
@@ -147,3 +149,9 @@ class ExposureGate:
         """See `channel.engine.admission.Admission.require_openings`."""
         if self.is_gas_low:
             raise OpeningsPausedError("New channels cannot be taken at the moment.")
+        self.require_deposits()
+
+    def require_deposits(self) -> None:
+        """See `channel.engine.admission.Admission.require_deposits`."""
+        if self.is_disputed:
+            raise ChainUnavailableError("Nodes disagree: no deposit can be checked at the moment.")

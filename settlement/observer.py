@@ -68,7 +68,12 @@ class ChannelObserver:
             yield [state for state in page if state.is_finalized]
 
     async def take(
-        self, page: Sequence[ChannelState], head: BlockRef, forked_at: int | None
+        self,
+        page: Sequence[ChannelState],
+        head: BlockRef,
+        forked_at: int | None,
+        *,
+        believes_deposits: bool = True,
     ) -> list[ChannelState]:
         """Read a page of channels at the head, and return the books with it taken over.
 
@@ -76,6 +81,8 @@ class ChannelObserver:
             page: Channels as the books have them.
             head: The block to read at.
             forked_at: Last block that a reorg left standing: facts above it count for nothing.
+            believes_deposits: Whether a deposit that rose is taken over; what speaks against us
+                always is.
 
         Raises:
             ChainUnavailableError: The node does not say how the channels stand.
@@ -83,7 +90,7 @@ class ChannelObserver:
         """
         if not page:
             return []
-        facts = await self._facts(page, head)
+        facts = await self._facts(page, head, believes_deposits=believes_deposits)
         states = [
             await self._observe(state, fact, head, forked_at)
             for state, fact in zip(page, facts, strict=True)
@@ -107,7 +114,7 @@ class ChannelObserver:
                 yield own
 
     async def _facts(
-        self, page: Sequence[ChannelState], head: BlockRef
+        self, page: Sequence[ChannelState], head: BlockRef, *, believes_deposits: bool
     ) -> list[ChannelFact | None]:
         """Return the channels as of the head, with deposits as deep as configured (OPEN-12).
 
@@ -116,16 +123,15 @@ class ChannelObserver:
         facts = await self._reader.read_channels_at([each.key.channel_id for each in page], head)
         known = {state.key: state.deposit for state in page}
         risen = [fact.key for fact in facts if fact and fact.deposit > known[fact.key]]
-        if self._confirmations == 1 or not risen:
+        if not risen or (self._confirmations == 1 and believes_deposits):
             return facts
-        deep = await self._reader.read_channels(
-            [key.channel_id for key in risen],
-            block_number=confirmed_number(head, self._confirmations),
-        )
-        counted = {
-            key: max(known[key], 0 if fact is None else fact.deposit)
-            for key, fact in zip(risen, deep, strict=True)
-        }
+        counted = {key: known[key] for key in risen}
+        if believes_deposits:
+            deep = await self._reader.read_channels(
+                [key.channel_id for key in risen],
+                block_number=confirmed_number(head, self._confirmations),
+            )
+            counted |= {fact.key: max(known[fact.key], fact.deposit) for fact in deep if fact}
         return [
             fact and replace(fact, deposit=min(fact.deposit, counted.get(fact.key, fact.deposit)))
             for fact in facts

@@ -15,15 +15,18 @@ from channel.state.channel_state import ChannelState
 from channel.types import Address
 from channel.verify.typed_data import voucher_digest
 from settlement.alarms import AlarmKind, Alarms
-from settlement.endpoints import nodes_behind, nodes_that_disagree
 from settlement.escrow import EscrowReader
 from settlement.exposure import ExposureGate, gas_reserve_wei
+from settlement.nodes import judge_nodes, nodes_behind
 from settlement.tower.export import TowerExport
 from settlement.types import BlockRef
 
-__all__ = ["PrecautionLimits", "Precautions", "Tally"]
+__all__ = ["NODE_COMPARE_DEPTH", "PrecautionLimits", "Precautions", "Tally"]
 
 _log: Final = logging.getLogger(__name__)
+
+NODE_COMPARE_DEPTH: Final = 5
+"""Where no ordinary reorg reaches; deeper where a deposit has to be deeper."""
 
 
 class PrecautionLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,7 +38,7 @@ class PrecautionLimits(msgspec.Struct, frozen=True, kw_only=True):
     gas_reserve_wei: int | None = None
     """What must be at hand, if it is not to be computed."""
     node_lag_blocks_max: int = 20
-    node_compare_depth: int = 5
+    node_compare_depth: int = NODE_COMPARE_DEPTH
     wallets_max: int = 200
     """Contract wallets asked in one round; the next round goes on."""
 
@@ -71,11 +74,20 @@ class Precautions:
         self._limits = limits or PrecautionLimits()
         self._export = export
         self._asked = 0
+        self._left_out: frozenset[str] = frozenset()
 
     def show(self, state: ChannelState, *, now: int) -> None:
         """Take one channel as it was just read, for what is signed ahead of it."""
         if self._export is not None:
             self._export.show(state, now=now)
+
+    async def begin(self) -> None:
+        """Before every channel is read: which nodes are believed, and what is counted from now."""
+        self.gate.begin_sweep()
+        try:
+            await self._check_nodes()
+        except ChainUnavailableError as error:
+            _log.warning("the nodes were not compared; tried again: %s", error)
 
     async def check(self, head: BlockRef, tally: Tally) -> None:
         """Take everything up to date; what no node answers stays as it was."""
@@ -88,7 +100,6 @@ class Precautions:
         try:
             await self._check_gas(head, tally.defended)
             await self._check_wallets(tally.wallets)
-            await self._check_nodes()
         except ChainUnavailableError as error:
             _log.warning("precautions were not all taken; tried again: %s", error)
 
@@ -150,8 +161,17 @@ class Precautions:
             elif view.head is not None:
                 self.alarms.end(AlarmKind.NODE_BEHIND, subject=view.name)
         self._reader.rpc.avoid(behind)
-        if apart := nodes_that_disagree(views):
-            text = f"different blocks {self._limits.node_compare_depth} deep: {', '.join(apart)}"
-            self.alarms.ring(AlarmKind.NODES_DISAGREE, text)
+        judged = judge_nodes(views, self._left_out)
+        self._left_out = judged.left_out
+        self._reader.rpc.leave_out(judged.left_out)
+        self.gate.is_disputed = bool(judged.disputing)
+        where = f"different blocks {self._limits.node_compare_depth} deep"
+        if judged.disputing:
+            names = ", ".join(judged.disputing)
+            text = f"{where}, none in the majority: {names}: no deposit is believed"
+            self.alarms.ring(AlarmKind.NODES_DISAGREE, text, level=2)
+        elif judged.left_out:
+            names = ", ".join(sorted(judged.left_out))
+            self.alarms.ring(AlarmKind.NODES_DISAGREE, f"{where}, left out: {names}", level=1)
         else:
             self.alarms.end(AlarmKind.NODES_DISAGREE)

@@ -16,8 +16,9 @@ import msgspec
 from channel.errors import ChainUnavailableError
 from channel.types import Address, TxHash
 from settlement.abi import decode_revert
-from settlement.endpoints import Endpoint, Endpoints, EndpointView
+from settlement.endpoints import Endpoint, Endpoints
 from settlement.errors import ContractRevertedError, RpcRefusedError, contract_reverted
+from settlement.nodes import EndpointView
 from settlement.rpc_values import (
     parse_block,
     parse_bytes,
@@ -113,6 +114,10 @@ class Rpc:
     def avoid(self, names: Collection[str]) -> None:
         """Go on without the nodes of these names, as `compare_nodes` gave them, where possible."""
         self._endpoints.avoid(names)
+
+    def leave_out(self, names: Collection[str]) -> None:
+        """Ask the nodes of these names nothing but comparisons, until told otherwise."""
+        self._endpoints.leave_out(names)
 
     async def compare_nodes(self, *, depth: int) -> list[EndpointView]:
         """Return what each node shows as its head, and so deep below the lowest head."""

@@ -15,7 +15,7 @@ from typing import Final
 import msgspec
 from msgspec.structs import replace
 
-from channel.errors import OperatorError
+from channel.errors import ChainUnavailableError, OperatorError
 from channel.ledger.interface import Ledger
 from channel.limits import GRACE_PERIOD_S_MIN
 from channel.state.channel_state import ChannelState
@@ -203,6 +203,8 @@ class ChannelWatcher:
             sweep, dues = await self._look()
         except OperatorError as error:
             _log.warning("the chain was not looked at; tried again: %s", error)
+            if isinstance(error, ChainUnavailableError):
+                self._reader.rpc.distrust()  # also of one that answers, with nonsense
             self._telling.unanswered(now, error)
         else:
             self._looked_at = now
@@ -226,6 +228,8 @@ class ChannelWatcher:
         if step.is_behind:
             return Sweep(), self._choose(self._decide(self._docket.owed.values()))
         if loop.time() - self._swept_at >= self._limits.interval_s:
+            if self._precautions is not None:
+                await self._precautions.begin()
             await self._read_grace_period()
             began = loop.time()
             sweep, dues = await self._read_all(step.head)
@@ -264,10 +268,8 @@ class ChannelWatcher:
         read, changed = 0, 0
         dues: list[Due] = []
         found = Round()
-        if self._precautions is not None:
-            self._precautions.gate.begin_sweep()
         async for page in self._observer.pages(self._forked_at):
-            states = await self._observer.take(page, head, self._forked_at)
+            states = await self._take(page, head)
             read += len(page)
             changed += sum(a is not b for a, b in zip(page, states, strict=True))
             moment = self._moment()
@@ -285,7 +287,7 @@ class ChannelWatcher:
     ) -> tuple[Sweep, list[Due]]:
         """Read the channels that events named, and those that owe a close."""
         page = await self._observer.load(channel_ids)
-        states = await self._observer.take(page, head, self._forked_at)
+        states = await self._take(page, head)
         moment = self._moment()
         dues = [due for state in states for due in self._docket.take(state, moment)]
         if self._precautions is not None:
@@ -293,6 +295,12 @@ class ChannelWatcher:
                 self._precautions.show(state, now=moment.now)
         changed = sum(a is not b for a, b in zip(page, states, strict=True))
         return Sweep(read=len(page), changed=changed), dues
+
+    async def _take(self, page: Sequence[ChannelState], head: BlockRef) -> list[ChannelState]:
+        is_disputed = self._precautions is not None and self._precautions.gate.is_disputed
+        return await self._observer.take(
+            page, head, self._forked_at, believes_deposits=not is_disputed
+        )
 
     async def _reopen(self, half_closed: Sequence[ChannelKey]) -> None:
         """Let channels go on whose close was begun and never decided: its process died.

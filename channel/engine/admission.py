@@ -41,6 +41,14 @@ class Admission(Protocol):
 
         Raises:
             OpeningsPausedError: Too little gas to defend one more.
+            ChainUnavailableError: As `require_deposits`.
+        """
+
+    def require_deposits(self) -> None:
+        """Check that what a node says of a deposit can be believed.
+
+        Raises:
+            ChainUnavailableError: The nodes disagree.
         """
 
 
@@ -60,3 +68,6 @@ class Unbounded:
 
     def require_openings(self) -> None:
         """See `Admission.require_openings`."""
+
+    def require_deposits(self) -> None:
+        """See `Admission.require_deposits`."""

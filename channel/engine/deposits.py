@@ -136,6 +136,7 @@ class Deposits:
         if state is not None:
             _require_not_ended(state)
             require_source(paid, state.terms)
+        self._admission.require_deposits()
         async with self._facts.bounded_check(paid.client):
             evidence = await self._facts.require_transaction(payload.tx_hash)
             proof = require_topped_up(evidence, paid.key.channel_id, payload.additional_deposit)

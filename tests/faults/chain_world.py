@@ -52,6 +52,7 @@ class World:
         self.ledger = ledger
         self.reader = seen
         self.alarms = Alarms()
+        self.gate = ExposureGate()
         self.account = PayerAccount(chain.sender("payer"))
         self.channels = Channels(chain, self.account)
         self.books = Books(EscrowReader(chain.rpc, chain.values.escrow), ledger, self.channels)
@@ -79,7 +80,7 @@ class World:
             payee=self.channels.terms.payee,
             limits=limits,
             policy=policy,
-            precautions=Precautions(self.reader, self.alarms, ExposureGate(), gas_account=None),
+            precautions=Precautions(self.reader, self.alarms, self.gate, gas_account=None),
         )
 
     @asynccontextmanager

@@ -250,7 +250,10 @@ class Agent:
             budget=10**9,
         )
         return Policy(
-            limits=(limits,), allow_loopback_http=True, expected_units=5, channels_per_origin_max=1000
+            limits=(limits,),
+            allow_loopback_http=True,
+            expected_units=5,
+            channels_per_origin_max=1000,
         )
 
     async def run(self, until: Callable[[], bool], deposit: int) -> None:

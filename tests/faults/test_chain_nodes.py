@@ -6,9 +6,10 @@ import time
 import pytest
 from msgspec.structs import replace
 
+from channel.errors import ChainUnavailableError
 from settlement.alarms import AlarmKind
 from settlement.devnet import Devnet
-from settlement.endpoints import nodes_that_disagree
+from settlement.nodes import Judgement, judge_nodes
 from settlement.rpc import Rpc
 from settlement.schedule import SettlePolicy
 from settlement.watcher import WatchLimits
@@ -126,12 +127,72 @@ async def test_two_nodes_on_different_forks_are_told_apart(world: World, chain: 
         await Rpc.connect([world.node.url, second.url], limits=RPC) as rpc,
     ):
         await chain.mine(10)
-        assert nodes_that_disagree(await rpc.compare_nodes(depth=3)) == []
+        assert judge_nodes(await rpc.compare_nodes(depth=3)) == Judgement()
         second.lies["eth_getBlockByNumber"] = lambda _params, said: {
             **said,
             "hash": "0x" + "77" * 32,
         }
-        assert len(nodes_that_disagree(await rpc.compare_nodes(depth=3))) == 2
+        assert len(judge_nodes(await rpc.compare_nodes(depth=3)).disputing) == 2
+
+
+def on_another_fork(_params: object, said: dict[str, str]) -> dict[str, str]:
+    return {**said, "hash": "0x" + "77" * 32}
+
+
+async def test_while_two_nodes_disagree_no_deposit_is_believed(world: World, chain: Devnet) -> None:
+    """SEC-09, OPEN-12: exits are heard all the same; when they agree again the deposit counts."""
+    channel_id = await world.books.open(accepted=400, spent=400)
+    async with (
+        lying_node(chain.values.rpc_url) as second,
+        await Rpc.connect([world.node.url, second.url], limits=RPC) as rpc,
+    ):
+        world.reader.rpc = rpc
+        world.settler = world.settler_for(rpc)
+        await chain.mine(10)
+        async with world.watching():
+            await world.until(channel_id, deposit=DEPOSIT)
+            second.lies["eth_getBlockByNumber"] = on_another_fork
+            await world.until_rings(AlarmKind.NODES_DISAGREE, level=2)
+            with pytest.raises(ChainUnavailableError):
+                world.gate.require_openings()
+            with pytest.raises(ChainUnavailableError):
+                world.gate.require_deposits()
+            await world.channels.top_up(channel_id, 500)
+            other = await world.books.open(accepted=300, spent=300)
+            await world.leave(other)
+            await world.until(other, is_finalized=True)
+            assert (await world.books.state(channel_id)).deposit == DEPOSIT
+            second.lies.clear()
+            await world.until(channel_id, deposit=DEPOSIT + 500)
+            await world.until_rings(AlarmKind.NODES_DISAGREE, is_ringing=False)
+            world.gate.require_openings()
+
+
+async def test_a_node_that_two_others_contradict_is_asked_nothing(
+    world: World, chain: Devnet
+) -> None:
+    """SEC-09: the preferred one is elsewhere; deposits and exits go on by the majority."""
+    channel_id = await world.books.open(accepted=400, spent=400)
+    async with (
+        lying_node(chain.values.rpc_url) as second,
+        lying_node(chain.values.rpc_url) as third,
+        await Rpc.connect([world.node.url, second.url, third.url], limits=RPC) as rpc,
+    ):
+        world.reader.rpc = rpc
+        world.settler = world.settler_for(rpc)
+        await chain.mine(10)
+        async with world.watching():
+            await world.until(channel_id, deposit=DEPOSIT)
+            world.node.lies["eth_getBlockByNumber"] = on_another_fork
+            world.node.lies["eth_call"] = lambda _params, _said: "0x"
+            await world.until_rings(AlarmKind.NODES_DISAGREE, level=1)
+            await world.channels.top_up(channel_id, 500)
+            await world.until(channel_id, deposit=DEPOSIT + 500)
+            world.gate.require_openings()
+            await world.leave(channel_id)
+            await world.until(channel_id, is_finalized=True)
+            world.node.lies.clear()
+            await world.until_rings(AlarmKind.NODES_DISAGREE, is_ringing=False)
 
 
 async def test_ten_thousand_open_channels_cost_at_most_forty_calls(world: World) -> None:
@@ -189,3 +250,21 @@ async def test_nonsense_for_a_head_is_an_outage_not_a_crash(world: World, wrong:
         world.node.lies.clear()
         await world.until_rings(AlarmKind.CHAIN_AWAY, is_ringing=False)
         assert (await world.books.state(channel_id)).deposit == DEPOSIT
+
+
+async def test_a_node_that_answers_with_nonsense_is_left_for_another(
+    world: World, chain: Devnet
+) -> None:
+    """F-64, SEC-09: its socket works, and none of its answers can be used."""
+    channel_id = await world.books.open(accepted=400, spent=400)
+    async with (
+        lying_node(chain.values.rpc_url) as second,
+        await Rpc.connect([world.node.url, second.url], limits=RPC) as rpc,
+    ):
+        world.reader.rpc = rpc
+        world.settler = world.settler_for(rpc)
+        world.node.lies["eth_call"] = lambda _params, _said: "0x"
+        async with world.watching():
+            await world.leave(channel_id)
+            await world.until(channel_id, is_finalized=True)
+    assert second.requests > 0

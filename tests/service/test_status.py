@@ -22,11 +22,11 @@ from service.status import (
     to_json,
 )
 from service.testing.chain import TestChain
-from settlement.endpoints import EndpointView
 from settlement.escrow import EscrowReader
 from settlement.fees import Fee
 from settlement.journal.interface import Look, Quarantined
 from settlement.journal.sqlite import SqliteJournal
+from settlement.nodes import EndpointView
 from settlement.payer import PayerAccount
 from settlement.schedule import SettlePolicy
 from settlement.tx_state import Intent, JournalTx, Purpose, TxStatus, TxVersion

@@ -9,7 +9,7 @@ import pytest
 from channel.errors import ChainUnavailableError, ConfigError
 from channel.types import TxHash
 from settlement.devnet import Devnet
-from settlement.endpoints import nodes_behind, nodes_that_disagree
+from settlement.nodes import Judgement, judge_nodes, nodes_behind
 from settlement.rpc import Rpc, RpcLimits
 from tests.settlement.flaky_node import Fault, FlakyNode, flaky_node
 
@@ -161,19 +161,37 @@ async def test_nodes_that_show_different_blocks_are_told_apart(
     await chain.mine(20)
     views = await rpc.compare_nodes(depth=3)
     assert [view.name for view in views] == NAMES
-    assert nodes_that_disagree(views) == []
+    assert judge_nodes(views) == Judgement()
     nodes[2].fail("drop")
     views = await rpc.compare_nodes(depth=3)
     assert views[2].head is None
-    assert nodes_that_disagree(views) == []
+    assert judge_nodes(views) == Judgement()
     nodes[2].fail("none")
     other = await chain.rpc.read("eth_getBlockByNumber", "0x2", False)  # noqa: FBT003
     nodes[2].lies["eth_getBlockByNumber"] = other
     views = await rpc.compare_nodes(depth=0)
-    assert nodes_that_disagree(views) == []
+    assert judge_nodes(views) == Judgement()
     assert nodes_behind(views, blocks=10) == ["3: 127.0.0.1"]
     nodes[2].lies["eth_getBlockByNumber"] = {**other, "hash": "0x" + "11" * 32}
-    assert nodes_that_disagree(await rpc.compare_nodes(depth=0)) == NAMES
+    assert judge_nodes(await rpc.compare_nodes(depth=0)).left_out == {NAMES[2]}
+
+
+async def test_who_is_left_out_is_not_asked_whoever_else_is_away(
+    rpc: Rpc, nodes: list[FlakyNode]
+) -> None:
+    """SEC-09: no facts are better than facts of another chain; until it is taken in again."""
+    rpc.leave_out([NAMES[0]])
+    await rpc.block_number()
+    nodes[1].fail("drop")
+    nodes[2].fail("drop")
+    nodes[0].seen.clear()
+    with pytest.raises(ChainUnavailableError):
+        await rpc.block_number()
+    assert nodes[0].seen == []
+    await rpc.compare_nodes(depth=0)
+    assert "eth_getBlockByNumber" in nodes[0].seen, "it may show that it agrees again"
+    rpc.leave_out([])
+    assert await rpc.block_number() > 0
 
 
 async def test_no_node_is_a_setting_to_refuse() -> None:

@@ -147,21 +147,20 @@ async def nodes(chain: Devnet) -> AsyncIterator[list[FlakyNode]]:
 
 
 async def test_nodes_are_held_against_each_other(
-    chain: Devnet, alarms: Alarms, nodes: list[FlakyNode]
+    chain: Devnet, alarms: Alarms, gate: ExposureGate, nodes: list[FlakyNode]
 ) -> None:
     """SEC-09: one that lags is asked no more; two that disagree ring."""
     limits = RpcLimits(timeout_s=3.0, retry_delay_s=0.01)
     async with await Rpc.connect([node.url for node in nodes], limits=limits) as rpc:
         precautions = Precautions(
-            EscrowReader(rpc, chain.values.escrow), alarms, ExposureGate(), gas_account=None
+            EscrowReader(rpc, chain.values.escrow), alarms, gate, gas_account=None
         )
         await chain.mine(40)
-        head = await rpc.block()
-        await precautions.check(head, Tally())
+        await precautions.begin()
         assert alarms.ringing == []
         old = await chain.rpc.read("eth_getBlockByNumber", "0x2", False)  # noqa: FBT003
         nodes[0].lies["eth_getBlockByNumber"] = old
-        await precautions.check(head, Tally())
+        await precautions.begin()
         assert AlarmKind.NODE_BEHIND in kinds(alarms)
         nodes[0].seen.clear()
         await rpc.block()
@@ -170,11 +169,13 @@ async def test_nodes_are_held_against_each_other(
             **(await chain.rpc.read("eth_getBlockByNumber", "latest", False)),  # noqa: FBT003
             "hash": "0x" + "77" * 32,
         }
-        await precautions.check(head, Tally())
+        await precautions.begin()
         assert AlarmKind.NODES_DISAGREE in kinds(alarms)
+        assert gate.is_disputed
         nodes[0].lies.clear()
-        await precautions.check(head, Tally())
+        await precautions.begin()
         assert alarms.ringing == []
+        assert not gate.is_disputed
 
 
 async def test_a_node_that_is_away_costs_a_round_and_nothing_else(

@@ -1,0 +1,66 @@
+"""Several nodes held against each other: who lags, who is elsewhere, whom to believe (pure).
+
+Compared is the block that all should have by now, so deep that no ordinary reorg moves it. Nodes
+that show different ones cannot all be right, and none of them can prove it. So:
+
+- what more than half of all configured nodes show is believed, and the others are left out until
+  they show it too;
+- where no such majority is, nobody is left out and no deposit is believed: a new one is what a
+  lying node would invent to be served for nothing.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+
+import msgspec
+
+from settlement.types import BlockRef
+
+__all__ = ["EndpointView", "Judgement", "judge_nodes", "nodes_behind"]
+
+
+class EndpointView(msgspec.Struct, frozen=True):
+    """What one node showed when all were asked."""
+
+    name: str
+    head: BlockRef | None
+    """None: it did not answer."""
+    at_depth: BlockRef | None = None
+    """The block that all nodes should have by now."""
+
+
+class Judgement(msgspec.Struct, frozen=True):
+    """What came of a comparison."""
+
+    left_out: frozenset[str] = frozenset()
+    """Nodes that are not asked: the others outvoted them."""
+    disputing: tuple[str, ...] = ()
+    """Nodes of which no majority agrees; empty while one does."""
+
+
+def judge_nodes(views: Sequence[EndpointView], left_out: Collection[str] = ()) -> Judgement:
+    """Return whom to believe, given who was left out so far.
+
+    Who was left out is taken in again once it shows what the believed ones show; silence is no
+    reason. A node that is away takes no side.
+    """
+    shown = {view.name: view.at_depth.hash for view in views if view.at_depth is not None}
+    before = frozenset(left_out)
+    believed = {block_hash for name, block_hash in shown.items() if name not in before}
+    if len(believed) <= 1:
+        taken_in = {name for name in before if shown.get(name) in believed}
+        outvoted = {n for n, shows in shown.items() if believed and shows not in believed}
+        return Judgement(left_out=(before - taken_in) | outvoted)
+    block_hash, votes = Counter(shown.values()).most_common(1)[0]
+    if 2 * votes > len(views):
+        outvoted = {name for name, shows in shown.items() if shows != block_hash}
+        silent = {name for name in before if name not in shown}
+        return Judgement(left_out=frozenset(outvoted | silent))
+    return Judgement(left_out=before, disputing=tuple(name for name in shown if name not in before))
+
+
+def nodes_behind(views: Sequence[EndpointView], *, blocks: int) -> list[str]:
+    """Return the names of nodes that answer, and lag so many blocks behind the most advanced."""
+    heads = [view.head.number for view in views if view.head is not None]
+    best = max(heads, default=0)
+    return [view.name for view in views if view.head and best - view.head.number >= blocks]
