@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -14,17 +14,25 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route as AppRoute
 
-from channel.engine import Engine, EngineSettings
+from channel.engine import Engine, EngineSettings, SponsorTerms
 from channel.http import Event, PaidEventStream, PaymentGate, Price, Route
 from channel.ledger.interface import Ledger
 from channel.ledger.url import open_ledger
 from channel.verify.challenge_id import ChallengeBinder
+from settlement.capabilities import probe
+from settlement.deposit_sender import DepositSender
 from settlement.devnet import Devnet
 from settlement.escrow import EscrowReader
+from settlement.journal.url import open_journal
+from settlement.orders.interface import OrderLimits
+from settlement.orders.url import open_orders
 from settlement.settler import EscrowSettler
+from settlement.sponsor import SponsorLimits, WaitingSponsor
+from settlement.tx_manager import TxManager
 
 JOKE_PRICE = 100
 TOKEN_PRICE = 10
+DEPOSIT_MIN = 1_500
 
 
 class Shop(msgspec.Struct):
@@ -37,22 +45,69 @@ class Shop(msgspec.Struct):
 
 
 @asynccontextmanager
+async def sponsored(
+    devnet: Devnet, folder: Path, *, types: Sequence[str] = (), wait_s: float = 10.0
+) -> AsyncIterator[dict[str, Any]]:
+    """What `open_shop` needs to pay the gas of deposits by signature, all in this process."""
+    url, chain_id = f"sqlite:///{folder / 'ledger.db'}", devnet.values.chain_id
+    payee = devnet.values.accounts["payee"].address
+    reader = EscrowReader(devnet.rpc, devnet.values.escrow)
+    capabilities = await probe(reader, devnet.values.token)
+    journal = await open_journal(url, account=payee, chain_id=chain_id)
+    await journal.take_lease("this test", ttl_s=600)
+    orders = await open_orders(url, chain_id=chain_id, escrow=reader.escrow)
+    limits = SponsorLimits(
+        orders=OrderLimits(period_s=3600, gas_gwei=10**9, per_funder=1000),
+        gas_price_max_wei=100 * 10**9,
+        margin_s=60,
+        wait_s=wait_s,
+    )
+    sender = TxManager(devnet.rpc, devnet.signer("payee"), journal=journal)
+    works = [sender.run(), DepositSender(orders, reader, sender, journal).run()]
+    tasks = [asyncio.create_task(work) for work in works]
+    try:
+        yield {
+            "sender": sender,
+            "sponsor": WaitingSponsor(orders, reader, sender=payee, limits=limits),
+            "terms": SponsorTerms(
+                credential_types=(*(types or capabilities.able), "hash"),
+                token_domain=capabilities.token_domain,
+                deposit_min=DEPOSIT_MIN,
+            ),
+        }
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await orders.close()
+        await journal.close()
+
+
+@asynccontextmanager
 async def open_shop(
-    devnet: Devnet, folder: Path, *, tokens: int = 100, **settings: Any
+    devnet: Devnet,
+    folder: Path,
+    *,
+    tokens: int = 100,
+    sponsoring: dict[str, Any] | None = None,
+    **settings: Any,
 ) -> AsyncIterator[Shop]:
     values = devnet.values
     ledger = await open_ledger(f"sqlite:///{folder / 'ledger.db'}", exclusive=True)
     reader = EscrowReader(devnet.rpc, values.escrow)
-    settler = EscrowSettler(reader, devnet.sender("payee"))
+    paid_for = sponsoring or {"sender": devnet.sender("payee"), "sponsor": None, "terms": None}
+    settler = EscrowSettler(reader, paid_for["sender"])
     engine = Engine(
         ledger=ledger,
         chain=reader,
         closer=settler,
+        sponsor=paid_for["sponsor"],
         binder=ChallengeBinder([b"a secret of this test, long enough"]),
         settings=EngineSettings(
             realm="shop.example",
             payee=values.accounts["payee"].address,
             token=values.token,
+            sponsor=paid_for["terms"],
             **({"vouchers_per_second": 1_000} | settings),
         ),
     )

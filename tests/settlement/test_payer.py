@@ -1,27 +1,34 @@
 """A payer deposits only where it trusts, with no more allowance than it needs, and can leave."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 
 from channel.errors import AgentError
 from channel.types import ZERO_ADDRESS, Address, ChannelId
-from channel.verify.typed_data import derive_channel_id
+from channel.verify.signature import recover
+from channel.verify.typed_data import derive_channel_id, keccak, token_domain_separator
 from settlement import abi
-from settlement.addresses import escrow_address
-from settlement.devnet import Devnet, TokenChoice
+from settlement.addresses import PERMIT2, escrow_address
+from settlement.devnet import GASLESS, Devnet, TokenChoice
 from settlement.errors import (
     ContractRevertedError,
+    NoGasError,
     TokenRefusedRevertError,
     TransactionPendingError,
     UntrustedEscrowError,
+    WalletSendsError,
 )
 from settlement.escrow import EscrowReader
 from settlement.payer import PayerAccount
+from settlement.signer import WalletSigner
+from settlement.token_domain import read_token_domain
 from settlement.tx_manager import TxLimits, TxManager
 from settlement.types import RevertReason
 from tests.settlement.channels import DEPOSIT, Channels, set_paused
-from tests.settlement.wallets import deploy_code
+from tests.settlement.wallets import deploy_code, deploy_wallet
 
 NOBODY = ChannelId(b"\x07" * 32)
 
@@ -75,6 +82,117 @@ async def test_another_factory_can_be_pinned(chain: Devnet) -> None:
     account = PayerAccount(chain.sender("payer"), factory=Address(b"\x05" * 20))
     with pytest.raises(UntrustedEscrowError):
         await account.require_escrow(chain.values.escrow, chain.values.token)
+
+
+# -- with what a channel can be funded
+
+
+@asynccontextmanager
+async def _running(chain: Devnet, token: TokenChoice) -> AsyncIterator[Devnet]:
+    if token == "dusd":  # noqa: S105 -- a token of value
+        yield chain
+    else:
+        async with Devnet.start(token=token) as devnet:
+            yield devnet
+
+
+@pytest.mark.parametrize("token", ["dusd", "usdc"])
+async def test_what_an_account_has_is_read_from_the_chain(
+    chain: Devnet, token: TokenChoice
+) -> None:
+    """CLIENT-02, F-21: name and version of our dollar and of Circle's make their separators."""
+    async with _running(chain, token) as devnet:
+        rich = await PayerAccount(devnet.sender("payer")).read_means(devnet.values.token, PERMIT2)
+        head = await devnet.rpc.block()
+        assert (rich.balance, rich.can_pay_gas) == (10**12, True)
+        assert rich.permit2_allowance == 0
+        assert rich.now >= head.timestamp
+        names = {"dusd": ("Dev USD", "1"), "usdc": ("USD Coin", "2")}
+        assert rich.token_domain == token_domain_separator(
+            *names[token], devnet.values.chain_id, devnet.values.token
+        )
+        agent = await PayerAccount(devnet.sender(GASLESS)).read_means(
+            devnet.values.token, devnet.account("stranger").address
+        )
+        assert (agent.balance, agent.can_pay_gas, agent.permit2_allowance) == (10**12, False, None)
+
+
+async def test_the_chains_time_counts_where_it_is_ahead(
+    chain: Devnet, account: PayerAccount
+) -> None:
+    """F-111."""
+    await chain.advance(10**6)
+    means = await account.read_means(chain.values.token, PERMIT2)
+    assert means.now == (await chain.rpc.block()).timestamp
+
+
+async def test_a_token_whose_words_do_not_make_its_domain_gets_no_signature(
+    chain: Devnet, account: PayerAccount
+) -> None:
+    """F-21: one that says another token's separator, one without any, and no contract at all."""
+    separator = await chain.rpc.call(chain.values.token, abi.token_domain_separator.encode())
+    liar = await deploy_code(chain.deployer, b"\x7f" + separator + bytes.fromhex("5f5260205ff3"))
+    for token in (liar, chain.values.multicall3, Address(b"\x01" * 20)):
+        assert await read_token_domain(chain.rpc, token) is None
+    assert (await account.read_means(chain.values.token, PERMIT2)).token_domain == separator
+
+
+async def test_permit2_is_approved_once_and_no_other_contract(
+    chain: Devnet, account: PayerAccount
+) -> None:
+    """F-90, F-91."""
+    token, stranger = chain.values.token, chain.account("stranger").address
+    with pytest.raises(UntrustedEscrowError, match="is not the Permit2"):
+        await account.approve_permit2(token=token, permit2=stranger)
+    await account.approve_permit2(token=token, permit2=PERMIT2)
+    head = await chain.rpc.block_number()
+    await account.approve_permit2(token=token, permit2=PERMIT2)
+    assert await chain.rpc.block_number() == head
+    assert (await account.read_means(token, PERMIT2)).permit2_allowance == 2**256 - 1
+
+
+async def test_a_nonce_is_known_as_used_by_the_block_that_used_it(
+    chain: Devnet, account: PayerAccount, channels: Channels
+) -> None:
+    """CLIENT-05, F-98: of the token and of Permit2, both cancelled here by their owner."""
+    token, nonce = chain.values.token, b"\x09" * 32
+    assert await account.find_use(token=token, authorization=nonce) is None
+    assert await account.find_permit_use(permit2=PERMIT2, nonce=2**255 + 7) is None
+    cancel = abi.Function("cancelAuthorization(address,bytes32,bytes)")
+    domain = (await account.read_means(token, PERMIT2)).token_domain
+    kind = keccak(b"CancelAuthorization(address authorizer,bytes32 nonce)")
+    struct = keccak(kind + account.account.rjust(32, b"\0") + nonce)
+    signature = await account.sign(keccak(b"\x19\x01" + (domain or b"") + struct))
+    sender = chain.sender("payer")
+    await sender.send(token, cancel.encode(account.account, nonce, signature))
+    number = await account.find_use(token=token, authorization=nonce)
+    assert number == await chain.rpc.block_number()
+    invalidate = abi.Function("invalidateUnorderedNonces(uint256,uint256)")
+    await sender.send(PERMIT2, invalidate.encode(2**247, 1 << 7))
+    assert await account.find_permit_use(permit2=PERMIT2, nonce=2**255 + 7) == (number or 0) + 1
+    assert await account.find_permit_use(permit2=PERMIT2, nonce=2**255 + 8) is None
+    channel_id = await channels.open()
+    past = await account.read_channel(chain.values.escrow, channel_id, block_number=number)
+    assert past is None
+
+
+async def test_a_wallet_signs_and_sends_nothing_from_here(chain: Devnet) -> None:
+    """CLIENT-11: the owner's key is not the wallet."""
+    wallet = await deploy_wallet(chain.deployer, "agrees")
+    account = PayerAccount(
+        chain.sender("payer"), signer=WalletSigner(wallet, chain.signer("payer"))
+    )
+    means = await account.read_means(chain.values.token, PERMIT2)
+    assert (account.account, means.can_pay_gas, means.balance) == (wallet, False, 0)
+    assert recover(NOBODY, await account.sign(NOBODY)) == chain.account("payer").address
+    with pytest.raises(WalletSendsError):
+        await account.request_close(escrow=chain.values.escrow, channel_id=NOBODY)
+
+
+async def test_an_account_without_ether_is_told_so_before_anything_is_sent(chain: Devnet) -> None:
+    account = PayerAccount(chain.sender(GASLESS))
+    with pytest.raises(NoGasError, match="send it some"):
+        await account.request_close(escrow=chain.values.escrow, channel_id=NOBODY)
 
 
 # -- open_channel, top_up
