@@ -10,7 +10,9 @@ from typing import Final
 import httpx
 import msgspec
 
+from channel.client.keys import VoucherKeys
 from channel.client.policy import Policy
+from channel.types import Address
 from channel.wire.depth import is_shallow
 from channel.wire.sse import CONTENT_TYPE, EventSplitter, parse_event
 from service.amounts import TokenUnit
@@ -32,6 +34,10 @@ class Wallet(msgspec.Struct, frozen=True):
     """How amounts are shown."""
     store: Path
     """Where the agent keeps what it signed, unless told otherwise."""
+    contract: Address | None = None
+    """The contract wallet that deposits, if the key is its owner's."""
+    keys: VoucherKeys | None = None
+    """Who signs vouchers, if not the account."""
 
     def __repr__(self) -> str:
         return f"Wallet(rpc_url={self.rpc_url!r}, private_key=...)"
@@ -79,7 +85,12 @@ async def pay(
     """
     store.parent.mkdir(parents=True, exist_ok=True)
     async with open_client(
-        rpc_url=wallet.rpc_url, private_key=wallet.private_key, policy=wallet.policy, store=store
+        rpc_url=wallet.rpc_url,
+        private_key=wallet.private_key,
+        policy=wallet.policy,
+        store=store,
+        wallet=wallet.contract,
+        keys=wallet.keys,
     ) as client:
         before = {account.key: account for account in await client.payments.channels()}
         try:

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import os
 import secrets
+import tempfile
 from pathlib import Path
 from typing import Final
 
@@ -53,8 +54,8 @@ def _create(path: Path, password: str) -> None:
     """
     keystore = msgspec.json.encode(Account.encrypt(secrets.token_bytes(_SECRET_BYTES), password))
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    unfinished = Path(name)  # for its owner alone, as its link will be
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(keystore)

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from msgspec.structs import replace
 
 from channel.client.account import Account
+from channel.client.funding import build_open
 from channel.client.payer import Payer
 from channel.client.policy import INTENT, METHOD, Offer
 from channel.client.presenting import Courier, Presented, Reply, present
@@ -37,9 +38,9 @@ async def close_channel(payer: Payer, account: Account, courier: Courier) -> Acc
     if account.state == "closed":
         return account
     if account.state == "opening":
-        raise ChannelUnusableError(
-            "The server never took this channel; `request_close` gets its deposit back."
-        )
+        account = await _end_opening(payer, account, courier)
+        if account.state == "closed":
+            return account
     offer = _require_offer(account, await courier.head(None))
     offer, account = await _ask_spent(payer, account, courier, offer)
     key = account.key
@@ -52,6 +53,26 @@ async def close_channel(payer: Payer, account: Account, courier: Courier) -> Acc
             key, lambda current: replace(current, end_tx=receipt.tx_hash)
         )
     return await payer.opener.check(account)
+
+
+async def _end_opening(payer: Payer, account: Account, courier: Courier) -> Account:
+    """Bring a channel whose opening nobody answered for to where it can be closed, or is.
+
+    Raises:
+        ChannelUnusableError: Its deposit may yet be made, or only a transaction gets it back.
+        PaymentRefusedError: The server does not take it.
+    """
+    if account.opening is None:
+        raise ChannelUnusableError(
+            "The server never took this channel; `request_close` gets its deposit back."
+        )
+    if not await payer.opener.is_on_chain(account):
+        return await payer.opener.give_up_opening(account)
+    offer = _require_offer(account, await courier.head(None))
+    voucher = await payer.desk.sign(account, account.signed)
+    opening = build_open(account.opening, voucher)
+    presented = await _present(payer, account, courier, offer, opening)
+    return await payer.opener.confirm(account, presented.receipt, url=account.url)
 
 
 async def _ask_spent(

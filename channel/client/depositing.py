@@ -23,7 +23,7 @@ from channel.verify.typed_data import permit2_domain_separator
 from channel.wire.challenge import SessionRequest
 from channel.wire.funding import Deposit, TransferAuthorization
 
-__all__ = ["Depositor"]
+__all__ = ["Depositor", "is_over"]
 
 VALID_S: Final = 900
 """How long the server has to get a signed deposit mined."""
@@ -51,8 +51,7 @@ class Depositor:
 
     def is_dead(self, deposit: Deposit, now: int) -> bool:
         """Say whether the server does not take such deposits, and nobody can use this one now."""
-        is_over = now >= _end(deposit) + VALID_S  # by far, as clocks differ
-        return is_over and deposit.type not in usable_types(self._request)
+        return is_over(deposit, now) and deposit.type not in usable_types(self._request)
 
     async def sign_opening(self, means: PayerMeans) -> Deposit | None:
         """Sign the deposit of a channel in state `opening`; None when it is to be sent.
@@ -166,6 +165,11 @@ class Depositor:
     def _permit2_domain(self) -> Domain:
         separator = permit2_domain_separator(self._chain.chain_id, self._permit2)
         return Domain(separator, self._account.key.escrow)
+
+
+def is_over(deposit: Deposit, now: int) -> bool:
+    """Say whether nobody can use a deposit any more; with room to spare, as clocks differ."""
+    return now >= _end(deposit) + VALID_S
 
 
 def _end(deposit: Deposit) -> int:

@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from channel.chain import PayerChain
 from channel.client.account import Account, Scope, adopt_fact, count_lost
 from channel.client.choosing import permit2_of, usable_types
-from channel.client.depositing import Depositor
+from channel.client.depositing import Depositor, is_over
 from channel.client.keys import VoucherKeys
 from channel.client.policy import (
     Offer,
@@ -31,7 +31,7 @@ from channel.client.policy import (
 from channel.client.store import Purse
 from channel.errors import ChannelUnusableError, OfferRefusedError
 from channel.types import ZERO_ADDRESS, ChannelFact, ChannelKey, ChannelTerms, TxHash
-from channel.verify.typed_data import derive_channel_id
+from channel.verify.typed_data import CANONICAL_PERMIT2, derive_channel_id
 from channel.wire.funding import Deposit
 from channel.wire.payload import TopUpHash
 from channel.wire.receipt import Receipt
@@ -255,6 +255,27 @@ class ChannelOpener:
             return replace(current, state=state, url=url, open_tx=open_tx)
 
         return await self._purse.update(account.key, change)
+
+    async def is_on_chain(self, account: Account) -> bool:
+        """Say whether the chain shows this channel."""
+        return (await self._read(account))[1] is not None
+
+    async def give_up_opening(self, account: Account) -> Account:
+        """End a channel whose signed deposit was not made and cannot be made any more.
+
+        Raises:
+            ChannelUnusableError: It still can: whoever has it may use it until its time is over.
+        """
+        chain = self.chain(account.key.chain_id, account.origin)
+        means = await chain.read_means(account.terms.token, CANONICAL_PERMIT2)
+        if account.opening is not None and not is_over(account.opening, means.now):
+            raise ChannelUnusableError(
+                f"The deposit that was signed for {account.origin} may yet be made; what was "
+                "signed is void in half an hour. Close it then."
+            )
+        return await self._purse.update(
+            account.key, lambda current: replace(current, state="closed", deposit=0)
+        )
 
     async def enlarge(self, account: Account, limits: TokenLimits, least: int) -> Account:
         """Mean to open with a greater deposit, if the policy allows it (F-92).

@@ -49,6 +49,17 @@ def command(  # noqa: PLR0913 -- each is a flag
     password_file: Annotated[
         Path | None, typer.Option(help="File whose first line decrypts it.")
     ] = None,
+    wallet: Annotated[
+        str | None,
+        typer.Option(help="Contract wallet that pays, 0x...: one that obeys the key (ERC-1271)."),
+    ] = None,
+    voucher_keys: Annotated[
+        Path | None,
+        typer.Option(
+            help="Sign vouchers with a key for each channel, from the secret in this file; made "
+            "if missing, encrypted with the same password."
+        ),
+    ] = None,
     price_max: Annotated[
         int, typer.Option(help="Most to pay for one unit, in base units of the token.")
     ] = 100,
@@ -65,8 +76,8 @@ def command(  # noqa: PLR0913 -- each is a flag
 ) -> None:
     """Ask, pay as the answer arrives, close, and say what it cost.
 
-    Nothing a server says can raise the limits given here. The account must hold the token, and
-    ether for gas.
+    Nothing a server says can raise the limits given here. The account must hold the token; ether
+    only for servers that do not pay the gas of its deposit.
 
     \b
     mpp-session pay http://127.0.0.1:8402 --devnet devnet.json --prompt "Who are you?"
@@ -76,19 +87,20 @@ def command(  # noqa: PLR0913 -- each is a flag
     content = _content(prompt, json_body, model, max_tokens)
     target = url if urlsplit(url).path.strip("/") else url.rstrip("/") + _CHAT_PATH
     if devnet is not None:
-        wallet = _devnet_wallet(devnet, price_max, deposit_max)
+        payer = _devnet_wallet(devnet, price_max, deposit_max)
     else:
         chain = {"rpc-url": rpc_url, "chain-id": chain_id, "token": token}
         files = {"keystore": keystore, "password-file": password_file}
-        wallet = _wallet(_require({**chain, **files}), price_max, deposit_max)
+        given = _require({**chain, **files})
+        payer = _wallet(given, wallet, voucher_keys, price_max, deposit_max)
     from service.agent import pay  # noqa: PLC0415 -- slow to import: not for --help
 
     outcome = asyncio.run(
         pay(
             target,
             content,
-            wallet,
-            store=store or wallet.store,
+            payer,
+            store=store or payer.store,
             keep_open=keep_open,
             show=(lambda _: None) if as_json else _show,
         )
@@ -97,7 +109,7 @@ def command(  # noqa: PLR0913 -- each is a flag
         print_json(_row(outcome))
     else:
         OUT.print()
-        _print(outcome, wallet.unit)
+        _print(outcome, payer.unit)
     if not outcome.is_success:
         raise CommandError(f"the server answered {outcome.status}")
 
@@ -137,22 +149,39 @@ def _devnet_wallet(path: Path, price_max: int, deposit_max: int) -> "Wallet":
     )
 
 
-def _wallet(given: dict[str, Any], price_max: int, deposit_max: int) -> "Wallet":
+def _wallet(
+    given: dict[str, Any],
+    contract: str | None,
+    voucher_keys: Path | None,
+    price_max: int,
+    deposit_max: int,
+) -> "Wallet":
     from service.agent import Wallet  # noqa: PLC0415 -- slow to import
     from service.client import load_keystore  # noqa: PLC0415
+    from service.voucher_keys import load_channel_keys  # noqa: PLC0415
 
     try:
         password = given["password-file"].read_text("utf-8").partition("\n")[0]
-        address_paid_in = address(bytes.fromhex(given["token"].removeprefix("0x")))
-    except (OSError, ValueError) as error:
-        raise CommandError(f"--password-file or --token: {error}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise CommandError(f"--password-file: {error}") from None
+    address_paid_in = _address("--token", given["token"])
+    keys = None if voucher_keys is None else load_channel_keys(voucher_keys, password)
     return Wallet(
         rpc_url=given["rpc-url"],
         private_key=asyncio.run(load_keystore(given["keystore"], password)),
         policy=_policy(given["chain-id"], address_paid_in, price_max, deposit_max),
         unit=TokenUnit("base units", 0),
         store=Path(typer.get_app_dir("mpp-session")) / "agent.db",
+        contract=None if contract is None else _address("--wallet", contract),
+        keys=None if keys is None else asyncio.run(keys),
     )
+
+
+def _address(flag: str, text: str) -> Address:
+    try:
+        return address(bytes.fromhex(text.removeprefix("0x")))
+    except ValueError:
+        raise CommandError(f"{flag}: {text} is no address: 0x and 40 hexadecimal digits") from None
 
 
 def _require(given: dict[str, Any]) -> dict[str, Any]:

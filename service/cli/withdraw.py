@@ -16,7 +16,9 @@ from service.errors import CommandError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from channel.client.store import Purse
     from service.withdrawal import Leaving
+    from settlement.devnet import DevnetValues
 
 __all__ = ["NAME", "command"]
 
@@ -30,7 +32,7 @@ def command(  # noqa: PLR0913 -- each is a flag
     *,
     all_: Annotated[bool, typer.Option("--all", help="Every channel that is not closed.")] = False,
     devnet: Annotated[
-        Path | None, typer.Option(help="On a running devnet, as its account `payer`.")
+        Path | None, typer.Option(help="On a running devnet, as whoever the store is of.")
     ] = None,
     rpc_url: Annotated[str | None, typer.Option(help="Node of the chain.")] = None,
     chain_id: Annotated[int | None, typer.Option(help="That chain.")] = None,
@@ -50,7 +52,8 @@ def command(  # noqa: PLR0913 -- each is a flag
 ) -> None:
     """Ask for the rest of a deposit, wait out the grace period, and take it.
 
-    For servers that do not answer, or do not close. The server is paid at most what was signed. It
+    For servers that do not answer, or do not close. The server is paid at most what was signed.
+    Both steps are transactions of the account's own: it needs ether, whoever paid to open. It
     may be stopped at any point: the next run goes on from what the chain shows. Exit code 3 says
     that the grace period of some channel still runs.
 
@@ -98,9 +101,12 @@ async def _withdraw(
     purse = await Purse.open(path)
     try:
         async with await Rpc.connect(wallet["rpc_url"], chain_id=wallet["chain_id"]) as rpc:
+            key = KeySigner(wallet["private_key"] or await _devnet_key(wallet["devnet"], purse))
+            if wallet["devnet"] is not None:
+                await rpc.command("anvil_setBalance", "0x" + key.address.hex(), hex(10**18))
             return await withdraw_channels(
                 rpc=rpc,
-                account=PayerAccount(TxManager(rpc, KeySigner(wallet["private_key"]))),
+                account=PayerAccount(TxManager(rpc, key)),
                 purse=purse,
                 which=which,
                 waits=waits,
@@ -146,9 +152,19 @@ def _devnet_wallet(path: Path) -> dict[str, Any]:
     return {
         "rpc_url": values.rpc_url,
         "chain_id": values.chain_id,
-        "private_key": values.accounts["payer"].private_key,
+        "private_key": None,
+        "devnet": values,
         "store": path.resolve().with_suffix(".agent.db"),
     }
+
+
+async def _devnet_key(values: "DevnetValues", purse: "Purse") -> bytes:
+    """Return the key of the account whose channels these are: the agent's, as a rule."""
+    from settlement.devnet import GASLESS  # noqa: PLC0415 -- slow to import
+
+    payers = {account.terms.payer for account in await purse.accounts()}
+    owners = [each for each in values.accounts.values() if each.address in payers]
+    return (owners or [values.accounts[GASLESS]])[0].private_key
 
 
 def _wallet(given: dict[str, Any]) -> dict[str, Any]:
@@ -165,5 +181,6 @@ def _wallet(given: dict[str, Any]) -> dict[str, Any]:
         "rpc_url": given["rpc-url"],
         "chain_id": given["chain-id"],
         "private_key": asyncio.run(load_keystore(given["keystore"], password)),
+        "devnet": None,
         "store": Path(typer.get_app_dir("mpp-session")) / "agent.db",
     }

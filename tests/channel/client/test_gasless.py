@@ -383,6 +383,37 @@ async def test_a_deposit_is_not_shown_under_an_offer_that_does_not_take_it(
     assert len(deposits(provider)) == 2  # the opening, and the top-up that was refused
 
 
+async def test_a_channel_that_nobody_answered_for_is_closed_as_any_other(
+    open_agent: OpenAgent, provider: Provider
+) -> None:
+    """CLOSE-06, OPEN-10: its opening is shown again first, for what the server delivered."""
+    weak = Weak(provider)
+    agent = await open_agent(transport=weak)
+    weak.answers_lost = 2
+    with pytest.raises(PaymentOutcomeUnknownError):
+        await agent.client.get("/joke")
+    (closed,) = await agent.payments.close()
+    assert (closed.state, closed.settled, closed.refund) == ("closed", 10, 990)
+    assert len(set(deposits(provider))) == 1
+
+
+async def test_a_channel_that_was_never_deposited_for_ends_when_its_signature_does(
+    open_agent: OpenAgent, provider: Provider, chain: PaperChain
+) -> None:
+    """F-98: not before, for whoever has the signature could still use it."""
+    weak = Weak(provider)
+    agent = await open_agent(transport=weak)
+    weak.requests_lost = 2
+    with pytest.raises(PaymentOutcomeUnknownError):
+        await agent.client.get("/joke")
+    with pytest.raises(ChannelUnusableError, match="may yet be made"):
+        await agent.payments.close()
+    chain.now += 2 * VALID_S
+    (closed,) = await agent.payments.close()
+    assert (closed.state, closed.deposit, closed.refund) == ("closed", 0, 0)
+    assert (chain.deposited, await agent.payments.close()) == ([], [])
+
+
 # -- a key for each channel
 
 
