@@ -9,7 +9,6 @@
 Everything that is refused is refused before `apply`, or by it: then nothing moved.
 """
 
-import secrets
 import time
 from collections.abc import Callable, Sequence
 
@@ -21,6 +20,7 @@ from channel.engine.challenger import Authenticated, Challenger
 from channel.engine.closing import Closing
 from channel.engine.deposits import Deposits, Sponsoring
 from channel.engine.facts import ChainFacts
+from channel.engine.ids import RandomIds
 from channel.engine.keeper import ReservationKeeper
 from channel.engine.offer import Offer
 from channel.engine.opening import require_source
@@ -61,10 +61,6 @@ from channel.wire.receipt import Receipt
 __all__ = ["Engine"]
 
 
-def _random_id() -> bytes:
-    return secrets.token_bytes(16)
-
-
 class Engine:
     """Takes credentials for one payee's channels in one escrow."""
 
@@ -79,19 +75,20 @@ class Engine:
         admission: Admission | None = None,
         sponsor: DepositSponsor | None = None,
         now: Callable[[], float] = time.time,
-        new_id: Callable[[], bytes] = _random_id,
+        new_id: Callable[[], bytes] | None = None,
     ) -> None:
         """Build an engine. It does nothing by itself until the first request.
 
         `admission` bounds what may be at risk in all; without it nothing does. `sponsor` submits
         deposits for payers, on the terms of `settings.sponsor`: both, or neither.
-        `now` is wall-clock time in Unix seconds; `new_id` returns 16 unpredictable bytes.
+        `now` is wall-clock time in Unix seconds; `new_id` returns 16 unpredictable bytes,
+        and is drawn from the operating system unless given.
 
         Raises:
             ConfigError: Gas is promised and nobody would pay it, or the other way round.
         """
         self.settings = settings
-        self.new_id = new_id
+        self.new_id = new_id = new_id or RandomIds()
         self.now = now
         self._ledger = ledger
         self._chain = chain

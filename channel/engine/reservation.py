@@ -9,6 +9,7 @@ is released, and neither was ever more than what was held.
 import asyncio
 from collections.abc import Coroutine
 from contextlib import AbstractAsyncContextManager
+from functools import cached_property
 from typing import Any
 
 from channel.engine.admission import Admission
@@ -33,7 +34,10 @@ __all__ = ["RunningReservation", "held_amount"]
 
 def held_amount(state: ChannelState, reservation_id: bytes) -> int:
     """Return what a reservation holds, in base units; 0 when it has ended."""
-    return sum(held.amount for held in state.reservations if held.reservation_id == reservation_id)
+    for held in state.reservations:
+        if held.reservation_id == reservation_id:
+            return held.amount
+    return 0
 
 
 class RunningReservation:
@@ -64,7 +68,6 @@ class RunningReservation:
         self.is_finished = False
         self.stopped_by: ProblemError | None = None
         """Why the stream has to end, once it has to."""
-        self.stopped = asyncio.Event()
         self._id = hold.reservation_id
         self._claim = outcome.claim
         self._unit_price = unit_price
@@ -74,16 +77,27 @@ class RunningReservation:
         self._keeper = keeper
         self._background = background
         self._admission = admission
-        self._room = held_amount(outcome.state, hold.reservation_id)
+        self._room = held = held_amount(outcome.state, hold.reservation_id)
         """What is counted as about to be owed and is not `spent` yet."""
         self._kind = ReservationKind.REQUEST
         self._is_emitting = False  # until then what is counted can still be given back
-        self._held_units = held_amount(outcome.state, hold.reservation_id) // unit_price
+        self._held_units = held // unit_price
         self._taken_units = 0  # emitted and not yet `spent`; never more than _held_units
         self._changing: asyncio.Task[ProblemError | None] | None = None
-        self._turn = asyncio.Lock()
         self._may_prefetch = True
         keeper.keep(self.key, self._id)
+
+    @cached_property
+    def stopped(self) -> asyncio.Event:
+        """Set once the stream has to end; made for streams alone, a request never asks."""
+        stopped = asyncio.Event()
+        if self.stopped_by is not None:
+            stopped.set()
+        return stopped
+
+    @cached_property
+    def _turn(self) -> asyncio.Lock:
+        return asyncio.Lock()
 
     @property
     def has_claim(self) -> bool:

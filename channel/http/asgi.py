@@ -35,7 +35,8 @@ Headers: TypeAlias = Sequence[tuple[bytes, bytes]]
 
 _RECEIPT = b"payment-receipt"
 _CACHE = b"cache-control"
-_PRIVATE = b"private"
+_LENGTHS = frozenset((len(_RECEIPT), len(_CACHE)))
+_KEPT_PRIVATE = (_CACHE, b"private")
 _DIRECTIVE = re.compile(r'(?:"(?:[^"\\]|\\.)*"|[^",])+')
 _SHARED = ("public", "s-maxage")
 
@@ -57,12 +58,16 @@ def with_receipt(headers: Headers, receipt: Receipt) -> list[tuple[bytes, bytes]
     """Return the headers with a receipt, and private to the payer's own cache (CORE-06)."""
     kept, caching = [], []
     for pair in headers:
-        name = pair[0].lower()
+        name = pair[0]
+        if len(name) not in _LENGTHS:
+            kept.append(pair)
+            continue
+        name = name.lower()
         if name == _CACHE:
             caching.append(pair[1].decode("latin-1"))
         elif name != _RECEIPT:
             kept.append(pair)
-    kept.append((_CACHE, _make_private(caching) if caching else _PRIVATE))
+    kept.append((_CACHE, _make_private(caching)) if caching else _KEPT_PRIVATE)
     kept.append((_RECEIPT, format_receipt(receipt).encode("ascii")))
     return kept
 

@@ -19,6 +19,7 @@ from channel.errors import (
     TooManyRequestsError,
 )
 from channel.http.asgi import Scope
+from channel.http.request import read_client
 from channel.limits import BAD_CREDENTIALS_PER_SECOND_MAX, LATE_ANSWER_S, LATE_ANSWERS_MAX
 
 __all__ = ["LateAnswers"]
@@ -65,9 +66,8 @@ class LateAnswers:
             return True
         if not isinstance(refusal, _BAD):
             return False
-        client = scope.get("client")
         try:
-            self._bad.require(str(client[0]).encode() if client else b"")
+            self._bad.require(read_client(scope))
         except TooManyRequestsError:
             return True
         return False

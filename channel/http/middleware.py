@@ -92,7 +92,7 @@ class PaymentGate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, or pass on what is not priced."""
-        priced = self._table.match(scope) if scope["type"] == "http" else []
+        priced = self._table.match(scope) if scope["type"] == "http" else ()
         if not priced:
             await self.app(scope, receive, send)
             return
@@ -135,7 +135,11 @@ class _Exchange:
         self._priced = priced
         self._method: str = scope["method"]
         self._fields = read_fields(scope["headers"])
-        self._own = next((one for one in priced if one.route.method == self._method), None)
+        self._own: Priced | None = None
+        for one in priced:
+            if one.route.method == self._method:
+                self._own = one
+                break
         self._credential: Credential | None = None
 
     async def run(self) -> None:

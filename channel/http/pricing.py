@@ -95,11 +95,22 @@ class RouteTable:
             if isinstance(route.price, Price)
         }
 
-    def match(self, scope: Mapping[str, Any]) -> list[Priced]:
+        # Whole paths whose prices depend on nothing else are found without a search.
+        self._by_path: dict[str, Sequence[Priced]] = {}
+        for path in {route.path for route in routes if "{" not in route.path}:
+            matching = [one for pattern, one in self._routes if pattern.fullmatch(path)]
+            if all(isinstance(one.price, Price) for one in matching):
+                self._by_path[path] = self.match({"path": path})
+
+    def match(self, scope: Mapping[str, Any]) -> Sequence[Priced]:
         """Return the priced routes under this request's path, whatever their methods.
 
         Of several templates that match under one method the first counts, as in a router.
         """
+        if not scope.get("root_path"):
+            known = self._by_path.get(scope["path"])
+            if known is not None:
+                return known
         path = _route_path(scope)
         mount = scope["path"][: len(scope["path"]) - len(path)]
         found: dict[str, Priced] = {}

@@ -4,8 +4,10 @@ import asyncio
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from hashlib import sha256
 from ipaddress import ip_address
+from time import monotonic
 from typing import TypeAlias
 
 from channel.errors import BadRequestError
@@ -56,7 +58,10 @@ def read_fields(headers: Headers) -> Fields:
     fields: dict[bytes, list[str]] = {}
     for name, value in headers:
         if name in _OURS:
-            fields.setdefault(name, []).append(value.decode("latin-1"))
+            if name in fields:
+                fields[name].append(value.decode("latin-1"))
+            else:
+                fields[name] = [value.decode("latin-1")]
     return fields
 
 
@@ -67,12 +72,15 @@ def read_client(scope: Scope) -> bytes:
     proxy this is what the server was told to believe of `X-Forwarded-For`.
     """
     client = scope.get("client")
+    return _read_host(client[0]) if client else b""
+
+
+@lru_cache(maxsize=4096)
+def _read_host(host: str) -> bytes:
     try:
-        found = ip_address(client[0]) if client else None
+        found = ip_address(host)
     except ValueError:
         return b""  # a socket's path, or a test's name
-    if found is None:
-        return b""
     mapped = getattr(found, "ipv4_mapped", None)
     return (mapped or found).packed[:_NETWORK_BYTES]
 
@@ -147,7 +155,7 @@ class RequestBody:
 
     def begin_handling(self) -> None:
         """Note that the handler runs from now on."""
-        self._handled_since = asyncio.get_running_loop().time()
+        self._handled_since = monotonic()
 
     async def receive(self) -> Message:
         """Return the next message, as ASGI's `receive`."""
@@ -189,7 +197,7 @@ class RequestBody:
         Raises:
             ClientGoneError: It has left.
         """
-        if asyncio.get_running_loop().time() - self._handled_since < _QUICK_S:
+        if monotonic() - self._handled_since < _QUICK_S:
             return
         with suppress(TimeoutError):
             while not self._is_gone and not (self._ahead and self._ahead[-1].get("more_body")):
