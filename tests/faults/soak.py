@@ -74,6 +74,8 @@ class SoakLimits(msgspec.Struct, frozen=True, kw_only=True):
     """Small, so that channels are topped up and replaced."""
     pause_s: float = 0.3
     """Between two faults, on average."""
+    rest_s: float = 0.5
+    """Between two things that one agent does, on average: how much of a core it takes."""
 
 
 class Balance(msgspec.Struct, kw_only=True):
@@ -256,8 +258,8 @@ class Agent:
             channels_per_origin_max=1000,
         )
 
-    async def run(self, until: Callable[[], bool], deposit: int) -> None:
-        await asyncio.sleep(self._rng.random() * 3)
+    async def run(self, until: Callable[[], bool], deposit: int, rest_s: float) -> None:
+        await asyncio.sleep(self._rng.random() * 6 * rest_s)
         async with open_client(
             rpc_url=self._chain.values.rpc_url,
             private_key=self.key,
@@ -282,7 +284,7 @@ class Agent:
                     self.done[name] += 1
                 except (MppSessionError, httpx.HTTPError, TimeoutError) as error:
                     self.done[f"failed: {type(error).__name__}"] += 1
-                await asyncio.sleep(self._rng.random())
+                await asyncio.sleep(self._rng.random() * 2 * rest_s)
 
     async def _joke(self, client: PayingClient) -> None:
         (await client.get(f"{self._url}/joke")).raise_for_status()
@@ -459,7 +461,9 @@ async def _live(
     ends_at = loop.time() + limits.seconds
     going_wrong = asyncio.create_task(chaos.run())
     living = [
-        asyncio.create_task(agent.run(lambda: loop.time() >= ends_at, limits.deposit))
+        asyncio.create_task(
+            agent.run(lambda: loop.time() >= ends_at, limits.deposit, limits.rest_s)
+        )
         for agent in agents
     ]
     try:

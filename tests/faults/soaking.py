@@ -26,8 +26,9 @@ async def run(limits: SoakLimits) -> Balance:
 
 def main() -> int:
     seconds, agents, seed = float(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    rest_s = float(sys.argv[4]) if len(sys.argv) > 4 else SoakLimits().rest_s
     logging.basicConfig(level=logging.CRITICAL)
-    balance = asyncio.run(run(SoakLimits(seconds=seconds, agents=agents, seed=seed)))
+    balance = asyncio.run(run(SoakLimits(seconds=seconds, agents=agents, seed=seed, rest_s=rest_s)))
     print(msgspec.json.format(msgspec.json.encode(balance), indent=2).decode())  # noqa: T201
     print("the books balance" if balance.is_even else "THE BOOKS DO NOT BALANCE")  # noqa: T201
     return 0 if balance.is_even else 1

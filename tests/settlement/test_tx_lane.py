@@ -22,6 +22,7 @@ from settlement.journal.sqlite import SqliteJournal
 from settlement.tx_manager import TxLimits, TxManager
 from settlement.tx_state import TxStatus
 from tests.settlement.channels import send_blindly
+from tests.settlement.senders import SEND, flaky_sender, pay_one, received
 
 _LIMITS = TxLimits(
     mined_within_s=5.0,
@@ -60,14 +61,6 @@ def sender_of(
     chain: Devnet, journal: SqliteJournal, *, limits: TxLimits = _LIMITS, **more: FeePolicy
 ) -> TxManager:
     return TxManager(chain.rpc, chain.signer("stranger"), journal=journal, limits=limits, **more)
-
-
-def pay_one(chain: Devnet) -> bytes:
-    return abi.transfer.encode(chain.account("payee").address, 1)
-
-
-async def received(chain: Devnet) -> int:
-    return await chain.token_balance(chain.account("payee").address) - 1_000_000 * 10**6
 
 
 async def base_fee(chain: Devnet, gwei: int, *, blocks: int = 1) -> None:
@@ -358,6 +351,54 @@ async def test_our_own_timeout_is_no_failure(chain: Devnet, journal: SqliteJourn
             await hasty.resume(tx_hash)
     assert (caught.value.status, caught.value.offers_challenge) == (503, False)
     assert (await hasty.resume(tx_hash)).is_success
+
+
+# -- nodes that lose and refuse (F-75, F-82)
+
+
+async def test_a_lost_transaction_does_not_hold_up_the_next_for_ever(chain: Devnet) -> None:
+    """F-77: the later nonce waits for the earlier, which is sent again with it."""
+    async with flaky_sender(chain) as (node, sender):
+        node.fail("drop", method=SEND, times=1)
+        first = await sender.broadcast(chain.values.token, pay_one(chain))
+        second = await sender.broadcast(chain.values.token, pay_one(chain))
+        assert (await sender.resume(second)).is_success
+        assert (await sender.resume(first)).is_success
+        assert await received(chain) == 2
+
+
+async def test_the_same_bytes_again_are_no_error(chain: Devnet) -> None:
+    """F-82: "already known" is success."""
+    async with flaky_sender(chain) as (node, sender), chain.mining_paused():
+        tx_hash = await sender.broadcast(chain.values.token, pay_one(chain))
+        waiting = asyncio.create_task(sender.resume(tx_hash))
+        await asyncio.sleep(0.2)
+        assert node.seen.count(SEND) > 1
+        await chain.mine()
+        assert (await waiting).is_success
+
+
+async def test_a_bid_the_node_finds_too_low_is_raised_on_the_same_nonce(chain: Devnet) -> None:
+    """F-77: an eighth more in both fields, at once; whichever is mined wins."""
+    async with flaky_sender(chain) as (node, sender):
+        node.fail("refuse", method=SEND, times=1)
+        receipt = await sender.send(chain.values.token, pay_one(chain))
+        mined = await chain.rpc.read("eth_getTransactionByHash", "0x" + receipt.tx_hash.hex())
+        assert node.seen.count(SEND) == 2
+        assert int(mined["nonce"], 16) == 0
+        assert await received(chain) == 1
+
+
+async def test_a_repeat_that_is_refused_does_not_end_the_wait(chain: Devnet) -> None:
+    """F-82: only a receipt says what became of it."""
+    async with flaky_sender(chain) as (node, sender), chain.mining_paused():
+        tx_hash = await sender.broadcast(chain.values.token, pay_one(chain))
+        node.fail("refuse", method=SEND)
+        waiting = asyncio.create_task(sender.resume(tx_hash))
+        await asyncio.sleep(0.2)
+        assert node.seen.count(SEND) > 1
+        await chain.mine()
+        assert (await waiting).is_success
 
 
 async def _has(chain: Devnet, tx_hash: TxHash) -> bool:

@@ -1,0 +1,93 @@
+"""What the watcher rings, when it gets worse, and when it is over."""
+
+from msgspec.structs import replace
+
+from settlement.alarms import AlarmKind, Alarms
+from settlement.schedule import Moment
+from settlement.watch_alarms import WatchAlarms
+from tests.settlement.test_schedule import NOW, channel
+
+
+def told(alarms: Alarms) -> list[tuple[AlarmKind, int]]:
+    return [(alarm.kind, alarm.level) for alarm in alarms.ringing]
+
+
+def build(alarms: Alarms, *, away_s_max: float = 60.0) -> WatchAlarms:
+    return WatchAlarms(alarms, away_s_max=away_s_max, skew_s_max=60.0)
+
+
+def test_each_quarter_of_a_grace_period_rings_once_and_its_end_ends_it() -> None:
+    """F-64: 25, 50 and 75 %, and past it."""
+    alarms = Alarms()
+    telling, state = build(alarms), channel(vouchers=(900,), spent=900, asked_at=NOW)
+    owed = {state.key: state}
+    stages = []
+    for gone_s in (0, 224, 225, 450, 675, 900, 1800):
+        telling.graces(owed, Moment(now=NOW + gone_s, grace_period_s=900))
+        stages.append(alarms.ringing[0].level if alarms.ringing else 0)
+    assert stages == [0, 0, 25, 50, 75, 100, 100]
+    assert "900 at risk" in alarms.ringing[0].text
+    telling.graces({}, Moment(now=NOW + 1801, grace_period_s=900))
+    assert not alarms.ringing
+
+
+def test_one_exit_that_ends_leaves_the_others_ringing() -> None:
+    alarms = Alarms()
+    telling = build(alarms)
+    states = [channel(number=n, vouchers=(9,), spent=9, asked_at=NOW) for n in (1, 2)]
+    late = Moment(now=NOW + 700, grace_period_s=900)
+    telling.graces({state.key: state for state in states}, late)
+    telling.graces({states[1].key: replace(states[1])}, late)
+    assert [alarm.subject for alarm in alarms.ringing] == ["0x" + states[1].key.channel_id.hex()]
+
+
+def test_a_chain_that_is_away_rings_when_it_lasts() -> None:
+    alarms = Alarms()
+    telling = build(alarms)
+    telling.answered(100.0)
+    telling.unanswered(159.0, TimeoutError("no node"))
+    assert not alarms.ringing
+    telling.unanswered(160.0, TimeoutError("no node"))
+    assert told(alarms) == [(AlarmKind.CHAIN_AWAY, 0)]
+    telling.answered(161.0)
+    assert not alarms.ringing
+
+
+def test_a_chain_that_was_never_there_rings_too() -> None:
+    """Counted from the first look that was not answered."""
+    alarms = Alarms()
+    telling = build(alarms)
+    telling.unanswered(5.0, TimeoutError("no node"))
+    assert not alarms.ringing
+    telling.unanswered(65.0, TimeoutError("no node"))
+    assert told(alarms) == [(AlarmKind.CHAIN_AWAY, 0)]
+
+
+def test_a_short_grace_a_clock_that_is_off_and_a_deep_reorg_ring() -> None:
+    """F-69, F-70, F-111."""
+    alarms = Alarms()
+    telling = build(alarms)
+    telling.grace_period(599)
+    telling.skew(-61.0)
+    telling.reorg(77, is_deep=True)
+    assert told(alarms) == [
+        (AlarmKind.GRACE_SHORT, 0),
+        (AlarmKind.CLOCK_SKEW, 0),
+        (AlarmKind.DEEP_REORG, 77),
+    ]
+    telling.grace_period(600)
+    telling.skew(60.0)
+    telling.reorg(78, is_deep=False)
+    assert told(alarms) == [(AlarmKind.DEEP_REORG, 77)]
+
+
+async def test_a_node_that_lags_rings_when_it_lasts_and_another_is_asked() -> None:
+    """F-72."""
+    alarms = Alarms()
+    patient, hasty = build(alarms), build(alarms, away_s_max=0.0)
+    assert not patient.behind(9, is_behind=True)
+    assert not alarms.ringing
+    assert hasty.behind(9, is_behind=True)
+    assert told(alarms) == [(AlarmKind.NODE_BEHIND, 0)]
+    assert not hasty.behind(9, is_behind=False)
+    assert not alarms.ringing
