@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import bench_chain
+import bench_gasless
 import bench_gate
 import bench_ledger
 import bench_parts
@@ -34,6 +35,7 @@ GROUPS: Final[dict[str, Group]] = {
     "flood": bench_gate.flood_rows,
     "stream": bench_gate.stream_rows,
     "chain": bench_chain.chain_rows,
+    "gasless": bench_gasless.gasless_rows,
 }
 COLUMNS: Final = ("what", "median", "min", "max", "unit", "ratio", "goal", "besides")
 TEXTS: Final = {"what", "unit", "besides"}

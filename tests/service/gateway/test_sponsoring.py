@@ -48,7 +48,7 @@ async def test_the_offer_is_what_was_asked_for_and_works(
         terms = gateway.parts.engine.settings.sponsor
         assert terms is not None
         assert terms.credential_types == (*(types or ("authorization", "permit2")), "hash")
-    async with run_gateway() as gateway:
+    async with run_gateway(sponsoring__fee_payer=False) as gateway:
         assert gateway.parts.engine.settings.sponsor is None
 
 
