@@ -30,6 +30,7 @@ from channel.wire.payload import ClosePayload, VoucherPayload
 __all__ = ["Authenticated", "Challenger"]
 
 _SCOPE = ("nonce", "http_method", "route", "variant")
+_UNITS = "units"
 
 
 class Authenticated(msgspec.Struct, frozen=True, gc=False):
@@ -42,6 +43,8 @@ class Authenticated(msgspec.Struct, frozen=True, gc=False):
     key: ChannelKey
     is_expired: bool
     """Only a live stream goes on taking vouchers under an expired challenge (AMB-05)."""
+    units: int = 1
+    """What a request of a fixed price cost when the challenge was made."""
     client: bytes = b""
     """Where it came from, as far as that is known: what one source may cause is bounded."""
 
@@ -85,7 +88,10 @@ class Challenger:
         expires = format_timestamp(self._now() + self._settings.challenge_lifetime_s)
         nonce = encode_base64url(self._new_id())
         scope = zip(_SCOPE, (nonce, *offer.scope), strict=True)
-        opaque = format_opaque({name: entry for name, entry in scope if entry})
+        bound = {name: entry for name, entry in scope if entry}
+        if offer.units != 1:
+            bound[_UNITS] = str(offer.units)
+        opaque = format_opaque(bound)
         header = self._settings.credential_header
         challenge_id = self._binder.bind(
             realm=self._settings.realm,
@@ -140,6 +146,7 @@ class Challenger:
             asked=asked,
             key=ChannelKey(asked.chain_id, asked.escrow, payload.channel_id),
             is_expired=not self._now() < _read_expiry(echo.expires),
+            units=_read_units(echo.opaque),
             client=client,
         )
         if not isinstance(payload, VoucherPayload) or payload.deposit is not None:
@@ -182,6 +189,12 @@ def _read_scope(opaque: str | None) -> tuple[str, ...]:
     except WireError as error:
         raise ChallengeNotFoundError("The challenge has no scope.") from error
     return tuple([entries.get(name, "") for name in _SCOPE[1:]])
+
+
+@lru_cache(maxsize=8192)
+def _read_units(opaque: str | None) -> int:
+    """Return the units of a challenge that is ours, its scope read before."""
+    return int(parse_opaque(opaque or "").get(_UNITS, "1"))
 
 
 def _read_request(request: str) -> SessionRequest:

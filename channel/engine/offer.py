@@ -22,6 +22,8 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
     """Where, mount and path template: one channel may pay for everything under it (CHAL-10)."""
     variant: str = ""
     """What else of the request the price depends on, such as a model's name."""
+    units: int = 1
+    """What one request costs, in units, where that is fixed. A challenge keeps it as its price."""
 
     @property
     def scope(self) -> tuple[str, str, str]:

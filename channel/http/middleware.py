@@ -186,8 +186,8 @@ class _Exchange:
         step = self._engine.settings.reservation_step_units
         hold = Hold(
             reservation_id=self._engine.new_id(),
-            units_min=1 if own.route.metered else own.price.units,
-            units_max=step if own.route.metered else own.price.units,
+            units_min=1 if own.route.metered else paid.units,
+            units_max=step if own.route.metered else paid.units,
             claim=self._read_claim(own),
         )
         outcome = await self._engine.perform(paid, hold)
@@ -209,7 +209,7 @@ class _Exchange:
             send=self._send,
             body=self._body,
             meter=meter,
-            units=own.price.units,
+            units=paid.units,
             is_metered=own.route.metered,
         )
         await self._run_handler(own, meter, answer)

@@ -25,6 +25,10 @@ class Price(msgspec.Struct, frozen=True, kw_only=True):
     """What one unit is, as the payer reads it: `request`, `llm_token`, `image`."""
     units: int = 1
     """Units that a request of a fixed price costs; a metered one counts its own."""
+    variant: str = ""
+    """What of the request the price depends on, such as a model's name. With it a challenge keeps
+    its price for this variant when prices change; without it the price itself is the variant, and
+    a change voids the open challenges of a price that depends on the request."""
     min_voucher_delta: int = 0
     """Least rise between vouchers: a metered route sets it to some seconds' worth of units."""
     suggested_deposit: int | None = None
@@ -132,10 +136,18 @@ class RouteTable:
             suggested_deposit=price.suggested_deposit,
             description=price.description,
         )
-        # A price that depends on the request is part of the scope: a challenge of the cheap
-        # variant must not buy the dear one (F-31).
-        variant = f"{price.unit_price}x{price.units}" if is_variable else ""
-        offer = Offer(request=asked, http_method=route.method, route=route.path, variant=variant)
+        # What a price depends on is part of the scope: a challenge of the cheap variant must not
+        # buy the dear one (F-31).
+        variant = price.variant
+        if is_variable and not variant:
+            variant = f"{price.unit_price}x{price.units}"
+        offer = Offer(
+            request=asked,
+            http_method=route.method,
+            route=route.path,
+            variant=variant,
+            units=1 if route.metered else price.units,
+        )
         return Priced(route, price, offer)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from starlette.responses import PlainTextResponse
 from starlette.routing import Match, Mount, Router
 from starlette.routing import Route as AppRoute
@@ -138,3 +139,53 @@ async def test_a_challenge_of_one_mount_does_not_buy_the_same_template_of_anothe
     assert (refused.status, refused.kind) == (402, "session/challenge-not-found")
     voucher = desk.payer.credential(refused.challenge, desk.payer.voucher(600))
     assert (await ask(site, "GET", "/dear/chat", voucher, headers=key)).receipt.spent == 110
+
+
+class Named:
+    """A price that depends on the request and says on what."""
+
+    def __init__(self) -> None:
+        self.prices = {"small": price(unit_price=10), "large": price(unit_price=100)}
+
+    def __call__(self, scope: Mapping[str, Any]) -> Price:
+        name = "large" if b"size=large" in scope["query_string"] else "small"
+        return replace(self.prices[name], variant=name)
+
+
+async def test_a_named_variant_keeps_the_price_of_its_challenge(desk: Desk) -> None:
+    """Decision 6, F-31: when prices change, and still buys no other variant."""
+    named = Named()
+    route = Route(method="GET", path="/image", price=named)
+    gate = PaymentGate(app, engine=desk.engine, routes=[route])
+    desk.payer.open_on_chain()
+    small = (await ask(gate, "GET", "/image?size=small")).challenge
+    named.prices["small"] = price(unit_price=40)
+    opening = desk.payer.credential(small, desk.payer.opening(500))
+    assert (await ask(gate, "GET", "/image?size=small", opening)).receipt.spent == 10
+    refused = await ask(gate, "GET", "/image?size=large", opening)
+    assert (refused.status, refused.kind) == (402, "session/challenge-not-found")
+    fresh = (await ask(gate, "GET", "/image?size=small")).challenge
+    voucher = desk.payer.credential(fresh, desk.payer.voucher(600))
+    assert (await ask(gate, "GET", "/image?size=small", voucher)).receipt.spent == 50
+
+
+@pytest.mark.parametrize("units", [(3, 5), (1, 3), (3, 1)])
+async def test_a_challenge_keeps_the_units_of_a_fixed_price(
+    desk: Desk, units: tuple[int, int]
+) -> None:
+    """Decision 6: an album of three songs costs three under its challenge, whatever comes."""
+
+    def sold_for(count: int) -> PaymentGate:
+        route = Route(method="GET", path="/album", price=price(units=count))
+        return PaymentGate(app, engine=desk.engine, routes=[route])
+
+    before, after = units
+    desk.payer.open_on_chain()
+    old = (await ask(sold_for(before), "GET", "/album")).challenge
+    gate = sold_for(after)
+    opening = desk.payer.credential(old, desk.payer.opening(500))
+    receipt = (await ask(gate, "GET", "/album", opening)).receipt
+    assert (receipt.spent, receipt.units) == (before * PRICE, before)
+    fresh = (await ask(gate, "GET", "/album")).challenge
+    voucher = desk.payer.credential(fresh, desk.payer.voucher(600))
+    assert (await ask(gate, "GET", "/album", voucher)).receipt.spent == (before + after) * PRICE
