@@ -52,8 +52,8 @@ def _create(path: Path, password: str) -> None:
 
     Of two processes that start at once one makes the file, and both use that one.
     """
-    keystore = msgspec.json.encode(Account.encrypt(secrets.token_bytes(_SECRET_BYTES), password))
     path.parent.mkdir(parents=True, exist_ok=True)
+    keystore = msgspec.json.encode(Account.encrypt(secrets.token_bytes(_SECRET_BYTES), password))
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     unfinished = Path(name)  # for its owner alone, as its link will be
     try:

@@ -81,6 +81,7 @@ async def test_the_agent_pays_a_gateway(devnet: TestChain, folder: Path) -> None
         variables = gateway_variables(
             devnet.values, model.url, folder / "ledger.db", free_port(), step_units=8
         )
+        variables["MPP_SESSION_SPONSORING_FEE_PAYER"] = "true"  # as --devnet has it
         gateway = GatewayProcess(gateway_command(), variables, folder / "gateway.log")
         agent = (folder / "agent.py").read_text().replace("http://127.0.0.1:8402", gateway.url)
         (folder / "agent.py").write_text(agent)

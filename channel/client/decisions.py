@@ -123,7 +123,7 @@ def _decide_402(kind: str, tried: Tried) -> Step:
     if kind in ("session/insufficient-balance", "session/delta-too-small"):
         return Step.RAISE if tried.raises < RAISES_MAX else Step.STOP
     if kind == "deposit-too-small":
-        return Step.DEPOSIT_MORE if tried.is_funding and tried.deposits < 1 else Step.STOP
+        return Step.DEPOSIT_MORE if tried.deposits < 1 else Step.STOP
     if kind == "session/amount-exceeds-deposit" and tried.rechecks < 1:
         return Step.RECHECK
     return Step.WAIT if _may_wait(kind, tried) else Step.STOP

@@ -64,7 +64,7 @@ async def run_demo(screen: Screen, folder: Path) -> DemoReport:
         clock = _Clock(screen)
         devnet = await open_.enter_async_context(Devnet.start())
         await asyncio.to_thread(devnet.values.write, folder / "devnet.json")
-        clock.done("A local chain with an escrow, a dollar, and an agent without ether")
+        clock.done("A local chain with an escrow and an agent without ether")
         model = await open_.enter_async_context(_run_model(folder))
         clock.done(f"{MODEL_NAME} behind llama.cpp's server")
         token = TokenUnit(devnet.values.token_symbol, devnet.values.token_decimals)

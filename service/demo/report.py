@@ -108,7 +108,7 @@ class DemoReport(msgspec.Struct, frozen=True, kw_only=True):
             table.add_row(name, value)
             if name in {
                 "signature checks by the provider",
-                "gas paid in all",
+                "gas in all",
                 "refunded",
             }:
                 table.add_section()
@@ -120,16 +120,13 @@ class DemoReport(msgspec.Struct, frozen=True, kw_only=True):
         yield "tokens paid for", f"{self.units:,} at {show(self.unit_price)}"
         yield "vouchers signed", f"{self.vouchers_signed:,}"
         yield "signature checks by the provider", f"{self.signature_checks:,}"
-        ether = TokenUnit("ETH", 18).format
-        yield (
-            "payer's ether",
-            f"{ether(self.before.payer_wei)}, {ether(self.after.payer_wei)} after",
-        )
+        wei = f"{self.before.payer_wei:,} wei before, {self.after.payer_wei:,} wei after"
+        yield "ether of the payer", wei
         for one in self.transactions:
-            yield f"gas of the {one.name}, paid by the {one.sender}", f"{one.gas_used:,}"
+            yield f"{one.name}, gas paid by the {one.sender}", f"{one.gas_used:,}"
         gas = sum(transaction.gas_used for transaction in self.transactions)
         fee_wei = sum(transaction.fee_wei for transaction in self.transactions)
-        yield "gas paid in all", f"{gas:,} ({ether(fee_wei)})"
+        yield "gas in all", f"{gas:,} ({TokenUnit('ETH', 18).format(fee_wei)})"
         yield "deposit", show(self.deposit)
         yield "paid", show(self.paid)
         yield "refunded", show(self.refunded)

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from channel.client.decisions import Step, Tried, decide
+from channel.client.decisions import Step, Tried, decide, deposit_pause_s
 from channel.wire.problem import Problem
 
 PAID = {"has_paid": True}
@@ -30,6 +30,8 @@ PAID = {"has_paid": True}
         (402, "verification-failed", PAID | {"waits": 6}, Step.STOP),
         (402, "session/invalid-signature", PAID, Step.STOP),
         (402, "session/signer-mismatch", PAID, Step.STOP),
+        (402, "deposit-too-small", PAID, Step.DEPOSIT_MORE),
+        (402, "deposit-too-small", PAID | {"deposits": 1}, Step.STOP),
         (410, "session/channel-not-found", PAID, Step.REOPEN),
         (410, "session/channel-finalized", PAID, Step.REOPEN),
         (410, "session/channel-finalized", PAID | {"reopens": 1}, Step.STOP),
@@ -73,3 +75,40 @@ def test_no_answer_can_be_given_for_ever(kind: str) -> None:
         tried.refreshes += step is Step.REFRESH
         tried.waits += step is Step.WAIT
     pytest.fail("no end")
+
+
+FUNDING = PAID | {"is_funding": True}
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "tried", "retry_after_s", "step"),
+    [
+        (503, "internal-payment-error", {}, 5, Step.WAIT),
+        (503, "", {}, 1, Step.WAIT),
+        (503, "", {}, None, Step.HAND_ON),
+        (503, "", {"waits": 29, "waited_s": 119.0}, 1, Step.WAIT),
+        (503, "", {"waits": 30}, 1, Step.PENDING),
+        (503, "", {"waited_s": 120.0}, 1, Step.PENDING),
+        (503, "internal-payment-error", {}, 31, Step.PENDING),
+        (503, "sponsoring-paused", {}, 60, Step.HAND_ON),
+        (503, "openings-paused", {}, 1, Step.HAND_ON),
+        (429, "rate-limited", {}, 1, Step.WAIT),
+        (429, "rate-limited", {}, 600, Step.HAND_ON),
+        (500, "", {}, 1, Step.HAND_ON),
+    ],
+)
+def test_a_deposit_that_is_being_mined_is_waited_for_and_a_pause_is_not(
+    status: int, kind: str, tried: dict[str, Any], retry_after_s: float | None, step: Step
+) -> None:
+    """F-75: whoever answers 503 for it, with a problem or without; bounded in time and number."""
+    problem = Problem(type=kind) if kind else None
+    known = Tried(**(FUNDING | tried))
+    assert decide(status, problem, known, retry_after_s=retry_after_s) is step
+
+
+def test_each_wait_for_a_deposit_is_longer_until_two_minutes_are_over() -> None:
+    """F-75: also when the server asks for none."""
+    pauses = [deposit_pause_s(waits, 0.0) for waits in range(30)]
+    assert pauses == sorted(pauses)
+    assert 100 < sum(pauses) < 120
+    assert deposit_pause_s(0, 7.0) == 7.0

@@ -55,7 +55,7 @@ def test_the_table_shows_every_figure() -> None:
     for figure in (
         "100 at 0.000025",
         "100,000",
-        "gas of the open, paid by the payee",
+        "open, gas paid by the payee",
         "0.004000",
         "0.002500",
         "0.001500",
