@@ -1,6 +1,5 @@
 """What is bid: by the base fee, within the bound, and nothing for what would be refused."""
 
-
 import pytest
 
 from channel.errors import ConfigError

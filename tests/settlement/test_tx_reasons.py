@@ -1,6 +1,5 @@
 """A revert is final at once (F-76), and says why as far as anybody can."""
 
-
 import pytest
 
 from settlement import abi

@@ -7,6 +7,7 @@ from msgspec.structs import replace
 
 from channel.errors import (
     AmountExceedsDepositError,
+    ChainUnavailableError,
     ExposureLimitError,
     InsufficientBalanceError,
     VerificationFailedError,
@@ -15,7 +16,7 @@ from channel.state.commands import StreamPolicy
 from channel.types import TxHash
 from settlement.exposure import ExposureGate, ExposureLimits
 from tests.channel.engine.test_engine import hold, opened, paid, perform
-from tests.channel.selling import DEPOSIT, PRICE, SETTINGS, open_desk
+from tests.channel.selling import DEPOSIT, PRICE, SETTINGS, Payer, open_desk
 
 ROOM = 2 * DEPOSIT
 
@@ -93,3 +94,26 @@ async def test_what_would_pass_the_bound_is_refused_and_moves_nothing(tmp_path: 
             await perform(desk, desk.payer.voucher(6 * PRICE), hold(desk, units=6))
         assert await desk.books() == before
         await perform(desk, desk.payer.voucher(6 * PRICE), hold(desk, units=5))
+
+
+async def test_while_nodes_disagree_no_deposit_is_taken_and_what_was_is_served(
+    tmp_path: Path,
+) -> None:
+    """SEC-09, OPEN-12: neither an opening nor a top-up; before any node is asked."""
+    admission = gate()
+    async with open_desk(tmp_path, admission=admission) as desk:
+        await opened(desk, PRICE)
+        admission.is_disputed = True
+        reads = desk.chain.reads
+        with pytest.raises(ChainUnavailableError):
+            await perform(desk, desk.payer.top_up(500))
+        other = Payer(desk.chain, b"\x33" * 32)
+        other.open_on_chain()
+        desk.payer, known = other, desk.payer
+        with pytest.raises(ChainUnavailableError):
+            await perform(desk, other.opening(PRICE))
+        assert desk.chain.reads == reads
+        desk.payer = known
+        await perform(desk, known.voucher(2 * PRICE), hold(desk))
+        admission.is_disputed = False
+        assert (await desk.books()).deposit == DEPOSIT
