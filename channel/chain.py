@@ -16,6 +16,7 @@ from channel.types import (
     ChannelTerms,
     Redacted,
     TxHash,
+    VerifiedVoucher,
 )
 
 __all__ = [
@@ -160,8 +161,13 @@ class DepositSponsor(Protocol):
     async def is_taken(self, deposit: SponsoredDeposit) -> bool:
         """Whether this very deposit was taken before, and is under way, made, or reverted."""
 
-    async def take(self, deposit: SponsoredDeposit, *, by_wallet: bool) -> None:
+    async def take(
+        self, deposit: SponsoredDeposit, *, by_wallet: bool, first: VerifiedVoucher | None
+    ) -> None:
         """Simulate the deposit, keep to the operator's bounds, and make it durable.
+
+        `first` is an opening's first voucher: with it the books can take the channel even if its
+        payer never comes back.
 
         One that somebody else's transaction has made meanwhile, exactly as it was signed, is
         adopted: nothing is broadcast for it (AMB-10). `by_wallet` says that no key of the

@@ -41,6 +41,7 @@ from settlement.tower.cover import CoverPolicy
 from settlement.tower.export import TowerExport
 from settlement.tower.store import TowerFile
 from settlement.tx_manager import TxLimits, TxManager
+from settlement.unclaimed import UnclaimedChannels
 from settlement.watcher import ChannelWatcher
 
 __all__ = ["SETTLING", "SettlerParts", "build_settler", "run_settler"]
@@ -213,6 +214,12 @@ async def _settle(
             _note_looks(parts.journal, watcher),
             owed.run(),
             DepositSender(parts.orders, parts.reader, sender, parts.journal).run(),
+            UnclaimedChannels(
+                parts.orders,
+                parts.ledger,
+                parts.reader,
+                confirmations=parts.config.chain.confirmations,
+            ).run(),
             *([] if export is None else [export.run()]),
             _fail_with(settler),
             stopping.wait(),

@@ -18,7 +18,7 @@ from channel.errors import (
     SettlementPendingError,
     SponsoringPausedError,
 )
-from channel.types import Address, TxHash
+from channel.types import Address, TxHash, VerifiedVoucher
 from settlement.adoption import find_made
 from settlement.deposit_calls import (
     build_deposit_call,
@@ -31,6 +31,7 @@ from settlement.escrow import EscrowReader
 from settlement.orders.interface import (
     DepositOrder,
     DepositOrders,
+    FirstVoucher,
     OrderLimits,
     OrderStatus,
     to_gwei,
@@ -90,7 +91,9 @@ class WaitingSponsor:
         order = await self._orders.find(deposit_id(deposit))
         return order is not None and order.status is not OrderStatus.REFUSED
 
-    async def take(self, deposit: SponsoredDeposit, *, by_wallet: bool) -> None:
+    async def take(
+        self, deposit: SponsoredDeposit, *, by_wallet: bool, first: VerifiedVoucher | None
+    ) -> None:
         """See `channel.chain.DepositSponsor.take`."""
         order = DepositOrder(
             order_id=deposit_id(deposit),
@@ -100,6 +103,7 @@ class WaitingSponsor:
             deadline=expires_at(deposit.pull),
             gas_gwei=0,
             wanted_at=int(time.time()),
+            first_voucher=_first(first),
         )
         try:
             quote = await self._simulate(order.calldata)
@@ -201,6 +205,12 @@ class WaitingSponsor:
                 f"The authorization must be valid for {self._limits.margin_s} s from the chain's"
                 f" time, which is {head.timestamp}."
             )
+
+
+def _first(voucher: VerifiedVoucher | None) -> FirstVoucher | None:
+    if voucher is None:
+        return None
+    return FirstVoucher(voucher.cumulative_amount, voucher.signature)
 
 
 def _outcome(order: DepositOrder) -> TxHash:

@@ -126,7 +126,7 @@ class Deposits:
         require_usable(expected, terms, paid.asked.unit_price)
         transition(None, OpenChannel(expected, verified, self._acceptance.now()))
         self._acceptance.require_promise(verified, build_unopened(expected))
-        evidence = await self._make(paid, deposit, terms)
+        evidence = await self._make(paid, deposit, terms, first=verified)
         opened = await self._find_opened(paid, terms, evidence)
         return await self._record(paid, verified, hold, opened, evidence)
 
@@ -244,7 +244,12 @@ class Deposits:
         return _mined(outcome, evidence)
 
     async def _make(
-        self, paid: Authenticated, deposit: SponsoredDeposit, terms: ChannelTerms
+        self,
+        paid: Authenticated,
+        deposit: SponsoredDeposit,
+        terms: ChannelTerms,
+        *,
+        first: VerifiedVoucher | None = None,
     ) -> TransactionEvidence:
         """Return the transaction that made a deposit we submit; what is durable is gone on with.
 
@@ -254,7 +259,7 @@ class Deposits:
         """
         sponsoring = self._require_sponsoring()
         if not await sponsoring.sponsor.is_taken(deposit):
-            await self._take(paid, sponsoring, deposit, terms)
+            await self._take(paid, sponsoring, deposit, terms, first)
         tx_hash = await sponsoring.sponsor.wait(deposit)
         try:
             return await self._facts.require_transaction(tx_hash)
@@ -268,6 +273,7 @@ class Deposits:
         sponsoring: Sponsoring,
         deposit: SponsoredDeposit,
         terms: ChannelTerms,
+        first: VerifiedVoucher | None,
     ) -> None:
         if deposit.amount < sponsoring.terms.deposit_min:
             raise DepositTooSmallError(
@@ -284,7 +290,8 @@ class Deposits:
         proven = b"" if refusal is not None else deposit.funder
         async with self._facts.bounded_check(paid.client, proven):
             try:
-                await sponsoring.sponsor.take(deposit, by_wallet=refusal is not None)
+                by_wallet = refusal is not None
+                await sponsoring.sponsor.take(deposit, by_wallet=by_wallet, first=first)
             except TransactionRevertedError:
                 if refusal is None:
                     raise

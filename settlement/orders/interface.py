@@ -12,7 +12,15 @@ import msgspec
 
 from channel.types import Address, ChannelKey, TxHash
 
-__all__ = ["GWEI", "DepositOrder", "DepositOrders", "OrderLimits", "OrderStatus", "to_gwei"]
+__all__ = [
+    "GWEI",
+    "DepositOrder",
+    "DepositOrders",
+    "FirstVoucher",
+    "OrderLimits",
+    "OrderStatus",
+    "to_gwei",
+]
 
 GWEI: Final = 10**9
 
@@ -37,6 +45,16 @@ class OrderStatus(enum.IntEnum):
         return self <= OrderStatus.SENT
 
 
+class FirstVoucher(msgspec.Struct, frozen=True, gc=False):
+    """The voucher that came with an opening, checked by the worker that took it."""
+
+    cumulative_amount: int
+    signature: bytes
+
+    def __repr__(self) -> str:
+        return f"FirstVoucher({self.cumulative_amount})"
+
+
 class DepositOrder(msgspec.Struct, frozen=True, kw_only=True):
     """One deposit, known by the call that makes it."""
 
@@ -56,6 +74,8 @@ class DepositOrder(msgspec.Struct, frozen=True, kw_only=True):
     """Which transaction it is, or which made it."""
     reason: str = ""
     """Why it was refused: a `RevertReason`'s name, and what the contract said."""
+    first_voucher: FirstVoucher | None = None
+    """Of an opening: with it the books can take the channel, though its payer never comes back."""
 
     def __repr__(self) -> str:
         return f"DepositOrder(0x{self.order_id.hex()}, {self.status.name})"
@@ -103,6 +123,12 @@ class DepositOrders(Protocol):
         gas_gwei: int | None = None,
     ) -> None:
         """Record what became of an open order; one that has ended stays as it is."""
+
+    async def list_unknown(self, before: int) -> list[DepositOrder]:
+        """Return openings made and wanted before a time that nobody has called known yet."""
+
+    async def mark_known(self, order_id: bytes) -> None:
+        """Record that the books know the channel, or never need to."""
 
     async def prune(self, before: int) -> int:
         """Drop orders that ended and were wanted before a time; return how many."""

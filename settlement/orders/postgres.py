@@ -97,6 +97,18 @@ class PostgresOrders:
         async with self._using() as connection:
             await connection.execute(_SQL["update_order"], *values)
 
+    async def list_unknown(self, before: int) -> list[DepositOrder]:
+        """See `interface.DepositOrders.list_unknown`."""
+        async with self._using() as connection:
+            values = (*self._place, before, OPEN_ORDERS_MAX)
+            rows = await connection.fetch(_SQL["select_unknown"], *values)
+        return [order_from_row(row) for row in rows]
+
+    async def mark_known(self, order_id: bytes) -> None:
+        """See `interface.DepositOrders.mark_known`."""
+        async with self._using() as connection:
+            await connection.execute(_SQL["update_known"], order_id)
+
     async def prune(self, before: int) -> int:
         """See `interface.DepositOrders.prune`."""
         async with self._using() as connection:

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from channel.errors import SponsoringPausedError, TooManyDepositsError
+from channel.ledger.rows import amount_bytes, bytes_amount
 from channel.types import Address, ChannelId, ChannelKey, TxHash
-from settlement.orders.interface import DepositOrder, OrderLimits, OrderStatus
+from settlement.orders.interface import DepositOrder, FirstVoucher, OrderLimits, OrderStatus
 
 __all__ = ["OPEN_ORDERS_MAX", "order_from_row", "order_values", "require_room"]
 
@@ -13,10 +14,12 @@ OPEN_ORDERS_MAX: Final = 256
 """How many open orders the settler looks at together."""
 
 _DEADLINE_BYTES: Final = 32
+_AMOUNT_BYTES: Final = 16
 
 
 def order_values(order: DepositOrder) -> list[Any]:
-    """Return every column, in the order of `upsert_order`."""
+    """Return every column, in the order of `upsert_order`. A top-up needs no books to know it."""
+    first = order.first_voucher
     return [
         order.order_id,
         order.key.chain_id,
@@ -30,6 +33,8 @@ def order_values(order: DepositOrder) -> list[Any]:
         int(order.status),
         order.tx_hash,
         order.reason,
+        None if first is None else amount_bytes(first.cumulative_amount) + first.signature,
+        int(first is None),
     ]
 
 
@@ -46,7 +51,14 @@ def order_from_row(row: Sequence[Any]) -> DepositOrder:
         status=OrderStatus(row[9]),
         tx_hash=None if row[10] is None else TxHash(row[10]),
         reason=row[11],
+        first_voucher=_voucher(row[12]),
     )
+
+
+def _voucher(column: bytes | None) -> FirstVoucher | None:
+    if column is None:
+        return None
+    return FirstVoucher(bytes_amount(column[:_AMOUNT_BYTES]), column[_AMOUNT_BYTES:])
 
 
 def require_room(order: DepositOrder, limits: OrderLimits, usage: Sequence[int]) -> None:

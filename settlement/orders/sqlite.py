@@ -90,6 +90,19 @@ class SqliteOrders:
         values = (int(status), tx_hash, reason, gas_gwei, order_id)
         await self._transaction(lambda db: db.execute(_SQL["update_order"], values))
 
+    async def list_unknown(self, before: int) -> list[DepositOrder]:
+        """See `interface.DepositOrders.list_unknown`."""
+
+        def select(db: sqlite3.Connection) -> list[DepositOrder]:
+            values = (*self._place, before, OPEN_ORDERS_MAX)
+            return [order_from_row(row) for row in db.execute(_SQL["select_unknown"], values)]
+
+        return await self._connection.run(select)
+
+    async def mark_known(self, order_id: bytes) -> None:
+        """See `interface.DepositOrders.mark_known`."""
+        await self._transaction(lambda db: db.execute(_SQL["update_known"], (order_id,)))
+
     async def prune(self, before: int) -> int:
         """See `interface.DepositOrders.prune`."""
         values = (*self._place, before)

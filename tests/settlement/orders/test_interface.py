@@ -11,6 +11,7 @@ from channel.types import Address, ChannelId, ChannelKey, TxHash
 from settlement.orders.interface import (
     DepositOrder,
     DepositOrders,
+    FirstVoucher,
     OrderLimits,
     OrderStatus,
     to_gwei,
@@ -151,8 +152,25 @@ async def test_old_ends_are_dropped(orders: DepositOrders) -> None:
     assert await orders.find(order(2).order_id) is not None
 
 
+async def test_an_opening_is_unknown_until_the_books_know_it(orders: DepositOrders) -> None:
+    """F-42: with its first voucher; a top-up needs no books to know it."""
+    voucher = FirstVoucher(2**128 - 1, b"signed" * 11)
+    await orders.place(replace(order(1), first_voucher=voucher), LIMITS)
+    await orders.place(order(2), LIMITS)
+    assert await orders.list_unknown(NOW + 1) == []  # not made
+    for number in (1, 2):
+        await orders.update(order(number).order_id, OrderStatus.MADE, tx_hash=TX, gas_gwei=1)
+    (unknown,) = await orders.list_unknown(NOW + 1)
+    assert (unknown.order_id, unknown.first_voucher) == (order(1).order_id, voucher)
+    assert await orders.list_unknown(NOW) == []  # too young
+    await orders.mark_known(unknown.order_id)
+    assert await orders.list_unknown(NOW + 1) == []
+
+
 def test_gwei_are_rounded_up_and_an_order_prints_no_signature() -> None:
     """F-103: calldata holds what a payer signed."""
     assert [to_gwei(wei) for wei in (0, 1, 10**9, 10**9 + 1)] == [0, 1, 1, 2]
     assert "63616c6c" not in repr(order(1))
-    assert "call" not in repr(order(1))
+    signed = FirstVoucher(5, b"signed")
+    assert "call" not in repr(replace(order(1), first_voucher=signed)) + repr(signed)
+    assert "signed" not in repr(signed)

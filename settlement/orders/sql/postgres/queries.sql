@@ -17,18 +17,31 @@ UPDATE deposit_schema SET version = $1
 -- select_order --
 -- One deposit.
 SELECT order_id, chain_id, escrow, channel_id, funder, calldata, deadline, gas_gwei, wanted_at,
-       status, tx_hash, reason
+       status, tx_hash, reason, voucher, is_known
   FROM deposit_order
  WHERE order_id = $1
 
 -- select_open --
 -- What the settler owes, the oldest first.
 SELECT order_id, chain_id, escrow, channel_id, funder, calldata, deadline, gas_gwei, wanted_at,
-       status, tx_hash, reason
+       status, tx_hash, reason, voucher, is_known
   FROM deposit_order
  WHERE chain_id = $1 AND escrow = $2 AND status < 3
  ORDER BY wanted_at, order_id
  LIMIT $3
+
+-- select_unknown --
+-- Openings that were made a while ago, and of which the books may not know.
+SELECT order_id, chain_id, escrow, channel_id, funder, calldata, deadline, gas_gwei, wanted_at,
+       status, tx_hash, reason, voucher, is_known
+  FROM deposit_order
+ WHERE chain_id = $1 AND escrow = $2 AND status = 3 AND is_known = 0 AND wanted_at < $3
+ ORDER BY wanted_at, order_id
+ LIMIT $4
+
+-- update_known --
+-- The books know the channel.
+UPDATE deposit_order SET is_known = 1 WHERE order_id = $1
 
 -- select_usage --
 -- What the deposits of a period may cost or did cost, and how many of them one funder had. What was
@@ -41,8 +54,8 @@ SELECT coalesce(sum(gas_gwei), 0)::bigint, coalesce(sum(CASE WHEN funder = $1 TH
 -- It is wanted, for the first time or again.
 INSERT INTO deposit_order (
        order_id, chain_id, escrow, channel_id, funder, calldata, deadline, gas_gwei, wanted_at,
-       status, tx_hash, reason)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
+       status, tx_hash, reason, voucher, is_known)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
     ON CONFLICT (order_id) DO UPDATE
    SET gas_gwei = excluded.gas_gwei, wanted_at = excluded.wanted_at, status = excluded.status,
        tx_hash = excluded.tx_hash, reason = excluded.reason

@@ -15,8 +15,13 @@ CREATE TABLE deposit_order (
     wanted_at  INTEGER NOT NULL,
     status     INTEGER NOT NULL,
     tx_hash    BLOB CHECK (tx_hash IS NULL OR length(tx_hash) = 32),
-    reason     TEXT NOT NULL
+    reason     TEXT NOT NULL,
+    -- of an opening: its first voucher, with which the books take the channel if its payer is gone
+    voucher    BLOB CHECK (voucher IS NULL OR length(voucher) >= 16),
+    is_known   INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 
 CREATE INDEX deposit_order_open ON deposit_order (chain_id, escrow) WHERE status < 3;
+CREATE INDEX deposit_order_unknown ON deposit_order (chain_id, escrow)
+    WHERE status = 3 AND is_known = 0;
 CREATE INDEX deposit_order_period ON deposit_order (chain_id, escrow, wanted_at);
