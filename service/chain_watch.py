@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from channel.ledger.interface import Ledger
 from channel.types import Address
-from service.settings import Chain, WatchConfig
+from service.settings import DEVELOPMENT_CHAINS, Chain, WatchConfig
 from settlement.alarms import Alarms
 from settlement.defence import Settler
 from settlement.escrow import EscrowReader
@@ -13,14 +13,19 @@ from settlement.heads import HeadSignal
 from settlement.precautions import NODE_COMPARE_DEPTH, PrecautionLimits, Precautions
 from settlement.schedule import SettlePolicy
 from settlement.tower.export import TowerExport
-from settlement.watcher import ChannelWatcher, WatchLimits
+from settlement.watcher import STILL_S_MAX, ChannelWatcher, WatchLimits
 
-__all__ = ["build_gate", "build_policy", "build_watcher", "rpc_urls"]
+__all__ = ["build_gate", "build_policy", "build_watcher", "rpc_urls", "still_s_max"]
 
 
 def rpc_urls(chain: Chain) -> Sequence[str]:
     """Return every node, the preferred one first."""
     return [chain.rpc_url, *chain.more_rpc_urls]
+
+
+def still_s_max(chain: Chain) -> float | None:
+    """Return how long a node may show no new block: a development chain makes none unasked."""
+    return None if chain.id in DEVELOPMENT_CHAINS else STILL_S_MAX
 
 
 def build_gate(config: WatchConfig) -> ExposureGate:
@@ -86,6 +91,7 @@ def build_watcher(  # noqa: PLR0913 -- what a watcher is built of, by name
             interval_s=settlement.sweep_interval_s,
             poll_interval_s=settlement.poll_interval_s,
             confirmations=config.chain.confirmations,
+            still_s_max=still_s_max(config.chain),
         ),
         policy=build_policy(config, unit_price=unit_price),
         heads=HeadSignal(poll_interval_s=settlement.poll_interval_s, ws_url=config.chain.ws_url),

@@ -12,7 +12,7 @@ from typing import Final
 
 from channel.errors import ConfigError
 from channel.types import Address, address
-from service.chain_watch import rpc_urls
+from service.chain_watch import build_policy, rpc_urls, still_s_max
 from service.keys import load_signer
 from service.leased import Announce, first_of, while_leased
 from service.settings import TowerConfig
@@ -116,9 +116,11 @@ async def _watch(  # noqa: PLR0917 -- what one lease's work is made of
         settler,
         calls,
         gas_account=account.address,
+        policy=build_policy(config),
         limits=TowerLimits(
             interval_s=settlement.sweep_interval_s,
             act_percent=config.tower.act_percent,
+            still_s_max=still_s_max(config.chain),
             settles_reserved_min=config.exposure.closes_reserved_min,
         ),
     )

@@ -24,6 +24,8 @@ class AlarmKind(enum.Enum):
     """A channel ended for less than was delivered."""
     CHAIN_AWAY = "chain-away"
     """No node answers."""
+    CHAIN_STILL = "chain-still"
+    """A node answers, and shows no new block: it is stuck, or the chain is (F-73)."""
     NODE_BEHIND = "node-behind"
     """A node lags far behind the others, or behind what we have seen."""
     NODES_DISAGREE = "nodes-disagree"

@@ -19,11 +19,21 @@ _log: Final = logging.getLogger(__name__)
 class WatchAlarms:
     """Rings by what each look at the chain showed, and how long it shows it."""
 
-    def __init__(self, alarms: Alarms, *, away_s_max: float, skew_s_max: float) -> None:
+    def __init__(
+        self,
+        alarms: Alarms,
+        *,
+        away_s_max: float,
+        skew_s_max: float,
+        still_s_max: float | None = None,
+    ) -> None:
         self._alarms = alarms
         self._away_s_max = away_s_max
         self._skew_s_max = skew_s_max
+        self._still_s_max = still_s_max
         self._answered_at: float | None = None
+        self._moved_at: float | None = None
+        self._left_at = float("-inf")
         self._behind_since: float | None = None
 
     def answered(self, now: float) -> None:
@@ -38,6 +48,20 @@ class WatchAlarms:
             self._alarms.ring(
                 AlarmKind.CHAIN_AWAY, f"not seen for {now - self._answered_at:.0f} s: {error}"
             )
+
+    def moved(self, now: float, *, is_new: bool) -> bool:
+        """Ring when no new block comes for long; return whether another node should be asked."""
+        if is_new or self._moved_at is None:
+            self._moved_at = now
+            self._alarms.end(AlarmKind.CHAIN_STILL)
+        longest_s = self._still_s_max
+        still_s = now - self._moved_at
+        if longest_s is None or still_s < longest_s:
+            return False
+        self._alarms.ring(AlarmKind.CHAIN_STILL, f"no new block for {still_s:.0f} s")
+        is_turn = now - self._left_at >= longest_s
+        self._left_at = now if is_turn else self._left_at
+        return is_turn
 
     def graces(self, owed: Mapping[ChannelKey, ChannelState], moment: Moment) -> None:
         """Ring for each close that is owed, as its grace period runs (F-64)."""

@@ -34,9 +34,11 @@ from settlement.schedule import Due, Moment, SettlePolicy, choose
 from settlement.types import BlockRef
 from settlement.watch_alarms import WatchAlarms
 
-__all__ = ["ChannelWatcher", "Sweep", "WatchLimits"]
+__all__ = ["STILL_S_MAX", "ChannelWatcher", "Sweep", "WatchLimits"]
 
 _log: Final = logging.getLogger(__name__)
+
+STILL_S_MAX: Final = 300.0
 
 
 class WatchLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,6 +58,8 @@ class WatchLimits(msgspec.Struct, frozen=True, kw_only=True):
     """How long a close may take to decide its voucher, before whoever began it counts as dead."""
     away_s_max: float = 60.0
     """How long no node may answer, or all lag behind, before somebody is told."""
+    still_s_max: float | None = STILL_S_MAX
+    """How long a node may show no new block before somebody is told; None: for ever."""
     skew_s_max: float = 60.0
     """How far this machine's clock and the chain's may differ."""
     follow: FollowLimits = FollowLimits()
@@ -129,7 +133,10 @@ class ChannelWatcher:
         self._precautions = precautions
         self._docket = Docket(self._policy, half_closed_s_max=self._limits.half_closed_s_max)
         self._telling = WatchAlarms(
-            self.alarms, away_s_max=self._limits.away_s_max, skew_s_max=self._limits.skew_s_max
+            self.alarms,
+            away_s_max=self._limits.away_s_max,
+            skew_s_max=self._limits.skew_s_max,
+            still_s_max=self._limits.still_s_max,
         )
         self._grace_period_s: int | None = None
         self._swept_at = float("-inf")
@@ -245,7 +252,8 @@ class ChannelWatcher:
     def _note(self, step: Step) -> None:
         """Remember what a step showed, until it has been read."""
         self._touched |= step.touched
-        if self._telling.behind(step.head.number, is_behind=step.is_behind):
+        is_stuck = self._telling.moved(asyncio.get_running_loop().time(), is_new=step.is_new)
+        if self._telling.behind(step.head.number, is_behind=step.is_behind) or is_stuck:
             self._reader.rpc.distrust()
         if step.is_new:
             self.clock.saw(step.head)

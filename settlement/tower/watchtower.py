@@ -24,10 +24,12 @@ from settlement.chain_clock import ChainClock
 from settlement.errors import ContractRevertedError, LeaseLostError
 from settlement.escrow import EscrowReader
 from settlement.exposure import gas_reserve_wei
+from settlement.schedule import SettlePolicy
 from settlement.tower.presigned import PresignedError, PresignedSettle, parse_line
 from settlement.tower.store import BEAT
 from settlement.tx_state import Purpose
 from settlement.types import BatchEntry, BlockRef, RevertReason
+from settlement.watch_alarms import WatchAlarms
 
 __all__ = ["PresignedCalls", "TowerLimits", "TowerSettler", "Watchtower"]
 
@@ -47,6 +49,9 @@ class TowerLimits(msgspec.Struct, frozen=True, kw_only=True):
     unheard_s_max: float = 1800.0
     """How long nothing may come from the provider before somebody is told."""
     away_s_max: float = 60.0
+    skew_s_max: float = 60.0
+    still_s_max: float | None = 300.0
+    """As `settlement.watcher.WatchLimits`."""
     forget_after_blocks: int = 64
     """How deep the end of a channel must be, or a settle by somebody else, to be relied on."""
     settles_reserved_min: int = 20
@@ -108,15 +113,21 @@ class Watchtower:
         *,
         gas_account: Address,
         alarms: Alarms | None = None,
+        policy: SettlePolicy | None = None,
         limits: TowerLimits | None = None,
     ) -> None:
-        """Watch; `settler` must send by `calls`, one channel in a transaction."""
+        """Watch; `settler` must send by `calls`, one channel in a transaction.
+
+        `policy` says what is too little to settle for, and weighs gas: else strangers' dust could
+        use up the tower's.
+        """
         self._reader = reader
         self._settler = settler
         self._calls = calls
         self._gas_account = gas_account
         self.alarms = alarms or Alarms()
         self.clock = ChainClock()
+        self._policy = policy or SettlePolicy()
         self._limits = limits or TowerLimits()
         self._held: dict[ChannelKey, PresignedSettle] = {}
         self._unchecked: dict[ChannelKey, PresignedSettle] = {}
@@ -125,7 +136,12 @@ class Watchtower:
         self._head: BlockRef | None = None
         self._grace_period_s: int | None = None
         self._heard_at = self._now()
-        self._answered_at = self._now()
+        self._telling = WatchAlarms(
+            self.alarms,
+            away_s_max=self._limits.away_s_max,
+            skew_s_max=self._limits.skew_s_max,
+            still_s_max=self._limits.still_s_max,
+        )
         self._bug: BaseException | None = None
 
     @property
@@ -167,10 +183,13 @@ class Watchtower:
             raise self._bug
         head = await self._reader.rpc.block()
         if self._head is not None and head.number < self._head.number:
-            self._reader.rpc.distrust()
             raise ChainUnavailableError("The node is behind what was seen before.")
-        if self._head is None or head.hash != self._head.hash:
+        is_new = self._head is None or head.hash != self._head.hash
+        if self._telling.moved(self._now(), is_new=is_new):
+            self._reader.rpc.distrust()
+        if is_new:
             self.clock.saw(head)
+            self._telling.skew(self.clock.skew_s)
         self._head = head
         self._grace_period_s = await self._reader.read_grace_period_s()
         await self._check()
@@ -182,16 +201,15 @@ class Watchtower:
 
     async def turn(self) -> None:
         """Look; a node that is away is told of, and asked again."""
+        began = self._now()
         try:
             await self.look()
         except OperatorError as error:
             _log.warning("the chain was not looked at; tried again: %s", error)
-            away_s = self._now() - self._answered_at
-            if away_s >= self._limits.away_s_max:
-                self.alarms.ring(AlarmKind.CHAIN_AWAY, f"not seen for {away_s:.0f} s: {error}")
+            self._reader.rpc.distrust()
+            self._telling.unanswered(began, error)
         else:
-            self._answered_at = self._now()
-            self.alarms.end(AlarmKind.CHAIN_AWAY)
+            self._telling.answered(began)
         unheard_s = self._now() - self._heard_at
         if unheard_s >= self._limits.unheard_s_max:
             text = f"nothing has come from the provider for {unheard_s:.0f} s"
@@ -271,6 +289,8 @@ class Watchtower:
         if _PERCENT * gone_s < self._limits.act_percent * grace_period_s:
             return
         at_risk = settle.cumulative_amount - fact.settled
+        if not self._is_worth(at_risk):
+            return
         self.alarms.ring(
             AlarmKind.TOWER_ACTS,
             f"{gone_s} of {grace_period_s} s of grace are gone, {at_risk} of channel {name} is "
@@ -282,6 +302,11 @@ class Watchtower:
             task = asyncio.create_task(self._settle(settle, at_risk, deadline))
             self._running[key] = task
             task.add_done_callback(lambda done: self._ended(settle, done))
+
+    def _is_worth(self, at_risk: int) -> bool:
+        price_wei = 0 if self._head is None else self._head.base_fee_wei or 0
+        cost = self._policy.gas_cost(self._limits.gas_per_settle, price_wei)
+        return at_risk >= max(self._policy.defend_min, cost)
 
     def _forget_if_over(self, settle: PresignedSettle, *, is_over: bool) -> None:
         """Forget what is of no use any more, once no reorg will make it so again."""

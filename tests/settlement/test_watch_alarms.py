@@ -63,6 +63,20 @@ def test_a_chain_that_was_never_there_rings_too() -> None:
     assert told(alarms) == [(AlarmKind.CHAIN_AWAY, 0)]
 
 
+def test_a_chain_that_shows_no_new_block_rings_and_another_node_is_asked_now_and_then() -> None:
+    """F-72, F-73: a node may answer for ever with the same old block."""
+    alarms = Alarms()
+    telling = WatchAlarms(alarms, away_s_max=60.0, skew_s_max=60.0, still_s_max=300.0)
+    asked = [telling.moved(float(now), is_new=now == 0) for now in range(0, 1000, 100)]
+    assert asked == [False, False, False, True, False, False, True, False, False, True]
+    assert told(alarms) == [(AlarmKind.CHAIN_STILL, 0)]
+    assert not telling.moved(1000.0, is_new=True)
+    assert not alarms.ringing
+    patient = build(alarms)
+    patient.moved(0.0, is_new=True)
+    assert not patient.moved(10**9, is_new=False)
+
+
 def test_a_short_grace_a_clock_that_is_off_and_a_deep_reorg_ring() -> None:
     """F-69, F-70, F-111."""
     alarms = Alarms()

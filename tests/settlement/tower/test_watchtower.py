@@ -21,6 +21,7 @@ from settlement.journal.sqlite import SqliteJournal
 from settlement.payer import PayerAccount
 from settlement.quarantine import Quarantine
 from settlement.rpc import Rpc, RpcLimits
+from settlement.schedule import SettlePolicy
 from settlement.settler import EscrowSettler, SettlerLimits
 from settlement.tower.presigned import PresignedSettle, presign
 from settlement.tower.watchtower import PresignedCalls, TowerLimits, Watchtower
@@ -199,6 +200,26 @@ async def test_many_exits_are_all_settled(
     await chain.advance(GRACE_S // 2)
     await tower.look()
     assert [await tower.settled(each) for each in ids] == [100 + n for n in range(12)]
+
+
+async def test_dust_is_not_worth_the_towers_gas(
+    tower: Tower, chain: Devnet, channels: Channels, account: PayerAccount
+) -> None:
+    """F-66: strangers could use it up by leaving with next to nothing owed."""
+    tower.tower._policy = SettlePolicy(  # noqa: SLF001 -- as an operator sets it
+        defend_min=10, token_price_wei=10**15
+    )
+    dust, little, much = [await channels.open() for _ in range(3)]
+    await chain.rpc.command("anvil_setNextBlockBaseFeePerGas", hex(10**9))
+    await tower.give(
+        await tower.sign(dust, 9), await tower.sign(little, 99), await tower.sign(much, 900_000)
+    )
+    for each in (dust, little, much):
+        await request_close(chain, account, each)
+    await chain.rpc.command("anvil_setNextBlockBaseFeePerGas", hex(10**9))
+    await chain.advance(GRACE_S // 2)
+    await tower.look()
+    assert [await tower.settled(each) for each in (dust, little, much)] == [0, 0, 900_000]
 
 
 async def test_a_paused_token_is_tried_until_it_moves(
@@ -399,7 +420,7 @@ async def test_it_tells_when_no_node_answers_and_goes_on_after(
             tower.settler,
             PresignedCalls(tower.payee.address),
             gas_account=chain.account("stranger").address,
-            limits=TowerLimits(away_s_max=0.0),
+            limits=TowerLimits(away_s_max=0.0, still_s_max=None),
         )
         await away.turn()
         assert not away.alarms.ringing
