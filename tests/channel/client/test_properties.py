@@ -22,7 +22,6 @@ from channel.client.store import Purse
 from channel.client.transport import PayingTransport
 from channel.errors import MppSessionError
 from channel.types import ChannelId
-from channel.wire.payload import ClosePayload, OpenHash, VoucherPayload
 from channel.wire.sse import NeedVoucher, format_event, format_need_voucher
 from tests.channel.client.conftest import policy_of
 from tests.channel.client.provider import (
@@ -30,6 +29,7 @@ from tests.channel.client.provider import (
     CHAIN_ID,
     NOW,
     PAYER_KEY,
+    WITH_VOUCHER,
     Books,
     PaperChain,
     Provider,
@@ -152,7 +152,7 @@ def signed_by(provider: Provider) -> dict[ChannelId, int]:
     greatest: dict[ChannelId, int] = {}
     for seen in provider.seen:
         payload = seen.credential.payload if seen.credential else None
-        if isinstance(payload, OpenHash | VoucherPayload | ClosePayload):
+        if isinstance(payload, WITH_VOUCHER):
             voucher = payload.voucher
             greatest[voucher.channel_id] = max(
                 greatest.get(voucher.channel_id, 0), voucher.cumulative_amount
@@ -183,21 +183,36 @@ async def check_purse(purse: Purse, provider: Hostile, chain: PaperChain, budget
         delivered = provider.delivered.get(account.key.channel_id, 0) * PRICE
         assert account.signed <= delivered + LOST * PRICE + (1 + STEP) * PRICE
         assert account.received <= delivered
-        assert account.signed <= account.deposit <= DEPOSIT_MAX
+        pending = 0 if account.top_up is None else account.top_up.amount
+        assert account.signed <= account.deposit + pending
+        assert account.deposit <= DEPOSIT_MAX
         assert account.lost <= LOST * PRICE
         assert account.spent <= account.accepted <= account.signed
     assert sum(account.signed for account in accounts) <= budget
     assert sum(account.state != "closed" for account in accounts) <= CHANNELS
+    assert all(fact.deposit <= DEPOSIT_MAX for fact in chain.facts.values())
     assert sum(chain.deposited) <= CHANNELS * DEPOSIT_MAX
 
 
-async def play(plans: list[Any], budget: int) -> None:
+SPONSORED: dict[str, Any] = {"fee_payer": True, "credential_types": ("authorization", "hash")}
+
+
+async def play(
+    plans: list[Any], budget: int, *, is_sponsored: bool = False, keeps_deposits: bool = False
+) -> None:
     with tempfile.TemporaryDirectory() as folder:
         purse = await Purse.open(Path(folder) / "purse.db")
         chain = PaperChain()
         provider = Hostile(chain)
         provider.delivered = {}
-        provider.override = provider.behave
+        chain.means = {"can_pay_gas": not is_sponsored}
+
+        def behave(seen: Seen) -> httpx.Response | None:
+            if keeps_deposits and seen.credential is not None:
+                provider.fund(seen)  # takes the money, whatever it says then
+            return provider.behave(seen)
+
+        provider.override = behave
         payer = Payer(
             policy=hostile_policy(budget),
             keys=OneKey(LocalSigner(PAYER_KEY)),
@@ -211,6 +226,7 @@ async def play(plans: list[Any], budget: int) -> None:
             for is_stream, content, head, events in plans:
                 provider.tokens = len(events) if is_stream else 0
                 provider.offer = {"unit_type": "llm_token" if is_stream else "request"}
+                provider.offer |= SPONSORED if is_sponsored else {}
                 provider.change_receipt = lambda fields: fields
                 provider.plan = (content, head, events)
                 provider.is_mended = False
@@ -227,3 +243,12 @@ async def test_no_server_gets_more_than_count_step_and_policy(
 ) -> None:
     """CLIENT-06, F-92, F-94, F-95, F-96."""
     await play(plans, budget)
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+@given(plans=PLANS, budget=st.sampled_from(BUDGETS), keeps_deposits=st.booleans())
+async def test_no_server_gets_more_by_paying_the_gas(
+    plans: list[Any], budget: int, *, keeps_deposits: bool
+) -> None:
+    """CLIENT-06, F-75, F-92, F-98: nor a second deposit, by refusing, dropping or denying one."""
+    await play(plans, budget, is_sponsored=True, keeps_deposits=keeps_deposits)
