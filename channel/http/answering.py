@@ -1,5 +1,6 @@
 """The handler's answer on its way out: paid for first, then let through (F-48, ACC-03)."""
 
+from collections.abc import Awaitable
 from typing import Final
 
 from channel.errors import OutcomeUnknownError, ProblemError
@@ -44,16 +45,17 @@ class Answer:
         self._is_metered = is_metered
         self._recording: _Recording | None = None
 
-    async def send(self, message: Message) -> None:
-        """Take a message of the handler's.
+    def send(self, message: Message) -> Awaitable[None]:
+        """Take a message of the handler's; to be awaited at once, as ASGI's `send`.
 
         Raises:
             ClientGoneError: Nobody is there to answer; nothing was spent.
             ProblemError: The answer may not go out.
         """
-        if self.has_started:  # the hot path of a stream
-            await self._send(message)
-            return
+        # The hot path of a stream adds no frame of its own.
+        return self._send(message) if self.has_started else self._begin(message)
+
+    async def _begin(self, message: Message) -> None:
         if self.refusal is not None or self.is_client_gone:
             return  # such as a framework's own answer to the refusal we raised into it
         if message["type"] == "http.response.start":

@@ -13,8 +13,8 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import AsyncIterable, Mapping
-from typing import TypeAlias
+from collections.abc import AsyncIterable, Coroutine, Mapping
+from typing import Any, TypeAlias
 
 import msgspec
 from starlette.responses import Response
@@ -182,10 +182,10 @@ class _Stream:
                 await self._write()
                 if reservation.covered_units < units and not await self._is_covered(units):
                     return
+            now = clock()
             self._frames.append(frame)
             self._frames_bytes += len(frame)
             self._frames_units += units
-            now = clock()
             if now - came_at > _TOGETHER_S_MAX or self._frames_bytes >= _WRITE_BYTES_MAX:
                 await self._write()
             came_at = now
@@ -202,9 +202,10 @@ class _Stream:
             self._reservation.take(units)
         await self._send({"type": "http.response.body", "body": body, "more_body": True})
 
-    async def _before_waiting(self) -> None:
-        if not self._frames:
-            return
+    def _before_waiting(self) -> Coroutine[Any, Any, None] | None:
+        return self._write_before_waiting() if self._frames else None
+
+    async def _write_before_waiting(self) -> None:
         self._is_idle = False
         await self._write()
         self._is_idle = True

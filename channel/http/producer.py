@@ -19,12 +19,13 @@ _log = logging.getLogger(__name__)
 class Producer(Generic[T]):
     """An async iterable whose consumer hears of every wait before it begins.
 
-    `before_waiting` is awaited when the next item is not there at once: what the consumer has
-    gathered can leave while the producer works. It delays nothing, for the producer has begun.
+    `before_waiting` is called when the next item is not there at once, and what it returns, if
+    anything, is awaited: what the consumer has gathered can leave while the producer works. It
+    delays nothing, for the producer has begun.
     """
 
     def __init__(
-        self, items: AsyncIterable[T], before_waiting: Callable[[], Awaitable[None]]
+        self, items: AsyncIterable[T], before_waiting: Callable[[], Awaitable[None] | None]
     ) -> None:
         self._source = aiter(items)
         self._before_waiting = before_waiting
@@ -42,13 +43,15 @@ class Producer(Generic[T]):
         except StopIteration as done:  # at once
             item: T = done.value
             return item
-        try:
-            await self._before_waiting()
-        except BaseException as error:
-            # The producer stands in the middle of a step: it must hear of the end, or it could
-            # not be closed. If it had the error made (a timeout of its own), it says so itself.
-            await _go_on(step, waits_for, error)
-            raise
+        gathered = self._before_waiting()
+        if gathered is not None:
+            try:
+                await gathered
+            except BaseException as error:
+                # The producer stands in the middle of a step: it must hear of the end, or it could
+                # not be closed. If it had the error made (a timeout of its own), it says so.
+                await _go_on(step, waits_for, error)
+                raise
         return await _go_on(step, waits_for)
 
     async def close(self) -> None:
