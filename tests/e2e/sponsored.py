@@ -42,6 +42,7 @@ from settlement.capabilities import probe
 from settlement.deposit_sender import DepositSender
 from settlement.devnet import Devnet
 from settlement.escrow import EscrowReader
+from settlement.journal.interface import SettlerJournal
 from settlement.journal.url import open_journal
 from settlement.orders.interface import DepositOrders, OrderLimits
 from settlement.orders.url import open_orders
@@ -172,12 +173,18 @@ class Sponsored:
     """What a test of sponsored deposits needs to reach."""
 
     def __init__(
-        self, provider: Provider, payer: GaslessPayer, orders: DepositOrders, sender: TxManager
+        self,
+        provider: Provider,
+        payer: GaslessPayer,
+        orders: DepositOrders,
+        sender: TxManager,
+        journal: SettlerJournal,
     ) -> None:
         self.provider = provider
         self.payer = payer
         self.orders = orders
         self.sender = sender
+        self.journal = journal
         self.chain = provider.chain
 
     async def sent(self) -> int:
@@ -240,7 +247,7 @@ async def sponsor_deposits(
         payer = GaslessPayer(chain, capabilities.token_domain)
         # Its address is the source of the credentials.
         provider.payer = payer  # type: ignore[assignment]
-        yield Sponsored(provider, payer, orders, sender)
+        yield Sponsored(provider, payer, orders, sender, journal)
 
 
 async def _stop(task: asyncio.Task[None]) -> None:

@@ -1,0 +1,158 @@
+"""The settler's side of a sponsored deposit: sent once, in time, at a price, or not at all."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from channel.client.funding import Window
+from service.testing.chain import TestChain
+from settlement.deposit_sender import DepositSender
+from settlement.devnet import Devnet
+from settlement.errors import LeaseLostError
+from settlement.journal.sqlite import SqliteJournal
+from settlement.journal.url import open_journal
+from settlement.orders.interface import DepositOrder, OrderStatus
+from settlement.sponsor import FEE_TOO_HIGH
+from settlement.tx_manager import TxManager
+from tests.e2e.selling import PRICE
+from tests.e2e.sponsored import LIMITS, Sponsored, sponsor_deposits
+
+HASTY = replace(LIMITS, wait_s=0.05)
+
+
+@asynccontextmanager
+async def taken(
+    devnet: TestChain, folder: Path, **of_opening: Any
+) -> AsyncIterator[tuple[Sponsored, Any]]:
+    """A deposit that is on disk, and nobody who sends it."""
+    async with (
+        devnet.connect() as chain,
+        sponsor_deposits(chain, folder, limits=HASTY, sends=False) as one,
+    ):
+        payload = await one.payer.opening(PRICE, **of_opening)
+        assert (await one.provider.send(payload)).status_code == 503
+        yield one, payload
+
+
+async def send(one: Sponsored, *, until: OrderStatus = OrderStatus.MADE) -> DepositOrder:
+    """Let a settler look until the order has ended."""
+    (order,) = await one.orders.list_open()
+    running = asyncio.create_task(
+        DepositSender(one.orders, one.provider.reader, one.sender, one.journal).run()
+    )
+    try:
+        async with asyncio.timeout(10):
+            while order.status.is_open:
+                assert not running.done(), running.exception()
+                await asyncio.sleep(0.02)
+                order = await one.orders.find(order.order_id) or order
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+    assert order.status is until, order
+    return order
+
+
+async def test_what_it_cost_replaces_what_it_might(devnet: TestChain, tmp_path: Path) -> None:
+    """F-98: in gwei, rounded up; the rest of the reservation is free again."""
+    async with taken(devnet, tmp_path) as (one, payload):
+        (wanted,) = await one.orders.list_open()
+        before = await one.ether()
+        made = await send(one)
+        paid_wei = before - await one.ether()
+        assert made.gas_gwei == -(-paid_wei // 10**9)
+        assert made.gas_gwei < wanted.gas_gwei
+        assert (await one.provider.send(payload)).status_code == 200
+
+
+async def test_too_late_to_be_mined_is_not_sent(devnet: TestChain, tmp_path: Path) -> None:
+    """OPEN-05, F-111: the chain's clock says that it would pay for a revert."""
+    async with devnet.connect() as chain:
+        now = (await chain.rpc.block()).timestamp
+    async with taken(devnet, tmp_path, window=Window(0, now + 75)) as (one, payload):
+        await one.chain.advance(65)
+        await send(one, until=OrderStatus.REFUSED)
+        answer = await one.provider.send(payload)
+        assert answer.json()["type"].endswith("verification-failed"), answer.text
+        assert "retry-after" not in answer.headers
+        assert await one.sent() == 0
+
+
+async def test_dearer_than_reserved_is_not_sent_and_may_come_again(
+    devnet: TestChain, tmp_path: Path
+) -> None:
+    """F-78, F-98: gas rose between the order and its turn."""
+    async with taken(devnet, tmp_path) as (one, payload):
+        head = await one.chain.rpc.block()
+        dear = 50 * max(head.base_fee_wei or 0, 10**9)
+        await one.chain.rpc.command("anvil_setNextBlockBaseFeePerGas", hex(dear))
+        await one.chain.mine()
+        refused = await send(one, until=OrderStatus.REFUSED)
+        assert (refused.reason, refused.gas_gwei) == (FEE_TOO_HIGH, 0)
+        assert await one.sent() == 0
+        await one.chain.rpc.command("anvil_setNextBlockBaseFeePerGas", hex(10**9))
+        await one.chain.mine()
+        assert (await one.provider.send(payload)).status_code == 503  # wanted again
+        await send(one)
+        assert (await one.provider.send(payload)).status_code == 200
+
+
+async def test_what_the_journal_has_is_joined_and_not_sent_again(
+    devnet: TestChain, tmp_path: Path
+) -> None:
+    """F-80, F-74: a settler died after it broadcast, before it wrote that down."""
+    async with taken(devnet, tmp_path) as (one, payload):
+        (order,) = await one.orders.list_open()
+        async with one.chain.mining_paused():
+            await one.sender.broadcast(order.key.escrow, order.calldata, deadline=order.deadline)
+            one.sender = TxManager(one.chain.rpc, one.chain.signer("payee"), journal=one.journal)
+            await one.sender.recover()
+            sending = asyncio.create_task(send(one))
+            await asyncio.sleep(0.2)
+        await sending
+        assert (await one.provider.send(payload)).status_code == 200
+        assert await one.sent() == 1
+
+
+async def test_what_was_mined_and_forgotten_is_found_on_the_chain(
+    devnet: TestChain, tmp_path: Path
+) -> None:
+    """F-80, AMB-10: the journal ended it; the order does not know; no second transaction."""
+    async with taken(devnet, tmp_path) as (one, payload):
+        (order,) = await one.orders.list_open()
+        await one.sender.send(order.key.escrow, order.calldata, deadline=order.deadline)
+        made = await send(one)
+        assert made.tx_hash is not None
+        assert (await one.provider.send(payload)).status_code == 200
+        assert await one.sent() == 1
+
+
+async def test_a_settler_without_the_lease_sends_nothing(devnet: TestChain, tmp_path: Path) -> None:
+    """F-110: another one has the key; this one ends."""
+    async with taken(devnet, tmp_path) as (one, _):
+        other = await open_other(tmp_path, one.chain)
+        try:
+            await one.journal.release_lease()
+            assert await other.take_lease("another", ttl_s=600) is not None
+            running = DepositSender(one.orders, one.provider.reader, one.sender, one.journal)
+            with pytest.raises(LeaseLostError):
+                async with asyncio.timeout(10):
+                    await running.run()
+        finally:
+            await other.close()
+        assert await one.sent() == 0
+        (order,) = await one.orders.list_open()
+        assert order.status is OrderStatus.WANTED
+
+
+async def open_other(folder: Path, chain: Devnet) -> SqliteJournal:
+    payee = chain.account("payee").address
+    url = f"sqlite:///{folder / 'ledger.sqlite'}"
+    opened = await open_journal(url, chain_id=chain.values.chain_id, account=payee)
+    assert isinstance(opened, SqliteJournal)
+    return opened
