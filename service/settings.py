@@ -587,8 +587,12 @@ class Sponsoring(_Section, frozen=True):
         Positive, Meta(description="Least deposit that is worth its gas, in base units.")
     ] = SPONSORED_DEPOSIT_MIN
     gas_budget_wei: Annotated[
-        Positive,
-        Meta(description="Most gas that is paid for payers within an hour, whoever they are."),
+        int,
+        Meta(
+            ge=10**9,
+            le=_INT64_MAX,
+            description="Most gas that is paid for payers within an hour, whoever they are.",
+        ),
     ] = 2 * 10**16
     gas_price_max_wei: Annotated[
         Positive, Meta(description="Most that is paid for a unit of gas.")

@@ -154,6 +154,8 @@ class Deposits:
         """See `Engine.top_up`. Only of channels that are known here, and may still be used."""
         state = await self._require_known(paid.key)
         _require_not_ended(state)
+        if state.is_closing:  # the close would be mined first, and ours would pay for a revert
+            raise ChannelFinalizedError("The channel is being closed.")
         deposit = build_top_up_deposit(paid, payload, state.terms)
         evidence = await self._make(paid, deposit, state.terms)
         proof = require_topped_up(evidence, paid.key.channel_id, deposit.amount)

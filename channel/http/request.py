@@ -72,11 +72,11 @@ def read_client(scope: Scope) -> bytes:
     proxy this is what the server was told to believe of `X-Forwarded-For`.
     """
     client = scope.get("client")
-    return _read_host(client[0]) if client else b""
+    return _network_of(client[0]) if client else b""
 
 
-@lru_cache(maxsize=4096)
-def _read_host(host: str) -> bytes:
+@lru_cache(maxsize=16_384)
+def _network_of(host: str) -> bytes:
     try:
         found = ip_address(host)
     except ValueError:

@@ -210,12 +210,17 @@ async def sponsor_deposits(
     deposit_min: int = 100,
     per_source_max: int = 10_000,
     sends: bool = True,
+    database: str | None = None,
     **changes: Any,
 ) -> AsyncIterator[Sponsored]:
-    """Serve, and submit what payers sign; without `sends` nobody broadcasts."""
+    """Serve, and submit what payers sign; without `sends` nobody broadcasts.
+
+    Orders and journal are in the books' own file, or in another `database`.
+    """
     reader = EscrowReader(chain.rpc, chain.values.escrow)
     capabilities = await probe(reader, chain.values.token)
-    payee, url = chain.account("payee").address, f"sqlite:///{path / 'ledger.sqlite'}"
+    payee = chain.account("payee").address
+    url = database or f"sqlite:///{path / 'ledger.sqlite'}"
     place = {"chain_id": chain.values.chain_id}
     async with AsyncExitStack() as open_:
         journal = await open_journal(url, account=payee, **place)

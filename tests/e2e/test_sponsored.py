@@ -6,11 +6,15 @@ from pathlib import Path
 
 import pytest
 
+from channel.state.commands import BeginClose
 from channel.wire.challenge import parse_session_request
 from channel.wire.receipt import parse_receipt
 from settlement.devnet import Devnet
 from tests.e2e.selling import DEPOSIT, PRICE
 from tests.e2e.sponsored import Sponsored, sponsor_deposits
+from tests.postgres import _asyncpg_may_stat, postgres_server, postgres_url
+
+__all__ = ["_asyncpg_may_stat", "postgres_server", "postgres_url"]
 
 
 @pytest.fixture
@@ -102,3 +106,49 @@ async def test_a_retried_credential_is_broadcast_once_and_resets_nothing(
     assert books is not None
     assert (books.deposit, books.accepted, books.spent) == (DEPOSIT + 500, 3 * PRICE, 3 * PRICE)
     assert await sponsored.sent() == 2
+
+
+async def test_worker_and_settler_meet_in_postgresql(
+    chain: Devnet, tmp_path: Path, postgres_url: str
+) -> None:
+    """F-80, OPEN-10: orders and journal in the other database; the same deposit, once."""
+    async with sponsor_deposits(chain, tmp_path, database=postgres_url) as one:
+        opening = await one.payer.opening(2 * PRICE)
+        answers = await asyncio.gather(*[one.provider.send(opening) for _ in range(2)])
+        assert [answer.status_code for answer in answers] == [200, 200]
+        assert (await one.provider.manage(await one.payer.top_up())).status_code == 200
+        books = await one.provider.ledger.load(one.payer.key)
+        assert books is not None
+        assert (books.deposit, books.spent) == (DEPOSIT + 500, 2 * PRICE)
+        assert await one.sent() == 2
+
+
+async def test_a_channel_that_is_being_closed_gets_no_gas(sponsored: Sponsored) -> None:
+    """TOPUP-07, F-98: the close is mined first, and the top-up would pay for a revert."""
+    provider, payer = sponsored.provider, sponsored.payer
+    assert (await provider.manage(await payer.opening(PRICE))).status_code == 200
+    await provider.ledger.apply(payer.key, [BeginClose()])
+    for payload in (await payer.top_up(), payer.voucher(2 * PRICE, await payer.top_up_deposit())):
+        answer = await provider.send(payload)
+        assert (answer.status_code, await sponsored.sent()) == (410, 1), answer.text
+
+
+async def test_gas_is_not_paid_for_channels_of_others(sponsored: Sponsored) -> None:
+    """TOPUP-07, F-98: never opened here, whatever the chain says of it."""
+    answer = await sponsored.provider.manage(await sponsored.payer.top_up())
+    assert (answer.status_code, await sponsored.sent()) == (410, 0)
+
+
+async def test_a_merged_open_of_a_channel_that_was_opened_otherwise_is_refused(
+    sponsored: Sponsored,
+) -> None:
+    """VCH-07: for a channel that exists a deposit must be a top-up; a repeat is not another."""
+    provider, payer = sponsored.provider, sponsored.payer
+    assert (await provider.manage(await payer.opening(PRICE))).status_code == 200
+    again = payer.voucher(2 * PRICE, await payer.opening_deposit(amount=DEPOSIT + 1))
+    answer = await provider.send(again)
+    assert (answer.status_code, answer.json()["type"].rpartition("/")[2]) == (
+        400,
+        "malformed-credential",
+    )
+    assert await sponsored.sent() == 1
