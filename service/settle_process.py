@@ -124,7 +124,7 @@ class SettlerParts(msgspec.Struct, frozen=True):
             file = await TowerFile.open(Path(tower.export_file))
         except OSError as error:
             raise ConfigError(f"`tower.export_file` cannot be written: {error}") from None
-        return TowerExport(file, self.payee or self.sender, policy=policy)
+        return TowerExport(file, self.payee or self.sender, self.ledger, policy=policy)
 
 
 @asynccontextmanager

@@ -1,6 +1,8 @@
 """Hands settles signed ahead to a tower, as vouchers grow: the provider's end.
 
-It runs beside the watcher, in the process that has the payee's key. What it was shown is judged at
+It runs beside the watcher, in the process that has the payee's key. A voucher at or below `spent`
+is made public in the books before it leaves them, as before a settle: whoever gets hold of the file
+can buy nothing with it. What it was shown is judged at
 once, by values; signing and writing happen in a task of their own, so that a slow signing service
 or disk holds up no defence. What could not be signed or written is tried again, with an alarm.
 """
@@ -10,7 +12,10 @@ import logging
 from collections.abc import Sequence
 from typing import Final
 
-from channel.state.channel_state import ChannelState
+from channel.errors import LedgerUnavailableError
+from channel.ledger.interface import Ledger
+from channel.state.channel_state import ChannelState, LadderVoucher
+from channel.state.commands import Publish
 from channel.types import ChannelKey
 from settlement.alarms import AlarmKind, Alarms
 from settlement.errors import SignerError
@@ -41,6 +46,7 @@ class TowerExport:
         self,
         file: TowerFile,
         payee: Signer,
+        ledger: Ledger,
         *,
         alarms: Alarms | None = None,
         policy: CoverPolicy | None = None,
@@ -49,6 +55,7 @@ class TowerExport:
     ) -> None:
         self._file = file
         self._payee = payee
+        self._ledger = ledger
         self.alarms = alarms or Alarms()
         self._policy = policy or CoverPolicy()
         self._beat_s = beat_s
@@ -91,7 +98,7 @@ class TowerExport:
                     await self._file.beat()
                     beat_at = clock()
                 await self._write_due()
-            except (OSError, SignerError) as error:
+            except (OSError, SignerError, LedgerUnavailableError) as error:
                 self.alarms.ring(AlarmKind.TOWER_UNFED, f"nothing reaches the tower: {error}")
                 await asyncio.sleep(self._retry_s)
                 continue
@@ -120,12 +127,22 @@ class TowerExport:
         for state, now in lot:
             voucher = covering_voucher(state, self._policy)
             if voucher is not None:
+                await self._publish(state, voucher)
                 deadline = now + self._policy.life_s
                 settles.append(
                     await presign(state.key, voucher, payee=self._payee, deadline=deadline)
                 )
         await self._file.append(settles)
         _log.info("settles signed ahead for the tower: %d", len(settles))
+
+    async def _publish(self, state: ChannelState, voucher: LadderVoucher) -> None:
+        """Make it durable that a voucher leaves: from then on it buys nothing (decision 5).
+
+        One above `spent` still has to buy what it was signed for, so it stays as it is.
+        """
+        amount = voucher.cumulative_amount
+        if state.published < amount <= state.spent:
+            await self._ledger.apply(state.key, [Publish(amount)])
 
     def _last(self, key: ChannelKey) -> Covered:
         newest = self._file.newest.get(key)

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +60,8 @@ class Settlers:
 
     def end(self) -> None:
         for process in self._running:
-            if process.returncode is None:
+            with suppress(ProcessLookupError):
                 process.send_signal(signal.SIGKILL)
-                process.send_signal(signal.SIGCONT)
 
 
 class Said:

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
+from channel.ledger.sqlite import SqliteLedger
 from channel.state.channel_state import ChannelState
+from channel.state.commands import Restore
 from settlement.alarms import AlarmKind
 from settlement.errors import SignerError
 from settlement.signer import KeySigner, Signer
@@ -26,14 +28,35 @@ POLICY = CoverPolicy(uncovered_max=100, uncovered_age_s=300, life_s=100_000)
 async def exporting(
     path: Path, payee: Signer = PAYEE
 ) -> AsyncIterator[tuple[TowerExport, TowerFile]]:
+    ledger = await SqliteLedger.open(path / "ledger.db", exclusive=False)
     file = await TowerFile.open(path / "settles.jsonl")
-    export = TowerExport(file, payee, policy=POLICY, beat_s=0.05, retry_s=0.01)
+    export = TowerExport(file, payee, ledger, policy=POLICY, beat_s=0.05, retry_s=0.01)
     task = asyncio.create_task(export.run())
     try:
         yield export, file
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+        await ledger.close()
+
+
+async def known(path: Path, state: ChannelState) -> ChannelState:
+    """Put a channel into the books."""
+    ledger = await SqliteLedger.open(path / "ledger.db", exclusive=False)
+    try:
+        return (await ledger.apply(state.key, [Restore(state)])).require()
+    finally:
+        await ledger.close()
+
+
+async def published(path: Path, state: ChannelState) -> int:
+    ledger = await SqliteLedger.open(path / "ledger.db", exclusive=False)
+    try:
+        found = await ledger.load(state.key)
+    finally:
+        await ledger.close()
+    assert found is not None
+    return found.published
 
 
 async def until(ready: Callable[[], bool]) -> None:
@@ -48,7 +71,7 @@ def newest(file: TowerFile, state: ChannelState) -> PresignedSettle | None:
 
 async def test_what_was_delivered_is_signed_ahead_and_grows(tmp_path: Path) -> None:
     """F-64, RELAY-01: signed by the payee's key, for exactly the voucher that is due."""
-    state = channel(vouchers=(500,), spent=500)
+    state = await known(tmp_path, channel(vouchers=(500,), spent=500))
     more = channel(vouchers=(500, 620), spent=620)
     async with exporting(tmp_path) as (export, file):
         export.show(state, now=NOW)
@@ -62,7 +85,7 @@ async def test_what_was_delivered_is_signed_ahead_and_grows(tmp_path: Path) -> N
 
 async def test_what_is_signed_outlives_the_grace_after_an_outage(tmp_path: Path) -> None:
     """RELAY-04: at any moment half of its life is left."""
-    state = channel(vouchers=(500,), spent=500)
+    state = await known(tmp_path, channel(vouchers=(500,), spent=500))
     async with exporting(tmp_path) as (export, file):
         export.show(state, now=NOW)
         await until(lambda: newest(file, state) is not None)
@@ -78,7 +101,7 @@ async def test_what_is_signed_outlives_the_grace_after_an_outage(tmp_path: Path)
 
 async def test_little_waits_for_its_age(tmp_path: Path) -> None:
     """A signature for every voucher would be one request to the signing service each."""
-    state = channel(vouchers=(50,), spent=50)
+    state = await known(tmp_path, channel(vouchers=(50,), spent=50))
     async with exporting(tmp_path) as (export, file):
         export.show(state, now=NOW)
         export.show(state, now=NOW + 299)
@@ -89,7 +112,7 @@ async def test_little_waits_for_its_age(tmp_path: Path) -> None:
 
 
 async def test_after_a_restart_nothing_is_signed_twice(tmp_path: Path) -> None:
-    state = channel(vouchers=(500,), spent=500)
+    state = await known(tmp_path, channel(vouchers=(500,), spent=500))
     async with exporting(tmp_path) as (export, file):
         export.show(state, now=NOW)
         await until(lambda: newest(file, state) is not None)
@@ -102,7 +125,7 @@ async def test_after_a_restart_nothing_is_signed_twice(tmp_path: Path) -> None:
 
 async def test_a_line_that_somebody_put_there_covers_nothing(tmp_path: Path) -> None:
     """It would keep the real one from being signed."""
-    state = channel(vouchers=(500,), spent=500)
+    state = await known(tmp_path, channel(vouchers=(500,), spent=500))
     async with exporting(tmp_path) as (export, file):
         export.show(state, now=NOW)
         await until(lambda: newest(file, state) is not None)
@@ -130,7 +153,8 @@ class AwaySigner(KeySigner):
 
 async def test_a_signing_service_that_is_away_rings_and_is_asked_again(tmp_path: Path) -> None:
     """F-104: and what waited is signed then."""
-    signer, state = AwaySigner(PAYEE_KEY), channel(vouchers=(500,), spent=500)
+    state = await known(tmp_path, channel(vouchers=(500,), spent=500))
+    signer = AwaySigner(PAYEE_KEY)
     async with exporting(tmp_path, signer) as (export, file):
         export.show(state, now=NOW)
         await until(lambda: bool(export.alarms.ringing))
@@ -146,8 +170,25 @@ async def test_signs_of_life_come_also_when_nothing_is_sold(tmp_path: Path) -> N
         await until(lambda: path.read_bytes().count(b"{}\n") >= 3)
 
 
+async def test_what_leaves_the_books_is_public_first(tmp_path: Path) -> None:
+    """Decision 5, VCH-04: a file that was stolen buys nothing of what its payers have prepaid.
+
+    One signed ahead above `spent` has to go on buying what it was signed for.
+    """
+    covered = await known(tmp_path, channel(number=1, vouchers=(500, 900), spent=500))
+    steps = await known(tmp_path, channel(number=2, vouchers=(900,), spent=500))
+    async with exporting(tmp_path) as (export, file):
+        for state in (covered, steps):
+            export.show(state, now=NOW)
+        await until(lambda: len(file.newest) == 2)
+    assert file.newest[covered.key].cumulative_amount == 500
+    assert await published(tmp_path, covered) == 500
+    assert file.newest[steps.key].cumulative_amount == 900
+    assert await published(tmp_path, steps) == 0
+
+
 async def test_what_has_ended_is_forgotten(tmp_path: Path) -> None:
-    state = channel(vouchers=(500,), spent=500)
+    state = await known(tmp_path, channel(vouchers=(500,), spent=500))
     async with exporting(tmp_path) as (export, file):
         export.show(state, now=NOW)
         await until(lambda: newest(file, state) is not None)
