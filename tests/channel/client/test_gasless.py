@@ -1,5 +1,6 @@
 """Deposits by signature, from the 402 to the books: one purpose, one nonce, one deposit."""
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ from channel.client.depositing import VALID_S
 from channel.client.keys import ChannelKeys
 from channel.client.store import Purse
 from channel.errors import (
+    BudgetExceededError,
     CannotFundError,
     ChannelUnusableError,
     DepositPendingError,
     PaymentOutcomeUnknownError,
+    PaymentRefusedError,
 )
 from channel.types import ZERO_ADDRESS
 from channel.wire.funding import Deposit
@@ -149,6 +152,85 @@ async def test_a_smaller_purse_makes_a_smaller_deposit(agent: Agent, chain: Pape
     chain.means["balance"] = 70
     assert (await agent.client.get("/joke")).status_code == 200
     assert chain.deposited == [70]
+
+
+async def test_a_deposit_too_small_for_the_servers_gas_is_enlarged_once(
+    open_agent: OpenAgent, provider: Provider, chain: PaperChain
+) -> None:
+    """OPEN-12, F-92: to what the server names, under the same nonce, within the policy."""
+    least = [600]
+
+    def haggle(seen: Seen) -> httpx.Response | None:
+        deposit = deposit_of(seen)
+        if deposit is None or deposit.amount >= least[0]:
+            return None
+        return provider.refuse("deposit-too-small", depositMin=least[0])
+
+    provider.override = haggle
+    agent = await open_agent(policy_of(expected_units=50))
+    assert (await agent.client.get("/joke")).status_code == 200
+    assert [deposit.amount for deposit in deposits(provider)] == [500, 600]
+    assert len({deposit.authorization.nonce for deposit in deposits(provider)}) == 1
+    assert chain.deposited == [600]
+    poor = await open_agent(policy_of({"deposit_max": 599}, expected_units=50), file="poor.db")
+    with pytest.raises(BudgetExceededError, match="deposit_max to 600"):
+        await poor.client.get("/joke")
+    least[0] = 5_000
+    greedy = await open_agent(policy_of(expected_units=50), file="greedy.db")
+    provider.change_receipt = lambda fields: fields
+    provider.override = lambda seen: (
+        provider.refuse("deposit-too-small", depositMin=5_000) if deposit_of(seen) else None
+    )
+    with pytest.raises(PaymentRefusedError, match="deposit-too-small"):
+        await greedy.client.get("/joke")
+    assert chain.deposited == [600]
+
+
+# -- many at once
+
+
+async def test_where_others_wait_the_deposit_goes_ahead_by_itself(
+    agent: Agent, provider: Provider, chain: PaperChain
+) -> None:
+    """F-41, VCH-08: they need not wait for an answer that takes its time."""
+    await asyncio.gather(*(agent.client.get("/joke") for _ in range(5)))
+    by_head = [seen for seen in provider.paid if deposit_of(seen) is not None]
+    assert [seen.method for seen in by_head] == ["HEAD"]
+    assert chain.deposited == [1_000]
+    (account,) = await agent.payments.channels()
+    assert (account.state, account.signed) == ("open", 50)
+
+
+async def test_a_refusal_without_words_is_asked_for_again_with_the_request(
+    open_agent: OpenAgent, provider: Provider, chain: PaperChain
+) -> None:
+    """CLIENT-08: a HEAD's answer has no body; the request's says what is wrong, and is heard."""
+    provider.override = lambda seen: (
+        provider.refuse("deposit-too-small", depositMin=600)
+        if (deposit := deposit_of(seen)) is not None and deposit.amount < 600
+        else None
+    )
+    agent = await open_agent(policy_of(expected_units=50))
+    answers = await asyncio.gather(*(agent.client.get("/joke") for _ in range(5)))
+    assert {answer.status_code for answer in answers} == {200}
+    assert chain.deposited == [600]
+
+
+@pytest.mark.parametrize("retry_after_s", [1, 1_000])
+async def test_a_deposit_that_goes_ahead_is_waited_for_within_the_same_bounds(
+    agent: Agent, provider: Provider, retry_after_s: int
+) -> None:
+    """F-75, F-97."""
+    provider.override = lambda seen: (
+        httpx.Response(503, headers={"Retry-After": str(retry_after_s)})
+        if deposit_of(seen)
+        else None
+    )
+    asked = [agent.client.get("/joke") for _ in range(3)]
+    answers = await asyncio.gather(*asked, return_exceptions=True)
+    assert {type(answer) for answer in answers} == {DepositPendingError}
+    assert sum(agent.waited) <= 3 * DEPOSIT_WAIT_S_MAX
+    assert len(set(deposits(provider))) == 1
 
 
 # -- topping up
