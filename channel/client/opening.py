@@ -1,4 +1,4 @@
-"""Channels on chain: find one again, open one, top one up (CLIENT-04, CLIENT-05, F-97).
+"""Channels on chain: find one again, or open one (CLIENT-04, CLIENT-05, F-97).
 
 Salt, terms and signed deposits are stored before anything leaves this process. A crash anywhere
 after that leaves an account in state `opening`, or one with a `top_up`, and whoever comes next
@@ -20,20 +20,12 @@ from channel.client.account import Account, Scope, adopt_fact, count_lost
 from channel.client.choosing import permit2_of, usable_types
 from channel.client.depositing import Depositor, is_over
 from channel.client.keys import VoucherKeys
-from channel.client.policy import (
-    Offer,
-    Policy,
-    TokenLimits,
-    deposit_size,
-    require_deposit,
-    top_up_size,
-)
+from channel.client.policy import Offer, Policy, TokenLimits, deposit_size, require_deposit
 from channel.client.store import Purse
 from channel.errors import ChannelUnusableError, OfferRefusedError
 from channel.types import ZERO_ADDRESS, ChannelFact, ChannelKey, ChannelTerms, TxHash
 from channel.verify.typed_data import CANONICAL_PERMIT2, derive_channel_id
 from channel.wire.funding import Deposit
-from channel.wire.payload import TopUpHash
 from channel.wire.receipt import Receipt
 
 __all__ = ["ChannelOpener"]
@@ -159,7 +151,7 @@ class ChannelOpener:
         """
         fact = None
         if not is_new:
-            account, fact = await self._read(account)
+            account, fact = await self.read(account)
         if fact is None and account.open_tx is None:
             account = await self._freshen_opening(account, offer, is_new=is_new)
             if account.opening is not None:
@@ -173,7 +165,7 @@ class ChannelOpener:
         """Sign the deposit again if it is too old, in another way if the old one is not taken."""
         if is_new:
             return account
-        depositor = self._depositor(account, offer)
+        depositor = self.depositor(account, offer)
         means = await depositor.read_means()
         opening = account.opening
         if opening is not None and depositor.is_presentable(opening, means.now):
@@ -189,7 +181,7 @@ class ChannelOpener:
             return False
         if "hash" not in usable_types(offer.request):
             return True
-        depositor = self._depositor(account, offer)
+        depositor = self.depositor(account, offer)
         return depositor.is_presentable(account.opening, (await depositor.read_means()).now)
 
     async def _send_opening(self, account: Account) -> tuple[Account, TxHash]:
@@ -226,11 +218,12 @@ class ChannelOpener:
 
         What was signed and never answered, because a process ended, is granted as lost.
         """
-        return (await self._read(account))[0]
+        return (await self.read(account))[0]
 
-    async def _read(
+    async def read(
         self, account: Account, *, block_number: int | None = None
     ) -> tuple[Account, ChannelFact | None]:
+        """Compare a channel with the chain as of a block (the head if None); see `check`."""
         chain = self.chain(account.key.chain_id, account.origin)
         fact = await chain.read_channel(
             account.key.escrow, account.key.channel_id, block_number=block_number
@@ -246,7 +239,7 @@ class ChannelOpener:
 
     async def confirm(self, account: Account, receipt: Receipt | None, *, url: str) -> Account:
         """Go on with a channel that the server has opened; note the transaction it names."""
-        account, fact = await self._read(account)
+        account, fact = await self.read(account)
         is_there = fact is not None and receipt is not None and account.open_tx is None
         open_tx = receipt.tx_hash if is_there and receipt is not None else account.open_tx
 
@@ -258,7 +251,24 @@ class ChannelOpener:
 
     async def is_on_chain(self, account: Account) -> bool:
         """Say whether the chain shows this channel."""
-        return (await self._read(account))[1] is not None
+        return (await self.read(account))[1] is not None
+
+    async def is_spent(self, account: Account, offer: Offer) -> bool:
+        """Say whether a signed opening can never be made: its nonce was used for nothing.
+
+        Its payer has cancelled it, that is. The channel is then over before it began (F-97).
+        """
+        if account.opening is None:
+            return False
+        block_number = await self.depositor(account, offer).find_use(account.opening)
+        if block_number is None:
+            return False
+        if (await self.read(account, block_number=block_number))[1] is not None:
+            return False
+        await self._purse.update(
+            account.key, lambda current: replace(current, state="closed", deposit=0)
+        )
+        return True
 
     async def give_up_opening(self, account: Account) -> Account:
         """End a channel whose signed deposit was not made and cannot be made any more.
@@ -304,86 +314,8 @@ class ChannelOpener:
             ),
         )
 
-    async def top_up(
-        self, account: Account, offer: Offer, limits: TokenLimits, needed: int
-    ) -> tuple[Account, TopUpHash | Deposit | None]:
-        """Deposit so much more that a voucher for `needed` is covered, or sign for it.
-
-        Returns the channel and what to present: a transaction that added to it, a signed deposit
-        that will (perhaps an earlier one, and perhaps less than is needed), or None when the
-        chain shows a deposit that is great enough already.
-
-        Raises:
-            BudgetExceededError: The policy's deposit or cumulative cap is in the way.
-            CannotFundError: The account can make no deposit in a way that is taken.
-            ChannelUnusableError: The channel is closing; it is not topped up (F-62).
-        """
-        require_deposit(limits, needed, account.origin)
-        account = await self._forget_used(await self.check(account), offer)
-        if account.state != "open":
-            raise ChannelUnusableError(f"The channel is {account.state}; it is not topped up.")
-        if needed <= account.deposit:
-            return account, None
-        depositor = self._depositor(account, offer)
-        means = await depositor.read_means()
-        signed = account.top_up
-        if signed is None or depositor.is_dead(signed, means.now):
-            least = needed - account.deposit
-            wanted = top_up_size(
-                self._policy, limits, offer.request, deposit=account.deposit, needed=needed
-            )
-            if account.opening is not None:  # what was worth its gas once is so again
-                wanted = max(wanted, account.opening.amount)
-            room = limits.deposit_max - account.deposit
-            amount = max(least, min(wanted, room, means.balance))
-            signed = await depositor.sign_top_up(
-                means, amount=amount, salt=self._random_bytes(SALT_BYTES)
-            )
-            if signed is None:
-                return await self._send_top_up(account, amount)
-        elif not depositor.is_presentable(signed, means.now):
-            signed = await depositor.sign_again(means, signed)
-        old, fresh = account.top_up, signed
-        account = await self._purse.update(
-            account.key,
-            # Another process may have signed one meanwhile: then that is the one.
-            lambda current: replace(current, top_up=fresh) if current.top_up == old else current,
-        )
-        return account, account.top_up
-
-    async def _forget_used(self, account: Account, offer: Offer) -> Account:
-        """Let go of a signed top-up that the chain shows as used, and see the deposit with it."""
-        if account.top_up is None:
-            return account
-        block_number = await self._depositor(account, offer).find_use(account.top_up)
-        if block_number is None:
-            return account
-        account, _ = await self._read(account, block_number=block_number)
-        return await self._purse.update(account.key, lambda current: replace(current, top_up=None))
-
-    async def _send_top_up(self, account: Account, amount: int) -> tuple[Account, TopUpHash]:
-        chain = self.chain(account.key.chain_id, account.origin)
-        tx_hash = await chain.top_up(
-            escrow=account.key.escrow,
-            token=account.terms.token,
-            channel_id=account.key.channel_id,
-            amount=amount,
-        )
-        payload = TopUpHash(
-            channel_id=account.key.channel_id, additional_deposit=amount, tx_hash=tx_hash
-        )
-        return await self.count_deposit(account.key, account.deposit + amount), payload
-
-    async def count_deposit(self, key: ChannelKey, goal: int) -> Account:
-        """Count what the server, or our own transaction, has brought the deposit to.
-
-        A signed top-up stays noted until the chain shows it used: see `top_up`.
-        """
-        return await self._purse.update(
-            key, lambda current: replace(current, deposit=max(current.deposit, goal))
-        )
-
-    def _depositor(self, account: Account, offer: Offer) -> Depositor:
+    def depositor(self, account: Account, offer: Offer) -> Depositor:
+        """Return who signs deposits for a channel under an offer."""
         chain = self.chain(account.key.chain_id, account.origin)
         return Depositor(chain, account, offer.request)
 

@@ -322,6 +322,9 @@ class Payer:
             account = await self.opener.check(account)
             if account.state != "open":
                 account = None
+        if account is not None and account.state == "opening":
+            is_spent = await self.opener.is_spent(account, ticket.offer)
+            account = None if is_spent else account
         is_new = account is None
         if account is None:
             account = await self.opener.prepare(

@@ -17,6 +17,7 @@ from channel.client.promise import Promise
 from channel.client.purchase import Purchase, Ticket
 from channel.client.receipts import ReceiptBook
 from channel.client.store import Purse
+from channel.client.topping_up import TopUps
 from channel.errors import DepositPendingError, OfferRefusedError, PaymentRefusedError
 from channel.types import SignedVoucher
 from channel.verify.typed_data import voucher_digest
@@ -47,6 +48,7 @@ class VoucherDesk:
         self._keys = keys
         self._purse = purse
         self._opener = opener
+        self._top_ups = TopUps(policy=policy, purse=purse, opener=opener)
         self._receipts = receipts
         self._now = now
         self._sleep = sleep
@@ -131,7 +133,7 @@ class VoucherDesk:
             account = await self._purse.get(ticket.key)
             await self._opener.confirm(account, receipt, url=purchase.url)
         elif promise.deposit is not None:
-            await self._opener.count_deposit(ticket.key, promise.goal)
+            await self._top_ups.count_deposit(ticket.key, promise.goal)
 
     async def present(self, purchase: Purchase, ticket: Ticket, payload: Payload) -> Presented:
         """Present a credential by HEAD to the request's own address, and take its receipt.
@@ -160,7 +162,7 @@ class VoucherDesk:
         """
         async with ticket.lane.funding:
             for _ in range(TOP_UPS_MAX):
-                account, more = await self._opener.top_up(
+                account, more = await self._top_ups.top_up(
                     account, ticket.offer, ticket.limits, needed
                 )
                 if isinstance(more, Deposit) and needed <= account.deposit + more.amount:
@@ -174,11 +176,11 @@ class VoucherDesk:
         """Top the channel up so that a voucher for `needed` will be covered, beside everything.
 
         Raises:
-            AgentError: See `ChannelOpener.top_up` and `presenting.present`.
+            AgentError: See `TopUps.top_up` and `presenting.present`.
         """
         async with ticket.lane.funding:
             account = await self._purse.get(ticket.key)
-            account, more = await self._opener.top_up(account, ticket.offer, ticket.limits, needed)
+            account, more = await self._top_ups.top_up(account, ticket.offer, ticket.limits, needed)
             await self._present_top_up(purchase, ticket, account, more)
 
     async def _present_top_up(
@@ -195,7 +197,7 @@ class VoucherDesk:
             await self.present(purchase, ticket, more)
             return account
         await self.present(purchase, ticket, build_top_up(more, account.key.channel_id))
-        return await self._opener.count_deposit(account.key, account.deposit + more.amount)
+        return await self._top_ups.count_deposit(account.key, account.deposit + more.amount)
 
     def _renew(self, purchase: Purchase, old: Offer, payload: Payload, reply: Reply) -> Offer:
         """Return the fresh offer of a 402 to a HEAD: the same terms, no higher price (F-95)."""

@@ -88,6 +88,8 @@ async def test_the_openai_client_streams_over_it(devnet: TestChain, tmp_path: Pa
         )
         words = [chunk.choices[0].delta.content async for chunk in stream]
         assert words == [f"t{index} " for index in range(300)]
+        (account,) = await client.payments.channels()
+        assert account.spent == 300 * TOKEN_PRICE  # by the receipt behind its [DONE]
         (account,) = await client.payments.close()
         assert account.spent == account.settled == 300 * TOKEN_PRICE
         assert account.units == 300

@@ -367,6 +367,24 @@ async def test_an_authorization_that_got_old_is_signed_again_with_its_nonce(
     assert chain.deposited == [20, 20]
 
 
+async def test_an_opening_whose_payer_cancelled_it_gives_way_to_another(
+    open_agent: OpenAgent, provider: Provider, chain: PaperChain
+) -> None:
+    """F-97: a nonce that was used for nothing never opens a channel, so it is not waited for."""
+    weak = Weak(provider)
+    agent = await open_agent(transport=weak)
+    weak.requests_lost = 2
+    with pytest.raises(PaymentOutcomeUnknownError):
+        await agent.client.get("/joke")
+    (cancelled,) = await agent.payments.channels()
+    assert cancelled.opening is not None
+    chain.used.add(cancelled.opening.authorization.nonce)
+    assert (await agent.client.get("/joke")).status_code == 200
+    first, second = await agent.payments.channels()
+    assert (first.state, first.deposit, second.state) == ("closed", 0, "open")
+    assert chain.deposited == [1_000]
+
+
 async def test_a_server_that_forgets_the_channel_is_shown_the_same_opening(
     agent: Agent, provider: Provider, chain: PaperChain
 ) -> None:
