@@ -12,7 +12,7 @@ import signal
 import sqlite3
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +102,7 @@ class Provider:
         self._forge = forge
         self.channels = Channels(chain, PayerAccount(chain.sender("payer")))
         self.books = Books(EscrowReader(chain.rpc, chain.values.escrow), ledger, self.channels)
+        self._newest: Forked | None = None
         self.closed: Ids = []
         self.live: Ids = []
 
@@ -120,7 +121,14 @@ class Provider:
         variables = {f"MPP_SESSION_{name}": value for name, value in settings.items()}
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("MPP_SESSION_")}
         log = self._path.with_suffix(".log")
-        return self._forge.start(["settle", "--json"], {**inherited, **variables}, log)
+        self._newest = self._forge.start(["settle", "--json"], {**inherited, **variables}, log)
+        return self._newest
+
+    def end(self) -> None:
+        """Leave nothing running, however the test ended."""
+        if self._newest is not None:
+            with suppress(ProcessLookupError):
+                self._newest.send_signal(signal.SIGKILL)
 
     async def owe(self, closes: int) -> None:
         """Deliver more on the live channels, and decide to close some others."""
@@ -175,7 +183,11 @@ async def provider_on(chain: Devnet, folder: Path, forge: Forge) -> AsyncIterato
     try:
         async with GatedNode(chain.values.rpc_url).serve() as node:
             assert isinstance(node, GatedNode)
-            yield Provider(chain, node, ledger, folder / "ledger.db", forge)
+            provider = Provider(chain, node, ledger, folder / "ledger.db", forge)
+            try:
+                yield provider
+            finally:
+                provider.end()
     finally:
         await ledger.close()
 

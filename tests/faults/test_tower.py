@@ -8,6 +8,7 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,7 @@ class Site:
         self.reader = EscrowReader(chain.rpc, chain.values.escrow)
         self.books = Books(self.reader, ledger, Channels(chain, self.account))
         self.file = folder / "settles.jsonl"
+        self._started: list[Forked] = []
 
     def start_provider(self) -> Forked:
         payee = self.chain.account("payee")
@@ -67,7 +69,15 @@ class Site:
         variables = {f"MPP_SESSION_{name}": text for name, text in {**common, **settings}.items()}
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("MPP_SESSION_")}
         log = self._folder / f"{arguments[1].strip('-')}.log"
-        return self._forge.start(arguments, {**inherited, **variables}, log)
+        process = self._forge.start(arguments, {**inherited, **variables}, log)
+        self._started.append(process)
+        return process
+
+    def end(self) -> None:
+        """Leave nothing running, however the test ended."""
+        for process in self._started:
+            with suppress(ProcessLookupError):
+                process.send_signal(signal.SIGKILL)
 
     async def until(self, ready: Callable[[], Awaitable[bool]], within_s: float = 20) -> None:
         async with asyncio.timeout(within_s):
@@ -94,9 +104,11 @@ class Site:
 @pytest.fixture
 async def site(chain: Devnet, tmp_path: Path, forge: Forge) -> AsyncIterator[Site]:
     ledger = await SqliteLedger.open(tmp_path / "ledger.db", exclusive=False)
+    site = Site(chain, ledger, tmp_path, forge)
     try:
-        yield Site(chain, ledger, tmp_path, forge)
+        yield site
     finally:
+        site.end()
         await ledger.close()
 
 
