@@ -21,7 +21,7 @@ from bench_world import headers_of, key_of
 
 __all__ = ["flood_rows", "gate_rows", "stream_rows"]
 
-REQUESTS: Final = {1: 300, 64: 30}
+REQUESTS: Final = {1: 300, 64: 60}
 """Connections: requests a connection and sample."""
 STREAMS: Final = {1: 4_000, 50: 1_000}
 """Clients: tokens a client and sample."""

@@ -26,6 +26,8 @@ __all__ = ["run_gateway", "serve_on"]
 
 _log: Final = logging.getLogger(__name__)
 
+_OBJECTS_BETWEEN_COLLECTIONS: Final = 10_000
+"""By default 700 more than there were set off a collection, which a few requests in flight are."""
 _HEAD_BYTES_MAX: Final = AUTHORIZATION_BYTES_MAX + 16 * 1024
 
 
@@ -74,6 +76,7 @@ async def serve_on(
         gateway = Gateway(config, parts.engine, upstream, stop=broken.set)
         server = _build_server(gateway, config.listen)
         gc.freeze()  # what is loaded by now stays: no collection need look at it again
+        gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
         listen(listener, config.listen)
         announce(listening_url(listener))
         guards = {**parts.background(), "keeping consistent books": _fail_when(broken)}
