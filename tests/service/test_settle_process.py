@@ -95,39 +95,6 @@ async def test_it_does_not_start(
     assert devnet.values.accounts["payee"].private_key.hex() not in log.text()
 
 
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({}, "a watchtower has none of the payee's"),
-        ({"PAYEE_KEY": None, "RELAYER_ADDRESS": None}, "`relayer.address` is missing"),
-        ({"PAYEE_KEY": None, "RELAYER_KEY": "0x" + "11" * 32}, "`relayer.address`"),
-        ({"PAYEE_KEY": None, "RELAYER_KEY": None}, "names no key"),
-        ({"PAYEE_KEY": None, "CHAIN_ESCROW": STRANGER}, "no escrow"),
-    ],
-)
-async def test_a_watchtower_does_not_start(
-    forge: Forge,
-    devnet: TestChain,
-    tmp_path: Path,
-    changes: dict[str, str | None],
-    said: str,
-) -> None:
-    """Decision 15: above all not with a key of the payee's, where nobody would guard it."""
-    account = devnet.values.accounts["stranger"]
-    own: dict[str, str | None] = {
-        "RELAYER_ADDRESS": "0x" + account.address.hex(),
-        "RELAYER_KEY": "0x" + account.private_key.hex(),
-    }
-    ledger = f"sqlite:///{tmp_path / 'tower.db'}"
-    variables = settler_variables(devnet, ledger, **{**own, **changes})
-    started = Settlers(forge, tmp_path, variables)
-    process, log = started.start("--watchtower", str(tmp_path / "settles.jsonl"))
-    assert await process.wait() == 2, log.text()
-    (report,) = log.reports()
-    assert said in report["error"]
-    assert account.private_key.hex() not in log.text()
-
-
 async def test_a_node_that_is_away_is_no_setting(
     forge: Forge, devnet: TestChain, tmp_path: Path
 ) -> None:

@@ -1,0 +1,79 @@
+"""The watchtower as a process: what keeps it from starting, and who of two watches."""
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from service.testing.chain import TestChain
+from tests.e2e.conftest import forge
+from tests.e2e.warm import Forge
+from tests.service.settlers import Settlers, settler_variables
+
+__all__ = ["forge"]
+
+pytestmark = pytest.mark.timeout(60)
+
+STRANGER = "0x" + "33" * 20
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, "a watchtower has none of the payee's"),
+        ({"PAYEE_KEY": None, "RELAYER_ADDRESS": None}, "`relayer.address` is missing"),
+        ({"PAYEE_KEY": None, "RELAYER_KEY": "0x" + "11" * 32}, "`relayer.address`"),
+        ({"PAYEE_KEY": None, "RELAYER_KEY": None}, "names no key"),
+        ({"PAYEE_KEY": None, "CHAIN_ESCROW": STRANGER}, "no escrow"),
+    ],
+)
+async def test_a_watchtower_does_not_start(
+    forge: Forge,
+    devnet: TestChain,
+    tmp_path: Path,
+    changes: dict[str, str | None],
+    said: str,
+) -> None:
+    """Decision 15: above all not with a key of the payee's, where nobody would guard it."""
+    account = devnet.values.accounts["stranger"]
+    own: dict[str, str | None] = {
+        "RELAYER_ADDRESS": "0x" + account.address.hex(),
+        "RELAYER_KEY": "0x" + account.private_key.hex(),
+    }
+    ledger = f"sqlite:///{tmp_path / 'tower.db'}"
+    variables = settler_variables(devnet, ledger, **{**own, **changes})
+    started = Settlers(forge, tmp_path, variables)
+    process, log = started.start("--watchtower", str(tmp_path / "settles.jsonl"))
+    assert await process.wait() == 2, log.text()
+    (report,) = log.reports()
+    assert said in report["error"]
+    assert account.private_key.hex() not in log.text()
+
+
+async def test_a_second_one_with_the_same_account_stands_by(
+    forge: Forge, devnet: TestChain, tmp_path: Path
+) -> None:
+    """F-74, F-110: two would give the same nonces."""
+    account = devnet.values.accounts["stranger"]
+    ledger = f"sqlite:///{tmp_path / 'tower.db'}"
+    variables = settler_variables(
+        devnet,
+        ledger,
+        PAYEE_KEY=None,
+        RELAYER_ADDRESS="0x" + account.address.hex(),
+        RELAYER_KEY="0x" + account.private_key.hex(),
+    )
+    towers = Settlers(forge, tmp_path, variables)
+    arguments = ("--watchtower", str(tmp_path / "settles.jsonl"))
+    try:
+        first, said = towers.start(*arguments)
+        await said.until("watching")
+        second, second_said = towers.start(*arguments)
+        await second_said.until("standing by")
+        first.send_signal(signal.SIGTERM)
+        assert await first.wait() == 0
+        await second_said.until("watching", within_s=10)
+        second.send_signal(signal.SIGTERM)
+        assert await second.wait() == 0
+    finally:
+        towers.end()
