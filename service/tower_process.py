@@ -25,8 +25,9 @@ from settlement.quarantine import Quarantine
 from settlement.rpc import Rpc, RpcLimits
 from settlement.settler import EscrowSettler, SettlerLimits
 from settlement.signer import RemoteSigner, Signer
+from settlement.tower.calls import PresignedCalls
 from settlement.tower.store import TowerFileReader
-from settlement.tower.watchtower import PresignedCalls, TowerLimits, Watchtower
+from settlement.tower.watchtower import TowerLimits, Watchtower
 from settlement.tx_manager import TxLimits, TxManager
 
 __all__ = ["WATCHING", "run_tower"]

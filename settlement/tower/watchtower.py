@@ -12,26 +12,26 @@ and the escrow itself, asked by simulation, would take it.
 
 import asyncio
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Final, Protocol
 
 import msgspec
 
 from channel.errors import ChainUnavailableError, InvariantError, MppSessionError, OperatorError
-from channel.types import Address, ChannelFact, ChannelId, ChannelKey
+from channel.types import Address, ChannelFact, ChannelKey
 from settlement.alarms import AlarmKind, Alarms
 from settlement.chain_clock import ChainClock
 from settlement.errors import ContractRevertedError, LeaseLostError
 from settlement.escrow import EscrowReader
 from settlement.exposure import gas_reserve_wei
 from settlement.schedule import SettlePolicy
+from settlement.tower.calls import PresignedCalls
 from settlement.tower.presigned import PresignedError, PresignedSettle, parse_line
 from settlement.tower.store import BEAT
-from settlement.tx_state import Purpose
-from settlement.types import BatchEntry, BlockRef, RevertReason
+from settlement.types import BlockRef, RevertReason
 from settlement.watch_alarms import WatchAlarms
 
-__all__ = ["PresignedCalls", "TowerLimits", "TowerSettler", "Watchtower"]
+__all__ = ["TowerLimits", "TowerSettler", "Watchtower"]
 
 _log: Final = logging.getLogger(__name__)
 
@@ -73,35 +73,6 @@ class TowerSettler(Protocol):
         """See `settlement.settler.EscrowSettler.settle_channel`."""
 
 
-class PresignedCalls:
-    """The only calls a tower can make: settles that were signed ahead, one at a time."""
-
-    def __init__(self, payee: Address) -> None:
-        self.payee = payee
-        self._held: dict[tuple[ChannelId, int], PresignedSettle] = {}
-
-    def hold(self, settle: PresignedSettle) -> None:
-        """Be able to send this one."""
-        self._held[settle.key.channel_id, settle.cumulative_amount] = settle
-
-    def drop(self, settle: PresignedSettle) -> None:
-        """Forget this one."""
-        self._held.pop((settle.key.channel_id, settle.cumulative_amount), None)
-
-    async def build(self, purpose: Purpose, entries: Sequence[BatchEntry]) -> bytes:
-        """Return the call for one entry.
-
-        Raises:
-            InvariantError: A close, a batch, or what was not signed ahead: a bug.
-        """
-        if purpose is not Purpose.SETTLE or len(entries) != 1:
-            raise InvariantError("a tower can only settle, one channel at a time")
-        settle = self._held.get((entries[0].channel_id, entries[0].cumulative_amount))
-        if settle is None:
-            raise InvariantError("a tower can only settle what was signed ahead")
-        return settle.calldata()
-
-
 class Watchtower:
     """Watches the channels of one payee in one escrow."""
 
@@ -131,6 +102,7 @@ class Watchtower:
         self._limits = limits or TowerLimits()
         self._held: dict[ChannelKey, PresignedSettle] = {}
         self._unchecked: dict[ChannelKey, PresignedSettle] = {}
+        self._spare: dict[ChannelKey, PresignedSettle] = {}
         self._running: dict[ChannelKey, asyncio.Task[None]] = {}
         self._over: dict[ChannelKey, int] = {}
         self._head: BlockRef | None = None
@@ -170,6 +142,8 @@ class Watchtower:
             known = self._unchecked.get(settle.key) or self._held.get(settle.key)
             if known is None or settle.supersedes(known):
                 self._unchecked[settle.key] = settle
+            elif settle.deadline > known.deadline:
+                self._spare[settle.key] = settle  # worth less, and good for longer
         return refused
 
     async def look(self) -> None:
@@ -280,7 +254,10 @@ class Watchtower:
         is_over = fact is not None and (
             fact.is_finalized or fact.settled >= settle.cumulative_amount
         )
-        self._forget_if_over(settle, is_over=is_over or settle.deadline < self.clock.now())
+        has_expired = settle.deadline < self.clock.now()
+        if has_expired and key in self._spare:
+            self._unchecked[key] = self._spare.pop(key)
+        self._forget_if_over(settle, is_over=is_over or has_expired)
         if fact is None or is_over or not fact.close_requested_at:
             self.alarms.end(AlarmKind.TOWER_ACTS, subject=name)
             return
@@ -317,6 +294,7 @@ class Watchtower:
             number - self._over.setdefault(key, number) >= self._limits.forget_after_blocks
         ):
             del self._held[key], self._over[key]
+            self._spare.pop(key, None)
             self._calls.drop(settle)
 
     async def _settle(self, settle: PresignedSettle, at_risk: int, deadline: int) -> None:

@@ -23,8 +23,9 @@ from settlement.quarantine import Quarantine
 from settlement.rpc import Rpc, RpcLimits
 from settlement.schedule import SettlePolicy
 from settlement.settler import EscrowSettler, SettlerLimits
+from settlement.tower.calls import PresignedCalls
 from settlement.tower.presigned import PresignedSettle, presign
-from settlement.tower.watchtower import PresignedCalls, TowerLimits, Watchtower
+from settlement.tower.watchtower import TowerLimits, Watchtower
 from settlement.tx_manager import TxLimits, TxManager
 from settlement.tx_state import Purpose
 from settlement.types import BatchEntry, RevertReason
@@ -311,6 +312,24 @@ async def test_what_has_expired_is_refused(
     await chain.advance(GRACE_S)
     await tower.look()
     assert await tower.settled(channel_id) == 0
+
+
+async def test_one_that_is_worth_less_and_lives_longer_serves_when_the_other_has_expired(
+    tower: Tower, chain: Devnet, channels: Channels, account: PayerAccount
+) -> None:
+    """RELAY-04: as when a large step was settled meanwhile, and the provider died after that."""
+    channel_id = await channels.open()
+    await tower.give(await tower.sign(channel_id, 900, life_s=GRACE_S))
+    await tower.give(await tower.sign(channel_id, 500))
+    assert tower.held(channel_id) == 900
+    await chain.advance(GRACE_S + 1)
+    await tower.look()
+    await tower.look()
+    assert tower.held(channel_id) == 500
+    await request_close(chain, account, channel_id)
+    await chain.advance(GRACE_S // 2)
+    await tower.look()
+    assert await tower.settled(channel_id) == 500
 
 
 async def test_a_voucher_that_the_escrow_would_not_take_displaces_none(
