@@ -268,7 +268,7 @@ class Payer:
                 await self.desk.present_promise(purchase, ticket, promise)
                 return VoucherPayload(promise.voucher)
             except PaymentRefusedError as error:
-                if error.status != 402:  # noqa: PLR2004
+                if error.status not in (402, 429):
                     raise
         if promise.deposit is None:
             return VoucherPayload(promise.voucher)

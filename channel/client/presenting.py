@@ -149,7 +149,7 @@ async def present(
         elif reply.status == 402 and not is_renewed and reply.challenges:  # noqa: PLR2004
             is_renewed = True
             offer = renew(reply)
-        elif reply.retry_after_s is not None and patience.has_deposit:
+        elif reply.retry_after_s is not None and patience.is_mining(reply):
             raise DepositPendingError(origin=offer.challenge.realm, waited_s=patience.waited_s)
         else:
             raise PaymentRefusedError(
@@ -166,6 +166,10 @@ class _Patience:
         self.has_deposit = has_deposit
         self.waited_s = 0.0
         self._waits = 0
+
+    def is_mining(self, reply: Reply) -> bool:
+        """Say whether a deposit may be on its way, rather than refused (F-75)."""
+        return self.has_deposit and reply.status == 503  # noqa: PLR2004
 
     def take(self, reply: Reply) -> float | None:
         """Return how long to wait now, or None when it has been long enough."""

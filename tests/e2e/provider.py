@@ -73,6 +73,7 @@ async def sponsored(
                 credential_types=(*(types or capabilities.able), "hash"),
                 token_domain=capabilities.token_domain,
                 deposit_min=DEPOSIT_MIN,
+                per_source_max=1_000,
             ),
         }
     finally:

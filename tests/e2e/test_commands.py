@@ -11,6 +11,7 @@ import pytest
 from eth_account import Account
 
 from service.testing.chain import TestChain
+from settlement.devnet import GASLESS, Devnet, DevnetValues
 from tests.e2e.gateways import (
     PRICE,
     ROOT,
@@ -47,9 +48,9 @@ async def as_json(folder: Path, *arguments: str) -> Any:
     return json.loads(output)
 
 
-def build_gateway(devnet: TestChain, model: ModelServer, folder: Path) -> GatewayProcess:
+def build_gateway(values: DevnetValues, model: ModelServer, folder: Path) -> GatewayProcess:
     variables = gateway_variables(
-        devnet.values, model.url, folder / "ledger.db", free_port(), step_units=8
+        values, model.url, folder / "ledger.db", free_port(), step_units=8
     )
     variables["MPP_SESSION_SPONSORING_FEE_PAYER"] = "true"
     return GatewayProcess(gateway_command(), variables, folder / "gateway.log")
@@ -62,7 +63,7 @@ async def test_an_agent_pays_looks_and_closes_by_commands_alone(
     await asyncio.to_thread(devnet.values.write, tmp_path / "devnet.json")
     ledger = ["channels", f"--ledger=sqlite:///{tmp_path / 'ledger.db'}"]
     async with model_server() as model:
-        gateway = build_gateway(devnet, model, tmp_path)
+        gateway = build_gateway(devnet.values, model, tmp_path)
         pay = ["pay", gateway.url, "--devnet=devnet.json"]
         async with gateway.running():
             kept = await as_json(tmp_path, *pay, "--prompt=Hello", "--keep-open")
@@ -82,6 +83,22 @@ async def test_an_agent_pays_looks_and_closes_by_commands_alone(
             assert (row["state"], row["settled"]) == ("ended", str(6 * PRICE))
 
 
+async def test_an_agent_without_ether_pays_in_circles_own_dollar(tmp_path: Path) -> None:
+    """OPEN-05, F-21: through the real gateway and its settler, which send everything."""
+    async with Devnet.start(token="usdc") as devnet, model_server() as model:  # noqa: S106
+        await asyncio.to_thread(devnet.values.write, tmp_path / "devnet.json")
+        gateway = build_gateway(devnet.values, model, tmp_path)
+        async with gateway.running():
+            pay = ["pay", gateway.url, "--devnet=devnet.json", "--prompt=Hello"]
+            paid = await as_json(tmp_path, *pay)
+        agent = devnet.account(GASLESS).address
+        assert (paid["paid"], paid["text"]) == (str(3 * PRICE), "one two three")
+        assert paid["open_tx"]
+        assert paid["close_tx"]
+        assert await devnet.token_balance(agent) == 10**12 - 3 * PRICE
+        assert await devnet.rpc.balance_wei(agent) == 0
+
+
 async def test_an_agent_pays_from_a_keystore(devnet: TestChain, tmp_path: Path) -> None:
     """Not a devnet's public key, but an encrypted file, a node and a token."""
     values = devnet.values
@@ -90,7 +107,7 @@ async def test_an_agent_pays_from_a_keystore(devnet: TestChain, tmp_path: Path) 
     (tmp_path / "agent.json").write_text(json.dumps(encrypted))
     (tmp_path / "password").write_text("open\n")
     async with model_server() as model:
-        gateway = build_gateway(devnet, model, tmp_path)
+        gateway = build_gateway(devnet.values, model, tmp_path)
         async with gateway.running():
             paid = await as_json(
                 tmp_path,
@@ -114,7 +131,7 @@ async def test_a_price_above_the_limit_is_refused_and_nothing_is_paid(
     """CLIENT-01: exit code 1, the reason in one line, no channel."""
     await asyncio.to_thread(devnet.values.write, tmp_path / "devnet.json")
     async with model_server() as model:
-        gateway = build_gateway(devnet, model, tmp_path)
+        gateway = build_gateway(devnet.values, model, tmp_path)
         async with gateway.running():
             arguments = ["pay", gateway.url, "--devnet=devnet.json", "--prompt=x"]
             code, shown, said = await mpp_session(tmp_path, *arguments, "--price-max=24")
@@ -135,7 +152,7 @@ async def test_a_second_gateway_on_the_same_books_does_not_start(
 ) -> None:
     """DESIGN decision 9: on SQLite there is one gateway process."""
     async with model_server() as model:
-        first, second = (build_gateway(devnet, model, tmp_path) for _ in range(2))
+        first, second = (build_gateway(devnet.values, model, tmp_path) for _ in range(2))
         async with first.running():
             with pytest.raises(AssertionError, match="error: "):
                 async with second.running():

@@ -216,6 +216,27 @@ async def test_a_refusal_without_words_is_asked_for_again_with_the_request(
     assert chain.deposited == [600]
 
 
+async def test_a_server_that_pays_for_no_more_deposits_is_heard_not_waited_for(
+    agent: Agent, provider: Provider, chain: PaperChain
+) -> None:
+    """F-97: its own words reach the caller, and the deposit is shown again another time."""
+
+    def enough(seen: Seen) -> httpx.Response | None:
+        if deposit_of(seen) is None:
+            return None
+        refusal = provider.refuse("rate-limited", 429)
+        refusal.headers["Retry-After"] = "600"
+        return refusal
+
+    provider.override = enough
+    answers = await asyncio.gather(*(agent.client.get("/joke") for _ in range(3)))
+    assert {answer.status_code for answer in answers} == {429}
+    assert agent.waited == []
+    provider.override = lambda _: None
+    assert (await agent.client.get("/joke")).status_code == 200
+    assert (len(set(deposits(provider))), chain.deposited) == (1, [1_000])
+
+
 @pytest.mark.parametrize("retry_after_s", [1, 1_000])
 async def test_a_deposit_that_goes_ahead_is_waited_for_within_the_same_bounds(
     agent: Agent, provider: Provider, retry_after_s: int
