@@ -315,7 +315,7 @@ class Payer:
         if account is None or account.state not in ("opening", "open"):
             lane.forget_channel()
             account = await self.opener.find(lane.scope, self.lanes.taken(lane.scope))
-            if account is not None and account.state == "open":
+            if account is not None:  # also while it is opened: its first voucher rode on that
                 lost_max = self.policy.lost_units_max * ticket.price
                 account = await self.opener.grant_lost(account, lost_max)
         if account is not None and account.state == "open" and not lane.is_checked:

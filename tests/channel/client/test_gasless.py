@@ -24,6 +24,7 @@ from channel.wire.funding import Deposit
 from channel.wire.payload import OpenAuthorization, TopUpAuthorization, VoucherPayload
 from tests.channel.client.conftest import Agent, OpenAgent, policy_of
 from tests.channel.client.provider import NOW, PaperChain, Provider, Seen, deposit_of
+from tests.channel.client.test_transport import read_stream
 
 SPONSORED: dict[str, Any] = {
     "fee_payer": True,
@@ -577,3 +578,24 @@ async def test_the_opening_is_what_the_server_was_told(agent: Agent, provider: P
     assert isinstance(payload, OpenAuthorization)
     assert payload.voucher.cumulative_amount == 10
     assert seen.credential.source == (31337, payload.authorization.funder)
+
+
+async def test_what_a_lost_opening_may_have_bought_is_granted_after_a_restart(
+    open_agent: OpenAgent, provider: Provider
+) -> None:
+    """CLIENT-05: its first voucher rode on it, and the stream went into the dead connection."""
+    provider.tokens, provider.offer["unit_type"] = 5, "llm_token"
+    policy, weak = policy_of(expected_units=100), Weak(provider)
+    agent = await open_agent(policy, transport=weak)
+    weak.answers_lost = 2
+    with pytest.raises(PaymentOutcomeUnknownError):
+        await read_stream(agent)
+    (account,) = await agent.payments.channels()
+    assert account.state == "opening"
+    assert account.signed > account.counted + 10  # more than the request's first cost
+    (books,) = provider.books.values()
+    books.spent = books.accepted = account.signed
+    restarted = await open_agent(policy, transport=provider)
+    assert (await read_stream(restarted)).count("content") == 5
+    (account,) = await restarted.payments.channels()
+    assert account.signed > account.lost > 0
