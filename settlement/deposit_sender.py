@@ -30,7 +30,7 @@ from settlement.errors import (
 from settlement.escrow import EscrowReader
 from settlement.journal.interface import Journal
 from settlement.orders.interface import GWEI, DepositOrder, DepositOrders, OrderStatus, to_gwei
-from settlement.sponsor import FEE_TOO_HIGH
+from settlement.sponsor import FEE_TOO_HIGH, NONCE_TAKEN
 from settlement.tx_manager import TxManager
 from settlement.tx_reasons import reason_of
 from settlement.types import Receipt, RevertReason
@@ -131,16 +131,13 @@ class DepositSender:
             receipt = await self._receipt(tx_hash)
         except ContractRevertedError as error:
             await self._refuse(order, error)
-        except TransactionReplacedError as error:
-            await self._orders.update(
-                order.order_id, OrderStatus.REFUSED, reason=str(error), gas_gwei=0
-            )
+        except TransactionReplacedError:
+            await self._give_up(order, NONCE_TAKEN)
         else:
+            gas_gwei = to_gwei(receipt.gas_used * receipt.gas_price_wei)
+            _log.info("deposit into 0x%s: %d gwei", order.key.channel_id.hex(), gas_gwei)
             await self._orders.update(
-                order.order_id,
-                OrderStatus.MADE,
-                tx_hash=receipt.tx_hash,
-                gas_gwei=to_gwei(receipt.gas_used * receipt.gas_price_wei),
+                order.order_id, OrderStatus.MADE, tx_hash=receipt.tx_hash, gas_gwei=gas_gwei
             )
         self._sent.pop(order.calldata, None)
 

@@ -233,7 +233,12 @@ async def sponsor_deposits(
             chain.rpc,
             chain.signer("payee"),
             journal=journal,
-            limits=TxLimits(confirmations=confirmations, poll_max_s=0.1, resend_after_s=0.2),
+            limits=TxLimits(
+                confirmations=confirmations,
+                poll_max_s=0.1,
+                resend_after_s=0.2,
+                overtaken_after_s=0.5,
+            ),
         )
         terms = SponsorTerms(
             credential_types=(*capabilities.able, "hash"),

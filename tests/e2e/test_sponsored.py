@@ -5,13 +5,14 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from channel.state.commands import BeginClose
 from channel.wire.challenge import parse_session_request
 from channel.wire.receipt import parse_receipt
 from settlement.devnet import Devnet
 from tests.e2e.selling import DEPOSIT, PRICE
-from tests.e2e.sponsored import Sponsored, sponsor_deposits
+from tests.e2e.sponsored import LIMITS, Sponsored, sponsor_deposits
 from tests.postgres import _asyncpg_may_stat, postgres_server, postgres_url
 
 __all__ = ["_asyncpg_may_stat", "postgres_server", "postgres_url"]
@@ -152,3 +153,23 @@ async def test_a_merged_open_of_a_channel_that_was_opened_otherwise_is_refused(
         "malformed-credential",
     )
     assert await sponsored.sent() == 1
+
+
+async def test_one_address_and_one_payer_have_their_share_of_the_hour(
+    chain: Devnet, tmp_path: Path
+) -> None:
+    """F-98: 429 and no gas; what was taken before is answered as ever."""
+    orders = replace(LIMITS.orders, per_funder=3)
+    limits = replace(LIMITS, orders=orders)
+    async with sponsor_deposits(chain, tmp_path, limits=limits, per_source_max=5) as one:
+        provider, payer = one.provider, one.payer
+        opening = await payer.opening(PRICE)
+        assert (await provider.manage(opening)).status_code == 200
+        for salt in (1, 2):
+            answer = await provider.manage(await payer.top_up(salt=bytes([salt] * 32)))
+            assert answer.status_code == 200, answer.text
+        for salt in (3, 4, 5):  # two more by the payer's share, then the address has had its own
+            answer = await provider.manage(await payer.top_up(salt=bytes([salt] * 32)))
+            assert (answer.status_code, answer.headers["retry-after"]) == (429, "600")
+        assert (await provider.manage(opening)).status_code == 200
+        assert await one.sent() == 3

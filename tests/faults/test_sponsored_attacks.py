@@ -338,6 +338,30 @@ async def test_a_reorg_of_a_sponsored_open_credits_once(usdc: TestChain, tmp_pat
         assert await running.sent() == 1
 
 
+async def test_a_reorg_of_what_was_served_freezes_and_resumes(
+    usdc: TestChain, tmp_path: Path
+) -> None:
+    """F-70: nothing is served on a deposit that is gone; mined again, `spent` is what it was."""
+    async with usdc.connect() as chain, sponsor_deposits(chain, tmp_path) as running:
+        provider, payer = running.provider, running.payer
+        assert (await provider.send(await payer.opening(PRICE))).status_code == 200
+        (tx_hash,) = [order.tx_hash for order in await running.orders.list_unknown(2**40)]
+        assert tx_hash is not None
+        tx = await running.journal.find(tx_hash)
+        assert tx is not None
+        await chain.rpc.command("anvil_rollback", 1)
+        await chain.mine(2)
+        refused = await provider.send(payer.voucher(3 * PRICE))
+        assert (refused.status_code, provider.served) == (503, 1), refused.text
+        await chain.rpc.command("eth_sendRawTransaction", "0x" + tx.newest.raw.hex())
+        answer = await insist(running, payer.voucher(3 * PRICE))  # as its nodes would, again
+        assert answer.text == "joke 2"
+        books = await provider.ledger.load(payer.key)
+        assert books is not None
+        assert (books.deposit, books.spent) == (DEPOSIT, 2 * PRICE)
+        assert await chain.token_balance(chain.values.escrow) == DEPOSIT
+
+
 async def test_a_contract_wallet_signs_its_deposit(sponsored: Sponsored) -> None:
     """ENC-07, F-18: no key made the signature; the token asks the wallet, and so do we."""
     chain, payer = sponsored.chain, sponsored.payer

@@ -17,7 +17,7 @@ from settlement.errors import LeaseLostError
 from settlement.journal.sqlite import SqliteJournal
 from settlement.journal.url import open_journal
 from settlement.orders.interface import DepositOrder, OrderStatus
-from settlement.sponsor import FEE_TOO_HIGH
+from settlement.sponsor import FEE_TOO_HIGH, NONCE_TAKEN
 from settlement.tx_manager import TxManager
 from tests.e2e.selling import PRICE
 from tests.e2e.sponsored import LIMITS, Sponsored, sponsor_deposits
@@ -46,7 +46,7 @@ async def send(one: Sponsored, *, until: OrderStatus = OrderStatus.MADE) -> Depo
         DepositSender(one.orders, one.provider.reader, one.sender, one.journal).run()
     )
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             while order.status.is_open:
                 assert not running.done(), running.exception()
                 await asyncio.sleep(0.02)
@@ -130,6 +130,28 @@ async def test_what_was_mined_and_forgotten_is_found_on_the_chain(
         assert made.tx_hash is not None
         assert (await one.provider.send(payload)).status_code == 200
         assert await one.sent() == 1
+
+
+async def test_a_nonce_taken_from_elsewhere_costs_no_deposit(
+    devnet: TestChain, tmp_path: Path
+) -> None:
+    """F-74: the key was used by hand; the payer's repeat has it sent again, with another nonce."""
+    async with taken(devnet, tmp_path) as (one, payload):
+        async with one.chain.mining_paused():
+            sending = asyncio.create_task(send(one, until=OrderStatus.REFUSED))
+            async with asyncio.timeout(10):
+                while not await one.journal.open_transactions():  # noqa: ASYNC110 -- a disk
+                    await asyncio.sleep(0.02)
+            await asyncio.sleep(0.3)
+            (tx,) = await one.journal.open_transactions()
+            await one.chain.rpc.command("anvil_dropTransaction", "0x" + tx.newest.tx_hash.hex())
+            elsewhere = TxManager(one.chain.rpc, one.chain.signer("payee"))
+            await elsewhere.broadcast(one.payer.address, b"", value_wei=1)
+        assert (await sending).reason == NONCE_TAKEN
+        assert (await one.provider.send(payload)).status_code == 503  # wanted again
+        await send(one)
+        assert (await one.provider.send(payload)).status_code == 200
+        assert await one.sent() == 2
 
 
 async def test_a_settler_without_the_lease_sends_nothing(devnet: TestChain, tmp_path: Path) -> None:
