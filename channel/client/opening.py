@@ -253,18 +253,21 @@ class ChannelOpener:
         """Say whether the chain shows this channel."""
         return (await self.read(account))[1] is not None
 
-    async def is_spent(self, account: Account, offer: Offer) -> bool:
-        """Say whether a signed opening can never be made: its nonce was used for nothing.
+    async def has_ended(self, account: Account, offer: Offer) -> bool:
+        """Say whether a channel in state `opening` is over, so that another is needed (F-97).
 
-        Its payer has cancelled it, that is. The channel is then over before it began (F-97).
+        The chain shows that it ended: the server closed what nobody claimed. Or its nonce was used
+        for nothing: its payer has cancelled what was signed.
         """
-        if account.opening is None:
-            return False
+        account, fact = await self.read(account)
+        if fact is not None or account.opening is None:
+            return account.state != "opening"
         block_number = await self.depositor(account, offer).find_use(account.opening)
         if block_number is None:
             return False
-        if (await self.read(account, block_number=block_number))[1] is not None:
-            return False
+        account, fact = await self.read(account, block_number=block_number)
+        if fact is not None:
+            return account.state != "opening"
         await self._purse.update(
             account.key, lambda current: replace(current, state="closed", deposit=0)
         )

@@ -323,8 +323,8 @@ class Payer:
             if account.state != "open":
                 account = None
         if account is not None and account.state == "opening":
-            is_spent = await self.opener.is_spent(account, ticket.offer)
-            account = None if is_spent else account
+            has_ended = await self.opener.has_ended(account, ticket.offer)
+            account = None if has_ended else account
         is_new = account is None
         if account is None:
             account = await self.opener.prepare(

@@ -407,6 +407,24 @@ async def test_an_opening_whose_payer_cancelled_it_gives_way_to_another(
     assert chain.deposited == [1_000]
 
 
+async def test_an_opening_that_the_server_closed_unclaimed_gives_way_to_another(
+    open_agent: OpenAgent, provider: Provider, chain: PaperChain
+) -> None:
+    """F-97: it went away before the answer came, and came back after its deposit was refunded."""
+    weak = Weak(provider)
+    agent = await open_agent(transport=weak)
+    weak.answers_lost = 2
+    with pytest.raises(PaymentOutcomeUnknownError):
+        await agent.client.get("/joke")
+    (channel_id,) = chain.facts
+    chain.change(channel_id, is_finalized=True, settled=10)
+    restarted = await open_agent(transport=weak)
+    assert (await restarted.client.get("/joke")).status_code == 200
+    first, second = await restarted.payments.channels()
+    assert (first.state, first.refund, second.state) == ("closed", 990, "open")
+    assert chain.deposited == [1_000, 1_000]
+
+
 async def test_a_server_that_forgets_the_channel_is_shown_the_same_opening(
     agent: Agent, provider: Provider, chain: PaperChain
 ) -> None:
