@@ -116,12 +116,15 @@ class PayerAccount:
             ("eth_gasPrice", []),
             ("eth_getBlockByNumber", ["latest", False]),
         ]
-        balance, allowance, code, wei, gas_price, head = await self._sender.rpc.read_batch(calls)
+        answers, token_domain = await asyncio.gather(
+            self._sender.rpc.read_batch(calls), self._token_domain(token)
+        )
+        balance, allowance, code, wei, gas_price, head = answers
         affordable = parse_quantity(wei) >= _GAS_FOR_A_FEW * parse_quantity(gas_price)
         return PayerMeans(
             balance=abi.balance_of.decode_int(parse_bytes(balance)),
             can_pay_gas=self._can_send and affordable and parse_quantity(wei) > 0,
-            token_domain=await self._token_domain(token),
+            token_domain=token_domain,
             permit2_allowance=(
                 abi.allowance.decode_int(parse_bytes(allowance)) if parse_bytes(code) else None
             ),

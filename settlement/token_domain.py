@@ -4,6 +4,8 @@ Both are read from the token and held against the separator that it says it uses
 can then be valid for this token on this chain and for nothing else, whatever a token claims.
 """
 
+import asyncio
+
 from channel.types import Address
 from channel.verify.typed_data import token_domain_separator
 from settlement import abi
@@ -14,27 +16,23 @@ __all__ = ["read_token_domain"]
 
 
 async def read_token_domain(rpc: Rpc, token: Address) -> bytes | None:
-    """Return the separator under which the token takes signatures.
+    """Return the separator under which the token takes signatures, in one round trip's time.
 
     None when it has none, or one that does not follow from its name, its version, this chain
     and its own address.
     """
-    said = await _ask(rpc, token, abi.token_domain_separator)
-    names = await _read_names(rpc, token)
-    if said is None or names is None:
+    said, domain, name, version = await asyncio.gather(
+        _ask(rpc, token, abi.token_domain_separator),
+        _ask(rpc, token, abi.eip712_domain),
+        _ask(rpc, token, abi.name),
+        _ask(rpc, token, abi.version),
+    )
+    if domain is not None:  # EIP-5267: what it says it signs under
+        name, version = domain[1:2], domain[2:3]
+    if said is None or name is None or version is None:
         return None
-    expected = token_domain_separator(*names, rpc.chain_id, token)
+    expected = token_domain_separator(str(name[0]), str(version[0]), rpc.chain_id, token)
     return expected if said[0] == expected else None
-
-
-async def _read_names(rpc: Rpc, token: Address) -> tuple[str, str] | None:
-    """Return name and version: by EIP-5267 where there is that, else by their own getters."""
-    domain = await _ask(rpc, token, abi.eip712_domain)
-    if domain is not None:
-        return str(domain[1]), str(domain[2])
-    name = await _ask(rpc, token, abi.name)
-    version = await _ask(rpc, token, abi.version)
-    return None if name is None or version is None else (str(name[0]), str(version[0]))
 
 
 async def _ask(rpc: Rpc, token: Address, question: abi.Function) -> tuple[object, ...] | None:

@@ -10,6 +10,7 @@ goes on with exactly that:
 so however often a deposit is presented, signed again or sent, it is made once (F-75, F-98).
 """
 
+import asyncio
 import secrets
 from collections.abc import Callable, Mapping
 
@@ -103,8 +104,10 @@ class ChannelOpener:
         """
         require_deposit(limits, needed, scope.origin)
         chain = self.chain(scope.chain_id, scope.origin)
-        await chain.require_escrow(scope.escrow, scope.token)
-        means = await chain.read_means(scope.token, permit2_of(offer.request))
+        _, means = await asyncio.gather(
+            chain.require_escrow(scope.escrow, scope.token),
+            chain.read_means(scope.token, permit2_of(offer.request)),
+        )
         wanted = deposit_size(self._policy, limits, offer.request, needed)
         salt = self._random_bytes(SALT_BYTES)
         signer = self._keys.signer(salt).address
