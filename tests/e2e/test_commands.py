@@ -21,6 +21,7 @@ from tests.e2e.gateways import (
     gateway_variables,
 )
 from tests.service.model_server import ModelServer, model_server
+from tests.settlement.wallets import deploy_owned_wallet
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -123,6 +124,38 @@ async def test_an_agent_pays_from_a_keystore(devnet: TestChain, tmp_path: Path) 
             )
     assert (paid["paid"], paid["deposit"] != "0") == (str(3 * PRICE), True)
     assert paid["close_tx"]
+
+
+async def test_a_contract_wallet_pays_by_command_with_keys_of_its_channels(
+    devnet: TestChain, tmp_path: Path
+) -> None:
+    """CLIENT-11: the owner's keystore, the wallet's address, and the channels' encrypted secret."""
+    values, secret = devnet.values, b"\x05" * 32
+    for name, key in (("owner", values.accounts[GASLESS].private_key), ("keys", secret)):
+        encrypted = Account.encrypt(key, "open", kdf="pbkdf2", iterations=10)
+        (tmp_path / f"{name}.json").write_text(json.dumps(encrypted))
+    (tmp_path / "password").write_text("open\n")
+    async with devnet.connect() as chain:
+        owner = values.accounts[GASLESS].address
+        wallet = await deploy_owned_wallet(chain.deployer, owner)
+        await chain.fund(wallet, amount=10**6)
+        async with model_server() as model:
+            gateway = build_gateway(values, model, tmp_path)
+            async with gateway.running():
+                paid = await as_json(
+                    tmp_path,
+                    "pay",
+                    gateway.url,
+                    "--prompt=Hello",
+                    f"--rpc-url={values.rpc_url}",
+                    f"--chain-id={values.chain_id}",
+                    f"--token=0x{values.token.hex()}",
+                    *("--keystore=owner.json", "--password-file=password", "--store=agent.db"),
+                    *(f"--wallet=0x{wallet.hex()}", "--voucher-keys=keys.json"),
+                )
+        assert await chain.token_balance(wallet) == 10**6 - 3 * PRICE
+        assert await chain.rpc.balance_wei(wallet) == await chain.rpc.balance_wei(owner) == 0
+    assert (paid["paid"], bool(paid["close_tx"])) == (str(3 * PRICE), True)
 
 
 async def test_a_price_above_the_limit_is_refused_and_nothing_is_paid(

@@ -21,7 +21,7 @@ from settlement.devnet import GASLESS, Devnet, DevnetValues, TokenChoice
 from settlement.escrow import EscrowReader
 from settlement.rpc_values import parse_quantity
 from tests.e2e.provider import DEPOSIT_MIN, JOKE_PRICE, TOKEN_PRICE, open_shop, sponsored
-from tests.settlement.wallets import deploy_wallet
+from tests.settlement.wallets import deploy_owned_wallet
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -200,23 +200,24 @@ async def test_an_agent_that_dies_while_its_deposit_is_mined_deposits_once(
         assert before[0] - after[0] == after[2] - before[2] == account.deposit
 
 
-async def test_a_contract_wallet_pays_with_a_key_for_each_channel(
-    devnet: TestChain, tmp_path: Path
+@pytest.mark.parametrize("has_keys", [True, False])
+async def test_a_contract_wallet_pays_with_its_owners_signature(
+    devnet: TestChain, tmp_path: Path, *, has_keys: bool
 ) -> None:
-    """CLIENT-11, ENC-07: the wallet takes its owner's signature, the channel's key signs on."""
+    """CLIENT-11, ENC-07: its vouchers too, unless a key for each channel signs them."""
     async with (
         devnet.connect() as chain,
         sponsored(chain, tmp_path) as sponsoring,
         open_shop(chain, tmp_path, sponsoring=sponsoring) as shop,
     ):
-        wallet = await deploy_wallet(chain.deployer, "agrees")
+        wallet = await deploy_owned_wallet(chain.deployer, chain.account(GASLESS).address)
         await chain.fund(wallet, amount=100_000)
-        more = {"wallet": wallet, "keys": ChannelKeys(b"\x05" * 32)}
+        more = {"wallet": wallet, "keys": ChannelKeys(b"\x05" * 32) if has_keys else None}
         async with agent_of(chain.values, tmp_path, shop.url, more=more) as client:
             assert (await client.get("/joke")).status_code == 200
             (account,) = await client.payments.close()
         assert account.terms.payer == wallet
-        assert account.terms.authorized_signer != ZERO_ADDRESS
+        assert (account.terms.authorized_signer != ZERO_ADDRESS) == has_keys
         assert account.settled == JOKE_PRICE
         assert await chain.token_balance(wallet) == 100_000 - JOKE_PRICE
 
