@@ -66,7 +66,7 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
     """The signed deposit that opens it; kept, for a server that forgets must be shown it again."""
     open_tx: TxHash | None = None
     top_up: Deposit | None = None
-    """A signed deposit that is not known to be on chain: the next one is this one (F-98)."""
+    """A signed deposit that is not known to be on chain: the next one is this one (F-75)."""
     end_tx: TxHash | None = None
     """The close or withdrawal."""
     signed: int = 0

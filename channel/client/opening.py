@@ -7,7 +7,7 @@ goes on with exactly that:
     the same salt      the escrow refuses a second channel of one id
     the same nonce     the token, or Permit2, takes one authorization of it
 
-so however often a deposit is presented, signed again or sent, it is made once (F-75, F-98).
+so however often a deposit is presented, signed again or sent, it is made once (F-75).
 """
 
 import asyncio

@@ -1,7 +1,7 @@
 """More money for a channel that is open: by signature or by transaction, once for one purpose.
 
 A top-up that was signed and is not known to be on chain stays in the account, and whoever needs
-more goes on with that one: its nonce is taken once, however often it is shown (F-75, F-98).
+more goes on with that one: its nonce is taken once, however often it is shown (F-75).
 """
 
 import secrets

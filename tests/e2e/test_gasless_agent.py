@@ -173,7 +173,7 @@ async def test_permit2_takes_one_approval_and_then_signatures(
 async def test_an_agent_that_dies_while_its_deposit_is_mined_deposits_once(
     devnet: TestChain, tmp_path: Path
 ) -> None:
-    """F-75, F-98: the next process presents the same signature; the books know it."""
+    """F-75: the next process presents the same signature; the books know it."""
     async with (
         devnet.connect() as chain,
         sponsored(chain, tmp_path, wait_s=0.2) as sponsoring,

@@ -88,7 +88,7 @@ print(json.dumps(ends))
 async def test_an_agent_killed_at_any_request_deposits_once_and_goes_on(
     devnet: TestChain, tmp_path: Path
 ) -> None:
-    """F-75, F-98, CLIENT-05: every deposit is by a signature of its own, and all of it ends."""
+    """F-75, CLIENT-05: every deposit is by a signature of its own, and all of it ends."""
     await asyncio.to_thread(devnet.values.write, tmp_path / "devnet.json")
     async with (
         devnet.connect() as chain,

@@ -154,7 +154,7 @@ async def test_permit2_is_approved_once_and_no_other_contract(
 async def test_a_nonce_is_known_as_used_by_the_block_that_used_it(
     chain: Devnet, account: PayerAccount, channels: Channels
 ) -> None:
-    """CLIENT-05, F-98: of the token and of Permit2, both cancelled here by their owner."""
+    """CLIENT-05, F-75: of the token and of Permit2, both cancelled here by their owner."""
     token, nonce = chain.values.token, b"\x09" * 32
     assert await account.find_use(token=token, authorization=nonce) is None
     assert await account.find_permit_use(permit2=PERMIT2, nonce=2**255 + 7) is None

@@ -98,7 +98,7 @@ async def test_the_window_is_the_chains_and_has_a_margin(
 async def test_what_is_signed_is_on_disk_before_it_is_sent(
     open_agent: OpenAgent, provider: Provider, tmp_path: Path
 ) -> None:
-    """F-75, F-98: another process that opens the store at that moment finds the same deposit."""
+    """F-75: another process that opens the store at that moment finds the same deposit."""
     agent = await open_agent(policy_of(expected_units=2))
     for _ in range(5):
         stored: list[Deposit | None] = []
@@ -321,7 +321,7 @@ async def test_a_short_answer_causes_no_top_up(
 async def test_a_lost_answer_is_asked_for_with_the_same_signature(
     open_agent: OpenAgent, provider: Provider, chain: PaperChain, lost: str
 ) -> None:
-    """F-75, F-98: within a request, after it, and after a restart; one deposit in all."""
+    """F-75: within a request, after it, and after a restart; one deposit in all."""
     weak = Weak(provider)
     agent = await open_agent(transport=weak)
     setattr(weak, lost, 2)
@@ -340,7 +340,7 @@ async def test_a_lost_answer_is_asked_for_with_the_same_signature(
 async def test_a_lost_top_up_is_not_made_twice(
     open_agent: OpenAgent, provider: Provider, chain: PaperChain, lost: str
 ) -> None:
-    """F-75, F-98, CLIENT-05: the chain says whether it was made; if not, it is the same again."""
+    """F-75, CLIENT-05: the chain says whether it was made; if not, it is the same again."""
     policy, weak = policy_of(expected_units=2), Weak(provider)
     agent = await open_agent(policy, transport=weak)
     await agent.client.get("/joke")
@@ -360,7 +360,7 @@ async def test_a_lost_top_up_is_not_made_twice(
 async def test_an_authorization_that_got_old_is_signed_again_with_its_nonce(
     open_agent: OpenAgent, provider: Provider, chain: PaperChain
 ) -> None:
-    """F-98: of all its versions the token takes one."""
+    """F-75: of all its versions the token takes one."""
     weak = Weak(provider)
     agent = await open_agent(policy_of(expected_units=2), transport=weak)
     weak.requests_lost = 2
@@ -478,7 +478,7 @@ async def test_waiting_for_a_deposit_has_an_end_and_nothing_is_lost(
 async def test_a_signed_top_up_of_a_kind_that_is_not_taken_any_more_is_not_doubled(
     open_agent: OpenAgent, provider: Provider, chain: PaperChain
 ) -> None:
-    """F-98: while it may still be made, no other one is."""
+    """F-75: while it may still be made, no other one is."""
     weak = Weak(provider)
     policy = policy_of(expected_units=2)
     agent = await open_agent(policy, transport=weak)
@@ -498,7 +498,7 @@ async def test_a_signed_top_up_of_a_kind_that_is_not_taken_any_more_is_not_doubl
 async def test_a_deposit_is_not_shown_under_an_offer_that_does_not_take_it(
     open_agent: OpenAgent, provider: Provider, chain: PaperChain
 ) -> None:
-    """CLIENT-02, F-98: nor doubled, until nobody can make it any more."""
+    """CLIENT-02, F-75: nor doubled, until nobody can make it any more."""
     policy = policy_of(expected_units=2)
     agent = await open_agent(policy)
     await agent.client.get("/joke")
@@ -540,7 +540,7 @@ async def test_a_channel_that_nobody_answered_for_is_closed_as_any_other(
 async def test_a_channel_that_was_never_deposited_for_ends_when_its_signature_does(
     open_agent: OpenAgent, provider: Provider, chain: PaperChain
 ) -> None:
-    """F-98: not before, for whoever has the signature could still use it."""
+    """F-75: not before, for whoever has the signature could still use it."""
     weak = Weak(provider)
     agent = await open_agent(transport=weak)
     weak.requests_lost = 2

@@ -250,5 +250,5 @@ async def test_no_server_gets_more_than_count_step_and_policy(
 async def test_no_server_gets_more_by_paying_the_gas(
     plans: list[Any], budget: int, *, keeps_deposits: bool
 ) -> None:
-    """CLIENT-06, F-75, F-92, F-98: nor a second deposit, by refusing, dropping or denying one."""
+    """CLIENT-06, F-75, F-92: nor a second deposit, by refusing, dropping or denying one."""
     await play(plans, budget, is_sponsored=True, keeps_deposits=keeps_deposits)

@@ -70,7 +70,7 @@ async def test_every_field_comes_back(tmp_path: Path) -> None:
 
 
 async def test_signed_deposits_come_back_as_they_were_signed(tmp_path: Path) -> None:
-    """F-75, F-98: of every kind, for what is presented again must be the same."""
+    """F-75: of every kind, for what is presented again must be the same."""
     path = tmp_path / "purse.db"
     for deposit in DEPOSITS:
         purse = await opened(path, account_of(opening=deposit, top_up=deposit))
