@@ -195,8 +195,11 @@ async def latencies_ms(port: int, requests: Sequence[bytes]) -> list[float]:
 
 
 @asynccontextmanager
-async def flood(port: int, challenge: Challenge, key: ChannelKey) -> AsyncIterator[None]:
-    """Send bad vouchers on one channel over many connections, for as long as the context lasts."""
+async def flood(port: int, challenge: Challenge, key: ChannelKey) -> AsyncIterator[list[int]]:
+    """Send bad vouchers on one channel over many connections, for as long as the context lasts.
+
+    Gives a list of one number: how many were refused so far.
+    """
     good = parse_credential(header_of(challenge, key, PRICE))
     if not isinstance(good.payload, VoucherPayload):
         raise TypeError(good)
@@ -213,12 +216,16 @@ async def flood(port: int, challenge: Challenge, key: ChannelKey) -> AsyncIterat
                 length = _LENGTH.search(head)
                 if length is not None:
                     await reader.readexactly(int(length[1]))
+                if not head.startswith((b"HTTP/1.1 402", b"HTTP/1.1 429")):
+                    raise SystemExit(f"not refused: {head[:300]!r}")
+                refused[0] += 1
         finally:
             writer.close()
 
+    refused = [0]
     senders = [asyncio.create_task(send()) for _ in range(FLOODING)]
     try:
-        yield
+        yield refused
     finally:
         for sender in senders:
             sender.cancel()
