@@ -19,6 +19,7 @@ from settlement.journal.url import open_journal
 from settlement.orders.interface import DepositOrder, OrderStatus
 from settlement.sponsor import FEE_TOO_HIGH, NONCE_TAKEN
 from settlement.tx_manager import TxManager
+from settlement.tx_state import TxStatus
 from tests.e2e.selling import PRICE
 from tests.e2e.sponsored import LIMITS, Sponsored, sponsor_deposits
 
@@ -140,13 +141,9 @@ async def test_a_nonce_taken_from_elsewhere_costs_no_deposit(
         async with one.chain.mining_paused():
             sending = asyncio.create_task(send(one, until=OrderStatus.REFUSED))
             async with asyncio.timeout(10):
-                while not await one.journal.open_transactions():  # noqa: ASYNC110 -- a disk
+                while not await is_in_pool(one):  # noqa: ASYNC110 -- a disk has no event
                     await asyncio.sleep(0.02)
-            await asyncio.sleep(0.3)
-            (tx,) = await one.journal.open_transactions()
-            await one.chain.rpc.command("anvil_dropTransaction", "0x" + tx.newest.tx_hash.hex())
-            elsewhere = TxManager(one.chain.rpc, one.chain.signer("payee"))
-            await elsewhere.broadcast(one.payer.address, b"", value_wei=1)
+            await use_nonce_elsewhere(one, nonce=0)
         assert (await sending).reason == NONCE_TAKEN
         assert (await one.provider.send(payload)).status_code == 503  # wanted again
         await send(one)
@@ -170,6 +167,26 @@ async def test_a_settler_without_the_lease_sends_nothing(devnet: TestChain, tmp_
         assert await one.sent() == 0
         (order,) = await one.orders.list_open()
         assert order.status is OrderStatus.WANTED
+
+
+async def is_in_pool(one: Sponsored) -> bool:
+    return any(tx.status is TxStatus.SENT for tx in await one.journal.open_transactions())
+
+
+async def use_nonce_elsewhere(one: Sponsored, *, nonce: int) -> None:
+    """Somebody uses the payee's key by hand, and bids more than a deposit may cost."""
+    payee = "0x" + one.chain.account("payee").address.hex()
+    await one.chain.rpc.command("anvil_impersonateAccount", payee)
+    transfer = {
+        "from": payee,
+        "to": "0x" + one.payer.address.hex(),
+        "value": "0x1",
+        "nonce": hex(nonce),
+        "gas": hex(21_000),
+        "maxFeePerGas": hex(5_000 * 10**9),
+        "maxPriorityFeePerGas": hex(4_000 * 10**9),
+    }
+    await one.chain.rpc.command("eth_sendTransaction", transfer)
 
 
 async def open_other(folder: Path, chain: Devnet) -> SqliteJournal:
