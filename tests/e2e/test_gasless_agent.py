@@ -176,7 +176,7 @@ async def test_an_agent_that_dies_while_its_deposit_is_mined_deposits_once(
     """F-75: the next process presents the same signature; the books know it."""
     async with (
         devnet.connect() as chain,
-        sponsored(chain, tmp_path, wait_s=0.2) as sponsoring,
+        sponsored(chain, tmp_path, wait_s=5.0) as sponsoring,
         open_shop(chain, tmp_path, sponsoring=sponsoring) as shop,
     ):
         before = await balances(chain)

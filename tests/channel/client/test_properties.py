@@ -245,7 +245,7 @@ async def test_no_server_gets_more_than_count_step_and_policy(
     await play(plans, budget)
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 @given(plans=PLANS, budget=st.sampled_from(BUDGETS), keeps_deposits=st.booleans())
 async def test_no_server_gets_more_by_paying_the_gas(
     plans: list[Any], budget: int, *, keeps_deposits: bool
