@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from channel.limits import GRACE_PERIOD_S_MIN
@@ -63,14 +63,17 @@ class WatchAlarms:
         self._left_at = now if is_turn else self._left_at
         return is_turn
 
-    def graces(self, owed: Mapping[ChannelKey, ChannelState], moment: Moment) -> None:
-        """Ring for each close that is owed, as its grace period runs (F-64)."""
+    def graces(self, owed: Mapping[ChannelKey, ChannelState], moment: Callable[[], Moment]) -> None:
+        """Ring for each close that is owed, as its grace period runs (F-64).
+
+        `moment` is asked for only when something is owed: before that no block may be known.
+        """
         named = {f"0x{key.channel_id.hex()}": state for key, state in owed.items()}
         for alarm in self._alarms.ringing:
             if alarm.kind is AlarmKind.GRACE_RUNS and alarm.subject not in named:
                 self._alarms.end(AlarmKind.GRACE_RUNS, subject=alarm.subject)
         for name, state in named.items():
-            stage = grace_stage(state, moment)
+            stage = grace_stage(state, moment())
             if stage:
                 self._alarms.ring(
                     AlarmKind.GRACE_RUNS,

@@ -220,8 +220,7 @@ class ChannelWatcher:
                 _log.info("channels changed on chain: %d", sweep.changed)
             if self._defence is not None:
                 self._defence.submit(dues)
-        if self.head is not None:
-            self._telling.graces(self._docket.owed, self._moment())
+        self._telling.graces(self._docket.owed, self._moment)
         if self._defence is not None:
             self._defence.require_sound()
 

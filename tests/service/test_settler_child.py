@@ -140,7 +140,10 @@ def test_it_is_told_its_settings_and_no_secret_of_the_gateway(
 ) -> None:
     """F-104: the secrets of challenges are no business of the settler's."""
     monkeypatch.setenv("MPP_SESSION_PAYMENT_SECRETS", "a secret of thirty-two bytes or more")
-    config = settings(devnet, tmp_path, SETTLEMENT_SETTLE_VALUE="77")
+    config = settings(
+        devnet, tmp_path, SETTLEMENT_SETTLE_VALUE="77", TOWER_EXPORT_FILE="settles.jsonl"
+    )
+    assert config.tower.export_file == "settles.jsonl"
     told = settler_environment(config)
     assert "MPP_SESSION_PAYMENT_SECRETS" not in told
     assert load_settler_config(environment=told) == config

@@ -1,5 +1,7 @@
 """What the watcher rings, when it gets worse, and when it is over."""
 
+from collections.abc import Callable
+
 from msgspec.structs import replace
 
 from settlement.alarms import AlarmKind, Alarms
@@ -10,6 +12,10 @@ from tests.settlement.test_schedule import NOW, channel
 
 def told(alarms: Alarms) -> list[tuple[AlarmKind, int]]:
     return [(alarm.kind, alarm.level) for alarm in alarms.ringing]
+
+
+def at(gone_s: int) -> Callable[[], Moment]:
+    return lambda: Moment(now=NOW + gone_s, grace_period_s=900)
 
 
 def build(alarms: Alarms, *, away_s_max: float = 60.0) -> WatchAlarms:
@@ -23,11 +29,11 @@ def test_each_quarter_of_a_grace_period_rings_once_and_its_end_ends_it() -> None
     owed = {state.key: state}
     stages = []
     for gone_s in (0, 224, 225, 450, 675, 900, 1800):
-        telling.graces(owed, Moment(now=NOW + gone_s, grace_period_s=900))
+        telling.graces(owed, at(gone_s))
         stages.append(alarms.ringing[0].level if alarms.ringing else 0)
     assert stages == [0, 0, 25, 50, 75, 100, 100]
     assert "900 at risk" in alarms.ringing[0].text
-    telling.graces({}, Moment(now=NOW + 1801, grace_period_s=900))
+    telling.graces({}, at(1801))
     assert not alarms.ringing
 
 
@@ -35,7 +41,7 @@ def test_one_exit_that_ends_leaves_the_others_ringing() -> None:
     alarms = Alarms()
     telling = build(alarms)
     states = [channel(number=n, vouchers=(9,), spent=9, asked_at=NOW) for n in (1, 2)]
-    late = Moment(now=NOW + 700, grace_period_s=900)
+    late = at(700)
     telling.graces({state.key: state for state in states}, late)
     telling.graces({states[1].key: replace(states[1])}, late)
     assert [alarm.subject for alarm in alarms.ringing] == ["0x" + states[1].key.channel_id.hex()]
