@@ -88,28 +88,27 @@ def build_top_up_deposit(
     Raises:
         MalformedPayloadError: A field contradicts the channel, the offer or the escrow.
     """
-    funding = payload.authorization
-    salt = b""
-    if isinstance(payload, TopUpAuthorization) and isinstance(funding, TransferAuthorization):
-        salt = payload.salt
-        _require_to_escrow(paid, funding)
+    if isinstance(payload, TopUpAuthorization):
+        transfer, salt = payload.authorization, payload.salt
+        _require_to_escrow(paid, transfer)
         expected = top_up_nonce(
             payload.channel_id,
             additional_deposit=payload.additional_deposit,
-            funder=funding.funder,
+            funder=transfer.funder,
             salt=salt,
         )
-        if funding.value != payload.additional_deposit:
+        if transfer.value != payload.additional_deposit:
             raise _wrong("value", "not additionalDeposit")
-        if funding.nonce != expected:
+        if transfer.nonce != expected:
             raise _wrong("nonce", "not the one of this top-up")
-    elif isinstance(funding, TopUpPermit):
-        _require_token(funding, terms)
-        if funding.amount != payload.additional_deposit:
-            raise _wrong("permitted.amount", "not additionalDeposit")
-        if funding.channel_id != payload.channel_id:
-            raise _wrong("witness.channelId", "not the channel")
-    return _deposit(paid.key, funding, salt, payload.signature, opens=None)
+        return _deposit(paid.key, transfer, salt, payload.signature, opens=None)
+    permit = payload.authorization
+    _require_token(permit, terms)
+    if permit.amount != payload.additional_deposit:
+        raise _wrong("permitted.amount", "not additionalDeposit")
+    if permit.channel_id != payload.channel_id:
+        raise _wrong("witness.channelId", "not the channel")
+    return _deposit(paid.key, permit, b"", payload.signature, opens=None)
 
 
 def require_key_signature(deposit: SponsoredDeposit, token: bytes, terms: ChannelTerms) -> None:
