@@ -29,7 +29,7 @@ Lists in the environment are separated by commas.
 `mpp-session gateway --config gateway.toml` starts it. It refuses to start on anything that would
 lose money later, and says which setting it is.
 
-*Written from `service/settings.py` by `python -m service.settings_page`; do not edit.*
+*Written from `service/settings` by `python -m service.settings_page`; do not edit.*
 """
 
 EXAMPLE = """\

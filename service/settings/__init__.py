@@ -1,0 +1,41 @@
+"""Every setting of the program: name, type, bounds, default and what it is for.
+
+One frozen struct a section. `docs/configuration.md` is written from here, and a test compares the
+two. Values are checked here as far as they can be without a node or a file; `service.wiring`
+checks the rest before anything is served.
+"""
+
+from service.settings.books import Exposure, Ledger, Settlement, Sponsoring, Tower
+from service.settings.chain import DEVELOPMENT_CHAINS, Chain, Payee, Relayer, names_key
+from service.settings.programs import (
+    Config,
+    ProviderConfig,
+    SettlerConfig,
+    TowerConfig,
+    WatchConfig,
+)
+from service.settings.serving import Listen, Payment, Price, Upstream
+from service.settings.values import Secret
+
+__all__ = [
+    "DEVELOPMENT_CHAINS",
+    "Chain",
+    "Config",
+    "Exposure",
+    "Ledger",
+    "Listen",
+    "Payee",
+    "Payment",
+    "Price",
+    "ProviderConfig",
+    "Relayer",
+    "Secret",
+    "Settlement",
+    "SettlerConfig",
+    "Sponsoring",
+    "Tower",
+    "TowerConfig",
+    "Upstream",
+    "WatchConfig",
+    "names_key",
+]

@@ -1,0 +1,64 @@
+"""What settings are made of: a section, a secret, an address, a URL."""
+
+from typing import Annotated, Final
+from urllib.parse import urlsplit
+
+import msgspec
+from msgspec import Meta
+
+__all__ = [
+    "INT64_MAX",
+    "TOKENS_MAX",
+    "HexAddress",
+    "Positive",
+    "Secret",
+    "Section",
+    "is_loopback",
+    "require_http_url",
+]
+
+INT64_MAX: Final = 2**63 - 1
+TOKENS_MAX: Final = 10**9
+
+HexAddress = Annotated[str, Meta(pattern=r"^0x[0-9a-fA-F]{40}$")]
+Positive = Annotated[int, Meta(ge=1, le=INT64_MAX)]
+
+
+class Secret:
+    """A text that is never printed: not by `repr`, `str`, a log or a trace (F-103)."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def reveal(self) -> str:
+        """Return the text, for the one place that needs it."""
+        return self._text
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and self._text == other._text
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
+    def __repr__(self) -> str:
+        return "Secret(...)"
+
+
+class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One table of the file."""
+
+
+def is_loopback(url: str) -> bool:
+    """Whether a URL leads to this machine."""
+    return urlsplit(url).hostname in {"127.0.0.1", "::1", "localhost"}
+
+
+def require_http_url(name: str, url: str) -> None:
+    """Refuse what is no plain http or https URL; `name` is the setting."""
+    parts = urlsplit(url)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise ValueError(f"`{name}` must be an http or https URL")
+    if parts.query or parts.fragment:
+        raise ValueError(f"`{name}` must have neither query nor fragment")
