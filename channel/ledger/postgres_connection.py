@@ -2,29 +2,29 @@
 
 import asyncio
 import re
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from typing import Final
 from zlib import crc32
 
 import asyncpg
 
 from channel.errors import ConfigError, LedgerUnavailableError
-from channel.ledger.queries import load_migrations
+from channel.ledger.queries import Schema, load_schema
 from channel.limits import LEDGER_BUSY_S
 
 __all__ = [
     "BROKEN",
     "FAILURES",
     "Listener",
+    "OneConnection",
     "connect",
     "notification_channel",
     "require_durable",
     "require_schema",
 ]
 
-_MIGRATIONS: Final = load_migrations("postgres")
-_MIGRATION_LOCK: Final = crc32(b"mpp-session ledger schema")
+_SCHEMA: Final = load_schema("ledger", "postgres")
 _RECONNECT_S: Final = (0.0, 0.05, 0.2, 1.0)
 
 BROKEN: Final = (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError)
@@ -66,32 +66,68 @@ async def require_durable(connection: asyncpg.Connection) -> None:
             raise ConfigError(f"PostgreSQL runs with {name} = off: an accepted voucher may be lost")
 
 
-async def require_schema(
-    connection: asyncpg.Connection, migrations: dict[int, str] = _MIGRATIONS
-) -> None:
+async def require_schema(connection: asyncpg.Connection, schema: Schema = _SCHEMA) -> None:
     """Run the migrations that are missing, in one transaction, one process at a time.
 
     Raises:
-        ConfigError: The database was written by a newer version.
+        ConfigError: The tables were written by a newer version.
     """
     async with connection.transaction():
-        await connection.execute("SELECT pg_advisory_xact_lock($1)", _MIGRATION_LOCK)
-        await connection.execute(
-            "CREATE TABLE IF NOT EXISTS ledger_schema (version INTEGER NOT NULL)"
-        )
-        version = await connection.fetchval("SELECT version FROM ledger_schema")
+        lock = crc32(f"mpp-session {schema.name} schema".encode())
+        await connection.execute("SELECT pg_advisory_xact_lock($1)", lock)
+        await connection.execute(schema.create_version)
+        version = await connection.fetchval(schema.select_version)
         if version is None:
-            await connection.execute("INSERT INTO ledger_schema (version) VALUES (0)")
+            await connection.execute(schema.insert_version)
             version = 0
-        if version > max(migrations):
-            raise ConfigError(
-                f"the ledger has schema version {version}, this program knows up to "
-                f"{max(migrations)}: run the version that wrote it, or a newer one"
-            )
-        for number, script in migrations.items():
+        schema.require_known(version)
+        for number, script in schema.migrations.items():
             if number > version:
                 await connection.execute(script)
-                await connection.execute("UPDATE ledger_schema SET version = $1", number)
+                await connection.execute(schema.update_version(number))
+
+
+class OneConnection:
+    """One connection for all callers, one at a time; opened when needed, again when it is lost.
+
+    What it was doing when it was lost has an outcome that only a look at the tables tells.
+    """
+
+    def __init__(self, dsn: str, name: str) -> None:
+        """`name` is whose connection it is, for messages."""
+        self._dsn = dsn
+        self._name = name
+        self._connection: asyncpg.Connection | None = None
+        self._one_at_a_time = asyncio.Lock()
+        self._is_closed = False
+
+    @asynccontextmanager
+    async def use(self) -> AsyncIterator[asyncpg.Connection]:
+        """Have the connection for oneself.
+
+        Raises:
+            LedgerUnavailableError: The server said no, or is gone; or it was closed here.
+        """
+        async with self._one_at_a_time:
+            if self._is_closed:
+                raise LedgerUnavailableError(f"The {self._name} is closed.")
+            try:
+                if self._connection is None or self._connection.is_closed():
+                    self._connection = await connect(self._dsn)
+                yield self._connection
+            except FAILURES as error:
+                if isinstance(error, BROKEN) and self._connection is not None:
+                    self._connection.terminate()
+                    self._connection = None
+                raise LedgerUnavailableError(f"PostgreSQL: {error}") from error
+
+    async def close(self) -> None:
+        """Close it, once nobody uses it."""
+        async with self._one_at_a_time:
+            self._is_closed = True
+            if self._connection is not None:
+                with suppress(*FAILURES):
+                    await self._connection.close()
 
 
 async def notification_channel(connection: asyncpg.Connection) -> str:

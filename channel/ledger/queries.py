@@ -1,13 +1,60 @@
-"""SQL as it lies in `sql/`: named queries and numbered migrations, read once."""
+"""SQL as it lies in a package's `sql/`: named queries and numbered migrations, read once."""
 
 import re
 from importlib.resources import files
 from typing import Final
 
-__all__ = ["load_migrations", "load_queries"]
+import msgspec
+
+from channel.errors import ConfigError
+
+__all__ = ["Schema", "load_queries", "load_schema"]
 
 _NAME: Final = re.compile(r"^-- (\w+) --$", re.MULTILINE)
 _MIGRATION: Final = re.compile(r"(\d{4})_\w+\.sql")
+
+
+class Schema(msgspec.Struct, frozen=True):
+    """The tables of the ledger, of the journal or of the orders, version by version.
+
+    Each has its own version, in a table of one row: `<name>_schema`.
+    """
+
+    name: str
+    migrations: dict[int, str]
+    """Scripts by the version they lead to, in order."""
+
+    @property
+    def create_version(self) -> str:
+        """The statement that makes the table of one row."""
+        return f"CREATE TABLE IF NOT EXISTS {self.name}_schema (version INTEGER NOT NULL)"
+
+    @property
+    def select_version(self) -> str:
+        """The query for the version; no row when nothing ran yet."""
+        return f"SELECT version FROM {self.name}_schema"  # noqa: S608 - a name of ours
+
+    @property
+    def insert_version(self) -> str:
+        """The statement that says that nothing ran yet."""
+        return f"INSERT INTO {self.name}_schema (version) VALUES (0)"  # noqa: S608
+
+    def update_version(self, version: int) -> str:
+        """Return the statement that says how far it ran."""
+        return f"UPDATE {self.name}_schema SET version = {version:d}"  # noqa: S608
+
+    def require_known(self, version: int) -> None:
+        """Refuse tables that a newer program has changed.
+
+        Raises:
+            ConfigError: This program does not know that version.
+        """
+        known = max(self.migrations)
+        if version > known:
+            raise ConfigError(
+                f"the {self.name} has schema version {version}, this program knows up to {known}: "
+                "run the version that wrote it, or a newer one"
+            )
 
 
 def load_queries(dialect: str, package: str = __package__) -> dict[str, str]:
@@ -17,13 +64,13 @@ def load_queries(dialect: str, package: str = __package__) -> dict[str, str]:
     return {name: _without_comments(sql) for name, sql in zip(parts[::2], parts[1::2], strict=True)}
 
 
-def load_migrations(dialect: str, package: str = __package__) -> dict[int, str]:
-    """Return the migrations of `sql/<dialect>` by the version they lead to, in order."""
+def load_schema(name: str, dialect: str, package: str = __package__) -> Schema:
+    """Return the migrations of a package's `sql/<dialect>`."""
     found = {}
     for path in (files(package) / "sql" / dialect).iterdir():
         if named := _MIGRATION.fullmatch(path.name):
             found[int(named[1])] = path.read_text(encoding="utf-8")
-    return dict(sorted(found.items()))
+    return Schema(name, dict(sorted(found.items())))
 
 
 def _without_comments(sql: str) -> str:

@@ -5,15 +5,15 @@ import fcntl
 import os
 import sqlite3
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Concatenate, Final, ParamSpec, TypeVar
 
 import aiosqlite
 
 from channel.errors import ConfigError, LedgerUnavailableError
-from channel.ledger.queries import load_migrations
+from channel.ledger.queries import Schema, load_schema
 from channel.limits import LEDGER_BUSY_S
 
 __all__ = [
@@ -23,12 +23,13 @@ __all__ = [
     "is_fatal",
     "require_schema",
     "split_statements",
+    "transaction",
 ]
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_MIGRATIONS: Final = load_migrations("sqlite")
+_SCHEMA: Final = load_schema("ledger", "sqlite")
 
 # After a failed sync the kernel may have dropped what it could not write, and a later sync would
 # succeed without it; after corruption nothing that is read can be trusted. Only a new process,
@@ -68,6 +69,19 @@ class SqliteConnection(aiosqlite.Connection):
         except (sqlite3.Error, ValueError) as error:  # the latter is aiosqlite's for "closed"
             raise LedgerUnavailableError(f"SQLite: {error}") from error
         return result
+
+    async def run_transaction(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Run `work(connection)` in the connection's thread and in a transaction of its own.
+
+        Raises:
+            LedgerUnavailableError: SQLite refused, or the connection is closed.
+        """
+
+        def run(connection: sqlite3.Connection) -> T:
+            with transaction(connection):
+                return work(connection)
+
+        return await self.run(run)
 
     def post(self, task: Callable[[], None]) -> None:
         """Have `task` run in the connection's thread, which takes no answer and no error of it.
@@ -162,42 +176,44 @@ def _prepare(connection: sqlite3.Connection) -> None:
     synchronous = connection.execute("PRAGMA synchronous").fetchone()[0]
     if mode != "wal" or synchronous != 2:  # noqa: PLR2004 - SQLite's number for FULL
         raise ConfigError("SQLite does not do write-ahead logging with full sync on this file")
-    require_schema(connection, _MIGRATIONS)
+    require_schema(connection, _SCHEMA)
 
 
-def require_schema(connection: sqlite3.Connection, migrations: dict[int, str]) -> None:
+def require_schema(connection: sqlite3.Connection, schema: Schema) -> None:
     """Run the migrations that are missing, each in its own transaction.
 
     Raises:
-        ConfigError: The database was written by a newer version.
+        ConfigError: The tables were written by a newer version.
     """
-    for version, script in migrations.items():
-        connection.execute("BEGIN IMMEDIATE")
-        try:
-            if _schema_version(connection, max(migrations)) < version:
+    for version, script in schema.migrations.items():
+        with transaction(connection):
+            if _schema_version(connection, schema) < version:
                 for statement in split_statements(script):
                     connection.execute(statement)
-                connection.execute("UPDATE ledger_schema SET version = ?", [version])
-            connection.execute("COMMIT")
-        except BaseException:
-            with suppress(sqlite3.Error):
-                connection.execute("ROLLBACK")
-            raise
+                connection.execute(schema.update_version(version))
 
 
-def _schema_version(connection: sqlite3.Connection, known: int) -> int:
-    connection.execute("CREATE TABLE IF NOT EXISTS ledger_schema (version INTEGER NOT NULL)")
-    row = connection.execute("SELECT version FROM ledger_schema").fetchone()
+@contextmanager
+def transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """Commit what is done within, or nothing of it."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        with suppress(sqlite3.Error):
+            connection.execute("ROLLBACK")
+        raise
+
+
+def _schema_version(connection: sqlite3.Connection, schema: Schema) -> int:
+    connection.execute(schema.create_version)
+    row = connection.execute(schema.select_version).fetchone()
     if row is None:
-        connection.execute("INSERT INTO ledger_schema (version) VALUES (0)")
+        connection.execute(schema.insert_version)
         return 0
-    version = int(row[0])
-    if version > known:
-        raise ConfigError(
-            f"the ledger has schema version {version}, this program knows up to {known}: "
-            "run the version that wrote it, or a newer one"
-        )
-    return version
+    schema.require_known(row[0])
+    return int(row[0])
 
 
 def split_statements(script: str) -> list[str]:

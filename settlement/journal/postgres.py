@@ -1,17 +1,15 @@
 """The journal in the ledger's PostgreSQL database."""
 
-import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Any, Final
-from zlib import crc32
 
 import asyncpg
 from msgspec.structs import astuple
 
-from channel.errors import ConfigError, InvariantError, LedgerUnavailableError
+from channel.errors import InvariantError
 from channel.ledger import postgres_connection as pg
-from channel.ledger.queries import load_migrations, load_queries
+from channel.ledger.queries import load_queries, load_schema
 from channel.types import Address, ChannelKey, TxHash
 from settlement.errors import LeaseLostError, NonceTakenError
 from settlement.journal.interface import Look, Quarantined
@@ -26,10 +24,8 @@ from settlement.tx_state import Event, Intent, JournalTx, Signed, advance
 
 __all__ = ["PostgresJournal"]
 
-_PACKAGE: Final = "settlement.journal"
-_SQL: Final = load_queries("postgres", _PACKAGE)
-_MIGRATIONS: Final = load_migrations("postgres", _PACKAGE)
-_MIGRATION_LOCK: Final = crc32(b"mpp-session journal schema")
+_SQL: Final = load_queries("postgres", __package__)
+_SCHEMA: Final = load_schema("journal", "postgres", __package__)
 
 
 class PostgresJournal:
@@ -42,12 +38,9 @@ class PostgresJournal:
     is_durable = True
 
     def __init__(self, dsn: str, chain_id: int, account: Address) -> None:
-        self._dsn = dsn
+        self._database = pg.OneConnection(dsn, "journal")
         self._lane = (chain_id, account)
         self._fence: int | None = None
-        self._connection: asyncpg.Connection | None = None
-        self._one_at_a_time = asyncio.Lock()
-        self._is_closed = False
 
     @classmethod
     async def open(cls, dsn: str, *, chain_id: int, account: Address) -> "PostgresJournal":
@@ -59,9 +52,9 @@ class PostgresJournal:
         """
         journal = cls(dsn, chain_id, account)
         try:
-            async with journal._using() as connection:
+            async with journal._database.use() as connection:
                 await pg.require_durable(connection)
-                await _require_schema(connection)
+                await pg.require_schema(connection, _SCHEMA)
         except BaseException:
             await journal.close()
             raise
@@ -82,7 +75,7 @@ class PostgresJournal:
 
     async def next_nonce(self) -> int:
         """See `interface.Journal.next_nonce`."""
-        async with self._using() as connection:
+        async with self._database.use() as connection:
             return await self._next_nonce(connection)
 
     async def record(self, tx_id: int, events: Sequence[Event]) -> JournalTx:
@@ -102,23 +95,23 @@ class PostgresJournal:
 
     async def open_transactions(self) -> list[JournalTx]:
         """See `interface.Journal.open_transactions`."""
-        async with self._using() as connection:
+        async with self._database.use() as connection:
             return await _select(connection, "select_open", *self._lane)
 
     async def transactions_from(self, nonce: int) -> list[JournalTx]:
         """See `interface.Journal.transactions_from`."""
-        async with self._using() as connection:
+        async with self._database.use() as connection:
             return await _select(connection, "select_from", *self._lane, nonce)
 
     async def find(self, tx_hash: TxHash) -> JournalTx | None:
         """See `interface.Journal.find`."""
-        async with self._using() as connection:
+        async with self._database.use() as connection:
             found = await _select(connection, "select_by_hash", *self._lane, tx_hash)
         return found[0] if found else None
 
     async def take_lease(self, holder: str, *, ttl_s: float) -> int | None:
         """See `interface.SettlerJournal.take_lease`."""
-        async with self._using() as connection:
+        async with self._database.use() as connection:
             fence: int | None = await connection.fetchval(
                 _SQL["take_lease"], *self._lane, holder, ttl_s
             )
@@ -128,7 +121,7 @@ class PostgresJournal:
 
     async def renew_lease(self, *, ttl_s: float) -> None:
         """See `interface.SettlerJournal.renew_lease`."""
-        async with self._using() as connection:
+        async with self._database.use() as connection:
             values = (*self._lane, self._fence, ttl_s)
             if await connection.fetchval(_SQL["renew_lease"], *values) is None:
                 raise LeaseLostError("Another settler has taken over the key.")
@@ -136,25 +129,25 @@ class PostgresJournal:
     async def release_lease(self) -> None:
         """See `interface.SettlerJournal.release_lease`."""
         if self._fence is not None:
-            async with self._using() as connection:
+            async with self._database.use() as connection:
                 await connection.fetchval(_SQL["renew_lease"], *self._lane, self._fence, 0.0)
             self._fence = None
 
     async def lease_holder(self) -> str | None:
         """See `interface.SettlerJournal.lease_holder`."""
-        async with self._using() as connection:
+        async with self._database.use() as connection:
             holder: str | None = await connection.fetchval(_SQL["select_holder"], *self._lane)
             return holder
 
     async def quarantined(self) -> list[Quarantined]:
         """See `interface.SettlerJournal.quarantined`."""
-        async with self._using() as connection:
+        async with self._database.use() as connection:
             rows = await connection.fetch(_SQL["select_quarantine"], self._lane[0])
         return [quarantined_from_row(row) for row in rows]
 
     async def find_quarantined(self, key: ChannelKey) -> Quarantined | None:
         """See `interface.SettlerJournal.find_quarantined`."""
-        async with self._using() as connection:
+        async with self._database.use() as connection:
             rows = await connection.fetch(_SQL["select_quarantined"], *_key(key))
         return quarantined_from_row(rows[0]) if rows else None
 
@@ -176,41 +169,22 @@ class PostgresJournal:
 
     async def last_look(self) -> Look | None:
         """See `interface.SettlerJournal.last_look`."""
-        async with self._using() as connection:
+        async with self._database.use() as connection:
             row = await connection.fetchrow(_SQL["select_look"], *self._lane)
         return None if row is None else Look(*row)
 
     async def close(self) -> None:
         """See `interface.SettlerJournal.close`."""
-        async with self._one_at_a_time:
-            self._is_closed = True
-            if self._connection is not None:
-                with suppress(*pg.FAILURES):
-                    await self._connection.close()
+        await self._database.close()
 
     async def _next_nonce(self, connection: asyncpg.Connection) -> int:
         nonce: int = await connection.fetchval(_SQL["select_next_nonce"], *self._lane)
         return nonce
 
     @asynccontextmanager
-    async def _using(self) -> AsyncIterator[asyncpg.Connection]:
-        async with self._one_at_a_time:
-            if self._is_closed:
-                raise LedgerUnavailableError("The journal is closed.")
-            try:
-                if self._connection is None or self._connection.is_closed():
-                    self._connection = await pg.connect(self._dsn)
-                yield self._connection
-            except pg.FAILURES as error:
-                if isinstance(error, pg.BROKEN) and self._connection is not None:
-                    self._connection.terminate()
-                    self._connection = None
-                raise LedgerUnavailableError(f"PostgreSQL: {error}") from error
-
-    @asynccontextmanager
     async def _writing(self) -> AsyncIterator[asyncpg.Connection]:
         """Open a transaction in which our lease cannot be taken from us."""
-        async with self._using() as connection, connection.transaction():
+        async with self._database.use() as connection, connection.transaction():
             fence = await connection.fetchval(_SQL["lock_lease"], *self._lane)
             if self._fence is None or fence != self._fence:
                 raise LeaseLostError("Another settler has taken over the key.")
@@ -233,23 +207,3 @@ async def _update(connection: asyncpg.Connection, before: JournalTx, after: Jour
 
 def _key(key: ChannelKey) -> tuple[int, bytes, bytes]:
     return key.chain_id, key.escrow, key.channel_id
-
-
-async def _require_schema(connection: asyncpg.Connection) -> None:
-    """Run the migrations that are missing, in one transaction, one process at a time."""
-    async with connection.transaction():
-        await connection.execute("SELECT pg_advisory_xact_lock($1)", _MIGRATION_LOCK)
-        await connection.execute(_SQL["create_schema"])
-        version = await connection.fetchval(_SQL["select_version"])
-        if version is None:
-            await connection.execute(_SQL["insert_version"])
-            version = 0
-        if version > max(_MIGRATIONS):
-            raise ConfigError(
-                f"the journal has schema version {version}, this program knows up to "
-                f"{max(_MIGRATIONS)}: run the version that wrote it, or a newer one"
-            )
-        for number, script in _MIGRATIONS.items():
-            if number > version:
-                await connection.execute(script)
-                await connection.execute(_SQL["update_version"], number)

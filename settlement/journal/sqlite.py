@@ -3,19 +3,18 @@
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Final, TypeVar
 
 from msgspec.structs import astuple
 
 from channel.errors import ConfigError, InvariantError
-from channel.ledger.queries import load_migrations, load_queries
+from channel.ledger.queries import load_queries, load_schema
 from channel.ledger.sqlite_connection import (
     ProcessLock,
     SqliteConnection,
     connect,
-    split_statements,
+    require_schema,
 )
 from channel.types import Address, ChannelKey, TxHash
 from settlement.errors import LeaseLostError, NonceTakenError
@@ -31,9 +30,8 @@ from settlement.tx_state import Event, Intent, JournalTx, Signed, advance
 
 __all__ = ["SqliteJournal"]
 
-_PACKAGE: Final = "settlement.journal"
-_SQL: Final = load_queries("sqlite", _PACKAGE)
-_MIGRATIONS: Final = load_migrations("sqlite", _PACKAGE)
+_SQL: Final = load_queries("sqlite", __package__)
+_SCHEMA: Final = load_schema("journal", "sqlite", __package__)
 
 _T = TypeVar("_T")
 
@@ -66,7 +64,7 @@ class SqliteJournal:
         """
         connection = await connect(path)
         try:
-            await connection.run(_require_schema)
+            await connection.run(require_schema, _SCHEMA)
         except BaseException:
             await connection.close()
             raise
@@ -105,7 +103,7 @@ class SqliteJournal:
     async def take_lease(self, holder: str, *, ttl_s: float) -> int | None:
         """See `interface.SettlerJournal.take_lease`."""
         lock = await self._try_lock()
-        fence = await self._transaction(
+        fence = await self._connection.run_transaction(
             lambda db: self._take_lease(db, holder, ttl_s, has_lock=lock is not None)
         )
         if fence is not None:
@@ -130,7 +128,7 @@ class SqliteJournal:
     async def release_lease(self) -> None:
         """See `interface.SettlerJournal.release_lease`."""
         if self._fence is not None:
-            await self._transaction(lambda db: self._set_expiry(db, 0.0))
+            await self._connection.run_transaction(lambda db: self._set_expiry(db, 0.0))
             self._fence = None
         self._unlock()
 
@@ -190,21 +188,7 @@ class SqliteJournal:
                 raise LeaseLostError("Another settler has taken over the key.")
             return work(db)
 
-        return await self._transaction(fenced)
-
-    async def _transaction(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
-        def run(db: sqlite3.Connection) -> _T:
-            db.execute("BEGIN IMMEDIATE")
-            try:
-                result = work(db)
-                db.execute("COMMIT")
-            except BaseException:
-                with suppress(sqlite3.Error):
-                    db.execute("ROLLBACK")
-                raise
-            return result
-
-        return await self._connection.run(run)
+        return await self._connection.run_transaction(fenced)
 
     def _add(self, db: sqlite3.Connection, intent: Intent, at: int) -> JournalTx:
         tx = JournalTx(tx_id=0, intent=intent)
@@ -268,33 +252,3 @@ def _rows(db: sqlite3.Connection, name: str, *values: object) -> list[tuple[obje
 
 def _key(key: ChannelKey) -> tuple[int, bytes, bytes]:
     return key.chain_id, key.escrow, key.channel_id
-
-
-def _require_schema(db: sqlite3.Connection) -> None:
-    """Run the migrations that are missing, each in its own transaction."""
-    for version, script in _MIGRATIONS.items():
-        db.execute("BEGIN IMMEDIATE")
-        try:
-            if _schema_version(db) < version:
-                for statement in split_statements(script):
-                    db.execute(statement)
-                db.execute(_SQL["update_version"], [version])
-            db.execute("COMMIT")
-        except BaseException:
-            with suppress(sqlite3.Error):
-                db.execute("ROLLBACK")
-            raise
-
-
-def _schema_version(db: sqlite3.Connection) -> int:
-    db.execute(_SQL["create_schema"])
-    row = db.execute(_SQL["select_version"]).fetchone()
-    if row is None:
-        db.execute(_SQL["insert_version"])
-        return 0
-    if row[0] > max(_MIGRATIONS):
-        raise ConfigError(
-            f"the journal has schema version {row[0]}, this program knows up to "
-            f"{max(_MIGRATIONS)}: run the version that wrote it, or a newer one"
-        )
-    return int(row[0])

@@ -1,26 +1,20 @@
 """Deposit orders in the ledger's PostgreSQL database."""
 
-import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
 from typing import Final
 from zlib import crc32
 
 import asyncpg
 
-from channel.errors import ConfigError, LedgerUnavailableError
 from channel.ledger import postgres_connection as pg
-from channel.ledger.queries import load_migrations, load_queries
+from channel.ledger.queries import load_queries, load_schema
 from channel.types import Address, TxHash
 from settlement.orders.interface import DepositOrder, OrderLimits, OrderStatus
 from settlement.orders.rows import OPEN_ORDERS_MAX, order_from_row, order_values, require_room
 
 __all__ = ["PostgresOrders"]
 
-_PACKAGE: Final = "settlement.orders"
-_SQL: Final = load_queries("postgres", _PACKAGE)
-_MIGRATIONS: Final = load_migrations("postgres", _PACKAGE)
-_MIGRATION_LOCK: Final = crc32(b"mpp-session deposit schema")
+_SQL: Final = load_queries("postgres", __package__)
+_SCHEMA: Final = load_schema("orders", "postgres", __package__)
 _PLACE_LOCK: Final = crc32(b"mpp-session deposit orders")
 
 
@@ -28,11 +22,8 @@ class PostgresOrders:
     """See `interface.DepositOrders`. Make one with `open`. One connection, opened when needed."""
 
     def __init__(self, dsn: str, place: tuple[int, Address]) -> None:
-        self._dsn = dsn
+        self._database = pg.OneConnection(dsn, "list of deposit orders")
         self._place = place
-        self._connection: asyncpg.Connection | None = None
-        self._one_at_a_time = asyncio.Lock()
-        self._is_closed = False
 
     @classmethod
     async def open(cls, dsn: str, *, chain_id: int, escrow: Address) -> "PostgresOrders":
@@ -44,9 +35,9 @@ class PostgresOrders:
         """
         orders = cls(dsn, (chain_id, escrow))
         try:
-            async with orders._using() as connection:
+            async with orders._database.use() as connection:
                 await pg.require_durable(connection)
-                await _require_schema(connection)
+                await pg.require_schema(connection, _SCHEMA)
         except BaseException:
             await orders.close()
             raise
@@ -54,7 +45,7 @@ class PostgresOrders:
 
     async def place(self, order: DepositOrder, limits: OrderLimits) -> DepositOrder:
         """See `interface.DepositOrders.place`. One at a time, or two could share the last gas."""
-        async with self._using() as connection, connection.transaction():
+        async with self._database.use() as connection, connection.transaction():
             await connection.execute("SELECT pg_advisory_xact_lock($1)", _PLACE_LOCK)
             known = await _find(connection, order.order_id)
             if known is not None and known.status is not OrderStatus.REFUSED:
@@ -69,17 +60,17 @@ class PostgresOrders:
 
     async def adopt(self, order: DepositOrder) -> None:
         """See `interface.DepositOrders.adopt`."""
-        async with self._using() as connection:
+        async with self._database.use() as connection:
             await connection.execute(_SQL["upsert_order"], *order_values(order))
 
     async def find(self, order_id: bytes) -> DepositOrder | None:
         """See `interface.DepositOrders.find`."""
-        async with self._using() as connection:
+        async with self._database.use() as connection:
             return await _find(connection, order_id)
 
     async def list_open(self) -> list[DepositOrder]:
         """See `interface.DepositOrders.list_open`."""
-        async with self._using() as connection:
+        async with self._database.use() as connection:
             rows = await connection.fetch(_SQL["select_open"], *self._place, OPEN_ORDERS_MAX)
         return [order_from_row(row) for row in rows]
 
@@ -94,71 +85,32 @@ class PostgresOrders:
     ) -> None:
         """See `interface.DepositOrders.update`."""
         values = (int(status), tx_hash, reason, gas_gwei, order_id)
-        async with self._using() as connection:
+        async with self._database.use() as connection:
             await connection.execute(_SQL["update_order"], *values)
 
     async def list_unknown(self, before: int) -> list[DepositOrder]:
         """See `interface.DepositOrders.list_unknown`."""
-        async with self._using() as connection:
+        async with self._database.use() as connection:
             values = (*self._place, before, OPEN_ORDERS_MAX)
             rows = await connection.fetch(_SQL["select_unknown"], *values)
         return [order_from_row(row) for row in rows]
 
     async def mark_known(self, order_id: bytes) -> None:
         """See `interface.DepositOrders.mark_known`."""
-        async with self._using() as connection:
+        async with self._database.use() as connection:
             await connection.execute(_SQL["update_known"], order_id)
 
     async def prune(self, before: int) -> int:
         """See `interface.DepositOrders.prune`."""
-        async with self._using() as connection:
+        async with self._database.use() as connection:
             done = await connection.execute(_SQL["delete_ended"], *self._place, before)
         return int(done.rpartition(" ")[2])
 
     async def close(self) -> None:
         """See `interface.DepositOrders.close`."""
-        async with self._one_at_a_time:
-            self._is_closed = True
-            if self._connection is not None:
-                with suppress(*pg.FAILURES):
-                    await self._connection.close()
-
-    @asynccontextmanager
-    async def _using(self) -> AsyncIterator[asyncpg.Connection]:
-        async with self._one_at_a_time:
-            if self._is_closed:
-                raise LedgerUnavailableError("The deposit orders are closed.")
-            try:
-                if self._connection is None or self._connection.is_closed():
-                    self._connection = await pg.connect(self._dsn)
-                yield self._connection
-            except pg.FAILURES as error:
-                if isinstance(error, pg.BROKEN) and self._connection is not None:
-                    self._connection.terminate()
-                    self._connection = None
-                raise LedgerUnavailableError(f"PostgreSQL: {error}") from error
+        await self._database.close()
 
 
 async def _find(connection: asyncpg.Connection, order_id: bytes) -> DepositOrder | None:
     row = await connection.fetchrow(_SQL["select_order"], order_id)
     return None if row is None else order_from_row(row)
-
-
-async def _require_schema(connection: asyncpg.Connection) -> None:
-    """Run the migrations that are missing, in one transaction, one process at a time."""
-    async with connection.transaction():
-        await connection.execute("SELECT pg_advisory_xact_lock($1)", _MIGRATION_LOCK)
-        await connection.execute(_SQL["create_schema"])
-        version = await connection.fetchval(_SQL["select_version"])
-        if version is None:
-            await connection.execute(_SQL["insert_version"])
-            version = 0
-        if version > max(_MIGRATIONS):
-            raise ConfigError(
-                f"the deposit orders have schema version {version}, this program knows up to "
-                f"{max(_MIGRATIONS)}: run the version that wrote them, or a newer one"
-            )
-        for number, script in _MIGRATIONS.items():
-            if number > version:
-                await connection.execute(script)
-                await connection.execute(_SQL["update_version"], number)

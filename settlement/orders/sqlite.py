@@ -1,25 +1,20 @@
 """Deposit orders in the ledger's SQLite file."""
 
 import sqlite3
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
-from channel.errors import ConfigError
-from channel.ledger.queries import load_migrations, load_queries
-from channel.ledger.sqlite_connection import SqliteConnection, connect, split_statements
+from channel.ledger.queries import load_queries, load_schema
+from channel.ledger.sqlite_connection import SqliteConnection, connect, require_schema
 from channel.types import Address, TxHash
 from settlement.orders.interface import DepositOrder, OrderLimits, OrderStatus
 from settlement.orders.rows import OPEN_ORDERS_MAX, order_from_row, order_values, require_room
 
 __all__ = ["SqliteOrders"]
 
-_PACKAGE: Final = "settlement.orders"
-_SQL: Final = load_queries("sqlite", _PACKAGE)
-_MIGRATIONS: Final = load_migrations("sqlite", _PACKAGE)
-
-_T = TypeVar("_T")
+_SQL: Final = load_queries("sqlite", __package__)
+_SCHEMA: Final = load_schema("orders", "sqlite", __package__)
 
 
 class SqliteOrders:
@@ -38,7 +33,7 @@ class SqliteOrders:
         """
         connection = await connect(path)
         try:
-            await connection.run(_require_schema)
+            await connection.run(require_schema, _SCHEMA)
         except BaseException:
             await connection.close()
             raise
@@ -57,12 +52,12 @@ class SqliteOrders:
             db.execute(_SQL["upsert_order"], order_values(order))
             return order
 
-        return await self._transaction(place)
+        return await self._connection.run_transaction(place)
 
     async def adopt(self, order: DepositOrder) -> None:
         """See `interface.DepositOrders.adopt`."""
         values = order_values(order)
-        await self._transaction(lambda db: db.execute(_SQL["upsert_order"], values))
+        await self._write("upsert_order", values)
 
     async def find(self, order_id: bytes) -> DepositOrder | None:
         """See `interface.DepositOrders.find`."""
@@ -88,7 +83,7 @@ class SqliteOrders:
     ) -> None:
         """See `interface.DepositOrders.update`."""
         values = (int(status), tx_hash, reason, gas_gwei, order_id)
-        await self._transaction(lambda db: db.execute(_SQL["update_order"], values))
+        await self._write("update_order", values)
 
     async def list_unknown(self, before: int) -> list[DepositOrder]:
         """See `interface.DepositOrders.list_unknown`."""
@@ -101,62 +96,23 @@ class SqliteOrders:
 
     async def mark_known(self, order_id: bytes) -> None:
         """See `interface.DepositOrders.mark_known`."""
-        await self._transaction(lambda db: db.execute(_SQL["update_known"], (order_id,)))
+        await self._write("update_known", (order_id,))
 
     async def prune(self, before: int) -> int:
         """See `interface.DepositOrders.prune`."""
-        values = (*self._place, before)
-        return await self._transaction(lambda db: db.execute(_SQL["delete_ended"], values).rowcount)
+        return await self._write("delete_ended", (*self._place, before))
 
     async def close(self) -> None:
         """See `interface.DepositOrders.close`."""
         await self._connection.close()
 
-    async def _transaction(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
-        def run(db: sqlite3.Connection) -> _T:
-            db.execute("BEGIN IMMEDIATE")
-            try:
-                result = work(db)
-                db.execute("COMMIT")
-            except BaseException:
-                with suppress(sqlite3.Error):
-                    db.execute("ROLLBACK")
-                raise
-            return result
-
-        return await self._connection.run(run)
+    async def _write(self, name: str, values: Sequence[object]) -> int:
+        """Run one statement, durably; return how many rows it changed."""
+        return await self._connection.run_transaction(
+            lambda db: db.execute(_SQL[name], values).rowcount
+        )
 
 
 def _find(db: sqlite3.Connection, order_id: bytes) -> DepositOrder | None:
     row = db.execute(_SQL["select_order"], (order_id,)).fetchone()
     return None if row is None else order_from_row(row)
-
-
-def _require_schema(db: sqlite3.Connection) -> None:
-    """Run the migrations that are missing, each in its own transaction."""
-    for version, script in _MIGRATIONS.items():
-        db.execute("BEGIN IMMEDIATE")
-        try:
-            if _schema_version(db) < version:
-                for statement in split_statements(script):
-                    db.execute(statement)
-                db.execute(_SQL["update_version"], [version])
-            db.execute("COMMIT")
-        except BaseException:
-            with suppress(sqlite3.Error):
-                db.execute("ROLLBACK")
-            raise
-
-
-def _schema_version(db: sqlite3.Connection) -> int:
-    db.execute(_SQL["create_schema"])
-    row = db.execute(_SQL["select_version"]).fetchone()
-    if row is None:
-        db.execute(_SQL["insert_version"])
-        return 0
-    if row[0] > max(_MIGRATIONS):
-        raise ConfigError(
-            f"the deposit orders have schema version {row[0]}, this program knows up to "
-            f"{max(_MIGRATIONS)}: run the version that wrote them, or a newer one"
-        )
-    return int(row[0])

@@ -12,7 +12,7 @@ import pytest
 
 from channel.errors import VerificationFailedError
 from channel.ledger.interface import ClaimRequest, Ledger
-from channel.ledger.queries import load_migrations, load_queries
+from channel.ledger.queries import load_queries, load_schema
 from channel.ledger.url import open_ledger
 from channel.state.transitions import transition
 from tests.channel.books import accepting, key_of, opening
@@ -77,7 +77,7 @@ async def test_postgres_books_of_every_release_open_whole(
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgres"])
 def test_every_version_has_its_migration_and_its_remains(kind: str) -> None:
-    versions = list(load_migrations(kind))
+    versions = list(load_schema("ledger", kind).migrations)
     assert versions == list(range(1, len(versions) + 1))
     assert released(kind) == [f"{kind}_{version:04}.sql" for version in versions]
 

@@ -11,6 +11,7 @@ from channel.errors import ConfigError, LedgerUnavailableError
 from channel.ledger import postgres_connection
 from channel.ledger.interface import ConsumeProof
 from channel.ledger.postgres import PostgresLedger
+from channel.ledger.queries import Schema
 from channel.limits import LEDGER_REMOTE_POLL_S
 from channel.state import commands as c
 from channel.types import TxHash
@@ -186,7 +187,9 @@ async def test_a_newer_schema_is_refused(postgres_url: str, admin: asyncpg.Conne
 
 async def test_a_migration_that_fails_changes_nothing(admin: asyncpg.Connection) -> None:
     with pytest.raises(asyncpg.PostgresSyntaxError):
-        await postgres_connection.require_schema(admin, {1: "CREATE TABLE one (a INT); nonsense"})
+        await postgres_connection.require_schema(
+            admin, Schema("ledger", {1: "CREATE TABLE one (a INT); nonsense"})
+        )
     assert await admin.fetchval("SELECT to_regclass('one')") is None
 
 

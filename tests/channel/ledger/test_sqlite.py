@@ -10,6 +10,7 @@ import pytest
 
 from channel.errors import ConfigError, InvariantError, LedgerUnavailableError
 from channel.ledger import sqlite_connection
+from channel.ledger.queries import Schema
 from channel.ledger.sqlite import SqliteLedger
 from channel.ledger.sqlite_books import SqliteBooks
 from channel.limits import CACHE_TRUSTED_S
@@ -146,7 +147,9 @@ class TestOpening:
 
     def test_a_migration_that_fails_changes_nothing(self, path: Path) -> None:
         connection = sqlite3.connect(path, isolation_level=None)
-        broken = {1: "CREATE TABLE one (a);\n", 2: "CREATE TABLE two (a);\nCREATE nonsense;\n"}
+        broken = Schema(
+            "ledger", {1: "CREATE TABLE one (a);\n", 2: "CREATE TABLE two (a);\nCREATE nonsense;\n"}
+        )
         with pytest.raises(sqlite3.OperationalError):
             sqlite_connection.require_schema(connection, broken)
         tables = connection.execute("SELECT name FROM sqlite_master ORDER BY name").fetchall()

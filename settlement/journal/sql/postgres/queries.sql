@@ -1,16 +1,3 @@
--- create_schema --
--- Where the version of the tables is kept.
-CREATE TABLE IF NOT EXISTS journal_schema (version INTEGER NOT NULL)
-
--- select_version --
--- Which migration ran last.
-SELECT version FROM journal_schema
-
--- insert_version --
--- None ran yet.
-INSERT INTO journal_schema (version) VALUES (0)
-
--- update_version --
 -- This one has run.
 UPDATE journal_schema SET version = $1
 
