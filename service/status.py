@@ -14,7 +14,7 @@ import msgspec
 from channel.errors import ChainUnavailableError
 from channel.ledger.interface import Ledger
 from channel.ledger.url import open_ledger
-from channel.limits import GRACE_PERIOD_S_MIN
+from channel.limits import GRACE_PERIOD_S_MIN, SPONSORED_PERIOD_S
 from channel.state.channel_state import ChannelState
 from channel.types import Address, ChannelId, TxHash
 from service.chain_watch import build_policy, rpc_urls
@@ -24,6 +24,8 @@ from settlement.exposure import exposure_of, gas_reserve_wei
 from settlement.journal.interface import Look, Quarantined
 from settlement.journal.url import open_journal
 from settlement.nodes import EndpointView, judge_nodes, nodes_behind
+from settlement.orders.interface import GWEI
+from settlement.orders.url import open_orders
 from settlement.precautions import PrecautionLimits
 from settlement.rpc import Rpc, RpcLimits
 from settlement.schedule import Moment, SettlePolicy, grace_stage, owes_close, value_at_risk
@@ -131,6 +133,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     journal: JournalView
     at_risk_max: int | None = None
     """The bound on `books.at_risk`, if there is one."""
+    sponsored_wei: int = 0
+    """Gas of the last hour's deposits for payers: what was paid, and what may be still."""
     findings: tuple[Finding, ...] = ()
 
     @property
@@ -274,6 +278,11 @@ async def collect_status(
             quarantined=tuple(await journal.quarantined()),
             look=await journal.last_look(),
         )
+        orders = await open_orders(
+            config.ledger.url, chain_id=config.chain.id, escrow=_escrow(config)
+        )
+        open_.push_async_callback(orders.close)
+        sponsored_gwei = await orders.gas_gwei_since(asked_at - SPONSORED_PERIOD_S)
         try:
             books, chain = await _with_chain(config, ledger, gas_account or payee)
         except ChainUnavailableError:
@@ -286,8 +295,13 @@ async def collect_status(
         chain=chain,
         journal=seen,
         at_risk_max=config.exposure.total_max,
+        sponsored_wei=sponsored_gwei * GWEI,
     )
     return msgspec.structs.replace(status, findings=judge(status))
+
+
+def _escrow(config: WatchConfig) -> Address:
+    return Address(bytes.fromhex(config.chain.escrow[2:]))
 
 
 async def _with_chain(
@@ -297,7 +311,7 @@ async def _with_chain(
     async with await Rpc.connect(
         rpc_urls(config.chain), chain_id=config.chain.id, limits=limits
     ) as rpc:
-        reader = EscrowReader(rpc, Address(bytes.fromhex(config.chain.escrow[2:])))
+        reader = EscrowReader(rpc, _escrow(config))
         head = await rpc.block()
         grace_period_s = await reader.read_grace_period_s()
         books = await _add_up(
@@ -327,7 +341,7 @@ async def _add_up(
 ) -> Books:
     policy = build_policy(config)
     moment = Moment(now=now, grace_period_s=grace_period_s or GRACE_PERIOD_S_MIN)
-    mine = (config.chain.id, bytes.fromhex(config.chain.escrow[2:]))
+    mine = (config.chain.id, _escrow(config))
     books, after = Books(), None
     while page := await ledger.list_channels(after=after, open_only=True):
         after = page[-1].key
@@ -357,6 +371,7 @@ def to_json(status: Status) -> dict[str, Any]:
         "last_seen_at": None if look is None else look.looked_at,
         "balance_wei": None if chain is None else str(chain.balance_wei),
         "reserve_wei": None if chain is None else str(chain.reserve_wei),
+        "sponsored_wei": str(status.sponsored_wei),
         "channels": {"open": books.open, "closing": books.closing, "stopped": books.stopped},
         "at_risk": str(books.at_risk),
         "at_risk_max": None if status.at_risk_max is None else str(status.at_risk_max),

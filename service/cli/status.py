@@ -85,6 +85,8 @@ def _print(status: dict[str, Any]) -> None:
     if head is not None:
         wei = (int(status["balance_wei"]), int(status["reserve_wei"]))
         table.add_row("gas", f"{wei[0] / 1e18:.6f} ether, {wei[1] / 1e18:.6f} kept for closes")
+    if sponsored_wei := int(status["sponsored_wei"]):
+        table.add_row("for payers", f"{sponsored_wei / 1e18:.6f} ether of gas in the last hour")
     channels = status["channels"]
     table.add_row("channels", ", ".join(f"{count:,} {name}" for name, count in channels.items()))
     for name in ("at_risk", "unsettled", "undelivered", "locked"):

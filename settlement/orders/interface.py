@@ -110,6 +110,9 @@ class DepositOrders(Protocol):
     async def find(self, order_id: bytes) -> DepositOrder | None:
         """Return an order, or None."""
 
+    async def gas_gwei_since(self, since: int) -> int:
+        """Return what the deposits wanted after a time may cost, or did cost, together."""
+
     async def list_open(self) -> list[DepositOrder]:
         """Return what the settler owes, the oldest first; so many at a time."""
 

@@ -14,6 +14,7 @@ from settlement.orders.rows import OPEN_ORDERS_MAX, order_from_row, order_values
 __all__ = ["PostgresOrders"]
 
 _SQL: Final = load_queries("postgres", __package__)
+_NOBODY: Final = b""
 _SCHEMA: Final = load_schema("orders", "postgres", __package__)
 _PLACE_LOCK: Final = crc32(b"mpp-session deposit orders")
 
@@ -67,6 +68,13 @@ class PostgresOrders:
         """See `interface.DepositOrders.find`."""
         async with self._database.use() as connection:
             return await _find(connection, order_id)
+
+    async def gas_gwei_since(self, since: int) -> int:
+        """See `interface.DepositOrders.gas_gwei_since`."""
+        async with self._database.use() as connection:
+            return int(
+                await connection.fetchval(_SQL["select_usage"], _NOBODY, *self._place, since)
+            )
 
     async def list_open(self) -> list[DepositOrder]:
         """See `interface.DepositOrders.list_open`."""

@@ -14,6 +14,7 @@ from settlement.orders.rows import OPEN_ORDERS_MAX, order_from_row, order_values
 __all__ = ["SqliteOrders"]
 
 _SQL: Final = load_queries("sqlite", __package__)
+_NOBODY: Final = b""
 _SCHEMA: Final = load_schema("orders", "sqlite", __package__)
 
 
@@ -62,6 +63,15 @@ class SqliteOrders:
     async def find(self, order_id: bytes) -> DepositOrder | None:
         """See `interface.DepositOrders.find`."""
         return await self._connection.run(_find, order_id)
+
+    async def gas_gwei_since(self, since: int) -> int:
+        """See `interface.DepositOrders.gas_gwei_since`."""
+
+        def select(db: sqlite3.Connection) -> int:
+            row = db.execute(_SQL["select_usage"], (_NOBODY, *self._place, since)).fetchone()
+            return int(row[0])
+
+        return await self._connection.run(select)
 
     async def list_open(self) -> list[DepositOrder]:
         """See `interface.DepositOrders.list_open`."""

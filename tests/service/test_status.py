@@ -27,6 +27,8 @@ from settlement.fees import Fee
 from settlement.journal.interface import Look, Quarantined
 from settlement.journal.sqlite import SqliteJournal
 from settlement.nodes import EndpointView
+from settlement.orders.interface import DepositOrder, OrderLimits
+from settlement.orders.url import open_orders
 from settlement.payer import PayerAccount
 from settlement.schedule import SettlePolicy
 from settlement.tx_state import Intent, JournalTx, Purpose, TxStatus, TxVersion
@@ -247,6 +249,22 @@ async def test_books_journal_and_chain_are_read_together(
             await journal.take_lease("a settler", ttl_s=60)
             await journal.note_look(Look(6, b"h" * 32, 1, 2))
             await journal.note_look(Look(7, b"h" * 32, 1, int(time.time())))
+            orders = await open_orders(
+                config.ledger.url, chain_id=config.chain.id, escrow=chain.values.escrow
+            )
+            await orders.place(
+                DepositOrder(
+                    order_id=b"o" * 32,
+                    key=fact.key,
+                    funder=fact.terms.payer,
+                    calldata=b"call",
+                    deadline=2**64,
+                    gas_gwei=30,
+                    wanted_at=int(time.time()),
+                ),
+                OrderLimits(period_s=3600, gas_gwei=100, per_funder=1),
+            )
+            await orders.close()
             status = await collect_status(config, payee)
         finally:
             await journal.close()
@@ -262,6 +280,7 @@ async def test_books_journal_and_chain_are_read_together(
     assert document["head"]["number"] == head.number
     assert document["exits"][0]["at_risk"] == "9"
     assert document["last_seen_block"] == 7
+    assert document["sponsored_wei"] == str(30 * 10**9)
 
 
 async def test_without_a_node_the_books_are_told_all_the_same(

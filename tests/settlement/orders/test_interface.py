@@ -100,6 +100,8 @@ async def test_the_hours_gas_is_counted_before_and_corrected_after(orders: Depos
     with pytest.raises(SponsoringPausedError):
         await orders.place(order(3, gas_gwei=1), LIMITS)
     await orders.place(order(3, gas_gwei=1, wanted_at=NOW + 3600), LIMITS)
+    assert await orders.gas_gwei_since(NOW - 1) == 101
+    assert await orders.gas_gwei_since(NOW) == 1
 
 
 async def test_a_funder_has_its_share(orders: DepositOrders) -> None:

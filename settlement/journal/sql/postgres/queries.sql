@@ -1,6 +1,3 @@
--- This one has run.
-UPDATE journal_schema SET version = $1
-
 -- insert_transaction --
 -- A transaction that is wanted.
 INSERT INTO chain_transaction (

@@ -1,6 +1,3 @@
--- This one has run.
-UPDATE deposit_schema SET version = $1
-
 -- select_order --
 -- One deposit.
 SELECT order_id, chain_id, escrow, channel_id, funder, calldata, deadline, gas_gwei, wanted_at,
