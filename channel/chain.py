@@ -241,8 +241,11 @@ class PayerChain(Protocol):
         Used is also one that was cancelled: in either case it moves nothing any more.
         """
 
-    async def find_permit_use(self, *, permit2: Address, nonce: int) -> int | None:
-        """Return a block by which this Permit2 nonce of the account was used, or None."""
+    async def find_permit_use(self, *, escrow: Address, nonce: int) -> int | None:
+        """Return a block by which this Permit2 nonce of the account was used, or None.
+
+        Asked is the Permit2 that the escrow itself takes money by, whatever a server names.
+        """
 
     async def approve_permit2(self, *, token: Address, permit2: Address) -> None:
         """Let Permit2 move the token, once and for all; each move still takes a signature.

@@ -55,6 +55,7 @@ __all__ = [
     "open_",
     "open_with_authorization",
     "open_with_permit2",
+    "permit2",
     "receive_with_authorization",
     "request_close",
     "settle",
@@ -180,6 +181,7 @@ get_channels = Function("getChannels(bytes32[])")
 domain_separator = Function("domainSeparator()", ["bytes32"])
 close_grace_period = Function("CLOSE_GRACE_PERIOD()", ["uint64"])
 token = Function("TOKEN()", ["address"])
+permit2 = Function("PERMIT2()", ["address"])
 
 is_valid_voucher_signer = Function("isValidVoucherSigner(address,bytes32,bytes)", ["bool"])
 

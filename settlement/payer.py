@@ -38,6 +38,7 @@ _GAS_FOR_A_FEW: Final = 500_000
 """An approval and an opening, with room for a rising price."""
 _UNLIMITED: Final = 2**256 - 1
 _BITS: Final = 256
+_WORD_BYTES: Final = 32
 
 
 class PayerAccount:
@@ -151,12 +152,22 @@ class PayerAccount:
         number, answer = await self._call_at_head(token, question)
         return number if abi.authorization_state.decode_int(answer) else None
 
-    async def find_permit_use(self, *, permit2: Address, nonce: int) -> int | None:
-        """Return a block by which this Permit2 nonce of the account was used, or None."""
+    async def find_permit_use(self, *, escrow: Address, nonce: int) -> int | None:
+        """Return a block by which this Permit2 nonce of the account was used, or None.
+
+        Asked is the Permit2 that the escrow takes money by, or the canonical one if it names none.
+        """
         word, bit = divmod(nonce, _BITS)
         question = abi.nonce_bitmap.encode(self.account, word)
-        number, answer = await self._call_at_head(permit2, question)
+        number, answer = await self._call_at_head(await self._permit2_of(escrow), question)
         return number if abi.nonce_bitmap.decode_int(answer) >> bit & 1 else None
+
+    async def _permit2_of(self, escrow: Address) -> Address:
+        try:
+            answer = await self._sender.rpc.call(escrow, abi.permit2.encode())
+        except ContractRevertedError:
+            return PERMIT2
+        return abi.permit2.decode_address(answer) if len(answer) == _WORD_BYTES else PERMIT2
 
     async def _call_at_head(self, contract: Address, calldata: bytes) -> tuple[int, bytes]:
         number = await self._sender.rpc.block_number()

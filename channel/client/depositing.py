@@ -117,13 +117,19 @@ class Depositor:
         return await self._permit(means.now, old.amount, funding.nonce)
 
     async def find_use(self, deposit: Deposit) -> int | None:
-        """Return a block by which this deposit's nonce was used, or None."""
+        """Return a block by which this deposit's nonce was used, or None.
+
+        Nothing the server says goes into the question: one that could have a deposit counted as
+        used would be signed another (F-75).
+        """
         funding = deposit.authorization
         if isinstance(funding, TransferAuthorization):
             return await self._chain.find_use(
                 token=self._account.terms.token, authorization=funding.nonce
             )
-        return await self._chain.find_permit_use(permit2=self._permit2, nonce=funding.nonce)
+        return await self._chain.find_permit_use(
+            escrow=self._account.key.escrow, nonce=funding.nonce
+        )
 
     async def _authorize(self, separator: bytes, now: int, amount: int, salt: bytes) -> Deposit:
         key = self._account.key

@@ -155,9 +155,9 @@ async def test_a_nonce_is_known_as_used_by_the_block_that_used_it(
     chain: Devnet, account: PayerAccount, channels: Channels
 ) -> None:
     """CLIENT-05, F-75: of the token and of Permit2, both cancelled here by their owner."""
-    token, nonce = chain.values.token, b"\x09" * 32
+    token, nonce, escrow = chain.values.token, b"\x09" * 32, chain.values.escrow
     assert await account.find_use(token=token, authorization=nonce) is None
-    assert await account.find_permit_use(permit2=PERMIT2, nonce=2**255 + 7) is None
+    assert await account.find_permit_use(escrow=escrow, nonce=2**255 + 7) is None
     cancel = abi.Function("cancelAuthorization(address,bytes32,bytes)")
     domain = (await account.read_means(token, PERMIT2)).token_domain
     kind = keccak(b"CancelAuthorization(address authorizer,bytes32 nonce)")
@@ -169,8 +169,10 @@ async def test_a_nonce_is_known_as_used_by_the_block_that_used_it(
     assert number == await chain.rpc.block_number()
     invalidate = abi.Function("invalidateUnorderedNonces(uint256,uint256)")
     await sender.send(PERMIT2, invalidate.encode(2**247, 1 << 7))
-    assert await account.find_permit_use(permit2=PERMIT2, nonce=2**255 + 7) == (number or 0) + 1
-    assert await account.find_permit_use(permit2=PERMIT2, nonce=2**255 + 8) is None
+    assert await account.find_permit_use(escrow=escrow, nonce=2**255 + 7) == (number or 0) + 1
+    assert await account.find_permit_use(escrow=escrow, nonce=2**255 + 8) is None
+    for silent in (token, chain.account("stranger").address):  # an escrow that names no Permit2
+        assert await account.find_permit_use(escrow=silent, nonce=2**255 + 7) == (number or 0) + 1
     channel_id = await channels.open()
     past = await account.read_channel(chain.values.escrow, channel_id, block_number=number)
     assert past is None

@@ -114,7 +114,8 @@ class PaperChain:
     async def find_use(self, *, token: Address, authorization: bytes) -> int | None:
         return 1 if authorization in self.used else None
 
-    async def find_permit_use(self, *, permit2: Address, nonce: int) -> int | None:
+    async def find_permit_use(self, *, escrow: Address, nonce: int) -> int | None:
+        assert escrow in self.trusted
         return 1 if nonce in self.used else None
 
     async def approve_permit2(self, *, token: Address, permit2: Address) -> None:

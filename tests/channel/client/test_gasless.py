@@ -19,7 +19,7 @@ from channel.errors import (
     PaymentOutcomeUnknownError,
     PaymentRefusedError,
 )
-from channel.types import ZERO_ADDRESS
+from channel.types import ZERO_ADDRESS, Address
 from channel.wire.funding import Deposit
 from channel.wire.payload import OpenAuthorization, TopUpAuthorization, VoucherPayload
 from tests.channel.client.conftest import Agent, OpenAgent, policy_of
@@ -31,6 +31,7 @@ SPONSORED: dict[str, Any] = {
     "credential_types": ("authorization", "permit2", "hash"),
 }
 NO_ETHER = {"can_pay_gas": False}
+OTHER_PERMIT2 = Address(b"\x66" * 20)
 
 
 @pytest.fixture(autouse=True)
@@ -312,6 +313,38 @@ async def test_a_short_answer_causes_no_top_up(
     async with agent.client.stream("POST", "/chat", json=body) as response:
         await response.aread()
     assert chain.deposited == [1_000]
+
+
+@pytest.mark.parametrize("purpose", ["open", "topUp"])
+async def test_a_permit2_of_the_servers_own_cannot_make_a_deposit_forgotten(
+    open_agent: OpenAgent, provider: Provider, chain: PaperChain, purpose: str
+) -> None:
+    """F-75, F-91: one that says of every nonce that it was used does not get a second deposit.
+
+    A server that held back what was signed, and then named such a contract, had the agent sign
+    again and again, each time for as much, and lose sight of what it had signed before.
+    """
+    chain.approved = True
+    provider.offer["credential_types"] = ("permit2",)
+    agent = await open_agent(policy_of(expected_units=2))
+    for _ in range(2 if purpose == "topUp" else 0):
+        await agent.client.get("/joke")
+    provider.seen.clear()
+    provider.override = lambda seen: (
+        httpx.Response(503, headers={"Retry-After": "1"}) if deposit_of(seen) else None
+    )
+    with pytest.raises(DepositPendingError):
+        await agent.client.get("/joke")
+    (held,) = {deposit.authorization.nonce for deposit in deposits(provider)}
+    (before,) = await agent.payments.channels()
+    provider.offer["permit2"] = OTHER_PERMIT2
+    restarted = await open_agent(policy_of(expected_units=2))
+    with pytest.raises(DepositPendingError):
+        await restarted.client.get("/joke")
+    assert {deposit.authorization.nonce for deposit in deposits(provider)} == {held}
+    (after,) = await restarted.payments.channels()
+    assert (after.opening, after.top_up) == (before.opening, before.top_up)
+    assert after.state == before.state
 
 
 # -- lost answers, restarts, slow chains
