@@ -55,6 +55,7 @@ from channel.errors import (
     VerificationFailedError,
 )
 from channel.ledger.interface import ConsumeProof, Ledger
+from channel.limits import AMOUNT_MAX
 from channel.state.channel_state import ChannelState
 from channel.state.commands import Observe, OpenChannel
 from channel.state.transitions import require_open, transition
@@ -190,7 +191,7 @@ class Deposits:
         )
         self._acceptance.require_rate(verified, state)
         accept = self._acceptance.voucher(paid, verified)
-        transition(replace(state, deposit=state.deposit + signed.amount), accept)
+        transition(_as_topped_up(state, signed), accept)
         self._acceptance.require_promise(verified, state)
         evidence = await self._make(paid, signed, state.terms)
         proof = require_topped_up(evidence, paid.key.channel_id, signed.amount)
@@ -333,6 +334,14 @@ def _as_opened(deposit: SponsoredDeposit, terms: ChannelTerms) -> ChannelFact:
         is_finalized=False,
         block_number=0,
     )
+
+
+def _as_topped_up(state: ChannelState, deposit: SponsoredDeposit) -> ChannelState:
+    """Return the books as they will be once this deposit is made."""
+    after = state.deposit + deposit.amount
+    if after > AMOUNT_MAX:  # said by the payer: it must not look like a bug of ours
+        raise MalformedPayloadError("payload.deposit: more than a channel can hold.")
+    return replace(state, deposit=after)
 
 
 def _require_not_ended(state: ChannelState) -> None:

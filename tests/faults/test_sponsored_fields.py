@@ -4,6 +4,7 @@ What is refused is refused before anything is sent: the payee's account has no t
 """
 
 import secrets
+import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from msgspec.structs import replace
 
 from channel.client.funding import Window
+from channel.limits import AMOUNT_MAX
 from channel.types import Address
 from channel.verify.signature import sign
 from channel.verify.typed_data import voucher_digest
@@ -214,6 +216,27 @@ async def test_a_top_up_with_a_wrong_field_costs_no_gas(sponsored: Sponsored, ki
     assert await provider.ledger.load(payer.key) == before
     assert (await provider.manage(good)).status_code == 200
     assert await sponsored.sent() == 2
+
+
+@pytest.mark.parametrize("kind", ["authorization", "permit2"])
+async def test_an_amount_beyond_any_channel_stops_nobody(
+    sponsored: Sponsored, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F-01, VCH-06: a sum above uint128 is the payer's mistake, not a contradiction of the books.
+
+    A worker that finds one ends itself: anybody with a channel could have ended them all.
+    """
+    ended: list[int] = []
+    monkeypatch.setattr(signal, "raise_signal", ended.append)
+    provider, payer = sponsored.provider, sponsored.payer
+    assert (await provider.manage(await payer.opening(PRICE))).status_code == 200
+    merged = payer.voucher(5 * PRICE, await payer.top_up_deposit(kind, amount=AMOUNT_MAX))
+    answer = await provider.send(merged)
+    assert (answer.status_code, ended) == (400, []), answer.text
+    top_up = await provider.manage(await payer.top_up(kind, amount=AMOUNT_MAX))
+    assert 400 <= top_up.status_code < 500, top_up.text
+    assert (await provider.send(payer.voucher(5 * PRICE))).status_code == 200
+    assert await sponsored.sent() == 1
 
 
 async def test_what_only_the_token_knows_is_simulated(sponsored: Sponsored) -> None:
