@@ -62,7 +62,7 @@ def deposit_id(deposit: SponsoredDeposit) -> bytes:
 
 def expires_at(pull: AuthorizedPull | PermittedPull) -> int:
     """Return the last second of the chain in which a deposit is still taken."""
-    return pull.valid_before - 1 if isinstance(pull, AuthorizedPull) else pull.deadline
+    return max(0, pull.valid_before - 1) if isinstance(pull, AuthorizedPull) else pull.deadline
 
 
 def parse_deposit_call(calldata: bytes) -> DepositCall:

@@ -156,6 +156,16 @@ async def test_front_run_by_the_same_call_is_adopted(sponsored: Sponsored, when:
     assert await chain.token_balance(chain.values.escrow) == DEPOSIT
 
 
+async def test_an_authorization_that_was_never_valid_is_no_crash(sponsored: Sponsored) -> None:
+    """F-01, AMB-10: `validBefore` of 0, for a channel that somebody has opened; no 500."""
+    payer, chain = sponsored.payer, sponsored.chain
+    call = opening_call(payer, await payer.opening(PRICE))
+    await chain.sender("stranger").send(chain.values.escrow, call)
+    answer = await sponsored.provider.send(await payer.opening(PRICE, window=Window(0, 0)))
+    assert answer.status_code == 200, answer.text  # the channel is there, as it was meant
+    assert await sponsored.sent() == 0
+
+
 async def test_a_top_up_that_was_front_run_is_adopted(sponsored: Sponsored) -> None:
     """AMB-10, TOPUP-04, F-83: the same authorization, not merely the same amount."""
     payer, chain = sponsored.payer, sponsored.chain
