@@ -147,6 +147,31 @@ async def test_a_cancellation_reaches_the_producer() -> None:
         await producer.close()
 
 
+async def test_a_cancellation_amid_a_write_reaches_what_the_producer_waits_for() -> None:
+    """F-56: a reader that stopped reading and left; the work behind the producer ends, too."""
+    begun: list[asyncio.Task[None]] = []
+    never = asyncio.Event()
+
+    async def items() -> AsyncIterator[str]:
+        yield "a"
+        begun.append(asyncio.create_task(asyncio.sleep(60)))
+        await begun[0]
+
+    async def blocked() -> None:
+        await never.wait()
+
+    producer = Producer(items(), blocked)
+    assert await producer.next() == "a"
+    taking = asyncio.create_task(producer.next())
+    await asyncio.sleep(0.01)
+    taking.cancel()
+    await asyncio.wait({taking})
+    await producer.close()
+    await asyncio.wait(begun, timeout=1)
+    assert taking.cancelled()
+    assert begun[0].cancelled()
+
+
 async def test_a_timeout_of_the_producers_own_is_its_own() -> None:
     """A producer may bound its own waiting; that is no cancellation of the stream."""
 
