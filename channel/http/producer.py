@@ -49,7 +49,10 @@ class Producer(Generic[T]):
                 await gathered
             except BaseException as error:
                 # The producer stands in the middle of a step: it must hear of the end, or it could
-                # not be closed. If it had the error made (a timeout of its own), it says so.
+                # not be closed. If it had the error made (a timeout of its own), it says so. What
+                # it waits for is cancelled as by a task: it may be one that asks a model server.
+                if asyncio.isfuture(waits_for):
+                    waits_for.cancel()
                 await _go_on(step, waits_for, error)
                 raise
         return await _go_on(step, waits_for)
