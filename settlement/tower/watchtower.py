@@ -102,6 +102,8 @@ class Watchtower:
         self._limits = limits or TowerLimits()
         self._held: dict[ChannelKey, PresignedSettle] = {}
         self._unchecked: dict[ChannelKey, PresignedSettle] = {}
+        self._refused_at: dict[ChannelKey, int] = {}
+        """Since which block what is unchecked is worthless, for all that the chain shows."""
         self._spare: dict[ChannelKey, PresignedSettle] = {}
         self._running: dict[ChannelKey, asyncio.Task[None]] = {}
         self._over: dict[ChannelKey, int] = {}
@@ -120,6 +122,11 @@ class Watchtower:
     def held(self) -> dict[ChannelKey, PresignedSettle]:
         """What could be settled, by channel."""
         return self._held
+
+    @property
+    def waiting(self) -> int:
+        """How many came that the escrow has not taken in a simulation yet."""
+        return len(self._unchecked)
 
     def take(self, lines: Iterable[bytes]) -> int:
         """Take lines as they came from the provider; return how many were refused.
@@ -141,7 +148,7 @@ class Watchtower:
             self._heard_at = self._now()
             known = self._unchecked.get(settle.key) or self._held.get(settle.key)
             if known is None or settle.supersedes(known):
-                self._unchecked[settle.key] = settle
+                self._let_check(settle)
             elif settle.deadline > known.deadline:
                 self._spare[settle.key] = settle  # worth less, and good for longer
         return refused
@@ -228,15 +235,35 @@ class Watchtower:
             for settle, refusal in zip(settles, refusals, strict=True):
                 self._keep(settle, refusal)
 
+    def _let_check(self, settle: PresignedSettle) -> None:
+        self._unchecked[settle.key] = settle
+        self._refused_at.pop(settle.key, None)
+
     def _keep(self, settle: PresignedSettle, refusal: ContractRevertedError | None) -> None:
-        """Hold what the escrow takes; what it refuses for now never displaces what it takes."""
-        is_worthless = refusal is not None and refusal.reason in _WORTHLESS
-        if refusal is None or is_worthless:
+        """Hold what the escrow takes; what it refuses for now never displaces what it takes.
+
+        A line comes once. So one that is worthless is asked about again until that is as deep as
+        is relied on: the node may lag, or a reorg take back what makes it so (F-71, F-72).
+        """
+        if refusal is None:
             self._unchecked.pop(settle.key, None)
-        if is_worthless:
-            _log.warning("%r was refused: %s", settle, refusal)
-        elif refusal is None or settle.key not in self._held:
+        if refusal is not None and refusal.reason in _WORTHLESS:
+            self._drop_if_lasting(settle, refusal)
+            return
+        self._refused_at.pop(settle.key, None)
+        if refusal is None or settle.key not in self._held:
             self._hold(settle)
+
+    def _drop_if_lasting(self, settle: PresignedSettle, refusal: ContractRevertedError) -> None:
+        key, number = settle.key, 0 if self._head is None else self._head.number
+        if key not in self._refused_at:
+            _log.warning("%r was refused: %s", settle, refusal)
+        blocks = number - self._refused_at.setdefault(key, number)
+        has_expired = refusal.reason is RevertReason.AUTHORIZATION_EXPIRED
+        if has_expired or blocks >= self._limits.forget_after_blocks:
+            del self._unchecked[key], self._refused_at[key]
+            if key in self._spare:
+                self._let_check(self._spare.pop(key))
 
     def _hold(self, settle: PresignedSettle) -> None:
         before = self._held.get(settle.key)
@@ -256,7 +283,7 @@ class Watchtower:
         )
         has_expired = settle.deadline < self.clock.now()
         if has_expired and key in self._spare:
-            self._unchecked[key] = self._spare.pop(key)
+            self._let_check(self._spare.pop(key))
         self._forget_if_over(settle, is_over=is_over or has_expired)
         if fact is None or is_over or not fact.close_requested_at:
             self.alarms.end(AlarmKind.TOWER_ACTS, subject=name)
@@ -349,4 +376,4 @@ _WORTHLESS: Final = frozenset(
         RevertReason.NONCE_ALREADY_USED,
     }
 )
-"""No waiting makes the escrow take these. A wallet may change its mind, a token may be paused."""
+"""Only another chain than the one seen makes these good. A wallet may change its mind."""

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from channel.errors import ChainUnavailableError, InvariantError
 from channel.state.channel_state import LadderVoucher
 from channel.types import Address, ChannelId
-from channel.verify.typed_data import close_authorization_digest
+from channel.verify.typed_data import close_authorization_digest, derive_channel_id
 from settlement import abi
 from settlement.alarms import AlarmKind
 from settlement.devnet import Devnet
@@ -332,6 +332,22 @@ async def test_one_that_is_worth_less_and_lives_longer_serves_when_the_other_has
     assert await tower.settled(channel_id) == 500
 
 
+async def test_one_that_lives_longer_serves_after_a_restart_too(
+    tower: Tower, chain: Devnet, channels: Channels, account: PayerAccount
+) -> None:
+    """RELAY-04: the whole file comes at once, before the chain's time is known."""
+    channel_id = await channels.open()
+    expired = await tower.sign(channel_id, 900, life_s=GRACE_S)
+    await chain.advance(GRACE_S + 1)
+    await tower.give(expired, await tower.sign(channel_id, 500))
+    await tower.look()
+    assert tower.held(channel_id) == 500
+    await request_close(chain, account, channel_id)
+    await chain.advance(GRACE_S // 2)
+    await tower.look()
+    assert await tower.settled(channel_id) == 500
+
+
 async def test_a_voucher_that_the_escrow_would_not_take_displaces_none(
     tower: Tower, chain: Devnet, channels: Channels, account: PayerAccount
 ) -> None:
@@ -358,6 +374,60 @@ async def test_what_is_settled_already_is_not_held(
     await chain.sender("payee").send(chain.values.escrow, settle)
     await tower.give(early)
     assert tower.held(channel_id) is None
+
+
+async def test_a_line_that_comes_before_its_channel_is_seen_is_not_lost(
+    tower: Tower, chain: Devnet, channels: Channels, account: PayerAccount
+) -> None:
+    """F-72: the provider's node may be ahead of the tower's, and a line comes once."""
+    channel_id = derive_channel_id(
+        channels.terms,
+        salt=(1).to_bytes(32, "big"),
+        escrow=chain.values.escrow,
+        chain_id=chain.values.chain_id,
+    )
+    await tower.give(await tower.sign(channel_id, 700))
+    assert tower.held(channel_id) is None
+    assert await channels.open() == channel_id
+    await tower.look()
+    assert tower.held(channel_id) == 700
+    await request_close(chain, account, channel_id)
+    await chain.advance(GRACE_S // 2)
+    await tower.look()
+    assert await tower.settled(channel_id) == 700
+
+
+async def test_a_settle_that_a_reorg_takes_back_is_made_up_for(
+    tower: Tower, chain: Devnet, channels: Channels, account: PayerAccount
+) -> None:
+    """F-71: also when the line came while the settle was there, as after a restart."""
+    channel_id = await channels.open()
+    early = await tower.sign(channel_id, 400)
+    settle = abi.settle.encode(channel_id, 500, channels.sign(channel_id, 500))
+    await chain.sender("payee").send(chain.values.escrow, settle)
+    await tower.give(early)
+    assert tower.held(channel_id) is None
+    await chain.rpc.command("anvil_reorg", 1, [])
+    assert await tower.settled(channel_id) == 0
+    await request_close(chain, account, channel_id)
+    await chain.advance(GRACE_S // 2)
+    await tower.look()
+    assert await tower.settled(channel_id) == 400
+
+
+async def test_a_line_that_stays_worthless_is_dropped_in_the_end(
+    tower: Tower, chain: Devnet, channels: Channels
+) -> None:
+    """It is asked about until no ordinary reorg makes it good again, and no longer."""
+    channel_id = await channels.open()
+    early = await tower.sign(channel_id, 400)
+    settle = abi.settle.encode(channel_id, 500, channels.sign(channel_id, 500))
+    await chain.sender("payee").send(chain.values.escrow, settle)
+    await tower.give(early)
+    assert tower.tower.waiting == 1
+    await chain.mine(2)
+    await tower.look()
+    assert (tower.tower.waiting, tower.held(channel_id)) == (0, None)
 
 
 async def test_what_is_no_line_does_no_harm(tower: Tower, channels: Channels) -> None:
