@@ -108,6 +108,7 @@ class Watchtower:
         self._running: dict[ChannelKey, asyncio.Task[None]] = {}
         self._over: dict[ChannelKey, int] = {}
         self._head: BlockRef | None = None
+        self._behind_since: float | None = None
         self._grace_period_s: int | None = None
         self._heard_at = self._now()
         self._telling = WatchAlarms(
@@ -163,8 +164,7 @@ class Watchtower:
         if self._bug is not None:
             raise self._bug
         head = await self._reader.rpc.block()
-        if self._head is not None and head.number < self._head.number:
-            raise ChainUnavailableError("The node is behind what was seen before.")
+        self._require_ahead(head)
         is_new = self._head is None or head.hash != self._head.hash
         if self._telling.moved(self._now(), is_new=is_new):
             self._reader.rpc.distrust()
@@ -179,6 +179,21 @@ class Watchtower:
         for key, fact in zip(keys, facts, strict=True):
             self._judge(key, fact)
         await self._look_at_gas(head)
+
+    def _require_ahead(self, head: BlockRef) -> None:
+        """Refuse a node that is behind what was seen, until for long none shows as much.
+
+        Then it was the other one that had a chain of its own, and this is ours. To believe a node
+        that lags does no harm here: the escrow refuses a settle that is out of date.
+        """
+        if self._head is None or head.number >= self._head.number:
+            self._behind_since = None
+            return
+        self._behind_since = self._now() if self._behind_since is None else self._behind_since
+        if self._now() - self._behind_since < self._limits.away_s_max:
+            raise ChainUnavailableError("The node is behind what was seen before.")
+        _log.warning("no node shows block %d any more: %d it is", self._head.number, head.number)
+        self._behind_since = None
 
     async def turn(self) -> None:
         """Look; a node that is away is told of, and asked again."""
