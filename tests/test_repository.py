@@ -158,10 +158,7 @@ def test_no_source_relies_on_assert() -> None:
 
 
 def test_sql_is_in_sql_files() -> None:
-    """Queries have a name and a line of purpose in a `.sql` file; Python asks for them by name.
-
-    Only the version of the schema is read and raised from Python: it says which files to run.
-    """
+    """Queries have a name and a line of purpose in a `.sql` file; Python asks for them by name."""
     query = re.compile(
         r"\s*(SELECT\s.+\sFROM|INSERT\s+INTO|UPDATE\s.+\sSET|DELETE\s+FROM|CREATE\s+TABLE)\s",
         re.DOTALL,
@@ -173,7 +170,6 @@ def test_sql_is_in_sql_files() -> None:
         if isinstance(node, ast.Constant)
         and isinstance(node.value, str)
         and query.match(node.value)
-        and "ledger_schema" not in node.value
     ]
     assert not found, "\n".join(places(*found))
 

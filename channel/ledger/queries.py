@@ -27,21 +27,24 @@ class Schema(msgspec.Struct, frozen=True):
     @property
     def create_version(self) -> str:
         """The statement that makes the table of one row."""
-        return f"CREATE TABLE IF NOT EXISTS {self.name}_schema (version INTEGER NOT NULL)"
+        return self._fill("create_version")
 
     @property
     def select_version(self) -> str:
         """The query for the version; no row when nothing ran yet."""
-        return f"SELECT version FROM {self.name}_schema"  # noqa: S608 - a name of ours
+        return self._fill("select_version")
 
     @property
     def insert_version(self) -> str:
         """The statement that says that nothing ran yet."""
-        return f"INSERT INTO {self.name}_schema (version) VALUES (0)"  # noqa: S608
+        return self._fill("insert_version")
 
     def update_version(self, version: int) -> str:
         """Return the statement that says how far it ran."""
-        return f"UPDATE {self.name}_schema SET version = {version:d}"  # noqa: S608
+        return self._fill("update_version", version=version)
+
+    def _fill(self, query: str, **numbers: int) -> str:
+        return _VERSION[query].format(table=f"{self.name}_schema", **numbers)
 
     def require_known(self, version: int) -> None:
         """Refuse tables that a newer program has changed.
@@ -75,3 +78,6 @@ def load_schema(name: str, dialect: str, package: str = __package__) -> Schema:
 
 def _without_comments(sql: str) -> str:
     return "\n".join(line for line in sql.splitlines() if not line.startswith("--")).strip()
+
+
+_VERSION: Final = load_queries("version")
