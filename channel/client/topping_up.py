@@ -86,13 +86,21 @@ class TopUps:
 
     async def _forget_used(self, account: Account, offer: Offer) -> Account:
         """Let go of a signed top-up that the chain shows as used, and see the deposit with it."""
-        if account.top_up is None:
+        used = account.top_up
+        if used is None:
             return account
-        block_number = await self._opener.depositor(account, offer).find_use(account.top_up)
+        block_number = await self._opener.depositor(account, offer).find_use(used)
         if block_number is None:
             return account
         account, _ = await self._opener.read(account, block_number=block_number)
-        return await self._purse.update(account.key, lambda current: replace(current, top_up=None))
+
+        def let_go(current: Account) -> Account:
+            kept = current.top_up
+            if kept is None or kept.authorization.nonce != used.authorization.nonce:
+                return current  # another process has let go of it, and may have signed the next
+            return replace(current, top_up=None)
+
+        return await self._purse.update(account.key, let_go)
 
     async def _send_top_up(self, account: Account, amount: int) -> tuple[Account, TopUpHash]:
         chain = self._opener.chain(account.key.chain_id, account.origin)

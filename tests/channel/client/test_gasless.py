@@ -347,6 +347,36 @@ async def test_a_permit2_of_the_servers_own_cannot_make_a_deposit_forgotten(
     assert after.state == before.state
 
 
+async def test_a_top_up_that_another_process_signed_meanwhile_is_not_let_go_of(
+    open_agent: OpenAgent, provider: Provider, chain: PaperChain
+) -> None:
+    """F-41, F-75: one process forgets a used top-up when another has signed the next already."""
+    agent = await open_agent(policy_of(expected_units=2))
+    for _ in range(3):
+        await agent.client.get("/joke")  # the third is topped up for: that one is used
+    (account,) = await agent.payments.channels()
+    assert account.top_up is not None
+    find_use = chain.find_use
+
+    async def overtaken(*, token: Address, authorization: bytes) -> int | None:
+        used = await find_use(token=token, authorization=authorization)
+        chain.find_use = find_use  # type: ignore[method-assign]
+        other = await open_agent(policy_of(expected_units=2))
+        provider.override = lambda seen: (
+            httpx.Response(503, headers={"Retry-After": "1"}) if deposit_of(seen) else None
+        )
+        with pytest.raises(DepositPendingError):
+            await other.client.get("/joke")
+        return used
+
+    await agent.client.get("/joke")
+    provider.seen.clear()
+    chain.find_use = overtaken  # type: ignore[method-assign]
+    with pytest.raises(DepositPendingError):
+        await agent.client.get("/joke")
+    assert len({deposit.authorization.nonce for deposit in deposits(provider)}) == 1
+
+
 # -- lost answers, restarts, slow chains
 
 
