@@ -142,8 +142,13 @@ class ExposureGate:
         self._taken += amount
 
     def give_back(self, amount: int) -> None:
-        """See `channel.engine.admission.Admission.give_back`. A sweep may have been between."""
+        """See `channel.engine.admission.Admission.give_back`. A sweep may have been between.
+
+        While a sweep looks, it counts as taken before that, whatever it was: else room that was
+        taken meanwhile could be forgotten with it. The next sweep puts right what is too much.
+        """
         self._taken = max(0, self._taken - amount)
+        self._taken_before = max(0, self._taken_before - amount)
 
     def require_openings(self) -> None:
         """See `channel.engine.admission.Admission.require_openings`."""
