@@ -10,7 +10,6 @@ from typing import Final
 from msgspec.structs import replace
 
 from bench_samples import Row, Run
-from bench_sponsored import sponsored_rows
 from channel.types import ChannelId, TxHash
 from settlement import abi
 from settlement.devnet import Devnet
@@ -37,8 +36,6 @@ async def chain_rows(run: Run) -> AsyncIterator[Row]:
         yield Row(name=f"gas a channel, {size} closed", unit="gas", samples=gas, besides=besides)
         yield Row(name=f"channels closed a second of CPU, {size}", unit="1/s", samples=per_cpu_s)
     yield await _exit_row(run)
-    async for row in sponsored_rows(run):
-        yield row
     async for row in _idle_rows(run):
         yield row
 

@@ -1,80 +1,130 @@
-"""Opening at the provider's gas, with Circle's USDC: time to the first paid byte, gas by type."""
+"""Payers without ether: how long until the first paid byte, and what their deposits cost in gas."""
 
-import asyncio
-import sqlite3
+import statistics
 import time
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Final
 
 from bench_samples import Row, Run
+from channel.client.policy import Policy, TokenLimits
+from service.client import PayingClient, open_client
 from settlement import abi
-from settlement.devnet import Devnet
-from tests.e2e.selling import PRICE
-from tests.e2e.sponsored import Sponsored, sponsor_deposits
+from settlement.devnet import GASLESS, Devnet, DevnetValues, TokenChoice
+from tests.e2e.provider import TOKEN_PRICE, Shop, open_shop, sponsored
 
 __all__ = ["gasless_rows"]
 
+CHAT: Final = "/v1/chat/completions"
+TOKENS: Final = 250
+TOKENS_USED: Final[tuple[TokenChoice, ...]] = ("dusd", "usdc")
 KINDS: Final = ("authorization", "permit2")
-CALLS: Final = {
-    "open, authorization": abi.open_with_authorization,
-    "open, permit2": abi.open_with_permit2,
-    "top-up, authorization": abi.top_up_with_authorization,
-    "top-up, permit2": abi.top_up_with_permit2,
+_STEPS: Final = {
+    abi.open_with_authorization.selector: "an open by authorization",
+    abi.open_with_permit2.selector: "an open by permit2",
+    abi.top_up_with_authorization.selector: "a top-up by authorization",
+    abi.top_up_with_permit2.selector: "a top-up by permit2",
 }
 
 
 async def gasless_rows(run: Run) -> AsyncIterator[Row]:
-    """Measure what a payer waits, at blocks of a second, and what its provider pays."""
-    folder = run.folder / "gasless"
-    await asyncio.to_thread(folder.mkdir)
-    async with (
-        Devnet.start(token="usdc") as chain,  # noqa: S106 -- a token of value
-        sponsor_deposits(chain, folder) as sponsored,
+    """Measure openings that the provider pays for, by a client as agents use it."""
+    first, again = [], []
+    async with _shop(run.folder / "waiting", "authorization", "usdc", block_time_s=1) as (
+        chain,
+        shop,
     ):
-        await sponsored.payer.approve_permit2()
-        await chain.rpc.command("evm_setAutomine", False)  # noqa: FBT003 -- the wire's own
-        await chain.rpc.command("evm_setIntervalMining", 1)
+        for number in range(run.repeats):
+            store = run.folder / "waiting" / f"purse-{number}.db"
+            async with _agent(chain.values, shop, store) as client:
+                first.append(await _first_byte_s(client))
+                again.append(await _first_byte_s(client))
+    yield Row(
+        name="request to first paid byte, sponsored open",
+        unit="s",
+        samples=first,
+        besides=f"1 s blocks; {statistics.median(again) * 1e3:.0f} ms once the channel is open",
+    )
+    for token in TOKENS_USED:
         for kind in KINDS:
-            samples = [await _first_byte(sponsored, kind, n) for n in range(2 + run.repeats)]
-            yield Row(
-                name=f"sponsored open to first paid byte, {kind}",
-                unit="s",
-                samples=samples,
-                besides="1 s blocks, asked at any moment of one",
-            )
-        await chain.rpc.command("evm_setAutomine", True)  # noqa: FBT003
-        for kind in KINDS:
-            answer = await sponsored.provider.manage(await sponsored.payer.top_up(kind))
-            answer.raise_for_status()
-        used = await asyncio.to_thread(_gas, folder / "ledger.sqlite")
-    for name, function in CALLS.items():
-        samples = used[function.selector]
-        yield Row(name=f"gas of a sponsored {name}", unit="gas", samples=samples, besides="USDC")
+            async for row in _gas_rows(run, token, kind):
+                yield row
 
 
-async def _first_byte(sponsored: Sponsored, kind: str, number: int) -> float:
-    """Return how long a payer without a channel waits for what it buys."""
-    payer, provider = sponsored.payer, sponsored.provider
-    payer.next_channel()
-    payload = await payer.opening(PRICE, kind)
-    credential = await provider.credential(payload)
-    await asyncio.sleep(0.37 * number)  # not always at the same moment of a block
-    began = time.perf_counter()
-    answer = await provider.send(credential)
-    taken_s = time.perf_counter() - began
-    answer.raise_for_status()
+async def _gas_rows(run: Run, token: TokenChoice, kind: str) -> AsyncIterator[Row]:
+    """Open once and top up within a stream; nonces of Permit2 are new words each time."""
+    used: dict[str, list[float]] = {}
+    folder = run.folder / f"{token}-{kind}"
+    async with _shop(folder, kind, token) as (chain, shop):
+        await chain.fund(chain.account(GASLESS).address, ether=int(kind == "permit2"))
+        for number in range(run.repeats):
+            began = await chain.rpc.block_number()
+            store = folder / f"purse-{number}.db"
+            async with _agent(chain.values, shop, store, expected_units=150) as client:
+                async with client.stream("POST", CHAT, json={"stream": True}) as answer:
+                    await answer.aread()
+                await client.payments.close()
+            for step, gas in await _deposits(chain, began):
+                used.setdefault(step, []).append(gas)
+    for step, samples in used.items():
+        yield Row(name=f"gas of {step}, {token}", unit="gas", samples=samples)
+
+
+@asynccontextmanager
+async def _shop(
+    folder: Path, kind: str, token: TokenChoice, *, block_time_s: int | None = None
+) -> AsyncIterator[tuple[Devnet, Shop]]:
+    folder.mkdir()  # noqa: ASYNC240 -- before anything is measured
+    async with AsyncExitStack() as open_:
+        chain = await open_.enter_async_context(
+            Devnet.start(token=token, block_time_s=block_time_s)
+        )
+        sponsoring = await open_.enter_async_context(sponsored(chain, folder, types=[kind]))
+        shop = open_shop(chain, folder, tokens=TOKENS, sponsoring=sponsoring)
+        yield chain, await open_.enter_async_context(shop)
+
+
+@asynccontextmanager
+async def _agent(
+    values: DevnetValues, shop: Shop, store: Path, *, expected_units: int = 1000
+) -> AsyncIterator[PayingClient]:
+    limits = TokenLimits(
+        chain_id=values.chain_id,
+        token=values.token,
+        unit_price_max={"llm_chunk": TOKEN_PRICE},
+        deposit_max=100_000,
+        budget=100_000,
+    )
+    async with open_client(
+        rpc_url=values.rpc_url,
+        private_key=values.accounts[GASLESS].private_key,
+        policy=Policy(limits=(limits,), allow_loopback_http=True, expected_units=expected_units),
+        store=store,
+        base_url=shop.url,
+    ) as client:
+        yield client
+
+
+async def _first_byte_s(client: PayingClient) -> float:
+    began = time.monotonic()
+    async with client.stream("POST", CHAT, json={"stream": True}) as answer:
+        packets = answer.aiter_bytes()
+        await anext(packets)
+        taken_s = time.monotonic() - began
+        async for _ in packets:
+            pass
     return taken_s
 
 
-def _gas(journal: Path) -> dict[bytes, list[float]]:
-    """Return what each call used, by its selector."""
-    connection = sqlite3.connect(journal)
-    try:
-        rows = connection.execute("SELECT calldata, gas_used FROM chain_transaction").fetchall()
-    finally:
-        connection.close()
-    used: dict[bytes, list[float]] = {}
-    for calldata, gas in rows:
-        used.setdefault(calldata[:4], []).append(float(gas))
-    return used
+async def _deposits(chain: Devnet, after_block: int) -> list[tuple[str, float]]:
+    """Return the gas of each deposit in the blocks since."""
+    found = []
+    for number in range(after_block + 1, await chain.rpc.block_number() + 1):
+        block = await chain.rpc.read("eth_getBlockByNumber", hex(number), True)  # noqa: FBT003
+        for sent in block["transactions"]:
+            step = _STEPS.get(bytes.fromhex(sent["input"][2:10]))
+            if step is not None:
+                receipt = await chain.rpc.read("eth_getTransactionReceipt", sent["hash"])
+                found.append((step, float(int(receipt["gasUsed"], 16))))
+    return found
