@@ -67,6 +67,11 @@ class ChainFollower:
         """The newest block seen, or None before the first step."""
         return self._tail.head
 
+    def forget(self) -> None:
+        """Begin anew: what was followed is not the chain, for all that most nodes show."""
+        self._tail = Tail()
+        self._touched.clear()
+
     async def step(self) -> Step:
         """Look at the head once. Nothing is remembered of a step that failed.
 

@@ -11,12 +11,22 @@ that show different ones cannot all be right, and none of them can prove it. So:
 
 from collections import Counter
 from collections.abc import Collection, Sequence
+from typing import Final
 
 import msgspec
 
 from settlement.types import BlockRef
 
-__all__ = ["EndpointView", "Judgement", "judge_nodes", "nodes_behind"]
+__all__ = [
+    "EndpointView",
+    "Judgement",
+    "judge_nodes",
+    "majority_head",
+    "nodes_ahead",
+    "nodes_behind",
+]
+
+_NODES_MIN: Final = 3
 
 
 class EndpointView(msgspec.Struct, frozen=True):
@@ -57,6 +67,30 @@ def judge_nodes(views: Sequence[EndpointView], left_out: Collection[str] = ()) -
         silent = {name for name in before if name not in shown}
         return Judgement(left_out=frozenset(outvoted | silent))
     return Judgement(left_out=before, disputing=tuple(name for name in shown if name not in before))
+
+
+def majority_head(views: Sequence[EndpointView], *, since: int) -> BlockRef | None:
+    """Return the highest head that more than half of all nodes have reached.
+
+    None when fewer answer, when that block is from before `since`, in Unix seconds (they may be
+    stuck, and who is ahead of them right), and of two nodes: which of them is wrong none can say.
+    """
+    heads = sorted([view.head for view in views if view.head], key=lambda head: -head.number)
+    place = len(views) // 2
+    if len(views) < _NODES_MIN or len(heads) <= place or heads[place].timestamp < since:
+        return None
+    return heads[place]
+
+
+def nodes_ahead(
+    views: Sequence[EndpointView], head: BlockRef | None, *, blocks: int
+) -> frozenset[str]:
+    """Return the names of nodes so far ahead of the majority's head that theirs is invented."""
+    if head is None:
+        return frozenset()
+    return frozenset(
+        view.name for view in views if view.head and view.head.number - head.number >= blocks
+    )
 
 
 def nodes_behind(views: Sequence[EndpointView], *, blocks: int) -> list[str]:

@@ -5,7 +5,8 @@ refuse. A node that does not answer costs this round of it, never the sweep.
 """
 
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import msgspec
@@ -17,13 +18,15 @@ from channel.verify.typed_data import voucher_digest
 from settlement.alarms import AlarmKind, Alarms
 from settlement.escrow import EscrowReader
 from settlement.exposure import ExposureGate, gas_reserve_wei
-from settlement.nodes import judge_nodes, nodes_behind
+from settlement.nodes import judge_nodes, majority_head, nodes_ahead, nodes_behind
 from settlement.tower.export import TowerExport
 from settlement.types import BlockRef
 
 __all__ = ["NODE_COMPARE_DEPTH", "PrecautionLimits", "Precautions", "Tally"]
 
 _log: Final = logging.getLogger(__name__)
+
+_FRESH_S: Final = 60
 
 NODE_COMPARE_DEPTH: Final = 5
 """Where no ordinary reorg reaches; deeper where a deposit has to be deeper."""
@@ -66,6 +69,7 @@ class Precautions:
         gas_account: Address | None,
         limits: PrecautionLimits | None = None,
         export: TowerExport | None = None,
+        wall: Callable[[], float] = time.time,
     ) -> None:
         self._reader = reader
         self.alarms = alarms
@@ -75,6 +79,8 @@ class Precautions:
         self._export = export
         self._asked = 0
         self._left_out: frozenset[str] = frozenset()
+        self._majority: BlockRef | None = None
+        self._wall = wall
 
     def show(self, state: ChannelState, *, now: int) -> None:
         """Take one channel as it was just read, for what is signed ahead of it."""
@@ -88,6 +94,21 @@ class Precautions:
             await self._check_nodes()
         except ChainUnavailableError as error:
             _log.warning("the nodes were not compared; tried again: %s", error)
+
+    async def find_fork(self, head: BlockRef) -> int | None:
+        """Return the newest block to rely on, if most nodes show that `head` is not the chain's.
+
+        None when they do not. Who gave it is left out by then; what was taken over from it has to
+        be read again.
+        """
+        try:
+            await self._check_nodes()
+        except ChainUnavailableError:
+            return None
+        majority = self._majority
+        if majority is None or head.number - majority.number < self._limits.node_lag_blocks_max:
+            return None
+        return max(0, majority.number - self._limits.node_compare_depth)
 
     async def check(self, head: BlockRef, tally: Tally) -> None:
         """Take everything up to date; what no node answers stays as it was."""
@@ -153,7 +174,10 @@ class Precautions:
         if self._reader.rpc.node_count < 2:  # noqa: PLR2004 -- one has nobody to disagree with
             return
         views = await self._reader.rpc.compare_nodes(depth=self._limits.node_compare_depth)
-        behind = set(nodes_behind(views, blocks=self._limits.node_lag_blocks_max))
+        lag_max = self._limits.node_lag_blocks_max
+        self._majority = majority_head(views, since=int(self._wall()) - _FRESH_S)
+        ahead = nodes_ahead(views, self._majority, blocks=lag_max)
+        behind = set(nodes_behind([v for v in views if v.name not in ahead], blocks=lag_max))
         for view in views:
             if view.name in behind:
                 text = f"{self._limits.node_lag_blocks_max} blocks or more behind the others"
@@ -163,15 +187,16 @@ class Precautions:
         self._reader.rpc.avoid(behind)
         judged = judge_nodes(views, self._left_out)
         self._left_out = judged.left_out
-        self._reader.rpc.leave_out(judged.left_out)
+        left_out = judged.left_out | ahead
+        self._reader.rpc.leave_out(left_out)
         self.gate.is_disputed = bool(judged.disputing)
-        where = f"different blocks {self._limits.node_compare_depth} deep"
+        where = f"different blocks {self._limits.node_compare_depth} deep, or far ahead"
         if judged.disputing:
             names = ", ".join(judged.disputing)
             text = f"{where}, none in the majority: {names}: no deposit is believed"
             self.alarms.ring(AlarmKind.NODES_DISAGREE, text, level=2)
-        elif judged.left_out:
-            names = ", ".join(sorted(judged.left_out))
+        elif left_out:
+            names = ", ".join(sorted(left_out))
             self.alarms.ring(AlarmKind.NODES_DISAGREE, f"{where}, left out: {names}", level=1)
         else:
             self.alarms.end(AlarmKind.NODES_DISAGREE)

@@ -229,8 +229,10 @@ class ChannelWatcher:
     async def _look(self) -> tuple[Sweep, list[Due]]:
         """Follow the head; read what was touched, or everything when that is due."""
         step = await self._follower.step()
-        self._note(step)
+        is_behind_for_long = self._note(step)
         loop = asyncio.get_running_loop()
+        if is_behind_for_long:
+            await self._leave_fork(step.head)
         if step.is_behind:
             return Sweep(), self._choose(self._decide(self._docket.owed.values()))
         if loop.time() - self._swept_at >= self._limits.interval_s:
@@ -248,11 +250,25 @@ class ChannelWatcher:
         self._touched.clear()
         return sweep, self._choose(dues)
 
-    def _note(self, step: Step) -> None:
-        """Remember what a step showed, until it has been read."""
+    async def _leave_fork(self, head: BlockRef) -> None:
+        """Begin anew where most nodes are, if the head we hold to was one node's own.
+
+        Else one that was believed for a moment would have every other one behind it for ever.
+        """
+        forked_at = None if self._precautions is None else await self._precautions.find_fork(head)
+        if forked_at is not None:
+            self._follower.forget()
+            before = forked_at if self._forked_at is None else self._forked_at
+            self._forked_at = min(before, forked_at)
+            self._swept_at = float("-inf")
+            self._telling.reorg(forked_at, is_deep=True)
+
+    def _note(self, step: Step) -> bool:
+        """Remember what a step showed, until it has been read; say if it lags for long."""
         self._touched |= step.touched
         is_stuck = self._telling.moved(asyncio.get_running_loop().time(), is_new=step.is_new)
-        if self._telling.behind(step.head.number, is_behind=step.is_behind) or is_stuck:
+        is_behind = self._telling.behind(step.head.number, is_behind=step.is_behind)
+        if is_behind or is_stuck:
             self._reader.rpc.distrust()
         if step.is_new:
             self.clock.saw(step.head)
@@ -265,6 +281,7 @@ class ChannelWatcher:
             self._swept_at = float("-inf")
             depth = step.head.number - step.forked_at
             self._telling.reorg(step.forked_at, is_deep=depth > self._limits.confirmations)
+        return is_behind
 
     async def _read_grace_period(self) -> None:
         self._grace_period_s = await self._reader.read_grace_period_s()

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
@@ -14,7 +15,7 @@ from settlement.rpc import Rpc
 from settlement.schedule import SettlePolicy
 from settlement.watcher import WatchLimits
 from tests.faults.chain_world import RPC, WATCH, World, fill_books
-from tests.faults.proxy import lying_node
+from tests.faults.proxy import LyingNode, lying_node
 from tests.settlement.channels import DEPOSIT
 
 
@@ -193,6 +194,52 @@ async def test_a_node_that_two_others_contradict_is_asked_nothing(
             await world.until(channel_id, is_finalized=True)
             world.node.lies.clear()
             await world.until_rings(AlarmKind.NODES_DISAGREE, is_ringing=False)
+
+
+def far_ahead(node: LyingNode) -> None:
+    """Let a node show a chain of its own for what is new, and the true one below."""
+    seen: dict[str, Any] = {}
+
+    def block(number: int) -> dict[str, Any]:
+        own, parent = ("0x77" + (number - n).to_bytes(31, "big").hex() for n in range(2))
+        return {**seen, "number": hex(number), "hash": own, "parentHash": parent}
+
+    def by_number(params: list[Any], said: dict[str, Any]) -> dict[str, Any]:
+        seen.update(said)
+        return block(int(said["number"], 16) + 10**6) if params[0] == "latest" else said
+
+    def by_hash(params: list[Any], said: dict[str, Any] | None) -> dict[str, Any] | None:
+        return said or block(int(params[0][4:], 16))
+
+    node.lies["eth_getBlockByNumber"] = by_number
+    node.lies["eth_getBlockByHash"] = by_hash
+
+
+async def test_a_node_that_was_far_ahead_for_a_moment_blinds_nobody(
+    world: World, chain: Devnet
+) -> None:
+    """SEC-09, F-64: of three nodes one, believed first, shows a million blocks that are not.
+
+    The two others are not behind it, and what was taken over from it is read again.
+    """
+    channel_id = await world.books.open(accepted=400, spent=400)
+    async with (
+        lying_node(chain.values.rpc_url) as second,
+        lying_node(chain.values.rpc_url) as third,
+        await Rpc.connect([world.node.url, second.url, third.url], limits=RPC) as rpc,
+    ):
+        world.reader.rpc = rpc
+        world.settler = world.settler_for(rpc)
+        await chain.mine(10)
+        async with world.watching() as watcher:
+            await asyncio.sleep(0.2)
+            far_ahead(world.node)
+            await world.until_rings(AlarmKind.NODES_DISAGREE, level=1)
+            assert (watcher.head or await chain.rpc.block()).number > 10**6
+            world.node.heal()
+            await world.leave(channel_id)
+            await world.until(channel_id, is_finalized=True)
+            await world.until_rings(AlarmKind.NODE_BEHIND, is_ringing=False)
 
 
 async def test_ten_thousand_open_channels_cost_at_most_forty_calls(world: World) -> None:

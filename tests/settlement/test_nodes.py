@@ -3,7 +3,13 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from settlement.nodes import EndpointView, Judgement, judge_nodes
+from settlement.nodes import (
+    EndpointView,
+    Judgement,
+    judge_nodes,
+    majority_head,
+    nodes_ahead,
+)
 from settlement.types import BlockRef
 
 
@@ -67,3 +73,47 @@ def test_a_majority_that_stays_is_never_left_out(shows: str) -> None:
     again = judge(honest + shows[::-1], "".join(judged.left_out))
     assert not {str(n) for n in range(len(honest))} & (judged.left_out | again.left_out)
     assert not again.disputing
+
+
+def at(name: str, number: int | None, *, timestamp: int = 1_000) -> EndpointView:
+    if number is None:
+        return EndpointView(name, None)
+    return EndpointView(name, BlockRef(number, b"h", timestamp, 1, b"p"))
+
+
+def ahead(views: list[EndpointView], *, since: int = 1_000) -> frozenset[str]:
+    return nodes_ahead(views, majority_head(views, since=since), blocks=20)
+
+
+def test_who_is_far_ahead_of_a_fresh_majority_is_not_believed() -> None:
+    """SEC-09: a head that most nodes could not have missed is invented."""
+    assert ahead([at("0", 100), at("1", 101), at("2", 10**6)]) == {"2"}
+    assert ahead([at("0", 100), at("1", 101), at("2", 119)]) == frozenset()
+
+
+def test_who_is_far_ahead_of_a_stuck_majority_may_be_right() -> None:
+    """F-72: two of three behind one operator stand still; the third is what a defence needs."""
+    stuck = [at("0", 100), at("1", 101), at("2", 10**6, timestamp=2_000)]
+    assert ahead(stuck, since=1_940) == frozenset()
+
+
+def test_of_two_nodes_or_of_few_that_answer_none_is_too_far_ahead() -> None:
+    assert ahead([at("0", 100), at("1", 10**6)]) == frozenset()
+    assert ahead([at("0", 100), at("1", None), at("2", 10**6)]) == {"2"}
+    assert ahead([at("0", None), at("1", None), at("2", 10**6)]) == frozenset()
+
+
+@given(
+    st.lists(st.integers(1_000, 1_019), min_size=2, max_size=5),
+    st.lists(st.none() | st.integers(0, 10**9), max_size=4),
+)
+def test_of_an_honest_majority_none_is_ahead_and_every_liar_is(
+    honest: list[int], others: list[int | None]
+) -> None:
+    """SEC-09: whatever the few others show."""
+    others = others[: len(honest) - 1]
+    heads = [*honest, *others]
+    found = ahead([at(str(n), number) for n, number in enumerate(heads)])
+    assert not found & {str(n) for n in range(len(honest))}
+    if len(heads) > 2:
+        assert found >= {str(n) for n, number in enumerate(heads) if number and number >= 1_039}
