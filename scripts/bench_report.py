@@ -20,6 +20,7 @@ import bench_ledger
 import bench_parts
 import bench_peers
 from bench_samples import Row, Run
+from service.collecting import collect_seldom
 
 __all__ = ["main"]
 
@@ -69,6 +70,7 @@ async def _measure(chosen: list[str], *, is_quick: bool) -> list[Row]:
     # On the checkout's own disk: a temporary directory may be memory, where a sync costs nothing.
     with tempfile.TemporaryDirectory(dir=Path(__file__).parent.parent, prefix=".bench-") as folder:
         run = Run(folder=Path(folder), is_quick=is_quick)
+        collect_seldom()  # as a gateway does
         for name in chosen:
             async for row in GROUPS[name](run):
                 print(f"{name}: {row.name}", file=sys.stderr, flush=True)

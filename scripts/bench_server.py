@@ -7,7 +7,6 @@ application without one.
 """
 
 import asyncio
-import gc
 import sys
 from collections.abc import AsyncIterator
 from typing import Any, Final
@@ -20,6 +19,7 @@ from starlette.routing import Route as Path
 from bench_world import PRICE, World, key_of
 from channel.http import PaidEventStream, PaymentGate, Price, Route
 from channel.ledger.url import open_ledger
+from service.collecting import collect_seldom
 
 BODY: Final = "x" * 256
 CHUNK: Final = '{"choices":[{"delta":{"content":" token"}}]}'
@@ -95,8 +95,7 @@ class BenchApp:
         world = World(ledger)
         await asyncio.gather(*(world.open([key_of(n)]) for n in range(self._channels)))
         self._gate = PaymentGate(self._app, engine=world.engine, routes=ROUTES)
-        gc.freeze()  # as the gateway does, for what is paid and unpaid alike
-        gc.set_threshold(10_000)
+        collect_seldom()  # as the gateway does, for what is paid and unpaid alike
         await send({"type": "lifespan.startup.complete"})
         await receive()
         await world.engine.aclose()

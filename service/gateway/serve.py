@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import gc
 import logging
 import math
 import socket
@@ -13,6 +12,7 @@ from typing import Any, Final
 import uvicorn
 
 from channel.limits import AUTHORIZATION_BYTES_MAX
+from service.collecting import collect_seldom
 from service.errors import CommandError
 from service.gateway.app import Gateway
 from service.gateway.sockets import bind, listen, listening_url
@@ -26,8 +26,6 @@ __all__ = ["run_gateway", "serve_on"]
 
 _log: Final = logging.getLogger(__name__)
 
-_OBJECTS_BETWEEN_COLLECTIONS: Final = 10_000
-"""By default 700 more than there were set off a collection, which a few requests in flight are."""
 _HEAD_BYTES_MAX: Final = AUTHORIZATION_BYTES_MAX + 16 * 1024
 
 
@@ -75,8 +73,7 @@ async def serve_on(
         broken = asyncio.Event()
         gateway = Gateway(config, parts.engine, upstream, stop=broken.set)
         server = _build_server(gateway, config.listen)
-        gc.freeze()  # what is loaded by now stays: no collection need look at it again
-        gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
+        collect_seldom()
         listen(listener, config.listen)
         announce(listening_url(listener))
         guards = {**parts.background(), "keeping consistent books": _fail_when(broken)}
