@@ -73,7 +73,8 @@ class PaidEvents(httpx.AsyncByteStream):
             try:
                 await self._response.aclose()
             finally:
-                await self._paid.end(is_broken=self._is_broken)
+                # After `[DONE]` nothing is left that a caller could have left unread.
+                await self._paid.end(is_broken=self._is_broken or self._is_done)
 
     async def _read_receipt(self) -> None:
         with contextlib.suppress(TimeoutError, httpx.TransportError):

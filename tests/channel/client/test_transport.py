@@ -1315,6 +1315,29 @@ async def test_a_caller_that_stops_at_done_leaves_no_receipt_behind(
     assert account.spent == account.counted == 30
 
 
+async def test_a_stream_that_ends_without_a_receipt_is_granted_within_a_bound(
+    open_agent: OpenAgent, provider: Provider
+) -> None:
+    """F-94: whoever stops at `[DONE]`, as the openai client does, left nothing unread."""
+    agent = await open_agent(policy_of(lost_units_max=100))
+    sell_stream(provider, 200)
+
+    async def ends(_seen: Seen, books: Books) -> AsyncIterator[bytes]:
+        books.spent = books.accepted
+        yield format_event("one") + format_event("[DONE]")
+
+    provider.speak = ends
+    for _ in range(20):
+        async with agent.client.stream("POST", "/chat", json={"stream": True}) as response:
+            async for line in response.aiter_lines():
+                if line == "data: [DONE]":
+                    break
+    (account,) = await agent.payments.channels()
+    assert account.received <= 20 * PRICE
+    assert account.lost <= 100 * PRICE
+    assert account.signed <= account.received + account.lost + 65 * PRICE
+
+
 async def test_a_stream_that_breaks_is_granted_within_a_bound(
     open_agent: OpenAgent, provider: Provider
 ) -> None:
