@@ -149,12 +149,14 @@ class TxLane:
         return parse_quantity(used), parse_block(block), parse_quantity(tip)
 
     async def _reopen(self, lane: list[JournalTx], used: int) -> list[JournalTx]:
-        """Take up again what a deep reorg put back, or the nonces after it would wait for ever."""
+        """Take up what a deep reorg put back or nobody knew: later nonces would wait for ever."""
         if used >= (lane[0].nonce or 0):
             return lane
         for tx in await self._journal.transactions_from(used):
             if tx.status is TxStatus.FINAL:
                 await self._register.record(tx, Unmined())
+            elif tx.is_open and not self._register.is_open(tx.tx_id):
+                self._register.keep(tx)  # signed, and the journal's answer was lost
         lane = self._register.lane()
         if used < (lane[0].nonce or 0) and used != self._missing:
             self._missing = used

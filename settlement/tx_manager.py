@@ -18,7 +18,12 @@ import logging
 import time
 from typing import Final
 
-from channel.errors import ChainUnavailableError, MppSessionError, OperatorError
+from channel.errors import (
+    ChainUnavailableError,
+    LedgerUnavailableError,
+    MppSessionError,
+    OperatorError,
+)
 from channel.types import Address, TxHash
 from settlement.errors import (
     LeaseLostError,
@@ -168,7 +173,13 @@ class TxManager:
                     await self._journal.record(tx.tx_id, [Abandoned(reason_of(error))])
                     raise
                 self._register.keep(tx)
-                tx = await self._put_first(tx, quote)
+                try:
+                    tx = await self._put_first(tx, quote)
+                except LedgerUnavailableError as error:
+                    # Its bytes are in the journal, and perhaps out: whoever asked must not ask for
+                    # the same thing again. The lane goes on with it.
+                    _log.warning("what became of a transaction was not noted: %s", error)
+                    return tx.versions[0].tx_hash
                 if tx.status is not TxStatus.REPLACED:
                     return tx.versions[0].tx_hash
         raise TransactionReplacedError(tx.nonce or 0)

@@ -4,16 +4,30 @@ import asyncio
 
 import pytest
 
-from channel.errors import ChainUnavailableError, SettlementPendingError
+from channel.errors import (
+    ChainUnavailableError,
+    LedgerUnavailableError,
+    SettlementPendingError,
+)
 from settlement.devnet import Devnet
 from settlement.errors import (
     ContractRevertedError,
     RpcRefusedError,
     TransactionPendingError,
 )
+from settlement.journal.memory import MemoryJournal
 from settlement.tx_manager import TxLimits, TxManager
-from tests.settlement.senders import RECEIPT, SEND, flaky_sender, pay_one, received
+from settlement.tx_state import Abandoned, Sent, Signed
+from tests.settlement.senders import (
+    RECEIPT,
+    SEND,
+    FailingJournal,
+    flaky_sender,
+    pay_one,
+    received,
+)
 
+_QUICK = TxLimits(mined_within_s=5, poll_max_s=0.02, resend_after_s=0.05)
 _IMPATIENT = TxLimits(mined_within_s=0.1, poll_max_s=0.02, resend_after_s=0.03)
 
 
@@ -100,3 +114,27 @@ async def test_a_broadcast_the_node_refuses_leaves_the_nonce_free(chain: Devnet)
             await sender.send(chain.values.token, pay_one(chain))
         assert (await sender.send(chain.values.token, pay_one(chain))).is_success
         assert await received(chain) == 1
+
+
+# -- journals that fail
+
+
+async def test_what_was_broadcast_and_not_noted_is_not_broadcast_again(chain: Devnet) -> None:
+    """F-75, F-80: whoever asked hears its hash; an error would have it send a second one."""
+    journal = FailingJournal(MemoryJournal(), before=[Sent])
+    sender = TxManager(chain.rpc, chain.signer("stranger"), journal=journal, limits=_QUICK)
+    async with chain.mining_paused():
+        tx_hash = await sender.broadcast(chain.values.token, pay_one(chain))
+    assert (await sender.resume(tx_hash)).tx_hash == tx_hash
+    assert await received(chain) == 1
+
+
+async def test_a_signature_whose_answer_was_lost_holds_nothing_up(chain: Devnet) -> None:
+    """F-77, F-80: its nonce is given, and nobody knows; the next one must not wait for ever."""
+    journal = FailingJournal(MemoryJournal(), before=[Abandoned], after=[Signed])
+    sender = TxManager(chain.rpc, chain.signer("stranger"), journal=journal, limits=_QUICK)
+    with pytest.raises(LedgerUnavailableError):
+        await sender.send(chain.values.token, pay_one(chain))
+    receipt = await sender.send(chain.values.token, pay_one(chain))
+    assert receipt.is_success
+    assert await received(chain) == 2
