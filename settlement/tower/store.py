@@ -27,6 +27,8 @@ BEAT: Final = b"{}\n"
 
 _SPARE_LINES: Final = 1000
 _READ_BYTES_MAX: Final = 16 * 1024 * 1024
+_LAST_BYTES: Final = 1024
+"""More than one line of a key's signatures, so that no two are alike in it."""
 
 
 class TowerFile:
@@ -36,6 +38,8 @@ class TowerFile:
         self._path = path
         self._newest: dict[ChannelKey, PresignedSettle] = {}
         self._lines = 0
+        self._size = 0
+        """Of the file as we left it, in bytes."""
 
     @classmethod
     async def open(cls, path: Path) -> "TowerFile":
@@ -77,6 +81,7 @@ class TowerFile:
             if whole < len(content):
                 file.truncate(whole)
                 os.fsync(file.fileno())
+        self._size = whole
         _sync_folder(self._path)
         for line in content[:whole].splitlines():
             self._lines += 1
@@ -87,17 +92,27 @@ class TowerFile:
             self._newest[settle.key] = settle
 
     def _append(self, lines: bytes) -> None:
+        if not self._is_as_we_left_it():
+            self._rewrite()
         descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         size = os.fstat(descriptor).st_size
         try:
             with os.fdopen(descriptor, "ab", closefd=False) as file:
                 file.write(lines)
             os.fsync(descriptor)
+            self._size = size + len(lines)
         except OSError:
             os.ftruncate(descriptor, size)  # a part of a line would swallow the next one
             raise
         finally:
             os.close(descriptor)
+
+    def _is_as_we_left_it(self) -> bool:
+        """Whether nobody has taken the file away or cut it: what it held was handed out."""
+        try:
+            return self._path.stat().st_size == self._size
+        except FileNotFoundError:
+            return False
 
     async def _tidy(self) -> None:
         if self._lines > 2 * len(self._newest) + _SPARE_LINES:
@@ -112,7 +127,9 @@ class TowerFile:
                 file.write(settle.format_line())
             file.flush()
             os.fsync(file.fileno())
+            size = file.tell()
         beside.replace(self._path)
+        self._size = size
         _sync_folder(self._path)
 
 
@@ -123,6 +140,8 @@ class TowerFileReader:
         self._path = path
         self._file_id: tuple[int, int] | None = None
         self._offset = 0
+        self._last = b""
+        """The last bytes before the offset: by them the file is known as the same one."""
 
     async def read_new(self) -> list[bytes]:
         """Return the lines that came since; none while there is no file.
@@ -139,14 +158,17 @@ class TowerFileReader:
             return []
         with file:
             status = os.fstat(file.fileno())
-            if (status.st_dev, status.st_ino) != self._file_id or status.st_size < self._offset:
-                self._file_id, self._offset = (status.st_dev, status.st_ino), 0
+            file_id = (status.st_dev, status.st_ino)
+            file.seek(max(0, self._offset - len(self._last)))
+            if file_id != self._file_id or file.read(len(self._last)) != self._last:
+                self._file_id, self._offset, self._last = file_id, 0, b""
             file.seek(self._offset)
             content = file.read(_READ_BYTES_MAX)
         whole = content.rfind(b"\n") + 1
         if not whole and len(content) > LINE_BYTES_MAX:
             whole = len(content)  # no line of ours is so long: it is left out
         self._offset += whole
+        self._last = (self._last + content[:whole])[-_LAST_BYTES:]
         return content[:whole].splitlines()
 
 

@@ -22,6 +22,12 @@ def add(path: Path, content: bytes) -> None:
         file.write(content)
 
 
+def lose(path: Path, *, is_gone: bool) -> None:
+    put(path, b"")
+    if is_gone:
+        path.unlink()
+
+
 def content_of(path: Path) -> bytes:
     return path.read_bytes()
 
@@ -129,6 +135,34 @@ async def test_a_file_that_took_anothers_place_is_read_from_its_start(
     assert await reader.read_new() == [line.rstrip(), BEAT.rstrip()]
     put(path, BEAT)  # cut short in place
     assert await reader.read_new() == [BEAT.rstrip()]
+
+
+async def test_a_longer_file_that_was_copied_over_the_first_is_read_from_its_start(
+    path: Path,
+) -> None:
+    """As after the provider has tidied up: other lines first, and the same file to the system."""
+    old, newer, other = await numbered(1), await numbered(1, 900), await numbered(2)
+    put(path, old.format_line())
+    reader = TowerFileReader(path)
+    await reader.read_new()
+    put(path, other.format_line() + newer.format_line())
+    assert await reader.read_new() == [each.format_line().rstrip() for each in (other, newer)]
+
+
+@pytest.mark.parametrize("is_gone", [True, False])
+async def test_a_file_that_somebody_took_away_or_emptied_is_written_again(
+    path: Path, *, is_gone: bool
+) -> None:
+    """What was handed out counts as handed out: a tower that starts now must find it."""
+    file = await TowerFile.open(path)
+    first, second = await numbered(1), await numbered(2)
+    await file.append([first])
+    lose(path, is_gone=is_gone)
+    await file.beat()
+    assert (await TowerFile.open(path)).newest == {first.key: first}
+    await file.append([second])
+    assert (await TowerFile.open(path)).newest == {first.key: first, second.key: second}
+    assert content_of(path).count(b"\n") == 3
 
 
 async def test_what_has_no_end_is_not_kept_waiting_for(path: Path) -> None:
