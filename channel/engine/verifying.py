@@ -34,6 +34,7 @@ class VoucherVerifier:
         self._waiting: deque[_Waiting] = deque()
         self._in_turn = 0
         self._is_crowded = False
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def verify(
         self, voucher: SignedVoucher, key: ChannelKey, signer: Address
@@ -41,10 +42,11 @@ class VoucherVerifier:
         """Return the voucher as proven; what it raises is what `verify_voucher` raises."""
         if self._helpers:
             self._in_turn += 1
-            if self._in_turn == 1:
-                asyncio.get_running_loop().call_soon(self._end_turn)
+            if self._in_turn == 1 or self._loop is None:
+                self._loop = asyncio.get_running_loop()  # once a turn: it costs a system call
+                self._loop.call_soon(self._end_turn)
             if self._is_crowded:
-                answer: asyncio.Future[VerifiedVoucher] = asyncio.get_running_loop().create_future()
+                answer: asyncio.Future[VerifiedVoucher] = self._loop.create_future()
                 self._waiting.append((voucher, key, signer, answer))
                 return await answer
         return verify_voucher(voucher, key, signer)

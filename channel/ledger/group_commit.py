@@ -164,6 +164,7 @@ class _Jobs(Generic[J, R]):
     """Jobs that wait for a commit, each with whom to answer. All but `take` in the event loop."""
 
     def __init__(self, batch_max: int, queue_max: int) -> None:
+        self._loop = asyncio.get_running_loop()  # to ask costs a system call each time
         self._batch_max = batch_max
         self._queue_max = queue_max
         self._queue: deque[tuple[J, asyncio.Future[R]]] = deque()
@@ -177,7 +178,7 @@ class _Jobs(Generic[J, R]):
             raise _copy(self._ended)
         if len(self._queue) >= self._queue_max:
             raise LedgerUnavailableError("Too much is waiting for the ledger.")
-        answer: asyncio.Future[R] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[R] = self._loop.create_future()
         self._queue.append((job, answer))
         return answer
 

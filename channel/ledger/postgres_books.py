@@ -4,7 +4,7 @@ A state is kept in memory with its row's `revision`. A batch locks its rows firs
 their revisions; only what is older in memory is read again.
 """
 
-import asyncio
+import time
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
@@ -187,7 +187,7 @@ class PostgresBooks:
 
 def now() -> float:
     """Return the time that entries carry, in seconds."""
-    return asyncio.get_running_loop().time()
+    return time.monotonic()
 
 
 def state_of_row(row: Sequence[Any]) -> ChannelState:

@@ -95,7 +95,7 @@ class SqliteLedger:
 
     async def load(self, key: ChannelKey) -> ChannelState | None:
         """See `interface.Ledger.load`."""
-        if self._lock is not None and _now() - self._looked_at < CACHE_TRUSTED_S:
+        if self._lock is not None and time.monotonic() - self._looked_at < CACHE_TRUSTED_S:
             state = self._books.peek(key)
             if state is not None:
                 return state
@@ -192,7 +192,7 @@ class SqliteLedger:
         try:
             while len(self._watchers):
                 await asyncio.sleep(LEDGER_POLL_S)
-                began = _now()
+                began = time.monotonic()
                 try:
                     is_foreign = await self._connection.run(self._books.has_foreign_commit)
                 except LedgerUnavailableError:
@@ -202,7 +202,3 @@ class SqliteLedger:
                     self._watchers.wake_all()
         finally:
             self._poll = None
-
-
-def _now() -> float:
-    return asyncio.get_running_loop().time()
