@@ -11,10 +11,12 @@ import logging
 import time
 from typing import Final
 
+from msgspec.structs import replace
+
 from channel.errors import ChainUnavailableError, LedgerUnavailableError, PeerError
 from channel.ledger.interface import ConsumeProof, Ledger
 from channel.state.commands import OpenChannel
-from channel.types import Address, SignedVoucher, VerifiedVoucher
+from channel.types import Address, ChannelFact, SignedVoucher, VerifiedVoucher
 from channel.verify.typed_data import voucher_digest
 from channel.verify.voucher import verify_voucher, verify_wallet_voucher
 from settlement.escrow import EscrowReader
@@ -71,7 +73,7 @@ class UnclaimedChannels:
         evidence = None
         if order.tx_hash is not None:
             evidence = await self._reader.read_transaction(order.tx_hash)
-        fact = await self._reader.read_channel(order.key.channel_id)
+        fact = await self._read(order)
         if evidence is None or fact is None or evidence.confirmations < self._confirmations:
             return False
         opened = [log for log in evidence.opened if log.channel_id == order.key.channel_id]
@@ -88,6 +90,16 @@ class UnclaimedChannels:
         else:
             _log.warning("channel 0x%s was never claimed", order.key.channel_id.hex())
         return True
+
+    async def _read(self, order: DepositOrder) -> ChannelFact | None:
+        """Return the channel as of the head, with a deposit as deep as configured (OPEN-12)."""
+        fact = await self._reader.read_channel(order.key.channel_id)
+        if fact is None or self._confirmations == 1:
+            return fact
+        deep = await self._reader.read_channel(
+            order.key.channel_id, block_number=max(0, fact.block_number - self._confirmations + 1)
+        )
+        return deep and replace(fact, deposit=min(fact.deposit, deep.deposit))
 
     async def _verify(self, order: DepositOrder, signer: Address) -> VerifiedVoucher | None:
         first = order.first_voucher

@@ -2,6 +2,7 @@
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
@@ -67,6 +68,32 @@ async def test_the_books_take_a_channel_that_nobody_claims(
         await claimer(one).look()
         assert (await one.provider.manage(one.payer.closing(PRICE))).status_code == 200
         assert await one.sent() == 2
+
+
+async def test_a_deposit_that_is_not_deep_is_not_taken_over(
+    devnet: TestChain, tmp_path: Path
+) -> None:
+    """F-70, OPEN-12: the opening is; a top-up since then may yet be taken back."""
+    async with devnet.connect() as chain, sponsor_deposits(chain, tmp_path, limits=HASTY) as one:
+        await abandon(one, chain)
+        await chain.mine(2)
+        payload: Any = await one.payer.top_up(amount=500)
+        inner = payload.authorization
+        call = abi.top_up_with_authorization.encode(
+            payload.channel_id,
+            payload.additional_deposit,
+            one.payer.address,
+            payload.salt,
+            inner.valid_after,
+            inner.valid_before,
+            inner.nonce,
+            payload.signature,
+        )
+        await chain.sender("stranger").send(chain.values.escrow, call)
+        await claimer(one, confirmations=3).look()
+        state = await books(one)
+        assert state is not None
+        assert state.deposit == DEPOSIT
 
 
 async def test_a_channel_that_was_claimed_is_left_alone(devnet: TestChain, tmp_path: Path) -> None:
