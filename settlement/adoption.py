@@ -5,6 +5,7 @@ then reverts although what it wanted is there. So a refusal is followed by one l
 was intended, and the log that shows how it came about, are success.
 """
 
+from channel.limits import SIGNATURE_BYTES
 from channel.types import ChannelId, TxHash
 from settlement import abi
 from settlement.deposit_calls import DepositCall
@@ -42,6 +43,8 @@ async def _is_by(reader: EscrowReader, log: Log, call: DepositCall) -> bool:
     """Whether this top-up was funded by this very authorization."""
     nonce = call.authorization_nonce
     if nonce is None:  # Permit2 tells of no nonce: whoever submitted it had to show the signature
+        if len(call.signature) < SIGNATURE_BYTES:
+            return False  # a wallet's, so short that it may be there by chance
         tx = await reader.rpc.read("eth_getTransactionByHash", "0x" + log.tx_hash.hex())
         return isinstance(tx, dict) and call.signature in parse_bytes(tx.get("input"))
     receipt = await reader.rpc.receipt(log.tx_hash)

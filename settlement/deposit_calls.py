@@ -57,7 +57,8 @@ def build_deposit_call(deposit: SponsoredDeposit) -> bytes:
 def deposit_id(deposit: SponsoredDeposit) -> bytes:
     """Return 32 bytes that name a deposit by what was signed, however often it was signed."""
     unsigned = msgspec.structs.replace(deposit, signature=b"")
-    return bytes(keccak(deposit.key.escrow + build_deposit_call(unsigned)))
+    place = deposit.key.chain_id.to_bytes(32) + deposit.key.escrow
+    return bytes(keccak(place + build_deposit_call(unsigned)))
 
 
 def expires_at(pull: AuthorizedPull | PermittedPull) -> int:

@@ -59,7 +59,7 @@ class DepositOrder(msgspec.Struct, frozen=True, kw_only=True):
     """One deposit, known by the call that makes it."""
 
     order_id: bytes
-    """The keccak-256 hash of `calldata`: what was signed, and nothing else."""
+    """See `deposit_calls.deposit_id`: what was signed, and nothing else."""
     key: ChannelKey
     funder: Address
     calldata: bytes

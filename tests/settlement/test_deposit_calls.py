@@ -88,8 +88,9 @@ def test_a_deposit_is_known_by_what_was_signed_and_not_by_how() -> None:
         {"pull": PERMITTED},
         {"pull": replace(AUTHORIZED, nonce=bytes(32))},
         {"key": replace(KEY, escrow=PAYEE)},
+        {"key": replace(KEY, chain_id=1)},  # the same escrow may stand on many chains
     ]
-    assert len({name, *[deposit_id(replace(OPENING, **other)) for other in others]}) == 8
+    assert len({name, *[deposit_id(replace(OPENING, **other)) for other in others]}) == 9
 
 
 def test_the_last_second_is_the_contracts_own() -> None:

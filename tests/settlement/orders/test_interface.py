@@ -46,6 +46,18 @@ async def orders(journal_url: str) -> AsyncIterator[DepositOrders]:
     await opened.close()
 
 
+async def test_what_is_wanted_again_is_as_it_was_signed_this_time(orders: DepositOrders) -> None:
+    """OPEN-10: a wallet may have changed its keys; its first signature would fail for ever."""
+    first = await orders.place(order(1), LIMITS)
+    await orders.update(first.order_id, OrderStatus.REFUSED, reason="INVALID_SIGNATURE")
+    voucher = FirstVoucher(5, b"signed")
+    again = replace(first, calldata=b"call signed anew", first_voucher=voucher)
+    await orders.place(again, LIMITS)
+    assert await orders.find(first.order_id) == again
+    await orders.place(first, LIMITS)  # it is wanted already: nothing changes under the settler
+    assert await orders.find(first.order_id) == again
+
+
 async def test_what_is_placed_is_there_for_whoever_looks(
     orders: DepositOrders, journal_url: str
 ) -> None:

@@ -29,20 +29,22 @@ UPDATE deposit_order SET is_known = 1 WHERE order_id = ?
 
 -- select_usage --
 -- What the deposits of a period may cost or did cost, and how many of them one funder had. What was
--- not broadcast counts for nothing.
-SELECT coalesce(sum(gas_gwei), 0), coalesce(sum(CASE WHEN funder = ? THEN 1 ELSE 0 END), 0)
+-- not broadcast counts for nothing, nor what others made: nobody has proven to be its funder.
+SELECT coalesce(sum(gas_gwei), 0),
+       coalesce(sum(CASE WHEN funder = ? AND gas_gwei > 0 THEN 1 ELSE 0 END), 0)
   FROM deposit_order
  WHERE chain_id = ? AND escrow = ? AND wanted_at > ? AND status <> 5
 
 -- upsert_order --
--- It is wanted, for the first time or again.
+-- It is wanted, for the first time or again: as it was signed this time.
 INSERT INTO deposit_order (
        order_id, chain_id, escrow, channel_id, funder, calldata, deadline, gas_gwei, wanted_at,
        status, tx_hash, reason, voucher, is_known)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
     ON CONFLICT (order_id) DO UPDATE
-   SET gas_gwei = excluded.gas_gwei, wanted_at = excluded.wanted_at, status = excluded.status,
-       tx_hash = excluded.tx_hash, reason = excluded.reason
+   SET calldata = excluded.calldata, gas_gwei = excluded.gas_gwei,
+       wanted_at = excluded.wanted_at, status = excluded.status, tx_hash = excluded.tx_hash,
+       reason = excluded.reason, voucher = excluded.voucher
  WHERE deposit_order.status = 5
 
 -- update_order --
