@@ -59,6 +59,7 @@ async def build_sponsoring(
                 gas_gwei=sponsoring.gas_budget_wei // GWEI,
                 per_funder=sponsoring.deposits_per_payer,
             ),
+            gas_max=sponsoring.gas_per_deposit_max,
             gas_price_max_wei=sponsoring.gas_price_max_wei,
             margin_s=sponsoring.margin_s,
             wait_s=sponsoring.wait_s,

@@ -15,9 +15,11 @@ from channel.chain import AuthorizedPull, SponsoredDeposit
 from channel.errors import (
     AuthorizationExpiredError,
     ConfigError,
+    InvalidSignatureError,
     SettlementPendingError,
     SponsoringPausedError,
 )
+from channel.limits import SPONSORED_GAS_MAX
 from channel.types import Address, TxHash, VerifiedVoucher
 from settlement.adoption import find_made
 from settlement.deposit_calls import (
@@ -56,6 +58,8 @@ class SponsorLimits(msgspec.Struct, frozen=True, kw_only=True):
     """What the operator pays for."""
 
     orders: OrderLimits
+    gas_max: int = SPONSORED_GAS_MAX
+    """Most gas for one deposit."""
     gas_price_max_wei: int
     """Most for a unit of gas."""
     margin_s: int
@@ -176,8 +180,13 @@ class WaitingSponsor:
         """Return the most that the transaction may cost, in wei.
 
         Raises:
+            InvalidSignatureError: The funder is a wallet whose check takes too much gas.
             SponsoringPausedError: Gas costs more than we pay already.
         """
+        if quote.gas > self._limits.gas_max:
+            raise InvalidSignatureError(
+                f"The deposit takes {quote.gas} gas; {self._limits.gas_max} are paid for."
+            )
         price_max = self._limits.gas_price_max_wei
         if quote.price_wei > price_max:
             raise SponsoringPausedError("Gas costs more than is paid for payers.")

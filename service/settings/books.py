@@ -9,6 +9,7 @@ from channel.limits import (
     CHANNELS_CACHED_MAX,
     GRACE_PERIOD_S_MIN,
     SPONSORED_DEPOSIT_MIN,
+    SPONSORED_GAS_MAX,
     SPONSORED_PER_SOURCE_MAX,
 )
 from service.settings.values import INT64_MAX, Positive, Section
@@ -201,6 +202,13 @@ class Sponsoring(Section, frozen=True):
             description="Most gas that is paid for payers within an hour, whoever they are.",
         ),
     ] = 2 * 10**16
+    gas_per_deposit_max: Annotated[
+        Positive,
+        Meta(
+            description="Most gas that one deposit may take. A key's takes about 150,000; a "
+            "contract wallet adds its own check, and could otherwise take the hour's gas at once."
+        ),
+    ] = SPONSORED_GAS_MAX
     gas_price_max_wei: Annotated[
         Positive, Meta(description="Most that is paid for a unit of gas.")
     ] = 50 * 10**9
