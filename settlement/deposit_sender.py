@@ -9,6 +9,7 @@ somebody else's transaction has made, exactly as it was signed, is made (AMB-10)
 import asyncio
 import logging
 import time
+from collections import Counter
 from functools import partial
 from typing import Final
 
@@ -17,7 +18,7 @@ from channel.errors import (
     ConfigError,
     LedgerUnavailableError,
 )
-from channel.types import TxHash
+from channel.types import Address, TxHash
 from settlement.adoption import find_made
 from settlement.deposit_calls import parse_deposit_call
 from settlement.errors import (
@@ -33,6 +34,7 @@ from settlement.orders.interface import GWEI, DepositOrder, DepositOrders, Order
 from settlement.sponsor import FEE_TOO_HIGH, NONCE_TAKEN
 from settlement.tx_manager import TxManager
 from settlement.tx_reasons import reason_of
+from settlement.tx_state import TxStatus
 from settlement.types import Receipt, RevertReason
 
 __all__ = ["DepositSender"]
@@ -41,12 +43,18 @@ _log: Final = logging.getLogger(__name__)
 
 _LOOK_S: Final = 0.05
 _RETRY_S: Final = 1.0
+_RETRY_S_MAX: Final = 10.0
 _PRUNE_S: Final = 3600.0
 _KEPT_S: Final = 30 * 24 * 3600
 _URGENT_S: Final = 300
 """A client waits: the whole budget may be bid (`settlement.fees`)."""
+_RECOVERED: Final = 1000
+"""Transactions of the journal among which a predecessor's are looked for."""
 _MARGIN_S: Final = 15
 """Less than this before it expires a deposit is not broadcast: it would pay for a revert."""
+
+
+_NEVER_MINED: Final = frozenset((TxStatus.INTENT, TxStatus.REPLACED, TxStatus.ABANDONED))
 
 
 class DepositSender:
@@ -60,6 +68,7 @@ class DepositSender:
         self._sender = sender
         self._journal = journal
         self._carrying: dict[bytes, asyncio.Task[None]] = {}
+        self._busy: Counter[Address] = Counter()
         self._sent: dict[bytes, TxHash] = {}
         self._failure: BaseException | None = None
 
@@ -91,31 +100,56 @@ class DepositSender:
             await asyncio.gather(*self._carrying.values(), return_exceptions=True)
 
     async def _recover(self) -> None:
-        """Learn which orders are in the journal already: they are joined, not sent again."""
-        for tx in await self._journal.open_transactions():
-            if tx.versions and tx.intent.to == self._reader.escrow:
+        """Learn which orders are in the journal already: they are joined, not sent again.
+
+        Those that ended, too: who died may have seen the end before it wrote the order's hash.
+        """
+        newest = await self._journal.next_nonce()
+        for tx in await self._journal.transactions_from(max(0, newest - _RECOVERED)):
+            if tx.intent.to != self._reader.escrow or tx.status in _NEVER_MINED:
+                continue
+            if tx.versions:
                 self._sent[tx.intent.calldata] = tx.versions[0].tx_hash
 
     async def _look(self) -> None:
-        for order in await self._orders.list_open():
-            if order.order_id not in self._carrying:
-                task = asyncio.create_task(self._carry(order))
-                self._carrying[order.order_id] = task
-                task.add_done_callback(partial(self._ended, order.order_id))
+        """Take up what is open, of each funder one deposit after the other.
 
-    def _ended(self, order_id: bytes, task: asyncio.Task[None]) -> None:
-        self._carrying.pop(order_id, None)
+        What one signed for two deposits may be enough for one: a nonce, a balance. Only the
+        simulation after the first one is mined can tell; before, the second pays for a revert.
+        """
+        orders = await self._orders.list_open()
+        orders.sort(key=lambda order: not self._is_sent(order))  # those hold up their funders'
+        for order in orders:
+            if order.order_id in self._carrying:
+                continue
+            if order.funder in self._busy and not self._is_sent(order):
+                continue
+            task = asyncio.create_task(self._carry(order))
+            self._carrying[order.order_id] = task
+            self._busy[order.funder] += 1
+            task.add_done_callback(partial(self._ended, order))
+
+    def _is_sent(self, order: DepositOrder) -> bool:
+        return order.tx_hash is not None or order.calldata in self._sent
+
+    def _ended(self, order: DepositOrder, task: asyncio.Task[None]) -> None:
+        self._carrying.pop(order.order_id, None)
+        self._busy[order.funder] -= 1
+        if not self._busy[order.funder]:
+            del self._busy[order.funder]
         if not task.cancelled() and (error := task.exception()) is not None:
             self._failure = self._failure or error
 
     async def _carry(self, order: DepositOrder) -> None:
-        """See one order through, to an end that is on disk."""
+        """See one order through, to an end that is on disk. Each try is a row of the journal."""
+        pause_s = _RETRY_S
         while True:
             try:
                 await self._submit(order)
             except (ChainUnavailableError, LedgerUnavailableError) as error:
                 _log.warning("a deposit is tried again: %s", error)
-                await asyncio.sleep(_RETRY_S)
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, _RETRY_S_MAX)
             else:
                 return
 

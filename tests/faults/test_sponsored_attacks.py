@@ -15,6 +15,7 @@ from msgspec.structs import replace
 
 from channel.client.funding import Window, build_top_up, sign_top_up_authorization
 from channel.client.signer import LocalSigner
+from channel.wire.credential import Credential
 from service.testing.chain import TestChain
 from settlement import abi
 from settlement.abi import Function
@@ -291,6 +292,77 @@ async def test_gas_above_the_ceiling_is_not_paid(sponsored: Sponsored) -> None:
     assert (await sponsored.provider.send(payload)).status_code == 200
 
 
+@pytest.mark.parametrize("forged", [b"\x00", b"\x00" * 65], ids=["short", "long"])
+async def test_nobody_uses_up_the_share_of_a_payer_it_names(
+    usdc: TestChain, tmp_path: Path, forged: bytes
+) -> None:
+    """F-98: top-ups that name a victim as their funder, and look like one that was made."""
+    limits = replace(LIMITS, orders=replace(LIMITS.orders, per_funder=2))
+    async with usdc.connect() as chain, sponsor_deposits(chain, tmp_path, limits=limits) as running:
+        attacker, provider = running.payer, running.provider
+        assert (await provider.manage(await attacker.opening(PRICE))).status_code == 200
+        await chain.fund(chain.account("stranger").address, amount=500)
+        real: Any = await attacker.top_up(amount=500)
+        inner = real.authorization
+        window = (inner.valid_after, inner.valid_before, inner.nonce)
+        call = abi.top_up_with_authorization.encode(
+            real.channel_id, 500, attacker.address, real.salt, *window, real.signature
+        )
+        stranger = chain.sender("stranger")
+        await stranger.send(chain.values.escrow, call + forged)  # what follows a call is ignored
+        victim = GaslessPayer(chain, attacker.token_domain.separator, "victim")
+        await fund_payer(chain, "victim")
+        for _ in range(3):
+            lie: Any = await attacker.top_up("permit2", amount=500)
+            named = replace(lie.authorization, funder=victim.address)
+            await provider.manage(replace(lie, authorization=named, signature=forged))
+        credential = await provider.credential(await victim.opening(PRICE))
+        own = replace(credential, source=(victim.key.chain_id, victim.address))
+        assert (await provider.send(own)).status_code == 200
+        assert await running.sent() == 2
+
+
+async def present_at_once(
+    sponsored: Sponsored, credentials: list[Credential]
+) -> list[httpx.Response]:
+    """Present deposits before the first of them is mined."""
+    async with sponsored.chain.mining_paused():
+        presenting = [
+            asyncio.create_task(sponsored.provider.send(credential)) for credential in credentials
+        ]
+        await until_sent(sponsored)
+        await asyncio.sleep(1)  # time enough to send them all
+    return [await answer for answer in presenting]
+
+
+async def test_one_nonce_signed_for_many_windows_costs_gas_once(sponsored: Sponsored) -> None:
+    """F-90, F-98: each passes the simulation until the first is mined; none pays for a revert."""
+    payer, provider = sponsored.payer, sponsored.provider
+    now = (await sponsored.chain.rpc.block()).timestamp
+    credentials = [
+        await provider.credential(await payer.opening(PRICE, window=Window(0, now + 3600 + later)))
+        for later in range(5)
+    ]
+    answers = await present_at_once(sponsored, credentials)
+    assert sorted(answer.status_code for answer in answers) == [200, 402, 402, 402, 402]
+    assert await sponsored.sent() == 1
+
+
+async def test_one_balance_signed_away_many_times_costs_gas_once(sponsored: Sponsored) -> None:
+    """F-98: five openings by a payer that can fund one; none pays for a revert."""
+    chain, provider = sponsored.chain, sponsored.provider
+    poor = GaslessPayer(chain, sponsored.payer.token_domain.separator, "poor")
+    await fund_payer(chain, "poor", DEPOSIT)
+    credentials = []
+    for _ in range(5):
+        poor.next_channel()
+        credential = await provider.credential(await poor.opening(PRICE))
+        credentials.append(replace(credential, source=(poor.key.chain_id, poor.address)))
+    answers = await present_at_once(sponsored, credentials)
+    assert sorted(answer.status_code for answer in answers) == [200, 402, 402, 402, 402]
+    assert await sponsored.sent() == 1
+
+
 async def test_five_hundred_dust_opens_cost_no_more_than_the_budget(
     usdc: TestChain, tmp_path: Path
 ) -> None:
@@ -370,6 +442,22 @@ async def test_a_reorg_of_what_was_served_freezes_and_resumes(
         assert books is not None
         assert (books.deposit, books.spent) == (DEPOSIT, 2 * PRICE)
         assert await chain.token_balance(chain.values.escrow) == DEPOSIT
+
+
+async def test_a_wallet_that_takes_much_gas_is_not_paid_for(sponsored: Sponsored) -> None:
+    """F-18, F-98: else one signature could use up the hour's gas, and block closes behind it."""
+    chain, payer = sponsored.chain, sponsored.payer
+    counts_first = "0x62030d405b600190038060045750631626ba7e60e01b60005260206000f3"
+    wallet = GaslessPayer(chain, payer.token_domain.separator, "wallet")
+    await fund_payer(chain, "wallet")
+    await chain.rpc.command("anvil_setCode", "0x" + wallet.address.hex(), counts_first)
+    payload = replace(await wallet.opening(PRICE), signature=b"any words a wallet takes")
+    credential = await sponsored.provider.credential(payload)
+    named = replace(credential, source=(wallet.key.chain_id, wallet.address))
+    answer = await sponsored.provider.send(named)
+    assert answer.json()["type"].endswith("session/invalid-signature"), answer.text
+    assert await sponsored.orders.list_open() == []
+    assert await sponsored.sent() == 0
 
 
 async def test_a_contract_wallet_signs_its_deposit(sponsored: Sponsored) -> None:

@@ -11,9 +11,10 @@ from msgspec.structs import replace
 
 from channel.client.funding import Window
 from service.testing.chain import TestChain
+from settlement import abi
 from settlement.deposit_sender import DepositSender
 from settlement.devnet import Devnet
-from settlement.errors import LeaseLostError
+from settlement.errors import ContractRevertedError, LeaseLostError
 from settlement.journal.sqlite import SqliteJournal
 from settlement.journal.url import open_journal
 from settlement.orders.interface import DepositOrder, OrderStatus
@@ -133,6 +134,25 @@ async def test_what_was_mined_and_forgotten_is_found_on_the_chain(
         assert await one.sent() == 1
 
 
+async def test_what_reverted_and_was_forgotten_is_not_sent_again(
+    devnet: TestChain, tmp_path: Path
+) -> None:
+    """F-76, F-80: the journal ended it; the order does not know; a revert is final all the same."""
+    async with taken(devnet, tmp_path) as (one, _):
+        (order,) = await one.orders.list_open()
+        chain, payer = one.chain, one.payer
+        async with chain.mining_paused():
+            tx_hash = await one.sender.broadcast(order.key.escrow, order.calldata)
+            await move_away(chain, "gasless", await chain.token_balance(payer.address))
+        with pytest.raises(ContractRevertedError):
+            await one.sender.resume(tx_hash)
+        await chain.fund(payer.address, amount=10**9)
+        one.sender = TxManager(chain.rpc, chain.signer("payee"), journal=one.journal)
+        ended = await send(one, until=OrderStatus.REVERTED)
+        assert ended.gas_gwei > 0
+        assert await one.sent() == 1
+
+
 async def test_a_nonce_taken_from_elsewhere_costs_no_deposit(
     devnet: TestChain, tmp_path: Path
 ) -> None:
@@ -167,6 +187,23 @@ async def test_a_settler_without_the_lease_sends_nothing(devnet: TestChain, tmp_
         assert await one.sent() == 0
         (order,) = await one.orders.list_open()
         assert order.status is OrderStatus.WANTED
+
+
+async def move_away(chain: Devnet, name: str, amount: int) -> None:
+    """Have the token leave an account, ahead of all that is in the pool."""
+    account = "0x" + chain.account(name).address.hex()
+    transfer = abi.transfer.encode(chain.account("stranger").address, amount)
+    await chain.rpc.command("anvil_setBalance", account, hex(10**18))
+    await chain.rpc.command("anvil_impersonateAccount", account)
+    call = {
+        "from": account,
+        "to": "0x" + chain.values.token.hex(),
+        "data": "0x" + transfer.hex(),
+        "gas": hex(200_000),
+        "maxFeePerGas": hex(500 * 10**9),
+        "maxPriorityFeePerGas": hex(50 * 10**9),
+    }
+    await chain.rpc.command("eth_sendTransaction", call)
 
 
 async def is_in_pool(one: Sponsored) -> bool:
