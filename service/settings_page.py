@@ -3,6 +3,7 @@
 python -m service.settings_page > docs/configuration.md
 """
 
+import inspect
 import sys
 from textwrap import fill
 from types import NoneType, UnionType
@@ -67,7 +68,7 @@ def render_settings() -> str:
     settings = list_settings()
     sections = {section.name: section for section in msgspec.structs.fields(Config)}
     for section in [sections[name] for name in dict.fromkeys(s.section for s in settings.values())]:
-        purpose = (section.type.__doc__ or "").strip()
+        purpose = inspect.cleandoc(section.type.__doc__ or "")
         parts.append(f"\n## [{section.name}]\n\n{purpose}\n")
         prefix = f"{section.name}."
         parts += [_row(setting) for name, setting in settings.items() if name.startswith(prefix)]
