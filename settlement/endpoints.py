@@ -99,6 +99,20 @@ class Endpoints:
         endpoint.rest_s, endpoint.failures = REST_S, 0
         return answer
 
+    async def ask_each(
+        self, use: Callable[[NodeTransport], Awaitable[_T]]
+    ) -> list[_T | ChainUnavailableError]:
+        """Ask every node at once, also one that rests or is left out; each answers for itself."""
+
+        async def ask(endpoint: Endpoint) -> _T | ChainUnavailableError:
+            try:
+                await self._require_ours(endpoint)
+                return await use(endpoint.transport)
+            except ChainUnavailableError as error:
+                return error
+
+        return await asyncio.gather(*[ask(endpoint) for endpoint in self._endpoints])
+
     def distrust(self, endpoint: Endpoint | None = None) -> None:
         """Let a node rest, the current one if none is named, and go on with the next."""
         endpoint = endpoint or self._current

@@ -13,7 +13,7 @@ from typing import Any, Final, Self, TypeVar
 
 import msgspec
 
-from channel.errors import ChainUnavailableError
+from channel.errors import ChainUnavailableError, MppSessionError
 from channel.types import Address, TxHash
 from settlement.abi import decode_revert
 from settlement.endpoints import Endpoint, Endpoints
@@ -172,6 +172,25 @@ class Rpc:
                 if isinstance(error, RpcRefusedError):
                     raise
         return _result(method, await self._post(method, params))
+
+    async def spread(self, raw: bytes) -> None:
+        """Send a signed transaction to every node: one may have kept it to itself.
+
+        Raises:
+            RpcRefusedError: No node took it; what the first says that answered.
+            ChainUnavailableError: No node answered.
+        """
+        method, params = "eth_sendRawTransaction", [_hex(raw)]
+        errors: list[MppSessionError] = []
+        for answer in await self._endpoints.ask_each(lambda node: node.ask(method, params)):
+            try:
+                if isinstance(answer, ChainUnavailableError):
+                    raise answer
+                _result(method, dict(answer))
+            except (ChainUnavailableError, ContractRevertedError) as error:
+                errors.append(error)
+        if len(errors) == self.node_count:
+            raise next((each for each in errors if isinstance(each, RpcRefusedError)), errors[0])
 
     # The questions this package asks.
 

@@ -89,15 +89,21 @@ class TxLane:
             task.exception()  # seen, even when nobody waits for it any more
 
     async def put(self, tx: JournalTx) -> NodeAnswer:
-        """Send the newest bytes. KNOWN also stands for taken.
+        """Send the newest bytes, and from the second time on to every node (F-75).
+
+        One that took them the first time may never have told another. KNOWN also stands for taken.
 
         Raises:
             RpcRefusedError: A plain no.
             ChainUnavailableError: No answer; it may have arrived.
         """
+        is_again = tx.tx_id in self._put_at
         self._put_at[tx.tx_id] = time.monotonic()
         try:
-            await self._rpc.command("eth_sendRawTransaction", "0x" + tx.newest.raw.hex())
+            if is_again:
+                await self._rpc.spread(tx.newest.raw)
+            else:
+                await self._rpc.command("eth_sendRawTransaction", "0x" + tx.newest.raw.hex())
         except RpcRefusedError as error:
             answer = classify_refusal(error.message)
             if answer is NodeAnswer.REFUSED:

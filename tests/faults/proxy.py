@@ -38,6 +38,8 @@ class LyingNode:
         """Least and greatest delay: concurrent requests overtake each other."""
         self.stale_at: int | None = None
         """A head this node stays at; newer blocks are unknown to it."""
+        self.keeps_transactions = False
+        """What is sent is taken, and told to nobody."""
         self.has_no_logs = False
         """Every search for events finds nothing."""
         self.lies: dict[str, Callable[[list[Any], Any], Any]] = {}
@@ -51,6 +53,7 @@ class LyingNode:
     def heal(self) -> None:
         """Become an honest node."""
         self.is_down, self.has_no_logs, self.stale_at = False, False, None
+        self.keeps_transactions = False
         self.loss = self.swallow = self.twice = 0.0
         self.delay_s = (0.0, 0.0)
         self.lies.clear()
@@ -72,6 +75,8 @@ class LyingNode:
     async def _ask(self, asked: Any) -> Any:
         calls = asked if isinstance(asked, list) else [asked]
         self.calls += len(calls)
+        if self.keeps_transactions and calls[0]["method"] == "eth_sendRawTransaction":
+            return {"jsonrpc": "2.0", "id": calls[0]["id"], "result": "0x" + 32 * "00"}
         if self.stale_at is not None:
             calls = [self._as_of_the_past(call) for call in calls]
         async with self._session.post(self._upstream, json=calls) as response:

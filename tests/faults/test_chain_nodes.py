@@ -121,6 +121,24 @@ async def test_a_second_node_takes_over_within_the_grace(world: World, chain: De
         assert second.requests > 0
 
 
+async def test_a_node_that_keeps_transactions_to_itself_delays_a_close_and_no_more(
+    world: World, chain: Devnet
+) -> None:
+    """F-64, F-75: it answers everything, takes what is sent, and tells nobody of it."""
+    channel_id = await world.books.open(accepted=400, spent=400)
+    world.node.keeps_transactions = True
+    async with (
+        lying_node(chain.values.rpc_url) as second,
+        await Rpc.connect([world.node.url, second.url], limits=RPC) as rpc,
+    ):
+        world.reader.rpc = rpc
+        world.settler = world.settler_for(rpc)
+        async with world.watching():
+            await world.leave(channel_id)
+            state = await world.until(channel_id, is_finalized=True)
+    assert state.settled == 400
+
+
 async def test_two_nodes_on_different_forks_are_told_apart(world: World, chain: Devnet) -> None:
     """SEC-09."""
     async with (
