@@ -17,6 +17,7 @@ from channel.errors import (
     ChainUnavailableError,
     ConfigError,
     LedgerUnavailableError,
+    OperatorError,
 )
 from channel.types import Address, TxHash
 from settlement.adoption import find_made
@@ -146,7 +147,9 @@ class DepositSender:
         while True:
             try:
                 await self._submit(order)
-            except (ChainUnavailableError, LedgerUnavailableError) as error:
+            except LeaseLostError:
+                raise
+            except OperatorError as error:  # node, database, signer: it may come back
                 _log.warning("a deposit is tried again: %s", error)
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, _RETRY_S_MAX)

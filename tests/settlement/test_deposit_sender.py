@@ -14,11 +14,13 @@ from service.testing.chain import TestChain
 from settlement import abi
 from settlement.deposit_sender import DepositSender
 from settlement.devnet import Devnet
-from settlement.errors import ContractRevertedError, LeaseLostError
+from settlement.errors import ContractRevertedError, LeaseLostError, SignerError
 from settlement.journal.sqlite import SqliteJournal
 from settlement.journal.url import open_journal
 from settlement.orders.interface import DepositOrder, OrderStatus
+from settlement.signer import KeySigner
 from settlement.sponsor import FEE_TOO_HIGH, NONCE_TAKEN
+from settlement.tx_bytes import UnsignedTx
 from settlement.tx_manager import TxManager
 from settlement.tx_state import TxStatus
 from tests.e2e.selling import PRICE
@@ -171,6 +173,17 @@ async def test_a_nonce_taken_from_elsewhere_costs_no_deposit(
         assert await one.sent() == 2
 
 
+async def test_a_signer_that_is_away_ends_no_settler(devnet: TestChain, tmp_path: Path) -> None:
+    """F-104: it settles and defends channels beside; the deposit is tried again."""
+    async with taken(devnet, tmp_path) as (one, payload):
+        signer = AbsentSigner(one.chain.account("payee").private_key)
+        one.sender = TxManager(one.chain.rpc, signer, journal=one.journal)
+        await send(one)
+        assert signer.asked == 2
+        assert (await one.provider.send(payload)).status_code == 200
+        assert await one.sent() == 1
+
+
 async def test_a_settler_without_the_lease_sends_nothing(devnet: TestChain, tmp_path: Path) -> None:
     """F-110: another one has the key; this one ends."""
     async with taken(devnet, tmp_path) as (one, _):
@@ -187,6 +200,18 @@ async def test_a_settler_without_the_lease_sends_nothing(devnet: TestChain, tmp_
         assert await one.sent() == 0
         (order,) = await one.orders.list_open()
         assert order.status is OrderStatus.WANTED
+
+
+class AbsentSigner(KeySigner):
+    """A signing service that does not answer the first time."""
+
+    asked = 0
+
+    async def sign_transaction(self, tx: UnsignedTx) -> bytes:
+        self.asked += 1
+        if self.asked == 1:
+            raise SignerError("The signer does not answer.")
+        return await super().sign_transaction(tx)
 
 
 async def move_away(chain: Devnet, name: str, amount: int) -> None:
