@@ -13,7 +13,12 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from channel.errors import ChainUnavailableError, LedgerUnavailableError, PeerError
+from channel.errors import (
+    ChainUnavailableError,
+    LedgerUnavailableError,
+    PeerError,
+    TransactionRevertedError,
+)
 from channel.ledger.interface import ConsumeProof, Ledger
 from channel.state.commands import OpenChannel
 from channel.types import Address, ChannelFact, SignedVoucher, VerifiedVoucher
@@ -72,7 +77,11 @@ class UnclaimedChannels:
         """Take one channel into the books; False to look again later."""
         evidence = None
         if order.tx_hash is not None:
-            evidence = await self._reader.read_transaction(order.tx_hash)
+            try:
+                evidence = await self._reader.read_transaction(order.tx_hash)
+            except TransactionRevertedError as error:  # after a reorg: it was mined with success
+                _log.warning("channel 0x%s is not opened: %s", order.key.channel_id.hex(), error)
+                return True
         fact = await self._read(order)
         if evidence is None or fact is None or evidence.confirmations < self._confirmations:
             return False

@@ -1,6 +1,7 @@
 """A payer that never comes back for its sponsored channel: the books take it all the same."""
 
 import asyncio
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ from channel.state.channel_state import ChannelState
 from service.testing.chain import TestChain
 from settlement import abi
 from settlement.devnet import Devnet
+from settlement.errors import RpcRefusedError
 from settlement.unclaimed import UnclaimedChannels
 from tests.e2e.selling import DEPOSIT, PRICE
 from tests.e2e.sponsored import LIMITS, Sponsored, sponsor_deposits
+from tests.settlement.test_deposit_sender import move_away
 
 HASTY = replace(LIMITS, wait_s=0.05)
 
@@ -114,6 +117,30 @@ async def test_a_channel_that_has_ended_is_not_taken(devnet: TestChain, tmp_path
         await chain.fund(one.payer.address, ether=1)
         leave = abi.request_close.encode(one.payer.key.channel_id)
         await chain.sender("gasless").send(chain.values.escrow, leave)
+        await claimer(one).look()
+        assert await books(one) is None
+        assert await one.orders.list_unknown(2**40) == []
+
+
+async def test_an_opening_that_a_reorg_made_fail_ends_no_settler(
+    devnet: TestChain, tmp_path: Path
+) -> None:
+    """F-70, F-76: mined once, then again in another block, and reverted there."""
+    async with devnet.connect() as chain, sponsor_deposits(chain, tmp_path, limits=HASTY) as one:
+        await abandon(one, chain)
+        (order,) = await one.orders.list_unknown(2**40)
+        assert order.tx_hash is not None
+        tx = await one.journal.find(order.tx_hash)
+        assert tx is not None
+        async with chain.mining_paused():
+            while await chain.rpc.receipt(order.tx_hash) is not None:
+                await chain.rpc.command("anvil_rollback", 1)
+            await move_away(chain, "gasless", await chain.token_balance(one.payer.address))
+            with suppress(RpcRefusedError):  # it may be in the pool again
+                await chain.rpc.command("eth_sendRawTransaction", "0x" + tx.newest.raw.hex())
+        receipt = await chain.rpc.receipt(order.tx_hash)
+        assert receipt is not None
+        assert not receipt.is_success
         await claimer(one).look()
         assert await books(one) is None
         assert await one.orders.list_unknown(2**40) == []
