@@ -215,6 +215,10 @@ class Rpc:
         """Return an account's ether."""
         return parse_quantity(await self.read("eth_getBalance", _hex(address), "latest"))
 
+    async def nonces_used(self, address: Address) -> int:
+        """Return how many transactions of an account are mined."""
+        return parse_quantity(await self.read("eth_getTransactionCount", _hex(address), "latest"))
+
     async def receipt(self, tx_hash: TxHash) -> Receipt | None:
         """Return a transaction's receipt, or None while it has none (never a failure, F-75)."""
         answer = await self.read("eth_getTransactionReceipt", _hex(tx_hash))

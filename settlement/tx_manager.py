@@ -276,7 +276,8 @@ class TxManager:
             except ChainUnavailableError:
                 return tx  # it may have arrived: pending, and `resume` sends the same bytes again
             if answer is NodeAnswer.NONCE_USED:
-                return await self._register.record(tx, Overtaken())
+                is_theirs = await self._is_overtaken(tx)
+                return await self._register.record(tx, Overtaken()) if is_theirs else tx
             if answer is NodeAnswer.KNOWN:
                 return await self._register.record(tx, Sent())
             (ceiling_wei,) = self._bidder.ceilings([tx], quote.head)
@@ -285,6 +286,21 @@ class TxManager:
                 break
             tx = raised
         return tx
+
+    async def _is_overtaken(self, tx: JournalTx) -> bool:
+        """Whether the nonce of bytes just refused went to somebody else for sure.
+
+        Never where another node may have had them mined before this one refused (F-82), and not
+        on this one's word alone. What is left in doubt is seen through like any other.
+        """
+        if self.rpc.node_count > 1:
+            return False
+        try:
+            used = await self.rpc.nonces_used(self.address)
+            receipt = await self.rpc.receipt(tx.newest.tx_hash)
+        except ChainUnavailableError:
+            return False
+        return receipt is None and (tx.nonce or 0) < used
 
     # What came of it.
 

@@ -14,14 +14,15 @@ Fault = Literal[
     "error",
     "refuse",
     "full",
+    "gap",
     "garbage",
     "huge",
     "not rpc",
     "a list",
 ]
 """What happens to a request: nothing; no answer ever; the connection is cut before the node sees
-it, or after it did; HTTP 503; a bid too low; any other JSON-RPC error; bytes that are not JSON; too
-many of them; JSON that is not RPC, or a list of it."""
+it, or after it did; HTTP 503; a bid too low; any other JSON-RPC error; a nonce that it does not
+like; bytes that are not JSON; too many of them; JSON that is not RPC, or a list of it."""
 
 _BODIES: dict[Fault, bytes] = {
     "garbage": b"<html>busy</html>",
@@ -29,6 +30,7 @@ _BODIES: dict[Fault, bytes] = {
     "not rpc": b'{"jsonrpc":"2.0","id":0}',
     "a list": b'["not", "rpc"]',
     "refuse": b'{"jsonrpc":"2.0","id":0,"error":{"code":-32000,"message":"underpriced"}}',
+    "gap": b'{"jsonrpc":"2.0","id":0,"error":{"code":-32000,"message":"invalid nonce; got 1"}}',
     "full": b'{"jsonrpc":"2.0","id":0,"error":{"code":-32000,"message":"txpool is full"}}',
 }
 

@@ -16,8 +16,10 @@ from settlement.errors import (
     TransactionPendingError,
 )
 from settlement.journal.memory import MemoryJournal
+from settlement.rpc import Rpc
 from settlement.tx_manager import TxLimits, TxManager
 from settlement.tx_state import Abandoned, Sent, Signed
+from tests.settlement.flaky_node import flaky_node
 from tests.settlement.senders import (
     RECEIPT,
     SEND,
@@ -72,6 +74,29 @@ async def test_an_answer_lost_after_the_broadcast_is_pending_not_failed(chain: D
         receipt = await sender.send(chain.values.token, pay_one(chain))
         assert receipt.is_success
         assert await received(chain) == 1
+
+
+async def test_an_answer_lost_by_one_node_and_a_used_nonce_at_the_next_is_not_sent_anew(
+    chain: Devnet,
+) -> None:
+    """F-75, F-82: the nonce that the second node says is used, our own bytes have used."""
+    async with (
+        flaky_node(chain.values.rpc_url) as first,
+        await Rpc.connect([first.url, chain.values.rpc_url]) as rpc,
+    ):
+        first.fail("swallow", method=SEND, times=1)
+        sender = TxManager(rpc, chain.signer("stranger"), limits=_QUICK)
+        assert (await sender.send(chain.values.token, pay_one(chain))).is_success
+    assert await received(chain) == 1
+
+
+async def test_a_nonce_that_only_a_node_says_is_used_is_not_given_up(chain: Devnet) -> None:
+    """F-74: some say so of one that is too high as well; a gap would hold up all that follow."""
+    async with flaky_sender(chain, _QUICK) as (node, sender):
+        node.fail("gap", method=SEND, times=1)
+        tx_hash = await sender.broadcast(chain.values.token, pay_one(chain))
+        assert (await sender.resume(tx_hash)).tx_hash == tx_hash
+    assert await received(chain) == 1
 
 
 async def test_a_broadcast_that_never_arrived_is_repeated_byte_for_byte(chain: Devnet) -> None:
