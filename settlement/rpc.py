@@ -34,6 +34,7 @@ __all__ = ["Rpc", "RpcLimits"]
 _Answer = TypeVar("_Answer")
 
 _REVERTED: Final = 3
+_SEND: Final = "eth_sendRawTransaction"
 _MESSAGE_CHARS_MAX: Final = 200
 
 
@@ -164,7 +165,7 @@ class Rpc:
             RpcRefusedError: The node says no.
             ChainUnavailableError: No usable answer.
         """
-        tries = self.node_count if method == "eth_sendRawTransaction" else 1
+        tries = self.node_count if method == _SEND else 1
         for _ in range(tries - 1):
             try:
                 return _result(method, await self._post(method, params))
@@ -180,14 +181,14 @@ class Rpc:
             RpcRefusedError: No node took it; what the first says that answered.
             ChainUnavailableError: No node answered.
         """
-        method, params = "eth_sendRawTransaction", [_hex(raw)]
+        params = [_hex(raw)]
         errors: list[MppSessionError] = []
-        for answer in await self._endpoints.ask_each(lambda node: node.ask(method, params)):
+        for answer in await self._endpoints.ask_each(lambda node: node.ask(_SEND, params)):
             try:
                 if isinstance(answer, ChainUnavailableError):
                     raise answer
-                _result(method, dict(answer))
-            except (ChainUnavailableError, ContractRevertedError) as error:
+                _result(_SEND, dict(answer))
+            except ChainUnavailableError as error:
                 errors.append(error)
         if len(errors) == self.node_count:
             raise next((each for each in errors if isinstance(each, RpcRefusedError)), errors[0])
@@ -348,11 +349,12 @@ def _result(method: str, answer: dict[str, Any]) -> Any:
         raise nonsense(method)
     code, message = error.get("code"), str(error.get("message"))
     lowered = message.lower().replace(" ", "")
-    if code == _REVERTED or "revert" in lowered:
-        reason, text = decode_revert(_revert_bytes(error.get("data")))
-        raise contract_reverted(reason, text=text)
-    if "outofgas" in lowered:
-        raise contract_reverted(RevertReason.OUT_OF_GAS)
+    if method != _SEND:  # a node that runs what it is sent has refused it, whatever it says
+        if code == _REVERTED or "revert" in lowered:
+            reason, text = decode_revert(_revert_bytes(error.get("data")))
+            raise contract_reverted(reason, text=text)
+        if "outofgas" in lowered:
+            raise contract_reverted(RevertReason.OUT_OF_GAS)
     raise RpcRefusedError(
         method, code=code if isinstance(code, int) else 0, message=message[:_MESSAGE_CHARS_MAX]
     )

@@ -15,6 +15,7 @@ Fault = Literal[
     "refuse",
     "full",
     "gap",
+    "reverts",
     "garbage",
     "huge",
     "not rpc",
@@ -22,7 +23,8 @@ Fault = Literal[
 ]
 """What happens to a request: nothing; no answer ever; the connection is cut before the node sees
 it, or after it did; HTTP 503; a bid too low; any other JSON-RPC error; a nonce that it does not
-like; bytes that are not JSON; too many of them; JSON that is not RPC, or a list of it."""
+like; a transaction that it has tried out; bytes that are not JSON; too many of them; JSON that is
+not RPC, or a list of it."""
 
 _BODIES: dict[Fault, bytes] = {
     "garbage": b"<html>busy</html>",
@@ -31,6 +33,7 @@ _BODIES: dict[Fault, bytes] = {
     "a list": b'["not", "rpc"]',
     "refuse": b'{"jsonrpc":"2.0","id":0,"error":{"code":-32000,"message":"underpriced"}}',
     "gap": b'{"jsonrpc":"2.0","id":0,"error":{"code":-32000,"message":"invalid nonce; got 1"}}',
+    "reverts": b'{"jsonrpc":"2.0","id":0,"error":{"code":3,"message":"execution reverted"}}',
     "full": b'{"jsonrpc":"2.0","id":0,"error":{"code":-32000,"message":"txpool is full"}}',
 }
 

@@ -141,6 +141,17 @@ async def test_a_broadcast_the_node_refuses_leaves_the_nonce_free(chain: Devnet)
         assert await received(chain) == 1
 
 
+async def test_a_node_that_runs_what_it_is_sent_says_no_like_any_other(chain: Devnet) -> None:
+    """F-80: as some rollups do: the nonce is free again, and nothing goes out later after all."""
+    async with flaky_sender(chain) as (node, sender):
+        node.fail("reverts", method=SEND, times=1)
+        with pytest.raises(RpcRefusedError):
+            await sender.broadcast(chain.values.token, pay_one(chain))
+        assert await sender.recover() == []
+        assert (await sender.send(chain.values.token, pay_one(chain))).is_success
+        assert await received(chain) == 1
+
+
 # -- journals that fail
 
 
