@@ -27,6 +27,7 @@ from settlement.exposure import gas_reserve_wei
 from settlement.schedule import SettlePolicy
 from settlement.tower.calls import PresignedCalls
 from settlement.tower.presigned import PresignedError, PresignedSettle, parse_line
+from settlement.tower.simulation import Refusal, simulate
 from settlement.tower.store import BEAT
 from settlement.types import BlockRef, RevertReason
 from settlement.watch_alarms import WatchAlarms
@@ -36,7 +37,6 @@ __all__ = ["TowerLimits", "TowerSettler", "Watchtower"]
 _log: Final = logging.getLogger(__name__)
 
 _PERCENT: Final = 100
-_CHECKS_AT_ONCE: Final = 100
 
 
 class TowerLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -239,22 +239,16 @@ class Watchtower:
 
     async def _check(self) -> None:
         """Ask the escrow itself about what came; what it would not take is left out."""
-        unchecked = list(self._unchecked.values())
-        for start in range(0, len(unchecked), _CHECKS_AT_ONCE):
-            settles = unchecked[start : start + _CHECKS_AT_ONCE]
-            refusals = await self._reader.rpc.try_calls(
-                self._reader.escrow,
-                [settle.calldata() for settle in settles],
-                sender=self._gas_account,
-            )
-            for settle, refusal in zip(settles, refusals, strict=True):
-                self._keep(settle, refusal)
+        settles = list(self._unchecked.values())
+        refusals = await simulate(self._reader.rpc, settles, sender=self._gas_account)
+        for settle, refusal in zip(settles, refusals, strict=True):
+            self._keep(settle, refusal)
 
     def _let_check(self, settle: PresignedSettle) -> None:
         self._unchecked[settle.key] = settle
         self._refused_at.pop(settle.key, None)
 
-    def _keep(self, settle: PresignedSettle, refusal: ContractRevertedError | None) -> None:
+    def _keep(self, settle: PresignedSettle, refusal: Refusal | None) -> None:
         """Hold what the escrow takes; what it refuses for now never displaces what it takes.
 
         A line comes once. So one that is worthless is asked about again until that is as deep as
@@ -262,7 +256,7 @@ class Watchtower:
         """
         if refusal is None:
             self._unchecked.pop(settle.key, None)
-        if refusal is not None and refusal.reason in _WORTHLESS:
+        if isinstance(refusal, ContractRevertedError) and refusal.reason in _WORTHLESS:
             self._drop_if_lasting(settle, refusal)
             return
         self._refused_at.pop(settle.key, None)

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
@@ -29,12 +30,14 @@ from settlement.tower.watchtower import TowerLimits, Watchtower
 from settlement.tx_manager import TxLimits, TxManager
 from settlement.tx_state import Purpose
 from settlement.types import BatchEntry, RevertReason
+from tests.faults.proxy import lying_node
 from tests.settlement.books import request_close
 from tests.settlement.channels import DEPOSIT, Channels, set_paused
 from tests.settlement.flaky_node import flaky_node
 
 GRACE_S = 900
 MONTH_S = 30 * 24 * 3600
+SETTLE = abi.settle_with_authorization.encode(bytes(32), 0, 0, 0, b"", b"")[:4].hex()
 TX = TxLimits(mined_within_s=5.0, poll_max_s=0.05, resend_after_s=0.3)
 
 
@@ -546,3 +549,32 @@ async def test_a_height_that_no_node_shows_any_more_blinds_nobody(
     await asyncio.sleep(0.06)
     await tower.look()
     assert await tower.settled(channel_id) == 700
+
+
+async def test_a_line_that_the_node_will_not_simulate_blinds_nobody(
+    chain: Devnet, tower: Tower, channels: Channels, account: PayerAccount
+) -> None:
+    """F-79: a payer's wallet can be made so that its check takes too long for a node."""
+    async with (
+        lying_node(chain.values.rpc_url) as node,
+        await Rpc.connect(node.url) as rpc,
+    ):
+        reader = EscrowReader(rpc, chain.values.escrow)
+        tower.tower._reader = reader  # noqa: SLF001 -- the same tower, behind this node
+        slow, other = await channels.open(), await channels.open()
+        answer = node._lie  # noqa: SLF001
+
+        def too_long(call: dict[str, Any], said: dict[str, Any]) -> dict[str, Any]:
+            is_simulated = call["method"] == "eth_call" and SETTLE in str(call["params"])
+            if is_simulated and slow.hex() in str(call["params"]):
+                error = {"code": -32000, "message": "execution aborted (timeout = 5s)"}
+                return {"jsonrpc": "2.0", "id": call["id"], "error": error}
+            return answer(call, said)
+
+        node._lie = too_long  # type: ignore[assignment, method-assign]  # noqa: SLF001
+        await tower.give(await tower.sign(slow, 500), await tower.sign(other, 700))
+        await request_close(chain, account, other)
+        await chain.advance(GRACE_S // 2)
+        await tower.look()
+        assert await tower.settled(other) == 700
+        assert tower.held(slow) == 500, "it may be good: the chain itself will say"
