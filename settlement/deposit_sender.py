@@ -32,7 +32,7 @@ from settlement.errors import (
 from settlement.escrow import EscrowReader
 from settlement.journal.interface import Journal
 from settlement.orders.interface import GWEI, DepositOrder, DepositOrders, OrderStatus, to_gwei
-from settlement.sponsor import FEE_TOO_HIGH, NONCE_TAKEN
+from settlement.sponsor import FEE_TOO_HIGH, NONCE_TAKEN, NOT_SENT
 from settlement.tx_manager import TxManager
 from settlement.tx_reasons import reason_of
 from settlement.tx_state import TxStatus
@@ -45,6 +45,8 @@ _log: Final = logging.getLogger(__name__)
 _LOOK_S: Final = 0.05
 _RETRY_S: Final = 1.0
 _RETRY_S_MAX: Final = 10.0
+_WANTED_S_MAX: Final = 3600
+"""How long a broadcast is tried: so many only are looked at, and one may be signed for ever."""
 _PRUNE_S: Final = 3600.0
 _KEPT_S: Final = 30 * 24 * 3600
 _URGENT_S: Final = 300
@@ -184,6 +186,9 @@ class DepositSender:
         Raises:
             ContractRevertedError: Nothing was broadcast.
         """
+        if order.wanted_at + _WANTED_S_MAX < time.time():
+            await self._give_up(order, NOT_SENT)
+            return None
         head = await self._reader.rpc.block()
         if order.deadline < head.timestamp + _MARGIN_S:
             reason = RevertReason.AUTHORIZATION_EXPIRED.name

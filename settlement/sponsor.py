@@ -41,13 +41,16 @@ from settlement.orders.interface import (
 from settlement.rpc_values import parse_block, parse_bytes, parse_quantity
 from settlement.types import BlockRef, RevertReason
 
-__all__ = ["FEE_TOO_HIGH", "NONCE_TAKEN", "SponsorLimits", "WaitingSponsor"]
+__all__ = ["FEE_TOO_HIGH", "NONCE_TAKEN", "NOT_SENT", "SponsorLimits", "WaitingSponsor"]
 
 FEE_TOO_HIGH: Final = "FEE_TOO_HIGH"
 """Why an order was refused when gas had become too dear."""
 
 NONCE_TAKEN: Final = "NONCE_TAKEN"
 """Why it was when a transaction from elsewhere took its nonce."""
+
+NOT_SENT: Final = "NOT_SENT"
+"""Why it was when for too long no node, or no signer, would take it."""
 
 _LOOK_S: Final = 0.05
 _GAS_MARGIN_PERCENT: Final = 25
@@ -230,7 +233,7 @@ def _outcome(order: DepositOrder) -> TxHash:
         return order.tx_hash
     if order.reason == FEE_TOO_HIGH:
         raise SponsoringPausedError("Gas costs more than is paid for payers.")
-    if order.reason == NONCE_TAKEN:
+    if order.reason in (NONCE_TAKEN, NOT_SENT):
         raise SettlementPendingError("The deposit was not sent yet; ask again.")
     name, _, text = order.reason.partition(" ")
     reason = RevertReason.__members__.get(name, RevertReason.UNKNOWN)

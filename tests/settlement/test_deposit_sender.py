@@ -19,7 +19,7 @@ from settlement.journal.sqlite import SqliteJournal
 from settlement.journal.url import open_journal
 from settlement.orders.interface import DepositOrder, OrderStatus
 from settlement.signer import KeySigner
-from settlement.sponsor import FEE_TOO_HIGH, NONCE_TAKEN
+from settlement.sponsor import FEE_TOO_HIGH, NONCE_TAKEN, NOT_SENT
 from settlement.tx_bytes import UnsignedTx
 from settlement.tx_manager import TxManager
 from settlement.tx_state import TxStatus
@@ -182,6 +182,22 @@ async def test_a_signer_that_is_away_ends_no_settler(devnet: TestChain, tmp_path
         assert signer.asked == 2
         assert (await one.provider.send(payload)).status_code == 200
         assert await one.sent() == 1
+
+
+async def test_what_could_not_be_sent_for_an_hour_makes_room(
+    devnet: TestChain, tmp_path: Path
+) -> None:
+    """F-98: it is signed for ever, and would be tried for ever; the payer's repeat is taken."""
+    async with taken(devnet, tmp_path, window=Window(0, 2**256 - 1)) as (one, payload):
+        (order,) = await one.orders.list_open()
+        await one.orders.update(order.order_id, OrderStatus.REFUSED)
+        old = replace(order, wanted_at=order.wanted_at - 3601)
+        await one.orders.place(old, HASTY.orders)
+        assert (await send(one, until=OrderStatus.REFUSED)).reason == NOT_SENT
+        assert await one.sent() == 0
+        assert (await one.provider.send(payload)).status_code == 503  # wanted again
+        await send(one)
+        assert (await one.provider.send(payload)).status_code == 200
 
 
 async def test_a_settler_without_the_lease_sends_nothing(devnet: TestChain, tmp_path: Path) -> None:
