@@ -44,9 +44,13 @@ def print_json_line(value: Any) -> None:
 
 
 def print_error(error: MppSessionError) -> None:
-    """Write an error as one line, followed by a failed program's last words."""
+    """Write an error as one line, followed by a failed program's last words.
+
+    A server's own words may be in it: no control sequence of theirs reaches the terminal.
+    """
     line = Text("error: ", style="bold red")
-    line.append(" ".join(str(error).split()) or type(error).__name__, style="default")
+    words = "".join(c for c in " ".join(str(error).split()) if c.isprintable())
+    line.append(words or type(error).__name__, style="default")
     REPORT.print(line)
     if isinstance(error, ChildError) and error.log_tail:
         REPORT.print(Text(error.log_tail, style="dim"))

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from channel.errors import ChannelNotFoundError
+from channel.errors import ChannelNotFoundError, PaymentRefusedError
 from channel.types import address
 from service.cli import output
 from service.errors import ChildError
@@ -34,6 +34,18 @@ def test_json_spells_bytes_as_the_wire_does(capsys: pytest.CaptureFixture[str]) 
         "rows": [{"id": "0xff"}],
         "n": None,
     }
+
+
+def test_what_a_server_says_moves_no_cursor_and_sets_no_title(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """CLIENT-01: its problem's detail is in the error of a refused payment."""
+    written = io.StringIO()
+    monkeypatch.setattr(output, "REPORT", output.build_console(written, stderr=False))
+    output.REPORT.file = written
+    detail = "\x1b]0;mine\x07\x1b[2Jpaid"
+    output.print_error(PaymentRefusedError(status=402, problem_type="x", detail=detail))
+    assert written.getvalue() == "error: The server answered 402 x: ]0;mine[2Jpaid\n"
 
 
 def test_an_error_is_one_line_and_a_failed_child_is_quoted(
