@@ -136,7 +136,7 @@ class ChannelOpener:
         return account
 
     async def deposit(
-        self, account: Account, offer: Offer, *, is_new: bool
+        self, account: Account, offer: Offer, limits: TokenLimits, *, is_new: bool
     ) -> tuple[Account, TxHash | Deposit]:
         """Return a channel in state `opening` with what proves its opening to the server.
 
@@ -146,17 +146,19 @@ class ChannelOpener:
         Args:
             account: The channel.
             offer: What is answered: it says which proofs are taken.
+            limits: What may be deposited today, if it has to be signed or sent again.
             is_new: It was prepared a moment ago, so that the chain cannot know of it.
 
         Raises:
             ChannelUnusableError: The chain shows something else than what was meant.
             CannotFundError: The account can make no deposit in a way that is taken today.
+            BudgetExceededError: The policy allows less by now than was meant.
         """
         fact = None
         if not is_new:
             account, fact = await self.read(account)
         if fact is None and account.open_tx is None:
-            account = await self._freshen_opening(account, offer, is_new=is_new)
+            account = await self._freshen_opening(account, offer, limits, is_new=is_new)
             if account.opening is not None:
                 return account, account.opening
             return await self._send_opening(account)
@@ -164,7 +166,9 @@ class ChannelOpener:
             return account, account.opening
         return await self._find_opening(account)
 
-    async def _freshen_opening(self, account: Account, offer: Offer, *, is_new: bool) -> Account:
+    async def _freshen_opening(
+        self, account: Account, offer: Offer, limits: TokenLimits, *, is_new: bool
+    ) -> Account:
         """Sign the deposit again if it is too old, in another way if the old one is not taken."""
         if is_new:
             return account
@@ -173,6 +177,7 @@ class ChannelOpener:
         opening = account.opening
         if opening is not None and depositor.is_presentable(opening, means.now):
             return account
+        require_deposit(limits, account.deposit, account.origin)
         fresh = await depositor.sign_opening(means)
         return await self._purse.update(
             account.key, lambda current: replace(current, opening=fresh)

@@ -346,7 +346,9 @@ class Payer:
         One that was made is presented with a HEAD, so that it is known before the first content
         request: a request that fails for its own reasons leaves no doubt about the channel.
         """
-        account, proof = await self.opener.deposit(account, ticket.offer, is_new=is_new)
+        account, proof = await self.opener.deposit(
+            account, ticket.offer, ticket.limits, is_new=is_new
+        )
         if account.state != "opening":
             raise ChannelUnusableError(f"The channel being opened is {account.state} on chain.")
         if isinstance(proof, Deposit):

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from msgspec.structs import replace
 
 from channel.client.account import Account
+from channel.client.depositing import is_over
 from channel.client.opening import SALT_BYTES, ChannelOpener
 from channel.client.policy import Offer, Policy, TokenLimits, require_deposit, top_up_size
 from channel.client.store import Purse
@@ -60,6 +61,8 @@ class TopUps:
         depositor = self._opener.depositor(account, offer)
         means = await depositor.read_means()
         signed = account.top_up
+        if signed is not None and account.deposit + signed.amount > limits.deposit_max:
+            signed = None if is_over(signed, means.now) else signed  # of a policy that was greater
         if signed is None or depositor.is_dead(signed, means.now):
             least = needed - account.deposit
             wanted = top_up_size(
@@ -75,6 +78,7 @@ class TopUps:
             if signed is None:
                 return await self._send_top_up(account, amount)
         elif not depositor.is_presentable(signed, means.now):
+            require_deposit(limits, account.deposit + signed.amount, account.origin)
             signed = await depositor.sign_again(means, signed)
         old, fresh = account.top_up, signed
         account = await self._purse.update(

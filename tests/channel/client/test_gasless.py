@@ -347,6 +347,35 @@ async def test_a_permit2_of_the_servers_own_cannot_make_a_deposit_forgotten(
     assert after.state == before.state
 
 
+@pytest.mark.parametrize("purpose", ["open", "topUp"])
+async def test_what_is_signed_again_is_held_against_the_policy_of_today(
+    open_agent: OpenAgent, provider: Provider, chain: PaperChain, purpose: str
+) -> None:
+    """F-92: a deposit that was meant under a greater cap is not signed anew under a lower one."""
+    agent = await open_agent(policy_of(expected_units=2))
+    for _ in range(2 if purpose == "topUp" else 0):
+        await agent.client.get("/joke")
+    provider.seen.clear()
+    provider.override = lambda seen: (
+        httpx.Response(503, headers={"Retry-After": "1"}) if deposit_of(seen) else None
+    )
+    generous = await open_agent(policy_of(expected_units=100))
+    with pytest.raises(DepositPendingError):
+        await generous.client.get("/joke")
+    signed = len(deposits(provider))
+    assert deposits(provider)[-1].amount == 1_000
+    careful = await open_agent(policy_of({"deposit_max": 500}))
+    chain.now += VALID_S
+    with pytest.raises(BudgetExceededError, match="deposit_max"):
+        await careful.client.get("/joke")
+    assert len(deposits(provider)) == signed
+    chain.now += VALID_S  # nobody can use it any more: a smaller one is as good as the first
+    with pytest.raises(BudgetExceededError if purpose == "open" else DepositPendingError):
+        await careful.client.get("/joke")
+    (account,) = await careful.payments.channels()
+    assert purpose == "open" or account.deposit + deposits(provider)[-1].amount <= 500
+
+
 async def test_a_top_up_that_another_process_signed_meanwhile_is_not_let_go_of(
     open_agent: OpenAgent, provider: Provider, chain: PaperChain
 ) -> None:
