@@ -173,7 +173,7 @@ class DepositSender:
         except TransactionReplacedError:
             await self._give_up(order, NONCE_TAKEN)
         else:
-            gas_gwei = to_gwei(receipt.gas_used * receipt.gas_price_wei)
+            gas_gwei = to_gwei(receipt.cost_wei)
             _log.info("deposit into 0x%s: %d gwei", order.key.channel_id.hex(), gas_gwei)
             await self._orders.update(
                 order.order_id, OrderStatus.MADE, tx_hash=receipt.tx_hash, gas_gwei=gas_gwei
@@ -227,7 +227,7 @@ class DepositSender:
     async def _refuse(self, order: DepositOrder, error: ContractRevertedError) -> None:
         """Record a refusal, unless somebody else has made the very same deposit."""
         spent = None if error.tx_hash is None else await self._reader.rpc.receipt(error.tx_hash)
-        gas_gwei = 0 if spent is None else to_gwei(spent.gas_used * spent.gas_price_wei)
+        gas_gwei = 0 if spent is None else to_gwei(spent.cost_wei)
         tx_hash = await self._find_made(order)
         if tx_hash is not None:
             status = OrderStatus.MADE

@@ -65,6 +65,7 @@ def parse_receipt(value: Any) -> Receipt:
         gas_price_wei=parse_quantity(fields.get("effectiveGasPrice")),
         contract=None if contract is None else Address(parse_bytes(contract, _ADDRESS_BYTES)),
         logs=parse_logs(fields.get("logs")),
+        data_fee_wei=parse_quantity(fields.get("l1Fee") or "0x0"),
     )
 
 

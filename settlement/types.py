@@ -57,6 +57,13 @@ class Receipt(msgspec.Struct, frozen=True, gc=False):
     contract: Address | None
     """The contract it created, if it created one."""
     logs: tuple[Log, ...]
+    data_fee_wei: int = 0
+    """What a rollup takes beside its gas, for the chain that keeps its data."""
+
+    @property
+    def cost_wei(self) -> int:
+        """All that it cost its sender."""
+        return self.gas_used * self.gas_price_wei + self.data_fee_wei
 
 
 class CloseRequestedLog(msgspec.Struct, frozen=True, gc=False):

@@ -66,5 +66,5 @@ async def _read(
         sender=names.get(sender, "unknown"),
         tx_hash=receipt.tx_hash,
         gas_used=receipt.gas_used,
-        fee_wei=receipt.gas_used * receipt.gas_price_wei,
+        fee_wei=receipt.cost_wei,
     )

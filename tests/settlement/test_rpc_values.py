@@ -61,6 +61,13 @@ def test_a_receipt_is_read() -> None:
     assert not created.is_success
 
 
+def test_what_a_rollup_takes_for_its_data_is_a_cost() -> None:
+    """F-98: no gas price bounds it; what is not counted could be spent again and again."""
+    assert parse_receipt(RECEIPT).cost_wei == 21000 * 7
+    assert parse_receipt({**RECEIPT, "l1Fee": None}).cost_wei == 21000 * 7
+    assert parse_receipt({**RECEIPT, "l1Fee": "0x64"}).cost_wei == 21000 * 7 + 100
+
+
 def test_a_log_a_reorg_removed_is_left_out() -> None:
     """F-71."""
     assert parse_logs([{**LOG, "removed": True}]) == ()
