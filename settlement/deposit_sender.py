@@ -146,13 +146,18 @@ class DepositSender:
     async def _carry(self, order: DepositOrder) -> None:
         """See one order through, to an end that is on disk. Each try is a row of the journal."""
         pause_s = _RETRY_S
+        is_doubtful = False
         while True:
             try:
+                if is_doubtful:
+                    await self._recover()
                 await self._submit(order)
             except LeaseLostError:
                 raise
             except OperatorError as error:  # node, database, signer: it may come back
                 _log.warning("a deposit is tried again: %s", error)
+                # The journal may have taken what it did not say: signed, and sent one day.
+                is_doubtful = isinstance(error, LedgerUnavailableError)
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, _RETRY_S_MAX)
             else:

@@ -22,9 +22,10 @@ from settlement.signer import KeySigner
 from settlement.sponsor import FEE_TOO_HIGH, NONCE_TAKEN, NOT_SENT
 from settlement.tx_bytes import UnsignedTx
 from settlement.tx_manager import TxManager
-from settlement.tx_state import TxStatus
+from settlement.tx_state import Abandoned, Sent, Signed, TxStatus
 from tests.e2e.selling import PRICE
 from tests.e2e.sponsored import LIMITS, Sponsored, sponsor_deposits
+from tests.settlement.senders import FailingJournal
 
 HASTY = replace(LIMITS, wait_s=0.05)
 
@@ -180,6 +181,21 @@ async def test_a_signer_that_is_away_ends_no_settler(devnet: TestChain, tmp_path
         one.sender = TxManager(one.chain.rpc, signer, journal=one.journal)
         await send(one)
         assert signer.asked == 2
+        assert (await one.provider.send(payload)).status_code == 200
+        assert await one.sent() == 1
+
+
+@pytest.mark.parametrize(
+    "lost", [{"before": [Sent]}, {"before": [Abandoned], "after": [Signed]}], ids=["sent", "signed"]
+)
+async def test_what_the_journal_did_not_answer_is_joined(
+    devnet: TestChain, tmp_path: Path, lost: dict[str, Any]
+) -> None:
+    """F-80: the database was lost amid a broadcast; there is one transaction all the same."""
+    async with taken(devnet, tmp_path) as (one, payload):
+        journal = FailingJournal(one.journal, **lost)
+        one.sender = TxManager(one.chain.rpc, one.chain.signer("payee"), journal=journal)
+        await send(one)
         assert (await one.provider.send(payload)).status_code == 200
         assert await one.sent() == 1
 
