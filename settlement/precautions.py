@@ -105,8 +105,12 @@ class Precautions:
             await self._check_nodes()
         except ChainUnavailableError:
             return None
+        return self.fork_below(head.number)
+
+    def fork_below(self, number: int) -> int | None:
+        """Return the same for a block's number, by what the nodes showed last."""
         majority = self._majority
-        if majority is None or head.number - majority.number < self._limits.node_lag_blocks_max:
+        if majority is None or number - majority.number < self._limits.node_lag_blocks_max:
             return None
         return max(0, majority.number - self._limits.node_compare_depth)
 

@@ -143,6 +143,8 @@ class ChannelWatcher:
         self._looked_at: float | None = None
         self._touched: set[ChannelId] = set()
         self._forked_at: int | None = None
+        self._newest_fact = 0
+        """The newest block that the books rested on when every channel was last read."""
 
     @property
     def head(self) -> BlockRef | None:
@@ -241,7 +243,8 @@ class ChannelWatcher:
             await self._read_grace_period()
             began = loop.time()
             sweep, dues = await self._read_all(step.head)
-            self._swept_at, self._forked_at = began, None
+            self._swept_at = began
+            self._forked_at = self._doubt_from(self._newest_fact)
         else:
             ids = self._touched | {key.channel_id for key in self._docket.owed}
             if not ids:
@@ -289,12 +292,13 @@ class ChannelWatcher:
 
     async def _read_all(self, head: BlockRef) -> tuple[Sweep, list[Due]]:
         """Read every open channel, and after a reorg those that had just ended."""
-        read, changed = 0, 0
+        read, changed, newest = 0, 0, 0
         dues: list[Due] = []
         found = Round()
         async for page in self._observer.pages(self._forked_at):
             states = await self._take(page, head)
             read += len(page)
+            newest = max([newest, *(state.fact_block for state in states)])
             changed += sum(a is not b for a, b in zip(page, states, strict=True))
             moment = self._moment()
             for state in states:
@@ -304,7 +308,12 @@ class ChannelWatcher:
         await self._reopen(self._docket.end_round(found))
         if self._precautions is not None:
             await self._precautions.check(head, found.tally)
+        self._newest_fact = newest
         return Sweep(read=read, changed=changed), dues
+
+    def _doubt_from(self, newest: int) -> int | None:
+        """Return above which block facts are to be read again: most nodes do not have it yet."""
+        return None if self._precautions is None else self._precautions.fork_below(newest)
 
     async def _read_some(
         self, channel_ids: set[ChannelId], head: BlockRef

@@ -8,6 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from channel.errors import ChainUnavailableError
+from channel.state.commands import Observe
 from settlement.alarms import AlarmKind
 from settlement.devnet import Devnet
 from settlement.nodes import Judgement, judge_nodes
@@ -258,6 +259,29 @@ async def test_a_node_that_was_far_ahead_for_a_moment_blinds_nobody(
             await world.leave(channel_id)
             await world.until(channel_id, is_finalized=True)
             await world.until_rings(AlarmKind.NODE_BEHIND, is_ringing=False)
+
+
+async def test_what_such_a_node_wrote_into_the_books_is_overruled_after_a_restart_too(
+    world: World, chain: Devnet
+) -> None:
+    """SEC-09, F-72: a fact of a block that most nodes do not have yet is not one to wait for."""
+    channel_id = await world.books.open(accepted=400, spent=400)
+    fact = await world.account.read_channel(chain.values.escrow, channel_id)
+    assert fact is not None
+    invented = replace(fact, deposit=fact.deposit + 1, block_number=10**6)
+    (await world.ledger.apply(fact.key, [Observe(invented)])).require()
+    async with (
+        lying_node(chain.values.rpc_url) as second,
+        lying_node(chain.values.rpc_url) as third,
+        await Rpc.connect([world.node.url, second.url, third.url], limits=RPC) as rpc,
+    ):
+        world.reader.rpc = rpc
+        world.settler = world.settler_for(rpc)
+        await chain.mine(10)
+        async with world.watching():
+            await world.until(channel_id, deposit=DEPOSIT)
+            await world.leave(channel_id)
+            await world.until(channel_id, is_finalized=True)
 
 
 async def test_ten_thousand_open_channels_cost_at_most_forty_calls(world: World) -> None:
