@@ -108,7 +108,7 @@ class Deposits:
         if state is not None:
             return await self._repeat(paid, verified, hold, state)
         self._admission.require_openings()
-        async with self._facts.bounded_check(paid.client, terms.signer):
+        async with self._facts.bounded_check(paid.client, terms.signer, waits=True):
             evidence = await self._facts.require_transaction(payload.tx_hash)
             opened = await self._find_opened(paid, terms, evidence)
         return await self._record(paid, verified, hold, opened, evidence)
@@ -138,7 +138,7 @@ class Deposits:
             _require_not_ended(state)
             require_source(paid, state.terms)
         self._admission.require_deposits()
-        async with self._facts.bounded_check(paid.client):
+        async with self._facts.bounded_check(paid.client, waits=True):
             evidence = await self._facts.require_transaction(payload.tx_hash)
             proof = require_topped_up(evidence, paid.key.channel_id, payload.additional_deposit)
             fact = await self._facts.read(paid.key.channel_id, block_min=evidence.block_number)

@@ -34,6 +34,8 @@ __all__ = ["ChainFacts"]
 _log = logging.getLogger(__name__)
 
 _POLL_S = 0.1
+_ALL = "all"
+_WAITING = "waiting"
 
 
 class ChainFacts:
@@ -55,8 +57,7 @@ class ChainFacts:
         self._background = background
         self._read_at: OrderedDict[ChannelKey, float] = OrderedDict()
         self._running: dict[ChannelKey, asyncio.Task[ChannelState]] = {}
-        self._checks = asyncio.Semaphore(CHAIN_CHECKS_MAX)
-        self._checked_for: Counter[bytes] = Counter()
+        self._checking: Counter[bytes | str] = Counter()
 
     async def require_fresh(self, key: ChannelKey) -> None:
         """Return at once if the last read is young enough, else after the next one.
@@ -151,30 +152,34 @@ class ChainFacts:
         )
 
     @asynccontextmanager
-    async def bounded_check(self, *sources: bytes) -> AsyncIterator[None]:
+    async def bounded_check(self, *sources: bytes, waits: bool = False) -> AsyncIterator[None]:
         """Run a check that strangers can cause and that asks a node; so many at a time (F-98).
 
         `sources` say who causes it: a client's address, a signer who has proven to be one (never
         one that is merely named, whom anybody could lock out). Each has a few of the places, so
-        that none can take them all. An empty one says nothing.
+        that none can take them all. An empty one says nothing. A check that `waits` for a block
+        may take half of the places only: for a transaction that was made up it waits in vain, and
+        whoever has a few addresses could keep out those who need one answer of a node.
 
         Raises:
             TooManyRequestsError: As many as are allowed are running, in all or for a source.
         """
-        named = [source for source in sources if source]
-        if self._checks.locked() or any(
-            self._checked_for[source] >= CHAIN_CHECKS_PER_SOURCE_MAX for source in named
-        ):
+        bounds: dict[bytes | str, int] = {
+            source: CHAIN_CHECKS_PER_SOURCE_MAX for source in sources if source
+        }
+        bounds[_ALL] = CHAIN_CHECKS_MAX
+        if waits:
+            bounds[_WAITING] = CHAIN_CHECKS_MAX // 2
+        if any(self._checking[place] >= bound for place, bound in bounds.items()):
             raise TooManyRequestsError("Too many deposits are being checked.")
-        self._checked_for.update(named)
+        self._checking.update(bounds.keys())
         try:
-            async with self._checks:
-                yield
+            yield
         finally:
-            for source in named:
-                self._checked_for[source] -= 1
-                if not self._checked_for[source]:
-                    del self._checked_for[source]
+            for place in bounds:
+                self._checking[place] -= 1
+                if not self._checking[place]:
+                    del self._checking[place]
 
 
 def _agrees(state: ChannelState, fact: ChannelFact) -> bool:
