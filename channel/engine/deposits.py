@@ -14,6 +14,8 @@ submit it and pay its gas, in this order (VCH-07, AMB-26):
 Whoever is stopped in between repeats the credential and goes on from the step that is durable.
 """
 
+from collections import OrderedDict
+
 from msgspec.structs import replace
 
 from channel.chain import DepositSponsor, SponsoredDeposit, TransactionEvidence
@@ -55,11 +57,11 @@ from channel.errors import (
     VerificationFailedError,
 )
 from channel.ledger.interface import ConsumeProof, Ledger
-from channel.limits import AMOUNT_MAX
+from channel.limits import AMOUNT_MAX, FACT_AGES_MAX
 from channel.state.channel_state import ChannelState
 from channel.state.commands import Observe, OpenChannel
 from channel.state.transitions import require_open, transition
-from channel.types import ChannelFact, ChannelKey, ChannelTerms, VerifiedVoucher
+from channel.types import ChannelFact, ChannelKey, ChannelTerms, TxHash, VerifiedVoucher
 from channel.wire.funding import Deposit
 from channel.wire.payload import (
     OpenAuthorization,
@@ -100,6 +102,7 @@ class Deposits:
         self._acceptance = acceptance
         self._admission = admission
         self._sponsoring = sponsoring
+        self._credited: OrderedDict[tuple[ChannelKey, TxHash, int], None] = OrderedDict()
 
     async def open(self, paid: Authenticated, payload: OpenHash, hold: Hold | None) -> Outcome:
         """Take a channel that its payer opened into the books; see `Engine.open`."""
@@ -158,12 +161,20 @@ class Deposits:
         if state.is_closing:  # the close would be mined first, and ours would pay for a revert
             raise ChannelFinalizedError("The channel is being closed.")
         deposit = build_top_up_deposit(paid, payload, state.terms)
-        evidence = await self._make(paid, deposit, state.terms)
+        tx_hash = await self._submit(paid, deposit, state.terms)
+        credited = (paid.key, tx_hash, deposit.amount)
+        if credited in self._credited:  # public, and repeated by anybody: no node is asked again
+            return Outcome(state=state, tx_hash=tx_hash)
+        evidence = await self._mined_in(tx_hash)
         proof = require_topped_up(evidence, paid.key.channel_id, deposit.amount)
         fact = await self._read(paid.key, evidence)
         applied = await self._ledger.apply(paid.key, [Observe(fact)], proof=proof)
         self._facts.mark_read(paid.key)
-        return _mined(Outcome(state=applied.require()), evidence)
+        outcome = _mined(Outcome(state=applied.require()), evidence)
+        self._credited[credited] = None
+        if len(self._credited) > FACT_AGES_MAX:
+            self._credited.popitem(last=False)
+        return outcome
 
     async def merged(
         self, paid: Authenticated, payload: VoucherPayload, deposit: Deposit, hold: Hold | None
@@ -260,10 +271,23 @@ class Deposits:
             SettlementPendingError: It is on its way, or not deep enough yet.
             PeerError: Refused; nothing was broadcast, unless the chain itself refused.
         """
+        return await self._mined_in(await self._submit(paid, deposit, terms, first=first))
+
+    async def _submit(
+        self,
+        paid: Authenticated,
+        deposit: SponsoredDeposit,
+        terms: ChannelTerms,
+        *,
+        first: VerifiedVoucher | None = None,
+    ) -> TxHash:
+        """Return the transaction that the settler made of a deposit, or that was faster."""
         sponsoring = self._require_sponsoring()
         if not await sponsoring.sponsor.is_taken(deposit):
             await self._take(paid, sponsoring, deposit, terms, first)
-        tx_hash = await sponsoring.sponsor.wait(deposit)
+        return await sponsoring.sponsor.wait(deposit)
+
+    async def _mined_in(self, tx_hash: TxHash) -> TransactionEvidence:
         try:
             return await self._facts.require_transaction(tx_hash)
         except VerificationFailedError as error:

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
+from channel.chain import TransactionEvidence
 from channel.state.commands import BeginClose
+from channel.types import TxHash
 from channel.wire.challenge import parse_session_request
 from channel.wire.receipt import parse_receipt
 from settlement.devnet import Devnet
@@ -106,6 +108,30 @@ async def test_a_retried_credential_is_broadcast_once_and_resets_nothing(
     books = await provider.ledger.load(payer.key)
     assert books is not None
     assert (books.deposit, books.accepted, books.spent) == (DEPOSIT + 500, 3 * PRICE, 3 * PRICE)
+    assert await sponsored.sent() == 2
+
+
+async def test_a_top_up_that_anybody_repeats_asks_no_node(
+    sponsored: Sponsored, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F-98, TOPUP-06: it is public on the chain; its signature no longer matters to anybody."""
+    payer, provider = sponsored.payer, sponsored.provider
+    assert (await provider.manage(await payer.opening(PRICE))).status_code == 200
+    top_up = await payer.top_up(amount=500)
+    assert (await provider.manage(top_up)).status_code == 200
+    asked: list[TxHash] = []
+    read = provider.reader.read_transaction
+
+    async def noted(tx_hash: TxHash) -> TransactionEvidence | None:
+        asked.append(tx_hash)
+        return await read(tx_hash)
+
+    monkeypatch.setattr(provider.reader, "read_transaction", noted)
+    for signature in (top_up.signature, bytes(65)):
+        answer = await provider.manage(replace(top_up, signature=signature))
+        assert answer.status_code == 200, answer.text
+        assert "payment-receipt" in answer.headers
+    assert asked == []
     assert await sponsored.sent() == 2
 
 
