@@ -9,7 +9,6 @@ For development and tests alone: the keys are derived from the accounts' names, 
 import asyncio
 import contextlib
 import os
-import time
 from collections.abc import AsyncIterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -193,17 +192,12 @@ class Devnet:
         return str(await self.rpc.command("evm_snapshot"))
 
     async def revert(self, snapshot_id: str) -> None:
-        """Go back to a snapshot, nonces included: senders made before it are of no more use.
-
-        The next block has this machine's time again, however old the snapshot is.
-        """
+        """Go back to a snapshot, nonces included: senders made before it are of no more use."""
         if await self.rpc.command("evm_revert", snapshot_id) is not True:
             msg = f"The chain does not know snapshot {snapshot_id}."
             raise AnvilError(msg)
-        # Anvil goes on from the base fee it had before, and from the time the snapshot had.
-        head = await self.rpc.block()
+        head = await self.rpc.block()  # Anvil goes on from the base fee it had before
         await self.rpc.command("anvil_setNextBlockBaseFeePerGas", hex(head.base_fee_wei or 0))
-        await self.rpc.command("evm_setTime", max(int(time.time()), head.timestamp + 1))
         self.deployer = self.sender("deployer")
 
 

@@ -533,24 +533,6 @@ async def test_a_node_that_fell_behind_is_not_believed(tower: Tower, chain: Devn
         await tower.tower.look()
 
 
-async def test_a_height_that_no_node_shows_any_more_blinds_nobody(
-    tower: Tower, chain: Devnet, channels: Channels, account: PayerAccount
-) -> None:
-    """F-72: one node with a chain of its own must not end the watch over all others."""
-    channel_id = await channels.open()
-    await tower.give(await tower.sign(channel_id, 700))
-    await chain.mine(9)
-    await tower.look()
-    await chain.rpc.command("anvil_rollback", 9)
-    await request_close(chain, account, channel_id)
-    await chain.advance(GRACE_S // 2)
-    with pytest.raises(ChainUnavailableError):
-        await tower.tower.look()
-    await asyncio.sleep(0.06)
-    await tower.look()
-    assert await tower.settled(channel_id) == 700
-
-
 async def test_a_line_that_the_node_will_not_simulate_blinds_nobody(
     chain: Devnet, tower: Tower, channels: Channels, account: PayerAccount
 ) -> None:

@@ -1,0 +1,40 @@
+"""A chain whose height falls, which needs one of its own: Anvil forgets states at a revert."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from channel.errors import ChainUnavailableError
+from settlement.devnet import Devnet
+from settlement.payer import PayerAccount
+from tests.settlement.books import request_close
+from tests.settlement.channels import Channels
+from tests.settlement.tower.test_watchtower import GRACE_S, Tower, tower
+
+__all__ = ["tower"]
+
+
+@pytest.fixture
+async def chain() -> AsyncIterator[Devnet]:
+    """A chain that nobody had before."""
+    async with Devnet.start() as started:
+        yield started
+
+
+async def test_a_height_that_no_node_shows_any_more_blinds_nobody(
+    tower: Tower, chain: Devnet, channels: Channels, account: PayerAccount
+) -> None:
+    """F-72: one node with a chain of its own must not end the watch over all others."""
+    channel_id = await channels.open()
+    await tower.give(await tower.sign(channel_id, 700))
+    await chain.mine(9)
+    await tower.look()
+    await chain.rpc.command("anvil_rollback", 9)
+    await request_close(chain, account, channel_id)
+    await chain.advance(GRACE_S // 2)
+    with pytest.raises(ChainUnavailableError):
+        await tower.tower.look()
+    await asyncio.sleep(0.06)
+    await tower.look()
+    assert await tower.settled(channel_id) == 700
