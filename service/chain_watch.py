@@ -1,26 +1,42 @@
 """Builds what watches the chain, from the settings: for a gateway and for a settler alike."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 
 from channel.ledger.interface import Ledger
 from channel.types import Address
-from service.settings import DEVELOPMENT_CHAINS, Chain, WatchConfig
+from service.settings import DEVELOPMENT_CHAINS, Chain, WatchConfig, parse_address
 from settlement.alarms import Alarms
 from settlement.defence import Settler
 from settlement.escrow import EscrowReader
 from settlement.exposure import ExposureGate, ExposureLimits
 from settlement.heads import HeadSignal
 from settlement.precautions import NODE_COMPARE_DEPTH, PrecautionLimits, Precautions
+from settlement.rpc import Rpc, RpcLimits
 from settlement.schedule import SettlePolicy
 from settlement.tower.export import TowerExport
 from settlement.watcher import STILL_S_MAX, ChannelWatcher, WatchLimits
 
-__all__ = ["build_gate", "build_policy", "build_watcher", "rpc_urls", "still_s_max"]
+__all__ = ["build_gate", "build_policy", "build_watcher", "connect_escrow", "still_s_max"]
 
 
-def rpc_urls(chain: Chain) -> Sequence[str]:
+def _rpc_urls(chain: Chain) -> Sequence[str]:
     """Return every node, the preferred one first."""
     return [chain.rpc_url, *chain.more_rpc_urls]
+
+
+@asynccontextmanager
+async def connect_escrow(chain: Chain) -> AsyncIterator[EscrowReader]:
+    """Connect to the chain's nodes, and give its escrow: what is there, nobody has looked at yet.
+
+    Raises:
+        ConfigError: A node serves another chain.
+        ChainUnavailableError: No node answers.
+    """
+    async with await Rpc.connect(
+        _rpc_urls(chain), chain_id=chain.id, limits=RpcLimits(timeout_s=chain.rpc_timeout_s)
+    ) as rpc:
+        yield EscrowReader(rpc, parse_address(chain.escrow))
 
 
 def still_s_max(chain: Chain) -> float | None:

@@ -1,16 +1,34 @@
 """Who signs: an encrypted keystore, a signing service, or on a development chain a bare key."""
 
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import msgspec
 
 from channel.errors import ConfigError
-from channel.types import Address, address
-from service.settings import Payee, Relayer
+from channel.types import Address
+from service.settings import Payee, Relayer, parse_address
 from settlement.accounts import Account
 from settlement.signer import KeySigner, RemoteSigner, Signer
 
-__all__ = ["load_signer"]
+__all__ = ["load_signer", "open_signer"]
+
+
+@asynccontextmanager
+async def open_signer(settings: Payee | Relayer) -> AsyncIterator[Signer]:
+    """Give who signs for an account; a signing service is let go of in the end.
+
+    Raises:
+        ConfigError: See `load_signer`.
+    """
+    signer = await asyncio.to_thread(load_signer, settings)
+    try:
+        yield signer
+    finally:
+        if isinstance(signer, RemoteSigner):
+            await signer.close()
 
 
 def load_signer(settings: Payee | Relayer) -> Signer:
@@ -23,7 +41,7 @@ def load_signer(settings: Payee | Relayer) -> Signer:
     name = type(settings).__name__.lower()
     if settings.address is None:
         raise ConfigError(f"`{name}.address` is missing")
-    expected = address(bytes.fromhex(settings.address.removeprefix("0x")))
+    expected = parse_address(settings.address)
     if settings.signer_url is not None:
         token = settings.signer_token
         return RemoteSigner(

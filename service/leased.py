@@ -12,13 +12,15 @@ from channel.errors import LedgerUnavailableError
 from settlement.errors import LeaseLostError
 from settlement.journal.interface import SettlerJournal
 from settlement.lease import LeaseLimits, wait_for_lease
+from settlement.settler import EscrowSettler
 
-__all__ = ["STANDING_BY", "Announce", "first_of", "while_leased"]
+__all__ = ["STANDING_BY", "Announce", "first_of", "require_sound", "while_leased"]
 
 _log: Final = logging.getLogger(__name__)
 
 STANDING_BY: Final = "standing by"
 _FINISH_S: Final = 5.0
+_SOUND_S: Final = 0.2
 
 Announce = Callable[[str, str], None]
 """Told what a process does now, and a detail for people."""
@@ -53,6 +55,13 @@ async def while_leased(
             _log.warning("standing by from now on: %s", error)
         finally:
             await _release(journal)
+
+
+async def require_sound(settler: EscrowSettler) -> None:
+    """Watch over a settler for ever: raise what only a bug, or a lost lease, raises."""
+    while True:
+        await asyncio.sleep(_SOUND_S)
+        settler.require_sound()
 
 
 async def first_of(*work: Coroutine[Any, Any, Any]) -> None:

@@ -11,18 +11,17 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
 from channel.errors import ConfigError, LedgerUnavailableError
 from channel.ledger.interface import Ledger
 from channel.ledger.url import open_ledger
-from channel.types import Address, address
-from service.chain_watch import build_gate, build_watcher, rpc_urls
-from service.keys import load_signer
-from service.leased import Announce, first_of, while_leased
-from service.settings import SettlerConfig
+from service.chain_watch import build_gate, build_watcher, connect_escrow
+from service.keys import open_signer
+from service.leased import Announce, first_of, require_sound, while_leased
+from service.settings import SettlerConfig, parse_address
 from settlement.deposit_sender import DepositSender
 from settlement.escrow import EscrowReader
 from settlement.fees import FeePolicy, GasBudget
@@ -34,9 +33,8 @@ from settlement.orders.url import open_orders
 from settlement.owed import OwedCloses
 from settlement.payout_calls import RelayedCalls
 from settlement.quarantine import Quarantine
-from settlement.rpc import Rpc, RpcLimits
 from settlement.settler import EscrowSettler, SettlerLimits
-from settlement.signer import RemoteSigner, Signer
+from settlement.signer import Signer
 from settlement.tower.cover import CoverPolicy
 from settlement.tower.export import TowerExport
 from settlement.tower.store import TowerFile
@@ -137,20 +135,15 @@ async def build_settler(config: SettlerConfig) -> AsyncIterator[SettlerParts]:
         LedgerUnavailableError: The database does not answer.
     """
     async with AsyncExitStack() as open_:
-        payee = await _load(config.payee, open_)
-        relayer = None if config.relayer.address is None else await _load(config.relayer, open_)
+        payee = await open_.enter_async_context(open_signer(config.payee))
+        relayer = None
+        if config.relayer.address is not None:
+            relayer = await open_.enter_async_context(open_signer(config.relayer))
         sender = relayer or payee
         ledger = await open_ledger(config.ledger.url, exclusive=False)
         open_.push_async_callback(ledger.close)
-        rpc = await open_.enter_async_context(
-            await Rpc.connect(
-                rpc_urls(config.chain),
-                chain_id=config.chain.id,
-                limits=RpcLimits(timeout_s=config.chain.rpc_timeout_s),
-            )
-        )
-        reader = EscrowReader(rpc, _address(config.chain.escrow))
-        await reader.require_deployment(token=_address(config.chain.token))
+        reader = await open_.enter_async_context(connect_escrow(config.chain))
+        await reader.require_deployment(token=parse_address(config.chain.token))
         journal = await open_journal(
             config.ledger.url, chain_id=config.chain.id, account=sender.address
         )
@@ -221,7 +214,7 @@ async def _settle(
                 confirmations=parts.config.chain.confirmations,
             ).run(),
             *([] if export is None else [export.run()]),
-            _fail_with(settler),
+            require_sound(settler),
             stopping.wait(),
         )
     finally:
@@ -240,24 +233,3 @@ async def _note_looks(journal: SettlerJournal, watcher: ChannelWatcher) -> None:
             await journal.note_look(look)
         except LedgerUnavailableError as error:
             _log.warning("the last look at the chain was not noted: %s", error)
-
-
-async def _fail_with(settler: EscrowSettler) -> None:
-    """Raise what only a bug, or a lost lease, raises."""
-    while True:
-        await asyncio.sleep(0.2)
-        settler.require_sound()
-
-
-async def _load(settings: Any, open_: AsyncExitStack) -> Signer:
-    signer = await asyncio.to_thread(load_signer, settings)
-    if isinstance(signer, RemoteSigner):
-        open_.push_async_callback(signer.close)
-    return signer
-
-
-def _address(text: str) -> Address:
-    try:
-        return address(bytes.fromhex(text.removeprefix("0x")))
-    except ValueError as error:
-        raise ConfigError(f"{text} is no address") from error

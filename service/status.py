@@ -17,9 +17,8 @@ from channel.ledger.url import open_ledger
 from channel.limits import GRACE_PERIOD_S_MIN, SPONSORED_PERIOD_S
 from channel.state.channel_state import ChannelState
 from channel.types import Address, ChannelId, TxHash
-from service.chain_watch import build_policy, rpc_urls
-from service.settings import WatchConfig
-from settlement.escrow import EscrowReader
+from service.chain_watch import build_policy, connect_escrow
+from service.settings import WatchConfig, parse_address
 from settlement.exposure import exposure_of, gas_reserve_wei
 from settlement.journal.interface import Look, Quarantined
 from settlement.journal.url import open_journal
@@ -27,7 +26,6 @@ from settlement.nodes import EndpointView, judge_nodes, nodes_behind
 from settlement.orders.interface import GWEI
 from settlement.orders.url import open_orders
 from settlement.precautions import PrecautionLimits
-from settlement.rpc import Rpc, RpcLimits
 from settlement.schedule import Moment, SettlePolicy, grace_stage, owes_close, value_at_risk
 from settlement.tx_state import JournalTx
 from settlement.types import BlockRef
@@ -279,7 +277,7 @@ async def collect_status(
             look=await journal.last_look(),
         )
         orders = await open_orders(
-            config.ledger.url, chain_id=config.chain.id, escrow=_escrow(config)
+            config.ledger.url, chain_id=config.chain.id, escrow=parse_address(config.chain.escrow)
         )
         open_.push_async_callback(orders.close)
         sponsored_gwei = await orders.gas_gwei_since(asked_at - SPONSORED_PERIOD_S)
@@ -300,18 +298,11 @@ async def collect_status(
     return msgspec.structs.replace(status, findings=judge(status))
 
 
-def _escrow(config: WatchConfig) -> Address:
-    return Address(bytes.fromhex(config.chain.escrow[2:]))
-
-
 async def _with_chain(
     config: WatchConfig, ledger: Ledger, gas_account: Address
 ) -> tuple[Books, ChainView]:
-    limits = RpcLimits(timeout_s=config.chain.rpc_timeout_s)
-    async with await Rpc.connect(
-        rpc_urls(config.chain), chain_id=config.chain.id, limits=limits
-    ) as rpc:
-        reader = EscrowReader(rpc, _escrow(config))
+    async with connect_escrow(config.chain) as reader:
+        rpc = reader.rpc
         head = await rpc.block()
         grace_period_s = await reader.read_grace_period_s()
         books = await _add_up(
@@ -341,7 +332,7 @@ async def _add_up(
 ) -> Books:
     policy = build_policy(config)
     moment = Moment(now=now, grace_period_s=grace_period_s or GRACE_PERIOD_S_MIN)
-    mine = (config.chain.id, _escrow(config))
+    mine = (config.chain.id, parse_address(config.chain.escrow))
     books, after = Books(), None
     while page := await ledger.list_channels(after=after, open_only=True):
         after = page[-1].key

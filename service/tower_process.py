@@ -10,21 +10,18 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Final
 
-from channel.errors import ConfigError
-from channel.types import Address, address
-from service.chain_watch import build_policy, rpc_urls, still_s_max
-from service.keys import load_signer
-from service.leased import Announce, first_of, while_leased
-from service.settings import TowerConfig
+from service.chain_watch import build_policy, connect_escrow, still_s_max
+from service.keys import open_signer
+from service.leased import Announce, first_of, require_sound, while_leased
+from service.settings import TowerConfig, parse_address
 from settlement.escrow import EscrowReader
 from settlement.fees import FeePolicy, GasBudget
 from settlement.journal.interface import SettlerJournal
 from settlement.journal.url import open_journal
 from settlement.lease import LeaseLimits, keep_lease
 from settlement.quarantine import Quarantine
-from settlement.rpc import Rpc, RpcLimits
 from settlement.settler import EscrowSettler, SettlerLimits
-from settlement.signer import RemoteSigner, Signer
+from settlement.signer import Signer
 from settlement.tower.calls import PresignedCalls
 from settlement.tower.store import TowerFileReader
 from settlement.tower.watchtower import TowerLimits, Watchtower
@@ -55,18 +52,9 @@ async def run_tower(
     """
     limits = lease or LeaseLimits()
     async with AsyncExitStack() as open_:
-        account = await asyncio.to_thread(load_signer, config.relayer)
-        if isinstance(account, RemoteSigner):
-            open_.push_async_callback(account.close)
-        rpc = await open_.enter_async_context(
-            await Rpc.connect(
-                rpc_urls(config.chain),
-                chain_id=config.chain.id,
-                limits=RpcLimits(timeout_s=config.chain.rpc_timeout_s),
-            )
-        )
-        reader = EscrowReader(rpc, _address(config.chain.escrow))
-        await reader.require_deployment(token=_address(config.chain.token))
+        account = await open_.enter_async_context(open_signer(config.relayer))
+        reader = await open_.enter_async_context(connect_escrow(config.chain))
+        await reader.require_deployment(token=parse_address(config.chain.token))
         journal = await open_journal(
             config.ledger.url, chain_id=config.chain.id, account=account.address
         )
@@ -98,7 +86,7 @@ async def _watch(  # noqa: PLR0917 -- what one lease's work is made of
             mined_within_s=settlement.close_timeout_s, confirmations=config.chain.confirmations
         ),
     )
-    calls = PresignedCalls(_address(config.payee.address))
+    calls = PresignedCalls(parse_address(config.payee.address))
     settler = EscrowSettler(
         reader,
         sender,
@@ -131,7 +119,7 @@ async def _watch(  # noqa: PLR0917 -- what one lease's work is made of
             keep_lease(journal, limits=lease),
             sender.run(),
             _turns(tower, TowerFileReader(path), settlement.sweep_interval_s),
-            _soundness(settler),
+            require_sound(settler),
             stopping.wait(),
         )
     finally:
@@ -149,17 +137,3 @@ async def _turns(tower: Watchtower, reader: TowerFileReader, interval_s: float) 
             _log.warning("the provider's file was not read; tried again: %s", error)
         await tower.turn()
         await asyncio.sleep(interval_s)
-
-
-async def _soundness(settler: EscrowSettler) -> None:
-    """Raise what only a bug, or a lost lease, raises."""
-    while True:
-        await asyncio.sleep(0.2)
-        settler.require_sound()
-
-
-def _address(text: str) -> Address:
-    try:
-        return address(bytes.fromhex(text.removeprefix("0x")))
-    except ValueError as error:
-        raise ConfigError(f"{text} is no address") from error

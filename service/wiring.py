@@ -20,21 +20,20 @@ from channel.engine import Engine, EngineSettings, SponsorTerms, verifying_threa
 from channel.errors import LedgerUnavailableError
 from channel.ledger.interface import Ledger
 from channel.ledger.url import open_ledger
-from channel.types import Address, address
+from channel.types import Address
 from channel.verify.challenge_id import ChallengeBinder
-from service.chain_watch import build_gate, build_watcher, rpc_urls
-from service.settings import ProviderConfig
+from service.chain_watch import build_gate, build_watcher, connect_escrow
+from service.settings import ProviderConfig, parse_address
 from service.settler_child import SettlerChild, start_settler
 from service.sponsoring import build_sponsoring
 from settlement.escrow import EscrowReader
 from settlement.exposure import ExposureGate
 from settlement.journal.url import open_journal
 from settlement.orders.url import open_orders
-from settlement.rpc import Rpc, RpcLimits
 from settlement.waiting import WaitingCloser
 from settlement.watcher import ChannelWatcher
 
-__all__ = ["Parts", "build_parts", "parse_address"]
+__all__ = ["Parts", "build_parts"]
 
 _log: Final = logging.getLogger(__name__)
 
@@ -99,15 +98,8 @@ async def build_parts(
         child = None
         if config.settlement.start:
             child = await open_.enter_async_context(start_settler(config))
-        rpc = await open_.enter_async_context(
-            await Rpc.connect(
-                rpc_urls(config.chain),
-                chain_id=config.chain.id,
-                limits=RpcLimits(timeout_s=config.chain.rpc_timeout_s),
-            )
-        )
+        reader = await open_.enter_async_context(connect_escrow(config.chain))
         token, payee = parse_address(config.chain.token), parse_address(config.payee.address)
-        reader = EscrowReader(rpc, parse_address(config.chain.escrow))
         await reader.require_deployment(token=token)
         journal = await open_journal(config.ledger.url, chain_id=config.chain.id, account=payee)
         open_.push_async_callback(journal.close)
@@ -180,11 +172,6 @@ def _build_engine(
 def _gas_account(config: ProviderConfig) -> Address:
     """Return whose ether pays for settling."""
     return parse_address(config.relayer.address or config.payee.address)
-
-
-def parse_address(text: str) -> Address:
-    """Return the address a checked setting spells."""
-    return address(bytes.fromhex(text.removeprefix("0x")))
 
 
 async def _expire_reservations(ledger: Ledger, interval_s: float) -> None:

@@ -10,7 +10,6 @@ from rich.table import Table
 from rich.text import Text
 
 from channel.errors import ConfigError
-from channel.types import address
 from service.cli.output import OUT, print_json
 from service.cli.status import devnet_defaults
 from service.config import load_watch_config
@@ -82,21 +81,18 @@ async def _recover(
     settings: "WatchConfig", payee: str, export: Path, *, repairs: bool, from_block: int
 ) -> "list[Recovered]":
     from channel.ledger.url import open_ledger  # noqa: PLC0415 -- slow to import
-    from service.chain_watch import rpc_urls  # noqa: PLC0415
+    from service.chain_watch import connect_escrow  # noqa: PLC0415
     from service.recovery import recover_channels  # noqa: PLC0415
-    from settlement.escrow import EscrowReader  # noqa: PLC0415
-    from settlement.rpc import Rpc  # noqa: PLC0415
+    from service.settings import parse_address  # noqa: PLC0415
 
     ledger = await open_ledger(settings.ledger.url, exclusive=True)
     try:
-        async with await Rpc.connect(rpc_urls(settings.chain), chain_id=settings.chain.id) as rpc:
-            escrow = address(bytes.fromhex(settings.chain.escrow[2:]))
-            reader = EscrowReader(rpc, escrow)
+        async with connect_escrow(settings.chain) as reader:
             await reader.require_deployment()
             return await recover_channels(
                 ledger,
                 reader,
-                address(bytes.fromhex(payee[2:])),
+                parse_address(payee),
                 _lines(export),
                 repairs=repairs,
                 from_block=from_block,

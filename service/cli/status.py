@@ -13,6 +13,7 @@ from channel.errors import ConfigError
 from service.cli.output import OUT, print_json
 from service.config import load_watch_config
 from service.devnet_file import devnet_settings, read_devnet
+from service.settings import parse_address
 
 __all__ = ["NAME", "command", "devnet_defaults"]
 
@@ -54,17 +55,13 @@ def command(
     if url.startswith(_SQLITE) and not Path(url.removeprefix(_SQLITE)).is_file():
         raise ConfigError(f"there is no ledger at {url}")  # opening it would make one
     status = asyncio.run(
-        collect_status(settings, _address(payee), gas_account=_address(gas_account))
+        collect_status(settings, parse_address(payee), gas_account=parse_address(gas_account))
     )
     if as_json:
         print_json(to_json(status))
     else:
         _print(to_json(status))
     raise typer.Exit(int(status.level))
-
-
-def _address(text: str) -> Any:
-    return bytes.fromhex(text.removeprefix("0x"))
 
 
 def devnet_defaults(path: Path) -> dict[str, Any]:

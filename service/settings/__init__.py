@@ -15,7 +15,7 @@ from service.settings.programs import (
     WatchConfig,
 )
 from service.settings.serving import Listen, Payment, Price, Upstream
-from service.settings.values import Secret
+from service.settings.values import Secret, parse_address
 
 __all__ = [
     "DEVELOPMENT_CHAINS",
@@ -38,4 +38,5 @@ __all__ = [
     "Upstream",
     "WatchConfig",
     "names_key",
+    "parse_address",
 ]

@@ -6,6 +6,9 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Meta
 
+from channel.errors import ConfigError
+from channel.types import Address, address
+
 __all__ = [
     "INT64_MAX",
     "TOKENS_MAX",
@@ -14,6 +17,7 @@ __all__ = [
     "Secret",
     "Section",
     "is_loopback",
+    "parse_address",
     "require_http_url",
 ]
 
@@ -48,6 +52,18 @@ class Secret:
 
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One table of the file."""
+
+
+def parse_address(text: str) -> Address:
+    """Return the address that a setting spells.
+
+    Raises:
+        ConfigError: It spells none.
+    """
+    try:
+        return address(bytes.fromhex(text.removeprefix("0x")))
+    except ValueError as error:
+        raise ConfigError(f"{text} is no address") from error
 
 
 def is_loopback(url: str) -> bool:
