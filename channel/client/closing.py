@@ -5,7 +5,6 @@ from collections.abc import Iterable
 from msgspec.structs import replace
 
 from channel.client.account import Account
-from channel.client.funding import build_open
 from channel.client.payer import Payer
 from channel.client.policy import INTENT, METHOD, Offer
 from channel.client.presenting import Courier, Presented, Reply, present
@@ -17,7 +16,7 @@ from channel.errors import (
     WireError,
 )
 from channel.wire.challenge import parse_challenges
-from channel.wire.payload import ClosePayload, Payload, VoucherPayload
+from channel.wire.payload import ClosePayload, Payload, VoucherPayload, build_open
 
 __all__ = ["close_channel"]
 

@@ -11,7 +11,7 @@ here knows whether a deposit is allowed; that was decided before.
 import msgspec
 
 from channel.client.signer import Signer
-from channel.types import ZERO_ADDRESS, Address, ChannelId, ChannelTerms, SignedVoucher
+from channel.types import ZERO_ADDRESS, Address, ChannelId, ChannelTerms
 from channel.verify.typed_data import (
     open_nonce,
     open_permit_digest,
@@ -22,18 +22,10 @@ from channel.verify.typed_data import (
     top_up_witness,
 )
 from channel.wire.funding import Deposit, OpenPermit, TopUpPermit, TransferAuthorization
-from channel.wire.payload import (
-    OpenAuthorization,
-    OpenPermit2,
-    TopUpAuthorization,
-    TopUpPermit2,
-)
 
 __all__ = [
     "Domain",
     "Window",
-    "build_open",
-    "build_top_up",
     "sign_open_authorization",
     "sign_open_permit",
     "sign_top_up_authorization",
@@ -197,31 +189,3 @@ async def sign_top_up_permit(
         witness=top_up_witness(channel_id),
     )
     return Deposit("topUp", "permit2", permit, await signer.sign(digest), None, ZERO_ADDRESS)
-
-
-def build_open(deposit: Deposit, voucher: SignedVoucher) -> OpenAuthorization | OpenPermit2:
-    """Return the credential's payload that opens by this deposit, with the first voucher.
-
-    Raises:
-        ValueError: The deposit is one that tops up.
-    """
-    funding, salt = deposit.authorization, deposit.salt
-    if deposit.action != "open" or salt is None or isinstance(funding, TopUpPermit):
-        raise ValueError("a top-up opens nothing")
-    if isinstance(funding, OpenPermit):
-        return OpenPermit2(voucher, salt, deposit.authorized_signer, funding, deposit.signature)
-    return OpenAuthorization(voucher, salt, deposit.authorized_signer, funding, deposit.signature)
-
-
-def build_top_up(deposit: Deposit, channel_id: ChannelId) -> TopUpAuthorization | TopUpPermit2:
-    """Return the credential's payload that tops the channel up by this deposit.
-
-    Raises:
-        ValueError: The deposit is one that opens.
-    """
-    funding, salt = deposit.authorization, deposit.salt
-    if isinstance(funding, TopUpPermit):
-        return TopUpPermit2(channel_id, deposit.amount, funding, deposit.signature)
-    if deposit.action != "topUp" or salt is None or isinstance(funding, OpenPermit):
-        raise ValueError("an opening tops nothing up")
-    return TopUpAuthorization(channel_id, deposit.amount, salt, funding, deposit.signature)

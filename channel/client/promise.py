@@ -2,10 +2,9 @@
 
 import msgspec
 
-from channel.client.funding import build_open
 from channel.types import SignedVoucher
 from channel.wire.funding import Deposit
-from channel.wire.payload import OpenAuthorization, OpenPermit2, VoucherPayload
+from channel.wire.payload import OpenAuthorization, OpenPermit2, VoucherPayload, build_open
 
 __all__ = ["Promise"]
 

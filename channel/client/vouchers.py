@@ -7,7 +7,6 @@ from msgspec.structs import replace
 
 from channel.client.account import Account, choose_amount, require_counted
 from channel.client.choosing import usable_types
-from channel.client.funding import build_top_up
 from channel.client.keys import VoucherKeys
 from channel.client.lanes import Lane
 from channel.client.opening import ChannelOpener
@@ -22,7 +21,7 @@ from channel.errors import DepositPendingError, OfferRefusedError, PaymentRefuse
 from channel.types import SignedVoucher
 from channel.verify.typed_data import voucher_digest
 from channel.wire.funding import Deposit
-from channel.wire.payload import Payload, TopUpHash
+from channel.wire.payload import Payload, TopUpHash, build_top_up
 from channel.wire.receipt import Receipt
 
 __all__ = ["VoucherDesk"]

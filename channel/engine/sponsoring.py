@@ -28,6 +28,8 @@ from channel.wire.payload import (
     TopUpAuthorization,
     TopUpPermit2,
     VoucherPayload,
+    build_open,
+    build_top_up,
 )
 
 __all__ = [
@@ -45,15 +47,9 @@ SponsoredTopUp: TypeAlias = TopUpAuthorization | TopUpPermit2
 
 def split_merged(payload: VoucherPayload, deposit: Deposit) -> SponsoredOpening | SponsoredTopUp:
     """Return the deposit of a voucher as the payload it would be by itself (VCH-06)."""
-    funding, voucher, salt = deposit.authorization, payload.voucher, deposit.salt or b""
-    if isinstance(funding, OpenPermit):
-        return OpenPermit2(voucher, salt, deposit.authorized_signer, funding, deposit.signature)
-    if isinstance(funding, TopUpPermit):
-        return TopUpPermit2(payload.channel_id, deposit.amount, funding, deposit.signature)
     if deposit.action == "open":
-        signer = deposit.authorized_signer
-        return OpenAuthorization(voucher, salt, signer, funding, deposit.signature)
-    return TopUpAuthorization(payload.channel_id, deposit.amount, salt, funding, deposit.signature)
+        return build_open(deposit, payload.voucher)
+    return build_top_up(deposit, payload.channel_id)
 
 
 def build_opening_deposit(

@@ -49,6 +49,8 @@ __all__ = [
     "TopUpPermit2",
     "TransferAuthorization",
     "VoucherPayload",
+    "build_open",
+    "build_top_up",
     "format_payload",
     "parse_payload",
 ]
@@ -317,3 +319,31 @@ def _format_top_up(payload: TopUpHash | TopUpAuthorization | TopUpPermit2) -> di
         "authorization": format_funding(payload.authorization),
         "signature": format_hex(payload.signature),
     }
+
+
+def build_open(deposit: Deposit, voucher: SignedVoucher) -> OpenAuthorization | OpenPermit2:
+    """Return the credential's payload that opens by this deposit, with the first voucher.
+
+    Raises:
+        ValueError: The deposit is one that tops up.
+    """
+    funding, salt = deposit.authorization, deposit.salt
+    if deposit.action != "open" or salt is None or isinstance(funding, TopUpPermit):
+        raise ValueError("a top-up opens nothing")
+    if isinstance(funding, OpenPermit):
+        return OpenPermit2(voucher, salt, deposit.authorized_signer, funding, deposit.signature)
+    return OpenAuthorization(voucher, salt, deposit.authorized_signer, funding, deposit.signature)
+
+
+def build_top_up(deposit: Deposit, channel_id: ChannelId) -> TopUpAuthorization | TopUpPermit2:
+    """Return the credential's payload that tops the channel up by this deposit.
+
+    Raises:
+        ValueError: The deposit is one that opens.
+    """
+    funding, salt = deposit.authorization, deposit.salt
+    if isinstance(funding, TopUpPermit):
+        return TopUpPermit2(channel_id, deposit.amount, funding, deposit.signature)
+    if deposit.action != "topUp" or salt is None or isinstance(funding, OpenPermit):
+        raise ValueError("an opening tops nothing up")
+    return TopUpAuthorization(channel_id, deposit.amount, salt, funding, deposit.signature)

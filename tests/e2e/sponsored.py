@@ -11,8 +11,6 @@ from msgspec.structs import replace
 from channel.client.funding import (
     Domain,
     Window,
-    build_open,
-    build_top_up,
     sign_open_authorization,
     sign_open_permit,
     sign_top_up_authorization,
@@ -35,6 +33,8 @@ from channel.wire.payload import (
     TopUpAuthorization,
     TopUpPermit2,
     VoucherPayload,
+    build_open,
+    build_top_up,
 )
 from settlement import abi
 from settlement.addresses import PERMIT2

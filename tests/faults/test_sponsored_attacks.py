@@ -13,9 +13,10 @@ import httpx
 import pytest
 from msgspec.structs import replace
 
-from channel.client.funding import Window, build_top_up, sign_top_up_authorization
+from channel.client.funding import Window, sign_top_up_authorization
 from channel.client.signer import LocalSigner
 from channel.wire.credential import Credential
+from channel.wire.payload import build_top_up
 from service.testing.chain import TestChain
 from settlement import abi
 from settlement.abi import Function

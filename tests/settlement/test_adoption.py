@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from channel.client.funding import build_top_up, sign_top_up_authorization, sign_top_up_permit
+from channel.client.funding import sign_top_up_authorization, sign_top_up_permit
 from channel.client.signer import LocalSigner
+from channel.wire.payload import build_top_up
 from service.testing.chain import TestChain
 from settlement import abi
 from settlement.adoption import find_made

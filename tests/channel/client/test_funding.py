@@ -5,8 +5,6 @@ import pytest
 from channel.client.funding import (
     Domain,
     Window,
-    build_open,
-    build_top_up,
     sign_open_authorization,
     sign_open_permit,
     sign_top_up_authorization,
@@ -22,6 +20,8 @@ from channel.wire.payload import (
     OpenPermit2,
     TopUpAuthorization,
     TopUpPermit2,
+    build_open,
+    build_top_up,
     format_payload,
     parse_payload,
 )
