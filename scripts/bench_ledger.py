@@ -84,13 +84,7 @@ async def memory_rows(run: Run) -> AsyncIterator[Row]:
         ("header in, receipt out, in memory", singly, 1.7),
         ("the same, 32 in flight, all cores", together, None),
     ):
-        yield Row(
-            name=name,
-            unit="us",
-            samples=[us for us, _ in taken],
-            ratios=[us / raw for us, raw in taken],
-            goal=goal,
-        )
+        yield Row.paired(name, taken, goal=goal)
 
 
 async def _one_by_one_us(world: World, columns: Sequence[Sequence[str]]) -> float:
@@ -126,13 +120,7 @@ async def _alone(run: Run) -> Row:
         taken.append((flight.p50_ms * 1e3, (before + after) / 2))
     await world.engine.aclose()
     await ledger.close()
-    return Row(
-        name="one voucher alone / one bare commit",
-        unit="us",
-        samples=[us for us, _ in taken],
-        ratios=[us / bare for us, bare in taken],
-        goal=2.0,
-    )
+    return Row.paired("one voucher alone / one bare commit", taken, goal=2.0)
 
 
 def _bare_commit_us(folder: Path) -> float:
@@ -197,11 +185,9 @@ async def _durable_rows(
     p99 = statistics.median(flight.p99_ms for flight, _ in taken)
     rate = 1e6 / statistics.median(flight.us for flight, _ in taken)
     goals = {("SQLite FULL", 64): 2.0, ("PostgreSQL", 64): 2.7}
-    yield Row(
-        name=f"durable on {where}, {in_flight} in flight",
-        unit="us",
-        samples=[flight.us for flight, _ in taken],
-        ratios=[flight.us / raw for flight, raw in taken],
+    yield Row.paired(
+        f"durable on {where}, {in_flight} in flight",
+        [(flight.us, raw) for flight, raw in taken],
         goal=goals.get((where, in_flight)),
         besides=f"p50 {p50:.2f} ms, p99 {p99:.2f} ms, {rate:,.0f} vouchers/s",
     )
@@ -234,13 +220,7 @@ async def channel_rows(run: Run) -> AsyncIterator[Row]:
         (f"a voucher among {many:,} channels / 1,000", in_memory, 1.2),
         ("the same, none of them in memory", on_disk, None),
     ):
-        yield Row(
-            name=name,
-            unit="us",
-            samples=[much for much, _ in pairs],
-            ratios=[much / few for much, few in pairs],
-            goal=goal,
-        )
+        yield Row.paired(name, pairs, goal=goal)
     yield Row(
         name="memory per idle channel",
         unit="bytes",

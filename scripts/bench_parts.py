@@ -97,9 +97,4 @@ async def rows(run: Run) -> AsyncIterator[Row]:
     )
     for name, work, items in parts:
         taken = [(best_us(work, items, rounds=2), raw_us()) for _ in range(run.repeats)]
-        yield Row(
-            name=name,
-            unit="us",
-            samples=[us for us, _ in taken],
-            ratios=[us / raw for us, raw in taken],
-        )
+        yield Row.paired(name, taken)

@@ -62,13 +62,7 @@ async def rows(run: Run) -> AsyncIterator[Row]:
         except subprocess.CalledProcessError as error:
             print(f"peers: {peer.name}: {error.stderr.strip()[-300:]}", file=sys.stderr)
             continue
-        yield Row(
-            name=f"peer: {peer.name}",
-            unit="us",
-            samples=[us for us, _ in taken],
-            ratios=[us / raw for us, raw in taken],
-            besides=f"in memory; {peer.packages[0]}",
-        )
+        yield Row.paired(f"peer: {peer.name}", taken, besides=f"in memory; {peer.packages[0]}")
 
 
 def _install(peer: Peer) -> list[str]:

@@ -4,7 +4,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 import msgspec
 from coincurve import PrivateKey
@@ -13,19 +13,12 @@ from coincurve.context import GLOBAL_CONTEXT
 
 from channel.verify.signature import sign
 
-__all__ = ["Row", "Run", "Sample", "best_us", "raw_us"]
+__all__ = ["Row", "Run", "best_us", "raw_us"]
 
 T = TypeVar("T")
 RUN: Final = 50
 KEY: Final = b"\x11" * 32
 DIGESTS: Final = [number.to_bytes(32, "big") for number in range(1, 501)]
-
-
-class Sample(msgspec.Struct, frozen=True):
-    """One measurement, and the raw verification measured beside it."""
-
-    value: float
-    raw_us: float
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,6 +31,25 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     goal: float | None = None
     is_more_better: bool = False
     besides: str = ""
+
+    @classmethod
+    def paired(
+        cls,
+        name: str,
+        pairs: Sequence[tuple[float, float]],
+        *,
+        goal: float | None = None,
+        besides: str = "",
+    ) -> Self:
+        """Return a row of microseconds, each sample beside what it is a ratio to."""
+        return cls(
+            name=name,
+            unit="us",
+            samples=[us for us, _ in pairs],
+            ratios=[us / beside for us, beside in pairs],
+            goal=goal,
+            besides=besides,
+        )
 
     @property
     def ratio(self) -> float | None:

@@ -65,8 +65,8 @@ class SqliteConnection(aiosqlite.Connection):
             LedgerUnavailableError: SQLite refused, or the connection is closed.
         """
         try:
-            result: T = await self._execute(work, self._connection, *args, **kwargs)  # type: ignore[no-untyped-call]
-        except (sqlite3.Error, ValueError) as error:  # the latter is aiosqlite's for "closed"
+            result: T = await self._execute(self.work, work, *args, **kwargs)  # type: ignore[no-untyped-call]
+        except ValueError as error:  # aiosqlite's word for a closed connection
             raise LedgerUnavailableError(f"SQLite: {error}") from error
         return result
 

@@ -62,6 +62,19 @@ class World:
         """Return who settles and closes with the payee's key, through these nodes."""
         return EscrowSettler(self.reader, TxManager(rpc, self.chain.signer("payee"), limits=TX))
 
+    @asynccontextmanager
+    async def beside(self, nodes: int) -> AsyncIterator[list[LyingNode]]:
+        """Ask so many further nodes of the same chain, too, and settle through all of them."""
+        async with AsyncExitStack() as open_:
+            more = [
+                await open_.enter_async_context(lying_node(self.chain.values.rpc_url))
+                for _ in range(nodes)
+            ]
+            urls = [self.node.url, *[node.url for node in more]]
+            self.reader.rpc = await open_.enter_async_context(await Rpc.connect(urls, limits=RPC))
+            self.settler = self.settler_for(self.reader.rpc)
+            yield more
+
     def settle_call(self, channel_id: ChannelId, amount: int, signature: bytes) -> bytes:
         return abi.settle.encode(channel_id, amount, signature)
 

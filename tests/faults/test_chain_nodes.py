@@ -106,15 +106,10 @@ async def test_a_receipt_of_another_transaction_is_not_taken_for_ours(world: Wor
     assert len(state.close_tx) == 32
 
 
-async def test_a_second_node_takes_over_within_the_grace(world: World, chain: Devnet) -> None:
+async def test_a_second_node_takes_over_within_the_grace(world: World) -> None:
     """F-64: the first one dies with the exit in its block."""
     channel_id = await world.books.open(accepted=400, spent=400)
-    async with (
-        lying_node(chain.values.rpc_url) as second,
-        await Rpc.connect([world.node.url, second.url], limits=RPC) as rpc,
-    ):
-        world.reader.rpc = rpc
-        world.settler = world.settler_for(rpc)
+    async with world.beside(1) as (second,):
         async with world.watching():
             await world.leave(channel_id)
             world.node.is_down = True
@@ -123,20 +118,14 @@ async def test_a_second_node_takes_over_within_the_grace(world: World, chain: De
 
 
 async def test_a_node_that_keeps_transactions_to_itself_delays_a_close_and_no_more(
-    world: World, chain: Devnet
+    world: World,
 ) -> None:
     """F-64, F-75: it answers everything, takes what is sent, and tells nobody of it."""
     channel_id = await world.books.open(accepted=400, spent=400)
     world.node.keeps_transactions = True
-    async with (
-        lying_node(chain.values.rpc_url) as second,
-        await Rpc.connect([world.node.url, second.url], limits=RPC) as rpc,
-    ):
-        world.reader.rpc = rpc
-        world.settler = world.settler_for(rpc)
-        async with world.watching():
-            await world.leave(channel_id)
-            state = await world.until(channel_id, is_finalized=True)
+    async with world.beside(1), world.watching():
+        await world.leave(channel_id)
+        state = await world.until(channel_id, is_finalized=True)
     assert state.settled == 400
 
 
@@ -162,12 +151,7 @@ def on_another_fork(_params: object, said: dict[str, str]) -> dict[str, str]:
 async def test_while_two_nodes_disagree_no_deposit_is_believed(world: World, chain: Devnet) -> None:
     """SEC-09, OPEN-12: exits are heard all the same; when they agree again the deposit counts."""
     channel_id = await world.books.open(accepted=400, spent=400)
-    async with (
-        lying_node(chain.values.rpc_url) as second,
-        await Rpc.connect([world.node.url, second.url], limits=RPC) as rpc,
-    ):
-        world.reader.rpc = rpc
-        world.settler = world.settler_for(rpc)
+    async with world.beside(1) as (second,):
         await chain.mine(10)
         async with world.watching():
             await world.until(channel_id, deposit=DEPOSIT)
@@ -193,13 +177,7 @@ async def test_a_node_that_two_others_contradict_is_asked_nothing(
 ) -> None:
     """SEC-09: the preferred one is elsewhere; deposits and exits go on by the majority."""
     channel_id = await world.books.open(accepted=400, spent=400)
-    async with (
-        lying_node(chain.values.rpc_url) as second,
-        lying_node(chain.values.rpc_url) as third,
-        await Rpc.connect([world.node.url, second.url, third.url], limits=RPC) as rpc,
-    ):
-        world.reader.rpc = rpc
-        world.settler = world.settler_for(rpc)
+    async with world.beside(2):
         await chain.mine(10)
         async with world.watching():
             await world.until(channel_id, deposit=DEPOSIT)
@@ -249,13 +227,7 @@ async def test_a_node_that_was_far_ahead_for_a_moment_blinds_nobody(
     The two others are not behind it, and what was taken over from it is read again.
     """
     channel_id = await world.books.open(accepted=400, spent=400)
-    async with (
-        lying_node(chain.values.rpc_url) as second,
-        lying_node(chain.values.rpc_url) as third,
-        await Rpc.connect([world.node.url, second.url, third.url], limits=RPC) as rpc,
-    ):
-        world.reader.rpc = rpc
-        world.settler = world.settler_for(rpc)
+    async with world.beside(2):
         await catch_up(chain)
         await chain.mine(10)
         async with world.watching() as watcher:
@@ -278,13 +250,7 @@ async def test_what_such_a_node_wrote_into_the_books_is_overruled_after_a_restar
     assert fact is not None
     invented = replace(fact, deposit=fact.deposit + 1, block_number=10**6)
     (await world.ledger.apply(fact.key, [Observe(invented)])).require()
-    async with (
-        lying_node(chain.values.rpc_url) as second,
-        lying_node(chain.values.rpc_url) as third,
-        await Rpc.connect([world.node.url, second.url, third.url], limits=RPC) as rpc,
-    ):
-        world.reader.rpc = rpc
-        world.settler = world.settler_for(rpc)
+    async with world.beside(2):
         await catch_up(chain)
         await chain.mine(10)
         async with world.watching():
@@ -350,17 +316,10 @@ async def test_nonsense_for_a_head_is_an_outage_not_a_crash(world: World, wrong:
         assert (await world.books.state(channel_id)).deposit == DEPOSIT
 
 
-async def test_a_node_that_answers_with_nonsense_is_left_for_another(
-    world: World, chain: Devnet
-) -> None:
+async def test_a_node_that_answers_with_nonsense_is_left_for_another(world: World) -> None:
     """F-64, SEC-09: its socket works, and none of its answers can be used."""
     channel_id = await world.books.open(accepted=400, spent=400)
-    async with (
-        lying_node(chain.values.rpc_url) as second,
-        await Rpc.connect([world.node.url, second.url], limits=RPC) as rpc,
-    ):
-        world.reader.rpc = rpc
-        world.settler = world.settler_for(rpc)
+    async with world.beside(1) as (second,):
         world.node.lies["eth_call"] = lambda _params, _said: "0x"
         async with world.watching():
             await world.leave(channel_id)
