@@ -247,7 +247,7 @@ def anvil(*options: str) -> Iterator[Chain]:
 def _wait_for_port(process: subprocess.Popen[bytes], log: Path) -> int:
     deadline = time.monotonic() + START_S_MAX
     while time.monotonic() < deadline and process.poll() is None:
-        if found := re.search(rb"Listening on 127\.0\.0\.1:(\d+)", log.read_bytes()):
+        if found := re.search(rb"Listening on 127\.0\.0\.1:(\d+)\s", log.read_bytes()):
             return int(found.group(1))
         time.sleep(0.005)
     raise RuntimeError(f"Anvil does not start: {log.read_bytes().decode()[-500:]}")

@@ -107,7 +107,7 @@ class Anvil:
         while True:
             has_ended = self._process.returncode is not None
             said = await asyncio.to_thread(log.read_text, errors="replace")
-            if found := re.search(r"Listening on (\S+:\d+)", said):
+            if found := re.search(r"Listening on (\S+:\d+)\s", said):
                 return f"http://{found[1]}"
             if has_ended or time.monotonic() > deadline:
                 msg = f"Anvil did not start: {said.strip()[-_LOG_TAIL_CHARS:] or 'it said nothing'}"

@@ -18,7 +18,7 @@ _TAIL_LINES: Final = 15
 
 
 class Child:
-    """A running program and what it has printed."""
+    """A running program, its output and its log."""
 
     def __init__(
         self, name: str, process: asyncio.subprocess.Process, log: Path, found: re.Match[str]
@@ -30,11 +30,11 @@ class Child:
         """What its announcement matched."""
 
     async def search(self, pattern: str) -> re.Match[str] | None:
-        """Find something in what it has printed so far."""
+        """Find something in what it has logged so far."""
         return re.search(pattern, await asyncio.to_thread(_read, self.log))
 
     async def tail(self) -> str:
-        """Return the last lines it has printed."""
+        """Return the last lines it has printed and logged."""
         return await _tail(self.log)
 
 
@@ -42,18 +42,22 @@ class Child:
 async def run_child(
     name: str, command: Sequence[str], *, log: Path, ready: str, timeout_s: float = 30.0
 ) -> AsyncIterator[Child]:
-    """Start a program, wait until a line of its output matches `ready`, end it with the block.
+    """Start a program, wait until it prints a line that matches `ready`, end it with the block.
 
-    Its output goes to a file: a pipe nobody reads would stop it after 64 KiB. Its standard input
-    is a pipe of ours, which ends when we do, kill -9 included; the programs started here stop
-    when it does.
+    Its output and its log go to two files: a pipe nobody reads would stop it after 64 KiB, and in
+    one file a log line can stand in the middle of the announcement, or look like one. Its standard
+    input is a pipe of ours, which ends when we do, kill -9 included; the programs started here
+    stop when it does.
 
     Raises:
-        ChildError: It ended or stayed silent; the error carries the end of its log.
+        ChildError: It ended or stayed silent; the error carries the end of its output and log.
     """
-    with await asyncio.to_thread(log.open, "wb") as output:
+    with (
+        await asyncio.to_thread(_output_of(log).open, "wb") as output,
+        await asyncio.to_thread(log.open, "wb") as errors,
+    ):
         process = await asyncio.create_subprocess_exec(
-            *command, stdin=asyncio.subprocess.PIPE, stdout=output, stderr=output
+            *command, stdin=asyncio.subprocess.PIPE, stdout=output, stderr=errors
         )
     try:
         yield Child(name, process, log, await _until_ready(name, process, log, ready, timeout_s))
@@ -67,7 +71,7 @@ async def _until_ready(
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         has_ended = process.returncode is not None
-        found = re.search(ready, await asyncio.to_thread(_read, log))
+        found = re.search(ready, await _printed(log))
         if found is not None:
             return found
         if has_ended:
@@ -88,11 +92,23 @@ async def _stop(process: asyncio.subprocess.Process) -> None:
         await process.wait()
 
 
+async def _printed(log: Path) -> str:
+    """Return the whole lines of its output; one that is still being written is left out."""
+    text = await asyncio.to_thread(_read, _output_of(log))
+    return text[: text.rfind("\n") + 1]
+
+
 async def _tail(log: Path) -> str:
-    """Return the last lines of a log."""
-    text = await asyncio.to_thread(_read, log)
-    return "\n".join(text.splitlines()[-_TAIL_LINES:])
+    """Return the last lines of its output and its log."""
+    output, errors = await asyncio.gather(
+        asyncio.to_thread(_read, _output_of(log)), asyncio.to_thread(_read, log)
+    )
+    return "\n".join([*output.splitlines(), *errors.splitlines()][-_TAIL_LINES:])
 
 
-def _read(log: Path) -> str:
-    return log.read_text("utf-8", "replace") if log.exists() else ""
+def _output_of(log: Path) -> Path:
+    return log.with_suffix(".out")
+
+
+def _read(path: Path) -> str:
+    return path.read_text("utf-8", "replace") if path.exists() else ""
