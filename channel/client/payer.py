@@ -159,13 +159,17 @@ class Payer:
         )
 
     async def count_unanswered(self, purchase: Purchase) -> None:
-        """Grant the cost of a request that was paid for and never answered, within a bound."""
+        """Grant what a request that was paid for and never answered may have cost, within a bound.
+
+        Of a stream that is a step more: it may have run for a while before it found nobody there.
+        """
         ticket = purchase.ticket
         if ticket is not None:
+            step = ticket.step(self.policy) if purchase.expectation.is_stream else 0
+            value = ticket.hold.cost + step
             lost_max = self.policy.lost_units_max * ticket.price
             await self.purse.update(
-                ticket.key,
-                lambda current: count_lost(current, value=ticket.hold.cost, lost_max=lost_max),
+                ticket.key, lambda current: count_lost(current, value=value, lost_max=lost_max)
             )
 
     def release(self, purchase: Purchase) -> None:

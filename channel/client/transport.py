@@ -8,6 +8,7 @@ extensions of the one before. There the transport notes the origin that the call
 a hop to any other origin nothing is ever signed or sent (CLIENT-10, F-93).
 """
 
+import asyncio
 import ipaddress
 import secrets
 
@@ -122,10 +123,25 @@ class PayingTransport(httpx.AsyncBaseTransport):
     async def _send(
         self, request: httpx.Request, body: RequestBody, header: Header | None, purchase: Purchase
     ) -> httpx.Response:
+        """Send, and count what may have been served for a credential that nobody answered.
+
+        A caller that waits no longer has been served all the same, for all we know.
+        """
+        try:
+            return await self._send_safely(request, body, header, purchase)
+        except (asyncio.CancelledError, PaymentOutcomeUnknownError):
+            if header is not None:
+                await self._payer.count_unanswered(purchase)
+            raise
+
+    async def _send_safely(
+        self, request: httpx.Request, body: RequestBody, header: Header | None, purchase: Purchase
+    ) -> httpx.Response:
         """Send once; if the connection breaks after a credential went out, once more.
 
         With the same credential and the same key: a server that took the first answers as it
-        did then, and charges nothing (CLIENT-08, F-26).
+        did then, and charges nothing (CLIENT-08, F-26). A body too long to go with a key is not
+        sent again: that would be another request.
         """
         try:
             return await self._send_once(request, body, header, purchase)
@@ -135,13 +151,15 @@ class PayingTransport(httpx.AsyncBaseTransport):
             if header is None:
                 raise
             first = error
-        try:
-            return await self._send_once(request, body, header, purchase)
-        except httpx.TransportError as error:
-            await self._payer.count_unanswered(purchase)
-            raise PaymentOutcomeUnknownError(
-                idempotency_key=purchase.idempotency_key, reason=f"{first!r}, then {error!r}"
-            ) from error
+        reason = f"{first!r}, and its body is too long to ask again under the same key"
+        if body.fits(IDEMPOTENT_REQUEST_BYTES_MAX):
+            try:
+                return await self._send_once(request, body, header, purchase)
+            except httpx.TransportError as error:
+                reason = f"{first!r}, then {error!r}"
+        raise PaymentOutcomeUnknownError(
+            idempotency_key=purchase.idempotency_key, reason=reason
+        ) from first
 
     async def _send_once(
         self, request: httpx.Request, body: RequestBody, header: Header | None, purchase: Purchase

@@ -410,8 +410,8 @@ class Provider(httpx.AsyncBaseTransport):
         return self.sell(seen, books)
 
     def sell(self, seen: Seen, books: Books) -> httpx.Response:
-        key = seen.headers["Idempotency-Key"]
-        if key in self.responses:
+        key = seen.headers.get("Idempotency-Key")
+        if key is not None and key in self.responses:
             status, body, headers = self.responses[key]
             return httpx.Response(status, content=body, headers=headers)
         price = self.asked.unit_price
@@ -428,7 +428,8 @@ class Provider(httpx.AsyncBaseTransport):
             return self.stream(seen, books)
         books.spent += price
         response = self.receipted(seen, books, 200, units=1, body=b'{"text": "because"}')
-        self.responses[key] = (200, response.content, dict(response.headers))
+        if key is not None:
+            self.responses[key] = (200, response.content, dict(response.headers))
         return response
 
     def close(self, seen: Seen, books: Books, fact: ChannelFact, amount: int) -> httpx.Response:

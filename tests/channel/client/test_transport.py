@@ -1,6 +1,7 @@
 """What a caller of httpx sees, and what a hostile server gets."""
 
 import asyncio
+import contextlib
 import gzip
 import json
 from collections.abc import AsyncIterator
@@ -25,7 +26,7 @@ from channel.errors import (
     PaymentRefusedError,
     ReceiptViolationError,
 )
-from channel.limits import VOUCHERS_PER_SECOND_MAX
+from channel.limits import IDEMPOTENT_REQUEST_BYTES_MAX, VOUCHERS_PER_SECOND_MAX
 from channel.types import Address, ChannelId
 from channel.verify.typed_data import keccak
 from channel.wire.payload import OpenHash, TopUpHash, VoucherPayload
@@ -959,6 +960,76 @@ async def test_an_answer_lost_twice_is_an_unknown_outcome(
     assert (await agent.client.get("/joke", headers=headers)).status_code == 200
     (books,) = provider.books.values()
     assert books.spent == 10
+
+
+async def test_a_body_too_long_for_a_key_is_not_paid_for_twice(
+    open_agent: OpenAgent, provider: Provider
+) -> None:
+    """F-26: without a key the same request is another one, and would be charged again."""
+    broken = Broken(provider)
+    agent = await open_agent(transport=broken)
+    await agent.client.post("/joke")
+    broken.failures = [httpx.ReadError("gone")]
+    with pytest.raises(PaymentOutcomeUnknownError, match="too long"):
+        await agent.client.post("/joke", content=b"x" * (IDEMPOTENT_REQUEST_BYTES_MAX + 1))
+    (books,) = provider.books.values()
+    assert books.spent == 20
+
+
+class Slow(httpx.AsyncBaseTransport):
+    """Serves, charges, and keeps the answer back while it is told to."""
+
+    def __init__(self, inner: Provider) -> None:
+        self.inner = inner
+        self.is_slow = False
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        response = await self.inner.handle_async_request(request)
+        if self.is_slow and response.is_success and request.method != "HEAD":
+            await asyncio.Event().wait()
+        return response
+
+
+@pytest.mark.parametrize("tokens", [0, 40])
+async def test_a_caller_that_waits_no_longer_can_go_on_paying(
+    open_agent: OpenAgent, provider: Provider, tokens: int
+) -> None:
+    """CLIENT-06: what was served to nobody is granted, within the bound for lost answers."""
+    if tokens:
+        sell_stream(provider, tokens)
+    slow = Slow(provider)
+    agent = await open_agent(transport=slow)
+    body = {"stream": bool(tokens)}
+    for _ in range(5):
+        slow.is_slow = True
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await agent.client.post("/joke", json=body)
+        (books,) = provider.books.values()
+        if tokens:
+            books.spent = min(books.accepted, books.spent + tokens * PRICE)
+        slow.is_slow = False
+        response = await agent.client.post("/joke", json=body)
+        assert response.status_code == 200
+    (account,) = await agent.payments.channels()
+    assert account.spent == books.spent
+    assert account.lost <= agent.payer.policy.lost_units_max * PRICE
+
+
+async def test_a_server_gains_nothing_by_letting_callers_wait(
+    open_agent: OpenAgent, provider: Provider
+) -> None:
+    """F-94: an answer that never comes is granted as often as the bound allows."""
+    slow = Slow(provider)
+    agent = await open_agent(policy_of(lost_units_max=3), transport=slow)
+    slow.is_slow = True
+    for _ in range(10):
+        with contextlib.suppress(TimeoutError, AgentError):
+            async with asyncio.timeout(0.05):
+                await agent.client.get("/joke")
+    (account,) = await agent.payments.channels()
+    assert account.lost == 3 * PRICE
+    assert account.signed <= account.lost + 2 * PRICE
 
 
 async def test_what_was_never_sent_is_the_callers_to_retry(
