@@ -249,8 +249,8 @@ class _Stream:
                 else:
                     return True
                 remaining_s = deadline - loop.time()
-                if remaining_s <= 0:
-                    return False
+                if remaining_s <= 0 or self._reservation.stopped_by is not None:
+                    return False  # told to end while we were not idle, or never paid
                 self._is_idle = True
                 await watch.changed(remaining_s)
                 self._is_idle = False

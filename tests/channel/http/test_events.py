@@ -9,10 +9,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from channel.errors import LedgerUnavailableError
+from channel.engine import RunningReservation
+from channel.errors import LedgerUnavailableError, StreamReplacedError
 from channel.http import Event, Frame, PaidEventStream, PaymentGate, Price, Route
 from channel.http.asgi import ASGIApp
 from channel.http.events import Chunk
+from channel.http.metering import METER
 from channel.state.commands import StreamPolicy
 from channel.wire.credential import format_credential
 from channel.wire.receipt import Receipt, parse_receipt_json
@@ -276,6 +278,32 @@ async def test_a_stream_stopped_while_it_writes_does_not_wait_for_its_producer(
         assert units == [name for name, _ in events(first)].count("message")
         newer.end()
         await second.answer()
+
+
+async def test_a_stream_stopped_while_it_asks_for_a_voucher_does_not_wait_for_one(
+    tmp_path: Path,
+) -> None:
+    """SSE-03, SSE-04: a gateway that stops gives the receipt, however slow the reader was."""
+    async with open_desk(tmp_path) as desk:
+        stopping: list[RunningReservation] = []
+        tokens = Tokens(*"abcd")
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            stopping.append(scope[METER].reservation)
+            await PaidEventStream(tokens())(scope, receive, send)
+
+        gate = PaymentGate(app, engine=desk.engine, routes=[METERED], pause_s=60)
+        visit = await started(desk, gate, 4 * PRICE)
+        await visit.until(has(visit, "message", 4))
+        visit.gate.clear()  # the question is on its way out, and nobody takes it
+        tokens.queue.put_nowait("e")
+        await asyncio.sleep(0.05)
+        stopping[0].stop(StreamReplacedError("A newer stream on this channel took over."))
+        await asyncio.sleep(0.01)
+        visit.gate.set()
+        async with asyncio.timeout(5):
+            await visit.answer()
+        assert final_receipt(visit).spent == 4 * PRICE
 
 
 async def test_text_cannot_forge_a_control_event(tmp_path: Path) -> None:
