@@ -8,6 +8,7 @@ from starlette.routing import Route
 
 from channel.errors import ProblemError
 from channel.wire.problem import PROBLEM_CONTENT_TYPE, format_problem
+from service.gateway.errors import NotServedError
 from service.gateway.upstream import Upstream, read_body, returned_headers
 
 __all__ = ["free_routes", "problem_response"]
@@ -17,8 +18,8 @@ def free_routes(upstream: Upstream, free: Sequence[str]) -> list[Route]:
     """Return a route for each `METHOD /path`; GET includes HEAD, as HTTP wants."""
 
     async def pass_on(request: Request) -> Response:
-        target = request.url.path + (f"?{request.url.query}" if request.url.query else "")
         try:
+            target = _target(request)
             async with upstream.request(request.method, target, request.headers, None) as response:
                 body = await read_body(response)
                 return Response(body, response.status_code, returned_headers(response))
@@ -30,6 +31,19 @@ def free_routes(upstream: Upstream, free: Sequence[str]) -> list[Route]:
         method, _, path = entry.partition(" ")
         routes.append(Route(path, pass_on, methods=[method], include_in_schema=False))
     return routes
+
+
+def _target(request: Request) -> str:
+    """Return path and query as they came: what is decoded here could be decoded there once more.
+
+    Raises:
+        NotServedError: The path climbs out of the template it matches.
+    """
+    if not {".", ".."}.isdisjoint(request.scope["path"].split("/")):
+        raise NotServedError("This gateway does not serve this path.")
+    path: str = request.scope["raw_path"].decode("ascii")
+    query = request.url.query
+    return f"{path}?{query}" if query else path
 
 
 def problem_response(error: ProblemError) -> Response:

@@ -1,10 +1,13 @@
 """What is free passes, what is not served is 404, and neither touches the books."""
 
+from typing import Any
+
 import httpx
 import pytest
 
 from tests.service.gateway.conftest import RunGateway
 from tests.service.model_server import ModelServer
+from tests.service.serving import serve
 
 
 async def test_a_free_path_is_passed_on_with_its_query(
@@ -51,6 +54,40 @@ async def test_a_free_path_is_configuration(run_gateway: RunGateway, model: Mode
     ):
         assert (await client.get(f"{gateway.url}/v1/models")).status_code == 404
     assert model.seen == []
+
+
+@pytest.mark.parametrize(
+    ("path", "seen"),
+    [
+        ("/v1/models/meta%2Fllama%3F1", ["/v1/models/meta%2Fllama%3F1"]),
+        ("/v1/models/50%2525", ["/v1/models/50%2525"]),
+        ("/v1/models/../../slots", []),
+        ("/v1/models/%2e%2e/%2e%2e/slots", []),
+        ("/v1/models/..%2f..%2fslots", []),
+    ],
+)
+async def test_a_free_template_leads_to_what_is_below_it_and_nowhere_else(
+    run_gateway: RunGateway, path: str, seen: list[str]
+) -> None:
+    """F-12: what a model server shows of its other clients is behind other paths."""
+    asked: list[str] = []
+
+    async def upstream(scope: Any, _receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            asked.append(scope["raw_path"].decode())
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"{}"})
+
+    free = ["GET /v1/models/{name:path}"]
+    async with (
+        serve(upstream) as url,
+        run_gateway(upstream__url=url, upstream__free=free) as gateway,
+        httpx.AsyncClient() as client,
+    ):
+        request = client.build_request("GET", gateway.url)
+        request.url = request.url.copy_with(raw_path=path.encode())
+        assert (await client.send(request)).status_code == (200 if seen else 404)
+    assert asked == seen
 
 
 async def test_a_model_server_that_is_away_is_502_on_a_free_path_too(
