@@ -133,7 +133,8 @@ class _Exchange:
         self._body = RequestBody(receive)
         self._send = send
         self._priced = priced
-        self._method: str = scope["method"]
+        # ASGI's are in upper case, but not every server's are, and some frameworks do not mind.
+        self._method: str = scope["method"].upper()
         self._fields = read_fields(scope["headers"])
         self._own: Priced | None = None
         for one in priced:

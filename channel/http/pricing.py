@@ -10,10 +10,12 @@ from msgspec.structs import replace
 
 from channel.engine import Engine, Offer
 from channel.errors import ConfigError
+from channel.limits import AMOUNT_MAX, DESCRIPTION_CHARS_MAX
 from channel.state.commands import StreamPolicy
 
 __all__ = ["Price", "PriceOf", "Priced", "Route", "RouteTable"]
 
+_PLAIN = "/{}:!$&'()*+,;=@~"
 _PARAMETER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)(:path)?\}")
 
 
@@ -36,13 +38,20 @@ class Price(msgspec.Struct, frozen=True, kw_only=True):
     """For display: no payer should decide by it (CHAL-13)."""
 
     def __post_init__(self) -> None:
-        """Refuse a price that sells nothing or gives it away.
+        """Refuse a price that sells nothing, gives it away, or fits no challenge.
 
         Raises:
-            ConfigError: The price or the number of units is not positive.
+            ConfigError: An amount is not positive, or beyond `uint128`; a text is too long.
         """
-        if self.unit_price <= 0 or self.units <= 0 or self.min_voucher_delta < 0:
-            raise ConfigError("a price and its units must be positive")
+        deposit = 1 if self.suggested_deposit is None else self.suggested_deposit
+        if min(self.unit_price, self.units, deposit) <= 0 or self.min_voucher_delta < 0:
+            raise ConfigError("a price, its units and a suggested deposit must be positive")
+        if max(self.unit_price * self.units, self.min_voucher_delta, deposit) > AMOUNT_MAX:
+            raise ConfigError("a price holds more than any channel could")
+        if not 0 < len(self.unit_type) <= DESCRIPTION_CHARS_MAX:
+            raise ConfigError("a price must say in a few words what its unit is")
+        if len(self.description or "") > DESCRIPTION_CHARS_MAX:
+            raise ConfigError(f"a description has at most {DESCRIPTION_CHARS_MAX} characters")
 
 
 PriceOf: TypeAlias = Callable[[Mapping[str, Any]], Price]
@@ -144,7 +153,7 @@ class RouteTable:
         offer = Offer(
             request=asked,
             http_method=route.method,
-            route=route.path,
+            route=quote(route.path, safe=_PLAIN),
             variant=variant,
             units=1 if route.metered else price.units,
         )

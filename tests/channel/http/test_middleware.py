@@ -155,6 +155,30 @@ async def test_what_is_not_priced_passes(shop: Shop) -> None:
     await shop.gate({"type": "lifespan"}, None, None)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("method", ["get", "Get", "post", "head"])
+async def test_no_spelling_of_a_method_is_served_unpaid(shop: Shop, method: str) -> None:
+    """CORE-02: a server may pass a method on as it came, and a framework take it for its own."""
+    assert (await ask(shop.gate, method, "/paid")).status == 402
+    assert shop.app.calls == 0
+
+
+async def test_a_route_of_any_characters_keeps_its_answers(tmp_path: Path) -> None:
+    """IDEM-02: an idempotency key belongs to a route, whatever that is called."""
+    async with open_desk(tmp_path) as desk:
+        served = App()
+        route = Route(method="GET", path="/café/{name}", price=Price(unit_price=1, unit_type="u"))
+        gate = PaymentGate(served, engine=desk.engine, routes=[route])
+        desk.payer.open_on_chain()
+        for _ in range(2):
+            challenge = (await ask(gate, "GET", "/café/au lait")).challenge
+            text = format_credential(desk.payer.credential(challenge, desk.payer.opening(PRICE)))
+            answer = await ask(
+                gate, "GET", "/café/au lait", text, headers={"idempotency-key": "one"}
+            )
+            assert answer.status == 200
+        assert served.calls == 1
+
+
 async def test_a_credential_on_an_unpriced_method_is_management_or_nothing(shop: Shop) -> None:
     """F-13: a channel can be closed with POST where only GET is sold."""
     voucher = await shop.credential(shop.desk.payer.voucher(10 * PRICE), "/album")

@@ -13,6 +13,8 @@ from starlette.routing import Route as AppRoute
 from channel.errors import ConfigError
 from channel.http import PaymentGate, Price, Route
 from channel.http.pricing import RouteTable
+from channel.limits import AMOUNT_MAX, DESCRIPTION_CHARS_MAX
+from channel.wire.challenge import parse_session_request
 from tests.channel.selling import PRICE, Desk, ask, open_desk
 
 
@@ -88,6 +90,7 @@ async def test_a_mount_point_is_cut_off_whole(desk: Desk) -> None:
         {"unit_price": -1},
         {"units": 0},
         {"min_voucher_delta": -1},
+        {"suggested_deposit": 0},
     ],
     ids=str,
 )
@@ -95,6 +98,41 @@ def test_a_price_is_positive(wrong: dict[str, int]) -> None:
     """CHAL-02: nothing is sold for nothing, or the other way round."""
     with pytest.raises(ConfigError):
         Price(**{"unit_price": 1, "unit_type": "request", **wrong})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"unit_price": AMOUNT_MAX + 1},
+        {"unit_price": 2**100, "units": 2**28},
+        {"min_voucher_delta": AMOUNT_MAX + 1},
+        {"suggested_deposit": AMOUNT_MAX + 1},
+        {"unit_type": "x" * (DESCRIPTION_CHARS_MAX + 1)},
+        {"unit_type": ""},
+        {"description": "x" * (DESCRIPTION_CHARS_MAX + 1)},
+    ],
+    ids=lambda wrong: next(iter(wrong)),
+)
+def test_a_price_that_no_challenge_could_say_is_refused(wrong: dict[str, Any]) -> None:
+    """ENC-04, decision 15: at start, not to the first who asks."""
+    with pytest.raises(ConfigError):
+        Price(**{"unit_price": 1, "unit_type": "request", **wrong})
+
+
+async def test_the_greatest_price_can_be_asked(desk: Desk) -> None:
+    text = "x" * DESCRIPTION_CHARS_MAX
+    dearest = Price(
+        unit_price=AMOUNT_MAX,
+        unit_type=text,
+        min_voucher_delta=AMOUNT_MAX,
+        suggested_deposit=AMOUNT_MAX,
+        description=text,
+    )
+    gate = PaymentGate(
+        app, engine=desk.engine, routes=[Route(method="GET", path="/", price=dearest)]
+    )
+    asked = parse_session_request((await ask(gate, "GET", "/")).challenge.request)
+    assert (asked.unit_price, asked.unit_type) == (AMOUNT_MAX, text)
 
 
 def by_size(scope: Mapping[str, Any]) -> Price:
