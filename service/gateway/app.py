@@ -72,7 +72,5 @@ def unit_type(config: Config) -> str:
 
 
 async def _not_served(scope: Scope, receive: Receive, send: Send) -> None:
-    if scope["type"] != "http":
-        raise NotServedError("This gateway speaks HTTP only.")
     error = NotServedError("This gateway does not serve this path.")
     await problem_response(error)(scope, receive, send)

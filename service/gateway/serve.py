@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, Final
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from channel.limits import AUTHORIZATION_BYTES_MAX
 from service.collecting import collect_seldom
@@ -84,11 +85,12 @@ async def serve_on(
             _log.info("stopped; %d voucher signatures checked", parts.engine.signatures_checked)
 
 
-def _build_server(gateway: Gateway, settings: Listen) -> uvicorn.Server:
+def _build_server(gateway: ASGIApp, settings: Listen) -> uvicorn.Server:
     return _Server(
         uvicorn.Config(
             gateway,
             lifespan="off",
+            ws="none",  # or a library that web3 brings would take an upgrade, and we fail there
             log_config=None,
             access_log=False,
             server_header=False,

@@ -9,7 +9,6 @@ from typing import Any
 import msgspec
 import pytest
 
-from channel.engine import RunningReservation
 from channel.errors import LedgerUnavailableError, StreamReplacedError
 from channel.http import Event, Frame, PaidEventStream, PaymentGate, Price, Route
 from channel.http.asgi import ASGIApp
@@ -285,7 +284,7 @@ async def test_a_stream_stopped_while_it_asks_for_a_voucher_does_not_wait_for_on
 ) -> None:
     """SSE-03, SSE-04: a gateway that stops gives the receipt, however slow the reader was."""
     async with open_desk(tmp_path) as desk:
-        stopping: list[RunningReservation] = []
+        stopping: list[Any] = []
         tokens = Tokens(*"abcd")
 
         async def app(scope: Any, receive: Any, send: Any) -> None:

@@ -1,12 +1,17 @@
 """Whatever guards the money and ends, ends the gateway, and loudly."""
 
 import asyncio
+from typing import Any
 
+import httpx
 import pytest
 
 from channel.errors import InvariantError
 from service.errors import CommandError
-from service.gateway.serve import _run_until
+from service.gateway.app import _not_served
+from service.gateway.serve import _build_server, _run_until
+from service.gateway.sockets import bind, listen, listening_url
+from service.settings import Listen
 
 
 class Server:
@@ -59,3 +64,32 @@ async def test_a_signal_ends_it_quietly() -> None:
     stopping.set()
     await _run_until(stopping, server.serve(), {"books": forever()}, stop=server.stopping.set)
     assert server.has_ended
+
+
+async def test_who_asks_for_a_websocket_is_answered_as_anybody_else(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """DESIGN 5: never a 500, and no trace in the log for every stranger who tries."""
+    kinds: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        kinds.append(scope["type"])
+        await _not_served(scope, receive, send)
+
+    settings = Listen(port=0)
+    server = _build_server(app, settings)
+    upgrade = {
+        "connection": "upgrade",
+        "upgrade": "websocket",
+        "sec-websocket-key": "dGhlIHNhbXBsZSBub25jZQ==",
+        "sec-websocket-version": "13",
+    }
+    with bind(settings) as listener:
+        listen(listener, settings)
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        async with httpx.AsyncClient() as client:
+            answer = await client.get(f"{listening_url(listener)}/v1/realtime", headers=upgrade)
+        server.should_exit = True
+        await serving
+    assert (answer.status_code, kinds) == (404, ["http"])
+    assert not [record for record in caplog.records if record.exc_info]
