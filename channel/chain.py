@@ -203,7 +203,9 @@ class PayerMeans(msgspec.Struct, frozen=True, kw_only=True):
     permit2_allowance: int | None
     """What Permit2 may move for it; None when there is no Permit2 at that address."""
     now: int
-    """Unix seconds by the chain's clock."""
+    """Unix seconds that the next block has at least: from here on a signature's window counts."""
+    head_at: int
+    """Unix seconds of the newest block. What is over by these is over, whatever clocks say."""
 
 
 class PayerChain(Protocol):

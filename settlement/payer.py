@@ -120,7 +120,8 @@ class PayerAccount:
         answers, token_domain = await asyncio.gather(
             self._sender.rpc.read_batch(calls), self._token_domain(token)
         )
-        balance, allowance, code, wei, gas_price, head = answers
+        balance, allowance, code, wei, gas_price, block = answers
+        head_at = parse_block(block).timestamp
         affordable = parse_quantity(wei) >= _GAS_FOR_A_FEW * parse_quantity(gas_price)
         return PayerMeans(
             balance=abi.balance_of.decode_int(parse_bytes(balance)),
@@ -130,7 +131,8 @@ class PayerAccount:
                 abi.allowance.decode_int(parse_bytes(allowance)) if parse_bytes(code) else None
             ),
             # The next block is not older than this, also on a chain that mines when asked.
-            now=max(parse_block(head).timestamp, int(time.time())),
+            now=max(head_at, int(time.time())),
+            head_at=head_at,
         )
 
     async def _token_domain(self, token: Address) -> bytes | None:

@@ -49,9 +49,9 @@ class Depositor:
         """Say whether the server takes deposits of this kind, and this one is good long enough."""
         return deposit.type in usable_types(self._request) and _end(deposit) >= now + LEFT_S_MIN
 
-    def is_dead(self, deposit: Deposit, now: int) -> bool:
+    def is_dead(self, deposit: Deposit, means: PayerMeans) -> bool:
         """Say whether the server does not take such deposits, and nobody can use this one now."""
-        return is_over(deposit, now) and deposit.type not in usable_types(self._request)
+        return is_over(deposit, means) and deposit.type not in usable_types(self._request)
 
     async def sign_opening(self, means: PayerMeans) -> Deposit | None:
         """Sign the deposit of a channel in state `opening`; None when it is to be sent.
@@ -173,9 +173,13 @@ class Depositor:
         return Domain(separator, self._account.key.escrow)
 
 
-def is_over(deposit: Deposit, now: int) -> bool:
-    """Say whether nobody can use a deposit any more; with room to spare, as clocks differ."""
-    return now >= _end(deposit) + VALID_S
+def is_over(deposit: Deposit, means: PayerMeans) -> bool:
+    """Say whether nobody can use a deposit any more, by the chain's own blocks (F-111).
+
+    With room to spare, and never by this machine's clock: one that runs ahead would have a
+    deposit forgotten, or a second one made, while the first can still be used.
+    """
+    return means.head_at >= _end(deposit) + VALID_S
 
 
 def _end(deposit: Deposit) -> int:

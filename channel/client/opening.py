@@ -289,7 +289,7 @@ class ChannelOpener:
         """
         chain = self.chain(account.key.chain_id, account.origin)
         means = await chain.read_means(account.terms.token, CANONICAL_PERMIT2)
-        if account.opening is not None and not is_over(account.opening, means.now):
+        if account.opening is not None and not is_over(account.opening, means):
             raise ChannelUnusableError(
                 f"The deposit that was signed for {account.origin} may yet be made; what was "
                 "signed is void in half an hour. Close it then."

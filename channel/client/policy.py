@@ -18,7 +18,7 @@ from channel.wire.challenge import (
     parse_challenges,
     parse_session_request,
 )
-from channel.wire.encoding import format_checksum_address, parse_timestamp
+from channel.wire.encoding import format_checksum_address, format_timestamp, parse_timestamp
 
 __all__ = [
     "INTENT",
@@ -177,7 +177,10 @@ def require_offer(policy: Policy, offer: Offer, origin: str, now: float) -> Toke
         )
     if not offer.is_fresh(now):
         raise OfferRefusedError(
-            field="expires", asked=challenge.expires, allowed="a time to come", origin=origin
+            field="expires",
+            asked=challenge.expires,
+            allowed=f"a time to come, and it is {format_timestamp(now)} by this machine's clock",
+            origin=origin,
         )
     if offer.header.lower() not in map(str.lower, HEADERS):
         raise OfferRefusedError(

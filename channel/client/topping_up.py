@@ -62,8 +62,8 @@ class TopUps:
         means = await depositor.read_means()
         signed = account.top_up
         if signed is not None and account.deposit + signed.amount > limits.deposit_max:
-            signed = None if is_over(signed, means.now) else signed  # of a policy that was greater
-        if signed is None or depositor.is_dead(signed, means.now):
+            signed = None if is_over(signed, means) else signed  # of a policy that was greater
+        if signed is None or depositor.is_dead(signed, means):
             least = needed - account.deposit
             wanted = top_up_size(
                 self._policy, limits, offer.request, deposit=account.deposit, needed=needed

@@ -215,7 +215,7 @@ class VoucherDesk:
                 allowed=f"{old.request.unit_price}, as it was offered before",
                 origin=purchase.origin,
             )
-        for field in ("chain_id", "escrow", "currency", "recipient"):
+        for field in ("chain_id", "escrow", "currency", "recipient", "unit_type"):
             if getattr(new.request, field) != getattr(old.request, field):
                 raise OfferRefusedError(
                     field=field,

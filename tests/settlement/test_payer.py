@@ -1,6 +1,7 @@
 """A payer deposits only where it trusts, with no more allowance than it needs, and can leave."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -121,9 +122,13 @@ async def test_the_chains_time_counts_where_it_is_ahead(
     chain: Devnet, account: PayerAccount
 ) -> None:
     """F-111."""
+    began = int(time.time())
+    means = await account.read_means(chain.values.token, PERMIT2)
+    assert means.now >= began
+    assert means.head_at == (await chain.rpc.block()).timestamp  # and no clock of ours
     await chain.advance(10**6)
     means = await account.read_means(chain.values.token, PERMIT2)
-    assert means.now == (await chain.rpc.block()).timestamp
+    assert means.now == means.head_at == (await chain.rpc.block()).timestamp
 
 
 async def test_a_token_whose_words_do_not_make_its_domain_gets_no_signature(

@@ -105,6 +105,7 @@ class PaperChain:
             "token_domain": DOMAIN,
             "permit2_allowance": 2**256 - 1 if self.approved else 0,
             "now": int(self.now),
+            "head_at": int(self.now),
         }
         return PayerMeans(**(has | self.means))
 

@@ -22,6 +22,7 @@ def means_of(**changes: Any) -> PayerMeans:
         "token_domain": DOMAIN,
         "permit2_allowance": 0,
         "now": 0,
+        "head_at": 0,
     }
     return PayerMeans(**(has | changes))
 

@@ -53,7 +53,7 @@ def test_a_fair_offer_passes_and_names_its_limits() -> None:
     [
         ({}, {"method": "tempo"}, "method/intent", "tempo/session", "evm/session"),
         ({}, {"intent": "charge"}, "method/intent", "evm/charge", "evm/session"),
-        ({}, {"expires": format_timestamp(NOW - 1)}, "expires", None, "a time to come"),
+        ({}, {"expires": format_timestamp(NOW - 1)}, "expires", None, "it is 2025-06-15T"),
         ({}, {"expires": format_timestamp(NOW + 1)}, "expires", None, "a time to come"),
         ({}, {"expires": None}, "expires", None, "a time to come"),
         ({}, {"expires": "soon"}, "expires", "soon", "a time to come"),

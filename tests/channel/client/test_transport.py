@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import gzip
 import json
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -482,19 +483,23 @@ async def test_a_price_raised_while_a_stream_runs_is_refused(
         await read_stream(agent)
 
 
-async def test_a_payee_changed_while_a_stream_runs_is_refused(
-    agent: Agent, provider: Provider
+@pytest.mark.parametrize(
+    ("field", "value"), [("recipient", THIEF), ("unit_type", "request"), ("currency", THIEF)]
+)
+async def test_terms_changed_while_a_stream_runs_are_refused(
+    agent: Agent, provider: Provider, field: str, value: object
 ) -> None:
+    """F-95: also the unit, which says how far ahead vouchers may be, and how tokens are counted."""
     sell_stream(provider, 200)
 
     def another(seen: Seen) -> httpx.Response | None:
         if seen.method == "HEAD" and only_voucher(seen):
-            provider.offer["recipient"] = THIEF
+            provider.offer[field] = value
             return provider.refuse("session/challenge-not-found")
         return None
 
     provider.override = another
-    with pytest.raises(OfferRefusedError, match="recipient"):
+    with pytest.raises(OfferRefusedError, match=field):
         await read_stream(agent)
 
 
@@ -1655,15 +1660,18 @@ async def test_a_fast_stream_stays_below_the_servers_rate_of_vouchers(
     open_agent: OpenAgent, provider: Provider
 ) -> None:
     """VCH-09, F-94: larger steps, never larger than what was delivered, and none too many."""
-    clock = [NOW]
+    clock, began = [NOW], time.monotonic()
+
+    def now() -> float:
+        return clock[0] + time.monotonic() - began  # what a busy disk takes is time, too
+
     agent = await open_agent(
-        policy_of({"deposit_max": 10**6, "budget": 10**6}, expected_units=10**4),
-        now=lambda: clock[0],
+        policy_of({"deposit_max": 10**6, "budget": 10**6}, expected_units=10**4), now=now
     )
     sell_stream(provider, 5_000)
     provider.offer["suggested_deposit"] = 10**5
     honest, ahead = provider.events, []
-    limiter = RateLimiter(VOUCHERS_PER_SECOND_MAX, lambda: clock[0])
+    limiter = RateLimiter(VOUCHERS_PER_SECOND_MAX, now)
 
     async def fast(seen: Seen, books: Books) -> AsyncIterator[bytes]:
         async for event in honest(seen, books):
