@@ -34,6 +34,8 @@ _COME_AGAIN = frozenset(
     }
 )
 _PAUSED = frozenset({"sponsoring-paused", "openings-paused"})
+_NO_GAS = frozenset({"sponsoring-paused", "rate-limited"})
+"""Why no gas is paid for a deposit, now or for this payer; nothing of it was broadcast."""
 _GONE = frozenset({"session/channel-not-found", "session/channel-finalized"})
 
 
@@ -45,6 +47,7 @@ class Step(Enum):
     RAISE = "sign a higher voucher, topping up first if the deposit is too small"
     RECHECK = "read the channel on chain and go by that"
     DEPOSIT_MORE = "sign for the least deposit that is worth the server's gas"
+    DEPOSIT_ALONE = "pay the gas of the opening ourselves, if that is taken and can be"
     REOPEN = "the server does not know the channel or has ended it: present or open one"
     WAIT = "send the same again after a while"
     PENDING = "a signed deposit is under way for longer than is waited here"
@@ -62,6 +65,7 @@ class Tried(msgspec.Struct):
     rechecks: int = 0
     reopens: int = 0
     deposits: int = 0
+    deposits_alone: int = 0
     waits: int = 0
     waited_s: float = 0.0
     is_funding: bool = False
@@ -76,10 +80,18 @@ def decide(
     Where a deposit was sent, a server that asks to wait for longer than `RETRY_AFTER_S_MAX` does
     not mean us to wait: it pays for no more deposits now.
     """
-    step = _decide(status, "" if problem is None else problem.type, tried, retry_after_s)
-    is_long = tried.is_funding and (retry_after_s or 0.0) > RETRY_AFTER_S_MAX
+    kind = "" if problem is None else problem.type
+    step = _decide(status, kind, tried, retry_after_s)
+    if not tried.is_funding:
+        return step
+    is_long = (retry_after_s or 0.0) > RETRY_AFTER_S_MAX
     if step is Step.WAIT and is_long:
-        return Step.PENDING if _is_mining(status, tried) else Step.HAND_ON
+        step = Step.PENDING if _is_mining(status, tried) else Step.HAND_ON
+    if step is Step.HAND_ON and kind in _NO_GAS:
+        if tried.deposits_alone < 1:
+            return Step.DEPOSIT_ALONE
+        if retry_after_s is not None and not is_long and tried.waits < WAITS_MAX:
+            return Step.WAIT
     return step
 
 

@@ -23,7 +23,7 @@ from channel.client.depositing import Depositor, is_over
 from channel.client.keys import VoucherKeys
 from channel.client.policy import Offer, Policy, TokenLimits, deposit_size, require_deposit
 from channel.client.store import Purse
-from channel.errors import ChannelUnusableError, OfferRefusedError
+from channel.errors import ChannelUnusableError, OfferRefusedError, TransactionRevertedError
 from channel.types import ZERO_ADDRESS, ChannelFact, ChannelKey, ChannelTerms, TxHash
 from channel.verify.typed_data import CANONICAL_PERMIT2, derive_channel_id
 from channel.wire.funding import Deposit
@@ -203,6 +203,32 @@ class ChannelOpener:
             authorized_signer=account.terms.authorized_signer,
         )
         return await self._with_opening(account, open_tx)
+
+    async def open_alone(self, account: Account, offer: Offer, limits: TokenLimits) -> bool:
+        """Open at our own cost a channel whose deposit was signed; False if that cannot be.
+
+        The escrow takes one opening of a salt: whoever still has the signed one can do nothing
+        with it, or was faster, and then the channel is there (F-75, AMB-10). Of a top-up nothing
+        of the kind: the signed one could be made besides.
+
+        Raises:
+            BudgetExceededError: The policy allows less by now than was meant.
+            TransactionRevertedError: The escrow refused for a reason of its own.
+        """
+        if account.state != "opening" or "hash" not in usable_types(offer.request):
+            return False
+        if not await self.is_on_chain(account):
+            means = await self.depositor(account, offer).read_means()
+            if not means.can_pay_gas or means.balance < account.deposit:
+                return False
+            require_deposit(limits, account.deposit, account.origin)
+            try:
+                await self._send_opening(account)
+            except TransactionRevertedError:
+                if not await self.is_on_chain(account):
+                    raise
+        await self._purse.update(account.key, lambda current: replace(current, opening=None))
+        return True
 
     async def _find_opening(self, account: Account) -> tuple[Account, TxHash]:
         open_tx = account.open_tx

@@ -95,6 +95,8 @@ class Payer:
         """
         problem = parse_problem(reply.body)
         step = decide(reply.status, problem, purchase.tried, retry_after_s=reply.retry_after_s)
+        if step is Step.DEPOSIT_ALONE and not await self._deposit_alone(purchase):
+            step = decide(reply.status, problem, purchase.tried, retry_after_s=reply.retry_after_s)
         if step is Step.WAIT:
             await self._wait(purchase.tried, reply.wait_s)
             return purchase.header
@@ -207,13 +209,25 @@ class Payer:
             tried.deposits += 1
             account = await self.purse.get(ticket.key)
             await self.opener.enlarge(account, ticket.limits, problem.deposit_min or 0)
-        elif problem is not None:
+        elif step is Step.RAISE and problem is not None:
             tried.raises += 1
             rise = (problem.accepted or 0) + (problem.min_voucher_delta or 0)
             required = problem.required_cumulative or rise
         chosen = choose_offer(self.policy, reply.challenges, purchase.origin, self.now())
         offer, limits = chosen or (ticket.offer, ticket.limits)
         return await self._pay(purchase, offer, limits, required=required)
+
+    async def _deposit_alone(self, purchase: Purchase) -> bool:
+        """Open at our own cost a channel whose deposit rode on a request and was not made.
+
+        Returns whether the channel is there. The lane's lock is held, as the deposit still rides.
+        """
+        purchase.tried.deposits_alone += 1
+        ticket = purchase.ticket
+        if ticket is None:
+            return False
+        account = await self.purse.get(ticket.key)
+        return await self.opener.open_alone(account, ticket.offer, ticket.limits)
 
     async def _give_up(self, ticket: Ticket, *, is_unknown: bool) -> None:
         """Part with a channel that the server does not know or has ended (F-97)."""
@@ -273,6 +287,9 @@ class Payer:
                 return VoucherPayload(promise.voucher)
             except PaymentRefusedError as error:
                 if error.status not in (402, 429):
+                    raise
+            except DepositPendingError as error:
+                if error.waited_s:  # else it is not meant to be waited for, and the words say why
                     raise
         if promise.deposit is None:
             return VoucherPayload(promise.voucher)

@@ -46,7 +46,12 @@ class Shop(msgspec.Struct):
 
 @asynccontextmanager
 async def sponsored(
-    devnet: Devnet, folder: Path, *, types: Sequence[str] = (), wait_s: float = 10.0
+    devnet: Devnet,
+    folder: Path,
+    *,
+    types: Sequence[str] = (),
+    wait_s: float = 10.0,
+    gas_gwei: int = 10**9,
 ) -> AsyncIterator[dict[str, Any]]:
     """What `open_shop` needs to pay the gas of deposits by signature, all in this process."""
     url, chain_id = f"sqlite:///{folder / 'ledger.db'}", devnet.values.chain_id
@@ -57,7 +62,7 @@ async def sponsored(
     await journal.take_lease("this test", ttl_s=600)
     orders = await open_orders(url, chain_id=chain_id, escrow=reader.escrow)
     limits = SponsorLimits(
-        orders=OrderLimits(period_s=3600, gas_gwei=10**9, per_funder=1000),
+        orders=OrderLimits(period_s=3600, gas_gwei=gas_gwei, per_funder=1000),
         gas_price_max_wei=100 * 10**9,
         margin_s=60,
         wait_s=wait_s,

@@ -170,6 +170,27 @@ async def test_permit2_takes_one_approval_and_then_signatures(
         assert (await chain.rpc.code(PERMIT2)) != b""
 
 
+async def test_an_agent_with_ether_opens_by_itself_while_no_gas_is_paid(
+    devnet: TestChain, tmp_path: Path
+) -> None:
+    """F-98: one with dollars alone is told why; the provider pays for neither."""
+    async with (
+        devnet.connect() as chain,
+        sponsored(chain, tmp_path, gas_gwei=1) as sponsoring,
+        open_shop(chain, tmp_path, sponsoring=sponsoring) as shop,
+        agent_of(chain.values, tmp_path, shop.url) as client,
+    ):
+        before = await sent(chain, "payee")
+        refusal = await client.get("/joke")
+        assert (refusal.status_code, refusal.headers["Retry-After"]) == (503, "60")
+        assert refusal.json()["type"].endswith("sponsoring-paused")
+        await chain.fund(chain.account(GASLESS).address, ether=1)
+        assert (await client.get("/joke")).status_code == 200
+        (account,) = await client.payments.channels()
+        assert (account.state, account.opening) == ("open", None)
+        assert (await sent(chain, GASLESS), await sent(chain, "payee")) == (2, before)
+
+
 async def test_an_agent_that_dies_while_its_deposit_is_mined_deposits_once(
     devnet: TestChain, tmp_path: Path
 ) -> None:

@@ -1,6 +1,7 @@
 """Deposits by signature, from the 402 to the books: one purpose, one nonce, one deposit."""
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ from channel.errors import (
     DepositPendingError,
     PaymentOutcomeUnknownError,
     PaymentRefusedError,
+    TransactionRevertedError,
 )
-from channel.types import ZERO_ADDRESS, Address
+from channel.types import ZERO_ADDRESS, Address, TxHash
 from channel.wire.funding import Deposit
 from channel.wire.payload import OpenAuthorization, TopUpAuthorization, VoucherPayload
 from tests.channel.client.conftest import Agent, OpenAgent, policy_of
@@ -238,6 +240,84 @@ async def test_a_server_that_pays_for_no_more_deposits_is_heard_not_waited_for(
     provider.override = lambda _: None
     assert (await agent.client.get("/joke")).status_code == 200
     assert (len(set(deposits(provider))), chain.deposited) == (1, [1_000])
+
+
+def no_gas(
+    provider: Provider, kind: str, *, retry_after_s: int, times: int = 1_000
+) -> Callable[[Seen], httpx.Response | None]:
+    """Refuse signed deposits so often, as a server does that has paid enough gas."""
+    left = [times]
+
+    def refuse(seen: Seen) -> httpx.Response | None:
+        if deposit_of(seen) is None or not left[0]:
+            return None
+        left[0] -= 1
+        refusal = provider.refuse(kind, {"rate-limited": 429}.get(kind, 503))
+        refusal.headers["Retry-After"] = str(retry_after_s)
+        return refusal
+
+    return refuse
+
+
+@pytest.mark.parametrize("kind", ["sponsoring-paused", "rate-limited"])
+@pytest.mark.parametrize("at_once", [1, 5])
+async def test_where_no_gas_is_paid_an_account_with_ether_pays_its_own(
+    agent: Agent, provider: Provider, chain: PaperChain, kind: str, at_once: int
+) -> None:
+    """F-98, OPEN-10: with the same salt, so that the signed deposit cannot be made besides."""
+    chain.means = {"can_pay_gas": True}
+    provider.override = no_gas(provider, kind, retry_after_s=600)
+    answers = await asyncio.gather(*(agent.client.get("/joke") for _ in range(at_once)))
+    assert {answer.status_code for answer in answers} == {200}
+    assert chain.deposited == [1_000]
+    (signed,) = set(deposits(provider))
+    (account,) = await agent.payments.channels()
+    assert (account.state, account.opening, account.salt) == ("open", None, signed.salt)
+    with pytest.raises(TransactionRevertedError):
+        chain.relay(account.key, signed)
+
+
+async def test_who_was_faster_with_the_signed_deposit_has_opened_the_same_channel(
+    agent: Agent, provider: Provider, chain: PaperChain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """AMB-10: our own transaction is refused, and the channel is there."""
+    chain.means = {"can_pay_gas": True}
+    provider.override = no_gas(provider, "sponsoring-paused", retry_after_s=600)
+    open_channel = chain.open_channel
+
+    async def too_late(**terms: Any) -> TxHash:
+        (account,) = await agent.payments.channels()
+        chain.relay(account.key, deposits(provider)[0])
+        return await open_channel(**terms)
+
+    monkeypatch.setattr(chain, "open_channel", too_late)
+    assert (await agent.client.get("/joke")).status_code == 200
+    assert chain.deposited == [1_000]
+
+
+async def test_an_account_without_ether_waits_for_gas_for_as_long_as_is_bearable(
+    agent: Agent, provider: Provider, chain: PaperChain
+) -> None:
+    """F-97, F-98: as often as the server asks, within bounds; then its words reach the caller."""
+    provider.override = no_gas(provider, "sponsoring-paused", retry_after_s=9)
+    assert (await agent.client.get("/joke")).status_code == 503
+    assert (len(agent.waited), sum(agent.waited)) == (6, 54)
+    provider.override = no_gas(provider, "sponsoring-paused", retry_after_s=9, times=2)
+    assert (await agent.client.get("/joke")).status_code == 200
+    assert (chain.deposited, len(set(deposits(provider)))) == ([1_000], 1)
+
+
+async def test_a_signed_top_up_is_never_sent_besides(
+    open_agent: OpenAgent, provider: Provider, chain: PaperChain
+) -> None:
+    """F-75: it has a nonce of its own, so that both could be made."""
+    agent = await open_agent(policy_of(expected_units=2))
+    await agent.client.get("/joke")
+    await agent.client.get("/joke")
+    chain.means = {"can_pay_gas": True}
+    provider.override = no_gas(provider, "sponsoring-paused", retry_after_s=600)
+    assert (await agent.client.get("/joke")).status_code == 503
+    assert chain.deposited == [20]
 
 
 @pytest.mark.parametrize("retry_after_s", [1, 1_000])
