@@ -65,7 +65,7 @@ class Parts(msgspec.Struct, frozen=True):
         lease_s = self.config.payment.reservation_lease_s
         tasks = {
             **watching,
-            "ending expired reservations": _expire_reservations(self.ledger, lease_s / 4),
+            "ending expired reservations": _expire_reservations(self.engine, lease_s / 4),
             "pruning the ledger": _prune(self.ledger),
         }
         if self.settler is not None:
@@ -103,9 +103,6 @@ async def build_parts(
         await reader.require_deployment(token=token)
         journal = await open_journal(config.ledger.url, chain_id=config.chain.id, account=payee)
         open_.push_async_callback(journal.close)
-        if config.ledger.url.startswith("sqlite:"):
-            # We are the only gateway of these books: whatever is still held, its owner is dead.
-            await ledger.end_all_reservations()
         gate = build_gate(config)
         orders = await open_orders(
             config.ledger.url, chain_id=config.chain.id, escrow=reader.escrow
@@ -174,11 +171,11 @@ def _gas_account(config: ProviderConfig) -> Address:
     return parse_address(config.relayer.address or config.payee.address)
 
 
-async def _expire_reservations(ledger: Ledger, interval_s: float) -> None:
+async def _expire_reservations(engine: Engine, interval_s: float) -> None:
     while True:
         await asyncio.sleep(interval_s)
         try:
-            ended = await ledger.expire_reservations(int(time.time()))
+            ended = await engine.end_expired()
         except LedgerUnavailableError:
             _log.exception("expired reservations were not ended; they will be the next time")
         else:

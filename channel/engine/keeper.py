@@ -18,7 +18,9 @@ _log = logging.getLogger(__name__)
 
 class _Kept(msgspec.Struct):
     key: ChannelKey
-    renewed_at: float
+    lease_expires_at: int
+    given: set[int]
+    """Leases that the books may bear: one, and more after changes that perhaps were not made."""
     stop: Callable[[PeerError], None] | None = None
 
 
@@ -38,29 +40,45 @@ class ReservationKeeper:
         self._streams: dict[ChannelKey, set[bytes]] = {}
         self._loop_task: asyncio.Task[None] | None = None
 
-    def lease(self) -> int:
-        """Return until when a reservation made now is held, in Unix seconds."""
-        return int(self._now()) + self._lease_s
+    def lease(self, reservation_id: bytes = b"") -> int:
+        """Return until when a reservation made or renewed now is held, in Unix seconds.
 
-    def keep(self, key: ChannelKey, reservation_id: bytes) -> None:
-        """Renew this reservation until it is dropped."""
-        self._kept[reservation_id] = _Kept(key, self._now())
+        For one that is kept it is another than the books may bear already: by its lease an owner
+        who was not told whether a change was made sees that it was.
+        """
+        lease = int(self._now()) + self._lease_s
+        kept = self._kept.get(reservation_id)
+        if kept is not None:
+            kept.given = {one for one in kept.given if one >= lease}
+            while lease in kept.given:
+                lease += 1
+            kept.given.add(lease)
+        return lease
+
+    def keep(self, key: ChannelKey, reservation_id: bytes, lease_expires_at: int) -> None:
+        """Renew this reservation, held until then, until it is dropped."""
+        self._kept[reservation_id] = _Kept(key, lease_expires_at, {lease_expires_at})
         if self._loop_task is None:
             self._loop_task = asyncio.get_running_loop().create_task(self._run())
 
     def keep_stream(
-        self, key: ChannelKey, reservation_id: bytes, stop: Callable[[PeerError], None]
+        self,
+        key: ChannelKey,
+        reservation_id: bytes,
+        lease_expires_at: int,
+        stop: Callable[[PeerError], None],
     ) -> None:
         """Keep a stream's reservation, and know how to stop the stream."""
-        self.keep(key, reservation_id)
+        self.keep(key, reservation_id, lease_expires_at)
         self._kept[reservation_id].stop = stop
         self._streams.setdefault(key, set()).add(reservation_id)
 
-    def renewed(self, reservation_id: bytes) -> None:
-        """Note that a command of the owner has just renewed the lease."""
+    def renewed(self, reservation_id: bytes, lease_expires_at: int) -> None:
+        """Note that the books bear this lease, by a command of the owner's just now."""
         kept = self._kept.get(reservation_id)
         if kept is not None:
-            kept.renewed_at = self._now()
+            kept.lease_expires_at = lease_expires_at
+            kept.given = {lease_expires_at}
 
     def drop(self, reservation_id: bytes) -> None:
         """Keep it no longer."""
@@ -87,14 +105,17 @@ class ReservationKeeper:
             await asyncio.wait({self._loop_task})
             self._loop_task = None
 
-    async def sweep(self) -> None:
+    async def sweep(self) -> int:
         """Renew what is kept and due, then end what nobody renewed, in whatever process.
+
+        In this order: after a jump of the clock our own are due, not dead. Returns on how many
+        channels something was ended.
 
         Raises:
             LedgerUnavailableError: Some of it is not done; the next round does it.
         """
         await self._renew_due()
-        await self._ledger.expire_reservations(int(self._now()))
+        return await self._ledger.expire_reservations(int(self._now()))
 
     async def _run(self) -> None:
         while True:
@@ -105,12 +126,13 @@ class ReservationKeeper:
                 _log.warning("leases could not be renewed: %s", error)
 
     async def _renew_due(self) -> None:
-        due_at = self._now() - self._lease_s / 4
+        young = self._now() + self._lease_s * 3 / 4
         for reservation_id, kept in [*self._kept.items()]:
-            if kept.renewed_at > due_at or reservation_id not in self._kept:
+            if kept.lease_expires_at > young or reservation_id not in self._kept:
                 continue
-            applied = await self._ledger.apply(kept.key, [Renew(reservation_id, self.lease())])
-            kept.renewed_at = self._now()
+            renew = Renew(reservation_id, self.lease(reservation_id))
+            applied = await self._ledger.apply(kept.key, [renew])
+            kept.lease_expires_at = renew.lease_expires_at
             if isinstance(applied.refusal, PeerError):
                 self.drop(reservation_id)
                 if kept.stop is not None:

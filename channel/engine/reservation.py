@@ -12,19 +12,22 @@ from contextlib import AbstractAsyncContextManager
 from functools import cached_property
 from typing import Any
 
+import msgspec
+
 from channel.engine.admission import Admission
 from channel.engine.background import Background
 from channel.engine.keeper import ReservationKeeper
 from channel.engine.outcome import Hold, Outcome
 from channel.errors import (
     InsufficientBalanceError,
+    LedgerUnavailableError,
     ProblemError,
     ReservationEndedError,
     StreamReplacedError,
 )
 from channel.ledger.interface import ForgetRequest, Ledger, RequestUpdate, StoreResponse, Watch
 from channel.limits import AMOUNT_MAX
-from channel.state.channel_state import ChannelState, ReservationKind
+from channel.state.channel_state import ChannelState, Reservation, ReservationKind
 from channel.state.commands import Command, Extend, Release, Reserve, Spend, StreamPolicy
 from channel.state.requests import StoredResponse
 from channel.state.transitions import required_cumulative
@@ -34,17 +37,24 @@ __all__ = ["RunningReservation", "held_amount"]
 
 def held_amount(state: ChannelState, reservation_id: bytes) -> int:
     """Return what a reservation holds, in base units; 0 when it has ended."""
-    for held in state.reservations:
-        if held.reservation_id == reservation_id:
-            return held.amount
-    return 0
+    held = _find(state, reservation_id)
+    return 0 if held is None else held.amount
+
+
+class _Doubt(msgspec.Struct, frozen=True):
+    """A change of which nobody can tell whether it was made (see `interface.Ledger`)."""
+
+    spent_units: int
+    lease_expires_at: int
+    """The lease it would have written: of this reservation's changes no other wrote the same."""
 
 
 class RunningReservation:
     """One reservation and its owner's count. Used by one task; `stop` may come from anywhere.
 
     Every change runs as a task of its own to its end, count included, whoever waits for it: a
-    cancelled owner never leaves the count and the ledger apart (F-42). One change at a time.
+    cancelled owner never leaves the count and the ledger apart (F-42). One change at a time. When
+    the database was lost during one, the next looks whether that was made, and spends nothing twice.
     """
 
     def __init__(  # noqa: PLR0913 -- what it needs of the engine, by name
@@ -77,15 +87,18 @@ class RunningReservation:
         self._keeper = keeper
         self._background = background
         self._admission = admission
-        self._room = held = held_amount(outcome.state, hold.reservation_id)
+        held = _find(outcome.state, hold.reservation_id)
+        self._lease_expires_at = 0 if held is None else held.lease_expires_at
+        self._room = 0 if held is None else held.amount
         """What is counted as about to be owed and is not `spent` yet."""
         self._kind = ReservationKind.REQUEST
         self._is_emitting = False  # until then what is counted can still be given back
-        self._held_units = held // unit_price
+        self._held_units = self._room // unit_price
         self._taken_units = 0  # emitted and not yet `spent`; never more than _held_units
         self._changing: asyncio.Task[ProblemError | None] | None = None
         self._may_prefetch = True
-        keeper.keep(self.key, self._id)
+        self._doubt: _Doubt | None = None
+        keeper.keep(self.key, self._id, self._lease_expires_at)
 
     @cached_property
     def stopped(self) -> asyncio.Event:
@@ -135,7 +148,7 @@ class RunningReservation:
             raise refusal
         self._kind = ReservationKind.STREAM
         self._is_emitting = True
-        self._keeper.keep_stream(self.key, self._id, self.stop)
+        self._keeper.keep_stream(self.key, self._id, self._lease_expires_at, self.stop)
         if policy is StreamPolicy.REPLACE:
             replaced = StreamReplacedError("A newer stream on this channel took over.")
             self._keeper.stop_streams(self.key, replaced, spare=self._id)
@@ -229,6 +242,11 @@ class RunningReservation:
         self, change: Coroutine[Any, Any, ProblemError | None]
     ) -> ProblemError | None:
         async with self._turn:
+            try:
+                await self._resolve_doubt()
+            except BaseException:
+                change.close()
+                raise
             return await change
 
     async def _restart(self, policy: StreamPolicy) -> ProblemError | None:
@@ -246,7 +264,7 @@ class RunningReservation:
                 units_max=self._step_units,
                 presented=AMOUNT_MAX,  # what was presented was judged when the request came
                 min_voucher_delta=self._min_voucher_delta,
-                lease_expires_at=self._keeper.lease(),
+                lease_expires_at=self._keeper.lease(self._id),
                 stream_policy=policy,
             ),
         )
@@ -268,14 +286,12 @@ class RunningReservation:
                 unit_price=self._unit_price,
                 units_max=units_max if is_emitting else units_max + self._taken_units,
                 min_voucher_delta=self._min_voucher_delta,
-                lease_expires_at=self._keeper.lease(),
+                lease_expires_at=self._keeper.lease(self._id),
             ),
             is_spending=is_emitting,
         )
         # A step that came out short would come out short again: wait until it is used up.
         self._may_prefetch = self._held_units >= self._step_units
-        if not self.is_finished:
-            self._keeper.renewed(self._id)
         return refusal
 
     async def _spend(self) -> ProblemError | None:
@@ -295,15 +311,52 @@ class RunningReservation:
         """Spend what was counted so far and run `commands`, in one transaction."""
         taken = self._taken_units if is_spending else 0
         spend = [Spend(self._id, taken * self._unit_price)] if taken else []
-        applied = await self._ledger.apply(self.key, [*spend, *commands], request=request)
-        self.state = applied.state
-        self._taken_units -= taken
-        held = held_amount(applied.state, self._id)
-        self._held_units = held // self._unit_price
-        if not isinstance(applied.refusal, ReservationEndedError):  # what ended is spent perhaps
-            self._admission.give_back(self._room - taken * self._unit_price - held)
-        self._room = held
+        try:
+            applied = await self._ledger.apply(self.key, [*spend, *commands], request=request)
+        except LedgerUnavailableError:
+            leases = [one.lease_expires_at for one in commands if isinstance(one, Extend)]
+            self._doubt = _Doubt(taken, max(leases, default=0))
+            raise
+        self._take_over(
+            applied.state,
+            taken,
+            has_ended=isinstance(applied.refusal, ReservationEndedError),
+        )
         return applied.refusal
+
+    async def _resolve_doubt(self) -> None:
+        """Find out whether the change before was made, if nobody was told.
+
+        It shows in the amount held, which only the owner's changes alter, or in the lease. Where
+        neither tells, as when it was renewed since, it counts as not made: what was emitted is
+        charged in any case, and less than a step twice.
+        """
+        doubt = self._doubt
+        if doubt is None:
+            return
+        state = (await self._ledger.apply(self.key, [])).state
+        self._doubt = None
+        held = _find(state, self._id)
+        was_made = held is not None and (
+            held.amount != self._held_units * self._unit_price
+            or held.lease_expires_at == doubt.lease_expires_at
+        )
+        spent = min(doubt.spent_units, self._taken_units) if was_made else 0
+        self._take_over(state, spent, has_ended=held is None)
+
+    def _take_over(self, state: ChannelState, spent_units: int, *, has_ended: bool) -> None:
+        """Count by what the books say after a change."""
+        self.state = state
+        self._taken_units -= spent_units
+        held = _find(state, self._id)
+        amount = 0 if held is None else held.amount
+        self._held_units = amount // self._unit_price
+        if not has_ended:  # what ended is spent perhaps
+            self._admission.give_back(self._room - spent_units * self._unit_price - amount)
+        self._room = amount
+        if held is not None:
+            self._lease_expires_at = held.lease_expires_at
+            self._keeper.renewed(self._id, held.lease_expires_at)
 
     def _take_room(self, units: int) -> ProblemError | None:
         """Count what is about to be owed: `units` held beside what was emitted."""
@@ -334,3 +387,10 @@ class RunningReservation:
             spent=state.spent,
             deposit=state.deposit,
         )
+
+
+def _find(state: ChannelState, reservation_id: bytes) -> Reservation | None:
+    for held in state.reservations:
+        if held.reservation_id == reservation_id:
+            return held
+    return None

@@ -58,7 +58,7 @@ async def test_what_is_kept_outlives_its_lease_and_what_is_not_ends(
     kept = await reserve(desk, keeper, b"kept", ReservationKind.REQUEST)
     await reserve(desk, keeper, b"dead request", ReservationKind.REQUEST)
     await reserve(desk, keeper, b"dead stream", ReservationKind.STREAM)
-    keeper.keep(desk.payer.key, kept)
+    keeper.keep(desk.payer.key, kept, keeper.lease())
     for _ in range(3):
         desk.clock.advance(40)
         await keeper.sweep()
@@ -72,7 +72,7 @@ async def test_a_lease_that_is_young_is_not_written_again(
 ) -> None:
     """A sweep costs no commit for a request that has just begun."""
     kept = await reserve(desk, keeper, b"kept", ReservationKind.REQUEST)
-    keeper.keep(desk.payer.key, kept)
+    keeper.keep(desk.payer.key, kept, keeper.lease())
     before = await desk.books()
     desk.clock.advance(10)
     await keeper.sweep()
@@ -84,13 +84,36 @@ async def test_a_lease_that_is_young_is_not_written_again(
     )
 
 
+async def test_a_clock_that_jumps_ends_nothing_that_is_kept(
+    desk: Desk, keeper: ReservationKeeper
+) -> None:
+    """F-43: after an hour's sleep of the machine what runs here is due, not dead."""
+    kept = await reserve(desk, keeper, b"kept", ReservationKind.STREAM)
+    keeper.keep(desk.payer.key, kept, keeper.lease())
+    desk.clock.advance(3600)
+    assert await keeper.sweep() == 0
+    assert [held.reservation_id for held in (await desk.books()).reservations] == [kept]
+
+
+async def test_no_lease_is_given_that_the_books_may_bear_already(
+    desk: Desk, keeper: ReservationKeeper
+) -> None:
+    """F-42: a lease tells which change was made; without a doubt they do not run ahead."""
+    keeper.keep(desk.payer.key, b"one", keeper.lease())
+    given = [keeper.lease(b"one") for _ in range(3)]
+    assert len({keeper.lease(), *given}) == 4
+    for _ in range(100):
+        keeper.renewed(b"one", keeper.lease(b"one"))
+    assert keeper.lease(b"one") <= keeper.lease() + 1
+
+
 async def test_a_stream_learns_that_its_reservation_has_ended(
     desk: Desk, keeper: ReservationKeeper
 ) -> None:
     """F-43: after a pause of the whole process, say."""
     reasons: list[ProblemError] = []
     kept = await reserve(desk, keeper, b"kept", ReservationKind.STREAM)
-    keeper.keep_stream(desk.payer.key, kept, reasons.append)
+    keeper.keep_stream(desk.payer.key, kept, keeper.lease(), reasons.append)
     await desk.ledger.apply(desk.payer.key, [EndReservations()])
     desk.clock.advance(40)
     await keeper.sweep()
@@ -104,8 +127,8 @@ async def test_a_channels_streams_are_stopped_and_no_others(
     """ACC-06."""
     older: list[ProblemError] = []
     newer: list[ProblemError] = []
-    keeper.keep_stream(desk.payer.key, b"older", older.append)
-    keeper.keep_stream(desk.payer.key, b"newer", newer.append)
+    for name, reasons in ((b"older", older), (b"newer", newer)):
+        keeper.keep_stream(desk.payer.key, name, keeper.lease(), reasons.append)
     reason = StreamReplacedError("A newer stream took over.")
     keeper.stop_streams(desk.payer.key, reason, spare=b"newer")
     assert (older, newer) == ([reason], [])
@@ -122,7 +145,7 @@ async def test_the_loop_goes_on_after_the_books_were_away(
     keeper = ReservationKeeper(ledger=desk.ledger, now=desk.clock, lease_s=1)
     dead = await reserve(desk, keeper, b"dead", ReservationKind.REQUEST)
     monkeypatch.setattr(desk.ledger, "expire_reservations", _unavailable)
-    keeper.keep(desk.payer.key, b"another")
+    keeper.keep(desk.payer.key, b"another", keeper.lease())
     await asyncio.sleep(0.3)
     monkeypatch.undo()
     desk.clock.advance(100)

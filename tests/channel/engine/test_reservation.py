@@ -1,18 +1,24 @@
 """The owner's count and the ledger's: never apart, never more than a step."""
 
 import asyncio
+import contextlib
 import random
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from channel.engine import RunningReservation
 from channel.errors import (
     InsufficientBalanceError,
+    LedgerUnavailableError,
     ReservationEndedError,
     StreamReplacedError,
 )
-from channel.state.commands import EndReservations, StreamPolicy
+from channel.ledger.interface import Applied, Ledger
+from channel.state.commands import Command, EndReservations, StreamPolicy
+from channel.types import ChannelKey
 from tests.channel.engine.test_engine import hold, opened, paid, perform
 from tests.channel.selling import PRICE, Desk, open_desk
 
@@ -131,3 +137,67 @@ async def test_a_replaced_stream_gets_no_further_step(tmp_path: Path) -> None:
         await newer.cover(3)
         await older.finish()
         assert older.state.spent == 0
+
+
+class Outage:
+    """A database that is lost during a commit: made or not, nobody is told which."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._apply = ledger.apply
+        self.is_made = True
+        self.lasts = 0
+        """So many more changes meet it."""
+
+    async def apply(self, key: ChannelKey, commands: Sequence[Command], **options: Any) -> Applied:
+        if not self.lasts or not commands:
+            return await self._apply(key, commands, **options)
+        self.lasts -= 1
+        if self.is_made:
+            await self._apply(key, commands, **options)
+        raise LedgerUnavailableError("The connection was lost during the commit.")
+
+
+@pytest.mark.parametrize("is_made", [True, False])
+@pytest.mark.parametrize("change", ["fill", "flush"])
+async def test_what_was_perhaps_spent_is_spent_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str, *, is_made: bool
+) -> None:
+    """F-42, F-51: whoever was not told looks before it goes on; the count stays right."""
+    async with open_desk(tmp_path, reservation_step_units=4) as desk:
+        await opened(desk)
+        outage = Outage(desk.ledger)
+        monkeypatch.setattr(desk.ledger, "apply", outage.apply)
+        reservation = await running(desk, 50 * PRICE)
+        outage.is_made = is_made
+        reservation.take(2)
+        outage.lasts = 1
+        with pytest.raises(LedgerUnavailableError):
+            await (reservation.flush() if change == "flush" else reservation.cover(4))
+        await reservation.cover(4)
+        reservation.take(4)
+        state = await reservation.finish()
+        assert (state.spent, state.reserved) == (6 * PRICE, 0)
+
+
+async def test_a_stream_over_a_database_that_is_lost_again_and_again_pays_for_what_it_emits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F-42, F-51."""
+    chance = random.Random(11)  # noqa: S311 - a repeatable history, not a secret
+    async with open_desk(tmp_path, reservation_step_units=4) as desk:
+        await opened(desk)
+        outage = Outage(desk.ledger)
+        monkeypatch.setattr(desk.ledger, "apply", outage.apply)
+        reservation = await running(desk, 90 * PRICE)
+        emitted = 0
+        while emitted < 80:
+            outage.lasts, outage.is_made = chance.randrange(3), chance.random() < 0.5
+            with contextlib.suppress(LedgerUnavailableError):
+                await reservation.cover(1)
+                units = min(chance.randrange(1, 4), reservation.covered_units)
+                reservation.take(units)
+                emitted += units
+            await asyncio.sleep(0)
+        outage.lasts = 0
+        state = await reservation.finish()
+        assert (state.spent, state.reserved) == (emitted * PRICE, 0)
