@@ -36,6 +36,7 @@ from channel.state.commands import (
 from channel.state.ladder import closing_voucher, forced_settling_voucher
 from channel.types import ChannelFact, ChannelKey
 from settlement.alarms import AlarmKind, Alarms
+from settlement.errors import ChannelQuarantinedError
 from settlement.schedule import Action, Due
 
 __all__ = ["Defence", "Done", "SettledChannel", "Settler", "report_loss"]
@@ -213,13 +214,21 @@ class Defence:
                 deadline=due.deadline or 0,
             )
         except TransactionRevertedError:
-            state = (await self._ledger.apply(due.key, [AbortClose()])).require()
-            voucher = forced_settling_voucher(state)
-            if due.is_late and voucher is not None:
-                await self._settle(due, voucher)
+            (await self._ledger.apply(due.key, [AbortClose()])).require()
+            await self._save_rest(due)
+            raise
+        except ChannelQuarantinedError:
+            await self._save_rest(due)  # the close is owed still, and tried again
             raise
         await self._record(due.key, result)
         return True
+
+    async def _save_rest(self, due: Due) -> None:
+        """After a close that is refused late: settle at least what was delivered (F-86)."""
+        state = await self._ledger.load(due.key)
+        voucher = None if state is None else forced_settling_voucher(state)
+        if due.is_late and voucher is not None:
+            await self._settle(due, voucher)
 
     async def _decide(self, due: Due) -> LadderVoucher | None:
         """Return what the close is made with, once that is durable; None while something runs."""

@@ -10,7 +10,8 @@ from typing import Final
 
 from channel.chain import CloseResult
 from channel.errors import ChainUnavailableError, MppSessionError
-from channel.types import ChannelFact, ChannelId, ChannelKey
+from channel.ledger.interface import Ledger
+from channel.types import ChannelFact, ChannelId
 from settlement.errors import ContractRevertedError, contract_reverted
 from settlement.escrow import EscrowReader
 from settlement.jobs import Job, JobResult, SettleResult
@@ -30,7 +31,7 @@ class Outcomes:
         self._reader = reader
         self._quarantine = quarantine
 
-    def require_allowed(self, key: ChannelKey) -> None:
+    def require_allowed(self, job: Job) -> None:
         """Refuse what was refused a short while ago.
 
         Raises:
@@ -38,12 +39,18 @@ class Outcomes:
             ChannelQuarantinedError: For one that may pass: to be tried again.
         """
         if self._quarantine is not None:
-            self._quarantine.require_allowed(key)
+            key = self._reader.key(job.entry.channel_id)
+            self._quarantine.require_allowed(key, job.purpose, deadline=job.deadline)
 
     async def load(self) -> None:
         """Take over what is in quarantine, after a start."""
         if self._quarantine is not None:
             await self._quarantine.load()
+
+    async def forget_ended(self, ledger: Ledger) -> None:
+        """Let out of quarantine what has ended: see `Quarantine.drop_ended`."""
+        if self._quarantine is not None:
+            await self._quarantine.drop_ended(ledger)
 
     async def answer(self, jobs: Sequence[Job], receipt: Receipt) -> list[MppSessionError]:
         """Tell each channel what the mined transaction did to it; return what failed.
@@ -89,11 +96,17 @@ class Outcomes:
             await self._discharge(job)
             return await self._closed_before(channel_id)
         if not is_close and error.reason is RevertReason.AMOUNT_NOT_INCREASING:
+            await self._discharge(job)
             return SettleResult(tx_hash=None, fact=await self._fact(channel_id))
-        if self._quarantine is None or error.reason is RevertReason.CHANNEL_FINALIZED:
+        if self._quarantine is None:
+            raise error
+        if error.reason is RevertReason.CHANNEL_FINALIZED:
+            await self._discharge(job)
             raise error
         _log.warning("channel 0x%s: %s refused: %s", channel_id.hex(), job.purpose.name, error)
-        await self._quarantine.refuse(self._reader.key(channel_id), error, deadline=job.deadline)
+        await self._quarantine.refuse(
+            self._reader.key(channel_id), error, purpose=job.purpose, deadline=job.deadline
+        )
         raise error
 
     async def _closed_before(self, channel_id: ChannelId) -> CloseResult:

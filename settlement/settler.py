@@ -22,6 +22,7 @@ from channel.errors import (
     SettlementPendingError,
     TransactionRevertedError,
 )
+from channel.ledger.interface import Ledger
 from channel.types import Address, ChannelKey, TxHash
 from settlement import abi
 from settlement.errors import (
@@ -101,16 +102,6 @@ class EscrowSettler:
         """Whose channels are settled and closed."""
         return self._calls.payee
 
-    def require_payee(self, payee: Address) -> None:
-        """Check that our key is the payee that challenges name (F-81, decision 15).
-
-        Raises:
-            ConfigError: It is not: every settle would revert.
-        """
-        if payee != self.payee:
-            msg = f"The key is 0x{self.payee.hex()}'s, the payee 0x{payee.hex()}."
-            raise ConfigError(msg)
-
     async def close_channel(
         self,
         key: ChannelKey,
@@ -163,6 +154,14 @@ class EscrowSettler:
         await self._outcomes.load()
         self._adopt(await self._sender.recover())
 
+    async def forget_ended(self, ledger: Ledger) -> None:
+        """Let out of quarantine what the books say has ended, by whomever.
+
+        Raises:
+            LedgerUnavailableError: The database does not answer.
+        """
+        await self._outcomes.forget_ended(ledger)
+
     def _adopt(self, transactions: Iterable[JournalTx]) -> None:
         for tx in transactions:
             if tx.intent.to != self._reader.escrow or tx.intent.purpose is Purpose.OTHER:
@@ -204,7 +203,7 @@ class EscrowSettler:
         job = Job(purpose, entry, value=value, deadline=deadline)
         known = self._queue.joined(job)
         if known is None:
-            self._outcomes.require_allowed(key)
+            self._outcomes.require_allowed(job)
             self._queue.register(job)
             self._enqueue(job)
         else:

@@ -1,7 +1,7 @@
 """What is carried out of a plan: once, in order, durable first; a refusal is not the end."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -12,15 +12,20 @@ from channel.ledger.sqlite import SqliteLedger
 from channel.state.channel_state import LadderVoucher
 from channel.state.commands import Command, Release, Spend
 from channel.types import ChannelId, ChannelKey
+from settlement import abi
 from settlement.alarms import AlarmKind, Alarms
 from settlement.defence import Defence, Done
 from settlement.devnet import Devnet
 from settlement.errors import contract_reverted
 from settlement.escrow import EscrowReader
+from settlement.journal.sqlite import SqliteJournal
 from settlement.payer import PayerAccount
+from settlement.payout_calls import OwnCalls
+from settlement.quarantine import Quarantine
 from settlement.schedule import Action, Due, Moment, Reason, SettlePolicy, Watched, plan
 from settlement.settler import EscrowSettler, SettleResult
-from settlement.types import RevertReason
+from settlement.tx_state import Purpose
+from settlement.types import BatchEntry, RevertReason
 from tests.settlement.books import NOW, Books, request_close
 from tests.settlement.channels import Channels
 
@@ -119,6 +124,45 @@ async def test_a_close_that_is_refused_late_is_followed_by_a_settle(
     state = await books.state(channel_id)
     assert (state.settled, state.is_closing, state.is_finalized) == (400, False, False)
     assert stubborn.closes == 2
+
+
+class NoClose(OwnCalls):
+    """Closes that the escrow refuses, for a reason that may pass; settles as they are."""
+
+    async def build(self, purpose: Purpose, entries: Sequence[BatchEntry]) -> bytes:
+        if purpose is Purpose.CLOSE:
+            return abi.withdraw.encode(entries[0].channel_id)
+        return await super().build(purpose, entries)
+
+
+async def test_a_close_in_quarantine_is_followed_by_a_settle_too(
+    books: Books,
+    ledger: SqliteLedger,
+    reader: EscrowReader,
+    chain: Devnet,
+    account: PayerAccount,
+    *,
+    tmp_path: Path,
+) -> None:
+    """F-86, F-87: what may pass is waited for, but not beyond the grace period."""
+    payee = chain.account("payee").address
+    journal = await SqliteJournal.open(
+        tmp_path / "journal.db", chain_id=chain.values.chain_id, account=payee
+    )
+    await journal.take_lease("this test", ttl_s=600)
+    settler = EscrowSettler(
+        reader, chain.sender("payee"), calls=NoClose(payee), quarantine=Quarantine(journal)
+    )
+    channel_id = await books.open(accepted=400, spent=390)
+    await request_close(chain, account, channel_id)
+    defence = Defence(ledger, settler, Alarms())
+    for is_late in (False, True):
+        close = due(books, channel_id, Action.CLOSE, is_late=is_late)
+        assert await defence.carry_out([close]) == Done(waiting=1)
+        state = await books.state(channel_id)
+        assert state.settled == (400 if is_late else 0)
+        assert state.closing_with is not None
+    await journal.close()
 
 
 async def test_what_is_bought_between_plan_and_close_keeps_the_channel_open(

@@ -178,7 +178,7 @@ async def test_a_paused_token_is_waited_for(
 ) -> None:
     """F-87: in quarantine with its reason, tried again later, and out of it once paid."""
     now = [1_000.0]
-    quarantine = Quarantine(journal, now=lambda: now[0])
+    quarantine = Quarantine(journal, clock=lambda: now[0], wall=lambda: now[0])
     sender = TxManager(chain.rpc, chain.signer("payee"), journal=journal)
     settler = EscrowSettler(reader, sender, quarantine=quarantine)
     ids = await open_many(channels, 2)
@@ -205,7 +205,7 @@ async def test_quarantine_outlives_the_process(
     (channel_id,) = await open_many(channels, 1)
     forged = channels.sign(channel_id, 5, by="stranger")
     for _ in range(2):
-        quarantine = Quarantine(journal, now=lambda: 1_000.0)
+        quarantine = Quarantine(journal, clock=lambda: 1_000.0, wall=lambda: 1_000.0)
         sender = TxManager(chain.rpc, chain.signer("payee"), journal=journal)
         settler = EscrowSettler(reader, sender, quarantine=quarantine)
         await settler.recover()

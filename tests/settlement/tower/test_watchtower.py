@@ -56,7 +56,7 @@ class Tower:
             reader,
             sender,
             calls=calls,
-            quarantine=Quarantine(journal, now=lambda: self.now),
+            quarantine=Quarantine(journal, clock=lambda: self.now, wall=lambda: self.now),
             limits=SettlerLimits(batch_max=1),
         )
         self.tower = Watchtower(
