@@ -11,6 +11,7 @@ from settlement.defence import Settler
 from settlement.escrow import EscrowReader
 from settlement.exposure import ExposureGate, ExposureLimits
 from settlement.heads import HeadSignal
+from settlement.journal.interface import SettlerJournal
 from settlement.precautions import NODE_COMPARE_DEPTH, PrecautionLimits, Precautions
 from settlement.rpc import Rpc, RpcLimits
 from settlement.schedule import SettlePolicy
@@ -79,12 +80,13 @@ def build_watcher(  # noqa: PLR0913 -- what a watcher is built of, by name
     gas_account: Address | None = None,
     gate: ExposureGate,
     unit_price: int = 1,
+    journal: SettlerJournal,
     export: TowerExport | None = None,
 ) -> ChannelWatcher:
     """Return what watches the payee's channels, and settles and closes by `settler` if given.
 
-    `gas_account` is whose ether is looked after; the payee's if None. `export` hands settles
-    signed ahead to a tower.
+    `gas_account` is whose ether is looked after; the payee's if None. What `journal` has in
+    quarantine is not served. `export` hands settles signed ahead to a tower.
     """
     settlement = config.settlement
     precautions = Precautions(
@@ -97,6 +99,7 @@ def build_watcher(  # noqa: PLR0913 -- what a watcher is built of, by name
             node_compare_depth=max(NODE_COMPARE_DEPTH, config.chain.confirmations),
         ),
         export=export,
+        quarantined=journal.quarantined,
     )
     return ChannelWatcher(
         reader,

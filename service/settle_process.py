@@ -22,7 +22,7 @@ from service.chain_watch import build_gate, build_watcher, connect_escrow
 from service.keys import open_signer
 from service.leased import Announce, first_of, require_sound, while_leased
 from service.settings import SettlerConfig, parse_address
-from settlement.deposit_sender import DepositSender
+from settlement.deposit_sender import WANTED_LOOK_S, DepositSender
 from settlement.escrow import EscrowReader
 from settlement.fees import FeePolicy, GasBudget
 from settlement.journal.interface import Look, SettlerJournal
@@ -48,6 +48,8 @@ _log: Final = logging.getLogger(__name__)
 
 SETTLING: Final = "settling"
 _NOTE_LOOK_S: Final = 5.0
+_TIDY_S: Final = 60.0
+_LEFT_OVER_LOOK_S: Final = 2.0
 
 
 class SettlerParts(msgspec.Struct, frozen=True):
@@ -104,6 +106,7 @@ class SettlerParts(msgspec.Struct, frozen=True):
             gas_account=sender.address,
             gate=build_gate(self.config),
             unit_price=1 if self.config.price is None else self.config.price.per_unit,
+            journal=self.journal,
             export=export,
         )
         return sender, settler, watcher, export
@@ -198,6 +201,9 @@ async def _settle(
         escrow=parts.reader.escrow,
         payee=settler.payee,
     )
+    # Without sponsoring there are only orders from before it was switched off.
+    look_s = WANTED_LOOK_S if parts.config.sponsoring.fee_payer else _LEFT_OVER_LOOK_S
+    deposits = DepositSender(parts.orders, parts.reader, sender, parts.journal, look_s=look_s)
     announce(SETTLING, f"for 0x{settler.payee.hex()} on chain {parts.reader.chain_id}")
     try:
         await first_of(
@@ -205,8 +211,9 @@ async def _settle(
             sender.run(),
             watcher.run(),
             _note_looks(parts.journal, watcher),
+            _tidy_quarantine(settler, parts.ledger),
             owed.run(),
-            DepositSender(parts.orders, parts.reader, sender, parts.journal).run(),
+            deposits.run(),
             UnclaimedChannels(
                 parts.orders,
                 parts.ledger,
@@ -219,6 +226,16 @@ async def _settle(
         )
     finally:
         await settler.aclose()
+
+
+async def _tidy_quarantine(settler: EscrowSettler, ledger: Ledger) -> None:
+    """Let out of quarantine what has ended by itself, so that no monitor is told of it for ever."""
+    while True:
+        try:
+            await settler.forget_ended(ledger)
+        except LedgerUnavailableError as error:
+            _log.warning("quarantine was not tidied; tried again: %s", error)
+        await asyncio.sleep(_TIDY_S)
 
 
 async def _note_looks(journal: SettlerJournal, watcher: ChannelWatcher) -> None:

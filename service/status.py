@@ -25,7 +25,7 @@ from settlement.journal.url import open_journal
 from settlement.nodes import EndpointView, judge_nodes, nodes_behind
 from settlement.orders.interface import GWEI
 from settlement.orders.url import open_orders
-from settlement.precautions import PrecautionLimits
+from settlement.precautions import NODE_COMPARE_DEPTH, REFUSALS_TOLD, PrecautionLimits
 from settlement.schedule import Moment, SettlePolicy, grace_stage, owes_close, value_at_risk
 from settlement.tx_state import JournalTx
 from settlement.types import BlockRef
@@ -48,7 +48,6 @@ _STALE_HEAD_S: Final = 300
 _PENDING_S: Final = 300
 _BLIND_S: Final = 120
 _CRITICAL_STAGE: Final = 50
-_QUARANTINE_TRIES: Final = 3
 
 
 class Level(enum.IntEnum):
@@ -247,7 +246,7 @@ def _judge_journal(status: Status) -> list[Finding]:
             text = f"nonce {tx.nonce} ({tx.intent.purpose.name.lower()}) is not mined for {age_s} s"
             found.append(Finding(Level.WARNING, text))
     for entry in journal.quarantined:
-        level = Level.CRITICAL if entry.tries >= _QUARANTINE_TRIES else Level.WARNING
+        level = Level.CRITICAL if entry.tries >= REFUSALS_TOLD else Level.WARNING
         text = f"channel 0x{entry.key.channel_id.hex()} is refused: {entry.reason.lower()}"
         found.append(Finding(level, text))
     return found
@@ -270,10 +269,15 @@ async def collect_status(
             config.ledger.url, chain_id=config.chain.id, account=gas_account or payee
         )
         open_.push_async_callback(journal.close)
+        mine = (config.chain.id, parse_address(config.chain.escrow))
         seen = JournalView(
             holder=await journal.lease_holder(),
             pending=tuple(await journal.open_transactions()),
-            quarantined=tuple(await journal.quarantined()),
+            quarantined=tuple(
+                each
+                for each in await journal.quarantined()
+                if (each.key.chain_id, each.key.escrow) == mine
+            ),
             look=await journal.last_look(),
         )
         orders = await open_orders(
@@ -312,7 +316,8 @@ async def _with_chain(
             grace_period_s=grace_period_s,
         )
         precautions = PrecautionLimits(closes_reserved_min=config.exposure.closes_reserved_min)
-        nodes = await rpc.compare_nodes(depth=precautions.node_compare_depth)
+        depth = max(NODE_COMPARE_DEPTH, config.chain.confirmations)  # as the watcher does
+        nodes = await rpc.compare_nodes(depth=depth)
         return books, ChainView(
             chain_id=rpc.chain_id,
             head=head,

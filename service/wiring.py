@@ -124,7 +124,14 @@ async def build_parts(
         )
         open_.push_async_callback(engine.aclose)
         watcher = build_watcher(
-            config, reader, ledger, None, payee=payee, gas_account=_gas_account(config), gate=gate
+            config,
+            reader,
+            ledger,
+            None,
+            payee=payee,
+            gas_account=_gas_account(config),
+            gate=gate,
+            journal=journal,
         )
         if child is not None:
             await child.ready()

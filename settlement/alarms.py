@@ -38,6 +38,8 @@ class AlarmKind(enum.Enum):
     """More is settled than the books know of: an old backup (SETTLE-05)."""
     SIGNER_CHANGED = "signer-changed"
     """A contract wallet no longer takes the voucher it signed (F-19)."""
+    REFUSED = "refused"
+    """The chain refuses to settle or close what is owed, again and again (F-79, F-87)."""
     GAS_LOW = "gas-low"
     """Not enough ether to close what may have to be closed (F-65)."""
     EXPOSURE_FULL = "exposure-full"

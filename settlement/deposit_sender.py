@@ -38,11 +38,12 @@ from settlement.tx_reasons import reason_of
 from settlement.tx_state import TxStatus
 from settlement.types import Receipt, RevertReason
 
-__all__ = ["DepositSender"]
+__all__ = ["WANTED_LOOK_S", "DepositSender"]
 
 _log: Final = logging.getLogger(__name__)
 
-_LOOK_S: Final = 0.05
+WANTED_LOOK_S: Final = 0.05
+"""Between two looks for orders where a client waits for each."""
 _RETRY_S: Final = 1.0
 _RETRY_S_MAX: Final = 10.0
 _WANTED_S_MAX: Final = 3600
@@ -64,12 +65,20 @@ class DepositSender:
     """Broadcasts the open orders of one escrow, from one key."""
 
     def __init__(
-        self, orders: DepositOrders, reader: EscrowReader, sender: TxManager, journal: Journal
+        self,
+        orders: DepositOrders,
+        reader: EscrowReader,
+        sender: TxManager,
+        journal: Journal,
+        *,
+        look_s: float = WANTED_LOOK_S,
     ) -> None:
+        """Look for orders every `look_s`; `journal` is the sender's."""
         self._orders = orders
         self._reader = reader
         self._sender = sender
         self._journal = journal
+        self._look_s = look_s
         self._carrying: dict[bytes, asyncio.Task[None]] = {}
         self._busy: Counter[Address] = Counter()
         self._sent: dict[bytes, TxHash] = {}
@@ -94,7 +103,7 @@ class DepositSender:
                 except LedgerUnavailableError as error:
                     _log.warning("deposits were not looked for; tried again: %s", error)
                     await asyncio.sleep(_RETRY_S)
-                await asyncio.sleep(_LOOK_S)
+                await asyncio.sleep(self._look_s)
                 if self._failure is not None:
                     raise self._failure
         finally:

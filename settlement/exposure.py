@@ -80,6 +80,8 @@ class ExposureGate:
         self._taken = 0
         self._taken_before = 0
         self._blocked: set[ChannelKey] = set()
+        self.refused: frozenset[ChannelKey] = frozenset()
+        """Channels that the chain does not settle now: set by whoever reads the quarantine."""
         self.is_gas_low = False
         """Too little ether to defend one more channel: set by whoever watches the balance."""
         self.is_disputed = False
@@ -111,6 +113,11 @@ class ExposureGate:
         self._swept = total
         self._taken, self._taken_before = max(0, self._taken - self._taken_before), 0
 
+    @property
+    def blocked(self) -> frozenset[ChannelKey]:
+        """Channels that are served nothing because of their wallets."""
+        return frozenset(self._blocked)
+
     def block(self, key: ChannelKey) -> None:
         """Serve nothing more on a channel: what its payer signs may be worth nothing (F-19)."""
         self._blocked.add(key)
@@ -125,6 +132,8 @@ class ExposureGate:
         """See `channel.engine.admission.Admission.require_promise`."""
         if key in self._blocked:
             raise ExposureLimitError("The contract wallet no longer takes what it signed before.")
+        if key in self.refused:
+            raise ExposureLimitError("The chain does not settle this channel at the moment.")
         bound = self._limits.channel_max
         if bound is None or cumulative_amount <= accepted:
             return

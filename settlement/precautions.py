@@ -6,27 +6,38 @@ refuse. A node that does not answer costs this round of it, never the sweep.
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 import msgspec
 
-from channel.errors import ChainUnavailableError
+from channel.errors import ChainUnavailableError, LedgerUnavailableError
 from channel.state.channel_state import ChannelState
 from channel.types import Address
 from channel.verify.typed_data import voucher_digest
 from settlement.alarms import AlarmKind, Alarms
 from settlement.escrow import EscrowReader
 from settlement.exposure import ExposureGate, gas_reserve_wei
+from settlement.journal.interface import Quarantined
 from settlement.nodes import judge_nodes, majority_head, nodes_ahead, nodes_behind
 from settlement.tower.export import TowerExport
 from settlement.types import BlockRef
 
-__all__ = ["NODE_COMPARE_DEPTH", "PrecautionLimits", "Precautions", "Tally"]
+__all__ = [
+    "NODE_COMPARE_DEPTH",
+    "REFUSALS_TOLD",
+    "PrecautionLimits",
+    "Precautions",
+    "Tally",
+]
 
 _log: Final = logging.getLogger(__name__)
 
 _FRESH_S: Final = 60
+
+REFUSALS_TOLD: Final = 3
+"""After so many refusals in a row somebody should know: it is no hiccup."""
 
 NODE_COMPARE_DEPTH: Final = 5
 """Where no ordinary reorg reaches; deeper where a deposit has to be deeper."""
@@ -69,14 +80,28 @@ class Precautions:
         gas_account: Address | None,
         limits: PrecautionLimits | None = None,
         export: TowerExport | None = None,
+        quarantined: Callable[[], Awaitable[Sequence[Quarantined]]] | None = None,
         wall: Callable[[], float] = time.time,
     ) -> None:
+        """Look after what defends one payee's channels.
+
+        Args:
+            reader: The escrow, and its nodes.
+            alarms: What rings.
+            gate: What is told to refuse.
+            gas_account: Whose ether is looked after; nobody's if None.
+            limits: What must be at hand.
+            export: What is shown each channel, to sign settles ahead of it.
+            quarantined: Returns what the chain refuses, as the journal has it; not asked if None.
+            wall: This machine's clock.
+        """
         self._reader = reader
         self.alarms = alarms
         self.gate = gate
         self._gas_account = gas_account
         self._limits = limits or PrecautionLimits()
         self._export = export
+        self._quarantined = quarantined
         self._asked = 0
         self._left_out: frozenset[str] = frozenset()
         self._majority: BlockRef | None = None
@@ -123,10 +148,34 @@ class Precautions:
         else:
             self.alarms.end(AlarmKind.EXPOSURE_FULL)
         try:
+            await self._check_quarantine()
             await self._check_gas(head, tally.defended)
             await self._check_wallets(tally.wallets)
-        except ChainUnavailableError as error:
+        except (ChainUnavailableError, LedgerUnavailableError) as error:
             _log.warning("precautions were not all taken; tried again: %s", error)
+
+    async def _check_quarantine(self) -> None:
+        """Extend no credit where it is not paid for, as far as anybody can tell (F-87).
+
+        A wallet can say yes to everybody who asks, and no in the block (F-20): that it is in
+        quarantine is then all that shows it.
+        """
+        if self._quarantined is None:
+            return
+        mine = (self._reader.chain_id, self._reader.escrow)
+        entries = [
+            each
+            for each in await self._quarantined()
+            if (each.key.chain_id, each.key.escrow) == mine
+        ]
+        self.gate.refused = frozenset(each.key for each in entries)
+        lasting = [each for each in entries if each.tries >= REFUSALS_TOLD]
+        if lasting:
+            why = Counter(each.reason.lower().replace("_", " ") for each in lasting)
+            text = ", ".join(f"{count} channels: {reason}" for reason, count in why.most_common())
+            self.alarms.ring(AlarmKind.REFUSED, text)
+        else:
+            self.alarms.end(AlarmKind.REFUSED)
 
     async def _check_gas(self, head: BlockRef, defended: int) -> None:
         if self._gas_account is None:
@@ -149,15 +198,13 @@ class Precautions:
 
     async def _check_wallets(self, wallets: Sequence[ChannelState]) -> None:
         """Ask contract wallets whether they still take what they signed (F-19, F-20)."""
-        unsettled = {f"0x{state.key.channel_id.hex()}" for state in wallets}
-        for alarm in self.alarms.ringing:
-            if alarm.kind is AlarmKind.SIGNER_CHANGED and alarm.subject not in unsettled:
-                self.alarms.end(AlarmKind.SIGNER_CHANGED, subject=alarm.subject)
+        for key in self.gate.blocked - {state.key for state in wallets}:  # paid, or at an end
+            self.gate.unblock(key)
+            self.alarms.end(AlarmKind.SIGNER_CHANGED, subject=f"0x{key.channel_id.hex()}")
         if self._asked >= len(wallets):
             self._asked = 0
-        asked = wallets[self._asked : self._asked + self._limits.wallets_max]
-        self._asked += len(asked)
-        for state in asked:
+        for state in wallets[self._asked : self._asked + self._limits.wallets_max]:
+            self._asked += 1  # one for which no node has an answer does not hide those behind it
             voucher = state.at_or_above_spent or state.highest
             takes = await self._reader.is_valid_wallet_signature(
                 state.terms.signer,

@@ -32,6 +32,7 @@ class SettlerConfig(WatchConfig, frozen=True, kw_only=True):
     tower: Tower = Tower()
     price: Price | None = None
     """For settling by units."""
+    sponsoring: Sponsoring = Sponsoring()
 
     def __post_init__(self) -> None:
         require_development(self.chain, payee=self.payee, relayer=self.relayer)
@@ -58,7 +59,6 @@ class ProviderConfig(SettlerConfig, frozen=True, kw_only=True):
     """What whoever is paid must say: for a gateway, or for an application of one's own."""
 
     payment: Payment
-    sponsoring: Sponsoring = Sponsoring()
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -6,12 +6,14 @@ from contextlib import AsyncExitStack
 import pytest
 from msgspec.structs import replace
 
-from channel.errors import ExposureLimitError, OpeningsPausedError
+from channel.errors import ChainUnavailableError, ExposureLimitError, OpeningsPausedError
 from channel.state.channel_state import ChannelState, LadderVoucher
+from channel.types import Address, ChannelId
 from settlement.alarms import AlarmKind, Alarms
 from settlement.devnet import Devnet
 from settlement.escrow import EscrowReader
 from settlement.exposure import ExposureGate, ExposureLimits
+from settlement.journal.interface import Quarantined
 from settlement.precautions import PrecautionLimits, Precautions, Tally
 from settlement.rpc import Rpc, RpcLimits
 from settlement.wallets import WalletSigners
@@ -211,3 +213,86 @@ def test_alarms_are_said_once_a_level_and_when_they_are_over(
         "alarm grace-runs (0x1): 75 %",
         "alarm grace-runs (0x1): over",
     ]
+
+
+# -- what the chain refuses
+
+
+class Refusing:
+    """What a journal has in quarantine."""
+
+    def __init__(self, *entries: Quarantined) -> None:
+        self.entries = list(entries)
+
+    async def quarantined(self) -> list[Quarantined]:
+        return self.entries
+
+
+async def test_what_the_chain_refuses_to_settle_is_served_no_more(
+    chain: Devnet, reader: EscrowReader, alarms: Alarms, gate: ExposureGate
+) -> None:
+    """F-20, F-87: a wallet says yes to whoever asks, and no in the block: no bound is needed."""
+    state = await _wallet_channel(chain, "agrees")
+    refused = Quarantined(key=state.key, reason="INVALID_SIGNATURE", tries=1, since=1, retry_at=2)
+    others = replace(refused, key=replace(state.key, escrow=Address(b"\x07" * 20)), tries=9)
+    journal = Refusing(refused, others)
+    precautions = Precautions(
+        reader, alarms, gate, gas_account=None, quarantined=journal.quarantined
+    )
+    head = await chain.rpc.block()
+    await precautions.check(head, Tally(wallets=[state]))
+    with pytest.raises(ExposureLimitError, match="does not settle this channel"):
+        gate.require_promise(state.key, 900, accepted=900, settled=0)
+    assert alarms.ringing == []
+    journal.entries[0] = replace(refused, tries=3)
+    await precautions.check(head, Tally(wallets=[state]))
+    assert [(each.kind, each.text) for each in alarms.ringing] == [
+        (AlarmKind.REFUSED, "1 channels: invalid signature")
+    ]
+    journal.entries.clear()
+    await precautions.check(head, Tally(wallets=[state]))
+    gate.require_promise(state.key, 900, accepted=900, settled=0)
+    assert alarms.ringing == []
+
+
+async def test_a_wallet_that_was_paid_out_is_served_again(
+    precautions: Precautions, gate: ExposureGate, alarms: Alarms, chain: Devnet
+) -> None:
+    """F-19: it agreed again and was settled by another process, before this one asked it."""
+    state = await _wallet_channel(chain, "reverts")
+    head = await chain.rpc.block()
+    await precautions.check(head, Tally(wallets=[state]))
+    assert gate.blocked == {state.key}
+    await precautions.check(head, Tally(wallets=[]))
+    gate.require_promise(state.key, 901, accepted=900, settled=900)
+    assert alarms.ringing == []
+
+
+class Deaf(EscrowReader):
+    """Through a node that gives up on one wallet each time it is asked."""
+
+    wallet: Address
+
+    async def is_valid_wallet_signature(
+        self, signer: Address, digest: bytes, signature: bytes
+    ) -> bool:
+        if signer == self.wallet:
+            raise ChainUnavailableError("execution aborted (timeout = 5s)")
+        return await super().is_valid_wallet_signature(signer, digest, signature)
+
+
+async def test_a_wallet_nobody_can_ask_hides_no_other(
+    chain: Devnet, alarms: Alarms, gate: ExposureGate
+) -> None:
+    """F-20: its payer could make it so, to hide another one of its own."""
+    reader = Deaf(chain.rpc, chain.values.escrow)
+    states = [await _wallet_channel(chain, "reverts") for _ in range(3)]
+    states = [
+        replace(each, key=replace(each.key, channel_id=ChannelId(bytes(31) + bytes([number]))))
+        for number, each in enumerate(states)
+    ]
+    reader.wallet = states[0].terms.signer
+    precautions = Precautions(reader, alarms, gate, gas_account=None)
+    for _ in range(2):
+        await precautions.check(await chain.rpc.block(), Tally(wallets=states))
+    assert gate.blocked == {states[1].key, states[2].key}
