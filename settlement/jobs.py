@@ -33,8 +33,8 @@ class Job:
         self.entry = entry
         self.value = value
         self.deadline = deadline
-        self.is_alone = False
-        """It goes into a transaction of its own: together with others it failed."""
+        self.lot_max: int | None = None
+        """With how many it may share a transaction, itself counted: with more it failed."""
         self.tx_hash: TxHash | None = None
         self.answer: asyncio.Future[JobResult] = asyncio.get_running_loop().create_future()
 
@@ -43,6 +43,13 @@ class Job:
         """A channel is closed once, whatever the amount; settled as often as the amount rises."""
         amount = 0 if self.purpose is Purpose.CLOSE else self.entry.cumulative_amount
         return self.purpose, self.entry.channel_id, amount
+
+    def press(self, other: "Job") -> bool:
+        """Take over that it is worth more, or due sooner; say if that is anything new."""
+        before = (self.value, self.deadline)
+        self.value = max(self.value, other.value)
+        self.deadline = min(filter(None, (self.deadline, other.deadline)), default=0)
+        return before != (self.value, self.deadline)
 
     def urgency(self) -> tuple[float, int]:
         """Order by deadline, then by value (F-66)."""
@@ -78,6 +85,10 @@ class JobQueue:
         """Return every job under way."""
         return list(self._known.values())
 
+    def sent_in(self, tx_hash: TxHash) -> list[Job]:
+        """Return the jobs under way in a transaction."""
+        return [job for job in self._known.values() if job.tx_hash == tx_hash]
+
     def joined(self, job: Job) -> Job | None:
         """Return the job under way that is the same as this one."""
         return self._known.get(job.name)
@@ -101,11 +112,9 @@ class JobQueue:
         """Take out what goes into the next transaction: the most urgent, and others like it."""
         self._waiting.sort(key=Job.urgency)
         first = self._waiting[0]
-        if first.is_alone:
-            lot = [first]
-        else:
-            alike = [j for j in self._waiting if j.purpose is first.purpose and not j.is_alone]
-            lot = _one_each(alike)[: self._batch_max]
+        kind = (first.purpose, first.lot_max)
+        alike = [job for job in self._waiting if (job.purpose, job.lot_max) == kind]
+        lot = _one_each(alike)[: min(self._batch_max, first.lot_max or self._batch_max)]
         taken = set(map(id, lot))
         self._waiting = [job for job in self._waiting if id(job) not in taken]
         return lot

@@ -28,6 +28,7 @@ from settlement import abi
 from settlement.errors import (
     ContractRevertedError,
     LeaseLostError,
+    RpcRefusedError,
     TransactionPendingError,
     TransactionReplacedError,
 )
@@ -207,6 +208,8 @@ class EscrowSettler:
             self._queue.register(job)
             self._enqueue(job)
         else:
+            if known.press(job) and known.tx_hash is not None:
+                await self._press(known.tx_hash)
             job = known
         wait_s = self._sender.wait_s if self._limits.wait_s is None else self._limits.wait_s
         try:
@@ -216,6 +219,18 @@ class EscrowSettler:
             if job.tx_hash is None:
                 raise SettlementPendingError("Not sent yet; ask again.") from None
             raise TransactionPendingError(job.tx_hash) from None
+
+    async def _press(self, tx_hash: TxHash) -> None:
+        """Let what is under way bid for what presses by now: its payer has asked for the rest."""
+        budget_wei, deadline = self._stake(self._queue.sent_in(tx_hash))
+        await self._sender.press(tx_hash, budget_wei=budget_wei, deadline=deadline)
+
+    def _stake(self, jobs: Sequence[Job]) -> tuple[int | None, int]:
+        """Return what one transaction for all of them may cost, and when it must be mined."""
+        budget_wei = None
+        if self._budget is not None:
+            budget_wei = self._budget.cover(job.value for job in jobs)
+        return budget_wei, min([job.deadline for job in jobs if job.deadline], default=0)
 
     def _enqueue(self, job: Job) -> None:
         self._queue.add(job)
@@ -249,27 +264,34 @@ class EscrowSettler:
             if tx_hash is None:
                 self._room.release()
             else:
-                sent = [job for job in lot if not job.answer.done()]
+                sent = [job for job in lot if job.tx_hash == tx_hash]  # others were refused
                 self._start(self._see_through(sent, tx_hash, has_room=True))
 
     async def _send(self, lot: Sequence[Job]) -> TxHash | None:
         """Leave out what would be refused, and broadcast the rest; None when nothing is left."""
-        jobs = lot if len(lot) == 1 else await self._simulate(lot)
-        if not jobs:
-            return None
-        entries = [job.entry for job in jobs]
-        deadlines = [job.deadline for job in jobs if job.deadline]
-        budget = self._budget
+        jobs = lot
         try:
+            if len(lot) > 1:
+                jobs = await self._simulate(lot)
+            if not jobs:
+                return None
+            entries = [job.entry for job in jobs]
+            budget_wei, deadline = self._stake(jobs)
             tx_hash = await self._sender.broadcast(
                 self._reader.escrow,
                 await self._calls.build(jobs[0].purpose, entries),
                 purpose=jobs[0].purpose,
-                budget_wei=None if budget is None else budget.cover(job.value for job in jobs),
-                deadline=min(deadlines, default=0),
+                budget_wei=budget_wei,
+                deadline=deadline,
             )
         except ContractRevertedError as error:
             await self._refuse_all(jobs, error)
+            return None
+        except RpcRefusedError as error:  # too much gas for one transaction, perhaps
+            if len(jobs) == 1:
+                jobs[0].fail(error)
+            else:
+                self._try_smaller(jobs, len(jobs) // 2)
             return None
         for job in jobs:
             job.tx_hash = tx_hash
@@ -325,12 +347,19 @@ class EscrowSettler:
                 await asyncio.sleep(_RETRY_S)
 
     async def _refuse_all(self, jobs: Sequence[Job], error: ContractRevertedError) -> None:
-        """Answer a refusal of the whole; of many, each is tried alone to learn whose it is."""
+        """Answer a refusal of the whole; of many, smaller lots show whose it is.
+
+        One by a block has cost gas: then each is tried alone at once.
+        """
         if len(jobs) == 1:
             await self._refuse(jobs[0], error)
-            return
+        else:
+            self._try_smaller(jobs, len(jobs) // 2 if error.tx_hash is None else 1)
+
+    def _try_smaller(self, jobs: Sequence[Job], lot_max: int) -> None:
+        """Send again, fewer at a time: some of these must not hold up the others (F-79)."""
         for job in jobs:
-            job.is_alone = True
+            job.lot_max = lot_max
             job.tx_hash = None
             self._enqueue(job)
 

@@ -212,6 +212,15 @@ class TxManager:
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, self._limits.poll_max_s)
 
+    async def press(self, tx_hash: TxHash, *, budget_wei: int | None, deadline: int) -> None:
+        """Let a transaction that is under way cost more, or be due sooner, from now on.
+
+        Not written down: whoever presses does so again after a start.
+        """
+        tx_id = await self._register.id_of(tx_hash)
+        if tx_id is not None:
+            self._register.press(tx_id, budget_wei=budget_wei, deadline=deadline)
+
     async def recover(self) -> list[JournalTx]:
         """Take over what the journal holds, after a start; return what is not ended.
 

@@ -8,6 +8,8 @@ import logging
 from collections import OrderedDict
 from typing import Final
 
+from msgspec.structs import replace
+
 from channel.errors import InvariantError
 from channel.types import TxHash
 from settlement.journal.interface import Journal
@@ -27,6 +29,8 @@ class TxRegister:
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
         self._open: dict[int, JournalTx] = {}
+        self._pressed: dict[int, tuple[int | None, int]] = {}
+        """Budget and deadline of what is open and became more urgent than it was wanted for."""
         self._ids: OrderedDict[TxHash, int] = OrderedDict()
         self._ended: OrderedDict[int, JournalTx] = OrderedDict()
         self.receipts: OrderedDict[TxHash, Receipt] = OrderedDict()
@@ -38,6 +42,12 @@ class TxRegister:
     def is_open(self, tx_id: int) -> bool:
         """Whether it is still looked after."""
         return tx_id in self._open
+
+    def press(self, tx_id: int, *, budget_wei: int | None, deadline: int) -> None:
+        """Let an open transaction bid by this budget and deadline from now on."""
+        if tx_id in self._open:
+            self._pressed[tx_id] = (budget_wei, deadline)
+            self.keep(self._open[tx_id])
 
     async def record(self, tx: JournalTx, *events: Event) -> JournalTx:
         """Store what became of a transaction, then remember it.
@@ -58,9 +68,14 @@ class TxRegister:
         for version in tx.versions:
             self._ids[version.tx_hash] = tx.tx_id
         if tx.is_open:
+            if tx.tx_id in self._pressed:
+                budget_wei, deadline = self._pressed[tx.tx_id]
+                wanted = replace(tx.intent, budget_wei=budget_wei, deadline=deadline)
+                tx = replace(tx, intent=wanted)
             self._open[tx.tx_id] = tx
             return
         self._open.pop(tx.tx_id, None)
+        self._pressed.pop(tx.tx_id, None)
         self._ended[tx.tx_id] = tx
         while len(self._ended) > _KEPT:
             _, old = self._ended.popitem(last=False)

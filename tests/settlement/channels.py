@@ -3,6 +3,7 @@
 import asyncio
 
 from eth_account import Account
+from msgspec.structs import replace
 
 from channel.types import ZERO_ADDRESS, Address, ChannelId, ChannelKey, ChannelTerms, TxHash
 from channel.verify.typed_data import derive_channel_id, voucher_digest
@@ -30,14 +31,16 @@ class Channels:
     def key(self, channel_id: ChannelId) -> ChannelKey:
         return ChannelKey(self._chain.values.chain_id, self._chain.values.escrow, channel_id)
 
-    async def open(self, deposit: int = DEPOSIT) -> ChannelId:
-        channel_id, _ = await self.open_with_hash(deposit)
+    async def open(self, deposit: int = DEPOSIT, *, signer: Address = ZERO_ADDRESS) -> ChannelId:
+        channel_id, _ = await self.open_with_hash(deposit, signer=signer)
         return channel_id
 
-    async def open_with_hash(self, deposit: int = DEPOSIT) -> tuple[ChannelId, TxHash]:
+    async def open_with_hash(
+        self, deposit: int = DEPOSIT, *, signer: Address = ZERO_ADDRESS
+    ) -> tuple[ChannelId, TxHash]:
         self._opened += 1
         salt = self._opened.to_bytes(32, "big")
-        values, terms = self._chain.values, self.terms
+        values, terms = self._chain.values, replace(self.terms, authorized_signer=signer)
         tx_hash = await self._account.open_channel(
             escrow=values.escrow,
             payee=terms.payee,

@@ -51,6 +51,8 @@ class FlakyNode:
         """Results by method, told in place of the node's own."""
         self.errors: dict[str, Any] = {}
         """Errors by method, in place of results."""
+        self.gas_max: int | None = None
+        """The most gas that it estimates for a transaction; None for as much as it takes."""
         self.seen: list[str] = []
         """Methods asked for, in order; those of a batch one by one."""
 
@@ -96,7 +98,7 @@ class FlakyNode:
             upstream.close()
         if fault == "swallow":
             return False
-        if (self.lies.keys() | self.errors.keys()) & set(methods):
+        if self.gas_max is not None or (self.lies.keys() | self.errors.keys()) & set(methods):
             await _answer(writer, self._lie(asked, answer.split(b"\r\n\r\n", 1)[1]))
             return True
         writer.write(answer)
@@ -110,7 +112,14 @@ class FlakyNode:
                 said["result"] = self.lies[call["method"]]
             if call["method"] in self.errors:
                 said["error"] = self.errors[call["method"]]
+            if call["method"] == "eth_estimateGas" and self._is_too_much(said):
+                said.pop("result")
+                text = f"gas required exceeds allowance ({self.gas_max})"
+                said["error"] = {"code": -32000, "message": text}
         return json.dumps(truth).encode()
+
+    def _is_too_much(self, said: Any) -> bool:
+        return self.gas_max is not None and int(said.get("result", "0x0"), 16) > self.gas_max
 
 
 def _listed(value: Any) -> list[Any]:

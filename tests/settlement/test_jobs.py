@@ -53,10 +53,14 @@ async def test_deadlines_come_first_then_value() -> None:
 
 
 async def test_closes_and_settles_go_apart_and_a_channel_goes_once() -> None:
-    """F-79: and one that failed with others goes alone."""
+    """F-79: and one that failed with others goes alone, or with fewer."""
     queue = JobQueue(batch_max=100)
     alone = job(6, deadline=3)
-    alone.is_alone = True
+    alone.lot_max = 1
+    fewer = [job(number, deadline=4) for number in (7, 8, 9)]
+    for each in fewer:
+        each.lot_max = 2
+        queue.add(each)
     for each in (
         job(1, Purpose.CLOSE, deadline=1),
         job(2),
@@ -65,7 +69,8 @@ async def test_closes_and_settles_go_apart_and_a_channel_goes_once() -> None:
         alone,
     ):
         queue.add(each)
-    assert [numbers(queue.next_lot()) for _ in range(4)] == [[1, 3], [6], [2], [2]]
+    lots = [numbers(queue.next_lot()) for _ in range(6)]
+    assert lots == [[1, 3], [6], [7, 8], [9], [2], [2]]
 
 
 async def test_the_same_is_joined_until_it_is_answered() -> None:
@@ -107,7 +112,7 @@ def test_everything_that_waits_is_sent_once(
         added = []
         for number, is_close, is_alone, deadline in asked:
             each = job(number, Purpose.CLOSE if is_close else Purpose.SETTLE, deadline=deadline)
-            each.is_alone = is_alone
+            each.lot_max = 1 if is_alone else None
             queue.add(each)
             added.append(each)
         sent: list[Job] = []
@@ -116,7 +121,7 @@ def test_everything_that_waits_is_sent_once(
             assert 1 <= len(lot) <= batch_max
             assert len({each.purpose for each in lot}) == 1
             assert len({each.entry.channel_id for each in lot}) == len(lot)
-            assert len(lot) == 1 or not any(each.is_alone for each in lot)
+            assert len(lot) == 1 or not any(each.lot_max for each in lot)
             sent += lot
         assert sorted(map(id, sent)) == sorted(map(id, added))
 

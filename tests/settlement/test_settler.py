@@ -14,12 +14,14 @@ from settlement.errors import (
     TransactionPendingError,
 )
 from settlement.escrow import EscrowReader
+from settlement.fees import GasBudget
 from settlement.payer import PayerAccount
 from settlement.settler import EscrowSettler
 from settlement.tx_manager import TxLimits, TxManager
 from settlement.types import RevertReason
 from tests.settlement.channels import DEPOSIT, Channels, set_paused
 
+GWEI = 10**9
 NOBODY = ChannelId(b"\x07" * 32)
 
 
@@ -160,6 +162,30 @@ async def test_a_settle_of_what_is_settled_changes_nothing(
     assert result.tx_hash is None
     assert result.fact.settled == 10
     assert await transactions_of(chain, "payee") == sent
+
+
+async def test_a_close_under_way_bids_for_the_deadline_its_payer_sets(
+    chain: Devnet, reader: EscrowReader, channels: Channels
+) -> None:
+    """F-64, F-77: begun with nothing pressing; then gas rises, and the payer asks for the rest."""
+    limits = TxLimits(mined_within_s=0.3, poll_max_s=0.02)
+    sender = TxManager(chain.rpc, chain.signer("payee"), limits=limits)
+    settler = EscrowSettler(reader, sender, budget=GasBudget(floor_wei=6 * 10**16))
+    channel_id = await channels.open()
+    key, signature = channels.key(channel_id), channels.sign(channel_id, 5)
+    async with chain.mining_paused():
+        await chain.rpc.command("anvil_setNextBlockBaseFeePerGas", hex(10 * GWEI))
+        await chain.mine()
+        with pytest.raises(TransactionPendingError):
+            await settler.close_channel(key, 5, signature)
+        await chain.rpc.command("anvil_setNextBlockBaseFeePerGas", hex(80 * GWEI))
+        await chain.mine()  # a quarter of the budget is no bid for this one
+    with pytest.raises(TransactionPendingError):
+        await settler.close_channel(key, 5, signature)
+    deadline = (await chain.rpc.block()).timestamp + 200
+    closed = await settler.close_channel(key, 5, signature, value=5, deadline=deadline)
+    assert closed.fact.is_finalized
+    assert await transactions_of(chain, "payee") == 1
 
 
 # -- refusals (ERR-02, SETTLE-03)

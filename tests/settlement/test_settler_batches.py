@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -20,11 +21,14 @@ from settlement.fees import GasBudget
 from settlement.journal.sqlite import SqliteJournal
 from settlement.payout_calls import RelayedCalls
 from settlement.quarantine import Quarantine
+from settlement.rpc import Rpc
 from settlement.settler import EscrowSettler, SettlerLimits
 from settlement.tx_manager import TxManager
 from settlement.tx_state import TxStatus
 from settlement.types import RevertReason
 from tests.settlement.channels import DEPOSIT, Channels, set_paused
+from tests.settlement.flaky_node import flaky_node
+from tests.settlement.wallets import deploy_wallet
 
 Ids = list[ChannelId]
 
@@ -60,6 +64,14 @@ async def sent_by(chain: Devnet, name: str) -> int:
 
 async def open_many(channels: Channels, count: int) -> Ids:
     return [await channels.open() for _ in range(count)]
+
+
+@asynccontextmanager
+async def gas_capped(chain: Devnet, gas_max: int) -> AsyncIterator[Rpc]:
+    """A node that estimates and takes so much gas for a transaction, and says so as geth does."""
+    async with flaky_node(chain.values.rpc_url) as node, await Rpc.connect(node.url) as rpc:
+        node.gas_max = gas_max
+        yield rpc
 
 
 async def close_all(
@@ -162,6 +174,39 @@ async def test_what_is_refused_only_in_its_block_harms_no_other(
     lost, *others = await closing
     assert (lost.tx_hash, lost.fact.settled) == (winner, 9)  # type: ignore[attr-defined]
     assert {result.fact.settled for result in others} == {400}  # type: ignore[attr-defined]
+
+
+async def test_what_was_closed_before_is_no_part_of_the_batch(
+    chain: Devnet, settler: EscrowSettler, channels: Channels
+) -> None:
+    """F-40, F-80: to find who closed it takes longer than to send the others."""
+    ids = await open_many(channels, 3)
+    first = await settler.close_channel(channels.key(ids[0]), 9, channels.sign(ids[0], 9))
+    await chain.mine(200)
+    before, *others = await close_all(settler, channels, ids)
+    assert isinstance(before, CloseResult)
+    assert (before.tx_hash, before.fact.settled) == (first.tx_hash, 9)
+    assert {result.fact.settled for result in others} == {400}  # type: ignore[attr-defined]
+
+
+async def test_what_needs_too_much_gas_together_goes_apart(
+    chain: Devnet, reader: EscrowReader, channels: Channels
+) -> None:
+    """F-20, F-66, F-79: wallets that agree, and burn all they may, in one lot with honest payers.
+
+    A node refuses so much gas for one transaction; smaller ones are mined, and nobody waits.
+    """
+    wallet = await deploy_wallet(chain.sender("stranger"), "agrees late")
+    wasteful = [await channels.open(signer=wallet) for _ in range(6)]
+    honest = await open_many(channels, 2)
+    async with gas_capped(chain, 2_000_000) as rpc:
+        capped = EscrowReader(rpc, chain.values.escrow)
+        settler = EscrowSettler(capped, TxManager(rpc, chain.signer("payee")))
+        results = await close_all(settler, channels, [*wasteful, *honest])
+    for result in results:
+        assert isinstance(result, CloseResult)
+        assert result.fact.is_finalized
+    assert 1 < await sent_by(chain, "payee") < len(results)
 
 
 async def test_a_batch_is_no_larger_than_allowed(

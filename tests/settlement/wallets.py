@@ -10,6 +10,8 @@ _MAGIC = "1626ba7e"
 _BEHAVIOURS = {
     # PUSH4 word, PUSH1 224, SHL, PUSH0, MSTORE; RETURN(0, 32)
     "agrees": f"63{_MAGIC}60e01b5f5260205ff3",
+    # JUMPDEST, PUSH3 50,000, GAS, GT, PUSH0, JUMPI: with so little left, as above
+    "agrees late": f"5b6200c3505a115f5763{_MAGIC}60e01b5f5260205ff3",
     "says another word": "63deadbeef60e01b5f5260205ff3",
     "returns nothing": "5f5ff3",
     "reverts": "5f5ffd",
