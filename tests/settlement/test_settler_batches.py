@@ -190,7 +190,7 @@ async def test_what_was_closed_before_is_no_part_of_the_batch(
 
 
 async def test_what_needs_too_much_gas_together_goes_apart(
-    chain: Devnet, reader: EscrowReader, channels: Channels
+    chain: Devnet, channels: Channels
 ) -> None:
     """F-20, F-66, F-79: wallets that agree, and burn all they may, in one lot with honest payers.
 
