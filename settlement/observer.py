@@ -52,17 +52,26 @@ class ChannelObserver:
         loaded = [await self._ledger.load(self._reader.key(each)) for each in channel_ids]
         return [state for state in loaded if state is not None]
 
-    async def pages(self, forked_at: int | None) -> AsyncIterator[Sequence[ChannelState]]:
-        """Yield the open channels of this escrow, and after a reorg those that may be again."""
+    @property
+    def newest_ended(self) -> int:
+        """The newest block in which a channel that is remembered ended; 0 without any."""
+        return max((self._ended or {}).values(), default=0)
+
+    async def pages(self, unsure_above: int | None) -> AsyncIterator[Sequence[ChannelState]]:
+        """Yield the open channels of this escrow, and those that may be open again.
+
+        `unsure_above` is the block above which an end may have been taken back, None for nowhere.
+        """
         if self._ended is None:
             self._ended = {}
             async for page in self._ledger_pages(open_only=False):
                 self._remember(page)
+        doubtful = []
+        if unsure_above is not None:  # what ends while we read is not meant
+            ended = self._ended.items()
+            doubtful = [key.channel_id for key, number in ended if number > unsure_above]
         async for page in self._ledger_pages(open_only=True):
             yield page
-        if forked_at is None:
-            return
-        doubtful = [key.channel_id for key, number in self._ended.items() if number > forked_at]
         for start in range(0, len(doubtful), self._page_size):
             page = await self.load(doubtful[start : start + self._page_size])
             yield [state for state in page if state.is_finalized]

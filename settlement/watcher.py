@@ -143,6 +143,8 @@ class ChannelWatcher:
         self._looked_at: float | None = None
         self._touched: set[ChannelId] = set()
         self._forked_at: int | None = None
+        self._unsure_above: int | None = None
+        """What ended above this block is read again: we may not have seen it taken back."""
         self._newest_fact = 0
         """The newest block that the books rested on when every channel was last read."""
 
@@ -245,6 +247,8 @@ class ChannelWatcher:
             sweep, dues = await self._read_all(step.head)
             self._swept_at = began
             self._forked_at = self._doubt_from(self._newest_fact)
+            if self._observer.newest_ended <= step.head.number:  # else this node cannot tell
+                self._unsure_above = self._forked_at
         else:
             ids = self._touched | {key.channel_id for key in self._docket.owed}
             if not ids:
@@ -263,8 +267,14 @@ class ChannelWatcher:
             self._follower.forget()
             before = forked_at if self._forked_at is None else self._forked_at
             self._forked_at = min(before, forked_at)
-            self._swept_at = float("-inf")
+            self._doubt(forked_at)
             self._telling.reorg(forked_at, is_deep=True)
+
+    def _doubt(self, number: int) -> None:
+        """Read everything at the next look, also what ended above this block."""
+        before = number if self._unsure_above is None else self._unsure_above
+        self._unsure_above = min(before, number)
+        self._swept_at = float("-inf")
 
     def _note(self, step: Step) -> bool:
         """Remember what a step showed, until it has been read; say if it lags for long."""
@@ -277,11 +287,11 @@ class ChannelWatcher:
             self.clock.saw(step.head)
             self._telling.skew(self.clock.skew_s)
         if step.has_gap:
-            self._swept_at = float("-inf")
+            self._doubt(max(0, step.head.number - self._limits.follow.tail_blocks_max))
         if step.forked_at is not None:
             before = step.forked_at if self._forked_at is None else self._forked_at
             self._forked_at = min(before, step.forked_at)
-            self._swept_at = float("-inf")
+            self._doubt(step.forked_at)
             depth = step.head.number - step.forked_at
             self._telling.reorg(step.forked_at, is_deep=depth > self._limits.confirmations)
         return is_behind
@@ -291,11 +301,11 @@ class ChannelWatcher:
         self._telling.grace_period(self._grace_period_s)
 
     async def _read_all(self, head: BlockRef) -> tuple[Sweep, list[Due]]:
-        """Read every open channel, and after a reorg those that had just ended."""
+        """Read every open channel, and after a reorg or a gap those that had just ended."""
         read, changed, newest = 0, 0, 0
         dues: list[Due] = []
         found = Round()
-        async for page in self._observer.pages(self._forked_at):
+        async for page in self._observer.pages(self._unsure_above):
             states = await self._take(page, head)
             read += len(page)
             newest = max([newest, *(state.fact_block for state in states)])

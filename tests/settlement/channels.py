@@ -31,16 +31,18 @@ class Channels:
     def key(self, channel_id: ChannelId) -> ChannelKey:
         return ChannelKey(self._chain.values.chain_id, self._chain.values.escrow, channel_id)
 
-    async def open(self, deposit: int = DEPOSIT, *, signer: Address = ZERO_ADDRESS) -> ChannelId:
+    async def open(self, deposit: int = DEPOSIT, *, signer: Address | None = None) -> ChannelId:
         channel_id, _ = await self.open_with_hash(deposit, signer=signer)
         return channel_id
 
     async def open_with_hash(
-        self, deposit: int = DEPOSIT, *, signer: Address = ZERO_ADDRESS
+        self, deposit: int = DEPOSIT, *, signer: Address | None = None
     ) -> tuple[ChannelId, TxHash]:
         self._opened += 1
         salt = self._opened.to_bytes(32, "big")
-        values, terms = self._chain.values, replace(self.terms, authorized_signer=signer)
+        values, terms = self._chain.values, self.terms
+        if signer is not None:
+            terms = replace(terms, authorized_signer=signer)
         tx_hash = await self._account.open_channel(
             escrow=values.escrow,
             payee=terms.payee,
