@@ -117,14 +117,25 @@ class Deposits:
         return await self._record(paid, verified, hold, opened, evidence)
 
     async def open_sponsored(
-        self, paid: Authenticated, payload: SponsoredOpening, hold: Hold | None
+        self,
+        paid: Authenticated,
+        payload: SponsoredOpening,
+        hold: Hold | None,
+        *,
+        is_merged: bool = False,
     ) -> Outcome:
-        """Open a channel for its payer and take it into the books; see `Engine.open`."""
+        """Open a channel for its payer and take it into the books; see `Engine.open`.
+
+        One that rides on a voucher (`is_merged`) must be what opened the channel, if that is
+        known; as a credential of its own it is a repeat in any case (OPEN-10, VCH-07).
+        """
         terms = require_terms(paid, payload)
         require_source(paid, terms)
         deposit = build_opening_deposit(paid, payload, terms)
         verified, state = await self._prove(paid, payload, terms)
         if state is not None:
+            if is_merged and not await self._require_sponsoring().sponsor.is_taken(deposit):
+                raise MalformedPayloadError("payload.deposit.action: the channel is open already.")
             return await self._repeat(paid, verified, hold, state)
         expected = _as_opened(deposit, terms)
         require_usable(expected, terms, paid.asked.unit_price)
@@ -189,10 +200,7 @@ class Deposits:
         """
         whole = split_merged(payload, deposit)
         if isinstance(whole, OpenAuthorization | OpenPermit2):
-            state = await self._ledger.load(paid.key)
-            if state is not None and not await self._is_repeat(paid, whole):
-                raise MalformedPayloadError("payload.deposit.action: the channel is open already.")
-            return await self.open_sponsored(paid, whole, hold)
+            return await self.open_sponsored(paid, whole, hold, is_merged=True)
         state = await self._require_known(paid.key)
         require_open(state)  # a pending close is cancelled by a top-up of its own (AMB-16)
         require_source(paid, state.terms)
@@ -323,11 +331,6 @@ class Deposits:
                 if refusal is None:
                     raise
                 raise refusal from None
-
-    async def _is_repeat(self, paid: Authenticated, payload: SponsoredOpening) -> bool:
-        terms = require_terms(paid, payload)
-        deposit = build_opening_deposit(paid, payload, terms)
-        return await self._require_sponsoring().sponsor.is_taken(deposit)
 
     async def _read(self, key: ChannelKey, evidence: TransactionEvidence) -> ChannelFact:
         fact = await self._facts.read(key.channel_id, block_min=evidence.block_number)
