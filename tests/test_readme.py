@@ -114,5 +114,5 @@ async def test_the_application_is_paid(devnet: TestChain, payer: TestPayer, fold
 
 async def test_the_fixtures_work_in_somebody_elses_tests(folder: Path) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "service.testing", "test_payment.py"]
-    options = ["-o", "asyncio_mode=auto", "-p", "no:cacheprovider"]
+    options = ["-o", "asyncio_mode=strict", "-p", "no:cacheprovider"]  # as it is by default
     assert "1 passed" in await run(*command, *options, folder=folder)

@@ -5,9 +5,11 @@
             answer = await client.get(f"{provider.url}/joke")
         assert answer.status_code == 200
 
-Installed as a pytest plugin: `devnet`, `escrow`, `token`, `payer`, `provider`. The chain starts
-when the first test asks for it, runs for the whole session (one per xdist worker), and is as new
-for each test. Nothing but this file is imported for runs that use none of it.
+Installed as a pytest plugin: `devnet`, `escrow`, `token`, `payer`, `provider`, and `gasless_payer`
+and `sponsoring_provider`, between whom the payer only signs. The chain starts when the first test
+asks for it, runs for the whole session (one per xdist worker), and is as new for each test.
+Asynchronous tests need pytest-asyncio, or any plugin that runs them. Nothing but this file is
+imported for runs that use none of it. More in docs/testing.md.
 """
 
 from __future__ import annotations
@@ -25,7 +27,15 @@ if TYPE_CHECKING:
     from service.testing.payer import TestPayer as TestPayer
     from service.testing.provider import TestProvider as TestProvider
 
-__all__ = ["devnet", "escrow", "payer", "provider", "token"]
+__all__ = [
+    "devnet",
+    "escrow",
+    "gasless_payer",
+    "payer",
+    "provider",
+    "sponsoring_provider",
+    "token",
+]
 
 _HOMES = {
     "TestChain": "service.testing.chain",
@@ -78,9 +88,28 @@ def payer(devnet: TestChain, tmp_path_factory: pytest.TempPathFactory) -> TestPa
 
 
 @pytest.fixture
+def gasless_payer(devnet: TestChain, tmp_path_factory: pytest.TempPathFactory) -> TestPayer:
+    """An account with a million dollars and no ether; it pays whoever pays its gas."""
+    from service.testing.payer import TestPayer  # noqa: PLC0415
+
+    return TestPayer(devnet.values, tmp_path_factory.mktemp("payer"), "agent")
+
+
+@pytest.fixture
 def provider(devnet: TestChain, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestProvider]:
     """A server that sells: its own two routes, or with `provider.serve` an application of yours."""
     from service.testing.provider import TestProvider  # noqa: PLC0415
 
     with TestProvider(devnet, tmp_path_factory.mktemp("provider")) as running:
+        yield running
+
+
+@pytest.fixture
+def sponsoring_provider(
+    devnet: TestChain, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[TestProvider]:
+    """The same, and it pays the gas of its payers' deposits."""
+    from service.testing.provider import TestProvider  # noqa: PLC0415
+
+    with TestProvider(devnet, tmp_path_factory.mktemp("provider"), pays_gas=True) as running:
         yield running

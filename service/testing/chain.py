@@ -24,6 +24,8 @@ __all__ = ["TestChain"]
 _Answer = TypeVar("_Answer")
 
 _TIMEOUT_S: Final = 60.0
+_START_TIMEOUT_S: Final = 600.0
+"""Of the first start on a machine, which may install Anvil: that has bounds of its own."""
 
 
 class TestChain:
@@ -45,7 +47,7 @@ class TestChain:
     def __enter__(self) -> Self:
         self._thread.start()
         try:
-            self._devnet = self.run(self._start())
+            self._devnet = self.run(self._start(), timeout_s=_START_TIMEOUT_S)
         except BaseException:
             self._end()
             raise
@@ -112,9 +114,15 @@ class TestChain:
     async def _start(self) -> Devnet:
         return await self._open.enter_async_context(Devnet.start(token=self._token))
 
-    def run(self, coroutine: Coroutine[Any, Any, _Answer]) -> _Answer:
-        """Run a coroutine on the chain's own event loop and return what it returns."""
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(_TIMEOUT_S)
+    def run(
+        self, coroutine: Coroutine[Any, Any, _Answer], *, timeout_s: float = _TIMEOUT_S
+    ) -> _Answer:
+        """Run a coroutine on the chain's own event loop and return what it returns.
+
+        Raises:
+            TimeoutError: It took longer than `timeout_s`.
+        """
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(timeout_s)
 
     def _end(self) -> None:
         try:

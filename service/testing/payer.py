@@ -17,18 +17,20 @@ _BUDGET: Final = 100_000_000
 
 
 class TestPayer:
-    """The devnet's account `payer`, and clients that pay from it."""
+    """An account of the devnet, and clients that pay from it."""
 
     __test__ = False
 
-    def __init__(self, values: DevnetValues, directory: Path) -> None:
+    def __init__(self, values: DevnetValues, directory: Path, name: str = "payer") -> None:
+        """Take the account of this name; `agent` is the one without ether."""
         self._values = values
+        self._name = name
         self.store = directory / "purse.db"
 
     @property
     def account(self) -> DevAccount:
         """Address and key."""
-        return self._values.accounts["payer"]
+        return self._values.accounts[self._name]
 
     def policy(self, unit_price_max: Mapping[str, int] = UNIT_PRICE_MAX) -> Policy:
         """Return a policy for the devnet: these unit types at most at these prices."""

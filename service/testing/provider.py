@@ -23,6 +23,7 @@ from channel.state.channel_state import ChannelState
 from channel.types import Address
 from channel.verify.challenge_id import ChallengeBinder
 from service.testing.chain import TestChain
+from service.testing.sponsoring import PaidGas, pay_gas
 from settlement.escrow import EscrowReader
 from settlement.rpc import Rpc
 from settlement.settler import EscrowSettler
@@ -55,9 +56,11 @@ class TestProvider:
 
     __test__ = False
 
-    def __init__(self, chain: TestChain, directory: Path) -> None:
+    def __init__(self, chain: TestChain, directory: Path, *, pays_gas: bool = False) -> None:
+        """Prepare one; with `pays_gas` it opens and tops up for payers that only sign."""
         self._chain = chain
         self._directory = directory
+        self._pays_gas = pays_gas
         self._open = AsyncExitStack()
 
     def __enter__(self) -> Self:
@@ -103,15 +106,25 @@ class TestProvider:
         await self._reader.require_deployment(token=values.token)
         self._ledger = await SqliteLedger.open(self._directory / "ledger.db", exclusive=True)
         self._open.push_async_callback(self._ledger.close)
-        self._settler = EscrowSettler(self._reader, TxManager(rpc, self._chain.signer("payee")))
+        signer = self._chain.signer("payee")
+        paid: PaidGas | None = None
+        if self._pays_gas:
+            paying = pay_gas(self._reader, signer, values.token, self._directory)
+            paid = await self._open.enter_async_context(paying)
+        sender = TxManager(rpc, signer) if paid is None else paid.sender
+        self._settler = EscrowSettler(self._reader, sender)
         self._open.push_async_callback(self._settler.drain)
         self._engine = Engine(
             ledger=self._ledger,
             chain=self._reader,
             closer=self._settler,
+            sponsor=None if paid is None else paid.sponsor,
             binder=ChallengeBinder([secrets.token_bytes(SECRET_BYTES_MIN)]),
             settings=EngineSettings(
-                realm="test provider", payee=self._settler.payee, token=values.token
+                realm="test provider",
+                payee=self._settler.payee,
+                token=values.token,
+                sponsor=None if paid is None else paid.terms,
             ),
         )
         self._open.push_async_callback(self._engine.aclose)

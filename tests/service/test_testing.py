@@ -1,8 +1,11 @@
 """The fixtures work as their manual says, for synchronous and asynchronous tests."""
 
 import asyncio
+import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import httpx
 import pytest
@@ -12,12 +15,14 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route as Endpoint
 
 import service.testing
-from channel.errors import OfferRefusedError
+from channel.errors import CannotFundError, OfferRefusedError
 from channel.http import Price, Route
 from channel.types import Address
 from service.testing import TestChain, TestPayer, TestProvider
 from service.testing.provider import JOKE, WORDS
 
+ROOT = Path(__file__).resolve().parents[2]
+MANUAL = ROOT / "docs" / "testing.md"
 RICH = 1_000_000 * 10**6
 
 
@@ -116,12 +121,56 @@ async def test_the_provider_defends_itself(
     assert await asyncio.to_thread(devnet.token_balance, provider.payee) == RICH + 250
 
 
+# -- without gas
+
+
+async def test_an_account_without_ether_pays_whoever_pays_its_gas(
+    sponsoring_provider: TestProvider, gasless_payer: TestPayer, devnet: TestChain
+) -> None:
+    """RELAY-06: one request opens the channel, and it sends no transaction of its own."""
+    agent = gasless_payer.account.address
+    async with gasless_payer.client() as client:
+        answer = await client.get(f"{sponsoring_provider.url}/joke")
+        assert answer.text == JOKE
+        (account,) = await client.payments.close()
+    assert account.opening is not None
+    assert await asyncio.to_thread(devnet.token_balance, agent) == RICH - 250
+    async with devnet.connect() as chain:
+        assert await chain.rpc.balance_wei(agent) == 0
+
+
+async def test_an_account_without_ether_is_told_what_it_needs_elsewhere(
+    provider: TestProvider, gasless_payer: TestPayer
+) -> None:
+    async with gasless_payer.client() as client:
+        with pytest.raises(CannotFundError, match="hash: ether for gas"):
+            await client.get(f"{provider.url}/joke")
+
+
 def test_the_types_can_be_named_for_annotations() -> None:
     with pytest.raises(AttributeError, match="no attribute 'TestNothing'"):
         _ = service.testing.TestNothing
 
 
 # -- a plugin that costs nothing
+
+
+def test_the_manual_runs_in_somebody_elses_project(tmp_path: Path) -> None:
+    """docs/testing.md, its blocks, word for word."""
+    blocks = re.findall(r"```python\n(.*?)```", MANUAL.read_text(), re.DOTALL)
+    for number, block in enumerate(blocks):
+        (tmp_path / f"test_block_{number}.py").write_text(block)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "service.testing"]
+    options = ["-o", "asyncio_mode=strict", "-p", "no:cacheprovider"]
+    said = subprocess.run(  # noqa: S603
+        [*command, *options],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "3 passed" in said.stdout, said.stdout
 
 
 def test_runs_that_use_none_of_it_import_none_of_it() -> None:
