@@ -1,7 +1,7 @@
 """Reads one escrow: the engine's view of the chain (`channel.chain.ChainReader`)."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Final, TypeVar
 
 import msgspec
@@ -30,8 +30,9 @@ class ReaderLimits(msgspec.Struct, frozen=True, kw_only=True):
 
     channels_per_call_max: int = 500
     log_blocks_max: int = 10_000
-    """Blocks in one search for logs: what public nodes allow."""
+    """Blocks in one search for logs: what most public nodes allow; others are asked for fewer."""
     log_searches_max: int = 500
+    """So many times as far back is looked for the one event of a channel."""
     lag_s_max: float = 6.0
     """How long a node may lag behind the one that gave us a receipt (F-72)."""
     lag_poll_s: float = 0.1
@@ -181,12 +182,12 @@ class EscrowReader:
     async def find_top_ups(self, channel_id: ChannelId) -> tuple[Log, ...]:
         """Return the channel's `TopUp` logs of late, the oldest first."""
         head = await self.rpc.block_number()
-        return await self.rpc.logs(
-            self._escrow,
-            [abi.TOPPED_UP_TOPIC, channel_id],
-            from_block=max(0, head - self._limits.log_blocks_max + 1),
-            to_block=head,
-        )
+        oldest = max(0, head - self._limits.log_blocks_max + 1)
+        topics = [abi.TOPPED_UP_TOPIC, channel_id]
+        found: list[Log] = []
+        async for logs in self._search(topics, oldest, head):
+            found += logs
+        return tuple(found)
 
     async def find_channels(
         self, payee: Address, *, from_block: int, to_block: int
@@ -194,10 +195,7 @@ class EscrowReader:
         """Return every channel that was opened for a payee in a range of blocks, oldest first."""
         topics = [abi.CHANNEL_OPENED_TOPIC, None, None, bytes(12) + payee]
         found: list[ChannelId] = []
-        size = self._limits.log_blocks_max
-        for start in range(from_block, to_block + 1, size):
-            end = min(start + size - 1, to_block)
-            logs = await self.rpc.logs(self._escrow, topics, from_block=start, to_block=end)
+        async for logs in self._search(topics, from_block, to_block):
             found += [
                 opened.channel_id
                 for log in logs
@@ -212,19 +210,45 @@ class EscrowReader:
         return [log for log in own if log is not None]
 
     async def _find_log(self, topic: bytes, channel_id: ChannelId) -> Log | None:
-        """Search backwards from the head, in ranges that public nodes answer."""
-        to_block = await self.rpc.block_number()
-        for _ in range(self._limits.log_searches_max):
-            from_block = max(0, to_block - self._limits.log_blocks_max + 1)
-            logs = await self.rpc.logs(
-                self._escrow, [topic, channel_id], from_block=from_block, to_block=to_block
-            )
+        """Search backwards from the head, as far as is allowed."""
+        head = await self.rpc.block_number()
+        furthest = self._limits.log_blocks_max * self._limits.log_searches_max
+        oldest = max(0, head - furthest + 1)
+        async for logs in self._search([topic, channel_id], oldest, head, newest_first=True):
             if logs:
                 return logs[-1]
-            if from_block == 0:
-                return None
-            to_block = from_block - 1
         return None
+
+    async def _search(
+        self,
+        topics: Sequence[bytes | None],
+        from_block: int,
+        to_block: int,
+        *,
+        newest_first: bool = False,
+    ) -> AsyncIterator[tuple[Log, ...]]:
+        """Yield the escrow's events in a range of blocks, in pieces that the node answers.
+
+        How many blocks it takes at once, or how many events it gives, differs from node to node:
+        what it refuses is asked for in halves.
+        """
+        size = self._limits.log_blocks_max
+        while from_block <= to_block:
+            first, last = from_block, min(from_block + size - 1, to_block)
+            if newest_first:
+                first, last = max(from_block, to_block - size + 1), to_block
+            try:
+                logs = await self.rpc.logs(self._escrow, topics, from_block=first, to_block=last)
+            except RpcRefusedError:
+                if first == last:
+                    raise
+                size = (last - first + 1) // 2
+                continue
+            yield logs
+            if newest_first:
+                to_block = first - 1
+            else:
+                from_block = last + 1
 
     async def _call(self, calldata: bytes) -> bytes:
         return await self.rpc.call(self._escrow, calldata)

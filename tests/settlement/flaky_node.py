@@ -53,6 +53,8 @@ class FlakyNode:
         """Errors by method, in place of results."""
         self.gas_max: int | None = None
         """The most gas that it estimates for a transaction; None for as much as it takes."""
+        self.log_blocks_max: int | None = None
+        """In how many blocks it searches for events at once; None for any."""
         self.seen: list[str] = []
         """Methods asked for, in order; those of a batch one by one."""
 
@@ -98,7 +100,10 @@ class FlakyNode:
             upstream.close()
         if fault == "swallow":
             return False
-        if self.gas_max is not None or (self.lies.keys() | self.errors.keys()) & set(methods):
+        bounded = {"eth_estimateGas": self.gas_max, "eth_getLogs": self.log_blocks_max}
+        told = self.lies.keys() | self.errors.keys()
+        told |= {method for method, bound in bounded.items() if bound is not None}
+        if told & set(methods):
             await _answer(writer, self._lie(asked, answer.split(b"\r\n\r\n", 1)[1]))
             return True
         writer.write(answer)
@@ -112,14 +117,20 @@ class FlakyNode:
                 said["result"] = self.lies[call["method"]]
             if call["method"] in self.errors:
                 said["error"] = self.errors[call["method"]]
-            if call["method"] == "eth_estimateGas" and self._is_too_much(said):
-                said.pop("result")
-                text = f"gas required exceeds allowance ({self.gas_max})"
-                said["error"] = {"code": -32000, "message": text}
+            if (refusal := self._bound(call, said)) is not None:
+                said.pop("result", None)
+                said["error"] = {"code": -32000, "message": refusal}
         return json.dumps(truth).encode()
 
-    def _is_too_much(self, said: Any) -> bool:
-        return self.gas_max is not None and int(said.get("result", "0x0"), 16) > self.gas_max
+    def _bound(self, call: Any, said: Any) -> str | None:
+        if call["method"] == "eth_estimateGas" and self.gas_max is not None:
+            is_too_much = int(said.get("result", "0x0"), 16) > self.gas_max
+            return f"gas required exceeds allowance ({self.gas_max})" if is_too_much else None
+        if call["method"] == "eth_getLogs" and self.log_blocks_max is not None:
+            first, last = (int(call["params"][0][name], 16) for name in ("fromBlock", "toBlock"))
+            is_too_much = last - first + 1 > self.log_blocks_max
+            return f"block range is limited to {self.log_blocks_max}" if is_too_much else None
+        return None
 
 
 def _listed(value: Any) -> list[Any]:

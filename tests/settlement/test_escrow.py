@@ -15,7 +15,9 @@ from settlement.devnet import Devnet
 from settlement.errors import ContractRevertedError, RpcRefusedError
 from settlement.escrow import EscrowReader
 from settlement.payer import PayerAccount
+from settlement.rpc import Rpc
 from tests.settlement.channels import DEPOSIT, Channels, send_blindly
+from tests.settlement.flaky_node import flaky_node
 from tests.settlement.wallets import deploy_look_alike, deploy_wallet
 
 NOBODY = ChannelId(b"\x07" * 32)
@@ -240,6 +242,29 @@ async def test_logs_are_found_in_ranges_a_public_node_answers(
     assert await account.find_opening(escrow=reader.escrow, channel_id=channel_id) == tx_hash
     assert await account.find_opening(escrow=reader.escrow, channel_id=NOBODY) is None
     assert await reader.find_closing(channel_id) is None
+
+
+async def test_a_node_that_searches_fewer_blocks_is_asked_for_fewer(
+    chain: Devnet, channels: Channels
+) -> None:
+    """CLIENT-05, F-108: nodes allow ten thousand blocks at once, or ten; each says no in its way."""
+    opened, top_ups = [], []
+    for _ in range(3):
+        opened.append(await channels.open())
+        await chain.mine(7)
+        top_ups.append(await channels.top_up(opened[0], 5))
+    async with flaky_node(chain.values.rpc_url) as node, await Rpc.connect(node.url) as rpc:
+        node.log_blocks_max = 3
+        reader = EscrowReader(rpc, chain.values.escrow)
+        payee, head = channels.terms.payee, await rpc.block_number()
+        assert await reader.find_channels(payee, from_block=0, to_block=head) == opened
+        assert [log.tx_hash for log in await reader.find_top_ups(opened[0])] == top_ups
+        found = await reader.find_opening(opened[0])
+        assert found is not None
+        assert await reader.find_closing(opened[0]) is None
+        node.log_blocks_max = 0
+        with pytest.raises(RpcRefusedError):
+            await reader.find_opening(opened[0])
 
 
 # -- is_valid_wallet_signature (ENC-07)
