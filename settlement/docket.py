@@ -33,6 +33,8 @@ class Round(msgspec.Struct):
     owed: dict[ChannelKey, ChannelState] = msgspec.field(default_factory=dict)
     unsettled: dict[ChannelKey, tuple[int, int]] = msgspec.field(default_factory=dict)
     half_closed: list[ChannelKey] = msgspec.field(default_factory=list)
+    behind: list[ChannelState] = msgspec.field(default_factory=list)
+    """Of these more is settled than the books know."""
 
 
 class Docket:
@@ -64,6 +66,8 @@ class Docket:
         """Take one channel of a sweep, and return what is due for it."""
         due = self.decide(state, moment)
         self._count(state, found.tally)
+        if state.settled > state.accepted and not state.is_finalized:
+            found.behind.append(state)
         if state.key in self._unsettled:
             found.unsettled[state.key] = self._unsettled[state.key]
         if owes_close(state, self._policy):

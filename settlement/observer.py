@@ -172,16 +172,9 @@ class ChannelObserver:
         name = f"0x{after.key.channel_id.hex()}"
         if before.is_finalized and not after.is_finalized:
             _log.warning("channel %s is open again: a reorg took its end back", name)
+            self._alarms.end(AlarmKind.CHANNEL_LOST, subject=name)
         if after.is_finalized and not before.is_finalized:
             report_loss(after, self._alarms)
-        if after.settled > after.accepted:
-            self._alarms.ring(
-                AlarmKind.BOOKS_BEHIND,
-                f"channel {name}: {after.settled} is settled, the books know of {after.accepted}",
-                subject=name,
-            )
-        else:
-            self._alarms.end(AlarmKind.BOOKS_BEHIND, subject=name)
 
     def _remember(self, states: Iterable[ChannelState]) -> None:
         """Keep which channels ended lately: a reorg may open them again."""

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from channel.limits import GRACE_PERIOD_S_MIN
@@ -35,6 +35,8 @@ class WatchAlarms:
         self._moved_at: float | None = None
         self._left_at = float("-inf")
         self._behind_since: float | None = None
+        self._deep_reorgs = 0
+        self._deep_until = 0
 
     def answered(self, now: float) -> None:
         """Note that a look which began at `now`, by the event loop's clock, was answered."""
@@ -74,7 +76,9 @@ class WatchAlarms:
                 self._alarms.end(AlarmKind.GRACE_RUNS, subject=alarm.subject)
         for name, state in named.items():
             stage = grace_stage(state, moment())
-            if stage:
+            if not stage:  # it was cancelled; the close that was decided is owed all the same
+                self._alarms.end(AlarmKind.GRACE_RUNS, subject=name)
+            else:
                 self._alarms.ring(
                     AlarmKind.GRACE_RUNS,
                     f"{stage} % of the grace period of channel {name} is gone, "
@@ -82,6 +86,19 @@ class WatchAlarms:
                     subject=name,
                     level=stage,
                 )
+
+    def books(self, behind: Iterable[ChannelState]) -> None:
+        """Ring for each channel of which more is settled than the books know (SETTLE-05).
+
+        `behind` is all of them, as often as every channel was read: after a restart, too.
+        """
+        named = {f"0x{state.key.channel_id.hex()}": state for state in behind}
+        for alarm in self._alarms.ringing:
+            if alarm.kind is AlarmKind.BOOKS_BEHIND and alarm.subject not in named:
+                self._alarms.end(AlarmKind.BOOKS_BEHIND, subject=alarm.subject)
+        for name, state in named.items():
+            text = f"{state.settled} is settled, the books know of {state.accepted}"
+            self._alarms.ring(AlarmKind.BOOKS_BEHIND, text, subject=name)
 
     def grace_period(self, grace_period_s: int) -> None:
         """Ring when the escrow gives less than a channel may be accepted with (F-69)."""
@@ -115,12 +132,19 @@ class WatchAlarms:
         else:
             self._alarms.end(AlarmKind.CLOCK_SKEW)
 
-    def reorg(self, forked_at: int, *, is_deep: bool) -> None:
+    def grown(self, head_number: int) -> None:
+        """Note how high the chain is: a deep reorg is over when as much was built on it again."""
+        if head_number >= self._deep_until:
+            self._alarms.end(AlarmKind.DEEP_REORG)
+
+    def reorg(self, forked_at: int, *, head_number: int, is_deep: bool) -> None:
         """Log a reorg; ring when it took back what was deep enough to count."""
         _log.warning("the chain took back what it had above block %d", forked_at)
         if is_deep:
+            self._deep_reorgs += 1
+            self._deep_until = 2 * head_number - forked_at
             self._alarms.ring(
                 AlarmKind.DEEP_REORG,
                 f"blocks above {forked_at} were taken back, deeper than a deposit must be",
-                level=forked_at,
+                level=self._deep_reorgs,
             )

@@ -268,7 +268,7 @@ class ChannelWatcher:
             before = forked_at if self._forked_at is None else self._forked_at
             self._forked_at = min(before, forked_at)
             self._doubt(forked_at)
-            self._telling.reorg(forked_at, is_deep=True)
+            self._telling.reorg(forked_at, head_number=head.number, is_deep=True)
 
     def _doubt(self, number: int) -> None:
         """Read everything at the next look, also what ended above this block."""
@@ -285,6 +285,7 @@ class ChannelWatcher:
             self._reader.rpc.distrust()
         if step.is_new:
             self.clock.saw(step.head)
+            self._telling.grown(step.head.number)
             self._telling.skew(self.clock.skew_s)
         if step.has_gap:
             self._doubt(max(0, step.head.number - self._limits.follow.tail_blocks_max))
@@ -293,7 +294,11 @@ class ChannelWatcher:
             self._forked_at = min(before, step.forked_at)
             self._doubt(step.forked_at)
             depth = step.head.number - step.forked_at
-            self._telling.reorg(step.forked_at, is_deep=depth > self._limits.confirmations)
+            self._telling.reorg(
+                step.forked_at,
+                head_number=step.head.number,
+                is_deep=depth > self._limits.confirmations,
+            )
         return is_behind
 
     async def _read_grace_period(self) -> None:
@@ -316,6 +321,7 @@ class ChannelWatcher:
                 if self._precautions is not None:
                     self._precautions.show(state, now=moment.now)
         await self._reopen(self._docket.end_round(found))
+        self._telling.books(found.behind)
         if self._precautions is not None:
             await self._precautions.check(head, found.tally)
         self._newest_fact = newest

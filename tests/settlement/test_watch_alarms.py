@@ -47,6 +47,45 @@ def test_one_exit_that_ends_leaves_the_others_ringing() -> None:
     assert [alarm.subject for alarm in alarms.ringing] == ["0x" + states[1].key.channel_id.hex()]
 
 
+def test_an_exit_that_is_cancelled_is_over_though_its_close_is_owed() -> None:
+    """TOPUP-05: and the next one rings from its first quarter on."""
+    alarms = Alarms()
+    telling, state = build(alarms), channel(vouchers=(900,), spent=900, asked_at=NOW)
+    telling.graces({state.key: state}, at(675))
+    assert told(alarms) == [(AlarmKind.GRACE_RUNS, 75)]
+    telling.graces({state.key: replace(state, close_requested_at=0)}, at(700))
+    assert not alarms.ringing
+    telling.graces({state.key: replace(state, close_requested_at=NOW + 700)}, at(925))
+    assert told(alarms) == [(AlarmKind.GRACE_RUNS, 25)]
+
+
+def test_books_that_are_behind_ring_until_they_are_repaired() -> None:
+    """SETTLE-05: by another process; and also after a restart, when nothing new happens."""
+    alarms = Alarms()
+    telling = build(alarms)
+    state = channel(vouchers=(9,), spent=9, settled=20)
+    for _ in range(2):
+        telling.books([state])
+    assert told(alarms) == [(AlarmKind.BOOKS_BEHIND, 0)]
+    telling.books([])
+    assert not alarms.ringing
+
+
+def test_every_deep_reorg_rings_and_is_over_when_as_much_was_built_again() -> None:
+    """F-70: also a second one that goes less deep."""
+    alarms = Alarms()
+    telling = build(alarms)
+    telling.reorg(90, head_number=100, is_deep=False)
+    assert not alarms.ringing
+    telling.reorg(90, head_number=100, is_deep=True)
+    telling.reorg(80, head_number=101, is_deep=True)
+    assert told(alarms) == [(AlarmKind.DEEP_REORG, 2)]
+    telling.grown(121)
+    assert alarms.ringing
+    telling.grown(122)
+    assert not alarms.ringing
+
+
 def test_a_chain_that_is_away_rings_when_it_lasts() -> None:
     alarms = Alarms()
     telling = build(alarms)
@@ -89,16 +128,16 @@ def test_a_short_grace_a_clock_that_is_off_and_a_deep_reorg_ring() -> None:
     telling = build(alarms)
     telling.grace_period(599)
     telling.skew(-61.0)
-    telling.reorg(77, is_deep=True)
+    telling.reorg(77, head_number=99, is_deep=True)
     assert told(alarms) == [
         (AlarmKind.GRACE_SHORT, 0),
         (AlarmKind.CLOCK_SKEW, 0),
-        (AlarmKind.DEEP_REORG, 77),
+        (AlarmKind.DEEP_REORG, 1),
     ]
     telling.grace_period(600)
     telling.skew(60.0)
-    telling.reorg(78, is_deep=False)
-    assert told(alarms) == [(AlarmKind.DEEP_REORG, 77)]
+    telling.reorg(78, head_number=99, is_deep=False)
+    assert told(alarms) == [(AlarmKind.DEEP_REORG, 1)]
 
 
 async def test_a_node_that_lags_rings_when_it_lasts_and_another_is_asked() -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from channel.chain import CloseResult
 from channel.errors import InvariantError
+from channel.ledger.maintenance import repair
 from channel.ledger.sqlite import SqliteLedger
 from channel.state.commands import (
     BeginClose,
@@ -16,6 +17,7 @@ from channel.state.commands import (
 )
 from channel.state.ladder import closing_voucher
 from channel.types import ChannelKey
+from settlement.alarms import AlarmKind
 from settlement.devnet import Devnet
 from settlement.escrow import EscrowReader
 from settlement.payer import PayerAccount
@@ -159,6 +161,22 @@ async def test_a_deposit_counts_when_it_is_deep_and_an_exit_at_once(
     state = await books.state(channel_id)
     assert state.close_requested_at != 0
     assert state.deposit == DEPOSIT + 50
+
+
+async def test_books_that_are_behind_ring_in_every_process_until_they_are_repaired(
+    chain: Devnet, reader: EscrowReader, ledger: SqliteLedger, books: Books
+) -> None:
+    """SETTLE-05: who starts later hears nothing new of the channel, and it is stopped still."""
+    channel_id = await books.open(accepted=9, spent=9)
+    elsewhere = EscrowSettler(reader, chain.sender("payee"))
+    await elsewhere.settle_channel(books.key(channel_id), 50, books.sign(channel_id, 50))
+    for _ in range(2):
+        watcher = ChannelWatcher(reader, ledger, None)
+        await watcher.sweep()
+        assert [each.kind for each in watcher.alarms.ringing] == [AlarmKind.BOOKS_BEHIND]
+    await repair(ledger, books.key(channel_id), accepted=50, spent=50)
+    await watcher.sweep()
+    assert watcher.alarms.ringing == []
 
 
 # -- the defence (F-63, F-64, F-66, CLOSE-08)
