@@ -134,13 +134,18 @@ class _WayOut:
             leaving = Leaving(key=key, origin=channel.origin, stage=Stage.NEVER_OPENED)
             self._tell(leaving)
             return leaving
-        if not fact.is_finalized and not fact.close_requested_at:
-            with suppress(ChannelFinalizedRevertError):  # its payee was faster
-                await self._account.request_close(escrow=key.escrow, channel_id=key.channel_id)
-            fact = await self._account.read_channel(key.escrow, key.channel_id) or fact
-        leaving = await self._leaving(channel.origin, fact)
+        leaving = await self._leaving(channel.origin, await self._requested(fact))
         self._tell(leaving)
         return leaving
+
+    async def _requested(self, fact: ChannelFact) -> ChannelFact:
+        """Ask for the rest unless that is done, or was taken back by a reorg or a top-up."""
+        if fact.is_finalized or fact.close_requested_at:
+            return fact
+        escrow, channel_id = fact.key.escrow, fact.key.channel_id
+        with suppress(ChannelFinalizedRevertError):  # its payee was faster
+            await self._account.request_close(escrow=escrow, channel_id=channel_id)
+        return await self._account.read_channel(escrow, channel_id) or fact
 
     async def take(self, leaving: Leaving) -> Leaving:
         """Withdraw one channel if its grace period is over, by the chain's own time (F-111)."""
@@ -151,8 +156,8 @@ class _WayOut:
         fact = await self._account.read_channel(key.escrow, key.channel_id)
         if fact is None:
             return leaving  # a node that lags
-        now = await self._leaving(leaving.origin, fact)
-        if now.stage is Stage.WAITING and head.timestamp >= now.ready_at:
+        now = await self._leaving(leaving.origin, await self._requested(fact))
+        if now.stage is Stage.WAITING and 0 < now.ready_at <= head.timestamp:
             now = await self._withdraw(now)
         if now.stage is not Stage.WAITING:
             self._tell(now)

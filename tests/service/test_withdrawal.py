@@ -111,6 +111,29 @@ async def test_a_server_that_closes_meanwhile_is_paid_what_it_delivered(
     assert (await agent.channel()).end_tx == out.tx_hash is not None
 
 
+async def test_a_request_that_was_cancelled_or_taken_back_is_made_again(agent: Payer) -> None:
+    """CLOSE-08, TOPUP-05: a top-up that was on its way when it was made cancels it; so may a reorg.
+
+    To wait for the end of a grace period that does not run would be to wait for ever.
+    """
+    leaving = asyncio.create_task(agent.leave(waits=True))
+    async with asyncio.timeout(10):
+        await agent.is_asked.wait()
+    known = await agent.channel()
+    key = known.key
+    await agent.account.top_up(
+        escrow=key.escrow, token=known.terms.token, channel_id=key.channel_id, amount=7
+    )
+    async with asyncio.timeout(20):
+        fact = await agent.account.read_channel(key.escrow, key.channel_id)
+        while fact is not None and not fact.close_requested_at:
+            await asyncio.sleep(0.05)
+            fact = await agent.account.read_channel(key.escrow, key.channel_id)
+        await asyncio.to_thread(agent.chain.advance, GRACE_S)
+        (out,) = await leaving
+    assert (out.stage, out.refunded) == (Stage.WITHDRAWN, known.deposit + 7)
+
+
 async def test_a_run_that_died_after_the_withdrawal_is_gone_on_with(agent: Payer) -> None:
     """CLIENT-06: the chain says what was done; nothing is sent twice."""
     await agent.leave()

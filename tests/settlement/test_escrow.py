@@ -247,7 +247,7 @@ async def test_logs_are_found_in_ranges_a_public_node_answers(
 async def test_a_node_that_searches_fewer_blocks_is_asked_for_fewer(
     chain: Devnet, channels: Channels
 ) -> None:
-    """CLIENT-05, F-108: nodes allow ten thousand blocks at once, or ten; each says no in its way."""
+    """CLIENT-05, F-108: some allow ten thousand blocks at once, some ten; no two say no alike."""
     opened, top_ups = [], []
     for _ in range(3):
         opened.append(await channels.open())
