@@ -52,6 +52,7 @@ MppSessionError
 ├── WireError                       bytes that do not mean what they should; whoever knows whose
 │                                   bytes they were turns it into one of the above
 └── InvariantError                  a bug of ours: never caught, stops the worker
+    └── StorageFailedError            no bug, and the same end: the disk may have lost something
 
 A `PeerError` becomes a problem body in one place, `channel.wire.problem`. The order in which
 refusals are tried is printed in docs/errors.md.
@@ -106,6 +107,7 @@ __all__ = [
     "SettlementPendingError",
     "SignerMismatchError",
     "SponsoringPausedError",
+    "StorageFailedError",
     "StreamActiveError",
     "StreamReplacedError",
     "TooManyDepositsError",
@@ -598,3 +600,11 @@ class WireError(MppSessionError):
 
 class InvariantError(MppSessionError):
     """The books contradict themselves. A bug: never caught, the worker stops."""
+
+
+class StorageFailedError(InvariantError):
+    """A sync failed, or a file is corrupt: what the books say may not be on the disk (F-51).
+
+    No bug, but its end is a bug's: this process relies on that file no more. A new one may, once
+    it has written and synced anew what the log holds.
+    """

@@ -56,7 +56,7 @@ _METHOD_INTENT: Final = ("evm", "session")
 
 
 def _stop_worker() -> None:
-    """Ask this process to end: its books contradict themselves."""
+    """Ask this process to end: it may rely on its books no more."""
     signal.raise_signal(signal.SIGTERM)
 
 
@@ -77,7 +77,7 @@ class PaymentGate:
         pause_s: float = STREAM_PAUSE_S_MAX,
         stop_worker: Callable[[], None] = _stop_worker,
     ) -> None:
-        """Wrap `app`. `stop_worker` is called once the books are found to contradict themselves.
+        """Wrap `app`. `stop_worker` is called once the books can be relied on no more.
 
         Raises:
             ConfigError: See `RouteTable` and `Price`.
@@ -102,9 +102,9 @@ class PaymentGate:
             return
         try:
             await exchange.run()
-        except InvariantError:
-            # A bug of ours. The books take no more; nothing was acknowledged by them.
-            _log.critical("the books contradict themselves; this worker stops", exc_info=True)
+        except InvariantError as error:
+            # A bug, or a disk that failed. The books take no more, and acknowledged nothing.
+            _log.critical("this worker stops: %s", error, exc_info=True)
             self._is_broken = True
             self._stop_worker()
             if not exchange.has_started:

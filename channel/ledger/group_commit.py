@@ -25,7 +25,8 @@ class GroupCommit(Generic[J, R]):
     """A bounded queue in front of one function that makes a batch durable.
 
     `commit` takes the jobs in order of arrival and returns one result or error for each. If it
-    raises, every job of the batch failed by that error.
+    raises, every job of the batch failed by that error; after an `InvariantError`, by whichever
+    way it came, nothing is committed any more.
     """
 
     def __init__(
@@ -88,18 +89,15 @@ class ThreadGroupCommit(Generic[J, R]):
         commit: Callable[[list[J]], Sequence[R | Exception]],
         post: Callable[[Callable[[], None]], None],
         *,
-        is_final: Callable[[MppSessionError], bool],
         batch_max: int = COMMIT_BATCH_MAX,
         queue_max: int = COMMIT_QUEUE_MAX,
     ) -> None:
         """Build it for the running event loop.
 
-        After an error of `commit` that `is_final`, nothing is committed any more. `post` raises
-        `LedgerUnavailableError` when its thread has ended.
+        `post` raises `LedgerUnavailableError` when its thread has ended.
         """
         self._commit = commit
         self._post = post
-        self._is_final = is_final
         self._jobs: _Jobs[J, R] = _Jobs(batch_max, queue_max)
         self._loop = asyncio.get_running_loop()
         self._idle = asyncio.Event()
@@ -139,8 +137,6 @@ class ThreadGroupCommit(Generic[J, R]):
             results = self._commit([job for job, _ in batch])
         except MppSessionError as error:
             done = partial(self._jobs.fail, batch, error)
-            if self._is_final(error):
-                done = partial(self._stop, batch, error)
         except BaseException:  # noqa: BLE001 - nobody is above us to raise it to
             done = partial(self._jobs.lose, batch)
         else:
@@ -154,10 +150,6 @@ class ThreadGroupCommit(Generic[J, R]):
             self._start()
         else:
             self._idle.set()
-
-    def _stop(self, batch: "_Batch[J, R]", error: MppSessionError) -> None:
-        self._jobs.fail(batch, error)
-        self._jobs.stop(error)
 
 
 class _Jobs(Generic[J, R]):
@@ -198,6 +190,8 @@ class _Jobs(Generic[J, R]):
     def fail(self, batch: "_Batch[J, R]", error: MppSessionError) -> None:
         for _, answer in batch:
             _answer(answer, _copy(error))
+        if isinstance(error, InvariantError):
+            self.stop(error)
 
     def lose(self, batch: "_Batch[J, R]") -> None:
         lost = LedgerUnavailableError("The ledger's writer ended; load the state and look.")
@@ -212,7 +206,8 @@ class _Jobs(Generic[J, R]):
         self._ended = error
         waiting = [*self._queue]
         self._queue.clear()
-        self.fail(waiting, error)
+        for _, answer in waiting:
+            _answer(answer, _copy(error))
 
 
 def _answer(answer: asyncio.Future[R], result: R | Exception) -> None:

@@ -27,6 +27,13 @@ __all__ = [
 _SCHEMA: Final = load_schema("ledger", "postgres")
 _RECONNECT_S: Final = (0.0, 0.05, 0.2, 1.0)
 
+_LOSSY: Final = {
+    "synchronous_commit": "off",
+    "fsync": "off",
+    "full_page_writes": "off",
+    "data_sync_retry": "on",
+}
+
 BROKEN: Final = (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError)
 """After these a connection is of no more use: it is gone, or in a state nobody knows."""
 
@@ -56,14 +63,17 @@ async def connect(dsn: str) -> asyncpg.Connection:
 
 
 async def require_durable(connection: asyncpg.Connection) -> None:
-    """Refuse a server that acknowledges before it has written.
+    """Refuse a server that acknowledges before it has written, or after it failed to.
 
     Raises:
-        ConfigError: `synchronous_commit`, `fsync` or `full_page_writes` is off.
+        ConfigError: `synchronous_commit`, `fsync` or `full_page_writes` is off, or
+            `data_sync_retry`, by which it goes on after a failed sync, is on.
     """
-    for name in ("synchronous_commit", "fsync", "full_page_writes"):
-        if await connection.fetchval("SELECT current_setting($1)", name) == "off":
-            raise ConfigError(f"PostgreSQL runs with {name} = off: an accepted voucher may be lost")
+    for name, lossy in _LOSSY.items():
+        if await connection.fetchval("SELECT current_setting($1)", name) == lossy:
+            raise ConfigError(
+                f"PostgreSQL runs with {name} = {lossy}: an accepted voucher may be lost"
+            )
 
 
 async def require_schema(connection: asyncpg.Connection, schema: Schema = _SCHEMA) -> None:

@@ -7,12 +7,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
-from channel.errors import LedgerUnavailableError
+from channel.errors import LedgerUnavailableError, StorageFailedError
 from channel.ledger import sqlite_books as sql
 from channel.ledger.batch import Job, job_of
 from channel.ledger.group_commit import ThreadGroupCommit
 from channel.ledger.interface import Applied, ConsumeProof, RequestUpdate
-from channel.ledger.sqlite_connection import ProcessLock, SqliteConnection, connect, is_fatal
+from channel.ledger.sqlite_connection import ProcessLock, SqliteConnection, connect, write_log_anew
 from channel.ledger.watching import Watcher, Watchers
 from channel.limits import (
     CACHE_TRUSTED_S,
@@ -49,10 +49,10 @@ class SqliteLedger:
         self._lock = lock
         self._books = sql.SqliteBooks(channels_cached_max)
         self._commits: ThreadGroupCommit[Job, Applied] = ThreadGroupCommit(
-            self._commit, connection.post, is_final=lambda error: is_fatal(error.__cause__)
+            self._commit, connection.post
         )
         self._loads: ThreadGroupCommit[ChannelKey, ChannelState | None] = ThreadGroupCommit(
-            self._load, connection.post, is_final=lambda _: False
+            self._load, connection.post
         )
         self._watchers = Watchers()
         self._poll: asyncio.Task[None] | None = None
@@ -87,6 +87,7 @@ class SqliteLedger:
             raise
         if exclusive:
             try:
+                await ledger._connection.run(write_log_anew)
                 await ledger.end_all_reservations()
             except BaseException:
                 await ledger.close()
@@ -195,7 +196,7 @@ class SqliteLedger:
                 began = time.monotonic()
                 try:
                     is_foreign = await self._connection.run(self._books.has_foreign_commit)
-                except LedgerUnavailableError:
+                except (LedgerUnavailableError, StorageFailedError):
                     continue  # whoever waits has a bound of its own
                 self._looked_at = began
                 if is_foreign:

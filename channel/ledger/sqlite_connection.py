@@ -1,4 +1,10 @@
-"""A SQLite database opened so that a commit means "on disk", and at the schema we know."""
+"""A SQLite database opened so that a commit means "on disk", and at the schema we know.
+
+After a failed sync the kernel may have dropped what it could not write, and a later sync would
+succeed without it; after corruption nothing that is read can be trusted. So whatever connection
+of this process saw it, ledger, journal or orders, none of them reads or writes that file again,
+and the process ends (`StorageFailedError`). The next one begins with `write_log_anew`.
+"""
 
 import asyncio
 import fcntl
@@ -12,7 +18,7 @@ from typing import Concatenate, Final, ParamSpec, TypeVar
 
 import aiosqlite
 
-from channel.errors import ConfigError, LedgerUnavailableError
+from channel.errors import ConfigError, LedgerUnavailableError, StorageFailedError
 from channel.ledger.queries import Schema, load_schema
 from channel.limits import LEDGER_BUSY_S
 
@@ -20,10 +26,10 @@ __all__ = [
     "ProcessLock",
     "SqliteConnection",
     "connect",
-    "is_fatal",
     "require_schema",
     "split_statements",
     "transaction",
+    "write_log_anew",
 ]
 
 P = ParamSpec("P")
@@ -31,15 +37,14 @@ T = TypeVar("T")
 
 _SCHEMA: Final = load_schema("ledger", "sqlite")
 
-# After a failed sync the kernel may have dropped what it could not write, and a later sync would
-# succeed without it; after corruption nothing that is read can be trusted. Only a new process,
-# which reads what the disk really holds, may go on.
 _FATAL: Final = {
     sqlite3.SQLITE_IOERR_FSYNC,
     sqlite3.SQLITE_IOERR_DIR_FSYNC,
-    sqlite3.SQLITE_CORRUPT,
+    sqlite3.SQLITE_IOERR_CORRUPTFS,
     sqlite3.SQLITE_NOTADB,
 }
+_failures: Final[dict[str, str]] = {}
+"""What failed for good in this process, by the file's real path."""
 
 
 class SqliteConnection(aiosqlite.Connection):
@@ -48,6 +53,21 @@ class SqliteConnection(aiosqlite.Connection):
     One hop between the threads costs about as much as the verification of two vouchers, so a
     batch is one function that runs over there, not one call for each of its statements.
     """
+
+    def __init__(self, path: Path) -> None:
+        """`await` it to open the file, which is created if need be."""
+        self._path = str(path)
+        super().__init__(self._open, iter_chunk_size=64)
+
+    def _open(self) -> sqlite3.Connection:
+        _create(self._path)
+        self._path = os.path.realpath(self._path)
+        self._require_sound()
+        return sqlite3.connect(self._path, timeout=LEDGER_BUSY_S, isolation_level=None)
+
+    async def prepare(self) -> None:
+        """Make commits durable, and the tables ours; what SQLite refuses comes as it is."""
+        await self._execute(_prepare, self._conn)  # type: ignore[no-untyped-call]
 
     async def ended(self) -> None:
         """Wait for the thread after a failed start: it still answers to this event loop."""
@@ -103,15 +123,24 @@ class SqliteConnection(aiosqlite.Connection):
 
         Raises:
             LedgerUnavailableError: SQLite refused, or the connection is closed.
+            StorageFailedError: The file must not be used any more, by this connection or another.
         """
+        self._require_sound()
         try:
             return work(self._conn, *args, **kwargs)
         except (sqlite3.Error, ValueError) as error:
+            if _is_fatal(error):
+                _failures[self._path] = str(error)
+                self._require_sound()
             raise LedgerUnavailableError(f"SQLite: {error}") from error
 
+    def _require_sound(self) -> None:
+        failure = _failures.get(self._path)
+        if failure is not None:
+            raise StorageFailedError(f"SQLite: {failure}; {self._path} needs a new process")
 
-def is_fatal(error: BaseException | None) -> bool:
-    """Whether the ledger must not be used any more after this error of SQLite."""
+
+def _is_fatal(error: Exception) -> bool:
     code = getattr(error, "sqlite_errorcode", 0)
     return code in _FATAL or (code & 0xFF) == sqlite3.SQLITE_CORRUPT
 
@@ -121,21 +150,20 @@ async def connect(path: Path) -> SqliteConnection:
 
     Raises:
         ConfigError: It cannot be opened, made durable, or is from a newer version of ours.
+        StorageFailedError: It failed this process before.
     """
-
-    def connector() -> sqlite3.Connection:
-        _create(path)
-        return sqlite3.connect(path, timeout=LEDGER_BUSY_S, isolation_level=None)
-
-    connection = SqliteConnection(connector, iter_chunk_size=64)
+    connection = SqliteConnection(path)
     try:
         await connection
     except sqlite3.Error as error:
         await connection.ended()
         raise ConfigError(f"the ledger {path} cannot be opened: {error}") from error
+    except StorageFailedError:
+        await connection.ended()
+        raise
     try:
-        await connection.run(_prepare)
-    except LedgerUnavailableError as error:
+        await connection.prepare()
+    except sqlite3.Error as error:
         await connection.close()
         raise ConfigError(f"the ledger {path} cannot be opened: {error}") from error
     except BaseException:
@@ -144,7 +172,7 @@ async def connect(path: Path) -> SqliteConnection:
     return connection
 
 
-def _create(path: Path) -> None:
+def _create(path: str) -> None:
     """Create the file for its owner alone: it holds signatures that are worth money (decision 14).
 
     SQLite gives its other files the same mode. What is there already keeps the one it has: whose
@@ -177,6 +205,16 @@ def _prepare(connection: sqlite3.Connection) -> None:
     if mode != "wal" or synchronous != 2:  # noqa: PLR2004 - SQLite's number for FULL
         raise ConfigError("SQLite does not do write-ahead logging with full sync on this file")
     require_schema(connection, _SCHEMA)
+
+
+def write_log_anew(connection: sqlite3.Connection) -> None:
+    """Move what the log holds into the file, synced, and begin with an empty log.
+
+    Of a log whose sync failed, a part may be in the kernel's memory alone. It reads as if it were
+    on the disk, and whatever is appended behind it would be lost with it. Where somebody else is
+    at work in the file, the log grows on behind what they have synced themselves.
+    """
+    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
 
 
 def require_schema(connection: sqlite3.Connection, schema: Schema) -> None:

@@ -1,6 +1,8 @@
 """A full or failing disk acknowledges nothing, loses nothing, and is no end (F-51)."""
 
+import asyncio
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +11,7 @@ import pytest
 
 from channel.errors import LedgerUnavailableError
 from channel.ledger.sqlite import SqliteLedger
-from tests.channel.books import key_of, opening
+from tests.channel.books import KEY, accepting, key_of, opening
 
 # A limit on the size of files makes the kernel refuse writes as a failing disk does (EFBIG).
 PROGRAM = """
@@ -49,16 +51,109 @@ asyncio.run(main(sys.argv[1]))
 """
 
 
-def test_writes_the_disk_refuses_are_not_acknowledged_and_later_ones_are(tmp_path: Path) -> None:
+OPEN = """
+import asyncio, os, signal, sys
+from channel.ledger.sqlite import SqliteLedger
+from tests.channel.books import KEY, opening
+
+async def main(path):
+    ledger = await SqliteLedger.open(path, exclusive=True)
+    await ledger.apply(KEY, [opening(0)])
+    os._exit(0)  # the log is left behind
+
+asyncio.run(main(sys.argv[1]))
+"""
+
+# One connection's sync fails, while the disk takes those of the others: whoever went on now would
+# be told that it is durable. At the end the process is killed, and leaves its log behind.
+FAILED_SYNC = """
+import asyncio, os, signal, sqlite3, sys
+from channel.errors import StorageFailedError
+from channel.ledger.sqlite import SqliteLedger
+from channel.ledger.sqlite_connection import connect
+from settlement.journal.sqlite import SqliteJournal
+from settlement.orders.sqlite import SqliteOrders
+from pathlib import Path
+from tests.channel.books import ESCROW, KEY, accepting, opening
+from tests.faults.failing_syncs import fail_syncs
+from tests.settlement.orders.test_interface import order
+
+async def main(path, who):
+    ledger = await SqliteLedger.open(path, exclusive=True)
+    journal = await SqliteJournal.open(path, chain_id=1, account=ESCROW)
+    orders = await SqliteOrders.open(path, chain_id=1, escrow=ESCROW)
+    changes = {
+        "voucher": lambda amount: ledger.apply(KEY, [opening(0), accepting(amount)]),
+        "lease": lambda _: journal.renew_lease(ttl_s=60),
+        "order": lambda number: orders.adopt(order(number)),
+    }
+    owners = {"voucher": ledger, "lease": journal, "order": orders}
+    await journal.take_lease("a holder", ttl_s=60)
+    for change in changes.values():
+        await change(50)
+    await owners[who]._connection.run(lambda db: fail_syncs())
+    changes["pruning"] = lambda _: ledger.prune(0)
+    changes["reading"] = lambda _: ledger.list_channels()
+    changes["opening"] = lambda _: connect(path)
+    for name in (who, *changes):
+        try:
+            await changes[name](60)
+        except StorageFailedError:
+            continue
+        print(f"after {who} failed, {name} went on", flush=True)
+        os._exit(1)
+    disk = sqlite3.connect(path)
+    disk.execute("PRAGMA synchronous = FULL")
+    disk.execute("CREATE TABLE it_takes_syncs (again)")
+    disk.commit()
+    print("stopped", flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+asyncio.run(main(Path(sys.argv[1]), sys.argv[2]))
+"""
+
+
+def run_program(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(  # noqa: S603 - our own program
-        [sys.executable, "-c", PROGRAM, str(tmp_path / "ledger.db")],
+    return subprocess.run(  # noqa: S603 - our own program
+        [sys.executable, "-c", program, *arguments],
         capture_output=True,
         text=True,
         timeout=100,
         check=False,
         env=environment,
     )
+
+
+@pytest.mark.parametrize("who", ["voucher", "lease", "order"])
+async def test_after_one_failed_sync_nothing_of_the_process_relies_on_the_file(
+    tmp_path: Path, who: str
+) -> None:
+    """F-51: ledger, journal and orders; the next process begins with all of the log on disk."""
+    path = tmp_path / "ledger.db"
+    log = path.with_name("ledger.db-wal")
+    done = await asyncio.to_thread(run_program, FAILED_SYNC, str(path), who)
+    assert (done.returncode, done.stdout) == (-signal.SIGKILL, "stopped\n"), done.stderr
+    assert log.stat().st_size > 0
+    again = await SqliteLedger.open(path, exclusive=True)
+    assert log.stat().st_size == 0
+    applied = await again.apply(KEY, [accepting(70)])
+    assert (applied.require().accepted, await again.faults()) == (70, [])
+    await again.close()
+
+
+def test_a_ledger_that_cannot_be_synced_does_not_open(tmp_path: Path) -> None:
+    """F-51, decision 15."""
+    path = tmp_path / "ledger.db"
+    assert run_program(OPEN, str(path)).returncode == 0
+    refused = run_program(
+        f"from tests.faults.failing_syncs import fail_syncs; fail_syncs()\n{OPEN}", str(path)
+    )
+    assert "StorageFailedError" in refused.stderr
+
+
+def test_writes_the_disk_refuses_are_not_acknowledged_and_later_ones_are(tmp_path: Path) -> None:
+    done = run_program(PROGRAM, str(tmp_path / "ledger.db"))
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("acknowledged before the fault:")
 

@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 import pytest
 
-from channel.errors import InvariantError, LedgerUnavailableError
+from channel.errors import InvariantError, LedgerUnavailableError, StorageFailedError
 from channel.ledger.group_commit import GroupCommit, ThreadGroupCommit
 
 Commits: TypeAlias = GroupCommit[int, int] | ThreadGroupCommit[int, int]
@@ -22,7 +22,6 @@ class Disk:
         self.may_commit = threading.Event()
         self.error: BaseException | None = None
         self.results: dict[int, Exception] = {}
-        self.is_final = False
         self.thread: ThreadPoolExecutor | None = None
 
     def start(self, batch_max: int = 100, queue_max: int = 100) -> Commits:
@@ -32,7 +31,6 @@ class Disk:
         return ThreadGroupCommit(
             self.commit_in_thread,
             self.post,
-            is_final=lambda _: self.is_final,
             batch_max=batch_max,
             queue_max=queue_max,
         )
@@ -230,20 +228,18 @@ async def test_closing_commits_what_is_queued_and_refuses_what_is_new(disk: Disk
     await commits.close()
 
 
-@pytest.mark.parametrize("disk", ["thread"], indirect=True)
-async def test_after_an_error_that_is_final_nothing_is_committed(disk: Disk) -> None:
-    """F-36: after a sync that failed, a later one may succeed without what the first lost."""
-    disk.error = LedgerUnavailableError("fsync failed")
-    disk.is_final = True
+async def test_after_a_disk_that_failed_nothing_is_committed(disk: Disk) -> None:
+    """F-51: after a sync that failed, a later one may succeed without what the first lost."""
+    disk.error = StorageFailedError("fsync failed")
     commits = disk.start()
     calls = await occupied(disk, commits)
     calls += submit(commits, 1)
     await asyncio.sleep(0)
     disk.may_commit.set()
     results = await asyncio.gather(*calls, return_exceptions=True)
-    assert [type(one) for one in results] == [LedgerUnavailableError, LedgerUnavailableError]
+    assert [type(one) for one in results] == [StorageFailedError, StorageFailedError]
     disk.error = None
-    with pytest.raises(LedgerUnavailableError, match="fsync failed"):
+    with pytest.raises(StorageFailedError, match="fsync failed"):
         await commits.submit(2)
     assert disk.batches == [[0]]
 
