@@ -54,7 +54,7 @@ class RunningReservation:
 
     Every change runs as a task of its own to its end, count included, whoever waits for it: a
     cancelled owner never leaves the count and the ledger apart (F-42). One change at a time. When
-    the database was lost during one, the next looks whether that was made, and spends nothing twice.
+    the database was lost during one, the next looks whether it was made: nothing is spent twice.
     """
 
     def __init__(  # noqa: PLR0913 -- what it needs of the engine, by name
