@@ -46,6 +46,10 @@ class ChannelObserver:
         self._page_size = page_size
         self._tail_blocks = tail_blocks
         self._ended: dict[ChannelKey, int] | None = None
+        """Channels that ended lately, and in which block they had."""
+        self._unended: set[ChannelId] = set()
+        """Channels that no head has shown to have ended. Who closes one writes that down before
+        the watch has read it, and until then a reorg would take it back unseen."""
 
     async def load(self, channel_ids: Iterable[ChannelId]) -> list[ChannelState]:
         """Return those of these channels that the books know."""
@@ -58,20 +62,23 @@ class ChannelObserver:
         return max((self._ended or {}).values(), default=0)
 
     async def pages(self, unsure_above: int | None) -> AsyncIterator[Sequence[ChannelState]]:
-        """Yield the open channels of this escrow, and those that may be open again.
+        """Yield the open channels of this escrow, and those that may be, whatever the books say.
 
-        `unsure_above` is the block above which an end may have been taken back, None for nowhere.
+        Those are the ended ones that no head has shown to be yet, and those that ended above
+        `unsure_above`, where an end may have been taken back; None for nowhere.
         """
         if self._ended is None:
             self._ended = {}
             async for page in self._ledger_pages(open_only=False):
                 self._remember(page)
-        doubtful = []
+        unsure = set(self._unended)
         if unsure_above is not None:  # what ends while we read is not meant
             ended = self._ended.items()
-            doubtful = [key.channel_id for key, number in ended if number > unsure_above]
+            unsure |= {key.channel_id for key, number in ended if number > unsure_above}
         async for page in self._ledger_pages(open_only=True):
+            unsure.difference_update(state.key.channel_id for state in page)
             yield page
+        doubtful = sorted(unsure)
         for start in range(0, len(doubtful), self._page_size):
             page = await self.load(doubtful[start : start + self._page_size])
             yield [state for state in page if state.is_finalized]
@@ -104,7 +111,7 @@ class ChannelObserver:
             await self._observe(state, fact, head, forked_at)
             for state, fact in zip(page, facts, strict=True)
         ]
-        self._remember(states)
+        self._remember(states, head)
         self._forget(head)
         return states
 
@@ -176,15 +183,20 @@ class ChannelObserver:
         if after.is_finalized and not before.is_finalized:
             report_loss(after, self._alarms)
 
-    def _remember(self, states: Iterable[ChannelState]) -> None:
-        """Keep which channels ended lately: a reorg may open them again."""
+    def _remember(self, states: Iterable[ChannelState], head: BlockRef | None = None) -> None:
+        """Keep which channels ended lately: a reorg may open them again.
+
+        Without a head it is the books that say so, after a start.
+        """
         if self._ended is None:
             self._ended = {}
         for state in states:
-            if state.is_finalized:
+            if state.is_finalized and (head is None or state.fact_block <= head.number):
                 self._ended[state.key] = state.fact_block
+                self._unended.discard(state.key.channel_id)
             else:
                 self._ended.pop(state.key, None)
+                self._unended.add(state.key.channel_id)
 
     def _forget(self, head: BlockRef) -> None:
         oldest = head.number - self._tail_blocks

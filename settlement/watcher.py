@@ -306,7 +306,7 @@ class ChannelWatcher:
         self._telling.grace_period(self._grace_period_s)
 
     async def _read_all(self, head: BlockRef) -> tuple[Sweep, list[Due]]:
-        """Read every open channel, and after a reorg or a gap those that had just ended."""
+        """Read every open channel, and those whose end is in doubt."""
         read, changed, newest = 0, 0, 0
         dues: list[Due] = []
         found = Round()

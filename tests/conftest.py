@@ -1,4 +1,7 @@
-"""What holds for every test: nothing of ours blocks the event loop, properties may take time."""
+"""What holds for every test: nothing of ours blocks the event loop, properties may take time.
+
+A server that tests share is here, so that a process of the test run starts one of it and no more.
+"""
 
 from collections.abc import Iterator
 
@@ -6,7 +9,9 @@ import pytest
 from blockbuster import BlockBuster, blockbuster_ctx
 from hypothesis import HealthCheck, settings
 
-pytest_plugins = ["service.testing"]
+from tests.e2e.warm import Forge
+
+pytest_plugins = ["service.testing", "tests.postgres"]
 
 # Begun first, so that the other tests run beside them and not before.
 LONGEST = ("test_forge.py", "test_compile.py")
@@ -33,3 +38,11 @@ def _no_blocking_call() -> Iterator[BlockBuster]:
             # for the one signature that another core is at: 30 us, and a bound
             blockbuster.functions[name].can_block_in("channel/engine/verifying.py", "_end_turn")
         yield blockbuster
+
+
+@pytest.fixture(scope="session")
+def forge() -> Iterator[Forge]:
+    """Starts gateways at once, for tests that start many."""
+    forge = Forge()
+    yield forge
+    forge.close()

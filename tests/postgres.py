@@ -3,20 +3,26 @@
 Every test gets an empty schema of its own.
 """
 
+import importlib.util
 import os
 import shutil
+import signal
+import subprocess
 import tempfile
+import time
 import uuid
-import warnings
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlencode
 
 import asyncpg
 import pytest
 from blockbuster import BlockBuster
 
-__all__ = ["_asyncpg_may_stat", "postgres_server", "postgres_url"]
+START_S = 100
+PORT = "5432"
 
 
 @pytest.fixture(scope="session")
@@ -25,16 +31,56 @@ def postgres_server() -> Iterator[str]:
     if url := os.environ.get("DATABASE_URL"):
         yield url
         return
-    with warnings.catch_warnings():  # of a missing XDG_RUNTIME_DIR, which it does not need
-        warnings.simplefilter("ignore")
-        pgserver = pytest.importorskip("pgserver", reason="no wheel here: set DATABASE_URL")
+    package = importlib.util.find_spec("pgserver")
+    if package is None or package.origin is None:
+        pytest.skip("no wheel here: set DATABASE_URL")
     # not below pytest's own folder: as root the server runs as another user, who must get there
     folder = Path(tempfile.mkdtemp(prefix="mpp-session-pg-"))
     folder.chmod(0o755)
-    server = pgserver.get_server(folder / "data")
-    yield server.get_uri()
-    server.cleanup()
-    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        with _serving(Path(package.origin).parents[1], folder) as url:
+            yield url
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _serving(packages: Path, folder: Path) -> Iterator[str]:
+    """Run a server of this process alone: the package's own way takes a lock of the machine."""
+    how: dict[str, Any] = {"cwd": folder, "env": _without_settings(os.environ)}
+    if os.geteuid() == 0:  # as whom it does not run, nor from a folder that is root's alone
+        for found in packages.glob("pgserver*"):
+            shutil.copytree(found, folder / found.name)
+        packages = folder
+        shutil.chown(folder, "nobody")
+        how |= {"user": "nobody", "extra_groups": []}
+    programs = packages / "pgserver" / "pginstall" / "bin"
+    create = [f"{programs}/initdb", "-D", "data", "-U", "postgres", "--auth=trust"]
+    create += ["--encoding=UTF8", "--no-locale", "--no-sync"]
+    made = subprocess.run(create, **how, capture_output=True, text=True, check=False)  # noqa: S603
+    assert made.returncode == 0, made.stdout + made.stderr
+    listen = ["-k", f"{folder}", "-p", PORT, "-c", "listen_addresses="]
+    with (folder / "log").open("w") as log:
+        server = subprocess.Popen(  # noqa: S603
+            [f"{programs}/postgres", "-D", "data", *listen], **how, stdout=log, stderr=log
+        )
+    try:
+        deadline = time.monotonic() + START_S
+        is_ready = [f"{programs}/pg_isready", "-q", "-h", f"{folder}", "-p", PORT]
+        while subprocess.run(is_ready, **how, check=False).returncode != 0:  # noqa: S603
+            said = (folder / "log").read_text()
+            assert server.poll() is None, said
+            assert time.monotonic() < deadline, said
+            time.sleep(0.05)
+        yield "postgresql://postgres@/postgres?" + urlencode({"host": folder, "port": PORT})
+    finally:
+        server.send_signal(signal.SIGINT)  # at once, whoever is connected
+        server.wait(START_S)
+
+
+def _without_settings(variables: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment without what PostgreSQL's programs would read there."""
+    return {name: value for name, value in variables.items() if not name.startswith("PG")}
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """The devnet, from each test's own event loop."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -8,7 +8,6 @@ import pytest
 from service.testing.chain import TestChain
 from settlement.devnet import Devnet
 from tests.e2e.selling import Provider, provide
-from tests.e2e.warm import Forge
 
 
 @pytest.fixture
@@ -22,11 +21,3 @@ async def seller(chain: Devnet, tmp_path: Path) -> AsyncIterator[Provider]:
     """A provider whose books and clock are the test's."""
     async with provide(chain, tmp_path) as running:
         yield running
-
-
-@pytest.fixture(scope="session")
-def forge() -> Iterator[Forge]:
-    """Starts gateways at once, for tests that start many."""
-    forge = Forge()
-    yield forge
-    forge.close()

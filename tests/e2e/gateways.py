@@ -20,10 +20,25 @@ ROOT = Path(__file__).parents[2]
 PRICE = 25
 
 
+_RESERVED: list[socket.socket] = []
+
+
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
+    """Return a port that nobody else is given while this process lives, nor after a `kill -9`.
+
+    It stays bound, and is not listened on. Linux lets a gateway bind it all the same, since both
+    say that it may be used again, and gives it neither to a server that asks for any port nor to
+    a client's end of a connection, not even of one to this very port.
+    """
+    server = socket.socket()
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    server.bind(("127.0.0.1", 0))
+    port: int = server.getsockname()[1]
+    if sys.platform == "linux":
+        _RESERVED.append(server)
+    else:
+        server.close()
+    return port
 
 
 def gateway_command() -> list[str]:

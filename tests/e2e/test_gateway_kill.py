@@ -29,10 +29,7 @@ from tests.e2e.gateways import (
 )
 from tests.e2e.shopper import Shopper
 from tests.e2e.warm import Forge
-from tests.postgres import _asyncpg_may_stat, postgres_server, postgres_url
 from tests.service.model_server import ModelServer, model_server
-
-__all__ = ["_asyncpg_may_stat", "postgres_server", "postgres_url"]
 
 KILLS = int(os.environ.get("CRASH_TEST_KILLS", "20"))
 STEP_UNITS = 8

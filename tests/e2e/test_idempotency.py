@@ -19,12 +19,9 @@ from service.testing.chain import TestChain
 from service.wiring import Parts, build_parts
 from settlement.devnet import Devnet
 from tests.e2e.customers import Customer
-from tests.postgres import _asyncpg_may_stat, postgres_server, postgres_url
 from tests.service.gateway.conftest import PRICE, build_config
 from tests.service.model_server import ModelServer, model_server
 from tests.service.serving import serve
-
-__all__ = ["_asyncpg_may_stat", "postgres_server", "postgres_url"]
 
 KEY = {"idempotency-key": "one and the same"}
 COST = 3 * PRICE

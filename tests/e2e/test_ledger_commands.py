@@ -20,10 +20,7 @@ from settlement.settler import EscrowSettler
 from tests.e2e.customers import Customer
 from tests.e2e.gateways import PRICE, GatewayProcess, free_port, gateway_command, gateway_variables
 from tests.e2e.warm import Forge
-from tests.postgres import _asyncpg_may_stat, postgres_server, postgres_url
 from tests.service.model_server import model_server
-
-__all__ = ["_asyncpg_may_stat", "postgres_server", "postgres_url"]
 
 COST = 3 * PRICE
 """Of the model server's answer: three words."""

@@ -15,9 +15,6 @@ from channel.wire.receipt import parse_receipt
 from settlement.devnet import Devnet
 from tests.e2e.selling import DEPOSIT, PRICE
 from tests.e2e.sponsored import LIMITS, Sponsored, sponsor_deposits
-from tests.postgres import _asyncpg_may_stat, postgres_server, postgres_url
-
-__all__ = ["_asyncpg_may_stat", "postgres_server", "postgres_url"]
 
 
 @pytest.fixture

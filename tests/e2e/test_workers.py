@@ -25,10 +25,7 @@ from settlement.escrow import EscrowReader
 from tests.e2e.customers import Customer, Events, read_events
 from tests.e2e.gateways import PRICE, GatewayProcess, free_port, gateway_command, gateway_variables
 from tests.e2e.warm import Forge
-from tests.postgres import _asyncpg_may_stat, postgres_server, postgres_url
 from tests.service.model_server import ModelServer, model_server
-
-__all__ = ["_asyncpg_may_stat", "postgres_server", "postgres_url"]
 
 pytestmark = pytest.mark.timeout(180)
 

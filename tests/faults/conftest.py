@@ -7,11 +7,9 @@ import pytest
 
 from service.testing.chain import TestChain
 from settlement.devnet import Devnet
-from tests.e2e.conftest import forge
 from tests.faults.chain_world import World, chain_world
-from tests.postgres import _asyncpg_may_stat, postgres_server, postgres_url
 
-__all__ = ["_asyncpg_may_stat", "chain", "forge", "postgres_server", "postgres_url", "world"]
+__all__ = ["chain", "world"]
 
 
 @pytest.fixture

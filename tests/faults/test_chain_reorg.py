@@ -4,8 +4,10 @@ Anvil's own reorg takes blocks back and mines empty ones in their place; what wa
 again by the test, or by nobody.
 """
 
+import pytest
 from msgspec.structs import replace
 
+from channel.errors import ChainUnavailableError
 from channel.types import TxHash
 from settlement.devnet import Devnet
 from settlement.follower import FollowLimits
@@ -163,6 +165,32 @@ async def test_a_close_taken_back_deeper_than_we_walk_is_made_again(
     await take_back(chain, TxHash(closed.close_tx))
     assert await world.paid() == before
     await watcher.sweep()
+    assert (await world.books.state(channel_id)).is_finalized
+    assert await world.paid() == before + 400
+
+
+@pytest.mark.parametrize("seen", ["nothing", "its block"])
+async def test_a_close_taken_back_before_the_watch_has_read_it_is_made_again(
+    world: World, chain: Devnet, seen: str
+) -> None:
+    """F-40, F-70: who made it wrote it down; the watch had not seen that block, or could not read
+    the channel in it.
+    """
+    before = await world.paid()
+    channel_id = await world.books.open(accepted=400, spent=400)
+    await world.leave(channel_id)
+    watcher = world.watcher()
+    assert (await watcher.sweep()).closed == 1  # looks first, and closes then
+    closed = await world.books.state(channel_id)
+    assert (closed.is_finalized, await world.paid()) == (True, before + 400)
+    if seen == "its block":
+        world.node.lies["eth_call"] = lambda _, __: "not bytes"
+        with pytest.raises(ChainUnavailableError):
+            await watcher.look()
+        world.node.heal()
+    await take_back(chain, TxHash(closed.close_tx), longer_by=0)
+    assert await world.paid() == before
+    assert (await watcher.sweep()).closed == 1
     assert (await world.books.state(channel_id)).is_finalized
     assert await world.paid() == before + 400
 

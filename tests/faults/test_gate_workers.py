@@ -23,9 +23,6 @@ from tests.channel.http.test_events import (
     streaming,
 )
 from tests.channel.selling import PRICE, SETTINGS, Clock, Desk
-from tests.postgres import _asyncpg_may_stat, postgres_server, postgres_url
-
-__all__ = ["_asyncpg_may_stat", "postgres_server", "postgres_url"]  # fixtures
 
 
 class Worker:

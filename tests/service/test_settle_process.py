@@ -13,12 +13,8 @@ from channel.ledger.interface import Ledger
 from channel.ledger.url import open_ledger
 from service.testing.chain import TestChain
 from settlement.devnet import Devnet
-from tests.e2e.conftest import forge
 from tests.e2e.warm import Forge
-from tests.postgres import _asyncpg_may_stat, postgres_server, postgres_url
 from tests.service.settlers import Settlers, owe_close, settler_variables, until_closed
-
-__all__ = ["_asyncpg_may_stat", "forge", "postgres_server", "postgres_url"]
 
 pytestmark = pytest.mark.timeout(120)
 

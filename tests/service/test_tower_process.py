@@ -6,11 +6,8 @@ from pathlib import Path
 import pytest
 
 from service.testing.chain import TestChain
-from tests.e2e.conftest import forge
 from tests.e2e.warm import Forge
 from tests.service.settlers import Settlers, settler_variables
-
-__all__ = ["forge"]
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -8,9 +8,6 @@ from channel.types import Address
 from settlement.errors import LeaseLostError
 from settlement.journal.interface import Look
 from settlement.journal.url import open_journal
-from tests.postgres import _asyncpg_may_stat, postgres_server, postgres_url
-
-__all__ = ["_asyncpg_may_stat", "postgres_server", "postgres_url"]
 
 ACCOUNT = Address(b"a" * 20)
 

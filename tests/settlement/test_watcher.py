@@ -197,6 +197,7 @@ async def test_a_requested_close_is_answered_with_what_was_delivered(
     assert (state.settled, state.published) == (500, 500)
     assert len(state.close_tx) == 32
     assert await chain.token_balance(payee) == before + 500
+    assert await watcher.sweep() == Sweep(read=1)  # whether the chain has it, too
     assert await watcher.sweep() == Sweep(read=0)
 
 

@@ -8,17 +8,8 @@ import pytest
 
 from channel.ledger.interface import Ledger
 from channel.ledger.url import open_ledger as open_by_url
-from tests.postgres import _asyncpg_may_stat, postgres_server, postgres_url
 
-__all__ = [
-    "OpenLedger",
-    "_asyncpg_may_stat",
-    "ledger",
-    "ledger_url",
-    "open_ledger",
-    "postgres_server",
-    "postgres_url",
-]
+__all__ = ["OpenLedger", "ledger", "ledger_url", "open_ledger"]
 
 
 class OpenLedger(Protocol):

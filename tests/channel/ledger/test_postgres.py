@@ -16,9 +16,6 @@ from channel.limits import LEDGER_REMOTE_POLL_S
 from channel.state import commands as c
 from channel.types import TxHash
 from tests.channel.books import KEY, accepting, key_of, opening, reserving, run, streaming
-from tests.postgres import _asyncpg_may_stat, postgres_server, postgres_url
-
-__all__ = ["_asyncpg_may_stat", "postgres_server", "postgres_url"]
 
 WAKE_S_MAX = 0.02
 

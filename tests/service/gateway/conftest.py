@@ -19,12 +19,9 @@ from service.gateway.upstream import Upstream
 from service.settings import Config
 from service.testing.chain import TestChain
 from service.wiring import Parts, build_parts
-from tests.postgres import _asyncpg_may_stat, postgres_server, postgres_url
 from tests.service.model_server import ModelServer, model_server
 from tests.service.serving import serve
 from tests.service.settling import settling
-
-__all__ = ["_asyncpg_may_stat", "postgres_server", "postgres_url"]
 
 PRICE = 25
 

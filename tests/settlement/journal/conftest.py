@@ -8,19 +8,8 @@ import pytest
 from channel.types import Address
 from settlement.journal.interface import SettlerJournal
 from settlement.journal.url import open_journal
-from tests.postgres import _asyncpg_may_stat, postgres_server, postgres_url
 
-__all__ = [
-    "ACCOUNT",
-    "CHAIN_ID",
-    "OpenJournal",
-    "_asyncpg_may_stat",
-    "journal",
-    "journal_url",
-    "open_one",
-    "postgres_server",
-    "postgres_url",
-]
+__all__ = ["ACCOUNT", "CHAIN_ID", "OpenJournal", "journal", "journal_url", "open_one"]
 
 CHAIN_ID = 31337
 ACCOUNT = Address(b"\xb2" * 20)

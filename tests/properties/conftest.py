@@ -1,5 +1,0 @@
-"""A PostgreSQL beside SQLite for the properties of the ledgers."""
-
-from tests.postgres import _asyncpg_may_stat, postgres_server, postgres_url
-
-__all__ = ["_asyncpg_may_stat", "postgres_server", "postgres_url"]
