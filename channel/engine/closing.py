@@ -13,7 +13,6 @@ settler, goes on from the step that is durable: each one repeats without harm.
 """
 
 import asyncio
-from collections.abc import Callable
 
 from channel.chain import ChannelCloser, CloseResult
 from channel.engine.background import Background
@@ -56,7 +55,6 @@ class Closing:
         facts: ChainFacts,
         keeper: ReservationKeeper,
         background: Background,
-        now: Callable[[], float],
         wait_s: float,
     ) -> None:
         self._ledger = ledger
@@ -64,7 +62,6 @@ class Closing:
         self._facts = facts
         self._keeper = keeper
         self._background = background
-        self._now = now
         self._wait_s = wait_s
         self._running: dict[ChannelKey, asyncio.Task[Outcome]] = {}
 
@@ -118,13 +115,14 @@ class Closing:
 
     async def _drain(self, key: ChannelKey) -> ChannelState:
         """Return the channel once nothing runs on it, or after the bound has ended what does."""
-        deadline = self._now() + self._wait_s
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._wait_s
         async with self._ledger.watch(key) as watch:
             while True:
                 state = await self._ledger.load(key)
                 if state is not None and not state.reservations:
                     return state
-                remaining_s = deadline - self._now()
+                remaining_s = deadline - loop.time()
                 if remaining_s <= 0 or not await watch.changed(remaining_s):
                     return (await self._ledger.apply(key, [EndReservations()])).require()
 

@@ -128,7 +128,6 @@ class Engine:
             facts=self._facts,
             keeper=self._keeper,
             background=self._background,
-            now=now,
             wait_s=settings.close_wait_s,
         )
 

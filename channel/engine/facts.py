@@ -67,6 +67,8 @@ class ChainFacts:
             ChannelStoppedError: The chain does not know the channel.
         """
         age = self._now() - self._read_at.get(key, float("-inf"))
+        if age < 0:  # the clock was set back: nobody knows how old it is
+            age = float("inf")
         if age < self._settings.fact_ttl_s:
             return
         refreshing = self._refreshing(key)
@@ -112,10 +114,11 @@ class ChainFacts:
         Raises:
             ChainUnavailableError: No node has the block within the bound.
         """
-        deadline = self._now() + self._settings.transaction_wait_s
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._settings.transaction_wait_s
         fact = await self._chain.read_channel(channel_id)
         while block_min and (fact is None or fact.block_number < block_min):
-            if self._now() >= deadline:
+            if loop.time() >= deadline:
                 if fact is None:
                     return None
                 raise ChainUnavailableError("The node is behind the transaction's block.")
@@ -136,12 +139,13 @@ class ChainFacts:
             TransactionRevertedError: It reverted; that is final.
             VerificationFailedError: It is not there or not deep enough yet; ask again.
         """
-        deadline = self._now() + self._settings.transaction_wait_s
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._settings.transaction_wait_s
         while True:
             evidence = await self._chain.read_transaction(tx_hash)
             if evidence and evidence.confirmations >= self._settings.confirmations:
                 return evidence
-            if self._now() >= deadline:
+            if loop.time() >= deadline:
                 break
             await asyncio.sleep(_POLL_S)
         if evidence is None:

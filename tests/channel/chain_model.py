@@ -1,7 +1,7 @@
 """An escrow in memory, for tests of what the engine makes of the chain's answers.
 
 It keeps what a `SessionEscrow` would show, and nothing of how: that the real one shows it too is
-tested on Anvil. `fail_with` and `delay_s` stand for a node that is down or slow.
+tested on Anvil. `fail_with`, `delay_s` and `answers` stand for a node that is down or slow.
 """
 
 import asyncio
@@ -38,10 +38,14 @@ class ChainModel:
         self.closed: list[tuple[ChannelId, int, bytes]] = []
         self.wallet_signatures: set[tuple[Address, bytes, bytes]] = set()
         self.reads = 0
+        self.transaction_reads = 0
         self.wallet_reads = 0
         self.fail_with: MppSessionError | None = None
         self.close_fails_with: MppSessionError | None = None
         self.delay_s = 0.0
+        self.answers = asyncio.Event()
+        """Clear it, and every question waits."""
+        self.answers.set()
 
     def open(self, terms: ChannelTerms, salt: bytes, deposit: int) -> tuple[ChannelKey, TxHash]:
         channel_id = derive_channel_id(terms, salt=salt, escrow=ESCROW, chain_id=CHAIN_ID)
@@ -81,6 +85,7 @@ class ChainModel:
         return None if fact is None else replace(fact, block_number=block_number or self.block)
 
     async def read_transaction(self, tx_hash: TxHash) -> TransactionEvidence | None:
+        self.transaction_reads += 1
         await self._answer()
         if tx_hash in self.reverted:
             raise TransactionRevertedError("The transaction reverted.")
@@ -110,5 +115,6 @@ class ChainModel:
 
     async def _answer(self) -> None:
         await asyncio.sleep(self.delay_s)
+        await self.answers.wait()
         if self.fail_with is not None:
             raise self.fail_with

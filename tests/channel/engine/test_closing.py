@@ -20,6 +20,7 @@ from channel.state.commands import BeginClose, Observe, Publish, StreamPolicy
 from channel.wire.payload import ClosePayload
 from tests.channel.engine.test_engine import hold, opened, paid, perform
 from tests.channel.selling import DEPOSIT, PRICE, STRANGER_KEY, Desk, Payer, open_desk
+from tests.waiting import PATIENCE_S, until
 
 
 async def spend(desk: Desk, units: int, amount: int) -> None:
@@ -28,6 +29,11 @@ async def spend(desk: Desk, units: int, amount: int) -> None:
     reservation = desk.engine.reservation(paid(desk, desk.payer.voucher(amount)), held, outcome)
     reservation.take(units)
     await reservation.finish()
+
+
+async def has_begun(desk: Desk) -> bool:
+    """Whether a close is in the books, which is before it waits for anything."""
+    return (await desk.books()).is_closing
 
 
 async def test_the_payers_amount_is_taken_when_it_covers_what_was_delivered(
@@ -119,13 +125,13 @@ async def test_a_close_needs_its_payers_signature_and_a_deposit_that_covers_it(
 
 async def test_a_close_waits_for_what_runs_and_takes_nothing_new(tmp_path: Path) -> None:
     """F-39: the request that was running is answered and counted."""
-    async with open_desk(tmp_path, close_wait_s=5) as desk:
+    async with open_desk(tmp_path, close_wait_s=PATIENCE_S) as desk:
         await opened(desk)
         held = hold(desk)
         outcome = await perform(desk, desk.payer.voucher(50), held)
         reservation = desk.engine.reservation(paid(desk, desk.payer.voucher(50)), held, outcome)
         closing = asyncio.create_task(perform(desk, desk.payer.closing(PRICE)))
-        await asyncio.sleep(0.05)
+        await until(lambda: has_begun(desk))
         assert not closing.done()
         with pytest.raises(ChannelFinalizedError):
             await perform(desk, desk.payer.voucher(60))
@@ -139,13 +145,13 @@ async def test_a_close_that_the_deposit_no_longer_covers_leaves_the_channel_open
     tmp_path: Path,
 ) -> None:
     """CLOSE-04, F-70: a reorg while it waited; what was begun is taken back, not left closing."""
-    async with open_desk(tmp_path, close_wait_s=5) as desk:
+    async with open_desk(tmp_path, close_wait_s=PATIENCE_S) as desk:
         await opened(desk)
         held = hold(desk)
         outcome = await perform(desk, desk.payer.voucher(500), held)
         reservation = desk.engine.reservation(paid(desk, desk.payer.voucher(500)), held, outcome)
         closing = asyncio.create_task(perform(desk, desk.payer.closing(500)))
-        await asyncio.sleep(0.05)
+        await until(lambda: has_begun(desk))
         desk.chain.change(desk.payer.key, deposit=400)
         fact = await desk.chain.read_channel(desk.payer.key.channel_id)
         assert fact is not None
@@ -205,11 +211,13 @@ async def test_a_close_goes_on_when_its_client_leaves(tmp_path: Path) -> None:
     """F-42: the payer's repeat finds it done."""
     async with open_desk(tmp_path) as desk:
         await opened(desk)
-        desk.chain.delay_s = 0.05
+        desk.chain.answers.clear()
         closing = asyncio.create_task(perform(desk, desk.payer.closing(10)))
-        await asyncio.sleep(0.02)
+        await until(lambda: has_begun(desk))
         closing.cancel()
         await asyncio.wait({closing})
+        assert closing.cancelled()
+        desk.chain.answers.set()
         await desk.engine.aclose()
         assert (await desk.books()).is_finalized
         again = await perform(desk, desk.payer.closing(10))

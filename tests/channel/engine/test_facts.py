@@ -12,12 +12,15 @@ from channel.errors import (
     ChannelFinalizedError,
     ChannelStoppedError,
     TooManyRequestsError,
+    TransactionRevertedError,
     VerificationFailedError,
 )
 from channel.limits import CHAIN_CHECKS_PER_SOURCE_MAX
 from channel.types import TxHash
-from tests.channel.engine.test_engine import opened, perform
+from tests.channel.engine.test_closing import has_begun
+from tests.channel.engine.test_engine import hold, opened, perform
 from tests.channel.selling import Desk, Payer, open_desk
+from tests.waiting import PATIENCE_S, until
 
 
 async def settle_down(desk: Desk) -> None:
@@ -41,9 +44,10 @@ async def test_an_older_fact_is_read_again_beside_the_voucher(tmp_path: Path) ->
         await opened(desk)
         desk.clock.advance(6)
         desk.chain.change(desk.payer.key, close_requested_at=1_800_000_000)
-        desk.chain.delay_s = 0.05
-        async with asyncio.timeout(0.04):
+        desk.chain.answers.clear()
+        async with asyncio.timeout(PATIENCE_S):
             await perform(desk, desk.payer.voucher(10))
+        desk.chain.answers.set()
         await settle_down(desk)
         with pytest.raises(ChannelFinalizedError):
             await perform(desk, desk.payer.voucher(20))
@@ -68,6 +72,32 @@ async def test_the_first_voucher_after_a_long_pause_waits_for_the_chain(tmp_path
         desk.chain.change(desk.payer.key, is_finalized=True)
         with pytest.raises(ChannelFinalizedError):
             await perform(desk, desk.payer.voucher(10))
+
+
+async def test_a_clock_that_was_set_back_makes_no_fact_young(tmp_path: Path) -> None:
+    """VCH-10, F-63: what was read in its future has an age that nobody knows."""
+    async with open_desk(tmp_path) as desk:
+        await opened(desk)
+        desk.clock.advance(-3600)
+        desk.chain.change(desk.payer.key, close_requested_at=1_800_000_000)
+        with pytest.raises(ChannelFinalizedError):
+            await perform(desk, desk.payer.voucher(10))
+
+
+async def test_a_clock_that_is_set_back_prolongs_no_wait(tmp_path: Path) -> None:
+    """F-99: neither for a transaction, nor for a node, nor for what runs on a closing channel."""
+    async with open_desk(tmp_path, transaction_wait_s=0.2, close_wait_s=0.2) as desk:
+        await opened(desk)
+        held = hold(desk)
+        await perform(desk, desk.payer.voucher(50), held)
+        stranger = Stranger(desk, b"\x05" * 32, TxHash(b"\x09" * 32))
+        waiting = asyncio.create_task(desk.engine.perform(stranger.asked(b"one")))
+        closing = asyncio.create_task(perform(desk, desk.payer.closing(0)))
+        await until(lambda: has_begun(desk))
+        desk.clock.advance(-3600)
+        with pytest.raises(VerificationFailedError):
+            await waiting
+        assert (await closing).state.is_finalized
 
 
 async def test_without_a_node_service_goes_on_for_a_minute_and_no_longer(tmp_path: Path) -> None:
@@ -108,7 +138,7 @@ async def test_a_deposit_rises_when_deep_and_falls_at_once(tmp_path: Path) -> No
 
 async def test_one_source_cannot_take_every_place(tmp_path: Path) -> None:
     """F-98: invented transactions from one address leave room for everybody else's."""
-    async with open_desk(tmp_path, transaction_wait_s=0.3) as desk:
+    async with open_desk(tmp_path, transaction_wait_s=PATIENCE_S) as desk:
         desk.payer.open_on_chain()
         invented = TxHash(b"\x09" * 32)
         strangers = [
@@ -119,23 +149,27 @@ async def test_one_source_cannot_take_every_place(tmp_path: Path) -> None:
             asyncio.create_task(desk.engine.perform(stranger.asked(b"one")))
             for stranger in strangers
         ]
-        await asyncio.sleep(0.1)
-        assert sum(task.done() for task in flood) == 2
+        await until(lambda: sum(task.done() for task in flood) >= 2)
         await perform(desk, desk.payer.opening())
+        assert sum(task.done() for task in flood) == 2
+        desk.chain.reverted.add(invented)
         outcomes = await asyncio.gather(*flood, return_exceptions=True)
         kinds = [type(outcome) for outcome in outcomes]
         assert kinds.count(TooManyRequestsError) == 2
-        assert kinds.count(VerificationFailedError) == CHAIN_CHECKS_PER_SOURCE_MAX
+        assert kinds.count(TransactionRevertedError) == CHAIN_CHECKS_PER_SOURCE_MAX
 
 
 async def test_one_signer_has_a_few_places_wherever_it_comes_from(tmp_path: Path) -> None:
     """F-98: as many addresses as it likes; it is the key that counts."""
-    async with open_desk(tmp_path, transaction_wait_s=0.3) as desk:
-        stranger = Stranger(desk, b"\x05" * 32, TxHash(b"\x09" * 32))
+    async with open_desk(tmp_path, transaction_wait_s=PATIENCE_S) as desk:
+        invented = TxHash(b"\x09" * 32)
+        stranger = Stranger(desk, b"\x05" * 32, invented)
         flood = [
-            desk.engine.perform(stranger.asked(bytes([number])))
+            asyncio.create_task(desk.engine.perform(stranger.asked(bytes([number]))))
             for number in range(CHAIN_CHECKS_PER_SOURCE_MAX + 1)
         ]
+        await until(lambda: any(task.done() for task in flood))
+        desk.chain.reverted.add(invented)
         outcomes = await asyncio.gather(*flood, return_exceptions=True)
         assert [type(outcome) for outcome in outcomes].count(TooManyRequestsError) == 1
 

@@ -17,6 +17,7 @@ from channel.state.channel_state import ReservationKind
 from channel.state.commands import EndReservations, Reserve
 from tests.channel.engine.test_engine import opened
 from tests.channel.selling import PRICE, Desk, open_desk
+from tests.waiting import PATIENCE_S, until
 
 
 @pytest.fixture
@@ -144,16 +145,18 @@ async def test_the_loop_goes_on_after_the_books_were_away(
     """F-51: a lease that could not be renewed is tried again in the next round."""
     keeper = ReservationKeeper(ledger=desk.ledger, now=desk.clock, lease_s=1)
     dead = await reserve(desk, keeper, b"dead", ReservationKind.REQUEST)
-    monkeypatch.setattr(desk.ledger, "expire_reservations", _unavailable)
+    tried: list[int] = []
+
+    async def unavailable(now: int) -> int:
+        tried.append(now)
+        raise LedgerUnavailableError("The disk is full.")
+
+    monkeypatch.setattr(desk.ledger, "expire_reservations", unavailable)
     keeper.keep(desk.payer.key, b"another", keeper.lease())
-    await asyncio.sleep(0.3)
+    await until(lambda: bool(tried))
     monkeypatch.undo()
     desk.clock.advance(100)
-    async with asyncio.timeout(20), desk.ledger.watch(desk.payer.key) as watch:
+    async with asyncio.timeout(PATIENCE_S), desk.ledger.watch(desk.payer.key) as watch:
         while any(held.reservation_id == dead for held in (await desk.books()).reservations):
             await watch.changed(1)
     await keeper.close()
-
-
-async def _unavailable(_: int) -> int:
-    raise LedgerUnavailableError("The disk is full.")

@@ -1,0 +1,29 @@
+"""Waiting for what a test has begun: until it is so, not for as long as it should take."""
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable
+
+__all__ = ["PATIENCE_S", "until"]
+
+PATIENCE_S = 60.0
+"""After which something is broken, however busy the machine; half of what a test may take."""
+
+
+async def until(
+    is_so: Callable[[], bool | Awaitable[bool]],
+    *,
+    within_s: float = PATIENCE_S,
+    every_s: float = 0.01,
+) -> None:
+    """Return once something is so that has no event: a node, a disk, another process, a task.
+
+    Raises:
+        TimeoutError: It never was.
+    """
+    async with asyncio.timeout(within_s):
+        while True:
+            answer = is_so()
+            if await answer if inspect.isawaitable(answer) else answer:
+                return
+            await asyncio.sleep(every_s)
