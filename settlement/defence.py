@@ -17,6 +17,7 @@ from channel.chain import CloseResult
 from channel.errors import (
     ChannelFinalizedError,
     InvariantError,
+    MppSessionError,
     OperatorError,
     PeerError,
     TransactionRevertedError,
@@ -36,14 +37,23 @@ from channel.state.commands import (
 from channel.state.ladder import closing_voucher, forced_settling_voucher
 from channel.types import ChannelFact, ChannelKey
 from settlement.alarms import AlarmKind, Alarms
-from settlement.errors import ChannelQuarantinedError
+from settlement.errors import ChannelQuarantinedError, FeeAboveBudgetError
 from settlement.schedule import Action, Due
 
 __all__ = ["Defence", "Done", "SettledChannel", "Settler", "report_loss"]
 
 _log: Final = logging.getLogger(__name__)
 
-_RETRY_S_MAX: Final = 60.0
+_REFUSED_S_MAX: Final = 60.0
+_PENDING_S_MAX: Final = 15.0
+
+
+class _Failure(msgspec.Struct, frozen=True):
+    """Until when something is left alone, how long that is, and what was said of it."""
+
+    until: float = float("-inf")
+    pause_s: float = 0.0
+    said: str = ""
 
 
 class SettledChannel(Protocol):
@@ -110,11 +120,10 @@ class Defence:
         self._alarms = alarms
         self._room = asyncio.Semaphore(at_once)
         self._running: dict[ChannelKey, asyncio.Task[bool]] = {}
-        self._said: dict[ChannelKey, str] = {}
         self._bug: BaseException | None = None
         self._retry_s = retry_s
-        self._refused: dict[ChannelKey, tuple[float, float]] = {}
-        """Until when a channel is left alone that the escrow refused, and for how long then."""
+        self._failed: dict[tuple[ChannelKey, Action], _Failure] = {}
+        """What is left alone for a while: each try is written down, and each write wakes us."""
 
     async def carry_out(self, dues: Sequence[Due]) -> Done:
         """Do all of it, in its order as far as there is room, and return what came of it.
@@ -139,10 +148,10 @@ class Defence:
     def submit(self, dues: Sequence[Due]) -> None:
         """Begin all of it and return at once.
 
-        Left out is a channel that something is done to, and one that was refused just now.
+        Left out is a channel that something is done to, and what failed just now.
         """
         now = asyncio.get_running_loop().time()
-        self._start([due for due in dues if self._refused.get(due.key, (0.0, 0.0))[0] <= now])
+        self._start([due for due in dues if self._failure(due).until <= now])
 
     def _start(self, dues: Sequence[Due]) -> None:
         for due in dues:
@@ -173,7 +182,6 @@ class Defence:
 
     async def _do(self, due: Due) -> bool:
         """Do one thing; False when it has to be tried again."""
-        name = f"0x{due.key.channel_id.hex()}"
         async with self._room:
             try:
                 if due.action is Action.SETTLE:
@@ -181,24 +189,32 @@ class Defence:
                 else:
                     is_done = await self._close(due)
             except ChannelFinalizedError:
-                return True  # somebody was faster
-            except TransactionRevertedError as error:
-                self._put_off(due.key)
-                _log.warning("channel %s: no %s yet: refused: %s", name, due.action.value, error)
-                return False
+                is_done = True  # somebody was faster
             except (OperatorError, PeerError) as error:
-                if self._said.get(due.key) != str(error):
-                    self._said[due.key] = str(error)
-                    _log.warning("channel %s: no %s yet: %s", name, due.action.value, error)
+                self._put_off(due, error)
                 return False
         if is_done:
-            self._refused.pop(due.key, None)
+            for action in Action:
+                self._failed.pop((due.key, action), None)
         return is_done
 
-    def _put_off(self, key: ChannelKey) -> None:
-        _, before_s = self._refused.get(key, (0.0, self._retry_s / 2))
-        pause_s = min(2 * before_s, _RETRY_S_MAX)
-        self._refused[key] = (asyncio.get_running_loop().time() + pause_s, pause_s)
+    def _failure(self, due: Due) -> "_Failure":
+        return self._failed.get((due.key, due.action), _Failure())
+
+    def _put_off(self, due: Due, error: MppSessionError) -> None:
+        """Leave it alone, longer each time, and longest if the escrow said no."""
+        before = self._failure(due)
+        is_refusal = isinstance(error, TransactionRevertedError)
+        longest_s = _REFUSED_S_MAX if is_refusal else _PENDING_S_MAX
+        pause_s = min(2 * before.pause_s or self._retry_s, longest_s)
+        # What it would cost is another number with each block, and no news.
+        said = type(error).__name__ if isinstance(error, FeeAboveBudgetError) else str(error)
+        until = asyncio.get_running_loop().time() + pause_s
+        self._failed[due.key, due.action] = _Failure(until, pause_s, said)
+        if is_refusal or said != before.said:
+            name, what = f"0x{due.key.channel_id.hex()}", due.action.value
+            verb = "refused: " if is_refusal else ""
+            _log.warning("channel %s: no %s yet: %s%s", name, what, verb, error)
 
     async def _close(self, due: Due) -> bool:
         voucher = await self._decide(due)
@@ -249,7 +265,6 @@ class Defence:
     async def _record(self, key: ChannelKey, result: CloseResult) -> None:
         record = RecordClose(fact=result.fact, tx_hash=result.tx_hash)
         state = (await self._ledger.apply(key, [record])).require()
-        self._said.pop(key, None)
         self._alarms.end(AlarmKind.GRACE_RUNS, subject=f"0x{key.channel_id.hex()}")
         report_loss(state, self._alarms)
 

@@ -7,7 +7,7 @@ the base fee has overtaken is raised on the same nonce, within the transaction's
 
 What is on disk before what, with a durable journal:
 
-    intent           before anything is asked or signed
+    intent           before anything is signed; what is refused or too dear leaves no row
     bytes and nonce  before they are broadcast; a higher bid likewise
     broadcast        before the next one is sent
     mined, reverted  before whoever waits is told
@@ -33,7 +33,7 @@ from settlement.errors import (
     TransactionReplacedError,
     contract_reverted,
 )
-from settlement.fees import FeePolicy
+from settlement.fees import Fee, FeePolicy
 from settlement.journal.interface import Journal
 from settlement.journal.memory import MemoryJournal
 from settlement.rpc import Rpc
@@ -146,7 +146,7 @@ class TxManager:
         budget_wei: int | None = None,
         deadline: int = 0,
     ) -> TxHash:
-        """Simulate, journal, sign and broadcast; return as soon as it is on its way.
+        """Simulate, price, journal, sign and broadcast; return as soon as it is on its way.
 
         Raises:
             ContractRevertedError: The simulation was refused; nothing was broadcast.
@@ -163,10 +163,11 @@ class TxManager:
         )
         async with self._signing:
             for _ in range(_SIGNING_TRIES):
+                quote = await self._bidder.quote(intent)
+                fee = self._bidder.first_fee(intent, quote)
                 tx = await self._journal.add(intent, at=int(time.time()))
                 try:
-                    quote = await self._bidder.quote(intent)
-                    tx = await self._sign_first(tx, quote)
+                    tx = await self._sign_first(tx, quote, fee)
                 except LeaseLostError:
                     raise
                 except MppSessionError as error:
@@ -252,9 +253,8 @@ class TxManager:
 
     # The first signature.
 
-    async def _sign_first(self, tx: JournalTx, quote: Quote) -> JournalTx:
-        """Choose fee and nonce, sign, and store the bytes with the nonce."""
-        fee = self._bidder.first_fee(tx.intent, quote)
+    async def _sign_first(self, tx: JournalTx, quote: Quote, fee: Fee) -> JournalTx:
+        """Choose the nonce, sign, and store the bytes with it."""
         for _ in range(_SIGNING_TRIES):
             nonce = max(await self._journal.next_nonce(), self._nonces_used(quote))
             version = await self._bidder.sign(tx.intent, nonce, quote.gas, fee)
