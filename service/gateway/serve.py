@@ -90,6 +90,7 @@ def _build_server(gateway: ASGIApp, settings: Listen) -> uvicorn.Server:
         uvicorn.Config(
             gateway,
             lifespan="off",
+            http="h11",  # httptools, where it is installed, takes a head of any size
             ws="none",  # or a library that web3 brings would take an upgrade, and we fail there
             log_config=None,
             access_log=False,

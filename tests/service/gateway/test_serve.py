@@ -1,12 +1,15 @@
 """Whatever guards the money and ends, ends the gateway, and loudly."""
 
 import asyncio
+import contextlib
 from typing import Any
 
 import httpx
 import pytest
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from channel.errors import InvariantError
+from channel.limits import AUTHORIZATION_BYTES_MAX
 from service.errors import CommandError
 from service.gateway.app import _not_served
 from service.gateway.serve import _build_server, _run_until
@@ -93,3 +96,23 @@ async def test_who_asks_for_a_websocket_is_answered_as_anybody_else(
         await serving
     assert (answer.status_code, kinds) == (404, ["http"])
     assert not [record for record in caplog.records if record.exc_info]
+
+
+async def test_a_head_of_any_size_is_not_taken_whatever_else_is_installed() -> None:
+    """CORE-14, F-02: the bound is h11's, and uvicorn would rather take another parser."""
+    settings = Listen(port=0)
+    server = _build_server(_not_served, settings)
+    server.config.load()
+    assert server.config.http_protocol_class is H11Protocol
+    with bind(settings) as listener:
+        listen(listener, settings)
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        async with httpx.AsyncClient() as client:
+            url = listening_url(listener)
+            taken = await client.get(url, headers={"authorization": "a" * AUTHORIZATION_BYTES_MAX})
+            assert taken.status_code == 404
+            with contextlib.suppress(httpx.TransportError):  # it may hang up before it is read
+                longer = {"x": "a" * (AUTHORIZATION_BYTES_MAX + 32_768)}
+                assert (await client.get(url, headers=longer)).status_code == 400
+        server.should_exit = True
+        await serving
