@@ -10,10 +10,10 @@ The settings are a gateway's without `upstream`, `price` and `listen`: docs/conf
 import asyncio
 import logging
 import signal
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -78,7 +78,11 @@ class SellingApp:
             except MppSessionError as error:
                 await send({"type": "lifespan.startup.failed", "message": str(error)})
                 return
-            guards = [asyncio.create_task(_guard(*entry)) for entry in parts.background().items()]
+            guards = [
+                asyncio.create_task(work, name=name) for name, work in parts.background().items()
+            ]
+            for guard in guards:
+                guard.add_done_callback(_stop_server)
             open_.push_async_callback(_cancel, guards)
             self._gate = PaymentGate(self._app, engine=parts.engine, routes=self._routes)
             ended = await _pass_on(self._app, scope, started, receive, send)
@@ -90,31 +94,45 @@ class SellingApp:
 async def _pass_on(
     app: ASGIApp, scope: Scope, started: Message, receive: Receive, send: Send
 ) -> Message | None:
-    """Let the application live its own life; return its farewell instead of sending it."""
+    """Let the application live its own life; return its farewell instead of sending it.
+
+    One that ends before it has said anything does not speak the protocol: it is lived for it.
+    """
     ahead = [started]
     farewell: list[Message] = []
+    has_spoken = False
 
     async def replay() -> Message:
         return ahead.pop() if ahead else await receive()
 
     async def hold_back(message: Message) -> None:
+        nonlocal has_spoken
+        has_spoken = True
         if message["type"].startswith("lifespan.shutdown"):
             farewell.append(message)
         else:
             await send(message)
 
-    await app(scope, replay, hold_back)
-    return farewell[0] if farewell else None
-
-
-async def _guard(name: str, work: Coroutine[Any, Any, None]) -> None:
-    """Run a task that guards the money; without it nothing may be served."""
     try:
-        await work
-    finally:
-        if not (task := asyncio.current_task()) or not task.cancelling():
-            _log.critical("the server stops because %s ended", name)
-            signal.raise_signal(signal.SIGTERM)
+        await app(scope, replay, hold_back)
+    except Exception as error:
+        if has_spoken:
+            raise
+        _log.info("the application has no life of its own: %s", error)
+    if has_spoken:
+        return farewell[0] if farewell else None
+    await send({"type": "lifespan.startup.complete"})
+    while (await replay())["type"] != "lifespan.shutdown":
+        pass
+    return {"type": "lifespan.shutdown.complete"}
+
+
+def _stop_server(guard: "asyncio.Task[None]") -> None:
+    """Ask the server to end: without what guards the money nothing may be served."""
+    if not guard.cancelled():
+        reason = guard.exception()
+        _log.critical("the server stops because %s ended", guard.get_name(), exc_info=reason)
+        signal.raise_signal(signal.SIGTERM)
 
 
 async def _cancel(tasks: Sequence["asyncio.Task[None]"]) -> None:
