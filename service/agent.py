@@ -3,6 +3,7 @@
 Used by the command `pay`; whoever writes an agent of their own starts at `service.client`.
 """
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -10,18 +11,24 @@ from typing import Final
 import httpx
 import msgspec
 
+from channel.client.account import Account
 from channel.client.keys import VoucherKeys
 from channel.client.policy import Policy
+from channel.client.store import Purse
+from channel.client.transport import origin_of
+from channel.errors import ConfigError, MppSessionError, PurseError
 from channel.types import Address
 from channel.wire.depth import is_shallow
+from channel.wire.problem import parse_problem
 from channel.wire.sse import CONTENT_TYPE, EventSplitter, parse_event
 from service.amounts import TokenUnit
 from service.client import PayingClient, open_client
 from service.errors import CommandError
 
-__all__ = ["PaidOutcome", "Wallet", "pay"]
+__all__ = ["PaidOutcome", "Wallet", "describe_left", "pay"]
 
 _DEPTH_MAX: Final = 64
+_REFUSAL_CHARS_MAX: Final = 400
 
 
 class Wallet(msgspec.Struct, frozen=True):
@@ -77,47 +84,92 @@ async def pay(
 ) -> PaidOutcome:
     """POST JSON, pay for the answer, and close the channel unless it is to stay open.
 
-    `show` is called with each piece of text as it arrives.
+    `show` is called with each piece of a successful answer's text as it arrives.
 
     Raises:
-        AgentError: Paying would be against the limits, or the server was caught lying.
-        CommandError: The server cannot be reached.
+        CommandError: The server cannot be reached or was caught lying, or paying would be against
+            the limits. It says what is left in a channel, if something is.
+        ConfigError: See `open_client`.
     """
-    store.parent.mkdir(parents=True, exist_ok=True)
-    async with open_client(
-        rpc_url=wallet.rpc_url,
-        private_key=wallet.private_key,
-        policy=wallet.policy,
-        store=store,
-        wallet=wallet.contract,
-        keys=wallet.keys,
-    ) as client:
-        before = {account.key: account for account in await client.payments.channels()}
-        try:
-            status, text = await _ask(client, url, content, show)
-        except httpx.HTTPError as error:
-            raise CommandError(f"{url}: {error or type(error).__name__}") from error
-        used = [a for a in await client.payments.channels() if a != before.get(a.key)]
-        if not used:
-            return PaidOutcome(status=status, text=text)
-        account = used[-1]
-        if not keep_open:
-            (account,) = await client.payments.close(account.key.channel_id)
-        earlier = before.get(account.key)
-        return PaidOutcome(
-            status=status,
-            text=text,
-            units=account.units - (earlier.units if earlier else 0),
-            paid=account.spent - (earlier.spent if earlier else 0),
-            vouchers=account.vouchers - (earlier.vouchers if earlier else 0),
-            deposit=account.deposit,
-            refunded=0 if keep_open else account.refund,
-            channel_id=account.key.channel_id,
-            open_tx=(
-                None if earlier else await client.payments.find_opening(account.key.channel_id)
-            ),
-            close_tx=account.end_tx,
-        )
+    try:
+        await asyncio.to_thread(store.parent.mkdir, parents=True, exist_ok=True)
+    except OSError as error:
+        raise CommandError(f"{store.parent} cannot be made: {error.strerror}") from error
+    try:
+        async with open_client(
+            rpc_url=wallet.rpc_url,
+            private_key=wallet.private_key,
+            policy=wallet.policy,
+            store=store,
+            wallet=wallet.contract,
+            keys=wallet.keys,
+        ) as client:
+            return await _pay(client, url, content, keep_open=keep_open, show=show)
+    except (ConfigError, PurseError):
+        raise
+    except httpx.InvalidURL as error:
+        raise CommandError(f"{url}: {error}") from error
+    except httpx.HTTPError as error:
+        left = await describe_left(store, url, wallet.unit)
+        raise CommandError(f"{url}: {error or type(error).__name__}. {left}") from error
+    except MppSessionError as error:
+        raise CommandError(f"{error} {await describe_left(store, url, wallet.unit)}") from error
+
+
+async def describe_left(store: Path, url: str, unit: TokenUnit) -> str:
+    """Return what is in channels of a server that are not closed, and how it is used or got back.
+
+    Empty if there are none.
+    """
+    purse = await Purse.open(store)
+    try:
+        accounts = await purse.live_accounts(origin_of(httpx.URL(url)))
+    finally:
+        await purse.close()
+    return " ".join(_describe(account, unit) for account in accounts)
+
+
+def _describe(account: Account, unit: TokenUnit) -> str:
+    name = f"channel 0x{account.key.channel_id.hex()}"
+    if account.state == "opening":
+        amount = unit.format(account.deposit)
+        return f"A deposit of {amount} for {name} may yet be made: the next `pay` goes on with it."
+    return (
+        f"{unit.format(account.refund)} are left in {name}: the next `pay` goes on with it; "
+        "`mpp-session withdraw` takes it back without the server, and the account needs ether "
+        "for that."
+    )
+
+
+async def _pay(
+    client: PayingClient,
+    url: str,
+    content: bytes,
+    *,
+    keep_open: bool,
+    show: Callable[[str], None],
+) -> PaidOutcome:
+    before = {account.key: account for account in await client.payments.channels()}
+    status, text = await _ask(client, url, content, show)
+    used = [a for a in await client.payments.channels() if a != before.get(a.key)]
+    if not used:
+        return PaidOutcome(status=status, text=text)
+    account = used[-1]
+    if not keep_open:
+        (account,) = await client.payments.close(account.key.channel_id)
+    earlier = before.get(account.key)
+    return PaidOutcome(
+        status=status,
+        text=text,
+        units=account.units - (earlier.units if earlier else 0),
+        paid=account.spent - (earlier.spent if earlier else 0),
+        vouchers=account.vouchers - (earlier.vouchers if earlier else 0),
+        deposit=account.deposit,
+        refunded=0 if keep_open else account.refund,
+        channel_id=account.key.channel_id,
+        open_tx=None if earlier else await client.payments.find_opening(account.key.channel_id),
+        close_tx=account.end_tx,
+    )
 
 
 async def _ask(
@@ -126,7 +178,10 @@ async def _ask(
     headers = {"content-type": "application/json"}
     async with client.stream("POST", url, content=content, headers=headers) as response:
         if not response.headers.get("content-type", "").startswith(CONTENT_TYPE):
-            text = _read_answer(await response.aread())
+            body = await response.aread()
+            if not response.is_success:
+                return response.status_code, _read_refusal(body)
+            text = _read_answer(body)
             show(text)
             return response.status_code, text
         pieces = []
@@ -164,6 +219,13 @@ def _read_chunk(data: str) -> str:
 def _read_answer(body: bytes) -> str:
     completion = _decode(body)
     return body.decode("utf-8", "replace") if completion is None else _join(completion)
+
+
+def _read_refusal(body: bytes) -> str:
+    """Return what a server says in words, of a problem its detail, as far as one line goes."""
+    problem = parse_problem(body)
+    words = None if problem is None else problem.detail or problem.title
+    return (words or body.decode("utf-8", "replace"))[:_REFUSAL_CHARS_MAX]
 
 
 def _decode(text: bytes) -> _Completion | None:

@@ -31,7 +31,7 @@ def command(
         bool, typer.Option("--json", help="Print the figures as JSON instead of the table.")
     ] = False,
 ) -> None:
-    """Watch an agent pay a real language model per token, on a local chain.
+    """Watch an agent pay a language model per token on a local chain.
 
     Starts a chain with the escrow, SmolLM2 on this machine's processor and a gateway in front
     of it; then an agent opens a channel, asks two questions, pays for each token as it arrives,

@@ -40,7 +40,7 @@ def command(
     ] = Path("devnet.json"),
     as_json: Annotated[bool, typer.Option("--json", help="Print the file's contents.")] = False,
 ) -> None:
-    """Start a local chain with escrow, token, Permit2 and funded accounts. Ends with Ctrl-C.
+    """Start a local chain with escrow, token, Permit2 and accounts. Ends with Ctrl-C.
 
     The accounts' keys are public: use them for nothing but this chain.
 

@@ -51,7 +51,7 @@ def command(  # noqa: PLR0913 -- each is a flag
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Announce the address as JSON.")] = False,
 ) -> None:
-    """Charge per output token in front of any OpenAI-compatible server.
+    """Charge per output token in front of an OpenAI-compatible server.
 
     Clients without payment get 402 and an offer; the model server never sees them. Settings come
     from the file, then from MPP_SESSION_* variables, then from these flags.

@@ -94,11 +94,12 @@ def repair(
     ledger: Url = None,
     as_json: AsJson = False,
 ) -> None:
-    """Raise what books older than the chain say of a channel, so that it goes on.
+    """Let a channel go on whose books are older than the chain.
 
-    Without amounts both become what the chain has settled: the least that is surely true. Give
-    more if you know more, from the payer's receipts or a log. Nothing is ever lowered, and what
-    cannot be true (spent + reserved <= accepted <= deposit) is refused. Amounts are base units.
+    Raises what they say is accepted and spent: without amounts to what the chain has settled, the
+    least that is surely true. Give more if you know more, from the payer's receipts or a log.
+    Nothing is ever lowered, and what cannot be true (spent + reserved <= accepted <= deposit) is
+    refused. Amounts are base units.
 
     \b
     mpp-session ledger repair 0x5f3c... --config gateway.toml
@@ -136,7 +137,7 @@ def export(
     ledger: Url = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write every channel as a line of JSON: terms, amounts, and the vouchers to settle with.
+    """Write every channel and its vouchers, a line of JSON each.
 
     Whoever holds it can collect in the payee's name: keep it like a key. The file is made for
     its owner alone. Idempotency keys are not in it: for a full backup use the database's own

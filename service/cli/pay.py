@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 import msgspec
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from channel.client.policy import Policy, TokenLimits
 from channel.types import Address, address
@@ -93,25 +94,27 @@ def command(  # noqa: PLR0913 -- each is a flag
         files = {"keystore": keystore, "password-file": password_file}
         given = _require({**chain, **files})
         payer = _wallet(given, wallet, voucher_keys, price_max, deposit_max)
-    from service.agent import pay  # noqa: PLC0415 -- slow to import: not for --help
+    from service.agent import describe_left, pay  # noqa: PLC0415 -- slow to import: not for --help
 
-    outcome = asyncio.run(
-        pay(
-            target,
-            content,
-            payer,
-            store=store or payer.store,
-            keep_open=keep_open,
-            show=(lambda _: None) if as_json else _show,
+    path = store or payer.store
+    show = (lambda _: None) if as_json else _show
+    try:
+        outcome = asyncio.run(
+            pay(target, content, payer, store=path, keep_open=keep_open, show=show)
         )
-    )
+    except KeyboardInterrupt:
+        REPORT.print(Text(asyncio.run(describe_left(path, target, payer.unit))))
+        raise
     if as_json:
         print_json(_row(outcome))
     else:
-        OUT.print()
+        if outcome.is_success:
+            OUT.print()
         _print(outcome, payer.unit)
     if not outcome.is_success:
-        raise CommandError(f"the server answered {outcome.status}")
+        raise CommandError(f"the server answered {outcome.status}: {outcome.text}")
+    if keep_open:
+        REPORT.print(Text(asyncio.run(describe_left(path, target, payer.unit))))
 
 
 def _content(prompt: str | None, json_body: str | None, model: str, max_tokens: int) -> bytes:
@@ -158,12 +161,10 @@ def _wallet(
 ) -> "Wallet":
     from service.agent import Wallet  # noqa: PLC0415 -- slow to import
     from service.client import load_keystore  # noqa: PLC0415
+    from service.keystore import read_password  # noqa: PLC0415
     from service.voucher_keys import load_channel_keys  # noqa: PLC0415
 
-    try:
-        password = given["password-file"].read_text("utf-8").partition("\n")[0]
-    except (OSError, UnicodeDecodeError) as error:
-        raise CommandError(f"--password-file: {error}") from None
+    password = read_password(given["password-file"])
     address_paid_in = _address("--token", given["token"])
     keys = None if voucher_keys is None else load_channel_keys(voucher_keys, password)
     return Wallet(

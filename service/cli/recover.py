@@ -49,7 +49,7 @@ def command(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
-    """Rebuild lost books from exported vouchers, and hold them against the chain.
+    """Rebuild lost books from exported vouchers and the chain.
 
     Run it with the gateway and the settler stopped; then start both: the settler collects what the
     vouchers cover. It may be run again, with an older export too: channels that the books know are

@@ -42,7 +42,7 @@ def command(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Say what it does as JSON.")] = False,
 ) -> None:
-    """Settle and close the channels of one payee, from the books of its gateways.
+    """Settle and close the channels in the books of one payee.
 
     A gateway starts one by itself unless `settlement.start` is false. On each database one settler
     works for a payee's key; another one stands by and takes over within ten seconds.

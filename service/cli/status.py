@@ -34,7 +34,7 @@ def command(
     ledger: Annotated[str | None, typer.Option(help="URL of the books, instead.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
-    """Say what is at risk and by when, what is under way, and what needs a person.
+    """Say what is at risk, what is under way, and what needs a person.
 
     The exit code tells a monitor: 0 all is well; 10 somebody should look today; 20 money is lost
     if nobody looks now; 1 it could not be found out; 2 wrong settings. No key is needed, and a

@@ -50,12 +50,13 @@ def command(  # noqa: PLR0913 -- each is a flag
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Ask for the rest of a deposit, wait out the grace period, and take it.
+    """Take the rest of a deposit back without the server.
 
-    For servers that do not answer, or do not close. The server is paid at most what was signed.
-    Both steps are transactions of the account's own: it needs ether, whoever paid to open. It
-    may be stopped at any point: the next run goes on from what the chain shows. Exit code 3 says
-    that the grace period of some channel still runs.
+    For servers that do not answer, or do not close: asks the escrow, waits out the grace period,
+    and takes what is left. The server is paid at most what was signed. Both steps are transactions
+    of the account's own: it needs ether, whoever paid to open. It may be stopped at any point: the
+    next run goes on from what the chain shows. Exit code 3 says that the grace period of some
+    channel still runs.
 
     \b
     mpp-session withdraw --all --devnet devnet.json
@@ -172,11 +173,9 @@ def _wallet(given: dict[str, Any]) -> dict[str, Any]:
     if missing:
         raise CommandError(f"give --devnet, or also {', '.join(missing)}")
     from service.client import load_keystore  # noqa: PLC0415 -- slow to import
+    from service.keystore import read_password  # noqa: PLC0415
 
-    try:
-        password = given["password-file"].read_text("utf-8").partition("\n")[0]
-    except OSError as error:
-        raise CommandError(f"--password-file: {error}") from None
+    password = read_password(given["password-file"])
     return {
         "rpc_url": given["rpc-url"],
         "chain_id": given["chain-id"],

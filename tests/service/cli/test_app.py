@@ -34,6 +34,17 @@ def test_the_commands_are_those_of_the_manual(run: Run) -> None:
     assert sorted(GROUPED) == [f"ledger {name}" for name in ("check", "export", "import", "repair")]
 
 
+@pytest.mark.parametrize("group", [[], ["ledger"]])
+def test_a_list_of_commands_says_what_each_does_in_whole_sentences(
+    run: Run, group: list[str]
+) -> None:
+    """Also on a terminal of 80 columns."""
+    shown = run(*group, "--help", COLUMNS="80").stdout
+    lines = re.findall(r"(?m)^  (?:[a-z]+)  +(.+)$", shown.partition("Commands:")[2])
+    assert lines
+    assert [line for line in lines if not line.endswith(".") or line.endswith("...")] == []
+
+
 @pytest.mark.parametrize("name", [*COMMANDS, *GROUPED])
 def test_help_teaches_by_example(run: Run, name: str) -> None:
     shown = run(*name.split(), "--help")
