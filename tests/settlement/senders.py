@@ -1,38 +1,58 @@
 """Senders through a node that fails, or over a journal that does, and something to send."""
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from channel.errors import LedgerUnavailableError
+from channel.types import TxHash
 from settlement import abi
 from settlement.devnet import Devnet
+from settlement.errors import TransactionPendingError
 from settlement.journal.interface import Journal
 from settlement.rpc import Rpc, RpcLimits
 from settlement.tx_manager import TxLimits, TxManager
 from settlement.tx_state import Event, JournalTx
+from settlement.types import Receipt
 from tests.settlement.flaky_node import FlakyNode, flaky_node
+from tests.waiting import PATIENCE_S
 
 SEND = "eth_sendRawTransaction"
 RECEIPT = "eth_getTransactionReceipt"
 
-_QUICK = TxLimits(mined_within_s=2.0, poll_max_s=0.02, resend_after_s=0.05)
-_RPC = RpcLimits(timeout_s=0.3, read_attempts_max=2, retry_delay_s=0.01)
+_QUICK = TxLimits(mined_within_s=PATIENCE_S, poll_max_s=0.02, resend_after_s=0.05)
 
 
 @asynccontextmanager
 async def flaky_sender(
-    chain: Devnet, limits: TxLimits = _QUICK
+    chain: Devnet, limits: TxLimits = _QUICK, *, node_s: float = PATIENCE_S
 ) -> AsyncIterator[tuple[FlakyNode, TxManager]]:
+    """A sender whose only node has faults, and is given up when it hangs for `node_s`."""
+    rpc_limits = RpcLimits(timeout_s=node_s, read_attempts_max=2, retry_delay_s=0.01)
     async with (
         flaky_node(chain.values.rpc_url) as node,
-        await Rpc.connect(node.url, limits=_RPC) as rpc,
+        await Rpc.connect(node.url, limits=rpc_limits) as rpc,
     ):
         yield node, TxManager(rpc, chain.signer("stranger"), limits=limits)
 
 
 def pay_one(chain: Devnet) -> bytes:
     return abi.transfer.encode(chain.account("payee").address, 1)
+
+
+async def insist(sender: TxManager, tx_hash: TxHash) -> Receipt:
+    """Ask for a receipt as callers do who are told that it is pending: again."""
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            with suppress(TransactionPendingError):
+                return await sender.resume(tx_hash)
+
+
+async def are_pooled(chain: Devnet, count: int) -> bool:
+    """Whether so many transactions wait to be mined."""
+    status = await chain.rpc.read("txpool_status")
+    return int(status["pending"], 16) == count
 
 
 async def received(chain: Devnet) -> int:

@@ -12,6 +12,7 @@ import pytest
 from settlement.anvil import Anvil, find_anvil
 from settlement.errors import AnvilError
 from settlement.rpc import Rpc, RpcLimits
+from tests.waiting import PATIENCE_S, until
 
 _ONE_TRY = RpcLimits(timeout_s=1, read_attempts_max=1)
 
@@ -56,11 +57,7 @@ async def test_the_chain_goes_down_with_a_parent_that_is_killed() -> None:
         assert await rpc.block_number() == 0
     os.kill(parent.pid, signal.SIGKILL)
     await parent.wait()
-    for _ in range(100):
-        if await _is_gone(url):
-            return
-        await asyncio.sleep(0.02)
-    pytest.fail("the chain outlived its parent")
+    await until(lambda: _is_gone(url))
 
 
 async def test_a_real_program_on_the_path_is_used_and_npms_script_is_not(
@@ -90,7 +87,7 @@ async def test_a_chain_that_does_not_end_when_asked_is_killed(
     monkeypatch.setattr("settlement.anvil._STOP_TIMEOUT_S", 0.1)
     body = 'trap "" TERM; echo Listening on 127.0.0.1:1; while :; do sleep 0.1; done'
     anvil = await Anvil.start(_script(tmp_path / "anvil", body))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         await anvil.stop()
 
 

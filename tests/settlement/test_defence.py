@@ -28,6 +28,7 @@ from settlement.tx_state import Purpose
 from settlement.types import BatchEntry, RevertReason
 from tests.settlement.books import NOW, Books, request_close
 from tests.settlement.channels import Channels
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -193,13 +194,19 @@ async def test_what_is_bought_between_plan_and_close_keeps_the_channel_open(
     assert (await books.state(idle)).is_finalized
 
 
+def put_ahead(seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the event loop's clock show so much more than it would."""
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(loop, "time", lambda: type(loop).time(loop) + seconds)
+
+
 async def test_who_is_refused_is_left_alone_for_a_while(
-    books: Books, ledger: SqliteLedger, settler: EscrowSettler
+    books: Books, ledger: SqliteLedger, settler: EscrowSettler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """F-79: longer each time; asked for by name it is tried at once."""
     channel_id = await books.open(accepted=400, spent=400)
     stubborn = Stubborn(settler)
-    defence = Defence(ledger, stubborn, Alarms(), retry_s=0.2)
+    defence = Defence(ledger, stubborn, Alarms(), retry_s=20)
     close = due(books, channel_id, Action.CLOSE)
     await defence.carry_out([close])
     for _ in range(5):
@@ -208,10 +215,13 @@ async def test_who_is_refused_is_left_alone_for_a_while(
     assert stubborn.closes == 1
     await defence.carry_out([close])
     assert stubborn.closes == 2
-    await asyncio.sleep(0.25)
+    put_ahead(30, monkeypatch)  # it waits for 20 s, then for 40
     defence.submit([close])
     await asyncio.sleep(0.05)
     assert stubborn.closes == 2
+    put_ahead(50, monkeypatch)
+    defence.submit([close])
+    await until(lambda: stubborn.closes == 3)
     await defence.aclose()
 
 

@@ -26,6 +26,7 @@ from settlement.tx_state import Abandoned, Sent, Signed, TxStatus
 from tests.e2e.selling import PRICE
 from tests.e2e.sponsored import LIMITS, Sponsored, sponsor_deposits
 from tests.settlement.senders import FailingJournal
+from tests.waiting import PATIENCE_S, until
 
 HASTY = replace(LIMITS, wait_s=0.05)
 
@@ -51,7 +52,7 @@ async def send(one: Sponsored, *, until: OrderStatus = OrderStatus.MADE) -> Depo
         DepositSender(one.orders, one.provider.reader, one.sender, one.journal).run()
     )
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             while order.status.is_open:
                 assert not running.done(), running.exception()
                 await asyncio.sleep(0.02)
@@ -163,9 +164,7 @@ async def test_a_nonce_taken_from_elsewhere_costs_no_deposit(
     async with taken(devnet, tmp_path) as (one, payload):
         async with one.chain.mining_paused():
             sending = asyncio.create_task(send(one, until=OrderStatus.REFUSED))
-            async with asyncio.timeout(10):
-                while not await is_in_pool(one):  # noqa: ASYNC110 -- a disk has no event
-                    await asyncio.sleep(0.02)
+            await until(lambda: is_in_pool(one))
             await use_nonce_elsewhere(one, nonce=0)
         assert (await sending).reason == NONCE_TAKEN
         assert (await one.provider.send(payload)).status_code == 503  # wanted again
@@ -225,7 +224,7 @@ async def test_a_settler_without_the_lease_sends_nothing(devnet: TestChain, tmp_
             assert await other.take_lease("another", ttl_s=600) is not None
             running = DepositSender(one.orders, one.provider.reader, one.sender, one.journal)
             with pytest.raises(LeaseLostError):
-                async with asyncio.timeout(10):
+                async with asyncio.timeout(PATIENCE_S):
                     await running.run()
         finally:
             await other.close()

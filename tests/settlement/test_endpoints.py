@@ -14,7 +14,7 @@ from settlement.nodes import Judgement, judge_nodes, nodes_behind
 from settlement.rpc import Rpc, RpcLimits
 from tests.settlement.flaky_node import Fault, FlakyNode, flaky_node
 
-LIMITS = RpcLimits(timeout_s=3.0, read_attempts_max=3, retry_delay_s=0.01)
+LIMITS = RpcLimits(timeout_s=9.0, read_attempts_max=3, retry_delay_s=0.01)
 
 NAMES = ["1: 127.0.0.1", "2: 127.0.0.1", "3: 127.0.0.1"]
 

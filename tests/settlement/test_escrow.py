@@ -13,12 +13,13 @@ from channel.verify.typed_data import voucher_digest
 from settlement import abi
 from settlement.devnet import Devnet
 from settlement.errors import ContractRevertedError, RpcRefusedError
-from settlement.escrow import EscrowReader
+from settlement.escrow import EscrowReader, ReaderLimits
 from settlement.payer import PayerAccount
 from settlement.rpc import Rpc
 from tests.settlement.channels import DEPOSIT, Channels, send_blindly
 from tests.settlement.flaky_node import flaky_node
 from tests.settlement.wallets import deploy_look_alike, deploy_wallet
+from tests.waiting import PATIENCE_S
 
 NOBODY = ChannelId(b"\x07" * 32)
 
@@ -124,13 +125,13 @@ async def test_many_channels_come_in_order_and_of_one_block(
     assert await reader.read_channels([]) == []
 
 
-async def test_a_node_that_lags_is_waited_for(
-    chain: Devnet, reader: EscrowReader, channels: Channels
-) -> None:
+async def test_a_node_that_lags_is_waited_for(chain: Devnet, channels: Channels) -> None:
     """F-72: the receipt came from one node, the state is asked of one that has no such block."""
     channel_id = await channels.open()
     ahead = await chain.rpc.block_number() + 1
-    waiting = asyncio.create_task(reader.read_channel(channel_id, block_number=ahead))
+    limits = ReaderLimits(lag_s_max=PATIENCE_S, lag_poll_s=0.01)
+    patient = EscrowReader(chain.rpc, chain.values.escrow, limits=limits)
+    waiting = asyncio.create_task(patient.read_channel(channel_id, block_number=ahead))
     await asyncio.sleep(0.05)
     assert not waiting.done()
     await chain.mine()

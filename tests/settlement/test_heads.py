@@ -9,6 +9,7 @@ from aiohttp import web
 
 from settlement.devnet import Devnet
 from settlement.heads import HeadSignal
+from tests.waiting import PATIENCE_S
 
 
 @asynccontextmanager
@@ -25,14 +26,17 @@ async def test_without_a_websocket_it_is_time_again_after_a_while() -> None:
     signal = HeadSignal(poll_interval_s=0.05)
     async with listening(signal):
         began = time.monotonic()
-        await signal.wait()
-        assert 0.04 < time.monotonic() - began < 1
+        async with asyncio.timeout(PATIENCE_S):
+            await signal.wait()
+        assert time.monotonic() - began > 0.04
     assert signal.subscriptions == 0
 
 
 async def test_a_new_block_wakes_at_once(chain: Devnet) -> None:
-    signal = HeadSignal(poll_interval_s=30, ws_url=chain.values.rpc_url.replace("http://", "ws://"))
-    async with listening(signal), asyncio.timeout(10):
+    signal = HeadSignal(
+        poll_interval_s=3600, ws_url=chain.values.rpc_url.replace("http://", "ws://")
+    )
+    async with listening(signal), asyncio.timeout(PATIENCE_S):
         await signal.wait()  # the answer to the subscription: look once, nothing is missed
         assert signal.subscriptions == 1
         waiting = asyncio.create_task(signal.wait())
@@ -71,7 +75,7 @@ async def test_a_websocket_that_breaks_or_lies_costs_a_poll(chain: Devnet) -> No
     host, port = runner.addresses[0][:2]
     signal = HeadSignal(poll_interval_s=0.01, ws_url=f"ws://{host}:{port}/", reconnect_s=0.01)
     try:
-        async with listening(signal), asyncio.timeout(10):
+        async with listening(signal), asyncio.timeout(PATIENCE_S):
             await signal.wait()
             while signal.subscriptions < 2:
                 await signal.wait()

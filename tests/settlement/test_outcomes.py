@@ -22,6 +22,8 @@ from settlement.settler import EscrowSettler
 from settlement.tx_manager import TxManager
 from tests.settlement.channels import DEPOSIT, Channels
 from tests.settlement.flaky_node import flaky_node
+from tests.settlement.senders import are_pooled
+from tests.waiting import until
 
 NOBODY = ChannelId(b"\x07" * 32)
 
@@ -118,7 +120,7 @@ async def test_a_close_that_loses_the_race_in_its_block_returns_the_winner(
         losing = asyncio.create_task(
             settler.close_channel(channels.key(channel_id), 7, channels.sign(channel_id, 7))
         )
-        await asyncio.sleep(0.1)
+        await until(lambda: are_pooled(chain, 2))
         sent = await transactions_of(chain, "payee")
     result = await losing
     assert await transactions_of(chain, "payee") == sent + 2

@@ -28,7 +28,9 @@ from settlement.tx_state import TxStatus
 from settlement.types import RevertReason
 from tests.settlement.channels import DEPOSIT, Channels, set_paused
 from tests.settlement.flaky_node import flaky_node
+from tests.settlement.senders import are_pooled
 from tests.settlement.wallets import deploy_wallet
+from tests.waiting import until
 
 Ids = list[ChannelId]
 
@@ -169,7 +171,7 @@ async def test_what_is_refused_only_in_its_block_harms_no_other(
     async with chain.mining_paused():
         winner = await chain.sender("payee").broadcast(chain.values.escrow, first)
         closing = asyncio.create_task(close_all(settler, channels, ids))
-        await asyncio.sleep(0.3)
+        await until(lambda: are_pooled(chain, 2))
         assert not closing.done()
     lost, *others = await closing
     assert (lost.tx_hash, lost.fact.settled) == (winner, 9)  # type: ignore[attr-defined]
@@ -269,10 +271,7 @@ async def test_an_earlier_process_sent_it_and_this_one_sees_it_through(
         first = TxManager(chain.rpc, chain.signer("payee"), journal=journal)
         dying = EscrowSettler(reader, first)
         closing = asyncio.create_task(close_all(dying, channels, ids))
-        for _ in range(200):
-            if any(tx.status is TxStatus.SENT for tx in await journal.open_transactions()):
-                break
-            await asyncio.sleep(0.01)
+        await until(lambda: _has_sent(journal))
         await dying.aclose()
         await closing
         second = TxManager(chain.rpc, chain.signer("payee"), journal=journal)
@@ -283,3 +282,7 @@ async def test_an_earlier_process_sent_it_and_this_one_sees_it_through(
     results = await again
     assert all(result.fact.settled == 400 for result in results)  # type: ignore[attr-defined]
     assert await sent_by(chain, "payee") == 1
+
+
+async def _has_sent(journal: SqliteJournal) -> bool:
+    return any(tx.status is TxStatus.SENT for tx in await journal.open_transactions())

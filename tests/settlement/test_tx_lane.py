@@ -1,7 +1,7 @@
 """Transactions that outlive their process, their fee, their block and their place in the pool."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -22,10 +22,11 @@ from settlement.journal.sqlite import SqliteJournal
 from settlement.tx_manager import TxLimits, TxManager
 from settlement.tx_state import TxStatus
 from tests.settlement.channels import send_blindly
-from tests.settlement.senders import SEND, flaky_sender, pay_one, received
+from tests.settlement.senders import SEND, are_pooled, flaky_sender, insist, pay_one, received
+from tests.waiting import PATIENCE_S, until
 
 _LIMITS = TxLimits(
-    mined_within_s=5.0,
+    mined_within_s=PATIENCE_S,
     poll_max_s=0.02,
     resend_after_s=0.1,
     bump_after_s=60,
@@ -67,12 +68,6 @@ async def base_fee(chain: Devnet, gwei: int, *, blocks: int = 1) -> None:
     for _ in range(blocks):
         await chain.rpc.command("anvil_setNextBlockBaseFeePerGas", hex(gwei * _GWEI))
         await chain.mine()
-
-
-async def until(ready: Callable[[], Awaitable[bool]], *, within_s: float = 5.0) -> None:
-    async with asyncio.timeout(within_s):
-        while not await ready():  # noqa: ASYNC110 -- a node and a disk have no event
-            await asyncio.sleep(0.01)
 
 
 # -- across processes
@@ -235,7 +230,9 @@ async def test_what_would_cost_more_than_it_is_worth_is_not_sent(
     assert await received(chain) == 0
 
 
-async def test_a_cheap_one_does_not_hold_up_a_dear_one(chain: Devnet, sender: TxManager) -> None:
+async def test_a_cheap_one_does_not_hold_up_a_dear_one(
+    chain: Devnet, journal: SqliteJournal, sender: TxManager
+) -> None:
     """F-77: nonces are mined in order; the later one's budget pays for the earlier one too."""
     await base_fee(chain, 1)
     async with chain.mining_paused():
@@ -244,7 +241,7 @@ async def test_a_cheap_one_does_not_hold_up_a_dear_one(chain: Devnet, sender: Tx
         dear = await sender.broadcast(chain.values.token, pay_one(chain), budget_wei=10**18)
         waiting = asyncio.gather(sender.resume(cheap), sender.resume(dear))
         await base_fee(chain, 20)
-        await asyncio.sleep(0.3)
+        await until(lambda: _is_bumped(journal, cheap))
         await chain.rpc.command("anvil_setNextBlockBaseFeePerGas", hex(20 * _GWEI))
     receipts = await waiting
     assert all(receipt.gas_price_wei > 20 * _GWEI for receipt in receipts)
@@ -291,7 +288,7 @@ async def test_a_nonce_that_somebody_else_used_is_noticed(
         foreign = asyncio.create_task(
             send_blindly(chain, chain.values.token, b"\x00", by="stranger")
         )
-        await asyncio.sleep(0.05)
+        await until(lambda: are_pooled(chain, 1))
         await chain.mine()
         await foreign
     with pytest.raises(TransactionReplacedError):
@@ -350,7 +347,7 @@ async def test_our_own_timeout_is_no_failure(chain: Devnet, journal: SqliteJourn
         with pytest.raises(TransactionPendingError) as caught:
             await hasty.resume(tx_hash)
     assert (caught.value.status, caught.value.offers_challenge) == (503, False)
-    assert (await hasty.resume(tx_hash)).is_success
+    assert (await insist(hasty, tx_hash)).is_success
 
 
 # -- nodes that lose and refuse (F-75, F-82)
@@ -372,8 +369,8 @@ async def test_the_same_bytes_again_are_no_error(chain: Devnet) -> None:
     async with flaky_sender(chain) as (node, sender), chain.mining_paused():
         tx_hash = await sender.broadcast(chain.values.token, pay_one(chain))
         waiting = asyncio.create_task(sender.resume(tx_hash))
-        await asyncio.sleep(0.2)
-        assert node.seen.count(SEND) > 1
+        await until(lambda: node.seen.count(SEND) > 1)
+        assert not waiting.done()
         await chain.mine()
         assert (await waiting).is_success
 
@@ -395,8 +392,8 @@ async def test_a_repeat_that_is_refused_does_not_end_the_wait(chain: Devnet) -> 
         tx_hash = await sender.broadcast(chain.values.token, pay_one(chain))
         node.fail("refuse", method=SEND)
         waiting = asyncio.create_task(sender.resume(tx_hash))
-        await asyncio.sleep(0.2)
-        assert node.seen.count(SEND) > 1
+        await until(lambda: node.seen.count(SEND) > 1)
+        assert not waiting.done()
         await chain.mine()
         assert (await waiting).is_success
 

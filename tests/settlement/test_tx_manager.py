@@ -25,11 +25,13 @@ from tests.settlement.senders import (
     SEND,
     FailingJournal,
     flaky_sender,
+    insist,
     pay_one,
     received,
 )
+from tests.waiting import PATIENCE_S
 
-_QUICK = TxLimits(mined_within_s=5, poll_max_s=0.02, resend_after_s=0.05)
+_QUICK = TxLimits(mined_within_s=PATIENCE_S, poll_max_s=0.02, resend_after_s=0.05)
 _IMPATIENT = TxLimits(mined_within_s=0.1, poll_max_s=0.02, resend_after_s=0.03)
 
 
@@ -119,12 +121,12 @@ async def test_a_receipt_nobody_gives_is_pending(chain: Devnet) -> None:
         assert caught.value.status == 503
         assert not caught.value.offers_challenge  # nobody is invited to pay again
         node.fail("none")
-        assert (await sender.resume(tx_hash)).is_success
+        assert (await insist(sender, tx_hash)).is_success
         assert await received(chain) == 1
 
 
 async def test_nothing_is_broadcast_when_the_node_is_away_before(chain: Devnet) -> None:
-    async with flaky_sender(chain) as (node, sender):
+    async with flaky_sender(chain, node_s=1.0) as (node, sender):
         node.fail("hang", method="eth_call")
         with pytest.raises(ChainUnavailableError, match="did not answer"):
             await sender.send(chain.values.token, pay_one(chain))

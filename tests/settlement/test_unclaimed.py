@@ -17,6 +17,7 @@ from settlement.unclaimed import UnclaimedChannels
 from tests.e2e.selling import DEPOSIT, PRICE
 from tests.e2e.sponsored import LIMITS, Sponsored, sponsor_deposits
 from tests.settlement.test_deposit_sender import move_away
+from tests.waiting import until
 
 HASTY = replace(LIMITS, wait_s=0.05)
 
@@ -41,9 +42,10 @@ async def abandon(sponsored: Sponsored, chain: Devnet) -> None:
 
 
 async def until_ended(sponsored: Sponsored) -> None:
-    async with asyncio.timeout(10):
-        while await sponsored.orders.list_open():  # noqa: ASYNC110 -- a disk has no event
-            await asyncio.sleep(0.02)
+    async def is_ended() -> bool:
+        return not await sponsored.orders.list_open()
+
+    await until(is_ended)
 
 
 async def books(sponsored: Sponsored) -> ChannelState | None:
@@ -175,8 +177,10 @@ async def test_it_goes_on_looking_by_itself(devnet: TestChain, tmp_path: Path) -
     async with devnet.connect() as chain, sponsor_deposits(chain, tmp_path, limits=HASTY) as one:
         running = asyncio.create_task(claimer(one, look_s=0.02).run())
         await abandon(one, chain)
-        async with asyncio.timeout(10):
-            while await books(one) is None:  # noqa: ASYNC110 -- a disk has no event
-                await asyncio.sleep(0.02)
+
+        async def is_known() -> bool:
+            return await books(one) is not None
+
+        await until(is_known)
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)

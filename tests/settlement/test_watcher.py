@@ -28,6 +28,7 @@ from settlement.watcher import ChannelWatcher, Sweep, WatchLimits
 from tests.settlement.books import Books, request_close
 from tests.settlement.channels import DEPOSIT, Channels, set_paused
 from tests.settlement.flaky_node import flaky_node
+from tests.waiting import PATIENCE_S, until
 
 
 @pytest.fixture
@@ -367,11 +368,10 @@ async def test_the_loop_goes_on_when_the_node_was_away(
         node.fail("error", method="eth_getBlockByNumber")
         loop = asyncio.create_task(ChannelWatcher(reader, ledger, settler, limits=limits).run())
         try:
-            await asyncio.sleep(0.1)
-            assert node.seen.count("eth_getBlockByNumber") > 1
+            await until(lambda: node.seen.count("eth_getBlockByNumber") > 1)
             assert not (await books.state(channel_id)).is_finalized
             node.fail("none")
-            async with asyncio.timeout(5), ledger.watch(books.key(channel_id)) as watch:
+            async with asyncio.timeout(PATIENCE_S), ledger.watch(books.key(channel_id)) as watch:
                 while not (await books.state(channel_id)).is_finalized:
                     await watch.changed(1)
             await asyncio.sleep(0.05)

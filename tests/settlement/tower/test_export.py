@@ -1,7 +1,7 @@
 """The provider's end: settles signed ahead as vouchers grow, and again when they age."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from settlement.tower.store import TowerFile
 from settlement.tx_bytes import UnsignedTx
 from tests.settlement.test_schedule import NOW, channel
 from tests.settlement.tower.test_presigned import PAYEE, PAYEE_KEY
+from tests.waiting import until
 
 POLICY = CoverPolicy(uncovered_max=100, uncovered_age_s=300, life_s=100_000)
 
@@ -57,12 +58,6 @@ async def published(path: Path, state: ChannelState) -> int:
         await ledger.close()
     assert found is not None
     return found.published
-
-
-async def until(ready: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
-        while not ready():  # noqa: ASYNC110 -- a file has no event
-            await asyncio.sleep(0.005)
 
 
 def newest(file: TowerFile, state: ChannelState) -> PresignedSettle | None:

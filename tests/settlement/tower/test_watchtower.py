@@ -34,6 +34,7 @@ from tests.faults.proxy import lying_node
 from tests.settlement.books import request_close
 from tests.settlement.channels import DEPOSIT, Channels, set_paused
 from tests.settlement.flaky_node import flaky_node
+from tests.waiting import PATIENCE_S
 
 GRACE_S = 900
 MONTH_S = 30 * 24 * 3600
@@ -502,7 +503,7 @@ async def test_it_tells_when_its_own_gas_runs_low(tower: Tower, chain: Devnet) -
 async def test_it_tells_when_no_node_answers_and_goes_on_after(
     chain: Devnet, tower: Tower, caplog: pytest.LogCaptureFixture
 ) -> None:
-    limits = RpcLimits(timeout_s=0.3, read_attempts_max=1)
+    limits = RpcLimits(timeout_s=PATIENCE_S, read_attempts_max=1)
     async with (
         flaky_node(chain.values.rpc_url) as node,
         await Rpc.connect(node.url, limits=limits) as rpc,
