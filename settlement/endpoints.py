@@ -139,14 +139,17 @@ class Endpoints:
             self._choose()
 
     async def compare(self, *, depth: int) -> list[EndpointView]:
-        """Ask every node for its head, and for the block so deep below the lowest head.
+        """Ask every node for its head, and for one block that most should have by now.
 
-        A node that does not answer is in the list without a head; it never delays the others
-        beyond its own deadline.
+        That is so deep below the head that more than half of them have reached: below the lowest
+        one a single node that is far behind would have all compared where they cannot differ. A
+        node that does not answer is in the list without a head; it never delays the others beyond
+        its own deadline.
         """
-        heads = await asyncio.gather(*[self._block(each, "latest") for each in self._endpoints])
-        seen = [head.number for head in heads if head is not None]
-        number = hex(max(0, min(seen, default=0) - depth))
+        heads = await asyncio.gather(*[self._block(each) for each in self._endpoints])
+        seen = sorted([head.number for head in heads if head is not None], reverse=True)
+        reached = seen[min(len(heads) // 2, len(seen) - 1)] if seen else 0
+        number = max(0, reached - depth)
         deep = await asyncio.gather(
             *[
                 self._block(each, number) if head is not None else _nothing()
@@ -202,15 +205,32 @@ class Endpoints:
             endpoint.chain_id = parse_quantity(_result(answer))
         return endpoint.chain_id
 
+    async def check_chain(self) -> None:
+        """Ask the current node once more which chain it serves; if another one, it rests.
+
+        Raises:
+            ChainUnavailableError: It serves another one by now, or does not answer.
+        """
+        endpoint = self._current
+        endpoint.chain_id = None
+        try:
+            await self._require_ours(endpoint)
+        except ChainUnavailableError:
+            self.distrust(endpoint)
+            raise
+
     async def _require_ours(self, endpoint: Endpoint) -> None:
-        """Check the chain of a node that was away at the start, before its answers count."""
+        """Check the chain of a node that was away, or served another one, before it counts."""
         served = await self._chain_of(endpoint)
         if served != self.chain_id:
+            endpoint.chain_id = None
             raise ChainUnavailableError(
                 f"The node {endpoint.name} serves chain {served}, not {self.chain_id}."
             )
 
-    async def _block(self, endpoint: Endpoint, tag: str) -> BlockRef | None:
+    async def _block(self, endpoint: Endpoint, number: int | None = None) -> BlockRef | None:
+        """Return a node's head, or its block of this number; None where it has none."""
+        tag = "latest" if number is None else hex(number)
         try:
             await self._require_ours(endpoint)
             answer = await endpoint.transport.ask("eth_getBlockByNumber", [tag, False])

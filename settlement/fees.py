@@ -44,6 +44,8 @@ class FeePolicy(msgspec.Struct, frozen=True, kw_only=True):
 
     tip_wei_min: int = 1_000_000
     """A node's own suggestion can be 1 wei, which some chains never mine (F-77)."""
+    tip_wei_max: int = 200 * 10**9
+    """A node's suggestion above this is not believed: it would pay a miner, not for a place."""
     max_fee_wei: int | None = None
     """Refuse to bid more than this per unit of gas; None for no bound."""
     calm_share_percent: int = 25
@@ -135,7 +137,7 @@ def choose_fee(
         ConfigError: The policy's own bound is below the base fee: it could not be mined now.
         FeeAboveBudgetError: The ceiling is: it is not worth what it would cost now.
     """
-    tip_wei = max(suggested_tip_wei, policy.tip_wei_min)
+    tip_wei = _believed_tip(suggested_tip_wei, policy)
     bid_wei = _HEADROOM * base_fee_wei + tip_wei
     if policy.max_fee_wei is not None and policy.max_fee_wei < base_fee_wei:
         msg = f"max_fee_wei {policy.max_fee_wei} is below the base fee {base_fee_wei}."
@@ -165,17 +167,20 @@ def raise_fee(
     None when the ceiling leaves no room for that: the bid stands and is waited for. Where no
     ceiling is set, eight times the usual bid is one.
     """
-    tip_wei = max(_bumped(previous.tip_wei), suggested_tip_wei, policy.tip_wei_min)
+    suggested_tip_wei = _believed_tip(suggested_tip_wei, policy)
+    tip_wei = max(_bumped(previous.tip_wei), suggested_tip_wei)
     wanted_wei = _HEADROOM * base_fee_wei + tip_wei
     least_wei = max(_bumped(previous.max_fee_wei), _bumped(previous.tip_wei))
     if ceiling_wei is None:
-        ceiling_wei = _UNBOUNDED_MULTIPLE * (
-            _HEADROOM * base_fee_wei + max(suggested_tip_wei, policy.tip_wei_min)
-        )
+        ceiling_wei = _UNBOUNDED_MULTIPLE * (_HEADROOM * base_fee_wei + suggested_tip_wei)
     max_fee_wei = min(max(wanted_wei, least_wei), ceiling_wei)
     if max_fee_wei < least_wei:
         return None
     return Fee(max_fee_wei=max_fee_wei, tip_wei=min(tip_wei, max_fee_wei))
+
+
+def _believed_tip(suggested_wei: int, policy: FeePolicy) -> int:
+    return max(min(suggested_wei, policy.tip_wei_max), policy.tip_wei_min)
 
 
 def _bumped(wei: int) -> int:

@@ -100,6 +100,8 @@ class ChainFollower:
     async def _take(self, head: BlockRef, change: Change) -> Step:
         """Read the events of what is new; only then is it taken for the tail."""
         is_first = self._tail.head is None
+        if change.has_gap and not is_first:  # another chain would look just like this
+            await self._reader.rpc.check_chain()
         removed = [self._touched.get(block.hash, frozenset()) for block in change.removed]
         added: dict[bytes, frozenset[ChannelId]] = {}
         if not (is_first or change.has_gap):

@@ -124,6 +124,14 @@ class Rpc:
         """Return what each node shows as its head, and so deep below the lowest head."""
         return await self._endpoints.compare(depth=depth)
 
+    async def check_chain(self) -> None:
+        """Ask the node once more which chain it serves: behind its address may be another one now.
+
+        Raises:
+            ChainUnavailableError: It serves another one, or does not answer (SEC-09).
+        """
+        await self._endpoints.check_chain()
+
     async def __aenter__(self) -> Self:
         return self
 

@@ -222,7 +222,8 @@ class TxLane:
         ):
             return True
         age_s = int(time.time()) - tx.newest.signed_at
-        return tx.nonce == used and age_s >= self._limits.bump_after_s
+        is_young = 0 <= age_s < self._limits.bump_after_s  # below 0 the clock was set back (F-111)
+        return tx.nonce == used and not is_young
 
     async def _put_again(self, tx: JournalTx) -> None:
         """Send bytes that may be lost. Whatever the node says, only a receipt ends the wait."""

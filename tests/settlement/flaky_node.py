@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Literal
 
@@ -48,7 +48,7 @@ class FlakyNode:
         self.method = ""
         self.times = 10**9
         self.lies: dict[str, Any] = {}
-        """Results by method, told in place of the node's own."""
+        """Results by method, told in place of the node's own: as they are, or by the parameters."""
         self.errors: dict[str, Any] = {}
         """Errors by method, in place of results."""
         self.gas_max: int | None = None
@@ -114,7 +114,8 @@ class FlakyNode:
         truth = json.loads(body)
         for call, said in zip(_listed(asked), _listed(truth), strict=True):
             if call["method"] in self.lies:
-                said["result"] = self.lies[call["method"]]
+                lie = self.lies[call["method"]]
+                said["result"] = lie(call["params"]) if callable(lie) else lie
             if call["method"] in self.errors:
                 said["error"] = self.errors[call["method"]]
             if (refusal := self._bound(call, said)) is not None:
@@ -131,6 +132,11 @@ class FlakyNode:
             is_too_much = last - first + 1 > self.log_blocks_max
             return f"block range is limited to {self.log_blocks_max}" if is_too_much else None
         return None
+
+
+def only_up_to(block: Any) -> Callable[[list[Any]], Any]:
+    """Return what `eth_getBlockByNumber` says at a node whose newest block this is."""
+    return lambda params: block if params[0] in ("latest", block["number"]) else None
 
 
 def _listed(value: Any) -> list[Any]:

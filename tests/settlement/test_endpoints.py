@@ -12,7 +12,7 @@ from settlement.devnet import Devnet
 from settlement.errors import RpcRefusedError
 from settlement.nodes import Judgement, judge_nodes, nodes_behind
 from settlement.rpc import Rpc, RpcLimits
-from tests.settlement.flaky_node import Fault, FlakyNode, flaky_node
+from tests.settlement.flaky_node import Fault, FlakyNode, flaky_node, only_up_to
 
 LIMITS = RpcLimits(timeout_s=9.0, read_attempts_max=3, retry_delay_s=0.01)
 
@@ -186,13 +186,47 @@ async def test_nodes_that_show_different_blocks_are_told_apart(
     assert views[2].head is None
     assert judge_nodes(views) == Judgement()
     nodes[2].fail("none")
-    other = await chain.rpc.read("eth_getBlockByNumber", "0x2", False)  # noqa: FBT003
-    nodes[2].lies["eth_getBlockByNumber"] = other
+    old = await chain.rpc.read("eth_getBlockByNumber", "0x2", False)  # noqa: FBT003
+    nodes[2].lies["eth_getBlockByNumber"] = only_up_to(old)
     views = await rpc.compare_nodes(depth=0)
     assert judge_nodes(views) == Judgement()
     assert nodes_behind(views, blocks=10) == ["3: 127.0.0.1"]
-    nodes[2].lies["eth_getBlockByNumber"] = {**other, "hash": "0x" + "11" * 32}
+    head = await chain.rpc.read("eth_getBlockByNumber", "latest", False)  # noqa: FBT003
+    nodes[2].lies["eth_getBlockByNumber"] = {**head, "hash": "0x" + "11" * 32}
     assert judge_nodes(await rpc.compare_nodes(depth=0)).left_out == {NAMES[2]}
+
+
+async def test_a_node_that_is_far_behind_hides_no_disagreement(
+    nodes: list[FlakyNode], chain: Devnet
+) -> None:
+    """F-73: of four, one has its first blocks only; down there the other three would all agree."""
+    await chain.mine(20)
+    genesis = await chain.rpc.read("eth_getBlockByNumber", "0x0", False)  # noqa: FBT003
+    head = await chain.rpc.read("eth_getBlockByNumber", "latest", False)  # noqa: FBT003
+    urls = [chain.values.rpc_url, *[node.url for node in nodes]]
+    async with await Rpc.connect(urls, limits=LIMITS) as rpc:
+        nodes[1].lies["eth_getBlockByNumber"] = only_up_to(genesis)
+        nodes[2].lies["eth_getBlockByNumber"] = {**head, "hash": "0x" + "11" * 32}
+        views = await rpc.compare_nodes(depth=0)
+    assert len(judge_nodes(views).disputing) == 3
+
+
+async def test_a_node_that_changes_its_chain_is_left_until_it_is_back(
+    rpc: Rpc, nodes: list[FlakyNode]
+) -> None:
+    """SEC-09: behind an address may be another chain from one moment to the next."""
+    await rpc.check_chain()
+    nodes[0].lies["eth_chainId"] = "0x1"
+    with pytest.raises(ChainUnavailableError, match="serves chain 1, not 31337"):
+        await rpc.check_chain()
+    await rpc.block_number()
+    assert "eth_blockNumber" in nodes[1].seen
+    del nodes[0].lies["eth_chainId"]
+    nodes[1].fail("drop")
+    nodes[2].fail("drop")
+    nodes[0].seen.clear()
+    await rpc.block_number()
+    assert nodes[0].seen == ["eth_chainId", "eth_blockNumber"]
 
 
 async def test_who_is_left_out_is_not_asked_whoever_else_is_away(

@@ -33,6 +33,17 @@ def test_a_tip_nobody_mines_is_raised() -> None:
     assert choose_fee(base_fee_wei=100, suggested_tip_wei=1, policy=policy) == Fee(250, 50)
 
 
+def test_a_tip_that_a_node_makes_up_is_not_paid() -> None:
+    """F-78: without a budget it could take all that the account has."""
+    policy = FeePolicy(tip_wei_min=1, tip_wei_max=50)
+    fee = choose_fee(base_fee_wei=100, suggested_tip_wei=10**18, policy=policy)
+    assert fee == Fee(250, 50)
+    raised = raise_fee(
+        fee, base_fee_wei=100, suggested_tip_wei=10**18, policy=policy, ceiling_wei=None
+    )
+    assert raised == Fee(282, 57)
+
+
 def test_a_bound_below_the_base_fee_is_refused() -> None:
     with pytest.raises(ConfigError, match="below the base fee"):
         choose_fee(base_fee_wei=100, suggested_tip_wei=1, policy=FeePolicy(max_fee_wei=99))

@@ -84,6 +84,21 @@ async def test_a_long_absence_is_a_gap(follower: ChainFollower, chain: Devnet) -
     assert not (await follower.step()).has_gap
 
 
+async def test_a_gap_that_is_another_chain_is_not_followed(chain: Devnet) -> None:
+    """SEC-09: no block leads to what we know, and the escrow may have the same address there."""
+    async with flaky_node(chain.values.rpc_url) as node, await Rpc.connect(node.url) as rpc:
+        follower = ChainFollower(EscrowReader(rpc, chain.values.escrow), limits=LIMITS)
+        await follower.step()
+        known = follower.head
+        node.lies["eth_chainId"] = "0x1"
+        await chain.mine(20)
+        with pytest.raises(ChainUnavailableError, match="serves chain 1"):
+            await follower.step()
+        assert follower.head == known
+        del node.lies["eth_chainId"]
+        assert (await follower.step()).has_gap
+
+
 async def test_an_answer_that_was_empty_by_mistake_is_made_good(
     chain: Devnet, channels: Channels
 ) -> None:

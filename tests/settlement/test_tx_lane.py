@@ -1,6 +1,7 @@
 """Transactions that outlive their process, their fee, their block and their place in the pool."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -257,6 +258,25 @@ async def test_a_tip_nobody_takes_is_raised_in_time(chain: Devnet, journal: Sqli
         await until(lambda: _is_bumped(journal, first))
     await waiting
     assert await received(chain) == 1
+
+
+async def test_a_tip_is_raised_though_the_clock_was_set_back(
+    chain: Devnet, journal: SqliteJournal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F-111: signed by a clock that was a day ahead, it would wait a day for its raise."""
+    sender = sender_of(chain, journal)
+    async with chain.mining_paused():
+        with monkeypatch.context() as patched:
+            tomorrow = time.time() + 86_400
+            patched.setattr(time, "time", lambda: tomorrow)
+            first = await sender.broadcast(chain.values.token, pay_one(chain))
+        waiting = asyncio.create_task(sender.resume(first))
+        await until(lambda: _is_bumped(journal, first))
+        await asyncio.sleep(0.2)
+    await waiting
+    tx = await journal.find(first)
+    assert tx is not None
+    assert len(tx.versions) == 2
 
 
 # -- places in the pool and in the chain
