@@ -17,7 +17,7 @@ from settlement.journal.interface import Quarantined
 from settlement.precautions import PrecautionLimits, Precautions, Tally
 from settlement.rpc import Rpc, RpcLimits
 from settlement.wallets import WalletSigners
-from tests.settlement.flaky_node import FlakyNode, flaky_node, only_up_to
+from tests.settlement.flaky_node import FlakyNode, flaky_node
 from tests.settlement.test_schedule import channel
 from tests.settlement.wallets import deploy_wallet
 
