@@ -21,7 +21,14 @@ from channel.client.account import Account, Scope, adopt_fact, count_lost
 from channel.client.choosing import permit2_of, usable_types
 from channel.client.depositing import Depositor, is_over
 from channel.client.keys import VoucherKeys
-from channel.client.policy import Offer, Policy, TokenLimits, deposit_size, require_deposit
+from channel.client.policy import (
+    Offer,
+    Policy,
+    TokenLimits,
+    budget_of,
+    deposit_size,
+    require_deposit,
+)
 from channel.client.store import Purse
 from channel.errors import ChannelUnusableError, OfferRefusedError, TransactionRevertedError
 from channel.types import ZERO_ADDRESS, ChannelFact, ChannelKey, ChannelTerms, TxHash
@@ -99,10 +106,13 @@ class ChannelOpener:
         deposit that would suit it deposits what it has, if that covers `needed`.
 
         Raises:
-            AgentError: The escrow is not trusted, the first cost is above the deposit allowed,
-                the account can make no deposit, or the origin has too many channels.
+            AgentError: The escrow is not trusted, the first cost is above the deposit or the
+                budget allowed, the account can make no deposit, or the origin has too many
+                channels.
         """
         require_deposit(limits, needed, scope.origin)
+        budget = budget_of(self._policy, limits)
+        await self._purse.require_budget(scope, needed, budget=budget, now=self._now())
         chain = self.chain(scope.chain_id, scope.origin)
         _, means = await asyncio.gather(
             chain.require_escrow(scope.escrow, scope.token),

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 import msgspec
 
 from channel.client.choosing import usable_types
+from channel.client.store import Budget
 from channel.errors import BudgetExceededError, OfferRefusedError, WireError
 from channel.types import Address
 from channel.wire.challenge import (
@@ -26,6 +27,7 @@ __all__ = [
     "Offer",
     "Policy",
     "TokenLimits",
+    "budget_of",
     "choose_offer",
     "deposit_size",
     "require_deposit",
@@ -56,6 +58,8 @@ class TokenLimits(msgspec.Struct, frozen=True, kw_only=True):
     """Greatest deposit of one channel: a cap, never a default (F-92)."""
     budget: int
     """Most that may be signed for one origin within `Policy.budget_window_s` (F-96)."""
+    budget_total: int | None = None
+    """The same for all origins together: whoever has many names has that once. None: no bound."""
     cumulative_max: int | None = None
     """Greatest running total of one channel; None leaves the deposit as the only cap."""
     escrows: frozenset[Address] | None = None
@@ -262,6 +266,15 @@ def step_value(policy: Policy, request: SessionRequest) -> int:
     """Return how far ahead of our own count a voucher may be, in base units (F-94, F-95)."""
     units = policy.voucher_steps.get(request.unit_type, policy.voucher_step)
     return units * request.unit_price
+
+
+def budget_of(policy: Policy, limits: TokenLimits) -> Budget:
+    """Return what may be signed of a token, as the purse keeps it."""
+    return Budget(
+        origin_max=limits.budget,
+        total_max=limits.budget_total,
+        window_s=policy.budget_window_s,
+    )
 
 
 def deposit_size(policy: Policy, limits: TokenLimits, request: SessionRequest, needed: int) -> int:

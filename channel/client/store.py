@@ -10,7 +10,7 @@ import asyncio
 import os
 import re
 import sqlite3
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
@@ -19,12 +19,12 @@ from typing import Any, Self, TypeVar
 import msgspec
 from msgspec.structs import replace
 
-from channel.client.account import Account
+from channel.client.account import Account, Scope
 from channel.errors import BudgetExceededError, PurseError, WireError
 from channel.types import Address, ChannelId, ChannelKey, ChannelTerms, TxHash
 from channel.wire.funding import Deposit, format_deposit, parse_deposit
 
-__all__ = ["Purse"]
+__all__ = ["Budget", "Purse"]
 
 T = TypeVar("T")
 
@@ -44,6 +44,33 @@ _QUERIES: Mapping[str, str] = dict(
         re.DOTALL | re.MULTILINE,
     )
 )
+
+
+class Budget(msgspec.Struct, frozen=True, kw_only=True):
+    """Most that may be signed of one token within a rolling window (F-96). In base units."""
+
+    origin_max: int
+    """For one origin, over all its channels."""
+    total_max: int | None = None
+    """For all origins together; None for no bound."""
+    window_s: int
+
+
+class _Bound(msgspec.Struct, frozen=True):
+    """One of the two, as it stands."""
+
+    limit: str
+    allowed: int
+    used: int
+
+
+def _require_within(bounds: Iterable[_Bound], increase: int, origin: str) -> None:
+    for bound in bounds:
+        asked = bound.used + increase
+        if asked > bound.allowed:
+            raise BudgetExceededError(
+                limit=bound.limit, asked=asked, allowed=bound.allowed, origin=origin
+            )
 
 
 class Purse:
@@ -141,8 +168,7 @@ class Purse:
         key: ChannelKey,
         choose: Callable[[Account, int], int],
         *,
-        budget: int,
-        window_s: int,
+        budget: Budget,
         now: float,
     ) -> Account:
         """Raise `signed` to what `choose` makes of the channel and of the budget's rest.
@@ -151,35 +177,42 @@ class Purse:
         amount at or below `signed` changes nothing.
 
         Raises:
-            BudgetExceededError: The origin's budget for the window would be passed (F-96).
+            BudgetExceededError: The budget for the window would be passed (F-96).
         """
 
         def run() -> Account:
             before = self._require(key)
-            minutes = self._minutes(_purpose(before), now - window_s)
-            used = sum(minutes.values())
-            amount = choose(before, max(0, budget - used))
+            purpose = _purpose(before)
+            bounds = self._bounds(purpose, budget, now)
+            left = min(bound.allowed - bound.used for bound in bounds)
+            amount = choose(before, max(0, left))
             if amount <= before.signed:
                 return before
             increase = amount - before.signed
-            if used + increase > budget:
-                raise BudgetExceededError(
-                    limit=f"what is signed within {window_s} s",
-                    asked=used + increase,
-                    allowed=budget,
-                    origin=before.origin,
-                )
+            _require_within(bounds, increase, before.origin)
             minute = int(now // MINUTE_S)
+            minutes = self._minutes(purpose, now)
             packed = _pack(minutes.get(minute, 0) + increase)
-            self._execute("store_minute", {**_purpose(before), "minute": minute, "amount": packed})
-            self._execute(
-                "delete_minutes", {"since": int((now - max(KEEP_S, window_s)) // MINUTE_S)}
-            )
+            self._execute("store_minute", {**purpose, "minute": minute, "amount": packed})
+            since = now - max(KEEP_S, budget.window_s)
+            self._execute("delete_minutes", {"since": int(since // MINUTE_S)})
             after = replace(before, signed=amount, vouchers=before.vouchers + 1)
             self._store(after)
             return after
 
         return await self._transact(run)
+
+    async def require_budget(
+        self, scope: Scope, amount: int, *, budget: Budget, now: float
+    ) -> None:
+        """Check that so much may still be signed, before a deposit is made for it.
+
+        Raises:
+            BudgetExceededError: It may not (F-96).
+        """
+        purpose = {"origin": scope.origin, "chain_id": scope.chain_id, "token": scope.token}
+        bounds = await self._run(lambda: self._bounds(purpose, budget, now))
+        _require_within(bounds, amount, scope.origin)
 
     async def signed_since(
         self, *, origin: str, chain_id: int, token: Address, since: float
@@ -191,6 +224,19 @@ class Purse:
     def _minutes(self, names: Mapping[str, object], since: float) -> dict[int, int]:
         rows = self._execute("load_minutes", {**names, "since": int(since // MINUTE_S)})
         return {row["minute"]: _unpack(row["amount"]) for row in rows}
+
+    def _bounds(self, purpose: Mapping[str, object], budget: Budget, now: float) -> list[_Bound]:
+        """Return what bounds the next signature, and how much of it is used up."""
+        since = now - budget.window_s
+        used = sum(self._minutes(purpose, since).values())
+        bounds = [_Bound(f"what is signed within {budget.window_s} s", budget.origin_max, used)]
+        if budget.total_max is not None:
+            where = {name: purpose[name] for name in ("chain_id", "token")}
+            rows = self._execute("load_minutes_total", {**where, "since": int(since // MINUTE_S)})
+            used = sum(_unpack(row["amount"]) for row in rows)
+            limit = f"what is signed for all origins within {budget.window_s} s"
+            bounds.append(_Bound(limit, budget.total_max, used))
+        return bounds
 
     def _require(self, key: ChannelKey) -> Account:
         account = self._load(key)

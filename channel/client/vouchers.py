@@ -10,7 +10,7 @@ from channel.client.choosing import usable_types
 from channel.client.keys import VoucherKeys
 from channel.client.lanes import Lane
 from channel.client.opening import ChannelOpener
-from channel.client.policy import Offer, Policy, choose_offer, require_deposit
+from channel.client.policy import Offer, Policy, budget_of, choose_offer, require_deposit
 from channel.client.presenting import Presented, Reply, deposit_type, present
 from channel.client.promise import Promise
 from channel.client.purchase import Purchase, Ticket
@@ -63,7 +63,7 @@ class VoucherDesk:
 
         Raises:
             OverclaimError: More than was delivered, is in flight, and one step.
-            BudgetExceededError: More than the policy's caps or the origin's budget.
+            BudgetExceededError: More than the policy's caps or the budgets.
             CannotFundError: A deposit is needed, and the account can make none.
         """
         limits = ticket.limits
@@ -90,8 +90,7 @@ class VoucherDesk:
         account = await self._purse.sign_for(
             account.key,
             choose,
-            budget=limits.budget,
-            window_s=self._policy.budget_window_s,
+            budget=budget_of(self._policy, limits),
             now=self._now(),
         )
         return Promise(

@@ -44,6 +44,11 @@ ON CONFLICT (chain_id, escrow, channel_id) DO UPDATE SET
 SELECT minute, amount FROM signed_minute
 WHERE origin = :origin AND chain_id = :chain_id AND token = :token AND minute >= :since;
 
+-- load_minutes_total --
+-- What was signed for all origins together, from a minute on.
+SELECT amount FROM signed_minute
+WHERE chain_id = :chain_id AND token = :token AND minute >= :since;
+
 -- store_minute --
 -- Write a minute's sum down.
 INSERT OR REPLACE INTO signed_minute VALUES (:origin, :chain_id, :token, :minute, :amount);

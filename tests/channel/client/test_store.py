@@ -13,7 +13,7 @@ import pytest
 from msgspec.structs import replace
 
 from channel.client.account import Account
-from channel.client.store import SCHEMA_VERSION, Purse
+from channel.client.store import SCHEMA_VERSION, Budget, Purse
 from channel.errors import BudgetExceededError, OverclaimError, PurseError
 from channel.types import ChannelId, TxHash
 from channel.wire.funding import parse_deposit
@@ -33,10 +33,12 @@ async def opened(path: Path, *accounts: Account) -> Purse:
     return purse
 
 
+def of(origin_max: int) -> Budget:
+    return Budget(origin_max=origin_max, window_s=3_600)
+
+
 async def signed(purse: Purse, amount: int, *, budget: int = 10**9, now: float = NOW) -> Account:
-    return await purse.sign_for(
-        KEY, lambda _account, _left: amount, budget=budget, window_s=3_600, now=now
-    )
+    return await purse.sign_for(KEY, lambda _account, _left: amount, budget=of(budget), now=now)
 
 
 async def signed_since(purse: Purse, since: float) -> int:
@@ -145,7 +147,7 @@ async def test_what_change_raises_leaves_everything_as_it_was(tmp_path: Path) ->
         raise OverclaimError(asked=2, allowed=1, received=0)
 
     with pytest.raises(OverclaimError):
-        await purse.sign_for(KEY, refuse, budget=1, window_s=1, now=NOW)
+        await purse.sign_for(KEY, refuse, budget=of(1), now=NOW)
     assert (await signed(purse, 10)).signed == 10
     await purse.close()
 
@@ -184,7 +186,7 @@ async def test_choosing_sees_what_is_left_of_the_budget(tmp_path: Path) -> None:
         seen.append((account.signed, left))
         return account.signed + left
 
-    account = await purse.sign_for(KEY, choose, budget=100, window_s=3_600, now=NOW)
+    account = await purse.sign_for(KEY, choose, budget=of(100), now=NOW)
     assert (seen, account.signed) == ([(70, 30)], 100)
     await purse.close()
 
@@ -236,13 +238,13 @@ async def test_an_acknowledged_amount_survives_a_killed_process(tmp_path: Path) 
     await purse.close()
     program = f"""
         import asyncio, os, signal
-        from channel.client.store import Purse
+        from channel.client.store import Budget, Purse
         from tests.channel.client.test_account import KEY
 
         async def main():
             purse = await Purse.open({str(path)!r})
             await purse.sign_for(
-                KEY, lambda account, left: 77, budget=100, window_s=60, now={NOW}
+                KEY, lambda account, left: 77, budget=Budget(origin_max=100, window_s=60), now={NOW}
             )
             os.kill(os.getpid(), signal.SIGKILL)
 

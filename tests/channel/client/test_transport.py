@@ -671,6 +671,23 @@ async def test_the_budget_ends_a_loop(open_agent: OpenAgent, provider: Provider)
     assert books.accepted == 30
 
 
+async def test_many_origins_share_one_budget(open_agent: OpenAgent, chain: PaperChain) -> None:
+    """F-96: a server of many names gets one budget, not one a name, and no deposit beyond it."""
+    policy = policy_of({"budget": 100, "budget_total": 250})
+    paid = [0] * 5
+    for number in range(len(paid)):
+        agent = await open_agent(policy)  # each time after a restart
+        with contextlib.suppress(BudgetExceededError):
+            for _ in range(20):
+                await agent.client.get(f"https://{number}.example/joke")
+                paid[number] += 1
+    assert paid == [10, 10, 5, 0, 0]
+    assert len(chain.deposited) == 3
+    with pytest.raises(BudgetExceededError, match="signed for all origins") as caught:
+        await agent.client.get("https://another.example/joke")
+    assert (caught.value.asked, caught.value.allowed) == (260, 250)
+
+
 async def test_looking_ahead_ends_with_the_budget(
     open_agent: OpenAgent, provider: Provider
 ) -> None:
