@@ -29,6 +29,7 @@ from channel.limits import (
     COMMIT_TRIES_MAX,
     LEDGER_REMOTE_POLL_S,
     PRUNE_BATCH_MAX,
+    PRUNE_CHANNELS_MAX,
     STORED_RESPONSES_PER_CHANNEL_MAX,
 )
 from channel.state.channel_state import ChannelState
@@ -157,15 +158,27 @@ class PostgresLedger:
 
     async def prune(self, now: int) -> int:
         """See `interface.Ledger.prune`."""
-        expired = await self._repeat("delete_expired_requests", now)
-        return expired + await self._repeat("forget_answers", STORED_RESPONSES_PER_CHANNEL_MAX)
+        dropped = await self._repeat("delete_expired_requests", now)
+        after = 0
+        while channels := await self._answered(after):
+            dropped += await self._repeat(
+                "forget_answers", channels, STORED_RESPONSES_PER_CHANNEL_MAX
+            )
+            after = channels[-1]
+        return dropped
 
-    async def _repeat(self, query: str, argument: int) -> int:
+    async def _answered(self, after: int) -> list[int]:
+        rows = await self._read(
+            lambda connection: connection.fetch(SQL["select_answered"], after, PRUNE_CHANNELS_MAX)
+        )
+        return [row[0] for row in rows]
+
+    async def _repeat(self, query: str, *arguments: Any) -> int:
         """Run what changes at most `PRUNE_BATCH_MAX` rows until it changes fewer; return all."""
         changed = 0
         while True:
             done = await self._read(
-                lambda connection: connection.execute(SQL[query], argument, PRUNE_BATCH_MAX)
+                lambda connection: connection.execute(SQL[query], *arguments, PRUNE_BATCH_MAX)
             )
             step = int(done.rpartition(" ")[2])
             changed += step

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -142,12 +143,17 @@ class SqliteLedger:
 
     async def prune(self, now: int) -> int:
         """See `interface.Ledger.prune`."""
-        dropped = 0
-        while True:
-            step = await self._connection.run(sql.prune, now)
+        dropped, step = 0, PRUNE_BATCH_MAX
+        while step == PRUNE_BATCH_MAX:
+            step = await self._connection.run(sql.drop_expired_requests, now)
             dropped += step
-            if step < PRUNE_BATCH_MAX:
-                return dropped
+        after: int | None = 0
+        while after is not None:
+            step, after = await self._connection.run_transaction(
+                partial(sql.forget_answers, after=after)
+            )
+            dropped += step
+        return dropped
 
     async def faults(self) -> list[str]:
         """See `interface.Ledger.faults`."""

@@ -30,12 +30,21 @@ from channel.limits import (
     CHANNELS_CACHED_MAX,
     CHANNELS_PER_PAGE_MAX,
     PRUNE_BATCH_MAX,
+    PRUNE_CHANNELS_MAX,
     STORED_RESPONSES_PER_CHANNEL_MAX,
 )
 from channel.state.channel_state import ChannelState
 from channel.types import Address, ChannelId, ChannelKey
 
-__all__ = ["SqliteBooks", "faults", "leased", "list_channels", "list_owed_closes", "prune"]
+__all__ = [
+    "SqliteBooks",
+    "drop_expired_requests",
+    "faults",
+    "forget_answers",
+    "leased",
+    "list_channels",
+    "list_owed_closes",
+]
 
 _SQL: Final = load_queries("sqlite")
 
@@ -241,12 +250,25 @@ def leased(connection: sqlite3.Connection, until: int, limit: int) -> list[Chann
     return [_key(row) for row in rows]
 
 
-def prune(connection: sqlite3.Connection, now: int) -> int:
-    """Drop a bounded number of idempotency rows and answers; return how many. See `interface`."""
-    dropped = connection.execute(_SQL["delete_expired_requests"], (now, PRUNE_BATCH_MAX))
-    kept = STORED_RESPONSES_PER_CHANNEL_MAX
-    forgotten = connection.execute(_SQL["forget_answers"], (kept, PRUNE_BATCH_MAX))
-    return dropped.rowcount + forgotten.rowcount
+def drop_expired_requests(connection: sqlite3.Connection, now: int) -> int:
+    """Drop a bounded number of idempotency rows past their lifetime; return how many."""
+    return connection.execute(_SQL["delete_expired_requests"], (now, PRUNE_BATCH_MAX)).rowcount
+
+
+def forget_answers(connection: sqlite3.Connection, after: int) -> tuple[int, int | None]:
+    """Drop a bounded number of answers of a bounded number of channels: see `interface`.
+
+    Begins with the first channel's row after `after`. Returns how many went, and the row after
+    which to go on; None at the end.
+    """
+    found = connection.execute(_SQL["select_answered"], (after, PRUNE_CHANNELS_MAX)).fetchall()
+    room = PRUNE_BATCH_MAX
+    for (channel,) in found:
+        columns = (channel, room, STORED_RESPONSES_PER_CHANNEL_MAX)
+        room -= connection.execute(_SQL["forget_answers"], columns).rowcount
+        if not room:
+            return PRUNE_BATCH_MAX, channel - 1
+    return PRUNE_BATCH_MAX - room, found[-1][0] if found else None
 
 
 def _insert(connection: sqlite3.Connection, state: ChannelState) -> int:

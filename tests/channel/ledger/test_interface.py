@@ -387,6 +387,28 @@ class TestRequests:
         )
         assert await ledger.prune(CLAIM.expires_at) == len(claims) + 1
 
+    async def test_answers_are_forgotten_piece_by_piece(
+        self, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """SEC-10: however many channels have them, no piece of the work keeps payments waiting."""
+        for module in (postgres, sqlite_books):
+            monkeypatch.setattr(module, "STORED_RESPONSES_PER_CHANNEL_MAX", 1)
+            monkeypatch.setattr(module, "PRUNE_CHANNELS_MAX", 2)
+            monkeypatch.setattr(module, "PRUNE_BATCH_MAX", 3)
+        for number in (11, 12, 13, 14, 15):
+            key = key_of(number)
+            await ledger.apply(key, [opening(1, key)])
+            for n in range(number % 10):
+                claim = replace(CLAIM, idempotency_key=f"{n}", expires_at=CLAIM.expires_at + n)
+                await ledger.apply(key, [], request=ClaimRequest(claim))
+                await ledger.apply(key, [], request=StoreResponse(claim, ANSWER))
+        assert await ledger.prune(0) == 0 + 1 + 2 + 3 + 4
+        assert await ledger.prune(0) == 0
+        for number in (11, 12, 13, 14, 15):
+            newest = replace(CLAIM, idempotency_key=f"{number % 10 - 1}")
+            applied = await ledger.apply(key_of(number), [], request=ClaimRequest(newest))
+            assert applied.stored == ANSWER
+
     async def test_a_channel_keeps_its_newest_answers_and_every_key(
         self, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
     ) -> None:

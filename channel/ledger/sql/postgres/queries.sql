@@ -139,17 +139,27 @@ DELETE FROM paid_request
 DELETE FROM paid_request
  WHERE ctid = ANY (ARRAY(SELECT ctid FROM paid_request WHERE expires_at <= $1 LIMIT $2))
 
+-- select_answered --
+-- So many channels with answers after one, in order: a step through the index for each.
+SELECT channel
+  FROM (WITH RECURSIVE walked (channel) AS (
+        SELECT min(channel) FROM paid_request WHERE channel > $1 AND status IS NOT NULL
+         UNION ALL
+        SELECT (SELECT min(channel) FROM paid_request
+                 WHERE channel > walked.channel AND status IS NOT NULL)
+          FROM walked WHERE walked.channel IS NOT NULL)
+        SELECT channel FROM walked WHERE channel IS NOT NULL LIMIT $2) AS found
+
 -- forget_answers --
--- A bounded piece of the answers beyond so many of a channel; their keys stay, the newest answers too.
+-- A bounded piece of channels' answers beyond so many of each; their keys and the newest stay.
 UPDATE paid_request SET status = NULL, headers = NULL, body = NULL
  WHERE ctid = ANY (ARRAY(
        SELECT older.ctid
-         FROM (SELECT channel FROM paid_request
-                GROUP BY channel HAVING count(*) > $1) AS crowded
+         FROM unnest($1::bigint[]) AS answered (channel)
         CROSS JOIN LATERAL (SELECT ctid FROM paid_request
-                             WHERE channel = crowded.channel AND status IS NOT NULL
-                             ORDER BY expires_at DESC OFFSET $1) AS older
-        LIMIT $2))
+                             WHERE channel = answered.channel AND status IS NOT NULL
+                             ORDER BY expires_at DESC OFFSET $2) AS older
+        LIMIT $3))
 
 -- select_proofs --
 -- Whose proofs these logs are.

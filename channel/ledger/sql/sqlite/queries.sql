@@ -113,18 +113,24 @@ DELETE FROM paid_request WHERE channel = ? AND route = ? AND idempotency_key = ?
 DELETE FROM paid_request
  WHERE id IN (SELECT id FROM paid_request WHERE expires_at <= ? LIMIT ?)
 
+-- select_answered --
+-- So many channels with answers after one, in order: a step through the index for each.
+SELECT channel
+  FROM (WITH RECURSIVE walked (channel) AS (
+        SELECT min(channel) FROM paid_request WHERE channel > ?1 AND status IS NOT NULL
+         UNION ALL
+        SELECT (SELECT min(channel) FROM paid_request
+                 WHERE channel > walked.channel AND status IS NOT NULL)
+          FROM walked WHERE walked.channel IS NOT NULL)
+        SELECT channel FROM walked WHERE channel IS NOT NULL LIMIT ?2) AS found
+
 -- forget_answers --
--- A bounded piece of the answers beyond so many of a channel; their keys stay, the newest answers too.
+-- A bounded piece of a channel's answers beyond so many; their keys stay, the newest answers too.
 UPDATE paid_request SET status = NULL, headers = NULL, body = NULL
- WHERE id IN (SELECT id
-                FROM (SELECT id, row_number() OVER (PARTITION BY channel
-                                                    ORDER BY expires_at DESC, id DESC) AS place
-                        FROM paid_request
-                       WHERE status IS NOT NULL
-                         AND channel IN (SELECT channel FROM paid_request
-                                          GROUP BY channel HAVING count(*) > ?1))
-               WHERE place > ?1
-               LIMIT ?2)
+ WHERE id IN (SELECT id FROM paid_request
+               WHERE channel = ? AND status IS NOT NULL
+               ORDER BY expires_at DESC
+               LIMIT ? OFFSET ?)
 
 -- select_proof --
 -- Whose proof a transaction's log is.
