@@ -3,6 +3,8 @@
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
+from msgspec.structs import replace
+
 from channel.ledger.interface import Ledger
 from channel.types import Address
 from service.settings import DEVELOPMENT_CHAINS, Chain, WatchConfig, parse_address
@@ -12,13 +14,21 @@ from settlement.escrow import EscrowReader
 from settlement.exposure import ExposureGate, ExposureLimits
 from settlement.heads import HeadSignal
 from settlement.journal.interface import SettlerJournal
-from settlement.precautions import NODE_COMPARE_DEPTH, PrecautionLimits, Precautions
+from settlement.node_guard import NodeGuard, NodeLimits
+from settlement.precautions import PrecautionLimits, Precautions
 from settlement.rpc import Rpc, RpcLimits
 from settlement.schedule import SettlePolicy
 from settlement.tower.export import TowerExport
 from settlement.watcher import STILL_S_MAX, ChannelWatcher, WatchLimits
 
-__all__ = ["build_gate", "build_policy", "build_watcher", "connect_escrow", "still_s_max"]
+__all__ = [
+    "build_gate",
+    "build_policy",
+    "build_watcher",
+    "connect_escrow",
+    "node_limits",
+    "still_s_max",
+]
 
 
 def _rpc_urls(chain: Chain) -> Sequence[str]:
@@ -43,6 +53,12 @@ async def connect_escrow(chain: Chain) -> AsyncIterator[EscrowReader]:
 def still_s_max(chain: Chain) -> float | None:
     """Return how long a node may show no new block: a development chain makes none unasked."""
     return None if chain.id in DEVELOPMENT_CHAINS else STILL_S_MAX
+
+
+def node_limits(chain: Chain) -> NodeLimits:
+    """Return how far nodes may differ: where a deposit counts, they must not."""
+    usual = NodeLimits()
+    return replace(usual, compare_depth=max(usual.compare_depth, chain.confirmations))
 
 
 def build_gate(config: WatchConfig) -> ExposureGate:
@@ -89,15 +105,14 @@ def build_watcher(  # noqa: PLR0913 -- what a watcher is built of, by name
     quarantine is not served. `export` hands settles signed ahead to a tower.
     """
     settlement = config.settlement
+    alarms = Alarms() if export is None else export.alarms
     precautions = Precautions(
         reader,
-        Alarms() if export is None else export.alarms,
+        alarms,
         gate,
         gas_account=gas_account or payee,
-        limits=PrecautionLimits(
-            closes_reserved_min=config.exposure.closes_reserved_min,
-            node_compare_depth=max(NODE_COMPARE_DEPTH, config.chain.confirmations),
-        ),
+        limits=PrecautionLimits(closes_reserved_min=config.exposure.closes_reserved_min),
+        nodes=NodeGuard(reader, alarms, limits=node_limits(config.chain)),
         export=export,
         quarantined=journal.quarantined,
     )

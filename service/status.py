@@ -17,15 +17,16 @@ from channel.ledger.url import open_ledger
 from channel.limits import GRACE_PERIOD_S_MIN, SPONSORED_PERIOD_S
 from channel.state.channel_state import ChannelState
 from channel.types import Address, ChannelId, TxHash
-from service.chain_watch import build_policy, connect_escrow
+from service.chain_watch import build_policy, connect_escrow, node_limits
 from service.settings import WatchConfig, parse_address
 from settlement.exposure import exposure_of, gas_reserve_wei
 from settlement.journal.interface import Look, Quarantined
 from settlement.journal.url import open_journal
+from settlement.node_guard import NodeLimits
 from settlement.nodes import EndpointView, judge_nodes, nodes_behind
 from settlement.orders.interface import GWEI
 from settlement.orders.url import open_orders
-from settlement.precautions import NODE_COMPARE_DEPTH, REFUSALS_TOLD, PrecautionLimits
+from settlement.precautions import REFUSALS_TOLD, PrecautionLimits
 from settlement.schedule import Moment, SettlePolicy, grace_stage, owes_close, value_at_risk
 from settlement.tx_state import JournalTx
 from settlement.types import BlockRef
@@ -223,7 +224,7 @@ def _judge_chain(status: Status, skew_s_max: float) -> list[Finding]:
         for view in chain.nodes
         if view.head is None
     ]
-    lag = PrecautionLimits().node_lag_blocks_max
+    lag = NodeLimits().lag_blocks_max
     found += [
         Finding(Level.WARNING, f"node {name} is {lag} blocks or more behind")
         for name in nodes_behind(chain.nodes, blocks=lag)
@@ -316,8 +317,7 @@ async def _with_chain(
             grace_period_s=grace_period_s,
         )
         precautions = PrecautionLimits(closes_reserved_min=config.exposure.closes_reserved_min)
-        depth = max(NODE_COMPARE_DEPTH, config.chain.confirmations)  # as the watcher does
-        nodes = await rpc.compare_nodes(depth=depth)
+        nodes = await rpc.compare_nodes(depth=node_limits(config.chain).compare_depth)
         return books, ChainView(
             chain_id=rpc.chain_id,
             head=head,

@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Final
 
-from service.chain_watch import build_policy, connect_escrow, still_s_max
+from service.chain_watch import build_policy, connect_escrow, node_limits, still_s_max
 from service.keys import open_signer
 from service.leased import Announce, first_of, require_sound, while_leased
 from service.settings import TowerConfig, parse_address
@@ -112,6 +112,7 @@ async def _watch(  # noqa: PLR0917 -- what one lease's work is made of
             still_s_max=still_s_max(config.chain),
             settles_reserved_min=config.exposure.closes_reserved_min,
         ),
+        nodes=node_limits(config.chain),
     )
     announce(WATCHING, f"over 0x{calls.payee.hex()} on chain {reader.chain_id} by {path}")
     try:

@@ -5,7 +5,6 @@ refuse. A node that does not answer costs this round of it, never the sweep.
 """
 
 import logging
-import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
@@ -20,39 +19,26 @@ from settlement.alarms import AlarmKind, Alarms
 from settlement.escrow import EscrowReader
 from settlement.exposure import ExposureGate, gas_reserve_wei
 from settlement.journal.interface import Quarantined
-from settlement.nodes import judge_nodes, majority_head, nodes_ahead, nodes_behind
+from settlement.node_guard import NodeGuard
 from settlement.tower.export import TowerExport
 from settlement.types import BlockRef
 
-__all__ = [
-    "NODE_COMPARE_DEPTH",
-    "REFUSALS_TOLD",
-    "PrecautionLimits",
-    "Precautions",
-    "Tally",
-]
+__all__ = ["REFUSALS_TOLD", "PrecautionLimits", "Precautions", "Tally"]
 
 _log: Final = logging.getLogger(__name__)
-
-_FRESH_S: Final = 60
 
 REFUSALS_TOLD: Final = 3
 """After so many refusals in a row somebody should know: it is no hiccup."""
 
-NODE_COMPARE_DEPTH: Final = 5
-"""Where no ordinary reorg reaches; deeper where a deposit has to be deeper."""
-
 
 class PrecautionLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """What must be at hand, and how far nodes may differ."""
+    """What must be at hand."""
 
     closes_reserved_min: int = 20
     """For how many closes there must be gas, at least."""
     gas_per_close: int = 80_000
     gas_reserve_wei: int | None = None
     """What must be at hand, if it is not to be computed."""
-    node_lag_blocks_max: int = 20
-    node_compare_depth: int = NODE_COMPARE_DEPTH
     wallets_max: int = 200
     """Contract wallets asked in one round; the next round goes on."""
 
@@ -79,9 +65,9 @@ class Precautions:
         *,
         gas_account: Address | None,
         limits: PrecautionLimits | None = None,
+        nodes: NodeGuard | None = None,
         export: TowerExport | None = None,
         quarantined: Callable[[], Awaitable[Sequence[Quarantined]]] | None = None,
-        wall: Callable[[], float] = time.time,
     ) -> None:
         """Look after what defends one payee's channels.
 
@@ -91,9 +77,9 @@ class Precautions:
             gate: What is told to refuse.
             gas_account: Whose ether is looked after; nobody's if None.
             limits: What must be at hand.
+            nodes: What holds the nodes against each other; one of its own if None.
             export: What is shown each channel, to sign settles ahead of it.
             quarantined: Returns what the chain refuses, as the journal has it; not asked if None.
-            wall: This machine's clock.
         """
         self._reader = reader
         self.alarms = alarms
@@ -103,9 +89,7 @@ class Precautions:
         self._export = export
         self._quarantined = quarantined
         self._asked = 0
-        self._left_out: frozenset[str] = frozenset()
-        self._majority: BlockRef | None = None
-        self._wall = wall
+        self._nodes = nodes or NodeGuard(reader, alarms)
 
     def show(self, state: ChannelState, *, now: int) -> None:
         """Take one channel as it was just read, for what is signed ahead of it."""
@@ -134,10 +118,11 @@ class Precautions:
 
     def fork_below(self, number: int) -> int | None:
         """Return the same for a block's number, by what the nodes showed last."""
-        majority = self._majority
-        if majority is None or number - majority.number < self._limits.node_lag_blocks_max:
-            return None
-        return max(0, majority.number - self._limits.node_compare_depth)
+        return self._nodes.fork_below(number)
+
+    async def _check_nodes(self) -> None:
+        await self._nodes.check()
+        self.gate.is_disputed = self._nodes.is_disputed
 
     async def check(self, head: BlockRef, tally: Tally) -> None:
         """Take everything up to date; what no node answers stays as it was."""
@@ -219,35 +204,3 @@ class Precautions:
                 self.gate.block(state.key)
                 text = f"its wallet refuses its own voucher: {state.spent - state.settled} at risk"
                 self.alarms.ring(AlarmKind.SIGNER_CHANGED, text, subject=name)
-
-    async def _check_nodes(self) -> None:
-        """Hold the nodes against each other, where there are several."""
-        if self._reader.rpc.node_count < 2:  # noqa: PLR2004 -- one has nobody to disagree with
-            return
-        views = await self._reader.rpc.compare_nodes(depth=self._limits.node_compare_depth)
-        lag_max = self._limits.node_lag_blocks_max
-        self._majority = majority_head(views, since=int(self._wall()) - _FRESH_S)
-        ahead = nodes_ahead(views, self._majority, blocks=lag_max)
-        behind = set(nodes_behind([v for v in views if v.name not in ahead], blocks=lag_max))
-        for view in views:
-            if view.name in behind:
-                text = f"{self._limits.node_lag_blocks_max} blocks or more behind the others"
-                self.alarms.ring(AlarmKind.NODE_BEHIND, text, subject=view.name)
-            elif view.head is not None:
-                self.alarms.end(AlarmKind.NODE_BEHIND, subject=view.name)
-        self._reader.rpc.avoid(behind)
-        judged = judge_nodes(views, self._left_out)
-        self._left_out = judged.left_out
-        left_out = judged.left_out | ahead
-        self._reader.rpc.leave_out(left_out)
-        self.gate.is_disputed = bool(judged.disputing)
-        where = f"different blocks {self._limits.node_compare_depth} deep, or far ahead"
-        if judged.disputing:
-            names = ", ".join(judged.disputing)
-            text = f"{where}, none in the majority: {names}: no deposit is believed"
-            self.alarms.ring(AlarmKind.NODES_DISAGREE, text, level=2)
-        elif left_out:
-            names = ", ".join(sorted(left_out))
-            self.alarms.ring(AlarmKind.NODES_DISAGREE, f"{where}, left out: {names}", level=1)
-        else:
-            self.alarms.end(AlarmKind.NODES_DISAGREE)

@@ -14,7 +14,7 @@ from typing import Final
 
 from channel.errors import LedgerUnavailableError
 from channel.ledger.interface import Ledger
-from channel.state.channel_state import ChannelState, LadderVoucher
+from channel.state.channel_state import ChannelState
 from channel.state.commands import Publish
 from channel.types import ChannelKey
 from settlement.alarms import AlarmKind, Alarms
@@ -62,7 +62,11 @@ class TowerExport:
         self._retry_s = retry_s
         self._since: dict[ChannelKey, int] = {}
         self._due: dict[ChannelKey, tuple[ChannelState, int]] = {}
+        self._delivered: dict[ChannelKey, int] = {}
+        """Amounts handed out above `spent`, which has reached them: they need buy nothing more."""
         self._wake = asyncio.Event()
+        self._now = 0
+        """The chain's time when a channel was shown last."""
         # A line that is not ours was put there by somebody: it covers nothing.
         for key, settle in list(file.newest.items()):
             if settle.payee != payee.address or not settle.is_signed_by_key():
@@ -71,11 +75,15 @@ class TowerExport:
     def show(self, state: ChannelState, *, now: int) -> None:
         """Take one channel as it is; `now` is the chain's time in Unix seconds."""
         key = state.key
+        self._now = now
         if state.is_finalized:
             self._file.forget(key)
             self._since.pop(key, None)
             return
         last = self._last(key)
+        if state.published < last.cumulative_amount <= state.spent:
+            self._delivered[key] = last.cumulative_amount
+            self._wake.set()
         if not uncovered(state, last):
             self._since.pop(key, None)
             since = now
@@ -95,6 +103,7 @@ class TowerExport:
         while True:
             try:
                 if clock() - beat_at >= self._beat_s:
+                    self._file.forget_expired(self._now)
                     await self._file.beat()
                     beat_at = clock()
                 await self._write_due()
@@ -104,7 +113,7 @@ class TowerExport:
                 continue
             self.alarms.end(AlarmKind.TOWER_UNFED)
             self._wake.clear()
-            if self._due:
+            if self._due or self._delivered:
                 continue
             try:
                 async with asyncio.timeout(max(0.0, beat_at + self._beat_s - clock())):
@@ -113,6 +122,9 @@ class TowerExport:
                 pass
 
     async def _write_due(self) -> None:
+        for key, amount in list(self._delivered.items()):
+            await self._publish(key, amount)
+            del self._delivered[key]
         while self._due:
             keys = list(self._due)[:_AT_ONCE]
             lot = [self._due[key] for key in keys]
@@ -127,7 +139,8 @@ class TowerExport:
         for state, now in lot:
             voucher = covering_voucher(state, self._policy)
             if voucher is not None:
-                await self._publish(state, voucher)
+                if state.published < voucher.cumulative_amount <= state.spent:
+                    await self._publish(state.key, voucher.cumulative_amount)
                 deadline = now + self._policy.life_s
                 settles.append(
                     await presign(state.key, voucher, payee=self._payee, deadline=deadline)
@@ -135,14 +148,13 @@ class TowerExport:
         await self._file.append(settles)
         _log.info("settles signed ahead for the tower: %d", len(settles))
 
-    async def _publish(self, state: ChannelState, voucher: LadderVoucher) -> None:
+    async def _publish(self, key: ChannelKey, amount: int) -> None:
         """Make it durable that a voucher leaves: from then on it buys nothing (decision 5).
 
-        One above `spent` still has to buy what it was signed for, so it stays as it is.
+        One above `spent` still has to buy what it was signed for, so it stays as it is until as
+        much was delivered.
         """
-        amount = voucher.cumulative_amount
-        if state.published < amount <= state.spent:
-            await self._ledger.apply(state.key, [Publish(amount)])
+        (await self._ledger.apply(key, [Publish(amount)])).require()
 
     def _last(self, key: ChannelKey) -> Covered:
         newest = self._file.newest.get(key)

@@ -72,6 +72,15 @@ class TowerFile:
         """Leave a channel that has ended out of the next file."""
         self._newest.pop(key, None)
 
+    def forget_expired(self, now: int) -> None:
+        """Leave out what no block will take any more; `now` is the chain's time.
+
+        What is of use is renewed long before that. What ended while another process watched was
+        never shown here as ended.
+        """
+        for key in [key for key, each in self._newest.items() if each.deadline < now]:
+            self.forget(key)
+
     def _load(self) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)

@@ -24,6 +24,7 @@ from settlement.chain_clock import ChainClock
 from settlement.errors import ContractRevertedError, LeaseLostError
 from settlement.escrow import EscrowReader
 from settlement.exposure import gas_reserve_wei
+from settlement.node_guard import NodeGuard, NodeLimits
 from settlement.schedule import SettlePolicy
 from settlement.tower.calls import PresignedCalls
 from settlement.tower.presigned import PresignedError, PresignedSettle, parse_line
@@ -86,11 +87,13 @@ class Watchtower:
         alarms: Alarms | None = None,
         policy: SettlePolicy | None = None,
         limits: TowerLimits | None = None,
+        nodes: NodeLimits | None = None,
     ) -> None:
         """Watch; `settler` must send by `calls`, one channel in a transaction.
 
         `policy` says what is too little to settle for, and weighs gas: else strangers' dust could
-        use up the tower's.
+        use up the tower's. Of several nodes those are asked that the majority agrees with: one
+        alone could hide every exit.
         """
         self._reader = reader
         self._settler = settler
@@ -100,6 +103,7 @@ class Watchtower:
         self.clock = ChainClock()
         self._policy = policy or SettlePolicy()
         self._limits = limits or TowerLimits()
+        self._nodes = NodeGuard(reader, self.alarms, limits=nodes)
         self._held: dict[ChannelKey, PresignedSettle] = {}
         self._unchecked: dict[ChannelKey, PresignedSettle] = {}
         self._refused_at: dict[ChannelKey, int] = {}
@@ -163,6 +167,7 @@ class Watchtower:
         """
         if self._bug is not None:
             raise self._bug
+        await self._nodes.check()
         head = await self._reader.rpc.block()
         self._require_ahead(head)
         is_new = self._head is None or head.hash != self._head.hash

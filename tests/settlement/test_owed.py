@@ -21,6 +21,7 @@ from settlement.watcher import ChannelWatcher
 from tests.settlement.books import Books
 from tests.settlement.channels import Channels
 from tests.settlement.flaky_node import FlakyNode, flaky_node
+from tests.waiting import until
 
 
 class Owing:
@@ -81,9 +82,7 @@ async def test_a_close_that_a_worker_decides_is_carried_out_at_once(
     """F-40: it need not wait for a sweep."""
     async with owing(chain, channels, tmp_path / "ledger.db", GasBudget()) as owed:
         channel_id = await owed.decide()
-        async with asyncio.timeout(5):
-            while not await owed.is_closed(channel_id):  # noqa: ASYNC110 -- a chain has no event
-                await asyncio.sleep(0.02)
+        await until(lambda: owed.is_closed(channel_id))
 
 
 async def test_what_is_not_worth_its_gas_is_not_tried_all_the_time(

@@ -1,8 +1,5 @@
 """Gas to defend, wallets that change their mind, nodes that differ: on a real chain."""
 
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
-
 import pytest
 from msgspec.structs import replace
 
@@ -15,9 +12,9 @@ from settlement.escrow import EscrowReader
 from settlement.exposure import ExposureGate, ExposureLimits
 from settlement.journal.interface import Quarantined
 from settlement.precautions import PrecautionLimits, Precautions, Tally
-from settlement.rpc import Rpc, RpcLimits
+from settlement.rpc import Rpc
 from settlement.wallets import WalletSigners
-from tests.settlement.flaky_node import FlakyNode, flaky_node
+from tests.settlement.flaky_node import flaky_node
 from tests.settlement.test_schedule import channel
 from tests.settlement.wallets import deploy_wallet
 
@@ -142,42 +139,26 @@ def test_a_key_is_told_from_a_wallet_without_a_node() -> None:
     assert not signers.is_wallet(unsigned)
 
 
-@pytest.fixture
-async def nodes(chain: Devnet) -> AsyncIterator[list[FlakyNode]]:
-    async with AsyncExitStack() as open_:
-        yield [await open_.enter_async_context(flaky_node(chain.values.rpc_url)) for _ in range(2)]
-
-
-async def test_nodes_are_held_against_each_other(
-    chain: Devnet, alarms: Alarms, gate: ExposureGate, nodes: list[FlakyNode]
+async def test_while_nodes_disagree_no_deposit_is_believed(
+    chain: Devnet, alarms: Alarms, gate: ExposureGate
 ) -> None:
-    """SEC-09: one that lags is asked no more; two that disagree ring."""
-    limits = RpcLimits(timeout_s=3.0, retry_delay_s=0.01)
-    async with await Rpc.connect([node.url for node in nodes], limits=limits) as rpc:
+    """SEC-09."""
+    async with (
+        flaky_node(chain.values.rpc_url) as node,
+        await Rpc.connect([node.url, chain.values.rpc_url]) as rpc,
+    ):
         precautions = Precautions(
             EscrowReader(rpc, chain.values.escrow), alarms, gate, gas_account=None
         )
-        await chain.mine(40)
+        head = await chain.rpc.read("eth_getBlockByNumber", "latest", False)  # noqa: FBT003
+        node.lies["eth_getBlockByNumber"] = {**head, "hash": "0x" + "77" * 32}
         await precautions.begin()
-        assert alarms.ringing == []
-        old = await chain.rpc.read("eth_getBlockByNumber", "0x2", False)  # noqa: FBT003
-        nodes[0].lies["eth_getBlockByNumber"] = old
+        assert kinds(alarms) == {AlarmKind.NODES_DISAGREE}
+        with pytest.raises(ChainUnavailableError):
+            gate.require_deposits()
+        node.lies.clear()
         await precautions.begin()
-        assert AlarmKind.NODE_BEHIND in kinds(alarms)
-        nodes[0].seen.clear()
-        await rpc.block()
-        assert nodes[0].seen == []
-        nodes[0].lies["eth_getBlockByNumber"] = {
-            **(await chain.rpc.read("eth_getBlockByNumber", "latest", False)),  # noqa: FBT003
-            "hash": "0x" + "77" * 32,
-        }
-        await precautions.begin()
-        assert AlarmKind.NODES_DISAGREE in kinds(alarms)
-        assert gate.is_disputed
-        nodes[0].lies.clear()
-        await precautions.begin()
-        assert alarms.ringing == []
-        assert not gate.is_disputed
+        gate.require_deposits()
 
 
 async def test_a_node_that_is_away_costs_a_round_and_nothing_else(

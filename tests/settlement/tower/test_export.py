@@ -182,6 +182,38 @@ async def test_what_leaves_the_books_is_public_first(tmp_path: Path) -> None:
     assert await published(tmp_path, steps) == 0
 
 
+async def test_what_was_handed_out_above_delivered_is_public_once_it_was_delivered(
+    tmp_path: Path,
+) -> None:
+    """Decision 5: from then on a stolen line buys nothing; after a restart, too."""
+    steps = await known(tmp_path, channel(vouchers=(900,), spent=500))
+    async with exporting(tmp_path) as (export, file):
+        export.show(steps, now=NOW)
+        await until(lambda: newest(file, steps) is not None)
+    async with exporting(tmp_path) as (export, _):
+        export.show(replace(steps, spent=899), now=NOW)
+        export.show(replace(steps, spent=900, above_spent=None), now=NOW)
+
+        async def is_public() -> bool:
+            return await published(tmp_path, steps) == 900
+
+        await until(is_public)
+
+
+async def test_what_has_expired_does_not_stay_in_the_file_for_ever(tmp_path: Path) -> None:
+    """F-101: of a channel whose end another process saw, nothing is heard here any more."""
+    old = await known(tmp_path, channel(number=1, vouchers=(500,), spent=500))
+    other = await known(tmp_path, channel(number=2, vouchers=(9,), spent=0))
+    async with exporting(tmp_path) as (export, file):
+        export.show(old, now=NOW)
+        await until(lambda: newest(file, old) is not None)
+        export.show(other, now=NOW + POLICY.life_s)
+        await asyncio.sleep(0.1)
+        assert newest(file, old) is not None
+        export.show(other, now=NOW + POLICY.life_s + 1)
+        await until(lambda: newest(file, old) is None)
+
+
 async def test_what_has_ended_is_forgotten(tmp_path: Path) -> None:
     state = await known(tmp_path, channel(vouchers=(500,), spent=500))
     async with exporting(tmp_path) as (export, file):

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -532,6 +533,36 @@ async def test_a_node_that_fell_behind_is_not_believed(tower: Tower, chain: Devn
     assert await chain.rpc.block_number() < head
     with pytest.raises(ChainUnavailableError):
         await tower.tower.look()
+
+
+async def test_a_node_with_a_chain_of_its_own_hides_no_exit(
+    chain: Devnet, tower: Tower, channels: Channels, account: PayerAccount
+) -> None:
+    """F-63, SEC-09: two of three show another block, so the first is asked no more, and told of."""
+    channel_id = await channels.open()
+    await chain.mine(9)
+    async with AsyncExitStack() as open_:
+        nodes = [
+            await open_.enter_async_context(flaky_node(chain.values.rpc_url)) for _ in range(3)
+        ]
+        rpc = await open_.enter_async_context(await Rpc.connect([node.url for node in nodes]))
+        reader, calls = EscrowReader(rpc, chain.values.escrow), PresignedCalls(tower.payee.address)
+        settler = EscrowSettler(reader, TxManager(rpc, chain.signer("stranger")), calls=calls)
+        guarded = Watchtower(reader, settler, calls, gas_account=chain.account("stranger").address)
+        settle = await tower.sign(channel_id, 700)
+        guarded.take([settle.format_line().rstrip()])
+        await guarded.turn()
+        await request_close(chain, account, channel_id)
+        await chain.advance(GRACE_S // 2)
+        head = await chain.rpc.read("eth_getBlockByNumber", "latest", False)  # noqa: FBT003
+        nodes[0].lies["eth_getBlockByNumber"] = {**head, "hash": "0x" + "11" * 32}
+        nodes[0].seen.clear()
+        await guarded.turn()
+        await guarded.drain()
+        assert "eth_call" not in nodes[0].seen
+        assert any(each.kind is AlarmKind.NODES_DISAGREE for each in guarded.alarms.ringing)
+        await settler.aclose()
+    assert await tower.settled(channel_id) == 700
 
 
 async def test_a_line_that_the_node_will_not_simulate_blinds_nobody(
