@@ -11,6 +11,7 @@ from service.settings.values import (
     Secret,
     Section,
     is_loopback,
+    require_bearer,
     require_http_url,
 )
 
@@ -134,6 +135,7 @@ class Relayer(Section, frozen=True):
 
 
 def _require_one_key(section: "Payee | Relayer") -> None:
+    require_bearer("signer_token", section.signer_token)
     if (section.keystore_file is None) != (section.password_file is None):
         raise ValueError("`keystore_file` and `password_file` go together")
     keys = (section.keystore_file, section.key, section.signer_url)

@@ -19,6 +19,7 @@ from service.settings.values import (
     Positive,
     Secret,
     Section,
+    require_bearer,
     require_http_url,
 )
 
@@ -36,7 +37,9 @@ _FREE_PATH: Final = re.compile(r"(GET|HEAD) /[!-~]*")
 class Listen(Section, frozen=True):
     """Where the gateway answers."""
 
-    host: Annotated[str, Meta(description="Address to listen on.")] = "127.0.0.1"
+    host: Annotated[
+        str, Meta(pattern="^[!-~]+$", description="Address to listen on; `0.0.0.0` for every one.")
+    ] = "127.0.0.1"
     port: Annotated[
         int, Meta(ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     ] = 8402
@@ -44,6 +47,7 @@ class Listen(Section, frozen=True):
         float,
         Meta(
             gt=0,
+            le=3600,
             description="How long running answers may take to end after SIGTERM. Streams end at "
             "once, each with its final receipt.",
         ),
@@ -109,15 +113,21 @@ class Upstream(Section, frozen=True):
         4 * 1024 * 1024
     )
     connect_timeout_s: Annotated[
-        float, Meta(gt=0, description="How long a connection to the model server may take.")
+        float,
+        Meta(gt=0, le=600, description="How long a connection to the model server may take."),
     ] = 5.0
     read_timeout_s: Annotated[
         float,
-        Meta(gt=0, description="How long the model server may be silent before it is given up."),
+        Meta(
+            gt=0,
+            le=86_400,
+            description="How long the model server may be silent before it is given up.",
+        ),
     ] = 120.0
 
     def __post_init__(self) -> None:
         require_http_url("url", self.url)
+        require_bearer("api_key", self.api_key)
         for path in self.free:
             if not _FREE_PATH.fullmatch(path):
                 raise ValueError(f"`free` holds {path!r}; write it as `GET /path`")

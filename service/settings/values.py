@@ -1,5 +1,6 @@
 """What settings are made of: a section, a secret, an address, a URL."""
 
+import re
 from typing import Annotated, Final
 from urllib.parse import urlsplit
 
@@ -18,11 +19,13 @@ __all__ = [
     "Section",
     "is_loopback",
     "parse_address",
+    "require_bearer",
     "require_http_url",
 ]
 
 INT64_MAX: Final = 2**63 - 1
 TOKENS_MAX: Final = 10**9
+_VISIBLE: Final = re.compile("[!-~]+")
 
 HexAddress = Annotated[str, Meta(pattern=r"^0x[0-9a-fA-F]{40}$")]
 Positive = Annotated[int, Meta(ge=1, le=INT64_MAX)]
@@ -74,7 +77,17 @@ def is_loopback(url: str) -> bool:
 def require_http_url(name: str, url: str) -> None:
     """Refuse what is no plain http or https URL; `name` is the setting."""
     parts = urlsplit(url)
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
+    if parts.scheme not in {"http", "https"} or not parts.hostname or not _VISIBLE.fullmatch(url):
         raise ValueError(f"`{name}` must be an http or https URL")
+    try:
+        _ = parts.port
+    except ValueError as error:
+        raise ValueError(f"`{name}` must be an http or https URL: {error}") from None
     if parts.query or parts.fragment:
         raise ValueError(f"`{name}` must have neither query nor fragment")
+
+
+def require_bearer(name: str, token: Secret | None) -> None:
+    """Refuse a token that no `Authorization` field could carry; `name` is the setting."""
+    if token is not None and not _VISIBLE.fullmatch(token.reveal()):
+        raise ValueError(f"`{name}` must be printable ASCII without spaces")

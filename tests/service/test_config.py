@@ -1,5 +1,6 @@
 """Settings: what is read from where, and what is refused before anything is served."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,16 @@ def test_an_unknown_environment_variable_of_ours_is_refused(tmp_path: Path) -> N
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"listen__shutdown_s": math.inf}, "listen.shutdown_s"),
+    ({"listen__host": ""}, "listen.host"),
+    ({"listen__host": "local host"}, "listen.host"),
+    ({"upstream__read_timeout_s": math.nan}, "upstream.read_timeout_s"),
+    ({"upstream__connect_timeout_s": math.inf}, "upstream.connect_timeout_s"),
+    ({"upstream__api_key": ""}, "`api_key` must be printable"),
+    ({"upstream__api_key": "k\u00e9y"}, "`api_key` must be printable"),
+    ({"upstream__url": "http://127.0.0.1:99999"}, "`url` must be an http"),
+    ({"upstream__url": "http://mo del"}, "`url` must be an http"),
+    ({"payee__signer_token": "two words"}, "`signer_token` must be printable"),
     ({"payment__secrets": ["short"]}, "at least 32"),
     ({"payment__secrets": []}, "payment.secrets"),
     ({"payment__secrets": [SECRET, "é" * 15]}, "at least 32"),
