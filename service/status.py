@@ -1,32 +1,21 @@
 """How a provider stands: what is at risk, by when, and what needs a person (`mpp-session status`).
 
-Everything comes from the books, the journal and the chain, so it can be asked from any machine
-that reaches them, whether a gateway or a settler runs or not.
+What it is judged by is read in `service.status_reading`; here is what it means (pure).
 """
 
 import enum
-import time
-from contextlib import AsyncExitStack
 from typing import Any, Final
 
 import msgspec
 
-from channel.errors import ChainUnavailableError
-from channel.ledger.interface import Ledger
-from channel.ledger.url import open_ledger
-from channel.limits import GRACE_PERIOD_S_MIN, SPONSORED_PERIOD_S
+from channel.limits import GRACE_PERIOD_S_MIN
 from channel.state.channel_state import ChannelState
 from channel.types import Address, ChannelId, TxHash
-from service.chain_watch import build_policy, connect_escrow, node_limits
-from service.settings import WatchConfig, parse_address
-from settlement.exposure import exposure_of, gas_reserve_wei
+from settlement.exposure import exposure_of
 from settlement.journal.interface import Look, Quarantined
-from settlement.journal.url import open_journal
 from settlement.node_guard import NodeLimits
 from settlement.nodes import EndpointView, judge_nodes, nodes_behind
-from settlement.orders.interface import GWEI
-from settlement.orders.url import open_orders
-from settlement.precautions import REFUSALS_TOLD, PrecautionLimits
+from settlement.precautions import REFUSALS_TOLD
 from settlement.schedule import Moment, SettlePolicy, grace_stage, owes_close, value_at_risk
 from settlement.tx_state import JournalTx
 from settlement.types import BlockRef
@@ -39,7 +28,6 @@ __all__ = [
     "JournalView",
     "Level",
     "Status",
-    "collect_status",
     "count_channel",
     "judge",
     "to_json",
@@ -142,7 +130,9 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def count_channel(books: Books, state: ChannelState, moment: Moment, policy: SettlePolicy) -> None:
-    """Add one open channel."""
+    """Add one channel, unless it has ended."""
+    if state.is_finalized:
+        return
     risk, exposure = value_at_risk(state), exposure_of(state)
     books.open += 1
     books.closing += state.is_closing
@@ -207,6 +197,9 @@ def _judge_chain(status: Status, skew_s_max: float) -> list[Finding]:
     if chain.balance_wei < chain.reserve_wei:
         text = f"{chain.balance_wei} wei for gas, {chain.reserve_wei} needed to close what is open"
         found.append(Finding(Level.CRITICAL, text))
+    if chain.grace_period_s < GRACE_PERIOD_S_MIN:
+        text = f"the escrow gives {chain.grace_period_s} s to answer an exit: it is not yours"
+        found.append(Finding(Level.CRITICAL, text))
     age_s = status.asked_at - chain.head.timestamp
     if age_s > _STALE_HEAD_S:
         found.append(Finding(Level.WARNING, f"the newest block is {age_s} s old"))
@@ -251,101 +244,6 @@ def _judge_journal(status: Status) -> list[Finding]:
         text = f"channel 0x{entry.key.channel_id.hex()} is refused: {entry.reason.lower()}"
         found.append(Finding(level, text))
     return found
-
-
-async def collect_status(
-    config: WatchConfig, payee: Address, *, gas_account: Address | None = None
-) -> Status:
-    """Read everything and judge it. `gas_account` sends and pays; the payee's own if None.
-
-    Raises:
-        ConfigError: The books cannot be opened, or the node serves another chain.
-        LedgerUnavailableError: The books do not answer.
-    """
-    asked_at = int(time.time())
-    async with AsyncExitStack() as open_:
-        ledger = await open_ledger(config.ledger.url, exclusive=False)
-        open_.push_async_callback(ledger.close)
-        journal = await open_journal(
-            config.ledger.url, chain_id=config.chain.id, account=gas_account or payee
-        )
-        open_.push_async_callback(journal.close)
-        mine = (config.chain.id, parse_address(config.chain.escrow))
-        seen = JournalView(
-            holder=await journal.lease_holder(),
-            pending=tuple(await journal.open_transactions()),
-            quarantined=tuple(
-                each
-                for each in await journal.quarantined()
-                if (each.key.chain_id, each.key.escrow) == mine
-            ),
-            look=await journal.last_look(),
-        )
-        orders = await open_orders(
-            config.ledger.url, chain_id=config.chain.id, escrow=parse_address(config.chain.escrow)
-        )
-        open_.push_async_callback(orders.close)
-        sponsored_gwei = await orders.gas_gwei_since(asked_at - SPONSORED_PERIOD_S)
-        try:
-            books, chain = await _with_chain(config, ledger, gas_account or payee)
-        except ChainUnavailableError:
-            # The grace runs on, whether anybody answers or not: this machine's clock must do.
-            books, chain = await _add_up(config, ledger, now=asked_at, grace_period_s=None), None
-    status = Status(
-        payee=payee,
-        asked_at=asked_at,
-        books=books,
-        chain=chain,
-        journal=seen,
-        at_risk_max=config.exposure.total_max,
-        sponsored_wei=sponsored_gwei * GWEI,
-    )
-    return msgspec.structs.replace(status, findings=judge(status))
-
-
-async def _with_chain(
-    config: WatchConfig, ledger: Ledger, gas_account: Address
-) -> tuple[Books, ChainView]:
-    async with connect_escrow(config.chain) as reader:
-        rpc = reader.rpc
-        head = await rpc.block()
-        grace_period_s = await reader.read_grace_period_s()
-        books = await _add_up(
-            config,
-            ledger,
-            now=head.timestamp,
-            grace_period_s=grace_period_s,
-        )
-        precautions = PrecautionLimits(closes_reserved_min=config.exposure.closes_reserved_min)
-        nodes = await rpc.compare_nodes(depth=node_limits(config.chain).compare_depth)
-        return books, ChainView(
-            chain_id=rpc.chain_id,
-            head=head,
-            grace_period_s=grace_period_s,
-            balance_wei=await rpc.balance_wei(gas_account),
-            reserve_wei=gas_reserve_wei(
-                max(books.defended + 1, precautions.closes_reserved_min),
-                gas_per_close=precautions.gas_per_close,
-                base_fee_wei=head.base_fee_wei or 0,
-            ),
-            nodes=tuple(nodes),
-        )
-
-
-async def _add_up(
-    config: WatchConfig, ledger: Ledger, *, now: int, grace_period_s: int | None
-) -> Books:
-    policy = build_policy(config)
-    moment = Moment(now=now, grace_period_s=grace_period_s or GRACE_PERIOD_S_MIN)
-    mine = (config.chain.id, parse_address(config.chain.escrow))
-    books, after = Books(), None
-    while page := await ledger.list_channels(after=after, open_only=True):
-        after = page[-1].key
-        for state in page:
-            if (state.key.chain_id, state.key.escrow) == mine:
-                count_channel(books, state, moment, policy)
-    books.exits.sort(key=lambda each: (each.deadline, -each.at_risk))
-    return books
 
 
 def to_json(status: Status) -> dict[str, Any]:

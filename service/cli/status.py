@@ -44,7 +44,8 @@ def command(
     mpp-session status --config gateway.toml
     mpp-session status --devnet devnet.json --json
     """  # noqa: D301 -- \b keeps the examples' lines apart
-    from service.status import collect_status, to_json  # noqa: PLC0415 -- slow to import
+    from service.status import to_json  # noqa: PLC0415 -- slow to import
+    from service.status_reading import collect_status  # noqa: PLC0415
 
     settings, payee, gas_account = load_watch_config(
         config,

@@ -1,41 +1,24 @@
 """What a provider is told about itself: everything that needs a person, and nothing else."""
 
-import time
-from pathlib import Path
-
 import pytest
 from msgspec.structs import replace
 
-from channel.ledger.sqlite import SqliteLedger
-from channel.state.commands import Observe
 from channel.types import Address, ChannelId, ChannelKey, TxHash
-from service.settings import Chain, Ledger, WatchConfig
 from service.status import (
     Books,
     ChainView,
     JournalView,
     Level,
     Status,
-    collect_status,
     count_channel,
     judge,
-    to_json,
 )
-from service.testing.chain import TestChain
-from settlement.escrow import EscrowReader
 from settlement.fees import Fee
 from settlement.journal.interface import Look, Quarantined
-from settlement.journal.sqlite import SqliteJournal
 from settlement.nodes import EndpointView
-from settlement.orders.interface import DepositOrder, OrderLimits
-from settlement.orders.url import open_orders
-from settlement.payer import PayerAccount
 from settlement.schedule import SettlePolicy
 from settlement.tx_state import Intent, JournalTx, Purpose, TxStatus, TxVersion
 from settlement.types import BlockRef
-from tests.settlement.books import Books as OpenBooks
-from tests.settlement.books import request_close
-from tests.settlement.channels import Channels
 from tests.settlement.test_schedule import NOW, channel, moment
 
 PAYEE = Address(b"p" * 20)
@@ -127,6 +110,12 @@ CASES = [
         "not seen the chain for 205 s",
     ),
     (
+        "an escrow that gives too little time",
+        replace(FINE, chain=replace(CHAIN, grace_period_s=599)),
+        Level.CRITICAL,
+        "gives 599 s",
+    ),
+    (
         "a settler that has looked",
         replace(FINE, journal=replace(JOURNAL, look=Look(9, b"h" * 32, NOW, NOW))),
         Level.FINE,
@@ -207,90 +196,3 @@ def test_the_books_are_added_up_on_both_sides() -> None:
     assert (counted.open, counted.at_risk, counted.defended) == (2, 400, 1)
     assert (counted.unsettled, counted.undelivered) == (700, 300)
     assert counted.locked == 2 * 10_000_000 - 1100
-
-
-@pytest.fixture
-def config(devnet: TestChain, tmp_path: Path) -> WatchConfig:
-    values = devnet.values
-    return WatchConfig(
-        chain=Chain(
-            rpc_url=values.rpc_url,
-            id=values.chain_id,
-            escrow="0x" + values.escrow.hex(),
-            token="0x" + values.token.hex(),
-            rpc_timeout_s=1.0,
-        ),
-        ledger=Ledger(url=f"sqlite:///{tmp_path / 'ledger.db'}"),
-    )
-
-
-async def test_books_journal_and_chain_are_read_together(
-    devnet: TestChain, config: WatchConfig, tmp_path: Path
-) -> None:
-    """While others have them open: it holds nothing up."""
-    payee = devnet.account("payee").address
-    async with devnet.connect() as chain:
-        ledger = await SqliteLedger.open(tmp_path / "ledger.db", exclusive=True)
-        journal = await SqliteJournal.open(
-            tmp_path / "ledger.db", chain_id=config.chain.id, account=payee
-        )
-        account = PayerAccount(chain.sender("payer"))
-        opened = OpenBooks(
-            EscrowReader(chain.rpc, chain.values.escrow), ledger, Channels(chain, account)
-        )
-        try:
-            await opened.open(accepted=50, spent=40)
-            leaving = await opened.open(accepted=9, spent=9)
-            await request_close(chain, account, leaving)
-            fact = await EscrowReader(chain.rpc, chain.values.escrow).read_channel(leaving)
-            assert fact is not None
-
-            await ledger.apply(fact.key, [Observe(fact)])
-            await journal.take_lease("a settler", ttl_s=60)
-            await journal.note_look(Look(6, b"h" * 32, 1, 2))
-            await journal.note_look(Look(7, b"h" * 32, 1, int(time.time())))
-            orders = await open_orders(
-                config.ledger.url, chain_id=config.chain.id, escrow=chain.values.escrow
-            )
-            await orders.place(
-                DepositOrder(
-                    order_id=b"o" * 32,
-                    key=fact.key,
-                    funder=fact.terms.payer,
-                    calldata=b"call",
-                    deadline=2**64,
-                    gas_gwei=30,
-                    wanted_at=int(time.time()),
-                ),
-                OrderLimits(period_s=3600, gas_gwei=100, per_funder=1),
-            )
-            await orders.close()
-            status = await collect_status(config, payee)
-        finally:
-            await journal.close()
-            await ledger.close()
-        head = await chain.rpc.block()
-    assert status.level in (Level.FINE, Level.WARNING)  # the test chain's clock may be off
-    assert status.journal.holder == "a settler"
-    assert (status.books.open, status.books.at_risk) == (2, 49)
-    (leaves,) = status.books.exits
-    assert (leaves.channel_id, leaves.at_risk) == (leaving, 9)
-    assert leaves.deadline == fact.close_requested_at + 900
-    document = to_json(status)
-    assert document["head"]["number"] == head.number
-    assert document["exits"][0]["at_risk"] == "9"
-    assert document["last_seen_block"] == 7
-    assert document["sponsored_wei"] == str(30 * 10**9)
-
-
-async def test_without_a_node_the_books_are_told_all_the_same(
-    config: WatchConfig, tmp_path: Path, devnet: TestChain
-) -> None:
-    """F-64: the grace runs on."""
-    ledger = await SqliteLedger.open(tmp_path / "ledger.db", exclusive=True)
-    await ledger.close()
-    away = replace(config, chain=replace(config.chain, rpc_url="http://127.0.0.1:1"))
-    status = await collect_status(away, devnet.account("payee").address)
-    assert status.chain is None
-    assert status.level is Level.CRITICAL
-    assert to_json(status)["head"] is None

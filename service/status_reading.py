@@ -1,0 +1,143 @@
+"""Reads how a provider stands: from the books, the journal and the chain (`mpp-session status`).
+
+So it can be asked from any machine that reaches them, whether a gateway or a settler runs or not.
+"""
+
+import time
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+
+import msgspec
+
+from channel.errors import ChainUnavailableError
+from channel.ledger.interface import Ledger
+from channel.ledger.url import open_ledger
+from channel.limits import GRACE_PERIOD_S_MIN, SPONSORED_PERIOD_S
+from channel.state.channel_state import ChannelState
+from channel.state.commands import Observe
+from channel.state.transitions import transition
+from channel.types import Address
+from service.chain_watch import build_policy, connect_escrow, node_limits
+from service.settings import WatchConfig, parse_address
+from service.status import Books, ChainView, JournalView, Status, count_channel, judge
+from settlement.escrow import EscrowReader
+from settlement.exposure import gas_reserve_wei
+from settlement.journal.url import open_journal
+from settlement.orders.interface import GWEI
+from settlement.orders.url import open_orders
+from settlement.precautions import PrecautionLimits
+from settlement.schedule import Moment
+from settlement.types import BlockRef
+
+__all__ = ["collect_status"]
+
+
+async def collect_status(
+    config: WatchConfig, payee: Address, *, gas_account: Address | None = None
+) -> Status:
+    """Read everything and judge it. `gas_account` sends and pays; the payee's own if None.
+
+    Raises:
+        ConfigError: The books cannot be opened, or the node serves another chain.
+        LedgerUnavailableError: The books do not answer.
+    """
+    asked_at = int(time.time())
+    async with AsyncExitStack() as open_:
+        ledger = await open_ledger(config.ledger.url, exclusive=False)
+        open_.push_async_callback(ledger.close)
+        journal = await open_journal(
+            config.ledger.url, chain_id=config.chain.id, account=gas_account or payee
+        )
+        open_.push_async_callback(journal.close)
+        mine = (config.chain.id, parse_address(config.chain.escrow))
+        seen = JournalView(
+            holder=await journal.lease_holder(),
+            pending=tuple(await journal.open_transactions()),
+            quarantined=tuple(
+                each
+                for each in await journal.quarantined()
+                if (each.key.chain_id, each.key.escrow) == mine
+            ),
+            look=await journal.last_look(),
+        )
+        orders = await open_orders(
+            config.ledger.url, chain_id=config.chain.id, escrow=parse_address(config.chain.escrow)
+        )
+        open_.push_async_callback(orders.close)
+        sponsored_gwei = await orders.gas_gwei_since(asked_at - SPONSORED_PERIOD_S)
+        try:
+            books, chain = await _with_chain(config, ledger, gas_account or payee)
+        except ChainUnavailableError:
+            # The grace runs on, whether anybody answers or not: this machine's clock must do.
+            moment = Moment(now=asked_at, grace_period_s=GRACE_PERIOD_S_MIN)
+            books, chain = await _add_up(config, ledger, moment), None
+    status = Status(
+        payee=payee,
+        asked_at=asked_at,
+        books=books,
+        chain=chain,
+        journal=seen,
+        at_risk_max=config.exposure.total_max,
+        sponsored_wei=sponsored_gwei * GWEI,
+    )
+    return msgspec.structs.replace(status, findings=judge(status))
+
+
+async def _with_chain(
+    config: WatchConfig, ledger: Ledger, gas_account: Address
+) -> tuple[Books, ChainView]:
+    async with connect_escrow(config.chain) as reader:
+        rpc = reader.rpc
+        head = await rpc.block()
+        grace_period_s = await reader.read_grace_period_s()
+        moment = Moment(now=head.timestamp, grace_period_s=grace_period_s)
+        books = await _add_up(config, ledger, moment, seen=(reader, head))
+        precautions = PrecautionLimits(closes_reserved_min=config.exposure.closes_reserved_min)
+        nodes = await rpc.compare_nodes(depth=node_limits(config.chain).compare_depth)
+        return books, ChainView(
+            chain_id=rpc.chain_id,
+            head=head,
+            grace_period_s=grace_period_s,
+            balance_wei=await rpc.balance_wei(gas_account),
+            reserve_wei=gas_reserve_wei(
+                max(books.defended + 1, precautions.closes_reserved_min),
+                gas_per_close=precautions.gas_per_close,
+                base_fee_wei=head.base_fee_wei or 0,
+            ),
+            nodes=tuple(nodes),
+        )
+
+
+async def _add_up(
+    config: WatchConfig,
+    ledger: Ledger,
+    moment: Moment,
+    *,
+    seen: tuple[EscrowReader, BlockRef] | None = None,
+) -> Books:
+    """Add up the open channels; `seen` is the escrow, and the block at which to look at it."""
+    policy = build_policy(config)
+    mine = (config.chain.id, parse_address(config.chain.escrow))
+    books, after = Books(), None
+    while page := await ledger.list_channels(after=after, open_only=True):
+        after = page[-1].key
+        ours = [state for state in page if (state.key.chain_id, state.key.escrow) == mine]
+        for state in ours if seen is None else await _on_chain(ours, *seen):
+            count_channel(books, state, moment, policy)
+    books.exits.sort(key=lambda each: (each.deadline, -each.at_risk))
+    return books
+
+
+async def _on_chain(
+    states: Sequence[ChannelState], reader: EscrowReader, head: BlockRef
+) -> list[ChannelState]:
+    """Return channels as the chain has them by now.
+
+    Where neither gateway nor settler runs nobody tells the books that a payer leaves, and just
+    then a monitor must not hear that all is well (F-64).
+    """
+    facts = await reader.read_channels_at([state.key.channel_id for state in states], head)
+    return [
+        state if fact is None else transition(state, Observe(fact))
+        for state, fact in zip(states, facts, strict=True)
+    ]
