@@ -13,6 +13,7 @@ from eth_hash.auto import keccak
 
 from channel.chain import OpenedLog, ToppedUpLog
 from channel.errors import ChainUnavailableError
+from channel.limits import AMOUNT_MAX
 from channel.types import Address, ChannelFact, ChannelId, ChannelKey, ChannelTerms
 from settlement.types import (
     BatchEntry,
@@ -78,6 +79,7 @@ EscrowLog = (
 
 _WORD = 32
 _CHANNEL_WORDS = 8
+_TIME_MAX = 2**63 - 1  # of seconds and of blocks, as the books keep them
 _SELECTOR_BYTES = 4
 _TEXT_CHARS_MAX = 200
 
@@ -235,6 +237,15 @@ def _channel(key: ChannelKey, words: bytes, block_number: int) -> ChannelFact | 
     payer = _address(words, 2)
     if not any(payer):
         return None
+    deposit, settled = _uint(words, 6), _uint(words, 7)
+    close_requested_at, is_finalized = _uint(words, 1), _uint(words, 0)
+    is_possible = (
+        settled <= deposit <= AMOUNT_MAX
+        and max(close_requested_at, block_number) <= _TIME_MAX
+        and is_finalized <= 1
+    )
+    if not is_possible:  # no escrow said that: to believe it would stop the books
+        raise _nonsense()
     return ChannelFact(
         key=key,
         terms=ChannelTerms(
@@ -243,10 +254,10 @@ def _channel(key: ChannelKey, words: bytes, block_number: int) -> ChannelFact | 
             token=_address(words, 4),
             authorized_signer=_address(words, 5),
         ),
-        deposit=_uint(words, 6),
-        settled=_uint(words, 7),
-        close_requested_at=_uint(words, 1),
-        is_finalized=_uint(words, 0) != 0,
+        deposit=deposit,
+        settled=settled,
+        close_requested_at=close_requested_at,
+        is_finalized=bool(is_finalized),
         block_number=block_number,
     )
 

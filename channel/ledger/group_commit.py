@@ -67,7 +67,7 @@ class GroupCommit(Generic[J, R]):
             while batch := self._jobs.take():
                 try:
                     self._jobs.answer(batch, await self._commit([job for job, _ in batch]))
-                except MppSessionError as error:
+                except Exception as error:  # noqa: BLE001 - of those not ours, see `fail`
                     self._jobs.fail(batch, error)
                 except BaseException:
                     self._jobs.lose(batch)
@@ -135,7 +135,7 @@ class ThreadGroupCommit(Generic[J, R]):
         batch = self._jobs.take()
         try:
             results = self._commit([job for job, _ in batch])
-        except MppSessionError as error:
+        except Exception as error:  # noqa: BLE001 - of those not ours, see `fail`
             done = partial(self._jobs.fail, batch, error)
         except BaseException:  # noqa: BLE001 - nobody is above us to raise it to
             done = partial(self._jobs.lose, batch)
@@ -187,7 +187,10 @@ class _Jobs(Generic[J, R]):
         if bug is not None:
             self.stop(bug)
 
-    def fail(self, batch: "_Batch[J, R]", error: MppSessionError) -> None:
+    def fail(self, batch: "_Batch[J, R]", error: Exception) -> None:
+        """Answer a batch with why it failed. What nobody foresaw is a bug of ours."""
+        if not isinstance(error, MppSessionError):
+            error = InvariantError(f"{type(error).__name__} in a commit: {error}")
         for _, answer in batch:
             _answer(answer, _copy(error))
         if isinstance(error, InvariantError):

@@ -31,6 +31,7 @@ __all__ = [
 FORMAT = 1
 
 Amount = Annotated[str, msgspec.Meta(pattern=f"^(0|[1-9][0-9]{{0,{AMOUNT_DIGITS_MAX - 1}}})$")]
+Whole = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Hex = Annotated[str, msgspec.Meta(pattern="^0x([0-9a-f]{2})*$")]
 
 
@@ -45,7 +46,7 @@ class ExportedChannel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A line of an export. Running reservations are left out: they end with their process."""
 
     format: int
-    chain_id: int
+    chain_id: Whole
     escrow: Hex
     channel_id: Hex
     payer: Hex
@@ -57,13 +58,13 @@ class ExportedChannel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     accepted: Amount
     spent: Amount
     published: Amount
-    close_requested_at: int
+    close_requested_at: Whole
     is_finalized: bool
-    fact_block: int
+    fact_block: Whole
     highest: ExportedVoucher
     at_or_below_spent: ExportedVoucher | None
     above_spent: ExportedVoucher | None
-    active_at: int
+    active_at: Whole
     is_closing: bool
     closing_with: ExportedVoucher | None
     close_tx: Hex

@@ -228,6 +228,17 @@ async def test_closing_commits_what_is_queued_and_refuses_what_is_new(disk: Disk
     await commits.close()
 
 
+async def test_what_nobody_foresaw_is_a_bug_and_stops_the_worker(disk: Disk) -> None:
+    """Habit 7: books that answer 503 for ever would look as if they were only away."""
+    disk.error = OverflowError("int too large to convert")
+    disk.may_commit.set()
+    commits = disk.start()
+    for _ in range(2):
+        with pytest.raises(InvariantError, match="OverflowError in a commit: int too large"):
+            await commits.submit(1)
+    assert disk.batches == [[1]]
+
+
 async def test_after_a_disk_that_failed_nothing_is_committed(disk: Disk) -> None:
     """F-51: after a sync that failed, a later one may succeed without what the first lost."""
     disk.error = StorageFailedError("fsync failed")
