@@ -11,6 +11,7 @@ import logging
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 
 from msgspec.structs import replace
 
@@ -76,15 +77,24 @@ class ChainFacts:
             await asyncio.shield(refreshing)
 
     async def refresh(self, key: ChannelKey) -> ChannelState:
-        """Read the channel now and return the books with the fact taken over (F-50)."""
+        """Read the channel now and return the books with the fact taken over (F-50).
+
+        A read that is on its way may have left before what the caller has heard of.
+        """
+        if (earlier := self._running.get(key)) is not None:
+            await asyncio.wait({earlier})
         return await asyncio.shield(self._refreshing(key))
 
     def _refreshing(self, key: ChannelKey) -> asyncio.Task[ChannelState]:
         running = self._running.get(key)
-        if running is None:
+        if running is None or running.done():  # what has ended says how it was, not how it is
             running = self._running[key] = self._background.start(self._refresh(key))
-            running.add_done_callback(lambda _: self._running.pop(key, None))
+            running.add_done_callback(partial(self._forget, key))
         return running
+
+    def _forget(self, key: ChannelKey, ended: asyncio.Task[ChannelState]) -> None:
+        if self._running.get(key) is ended:
+            del self._running[key]
 
     async def _refresh(self, key: ChannelKey) -> ChannelState:
         state = await self._ledger.load(key)

@@ -80,8 +80,8 @@ class ChainModel:
         self, channel_id: ChannelId, *, block_number: int | None = None
     ) -> ChannelFact | None:
         self.reads += 1
-        await self._answer()
         fact = self.facts.get(channel_id)
+        await self._answer()
         return None if fact is None else replace(fact, block_number=block_number or self.block)
 
     async def read_transaction(self, tx_hash: TxHash) -> TransactionEvidence | None:

@@ -30,6 +30,7 @@ from channel.wire.credential import Credential, format_credential
 from channel.wire.payload import ClosePayload, OpenHash, Payload, TopUpHash, VoucherPayload
 from channel.wire.receipt import Receipt, parse_receipt
 from tests.channel.chain_model import CHAIN_ID, ChainModel
+from tests.waiting import PATIENCE_S
 
 REALM = "api.example.com"
 SECRET = b"a secret of thirty-two bytes or so"
@@ -253,7 +254,7 @@ class Visit:
         self._is_gone = True
         self._incoming.put_nowait({"type": "http.disconnect"})
 
-    async def until(self, condition: Callable[[], bool], timeout_s: float = 5) -> None:
+    async def until(self, condition: Callable[[], bool], timeout_s: float = PATIENCE_S) -> None:
         """Wait until something was sent that makes `condition` true."""
         async with asyncio.timeout(timeout_s):
             while not condition():

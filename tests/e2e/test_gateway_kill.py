@@ -6,6 +6,7 @@ import os
 import random
 import signal
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from tests.e2e.gateways import (
 from tests.e2e.shopper import Shopper
 from tests.e2e.warm import Forge
 from tests.service.model_server import ModelServer, model_server
+from tests.waiting import PATIENCE_S, until
 
 KILLS = int(os.environ.get("CRASH_TEST_KILLS", "20"))
 STEP_UNITS = 8
@@ -154,17 +156,31 @@ class Crowd:
         self.shoppers = shoppers
 
     async def shop_and_kill(self, kills: int) -> None:
-        """Let all shop while one gateway after the other is killed and started again."""
+        """Let all shop while one gateway after the other is killed and started again.
+
+        Each time something has been sold since the last, and in the end enough to say anything.
+        """
         chance = random.Random(4)  # noqa: S311 -- repeatable, not secret
         stopping = asyncio.Event()
         shopping = [asyncio.create_task(shopper.run(stopping)) for shopper in self.shoppers]
         for _ in range(kills):
+            sold = self.sold
             await asyncio.sleep(chance.uniform(0.05, 0.3))
+            await until(partial(self._has_sold_more_than, sold))
             gateway = chance.choice(self.gateways)
             assert await gateway.end(signal.SIGKILL) == -signal.SIGKILL
             await gateway.start()
+        await until(partial(self._has_sold_more_than, kills * ANSWER_UNITS))
         stopping.set()
-        await asyncio.wait_for(asyncio.gather(*shopping), 60)
+        await asyncio.wait_for(asyncio.gather(*shopping), PATIENCE_S)
+
+    def _has_sold_more_than(self, units: int) -> bool:
+        return self.sold > units
+
+    @property
+    def sold(self) -> int:
+        """Units that have arrived."""
+        return sum(shopper.received for shopper in self.shoppers)
 
 
 @pytest.fixture
@@ -254,15 +270,13 @@ async def test_what_became_of_a_request_that_died_with_its_gateway_is_unknown_an
         customer = Customer(chain, client)
         async with gateway.running():
             await customer.open(gateway.url, 10**6)
-            model.delay_s = 30.0
+            model.may_answer.clear()
             asking = asyncio.create_task(customer.buy(gateway.url, 8 * PRICE, headers=KEY))
-            async with asyncio.timeout(10):
-                while not model.seen:  # noqa: ASYNC110 -- the model server's list
-                    await asyncio.sleep(0.01)
+            await until(lambda: bool(model.seen))
             assert await gateway.end(signal.SIGKILL) == -signal.SIGKILL
             with pytest.raises(httpx.TransportError):
                 await asking
-            model.delay_s = 0.0
+            model.may_answer.set()
             await gateway.start()
             for amount in (8 * PRICE, 16 * PRICE):
                 again = await customer.buy(gateway.url, amount, headers=KEY)

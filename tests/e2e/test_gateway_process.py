@@ -22,6 +22,7 @@ from tests.e2e.gateways import (
     policy_for,
 )
 from tests.service.model_server import ModelServer, model_server
+from tests.waiting import PATIENCE_S
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -65,7 +66,7 @@ async def test_sigterm_in_mid_stream_ends_it_with_its_receipt_and_exit_code_0(
                         ending = asyncio.create_task(gateway.end(signal.SIGTERM))
             assert ending is not None
             assert await ending == 0
-            await asyncio.wait_for(model.cancelled.wait(), 2)
+            await asyncio.wait_for(model.cancelled.wait(), PATIENCE_S)
             (account,) = await client.payments.channels()
             assert account.spent == account.received == chunks * PRICE
             await gateway.start()
@@ -96,7 +97,7 @@ async def test_a_payer_that_leaves_by_itself_is_answered_inside_the_grace_period
 
 
 async def until_finalized(devnet: TestChain, channel_id: ChannelId) -> ChannelFact:
-    async with devnet.connect() as chain, asyncio.timeout(30):
+    async with devnet.connect() as chain, asyncio.timeout(PATIENCE_S):
         reader = EscrowReader(chain.rpc, devnet.values.escrow)
         while True:
             fact = await reader.read_channel(channel_id)

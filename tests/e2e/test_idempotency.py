@@ -22,6 +22,7 @@ from tests.e2e.customers import Customer
 from tests.service.gateway.conftest import PRICE, build_config
 from tests.service.model_server import ModelServer, model_server
 from tests.service.serving import serve
+from tests.waiting import until
 
 KEY = {"idempotency-key": "one and the same"}
 COST = 3 * PRICE
@@ -98,13 +99,11 @@ async def test_a_retry_anywhere_gets_the_answer_and_is_not_charged(shop: Shop) -
 
 async def test_a_key_that_is_being_served_is_refused_at_every_worker(shop: Shop) -> None:
     """IDEM-03, F-24: 409 with Retry-After, and nothing held for it."""
-    shop.model.delay_s = 1.0
+    shop.model.may_answer.clear()
     async with shop.gateway() as (one, _), shop.gateway() as (other, parts):
         await shop.customer.open(one, 10**6)
         running = asyncio.create_task(shop.buy(one))
-        async with asyncio.timeout(10):
-            while not shop.model.seen:  # noqa: ASYNC110 -- the model server's list
-                await asyncio.sleep(0.01)
+        await until(lambda: bool(shop.model.seen))
         held = (await shop.books(parts)).reserved
         for url in (one, other):
             refused = await shop.buy(url)
@@ -112,6 +111,7 @@ async def test_a_key_that_is_being_served_is_refused_at_every_worker(shop: Shop)
             assert refused.json()["type"].endswith("request-in-flight")
             assert int(refused.headers["retry-after"]) >= 1
         assert (await shop.books(parts)).reserved == held > 0
+        shop.model.may_answer.set()
         answer = await running
         assert (await shop.buy(other)).content == answer.content
         assert (await shop.books(parts)).spent == COST

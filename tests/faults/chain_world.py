@@ -25,6 +25,7 @@ from settlement.watcher import ChannelWatcher, WatchLimits
 from tests.faults.proxy import LyingNode, lying_node
 from tests.settlement.books import NOW, Books, request_close
 from tests.settlement.channels import Channels
+from tests.waiting import PATIENCE_S
 
 __all__ = ["World", "chain_world", "fill_books"]
 
@@ -124,7 +125,7 @@ class World:
         is_finalized: bool | None = None,
         deposit: int | None = None,
         asked: bool | None = None,
-        within_s: float = 8.0,
+        within_s: float = PATIENCE_S,
     ) -> ChannelState:
         """Return the books of a channel once they say all this.
 
@@ -152,7 +153,12 @@ class World:
         return await self.chain.token_balance(self.channels.terms.payee)
 
     async def until_rings(
-        self, kind: AlarmKind, *, is_ringing: bool = True, level: int = 0, within_s: float = 8.0
+        self,
+        kind: AlarmKind,
+        *,
+        is_ringing: bool = True,
+        level: int = 0,
+        within_s: float = PATIENCE_S,
     ) -> None:
         """Wait until an alarm rings at this level or a worse one, or is over."""
         async with asyncio.timeout(within_s):

@@ -11,7 +11,7 @@ import enum
 import json
 import os
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from tests.e2e.selling import DEPOSIT
 from tests.e2e.sponsored import GaslessPayer, fund_payer
 from tests.e2e.warm import Forge, Forked
 from tests.faults.proxy import LyingNode
+from tests.waiting import PATIENCE_S, until
 
 KILLS = int(os.environ.get("KILLS", "1"))
 PATH = "/v1/chat/completions"
@@ -187,12 +188,6 @@ async def provider_on(
                 await provider.kill_settler()
 
 
-async def until(ready: Callable[[], Awaitable[bool]], *, within_s: float = 20.0) -> None:
-    async with asyncio.timeout(within_s):
-        while not await ready():  # noqa: ASYNC110 -- another process and a disk have no event
-            await asyncio.sleep(0.02)
-
-
 class Customer:
     """Sends one credential until it is taken."""
 
@@ -236,7 +231,7 @@ async def kill_at(provider: Provider, step: Step) -> None:
         node.reached.clear()
         node.step = step
         await provider.settle()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             await node.reached.wait()
         await (provider.kill_gateway() if step in WORKERS else provider.kill_settler())
         node.step = None

@@ -11,7 +11,7 @@ import os
 import signal
 import sqlite3
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from tests.e2e.warm import Forge, Forked
 from tests.faults.proxy import LyingNode
 from tests.settlement.books import NOW, Books
 from tests.settlement.channels import Channels
+from tests.waiting import PATIENCE_S, until
 
 Ids = list[ChannelId]
 
@@ -192,12 +193,6 @@ async def provider_on(chain: Devnet, folder: Path, forge: Forge) -> AsyncIterato
         await ledger.close()
 
 
-async def until(ready: Callable[[], Awaitable[bool]], *, within_s: float = 20.0) -> None:
-    async with asyncio.timeout(within_s):
-        while not await ready():  # noqa: ASYNC110 -- another process and a disk have no event
-            await asyncio.sleep(0.02)
-
-
 async def kill_at(provider: Provider, step: Step) -> None:
     """Bring a settler to a step, and kill it there."""
     provider.node.arm(step)
@@ -208,7 +203,7 @@ async def kill_at(provider: Provider, step: Step) -> None:
             await _kill(settler)
     else:
         settler = provider.start()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             await provider.node.reached.wait()
         await _kill(settler)
     provider.node.step = None

@@ -7,7 +7,7 @@ watchtower with a file, a node and an account for gas, each killed with -9 where
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from settlement.tower.store import TowerFileReader
 from tests.e2e.warm import Forge, Forked
 from tests.settlement.books import Books
 from tests.settlement.channels import DEPOSIT, Channels
+from tests.waiting import until
 
 GRACE_S = 900
 
@@ -79,18 +80,13 @@ class Site:
             with suppress(ProcessLookupError):
                 process.send_signal(signal.SIGKILL)
 
-    async def until(self, ready: Callable[[], Awaitable[bool]], within_s: float = 20) -> None:
-        async with asyncio.timeout(within_s):
-            while not await ready():  # noqa: ASYNC110 -- another process has no event
-                await asyncio.sleep(0.05)
-
     async def until_signed_ahead(self, channel_id: ChannelId, amount: int) -> None:
         async def is_there() -> bool:
             lines = await TowerFileReader(self.file).read_new()
             wanted = (f'"cumulative_amount":"{amount}"'.encode(), channel_id.hex().encode())
             return any(all(part in line for part in wanted) for line in lines)
 
-        await self.until(is_there)
+        await until(is_there)
 
     async def settled(self, channel_id: ChannelId) -> int:
         fact = await self.reader.read_channel(channel_id)
@@ -138,8 +134,8 @@ async def test_a_dead_providers_channel_is_settled_within_the_grace(
     await kill(tower)
     await chain.advance(GRACE_S // 3)
     tower = site.start_tower()
-    await site.until(lambda: _is(site.settled(channel_id), 600))
-    await site.until(lambda: _is(site.settled(steps), 5_000))
+    await until(lambda: _is(site.settled(channel_id), 600))
+    await until(lambda: _is(site.settled(steps), 5_000))
     assert await chain.token_balance(payee) == before + 5_600
     tower.send_signal(signal.SIGTERM)
     assert await tower.wait() == 0
@@ -164,7 +160,7 @@ async def test_a_provider_that_is_back_and_its_tower_pay_the_payee_once(
     await site.leave(channel_id)
     await chain.advance(GRACE_S * 2 // 3)
     provider, tower = site.start_provider(), site.start_tower()
-    await site.until(lambda: _is(site.settled(channel_id), 600))
+    await until(lambda: _is(site.settled(channel_id), 600))
     await asyncio.sleep(0.6)
     assert await chain.token_balance(payee) == before + 600
     for process in (provider, tower):

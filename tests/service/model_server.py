@@ -50,6 +50,9 @@ class ModelServer:
         self.emitted: Counter[str] = Counter()
         """Chunks with content, or words of answers in one piece, by the request's `user`."""
         self.cancelled = asyncio.Event()
+        self.may_answer = asyncio.Event()
+        """Clear it, and an answer in one piece waits."""
+        self.may_answer.set()
 
     async def complete(self, request: Request) -> Response:
         body = await request.json()
@@ -61,7 +64,7 @@ class ModelServer:
                 self._stream(str(body.get("user"))), media_type="text/event-stream"
             )
         until = asyncio.get_running_loop().time() + self.delay_s
-        while asyncio.get_running_loop().time() < until:
+        while asyncio.get_running_loop().time() < until or not self.may_answer.is_set():
             await asyncio.sleep(0.01)
             if await request.is_disconnected():
                 self.cancelled.set()

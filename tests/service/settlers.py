@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import signal
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from settlement.payer import PayerAccount
 from tests.e2e.warm import Forge, Forked
 from tests.settlement.books import Books
 from tests.settlement.channels import Channels
+from tests.waiting import PATIENCE_S, until
 
 
 def settler_variables(devnet: TestChain, ledger: str, **changes: str | None) -> dict[str, str]:
@@ -74,15 +74,15 @@ class Said:
         return self._log.read_text() if self._log.exists() else ""
 
     def reports(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.text().splitlines() if line.startswith("{")]
+        """Its lines of JSON; one that it is in the middle of writing is none yet."""
+        lines = self.text().split("\n")[:-1]
+        return [json.loads(line) for line in lines if line.startswith("{")]
 
     def has(self, state: str) -> bool:
         return any(report.get("state") == state for report in self.reports())
 
-    async def until(self, state: str, *, within_s: float = 20.0) -> None:
-        async with asyncio.timeout(within_s):
-            while not await asyncio.to_thread(self.has, state):  # noqa: ASYNC110 -- a file
-                await asyncio.sleep(0.02)
+    async def until(self, state: str, *, within_s: float = PATIENCE_S) -> None:
+        await until(lambda: asyncio.to_thread(self.has, state), within_s=within_s)
 
 
 async def owe_close(ledger: Ledger, chain: Devnet, *, salt: int = 0) -> ChannelId:
@@ -99,7 +99,7 @@ async def owe_close(ledger: Ledger, chain: Devnet, *, salt: int = 0) -> ChannelI
     return channel_id
 
 
-async def until_closed(chain: Devnet, channel_id: ChannelId, *, within_s: float = 20.0) -> None:
+async def until_closed(chain: Devnet, channel_id: ChannelId) -> None:
     """Wait until the escrow has closed a channel."""
     reader = EscrowReader(chain.rpc, chain.values.escrow)
 
@@ -107,10 +107,4 @@ async def until_closed(chain: Devnet, channel_id: ChannelId, *, within_s: float 
         fact = await reader.read_channel(channel_id)
         return fact is not None and fact.is_finalized
 
-    await until(is_closed, within_s=within_s)
-
-
-async def until(ready: Callable[[], Awaitable[bool]], *, within_s: float = 20.0) -> None:
-    async with asyncio.timeout(within_s):
-        while not await ready():  # noqa: ASYNC110 -- another process has no event
-            await asyncio.sleep(0.02)
+    await until(is_closed)

@@ -19,7 +19,8 @@ from service.settings import SettlerConfig
 from service.settler_child import SettlerChild, start_settler
 from service.testing.chain import TestChain
 from settlement.devnet import Devnet
-from tests.service.settlers import owe_close, settler_variables, until, until_closed
+from tests.service.settlers import owe_close, settler_variables, until_closed
+from tests.waiting import until
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -1,11 +1,13 @@
 """Senders through a node that fails, or over a journal that does, and something to send."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Any
+from typing import Any, TypeVar
 
-from channel.errors import LedgerUnavailableError
+import pytest
+
+from channel.errors import LedgerUnavailableError, SettlementPendingError
 from channel.types import TxHash
 from settlement import abi
 from settlement.devnet import Devnet
@@ -14,9 +16,10 @@ from settlement.journal.interface import Journal
 from settlement.rpc import Rpc, RpcLimits
 from settlement.tx_manager import TxLimits, TxManager
 from settlement.tx_state import Event, JournalTx
-from settlement.types import Receipt
 from tests.settlement.flaky_node import FlakyNode, flaky_node
 from tests.waiting import PATIENCE_S
+
+_Answer = TypeVar("_Answer")
 
 SEND = "eth_sendRawTransaction"
 RECEIPT = "eth_getTransactionReceipt"
@@ -41,12 +44,22 @@ def pay_one(chain: Devnet) -> bytes:
     return abi.transfer.encode(chain.account("payee").address, 1)
 
 
-async def insist(sender: TxManager, tx_hash: TxHash) -> Receipt:
-    """Ask for a receipt as callers do who are told that it is pending: again."""
+async def insist(ask: Callable[[], Awaitable[_Answer]]) -> _Answer:
+    """Ask as callers do who are told that it is pending: again."""
     async with asyncio.timeout(PATIENCE_S):
         while True:
-            with suppress(TransactionPendingError):
-                return await sender.resume(tx_hash)
+            with suppress(SettlementPendingError):
+                return await ask()
+
+
+async def until_sent(ask: Callable[[], Awaitable[object]]) -> TxHash:
+    """Ask until what is pending has a transaction, and return that."""
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            with pytest.raises(SettlementPendingError) as pending:
+                await ask()
+            if isinstance(pending.value, TransactionPendingError):
+                return TxHash(pending.value.tx_hash)
 
 
 async def are_pooled(chain: Devnet, count: int) -> bool:

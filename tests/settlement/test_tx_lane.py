@@ -367,7 +367,7 @@ async def test_our_own_timeout_is_no_failure(chain: Devnet, journal: SqliteJourn
         with pytest.raises(TransactionPendingError) as caught:
             await hasty.resume(tx_hash)
     assert (caught.value.status, caught.value.offers_challenge) == (503, False)
-    assert (await insist(hasty, tx_hash)).is_success
+    assert (await insist(lambda: hasty.resume(tx_hash))).is_success
 
 
 # -- nodes that lose and refuse (F-75, F-82)

@@ -121,7 +121,7 @@ async def test_a_receipt_nobody_gives_is_pending(chain: Devnet) -> None:
         assert caught.value.status == 503
         assert not caught.value.offers_challenge  # nobody is invited to pay again
         node.fail("none")
-        assert (await insist(sender, tx_hash)).is_success
+        assert (await insist(lambda: sender.resume(tx_hash))).is_success
         assert await received(chain) == 1
 
 

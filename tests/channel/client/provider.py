@@ -54,6 +54,7 @@ from channel.wire.payload import (
 )
 from channel.wire.receipt import Receipt, format_receipt, format_receipt_json
 from channel.wire.sse import NeedVoucher, format_event, format_need_voucher
+from tests.waiting import PATIENCE_S
 
 CHAIN_ID = 31337
 ESCROW = Address(b"\xe5" * 20)
@@ -483,7 +484,7 @@ class Provider(httpx.AsyncBaseTransport):
                     }
                 )
                 yield format_need_voucher(NeedVoucher(**fields))
-                async with asyncio.timeout(5):
+                async with asyncio.timeout(PATIENCE_S):
                     await self.waiting.wait()
             books.spent += price
             yield format_event(json.dumps({"choices": [{"delta": {"content": f"t{index} "}}]}))

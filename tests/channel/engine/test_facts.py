@@ -19,7 +19,7 @@ from channel.limits import CHAIN_CHECKS_PER_SOURCE_MAX
 from channel.types import TxHash
 from tests.channel.engine.test_closing import has_begun
 from tests.channel.engine.test_engine import hold, opened, perform
-from tests.channel.selling import Desk, Payer, open_desk
+from tests.channel.selling import DEPOSIT, Desk, Payer, open_desk
 from tests.waiting import PATIENCE_S, until
 
 
@@ -112,6 +112,38 @@ async def test_without_a_node_service_goes_on_for_a_minute_and_no_longer(tmp_pat
             await perform(desk, desk.payer.voucher(20))
         desk.chain.fail_with = None
         await perform(desk, desk.payer.voucher(20))
+
+
+async def test_a_read_that_has_just_failed_is_not_the_next_ones_answer(tmp_path: Path) -> None:
+    """F-63: the node is back; who asks between a read's end and its clearing up reads anew."""
+    async with open_desk(tmp_path) as desk:
+        await opened(desk)
+        desk.chain.fail_with = ChainUnavailableError("No node answers.")
+        desk.clock.advance(6)
+        desk.chain.answers.clear()
+        await perform(desk, desk.payer.voucher(10))
+        (failing,) = desk.engine._facts._running.values()  # noqa: SLF001 - the moment it ends
+        desk.chain.answers.set()
+        while not failing.done():
+            await asyncio.sleep(0)
+        desk.chain.fail_with = None
+        desk.clock.advance(100)
+        await perform(desk, desk.payer.voucher(20))
+
+
+async def test_a_top_up_is_seen_though_an_older_read_is_on_its_way(tmp_path: Path) -> None:
+    """F-50: that one left before the top-up was mined; what it brings is not the chain's word."""
+    async with open_desk(tmp_path) as desk:
+        await opened(desk)
+        desk.clock.advance(6)
+        desk.chain.answers.clear()
+        await perform(desk, desk.payer.voucher(10))
+        await until(lambda: desk.chain.reads == 2)
+        desk.chain.top_up(desk.payer.key, 500)
+        raising = asyncio.create_task(perform(desk, desk.payer.voucher(DEPOSIT + 500)))
+        await asyncio.sleep(0.05)
+        desk.chain.answers.set()
+        assert (await raising).state.accepted == DEPOSIT + 500
 
 
 async def test_a_channel_that_vanished_from_the_chain_is_not_served(tmp_path: Path) -> None:

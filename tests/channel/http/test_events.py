@@ -1,9 +1,9 @@
 """A paid stream: charged before it is emitted, paused when unpaid, and never charged beyond."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -19,6 +19,7 @@ from channel.wire.credential import format_credential
 from channel.wire.receipt import Receipt, parse_receipt_json
 from channel.wire.sse import EventSplitter, parse_event
 from tests.channel.selling import PRICE, Desk, Visit, ask, open_desk
+from tests.waiting import PATIENCE_S
 
 METERED = Route(
     method="GET",
@@ -163,7 +164,7 @@ async def test_a_client_that_leaves_pays_for_what_was_emitted(tmp_path: Path) ->
         visit = await started(desk, gate_of(desk, tokens), 8 * PRICE)
         await visit.until(has(visit, "message", 3))
         visit.leave()
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(PATIENCE_S):
             await tokens.closed.wait()
             await visit.task
         state = await desk.books()
@@ -191,21 +192,27 @@ async def test_a_slow_reader_is_charged_one_write_ahead_at_most(tmp_path: Path) 
 
 
 class Quick:
-    """A producer that has its events ready, and then works without letting anybody else."""
+    """A producer that has its events ready, and then works without letting anybody else.
 
-    def __init__(self, visits: list[Visit], *, work_s: float = 0.0) -> None:
+    Its work takes no time but on the stream's clock, and no time passes there without it.
+    """
+
+    def __init__(
+        self, visits: list[Visit], monkeypatch: pytest.MonkeyPatch, *, work_s: float = 0.0
+    ) -> None:
         self.seen: list[int] = []
         self._visits = visits
         self._work_s = work_s
+        self._now = 1_000.0
+        clock = SimpleNamespace(monotonic=lambda: self._now)
+        monkeypatch.setattr("channel.http.events.time", clock)
 
     async def __call__(self, count: int) -> AsyncIterator[Chunk]:
         for number in range(count):
             (visit,) = self._visits
             self.seen.append(len(events(visit)))
             yield str(number)
-            until = time.monotonic() + self._work_s
-            while time.monotonic() < until:
-                pass
+            self._now += self._work_s
         (visit,) = self._visits
         self.seen.append(len(events(visit)))
 
@@ -219,11 +226,13 @@ async def quick_visit(desk: Desk, quick: Quick, count: int, visits: list[Visit])
     return visits[0]
 
 
-async def test_events_that_are_ready_leave_together_and_in_order(tmp_path: Path) -> None:
+async def test_events_that_are_ready_leave_together_and_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """SSE-01, decision 8: in few writes, each covered whole by what was held before it."""
     async with open_desk(tmp_path) as desk:
         visits: list[Visit] = []
-        visit = await quick_visit(desk, Quick(visits), 50, visits)
+        visit = await quick_visit(desk, Quick(visits, monkeypatch), 50, visits)
         await visit.answer()
         assert [data for name, data in events(visit) if name == "message"] == [
             str(number) for number in range(50)
@@ -234,11 +243,13 @@ async def test_events_that_are_ready_leave_together_and_in_order(tmp_path: Path)
         assert final_receipt(visit).spent == 50 * PRICE
 
 
-async def test_a_slow_producers_events_leave_one_by_one(tmp_path: Path) -> None:
+async def test_a_slow_producers_events_leave_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """No event is kept back for the next: one that takes its time finds the last one gone."""
     async with open_desk(tmp_path) as desk:
         visits: list[Visit] = []
-        quick = Quick(visits, work_s=0.002)
+        quick = Quick(visits, monkeypatch, work_s=0.002)
         visit = await quick_visit(desk, quick, 6, visits)
         await visit.answer()
         assert quick.seen == [0, 1, 2, 3, 4, 5, 6]

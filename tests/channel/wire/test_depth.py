@@ -47,10 +47,10 @@ def test_what_would_crash_a_parser_is_not_shallow(text: bytes) -> None:
 
 
 def test_wide_is_not_deep() -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     assert is_shallow(b"[" + b"[]," * 1_000_000 + b"[]]", DEEP)
     assert is_shallow(b'["' + b"[" * 1_000_000 + b'"]', DEEP)
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - began < 5
 
 
 VALUES = st.recursive(
