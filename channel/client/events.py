@@ -37,14 +37,19 @@ class PaidEvents(httpx.AsyncByteStream):
         """It ended, or ends, while we waited for the server: see `PaidStream.end`."""
         self._is_done = False
         self._is_ended = False
+        self._rest: asyncio.Task[None] | None = None
+        """Reads what is behind `[DONE]`."""
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        """Yield the content events.
+        """Yield the content events; behind `[DONE]` there are none.
 
         Raises:
             AgentError: The stream asks for what is not allowed, or its receipt is a lie.
             httpx.TransportError: The connection broke.
         """
+        if self._is_done:
+            await self._drain()
+            return
         self._is_broken = True  # whatever ends this, but for the caller's own will
         async for chunk in self._chunks:
             self._blocks.extend(self._split(chunk))
@@ -68,20 +73,39 @@ class PaidEvents(httpx.AsyncByteStream):
         self._is_ended = True
         try:
             if self._is_done and not self._paid.has_receipt:
-                await self._read_receipt()
+                await self._read_rest()
         finally:
             try:
+                if self._rest is not None:
+                    self._rest.cancel()
+                    await asyncio.wait({self._rest})
                 await self._response.aclose()
             finally:
                 # After `[DONE]` nothing is left that a caller could have left unread.
                 await self._paid.end(is_broken=self._is_broken or self._is_done)
 
+    async def _drain(self) -> None:
+        """Read to the end for a caller that would use the connection again.
+
+        One that soon gives up must not take the receipt with it: a read that is cancelled breaks
+        the connection.
+        """
+        await asyncio.shield(self._read_rest())
+        async for _ in self._chunks:
+            pass
+
+    def _read_rest(self) -> asyncio.Task[None]:
+        if self._rest is None:
+            self._rest = asyncio.create_task(self._read_receipt())
+        return self._rest
+
     async def _read_receipt(self) -> None:
         with contextlib.suppress(TimeoutError, httpx.TransportError):
             async with asyncio.timeout(RECEIPT_WAIT_S):
                 await self._take_blocks()
-                async for chunk in self._chunks:
-                    if self._paid.has_receipt:
+                while not self._paid.has_receipt:
+                    chunk = await anext(self._chunks, None)
+                    if chunk is None:
                         return
                     self._blocks.extend(self._split(chunk))
                     await self._take_blocks()

@@ -6,7 +6,7 @@ import gzip
 import json
 import time
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
@@ -1404,6 +1404,56 @@ async def test_a_caller_that_stops_at_done_leaves_no_receipt_behind(
         async for line in response.aiter_lines():
             if line == "data: [DONE]":
                 break
+    (account,) = await agent.payments.channels()
+    assert account.spent == account.counted == 30
+
+
+async def test_a_caller_that_drains_in_haste_leaves_no_receipt_behind(
+    agent: Agent, provider: Provider
+) -> None:
+    """SSE-04: the openai client reads on for a tenth of a second, and then cancels the reading."""
+    sell_stream(provider, 3)
+    honest = provider.events
+    is_given_up = asyncio.Event()
+
+    async def receipt_late(seen: Seen, books: Books) -> AsyncIterator[bytes]:
+        events = [event async for event in honest(seen, books)]
+        for event in [*events[:-2], events[-1]]:
+            yield event
+        await is_given_up.wait()
+        yield events[-2]
+
+    provider.speak = receipt_late
+    async with agent.client.stream("POST", "/chat", json={"stream": True}) as response:
+        async for line in response.aiter_lines():
+            if line == "data: [DONE]":
+                break
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(
+                anext(aiter(cast("AsyncIterator[bytes]", response.stream))), 0.05
+            )
+        is_given_up.set()
+    (account,) = await agent.payments.channels()
+    assert account.spent == account.counted == 30
+
+
+async def test_a_caller_that_drains_gets_to_the_end(agent: Agent, provider: Provider) -> None:
+    """The connection can be used again, and the receipt is taken on the way."""
+    sell_stream(provider, 3)
+    honest = provider.events
+
+    async def receipt_last(seen: Seen, books: Books) -> AsyncIterator[bytes]:
+        events = [event async for event in honest(seen, books)]
+        for event in [*events[:-2], events[-1], events[-2], b"data: whatever\n\n"]:
+            yield event
+
+    provider.speak = receipt_last
+    async with agent.client.stream("POST", "/chat", json={"stream": True}) as response:
+        async for line in response.aiter_lines():
+            if line == "data: [DONE]":
+                break
+        rest = [piece async for piece in cast("AsyncIterator[bytes]", response.stream)]
+    assert rest == []
     (account,) = await agent.payments.channels()
     assert account.spent == account.counted == 30
 

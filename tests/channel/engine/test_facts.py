@@ -124,7 +124,7 @@ async def test_a_read_that_has_just_failed_is_not_the_next_ones_answer(tmp_path:
         await perform(desk, desk.payer.voucher(10))
         (failing,) = desk.engine._facts._running.values()  # noqa: SLF001 - the moment it ends
         desk.chain.answers.set()
-        while not failing.done():
+        while not failing.done():  # noqa: ASYNC110 - and not a moment later
             await asyncio.sleep(0)
         desk.chain.fail_with = None
         desk.clock.advance(100)
