@@ -22,6 +22,7 @@ from settlement.nodes import EndpointView
 from settlement.rpc_values import (
     parse_block,
     parse_bytes,
+    parse_count,
     parse_logs,
     parse_quantity,
     parse_receipt,
@@ -205,7 +206,7 @@ class Rpc:
 
     async def block_number(self) -> int:
         """Return the number of the head."""
-        return parse_quantity(await self.read("eth_blockNumber"))
+        return parse_count(await self.read("eth_blockNumber"))
 
     async def block(self, number: int | None = None) -> BlockRef:
         """Return a block (the head if None); a node that lacks it is `ChainUnavailableError`."""

@@ -8,10 +8,18 @@ from channel.errors import ChainUnavailableError
 from channel.types import Address, TxHash
 from settlement.types import BlockRef, Log, Receipt
 
-__all__ = ["parse_block", "parse_bytes", "parse_logs", "parse_quantity", "parse_receipt"]
+__all__ = [
+    "parse_block",
+    "parse_bytes",
+    "parse_count",
+    "parse_logs",
+    "parse_quantity",
+    "parse_receipt",
+]
 
 _HEXADECIMAL = re.compile(r"0x([0-9a-fA-F]*)")
 _QUANTITY_DIGITS_MAX = 64
+_COUNT_MAX = 2**63 - 1  # what the books can keep
 _HASH_BYTES = 32
 _ADDRESS_BYTES = 20
 
@@ -22,6 +30,14 @@ def parse_quantity(value: Any) -> int:
     if not 0 < len(digits) <= _QUANTITY_DIGITS_MAX:
         raise _nonsense("a quantity")
     return int(digits, 16)
+
+
+def parse_count(value: Any) -> int:
+    """Read a quantity that counts something: blocks, seconds, logs, gas."""
+    count = parse_quantity(value)
+    if count > _COUNT_MAX:
+        raise _nonsense("a count")
+    return count
 
 
 def parse_bytes(value: Any, size: int | None = None) -> bytes:
@@ -44,9 +60,9 @@ def parse_block(value: Any) -> BlockRef:
     fields = _fields(value, "a block")
     base_fee = fields.get("baseFeePerGas")
     return BlockRef(
-        number=parse_quantity(fields.get("number")),
+        number=parse_count(fields.get("number")),
         hash=parse_bytes(fields.get("hash"), _HASH_BYTES),
-        timestamp=parse_quantity(fields.get("timestamp")),
+        timestamp=parse_count(fields.get("timestamp")),
         base_fee_wei=None if base_fee is None else parse_quantity(base_fee),
         parent_hash=parse_bytes(fields.get("parentHash"), _HASH_BYTES),
     )
@@ -59,9 +75,9 @@ def parse_receipt(value: Any) -> Receipt:
     return Receipt(
         tx_hash=TxHash(parse_bytes(fields.get("transactionHash"), _HASH_BYTES)),
         is_success=parse_quantity(fields.get("status")) == 1,
-        block_number=parse_quantity(fields.get("blockNumber")),
+        block_number=parse_count(fields.get("blockNumber")),
         block_hash=parse_bytes(fields.get("blockHash"), _HASH_BYTES),
-        gas_used=parse_quantity(fields.get("gasUsed")),
+        gas_used=parse_count(fields.get("gasUsed")),
         gas_price_wei=parse_quantity(fields.get("effectiveGasPrice")),
         contract=None if contract is None else Address(parse_bytes(contract, _ADDRESS_BYTES)),
         logs=parse_logs(fields.get("logs")),
@@ -85,9 +101,9 @@ def _log(fields: Mapping[str, Any]) -> Log:
         address=Address(parse_bytes(fields.get("address"), _ADDRESS_BYTES)),
         topics=tuple(parse_bytes(topic, _HASH_BYTES) for topic in topics),
         payload=parse_bytes(fields.get("data")),
-        log_index=parse_quantity(fields.get("logIndex")),
+        log_index=parse_count(fields.get("logIndex")),
         tx_hash=TxHash(parse_bytes(fields.get("transactionHash"), _HASH_BYTES)),
-        block_number=parse_quantity(fields.get("blockNumber")),
+        block_number=parse_count(fields.get("blockNumber")),
         block_hash=parse_bytes(fields.get("blockHash"), _HASH_BYTES),
     )
 

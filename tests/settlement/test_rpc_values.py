@@ -10,6 +10,7 @@ from channel.errors import ChainUnavailableError
 from settlement.rpc_values import (
     parse_block,
     parse_bytes,
+    parse_count,
     parse_logs,
     parse_quantity,
     parse_receipt,
@@ -91,6 +92,19 @@ def test_only_hexadecimal_is_a_quantity(value: Any) -> None:
     """F-05: `int` alone would take underscores and blanks."""
     with pytest.raises(ChainUnavailableError):
         parse_quantity(value)
+
+
+def test_more_than_the_books_can_keep_is_no_count() -> None:
+    """F-73, SEC-09: were it believed, one node's garbage would stop the books of every channel."""
+    assert parse_count(hex(2**63 - 1)) == 2**63 - 1
+    more = hex(2**63)
+    with pytest.raises(ChainUnavailableError):
+        parse_count(more)
+    for field in ("number", "timestamp"):
+        with pytest.raises(ChainUnavailableError):
+            parse_block({**BLOCK, field: more})
+    with pytest.raises(ChainUnavailableError):
+        parse_receipt({**RECEIPT, "logs": [{**LOG, "logIndex": more}]})
 
 
 @pytest.mark.parametrize("value", [1, None, "ab", "0xabc", "0xzz", "0xab cd", "0xabcd\n"])
