@@ -28,7 +28,7 @@ from service.gateway.chat import (
     parse_completion_tokens,
 )
 from service.gateway.errors import GatewayStoppingError, RequestTooLargeError, UpstreamError
-from service.gateway.events import read_events
+from service.gateway.events import read_events, require_event_stream
 from service.gateway.upstream import Upstream, read_body, returned_headers
 from service.settings import Upstream as UpstreamSettings
 
@@ -96,6 +96,7 @@ class ChatCompletions:
             if not response.is_success:
                 body = await read_body(response)
                 return Response(body, response.status_code, returned_headers(response))
+            require_event_stream(response)
             counter = UnitCounter(is_exact=self._settings.counts == "llama.cpp")
             chunks = _Chunks(response, counter, opening.pop_all())
         headers = {

@@ -9,7 +9,18 @@ from channel.wire.sse import CONTENT_TYPE, EventSplitter, parse_event
 from service.gateway.chat import DONE
 from service.gateway.errors import UpstreamError
 
-__all__ = ["read_events"]
+__all__ = ["read_events", "require_event_stream"]
+
+
+def require_event_stream(response: httpx.Response) -> None:
+    """Check what kind of answer it is, before a stream is begun with it.
+
+    Raises:
+        UpstreamError: It is no event stream.
+    """
+    kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != CONTENT_TYPE:
+        raise UpstreamError("The model server did not answer with an event stream.")
 
 
 async def read_events(response: httpx.Response) -> AsyncIterator[str]:
@@ -19,12 +30,8 @@ async def read_events(response: httpx.Response) -> AsyncIterator[str]:
     from a model server (F-55). Comments, such as keep-alives, are dropped.
 
     Raises:
-        UpstreamError: The answer is no event stream, an event is too long, or the stream ended
-            without `[DONE]`.
+        UpstreamError: An event is too long, or the stream ended without `[DONE]`.
     """
-    kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != CONTENT_TYPE:
-        raise UpstreamError("The model server did not answer with an event stream.")
     splitter = EventSplitter()
     async for piece in response.aiter_bytes():
         for block in _split(splitter, piece):

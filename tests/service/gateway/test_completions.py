@@ -210,6 +210,18 @@ async def test_what_the_model_server_refuses_is_not_charged(
         assert len(model.seen) == 1
 
 
+async def test_an_answer_that_is_no_stream_is_502_before_a_stream_is_begun(
+    run_gateway: RunGateway, open_agent: OpenAgent, model: ModelServer
+) -> None:
+    """F-57: a model server that does not know `stream`, or a page in between."""
+    model.answer = JSONResponse({"object": "chat.completion"})
+    async with run_gateway() as gateway, open_agent() as agent:
+        response = await agent.post(gateway.completions, json=body())
+        assert (response.status_code, response.json()["title"]) == (502, "Model Server Failed")
+        state = await gateway.channel()
+        assert (state.spent, state.reserved) == (0, 0)
+
+
 async def test_a_stream_that_breaks_off_is_paid_as_far_as_it_came_and_says_so(
     run_gateway: RunGateway, open_agent: OpenAgent, model: ModelServer
 ) -> None:
