@@ -216,7 +216,7 @@ async def test_an_answer_that_is_no_stream_is_502_before_a_stream_is_begun(
     """F-57: a model server that does not know `stream`, or a page in between."""
     model.answer = JSONResponse({"object": "chat.completion"})
     async with run_gateway() as gateway, open_agent() as agent:
-        response = await agent.post(gateway.completions, json=body())
+        response = await agent.post(gateway.completions, json=body(stream=True))
         assert (response.status_code, response.json()["title"]) == (502, "Model Server Failed")
         state = await gateway.channel()
         assert (state.spent, state.reserved) == (0, 0)
