@@ -5,12 +5,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
+import msgspec
 import typer
 from rich.table import Table
 from rich.text import Text
 
 from channel.errors import ConfigError
-from service.cli.output import OUT, print_json
+from service.cli.output import OUT, REPORT, print_json
 from service.cli.status import devnet_defaults
 from service.config import load_watch_config
 from service.errors import CommandError
@@ -102,10 +103,24 @@ async def _recover(
 
 
 async def _lines(path: Path) -> AsyncIterator[bytes]:
+    """Yield the lines of an export; one that was cut off, by a full disk say, costs no other."""
     content = await asyncio.to_thread(path.read_bytes)
-    for line in content.splitlines():
+    whole, _, rest = content.rpartition(b"\n")
+    for line in whole.splitlines():
         if line.strip():
             yield line
+    if rest.strip() and _is_json(rest):
+        yield rest
+    elif rest.strip():
+        REPORT.print(Text("the export ends within a line: its last channel is left out"))
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        msgspec.json.decode(line)
+    except msgspec.DecodeError:
+        return False
+    return True
 
 
 def _row(each: "Recovered") -> dict[str, Any]:

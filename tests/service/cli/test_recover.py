@@ -21,6 +21,29 @@ def _settings(devnet: TestChain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.usefixtures("_settings")
 def test_what_cannot_be_collected_is_an_exit_code(devnet: TestChain, tmp_path: Path) -> None:
     """F-108: the chain does not know this channel."""
+    path = tmp_path / "channels.jsonl"
+    path.write_text(exported(devnet) + "\n")
+    assert CliRunner().invoke(APP, ["recover", str(path), "--json"]).exit_code == 3
+    path.write_text("")
+    assert CliRunner().invoke(APP, ["recover", str(path)]).exit_code == 3  # they are in the books
+
+
+@pytest.mark.usefixtures("_settings")
+@pytest.mark.parametrize("end", ["\n", "", '\n{"format":1,"ch'])
+def test_an_export_that_was_cut_off_gives_what_is_whole(
+    devnet: TestChain, tmp_path: Path, end: str
+) -> None:
+    """F-108: the disk was full; all but the last channel can be had."""
+    path = tmp_path / "channels.jsonl"
+    path.write_text(exported(devnet) + end)
+    recovered = CliRunner().invoke(APP, ["recover", str(path), "--json"])
+    assert recovered.exit_code == 3
+    assert len(json.loads(recovered.stdout)) == 1
+    assert ("ends within a line" in recovered.stderr) is (len(end) > 1)
+
+
+def exported(devnet: TestChain) -> str:
+    """Return a line of an export: a channel that no chain has."""
     values = devnet.values
     voucher = {"cumulative_amount": "900", "signature": "0x" + "11" * 65}
     line = {
@@ -45,11 +68,7 @@ def test_what_cannot_be_collected_is_an_exit_code(devnet: TestChain, tmp_path: P
         "closing_with": None,
         "close_tx": "0x",
     }
-    path = tmp_path / "channels.jsonl"
-    path.write_text(json.dumps(line) + "\n")
-    assert CliRunner().invoke(APP, ["recover", str(path), "--json"]).exit_code == 3
-    path.write_text("")
-    assert CliRunner().invoke(APP, ["recover", str(path)]).exit_code == 3  # they are in the books
+    return json.dumps(line)
 
 
 @pytest.mark.usefixtures("_settings")
