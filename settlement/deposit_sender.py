@@ -21,6 +21,7 @@ from channel.errors import (
 )
 from channel.types import Address, TxHash
 from settlement.adoption import find_made
+from settlement.complaint import Complaint
 from settlement.deposit_calls import parse_deposit_call
 from settlement.errors import (
     ContractRevertedError,
@@ -93,15 +94,17 @@ class DepositSender:
         """
         await self._recover()
         pruned_at = 0.0
+        complaint = Complaint(_log, "deposits were not looked for; tried again: %s")
         try:
             while True:
                 try:
                     await self._look()
+                    complaint.over()
                     if time.monotonic() - pruned_at > _PRUNE_S or not pruned_at:
                         pruned_at = time.monotonic()
                         await self._orders.prune(int(time.time()) - _KEPT_S)
                 except LedgerUnavailableError as error:
-                    _log.warning("deposits were not looked for; tried again: %s", error)
+                    complaint.make(error)
                     await asyncio.sleep(_RETRY_S)
                 await asyncio.sleep(self._look_s)
                 if self._failure is not None:

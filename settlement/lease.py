@@ -14,6 +14,7 @@ from typing import Final, NoReturn
 import msgspec
 
 from channel.errors import LedgerUnavailableError
+from settlement.complaint import Complaint
 from settlement.errors import LeaseLostError
 from settlement.journal.interface import SettlerJournal
 
@@ -39,6 +40,7 @@ async def wait_for_lease(
 ) -> int:
     """Return the fence once the lease is ours; `on_standby` hears once who else has it."""
     has_told = False
+    complaint = Complaint(_log, "the lease was not asked for; tried again: %s")
     while True:
         try:
             fence = await journal.take_lease(holder, ttl_s=limits.ttl_s)
@@ -48,7 +50,7 @@ async def wait_for_lease(
                 has_told = True
                 on_standby(await journal.lease_holder() or "another settler")
         except LedgerUnavailableError as error:
-            _log.warning("the lease was not asked for; tried again: %s", error)
+            complaint.make(error)
         await asyncio.sleep(limits.poll_s)
 
 

@@ -14,6 +14,7 @@ from channel.errors import LedgerUnavailableError
 from channel.ledger.interface import Ledger
 from channel.state.channel_state import ChannelState
 from channel.types import Address
+from settlement.complaint import Complaint
 
 __all__ = ["OwedCloses"]
 
@@ -45,17 +46,19 @@ class OwedCloses:
 
     async def run(self) -> None:
         """Look for ever."""
+        complaint = Complaint(_log, "closes were not looked for; tried again: %s")
         while True:
             try:
-                await self._watch()
+                await self._watch(complaint)
             except LedgerUnavailableError as error:
-                _log.warning("closes were not looked for; tried again: %s", error)
+                complaint.make(error)
                 await asyncio.sleep(_LOOK_S)
 
-    async def _watch(self) -> None:
+    async def _watch(self, complaint: Complaint) -> None:
         async with self._ledger.watch(None) as watch:
             while True:
                 owed = await self._ledger.list_owed_closes()
+                complaint.over()
                 self._begin([state for state in owed if self._is_ours(state)])
                 await asyncio.sleep(_REST_S)  # what comes meanwhile shares the next look
                 await watch.changed(_LOOK_S)

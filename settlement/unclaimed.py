@@ -24,6 +24,7 @@ from channel.state.commands import OpenChannel
 from channel.types import Address, ChannelFact, SignedVoucher, VerifiedVoucher
 from channel.verify.typed_data import voucher_digest
 from channel.verify.voucher import verify_voucher, verify_wallet_voucher
+from settlement.complaint import Complaint
 from settlement.escrow import EscrowReader
 from settlement.orders.interface import DepositOrder, DepositOrders
 
@@ -59,11 +60,13 @@ class UnclaimedChannels:
 
     async def run(self) -> None:
         """Look for ever."""
+        complaint = Complaint(_log, "unclaimed channels were not looked for; tried again: %s")
         while True:
             try:
                 await self.look()
+                complaint.over()
             except (ChainUnavailableError, LedgerUnavailableError) as error:
-                _log.warning("unclaimed channels were not looked for; tried again: %s", error)
+                complaint.make(error)
             await asyncio.sleep(self._look_s)
 
     async def look(self) -> None:

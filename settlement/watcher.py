@@ -23,6 +23,7 @@ from channel.state.commands import AbortClose
 from channel.types import Address, ChannelId, ChannelKey
 from settlement.alarms import Alarms
 from settlement.chain_clock import ChainClock
+from settlement.complaint import Complaint
 from settlement.defence import Defence, Settler
 from settlement.docket import Docket, Round
 from settlement.escrow import EscrowReader
@@ -138,6 +139,7 @@ class ChannelWatcher:
             skew_s_max=self._limits.skew_s_max,
             still_s_max=self._limits.still_s_max,
         )
+        self._complaint = Complaint(_log, "the chain was not looked at; tried again: %s")
         self._grace_period_s: int | None = None
         self._swept_at = float("-inf")
         self._looked_at: float | None = None
@@ -213,12 +215,13 @@ class ChannelWatcher:
         try:
             sweep, dues = await self._look()
         except OperatorError as error:
-            _log.warning("the chain was not looked at; tried again: %s", error)
+            self._complaint.make(error)
             if isinstance(error, ChainUnavailableError):
                 self._reader.rpc.distrust()  # also of one that answers, with nonsense
             self._telling.unanswered(now, error)
         else:
             self._looked_at = now
+            self._complaint.over()
             self._telling.answered(now)
             if sweep.changed:
                 _log.info("channels changed on chain: %d", sweep.changed)

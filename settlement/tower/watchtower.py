@@ -21,6 +21,7 @@ from channel.errors import ChainUnavailableError, InvariantError, MppSessionErro
 from channel.types import Address, ChannelFact, ChannelKey
 from settlement.alarms import AlarmKind, Alarms
 from settlement.chain_clock import ChainClock
+from settlement.complaint import Complaint
 from settlement.errors import ContractRevertedError, LeaseLostError
 from settlement.escrow import EscrowReader
 from settlement.exposure import gas_reserve_wei
@@ -115,6 +116,7 @@ class Watchtower:
         self._behind_since: float | None = None
         self._grace_period_s: int | None = None
         self._heard_at = self._now()
+        self._complaint = Complaint(_log, "the chain was not looked at; tried again: %s")
         self._telling = WatchAlarms(
             self.alarms,
             away_s_max=self._limits.away_s_max,
@@ -206,10 +208,11 @@ class Watchtower:
         try:
             await self.look()
         except OperatorError as error:
-            _log.warning("the chain was not looked at; tried again: %s", error)
+            self._complaint.make(error)
             self._reader.rpc.distrust()
             self._telling.unanswered(began, error)
         else:
+            self._complaint.over()
             self._telling.answered(began)
         unheard_s = self._now() - self._heard_at
         if unheard_s >= self._limits.unheard_s_max:
