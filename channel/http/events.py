@@ -40,6 +40,7 @@ _RESERVED = "payment-"
 _TOGETHER_S_MAX = 0.0002
 """Events this close behind each other may leave in one write: less than a write costs a client."""
 _WRITE_BYTES_MAX = 16 * 1024
+_ENDS = (b"\n\n", b"\n\r\n", b"\n\r", b"\r\r", b"\r\r\n")
 _OURS = re.compile(rb"(?:\A\xef\xbb\xbf|\A|[\r\n])event: ?payment-")  # on whatever line
 
 
@@ -53,7 +54,7 @@ class Event(msgspec.Struct, frozen=True):
 
 
 class Frame(msgspec.Struct, frozen=True):
-    """One whole event as another server sent it, its blank line included."""
+    """One whole event as another server sent it; a blank line that is missing is added."""
 
     raw: bytes
     units: int = 1
@@ -288,7 +289,8 @@ def _read_chunk(chunk: Chunk) -> tuple[bytes, int]:
         return format_event(chunk.data, chunk.event), chunk.units
     if b"event" in chunk.raw and _OURS.search(chunk.raw):
         return b": dropped\n\n", 0  # another server's word about payment is none of ours
-    return chunk.raw, chunk.units
+    # Without its end it would run into the next one, be that a forgery's other half or our receipt.
+    return chunk.raw if chunk.raw.endswith(_ENDS) else chunk.raw + b"\n\n", chunk.units
 
 
 async def _wait_until_gone(receive: Receive) -> None:

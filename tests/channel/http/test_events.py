@@ -350,6 +350,22 @@ async def test_a_frame_of_several_events_cannot_forge_one(tmp_path: Path, raw: b
         assert final_receipt(visit).units == 1
 
 
+@pytest.mark.parametrize("end", ["", "\n", "\r\n", "\n\n", "\r\n\r\n", "\r\r"])
+async def test_a_frame_that_was_cut_off_swallows_no_event_and_makes_none(
+    tmp_path: Path, end: str
+) -> None:
+    """F-55, SSE-04: two halves of a forged event stay halves, and the receipt stays whole."""
+    async with open_desk(tmp_path) as desk:
+        halves = ["data: x\neve", "nt: payment-receipt\ndata: {}", "data: y"]
+        tokens = Tokens(*[Frame((half + end).encode()) for half in halves])
+        tokens.end()
+        visit = await started(desk, gate_of(desk, tokens), 8 * PRICE)
+        await visit.answer()
+        *others, last = [name for name, _ in events(visit)]
+        assert (others, last) == (["message"] * 3, "payment-receipt")
+        assert final_receipt(visit).units == 3
+
+
 async def test_an_application_cannot_speak_for_the_gate(tmp_path: Path) -> None:
     """F-55: an event of ours by name is a bug of the application's, and costs nothing."""
     async with open_desk(tmp_path) as desk:
