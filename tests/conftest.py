@@ -3,6 +3,7 @@
 A server that tests share is here, so that a process of the test run starts one of it and no more.
 """
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -12,6 +13,11 @@ from hypothesis import HealthCheck, settings
 from tests.e2e.warm import Forge
 
 pytest_plugins = ["service.testing", "tests.postgres"]
+
+# What a developer's shell says of a proxy, or of a gateway of hers, is not about these tests.
+for _name in [name for name in os.environ if name.startswith("MPP_SESSION_")]:
+    del os.environ[_name]
+os.environ["NO_PROXY"] = os.environ["no_proxy"] = "localhost,127.0.0.1"
 
 # Begun first, so that the other tests run beside them and not before.
 LONGEST = ("test_forge.py", "test_compile.py")

@@ -68,9 +68,9 @@ class Customer:
             yield answer
 
     @contextlib.asynccontextmanager
-    async def events(self, url: str, amount: int) -> AsyncIterator[Events]:
+    async def events(self, url: str, amount: int, **body: Any) -> AsyncIterator[Events]:
         """Buy a stream, and read its events with their names; content is a `message`."""
-        async with self.stream(url, amount) as answer:
+        async with self.stream(url, amount, **body) as answer:
             assert answer.status_code == 200, await answer.aread()
             yield read_events(answer)
 

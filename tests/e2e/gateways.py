@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from channel.client.policy import Policy, TokenLimits
 from settlement.devnet import DevnetValues
@@ -141,7 +142,7 @@ class GatewayProcess:
                 await self.end(signal.SIGKILL)
 
 
-def policy_for(values: DevnetValues, *, voucher_step: int = 64) -> Policy:
+def policy_for(values: DevnetValues, *, voucher_step: int = 64, **changes: Any) -> Policy:
     """What the tests' agent may agree to."""
     limits = TokenLimits(
         chain_id=values.chain_id,
@@ -156,4 +157,5 @@ def policy_for(values: DevnetValues, *, voucher_step: int = 64) -> Policy:
         expected_units=4000,
         lost_units_max=4000,
         allow_loopback_http=True,
+        **changes,
     )

@@ -49,9 +49,14 @@ class Clock:
 
     def __init__(self) -> None:
         self.ahead_s = 0.0
+        self._stopped_at: float | None = None
 
     def __call__(self) -> float:
-        return time.time() + self.ahead_s
+        return (self._stopped_at or time.time()) + self.ahead_s
+
+    def stop(self) -> None:
+        """Move by the test alone from now on."""
+        self._stopped_at = time.time()
 
 
 class Payer:

@@ -80,7 +80,7 @@ async def test_the_ledger_is_on_disk_before_anything_it_promises_is_sent(
             open_client(
                 rpc_url=values.rpc_url,
                 private_key=values.accounts["payer"].private_key,
-                policy=policy_for(values, voucher_step=12),
+                policy=policy_for(values, voucher_step=12, voucher_step_max=12),
                 store=tmp_path / "agent.db",
             ) as client,
         ):

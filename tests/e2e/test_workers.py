@@ -214,12 +214,12 @@ async def test_a_second_stream_is_refused_or_runs_beside_as_configured(
     policy: str,
 ) -> None:
     """ACC-06: at another worker too; the first stream runs to its end."""
-    model.words, model.delay_s = ["x"] * 60, 0.005
+    model.words, model.held = ["x"] * 60, {"first"}
     build = partial(build_gateway, customer.chain, model, tmp_path, postgres_url, forge=forge)
     one, other = (build(PAYMENT_STREAM_POLICY=policy) for _ in range(2))
     async with one.running(), other.running():
         await customer.open(one.url, DEPOSIT)
-        async with customer.events(one.url, 200 * PRICE) as first:
+        async with customer.events(one.url, 200 * PRICE, user="first") as first:
             await next_named(first, "message")
             async with customer.stream(other.url, 201 * PRICE) as second:
                 if policy == "reject":
@@ -227,6 +227,7 @@ async def test_a_second_stream_is_refused_or_runs_beside_as_configured(
                     assert b"stream-active" in await second.aread()
                 else:
                     assert await read_units(read_events(second)) == (60, 60)
+            model.held.clear()
             seen, said = await read_units(first)
     assert (seen, said) == (60, 60)
 

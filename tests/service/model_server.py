@@ -53,6 +53,8 @@ class ModelServer:
         self.may_answer = asyncio.Event()
         """Clear it, and an answer in one piece waits."""
         self.may_answer.set()
+        self.held: set[str] = set()
+        """Users whose streams wait behind their first content."""
 
     async def complete(self, request: Request) -> Response:
         body = await request.json()
@@ -82,6 +84,8 @@ class ModelServer:
         try:
             for piece in pieces:
                 await asyncio.sleep(self.delay_s)
+                while user in self.held and self.emitted[user]:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
                 self.sent += 1
                 self.emitted[user] += '"content"' in piece
                 yield piece
