@@ -34,8 +34,14 @@ _LOSSY: Final = {
     "data_sync_retry": "on",
 }
 
-BROKEN: Final = (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError)
-"""After these a connection is of no more use: it is gone, or in a state nobody knows."""
+BROKEN: Final = (
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    asyncpg.ReadOnlySQLTransactionError,
+    OSError,
+    TimeoutError,
+)
+"""After these a connection is of no more use: gone, in a state nobody knows, or to a standby."""
 
 FAILURES: Final = (asyncpg.PostgresError, *BROKEN)
 """What may come of talking to a server: it said no, or is gone, or too late."""

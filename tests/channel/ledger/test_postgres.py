@@ -133,6 +133,20 @@ async def test_a_lost_connection_is_opened_again(
     assert len(await ledger.list_channels()) == 1
 
 
+async def test_a_server_that_became_a_standby_is_left_for_the_one_that_took_over(
+    workers: list[PostgresLedger],
+) -> None:
+    """F-51: it goes on answering, and refuses every write for as long as somebody listens to it."""
+    one, _ = workers
+    await one.apply(KEY, [opening(10)])
+    writer = one._writer  # noqa: SLF001 - the fault
+    assert writer is not None
+    await writer.execute("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY")
+    with pytest.raises(LedgerUnavailableError, match="read-only"):
+        await one.apply(KEY, [accepting(20)])
+    assert (await one.apply(KEY, [accepting(20)])).require().accepted == 20
+
+
 async def test_workers_that_open_the_same_channels_at_once_agree(
     workers: list[PostgresLedger],
 ) -> None:
