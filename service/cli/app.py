@@ -26,6 +26,8 @@ from service.cli.output import REPORT, print_error
 
 __all__ = ["APP", "main"]
 
+INTERRUPTED: Final = 130
+
 APP: Final = typer.Typer(
     name="mpp-session",
     help="Payment channels for AI agents and inference providers.",
@@ -50,6 +52,7 @@ def main() -> None:
     except MppSessionError as error:
         print_error(error)
         sys.exit(1)
-    except KeyboardInterrupt:
-        REPORT.print("interrupted")
-        sys.exit(130)
+    except SystemExit as end:  # typer makes one of everything else, an interruption included
+        if end.code == INTERRUPTED:
+            REPORT.print("interrupted")
+        raise

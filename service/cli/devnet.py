@@ -2,7 +2,6 @@
 
 import asyncio
 import enum
-import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from service.cli.output import OUT, print_json, step
+from service.errors import CommandError
+from service.stopping import stop_on_signals
 
 if TYPE_CHECKING:
     from settlement.devnet import DevnetValues
@@ -56,11 +57,13 @@ async def _run(token: Token, port: int, out: Path, *, as_json: bool) -> None:
 
     began = time.monotonic()
     stopping = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     async with Devnet.start(token=token.value, port=port, progress=_progress(began)) as devnet:
-        await asyncio.to_thread(_forget_earlier, out)
-        await asyncio.to_thread(devnet.values.write, out)
+        stop_on_signals(stopping)  # not before: what is being installed or started is just ended
+        try:
+            await asyncio.to_thread(_forget_earlier, out)
+            await asyncio.to_thread(devnet.values.write, out)
+        except OSError as error:
+            raise CommandError(f"{out} cannot be written: {error.strerror}") from error
         step("Devnet is ready", time.monotonic() - began)
         try:
             _print(devnet.values, out, as_json=as_json)

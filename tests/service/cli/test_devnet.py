@@ -57,6 +57,46 @@ def test_it_writes_its_file_and_takes_the_chain_with_it(tmp_path: Path, number: 
         assert json.loads(printed)["escrow"] == "0x" + values.escrow.hex()
 
 
+def test_it_can_be_interrupted_while_it_installs(tmp_path: Path) -> None:
+    """Where no chain is there yet: npm takes its time, or for ever."""
+    for package in ("channel", "settlement", "service"):  # a checkout without contracts/
+        (tmp_path / package).symlink_to(ROOT / package)
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in ("npm", "node"):
+        (programs / name).write_text("#!/bin/sh\ntouch npm.started; exec sleep 60\n")
+        (programs / name).chmod(0o755)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "service.cli", "devnet", "--port=0"],
+        cwd=tmp_path,
+        env={"PATH": f"{programs}:/usr/bin:/bin", "HOME": str(tmp_path), "PYTHONPATH": "."},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        until(tmp_path / "npm.started")
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=10)
+    assert process.returncode == 130
+    assert "interrupted" in said
+    assert "Traceback" not in said
+
+
+def test_a_folder_it_cannot_write_to_is_said(tmp_path: Path) -> None:
+    out = tmp_path / "none" / "devnet.json"
+    done = subprocess.run(  # noqa: S603 -- ours
+        [sys.executable, "-m", "service.cli", "devnet", "--port=0", f"--out={out}"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert f"{out} cannot be written" in done.stderr
+
+
 def _until_gone(url: str) -> None:
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
