@@ -30,6 +30,9 @@ class Lane:
         """The channel was compared with the chain since this process started (CLIENT-05)."""
         self.has_stream = False
         self.holds: set[Hold] = set()
+        self.step_max = 0
+        """The greatest step since nothing was in flight. A server reserves ahead for a stream, and
+        what it asks of the requests beside that stream, or just behind it, counts from there."""
         self.last_voucher: SignedVoucher | None = None
 
     @property
@@ -56,6 +59,7 @@ class Hold:
         self.cost = cost
         self.cost_max = cost_max
         self.is_stream = is_stream
+        self._step = 0
         self._key: ChannelKey | None = None
 
     @property
@@ -68,6 +72,16 @@ class Hold:
     def use(self, key: ChannelKey) -> None:
         """Pay from this channel from now on."""
         self._key = key
+
+    @property
+    def step(self) -> int:
+        """How far its vouchers may run ahead of the count, in base units."""
+        return self._step
+
+    @step.setter
+    def step(self, value: int) -> None:
+        self._step = value
+        self.lane.step_max = max(self.lane.step_max, value)
 
     @property
     def is_alone(self) -> bool:
@@ -125,6 +139,8 @@ class Lanes:
         if hold not in hold.lane.holds:
             return
         hold.lane.holds.discard(hold)
+        if not hold.lane.holds:
+            hold.lane.step_max = 0
         if hold.is_stream:
             hold.lane.has_stream = False
             self._freed.set()

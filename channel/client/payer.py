@@ -23,7 +23,14 @@ from channel.client.decisions import Step, Tried, decide, deposit_pause_s
 from channel.client.keys import VoucherKeys
 from channel.client.lanes import Lanes
 from channel.client.opening import ChannelOpener
-from channel.client.policy import Offer, Policy, TokenLimits, choose_offer, require_offer
+from channel.client.policy import (
+    Offer,
+    Policy,
+    TokenLimits,
+    choose_offer,
+    require_offer,
+    step_value,
+)
 from channel.client.presenting import Header, Reply, build_header, read_receipt
 from channel.client.promise import Promise
 from channel.client.purchase import Purchase, Ticket, build_scope
@@ -167,7 +174,7 @@ class Payer:
         """
         ticket = purchase.ticket
         if ticket is not None:
-            step = ticket.step(self.policy) if purchase.expectation.is_stream else 0
+            step = ticket.step if purchase.expectation.is_stream else 0
             value = ticket.hold.cost + step
             lost_max = self.policy.lost_units_max * ticket.price
             await self.purse.update(
@@ -213,6 +220,7 @@ class Payer:
             tried.raises += 1
             rise = (problem.accepted or 0) + (problem.min_voucher_delta or 0)
             required = problem.required_cumulative or rise
+            await self._notice_opened(ticket)
         chosen = choose_offer(self.policy, reply.challenges, purchase.origin, self.now())
         offer, limits = chosen or (ticket.offer, ticket.limits)
         return await self._pay(purchase, offer, limits, required=required)
@@ -228,6 +236,12 @@ class Payer:
             return False
         account = await self.purse.get(ticket.key)
         return await self.opener.open_alone(account, ticket.offer, ticket.limits)
+
+    async def _notice_opened(self, ticket: Ticket) -> None:
+        """Go on with a channel whose opening landed, though the voucher with it was refused."""
+        account = await self.purse.get(ticket.key)
+        if account.state == "opening" and await self.opener.is_on_chain(account):
+            await self.opener.confirm(account, None, url=account.url)
 
     async def _give_up(self, ticket: Ticket, *, is_unknown: bool) -> None:
         """Part with a channel that the server does not know or has ended (F-97)."""
@@ -258,9 +272,10 @@ class Payer:
         try:
             account = await self._ensure_open(purchase, ticket)
             needed, ahead = self._aims(purchase, ticket, account)
-            promise = await self.desk.make(
-                purchase, ticket, needed=max(needed, required), ahead=ahead
-            )
+            needed = max(needed, required)
+            if account.state == "opening":  # topped up when it is there, if more is asked then
+                needed = min(needed, account.deposit)
+            promise = await self.desk.make(purchase, ticket, needed=needed, ahead=ahead)
             if account.state == "opening":
                 promise = replace(promise, deposit=account.opening, goal=account.deposit)
             payload = await self._board(purchase, ticket, promise)
@@ -320,13 +335,14 @@ class Payer:
         ticket.answer(offer)
         ticket.limits = limits
         ticket.hold.cost, ticket.hold.cost_max = cost, cost_max
+        ticket.hold.step = step_value(self.policy, offer.request)
         return ticket
 
     def _aims(self, purchase: Purchase, ticket: Ticket, account: Account) -> tuple[int, int]:
         """Return what a voucher must cover now, and what we would like it to cover."""
         needed = max(account.counted, account.spent) + ticket.lane.in_flight
         if purchase.expectation.is_stream:
-            return needed, account.counted + ticket.allowance(self.policy)
+            return needed, account.counted + ticket.allowance
         return needed, needed
 
     async def _ensure_open(self, purchase: Purchase, ticket: Ticket) -> Account:
@@ -375,6 +391,7 @@ class Payer:
         if isinstance(proof, Deposit):
             return account
         needed, ahead = self._aims(purchase, ticket, account)
+        needed = min(needed, account.deposit)
         voucher = (await self.desk.make(purchase, ticket, needed=needed, ahead=ahead)).voucher
         opening = OpenHash(voucher, account.salt, account.terms.authorized_signer, proof)
         await self.desk.present(purchase, ticket, opening)

@@ -6,7 +6,7 @@ from channel.client.account import Scope
 from channel.client.decisions import Tried
 from channel.client.lanes import Hold, Lane
 from channel.client.meter import Expectation
-from channel.client.policy import Offer, Policy, TokenLimits, step_value
+from channel.client.policy import Offer, Policy, TokenLimits
 from channel.client.presenting import Courier, Header
 from channel.types import Address, ChannelKey
 
@@ -30,8 +30,6 @@ class Ticket:
         self.ride: Promise | None = None
         """What was promised with a deposit, while that rides on the request itself."""
         self._has_lock = False
-        self.step_units = 0
-        """The step of a fast stream, where that has grown beyond the policy's."""
         self.spent_before: dict[ChannelKey, int] = {}
         """`spent` as it was known when this request first used the channel."""
 
@@ -72,13 +70,19 @@ class Ticket:
         self.offer = offer
         self.challenge_ids.add(offer.challenge.id)
 
-    def step(self, policy: Policy) -> int:
-        """Return how far a stream's vouchers may run ahead of its count, in base units."""
-        return max(step_value(policy, self.offer.request), self.step_units * self.price)
+    @property
+    def step(self) -> int:
+        """How far a stream's vouchers may run ahead of its count, in base units."""
+        return self.hold.step
 
-    def allowance(self, policy: Policy) -> int:
-        """Return how far vouchers may be ahead of the count now: all in flight and one step."""
-        return self.lane.in_flight_max + self.step(policy)
+    def grow_step(self, value: int) -> None:
+        """Take larger steps from now on, if they are larger."""
+        self.hold.step = max(self.hold.step, value)
+
+    @property
+    def allowance(self) -> int:
+        """How far vouchers may be ahead of the count now: all in flight and one step."""
+        return self.lane.in_flight_max + self.lane.step_max
 
 
 class Purchase:

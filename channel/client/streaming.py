@@ -91,14 +91,14 @@ class PaidStream:
 
     @property
     def _step_units(self) -> int:
-        return self._ticket.step(self._policy) // self._ticket.price
+        return self._ticket.step // self._ticket.price
 
     def _grow_step(self) -> None:
         """Let the step follow the stream's pace; where the policy's is 1 it stays 1."""
         self._pace.measure(self._now())
         if step_value(self._policy, self._ticket.offer.request) > self._ticket.price:
             wanted = min(self._pace.step_units, self._policy.voucher_step_max)
-            self._ticket.step_units = max(self._ticket.step_units, wanted)
+            self._ticket.grow_step(wanted * self._ticket.price)
 
     async def need_voucher(self, data: str) -> None:
         """Answer a server that waits for a voucher (SSE-01, CLIENT-07).
@@ -138,7 +138,7 @@ class PaidStream:
         ticket = self._ticket
         async with ticket.lane.lock:
             account = await self._purse.get(ticket.key)
-            ahead = account.counted + ticket.allowance(self._policy)
+            ahead = account.counted + ticket.allowance
             promise = await self._desk.make(self._purchase, ticket, needed=needed, ahead=ahead)
             if promise.deposit is not None:
                 await self._desk.present_promise(self._purchase, ticket, promise)
@@ -210,7 +210,7 @@ class PaidStream:
             await self._store_count()
             if self.has_receipt:
                 return
-            step = ticket.step(self._policy)
+            step = ticket.step
             lost_max = self._policy.lost_units_max * ticket.price
             others = ticket.lane.in_flight - hold.cost
 

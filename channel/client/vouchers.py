@@ -68,7 +68,7 @@ class VoucherDesk:
         """
         limits = ticket.limits
         account = await self._purse.get(ticket.key)
-        allowance = ticket.allowance(self._policy)
+        allowance = ticket.allowance
         require_counted(account, needed, allowance)
         if needed > account.signed:
             require_deposit(limits, needed, account.origin)

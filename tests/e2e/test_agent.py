@@ -5,7 +5,7 @@ import signal
 import sys
 import textwrap
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,7 +18,7 @@ from channel.client.signer import LocalSigner
 from service.client import PayingClient, open_client
 from service.testing import TestChain
 from settlement.devnet import DevnetValues
-from tests.e2e.provider import JOKE_PRICE, TOKEN_PRICE, open_shop
+from tests.e2e.provider import JOKE_PRICE, TOKEN_PRICE, open_shop, sponsored
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -108,6 +108,31 @@ async def test_a_long_stream_is_topped_up_on_chain(devnet: TestChain, tmp_path: 
         assert account.deposit >= 250 * TOKEN_PRICE > 100 * TOKEN_PRICE
         (account,) = await client.payments.close()
         assert account.settled == 250 * TOKEN_PRICE
+
+
+@pytest.mark.parametrize("is_gasless", [True, False])
+async def test_requests_are_paid_for_beside_a_stream(
+    devnet: TestChain, tmp_path: Path, *, is_gasless: bool
+) -> None:
+    """F-41, ACC-06: on one channel, from its opening on, whatever the stream has reserved."""
+    async with AsyncExitStack() as stack:
+        chain = await stack.enter_async_context(devnet.connect())
+        sponsoring = None
+        if is_gasless:
+            sponsoring = await stack.enter_async_context(sponsored(chain, tmp_path))
+        shop = await stack.enter_async_context(
+            open_shop(chain, tmp_path, tokens=60, sponsoring=sponsoring)
+        )
+        client = await stack.enter_async_context(
+            agent_of(devnet.values, tmp_path, shop.url, expected_units=15)
+        )
+        for _ in range(6):
+            streaming = asyncio.create_task(stream(client))
+            answers = await asyncio.gather(*(client.get("/joke") for _ in range(4)))
+            assert {answer.status_code for answer in answers} == {200}
+            assert (await streaming).count('"content"') == 60
+        (account,) = await client.payments.close()
+        assert account.settled == account.spent == 6 * (60 * TOKEN_PRICE + 4 * JOKE_PRICE)
 
 
 async def test_a_stream_that_is_left_costs_what_was_sent(devnet: TestChain, tmp_path: Path) -> None:
