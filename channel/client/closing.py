@@ -27,12 +27,14 @@ async def close_channel(payer: Payer, account: Account, courier: Courier) -> Acc
     The price that the server asks today does not matter here: only what was spent is signed.
 
     Raises:
-        ChannelUnusableError: Requests of it are still running.
+        ChannelUnusableError: Requests of it are still running, perhaps in another process.
         OfferRefusedError: The server offers no challenge for this channel's own terms.
         PaymentRefusedError: The server does not close.
     """
     if payer.lanes.is_busy(account.key):
         raise ChannelUnusableError("Requests of this channel are still running.")
+    if not await payer.purse.claim(account.key):
+        raise ChannelUnusableError("Another client of this store uses this channel.")
     account = await payer.leave(account)
     if account.state == "closed":
         return account

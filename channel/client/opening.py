@@ -76,7 +76,8 @@ class ChannelOpener:
     async def find(self, scope: Scope, taken: set[ChannelKey]) -> Account | None:
         """Return a channel of this scope that can be used, or None.
 
-        One whose vouchers another key signed than would sign them now is of no use (F-22).
+        One whose vouchers another key signed than would sign them now is of no use (F-22), and
+        one that another client uses is not touched (F-41).
 
         Raises:
             ChannelUnusableError: The server was caught lying about one, and that one is not
@@ -93,6 +94,7 @@ class ChannelOpener:
                 and account.key not in taken
                 and account.state in ("opening", "open")
                 and self._keys.signer(account.salt).address == account.terms.signer
+                and await self._purse.claim(account.key)
             ):
                 return account
         return None
@@ -142,6 +144,7 @@ class ChannelOpener:
         )
         opening = await Depositor(chain, account, offer.request).sign_opening(means)
         account = replace(account, opening=opening)
+        await self._purse.claim(account.key)  # before anybody else can see it
         await self._purse.add(account, channels_max=self._policy.channels_per_origin_max)
         return account
 

@@ -3,13 +3,15 @@
 One SQLite file in WAL mode with synchronous=FULL, readable by its owner alone. Every change is
 one `BEGIN IMMEDIATE` transaction that reads the row, lets a pure function decide and writes the
 result, and it runs from beginning to end in the purse's own thread: a cancelled caller never
-leaves half of one, and two processes that share the file see each other's amounts.
+leaves half of one, and two processes that share the file see each other's amounts. Each channel is
+used by one of them (`claims`).
 """
 
 import asyncio
 import os
 import re
 import sqlite3
+import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
@@ -20,6 +22,7 @@ import msgspec
 from msgspec.structs import replace
 
 from channel.client.account import Account, Scope
+from channel.client.claims import Claims
 from channel.errors import BudgetExceededError, PurseError, WireError
 from channel.types import Address, ChannelId, ChannelKey, ChannelTerms, TxHash
 from channel.wire.funding import Deposit, format_deposit, parse_deposit
@@ -30,6 +33,7 @@ T = TypeVar("T")
 
 AMOUNT_BYTES = 16
 BUSY_TIMEOUT_S = 5.0
+OPEN_PAUSE_S = 0.01
 MINUTE_S = 60
 KEEP_S = 400 * 24 * 3600
 SCHEMA_VERSION = 2
@@ -79,9 +83,13 @@ class Purse:
     Every method may raise `PurseError`, and then nothing was stored.
     """
 
-    def __init__(self, connection: sqlite3.Connection, thread: ThreadPoolExecutor) -> None:
+    def __init__(
+        self, path: Path, connection: sqlite3.Connection, thread: ThreadPoolExecutor
+    ) -> None:
+        self._path = path
         self._connection = connection
         self._thread = thread
+        self._claims: Claims | None = None
 
     @classmethod
     async def open(cls, path: Path | str) -> Self:
@@ -101,12 +109,31 @@ class Purse:
         except PurseError:
             thread.shutdown(wait=False)
             raise
-        return cls(connection, thread)
+        return cls(Path(path), connection, thread)
 
     async def close(self) -> None:
-        """Close the file; what was acknowledged stays."""
-        await self._run(self._connection.close)
+        """Close the file; what was acknowledged stays, and others may use the channels."""
+        await self._run(self._close)
         self._thread.shutdown(wait=False)
+
+    async def claim(self, key: ChannelKey) -> bool:
+        """Say whether a channel is this client's to use, until it closes its purse.
+
+        What is in flight is in no purse: two that spent from one channel would each take what
+        the other one buys for an overclaim.
+        """
+
+        def take() -> bool:
+            if self._claims is None:
+                self._claims = Claims(self._path.with_name(f"{self._path.name}-claims"))
+            return self._claims.take(key)
+
+        return await self._run(take)
+
+    def _close(self) -> None:
+        self._connection.close()
+        if self._claims is not None:
+            self._claims.close()
 
     async def load(self, key: ChannelKey) -> Account | None:
         """Return one channel, or None."""
@@ -274,7 +301,7 @@ class Purse:
     async def _run(self, work: Callable[[], T]) -> T:
         try:
             return await asyncio.get_running_loop().run_in_executor(self._thread, work)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             raise PurseError(f"the purse failed: {error}") from error
         except RuntimeError as error:  # the executor was shut down
             raise PurseError("the purse is closed") from error
@@ -289,7 +316,7 @@ def _connect(path: Path) -> sqlite3.Connection:
     )
     try:
         connection.row_factory = sqlite3.Row
-        connection.execute("PRAGMA journal_mode = WAL")
+        _write_ahead(connection)
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("BEGIN IMMEDIATE")
         (version,) = connection.execute("PRAGMA user_version").fetchone()
@@ -305,6 +332,20 @@ def _connect(path: Path) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def _write_ahead(connection: sqlite3.Connection) -> None:
+    """Turn the log on, waiting for others that open the file, too: SQLite itself does not here."""
+    deadline = time.monotonic() + BUSY_TIMEOUT_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(OPEN_PAUSE_S)
+        else:
+            return
 
 
 def _require_version(version: int) -> None:

@@ -1,7 +1,7 @@
 """An agent with a purse of its own, and a provider on a paper chain."""
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from channel.client.policy import Policy, TokenLimits
 from channel.client.signer import LocalSigner, Signer
 from channel.client.store import Purse
 from channel.client.transport import PayingTransport
+from channel.errors import PurseError
 from tests.channel.client.provider import (
     BASE,
     CHAIN_ID,
@@ -72,7 +73,11 @@ def provider(chain: PaperChain) -> Provider:
 async def open_agent(
     tmp_path: Path, chain: PaperChain, provider: Provider
 ) -> AsyncIterator[OpenAgent]:
-    """Start an agent; a second one with the same file is the first one restarted."""
+    """Start an agent; a second one with the same file is the first one restarted.
+
+    With `beside=True` it is another one that shares the file.
+    """
+    purses: dict[str, Purse] = {}
     async with AsyncExitStack() as stack:
 
         async def start(
@@ -82,11 +87,14 @@ async def open_agent(
             signer: Signer | None = None,
             keys: VoucherKeys | None = None,
             file: str = "purse.db",
+            beside: bool = False,
             now: Callable[[], float] = lambda: NOW,
             **options: Any,
         ) -> Agent:
-            purse = await Purse.open(tmp_path / file)
-            stack.push_async_callback(purse.close)
+            if file in purses and not beside:
+                await purses[file].close()
+            purse = purses[file] = await Purse.open(tmp_path / file)
+            stack.push_async_callback(close, purse)
             waited: list[float] = []
 
             async def sleep(seconds: float) -> None:
@@ -109,6 +117,11 @@ async def open_agent(
             return agent
 
         yield start
+
+
+async def close(purse: Purse) -> None:
+    with suppress(PurseError):  # it was closed before
+        await purse.close()
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from channel.errors import (
     TransactionRevertedError,
 )
 from channel.types import ZERO_ADDRESS, Address, TxHash
-from channel.wire.funding import Deposit
+from channel.wire.funding import Deposit, TransferAuthorization
 from channel.wire.payload import OpenAuthorization, TopUpAuthorization, VoucherPayload
 from tests.channel.client.conftest import Agent, OpenAgent, policy_of
 from tests.channel.client.provider import NOW, PaperChain, Provider, Seen, deposit_of
@@ -457,34 +457,32 @@ async def test_what_is_signed_again_is_held_against_the_policy_of_today(
     assert purpose == "open" or account.deposit + deposits(provider)[-1].amount <= 500
 
 
-async def test_a_top_up_that_another_process_signed_meanwhile_is_not_let_go_of(
+async def test_a_top_up_that_was_signed_meanwhile_is_not_let_go_of(
     open_agent: OpenAgent, provider: Provider, chain: PaperChain
 ) -> None:
-    """F-41, F-75: one process forgets a used top-up when another has signed the next already."""
+    """F-75: whatever came into the store while the chain was asked about the one before."""
     agent = await open_agent(policy_of(expected_units=2))
-    for _ in range(3):
+    for _ in range(4):
         await agent.client.get("/joke")  # the third is topped up for: that one is used
     (account,) = await agent.payments.channels()
     assert account.top_up is not None
+    used = account.top_up.authorization
+    assert isinstance(used, TransferAuthorization)
+    fresh = replace(account.top_up, authorization=replace(used, nonce=b"\x01" * 32))
     find_use = chain.find_use
 
     async def overtaken(*, token: Address, authorization: bytes) -> int | None:
-        used = await find_use(token=token, authorization=authorization)
-        chain.find_use = find_use  # type: ignore[method-assign]
-        other = await open_agent(policy_of(expected_units=2))
-        provider.override = lambda seen: (
-            httpx.Response(503, headers={"Retry-After": "1"}) if deposit_of(seen) else None
-        )
-        with pytest.raises(DepositPendingError):
-            await other.client.get("/joke")
-        return used
+        await agent.purse.update(account.key, lambda current: replace(current, top_up=fresh))
+        return await find_use(token=token, authorization=authorization)
 
-    await agent.client.get("/joke")
-    provider.seen.clear()
     chain.find_use = overtaken  # type: ignore[method-assign]
+    provider.override = lambda seen: (
+        httpx.Response(503, headers={"Retry-After": "1"}) if deposit_of(seen) else None
+    )
     with pytest.raises(DepositPendingError):
         await agent.client.get("/joke")
-    assert len({deposit.authorization.nonce for deposit in deposits(provider)}) == 1
+    assert deposits(provider)[-1] == fresh
+    assert (await agent.payments.channels())[0].top_up == fresh
 
 
 # -- lost answers, restarts, slow chains

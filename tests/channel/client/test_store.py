@@ -304,3 +304,16 @@ async def test_a_disk_that_fails_signs_nothing(tmp_path: Path) -> None:
     purse = await Purse.open(tmp_path / "purse.db")
     assert (await signed(purse, 0)).signed == 0
     await purse.close()
+
+
+async def test_clients_that_start_at_once_wait_for_each_other(tmp_path: Path) -> None:
+    """F-41: also for the first look at a new file, for which SQLite would not wait."""
+    path = tmp_path / "purse.db"
+    other = await asyncio.to_thread(sqlite3.connect, path, check_same_thread=False)
+    await asyncio.to_thread(other.execute, "BEGIN IMMEDIATE")
+    opening = asyncio.create_task(Purse.open(path))
+    await asyncio.sleep(0.1)
+    assert not opening.done()
+    await asyncio.to_thread(other.rollback)
+    await (await opening).close()
+    other.close()

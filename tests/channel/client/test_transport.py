@@ -1004,12 +1004,27 @@ class Slow(httpx.AsyncBaseTransport):
     def __init__(self, inner: Provider) -> None:
         self.inner = inner
         self.is_slow = False
+        self.has_served = asyncio.Event()
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         response = await self.inner.handle_async_request(request)
         if self.is_slow and response.is_success and request.method != "HEAD":
+            self.has_served.set()
             await asyncio.Event().wait()
         return response
+
+
+async def give_up(agent: Agent, slow: Slow, *, is_stream: bool = False) -> None:
+    """Ask, and wait no longer once it was served; or be refused before."""
+    slow.is_slow = True
+    slow.has_served.clear()
+    asking = asyncio.create_task(agent.client.post("/joke", json={"stream": is_stream}))
+    served = asyncio.create_task(slow.has_served.wait())
+    await asyncio.wait({asking, served}, return_when=asyncio.FIRST_COMPLETED)
+    for task in (asking, served):
+        task.cancel()
+    await asyncio.gather(asking, served, return_exceptions=True)
+    slow.is_slow = False
 
 
 @pytest.mark.parametrize("tokens", [0, 40])
@@ -1021,17 +1036,12 @@ async def test_a_caller_that_waits_no_longer_can_go_on_paying(
         sell_stream(provider, tokens)
     slow = Slow(provider)
     agent = await open_agent(transport=slow)
-    body = {"stream": bool(tokens)}
     for _ in range(5):
-        slow.is_slow = True
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.05):
-                await agent.client.post("/joke", json=body)
+        await give_up(agent, slow, is_stream=bool(tokens))
         (books,) = provider.books.values()
         if tokens:
             books.spent = min(books.accepted, books.spent + tokens * PRICE)
-        slow.is_slow = False
-        response = await agent.client.post("/joke", json=body)
+        response = await agent.client.post("/joke", json={"stream": bool(tokens)})
         assert response.status_code == 200
     (account,) = await agent.payments.channels()
     assert account.spent == books.spent
@@ -1044,11 +1054,8 @@ async def test_a_server_gains_nothing_by_letting_callers_wait(
     """F-94: an answer that never comes is granted as often as the bound allows."""
     slow = Slow(provider)
     agent = await open_agent(policy_of(lost_units_max=3), transport=slow)
-    slow.is_slow = True
     for _ in range(10):
-        with contextlib.suppress(TimeoutError, AgentError):
-            async with asyncio.timeout(0.05):
-                await agent.client.get("/joke")
+        await give_up(agent, slow)
     (account,) = await agent.payments.channels()
     assert account.lost == 3 * PRICE
     assert account.signed <= account.lost + 2 * PRICE
@@ -1167,6 +1174,33 @@ async def test_a_changed_key_opens_a_channel_of_its_own(
 
 
 # -- restarts
+
+
+async def test_clients_that_share_a_store_have_channels_of_their_own(open_agent: OpenAgent) -> None:
+    """F-41: each knows what it has in flight, and nothing of the other's; the budget is common."""
+    policy = policy_of({"budget": 500})
+    first = await open_agent(policy)
+    second = await open_agent(policy, beside=True)
+    answers = await asyncio.gather(
+        *(agent.client.get("/joke") for agent in (first, second) for _ in range(20))
+    )
+    assert {answer.status_code for answer in answers} == {200}
+    accounts = await first.payments.channels()
+    assert [account.spent for account in accounts] == [200, 200]
+    assert [account.lost for account in accounts] == [0, 0]
+    are_firsts = [await first.purse.claim(account.key) for account in accounts]
+    assert sorted(are_firsts) == [False, True]
+    for account, is_firsts in zip(accounts, are_firsts, strict=True):
+        with pytest.raises(ChannelUnusableError, match="Another client"):
+            await (second if is_firsts else first).payments.close(account.key.channel_id)
+    for _ in range(10):
+        await first.client.get("/joke")
+    with pytest.raises(BudgetExceededError):
+        await second.client.get("/joke")
+    await first.purse.close()
+    third = await open_agent(policy_of(), beside=True)
+    await third.client.get("/joke")
+    assert len(await third.payments.channels()) == 2
 
 
 async def test_a_restart_goes_on_where_it_was(
