@@ -1,4 +1,4 @@
-"""Builds what watches the chain, from the settings: for a gateway and for a settler alike."""
+"""Builds what watches the chain, and sends, from the settings: for all that do it alike."""
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -7,23 +7,28 @@ from msgspec.structs import replace
 
 from channel.ledger.interface import Ledger
 from channel.types import Address
-from service.settings import DEVELOPMENT_CHAINS, Chain, WatchConfig, parse_address
+from service.settings import DEVELOPMENT_CHAINS, Chain, Settlement, WatchConfig, parse_address
 from settlement.alarms import Alarms
 from settlement.defence import Settler
 from settlement.escrow import EscrowReader
 from settlement.exposure import ExposureGate, ExposureLimits
+from settlement.fees import FeePolicy, GasBudget
 from settlement.heads import HeadSignal
 from settlement.journal.interface import SettlerJournal
 from settlement.node_guard import NodeGuard, NodeLimits
 from settlement.precautions import PrecautionLimits, Precautions
 from settlement.rpc import Rpc, RpcLimits
 from settlement.schedule import SettlePolicy
+from settlement.signer import Signer
 from settlement.tower.export import TowerExport
+from settlement.tx_manager import TxLimits, TxManager
 from settlement.watcher import STILL_S_MAX, ChannelWatcher, WatchLimits
 
 __all__ = [
+    "build_budget",
     "build_gate",
     "build_policy",
+    "build_sender",
     "build_watcher",
     "connect_escrow",
     "node_limits",
@@ -83,6 +88,31 @@ def build_policy(config: WatchConfig, *, unit_price: int = 1) -> SettlePolicy:
         token_price_wei=settlement.token_price_wei,
         token_decimals=settlement.token_decimals,
         gas_share_max_percent=settlement.gas_share_max_percent,
+    )
+
+
+def build_budget(settlement: Settlement) -> GasBudget:
+    """Return what gas may cost."""
+    return GasBudget(
+        floor_wei=settlement.gas_budget_wei,
+        token_price_wei=settlement.token_price_wei,
+        token_decimals=settlement.token_decimals,
+    )
+
+
+def build_sender(
+    config: WatchConfig, rpc: Rpc, signer: Signer, journal: SettlerJournal
+) -> TxManager:
+    """Return what sends `signer`'s transactions, and sees them through."""
+    settlement = config.settlement
+    return TxManager(
+        rpc,
+        signer,
+        journal=journal,
+        fees=FeePolicy(max_fee_wei=settlement.max_fee_wei),
+        limits=TxLimits(
+            mined_within_s=settlement.close_timeout_s, confirmations=config.chain.confirmations
+        ),
     )
 
 

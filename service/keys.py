@@ -5,12 +5,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import msgspec
-
 from channel.errors import ConfigError
 from channel.types import Address
+from service.keystore import decrypt_keystore, read_password
 from service.settings import Payee, Relayer, parse_address
-from settlement.accounts import Account
 from settlement.signer import KeySigner, RemoteSigner, Signer
 
 __all__ = ["load_signer", "open_signer"]
@@ -57,14 +55,14 @@ def _load_key(settings: Payee | Relayer, name: str) -> bytes:
         return _from_hex(settings.key.reveal(), name)
     if settings.keystore_file is None or settings.password_file is None:
         raise ConfigError(f"`{name}` names no key: the settler cannot sign")
-    keystore = _read(settings.keystore_file, f"{name}.keystore_file")
-    password = _read(settings.password_file, f"{name}.password_file").partition("\n")[0]
     try:
-        return bytes(Account.decrypt(msgspec.json.decode(keystore), password.rstrip("\r")))
-    except (ValueError, TypeError, KeyError, NotImplementedError, msgspec.MsgspecError):
-        raise ConfigError(
-            f"`{name}.keystore_file` is no keystore that `{name}.password_file` opens"
-        ) from None
+        password = read_password(Path(settings.password_file))
+    except ConfigError as error:
+        raise ConfigError(f"`{name}.password_file`: {error}") from None
+    try:
+        return decrypt_keystore(Path(settings.keystore_file), password)
+    except ConfigError as error:
+        raise ConfigError(f"`{name}.keystore_file`: {error} (`{name}.password_file`)") from None
 
 
 def _from_hex(text: str, name: str) -> bytes:
@@ -80,10 +78,3 @@ def _require_address(actual: Address, expected: Address, name: str) -> None:
     """Refuse a key that is not the account's: every settle would revert (F-81, decision 15)."""
     if actual != expected:
         raise ConfigError(f"The key is 0x{actual.hex()}'s, `{name}.address` is 0x{expected.hex()}.")
-
-
-def _read(path: str, setting: str) -> str:
-    try:
-        return Path(path).read_text("utf-8")
-    except (OSError, UnicodeDecodeError):
-        raise ConfigError(f"`{setting}`: {path} cannot be read") from None

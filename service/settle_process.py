@@ -18,13 +18,18 @@ import msgspec
 from channel.errors import ConfigError, LedgerUnavailableError
 from channel.ledger.interface import Ledger
 from channel.ledger.url import open_ledger
-from service.chain_watch import build_gate, build_watcher, connect_escrow
+from service.chain_watch import (
+    build_budget,
+    build_gate,
+    build_sender,
+    build_watcher,
+    connect_escrow,
+)
 from service.keys import open_signer
 from service.leased import Announce, first_of, require_sound, while_leased
 from service.settings import SettlerConfig, parse_address
 from settlement.deposit_sender import WANTED_LOOK_S, DepositSender
 from settlement.escrow import EscrowReader
-from settlement.fees import FeePolicy, GasBudget
 from settlement.journal.interface import Look, SettlerJournal
 from settlement.journal.url import open_journal
 from settlement.lease import LeaseLimits, keep_lease
@@ -38,7 +43,7 @@ from settlement.signer import Signer
 from settlement.tower.cover import CoverPolicy
 from settlement.tower.export import TowerExport
 from settlement.tower.store import TowerFile
-from settlement.tx_manager import TxLimits, TxManager
+from settlement.tx_manager import TxManager
 from settlement.unclaimed import UnclaimedChannels
 from settlement.watcher import ChannelWatcher
 
@@ -73,28 +78,14 @@ class SettlerParts(msgspec.Struct, frozen=True):
         Raises:
             ConfigError: The tower's file cannot be written, or what is for it lives too short.
         """
-        settlement = self.config.settlement
-        sender = TxManager(
-            self.reader.rpc,
-            self.sender,
-            journal=self.journal,
-            fees=FeePolicy(max_fee_wei=settlement.max_fee_wei),
-            limits=TxLimits(
-                mined_within_s=settlement.close_timeout_s,
-                confirmations=self.config.chain.confirmations,
-            ),
-        )
+        sender = build_sender(self.config, self.reader.rpc, self.sender, self.journal)
         settler = EscrowSettler(
             self.reader,
             sender,
             calls=None if self.payee is None else RelayedCalls(self.reader, self.payee),
-            budget=GasBudget(
-                floor_wei=settlement.gas_budget_wei,
-                token_price_wei=settlement.token_price_wei,
-                token_decimals=settlement.token_decimals,
-            ),
+            budget=build_budget(self.config.settlement),
             quarantine=Quarantine(self.journal),
-            limits=SettlerLimits(batch_max=settlement.batch_max),
+            limits=SettlerLimits(batch_max=self.config.settlement.batch_max),
         )
         export = await self._build_export()
         watcher = build_watcher(

@@ -10,12 +10,20 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Final
 
-from service.chain_watch import build_policy, connect_escrow, node_limits, still_s_max
+import msgspec
+
+from service.chain_watch import (
+    build_budget,
+    build_policy,
+    build_sender,
+    connect_escrow,
+    node_limits,
+    still_s_max,
+)
 from service.keys import open_signer
 from service.leased import Announce, first_of, require_sound, while_leased
 from service.settings import TowerConfig, parse_address
 from settlement.escrow import EscrowReader
-from settlement.fees import FeePolicy, GasBudget
 from settlement.journal.interface import SettlerJournal
 from settlement.journal.url import open_journal
 from settlement.lease import LeaseLimits, keep_lease
@@ -25,7 +33,7 @@ from settlement.signer import Signer
 from settlement.tower.calls import PresignedCalls
 from settlement.tower.store import TowerFileReader
 from settlement.tower.watchtower import TowerLimits, Watchtower
-from settlement.tx_manager import TxLimits, TxManager
+from settlement.tx_manager import TxManager
 
 __all__ = ["WATCHING", "run_tower"]
 
@@ -60,66 +68,69 @@ async def run_tower(
         )
         open_.push_async_callback(journal.close)
 
+        parts = TowerParts(config, path, reader, journal, account)
+
         async def work() -> None:
-            await _watch(config, path, reader, journal, account, announce, stopping, limits)
+            await _watch(parts, announce, stopping, limits)
 
         await while_leased(journal, work, limits=limits, announce=announce, stopping=stopping)
 
 
-async def _watch(  # noqa: PLR0917 -- what one lease's work is made of
-    config: TowerConfig,
-    path: Path,
-    reader: EscrowReader,
-    journal: SettlerJournal,
-    account: Signer,
-    announce: Announce,
-    stopping: asyncio.Event,
-    lease: LeaseLimits,
+class TowerParts(msgspec.Struct, frozen=True):
+    """What stays as long as the process."""
+
+    config: TowerConfig
+    path: Path
+    """Of the file that the provider writes."""
+    reader: EscrowReader
+    journal: SettlerJournal
+    account: Signer
+    """The tower's own, which pays the gas."""
+
+    def build(self) -> tuple[TxManager, EscrowSettler, Watchtower]:
+        """Return what lives as long as the lease: it remembers what is under way."""
+        config, settlement = self.config, self.config.settlement
+        sender = build_sender(config, self.reader.rpc, self.account, self.journal)
+        calls = PresignedCalls(parse_address(config.payee.address))
+        settler = EscrowSettler(
+            self.reader,
+            sender,
+            calls=calls,
+            budget=build_budget(settlement),
+            quarantine=Quarantine(self.journal),
+            limits=SettlerLimits(batch_max=1),
+        )
+        tower = Watchtower(
+            self.reader,
+            settler,
+            calls,
+            gas_account=self.account.address,
+            policy=build_policy(config),
+            limits=TowerLimits(
+                interval_s=settlement.sweep_interval_s,
+                act_percent=config.tower.act_percent,
+                still_s_max=still_s_max(config.chain),
+                settles_reserved_min=config.exposure.closes_reserved_min,
+            ),
+            nodes=node_limits(config.chain),
+        )
+        return sender, settler, tower
+
+
+async def _watch(
+    parts: TowerParts, announce: Announce, stopping: asyncio.Event, lease: LeaseLimits
 ) -> None:
-    settlement = config.settlement
-    sender = TxManager(
-        reader.rpc,
-        account,
-        journal=journal,
-        fees=FeePolicy(max_fee_wei=settlement.max_fee_wei),
-        limits=TxLimits(
-            mined_within_s=settlement.close_timeout_s, confirmations=config.chain.confirmations
-        ),
-    )
-    calls = PresignedCalls(parse_address(config.payee.address))
-    settler = EscrowSettler(
-        reader,
-        sender,
-        calls=calls,
-        budget=GasBudget(
-            floor_wei=settlement.gas_budget_wei,
-            token_price_wei=settlement.token_price_wei,
-            token_decimals=settlement.token_decimals,
-        ),
-        quarantine=Quarantine(journal),
-        limits=SettlerLimits(batch_max=1),
-    )
+    """Go on with what is journalled, then watch until something ends it."""
+    sender, settler, tower = parts.build()
     await settler.recover()
-    tower = Watchtower(
-        reader,
-        settler,
-        calls,
-        gas_account=account.address,
-        policy=build_policy(config),
-        limits=TowerLimits(
-            interval_s=settlement.sweep_interval_s,
-            act_percent=config.tower.act_percent,
-            still_s_max=still_s_max(config.chain),
-            settles_reserved_min=config.exposure.closes_reserved_min,
-        ),
-        nodes=node_limits(config.chain),
-    )
-    announce(WATCHING, f"over 0x{calls.payee.hex()} on chain {reader.chain_id} by {path}")
+    where = f"on chain {parts.reader.chain_id} by {parts.path}"
+    announce(WATCHING, f"over 0x{settler.payee.hex()} {where}")
+    interval_s = parts.config.settlement.sweep_interval_s
     try:
         await first_of(
-            keep_lease(journal, limits=lease),
+            keep_lease(parts.journal, limits=lease),
             sender.run(),
-            _turns(tower, TowerFileReader(path), settlement.sweep_interval_s),
+            _turns(tower, TowerFileReader(parts.path), interval_s),
             require_sound(settler),
             stopping.wait(),
         )

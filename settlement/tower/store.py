@@ -26,7 +26,8 @@ BEAT: Final = b"{}\n"
 """A line that says nothing but that the file still comes."""
 
 _SPARE_LINES: Final = 1000
-_READ_BYTES_MAX: Final = 16 * 1024 * 1024
+_READ_BYTES_MAX: Final = 1024 * 1024
+"""Some thousand lines, each with a signature to check, before others have their turn."""
 _LAST_BYTES: Final = 1024
 """More than one line of a key's signatures, so that no two are alike in it."""
 
