@@ -38,7 +38,7 @@ async def close_channel(payer: Payer, account: Account, courier: Courier) -> Acc
     account = await payer.leave(account)
     if account.state == "closed":
         return account
-    if account.state == "opening":
+    if account.state == "opening" or not await _is_there(payer, account):
         account = await _end_opening(payer, account, courier)
         if account.state == "closed":
             return account
@@ -56,8 +56,13 @@ async def close_channel(payer: Payer, account: Account, courier: Courier) -> Acc
     return await payer.opener.check(account)
 
 
+async def _is_there(payer: Payer, account: Account) -> bool:
+    """Say whether the chain shows the channel, where only its server has said so until now."""
+    return account.opening is None or await payer.opener.is_on_chain(account)
+
+
 async def _end_opening(payer: Payer, account: Account, courier: Courier) -> Account:
-    """Bring a channel whose opening nobody answered for to where it can be closed, or is.
+    """Bring a channel whose opening nobody can vouch for to where it can be closed, or is.
 
     Raises:
         ChannelUnusableError: Its deposit may yet be made, or only a transaction gets it back.

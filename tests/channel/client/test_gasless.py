@@ -191,6 +191,29 @@ async def test_a_deposit_too_small_for_the_servers_gas_is_enlarged_once(
     assert chain.deposited == [600]
 
 
+async def test_an_opening_that_landed_with_too_small_a_voucher_is_topped_up(
+    open_agent: OpenAgent, provider: Provider, chain: PaperChain
+) -> None:
+    """VCH-07, F-97: the deposit is kept, and the channel goes on from there."""
+    provider.offer["unit_type"], provider.reserve = "llm_token", 5
+    agent = await open_agent(policy_of(expected_units=2))
+    assert (await agent.client.post("/chat")).status_code == 200
+    assert chain.deposited == [20, 30]
+    (account,) = await agent.payments.channels()
+    assert (account.state, account.deposit, account.signed) == ("open", 50, 50)
+
+
+async def test_a_first_deposit_covers_whoever_pays_first(
+    open_agent: OpenAgent, chain: PaperChain
+) -> None:
+    """F-41: the others wait for it, and top up once it is there."""
+    agent = await open_agent(policy_of(expected_units=2))
+    answers = await asyncio.gather(*(agent.client.get("/joke") for _ in range(5)))
+    assert {answer.status_code for answer in answers} == {200}
+    assert sum(chain.deposited) >= 50
+    assert [account.spent for account in await agent.payments.channels()] == [50]
+
+
 # -- many at once
 
 
@@ -724,6 +747,22 @@ async def test_a_channel_that_was_never_deposited_for_ends_when_its_signature_do
     (closed,) = await agent.payments.close()
     assert (closed.state, closed.deposit, closed.refund) == ("closed", 0, 0)
     assert (chain.deposited, await agent.payments.close()) == ([], [])
+
+
+async def test_a_channel_that_a_server_only_claims_to_have_opened_ends_likewise(
+    agent: Agent, provider: Provider, chain: PaperChain
+) -> None:
+    """F-75, F-97: it took the signature, served, and never made the deposit."""
+    provider.override = lambda seen: httpx.Response(200) if seen.credential else None
+    assert (await agent.client.get("/joke")).status_code == 200
+    (account,) = await agent.payments.channels()
+    assert account.state == "open"
+    with pytest.raises(ChannelUnusableError, match="may yet be made"):
+        await agent.payments.close()
+    chain.now += 2 * VALID_S
+    (closed,) = await agent.payments.close()
+    assert (closed.state, closed.deposit) == ("closed", 0)
+    assert chain.deposited == []
 
 
 # -- a key for each channel
