@@ -31,6 +31,8 @@ __all__ = [
 ]
 
 _FEE_HEADROOM: Final = 2
+_CLOSE_GAS_LIMIT: Final = 510_000
+"""Of a lone close: the escrow wants room for a refund, most of which comes back."""
 
 
 class ExposureLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,8 +69,12 @@ def add_up(states: Iterable[ChannelState]) -> Exposure:
 
 
 def gas_reserve_wei(closes: int, *, gas_per_close: int, base_fee_wei: int) -> int:
-    """Return what must be at hand to close so many channels at twice today's price (F-65)."""
-    return closes * gas_per_close * base_fee_wei * _FEE_HEADROOM
+    """Return what must be at hand to close so many channels at twice today's price (F-65).
+
+    Never less than what a node wants to see for one of them, used or not.
+    """
+    gas = max(closes * gas_per_close, _CLOSE_GAS_LIMIT)
+    return gas * base_fee_wei * _FEE_HEADROOM
 
 
 class ExposureGate:

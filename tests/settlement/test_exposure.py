@@ -136,6 +136,7 @@ def test_openings_are_refused_while_gas_is_low() -> None:
 
 def test_the_reserve_is_for_so_many_closes_at_twice_todays_price() -> None:
     assert gas_reserve_wei(10, gas_per_close=80_000, base_fee_wei=10**9) == 1_600_000 * 10**9
+    assert gas_reserve_wei(1, gas_per_close=80_000, base_fee_wei=10**9) == 1_020_000 * 10**9
 
 
 class Shop:

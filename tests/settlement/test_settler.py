@@ -164,20 +164,35 @@ async def test_a_settle_of_what_is_settled_changes_nothing(
     assert await transactions_of(chain, "payee") == sent
 
 
+async def test_a_lone_close_is_priced_by_the_gas_it_uses(
+    chain: Devnet, reader: EscrowReader, channels: Channels
+) -> None:
+    """F-77, F-78: its limit is eight times that, and must not make a good price too high."""
+    settler = EscrowSettler(reader, chain.sender("payee"), budget=GasBudget())
+    channel_id = await channels.open()
+    async with chain.mining_paused():
+        await chain.rpc.command("anvil_setNextBlockBaseFeePerGas", hex(15 * GWEI))
+        await chain.mine()
+    closed = await settler.close_channel(channels.key(channel_id), 5, channels.sign(channel_id, 5))
+    receipt = await chain.rpc.receipt(closed.tx_hash)
+    assert receipt is not None
+    assert receipt.cost_wei < 10**16 // 4
+
+
 async def test_a_close_under_way_bids_for_the_deadline_its_payer_sets(
     chain: Devnet, reader: EscrowReader, channels: Channels
 ) -> None:
     """F-64, F-77: begun with nothing pressing; then gas rises, and the payer asks for the rest."""
     limits = TxLimits(mined_within_s=0.3, poll_max_s=0.02)
     sender = TxManager(chain.rpc, chain.signer("payee"), limits=limits)
-    settler = EscrowSettler(reader, sender, budget=GasBudget(floor_wei=6 * 10**16))
+    settler = EscrowSettler(reader, sender, budget=GasBudget())
     channel_id = await channels.open()
     key, signature = channels.key(channel_id), channels.sign(channel_id, 5)
     async with chain.mining_paused():
         await chain.rpc.command("anvil_setNextBlockBaseFeePerGas", hex(10 * GWEI))
         await chain.mine()
         await until_sent(lambda: settler.close_channel(key, 5, signature))
-        await chain.rpc.command("anvil_setNextBlockBaseFeePerGas", hex(80 * GWEI))
+        await chain.rpc.command("anvil_setNextBlockBaseFeePerGas", hex(40 * GWEI))
         await chain.mine()  # a quarter of the budget is no bid for this one
     with pytest.raises(TransactionPendingError):
         await settler.close_channel(key, 5, signature)
