@@ -27,7 +27,7 @@ from channel.errors import (
 )
 from channel.ledger.interface import ForgetRequest, Ledger, RequestUpdate, StoreResponse, Watch
 from channel.limits import AMOUNT_MAX
-from channel.state.channel_state import ChannelState, Reservation, ReservationKind
+from channel.state.channel_state import ChannelState, ReservationKind
 from channel.state.commands import Command, Extend, Release, Reserve, Spend, StreamPolicy
 from channel.state.requests import StoredResponse
 from channel.state.transitions import required_cumulative
@@ -37,7 +37,7 @@ __all__ = ["RunningReservation", "held_amount"]
 
 def held_amount(state: ChannelState, reservation_id: bytes) -> int:
     """Return what a reservation holds, in base units; 0 when it has ended."""
-    held = _find(state, reservation_id)
+    held = state.find_reservation(reservation_id)
     return 0 if held is None else held.amount
 
 
@@ -87,7 +87,7 @@ class RunningReservation:
         self._keeper = keeper
         self._background = background
         self._admission = admission
-        held = _find(outcome.state, hold.reservation_id)
+        held = outcome.state.find_reservation(hold.reservation_id)
         self._lease_expires_at = 0 if held is None else held.lease_expires_at
         self._room = 0 if held is None else held.amount
         """What is counted as about to be owed and is not `spent` yet."""
@@ -336,7 +336,7 @@ class RunningReservation:
             return
         state = (await self._ledger.apply(self.key, [])).state
         self._doubt = None
-        held = _find(state, self._id)
+        held = state.find_reservation(self._id)
         was_made = held is not None and (
             held.amount != self._held_units * self._unit_price
             or held.lease_expires_at == doubt.lease_expires_at
@@ -348,7 +348,7 @@ class RunningReservation:
         """Count by what the books say after a change."""
         self.state = state
         self._taken_units -= spent_units
-        held = _find(state, self._id)
+        held = state.find_reservation(self._id)
         amount = 0 if held is None else held.amount
         self._held_units = amount // self._unit_price
         if not has_ended:  # what ended is spent perhaps
@@ -387,10 +387,3 @@ class RunningReservation:
             spent=state.spent,
             deposit=state.deposit,
         )
-
-
-def _find(state: ChannelState, reservation_id: bytes) -> Reservation | None:
-    for held in state.reservations:
-        if held.reservation_id == reservation_id:
-            return held
-    return None

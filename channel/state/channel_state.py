@@ -87,6 +87,13 @@ class ChannelState(msgspec.Struct, frozen=True, gc=False):
         """Sum held ahead by running requests and streams."""
         return sum([held.amount for held in self.reservations])
 
+    def find_reservation(self, reservation_id: bytes) -> Reservation | None:
+        """Return a reservation, or None when there is none, or it has ended."""
+        for held in self.reservations:
+            if held.reservation_id == reservation_id:
+                return held
+        return None
+
     @property
     def available(self) -> int:
         """What may still be reserved: accepted, neither spent nor reserved."""

@@ -55,9 +55,6 @@ def decide_request(
         raise IdempotencyConflictError("This idempotency key was used for another request.")
     if record.response is not None:
         return record.response
-    running = state is not None and any(
-        held.reservation_id == record.claim.reservation_id for held in state.reservations
-    )
-    if running:
+    if state is not None and state.find_reservation(record.claim.reservation_id) is not None:
         raise RequestInFlightError("A request with this idempotency key is being served.")
     raise OutcomeUnknownError("The answer to this request was lost; it will not be charged again.")

@@ -184,7 +184,7 @@ def _reserve(state: ChannelState, command: c.Reserve) -> ChannelState:
     if command.unit_price < 1 or command.units_min < 0:
         raise InvariantError(f"{command.units_min} units at {command.unit_price} are no cost")
     require_open(state)
-    if _find(state, command.reservation_id) is not None:
+    if state.find_reservation(command.reservation_id) is not None:
         return state
     is_stream = command.kind is ReservationKind.STREAM
     if is_stream and command.stream_policy is c.StreamPolicy.REJECT and _has_stream(state):
@@ -231,7 +231,7 @@ def _spend(state: ChannelState, command: c.Spend) -> ChannelState:
 
 
 def _release(state: ChannelState, command: c.Release) -> ChannelState:
-    held = _find(state, command.reservation_id)
+    held = state.find_reservation(command.reservation_id)
     return state if held is None else _without_reservation(state, held)
 
 
@@ -387,15 +387,8 @@ def _require_same_channel(ours: ChannelKey, theirs: ChannelKey) -> None:
         raise InvariantError(f"{theirs} was brought to {ours}")
 
 
-def _find(state: ChannelState, reservation_id: bytes) -> Reservation | None:
-    for held in state.reservations:
-        if held.reservation_id == reservation_id:
-            return held
-    return None
-
-
 def _require_reservation(state: ChannelState, reservation_id: bytes) -> Reservation:
-    held = _find(state, reservation_id)
+    held = state.find_reservation(reservation_id)
     if held is None:
         raise ReservationEndedError("The money held for this request is no longer held.")
     return held
