@@ -14,10 +14,15 @@ from settlement.devnet import Devnet
 from settlement.nodes import Judgement, judge_nodes
 from settlement.rpc import Rpc
 from settlement.schedule import SettlePolicy
-from settlement.watcher import WatchLimits
+from settlement.watcher import ChannelWatcher, WatchLimits
 from tests.faults.chain_world import RPC, WATCH, World, fill_books
 from tests.faults.proxy import LyingNode, lying_node
 from tests.settlement.channels import DEPOSIT
+from tests.waiting import until
+
+
+def has_seen(watcher: ChannelWatcher, number: int) -> bool:
+    return watcher.head is not None and watcher.head.number >= number
 
 
 async def test_an_exit_is_seen_within_seconds_of_its_block(world: World) -> None:
@@ -47,17 +52,17 @@ async def test_a_node_without_events_is_made_good_by_the_sweep(world: World) -> 
 async def test_a_node_left_behind_is_told_and_believed_nothing(world: World, chain: Devnet) -> None:
     """F-72: it shows an old head, then catches up; the exit is answered then."""
     channel_id = await world.books.open(accepted=400, spent=400)
-    async with world.watching():
+    async with world.watching() as watcher:
         await chain.mine(3)
-        await asyncio.sleep(0.2)
-        world.node.stale_at = await chain.rpc.block_number() - 2
+        head = await chain.rpc.block_number()
+        await until(lambda: has_seen(watcher, head))
+        world.node.stale_at = head - 2
         await world.leave(channel_id)
         await world.until_rings(AlarmKind.NODE_BEHIND)
         assert not (await world.books.state(channel_id)).is_finalized
         world.node.stale_at = None
         await world.until(channel_id, is_finalized=True)
-        await asyncio.sleep(0.1)
-    assert not world.rings(AlarmKind.NODE_BEHIND)
+        await world.until_rings(AlarmKind.NODE_BEHIND, is_ringing=False)
 
 
 async def test_a_node_that_loses_doubles_delays_and_reorders_costs_time_only(
@@ -230,8 +235,9 @@ async def test_a_node_that_was_far_ahead_for_a_moment_blinds_nobody(
     async with world.beside(2):
         await catch_up(chain)
         await chain.mine(10)
+        head = await chain.rpc.block_number()
         async with world.watching() as watcher:
-            await asyncio.sleep(0.2)
+            await until(lambda: has_seen(watcher, head))
             far_ahead(world.node)
             await world.until_rings(AlarmKind.NODES_DISAGREE, level=1)
             assert (watcher.head or await chain.rpc.block()).number > 10**6

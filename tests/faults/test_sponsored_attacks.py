@@ -25,6 +25,7 @@ from settlement.orders.interface import DepositOrder, OrderLimits, OrderStatus
 from settlement.rpc_values import parse_quantity
 from tests.e2e.selling import DEPOSIT, PRICE
 from tests.e2e.sponsored import LIMITS, GaslessPayer, Sponsored, fund_payer, sponsor_deposits
+from tests.waiting import PATIENCE_S
 
 BLACKLIST = Function("blacklist(address)")
 
@@ -76,7 +77,7 @@ async def overtake(chain: Devnet, call: bytes) -> None:
 
 async def until_sent(sponsored: Sponsored) -> None:
     orders: list[DepositOrder] = []
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while not any(order.status is OrderStatus.SENT for order in orders):
             await asyncio.sleep(0.01)
             orders = await sponsored.orders.list_open()
@@ -95,7 +96,7 @@ async def present_between(
 
 async def insist(sponsored: Sponsored, payload: Any) -> httpx.Response:
     """Send a credential until it is taken, as blocks go by."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_S):
         while True:
             answer = await sponsored.provider.send(payload)
             if answer.status_code != 503:

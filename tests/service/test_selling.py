@@ -26,6 +26,7 @@ from service.testing.chain import TestChain
 from settlement.watcher import ChannelWatcher
 from tests.service.gateway.conftest import build_config
 from tests.service.serving import serve
+from tests.waiting import PATIENCE_S
 
 ROUTES = [Route(method="GET", path="/joke", price=Price(unit_price=1, unit_type="joke"))]
 
@@ -85,7 +86,7 @@ async def test_a_server_ends_with_what_guards_the_money(
     try:
         async with (
             serve(SellingApp(WITH_A_LIFE, ROUTES, load=lambda: config)),
-            asyncio.timeout(20),
+            asyncio.timeout(PATIENCE_S),
         ):
             await asked.wait()
     finally:

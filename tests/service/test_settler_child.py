@@ -22,8 +22,6 @@ from settlement.devnet import Devnet
 from tests.service.settlers import owe_close, settler_variables, until_closed
 from tests.waiting import until
 
-pytestmark = pytest.mark.timeout(60)
-
 ROOT = Path(__file__).parents[2]
 
 

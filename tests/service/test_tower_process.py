@@ -9,8 +9,6 @@ from service.testing.chain import TestChain
 from tests.e2e.warm import Forge
 from tests.service.settlers import Settlers, settler_variables
 
-pytestmark = pytest.mark.timeout(60)
-
 STRANGER = "0x" + "33" * 20
 
 

@@ -18,6 +18,7 @@ from settlement.payer import PayerAccount
 from settlement.rpc import Rpc
 from settlement.signer import KeySigner
 from settlement.tx_manager import TxManager
+from tests.waiting import PATIENCE_S
 
 GRACE_S = 900
 
@@ -91,10 +92,10 @@ async def test_the_whole_deposit_comes_back_when_the_server_does_nothing(agent: 
 async def test_it_waits_by_the_blocks_and_not_by_this_clock(agent: Payer) -> None:
     """F-111: the chain jumps ahead, and the wait is over."""
     leaving = asyncio.create_task(agent.leave(waits=True))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S / 2):
         await agent.is_asked.wait()
     await asyncio.to_thread(agent.chain.advance, GRACE_S)
-    async with asyncio.timeout(40):
+    async with asyncio.timeout(PATIENCE_S):
         (out,) = await leaving
     assert out.stage is Stage.WITHDRAWN
     assert agent.told == [Stage.WAITING, Stage.WITHDRAWN]
@@ -117,14 +118,14 @@ async def test_a_request_that_was_cancelled_or_taken_back_is_made_again(agent: P
     To wait for the end of a grace period that does not run would be to wait for ever.
     """
     leaving = asyncio.create_task(agent.leave(waits=True))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S / 2):
         await agent.is_asked.wait()
     known = await agent.channel()
     key = known.key
     await agent.account.top_up(
         escrow=key.escrow, token=known.terms.token, channel_id=key.channel_id, amount=7
     )
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         fact = await agent.account.read_channel(key.escrow, key.channel_id)
         while fact is not None and not fact.close_requested_at:
             await asyncio.sleep(0.05)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -236,6 +237,7 @@ async def play(
         await purse.close()
 
 
+@pytest.mark.timeout(600)  # thousands of writes to a real disk
 @settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow])
 @given(plans=PLANS, budget=st.sampled_from(BUDGETS))
 async def test_no_server_gets_more_than_count_step_and_policy(
@@ -245,6 +247,7 @@ async def test_no_server_gets_more_than_count_step_and_policy(
     await play(plans, budget)
 
 
+@pytest.mark.timeout(600)
 @settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 @given(plans=PLANS, budget=st.sampled_from(BUDGETS), keeps_deposits=st.booleans())
 async def test_no_server_gets_more_by_paying_the_gas(

@@ -16,6 +16,7 @@ from service.devnet_file import devnet_settings, read_devnet
 from service.errors import CommandError
 from service.testing.chain import TestChain
 from tests.service.cli.conftest import ROOT
+from tests.waiting import PATIENCE_S
 
 
 def start(folder: Path) -> "subprocess.Popen[str]":
@@ -98,7 +99,7 @@ def test_a_folder_it_cannot_write_to_is_said(tmp_path: Path) -> None:
 
 
 def _until_gone(url: str) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
         try:
             httpx.post(url, json={})
