@@ -145,6 +145,7 @@ class Ledger(Protocol):
     async def expire_reservations(self, now: int) -> int:
         """End every reservation whose lease ran out at `now`, in Unix seconds.
 
+        Where a server keeps the books it must have run out by the server's clock, too.
         Returns how many channels had one.
         """
 

@@ -1,6 +1,7 @@
 """The ledger in PostgreSQL: many processes on many machines (decision 9)."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final, TypeVar
@@ -86,13 +87,15 @@ class PostgresLedger:
         """Open the ledger. Any number of gateways may; leases tell whose owner has died.
 
         Raises:
-            ConfigError: The server does not make commits durable, or a newer version of this
-                program wrote the tables.
+            ConfigError: The server does not make commits durable, its clock disagrees with a
+                gateway's, or a newer version of this program wrote the tables.
             LedgerUnavailableError: The server does not answer.
         """
         connection = await pg.connect(dsn)
         try:
             await pg.require_durable(connection)
+            if exclusive:
+                await pg.require_clock(connection, time.time())
             await pg.require_schema(connection)
             ledger = cls(
                 dsn,
@@ -149,8 +152,12 @@ class PostgresLedger:
         return [state_of_row(row) for row in rows]
 
     async def expire_reservations(self, now: int) -> int:
-        """See `interface.Ledger.expire_reservations`."""
-        return await self._end_leased(now, ExpireReservations(now))
+        """See `interface.Ledger.expire_reservations`.
+
+        By the server's clock if that is behind: a worker whose own has jumped ends nobody else's.
+        """
+        until = min(now, int(await self._read(pg.server_time)))
+        return await self._end_leased(until, ExpireReservations(until))
 
     async def end_all_reservations(self) -> int:
         """See `interface.Ledger.end_all_reservations`."""

@@ -10,8 +10,8 @@ from zlib import crc32
 import asyncpg
 
 from channel.errors import ConfigError, LedgerUnavailableError
-from channel.ledger.queries import Schema, load_schema
-from channel.limits import LEDGER_BUSY_S
+from channel.ledger.queries import Schema, load_queries, load_schema
+from channel.limits import CLOCK_SKEW_S_MAX, LEDGER_BUSY_S
 
 __all__ = [
     "BROKEN",
@@ -20,11 +20,14 @@ __all__ = [
     "OneConnection",
     "connect",
     "notification_channel",
+    "require_clock",
     "require_durable",
     "require_schema",
+    "server_time",
 ]
 
 _SCHEMA: Final = load_schema("ledger", "postgres")
+_SQL: Final = load_queries("postgres")
 _RECONNECT_S: Final = (0.0, 0.05, 0.2, 1.0)
 
 _LOSSY: Final = {
@@ -80,6 +83,26 @@ async def require_durable(connection: asyncpg.Connection) -> None:
             raise ConfigError(
                 f"PostgreSQL runs with {name} = {lossy}: an accepted voucher may be lost"
             )
+
+
+async def require_clock(connection: asyncpg.Connection, now: float) -> None:
+    """Refuse to hold leases by a clock that disagrees with the server's; `now` in Unix seconds.
+
+    To every other worker they would have run out too early, or far too late (F-43).
+
+    Raises:
+        ConfigError: It is more than `CLOCK_SKEW_S_MAX` off.
+    """
+    ahead_s = now - await server_time(connection)
+    if abs(ahead_s) > CLOCK_SKEW_S_MAX:
+        raise ConfigError(
+            f"this machine's clock is {ahead_s:+.0f} s from PostgreSQL's: set both by the same time"
+        )
+
+
+async def server_time(connection: asyncpg.Connection) -> float:
+    """Return what time it is for the server, in Unix seconds."""
+    return float(await connection.fetchval(_SQL["select_time"]))
 
 
 async def require_schema(connection: asyncpg.Connection, schema: Schema = _SCHEMA) -> None:

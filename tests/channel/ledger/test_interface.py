@@ -57,6 +57,8 @@ from tests.channel.books import (
 from tests.channel.ledger.conftest import OpenLedger
 
 CLAIM = RequestClaim("POST /v1/answers", "key-1", b"d" * 32, b"r", NOW, NOW + 86_400)
+PAST = 1_700_000_000
+"""A lease that has run out by any clock, a database server's included."""
 ANSWER = StoredResponse(200, ((b"content-type", b"text/plain"), (b"x", b"\xff\x00")), b"\x0042")
 PROOF = ConsumeProof(TxHash(b"t" * 32), 3)
 
@@ -295,14 +297,16 @@ class TestRequests:
         assert isinstance(applied.refusal, IdempotencyConflictError)
 
     async def test_the_outcome_is_unknown_when_its_server_died(self, ledger: Ledger) -> None:
-        assert await ledger.expire_reservations(LEASE) == 1
+        await ledger.apply(KEY, [c.Renew(b"r", PAST)])
+        assert await ledger.expire_reservations(PAST) == 1
         applied = await ledger.apply(KEY, [reserving(b"o", 1)], request=ClaimRequest(CLAIM))
         assert isinstance(applied.refusal, OutcomeUnknownError)
         assert (applied.state.spent, applied.state.reserved) == (0, 0)
 
     async def test_the_answer_of_an_ended_reservation_is_not_stored(self, ledger: Ledger) -> None:
         """F-43: what was not charged is not given again for free either."""
-        await ledger.expire_reservations(LEASE)
+        await ledger.apply(KEY, [c.Renew(b"r", PAST)])
+        await ledger.expire_reservations(PAST)
         spending: list[c.Command] = [c.Spend(b"r", 10), c.Release(b"r")]
         late = await ledger.apply(KEY, spending, request=StoreResponse(CLAIM, ANSWER))
         assert late.refusal is not None
@@ -476,13 +480,13 @@ class TestProofs:
 
 class TestReservations:
     async def test_only_leases_that_ran_out_are_ended(self, ledger: Ledger) -> None:
-        for number, lease in enumerate((LEASE - 1, LEASE, LEASE + 1)):
+        for number, lease in enumerate((PAST - 1, PAST, PAST + 1)):
             key = key_of(number)
             await ledger.apply(key, [opening(50, key), streaming(b"s", 5, lease=lease)])
         renewed = key_of(0)
-        await ledger.apply(renewed, [c.Renew(b"s", LEASE + 60)])
-        assert await ledger.expire_reservations(LEASE) == 1
-        assert await ledger.expire_reservations(LEASE) == 0
+        await ledger.apply(renewed, [c.Renew(b"s", PAST + 60)])
+        assert await ledger.expire_reservations(PAST) == 1
+        assert await ledger.expire_reservations(PAST) == 0
         spent = []
         for number in range(3):
             state = await ledger.load(key_of(number))
@@ -493,9 +497,9 @@ class TestReservations:
     async def test_however_many_have_run_out(self, ledger: Ledger) -> None:
         keys = [key_of(number) for number in range(CHANNELS_PER_PAGE_MAX + 1)]
         await asyncio.gather(
-            *[ledger.apply(key, [opening(50, key), reserving(b"r", 5)]) for key in keys]
+            *[ledger.apply(key, [opening(50, key), reserving(b"r", 5, lease=PAST)]) for key in keys]
         )
-        assert await ledger.expire_reservations(LEASE) == len(keys)
+        assert await ledger.expire_reservations(PAST) == len(keys)
         assert await ledger.end_all_reservations() == 0
 
     async def test_the_books_owner_can_end_them_all(self, ledger: Ledger) -> None:

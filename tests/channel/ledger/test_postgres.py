@@ -4,12 +4,13 @@ import asyncio
 import statistics
 import time
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 
 import asyncpg
 import pytest
 
 from channel.errors import ConfigError, LedgerUnavailableError
-from channel.ledger import postgres_connection
+from channel.ledger import postgres, postgres_connection
 from channel.ledger.interface import ConsumeProof
 from channel.ledger.postgres import PostgresLedger
 from channel.ledger.queries import Schema
@@ -131,6 +132,34 @@ async def test_a_lost_connection_is_opened_again(
     assert [type(one) for one in failed] == [LedgerUnavailableError] * len(failed)
     assert (await ledger.apply(KEY, [accepting(30)])).state.accepted == 30
     assert len(await ledger.list_channels()) == 1
+
+
+async def test_a_worker_whose_clock_runs_ahead_ends_nothing_of_the_others(
+    workers: list[PostgresLedger],
+) -> None:
+    """F-43, F-111: a lease has run out when it has for the server, too."""
+    one, other = workers
+    now = int(time.time())
+    held = streaming(b"live", 5, lease=now + 60)
+    dead = streaming(b"dead", 5, lease=now - 1)
+    await one.apply(KEY, [opening(10), held])
+    await one.apply(key_of(2), [opening(10, key_of(2)), dead])
+    assert await other.expire_reservations(now + 3600) == 1
+    state = await other.load(KEY)
+    assert state is not None
+    assert [one.reservation_id for one in state.reservations] == [b"live"]
+
+
+@pytest.mark.parametrize("off_s", [-60, 60])
+async def test_a_gateway_whose_clock_is_wrong_does_not_start(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch, off_s: int
+) -> None:
+    """F-111, decision 15: but the commands may be run from anywhere."""
+    wrong = time.time() + off_s
+    monkeypatch.setattr(postgres, "time", SimpleNamespace(time=lambda: wrong))
+    with pytest.raises(ConfigError, match="clock is"):
+        await PostgresLedger.open(postgres_url, exclusive=True)
+    await (await PostgresLedger.open(postgres_url, exclusive=False)).close()
 
 
 async def test_a_server_that_became_a_standby_is_left_for_the_one_that_took_over(

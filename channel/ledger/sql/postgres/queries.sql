@@ -183,3 +183,7 @@ SELECT pg_notify($1, changed::text) FROM unnest($2::bigint[]) AS changed
 SELECT channel.chain_id, channel.escrow, channel.channel_id, channel.revision
   FROM unnest($1::bigint[], $2::bytea[], $3::bytea[]) AS wanted (chain_id, escrow, channel_id)
   JOIN channel USING (chain_id, escrow, channel_id)
+
+-- select_time --
+-- What time it is for all workers alike.
+SELECT extract(epoch FROM clock_timestamp())::float8
