@@ -14,7 +14,8 @@ from typing import Final
 import msgspec
 
 from channel.errors import ChainUnavailableError
-from settlement.errors import RpcRefusedError
+from settlement.complaint import Complaint
+from settlement.errors import RpcRefusedError, SignerError
 from settlement.fees import is_outbid
 from settlement.journal.interface import Journal
 from settlement.rpc import Rpc
@@ -75,6 +76,7 @@ class TxLane:
         self._underpriced: set[int] = set()
         self._missing = -1
         self._looking: asyncio.Task[None] | None = None
+        self._complaint = Complaint(_log, "a bid was not raised; tried again: %s")
 
     async def look(self) -> None:
         """Look once at every open transaction; who asks meanwhile shares the answer."""
@@ -208,8 +210,13 @@ class TxLane:
         ceilings = self._bidder.ceilings(unmined, head)
         for tx, ceiling_wei in zip(unmined, ceilings, strict=True):
             if self._wants_raise(tx, head, used):
-                raised = await self.raise_bid(tx, head, tip_wei, ceiling_wei)
+                try:
+                    raised = await self.raise_bid(tx, head, tip_wei, ceiling_wei)
+                except SignerError as error:
+                    self._complaint.make(error)  # the bid there is, is as good as it was
+                    raised = None
                 if raised is not None:
+                    self._complaint.over()
                     await self._put_again(raised)
                     continue
             put_at = self._put_at.get(tx.tx_id, float("-inf"))

@@ -25,6 +25,7 @@ from channel.errors import (
     OperatorError,
 )
 from channel.types import Address, TxHash
+from settlement.complaint import Complaint
 from settlement.errors import (
     LeaseLostError,
     NonceTakenError,
@@ -242,13 +243,15 @@ class TxManager:
             LeaseLostError: Another settler has the key.
             InvariantError: A bug.
         """
+        complaint = Complaint(_log, "transactions were not looked at; tried again: %s")
         while True:
             try:
                 await self._lane.look()
+                complaint.over()
             except LeaseLostError:
                 raise
-            except OperatorError:
-                _log.exception("transactions were not looked at; they will be the next time")
+            except OperatorError as error:
+                complaint.make(error)
             await asyncio.sleep(self._limits.poll_max_s)
 
     # The first signature.

@@ -15,11 +15,14 @@ from settlement.errors import (
     ContractRevertedError,
     FeeAboveBudgetError,
     LeaseLostError,
+    SignerError,
     TransactionPendingError,
     TransactionReplacedError,
 )
 from settlement.fees import FeePolicy
 from settlement.journal.sqlite import SqliteJournal
+from settlement.signer import KeySigner
+from settlement.tx_bytes import UnsignedTx
 from settlement.tx_manager import TxLimits, TxManager
 from settlement.tx_state import TxStatus
 from tests.settlement.channels import send_blindly
@@ -277,6 +280,34 @@ async def test_a_tip_is_raised_though_the_clock_was_set_back(
     tx = await journal.find(first)
     assert tx is not None
     assert len(tx.versions) == 2
+
+
+class AwaySigner(KeySigner):
+    """A signing service that stops answering after its first signature."""
+
+    signed = 0
+
+    async def sign_transaction(self, tx: UnsignedTx) -> bytes:
+        self.signed += 1
+        if self.signed > 1:
+            raise SignerError("The signer does not answer (ReadTimeout).")
+        return await super().sign_transaction(tx)
+
+
+async def test_a_signer_that_is_away_keeps_no_bytes_from_being_sent_again(
+    chain: Devnet, journal: SqliteJournal
+) -> None:
+    """F-77: a bid that needs a raise and gets none is still as good as it was."""
+    signer = AwaySigner(chain.account("stranger").private_key)
+    limits = TxLimits(poll_max_s=0.02, resend_after_s=0.1, bump_after_s=0)
+    sender = TxManager(chain.rpc, signer, journal=journal, limits=limits)
+    async with chain.mining_paused():
+        first = await sender.broadcast(chain.values.token, pay_one(chain))
+        waiting = asyncio.create_task(sender.resume(first))
+        await until(lambda: signer.signed > 1)
+        await chain.rpc.command("anvil_dropTransaction", "0x" + first.hex())
+        await until(lambda: _has(chain, first))
+    assert (await waiting).tx_hash == first
 
 
 # -- places in the pool and in the chain
