@@ -27,6 +27,9 @@ __all__ = ["REFUSALS_TOLD", "PrecautionLimits", "Precautions", "Tally"]
 
 _log: Final = logging.getLogger(__name__)
 
+_SPARE_DIVISOR: Final = 4
+"""A quarter more than what is needed ends an alarm about gas."""
+
 REFUSALS_TOLD: Final = 3
 """After so many refusals in a row somebody should know: it is no hiccup."""
 
@@ -172,6 +175,8 @@ class Precautions:
                 gas_per_close=self._limits.gas_per_close,
                 base_fee_wei=head.base_fee_wei or 0,
             )
+        if self.gate.is_gas_low:  # the price moves with each block: be over it for good
+            reserve += reserve // _SPARE_DIVISOR
         balance = await self._reader.rpc.balance_wei(self._gas_account)
         self.gate.is_gas_low = balance < reserve
         name = f"0x{self._gas_account.hex()}"

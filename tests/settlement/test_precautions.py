@@ -62,7 +62,9 @@ async def test_openings_pause_when_gas_runs_low_and_go_on_when_there_is_more(
     assert AlarmKind.GAS_LOW in kinds(alarms)
     with pytest.raises(OpeningsPausedError):
         gate.require_openings()
-    await precautions.check(replace(head, base_fee_wei=10 * GWEI), Tally(defended=20))
+    await precautions.check(replace(head, base_fee_wei=90 * GWEI), Tally(defended=20))
+    assert gate.is_gas_low, "the price moves with each block"
+    await precautions.check(replace(head, base_fee_wei=70 * GWEI), Tally(defended=20))
     gate.require_openings()
     assert alarms.ringing == []
 

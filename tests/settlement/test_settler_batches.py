@@ -245,6 +245,32 @@ async def test_a_paused_token_is_waited_for(
     assert await journal.quarantined() == []
 
 
+@pytest.mark.parametrize("beside", [0, 2])
+async def test_a_wallet_that_agrees_in_simulations_alone_costs_little_and_harms_no_other(
+    chain: Devnet, reader: EscrowReader, channels: Channels, journal: SqliteJournal, beside: int
+) -> None:
+    """F-20, F-78, F-79: each try that a block refuses is gas: so the next is later, and later."""
+    now = [1_000.0]
+    quarantine = Quarantine(journal, clock=lambda: now[0], wall=lambda: now[0])
+    sender = TxManager(chain.rpc, chain.signer("payee"), journal=journal)
+    settler = EscrowSettler(reader, sender, quarantine=quarantine)
+    wallet = await deploy_wallet(chain.sender("stranger"), "agrees in simulations")
+    fickle, key = await channels.open(signer=wallet), bytes(65)
+    asked = settler.close_channel(channels.key(fickle), 400, key, deadline=2**40)
+    honest = close_all(settler, channels, await open_many(channels, beside))
+    refused, results = await asyncio.gather(asked, honest, return_exceptions=True)
+    assert isinstance(refused, ChannelQuarantinedError | InvalidSignatureRevertError)
+    assert isinstance(results, list)
+    assert all(isinstance(result, CloseResult) for result in results)
+    for _ in range(80):  # twenty minutes of its grace period, asked for every fifteen seconds
+        now[0] += 15
+        with pytest.raises((ChannelQuarantinedError, ContractRevertedError)):
+            await settler.close_channel(channels.key(fickle), 400, key, deadline=2**40)
+    assert await sent_by(chain, "payee") <= 8
+    (kept,) = await journal.quarantined()
+    assert kept.key == channels.key(fickle)
+
+
 async def test_quarantine_outlives_the_process(
     chain: Devnet, reader: EscrowReader, channels: Channels, journal: SqliteJournal
 ) -> None:

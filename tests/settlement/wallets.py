@@ -12,6 +12,8 @@ _BEHAVIOURS = {
     "agrees": f"63{_MAGIC}60e01b5f5260205ff3",
     # JUMPDEST, PUSH3 50,000, GAS, GT, PUSH0, JUMPI: with so little left, as above
     "agrees late": f"5b6200c3505a115f5763{_MAGIC}60e01b5f5260205ff3",
+    # GASPRICE, ISZERO, times the word: a node that simulates pays nothing for gas
+    "agrees in simulations": f"3a1563{_MAGIC}60e01b025f5260205ff3",
     "says another word": "63deadbeef60e01b5f5260205ff3",
     "returns nothing": "5f5ff3",
     "reverts": "5f5ffd",
