@@ -84,7 +84,7 @@ async def withdraw_channels(
         tell: Called whenever a channel comes a step further.
 
     Raises:
-        ChannelUnusableError: A channel is not in the purse.
+        ChannelUnusableError: A channel is not in the purse, or all that are open are others'.
         ChainUnavailableError: No node answers; start again later.
         ContractRevertedError: The escrow refused; nothing moved.
     """
@@ -100,13 +100,19 @@ async def withdraw_channels(
 async def _select(
     purse: Purse, account: PayerAccount, which: Sequence[ChannelId] | None
 ) -> list[Account]:
-    known = [
-        each
-        for each in await purse.accounts()
-        if (each.key.chain_id, each.terms.payer) == (account.chain_id, account.account)
-    ]
+    kept = await purse.accounts()
+    own = (account.chain_id, account.account)
+    known = [each for each in kept if (each.key.chain_id, each.terms.payer) == own]
     if which is None:
-        return [each for each in known if each.state != "closed"]
+        live = [each for each in kept if each.state != "closed"]
+        mine = [each for each in live if each in known]
+        if live and not mine:
+            owners = {f"0x{each.terms.payer.hex()} on chain {each.key.chain_id}" for each in live}
+            raise ChannelUnusableError(
+                f"The {len(live)} channels in this purse are not of 0x{account.account.hex()} on "
+                f"chain {account.chain_id}, but of {', '.join(sorted(owners))}."
+            )
+        return mine
     by_id = {each.key.channel_id: each for each in known}
     for channel_id in which:
         if channel_id not in by_id:

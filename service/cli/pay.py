@@ -13,6 +13,7 @@ from rich.text import Text
 from channel.client.policy import Policy, TokenLimits
 from channel.types import Address, address
 from service.amounts import TokenUnit
+from service.cli.account import KeyedAccount, devnet_store, load_account, store_path
 from service.cli.output import OUT, REPORT, print_json
 from service.errors import CommandError
 
@@ -90,10 +91,16 @@ def command(  # noqa: PLR0913 -- each is a flag
     if devnet is not None:
         payer = _devnet_wallet(devnet, price_max, deposit_max)
     else:
-        chain = {"rpc-url": rpc_url, "chain-id": chain_id, "token": token}
-        files = {"keystore": keystore, "password-file": password_file}
-        given = _require({**chain, **files})
-        payer = _wallet(given, wallet, voucher_keys, price_max, deposit_max)
+        account = load_account(
+            rpc_url=rpc_url,
+            chain_id=chain_id,
+            token=token,
+            keystore=keystore,
+            password_file=password_file,
+        )
+        currency = _address("--token", token)
+        policy = _policy(account.chain_id, currency, price_max, deposit_max)
+        payer = _wallet(account, policy, wallet, voucher_keys)
     from service.agent import describe_left, pay  # noqa: PLC0415 -- slow to import: not for --help
 
     path = store or payer.store
@@ -148,48 +155,35 @@ def _devnet_wallet(path: Path, price_max: int, deposit_max: int) -> "Wallet":
         private_key=values.accounts[GASLESS].private_key,
         policy=_policy(values.chain_id, values.token, price_max, deposit_max),
         unit=TokenUnit(values.token_symbol, values.token_decimals),
-        store=path.resolve().with_suffix(".agent.db"),
+        store=devnet_store(path),
     )
 
 
 def _wallet(
-    given: dict[str, Any],
-    contract: str | None,
-    voucher_keys: Path | None,
-    price_max: int,
-    deposit_max: int,
+    account: KeyedAccount, policy: Policy, contract: str | None, voucher_keys: Path | None
 ) -> "Wallet":
     from service.agent import Wallet  # noqa: PLC0415 -- slow to import
-    from service.client import load_keystore  # noqa: PLC0415
-    from service.keystore import read_password  # noqa: PLC0415
     from service.voucher_keys import load_channel_keys  # noqa: PLC0415
 
-    password = read_password(given["password-file"])
-    address_paid_in = _address("--token", given["token"])
-    keys = None if voucher_keys is None else load_channel_keys(voucher_keys, password)
+    keys = None
+    if voucher_keys is not None:
+        keys = asyncio.run(load_channel_keys(voucher_keys, account.password))
     return Wallet(
-        rpc_url=given["rpc-url"],
-        private_key=asyncio.run(load_keystore(given["keystore"], password)),
-        policy=_policy(given["chain-id"], address_paid_in, price_max, deposit_max),
+        rpc_url=account.rpc_url,
+        private_key=account.private_key,
+        policy=policy,
         unit=TokenUnit("base units", 0),
-        store=Path(typer.get_app_dir("mpp-session")) / "agent.db",
+        store=store_path(),
         contract=None if contract is None else _address("--wallet", contract),
-        keys=None if keys is None else asyncio.run(keys),
+        keys=keys,
     )
 
 
-def _address(flag: str, text: str) -> Address:
+def _address(flag: str, text: str | None) -> Address:
     try:
-        return address(bytes.fromhex(text.removeprefix("0x")))
+        return address(bytes.fromhex((text or "").removeprefix("0x")))
     except ValueError:
         raise CommandError(f"{flag}: {text} is no address: 0x and 40 hexadecimal digits") from None
-
-
-def _require(given: dict[str, Any]) -> dict[str, Any]:
-    missing = [f"--{name}" for name, value in given.items() if value is None]
-    if missing:
-        raise CommandError(f"give --devnet, or also {', '.join(missing)}")
-    return given
 
 
 def _policy(chain_id: int, token: Address, price_max: int, deposit_max: int) -> Policy:

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from channel.errors import ConfigError
 from channel.types import ChannelId, channel_id
+from service.cli.account import KeyedAccount, devnet_store, load_account, store_path
 from service.cli.output import OUT, REPORT, print_json
 from service.errors import CommandError
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from channel.client.store import Purse
-    from service.withdrawal import Leaving
+    from service.withdrawal import Leaving, Progress
     from settlement.devnet import DevnetValues
 
 __all__ = ["NAME", "command"]
@@ -66,16 +67,20 @@ def command(  # noqa: PLR0913 -- each is a flag
     if bool(channels) == all_:
         raise CommandError("give either ids of channels or --all")
     which = None if all_ else [_channel_id(text) for text in channels or ()]
+    account: KeyedAccount | DevnetValues
     if devnet is not None:
-        wallet = _devnet_wallet(devnet)
+        from service.devnet_file import read_devnet  # noqa: PLC0415 -- slow to import
+
+        account, path = read_devnet(devnet), store or devnet_store(devnet)
     else:
-        chain = {"rpc-url": rpc_url, "chain-id": chain_id}
-        files = {"keystore": keystore, "password-file": password_file}
-        wallet = _wallet({**chain, **files})
-    path = store or wallet["store"]
+        account = load_account(
+            rpc_url=rpc_url, chain_id=chain_id, keystore=keystore, password_file=password_file
+        )
+        path = store or store_path()
     if not path.is_file():
         raise ConfigError(f"there is no store of channels at {path}")
-    leaving = asyncio.run(_withdraw(wallet, path, which, waits=not no_wait, is_silent=as_json))
+    tell = (lambda _: None) if as_json else _tell
+    leaving = asyncio.run(_withdraw(account, path, which, waits=not no_wait, tell=tell))
     if as_json:
         print_json([_row(each) for each in leaving])
     elif not leaving:
@@ -85,12 +90,12 @@ def command(  # noqa: PLR0913 -- each is a flag
 
 
 async def _withdraw(
-    wallet: dict[str, Any],
+    account: "KeyedAccount | DevnetValues",
     path: Path,
     which: "Sequence[ChannelId] | None",
     *,
     waits: bool,
-    is_silent: bool,
+    tell: "Progress",
 ) -> "list[Leaving]":
     from channel.client.store import Purse  # noqa: PLC0415 -- slow to import
     from service.withdrawal import withdraw_channels  # noqa: PLC0415
@@ -101,9 +106,11 @@ async def _withdraw(
 
     purse = await Purse.open(path)
     try:
-        async with await Rpc.connect(wallet["rpc_url"], chain_id=wallet["chain_id"]) as rpc:
-            key = KeySigner(wallet["private_key"] or await _devnet_key(wallet["devnet"], purse))
-            if wallet["devnet"] is not None:
+        async with await Rpc.connect(account.rpc_url, chain_id=account.chain_id) as rpc:
+            if isinstance(account, KeyedAccount):
+                key = KeySigner(account.private_key)
+            else:  # ether for the way out costs nothing there
+                key = KeySigner(await _devnet_key(account, purse))
                 await rpc.command("anvil_setBalance", "0x" + key.address.hex(), hex(10**18))
             return await withdraw_channels(
                 rpc=rpc,
@@ -111,7 +118,7 @@ async def _withdraw(
                 purse=purse,
                 which=which,
                 waits=waits,
-                tell=(lambda _: None) if is_silent else _tell,
+                tell=tell,
             )
     finally:
         await purse.close()
@@ -146,19 +153,6 @@ def _channel_id(text: str) -> ChannelId:
         raise CommandError(f"{text} is no channel id: 0x and 64 hexadecimal digits") from None
 
 
-def _devnet_wallet(path: Path) -> dict[str, Any]:
-    from service.devnet_file import read_devnet  # noqa: PLC0415 -- slow to import
-
-    values = read_devnet(path)
-    return {
-        "rpc_url": values.rpc_url,
-        "chain_id": values.chain_id,
-        "private_key": None,
-        "devnet": values,
-        "store": path.resolve().with_suffix(".agent.db"),
-    }
-
-
 async def _devnet_key(values: "DevnetValues", purse: "Purse") -> bytes:
     """Return the key of the account whose channels these are: the agent's, as a rule."""
     from settlement.devnet import GASLESS  # noqa: PLC0415 -- slow to import
@@ -166,20 +160,3 @@ async def _devnet_key(values: "DevnetValues", purse: "Purse") -> bytes:
     payers = {account.terms.payer for account in await purse.accounts()}
     owners = [each for each in values.accounts.values() if each.address in payers]
     return (owners or [values.accounts[GASLESS]])[0].private_key
-
-
-def _wallet(given: dict[str, Any]) -> dict[str, Any]:
-    missing = [f"--{name}" for name, value in given.items() if value is None]
-    if missing:
-        raise CommandError(f"give --devnet, or also {', '.join(missing)}")
-    from service.client import load_keystore  # noqa: PLC0415 -- slow to import
-    from service.keystore import read_password  # noqa: PLC0415
-
-    password = read_password(given["password-file"])
-    return {
-        "rpc_url": given["rpc-url"],
-        "chain_id": given["chain-id"],
-        "private_key": asyncio.run(load_keystore(given["keystore"], password)),
-        "devnet": None,
-        "store": Path(typer.get_app_dir("mpp-session")) / "agent.db",
-    }

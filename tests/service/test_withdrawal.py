@@ -162,4 +162,6 @@ async def test_a_channel_of_somebody_else_is_refused(agent: Payer) -> None:
         await agent.leave([ChannelId(b"\x02" * 32)])
     key = KeySigner(agent.chain.account("stranger").private_key)
     agent.account = PayerAccount(TxManager(agent.rpc, key))
-    assert await agent.leave() == []
+    owner = (await agent.channel()).terms.payer.hex()
+    with pytest.raises(ChannelUnusableError, match=f"1 channels .* of 0x{owner} on chain"):
+        await agent.leave()
