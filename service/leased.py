@@ -5,22 +5,26 @@ import logging
 import os
 import secrets
 import socket
+import time
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from channel.errors import LedgerUnavailableError
+from settlement.complaint import Complaint
 from settlement.errors import LeaseLostError
-from settlement.journal.interface import SettlerJournal
+from settlement.journal.interface import Look, SettlerJournal
 from settlement.lease import LeaseLimits, wait_for_lease
 from settlement.settler import EscrowSettler
+from settlement.types import BlockRef
 
-__all__ = ["STANDING_BY", "Announce", "first_of", "require_sound", "while_leased"]
+__all__ = ["STANDING_BY", "Announce", "first_of", "note_looks", "require_sound", "while_leased"]
 
 _log: Final = logging.getLogger(__name__)
 
 STANDING_BY: Final = "standing by"
 _FINISH_S: Final = 5.0
 _SOUND_S: Final = 0.2
+_NOTE_LOOK_S: Final = 5.0
 
 Announce = Callable[[str, str], None]
 """Told what a process does now, and a detail for people."""
@@ -62,6 +66,34 @@ async def require_sound(settler: EscrowSettler) -> None:
     while True:
         await asyncio.sleep(_SOUND_S)
         settler.require_sound()
+
+
+class Looking(Protocol):
+    """What looks at the chain again and again."""
+
+    @property
+    def head(self) -> BlockRef | None:
+        """The newest block seen."""
+
+    @property
+    def looked_s_ago(self) -> float | None:
+        """How long ago the chain was last looked at with success; None before the first time."""
+
+
+async def note_looks(journal: SettlerJournal, looking: Looking) -> None:
+    """Write down now and then which block was seen last, for `mpp-session status`."""
+    complaint = Complaint(_log, "the last look at the chain was not noted: %s")
+    while True:
+        await asyncio.sleep(_NOTE_LOOK_S)
+        head, age_s = looking.head, looking.looked_s_ago
+        if head is None or age_s is None:
+            continue
+        look = Look(head.number, head.hash, head.timestamp, int(time.time() - age_s))
+        try:
+            await journal.note_look(look)
+            complaint.over()
+        except LedgerUnavailableError as error:
+            complaint.make(error)
 
 
 async def first_of(*work: Coroutine[Any, Any, Any]) -> None:

@@ -7,7 +7,6 @@ in the journal, in the same database. Killed at any moment, the next one goes on
 
 import asyncio
 import logging
-import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -26,11 +25,11 @@ from service.chain_watch import (
     connect_escrow,
 )
 from service.keys import open_signer
-from service.leased import Announce, first_of, require_sound, while_leased
+from service.leased import Announce, first_of, note_looks, require_sound, while_leased
 from service.settings import SettlerConfig, parse_address
 from settlement.deposit_sender import WANTED_LOOK_S, DepositSender
 from settlement.escrow import EscrowReader
-from settlement.journal.interface import Look, SettlerJournal
+from settlement.journal.interface import SettlerJournal
 from settlement.journal.url import open_journal
 from settlement.lease import LeaseLimits, keep_lease
 from settlement.orders.interface import DepositOrders
@@ -52,7 +51,6 @@ __all__ = ["SETTLING", "SettlerParts", "build_settler", "run_settler"]
 _log: Final = logging.getLogger(__name__)
 
 SETTLING: Final = "settling"
-_NOTE_LOOK_S: Final = 5.0
 _TIDY_S: Final = 60.0
 _LEFT_OVER_LOOK_S: Final = 2.0
 
@@ -201,7 +199,7 @@ async def _settle(
             keep_lease(parts.journal, limits=limits),
             sender.run(),
             watcher.run(),
-            _note_looks(parts.journal, watcher),
+            note_looks(parts.journal, watcher),
             _tidy_quarantine(settler, parts.ledger),
             owed.run(),
             deposits.run(),
@@ -227,17 +225,3 @@ async def _tidy_quarantine(settler: EscrowSettler, ledger: Ledger) -> None:
         except LedgerUnavailableError as error:
             _log.warning("quarantine was not tidied; tried again: %s", error)
         await asyncio.sleep(_TIDY_S)
-
-
-async def _note_looks(journal: SettlerJournal, watcher: ChannelWatcher) -> None:
-    """Write down now and then which block was seen last, for `mpp-session status`."""
-    while True:
-        await asyncio.sleep(_NOTE_LOOK_S)
-        head, age_s = watcher.head, watcher.looked_s_ago
-        if head is None or age_s is None:
-            continue
-        look = Look(head.number, head.hash, head.timestamp, int(time.time() - age_s))
-        try:
-            await journal.note_look(look)
-        except LedgerUnavailableError as error:
-            _log.warning("the last look at the chain was not noted: %s", error)

@@ -227,7 +227,8 @@ def _judge_chain(status: Status, skew_s_max: float) -> list[Finding]:
 
 def _judge_journal(status: Status) -> list[Finding]:
     journal, found = status.journal, []
-    if journal.holder is None and status.books.at_risk:
+    has_run = journal.look is not None  # here, or the tower whose journal this is
+    if journal.holder is None and (status.books.at_risk or has_run):
         level = Level.CRITICAL if status.books.exits else Level.WARNING
         found.append(Finding(level, "no settler runs"))
     blind_s = 0 if journal.look is None else status.asked_at - journal.look.looked_at

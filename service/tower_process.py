@@ -21,7 +21,7 @@ from service.chain_watch import (
     still_s_max,
 )
 from service.keys import open_signer
-from service.leased import Announce, first_of, require_sound, while_leased
+from service.leased import Announce, first_of, note_looks, require_sound, while_leased
 from service.settings import TowerConfig, parse_address
 from settlement.escrow import EscrowReader
 from settlement.journal.interface import SettlerJournal
@@ -130,6 +130,7 @@ async def _watch(
         await first_of(
             keep_lease(parts.journal, limits=lease),
             sender.run(),
+            note_looks(parts.journal, tower),
             _turns(tower, TowerFileReader(parts.path), interval_s),
             require_sound(settler),
             stopping.wait(),

@@ -113,6 +113,7 @@ class Watchtower:
         self._running: dict[ChannelKey, asyncio.Task[None]] = {}
         self._over: dict[ChannelKey, int] = {}
         self._head: BlockRef | None = None
+        self._looked_at: float | None = None
         self._behind_since: float | None = None
         self._grace_period_s: int | None = None
         self._heard_at = self._now()
@@ -129,6 +130,16 @@ class Watchtower:
     def held(self) -> dict[ChannelKey, PresignedSettle]:
         """What could be settled, by channel."""
         return self._held
+
+    @property
+    def head(self) -> BlockRef | None:
+        """The newest block seen."""
+        return self._head
+
+    @property
+    def looked_s_ago(self) -> float | None:
+        """How long ago the chain was last looked at with success; None before the first time."""
+        return None if self._looked_at is None else self._now() - self._looked_at
 
     @property
     def waiting(self) -> int:
@@ -213,6 +224,7 @@ class Watchtower:
             self._telling.unanswered(began, error)
         else:
             self._complaint.over()
+            self._looked_at = began
             self._telling.answered(began)
         unheard_s = self._now() - self._heard_at
         if unheard_s >= self._limits.unheard_s_max:

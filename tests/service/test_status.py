@@ -104,6 +104,14 @@ CASES = [
     ),
     ("nothing owed, no settler", replace(FINE, journal=replace(JOURNAL, holder=None)), 0, ""),
     (
+        "nothing owed, and the settler or tower that ran is gone",
+        replace(
+            FINE, journal=replace(JOURNAL, holder=None, look=Look(9, b"h" * 32, NOW, NOW - 200))
+        ),
+        Level.WARNING,
+        "no settler runs",
+    ),
+    (
         "a settler that is blind",
         replace(FINE, journal=replace(JOURNAL, look=Look(9, b"h" * 32, NOW, NOW - 200))),
         Level.CRITICAL,

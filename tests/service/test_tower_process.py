@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from service.testing.chain import TestChain
+from settlement.journal.url import open_journal
 from tests.e2e.warm import Forge
 from tests.service.settlers import Settlers, settler_variables
+from tests.waiting import until
 
 STRANGER = "0x" + "33" * 20
 
@@ -48,7 +50,7 @@ async def test_a_watchtower_does_not_start(
 async def test_a_second_one_with_the_same_account_stands_by(
     forge: Forge, devnet: TestChain, tmp_path: Path
 ) -> None:
-    """F-74, F-110: two would give the same nonces."""
+    """F-74, F-110: two would give the same nonces. What it saw last is there for a monitor."""
     account = devnet.values.accounts["stranger"]
     ledger = f"sqlite:///{tmp_path / 'tower.db'}"
     variables = settler_variables(
@@ -65,6 +67,15 @@ async def test_a_second_one_with_the_same_account_stands_by(
         await said.until("watching")
         second, second_said = towers.start(*arguments)
         await second_said.until("standing by")
+        journal = await open_journal(
+            ledger, chain_id=devnet.values.chain_id, account=account.address
+        )
+
+        async def has_looked() -> bool:
+            return await journal.last_look() is not None
+
+        await until(has_looked)
+        await journal.close()
         first.send_signal(signal.SIGTERM)
         assert await first.wait() == 0
         await second_said.until("watching", within_s=10)
