@@ -92,7 +92,11 @@ class PaymentGate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, or pass on what is not priced."""
-        priced = self._table.match(scope) if scope["type"] == "http" else ()
+        try:
+            priced = self._table.match(scope) if scope["type"] == "http" else ()
+        except ProblemError as error:  # of a price that depends on the request
+            await send_problem(send, error, (), is_head=scope["method"] == "HEAD")
+            return
         if not priced:
             await self.app(scope, receive, send)
             return

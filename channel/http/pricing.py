@@ -55,7 +55,10 @@ class Price(msgspec.Struct, frozen=True, kw_only=True):
 
 
 PriceOf: TypeAlias = Callable[[Mapping[str, Any]], Price]
-"""A price that depends on the request: a pure function of the ASGI scope, never of the body."""
+"""A price that depends on the request: a pure function of the ASGI scope, never of the body.
+
+What it raises of `channel.errors` is the answer.
+"""
 
 
 class Route(msgspec.Struct, frozen=True, kw_only=True):

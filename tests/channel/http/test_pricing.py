@@ -10,7 +10,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Match, Mount, Router
 from starlette.routing import Route as AppRoute
 
-from channel.errors import ConfigError
+from channel.errors import BadRequestError, ConfigError
 from channel.http import PaymentGate, Price, Route
 from channel.http.pricing import RouteTable
 from channel.limits import AMOUNT_MAX, DESCRIPTION_CHARS_MAX
@@ -156,6 +156,21 @@ async def test_a_challenge_for_the_cheap_variant_does_not_buy_the_dear_one(desk:
     assert (refused.status, refused.kind) == (402, "session/challenge-not-found")
     voucher = desk.payer.credential(refused.challenge, desk.payer.voucher(600))
     assert (await ask(gate, "GET", "/image?size=large", voucher)).receipt.spent == 110
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_a_request_that_has_no_price_is_answered_with_why(desk: Desk, method: str) -> None:
+    """DESIGN 5: a price may depend on what a stranger wrote, who gets a problem, not a 500."""
+
+    def by_kind(scope: Mapping[str, Any]) -> Price:
+        raise BadRequestError(f"No such size: {scope['path']}.")
+
+    route = Route(method="GET", path="/images/{size}", price=by_kind)
+    gate = PaymentGate(app, engine=desk.engine, routes=[route])
+    answer = await ask(gate, method, "/images/none")
+    assert (answer.status, answer.header("www-authenticate")) == (400, None)
+    if method == "GET":
+        assert answer.problem["detail"] == "No such size: /images/none."
 
 
 async def test_a_challenge_of_one_mount_does_not_buy_the_same_template_of_another(
