@@ -36,6 +36,8 @@ class AlarmKind(enum.Enum):
     """This machine's clock and the chain's differ (F-111)."""
     BOOKS_BEHIND = "books-behind"
     """More is settled than the books know of: an old backup (SETTLE-05)."""
+    BOOKS_AWAY = "books-away"
+    """The database takes nothing: no settle and no close can be written down, so none is sent."""
     SIGNER_CHANGED = "signer-changed"
     """A contract wallet no longer takes the voucher it signed (F-19)."""
     REFUSED = "refused"

@@ -14,6 +14,7 @@ from typing import Final, NoReturn
 import msgspec
 
 from channel.errors import LedgerUnavailableError
+from settlement.alarms import AlarmKind, Alarms
 from settlement.complaint import Complaint
 from settlement.errors import LeaseLostError
 from settlement.journal.interface import SettlerJournal
@@ -29,6 +30,8 @@ class LeaseLimits(msgspec.Struct, frozen=True, kw_only=True):
     ttl_s: float = 6.0
     renew_s: float = 2.0
     poll_s: float = 0.5
+    away_s_max: float = 60.0
+    """How long the database may take nothing before somebody is told."""
 
 
 async def wait_for_lease(
@@ -37,13 +40,22 @@ async def wait_for_lease(
     *,
     limits: LeaseLimits,
     on_standby: Callable[[str], None] = lambda _: None,
+    alarms: Alarms | None = None,
 ) -> int:
-    """Return the fence once the lease is ours; `on_standby` hears once who else has it."""
+    """Return the fence once the lease is ours; `on_standby` hears once who else has it.
+
+    Without the database nobody settles, whoever had the lease: `alarms` ring when that goes on.
+    """
+    alarms = alarms or Alarms()
+    clock = asyncio.get_running_loop().time
+    answered_at = clock()
     has_told = False
     complaint = Complaint(_log, "the lease was not asked for; tried again: %s")
     while True:
         try:
             fence = await journal.take_lease(holder, ttl_s=limits.ttl_s)
+            answered_at = clock()
+            alarms.end(AlarmKind.BOOKS_AWAY)
             if fence is not None:
                 return fence
             if not has_told:
@@ -51,6 +63,8 @@ async def wait_for_lease(
                 on_standby(await journal.lease_holder() or "another settler")
         except LedgerUnavailableError as error:
             complaint.make(error)
+            if clock() - answered_at >= limits.away_s_max:
+                alarms.ring(AlarmKind.BOOKS_AWAY, f"nothing is settled meanwhile: {error}")
         await asyncio.sleep(limits.poll_s)
 
 
