@@ -74,10 +74,14 @@ class Upstream:
             UpstreamTimeoutError: No connection, or no answer, in time.
             UpstreamError: The server cannot be reached, breaks off, or refuses the gateway.
         """
-        sent = {name: headers[name] for name in _REQUEST_HEADERS if name in headers}
-        sent["accept-encoding"] = "identity"  # compressed events would arrive in lumps
+        sent = {  # as bytes: httpx would take text for ASCII, which a stranger's need not be
+            name.encode("ascii"): headers[name].encode("latin-1")
+            for name in _REQUEST_HEADERS
+            if name in headers
+        }
+        sent[b"accept-encoding"] = b"identity"  # compressed events would arrive in lumps
         if self._api_key is not None:
-            sent["authorization"] = f"Bearer {self._api_key}"
+            sent[b"authorization"] = f"Bearer {self._api_key}".encode("ascii")
         with _translated():
             async with self._client.stream(method, target, headers=sent, content=body) as response:
                 if response.status_code in _BROKEN_BETWEEN_US:
@@ -99,7 +103,8 @@ def _translated() -> Iterator[None]:
 
 
 def returned_headers(response: httpx.Response) -> dict[str, str]:
-    """Return the headers of an upstream answer that go to the client."""
+    """Return the headers of an upstream answer that go to the client, as Latin-1 like ASGI's."""
+    response.headers.encoding = "latin-1"
     return {
         name: value
         for name, value in response.headers.items()

@@ -47,6 +47,30 @@ async def test_everything_else_is_404_before_payment(
     assert model.seen == []
 
 
+async def test_a_header_of_any_bytes_is_passed_on_as_it_came(
+    run_gateway: RunGateway,
+) -> None:
+    """DESIGN 5: HTTP allows them, and a stranger's must not become a 500."""
+    asked: list[bytes] = []
+
+    async def upstream(scope: Any, _receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            asked.append(dict(scope["headers"])[b"user-agent"])
+            headers = [(b"x-request-id", "\u65e5\u672c".encode())]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            await send({"type": "http.response.body", "body": b"{}"})
+
+    async with (
+        serve(upstream) as url,
+        run_gateway(upstream__url=url) as gateway,
+        httpx.AsyncClient() as client,
+    ):
+        named = {b"user-agent": "caf\u00e9".encode()}
+        answer = await client.get(f"{gateway.url}/health", headers=named)
+    assert asked == ["caf\u00e9".encode()]
+    assert (b"x-request-id", "\u65e5\u672c".encode()) in answer.headers.raw
+
+
 async def test_a_free_path_is_configuration(run_gateway: RunGateway, model: ModelServer) -> None:
     async with (
         run_gateway(upstream__free=["GET /health"]) as gateway,
