@@ -296,6 +296,11 @@ class ChannelOpener:
 
         return await self._purse.update(account.key, change)
 
+    async def notice_opened(self, account: Account) -> None:
+        """Go on with a channel whose opening landed, though the voucher with it was refused."""
+        if account.state == "opening" and await self.is_on_chain(account):
+            await self.confirm(account, None, url=account.url)
+
     async def is_on_chain(self, account: Account) -> bool:
         """Say whether the chain shows this channel."""
         return (await self.read(account))[1] is not None

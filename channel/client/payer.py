@@ -220,7 +220,7 @@ class Payer:
             tried.raises += 1
             rise = (problem.accepted or 0) + (problem.min_voucher_delta or 0)
             required = problem.required_cumulative or rise
-            await self._notice_opened(ticket)
+            await self.opener.notice_opened(await self.purse.get(ticket.key))
         chosen = choose_offer(self.policy, reply.challenges, purchase.origin, self.now())
         offer, limits = chosen or (ticket.offer, ticket.limits)
         return await self._pay(purchase, offer, limits, required=required)
@@ -236,12 +236,6 @@ class Payer:
             return False
         account = await self.purse.get(ticket.key)
         return await self.opener.open_alone(account, ticket.offer, ticket.limits)
-
-    async def _notice_opened(self, ticket: Ticket) -> None:
-        """Go on with a channel whose opening landed, though the voucher with it was refused."""
-        account = await self.purse.get(ticket.key)
-        if account.state == "opening" and await self.opener.is_on_chain(account):
-            await self.opener.confirm(account, None, url=account.url)
 
     async def _give_up(self, ticket: Ticket, *, is_unknown: bool) -> None:
         """Part with a channel that the server does not know or has ended (F-97)."""

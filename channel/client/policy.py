@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
+from channel.client.budget import Budget
 from channel.client.choosing import usable_types
-from channel.client.store import Budget
 from channel.errors import BudgetExceededError, OfferRefusedError, WireError
 from channel.types import Address
 from channel.wire.challenge import (

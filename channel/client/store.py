@@ -12,7 +12,7 @@ import os
 import re
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
@@ -22,12 +22,13 @@ import msgspec
 from msgspec.structs import replace
 
 from channel.client.account import Account, Scope
+from channel.client.budget import Bound, Budget, require_within
 from channel.client.claims import Claims
 from channel.errors import BudgetExceededError, PurseError, WireError
 from channel.types import Address, ChannelId, ChannelKey, ChannelTerms, TxHash
 from channel.wire.funding import Deposit, format_deposit, parse_deposit
 
-__all__ = ["Budget", "Purse"]
+__all__ = ["Purse"]
 
 T = TypeVar("T")
 
@@ -48,33 +49,6 @@ _QUERIES: Mapping[str, str] = dict(
         re.DOTALL | re.MULTILINE,
     )
 )
-
-
-class Budget(msgspec.Struct, frozen=True, kw_only=True):
-    """Most that may be signed of one token within a rolling window (F-96). In base units."""
-
-    origin_max: int
-    """For one origin, over all its channels."""
-    total_max: int | None = None
-    """For all origins together; None for no bound."""
-    window_s: int
-
-
-class _Bound(msgspec.Struct, frozen=True):
-    """One of the two, as it stands."""
-
-    limit: str
-    allowed: int
-    used: int
-
-
-def _require_within(bounds: Iterable[_Bound], increase: int, origin: str) -> None:
-    for bound in bounds:
-        asked = bound.used + increase
-        if asked > bound.allowed:
-            raise BudgetExceededError(
-                limit=bound.limit, asked=asked, allowed=bound.allowed, origin=origin
-            )
 
 
 class Purse:
@@ -211,12 +185,11 @@ class Purse:
             before = self._require(key)
             purpose = _purpose(before)
             bounds = self._bounds(purpose, budget, now)
-            left = min(bound.allowed - bound.used for bound in bounds)
-            amount = choose(before, max(0, left))
+            amount = choose(before, min(bound.left for bound in bounds))
             if amount <= before.signed:
                 return before
             increase = amount - before.signed
-            _require_within(bounds, increase, before.origin)
+            require_within(bounds, increase, before.origin)
             minute = int(now // MINUTE_S)
             minutes = self._minutes(purpose, now)
             packed = _pack(minutes.get(minute, 0) + increase)
@@ -239,7 +212,7 @@ class Purse:
         """
         purpose = {"origin": scope.origin, "chain_id": scope.chain_id, "token": scope.token}
         bounds = await self._run(lambda: self._bounds(purpose, budget, now))
-        _require_within(bounds, amount, scope.origin)
+        require_within(bounds, amount, scope.origin)
 
     async def signed_since(
         self, *, origin: str, chain_id: int, token: Address, since: float
@@ -252,18 +225,15 @@ class Purse:
         rows = self._execute("load_minutes", {**names, "since": int(since // MINUTE_S)})
         return {row["minute"]: _unpack(row["amount"]) for row in rows}
 
-    def _bounds(self, purpose: Mapping[str, object], budget: Budget, now: float) -> list[_Bound]:
+    def _bounds(self, purpose: Mapping[str, object], budget: Budget, now: float) -> list[Bound]:
         """Return what bounds the next signature, and how much of it is used up."""
-        since = now - budget.window_s
-        used = sum(self._minutes(purpose, since).values())
-        bounds = [_Bound(f"what is signed within {budget.window_s} s", budget.origin_max, used)]
+        since, total = now - budget.window_s, 0
         if budget.total_max is not None:
             where = {name: purpose[name] for name in ("chain_id", "token")}
             rows = self._execute("load_minutes_total", {**where, "since": int(since // MINUTE_S)})
-            used = sum(_unpack(row["amount"]) for row in rows)
-            limit = f"what is signed for all origins within {budget.window_s} s"
-            bounds.append(_Bound(limit, budget.total_max, used))
-        return bounds
+            total = sum(_unpack(row["amount"]) for row in rows)
+        origin = sum(self._minutes(purpose, since).values())
+        return budget.bounds(origin_used=origin, total_used=total)
 
     def _require(self, key: ChannelKey) -> Account:
         account = self._load(key)

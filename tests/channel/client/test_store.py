@@ -13,7 +13,8 @@ import pytest
 from msgspec.structs import replace
 
 from channel.client.account import Account
-from channel.client.store import SCHEMA_VERSION, Budget, Purse
+from channel.client.budget import Budget
+from channel.client.store import SCHEMA_VERSION, Purse
 from channel.errors import BudgetExceededError, OverclaimError, PurseError
 from channel.types import ChannelId, TxHash
 from channel.wire.funding import parse_deposit
@@ -238,7 +239,8 @@ async def test_an_acknowledged_amount_survives_a_killed_process(tmp_path: Path) 
     await purse.close()
     program = f"""
         import asyncio, os, signal
-        from channel.client.store import Budget, Purse
+        from channel.client.budget import Budget
+        from channel.client.store import Purse
         from tests.channel.client.test_account import KEY
 
         async def main():

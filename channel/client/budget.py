@@ -1,0 +1,57 @@
+"""How much may be signed within a rolling window, and how much of that is used up (F-96, pure)."""
+
+from collections.abc import Iterable
+
+import msgspec
+
+from channel.errors import BudgetExceededError
+
+__all__ = ["Bound", "Budget", "require_within"]
+
+
+class Budget(msgspec.Struct, frozen=True, kw_only=True):
+    """Most that may be signed of one token, in base units."""
+
+    origin_max: int
+    """For one origin, over all its channels."""
+    total_max: int | None = None
+    """For all origins together; None for no bound."""
+    window_s: int
+
+    def bounds(self, *, origin_used: int, total_used: int) -> list["Bound"]:
+        """Return the bounds as they stand, once so much was signed within the window."""
+        bounds = [Bound(f"what is signed within {self.window_s} s", self.origin_max, origin_used)]
+        if self.total_max is not None:
+            limit = f"what is signed for all origins within {self.window_s} s"
+            bounds.append(Bound(limit, self.total_max, total_used))
+        return bounds
+
+
+class Bound(msgspec.Struct, frozen=True):
+    """One of a budget's two sums, in base units."""
+
+    limit: str
+    """Its name, for whoever reads a refusal."""
+    allowed: int
+    used: int
+
+    @property
+    def left(self) -> int:
+        """What may still be signed; never below zero."""
+        return max(0, self.allowed - self.used)
+
+
+def require_within(bounds: Iterable[Bound], increase: int, origin: str) -> None:
+    """Check that so much more may be signed.
+
+    Raises:
+        BudgetExceededError: It may not.
+    """
+    for bound in bounds:
+        if increase > bound.left:
+            raise BudgetExceededError(
+                limit=bound.limit,
+                asked=bound.used + increase,
+                allowed=bound.allowed,
+                origin=origin,
+            )
