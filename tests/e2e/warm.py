@@ -49,7 +49,7 @@ class Forge:
     def close(self) -> None:
         _pipe(self._process.stdin).close()
         _pipe(self._process.stdout).close()
-        self._process.wait(10)
+        self._process.wait(60)
 
     def _ask(self, *request: Any) -> int:
         with self._turn:
