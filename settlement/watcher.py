@@ -357,10 +357,11 @@ class ChannelWatcher:
     async def _reopen(self, half_closed: Sequence[ChannelKey]) -> None:
         """Let channels go on whose close was begun and never decided: its process died.
 
-        Nothing is owed to them yet: the payer may close again, with its own voucher.
+        Nothing is owed to them yet: the payer may close again, with its own voucher. One that was
+        decided since it was read is left alone.
         """
         for key in half_closed:
-            await self._ledger.apply(key, [AbortClose()])
+            await self._ledger.apply(key, [AbortClose(undecided_only=True)])
 
     # Deciding.
 

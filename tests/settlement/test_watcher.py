@@ -2,17 +2,21 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from channel.chain import CloseResult
 from channel.errors import InvariantError
+from channel.ledger.interface import Applied
 from channel.ledger.maintenance import repair
 from channel.ledger.sqlite import SqliteLedger
 from channel.state.commands import (
+    AbortClose,
     BeginClose,
+    Command,
     CommitClose,
 )
 from channel.state.ladder import closing_voucher
@@ -259,6 +263,36 @@ async def test_a_close_that_was_begun_and_never_decided_is_taken_back(
     limits = WatchLimits(half_closed_s_max=0)
     await ChannelWatcher(reader, ledger, settler, limits=limits).sweep()
     assert not (await books.state(channel_id)).is_closing
+
+
+class Deciding:
+    """A ledger in which a worker decides its close just before that is to be taken back."""
+
+    def __init__(self, ledger: SqliteLedger) -> None:
+        self._ledger = ledger
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._ledger, name)
+
+    async def apply(self, key: ChannelKey, commands: Sequence[Command]) -> Applied:
+        if isinstance(commands[0], AbortClose):
+            state = await self._ledger.load(key)
+            assert state is not None
+            commit = CommitClose(closing_voucher(state, None))
+            (await self._ledger.apply(key, [commit])).require()
+        return await self._ledger.apply(key, commands)
+
+
+async def test_a_close_that_is_decided_at_the_last_moment_is_owed(
+    reader: EscrowReader, ledger: SqliteLedger, books: Books
+) -> None:
+    """SETTLE-04: its voucher is public and its payer was told; only an undecided one is let go."""
+    channel_id = await books.open(accepted=10, spent=10)
+    (await ledger.apply(books.key(channel_id), [BeginClose()])).require()
+    limits = WatchLimits(half_closed_s_max=0)
+    racing: Any = Deciding(ledger)
+    await ChannelWatcher(reader, racing, None, limits=limits).sweep()
+    assert (await books.state(channel_id)).closing_with is not None
 
 
 async def test_a_refused_close_is_taken_back_and_tried_again(
