@@ -7,7 +7,7 @@ node's address with the access key in it, are not used, and the connection is ke
 import asyncio
 import logging
 from collections.abc import Awaitable, Sequence
-from typing import Any
+from typing import Any, Final
 
 from aiohttp import ClientError, ClientResponseError, ClientSession
 from web3.providers.rpc.async_rpc import AsyncHTTPProvider
@@ -16,6 +16,8 @@ from web3.types import RPCEndpoint
 from channel.errors import ChainUnavailableError
 
 __all__ = ["Call", "HttpTransport", "nonsense"]
+
+_BATCH_MAX: Final = 1000
 
 Call = tuple[str, Sequence[object]]
 """A method and its parameters."""
@@ -27,6 +29,7 @@ class HttpTransport:
     def __init__(self, url: str, *, timeout_s: float, answer_bytes_max: int) -> None:
         self._provider = _Provider(url, answer_bytes_max)
         self._timeout_s = timeout_s
+        self._batch_max = _BATCH_MAX
 
     async def ask(self, method: str, params: Sequence[object]) -> Any:
         """Return the JSON-RPC answer to one question."""
@@ -38,8 +41,23 @@ class HttpTransport:
         return answer
 
     async def ask_many(self, calls: Sequence[Call]) -> list[dict[str, Any]]:
-        """Return the answers to a batch, in the order of the questions."""
+        """Return the answers to a batch, in the order of the questions.
+
+        Some nodes take only so many at once: then it goes in parts, as small as they need to be.
+        """
+        answers: list[dict[str, Any]] = []
+        while len(answers) < len(calls):
+            asked = calls[len(answers) : len(answers) + self._batch_max]
+            try:
+                answers += await self._ask_batch(asked)
+            except _BatchTooLargeError:
+                self._batch_max = len(asked) // 2
+        return answers
+
+    async def _ask_batch(self, calls: Sequence[Call]) -> list[dict[str, Any]]:
         answers = await self._bounded("a batch", self._provider.make_many(calls))
+        if len(calls) > 1 and _is_about_batches(answers):
+            raise _BatchTooLargeError
         if not isinstance(answers, list) or len(answers) != len(calls):
             raise nonsense("a batch")
         if not all(isinstance(a, dict) and isinstance(a.get("id"), int) for a in answers):
@@ -63,6 +81,16 @@ class HttpTransport:
             raise ChainUnavailableError(msg) from None
         except (ValueError, RecursionError):
             raise nonsense(what) from None
+
+
+class _BatchTooLargeError(Exception):
+    """The node takes fewer questions at once."""
+
+
+def _is_about_batches(answer: Any) -> bool:
+    """Whether one error came in place of all answers, because there were too many questions."""
+    error = answer.get("error") if isinstance(answer, dict) else None
+    return isinstance(error, dict) and "batch" in str(error.get("message")).lower()
 
 
 def nonsense(what: str) -> ChainUnavailableError:

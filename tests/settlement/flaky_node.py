@@ -20,11 +20,12 @@ Fault = Literal[
     "huge",
     "not rpc",
     "a list",
+    "too many",
 ]
 """What happens to a request: nothing; no answer ever; the connection is cut before the node sees
 it, or after it did; HTTP 503; a bid too low; any other JSON-RPC error; a nonce that it does not
 like; a transaction that it has tried out; bytes that are not JSON; too many of them; JSON that is
-not RPC, or a list of it."""
+not RPC, or a list of it; more questions at once than it takes."""
 
 _BODIES: dict[Fault, bytes] = {
     "garbage": b"<html>busy</html>",
@@ -34,6 +35,7 @@ _BODIES: dict[Fault, bytes] = {
     "refuse": b'{"jsonrpc":"2.0","id":0,"error":{"code":-32000,"message":"underpriced"}}',
     "gap": b'{"jsonrpc":"2.0","id":0,"error":{"code":-32000,"message":"invalid nonce; got 1"}}',
     "reverts": b'{"jsonrpc":"2.0","id":0,"error":{"code":3,"message":"execution reverted"}}',
+    "too many": b'{"jsonrpc":"2.0","id":null,"error":{"code":-32600,"message":"batch too large"}}',
     "full": b'{"jsonrpc":"2.0","id":0,"error":{"code":-32000,"message":"txpool is full"}}',
 }
 
@@ -55,6 +57,8 @@ class FlakyNode:
         """The most gas that it estimates for a transaction; None for as much as it takes."""
         self.log_blocks_max: int | None = None
         """In how many blocks it searches for events at once; None for any."""
+        self.batch_max: int | None = None
+        """How many questions it takes at once; None for any number."""
         self.seen: list[str] = []
         """Methods asked for, in order; those of a batch one by one."""
 
@@ -63,6 +67,8 @@ class FlakyNode:
 
     def _strike(self, methods: list[str]) -> Fault:
         self.seen += methods
+        if self.batch_max is not None and len(methods) > self.batch_max:
+            return "too many"
         if self.fault == "none" or self.times == 0 or (self.method and self.method not in methods):
             return "none"
         self.times -= 1

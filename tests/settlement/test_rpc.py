@@ -176,3 +176,20 @@ async def test_running_out_of_gas_is_a_refusal_by_the_contract(chain: Devnet) ->
 async def test_a_block_the_node_lacks_is_unavailable(chain: Devnet) -> None:
     with pytest.raises(ChainUnavailableError):
         await chain.rpc.block(10**6)
+
+
+async def test_a_node_that_takes_few_questions_at_once_is_asked_in_parts(
+    chain: Devnet, rpc: Rpc, node: FlakyNode
+) -> None:
+    """F-66: some take a thousand, some three; a flood of exits is simulated all the same."""
+    await chain.mine(9)
+    node.batch_max = 3
+    calls = [("eth_getBlockByNumber", [hex(number), False]) for number in range(10)]
+    for _ in range(2):
+        node.seen.clear()
+        answers = await rpc.read_batch(calls)
+        assert [int(answer["number"], 16) for answer in answers] == list(range(10))
+    assert len(node.seen) == 10, "what it takes is remembered"
+    node.batch_max = 0
+    with pytest.raises(ChainUnavailableError):
+        await rpc.read_batch(calls)
