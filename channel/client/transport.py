@@ -9,6 +9,7 @@ a hop to any other origin nothing is ever signed or sent (CLIENT-10, F-93).
 """
 
 import asyncio
+import contextlib
 import ipaddress
 import secrets
 
@@ -26,6 +27,7 @@ from channel.errors import (
     OfferRefusedError,
     PaymentOutcomeUnknownError,
     PaymentRefusedError,
+    PurseError,
 )
 from channel.limits import IDEMPOTENT_REQUEST_BYTES_MAX
 from channel.wire.challenge import SCHEME
@@ -131,7 +133,8 @@ class PayingTransport(httpx.AsyncBaseTransport):
             return await self._send_safely(request, body, header, purchase)
         except (asyncio.CancelledError, PaymentOutcomeUnknownError):
             if header is not None:
-                await self._payer.count_unanswered(purchase)
+                with contextlib.suppress(PurseError):  # whoever cancelled us must hear of that
+                    await self._payer.count_unanswered(purchase)
             raise
 
     async def _send_safely(

@@ -1048,6 +1048,21 @@ async def test_a_caller_that_waits_no_longer_can_go_on_paying(
     assert account.lost <= agent.payer.policy.lost_units_max * PRICE
 
 
+async def test_a_cancelled_request_stays_cancelled_though_the_store_is_gone(
+    open_agent: OpenAgent, provider: Provider
+) -> None:
+    slow = Slow(provider)
+    agent = await open_agent(transport=slow)
+    await agent.client.post("/joke")
+    slow.is_slow = True
+    asking = asyncio.create_task(agent.client.post("/joke"))
+    await slow.has_served.wait()
+    await agent.purse.close()
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+
+
 async def test_a_server_gains_nothing_by_letting_callers_wait(
     open_agent: OpenAgent, provider: Provider
 ) -> None:
