@@ -3,6 +3,7 @@
 import asyncio
 import math
 from collections.abc import Iterable, Sequence
+from typing import Final
 
 import msgspec
 
@@ -13,6 +14,12 @@ from settlement.tx_state import Purpose
 from settlement.types import BatchEntry
 
 __all__ = ["Job", "JobQueue", "JobResult", "SettleResult"]
+
+
+_LOT_BYTES_MAX: Final = 96 * 1024
+"""Nodes pass on no transaction above 128 KiB; a wallet's signature has up to four."""
+_ENTRY_BYTES: Final = 192
+"""What an entry takes beside its signature."""
 
 
 class SettleResult(msgspec.Struct, frozen=True, gc=False):
@@ -114,10 +121,21 @@ class JobQueue:
         first = self._waiting[0]
         kind = (first.purpose, first.lot_max)
         alike = [job for job in self._waiting if (job.purpose, job.lot_max) == kind]
-        lot = _one_each(alike)[: min(self._batch_max, first.lot_max or self._batch_max)]
+        bound = min(self._batch_max, first.lot_max or self._batch_max)
+        lot = _fitting(_one_each(alike)[:bound])
         taken = set(map(id, lot))
         self._waiting = [job for job in self._waiting if id(job) not in taken]
         return lot
+
+
+def _fitting(jobs: Sequence[Job]) -> Sequence[Job]:
+    """Of these, in their order, as many as fit into a transaction that nodes pass on."""
+    size = 0
+    for count, job in enumerate(jobs):
+        size += _ENTRY_BYTES + len(job.entry.signature)
+        if size > _LOT_BYTES_MAX:
+            return jobs[: max(1, count)]
+    return jobs
 
 
 def _one_each(jobs: Iterable[Job]) -> list[Job]:

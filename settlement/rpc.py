@@ -13,7 +13,7 @@ from typing import Any, Final, Self, TypeVar
 
 import msgspec
 
-from channel.errors import ChainUnavailableError, MppSessionError
+from channel.errors import ChainUnavailableError
 from channel.types import Address, TxHash
 from settlement.abi import decode_revert
 from settlement.endpoints import Endpoint, Endpoints
@@ -190,17 +190,25 @@ class Rpc:
             RpcRefusedError: No node took it; what the first says that answered.
             ChainUnavailableError: No node answered.
         """
+        answers = await self.offer(raw)
+        errors = [answer for answer in answers if answer is not None]
+        if len(errors) == len(answers):
+            raise next((each for each in errors if isinstance(each, RpcRefusedError)), errors[0])
+
+    async def offer(self, raw: bytes) -> list[ChainUnavailableError | None]:
+        """Send a signed transaction to every node; return of each why it did not take it."""
         params = [_hex(raw)]
-        errors: list[MppSessionError] = []
+        told: list[ChainUnavailableError | None] = []
         for answer in await self._endpoints.ask_each(lambda node: node.ask(_SEND, params)):
             try:
                 if isinstance(answer, ChainUnavailableError):
                     raise answer
                 _result(_SEND, dict(answer))
             except ChainUnavailableError as error:
-                errors.append(error)
-        if len(errors) == self.node_count:
-            raise next((each for each in errors if isinstance(each, RpcRefusedError)), errors[0])
+                told.append(error)
+            else:
+                told.append(None)
+        return told
 
     # The questions this package asks.
 

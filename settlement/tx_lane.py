@@ -113,6 +113,15 @@ class TxLane:
             return answer
         return NodeAnswer.KNOWN
 
+    async def is_refused_by_all(self, tx: JournalTx) -> bool:
+        """Offer the newest bytes to every node; return whether each of them says a plain no."""
+        answers = await self._rpc.offer(tx.newest.raw)
+        return all(
+            isinstance(answer, RpcRefusedError)
+            and classify_refusal(answer.message) is NodeAnswer.REFUSED
+            for answer in answers
+        )
+
     async def raise_bid(
         self, tx: JournalTx, head: BlockRef, tip_wei: int, ceiling_wei: int | None
     ) -> JournalTx | None:

@@ -274,12 +274,16 @@ class TxManager:
         return max(quote.nonces_mined, quote.nonces_pending)
 
     async def _put_first(self, tx: JournalTx, quote: Quote) -> JournalTx:
-        """Broadcast new bytes. Only a plain no on this first way out frees the nonce again."""
+        """Broadcast new bytes. Only a plain no on this first way out frees the nonce again.
+
+        Of several nodes each must have said it: bytes that one has may be mined one day, and bytes
+        that none will ever take would hold up every later nonce.
+        """
         for _ in range(_SIGNING_TRIES):
             try:
                 answer = await self._lane.put(tx)
             except RpcRefusedError as error:
-                if self.rpc.node_count > 1:
+                if self.rpc.node_count > 1 and not await self._lane.is_refused_by_all(tx):
                     return tx  # another node may have taken it before this one refused
                 after = await self._register.record(tx, Abandoned(error.message))
                 if after.status is TxStatus.ABANDONED:

@@ -5,10 +5,13 @@ import asyncio
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from channel.errors import SettlementPendingError
+from channel.limits import WALLET_SIGNATURE_BYTES_MAX
 from channel.types import ChannelFact, ChannelId
 from settlement.jobs import Job, JobQueue, SettleResult
+from settlement.payout_calls import build_call
 from settlement.tx_state import Purpose
 from settlement.types import BatchEntry
 from tests.settlement.test_schedule import channel
@@ -71,6 +74,23 @@ async def test_closes_and_settles_go_apart_and_a_channel_goes_once() -> None:
         queue.add(each)
     lots = [numbers(queue.next_lot()) for _ in range(6)]
     assert lots == [[1, 3], [6], [7, 8], [9], [2], [2]]
+
+
+async def test_a_lot_is_no_longer_than_what_nodes_pass_on() -> None:
+    """F-66, F-79: a hundred wallets' signatures of 4 kB would be refused by every node."""
+    queue = JobQueue(batch_max=100)
+    for number in range(60):
+        each = job(number)
+        each.entry = replace(each.entry, signature=bytes(WALLET_SIGNATURE_BYTES_MAX))
+        queue.add(each)
+    lots = []
+    while queue:
+        lots.append(queue.next_lot())
+    assert sum(map(len, lots)) == 60
+    for lot in lots:
+        call = build_call(Purpose.SETTLE, [each.entry for each in lot])
+        assert len(call) < 128 * 1024 - 4096
+    assert len(lots) == 3
 
 
 async def test_the_same_is_joined_until_it_is_answered() -> None:

@@ -16,10 +16,10 @@ from settlement.errors import (
     TransactionPendingError,
 )
 from settlement.journal.memory import MemoryJournal
-from settlement.rpc import Rpc
+from settlement.rpc import Rpc, RpcLimits
 from settlement.tx_manager import TxLimits, TxManager
 from settlement.tx_state import Abandoned, Sent, Signed
-from tests.settlement.flaky_node import flaky_node
+from tests.settlement.flaky_node import Fault, flaky_node
 from tests.settlement.senders import (
     RECEIPT,
     SEND,
@@ -90,6 +90,31 @@ async def test_an_answer_lost_by_one_node_and_a_used_nonce_at_the_next_is_not_se
         sender = TxManager(rpc, chain.signer("stranger"), limits=_QUICK)
         assert (await sender.send(chain.values.token, pay_one(chain))).is_success
     assert await received(chain) == 1
+
+
+@pytest.mark.parametrize("second", ["full", "drop", "none"])
+async def test_what_every_node_refuses_holds_up_nothing(chain: Devnet, second: Fault) -> None:
+    """F-74, F-77: too long, say, or above what a transaction may use: none will ever take it.
+
+    One that does not answer may have it; then the nonce stays, and the bytes are sent again.
+    """
+    async with (
+        flaky_node(chain.values.rpc_url) as one,
+        flaky_node(chain.values.rpc_url) as other,
+        await Rpc.connect([one.url, other.url], limits=RpcLimits(read_attempts_max=1)) as rpc,
+    ):
+        sender = TxManager(rpc, chain.signer("stranger"), limits=_QUICK)
+        one.fail("full", method=SEND)
+        other.fail(second, method=SEND)
+        if second == "full":
+            with pytest.raises(RpcRefusedError):
+                await sender.broadcast(chain.values.token, pay_one(chain))
+        else:
+            await sender.broadcast(chain.values.token, pay_one(chain))
+        one.fail("none")
+        other.fail("none")
+        assert (await sender.send(chain.values.token, pay_one(chain))).is_success
+    assert await received(chain) == (1 if second == "full" else 2)
 
 
 async def test_a_nonce_that_only_a_node_says_is_used_is_not_given_up(chain: Devnet) -> None:
