@@ -41,9 +41,9 @@ def _target(request: Request) -> str:
     """
     if not {".", ".."}.isdisjoint(request.scope["path"].split("/")):
         raise NotServedError("This gateway does not serve this path.")
-    path: str = request.scope["raw_path"].decode("ascii")
-    query = request.url.query
-    return f"{path}?{query}" if query else path
+    path: bytes = request.scope["raw_path"]
+    query: bytes = request.scope["query_string"]
+    return (path + b"?" + query if query else path).decode("ascii")
 
 
 def problem_response(error: ProblemError) -> Response:

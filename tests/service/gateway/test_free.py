@@ -71,6 +71,17 @@ async def test_a_header_of_any_bytes_is_passed_on_as_it_came(
     assert (b"x-request-id", "\u65e5\u672c".encode()) in answer.headers.raw
 
 
+@pytest.mark.parametrize("host", ["[", "a b", "[::1", "http://x", "x:99999999", "\u00e9"])
+async def test_whatever_host_is_asked_for_the_path_is_answered(
+    run_gateway: RunGateway, model: ModelServer, host: str
+) -> None:
+    """F-10, DESIGN 5: a stranger's `Host` is never read, and so cannot be a 500."""
+    async with run_gateway() as gateway, httpx.AsyncClient() as client:
+        named = {b"host": host.encode()}
+        response = await client.get(f"{gateway.url}/v1/models?limit=1", headers=named)
+        assert response.json()["data"] == [{"id": "tiny"}]
+
+
 async def test_a_free_path_is_configuration(run_gateway: RunGateway, model: ModelServer) -> None:
     async with (
         run_gateway(upstream__free=["GET /health"]) as gateway,
