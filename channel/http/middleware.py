@@ -34,6 +34,7 @@ from channel.http.late import LateAnswers
 from channel.http.metering import METER, Meter
 from channel.http.pricing import Priced, Route, RouteTable
 from channel.http.request import (
+    BodiesAhead,
     ClientGoneError,
     RequestBody,
     is_management,
@@ -45,6 +46,7 @@ from channel.http.request import (
 )
 from channel.limits import IDEMPOTENCY_LIFETIME_S, STREAM_PAUSE_S_MAX
 from channel.state.requests import RequestClaim
+from channel.types import ChannelId
 from channel.wire.accept_payment import rank_offers
 from channel.wire.credential import Credential, parse_credential
 
@@ -87,6 +89,7 @@ class PaymentGate:
         self.pause_s = pause_s
         self._table = RouteTable(routes, engine)
         self.late = LateAnswers(engine.now)
+        self.ahead = BodiesAhead()
         self._stop_worker = stop_worker
         self._is_broken = False
 
@@ -193,7 +196,7 @@ class _Exchange:
             reservation_id=self._engine.new_id(),
             units_min=1 if own.route.metered else paid.units,
             units_max=step if own.route.metered else paid.units,
-            claim=self._read_claim(own),
+            claim=self._read_claim(own, paid.key.channel_id),
         )
         outcome = await self._engine.perform(paid, hold)
         if outcome.stored is not None:
@@ -241,7 +244,9 @@ class _Exchange:
         if answer.refusal is not None and not answer.is_client_gone:
             raise answer.refusal
 
-    def _read_claim(self, own: Priced) -> Callable[[bytes], Awaitable[RequestClaim]] | None:
+    def _read_claim(
+        self, own: Priced, channel_id: ChannelId
+    ) -> Callable[[bytes], Awaitable[RequestClaim]] | None:
         """Return what reads the request for its idempotency key, or None when it has none.
 
         The body is buffered by that, so it is read only for a payer whose voucher was proven.
@@ -252,10 +257,12 @@ class _Exchange:
         now = int(self._engine.now())
 
         async def claim(reservation_id: bytes) -> RequestClaim:
+            with self._gate.ahead.room(channel_id) as take:
+                digest = await self._body.digest(self._scope, take)
             return RequestClaim(
                 route=f"{own.offer.http_method} {own.offer.route}",
                 idempotency_key=key,
-                request_digest=await self._body.digest(self._scope),
+                request_digest=digest,
                 reservation_id=reservation_id,
                 claimed_at=now,
                 expires_at=now + IDEMPOTENCY_LIFETIME_S,

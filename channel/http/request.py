@@ -1,22 +1,28 @@
 """What a paid request says about itself, read before anything is believed or buffered."""
 
 import asyncio
-from collections import deque
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from hashlib import sha256
 from ipaddress import ip_address
 from time import monotonic
 from typing import TypeAlias
 
-from channel.errors import BadRequestError
+from channel.errors import BadRequestError, TooManyRequestsError
 from channel.http.asgi import Headers, Message, Receive, Scope
-from channel.limits import IDEMPOTENCY_KEY_BYTES_MAX, IDEMPOTENT_REQUEST_BYTES_MAX
+from channel.limits import (
+    BODIES_AHEAD_BYTES_MAX,
+    IDEMPOTENCY_KEY_BYTES_MAX,
+    IDEMPOTENT_REQUEST_BYTES_MAX,
+)
+from channel.types import ChannelId
 from channel.wire.credential import select_credential
 from channel.wire.payload import ClosePayload, Payload, TopUpAuthorization, TopUpHash, TopUpPermit2
 
 __all__ = [
+    "BodiesAhead",
     "ClientGoneError",
     "RequestBody",
     "is_management",
@@ -144,6 +150,39 @@ def read_idempotency_key(fields: Fields) -> str | None:
     return key
 
 
+class BodiesAhead:
+    """Bytes of bodies that are being read before their requests hold money; bounded per channel.
+
+    It takes a proven voucher to get here, but none that is spent: without a bound a payer of little
+    could fill the memory with requests that never end (F-98, F-100).
+    """
+
+    def __init__(self) -> None:
+        self._bytes: Counter[ChannelId] = Counter()
+
+    @contextmanager
+    def room(self, channel_id: ChannelId) -> Iterator[Callable[[int], None]]:
+        """Give what counts bytes of one body, for as long as it is being read.
+
+        It raises `TooManyRequestsError` when the channel's requests have as many as they may.
+        """
+        taken = 0
+
+        def take(size: int) -> None:
+            nonlocal taken
+            if self._bytes[channel_id] + size > BODIES_AHEAD_BYTES_MAX:
+                raise TooManyRequestsError("Too much of this channel is still being sent.")
+            self._bytes[channel_id] += size
+            taken += size
+
+        try:
+            yield take
+        finally:
+            self._bytes[channel_id] -= taken
+            if not self._bytes[channel_id]:
+                del self._bytes[channel_id]
+
+
 class RequestBody:
     """The request's messages: looked at ahead when needed, and still there for the handler."""
 
@@ -163,10 +202,13 @@ class RequestBody:
             return self._ahead.popleft()
         return self._note(await self._receive())
 
-    async def digest(self, scope: Scope) -> bytes:
+    async def digest(self, scope: Scope, take: Callable[[int], None]) -> bytes:
         """Return SHA-256 over method, target and body; the body is kept for the handler.
 
+        `take` is told of every piece before it is kept: see `BodiesAhead.room`.
+
         Raises:
+            TooManyRequestsError: `take` says so.
             BadRequestError: The body is larger than is kept for an idempotent request.
             ClientGoneError: The client left while it was sending.
         """
@@ -177,8 +219,9 @@ class RequestBody:
             message = self._note(await self._receive())
             if self._is_gone:
                 raise ClientGoneError("while it was sending its request")
-            self._ahead.append(message)
             body = message.get("body", b"")
+            take(len(body))
+            self._ahead.append(message)
             digest.update(body)
             size += len(body)
             if size > IDEMPOTENT_REQUEST_BYTES_MAX:

@@ -209,6 +209,7 @@ class Visit:
         *,
         headers: Mapping[str, str] | list[tuple[str, str]] = (),  # type: ignore[assignment]
         body: bytes = b"",
+        is_whole: bool = True,
     ) -> None:
         path, _, query = target.partition("?")
         pairs = list(headers.items()) if isinstance(headers, Mapping) else list(headers)
@@ -234,7 +235,7 @@ class Visit:
         """Set while the transport takes bytes; clear it to be a slow reader."""
         self.gate.set()
         self._incoming: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-        self._incoming.put_nowait({"type": "http.request", "body": body, "more_body": False})
+        self._incoming.put_nowait({"type": "http.request", "body": body, "more_body": not is_whole})
         self._is_gone = False
         self.task = asyncio.create_task(app(self.scope, self._receive, self._send))
 
