@@ -66,11 +66,11 @@ async def collect_status(
         open_.push_async_callback(orders.close)
         sponsored_gwei = await orders.gas_gwei_since(asked_at - SPONSORED_PERIOD_S)
         try:
-            books, chain = await _with_chain(config, ledger, gas_account or payee)
+            books, chain = await _with_chain(config, ledger, payee, gas_account or payee)
         except ChainUnavailableError:
             # The grace runs on, whether anybody answers or not: this machine's clock must do.
             moment = Moment(now=asked_at, grace_period_s=GRACE_PERIOD_S_MIN)
-            books, chain = await _add_up(config, ledger, moment), None
+            books, chain = await _add_up(config, ledger, payee, moment), None
     status = Status(
         payee=payee,
         asked_at=asked_at,
@@ -84,14 +84,14 @@ async def collect_status(
 
 
 async def _with_chain(
-    config: WatchConfig, ledger: Ledger, gas_account: Address
+    config: WatchConfig, ledger: Ledger, payee: Address, gas_account: Address
 ) -> tuple[Books, ChainView]:
     async with connect_escrow(config.chain) as reader:
         rpc = reader.rpc
         head = await rpc.block()
         grace_period_s = await reader.read_grace_period_s()
         moment = Moment(now=head.timestamp, grace_period_s=grace_period_s)
-        books = await _add_up(config, ledger, moment, seen=(reader, head))
+        books = await _add_up(config, ledger, payee, moment, seen=(reader, head))
         precautions = PrecautionLimits(closes_reserved_min=config.exposure.closes_reserved_min)
         nodes = await rpc.compare_nodes(depth=node_limits(config.chain).compare_depth)
         return books, ChainView(
@@ -111,17 +111,20 @@ async def _with_chain(
 async def _add_up(
     config: WatchConfig,
     ledger: Ledger,
+    payee: Address,
     moment: Moment,
     *,
     seen: tuple[EscrowReader, BlockRef] | None = None,
 ) -> Books:
     """Add up the open channels; `seen` is the escrow, and the block at which to look at it."""
     policy = build_policy(config)
-    mine = (config.chain.id, parse_address(config.chain.escrow))
+    mine = (config.chain.id, parse_address(config.chain.escrow), payee)
     books, after = Books(), None
     while page := await ledger.list_channels(after=after, open_only=True):
         after = page[-1].key
-        ours = [state for state in page if (state.key.chain_id, state.key.escrow) == mine]
+        ours = [
+            each for each in page if (each.key.chain_id, each.key.escrow, each.terms.payee) == mine
+        ]
         for state in ours if seen is None else await _on_chain(ours, *seen):
             count_channel(books, state, moment, policy)
     books.exits.sort(key=lambda each: (each.deadline, -each.at_risk))

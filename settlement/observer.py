@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from channel.ledger.interface import Ledger
 from channel.state.channel_state import ChannelState
 from channel.state.commands import Observe
-from channel.types import ChannelFact, ChannelId, ChannelKey
+from channel.types import Address, ChannelFact, ChannelId, ChannelKey
 from settlement.alarms import AlarmKind, Alarms
 from settlement.blocks import confirmed_number
 from settlement.defence import report_loss
@@ -34,14 +34,19 @@ class ChannelObserver:
         ledger: Ledger,
         alarms: Alarms,
         *,
+        payee: Address | None = None,
         confirmations: int,
         page_size: int,
         tail_blocks: int,
     ) -> None:
-        """Observe; channels that ended within `tail_blocks` are remembered against a reorg."""
+        """Observe one payee's channels, or everybody's.
+
+        Those that ended within `tail_blocks` are remembered against a reorg.
+        """
         self._reader = reader
         self._ledger = ledger
         self._alarms = alarms
+        self._payee = payee
         self._confirmations = confirmations
         self._page_size = page_size
         self._tail_blocks = tail_blocks
@@ -54,7 +59,7 @@ class ChannelObserver:
     async def load(self, channel_ids: Iterable[ChannelId]) -> list[ChannelState]:
         """Return those of these channels that the books know."""
         loaded = [await self._ledger.load(self._reader.key(each)) for each in channel_ids]
-        return [state for state in loaded if state is not None]
+        return [state for state in loaded if state is not None and self._is_mine(state)]
 
     @property
     def newest_ended(self) -> int:
@@ -116,7 +121,6 @@ class ChannelObserver:
         return states
 
     async def _ledger_pages(self, *, open_only: bool) -> AsyncIterator[Sequence[ChannelState]]:
-        mine = (self._reader.chain_id, self._reader.escrow)
         after = None
         while True:
             page = await self._ledger.list_channels(
@@ -125,9 +129,15 @@ class ChannelObserver:
             if not page:
                 return
             after = page[-1].key
-            own = [state for state in page if (state.key.chain_id, state.key.escrow) == mine]
+            own = [state for state in page if self._is_mine(state)]
             if own:
                 yield own
+
+    def _is_mine(self, state: ChannelState) -> bool:
+        """Whether it is of this escrow and payee: books may hold several."""
+        mine = (self._reader.chain_id, self._reader.escrow)
+        is_payees = self._payee in (None, state.terms.payee)
+        return is_payees and (state.key.chain_id, state.key.escrow) == mine
 
     async def _facts(
         self, page: Sequence[ChannelState], head: BlockRef, *, believes_deposits: bool

@@ -98,7 +98,7 @@ class ChannelWatcher:
             reader: The escrow.
             ledger: The books.
             settler: Who settles and closes; None where another process does.
-            payee: Whose events to ask for; everybody's if None.
+            payee: Whose channels to look at and defend; everybody's if None.
             limits: How often to look.
             policy: When to settle and close.
             heads: What tells of new blocks; polling if None.
@@ -116,6 +116,7 @@ class ChannelWatcher:
             reader,
             ledger,
             self.alarms,
+            payee=payee,
             confirmations=self._limits.confirmations,
             page_size=self._limits.channels_per_page,
             tail_blocks=self._limits.follow.tail_blocks_max,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from channel.chain import CloseResult
 from channel.errors import InvariantError
@@ -204,6 +205,35 @@ async def test_a_requested_close_is_answered_with_what_was_delivered(
     assert await chain.token_balance(payee) == before + 500
     assert await watcher.sweep() == Sweep(read=1)  # whether the chain has it, too
     assert await watcher.sweep() == Sweep(read=0)
+
+
+async def test_another_payees_channel_in_the_same_books_is_left_to_its_own_settler(
+    chain: Devnet,
+    reader: EscrowReader,
+    ledger: SqliteLedger,
+    books: Books,
+    channels: Channels,
+    *,
+    account: PayerAccount,
+) -> None:
+    """F-81, F-110: to try would be refused, and to be refused takes back the close it is owed."""
+    payee = channels.terms.payee
+    channels.terms = replace(channels.terms, payee=chain.account("stranger").address)
+    theirs = await books.open(accepted=500, spent=300)
+    await request_close(chain, account, theirs)
+    commit = CommitClose(closing_voucher(await books.state(theirs), None))
+    (await ledger.apply(books.key(theirs), [BeginClose(), commit])).require()
+    settler = EscrowSettler(reader, chain.sender("payee"))
+    watcher = ChannelWatcher(reader, ledger, settler, payee=payee)
+    assert await watcher.sweep() == Sweep()
+    assert (await books.state(theirs)).closing_with is not None
+    own = ChannelWatcher(
+        reader,
+        ledger,
+        EscrowSettler(reader, chain.sender("stranger")),
+        payee=chain.account("stranger").address,
+    )
+    assert (await own.sweep()).closed == 1
 
 
 async def test_many_requested_closes_are_all_answered(
