@@ -137,7 +137,9 @@ class SqliteConnection(aiosqlite.Connection):
     def _require_sound(self) -> None:
         failure = _failures.get(self._path)
         if failure is not None:
-            raise StorageFailedError(f"SQLite: {failure}; {self._path} needs a new process")
+            raise StorageFailedError(
+                f"SQLite: {failure}; only a new process may use {self._path} again"
+            )
 
 
 def _is_fatal(error: Exception) -> bool:
