@@ -1,9 +1,10 @@
 """A SQLite database opened so that a commit means "on disk", and at the schema we know.
 
 After a failed sync the kernel may have dropped what it could not write, and a later sync would
-succeed without it; after corruption nothing that is read can be trusted. So whatever connection
-of this process saw it, ledger, journal or orders, none of them reads or writes that file again,
-and the process ends (`StorageFailedError`). The next one begins with `write_log_anew`.
+succeed without it; after corruption nothing that is read can be trusted; and what goes into a
+file that was moved away, or replaced by a backup, is gone with this process. So whatever
+connection of this process saw it, ledger, journal or orders, none of them reads or writes that
+file again, and the process ends (`StorageFailedError`). The next begins with `write_log_anew`.
 """
 
 import asyncio
@@ -57,6 +58,7 @@ class SqliteConnection(aiosqlite.Connection):
     def __init__(self, path: Path) -> None:
         """`await` it to open the file, which is created if need be."""
         self._path = str(path)
+        self._identity: tuple[int, int] | None = None
         super().__init__(self._open, iter_chunk_size=64)
 
     def _open(self) -> sqlite3.Connection:
@@ -67,7 +69,11 @@ class SqliteConnection(aiosqlite.Connection):
 
     async def prepare(self) -> None:
         """Make commits durable, and the tables ours; what SQLite refuses comes as it is."""
-        await self._execute(_prepare, self._conn)  # type: ignore[no-untyped-call]
+        await self._execute(self._prepare)  # type: ignore[no-untyped-call]
+
+    def _prepare(self) -> None:
+        _prepare(self._conn)
+        self._identity = _identity(self._path)  # now that it is open
 
     async def ended(self) -> None:
         """Wait for the thread after a failed start: it still answers to this event loop."""
@@ -127,12 +133,16 @@ class SqliteConnection(aiosqlite.Connection):
         """
         self._require_sound()
         try:
-            return work(self._conn, *args, **kwargs)
+            result = work(self._conn, *args, **kwargs)
         except (sqlite3.Error, ValueError) as error:
             if _is_fatal(error):
                 _failures[self._path] = str(error)
                 self._require_sound()
             raise LedgerUnavailableError(f"SQLite: {error}") from error
+        if _identity(self._path) != self._identity:
+            _failures[self._path] = "the file was moved, or another put in its place"
+            self._require_sound()
+        return result
 
     def _require_sound(self) -> None:
         failure = _failures.get(self._path)
@@ -140,6 +150,15 @@ class SqliteConnection(aiosqlite.Connection):
             raise StorageFailedError(
                 f"SQLite: {failure}; only a new process may use {self._path} again"
             )
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    """Return which file is there, or None: 1 us, of the 150 that a commit takes."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _is_fatal(error: Exception) -> bool:

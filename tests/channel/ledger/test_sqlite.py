@@ -276,6 +276,24 @@ class TestCorruption:
         execute(path, "UPDATE channel SET highest = zeroblob(81)")
         await (await SqliteLedger.open(path, exclusive=True)).close()
 
+    @pytest.mark.parametrize("how", ["removed", "moved", "restored"])
+    async def test_a_file_that_is_taken_away_stops_the_ledger(self, path: Path, how: str) -> None:
+        """F-51, F-52: SQLite would go on with it, and all of that would be lost with the process."""
+        ledger = await SqliteLedger.open(path, exclusive=True)
+        await ledger.apply(KEY, [opening(50)])
+        if how == "removed":
+            path.unlink()
+        elif how == "moved":
+            path.rename(path.with_suffix(".old"))
+        else:
+            backup = path.with_suffix(".backup")
+            backup.write_bytes(path.read_bytes())
+            backup.replace(path)
+        for work in (ledger.apply(KEY, [accepting(60)]), ledger.list_channels()):
+            with pytest.raises(StorageFailedError, match="moved, or another put in its place"):
+                await work
+        await ledger.close()
+
     async def test_a_corrupt_file_stops_the_ledger(self, path: Path) -> None:
         ledger = await SqliteLedger.open(path, exclusive=True)
         for number in range(50):
