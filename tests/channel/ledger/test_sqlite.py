@@ -33,6 +33,17 @@ def spoil(path: Path, junk: bytes, *, at: int = 0) -> None:
     path.write_bytes(content[:at] + junk)
 
 
+def take_away(path: Path, how: str) -> None:
+    if how == "restored":
+        backup = path.with_suffix(".backup")
+        backup.write_bytes(path.read_bytes())
+        backup.replace(path)
+    elif how == "moved":
+        path.rename(path.with_suffix(".old"))
+    else:
+        path.unlink()
+
+
 def execute(path: Path, statement: str) -> None:
     connection = sqlite3.connect(path)
     connection.execute(statement)
@@ -281,14 +292,7 @@ class TestCorruption:
         """F-51, F-52: SQLite would go on with it, and all of that would be lost with the process."""
         ledger = await SqliteLedger.open(path, exclusive=True)
         await ledger.apply(KEY, [opening(50)])
-        if how == "removed":
-            path.unlink()
-        elif how == "moved":
-            path.rename(path.with_suffix(".old"))
-        else:
-            backup = path.with_suffix(".backup")
-            backup.write_bytes(path.read_bytes())
-            backup.replace(path)
+        take_away(path, how)
         for work in (ledger.apply(KEY, [accepting(60)]), ledger.list_channels()):
             with pytest.raises(StorageFailedError, match="moved, or another put in its place"):
                 await work
