@@ -155,7 +155,7 @@ class SqliteConnection(aiosqlite.Connection):
 def _identity(path: str) -> tuple[int, int] | None:
     """Return which file is there, or None: 1 us, of the 150 that a commit takes."""
     try:
-        found = os.stat(path)
+        found = os.stat(path)  # noqa: PTH116 - a Path would cost more than the call
     except OSError:
         return None
     return found.st_dev, found.st_ino
