@@ -289,7 +289,7 @@ class TestCorruption:
 
     @pytest.mark.parametrize("how", ["removed", "moved", "restored"])
     async def test_a_file_that_is_taken_away_stops_the_ledger(self, path: Path, how: str) -> None:
-        """F-51, F-52: SQLite would go on with it, and all of that would be lost with the process."""
+        """F-51, F-52: SQLite would go on with it, and all that would be lost with the process."""
         ledger = await SqliteLedger.open(path, exclusive=True)
         await ledger.apply(KEY, [opening(50)])
         take_away(path, how)
