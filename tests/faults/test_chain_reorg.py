@@ -5,14 +5,12 @@ again by the test, or by nobody.
 """
 
 import pytest
-from msgspec.structs import replace
 
 from channel.errors import ChainUnavailableError
 from channel.types import TxHash
 from settlement.devnet import Devnet
-from settlement.follower import FollowLimits
 from settlement.schedule import SettlePolicy
-from tests.faults.chain_world import WATCH, World
+from tests.faults.chain_world import World
 from tests.settlement.channels import DEPOSIT
 
 
@@ -144,27 +142,6 @@ async def test_a_close_taken_back_while_nobody_watched_is_made_again(
     await take_back(chain, TxHash(closed.close_tx), longer_by=2)
     assert await world.paid() == before
     await world.watcher().sweep()
-    assert (await world.books.state(channel_id)).is_finalized
-    assert await world.paid() == before + 400
-
-
-async def test_a_close_taken_back_deeper_than_we_walk_is_made_again(
-    world: World, chain: Devnet
-) -> None:
-    """F-70, F-71: where the fork is, nobody knows then; only that all we knew may be gone."""
-    before = await world.paid()
-    channel_id = await world.books.open(accepted=400, spent=400)
-    await world.leave(channel_id)
-    limits = replace(WATCH, follow=FollowLimits(tail_blocks_max=64, walk_blocks_max=4))
-    watcher = world.watcher(limits=limits)
-    await watcher.sweep()
-    closed = await world.books.state(channel_id)
-    for _ in range(4):  # the tail grows by blocks that are followed one by one
-        await chain.mine(3)
-        await watcher.look()
-    await take_back(chain, TxHash(closed.close_tx))
-    assert await world.paid() == before
-    await watcher.sweep()
     assert (await world.books.state(channel_id)).is_finalized
     assert await world.paid() == before + 400
 
