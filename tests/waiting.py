@@ -4,7 +4,9 @@ import asyncio
 import inspect
 from collections.abc import Awaitable, Callable
 
-__all__ = ["PATIENCE_S", "until"]
+import pytest
+
+__all__ = ["PATIENCE_S", "put_ahead", "until"]
 
 PATIENCE_S = 60.0
 """After which something is broken, however busy the machine; half of what a test may take."""
@@ -27,3 +29,9 @@ async def until(
             if await answer if inspect.isawaitable(answer) else answer:
                 return
             await asyncio.sleep(every_s)
+
+
+def put_ahead(seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the event loop's clock show so much more than it would, in all: nobody waits for it."""
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(loop, "time", lambda: type(loop).time(loop) + seconds)

@@ -28,7 +28,7 @@ from settlement.tx_state import Purpose
 from settlement.types import BatchEntry, RevertReason
 from tests.settlement.books import NOW, Books, request_close
 from tests.settlement.channels import Channels
-from tests.waiting import until
+from tests.waiting import put_ahead, until
 
 
 @pytest.fixture
@@ -192,12 +192,6 @@ async def test_what_is_bought_between_plan_and_close_keeps_the_channel_open(
         state = await books.state(each)
         assert (state.is_closing, state.is_finalized) == (False, False)
     assert (await books.state(idle)).is_finalized
-
-
-def put_ahead(seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the event loop's clock show so much more than it would."""
-    loop = asyncio.get_running_loop()
-    monkeypatch.setattr(loop, "time", lambda: type(loop).time(loop) + seconds)
 
 
 async def test_who_is_refused_is_left_alone_for_a_while(

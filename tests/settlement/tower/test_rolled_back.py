@@ -1,6 +1,5 @@
 """A chain whose height falls, which needs one of its own: Anvil forgets states at a revert."""
 
-import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
@@ -11,6 +10,7 @@ from settlement.payer import PayerAccount
 from tests.settlement.books import request_close
 from tests.settlement.channels import Channels
 from tests.settlement.tower.test_watchtower import GRACE_S, Tower, tower
+from tests.waiting import put_ahead
 
 __all__ = ["tower"]
 
@@ -23,7 +23,11 @@ async def chain() -> AsyncIterator[Devnet]:
 
 
 async def test_a_height_that_no_node_shows_any_more_blinds_nobody(
-    tower: Tower, chain: Devnet, channels: Channels, account: PayerAccount
+    tower: Tower,
+    chain: Devnet,
+    channels: Channels,
+    account: PayerAccount,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """F-72: one node with a chain of its own must not end the watch over all others."""
     channel_id = await channels.open()
@@ -35,6 +39,6 @@ async def test_a_height_that_no_node_shows_any_more_blinds_nobody(
     await chain.advance(GRACE_S // 2)
     with pytest.raises(ChainUnavailableError):
         await tower.tower.look()
-    await asyncio.sleep(0.06)
+    put_ahead(100, monkeypatch)
     await tower.look()
     assert await tower.settled(channel_id) == 700
