@@ -75,7 +75,7 @@ async def _end_opening(payer: Payer, account: Account, courier: Courier) -> Acco
     if not await payer.opener.is_on_chain(account):
         return await payer.opener.give_up_opening(account)
     offer = _require_offer(account, await courier.head(None))
-    voucher = await payer.desk.sign(account, account.signed)
+    voucher = await payer.desk.sign(account, min(account.signed, account.deposit))
     opening = build_open(account.opening, voucher)
     presented = await _present(payer, account, courier, offer, opening)
     return await payer.opener.confirm(account, presented.receipt, url=account.url)
@@ -91,7 +91,8 @@ async def _ask_spent(
     """
     if account.signed == 0:
         return offer, account
-    voucher = await payer.desk.sign(account, account.signed)
+    # More may have been signed for a top-up that never came.
+    voucher = await payer.desk.sign(account, min(account.signed, account.deposit))
     try:
         presented = await _present(payer, account, courier, offer, VoucherPayload(voucher))
         if presented.receipt is not None:

@@ -13,7 +13,7 @@ from channel.wire.problem import Problem
 
 __all__ = ["Step", "Tried", "decide", "deposit_pause_s"]
 
-RAISES_MAX = 3
+RAISES_MAX = 6
 WAITS_MAX = 6
 RATE_WAITS_MAX = 30
 DEPOSIT_WAITS_MAX = 30

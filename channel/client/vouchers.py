@@ -93,9 +93,9 @@ class VoucherDesk:
             budget=budget_of(self._policy, limits),
             now=self._now(),
         )
-        return Promise(
-            await self.sign(account, account.signed, lane=ticket.lane), rider, goal=deposit
-        )
+        # More was signed for a top-up that has not come: what is covered now is shown, and no more.
+        amount = min(account.signed, deposit)
+        return Promise(await self.sign(account, amount, lane=ticket.lane), rider, goal=deposit)
 
     async def sign(
         self, account: Account, amount: int, *, lane: Lane | None = None

@@ -23,7 +23,7 @@ PAID = {"has_paid": True}
         (402, "session/challenge-not-found", PAID | {"refreshes": 1}, Step.STOP),
         (402, "session/insufficient-balance", PAID, Step.RAISE),
         (402, "session/delta-too-small", PAID, Step.RAISE),
-        (402, "session/insufficient-balance", PAID | {"raises": 3}, Step.STOP),
+        (402, "session/insufficient-balance", PAID | {"raises": 6}, Step.STOP),
         (402, "session/amount-exceeds-deposit", PAID, Step.RECHECK),
         (402, "session/amount-exceeds-deposit", PAID | {"rechecks": 1}, Step.STOP),
         (402, "verification-failed", PAID, Step.WAIT),

@@ -740,6 +740,27 @@ async def test_a_top_up_ends_at_the_greatest_deposit(
     assert sum(chain.deposited) == 30
 
 
+@pytest.mark.parametrize("closes", [True, False])
+async def test_what_was_signed_for_a_top_up_that_never_came_is_not_shown(
+    open_agent: OpenAgent, provider: Provider, *, closes: bool
+) -> None:
+    """CLIENT-06, F-75: a request that was cancelled between the two leaves a usable channel."""
+    agent = await open_agent(policy_of(expected_units=10))
+    await agent.client.get("/joke")
+    (account,) = await agent.payments.channels()
+    await agent.purse.update(account.key, lambda current: replace(current, signed=120))
+    (books,) = provider.books.values()
+    if closes:
+        books.accepted = books.spent = 20  # of an answer that was lost
+        (closed,) = await agent.payments.close()
+        assert (closed.state, closed.settled) == ("closed", 20)
+    else:
+        for _ in range(3):
+            assert (await agent.client.get("/joke")).status_code == 200
+        assert books.spent == 40
+    assert max(provider.vouchers) <= 100
+
+
 async def test_a_top_up_that_the_server_missed_is_looked_up_not_repeated(
     open_agent: OpenAgent, provider: Provider, chain: PaperChain
 ) -> None:
