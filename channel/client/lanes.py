@@ -5,14 +5,22 @@ channel carries one stream (ACC-06), so a second stream waits or takes a lane of
 """
 
 import asyncio
+from typing import Protocol
 
 from channel.client.account import Scope
 from channel.errors import ChannelBusyError, ChannelUnusableError
 from channel.types import ChannelKey, SignedVoucher
 
-__all__ = ["Hold", "Lane", "Lanes"]
+__all__ = ["Counting", "Hold", "Lane", "Lanes"]
 
 STREAM_WAIT_S_MAX = 60.0
+
+
+class Counting(Protocol):
+    """A stream that counts in memory what arrives."""
+
+    async def store_count(self) -> None:
+        """Store what was counted until now."""
 
 
 class Lane:
@@ -29,6 +37,8 @@ class Lane:
         self.is_checked = False
         """The channel was compared with the chain since this process started (CLIENT-05)."""
         self.has_stream = False
+        self.counting: set[Counting] = set()
+        """The streams that run on the channel."""
         self.holds: set[Hold] = set()
         self.step_max = 0
         """The greatest step since nothing was in flight. A server reserves ahead for a stream, and
@@ -44,6 +54,11 @@ class Lane:
     def in_flight_max(self) -> int:
         """The most those requests may cost."""
         return sum(hold.cost_max for hold in self.holds)
+
+    async def store_counts(self) -> None:
+        """Store what the streams of this channel have counted until now."""
+        for stream in tuple(self.counting):
+            await stream.store_count()
 
     def forget_channel(self) -> None:
         """Let the next payment find or open another channel."""

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 
 from channel.chain import PayerChain
 from channel.client.account import Account, count_lost
-from channel.client.decisions import Step, Tried, decide, deposit_pause_s
+from channel.client.decisions import RAISES_MAX, Step, Tried, decide, deposit_pause_s
 from channel.client.keys import VoucherKeys
 from channel.client.lanes import Lanes
 from channel.client.opening import ChannelOpener
@@ -41,6 +41,7 @@ from channel.client.vouchers import VoucherDesk
 from channel.errors import (
     ChannelUnusableError,
     DepositPendingError,
+    OverclaimError,
     PaymentOutcomeUnknownError,
     PaymentRefusedError,
     ReceiptViolationError,
@@ -52,6 +53,7 @@ from channel.wire.problem import Problem, parse_problem
 __all__ = ["Payer"]
 
 REMEMBERED_MAX = 256
+COUNT_PAUSE_S = 0.05
 UNKNOWN_CHANNEL = "session/channel-not-found"
 
 
@@ -260,7 +262,26 @@ class Payer:
     async def _pay(
         self, purchase: Purchase, offer: Offer, limits: TokenLimits, *, required: int = 0
     ) -> Header:
-        """Return a credential for a channel that is open and whose voucher covers the cost."""
+        """Return a credential for a channel that is open and whose voucher covers the cost.
+
+        A stream on the same channel may have used up what was meant for this request. What that
+        brought is on its way, and counts when it is here: so before a claim is called too high,
+        it is waited for a little.
+        """
+        while True:
+            try:
+                return await self._pay_now(purchase, offer, limits, required)
+            except OverclaimError:
+                ticket, tried = purchase.ticket, purchase.tried
+                if ticket is None or not ticket.lane.counting or tried.raises >= RAISES_MAX:
+                    raise
+            tried.raises += 1
+            await ticket.lane.store_counts()
+            await self.sleep(COUNT_PAUSE_S * tried.raises)
+
+    async def _pay_now(
+        self, purchase: Purchase, offer: Offer, limits: TokenLimits, required: int
+    ) -> Header:
         ticket = await self._ticket(purchase, offer, limits)
         await ticket.lock()
         try:

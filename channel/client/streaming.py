@@ -75,6 +75,7 @@ class PaidStream:
         self._may_fund = True
         self.has_receipt = False
         """The receipt at the end was there, and could be right."""
+        ticket.lane.counting.add(self)
 
     def count(self, data: str) -> None:
         """Count one event, no more of them than the request itself allows."""
@@ -120,7 +121,7 @@ class PaidStream:
         self._grow_step()
         paused_at = self._now()
         await _finish(self._refill)
-        await self._store_count()
+        await self.store_count()
         self._idle_needs += 1
         if self._idle_needs > IDLE_NEEDS_MAX:
             raise PaymentRefusedError(
@@ -152,7 +153,7 @@ class PaidStream:
         """
         try:
             self._grow_step()
-            await self._store_count()
+            await self.store_count()
             account = await self._purse.get(self._ticket.key)
             self._fund_ahead(account)
             promise = await self._promise(needed=account.signed)
@@ -190,7 +191,7 @@ class PaidStream:
         Raises:
             ReceiptViolationError: It cannot be right; the channel is stopped.
         """
-        await self._store_count()
+        await self.store_count()
         await self._receipts.end_stream(self._purchase, self._ticket, data)
         self.has_receipt = True
 
@@ -207,7 +208,7 @@ class PaidStream:
                 if task is not None:
                     task.cancel()
                     await _finish(task)
-            await self._store_count()
+            await self.store_count()
             if self.has_receipt:
                 return
             step = ticket.step
@@ -222,9 +223,10 @@ class PaidStream:
 
             await self._purse.update(ticket.key, change)
         finally:
+            ticket.lane.counting.discard(self)
             self._lanes.leave(hold)
 
-    async def _store_count(self) -> None:
+    async def store_count(self) -> None:
         """Store what arrived; the stream's first cost is then no longer in flight."""
         units, self._pending_units = self._pending_units, 0
         if not units:

@@ -1,11 +1,12 @@
 """An agent pays a real provider on a real chain, from the first 402 to the refund."""
 
 import asyncio
+import random
 import signal
 import sys
 import textwrap
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -133,6 +134,38 @@ async def test_requests_are_paid_for_beside_a_stream(
             assert (await streaming).count('"content"') == 60
         (account,) = await client.payments.close()
         assert account.settled == account.spent == 6 * (60 * TOKEN_PRICE + 4 * JOKE_PRICE)
+
+
+async def test_impatient_callers_leave_channels_that_work(
+    devnet: TestChain, tmp_path: Path
+) -> None:
+    """F-41, F-75, CLIENT-06: whatever is cancelled wherever, nobody else is refused for it."""
+    chance = random.Random(1)  # noqa: S311 -- no secret
+
+    async def ask(client: PayingClient) -> None:
+        patience_s = chance.choice([0.01, 0.03, 0.1]) if chance.random() < 0.3 else 60
+        with suppress(TimeoutError):
+            async with asyncio.timeout(patience_s):
+                if chance.random() < 0.4:
+                    assert (await stream(client)).count('"content"') == 150
+                else:
+                    assert (await client.get("/joke")).status_code == 200
+
+    async with (
+        devnet.connect() as chain,
+        sponsored(chain, tmp_path) as sponsoring,
+        open_shop(chain, tmp_path, tokens=150, sponsoring=sponsoring) as shop,
+        agent_of(
+            devnet.values, tmp_path, shop.url, expected_units=30, parallel_streams_max=2
+        ) as client,
+    ):
+        for _ in range(10):
+            await asyncio.gather(*(ask(client) for _ in range(8)))
+        closed = await client.payments.close()
+        for account in closed:
+            books = await shop.ledger.load(account.key)
+            assert books is not None
+            assert account.settled == account.spent == books.spent <= account.signed
 
 
 async def test_a_stream_that_is_left_costs_what_was_sent(devnet: TestChain, tmp_path: Path) -> None:
