@@ -7,6 +7,7 @@ in the journal, in the same database. Killed at any moment, the next one goes on
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -52,6 +53,9 @@ _log: Final = logging.getLogger(__name__)
 
 SETTLING: Final = "settling"
 _TIDY_S: Final = 60.0
+_KEPT_S: Final = 90 * 24 * 3600
+_PRUNE_S: Final = 3600.0
+_PRUNE_REST_S: Final = 0.2
 _LEFT_OVER_LOOK_S: Final = 2.0
 
 
@@ -201,6 +205,7 @@ async def _settle(
             watcher.run(),
             note_looks(parts.journal, watcher),
             _tidy_quarantine(settler, parts.ledger),
+            _prune(parts.journal),
             owed.run(),
             deposits.run(),
             UnclaimedChannels(
@@ -215,6 +220,18 @@ async def _settle(
         )
     finally:
         await settler.aclose()
+
+
+async def _prune(journal: SettlerJournal) -> None:
+    """Forget transactions that ended long ago: a journal that grows for ever fills the disk."""
+    while True:
+        pause_s = _PRUNE_S
+        try:
+            if await journal.prune(int(time.time()) - _KEPT_S):
+                pause_s = _PRUNE_REST_S
+        except LedgerUnavailableError as error:
+            _log.warning("the journal was not pruned; tried again: %s", error)
+        await asyncio.sleep(pause_s)
 
 
 async def _tidy_quarantine(settler: EscrowSettler, ledger: Ledger) -> None:

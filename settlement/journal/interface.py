@@ -8,14 +8,17 @@ sign nor record anything more, whatever it believes.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 import msgspec
 
 from channel.types import Address, ChannelKey, TxHash
 from settlement.tx_state import Event, Intent, JournalTx
 
-__all__ = ["Journal", "Look", "Quarantined", "SettlerJournal"]
+__all__ = ["PRUNED_AT_ONCE", "Journal", "Look", "Quarantined", "SettlerJournal"]
+
+
+PRUNED_AT_ONCE: Final = 500
 
 
 class Journal(Protocol):
@@ -111,6 +114,13 @@ class SettlerJournal(Journal, Protocol):
 
     async def discharge(self, key: ChannelKey) -> None:
         """Let a channel out of quarantine. Repeating it changes nothing."""
+
+    async def prune(self, before: int) -> int:
+        """Forget some of what ended and was wanted before then (Unix seconds); return how many.
+
+        Bounded, so that nobody waits long for the database: 0 means that nothing is left. The
+        newest nonce is never forgotten: the next one follows from it.
+        """
 
     async def note_look(self, look: Look) -> None:
         """Record which block was seen last, for whoever asks how the settler stands."""

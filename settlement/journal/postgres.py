@@ -12,7 +12,7 @@ from channel.ledger import postgres_connection as pg
 from channel.ledger.queries import load_queries, load_schema
 from channel.types import Address, ChannelKey, TxHash
 from settlement.errors import LeaseLostError, NonceTakenError
-from settlement.journal.interface import Look, Quarantined
+from settlement.journal.interface import PRUNED_AT_ONCE, Look, Quarantined
 from settlement.journal.rows import (
     intent_values,
     quarantined_from_row,
@@ -161,6 +161,16 @@ class PostgresJournal:
         """See `interface.SettlerJournal.discharge`."""
         async with self._writing() as connection:
             await connection.execute(_SQL["delete_quarantined"], *_key(key))
+
+    async def prune(self, before: int) -> int:
+        """See `interface.SettlerJournal.prune`."""
+        async with self._writing() as connection:
+            values = (*self._lane, before, PRUNED_AT_ONCE)
+            rows = await connection.fetch(_SQL["select_ended_before"], *values)
+            ids = [row[0] for row in rows]
+            for name in ("delete_versions", "delete_transactions"):
+                await connection.execute(_SQL[name], ids)
+        return len(ids)
 
     async def note_look(self, look: Look) -> None:
         """See `interface.SettlerJournal.note_look`."""

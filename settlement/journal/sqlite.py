@@ -1,5 +1,6 @@
 """The journal in the ledger's SQLite file: one backup holds both."""
 
+import json
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ from channel.ledger.sqlite_connection import (
 )
 from channel.types import Address, ChannelKey, TxHash
 from settlement.errors import LeaseLostError, NonceTakenError
-from settlement.journal.interface import Look, Quarantined
+from settlement.journal.interface import PRUNED_AT_ONCE, Look, Quarantined
 from settlement.journal.rows import (
     intent_values,
     quarantined_from_row,
@@ -156,6 +157,10 @@ class SqliteJournal:
         """See `interface.SettlerJournal.discharge`."""
         await self._write(lambda db: db.execute(_SQL["delete_quarantined"], _key(key)))
 
+    async def prune(self, before: int) -> int:
+        """See `interface.SettlerJournal.prune`."""
+        return await self._write(lambda db: self._prune(db, before))
+
     async def note_look(self, look: Look) -> None:
         """See `interface.SettlerJournal.note_look`."""
         values = [*self._lane, *astuple(look)]
@@ -214,6 +219,13 @@ class SqliteJournal:
                 values = [tx_id, number, *version_values(version)]
                 db.execute(_SQL["insert_version_row"], values)
         return after
+
+    def _prune(self, db: sqlite3.Connection, before: int) -> int:
+        values = [*self._lane, before, PRUNED_AT_ONCE]
+        ids = [row[0] for row in db.execute(_SQL["select_ended_before"], values)]
+        for name in ("delete_versions", "delete_transactions"):
+            db.execute(_SQL[name], [json.dumps(ids)])
+        return len(ids)
 
     def _next_nonce(self, db: sqlite3.Connection) -> int:
         return int(db.execute(_SQL["select_next_nonce"], self._lane).fetchone()[0])

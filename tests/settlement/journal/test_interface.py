@@ -226,6 +226,30 @@ class TestQuarantine:
         assert await reader.find_quarantined(KEY) is None
 
 
+class TestPruning:
+    async def test_what_ended_long_ago_is_forgotten_and_the_next_nonce_is_not(
+        self, journal: SettlerJournal
+    ) -> None:
+        """F-51: a year of settles must not fill the disk; what may come back stays."""
+        ended = [Included(inclusion(1)), Confirmed()]
+        old, under_way, given_up, newest, recent = [
+            await journal.add(INTENT, at=NOW + later) for later in (0, 0, 0, 0, 100)
+        ]
+        await journal.record(old.tx_id, [signed(0, 1), Sent(), *ended])
+        await journal.record(under_way.tx_id, [signed(1, 2), Sent()])
+        await journal.record(given_up.tx_id, [Abandoned("never signed")])
+        last = [Included(inclusion(3)), Confirmed()]
+        await journal.record(newest.tx_id, [signed(2, 3), Sent(), *last])
+        await journal.record(recent.tx_id, [Abandoned("never signed")])
+        assert await journal.prune(NOW) == 0
+        assert await journal.prune(NOW + 50) == 2
+        assert await journal.prune(NOW + 50) == 0
+        assert await journal.find(version(1).tx_hash) is None
+        assert [tx.nonce for tx in await journal.transactions_from(0)] == [1, 2]
+        assert await journal.next_nonce() == 3
+        assert await journal.prune(NOW + 101) == 1
+
+
 class TestDatabase:
     async def test_a_closed_journal_is_unavailable(self, open_one: OpenJournal) -> None:
         one = await open_one()

@@ -69,6 +69,25 @@ SELECT transaction_id, tx_hash, max_fee_wei, tip_wei, raw, signed_at
 -- The nonce after the highest that was given.
 SELECT coalesce(max(nonce) + 1, 0) FROM chain_transaction WHERE chain_id = $1 AND account = $2
 
+-- select_ended_before --
+-- Transactions that ended, wanted before a time, the oldest first; never the newest nonce's.
+SELECT id FROM chain_transaction AS ended
+ WHERE chain_id = $1 AND account = $2 AND status >= 6 AND added_at < $3
+   AND (nonce IS NULL OR EXISTS (
+       SELECT 1 FROM chain_transaction AS later
+        WHERE later.chain_id = ended.chain_id AND later.account = ended.account
+          AND later.nonce > ended.nonce))
+ ORDER BY id
+ LIMIT $4
+
+-- delete_versions --
+-- The bytes of these transactions.
+DELETE FROM transaction_version WHERE transaction_id IN (SELECT unnest($1::bigint[]))
+
+-- delete_transactions --
+-- These transactions.
+DELETE FROM chain_transaction WHERE id IN (SELECT unnest($1::bigint[]))
+
 -- select_quarantine --
 -- Channels the chain refuses for now.
 SELECT chain_id, escrow, channel_id, reason, tries, since, retry_at

@@ -83,6 +83,25 @@ VALUES (?, ?, ?, ?, ?, ?)
 -- Keep it, or give it back by letting it run out.
 UPDATE settler_lease SET expires_at = ? WHERE chain_id = ? AND account = ? AND fence = ?
 
+-- select_ended_before --
+-- Transactions that ended, wanted before a time, the oldest first; never the newest nonce's.
+SELECT id FROM chain_transaction AS ended
+ WHERE chain_id = ? AND account = ? AND status >= 6 AND added_at < ?
+   AND (nonce IS NULL OR EXISTS (
+       SELECT 1 FROM chain_transaction AS later
+        WHERE later.chain_id = ended.chain_id AND later.account = ended.account
+          AND later.nonce > ended.nonce))
+ ORDER BY id
+ LIMIT ?
+
+-- delete_versions --
+-- The bytes of these transactions.
+DELETE FROM transaction_version WHERE transaction_id IN (SELECT value FROM json_each(?))
+
+-- delete_transactions --
+-- These transactions.
+DELETE FROM chain_transaction WHERE id IN (SELECT value FROM json_each(?))
+
 -- select_quarantine --
 -- Channels the chain refuses for now.
 SELECT chain_id, escrow, channel_id, reason, tries, since, retry_at
