@@ -16,6 +16,7 @@ from settlement.tx_state import (
     Abandoned,
     Bumped,
     Confirmed,
+    Event,
     Included,
     Intent,
     Overtaken,
@@ -231,14 +232,14 @@ class TestPruning:
         self, journal: SettlerJournal
     ) -> None:
         """F-51: a year of settles must not fill the disk; what may come back stays."""
-        ended = [Included(inclusion(1)), Confirmed()]
+        ended: list[Event] = [Included(inclusion(1)), Confirmed()]
         old, under_way, given_up, newest, recent = [
             await journal.add(INTENT, at=NOW + later) for later in (0, 0, 0, 0, 100)
         ]
         await journal.record(old.tx_id, [signed(0, 1), Sent(), *ended])
         await journal.record(under_way.tx_id, [signed(1, 2), Sent()])
         await journal.record(given_up.tx_id, [Abandoned("never signed")])
-        last = [Included(inclusion(3)), Confirmed()]
+        last: list[Event] = [Included(inclusion(3)), Confirmed()]
         await journal.record(newest.tx_id, [signed(2, 3), Sent(), *last])
         await journal.record(recent.tx_id, [Abandoned("never signed")])
         assert await journal.prune(NOW) == 0
