@@ -75,6 +75,7 @@ class SellingApp:
         async with AsyncExitStack() as open_:
             try:
                 parts = await open_.enter_async_context(build_parts(self._load()))
+                gate = PaymentGate(self._app, engine=parts.engine, routes=self._routes)
             except MppSessionError as error:
                 await send({"type": "lifespan.startup.failed", "message": str(error)})
                 return
@@ -84,7 +85,7 @@ class SellingApp:
             for guard in guards:
                 guard.add_done_callback(_stop_server)
             open_.push_async_callback(_cancel, guards)
-            self._gate = PaymentGate(self._app, engine=parts.engine, routes=self._routes)
+            self._gate = gate
             ended = await _pass_on(self._app, scope, started, receive, send)
         # The books are closed before the server hears that it may go.
         if ended is not None:

@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect
 
 from channel.engine import Engine, Hold
 from channel.errors import (
+    ConfigError,
     InsufficientBalanceError,
     InvariantError,
     OperatorError,
@@ -55,6 +56,7 @@ __all__ = ["PaymentGate"]
 _log = logging.getLogger(__name__)
 
 _METHOD_INTENT: Final = ("evm", "session")
+_LAYERS_MAX: Final = 32
 
 
 def _stop_worker() -> None:
@@ -82,8 +84,10 @@ class PaymentGate:
         """Wrap `app`. `stop_worker` is called once the books can be relied on no more.
 
         Raises:
-            ConfigError: See `RouteTable` and `Price`.
+            ConfigError: See `RouteTable`; or the application would serve what is sold under a
+                second path.
         """
+        _require_one_path(app)
         self.app = app
         self.engine = engine
         self.pause_s = pause_s
@@ -116,6 +120,21 @@ class PaymentGate:
             self._stop_worker()
             if not exchange.has_started:
                 await exchange.refuse(_broken())
+
+
+def _require_one_path(app: ASGIApp) -> None:
+    """Refuse `FastAPI(root_path="/api")`, which takes `/api/joke` for `/joke` where we cannot see.
+
+    The server's own root path is in every scope, and is taken into account.
+    """
+    layer: object = app
+    for _ in range(_LAYERS_MAX):
+        if getattr(layer, "root_path", None):
+            raise ConfigError(
+                "the application has a root_path of its own, and would serve under it what is sold "
+                "without it; give it to the server instead (uvicorn --root-path)"
+            )
+        layer = getattr(layer, "app", None)
 
 
 def _broken() -> OperatorError:

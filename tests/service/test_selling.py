@@ -97,6 +97,25 @@ async def _fail(_: ChannelWatcher) -> None:
     raise InvariantError("a bug")
 
 
+async def test_routes_that_would_sell_nothing_fail_the_start(
+    devnet: TestChain, tmp_path: Path
+) -> None:
+    """Decision 15: said as the settings' faults are, not left to every request."""
+    config = build_config(devnet, "http://127.0.0.1:9", tmp_path)
+    said: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "lifespan.startup"}
+
+    async def send(message: Any) -> None:
+        said.append(message)
+
+    await SellingApp(WITH_A_LIFE, [], load=lambda: config)({"type": "lifespan"}, receive, send)
+    (failed,) = said
+    assert failed["type"] == "lifespan.startup.failed"
+    assert "would let everything through" in failed["message"]
+
+
 async def test_an_application_that_cannot_start_starts_nothing(
     devnet: TestChain, tmp_path: Path
 ) -> None:

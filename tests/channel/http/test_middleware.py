@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
 from msgspec.structs import replace
+from starlette.middleware.gzip import GZipMiddleware
 
 from channel.errors import BadRequestError, ConfigError, InvariantError
 from channel.http import PaymentGate, Price, Route, request
@@ -495,6 +497,20 @@ async def test_a_table_that_would_not_sell_is_refused(shop: Shop, routes: list[R
     """Decision 15."""
     with pytest.raises(ConfigError):
         PaymentGate(shop.app, engine=shop.desk.engine, routes=routes)
+
+
+@pytest.mark.parametrize("is_wrapped", [False, True])
+@pytest.mark.filterwarnings("ignore:The `root_path` parameter")
+async def test_an_application_that_answers_under_a_second_path_is_refused(
+    shop: Shop, *, is_wrapped: bool
+) -> None:
+    """Decision 15, F-31: FastAPI(root_path="/api") serves /joke at /api/joke, too, for nothing."""
+    app: Any = FastAPI(root_path="/api")
+    if is_wrapped:
+        app = GZipMiddleware(app)
+    with pytest.raises(ConfigError, match="root_path"):
+        PaymentGate(app, engine=shop.desk.engine, routes=ROUTES)
+    PaymentGate(FastAPI(), engine=shop.desk.engine, routes=ROUTES)
 
 
 @pytest.mark.parametrize(
