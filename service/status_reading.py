@@ -26,7 +26,7 @@ from settlement.journal.url import open_journal
 from settlement.orders.interface import GWEI
 from settlement.orders.url import open_orders
 from settlement.precautions import PrecautionLimits
-from settlement.schedule import Moment
+from settlement.schedule import Moment, value_at_risk
 from settlement.types import BlockRef
 
 __all__ = ["collect_status"]
@@ -134,13 +134,14 @@ async def _add_up(
 async def _on_chain(
     states: Sequence[ChannelState], reader: EscrowReader, head: BlockRef
 ) -> list[ChannelState]:
-    """Return channels as the chain has them by now.
+    """Return channels as the chain has them by now, those on which something is at risk.
 
     Where neither gateway nor settler runs nobody tells the books that a payer leaves, and just
     then a monitor must not hear that all is well (F-64).
     """
-    facts = await reader.read_channels_at([state.key.channel_id for state in states], head)
+    asked = [state.key.channel_id for state in states if value_at_risk(state)]
+    facts = {fact.key: fact for fact in await reader.read_channels_at(asked, head) if fact}
     return [
-        state if fact is None else transition(state, Observe(fact))
-        for state, fact in zip(states, facts, strict=True)
+        transition(state, Observe(facts[state.key])) if state.key in facts else state
+        for state in states
     ]
