@@ -565,7 +565,8 @@ class PaymentOutcomeUnknownError(AgentError):
     """A credential was sent and no answer came; it is not known whether it was served.
 
     Sending the same request again with the same `Idempotency-Key` is safe: it is neither served
-    nor charged twice. Under a new key it may be both (F-26).
+    nor charged twice. Under a new key it may be both (F-26), and with a body of more than 4 MiB,
+    for which servers take no key.
     """
 
     def __init__(self, *, idempotency_key: str, reason: str) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -178,6 +179,37 @@ async def test_a_price_above_the_limit_is_refused_and_nothing_is_paid(
             await mpp_session(tmp_path, "channels", f"--ledger=sqlite:///{tmp_path / 'ledger.db'}")
         )[1]
     )
+
+
+async def test_a_command_that_is_interrupted_says_what_is_left(
+    devnet: TestChain, tmp_path: Path
+) -> None:
+    """CLOSE-08: the deposit stays in its channel, and the next command goes on with it."""
+    await asyncio.to_thread(devnet.values.write, tmp_path / "devnet.json")
+    async with model_server() as model:
+        model.words, model.delay_s = ["word"] * 1_000, 0.05
+        gateway = build_gateway(devnet.values, model, tmp_path)
+        async with gateway.running():
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "service.cli", "pay", gateway.url),
+                *("--devnet=devnet.json", "--prompt=Hello"),
+                cwd=tmp_path,
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+            )
+            assert process.stdout is not None
+            async with asyncio.timeout(60):
+                await process.stdout.read(1)  # it answers
+                process.send_signal(signal.SIGINT)
+                _, said = await process.communicate()
+            assert process.returncode == 130
+            assert "are left in channel 0x" in said.decode()
+            assert "Traceback" not in said.decode()
+            model.words, model.delay_s = ["one"], 0.0
+            paid = await as_json(tmp_path, "pay", gateway.url, "--devnet=devnet.json", "--prompt=x")
+            assert paid["open_tx"] is None
+            assert paid["close_tx"]
 
 
 async def test_a_second_gateway_on_the_same_books_does_not_start(
