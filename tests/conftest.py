@@ -4,6 +4,7 @@ A server that tests share is here, so that a process of the test run starts one 
 """
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -18,6 +19,8 @@ pytest_plugins = ["service.testing", "tests.postgres"]
 for _name in [name for name in os.environ if name.startswith("MPP_SESSION_")]:
     del os.environ[_name]
 os.environ["NO_PROXY"] = os.environ["no_proxy"] = "localhost,127.0.0.1"
+# What a shell starts in the background ignores Ctrl-C, and so would the programs it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Begun first, so that the other tests run beside them and not before.
 LONGEST = ("test_forge.py", "test_compile.py")
