@@ -20,7 +20,6 @@ __all__ = ["GatewayProcess", "free_port", "gateway_command", "gateway_variables"
 ROOT = Path(__file__).parents[2]
 PRICE = 25
 
-
 _RESERVED: list[socket.socket] = []
 
 
