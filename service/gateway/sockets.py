@@ -24,7 +24,7 @@ def bind(settings: Listen) -> socket.socket:
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         listener.bind((settings.host, settings.port))
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # a name that is none is not even looked up
         listener.close()
         raise _refused(settings, error) from None
     return listener
@@ -48,5 +48,6 @@ def listening_url(listener: socket.socket) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
-def _refused(settings: Listen, error: OSError) -> CommandError:
-    return CommandError(f"cannot listen on {settings.host}:{settings.port}: {error.strerror}")
+def _refused(settings: Listen, error: OSError | UnicodeError) -> CommandError:
+    reason = error.strerror if isinstance(error, OSError) else error
+    return CommandError(f"cannot listen on {settings.host}:{settings.port}: {reason}")

@@ -69,6 +69,13 @@ async def test_a_signal_ends_it_quietly() -> None:
     assert server.has_ended
 
 
+@pytest.mark.parametrize("host", ["..", "no.such.host.invalid", "256.1.1.1", "::zz"])
+def test_a_host_that_is_none_is_one_line(host: str) -> None:
+    """Decision 15."""
+    with pytest.raises(CommandError, match="cannot listen on"):
+        bind(Listen(host=host, port=0))
+
+
 async def test_who_asks_for_a_websocket_is_answered_as_anybody_else(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
