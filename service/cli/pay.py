@@ -68,6 +68,13 @@ def command(  # noqa: PLR0913 -- each is a flag
     deposit_max: Annotated[
         int, typer.Option(help="Most to deposit in one channel, in base units.")
     ] = 1_000_000,
+    budget: Annotated[
+        int | None,
+        typer.Option(
+            help="Most to sign for one server in a day, in base units, over all runs with this "
+            "store; as much as --deposit-max if not given."
+        ),
+    ] = None,
     store: Annotated[
         Path | None, typer.Option(help="Where channels and signed amounts are kept.")
     ] = None,
@@ -88,8 +95,9 @@ def command(  # noqa: PLR0913 -- each is a flag
     """  # noqa: D301 -- \b keeps the examples' lines apart
     content = _content(prompt, json_body, model, max_tokens)
     target = url if urlsplit(url).path.strip("/") else url.rstrip("/") + _CHAT_PATH
+    caps = _Caps(price_max, deposit_max, deposit_max if budget is None else budget)
     if devnet is not None:
-        payer = _devnet_wallet(devnet, price_max, deposit_max)
+        payer = _devnet_wallet(devnet, caps)
     else:
         account = load_account(
             rpc_url=rpc_url,
@@ -99,7 +107,7 @@ def command(  # noqa: PLR0913 -- each is a flag
             password_file=password_file,
         )
         currency = _address("--token", token)
-        policy = _policy(account.chain_id, currency, price_max, deposit_max)
+        policy = caps.policy(account.chain_id, currency)
         payer = _wallet(account, policy, wallet, voucher_keys)
     from service.agent import describe_left, pay  # noqa: PLC0415 -- slow to import: not for --help
 
@@ -144,7 +152,7 @@ def _content(prompt: str | None, json_body: str | None, model: str, max_tokens: 
         raise CommandError(f"{json_body[1:]} cannot be read: {error.strerror}") from None
 
 
-def _devnet_wallet(path: Path, price_max: int, deposit_max: int) -> "Wallet":
+def _devnet_wallet(path: Path, caps: "_Caps") -> "Wallet":
     from service.agent import Wallet  # noqa: PLC0415 -- slow to import
     from service.devnet_file import read_devnet  # noqa: PLC0415
     from settlement.devnet import GASLESS  # noqa: PLC0415
@@ -153,7 +161,7 @@ def _devnet_wallet(path: Path, price_max: int, deposit_max: int) -> "Wallet":
     return Wallet(
         rpc_url=values.rpc_url,
         private_key=values.accounts[GASLESS].private_key,
-        policy=_policy(values.chain_id, values.token, price_max, deposit_max),
+        policy=caps.policy(values.chain_id, values.token),
         unit=TokenUnit(values.token_symbol, values.token_decimals),
         store=devnet_store(path),
     )
@@ -186,15 +194,22 @@ def _address(flag: str, text: str | None) -> Address:
         raise CommandError(f"{flag}: {text} is no address: 0x and 40 hexadecimal digits") from None
 
 
-def _policy(chain_id: int, token: Address, price_max: int, deposit_max: int) -> Policy:
-    limits = TokenLimits(
-        chain_id=chain_id,
-        token=token,
-        unit_price_max=dict.fromkeys(_UNIT_TYPES, price_max),
-        deposit_max=deposit_max,
-        budget=deposit_max,
-    )
-    return Policy(limits=(limits,), allow_loopback_http=True)
+class _Caps(msgspec.Struct, frozen=True):
+    """What the flags allow, in base units."""
+
+    price_max: int
+    deposit_max: int
+    budget: int
+
+    def policy(self, chain_id: int, token: Address) -> Policy:
+        limits = TokenLimits(
+            chain_id=chain_id,
+            token=token,
+            unit_price_max=dict.fromkeys(_UNIT_TYPES, self.price_max),
+            deposit_max=self.deposit_max,
+            budget=self.budget,
+        )
+        return Policy(limits=(limits,), allow_loopback_http=True)
 
 
 def _show(piece: str) -> None:

@@ -169,9 +169,12 @@ async def test_a_price_above_the_limit_is_refused_and_nothing_is_paid(
         async with gateway.running():
             arguments = ["pay", gateway.url, "--devnet=devnet.json", "--prompt=x"]
             code, shown, said = await mpp_session(tmp_path, *arguments, "--price-max=24")
+            spare = await mpp_session(tmp_path, *arguments, "--budget=24")
         assert (code, shown) == (1, "")
         assert "25" in said
         assert "Traceback" not in said
+        assert spare[:2] == (1, "")
+        assert "to 25 base units; the policy allows 24" in spare[2]
         assert model.seen == []
     assert (
         "no channels"
