@@ -93,7 +93,7 @@ async def _exit_row(run: Run) -> Row:
 async def _idle_rows(run: Run) -> AsyncIterator[Row]:
     """Calls to a node for so many open channels on which nothing happens."""
     async with _world(run.folder / "idle") as (chain, world):
-        await fill_books(world.ledger, world.reader, CHANNELS)
+        await fill_books(world, CHANNELS)
         limits = WatchLimits()
         watcher = world.watcher(limits=limits)
         world.node.calls = 0

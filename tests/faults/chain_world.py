@@ -5,10 +5,12 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from channel.ledger.sqlite import SqliteLedger
 from channel.state.channel_state import ChannelState, LadderVoucher
 from channel.state.commands import Restore
-from channel.types import ZERO_ADDRESS, Address, ChannelId, ChannelTerms
+from channel.types import Address, ChannelId
 from settlement import abi
 from settlement.alarms import AlarmKind, Alarms
 from settlement.devnet import Devnet
@@ -172,18 +174,13 @@ class World:
         return any(alarm.kind is kind for alarm in self.alarms.ringing)
 
 
-async def fill_books(ledger: SqliteLedger, reader: EscrowReader, count: int) -> None:
+async def fill_books(world: World, count: int) -> None:
     """Put so many open channels into the books, with nothing in them, as the chain has them."""
     nothing = LadderVoucher(0, b"")
-    terms = ChannelTerms(
-        payer=Address(b"a" * 20),
-        payee=Address(b"p" * 20),
-        token=Address(b"t" * 20),
-        authorized_signer=ZERO_ADDRESS,
-    )
+    terms = replace(world.channels.terms, payer=Address(b"a" * 20))
     states = [
         ChannelState(
-            key=reader.key(ChannelId(number.to_bytes(32, "big"))),
+            key=world.reader.key(ChannelId(number.to_bytes(32, "big"))),
             terms=terms,
             deposit=0,
             settled=0,
@@ -202,7 +199,7 @@ async def fill_books(ledger: SqliteLedger, reader: EscrowReader, count: int) -> 
     ]
     for start in range(0, count, 500):
         page = states[start : start + 500]
-        await asyncio.gather(*[ledger.apply(state.key, [Restore(state)]) for state in page])
+        await asyncio.gather(*[world.ledger.apply(each.key, [Restore(each)]) for each in page])
 
 
 @asynccontextmanager

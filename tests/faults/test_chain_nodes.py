@@ -267,7 +267,7 @@ async def test_what_such_a_node_wrote_into_the_books_is_overruled_after_a_restar
 
 async def test_ten_thousand_open_channels_cost_at_most_forty_calls(world: World) -> None:
     """A page of 500 is one call; nothing is written for what did not change."""
-    await fill_books(world.ledger, world.reader, 10_000)
+    await fill_books(world, 10_000)
     watcher = world.watcher(limits=WatchLimits())
     world.node.calls = 0
     sweep = await watcher.sweep()
