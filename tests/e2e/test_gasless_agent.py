@@ -21,7 +21,9 @@ from settlement.devnet import GASLESS, Devnet, DevnetValues, TokenChoice
 from settlement.escrow import EscrowReader
 from settlement.rpc_values import parse_quantity
 from tests.e2e.provider import DEPOSIT_MIN, JOKE_PRICE, TOKEN_PRICE, open_shop, sponsored
+from tests.settlement.senders import are_pooled
 from tests.settlement.wallets import deploy_owned_wallet
+from tests.waiting import PATIENCE_S, until
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -197,14 +199,14 @@ async def test_an_agent_that_dies_while_its_deposit_is_mined_deposits_once(
     """F-75: the next process presents the same signature; the books know it."""
     async with (
         devnet.connect() as chain,
-        sponsored(chain, tmp_path, wait_s=5.0) as sponsoring,
+        sponsored(chain, tmp_path, wait_s=PATIENCE_S) as sponsoring,
         open_shop(chain, tmp_path, sponsoring=sponsoring) as shop,
     ):
         before = await balances(chain)
         async with chain.mining_paused():
             async with agent_of(chain.values, tmp_path, shop.url) as client:
                 asking = asyncio.create_task(client.get("/joke"))
-                await asyncio.sleep(0.5)
+                await until(lambda: are_pooled(chain, 1))
                 asking.cancel()
                 with pytest.raises(asyncio.CancelledError):
                     await asking
