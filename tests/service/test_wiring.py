@@ -1,6 +1,7 @@
 """What runs beside a gateway, and when it must not run on."""
 
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,14 +10,12 @@ from channel.errors import LedgerUnavailableError, StorageFailedError
 from service.wiring import _expire_reservations, _prune
 from tests.channel.books import KEY, opening
 from tests.channel.selling import open_desk
-from tests.faults.failing_syncs import fail_syncs
 
 
-async def test_a_disk_that_failed_ends_what_the_gateway_ends_with(tmp_path: Path) -> None:
+async def test_books_that_are_lost_end_what_the_gateway_ends_with(tmp_path: Path) -> None:
     """F-51: a gateway that nobody asks anything must not stay up on books it cannot keep."""
     async with open_desk(tmp_path) as desk:
-        connection = desk.ledger._connection  # type: ignore[attr-defined]  # noqa: SLF001
-        await connection.run(lambda _: fail_syncs())
+        shutil.move(tmp_path / "ledger.sqlite", tmp_path / "elsewhere")
         with pytest.raises(StorageFailedError):
             await desk.ledger.apply(KEY, [opening(0)])
         for guard in (_prune(desk.ledger), _expire_reservations(desk.engine, 0.01)):
