@@ -14,6 +14,9 @@ from channel.wire.problem import Problem
 __all__ = ["Step", "Tried", "decide", "deposit_pause_s"]
 
 RAISES_MAX = 6
+STREAM_WAITS_MAX = 6
+STREAM_WAIT_S_STEP = 0.2
+"""Four seconds in all: servers take up to two to notice that a stream was left."""
 WAITS_MAX = 6
 RATE_WAITS_MAX = 30
 DEPOSIT_WAITS_MAX = 30
@@ -66,6 +69,8 @@ class Tried(msgspec.Struct):
     reopens: int = 0
     deposits: int = 0
     deposits_alone: int = 0
+    stream_waits: int = 0
+    """How often it was waited for what a stream on the same channel brings or gives back."""
     waits: int = 0
     waited_s: float = 0.0
     is_funding: bool = False

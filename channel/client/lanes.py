@@ -5,6 +5,7 @@ channel carries one stream (ACC-06), so a second stream waits or takes a lane of
 """
 
 import asyncio
+import time
 from typing import Protocol
 
 from channel.client.account import Scope
@@ -14,6 +15,8 @@ from channel.types import ChannelKey, SignedVoucher
 __all__ = ["Counting", "Hold", "Lane", "Lanes"]
 
 STREAM_WAIT_S_MAX = 60.0
+NOTICED_S_MAX = 3.0
+"""How long servers take to notice that nobody reads a stream any more: ours two seconds."""
 
 
 class Counting(Protocol):
@@ -39,11 +42,21 @@ class Lane:
         self.has_stream = False
         self.counting: set[Counting] = set()
         """The streams that run on the channel."""
+        self.streamed_at = -NOTICED_S_MAX
+        """When the last one ended, by the monotonic clock."""
         self.holds: set[Hold] = set()
         self.step_max = 0
         """The greatest step since nothing was in flight. A server reserves ahead for a stream, and
         what it asks of the requests beside that stream, or just behind it, counts from there."""
         self.last_voucher: SignedVoucher | None = None
+
+    @property
+    def is_streaming(self) -> bool:
+        """Whether a stream runs on the channel, or has ended a moment ago.
+
+        The server may not have noticed yet, and have something reserved for it.
+        """
+        return bool(self.counting) or time.monotonic() - self.streamed_at < NOTICED_S_MAX
 
     @property
     def in_flight(self) -> int:
@@ -158,6 +171,7 @@ class Lanes:
             hold.lane.step_max = 0
         if hold.is_stream:
             hold.lane.has_stream = False
+            hold.lane.streamed_at = time.monotonic()
             self._freed.set()
 
     def is_busy(self, key: ChannelKey) -> bool:

@@ -19,7 +19,14 @@ from msgspec.structs import replace
 
 from channel.chain import PayerChain
 from channel.client.account import Account, count_lost
-from channel.client.decisions import RAISES_MAX, Step, Tried, decide, deposit_pause_s
+from channel.client.decisions import (
+    STREAM_WAIT_S_STEP,
+    STREAM_WAITS_MAX,
+    Step,
+    Tried,
+    decide,
+    deposit_pause_s,
+)
 from channel.client.keys import VoucherKeys
 from channel.client.lanes import Lanes
 from channel.client.opening import ChannelOpener
@@ -53,7 +60,6 @@ from channel.wire.problem import Problem, parse_problem
 __all__ = ["Payer"]
 
 REMEMBERED_MAX = 256
-COUNT_PAUSE_S = 0.05
 UNKNOWN_CHANNEL = "session/channel-not-found"
 
 
@@ -264,20 +270,24 @@ class Payer:
     ) -> Header:
         """Return a credential for a channel that is open and whose voucher covers the cost.
 
-        A stream on the same channel may have used up what was meant for this request. What that
-        brought is on its way, and counts when it is here: so before a claim is called too high,
-        it is waited for a little.
+        A stream on the same channel may have used up what was meant for this request, or have it
+        reserved still, when its caller has left. What it brought counts when it is here, and what
+        is reserved comes back: so before a claim is called too high, it is waited for a little,
+        and the server asked again.
         """
         while True:
             try:
                 return await self._pay_now(purchase, offer, limits, required)
             except OverclaimError:
                 ticket, tried = purchase.ticket, purchase.tried
-                if ticket is None or not ticket.lane.counting or tried.raises >= RAISES_MAX:
+                if ticket is None or not ticket.lane.is_streaming:
                     raise
-            tried.raises += 1
+                if tried.stream_waits >= STREAM_WAITS_MAX:
+                    raise
+            required = 0
+            tried.stream_waits += 1
             await ticket.lane.store_counts()
-            await self.sleep(COUNT_PAUSE_S * tried.raises)
+            await self.sleep(STREAM_WAIT_S_STEP * tried.stream_waits)
 
     async def _pay_now(
         self, purchase: Purchase, offer: Offer, limits: TokenLimits, required: int
