@@ -101,7 +101,9 @@ async def test_an_agent_without_ether_opens_tops_up_in_a_stream_and_gets_its_res
             account.key.channel_id
         )
         assert fact is not None
-        assert fact.deposit == account.deposit
+        # The stream may have ended while a top-up ahead of it was under way: it is kept, and sent.
+        under_way = 0 if account.top_up is None else account.top_up.amount
+        assert fact.deposit - account.deposit in (0, under_way)
         top_ups = await sent(chain, "payee") - sent_before - 1
         assert top_ups >= 1
         (closed,) = await client.payments.close()
