@@ -17,7 +17,15 @@ from settlement.lease import LeaseLimits, wait_for_lease
 from settlement.settler import EscrowSettler
 from settlement.types import BlockRef
 
-__all__ = ["STANDING_BY", "Announce", "first_of", "note_looks", "require_sound", "while_leased"]
+__all__ = [
+    "STANDING_BY",
+    "Announce",
+    "Looking",
+    "first_of",
+    "note_looks",
+    "require_sound",
+    "while_leased",
+]
 
 _log: Final = logging.getLogger(__name__)
 

@@ -35,7 +35,7 @@ from settlement.tower.store import TowerFileReader
 from settlement.tower.watchtower import TowerLimits, Watchtower
 from settlement.tx_manager import TxManager
 
-__all__ = ["WATCHING", "run_tower"]
+__all__ = ["WATCHING", "TowerParts", "run_tower"]
 
 _log: Final = logging.getLogger(__name__)
 
