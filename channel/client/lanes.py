@@ -56,7 +56,12 @@ class Lane:
 
         The server may not have noticed yet, and have something reserved for it.
         """
-        return bool(self.counting) or time.monotonic() - self.streamed_at < NOTICED_S_MAX
+        return bool(self.counting) or self.was_left
+
+    @property
+    def was_left(self) -> bool:
+        """Whether a stream has ended a moment ago; see `is_streaming`."""
+        return time.monotonic() - self.streamed_at < NOTICED_S_MAX
 
     @property
     def in_flight(self) -> int:

@@ -173,6 +173,7 @@ class Payer:
             purchase=purchase,
             ticket=ticket,
             now=self.now,
+            sleep=self.sleep,
         )
 
     async def count_unanswered(self, purchase: Purchase) -> None:

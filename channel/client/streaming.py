@@ -8,11 +8,12 @@ deposit that runs low is topped up beside it, before a voucher needs it.
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import httpx
 
 from channel.client.account import Account, count_lost, count_received
+from channel.client.decisions import STREAM_WAIT_S_STEP, STREAM_WAITS_MAX
 from channel.client.lanes import Lanes
 from channel.client.meter import UnitMeter
 from channel.client.pace import Pace
@@ -24,6 +25,7 @@ from channel.client.store import Purse
 from channel.client.vouchers import VoucherDesk
 from channel.errors import (
     MppSessionError,
+    OverclaimError,
     PaymentRefusedError,
     ReceiptViolationError,
     WireError,
@@ -43,7 +45,7 @@ _log = logging.getLogger(__name__)
 class PaidStream:
     """Counts in memory what arrives; stored before the next voucher and at the end."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 -- the parts it is put together from, once
         self,
         *,
         policy: Policy,
@@ -54,6 +56,7 @@ class PaidStream:
         purchase: Purchase,
         ticket: Ticket,
         now: Callable[[], float],
+        sleep: Callable[[float], Awaitable[None]],
     ) -> None:
         self._policy = policy
         self._purse = purse
@@ -63,6 +66,7 @@ class PaidStream:
         self._purchase = purchase
         self._ticket = ticket
         self._now = now
+        self._sleep = sleep
         self._pace = Pace(now())
         self._meter = UnitMeter(believes_counts=ticket.offer.request.unit_type != CHUNK_UNIT)
         self._pending_units = 0
@@ -129,10 +133,25 @@ class PaidStream:
                 problem_type=NEED_VOUCHER_EVENT,
                 detail=f"asked {IDLE_NEEDS_MAX} times and delivered nothing",
             )
-        promise = await self._promise(needed=need.required_cumulative)
+        promise = await self._promise_beside(needed=need.required_cumulative)
         if promise.deposit is None:
             await self._desk.present_promise(self._purchase, ticket, promise)
         self._pace.leave_out(self._now() - paused_at)
+
+    async def _promise_beside(self, *, needed: int) -> Promise:
+        """Make a voucher; wait a little where others of this channel have used up our share.
+
+        What they bought counts when it is here, as with `Payer`.
+        """
+        lane, hold = self._ticket.lane, self._ticket.hold
+        for wait in range(1, STREAM_WAITS_MAX + 1):
+            try:
+                return await self._promise(needed=needed)
+            except OverclaimError:
+                if hold.is_alone and not lane.was_left:
+                    raise
+            await self._sleep(STREAM_WAIT_S_STEP * wait)
+        return await self._promise(needed=needed)
 
     async def _promise(self, *, needed: int) -> Promise:
         """Make a voucher; one with a deposit is presented before anything else is signed."""
