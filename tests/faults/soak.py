@@ -25,7 +25,7 @@ from eth_hash.auto import keccak
 from channel.client.policy import Policy, TokenLimits
 from channel.client.store import Purse
 from channel.engine import Engine, EngineSettings
-from channel.errors import MppSessionError, SettlementPendingError
+from channel.errors import ChainUnavailableError, MppSessionError, SettlementPendingError
 from channel.http import PaymentGate
 from channel.ledger.sqlite import SqliteLedger
 from channel.state.channel_state import ChannelState
@@ -261,13 +261,7 @@ class Agent:
 
     async def run(self, until: Callable[[], bool], deposit: int, rest_s: float) -> None:
         await asyncio.sleep(self._rng.random() * 6 * rest_s)
-        async with open_client(
-            rpc_url=self._chain.values.rpc_url,
-            private_key=self.key,
-            policy=self._policy(deposit),
-            store=self.purse,
-            timeout_s=20,
-        ) as client:
+        async with self.client(deposit) as client:
             while not until():
                 name, act = self._rng.choices(
                     [
@@ -286,6 +280,25 @@ class Agent:
                 except (MppSessionError, httpx.HTTPError, TimeoutError) as error:
                     self.done[f"failed: {type(error).__name__}"] += 1
                 await asyncio.sleep(self._rng.random() * 2 * rest_s)
+
+    @asynccontextmanager
+    async def client(self, deposit: int) -> AsyncIterator[PayingClient]:
+        """Open its purse and its node, which may be too busy to answer for a while."""
+        async with AsyncExitStack() as open_:
+            client: PayingClient | None = None
+            while client is None:
+                opening = open_client(
+                    rpc_url=self._chain.values.rpc_url,
+                    private_key=self.key,
+                    policy=self._policy(deposit),
+                    store=self.purse,
+                    timeout_s=20,
+                )
+                try:
+                    client = await open_.enter_async_context(opening)
+                except ChainUnavailableError:
+                    self.done["failed: no node"] += 1
+            yield client
 
     async def _joke(self, client: PayingClient) -> None:
         (await client.get(f"{self._url}/joke")).raise_for_status()
@@ -413,6 +426,7 @@ async def soak(
         rpc_limits = RpcLimits(timeout_s=3.0, read_attempts_max=3, retry_delay_s=0.05)
         rpc = await open_.enter_async_context(await Rpc.connect(node.url, limits=rpc_limits))
         provider = Provider(chain, rpc, ledger, directory)
+        open_.push_async_callback(provider.kill)  # however it ends: a journal left open holds it up
         engine = provider.engine()
         open_.push_async_callback(engine.aclose)
         gate = PaymentGate(build_application(), engine=engine, routes=ROUTES)
@@ -501,16 +515,7 @@ async def _end(
     room = asyncio.Semaphore(16)
 
     async def finish(agent: Agent) -> None:
-        async with (
-            room,
-            open_client(
-                rpc_url=chain.values.rpc_url,
-                private_key=agent.key,
-                policy=agent._policy(1),  # noqa: SLF001
-                store=agent.purse,
-                timeout_s=20,
-            ) as client,
-        ):
+        async with room, agent.client(1) as client:
             await agent.finish(client)
 
     await asyncio.gather(*[finish(agent) for agent in agents])
