@@ -7,6 +7,8 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -19,16 +21,22 @@ from tests.service.cli.conftest import ROOT
 from tests.waiting import PATIENCE_S
 
 
-def start(folder: Path) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "service.cli", "devnet", "--port=0", "--json"]
-    return subprocess.Popen(  # noqa: S603 -- ours
+@contextmanager
+def started(folder: Path, *arguments: str, **variables: str) -> Iterator["subprocess.Popen[str]"]:
+    """A devnet that does not outlive the block, however that ends."""
+    command = [sys.executable, "-m", "service.cli", "devnet", "--port=0", *arguments]
+    with subprocess.Popen(  # noqa: S603 -- ours
         command,
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env=variables or {**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    )
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def until(there: Path) -> None:
@@ -42,7 +50,7 @@ def until(there: Path) -> None:
 def test_it_writes_its_file_and_takes_the_chain_with_it(tmp_path: Path, number: int) -> None:
     path = tmp_path / "devnet.json"
     (tmp_path / "devnet.ledger.db").write_text("of an earlier chain")
-    with start(tmp_path) as process:
+    with started(tmp_path, "--json") as process:
         until(path)
         values = read_devnet(path)
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -67,18 +75,11 @@ def test_it_can_be_interrupted_while_it_installs(tmp_path: Path) -> None:
     for name in ("npm", "node"):
         (programs / name).write_text("#!/bin/sh\ntouch npm.started; exec sleep 60\n")
         (programs / name).chmod(0o755)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "service.cli", "devnet", "--port=0"],
-        cwd=tmp_path,
-        env={"PATH": f"{programs}:/usr/bin:/bin", "HOME": str(tmp_path), "PYTHONPATH": "."},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    with process:
+    path = f"{programs}:/usr/bin:/bin"
+    with started(tmp_path, PATH=path, HOME=str(tmp_path), PYTHONPATH=".") as process:
         until(tmp_path / "npm.started")
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=10)
+        _, said = process.communicate(timeout=30)
     assert process.returncode == 130
     assert "interrupted" in said
     assert "Traceback" not in said
