@@ -26,8 +26,8 @@ from channel.types import ZERO_ADDRESS, Address, TxHash
 from channel.wire.funding import Deposit, TransferAuthorization
 from channel.wire.payload import OpenAuthorization, TopUpAuthorization, VoucherPayload
 from tests.channel.client.conftest import Agent, OpenAgent, policy_of
+from tests.channel.client.exchanges import read_stream
 from tests.channel.client.provider import NOW, PaperChain, Provider, Seen, deposit_of
-from tests.channel.client.test_transport import read_stream
 
 SPONSORED: dict[str, Any] = {
     "fee_payer": True,
