@@ -96,13 +96,13 @@ class Anvil:
         log = directory / "anvil.log"
         anvil = cls(await _spawn([str(program), "--port", str(port), *arguments], log), directory)
         try:
-            anvil.url = await anvil._listening(log)
+            anvil.url = await anvil._listening(log, port)
         except BaseException:
             await anvil.stop()
             raise
         return anvil
 
-    async def _listening(self, log: Path) -> str:
+    async def _listening(self, log: Path, port: int) -> str:
         deadline = time.monotonic() + _START_TIMEOUT_S
         while True:
             has_ended = self._process.returncode is not None
@@ -110,8 +110,9 @@ class Anvil:
             if found := re.search(r"Listening on (\S+:\d+)\s", said):
                 return f"http://{found[1]}"
             if has_ended or time.monotonic() > deadline:
-                msg = f"Anvil did not start: {said.strip()[-_LOG_TAIL_CHARS:] or 'it said nothing'}"
-                raise AnvilError(msg)
+                where = f"on port {port}" if port else "on a free port"
+                why = said.strip()[-_LOG_TAIL_CHARS:] or "it said nothing"
+                raise AnvilError(f"Anvil did not start {where}: {why}")
             await asyncio.sleep(_POLL_S)
 
     async def stop(self) -> None:

@@ -214,13 +214,6 @@ class Purse:
         bounds = await self._run(lambda: self._bounds(purpose, budget, now))
         require_within(bounds, amount, scope.origin)
 
-    async def signed_since(
-        self, *, origin: str, chain_id: int, token: Address, since: float
-    ) -> int:
-        """Return what was signed for an origin since a time, in base units."""
-        names = {"origin": origin, "chain_id": chain_id, "token": token}
-        return await self._run(lambda: sum(self._minutes(names, since).values()))
-
     def _minutes(self, names: Mapping[str, object], since: float) -> dict[int, int]:
         rows = self._execute("load_minutes", {**names, "since": int(since // MINUTE_S)})
         return {row["minute"]: _unpack(row["amount"]) for row in rows}

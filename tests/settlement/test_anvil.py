@@ -42,7 +42,7 @@ async def test_a_taken_port_is_reported() -> None:
     program = await find_anvil()
     async with await Anvil.start(program) as first:
         port = int(first.url.rsplit(":", 1)[1])
-        with pytest.raises(AnvilError, match="did not start"):
+        with pytest.raises(AnvilError, match=f"did not start on port {port}: .*in use"):
             await Anvil.start(program, port=port)
 
 

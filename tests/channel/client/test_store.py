@@ -18,11 +18,12 @@ from channel.client.store import SCHEMA_VERSION, Purse
 from channel.errors import BudgetExceededError, OverclaimError, PurseError
 from channel.types import ChannelId, TxHash
 from channel.wire.funding import parse_deposit
-from tests.channel.client.provider import CHAIN_ID, NOW, TOKEN
+from tests.channel.client.provider import NOW
 from tests.channel.client.test_account import KEY, account_of
 from tests.channel.wire.payloads import DEPOSITS as WIRE_DEPOSITS
 
 ORIGIN = account_of().origin
+SCOPE = account_of().scope
 BIG = 2**128 - 1
 DEPOSITS = [parse_deposit(wire) for wire in WIRE_DEPOSITS.values()]
 
@@ -42,8 +43,12 @@ async def signed(purse: Purse, amount: int, *, budget: int = 10**9, now: float =
     return await purse.sign_for(KEY, lambda _account, _left: amount, budget=of(budget), now=now)
 
 
-async def signed_since(purse: Purse, since: float) -> int:
-    return await purse.signed_since(origin=ORIGIN, chain_id=CHAIN_ID, token=TOKEN, since=since)
+async def signed_since(purse: Purse, since: float, *, now: float = NOW) -> int:
+    """Return what counts against a budget whose window reaches back to `since`."""
+    nothing = Budget(origin_max=0, window_s=int(now - since))
+    with pytest.raises(BudgetExceededError) as caught:
+        await purse.require_budget(SCOPE, 1, budget=nothing, now=now)
+    return caught.value.asked - 1
 
 
 async def test_every_field_comes_back(tmp_path: Path) -> None:
@@ -174,7 +179,7 @@ async def test_the_budget_survives_a_restart(tmp_path: Path) -> None:
     with pytest.raises(BudgetExceededError):
         await signed(purse, 101, budget=100)
     assert await signed_since(purse, NOW - 60) == 100
-    assert await signed_since(purse, NOW + 60) == 0
+    assert await signed_since(purse, NOW + 60, now=NOW + 120) == 0
     await purse.close()
 
 
