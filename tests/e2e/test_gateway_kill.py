@@ -33,7 +33,7 @@ from tests.e2e.warm import Forge
 from tests.service.model_server import ModelServer, model_server
 from tests.waiting import PATIENCE_S, until
 
-KILLS = int(os.environ.get("CRASH_TEST_KILLS", "20"))
+KILLS = int(os.environ.get("KILLS", "20"))
 STEP_UNITS = 8
 ANSWER_UNITS = 24
 SHOPPERS = 4
