@@ -93,7 +93,7 @@ def test_every_link_of_the_manual_leads_somewhere() -> None:
 
 
 def test_requirements_and_failures_say_which_tests_cover_them() -> None:
-    """Each id has a test or a reason, and the documents name the tests there are now."""
+    """Each id has a test or a reason, and each id that a test names is in a document."""
     checked = subprocess.run(
         [sys.executable, "scripts/requirements", "--check"],
         cwd=ROOT,
