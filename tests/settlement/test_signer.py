@@ -1,6 +1,8 @@
 """Keys here and elsewhere: what a signing service answers is trusted for nothing (decision 14)."""
 
 import asyncio
+import gzip
+import tracemalloc
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -17,6 +19,7 @@ from settlement.errors import SignerError
 from settlement.signer import KeySigner, RemoteSigner
 from settlement.tx_bytes import UnsignedTx
 from settlement.tx_manager import TxManager
+from tests.waiting import PATIENCE_S
 
 KEY = b"\x11" * 32
 OWNER = KeySigner(KEY).address
@@ -152,6 +155,31 @@ async def test_a_service_that_is_not_there_is_an_error_without_its_address() -> 
         await signer.sign_transaction(TX)
     await signer.close()
     assert "secret-path" not in str(caught.value)
+
+
+async def test_a_coded_answer_is_never_unpacked() -> None:
+    """O-23: four thousand bytes that stand for millions."""
+    bomb = gzip.compress(gzip.compress(bytes(100 * 1024 * 1024)))
+    assert len(bomb) < 4096
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = f"HTTP/1.1 200 OK\r\ncontent-encoding: gzip, gzip\r\ncontent-length: {len(bomb)}"
+        await reader.readuntil(b"}")
+        writer.write(head.encode() + b"\r\n\r\n" + bomb)
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        signer = RemoteSigner(f"http://127.0.0.1:{port}", OWNER, timeout_s=PATIENCE_S)
+        tracemalloc.start()
+        try:
+            with pytest.raises(SignerError, match="not a signature"):
+                await signer.sign_transaction(TX)
+            assert tracemalloc.get_traced_memory()[1] < 4 * 1024 * 1024
+        finally:
+            tracemalloc.stop()
+            await signer.close()
 
 
 async def test_a_key_elsewhere_sends_transactions(chain: Devnet) -> None:
