@@ -32,7 +32,6 @@ from channel.client.transport import PayingTransport
 from channel.errors import ConfigError
 from channel.types import Address
 from service.keystore import decrypt_keystore
-from settlement.accounts import Account, LocalAccount
 from settlement.payer import PayerAccount
 from settlement.rpc import Rpc
 from settlement.signer import KeySigner, WalletSigner
@@ -126,14 +125,13 @@ async def open_client(  # noqa: PLR0913 -- each is a choice, and none but four m
         ChainUnavailableError: The node does not answer.
         PurseError: The store cannot be opened.
     """
-    account = _account(private_key)
+    key = _key_signer(private_key)
     chain_ids = {limits.chain_id for limits in policy.limits}
     if len(chain_ids) != 1:
         raise ConfigError("the policy's limits must name one chain; see `build_client` for more")
     async with await Rpc.connect(rpc_url, chain_id=chain_ids.pop()) as rpc:
         purse = await Purse.open(store)
         try:
-            key = KeySigner(bytes(account.key))
             chain = PayerAccount(
                 TxManager(rpc, key),
                 signer=key if wallet is None else WalletSigner(wallet, key),
@@ -161,14 +159,10 @@ async def load_keystore(path: Path | str, password: str) -> bytes:
     return await asyncio.to_thread(decrypt_keystore, Path(path), password)
 
 
-def _account(private_key: bytes | str) -> LocalAccount:
+def _key_signer(private_key: bytes | str) -> KeySigner:
+    if isinstance(private_key, bytes):
+        return KeySigner(private_key)
     try:
-        raw = (
-            bytes.fromhex(private_key.removeprefix("0x"))
-            if isinstance(private_key, str)
-            else private_key
-        )
-        account: LocalAccount = Account.from_key(raw)
+        return KeySigner(bytes.fromhex(private_key.removeprefix("0x")))
     except ValueError:
         raise ConfigError("the private key is not 32 bytes, nor 64 hexadecimal digits") from None
-    return account

@@ -12,12 +12,9 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-import msgspec
-
 from channel.client.keys import ChannelKeys
 from channel.errors import ConfigError
-from service.keystore import decrypt_keystore
-from settlement.accounts import Account
+from service.keystore import decrypt_keystore, encrypt_keystore
 
 __all__ = ["load_channel_keys"]
 
@@ -53,7 +50,7 @@ def _create(path: Path, password: str) -> None:
     Of two processes that start at once one makes the file, and both use that one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    keystore = msgspec.json.encode(Account.encrypt(secrets.token_bytes(_SECRET_BYTES), password))
+    keystore = encrypt_keystore(secrets.token_bytes(_SECRET_BYTES), password)
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     unfinished = Path(name)  # for its owner alone, as its link will be
     try:

@@ -16,11 +16,10 @@ from typing import Any, Final, Literal, Self, get_args
 
 import msgspec
 from eth_abi.abi import encode
-from eth_account import Account
-from eth_account.signers.local import LocalAccount
 from eth_hash.auto import keccak
 
 from channel.types import Address
+from channel.verify.signature import address_of
 from settlement import abi
 from settlement.addresses import PERMIT2
 from settlement.anvil import Anvil, find_anvil
@@ -151,10 +150,6 @@ class Devnet:
         """Return an account as a signer of transactions."""
         return KeySigner(self.account(name).private_key)
 
-    def local_account(self, name: str) -> LocalAccount:
-        """Return an account as eth_account's signer."""
-        return _local_account(name)
-
     async def fund(self, address: Address, *, ether: int = 0, amount: int = 0) -> None:
         """Set an account's ether, and mint it `amount` base units of the token."""
         if ether:
@@ -270,16 +265,8 @@ def _read_artifacts() -> None:
 
 @cache
 def _account(name: str) -> DevAccount:
-    signer = _local_account(name)
-    return DevAccount(
-        address=Address(bytes.fromhex(signer.address[2:])), private_key=bytes(signer.key)
-    )
-
-
-@cache
-def _local_account(name: str) -> LocalAccount:
-    signer: LocalAccount = Account.from_key(keccak(f"mpp-session devnet account: {name}".encode()))
-    return signer
+    private_key = keccak(f"mpp-session devnet account: {name}".encode())
+    return DevAccount(address=address_of(private_key), private_key=private_key)
 
 
 def _plain(value: Any) -> Any:

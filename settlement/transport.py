@@ -1,17 +1,15 @@
 """One node's socket: JSON-RPC over HTTP, each question with a deadline and a bounded answer.
 
-web3.py's provider speaks the protocol; its hidden retries and its log, which would print the
-node's address with the access key in it, are not used, and the connection is kept alive.
+The connection is kept alive. A question is asked once: a retry that the caller does not see could
+send a transaction twice. Errors and logs leave out the node's address: it may hold an access key.
 """
 
 import asyncio
-import logging
+import json
 from collections.abc import Awaitable, Sequence
 from typing import Any, Final
 
 from aiohttp import ClientError, ClientResponseError, ClientSession
-from web3.providers.rpc.async_rpc import AsyncHTTPProvider
-from web3.types import RPCEndpoint
 
 from channel.errors import ChainUnavailableError
 
@@ -27,15 +25,17 @@ class HttpTransport:
     """A connection to one node. Every failure is a `ChainUnavailableError`."""
 
     def __init__(self, url: str, *, timeout_s: float, answer_bytes_max: int) -> None:
-        self._provider = _Provider(url, answer_bytes_max)
+        self._url = url
+        self._answer_bytes_max = answer_bytes_max
+        self._session = ClientSession(
+            headers={"Content-Type": "application/json"}, raise_for_status=True
+        )
         self._timeout_s = timeout_s
         self._batch_max = _BATCH_MAX
 
     async def ask(self, method: str, params: Sequence[object]) -> Any:
         """Return the JSON-RPC answer to one question."""
-        answer = await self._bounded(
-            method, self._provider.make_request(RPCEndpoint(method), list(params))
-        )
+        answer = await self._bounded(method, self._post(_question(1, (method, params))))
         if not isinstance(answer, dict):
             raise nonsense(method)
         return answer
@@ -55,7 +55,10 @@ class HttpTransport:
         return answers
 
     async def _ask_batch(self, calls: Sequence[Call]) -> list[dict[str, Any]]:
-        answers = await self._bounded("a batch", self._provider.make_many(calls))
+        answers = await self._bounded(
+            "a batch",
+            self._post([_question(number, call) for number, call in enumerate(calls, 1)]),
+        )
         if len(calls) > 1 and _is_about_batches(answers):
             raise _BatchTooLargeError
         if not isinstance(answers, list) or len(answers) != len(calls):
@@ -66,7 +69,23 @@ class HttpTransport:
 
     async def disconnect(self) -> None:
         """Close the connection."""
-        await self._provider.disconnect()
+        await self._session.close()
+
+    async def _post(self, question: object) -> Any:
+        """Send one JSON value and return the one that comes back.
+
+        Raises:
+            ClientError: No answer, or one with an error's status.
+            ValueError: The answer is not JSON, or longer than `answer_bytes_max`.
+        """
+        async with self._session.post(self._url, data=json.dumps(question)) as response:
+            answer = bytearray()
+            async for piece in response.content.iter_any():
+                answer += piece
+                if len(answer) > self._answer_bytes_max:
+                    msg = "the answer is longer than answer_bytes_max"
+                    raise ValueError(msg)
+            return json.loads(answer)
 
     async def _bounded(self, what: str, answering: Awaitable[Any]) -> Any:
         try:
@@ -87,6 +106,11 @@ class _BatchTooLargeError(Exception):
     """The node takes fewer questions at once."""
 
 
+def _question(number: int, call: Call) -> dict[str, object]:
+    method, params = call
+    return {"jsonrpc": "2.0", "id": number, "method": method, "params": list(params)}
+
+
 def _is_about_batches(answer: Any) -> bool:
     """Whether one error came in place of all answers, because there were too many questions."""
     error = answer.get("error") if isinstance(answer, dict) else None
@@ -96,35 +120,3 @@ def _is_about_batches(answer: Any) -> bool:
 def nonsense(what: str) -> ChainUnavailableError:
     """Return the error for an answer that is not JSON-RPC."""
     return ChainUnavailableError(f"The node's answer to {what} is not JSON-RPC.")
-
-
-class _Provider(AsyncHTTPProvider):
-    """web3.py's provider on a connection of ours: kept alive, one attempt, a bounded answer."""
-
-    logger = logging.getLogger("settlement.rpc.web3")
-    # By its level, since whoever configures logging may undo `disabled` without meaning it.
-    logger.setLevel(logging.CRITICAL + 1)
-
-    def __init__(self, url: str, answer_bytes_max: int) -> None:
-        super().__init__(url, exception_retry_configuration=None)
-        self._session = ClientSession(headers=self.get_request_headers(), raise_for_status=True)
-        self._url = url
-        self._answer_bytes_max = answer_bytes_max
-
-    async def _make_request(self, method: RPCEndpoint, request_data: bytes) -> bytes:  # noqa: ARG002
-        async with self._session.post(self._url, data=request_data) as response:
-            answer = bytearray()
-            async for piece in response.content.iter_any():
-                answer += piece
-                if len(answer) > self._answer_bytes_max:
-                    msg = "the answer is longer than answer_bytes_max"
-                    raise ValueError(msg)
-            return bytes(answer)
-
-    async def make_many(self, calls: Sequence[Call]) -> Any:
-        batch = [(RPCEndpoint(method), list(params)) for method, params in calls]
-        answer = await self._make_request(RPCEndpoint(""), self.encode_batch_rpc_request(batch))
-        return self.decode_rpc_response(answer)
-
-    async def disconnect(self) -> None:
-        await self._session.close()

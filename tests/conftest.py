@@ -11,9 +11,12 @@ import pytest
 from blockbuster import BlockBuster, blockbuster_ctx
 from hypothesis import HealthCheck, settings
 
+from service.keystore import import_account
 from tests.e2e.warm import Forge
 
 pytest_plugins = ["service.testing", "tests.postgres"]
+
+import_account()  # before a test imports eth_account and lifts the recursion limit (F-02)
 
 # What a developer's shell says of a proxy, or of a gateway of hers, is not about these tests.
 for _name in [name for name in os.environ if name.startswith("MPP_SESSION_")]:

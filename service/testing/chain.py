@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from contextlib import AsyncExitStack, asynccontextmanager
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 from settlement.devnet import Devnet
@@ -14,8 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine
     from types import TracebackType
 
+    from web3 import AsyncHTTPProvider, AsyncWeb3
+
     from channel.types import Address
-    from settlement.accounts import LocalAccount
     from settlement.devnet import DevAccount, DevnetValues, TokenChoice
     from settlement.signer import KeySigner
 
@@ -70,10 +72,6 @@ class TestChain:
         """Return an account by name; `payer`, `payee` and `stranger` have ether and tokens."""
         return self._running.account(name)
 
-    def local_account(self, name: str) -> LocalAccount:
-        """Return an account as eth_account's signer."""
-        return self._running.local_account(name)
-
     def signer(self, name: str) -> KeySigner:
         """Return an account as a signer of transactions."""
         return self._running.signer(name)
@@ -103,6 +101,16 @@ class TestChain:
         """Use the same chain from this event loop."""
         async with await Rpc.connect(self.values.rpc_url, chain_id=self.values.chain_id) as rpc:
             yield Devnet(rpc, self.values)
+
+    @asynccontextmanager
+    async def web3(self) -> AsyncIterator[AsyncWeb3[AsyncHTTPProvider]]:
+        """Use the chain through web3.py: for contracts of your own, say."""
+        web3 = await asyncio.to_thread(import_module, "web3")  # slow: only tests that use it pay
+        provider = web3.AsyncHTTPProvider(self.values.rpc_url)
+        try:
+            yield web3.AsyncWeb3(provider)
+        finally:
+            await provider.disconnect()
 
     @property
     def _running(self) -> Devnet:

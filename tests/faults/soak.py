@@ -20,6 +20,7 @@ from typing import Any
 import httpx
 import msgspec
 import uvicorn
+from eth_account import Account
 from eth_hash.auto import keccak
 
 from channel.client.policy import Policy, TokenLimits
@@ -35,7 +36,6 @@ from service.client import PayingClient, open_client
 from service.testing.provider import ROUTES, build_application
 from service.withdrawal import Stage, withdraw_channels
 from settlement import abi
-from settlement.accounts import Account
 from settlement.alarms import Alarms
 from settlement.devnet import Devnet
 from settlement.escrow import EscrowReader, ReaderLimits

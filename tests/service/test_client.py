@@ -5,6 +5,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from eth_account import Account
 from msgspec.structs import replace
 
 from channel.client.policy import Policy, TokenLimits
@@ -12,7 +13,6 @@ from channel.errors import ChainUnavailableError, ConfigError, PurseError
 from channel.types import Address
 from service.client import PayingClient, load_keystore, open_client
 from service.testing import TestChain
-from settlement.accounts import Account
 
 KEY = b"\x01" * 32
 LIMITS = TokenLimits(

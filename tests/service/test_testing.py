@@ -9,6 +9,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from eth_utils.address import to_checksum_address
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse
@@ -20,6 +21,7 @@ from channel.http import Price, Route
 from channel.types import Address
 from service.testing import TestChain, TestPayer, TestProvider
 from service.testing.provider import JOKE, WORDS
+from settlement.artifacts import load_artifact
 
 ROOT = Path(__file__).resolve().parents[2]
 MANUAL = ROOT / "docs" / "testing.md"
@@ -171,6 +173,25 @@ def test_the_manual_runs_in_somebody_elses_project(tmp_path: Path) -> None:
         check=False,
     )
     assert "3 passed" in said.stdout, said.stdout
+
+
+async def test_a_contract_of_ones_own_is_called_through_web3(devnet: TestChain) -> None:
+    account = devnet.account("payer")
+    abi = (await asyncio.to_thread(load_artifact, "DevUSD")).abi
+    async with devnet.web3() as web3:
+        token = web3.eth.contract(address=to_checksum_address(devnet.values.token), abi=abi)
+        balance = await token.functions.balanceOf(to_checksum_address(account.address)).call()
+    assert balance == await asyncio.to_thread(devnet.token_balance, account.address)
+
+
+def test_programs_that_read_no_keystore_import_none_of_what_opens_one() -> None:
+    """web3.py and eth_account take longer to import than the whole program."""
+    imports = "import sys, service.cli, service.gateway.worker"
+    code = f"{imports}; print([*{{'web3', 'eth_account'}} & {{*sys.modules}}])"
+    said = subprocess.run(  # noqa: S603
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert said.stdout.strip() == "[]"
 
 
 def test_runs_that_use_none_of_it_import_none_of_it() -> None:

@@ -5,11 +5,11 @@ import json
 from pathlib import Path
 
 import pytest
+from eth_account import Account
 
 from channel.client.keys import ChannelKeys
 from channel.errors import ConfigError
 from service.voucher_keys import load_channel_keys
-from settlement.accounts import Account
 
 SALT = b"\x01" * 32
 SECRET = b"\x05" * 32

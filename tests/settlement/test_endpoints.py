@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 
 import pytest
+from eth_account import Account
 
 from channel.errors import ChainUnavailableError, ConfigError
 from channel.types import TxHash
@@ -122,7 +123,7 @@ async def test_a_signed_transaction_goes_to_the_next_node_and_is_one_transaction
 ) -> None:
     """F-75, F-82: the first node takes it and its answer is lost; the bytes mean the same."""
     nodes[0].fail("swallow", method="eth_sendRawTransaction")
-    account = chain.local_account("payer")
+    account = Account.from_key(chain.account("payer").private_key)
     sender = "0x" + account.address[2:].lower()
     nonce = int(await rpc.read("eth_getTransactionCount", sender, "latest"), 16)
     signed = account.sign_transaction(
