@@ -107,7 +107,7 @@ contract SessionEscrow is ISessionEscrow, ChannelStore, VoucherVerifier, Reentra
         ChannelRecord storage record = _records[channelId];
         (PayerSlot payerSlot,) = _requireOpen(record);
         if (msg.sender != payerSlot.payer()) revert NotPayer();
-        _topUp(channelId, additionalDeposit, msg.sender);
+        _topUp(channelId, additionalDeposit);
         _pull(msg.sender, additionalDeposit);
     }
 
@@ -124,7 +124,7 @@ contract SessionEscrow is ISessionEscrow, ChannelStore, VoucherVerifier, Reentra
     ) external nonReentrant {
         bytes32 expected = keccak256(abi.encode(channelId, additionalDeposit, from, topUpSalt));
         if (nonce != expected) revert NonceMismatch();
-        _topUp(channelId, additionalDeposit, from);
+        _topUp(channelId, additionalDeposit);
         _pullWithAuthorization(from, additionalDeposit, validAfter, validBefore, nonce, signature);
     }
 
@@ -137,7 +137,7 @@ contract SessionEscrow is ISessionEscrow, ChannelStore, VoucherVerifier, Reentra
         uint256 deadline,
         bytes calldata signature
     ) external nonReentrant {
-        _topUp(channelId, additionalDeposit, from);
+        _topUp(channelId, additionalDeposit);
         bytes32 witness = keccak256(abi.encode(TOP_UP_WITNESS_TYPEHASH, channelId));
         _pullWithPermit2(
             from, additionalDeposit, nonce, deadline, witness, TOP_UP_WITNESS_TYPE, signature
@@ -327,8 +327,10 @@ contract SessionEscrow is ISessionEscrow, ChannelStore, VoucherVerifier, Reentra
         emit ChannelOpened(channelId, payer, payee, token, authorizedSigner, salt, deposit);
     }
 
-    /// @dev Raises the deposit; the caller then pulls the amount or the whole call reverts.
-    function _topUp(bytes32 channelId, uint256 additionalDeposit, address from) private {
+    /// @dev Raises the deposit; the caller then pulls the amount or the whole call reverts. Only
+    /// the payer's own transaction cancels a pending close: what the payer only signed may have
+    /// been signed before it asked to leave, and kept.
+    function _topUp(bytes32 channelId, uint256 additionalDeposit) private {
         ChannelRecord storage record = _records[channelId];
         (PayerSlot payerSlot, PayeeSlot payeeSlot) = _requireOpen(record);
         if (additionalDeposit == 0) revert ZeroDeposit();
@@ -338,7 +340,7 @@ contract SessionEscrow is ISessionEscrow, ChannelStore, VoucherVerifier, Reentra
         address payer = payerSlot.payer();
         address payee = payeeSlot.payee();
         payerSlot = payerSlot.addDeposit(additionalDeposit);
-        if (from == payer && payerSlot.closeRequested()) {
+        if (msg.sender == payer && payerSlot.closeRequested()) {
             payerSlot = payerSlot.withoutCloseRequested();
             emit CloseRequestCancelled(channelId, payer, payee);
         }

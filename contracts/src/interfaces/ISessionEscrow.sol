@@ -131,7 +131,7 @@ interface ISessionEscrow {
         address indexed payee,
         uint256 closeGraceEnd
     );
-    /// @notice A top-up funded by the payer cancelled the pending close.
+    /// @notice A top-up that the payer sent cancelled the pending close.
     event CloseRequestCancelled(
         bytes32 indexed channelId, address indexed payer, address indexed payee
     );
@@ -281,8 +281,9 @@ interface ISessionEscrow {
     ) external returns (bytes32 channelId);
 
     /// @notice Raises a deposit with the EIP-3009 authorization of `from`, who need not be the
-    /// payer. Refunds still go to the payer. A pending close is cancelled only when `from` is the
-    /// payer: otherwise anyone could hold the payer's exit hostage for one base unit.
+    /// payer. Refunds still go to the payer. A pending close is cancelled only when the payer sends
+    /// the call: otherwise anyone could hold the payer's exit hostage for one base unit, or with an
+    /// authorization that the payer signed before it asked to leave.
     ///
     /// Requirements, in this order: the nonce is
     /// `keccak256(abi.encode(channelId, additionalDeposit, from, topUpSalt))` (NonceMismatch), the

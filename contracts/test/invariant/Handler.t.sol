@@ -45,6 +45,9 @@ contract Handler is Base {
     /// @dev What should never have worked and did, and channels that were not what the books say.
     uint256 public broken;
     uint256 public astray;
+    /// @dev Close requests that went away without a transaction of the payer's own (O-29).
+    uint256 public exitsTaken;
+    mapping(bytes32 channelId => uint256) private askedAt;
 
     function setUp() public override {
         super.setUp();
@@ -146,13 +149,15 @@ contract Handler is Base {
         (bytes32 channelId, Book storage b) = pick(seed);
         if (channelId == 0 || b.finalized) return;
         amount = uint128(bound(amount, 1, 1e20));
-        // The core function is the payer's alone; the relayed ones take anybody's money.
+        // The core function is the payer's alone; the relayed ones take anybody's money from anybody.
         Person memory funder = rail % 3 == 0 ? b.payer : payers[(seed >> 32) % payers.length];
         if (banned(funder.addr)) return;
         bytes memory call = topUpCall(channelId, rail % 3, amount, funder);
-        if (rail % 3 == 0) vm.prank(funder.addr);
+        address[3] memory senders = [b.payer.addr, b.payee.addr, stranger.addr];
+        address sender = rail % 3 == 0 ? b.payer.addr : senders[(seed >> 48) % senders.length];
+        vm.prank(sender);
         must(call);
-        if (funder.addr == b.payer.addr) b.closeRequestedAt = 0;
+        if (sender == b.payer.addr) (b.closeRequestedAt, askedAt[channelId]) = (0, 0);
         b.deposited += amount;
         worlds[b.world].deposited += amount;
         if (rail % 3 != 0) mustNot(call);
@@ -440,6 +445,8 @@ contract Handler is Base {
             && c.payee == b.payee.addr
             && c.authorizedSigner == (b.hasSigner ? b.signer.addr : address(0));
         if (!same || c.settled > c.deposit || c.settled > b.greatestSigned) ++astray;
+        if (askedAt[channelId] != 0 && c.closeRequestedAt != askedAt[channelId]) ++exitsTaken;
+        askedAt[channelId] = c.closeRequestedAt;
     }
 
     function must(bytes memory call) private {

@@ -36,6 +36,7 @@ contract InvariantsTest is Test {
         escrowHoldsExactlyWhatItOwes();
         heldRefundsAreClaimable();
         touchedChannelsAreWhatTheBooksSay();
+        onlyThePayerTakesItsExitBack();
         nothingIsTakenTwiceOrByStrangers();
         everyUnitIsAccountedFor();
     }
@@ -65,6 +66,11 @@ contract InvariantsTest is Test {
         assertEq(handler.astray(), 0);
     }
 
+    /// @dev O-29: no settle, close or top-up that another sends ends a close request.
+    function onlyThePayerTakesItsExitBack() private view {
+        assertEq(handler.exitsTaken(), 0);
+    }
+
     function nothingIsTakenTwiceOrByStrangers() private view {
         assertEq(handler.broken(), 0);
     }
@@ -88,6 +94,7 @@ contract InvariantsTest is Test {
             if (!b.finalized) owed[b.world] += b.deposited - b.paid;
         }
         assertEq(handler.astray(), 0);
+        assertEq(handler.exitsTaken(), 0);
         for (uint256 w = 0; w < 2; ++w) {
             (IDevUSD token, ISessionEscrow escrow,,,, uint256 claimable) = handler.worlds(w);
             assertEq(token.balanceOf(address(escrow)), owed[w] + claimable);

@@ -17,7 +17,17 @@ contract TopUpWithAuthorizationTest is Base {
     function submit(bytes32 channelId, uint128 amount, bytes32 salt, Authorization memory a)
         private
     {
-        vm.prank(signer.addr);
+        submitAs(signer, channelId, amount, salt, a);
+    }
+
+    function submitAs(
+        Person memory sender,
+        bytes32 channelId,
+        uint128 amount,
+        bytes32 salt,
+        Authorization memory a
+    ) private {
+        vm.prank(sender.addr);
         escrow.topUpWithAuthorization(
             channelId, amount, a.from, salt, a.validAfter, a.validBefore, a.nonce, a.signature
         );
@@ -71,30 +81,33 @@ contract TopUpWithAuthorizationTest is Base {
         assertEq(escrow.getChannel(channelId).deposit, DEPOSIT + 7);
     }
 
-    function test_PayerCancelsPendingClose() external {
+    /// @dev The payer's own transaction cancels, whoever funds it.
+    function test_PayerCancelsPendingClose(bool own) external {
         bytes32 channelId = open();
         requestClose(channelId);
-        Authorization memory a = signed(payer, channelId, 7, 0);
+        Authorization memory a = signed(own ? payer : stranger, channelId, 7, 0);
         vm.expectEmit(address(escrow));
         emit ISessionEscrow.CloseRequestCancelled(channelId, payer.addr, payee.addr);
-        submit(channelId, 7, 0, a);
+        submitAs(payer, channelId, 7, 0, a);
         assertEq(escrow.getChannel(channelId).closeRequestedAt, 0);
     }
 
-    function test_NobodyElseCancelsPendingClose(uint128 amount, uint256 wait) external {
+    /// @dev O-29: a payee keeps what the payer signed before it asked to leave, and sends it later.
+    function test_NobodyElseCancelsPendingClose(uint128 amount, uint256 wait, bool own) external {
         amount = uint128(bound(amount, 1, 1e18));
+        Person memory funder = own ? payer : stranger;
         bytes32 channelId = open();
+        Authorization memory a = signed(funder, channelId, amount, 0);
         requestClose(channelId);
         uint64 askedAt = escrow.getChannel(channelId).closeRequestedAt;
         skip(bound(wait, 0, GRACE));
-        Authorization memory a = signed(stranger, channelId, amount, 0);
         submit(channelId, amount, 0, a);
         assertEq(escrow.getChannel(channelId).closeRequestedAt, askedAt);
         vm.warp(askedAt + GRACE);
         vm.prank(payer.addr);
         escrow.withdraw(channelId);
-        assertEq(token.balanceOf(payer.addr), PLENTY + amount);
-        assertEq(token.balanceOf(stranger.addr), PLENTY - amount);
+        assertEq(token.balanceOf(payer.addr), own ? PLENTY : PLENTY + amount);
+        assertEq(token.balanceOf(stranger.addr), own ? PLENTY : PLENTY - amount);
     }
 
     function test_RaisesDeposit(uint128 amount, bytes32 salt) external {

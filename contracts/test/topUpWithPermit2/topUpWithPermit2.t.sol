@@ -7,7 +7,13 @@ import {Base} from "../Base.t.sol";
 /// @dev CONTRACT-10, TOPUP-05, AMB-25, F-62.
 contract TopUpWithPermit2Test is Base {
     function submit(bytes32 channelId, uint128 amount, Permit memory p) private {
-        vm.prank(signer.addr);
+        submitAs(signer, channelId, amount, p);
+    }
+
+    function submitAs(Person memory sender, bytes32 channelId, uint128 amount, Permit memory p)
+        private
+    {
+        vm.prank(sender.addr);
         escrow.topUpWithPermit2(channelId, amount, p.from, p.nonce, p.deadline, p.signature);
     }
 
@@ -58,19 +64,22 @@ contract TopUpWithPermit2Test is Base {
         assertEq(escrow.getChannel(channelId).deposit, DEPOSIT + 7);
     }
 
-    function test_PayerCancelsPendingClose() external {
+    /// @dev The payer's own transaction cancels, whoever funds it.
+    function test_PayerCancelsPendingClose(bool own) external {
         bytes32 channelId = open();
         requestClose(channelId);
-        submit(channelId, 7, topUpPermit(payer, 7, channelId, 1));
+        submitAs(payer, channelId, 7, topUpPermit(own ? payer : stranger, 7, channelId, 1));
         assertEq(escrow.getChannel(channelId).closeRequestedAt, 0);
     }
 
-    function test_NobodyElseCancelsPendingClose(uint128 amount) external {
+    /// @dev O-29: nor does the payer's own permit, sent by another.
+    function test_NobodyElseCancelsPendingClose(uint128 amount, bool own) external {
         amount = uint128(bound(amount, 1, 1e18));
         bytes32 channelId = open();
+        Permit memory p = topUpPermit(own ? payer : stranger, amount, channelId, 1);
         requestClose(channelId);
         uint64 askedAt = escrow.getChannel(channelId).closeRequestedAt;
-        submit(channelId, amount, topUpPermit(stranger, amount, channelId, 1));
+        submit(channelId, amount, p);
         assertEq(escrow.getChannel(channelId).closeRequestedAt, askedAt);
         assertEq(escrow.getChannel(channelId).deposit, DEPOSIT + amount);
     }

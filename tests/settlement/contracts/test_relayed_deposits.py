@@ -286,16 +286,38 @@ def test_the_same_bounds_hold_on_the_relayed_paths(
         world.escrow.send(f"topUpWith{rail}", *arguments)
 
 
-def test_a_payers_relayed_top_up_cancels_a_pending_close(world: World, rail: str) -> None:
-    """CONTRACT-03, TOPUP-04, TOPUP-05: whoever submits it."""
+@pytest.mark.parametrize("funder", ["payer", "stranger"])
+def test_a_relayed_top_up_that_the_payer_sends_cancels_a_pending_close(
+    world: World, rail: str, funder: str
+) -> None:
+    """CONTRACT-03, TOPUP-05: its own transaction says that it stays, whoever funds it."""
     channel_id = world.open()
     world.escrow.send("requestClose", channel_id, sender=world.payer.address)
-    arguments = top_up_arguments(world, rail, channel_id, 77, world.payer)
-    receipt = world.escrow.send(f"topUpWith{rail}", *arguments, sender=world.stranger.address)
+    arguments = top_up_arguments(world, rail, channel_id, 77, getattr(world, funder))
+    receipt = world.escrow.send(f"topUpWith{rail}", *arguments, sender=world.payer.address)
     events = [name for name, _ in world.escrow.events(receipt)]
     assert events == ["CloseRequestCancelled", "TopUp"]
     found = world.channel(channel_id)
     assert (found.deposit, found.close_requested_at) == (DEPOSIT + 77, 0)
+
+
+@pytest.mark.parametrize("sender", ["payee", "stranger"])
+def test_a_top_up_kept_from_before_does_not_cancel_the_payers_exit(
+    world: World, rail: str, sender: str
+) -> None:
+    """O-29, AMB-27: signed by the payer, kept, and sent ten seconds before the grace ends."""
+    channel_id = world.open()
+    kept = top_up_arguments(world, rail, channel_id, 77, world.payer)
+    world.escrow.send("requestClose", channel_id, sender=world.payer.address)
+    asked_at = world.channel(channel_id).close_requested_at
+    world.chain.travel(15 * 60 - 10)
+    receipt = world.escrow.send(f"topUpWith{rail}", *kept, sender=getattr(world, sender).address)
+    assert [name for name, _ in world.escrow.events(receipt)] == ["TopUp"]
+    found = world.channel(channel_id)
+    assert (found.deposit, found.close_requested_at) == (DEPOSIT + 77, asked_at)
+    world.chain.travel(10)
+    world.escrow.send("withdraw", channel_id, sender=world.payer.address)
+    assert world.balance(world.payer.address) == PLENTY
 
 
 def test_anyone_elses_top_up_leaves_the_exit_open(world: World, rail: str) -> None:
