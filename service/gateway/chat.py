@@ -4,20 +4,30 @@ Pure: bytes in, values out. The request is always written anew from what was par
 the model server cannot read it in another way than it was priced.
 """
 
+from collections.abc import Iterator
 from typing import Any, Final, TypeVar
 
 import msgspec
 
-from channel.errors import BadRequestError
-from channel.wire.depth import is_shallow
+from channel.errors import BadRequestError, WireError
+from channel.limits import REQUEST_ELEMENTS_MAX
+from channel.wire.depth import is_shallow, scan_json
 from service.gateway.errors import UpstreamError
 
-__all__ = ["DONE", "ChatRequest", "UnitCounter", "parse_chat_request", "parse_completion_tokens"]
+__all__ = [
+    "DONE",
+    "ChatRequest",
+    "UnitCounter",
+    "parse_chat_request",
+    "parse_completion_tokens",
+    "scan_request",
+]
 
 DONE: Final = "[DONE]"
 """The last event of a stream."""
 
 _CHOICES_MAX: Final = 128
+_NULL: Final = msgspec.Raw(b"null")
 _DEPTH_MAX: Final = 64
 
 _TOKEN_BOUNDS: Final = ("max_tokens", "max_completion_tokens")
@@ -46,11 +56,10 @@ def parse_chat_request(
             `max_tokens`, or an answer in one piece names none and there is no default.
     """
     fields = _decode_object(body)
-    is_stream = fields.get("stream")
-    if is_stream is None:
-        is_stream = False
-    if not isinstance(is_stream, bool):
-        raise BadRequestError("`stream` must be true or false.")
+    try:
+        is_stream = bool(msgspec.json.decode(fields.get("stream", _NULL), type=bool | None))
+    except msgspec.DecodeError:
+        raise BadRequestError("`stream` must be true or false.") from None
     choices = _whole_number(fields, "n", _CHOICES_MAX) or 1
     bounds = [_whole_number(fields, name, max_tokens) for name in _TOKEN_BOUNDS]
     named = min((bound for bound in bounds if bound is not None), default=None)
@@ -70,23 +79,34 @@ def parse_chat_request(
     return ChatRequest(msgspec.json.encode(fields), is_stream, bound * choices)
 
 
-def _decode_object(body: bytes) -> dict[str, Any]:
-    if not is_shallow(body, _DEPTH_MAX):
-        raise BadRequestError("The body is nested too deeply, or is not JSON.")
+def scan_request(body: bytes) -> Iterator[None]:
+    """Check the size of a body's contents, a little at a time: before `parse_chat_request`.
+
+    Raises:
+        BadRequestError: It is nested too deeply, or has too many elements.
+    """
     try:
-        fields = msgspec.json.decode(body)
+        yield from scan_json(body, depth_max=_DEPTH_MAX, elements_max=REQUEST_ELEMENTS_MAX)
+    except WireError as error:
+        raise BadRequestError(f"The body is {error}.") from error
+
+
+def _decode_object(body: bytes) -> dict[str, Any]:
+    """Return the fields of a body that `scan_request` has passed; no object is made of a value."""
+    try:
+        return msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+    except msgspec.ValidationError as error:
+        raise BadRequestError("The body is not a JSON object.") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadRequestError("The body is not JSON.") from error
-    if not isinstance(fields, dict):
-        raise BadRequestError("The body is not a JSON object.")
-    return fields
 
 
 def _whole_number(fields: dict[str, Any], name: str, largest: int) -> int | None:
-    value = fields.get(name)
-    if value is None:
-        return None
-    if type(value) is not int or not 1 <= value <= largest:
+    try:
+        value = msgspec.json.decode(fields.get(name, _NULL), type=int | None)
+    except msgspec.DecodeError:
+        value = 0
+    if value is not None and not 1 <= value <= largest:
         raise BadRequestError(f"`{name}` must be a whole number from 1 to {largest}.")
     return value
 

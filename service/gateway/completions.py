@@ -26,6 +26,7 @@ from service.gateway.chat import (
     UnitCounter,
     parse_chat_request,
     parse_completion_tokens,
+    scan_request,
 )
 from service.gateway.errors import GatewayStoppingError, RequestTooLargeError, UpstreamError
 from service.gateway.events import read_events, require_event_stream
@@ -171,7 +172,10 @@ async def _read_request(request: Request, bytes_max: int) -> bytes:
         body += piece
         if len(body) > bytes_max:
             raise RequestTooLargeError(f"The body has more than {bytes_max} bytes.")
-    return bytes(body)
+    whole = bytes(body)
+    for _ in scan_request(whole):
+        await asyncio.sleep(0)  # others have their turn between two windows of a long body
+    return whole
 
 
 async def _unless_gone(request: Request, work: Coroutine[Any, Any, _Answer]) -> _Answer:

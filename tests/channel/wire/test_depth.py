@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from channel.wire.depth import is_shallow
+from channel.errors import WireError
+from channel.wire.depth import is_shallow, scan_json
 
 DEEP = 32
 
@@ -60,13 +61,35 @@ VALUES = st.recursive(
 )
 
 
-@given(VALUES, st.integers(1, 6))
-def test_the_promise_holds_for_every_value(value: Any, depth_max: int) -> None:
-    text = json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass")
-    if is_shallow(text, depth_max):
-        assert depth_of(value) <= 2 * depth_max
-    else:
-        assert depth_of(value) > depth_max
+def elements_of(value: Any) -> int:
+    """One for each bracket that opens, each comma, each string."""
+    if isinstance(value, dict):
+        pairs = sum(1 + elements_of(inner) for inner in value.values())
+        return 1 + pairs + max(0, len(value) - 1)
+    if isinstance(value, list):
+        return 1 + sum(map(elements_of, value)) + max(0, len(value) - 1)
+    return int(isinstance(value, str))
+
+
+@given(
+    value=VALUES,
+    depth_max=st.integers(1, 6),
+    window=st.integers(1, 20),
+    is_ascii=st.booleans(),
+)
+def test_depth_and_elements_of_every_value_are_known(
+    value: Any, depth_max: int, window: int, *, is_ascii: bool
+) -> None:
+    """O-22: wherever a window ends, in an escape or between two."""
+    text = json.dumps(value, ensure_ascii=is_ascii).encode("utf-8", "surrogatepass")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("channel.wire.depth.JSON_WINDOW_BYTES", window)
+        assert is_shallow(text, depth_max) == (depth_of(value) <= depth_max)
+        elements = elements_of(value)
+        list(scan_json(text, depth_max=100, elements_max=elements))
+        if elements:
+            with pytest.raises(WireError, match="elements"):
+                list(scan_json(text, depth_max=100, elements_max=elements - 1))
 
 
 def test_few_brackets_are_counted_alone() -> None:

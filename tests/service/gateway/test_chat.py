@@ -1,6 +1,8 @@
 """What a chat completion may cost and what it did cost, from its bytes alone."""
 
 import json
+import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -8,17 +10,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from channel.errors import BadRequestError
+from channel.limits import JSON_WINDOW_BYTES, REQUEST_ELEMENTS_MAX
 from service.gateway.chat import (
     ChatRequest,
     UnitCounter,
     parse_chat_request,
     parse_completion_tokens,
+    scan_request,
 )
 from service.gateway.errors import UpstreamError
 
 
 def parse(body: object, *, exact: bool = False, default: int = 0) -> ChatRequest:
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    list(scan_request(raw))
     return parse_chat_request(
         raw, max_tokens=100, default_max_tokens=default, wants_exact_counts=exact
     )
@@ -101,6 +106,90 @@ def test_what_cannot_be_bounded_is_a_bad_request(body: object) -> None:
     """F-02: never a 500, whatever the bytes."""
     with pytest.raises(BadRequestError):
         parse(body)
+
+
+MIB_4 = 4 * 1024 * 1024
+
+
+def cpu_s(work: Callable[[], object]) -> float:
+    """Return what it costs this thread: other programs on the machine do not count."""
+    began = time.thread_time()
+    work()
+    return time.thread_time() - began
+
+
+@pytest.mark.parametrize(
+    ("head", "piece", "tail"),
+    [
+        (b'{"messages":[', b"[],", b"0]}"),
+        (b'{"messages":[', b"[" * 60 + b"]" * 60 + b",", b"0]}"),
+        (b'{"messages":[', b'{"a":1},', b"0]}"),
+        (b'{"messages":[', b'"",', b"0]}"),
+        (b'{"messages":[', b"1,", b"0]}"),
+        (b'{"logit_bias":{', b'"1":0,', b'"2":0}}'),
+        (b"{", b'"a":0,', b'"b":0}'),
+        (b'{"response_format":{"schema":{"enum":[', b'{"const":"a"},', b"0]}}}"),
+        (b'["', b'["]', b'"'),
+        (b'{"stop":', b'["', b""),
+    ],
+)
+def test_a_body_of_too_many_elements_is_refused_before_it_is_decoded(
+    head: bytes, piece: bytes, tail: bytes
+) -> None:
+    """O-22: 4 MiB that a parser would make millions of objects of, and block all for seconds."""
+    body = head + piece * ((MIB_4 - len(head) - len(tail)) // len(piece)) + tail
+
+    def refuse() -> None:
+        with pytest.raises(BadRequestError, match=r"elements|deeper"):
+            parse(body)
+
+    assert cpu_s(refuse) < 0.2
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b'"' + b"hello, world: [x] {y} " * (MIB_4 // 22) + b'"',
+        b'"' + b'\\"' * (MIB_4 // 2) + b'"',
+        b'"' + b"\\\\" * (MIB_4 // 2) + b'"',
+        b'"' + b"\\u0041" * (MIB_4 // 6) + b'"',
+        b"1" * MIB_4,
+        b"1." + b"1" * MIB_4,
+        b" " * MIB_4 + b"1",
+        b'{"' + b"k" * MIB_4 + b'":1}',
+    ],
+)
+def test_a_long_body_of_few_elements_is_looked_at_in_short_turns(value: bytes) -> None:
+    """O-22: long prompts are what is sold; between two windows the event loop does other work."""
+    body = b'{"max_tokens":1,"messages":' + value + b"}"
+    scan = scan_request(body)
+    turns = [cpu_s(lambda: next(scan, None)) for _ in range(len(body) // JSON_WINDOW_BYTES + 1)]
+    assert max(turns) < 0.05
+    assert sum(1 for _ in scan_request(body)) == (len(body) - 1) // JSON_WINDOW_BYTES
+    assert (
+        cpu_s(
+            lambda: parse_chat_request(
+                body, max_tokens=100, default_max_tokens=0, wants_exact_counts=False
+            )
+        )
+        < 0.2
+    )
+
+
+def test_what_a_request_holds_is_bounded_by_one_element() -> None:
+    """O-22: the object, the two names, the comma between, and the array's values."""
+    most = REQUEST_ELEMENTS_MAX - 4
+    allowed = b'{"max_tokens":1,"messages":[' + b",".join([b"1"] * most) + b"]}"
+    assert parse(allowed).units_max == 1
+    with pytest.raises(BadRequestError, match=f"more than {REQUEST_ELEMENTS_MAX} elements"):
+        parse(allowed.replace(b"[1,", b"[1,1,"))
+
+
+def test_what_is_passed_on_is_what_came() -> None:
+    """Values are not decoded and written anew: a number keeps its digits, a text its escapes."""
+    request = parse(b'{"max_tokens":1, "seed":1.50e3, "user":"\\u00e9\\/"}')
+    assert b"1.50e3" in request.body
+    assert b'"\\u00e9\\/"' in request.body
 
 
 @given(st.binary(max_size=64))
