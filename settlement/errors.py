@@ -13,6 +13,7 @@ SettlementPendingError              503
 ├── TransactionPendingError              broadcast, not mined within the bound
 ├── TransactionReplacedError             its nonce went to a transaction that is not ours
 ├── FeeAboveBudgetError                  not worth what it would cost now
+├── AuthorizationUnusableError           an authorization was used or late; the next has another
 └── ChannelQuarantinedError              refused for now, to be tried again
 OperatorError                       503
 ├── LeaseLostError                       another settler has the key
@@ -35,6 +36,7 @@ from settlement.types import RevertReason
 __all__ = [
     "AmountExceedsDepositRevertError",
     "AnvilError",
+    "AuthorizationUnusableError",
     "ChannelFinalizedRevertError",
     "ChannelNotFoundRevertError",
     "ChannelQuarantinedError",
@@ -157,6 +159,14 @@ class ChannelQuarantinedError(errors.SettlementPendingError):
 
     def __init__(self, reason: RevertReason) -> None:
         super().__init__(f"To be tried again: {reason.value}.")
+        self.reason = reason
+
+
+class AuthorizationUnusableError(errors.SettlementPendingError):
+    """The payee's authorization was used or came late; the next transaction carries another."""
+
+    def __init__(self, reason: RevertReason) -> None:
+        super().__init__(f"To be signed again: {reason.value}.")
         self.reason = reason
 
 

@@ -1,7 +1,9 @@
 """What came of a channel's settle or close: paid, left out with a reason, or done before.
 
-A refusal is not the end of it: a channel that is closed already answers a close, and one that has
-been paid as much answers a settle. What the chain refuses for now goes into quarantine.
+A refusal is not the end of it. A relayed call is public as soon as it is in a transaction pool: a
+stranger copies it, is mined first, and ours reverts though all that it wanted is done (O-33). So
+the channel is read once before a refusal is believed: one that is closed answers a close, and one
+that has been paid as much answers a settle. What the chain refuses for now goes into quarantine.
 """
 
 import logging
@@ -11,8 +13,12 @@ from typing import Final
 from channel.chain import CloseResult
 from channel.errors import ChainUnavailableError, MppSessionError
 from channel.ledger.interface import Ledger
-from channel.types import ChannelFact, ChannelId
-from settlement.errors import ContractRevertedError, contract_reverted
+from channel.types import ChannelFact, ChannelId, TxHash
+from settlement.errors import (
+    AuthorizationUnusableError,
+    ContractRevertedError,
+    contract_reverted,
+)
 from settlement.escrow import EscrowReader
 from settlement.jobs import Job, JobResult, SettleResult
 from settlement.quarantine import Quarantine
@@ -22,6 +28,11 @@ from settlement.types import EntrySkippedLog, Receipt, RevertReason
 __all__ = ["Outcomes"]
 
 _log: Final = logging.getLogger(__name__)
+
+_OF_AUTHORIZATION: Final = frozenset(
+    {RevertReason.NONCE_ALREADY_USED, RevertReason.AUTHORIZATION_EXPIRED}
+)
+"""What was wrong is the payee's authorization, which is signed anew for each transaction."""
 
 
 class Outcomes:
@@ -69,7 +80,8 @@ class Outcomes:
         for job, fact in zip(jobs, facts, strict=True):
             reason = skipped.get(job.entry.channel_id)
             if reason is not None:
-                refused = await self.refuse(job, contract_reverted(reason, tx_hash=receipt.tx_hash))
+                error = contract_reverted(reason, tx_hash=receipt.tx_hash)
+                refused = await self.refuse(job, error, fact=fact)
                 failed += [] if refused is None else [refused]
             elif fact is None:
                 job.fail(_hidden())
@@ -78,36 +90,64 @@ class Outcomes:
                 job.succeed(_result(job.purpose, receipt, fact, gas_of=len(jobs)))
         return failed
 
-    async def refuse(self, job: Job, error: ContractRevertedError) -> MppSessionError | None:
+    async def refuse(
+        self, job: Job, error: ContractRevertedError, *, fact: ChannelFact | None = None
+    ) -> MppSessionError | None:
         """Answer a channel's refusal: perhaps what was wanted has been done already.
 
-        Returns what it was refused with, or None when it was done.
+        Args:
+            job: What was refused.
+            error: What the contract said.
+            fact: The channel after the refusal, if that has been read; it is read here if not.
+
+        Returns:
+            What it was refused with, or None when it was done.
         """
         try:
-            job.succeed(await self._done_before(job, error))
+            job.succeed(await self._done_before(job, error, fact))
         except MppSessionError as refusal:
             job.fail(refusal)
             return refusal
         return None
 
-    async def _done_before(self, job: Job, error: ContractRevertedError) -> JobResult:
+    async def _done_before(
+        self, job: Job, error: ContractRevertedError, fact: ChannelFact | None
+    ) -> JobResult:
         channel_id, is_close = job.entry.channel_id, job.purpose is Purpose.CLOSE
-        if is_close and error.reason is RevertReason.CHANNEL_FINALIZED:
-            await self._discharge(job)
-            return await self._closed_before(channel_id)
-        if not is_close and error.reason is RevertReason.AMOUNT_NOT_INCREASING:
-            await self._discharge(job)
-            return SettleResult(tx_hash=None, fact=await self._fact(channel_id))
-        if self._quarantine is None:
-            raise error
-        if error.reason is RevertReason.CHANNEL_FINALIZED:
-            await self._discharge(job)
-            raise error
-        _log.warning("channel 0x%s: %s refused: %s", channel_id.hex(), job.purpose.name, error)
-        await self._quarantine.refuse(
-            self._reader.key(channel_id), error, purpose=job.purpose, deadline=job.deadline
+        if fact is None:
+            fact = await self._read_after(channel_id, error.tx_hash)
+        is_settled = error.reason is RevertReason.AMOUNT_NOT_INCREASING or (
+            fact is not None and fact.settled >= job.entry.cumulative_amount
         )
+        is_final = error.reason is RevertReason.CHANNEL_FINALIZED or (
+            fact is not None and fact.is_finalized
+        )
+        if fact is not None and (is_final if is_close else is_settled):
+            await self._discharge(job)
+            return (
+                await self._closed_before(channel_id)
+                if is_close
+                else SettleResult(tx_hash=None, fact=fact)
+            )
+        if is_final:  # a settle that came too late: nothing will ever make it good
+            await self._discharge(job)
+            raise contract_reverted(RevertReason.CHANNEL_FINALIZED, tx_hash=error.tx_hash)
+        _log.warning("channel 0x%s: %s refused: %s", channel_id.hex(), job.purpose.name, error)
+        if error.reason in _OF_AUTHORIZATION:
+            raise AuthorizationUnusableError(error.reason)
+        if self._quarantine is not None:
+            await self._quarantine.refuse(
+                self._reader.key(channel_id), error, purpose=job.purpose, deadline=job.deadline
+            )
         raise error
+
+    async def _read_after(
+        self, channel_id: ChannelId, refused_in: TxHash | None
+    ) -> ChannelFact | None:
+        """Return the channel, no older than the block that refused, if it was a block (F-72)."""
+        receipt = None if refused_in is None else await self._reader.rpc.receipt(refused_in)
+        block_number = None if receipt is None else receipt.block_number
+        return await self._reader.read_channel(channel_id, block_number=block_number)
 
     async def _closed_before(self, channel_id: ChannelId) -> CloseResult:
         """Return how a finalized channel was closed, by whomever, from its own log."""
@@ -116,14 +156,10 @@ class Outcomes:
         if receipt is None:
             msg = "The channel is finalized; the node does not have the close's log."
             raise ChainUnavailableError(msg)
-        fact = await self._fact(channel_id)
-        return CloseResult(tx_hash=receipt.tx_hash, fact=fact, gas_used=receipt.gas_used)
-
-    async def _fact(self, channel_id: ChannelId) -> ChannelFact:
         fact = await self._reader.read_channel(channel_id)
         if fact is None:
             raise _hidden()
-        return fact
+        return CloseResult(tx_hash=receipt.tx_hash, fact=fact, gas_used=receipt.gas_used)
 
     async def _discharge(self, job: Job) -> None:
         if self._quarantine is not None:

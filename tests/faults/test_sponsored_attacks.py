@@ -13,10 +13,8 @@ import httpx
 import pytest
 from msgspec.structs import replace
 
-from channel.client.funding import Window, sign_top_up_authorization
-from channel.client.signer import LocalSigner
+from channel.client.funding import Window
 from channel.wire.credential import Credential
-from channel.wire.payload import build_top_up
 from service.testing.chain import TestChain
 from settlement import abi
 from settlement.abi import Function
@@ -25,6 +23,7 @@ from settlement.orders.interface import DepositOrder, OrderLimits, OrderStatus
 from settlement.rpc_values import parse_quantity
 from tests.e2e.selling import DEPOSIT, PRICE
 from tests.e2e.sponsored import LIMITS, GaslessPayer, Sponsored, fund_payer, sponsor_deposits
+from tests.settlement.senders import copy_from_pool
 from tests.waiting import PATIENCE_S
 
 BLACKLIST = Function("blacklist(address)")
@@ -169,23 +168,19 @@ async def test_an_authorization_that_was_never_valid_is_no_crash(sponsored: Spon
     assert await sponsored.sent() == 0
 
 
-async def test_a_top_up_that_was_front_run_is_adopted(sponsored: Sponsored) -> None:
-    """AMB-10, TOPUP-04, F-83: the same authorization, not merely the same amount."""
+@pytest.mark.parametrize("kind", ["authorization", "permit2"])
+async def test_a_deposit_that_was_copied_from_the_pool_is_adopted(
+    sponsored: Sponsored, kind: str
+) -> None:
+    """O-33, AMB-10, TOPUP-04, F-83: the same signature, not merely the same amount."""
     payer, chain = sponsored.payer, sponsored.chain
-    assert (await sponsored.provider.manage(await payer.opening(PRICE))).status_code == 200
-    payload: Any = await payer.top_up(amount=500)
-    inner = payload.authorization
-    call = abi.top_up_with_authorization.encode(
-        payload.channel_id,
-        500,
-        payer.address,
-        payload.salt,
-        inner.valid_after,
-        inner.valid_before,
-        inner.nonce,
-        payload.signature,
-    )
-    answer = await present_between(sponsored, payload, lambda: overtake(chain, call))
+    if kind == "permit2":
+        await payer.approve_permit2()
+    opening = await payer.opening(PRICE, kind)
+    answer = await present_between(sponsored, opening, lambda: copy_from_pool(chain))
+    assert answer.status_code == 200, answer.text
+    payload = await payer.top_up(kind, amount=500)
+    answer = await present_between(sponsored, payload, lambda: copy_from_pool(chain))
     assert answer.status_code == 200, answer.text
     assert (await sponsored.provider.manage(payload)).status_code == 200
     books = await sponsored.provider.ledger.load(payer.key)
@@ -213,38 +208,6 @@ async def test_the_signature_serves_no_other_payee_and_no_other_salt(sponsored: 
     count = await chain.rpc.read("eth_getTransactionCount", stranger, "latest")
     assert parse_quantity(count) == 2  # both were mined, and reverted
     assert await chain.token_balance(chain.values.escrow) == DEPOSIT
-
-
-async def test_somebody_elses_top_up_does_not_cancel_the_payers_exit(sponsored: Sponsored) -> None:
-    """AMB-25, AMB-27, TOPUP-05: credited, and the pending close stands; so does the payer's."""
-    payer, chain, provider = sponsored.payer, sponsored.chain, sponsored.provider
-    assert (await provider.manage(await payer.opening(PRICE))).status_code == 200
-    await chain.fund(payer.address, ether=1)
-    exit_call = abi.request_close.encode(payer.key.channel_id)
-    await chain.sender("gasless").send(chain.values.escrow, exit_call)
-    stranger = LocalSigner(chain.account("stranger").private_key)
-    window = await payer.window()
-    signed = await sign_top_up_authorization(
-        stranger,
-        payer.token_domain,
-        window,
-        channel_id=payer.key.channel_id,
-        salt=bytes(32),
-        amount=100,
-    )
-    answer = await provider.manage(build_top_up(signed, payer.key.channel_id))
-    assert answer.status_code == 200, answer.text
-    books = await provider.ledger.load(payer.key)
-    assert books is not None
-    assert books.deposit == DEPOSIT + 100
-    assert books.close_requested_at > 0
-    merged = payer.voucher(2 * PRICE, await payer.top_up_deposit(amount=100))
-    assert (await provider.send(merged)).status_code == 410  # AMB-16: by itself, not merged
-    assert (await provider.manage(await payer.top_up(amount=100))).status_code == 200
-    books = await provider.ledger.load(payer.key)
-    assert books is not None
-    assert books.deposit == DEPOSIT + 200
-    assert books.close_requested_at > 0
 
 
 async def test_when_the_voucher_fails_after_all_the_deposit_is_kept(sponsored: Sponsored) -> None:

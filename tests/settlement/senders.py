@@ -68,6 +68,24 @@ async def are_pooled(chain: Devnet, count: int) -> bool:
     return int(status["pending"], 16) == count
 
 
+async def copy_from_pool(chain: Devnet) -> None:
+    """Send the only transaction of the pool once more, from another account and ahead of it."""
+    content = await chain.rpc.read("txpool_content")
+    (of_account,) = content["pending"].values()
+    (transaction,) = of_account.values()
+    account = "0x" + chain.account("deployer").address.hex()
+    await chain.rpc.command("anvil_impersonateAccount", account)
+    copy = {
+        "from": account,
+        "to": transaction["to"],
+        "data": transaction["input"],
+        "gas": hex(2_000_000),
+        "maxFeePerGas": hex(500 * 10**9),
+        "maxPriorityFeePerGas": hex(50 * 10**9),
+    }
+    await chain.rpc.command("eth_sendTransaction", copy)
+
+
 async def received(chain: Devnet) -> int:
     return await chain.token_balance(chain.account("payee").address) - 1_000_000 * 10**6
 

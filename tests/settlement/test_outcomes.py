@@ -1,148 +1,174 @@
-"""What came of a settle or a close: done, done before, or refused, and why."""
+"""A refusal whose aim is met already is no fault of the channel (O-33, AMB-10)."""
 
 import asyncio
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from channel.errors import ChainUnavailableError, TransactionRevertedError
-from channel.types import ChannelId
+from channel.chain import CloseResult
+from channel.errors import SettlementPendingError
+from channel.types import ChannelId, TxHash
 from settlement import abi
 from settlement.devnet import Devnet
-from settlement.errors import (
-    AmountExceedsDepositRevertError,
-    ChannelFinalizedRevertError,
-    ChannelNotFoundRevertError,
-    ContractRevertedError,
-    InvalidSignatureRevertError,
-)
-from settlement.escrow import EscrowReader, ReaderLimits
-from settlement.payer import PayerAccount
-from settlement.rpc import Rpc
+from settlement.errors import ContractRevertedError, contract_reverted
+from settlement.escrow import EscrowReader
+from settlement.jobs import Job
+from settlement.journal.sqlite import SqliteJournal
+from settlement.outcomes import Outcomes
+from settlement.payout_calls import AUTHORIZATION_LIFE_S, RelayedCalls
+from settlement.quarantine import Quarantine
 from settlement.settler import EscrowSettler
-from settlement.tx_manager import TxManager
-from tests.settlement.channels import DEPOSIT, Channels
-from tests.settlement.flaky_node import flaky_node
-from tests.settlement.senders import are_pooled
+from settlement.tx_state import Purpose
+from settlement.types import BatchEntry, RevertReason
+from tests.settlement.channels import Channels
+from tests.settlement.senders import are_pooled, copy_from_pool
 from tests.waiting import until
 
-NOBODY = ChannelId(b"\x07" * 32)
+Ids = list[ChannelId]
+AMOUNT = 400
 
 
 @pytest.fixture
-def settler(chain: Devnet, reader: EscrowReader) -> EscrowSettler:
-    return EscrowSettler(reader, chain.sender("payee"))
-
-
-async def transactions_of(chain: Devnet, name: str) -> int:
-    address = "0x" + chain.account(name).address.hex()
-    return int(await chain.rpc.read("eth_getTransactionCount", address, "latest"), 16)
-
-
-async def test_a_channel_the_payer_withdrew_counts_as_closed(
-    chain: Devnet, settler: EscrowSettler, channels: Channels, account: PayerAccount
-) -> None:
-    channel_id = await channels.open()
-    await account.request_close(escrow=chain.values.escrow, channel_id=channel_id)
-    await chain.advance(900)
-    withdrawal = await account.withdraw(escrow=chain.values.escrow, channel_id=channel_id)
-    result = await settler.close_channel(channels.key(channel_id), 5, channels.sign(channel_id, 5))
-    assert result.tx_hash == withdrawal
-    assert result.fact.settled == 0
-
-
-async def test_a_close_whose_log_the_node_lacks_is_no_answer(
-    chain: Devnet, settler: EscrowSettler, channels: Channels
-) -> None:
-    """F-73: an empty search proves nothing."""
-    channel_id = await channels.open()
-    key = channels.key(channel_id)
-    await settler.close_channel(key, 0, b"")
-    await chain.mine(5)
-    limits = ReaderLimits(log_blocks_max=1, log_searches_max=2)
-    short_sighted = EscrowReader(chain.rpc, chain.values.escrow, limits=limits)
-    with pytest.raises(ChainUnavailableError, match="does not have the close's log"):
-        await EscrowSettler(short_sighted, chain.sender("payee")).close_channel(key, 0, b"")
-
-
-@pytest.mark.parametrize(
-    ("amount", "signer", "error"),
-    [
-        (DEPOSIT + 1, "payer", AmountExceedsDepositRevertError),
-        (5, "stranger", InvalidSignatureRevertError),
-    ],
-)
-async def test_a_refused_close_moves_nothing_and_says_why(
-    settler: EscrowSettler,
-    channels: Channels,
-    *,
-    amount: int,
-    signer: str,
-    error: type[ContractRevertedError],
-) -> None:
-    channel_id = await channels.open()
-    signature = channels.sign(channel_id, amount, by=signer)
-    with pytest.raises(error) as caught:
-        await settler.close_channel(channels.key(channel_id), amount, signature)
-    assert isinstance(caught.value, TransactionRevertedError)
-    assert caught.value.tx_hash is None  # the simulation refused: no gas was spent
-    settled = await settler.settle_channel(
-        channels.key(channel_id), 1, channels.sign(channel_id, 1)
+async def journal(chain: Devnet, tmp_path: Path) -> AsyncIterator[SqliteJournal]:
+    opened = await SqliteJournal.open(
+        tmp_path / "journal.db",
+        chain_id=chain.values.chain_id,
+        account=chain.account("payee").address,
     )
-    assert (settled.fact.settled, settled.fact.is_finalized) == (1, False)
+    await opened.take_lease("this test", ttl_s=600)
+    yield opened
+    await opened.close()
 
 
-async def test_a_channel_that_does_not_exist_cannot_be_closed(
-    settler: EscrowSettler, channels: Channels
-) -> None:
-    with pytest.raises(ChannelNotFoundRevertError) as caught:
-        await settler.close_channel(channels.key(NOBODY), 0, b"")
-    assert (caught.value.status, caught.value.problem_type) == (410, "session/channel-not-found")
+@pytest.fixture
+def relayed(chain: Devnet, reader: EscrowReader, journal: SqliteJournal) -> EscrowSettler:
+    """The payee signs, a stranger pays the gas, and refusals lead to quarantine."""
+    calls = RelayedCalls(reader, chain.signer("payee"))
+    quarantine = Quarantine(journal)
+    return EscrowSettler(reader, chain.sender("stranger"), calls=calls, quarantine=quarantine)
 
 
-async def test_a_closed_channel_cannot_be_settled(
-    settler: EscrowSettler, channels: Channels
-) -> None:
-    channel_id = await channels.open()
-    await settler.close_channel(channels.key(channel_id), 0, b"")
-    with pytest.raises(ChannelFinalizedRevertError) as caught:
-        await settler.settle_channel(channels.key(channel_id), 5, channels.sign(channel_id, 5))
-    assert (caught.value.status, caught.value.problem_type) == (410, "session/channel-finalized")
-
-
-async def test_a_close_that_loses_the_race_in_its_block_returns_the_winner(
-    chain: Devnet, settler: EscrowSettler, channels: Channels
-) -> None:
-    """F-76: ours passed the simulation, then reverted: its status is read, and the state."""
-    channel_id = await channels.open()
-    winning = abi.close.encode(channel_id, 9, channels.sign(channel_id, 9))
+async def overtaken(chain: Devnet, asking: Sequence[Awaitable[Any]]) -> list[Any]:
+    """Ask for all of it, and let somebody copy what is sent and have it mined first."""
     async with chain.mining_paused():
-        winner = await chain.sender("payee").broadcast(chain.values.escrow, winning)
-        losing = asyncio.create_task(
-            settler.close_channel(channels.key(channel_id), 7, channels.sign(channel_id, 7))
-        )
-        await until(lambda: are_pooled(chain, 2))
-        sent = await transactions_of(chain, "payee")
-    result = await losing
-    assert await transactions_of(chain, "payee") == sent + 2
-    assert result.tx_hash == winner
-    assert result.fact.settled == 9
+        running = [asyncio.ensure_future(one) for one in asking]
+        await until(lambda: are_pooled(chain, 1))
+        await copy_from_pool(chain)
+    return await asyncio.gather(*running)
 
 
-async def test_a_node_that_hides_the_channel_after_its_close_is_no_answer(
-    chain: Devnet, channels: Channels
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("purpose", [Purpose.SETTLE, Purpose.CLOSE])
+async def test_a_relayed_payout_that_somebody_copied_first_is_done(
+    chain: Devnet,
+    relayed: EscrowSettler,
+    channels: Channels,
+    journal: SqliteJournal,
+    *,
+    purpose: Purpose,
+    count: int,
 ) -> None:
-    """F-72: the receipt is there, the state is not; the close is found when it is asked again."""
+    """O-33: alone and in a batch, it reverts with NonceAlreadyUsed, and nothing is refused."""
+    ids = [await channels.open() for _ in range(count)]
+    ask = relayed.settle_channel if purpose is Purpose.SETTLE else relayed.close_channel
+    results = await overtaken(
+        chain, [ask(channels.key(one), AMOUNT, channels.sign(one, AMOUNT)) for one in ids]
+    )
+    assert [result.fact.settled for result in results] == [AMOUNT] * count
+    assert all(result.fact.is_finalized for result in results) == (purpose is Purpose.CLOSE)
+    assert await journal.quarantined() == []
+    if purpose is Purpose.SETTLE:  # the next one is not held up
+        again = await relayed.settle_channel(
+            channels.key(ids[0]), AMOUNT + 1, channels.sign(ids[0], AMOUNT + 1)
+        )
+        assert again.tx_hash is not None
+
+
+async def answered(
+    outcomes: Outcomes, channels: Channels, channel_id: ChannelId, purpose: Purpose, reason: str
+) -> Any:
+    entry = BatchEntry(channel_id, AMOUNT, channels.sign(channel_id, AMOUNT))
+    job = Job(purpose, entry, value=0, deadline=0)
+    error = contract_reverted(RevertReason[reason], tx_hash=TxHash(b"\x02" * 32))
+    await outcomes.refuse(job, error)
+    return await job.answer
+
+
+REASONS = sorted(RevertReason.__members__)
+
+
+@pytest.mark.parametrize("how", ["settled", "settled above", "closed"])
+async def test_whatever_was_said_what_is_settled_is_done(
+    chain: Devnet,
+    reader: EscrowReader,
+    channels: Channels,
+    journal: SqliteJournal,
+    how: str,
+) -> None:
+    """O-33: the chain is asked, and not the revert's name."""
     channel_id = await channels.open()
-    key = channels.key(channel_id)
-    async with (
-        flaky_node(chain.values.rpc_url) as node,
-        await Rpc.connect(node.url) as rpc,
-    ):
-        reader = EscrowReader(rpc, chain.values.escrow)
-        settler = EscrowSettler(reader, TxManager(rpc, chain.signer("payee")))
-        nobody = (32).to_bytes(32, "big") + (1).to_bytes(32, "big") + bytes(256)
-        node.lies["eth_call"] = "0x" + nobody.hex()
-        with pytest.raises(ChainUnavailableError, match="does not show the channel"):
-            await settler.close_channel(key, 0, b"")
-        node.lies.clear()
-        assert (await settler.close_channel(key, 0, b"")).fact.is_finalized
+    amount = AMOUNT + 1 if how == "settled above" else AMOUNT
+    function = abi.close if how == "closed" else abi.settle
+    call = function.encode(channel_id, amount, channels.sign(channel_id, amount))
+    await chain.sender("payee").send(chain.values.escrow, call)
+    outcomes = Outcomes(reader, Quarantine(journal))
+    for reason in REASONS:
+        result = await answered(outcomes, channels, channel_id, Purpose.SETTLE, reason)
+        assert result.fact.settled == amount
+        if how == "closed":
+            result = await answered(outcomes, channels, channel_id, Purpose.CLOSE, reason)
+            assert isinstance(result, CloseResult)
+            assert result.fact.is_finalized
+    assert await journal.quarantined() == []
+
+
+@pytest.mark.parametrize("reason", ["NONCE_ALREADY_USED", "AUTHORIZATION_EXPIRED"])
+@pytest.mark.parametrize("purpose", [Purpose.SETTLE, Purpose.CLOSE])
+async def test_what_was_wrong_with_the_authorization_is_no_fault_of_the_channel(
+    reader: EscrowReader,
+    channels: Channels,
+    journal: SqliteJournal,
+    *,
+    purpose: Purpose,
+    reason: str,
+) -> None:
+    """O-33: not done, and asked again with an authorization of its own; no quarantine."""
+    channel_id = await channels.open()
+    outcomes = Outcomes(reader, Quarantine(journal))
+    with pytest.raises(SettlementPendingError):
+        await answered(outcomes, channels, channel_id, purpose, reason)
+    assert await journal.quarantined() == []
+
+
+async def test_an_authorization_that_expired_in_the_pool_is_signed_anew(
+    chain: Devnet, relayed: EscrowSettler, channels: Channels, journal: SqliteJournal
+) -> None:
+    """O-33: mined a second too late; the channel is settled at the next try."""
+    channel_id = await channels.open()
+    key, signature = channels.key(channel_id), channels.sign(channel_id, AMOUNT)
+    async with chain.mining_paused():
+        asking = asyncio.ensure_future(relayed.settle_channel(key, AMOUNT, signature))
+        await until(lambda: are_pooled(chain, 1))
+        head = await chain.rpc.block()
+        late = head.timestamp + AUTHORIZATION_LIFE_S + 60
+        await chain.rpc.command("evm_setNextBlockTimestamp", late)
+    with pytest.raises(SettlementPendingError):
+        await asking
+    assert await journal.quarantined() == []
+    assert (await relayed.settle_channel(key, AMOUNT, signature)).fact.settled == AMOUNT
+
+
+async def test_what_ended_for_less_is_said_and_not_kept(
+    chain: Devnet, reader: EscrowReader, channels: Channels, journal: SqliteJournal
+) -> None:
+    """O-33: a channel that ended with less than the settle asks for can never give it."""
+    channel_id = await channels.open()
+    call = abi.close.encode(channel_id, 9, channels.sign(channel_id, 9))
+    await chain.sender("payee").send(chain.values.escrow, call)
+    outcomes = Outcomes(reader, Quarantine(journal))
+    with pytest.raises(ContractRevertedError) as refused:
+        await answered(outcomes, channels, channel_id, Purpose.SETTLE, "NONCE_ALREADY_USED")
+    assert refused.value.reason is RevertReason.CHANNEL_FINALIZED
+    assert await journal.quarantined() == []
