@@ -175,6 +175,7 @@ class DepositSponsor(Protocol):
 
         Raises:
             AuthorizationExpiredError: Not valid on the chain now, or not for long enough.
+            ChannelFinalizedError: The payer has asked for the rest of the channel.
             TransactionRevertedError: The simulation refused; nothing was broadcast.
             SponsoringPausedError: The gas budget is used up, or gas costs more than we pay.
             TooManyRequestsError: The funder has had as many as are paid for.
@@ -186,6 +187,7 @@ class DepositSponsor(Protocol):
 
         Raises:
             TransactionRevertedError: It was refused, by the chain or on its way there.
+            ChannelFinalizedError: It was not sent: the payer has asked for the rest.
             SettlementPendingError: Not mined within the bound; ask again (F-75).
             SponsoringPausedError: It was not sent: gas rose above what we pay. Ask again.
         """

@@ -33,7 +33,7 @@ from settlement.errors import (
 from settlement.escrow import EscrowReader
 from settlement.journal.interface import Journal
 from settlement.orders.interface import GWEI, DepositOrder, DepositOrders, OrderStatus, to_gwei
-from settlement.sponsor import FEE_TOO_HIGH, NONCE_TAKEN, NOT_SENT
+from settlement.sponsor import CLOSE_PENDING, FEE_TOO_HIGH, NONCE_TAKEN, NOT_SENT
 from settlement.tx_manager import TxManager
 from settlement.tx_reasons import reason_of
 from settlement.tx_state import TxStatus
@@ -210,6 +210,10 @@ class DepositSender:
         if order.deadline < head.timestamp + _MARGIN_S:
             reason = RevertReason.AUTHORIZATION_EXPIRED.name
             await self._give_up(order, reason)
+            return None
+        fact = await self._reader.read_channel(order.key.channel_id)
+        if fact is not None and fact.close_requested_at:  # asked since the order was taken (O-34)
+            await self._give_up(order, CLOSE_PENDING)
             return None
         try:
             return await self._sender.broadcast(

@@ -14,6 +14,7 @@ import msgspec
 from channel.chain import AuthorizedPull, SponsoredDeposit
 from channel.errors import (
     AuthorizationExpiredError,
+    ChannelFinalizedError,
     ConfigError,
     InvalidSignatureError,
     SettlementPendingError,
@@ -21,6 +22,7 @@ from channel.errors import (
 )
 from channel.limits import SPONSORED_GAS_MAX
 from channel.types import Address, TxHash, VerifiedVoucher
+from settlement import abi
 from settlement.adoption import find_made
 from settlement.deposit_calls import (
     build_deposit_call,
@@ -41,7 +43,17 @@ from settlement.orders.interface import (
 from settlement.rpc_values import parse_block, parse_bytes, parse_quantity
 from settlement.types import BlockRef, RevertReason
 
-__all__ = ["FEE_TOO_HIGH", "NONCE_TAKEN", "NOT_SENT", "SponsorLimits", "WaitingSponsor"]
+__all__ = [
+    "CLOSE_PENDING",
+    "FEE_TOO_HIGH",
+    "NONCE_TAKEN",
+    "NOT_SENT",
+    "SponsorLimits",
+    "WaitingSponsor",
+]
+
+CLOSE_PENDING: Final = "CLOSE_PENDING"
+"""Why an order was refused when the payer had asked for the rest of its channel."""
 
 FEE_TOO_HIGH: Final = "FEE_TOO_HIGH"
 """Why an order was refused when gas had become too dear."""
@@ -116,7 +128,7 @@ class WaitingSponsor:
             first_voucher=_first(first),
         )
         try:
-            quote = await self._simulate(order.calldata)
+            quote = await self._simulate(deposit, order.calldata)
         except ContractRevertedError as refusal:
             if not await self._adopt(order):
                 await self._require_valid(deposit)
@@ -157,15 +169,19 @@ class WaitingSponsor:
                 return order
             await asyncio.sleep(_LOOK_S)
 
-    async def _simulate(self, calldata: bytes) -> _Quote:
-        """Run the call as the settler will, and price it, in one round trip."""
-        request = {
-            "from": "0x" + self._sender.hex(),
-            "to": "0x" + self._reader.escrow.hex(),
-            "data": "0x" + calldata.hex(),
-        }
-        answer, gas, block, tip = await self._reader.rpc.read_batch(
+    async def _simulate(self, deposit: SponsoredDeposit, calldata: bytes) -> _Quote:
+        """Run the call as the settler will, and price it, in one round trip.
+
+        Raises:
+            ChannelFinalizedError: The payer has asked for the rest: what is added now is refunded
+                soon, at our gas.
+        """
+        escrow = "0x" + self._reader.escrow.hex()
+        request = {"from": "0x" + self._sender.hex(), "to": escrow, "data": "0x" + calldata.hex()}
+        question = "0x" + abi.get_channel.encode(deposit.key.channel_id).hex()
+        channel, answer, gas, block, tip = await self._reader.rpc.read_batch(
             [
+                ("eth_call", [{"to": escrow, "data": question}, "latest"]),
                 ("eth_call", [request, "latest"]),
                 ("eth_estimateGas", [request, "latest"]),
                 ("eth_getBlockByNumber", ["latest", False]),
@@ -176,6 +192,9 @@ class WaitingSponsor:
         head = parse_block(block)
         if head.base_fee_wei is None:
             raise ConfigError("The chain has no base fee (EIP-1559).")
+        known = abi.decode_channel(deposit.key, parse_bytes(channel), block_number=head.number)
+        if known is not None and known.close_requested_at:
+            raise _close_pending()
         price_wei = head.base_fee_wei + parse_quantity(tip)
         return _Quote(gas=parse_quantity(gas), head=head, price_wei=price_wei)
 
@@ -233,8 +252,14 @@ def _outcome(order: DepositOrder) -> TxHash:
         return order.tx_hash
     if order.reason == FEE_TOO_HIGH:
         raise SponsoringPausedError("Gas costs more than is paid for payers.")
+    if order.reason == CLOSE_PENDING:
+        raise _close_pending()
     if order.reason in (NONCE_TAKEN, NOT_SENT):
         raise SettlementPendingError("The deposit was not sent yet; ask again.")
     name, _, text = order.reason.partition(" ")
     reason = RevertReason.__members__.get(name, RevertReason.UNKNOWN)
     raise contract_reverted(reason, text=text, tx_hash=order.tx_hash)
+
+
+def _close_pending() -> ChannelFinalizedError:
+    return ChannelFinalizedError("The channel has a pending close requested by its payer.")

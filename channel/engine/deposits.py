@@ -171,6 +171,8 @@ class Deposits:
         _require_not_ended(state)
         if state.is_closing:  # the close would be mined first, and ours would pay for a revert
             raise ChannelFinalizedError("The channel is being closed.")
+        if state.close_requested_at:  # only the payer's own transaction cancels that (AMB-27)
+            raise ChannelFinalizedError("The channel has a pending close requested by its payer.")
         deposit = build_top_up_deposit(paid, payload, state.terms)
         tx_hash = await self._submit(paid, deposit, state.terms)
         credited = (paid.key, tx_hash, deposit.amount)
@@ -202,7 +204,7 @@ class Deposits:
         if isinstance(whole, OpenAuthorization | OpenPermit2):
             return await self.open_sponsored(paid, whole, hold, is_merged=True)
         state = await self._require_known(paid.key)
-        require_open(state)  # a pending close is cancelled by a top-up of its own (AMB-16)
+        require_open(state)  # only the payer's own transaction cancels a close (AMB-16, AMB-27)
         require_source(paid, state.terms)
         signed = build_top_up_deposit(paid, whole, state.terms)
         verified = await self._signatures.require(
