@@ -127,6 +127,9 @@ class ChainReader(Protocol):
             TransactionRevertedError: It was mined with status 0; that is final (F-76).
         """
 
+    async def has_code(self, address: Address) -> bool:
+        """Whether there is a contract at an address, or code that its key delegated to."""
+
     async def is_valid_wallet_signature(
         self, signer: Address, digest: bytes, signature: bytes
     ) -> bool:

@@ -133,3 +133,5 @@ class VerifiedVoucher(Redacted, frozen=True, gc=False):
     cumulative_amount: int
     signature: bytes
     """As the escrow takes it: 65 bytes with v of 27 or 28, or a wallet's own form."""
+    by_contract: bool = False
+    """Only its signer's contract vouches for it, and may change its mind (F-19)."""

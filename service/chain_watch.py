@@ -66,10 +66,14 @@ def node_limits(chain: Chain) -> NodeLimits:
     return replace(usual, compare_depth=max(usual.compare_depth, chain.confirmations))
 
 
-def build_gate(config: WatchConfig) -> ExposureGate:
-    """Return what refuses to be owed more than is allowed."""
+def build_gate(config: WatchConfig, *, processes: int = 1) -> ExposureGate:
+    """Return what refuses to be owed more than is allowed, in one of so many processes."""
+    exposure = config.exposure
     limits = ExposureLimits(
-        channel_max=config.exposure.channel_max, total_max=config.exposure.total_max
+        channel_max=exposure.channel_max,
+        signer_max=exposure.signer_max,
+        contract_signed_max=exposure.contract_signed_max // processes,
+        total_max=exposure.total_max,
     )
     return ExposureGate(limits)
 
@@ -144,7 +148,7 @@ def build_watcher(  # noqa: PLR0913 -- what a watcher is built of, by name
         limits=PrecautionLimits(closes_reserved_min=config.exposure.closes_reserved_min),
         nodes=NodeGuard(reader, alarms, limits=node_limits(config.chain)),
         export=export,
-        quarantined=journal.quarantined,
+        refusals=journal,
     )
     return ChannelWatcher(
         reader,

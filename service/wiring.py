@@ -103,7 +103,7 @@ async def build_parts(
         await reader.require_deployment(token=token)
         journal = await open_journal(config.ledger.url, chain_id=config.chain.id, account=payee)
         open_.push_async_callback(journal.close)
-        gate = build_gate(config)
+        gate = build_gate(config, processes=processes)
         orders = await open_orders(
             config.ledger.url, chain_id=config.chain.id, escrow=reader.escrow
         )
@@ -168,6 +168,7 @@ def _build_engine(
             reservation_step_units=payment.reservation_step_units,
             reservation_lease_s=payment.reservation_lease_s,
             verifying_threads=threads,
+            takes_contract_signatures=config.exposure.contract_signed_max > 0,
             sponsor=terms,
         ),
     )

@@ -5,12 +5,13 @@ one sweep to the next. A full sweep is a round: what it did not see again is for
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import msgspec
 
 from channel.state.channel_state import ChannelState
-from channel.types import ChannelKey
+from channel.types import Address, ChannelKey
+from settlement.exposure import Promise, exposure_of
 from settlement.precautions import Tally
 from settlement.schedule import (
     Due,
@@ -40,8 +41,16 @@ class Round(msgspec.Struct):
 class Docket:
     """What one payee's channels need, as far as it is known."""
 
-    def __init__(self, policy: SettlePolicy, *, half_closed_s_max: float) -> None:
+    def __init__(
+        self,
+        policy: SettlePolicy,
+        *,
+        half_closed_s_max: float,
+        is_crowded: Callable[[Address], bool] = lambda _: False,
+    ) -> None:
+        """Judge by `policy`; `is_crowded` says of a signer that it is time to settle."""
         self._policy = policy
+        self._is_crowded = is_crowded
         self._half_closed_s_max = half_closed_s_max
         self._wallets = WalletSigners()
         self._owed: dict[ChannelKey, ChannelState] = {}
@@ -89,15 +98,18 @@ class Docket:
         if state.is_finalized:
             return []
         since = None
-        is_wallet = False
+        is_wallet = is_crowded = False
         if state.spent > state.settled:
             settled, before = self._unsettled.get(state.key, (-1, 0))
             since = before if settled == state.settled else min(moment.now, state.active_at)
             self._unsettled[state.key] = (state.settled, since)
             is_wallet = self._wallets.is_wallet(state)
+            is_crowded = self._is_crowded(state.terms.signer)
         else:
             self._unsettled.pop(state.key, None)
-        watched = Watched(state=state, unsettled_since=since, is_wallet=is_wallet)
+        watched = Watched(
+            state=state, unsettled_since=since, is_wallet=is_wallet, is_crowded=is_crowded
+        )
         due = decide(watched, moment, self._policy)
         return [] if due is None else [due]
 
@@ -105,7 +117,11 @@ class Docket:
         if state.is_finalized:
             return
         tally.at_risk += value_at_risk(state)
-        if state.spent > state.settled:
-            tally.defended += 1
-            if self._wallets.is_wallet(state):
+        tally.defended += state.spent > state.settled
+        unsettled = exposure_of(state).payee
+        if unsettled:
+            by_contract = self._wallets.amount(state)
+            terms = state.terms
+            tally.promises[state.key] = Promise(terms.signer, terms.payer, unsettled, by_contract)
+            if by_contract and state.spent > state.settled:
                 tally.wallets.append(state)

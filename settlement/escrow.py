@@ -155,6 +155,10 @@ class EscrowReader:
             topped_up=tuple(log for log in logs if isinstance(log, ToppedUpLog)),
         )
 
+    async def has_code(self, address: Address) -> bool:
+        """See `channel.chain.ChainReader.has_code`."""
+        return bool(await self.rpc.code(address))
+
     async def is_valid_wallet_signature(
         self, signer: Address, digest: bytes, signature: bytes
     ) -> bool:

@@ -6,25 +6,31 @@ channels together what counts is what was delivered, or is held for what runs, a
 a promise costs its payer nothing, and a total of promises could be filled by one who buys nothing,
 to keep every other payer out.
 
-The bound on a channel is exact. The total is what the last look at all channels added up to, plus
-what this process has held since: of one process it is never passed; each further gateway may pass
-it by what it takes within one sweep. Nothing here decides about money that was accepted: it can
-only refuse more.
+What one signer promised on all its channels is bounded too, and far lower where only a contract
+vouches for it, which may take that back (F-19, O-01): there what counts is each voucher that is
+kept and unsettled, by the contract and by the payer who named it.
+
+The bound on a channel is exact. The others are what the last look at all channels added up to, plus
+what this process has taken since: of one process they are never passed; each further gateway may
+pass them by what it takes within one sweep. Of what contracts vouch for each process takes its
+share alone, so that all of a machine keep to it together. Nothing here decides about money that
+was accepted: it can only refuse more.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 import msgspec
 
 from channel.errors import ChainUnavailableError, ExposureLimitError, OpeningsPausedError
 from channel.state.channel_state import ChannelState
-from channel.types import ChannelKey
+from channel.types import Address, ChannelKey, ChannelTerms, VerifiedVoucher
 
 __all__ = [
     "Exposure",
     "ExposureGate",
     "ExposureLimits",
+    "Promise",
     "add_up",
     "exposure_of",
     "gas_reserve_wei",
@@ -40,8 +46,22 @@ class ExposureLimits(msgspec.Struct, frozen=True, kw_only=True):
 
     channel_max: int | None = None
     """Of `accepted - settled`, on one channel."""
+    signer_max: int | None = None
+    """Of the same, on all channels of one signer."""
+    contract_signed_max: int | None = None
+    """Of the same by vouchers that only a contract vouches for: of one signer, and of one payer."""
     total_max: int | None = None
     """Of `spent + reserved - settled`, on all together."""
+
+
+class Promise(msgspec.Struct, frozen=True, gc=False):
+    """What is promised and unsettled on one channel, and whose that is."""
+
+    signer: Address
+    payer: Address
+    amount: int
+    by_contract: int
+    """Of the amount, as far as only the signer's contract vouches for it."""
 
 
 class Exposure(msgspec.Struct, frozen=True):
@@ -77,11 +97,53 @@ def gas_reserve_wei(closes: int, *, gas_per_close: int, base_fee_wei: int) -> in
     return gas * base_fee_wei * _FEE_HEADROOM
 
 
+class _Sums:
+    """Amounts of channels, added up by whose they are."""
+
+    def __init__(self) -> None:
+        self._amounts: dict[ChannelKey, tuple[Address, int]] = {}
+        self._totals: dict[Address, int] = {}
+        self._noted: dict[ChannelKey, tuple[Address, int]] = {}
+
+    def total(self, owner: Address) -> int:
+        """Return what all channels of an owner add up to."""
+        return self._totals.get(owner, 0)
+
+    def amount(self, key: ChannelKey) -> int:
+        """Return what is counted of one channel."""
+        return self._amounts.get(key, (key.escrow, 0))[1]
+
+    def note(self, owner: Address, key: ChannelKey, amount: int) -> None:
+        """Count this of a channel from now on."""
+        change = amount - self.amount(key)
+        self._amounts[key] = self._noted[key] = (owner, amount)
+        self._totals[owner] = self._totals.get(owner, 0) + change
+
+    def begin(self) -> None:
+        """A look at all channels begins: what is noted from now on, it may not see."""
+        self._noted = {}
+
+    def end(self, seen: Mapping[ChannelKey, tuple[Address, int]]) -> None:
+        """Take over what was seen, and keep what was noted meanwhile."""
+        self._amounts = dict(seen)
+        for key, (owner, amount) in self._noted.items():
+            self._amounts[key] = (owner, max(amount, self.amount(key)))
+        self._totals = {}
+        for owner, amount in self._amounts.values():
+            self._totals[owner] = self._totals.get(owner, 0) + amount
+
+
 class ExposureGate:
     """Refuses what would pass a bound (`channel.engine.admission.Admission`)."""
 
     def __init__(self, limits: ExposureLimits | None = None) -> None:
         self._limits = limits or ExposureLimits()
+        self._by_signer = _Sums()
+        self._contract_by_signer = _Sums()
+        self._contract_by_payer = _Sums()
+        self._has_looked = False
+        self.distrusted: frozenset[Address] = frozenset()
+        """Contracts that took back what they had vouched for, and who paid by them (O-01)."""
         self._swept = 0
         self._taken = 0
         self._taken_before = 0
@@ -110,14 +172,41 @@ class ExposureGate:
         bound = self._limits.total_max
         return bound is not None and self.total >= bound
 
+    def is_signer_crowded(self, signer: Address) -> bool:
+        """Whether half of what one signer may leave unsettled is reached: time to settle."""
+        pairs = (
+            (self._by_signer, self._limits.signer_max),
+            (self._contract_by_signer, self._limits.contract_signed_max),
+        )
+        return any(
+            bound is not None and sums.total(signer) > 0 and 2 * sums.total(signer) >= bound
+            for sums, bound in pairs
+        )
+
     def begin_sweep(self) -> None:
         """Note that a look at all channels begins: what is taken from now on, it may not see."""
         self._taken_before = self._taken
+        for sums in (self._by_signer, self._contract_by_signer, self._contract_by_payer):
+            sums.begin()
 
-    def end_sweep(self, total: int) -> None:
-        """Take over what a look at all channels added up to."""
+    def end_sweep(self, total: int, promises: Mapping[ChannelKey, Promise] | None = None) -> None:
+        """Take over what a look at all channels added up to, and what is promised on each."""
         self._swept = total
         self._taken, self._taken_before = max(0, self._taken - self._taken_before), 0
+        seen = promises or {}
+        self._by_signer.end({key: (each.signer, each.amount) for key, each in seen.items()})
+        by_contract = {key: each for key, each in seen.items() if each.by_contract}
+        self._contract_by_signer.end(
+            {key: (each.signer, each.by_contract) for key, each in by_contract.items()}
+        )
+        self._contract_by_payer.end(
+            {key: (each.payer, each.by_contract) for key, each in by_contract.items()}
+        )
+
+    def trust_contracts(self, distrusted: frozenset[Address]) -> None:
+        """Take what contracts vouch for from now on, but of these: every channel was looked at."""
+        self.distrusted = distrusted
+        self._has_looked = True
 
     @property
     def blocked(self) -> frozenset[ChannelKey]:
@@ -132,22 +221,52 @@ class ExposureGate:
         """Serve it again."""
         self._blocked.discard(key)
 
-    def require_promise(
-        self, key: ChannelKey, cumulative_amount: int, *, accepted: int, settled: int
-    ) -> None:
+    def require_promise(self, voucher: VerifiedVoucher, known: ChannelState) -> None:
         """See `channel.engine.admission.Admission.require_promise`."""
+        key, terms = voucher.key, known.terms
         if key in self._blocked:
             raise ExposureLimitError("The contract wallet no longer takes what it signed before.")
         if key in self.refused:
             raise ExposureLimitError("The chain does not settle this channel at the moment.")
-        bound = self._limits.channel_max
-        if bound is None or cumulative_amount <= accepted:
+        if voucher.by_contract:
+            self._require_trusted(terms)
+        if voucher.cumulative_amount <= known.accepted:
             return
-        if cumulative_amount - settled > bound:
+        unsettled, bound = voucher.cumulative_amount - known.settled, self._limits.channel_max
+        if bound is not None and unsettled > bound:
+            raise _beyond("on a channel", bound, known.settled + bound)
+        counted = self._counted(terms, by_contract=voucher.by_contract)
+        for sums, owner, bound, where in counted:
+            beside = sums.total(owner) - sums.amount(key)
+            if beside + unsettled > bound:
+                raise _beyond(where, bound, known.settled + max(0, bound - beside))
+        for sums, owner, _, _ in counted:
+            sums.note(owner, key, unsettled)
+
+    def _counted(
+        self, terms: ChannelTerms, *, by_contract: bool
+    ) -> list[tuple[_Sums, Address, int, str]]:
+        """Return what a promise is added to, with whose it is, its bound, and its name."""
+        limits, counted = self._limits, []
+        if limits.signer_max is not None:
+            where = "on all channels of one signer"
+            counted.append((self._by_signer, terms.signer, limits.signer_max, where))
+        bound = limits.contract_signed_max
+        if by_contract and bound is not None:
+            where = "of one signer or payer by vouchers that only a contract vouches for"
+            counted.append((self._contract_by_signer, terms.signer, bound, where))
+            counted.append((self._contract_by_payer, terms.payer, bound, where))
+        return counted
+
+    def _require_trusted(self, terms: ChannelTerms) -> None:
+        """Refuse what a contract vouches for that broke its word, or may have (O-01)."""
+        if not self.distrusted.isdisjoint((terms.signer, terms.payer)):
             raise ExposureLimitError(
-                f"At most {bound} may be unsettled on a channel: a voucher for up to "
-                f"{settled + bound} is taken now."
+                "The chain refused a voucher that this signer's contract had vouched for: open a "
+                "channel whose `authorizedSigner` is an ordinary key."
             )
+        if self._limits.contract_signed_max is not None and not self._has_looked:
+            raise ExposureLimitError("Not every channel was looked at since the start; ask again.")
 
     def take_room(self, amount: int) -> None:
         """See `channel.engine.admission.Admission.take_room`."""
@@ -175,3 +294,9 @@ class ExposureGate:
         """See `channel.engine.admission.Admission.require_deposits`."""
         if self.is_disputed:
             raise ChainUnavailableError("Nodes disagree: no deposit can be checked at the moment.")
+
+
+def _beyond(where: str, bound: int, taken_now: int) -> ExposureLimitError:
+    return ExposureLimitError(
+        f"At most {bound} may be unsettled {where}: a voucher for up to {taken_now} is taken now."
+    )

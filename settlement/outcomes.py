@@ -136,6 +136,10 @@ class Outcomes:
         if error.reason in _OF_AUTHORIZATION:
             raise AuthorizationUnusableError(error.reason)
         if self._quarantine is not None:
+            is_unexplained = error.reason is RevertReason.UNKNOWN and error.tx_hash is not None
+            if fact and (is_unexplained or error.reason is RevertReason.INVALID_SIGNATURE):
+                # Of a key's voucher this means nothing; a contract may say no in the block alone.
+                await self._quarantine.distrust(fact.terms)
             await self._quarantine.refuse(
                 self._reader.key(channel_id), error, purpose=job.purpose, deadline=job.deadline
             )

@@ -6,19 +6,19 @@ refuse. A node that does not answer costs this round of it, never the sweep.
 
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
 
 from channel.errors import ChainUnavailableError, LedgerUnavailableError
 from channel.state.channel_state import ChannelState
-from channel.types import Address
+from channel.types import Address, ChannelKey
 from channel.verify.typed_data import voucher_digest
 from settlement.alarms import AlarmKind, Alarms
 from settlement.escrow import EscrowReader
-from settlement.exposure import ExposureGate, gas_reserve_wei
-from settlement.journal.interface import Quarantined
+from settlement.exposure import ExposureGate, Promise, gas_reserve_wei
+from settlement.journal.interface import Refusals
 from settlement.node_guard import NodeGuard
 from settlement.tower.export import TowerExport
 from settlement.types import BlockRef
@@ -54,7 +54,9 @@ class Tally(msgspec.Struct):
     defended: int = 0
     """Channels on which something delivered is unsettled."""
     wallets: list[ChannelState] = msgspec.field(default_factory=list)
-    """Those among them whose signer is a contract."""
+    """Channels on which something delivered is unsettled that only a contract vouches for."""
+    promises: dict[ChannelKey, Promise] = msgspec.field(default_factory=dict)
+    """What is promised and unsettled, channel by channel."""
 
 
 class Precautions:
@@ -70,7 +72,7 @@ class Precautions:
         limits: PrecautionLimits | None = None,
         nodes: NodeGuard | None = None,
         export: TowerExport | None = None,
-        quarantined: Callable[[], Awaitable[Sequence[Quarantined]]] | None = None,
+        refusals: Refusals | None = None,
     ) -> None:
         """Look after what defends one payee's channels.
 
@@ -82,7 +84,7 @@ class Precautions:
             limits: What must be at hand.
             nodes: What holds the nodes against each other; one of its own if None.
             export: What is shown each channel, to sign settles ahead of it.
-            quarantined: Returns what the chain refuses, as the journal has it; not asked if None.
+            refusals: What the chain refuses, as the journal has it; not asked if None.
         """
         self._reader = reader
         self.alarms = alarms
@@ -90,7 +92,9 @@ class Precautions:
         self._gas_account = gas_account
         self._limits = limits or PrecautionLimits()
         self._export = export
-        self._quarantined = quarantined
+        self._refusals = refusals
+        self._refusing: dict[ChannelKey, Address] = {}
+        """Channels whose signer's contract refuses its own voucher now, and that signer."""
         self._asked = 0
         self._nodes = nodes or NodeGuard(reader, alarms)
 
@@ -129,7 +133,7 @@ class Precautions:
 
     async def check(self, head: BlockRef, tally: Tally) -> None:
         """Take everything up to date; what no node answers stays as it was."""
-        self.gate.end_sweep(tally.at_risk)
+        self.gate.end_sweep(tally.at_risk, tally.promises)
         if self.gate.is_full:
             text = f"{tally.at_risk} was delivered and is unsettled in all"
             self.alarms.ring(AlarmKind.EXPOSURE_FULL, text)
@@ -139,6 +143,7 @@ class Precautions:
             await self._check_quarantine()
             await self._check_gas(head, tally.defended)
             await self._check_wallets(tally.wallets)
+            await self._check_trust()
         except (ChainUnavailableError, LedgerUnavailableError) as error:
             _log.warning("precautions were not all taken; tried again: %s", error)
 
@@ -148,12 +153,12 @@ class Precautions:
         A wallet can say yes to everybody who asks, and no in the block (F-20): that it is in
         quarantine is then all that shows it.
         """
-        if self._quarantined is None:
+        if self._refusals is None:
             return
         mine = (self._reader.chain_id, self._reader.escrow)
         entries = [
             each
-            for each in await self._quarantined()
+            for each in await self._refusals.quarantined()
             if (each.key.chain_id, each.key.escrow) == mine
         ]
         self.gate.refused = frozenset(each.key for each in entries)
@@ -190,6 +195,7 @@ class Precautions:
         """Ask contract wallets whether they still take what they signed (F-19, F-20)."""
         for key in self.gate.blocked - {state.key for state in wallets}:  # paid, or at an end
             self.gate.unblock(key)
+            self._refusing.pop(key, None)
             self.alarms.end(AlarmKind.SIGNER_CHANGED, subject=f"0x{key.channel_id.hex()}")
         if self._asked >= len(wallets):
             self._asked = 0
@@ -204,8 +210,17 @@ class Precautions:
             name = f"0x{state.key.channel_id.hex()}"
             if takes:
                 self.gate.unblock(state.key)
+                self._refusing.pop(state.key, None)
                 self.alarms.end(AlarmKind.SIGNER_CHANGED, subject=name)
             else:
                 self.gate.block(state.key)
+                self._refusing[state.key] = state.terms.signer
                 text = f"its wallet refuses its own voucher: {state.spent - state.settled} at risk"
                 self.alarms.ring(AlarmKind.SIGNER_CHANGED, text, subject=name)
+
+    async def _check_trust(self) -> None:
+        """Take nothing more on the word of a contract that broke it, on no channel (O-01)."""
+        broken = (
+            frozenset[Address]() if self._refusals is None else await self._refusals.distrusted()
+        )
+        self.gate.trust_contracts(broken.union(self._refusing.values()))

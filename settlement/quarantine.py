@@ -15,7 +15,7 @@ from typing import Final
 import msgspec
 
 from channel.ledger.interface import Ledger
-from channel.types import ChannelKey
+from channel.types import ChannelKey, ChannelTerms
 from settlement.errors import ChannelQuarantinedError, ContractRevertedError, contract_reverted
 from settlement.journal.interface import Quarantined, SettlerJournal
 from settlement.tx_state import Purpose
@@ -121,6 +121,10 @@ class Quarantine:
         await self._journal.quarantine(entry)
         self._holds[key] = _Hold(entry, self._clock(), calm_s, pressing_s, purpose, paid_tries)
         raise error if error.reason in LASTING else ChannelQuarantinedError(error.reason)
+
+    async def distrust(self, terms: ChannelTerms) -> None:
+        """Remember for good whose contract took back a voucher that it had vouched for (O-01)."""
+        await self._journal.distrust([terms.signer, terms.payer], at=int(self._wall()))
 
     async def discharge(self, key: ChannelKey) -> None:
         """Let a channel out: the chain took it."""

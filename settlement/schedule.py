@@ -116,6 +116,8 @@ class Watched(msgspec.Struct, frozen=True, kw_only=True):
     """Chain time since when something of it is unsettled."""
     is_wallet: bool = False
     """Its signer is a contract."""
+    is_crowded: bool = False
+    """What its signer promised in all comes near the bound on that."""
 
 
 class Due(msgspec.Struct, frozen=True, kw_only=True):
@@ -254,7 +256,7 @@ def _why_settle(
     bound = policy.exposure_max
     if bound is not None and _PERCENT * unsettled >= policy.exposure_share_percent * bound:
         return Reason.EXPOSURE
-    if moment.is_crowded:
+    if moment.is_crowded or watched.is_crowded:
         return Reason.EXPOSURE
     age_s = 0 if watched.unsettled_since is None else moment.now - watched.unsettled_since
     if watched.is_wallet:

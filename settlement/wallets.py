@@ -21,18 +21,39 @@ _KNOWN_MAX: Final = 65_536
 
 
 class WalletSigners:
-    """Remembers whether a channel's newest vouchers are a wallet's. Bounded."""
+    """Remembers whether the vouchers kept of a channel are a wallet's. Bounded."""
 
     def __init__(self) -> None:
-        self._known = OrderedDict[ChannelKey, tuple[bytes, bool]]()
+        self._known = OrderedDict[tuple[ChannelKey, int], tuple[bytes, bool]]()
 
     def is_wallet(self, state: ChannelState) -> bool:
         """Whether what this channel owes is paid only as long as a contract says so."""
-        voucher = state.at_or_above_spent or state.highest
-        known = self._known.get(state.key)
+        return self._is_wallets(state, state.at_or_above_spent or state.highest)
+
+    def amount(self, state: ChannelState) -> int:
+        """Return how much is unsettled of what only a contract vouches for.
+
+        That is by any voucher that may yet be used: one of a delegated account's key that is
+        higher does not make good a lower one that is used instead.
+        """
+        kept = (state.at_or_below_spent, state.above_spent, state.highest)
+        return max(
+            (
+                voucher.cumulative_amount - state.settled
+                for voucher in kept
+                if voucher is not None
+                and voucher.cumulative_amount > state.settled
+                and self._is_wallets(state, voucher)
+            ),
+            default=0,
+        )
+
+    def _is_wallets(self, state: ChannelState, voucher: LadderVoucher) -> bool:
+        at = (state.key, voucher.cumulative_amount)
+        known = self._known.get(at)
         if known is None or known[0] != voucher.signature:
-            known = self._known[state.key] = (voucher.signature, _is_wallet(state, voucher))
-            self._known.move_to_end(state.key)
+            known = self._known[at] = (voucher.signature, _is_wallet(state, voucher))
+            self._known.move_to_end(at)
             if len(self._known) > _KNOWN_MAX:
                 self._known.popitem(last=False)
         return known[1]

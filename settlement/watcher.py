@@ -133,7 +133,15 @@ class ChannelWatcher:
             )
         )
         self._precautions = precautions
-        self._docket = Docket(self._policy, half_closed_s_max=self._limits.half_closed_s_max)
+        self._docket = (
+            Docket(self._policy, half_closed_s_max=self._limits.half_closed_s_max)
+            if precautions is None
+            else Docket(
+                self._policy,
+                half_closed_s_max=self._limits.half_closed_s_max,
+                is_crowded=precautions.gate.is_signer_crowded,
+            )
+        )
         self._telling = WatchAlarms(
             self.alarms,
             away_s_max=self._limits.away_s_max,

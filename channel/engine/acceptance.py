@@ -65,12 +65,7 @@ class Acceptance:
         Raises:
             ExposureLimitError: It does not.
         """
-        self._admission.require_promise(
-            verified.key,
-            verified.cumulative_amount,
-            accepted=known.accepted,
-            settled=known.settled,
-        )
+        self._admission.require_promise(verified, known)
 
     async def accept(
         self,

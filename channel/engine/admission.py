@@ -6,7 +6,8 @@ Nothing durable depends on it: it can only refuse.
 
 from typing import Protocol
 
-from channel.types import ChannelKey
+from channel.state.channel_state import ChannelState
+from channel.types import VerifiedVoucher
 
 __all__ = ["Admission", "Unbounded"]
 
@@ -14,13 +15,12 @@ __all__ = ["Admission", "Unbounded"]
 class Admission(Protocol):
     """Says no when more would be at risk than may be."""
 
-    def require_promise(
-        self, key: ChannelKey, cumulative_amount: int, *, accepted: int, settled: int
-    ) -> None:
-        """Check that one channel may promise so much and not have it settled.
+    def require_promise(self, voucher: VerifiedVoucher, known: ChannelState) -> None:
+        """Check that a voucher may be accepted on a channel, as it was just read, and count it.
 
         Raises:
-            ExposureLimitError: It would be more than the operator allows on a channel.
+            ExposureLimitError: More would be unsettled than the operator allows on the channel,
+                for its signer, or for vouchers that only a contract vouches for.
         """
 
     def take_room(self, amount: int) -> None:
@@ -55,9 +55,7 @@ class Admission(Protocol):
 class Unbounded:
     """Takes everything: for tests, and where nobody watches the chain."""
 
-    def require_promise(
-        self, key: ChannelKey, cumulative_amount: int, *, accepted: int, settled: int
-    ) -> None:
+    def require_promise(self, voucher: VerifiedVoucher, known: ChannelState) -> None:
         """See `Admission.require_promise`."""
 
     def take_room(self, amount: int) -> None:

@@ -97,10 +97,9 @@ class Engine:
         self._facts = ChainFacts(
             ledger=ledger, chain=chain, settings=settings, now=now, background=self._background
         )
-        asking = RateLimiter(settings.vouchers_per_second, now)
         self._verifier = VoucherVerifier(settings.verifying_threads)
         self._signatures = SignatureCheck(
-            chain=chain, facts=self._facts, asking=asking, verifier=self._verifier
+            chain=chain, facts=self._facts, settings=settings, verifier=self._verifier, now=now
         )
         self._keeper = ReservationKeeper(
             ledger=ledger, now=now, lease_s=settings.reservation_lease_s

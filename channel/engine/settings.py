@@ -68,6 +68,9 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     close_wait_s: float = CLOSE_WAIT_S_MAX
     verifying_threads: int = msgspec.field(default_factory=verifying_threads)
     """Threads that verify vouchers when many come at once, the event loop's own included."""
+    takes_contract_signatures: bool = False
+    """Take vouchers that only their signer's contract vouches for (ERC-1271). It may change its
+    mind before they are settled, so `Admission` must bound them (F-19)."""
     sponsor: SponsorTerms | None = None
     """None: payers submit their deposits themselves."""
 

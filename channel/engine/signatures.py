@@ -1,15 +1,37 @@
-"""Whose voucher is it? A key's signature first, then a wallet's, as the escrow does (ENC-07)."""
+"""Whose voucher is it? A key's signature first, then a wallet's, as the escrow does (ENC-07).
+
+What a contract vouches for it may take back (F-19), so it is taken only where the operator says
+so, and a node is asked about it in bounded number: signers without code are remembered (O-25).
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Final
 
 from channel.chain import ChainReader
 from channel.engine.facts import ChainFacts
 from channel.engine.rate_limit import RateLimiter
+from channel.engine.settings import EngineSettings
 from channel.engine.verifying import VoucherVerifier
 from channel.errors import InvalidSignatureError, SignerMismatchError
+from channel.limits import (
+    CODELESS_SIGNERS_MAX,
+    CODELESS_TRUSTED_S,
+    CONTRACT_QUESTIONS_MAX,
+    CONTRACT_QUESTIONS_PER_SOURCE_MAX,
+)
 from channel.types import Address, ChannelKey, SignedVoucher, VerifiedVoucher
 from channel.verify.typed_data import voucher_digest
 from channel.verify.voucher import verify_wallet_voucher
 
 __all__ = ["SignatureCheck"]
+
+_HINT: Final = (
+    "Vouchers that only a contract vouches for are not taken here: name an ordinary key (an "
+    "externally owned account) as the channel's `authorizedSigner` and sign with it; the payer "
+    "itself may be a contract."
+)
+_ALL: Final = b"all"
 
 
 class SignatureCheck:
@@ -20,40 +42,69 @@ class SignatureCheck:
         *,
         chain: ChainReader,
         facts: ChainFacts,
-        asking: RateLimiter,
+        settings: EngineSettings,
         verifier: VoucherVerifier,
+        now: Callable[[], float],
     ) -> None:
         self._verifier = verifier
         self._chain = chain
         self._facts = facts
-        self._asking = asking
+        self._takes_contracts = settings.takes_contract_signatures
+        self._now = now
+        self._of_channel = RateLimiter(settings.vouchers_per_second, now)
+        questions = "signatures a second that only a contract can vouch for"
+        self._of_source = RateLimiter(CONTRACT_QUESTIONS_PER_SOURCE_MAX, now, what=questions)
+        self._of_all = RateLimiter(CONTRACT_QUESTIONS_MAX, now, what=questions)
+        self._codeless: OrderedDict[Address, float] = OrderedDict()
         self.checked = 0
         """How many signatures were checked since the start."""
 
     async def require(
         self, voucher: SignedVoucher, key: ChannelKey, signer: Address, *, client: bytes = b""
     ) -> VerifiedVoucher:
-        """Return the voucher as proven by `signer`, key or contract wallet.
+        """Return the voucher as proven by `signer`, a key, or a contract where those are taken.
 
         A key's signature costs tens of microseconds and is checked at once. Only one that no
-        key of `signer` made asks the chain, so often per channel and second, whoever sends it,
-        and so many at once for a `client`.
+        key of `signer` made asks the chain, unless `signer` is known to have no code: so often
+        per channel, per `client` and in all.
 
         Raises:
             InvalidSignatureError: Not canonical, unrecoverable, or the wallet says no.
             SignerMismatchError: Somebody else signed it.
-            TooManyRequestsError: Too many signatures of this channel ask the chain.
+            TooManyRequestsError: Too many signatures ask the chain.
             ChainUnavailableError: No node could say; fails closed (F-15).
         """
         self.checked += 1
         try:
             return await self._verifier.verify(voucher, key, signer)
         except (InvalidSignatureError, SignerMismatchError) as not_a_key:
-            self._asking.require(key.channel_id)
-            async with self._facts.bounded_check(client):
-                is_valid = await self._chain.is_valid_wallet_signature(
-                    signer, voucher_digest(key, voucher.cumulative_amount), voucher.signature
-                )
-            if not is_valid:
+            if not self._takes_contracts:
+                raise type(not_a_key)(f"{not_a_key} {_HINT}") from None
+            if not await self._is_vouched_for(voucher, key, signer, client):
                 raise not_a_key from None
             return verify_wallet_voucher(voucher, key, is_valid=True)
+
+    async def _is_vouched_for(
+        self, voucher: SignedVoucher, key: ChannelKey, signer: Address, client: bytes
+    ) -> bool:
+        """Ask the signer's contract, if it has one."""
+        if self._now() < self._codeless.get(signer, float("-inf")):
+            return False
+        self._of_channel.require(key.channel_id)
+        if client:
+            self._of_source.require(client)
+        self._of_all.require(_ALL)
+        async with self._facts.bounded_check(client):
+            if not await self._chain.has_code(signer):
+                self._note_codeless(signer)
+                return False
+            return await self._chain.is_valid_wallet_signature(
+                signer, voucher_digest(key, voucher.cumulative_amount), voucher.signature
+            )
+
+    def _note_codeless(self, signer: Address) -> None:
+        """Remember that a signer has no code; it may get some, so not for long."""
+        self._codeless.pop(signer, None)
+        self._codeless[signer] = self._now() + CODELESS_TRUSTED_S
+        if len(self._codeless) > CODELESS_SIGNERS_MAX:
+            self._codeless.popitem(last=False)

@@ -1,12 +1,12 @@
 """From `SignedVoucher` to `VerifiedVoucher`: the only way there is (F-14).
 
 The escrow tries a signature as a key's first and as a wallet's (ERC-1271) second; so do we, and
-the engine asks the chain for the second (ENC-07):
+the engine asks the chain for the second, where the operator takes such vouchers (ENC-07):
 
     try:
         verified = verify_voucher(voucher, key, signer)
     except (InvalidSignatureError, SignerMismatchError):
-        if the signer has no code: raise
+        if such vouchers are not taken, or the signer has no code: raise
         answer = await chain.is_valid_wallet_signature(signer, voucher_digest(...), signature)
         verified = verify_wallet_voucher(voucher, key, is_valid=answer)
 """
@@ -49,4 +49,4 @@ def verify_wallet_voucher(
         raise SignerMismatchError("The voucher is for another channel.")
     if not is_valid:
         raise InvalidSignatureError("The signing wallet does not accept this signature.")
-    return VerifiedVoucher(key, voucher.cumulative_amount, voucher.signature)
+    return VerifiedVoucher(key, voucher.cumulative_amount, voucher.signature, by_contract=True)

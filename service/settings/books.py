@@ -148,22 +148,41 @@ class Exposure(Section, frozen=True):
     """What may be at risk, in base units of the token."""
 
     channel_max: Annotated[
-        Positive | None,
+        Positive,
         Meta(
             description="Most that may be promised and unsettled on one channel (`accepted - "
             "settled`); settling begins at half of it. A voucher beyond is refused with "
-            "`exposure-limit`."
+            "`exposure-limit`. The default is 10 of a token with six decimals."
         ),
-    ] = None
+    ] = 10_000_000
+    signer_max: Annotated[
+        Positive,
+        Meta(
+            description="The same for all channels of one signer together, as far as a process "
+            "knows of them: what others accepted it learns with each sweep."
+        ),
+    ] = 20_000_000
+    contract_signed_max: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="Most that may be unsettled, for one signer and for one payer, by "
+            "vouchers that only a contract vouches for (ERC-1271): it may take them back before "
+            "they are settled. Each of `listen.workers` takes its share of it. 0: such vouchers "
+            "are refused, with the hint to name an ordinary key as `authorizedSigner`; the payer "
+            "may be a contract all the same.",
+        ),
+    ] = 0
     total_max: Annotated[
-        Positive | None,
+        Positive,
         Meta(
             description="Most that may be delivered, or held for what runs, and unsettled on all "
             "channels together (`spent + reserved - settled`); settling begins at half of it. "
             "Beyond it nothing is served. With several gateway processes each further one may "
-            "pass it by what it takes within one `settlement.sweep_interval_s`."
+            "pass it by what it takes within one `settlement.sweep_interval_s`. The default is "
+            "200 of a token with six decimals."
         ),
-    ] = None
+    ] = 200_000_000
     closes_reserved_min: Annotated[
         int,
         Meta(

@@ -15,10 +15,20 @@ import msgspec
 from channel.types import Address, ChannelKey, TxHash
 from settlement.tx_state import Event, Intent, JournalTx
 
-__all__ = ["PRUNED_AT_ONCE", "Journal", "Look", "Quarantined", "SettlerJournal"]
+__all__ = [
+    "DISTRUSTED_MAX",
+    "PRUNED_AT_ONCE",
+    "Journal",
+    "Look",
+    "Quarantined",
+    "Refusals",
+    "SettlerJournal",
+]
 
 
 PRUNED_AT_ONCE: Final = 500
+DISTRUSTED_MAX: Final = 100_000
+"""Signers and payers that are remembered at once: each cost its owner a channel."""
 
 
 class Journal(Protocol):
@@ -77,7 +87,20 @@ class Look(msgspec.Struct, frozen=True, gc=False):
     """Unix seconds of the settler's machine."""
 
 
-class SettlerJournal(Journal, Protocol):
+class Refusals(Protocol):
+    """What the chain refused, as whoever gives credit wants to know it."""
+
+    async def quarantined(self) -> list[Quarantined]:
+        """Return every channel in quarantine."""
+
+    async def distrusted(self) -> frozenset[Address]:
+        """Return signers and payers on this chain whose contract took back a voucher.
+
+        The newest, if there are very many.
+        """
+
+
+class SettlerJournal(Journal, Refusals, Protocol):
     """A journal in the ledger's database: with a lease, and with what is in quarantine."""
 
     @property
@@ -103,9 +126,6 @@ class SettlerJournal(Journal, Protocol):
     async def lease_holder(self) -> str | None:
         """Return who has the lease, or None when nobody has."""
 
-    async def quarantined(self) -> list[Quarantined]:
-        """Return every channel in quarantine."""
-
     async def find_quarantined(self, key: ChannelKey) -> Quarantined | None:
         """Return why a channel is in quarantine, or None when it is not."""
 
@@ -114,6 +134,9 @@ class SettlerJournal(Journal, Protocol):
 
     async def discharge(self, key: ChannelKey) -> None:
         """Let a channel out of quarantine. Repeating it changes nothing."""
+
+    async def distrust(self, addresses: Sequence[Address], *, at: int) -> None:
+        """Remember signers and payers whose contract took back a voucher, for good."""
 
     async def prune(self, before: int) -> int:
         """Forget some of what ended and was wanted before then (Unix seconds); return how many.

@@ -12,7 +12,7 @@ from channel.ledger import postgres_connection as pg
 from channel.ledger.queries import load_queries, load_schema
 from channel.types import Address, ChannelKey, TxHash
 from settlement.errors import LeaseLostError, NonceTakenError
-from settlement.journal.interface import PRUNED_AT_ONCE, Look, Quarantined
+from settlement.journal.interface import DISTRUSTED_MAX, PRUNED_AT_ONCE, Look, Quarantined
 from settlement.journal.rows import (
     intent_values,
     quarantined_from_row,
@@ -161,6 +161,18 @@ class PostgresJournal:
         """See `interface.SettlerJournal.discharge`."""
         async with self._writing() as connection:
             await connection.execute(_SQL["delete_quarantined"], *_key(key))
+
+    async def distrust(self, addresses: Sequence[Address], *, at: int) -> None:
+        """See `interface.SettlerJournal.distrust`."""
+        rows = [(self._lane[0], each, at) for each in addresses]
+        async with self._writing() as connection:
+            await connection.executemany(_SQL["insert_distrusted"], rows)
+
+    async def distrusted(self) -> frozenset[Address]:
+        """See `interface.SettlerJournal.distrusted`."""
+        async with self._database.use() as connection:
+            rows = await connection.fetch(_SQL["select_distrusted"], self._lane[0], DISTRUSTED_MAX)
+        return frozenset(Address(row[0]) for row in rows)
 
     async def prune(self, before: int) -> int:
         """See `interface.SettlerJournal.prune`."""

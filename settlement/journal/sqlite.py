@@ -19,7 +19,7 @@ from channel.ledger.sqlite_connection import (
 )
 from channel.types import Address, ChannelKey, TxHash
 from settlement.errors import LeaseLostError, NonceTakenError
-from settlement.journal.interface import PRUNED_AT_ONCE, Look, Quarantined
+from settlement.journal.interface import DISTRUSTED_MAX, PRUNED_AT_ONCE, Look, Quarantined
 from settlement.journal.rows import (
     intent_values,
     quarantined_from_row,
@@ -156,6 +156,20 @@ class SqliteJournal:
     async def discharge(self, key: ChannelKey) -> None:
         """See `interface.SettlerJournal.discharge`."""
         await self._write(lambda db: db.execute(_SQL["delete_quarantined"], _key(key)))
+
+    async def distrust(self, addresses: Sequence[Address], *, at: int) -> None:
+        """See `interface.SettlerJournal.distrust`."""
+        rows = [(self._lane[0], each, at) for each in addresses]
+        await self._write(lambda db: db.executemany(_SQL["insert_distrusted"], rows))
+
+    async def distrusted(self) -> frozenset[Address]:
+        """See `interface.SettlerJournal.distrusted`."""
+        rows: list[tuple[bytes]] = await self._connection.run(
+            lambda db: db.execute(
+                _SQL["select_distrusted"], [self._lane[0], DISTRUSTED_MAX]
+            ).fetchall()
+        )
+        return frozenset(Address(row[0]) for row in rows)
 
     async def prune(self, before: int) -> int:
         """See `interface.SettlerJournal.prune`."""

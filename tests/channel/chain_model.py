@@ -39,7 +39,9 @@ class ChainModel:
         self.wallet_signatures: set[tuple[Address, bytes, bytes]] = set()
         self.reads = 0
         self.transaction_reads = 0
+        self.contracts: set[Address] = set()
         self.wallet_reads = 0
+        self.code_reads = 0
         self.fail_with: MppSessionError | None = None
         self.close_fails_with: MppSessionError | None = None
         self.delay_s = 0.0
@@ -93,6 +95,11 @@ class ChainModel:
         if evidence is None:
             return None
         return replace(evidence, confirmations=self.block - evidence.block_number + 1)
+
+    async def has_code(self, address: Address) -> bool:
+        self.code_reads += 1
+        await self._answer()
+        return address in self.contracts
 
     async def is_valid_wallet_signature(
         self, signer: Address, digest: bytes, signature: bytes

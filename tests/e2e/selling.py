@@ -19,6 +19,7 @@ from channel.ledger.sqlite import SqliteLedger
 from channel.state.channel_state import ChannelState
 from channel.types import (
     ZERO_ADDRESS,
+    Address,
     ChannelKey,
     ChannelTerms,
     SignedVoucher,
@@ -74,8 +75,9 @@ class Payer:
         self.key: ChannelKey
         self.open_tx: TxHash
 
-    async def open(self, deposit: int = DEPOSIT) -> None:
+    async def open(self, deposit: int = DEPOSIT, *, signer: Address = ZERO_ADDRESS) -> None:
         values = self._chain.values
+        self.terms = replace(self.terms, authorized_signer=signer)
         self.salt = (int.from_bytes(self.salt) + 1).to_bytes(32)
         self.open_tx = await self._account.open_channel(
             escrow=values.escrow,
@@ -83,7 +85,7 @@ class Payer:
             token=values.token,
             deposit=deposit,
             salt=self.salt,
-            authorized_signer=ZERO_ADDRESS,
+            authorized_signer=signer,
         )
         channel_id = derive_channel_id(
             self.terms, salt=self.salt, escrow=values.escrow, chain_id=values.chain_id
@@ -122,7 +124,7 @@ class Payer:
         return OpenHash(
             voucher=self.sign(amount),
             salt=self.salt,
-            authorized_signer=ZERO_ADDRESS,
+            authorized_signer=self.terms.authorized_signer,
             tx_hash=self.open_tx,
         )
 
@@ -145,6 +147,7 @@ class Provider:
             binder=ChallengeBinder([SECRET]),
             settings=settings,
             sponsor=parts.get("sponsor"),
+            admission=parts.get("admission"),
             now=self.clock,
         )
         self.payer = Payer(chain)
@@ -243,6 +246,7 @@ async def provide(
     reader: Any = None,
     closer: Any = None,
     sponsor: Any = None,
+    admission: Any = None,
     sponsor_terms: SponsorTerms | None = None,
     build: Callable[[Provider], PaymentGate] = Provider.app,
     **changes: Any,
@@ -259,7 +263,7 @@ async def provide(
         sponsor=sponsor_terms,
     )
     ledger = await SqliteLedger.open(path / "ledger.sqlite", exclusive=True)
-    parts = {"reader": reader, "closer": closer, "sponsor": sponsor}
+    parts = {"reader": reader, "closer": closer, "sponsor": sponsor, "admission": admission}
     given = {name: part for name, part in parts.items() if part}
     provider = Provider(chain, ledger, replace(settings, **changes), **given)
     try:

@@ -580,14 +580,16 @@ class _NodeDown:
     async def _unavailable(self, *_: object, **__: object) -> Any:
         raise ChainUnavailableError("No node answers.")
 
-    read_channel = read_transaction = is_valid_wallet_signature = _unavailable
+    read_channel = read_transaction = is_valid_wallet_signature = has_code = _unavailable
 
 
 async def test_a_node_that_is_down_invites_nobody_to_pay_again(
     chain: Devnet, tmp_path: Path
 ) -> None:
     """ERR's last line, F-15: 503, Retry-After, and no challenge."""
-    async with provide(chain, tmp_path, reader=_NodeDown(chain)) as seller:
+    async with provide(
+        chain, tmp_path, reader=_NodeDown(chain), takes_contract_signatures=True
+    ) as seller:
         await seller.payer.open()
         answer = await seller.send(seller.payer.opening(100))
         require_problem(answer, 503, "internal-payment-error", offers=False)

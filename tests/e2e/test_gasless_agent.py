@@ -233,7 +233,9 @@ async def test_a_contract_wallet_pays_with_its_owners_signature(
     async with (
         devnet.connect() as chain,
         sponsored(chain, tmp_path) as sponsoring,
-        open_shop(chain, tmp_path, sponsoring=sponsoring) as shop,
+        open_shop(
+            chain, tmp_path, sponsoring=sponsoring, takes_contract_signatures=not has_keys
+        ) as shop,
     ):
         wallet = await deploy_owned_wallet(chain.deployer, chain.account(GASLESS).address)
         await chain.fund(wallet, amount=100_000)

@@ -1,15 +1,19 @@
 """What may be at risk: bounds that refuse, and nothing else."""
 
+from typing import Any
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from channel.errors import ExposureLimitError, OpeningsPausedError
-from channel.types import Address, ChannelId, ChannelKey
+from channel.types import Address, ChannelId, ChannelKey, VerifiedVoucher
 from settlement.exposure import (
     Exposure,
     ExposureGate,
     ExposureLimits,
+    Promise,
     add_up,
     exposure_of,
     gas_reserve_wei,
@@ -19,6 +23,24 @@ from tests.settlement.test_schedule import channel, channels
 
 KEY = ChannelKey(1, Address(b"e" * 20), ChannelId(b"c" * 32))
 OTHER = ChannelKey(1, Address(b"e" * 20), ChannelId(b"d" * 32))
+
+
+def promise(
+    gate: ExposureGate,
+    key: ChannelKey,
+    amount: int,
+    *,
+    accepted: int,
+    settled: int,
+    signer: bytes = b"s" * 20,
+    payer: bytes = b"p" * 20,
+    by_contract: bool = False,
+) -> None:
+    """Ask whether a voucher may be taken on a channel of which the books say this."""
+    known = channel(vouchers=(accepted,), settled=settled)
+    terms = replace(known.terms, payer=Address(payer), authorized_signer=Address(signer))
+    voucher = VerifiedVoucher(key, amount, b"", by_contract=by_contract)
+    gate.require_promise(voucher, replace(known, key=key, terms=terms, accepted=accepted))
 
 
 def test_both_sides_are_exposed_to_what_was_promised() -> None:
@@ -39,7 +61,7 @@ def test_exposure_is_never_negative_and_ends_with_the_channel(each: Watched) -> 
 
 def test_without_bounds_everything_is_taken() -> None:
     gate = ExposureGate()
-    gate.require_promise(KEY, 2**128 - 1, accepted=0, settled=0)
+    promise(gate, KEY, 2**128 - 1, accepted=0, settled=0)
     gate.take_room(2**128 - 1)
     gate.require_openings()
     assert not gate.is_full
@@ -49,25 +71,25 @@ def test_without_bounds_everything_is_taken() -> None:
 def test_a_channel_is_bounded_by_what_is_unsettled_and_told_what_is_taken() -> None:
     """F-64: settling makes room."""
     gate = ExposureGate(ExposureLimits(channel_max=100))
-    gate.require_promise(KEY, 100, accepted=90, settled=0)
+    promise(gate, KEY, 100, accepted=90, settled=0)
     with pytest.raises(ExposureLimitError, match="up to 140 is taken now"):
-        gate.require_promise(KEY, 141, accepted=100, settled=40)
-    gate.require_promise(KEY, 140, accepted=100, settled=40)
-    gate.require_promise(KEY, 141, accepted=100, settled=41)
+        promise(gate, KEY, 141, accepted=100, settled=40)
+    promise(gate, KEY, 140, accepted=100, settled=40)
+    promise(gate, KEY, 141, accepted=100, settled=41)
 
 
 def test_a_repeat_is_never_refused() -> None:
     """VCH-04: it promises nothing new."""
     gate = ExposureGate(ExposureLimits(channel_max=10, total_max=10))
-    gate.require_promise(KEY, 500, accepted=500, settled=0)
+    promise(gate, KEY, 500, accepted=500, settled=0)
 
 
 def test_promises_take_no_room_from_others() -> None:
     """F-66, F-98: who deposits, signs up to the bound and buys nothing keeps nobody out."""
     gate = ExposureGate(ExposureLimits(total_max=1000))
-    gate.require_promise(KEY, 10**9, accepted=0, settled=0)
+    promise(gate, KEY, 10**9, accepted=0, settled=0)
     assert (gate.total, gate.is_crowded) == (0, False)
-    gate.require_promise(OTHER, 1000, accepted=0, settled=0)
+    promise(gate, OTHER, 1000, accepted=0, settled=0)
     gate.take_room(1000)
 
 
@@ -117,10 +139,10 @@ def test_a_blocked_channel_is_served_nothing_and_can_be_let_go_on() -> None:
     gate = ExposureGate()
     gate.block(KEY)
     with pytest.raises(ExposureLimitError, match="wallet"):
-        gate.require_promise(KEY, 5, accepted=5, settled=0)
-    gate.require_promise(OTHER, 5, accepted=0, settled=0)
+        promise(gate, KEY, 5, accepted=5, settled=0)
+    promise(gate, OTHER, 5, accepted=0, settled=0)
     gate.unblock(KEY)
-    gate.require_promise(KEY, 5, accepted=5, settled=0)
+    promise(gate, KEY, 5, accepted=5, settled=0)
 
 
 def test_openings_are_refused_while_gas_is_low() -> None:
@@ -130,7 +152,7 @@ def test_openings_are_refused_while_gas_is_low() -> None:
     with pytest.raises(OpeningsPausedError) as refused:
         gate.require_openings()
     assert (refused.value.status, refused.value.retry_after_s) == (503, 60)
-    gate.require_promise(KEY, 5, accepted=0, settled=0)
+    promise(gate, KEY, 5, accepted=0, settled=0)
     gate.take_room(5)
 
 
@@ -208,3 +230,104 @@ def test_of_one_process_the_total_never_passes_its_bound(acts: list[tuple[str, i
         shop.act(name, where, amount)
         assert shop.at_risk <= shop.gate.total <= 2000
         assert shop.at_risk <= 1000
+
+
+# -- one signer on many channels, and contracts that vouch (O-01)
+
+CONTRACT = b"w" * 20
+
+
+def key(number: int) -> ChannelKey:
+    return replace(KEY, channel_id=ChannelId(number.to_bytes(32)))
+
+
+def looked(**limits: int) -> ExposureGate:
+    """Return a gate that has looked at all channels once, and found none."""
+    gate = ExposureGate(ExposureLimits(**limits))
+    gate.begin_sweep()
+    gate.end_sweep(0, {})
+    gate.trust_contracts(frozenset())
+    return gate
+
+
+def test_one_signer_is_bounded_over_all_its_channels() -> None:
+    """O-01: whatever signs; and others are not kept out by it."""
+    gate = looked(channel_max=100, signer_max=250)
+    for number in (1, 2):
+        promise(gate, key(number), 100, accepted=0, settled=0)
+    with pytest.raises(ExposureLimitError, match="one signer: a voucher for up to 50 is taken"):
+        promise(gate, key(3), 51, accepted=0, settled=0)
+    promise(gate, key(3), 50, accepted=0, settled=0)
+    assert gate.is_signer_crowded(Address(b"s" * 20))
+    promise(gate, key(4), 100, accepted=0, settled=0, signer=b"other signer" + bytes(8))
+    promise(gate, key(1), 150, accepted=100, settled=100)  # a settle made room
+    with pytest.raises(ExposureLimitError):
+        promise(gate, key(2), 151, accepted=100, settled=0)
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        ({"signer": CONTRACT}, {"signer": CONTRACT, "payer": b"another payer" + bytes(7)}),
+        ({"signer": CONTRACT}, {"signer": b"another contract" + bytes(4)}),
+    ],
+    ids=["many channels and payers of one contract", "many contracts of one payer"],
+)
+def test_what_contracts_vouch_for_is_bounded_in_all(
+    first: dict[str, Any], then: dict[str, Any]
+) -> None:
+    """O-01: for each signer and for each payer, before anything is scheduled."""
+    gate = looked(channel_max=10**9, signer_max=10**9, contract_signed_max=100)
+    promise(gate, key(1), 60, accepted=0, settled=0, by_contract=True, **first)
+    with pytest.raises(ExposureLimitError, match=r"only a contract vouches for: .* up to 40"):
+        promise(gate, key(2), 41, accepted=0, settled=0, by_contract=True, **then)
+    promise(gate, key(2), 40, accepted=0, settled=0, by_contract=True, **then)
+    with pytest.raises(ExposureLimitError):
+        promise(gate, key(1), 61, accepted=60, settled=0, by_contract=True, **first)
+    promise(gate, key(1), 10**6, accepted=60, settled=0, **first)  # by a key of the same account
+
+
+def test_a_keys_voucher_makes_no_room_for_more_of_a_contracts() -> None:
+    """O-01: a delegated account signs now by key, now by code; the lower one may be used."""
+    gate = looked(contract_signed_max=100)
+    promise(gate, key(1), 100, accepted=0, settled=0, signer=CONTRACT, by_contract=True)
+    promise(gate, key(1), 101, accepted=100, settled=0, signer=CONTRACT)
+    with pytest.raises(ExposureLimitError, match="up to 0 is taken"):
+        promise(gate, key(2), 1, accepted=0, settled=0, signer=CONTRACT, by_contract=True)
+
+
+def test_nothing_of_a_contracts_is_taken_before_every_channel_was_looked_at() -> None:
+    """O-01: a restart forgets what was promised, not what is owed."""
+    gate = ExposureGate(ExposureLimits(contract_signed_max=100))
+    with pytest.raises(ExposureLimitError, match="since the start"):
+        promise(gate, key(1), 1, accepted=0, settled=0, by_contract=True)
+    promise(gate, key(1), 1, accepted=0, settled=0)
+    gate.begin_sweep()
+    promised = Promise(Address(CONTRACT), Address(b"p" * 20), 90, 90)
+    gate.end_sweep(0, {key(9): promised})
+    gate.trust_contracts(frozenset())
+    with pytest.raises(ExposureLimitError, match="up to 10 is taken"):
+        promise(gate, key(1), 11, accepted=0, settled=0, signer=CONTRACT, by_contract=True)
+
+
+def test_what_is_promised_while_a_sweep_looks_is_not_forgotten_with_it() -> None:
+    """O-01: the sweep may have read that channel before."""
+    gate = looked(contract_signed_max=100, signer_max=100)
+    gate.begin_sweep()
+    promise(gate, key(1), 100, accepted=0, settled=0, by_contract=True)
+    gate.end_sweep(0, {key(1): Promise(Address(b"s" * 20), Address(b"p" * 20), 10, 10)})
+    with pytest.raises(ExposureLimitError):
+        promise(gate, key(2), 1, accepted=0, settled=0, by_contract=True)
+    gate.begin_sweep()
+    gate.end_sweep(0, {})
+    promise(gate, key(2), 100, accepted=0, settled=0, by_contract=True)
+
+
+@pytest.mark.parametrize("broken", [b"s" * 20, b"p" * 20], ids=["the contract", "who named it"])
+def test_a_contract_that_broke_its_word_is_not_believed_again(broken: bytes) -> None:
+    """O-01: on no channel; a key's vouchers of the same payer are taken."""
+    gate = looked(contract_signed_max=100)
+    gate.trust_contracts(frozenset([Address(broken)]))
+    with pytest.raises(ExposureLimitError, match="ordinary key"):
+        promise(gate, key(7), 1, accepted=0, settled=0, by_contract=True)
+    promise(gate, key(7), 1, accepted=0, settled=0)

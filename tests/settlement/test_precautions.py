@@ -5,7 +5,7 @@ from msgspec.structs import replace
 
 from channel.errors import ChainUnavailableError, ExposureLimitError, OpeningsPausedError
 from channel.state.channel_state import ChannelState, LadderVoucher
-from channel.types import Address, ChannelId
+from channel.types import Address, ChannelId, VerifiedVoucher
 from settlement.alarms import AlarmKind, Alarms
 from settlement.devnet import Devnet
 from settlement.escrow import EscrowReader
@@ -19,6 +19,13 @@ from tests.settlement.test_schedule import channel
 from tests.settlement.wallets import deploy_wallet
 
 GWEI = 10**9
+
+
+def promise(
+    gate: ExposureGate, state: ChannelState, amount: int, *, by_contract: bool = True
+) -> None:
+    """Ask whether a voucher may be taken on a channel as it is."""
+    gate.require_promise(VerifiedVoucher(state.key, amount, b"", by_contract=by_contract), state)
 
 
 def kinds(alarms: Alarms) -> set[AlarmKind]:
@@ -109,10 +116,10 @@ async def test_a_wallet_that_changes_its_mind_is_served_no_more(
     assert alarm.kind is AlarmKind.SIGNER_CHANGED
     assert "900 at risk" in alarm.text
     with pytest.raises(ExposureLimitError):
-        gate.require_promise(state.key, 900, accepted=900, settled=0)
+        promise(gate, state, 900)
     await chain.rpc.command("anvil_setCode", where, code)
     await precautions.check(head, tally)
-    gate.require_promise(state.key, 900, accepted=900, settled=0)
+    promise(gate, state, 900)
     assert alarms.ringing == []
 
 
@@ -206,9 +213,13 @@ class Refusing:
 
     def __init__(self, *entries: Quarantined) -> None:
         self.entries = list(entries)
+        self.broken = frozenset[Address]()
 
     async def quarantined(self) -> list[Quarantined]:
         return self.entries
+
+    async def distrusted(self) -> frozenset[Address]:
+        return self.broken
 
 
 async def test_what_the_chain_refuses_to_settle_is_served_no_more(
@@ -219,13 +230,11 @@ async def test_what_the_chain_refuses_to_settle_is_served_no_more(
     refused = Quarantined(key=state.key, reason="INVALID_SIGNATURE", tries=1, since=1, retry_at=2)
     others = replace(refused, key=replace(state.key, escrow=Address(b"\x07" * 20)), tries=9)
     journal = Refusing(refused, others)
-    precautions = Precautions(
-        reader, alarms, gate, gas_account=None, quarantined=journal.quarantined
-    )
+    precautions = Precautions(reader, alarms, gate, gas_account=None, refusals=journal)
     head = await chain.rpc.block()
     await precautions.check(head, Tally(wallets=[state]))
     with pytest.raises(ExposureLimitError, match="does not settle this channel"):
-        gate.require_promise(state.key, 900, accepted=900, settled=0)
+        promise(gate, state, 900)
     assert alarms.ringing == []
     journal.entries[0] = replace(refused, tries=3)
     await precautions.check(head, Tally(wallets=[state]))
@@ -234,7 +243,7 @@ async def test_what_the_chain_refuses_to_settle_is_served_no_more(
     ]
     journal.entries.clear()
     await precautions.check(head, Tally(wallets=[state]))
-    gate.require_promise(state.key, 900, accepted=900, settled=0)
+    promise(gate, state, 900)
     assert alarms.ringing == []
 
 
@@ -247,7 +256,7 @@ async def test_a_wallet_that_was_paid_out_is_served_again(
     await precautions.check(head, Tally(wallets=[state]))
     assert gate.blocked == {state.key}
     await precautions.check(head, Tally(wallets=[]))
-    gate.require_promise(state.key, 901, accepted=900, settled=900)
+    promise(gate, state, 901)
     assert alarms.ringing == []
 
 

@@ -312,3 +312,26 @@ async def test_an_earlier_process_sent_it_and_this_one_sees_it_through(
 
 async def _has_sent(journal: SqliteJournal) -> bool:
     return any(tx.status is TxStatus.SENT for tx in await journal.open_transactions())
+
+
+@pytest.mark.parametrize(
+    "behaviour", ["reverts", "says another word", "burns all gas", "agrees in simulations"]
+)
+async def test_a_contract_that_took_a_voucher_back_is_remembered_for_good(
+    chain: Devnet, channels: Channels, journal: SqliteJournal, behaviour: str
+) -> None:
+    """O-01: its signer and who paid by it, also when it agrees again and is paid out."""
+    reader = EscrowReader(chain.rpc, chain.values.escrow)
+    sender = TxManager(chain.rpc, chain.signer("payee"), journal=journal)
+    wallet = await deploy_wallet(chain.sender("stranger"), behaviour)
+    agreeing = await deploy_wallet(chain.sender("stranger"), "agrees")
+    channel_id = await channels.open(signer=wallet)
+    settler = EscrowSettler(reader, sender, quarantine=Quarantine(journal))
+    with pytest.raises((InvalidSignatureRevertError, ChannelQuarantinedError)):
+        await settler.settle_channel(channels.key(channel_id), 5, b"its word")
+    assert await journal.distrusted() == {wallet, channels.terms.payer}
+    code = "0x" + (await chain.rpc.code(agreeing)).hex()
+    await chain.rpc.command("anvil_setCode", "0x" + wallet.hex(), code)
+    settler = EscrowSettler(reader, sender, quarantine=Quarantine(journal))
+    await settler.settle_channel(channels.key(channel_id), 5, b"its word")
+    assert await journal.distrusted() == {wallet, channels.terms.payer}

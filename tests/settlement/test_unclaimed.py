@@ -156,7 +156,10 @@ async def test_a_wallets_voucher_is_asked_about_again(
 ) -> None:
     """ENC-07, F-19: no key signed it; what the wallet says now is what counts."""
     says_yes = "0x631626ba7e60e01b60005260206000f3"
-    async with devnet.connect() as chain, sponsor_deposits(chain, tmp_path, limits=HASTY) as one:
+    async with (
+        devnet.connect() as chain,
+        sponsor_deposits(chain, tmp_path, limits=HASTY, takes_contract_signatures=True) as one,
+    ):
         place = "0x" + one.payer.address.hex()
         await chain.rpc.command("anvil_setCode", place, says_yes)
         payload = await one.payer.opening(PRICE)

@@ -227,6 +227,20 @@ class TestQuarantine:
         assert await reader.find_quarantined(KEY) is None
 
 
+class TestDistrust:
+    async def test_whose_contract_broke_its_word_is_remembered_once_and_for_good(
+        self, journal: SettlerJournal, open_one: OpenJournal
+    ) -> None:
+        """O-01: for whoever gives credit, in every process."""
+        signer, payer = Address(b"\x51" * 20), Address(b"\x52" * 20)
+        await journal.distrust([signer, payer], at=NOW)
+        await journal.distrust([signer], at=NOW + 9)
+        reader = await open_one()
+        assert await reader.distrusted() == {signer, payer}
+        with pytest.raises(LeaseLostError):
+            await reader.distrust([payer], at=NOW)
+
+
 class TestPruning:
     async def test_what_ended_long_ago_is_forgotten_and_the_next_nonce_is_not(
         self, journal: SettlerJournal

@@ -139,3 +139,13 @@ VALUES (?, ?, ?, ?, ?, ?)
     ON CONFLICT (chain_id, account) DO UPDATE
    SET block_number = excluded.block_number, block_hash = excluded.block_hash,
        block_time = excluded.block_time, looked_at = excluded.looked_at
+
+-- insert_distrusted --
+-- An address whose contract took back a voucher; known already, it stays as it is.
+INSERT INTO distrusted_signer (chain_id, address, since)
+VALUES (?, ?, ?)
+ON CONFLICT (chain_id, address) DO NOTHING
+
+-- select_distrusted --
+-- The newest of them on a chain.
+SELECT address FROM distrusted_signer WHERE chain_id = ? ORDER BY since DESC LIMIT ?
