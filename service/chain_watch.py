@@ -16,7 +16,7 @@ from settlement.fees import FeePolicy, GasBudget
 from settlement.heads import HeadSignal
 from settlement.journal.interface import SettlerJournal
 from settlement.node_guard import NodeGuard, NodeLimits
-from settlement.precautions import PrecautionLimits, Precautions
+from settlement.precautions import Payout, PrecautionLimits, Precautions
 from settlement.rpc import Rpc, RpcLimits
 from settlement.schedule import SettlePolicy
 from settlement.signer import Signer
@@ -149,6 +149,7 @@ def build_watcher(  # noqa: PLR0913 -- what a watcher is built of, by name
         nodes=NodeGuard(reader, alarms, limits=node_limits(config.chain)),
         export=export,
         refusals=journal,
+        payout=Payout(parse_address(config.chain.token), payee),
     )
     return ChannelWatcher(
         reader,

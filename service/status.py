@@ -94,6 +94,8 @@ class ChainView(msgspec.Struct, frozen=True, kw_only=True):
     balance_wei: int
     reserve_wei: int
     nodes: tuple[EndpointView, ...]
+    payout_obstacle: str | None = None
+    """Why the token would not pay out what is owed; None when it would."""
 
 
 class JournalView(msgspec.Struct, frozen=True, kw_only=True):
@@ -197,6 +199,9 @@ def _judge_chain(status: Status, skew_s_max: float) -> list[Finding]:
     if chain.balance_wei < chain.reserve_wei:
         text = f"{chain.balance_wei} wei for gas, {chain.reserve_wei} needed to close what is open"
         found.append(Finding(Level.CRITICAL, text))
+    if chain.payout_obstacle is not None:
+        text = f"the token would not pay you out: {chain.payout_obstacle}: nothing more is sold"
+        found.append(Finding(Level.CRITICAL, text))
     if chain.grace_period_s < GRACE_PERIOD_S_MIN:
         text = f"the escrow gives {chain.grace_period_s} s to answer an exit: it is not yours"
         found.append(Finding(Level.CRITICAL, text))
@@ -265,6 +270,7 @@ def to_json(status: Status) -> dict[str, Any]:
         "last_seen_block": None if look is None else look.block_number,
         "last_seen_at": None if look is None else look.looked_at,
         "balance_wei": None if chain is None else str(chain.balance_wei),
+        "payout_obstacle": None if chain is None else chain.payout_obstacle,
         "reserve_wei": None if chain is None else str(chain.reserve_wei),
         "sponsored_wei": str(status.sponsored_wei),
         "channels": {"open": books.open, "closing": books.closing, "stopped": books.stopped},

@@ -25,6 +25,7 @@ from settlement.exposure import gas_reserve_wei
 from settlement.journal.url import open_journal
 from settlement.orders.interface import GWEI
 from settlement.orders.url import open_orders
+from settlement.payout_check import find_payout_obstacle
 from settlement.precautions import PrecautionLimits
 from settlement.schedule import Moment, value_at_risk
 from settlement.types import BlockRef
@@ -105,6 +106,12 @@ async def _with_chain(
                 base_fee_wei=head.base_fee_wei or 0,
             ),
             nodes=tuple(nodes),
+            payout_obstacle=await find_payout_obstacle(
+                reader,
+                parse_address(config.chain.token),
+                payee,
+                owed=min(books.at_risk, books.locked),
+            ),
         )
 
 

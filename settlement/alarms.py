@@ -42,6 +42,8 @@ class AlarmKind(enum.Enum):
     """A contract wallet no longer takes the voucher it signed (F-19)."""
     REFUSED = "refused"
     """The chain refuses to settle or close what is owed, again and again (F-79, F-87)."""
+    PAYOUT_REFUSED = "payout-refused"
+    """The token would not pay us out now: paused, or a blacklist (F-87, O-13)."""
     GAS_LOW = "gas-low"
     """Not enough ether to close what may have to be closed (F-65)."""
     EXPOSURE_FULL = "exposure-full"

@@ -117,6 +117,7 @@ class Docket:
         if state.is_finalized:
             return
         tally.at_risk += value_at_risk(state)
+        tally.payable += min(value_at_risk(state), max(0, state.deposit - state.settled))
         tally.defended += state.spent > state.settled
         unsettled = exposure_of(state).payee
         if unsettled:

@@ -152,6 +152,8 @@ class ExposureGate:
         """Channels that the chain does not settle now: set by whoever reads the quarantine."""
         self.is_gas_low = False
         """Too little ether to defend one more channel: set by whoever watches the balance."""
+        self.is_unpayable = False
+        """The token would refuse to pay us out: set by whoever tries it (O-13)."""
         self.is_disputed = False
         """Nodes show different chains, and no majority one: set by whoever compares them."""
 
@@ -232,6 +234,7 @@ class ExposureGate:
             self._require_trusted(terms)
         if voucher.cumulative_amount <= known.accepted:
             return
+        self._require_payable()
         unsettled, bound = voucher.cumulative_amount - known.settled, self._limits.channel_max
         if bound is not None and unsettled > bound:
             raise _beyond("on a channel", bound, known.settled + bound)
@@ -268,8 +271,14 @@ class ExposureGate:
         if self._limits.contract_signed_max is not None and not self._has_looked:
             raise ExposureLimitError("Not every channel was looked at since the start; ask again.")
 
+    def _require_payable(self) -> None:
+        if self.is_unpayable:
+            raise ExposureLimitError("The token pays nothing out at the moment: nothing is sold.")
+
     def take_room(self, amount: int) -> None:
         """See `channel.engine.admission.Admission.take_room`."""
+        if amount > 0:
+            self._require_payable()
         bound = self._limits.total_max
         if bound is not None and amount > 0 and self.total + amount > bound:
             raise ExposureLimitError("As much is unsettled as may be; a settle is on its way.")
@@ -286,7 +295,7 @@ class ExposureGate:
 
     def require_openings(self) -> None:
         """See `channel.engine.admission.Admission.require_openings`."""
-        if self.is_gas_low:
+        if self.is_unpayable or self.is_gas_low:
             raise OpeningsPausedError("New channels cannot be taken at the moment.")
         self.require_deposits()
 

@@ -20,10 +20,11 @@ from settlement.escrow import EscrowReader
 from settlement.exposure import ExposureGate, Promise, gas_reserve_wei
 from settlement.journal.interface import Refusals
 from settlement.node_guard import NodeGuard
+from settlement.payout_check import find_payout_obstacle
 from settlement.tower.export import TowerExport
 from settlement.types import BlockRef
 
-__all__ = ["REFUSALS_TOLD", "PrecautionLimits", "Precautions", "Tally"]
+__all__ = ["REFUSALS_TOLD", "Payout", "PrecautionLimits", "Precautions", "Tally"]
 
 _log: Final = logging.getLogger(__name__)
 
@@ -46,11 +47,20 @@ class PrecautionLimits(msgspec.Struct, frozen=True, kw_only=True):
     """Contract wallets asked in one round; the next round goes on."""
 
 
+class Payout(msgspec.Struct, frozen=True):
+    """Who is to be paid, and in what."""
+
+    token: Address
+    payee: Address
+
+
 class Tally(msgspec.Struct):
     """What a sweep counted."""
 
     at_risk: int = 0
     """Delivered, or held for what runs, and unsettled: of all channels."""
+    payable: int = 0
+    """Of that, as much as the deposits hold."""
     defended: int = 0
     """Channels on which something delivered is unsettled."""
     wallets: list[ChannelState] = msgspec.field(default_factory=list)
@@ -62,7 +72,7 @@ class Tally(msgspec.Struct):
 class Precautions:
     """Looks after what a defence needs."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 -- what it looks after, by name
         self,
         reader: EscrowReader,
         alarms: Alarms,
@@ -73,6 +83,7 @@ class Precautions:
         nodes: NodeGuard | None = None,
         export: TowerExport | None = None,
         refusals: Refusals | None = None,
+        payout: Payout | None = None,
     ) -> None:
         """Look after what defends one payee's channels.
 
@@ -85,6 +96,7 @@ class Precautions:
             nodes: What holds the nodes against each other; one of its own if None.
             export: What is shown each channel, to sign settles ahead of it.
             refusals: What the chain refuses, as the journal has it; not asked if None.
+            payout: Who is to be paid in which token; whether it can be is not tried if None.
         """
         self._reader = reader
         self.alarms = alarms
@@ -93,6 +105,7 @@ class Precautions:
         self._limits = limits or PrecautionLimits()
         self._export = export
         self._refusals = refusals
+        self._payout = payout
         self._refusing: dict[ChannelKey, Address] = {}
         """Channels whose signer's contract refuses its own voucher now, and that signer."""
         self._asked = 0
@@ -140,12 +153,29 @@ class Precautions:
         else:
             self.alarms.end(AlarmKind.EXPOSURE_FULL)
         try:
+            await self._check_payout(tally.payable)
+        except ChainUnavailableError as error:
+            _log.warning("the token was not asked whether it pays out; tried again: %s", error)
+        try:
             await self._check_quarantine()
             await self._check_gas(head, tally.defended)
             await self._check_wallets(tally.wallets)
             await self._check_trust()
         except (ChainUnavailableError, LedgerUnavailableError) as error:
             _log.warning("precautions were not all taken; tried again: %s", error)
+
+    async def _check_payout(self, payable: int) -> None:
+        """Sell nothing while the token would not pay it out (F-87, O-13)."""
+        if self._payout is None:
+            return
+        token, payee = self._payout.token, self._payout.payee
+        why = await find_payout_obstacle(self._reader, token, payee, owed=payable)
+        self.gate.is_unpayable = why is not None
+        if why is None:
+            self.alarms.end(AlarmKind.PAYOUT_REFUSED)
+        else:
+            text = f"the token would not pay {payable} to 0x{payee.hex()}: {why}: nothing is sold"
+            self.alarms.ring(AlarmKind.PAYOUT_REFUSED, text)
 
     async def _check_quarantine(self) -> None:
         """Extend no credit where it is not paid for, as far as anybody can tell (F-87).

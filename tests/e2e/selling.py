@@ -220,6 +220,10 @@ class Provider:
             method, path, headers={"authorization": text, **(headers or {})}, content=content
         )
 
+    async def authorization(self, payload: Payload, path: str) -> str:
+        """Return the header that pays for a path."""
+        return format_credential(await self.credential(payload, path=path))
+
     async def manage(self, payload: Payload) -> httpx.Response:
         return await self.send(payload, method="HEAD")
 

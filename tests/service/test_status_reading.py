@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
+from channel.errors import OpeningsPausedError
 from channel.ledger.sqlite import SqliteLedger
 from channel.state.commands import Observe
+from service.chain_watch import build_gate, build_watcher
 from service.settings import Chain, Ledger, WatchConfig
 from service.status import (
     Finding,
@@ -16,6 +18,7 @@ from service.status import (
 )
 from service.status_reading import collect_status
 from service.testing.chain import TestChain
+from settlement import abi
 from settlement.escrow import EscrowReader
 from settlement.journal.interface import Look
 from settlement.journal.sqlite import SqliteJournal
@@ -133,3 +136,35 @@ async def test_without_a_node_the_books_are_told_all_the_same(
     assert status.chain is None
     assert status.level is Level.CRITICAL
     assert to_json(status)["head"] is None
+
+
+async def test_a_token_that_would_not_pay_is_told_and_stops_what_a_gateway_sells(
+    devnet: TestChain, config: WatchConfig, tmp_path: Path
+) -> None:
+    """O-13: by `status`, whether anything runs or not, and by what a gateway is built of."""
+    payee = devnet.account("payee").address
+    async with devnet.connect() as chain:
+        ledger = await SqliteLedger.open(tmp_path / "ledger.db", exclusive=True)
+        journal = await SqliteJournal.open(
+            tmp_path / "ledger.db", chain_id=config.chain.id, account=payee
+        )
+        reader = EscrowReader(chain.rpc, chain.values.escrow)
+        gate = build_gate(config)
+        watcher = build_watcher(
+            config, reader, ledger, None, payee=payee, gate=gate, journal=journal
+        )
+        try:
+            await watcher.sweep()
+            gate.require_openings()
+            function = abi.Function("blacklist(address)")
+            await chain.deployer.send(chain.values.token, function.encode(payee))
+            status = await collect_status(config, payee)
+            assert status.level is Level.CRITICAL
+            assert "would not pay you out" in status.findings[0].text
+            assert to_json(status)["payout_obstacle"]
+            await watcher.sweep()
+            with pytest.raises(OpeningsPausedError):
+                gate.require_openings()
+        finally:
+            await journal.close()
+            await ledger.close()
