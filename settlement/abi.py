@@ -44,6 +44,7 @@ __all__ = [
     "decode_channel",
     "decode_channels",
     "decode_entries",
+    "decode_grace_period",
     "decode_log",
     "decode_revert",
     "domain_separator",
@@ -79,7 +80,7 @@ EscrowLog = (
 
 _WORD = 32
 _CHANNEL_WORDS = 8
-_TIME_MAX = 2**63 - 1  # of seconds and of blocks, as the books keep them
+_TIME_MAX = 2**48 - 1  # of seconds and of blocks: sums of a few are what the books can keep
 _SELECTOR_BYTES = 4
 _TEXT_CHARS_MAX = 200
 
@@ -104,16 +105,16 @@ class Function:
 
     def decode(self, answer: bytes) -> tuple[object, ...]:
         """Return the values, or raise `ChainUnavailableError` when they are not what it returns."""
-        try:
-            return tuple(decode(self._outputs, answer))
-        except DecodingError as error:
-            raise _nonsense() from error
+        values = self.decode_or_none(answer)
+        if values is None:
+            raise _nonsense()
+        return values
 
     def decode_or_none(self, answer: bytes) -> tuple[object, ...] | None:
         """Return the values, or None when they are not what it returns."""
         try:
             return tuple(decode(self._outputs, answer))
-        except (DecodingError, UnicodeDecodeError):
+        except (DecodingError, ValueError, OverflowError):  # text that is none, an offset too far
             return None
 
     def decode_int(self, answer: bytes) -> int:
@@ -262,6 +263,18 @@ def _channel(key: ChannelKey, words: bytes, block_number: int) -> ChannelFact | 
     )
 
 
+def decode_grace_period(answer: bytes) -> int:
+    """Return the escrow's grace period in seconds.
+
+    Raises:
+        ChainUnavailableError: The answer is none.
+    """
+    grace_period_s = close_grace_period.decode_int(answer)
+    if grace_period_s > _TIME_MAX:
+        raise _nonsense()
+    return grace_period_s
+
+
 _SINGLE = (settle, close, settle_with_authorization, close_with_authorization)
 _BATCHES = (settle_batch, close_batch)
 _RELAYED_BATCHES = (settle_batch_with_authorization, close_batch_with_authorization)
@@ -396,7 +409,7 @@ def decode_revert(answer: bytes) -> tuple[RevertReason, str]:
 def _text(words: bytes) -> str:
     try:
         (text,) = decode(["string"], words)
-    except (DecodingError, UnicodeDecodeError):
+    except (DecodingError, ValueError, OverflowError):
         return ""
     return "".join(char for char in text if char.isprintable())[:_TEXT_CHARS_MAX]
 

@@ -1,27 +1,32 @@
 """Several nodes behind one connection: whichever answers, and never another chain's (SEC-09).
 
 One node is asked as long as it answers, so that what belongs together comes from one view of the
-chain (F-72). When it does not, the next one is, and the first rests a while. A node's chain id
-is checked before its first answer counts. `compare` holds the nodes against each other: who lags,
+chain (F-72). When it does not, or answers what cannot be, the next one is, and the first rests a
+while. When it says no, another node must say the same before that counts. A node's chain id is
+checked before its first answer counts. `compare` holds the nodes against each other: who lags,
 and whether they show the same block where they should (`settlement.nodes` judges).
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any, Final, Protocol, TypeVar
 from urllib.parse import urlsplit
 
-from channel.errors import ChainUnavailableError, ConfigError
+from channel.errors import ChainUnavailableError, ConfigError, MppSessionError
+from settlement.errors import ContractRevertedError, RpcRefusedError
 from settlement.nodes import EndpointView
 from settlement.rpc_values import parse_block, parse_quantity
-from settlement.types import BlockRef
+from settlement.types import BlockRef, RevertReason
 
 __all__ = [
     "Endpoint",
     "Endpoints",
     "NodeTransport",
 ]
+
+_log: Final = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
@@ -86,18 +91,51 @@ class Endpoints:
     async def ask(self, use: Callable[[NodeTransport], Awaitable[_T]]) -> _T:
         """Ask the current node once; when it fails it rests, and the next call asks another.
 
+        `use` reads the answer, too: one that cannot be read is no answer. When a node says no,
+        the others are asked, until two say the same; a node that is alone with its no rests.
+
         Raises:
+            ContractRevertedError: A contract refused, by a second node's word where one answers.
+            RpcRefusedError: The same for a refusal by the node itself.
             ChainUnavailableError: It did not answer, or serves another chain.
         """
         endpoint = self._current
         try:
             await self._require_ours(endpoint)
             answer = await use(endpoint.transport)
+        except (ContractRevertedError, RpcRefusedError) as refusal:
+            return await self._ask_others(endpoint, use, refusal)
         except ChainUnavailableError:
             self.distrust(endpoint)
             raise
         endpoint.rest_s, endpoint.failures = REST_S, 0
         return answer
+
+    async def _ask_others(
+        self,
+        endpoint: Endpoint,
+        use: Callable[[NodeTransport], Awaitable[_T]],
+        refusal: ContractRevertedError | RpcRefusedError,
+    ) -> _T:
+        """Ask the other nodes about one node's no: is it the chain's, or this node's alone?"""
+        said: list[ContractRevertedError | RpcRefusedError] = [refusal]
+        others = [each for each in self._endpoints if each is not endpoint]
+        for other in sorted(others, key=self._reluctance):
+            if other.name in self._left_out:
+                continue
+            try:
+                await self._require_ours(other)
+                answer = await use(other.transport)
+            except (ContractRevertedError, RpcRefusedError) as found:
+                if any(_is_same(found, each) for each in said):
+                    raise found from None
+                said.append(found)
+            except ChainUnavailableError:
+                self._let_rest(other)
+            else:
+                self.distrust(endpoint)
+                return answer
+        raise refusal
 
     async def ask_each(
         self, use: Callable[[NodeTransport], Awaitable[_T]]
@@ -116,11 +154,14 @@ class Endpoints:
     def distrust(self, endpoint: Endpoint | None = None) -> None:
         """Let a node rest, the current one if none is named, and go on with the next."""
         endpoint = endpoint or self._current
+        self._let_rest(endpoint)
+        if endpoint is self._current:
+            self._choose()
+
+    def _let_rest(self, endpoint: Endpoint) -> None:
         endpoint.failures += 1
         endpoint.rests_until = self._clock() + endpoint.rest_s
         endpoint.rest_s = min(2 * endpoint.rest_s, REST_S_MAX)
-        if endpoint is self._current:
-            self._choose()
 
     def avoid(self, names: Collection[str]) -> None:
         """Let the nodes of these names rest, unless no other is left."""
@@ -177,8 +218,12 @@ class Endpoints:
     async def require_chain(self, chain_id: int | None) -> int:
         """Check which chain the nodes serve, and return it; those that are away come later.
 
+        So does one that serves another chain while another node serves `chain_id`: a process
+        that starts again in an emergency must not be kept from it by one node.
+
         Raises:
-            ConfigError: A node serves another chain than `chain_id`, or than the first one.
+            ConfigError: No node serves `chain_id`; or, without one, a node serves another chain
+                than the first.
             ChainUnavailableError: None answers.
         """
         found = await asyncio.gather(
@@ -189,13 +234,21 @@ class Endpoints:
         if not served:
             raise failed[0]
         self.chain_id = served[0] if chain_id is None else chain_id
-        for each in served:
-            if each != self.chain_id:
-                raise ConfigError(
-                    f"The node serves chain {each}; the configuration says {self.chain_id}."
-                )
+        strange = [each for each in served if each != self.chain_id]
+        if strange and (chain_id is None or len(strange) == len(served)):
+            raise ConfigError(
+                f"The node serves chain {strange[0]}; the configuration says {self.chain_id}."
+            )
         for endpoint in self._endpoints:
-            if endpoint.chain_id is None:
+            if endpoint.chain_id != self.chain_id:
+                if endpoint.chain_id is not None:
+                    _log.error(
+                        "node %s serves chain %d, not %d: it is asked nothing until it does",
+                        endpoint.name,
+                        endpoint.chain_id,
+                        self.chain_id,
+                    )
+                    endpoint.chain_id = None
                 self.distrust(endpoint)
         return self.chain_id
 
@@ -237,6 +290,14 @@ class Endpoints:
             return parse_block(_result(answer))
         except ChainUnavailableError:
             return None
+
+
+def _is_same(one: MppSessionError, other: MppSessionError) -> bool:
+    """Whether two nodes say the same no; one that gives no reason contradicts no reason."""
+    if isinstance(one, ContractRevertedError) and isinstance(other, ContractRevertedError):
+        reasons = {one.reason, other.reason}
+        return len(reasons) == 1 or RevertReason.UNKNOWN in reasons
+    return isinstance(one, RpcRefusedError) and isinstance(other, RpcRefusedError)
 
 
 async def _nothing() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from functools import partial
 from typing import Final, TypeVar
 
 import msgspec
@@ -14,7 +15,7 @@ from channel.verify.typed_data import domain_separator
 from settlement import abi
 from settlement.errors import ContractRevertedError, RpcRefusedError, contract_reverted
 from settlement.rpc import Rpc
-from settlement.rpc_values import parse_bytes, parse_quantity, parse_receipt
+from settlement.rpc_values import parse_bytes, parse_count, parse_receipt
 from settlement.types import BlockRef, Log, Receipt, RevertReason
 
 __all__ = ["EscrowReader", "ReaderLimits"]
@@ -71,12 +72,12 @@ class EscrowReader:
             msg = f"There is no escrow at {where}."
             raise ConfigError(msg)
         try:
-            served = abi.token.decode_address(await self._call(abi.token.encode()))
-            separator = await self._call(abi.domain_separator.encode())
-            grace_period_s = await self.read_grace_period_s()
+            served = abi.token.decode_address(await self.rpc.call(self._escrow, abi.token.encode()))
+            separator = await self.rpc.call(self._escrow, abi.domain_separator.encode())
         except ContractRevertedError:
             msg = f"The contract at {where} is not an escrow of ours."
             raise ConfigError(msg) from None
+        grace_period_s = await self.read_grace_period_s()
         if token is not None and served != token:
             msg = f"The escrow at {where} serves token 0x{served.hex()}, not 0x{token.hex()}."
             raise ConfigError(msg)
@@ -89,15 +90,21 @@ class EscrowReader:
 
     async def read_grace_period_s(self) -> int:
         """Return how long a payer who asked for the rest must wait (F-69)."""
-        return abi.close_grace_period.decode_int(await self._call(abi.close_grace_period.encode()))
+        return await self.rpc.view(
+            self._escrow, abi.close_grace_period.encode(), abi.decode_grace_period
+        )
 
     async def read_channel(
         self, channel_id: ChannelId, *, block_number: int | None = None
     ) -> ChannelFact | None:
         """Return the channel as of a block (the head if None), or None if it never existed."""
         key = self.key(channel_id)
-        number, answer = await self._call_at(abi.get_channel.encode(channel_id), block_number)
-        return abi.decode_channel(key, answer, block_number=number)
+        _, fact = await self._view_at(
+            abi.get_channel.encode(channel_id),
+            lambda answer, number: abi.decode_channel(key, answer, block_number=number),
+            block_number,
+        )
+        return fact
 
     async def read_channels(
         self, channel_ids: Sequence[ChannelId], *, block_number: int | None = None
@@ -106,11 +113,13 @@ class EscrowReader:
         facts: list[ChannelFact | None] = []
         size = self._limits.channels_per_call_max
         for start in range(0, len(channel_ids), size):
-            asked = channel_ids[start : start + size]
-            calldata = abi.get_channels.encode(asked)
-            block_number, answer = await self._call_at(calldata, block_number)
-            keys = [self.key(channel_id) for channel_id in asked]
-            facts += abi.decode_channels(keys, answer, block_number=block_number)
+            keys = [self.key(channel_id) for channel_id in channel_ids[start : start + size]]
+            block_number, page = await self._view_at(
+                abi.get_channels.encode([key.channel_id for key in keys]),
+                partial(_decode_page, keys),
+                block_number,
+            )
+            facts += page
         return facts
 
     async def read_channels_at(
@@ -123,11 +132,15 @@ class EscrowReader:
         facts: list[ChannelFact | None] = []
         size = self._limits.channels_per_call_max
         for start in range(0, len(channel_ids), size):
-            asked = channel_ids[start : start + size]
-            calldata = abi.get_channels.encode(asked)
-            answer = await self._patiently(lambda: self._call_in(calldata, block))  # noqa: B023
-            keys = [self.key(channel_id) for channel_id in asked]
-            facts += abi.decode_channels(keys, answer, block_number=block.number)
+            keys = [self.key(channel_id) for channel_id in channel_ids[start : start + size]]
+            ask = partial(
+                self.rpc.view,
+                self._escrow,
+                abi.get_channels.encode([key.channel_id for key in keys]),
+                partial(_decode_page, keys, number=block.number),
+                block_hash=block.hash,
+            )
+            facts += await self._patiently(ask)
         return facts
 
     async def read_transaction(self, tx_hash: TxHash) -> TransactionEvidence | None:
@@ -138,19 +151,22 @@ class EscrowReader:
         Raises:
             ContractRevertedError: It was mined with status 0; that is final (F-76).
         """
-        answer, head = await self.rpc.read_batch(
-            [("eth_getTransactionReceipt", ["0x" + tx_hash.hex()]), ("eth_blockNumber", [])]
+        receipt, head = await self.rpc.parse_batch(
+            [("eth_getTransactionReceipt", ["0x" + tx_hash.hex()]), ("eth_blockNumber", [])],
+            lambda said: (
+                None if said[0] is None else parse_receipt(said[0]),
+                parse_count(said[1]),
+            ),
         )
-        if answer is None:
+        if receipt is None:
             return None
-        receipt = parse_receipt(answer)
         if not receipt.is_success:
             raise contract_reverted(RevertReason.UNKNOWN, tx_hash=tx_hash)
         logs = self.own_logs(receipt)
         return TransactionEvidence(
             tx_hash=tx_hash,
             block_number=receipt.block_number,
-            confirmations=max(1, parse_quantity(head) - receipt.block_number + 1),
+            confirmations=max(1, head - receipt.block_number + 1),
             opened=tuple(log for log in logs if isinstance(log, OpenedLog)),
             topped_up=tuple(log for log in logs if isinstance(log, ToppedUpLog)),
         )
@@ -167,13 +183,13 @@ class EscrowReader:
         Whatever the wallet does within the escrow's gas cap, refusing included, is an answer. A
         node that cannot say is `ChainUnavailableError`: never a yes, never a no (F-15, F-20).
         """
-        calldata = abi.is_valid_voucher_signer.encode(signer, digest, signature)
-        try:
-            answer = await self.rpc.call(self._escrow, calldata, gas=_WALLET_CALL_GAS)
-        except ContractRevertedError as error:
-            msg = f"The escrow could not ask the wallet: {error.reason.value}."
-            raise ChainUnavailableError(msg) from error
-        return abi.is_valid_voucher_signer.decode_int(answer) == 1
+        answer = await self.rpc.view(
+            self._escrow,
+            abi.is_valid_voucher_signer.encode(signer, digest, signature),
+            abi.is_valid_voucher_signer.decode_int,
+            gas=_WALLET_CALL_GAS,
+        )
+        return answer == 1
 
     async def find_opening(self, channel_id: ChannelId) -> Log | None:
         """Return the channel's `ChannelOpened` log, or None (CLIENT-05)."""
@@ -254,24 +270,25 @@ class EscrowReader:
             else:
                 from_block = last + 1
 
-    async def _call(self, calldata: bytes) -> bytes:
-        return await self.rpc.call(self._escrow, calldata)
-
-    async def _call_in(self, calldata: bytes, block: BlockRef) -> bytes:
-        return await self.rpc.call(self._escrow, calldata, block_hash=block.hash)
-
-    async def _call_at(self, calldata: bytes, block_number: int | None) -> tuple[int, bytes]:
+    async def _view_at(
+        self, calldata: bytes, decode: Callable[[bytes, int], _Answer], block_number: int | None
+    ) -> tuple[int, _Answer]:
         """Call at one known block: the number that comes back is the one the answer is of."""
         number = await self.rpc.block_number() if block_number is None else block_number
         request = {"to": "0x" + self._escrow.hex(), "data": "0x" + calldata.hex()}
 
-        async def ask() -> tuple[int, bytes]:
-            head, answer = await self.rpc.read_batch(
-                [("eth_blockNumber", []), ("eth_call", [request, hex(number)])]
-            )
-            if parse_quantity(head) < number:
+        def parse(said: list[object]) -> _Answer:
+            if parse_count(said[0]) < number:
                 raise RpcRefusedError("eth_call", code=0, message="this node lags behind")
-            return number, parse_bytes(answer)
+            return decode(parse_bytes(said[1]), number)
+
+        async def ask() -> tuple[int, _Answer]:
+            calls = [("eth_blockNumber", []), ("eth_call", [request, hex(number)])]
+            try:
+                return number, await self.rpc.parse_batch(calls, parse)
+            except ContractRevertedError as error:
+                msg = f"The escrow does not say how a channel stands ({error.reason.value})."
+                raise ChainUnavailableError(msg) from error
 
         return await self._patiently(ask)
 
@@ -285,3 +302,9 @@ class EscrowReader:
                 if asyncio.get_running_loop().time() >= deadline:
                     raise
                 await asyncio.sleep(self._limits.lag_poll_s)
+
+
+def _decode_page(
+    keys: Sequence[ChannelKey], answer: bytes, number: int
+) -> list[ChannelFact | None]:
+    return abi.decode_channels(keys, answer, block_number=number)

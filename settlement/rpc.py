@@ -16,7 +16,7 @@ import msgspec
 from channel.errors import ChainUnavailableError
 from channel.types import Address, TxHash
 from settlement.abi import decode_revert
-from settlement.endpoints import Endpoint, Endpoints
+from settlement.endpoints import Endpoint, Endpoints, NodeTransport
 from settlement.errors import ContractRevertedError, RpcRefusedError, contract_reverted
 from settlement.nodes import EndpointView
 from settlement.rpc_values import (
@@ -36,6 +36,7 @@ _Answer = TypeVar("_Answer")
 
 _REVERTED: Final = 3
 _SEND: Final = "eth_sendRawTransaction"
+_RUN: Final = frozenset(("eth_call", "eth_estimateGas"))
 _MESSAGE_CHARS_MAX: Final = 200
 
 
@@ -43,7 +44,7 @@ class RpcLimits(msgspec.Struct, frozen=True, kw_only=True):
     """How long a node may take, how much it may say, and how often a read is tried."""
 
     timeout_s: float = 10.0
-    answer_bytes_max: int = 32 * 1024 * 1024
+    answer_bytes_max: int = 8 * 1024 * 1024
     read_attempts_max: int = 3
     retry_delay_s: float = 0.2
     """Doubles after each attempt."""
@@ -149,12 +150,14 @@ class Rpc:
     async def read(self, method: str, *params: object) -> Any:
         """Ask something that changes nothing; asked again when no answer comes.
 
+        Where several nodes answer, a no is believed when a second one says the same (SEC-09).
+
         Raises:
             ContractRevertedError: A simulated call was refused by the contract.
             RpcRefusedError: The node answered with another error.
             ChainUnavailableError: No usable answer, on any attempt.
         """
-        return _result(method, await self._attempts(lambda: self._post(method, params)))
+        return await self._read(_as_it_is, method, params)
 
     async def read_batch(self, calls: Sequence[Call]) -> list[Any]:
         """Ask many things in one round trip; the first that fails, in order, is raised.
@@ -164,8 +167,23 @@ class Rpc:
             RpcRefusedError: As `read`.
             ChainUnavailableError: As `read`, or the answers do not match the questions.
         """
-        answers = await self._attempts(lambda: self._post_batch(calls))
-        return [_result(method, answer) for (method, _), answer in zip(calls, answers, strict=True)]
+        return await self.parse_batch(calls, list)
+
+    async def parse_batch(
+        self, calls: Sequence[Call], parse: Callable[[list[Any]], _Answer]
+    ) -> _Answer:
+        """Ask as `read_batch`, and return what `parse` makes of the results.
+
+        A node whose results it cannot read (`ChainUnavailableError`) has not answered: the next
+        one is asked.
+        """
+
+        async def use(node: NodeTransport) -> _Answer:
+            answers = await node.ask_many(calls)
+            pairs = zip(calls, answers, strict=True)
+            return parse([_result(method, answer) for (method, _), answer in pairs])
+
+        return await self._attempts(lambda: self._endpoints.ask(use))
 
     async def command(self, method: str, *params: object) -> Any:
         """Ask for a change, once. On `ChainUnavailableError` it may or may not have happened.
@@ -177,11 +195,15 @@ class Rpc:
         tries = self.node_count if method == _SEND else 1
         for _ in range(tries - 1):
             try:
-                return _result(method, await self._post(method, params))
+                return await self._command(method, params)
             except ChainUnavailableError as error:
                 if isinstance(error, RpcRefusedError):
                     raise
-        return _result(method, await self._post(method, params))
+        return await self._command(method, params)
+
+    async def _command(self, method: str, params: Sequence[object]) -> Any:
+        answer = await self._endpoints.ask(lambda node: node.ask(method, params))
+        return _result(method, answer)
 
     async def spread(self, raw: bytes) -> None:
         """Send a signed transaction to every node: one may have kept it to itself.
@@ -214,33 +236,36 @@ class Rpc:
 
     async def block_number(self) -> int:
         """Return the number of the head."""
-        return parse_count(await self.read("eth_blockNumber"))
+        return await self._read(parse_count, "eth_blockNumber", [])
 
     async def block(self, number: int | None = None) -> BlockRef:
         """Return a block (the head if None); a node that lacks it is `ChainUnavailableError`."""
         tag = "latest" if number is None else hex(number)
-        return parse_block(await self.read("eth_getBlockByNumber", tag, False))  # noqa: FBT003
+        return await self._read(parse_block, "eth_getBlockByNumber", [tag, False])
 
     async def block_by_hash(self, block_hash: bytes) -> BlockRef:
         """Return a block by its hash; a node that lacks it is `ChainUnavailableError`."""
-        return parse_block(await self.read("eth_getBlockByHash", _hex(block_hash), False))  # noqa: FBT003
+        return await self._read(parse_block, "eth_getBlockByHash", [_hex(block_hash), False])
 
     async def code(self, address: Address) -> bytes:
         """Return a contract's code, empty when there is none."""
-        return parse_bytes(await self.read("eth_getCode", _hex(address), "latest"))
+        return await self._read(parse_bytes, "eth_getCode", [_hex(address), "latest"])
 
     async def balance_wei(self, address: Address) -> int:
         """Return an account's ether."""
-        return parse_quantity(await self.read("eth_getBalance", _hex(address), "latest"))
+        return await self._read(parse_quantity, "eth_getBalance", [_hex(address), "latest"])
 
     async def nonces_used(self, address: Address) -> int:
         """Return how many transactions of an account are mined."""
-        return parse_quantity(await self.read("eth_getTransactionCount", _hex(address), "latest"))
+        return await self._read(parse_count, "eth_getTransactionCount", [_hex(address), "latest"])
 
     async def receipt(self, tx_hash: TxHash) -> Receipt | None:
         """Return a transaction's receipt, or None while it has none (never a failure, F-75)."""
-        answer = await self.read("eth_getTransactionReceipt", _hex(tx_hash))
-        return None if answer is None else parse_receipt(answer)
+        return await self._read(
+            lambda answer: None if answer is None else parse_receipt(answer),
+            "eth_getTransactionReceipt",
+            [_hex(tx_hash)],
+        )
 
     async def logs(
         self,
@@ -257,7 +282,7 @@ class Rpc:
             "fromBlock": hex(from_block),
             "toBlock": hex(to_block),
         }
-        return parse_logs(await self.read("eth_getLogs", query))
+        return await self._read(parse_logs, "eth_getLogs", [query])
 
     async def logs_of_blocks(
         self, address: Address, topics: Sequence[bytes | None], block_hashes: Sequence[bytes]
@@ -275,10 +300,14 @@ class Rpc:
             "topics": [None if topic is None else _hex(topic) for topic in topics],
         }
         calls = [("eth_getLogs", [{**query, "blockHash": _hex(each)}]) for each in block_hashes]
-        found: list[Log] = []
-        for block_hash, answer in zip(block_hashes, await self.read_batch(calls), strict=True):
-            found += [log for log in parse_logs(answer) if log.block_hash == block_hash]
-        return tuple(found)
+
+        def parse(answers: list[Any]) -> tuple[Log, ...]:
+            found: list[Log] = []
+            for block_hash, answer in zip(block_hashes, answers, strict=True):
+                found += [log for log in parse_logs(answer) if log.block_hash == block_hash]
+            return tuple(found)
+
+        return await self.parse_batch(calls, parse)
 
     async def call(
         self,
@@ -307,7 +336,35 @@ class Rpc:
         at: object = "latest" if block_number is None else hex(block_number)
         if block_hash is not None:
             at = {"blockHash": _hex(block_hash)}
-        return parse_bytes(await self.read("eth_call", request, at))
+        return await self._read(parse_bytes, "eth_call", [request, at])
+
+    async def view(
+        self,
+        to: Address,
+        calldata: bytes,
+        decode: Callable[[bytes], _Answer],
+        *,
+        block_hash: bytes | None = None,
+        gas: int | None = None,
+    ) -> _Answer:
+        """Return what `decode` makes of a call that never reverts, at a block or at the head.
+
+        A node that says it reverted, or whose answer cannot be decoded, has not answered.
+
+        Raises:
+            ChainUnavailableError: No usable answer.
+        """
+        request = {"data": _hex(calldata), "to": _hex(to)}
+        if gas is not None:
+            request["gas"] = hex(gas)
+        at: object = "latest" if block_hash is None else {"blockHash": _hex(block_hash)}
+        try:
+            return await self._read(
+                lambda answer: decode(parse_bytes(answer)), "eth_call", [request, at]
+            )
+        except ContractRevertedError as error:
+            msg = f"A call that never reverts was refused ({error.reason.value})."
+            raise ChainUnavailableError(msg) from error
 
     async def try_calls(
         self, to: Address, calldatas: Sequence[bytes], *, sender: Address
@@ -320,15 +377,24 @@ class Rpc:
         """
         request = {"to": _hex(to), "from": _hex(sender)}
         calls = [("eth_call", [{**request, "data": _hex(data)}, "latest"]) for data in calldatas]
-        refusals: list[ContractRevertedError | None] = []
-        for answer in await self._attempts(lambda: self._post_batch(calls)):
-            try:
-                _result("eth_call", answer)
-            except ContractRevertedError as error:
-                refusals.append(error)
-            else:
-                refusals.append(None)
-        return refusals
+
+        async def use(node: NodeTransport) -> list[ContractRevertedError | None]:
+            return [_refusal(answer) for answer in await node.ask_many(calls)]
+
+        refusals = await self._attempts(lambda: self._endpoints.ask(use))
+        if self.node_count == 1:
+            return refusals
+        return [  # each alone, so that a second node is asked about each
+            None if refusal is None else await self._try_call(call)
+            for call, refusal in zip(calls, refusals, strict=True)
+        ]
+
+    async def _try_call(self, call: Call) -> ContractRevertedError | None:
+        try:
+            await self.read(call[0], *call[1])
+        except ContractRevertedError as error:
+            return error
+        return None
 
     # The wire.
 
@@ -339,6 +405,8 @@ class Rpc:
         for attempt in range(1, max(self._limits.read_attempts_max, self.node_count)):
             try:
                 return await ask()
+            except RpcRefusedError:
+                raise  # an answer, and by now every node's
             except ChainUnavailableError:
                 pause_s = 0.0 if attempt < self.node_count else delay_s  # another node: at once
                 if clock() + pause_s >= deadline:
@@ -347,13 +415,28 @@ class Rpc:
                 delay_s = 2 * delay_s if pause_s else delay_s
         return await ask()
 
-    async def _post(self, method: str, params: Sequence[object]) -> dict[str, Any]:
-        answer = await self._endpoints.ask(lambda node: node.ask(method, params))
-        return dict(answer)
+    async def _read(
+        self, parse: Callable[[Any], _Answer], method: str, params: Sequence[object]
+    ) -> _Answer:
+        """Ask one thing; a node whose result `parse` cannot read has not answered."""
 
-    async def _post_batch(self, calls: Sequence[Call]) -> list[dict[str, Any]]:
-        answers = await self._endpoints.ask(lambda node: node.ask_many(calls))
-        return list(answers)
+        async def use(node: NodeTransport) -> _Answer:
+            return parse(_result(method, await node.ask(method, params)))
+
+        return await self._attempts(lambda: self._endpoints.ask(use))
+
+
+def _as_it_is(result: Any) -> Any:
+    return result
+
+
+def _refusal(answer: dict[str, Any]) -> ContractRevertedError | None:
+    """Return why a simulated call was refused, None if it was not."""
+    try:
+        parse_bytes(_result("eth_call", answer))
+    except ContractRevertedError as error:
+        return error
+    return None
 
 
 def _result(method: str, answer: dict[str, Any]) -> Any:
@@ -366,7 +449,7 @@ def _result(method: str, answer: dict[str, Any]) -> Any:
         raise nonsense(method)
     code, message = error.get("code"), str(error.get("message"))
     lowered = message.lower().replace(" ", "")
-    if method != _SEND:  # a node that runs what it is sent has refused it, whatever it says
+    if method in _RUN:  # nothing else can revert, whatever a node says
         if code == _REVERTED or "revert" in lowered:
             reason, text = decode_revert(_revert_bytes(error.get("data")))
             raise contract_reverted(reason, text=text)

@@ -6,6 +6,7 @@ from typing import Any
 
 from channel.errors import ChainUnavailableError
 from channel.types import Address, TxHash
+from settlement.errors import RpcRefusedError
 from settlement.types import BlockRef, Log, Receipt
 
 __all__ = [
@@ -13,13 +14,16 @@ __all__ = [
     "parse_bytes",
     "parse_count",
     "parse_logs",
+    "parse_price",
     "parse_quantity",
     "parse_receipt",
 ]
 
 _HEXADECIMAL = re.compile(r"0x([0-9a-fA-F]*)")
 _QUANTITY_DIGITS_MAX = 64
-_COUNT_MAX = 2**63 - 1  # what the books can keep
+_COUNT_MAX = 2**48 - 1  # sums and products of a few are what the books can keep
+_PRICE_BITS = 96
+_LOGS_MAX = 20_000
 _HASH_BYTES = 32
 _ADDRESS_BYTES = 20
 
@@ -38,6 +42,14 @@ def parse_count(value: Any) -> int:
     if count > _COUNT_MAX:
         raise _nonsense("a count")
     return count
+
+
+def parse_price(value: Any) -> int:
+    """Read a quantity of wei for one unit of gas."""
+    price_wei = parse_quantity(value)
+    if price_wei >> _PRICE_BITS:
+        raise _nonsense("a price of gas")
+    return price_wei
 
 
 def parse_bytes(value: Any, size: int | None = None) -> bytes:
@@ -63,7 +75,7 @@ def parse_block(value: Any) -> BlockRef:
         number=parse_count(fields.get("number")),
         hash=parse_bytes(fields.get("hash"), _HASH_BYTES),
         timestamp=parse_count(fields.get("timestamp")),
-        base_fee_wei=None if base_fee is None else parse_quantity(base_fee),
+        base_fee_wei=None if base_fee is None else parse_price(base_fee),
         parent_hash=parse_bytes(fields.get("parentHash"), _HASH_BYTES),
     )
 
@@ -78,10 +90,10 @@ def parse_receipt(value: Any) -> Receipt:
         block_number=parse_count(fields.get("blockNumber")),
         block_hash=parse_bytes(fields.get("blockHash"), _HASH_BYTES),
         gas_used=parse_count(fields.get("gasUsed")),
-        gas_price_wei=parse_quantity(fields.get("effectiveGasPrice")),
+        gas_price_wei=parse_price(fields.get("effectiveGasPrice")),
         contract=None if contract is None else Address(parse_bytes(contract, _ADDRESS_BYTES)),
         logs=parse_logs(fields.get("logs")),
-        data_fee_wei=parse_quantity(fields.get("l1Fee") or "0x0"),
+        data_fee_wei=parse_price(fields.get("l1Fee") or "0x0"),
     )
 
 
@@ -89,6 +101,8 @@ def parse_logs(value: Any) -> tuple[Log, ...]:
     """Read a list of logs; those a node marks as removed by a reorg are left out."""
     if not isinstance(value, list):
         raise _nonsense("a list of logs")
+    if len(value) > _LOGS_MAX:  # who asks for logs asks for fewer then
+        raise RpcRefusedError("eth_getLogs", code=0, message=f"more than {_LOGS_MAX} logs")
     entries = [_fields(entry, "a log") for entry in value]
     return tuple(_log(entry) for entry in entries if entry.get("removed") is not True)
 

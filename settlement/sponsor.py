@@ -6,8 +6,9 @@ bounds; the settler (`settlement.deposit_sender`) owes it from then on.
 
 import asyncio
 import time
+from collections.abc import Sequence
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -21,7 +22,7 @@ from channel.errors import (
     SponsoringPausedError,
 )
 from channel.limits import SPONSORED_GAS_MAX
-from channel.types import Address, TxHash, VerifiedVoucher
+from channel.types import Address, ChannelFact, ChannelKey, TxHash, VerifiedVoucher
 from settlement import abi
 from settlement.adoption import find_made
 from settlement.deposit_calls import (
@@ -40,7 +41,7 @@ from settlement.orders.interface import (
     OrderStatus,
     to_gwei,
 )
-from settlement.rpc_values import parse_block, parse_bytes, parse_quantity
+from settlement.rpc_values import parse_block, parse_bytes, parse_count, parse_price
 from settlement.types import BlockRef, RevertReason
 
 __all__ = [
@@ -179,24 +180,21 @@ class WaitingSponsor:
         escrow = "0x" + self._reader.escrow.hex()
         request = {"from": "0x" + self._sender.hex(), "to": escrow, "data": "0x" + calldata.hex()}
         question = "0x" + abi.get_channel.encode(deposit.key.channel_id).hex()
-        channel, answer, gas, block, tip = await self._reader.rpc.read_batch(
+        known, quote = await self._reader.rpc.parse_batch(
             [
                 ("eth_call", [{"to": escrow, "data": question}, "latest"]),
                 ("eth_call", [request, "latest"]),
                 ("eth_estimateGas", [request, "latest"]),
                 ("eth_getBlockByNumber", ["latest", False]),
                 ("eth_maxPriorityFeePerGas", []),
-            ]
+            ],
+            partial(_parse_quote, deposit.key),
         )
-        parse_bytes(answer)
-        head = parse_block(block)
-        if head.base_fee_wei is None:
+        if quote.head.base_fee_wei is None:
             raise ConfigError("The chain has no base fee (EIP-1559).")
-        known = abi.decode_channel(deposit.key, parse_bytes(channel), block_number=head.number)
         if known is not None and known.close_requested_at:
             raise _close_pending()
-        price_wei = head.base_fee_wei + parse_quantity(tip)
-        return _Quote(gas=parse_quantity(gas), head=head, price_wei=price_wei)
+        return quote
 
     def _budget(self, quote: _Quote) -> int:
         """Return the most that the transaction may cost, in wei.
@@ -239,6 +237,16 @@ class WaitingSponsor:
                 f"The authorization must be valid for {self._limits.margin_s} s from the chain's"
                 f" time, which is {head.timestamp}."
             )
+
+
+def _parse_quote(key: ChannelKey, said: Sequence[Any]) -> tuple[ChannelFact | None, _Quote]:
+    """Return how the deposit's channel stands, and what the call takes."""
+    channel, answer, gas, block, tip = said
+    parse_bytes(answer)
+    head = parse_block(block)
+    known = abi.decode_channel(key, parse_bytes(channel), block_number=head.number)
+    price_wei = (head.base_fee_wei or 0) + parse_price(tip)
+    return known, _Quote(gas=parse_count(gas), head=head, price_wei=price_wei)
 
 
 def _first(voucher: VerifiedVoucher | None) -> FirstVoucher | None:

@@ -2,20 +2,29 @@
 
 The connection is kept alive. A question is asked once: a retry that the caller does not see could
 send a transaction twice. Errors and logs leave out the node's address: it may hold an access key.
+A node is not trusted to answer what was asked (SEC-09): an answer counts when it names the id of
+its question, whatever else the node sends and in whatever order.
 """
 
 import asyncio
-import json
-from collections.abc import Awaitable, Sequence
+import itertools
+from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any, Final
 
+import msgspec
 from aiohttp import ClientError, ClientResponseError, ClientSession
 
 from channel.errors import ChainUnavailableError
+from settlement.errors import RpcRefusedError
 
 __all__ = ["Call", "HttpTransport", "nonsense"]
 
 _BATCH_MAX: Final = 1000
+_HEADERS: Final = {
+    "Accept-Encoding": "identity",  # a few bytes of another coding may be a great many
+    "Content-Type": "application/json",
+    "User-Agent": "mpp-session",
+}
 
 Call = tuple[str, Sequence[object]]
 """A method and its parameters."""
@@ -26,17 +35,19 @@ class HttpTransport:
 
     def __init__(self, url: str, *, timeout_s: float, answer_bytes_max: int) -> None:
         self._url = url
-        self._answer_bytes_max = answer_bytes_max
         self._session = ClientSession(
-            headers={"Content-Type": "application/json"}, raise_for_status=True
+            headers=_HEADERS, raise_for_status=True, auto_decompress=False
         )
         self._timeout_s = timeout_s
+        self._answer_bytes_max = answer_bytes_max
         self._batch_max = _BATCH_MAX
+        self._ids = itertools.count(1)
 
     async def ask(self, method: str, params: Sequence[object]) -> Any:
         """Return the JSON-RPC answer to one question."""
-        answer = await self._bounded(method, self._post(_question(1, (method, params))))
-        if not isinstance(answer, dict):
+        question = self._question(method, params)
+        answer = await self._post(method, question)
+        if not isinstance(answer, dict) or not _is_answer(answer, question["id"]):
             raise nonsense(method)
         return answer
 
@@ -55,39 +66,52 @@ class HttpTransport:
         return answers
 
     async def _ask_batch(self, calls: Sequence[Call]) -> list[dict[str, Any]]:
-        answers = await self._bounded(
-            "a batch",
-            self._post([_question(number, call) for number, call in enumerate(calls, 1)]),
-        )
+        questions = [self._question(method, params) for method, params in calls]
+        answers = await self._post("a batch", questions)
         if len(calls) > 1 and _is_about_batches(answers):
             raise _BatchTooLargeError
         if not isinstance(answers, list) or len(answers) != len(calls):
             raise nonsense("a batch")
-        if not all(isinstance(a, dict) and isinstance(a.get("id"), int) for a in answers):
+        by_id = {
+            answer["id"]: answer
+            for answer in answers
+            if isinstance(answer, dict) and type(answer.get("id")) is int
+        }
+        ids = [question["id"] for question in questions]
+        if by_id.keys() != set(ids):
             raise nonsense("a batch")
-        return sorted(answers, key=lambda answer: int(answer["id"]))
+        return [by_id[each] for each in ids]
 
     async def disconnect(self) -> None:
         """Close the connection."""
         await self._session.close()
 
-    async def _post(self, question: object) -> Any:
-        """Send one JSON value and return the one that comes back.
+    def _question(self, method: str, params: Sequence[object]) -> dict[str, Any]:
+        return {
+            "jsonrpc": "2.0",
+            "id": next(self._ids),
+            "method": method,
+            "params": list(params),
+        }
 
-        Raises:
-            ClientError: No answer, or one with an error's status.
-            ValueError: The answer is not JSON, or longer than `answer_bytes_max`.
-        """
-        async with self._session.post(self._url, data=json.dumps(question)) as response:
+    async def _post(self, what: str, asked: object) -> Any:
+        body = await self._bounded(what, self._exchange(what, msgspec.json.encode(asked)))
+        try:
+            return msgspec.json.decode(body)
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            raise nonsense(what) from None
+
+    async def _exchange(self, what: str, question: bytes) -> bytes:
+        async with self._session.post(self._url, data=question) as response:
             answer = bytearray()
             async for piece in response.content.iter_any():
                 answer += piece
-                if len(answer) > self._answer_bytes_max:
-                    msg = "the answer is longer than answer_bytes_max"
-                    raise ValueError(msg)
-            return json.loads(answer)
+                if len(answer) > self._answer_bytes_max:  # who asks for logs asks for fewer then
+                    message = f"its answer is longer than {self._answer_bytes_max} bytes"
+                    raise RpcRefusedError(what, code=0, message=message)
+            return bytes(answer)
 
-    async def _bounded(self, what: str, answering: Awaitable[Any]) -> Any:
+    async def _bounded(self, what: str, answering: Awaitable[bytes]) -> bytes:
         try:
             async with asyncio.timeout(self._timeout_s):
                 return await answering
@@ -98,7 +122,7 @@ class HttpTransport:
             status = f" {error.status}" if isinstance(error, ClientResponseError) else ""
             msg = f"The node cannot be reached for {what} ({type(error).__name__}{status})."
             raise ChainUnavailableError(msg) from None
-        except (ValueError, RecursionError):
+        except ValueError:
             raise nonsense(what) from None
 
 
@@ -106,9 +130,11 @@ class _BatchTooLargeError(Exception):
     """The node takes fewer questions at once."""
 
 
-def _question(number: int, call: Call) -> dict[str, object]:
-    method, params = call
-    return {"jsonrpc": "2.0", "id": number, "method": method, "params": list(params)}
+def _is_answer(answer: Mapping[str, Any], question_id: int) -> bool:
+    """Whether this answers the question; an error may come without an id."""
+    given = answer.get("id")
+    is_error = answer.get("error") is not None
+    return (type(given) is int and given == question_id) or (given is None and is_error)
 
 
 def _is_about_batches(answer: Any) -> bool:

@@ -6,7 +6,7 @@ bid is `fees`' to say.
 
 import time
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -22,7 +22,7 @@ from settlement.fees import (
     raise_fee,
 )
 from settlement.rpc import Rpc
-from settlement.rpc_values import parse_block, parse_quantity
+from settlement.rpc_values import parse_block, parse_count, parse_price
 from settlement.signer import Signer
 from settlement.tx_bytes import UnsignedTx, assemble
 from settlement.tx_state import Intent, JournalTx, Purpose, TxVersion
@@ -79,7 +79,7 @@ class Bidder:
         }
         if intent.to is not None:
             request["to"] = "0x" + intent.to.hex()
-        _, gas, block, tip, mined, pending = await self._rpc.read_batch(
+        quote = await self._rpc.parse_batch(
             [
                 ("eth_call", [request, "latest"]),
                 ("eth_estimateGas", [request, "latest"]),  # some nodes would take "pending"
@@ -87,19 +87,24 @@ class Bidder:
                 ("eth_maxPriorityFeePerGas", []),
                 ("eth_getTransactionCount", [sender, "latest"]),
                 ("eth_getTransactionCount", [sender, "pending"]),
-            ]
+            ],
+            self._parse_quote,
         )
-        head = parse_block(block)
-        if head.base_fee_wei is None:
+        if quote.head.base_fee_wei is None:
             msg = "The chain has no base fee (EIP-1559)."
             raise ConfigError(msg)
+        return quote
+
+    def _parse_quote(self, said: Sequence[Any]) -> Quote:
+        _, gas, block, tip, mined, pending = said
+        head = parse_block(block)
         return Quote(
-            gas=parse_quantity(gas) * (100 + self._gas_margin_percent) // 100,
+            gas=parse_count(gas) * (100 + self._gas_margin_percent) // 100,
             head=head,
-            base_fee_wei=head.base_fee_wei,
-            tip_wei=parse_quantity(tip),
-            nonces_mined=parse_quantity(mined),
-            nonces_pending=parse_quantity(pending),
+            base_fee_wei=head.base_fee_wei or 0,
+            tip_wei=parse_price(tip),
+            nonces_mined=parse_count(mined),
+            nonces_pending=parse_count(pending),
         )
 
     def first_fee(self, intent: Intent, quote: Quote) -> Fee:

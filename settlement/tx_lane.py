@@ -19,7 +19,7 @@ from settlement.errors import RpcRefusedError, SignerError
 from settlement.fees import is_outbid
 from settlement.journal.interface import Journal
 from settlement.rpc import Rpc
-from settlement.rpc_values import parse_block, parse_quantity, parse_receipt
+from settlement.rpc_values import parse_block, parse_count, parse_price, parse_receipt
 from settlement.tx_bids import Bidder
 from settlement.tx_reasons import explain
 from settlement.tx_register import TxRegister
@@ -156,14 +156,14 @@ class TxLane:
     async def _read_head(self) -> tuple[int, BlockRef, int]:
         """Return the nonces used, the head and the node's tip. Receipts are asked after it."""
         sender = "0x" + self._bidder.address.hex()
-        used, block, tip = await self._rpc.read_batch(
+        return await self._rpc.parse_batch(
             [
                 ("eth_getTransactionCount", [sender, "latest"]),
                 ("eth_getBlockByNumber", ["latest", False]),
                 ("eth_maxPriorityFeePerGas", []),
-            ]
+            ],
+            lambda said: (parse_count(said[0]), parse_block(said[1]), parse_price(said[2])),
         )
-        return parse_quantity(used), parse_block(block), parse_quantity(tip)
 
     async def _reopen(self, lane: list[JournalTx], used: int) -> list[JournalTx]:
         """Take up what a deep reorg put back or nobody knew: later nonces would wait for ever."""
@@ -186,12 +186,12 @@ class TxLane:
             self._register.receipts.pop(tx_hash, None)
         for start in range(0, len(hashes), _HASHES_PER_LOOK_MAX):
             asked = hashes[start : start + _HASHES_PER_LOOK_MAX]
-            answers = await self._rpc.read_batch(
-                [("eth_getTransactionReceipt", ["0x" + tx_hash.hex()]) for tx_hash in asked]
+            receipts = await self._rpc.parse_batch(
+                [("eth_getTransactionReceipt", ["0x" + tx_hash.hex()]) for tx_hash in asked],
+                lambda said: [parse_receipt(each) for each in said if each is not None],
             )
-            for answer in answers:
-                if answer is not None:
-                    self._register.keep_receipt(parse_receipt(answer))
+            for receipt in receipts:
+                self._register.keep_receipt(receipt)
 
     async def _take_over(self, tx: JournalTx, head: BlockRef, used: int) -> None:
         """Record what the chain says has become of a transaction."""

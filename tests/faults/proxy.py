@@ -9,9 +9,12 @@ import json
 import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aiohttp import ClientSession, web
+
+if TYPE_CHECKING:
+    from tests.faults.odd_answers import OddAnswer
 
 __all__ = ["LyingNode", "lying_node"]
 
@@ -44,6 +47,12 @@ class LyingNode:
         """Every search for events finds nothing."""
         self.lies: dict[str, Callable[[list[Any], Any], Any]] = {}
         """By method: from parameters and the true result to what is said."""
+        self.odd: OddAnswer | None = None
+        """What is said in place of the truth, whatever that is (`tests.faults.odd_answers`)."""
+        self.odd_methods: set[str] = set()
+        """To which methods alone, also in a batch with others; to every one if empty."""
+        self.odd_times = 10**9
+        """To how many requests."""
         self.calls = 0
         """Calls answered, those of a batch one by one: what a node is paid for."""
         self.requests = 0
@@ -57,6 +66,8 @@ class LyingNode:
         self.loss = self.swallow = self.twice = 0.0
         self.delay_s = (0.0, 0.0)
         self.lies.clear()
+        self.odd, self.odd_times = None, 10**9
+        self.odd_methods.clear()
 
     async def handle(self, request: web.Request) -> web.Response:
         body = await request.read()
@@ -70,7 +81,17 @@ class LyingNode:
         said = await self._ask(asked)
         if self.is_down or self.chance.random() < self.swallow:
             return _cut(request)
-        return web.json_response(said)
+        return self._odd(asked, said) or web.json_response(said)
+
+    def _odd(self, asked: Any, said: Any) -> web.Response | None:
+        methods = {call["method"] for call in (asked if isinstance(asked, list) else [asked])}
+        is_meant = not self.odd_methods or self.odd_methods & methods
+        if self.odd is None or not is_meant or self.odd_times <= 0:
+            return None
+        self.odd_times -= 1
+        odd = self.odd(asked, said)
+        status, headers, body = odd if isinstance(odd, tuple) else (200, {}, odd)
+        return web.Response(status=status, headers=headers, body=body)
 
     async def _ask(self, asked: Any) -> Any:
         calls = asked if isinstance(asked, list) else [asked]

@@ -96,7 +96,7 @@ class FlakyNode:
             await _answer(writer, b"busy", status=b"503 Busy")
             return True
         if fault in _BODIES:
-            await _answer(writer, _BODIES[fault])
+            await _answer(writer, _BODIES[fault].replace(b'"id":0', b'"id":%d' % _first_id(asked)))
             return True
         upstream_reader, upstream = await asyncio.open_connection(*self._target)
         try:
@@ -143,6 +143,10 @@ class FlakyNode:
 def only_up_to(block: Any) -> Callable[[list[Any]], Any]:
     """Return what `eth_getBlockByNumber` says at a node whose newest block this is."""
     return lambda params: block if params[0] in ("latest", block["number"]) else None
+
+
+def _first_id(asked: Any) -> int:
+    return int(_listed(asked)[0]["id"])
 
 
 def _listed(value: Any) -> list[Any]:

@@ -86,7 +86,7 @@ def test_every_function_used_is_in_the_escrow() -> None:
     parties=st.tuples(_ADDRESSES.filter(any), _ADDRESSES, _ADDRESSES, _ADDRESSES),
     deposit=_AMOUNTS,
     settled=_AMOUNTS,
-    close_requested_at=st.integers(min_value=0, max_value=2**63 - 1),
+    close_requested_at=st.integers(min_value=0, max_value=2**48 - 1),
     is_finalized=st.booleans(),
 )
 def test_a_channel_is_read_word_for_word(
@@ -132,7 +132,7 @@ def test_an_answer_of_another_shape_is_not_a_channel(answer: bytes) -> None:
 
 @pytest.mark.parametrize(
     ("word", "value"),
-    [(0, 2), (1, 2**63), (6, 2**128), (6, 4), (7, 6), (7, 2**255)],
+    [(0, 2), (1, 2**48), (6, 2**128), (6, 4), (7, 6), (7, 2**255)],
     ids=["finalized", "time", "deposit", "deposit below settled", "settled", "negative"],
 )
 def test_what_no_escrow_could_say_is_nonsense(word: int, value: int) -> None:
@@ -143,7 +143,7 @@ def test_what_no_escrow_could_say_is_nonsense(word: int, value: int) -> None:
     with pytest.raises(ChainUnavailableError):
         abi.decode_channel(KEY, answer, block_number=1)
     with pytest.raises(ChainUnavailableError):
-        abi.decode_channel(KEY, bytes(31) + bytes(1) + answer[32:], block_number=2**63)
+        abi.decode_channel(KEY, bytes(31) + bytes(1) + answer[32:], block_number=2**48)
 
 
 def test_one_word_too_few_or_of_another_kind_is_refused() -> None:

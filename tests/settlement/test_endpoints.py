@@ -72,15 +72,28 @@ async def test_all_away_is_a_typed_error_and_the_first_that_is_back_serves(
     assert await rpc.block_number() > 0
 
 
-async def test_a_node_of_another_chain_is_refused_at_the_start(
+async def test_nodes_of_another_chain_are_refused_at_the_start(
     chain: Devnet, nodes: list[FlakyNode]
 ) -> None:
-    """SEC-09: and one that was away then never gets to answer."""
+    """SEC-09: the settings name another chain, or the nodes are of several."""
     urls = [node.url for node in nodes]
     nodes[1].lies["eth_chainId"] = "0x1"
     with pytest.raises(ConfigError, match="serves chain 1; the configuration says 31337"):
+        await Rpc.connect(urls, limits=LIMITS)
+    nodes[0].lies["eth_chainId"] = nodes[2].lies["eth_chainId"] = "0x1"
+    with pytest.raises(ConfigError, match="serves chain 1; the configuration says 31337"):
         await Rpc.connect(urls, chain_id=chain.values.chain_id, limits=LIMITS)
-    nodes[1].fail("drop", times=1)
+
+
+@pytest.mark.parametrize("is_away", [False, True], ids=["at the start", "later"])
+async def test_one_node_of_another_chain_is_asked_nothing(
+    chain: Devnet, nodes: list[FlakyNode], *, is_away: bool
+) -> None:
+    """SEC-09, O-80: one node keeps nobody from starting, and one that was away never answers."""
+    nodes[1].lies["eth_chainId"] = "0x1"
+    if is_away:
+        nodes[1].fail("drop", times=1)
+    urls = [node.url for node in nodes]
     async with await Rpc.connect(urls, chain_id=chain.values.chain_id, limits=LIMITS) as rpc:
         nodes[0].fail("drop")
         nodes[1].fail("none")

@@ -70,10 +70,6 @@ async def test_a_node_that_is_not_there_is_unavailable() -> None:
 @pytest.mark.parametrize("fault", ["drop", "error", "garbage", "not rpc", "swallow"])
 async def test_a_read_is_tried_again(rpc: Rpc, node: FlakyNode, fault: Fault) -> None:
     node.fail(fault, times=2)
-    if fault == "not rpc":  # an answer, and a wrong one: asking again would hide it
-        with pytest.raises(ChainUnavailableError, match="not JSON-RPC"):
-            await rpc.block_number()
-        return
     assert await rpc.block_number() > 0
     assert node.seen == ["eth_blockNumber"] * 3
 
@@ -86,7 +82,7 @@ async def test_tries_are_bounded_and_the_error_is_typed(
     async with asyncio.timeout(PATIENCE_S / 2):
         with pytest.raises(ChainUnavailableError) as caught:
             await (hasty if fault == "hang" else rpc).block_number()
-    assert len(node.seen) == (1 if fault in ("hang", "not rpc") else 3)
+    assert len(node.seen) == (1 if fault in ("hang", "huge") else 3)
     assert caught.value.status == 503
     assert node.url not in str(caught.value)
 

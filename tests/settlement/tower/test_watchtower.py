@@ -30,6 +30,7 @@ from settlement.tower.watchtower import TowerLimits, Watchtower
 from settlement.tx_manager import TxLimits, TxManager
 from settlement.tx_state import Purpose
 from settlement.types import BatchEntry, RevertReason
+from tests.faults.odd_answers import ODD_ANSWERS
 from tests.faults.proxy import lying_node
 from tests.settlement.books import request_close
 from tests.settlement.channels import DEPOSIT, Channels, set_paused
@@ -594,3 +595,33 @@ async def test_a_line_that_the_node_will_not_simulate_blinds_nobody(
         await tower.look()
         assert await tower.settled(other) == 700
         assert tower.held(slow) == 500, "it may be good: the chain itself will say"
+
+
+async def test_one_node_of_three_may_answer_it_anything(  # noqa: PLR0917 -- fixtures
+    chain: Devnet,
+    reader: EscrowReader,
+    tower: Tower,
+    channels: Channels,
+    account: PayerAccount,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """O-80: it looks on, holds what it was given, and settles when that is due."""
+    monkeypatch.setattr("settlement.endpoints.REST_S", 0.001)
+    monkeypatch.setattr("settlement.endpoints.REST_S_MAX", 0.001)
+    channel_id = await channels.open()
+    settle = await tower.sign(channel_id, 700)
+    async with AsyncExitStack() as open_:
+        nodes = [
+            await open_.enter_async_context(lying_node(chain.values.rpc_url)) for _ in range(3)
+        ]
+        connecting = Rpc.connect([node.url for node in nodes], limits=RpcLimits(retry_delay_s=0.01))
+        reader.rpc = await open_.enter_async_context(await connecting)
+        for odd in ODD_ANSWERS.values():
+            nodes[0].odd = odd
+            await tower.give(settle)
+            assert tower.held(channel_id) == 700
+        await request_close(chain, account, channel_id)
+        await chain.advance(GRACE_S // 2 + 5)
+        nodes[0].odd = ODD_ANSWERS["reverted"]
+        await tower.look()
+        assert await tower.settled(channel_id) == 700
