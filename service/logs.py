@@ -3,11 +3,17 @@
 import logging
 import sys
 
+from service.relay import relay_output
+
 __all__ = ["log_to_stderr"]
 
 
 def log_to_stderr() -> None:
-    """Log what an operator should know, and of libraries what is a warning."""
+    """Log what an operator should know, and of libraries what is a warning.
+
+    From then on nothing that this process prints or logs waits for its reader.
+    """
+    relay_output()
     logging.basicConfig(
         stream=sys.stderr,
         level=logging.INFO,

@@ -17,6 +17,7 @@ import msgspec
 from channel.errors import ConfigError
 from service.config import settler_environment
 from service.errors import CommandError
+from service.relay import child_stderr
 from service.settings import SettlerConfig
 
 __all__ = ["SettlerChild", "start_settler"]
@@ -57,6 +58,7 @@ class SettlerChild:
             *["-m", "service.cli", "settle", "--until-eof", "--json"],
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
+            stderr=child_stderr(),
             env=settler_environment(self._config),
             start_new_session=True,  # Ctrl-C reaches us alone, and we stop it in order
         )
@@ -138,12 +140,10 @@ async def _read(process: asyncio.subprocess.Process) -> _Report | None:
     """Return the next line it says, or None when it has ended."""
     if process.stdout is None:
         return None
-    line = await process.stdout.readline()
-    if not line:
-        return None
     try:
-        return msgspec.json.decode(line, type=_Report)
-    except msgspec.MsgspecError:
+        line = await process.stdout.readline()
+        return msgspec.json.decode(line, type=_Report) if line else None
+    except (ValueError, msgspec.MsgspecError):  # or a line without end
         return _Report(error="it said something that is no report")
 
 

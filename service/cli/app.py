@@ -23,6 +23,7 @@ from service.cli import (
     withdraw,
 )
 from service.cli.output import REPORT, print_error
+from service.relay import drain
 
 __all__ = ["APP", "main"]
 
@@ -56,3 +57,5 @@ def main() -> None:
         if end.code == INTERRUPTED:
             REPORT.print("interrupted")
         raise
+    finally:
+        drain()

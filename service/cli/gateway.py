@@ -70,12 +70,12 @@ def command(  # noqa: PLR0913 -- each is a flag
         "listen.port": port,
         "listen.workers": workers,
     }
+    log_to_stderr()
     settings = load_config(
         config,
         flags={name: value for name, value in flags.items() if value is not None},
         defaults=_devnet_defaults(devnet) if devnet is not None else None,
     )
-    log_to_stderr()
     from service.gateway.serve import run_gateway  # noqa: PLC0415 -- slow to import
 
     asyncio.run(

@@ -12,6 +12,7 @@ from channel.errors import ConfigError, MppSessionError
 from service.gateway.serve import serve_on
 from service.gateway.workers import Report, Task, read_task
 from service.logs import log_to_stderr
+from service.relay import drain
 from service.stopping import stop_at_eof, stop_on_signals
 
 __all__ = ["main"]
@@ -30,6 +31,8 @@ def main() -> int:
         _report(Report(str(error), is_refusal=is_refusal))
         _log.error("worker %d: %s", task.number, error)
         return 2 if is_refusal else 1
+    finally:
+        drain()
     return 0
 
 

@@ -22,6 +22,7 @@ from channel.errors import ConfigError
 from service.config import bare_environment, without_keys
 from service.errors import CommandError
 from service.gateway.sockets import bind, listening_url
+from service.relay import child_stderr
 from service.settings import Config, Secret
 from service.settler_child import start_settler
 
@@ -187,6 +188,7 @@ class _Worker:
             "service.gateway.worker",
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
+            stderr=child_stderr(),
             pass_fds=(fd,),
             env=bare_environment(),
             process_group=0,  # a terminal's Ctrl-C is for the parent, which ends them in order

@@ -1,0 +1,108 @@
+"""O-82: no write of a program waits for who reads its output, whatever wrote it."""
+
+import fcntl
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.gateways import ROOT
+from tests.waiting import PATIENCE_S
+
+PIPE_BYTES = 4096
+START = "from service.relay import relay_output; relay_output()\n"
+WRITERS = {
+    "log": "import logging; logging.basicConfig(); say = logging.error",
+    "print": "say = lambda text: print(text, flush=True)",
+    "descriptor": "import os; say = lambda text: (os.write(1, text.encode()), os.write(2, b'.'))",
+    "warning": "import warnings; warnings.simplefilter('always'); say = warnings.warn",
+    "console": "from rich.console import Console; OUT, REPORT = Console(), Console(stderr=True)\n"
+    "def say(text): OUT.print(text); REPORT.print(text)",
+    "traceback": "import traceback\n"
+    "def say(text):\n"
+    "    try: raise ValueError(text)\n"
+    "    except ValueError: traceback.print_exc()",
+}
+MANY = "\nfor number in range(300): say(f'{number} ' + 99 * 'x')\nsay('the last one')\n"
+
+
+def start(script: str, *, stdout: int, stderr: int) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(  # noqa: S603
+        [sys.executable, "-c", START + script], stdout=stdout, stderr=stderr, cwd=ROOT
+    )
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_a_full_pipe_holds_nobody_up(writer: str) -> None:
+    """O-82: 30 kB into a pipe of 4 KiB that is not read; the program ends all the same."""
+    reader, pipe = os.pipe()
+    fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+    with start(WRITERS[writer] + MANY, stdout=pipe, stderr=pipe) as process:
+        assert process.wait(PATIENCE_S) == 0
+    os.close(pipe)
+    os.close(reader)
+
+
+def test_what_found_no_room_is_counted_when_it_is_read_again() -> None:
+    """O-82: a reader that stalls for a while, then goes on."""
+    lines = 30_000
+    script = (
+        "import sys\n"
+        f"for number in range({lines}): print(f'{{number:<99}}', file=sys.stderr)\n"
+        "print('written', flush=True); sys.stdin.readline()\n"
+        "print('afterwards', file=sys.stderr)"
+    )
+    reader, pipe = os.pipe()
+    process = subprocess.Popen(  # noqa: S603
+        [sys.executable, "-c", START + script],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=pipe,
+        cwd=ROOT,
+    )
+    os.close(pipe)
+    with process, os.fdopen(reader, "rb") as stderr:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout.readline() == b"written\n"
+        said = []
+        while not (line := stderr.readline()).startswith(b"mpp-session: "):
+            said.append(line)
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+        assert stderr.readline() == b"afterwards\n"
+        assert process.wait(PATIENCE_S) == 0
+    assert said == [b"%-99d\n" % number for number in range(len(said))], "the first, in order"
+    assert len(said) + int(line.split()[1]) == lines, "and what is missing is counted"
+
+
+@pytest.mark.parametrize("device", ["/dev/full", "a closed reader", "closed"])
+def test_a_full_device_ends_nothing(device: str, tmp_path: Path) -> None:
+    """O-82: nor a reader that is gone, nor a descriptor that was never open."""
+    done = tmp_path / "done"
+    script = WRITERS["print"] + MANY + f"open({str(done)!r}, 'w').write('done')"
+    if device == "closed":
+        command = ["/bin/sh", "-c", 'exec "$@" 1>&- 2>&-', "sh", sys.executable, "-c"]
+        subprocess.run([*command, START + script], check=True, cwd=ROOT)  # noqa: S603
+    else:
+        reader, pipe = os.pipe()
+        os.close(reader)
+        target = os.open(device, os.O_WRONLY) if device.startswith("/") else pipe
+        with start(script, stdout=target, stderr=target) as process:
+            assert process.wait(PATIENCE_S) == 0
+        os.close(pipe)
+    assert done.read_text() == "done"
+
+
+def test_last_words_arrive(tmp_path: Path) -> None:
+    """O-82: the traceback of what ended the program, too, and lines without an end."""
+    log = tmp_path / "log"
+    with log.open("wb") as file:
+        number = file.fileno()
+        with start("print('begin', end='')\n1 / 0", stdout=number, stderr=number) as process:
+            assert process.wait(PATIENCE_S) == 1
+    said = log.read_text()
+    assert "begin" in said
+    assert said.rstrip().endswith("ZeroDivisionError: division by zero")
