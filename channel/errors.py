@@ -25,6 +25,7 @@ MppSessionError
 │   ├── RequestInFlightError          409  request-in-flight
 │   ├── OutcomeUnknownError           409  outcome-unknown
 │   ├── IdempotencyConflictError      422  idempotency-conflict
+│   ├── BodyTimeoutError              408  request-timeout
 │   └── TooManyRequestsError          429  rate-limited
 │       └── TooManyDepositsError             from one payer or address, at our gas
 ├── OperatorError                   our fault: disk, node, configuration; 5xx, never a challenge
@@ -67,6 +68,7 @@ __all__ = [
     "AuthorizationExpiredError",
     "BadRequestError",
     "BodyNotReplayableError",
+    "BodyTimeoutError",
     "BudgetExceededError",
     "CannotFundError",
     "ChainUnavailableError",
@@ -386,6 +388,15 @@ class IdempotencyConflictError(PeerError):
     status = 422
     problem_type = "idempotency-conflict"
     title = "Idempotency Key Reused"
+    offers_challenge = False
+
+
+class BodyTimeoutError(PeerError):
+    """The request's body did not arrive in time; nothing was charged."""
+
+    status = 408
+    problem_type = "request-timeout"
+    title = "Request Timeout"
     offers_challenge = False
 
 

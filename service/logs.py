@@ -3,6 +3,7 @@
 import logging
 import sys
 
+from service.log_limits import LinesPerMinute
 from service.relay import relay_output
 
 __all__ = ["log_to_stderr"]
@@ -11,11 +12,14 @@ __all__ = ["log_to_stderr"]
 def log_to_stderr() -> None:
     """Log what an operator should know, and of libraries what is a warning.
 
-    From then on nothing that this process prints or logs waits for its reader.
+    From then on nothing that this process prints or logs waits for its reader, and no kind of
+    line comes without end.
     """
     relay_output()
+    handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(LinesPerMinute())
     logging.basicConfig(
-        stream=sys.stderr,
+        handlers=[handler],
         level=logging.INFO,
         format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
     )

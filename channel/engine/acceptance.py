@@ -59,6 +59,13 @@ class Acceptance:
         is_public = state is not None and verified.cumulative_amount <= state.published
         self._rate.require(verified.key.channel_id + (_PUBLIC if is_public else b""))
 
+    def earn_rate(self, key: ChannelKey, units: int) -> None:
+        """Let a channel send as many vouchers more as it has bought units (O-37).
+
+        The rate is there against vouchers that buy nothing. One that pays is no flood.
+        """
+        self._rate.earn(key.channel_id, units)
+
     def require_promise(self, verified: VerifiedVoucher, known: ChannelState) -> None:
         """Check that the operator lets a channel owe us so much.
 

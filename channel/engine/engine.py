@@ -330,6 +330,10 @@ class Engine:
             admission=self._admission,
         )
 
+    def earn_rate(self, paid: Authenticated, units: int) -> None:
+        """Note that a request has bought units: see `Acceptance.earn_rate`."""
+        self._acceptance.earn_rate(paid.key, units)
+
     def receipt(self, paid: Authenticated, outcome: Outcome, units: int | None = None) -> Receipt:
         """Return the receipt for the books as they are (RCPT-05), without what is only reserved."""
         state = outcome.state

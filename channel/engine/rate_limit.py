@@ -38,6 +38,15 @@ class RateLimiter:
         Raises:
             TooManyRequestsError: There is none.
         """
+        self.check(key)
+        self._buckets[key][0] -= 1
+
+    def check(self, key: bytes) -> None:
+        """Check that `key`'s bucket has a token, and leave it there.
+
+        Raises:
+            TooManyRequestsError: There is none.
+        """
         now = self._now()
         bucket = self._buckets.get(key)
         if bucket is None:
@@ -52,4 +61,9 @@ class RateLimiter:
             bucket[1] = now
         if bucket[0] < 1:
             raise self._refusal(f"More than {self._per_period} {self._what}.")
-        bucket[0] -= 1
+
+    def earn(self, key: bytes, tokens: int) -> None:
+        """Put tokens back into `key`'s bucket, as many as fit."""
+        bucket = self._buckets.get(key)
+        if bucket is not None:
+            bucket[0] = min(float(self._per_period), bucket[0] + tokens)

@@ -37,6 +37,8 @@ class Answer:
         self.refusal: ProblemError | None = None
         self.has_started = False
         self.is_client_gone = False
+        self.is_failed = False
+        """The handler has refused: nothing was sold."""
         self._send = send
         self._body = body
         self._meter = meter
@@ -72,9 +74,12 @@ class Answer:
         status: int = message["status"]
         headers: Headers = [*message.get("headers", ())]
         if not 200 <= status < 300:  # noqa: PLR2004
-            if self._meter.refusal is not None and status >= 500:  # noqa: PLR2004
-                self.refusal = self._meter.refusal  # a framework's answer to what it was raised
+            # A framework's answer to what it was raised: to an unread body it may be a 400.
+            refusal = self._body.refusal or (self._meter.refusal if status >= 500 else None)  # noqa: PLR2004
+            if refusal is not None:
+                self.refusal = refusal
                 return
+            self.is_failed = status < 500  # noqa: PLR2004
             self._reservation.give_back()
             await self._reservation.finish()
             await self._forward(message, without_receipt(headers))
@@ -106,6 +111,7 @@ class Answer:
 
     async def _forward(self, message: Message, headers: Headers) -> None:
         self.has_started = True
+        self._body.release()
         await self._send({**message, "headers": headers})
 
     async def _record(self, recording: "_Recording", message: Message) -> None:

@@ -7,11 +7,12 @@ HMAC of its challenge, its signature, the books, and only then the handler (CRED
 import logging
 import signal
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Final
 
 from starlette.requests import ClientDisconnect
 
-from channel.engine import Engine, Hold
+from channel.engine import Authenticated, Engine, Hold, RateLimiter
 from channel.errors import (
     ConfigError,
     InsufficientBalanceError,
@@ -20,6 +21,7 @@ from channel.errors import (
     PaymentRequiredError,
     PeerError,
     ProblemError,
+    TooManyRequestsError,
 )
 from channel.http.answering import Answer
 from channel.http.asgi import (
@@ -31,11 +33,11 @@ from channel.http.asgi import (
     send_problem,
     send_stored,
 )
+from channel.http.bodies import BodyBounds
 from channel.http.late import LateAnswers
 from channel.http.metering import METER, Meter
 from channel.http.pricing import Priced, Route, RouteTable
 from channel.http.request import (
-    BodiesAhead,
     ClientGoneError,
     RequestBody,
     is_management,
@@ -45,9 +47,14 @@ from channel.http.request import (
     read_idempotency_key,
     read_preference,
 )
-from channel.limits import IDEMPOTENCY_LIFETIME_S, STREAM_PAUSE_S_MAX
+from channel.limits import (
+    BODY_S_MAX,
+    FAILED_REQUESTS_MAX,
+    FAILED_REQUESTS_PERIOD_S,
+    IDEMPOTENCY_LIFETIME_S,
+    STREAM_PAUSE_S_MAX,
+)
 from channel.state.requests import RequestClaim
-from channel.types import ChannelId
 from channel.wire.accept_payment import rank_offers
 from channel.wire.credential import Credential, parse_credential
 
@@ -79,9 +86,12 @@ class PaymentGate:
         engine: Engine,
         routes: Sequence[Route],
         pause_s: float = STREAM_PAUSE_S_MAX,
+        body_timeout_s: float = BODY_S_MAX,
         stop_worker: Callable[[], None] = _stop_worker,
     ) -> None:
         """Wrap `app`. `stop_worker` is called once the books can be relied on no more.
+
+        `body_timeout_s` is how long a paid request's body may take to arrive.
 
         Raises:
             ConfigError: See `RouteTable`; or the application would serve what is sold under a
@@ -93,7 +103,14 @@ class PaymentGate:
         self.pause_s = pause_s
         self._table = RouteTable(routes, engine)
         self.late = LateAnswers(engine.now)
-        self.ahead = BodiesAhead()
+        self.body_timeout_s = body_timeout_s
+        self.bodies = BodyBounds()
+        self.failed = RateLimiter(
+            FAILED_REQUESTS_MAX,
+            engine.now,
+            period_s=FAILED_REQUESTS_PERIOD_S,
+            what=f"requests that bought nothing in {FAILED_REQUESTS_PERIOD_S} s",
+        )
         self._stop_worker = stop_worker
         self._is_broken = False
 
@@ -168,6 +185,8 @@ class _Exchange:
                 self._own = one
                 break
         self._credential: Credential | None = None
+        self._is_proven = False
+        """The payer's voucher was, and its body is being read."""
 
     async def run(self) -> None:
         try:
@@ -210,14 +229,27 @@ class _Exchange:
         """Hold the price, run the handler, and spend when it answers with success."""
         client = read_client(self._scope)
         paid = self._engine.authenticate(credential, [own.offer], client=client)
+        self._gate.failed.check(paid.key.channel_id)
+        room = self._gate.bodies.room(paid.key.channel_id, client)
+        self._body.bound(room, self._gate.body_timeout_s)
+        try:
+            await self._buy(paid, own)
+        finally:
+            self._body.release()
+
+    async def _buy(self, paid: Authenticated, own: Priced) -> None:
         step = self._engine.settings.reservation_step_units
         hold = Hold(
             reservation_id=self._engine.new_id(),
             units_min=1 if own.route.metered else paid.units,
             units_max=step if own.route.metered else paid.units,
-            claim=self._read_claim(own, paid.key.channel_id),
+            claim=self._read_claim(own),
         )
-        outcome = await self._engine.perform(paid, hold)
+        try:
+            outcome = await self._engine.perform(paid, hold)
+        except PeerError:
+            self._count(paid, 0, is_failed=self._is_proven)
+            raise
         if outcome.stored is not None:
             receipt = self._engine.receipt(paid, outcome)
             await send_stored(self._send, outcome.stored, receipt, is_head=False)
@@ -239,7 +271,20 @@ class _Exchange:
             units=paid.units,
             is_metered=own.route.metered,
         )
-        await self._run_handler(own, meter, answer)
+        try:
+            await self._run_handler(own, meter, answer)
+        finally:
+            is_failed = answer.is_failed or isinstance(answer.refusal, PeerError)
+            self._count(paid, meter.units, is_failed=is_failed)
+
+    def _count(self, paid: Authenticated, units: int, *, is_failed: bool) -> None:
+        """Bound requests that cost us work and buy nothing; those that buy pay for others."""
+        if units:
+            self._gate.failed.earn(paid.key.channel_id, units)
+            self._engine.earn_rate(paid, units)
+        elif is_failed:
+            with suppress(TooManyRequestsError):
+                self._gate.failed.require(paid.key.channel_id)
 
     async def _run_handler(self, own: Priced, meter: Meter, answer: Answer) -> None:
         if own.route.metered:
@@ -263,9 +308,7 @@ class _Exchange:
         if answer.refusal is not None and not answer.is_client_gone:
             raise answer.refusal
 
-    def _read_claim(
-        self, own: Priced, channel_id: ChannelId
-    ) -> Callable[[bytes], Awaitable[RequestClaim]] | None:
+    def _read_claim(self, own: Priced) -> Callable[[bytes], Awaitable[RequestClaim]] | None:
         """Return what reads the request for its idempotency key, or None when it has none.
 
         The body is buffered by that, so it is read only for a payer whose voucher was proven.
@@ -276,8 +319,8 @@ class _Exchange:
         now = int(self._engine.now())
 
         async def claim(reservation_id: bytes) -> RequestClaim:
-            with self._gate.ahead.room(channel_id) as take:
-                digest = await self._body.digest(self._scope, take)
+            self._is_proven = True
+            digest = await self._body.digest(self._scope)
             return RequestClaim(
                 route=f"{own.offer.http_method} {own.offer.route}",
                 idempotency_key=key,
@@ -292,7 +335,8 @@ class _Exchange:
     async def refuse(self, error: ProblemError) -> None:
         """Answer with a problem, and with challenges where paying again, or rightly, helps."""
         if isinstance(error, OperatorError):
-            _log.warning("%s: %s", type(error).__name__, error)
+            kind = type(error).__name__
+            _log.warning("%s: %s", kind, error, extra={"kind": kind})
         await self._gate.late.wait(error, self._scope)
         credential = self._credential
         channel_id = None if credential is None else credential.payload.channel_id

@@ -1,28 +1,23 @@
 """What a paid request says about itself, read before anything is believed or buffered."""
 
 import asyncio
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections import deque
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from hashlib import sha256
 from ipaddress import ip_address
 from time import monotonic
 from typing import TypeAlias
 
-from channel.errors import BadRequestError, TooManyRequestsError
+from channel.errors import BadRequestError, BodyTimeoutError, ProblemError, TooManyRequestsError
 from channel.http.asgi import Headers, Message, Receive, Scope
-from channel.limits import (
-    BODIES_AHEAD_BYTES_MAX,
-    IDEMPOTENCY_KEY_BYTES_MAX,
-    IDEMPOTENT_REQUEST_BYTES_MAX,
-)
-from channel.types import ChannelId
+from channel.http.bodies import BodyRoom
+from channel.limits import IDEMPOTENCY_KEY_BYTES_MAX, IDEMPOTENT_REQUEST_BYTES_MAX
 from channel.wire.credential import select_credential
 from channel.wire.payload import ClosePayload, Payload, TopUpAuthorization, TopUpHash, TopUpPermit2
 
 __all__ = [
-    "BodiesAhead",
     "ClientGoneError",
     "RequestBody",
     "is_management",
@@ -150,65 +145,77 @@ def read_idempotency_key(fields: Fields) -> str | None:
     return key
 
 
-class BodiesAhead:
-    """Bytes of bodies that are being read before their requests hold money; bounded per channel.
+class RequestBody:
+    """The request's messages: looked at ahead when needed, and still there for the handler.
 
-    It takes a proven voucher to get here, but none that is spent: without a bound a payer of little
-    could fill the memory with requests that never end (F-98, F-100).
+    From `bound` on, its bytes are counted until the answer begins, and it has to come in time.
     """
 
-    def __init__(self) -> None:
-        self._bytes: Counter[ChannelId] = Counter()
-
-    @contextmanager
-    def room(self, channel_id: ChannelId) -> Iterator[Callable[[int], None]]:
-        """Give what counts bytes of one body, for as long as it is being read.
-
-        It raises `TooManyRequestsError` when the channel's requests have as many as they may.
-        """
-        taken = 0
-
-        def take(size: int) -> None:
-            nonlocal taken
-            if self._bytes[channel_id] + size > BODIES_AHEAD_BYTES_MAX:
-                raise TooManyRequestsError("Too much of this channel is still being sent.")
-            self._bytes[channel_id] += size
-            taken += size
-
-        try:
-            yield take
-        finally:
-            self._bytes[channel_id] -= taken
-            if not self._bytes[channel_id]:
-                del self._bytes[channel_id]
-
-
-class RequestBody:
-    """The request's messages: looked at ahead when needed, and still there for the handler."""
-
     def __init__(self, receive: Receive) -> None:
+        self.refusal: ProblemError | None = None
+        """Why the rest of the body was not taken, for the gate to answer."""
         self._receive = receive
         self._ahead: deque[Message] = deque()
         self._is_gone = False
+        self._is_whole = False
         self._handled_since = 0.0
+        self._room: BodyRoom | None = None
+        self._timeout_s = 0.0
+        self._deadline = 0.0
+
+    def bound(self, room: BodyRoom, timeout_s: float) -> None:
+        """Hold the rest of the body to a deadline, and its bytes to what `room` has."""
+        self._room = room
+        self._timeout_s = timeout_s
+        self._deadline = asyncio.get_running_loop().time() + timeout_s
 
     def begin_handling(self) -> None:
         """Note that the handler runs from now on."""
         self._handled_since = monotonic()
 
+    def release(self) -> None:
+        """Note that the body is needed no more; what still comes of it is not counted."""
+        if self._room is not None:
+            self._room.release()
+            self._room = None
+
     async def receive(self) -> Message:
-        """Return the next message, as ASGI's `receive`."""
-        if self._ahead:
-            return self._ahead.popleft()
-        return self._note(await self._receive())
-
-    async def digest(self, scope: Scope, take: Callable[[int], None]) -> bytes:
-        """Return SHA-256 over method, target and body; the body is kept for the handler.
-
-        `take` is told of every piece before it is kept: see `BodiesAhead.room`.
+        """Return the next message, as ASGI's `receive`.
 
         Raises:
-            TooManyRequestsError: `take` says so.
+            TooManyRequestsError: Too many bytes of bodies are held.
+            BodyTimeoutError: The body has not come in time.
+        """
+        if self._ahead:
+            return self._ahead.popleft()
+        return await self._next()
+
+    async def _next(self) -> Message:
+        if self._room is None or self._is_whole:
+            return self._note(await self._receive())
+        if self.refusal is not None:
+            raise self.refusal
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                message = self._note(await self._receive())
+            self._room.take(len(message.get("body", b"")))
+        except TimeoutError:
+            self.refusal = BodyTimeoutError(
+                f"The request's body must arrive within {self._timeout_s:g} s."
+            )
+            raise self.refusal from None
+        except TooManyRequestsError as error:
+            self.refusal = error
+            raise
+        self._is_whole = not message.get("more_body", False)
+        return message
+
+    async def digest(self, scope: Scope) -> bytes:
+        """Return SHA-256 over method, target and body; the body is kept for the handler.
+
+        Raises:
+            TooManyRequestsError: As `receive`.
+            BodyTimeoutError: As `receive`.
             BadRequestError: The body is larger than is kept for an idempotent request.
             ClientGoneError: The client left while it was sending.
         """
@@ -216,11 +223,10 @@ class RequestBody:
         head = b"\0".join((scope["method"].encode("ascii"), target, scope["query_string"], b""))
         digest, size = sha256(head), 0
         while True:
-            message = self._note(await self._receive())
+            message = await self._next()
             if self._is_gone:
                 raise ClientGoneError("while it was sending its request")
             body = message.get("body", b"")
-            take(len(body))
             self._ahead.append(message)
             digest.update(body)
             size += len(body)

@@ -54,6 +54,7 @@ class Gateway:
                 )
             ],
             pause_s=payment.pause_timeout_s,
+            body_timeout_s=config.listen.body_timeout_s,
             stop_worker=stop,
         )
 

@@ -16,9 +16,11 @@ from channel.limits import AUTHORIZATION_BYTES_MAX
 from service.collecting import collect_seldom
 from service.errors import CommandError
 from service.gateway.app import Gateway
+from service.gateway.connections import SWEEP_TICKS, Door, connections_max, protocol
 from service.gateway.sockets import bind, listen, listening_url
 from service.gateway.upstream import Upstream
 from service.gateway.workers import run_workers
+from service.process import raise_open_files
 from service.settings import Config, Listen
 from service.stopping import stop_at_eof, stop_on_signals
 from service.wiring import build_parts
@@ -27,6 +29,8 @@ __all__ = ["run_gateway", "serve_on"]
 
 _log: Final = logging.getLogger(__name__)
 
+_ACCEPTED_TOGETHER_MAX: Final = 16
+"""How many connections asyncio takes before any of them is looked at."""
 _HEAD_BYTES_MAX: Final = AUTHORIZATION_BYTES_MAX + 16 * 1024
 
 
@@ -86,27 +90,46 @@ async def serve_on(
 
 
 def _build_server(gateway: ASGIApp, settings: Listen) -> uvicorn.Server:
+    door = Door(settings, connections_max(settings, raise_open_files()))
     return _Server(
         uvicorn.Config(
             gateway,
             lifespan="off",
-            http="h11",  # httptools, where it is installed, takes a head of any size
+            http=protocol(door),  # h11: httptools takes a head of any size
+            backlog=_ACCEPTED_TOGETHER_MAX,
             ws="none",  # or a library that web3 brings would take an upgrade, and we fail there
             log_config=None,
             access_log=False,
             server_header=False,
             h11_max_incomplete_event_size=_HEAD_BYTES_MAX,
             timeout_graceful_shutdown=math.ceil(settings.shutdown_s),
-        )
+        ),
+        door,
+        settings,
     )
 
 
 class _Server(uvicorn.Server):
     """Leaves signals to us: streams must hear of the end before the server waits for them."""
 
+    def __init__(self, config: uvicorn.Config, door: Door, settings: Listen) -> None:
+        super().__init__(config)
+        self._door = door
+        self._settings = settings
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for listener in sockets or ():
+            listen(listener, self._settings)  # asyncio has made the queue as short as its batches
+
+    async def on_tick(self, counter: int) -> bool:
+        if counter % SWEEP_TICKS == 0:
+            self._door.sweep(self.server_state.connections)
+        return await super().on_tick(counter)
 
 
 async def _run_until(

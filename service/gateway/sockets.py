@@ -18,7 +18,8 @@ def bind(settings: Listen) -> socket.socket:
         CommandError: It cannot be taken.
     """
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    listener = socket.socket(family)
+    # asyncio switches Nagle's algorithm off where the protocol says TCP, and not where it says 0.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:

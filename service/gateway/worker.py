@@ -40,7 +40,8 @@ async def _serve(task: Task) -> None:
     stopping = asyncio.Event()
     stop_on_signals(stopping)
     stop_at_eof(stopping)
-    with socket.socket(fileno=task.socket_fd) as listener:
+    # -1: as the socket says itself. Not every system says the protocol, and asyncio asks for it.
+    with socket.socket(-1, -1, socket.IPPROTO_TCP, fileno=task.socket_fd) as listener:
         await serve_on(
             listener,
             task.config,

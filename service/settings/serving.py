@@ -6,7 +6,11 @@ from typing import Annotated, Final, Literal
 from msgspec import Meta
 
 from channel.limits import (
+    BODY_S_MAX,
     CHALLENGE_LIFETIME_S,
+    CONNECTIONS_MAX,
+    HEAD_S_MAX,
+    READ_S_MAX,
     RESERVATION_LEASE_S,
     RESERVATION_STEP_UNITS,
     SECRET_BYTES_MIN,
@@ -61,6 +65,36 @@ class Listen(Section, frozen=True):
             "ledger. One that is killed is started again.",
         ),
     ] = 1
+    connections_max: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=65_536,
+            description="Clients connected to one process at a time. Where they are more, those "
+            "that ask for nothing are let go. Fewer where the process may not open so many files.",
+        ),
+    ] = CONNECTIONS_MAX
+    head_timeout_s: Annotated[
+        float,
+        Meta(
+            gt=0,
+            le=3600,
+            description="How long the head of a request may take to arrive, counted from the "
+            "connection or the answer before.",
+        ),
+    ] = float(HEAD_S_MAX)
+    body_timeout_s: Annotated[
+        float,
+        Meta(gt=0, le=3600, description="How long a request's body may take to arrive."),
+    ] = float(BODY_S_MAX)
+    read_timeout_s: Annotated[
+        float,
+        Meta(
+            gt=0,
+            le=3600,
+            description="How long a client may read nothing of an answer that waits for it.",
+        ),
+    ] = float(READ_S_MAX)
 
 
 class Upstream(Section, frozen=True):

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from msgspec.structs import replace
 from starlette.middleware.gzip import GZipMiddleware
 
 from channel.errors import BadRequestError, ConfigError, InvariantError
-from channel.http import PaymentGate, Price, Route, request
+from channel.http import PaymentGate, Price, Route
 from channel.limits import IDEMPOTENT_REQUEST_BYTES_MAX, STORED_RESPONSE_BYTES_MAX
 from channel.state.commands import EndReservations
 from channel.wire.credential import format_credential
@@ -437,37 +436,6 @@ async def test_a_body_too_large_to_compare_is_refused_before_it_costs(shop: Shop
         body=body,
     )
     assert (answer.status, answer.kind, shop.app.calls) == (400, "bad-request", 0)
-
-
-async def test_a_channel_fills_so_much_memory_before_it_holds_money_and_no_more(
-    shop: Shop, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """F-98, F-100: requests that never end, each with a key, cost their payer nothing yet."""
-    monkeypatch.setattr(request, "BODIES_AHEAD_BYTES_MAX", 1000)
-    visits = []
-    for number in range(3):
-        text = await shop.credential(shop.desk.payer.voucher(10 * PRICE + number), method="POST")
-        headers = {"authorization": text, "idempotency-key": f"{number}"}
-        visit = Visit(shop.gate, "POST", "/paid", headers=headers, body=b"x" * 400, is_whole=False)
-        await until(partial(_is_read, visit))
-        visits.append(visit)
-    await visits[2].task
-    assert (visits[2].so_far().status, visits[2].so_far().kind) == (429, "rate-limited")
-    visits[0].leave()
-    await visits[0].task
-    whole = await shop.send(
-        shop.desk.payer.voucher(11 * PRICE),
-        method="POST",
-        headers={"idempotency-key": "3"},
-        body=b"x" * 500,
-    )
-    assert whole.status == 200
-    visits[1].leave()
-    await visits[1].task
-
-
-def _is_read(visit: Visit) -> bool:
-    return not visit.unread or visit.task.done()
 
 
 async def test_an_unpaid_request_is_never_buffered(shop: Shop) -> None:

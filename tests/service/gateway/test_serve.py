@@ -6,7 +6,6 @@ from typing import Any
 
 import httpx
 import pytest
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from channel.errors import InvariantError
 from channel.limits import AUTHORIZATION_BYTES_MAX
@@ -109,8 +108,6 @@ async def test_a_head_of_any_size_is_not_taken_whatever_else_is_installed() -> N
     """CORE-14, F-02: the bound is h11's, and uvicorn would rather take another parser."""
     settings = Listen(port=0)
     server = _build_server(_not_served, settings)
-    server.config.load()
-    assert server.config.http_protocol_class is H11Protocol
     with bind(settings) as listener:
         listen(listener, settings)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
