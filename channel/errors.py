@@ -7,6 +7,8 @@ MppSessionError
 │   ├── MalformedPayloadError         400  malformed-credential (what is inside)
 │   ├── BadRequestError               400  bad-request
 │   ├── MethodUnsupportedError        400  method-unsupported
+│   ├── OtherSpellingError            404  not-found
+│   ├── MethodNotSoldError            405  method-not-sold
 │   ├── ChallengeNotFoundError        402  session/challenge-not-found
 │   ├── InvalidSignatureError         402  session/invalid-signature
 │   ├── SignerMismatchError           402  session/signer-mismatch
@@ -90,11 +92,13 @@ __all__ = [
     "LedgerUnavailableError",
     "MalformedCredentialError",
     "MalformedPayloadError",
+    "MethodNotSoldError",
     "MethodUnsupportedError",
     "MppSessionError",
     "OfferRefusedError",
     "OpeningsPausedError",
     "OperatorError",
+    "OtherSpellingError",
     "OutcomeUnknownError",
     "OverclaimError",
     "PaymentOutcomeUnknownError",
@@ -133,6 +137,8 @@ class ProblemError(MppSessionError):
     title: ClassVar[str]
     offers_challenge: ClassVar[bool] = True
     retry_after_s: ClassVar[int | None] = None
+    allow: str | None = None
+    """The methods that would be served, for a 405."""
 
     @property
     def detail(self) -> str:
@@ -186,6 +192,31 @@ class MethodUnsupportedError(PeerError):
     status = 400
     problem_type = "method-unsupported"
     title = "Method Unsupported"
+
+
+class OtherSpellingError(PeerError):
+    """The application might take this path for one that has a price (O-40)."""
+
+    status = 404
+    problem_type = "not-found"
+    title = "Not Found"
+    offers_challenge = False
+
+    def __init__(self, path: str) -> None:
+        super().__init__(f"This is another spelling of a path that has a price. Ask for {path}.")
+
+
+class MethodNotSoldError(PeerError):
+    """The path has a price under other methods, and this one is listed neither sold nor free."""
+
+    status = 405
+    problem_type = "method-not-sold"
+    title = "Method Not Sold"
+    offers_challenge = False
+
+    def __init__(self, method: str, sold: tuple[str, ...]) -> None:
+        self.allow = ", ".join(sold)
+        super().__init__(f"{method} is not served on this path; {self.allow} is.")
 
 
 class ChallengeNotFoundError(PeerError):

@@ -80,6 +80,10 @@ STORED_RESPONSE_BYTES_MAX: Final = 1024 * 1024
 IDEMPOTENCY_LIFETIME_S: Final = 24 * 3600
 STORED_RESPONSES_PER_CHANNEL_MAX: Final = 1000
 
+# Paths. A client encodes one once; more layers are read in case a framework decodes them.
+PATH_DECODINGS_MAX: Final = 8
+UNICODE_PATH_CHARS_MAX: Final = 1024
+
 # Engine. What strangers can cause is bounded in number, in memory and in time.
 RATE_KEYS_MAX: Final = 65_536
 FACT_AGES_MAX: Final = 65_536

@@ -21,8 +21,10 @@ __all__ = [
     "find_header",
     "send_empty",
     "send_problem",
+    "send_refused_websocket",
     "send_stored",
     "with_receipt",
+    "without_body",
     "without_receipt",
 ]
 
@@ -36,6 +38,7 @@ Headers: TypeAlias = Sequence[tuple[bytes, bytes]]
 _RECEIPT = b"payment-receipt"
 _CACHE = b"cache-control"
 _LENGTHS = frozenset((len(_RECEIPT), len(_CACHE)))
+_FRAMING = (b"content-length", b"transfer-encoding", _RECEIPT)
 _KEPT_PRIVATE = (_CACHE, b"private")
 _DIRECTIVE = re.compile(r'(?:"(?:[^"\\]|\\.)*"|[^",])+')
 _SHARED = ("public", "s-maxage")
@@ -52,6 +55,25 @@ def find_header(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> str | No
 def without_receipt(headers: Headers) -> list[tuple[bytes, bytes]]:
     """Return an application's headers without a receipt: only the gate gives one (CORE-07)."""
     return [pair for pair in headers if pair[0].lower() != _RECEIPT]
+
+
+def without_body(send: Send) -> Send:
+    """Return a `send` that lets an answer's head through and nothing of its content."""
+    has_begun = has_ended = False
+
+    async def send_head(message: Message) -> None:
+        nonlocal has_begun, has_ended
+        if message["type"] == "http.response.start":
+            has_begun = True
+            kept = [pair for pair in message.get("headers", ()) if pair[0].lower() not in _FRAMING]
+            await send(
+                {**message, "headers": [*kept, (b"content-length", b"0")], "trailers": False}
+            )
+        elif has_begun and not has_ended:
+            has_ended = True
+            await send({"type": "http.response.body", "body": b""})
+
+    return send_head
 
 
 def with_receipt(headers: Headers, receipt: Receipt) -> list[tuple[bytes, bytes]]:
@@ -124,8 +146,25 @@ async def send_problem(
     ]
     if error.retry_after_s is not None:
         headers.append((b"retry-after", str(error.retry_after_s).encode("ascii")))
+    if error.allow is not None:
+        headers.append((b"allow", error.allow.encode("ascii")))
     headers += [
         (b"www-authenticate", format_challenge(challenge).encode("latin-1"))
         for challenge in challenges
     ]
     await _send_whole(send, error.status, headers, body, is_head=is_head)
+
+
+async def send_refused_websocket(
+    scope: Scope, receive: Receive, send: Send, error: ProblemError
+) -> None:
+    """Refuse a websocket before it opens: with a problem where the server can, else with 403."""
+    await receive()  # its `websocket.connect`
+    if "websocket.http.response" not in (scope.get("extensions") or {}):
+        await send({"type": "websocket.close", "code": 1008})
+        return
+
+    async def send_denial(message: Message) -> None:
+        await send({**message, "type": "websocket." + message["type"]})
+
+    await send_problem(send_denial, error, ())

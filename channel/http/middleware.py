@@ -14,9 +14,9 @@ from starlette.requests import ClientDisconnect
 
 from channel.engine import Authenticated, Engine, Hold, RateLimiter
 from channel.errors import (
-    ConfigError,
     InsufficientBalanceError,
     InvariantError,
+    MethodNotSoldError,
     OperatorError,
     PaymentRequiredError,
     PeerError,
@@ -31,21 +31,25 @@ from channel.http.asgi import (
     Send,
     send_empty,
     send_problem,
+    send_refused_websocket,
     send_stored,
+    without_body,
 )
 from channel.http.bodies import BodyBounds
 from channel.http.late import LateAnswers
 from channel.http.metering import METER, Meter
-from channel.http.pricing import Priced, Route, RouteTable
+from channel.http.pricing import WEBSOCKET, Priced, Route, RouteTable
 from channel.http.request import (
     ClientGoneError,
     RequestBody,
     is_management,
+    is_preflight,
     read_client,
     read_credential,
     read_fields,
     read_idempotency_key,
     read_preference,
+    require_no_override,
 )
 from channel.limits import (
     BODY_S_MAX,
@@ -94,14 +98,12 @@ class PaymentGate:
         `body_timeout_s` is how long a paid request's body may take to arrive.
 
         Raises:
-            ConfigError: See `RouteTable`; or the application would serve what is sold under a
-                second path.
+            ConfigError: See `RouteTable`.
         """
-        _require_one_path(app)
         self.app = app
         self.engine = engine
         self.pause_s = pause_s
-        self._table = RouteTable(routes, engine)
+        self.table = RouteTable(routes, engine, roots=_find_roots(app))
         self.late = LateAnswers(engine.now)
         self.body_timeout_s = body_timeout_s
         self.bodies = BodyBounds()
@@ -117,9 +119,14 @@ class PaymentGate:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, or pass on what is not priced."""
         try:
-            priced = self._table.match(scope) if scope["type"] == "http" else ()
-        except ProblemError as error:  # of a price that depends on the request
-            await send_problem(send, error, (), is_head=scope["method"] == "HEAD")
+            if scope["type"] == "websocket":
+                self._require_free(scope)
+            priced = self.table.match(scope) if scope["type"] == "http" else ()
+        except ProblemError as error:  # such as of a price that depends on the request
+            if scope["type"] == "websocket":
+                await send_refused_websocket(scope, receive, send, error)
+            else:
+                await send_problem(send, error, (), is_head=scope["method"] == "HEAD")
             return
         if not priced:
             await self.app(scope, receive, send)
@@ -138,20 +145,26 @@ class PaymentGate:
             if not exchange.has_started:
                 await exchange.refuse(_broken())
 
+    def _require_free(self, scope: Scope) -> None:
+        """Check that a websocket is not under a path that has a price for its requests."""
+        if self.table.sells(scope) and not self.table.is_free(scope, WEBSOCKET):
+            raise MethodNotSoldError("A websocket", self.table.methods(scope))
 
-def _require_one_path(app: ASGIApp) -> None:
-    """Refuse `FastAPI(root_path="/api")`, which takes `/api/joke` for `/joke` where we cannot see.
 
-    The server's own root path is in every scope, and is taken into account.
+def _find_roots(app: ASGIApp) -> set[str]:
+    """Return what `FastAPI(root_path="/api")` answers under, too: `/api/joke` is `/joke`.
+
+    The server's own root path is in every scope. That of Quart and Flask is a folder, and does no
+    harm here.
     """
+    roots = set()
     layer: object = app
     for _ in range(_LAYERS_MAX):
-        if getattr(layer, "root_path", None):
-            raise ConfigError(
-                "the application has a root_path of its own, and would serve under it what is sold "
-                "without it; give it to the server instead (uvicorn --root-path)"
-            )
+        root = getattr(layer, "root_path", None)
+        if isinstance(root, str) and root:
+            roots.add(root.rstrip("/"))
         layer = getattr(layer, "app", None)
+    return roots - {""}
 
 
 def _broken() -> OperatorError:
@@ -204,6 +217,7 @@ class _Exchange:
             if self._own is None and self._method != "HEAD":
                 await self._pass_on()
                 return
+            require_no_override(self._fields, self._method)
             raise PaymentRequiredError("This resource must be paid for.")
         credential = self._credential = parse_credential(raw)
         query: bytes = self._scope.get("query_string", b"")
@@ -212,10 +226,21 @@ class _Exchange:
         elif self._own is None:
             await self._pass_on()
         else:
+            require_no_override(self._fields, self._method)
             await self._serve(credential, self._own)
 
     async def _pass_on(self) -> None:
-        await self._gate.app(self._scope, self._body.receive, self._send)
+        """Serve a method that has no price, if it is listed so.
+
+        Raises:
+            MethodNotSoldError: It is not: a handler may answer it as it answers one that has.
+        """
+        if self._gate.table.is_free(self._scope, self._method):
+            await self._gate.app(self._scope, self._body.receive, self._send)
+        elif self._method == "OPTIONS" and is_preflight(self._fields):
+            await self._gate.app(self._scope, self._body.receive, without_body(self._send))
+        else:
+            raise MethodNotSoldError(self._method, self._gate.table.methods(self._scope))
 
     async def _manage(self, credential: Credential) -> None:
         """Do what the credential asks; the handler never hears of it (F-12, F-13)."""

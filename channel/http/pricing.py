@@ -1,22 +1,27 @@
 """What a request costs: routes, their prices, and which route a request is for."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final, TypeAlias
 from urllib.parse import quote
 
 import msgspec
 from msgspec.structs import replace
 
 from channel.engine import Engine, Offer
-from channel.errors import ConfigError
+from channel.errors import ConfigError, OtherSpellingError
+from channel.http.spelling import Unreadable, is_regular, read_path
 from channel.limits import AMOUNT_MAX, DESCRIPTION_CHARS_MAX
 from channel.state.commands import StreamPolicy
 
-__all__ = ["Price", "PriceOf", "Priced", "Route", "RouteTable"]
+__all__ = ["WEBSOCKET", "Price", "PriceOf", "Priced", "Route", "RouteTable"]
+
+WEBSOCKET: Final = "WEBSOCKET"
+"""The method of a `Route` that lets websockets under a priced path through, with no price."""
 
 _PLAIN = "/{}:!$&'()*+,;=@~"
 _PARAMETER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)(:path)?\}")
+_SEGMENT, _REST = "\ue000", "\ue001"  # stand for parameters while a template is read as a path
 
 
 class Price(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,12 +67,13 @@ What it raises of `channel.errors` is the answer.
 
 
 class Route(msgspec.Struct, frozen=True, kw_only=True):
-    """One method and path that must be paid for."""
+    """One method and path that must be paid for, or that is free beside one that must."""
 
     method: str
     path: str
     """A template relative to where the gate stands: `/v1/images/{size}`, `/files/{rest:path}`."""
-    price: Price | PriceOf
+    price: Price | PriceOf | None
+    """None: free. Other methods of a priced path are refused unless they are listed so."""
     metered: bool = False
     """Whether the handler counts units itself; else the price is the price of a request."""
     stream_policy: StreamPolicy = StreamPolicy.REPLACE
@@ -85,26 +91,38 @@ class Priced(msgspec.Struct, frozen=True):
 
 
 class RouteTable:
-    """Finds the priced routes of a request. Paths are matched as Starlette matches them."""
+    """Finds the priced routes of a request. Paths are matched as Starlette matches them.
 
-    def __init__(self, routes: Sequence[Route], engine: Engine) -> None:
-        """Compile the templates.
+    A path that matches no template to the letter, and that another framework would take for one
+    that does, is refused: see `channel.http.spelling`.
+    """
+
+    def __init__(
+        self, routes: Sequence[Route], engine: Engine, *, roots: Iterable[str] = ()
+    ) -> None:
+        """Compile the templates. `roots` are paths under which the application answers, too.
 
         Raises:
             ConfigError: No routes, a path twice under one method, a parameter of another kind, or
-                HEAD, which is never sold.
+                what is never sold: HEAD, a websocket.
         """
         self._engine = engine
+        self._roots = tuple(roots)
         self._routes: list[tuple[re.Pattern[str], Route]] = []
+        self._readings: list[tuple[re.Pattern[str], Route]] = []
         seen: set[tuple[str, str]] = set()
         for route in routes:
+            _require_sellable(route)
             name = (route.method, route.path)
-            if name in seen or route.method != route.method.upper() or route.method == "HEAD":
-                raise ConfigError(f"{route.method} {route.path}: no method of its own to sell")
+            if name in seen:
+                raise ConfigError(f"{route.method} {route.path} is listed twice")
             seen.add(name)
             self._routes.append((_compile(route.path), route))
-        if not seen:
+            if route.price is not None:
+                self._readings += [(pattern, route) for pattern in _compile_readings(route.path)]
+        if not self._readings:
             raise ConfigError("a gate without priced routes would let everything through")
+        self._literals = {route.path for route in routes if "{" not in route.path}
         self._fixed: dict[tuple[str, str], Priced] = {
             (route.method, route.path): self._price(route, route.price)
             for route in routes
@@ -113,7 +131,7 @@ class RouteTable:
 
         # Whole paths whose prices depend on nothing else are found without a search.
         self._by_path: dict[str, Sequence[Priced]] = {}
-        for path in {route.path for route in routes if "{" not in route.path}:
+        for path in self._literals:
             matching = [one for pattern, one in self._routes if pattern.fullmatch(path)]
             if all(isinstance(one.price, Price) for one in matching):
                 self._by_path[path] = self.match({"path": path})
@@ -122,23 +140,77 @@ class RouteTable:
         """Return the priced routes under this request's path, whatever their methods.
 
         Of several templates that match under one method the first counts, as in a router.
+
+        Raises:
+            OtherSpellingError: The application might take the path for one that has a price.
         """
-        if not scope.get("root_path"):
+        if not scope.get("root_path") and not self._roots:
             known = self._by_path.get(scope["path"])
             if known is not None:
                 return known
-        path = _route_path(scope)
-        mount = scope["path"][: len(scope["path"]) - len(path)]
-        found: dict[str, Priced] = {}
-        for pattern, route in self._routes:
-            if route.method not in found and pattern.fullmatch(path) is not None:
-                fixed = self._fixed.get((route.method, route.path))
-                if fixed is None:
-                    if isinstance(route.price, Price):  # pragma: no cover - always in _fixed
-                        continue
-                    fixed = self._price(route, route.price(scope), is_variable=True)
-                found[route.method] = _below(mount, fixed) if mount else fixed
-        return [*found.values()]
+        mount, routes = self._find(scope)
+        return [self._price_for(scope, mount, route) for route in routes if route.price is not None]
+
+    def is_free(self, scope: Mapping[str, Any], method: str) -> bool:
+        """Whether a method of a priced path is listed without a price."""
+        _, routes = self._find(scope)
+        return any(route.method == method and route.price is None for route in routes)
+
+    def sells(self, scope: Mapping[str, Any]) -> bool:
+        """Whether there is a price under this path, whatever it is.
+
+        Raises:
+            OtherSpellingError: As `match`.
+        """
+        return any(route.price is not None for route in self._find(scope)[1])
+
+    def methods(self, scope: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return the methods that are served under this path."""
+        return tuple(route.method for route in self._find(scope)[1] if route.method != WEBSOCKET)
+
+    def _find(self, scope: Mapping[str, Any]) -> tuple[str, Sequence[Route]]:
+        """Return where the routes are mounted, and for each method the one that counts."""
+        path: str = scope["path"]
+        matching: list[Route] = []
+        below = path
+        for below in _below_roots(path, self._roots_of(scope)):
+            matching = [route for pattern, route in self._routes if pattern.fullmatch(below)]
+            if matching:
+                break
+        self._require_own_spelling(scope, below, matching)
+        first: dict[str, Route] = {}
+        for route in matching:
+            first.setdefault(route.method, route)
+        return path[: len(path) - len(below)], [*first.values()]
+
+    def _require_own_spelling(
+        self, scope: Mapping[str, Any], below: str, matching: Sequence[Route]
+    ) -> None:
+        if below in self._literals:
+            return
+        own = {route.path for route in matching}
+        if any(callable(route.price) for route in matching) and not is_regular(below):
+            raise OtherSpellingError(matching[0].path)  # its price might be another path's
+        try:
+            readings = _read(scope["path"], scope.get("raw_path"), self._roots_of(scope))
+        except Unreadable:
+            raise OtherSpellingError(self._readings[0][1].path) from None
+        for pattern, route in self._readings:
+            if route.path not in own and any(map(pattern.fullmatch, readings)):
+                raise OtherSpellingError(route.path)
+
+    def _roots_of(self, scope: Mapping[str, Any]) -> Sequence[str]:
+        root: str = scope.get("root_path", "")
+        return [root, *self._roots] if root else self._roots
+
+    def _price_for(self, scope: Mapping[str, Any], mount: str, route: Route) -> Priced:
+        priced = self._fixed.get((route.method, route.path))
+        if priced is None:
+            price = route.price
+            if not callable(price):  # pragma: no cover - always in _fixed
+                raise ConfigError(f"{route.method} {route.path} has no price")
+            priced = self._price(route, price(scope), is_variable=True)
+        return _below(mount, priced) if mount else priced
 
     def _price(self, route: Route, price: Price, *, is_variable: bool = False) -> Priced:
         asked = self._engine.ask(
@@ -169,6 +241,16 @@ def _below(mount: str, priced: Priced) -> Priced:
     return Priced(priced.route, priced.price, offer)
 
 
+def _require_sellable(route: Route) -> None:
+    name = f"{route.method} {route.path}"
+    if route.method != route.method.upper() or route.method == "HEAD":
+        raise ConfigError(f"{name}: no method of its own to sell")
+    if route.method == WEBSOCKET and route.price is not None:
+        raise ConfigError(f"{name}: a websocket has no price; list it with None to let it through")
+    if route.metered and route.price is None:
+        raise ConfigError(f"{name}: what is metered has a price")
+
+
 def _compile(template: str) -> re.Pattern[str]:
     """Return what matches every path that a router might serve under this template.
 
@@ -193,10 +275,38 @@ def _literal(template: str, start: int, end: int) -> str:
     return re.escape(text)
 
 
-def _route_path(scope: Mapping[str, Any]) -> str:
-    """Return the path below the mount point, as Starlette's router sees it."""
-    path: str = scope["path"]
-    root: str = scope.get("root_path", "")
-    if root and path.startswith(root) and path[len(root) : len(root) + 1] in ("", "/"):
-        return path[len(root) :]
-    return path
+def _compile_readings(template: str) -> Iterator[re.Pattern[str]]:
+    """Yield what matches a path that `read_path` has read, if a router might overlook the rest."""
+    text = _PARAMETER.sub(lambda parameter: _REST if parameter[2] else _SEGMENT, template)
+    for reading in read_path(text):
+        pattern = re.escape(reading.rstrip("/"))
+        if pattern.endswith("/" + _REST):  # some take the path above it for an empty rest
+            pattern = pattern.removesuffix("/" + _REST) + "(?:/.*)?"
+        pattern = pattern.replace(_SEGMENT, "[^/]+").replace(_REST, ".*")
+        yield re.compile(pattern + "/?", re.DOTALL)
+
+
+def _below_roots(path: str, roots: Iterable[str]) -> Iterator[str]:
+    """Yield the path as a router sees it that stands at one of the roots, and as it is."""
+    for root in roots:
+        if path.startswith(root) and path[len(root) : len(root) + 1] in ("", "/"):
+            yield path[len(root) :]
+    yield path
+
+
+def _read(path: str, raw_path: bytes | None, roots: Iterable[str]) -> set[str]:
+    """Return what a path may be taken for, and what is left of it behind a root.
+
+    Frameworks look for a root at the start or anywhere, and not all mind what follows it.
+
+    Raises:
+        Unreadable: See `read_path`.
+    """
+    readings = set(read_path(path, raw_path))
+    for root in roots:
+        if path.startswith(root):
+            readings |= read_path(path[len(root) :])
+        for stem in read_path(root):
+            behind = [one.partition(stem.rstrip("/"))[2] for one in readings if stem in one]
+            readings.update("/" + rest.lstrip("/") for rest in behind)
+    return readings

@@ -21,11 +21,13 @@ __all__ = [
     "ClientGoneError",
     "RequestBody",
     "is_management",
+    "is_preflight",
     "read_client",
     "read_credential",
     "read_fields",
     "read_idempotency_key",
     "read_preference",
+    "require_no_override",
 ]
 
 _AUTHORIZATION = b"authorization"
@@ -34,6 +36,9 @@ _IDEMPOTENCY_KEY = b"idempotency-key"
 _CONTENT_LENGTH = b"content-length"
 _TRANSFER_ENCODING = b"transfer-encoding"
 _ACCEPT_PAYMENT = b"accept-payment"
+_ORIGIN = b"origin"
+_REQUESTED_METHOD = b"access-control-request-method"
+_OVERRIDES = (b"x-http-method-override", b"x-http-method", b"x-method-override")
 _NETWORK_BYTES = 8
 _OURS = frozenset(
     (
@@ -43,6 +48,9 @@ _OURS = frozenset(
         _CONTENT_LENGTH,
         _TRANSFER_ENCODING,
         _ACCEPT_PAYMENT,
+        _ORIGIN,
+        _REQUESTED_METHOD,
+        *_OVERRIDES,
     )
 )
 # A handler this quick is answered without asking whether its client is still there: a client
@@ -120,6 +128,22 @@ def is_management(method: str, fields: Fields, query: bytes, payload: Payload) -
         return False
     has_body = any(length.strip() != "0" for length in fields.get(_CONTENT_LENGTH, ()))
     return not has_body and _TRANSFER_ENCODING not in fields
+
+
+def is_preflight(fields: Fields) -> bool:
+    """Whether an OPTIONS request is a browser's, which asks ahead and without a credential."""
+    return _ORIGIN in fields and _REQUESTED_METHOD in fields
+
+
+def require_no_override(fields: Fields, method: str) -> None:
+    """Check that no field asks the application for another method than the one that is sold.
+
+    Raises:
+        BadRequestError: One does.
+    """
+    for name in _OVERRIDES:
+        if any(value.strip().upper() != method for value in fields.get(name, ())):
+            raise BadRequestError(f"{name.decode()}: send the method itself; it has a price.")
 
 
 def read_preference(fields: Fields) -> str | None:

@@ -170,7 +170,9 @@ async def speak(tokens: int) -> AsyncIterator[Event]:
 
 @asynccontextmanager
 async def serving(app: Any) -> AsyncIterator[str]:
-    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning", lifespan="off")
+    config = uvicorn.Config(
+        app, host="127.0.0.1", port=0, http="h11", log_level="warning", lifespan="off"
+    )
     server = uvicorn.Server(config)
     task = asyncio.create_task(server._serve())  # noqa: SLF001 -- `serve` would take our signals
     while not server.started:  # noqa: ASYNC110 -- uvicorn has no event for it

@@ -118,7 +118,12 @@ class Balance(msgspec.Struct, kw_only=True):
 @asynccontextmanager
 async def _serving(app: Any) -> AsyncIterator[str]:
     config = uvicorn.Config(
-        app, port=0, log_level="error", lifespan="off", timeout_graceful_shutdown=1
+        app,
+        port=0,
+        http="h11",
+        log_level="error",
+        lifespan="off",
+        timeout_graceful_shutdown=1,
     )
     server = uvicorn.Server(config)
     task = asyncio.create_task(server.serve())

@@ -21,7 +21,10 @@ class _Server(uvicorn.Server):
 @contextlib.asynccontextmanager
 async def serve(app: ASGIApp) -> AsyncIterator[str]:
     """Serve `app` under uvicorn and yield its base URL."""
-    config = uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=2)
+    # The parser that the gateway uses; httptools, which comes with a framework, is another.
+    config = uvicorn.Config(
+        app, port=0, http="h11", log_level="warning", timeout_graceful_shutdown=2
+    )
     server = _Server(config)
     task = asyncio.create_task(server.serve())
     try:
