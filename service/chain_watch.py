@@ -149,6 +149,7 @@ def build_watcher(  # noqa: PLR0913 -- what a watcher is built of, by name
         nodes=NodeGuard(reader, alarms, limits=node_limits(config.chain)),
         export=export,
         refusals=journal,
+        ledger=ledger,
         payout=Payout(parse_address(config.chain.token), payee),
     )
     return ChannelWatcher(

@@ -110,6 +110,9 @@ async def _reconcile(
             state = await repair(ledger, state.key, accepted=state.settled, spent=state.settled)
         except ChannelStoppedError:
             return _recovered(state, Verdict.STOPPED)
+    if state.foreign_block and state.settled <= state.accepted:
+        # Done by the books that are lost: with this it is accounted for.
+        state = await repair(ledger, state.key, accepted=0, spent=0)
     if state.is_finalized:
         return _recovered(state, Verdict.ENDED)
     if state.settled > state.accepted:

@@ -83,6 +83,8 @@ class Books(msgspec.Struct, kw_only=True):
     """Deposits of open channels that are not settled."""
     defended: int = 0
     exits: list[Exit] = msgspec.field(default_factory=list)
+    foreign: set[ChannelId] = msgspec.field(default_factory=set)
+    """Channels that were settled or closed with the payee's key, and not by these books."""
 
 
 class ChainView(msgspec.Struct, frozen=True, kw_only=True):
@@ -133,6 +135,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
 
 def count_channel(books: Books, state: ChannelState, moment: Moment, policy: SettlePolicy) -> None:
     """Add one channel, unless it has ended."""
+    if state.foreign_block:
+        books.foreign.add(state.key.channel_id)
     if state.is_finalized:
         return
     risk, exposure = value_at_risk(state), exposure_of(state)
@@ -164,6 +168,13 @@ def judge(status: Status, *, skew_s_max: float = 60.0) -> tuple[Finding, ...]:
         *_judge_chain(status, skew_s_max),
         *_judge_journal(status),
     ]
+    if status.books.foreign:
+        text = (
+            f"{len(status.books.foreign)} channels were settled or closed with the payee's key, "
+            "and not by these books: the key is stolen, or other books are kept for it: no new "
+            "channels are taken (docs/operating.md, When a key is stolen)"
+        )
+        found.append(Finding(Level.CRITICAL, text))
     if status.books.stopped:
         text = f"{status.books.stopped} channels are stopped: books and chain contradict each other"
         found.append(Finding(Level.CRITICAL, text))
@@ -279,6 +290,7 @@ def to_json(status: Status) -> dict[str, Any]:
         "unsettled": str(books.unsettled),
         "undelivered": str(books.undelivered),
         "locked": str(books.locked),
+        "foreign_payouts": sorted(books.foreign),
         "exits": [_exit(each) for each in books.exits],
         "pending": [_pending(tx) for tx in status.journal.pending],
         "quarantine": [

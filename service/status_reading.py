@@ -134,6 +134,9 @@ async def _add_up(
         ]
         for state in ours if seen is None else await _on_chain(ours, *seen):
             count_channel(books, state, moment, policy)
+    for state in await ledger.list_foreign():
+        if (state.key.chain_id, state.key.escrow, state.terms.payee) == mine:
+            books.foreign.add(state.key.channel_id)
     books.exits.sort(key=lambda each: (each.deadline, -each.at_risk))
     return books
 

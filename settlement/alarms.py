@@ -44,6 +44,8 @@ class AlarmKind(enum.Enum):
     """The chain refuses to settle or close what is owed, again and again (F-79, F-87)."""
     PAYOUT_REFUSED = "payout-refused"
     """The token would not pay us out now: paused, or a blacklist (F-87, O-13)."""
+    FOREIGN_PAYOUT = "foreign-payout"
+    """A channel was settled or closed with the payee's key, and not by these books (O-89)."""
     GAS_LOW = "gas-low"
     """Not enough ether to close what may have to be closed (F-65)."""
     EXPOSURE_FULL = "exposure-full"

@@ -154,6 +154,8 @@ class ExposureGate:
         """Too little ether to defend one more channel: set by whoever watches the balance."""
         self.is_unpayable = False
         """The token would refuse to pay us out: set by whoever tries it (O-13)."""
+        self.is_key_shared = False
+        """Something settles or closes with the payee's key that these books know nothing of."""
         self.is_disputed = False
         """Nodes show different chains, and no majority one: set by whoever compares them."""
 
@@ -164,7 +166,12 @@ class ExposureGate:
 
     @property
     def is_crowded(self) -> bool:
-        """Whether half of the bound on all channels together is reached: time to settle."""
+        """Whether half of the bound on all channels together is reached: time to settle.
+
+        Also while somebody else uses the payee's key, who could close for what is settled.
+        """
+        if self.is_key_shared:
+            return True
         bound = self._limits.total_max
         return bound is not None and 2 * self.total >= bound
 
@@ -295,7 +302,7 @@ class ExposureGate:
 
     def require_openings(self) -> None:
         """See `channel.engine.admission.Admission.require_openings`."""
-        if self.is_unpayable or self.is_gas_low:
+        if self.is_key_shared or self.is_unpayable or self.is_gas_low:
             raise OpeningsPausedError("New channels cannot be taken at the moment.")
         self.require_deposits()
 

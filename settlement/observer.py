@@ -180,7 +180,7 @@ class ChannelObserver:
             return state
         if fact.is_finalized and not state.is_finalized and state.closing_with is not None:
             return state  # our close, perhaps: it is recorded together with its transaction
-        observe = Observe(fact, is_rollback=is_rollback)
+        observe = Observe(fact, is_rollback=is_rollback, at=head.timestamp)
         after = (await self._ledger.apply(state.key, [observe])).require()
         self._report(state, after)
         return after

@@ -12,6 +12,7 @@ from typing import Final
 import msgspec
 
 from channel.errors import ChainUnavailableError, LedgerUnavailableError
+from channel.ledger.interface import Ledger
 from channel.state.channel_state import ChannelState
 from channel.types import Address, ChannelKey
 from channel.verify.typed_data import voucher_digest
@@ -27,6 +28,8 @@ from settlement.types import BlockRef
 __all__ = ["REFUSALS_TOLD", "Payout", "PrecautionLimits", "Precautions", "Tally"]
 
 _log: Final = logging.getLogger(__name__)
+
+_SHOWN_MAX: Final = 5
 
 _SPARE_DIVISOR: Final = 4
 """A quarter more than what is needed ends an alarm about gas."""
@@ -84,6 +87,7 @@ class Precautions:
         export: TowerExport | None = None,
         refusals: Refusals | None = None,
         payout: Payout | None = None,
+        ledger: Ledger | None = None,
     ) -> None:
         """Look after what defends one payee's channels.
 
@@ -97,6 +101,8 @@ class Precautions:
             export: What is shown each channel, to sign settles ahead of it.
             refusals: What the chain refuses, as the journal has it; not asked if None.
             payout: Who is to be paid in which token; whether it can be is not tried if None.
+            ledger: The books, where channels are found that somebody else settled or closed; only
+                those that `show` is given if None.
         """
         self._reader = reader
         self.alarms = alarms
@@ -106,13 +112,16 @@ class Precautions:
         self._export = export
         self._refusals = refusals
         self._payout = payout
+        self._ledger = ledger
         self._refusing: dict[ChannelKey, Address] = {}
         """Channels whose signer's contract refuses its own voucher now, and that signer."""
         self._asked = 0
         self._nodes = nodes or NodeGuard(reader, alarms)
 
     def show(self, state: ChannelState, *, now: int) -> None:
-        """Take one channel as it was just read, for what is signed ahead of it."""
+        """Take one channel as it was just read: for what is signed ahead, or who was faster."""
+        if state.foreign_block:
+            self._tell_foreign([state])
         if self._export is not None:
             self._export.show(state, now=now)
 
@@ -158,6 +167,7 @@ class Precautions:
             _log.warning("the token was not asked whether it pays out; tried again: %s", error)
         try:
             await self._check_quarantine()
+            await self._check_foreign()
             await self._check_gas(head, tally.defended)
             await self._check_wallets(tally.wallets)
             await self._check_trust()
@@ -199,6 +209,32 @@ class Precautions:
             self.alarms.ring(AlarmKind.REFUSED, text)
         else:
             self.alarms.end(AlarmKind.REFUSED)
+
+    async def _check_foreign(self) -> None:
+        """Open nothing while the payee's key is used by somebody else (O-05, O-89)."""
+        if self._ledger is None:
+            return
+        mine = (self._reader.chain_id, self._reader.escrow)
+        found = [
+            state
+            for state in await self._ledger.list_foreign()
+            if (state.key.chain_id, state.key.escrow) == mine
+        ]
+        self._tell_foreign(found)
+        if not found:
+            self.gate.is_key_shared = False
+            self.alarms.end(AlarmKind.FOREIGN_PAYOUT)
+
+    def _tell_foreign(self, states: Sequence[ChannelState]) -> None:
+        """Say which channels; each further one is said again."""
+        if states:
+            self.gate.is_key_shared = True
+            shown = ", ".join(f"0x{state.key.channel_id.hex()}" for state in states[:_SHOWN_MAX])
+            text = (
+                f"{len(states)} channels were settled or closed with the payee's key, and not by "
+                f"these books: {shown}: no new channels are taken"
+            )
+            self.alarms.ring(AlarmKind.FOREIGN_PAYOUT, text, level=len(states))
 
     async def _check_gas(self, head: BlockRef, defended: int) -> None:
         if self._gas_account is None:

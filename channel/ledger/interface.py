@@ -142,6 +142,9 @@ class Ledger(Protocol):
     async def list_owed_closes(self, *, limit: int = 1000) -> list[ChannelState]:
         """Return channels whose close was decided and is not mined: what the settler owes."""
 
+    async def list_foreign(self, *, limit: int = 1000) -> list[ChannelState]:
+        """Return channels that were settled or closed on chain, and not by these books (O-89)."""
+
     async def expire_reservations(self, now: int) -> int:
         """End every reservation whose lease ran out at `now`, in Unix seconds.
 

@@ -68,6 +68,7 @@ class ExportedChannel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     is_closing: bool
     closing_with: ExportedVoucher | None
     close_tx: Hex
+    foreign_block: Whole = 0
 
 
 _encoder = msgspec.json.Encoder()
@@ -148,6 +149,7 @@ def _exported(state: ChannelState) -> ExportedChannel:
         is_closing=state.is_closing,
         closing_with=_exported_voucher(state.closing_with),
         close_tx=_hex(state.close_tx),
+        foreign_block=state.foreign_block,
     )
 
 
@@ -180,6 +182,7 @@ def _imported(line: ExportedChannel) -> ChannelState:
         is_closing=line.is_closing,
         closing_with=_imported_voucher(line.closing_with),
         close_tx=_bytes(line.close_tx),
+        foreign_block=line.foreign_block,
     )
 
 

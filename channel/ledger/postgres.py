@@ -151,6 +151,12 @@ class PostgresLedger:
         )
         return [state_of_row(row) for row in rows]
 
+    async def list_foreign(self, *, limit: int = 1000) -> list[ChannelState]:
+        """See `interface.Ledger.list_foreign`."""
+        limit = min(limit, CHANNELS_PER_PAGE_MAX)
+        rows = await self._read(lambda connection: connection.fetch(SQL["select_foreign"], limit))
+        return [state_of_row(row) for row in rows]
+
     async def expire_reservations(self, now: int) -> int:
         """See `interface.Ledger.expire_reservations`.
 

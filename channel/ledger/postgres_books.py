@@ -34,7 +34,7 @@ from channel.types import Address, ChannelId, ChannelKey, TxHash
 __all__ = ["SQL", "Conflict", "PostgresBooks", "key_of_row", "now", "state_of_row"]
 
 SQL: Final = load_queries("postgres")
-_REVISION: Final = 24  # its column in select_channels
+_REVISION: Final = 25  # its column in select_channels
 
 Entry = tuple[int, int, ChannelState, float]
 """A row's id and revision, the state it holds, and when it was looked at last."""

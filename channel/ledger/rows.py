@@ -91,6 +91,7 @@ def chain_values(state: ChannelState, encode: Callable[[int], Any] = amount_byte
         state.is_closing,
         None if closing_with is None else encode_voucher(closing_with),
         state.close_tx,
+        state.foreign_block,
     ]
 
 
@@ -140,14 +141,15 @@ def _channel_from_row(row: Row, decode: Callable[[Any], int]) -> ChannelState:
         is_closing=bool(row[13]),
         closing_with=None if row[14] is None else decode_voucher(row[14]),
         close_tx=row[15],
-        accepted=decode(row[16]),
-        spent=decode(row[17]),
-        published=decode(row[18]),
-        active_at=row[19],
-        highest=decode_voucher(row[20]),
-        at_or_below_spent=None if row[21] is None else decode_voucher(row[21]),
-        above_spent=None if row[22] is None else decode_voucher(row[22]),
-        reservations=() if row[23] is None else decode_reservations(row[23]),
+        foreign_block=row[16],
+        accepted=decode(row[17]),
+        spent=decode(row[18]),
+        published=decode(row[19]),
+        active_at=row[20],
+        highest=decode_voucher(row[21]),
+        at_or_below_spent=None if row[22] is None else decode_voucher(row[22]),
+        above_spent=None if row[23] is None else decode_voucher(row[23]),
+        reservations=() if row[24] is None else decode_reservations(row[24]),
     )
 
 
@@ -213,6 +215,7 @@ def is_same_for_chain(old: ChannelState, new: ChannelState) -> bool:
         and old.is_closing is new.is_closing
         and old.closing_with is new.closing_with
         and old.close_tx is new.close_tx
+        and old.foreign_block is new.foreign_block
     )
 
 

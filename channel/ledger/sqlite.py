@@ -133,6 +133,10 @@ class SqliteLedger:
         """See `interface.Ledger.list_owed_closes`."""
         return await self._connection.run(sql.list_owed_closes, min(limit, CHANNELS_PER_PAGE_MAX))
 
+    async def list_foreign(self, *, limit: int = 1000) -> list[ChannelState]:
+        """See `interface.Ledger.list_foreign`."""
+        return await self._connection.run(sql.list_foreign, min(limit, CHANNELS_PER_PAGE_MAX))
+
     async def expire_reservations(self, now: int) -> int:
         """See `interface.Ledger.expire_reservations`."""
         return await self._end_leased(now, ExpireReservations(now))

@@ -43,6 +43,7 @@ __all__ = [
     "forget_answers",
     "leased",
     "list_channels",
+    "list_foreign",
     "list_owed_closes",
 ]
 
@@ -221,6 +222,12 @@ def list_channels(
 def list_owed_closes(connection: sqlite3.Connection, limit: int) -> list[ChannelState]:
     """Return channels whose close was decided and is not mined."""
     rows = connection.execute(_SQL["select_owed_closes"], (limit,)).fetchall()
+    return [channel_from_row(row)[1] for row in rows]
+
+
+def list_foreign(connection: sqlite3.Connection, limit: int) -> list[ChannelState]:
+    """Return channels that were settled or closed on chain, and not by these books."""
+    rows = connection.execute(_SQL["select_foreign"], (limit,)).fetchall()
     return [channel_from_row(row)[1] for row in rows]
 
 

@@ -81,6 +81,9 @@ class ChannelState(msgspec.Struct, frozen=True, gc=False):
     """What the close will be made with. Durable before it is broadcast: the settler's intent."""
     close_tx: bytes = b""
     """The transaction that closed the channel, once mined."""
+    foreign_block: int = 0
+    """Block by which it was settled or closed on chain with the payee's key, and not by these
+    books: the key is somebody else's too, or other books are kept for it. 0: it was not."""
 
     @property
     def reserved(self) -> int:

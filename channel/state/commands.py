@@ -116,6 +116,8 @@ class Observe(msgspec.Struct, frozen=True, gc=False):
     fact: ChannelFact
     is_rollback: bool = False
     """The chain went back: an older block's values replace newer ones."""
+    at: int = 0
+    """Chain time of the fact, in Unix seconds; 0 where that is not known."""
 
 
 class Publish(msgspec.Struct, frozen=True, gc=False):
@@ -161,7 +163,10 @@ class RecordClose(msgspec.Struct, frozen=True, gc=False):
 
 
 class Repair(msgspec.Struct, frozen=True, gc=False):
-    """An operator raises `accepted` and `spent` of books that are older than the chain."""
+    """An operator raises `accepted` and `spent` of books that are older than the chain.
+
+    What was settled or closed by somebody else is accounted for with it.
+    """
 
     accepted: int
     spent: int

@@ -23,7 +23,7 @@ from channel.errors import (
     StreamReplacedError,
     TooManyRequestsError,
 )
-from channel.limits import RESERVATIONS_PER_CHANNEL_MAX
+from channel.limits import GRACE_PERIOD_S_MIN, RESERVATIONS_PER_CHANNEL_MAX
 from channel.state import commands as c
 from channel.state.channel_state import (
     ChannelState,
@@ -131,6 +131,7 @@ def _open_channel(state: ChannelState | None, command: c.OpenChannel) -> Channel
         at_or_below_spent=below,
         above_spent=above,
         active_at=command.at,
+        foreign_block=fact.block_number if fact.settled else 0,
     )
     if voucher.cumulative_amount > fact.deposit:
         raise AmountExceedsDepositError(
@@ -257,10 +258,12 @@ def _end(state: ChannelState, ended: Sequence[Reservation]) -> ChannelState:
 
 
 def _observe(state: ChannelState, command: c.Observe) -> ChannelState:
-    return _observe_fact(state, command.fact, is_rollback=command.is_rollback)
+    return _observe_fact(state, command.fact, is_rollback=command.is_rollback, at=command.at)
 
 
-def _observe_fact(state: ChannelState, fact: ChannelFact, *, is_rollback: bool) -> ChannelState:
+def _observe_fact(
+    state: ChannelState, fact: ChannelFact, *, is_rollback: bool, at: int = 0
+) -> ChannelState:
     """Take over absolute values; a late read of an older block changes nothing (F-29, F-72)."""
     _require_same_channel(state.key, fact.key)
     if not is_rollback and (fact.block_number < state.fact_block or _is_known(state, fact)):
@@ -273,7 +276,25 @@ def _observe_fact(state: ChannelState, fact: ChannelFact, *, is_rollback: bool) 
         close_requested_at=fact.close_requested_at,
         is_finalized=fact.is_finalized,
         fact_block=fact.block_number,
+        foreign_block=state.foreign_block
+        or (fact.block_number if _is_foreign(state, fact, at=at) else 0),
     )
+
+
+def _is_foreign(state: ChannelState, fact: ChannelFact, *, at: int) -> bool:
+    """Whether the payee's key did this, and these books did not (O-05, O-89).
+
+    Whatever they settle or close with is `published` first. A channel also ends when its payer
+    withdraws: not before it has asked for that, and not within the least grace period.
+    """
+    if fact.settled > state.published:
+        return True
+    if not fact.is_finalized or state.is_finalized:
+        return False
+    if state.closing_with is not None and fact.settled >= state.closing_with.cumulative_amount:
+        return False
+    asked_at = fact.close_requested_at
+    return asked_at == 0 or 0 < at < asked_at + GRACE_PERIOD_S_MIN
 
 
 def _is_known(state: ChannelState, fact: ChannelFact) -> bool:
@@ -348,7 +369,7 @@ def _repair(state: ChannelState, command: c.Repair) -> ChannelState:
             f"spent {spent} + reserved {state.reserved} <= accepted {accepted} <= "
             f"deposit {state.deposit} must hold after a repair"
         )
-    return _climb(replace(state, accepted=accepted), spent)
+    return _climb(replace(state, accepted=accepted, foreign_block=0), spent)
 
 
 def _restore(state: ChannelState | None, command: c.Restore) -> ChannelState:

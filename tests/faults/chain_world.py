@@ -96,7 +96,9 @@ class World:
             payee=self.channels.terms.payee,
             limits=limits,
             policy=policy,
-            precautions=Precautions(self.reader, self.alarms, self.gate, gas_account=None),
+            precautions=Precautions(
+                self.reader, self.alarms, self.gate, gas_account=None, ledger=self.ledger
+            ),
         )
 
     @asynccontextmanager

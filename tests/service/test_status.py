@@ -70,6 +70,18 @@ CASES = [
     ("an exit that costs nothing", replace(FINE, books=books(asked_s=800, spent=0)), 0, ""),
     ("no node", replace(FINE, chain=None), Level.CRITICAL, "no node answers"),
     ("no gas", replace(FINE, chain=replace(CHAIN, balance_wei=9)), Level.CRITICAL, "9 wei"),
+    (
+        "a token that would not pay",
+        replace(FINE, chain=replace(CHAIN, payout_obstacle="paused")),
+        Level.CRITICAL,
+        "would not pay you out: paused",
+    ),
+    (
+        "a stolen key",
+        replace(FINE, books=Books(foreign={ChannelId(b"c" * 32)})),
+        Level.CRITICAL,
+        "the key is stolen",
+    ),
     ("an old head", replace(FINE, asked_at=NOW + 400), Level.WARNING, "400 s old"),
     ("a slow clock", replace(FINE, asked_at=NOW - 90), Level.WARNING, "90 s behind"),
     (

@@ -25,6 +25,7 @@ from settlement.journal.sqlite import SqliteJournal
 from settlement.orders.interface import DepositOrder, OrderLimits
 from settlement.orders.url import open_orders
 from settlement.payer import PayerAccount
+from settlement.settler import EscrowSettler
 from tests.settlement.books import Books as OpenBooks
 from tests.settlement.books import request_close
 from tests.settlement.channels import Channels
@@ -163,6 +164,40 @@ async def test_a_token_that_would_not_pay_is_told_and_stops_what_a_gateway_sells
             assert "would not pay you out" in status.findings[0].text
             assert to_json(status)["payout_obstacle"]
             await watcher.sweep()
+            with pytest.raises(OpeningsPausedError):
+                gate.require_openings()
+        finally:
+            await journal.close()
+            await ledger.close()
+
+
+async def test_a_close_that_is_not_of_these_books_is_told_and_stops_openings(
+    devnet: TestChain, config: WatchConfig, tmp_path: Path
+) -> None:
+    """O-89: by `status`, whether anything runs or not, and by what a gateway is built of."""
+    payee = devnet.account("payee").address
+    async with devnet.connect() as chain:
+        ledger = await SqliteLedger.open(tmp_path / "ledger.db", exclusive=True)
+        journal = await SqliteJournal.open(
+            tmp_path / "ledger.db", chain_id=config.chain.id, account=payee
+        )
+        reader = EscrowReader(chain.rpc, chain.values.escrow)
+        opened = OpenBooks(reader, ledger, Channels(chain, PayerAccount(chain.sender("payer"))))
+        gate = build_gate(config)
+        try:
+            channel_id = await opened.open(accepted=50, spent=40)
+            thief = EscrowSettler(reader, chain.sender("payee"))
+            await thief.close_channel(opened.key(channel_id), 0, b"")
+            status = await collect_status(config, payee)
+            assert status.level is Level.CRITICAL
+            assert to_json(status)["foreign_payouts"] == [channel_id]
+            fact = await reader.read_channel(channel_id)
+            assert fact is not None
+            await ledger.apply(fact.key, [Observe(fact)])  # a gateway saw it before its watcher
+            assert to_json(await collect_status(config, payee))["foreign_payouts"] == [channel_id]
+            await build_watcher(
+                config, reader, ledger, None, payee=payee, gate=gate, journal=journal
+            ).sweep()
             with pytest.raises(OpeningsPausedError):
                 gate.require_openings()
         finally:

@@ -3,7 +3,7 @@
 SELECT channel.id, channel.chain_id, channel.escrow, channel.channel_id,
        payer, payee, token, authorized_signer,
        deposit::text, settled::text, close_requested_at, is_finalized, fact_block,
-       is_closing, closing_with, close_tx,
+       is_closing, closing_with, close_tx, foreign_block,
        accepted::text, spent::text, published::text, active_at,
        highest, at_or_below_spent, above_spent, reservations, revision
   FROM unnest($1::bigint[], $2::bytea[], $3::bytea[]) AS wanted (chain_id, escrow, channel_id)
@@ -17,7 +17,7 @@ SELECT id, revision FROM channel WHERE id = ANY($1::bigint[]) ORDER BY id FOR NO
 -- Channels after a key, in key order.
 SELECT id, chain_id, escrow, channel_id, payer, payee, token, authorized_signer,
        deposit::text, settled::text, close_requested_at, is_finalized, fact_block,
-       is_closing, closing_with, close_tx,
+       is_closing, closing_with, close_tx, foreign_block,
        accepted::text, spent::text, published::text, active_at,
        highest, at_or_below_spent, above_spent, reservations
   FROM channel
@@ -29,11 +29,23 @@ SELECT id, chain_id, escrow, channel_id, payer, payee, token, authorized_signer,
 -- Channels whose close was decided and is not mined.
 SELECT id, chain_id, escrow, channel_id, payer, payee, token, authorized_signer,
        deposit::text, settled::text, close_requested_at, is_finalized, fact_block,
-       is_closing, closing_with, close_tx,
+       is_closing, closing_with, close_tx, foreign_block,
        accepted::text, spent::text, published::text, active_at,
        highest, at_or_below_spent, above_spent, reservations
   FROM channel
  WHERE closing_with IS NOT NULL AND NOT is_finalized
+ ORDER BY id
+ LIMIT $1
+
+-- select_foreign --
+-- Channels that were settled or closed on chain by nobody of these books.
+SELECT id, chain_id, escrow, channel_id, payer, payee, token, authorized_signer,
+       deposit::text, settled::text, close_requested_at, is_finalized, fact_block,
+       is_closing, closing_with, close_tx, foreign_block,
+       accepted::text, spent::text, published::text, active_at,
+       highest, at_or_below_spent, above_spent, reservations
+  FROM channel
+ WHERE foreign_block <> 0
  ORDER BY id
  LIMIT $1
 
@@ -51,23 +63,23 @@ INSERT INTO channel (
        reservations, lease_expires_at, highest, at_or_below_spent, above_spent,
        accepted, spent, published, active_at,
        deposit, settled, close_requested_at, is_finalized, fact_block,
-       is_closing, closing_with, close_tx,
+       is_closing, closing_with, close_tx, foreign_block,
        chain_id, escrow, channel_id, payer, payee, token, authorized_signer)
 SELECT reservations, lease_expires_at, highest, at_or_below_spent, above_spent,
        accepted::numeric, spent::numeric, published::numeric, active_at,
        deposit::numeric, settled::numeric, close_requested_at, is_finalized, fact_block,
-       is_closing, closing_with, close_tx,
+       is_closing, closing_with, close_tx, foreign_block,
        chain_id, escrow, channel_id, payer, payee, token, authorized_signer
   FROM unnest($1::bytea[], $2::bigint[], $3::bytea[], $4::bytea[], $5::bytea[],
               $6::text[], $7::text[], $8::text[], $9::bigint[],
               $10::text[], $11::text[], $12::bigint[], $13::boolean[], $14::bigint[],
-              $15::boolean[], $16::bytea[], $17::bytea[],
-              $18::bigint[], $19::bytea[], $20::bytea[],
-              $21::bytea[], $22::bytea[], $23::bytea[], $24::bytea[])
+              $15::boolean[], $16::bytea[], $17::bytea[], $18::bigint[],
+              $19::bigint[], $20::bytea[], $21::bytea[],
+              $22::bytea[], $23::bytea[], $24::bytea[], $25::bytea[])
     AS new (reservations, lease_expires_at, highest, at_or_below_spent, above_spent,
             accepted, spent, published, active_at,
             deposit, settled, close_requested_at, is_finalized, fact_block,
-            is_closing, closing_with, close_tx,
+            is_closing, closing_with, close_tx, foreign_block,
             chain_id, escrow, channel_id, payer, payee, token, authorized_signer)
  ORDER BY chain_id, escrow, channel_id
     ON CONFLICT (chain_id, escrow, channel_id) DO NOTHING
@@ -98,15 +110,16 @@ UPDATE channel
        settled = new.settled::numeric, close_requested_at = new.close_requested_at,
        is_finalized = new.is_finalized, fact_block = new.fact_block,
        is_closing = new.is_closing, closing_with = new.closing_with, close_tx = new.close_tx,
+       foreign_block = new.foreign_block,
        revision = channel.revision + 1
   FROM unnest($1::bigint[], $2::bytea[], $3::bigint[], $4::bytea[], $5::bytea[], $6::bytea[],
               $7::text[], $8::text[], $9::text[], $10::bigint[],
               $11::text[], $12::text[], $13::bigint[], $14::boolean[], $15::bigint[],
-              $16::boolean[], $17::bytea[], $18::bytea[])
+              $16::boolean[], $17::bytea[], $18::bytea[], $19::bigint[])
     AS new (id, reservations, lease_expires_at, highest, at_or_below_spent, above_spent,
             accepted, spent, published, active_at,
             deposit, settled, close_requested_at, is_finalized, fact_block,
-            is_closing, closing_with, close_tx)
+            is_closing, closing_with, close_tx, foreign_block)
  WHERE channel.id = new.id
 
 -- select_requests --

@@ -2,7 +2,7 @@
 -- One channel by its key.
 SELECT id, chain_id, escrow, channel_id, payer, payee, token, authorized_signer,
        deposit, settled, close_requested_at, is_finalized, fact_block,
-       is_closing, closing_with, close_tx,
+       is_closing, closing_with, close_tx, foreign_block,
        accepted, spent, published, active_at,
        highest, at_or_below_spent, above_spent, reservations
   FROM channel
@@ -12,7 +12,7 @@ SELECT id, chain_id, escrow, channel_id, payer, payee, token, authorized_signer,
 -- Channels after a key, in key order.
 SELECT id, chain_id, escrow, channel_id, payer, payee, token, authorized_signer,
        deposit, settled, close_requested_at, is_finalized, fact_block,
-       is_closing, closing_with, close_tx,
+       is_closing, closing_with, close_tx, foreign_block,
        accepted, spent, published, active_at,
        highest, at_or_below_spent, above_spent, reservations
   FROM channel
@@ -24,7 +24,7 @@ SELECT id, chain_id, escrow, channel_id, payer, payee, token, authorized_signer,
 -- The same, without those that are finalized.
 SELECT id, chain_id, escrow, channel_id, payer, payee, token, authorized_signer,
        deposit, settled, close_requested_at, is_finalized, fact_block,
-       is_closing, closing_with, close_tx,
+       is_closing, closing_with, close_tx, foreign_block,
        accepted, spent, published, active_at,
        highest, at_or_below_spent, above_spent, reservations
   FROM channel
@@ -36,11 +36,23 @@ SELECT id, chain_id, escrow, channel_id, payer, payee, token, authorized_signer,
 -- Channels whose close was decided and is not mined.
 SELECT id, chain_id, escrow, channel_id, payer, payee, token, authorized_signer,
        deposit, settled, close_requested_at, is_finalized, fact_block,
-       is_closing, closing_with, close_tx,
+       is_closing, closing_with, close_tx, foreign_block,
        accepted, spent, published, active_at,
        highest, at_or_below_spent, above_spent, reservations
   FROM channel
  WHERE closing_with IS NOT NULL AND is_finalized = 0
+ ORDER BY id
+ LIMIT ?
+
+-- select_foreign --
+-- Channels that were settled or closed on chain by nobody of these books.
+SELECT id, chain_id, escrow, channel_id, payer, payee, token, authorized_signer,
+       deposit, settled, close_requested_at, is_finalized, fact_block,
+       is_closing, closing_with, close_tx, foreign_block,
+       accepted, spent, published, active_at,
+       highest, at_or_below_spent, above_spent, reservations
+  FROM channel
+ WHERE foreign_block != 0
  ORDER BY id
  LIMIT ?
 
@@ -58,9 +70,9 @@ INSERT INTO channel (
        reservations, lease_expires_at,
        highest, at_or_below_spent, above_spent, accepted, spent, published, active_at,
        deposit, settled, close_requested_at, is_finalized, fact_block,
-       is_closing, closing_with, close_tx,
+       is_closing, closing_with, close_tx, foreign_block,
        chain_id, escrow, channel_id, payer, payee, token, authorized_signer)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 
 -- update_accounts --
 -- What a voucher or a payment changes, when no reservation begins or ends.
@@ -85,7 +97,7 @@ UPDATE channel
        highest = ?, at_or_below_spent = ?, above_spent = ?,
        accepted = ?, spent = ?, published = ?, active_at = ?,
        deposit = ?, settled = ?, close_requested_at = ?, is_finalized = ?, fact_block = ?,
-       is_closing = ?, closing_with = ?, close_tx = ?
+       is_closing = ?, closing_with = ?, close_tx = ?, foreign_block = ?
  WHERE id = ?
 
 -- select_request --
