@@ -110,7 +110,7 @@ def test_a_wallets_answer_decides_for_its_own_form_of_signature() -> None:
     """ENC-07, F-15: the chain was asked, and no answer is no."""
     voucher = SignedVoucher(KEY.channel_id, 9, b"a wallet's own")
     verified = verify_wallet_voucher(voucher, KEY, is_valid=True)
-    assert verified == VerifiedVoucher(KEY, 9, b"a wallet's own")
+    assert verified == VerifiedVoucher(KEY, 9, b"a wallet's own", by_contract=True)
     with pytest.raises(InvalidSignatureError, match="wallet"):
         verify_wallet_voucher(voucher, KEY, is_valid=False)
 
