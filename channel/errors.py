@@ -38,6 +38,7 @@ MppSessionError
 │   ├── ChannelStoppedError           503  books and chain disagree; nothing moves
 │   ├── ExposureLimitError            503  exposure-limit: settle first, then more is taken
 │   ├── SponsoringPausedError         503  sponsoring-paused: no gas is paid for payers now
+│   ├── StoppingError                 the program is stopping: a stream ends early, with its receipt
 │   └── OpeningsPausedError           503  openings-paused: too little gas to defend one more
 ├── AgentError                      raised on the paying side, before or instead of paying
 │   ├── OfferRefusedError             a 402 asks what the policy does not allow
@@ -113,6 +114,7 @@ __all__ = [
     "SettlementPendingError",
     "SignerMismatchError",
     "SponsoringPausedError",
+    "StoppingError",
     "StorageFailedError",
     "StreamActiveError",
     "StreamReplacedError",
@@ -467,6 +469,10 @@ class ChainUnavailableError(OperatorError):
 
 class SettlementPendingError(OperatorError):
     """A transaction of ours is journalled or broadcast and not yet mined (F-75)."""
+
+
+class StoppingError(OperatorError):
+    """The program is being stopped; a stream ends early, with its receipt."""
 
 
 class LedgerUnavailableError(OperatorError):

@@ -22,6 +22,7 @@ from channel.http import PaymentGate, Route
 from service.config import load_provider_config
 from service.errors import CommandError
 from service.settings import ProviderConfig
+from service.stopping import before_signals
 from service.wiring import build_parts
 
 __all__ = ["SellingApp", "sell"]
@@ -85,6 +86,8 @@ class SellingApp:
             for guard in guards:
                 guard.add_done_callback(_stop_server)
             open_.push_async_callback(_cancel, guards)
+            # A server waits for its streams before it says that it stops (O-32).
+            open_.enter_context(before_signals(parts.engine.end_streams))
             self._gate = gate
             ended = await _pass_on(self._app, scope, started, receive, send)
         # The books are closed before the server hears that it may go.

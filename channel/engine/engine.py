@@ -36,6 +36,7 @@ from channel.errors import (
     ChannelFinalizedError,
     ChannelNotFoundError,
     ConfigError,
+    StoppingError,
     TooManyDepositsError,
 )
 from channel.ledger.interface import Ledger
@@ -348,6 +349,10 @@ class Engine:
             tx_hash=outcome.tx_hash,
             confirmations=outcome.confirmations,
         )
+
+    def end_streams(self) -> None:
+        """Let every running stream end now, with its receipt: the program is about to stop."""
+        self._keeper.end_streams(StoppingError("The server is stopping."))
 
     async def end_expired(self) -> int:
         """End what dead owners hold, in whatever process; what runs here is renewed first.

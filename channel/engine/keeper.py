@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from channel.errors import LedgerUnavailableError, PeerError
+from channel.errors import LedgerUnavailableError, OperatorError, PeerError, ProblemError
 from channel.ledger.interface import Ledger
 from channel.state.commands import Renew
 from channel.types import ChannelKey
@@ -21,7 +21,7 @@ class _Kept(msgspec.Struct):
     lease_expires_at: int
     given: set[int]
     """Leases that the books may bear: one, and more after changes that perhaps were not made."""
-    stop: Callable[[PeerError], None] | None = None
+    stop: Callable[[ProblemError], None] | None = None
 
 
 class ReservationKeeper:
@@ -39,6 +39,7 @@ class ReservationKeeper:
         self._kept: dict[bytes, _Kept] = {}
         self._streams: dict[ChannelKey, set[bytes]] = {}
         self._loop_task: asyncio.Task[None] | None = None
+        self._ending: OperatorError | None = None
 
     def lease(self, reservation_id: bytes = b"") -> int:
         """Return until when a reservation made or renewed now is held, in Unix seconds.
@@ -66,12 +67,14 @@ class ReservationKeeper:
         key: ChannelKey,
         reservation_id: bytes,
         lease_expires_at: int,
-        stop: Callable[[PeerError], None],
+        stop: Callable[[ProblemError], None],
     ) -> None:
         """Keep a stream's reservation, and know how to stop the stream."""
         self.keep(key, reservation_id, lease_expires_at)
         self._kept[reservation_id].stop = stop
         self._streams.setdefault(key, set()).add(reservation_id)
+        if self._ending is not None:
+            stop(self._ending)
 
     def renewed(self, reservation_id: bytes, lease_expires_at: int) -> None:
         """Note that the books bear this lease, by a command of the owner's just now."""
@@ -91,12 +94,18 @@ class ReservationKeeper:
             if not streams:
                 del self._streams[kept.key]
 
-    def stop_streams(self, key: ChannelKey, reason: PeerError, *, spare: bytes = b"") -> None:
+    def stop_streams(self, key: ChannelKey, reason: ProblemError, *, spare: bytes = b"") -> None:
         """Tell this process's streams on a channel to end now."""
         for reservation_id in [*self._streams.get(key, ())]:
             kept = self._kept[reservation_id]
             if reservation_id != spare and kept.stop is not None:
                 kept.stop(reason)
+
+    def end_streams(self, reason: OperatorError) -> None:
+        """Tell every stream of this process to end now, and each that begins later (O-32)."""
+        self._ending = reason
+        for key in [*self._streams]:
+            self.stop_streams(key, reason)
 
     async def close(self) -> None:
         """Stop renewing. What is still held ends when its lease does."""

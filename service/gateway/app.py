@@ -25,7 +25,7 @@ class Gateway:
         self, config: Config, engine: Engine, upstream: Upstream, *, stop: Callable[[], None]
     ) -> None:
         """Build it. `stop` is called when the books are found to contradict themselves."""
-        self._completions = ChatCompletions(upstream, config.upstream)
+        completions = ChatCompletions(upstream, config.upstream)
         payment = config.payment
         price = Price(
             unit_price=config.price.per_unit,
@@ -37,7 +37,7 @@ class Gateway:
         self._gate = PaymentGate(
             Router(
                 [
-                    AppRoute(PATH, self._completions.answer, methods=["POST"]),
+                    AppRoute(PATH, completions.answer, methods=["POST"]),
                     *free_routes(upstream, config.upstream.free),
                 ],
                 default=_not_served,
@@ -64,7 +64,7 @@ class Gateway:
 
     def end_streams(self) -> None:
         """Let every running stream end now, with its receipt."""
-        self._completions.end_streams()
+        self._gate.engine.end_streams()
 
 
 def unit_type(config: Config) -> str:

@@ -18,9 +18,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from channel.engine import RunningReservation
 from channel.http import Event, PaidEventStream
-from channel.http.metering import Meter, metered, require_meter
+from channel.http.metering import metered
 from service.gateway.chat import (
     ChatRequest,
     UnitCounter,
@@ -28,7 +27,7 @@ from service.gateway.chat import (
     parse_completion_tokens,
     scan_request,
 )
-from service.gateway.errors import GatewayStoppingError, RequestTooLargeError, UpstreamError
+from service.gateway.errors import RequestTooLargeError, UpstreamError
 from service.gateway.events import read_events, require_event_stream
 from service.gateway.upstream import Upstream, read_body, returned_headers
 from service.settings import Upstream as UpstreamSettings
@@ -48,7 +47,6 @@ class ChatCompletions:
     def __init__(self, upstream: Upstream, settings: UpstreamSettings) -> None:
         self._upstream = upstream
         self._settings = settings
-        self._streams: set[RunningReservation] = set()
 
     async def answer(self, request: Request) -> Response:
         """Answer one paid request.
@@ -66,11 +64,6 @@ class ChatCompletions:
         if chat.is_stream:
             return await self._stream(request, chat)
         return await self._whole(request, chat)
-
-    def end_streams(self) -> None:
-        """Let every running stream end now, with its receipt."""
-        for reservation in self._streams:
-            reservation.stop(GatewayStoppingError("The gateway is stopping."))
 
     async def _whole(self, request: Request, chat: ChatRequest) -> Response:
         async with metered(request.scope) as meter:
@@ -105,7 +98,7 @@ class ChatCompletions:
             for name, value in returned_headers(response).items()
             if name != "content-type"
         }
-        return _Stream(chunks, headers, require_meter(request.scope), self._streams)
+        return _Stream(chunks, headers=headers)
 
 
 class _Chunks:
@@ -143,26 +136,16 @@ class _Chunks:
 
 
 class _Stream(PaidEventStream):
-    """A paid stream that the gateway can end, and that frees the model server in any case."""
+    """A paid stream that frees the model server in any case."""
 
-    def __init__(
-        self,
-        chunks: _Chunks,
-        headers: dict[str, str],
-        meter: Meter,
-        running: set[RunningReservation],
-    ) -> None:
+    def __init__(self, chunks: _Chunks, *, headers: dict[str, str]) -> None:
         super().__init__(chunks, headers=headers)
         self._chunks = chunks
-        self._meter = meter
-        self._running = running
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._running.add(self._meter.reservation)
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self._running.discard(self._meter.reservation)
             await self._chunks.aclose()
 
 

@@ -3,7 +3,6 @@
 from channel.errors import OperatorError, PeerError
 
 __all__ = [
-    "GatewayStoppingError",
     "NotServedError",
     "RequestTooLargeError",
     "UpstreamError",
@@ -25,10 +24,6 @@ class UpstreamTimeoutError(UpstreamError):
     status = 504
     problem_type = "upstream-timeout"
     title = "Model Server Timeout"
-
-
-class GatewayStoppingError(OperatorError):
-    """The gateway is being stopped; a stream ends early, with its receipt."""
 
 
 class NotServedError(PeerError):

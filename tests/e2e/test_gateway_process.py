@@ -50,10 +50,11 @@ async def paid_gateway(
         yield gateway, client
 
 
-async def test_sigterm_in_mid_stream_ends_it_with_its_receipt_and_exit_code_0(
-    devnet: TestChain, tmp_path: Path
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+async def test_a_signal_in_mid_stream_ends_it_with_its_receipt_and_exit_code_0(
+    devnet: TestChain, tmp_path: Path, number: signal.Signals
 ) -> None:
-    """SSE-04: the agent knows exactly what it paid; the next start goes on with the channel."""
+    """SSE-04, O-28: the agent knows exactly what it paid; the next start goes on from there."""
     async with model_server() as model:
         model.words, model.delay_s = ["x"] * 10_000, 0.005
         async with paid_gateway(devnet, model, tmp_path) as (gateway, client):
@@ -63,7 +64,7 @@ async def test_sigterm_in_mid_stream_ends_it_with_its_receipt_and_exit_code_0(
                 async for line in response.aiter_lines():
                     chunks += '"content"' in line
                     if chunks == 30 and ending is None:
-                        ending = asyncio.create_task(gateway.end(signal.SIGTERM))
+                        ending = asyncio.create_task(gateway.end(number))
             assert ending is not None
             assert await ending == 0
             await asyncio.wait_for(model.cancelled.wait(), PATIENCE_S)

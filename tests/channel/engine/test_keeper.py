@@ -11,10 +11,12 @@ from channel.errors import (
     LedgerUnavailableError,
     ProblemError,
     ReservationEndedError,
+    StoppingError,
     StreamReplacedError,
 )
 from channel.state.channel_state import ReservationKind
 from channel.state.commands import EndReservations, Reserve
+from channel.types import ChannelId, ChannelKey
 from tests.channel.engine.test_engine import opened
 from tests.channel.selling import PRICE, Desk, open_desk
 from tests.waiting import PATIENCE_S, until
@@ -160,3 +162,18 @@ async def test_the_loop_goes_on_after_the_books_were_away(
         while any(held.reservation_id == dead for held in (await desk.books()).reservations):
             await watch.changed(1)
     await keeper.close()
+
+
+async def test_when_a_program_stops_every_stream_ends_and_each_later_one(
+    desk: Desk, keeper: ReservationKeeper
+) -> None:
+    """O-32: one may be about to begin while the server is told to stop."""
+    reason = StoppingError("The server is stopping.")
+    stopped: list[ProblemError] = []
+    other = ChannelKey(desk.payer.key.chain_id, desk.payer.key.escrow, ChannelId(bytes(32)))
+    keeper.keep_stream(desk.payer.key, b"one", keeper.lease(), stopped.append)
+    keeper.keep_stream(other, b"two", keeper.lease(), stopped.append)
+    keeper.end_streams(reason)
+    assert stopped == [reason] * 2
+    keeper.keep_stream(other, b"three", keeper.lease(), stopped.append)
+    assert stopped == [reason] * 3

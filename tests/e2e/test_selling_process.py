@@ -1,0 +1,85 @@
+"""An application of one's own under another one's server, told to stop in mid-stream."""
+
+import asyncio
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from service.client import open_client
+from service.testing.chain import TestChain
+from tests.e2e.gateways import PRICE, GatewayProcess, free_port, gateway_variables, policy_for
+
+pytestmark = pytest.mark.timeout(180)
+
+SHOP = """
+import asyncio
+from collections.abc import AsyncIterator
+
+from fastapi import FastAPI
+
+from channel.http import PaidEventStream, Price, Route
+from service.selling import sell
+
+api = FastAPI()
+ROUTES = [
+    Route(
+        method="GET",
+        path="/story",
+        price=Price(unit_price=25, unit_type="llm_chunk"),
+        metered=True,
+    )
+]
+
+
+async def words() -> AsyncIterator[str]:
+    while True:
+        yield "and"
+        await asyncio.sleep(0.005)
+
+
+@api.get("/story")
+async def story() -> PaidEventStream:
+    return PaidEventStream(words())
+
+
+app = sell(api, ROUTES)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+async def test_a_stream_without_end_ends_with_its_receipt_when_uvicorn_stops(
+    devnet: TestChain, tmp_path: Path, number: signal.Signals
+) -> None:
+    """O-28, O-32: uvicorn waits for its streams for ever, and knows nothing of SIGHUP."""
+    (tmp_path / "shop.py").write_text(SHOP)
+    ledger, port = tmp_path / "ledger.db", free_port()
+    variables = gateway_variables(devnet.values, "", ledger, port, step_units=8, settles=False)
+    of_gateways = ("UPSTREAM_URL", "PRICE_PER_UNIT")
+    for name in of_gateways:
+        del variables[f"MPP_SESSION_{name}"]
+    command = [sys.executable, "-m", "uvicorn", "shop:app", "--app-dir", str(tmp_path)]
+    shop = GatewayProcess([*command, "--port", str(port)], variables, tmp_path / "shop.log")
+    async with (
+        shop.running(),
+        open_client(
+            rpc_url=devnet.values.rpc_url,
+            private_key=devnet.values.accounts["payer"].private_key,
+            policy=policy_for(devnet.values),
+            store=tmp_path / "agent.db",
+        ) as client,
+    ):
+        events, ending = 0, None
+        async with client.stream("GET", f"{shop.url}/story") as response:
+            assert response.status_code == 200, await response.aread()
+            async for line in response.aiter_lines():
+                events += line.startswith("data:")
+                if events == 30 and ending is None:
+                    ending = asyncio.create_task(shop.end(number))
+        assert ending is not None
+        await ending
+        (account,) = await client.payments.channels()
+        assert account.spent == account.received == events * PRICE
+        assert events < 1000
+        assert "Traceback" not in shop.said()
