@@ -96,6 +96,8 @@ class ChainView(msgspec.Struct, frozen=True, kw_only=True):
     balance_wei: int
     reserve_wei: int
     nodes: tuple[EndpointView, ...]
+    nonces_used: int | None = None
+    """How many transactions of the account that pays the gas are mined; None where not asked."""
     payout_obstacle: str | None = None
     """Why the token would not pay out what is owed; None when it would."""
 
@@ -255,12 +257,24 @@ def _judge_journal(status: Status) -> list[Finding]:
         age_s = status.asked_at - signed_at
         if tx.is_unmined and age_s > _PENDING_S:
             text = f"nonce {tx.nonce} ({tx.intent.purpose.name.lower()}) is not mined for {age_s} s"
-            found.append(Finding(Level.WARNING, text))
+            presses = bool(tx.intent.deadline or status.books.exits)
+            found.append(Finding(Level.CRITICAL if presses else Level.WARNING, text))
+    found += _judge_nonces(status)
     for entry in journal.quarantined:
         level = Level.CRITICAL if entry.tries >= REFUSALS_TOLD else Level.WARNING
         text = f"channel 0x{entry.key.channel_id.hex()} is refused: {entry.reason.lower()}"
         found.append(Finding(level, text))
     return found
+
+
+def _judge_nonces(status: Status) -> list[Finding]:
+    """Find a nonce that nobody uses and later transactions wait for."""
+    used = None if status.chain is None else status.chain.nonces_used
+    nonces = [tx.nonce for tx in status.journal.pending if tx.is_unmined and tx.nonce is not None]
+    if used is None or not nonces or min(nonces) <= used:
+        return []
+    text = f"nonce {used} is missing, and {len(nonces)} transactions wait for it: none is mined"
+    return [Finding(Level.CRITICAL, text)]
 
 
 def to_json(status: Status) -> dict[str, Any]:

@@ -106,6 +106,7 @@ async def _with_chain(
                 base_fee_wei=head.base_fee_wei or 0,
             ),
             nodes=tuple(nodes),
+            nonces_used=await rpc.nonces_used(gas_account),
             payout_obstacle=await find_payout_obstacle(
                 reader,
                 parse_address(config.chain.token),

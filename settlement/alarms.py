@@ -46,6 +46,8 @@ class AlarmKind(enum.Enum):
     """The token would not pay us out now: paused, or a blacklist (F-87, O-13)."""
     FOREIGN_PAYOUT = "foreign-payout"
     """A channel was settled or closed with the payee's key, and not by these books (O-89)."""
+    NONCE_GAP = "nonce-gap"
+    """Transactions wait for a nonce that nobody uses, so that nothing is settled or closed."""
     GAS_LOW = "gas-low"
     """Not enough ether to close what may have to be closed (F-65)."""
     EXPOSURE_FULL = "exposure-full"

@@ -205,18 +205,6 @@ class Rpc:
         answer = await self._endpoints.ask(lambda node: node.ask(method, params))
         return _result(method, answer)
 
-    async def spread(self, raw: bytes) -> None:
-        """Send a signed transaction to every node: one may have kept it to itself.
-
-        Raises:
-            RpcRefusedError: No node took it; what the first says that answered.
-            ChainUnavailableError: No node answered.
-        """
-        answers = await self.offer(raw)
-        errors = [answer for answer in answers if answer is not None]
-        if len(errors) == len(answers):
-            raise next((each for each in errors if isinstance(each, RpcRefusedError)), errors[0])
-
     async def offer(self, raw: bytes) -> list[ChainUnavailableError | None]:
         """Send a signed transaction to every node; return of each why it did not take it."""
         params = [_hex(raw)]
@@ -258,6 +246,25 @@ class Rpc:
     async def nonces_used(self, address: Address) -> int:
         """Return how many transactions of an account are mined."""
         return await self._read(parse_count, "eth_getTransactionCount", [_hex(address), "latest"])
+
+    async def nonces_of_each(self, address: Address, *, with_pending: bool = False) -> list[int]:
+        """Return what each node that answers says of `nonces_used`, or counts with its pool.
+
+        Raises:
+            ChainUnavailableError: None answers.
+        """
+        params = [_hex(address), "pending" if with_pending else "latest"]
+
+        async def use(node: NodeTransport) -> int:
+            method = "eth_getTransactionCount"
+            return parse_count(_result(method, await node.ask(method, params)))
+
+        said = await self._endpoints.ask_each(use)
+        counts = [each for each in said if isinstance(each, int)]
+        for each in said:
+            if not counts and isinstance(each, ChainUnavailableError):
+                raise each
+        return counts
 
     async def receipt(self, tx_hash: TxHash) -> Receipt | None:
         """Return a transaction's receipt, or None while it has none (never a failure, F-75)."""

@@ -9,26 +9,31 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Final
 
 import msgspec
 
-from channel.errors import ChainUnavailableError
+from channel.errors import ChainUnavailableError, OperatorError
+from settlement.alarms import AlarmKind, Alarms
 from settlement.complaint import Complaint
-from settlement.errors import RpcRefusedError, SignerError
+from settlement.errors import ContractRevertedError, LeaseLostError, RpcRefusedError, SignerError
 from settlement.fees import is_outbid
 from settlement.journal.interface import Journal
 from settlement.rpc import Rpc
 from settlement.rpc_values import parse_block, parse_count, parse_price, parse_receipt
 from settlement.tx_bids import Bidder
+from settlement.tx_nonces import UsedNonces
 from settlement.tx_reasons import explain
 from settlement.tx_register import TxRegister
 from settlement.tx_state import (
     Bumped,
+    Intent,
     JournalTx,
     NodeAnswer,
     Overtaken,
     Sent,
+    Signed,
     TxStatus,
     Unmined,
     classify_refusal,
@@ -41,6 +46,8 @@ __all__ = ["TxLane", "TxLimits"]
 _log: Final = logging.getLogger(__name__)
 
 _HASHES_PER_LOOK_MAX: Final = 200
+_GAP_FILLED_MAX: Final = 256
+"""Each costs the gas of a transfer."""
 
 
 class TxLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,6 +63,10 @@ class TxLimits(msgspec.Struct, frozen=True, kw_only=True):
     """How long its nonce must be used and no receipt found before ours counts as replaced."""
     confirmations: int = 1
     """How deep a block must be, its own counted, before nothing is looked at again."""
+    jump_checked_s: float = 2.0
+    """How long every node is asked about a nonce beyond the journal before it is given."""
+    gap_after_s: float = 60.0
+    """How long a nonce below ours may be nobody's before a transaction of ours fills it."""
     gas_margin_percent: int = 25
     """Above the estimate: the state may change before the transaction is mined."""
 
@@ -64,17 +75,27 @@ class TxLane:
     """The open transactions of one key on one chain."""
 
     def __init__(
-        self, rpc: Rpc, journal: Journal, register: TxRegister, bidder: Bidder, limits: TxLimits
+        self,
+        rpc: Rpc,
+        journal: Journal,
+        register: TxRegister,
+        bidder: Bidder,
+        limits: TxLimits,
+        *,
+        used: UsedNonces,
     ) -> None:
         self._rpc = rpc
         self._journal = journal
         self._register = register
         self._bidder = bidder
         self._limits = limits
+        self._used = used
+        self.alarms = Alarms()
         self._put_at: dict[int, float] = {}
         self._overtaken_at: dict[int, float] = {}
         self._underpriced: set[int] = set()
-        self._missing = -1
+        self._gap: range | None = None
+        self._gap_since = 0.0
         self._looking: asyncio.Task[None] | None = None
         self._complaint = Complaint(_log, "a bid was not raised; tried again: %s")
 
@@ -91,36 +112,26 @@ class TxLane:
             task.exception()  # seen, even when nobody waits for it any more
 
     async def put(self, tx: JournalTx) -> NodeAnswer:
-        """Send the newest bytes, and from the second time on to every node (F-75).
+        """Send the newest bytes; from the second time on, or after a no, to every node (F-75).
 
-        One that took them the first time may never have told another. KNOWN also stands for taken.
+        One that took them the first time may never have told another, and one that does not take
+        them speaks for itself. KNOWN also stands for taken.
 
         Raises:
-            RpcRefusedError: A plain no.
-            ChainUnavailableError: No answer; it may have arrived.
+            RpcRefusedError: A plain no, from every node.
+            ChainUnavailableError: No answer from one at least; it may have arrived.
         """
         is_again = tx.tx_id in self._put_at
         self._put_at[tx.tx_id] = time.monotonic()
-        try:
-            if is_again:
-                await self._rpc.spread(tx.newest.raw)
-            else:
+        if not is_again:
+            try:
                 await self._rpc.command("eth_sendRawTransaction", "0x" + tx.newest.raw.hex())
-        except RpcRefusedError as error:
-            answer = classify_refusal(error.message)
-            if answer is NodeAnswer.REFUSED:
-                raise
-            return answer
-        return NodeAnswer.KNOWN
-
-    async def is_refused_by_all(self, tx: JournalTx) -> bool:
-        """Offer the newest bytes to every node; return whether each of them says a plain no."""
-        answers = await self._rpc.offer(tx.newest.raw)
-        return all(
-            isinstance(answer, RpcRefusedError)
-            and classify_refusal(answer.message) is NodeAnswer.REFUSED
-            for answer in answers
-        )
+            except RpcRefusedError as error:
+                if self._rpc.node_count == 1:
+                    return _meant_by([error])
+            else:
+                return NodeAnswer.KNOWN
+        return _meant_by(await self._rpc.offer(tx.newest.raw))
 
     async def raise_bid(
         self, tx: JournalTx, head: BlockRef, tip_wei: int, ceiling_wei: int | None
@@ -139,12 +150,13 @@ class TxLane:
             return
         try:
             used, head, tip_wei = await self._read_head()
-            lane = await self._reopen(lane, used)
+            lane, used = await self._reopen(lane, used)
             await self._read_receipts(lane)
         except ChainUnavailableError:
             return  # the node is away; the transactions are not
         for tx in lane:
-            await self._take_over(tx, head, used)
+            with suppress(ChainUnavailableError):
+                await self._take_over(tx, head, used)
         await self._help_along(head, tip_wei, used)
 
     def _forget_ended(self) -> None:
@@ -165,20 +177,74 @@ class TxLane:
             lambda said: (parse_count(said[0]), parse_block(said[1]), parse_price(said[2])),
         )
 
-    async def _reopen(self, lane: list[JournalTx], used: int) -> list[JournalTx]:
-        """Take up what a deep reorg put back or nobody knew: later nonces would wait for ever."""
+    async def _reopen(self, lane: list[JournalTx], used: int) -> tuple[list[JournalTx], int]:
+        """Take up what later nonces would wait for for ever; return the lane, and the nonces used.
+
+        That is what a deep reorg put back, or was signed while the journal's answer was lost.
+        """
+        if used < (lane[0].nonce or 0) and self._rpc.node_count > 1:
+            used = await self._used.agreed()  # one node that lags would have all looked at anew
         if used >= (lane[0].nonce or 0):
-            return lane
+            self._close_gap()
+            return lane, used
+        if self._is_first_sight(range(used, lane[0].nonce or 0)):
+            return lane, used
         for tx in await self._journal.transactions_from(used):
             if tx.status is TxStatus.FINAL:
                 await self._register.record(tx, Unmined())
             elif tx.is_open and not self._register.is_open(tx.tx_id):
                 self._register.keep(tx)  # signed, and the journal's answer was lost
         lane = self._register.lane()
-        if used < (lane[0].nonce or 0) and used != self._missing:
-            self._missing = used
-            _log.error("nonce %d is not in the journal, and later ones wait for it", used)
-        return lane
+        await self._look_at_gap(range(used, lane[0].nonce or 0))
+        return lane, used
+
+    async def _look_at_gap(self, missing: range) -> None:
+        """Fill nonces that the journal does not have either, once that has lasted."""
+        if not missing:
+            self._close_gap()
+        elif not self._is_first_sight(missing):
+            try:
+                await self._fill(missing)
+            except LeaseLostError:
+                raise
+            except (ContractRevertedError, OperatorError) as error:
+                _log.warning("missing nonces were not filled; tried again: %s", error)
+
+    def _is_first_sight(self, missing: range) -> bool:
+        """Whether these nonces were not missing when we looked before."""
+        if missing != self._gap:
+            self._gap, self._gap_since = missing, time.monotonic()
+            return True
+        return False
+
+    def _close_gap(self) -> None:
+        self._gap = None
+        self.alarms.end(AlarmKind.NONCE_GAP)
+
+    async def _fill(self, missing: range) -> None:
+        """Use nonces that nobody uses, by sending nothing to ourselves: ours wait for them.
+
+        What the journal has under such a nonce, and gave up, goes out again instead.
+        """
+        if time.monotonic() - self._gap_since < self._limits.gap_after_s:
+            return
+        text = f"nonces {missing[0]} to {missing[-1]} are nobody's, and later ones wait for them"
+        if len(missing) > _GAP_FILLED_MAX:
+            self.alarms.ring(AlarmKind.NONCE_GAP, f"{text}: too many to be filled", level=2)
+            return
+        self.alarms.ring(AlarmKind.NONCE_GAP, f"{text}: they are filled", level=1)
+        known = {tx.nonce: tx for tx in await self._journal.transactions_from(missing[0])}
+        account = self._bidder.address
+        intent = Intent(to=account, calldata=b"")
+        quote = await self._bidder.quote(intent)
+        for nonce in missing:
+            if nonce in known:
+                await self._rpc.offer(known[nonce].newest.raw)
+                continue
+            fee = self._bidder.first_fee(intent, quote)
+            version = await self._bidder.sign(intent, nonce, quote.gas, fee)
+            tx = await self._journal.add(intent, at=int(time.time()))
+            await self._register.record(tx, Signed(nonce, quote.gas, version, fills_gap=True))
 
     async def _read_receipts(self, lane: Sequence[JournalTx]) -> None:
         hashes = [version.tx_hash for tx in lane for version in tx.versions]
@@ -206,6 +272,9 @@ class TxLane:
             since = self._overtaken_at.setdefault(tx.tx_id, time.monotonic())
             if time.monotonic() - since < self._limits.overtaken_after_s:
                 return  # a node may know the nonce before it shows the receipt (F-72)
+            if self._rpc.node_count > 1 and (tx.nonce or 0) >= await self._used.agreed():
+                self._rpc.distrust()  # it alone says so
+                return
         if events:
             sender = self._bidder.address
             told = [await explain(self._rpc, sender, tx, event) for event in events]
@@ -252,3 +321,27 @@ class TxLane:
             await self._register.record(tx, Sent())
         elif answer is NodeAnswer.UNDERPRICED:
             self._underpriced.add(tx.tx_id)
+
+
+def _meant_by(answers: Sequence[ChainUnavailableError | None]) -> NodeAnswer:
+    """Return what several nodes' answers to the same bytes come to.
+
+    One that has them is enough. That they are refused counts only from every node: bytes that one
+    has may be mined one day, and bytes that none will ever take would hold up every later nonce.
+
+    Raises:
+        RpcRefusedError: A plain no, from every node.
+        ChainUnavailableError: No answer from one at least; it may have arrived.
+    """
+    if None in answers:
+        return NodeAnswer.KNOWN
+    refusals = [answer for answer in answers if isinstance(answer, RpcRefusedError)]
+    said = [classify_refusal(refusal.message) for refusal in refusals]
+    for answer in (NodeAnswer.KNOWN, NodeAnswer.NONCE_USED, NodeAnswer.UNDERPRICED):
+        if answer in said:
+            return answer
+    if len(said) < len(answers):
+        raise next(
+            each for each in answers if each is not None and not isinstance(each, RpcRefusedError)
+        )
+    raise refusals[0]

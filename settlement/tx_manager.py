@@ -25,6 +25,7 @@ from channel.errors import (
     OperatorError,
 )
 from channel.types import Address, TxHash
+from settlement.alarms import Alarms
 from settlement.complaint import Complaint
 from settlement.errors import (
     LeaseLostError,
@@ -41,6 +42,7 @@ from settlement.rpc import Rpc
 from settlement.signer import Signer
 from settlement.tx_bids import Bidder, Quote
 from settlement.tx_lane import TxLane, TxLimits
+from settlement.tx_nonces import UsedNonces
 from settlement.tx_reasons import reason_of, refusal
 from settlement.tx_register import TxRegister
 from settlement.tx_state import (
@@ -89,13 +91,21 @@ class TxManager:
             gas_margin_percent=self._limits.gas_margin_percent,
         )
         self._register = TxRegister(self._journal)
-        self._lane = TxLane(rpc, self._journal, self._register, self._bidder, self._limits)
+        self._used = UsedNonces(rpc, signer.address)
+        self._lane = TxLane(
+            rpc, self._journal, self._register, self._bidder, self._limits, used=self._used
+        )
         self._signing = asyncio.Lock()
 
     @property
     def address(self) -> Address:
         """Whose transactions these are."""
         return self._bidder.address
+
+    @property
+    def alarms(self) -> Alarms:
+        """What rings when this key's transactions are held up."""
+        return self._lane.alarms
 
     @property
     def wait_s(self) -> float:
@@ -259,7 +269,8 @@ class TxManager:
     async def _sign_first(self, tx: JournalTx, quote: Quote, fee: Fee) -> JournalTx:
         """Choose the nonce, sign, and store the bytes with it."""
         for _ in range(_SIGNING_TRIES):
-            nonce = max(await self._journal.next_nonce(), self._nonces_used(quote))
+            given = await self._journal.next_nonce()
+            nonce = max(given, await self._nonces_used(quote, given))
             version = await self._bidder.sign(tx.intent, nonce, quote.gas, fee)
             try:
                 return await self._journal.record(tx.tx_id, [Signed(nonce, quote.gas, version)])
@@ -267,11 +278,23 @@ class TxManager:
                 continue
         raise NonceTakenError("Somebody else gives nonces of this key.")
 
-    def _nonces_used(self, quote: Quote) -> int:
-        """Return what the node knows to be used: `pending` only where no journal knows better."""
-        if self._journal.is_durable:
-            return quote.nonces_mined
-        return max(quote.nonces_mined, quote.nonces_pending)
+    async def _nonces_used(self, quote: Quote, given: int) -> int:
+        """Return what the chain has used: `pending` only where no journal knows better.
+
+        More than the journal has given was used elsewhere, or is a node's mistake: then every
+        node is asked, and by a journal that is kept, for a while.
+        """
+        is_durable, used = self._journal.is_durable, quote.nonces_mined
+        if not is_durable:
+            used = max(used, quote.nonces_pending)
+        if used <= given or (self.rpc.node_count == 1 and not is_durable):
+            return used
+        return await self._used.beyond(
+            given,
+            used,
+            within_s=self._limits.jump_checked_s if is_durable else 0.0,
+            with_pending=not is_durable,
+        )
 
     async def _put_first(self, tx: JournalTx, quote: Quote) -> JournalTx:
         """Broadcast new bytes. Only a plain no on this first way out frees the nonce again.
@@ -283,8 +306,6 @@ class TxManager:
             try:
                 answer = await self._lane.put(tx)
             except RpcRefusedError as error:
-                if self.rpc.node_count > 1 and not await self._lane.is_refused_by_all(tx):
-                    return tx  # another node may have taken it before this one refused
                 after = await self._register.record(tx, Abandoned(error.message))
                 if after.status is TxStatus.ABANDONED:
                     raise

@@ -149,6 +149,8 @@ class Signed(msgspec.Struct, frozen=True, gc=False):
     nonce: int
     gas: int
     version: TxVersion
+    fills_gap: bool = False
+    """Its nonce is below others that were given, and was given to none itself."""
 
 
 class Bumped(msgspec.Struct, frozen=True, gc=False):

@@ -48,7 +48,8 @@ class Journal(Protocol):
         """Record what became of a transaction, and return it.
 
         Raises:
-            NonceTakenError: `Signed` names a nonce that was given before; nothing was stored.
+            NonceTakenError: `Signed` names a nonce that was given before, or that is below one that
+                was and does not say that it fills a gap; nothing was stored.
             LeaseLostError: Another settler has the key; nothing was stored.
             LedgerUnavailableError: The database could not make it durable.
             InvariantError: A bug.

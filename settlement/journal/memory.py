@@ -40,8 +40,8 @@ class MemoryJournal:
         """See `interface.Journal.record`."""
         tx = self._transactions[tx_id]
         for event in events:
-            if isinstance(event, Signed) and event.nonce < self._next_nonce:
-                raise NonceTakenError(f"Nonce {event.nonce} was given before.")
+            if isinstance(event, Signed):
+                self._require_free(event)
             tx = advance(tx, event)
         before = self._transactions[tx_id]
         self._transactions[tx_id] = tx
@@ -51,6 +51,14 @@ class MemoryJournal:
             self._next_nonce = before.nonce
         self._forget()
         return tx
+
+    def _require_free(self, event: Signed) -> None:
+        if event.fills_gap:
+            is_taken = any(tx.nonce == event.nonce for tx in self._transactions.values())
+        else:
+            is_taken = event.nonce < self._next_nonce
+        if is_taken:
+            raise NonceTakenError(f"Nonce {event.nonce} was given before.")
 
     async def open_transactions(self) -> list[JournalTx]:
         """See `interface.Journal.open_transactions`."""

@@ -86,12 +86,21 @@ class PostgresJournal:
                 raise InvariantError(f"the journal has no transaction {tx_id} of this key")
             before = after = found[0]
             for event in events:
-                if isinstance(event, Signed) and event.nonce < await self._next_nonce(connection):
-                    raise NonceTakenError(f"Nonce {event.nonce} was given before.")
+                if isinstance(event, Signed):
+                    await self._require_free(connection, event)
                 after = advance(after, event)
             if after is not before:
                 await _update(connection, before, after)
         return after
+
+    async def _require_free(self, connection: asyncpg.Connection, event: Signed) -> None:
+        if event.fills_gap:
+            later = await _select(connection, "select_from", *self._lane, event.nonce)
+            is_taken = any(tx.nonce == event.nonce for tx in later)
+        else:
+            is_taken = event.nonce < await self._next_nonce(connection)
+        if is_taken:
+            raise NonceTakenError(f"Nonce {event.nonce} was given before.")
 
     async def open_transactions(self) -> list[JournalTx]:
         """See `interface.Journal.open_transactions`."""

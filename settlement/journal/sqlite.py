@@ -223,8 +223,8 @@ class SqliteJournal:
             raise InvariantError(f"the journal has no transaction {tx_id} of this key")
         before = after = found[0]
         for event in events:
-            if isinstance(event, Signed) and event.nonce < self._next_nonce(db):
-                raise NonceTakenError(f"Nonce {event.nonce} was given before.")
+            if isinstance(event, Signed):
+                self._require_free(db, event)
             after = advance(after, event)
         if after is not before:
             db.execute(_SQL["update_transaction"], [*tx_values(after), tx_id])
@@ -233,6 +233,15 @@ class SqliteJournal:
                 values = [tx_id, number, *version_values(version)]
                 db.execute(_SQL["insert_version_row"], values)
         return after
+
+    def _require_free(self, db: sqlite3.Connection, event: Signed) -> None:
+        if event.fills_gap:
+            later = self._select(db, "select_from", *self._lane, event.nonce)
+            is_taken = any(tx.nonce == event.nonce for tx in later)
+        else:
+            is_taken = event.nonce < self._next_nonce(db)
+        if is_taken:
+            raise NonceTakenError(f"Nonce {event.nonce} was given before.")
 
     def _prune(self, db: sqlite3.Connection, before: int) -> int:
         values = [*self._lane, before, PRUNED_AT_ONCE]

@@ -154,6 +154,34 @@ CASES = [
         "nonce 7 (close) is not mined for 400 s",
     ),
     (
+        "one that is not mined in time for an exit",
+        replace(
+            FINE, books=books(asked_s=5), journal=replace(JOURNAL, pending=(pending(age_s=400),))
+        ),
+        Level.CRITICAL,
+        "is not mined for 400 s",
+    ),
+    (
+        "one that waits for a nonce that is missing",
+        replace(
+            FINE,
+            chain=replace(CHAIN, nonces_used=6),
+            journal=replace(JOURNAL, pending=(pending(age_s=20),)),
+        ),
+        Level.CRITICAL,
+        "nonce 6 is missing",
+    ),
+    (
+        "the next one to be mined",
+        replace(
+            FINE,
+            chain=replace(CHAIN, nonces_used=7),
+            journal=replace(JOURNAL, pending=(pending(age_s=20),)),
+        ),
+        Level.FINE,
+        "",
+    ),
+    (
         "a refusal",
         replace(FINE, journal=replace(JOURNAL, quarantined=(quarantined(1),))),
         Level.WARNING,

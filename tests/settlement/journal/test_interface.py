@@ -123,6 +123,20 @@ class TestNonces:
         assert await journal.find(TxHash((2).to_bytes(32, "big"))) is None
         assert (await journal.open_transactions())[0].status is TxStatus.INTENT
 
+    async def test_one_that_was_left_out_is_given_to_what_says_so(
+        self, journal: SettlerJournal
+    ) -> None:
+        """O-81: once; and the next one does not change by it."""
+        first, filler, second = [await journal.add(INTENT, at=NOW) for _ in range(3)]
+        await journal.record(first.tx_id, [signed(5, 1)])
+        with pytest.raises(NonceTakenError):
+            await journal.record(filler.tx_id, [signed(4, 2)])
+        await journal.record(filler.tx_id, [replace(signed(4, 2), fills_gap=True)])
+        for nonce in (4, 5):
+            with pytest.raises(NonceTakenError):
+                await journal.record(second.tx_id, [replace(signed(nonce, 3), fills_gap=True)])
+        assert await journal.next_nonce() == 6
+
     async def test_one_that_nobody_can_have_had_is_free_again(
         self, journal: SettlerJournal
     ) -> None:

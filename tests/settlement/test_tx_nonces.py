@@ -1,0 +1,194 @@
+"""O-81: a node that counts an account's transactions wrongly holds up nothing for good."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from settlement.alarms import AlarmKind
+from settlement.devnet import Devnet
+from settlement.journal.sqlite import SqliteJournal
+from settlement.rpc import Rpc, RpcLimits
+from settlement.tx_manager import TxLimits, TxManager
+from settlement.tx_state import TxStatus
+from tests.faults.proxy import LyingNode, lying_node
+from tests.settlement.senders import pay_one, received
+from tests.settlement.test_tx_lane import open_journal
+from tests.waiting import PATIENCE_S, until
+
+COUNT, SEND = "eth_getTransactionCount", "eth_sendRawTransaction"
+LIMITS = TxLimits(
+    mined_within_s=PATIENCE_S,
+    poll_max_s=0.02,
+    resend_after_s=0.05,
+    bump_after_s=60,
+    overtaken_after_s=0.1,
+    jump_checked_s=0.2,
+    gap_after_s=0.3,
+)
+
+
+class Sending:
+    """A sender with a journal on disk, and its nodes."""
+
+    def __init__(self, chain: Devnet, nodes: list[LyingNode], journal: SqliteJournal) -> None:
+        self.chain, self.nodes, self.journal = chain, nodes, journal
+        self.rpcs = AsyncExitStack()
+
+    async def sender(self, nodes: int, *, limits: TxLimits = LIMITS) -> TxManager:
+        """Return a sender that asks the first so many nodes."""
+        rpc_limits = RpcLimits(timeout_s=5.0, read_attempts_max=2, retry_delay_s=0.01)
+        connecting = Rpc.connect([node.url for node in self.nodes[:nodes]], limits=rpc_limits)
+        rpc = await self.rpcs.enter_async_context(await connecting)
+        return TxManager(rpc, self.chain.signer("stranger"), journal=self.journal, limits=limits)
+
+    async def nonces(self) -> list[int | None]:
+        return [tx.nonce for tx in await self.journal.transactions_from(0)]
+
+
+@pytest.fixture
+async def sending(chain: Devnet, tmp_path: Path) -> AsyncIterator[Sending]:
+    async with AsyncExitStack() as open_:
+        nodes = [
+            await open_.enter_async_context(lying_node(chain.values.rpc_url)) for _ in range(3)
+        ]
+        journal = await open_.enter_async_context(open_journal(chain, tmp_path))
+        sending = Sending(chain, nodes, journal)
+        async with sending.rpcs:
+            yield sending
+
+
+def more(by: int, *, times: int = 10**9):  # type: ignore[no-untyped-def]  # noqa: ANN201
+    """A lie: so many more transactions than there are, so many times."""
+    left = [times]
+
+    def lie(_params: object, said: str) -> str:
+        left[0] -= 1
+        return said if left[0] < 0 else hex(max(0, int(said, 16) + by))
+
+    return lie
+
+
+@pytest.mark.parametrize(
+    ("nodes", "times"), [(1, 2), (2, 10**9), (3, 10**9)], ids=["one, once", "two", "three"]
+)
+@pytest.mark.parametrize("by", [1, 3, 10**9])
+async def test_a_nonce_that_one_node_invents_is_not_given(
+    sending: Sending, chain: Devnet, nodes: int, times: int, by: int
+) -> None:
+    """O-81: the very first transaction of a journal, and one after others."""
+    sender = await sending.sender(nodes)
+    for _ in range(2):
+        sending.nodes[0].lies[COUNT] = more(by, times=times)  # `latest` and `pending`
+        await sender.send(chain.values.token, pay_one(chain))
+        sending.nodes[0].lies.clear()
+    assert await sending.nonces() == [0, 1]
+    assert await received(chain) == 2
+
+
+async def test_a_count_that_is_too_low_changes_nothing(sending: Sending, chain: Devnet) -> None:
+    """O-81, F-72: nor does it have all that ended looked at anew."""
+    sender = await sending.sender(3)
+    for _ in range(3):
+        await sender.send(chain.values.token, pay_one(chain))
+    run = asyncio.create_task(sender.run())
+    await until(lambda: _is_all(sending.journal, TxStatus.FINAL))
+    sending.nodes[0].lies[COUNT] = more(-3)
+    async with chain.mining_paused():
+        tx_hash = await sender.broadcast(chain.values.token, pay_one(chain))
+        asked = sending.nodes[1].requests
+        await until(lambda: sending.nodes[1].requests > asked + 3)
+        ended = await sending.journal.transactions_from(0)
+        assert [tx.status for tx in ended[:3]] == 3 * [TxStatus.FINAL]
+    await sender.resume(tx_hash)
+    await _end(run)
+    assert await sending.nonces() == [0, 1, 2, 3]
+
+
+async def test_one_node_takes_no_transaction_for_replaced(sending: Sending, chain: Devnet) -> None:
+    """O-81: it counts past one that is on its way, for as long as that counts as overtaken."""
+    sender = await sending.sender(3)
+    run = asyncio.create_task(sender.run())
+    async with chain.mining_paused():
+        tx_hash = await sender.broadcast(chain.values.token, pay_one(chain))
+        sending.nodes[0].lies[COUNT] = more(5)
+        await asyncio.sleep(4 * LIMITS.overtaken_after_s)
+        (tx,) = await sending.journal.open_transactions()
+        assert tx.status is TxStatus.SENT
+    await sender.resume(tx_hash)
+    await _end(run)
+    assert await received(chain) == 1
+
+
+@pytest.mark.parametrize("size", [1, 3])
+async def test_a_gap_is_filled_with_an_alarm(sending: Sending, chain: Devnet, size: int) -> None:
+    """O-81: a node that is alone lies for longer than it is asked; then the truth comes out."""
+    sender = await sending.sender(1, limits=replace(LIMITS, jump_checked_s=0.01))
+    await sender.send(chain.values.token, pay_one(chain))
+    sending.nodes[0].lies[COUNT] = more(size)
+    tx_hash = await sender.broadcast(chain.values.token, pay_one(chain))
+    assert await sending.nonces() == [0, 1 + size]
+    sending.nodes[0].lies.clear()
+    run = asyncio.create_task(sender.run())
+    await until(lambda: _rings(sender))
+    await sender.resume(tx_hash)
+    await until(lambda: not _rings(sender))
+    await until(lambda: _is_all(sending.journal, TxStatus.FINAL))
+    await _end(run)
+    assert await sending.nonces() == list(range(2 + size))
+    assert await received(chain) == 2
+
+
+async def test_a_gap_is_filled_up_to_a_bound(sending: Sending, chain: Devnet) -> None:
+    """O-81: each nonce costs a transfer's gas; beyond 256 the alarm alone is left."""
+    sender = await sending.sender(1, limits=replace(LIMITS, jump_checked_s=0.01, gap_after_s=0.05))
+    sending.nodes[0].lies[COUNT] = more(257)
+    await sender.broadcast(chain.values.token, pay_one(chain))
+    sending.nodes[0].lies.clear()
+    run = asyncio.create_task(sender.run())
+    await until(lambda: _rings(sender))
+    assert "too many" in sender.alarms.ringing[0].text
+    await _end(run)
+    assert await sending.nonces() == [257]
+
+
+@pytest.mark.parametrize(
+    "said",
+    ["nonce too low", "already known", "replacement transaction underpriced", "txpool is full"],
+)
+@pytest.mark.parametrize("nodes", [2, 3])
+async def test_what_one_node_says_of_a_transaction_is_its_own_word(
+    sending: Sending, chain: Devnet, nodes: int, said: str
+) -> None:
+    """O-81, O-97, F-82: another takes it: it is mined once, with the first bid, on its nonce."""
+
+    def refuse(_asked: object, answer: dict[str, object]) -> bytes:
+        body = (
+            f'{{"jsonrpc":"2.0","id":{answer["id"]},"error":{{"code":-32000,"message":"{said}"}}}}'
+        )
+        return body.encode()
+
+    sending.nodes[0].odd, sending.nodes[0].odd_methods = refuse, {SEND}
+    sending.nodes[0].keeps_transactions = True
+    sender = await sending.sender(nodes)
+    await sender.send(chain.values.token, pay_one(chain))
+    (tx,) = await sending.journal.transactions_from(0)
+    assert (tx.nonce, len(tx.versions)) == (0, 1)
+    assert await received(chain) == 1
+
+
+async def _end(run: asyncio.Task[None]) -> None:
+    run.cancel()
+    await asyncio.gather(run, return_exceptions=True)
+    await asyncio.sleep(0.05)  # the look that it had begun
+
+
+def _rings(sender: TxManager) -> bool:
+    return any(alarm.kind is AlarmKind.NONCE_GAP for alarm in sender.alarms.ringing)
+
+
+async def _is_all(journal: SqliteJournal, status: TxStatus) -> bool:
+    return all(tx.status is status for tx in await journal.transactions_from(0))
