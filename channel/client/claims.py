@@ -10,6 +10,7 @@ import os
 import threading
 from pathlib import Path
 
+from channel.files import open_own
 from channel.types import ChannelKey
 
 __all__ = ["Claims"]
@@ -23,7 +24,7 @@ class _LockFile:
     """Opened once in a process: closing any descriptor of it would let go of every lock."""
 
     def __init__(self, path: Path) -> None:
-        self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        self.descriptor = open_own(path)
         self.users = 0
         self.owners: dict[int, Claims] = {}
 
@@ -37,7 +38,7 @@ class Claims:
 
     def __init__(self, path: Path) -> None:
         """Open the file of locks, or make it for its owner alone."""
-        self._path = path.resolve()
+        self._path = path.parent.resolve() / path.name
         with _guard:
             if self._path not in _files:
                 _files[self._path] = _LockFile(self._path)

@@ -8,7 +8,6 @@ used by one of them (`claims`).
 """
 
 import asyncio
-import os
 import re
 import sqlite3
 import time
@@ -25,6 +24,7 @@ from channel.client.account import Account, Scope
 from channel.client.budget import Bound, Budget, require_within
 from channel.client.claims import Claims
 from channel.errors import BudgetExceededError, PurseError, WireError
+from channel.files import create_own
 from channel.types import Address, ChannelId, ChannelKey, ChannelTerms, TxHash
 from channel.wire.funding import Deposit, format_deposit, parse_deposit
 
@@ -272,7 +272,7 @@ class Purse:
 
 def _connect(path: Path) -> sqlite3.Connection:
     """Open the file so that it is ours alone from its first byte on."""
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    create_own(path)
     path.chmod(0o600)
     connection = sqlite3.connect(
         path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False

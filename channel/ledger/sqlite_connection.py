@@ -20,6 +20,7 @@ from typing import Concatenate, Final, ParamSpec, TypeVar
 import aiosqlite
 
 from channel.errors import ConfigError, LedgerUnavailableError, StorageFailedError
+from channel.files import create_own, open_own
 from channel.ledger.queries import Schema, load_schema
 from channel.limits import LEDGER_BUSY_S
 
@@ -200,9 +201,7 @@ def _create(path: str) -> None:
     group may read the books is the operator's to say.
     """
     try:
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-    except FileExistsError:
-        return
+        create_own(path)
     except OSError as error:
         raise sqlite3.OperationalError(f"unable to open database file: {error.strerror}") from error
 
@@ -310,7 +309,7 @@ class ProcessLock:
 
     def _acquire(self) -> None:
         try:
-            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            descriptor = open_own(self._path)
         except OSError as error:
             raise ConfigError(f"the ledger's lock {self._path} cannot be made: {error}") from error
         try:

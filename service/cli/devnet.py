@@ -1,6 +1,7 @@
 """`mpp-session devnet`: a local chain with everything deployed."""
 
 import asyncio
+import contextlib
 import enum
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from service.cli.output import OUT, print_json, step
+from service.devnet_file import read_devnet
 from service.errors import CommandError
 from service.stopping import stop_on_signals
 
@@ -21,6 +23,11 @@ if TYPE_CHECKING:
 __all__ = ["NAME", "Token", "command"]
 
 NAME: Final = "devnet"
+
+_STORES: Final = (".ledger.db", ".agent.db")
+"""Where the gateway and the agent of a devnet keep what they know, in place of `.json`."""
+_BESIDE: Final = ("-wal", "-shm", "-claims", ".lock", "")
+_SQLITE: Final = b"SQLite format 3\0"
 
 
 class Token(enum.StrEnum):
@@ -57,6 +64,7 @@ async def _run(token: Token, port: int, out: Path, *, as_json: bool) -> None:
 
     began = time.monotonic()
     stopping = asyncio.Event()
+    await asyncio.to_thread(_require_ours, out)
     async with Devnet.start(token=token.value, port=port, progress=_progress(began)) as devnet:
         stop_on_signals(stopping)  # not before: what is being installed or started is just ended
         try:
@@ -69,13 +77,44 @@ async def _run(token: Token, port: int, out: Path, *, as_json: bool) -> None:
             _print(devnet.values, out, as_json=as_json)
             await stopping.wait()
         finally:
-            await asyncio.to_thread(out.unlink, missing_ok=True)
+            await asyncio.to_thread(_forget, out, devnet.values.to_json())
+
+
+def _require_ours(out: Path) -> None:
+    """Check that nothing but a devnet's file would be written over (O-30).
+
+    Raises:
+        CommandError: Something else is there.
+    """
+    if out.exists() or out.is_symlink():
+        read_devnet(out)
 
 
 def _forget_earlier(out: Path) -> None:
-    """Remove what gateway and agent kept of an earlier devnet of this name: its chain is gone."""
-    for kept in out.resolve().parent.glob(f"{out.stem}.*.db*"):
-        kept.unlink()
+    """Remove what gateway and agent kept of an earlier devnet of this name: its chain is gone.
+
+    By their exact names, and databases alone: all else is the user's (O-30).
+    """
+    whole = out.resolve()
+    for name in _STORES:
+        store = whole.with_suffix(name)
+        if _is_database(store):
+            for suffix in _BESIDE:
+                store.with_name(f"{store.name}{suffix}").unlink(missing_ok=True)
+
+
+def _is_database(path: Path) -> bool:
+    if not path.is_file() or path.is_symlink():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(_SQLITE)) in (_SQLITE, b"")
+
+
+def _forget(out: Path, written: bytes) -> None:
+    """Remove the file that this devnet wrote, unless another one has written its own since."""
+    with contextlib.suppress(FileNotFoundError):
+        if out.read_bytes() == written:
+            out.unlink()
 
 
 def _print(values: "DevnetValues", out: Path, *, as_json: bool) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from service.cli.devnet import _forget, _forget_earlier, _require_ours
 from service.devnet_file import devnet_settings, read_devnet
 from service.errors import CommandError
 from service.testing.chain import TestChain
@@ -49,7 +50,7 @@ def until(there: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_it_writes_its_file_and_takes_the_chain_with_it(tmp_path: Path, number: int) -> None:
     path = tmp_path / "devnet.json"
-    (tmp_path / "devnet.ledger.db").write_text("of an earlier chain")
+    (tmp_path / "devnet.ledger.db").write_bytes(b"SQLite format 3\0 of an earlier chain")
     with started(tmp_path, "--json") as process:
         until(path)
         values = read_devnet(path)
@@ -64,6 +65,76 @@ def test_it_writes_its_file_and_takes_the_chain_with_it(tmp_path: Path, number: 
         assert process.returncode == 0
         assert not path.exists()
         assert json.loads(printed)["escrow"] == "0x" + values.escrow.hex()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Stores of an earlier devnet, and files of the user's with names like theirs."""
+    for name in ("devnet.ledger.db", "devnet.agent.db", "other.ledger.db", "devnet.copy.ledger.db"):
+        (tmp_path / name).write_bytes(b"SQLite format 3\0")
+    for name in ("devnet.ledger.db-wal", "devnet.agent.db-claims", "devnet.ledger.db.lock"):
+        (tmp_path / name).touch()
+    for name in (
+        "devnet.my.db.backup",
+        "devnet.ledger.db.backup",
+        "devnet.ledger.db-old",
+        "devnet.agent.dbx",
+    ):
+        (tmp_path / name).write_text("mine")
+    return tmp_path
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_it_deletes_what_an_earlier_one_made_and_nothing_else(folder: Path) -> None:
+    """O-30: the user's backup has a name like it."""
+    before = names(folder)
+    _forget_earlier(folder / "devnet.json")
+    gone = {"devnet.ledger.db", "devnet.agent.db"}
+    gone |= {"devnet.ledger.db-wal", "devnet.agent.db-claims", "devnet.ledger.db.lock"}
+    assert names(folder) == before - gone
+
+
+@pytest.mark.parametrize("kind", ["text", "folder", "link"])
+def test_what_only_has_the_name_of_a_store_is_kept(tmp_path: Path, kind: str) -> None:
+    """O-30."""
+    store = tmp_path / "devnet.ledger.db"
+    if kind == "folder":
+        store.mkdir()
+    elif kind == "text":
+        store.write_text("mine")
+    else:
+        (tmp_path / "mine").write_bytes(b"SQLite format 3\0")
+        store.symlink_to(tmp_path / "mine")
+    before = names(tmp_path)
+    _forget_earlier(tmp_path / "devnet.json")
+    assert names(tmp_path) == before
+
+
+@pytest.mark.parametrize("written", ["mine", "link"])
+def test_it_writes_over_no_file_but_a_devnets(tmp_path: Path, written: str) -> None:
+    """O-30: `--out` names what is there already."""
+    out = tmp_path / "settings.json"
+    if written == "link":
+        out.symlink_to(tmp_path / "none")
+    else:
+        out.write_text('{"mine": true}')
+    with pytest.raises(CommandError, match="settings"):
+        _require_ours(out)
+    _require_ours(tmp_path / "devnet.json")
+
+
+def test_it_leaves_the_file_of_a_later_one(tmp_path: Path) -> None:
+    """O-30."""
+    out = tmp_path / "devnet.json"
+    _forget(out, b"first")
+    out.write_bytes(b"second")
+    _forget(out, b"first")
+    assert out.read_bytes() == b"second"
+    _forget(out, b"second")
+    assert not out.exists()
 
 
 def test_it_can_be_interrupted_while_it_installs(tmp_path: Path) -> None:
