@@ -15,6 +15,7 @@ MppSessionError
 │   ├── AmountExceedsDepositError     402  session/amount-exceeds-deposit
 │   ├── DeltaTooSmallError            402  session/delta-too-small
 │   ├── InsufficientBalanceError      402  session/insufficient-balance
+│   │   └── PublicVoucherError               anybody may have sent the voucher
 │   ├── DepositTooSmallError          402  deposit-too-small
 │   ├── VerificationFailedError       402  verification-failed
 │   │   └── AuthorizationExpiredError      the deposit must be signed anew
@@ -107,6 +108,7 @@ __all__ = [
     "PaymentRequiredError",
     "PeerError",
     "ProblemError",
+    "PublicVoucherError",
     "PurseError",
     "ReceiptViolationError",
     "RequestInFlightError",
@@ -289,11 +291,12 @@ class InsufficientBalanceError(PeerError):
     status = 402
     problem_type = "session/insufficient-balance"
     title = "Insufficient Balance"
+    says: ClassVar[str] = "A voucher for at least {} is needed."
 
     def __init__(
         self, *, required_cumulative: int, accepted: int, spent: int, deposit: int
     ) -> None:
-        super().__init__(f"A voucher for at least {required_cumulative} is needed.")
+        super().__init__(self.says.format(required_cumulative))
         self.required_cumulative = required_cumulative
         self.accepted = accepted
         self.spent = spent
@@ -307,6 +310,18 @@ class InsufficientBalanceError(PeerError):
             "spent": str(self.spent),
             "deposit": str(self.deposit),
         }
+
+
+class PublicVoucherError(InsufficientBalanceError):
+    """The voucher was handed to the chain: anybody may have sent it (O-20, O-21).
+
+    Its amounts are those of the voucher and of the chain, never those of the books.
+    """
+
+    says = (
+        "The voucher is public, so anybody may have sent it. Present another signature over the "
+        "same amount, one that was never shown, or a voucher for at least {}."
+    )
 
 
 class DepositTooSmallError(PeerError):

@@ -14,6 +14,7 @@ What comes back is trusted for nothing: the signer's address is recovered from i
 """
 
 import asyncio
+import secrets
 from typing import Final, Protocol
 
 import httpx
@@ -28,6 +29,7 @@ from settlement.tx_bytes import UnsignedTx
 __all__ = ["KeySigner", "MessageSigner", "RemoteSigner", "Signer", "WalletSigner"]
 
 _KEY_BYTES: Final = 32
+_ENTROPY_BYTES: Final = 32
 _ANSWER_BYTES_MAX: Final = 4096
 
 
@@ -95,8 +97,8 @@ class KeySigner:
         return sign(self._private_key, tx.digest())
 
     async def sign_message(self, digest: bytes) -> bytes:
-        """See `Signer.sign_message`."""
-        return sign(self._private_key, digest)
+        """See `Signer.sign_message`. Another signature each time, as `LocalSigner`'s."""
+        return sign(self._private_key, digest, entropy=secrets.token_bytes(_ENTROPY_BYTES))
 
     def __repr__(self) -> str:
         return f"KeySigner(0x{self._address.hex()})"

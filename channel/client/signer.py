@@ -4,6 +4,7 @@ A signer sees digests only. What may be signed at all is decided before, by `pol
 `account`; where a key is kept (a file, a wallet process, a machine elsewhere) is the caller's.
 """
 
+import secrets
 from typing import Protocol
 
 from channel.chain import PayerChain
@@ -13,6 +14,7 @@ from channel.verify.signature import address_of, sign
 __all__ = ["AccountSigner", "LocalSigner", "Signer"]
 
 KEY_BYTES = 32
+ENTROPY_BYTES = 32
 
 
 class Signer(Protocol):
@@ -28,7 +30,9 @@ class Signer(Protocol):
     async def sign(self, digest: bytes) -> bytes:
         """Return a canonical 65-byte signature of a 32-byte digest (ENC-06).
 
-        A contract wallet's is whatever the wallet wants.
+        Best another one each time: a close at an amount that is public already is only taken
+        with a signature that was never shown (docs/decisions/0009-proof-of-key.md). A contract
+        wallet's is whatever the wallet wants.
         """
 
 
@@ -64,8 +68,8 @@ class LocalSigner:
         return self._address
 
     async def sign(self, digest: bytes) -> bytes:
-        """Return a canonical 65-byte signature; deterministic, takes tens of microseconds."""
-        return sign(self._private_key, digest)
+        """Return a canonical 65-byte signature, another one each time; tens of microseconds."""
+        return sign(self._private_key, digest, entropy=secrets.token_bytes(ENTROPY_BYTES))
 
     def __repr__(self) -> str:
         return f"LocalSigner(0x{self._address.hex()})"

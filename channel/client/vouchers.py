@@ -21,7 +21,13 @@ from channel.errors import DepositPendingError, OfferRefusedError, PaymentRefuse
 from channel.types import SignedVoucher
 from channel.verify.typed_data import voucher_digest
 from channel.wire.funding import Deposit
-from channel.wire.payload import Payload, TopUpHash, build_top_up
+from channel.wire.payload import (
+    Payload,
+    TopUpAuthorization,
+    TopUpHash,
+    TopUpPermit2,
+    build_top_up,
+)
 from channel.wire.receipt import Receipt
 
 __all__ = ["VoucherDesk"]
@@ -147,7 +153,11 @@ class VoucherDesk:
             renew=lambda reply: self._renew(purchase, ticket.offer, payload, reply),
             sleep=self._sleep,
         )
-        await self._receipts.accept_presented(purchase, ticket, presented)
+        if isinstance(payload, TopUpHash | TopUpAuthorization | TopUpPermit2):
+            # It proves no voucher key, so its receipt tells what is public, and no more (O-20).
+            ticket.answer(presented.offer)
+        else:
+            await self._receipts.accept_presented(purchase, ticket, presented)
         return presented
 
     async def _top_up(

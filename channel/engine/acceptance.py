@@ -15,9 +15,10 @@ from channel.ledger.interface import Applied, ClaimRequest, ConsumeProof, Forget
 from channel.state.channel_state import ChannelState, ReservationKind
 from channel.state.commands import AcceptVoucher, Command, Release, Reserve
 from channel.state.requests import RequestClaim
+from channel.state.transitions import proves_key
 from channel.types import ChannelKey, VerifiedVoucher
 
-__all__ = ["Acceptance"]
+__all__ = ["Acceptance", "shown_max"]
 
 _PUBLIC = b"public"
 
@@ -87,7 +88,8 @@ class Acceptance:
         """Run `first` and the reservation of a content request, durably, in one transaction."""
         if hold is None:
             applied = await self._apply(verified, known, first, proof=proof)
-            return Outcome(state=applied.require())
+            state = applied.require()
+            return Outcome(state=state, shown_max=shown_max(state, verified))
         claim = None
         # A public voucher authorises nothing, not even an answer given before (decision 5).
         if hold.claim is not None and verified.cumulative_amount > known.published:
@@ -108,7 +110,8 @@ class Acceptance:
             raise
         finally:
             self._admission.give_back(room - held)
-        return Outcome(state=applied.require(), stored=applied.stored, claim=claim)
+        state = applied.require()  # refused unless its voucher is above all that is public
+        return Outcome(state=state, stored=applied.stored, claim=claim, shown_max=None)
 
     async def _apply(
         self,
@@ -144,3 +147,8 @@ def _coverable(reserve: Reserve, verified: VerifiedVoucher, known: ChannelState)
     """Return the most that a reservation can come to hold: what is asked for and covered."""
     covered = max(verified.cumulative_amount, known.accepted) - known.spent
     return min(reserve.units_max * reserve.unit_price, max(0, covered))
+
+
+def shown_max(state: ChannelState, verified: VerifiedVoucher) -> int | None:
+    """Return `Outcome.shown_max` for a proven voucher."""
+    return None if proves_key(state, verified) else verified.cumulative_amount

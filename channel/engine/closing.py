@@ -26,7 +26,7 @@ from channel.errors import (
     SettlementPendingError,
     TransactionRevertedError,
 )
-from channel.ledger.interface import Ledger
+from channel.ledger.interface import ConsumeProof, Ledger
 from channel.state.channel_state import ChannelState, LadderVoucher
 from channel.state.commands import (
     AbortClose,
@@ -38,10 +38,13 @@ from channel.state.commands import (
 )
 from channel.state.ladder import closing_voucher
 from channel.types import ChannelKey, TxHash, VerifiedVoucher
+from channel.verify.typed_data import keccak
 
 __all__ = ["Closing"]
 
 _COMMIT_TRIES = 3
+_SIGNATURE = 0
+"""Beside the hash of a signature where the books keep the index of a transaction's log."""
 
 
 class Closing:
@@ -70,7 +73,7 @@ class Closing:
 
         Raises:
             ChannelFinalizedError: It has ended already, and not by a close of ours.
-            InsufficientBalanceError: The voucher is public, and so nobody's consent.
+            PublicVoucherError: Anybody may have sent the voucher: it is no consent.
             TransactionRevertedError: The contract refused; the channel goes on (CLOSE-04).
             SettlementPendingError: Not mined within the bound; a repeat finds it.
             ChainUnavailableError: Not broadcast yet; a repeat goes on.
@@ -95,8 +98,9 @@ class Closing:
     async def _commit(self, key: ChannelKey, presented: VerifiedVoucher) -> LadderVoucher:
         """Return what the close is made with, once that is durable."""
         for _ in range(_COMMIT_TRIES):
-            begin = BeginClose(presented.cumulative_amount)
-            state = (await self._ledger.apply(key, [begin])).require()
+            # Whatever comes of this close, its signature may be public from here on.
+            used = ConsumeProof(TxHash(keccak(presented.signature)), _SIGNATURE, is_single=True)
+            state = (await self._ledger.apply(key, [BeginClose(presented)], proof=used)).require()
             if state.closing_with is not None:
                 return state.closing_with
             self._keeper.stop_streams(key, ChannelFinalizedError("The channel is being closed."))

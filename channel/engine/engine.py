@@ -12,8 +12,10 @@ Everything that is refused is refused before `apply`, or by it: then nothing mov
 import time
 from collections.abc import Callable, Sequence
 
+from msgspec.structs import replace
+
 from channel.chain import ChainReader, ChannelCloser, DepositSponsor
-from channel.engine.acceptance import Acceptance
+from channel.engine.acceptance import Acceptance, shown_max
 from channel.engine.admission import Admission, Unbounded
 from channel.engine.background import Background
 from channel.engine.challenger import Authenticated, Challenger
@@ -42,7 +44,7 @@ from channel.errors import (
 from channel.ledger.interface import Ledger
 from channel.limits import SPONSORED_PERIOD_S
 from channel.state.channel_state import ChannelState, ReservationKind
-from channel.state.transitions import require_consent, require_open
+from channel.state.transitions import as_public, require_consent, require_open
 from channel.types import ChannelId, ChannelKey, TxHash
 from channel.verify.challenge_id import ChallengeBinder
 from channel.wire.challenge import Challenge, SessionRequest
@@ -287,7 +289,7 @@ class Engine:
         Raises:
             ChannelNotFoundError: The channel was never opened here.
             InvalidSignatureError, SignerMismatchError: Not signed by who may.
-            InsufficientBalanceError: The voucher is public, and so nobody's consent.
+            PublicVoucherError: Anybody may have sent the voucher: it is no consent.
             AmountExceedsDepositError: The escrow could not pay that.
             ChannelFinalizedError: It has ended, and not by our close.
             TransactionRevertedError, SettlementPendingError: See `Closing.close`.
@@ -298,10 +300,11 @@ class Engine:
             payload.voucher, paid.key, state.terms.signer, client=paid.client
         )
         self._acceptance.require_rate(verified, state)
+        shown = shown_max(state, verified)
         if state.close_tx:
-            return Outcome(state=state, tx_hash=TxHash(state.close_tx))
+            return Outcome(state=state, tx_hash=TxHash(state.close_tx), shown_max=shown)
         await self._facts.require_fresh(paid.key)  # what was settled meanwhile is public
-        require_consent(state, verified.cumulative_amount)
+        require_consent(state, verified)
         if verified.cumulative_amount > state.deposit:
             state = await self._facts.refresh(paid.key)
             if verified.cumulative_amount > state.deposit:
@@ -309,13 +312,14 @@ class Engine:
                     cumulative_amount=verified.cumulative_amount, deposit=state.deposit
                 )
         try:
-            return await self._closing.close(paid.key, verified)
+            outcome = await self._closing.close(paid.key, verified)
         except ChannelFinalizedError:
             # Another worker may have closed it since we looked: the same answer as its own.
             state = (await self._ledger.apply(paid.key, [])).state
             if not state.close_tx:
                 raise
-            return Outcome(state=state, tx_hash=TxHash(state.close_tx))
+            return Outcome(state=state, tx_hash=TxHash(state.close_tx), shown_max=shown)
+        return replace(outcome, shown_max=shown)
 
     def reservation(self, paid: Authenticated, hold: Hold, outcome: Outcome) -> RunningReservation:
         """Return the owner's side of what `perform` held; its lease is renewed from now on."""
@@ -336,8 +340,13 @@ class Engine:
         self._acceptance.earn_rate(paid.key, units)
 
     def receipt(self, paid: Authenticated, outcome: Outcome, units: int | None = None) -> Receipt:
-        """Return the receipt for the books as they are (RCPT-05), without what is only reserved."""
+        """Return the receipt for the books as they are (RCPT-05), without what is only reserved.
+
+        Who has not proven to hold the voucher key learns what is public, and no more (O-20).
+        """
         state = outcome.state
+        if outcome.shown_max is not None:
+            state = as_public(state, outcome.shown_max)
         return Receipt(
             challenge_id=paid.challenge_id,
             channel_id=state.key.channel_id,

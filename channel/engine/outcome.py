@@ -29,5 +29,8 @@ class Outcome(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """The answer this idempotency key was given before: nothing is held, repeat it."""
     claim: RequestClaim | None = None
     """The idempotency key that was claimed with the reservation."""
+    shown_max: int | None = 0
+    """What the credential may learn of the books: all of them if None, else no amount above this
+    one, or above what the chain says (O-20). Set to None only for who has proven the key."""
     tx_hash: TxHash | None = None
     confirmations: int | None = None

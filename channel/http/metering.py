@@ -80,7 +80,7 @@ class Meter:
 
     def receipt(self) -> Receipt:
         """Return the receipt for the books as last written (RCPT-05)."""
-        outcome = Outcome(state=self.reservation.state)
+        outcome = Outcome(state=self.reservation.state, shown_max=None)
         return self._engine.receipt(self._paid, outcome, self.units)
 
 

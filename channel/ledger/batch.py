@@ -145,6 +145,8 @@ def _run_job(job: Job, books: Books) -> Applied:
             return _applied(before, None, stored)
     if job.proof is not None:
         _require_unused(job.key, job.proof, books)
+        if job.proof.is_single and proof_id(job.key, job.proof) in books.proofs:
+            _require_closing(before)
     state, refusal = _run_commands(before, job.commands)
     result = _applied(state, refusal)
     if state is not before:
@@ -194,6 +196,12 @@ def _applied(
 def _require_unused(key: ChannelKey, proof: ConsumeProof, books: Books) -> None:
     if books.proofs.get(proof_id(key, proof), key) != key:
         raise VerificationFailedError("The transaction was taken as proof for another channel.")
+
+
+def _require_closing(state: ChannelState | None) -> None:
+    """Refuse a signature that asked for a close before; one that is under way is gone on with."""
+    if state is not None and not state.is_closing:
+        raise VerificationFailedError("This signature has asked for a close before; make another.")
 
 
 def _update_request(key: ChannelKey, update: RequestUpdate, books: Books) -> None:

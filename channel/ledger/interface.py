@@ -58,6 +58,9 @@ class ConsumeProof(msgspec.Struct, frozen=True, gc=False):
 
     tx_hash: TxHash
     log_index: int
+    is_single: bool = False
+    """Taken once even by the same channel, unless that is being closed already: a signature that
+    asked for a close, whose hash stands in for a transaction's (O-21)."""
 
 
 class Applied(msgspec.Struct, frozen=True, gc=False):

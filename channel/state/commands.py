@@ -136,8 +136,8 @@ class Idle(msgspec.Struct, frozen=True, gc=False):
 class BeginClose(msgspec.Struct, frozen=True, gc=False):
     """Stop accepting and reserving; what is running may finish."""
 
-    presented: int | None = None
-    """Cumulative amount of the payer's own close; None when it is us who close."""
+    presented: VerifiedVoucher | None = None
+    """The voucher of the payer's own close; None when it is us who close."""
     only_if_idle: Idle | None = None
     """Begin nothing when something was bought since, or runs."""
 

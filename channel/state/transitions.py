@@ -17,6 +17,7 @@ from channel.errors import (
     DeltaTooSmallError,
     InsufficientBalanceError,
     InvariantError,
+    PublicVoucherError,
     RequestInFlightError,
     ReservationEndedError,
     StreamActiveError,
@@ -35,7 +36,14 @@ from channel.state.channel_state import (
 from channel.state.ladder import steps_beside
 from channel.types import ChannelFact, ChannelKey, VerifiedVoucher
 
-__all__ = ["require_consent", "require_open", "required_cumulative", "transition"]
+__all__ = [
+    "as_public",
+    "proves_key",
+    "require_consent",
+    "require_open",
+    "required_cumulative",
+    "transition",
+]
 
 
 def transition(state: ChannelState | None, command: c.Command) -> ChannelState:
@@ -75,22 +83,45 @@ def require_open(state: ChannelState) -> None:
         raise ChannelStoppedError("The channel is stopped until books and chain agree.")
 
 
-def require_consent(state: ChannelState, amount: int) -> None:
-    """Refuse a close by a voucher that is public, unless it equals `spent` (decision 5).
+def proves_key(state: ChannelState, voucher: VerifiedVoucher) -> bool:
+    """Whether only the holder of the voucher key can have sent this voucher (O-20, O-21).
 
-    Anybody could have sent it, and a close on its strength would be made with whatever kept
-    voucher covers `spent`. A close that is owed already is only repeated.
+    Above `published` nothing was ever shown. At or below it, what the chain may have seen is the
+    voucher that the books keep for that amount: another signature over the same amount takes the
+    key. A contract says yes to more than one form of the same signature, so that says nothing.
+    """
+    amount = voucher.cumulative_amount
+    if amount > state.published or amount == state.spent == 0:  # zero is never put on chain
+        return True
+    if voucher.by_contract or state.foreign_block:  # others may have put other signatures on chain
+        return False
+    steps = (state.at_or_below_spent, state.above_spent, state.highest)
+    kept = [step for step in steps if step is not None and step.cumulative_amount == amount]
+    if not kept:  # then our books never handed it out; the chain may have it from others
+        return amount == state.spent and amount > state.settled
+    return all(step.signature != voucher.signature for step in kept)
+
+
+def as_public(state: ChannelState, presented: int) -> ChannelState:
+    """Return the channel as it looks to somebody who only knows a public voucher (O-20).
+
+    Nothing in it is above what the chain or that voucher says.
+    """
+    known = max(presented, state.settled)
+    return replace(state, accepted=known, spent=known, published=known, reservations=())
+
+
+def require_consent(state: ChannelState, voucher: VerifiedVoucher) -> None:
+    """Refuse a close by a voucher that anybody may have sent (O-21, CLOSE-02).
+
+    It would end a live channel, at our gas, with whatever kept voucher covers `spent`. A close
+    that is owed already is only repeated.
 
     Raises:
-        InsufficientBalanceError: It is public; says which amount closes the channel.
+        PublicVoucherError: It proves nothing; says what would.
     """
-    if state.closing_with is None and amount <= state.published and amount != state.spent:
-        raise InsufficientBalanceError(
-            required_cumulative=state.spent,
-            accepted=state.accepted,
-            spent=state.spent,
-            deposit=state.deposit,
-        )
+    if state.closing_with is None and not proves_key(state, voucher):
+        raise _public_voucher(state, voucher.cumulative_amount, 0, 0)
 
 
 def required_cumulative(state: ChannelState, cost: int, min_voucher_delta: int) -> int:
@@ -187,13 +218,16 @@ def _reserve(state: ChannelState, command: c.Reserve) -> ChannelState:
     require_open(state)
     if state.find_reservation(command.reservation_id) is not None:
         return state
+    if command.presented <= state.published:
+        cost = command.unit_price * command.units_min
+        raise _public_voucher(state, command.presented, cost, command.min_voucher_delta)
     is_stream = command.kind is ReservationKind.STREAM
     if is_stream and command.stream_policy is c.StreamPolicy.REJECT and _has_stream(state):
         raise StreamActiveError("The channel has a live stream.")
     if len(state.reservations) >= RESERVATIONS_PER_CHANNEL_MAX:
         raise TooManyRequestsError("Too many requests are running on this channel.")
     amount = _covered(state, command.unit_price, command.units_min, command.units_max)
-    if amount is None or command.presented <= state.published:
+    if amount is None:
         cost = command.unit_price * command.units_min
         raise _insufficient(state, cost, command.min_voucher_delta)
     held = Reservation(command.reservation_id, command.kind, amount, command.lease_expires_at)
@@ -400,6 +434,18 @@ def _insufficient(
         accepted=state.accepted,
         spent=state.spent,
         deposit=state.deposit,
+    )
+
+
+def _public_voucher(
+    state: ChannelState, presented: int, cost: int, min_voucher_delta: int
+) -> PublicVoucherError:
+    shown = as_public(state, presented)
+    return PublicVoucherError(
+        required_cumulative=required_cumulative(shown, cost, min_voucher_delta),
+        accepted=shown.accepted,
+        spent=shown.spent,
+        deposit=shown.deposit,
     )
 
 

@@ -27,6 +27,7 @@ _V_EVEN = 27
 _V_ODD = 28
 _DIGEST_BYTES = 32
 _KEY_BYTES = 32
+_ENTROPY_BYTES = 32
 _UNCOMPRESSED = 2  # SECP256K1_EC_UNCOMPRESSED
 _POINT_BYTES = 65
 
@@ -87,19 +88,25 @@ def _address_of_point(point: bytes) -> Address:
     return Address(keccak(ffi.buffer(written)[1:])[12:])
 
 
-def sign(private_key: bytes, digest: bytes) -> bytes:
-    """Return a canonical 65-byte signature: deterministic, low s, v of 27 or 28 (ENC-06).
+def sign(private_key: bytes, digest: bytes, *, entropy: bytes | None = None) -> bytes:
+    """Return a canonical 65-byte signature: low s, v of 27 or 28 (ENC-06).
+
+    It follows from key and digest alone (RFC 6979), unless 32 bytes of `entropy` are mixed in:
+    then it is another one for each entropy, all of them equally good.
 
     Raises:
-        ValueError: The key is out of range, or key or digest have not 32 bytes.
+        ValueError: The key is out of range; or key, digest or entropy have not 32 bytes.
     """
     _require_digest(digest)
     if len(private_key) != _KEY_BYTES:  # C reads 32 bytes, whatever is there
         raise ValueError("a private key has 32 bytes")
+    if entropy is not None and len(entropy) != _ENTROPY_BYTES:
+        raise ValueError("entropy has 32 bytes")
     context = GLOBAL_CONTEXT.ctx
     made = ffi.new(_Signature)
+    extra = ffi.NULL if entropy is None else ffi.from_buffer(entropy)
     if not lib.secp256k1_ecdsa_sign_recoverable(
-        context, made, digest, private_key, ffi.NULL, ffi.NULL
+        context, made, digest, private_key, ffi.NULL, extra
     ):
         raise ValueError("a private key is between 0 and the order of the curve")
     compact = ffi.new("unsigned char[64]")

@@ -54,8 +54,10 @@ def signature(amount: int) -> bytes:
     return amount.to_bytes(16, "big") * 4 + b"\x1b"
 
 
-def voucher(amount: int, key: ChannelKey = KEY) -> VerifiedVoucher:
-    return VerifiedVoucher(key, amount, signature(amount))
+def voucher(amount: int, key: ChannelKey = KEY, *, is_new: bool = False) -> VerifiedVoucher:
+    """A payer's voucher; signed with entropy, so that its signature is another, if `is_new`."""
+    made = signature(amount)
+    return VerifiedVoucher(key, amount, made[:-1] + b"\x1c" if is_new else made)
 
 
 def opening(

@@ -78,9 +78,11 @@ class Payer:
     def open_on_chain(self, deposit: int = DEPOSIT) -> None:
         self.key, self.open_tx = self.chain.open(self.terms, self.salt, deposit)
 
-    def sign(self, amount: int, key: ChannelKey | None = None) -> SignedVoucher:
+    def sign(
+        self, amount: int, key: ChannelKey | None = None, *, entropy: bytes | None = None
+    ) -> SignedVoucher:
         key = key or self.key
-        signature = sign(self.private_key, voucher_digest(key, amount))
+        signature = sign(self.private_key, voucher_digest(key, amount), entropy=entropy)
         return SignedVoucher(key.channel_id, amount, signature)
 
     def opening(self, amount: int = 0) -> OpenHash:
@@ -94,8 +96,9 @@ class Payer:
     def voucher(self, amount: int) -> VoucherPayload:
         return VoucherPayload(self.sign(amount))
 
-    def closing(self, amount: int) -> ClosePayload:
-        return ClosePayload(self.sign(amount))
+    def closing(self, amount: int, *, entropy: bytes | None = None) -> ClosePayload:
+        """A close; by a client that signs as RFC 6979 says unless there is `entropy`."""
+        return ClosePayload(self.sign(amount, entropy=entropy))
 
     def top_up(self, amount: int) -> TopUpHash:
         tx_hash = self.chain.top_up(self.key, amount)

@@ -51,6 +51,10 @@ class Channel(RuleBasedStateMachine):
         self.vouchers = {0}
         self.delivered = 0
         self.public = 0
+        self.shown: set[bytes] = set()
+        """Signatures that were handed to the chain."""
+        self.asked: set[bytes] = set()
+        """Signatures that asked for a close: the ledger takes each once."""
 
     @initialize(amount=st.integers(0, 60))
     def open(self, amount: int) -> None:
@@ -174,26 +178,38 @@ class Channel(RuleBasedStateMachine):
         assert not forced or self.delivered > self.settled
         assert self.do(c.Publish(chosen.cumulative_amount))
         self.public = max(self.public, chosen.cumulative_amount)
+        self.shown.add(chosen.signature)
         self.settled, self.block = chosen.cumulative_amount, self.block + 1
         assert self.do(c.Observe(self.fact(self.state.close_requested_at)))
 
-    @rule(presented=st.none() | amounts, is_mined=rarely)
-    def close(self, presented: int | None, is_mined: bool) -> None:  # noqa: FBT001
-        """A close waits for nothing here: what runs is ended. It is mined, or given up."""
+    @rule(presented=st.none() | amounts, is_new=st.booleans(), is_mined=rarely)
+    def close(self, presented: int | None, is_new: bool, is_mined: bool) -> None:  # noqa: FBT001
+        """A close waits for nothing here: what runs is ended. It is mined, or given up.
+
+        O-21: nothing that the chain has seen is a payer's consent; a new signature over `spent` is.
+        """
         if self.state.is_finalized or self.state.is_stopped:
             return
-        is_anybodys = presented is not None and presented <= self.public
-        if is_anybodys and presented != self.state.spent:
-            assert not self.do(c.BeginClose(presented))
+        promised = None if presented is None else voucher(presented, is_new=is_new)
+        if promised is not None and promised.signature in self.asked:
             return
-        assert self.do(c.BeginClose(presented))
+        if not self.do(c.BeginClose(promised)):
+            assert presented is not None
+            assert presented <= self.public
+            assert not (is_new and presented == self.delivered > self.settled)
+            return
+        if promised is not None:
+            assert promised.signature not in self.shown
+            self.asked.add(promised.signature)
+            if promised.cumulative_amount > self.deposit:
+                promised = None
         self.restart()
-        promised = None if presented is None or presented > self.deposit else voucher(presented)
         chosen = closing_voucher(self.state, promised)
         amount = chosen.cumulative_amount
         assert amount >= max(self.settled, self.delivered)
         assert amount in self.vouchers | {self.settled, presented}
         assert self.do(c.CommitClose(chosen))
+        self.shown.add(chosen.signature)
         self.public = max(self.public, amount)
         if not is_mined:
             assert self.do(c.AbortClose())

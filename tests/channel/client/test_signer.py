@@ -9,6 +9,7 @@ import pytest
 
 from channel.client.signer import LocalSigner
 from channel.types import Address, ChannelId, ChannelKey
+from channel.verify.signature import recover, sign
 from channel.verify.typed_data import voucher_digest
 from tests.channel.client.provider import PAYER, PAYER_KEY
 
@@ -18,16 +19,20 @@ VECTORS = json.loads((Path(__file__).parents[2] / "vectors" / "evm_session.json"
 
 
 @pytest.mark.parametrize("vector", VECTORS, ids=lambda vector: vector["name"])
-async def test_signatures_are_those_of_the_vectors(vector: dict[str, str]) -> None:
-    """ENC-06: canonical, deterministic, equal to what another implementation makes."""
-    signer = LocalSigner(bytes.fromhex(vector["privateKey"][2:]))
+async def test_signatures_are_canonical_and_never_the_same_twice(vector: dict[str, str]) -> None:
+    """ENC-06, O-21: without entropy what another implementation makes; a signer adds entropy."""
+    private_key = bytes.fromhex(vector["privateKey"][2:])
+    signer = LocalSigner(private_key)
     key = ChannelKey(
         int(vector["chainId"]),
         Address(bytes.fromhex(vector["escrow"][2:])),
         ChannelId(bytes.fromhex(vector["channelId"][2:])),
     )
-    signature = await signer.sign(voucher_digest(key, int(vector["cumulativeAmount"])))
-    assert "0x" + signature.hex() == vector["signature"]
+    digest = voucher_digest(key, int(vector["cumulativeAmount"]))
+    assert "0x" + sign(private_key, digest).hex() == vector["signature"]
+    made = {await signer.sign(digest) for _ in range(3)}
+    assert len(made) == 3
+    assert {recover(digest, signature) for signature in made} == {signer.address}
     assert "0x" + signer.address.hex() == vector["signer"].lower()
 
 

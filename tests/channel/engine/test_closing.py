@@ -10,13 +10,15 @@ from channel.engine import Hold
 from channel.errors import (
     AmountExceedsDepositError,
     ChannelFinalizedError,
-    InsufficientBalanceError,
+    PublicVoucherError,
     ReservationEndedError,
     SettlementPendingError,
     SignerMismatchError,
     TransactionRevertedError,
 )
 from channel.state.commands import BeginClose, Observe, Publish, StreamPolicy
+from channel.types import VerifiedVoucher
+from channel.verify.voucher import verify_voucher
 from channel.wire.payload import ClosePayload
 from tests.channel.engine.test_engine import hold, opened, paid, perform
 from tests.channel.selling import DEPOSIT, PRICE, STRANGER_KEY, Desk, Payer, open_desk
@@ -29,6 +31,11 @@ async def spend(desk: Desk, units: int, amount: int) -> None:
     reservation = desk.engine.reservation(paid(desk, desk.payer.voucher(amount)), held, outcome)
     reservation.take(units)
     await reservation.finish()
+
+
+def verified(desk: Desk, amount: int) -> VerifiedVoucher:
+    payer = desk.payer
+    return verify_voucher(payer.sign(amount), payer.key, payer.address)
 
 
 async def has_begun(desk: Desk) -> bool:
@@ -68,9 +75,10 @@ async def test_a_public_voucher_closes_nothing_unless_it_equals_spent(tmp_path: 
         await spend(desk, 1, 20 * PRICE)
         await desk.ledger.apply(desk.payer.key, [Publish(3 * PRICE)])
         for amount in (0, 3 * PRICE):
-            with pytest.raises(InsufficientBalanceError) as refused:
+            with pytest.raises(PublicVoucherError) as refused:
                 await perform(desk, desk.payer.closing(amount))
-            assert refused.value.required_cumulative == 4 * PRICE
+            assert refused.value.required_cumulative == amount + 1
+            assert (refused.value.accepted, refused.value.spent) == (amount, amount)
         assert not (await desk.books()).is_closing
         await perform(desk, desk.payer.closing(4 * PRICE))
         assert desk.chain.closed[0][1] == 4 * PRICE
@@ -85,9 +93,9 @@ async def test_a_close_whose_voucher_became_public_meanwhile_changes_nothing(
         await spend(desk, 3, 3 * PRICE)
         books = await desk.books()
         refused = await desk.ledger.apply(
-            desk.payer.key, [Publish(3 * PRICE), BeginClose(2 * PRICE)]
+            desk.payer.key, [Publish(3 * PRICE), BeginClose(verified(desk, 3 * PRICE))]
         )
-        assert isinstance(refused.refusal, InsufficientBalanceError)
+        assert isinstance(refused.refusal, PublicVoucherError)
         assert refused.state == replace(books, published=3 * PRICE)
 
 

@@ -247,7 +247,7 @@ async def test_a_public_voucher_buys_neither_content_nor_a_stored_answer(tmp_pat
         await desk.ledger.apply(desk.payer.key, [Publish(50)])
         with pytest.raises(InsufficientBalanceError) as refusal:
             await perform(desk, desk.payer.voucher(50), hold(desk))
-        assert refusal.value.required_cumulative == 51
+        assert refusal.value.required_cumulative == 50 + PRICE
 
 
 async def test_a_stopped_channel_takes_nothing(tmp_path: Path) -> None:

@@ -413,7 +413,7 @@ class TestClose:
         state = run(opening(0), *CLOSING, closing(150), c.AbortClose())
         assert (state.is_closing, state.closing_with, state.published) == (False, None, 150)
         with pytest.raises(InsufficientBalanceError) as refused:
-            run(reserving(b"r", 1, presented=100), state=state)
+            run(reserving(b"r", 1, presented=150), state=state)
         assert refused.value.required_cumulative == 151
         assert run(c.AbortClose(), state=state) is state
 

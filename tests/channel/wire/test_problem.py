@@ -18,6 +18,7 @@ from channel.errors import (
     OperatorError,
     PeerError,
     ProblemError,
+    PublicVoucherError,
 )
 from channel.limits import DESCRIPTION_CHARS_MAX, PROBLEM_BYTES_MAX
 from channel.types import ChannelId
@@ -36,6 +37,9 @@ MAKE: dict[type[ProblemError], Callable[[], ProblemError]] = {
     DepositTooSmallError: lambda: DepositTooSmallError(deposit=5, deposit_min=10),
     InsufficientBalanceError: lambda: InsufficientBalanceError(
         required_cumulative=20, accepted=10, spent=9, deposit=30
+    ),
+    PublicVoucherError: lambda: PublicVoucherError(
+        required_cumulative=20, accepted=10, spent=10, deposit=30
     ),
 }
 KINDS = [
