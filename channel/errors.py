@@ -604,6 +604,26 @@ class OverclaimError(AgentError):
         self.received = received
 
 
+class UnsettledClaimError(AgentError):
+    """The server asks for more than may be signed now, and may be right; nothing was signed.
+
+    Other requests of the channel have used what was meant for this one, or requests that broke or
+    were left have cost more than the policy grants. It was waited for, and asked again (F-94).
+    """
+
+    def __init__(self, *, asked: int, allowed: int, received: int, lost: int) -> None:
+        super().__init__(
+            f"The server asks for vouchers up to {asked} base units; {received} arrived and {lost} "
+            f"may have been lost, which allows {allowed}. The requests beside this one, or those "
+            "that broke, may have used the rest. Read the streams that are open to their end; if "
+            "none is, close the channel: `Policy.lost_units_max` bounds what may be lost on one."
+        )
+        self.asked = asked
+        self.allowed = allowed
+        self.received = received
+        self.lost = lost
+
+
 class ReceiptViolationError(AgentError):
     """A receipt contradicts what was signed or said before; the channel stops (CLIENT-09)."""
 

@@ -6,7 +6,9 @@ connections may have eaten, and no voucher is ever above
     received + lost + in flight + one step
 
 whatever a server asks for (CLIENT-06, F-94). `in flight` is the first cost of the requests that
-wait for an answer. A server's own figures only ever lower our count, never raise it (F-35).
+wait for an answer. A server's own figures only ever lower what is signed ahead, never raise it
+(F-35); what they left out stays claimable, for the server may charge it later: a receipt does not
+show what is still reserved for a request whose caller has left.
 """
 
 from collections.abc import Collection
@@ -29,6 +31,7 @@ __all__ = [
     "choose_amount",
     "count_lost",
     "count_received",
+    "count_unread",
     "require_counted",
     "require_receipt",
 ]
@@ -79,6 +82,8 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
     """How many units that were."""
     lost: int = 0
     """Value that broken connections may have eaten."""
+    waived: int = 0
+    """Part of `received` and `lost` that the server's last receipt did not charge."""
     accepted: int = 0
     """By the last receipt, as `spent`."""
     spent: int = 0
@@ -97,7 +102,12 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def counted(self) -> int:
-        """What the server may rightly have spent of our vouchers."""
+        """What the server has spent of our vouchers, as far as we know."""
+        return self.claimable - self.waived
+
+    @property
+    def claimable(self) -> int:
+        """What the server may rightly have spent of our vouchers, or may still spend."""
         return self.received + self.lost
 
     @property
@@ -121,13 +131,13 @@ def choose_amount(
         required: What must be covered; the caller has held it against deposit and policy.
         ahead: What we would like to cover, so that the server need not ask so often. Given up
             before anything is refused, and not signed for while half of it is left.
-        allowance: Most that `counted` may be passed by: in flight and one step.
+        allowance: Most that `claimable` may be passed by: in flight and one step.
         min_delta: Least rise the server takes, unless the deposit is reached (AMB-17).
 
     Raises:
         OverclaimError: `required`, or the least rise, is more than our own count allows.
     """
-    reach = min(ahead, account.counted + allowance, account.deposit)
+    reach = min(ahead, account.claimable + allowance, account.deposit)
     least = max(required, account.signed + 1)
     if account.signed > 0:
         least = max(least, min(account.signed + min_delta, account.deposit))
@@ -144,9 +154,9 @@ def require_counted(account: Account, required: int, allowance: int) -> None:
     Raises:
         OverclaimError: It does not, and this much was not signed before either.
     """
-    ceiling = max(account.counted + allowance, account.signed)
+    ceiling = max(account.claimable + allowance, account.signed)
     if required > ceiling:
-        raise OverclaimError(asked=required, allowed=ceiling, received=account.counted)
+        raise OverclaimError(asked=required, allowed=ceiling, received=account.claimable)
 
 
 def count_received(account: Account, *, value: int, units: int) -> Account:
@@ -154,13 +164,25 @@ def count_received(account: Account, *, value: int, units: int) -> Account:
     return replace(account, received=account.received + value, units=account.units + units)
 
 
+def count_unread(account: Account, *, value: int) -> Account:
+    """Grant that `value` was delivered and not read, by the caller's own choice.
+
+    What the server did not charge is granted again first: it stays claimable only once.
+    """
+    back = min(value, account.waived)
+    return replace(account, waived=account.waived - back, received=account.received + value - back)
+
+
 def count_lost(account: Account, *, value: int, lost_max: int) -> Account:
     """Grant that up to `value` was delivered into a connection that broke, within a bound.
 
-    Never more than was signed, which the server holds in any case.
+    Never more than was signed, which the server holds in any case. What the server did not
+    charge is granted again first.
     """
-    room = min(account.signed - account.counted, lost_max - account.lost)
-    return replace(account, lost=account.lost + max(0, min(value, room)))
+    value = max(0, min(value, account.signed - account.counted))
+    back = min(value, account.waived)
+    more = max(0, min(value - back, lost_max - account.lost))
+    return replace(account, waived=account.waived - back, lost=account.lost + more)
 
 
 def require_receipt(
@@ -213,19 +235,17 @@ def adopt_receipt(account: Account, receipt: Receipt, text: str, *, is_final: bo
         receipt: The receipt.
         text: The same as it came.
         is_final: Nothing of this channel is in flight any more, so that `spent` is the whole
-            story: where it is below our own count, our count comes down to it (F-35).
+            story: where it is below our own count, no more is signed ahead of it (F-35).
     """
     is_newer = receipt.spent >= account.spent
     spent = max(account.spent, receipt.spent)
-    surplus = max(0, account.counted - spent) if is_final else 0
-    from_lost = min(surplus, account.lost)
+    uncharged = max(0, account.claimable - spent)
     return replace(
         account,
         accepted=max(account.accepted, receipt.accepted),
         spent=spent,
         receipt=text if is_newer else account.receipt,
-        lost=account.lost - from_lost,
-        received=account.received - (surplus - from_lost),
+        waived=uncharged if is_final else min(account.waived, uncharged),
     )
 
 

@@ -14,8 +14,8 @@ from channel.wire.problem import Problem
 __all__ = ["Step", "Tried", "decide", "deposit_pause_s"]
 
 RAISES_MAX = 6
-STREAM_WAITS_MAX = 6
-STREAM_WAIT_S_STEP = 0.2
+SETTLE_TRIES_MAX = 6
+SETTLE_WAIT_S_STEP = 0.2
 """Four seconds in all: servers take up to two to notice that a stream was left."""
 WAITS_MAX = 6
 RATE_WAITS_MAX = 30
@@ -65,12 +65,14 @@ class Tried(msgspec.Struct):
     has_paid: bool = False
     refreshes: int = 0
     raises: int = 0
+    shared_raises: int = 0
+    """The same where requests beside this one may have used what was signed for it."""
     rechecks: int = 0
     reopens: int = 0
     deposits: int = 0
     deposits_alone: int = 0
-    stream_waits: int = 0
-    """How often it was waited for what a stream on the same channel brings or gives back."""
+    settles: int = 0
+    """How often it was waited for what other requests of the same channel bring or give back."""
     waits: int = 0
     waited_s: float = 0.0
     is_funding: bool = False

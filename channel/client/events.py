@@ -51,7 +51,7 @@ class PaidEvents(httpx.AsyncByteStream):
             await self._drain()
             return
         self._is_broken = True  # whatever ends this, but for the caller's own will
-        async for chunk in self._chunks:
+        while (chunk := await self._read()) is not None:
             self._blocks.extend(self._split(chunk))
             while self._blocks:
                 block = self._blocks.popleft()
@@ -59,6 +59,7 @@ class PaidEvents(httpx.AsyncByteStream):
                     self._is_broken = False
                     yield block
                     self._is_broken = True
+        self._paid.require_settled()
         rest = self._splitter.flush()
         if rest and not _is_control(rest):
             yield rest
@@ -83,6 +84,24 @@ class PaidEvents(httpx.AsyncByteStream):
             finally:
                 # After `[DONE]` nothing is left that a caller could have left unread.
                 await self._paid.end(is_broken=self._is_broken or self._is_done)
+
+    async def _read(self) -> bytes | None:
+        """Return what comes next, or None at the end.
+
+        Raises:
+            MppSessionError: The stream waits for a voucher that cannot be signed.
+        """
+        settling = self._paid.settling
+        if settling is None:
+            return await anext(self._chunks, None)
+        reading = asyncio.ensure_future(anext(self._chunks, None))
+        try:
+            await asyncio.wait({reading, settling}, return_when=asyncio.FIRST_COMPLETED)
+            if not reading.done():
+                self._paid.require_settled()
+            return await reading
+        finally:
+            reading.cancel()
 
     async def _drain(self) -> None:
         """Read to the end for a caller that would use the connection again.

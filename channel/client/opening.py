@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from msgspec.structs import replace
 
 from channel.chain import PayerChain
-from channel.client.account import Account, Scope, adopt_fact, count_lost
+from channel.client.account import Account, Scope, adopt_fact
 from channel.client.choosing import permit2_of, usable_types
 from channel.client.depositing import Depositor, is_over
 from channel.client.keys import VoucherKeys
@@ -357,15 +357,6 @@ class ChannelOpener:
                 replace(current, deposit=max(least, current.deposit), opening=None)
                 if current.state == "opening"
                 else current
-            ),
-        )
-
-    async def grant_lost(self, account: Account, lost_max: int) -> Account:
-        """Grant what was in flight when the last process ended, within the policy's bound."""
-        return await self._purse.update(
-            account.key,
-            lambda current: count_lost(
-                current, value=current.signed - current.counted, lost_max=lost_max
             ),
         )
 

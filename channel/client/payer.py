@@ -18,10 +18,10 @@ from collections.abc import Awaitable, Callable, Mapping
 from msgspec.structs import replace
 
 from channel.chain import PayerChain
-from channel.client.account import Account, count_lost
+from channel.client.account import Account
 from channel.client.decisions import (
-    STREAM_WAIT_S_STEP,
-    STREAM_WAITS_MAX,
+    SETTLE_TRIES_MAX,
+    SETTLE_WAIT_S_STEP,
     Step,
     Tried,
     decide,
@@ -48,10 +48,10 @@ from channel.client.vouchers import VoucherDesk
 from channel.errors import (
     ChannelUnusableError,
     DepositPendingError,
-    OverclaimError,
     PaymentOutcomeUnknownError,
     PaymentRefusedError,
     ReceiptViolationError,
+    UnsettledClaimError,
 )
 from channel.wire.funding import Deposit
 from channel.wire.payload import OpenHash, Payload, VoucherPayload
@@ -108,13 +108,14 @@ class Payer:
         Waits where the server asks for it. Raises an `AgentError` where paying (again) would
         be wrong; then nothing more was signed.
         """
+        self.note_unsent(purchase)  # it is answered, and not served
         problem = parse_problem(reply.body)
         step = decide(reply.status, problem, purchase.tried, retry_after_s=reply.retry_after_s)
         if step is Step.DEPOSIT_ALONE and not await self._deposit_alone(purchase):
             step = decide(reply.status, problem, purchase.tried, retry_after_s=reply.retry_after_s)
         if step is Step.WAIT:
             await self._wait(purchase.tried, reply.wait_s)
-            return purchase.header
+            return purchase.send_again()
         if purchase.ticket is not None:
             purchase.ticket.unlock()
         match step:
@@ -177,24 +178,37 @@ class Payer:
         )
 
     async def count_unanswered(self, purchase: Purchase) -> None:
-        """Grant what a request that was paid for and never answered may have cost, within a bound.
+        """Grant what a request that was paid for and never answered may have cost."""
+        if self._lose(purchase) and purchase.ticket is not None:
+            await purchase.ticket.tab.store(self.purse)
+
+    def note_unsent(self, purchase: Purchase) -> None:
+        """Know that the credential made last never left."""
+        if purchase.ticket is not None:
+            purchase.ticket.hold.is_sent = False
+
+    def release(self, purchase: Purchase) -> None:
+        """Let go of what was held for a request; a second time does nothing.
+
+        A caller that waits no longer may do so at any `await`, also behind the answer.
+        """
+        self._lose(purchase)
+        if purchase.ticket is not None:
+            purchase.ticket.unlock()
+            self.lanes.leave(purchase.ticket.lane, purchase.ticket.hold)
+
+    def _lose(self, purchase: Purchase) -> bool:
+        """Count what was sent and is not counted as lost, within a bound; say whether it was.
 
         Of a stream that is a step more: it may have run for a while before it found nobody there.
         """
         ticket = purchase.ticket
-        if ticket is not None:
-            step = ticket.step if purchase.expectation.is_stream else 0
-            value = ticket.hold.cost + step
-            lost_max = self.policy.lost_units_max * ticket.price
-            await self.purse.update(
-                ticket.key, lambda current: count_lost(current, value=value, lost_max=lost_max)
-            )
-
-    def release(self, purchase: Purchase) -> None:
-        """Let go of what was held for a request; a second time does nothing."""
-        if purchase.ticket is not None:
-            purchase.ticket.unlock()
-            self.lanes.leave(purchase.ticket.hold)
+        if ticket is None or not ticket.hold.is_sent:
+            return False
+        value = ticket.hold.cost + (ticket.step if purchase.expectation.is_stream else 0)
+        ticket.hold.begin_counting()
+        ticket.tab.lose(value, lost_max=self.policy.lost_units_max * ticket.price)
+        return True
 
     async def leave(self, account: Account) -> Account:
         """Use a channel no more, and return it as the chain shows it now."""
@@ -211,7 +225,7 @@ class Payer:
     ) -> Header:
         """Do what must precede another credential, and return that."""
         tried = purchase.tried
-        required = 0
+        claimed = 0
         if step is Step.REFRESH:
             tried.refreshes += 1
         elif step is Step.RECHECK:
@@ -226,13 +240,18 @@ class Payer:
             account = await self.purse.get(ticket.key)
             await self.opener.enlarge(account, ticket.limits, problem.deposit_min or 0)
         elif step is Step.RAISE and problem is not None:
-            tried.raises += 1
+            if ticket.hold.was_shared or ticket.tab.may_have_lost:
+                # Others may have used what was signed, and may do so again: bounded by the rounds.
+                tried.shared_raises += 1
+                await self.sleep(SETTLE_WAIT_S_STEP * (tried.shared_raises // SETTLE_TRIES_MAX))
+            else:
+                tried.raises += 1
             rise = (problem.accepted or 0) + (problem.min_voucher_delta or 0)
-            required = problem.required_cumulative or rise
+            claimed = problem.required_cumulative or rise
             await self.opener.notice_opened(await self.purse.get(ticket.key))
         chosen = choose_offer(self.policy, reply.challenges, purchase.origin, self.now())
         offer, limits = chosen or (ticket.offer, ticket.limits)
-        return await self._pay(purchase, offer, limits, required=required)
+        return await self._pay(purchase, offer, limits, claimed=claimed)
 
     async def _deposit_alone(self, purchase: Purchase) -> bool:
         """Open at our own cost a channel whose deposit rode on a request and was not made.
@@ -267,47 +286,48 @@ class Payer:
                 )
 
     async def _pay(
-        self, purchase: Purchase, offer: Offer, limits: TokenLimits, *, required: int = 0
+        self, purchase: Purchase, offer: Offer, limits: TokenLimits, *, claimed: int = 0
     ) -> Header:
         """Return a credential for a channel that is open and whose voucher covers the cost.
 
-        A stream on the same channel may have used up what was meant for this request, or have it
-        reserved still, when its caller has left. What it brought counts when it is here, and what
-        is reserved comes back: so before a claim is called too high, it is waited for a little,
-        and the server asked again.
+        Args:
+            purchase: What is paid for.
+            offer: What is answered.
+            limits: What may be agreed to.
+            claimed: What the server says that it needs; 0 where it said nothing.
+
+        Raises:
+            UnsettledClaimError: It needs what requests beside this one may have used, and they
+                have not moved on, or it still does after they have.
         """
         while True:
             try:
-                return await self._pay_now(purchase, offer, limits, required)
-            except OverclaimError:
+                return await self._pay_now(purchase, offer, limits, claimed)
+            except UnsettledClaimError as claim:
                 ticket, tried = purchase.ticket, purchase.tried
-                if ticket is None or not ticket.lane.is_streaming:
+                if ticket is None or tried.settles >= SETTLE_TRIES_MAX:
                     raise
-                if tried.stream_waits >= STREAM_WAITS_MAX:
-                    raise
-            required = 0
-            tried.stream_waits += 1
-            await ticket.lane.store_counts()
-            await self.sleep(STREAM_WAIT_S_STEP * tried.stream_waits)
+                tried.settles += 1
+                if not await ticket.tab.settle(ticket.hold, claim.asked):
+                    # What it was made for may have ended: the server is asked again.
+                    claimed = 0
+                    await self.sleep(SETTLE_WAIT_S_STEP * tried.settles)
 
     async def _pay_now(
-        self, purchase: Purchase, offer: Offer, limits: TokenLimits, required: int
+        self, purchase: Purchase, offer: Offer, limits: TokenLimits, claimed: int
     ) -> Header:
         ticket = await self._ticket(purchase, offer, limits)
         await ticket.lock()
         try:
             account = await self._ensure_open(purchase, ticket)
-            needed, ahead = self._aims(purchase, ticket, account)
-            needed = max(needed, required)
-            if account.state == "opening":  # topped up when it is there, if more is asked then
-                needed = min(needed, account.deposit)
-            promise = await self.desk.make(purchase, ticket, needed=needed, ahead=ahead)
+            promise = await self.desk.make(purchase, ticket, claimed=claimed)
             if account.state == "opening":
                 promise = replace(promise, deposit=account.opening, goal=account.deposit)
             payload = await self._board(purchase, ticket, promise)
         finally:
             if ticket.ride is None:
                 ticket.unlock()
+        ticket.tab.sent(ticket.hold)
         purchase.tried.has_paid = True
         purchase.tried.is_funding = ticket.ride is not None
         self._remember(purchase.route, ticket.offer)
@@ -322,7 +342,7 @@ class Payer:
         whose answer comes as soon as it is mined; one that is refused there goes with the
         request after all, because only that is answered with a reason.
         """
-        if promise.deposit is not None and not ticket.hold.is_alone:
+        if promise.deposit is not None and ticket.lane.holds != {ticket.hold}:
             try:
                 await self.desk.present_promise(purchase, ticket, promise)
                 return VoucherPayload(promise.voucher)
@@ -354,22 +374,15 @@ class Payer:
         ticket = purchase.ticket
         if ticket is None or ticket.lane.scope != scope:
             self.release(purchase)
-            hold = await self.lanes.enter(
+            lane, hold = await self.lanes.enter(
                 scope, cost=cost, cost_max=cost_max, is_stream=purchase.expectation.is_stream
             )
-            ticket = purchase.ticket = Ticket(offer=offer, limits=limits, hold=hold)
+            ticket = purchase.ticket = Ticket(offer=offer, limits=limits, lane=lane, hold=hold)
         ticket.answer(offer)
         ticket.limits = limits
         ticket.hold.cost, ticket.hold.cost_max = cost, cost_max
         ticket.hold.step = step_value(self.policy, offer.request)
         return ticket
-
-    def _aims(self, purchase: Purchase, ticket: Ticket, account: Account) -> tuple[int, int]:
-        """Return what a voucher must cover now, and what we would like it to cover."""
-        needed = max(account.counted, account.spent) + ticket.lane.in_flight
-        if purchase.expectation.is_stream:
-            return needed, account.counted + ticket.allowance
-        return needed, needed
 
     async def _ensure_open(self, purchase: Purchase, ticket: Ticket) -> Account:
         """Return the lane's channel, found again or newly opened; the lane's lock is held."""
@@ -379,8 +392,10 @@ class Payer:
             lane.forget_channel()
             account = await self.opener.find(lane.scope, self.lanes.taken(lane.scope))
             if account is not None:  # also while it is opened: its first voucher rode on that
+                tab = self.lanes.tab(account)
                 lost_max = self.policy.lost_units_max * ticket.price
-                account = await self.opener.grant_lost(account, lost_max)
+                tab.lose(account.signed - account.counted, lost_max=lost_max)
+                account = await tab.store(self.purse)
         if account is not None and account.state == "open" and not lane.is_checked:
             account = await self.opener.check(account)
             if account.state != "open":
@@ -393,8 +408,7 @@ class Payer:
             account = await self.opener.prepare(
                 lane.scope, ticket.offer, ticket.limits, url=purchase.url, needed=ticket.hold.cost
             )
-        lane.key = account.key
-        ticket.hold.use(account.key)
+        self.lanes.use(lane, ticket.hold, account)
         ticket.spent_before.setdefault(account.key, account.spent)
         if account.state == "opening":
             account = await self._open(purchase, ticket, account, is_new=is_new)
@@ -412,13 +426,13 @@ class Payer:
         account, proof = await self.opener.deposit(
             account, ticket.offer, ticket.limits, is_new=is_new
         )
+        if account.state == "open":
+            return account  # a request whose caller left has got it there meanwhile
         if account.state != "opening":
             raise ChannelUnusableError(f"The channel being opened is {account.state} on chain.")
         if isinstance(proof, Deposit):
             return account
-        needed, ahead = self._aims(purchase, ticket, account)
-        needed = min(needed, account.deposit)
-        voucher = (await self.desk.make(purchase, ticket, needed=needed, ahead=ahead)).voucher
+        voucher = (await self.desk.make(purchase, ticket)).voucher
         opening = OpenHash(voucher, account.salt, account.terms.authorized_signer, proof)
         await self.desk.present(purchase, ticket, opening)
         return await self.purse.update(

@@ -4,10 +4,11 @@ from typing import TYPE_CHECKING
 
 from channel.client.account import Scope
 from channel.client.decisions import Tried
-from channel.client.lanes import Hold, Lane
+from channel.client.lanes import Lane
 from channel.client.meter import Expectation
 from channel.client.policy import Offer, Policy, TokenLimits
 from channel.client.presenting import Courier, Header
+from channel.client.tab import Hold, Tab
 from channel.types import Address, ChannelKey
 
 if TYPE_CHECKING:
@@ -21,9 +22,11 @@ REQUEST_UNIT = "request"
 class Ticket:
     """What a request is paid under, once it is paid: offer, limits, channel, and its hold."""
 
-    def __init__(self, *, offer: Offer, limits: TokenLimits, hold: Hold) -> None:
+    def __init__(self, *, offer: Offer, limits: TokenLimits, lane: Lane, hold: Hold) -> None:
         self.offer = offer
         self.limits = limits
+        self.lane = lane
+        """Where the request's channel is."""
         self.hold = hold
         self.challenge_ids = {offer.challenge.id}
         """Every challenge that was answered: a receipt names one of them."""
@@ -34,9 +37,9 @@ class Ticket:
         """`spent` as it was known when this request first used the channel."""
 
     @property
-    def lane(self) -> Lane:
-        """Where the request's channel is."""
-        return self.hold.lane
+    def tab(self) -> Tab:
+        """The account of the request's channel."""
+        return self.hold.tab
 
     @property
     def key(self) -> ChannelKey:
@@ -79,11 +82,6 @@ class Ticket:
         """Take larger steps from now on, if they are larger."""
         self.hold.step = max(self.hold.step, value)
 
-    @property
-    def allowance(self) -> int:
-        """How far vouchers may be ahead of the count now: all in flight and one step."""
-        return self.lane.in_flight_max + self.lane.step_max
-
 
 class Purchase:
     """Lives from the request to the end of its answer; belongs to one task."""
@@ -112,6 +110,12 @@ class Purchase:
         self.header: Header | None = None
         """The credential that was sent last."""
         self.ticket: Ticket | None = None
+
+    def send_again(self) -> Header | None:
+        """Return the credential that was sent last, which goes out once more."""
+        if self.ticket is not None:
+            self.ticket.tab.sent(self.ticket.hold)
+        return self.header
 
     @property
     def route(self) -> tuple[str, str]:

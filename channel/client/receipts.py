@@ -40,11 +40,13 @@ class ReceiptBook:
         def count(current: Account) -> Account:
             return count_received(current, value=units * ticket.price, units=units)
 
+        is_alone = ticket.hold.is_alone
+        ticket.hold.begin_counting()
         if receipt is None or text is None:
-            await self._purse.update(ticket.key, count)
+            ticket.tab.change(count)
+            await ticket.tab.store(self._purse)
         else:
-            is_final = ticket.hold.is_alone
-            await self._adopt(purchase, ticket, receipt, text, is_final=is_final, first=count)
+            await self._adopt(purchase, ticket, receipt, text, is_final=is_alone, first=count)
 
     async def begin_stream(self, purchase: Purchase, ticket: Ticket, text: str | None) -> None:
         """Take the receipt in the headers of a stream, which counts nothing yet.
@@ -100,10 +102,13 @@ class ReceiptBook:
         Raises:
             ReceiptViolationError: It cannot be right; the channel is stopped.
         """
+        tab = self._lanes.find_tab(key) or self._lanes.tab(await self._purse.get(key))
+        tab.change(lambda counts: adopt_receipt(first(counts), receipt, text, is_final=is_final))
+        carry = tab.carry()
 
         def change(current: Account) -> Account:
             require_receipt(current, receipt, challenge_ids=challenge_ids, spent_min=spent_min)
-            return adopt_receipt(first(current), receipt, text, is_final=is_final)
+            return carry(adopt_receipt(current, receipt, text, is_final=is_final))
 
         try:
             await self._purse.update(key, change)

@@ -37,11 +37,11 @@ BUSY_TIMEOUT_S = 5.0
 OPEN_PAUSE_S = 0.01
 MINUTE_S = 60
 KEEP_S = 400 * 24 * 3600
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 _SQL = resources.files("channel.client") / "sql"
 _SCHEMA = (_SQL / "schema.sql").read_text()
-_UPGRADE = (_SQL / "upgrade_2.sql").read_text()
+_UPGRADES = {1: (_SQL / "upgrade_2.sql").read_text(), 2: (_SQL / "upgrade_3.sql").read_text()}
 _QUERIES: Mapping[str, str] = dict(
     re.findall(
         r"^-- (\w+) --\n(.*?)(?=^-- \w+ --\n|\Z)",
@@ -284,9 +284,10 @@ def _connect(path: Path) -> sqlite3.Connection:
         connection.execute("BEGIN IMMEDIATE")
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         _require_version(version)
-        if version == 1:
-            for statement in _UPGRADE.split(";"):
-                connection.execute(statement)
+        for old, statements in _UPGRADES.items():
+            if 0 < version <= old:
+                for statement in statements.split(";"):
+                    connection.execute(statement)
         for statement in _SCHEMA.split(";"):
             connection.execute(statement)
         connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
@@ -324,7 +325,7 @@ def _unpack(blob: bytes) -> int:
     return int.from_bytes(blob, "big")
 
 
-_AMOUNTS = ("deposit", "signed", "received", "lost", "accepted", "spent", "settled")
+_AMOUNTS = ("deposit", "signed", "received", "lost", "waived", "accepted", "spent", "settled")
 _PLAIN = (
     "origin",
     "url",

@@ -12,8 +12,8 @@ from collections.abc import Awaitable, Callable
 
 import httpx
 
-from channel.client.account import Account, count_lost, count_received
-from channel.client.decisions import STREAM_WAIT_S_STEP, STREAM_WAITS_MAX
+from channel.client.account import Account, count_received, count_unread
+from channel.client.decisions import SETTLE_TRIES_MAX, SETTLE_WAIT_S_STEP
 from channel.client.lanes import Lanes
 from channel.client.meter import UnitMeter
 from channel.client.pace import Pace
@@ -25,9 +25,9 @@ from channel.client.store import Purse
 from channel.client.vouchers import VoucherDesk
 from channel.errors import (
     MppSessionError,
-    OverclaimError,
     PaymentRefusedError,
     ReceiptViolationError,
+    UnsettledClaimError,
     WireError,
 )
 from channel.wire.sse import NEED_VOUCHER_EVENT, parse_need_voucher
@@ -35,6 +35,8 @@ from channel.wire.sse import NEED_VOUCHER_EVENT, parse_need_voucher
 __all__ = ["PaidStream"]
 
 IDLE_NEEDS_MAX = 3
+SHARED_NEEDS_MAX = 32
+"""The same where requests beside the stream, or that broke, may use what was signed for it."""
 UNITS_MAX = 2**63
 CHUNK_UNIT = "llm_chunk"
 """Of a route that is priced by the chunk, whatever the model server counts besides."""
@@ -43,7 +45,7 @@ _log = logging.getLogger(__name__)
 
 
 class PaidStream:
-    """Counts in memory what arrives; stored before the next voucher and at the end."""
+    """Counts at once what arrives; stored before the next voucher and at the end."""
 
     def __init__(  # noqa: PLR0913 -- the parts it is put together from, once
         self,
@@ -69,17 +71,18 @@ class PaidStream:
         self._sleep = sleep
         self._pace = Pace(now())
         self._meter = UnitMeter(believes_counts=ticket.offer.request.unit_type != CHUNK_UNIT)
-        self._pending_units = 0
         self._unpaid_units = 0
         """Units since the last voucher of this stream."""
         self._units_left = _greatest_length(purchase)
         self._idle_needs = 0
         self._refill: asyncio.Task[None] | None = None
         self._funding: asyncio.Task[None] | None = None
+        self._settling: asyncio.Task[None] | None = None
+        self._failure: MppSessionError | httpx.TransportError | None = None
         self._may_fund = True
+        ticket.hold.is_sent = False  # `end` counts what is not read
         self.has_receipt = False
         """The receipt at the end was there, and could be right."""
-        ticket.lane.counting.add(self)
 
     def count(self, data: str) -> None:
         """Count one event, no more of them than the request itself allows."""
@@ -87,7 +90,10 @@ class PaidStream:
         if not units:
             return
         self._units_left -= units
-        self._pending_units += units
+        value = units * self._ticket.price
+        self._ticket.hold.begin_counting()
+        self._ticket.tab.change(lambda counts: count_received(counts, value=value, units=units))
+        self._end_settling()
         self._unpaid_units += units
         self._idle_needs = 0
         self._pace.add(units)
@@ -125,44 +131,80 @@ class PaidStream:
         self._grow_step()
         paused_at = self._now()
         await _finish(self._refill)
-        await self.store_count()
+        await self._ticket.tab.store(self._purse)
         self._idle_needs += 1
-        if self._idle_needs > IDLE_NEEDS_MAX:
+        is_shared = ticket.hold.was_shared or ticket.tab.may_have_lost
+        idle_max = SHARED_NEEDS_MAX if is_shared else IDLE_NEEDS_MAX
+        if self._idle_needs > idle_max:
             raise PaymentRefusedError(
                 status=200,
                 problem_type=NEED_VOUCHER_EVENT,
-                detail=f"asked {IDLE_NEEDS_MAX} times and delivered nothing",
+                detail=f"asked {idle_max} times and delivered nothing",
             )
-        promise = await self._promise_beside(needed=need.required_cumulative)
+        try:
+            promise = await self._promise(claimed=need.required_cumulative)
+        except UnsettledClaimError as claim:
+            # What the requests beside this one have used may be on its way, in this stream too.
+            self._end_settling()
+            self._settling = asyncio.create_task(self._settle(claim))
+            return
         if promise.deposit is None:
             await self._desk.present_promise(self._purchase, ticket, promise)
         self._pace.leave_out(self._now() - paused_at)
 
-    async def _promise_beside(self, *, needed: int) -> Promise:
-        """Make a voucher; wait a little where others of this channel have used up our share.
+    async def _settle(self, claim: UnsettledClaimError) -> None:
+        """Answer a claim when it fits the account, while the stream is read on.
 
-        What they bought counts when it is here, as with `Payer`.
+        Where the stream goes on by itself it is no claim any more.
         """
-        lane, hold = self._ticket.lane, self._ticket.hold
-        for wait in range(1, STREAM_WAITS_MAX + 1):
+        tab, hold = self._ticket.tab, self._ticket.hold
+        for tried in range(1, SETTLE_TRIES_MAX + 1):
             try:
-                return await self._promise(needed=needed)
-            except OverclaimError:
-                if hold.is_alone and not lane.was_left:
-                    raise
-            await self._sleep(STREAM_WAIT_S_STEP * wait)
-        return await self._promise(needed=needed)
+                await tab.settle(hold, claim.asked)
+                promise = await self._promise(claimed=claim.asked)
+                if promise.deposit is None:
+                    await self._desk.present_promise(self._purchase, self._ticket, promise)
+            except UnsettledClaimError:
+                await self._sleep(SETTLE_WAIT_S_STEP * tried)
+            except (MppSessionError, TimeoutError, httpx.TransportError) as error:
+                self._failure = claim if isinstance(error, TimeoutError) else error
+                return
+            else:
+                return
+        self._failure = claim
 
-    async def _promise(self, *, needed: int) -> Promise:
+    def _end_settling(self) -> None:
+        if self._settling is not None:
+            self._settling.cancel()
+            self._settling = None
+            self._failure = None
+
+    @property
+    def settling(self) -> asyncio.Task[None] | None:
+        """Waits until a claim can be answered, or for good reason cannot; the stream is read on."""
+        return self._settling
+
+    def require_settled(self) -> None:
+        """Say why a stream has ended that waited for a voucher.
+
+        Raises:
+            MppSessionError: It asked for more than could be signed.
+            httpx.TransportError: The voucher could not be presented.
+        """
+        if self._failure is not None:
+            raise self._failure
+
+    async def _promise(self, *, claimed: int = 0, is_needed: bool = True) -> Promise:
         """Make a voucher; one with a deposit is presented before anything else is signed."""
         ticket = self._ticket
         async with ticket.lane.lock:
-            account = await self._purse.get(ticket.key)
-            ahead = account.counted + ticket.allowance
-            promise = await self._desk.make(self._purchase, ticket, needed=needed, ahead=ahead)
+            unpaid = self._unpaid_units
+            promise = await self._desk.make(
+                self._purchase, ticket, claimed=claimed, is_needed=is_needed
+            )
             if promise.deposit is not None:
                 await self._desk.present_promise(self._purchase, ticket, promise)
-        self._unpaid_units = self._pending_units
+        self._unpaid_units -= unpaid
         return promise
 
     async def _pay_ahead(self) -> None:
@@ -172,10 +214,9 @@ class PaidStream:
         """
         try:
             self._grow_step()
-            await self.store_count()
-            account = await self._purse.get(self._ticket.key)
+            account = await self._ticket.tab.store(self._purse)
             self._fund_ahead(account)
-            promise = await self._promise(needed=account.signed)
+            promise = await self._promise(is_needed=False)
             if promise.voucher.cumulative_amount > account.signed:
                 await self._desk.present_promise(self._purchase, self._ticket, promise)
         except (MppSessionError, httpx.TransportError) as error:
@@ -210,7 +251,6 @@ class PaidStream:
         Raises:
             ReceiptViolationError: It cannot be right; the channel is stopped.
         """
-        await self.store_count()
         await self._receipts.end_stream(self._purchase, self._ticket, data)
         self.has_receipt = True
 
@@ -221,40 +261,24 @@ class PaidStream:
         broken connection swallowed is granted within the policy's bound, because a server could
         break it at will. Both only until the next receipt says what was really spent.
         """
-        ticket, hold = self._ticket, self._ticket.hold
+        ticket, hold, tab = self._ticket, self._ticket.hold, self._ticket.tab
         try:
-            for task in (self._refill, self._funding):
+            if not self.has_receipt:
+                hold.begin_counting()
+                counts = tab.counts
+                unread = max(0, min(ticket.step, counts.signed - counts.counted - tab.in_flight))
+                if is_broken:
+                    tab.lose(unread, lost_max=self._policy.lost_units_max * ticket.price)
+                else:
+                    tab.may_have_lost = True
+                    tab.change(lambda current: count_unread(current, value=unread))
+            for task in (self._refill, self._funding, self._settling):
                 if task is not None:
                     task.cancel()
                     await _finish(task)
-            await self.store_count()
-            if self.has_receipt:
-                return
-            step = ticket.step
-            lost_max = self._policy.lost_units_max * ticket.price
-            others = ticket.lane.in_flight - hold.cost
-
-            def change(current: Account) -> Account:
-                unread = max(0, min(step, current.signed - current.counted - others))
-                if is_broken:
-                    return count_lost(current, value=unread, lost_max=lost_max)
-                return count_received(current, value=unread, units=0)
-
-            await self._purse.update(ticket.key, change)
+            await tab.store(self._purse)
         finally:
-            ticket.lane.counting.discard(self)
-            self._lanes.leave(hold)
-
-    async def store_count(self) -> None:
-        """Store what arrived; the stream's first cost is then no longer in flight."""
-        units, self._pending_units = self._pending_units, 0
-        if not units:
-            return
-        self._ticket.hold.cost = self._ticket.hold.cost_max = 0
-        value = units * self._ticket.price
-        await self._purse.update(
-            self._ticket.key, lambda current: count_received(current, value=value, units=units)
-        )
+            self._lanes.leave(ticket.lane, hold)
 
 
 async def _finish(task: asyncio.Task[None] | None) -> None:

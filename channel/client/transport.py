@@ -131,6 +131,9 @@ class PayingTransport(httpx.AsyncBaseTransport):
         """
         try:
             return await self._send_safely(request, body, header, purchase)
+        except _NEVER_SENT:
+            self._payer.note_unsent(purchase)
+            raise
         except (asyncio.CancelledError, PaymentOutcomeUnknownError):
             if header is not None:
                 with contextlib.suppress(PurseError):  # whoever cancelled us must hear of that

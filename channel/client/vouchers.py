@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 
 from msgspec.structs import replace
 
-from channel.client.account import Account, choose_amount, require_counted
+from channel.client.account import Account, choose_amount
 from channel.client.choosing import usable_types
 from channel.client.keys import VoucherKeys
 from channel.client.lanes import Lane
@@ -58,24 +58,45 @@ class VoucherDesk:
         self._now = now
         self._sleep = sleep
 
-    async def make(self, purchase: Purchase, ticket: Ticket, *, needed: int, ahead: int) -> Promise:
-        """Return a voucher for at least `needed`, for `ahead` if nothing speaks against it.
+    async def make(
+        self, purchase: Purchase, ticket: Ticket, *, claimed: int = 0, is_needed: bool = True
+    ) -> Promise:
+        """Return a voucher for what is counted and in flight, or for `claimed` if that is more.
 
-        Where the deposit is too small for `needed`, one by signature comes with the voucher,
-        which is worth nothing before that is made (VCH-06).
+        A stream's is for a step beyond that, if nothing speaks against it. Where the deposit is
+        too small for what is needed, one by signature comes with the voucher, which is worth
+        nothing before that is made (VCH-06).
 
         The order of refusals: our own count, then the policy's caps and the deposit, then the
         budget. A claim beyond our count therefore never causes a top-up (F-94).
 
+        Args:
+            purchase: What is paid for.
+            ticket: Under which terms.
+            claimed: What the server says that it needs.
+            is_needed: False for a voucher ahead of its time: nothing is deposited for it.
+
         Raises:
-            OverclaimError: More than was delivered, is in flight, and one step.
+            OverclaimError: More is claimed than was delivered, is in flight, and one step.
+            UnsettledClaimError: More is claimed, and the requests beside this one may explain it.
             BudgetExceededError: More than the policy's caps or the budgets.
             CannotFundError: A deposit is needed, and the account can make none.
         """
-        limits = ticket.limits
+        limits, tab = ticket.limits, ticket.tab
         account = await self._purse.get(ticket.key)
-        allowance = ticket.allowance
-        require_counted(account, needed, allowance)
+        # No `await` from here to the sum: the counts and what is in flight are of one moment.
+        tab.require_claim(
+            ticket.hold,
+            claimed,
+            unit_price=ticket.price,
+            lost_max=self._policy.lost_units_max * ticket.price,
+        )
+        account = tab.view(account)
+        base = max(account.counted, account.spent)
+        needed = min(base + tab.in_flight, tab.ceiling) if is_needed else account.signed
+        needed = max(needed, claimed)
+        if account.state == "opening":  # topped up when it is there, if more is asked then
+            needed = min(needed, account.deposit)
         if needed > account.signed:
             require_deposit(limits, needed, account.origin)
         rider = None
@@ -84,14 +105,23 @@ class VoucherDesk:
         deposit = account.deposit + (0 if rider is None else rider.amount)
         cap = deposit if limits.cumulative_max is None else limits.cumulative_max
 
+        counts = tab.view(account)
+        # What was held against the account above is not held against it again, after a top-up.
+        allowance = max(tab.allowance, needed - counts.claimable)
+        is_stream = purchase.expectation.is_stream
+        ahead = max(counts.counted, counts.spent) + tab.allowance if is_stream else needed
+
         def choose(current: Account, budget_left: int) -> int:
-            return choose_amount(
-                replace(current, deposit=deposit),
+            amount = choose_amount(
+                replace(counts, signed=current.signed, deposit=deposit),
                 required=needed,
                 ahead=min(ahead, cap, current.signed + budget_left),
                 allowance=allowance,
                 min_delta=ticket.offer.request.min_voucher_delta,
             )
+            if amount > current.signed:
+                require_deposit(limits, amount, current.origin)
+            return amount
 
         account = await self._purse.sign_for(
             account.key,
@@ -99,6 +129,7 @@ class VoucherDesk:
             budget=budget_of(self._policy, limits),
             now=self._now(),
         )
+        tab.note_signed(account.signed)
         # More was signed for a top-up that has not come: what is covered now is shown, and no more.
         amount = min(account.signed, deposit)
         return Promise(await self.sign(account, amount, lane=ticket.lane), rider, goal=deposit)

@@ -18,7 +18,7 @@ INSERT INTO account VALUES (
     :chain_id, :escrow, :channel_id, :origin, :url, :payer, :payee, :token, :authorized_signer,
     :salt, :state, :deposit, :opened_at, :open_tx, :end_tx, :signed, :vouchers, :received, :units,
     :lost, :accepted, :spent, :receipt, :settled, :close_requested_at,
-    :opening, :top_up
+    :opening, :top_up, :waived
 )
 ON CONFLICT (chain_id, escrow, channel_id) DO UPDATE SET
     url = excluded.url,
@@ -37,7 +37,8 @@ ON CONFLICT (chain_id, escrow, channel_id) DO UPDATE SET
     settled = excluded.settled,
     close_requested_at = excluded.close_requested_at,
     opening = excluded.opening,
-    top_up = excluded.top_up;
+    top_up = excluded.top_up,
+    waived = excluded.waived;
 
 -- load_minutes --
 -- What was signed for an origin, from a minute on.

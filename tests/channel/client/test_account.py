@@ -14,6 +14,7 @@ from channel.client.account import (
     choose_amount,
     count_lost,
     count_received,
+    count_unread,
     require_counted,
     require_receipt,
 )
@@ -176,12 +177,29 @@ def test_a_receipt_lowers_our_count_and_never_raises_it() -> None:
     """F-35."""
     account = account_of(signed=100, received=60, lost=5)
     lowered = adopt_receipt(account, receipt_of(spent=50), "text", is_final=True)
-    assert (lowered.received, lowered.lost, lowered.spent) == (50, 0, 50)
-    assert lowered.receipt == "text"
+    assert (lowered.counted, lowered.spent, lowered.receipt) == (50, 50, "text")
     higher = adopt_receipt(account, receipt_of(spent=90), "text", is_final=True)
-    assert (higher.received, higher.lost, higher.spent) == (60, 5, 90)
+    assert (higher.counted, higher.spent) == (65, 90)
     running = adopt_receipt(account, receipt_of(spent=50), "text", is_final=False)
     assert running.counted == 65
+
+
+def test_what_a_receipt_leaves_out_may_be_charged_later() -> None:
+    """O-14: a receipt does not show what is reserved for a caller that has left."""
+    account = account_of(signed=100, received=60, lost=5)
+    lowered = adopt_receipt(account, receipt_of(spent=50), "text", is_final=True)
+    assert (lowered.counted, lowered.claimable) == (50, 65)
+    charged = adopt_receipt(lowered, receipt_of(spent=62), "text", is_final=False)
+    assert (charged.counted, charged.claimable) == (62, 65)
+
+
+def test_what_was_not_charged_is_granted_once_again_not_twice() -> None:
+    """O-14, F-94: leaving stream after stream adds up to nothing that can be claimed at once."""
+    account = account_of(signed=1_000, received=65, waived=15)
+    assert count_unread(account, value=10).claimable == 65
+    assert count_unread(account, value=40).claimable == 65 + 25
+    assert count_lost(account, value=40, lost_max=1_000).claimable == 65 + 25
+    assert count_lost(account, value=40, lost_max=5).claimable == 65 + 5
 
 
 def test_receipts_out_of_order_leave_the_greatest() -> None:

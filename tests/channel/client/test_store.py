@@ -102,15 +102,20 @@ async def test_a_deposit_that_was_tampered_with_is_not_sent(tmp_path: Path) -> N
     await purse.close()
 
 
-async def test_a_purse_of_the_first_version_is_brought_up(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("version", "columns"), [(1, ("opening", "top_up", "waived")), (2, ("waived",))]
+)
+async def test_a_purse_of_an_older_version_is_brought_up(
+    tmp_path: Path, version: int, columns: tuple[str, ...]
+) -> None:
     """Nothing that was signed is forgotten by an upgrade."""
     path = tmp_path / "purse.db"
     purse = await opened(path, account_of(signed=7))
     await purse.close()
     with closing(sqlite3.connect(path)) as connection, connection:
-        for column in ("opening", "top_up"):
+        for column in columns:
             connection.execute(f"ALTER TABLE account DROP COLUMN {column}")
-        connection.execute("PRAGMA user_version = 1")
+        connection.execute(f"PRAGMA user_version = {version}")
     purse = await opened(path)
     account = await purse.update(KEY, lambda found: replace(found, top_up=DEPOSITS[1]))
     assert (account.signed, account.opening) == (7, None)
