@@ -131,11 +131,18 @@ def load_provider_config(
 ) -> ProviderConfig:
     """Read and check the settings of an application that is paid by itself, without a gateway.
 
-    The tables of a gateway alone may be there; they are not looked at. Arguments and errors as
-    `load_config`.
+    Arguments and errors as `load_config`; a setting that only a gateway uses is refused, too.
     """
     given = load_values(path, environment=environment, defaults=defaults)
-    return _convert(_only(given, ProviderConfig), ProviderConfig)
+    kept = _only(given, ProviderConfig)
+    unused = sorted(given.keys() - kept.keys() - (defaults or {}).keys())
+    if "settlement.settle_units" not in kept:
+        unused += sorted(name for name in kept if name.startswith("price."))
+    if unused:
+        raise ConfigError(
+            f"`{unused[0]}` is a gateway's: an application has its own server, routes and prices"
+        )
+    return _convert(kept, ProviderConfig)
 
 
 def load_watch_config(

@@ -58,6 +58,7 @@ from channel.limits import (
     IDEMPOTENCY_LIFETIME_S,
     STREAM_PAUSE_S_MAX,
 )
+from channel.state.commands import StreamPolicy
 from channel.state.requests import RequestClaim
 from channel.wire.accept_payment import rank_offers
 from channel.wire.credential import Credential, parse_credential
@@ -286,7 +287,7 @@ class _Exchange:
             engine=self._engine,
             paid=paid,
             reservation=reservation,
-            stream_policy=own.route.stream_policy,
+            stream_policy=own.route.stream_policy or StreamPolicy.REPLACE,
             pause_s=pause_s,
         )
         answer = Answer(

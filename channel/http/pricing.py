@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeAlias
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import msgspec
 from msgspec.structs import replace
@@ -36,9 +36,11 @@ class Price(msgspec.Struct, frozen=True, kw_only=True):
     """What of the request the price depends on, such as a model's name. With it a challenge keeps
     its price for this variant when prices change; without it the price itself is the variant, and
     a change voids the open challenges of a price that depends on the request."""
-    min_voucher_delta: int = 0
-    """Least rise between vouchers: a metered route sets it to some seconds' worth of units."""
+    min_voucher_delta: int | None = None
+    """Least rise between vouchers: a metered route sets it to some seconds' worth of units. None
+    is 0, or what the settings say."""
     suggested_deposit: int | None = None
+    """None: no suggestion, or what the settings say."""
     description: str | None = None
     """For display: no payer should decide by it (CHAL-13)."""
 
@@ -49,9 +51,10 @@ class Price(msgspec.Struct, frozen=True, kw_only=True):
             ConfigError: An amount is not positive, or beyond `uint128`; a text is too long.
         """
         deposit = 1 if self.suggested_deposit is None else self.suggested_deposit
-        if min(self.unit_price, self.units, deposit) <= 0 or self.min_voucher_delta < 0:
+        delta = self.min_voucher_delta or 0
+        if min(self.unit_price, self.units, deposit) <= 0 or delta < 0:
             raise ConfigError("a price, its units and a suggested deposit must be positive")
-        if max(self.unit_price * self.units, self.min_voucher_delta, deposit) > AMOUNT_MAX:
+        if max(self.unit_price * self.units, delta, deposit) > AMOUNT_MAX:
             raise ConfigError("a price holds more than any channel could")
         if not 0 < len(self.unit_type) <= DESCRIPTION_CHARS_MAX:
             raise ConfigError("a price must say in a few words what its unit is")
@@ -76,8 +79,9 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     """None: free. Other methods of a priced path are refused unless they are listed so."""
     metered: bool = False
     """Whether the handler counts units itself; else the price is the price of a request."""
-    stream_policy: StreamPolicy = StreamPolicy.REPLACE
-    """What a new stream does to a running one of the same channel (ACC-06)."""
+    stream_policy: StreamPolicy | None = None
+    """What a new stream does to a running one of the same channel (ACC-06). None: it takes its
+    place, or what the settings say."""
     pause_s: float | None = None
     """How long a stream waits for a voucher; the gate's own bound when None (SSE-03)."""
 
@@ -144,8 +148,10 @@ class RouteTable:
         Raises:
             OtherSpellingError: The application might take the path for one that has a price.
         """
-        if not scope.get("root_path") and not self._roots:
-            known = self._by_path.get(scope["path"])
+        path: str = scope["path"]
+        raw_path = scope.get("raw_path") or b""
+        if not scope.get("root_path") and not self._roots and len(raw_path) in (0, len(path)):
+            known = self._by_path.get(path)
             if known is not None:
                 return known
         mount, routes = self._find(scope)
@@ -181,7 +187,7 @@ class RouteTable:
         first: dict[str, Route] = {}
         for route in matching:
             first.setdefault(route.method, route)
-        return path[: len(path) - len(below)], [*first.values()]
+        return _find_mount(path, below, scope.get("raw_path")), [*first.values()]
 
     def _require_own_spelling(
         self, scope: Mapping[str, Any], below: str, matching: Sequence[Route]
@@ -209,14 +215,15 @@ class RouteTable:
             price = route.price
             if not callable(price):  # pragma: no cover - always in _fixed
                 raise ConfigError(f"{route.method} {route.path} has no price")
-            priced = self._price(route, price(scope), is_variable=True)
+            as_asked = {**scope, "path": scope["path"].rstrip("/") or "/"}
+            priced = self._price(route, price(as_asked), is_variable=True)
         return _below(mount, priced) if mount else priced
 
     def _price(self, route: Route, price: Price, *, is_variable: bool = False) -> Priced:
         asked = self._engine.ask(
             unit_price=price.unit_price,
             unit_type=price.unit_type,
-            min_voucher_delta=price.min_voucher_delta,
+            min_voucher_delta=price.min_voucher_delta or 0,
             suggested_deposit=price.suggested_deposit,
             description=price.description,
         )
@@ -287,11 +294,25 @@ def _compile_readings(template: str) -> Iterator[re.Pattern[str]]:
 
 
 def _below_roots(path: str, roots: Iterable[str]) -> Iterator[str]:
-    """Yield the path as a router sees it that stands at one of the roots, and as it is."""
-    for root in roots:
+    """Yield the path as a router sees it that stands at one of the roots, and as it is.
+
+    Each also without a slash at the end: below a mount Litestar writes `/joke/` for `/joke`.
+    """
+    for root in (*roots, ""):
         if path.startswith(root) and path[len(root) : len(root) + 1] in ("", "/"):
             yield path[len(root) :]
-    yield path
+            if path.endswith("/") and len(path) > len(root) + 1:
+                yield path[len(root) : -1]
+
+
+def _find_mount(path: str, below: str, raw_path: bytes | None) -> str:
+    """Return where the gate stands, also below what cuts its path off and sets no root."""
+    path = path if path.endswith(below) else path.rstrip("/")
+    if raw_path is not None:
+        whole = unquote(raw_path.decode("latin-1")).rstrip("/")
+        if whole.endswith(path):
+            path = whole
+    return path[: len(path) - len(below)]
 
 
 def _read(path: str, raw_path: bytes | None, roots: Iterable[str]) -> set[str]:

@@ -35,6 +35,10 @@ class SettlerConfig(WatchConfig, frozen=True, kw_only=True):
     sponsoring: Sponsoring = Sponsoring()
 
     def __post_init__(self) -> None:
+        if (self.settlement.settle_units is not None) and self.price is None:
+            raise ValueError(
+                "`settlement.settle_units` needs `price.per_unit`, what a unit is worth"
+            )
         require_development(self.chain, payee=self.payee, relayer=self.relayer)
 
 

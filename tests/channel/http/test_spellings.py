@@ -112,13 +112,12 @@ PROBLEM = "application/problem+json"
     ("name", "target"),
     [
         ("blacksheep", "/JOKE"),
-        ("blacksheep", "/joke/"),
         ("litestar", "//joke"),
-        ("litestar", "/joke%2F"),
+        ("litestar", "/joke//"),
         ("quart", "//joke"),
         ("quart", "http://h/joke"),
         ("flask", "//joke"),
-        ("falcon", "/joke/"),
+        ("falcon", "//joke"),
     ],
 )
 async def test_frameworks_do_answer_under_other_spellings(
@@ -133,6 +132,18 @@ async def test_frameworks_do_answer_under_other_spellings(
         assert (refused.status, refused.kind) == (404, "not-found")
         assert refused.problem["detail"].endswith("Ask for /joke.")
         assert refused.header("www-authenticate") is None
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("name", ["blacksheep", "litestar", "falcon"])
+async def test_a_slash_at_the_end_is_priced_as_without(desk: Desk, name: str) -> None:
+    """O-40: several frameworks serve both, and one that does not charges nothing for its 404."""
+    app = BUILDERS[name]()
+    gate = PaymentGate(app, engine=desk.engine, routes=ROUTES)
+    async with living(app):
+        assert (await get(app, "/joke/")).body == SOLD.encode()
+        assert (await get(gate, "/joke/")).status == 402
+        assert (await get(gate, "/joke/;")).status == 404
 
 
 @pytest.mark.parametrize("target", ["/", "/jokes", "/free/Page", "/a//b", "/img", "/q/%25", "/é/x"])
@@ -371,5 +382,15 @@ async def test_a_gate_below_a_mount_reads_spellings_below_it(desk: Desk) -> None
     site = Starlette(routes=[Mount("/paid", gate)])
     async with living(app):
         assert (await get(site, "/paid/joke")).status == 402
-        for target in ("/paid/JOKE", "/paid//joke", "/paid/joke/", "/paid/a/../joke"):
+        for target in ("/paid/JOKE", "/paid//joke", "/paid/joke/.", "/paid/a/../joke"):
             assert (await get(site, target)).status == 404
+
+
+async def test_a_gate_below_a_path_that_is_cut_off_is_bound_to_it(desk: Desk) -> None:
+    """F-31, O-51: Litestar's mount shows `/joke/` for `/dear/joke`, and no root."""
+    table = RouteTable(ROUTES, desk.engine)
+    for raw in (b"/cheap/joke", b"/dear/joke", b"/dear/joke/"):
+        (priced,) = table.match({"path": "/joke/", "raw_path": raw})
+        assert priced.offer.route == raw.decode().rstrip("/")
+    (priced,) = table.match({"path": "/joke", "raw_path": b"/joke"})
+    assert priced.offer.route == "/joke"
