@@ -61,6 +61,9 @@ class SqliteConnection(aiosqlite.Connection):
         self._path = str(path)
         self._identity: tuple[int, int] | None = None
         super().__init__(self._open, iter_chunk_size=64)
+        # One that nothing closed must not keep the process from ending (O-99); what was
+        # acknowledged is on disk, whenever that is.
+        self._thread.daemon = True
 
     def _open(self) -> sqlite3.Connection:
         _create(self._path)

@@ -173,7 +173,7 @@ def in_starlette(app: ASGIApp) -> ASGIApp:
     return Starlette(routes=[Mount("/a", Starlette(routes=[Mount("/paid", app)]))])
 
 
-def in_litestar(app: ASGIApp) -> ASGIApp:
+def in_litestar(app: ASGIApp) -> Any:
     @asgi("/paid", is_mount=True, copy_scope=True)
     async def paid(scope: Any, receive: Any, send: Any) -> None:
         await app(scope, receive, send)
@@ -190,7 +190,7 @@ def in_litestar(app: ASGIApp) -> ASGIApp:
 async def test_a_selling_application_below_a_mount_starts_with_its_first_request(
     devnet: TestChain,
     tmp_path: Path,
-    mount: Callable[[ASGIApp], ASGIApp],
+    mount: Callable[[ASGIApp], Any],
     prefix: str,
 ) -> None:
     """O-51: no framework tells what is mounted below it of the server's life."""
