@@ -7,16 +7,20 @@ import than everything else together.
 import sys
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from channel.errors import ConfigError
+from settlement.files import read_regular
 
 if TYPE_CHECKING:
     from eth_account import Account
 
 __all__ = ["decrypt_keystore", "encrypt_keystore", "import_account", "read_password"]
+
+_KEYSTORE_BYTES_MAX: Final = 1024 * 1024
+_PASSWORD_BYTES_MAX: Final = 64 * 1024
 
 
 @cache
@@ -47,7 +51,11 @@ def decrypt_keystore(path: Path, password: str) -> bytes:
         ConfigError: The file cannot be read, or the password does not open it.
     """
     try:
-        return bytes(import_account().decrypt(msgspec.json.decode(path.read_bytes()), password))
+        return bytes(
+            import_account().decrypt(
+                msgspec.json.decode(read_regular(path, _KEYSTORE_BYTES_MAX)), password
+            )
+        )
     except OSError as error:
         raise ConfigError(f"the keystore {path} cannot be read: {error.strerror}") from None
     except (ValueError, TypeError, KeyError, NotImplementedError, msgspec.MsgspecError):
@@ -61,7 +69,8 @@ def read_password(path: Path) -> str:
         ConfigError: It cannot be read, or is no text.
     """
     try:
-        return path.read_text("utf-8").partition("\n")[0].rstrip("\r")
+        content = read_regular(path, _PASSWORD_BYTES_MAX)
+        return content.decode("utf-8").partition("\n")[0].rstrip("\r")
     except OSError as error:
         raise ConfigError(f"the password file {path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:

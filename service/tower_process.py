@@ -131,7 +131,8 @@ async def _watch(
             keep_lease(parts.journal, limits=lease),
             sender.run(),
             note_looks(parts.journal, tower),
-            _turns(tower, TowerFileReader(parts.path), interval_s),
+            _turns(tower, interval_s),
+            _take_lines(tower, TowerFileReader(parts.path), interval_s),
             require_sound(settler),
             stopping.wait(),
         )
@@ -140,13 +141,21 @@ async def _watch(
         await settler.aclose()
 
 
-async def _turns(tower: Watchtower, reader: TowerFileReader, interval_s: float) -> None:
-    """Take what came and look, for ever. A file that cannot be read rings when it goes on."""
+async def _turns(tower: Watchtower, interval_s: float) -> None:
+    """Look at the chain for ever."""
+    while True:
+        await tower.turn()
+        await asyncio.sleep(interval_s)
+
+
+async def _take_lines(tower: Watchtower, reader: TowerFileReader, interval_s: float) -> None:
+    """Take what came for ever, beside the looking: a file that hangs holds up no settle."""
     while True:
         try:
             while lines := await reader.read_new():
                 tower.take(lines)
+                await asyncio.sleep(0)
+            tower.note_file(None)
         except OSError as error:
-            _log.warning("the provider's file was not read; tried again: %s", error)
-        await tower.turn()
+            tower.note_file(error)
         await asyncio.sleep(interval_s)

@@ -6,13 +6,15 @@ beside it, with the newest line of each channel, that takes its place in one ste
 owner alone: each line settles one channel, to the payee and to nobody else.
 """
 
-import asyncio
 import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from channel.types import ChannelKey
+from settlement.files import FILE_S_MAX, FileThread, open_regular
 from settlement.tower.presigned import (
     LINE_BYTES_MAX,
     PresignedError,
@@ -37,6 +39,7 @@ class TowerFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._thread = FileThread()
         self._newest: dict[ChannelKey, PresignedSettle] = {}
         self._lines = 0
         self._size = 0
@@ -46,7 +49,7 @@ class TowerFile:
     async def open(cls, path: Path) -> "TowerFile":
         """Open the file, or begin one; a line cut off by a crash is taken out."""
         file = cls(path)
-        await asyncio.to_thread(file._load)
+        await file._thread.run(file._load)
         return file
 
     @property
@@ -57,7 +60,8 @@ class TowerFile:
     async def append(self, settles: Iterable[PresignedSettle]) -> None:
         """Return once these are on disk."""
         added = list(settles)
-        await asyncio.to_thread(self._append, b"".join(each.format_line() for each in added))
+        lines = b"".join(each.format_line() for each in added)
+        await self._thread.run(lambda: self._append(lines))
         for each in added:
             self._newest[each.key] = each
         self._lines += len(added)
@@ -65,7 +69,7 @@ class TowerFile:
 
     async def beat(self) -> None:
         """Append a sign of life."""
-        await asyncio.to_thread(self._append, BEAT)
+        await self._thread.run(lambda: self._append(BEAT))
         self._lines += 1
         await self._tidy()
 
@@ -84,7 +88,7 @@ class TowerFile:
 
     def _load(self) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+        descriptor = open_regular(self._path, os.O_RDWR | os.O_CREAT)
         with os.fdopen(descriptor, "r+b") as file:
             content = file.read()
             whole = content.rfind(b"\n") + 1
@@ -104,7 +108,7 @@ class TowerFile:
     def _append(self, lines: bytes) -> None:
         if not self._is_as_we_left_it():
             self._rewrite()
-        descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        descriptor = open_regular(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         size = os.fstat(descriptor).st_size
         try:
             with os.fdopen(descriptor, "ab", closefd=False) as file:
@@ -120,18 +124,19 @@ class TowerFile:
     def _is_as_we_left_it(self) -> bool:
         """Whether nobody has taken the file away or cut it: what it held was handed out."""
         try:
-            return self._path.stat().st_size == self._size
+            return self._path.lstat().st_size == self._size
         except FileNotFoundError:
             return False
 
     async def _tidy(self) -> None:
         if self._lines > 2 * len(self._newest) + _SPARE_LINES:
-            await asyncio.to_thread(self._rewrite)
+            await self._thread.run(self._rewrite)
             self._lines = len(self._newest)
 
     def _rewrite(self) -> None:
         beside = self._path.with_name(f"{self._path.name}.new")
-        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        beside.unlink(missing_ok=True)  # of a process that died; and never through a link
+        descriptor = open_regular(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         with os.fdopen(descriptor, "wb") as file:
             for settle in self._newest.values():
                 file.write(settle.format_line())
@@ -146,40 +151,49 @@ class TowerFile:
 class TowerFileReader:
     """The tower's end: each whole line once, also when another file takes the first one's place."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, within_s: float = FILE_S_MAX) -> None:
         self._path = path
-        self._file_id: tuple[int, int] | None = None
-        self._offset = 0
-        self._last = b""
-        """The last bytes before the offset: by them the file is known as the same one."""
+        self._thread = FileThread(within_s=within_s)
+        self._place = _Place()
 
     async def read_new(self) -> list[bytes]:
         """Return the lines that came since; none while there is no file.
 
         Raises:
-            OSError: It cannot be read.
+            OSError: It cannot be read, is not a regular file, or takes too long. What came is
+                read the next time.
         """
-        return await asyncio.to_thread(self._read)
+        place = self._place
+        self._place, lines = await self._thread.run(lambda: self._read(place))
+        return lines
 
-    def _read(self) -> list[bytes]:
+    def _read(self, place: "_Place") -> tuple["_Place", list[bytes]]:
         try:
-            file = self._path.open("rb")
+            descriptor = open_regular(self._path, os.O_RDONLY)
         except FileNotFoundError:
-            return []
-        with file:
-            status = os.fstat(file.fileno())
+            return place, []
+        with os.fdopen(descriptor, "rb") as file:
+            status = os.fstat(descriptor)
             file_id = (status.st_dev, status.st_ino)
-            file.seek(max(0, self._offset - len(self._last)))
-            if file_id != self._file_id or file.read(len(self._last)) != self._last:
-                self._file_id, self._offset, self._last = file_id, 0, b""
-            file.seek(self._offset)
+            file.seek(max(0, place.offset - len(place.last)))
+            if file_id != place.file_id or file.read(len(place.last)) != place.last:
+                place = _Place(file_id)
+            file.seek(place.offset)
             content = file.read(_READ_BYTES_MAX)
         whole = content.rfind(b"\n") + 1
         if not whole and len(content) > LINE_BYTES_MAX:
             whole = len(content)  # no line of ours is so long: it is left out
-        self._offset += whole
-        self._last = (self._last + content[:whole])[-_LAST_BYTES:]
-        return content[:whole].splitlines()
+        last = (place.last + content[:whole])[-_LAST_BYTES:]
+        return _Place(place.file_id, place.offset + whole, last), content[:whole].splitlines()
+
+
+class _Place(msgspec.Struct, frozen=True):
+    """How far a file was read."""
+
+    file_id: tuple[int, int] | None = None
+    offset: int = 0
+    last: bytes = b""
+    """The last bytes before the offset: by them the file is known as the same one."""
 
 
 def _sync_folder(path: Path) -> None:

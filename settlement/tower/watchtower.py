@@ -117,6 +117,7 @@ class Watchtower:
         self._behind_since: float | None = None
         self._grace_period_s: int | None = None
         self._heard_at = self._now()
+        self._unread = ""
         self._complaint = Complaint(_log, "the chain was not looked at; tried again: %s")
         self._telling = WatchAlarms(
             self.alarms,
@@ -151,7 +152,7 @@ class Watchtower:
 
         One that is older or worth less than what is held changes nothing, however often it comes.
         """
-        refused = 0
+        refused, why = 0, PresignedError()
         for line in lines:
             if line == BEAT.rstrip():
                 self._heard_at = self._now()
@@ -161,7 +162,7 @@ class Watchtower:
                 self._require_ours(settle)
             except PresignedError as error:
                 refused += 1
-                _log.warning("a line was refused: %s", error)
+                why = error
                 continue
             self._heard_at = self._now()
             known = self._unchecked.get(settle.key) or self._held.get(settle.key)
@@ -169,7 +170,13 @@ class Watchtower:
                 self._let_check(settle)
             elif settle.deadline > known.deadline:
                 self._spare[settle.key] = settle  # worth less, and good for longer
+        if refused:
+            _log.warning("%d lines were refused, the last one: %s", refused, why)
         return refused
+
+    def note_file(self, error: OSError | None) -> None:
+        """Note whether what comes from the provider can be read; None: it can."""
+        self._unread = "" if error is None else str(error)
 
     async def look(self) -> None:
         """Check what came, look at every channel once, and begin what is due.
@@ -227,7 +234,10 @@ class Watchtower:
             self._looked_at = began
             self._telling.answered(began)
         unheard_s = self._now() - self._heard_at
-        if unheard_s >= self._limits.unheard_s_max:
+        if self._unread:
+            text = f"the provider's file cannot be read: {self._unread}"
+            self.alarms.ring(AlarmKind.TOWER_UNFED, text)
+        elif unheard_s >= self._limits.unheard_s_max:
             text = f"nothing has come from the provider for {unheard_s:.0f} s"
             self.alarms.ring(AlarmKind.TOWER_UNFED, text)
         else:

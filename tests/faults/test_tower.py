@@ -168,5 +168,36 @@ async def test_a_provider_that_is_back_and_its_tower_pay_the_payee_once(
         assert await process.wait() == 0
 
 
+@pytest.mark.parametrize("what", ["a pipe", "a device without end"])
+async def test_a_file_that_is_none_holds_up_no_settle(
+    site: Site, chain: Devnet, tmp_path: Path, what: str
+) -> None:
+    """O-84: the tower goes on with what it has, says so, and ends when it is asked to."""
+    channel_id = await site.books.open(accepted=600, spent=600)
+    provider = site.start_provider()
+    await site.until_signed_ahead(channel_id, 600)
+    await kill(provider)
+    tower = site.start_tower()
+    await asyncio.sleep(0.5)  # it has read the file by then, or reads it when it is back
+    site.file.rename(tmp_path / "good")
+    if what == "a pipe":
+        os.mkfifo(site.file)
+    else:
+        site.file.symlink_to("/dev/zero")
+
+    def says_so() -> bool:
+        log = tmp_path / "watchtower.log"
+        return log.exists() and "alarm tower-unfed" in log.read_text()
+
+    await until(lambda: asyncio.to_thread(says_so))
+    await site.leave(channel_id)
+    await chain.advance(GRACE_S * 2 // 3)
+    site.file.unlink()
+    (tmp_path / "good").rename(site.file)
+    await until(lambda: _is(site.settled(channel_id), 600))
+    tower.send_signal(signal.SIGTERM)
+    assert await tower.wait() == 0
+
+
 async def _is(found: Awaitable[int], wanted: int) -> bool:
     return await found == wanted

@@ -1,0 +1,102 @@
+"""Files that another may have put where we look: opened as what they should be, read in time.
+
+A name may stand for a pipe that nobody writes to, a device without an end, a link to either, or a
+file system that answers no more. Opening and reading one must cost a bounded time and amount, and
+must not keep the process from ending.
+"""
+
+import asyncio
+import errno
+import os
+import stat
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Final, TypeVar
+
+__all__ = ["FILE_S_MAX", "FileThread", "open_regular", "read_regular"]
+
+_T = TypeVar("_T")
+
+FILE_S_MAX: Final = 10.0
+"""How long a file may take before it counts as one that hangs."""
+
+
+def open_regular(path: Path, flags: int, *, follows: bool = False) -> int:
+    """Return a descriptor of a regular file; a new one is for its owner alone.
+
+    Raises:
+        OSError: It cannot be opened, or is no regular file; a link is none unless `follows`.
+    """
+    flags |= os.O_NONBLOCK | os.O_CLOEXEC | (0 if follows else os.O_NOFOLLOW)
+    try:
+        descriptor = os.open(path, flags, 0o600)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise OSError(errno.ELOOP, "it is a symbolic link", str(path)) from None
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+    return descriptor
+
+
+def read_regular(path: Path, bytes_max: int) -> bytes:
+    """Return a small file's content, by a link or not.
+
+    Raises:
+        OSError: It cannot be read, is not a regular file, or is longer than `bytes_max`.
+    """
+    with os.fdopen(open_regular(path, os.O_RDONLY, follows=True), "rb") as file:
+        content = file.read(bytes_max + 1)
+    if len(content) > bytes_max:
+        raise OSError(errno.EFBIG, f"it is longer than {bytes_max} bytes", str(path))
+    return content
+
+
+class FileThread:
+    """Works on one file in a thread that may hang, one piece of work at a time."""
+
+    def __init__(self, *, within_s: float = FILE_S_MAX) -> None:
+        self._within_s = within_s
+        self._last: asyncio.Future[None] | None = None
+
+    async def run(self, work: Callable[[], _T]) -> _T:
+        """Return what `work` does.
+
+        Raises:
+            TimeoutError: It did not end in time, and what it does by now is not known; or what
+                was begun before has not ended yet, and nothing was done.
+        """
+        loop = asyncio.get_running_loop()
+        if self._last is not None and not self._last.done():
+            await asyncio.wait([self._last], timeout=self._within_s)
+            if not self._last.done():
+                raise TimeoutError(errno.ETIMEDOUT, "the file system does not answer")
+        answer: asyncio.Future[_T] = loop.create_future()
+        ended = self._last = loop.create_future()
+
+        def tell(set_answer: Callable[[], None]) -> None:
+            ended.set_result(None)
+            if not answer.done():
+                set_answer()
+
+        def carry_out() -> None:
+            set_answer: Callable[[], None]
+            try:
+                result = work()
+            except Exception as error:  # noqa: BLE001 -- raised by who waits
+                failure = error
+                set_answer = lambda: answer.set_exception(failure)  # noqa: E731
+            else:
+                set_answer = lambda: answer.set_result(result)  # noqa: E731
+            with suppress(RuntimeError):  # the loop has ended: nobody waits any more
+                loop.call_soon_threadsafe(tell, set_answer)
+
+        threading.Thread(target=carry_out, name="file", daemon=True).start()
+        await asyncio.wait([answer], timeout=self._within_s)
+        if not answer.done():
+            answer.cancel()
+            raise TimeoutError(errno.ETIMEDOUT, "the file system does not answer")
+        return answer.result()

@@ -1,0 +1,152 @@
+"""O-84: no file that somebody put where we look holds up a process, or leads it elsewhere."""
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from channel.errors import ConfigError
+from service.keystore import decrypt_keystore, read_password
+from settlement.files import FileThread, open_regular, read_regular
+from settlement.tower.store import BEAT, TowerFile, TowerFileReader
+from tests.waiting import PATIENCE_S
+
+STRANGE = ["a pipe", "a link to a device", "a device", "a link to a file", "a loop", "a folder"]
+
+
+def put(what: str, path: Path) -> None:
+    """Put something there that is not the file it should be."""
+    match what:
+        case "a pipe":
+            os.mkfifo(path)
+        case "a link to a device" | "a device":
+            path.symlink_to("/dev/zero")
+        case "a link to a file":
+            (path.parent / "elsewhere").write_bytes(BEAT)
+            path.symlink_to(path.parent / "elsewhere")
+        case "a loop":
+            path.symlink_to(path)
+        case _:
+            path.mkdir()
+
+
+@pytest.mark.parametrize("what", STRANGE)
+async def test_the_file_between_provider_and_tower_is_a_file(what: str, tmp_path: Path) -> None:
+    """O-84: on either end; what it should be is taken again as soon as it is there."""
+    path = Path("/dev/zero") if what == "a device" else tmp_path / "settles.jsonl"
+    if what != "a device":
+        put(what, path)
+    reader = TowerFileReader(path)
+    for _ in range(2):
+        with pytest.raises(OSError, match=r"regular|symbolic|directory|denied"):
+            await reader.read_new()
+    with pytest.raises(OSError, match=r"regular|symbolic|directory|denied"):
+        await TowerFile.open(path)
+    if what != "a device":
+        path.rmdir() if what == "a folder" else path.unlink()
+        path.write_bytes(BEAT)
+        assert await reader.read_new() == [BEAT.rstrip()]
+
+
+@pytest.mark.parametrize("what", ["a pipe", "a link to a file", "a file of others"])
+async def test_the_new_file_beside_it_is_made_for_its_owner_alone(
+    what: str, tmp_path: Path
+) -> None:
+    """O-84: whatever lies at its name goes, and nothing is written through it."""
+    path, beside = tmp_path / "settles.jsonl", tmp_path / "settles.jsonl.new"
+    file = await TowerFile.open(path)
+    if what == "a file of others":
+        beside.write_bytes(b"theirs")
+        beside.chmod(0o666)
+    else:
+        put(what, beside)
+    path.unlink()  # it writes a new one
+    await file.beat()
+    assert path.read_bytes() == BEAT
+    assert path.stat().st_mode & 0o777 == 0o600
+    if what == "a link to a file":
+        assert (tmp_path / "elsewhere").read_bytes() == BEAT, "as it was"
+
+
+@pytest.mark.parametrize("what", ["a pipe", "a link to a device", "too long"])
+def test_keys_and_passwords_are_small_files(what: str, tmp_path: Path) -> None:
+    """O-84: a link to one will do, as where secrets are mounted; nothing else does."""
+    path = tmp_path / "secret"
+    if what == "too long":
+        path.write_bytes(b"x" * (1024 * 1024 + 1))
+    else:
+        put(what, path)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_password(path)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        decrypt_keystore(path, "password")
+    (tmp_path / "mounted").write_text("open sesame\n")
+    (tmp_path / "link").symlink_to(tmp_path / "mounted")
+    assert read_password(tmp_path / "link") == "open sesame"
+
+
+def test_a_small_file_may_be_as_long_as_its_bound(tmp_path: Path) -> None:
+    path = tmp_path / "small"
+    path.write_bytes(b"12345")
+    assert read_regular(path, 5) == b"12345"
+    with pytest.raises(OSError, match="longer than 4 bytes"):
+        read_regular(path, 4)
+
+
+async def test_a_file_system_that_hangs_costs_a_bounded_time(tmp_path: Path) -> None:
+    """O-84: one thread hangs with it, and no more; once it answers, work goes on."""
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    thread = FileThread(within_s=0.1)
+    for _ in range(3):
+        with pytest.raises(TimeoutError, match="does not answer"):
+            await thread.run(lambda: os.open(path, os.O_RDONLY))
+    await asyncio.to_thread(lambda: os.close(os.open(path, os.O_WRONLY)))
+    assert await FileThread().run(lambda: 7) == 7
+    for _ in range(100):
+        try:
+            assert await thread.run(lambda: 8) == 8
+            break
+        except TimeoutError:
+            continue
+
+
+async def test_what_came_while_reading_hung_is_read_the_next_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """O-84: a stand-in for a mount that hangs; what it gave too late is not lost."""
+    path = tmp_path / "settles.jsonl"
+    path.write_bytes(BEAT)
+    reader = TowerFileReader(path, within_s=0.05)
+
+    def hang(*arguments: int) -> int:
+        time.sleep(0.2)
+        return open_regular(*arguments)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patched:
+        patched.setattr("settlement.tower.store.open_regular", hang)
+        with pytest.raises(TimeoutError):
+            await reader.read_new()
+    await asyncio.sleep(0.3)
+    assert await reader.read_new() == [BEAT.rstrip()]
+    assert await reader.read_new() == []
+
+
+def test_a_process_ends_though_its_file_hangs(tmp_path: Path) -> None:
+    """O-84: the thread that hangs is not waited for."""
+    os.mkfifo(tmp_path / "pipe")
+    script = (
+        "import asyncio, os, sys\n"
+        "from settlement.files import FileThread\n"
+        "async def main():\n"
+        "    try: await FileThread(within_s=0.1).run(lambda: os.open(sys.argv[1], os.O_RDONLY))\n"
+        "    except TimeoutError: print('late')\n"
+        "asyncio.run(main())"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "pipe")]
+    ended = subprocess.run(command, capture_output=True, timeout=PATIENCE_S, check=True)  # noqa: S603
+    assert ended.stdout == b"late\n"
