@@ -57,6 +57,7 @@ GRACE_PERIOD_S_MIN: Final = 600
 RESERVATIONS_PER_CHANNEL_MAX: Final = 64
 RESERVATION_STEP_UNITS: Final = 32
 RESERVATION_LEASE_S: Final = 60
+STREAM_PAUSE_S: Final = 5
 STREAM_PAUSE_S_MAX: Final = 30
 CLOSE_WAIT_S_MAX: Final = 10
 VOUCHERS_PER_SECOND_MAX: Final = 10
@@ -111,3 +112,7 @@ BAD_CREDENTIALS_PER_SECOND_MAX: Final = 10
 LATE_ANSWER_S: Final = 0.5
 LATE_ANSWERS_MAX: Final = 1024
 PRODUCER_CLOSE_S_MAX: Final = 2
+
+# Model server. What is read is not charged, so it is bounded; work that nobody pays for, too.
+REQUEST_BYTES_MAX: Final = 64 * 1024
+ABANDONED_UNITS_MAX: Final = 4096

@@ -51,6 +51,8 @@ class Event(msgspec.Struct, frozen=True):
     event: str | None = None
     units: int = 1
     """What it costs; 0 for an event that sells nothing, such as a `[DONE]`."""
+    held: int = 0
+    """Units beyond its own that must be paid for before it leaves; counted later, if ever."""
 
 
 class Frame(msgspec.Struct, frozen=True):
@@ -179,9 +181,10 @@ class _Stream:
             if gone.done():
                 return
             frame, units = _read_chunk(chunk)
-            if reservation.covered_units < self._frames_units + units:
+            needed = units + chunk.held if isinstance(chunk, Event) else units
+            if reservation.covered_units < self._frames_units + needed:
                 await self._write()
-                if reservation.covered_units < units and not await self._is_covered(units):
+                if reservation.covered_units < needed and not await self._is_covered(needed):
                     return
             now = clock()
             self._frames.append(frame)

@@ -42,6 +42,7 @@ from channel.http.pricing import WEBSOCKET, Priced, Route, RouteTable
 from channel.http.request import (
     ClientGoneError,
     RequestBody,
+    brings_deposit,
     is_management,
     is_preflight,
     read_client,
@@ -92,11 +93,16 @@ class PaymentGate:
         routes: Sequence[Route],
         pause_s: float = STREAM_PAUSE_S_MAX,
         body_timeout_s: float = BODY_S_MAX,
+        ready: Callable[[], Awaitable[None] | None] | None = None,
         stop_worker: Callable[[], None] = _stop_worker,
     ) -> None:
         """Wrap `app`. `stop_worker` is called once the books can be relied on no more.
 
         `body_timeout_s` is how long a paid request's body may take to arrive.
+
+        `ready` is asked before anything is sold and before a deposit is asked for or taken; what
+        it raises of `channel.errors` is the answer. Vouchers and closes that come by themselves
+        pass without it.
 
         Raises:
             ConfigError: See `RouteTable`.
@@ -114,6 +120,7 @@ class PaymentGate:
             period_s=FAILED_REQUESTS_PERIOD_S,
             what=f"requests that bought nothing in {FAILED_REQUESTS_PERIOD_S} s",
         )
+        self.ready = ready
         self._stop_worker = stop_worker
         self._is_broken = False
 
@@ -219,16 +226,26 @@ class _Exchange:
                 await self._pass_on()
                 return
             require_no_override(self._fields, self._method)
+            await self._require_ready()
             raise PaymentRequiredError("This resource must be paid for.")
         credential = self._credential = parse_credential(raw)
         query: bytes = self._scope.get("query_string", b"")
         if is_management(self._method, self._fields, query, credential.payload):
+            if brings_deposit(credential.payload):
+                await self._require_ready()
             await self._manage(credential)
         elif self._own is None:
             await self._pass_on()
         else:
             require_no_override(self._fields, self._method)
+            await self._require_ready()
             await self._serve(credential, self._own)
+
+    async def _require_ready(self) -> None:
+        if self._gate.ready is not None:
+            asking = self._gate.ready()
+            if asking is not None:
+                await asking
 
     async def _pass_on(self) -> None:
         """Serve a method that has no price, if it is listed so.

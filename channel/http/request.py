@@ -15,11 +15,19 @@ from channel.http.asgi import Headers, Message, Receive, Scope
 from channel.http.bodies import BodyRoom
 from channel.limits import IDEMPOTENCY_KEY_BYTES_MAX, IDEMPOTENT_REQUEST_BYTES_MAX
 from channel.wire.credential import select_credential
-from channel.wire.payload import ClosePayload, Payload, TopUpAuthorization, TopUpHash, TopUpPermit2
+from channel.wire.payload import (
+    ClosePayload,
+    Payload,
+    TopUpAuthorization,
+    TopUpHash,
+    TopUpPermit2,
+    VoucherPayload,
+)
 
 __all__ = [
     "ClientGoneError",
     "RequestBody",
+    "brings_deposit",
     "is_management",
     "is_preflight",
     "read_client",
@@ -144,6 +152,13 @@ def require_no_override(fields: Fields, method: str) -> None:
     for name in _OVERRIDES:
         if any(value.strip().upper() != method for value in fields.get(name, ())):
             raise BadRequestError(f"{name.decode()}: send the method itself; it has a price.")
+
+
+def brings_deposit(payload: Payload) -> bool:
+    """Say whether a credential opens a channel or adds to one."""
+    if isinstance(payload, VoucherPayload):
+        return payload.deposit is not None
+    return not isinstance(payload, ClosePayload)
 
 
 def read_preference(fields: Fields) -> str | None:

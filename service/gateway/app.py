@@ -1,6 +1,7 @@
 """The gateway as an ASGI application: what is sold, what is free, and 404 for all else."""
 
 from collections.abc import Callable
+from typing import Final
 
 from starlette.routing import Route as AppRoute
 from starlette.routing import Router
@@ -12,10 +13,14 @@ from channel.state.commands import StreamPolicy
 from service.gateway.completions import PATH, ChatCompletions
 from service.gateway.errors import NotServedError
 from service.gateway.free import free_routes, problem_response
+from service.gateway.readiness import Readiness
 from service.gateway.upstream import Upstream
 from service.settings import Config
 
-__all__ = ["Gateway", "unit_type"]
+__all__ = ["UNIT_TYPE", "Gateway"]
+
+UNIT_TYPE: Final = "llm_token"
+"""What a unit is called in challenges."""
 
 
 class Gateway:
@@ -25,11 +30,12 @@ class Gateway:
         self, config: Config, engine: Engine, upstream: Upstream, *, stop: Callable[[], None]
     ) -> None:
         """Build it. `stop` is called when the books are found to contradict themselves."""
-        completions = ChatCompletions(upstream, config.upstream)
+        self._readiness = Readiness(upstream, config.upstream)
+        completions = ChatCompletions(upstream, config.upstream, self._readiness)
         payment = config.payment
         price = Price(
             unit_price=config.price.per_unit,
-            unit_type=unit_type(config),
+            unit_type=UNIT_TYPE,
             min_voucher_delta=payment.min_voucher_delta,
             suggested_deposit=payment.suggested_deposit,
             description="Output tokens of a language model",
@@ -55,6 +61,7 @@ class Gateway:
             ],
             pause_s=payment.pause_timeout_s,
             body_timeout_s=config.listen.body_timeout_s,
+            ready=self._readiness.require,
             stop_worker=stop,
         )
 
@@ -62,14 +69,13 @@ class Gateway:
         """Answer one request."""
         await self._gate(scope, receive, send)
 
+    async def watch_model_server(self) -> None:
+        """Keep asking whether the model server is there, for as long as the gateway serves."""
+        await self._readiness.run()
+
     def end_streams(self) -> None:
         """Let every running stream end now, with its receipt."""
         self._gate.engine.end_streams()
-
-
-def unit_type(config: Config) -> str:
-    """Return what a unit is called in challenges: exact tokens, or chunks that stand for them."""
-    return "llm_token" if config.upstream.counts == "llama.cpp" else "llm_chunk"
 
 
 async def _not_served(scope: Scope, receive: Receive, send: Send) -> None:

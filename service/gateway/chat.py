@@ -1,82 +1,81 @@
-"""A chat completion as far as its price goes: what is asked for, and what was produced.
+"""A request for a chat completion as far as its price goes: what is asked for, and its bounds.
 
 Pure: bytes in, values out. The request is always written anew from what was parsed, so that
-the model server cannot read it in another way than it was priced.
+the model server cannot read it in another way than it was priced. Only fields that are known, or
+that the operator lists, are written: the payer cannot choose how much a unit holds (O-03).
 """
 
-from collections.abc import Iterator
-from typing import Any, Final, TypeVar
+from collections.abc import Collection, Iterator
+from typing import Any, Final
 
 import msgspec
 
 from channel.errors import BadRequestError, WireError
 from channel.limits import REQUEST_ELEMENTS_MAX
-from channel.wire.depth import is_shallow, scan_json
-from service.gateway.errors import UpstreamError
+from channel.wire.depth import scan_json
+from service.gateway.counting import ServerKind
 
-__all__ = [
-    "DONE",
-    "ChatRequest",
-    "UnitCounter",
-    "parse_chat_request",
-    "parse_completion_tokens",
-    "scan_request",
-]
-
-DONE: Final = "[DONE]"
-"""The last event of a stream."""
+__all__ = ["FIELDS", "ChatRequest", "parse_chat_request", "scan_request"]
 
 _CHOICES_MAX: Final = 128
-_NULL: Final = msgspec.Raw(b"null")
 _DEPTH_MAX: Final = 64
+_STOP_BYTES_MAX: Final = 64
+"""Of each stop sequence: so much text a server may hold back, made and not yet charged."""
+_STOPS_MAX: Final = 16
 
 _TOKEN_BOUNDS: Final = ("max_tokens", "max_completion_tokens")
-_ALIASES: Final = ("n_predict", "n_cmpl")
-"""llama.cpp's own names for `max_tokens` and `n`: they would get around both bounds."""
+
+FIELDS: Final = frozenset(
+    {
+        "frequency_penalty",
+        "function_call",
+        "functions",
+        "logit_bias",
+        "logprobs",
+        "max_completion_tokens",
+        "max_tokens",
+        "messages",
+        "min_p",
+        "model",
+        "n",
+        "parallel_tool_calls",
+        "presence_penalty",
+        "reasoning_effort",
+        "repetition_penalty",
+        "response_format",
+        "seed",
+        "stop",
+        "stream",
+        "temperature",
+        "tool_choice",
+        "tools",
+        "top_k",
+        "top_logprobs",
+        "top_p",
+        "user",
+        "verbosity",
+    }
+)
+"""What reaches a model server, by its exact name. None of it makes work that is not counted."""
 
 
 class ChatRequest(msgspec.Struct, frozen=True):
     """One request, ready to be priced and passed on."""
 
     body: bytes
+    kind: ServerKind
+    """How the server counts that it was written for."""
     is_stream: bool
-    units_max: int
-    """Most output tokens it can produce, all choices together."""
+    choices: int
+    tokens_max: int
+    """Most output tokens of each choice."""
+    wants_usage: bool
+    """Whether the client asked for the record of usage at a stream's end."""
 
-
-def parse_chat_request(
-    body: bytes, *, max_tokens: int, default_max_tokens: int, wants_exact_counts: bool
-) -> ChatRequest:
-    """Read a request's body and bound what it can cost.
-
-    A stream needs no bound of its own: it is paid for as it goes, up to `max_tokens` a choice.
-
-    Raises:
-        BadRequestError: It is no JSON object, a bound is not a whole number from 1 to
-            `max_tokens`, or an answer in one piece names none and there is no default.
-    """
-    fields = _decode_object(body)
-    try:
-        is_stream = bool(msgspec.json.decode(fields.get("stream", _NULL), type=bool | None))
-    except msgspec.DecodeError:
-        raise BadRequestError("`stream` must be true or false.") from None
-    choices = _whole_number(fields, "n", _CHOICES_MAX) or 1
-    bounds = [_whole_number(fields, name, max_tokens) for name in _TOKEN_BOUNDS]
-    named = min((bound for bound in bounds if bound is not None), default=None)
-    bound = named or (max_tokens if is_stream else default_max_tokens)
-    if not bound:
-        raise BadRequestError(
-            "`max_tokens` is needed: an answer that is not streamed is paid for from a "
-            "reservation of its greatest length."
-        )
-    for alias in _ALIASES:
-        fields.pop(alias, None)
-    fields["max_tokens"] = bound
-    if "max_completion_tokens" in fields:
-        fields["max_completion_tokens"] = bound
-    if is_stream and wants_exact_counts:
-        fields["timings_per_token"] = True
-    return ChatRequest(msgspec.json.encode(fields), is_stream, bound * choices)
+    @property
+    def units_max(self) -> int:
+        """Most output tokens it can produce, all choices together."""
+        return self.choices * self.tokens_max
 
 
 def scan_request(body: bytes) -> Iterator[None]:
@@ -91,126 +90,173 @@ def scan_request(body: bytes) -> Iterator[None]:
         raise BadRequestError(f"The body is {error}.") from error
 
 
-def _decode_object(body: bytes) -> dict[str, Any]:
-    """Return the fields of a body that `scan_request` has passed; no object is made of a value."""
+def parse_chat_request(
+    body: bytes,
+    *,
+    max_tokens: int,
+    default_max_tokens: int,
+    kind: ServerKind,
+    more_fields: Collection[str] = (),
+    allows_media: bool = False,
+) -> ChatRequest:
+    """Read a body that `scan_request` has passed, and bound what it can cost.
+
+    A stream needs no bound of its own: it is paid for as it goes, up to `max_tokens` a choice.
+    An answer in one piece that names none gets `default_max_tokens`, unless that is 0.
+
+    Raises:
+        BadRequestError: It is no JSON object, names a field twice, has a bound that is not a
+            whole number from 1 to `max_tokens`, or asks for what cannot be counted.
+    """
+    fields = _read_object(body)
+    is_stream = bool(_read(fields, "stream", bool, "true or false"))
+    choices = _whole_number(fields, "n", _CHOICES_MAX) or 1
+    _require_countable(kind, choices, is_stream=is_stream)
+    _require_short_stops(fields)
+    if not allows_media and "messages" in fields:
+        _require_text(fields["messages"])
+    sent: dict[str, Any] = {
+        name: value for name, value in fields.items() if name in FIELDS or name in more_fields
+    }
+    bounds = [bound for name in _TOKEN_BOUNDS if (bound := _whole_number(fields, name, max_tokens))]
+    default = max_tokens if is_stream else min(default_max_tokens, max_tokens)
+    bound = min(bounds, default=default)
+    if not bound:
+        raise BadRequestError(
+            "`max_tokens` is needed: an answer that is not streamed is paid for from a "
+            "reservation of its greatest length."
+        )
+    # Only the name that the client used: some servers refuse the other one, or both (O-45).
+    for name in _TOKEN_BOUNDS:
+        if _whole_number(fields, name, max_tokens):
+            sent[name] = bound
+        else:
+            sent.pop(name, None)
+    if not bounds:
+        sent["max_tokens"] = bound
+    options = _read(fields, "stream_options", _StreamOptions, "an object")
+    if is_stream:
+        sent |= _counting_fields(kind)
+    return ChatRequest(
+        msgspec.json.encode(sent),
+        kind=kind,
+        is_stream=is_stream,
+        choices=choices,
+        tokens_max=bound,
+        wants_usage=options is not None and bool(options.include_usage),
+    )
+
+
+class _StreamOptions(msgspec.Struct):
+    include_usage: bool | None = None
+
+
+def _counting_fields(kind: ServerKind) -> dict[str, Any]:
+    """Return what asks a server to say with each chunk, or at the end, how much it made."""
+    options = {"include_usage": True}
+    if kind == "vllm":
+        options["continuous_usage_stats"] = True
+    if kind == "llama.cpp":
+        return {"stream_options": options, "timings_per_token": True}
+    return {"stream_options": options}
+
+
+def _require_countable(kind: ServerKind, choices: int, *, is_stream: bool) -> None:
+    """Refuse several choices where the server does not say what all of them have (O-02)."""
+    if choices == 1 or kind in ("vllm", "usage") or (kind == "llama.cpp" and is_stream):
+        return
+    if kind == "llama.cpp":
+        raise BadRequestError(
+            "`n` above 1 needs `stream: true` here: in one piece the model server counts the "
+            "tokens of one choice only."
+        )
+    raise BadRequestError(
+        "`n` must be 1 here: it is not known whether the model server counts every choice. Send "
+        "the request several times instead."
+    )
+
+
+def _require_short_stops(fields: dict[str, msgspec.Raw]) -> None:
+    stop = _read(fields, "stop", str | list[str], "a text or a list of texts")
+    stops = stop if isinstance(stop, list) else [stop or ""]
+    if len(stops) > _STOPS_MAX:
+        raise BadRequestError(f"`stop` must have at most {_STOPS_MAX} sequences.")
+    if any(len(text.encode("utf-8", "replace")) > _STOP_BYTES_MAX for text in stops):
+        raise BadRequestError(f"Each `stop` must have at most {_STOP_BYTES_MAX} bytes.")
+
+
+def _require_text(messages: msgspec.Raw) -> None:
+    """Refuse images, sounds and files: a short link can stand for any number of tokens (O-04)."""
+    for message in _read_items(messages):
+        content = _read_members(message).get("content")
+        for part in () if content is None else _read_items(content):
+            kind = _read_members(part).get("type", msgspec.Raw(b"null"))
+            if bytes(kind) not in (b'"text"', b'"refusal"'):
+                raise BadRequestError(
+                    f"`messages` holds a part of type {bytes(kind)[:40]!r}; only text is sold here."
+                )
+
+
+def _read_items(value: msgspec.Raw) -> list[msgspec.Raw]:
+    """Return the objects of an array; of what is none the server makes nothing either."""
+    if not _begins(value, b"["):
+        return []
+    items = msgspec.json.decode(value, type=list[msgspec.Raw])
+    return [item for item in items if _begins(item, b"{")]
+
+
+def _begins(value: msgspec.Raw, bracket: bytes) -> bool:
+    return memoryview(value)[:1] == bracket
+
+
+class _Name:
+    """A member's name that equals no other, so that one that comes twice is seen."""
+
+    __slots__ = ("text",)
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+
+_MEMBERS: Final = msgspec.json.Decoder(
+    dict[_Name, msgspec.Raw], dec_hook=lambda _, text: _Name(text)
+)
+
+
+def _read_object(body: bytes) -> dict[str, msgspec.Raw]:
+    """Return the fields of a body; no object is made of a value."""
     try:
-        return msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+        return _read_members(body)
     except msgspec.ValidationError as error:
         raise BadRequestError("The body is not a JSON object.") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadRequestError("The body is not JSON.") from error
 
 
-def _whole_number(fields: dict[str, Any], name: str, largest: int) -> int | None:
-    try:
-        value = msgspec.json.decode(fields.get(name, _NULL), type=int | None)
-    except msgspec.DecodeError:
-        value = 0
-    if value is not None and not 1 <= value <= largest:
-        raise BadRequestError(f"`{name}` must be a whole number from 1 to {largest}.")
-    return value
+def _read_members(value: bytes | msgspec.Raw) -> dict[str, msgspec.Raw]:
+    members: dict[str, msgspec.Raw] = {}
+    for name, member in _MEMBERS.decode(value).items():
+        if name.text in members:
+            raise BadRequestError(f"The body names `{name.text[:64]}` twice in one object.")
+        members[name.text] = member
+    return members
 
 
-class _Timings(msgspec.Struct):
-    predicted_n: int = 0
-
-
-class _Usage(msgspec.Struct):
-    completion_tokens: int | None = None
-
-
-class _Choice(msgspec.Struct):
-    index: int = 0
-    delta: dict[str, Any] | None = None
-
-
-class _Chunk(msgspec.Struct):
-    choices: list[_Choice] = []
-    timings: _Timings | None = None
-    usage: _Usage | None = None
-
-
-class _Completion(msgspec.Struct):
-    usage: _Usage | None = None
-
-
-_CHUNK: Final = msgspec.json.Decoder(_Chunk)
-_COMPLETION: Final = msgspec.json.Decoder(_Completion)
-
-
-_Answer = TypeVar("_Answer")
-
-
-def _decode(decoder: msgspec.json.Decoder[_Answer], text: bytes) -> _Answer:
-    if not is_shallow(text, _DEPTH_MAX):
-        raise UpstreamError("The model server's answer is nested too deeply, or is not JSON.")
-    try:
-        return decoder.decode(text)
-    except msgspec.DecodeError as error:
-        raise UpstreamError("The model server's answer cannot be read.") from error
-
-
-class UnitCounter:
-    """Counts the units of one stream, chunk by chunk.
-
-    Without exact counts every choice with content in a chunk is one unit. With them the server's
-    running count decides wherever a chunk carries one, so that the units of the whole stream
-    are its `usage.completion_tokens`, the end token included; where it carries none, content
-    is one unit: nothing is free because a count is missing (F-57).
-    """
-
-    def __init__(self, *, is_exact: bool) -> None:
-        self._is_exact = is_exact
-        self._by_choice: dict[int, int] = {}
-        self.reported: int | None = None
-        """What the server's last usage record said; None when there was none."""
-
-    @property
-    def total(self) -> int:
-        """Units counted so far."""
-        return sum(self._by_choice.values())
-
-    def count(self, data: str) -> int:
-        """Return how many units this chunk adds; 0 for one without content.
-
-        Raises:
-            UpstreamError: It is not a chunk of a chat completion.
-        """
-        if data == DONE:
-            return 0
-        chunk = _decode(_CHUNK, data.encode())
-        before = self.total
-        for choice in chunk.choices:
-            self._count_choice(choice, chunk.timings)
-        if chunk.usage is not None and chunk.usage.completion_tokens is not None:
-            self.reported = chunk.usage.completion_tokens
-            if self._is_exact:
-                missing = max(0, self.reported - self.total)
-                self._by_choice[0] = self._by_choice.get(0, 0) + missing
-        return self.total - before
-
-    def _count_choice(self, choice: _Choice, timings: _Timings | None) -> None:
-        counted = self._by_choice.get(choice.index, 0)
-        if self._is_exact and timings is not None:
-            counted = max(counted, timings.predicted_n)
-        elif _has_content(choice.delta):
-            counted += 1
-        self._by_choice[choice.index] = counted
-
-
-def _has_content(delta: dict[str, Any] | None) -> bool:
-    """Whether a delta carries output of any kind: text, reasoning, a tool call, a refusal."""
-    return any(value for name, value in (delta or {}).items() if name != "role")
-
-
-def parse_completion_tokens(body: bytes) -> int | None:
-    """Return `usage.completion_tokens` of an answer in one piece, None when it has none (F-57).
+def _read(fields: dict[str, msgspec.Raw], name: str, kind: Any, expected: str) -> Any:
+    """Return a field's value, None when it is not there or null.
 
     Raises:
-        UpstreamError: It is not JSON, or the count is not a number from zero.
+        BadRequestError: It is of another kind.
     """
-    usage = _decode(_COMPLETION, body).usage
-    tokens = None if usage is None else usage.completion_tokens
-    if tokens is not None and tokens < 0:
-        raise UpstreamError("The model server reported a negative number of tokens.")
-    return tokens
+    try:
+        return msgspec.json.decode(fields.get(name, b"null"), type=kind | None)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise BadRequestError(f"`{name}` must be {expected}.") from None
+
+
+def _whole_number(fields: dict[str, msgspec.Raw], name: str, largest: int) -> int | None:
+    expected = f"a whole number from 1 to {largest}"
+    value: int | None = _read(fields, name, int, expected)
+    if value is not None and not 1 <= value <= largest:
+        raise BadRequestError(f"`{name}` must be {expected}.")
+    return value

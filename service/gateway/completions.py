@@ -14,21 +14,21 @@ from typing import Any, Final, TypeVar
 
 import httpx
 import msgspec
+from msgspec.structs import replace
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from channel.http import Event, PaidEventStream
-from channel.http.metering import metered
-from service.gateway.chat import (
-    ChatRequest,
-    UnitCounter,
-    parse_chat_request,
-    parse_completion_tokens,
-    scan_request,
-)
+from channel.errors import StoppingError
+from channel.http import Event, Frame, PaidEventStream
+from channel.http.metering import Meter, metered, require_meter
+from channel.limits import RESERVATION_STEP_UNITS
+from service.gateway.abandoned import AbandonedWork
+from service.gateway.chat import ChatRequest, parse_chat_request, scan_request
+from service.gateway.counting import DONE, UnitCounter, is_error, read_whole
 from service.gateway.errors import RequestTooLargeError, UpstreamError
-from service.gateway.events import read_events, require_event_stream
+from service.gateway.events import is_event_stream, read_events
+from service.gateway.readiness import Readiness
 from service.gateway.upstream import Upstream, read_body, returned_headers
 from service.settings import Upstream as UpstreamSettings
 
@@ -38,15 +38,26 @@ PATH: Final = "/v1/chat/completions"
 
 _log: Final = logging.getLogger(__name__)
 
+_BAD_GATEWAY: Final = 502
+_KEEP_ALIVE: Final = Frame(b": keep-alive\n\n", units=0)
+_USAGE: Final = Frame(b": usage\n\n", units=0)
+"""In the place of a record of usage that the gateway asked for and the client did not."""
+_HIDDEN_UNITS_MAX: Final = RESERVATION_STEP_UNITS
+"""So much a client pays without a word of why; of more it is shown the record all the same."""
+
 _Answer = TypeVar("_Answer")
 
 
 class ChatCompletions:
     """The endpoint, and the streams it is serving."""
 
-    def __init__(self, upstream: Upstream, settings: UpstreamSettings) -> None:
+    def __init__(
+        self, upstream: Upstream, settings: UpstreamSettings, readiness: Readiness
+    ) -> None:
         self._upstream = upstream
         self._settings = settings
+        self._readiness = readiness
+        self._abandoned = AbandonedWork(settings.abandoned_units_max)
 
     async def answer(self, request: Request) -> Response:
         """Answer one paid request.
@@ -59,7 +70,9 @@ class ChatCompletions:
             await _read_request(request, self._settings.body_bytes_max),
             max_tokens=self._settings.max_tokens,
             default_max_tokens=self._settings.default_max_tokens,
-            wants_exact_counts=self._settings.counts == "llama.cpp",
+            kind=self._readiness.kind,
+            more_fields=self._settings.fields,
+            allows_media=self._settings.media,
         )
         if chat.is_stream:
             return await self._stream(request, chat)
@@ -69,17 +82,44 @@ class ChatCompletions:
         async with metered(request.scope) as meter:
             # Durable after this: the dearest answer the model may give is paid for.
             await meter.hold(chat.units_max)
-            response, body = await _unless_gone(request, self._fetch(request, chat))
+            try:
+                response, body = await _unless_gone(request, self._fetch(request, chat))
+            except ClientDisconnect:
+                await self._leave(meter, chat.units_max)
+                raise
             headers = returned_headers(response)
             if response.is_success:
-                await meter.spend(_count_tokens(body, chat.units_max))
+                answer = read_whole(body, units_max=chat.units_max)
+                if answer.is_error:  # under a status that says otherwise (O-48)
+                    return Response(body, _BAD_GATEWAY, headers)
+                if answer.units is None:
+                    raise UpstreamError("The model server did not say how long its answer is.")
+                if not answer.is_believed:
+                    _log.warning(
+                        "the model server counts fewer tokens than it sent: %d charged by the text",
+                        answer.units,
+                    )
+                await meter.spend(answer.units)
+                self._abandoned.make_up(meter.reservation.key, answer.units)
             return Response(body, response.status_code, headers)
+
+    async def _leave(self, meter: Meter, units: int) -> None:
+        """Note an answer whose client left; one that had to be paid for in advance stays paid."""
+        if self._abandoned.must_prepay(meter.reservation.key):
+            meter.reservation.take(units)
+            await meter.reservation.flush()
+        else:
+            self._abandoned.add(meter.reservation.key, units)
 
     async def _fetch(self, request: Request, chat: ChatRequest) -> tuple[httpx.Response, bytes]:
         async with self._upstream.request("POST", PATH, request.headers, chat.body) as response:
             return response, await read_body(response)
 
     async def _stream(self, request: Request, chat: ChatRequest) -> Response:
+        meter = require_meter(request.scope)
+        must_prepay = self._abandoned.must_prepay(meter.reservation.key)
+        if must_prepay:
+            await meter.hold(chat.units_max)
         async with AsyncExitStack() as opening:
             response = await _unless_gone(
                 request,
@@ -90,9 +130,18 @@ class ChatCompletions:
             if not response.is_success:
                 body = await read_body(response)
                 return Response(body, response.status_code, returned_headers(response))
-            require_event_stream(response)
-            counter = UnitCounter(is_exact=self._settings.counts == "llama.cpp")
-            chunks = _Chunks(response, counter, opening.pop_all())
+            if not is_event_stream(response):
+                return await _refuse_whole(response)
+            counter = UnitCounter(chat.kind, choices=chat.choices, tokens_max=chat.tokens_max)
+            chunks = _Chunks(
+                response,
+                counter,
+                opening.pop_all(),
+                chat=chat,
+                meter=meter,
+                abandoned=self._abandoned,
+                must_prepay=must_prepay,
+            )
         headers = {
             name: value
             for name, value in returned_headers(response).items()
@@ -105,34 +154,109 @@ class _Chunks:
     """The chunks of one answer, each with its price in units. Closing it frees the model server."""
 
     def __init__(
-        self, response: httpx.Response, counter: UnitCounter, connection: AsyncExitStack
+        self,
+        response: httpx.Response,
+        counter: UnitCounter,
+        connection: AsyncExitStack,
+        *,
+        chat: ChatRequest,
+        meter: Meter,
+        abandoned: AbandonedWork,
+        must_prepay: bool,
     ) -> None:
         self._events = read_events(response)
         self._counter = counter
         self._connection = connection
-        self._has_failed = False
+        self._chat = chat
+        self._meter = meter
+        self._abandoned = abandoned
+        self._must_prepay = must_prepay
+        self._asked = 0
+        """Units that the events so far cost: what is counted beyond is due with the next."""
+        self._is_summed_up = False
+        self._has_ended = False
+        self._is_closed = False
 
-    def __aiter__(self) -> AsyncIterator[Event]:
+    def __aiter__(self) -> AsyncIterator[Event | Frame]:
         return self
 
-    async def __anext__(self) -> Event:
-        if self._has_failed:
+    async def __anext__(self) -> Event | Frame:
+        if self._has_ended:
             raise StopAsyncIteration
+        counter = self._counter
         try:
-            data = await anext(self._events)
-            return Event(data, units=self._counter.count(data))
+            data = DONE if self._is_summed_up else await anext(self._events)
+            if data is None:
+                return _KEEP_ALIVE
+            if data != DONE:
+                counter.count(data)
+        except StopAsyncIteration:
+            if not counter.is_complete:
+                return self._fail(UpstreamError("The model server broke off its stream."))
+            data = DONE  # left out by some servers
         except UpstreamError as error:
-            # What was delivered is paid for; the client learns that this is not the whole answer.
-            _log.warning("after %d units: %s", self._counter.total, error)
-            self._has_failed = True
-            return Event(_format_error(error), units=0)
+            return self._fail(error)
+        if data == DONE:
+            return self._end()
+        if counter.is_usage_only:  # free, so that the client knows what it is to pay next
+            is_shown = self._chat.wants_usage or counter.total - self._asked > _HIDDEN_UNITS_MAX
+            return Event(data, units=0) if is_shown else _USAGE
+        # One that holds more was never counted ahead by anyone: the rest is due with the next.
+        units = min(counter.total - self._asked, RESERVATION_STEP_UNITS)
+        return self._sell(Event(data, units=units))
+
+    def _sell(self, event: Event) -> Event:
+        self._asked += event.units
+        if self._must_prepay and not self._has_ended:
+            return replace(event, held=max(0, self._chat.units_max - self._asked))
+        return event
+
+    def _end(self) -> Event:
+        """Charge all that is not charged yet; where nobody counted, say first what that is."""
+        if self._counter.uncounted:
+            self._counter.finish()
+            self._is_summed_up = True
+            usage = {"completion_tokens": self._counter.total}
+            return Event(msgspec.json.encode({"choices": [], "usage": usage}).decode(), units=0)
+        self._has_ended = True
+        return self._sell(Event(DONE, units=self._counter.total - self._asked))
+
+    def _fail(self, error: UpstreamError) -> Event:
+        """End with an event that says why: what was delivered is paid for, but not the whole."""
+        _log.warning("after %d units: %s", self._counter.total, error)
+        self._has_ended = True
+        self._counter.finish()
+        return self._sell(Event(_format_error(error), units=self._counter.total - self._asked))
 
     async def aclose(self) -> None:
         """Cancel what is still being generated. A second time does nothing."""
         await self._connection.aclose()
-        reported, counted = self._counter.reported, self._counter.total
-        if reported is not None and abs(reported - counted) > 1:
-            _log.info("charged %d units; the model server reports %d tokens", counted, reported)
+        if self._is_closed:
+            return
+        self._is_closed = True
+        reservation = self._meter.reservation
+        is_unpaid = self._asked > reservation.units
+        is_left = is_unpaid or not self._has_ended
+        if is_left and not isinstance(reservation.stopped_by, StoppingError):
+            self._leave(is_unpaid=is_unpaid)
+        self._abandoned.make_up(reservation.key, reservation.units)
+
+    def _leave(self, *, is_unpaid: bool) -> None:
+        """Charge what was delivered and not counted yet; note what was made and not delivered.
+
+        When the client did not pay on, the model worked on for all that anyone knows; when it
+        left, the model is stopped at once.
+        """
+        reservation, counter = self._meter.reservation, self._counter
+        left = max(0, self._chat.units_max - reservation.units)
+        due = counter.total + counter.uncounted - self._asked
+        if self._must_prepay:
+            due = max(due, min(left, RESERVATION_STEP_UNITS))
+        due = min(due, reservation.covered_units)
+        if due and not is_unpaid:
+            reservation.take(due)
+        unseen = left if is_unpaid else min(left, RESERVATION_STEP_UNITS)
+        self._abandoned.add(reservation.key, unseen)
 
 
 class _Stream(PaidEventStream):
@@ -147,6 +271,23 @@ class _Stream(PaidEventStream):
             await super().__call__(scope, receive, send)
         finally:
             await self._chunks.aclose()
+
+
+async def _refuse_whole(response: httpx.Response) -> Response:
+    """Answer for a model server that sent one piece where a stream was asked for (O-48).
+
+    Raises:
+        UpstreamError: It is no JSON either; the error names what it is.
+    """
+    kind: str = response.headers.get("content-type", "no content type")
+    if not kind.partition(";")[0].strip().lower().endswith("json"):
+        raise UpstreamError(
+            f"The model server answered with {kind[:100]!r} instead of an event stream."
+        )
+    body = await read_body(response)
+    if not is_error(body):
+        raise UpstreamError("The model server did not answer with an event stream.")
+    return Response(body, _BAD_GATEWAY, returned_headers(response))
 
 
 async def _read_request(request: Request, bytes_max: int) -> bytes:
@@ -183,21 +324,6 @@ async def _unless_gone(request: Request, work: Coroutine[Any, Any, _Answer]) -> 
 async def _wait_until_gone(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-def _count_tokens(body: bytes, units_max: int) -> int:
-    """Return what an answer in one piece is charged (F-57).
-
-    Raises:
-        UpstreamError: It says nothing of its length, or is longer than was asked for: charging
-            would be a guess, or more than what was promised.
-    """
-    tokens = parse_completion_tokens(body)
-    if tokens is None:
-        raise UpstreamError("The model server did not say how many tokens its answer has.")
-    if tokens > units_max:
-        raise UpstreamError("The model server's answer is longer than `max_tokens` allows.")
-    return tokens
 
 
 def _format_error(error: UpstreamError) -> str:

@@ -3,6 +3,7 @@
 from channel.errors import OperatorError, PeerError
 
 __all__ = [
+    "ModelServerDownError",
     "NotServedError",
     "RequestTooLargeError",
     "UpstreamError",
@@ -16,6 +17,15 @@ class UpstreamError(OperatorError):
     status = 502
     problem_type = "upstream-failed"
     title = "Model Server Failed"
+
+
+class ModelServerDownError(OperatorError):
+    """The model server does not answer: nothing is sold, and no deposit is taken (O-27)."""
+
+    status = 503
+    problem_type = "upstream-unavailable"
+    title = "Model Server Unavailable"
+    retry_after_s = 5
 
 
 class UpstreamTimeoutError(UpstreamError):

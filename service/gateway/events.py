@@ -6,42 +6,43 @@ import httpx
 
 from channel.errors import WireError
 from channel.wire.sse import CONTENT_TYPE, EventSplitter, parse_event
-from service.gateway.chat import DONE
+from service.gateway.counting import DONE
 from service.gateway.errors import UpstreamError
+from service.gateway.upstream import read_pieces
 
-__all__ = ["read_events", "require_event_stream"]
-
-
-def require_event_stream(response: httpx.Response) -> None:
-    """Check what kind of answer it is, before a stream is begun with it.
-
-    Raises:
-        UpstreamError: It is no event stream.
-    """
-    kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != CONTENT_TYPE:
-        raise UpstreamError("The model server did not answer with an event stream.")
+__all__ = ["is_event_stream", "read_events"]
 
 
-async def read_events(response: httpx.Response) -> AsyncIterator[str]:
-    """Yield the data of each event up to and including `[DONE]`.
+def is_event_stream(response: httpx.Response) -> bool:
+    """Say whether an answer is a stream of events."""
+    kind: str = response.headers.get("content-type", "").partition(";")[0]
+    return kind.strip().lower() == CONTENT_TYPE
+
+
+async def read_events(response: httpx.Response) -> AsyncIterator[str | None]:
+    """Yield the data of each event up to and including `[DONE]`, and None for one without.
 
     Event names are not passed on: a chat completion has none, and one of ours must never come
-    from a model server (F-55). Comments, such as keep-alives, are dropped.
+    from a model server (F-55). A last event that no blank line ends counts like any other.
 
     Raises:
-        UpstreamError: An event is too long, or the stream ended without `[DONE]`.
+        UpstreamError: An event is too long, or the connection broke off.
     """
     splitter = EventSplitter()
-    async for piece in response.aiter_bytes():
+    async for piece in read_pieces(response):
         for block in _split(splitter, piece):
-            event = parse_event(block)
-            if event is None:
-                continue
-            yield event[1]
-            if event[1] == DONE:
+            data = _read_data(block)
+            yield data
+            if data == DONE:
                 return
-    raise UpstreamError("The model server broke off its stream.")
+    data = _read_data(splitter.flush())
+    if data is not None:
+        yield data
+
+
+def _read_data(block: bytes) -> str | None:
+    event = parse_event(block)
+    return (event[1] or None) if event is not None else None
 
 
 def _split(splitter: EventSplitter, piece: bytes) -> list[bytes]:

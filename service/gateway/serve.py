@@ -81,7 +81,11 @@ async def serve_on(
         collect_seldom()
         listen(listener, config.listen)
         announce(listening_url(listener))
-        guards = {**parts.background(), "keeping consistent books": _fail_when(broken)}
+        guards = {
+            **parts.background(),
+            "keeping consistent books": _fail_when(broken),
+            "watching the model server": gateway.watch_model_server(),
+        }
         serving = server.serve(sockets=[listener])
         try:
             await _run_until(stopping, serving, guards, stop=partial(_stop, server, gateway))

@@ -6,15 +6,17 @@ from typing import Annotated, Final, Literal
 from msgspec import Meta
 
 from channel.limits import (
+    ABANDONED_UNITS_MAX,
     BODY_S_MAX,
     CHALLENGE_LIFETIME_S,
     CONNECTIONS_MAX,
     HEAD_S_MAX,
     READ_S_MAX,
+    REQUEST_BYTES_MAX,
     RESERVATION_LEASE_S,
     RESERVATION_STEP_UNITS,
     SECRET_BYTES_MIN,
-    STREAM_PAUSE_S_MAX,
+    STREAM_PAUSE_S,
     VOUCHERS_PER_SECOND_MAX,
 )
 from service.settings.values import (
@@ -36,6 +38,23 @@ __all__ = [
 
 _PRICE_MAX: Final = 10**18  # a billion tokens at this price still fit `uint128`
 _FREE_PATH: Final = re.compile(r"(GET|HEAD) /[!-~]*")
+
+_NEVER_FIELDS: Final = frozenset(
+    {
+        "best_of",
+        "continuous_usage_stats",
+        "max_new_tokens",
+        "min_tokens",
+        "n_cmpl",
+        "n_predict",
+        "num_predict",
+        "stream_interval",
+        "stream_options",
+        "timings_per_token",
+        "use_beam_search",
+    }
+)
+"""What no operator may list: each gets around a bound, or around the count."""
 
 
 class Listen(Section, frozen=True):
@@ -112,13 +131,38 @@ class Upstream(Section, frozen=True):
         ),
     ] = None
     counts: Annotated[
-        Literal["chunks", "llama.cpp"],
+        Literal["auto", "llama.cpp", "vllm", "usage", "chunks"],
         Meta(
-            description="How units of a stream are counted. `chunks`: one content chunk is one "
-            "unit, for any server. `llama.cpp`: the server is asked for its own exact count of "
-            "tokens in every chunk (`timings_per_token`)."
+            description="How the server says what it made; the larger of that and what was "
+            "delivered is charged. `auto`: found out by asking the server. `llama.cpp` and `vllm` "
+            "say it in every chunk. `usage`: the record at the end covers all choices of `n`. "
+            "`chunks`: nothing is known; a chunk is a unit at least, and `n` must be 1."
         ),
-    ] = "chunks"
+    ] = "auto"
+    fields: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="Further fields of requests that reach the model server, such as "
+            "`grammar`. All that are neither here nor among the usual ones are left out."
+        ),
+    ] = ()
+    media: Annotated[
+        bool,
+        Meta(
+            description="Whether messages may hold images, sounds and files. What they cost to "
+            "read is not charged, and a link is fetched by the model server."
+        ),
+    ] = False
+    abandoned_units_max: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=TOKENS_MAX,
+            description="Units that a channel may have had made and left unpaid, by leaving "
+            "before an answer or not paying on, until it pays whole answers in advance. What "
+            "it pays for makes up for it.",
+        ),
+    ] = ABANDONED_UNITS_MAX
     free: Annotated[
         tuple[str, ...],
         Meta(
@@ -139,13 +183,18 @@ class Upstream(Section, frozen=True):
         Meta(
             ge=0,
             le=TOKENS_MAX,
-            description="Bound given to a request that is not streamed and names none. "
-            "0 refuses such a request.",
+            description="Bound given to a request that is not streamed and names none: so much "
+            "is held, and what is not used given back. 0 refuses such a request.",
         ),
-    ] = 0
-    body_bytes_max: Annotated[Positive, Meta(description="Greatest request body, in bytes.")] = (
-        4 * 1024 * 1024
-    )
+    ] = 1024
+    body_bytes_max: Annotated[
+        Positive,
+        Meta(
+            description="Greatest request body, in bytes: prompt, tools and all. What is read is "
+            "not charged, only what is written, so this bounds what a request for one token "
+            "may cost you. By default 16 bytes for each of 4096 tokens."
+        ),
+    ] = REQUEST_BYTES_MAX
     connect_timeout_s: Annotated[
         float,
         Meta(gt=0, le=600, description="How long a connection to the model server may take."),
@@ -165,8 +214,11 @@ class Upstream(Section, frozen=True):
         for path in self.free:
             if not _FREE_PATH.fullmatch(path):
                 raise ValueError(f"`free` holds {path!r}; write it as `GET /path`")
-        if self.default_max_tokens > self.max_tokens:
-            raise ValueError("`default_max_tokens` is above `max_tokens`")
+        never = _NEVER_FIELDS.intersection(self.fields)
+        if never:
+            raise ValueError(
+                f"`fields` holds {min(never)!r}, which gets around a bound or around the count"
+            )
 
 
 class Price(Section, frozen=True):
@@ -245,9 +297,9 @@ class Payment(Section, frozen=True):
             gt=0,
             le=600,
             description="How long a stream waits for the next voucher before it ends with its "
-            "receipt and the model server is stopped.",
+            "receipt and the model server is stopped. The model works on meanwhile, unpaid.",
         ),
-    ] = float(STREAM_PAUSE_S_MAX)
+    ] = float(STREAM_PAUSE_S)
     stream_policy: Annotated[
         Literal["replace", "reject", "allow"],
         Meta(

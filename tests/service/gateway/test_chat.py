@@ -1,4 +1,4 @@
-"""What a chat completion may cost and what it did cost, from its bytes alone."""
+"""What a chat completion is asked for, from its bytes alone."""
 
 import json
 import time
@@ -11,22 +11,16 @@ from hypothesis import strategies as st
 
 from channel.errors import BadRequestError
 from channel.limits import JSON_WINDOW_BYTES, REQUEST_ELEMENTS_MAX
-from service.gateway.chat import (
-    ChatRequest,
-    UnitCounter,
-    parse_chat_request,
-    parse_completion_tokens,
-    scan_request,
-)
-from service.gateway.errors import UpstreamError
+from service.gateway.chat import ChatRequest, parse_chat_request, scan_request
+from service.gateway.counting import ServerKind
 
 
-def parse(body: object, *, exact: bool = False, default: int = 0) -> ChatRequest:
+def parse(
+    body: object, *, kind: ServerKind = "usage", default: int = 50, **options: Any
+) -> ChatRequest:
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
     list(scan_request(raw))
-    return parse_chat_request(
-        raw, max_tokens=100, default_max_tokens=default, wants_exact_counts=exact
-    )
+    return parse_chat_request(raw, max_tokens=100, default_max_tokens=default, kind=kind, **options)
 
 
 def sent(request: ChatRequest) -> dict[str, Any]:
@@ -39,45 +33,177 @@ def test_an_answer_in_one_piece_is_bounded_by_max_tokens() -> None:
     assert (request.is_stream, request.units_max) == (False, 7)
 
 
-def test_without_a_bound_it_is_refused_or_gets_the_default() -> None:
+def test_without_a_bound_an_answer_in_one_piece_gets_the_default() -> None:
+    """O-44: every framework's call names none. The default never passes the greatest bound."""
+    request = parse({"messages": []})
+    assert request.units_max == sent(request)["max_tokens"] == 50
+    assert parse({"messages": [], "max_tokens": None}).units_max == 50
+    assert parse({"messages": []}, default=500).units_max == 100
     with pytest.raises(BadRequestError, match="max_tokens"):
-        parse({"messages": []})
-    request = parse({"messages": []}, default=5)
-    assert request.units_max == 5
-    assert sent(request)["max_tokens"] == 5
+        parse({"messages": []}, default=0)
 
 
-def test_the_smaller_of_two_bounds_holds_and_both_are_sent_so() -> None:
-    request = parse({"max_tokens": 9, "max_completion_tokens": 4})
-    assert request.units_max == 4
-    assert sent(request) == {"max_tokens": 4, "max_completion_tokens": 4}
+@pytest.mark.parametrize(
+    ("named", "passed_on"),
+    [
+        ({"max_completion_tokens": 4}, {"max_completion_tokens": 4}),
+        ({"max_tokens": 4}, {"max_tokens": 4}),
+        ({"max_tokens": None, "max_completion_tokens": 4}, {"max_completion_tokens": 4}),
+        ({"max_tokens": 4, "max_completion_tokens": None}, {"max_tokens": 4}),
+        (
+            {"max_tokens": 9, "max_completion_tokens": 4},
+            {"max_tokens": 4, "max_completion_tokens": 4},
+        ),
+        ({"max_tokens": None, "max_completion_tokens": None}, {"max_tokens": 50}),
+    ],
+)
+def test_only_the_bound_that_the_client_used_is_sent(
+    named: dict[str, Any], passed_on: dict[str, Any]
+) -> None:
+    """O-45: servers refuse both, or the one they do not know. The smaller of two holds."""
+    assert sent(parse(named)) == passed_on
 
 
 def test_each_choice_may_use_the_whole_bound() -> None:
     assert parse({"max_tokens": 9, "n": 3}).units_max == 27
 
 
-def test_the_servers_own_names_cannot_get_around_the_bound() -> None:
-    assert sent(parse({"max_tokens": 9, "n_predict": 10**6, "n_cmpl": 50})) == {"max_tokens": 9}
+@pytest.mark.parametrize(
+    ("kind", "is_stream", "is_served"),
+    [
+        ("llama.cpp", True, True),
+        ("llama.cpp", False, False),
+        ("vllm", True, True),
+        ("vllm", False, True),
+        ("usage", False, True),
+        ("chunks", True, False),
+        ("chunks", False, False),
+    ],
+)
+def test_several_choices_need_a_server_that_counts_them_all(
+    kind: ServerKind, *, is_stream: bool, is_served: bool
+) -> None:
+    """O-02: refused before the model runs, where nobody would say what all of them have."""
+    body = {"n": 2, "max_tokens": 5, "stream": is_stream}
+    if is_served:
+        assert parse(body, kind=kind).choices == 2
+    else:
+        with pytest.raises(BadRequestError, match="`n`"):
+            parse(body, kind=kind)
+    assert parse({**body, "n": 1}, kind=kind).choices == 1
+
+
+UNKNOWN = [
+    "n_predict",
+    "n_cmpl",
+    "best_of",
+    "ignore_eos",
+    "min_tokens",
+    "stream_interval",
+    "grammar",
+    "MAX_TOKENS",
+    "Max_Tokens",
+    "max_tokens ",
+    "max\u200b_tokens",
+    "extra_body",
+    "timings_per_token",
+    "continuous_usage_stats",
+    "previous_response_id",
+    "cached_content",
+    "speculative.n_max",
+    "audio",
+    "modalities",
+    "",
+]
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_a_field_that_nobody_listed_does_not_reach_the_model(name: str) -> None:
+    """O-03: names are compared to the letter; a server may read them in another case."""
+    assert sent(parse({"max_tokens": 9, name: {"n": 50}})) == {"max_tokens": 9}
+
+
+def test_a_field_that_the_operator_lists_does() -> None:
+    body = {"max_tokens": 9, "grammar": "root ::= [a]", "ignore_eos": True}
+    assert sent(parse(body, more_fields=["grammar"])) == {
+        "max_tokens": 9,
+        "grammar": "root ::= [a]",
+    }
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"max_tokens": 1, "max_tokens": 50}',
+        b'{"max_tokens": 1, "max_\\u0074okens": 50}',
+        b'{"n": 1, "messages": [], "n": 4}',
+        b'{"messages": [{"role": "user", "content": "a", "content": "b"}]}',
+        b'{"messages": [{"role": "user", "content": [{"type": "text", "type": "image_url"}]}]}',
+    ],
+)
+def test_a_name_written_twice_is_refused(body: bytes) -> None:
+    """O-03: which of the two counts is for nobody to guess."""
+    with pytest.raises(BadRequestError, match="twice"):
+        parse(body)
+
+
+@pytest.mark.parametrize(
+    ("kind", "asked"),
+    [
+        ("chunks", {"stream_options": {"include_usage": True}}),
+        ("usage", {"stream_options": {"include_usage": True}}),
+        ("llama.cpp", {"stream_options": {"include_usage": True}, "timings_per_token": True}),
+        ("vllm", {"stream_options": {"include_usage": True, "continuous_usage_stats": True}}),
+    ],
+)
+def test_a_server_is_asked_for_all_that_it_can_count(
+    kind: ServerKind, asked: dict[str, Any]
+) -> None:
+    """O-03: whatever the client says of it."""
+    for options in ({}, {"stream_options": {"include_usage": False, "x": 1}}):
+        body = {"stream": True, "max_tokens": 3, **options}
+        request = parse(body, kind=kind)
+        assert sent(request) == {"stream": True, "max_tokens": 3, **asked}
+        assert not request.wants_usage
+    wanted = parse({"stream": True, "stream_options": {"include_usage": True}}, kind=kind)
+    assert wanted.wants_usage
+    assert asked.keys().isdisjoint(sent(parse({"max_tokens": 3}, kind=kind)))
+
+
+def test_a_stop_sequence_holds_back_only_so_much() -> None:
+    """O-03: what a server holds back for it is made before it is charged."""
+    parse({"stop": ["a" * 64, "b"], "max_tokens": 1})
+    for stop in ("a" * 65, ["a", "\u00e9" * 33], ["a"] * 17):
+        with pytest.raises(BadRequestError, match="stop"):
+            parse({"stop": stop, "max_tokens": 1})
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "image_url", "image_url": {"url": "http://10.0.0.1/"}},
+        {"type": "input_audio", "input_audio": {"data": ""}},
+        {"type": "file", "file": {"file_id": "x"}},
+        {"type": "video_url"},
+        {"image_url": {"url": "x"}},
+        {"type": ["text"]},
+    ],
+)
+def test_what_is_not_text_is_not_read_unless_the_operator_says_so(part: dict[str, Any]) -> None:
+    """O-04: a link of forty bytes may stand for any number of tokens."""
+    text = {"type": "text", "text": "hello"}
+    body = {"messages": [{"role": "user", "content": [text, part]}], "max_tokens": 1}
+    with pytest.raises(BadRequestError, match="only text"):
+        parse(body)
+    assert parse(body, allows_media=True).units_max == 1
+    body = {"messages": [{"role": "user", "content": [text]}], "max_tokens": 1}
+    assert parse(body).units_max == 1
 
 
 def test_a_stream_needs_no_bound_but_never_has_none() -> None:
     request = parse({"stream": True})
     assert request.is_stream
     assert sent(request)["max_tokens"] == 100
-
-
-def test_exact_counts_are_asked_for_in_streams_alone() -> None:
-    assert sent(parse({"stream": True}, exact=True))["timings_per_token"] is True
-    assert "timings_per_token" not in sent(parse({"max_tokens": 1}, exact=True))
-    assert "timings_per_token" not in sent(parse({"stream": True}))
-
-
-def test_a_name_written_twice_reaches_the_model_once() -> None:
-    """What is priced is what is passed on, whichever of two the other parser would take."""
-    request = parse(b'{"max_tokens": 1, "max_tokens": 50, "stream": true, "stream": false}')
-    assert request.body.count(b"max_tokens") == 1
-    assert sent(request) == {"max_tokens": request.units_max, "stream": request.is_stream}
 
 
 @pytest.mark.parametrize(
@@ -100,6 +226,8 @@ def test_a_name_written_twice_reaches_the_model_once() -> None:
         {"max_tokens": 5, "n": 129},
         {"stream": 1},
         {"stream": "true"},
+        b'{"temperature": NaN}',
+        b'{"max_tokens": "5"} {}',
     ],
 )
 def test_what_cannot_be_bounded_is_a_bad_request(body: object) -> None:
@@ -167,11 +295,7 @@ def test_a_long_body_of_few_elements_is_looked_at_in_short_turns(value: bytes) -
     assert max(turns) < 0.05
     assert sum(1 for _ in scan_request(body)) == (len(body) - 1) // JSON_WINDOW_BYTES
     assert (
-        cpu_s(
-            lambda: parse_chat_request(
-                body, max_tokens=100, default_max_tokens=0, wants_exact_counts=False
-            )
-        )
+        cpu_s(lambda: parse_chat_request(body, max_tokens=100, default_max_tokens=0, kind="chunks"))
         < 0.2
     )
 
@@ -198,106 +322,3 @@ def test_no_bytes_raise_anything_else(body: bytes) -> None:
         parse(body)
     except BadRequestError:
         return
-
-
-def event(**fields: Any) -> str:
-    return json.dumps(fields)
-
-
-def content(text: str | None, *, index: int = 0, **fields: Any) -> str:
-    return event(choices=[{"index": index, "delta": {"content": text}}], **fields)
-
-
-def test_each_chunk_with_content_is_one_unit() -> None:
-    counter = UnitCounter(is_exact=False)
-    chunks = [
-        event(choices=[{"index": 0, "delta": {"role": "assistant", "content": None}}]),
-        content("Hello"),
-        content(" there"),
-        event(choices=[{"index": 0, "delta": {}, "finish_reason": "stop"}]),
-        event(choices=[], usage={"completion_tokens": 3}),
-        "[DONE]",
-    ]
-    assert [counter.count(chunk) for chunk in chunks] == [0, 1, 1, 0, 0, 0]
-    assert (counter.total, counter.reported) == (2, 3)
-
-
-@pytest.mark.parametrize(
-    "delta",
-    [
-        {"reasoning_content": "hm"},
-        {"tool_calls": [{"index": 0}]},
-        {"refusal": "no"},
-        {"something_new": "x"},
-    ],
-)
-def test_output_of_any_kind_is_a_unit(delta: dict[str, Any]) -> None:
-    assert UnitCounter(is_exact=False).count(event(choices=[{"delta": delta}])) == 1
-
-
-def test_every_choice_of_a_chunk_counts() -> None:
-    choices = [{"index": i, "delta": {"content": "x"}} for i in range(3)]
-    assert UnitCounter(is_exact=False).count(event(choices=choices)) == 3
-
-
-def test_exact_counts_follow_the_servers_running_count() -> None:
-    """A chunk may hold several tokens, and the end token is in the last count (F-57)."""
-    counter = UnitCounter(is_exact=True)
-    chunks = [
-        content("Hello", timings={"predicted_n": 1}),
-        content(" big world", timings={"predicted_n": 4}),
-        event(choices=[{"delta": {}, "finish_reason": "stop"}], timings={"predicted_n": 5}),
-        event(choices=[], usage={"completion_tokens": 5}, timings={"predicted_n": 5}),
-    ]
-    assert [counter.count(chunk) for chunk in chunks] == [1, 3, 1, 0]
-    assert counter.total == counter.reported == 5
-
-
-def test_exact_counts_are_kept_for_each_choice() -> None:
-    counter = UnitCounter(is_exact=True)
-    for predicted in (1, 2):
-        for index in (0, 1):
-            counter.count(content("x", index=index, timings={"predicted_n": predicted}))
-    assert counter.total == 4
-
-
-def test_content_is_not_free_when_the_promised_count_is_missing() -> None:
-    """F-56, F-57: neither a missing nor a late usage record makes a stream free."""
-    counter = UnitCounter(is_exact=True)
-    assert [counter.count(content("x")) for _ in range(3)] == [1, 1, 1]
-    assert counter.count(event(choices=[], usage={"completion_tokens": 8})) == 5
-
-
-def test_a_count_that_goes_back_charges_nothing_back() -> None:
-    counter = UnitCounter(is_exact=True)
-    assert counter.count(content("x", timings={"predicted_n": 9})) == 9
-    assert counter.count(content("x", timings={"predicted_n": 2})) == 0
-    assert counter.count(content("x", timings={"predicted_n": 10})) == 1
-
-
-@pytest.mark.parametrize("data", ["", "no json", "[]", '{"choices": 3}', "[" * 100_000])
-def test_what_is_no_chunk_is_the_model_servers_fault(data: str) -> None:
-    with pytest.raises(UpstreamError):
-        UnitCounter(is_exact=False).count(data)
-
-
-@pytest.mark.parametrize(
-    ("body", "tokens"),
-    [
-        ({"usage": {"completion_tokens": 12}}, 12),
-        ({"usage": {"completion_tokens": 0}}, 0),
-        ({"usage": {"completion_tokens": None}}, None),
-        ({"usage": {}}, None),
-        ({"usage": None}, None),
-        ({}, None),
-    ],
-)
-def test_an_explicit_zero_is_not_a_missing_count(body: object, tokens: int | None) -> None:
-    """F-57: zero is a count, nothing is not."""
-    assert parse_completion_tokens(json.dumps(body).encode()) == tokens
-
-
-@pytest.mark.parametrize("body", [b"", b"[]", b'{"usage": {"completion_tokens": -1}}', b"\xff"])
-def test_an_unreadable_answer_is_the_model_servers_fault(body: bytes) -> None:
-    with pytest.raises(UpstreamError):
-        parse_completion_tokens(body)

@@ -120,15 +120,15 @@ async def test_an_answer_in_one_piece_costs_its_usage(
         assert response.headers["payment-receipt"]
 
 
-async def test_an_explicit_zero_is_free_and_a_missing_count_is_no_answer(
+async def test_an_explicit_zero_for_nothing_is_free_and_a_missing_count_is_no_answer(
     run_gateway: RunGateway, open_agent: OpenAgent, model: ModelServer
 ) -> None:
     """F-57: charging without a count would be a guess."""
     async with run_gateway() as gateway, open_agent() as agent:
-        model.usage = {"completion_tokens": 0}
+        model.usage, model.words = {"completion_tokens": 0}, []
         assert (await agent.post(gateway.completions, json=body(max_tokens=5))).status_code == 200
         assert (await gateway.channel()).spent == 0
-        model.usage = {}
+        model.usage, model.words = {}, ["one"]
         refused = await agent.post(gateway.completions, json=body(max_tokens=5))
         assert refused.status_code == 502
         state = await gateway.channel()
@@ -147,10 +147,36 @@ async def test_an_answer_longer_than_its_reservation_is_not_sold(
         assert (await gateway.channel()).spent == 0
 
 
-async def test_without_a_bound_an_answer_in_one_piece_is_a_bad_request_and_free(
+@pytest.mark.parametrize("tokens", [0, -3, 1, 2])
+async def test_a_count_below_what_was_delivered_is_not_believed(
+    run_gateway: RunGateway, open_agent: OpenAgent, model: ModelServer, tokens: int
+) -> None:
+    """O-02: three choices cannot have fewer than three tokens; their text decides then."""
+    choices = [{"index": i, "message": {"content": f"choice {i}"}} for i in range(3)]
+    model.answer = JSONResponse({"choices": choices, "usage": {"completion_tokens": tokens}})
+    async with run_gateway(upstream__counts="usage") as gateway, open_agent() as agent:
+        response = await agent.post(gateway.completions, json=body(max_tokens=5, n=3))
+        assert response.status_code == 200
+        assert (await gateway.channel()).spent == 6 * PRICE
+
+
+async def test_without_a_bound_an_answer_in_one_piece_is_held_by_default_and_given_back(
     run_gateway: RunGateway, open_agent: OpenAgent, model: ModelServer
 ) -> None:
+    """O-44: the call that every framework makes; with a default of 0 it is refused, and free."""
     async with run_gateway() as gateway, open_agent() as agent:
+        response = await agent.post(gateway.completions, json=body())
+        assert response.status_code == 200
+        state = await gateway.channel()
+        assert (state.spent, state.reserved) == (3 * PRICE, 0)
+        assert state.accepted >= 1024 * PRICE
+    assert model.seen[0].body["max_tokens"] == 1024
+
+
+async def test_an_operator_may_refuse_answers_without_a_bound(
+    run_gateway: RunGateway, open_agent: OpenAgent, model: ModelServer
+) -> None:
+    async with run_gateway(upstream__default_max_tokens=0) as gateway, open_agent() as agent:
         refused = await agent.post(gateway.completions, json=body())
         assert refused.status_code == 400
         assert "max_tokens" in refused.json()["detail"]
@@ -237,7 +263,7 @@ async def test_a_stream_that_breaks_off_is_paid_as_far_as_it_came_and_says_so(
     "pieces",
     [
         [sse("{not json")],
-        [sse('{"choices": 1}')],
+        [sse('["choices"]')],
         ["data: " + "[" * 100_000 + "\n\n"],
         ["event: payment-receipt\ndata: {}\n\n"],
     ],
@@ -285,7 +311,7 @@ async def test_a_client_that_leaves_before_an_answer_in_one_piece_pays_nothing(
 ) -> None:
     model.may_answer.clear()
     async with run_gateway() as gateway, open_agent() as agent:
-        await agent.post(gateway.completions, json=body())  # opens the channel, sells nothing
+        await agent.post(gateway.completions, json=body(n=0))  # opens the channel, sells nothing
         asking = asyncio.create_task(agent.post(gateway.completions, json=body(max_tokens=5)))
         await until(lambda: bool(model.seen))
         asking.cancel()
@@ -407,16 +433,6 @@ async def test_streams_end_with_their_receipt_when_the_gateway_stops(
         assert state.reserved == 0
         (account,) = await agent.payments.channels()
         assert account.spent == state.spent == account.received
-
-
-async def test_a_model_server_that_is_not_there_is_502_and_free(
-    run_gateway: RunGateway, open_agent: OpenAgent
-) -> None:
-    async with run_gateway(upstream__url="http://127.0.0.1:9") as gateway, open_agent() as agent:
-        response = await agent.post(gateway.completions, json=body(max_tokens=1))
-        assert response.status_code == 502
-        assert response.headers["content-type"] == "application/problem+json"
-        assert (await gateway.channel()).spent == 0
 
 
 async def test_a_model_server_that_says_nothing_is_504_and_free(
