@@ -4,6 +4,7 @@
 node, a socket or a private key exists.
 """
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import msgspec
@@ -119,6 +120,12 @@ class ChainReader(Protocol):
         self, channel_id: ChannelId, *, block_number: int | None = None
     ) -> ChannelFact | None:
         """Return the channel as of a block (the head if None), or None if it never existed."""
+
+    async def confirm_deposits(self, facts: Sequence[ChannelFact]) -> list[int]:
+        """Return of each channel the deposit that a second node shows, too: at most the fact's.
+
+        Where one node is all there is, its word counts.
+        """
 
     async def read_transaction(self, tx_hash: TxHash) -> TransactionEvidence | None:
         """Return a mined, successful transaction, or None when it has no receipt yet.

@@ -30,6 +30,7 @@ from service.leased import Announce, first_of, note_looks, require_sound, while_
 from service.settings import SettlerConfig, parse_address
 from settlement.deposit_sender import WANTED_LOOK_S, DepositSender
 from settlement.escrow import EscrowReader
+from settlement.gas_hour import GasHour
 from settlement.journal.interface import SettlerJournal
 from settlement.journal.url import open_journal
 from settlement.lease import LeaseLimits, keep_lease
@@ -88,6 +89,11 @@ class SettlerParts(msgspec.Struct, frozen=True):
             budget=build_budget(self.config.settlement),
             quarantine=Quarantine(self.journal),
             limits=SettlerLimits(batch_max=self.config.settlement.batch_max),
+            hour=GasHour(
+                self.journal,
+                self.reader.rpc,
+                limit_wei=self.config.settlement.gas_hour_max_wei,
+            ),
         )
         export = await self._build_export()
         watcher = build_watcher(

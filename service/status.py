@@ -109,6 +109,8 @@ class JournalView(msgspec.Struct, frozen=True, kw_only=True):
     """Who has the key's lease; None when no settler runs."""
     pending: tuple[JournalTx, ...]
     quarantined: tuple[Quarantined, ...]
+    hour_wei: int = 0
+    """What the last hour's settles and closes cost, or are likely to cost at most."""
     look: Look | None = None
     """Which block a settler saw last, and when; None when none ever did."""
 
@@ -125,6 +127,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     journal: JournalView
     at_risk_max: int | None = None
     """The bound on `books.at_risk`, if there is one."""
+    hour_max_wei: int | None = None
+    """The bound on `journal.hour_wei`, if there is one."""
     sponsored_wei: int = 0
     """Gas of the last hour's deposits for payers: what was paid, and what may be still."""
     findings: tuple[Finding, ...] = ()
@@ -252,6 +256,9 @@ def _judge_journal(status: Status) -> list[Finding]:
     blind_s = 0 if journal.look is None else status.asked_at - journal.look.looked_at
     if journal.holder is not None and blind_s > _BLIND_S:
         found.append(Finding(Level.CRITICAL, f"the settler has not seen the chain for {blind_s} s"))
+    if status.hour_max_wei is not None and journal.hour_wei >= status.hour_max_wei:
+        text = f"the hour's gas is used up: {journal.hour_wei} wei, settles and closes wait"
+        found.append(Finding(Level.CRITICAL if status.books.exits else Level.WARNING, text))
     for tx in journal.pending:
         signed_at = tx.versions[0].signed_at if tx.versions else status.asked_at
         age_s = status.asked_at - signed_at
@@ -297,6 +304,7 @@ def to_json(status: Status) -> dict[str, Any]:
         "balance_wei": None if chain is None else str(chain.balance_wei),
         "payout_obstacle": None if chain is None else chain.payout_obstacle,
         "reserve_wei": None if chain is None else str(chain.reserve_wei),
+        "hour_wei": str(status.journal.hour_wei),
         "sponsored_wei": str(status.sponsored_wei),
         "channels": {"open": books.open, "closing": books.closing, "stopped": books.stopped},
         "at_risk": str(books.at_risk),

@@ -22,6 +22,7 @@ from service.settings import WatchConfig, parse_address
 from service.status import Books, ChainView, JournalView, Status, count_channel, judge
 from settlement.escrow import EscrowReader
 from settlement.exposure import gas_reserve_wei
+from settlement.gas_hour import HOUR_S, payout_cost_wei
 from settlement.journal.url import open_journal
 from settlement.orders.interface import GWEI
 from settlement.orders.url import open_orders
@@ -59,6 +60,7 @@ async def collect_status(
                 for each in await journal.quarantined()
                 if (each.key.chain_id, each.key.escrow) == mine
             ),
+            hour_wei=payout_cost_wei(await journal.sent_since(asked_at - HOUR_S)),
             look=await journal.last_look(),
         )
         orders = await open_orders(
@@ -79,6 +81,7 @@ async def collect_status(
         chain=chain,
         journal=seen,
         at_risk_max=config.exposure.total_max,
+        hour_max_wei=config.settlement.gas_hour_max_wei,
         sponsored_wei=sponsored_gwei * GWEI,
     )
     return msgspec.structs.replace(status, findings=judge(status))

@@ -50,6 +50,8 @@ class AlarmKind(enum.Enum):
     """Transactions wait for a nonce that nobody uses, so that nothing is settled or closed."""
     GAS_LOW = "gas-low"
     """Not enough ether to close what may have to be closed (F-65)."""
+    GAS_HOUR = "gas-hour"
+    """Settles and closes have cost as much within the hour as is allowed (O-88)."""
     EXPOSURE_FULL = "exposure-full"
     """As much is unsettled as is allowed in total."""
     TOWER_UNFED = "tower-unfed"

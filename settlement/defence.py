@@ -37,7 +37,7 @@ from channel.state.commands import (
 from channel.state.ladder import closing_voucher, forced_settling_voucher
 from channel.types import ChannelFact, ChannelKey
 from settlement.alarms import AlarmKind, Alarms
-from settlement.errors import ChannelQuarantinedError, FeeAboveBudgetError
+from settlement.errors import ChannelQuarantinedError, FeeAboveBudgetError, GasHourUsedError
 from settlement.schedule import Action, Due
 
 __all__ = ["Defence", "Done", "SettledChannel", "Settler", "report_loss"]
@@ -46,6 +46,7 @@ _log: Final = logging.getLogger(__name__)
 
 _REFUSED_S_MAX: Final = 60.0
 _PENDING_S_MAX: Final = 15.0
+_DEAR: Final = (FeeAboveBudgetError, GasHourUsedError)
 
 
 class _Failure(msgspec.Struct, frozen=True):
@@ -194,6 +195,7 @@ class Defence:
                 self._put_off(due, error)
                 return False
         if is_done:
+            self._alarms.end(AlarmKind.GAS_HOUR)
             for action in Action:
                 self._failed.pop((due.key, action), None)
         return is_done
@@ -203,12 +205,14 @@ class Defence:
 
     def _put_off(self, due: Due, error: MppSessionError) -> None:
         """Leave it alone, longer each time, and longest if the escrow said no."""
+        if isinstance(error, GasHourUsedError):
+            self._alarms.ring(AlarmKind.GAS_HOUR, str(error))
         before = self._failure(due)
         is_refusal = isinstance(error, TransactionRevertedError)
         longest_s = _REFUSED_S_MAX if is_refusal else _PENDING_S_MAX
         pause_s = min(2 * before.pause_s or self._retry_s, longest_s)
         # What it would cost is another number with each block, and no news.
-        said = type(error).__name__ if isinstance(error, FeeAboveBudgetError) else str(error)
+        said = type(error).__name__ if isinstance(error, _DEAR) else str(error)
         until = asyncio.get_running_loop().time() + pause_s
         self._failed[due.key, due.action] = _Failure(until, pause_s, said)
         if is_refusal or said != before.said:

@@ -151,6 +151,25 @@ class Endpoints:
 
         return await asyncio.gather(*[ask(endpoint) for endpoint in self._endpoints])
 
+    async def ask_believed(
+        self, use: Callable[[NodeTransport], Awaitable[_T]], *, timeout_s: float | None = None
+    ) -> list[_T]:
+        """Ask every node that is not left out at once; return the answers that came, and no more.
+
+        So that one node's word can be held against another's, whichever is asked otherwise.
+        """
+
+        async def ask(endpoint: Endpoint) -> list[_T]:
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await self._require_ours(endpoint)
+                    return [await use(endpoint.transport)]
+            except (ChainUnavailableError, ContractRevertedError, TimeoutError):
+                return []
+
+        believed = [each for each in self._endpoints if each.name not in self._left_out]
+        return [said for each in await asyncio.gather(*map(ask, believed)) for said in each]
+
     def distrust(self, endpoint: Endpoint | None = None) -> None:
         """Let a node rest, the current one if none is named, and go on with the next."""
         endpoint = endpoint or self._current

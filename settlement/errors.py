@@ -13,6 +13,7 @@ SettlementPendingError              503
 ├── TransactionPendingError              broadcast, not mined within the bound
 ├── TransactionReplacedError             its nonce went to a transaction that is not ours
 ├── FeeAboveBudgetError                  not worth what it would cost now
+├── GasHourUsedError                     the hour's gas for settles and closes is used up
 ├── AuthorizationUnusableError           an authorization was used or late; the next has another
 └── ChannelQuarantinedError              refused for now, to be tried again
 OperatorError                       503
@@ -42,6 +43,7 @@ __all__ = [
     "ChannelQuarantinedError",
     "ContractRevertedError",
     "FeeAboveBudgetError",
+    "GasHourUsedError",
     "InvalidSignatureRevertError",
     "LeaseLostError",
     "NoGasError",
@@ -141,6 +143,19 @@ class TransactionReplacedError(errors.SettlementPendingError):
     def __init__(self, nonce: int) -> None:
         super().__init__(f"Nonce {nonce} was used by a transaction that is not ours.")
         self.nonce = nonce
+
+
+class GasHourUsedError(errors.SettlementPendingError):
+    """Settles and closes have cost as much within the hour as the operator allows (O-88).
+
+    Nothing was broadcast; it is sent when the hour has room, or its deadline is near.
+    """
+
+    def __init__(self, *, spent_wei: int, limit_wei: int) -> None:
+        super().__init__(
+            f"The last hour's settles and closes cost {spent_wei} wei, and {limit_wei} are "
+            "allowed; it is sent later."
+        )
 
 
 class FeeAboveBudgetError(errors.SettlementPendingError):

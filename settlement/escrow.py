@@ -26,6 +26,17 @@ _Answer = TypeVar("_Answer")
 _WALLET_CALL_GAS: Final = 1_500_000
 
 
+_NODES_MIN: Final = 2
+"""That must say the same before it counts, where several are configured."""
+
+
+class _SecondWord(msgspec.Struct, frozen=True, gc=False):
+    """What at least two nodes show of a channel."""
+
+    deposit: int
+    close_requested_at: int
+
+
 class ReaderLimits(msgspec.Struct, frozen=True, kw_only=True):
     """Bounds on what is asked of a node at once, and on waiting for one that lags."""
 
@@ -142,6 +153,56 @@ class EscrowReader:
             )
             facts += await self._patiently(ask)
         return facts
+
+    async def confirm_deposits(self, facts: Sequence[ChannelFact]) -> list[int]:
+        """Return of each channel the deposit that a second node shows, too: at most the fact's.
+
+        As it was at the fact's block. A deposit is what a node can invent to have strangers
+        served for nothing (SEC-09, O-88), so where several nodes are configured two must show it.
+
+        Raises:
+            ChainUnavailableError: Fewer than two nodes answer.
+        """
+        shown = await self._second_words(facts)
+        return [
+            fact.deposit if words is None else min(fact.deposit, words.deposit)
+            for fact, words in zip(facts, shown, strict=True)
+        ]
+
+    async def confirm_exits(self, facts: Sequence[ChannelFact]) -> list[bool]:
+        """Return of each channel whether a second node shows, too, that its payer leaves.
+
+        Raises:
+            ChainUnavailableError: Fewer than two nodes answer.
+        """
+        shown = await self._second_words(facts)
+        return [words is None or words.close_requested_at > 0 for words in shown]
+
+    async def _second_words(self, facts: Sequence[ChannelFact]) -> list[_SecondWord | None]:
+        """Return the most that at least two nodes show of each channel; None for a lone node.
+
+        Both are held separately: the second greatest of all that is said.
+        """
+        if self.rpc.node_count < _NODES_MIN:
+            return [None] * len(facts)
+        words: list[_SecondWord | None] = []
+        size = self._limits.channels_per_call_max
+        for start in range(0, len(facts), size):
+            page = facts[start : start + size]
+            number = page[0].block_number
+            calldata = abi.get_channels.encode([fact.key.channel_id for fact in page])
+            answers = await self.rpc.call_each(self._escrow, calldata, block_number=number)
+            views = [
+                abi.decode_channels([fact.key for fact in page], answer, block_number=number)
+                for answer in answers
+            ]
+            if len(views) < _NODES_MIN:
+                raise ChainUnavailableError("No second node says how the channels stand.")
+            for each in zip(*views, strict=True):
+                deposits = sorted(0 if fact is None else fact.deposit for fact in each)
+                exits = sorted(0 if fact is None else fact.close_requested_at for fact in each)
+                words.append(_SecondWord(deposits[-_NODES_MIN], exits[-_NODES_MIN]))
+        return words
 
     async def read_transaction(self, tx_hash: TxHash) -> TransactionEvidence | None:
         """Return a mined, successful transaction, or None when it has no receipt yet.

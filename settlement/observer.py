@@ -10,6 +10,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
+from channel.errors import ChainUnavailableError
 from channel.ledger.interface import Ledger
 from channel.state.channel_state import ChannelState
 from channel.state.commands import Observe
@@ -148,20 +149,51 @@ class ChannelObserver:
         """
         facts = await self._reader.read_channels_at([each.key.channel_id for each in page], head)
         known = {state.key: state.deposit for state in page}
-        risen = [fact.key for fact in facts if fact and fact.deposit > known[fact.key]]
-        if not risen or (self._confirmations == 1 and believes_deposits):
+        risen = [fact for fact in facts if fact and fact.deposit > known[fact.key]]
+        if not risen:
             return facts
-        counted = {key: known[key] for key in risen}
+        counted = {fact.key: known[fact.key] for fact in risen}
         if believes_deposits:
-            deep = await self._reader.read_channels(
-                [key.channel_id for key in risen],
-                block_number=confirmed_number(head, self._confirmations),
-            )
-            counted |= {fact.key: max(known[fact.key], fact.deposit) for fact in deep if fact}
+            counted |= await self._confirmed(risen, head)
         return [
-            fact and replace(fact, deposit=min(fact.deposit, counted.get(fact.key, fact.deposit)))
+            fact
+            and replace(
+                fact,
+                deposit=min(
+                    fact.deposit, max(known[fact.key], counted.get(fact.key, fact.deposit))
+                ),
+            )
             for fact in facts
         ]
+
+    async def _confirmed(
+        self, risen: Sequence[ChannelFact], head: BlockRef
+    ) -> dict[ChannelKey, int]:
+        """Return of risen deposits what a second node shows, too, as deep as configured (O-88).
+
+        Nothing while no second node answers: it is looked for again with the next sweep.
+        """
+        try:
+            deposits = await self._reader.confirm_deposits(risen)
+        except ChainUnavailableError as error:
+            _log.warning("a risen deposit does not count yet: %s", error)
+            return {}
+        counted = {fact.key: deposit for fact, deposit in zip(risen, deposits, strict=True)}
+        denied = [fact for fact in risen if counted[fact.key] < fact.deposit]
+        if denied:
+            text = f"one shows {len(denied)} deposits that no other does: they do not count"
+            self._alarms.ring(AlarmKind.NODES_DISAGREE, text, level=2, subject="deposits")
+            self._reader.rpc.distrust()
+        else:
+            self._alarms.end(AlarmKind.NODES_DISAGREE, subject="deposits")
+        if self._confirmations > 1:
+            deep = await self._reader.read_channels(
+                [fact.key.channel_id for fact in risen],
+                block_number=confirmed_number(head, self._confirmations),
+            )
+            at_depth = {fact.key: fact.deposit for fact in deep if fact}
+            counted = {key: min(each, at_depth.get(key, 0)) for key, each in counted.items()}
+        return counted
 
     async def _observe(
         self,

@@ -6,7 +6,7 @@ refuse. A node that does not answer costs this round of it, never the sweep.
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -14,7 +14,7 @@ import msgspec
 from channel.errors import ChainUnavailableError, LedgerUnavailableError
 from channel.ledger.interface import Ledger
 from channel.state.channel_state import ChannelState
-from channel.types import Address, ChannelKey
+from channel.types import Address, ChannelFact, ChannelKey
 from channel.verify.typed_data import voucher_digest
 from settlement.alarms import AlarmKind, Alarms
 from settlement.escrow import EscrowReader
@@ -22,10 +22,18 @@ from settlement.exposure import ExposureGate, Promise, gas_reserve_wei
 from settlement.journal.interface import Refusals
 from settlement.node_guard import NodeGuard
 from settlement.payout_check import find_payout_obstacle
+from settlement.schedule import Due, Reason
 from settlement.tower.export import TowerExport
 from settlement.types import BlockRef
 
-__all__ = ["REFUSALS_TOLD", "Payout", "PrecautionLimits", "Precautions", "Tally"]
+__all__ = [
+    "EXITS_BELIEVED_MAX",
+    "REFUSALS_TOLD",
+    "Payout",
+    "PrecautionLimits",
+    "Precautions",
+    "Tally",
+]
 
 _log: Final = logging.getLogger(__name__)
 
@@ -33,6 +41,12 @@ _SHOWN_MAX: Final = 5
 
 _SPARE_DIVISOR: Final = 4
 """A quarter more than what is needed ends an alarm about gas."""
+
+EXITS_BELIEVED_MAX: Final = 8
+"""So many payers at once may leave by one node's word."""
+
+_EXIT_STAGE_MAX: Final = 50
+"""Per cent of a grace period, after which an exit is answered whoever shows it."""
 
 REFUSALS_TOLD: Final = 3
 """After so many refusals in a row somebody should know: it is no hiccup."""
@@ -113,6 +127,8 @@ class Precautions:
         self._refusals = refusals
         self._payout = payout
         self._ledger = ledger
+        self._confirmed: set[ChannelKey] = set()
+        """Channels of which a second node has shown that their payers leave."""
         self._refusing: dict[ChannelKey, Address] = {}
         """Channels whose signer's contract refuses its own voucher now, and that signer."""
         self._asked = 0
@@ -124,6 +140,45 @@ class Precautions:
             self._tell_foreign([state])
         if self._export is not None:
             self._export.show(state, now=now)
+
+    async def believe_exits(
+        self, dues: Sequence[Due], states: Mapping[ChannelKey, ChannelState], head: BlockRef
+    ) -> list[Due]:
+        """Leave out closes for payers who leave by one node's word alone, where very many do.
+
+        A node that shows true blocks can say so of everybody, and have every customer's channel
+        closed (O-88). A few are believed at once. Of many a second node must show the same; until
+        one does they wait, but not beyond half of their grace period.
+        """
+        asked = [due for due in dues if due.reason is Reason.FORCED_CLOSE]
+        if len(asked) <= EXITS_BELIEVED_MAX:
+            self.alarms.end(AlarmKind.NODES_DISAGREE, subject="exits")
+            return list(dues)
+        self._confirmed &= {due.key for due in asked}
+        unsure = [due.key for due in asked if due.key not in self._confirmed]
+        try:
+            facts = [_as_seen(states[key], head) for key in unsure if key in states]
+            said = await self._reader.confirm_exits(facts)
+            self._confirmed |= {fact.key for fact, is_so in zip(facts, said, strict=True) if is_so}
+            denied = len(said) - sum(said)
+        except ChainUnavailableError as error:
+            _log.warning("%d payers leave, and no second node says so yet: %s", len(unsure), error)
+            denied = 0
+        if denied:
+            text = (
+                f"one says that {denied} payers leave, and no other does: they are not closed yet"
+            )
+            self.alarms.ring(AlarmKind.NODES_DISAGREE, text, level=2, subject="exits")
+            self._reader.rpc.distrust()
+        else:
+            self.alarms.end(AlarmKind.NODES_DISAGREE, subject="exits")
+        return [
+            due
+            for due in dues
+            if due.reason is not Reason.FORCED_CLOSE
+            or due.key in self._confirmed
+            or due.stage >= _EXIT_STAGE_MAX
+        ]
 
     async def begin(self) -> None:
         """Before every channel is read: which nodes are believed, and what is counted from now."""
@@ -290,3 +345,16 @@ class Precautions:
             frozenset[Address]() if self._refusals is None else await self._refusals.distrusted()
         )
         self.gate.trust_contracts(broken.union(self._refusing.values()))
+
+
+def _as_seen(state: ChannelState, head: BlockRef) -> ChannelFact:
+    """Return the channel as the books took it over at a block."""
+    return ChannelFact(
+        key=state.key,
+        terms=state.terms,
+        deposit=state.deposit,
+        settled=state.settled,
+        close_requested_at=state.close_requested_at,
+        is_finalized=state.is_finalized,
+        block_number=head.number,
+    )

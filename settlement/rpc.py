@@ -24,6 +24,7 @@ from settlement.rpc_values import (
     parse_bytes,
     parse_count,
     parse_logs,
+    parse_price,
     parse_quantity,
     parse_receipt,
 )
@@ -38,6 +39,8 @@ _REVERTED: Final = 3
 _SEND: Final = "eth_sendRawTransaction"
 _RUN: Final = frozenset(("eth_call", "eth_estimateGas"))
 _MESSAGE_CHARS_MAX: Final = 200
+_TIP_S_MAX: Final = 1.0
+_TIPS_KEPT_S: Final = 5.0
 
 
 class RpcLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,6 +63,8 @@ class Rpc:
         self._endpoints = endpoints
         self._limits = limits
         self.chain_id = chain_id
+        self._tips: list[int] = []
+        self._tips_until = float("-inf")
 
     @classmethod
     async def connect(
@@ -373,6 +378,28 @@ class Rpc:
             msg = f"A call that never reverts was refused ({error.reason.value})."
             raise ChainUnavailableError(msg) from error
 
+    async def call_each(self, to: Address, calldata: bytes, *, block_number: int) -> list[bytes]:
+        """Run a call without effect on every node that is believed; return what they answered."""
+        params = [{"to": _hex(to), "data": _hex(calldata)}, hex(block_number)]
+
+        async def use(node: NodeTransport) -> bytes:
+            return parse_bytes(_result("eth_call", dict(await node.ask("eth_call", params))))
+
+        return await self._endpoints.ask_believed(use)
+
+    async def least_tip(self, tip_wei: int) -> int:
+        """Return the least tip that any node suggests: at most the one that was given (SEC-09).
+
+        One that is too low is raised while it waits; one that is too high is paid.
+        """
+        if self.node_count > 1:
+            now = asyncio.get_running_loop().time()
+            if now >= self._tips_until:
+                self._tips = await self._endpoints.ask_believed(_ask_tip, timeout_s=_TIP_S_MAX)
+                self._tips_until = asyncio.get_running_loop().time() + _TIPS_KEPT_S
+            tip_wei = min([tip_wei, *self._tips])
+        return tip_wei
+
     async def try_calls(
         self, to: Address, calldatas: Sequence[bytes], *, sender: Address
     ) -> list[ContractRevertedError | None]:
@@ -444,6 +471,11 @@ def _refusal(answer: dict[str, Any]) -> ContractRevertedError | None:
     except ContractRevertedError as error:
         return error
     return None
+
+
+async def _ask_tip(node: NodeTransport) -> int:
+    method = "eth_maxPriorityFeePerGas"
+    return parse_price(_result(method, dict(await node.ask(method, []))))
 
 
 def _result(method: str, answer: dict[str, Any]) -> Any:

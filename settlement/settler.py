@@ -34,6 +34,7 @@ from settlement.errors import (
 )
 from settlement.escrow import EscrowReader
 from settlement.fees import GasBudget
+from settlement.gas_hour import GasHour
 from settlement.jobs import Job, JobQueue, JobResult, SettleResult
 from settlement.outcomes import Outcomes
 from settlement.payout_calls import OwnCalls, PayoutCalls, build_simulation
@@ -75,6 +76,7 @@ class EscrowSettler:
         budget: GasBudget | None = None,
         quarantine: Quarantine | None = None,
         limits: SettlerLimits | None = None,
+        hour: GasHour | None = None,
     ) -> None:
         """Settle and close by `sender`.
 
@@ -85,6 +87,7 @@ class EscrowSettler:
             budget: What gas may cost; unbounded if None.
             quarantine: Where channels go that the chain refuses; nowhere if None.
             limits: How much at once.
+            hour: What all of it may cost within an hour; unbounded if None.
         """
         self._reader = reader
         self._sender = sender
@@ -92,6 +95,7 @@ class EscrowSettler:
         self._budget = budget
         self._outcomes = Outcomes(reader, quarantine)
         self._limits = limits or SettlerLimits()
+        self._hour = hour
         self._queue = JobQueue(batch_max=self._limits.batch_max)
         self._worker: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -277,6 +281,8 @@ class EscrowSettler:
                 return None
             entries = [job.entry for job in jobs]
             budget_wei, deadline = self._stake(jobs)
+            if self._hour is not None:
+                await self._hour.require_room(deadline=deadline)
             tx_hash = await self._sender.broadcast(
                 self._reader.escrow,
                 await self._calls.build(jobs[0].purpose, entries),

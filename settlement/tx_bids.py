@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
+from msgspec.structs import replace
 
 from channel.errors import ConfigError
 from channel.types import Address
@@ -28,7 +29,7 @@ from settlement.tx_bytes import UnsignedTx, assemble
 from settlement.tx_state import Intent, JournalTx, Purpose, TxVersion
 from settlement.types import BlockRef
 
-__all__ = ["Bidder", "Quote"]
+__all__ = ["Bidder", "Quote", "likely_gas"]
 
 _REFUND_RESERVE_GAS: Final = 364_761
 """What the escrow wants left when it gives a refund (`REFUND_GAS_CAP` and what EVM keeps back),
@@ -93,7 +94,7 @@ class Bidder:
         if quote.head.base_fee_wei is None:
             msg = "The chain has no base fee (EIP-1559)."
             raise ConfigError(msg)
-        return quote
+        return replace(quote, tip_wei=await self._rpc.least_tip(quote.tip_wei))
 
     def _parse_quote(self, said: Sequence[Any]) -> Quote:
         _, gas, block, tip, mined, pending = said
@@ -114,7 +115,7 @@ class Bidder:
             FeeAboveBudgetError: It would cost more than its budget now.
         """
         ceiling_wei = fee_ceiling(
-            gas=_likely_gas(intent, quote.gas),
+            gas=likely_gas(intent, quote.gas),
             budget_wei=intent.budget_wei,
             remaining_s=_remaining_s(intent, quote.head),
             policy=self._fees,
@@ -165,13 +166,13 @@ class Bidder:
 
 def _stake(tx: JournalTx, head: BlockRef) -> Stake:
     return Stake(
-        gas=_likely_gas(tx.intent, tx.gas),
+        gas=likely_gas(tx.intent, tx.gas),
         budget_wei=tx.intent.budget_wei,
         remaining_s=_remaining_s(tx.intent, head),
     )
 
 
-def _likely_gas(intent: Intent, limit: int) -> int:
+def likely_gas(intent: Intent, limit: int) -> int:
     """Return at most what a transaction is going to use.
 
     A lone close uses an eighth of its limit. By that its budget would buy an eighth of the price,

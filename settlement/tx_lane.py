@@ -168,7 +168,7 @@ class TxLane:
     async def _read_head(self) -> tuple[int, BlockRef, int]:
         """Return the nonces used, the head and the node's tip. Receipts are asked after it."""
         sender = "0x" + self._bidder.address.hex()
-        return await self._rpc.parse_batch(
+        used, head, tip_wei = await self._rpc.parse_batch(
             [
                 ("eth_getTransactionCount", [sender, "latest"]),
                 ("eth_getBlockByNumber", ["latest", False]),
@@ -176,6 +176,7 @@ class TxLane:
             ],
             lambda said: (parse_count(said[0]), parse_block(said[1]), parse_price(said[2])),
         )
+        return used, head, await self._rpc.least_tip(tip_wei)
 
     async def _reopen(self, lane: list[JournalTx], used: int) -> tuple[list[JournalTx], int]:
         """Take up what later nonces would wait for for ever; return the lane, and the nonces used.

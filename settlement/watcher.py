@@ -250,7 +250,8 @@ class ChannelWatcher:
         if is_behind_for_long:
             await self._leave_fork(step.head)
         if step.is_behind:
-            return Sweep(), self._choose(self._decide(self._docket.owed.values()))
+            dues = self._choose(self._decide(self._docket.owed.values()))
+            return Sweep(), await self._believed(dues, step.head)
         if loop.time() - self._swept_at >= self._limits.interval_s:
             if self._precautions is not None:
                 await self._precautions.begin()
@@ -267,7 +268,7 @@ class ChannelWatcher:
                 return Sweep(), []
             sweep, dues = await self._read_some(ids, step.head)
         self._touched.clear()
-        return sweep, self._choose(dues)
+        return sweep, await self._believed(self._choose(dues), step.head)
 
     async def _leave_fork(self, head: BlockRef) -> None:
         """Begin anew where most nodes are, if the head we hold to was one node's own.
@@ -378,6 +379,12 @@ class ChannelWatcher:
         """Return what is due by what is known: no node is needed."""
         moment = self._moment()
         return [due for state in states for due in self._docket.decide(state, moment)]
+
+    async def _believed(self, dues: list[Due], head: BlockRef) -> list[Due]:
+        """Return what is due without what one node may have invented."""
+        if self._precautions is None:
+            return dues
+        return await self._precautions.believe_exits(dues, self._docket.owed, head)
 
     def _choose(self, dues: Sequence[Due]) -> list[Due]:
         return choose(dues, self._moment(), self._policy)

@@ -134,13 +134,29 @@ class ChainFacts:
                 raise ChainUnavailableError("The node is behind the transaction's block.")
             await asyncio.sleep(_POLL_S)
             fact = await self._chain.read_channel(channel_id)
-        if fact is None or self._settings.confirmations == 1:
+        if fact is None or fact.deposit <= known_deposit:
+            return fact
+        fact = replace(fact, deposit=max(known_deposit, await self._confirmed(fact, deadline)))
+        if self._settings.confirmations == 1:
             return fact
         deep = await self._chain.read_channel(
             channel_id, block_number=fact.block_number - self._settings.confirmations + 1
         )
         confirmed = deep.deposit if deep is not None else 0
         return replace(fact, deposit=min(fact.deposit, max(confirmed, known_deposit)))
+
+    async def _confirmed(self, fact: ChannelFact, deadline: float) -> int:
+        """Return the deposit that a second node shows, too; one that lags is asked again (O-88)."""
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                (deposit,) = await self._chain.confirm_deposits([fact])
+            except ChainUnavailableError:
+                if loop.time() >= deadline:
+                    raise
+                await asyncio.sleep(_POLL_S)
+            else:
+                return deposit
 
     async def require_transaction(self, tx_hash: TxHash) -> TransactionEvidence:
         """Return a transaction that is mined, successful and deep enough (OPEN-02, OPEN-12).

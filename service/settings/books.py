@@ -126,6 +126,14 @@ class Settlement(Section, frozen=True):
             "nothing presses, all of it before a deadline."
         ),
     ] = 10**16
+    gas_hour_max_wei: Annotated[
+        Positive,
+        Meta(
+            description="Most that the gas of all settles and closes may cost within an hour. "
+            "Beyond it they wait, but for a channel whose payer may take everything within five "
+            "minutes."
+        ),
+    ] = 5 * 10**17
     max_fee_wei: Annotated[
         Positive | None,
         Meta(description="Never bid more than this per unit of gas. Unset: the budget decides."),

@@ -18,6 +18,7 @@ from settlement.tx_state import Event, Intent, JournalTx
 __all__ = [
     "DISTRUSTED_MAX",
     "PRUNED_AT_ONCE",
+    "SENT_MAX",
     "Journal",
     "Look",
     "Quarantined",
@@ -27,6 +28,7 @@ __all__ = [
 
 
 PRUNED_AT_ONCE: Final = 500
+SENT_MAX: Final = 2000
 DISTRUSTED_MAX: Final = 100_000
 """Signers and payers that are remembered at once: each cost its owner a channel."""
 
@@ -144,6 +146,12 @@ class SettlerJournal(Journal, Refusals, Protocol):
 
         Bounded, so that nobody waits long for the database: 0 means that nothing is left. The
         newest nonce is never forgotten: the next one follows from it.
+        """
+
+    async def sent_since(self, at: int) -> list[JournalTx]:
+        """Return what was wanted since then (Unix seconds) and signed, the newest first.
+
+        Bounded by `SENT_MAX`.
         """
 
     async def note_look(self, look: Look) -> None:

@@ -12,7 +12,7 @@ from channel.ledger import postgres_connection as pg
 from channel.ledger.queries import load_queries, load_schema
 from channel.types import Address, ChannelKey, TxHash
 from settlement.errors import LeaseLostError, NonceTakenError
-from settlement.journal.interface import DISTRUSTED_MAX, PRUNED_AT_ONCE, Look, Quarantined
+from settlement.journal.interface import DISTRUSTED_MAX, PRUNED_AT_ONCE, SENT_MAX, Look, Quarantined
 from settlement.journal.rows import (
     intent_values,
     quarantined_from_row,
@@ -192,6 +192,11 @@ class PostgresJournal:
             for name in ("delete_versions", "delete_transactions"):
                 await connection.execute(_SQL[name], ids)
         return len(ids)
+
+    async def sent_since(self, at: int) -> list[JournalTx]:
+        """See `interface.SettlerJournal.sent_since`."""
+        async with self._database.use() as connection:
+            return await _select(connection, "select_since", *self._lane, at, SENT_MAX)
 
     async def note_look(self, look: Look) -> None:
         """See `interface.SettlerJournal.note_look`."""

@@ -19,7 +19,7 @@ from channel.ledger.sqlite_connection import (
 )
 from channel.types import Address, ChannelKey, TxHash
 from settlement.errors import LeaseLostError, NonceTakenError
-from settlement.journal.interface import DISTRUSTED_MAX, PRUNED_AT_ONCE, Look, Quarantined
+from settlement.journal.interface import DISTRUSTED_MAX, PRUNED_AT_ONCE, SENT_MAX, Look, Quarantined
 from settlement.journal.rows import (
     intent_values,
     quarantined_from_row,
@@ -174,6 +174,11 @@ class SqliteJournal:
     async def prune(self, before: int) -> int:
         """See `interface.SettlerJournal.prune`."""
         return await self._write(lambda db: self._prune(db, before))
+
+    async def sent_since(self, at: int) -> list[JournalTx]:
+        """See `interface.SettlerJournal.sent_since`."""
+        values = (*self._lane, at, SENT_MAX)
+        return await self._connection.run(self._select, "select_since", *values)
 
     async def note_look(self, look: Look) -> None:
         """See `interface.SettlerJournal.note_look`."""

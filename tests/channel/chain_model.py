@@ -5,6 +5,7 @@ tested on Anvil. `fail_with`, `delay_s` and `answers` stand for a node that is d
 """
 
 import asyncio
+from collections.abc import Sequence
 
 from msgspec.structs import replace
 
@@ -85,6 +86,9 @@ class ChainModel:
         fact = self.facts.get(channel_id)
         await self._answer()
         return None if fact is None else replace(fact, block_number=block_number or self.block)
+
+    async def confirm_deposits(self, facts: Sequence[ChannelFact]) -> list[int]:
+        return [fact.deposit for fact in facts]
 
     async def read_transaction(self, tx_hash: TxHash) -> TransactionEvidence | None:
         self.transaction_reads += 1

@@ -580,7 +580,8 @@ class _NodeDown:
     async def _unavailable(self, *_: object, **__: object) -> Any:
         raise ChainUnavailableError("No node answers.")
 
-    read_channel = read_transaction = is_valid_wallet_signature = has_code = _unavailable
+    read_channel = read_transaction = is_valid_wallet_signature = _unavailable
+    has_code = confirm_deposits = _unavailable
 
 
 async def test_a_node_that_is_down_invites_nobody_to_pay_again(

@@ -241,6 +241,22 @@ class TestQuarantine:
         assert await reader.find_quarantined(KEY) is None
 
 
+class TestSent:
+    async def test_what_was_signed_since_then_is_found_whatever_became_of_it(
+        self, journal: SettlerJournal
+    ) -> None:
+        """O-88: what an hour cost; what has no nonce cost nothing."""
+        early, mined, waiting, given_up = [
+            await journal.add(INTENT, at=NOW + later) for later in (0, 10, 20, 30)
+        ]
+        await journal.record(early.tx_id, [signed(0, 1), Sent()])
+        await journal.record(mined.tx_id, [signed(1, 2), Sent(), Included(inclusion(2))])
+        await journal.record(waiting.tx_id, [signed(2, 3), Sent()])
+        await journal.record(given_up.tx_id, [Abandoned("never signed")])
+        assert [tx.nonce for tx in await journal.sent_since(NOW + 10)] == [2, 1]
+        assert [tx.nonce for tx in await journal.sent_since(NOW)] == [2, 1, 0]
+
+
 class TestDistrust:
     async def test_whose_contract_broke_its_word_is_remembered_once_and_for_good(
         self, journal: SettlerJournal, open_one: OpenJournal

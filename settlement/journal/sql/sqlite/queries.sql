@@ -149,3 +149,13 @@ ON CONFLICT (chain_id, address) DO NOTHING
 -- select_distrusted --
 -- The newest of them on a chain.
 SELECT address FROM distrusted_signer WHERE chain_id = ? ORDER BY since DESC LIMIT ?
+
+-- select_since --
+-- What was wanted since then and has a nonce, the newest first.
+SELECT id, recipient, calldata, value_wei, purpose, budget_wei, deadline,
+       status, nonce, gas, reason,
+       mined_hash, is_success, block_number, block_hash, gas_used, gas_price_wei
+  FROM chain_transaction
+ WHERE chain_id = ? AND account = ? AND nonce IS NOT NULL AND added_at >= ?
+ ORDER BY nonce DESC
+ LIMIT ?

@@ -1,0 +1,275 @@
+"""A node that shows true blocks and lies about what is in them: nothing is lost by it (O-88)."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from channel.types import ChannelId
+from settlement import abi
+from settlement.alarms import AlarmKind
+from settlement.devnet import Devnet
+from settlement.errors import GasHourUsedError
+from settlement.gas_hour import HOUR_S, GasHour, payout_cost_wei
+from settlement.journal.sqlite import SqliteJournal
+from settlement.precautions import EXITS_BELIEVED_MAX
+from settlement.rpc import Rpc
+from settlement.settler import EscrowSettler
+from settlement.tx_manager import TxManager
+from tests.e2e.selling import PRICE, provide
+from tests.faults.chain_world import RPC, TX, World
+from tests.faults.proxy import LyingNode
+from tests.settlement.channels import DEPOSIT
+
+GRACE_S = 900
+_WORD = 64
+_ASKED_AT, _DEPOSIT = 1, 6
+_WORDS = 8
+MANY = EXITS_BELIEVED_MAX + 2
+
+
+def lie_about_channels(node: LyingNode, change: Callable[[list[int]], None]) -> None:
+    """Change what a node says of each channel that there is: its words, as numbers."""
+    selectors = {"0x" + abi.get_channel.selector.hex(), "0x" + abi.get_channels.selector.hex()}
+
+    def lie(params: list[Any], said: str) -> str:
+        if params[0]["data"][:10] not in selectors:
+            return said
+        words = [int(said[2 + at : 2 + at + _WORD], 16) for at in range(0, len(said) - 2, _WORD)]
+        for start in range(len(words) % _WORDS, len(words), _WORDS):
+            channel = words[start : start + _WORDS]
+            if channel[2]:
+                change(channel)
+                words[start : start + _WORDS] = channel
+        return "0x" + "".join(f"{word:064x}" for word in words)
+
+    node.lies["eth_call"] = lie
+
+
+def richer(channel: list[int]) -> None:
+    channel[_DEPOSIT] += 1_200_000
+
+
+def poorer(channel: list[int]) -> None:
+    channel[_DEPOSIT] = channel[7]
+
+
+def leaving(channel: list[int]) -> None:
+    channel[_ASKED_AT] = 1_900_000_000
+
+
+async def test_a_deposit_that_one_node_invents_does_not_count(world: World) -> None:
+    """O-88: told of, and that node is asked last; a real one counts."""
+    channel_id = await world.books.open(accepted=400, spent=400)
+    async with world.beside(1):
+        lie_about_channels(world.node, richer)
+        watcher = world.watcher(settles=False)
+        await watcher.sweep()
+        assert (await world.books.state(channel_id)).deposit == DEPOSIT
+        assert world.rings(AlarmKind.NODES_DISAGREE)
+        await world.channels.top_up(channel_id, 500)
+        await watcher.sweep()
+        await watcher.sweep()
+        assert (await world.books.state(channel_id)).deposit == DEPOSIT + 500
+
+
+@pytest.mark.parametrize("liar", ["richer", "poorer"])
+async def test_of_three_nodes_two_that_agree_are_believed(world: World, *, liar: str) -> None:
+    """O-88: one can neither invent a deposit nor keep a real one from counting."""
+    channel_id = await world.books.open(accepted=400, spent=400)
+    async with world.beside(2) as (second, _):
+        lie_about_channels(second, richer if liar == "richer" else poorer)
+        await world.channels.top_up(channel_id, 500)
+        await world.watcher(settles=False).sweep()
+        assert (await world.books.state(channel_id)).deposit == DEPOSIT + 500
+
+
+async def test_while_only_one_node_answers_no_new_deposit_counts(world: World) -> None:
+    """O-88: what is in the books is served on."""
+    channel_id = await world.books.open(accepted=400, spent=400)
+    async with world.beside(1) as (second,):
+        watcher = world.watcher(settles=False)
+        await watcher.sweep()
+        second.is_down = True
+        await world.channels.top_up(channel_id, 500)
+        await watcher.sweep()
+        assert (await world.books.state(channel_id)).deposit == DEPOSIT
+        second.is_down = False
+        await watcher.sweep()
+        assert (await world.books.state(channel_id)).deposit == DEPOSIT + 500
+
+
+async def test_a_gateway_serves_nothing_against_a_deposit_that_is_not_there(
+    world: World, chain: Devnet, tmp_path: Path
+) -> None:
+    """O-88: neither at an opening, nor when a voucher goes beyond the deposit."""
+    (tmp_path / "shop").mkdir()
+    async with (
+        world.beside(1) as (second,),
+        provide(chain, tmp_path / "shop", reader=world.reader) as provider,
+    ):
+        payer = provider.payer
+        await provider.opened(PRICE, deposit=1_000)
+        lie_about_channels(world.node, richer)
+        answer = await provider.send(payer.voucher(50_000))
+        assert answer.status_code == 402
+        assert answer.json()["type"].endswith("amount-exceeds-deposit")
+        await payer.open(1_000)
+        answer = await provider.send(payer.opening(50_000))
+        assert answer.json()["type"].endswith("amount-exceeds-deposit")
+        second.is_down = True
+        answer = await provider.send(payer.opening(50_000))
+        assert answer.status_code == 503
+        assert provider.served == 0
+        second.is_down = False
+        world.node.lies.clear()
+        assert (await provider.send(payer.opening(PRICE))).status_code == 200
+
+
+async def tip_of_close(world: World, chain: Devnet) -> int:
+    channel_id = await world.books.open(accepted=400, spent=400)
+    signature = world.channels.sign(channel_id, 400)
+    result = await world.settler.close_channel(world.channels.key(channel_id), 400, signature)
+    mined = await chain.rpc.read("eth_getTransactionByHash", "0x" + result.tx_hash.hex())
+    return int(mined["maxPriorityFeePerGas"], 16)
+
+
+@pytest.mark.parametrize("liar", [0, 1])
+async def test_the_least_tip_of_all_nodes_is_bid(world: World, chain: Devnet, liar: int) -> None:
+    """O-88: one node's suggestion, 13 times too high, pays a miner for nothing."""
+    async with world.beside(1) as (second,):
+        honest = await tip_of_close(world, chain)
+    async with world.beside(1) as (second,):
+        nodes = (world.node, second)
+        nodes[liar].lies["eth_maxPriorityFeePerGas"] = lambda _, said: hex(13 * int(said, 16))
+        assert await tip_of_close(world, chain) == honest
+        nodes[1 - liar].lies["eth_maxPriorityFeePerGas"] = lambda *_: "nonsense"
+        assert await tip_of_close(world, chain) in (honest, 13 * honest)
+
+
+async def test_very_many_exits_need_a_second_nodes_word(world: World) -> None:
+    """O-88: no customer's channel is closed, and what one node invented is forgotten."""
+    ids = [await world.books.open(accepted=10, spent=10) for _ in range(MANY)]
+    async with world.beside(1):
+        lie_about_channels(world.node, leaving)
+        watcher = world.watcher()
+        sweep = await watcher.sweep()
+        assert (sweep.read, sweep.closed) == (MANY, 0)
+        assert world.rings(AlarmKind.NODES_DISAGREE)
+        await watcher.sweep()  # by the other node, since this one is not believed
+        for channel_id in ids:
+            state = await world.books.state(channel_id)
+            assert (state.is_closing, state.close_requested_at) == (False, 0)
+        assert not world.rings(AlarmKind.NODES_DISAGREE)
+
+
+async def test_very_many_exits_that_are_real_are_answered(world: World) -> None:
+    """O-88: at once, since both nodes show them."""
+    ids = [await world.books.open(accepted=10, spent=10) for _ in range(MANY)]
+    async with world.beside(1), world.watching():
+        for channel_id in ids:
+            await world.leave(channel_id)
+        for channel_id in ids:
+            await world.until(channel_id, is_finalized=True)
+
+
+async def test_exits_that_no_second_node_can_show_are_answered_in_time(
+    world: World, chain: Devnet
+) -> None:
+    """O-88: to wait for ever would lose everything; half of the grace period is left."""
+    ids = [await world.books.open(accepted=10, spent=10) for _ in range(MANY)]
+    async with world.beside(1) as (second,):
+        second.is_down = True
+        for channel_id in ids:
+            await world.leave(channel_id)
+        watcher = world.watcher()
+        assert (await watcher.sweep()).closed == 0
+        await chain.advance(GRACE_S // 2)
+        assert (await watcher.sweep()).closed == MANY
+
+
+@asynccontextmanager
+async def journalled(chain: Devnet, path: Path) -> AsyncIterator[SqliteJournal]:
+    journal = await SqliteJournal.open(
+        path, chain_id=chain.values.chain_id, account=chain.account("payee").address
+    )
+    await journal.take_lease("this test", ttl_s=600)
+    try:
+        yield journal
+    finally:
+        await journal.close()
+
+
+async def close(world: World, settler: EscrowSettler, *, deadline: int = 0) -> ChannelId:
+    channel_id = await world.books.open(accepted=400, spent=400)
+    signature = world.channels.sign(channel_id, 400)
+    key = world.channels.key(channel_id)
+    await settler.close_channel(key, 400, signature, deadline=deadline)
+    return channel_id
+
+
+async def test_an_hours_closes_cost_no_more_than_is_allowed(
+    world: World, chain: Devnet, tmp_path: Path
+) -> None:
+    """O-88: to the wei, over restarts; a deadline that is near is kept whatever it costs."""
+    now = [float((await chain.rpc.block()).timestamp)]
+
+    async def settler(journal: SqliteJournal, limit_wei: int) -> EscrowSettler:
+        sender = TxManager(chain.rpc, chain.signer("payee"), journal=journal, limits=TX)
+        hour = GasHour(journal, chain.rpc, limit_wei=limit_wei, wall=lambda: now[0])
+        return EscrowSettler(world.reader, sender, hour=hour)
+
+    path = tmp_path / "journal.db"
+    async with journalled(chain, path) as journal:
+        await close(world, await settler(journal, 1))
+        spent_wei = payout_cost_wei(await journal.sent_since(0))
+        assert 0 < spent_wei < 10**15
+        with pytest.raises(GasHourUsedError, match=f"cost {spent_wei} wei"):
+            await close(world, await settler(journal, spent_wei))
+        head = await chain.rpc.block()
+        await close(world, await settler(journal, spent_wei), deadline=head.timestamp + 290)
+        spent_wei = payout_cost_wei(await journal.sent_since(0))
+    async with journalled(chain, path) as journal:
+        with pytest.raises(GasHourUsedError):
+            await close(world, await settler(journal, spent_wei))
+        await close(world, await settler(journal, spent_wei + 1))
+        spent_wei = payout_cost_wei(await journal.sent_since(0))
+        now[0] += HOUR_S + 600
+        await close(world, await settler(journal, spent_wei))
+
+
+async def test_what_the_hour_leaves_no_room_for_is_told_and_done_later(
+    world: World, chain: Devnet, tmp_path: Path
+) -> None:
+    """O-88: the alarm rings while closes wait, and is over with the next that is made."""
+    first = await world.books.open(accepted=400, spent=400)
+    second = await world.books.open(accepted=400, spent=400)
+    async with journalled(chain, tmp_path / "journal.db") as journal:
+        sender = TxManager(chain.rpc, chain.signer("payee"), journal=journal, limits=TX)
+        hour = GasHour(journal, chain.rpc, limit_wei=1)
+        world.settler = EscrowSettler(world.reader, sender, hour=hour)
+        async with world.watching():
+            await world.leave(first)
+            await world.until(first, is_finalized=True)
+            await world.leave(second)
+            await world.until_rings(AlarmKind.GAS_HOUR)
+            await chain.advance(GRACE_S - 290)
+            await world.until(second, is_finalized=True)
+            await world.until_rings(AlarmKind.GAS_HOUR, is_ringing=False)
+
+
+async def test_a_hanging_node_holds_up_no_bid(world: World) -> None:
+    """O-88: the others' suggestions are enough."""
+    async with world.beside(1) as (second,):
+        second.delay_s = (5.0, 5.0)
+        rpc = world.reader.rpc
+        async with asyncio.timeout(3):
+            assert await rpc.least_tip(7) <= 7
+        second.heal()
+    async with await Rpc.connect(world.node.url, limits=RPC) as alone:
+        before = world.node.calls
+        assert await alone.least_tip(7) == 7
+        assert world.node.calls == before
