@@ -1,11 +1,38 @@
 """What the operating system lets a process of ours have."""
 
+import contextlib
+import ctypes
 import resource
+import sys
+from pathlib import Path
 from typing import Final
 
-__all__ = ["raise_open_files"]
+__all__ = ["forbid_core_files", "raise_open_files"]
 
 _OPEN_FILES_WANTED: Final = 65_536
+_PR_SET_DUMPABLE: Final = 4
+_TRACED: Final = "TracerPid:\t"
+
+
+def forbid_core_files() -> None:
+    """Let no crash write this process's memory to a disk: it holds keys (O-92).
+
+    The limit alone stops no program that the kernel pipes dumps to, such as systemd's; on Linux
+    the process is not dumpable either, and no other process of its user may look into it. One
+    that does so already goes on.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if sys.platform == "linux" and not _is_traced():
+        ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
+def _is_traced() -> bool:
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return False
+    return not status.partition(_TRACED)[2].startswith("0")
 
 
 def raise_open_files() -> int:

@@ -24,6 +24,7 @@ from channel.http.asgi import send_problem
 from channel.state.commands import StreamPolicy
 from service.config import load_provider_config
 from service.errors import CommandError
+from service.process import forbid_core_files
 from service.settings import Payment, ProviderConfig
 from service.stopping import before_signals
 from service.wiring import build_parts
@@ -123,6 +124,7 @@ class SellingApp:
 
     async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = await receive()
+        forbid_core_files()
         async with AsyncExitStack() as open_:
             try:
                 config = self._load()

@@ -23,6 +23,7 @@ from service.cli import (
     withdraw,
 )
 from service.cli.output import REPORT, print_error
+from service.process import forbid_core_files
 from service.relay import drain
 
 __all__ = ["APP", "main"]
@@ -45,6 +46,7 @@ APP.add_typer(ledger.APP, name=ledger.NAME)
 
 def main() -> None:
     """Run the program and end it with its exit code."""
+    forbid_core_files()  # nearly every command holds some key
     try:
         APP(prog_name="mpp-session")
     except ConfigError as error:

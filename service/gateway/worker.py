@@ -12,6 +12,7 @@ from channel.errors import ConfigError, MppSessionError
 from service.gateway.serve import serve_on
 from service.gateway.workers import Report, Task, read_task
 from service.logs import log_to_stderr
+from service.process import forbid_core_files
 from service.relay import drain
 from service.stopping import stop_at_eof, stop_on_signals
 
@@ -23,6 +24,7 @@ _log: Final = logging.getLogger(__name__)
 def main() -> int:
     """Serve as the task on standard input says; return the exit code."""
     log_to_stderr()
+    forbid_core_files()
     task = read_task(sys.stdin.buffer.readline())
     try:
         asyncio.run(_serve(task))

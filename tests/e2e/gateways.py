@@ -119,6 +119,11 @@ class GatewayProcess:
             await asyncio.sleep(0.02)
         raise TimeoutError(self._log.read_text())
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     def said(self) -> str:
         """Return what it has written to its log so far."""
         return self._log.read_text()
