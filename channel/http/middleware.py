@@ -101,8 +101,8 @@ class PaymentGate:
         `body_timeout_s` is how long a paid request's body may take to arrive.
 
         `ready` is asked before anything is sold and before a deposit is asked for or taken; what
-        it raises of `channel.errors` is the answer. Vouchers and closes that come by themselves
-        pass without it.
+        it raises of `channel.errors` is the answer. Vouchers and closes that come by themselves,
+        and the HEAD that asks how to make them, pass without it.
 
         Raises:
             ConfigError: See `RouteTable`.
@@ -226,7 +226,8 @@ class _Exchange:
                 await self._pass_on()
                 return
             require_no_override(self._fields, self._method)
-            await self._require_ready()
+            if self._method != "HEAD":  # which may be about to close a channel
+                await self._require_ready()
             raise PaymentRequiredError("This resource must be paid for.")
         credential = self._credential = parse_credential(raw)
         query: bytes = self._scope.get("query_string", b"")

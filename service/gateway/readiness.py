@@ -37,10 +37,13 @@ _DEPTH_MAX: Final = 64
 class Readiness:
     """What is known of the model server."""
 
-    def __init__(self, upstream: Upstream, settings: UpstreamSettings) -> None:
+    def __init__(
+        self, upstream: Upstream, settings: UpstreamSettings, *, interval_s: float = _INTERVAL_S
+    ) -> None:
         self._upstream = upstream
         self._timeout_s = min(settings.connect_timeout_s, _PROBE_S_MAX)
         self._counts = settings.counts
+        self._interval_s = interval_s
         self._found: ServerKind = "chunks"
         self._found_at = -math.inf
         self._cause: str | None = None
@@ -73,7 +76,7 @@ class Readiness:
         """Keep asking, for as long as the gateway serves."""
         while True:
             await self._probe()
-            await asyncio.sleep(_INTERVAL_S)
+            await asyncio.sleep(self._interval_s)
 
     async def _find_out(self) -> None:
         await self._probe()
