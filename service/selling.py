@@ -124,7 +124,7 @@ class SellingApp:
 
     async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = await receive()
-        forbid_core_files()
+        await asyncio.to_thread(forbid_core_files)
         async with AsyncExitStack() as open_:
             try:
                 config = self._load()
