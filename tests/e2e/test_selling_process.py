@@ -59,7 +59,18 @@ async def test_a_stream_without_end_ends_with_its_receipt_when_uvicorn_stops(
     of_gateways = ("UPSTREAM_URL", "PRICE_PER_UNIT")
     for name in of_gateways:
         del variables[f"MPP_SESSION_{name}"]
-    command = [sys.executable, "-m", "uvicorn", "shop:app", "--app-dir", str(tmp_path)]
+    # The port is told to uvicorn; that setting is a gateway's, and only the helper reads it.
+    command = [
+        "env",
+        "-u",
+        "MPP_SESSION_LISTEN_PORT",
+        sys.executable,
+        "-m",
+        "uvicorn",
+        "shop:app",
+        "--app-dir",
+        str(tmp_path),
+    ]
     shop = GatewayProcess([*command, "--port", str(port)], variables, tmp_path / "shop.log")
     async with (
         shop.running(),
