@@ -10,6 +10,7 @@ MppSessionError
 │   ├── OtherSpellingError            404  not-found
 │   ├── MethodNotSoldError            405  method-not-sold
 │   ├── ChallengeNotFoundError        402  session/challenge-not-found
+│   │   └── ChallengeExpiredError     402  payment-expired
 │   ├── InvalidSignatureError         402  session/invalid-signature
 │   ├── SignerMismatchError           402  session/signer-mismatch
 │   ├── AmountExceedsDepositError     402  session/amount-exceeds-deposit
@@ -32,6 +33,7 @@ MppSessionError
 │   └── TooManyRequestsError          429  rate-limited
 │       └── TooManyDepositsError             from one payer or address, at our gas
 ├── OperatorError                   our fault: disk, node, configuration; 5xx, never a challenge
+│   │                                 503  payment-unavailable, where nothing else is said
 │   ├── ConfigError                   refuses to start
 │   ├── ChainUnavailableError         503
 │   ├── SettlementPendingError        503  a transaction of ours is on its way
@@ -76,6 +78,7 @@ __all__ = [
     "BudgetExceededError",
     "CannotFundError",
     "ChainUnavailableError",
+    "ChallengeExpiredError",
     "ChallengeNotFoundError",
     "ChannelBusyError",
     "ChannelFinalizedError",
@@ -137,7 +140,7 @@ class ProblemError(MppSessionError):
 
     status: ClassVar[int]
     problem_type: ClassVar[str]
-    """Relative to `https://paymentauth.org/problems/`."""
+    """The last part of the problem's `type`; see `channel.wire.problem.problem_uri`."""
     title: ClassVar[str]
     offers_challenge: ClassVar[bool] = True
     retry_after_s: ClassVar[int | None] = None
@@ -224,11 +227,18 @@ class MethodNotSoldError(PeerError):
 
 
 class ChallengeNotFoundError(PeerError):
-    """The challenge is not ours, was altered, has expired, or belongs to another route (AMB-13)."""
+    """The challenge is not ours, was altered, or belongs to another route (AMB-13)."""
 
     status = 402
     problem_type = "session/challenge-not-found"
     title = "Challenge Not Found"
+
+
+class ChallengeExpiredError(ChallengeNotFoundError):
+    """The challenge is ours and has expired (AMB-13)."""
+
+    problem_type = "payment-expired"
+    title = "Payment Expired"
 
 
 class InvalidSignatureError(PeerError):
@@ -468,7 +478,7 @@ class OperatorError(ProblemError):
     """Our fault. Answered without a challenge: a peer must not be invited to pay again."""
 
     status = 503
-    problem_type = "internal-payment-error"
+    problem_type = "payment-unavailable"
     title = "Payment Temporarily Unavailable"
     offers_challenge = False
     retry_after_s = 5

@@ -33,6 +33,7 @@ _COME_AGAIN = frozenset(
         "request-in-flight",
         "stream-active",
         "internal-payment-error",
+        "payment-unavailable",
         "exposure-limit",
     }
 )

@@ -8,6 +8,7 @@ import msgspec
 from channel.engine.offer import INTENT, METHOD, Offer
 from channel.engine.settings import EngineSettings
 from channel.errors import (
+    ChallengeExpiredError,
     ChallengeNotFoundError,
     MalformedPayloadError,
     MethodUnsupportedError,
@@ -57,10 +58,10 @@ class Authenticated(msgspec.Struct, frozen=True, gc=False):
         """Refuse an expired challenge.
 
         Raises:
-            ChallengeNotFoundError: It has expired.
+            ChallengeExpiredError: It has.
         """
         if self.is_expired:
-            raise ChallengeNotFoundError("The challenge has expired.")
+            raise ChallengeExpiredError("The challenge has expired.")
 
 
 class Challenger:

@@ -8,10 +8,48 @@ from channel.types import ChannelId
 from channel.wire.encoding import format_hex, parse_amount, parse_json_object
 from channel.wire.fields import parse_channel_id
 
-__all__ = ["PROBLEM_BASE", "PROBLEM_CONTENT_TYPE", "Problem", "format_problem", "parse_problem"]
+__all__ = [
+    "OWN_BASE",
+    "PROBLEM_BASE",
+    "PROBLEM_CONTENT_TYPE",
+    "REGISTERED",
+    "Problem",
+    "format_problem",
+    "parse_problem",
+    "problem_uri",
+]
 
 PROBLEM_CONTENT_TYPE = "application/problem+json"
 PROBLEM_BASE = "https://paymentauth.org/problems/"
+OWN_BASE = "tag:mpp-session,2026:problems/"
+"""Before the types that no draft registers: the registry's prefix is not ours to extend (O-56)."""
+
+REGISTERED = frozenset(
+    {
+        # draft-httpauth-payment-02, "Error Codes"
+        "bad-request",
+        "internal-payment-error",
+        "invalid-challenge",
+        "invalid-payload",
+        "malformed-credential",
+        "method-unsupported",
+        "payment-action-required",
+        "payment-expired",
+        "payment-insufficient",
+        "payment-required",
+        "verification-failed",
+        # draft-evm-session-00, "Problem Type Registration"
+        "session/amount-exceeds-deposit",
+        "session/challenge-not-found",
+        "session/channel-finalized",
+        "session/channel-not-found",
+        "session/delta-too-small",
+        "session/insufficient-balance",
+        "session/invalid-signature",
+        "session/signer-mismatch",
+        "session/transaction-reverted",
+    }
+)
 
 _AMOUNTS = (
     "requiredCumulative",
@@ -27,7 +65,8 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
     """What a server said went wrong. A hint: amounts in it are the server's word (CLIENT-06)."""
 
     type: str
-    """Relative to `PROBLEM_BASE` when it is one of the protocol's, else as sent."""
+    """Relative to `PROBLEM_BASE` or `OWN_BASE` when it is one of the protocol's or this project's,
+    else as sent."""
     title: str = ""
     detail: str = ""
     status: int | None = None
@@ -41,12 +80,17 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
     deposit_min: int | None = None
 
 
+def problem_uri(name: str) -> str:
+    """Return the `type` of a problem: under the registry's prefix only what is registered."""
+    return (PROBLEM_BASE if name in REGISTERED else OWN_BASE) + name
+
+
 def format_problem(
     error: ProblemError, *, challenge_id: str | None = None, channel_id: ChannelId | None = None
 ) -> bytes:
     """Return the body for an error; `status` equals the HTTP status (ERR-01, ERR-03)."""
     body: dict[str, object] = {
-        "type": PROBLEM_BASE + error.problem_type,
+        "type": problem_uri(error.problem_type),
         "title": error.title,
         "status": error.status,
         "detail": error.detail,
@@ -72,7 +116,7 @@ def parse_problem(body: bytes) -> Problem | None:
     status = wire.get("status")
     amounts = [_read_amount(wire.get(name)) for name in _AMOUNTS]
     return Problem(
-        type=_read_text(wire.get("type")).removeprefix(PROBLEM_BASE) or "about:blank",
+        type=_read_type(wire.get("type")),
         title=_read_text(wire.get("title")),
         detail=_read_text(wire.get("detail")),
         status=status if type(status) is int else None,
@@ -85,6 +129,11 @@ def parse_problem(body: bytes) -> Problem | None:
         min_voucher_delta=amounts[4],
         deposit_min=amounts[5],
     )
+
+
+def _read_type(value: object) -> str:
+    text = _read_text(value)
+    return text.removeprefix(PROBLEM_BASE).removeprefix(OWN_BASE) or "about:blank"
 
 
 def _read_text(value: object) -> str:

@@ -28,6 +28,7 @@ from channel.verify.typed_data import voucher_digest
 from channel.wire.challenge import Challenge, parse_challenges
 from channel.wire.credential import Credential, format_credential
 from channel.wire.payload import ClosePayload, OpenHash, Payload, TopUpHash, VoucherPayload
+from channel.wire.problem import OWN_BASE, PROBLEM_BASE, problem_uri
 from channel.wire.receipt import Receipt, parse_receipt
 from tests.channel.chain_model import CHAIN_ID, ChainModel
 from tests.waiting import PATIENCE_S
@@ -192,7 +193,9 @@ class Answer(msgspec.Struct):
     @property
     def kind(self) -> str:
         kind: str = self.problem["type"]
-        return kind.removeprefix("https://paymentauth.org/problems/")
+        name = kind.removeprefix(PROBLEM_BASE).removeprefix(OWN_BASE)
+        assert kind == problem_uri(name)
+        return name
 
     @property
     def receipt(self) -> Receipt:

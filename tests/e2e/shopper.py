@@ -144,7 +144,7 @@ class Shopper:
         assert kind in {
             "insufficient-balance",
             "request-in-flight",
-            "internal-payment-error",
+            "payment-unavailable",
         }, problem
         self._raise_amount(self._slack)
         await asyncio.sleep(0.05)

@@ -22,12 +22,12 @@ from channel.wire.challenge import Challenge, parse_challenges
 from channel.wire.credential import Credential, format_credential
 from channel.wire.encoding import decode_base64url, encode_base64url, format_timestamp
 from channel.wire.payload import VoucherPayload
+from channel.wire.problem import problem_uri
 from settlement.devnet import Devnet
 from tests.e2e.selling import DELTA, DEPOSIT, JOKE, PRICE, TOKENS, Provider, provide
 from tests.settlement.channels import send_blindly, set_paused
 
 ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
-BASE = "https://paymentauth.org/problems/"
 
 
 def require_problem(
@@ -39,7 +39,7 @@ def require_problem(
     assert answer.headers["cache-control"] == "no-store"
     assert "payment-receipt" not in answer.headers
     problem: dict[str, Any] = msgspec.json.decode(answer.content)
-    assert problem["type"] == BASE + kind
+    assert problem["type"] == problem_uri(kind)
     assert problem["status"] == status
     assert problem["title"]
     assert problem["detail"]
@@ -207,7 +207,7 @@ async def test_an_expired_challenge(seller: Provider) -> None:
     await seller.opened()
     credential = await seller.credential(seller.payer.voucher(100))
     seller.clock.ahead_s = 301
-    await refused(seller, credential, 402, "session/challenge-not-found")
+    await refused(seller, credential, 402, "payment-expired")
     assert (await seller.send(seller.payer.voucher(100))).status_code == 200
 
 
@@ -593,11 +593,11 @@ async def test_a_node_that_is_down_invites_nobody_to_pay_again(
     ) as seller:
         await seller.payer.open()
         answer = await seller.send(seller.payer.opening(100))
-        require_problem(answer, 503, "internal-payment-error", offers=False)
+        require_problem(answer, 503, "payment-unavailable", offers=False)
         assert answer.headers["retry-after"] == "5"
         wallet = replace(seller.payer.sign(100), signature=b"\x01" * 100)
         answer = await seller.send(replace(seller.payer.opening(), voucher=wallet))
-        require_problem(answer, 503, "internal-payment-error", offers=False)
+        require_problem(answer, 503, "payment-unavailable", offers=False)
         assert await seller.books() is None
 
 
@@ -622,7 +622,7 @@ async def test_a_close_that_cannot_be_broadcast_yet_is_found_by_its_repeat(
     async with provide(chain, tmp_path, closer=closer) as seller:
         await seller.opened(100)
         answer = await seller.send(seller.payer.closing(50), method="POST")
-        require_problem(answer, 503, "internal-payment-error", offers=False)
+        require_problem(answer, 503, "payment-unavailable", offers=False)
         books = await seller.books()
         assert books is not None
         assert books.closing_with is not None

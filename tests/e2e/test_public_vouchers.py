@@ -160,7 +160,7 @@ async def refused(seller: Provider, payload: ClosePayload) -> None:
 
 
 async def test_a_stranger_closes_nothing_after_any_settle(seller: Provider) -> None:
-    """O-21: `published == spent`, by whatever voucher was ever put on chain; the payer can."""
+    """O-21, AMB-28: `published == spent`, by any voucher ever put on chain; the payer can."""
     await seller.opened()
     public = [await used_up(seller, amount) for amount in (PUBLIC, 2 * PUBLIC, 3 * PUBLIC)]
     for voucher in public:

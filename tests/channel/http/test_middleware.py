@@ -335,7 +335,7 @@ async def test_a_bug_in_the_books_stops_the_worker(
     monkeypatch.setattr(shop.desk.engine, "perform", broken)
     for _ in range(2):
         answer = await ask(shop.gate, "GET", "/paid", credential)
-        assert (answer.status, answer.kind) == (503, "internal-payment-error")
+        assert (answer.status, answer.kind) == (503, "payment-unavailable")
         assert answer.header("www-authenticate") is None
         assert b"accepted" not in answer.body
     assert (shop.stops, shop.app.calls) == (1, 0)
@@ -347,7 +347,7 @@ async def test_books_that_cannot_be_written_serve_nothing(shop: Shop) -> None:
     credential = await shop.credential(shop.desk.payer.voucher(11 * PRICE))
     await shop.desk.ledger.close()
     answer = await ask(shop.gate, "GET", "/paid", credential)
-    assert (answer.status, answer.kind) == (503, "internal-payment-error")
+    assert (answer.status, answer.kind) == (503, "payment-unavailable")
     assert answer.header("retry-after") == "5"
     assert shop.app.calls == 0
 

@@ -15,6 +15,7 @@ from channel.errors import (
     DepositTooSmallError,
     InsufficientBalanceError,
     MalformedCredentialError,
+    MethodNotSoldError,
     OperatorError,
     PeerError,
     ProblemError,
@@ -23,8 +24,10 @@ from channel.errors import (
 from channel.limits import DESCRIPTION_CHARS_MAX, PROBLEM_BYTES_MAX
 from channel.types import ChannelId
 from channel.wire.problem import (
+    OWN_BASE,
     PROBLEM_BASE,
     PROBLEM_CONTENT_TYPE,
+    REGISTERED,
     Problem,
     format_problem,
     parse_problem,
@@ -38,6 +41,7 @@ MAKE: dict[type[ProblemError], Callable[[], ProblemError]] = {
     InsufficientBalanceError: lambda: InsufficientBalanceError(
         required_cumulative=20, accepted=10, spent=9, deposit=30
     ),
+    MethodNotSoldError: lambda: MethodNotSoldError("PUT", ("GET",)),
     PublicVoucherError: lambda: PublicVoucherError(
         required_cumulative=20, accepted=10, spent=10, deposit=30
     ),
@@ -58,7 +62,8 @@ def test_every_error_is_a_problem_that_comes_back(kind: type[ProblemError]) -> N
     """ERR-01, ERR-03: type, title, status and detail, the status being the response's."""
     error = make(kind)
     body = json.loads(format_problem(error, challenge_id="i", channel_id=CHANNEL_ID))
-    assert body["type"] == f"{PROBLEM_BASE}{kind.problem_type}"
+    is_registered = kind.problem_type in REGISTERED
+    assert body["type"] == (PROBLEM_BASE if is_registered else OWN_BASE) + kind.problem_type
     assert (body["title"], body["status"]) == (kind.title, kind.status)
     assert body["detail"] == str(error) != ""
     assert (body["challengeId"], body["channelId"]) == ("i", "0x" + bytes(range(32)).hex())
@@ -67,6 +72,34 @@ def test_every_error_is_a_problem_that_comes_back(kind: type[ProblemError]) -> N
     assert problem is not None
     assert (problem.type, problem.status) == (kind.problem_type, kind.status)
     assert (problem.challenge_id, problem.channel_id) == ("i", CHANNEL_ID)
+
+
+STATUSES = {
+    "bad-request": 400,
+    "method-unsupported": 400,
+    "internal-payment-error": 500,
+    "session/channel-not-found": 410,
+    "session/channel-finalized": 410,
+    "session/transaction-reverted": 409,
+}
+"""What the drafts register beside 402."""
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_a_registered_type_has_its_registered_status(kind: type[ProblemError]) -> None:
+    """O-56, ERR-02: what no draft registers is under this project's own URI, whatever it is."""
+    if kind.problem_type in REGISTERED and kind is not errors.MalformedPayloadError:  # AMB-12
+        assert kind.status == STATUSES.get(kind.problem_type, 402)
+    body = json.loads(format_problem(make(kind)))
+    assert body["type"].startswith(OWN_BASE) == (kind.problem_type not in REGISTERED)
+
+
+@pytest.mark.parametrize("base", [PROBLEM_BASE, OWN_BASE])
+def test_a_type_is_read_under_either_prefix(base: str) -> None:
+    """O-56: older servers put all of them under the registry's."""
+    problem = parse_problem(json.dumps({"type": base + "deposit-too-small"}).encode())
+    assert problem is not None
+    assert problem.type == "deposit-too-small"
 
 
 def test_an_insufficient_balance_says_what_to_sign() -> None:
