@@ -13,7 +13,7 @@ import signal
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from msgspec.structs import replace
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -35,7 +35,11 @@ _log: Final = logging.getLogger(__name__)
 
 
 def sell(
-    app: ASGIApp, routes: Sequence[Route], *, config: Path | str | None = None
+    app: ASGIApp,
+    routes: Sequence[Route],
+    *,
+    config: Path | str | None = None,
+    credential_header: Literal["Payment-Authorization"] | None = None,
 ) -> "SellingApp":
     """Return the application with a gate in front of it that sells `routes`.
 
@@ -43,12 +47,20 @@ def sell(
         app: Any ASGI application: FastAPI, Starlette, ...
         routes: What must be paid for; everything else passes.
         config: A TOML file; the environment alone if None. It is read when the server starts.
+        credential_header: Where credentials travel, to leave `Authorization` to the application;
+            as `payment.credential_header` says if None.
     """
-    return SellingApp(app, routes, load=lambda: _load(config))
+    return SellingApp(app, routes, load=lambda: _load(config, credential_header))
 
 
-def _load(config: Path | str | None) -> ProviderConfig:
-    return load_provider_config(None if config is None else Path(config))
+def _load(
+    config: Path | str | None, credential_header: Literal["Payment-Authorization"] | None
+) -> ProviderConfig:
+    loaded = load_provider_config(None if config is None else Path(config))
+    if credential_header is None:
+        return loaded
+    payment = replace(loaded.payment, credential_header=credential_header)
+    return replace(loaded, payment=payment)
 
 
 class SellingApp:

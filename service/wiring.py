@@ -164,6 +164,8 @@ def _build_engine(
             token=token,
             confirmations=config.chain.confirmations,
             challenge_lifetime_s=payment.challenge_lifetime_s,
+            credential_header=payment.credential_header,
+            chain_checks_per_address=payment.chain_checks_per_address,
             vouchers_per_second=payment.vouchers_per_second,
             reservation_step_units=payment.reservation_step_units,
             reservation_lease_s=payment.reservation_lease_s,

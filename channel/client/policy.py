@@ -14,6 +14,7 @@ from channel.client.choosing import usable_types
 from channel.errors import BudgetExceededError, OfferRefusedError, WireError
 from channel.types import Address
 from channel.wire.challenge import (
+    PAYMENT_AUTHORIZATION,
     Challenge,
     SessionRequest,
     parse_challenges,
@@ -38,7 +39,7 @@ __all__ = [
 
 METHOD = "evm"
 INTENT = "session"
-HEADERS = ("Authorization", "Payment-Authorization")
+HEADERS = ("Authorization", PAYMENT_AUTHORIZATION)
 EXPIRY_MARGIN_S = 2
 
 _NOBODY = Address(bytes(20))
@@ -186,7 +187,7 @@ def require_offer(policy: Policy, offer: Offer, origin: str, now: float) -> Toke
             allowed=f"a time to come, and it is {format_timestamp(now)} by this machine's clock",
             origin=origin,
         )
-    if offer.header.lower() not in map(str.lower, HEADERS):
+    if challenge.header not in (None, PAYMENT_AUTHORIZATION):  # CHAL-12: spelt exactly so
         raise OfferRefusedError(
             field="header", asked=offer.header, allowed=" or ".join(HEADERS), origin=origin
         )

@@ -47,7 +47,7 @@ from channel.state.channel_state import ChannelState, ReservationKind
 from channel.state.transitions import as_public, require_consent, require_open
 from channel.types import ChannelId, ChannelKey, TxHash
 from channel.verify.challenge_id import ChallengeBinder
-from channel.wire.challenge import Challenge, SessionRequest
+from channel.wire.challenge import PAYMENT_AUTHORIZATION, Challenge, SessionRequest
 from channel.wire.credential import Credential
 from channel.wire.payload import (
     ClosePayload,
@@ -88,8 +88,14 @@ class Engine:
         and is drawn from the operating system unless given.
 
         Raises:
-            ConfigError: Gas is promised and nobody would pay it, or the other way round.
+            ConfigError: Gas is promised and nobody would pay it, or the other way round; or
+                credentials would travel in a field that the protocol does not have.
         """
+        if settings.credential_header not in (None, PAYMENT_AUTHORIZATION):
+            raise ConfigError(
+                f"credentials travel in Authorization, or in {PAYMENT_AUTHORIZATION}, spelt so; "
+                f"not in {settings.credential_header}"
+            )
         self.settings = settings
         self.new_id = new_id = new_id or RandomIds()
         self.now = now

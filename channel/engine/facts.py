@@ -182,11 +182,13 @@ class ChainFacts:
         )
 
     @asynccontextmanager
-    async def bounded_check(self, *sources: bytes, waits: bool = False) -> AsyncIterator[None]:
+    async def bounded_check(
+        self, client: bytes, signer: bytes = b"", *, waits: bool = False
+    ) -> AsyncIterator[None]:
         """Run a check that strangers can cause and that asks a node; so many at a time (F-98).
 
-        `sources` say who causes it: a client's address, a signer who has proven to be one (never
-        one that is merely named, whom anybody could lock out). Each has a few of the places, so
+        Who causes it is a client's address, and a signer who has proven to be one (never one
+        that is merely named, whom anybody could lock out). Each has a few of the places, so
         that none can take them all. An empty one says nothing. A check that `waits` for a block
         may take half of the places only: for a transaction that was made up it waits in vain, and
         whoever has a few addresses could keep out those who need one answer of a node.
@@ -194,9 +196,11 @@ class ChainFacts:
         Raises:
             TooManyRequestsError: As many as are allowed are running, in all or for a source.
         """
-        bounds: dict[bytes | str, int] = {
-            source: CHAIN_CHECKS_PER_SOURCE_MAX for source in sources if source
-        }
+        bounds: dict[bytes | str, int] = {}
+        if client:
+            bounds[client] = self._settings.chain_checks_per_address
+        if signer:
+            bounds[signer] = CHAIN_CHECKS_PER_SOURCE_MAX
         bounds[_ALL] = CHAIN_CHECKS_MAX
         if waits:
             bounds[_WAITING] = CHAIN_CHECKS_MAX // 2

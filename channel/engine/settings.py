@@ -6,6 +6,7 @@ import msgspec
 
 from channel.errors import ConfigError
 from channel.limits import (
+    CHAIN_CHECKS_PER_SOURCE_MAX,
     CHALLENGE_LIFETIME_S,
     CLOSE_WAIT_S_MAX,
     FACT_AGE_S_MAX,
@@ -54,12 +55,16 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Blocks on a deposit before it counts, its own included (OPEN-12)."""
     challenge_lifetime_s: int = CHALLENGE_LIFETIME_S
     credential_header: str | None = None
-    """Field the credential travels in, when that is not `Authorization` (CHAL-12)."""
+    """`Payment-Authorization` where credentials travel in that field, to leave `Authorization` to
+    the application; there is no other one (CHAL-12)."""
     vouchers_per_second: int = VOUCHERS_PER_SECOND_MAX
     """Per channel, valid ones (VCH-09)."""
     reservation_step_units: int = RESERVATION_STEP_UNITS
     """Most units a stream holds ahead, and so loses when its owner dies."""
     reservation_lease_s: int = RESERVATION_LEASE_S
+    chain_checks_per_address: int = CHAIN_CHECKS_PER_SOURCE_MAX
+    """Checks that ask a node, at a time, for one client address (F-98). More where many clients
+    have one address: behind a proxy that hides them."""
     fact_ttl_s: float = FACT_TTL_S
     """Age of a chain fact beyond which a voucher starts a new read, without waiting for it."""
     fact_age_s_max: float = FACT_AGE_S_MAX

@@ -19,6 +19,7 @@ __all__ = [
     "Scope",
     "Send",
     "find_header",
+    "private_send",
     "send_empty",
     "send_problem",
     "send_refused_websocket",
@@ -42,6 +43,7 @@ _FRAMING = (b"content-length", b"transfer-encoding", _RECEIPT)
 _KEPT_PRIVATE = (_CACHE, b"private")
 _DIRECTIVE = re.compile(r'(?:"(?:[^"\\]|\\.)*"|[^",])+')
 _SHARED = ("public", "s-maxage")
+_NO_STORE = re.compile(r"(?i)(?:^|,)\s*no-store\s*(?:,|$)")
 
 
 def find_header(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> str | None:
@@ -92,6 +94,25 @@ def with_receipt(headers: Headers, receipt: Receipt) -> list[tuple[bytes, bytes]
     kept.append((_CACHE, _make_private(caching)) if caching else _KEPT_PRIVATE)
     kept.append((_RECEIPT, format_receipt(receipt).encode("ascii")))
     return kept
+
+
+def private_send(send: Send) -> Send:
+    """Return a `send` whose answers no shared cache keeps, receipts or not (CORE-06).
+
+    Shared caches know that `Authorization` makes an answer private, and no other field.
+    """
+
+    async def send_private(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = [*message.get("headers", ())]
+            caching = [value.decode("latin-1") for name, value in headers if name.lower() == _CACHE]
+            if not any(_NO_STORE.search(value) for value in caching):
+                headers = [pair for pair in headers if pair[0].lower() != _CACHE]
+                headers.append((_CACHE, _make_private(caching)))
+                message = {**message, "headers": headers}
+        await send(message)
+
+    return send_private
 
 
 def _make_private(values: Iterable[str]) -> bytes:

@@ -29,6 +29,7 @@ from channel.http.asgi import (
     Receive,
     Scope,
     Send,
+    private_send,
     send_empty,
     send_problem,
     send_refused_websocket,
@@ -43,6 +44,7 @@ from channel.http.request import (
     ClientGoneError,
     RequestBody,
     brings_deposit,
+    has_alternate_field,
     is_management,
     is_preflight,
     read_client,
@@ -126,6 +128,8 @@ class PaymentGate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, or pass on what is not priced."""
+        if self.engine.settings.credential_header is not None and has_alternate_field(scope):
+            send = private_send(send)
         try:
             if scope["type"] == "websocket":
                 self._require_free(scope)

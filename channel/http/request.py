@@ -28,6 +28,7 @@ __all__ = [
     "ClientGoneError",
     "RequestBody",
     "brings_deposit",
+    "has_alternate_field",
     "is_management",
     "is_preflight",
     "read_client",
@@ -106,8 +107,15 @@ class ClientGoneError(OSError):
     """The client has left before it was answered."""
 
 
+def has_alternate_field(scope: Scope) -> bool:
+    """Whether a request has the field that no shared cache knows to be private (CORE-06)."""
+    return scope["type"] == "http" and any(
+        name.lower() == _PAYMENT_AUTHORIZATION for name, _ in scope["headers"]
+    )
+
+
 def read_credential(fields: Fields, field: str | None) -> str | None:
-    """Return the request's one Payment credential, from the configured field (CHAL-12).
+    """Return the request's one Payment credential, from the configured field alone (CHAL-12).
 
     Raises:
         BadRequestError: More than one, in whatever field (CORE-10).
@@ -117,8 +125,7 @@ def read_credential(fields: Fields, field: str | None) -> str | None:
     extra = fields.get(_PAYMENT_AUTHORIZATION, ())
     if extra:
         select_credential([*plain, *extra])
-    is_plain = field is None or field.lower() == "authorization"
-    return select_credential(plain if is_plain else extra)
+    return select_credential(plain if field is None else extra)
 
 
 def is_management(method: str, fields: Fields, query: bytes, payload: Payload) -> bool:

@@ -42,6 +42,7 @@ from channel.wire.fields import (
 )
 
 __all__ = [
+    "PAYMENT_AUTHORIZATION",
     "SCHEME",
     "Challenge",
     "SessionRequest",
@@ -56,6 +57,8 @@ __all__ = [
 ]
 
 SCHEME = "Payment"
+PAYMENT_AUTHORIZATION = "Payment-Authorization"
+"""The one field beside `Authorization` that a challenge may select, spelt exactly so (CHAL-12)."""
 DEFAULT_CREDENTIAL_TYPES = ("hash",)
 CREDENTIAL_TYPES_MAX = 8
 
@@ -111,6 +114,8 @@ class SessionRequest(msgspec.Struct, frozen=True, kw_only=True):
 def parse_challenges(header_lines: Iterable[str]) -> tuple[Challenge, ...]:
     """Return every Payment challenge of the `WWW-Authenticate` lines; other schemes are skipped.
 
+    So is a challenge that selects a field no draft allows: nothing may be sent for it (CHAL-12).
+
     Raises:
         WireError: A Payment challenge is malformed, or the lines are too many or too long.
     """
@@ -125,6 +130,7 @@ def parse_challenges(header_lines: Iterable[str]) -> tuple[Challenge, ...]:
             _read_challenge(challenge.params)
             for challenge in parse_auth_challenges(line)
             if challenge.scheme == SCHEME.lower()
+            and challenge.params.get("header", PAYMENT_AUTHORIZATION) == PAYMENT_AUTHORIZATION
         ]
         if len(found) > CHALLENGES_PER_RESPONSE_MAX:
             raise WireError(f"more than {CHALLENGES_PER_RESPONSE_MAX} challenges")
@@ -166,6 +172,8 @@ def format_challenge(challenge: Challenge) -> str:
         WireError: A slot is malformed or holds a `|` or a control character (CHAL-09, F-09).
     """
     _require_well_formed(challenge)
+    if challenge.header not in (None, PAYMENT_AUTHORIZATION):
+        raise WireError(f"a challenge for another field than {PAYMENT_AUTHORIZATION}")
     params = {
         "id": challenge.id,
         "realm": challenge.realm,

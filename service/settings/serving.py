@@ -8,6 +8,8 @@ from msgspec import Meta
 from channel.limits import (
     ABANDONED_UNITS_MAX,
     BODY_S_MAX,
+    CHAIN_CHECKS_MAX,
+    CHAIN_CHECKS_PER_SOURCE_MAX,
     CHALLENGE_LIFETIME_S,
     CONNECTIONS_MAX,
     HEAD_S_MAX,
@@ -308,6 +310,24 @@ class Payment(Section, frozen=True):
             "409, or runs beside it."
         ),
     ] = "replace"
+
+    credential_header: Annotated[
+        Literal["Payment-Authorization"] | None,
+        Meta(
+            description="Field that credentials travel in, where `Authorization` is the "
+            "application's own. Clients learn it from the challenge."
+        ),
+    ] = None
+    chain_checks_per_address: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=CHAIN_CHECKS_MAX,
+            description="Openings, top-ups and wallets' signatures of one client address that may "
+            "ask a node at a time; more get 429. Raise it where a proxy hides its clients, so that "
+            "all of them have its address (`FORWARDED_ALLOW_IPS`).",
+        ),
+    ] = CHAIN_CHECKS_PER_SOURCE_MAX
 
     def __post_init__(self) -> None:
         if "|" in self.realm or not self.realm.isascii() or not self.realm.isprintable():

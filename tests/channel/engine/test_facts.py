@@ -191,6 +191,29 @@ async def test_one_source_cannot_take_every_place(tmp_path: Path) -> None:
         assert kinds.count(TransactionRevertedError) == CHAIN_CHECKS_PER_SOURCE_MAX
 
 
+@pytest.mark.parametrize("of_address_max", [2, 20])
+async def test_how_many_places_an_address_has_is_a_setting(
+    tmp_path: Path, of_address_max: int
+) -> None:
+    """O-35: nine agents behind one proxy, at once; one more than the setting is refused."""
+    async with open_desk(
+        tmp_path, transaction_wait_s=PATIENCE_S, chain_checks_per_address=of_address_max
+    ) as desk:
+        invented = TxHash(b"\x09" * 32)
+        flood = [
+            asyncio.create_task(
+                desk.engine.perform(Stranger(desk, number.to_bytes(32), invented).asked(b"one"))
+            )
+            for number in range(1, of_address_max + 2)
+        ]
+        await until(lambda: any(task.done() for task in flood))
+        desk.chain.reverted.add(invented)
+        outcomes = await asyncio.gather(*flood, return_exceptions=True)
+        kinds = [type(outcome) for outcome in outcomes]
+        assert kinds.count(TooManyRequestsError) == 1
+        assert kinds.count(TransactionRevertedError) == of_address_max
+
+
 async def test_one_signer_has_a_few_places_wherever_it_comes_from(tmp_path: Path) -> None:
     """F-98: as many addresses as it likes; it is the key that counts."""
     async with open_desk(tmp_path, transaction_wait_s=PATIENCE_S) as desk:

@@ -10,9 +10,12 @@ from hypothesis import strategies as st
 
 from channel.errors import ConfigError, WireError
 from channel.limits import SECRET_BYTES_MIN
+from channel.types import ChannelId, SignedVoucher
 from channel.verify.challenge_id import ChallengeBinder
-from channel.wire.challenge import Challenge, parse_challenges
+from channel.wire.challenge import Challenge, format_challenge, parse_challenges
+from channel.wire.credential import Credential, format_credential, parse_credential
 from channel.wire.encoding import encode_base64url
+from channel.wire.payload import VoucherPayload
 from tests.channel.vectors import WIRE, Entry, name_of
 
 SECRET = WIRE["secretKey"].encode()
@@ -50,6 +53,34 @@ def test_golden_ids_are_mppxs(entry: Entry) -> None:
     assert bind(challenge).id == entry["id"]
     expected = hmac.digest(SECRET, entry["hmacInput"].encode(), "sha256")
     assert encode_base64url(expected) == entry["id"]
+
+
+@pytest.mark.parametrize("order", ["the vectors'", "the draft's"])
+def test_an_id_is_private_to_its_server(order: str) -> None:
+    """AMB-02, CHAL-05: we verify our own order alone; a client echoes either, byte for byte.
+
+    Drafts -01 and -02 append `header` behind `opaque`; the vectors, mppx and pympp put it before.
+    """
+    issued = Challenge(
+        id="",
+        realm="api.example",
+        method="evm",
+        intent="session",
+        request="e30",
+        expires="2026-04-01T12:05:00Z",
+        header="Payment-Authorization",
+        opaque="e30",
+    )
+    slots = [issued.realm, issued.method, issued.intent, issued.request, issued.expires, ""]
+    last = [issued.header, issued.opaque]
+    slots += last if order == "the vectors'" else reversed(last)
+    text = "|".join(slot or "" for slot in slots)
+    made = encode_base64url(hmac.digest(SECRET, text.encode(), "sha256"))
+    (challenge,) = parse_challenges([format_challenge(msgspec.structs.replace(issued, id=made))])
+    assert BINDER.is_bound(challenge) == (order == "the vectors'")
+    payload = VoucherPayload(SignedVoucher(ChannelId(bytes(32)), 1, bytes(65)))
+    sent = parse_credential(format_credential(Credential(challenge, payload, None)))
+    assert sent.challenge == challenge
 
 
 @given(challenges)

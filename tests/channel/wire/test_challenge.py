@@ -212,7 +212,7 @@ def test_a_request_that_is_no_object_is_refused(request_param: str) -> None:
         parse_session_request(request_param)
 
 
-@pytest.mark.parametrize("slot", ["realm", "method", "intent", "expires", "digest", "header"])
+@pytest.mark.parametrize("slot", ["realm", "method", "intent", "expires", "digest"])
 def test_a_pipe_in_a_slot_is_refused_in_both_directions(slot: str) -> None:
     """CHAL-09, F-10: it would shift the slots of the HMAC."""
     wire = {"id": "i", "realm": "r", "method": "evm", "intent": "session", "request": "e30"}
@@ -290,6 +290,19 @@ def test_every_slot_is_written_when_it_is_there() -> None:
         description='"\u2615"',
     )
     assert parse_challenges([format_challenge(full)]) == (full,)
+
+
+@pytest.mark.parametrize(
+    "header", ["Authorization", "payment-authorization", "Cookie", "X-Payment", "", "a|b"]
+)
+def test_a_challenge_for_any_other_field_is_not_recognised(header: str) -> None:
+    """CHAL-12, O-58: nothing may be sent for it; the challenge beside it is read."""
+    good = format_challenge(CHALLENGE)
+    other = f'{good}, header="{header}"'
+    assert parse_challenges([other]) == ()
+    assert parse_challenges([other, good]) == (CHALLENGE,)
+    with pytest.raises(WireError):
+        format_challenge(msgspec.structs.replace(CHALLENGE, header=header))
 
 
 @given(st.dictionaries(TEXT, TEXT, max_size=4))
