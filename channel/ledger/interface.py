@@ -161,7 +161,8 @@ class Ledger(Protocol):
     async def prune(self, now: int) -> int:
         """Drop idempotency rows past their lifetime, and a channel's answers beyond a bound.
 
-        The newest `STORED_RESPONSES_PER_CHANNEL_MAX` answers of a channel stay. The key of one
+        The newest `STORED_RESPONSES_PER_CHANNEL_MAX` answers of a channel stay, unless all of them
+        together take more than `STORED_BYTES_MAX`: then the oldest of all go. The key of one
         that went is kept: a repeat is told that its outcome is unknown, and is not charged.
         Returns how many rows and answers went.
         """

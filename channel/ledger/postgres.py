@@ -173,12 +173,27 @@ class PostgresLedger:
         """See `interface.Ledger.prune`."""
         dropped = await self._repeat("delete_expired_requests", now)
         after = 0
+        answers, total = self._books.answers, 0
         while channels := await self._answered(after):
             dropped += await self._repeat(
                 "forget_answers", channels, STORED_RESPONSES_PER_CHANNEL_MAX
             )
+            total += (await self._fetch("sum_answers", channels))[0][0]
             after = channels[-1]
+        answers.total = total
+        surplus = answers.surplus
+        while surplus > 0:
+            gone = await self._fetch("forget_oldest", PRUNE_BATCH_MAX, surplus)
+            if not gone:
+                break
+            freed = sum(row[0] for row in gone)
+            dropped += len(gone)
+            surplus -= freed
+            answers.total -= freed
         return dropped
+
+    async def _fetch(self, query: str, *arguments: Any) -> Any:
+        return await self._read(lambda connection: connection.fetch(SQL[query], *arguments))
 
     async def _answered(self, after: int) -> list[int]:
         rows = await self._read(

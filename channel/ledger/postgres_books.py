@@ -11,6 +11,7 @@ from typing import Any, Final
 import asyncpg
 
 from channel.errors import InvariantError
+from channel.ledger.answers import AnswerBounds
 from channel.ledger.batch import Books, Job, ProofId, RequestId, decide, proof_id, request_id
 from channel.ledger.cache import Cache
 from channel.ledger.interface import Applied, StoreResponse
@@ -51,6 +52,7 @@ class PostgresBooks:
         self._cache: Cache[ChannelKey, Entry] = Cache(channels_cached_max)
         self._keys: Cache[int, ChannelKey] = Cache(channels_cached_max)
         self._notify_on = notify_on
+        self.answers = AnswerBounds()
 
     def peek(self, key: ChannelKey, since: float) -> ChannelState | None:
         """Return a state as it was durable at `since` or later."""
@@ -179,7 +181,7 @@ class PostgresBooks:
             if len(inserted) < len(new):
                 raise Conflict
             ids.update({key_of_row(row[1:4]): row[0] for row in inserted})
-        await _write_requests(connection, books, ids)
+        await _write_requests(connection, books, ids, self.answers)
         await _write_proofs(connection, books, ids)
         if awaited:
             await connection.execute(SQL["notify"], self._notify_on, awaited)
@@ -251,17 +253,26 @@ async def _read_proofs(connection: asyncpg.Connection, jobs: Sequence[Job], book
 
 
 async def _write_requests(
-    connection: asyncpg.Connection, books: Books, ids: dict[ChannelKey, int]
+    connection: asyncpg.Connection,
+    books: Books,
+    ids: dict[ChannelKey, int],
+    answers: AnswerBounds,
 ) -> None:
-    upserts, deletes = [], []
+    upserts, deletes, surplus = [], [], {}
     for row, record in books.changed_requests.items():
         columns = (ids[row.key], row.route, row.idempotency_key)
         if record is None:
             deletes.append(columns)
         else:
-            upserts.append((*columns, *request_values(record)))
+            channel, spent = ids[row.key], books.states[row.key].spent
+            kept, bytes_max = answers.take(channel, record, spent=spent)
+            upserts.append((*columns, *request_values(kept)))
+            if bytes_max is not None:
+                surplus[channel] = bytes_max
     if upserts:
         await connection.execute(SQL["upsert_requests"], *_columns(upserts))
+    for channel, bytes_max in surplus.items():
+        await connection.execute(SQL["forget_surplus"], channel, bytes_max)
     if deletes:
         await connection.execute(SQL["delete_requests"], *_columns(deletes))
 

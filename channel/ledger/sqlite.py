@@ -152,11 +152,24 @@ class SqliteLedger:
             step = await self._connection.run(sql.drop_expired_requests, now)
             dropped += step
         after: int | None = 0
+        answers, total = self._books.answers, 0
         while after is not None:
-            step, after = await self._connection.run_transaction(
+            step, after, kept = await self._connection.run_transaction(
                 partial(sql.forget_answers, after=after)
             )
             dropped += step
+            total += kept
+        answers.total = total
+        surplus = answers.surplus
+        while surplus > 0:
+            step, freed = await self._connection.run_transaction(
+                partial(sql.forget_oldest, surplus=surplus)
+            )
+            if not step:
+                break
+            dropped += step
+            surplus -= freed
+            answers.total -= freed
         return dropped
 
     async def faults(self) -> list[str]:

@@ -3,12 +3,14 @@
 One object belongs to one connection and is used by its thread alone, `peek` excepted.
 """
 
+import json
 import sqlite3
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
 from channel.errors import InvariantError
+from channel.ledger.answers import AnswerBounds
 from channel.ledger.batch import Books, Job, RequestId, decide, proof_id, request_id
 from channel.ledger.cache import Cache
 from channel.ledger.interface import Applied, StoreResponse
@@ -41,6 +43,7 @@ __all__ = [
     "drop_expired_requests",
     "faults",
     "forget_answers",
+    "forget_oldest",
     "leased",
     "list_channels",
     "list_foreign",
@@ -62,6 +65,7 @@ class SqliteBooks:
     def __init__(self, channels_cached_max: int = CHANNELS_CACHED_MAX) -> None:
         self._cache: Cache[ChannelKey, tuple[int, ChannelState]] = Cache(channels_cached_max)
         self._data_version = -1
+        self.answers = AnswerBounds()
 
     def peek(self, key: ChannelKey) -> ChannelState | None:
         """Return a state as it was durable when last seen. Safe from any thread."""
@@ -203,7 +207,7 @@ class SqliteBooks:
         ):
             if rows:
                 connection.executemany(_SQL[name], rows)
-        _write_requests(connection, books, ids)
+        _write_requests(connection, books, ids, self.answers)
         for proof, key in books.consumed.items():
             columns = (proof.chain_id, proof.tx_hash, proof.log_index, ids[key])
             connection.execute(_SQL["insert_proof"], columns)
@@ -262,20 +266,42 @@ def drop_expired_requests(connection: sqlite3.Connection, now: int) -> int:
     return connection.execute(_SQL["delete_expired_requests"], (now, PRUNE_BATCH_MAX)).rowcount
 
 
-def forget_answers(connection: sqlite3.Connection, after: int) -> tuple[int, int | None]:
+def forget_answers(connection: sqlite3.Connection, after: int) -> tuple[int, int | None, int]:
     """Drop a bounded number of answers of a bounded number of channels: see `interface`.
 
-    Begins with the first channel's row after `after`. Returns how many went, and the row after
-    which to go on; None at the end.
+    Begins with the first channel's row after `after`. Returns how many went, the row after which
+    to go on (None at the end), and what the answers take that stay, of all that were passed.
     """
     found = connection.execute(_SQL["select_answered"], (after, PRUNE_CHANNELS_MAX)).fetchall()
     room = PRUNE_BATCH_MAX
+    passed: list[int] = []
     for (channel,) in found:
         columns = (channel, room, STORED_RESPONSES_PER_CHANNEL_MAX)
         room -= connection.execute(_SQL["forget_answers"], columns).rowcount
         if not room:
-            return PRUNE_BATCH_MAX, channel - 1
-    return PRUNE_BATCH_MAX - room, found[-1][0] if found else None
+            return PRUNE_BATCH_MAX, channel - 1, _sum_answers(connection, passed)
+        passed.append(channel)
+    last = passed[-1] if passed else None
+    return PRUNE_BATCH_MAX - room, last, _sum_answers(connection, passed)
+
+
+def forget_oldest(connection: sqlite3.Connection, surplus: int) -> tuple[int, int]:
+    """Drop a bounded number of the oldest answers of all, until so many bytes are free.
+
+    Returns how many went, and what they took.
+    """
+    gone, freed = [], 0
+    for row_id, size in connection.execute(_SQL["select_oldest"], (PRUNE_BATCH_MAX,)).fetchall():
+        if freed < surplus:
+            gone.append(row_id)
+            freed += size
+    connection.execute(_SQL["forget_these"], (json.dumps(gone),))
+    return len(gone), freed
+
+
+def _sum_answers(connection: sqlite3.Connection, channels: Sequence[int]) -> int:
+    row = connection.execute(_SQL["sum_answers"], (json.dumps(channels),)).fetchone()
+    return int(row[0])
 
 
 def _insert(connection: sqlite3.Connection, state: ChannelState) -> int:
@@ -294,17 +320,26 @@ def _insert(connection: sqlite3.Connection, state: ChannelState) -> int:
 
 
 def _write_requests(
-    connection: sqlite3.Connection, books: Books, ids: dict[ChannelKey, int]
+    connection: sqlite3.Connection,
+    books: Books,
+    ids: dict[ChannelKey, int],
+    answers: AnswerBounds,
 ) -> None:
-    upserts, deletes = [], []
+    upserts, deletes, surplus = [], [], {}
     for row, record in books.changed_requests.items():
         columns = (ids[row.key], row.route, row.idempotency_key)
         if record is None:
             deletes.append(columns)
         else:
-            upserts.append((*columns, *request_values(record)))
+            channel, spent = ids[row.key], books.states[row.key].spent
+            kept, bytes_max = answers.take(channel, record, spent=spent)
+            upserts.append((*columns, *request_values(kept)))
+            if bytes_max is not None:
+                surplus[channel] = bytes_max
     if upserts:
         connection.executemany(_SQL["upsert_request"], upserts)
+    for channel, bytes_max in surplus.items():
+        connection.execute(_SQL["forget_surplus"], (channel, bytes_max))
     if deletes:
         connection.executemany(_SQL["delete_request"], deletes)
 

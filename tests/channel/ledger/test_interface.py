@@ -17,7 +17,7 @@ from channel.errors import (
     RequestInFlightError,
     VerificationFailedError,
 )
-from channel.ledger import postgres, sqlite_books, watching
+from channel.ledger import answers, postgres, sqlite_books, watching
 from channel.ledger.interface import (
     ClaimRequest,
     ConsumeProof,
@@ -36,7 +36,7 @@ from channel.limits import (
 from channel.state import commands as c
 from channel.state.channel_state import LadderVoucher
 from channel.state.requests import RequestClaim, StoredResponse
-from channel.types import ZERO_ADDRESS, ChannelTerms, TxHash, VerifiedVoucher
+from channel.types import ZERO_ADDRESS, ChannelKey, ChannelTerms, TxHash, VerifiedVoucher
 from tests.channel.books import (
     DEPOSIT,
     ESCROW,
@@ -435,6 +435,69 @@ class TestRequests:
         for claim in claims[3:]:
             applied = await ledger.apply(KEY, [], request=ClaimRequest(claim))
             assert applied.stored == ANSWER
+
+    async def store(self, ledger: Ledger, key: ChannelKey, n: int, size: int) -> RequestClaim:
+        claim = replace(CLAIM, idempotency_key=f"key {n}", expires_at=CLAIM.expires_at + n)
+        await ledger.apply(key, [], request=ClaimRequest(claim))
+        response = replace(ANSWER, headers=(), body=bytes(size - 1))  # and a byte of headers
+        await ledger.apply(key, [], request=StoreResponse(claim, response))
+        return claim
+
+    async def kept(self, ledger: Ledger, key: ChannelKey, claims: list[RequestClaim]) -> list[bool]:
+        """Whether each answer is there still; every other one is known to have been given."""
+        found = []
+        for claim in claims:
+            applied = await ledger.apply(key, [], request=ClaimRequest(claim))
+            if applied.stored is None:
+                assert isinstance(applied.refusal, OutcomeUnknownError)
+            found.append(applied.stored is not None)
+        return found
+
+    async def test_a_channel_keeps_as_many_bytes_as_it_paid_for(
+        self, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """O-10: to the byte, without waiting for a pruning; another channel is not touched."""
+        monkeypatch.setattr(answers, "STORED_BYTES_PER_CHANNEL_MIN", 1_000)
+        monkeypatch.setattr(answers, "STORED_BYTES_PER_BASE_UNIT", 10)
+        poor, rich = key_of(11), key_of(12)
+        for key in (poor, rich):
+            await ledger.apply(key, [opening(100, key)])
+        await ledger.apply(rich, [reserving(b"q", 100), c.Spend(b"q", 100), c.Release(b"q")])
+        claims = {}
+        for key in (poor, rich):
+            claims[key] = [await self.store(ledger, key, n, 250) for n in range(4)]
+        assert await self.kept(ledger, poor, claims[poor]) == [True] * 4
+        claims[poor].append(await self.store(ledger, poor, 4, 250))
+        assert await self.kept(ledger, poor, claims[poor]) == [False, True, True, True, True]
+        claims[poor].append(await self.store(ledger, poor, 5, 251))
+        assert await self.kept(ledger, poor, claims[poor]) == [False] * 3 + [True] * 3
+        claims[poor].append(await self.store(ledger, poor, 6, 1_001))
+        assert await self.kept(ledger, poor, claims[poor]) == [False] * 7
+        assert await self.kept(ledger, rich, claims[rich]) == [True] * 4
+        claims[rich].append(await self.store(ledger, rich, 7, 1_000))
+        assert await self.kept(ledger, rich, claims[rich]) == [True] * 5
+
+    async def test_in_all_no_more_is_stored_than_one_bound(
+        self, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """O-10: however many channels there are; pruning makes room by the oldest of all."""
+        await ledger.prune(0)
+        monkeypatch.setattr(answers, "STORED_BYTES_MAX", 1_000)
+        keys = [key_of(number) for number in range(21, 26)]
+        for key in keys:
+            await ledger.apply(key, [opening(1, key)])
+        stored = [await self.store(ledger, key, n, 251) for n, key in enumerate(keys)]
+
+        async def found() -> list[bool]:
+            pairs = zip(keys, stored, strict=True)
+            return [kept for key, one in pairs for kept in await self.kept(ledger, key, [one])]
+
+        assert await found() == [True] * 4 + [False], "a fifth would be beyond it"
+        assert await ledger.prune(0) == 2
+        assert await found() == [False] * 2 + [True] * 2 + [False]
+        late = await self.store(ledger, keys[0], 9, 251)
+        assert await self.kept(ledger, keys[0], [late]) == [True]
+        assert await ledger.prune(0) == 1
 
 
 class TestProofs:

@@ -174,6 +174,37 @@ UPDATE paid_request SET status = NULL, headers = NULL, body = NULL
                              ORDER BY expires_at DESC OFFSET $2) AS older
         LIMIT $3))
 
+-- forget_surplus --
+-- A channel's answers beyond so many bytes, the oldest; their keys stay.
+UPDATE paid_request SET status = NULL, headers = NULL, body = NULL
+ WHERE ctid = ANY (ARRAY(
+       SELECT place
+         FROM (SELECT ctid AS place, sum(octet_length(body) + octet_length(headers))
+                      OVER (ORDER BY expires_at DESC, idempotency_key) AS held
+                 FROM paid_request
+                WHERE channel = $1 AND status IS NOT NULL) AS answers
+        WHERE held > $2))
+
+-- sum_answers --
+-- What the answers of these channels take.
+SELECT coalesce(sum(octet_length(body) + octet_length(headers)), 0)::bigint
+  FROM paid_request
+ WHERE channel = ANY ($1::bigint[]) AND status IS NOT NULL
+
+-- forget_oldest --
+-- Of so many answers that end first those that make so much room; say what each took.
+UPDATE paid_request SET status = NULL, headers = NULL, body = NULL
+  FROM (SELECT place, size, sum(size) OVER (ORDER BY expires_at, place) - size AS older
+          FROM (SELECT ctid AS place, expires_at,
+                       octet_length(body) + octet_length(headers) AS size
+                  FROM paid_request
+                 WHERE status IS NOT NULL
+                 ORDER BY expires_at, ctid
+                 LIMIT $1
+                   FOR UPDATE SKIP LOCKED) AS found) AS oldest
+ WHERE paid_request.ctid = oldest.place AND oldest.older < $2
+RETURNING oldest.size
+
 -- select_proofs --
 -- Whose proofs these logs are.
 SELECT consumed_proof.chain_id, tx_hash, log_index,

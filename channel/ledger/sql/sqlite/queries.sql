@@ -144,6 +144,35 @@ UPDATE paid_request SET status = NULL, headers = NULL, body = NULL
                ORDER BY expires_at DESC
                LIMIT ? OFFSET ?)
 
+-- forget_surplus --
+-- A channel's answers beyond so many bytes, the oldest; their keys stay.
+UPDATE paid_request SET status = NULL, headers = NULL, body = NULL
+ WHERE id IN (SELECT id
+                FROM (SELECT id, sum(length(body) + length(headers))
+                                 OVER (ORDER BY expires_at DESC, id DESC) AS held
+                        FROM paid_request
+                       WHERE channel = ? AND status IS NOT NULL)
+               WHERE held > ?)
+
+-- sum_answers --
+-- What the answers of these channels take.
+SELECT coalesce(sum(length(body) + length(headers)), 0)
+  FROM paid_request
+ WHERE channel IN (SELECT value FROM json_each(?)) AND status IS NOT NULL
+
+-- select_oldest --
+-- The answers that end first, and what each takes.
+SELECT id, length(body) + length(headers)
+  FROM paid_request
+ WHERE status IS NOT NULL
+ ORDER BY expires_at
+ LIMIT ?
+
+-- forget_these --
+-- These answers; their keys stay.
+UPDATE paid_request SET status = NULL, headers = NULL, body = NULL
+ WHERE id IN (SELECT value FROM json_each(?))
+
 -- select_proof --
 -- Whose proof a transaction's log is.
 SELECT channel.chain_id, channel.escrow, channel.channel_id
