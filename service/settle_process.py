@@ -7,7 +7,6 @@ in the journal, in the same database. Killed at any moment, the next one goes on
 
 import asyncio
 import logging
-import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -202,7 +201,14 @@ async def _settle(
     )
     # Without sponsoring there are only orders from before it was switched off.
     look_s = WANTED_LOOK_S if parts.config.sponsoring.fee_payer else _LEFT_OVER_LOOK_S
-    deposits = DepositSender(parts.orders, parts.reader, sender, parts.journal, look_s=look_s)
+    deposits = DepositSender(
+        parts.orders,
+        parts.reader,
+        sender,
+        parts.journal,
+        look_s=look_s,
+        earliest=watcher.clock.earliest,
+    )
     announce(SETTLING, f"for 0x{settler.payee.hex()} on chain {parts.reader.chain_id}")
     try:
         await first_of(
@@ -211,7 +217,7 @@ async def _settle(
             watcher.run(),
             note_looks(parts.journal, watcher),
             _tidy_quarantine(settler, parts.ledger),
-            _prune(parts.journal),
+            _prune(parts.journal, watcher),
             owed.run(),
             deposits.run(),
             UnclaimedChannels(
@@ -219,6 +225,7 @@ async def _settle(
                 parts.ledger,
                 parts.reader,
                 confirmations=parts.config.chain.confirmations,
+                latest=watcher.clock.latest,
             ).run(),
             *([] if export is None else [export.run()]),
             require_sound(settler),
@@ -228,12 +235,15 @@ async def _settle(
         await settler.aclose()
 
 
-async def _prune(journal: SettlerJournal) -> None:
-    """Forget transactions that ended long ago: a journal that grows for ever fills the disk."""
+async def _prune(journal: SettlerJournal, watcher: ChannelWatcher) -> None:
+    """Forget transactions that ended long ago: a journal that grows for ever fills the disk.
+
+    Old by this machine's clock and by the chain's: either may be wrong (O-90).
+    """
     while True:
         pause_s = _PRUNE_S
         try:
-            if await journal.prune(int(time.time()) - _KEPT_S):
+            if await journal.prune(watcher.clock.earliest() - _KEPT_S):
                 pause_s = _PRUNE_REST_S
         except LedgerUnavailableError as error:
             _log.warning("the journal was not pruned; tried again: %s", error)

@@ -9,7 +9,7 @@ has it (decision 14). Each check raises `ConfigError`.
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final
 
@@ -23,11 +23,13 @@ from channel.ledger.url import open_ledger
 from channel.types import Address
 from channel.verify.challenge_id import ChallengeBinder
 from service.chain_watch import build_gate, build_watcher, connect_escrow
+from service.clock import ServiceClock, require_clock
 from service.settings import ProviderConfig, parse_address
 from service.settler_child import SettlerChild, start_settler
 from service.sponsoring import build_sponsoring
 from settlement.escrow import EscrowReader
 from settlement.exposure import ExposureGate
+from settlement.journal.interface import SettlerJournal
 from settlement.journal.url import open_journal
 from settlement.orders.url import open_orders
 from settlement.waiting import WaitingCloser
@@ -38,6 +40,7 @@ __all__ = ["Parts", "build_parts"]
 _log: Final = logging.getLogger(__name__)
 
 _PRUNE_INTERVAL_S: Final = 600.0
+_TIME_LOOK_S: Final = 1.0
 
 
 class Parts(msgspec.Struct, frozen=True):
@@ -51,22 +54,30 @@ class Parts(msgspec.Struct, frozen=True):
     """Tells the books what the chain says; settling and closing is the settler's."""
     settler: SettlerChild | None
     """The settler, when it was started here."""
+    clock: ServiceClock
     is_first: bool = True
     """Whether this process does what one of several workers must do: end what expired, prune."""
+
+    def _earliest(self) -> float:
+        """Return the least of what this clock and the chain's say; 0 before the first block."""
+        return min(self.clock.now(), self.watcher.clock.earliest())
 
     def background(self) -> Mapping[str, Coroutine[Any, Any, None]]:
         """Return the tasks that must run as long as the gateway serves, by name.
 
         None of them ends by itself: whoever runs them stops serving when one does.
         """
-        watching = {"watching the chain": self.watcher.run()}
+        watching = {
+            "watching the chain": self.watcher.run(),
+            "keeping time": _keep_time(self.clock, self.watcher),
+        }
         if not self.is_first:
             return watching
         lease_s = self.config.payment.reservation_lease_s
         tasks = {
             **watching,
             "ending expired reservations": _expire_reservations(self.engine, lease_s / 4),
-            "pruning the ledger": _prune(self.ledger),
+            "pruning the ledger": _prune(self.ledger, self._earliest),
         }
         if self.settler is not None:
             tasks["keeping the settler alive"] = self.settler.run()
@@ -103,6 +114,8 @@ async def build_parts(
         await reader.require_deployment(token=token)
         journal = await open_journal(config.ledger.url, chain_id=config.chain.id, account=payee)
         open_.push_async_callback(journal.close)
+        await _require_clock(reader, journal)
+        clock = ServiceClock()
         gate = build_gate(config, processes=processes)
         orders = await open_orders(
             config.ledger.url, chain_id=config.chain.id, escrow=reader.escrow
@@ -117,10 +130,10 @@ async def build_parts(
             ledger,
             reader,
             closer,
-            token=token,
             gate=gate,
             sponsored=sponsored,
             threads=verifying_threads(processes),
+            clock=clock,
         )
         open_.push_async_callback(engine.aclose)
         watcher = build_watcher(
@@ -135,7 +148,7 @@ async def build_parts(
         )
         if child is not None:
             await child.ready()
-        yield Parts(config, ledger, reader, engine, watcher, child, is_first)
+        yield Parts(config, ledger, reader, engine, watcher, child, clock, is_first)
 
 
 def _build_engine(
@@ -144,10 +157,10 @@ def _build_engine(
     reader: EscrowReader,
     closer: ChannelCloser,
     *,
-    token: Address,
     gate: ExposureGate,
     sponsored: tuple[SponsorTerms, DepositSponsor] | None,
     threads: int,
+    clock: ServiceClock,
 ) -> Engine:
     payment = config.payment
     terms, sponsor = sponsored or (None, None)
@@ -157,11 +170,12 @@ def _build_engine(
         closer=closer,
         admission=gate,
         sponsor=sponsor,
+        now=clock.now,
         binder=ChallengeBinder([secret.reveal().encode() for secret in payment.secrets]),
         settings=EngineSettings(
             realm=payment.realm,
             payee=parse_address(config.payee.address),
-            token=token,
+            token=parse_address(config.chain.token),
             confirmations=config.chain.confirmations,
             challenge_lifetime_s=payment.challenge_lifetime_s,
             credential_header=payment.credential_header,
@@ -193,10 +207,33 @@ async def _expire_reservations(engine: Engine, interval_s: float) -> None:
                 _log.warning("ended the reservations of %d channels whose owner died", ended)
 
 
-async def _prune(ledger: Ledger) -> None:
+async def _require_clock(reader: EscrowReader, journal: SettlerJournal) -> None:
+    """Hold this machine's clock against the chain's, and against what the books have seen of it.
+
+    Raises:
+        ConfigError: They disagree.
+    """
+    head, look = await reader.rpc.block(), await journal.last_look()
+    newest = max(head.timestamp, 0 if look is None else look.block_time)
+    require_clock(newest, chain_id=reader.chain_id, wall=time.time())
+
+
+async def _keep_time(clock: ServiceClock, watcher: ChannelWatcher) -> None:
+    """Show the clock each block that comes while we look; the first one may be of any age."""
+    seen = None
+    while True:
+        await asyncio.sleep(_TIME_LOOK_S)
+        head = watcher.head
+        if head is not None and seen is not None and head.number > seen.number:
+            clock.saw(head.timestamp)
+        seen = head
+
+
+async def _prune(ledger: Ledger, earliest: Callable[[], float] = time.time) -> None:
+    """Forget what is old by `earliest`, in Unix seconds: the least that clocks say (O-90)."""
     while True:
         try:
-            await ledger.prune(int(time.time()))
+            await ledger.prune(int(earliest()))
         except LedgerUnavailableError:
             _log.exception("the ledger was not pruned; it will be the next time")
         await asyncio.sleep(_PRUNE_INTERVAL_S)

@@ -35,6 +35,20 @@ class ChainClock:
         if not is_first:  # the first one may be of any age
             self.skew_s = self._wall() - head.timestamp
 
+    def earliest(self) -> int:
+        """Return the lesser of this machine's time and the chain's: nothing is older than by that.
+
+        What is forgotten for its age is forgotten by this one (O-90); 0 before the first block.
+        """
+        return 0 if self._seen_at is None else min(int(self._wall()), self.now())
+
+    def latest(self) -> int:
+        """Return the greater of this machine's time and the chain's.
+
+        What is to count as new is marked with it; this machine's before the first block.
+        """
+        return int(self._wall()) if self._seen_at is None else max(int(self._wall()), self.now())
+
     def now(self) -> int:
         """Return the chain's time in Unix seconds: never behind what the next block will say.
 

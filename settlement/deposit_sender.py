@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
 from typing import Final
 
@@ -73,13 +74,19 @@ class DepositSender:
         journal: Journal,
         *,
         look_s: float = WANTED_LOOK_S,
+        earliest: Callable[[], int] | None = None,
     ) -> None:
-        """Look for orders every `look_s`; `journal` is the sender's."""
+        """Look for orders every `look_s`; `journal` is the sender's.
+
+        Orders are forgotten, and given up, when they are too old by `earliest`, in Unix seconds:
+        the least that clocks say. This machine's if None.
+        """
         self._orders = orders
         self._reader = reader
         self._sender = sender
         self._journal = journal
         self._look_s = look_s
+        self._earliest = earliest or (lambda: int(time.time()))
         self._carrying: dict[bytes, asyncio.Task[None]] = {}
         self._busy: Counter[Address] = Counter()
         self._sent: dict[bytes, TxHash] = {}
@@ -102,7 +109,7 @@ class DepositSender:
                     complaint.over()
                     if time.monotonic() - pruned_at > _PRUNE_S or not pruned_at:
                         pruned_at = time.monotonic()
-                        await self._orders.prune(int(time.time()) - _KEPT_S)
+                        await self._orders.prune(self._earliest() - _KEPT_S)
                 except LedgerUnavailableError as error:
                     complaint.make(error)
                     await asyncio.sleep(_RETRY_S)
@@ -203,7 +210,7 @@ class DepositSender:
         Raises:
             ContractRevertedError: Nothing was broadcast.
         """
-        if order.wanted_at + _WANTED_S_MAX < time.time():
+        if order.wanted_at + _WANTED_S_MAX < self._earliest():
             await self._give_up(order, NOT_SENT)
             return None
         head = await self._reader.rpc.block()

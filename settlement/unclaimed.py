@@ -9,6 +9,7 @@ other.
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from typing import Final
 
 from msgspec.structs import replace
@@ -49,14 +50,20 @@ class UnclaimedChannels:
         confirmations: int,
         age_s: int = _AGE_S,
         look_s: float = _LOOK_S,
+        latest: Callable[[], int] | None = None,
     ) -> None:
-        """Look for openings older than `age_s` whose block is as deep as `confirmations`."""
+        """Look for openings older than `age_s` whose block is as deep as `confirmations`.
+
+        A channel that is taken counts as used at `latest`, in Unix seconds: the most that clocks
+        say, or it would be closed as idle at once. This machine's if None.
+        """
         self._orders = orders
         self._ledger = ledger
         self._reader = reader
         self._confirmations = confirmations
         self._age_s = age_s
         self._look_s = look_s
+        self._latest = latest or (lambda: int(time.time()))
 
     async def run(self) -> None:
         """Look for ever."""
@@ -95,7 +102,7 @@ class UnclaimedChannels:
         proof = ConsumeProof(evidence.tx_hash, opened[0].log_index)
         try:
             await self._ledger.apply(
-                order.key, [OpenChannel(fact, voucher, int(time.time()))], proof=proof
+                order.key, [OpenChannel(fact, voucher, self._latest())], proof=proof
             )
         except PeerError as refusal:
             _log.info("channel 0x%s is not taken: %s", order.key.channel_id.hex(), refusal)

@@ -30,6 +30,7 @@ class RequestClaim(msgspec.Struct, frozen=True, gc=False):
     reservation_id: bytes
     claimed_at: int
     expires_at: int
+    """Before that it is not forgotten; until it is, it counts (O-90)."""
 
 
 class RequestRecord(msgspec.Struct, frozen=True, gc=False):
@@ -49,7 +50,7 @@ def decide_request(
         RequestInFlightError: It is being served right now (409 with Retry-After).
         OutcomeUnknownError: Whoever served it died; it is not charged again (409).
     """
-    if record is None or record.claim.expires_at <= claim.claimed_at:
+    if record is None:  # never used, or forgotten: what is kept counts, whatever a clock says
         return None
     if record.claim.request_digest != claim.request_digest:
         raise IdempotencyConflictError("This idempotency key was used for another request.")
