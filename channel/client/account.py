@@ -70,6 +70,9 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
     open_tx: TxHash | None = None
     top_up: Deposit | None = None
     """A signed deposit that is not known to be on chain: the next one is this one (F-75)."""
+    goal: int = 0
+    """What the deposit comes to once all top-ups that were sent as transactions are mined; durable
+    before one is sent."""
     end_tx: TxHash | None = None
     """The close or withdrawal."""
     signed: int = 0
@@ -109,6 +112,14 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
     def claimable(self) -> int:
         """What the server may rightly have spent of our vouchers, or may still spend."""
         return self.received + self.lost
+
+    @property
+    def locked(self) -> int:
+        """What was deposited, or may be, from before it leaves until the channel has ended."""
+        if self.state == "closed":
+            return 0
+        signed = 0 if self.top_up is None else self.top_up.amount
+        return max(self.deposit, self.goal) + signed
 
     @property
     def refund(self) -> int:

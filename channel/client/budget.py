@@ -1,4 +1,7 @@
-"""How much may be signed within a rolling window, and how much of that is used up (F-96, pure)."""
+"""How much may be signed within a rolling window, how much may lie in deposits, and what is left.
+
+Pure (F-96).
+"""
 
 from collections.abc import Iterable
 
@@ -6,7 +9,7 @@ import msgspec
 
 from channel.errors import BudgetExceededError
 
-__all__ = ["Bound", "Budget", "require_within"]
+__all__ = ["Bound", "Budget", "LockedBudget", "require_within"]
 
 
 class Budget(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,8 +30,28 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
         return bounds
 
 
+class LockedBudget(msgspec.Struct, frozen=True):
+    """Most that may lie in deposits of one token at one time, in base units."""
+
+    origin_max: int
+    """For one origin, over all its channels."""
+    total_max: int
+    """For all origins together."""
+
+    def bounds(self, *, origin_used: int, total_used: int) -> list["Bound"]:
+        """Return the bounds as they stand, where so much is locked already."""
+        return [
+            Bound("what is locked in deposits (locked_max)", self.origin_max, origin_used),
+            Bound(
+                "what is locked in deposits for all origins (locked_total_max)",
+                self.total_max,
+                total_used,
+            ),
+        ]
+
+
 class Bound(msgspec.Struct, frozen=True):
-    """One of a budget's two sums, in base units."""
+    """One of a budget's sums, in base units."""
 
     limit: str
     """Its name, for whoever reads a refusal."""

@@ -27,6 +27,7 @@ from channel.client.policy import (
     TokenLimits,
     budget_of,
     deposit_size,
+    locked_budget_of,
     require_deposit,
 )
 from channel.client.store import Purse
@@ -120,6 +121,7 @@ class ChannelOpener:
             chain.require_escrow(scope.escrow, scope.token),
             chain.read_means(scope.token, permit2_of(offer.request)),
         )
+        locked = locked_budget_of(limits)
         wanted = deposit_size(self._policy, limits, offer.request, needed)
         salt = self._random_bytes(SALT_BYTES)
         signer = self._keys.signer(salt).address
@@ -142,10 +144,14 @@ class ChannelOpener:
             deposit=max(needed, min(wanted, means.balance)),
             opened_at=int(self._now()),
         )
+        left = await self._purse.locked_left(account, locked)
+        account = replace(account, deposit=max(needed, min(account.deposit, left // 2)))
         opening = await Depositor(chain, account, offer.request).sign_opening(means)
         account = replace(account, opening=opening)
         await self._purse.claim(account.key)  # before anybody else can see it
-        await self._purse.add(account, channels_max=self._policy.channels_per_origin_max)
+        await self._purse.add(
+            account, channels_max=self._policy.channels_per_origin_max, locked=locked
+        )
         return account
 
     async def deposit(
@@ -358,6 +364,7 @@ class ChannelOpener:
                 if current.state == "opening"
                 else current
             ),
+            locked=locked_budget_of(limits),
         )
 
     def depositor(self, account: Account, offer: Offer) -> Depositor:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
-from channel.client.budget import Budget
+from channel.client.budget import Budget, LockedBudget
 from channel.client.choosing import usable_types
 from channel.errors import BudgetExceededError, OfferRefusedError, WireError
 from channel.types import Address
@@ -31,6 +31,7 @@ __all__ = [
     "budget_of",
     "choose_offer",
     "deposit_size",
+    "locked_budget_of",
     "require_deposit",
     "require_offer",
     "step_value",
@@ -41,6 +42,7 @@ METHOD = "evm"
 INTENT = "session"
 HEADERS = ("Authorization", PAYMENT_AUTHORIZATION)
 EXPIRY_MARGIN_S = 2
+LOCKED_ORIGINS = 4
 
 _NOBODY = Address(bytes(20))
 _NO_REQUEST = SessionRequest(
@@ -61,6 +63,12 @@ class TokenLimits(msgspec.Struct, frozen=True, kw_only=True):
     """Most that may be signed for one origin within `Policy.budget_window_s` (F-96)."""
     budget_total: int | None = None
     """The same for all origins together: whoever has many names has that once. None: no bound."""
+    locked_max: int | None = None
+    """Most that may lie in deposits for one origin at one time; `budget` if None. A deposit is not
+    spent, but a server that vanishes keeps it from its payer for the grace period, and the gas."""
+    locked_total_max: int | None = None
+    """The same for all origins together; `budget_total` if None, and without that four times
+    what one origin may have."""
     cumulative_max: int | None = None
     """Greatest running total of one channel; None leaves the deposit as the only cap."""
     escrows: frozenset[Address] | None = None
@@ -276,6 +284,17 @@ def budget_of(policy: Policy, limits: TokenLimits) -> Budget:
         total_max=limits.budget_total,
         window_s=policy.budget_window_s,
     )
+
+
+def locked_budget_of(limits: TokenLimits) -> LockedBudget:
+    """Return what may lie in deposits of a token at one time, as the purse keeps it."""
+    origin_max = limits.budget if limits.locked_max is None else limits.locked_max
+    total_max = limits.locked_total_max
+    if total_max is None:
+        total_max = limits.budget_total
+    if total_max is None:
+        total_max = LOCKED_ORIGINS * origin_max
+    return LockedBudget(origin_max=origin_max, total_max=total_max)
 
 
 def deposit_size(policy: Policy, limits: TokenLimits, request: SessionRequest, needed: int) -> int:

@@ -21,7 +21,7 @@ import msgspec
 from msgspec.structs import replace
 
 from channel.client.account import Account, Scope
-from channel.client.budget import Bound, Budget, require_within
+from channel.client.budget import Bound, Budget, LockedBudget, require_within
 from channel.client.claims import Claims
 from channel.errors import BudgetExceededError, PurseError, WireError
 from channel.files import create_own
@@ -125,11 +125,12 @@ class Purse:
         """Return the channels of an origin that still hold a deposit, oldest first."""
         return await self._run(lambda: self._select("load_live_accounts", {"origin": origin}))
 
-    async def add(self, account: Account, *, channels_max: int) -> None:
+    async def add(self, account: Account, *, channels_max: int, locked: LockedBudget) -> None:
         """Write a new channel down, before anything about it leaves this process.
 
         Raises:
-            BudgetExceededError: The origin has `channels_max` channels with a deposit already.
+            BudgetExceededError: The origin has `channels_max` channels with a deposit already, or
+                too much would lie in deposits.
         """
 
         def change() -> None:
@@ -145,19 +146,34 @@ class Purse:
                     allowed=channels_max,
                     origin=account.origin,
                 )
+            require_within(self._locked(account, locked), account.locked, account.origin)
             self._store(account)
 
         await self._transact(change)
 
-    async def update(self, key: ChannelKey, change: Callable[[Account], Account]) -> Account:
+    async def update(
+        self,
+        key: ChannelKey,
+        change: Callable[[Account], Account],
+        *,
+        locked: LockedBudget | None = None,
+    ) -> Account:
         """Replace a channel by what `change` makes of it, and return that.
 
-        What `change` raises is raised here, and nothing is stored.
+        What `change` raises is raised here, and nothing is stored. What arrived for a channel's
+        deposit makes room for its own top-ups, so that it may go on.
+
+        Raises:
+            BudgetExceededError: More would lie in deposits than before, and more than `locked`.
         """
 
         def run() -> Account:
             before = self._require(key)
             after = change(before)
+            if locked is not None and after.locked > before.locked:
+                increase = after.locked - before.locked
+                bounds = self._locked(before, locked, used_up=before.received)
+                require_within(bounds, increase, before.origin)
             if after != before:
                 self._store(after)
             return after
@@ -201,6 +217,26 @@ class Purse:
             return after
 
         return await self._transact(run)
+
+    async def locked_left(self, account: Account, locked: LockedBudget) -> int:
+        """Return how much more may be deposited in a channel, which need not be stored yet.
+
+        A deposit that is not needed yet takes half of it, so that there is room for others.
+        """
+
+        def run() -> int:
+            bounds = self._locked(account, locked, used_up=account.received)
+            return min(bound.left for bound in bounds)
+
+        return await self._run(run)
+
+    def _locked(self, account: Account, locked: LockedBudget, *, used_up: int = 0) -> list[Bound]:
+        """Return what bounds the next deposit, less what is used up of the deposits before."""
+        purpose = _purpose(account)
+        accounts = self._select("load_locked_accounts", purpose)
+        own = sum(other.locked for other in accounts if other.origin == account.origin)
+        total = sum(other.locked for other in accounts)
+        return locked.bounds(origin_used=max(0, own - used_up), total_used=max(0, total - used_up))
 
     async def require_budget(
         self, scope: Scope, amount: int, *, budget: Budget, now: float
@@ -325,7 +361,17 @@ def _unpack(blob: bytes) -> int:
     return int.from_bytes(blob, "big")
 
 
-_AMOUNTS = ("deposit", "signed", "received", "lost", "waived", "accepted", "spent", "settled")
+_AMOUNTS = (
+    "deposit",
+    "signed",
+    "received",
+    "lost",
+    "waived",
+    "goal",
+    "accepted",
+    "spent",
+    "settled",
+)
 _PLAIN = (
     "origin",
     "url",

@@ -4,6 +4,7 @@ A top-up that was signed and is not known to be on chain stays in the account, a
 more goes on with that one: its nonce is taken once, however often it is shown (F-75).
 """
 
+import asyncio
 import secrets
 from collections.abc import Callable
 
@@ -12,9 +13,16 @@ from msgspec.structs import replace
 from channel.client.account import Account
 from channel.client.depositing import is_over
 from channel.client.opening import SALT_BYTES, ChannelOpener
-from channel.client.policy import Offer, Policy, TokenLimits, require_deposit, top_up_size
+from channel.client.policy import (
+    Offer,
+    Policy,
+    TokenLimits,
+    locked_budget_of,
+    require_deposit,
+    top_up_size,
+)
 from channel.client.store import Purse
-from channel.errors import ChannelUnusableError
+from channel.errors import AgentError, ChannelUnusableError, TransactionRevertedError
 from channel.types import ChannelKey
 from channel.wire.funding import Deposit
 from channel.wire.payload import TopUpHash
@@ -59,7 +67,10 @@ class TopUps:
         if needed <= account.deposit:
             return account, None
         depositor = self._opener.depositor(account, offer)
-        means = await depositor.read_means()
+        means, left = await asyncio.gather(
+            depositor.read_means(),
+            self._purse.locked_left(account, locked_budget_of(limits)),
+        )
         signed = account.top_up
         if signed is not None and account.deposit + signed.amount > limits.deposit_max:
             signed = None if is_over(signed, means) else signed  # of a policy that was greater
@@ -71,12 +82,12 @@ class TopUps:
             if account.opening is not None:  # what was worth its gas once is so again
                 wanted = max(wanted, account.opening.amount)
             room = limits.deposit_max - account.deposit
-            amount = max(least, min(wanted, room, means.balance))
+            amount = max(least, min(wanted, room, means.balance, left // 2))
             signed = await depositor.sign_top_up(
                 means, amount=amount, salt=self._random_bytes(SALT_BYTES)
             )
             if signed is None:
-                return await self._send_top_up(account, amount)
+                return await self._send_top_up(account, amount, limits)
         elif not depositor.is_presentable(signed, means.now):
             require_deposit(limits, account.deposit + signed.amount, account.origin)
             signed = await depositor.sign_again(means, signed)
@@ -85,6 +96,7 @@ class TopUps:
             account.key,
             # Another process may have signed one meanwhile: then that is the one.
             lambda current: replace(current, top_up=fresh) if current.top_up == old else current,
+            locked=locked_budget_of(limits),
         )
         return account, account.top_up
 
@@ -106,14 +118,29 @@ class TopUps:
 
         return await self._purse.update(account.key, let_go)
 
-    async def _send_top_up(self, account: Account, amount: int) -> tuple[Account, TopUpHash]:
+    async def _send_top_up(
+        self, account: Account, amount: int, limits: TokenLimits
+    ) -> tuple[Account, TopUpHash]:
+        """Send a top-up, which counts as locked from before it leaves, mined or not."""
+
+        def plan(current: Account) -> Account:
+            return replace(current, goal=max(current.deposit, current.goal) + amount)
+
+        def give_up(current: Account) -> Account:
+            return replace(current, goal=current.goal - amount)
+
         chain = self._opener.chain(account.key.chain_id, account.origin)
-        tx_hash = await chain.top_up(
-            escrow=account.key.escrow,
-            token=account.terms.token,
-            channel_id=account.key.channel_id,
-            amount=amount,
-        )
+        await self._purse.update(account.key, plan, locked=locked_budget_of(limits))
+        try:
+            tx_hash = await chain.top_up(
+                escrow=account.key.escrow,
+                token=account.terms.token,
+                channel_id=account.key.channel_id,
+                amount=amount,
+            )
+        except (TransactionRevertedError, AgentError):  # nothing was moved
+            await self._purse.update(account.key, give_up)
+            raise
         payload = TopUpHash(
             channel_id=account.key.channel_id, additional_deposit=amount, tx_hash=tx_hash
         )

@@ -100,7 +100,10 @@ class VoucherDesk:
         if needed > account.signed:
             require_deposit(limits, needed, account.origin)
         rider = None
-        if needed > account.deposit:
+        if needed > account.deposit:  # nothing is deposited for what may not be signed
+            more = needed - account.signed
+            budget = budget_of(self._policy, limits)
+            await self._purse.require_budget(account.scope, more, budget=budget, now=self._now())
             account, rider = await self._top_up(purchase, ticket, account, needed)
         deposit = account.deposit + (0 if rider is None else rider.amount)
         cap = deposit if limits.cumulative_max is None else limits.cumulative_max

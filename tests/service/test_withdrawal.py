@@ -7,6 +7,7 @@ import pytest
 from msgspec.structs import replace
 
 from channel.client.account import Account
+from channel.client.budget import LockedBudget
 from channel.client.store import Purse
 from channel.errors import ChannelUnusableError
 from channel.types import ChannelId
@@ -152,7 +153,7 @@ async def test_a_channel_that_was_never_opened_is_said(agent: Payer) -> None:
     lost = replace(
         known, key=replace(known.key, channel_id=ChannelId(b"\x01" * 32)), state="opening"
     )
-    await agent.purse.add(lost, channels_max=9)
+    await agent.purse.add(lost, channels_max=9, locked=LockedBudget(10**30, 10**30))
     (out,) = await agent.leave([lost.key.channel_id])
     assert (out.stage, out.refunded) == (Stage.NEVER_OPENED, 0)
 

@@ -12,13 +12,18 @@ SELECT * FROM account
 WHERE origin = :origin AND state <> 'closed'
 ORDER BY rowid;
 
+-- load_locked_accounts --
+-- Every channel of a token that still holds a deposit.
+SELECT * FROM account
+WHERE chain_id = :chain_id AND token = :token AND state <> 'closed';
+
 -- store_account --
 -- Write a channel down; what it was opened with never changes.
 INSERT INTO account VALUES (
     :chain_id, :escrow, :channel_id, :origin, :url, :payer, :payee, :token, :authorized_signer,
     :salt, :state, :deposit, :opened_at, :open_tx, :end_tx, :signed, :vouchers, :received, :units,
     :lost, :accepted, :spent, :receipt, :settled, :close_requested_at,
-    :opening, :top_up, :waived
+    :opening, :top_up, :waived, :goal
 )
 ON CONFLICT (chain_id, escrow, channel_id) DO UPDATE SET
     url = excluded.url,
@@ -38,7 +43,8 @@ ON CONFLICT (chain_id, escrow, channel_id) DO UPDATE SET
     close_requested_at = excluded.close_requested_at,
     opening = excluded.opening,
     top_up = excluded.top_up,
-    waived = excluded.waived;
+    waived = excluded.waived,
+    goal = excluded.goal;
 
 -- load_minutes --
 -- What was signed for an origin, from a minute on.

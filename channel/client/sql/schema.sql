@@ -29,6 +29,7 @@ CREATE TABLE IF NOT EXISTS account (
     opening             TEXT,  -- signed deposits, as the wire spells them
     top_up              TEXT,
     waived              BLOB    NOT NULL DEFAULT x'00000000000000000000000000000000',
+    goal                BLOB    NOT NULL DEFAULT x'00000000000000000000000000000000',
     PRIMARY KEY (chain_id, escrow, channel_id)
 ) STRICT;
 

@@ -384,7 +384,7 @@ async def test_many_origins_share_one_budget(open_agent: OpenAgent, chain: Paper
                 await agent.client.get(f"https://{number}.example/joke")
                 paid[number] += 1
     assert paid == [10, 10, 5, 0, 0]
-    assert len(chain.deposited) == 3
+    assert len(chain.facts) == 3
     with pytest.raises(BudgetExceededError, match="signed for all origins") as caught:
         await agent.client.get("https://another.example/joke")
     assert (caught.value.asked, caught.value.allowed) == (260, 250)

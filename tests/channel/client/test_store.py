@@ -13,7 +13,7 @@ import pytest
 from msgspec.structs import replace
 
 from channel.client.account import Account
-from channel.client.budget import Budget
+from channel.client.budget import Budget, LockedBudget
 from channel.client.store import SCHEMA_VERSION, Purse
 from channel.errors import BudgetExceededError, OverclaimError, PurseError
 from channel.types import ChannelId, TxHash
@@ -27,11 +27,13 @@ SCOPE = account_of().scope
 BIG = 2**128 - 1
 DEPOSITS = [parse_deposit(wire) for wire in WIRE_DEPOSITS.values()]
 
+UNBOUND = LockedBudget(2**130, 2**130)
+
 
 async def opened(path: Path, *accounts: Account) -> Purse:
     purse = await Purse.open(path)
     for account in accounts:
-        await purse.add(account, channels_max=100)
+        await purse.add(account, channels_max=100, locked=UNBOUND)
     return purse
 
 
@@ -103,7 +105,8 @@ async def test_a_deposit_that_was_tampered_with_is_not_sent(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("version", "columns"), [(1, ("opening", "top_up", "waived")), (2, ("waived",))]
+    ("version", "columns"),
+    [(1, ("opening", "top_up", "waived", "goal")), (2, ("waived", "goal"))],
 )
 async def test_a_purse_of_an_older_version_is_brought_up(
     tmp_path: Path, version: int, columns: tuple[str, ...]
@@ -206,12 +209,14 @@ async def test_an_origin_has_so_many_channels_with_a_deposit(tmp_path: Path) -> 
     """F-97: a server that ends every channel does not collect deposits without end."""
     purse = await Purse.open(tmp_path / "purse.db")
     keys = [replace(KEY, channel_id=ChannelId(bytes([number]) * 32)) for number in range(4)]
-    await purse.add(account_of(key=keys[0]), channels_max=2)
-    await purse.add(account_of(key=keys[1], state="closed"), channels_max=2)
-    await purse.add(account_of(key=keys[2]), channels_max=2)
+    await purse.add(account_of(key=keys[0]), channels_max=2, locked=UNBOUND)
+    await purse.add(account_of(key=keys[1], state="closed"), channels_max=2, locked=UNBOUND)
+    await purse.add(account_of(key=keys[2]), channels_max=2, locked=UNBOUND)
     with pytest.raises(BudgetExceededError, match="channels_per_origin_max"):
-        await purse.add(account_of(key=keys[3]), channels_max=2)
-    await purse.add(account_of(key=keys[3], origin="https://other:443"), channels_max=2)
+        await purse.add(account_of(key=keys[3]), channels_max=2, locked=UNBOUND)
+    await purse.add(
+        account_of(key=keys[3], origin="https://other:443"), channels_max=2, locked=UNBOUND
+    )
     assert [account.key for account in await purse.live_accounts(ORIGIN)] == [keys[0], keys[2]]
     await purse.close()
 
