@@ -8,11 +8,19 @@ from collections.abc import AsyncIterator
 import httpx
 
 from channel.client.presenting import Reply
-from channel.errors import BodyNotReplayableError
+from channel.errors import BodyNotReplayableError, WireError
 from channel.limits import PROBLEM_BYTES_MAX
+from channel.wire.coding import decode_pieces
 from channel.wire.problem import PROBLEM_CONTENT_TYPE
 
-__all__ = ["REQUEST_BYTES_MAX", "RequestBody", "build_reply", "read_reply", "read_request_body"]
+__all__ = [
+    "REQUEST_BYTES_MAX",
+    "RequestBody",
+    "bound_coding",
+    "build_reply",
+    "read_reply",
+    "read_request_body",
+]
 
 REQUEST_BYTES_MAX = 16 * 1024 * 1024
 
@@ -100,19 +108,63 @@ async def read_reply(response: httpx.Response) -> Reply:
         return build_reply(response)
     chunks = aiter(whole)
     held = bytearray()
-    async for chunk in chunks:
-        held += chunk
-        if len(held) > PROBLEM_BYTES_MAX:
-            break
-    response.stream = _JoinedStream(bytes(held), chunks, whole)
-    if len(held) > PROBLEM_BYTES_MAX:
-        return build_reply(response)
-    coding = {"Content-Encoding": response.headers.get("Content-Encoding", "identity")}
     try:
-        decoded = httpx.Response(200, headers=coding, content=bytes(held)).content
-    except httpx.DecodingError:
+        async for chunk in chunks:
+            held += chunk
+            if len(held) > PROBLEM_BYTES_MAX:
+                break
+    except httpx.DecodingError as error:
+        response.stream = _JoinedStream(bytes(held), _fail(error), whole)
         return build_reply(response)
-    return build_reply(response, decoded)
+    response.stream = _JoinedStream(bytes(held), chunks, whole)
+    return build_reply(response, b"" if len(held) > PROBLEM_BYTES_MAX else bytes(held))
+
+
+async def _fail(error: httpx.DecodingError) -> AsyncIterator[bytes]:
+    """Say to who reads on what was found already."""
+    raise error
+    yield b""
+
+
+def bound_coding(response: httpx.Response) -> httpx.Response:
+    """Return an answer whose content coding is undone as it is read, within a bound (O-23).
+
+    Reading it raises `httpx.DecodingError` where the coding is none that was asked for, is laid in
+    another one, or stands for more than `ContentDecoder` allows.
+    """
+    stream = response.stream
+    coding = ", ".join(response.headers.get_list("Content-Encoding"))
+    if not coding or not isinstance(stream, httpx.AsyncByteStream):
+        return response
+    headers = response.headers.copy()
+    for name in ("Content-Encoding", "Content-Length"):
+        headers.pop(name, None)
+    return httpx.Response(
+        response.status_code,
+        headers=headers,
+        stream=_DecodedStream(stream, coding),
+        extensions=response.extensions,
+    )
+
+
+class _DecodedStream(httpx.AsyncByteStream):
+    """A body with its coding undone."""
+
+    def __init__(self, coded: httpx.AsyncByteStream, coding: str) -> None:
+        self._coded = coded
+        self._coding = coding
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        """Yield it in pieces of a bounded size, once."""
+        try:
+            async for piece in decode_pieces(self._coded, self._coding):
+                yield piece
+        except WireError as error:
+            raise httpx.DecodingError(str(error)) from error
+
+    async def aclose(self) -> None:
+        """Close what is read from."""
+        await self._coded.aclose()
 
 
 def _read_seconds(text: str | None) -> float | None:

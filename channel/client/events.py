@@ -29,7 +29,7 @@ class PaidEvents(httpx.AsyncByteStream):
     def __init__(self, paid: PaidStream, response: httpx.Response) -> None:
         self._paid = paid
         self._response = response
-        self._chunks = response.aiter_bytes()
+        self._chunks = response.aiter_raw()
         self._splitter = EventSplitter()
         self._blocks: deque[bytes] = deque()
         """Events that came in one packet with the last one and are not taken yet."""

@@ -15,7 +15,7 @@ import secrets
 
 import httpx
 
-from channel.client.bodies import RequestBody, read_reply, read_request_body
+from channel.client.bodies import RequestBody, bound_coding, read_reply, read_request_body
 from channel.client.courier import ACCEPT_PAYMENT, HeadCourier
 from channel.client.events import PaidEvents
 from channel.client.meter import read_expectation
@@ -31,6 +31,7 @@ from channel.errors import (
 )
 from channel.limits import IDEMPOTENT_REQUEST_BYTES_MAX
 from channel.wire.challenge import SCHEME
+from channel.wire.coding import ACCEPT_ENCODING
 from channel.wire.sse import CONTENT_TYPE
 
 __all__ = ["PayingTransport", "is_safe", "origin_of"]
@@ -61,7 +62,8 @@ class PayingTransport(httpx.AsyncBaseTransport):
         origin = origin_of(request.url)
         asked_origin = request.extensions.setdefault(_ORIGIN, origin)
         if _has_credential(request.headers):
-            return await self._inner.handle_async_request(request)
+            request.headers["Accept-Encoding"] = ACCEPT_ENCODING
+            return bound_coding(await self._inner.handle_async_request(request))
         body = await read_request_body(request)
         purchase = self._purchase(request, origin, body)
         if asked_origin != origin or not self._is_safe(request.url):
@@ -113,8 +115,7 @@ class PayingTransport(httpx.AsyncBaseTransport):
         if paid is None:
             return response
         headers = response.headers.copy()
-        for name in ("Content-Encoding", "Content-Length"):
-            headers.pop(name, None)
+        headers.pop("Content-Length", None)
         return httpx.Response(
             response.status_code,
             headers=headers,
@@ -172,12 +173,13 @@ class PayingTransport(httpx.AsyncBaseTransport):
     ) -> httpx.Response:
         headers = request.headers.copy()
         headers["Accept-Payment"] = ACCEPT_PAYMENT
+        headers["Accept-Encoding"] = ACCEPT_ENCODING
         if header is not None:
             name, value = header
             headers[name] = value
             if body.fits(IDEMPOTENT_REQUEST_BYTES_MAX):
                 headers["Idempotency-Key"] = purchase.idempotency_key
-        return await self._inner.handle_async_request(
+        response = await self._inner.handle_async_request(
             httpx.Request(
                 request.method,
                 request.url,
@@ -186,6 +188,7 @@ class PayingTransport(httpx.AsyncBaseTransport):
                 extensions=request.extensions,
             )
         )
+        return bound_coding(response)
 
     def _is_safe(self, url: httpx.URL) -> bool:
         return is_safe(url, allow_loopback_http=self._payer.policy.allow_loopback_http)
