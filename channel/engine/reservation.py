@@ -132,11 +132,12 @@ class RunningReservation:
             self.stopped_by = reason
         self.stopped.set()
 
-    async def start_stream(self, policy: StreamPolicy) -> None:
+    async def start_stream(self, policy: StreamPolicy, *, is_emitting: bool = True) -> None:
         """Turn the request's reservation into a stream's, in one transaction.
 
         From here on the owner's death leaves what is held spent: it may have been emitted. By
-        policy the channel's other streams have to yield (ACC-06).
+        policy the channel's other streams have to yield (ACC-06). One that is not emitting yet
+        can give back what it counts until it is flushed.
 
         Raises:
             ProblemError: The channel may not serve a stream now; nothing is held any more.
@@ -147,7 +148,7 @@ class RunningReservation:
         if refusal is not None:
             raise refusal
         self._kind = ReservationKind.STREAM
-        self._is_emitting = True
+        self._is_emitting = self._is_emitting or is_emitting
         self._keeper.keep_stream(self.key, self._id, self._lease_expires_at, self.stop)
         if policy is StreamPolicy.REPLACE:
             replaced = StreamReplacedError("A newer stream on this channel took over.")

@@ -3,7 +3,7 @@
 from collections.abc import Awaitable
 from typing import Final
 
-from channel.errors import OutcomeUnknownError, ProblemError
+from channel.errors import ConfigError, OutcomeUnknownError, ProblemError
 from channel.http.asgi import (
     Headers,
     Message,
@@ -46,6 +46,8 @@ class Answer:
         self._units = units
         self._is_metered = is_metered
         self._recording: _Recording | None = None
+        self._held: Message | None = None
+        """How a metered answer begins that nothing was counted for: sent with its first content."""
 
     def send(self, message: Message) -> Awaitable[None]:
         """Take a message of the handler's; to be awaited at once, as ASGI's `send`.
@@ -61,7 +63,12 @@ class Answer:
         if self.refusal is not None or self.is_client_gone:
             return  # such as a framework's own answer to the refusal we raised into it
         if message["type"] == "http.response.start":
-            await self._start(message)
+            if self._is_metered and _is_success(message) and not self._meter.has_counted:
+                self._held = message
+            else:
+                await self._start(message)
+        elif self._held is not None:
+            await self._release(self._held, message)
         elif self._recording is None:
             await self._send(message)
         elif message["type"] == "http.response.body":
@@ -70,10 +77,40 @@ class Answer:
             await self._forgo(self._recording)
             await self._send(message)
 
-    async def _start(self, message: Message) -> None:
+    async def _release(self, held: Message, message: Message) -> None:
+        """Let an answer begin with its first content, if that was counted and can be paid for.
+
+        Raises:
+            ConfigError: It was not, or the rest could not be asked for (O-49, O-50).
+        """
+        is_body = message["type"] == "http.response.body"
+        has_content = not is_body or bool(message.get("body"))
+        if not has_content and message.get("more_body", False):
+            return
+        if has_content:
+            self._require_counted(held)
+        self._held = None
+        await self._start(held, is_begun=True)
+        await self.send(message)
+
+    def _require_counted(self, held: Message) -> None:
+        meter = self._meter
+        if not meter.has_counted:
+            problem = "counts nothing of what it sends: spend in metered(), or use PaidEventStream"
+        elif not (meter.has_held or _is_events([*held.get("headers", ())])):
+            problem = (
+                "sends a stream that cannot ask for vouchers: hold() in metered() what it may come "
+                "to, or send server-sent events"
+            )
+        else:
+            return
+        self.refusal = ConfigError(f"The handler of this metered route {problem}.")
+        raise self.refusal
+
+    async def _start(self, message: Message, *, is_begun: bool = False) -> None:
         status: int = message["status"]
         headers: Headers = [*message.get("headers", ())]
-        if not 200 <= status < 300:  # noqa: PLR2004
+        if not _is_success(message):
             # A framework's answer to what it was raised: to an unread body it may be a 400.
             refusal = self._body.refusal or (self._meter.refusal if status >= 500 else None)  # noqa: PLR2004
             if refusal is not None:
@@ -92,7 +129,9 @@ class Answer:
             if self._reservation.has_claim and length is not None and _is_small(length):
                 self._recording = _Recording(message, without_receipt(headers), int(length))
                 return
-            await self._spend(is_whole=not self._is_metered or length is not None)
+            # What was begun before it was counted may go on being counted.
+            is_whole = not self._is_metered or (length is not None and not is_begun)
+            await self._spend(is_whole=is_whole)
         except ProblemError as error:
             self.refusal = error
             raise
@@ -100,7 +139,12 @@ class Answer:
             self.is_client_gone = True
             self._reservation.give_back()
             raise
+        if self._is_metered and length is None and _is_events(headers):
+            self._meter.announce = self._announce
         await self._forward(message, with_receipt(headers, self._meter.receipt()))
+
+    async def _announce(self, event: bytes) -> None:
+        await self._send({"type": "http.response.body", "body": event, "more_body": True})
 
     async def _spend(self, *, is_whole: bool) -> None:
         """Make what was counted `spent`; durable when it returns. A metered stream goes on."""
@@ -165,6 +209,15 @@ class _Recording:
         self.headers = headers
         self.length = length
         self.body = bytearray()
+
+
+def _is_success(start: Message) -> bool:
+    status: int = start["status"]
+    return 200 <= status < 300  # noqa: PLR2004
+
+
+def _is_events(headers: Headers) -> bool:
+    return (find_header(headers, b"content-type") or "").lower().startswith("text/event-stream")
 
 
 def _is_small(length: str) -> bool:

@@ -21,14 +21,12 @@ from starlette.responses import Response
 
 from channel.errors import InsufficientBalanceError, PeerError, ProblemError
 from channel.http.asgi import Receive, Scope, Send
-from channel.http.metering import Meter, require_meter
+from channel.http.metering import Meter, format_need, require_meter
 from channel.http.producer import Producer
 from channel.limits import PRODUCER_CLOSE_S_MAX
 from channel.wire.sse import (
     CONTENT_TYPE,
-    NeedVoucher,
     format_event,
-    format_need_voucher,
     format_payment_receipt_event,
 )
 
@@ -107,6 +105,7 @@ class PaidEventStream(Response):
         stream = _Stream(self.events, meter, send)
         try:
             await meter.start_stream()
+            meter.has_counted = True  # event by event, from now on
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             await stream.run(receive)
         finally:
@@ -260,14 +259,7 @@ class _Stream:
                 self._is_idle = False
 
     async def _announce(self, need: InsufficientBalanceError) -> None:
-        event = format_need_voucher(
-            NeedVoucher(
-                channel_id=self._reservation.key.channel_id,
-                required_cumulative=need.required_cumulative,
-                accepted=need.accepted,
-                deposit=need.deposit,
-            )
-        )
+        event = format_need(self._reservation.key.channel_id, need)
         await self._send({"type": "http.response.body", "body": event, "more_body": True})
 
     async def close(self) -> None:

@@ -1,15 +1,18 @@
 """Count what a request uses, while it uses it: the handler's side of a metered route."""
 
-from collections.abc import AsyncIterator, Mapping
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
 from channel.engine import Authenticated, Engine, Outcome, RunningReservation
-from channel.errors import ConfigError, ProblemError
+from channel.errors import ConfigError, InsufficientBalanceError, ProblemError
 from channel.state.commands import StreamPolicy
+from channel.types import ChannelId
 from channel.wire.receipt import Receipt
+from channel.wire.sse import NeedVoucher, format_need_voucher
 
-__all__ = ["METER", "Meter", "metered", "require_meter"]
+__all__ = ["METER", "Meter", "format_need", "metered", "require_meter"]
 
 METER: Final = "mpp_session.meter"
 """Where the gate leaves the meter in a request's scope."""
@@ -31,6 +34,12 @@ class Meter:
         self.pause_s = pause_s
         self.refusal: ProblemError | None = None
         """Why the request could not go on, for the gate to answer."""
+        self.has_counted = False
+        """Whether the handler has counted anything, be it nothing: else nothing may be sent."""
+        self.has_held = False
+        """Whether the handler has said how much it may come to."""
+        self.announce: Callable[[bytes], Awaitable[None]] | None = None
+        """Sends an event of the protocol between those of the handler, once it sends events."""
         self._engine = engine
         self._paid = paid
         self._stream_policy = stream_policy
@@ -48,6 +57,10 @@ class Meter:
                 402 and says which voucher would do.
             ProblemError: The channel ends, or the books could not be written.
         """
+        self.has_held = True
+        await self._cover(units)
+
+    async def _cover(self, units: int) -> None:
         try:
             await self.reservation.cover(units)
         except ProblemError as error:
@@ -57,23 +70,55 @@ class Meter:
     async def spend(self, units: int = 1) -> None:
         """Spend `units`, before what they pay for is sent. Durable before this returns.
 
+        Between server-sent events it asks for the voucher that is missing, and waits for it.
+
         Raises:
             ProblemError: As `hold`; nothing was spent.
+            RuntimeError: The answer has gone out and been charged, as before a background task.
         """
         if units < 0:
             raise ValueError("units are spent, not given back")
+        if self.reservation.is_finished and units:
+            raise RuntimeError("the answer has been charged: spend before it is sent")
         if self.reservation.covered_units < units:
-            await self.hold(units)
+            if self.announce is None:
+                await self._cover(units)
+            else:
+                await self._wait_for_voucher(units, self.announce)
+        self.has_counted = True
         self.reservation.take(units)
 
-    async def start_stream(self) -> None:
+    async def _wait_for_voucher(
+        self, units: int, announce: Callable[[bytes], Awaitable[None]]
+    ) -> None:
+        announced = -1
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self.pause_s
+        async with self.reservation.watch() as watch:
+            while True:
+                try:
+                    await self.reservation.cover(units)
+                except InsufficientBalanceError as need:
+                    remaining_s = deadline - loop.time()
+                    if remaining_s <= 0:
+                        raise
+                    if need.required_cumulative != announced:  # once per threshold (F-60)
+                        announced = need.required_cumulative
+                        await announce(format_need(self.reservation.key.channel_id, need))
+                    await watch.changed(remaining_s)
+                else:
+                    return
+
+    async def start_stream(self, *, is_emitting: bool = True) -> None:
         """Begin to emit units as they are spent; by policy other streams have to yield (ACC-06).
+
+        One whose answer has not begun is not emitting yet.
 
         Raises:
             ProblemError: The channel may not serve a stream now.
         """
         try:
-            await self.reservation.start_stream(self._stream_policy)
+            await self.reservation.start_stream(self._stream_policy, is_emitting=is_emitting)
         except ProblemError as error:
             self.refusal = error
             raise
@@ -92,18 +137,31 @@ async def metered(scope: Mapping[str, Any], *, is_stream: bool = False) -> Async
             answer = await generate(prompt)
             await meter.spend(answer.tokens)
 
-    With `is_stream` each unit may be sent as soon as it is spent, and a stream that dies is
-    charged what it held at most: one reservation step. `PaidEventStream` does that by itself.
+    With `is_stream` each server-sent event may be sent as soon as it is spent, and a stream that
+    dies is charged what it held at most: one reservation step. `PaidEventStream` does that by
+    itself. A stream of anything else cannot ask for vouchers: `hold` first what it may come to.
 
     Raises:
         ConfigError: No gate has metered this route.
     """
     meter = require_meter(scope)
     if is_stream:
-        await meter.start_stream()
+        await meter.start_stream(is_emitting=False)
     yield meter
     if is_stream:
         await meter.reservation.finish()
+
+
+def format_need(channel_id: ChannelId, need: InsufficientBalanceError) -> bytes:
+    """Return the event that says which voucher a stream waits for (SSE-02)."""
+    return format_need_voucher(
+        NeedVoucher(
+            channel_id=channel_id,
+            required_cumulative=need.required_cumulative,
+            accepted=need.accepted,
+            deposit=need.deposit,
+        )
+    )
 
 
 def require_meter(scope: Mapping[str, Any]) -> Meter:
