@@ -30,6 +30,7 @@ __all__ = [
     "ENVIRONMENT_PREFIX",
     "Setting",
     "bare_environment",
+    "default_state_dir",
     "list_settings",
     "load_config",
     "load_provider_config",
@@ -193,6 +194,14 @@ def load_tower_config(
     """Read and check what a watchtower needs. Arguments and errors as `load_config`."""
     given = load_values(path, environment=environment, flags=flags, defaults=defaults)
     return _convert(_only(given, TowerConfig), TowerConfig)
+
+
+def default_state_dir() -> Path:
+    """Return where this machine keeps what must not be in the database, if nothing is set."""
+    if state_home := os.environ.get("XDG_STATE_HOME"):
+        return Path(state_home) / "mpp-session"
+    home = Path("/var/lib") if os.geteuid() == 0 else Path.home() / ".local/state"
+    return home / "mpp-session"
 
 
 def bare_environment() -> dict[str, str]:

@@ -11,6 +11,7 @@ import msgspec
 
 from channel.errors import ChainUnavailableError
 from channel.ledger.interface import Ledger
+from channel.ledger.queries import TablesMissingError
 from channel.ledger.url import open_ledger
 from channel.limits import GRACE_PERIOD_S_MIN, SPONSORED_PERIOD_S
 from channel.state.channel_state import ChannelState
@@ -45,29 +46,10 @@ async def collect_status(
     """
     asked_at = int(time.time())
     async with AsyncExitStack() as open_:
-        ledger = await open_ledger(config.ledger.url, exclusive=False)
+        ledger = await open_ledger(config.ledger.url, exclusive=False, read_only=True)
         open_.push_async_callback(ledger.close)
-        journal = await open_journal(
-            config.ledger.url, chain_id=config.chain.id, account=gas_account or payee
-        )
-        open_.push_async_callback(journal.close)
-        mine = (config.chain.id, parse_address(config.chain.escrow))
-        seen = JournalView(
-            holder=await journal.lease_holder(),
-            pending=tuple(await journal.open_transactions()),
-            quarantined=tuple(
-                each
-                for each in await journal.quarantined()
-                if (each.key.chain_id, each.key.escrow) == mine
-            ),
-            hour_wei=payout_cost_wei(await journal.sent_since(asked_at - HOUR_S)),
-            look=await journal.last_look(),
-        )
-        orders = await open_orders(
-            config.ledger.url, chain_id=config.chain.id, escrow=parse_address(config.chain.escrow)
-        )
-        open_.push_async_callback(orders.close)
-        sponsored_gwei = await orders.gas_gwei_since(asked_at - SPONSORED_PERIOD_S)
+        seen = await _read_journal(config, gas_account or payee, asked_at)
+        sponsored_gwei = await _read_sponsored_gwei(config, asked_at - SPONSORED_PERIOD_S)
         try:
             books, chain = await _with_chain(config, ledger, payee, gas_account or payee)
         except ChainUnavailableError:
@@ -85,6 +67,40 @@ async def collect_status(
         sponsored_wei=sponsored_gwei * GWEI,
     )
     return msgspec.structs.replace(status, findings=judge(status))
+
+
+async def _read_journal(config: WatchConfig, account: Address, asked_at: int) -> JournalView:
+    url, mine = config.ledger.url, (config.chain.id, parse_address(config.chain.escrow))
+    try:
+        journal = await open_journal(url, chain_id=config.chain.id, account=account, read_only=True)
+    except TablesMissingError:  # no settler was ever here
+        return JournalView(holder=None, pending=(), quarantined=())
+    try:
+        return JournalView(
+            holder=await journal.lease_holder(),
+            pending=tuple(await journal.open_transactions()),
+            quarantined=tuple(
+                each
+                for each in await journal.quarantined()
+                if (each.key.chain_id, each.key.escrow) == mine
+            ),
+            hour_wei=payout_cost_wei(await journal.sent_since(asked_at - HOUR_S)),
+            look=await journal.last_look(),
+        )
+    finally:
+        await journal.close()
+
+
+async def _read_sponsored_gwei(config: WatchConfig, since: int) -> int:
+    url, escrow = config.ledger.url, parse_address(config.chain.escrow)
+    try:
+        orders = await open_orders(url, chain_id=config.chain.id, escrow=escrow, read_only=True)
+    except TablesMissingError:
+        return 0
+    try:
+        return await orders.gas_gwei_since(since)
+    finally:
+        await orders.close()
 
 
 async def _with_chain(

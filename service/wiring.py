@@ -24,6 +24,7 @@ from channel.types import Address
 from channel.verify.challenge_id import ChallengeBinder
 from service.chain_watch import build_gate, build_watcher, connect_escrow
 from service.clock import ServiceClock, require_clock
+from service.one_ledger import LedgerGuard, guard_ledger
 from service.settings import ProviderConfig, parse_address
 from service.settler_child import SettlerChild, start_settler
 from service.sponsoring import build_sponsoring
@@ -55,6 +56,7 @@ class Parts(msgspec.Struct, frozen=True):
     settler: SettlerChild | None
     """The settler, when it was started here."""
     clock: ServiceClock
+    guard: LedgerGuard
     is_first: bool = True
     """Whether this process does what one of several workers must do: end what expired, prune."""
 
@@ -70,6 +72,7 @@ class Parts(msgspec.Struct, frozen=True):
         watching = {
             "watching the chain": self.watcher.run(),
             "keeping time": _keep_time(self.clock, self.watcher),
+            "looking after the ledger": self.guard.run(self.watcher.alarms),
         }
         if not self.is_first:
             return watching
@@ -112,6 +115,7 @@ async def build_parts(
         reader = await open_.enter_async_context(connect_escrow(config.chain))
         token, payee = parse_address(config.chain.token), parse_address(config.payee.address)
         await reader.require_deployment(token=token)
+        guard = await open_.enter_async_context(guard_ledger(config, ledger, reader, payee))
         journal = await open_journal(config.ledger.url, chain_id=config.chain.id, account=payee)
         open_.push_async_callback(journal.close)
         await _require_clock(reader, journal)
@@ -148,7 +152,7 @@ async def build_parts(
         )
         if child is not None:
             await child.ready()
-        yield Parts(config, ledger, reader, engine, watcher, child, clock, is_first)
+        yield Parts(config, ledger, reader, engine, watcher, child, clock, guard, is_first)
 
 
 def _build_engine(

@@ -199,6 +199,8 @@ class Devnet:
 async def _deploy(
     rpc: Rpc, url: str, choice: TokenChoice, singletons: dict[Address, str], progress: Progress
 ) -> DevnetValues:
+    # Two chains that were started in the same second would be one and the same, to the last hash.
+    await _set_ether(rpc, Address(os.urandom(20)), 1)
     for address, code in singletons.items():
         await rpc.command("anvil_setCode", _hex(address), code)
     accounts = {name: _account(name) for name in ("deployer", *ACCOUNTS, GASLESS)}

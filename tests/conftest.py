@@ -3,6 +3,7 @@
 A server that tests share is here, so that a process of the test run starts one of it and no more.
 """
 
+import itertools
 import os
 import signal
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Begun first, so that the other tests run beside them and not before.
 LONGEST = ("test_forge.py", "test_compile.py")
+_machines = itertools.count()
 OURS = ["channel", "settlement", "service"]
 
 # A shared machine's pauses are no failures; a failing example is printed so that it can be rerun.
@@ -39,6 +41,15 @@ settings.load_profile("mpp-session")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the tests that take longest at the front."""
     items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
+@pytest.fixture(autouse=True)
+def _state_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Each test is a machine of its own, where payees have had no ledger yet."""
+    state = tmp_path_factory.getbasetemp() / f"state-{next(_machines)}"
+    monkeypatch.setenv("XDG_STATE_HOME", str(state))
 
 
 @pytest.fixture(autouse=True)

@@ -11,11 +11,12 @@ import subprocess
 import tempfile
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import parse_qs, urlencode, urlsplit
 
 import asyncpg
 import pytest
@@ -23,6 +24,17 @@ from blockbuster import BlockBuster
 
 START_S = 100
 PORT = "5432"
+
+_clusters: dict[str, tuple[Path, dict[str, Any]]] = {}
+"""Servers that run here: where the programs are, and how they are started."""
+
+
+class Standby:
+    """A copy of a server, which follows it while it runs."""
+
+    def __init__(self, run: Callable[..., AbstractContextManager[str]]) -> None:
+        self.running = run
+        """Run it for a block, with further settings of a command line, and give its URL."""
 
 
 @pytest.fixture(scope="session")
@@ -55,24 +67,55 @@ def _serving(packages: Path, folder: Path) -> Iterator[str]:
         shutil.chown(folder, "nobody")
         how |= {"user": "nobody", "extra_groups": []}
     programs = packages / "pgserver" / "pginstall" / "bin"
+    _clusters[str(folder)] = (programs, how)
     create = [f"{programs}/initdb", "-D", "data", "-U", "postgres", "--auth=trust"]
     create += ["--encoding=UTF8", "--no-locale", "--no-sync"]
     made = subprocess.run(create, **how, capture_output=True, text=True, check=False)  # noqa: S603
     assert made.returncode == 0, made.stdout + made.stderr
-    listen = ["-k", f"{folder}", "-p", PORT, "-c", "listen_addresses="]
-    with (folder / "log").open("w") as log:
+    with _running(programs, how, folder, "data", PORT) as url:
+        yield url
+
+
+@contextmanager
+def standby(server_url: str) -> Iterator[Standby]:
+    """A standby of `postgres_server`, connected to it.
+
+    Skips where the server is none of ours.
+    """
+    folder = Path(parse_qs(urlsplit(server_url).query)["host"][0])
+    if str(folder) not in _clusters:
+        pytest.skip("DATABASE_URL names a server of which no copy can be made")
+    programs, how = _clusters[str(folder)]
+    port = str(int(PORT) + 1)
+    copy = [f"{programs}/pg_basebackup", "-h", f"{folder}", "-p", PORT, "-U", "postgres"]
+    copy += ["-D", "standby", "-R", "-X", "stream", "-c", "fast", "--no-sync"]
+    made = subprocess.run(copy, **how, capture_output=True, text=True, check=False)  # noqa: S603
+    assert made.returncode == 0, made.stdout + made.stderr
+    try:
+        yield Standby(partial(_running, programs, how, folder, "standby", port))
+    finally:
+        shutil.rmtree(folder / "standby")
+
+
+@contextmanager
+def _running(
+    programs: Path, how: dict[str, Any], folder: Path, data: str, port: str, *settings: str
+) -> Iterator[str]:
+    """Run a server on a folder of data, until the end of the block."""
+    listen = ["-k", f"{folder}", "-p", port, "-c", "listen_addresses=", *settings]
+    with (folder / f"{data}.log").open("w") as log:
         server = subprocess.Popen(  # noqa: S603
-            [f"{programs}/postgres", "-D", "data", *listen], **how, stdout=log, stderr=log
+            [f"{programs}/postgres", "-D", data, *listen], **how, stdout=log, stderr=log
         )
     try:
         deadline = time.monotonic() + START_S
-        is_ready = [f"{programs}/pg_isready", "-q", "-h", f"{folder}", "-p", PORT]
+        is_ready = [f"{programs}/pg_isready", "-q", "-h", f"{folder}", "-p", port]
         while subprocess.run(is_ready, **how, check=False).returncode != 0:  # noqa: S603
-            said = (folder / "log").read_text()
+            said = (folder / f"{data}.log").read_text()
             assert server.poll() is None, said
             assert time.monotonic() < deadline, said
             time.sleep(0.05)
-        yield "postgresql://postgres@/postgres?" + urlencode({"host": folder, "port": PORT})
+        yield "postgresql://postgres@/postgres?" + urlencode({"host": folder, "port": port})
     finally:
         server.send_signal(signal.SIGINT)  # at once, whoever is connected
         server.wait(START_S)

@@ -40,6 +40,8 @@ class ReservationKeeper:
         self._streams: dict[ChannelKey, set[bytes]] = {}
         self._loop_task: asyncio.Task[None] | None = None
         self._ending: OperatorError | None = None
+        self._seen: dict[tuple[ChannelKey, bytes, int], float] = {}
+        """Since when a reservation of anybody has the lease it has, by the loop's clock."""
 
     def lease(self, reservation_id: bytes = b"") -> int:
         """Return until when a reservation made or renewed now is held, in Unix seconds.
@@ -117,14 +119,32 @@ class ReservationKeeper:
     async def sweep(self) -> int:
         """Renew what is kept and due, then end what nobody renewed, in whatever process.
 
-        In this order: after a jump of the clock our own are due, not dead. Returns on how many
-        channels something was ended.
+        In this order: after a jump of the clock our own are due, not dead. Where clocks went back,
+        a dead owner's lease would not run out for as long as they did: one that has not changed
+        while a lease passed here has nobody who renews it. Returns on how many channels something
+        was ended.
 
         Raises:
             LedgerUnavailableError: Some of it is not done; the next round does it.
         """
         await self._renew_due()
-        return await self._ledger.expire_reservations(int(self._now()))
+        ended = await self._ledger.expire_reservations(int(self._now()))
+        return ended + await self._end_unrenewed()
+
+    async def _end_unrenewed(self) -> int:
+        leased = await self._ledger.list_leased()
+        # No `await` until all is seen: sweeps may run beside each other.
+        clock, before, self._seen = asyncio.get_running_loop().time(), self._seen, {}
+        unrenewed: dict[ChannelKey, list[tuple[bytes, int]]] = {}
+        for state in leased:
+            for held in state.reservations:
+                one = (state.key, held.reservation_id, held.lease_expires_at)
+                since = self._seen[one] = before.get(one, clock)
+                if clock - since > self._lease_s:
+                    unrenewed.setdefault(state.key, []).append(one[1:])
+        for key, ones in unrenewed.items():
+            await self._ledger.end_unrenewed(key, ones)
+        return len(unrenewed)
 
     async def _run(self) -> None:
         while True:
@@ -135,9 +155,12 @@ class ReservationKeeper:
                 _log.warning("leases could not be renewed: %s", error)
 
     async def _renew_due(self) -> None:
-        young = self._now() + self._lease_s * 3 / 4
+        now = self._now()
+        young = now + self._lease_s * 3 / 4
+        too_late = now + self._lease_s * 5 / 4  # written before this clock went back
         for reservation_id, kept in [*self._kept.items()]:
-            if kept.lease_expires_at > young or reservation_id not in self._kept:
+            is_young = young < kept.lease_expires_at < too_late
+            if is_young or reservation_id not in self._kept:
                 continue
             renew = Renew(reservation_id, self.lease(reservation_id))
             applied = await self._ledger.apply(kept.key, [renew])

@@ -14,6 +14,7 @@ from typing import Protocol
 import msgspec
 
 from channel.errors import ProblemError
+from channel.ledger.marker import BooksId, Marker
 from channel.state.channel_state import ChannelState
 from channel.state.commands import Command
 from channel.state.requests import RequestClaim, StoredResponse
@@ -26,6 +27,7 @@ __all__ = [
     "ForgetRequest",
     "Ledger",
     "RequestUpdate",
+    "Soundness",
     "StoreResponse",
     "Watch",
 ]
@@ -77,6 +79,15 @@ class Applied(msgspec.Struct, frozen=True, gc=False):
         if self.refusal is not None:
             raise self.refusal
         return self.state
+
+
+class Soundness(msgspec.Struct, frozen=True, gc=False):
+    """Whether the database still keeps what it promised at start."""
+
+    fault: str | None = None
+    """Why nothing is accepted any more: a commit may be lost, or was."""
+    warning: str | None = None
+    """What would lose commits when a machine is lost."""
 
 
 class Watch(Protocol):
@@ -155,6 +166,12 @@ class Ledger(Protocol):
         Returns how many channels had one.
         """
 
+    async def list_leased(self) -> list[ChannelState]:
+        """Return channels on which something is held, up to a page of them."""
+
+    async def end_unrenewed(self, key: ChannelKey, unrenewed: Sequence[tuple[bytes, int]]) -> None:
+        """End reservations, by id and lease, that nobody has renewed for longer than that."""
+
     async def end_all_reservations(self) -> int:
         """End every reservation there is: for the one process that owns the books, at start."""
 
@@ -172,6 +189,19 @@ class Ledger(Protocol):
 
         Reads every row: for an operator's check, not for a running gateway.
         """
+
+    async def identity(self) -> BooksId:
+        """Return which database it is."""
+
+    async def guard(self, marker: Marker) -> Soundness:
+        """Hold the books against `marker`, and note in it what is committed from now on.
+
+        That there is one is written into the books. After each lost connection they are held
+        against it again. While there is a fault, `apply` raises `LedgerUnavailableError`.
+        """
+
+    async def look(self) -> Soundness:
+        """Look whether a commit still means "on disk", and whether any was lost (see `guard`)."""
 
     async def close(self) -> None:
         """Commit what is queued, then release the database."""

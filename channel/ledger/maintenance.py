@@ -15,14 +15,22 @@ from channel.errors import ConfigError, InvariantError
 from channel.ledger.interface import Ledger
 from channel.limits import AMOUNT_DIGITS_MAX, CHANNELS_PER_PAGE_MAX
 from channel.state.channel_state import ChannelState, LadderVoucher, require_invariants
-from channel.state.commands import EndReservations, Repair, Restore
+from channel.state.commands import (
+    BeginClose,
+    CommitClose,
+    EndReservations,
+    Repair,
+    Restore,
+)
+from channel.state.ladder import closing_voucher
 from channel.state.transitions import transition
-from channel.types import ChannelKey, ChannelTerms, address, base_units, channel_id
+from channel.types import Address, ChannelKey, ChannelTerms, address, base_units, channel_id
 
 __all__ = [
     "ExportedChannel",
     "ExportedVoucher",
     "check",
+    "close_all",
     "export_channels",
     "import_channels",
     "repair",
@@ -88,6 +96,27 @@ async def repair(ledger: Ledger, key: ChannelKey, *, accepted: int, spent: int) 
         ChannelNotFoundError: The channel is not in these books.
     """
     return (await ledger.apply(key, [Repair(accepted, spent)])).require()
+
+
+async def close_all(ledger: Ledger, payee: Address) -> int:
+    """Begin to close every open channel of a payee, and decide the close; return how many.
+
+    For books that lack what was bought: no voucher, known or not, buys anything on these channels
+    any more. The settler closes each at what the books know is spent, with the vouchers they
+    have; one of which the chain has settled more already is left to its payer to close.
+    """
+    count, after = 0, None
+    while page := await ledger.list_channels(after=after, open_only=True):
+        after = page[-1].key
+        for state in page:
+            if state.terms.payee != payee:
+                continue
+            count += 1
+            begun = (await ledger.apply(state.key, [EndReservations(), BeginClose()])).require()
+            voucher = closing_voucher(begun, None)
+            if voucher.cumulative_amount >= begun.settled:
+                (await ledger.apply(state.key, [CommitClose(voucher)])).require()
+    return count
 
 
 async def export_channels(ledger: Ledger) -> AsyncIterator[bytes]:

@@ -12,7 +12,8 @@ from channel.errors import LedgerUnavailableError
 from channel.ledger import postgres_connection as pg
 from channel.ledger.batch import Job, job_of
 from channel.ledger.group_commit import GroupCommit
-from channel.ledger.interface import Applied, ConsumeProof, RequestUpdate
+from channel.ledger.interface import Applied, ConsumeProof, RequestUpdate, Soundness
+from channel.ledger.marker import BooksId, Marker, find_loss
 from channel.ledger.postgres_books import (
     SQL,
     Conflict,
@@ -65,9 +66,17 @@ class PostgresLedger:
         notify_on: str,
         *,
         exclusive: bool,
+        read_only: bool = False,
         channels_cached_max: int = CHANNELS_CACHED_MAX,
     ) -> None:
         self._dsn = dsn
+        self._read_only = read_only
+        self._is_gateway = exclusive
+        self._marker: Marker | None = None
+        self._fault: str | None = None
+        """Why nothing is accepted: a commit may be lost, or was."""
+        self._is_behind = False
+        """Whether commits are lost for good; a start after an operator has looked decides anew."""
         self._trusted_s = CACHE_TRUSTED_S if exclusive else float("-inf")
         self._books = PostgresBooks(notify_on, channels_cached_max)
         self._commits: GroupCommit[Job, Applied] = GroupCommit(self._commit)
@@ -82,25 +91,34 @@ class PostgresLedger:
 
     @classmethod
     async def open(
-        cls, dsn: str, *, exclusive: bool, channels_cached_max: int = CHANNELS_CACHED_MAX
+        cls,
+        dsn: str,
+        *,
+        exclusive: bool,
+        read_only: bool = False,
+        channels_cached_max: int = CHANNELS_CACHED_MAX,
     ) -> "PostgresLedger":
         """Open the ledger. Any number of gateways may; leases tell whose owner has died.
+
+        To only read, nothing is changed, not even tables of an older version.
 
         Raises:
             ConfigError: The server does not make commits durable, its clock disagrees with a
                 gateway's, or a newer version of this program wrote the tables.
             LedgerUnavailableError: The server does not answer.
         """
-        connection = await pg.connect(dsn)
+        connection = await pg.connect(dsn, read_only=read_only)
         try:
-            await pg.require_durable(connection)
+            if not read_only:
+                await pg.require_durable(connection)
             if exclusive:
                 await pg.require_clock(connection, time.time())
-            await pg.require_schema(connection)
+            await pg.require_schema(connection, read_only=read_only)
             ledger = cls(
                 dsn,
                 await pg.notification_channel(connection),
                 exclusive=exclusive,
+                read_only=read_only,
                 channels_cached_max=channels_cached_max,
             )
         except pg.FAILURES as error:
@@ -165,6 +183,16 @@ class PostgresLedger:
         until = min(now, int(await self._read(pg.server_time)))
         return await self._end_leased(until, ExpireReservations(until))
 
+    async def list_leased(self) -> list[ChannelState]:
+        """See `interface.Ledger.list_leased`."""
+        keys = await self._leased(_FAR_FUTURE)
+        states = await asyncio.gather(*[self.load(key) for key in keys])
+        return [state for state in states if state is not None]
+
+    async def end_unrenewed(self, key: ChannelKey, unrenewed: Sequence[tuple[bytes, int]]) -> None:
+        """See `interface.Ledger.end_unrenewed`."""
+        await self.apply(key, [ExpireReservations(0, tuple(unrenewed))])
+
     async def end_all_reservations(self) -> int:
         """See `interface.Ledger.end_all_reservations`."""
         return await self._end_leased(_FAR_FUTURE, EndReservations())
@@ -224,6 +252,37 @@ class PostgresLedger:
             start = tuple(rows[-1][1:4])
         return found
 
+    async def identity(self) -> BooksId:
+        """See `interface.Ledger.identity`."""
+
+        async def select(connection: asyncpg.Connection) -> BooksId:
+            found = await connection.fetchrow(SQL["select_identity"], *pg.PRESENCE)
+            ledger_id, is_marked, place, is_served = found
+            position = await pg.position(connection)
+            system_id = "" if position is None else position.system_id
+            return BooksId(ledger_id, f"postgresql {system_id}/{place}", is_marked, is_served)
+
+        return await self._read(select)
+
+    async def guard(self, marker: Marker) -> Soundness:
+        """See `interface.Ledger.guard`."""
+        await self._read(lambda connection: connection.execute(SQL["update_marked"]))
+        self._marker = marker
+        found = await self.look()
+        if found.fault is None:
+            await self._listener.show()
+        return found
+
+    async def look(self) -> Soundness:
+        """See `interface.Ledger.look`."""
+
+        async def look(connection: asyncpg.Connection) -> str | None:
+            await self._examine(connection)
+            return await pg.async_standbys(connection)
+
+        warning = await self._read(look)
+        return Soundness(self._fault, warning)
+
     async def close(self) -> None:
         """See `interface.Ledger.close`."""
         await self._commits.close()
@@ -243,11 +302,15 @@ class PostgresLedger:
         try:
             for _ in range(COMMIT_TRIES_MAX):
                 if self._writer is None or self._writer.is_closed():
-                    self._writer = await pg.connect(self._dsn)
+                    self._writer = await self._connect()
+                if self._fault is not None:
+                    raise LedgerUnavailableError(self._fault)
                 try:
                     results, changed = await self._books.write_batch(self._writer, jobs)
                 except _AGAIN:
                     continue
+                if self._marker is not None:
+                    self._marker.note(changed.values())
                 self._watchers.wake(changed)
                 return results
         except pg.FAILURES as error:
@@ -257,6 +320,40 @@ class PostgresLedger:
                 self._writer = None
             raise LedgerUnavailableError(f"PostgreSQL: {error}") from error
         raise LedgerUnavailableError("Other workers changed the same channels again and again.")
+
+    async def _connect(self) -> asyncpg.Connection:
+        """Open a connection; what it leads to may be another server, or set otherwise."""
+        connection = await pg.connect(self._dsn, read_only=self._read_only)
+        try:
+            await self._examine(connection)
+        except BaseException:
+            connection.terminate()
+            raise
+        return connection
+
+    async def _examine(self, connection: asyncpg.Connection) -> None:
+        """Find out whether this server keeps what it is given, and has all it was given."""
+        if not self._is_gateway or self._is_behind:
+            return
+        self._fault = await pg.loss_of_durability(connection)
+        marker = self._marker
+        if marker is None:
+            return
+        marks = marker.marks()  # before the books are read: what they hold only grows
+        known, reached = marker.position, await pg.position(connection)
+        found = await self._books.load(connection, [mark.key for mark in marks])
+        fault = find_loss(marks, {key: e[2] for key, e in found.items() if isinstance(e, tuple)})
+        if fault is None and known is not None and reached is not None and reached.is_before(known):
+            fault = (
+                f"PostgreSQL went back from timeline {known.timeline}, position {known.lsn} to "
+                f"{reached.timeline}, {reached.lsn}: it was restored, or is a primary that another "
+                "has replaced"
+            )
+        if fault is not None:
+            self._is_behind, self._fault = True, fault
+            self._listener.hide()
+        elif reached is not None:
+            marker.position = reached
 
     async def _load(self, keys: list[ChannelKey]) -> Sequence[ChannelState | Exception | None]:
         found = await self._read(lambda connection: self._books.load(connection, keys))
@@ -279,7 +376,7 @@ class PostgresLedger:
                 raise LedgerUnavailableError("The ledger is closed.")
             try:
                 if self._reader is None or self._reader.is_closed():
-                    self._reader = await pg.connect(self._dsn)
+                    self._reader = await self._connect()
                 return await work(self._reader)
             except pg.FAILURES as error:
                 if isinstance(error, pg.BROKEN) and self._reader is not None:
@@ -290,15 +387,17 @@ class PostgresLedger:
     async def _end_leased(self, until: int, command: Command) -> int:
         ended = 0
         while True:
-            rows = await self._read(
-                lambda connection: connection.fetch(
-                    SQL["select_leased"], until, CHANNELS_PER_PAGE_MAX
-                )
-            )
-            await asyncio.gather(*[self.apply(key_of_row(row), [command]) for row in rows])
-            ended += len(rows)
-            if len(rows) < CHANNELS_PER_PAGE_MAX:
+            keys = await self._leased(until)
+            await asyncio.gather(*[self.apply(key, [command]) for key in keys])
+            ended += len(keys)
+            if len(keys) < CHANNELS_PER_PAGE_MAX:
                 return ended
+
+    async def _leased(self, until: int) -> list[ChannelKey]:
+        rows = await self._read(
+            lambda connection: connection.fetch(SQL["select_leased"], until, CHANNELS_PER_PAGE_MAX)
+        )
+        return [key_of_row(row) for row in rows]
 
     def _on_notice(self, row_id: int, sender: int) -> None:
         if self._writer is not None and sender == self._writer.get_server_pid():

@@ -10,23 +10,28 @@ from zlib import crc32
 import asyncpg
 
 from channel.errors import ConfigError, LedgerUnavailableError
+from channel.ledger.marker import Position
 from channel.ledger.queries import Schema, load_queries, load_schema
 from channel.limits import CLOCK_SKEW_S_MAX, LEDGER_BUSY_S
 
 __all__ = [
     "BROKEN",
     "FAILURES",
+    "PRESENCE",
     "Listener",
     "OneConnection",
+    "async_standbys",
     "connect",
+    "loss_of_durability",
     "notification_channel",
+    "position",
     "require_clock",
     "require_durable",
     "require_schema",
     "server_time",
 ]
 
-_SCHEMA: Final = load_schema("ledger", "postgres")
+_SCHEMA: Final = load_schema("ledger", "postgres", reads_from=4)
 _SQL: Final = load_queries("postgres")
 _RECONNECT_S: Final = (0.0, 0.05, 0.2, 1.0)
 
@@ -36,6 +41,9 @@ _LOSSY: Final = {
     "full_page_writes": "off",
     "data_sync_retry": "on",
 }
+
+PRESENCE: Final = (crc32(b"mpp-session gateway") >> 1, 1)
+"""The advisory lock that every gateway shares which has held the books against a marker."""
 
 BROKEN: Final = (
     asyncpg.InterfaceError,
@@ -50,8 +58,8 @@ FAILURES: Final = (asyncpg.PostgresError, *BROKEN)
 """What may come of talking to a server: it said no, or is gone, or too late."""
 
 
-async def connect(dsn: str) -> asyncpg.Connection:
-    """Open one connection with bounded waits.
+async def connect(dsn: str, *, read_only: bool = False) -> asyncpg.Connection:
+    """Open one connection with bounded waits, on which a commit waits for the disk.
 
     Raises:
         LedgerUnavailableError: The server does not answer, or refuses us.
@@ -59,30 +67,67 @@ async def connect(dsn: str) -> asyncpg.Connection:
     settings = {
         "application_name": "mpp-session",
         "lock_timeout": str(int(LEDGER_BUSY_S * 1000)),
+        **({"default_transaction_read_only": "on"} if read_only else {}),
     }
     try:
-        return await asyncpg.connect(
+        connection = await asyncpg.connect(
             dsn,
             timeout=LEDGER_BUSY_S,
             command_timeout=4 * LEDGER_BUSY_S,
             server_settings=settings,
         )
+        try:
+            await connection.execute(_SQL["require_synchronous"])
+        except BaseException:
+            connection.terminate()
+            raise
     except FAILURES as error:
         raise LedgerUnavailableError(f"PostgreSQL: {error}") from error
+    return connection
 
 
 async def require_durable(connection: asyncpg.Connection) -> None:
     """Refuse a server that acknowledges before it has written, or after it failed to.
 
     Raises:
-        ConfigError: `synchronous_commit`, `fsync` or `full_page_writes` is off, or
-            `data_sync_retry`, by which it goes on after a failed sync, is on.
+        ConfigError: See `loss_of_durability`.
     """
-    for name, lossy in _LOSSY.items():
-        if await connection.fetchval("SELECT current_setting($1)", name) == lossy:
-            raise ConfigError(
-                f"PostgreSQL runs with {name} = {lossy}: an accepted voucher may be lost"
-            )
+    fault = await loss_of_durability(connection)
+    if fault is not None:
+        raise ConfigError(fault)
+
+
+async def loss_of_durability(connection: asyncpg.Connection) -> str | None:
+    """Return why a commit on this connection may be lost at this moment, or None.
+
+    `synchronous_commit`, `fsync` or `full_page_writes` is off, or `data_sync_retry`, by which the
+    server goes on after a failed sync, is on.
+    """
+    found = await connection.fetchrow(_SQL["select_settings"])
+    for (name, lossy), value in zip(_LOSSY.items(), found, strict=True):
+        if value == lossy:
+            return f"PostgreSQL runs with {name} = {lossy}: an accepted voucher may be lost"
+    return None
+
+
+async def position(connection: asyncpg.Connection) -> Position | None:
+    """Return how far the cluster has written; None where this role may not know."""
+    try:
+        found = await connection.fetchrow(_SQL["select_position"])
+    except asyncpg.InsufficientPrivilegeError:
+        return None
+    return Position(*found)
+
+
+async def async_standbys(connection: asyncpg.Connection) -> str | None:
+    """Return what is wrong with the standbys that are connected; None when nothing is."""
+    connected, synchronous, has_names = await connection.fetchrow(_SQL["count_standbys"])
+    if not connected or synchronous or has_names:
+        return None
+    return (
+        f"{connected} standbys are connected to PostgreSQL and none is synchronous: a failover "
+        "loses commits that were acknowledged; set `synchronous_standby_names`"
+    )
 
 
 async def require_clock(connection: asyncpg.Connection, now: float) -> None:
@@ -105,12 +150,23 @@ async def server_time(connection: asyncpg.Connection) -> float:
     return float(await connection.fetchval(_SQL["select_time"]))
 
 
-async def require_schema(connection: asyncpg.Connection, schema: Schema = _SCHEMA) -> None:
+async def require_schema(
+    connection: asyncpg.Connection, schema: Schema = _SCHEMA, *, read_only: bool = False
+) -> None:
     """Run the migrations that are missing, in one transaction, one process at a time.
 
+    To only read, none is run: another version may be at work in the tables.
+
     Raises:
-        ConfigError: The tables were written by a newer version.
+        ConfigError: The tables were written by a newer version, or are to be read only, and are
+            too old to be read.
     """
+    if read_only:
+        try:
+            schema.require_readable(await connection.fetchval(schema.select_version))
+        except asyncpg.UndefinedTableError:
+            schema.require_readable(None)
+        return
     async with connection.transaction():
         lock = crc32(f"mpp-session {schema.name} schema".encode())
         await connection.execute("SELECT pg_advisory_xact_lock($1)", lock)
@@ -132,9 +188,10 @@ class OneConnection:
     What it was doing when it was lost has an outcome that only a look at the tables tells.
     """
 
-    def __init__(self, dsn: str, name: str) -> None:
+    def __init__(self, dsn: str, name: str, *, read_only: bool = False) -> None:
         """`name` is whose connection it is, for messages."""
         self._dsn = dsn
+        self._read_only = read_only
         self._name = name
         self._connection: asyncpg.Connection | None = None
         self._one_at_a_time = asyncio.Lock()
@@ -152,7 +209,7 @@ class OneConnection:
                 raise LedgerUnavailableError(f"The {self._name} is closed.")
             try:
                 if self._connection is None or self._connection.is_closed():
-                    self._connection = await connect(self._dsn)
+                    self._connection = await connect(self._dsn, read_only=self._read_only)
                 yield self._connection
             except FAILURES as error:
                 if isinstance(error, BROKEN) and self._connection is not None:
@@ -196,12 +253,25 @@ class Listener:
         self._on_gap = on_gap
         self._connection: asyncpg.Connection | None = None
         self._lost = asyncio.Event()
+        self._is_shown = False
         self._keeper: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Listen; returns when notices are heard."""
         await self._connect()
         self._keeper = asyncio.create_task(self._keep())
+
+    async def show(self) -> None:
+        """Let others see that a gateway serves by this database, as long as one listens here."""
+        self._is_shown = True
+        if self._connection is not None and not self._connection.is_closed():
+            await self._connection.execute(_SQL["show"], *PRESENCE)
+
+    def hide(self) -> None:
+        """Be seen no longer; the connection is opened again."""
+        if self._is_shown and self._connection is not None:
+            self._is_shown = False
+            self._connection.terminate()
 
     async def close(self) -> None:
         """Stop listening."""
@@ -217,8 +287,14 @@ class Listener:
     async def _connect(self) -> None:
         self._lost.clear()
         connection = await connect(self._dsn)
-        connection.add_termination_listener(self._on_lost)
-        await connection.add_listener(self._channel, self._heard)
+        try:
+            connection.add_termination_listener(self._on_lost)
+            await connection.add_listener(self._channel, self._heard)
+            if self._is_shown:
+                await connection.execute(_SQL["show"], *PRESENCE)
+        except BaseException:
+            connection.terminate()
+            raise
         self._connection = connection
 
     async def _keep(self) -> None:

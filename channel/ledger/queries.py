@@ -8,10 +8,14 @@ import msgspec
 
 from channel.errors import ConfigError
 
-__all__ = ["Schema", "load_queries", "load_schema"]
+__all__ = ["Schema", "TablesMissingError", "load_queries", "load_schema"]
 
 _NAME: Final = re.compile(r"^-- (\w+) --$", re.MULTILINE)
 _MIGRATION: Final = re.compile(r"(\d{4})_\w+\.sql")
+
+
+class TablesMissingError(ConfigError):
+    """What is to be read only was never made."""
 
 
 class Schema(msgspec.Struct, frozen=True):
@@ -23,6 +27,8 @@ class Schema(msgspec.Struct, frozen=True):
     name: str
     migrations: dict[int, str]
     """Scripts by the version they lead to, in order."""
+    reads_from: int | None = None
+    """The oldest version that this program can read as it is; the newest if None."""
 
     @property
     def create_version(self) -> str:
@@ -59,6 +65,24 @@ class Schema(msgspec.Struct, frozen=True):
                 "run the version that wrote it, or a newer one"
             )
 
+    def require_readable(self, version: int | None) -> None:
+        """Refuse tables that this program cannot read as they are; None when there are none.
+
+        Raises:
+            TablesMissingError: There are none.
+            ConfigError: They are of a newer version, or of one that is too old.
+        """
+        if version is None:
+            raise TablesMissingError(f"there are no tables of the {self.name}")
+        self.require_known(version)
+        newest = max(self.migrations)
+        if version < (self.reads_from or newest):
+            raise ConfigError(
+                f"the {self.name} has schema version {version}, this program reads "
+                f"{newest} and changes nothing to only read: ask with the version of the gateway "
+                "that runs, or start the gateway of this version first"
+            )
+
 
 def load_queries(dialect: str, package: str = __package__) -> dict[str, str]:
     """Return the queries of a package's `sql/<dialect>/queries.sql` by name."""
@@ -67,13 +91,15 @@ def load_queries(dialect: str, package: str = __package__) -> dict[str, str]:
     return {name: _without_comments(sql) for name, sql in zip(parts[::2], parts[1::2], strict=True)}
 
 
-def load_schema(name: str, dialect: str, package: str = __package__) -> Schema:
-    """Return the migrations of a package's `sql/<dialect>`."""
+def load_schema(
+    name: str, dialect: str, package: str = __package__, *, reads_from: int | None = None
+) -> Schema:
+    """Return the migrations of a package's `sql/<dialect>`; see `Schema` for `reads_from`."""
     found = {}
     for path in (files(package) / "sql" / dialect).iterdir():
         if named := _MIGRATION.fullmatch(path.name):
             found[int(named[1])] = path.read_text(encoding="utf-8")
-    return Schema(name, dict(sorted(found.items())))
+    return Schema(name, dict(sorted(found.items())), reads_from)
 
 
 def _without_comments(sql: str) -> str:

@@ -12,8 +12,15 @@ from channel.errors import LedgerUnavailableError, StorageFailedError
 from channel.ledger import sqlite_books as sql
 from channel.ledger.batch import Job, job_of
 from channel.ledger.group_commit import ThreadGroupCommit
-from channel.ledger.interface import Applied, ConsumeProof, RequestUpdate
-from channel.ledger.sqlite_connection import ProcessLock, SqliteConnection, connect, write_log_anew
+from channel.ledger.interface import Applied, ConsumeProof, RequestUpdate, Soundness
+from channel.ledger.marker import BooksId, Marker, find_loss
+from channel.ledger.sqlite_connection import (
+    ProcessLock,
+    SqliteConnection,
+    connect,
+    loss_of_durability,
+    write_log_anew,
+)
 from channel.ledger.watching import Watcher, Watchers
 from channel.limits import (
     CACHE_TRUSTED_S,
@@ -48,6 +55,9 @@ class SqliteLedger:
     ) -> None:
         self._connection = connection
         self._lock = lock
+        self._marker: Marker | None = None
+        self._fault: str | None = None
+        """Why nothing is accepted: commits are lost, or may be."""
         self._books = sql.SqliteBooks(channels_cached_max)
         self._commits: ThreadGroupCommit[Job, Applied] = ThreadGroupCommit(
             self._commit, connection.post
@@ -66,9 +76,12 @@ class SqliteLedger:
         path: Path | str,
         *,
         exclusive: bool,
+        read_only: bool = False,
         channels_cached_max: int = CHANNELS_CACHED_MAX,
     ) -> "SqliteLedger":
         """Open the ledger; `exclusive` for the gateway, which ends what its predecessor held.
+
+        To only read, nothing is changed, not even tables of an older version.
 
         Raises:
             ConfigError: Another gateway has it open, it cannot be made durable, or a newer
@@ -81,7 +94,8 @@ class SqliteLedger:
             lock = ProcessLock(path.with_name(path.name + ".lock"))
             await lock.acquire()
         try:
-            ledger = cls(await connect(path), lock, channels_cached_max=channels_cached_max)
+            connection = await connect(path, read_only=read_only)
+            ledger = cls(connection, lock, channels_cached_max=channels_cached_max)
         except BaseException:
             if lock is not None:
                 lock.release()
@@ -141,6 +155,16 @@ class SqliteLedger:
         """See `interface.Ledger.expire_reservations`."""
         return await self._end_leased(now, ExpireReservations(now))
 
+    async def list_leased(self) -> list[ChannelState]:
+        """See `interface.Ledger.list_leased`."""
+        keys = await self._leased(_FAR_FUTURE)
+        states = await asyncio.gather(*[self.load(key) for key in keys])
+        return [state for state in states if state is not None]
+
+    async def end_unrenewed(self, key: ChannelKey, unrenewed: Sequence[tuple[bytes, int]]) -> None:
+        """See `interface.Ledger.end_unrenewed`."""
+        await self.apply(key, [ExpireReservations(0, tuple(unrenewed))])
+
     async def end_all_reservations(self) -> int:
         """See `interface.Ledger.end_all_reservations`."""
         return await self._end_leased(_FAR_FUTURE, EndReservations())
@@ -176,6 +200,28 @@ class SqliteLedger:
         """See `interface.Ledger.faults`."""
         return await self._connection.run(sql.faults)
 
+    async def identity(self) -> BooksId:
+        """See `interface.Ledger.identity`."""
+        ledger_id, is_marked = await self._connection.run(sql.select_identity)
+        return BooksId(ledger_id, self._connection.path, is_marked)
+
+    async def guard(self, marker: Marker) -> Soundness:
+        """See `interface.Ledger.guard`.
+
+        The file is opened once, so it is held against the marker once. One that is put in its
+        place later ends the process (`channel.ledger.sqlite_connection`).
+        """
+        await self._connection.run_transaction(sql.mark)
+        marks = marker.marks()
+        states = await asyncio.gather(*[self.load(mark.key) for mark in marks])
+        self._fault = find_loss(marks, {state.key: state for state in states if state is not None})
+        self._marker = marker
+        return await self.look()
+
+    async def look(self) -> Soundness:
+        """See `interface.Ledger.look`."""
+        return Soundness(self._fault or await self._connection.run(loss_of_durability))
+
     async def close(self) -> None:
         """See `interface.Ledger.close`."""
         await self._commits.close()
@@ -188,9 +234,13 @@ class SqliteLedger:
 
     def _commit(self, jobs: list[Job]) -> Sequence[Applied | Exception]:
         """Commit a batch, in the connection's thread."""
+        if self._fault is not None:
+            raise LedgerUnavailableError(self._fault)
         began = time.monotonic()
         results, changed = self._connection.work(self._books.write_batch, jobs)
         self._looked_at = began
+        if self._marker is not None:
+            self._marker.note(changed.values())
         if len(self._watchers):  # who begins to watch after this finds the change already
             self._loop.call_soon_threadsafe(self._watchers.wake, changed)
         return results
@@ -205,11 +255,14 @@ class SqliteLedger:
     async def _end_leased(self, until: int, command: Command) -> int:
         ended = 0
         while True:
-            keys = await self._connection.run(sql.leased, until, CHANNELS_PER_PAGE_MAX)
+            keys = await self._leased(until)
             await asyncio.gather(*[self.apply(key, [command]) for key in keys])
             ended += len(keys)
             if len(keys) < CHANNELS_PER_PAGE_MAX:
                 return ended
+
+    async def _leased(self, until: int) -> list[ChannelKey]:
+        return await self._connection.run(sql.leased, until, CHANNELS_PER_PAGE_MAX)
 
     async def _poll_for_others(self) -> None:
         """While anybody waits, look for commits of other processes: SQLite does not tell."""

@@ -48,11 +48,13 @@ __all__ = [
     "list_channels",
     "list_foreign",
     "list_owed_closes",
+    "mark",
+    "select_identity",
 ]
 
 _SQL: Final = load_queries("sqlite")
 
-Written = tuple[list[Applied | Exception], Iterable[ChannelKey]]
+Written = tuple[list[Applied | Exception], dict[ChannelKey, ChannelState]]
 
 
 class SqliteBooks:
@@ -233,6 +235,17 @@ def list_foreign(connection: sqlite3.Connection, limit: int) -> list[ChannelStat
     """Return channels that were settled or closed on chain, and not by these books."""
     rows = connection.execute(_SQL["select_foreign"], (limit,)).fetchall()
     return [channel_from_row(row)[1] for row in rows]
+
+
+def select_identity(connection: sqlite3.Connection) -> tuple[str, bool]:
+    """Return which ledger this is, and whether there was ever a marker of it outside."""
+    ledger_id, is_marked = connection.execute(_SQL["select_identity"]).fetchone()
+    return str(ledger_id), bool(is_marked)
+
+
+def mark(connection: sqlite3.Connection) -> None:
+    """Write down that there is a marker of this ledger outside."""
+    connection.execute(_SQL["update_marked"])
 
 
 def faults(connection: sqlite3.Connection) -> list[str]:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Concatenate, Final, ParamSpec, TypeVar
+from urllib.parse import quote
 
 import aiosqlite
 
@@ -28,6 +29,7 @@ __all__ = [
     "ProcessLock",
     "SqliteConnection",
     "connect",
+    "loss_of_durability",
     "require_schema",
     "split_statements",
     "transaction",
@@ -37,7 +39,7 @@ __all__ = [
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_SCHEMA: Final = load_schema("ledger", "sqlite")
+_SCHEMA: Final = load_schema("ledger", "sqlite", reads_from=4)
 
 _FATAL: Final = {
     sqlite3.SQLITE_IOERR_FSYNC,
@@ -56,9 +58,10 @@ class SqliteConnection(aiosqlite.Connection):
     batch is one function that runs over there, not one call for each of its statements.
     """
 
-    def __init__(self, path: Path) -> None:
-        """`await` it to open the file, which is created if need be."""
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+        """`await` it to open the file, which is created if need be, but not to only read."""
         self._path = str(path)
+        self._read_only = read_only
         self._identity: tuple[int, int] | None = None
         super().__init__(self._open, iter_chunk_size=64)
         # One that nothing closed must not keep the process from ending (O-99); what was
@@ -66,17 +69,36 @@ class SqliteConnection(aiosqlite.Connection):
         self._thread.daemon = True
 
     def _open(self) -> sqlite3.Connection:
-        _create(self._path)
+        if not self._read_only:
+            _create(self._path)
         self._path = os.path.realpath(self._path)
+        if os.stat(self._path).st_nlink > 1:  # noqa: PTH116 - see `_identity`
+            raise sqlite3.OperationalError(
+                "it has a second name (a hard link), and SQLite keeps a log for each: remove one"
+            )
         self._require_sound()
-        return sqlite3.connect(self._path, timeout=LEDGER_BUSY_S, isolation_level=None)
+        name = f"file:{quote(self._path)}?mode={'ro' if self._read_only else 'rw'}"
+        return sqlite3.connect(name, uri=True, timeout=LEDGER_BUSY_S, isolation_level=None)
+
+    @property
+    def path(self) -> str:
+        """The file's real path."""
+        return self._path
+
+    @property
+    def read_only(self) -> bool:
+        """Whether nothing is ever written by it."""
+        return self._read_only
 
     async def prepare(self) -> None:
         """Make commits durable, and the tables ours; what SQLite refuses comes as it is."""
         await self._execute(self._prepare)  # type: ignore[no-untyped-call]
 
     def _prepare(self) -> None:
-        _prepare(self._conn)
+        if self._read_only:
+            require_schema(self._conn, _SCHEMA, read_only=True)
+        else:
+            _prepare(self._conn)
         self._identity = _identity(self._path)  # now that it is open
 
     async def ended(self) -> None:
@@ -170,14 +192,16 @@ def _is_fatal(error: Exception) -> bool:
     return code in _FATAL or (code & 0xFF) == sqlite3.SQLITE_CORRUPT
 
 
-async def connect(path: Path) -> SqliteConnection:
+async def connect(path: Path, *, read_only: bool = False) -> SqliteConnection:
     """Open a database, creating it if need be, and bring its schema to our version.
+
+    To only read, nothing is made and nothing changed.
 
     Raises:
         ConfigError: It cannot be opened, made durable, or is from a newer version of ours.
         StorageFailedError: It failed this process before.
     """
-    connection = SqliteConnection(path)
+    connection = SqliteConnection(path, read_only=read_only)
     try:
         await connection
     except sqlite3.Error as error:
@@ -224,10 +248,22 @@ def _prepare(connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")
     connection.execute("PRAGMA cache_size = -65536")  # KiB
-    synchronous = connection.execute("PRAGMA synchronous").fetchone()[0]
-    if mode != "wal" or synchronous != 2:  # noqa: PLR2004 - SQLite's number for FULL
-        raise ConfigError("SQLite does not do write-ahead logging with full sync on this file")
+    fault = loss_of_durability(connection)
+    if mode != "wal" or fault is not None:
+        raise ConfigError(fault or f"SQLite keeps its journal as {mode}, not as wal, on this file")
     require_schema(connection, _SCHEMA)
+
+
+def loss_of_durability(connection: sqlite3.Connection) -> str | None:
+    """Return why a commit on this connection may be lost at this moment, or None."""
+    mode = connection.execute("PRAGMA journal_mode").fetchone()[0]
+    synchronous = connection.execute("PRAGMA synchronous").fetchone()[0]
+    if mode == "wal" and synchronous == 2:  # noqa: PLR2004 - SQLite's number for FULL
+        return None
+    return (
+        f"SQLite runs with journal_mode = {mode}, synchronous = {synchronous}, not wal and 2: an "
+        "accepted voucher may be lost"
+    )
 
 
 def write_log_anew(connection: sqlite3.Connection) -> None:
@@ -240,12 +276,20 @@ def write_log_anew(connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
 
 
-def require_schema(connection: sqlite3.Connection, schema: Schema) -> None:
+def require_schema(
+    connection: sqlite3.Connection, schema: Schema, *, read_only: bool = False
+) -> None:
     """Run the migrations that are missing, each in its own transaction.
 
+    To only read, none is run: another version may be at work in the tables.
+
     Raises:
-        ConfigError: The tables were written by a newer version.
+        ConfigError: The tables were written by a newer version, or are to be read only, and are
+            too old to be read.
     """
+    if read_only:
+        schema.require_readable(_version_found(connection, schema))
+        return
     for version, script in schema.migrations.items():
         with transaction(connection):
             if _schema_version(connection, schema) < version:
@@ -275,6 +319,16 @@ def _schema_version(connection: sqlite3.Connection, schema: Schema) -> int:
         return 0
     schema.require_known(row[0])
     return int(row[0])
+
+
+def _version_found(connection: sqlite3.Connection, schema: Schema) -> int | None:
+    try:
+        row = connection.execute(schema.select_version).fetchone()
+    except sqlite3.OperationalError as error:
+        if "no such table" in str(error):
+            return None
+        raise
+    return None if row is None else int(row[0])
 
 
 def split_statements(script: str) -> list[str]:

@@ -13,13 +13,19 @@ __all__ = ["open_ledger", "sqlite_path"]
 
 
 async def open_ledger(
-    url: str, *, exclusive: bool, channels_cached_max: int = CHANNELS_CACHED_MAX
+    url: str,
+    *,
+    exclusive: bool,
+    read_only: bool = False,
+    channels_cached_max: int = CHANNELS_CACHED_MAX,
 ) -> Ledger:
     """Open the ledger a URL names.
 
     `sqlite:///relative/path`, `sqlite:////absolute/path` or `postgresql://...`. `exclusive` is
     for the gateway: on SQLite it takes the file for itself among gateways. On PostgreSQL any
-    number of gateways may open it. `channels_cached_max` states are kept in memory: 1 kB each.
+    number of gateways may open it. `read_only` is for what asks and changes nothing: it makes no
+    file and no table, and leaves those of an older version as they are.
+    `channels_cached_max` states are kept in memory: 1 kB each.
 
     Raises:
         ConfigError: No such kind of ledger; or one in memory, which a restart would empty of
@@ -29,11 +35,17 @@ async def open_ledger(
     parts = urlsplit(url)
     if parts.scheme == "sqlite":
         return await SqliteLedger.open(
-            sqlite_path(url), exclusive=exclusive, channels_cached_max=channels_cached_max
+            sqlite_path(url),
+            exclusive=exclusive,
+            read_only=read_only,
+            channels_cached_max=channels_cached_max,
         )
     if parts.scheme in {"postgresql", "postgres"}:
         return await PostgresLedger.open(
-            url, exclusive=exclusive, channels_cached_max=channels_cached_max
+            url,
+            exclusive=exclusive,
+            read_only=read_only,
+            channels_cached_max=channels_cached_max,
         )
     raise ConfigError(f"a ledger's URL begins with sqlite:/// or postgresql://, not {parts.scheme}")
 

@@ -104,6 +104,8 @@ class ExpireReservations(msgspec.Struct, frozen=True, gc=False):
     """End each reservation whose owner let its lease run out."""
 
     now: int
+    unrenewed: tuple[tuple[bytes, int], ...] = ()
+    """Ids, and the leases they have had for longer than a lease lasts, whatever clocks say."""
 
 
 class EndReservations(msgspec.Struct, frozen=True, gc=False):

@@ -271,7 +271,12 @@ def _release(state: ChannelState, command: c.Release) -> ChannelState:
 
 
 def _expire_reservations(state: ChannelState, command: c.ExpireReservations) -> ChannelState:
-    expired = [held for held in state.reservations if held.lease_expires_at <= command.now]
+    expired = [
+        held
+        for held in state.reservations
+        if held.lease_expires_at <= command.now
+        or (held.reservation_id, held.lease_expires_at) in command.unrenewed
+    ]
     return _end(state, expired)
 
 

@@ -49,7 +49,7 @@ def command(
 
 
 async def _read(url: str, *, open_only: bool) -> list[ChannelState]:
-    ledger = await open_ledger(url, exclusive=False)
+    ledger = await open_ledger(url, exclusive=False, read_only=True)
     try:
         return await _read_all(ledger, open_only=open_only)
     finally:

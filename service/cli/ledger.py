@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, Final, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Final, TypeVar
 
 import typer
 from rich.text import Text
@@ -16,10 +16,13 @@ from channel.ledger.interface import Ledger
 from channel.ledger.url import open_ledger
 from channel.state.channel_state import ChannelState
 from service.cli.output import OUT, REPORT, print_json
-from service.config import load_values
+from service.config import load_values, load_watch_config
 from service.errors import CommandError
 
-__all__ = ["APP", "NAME", "check", "export", "find_ledger", "import_", "repair"]
+if TYPE_CHECKING:
+    from service.settings import WatchConfig
+
+__all__ = ["APP", "NAME", "adopt", "check", "export", "find_ledger", "import_", "repair"]
 
 NAME: Final = "ledger"
 APP: Final = typer.Typer(
@@ -65,7 +68,7 @@ def check(*, config: Config = None, ledger: Url = None, as_json: AsJson = False)
     mpp-session ledger check --config gateway.toml
     mpp-session ledger check --ledger postgresql://db/payments --json
     """  # noqa: D301 -- \b keeps the examples' lines apart
-    faults, stopped = _run(find_ledger(config, ledger), _check)
+    faults, stopped = _run(find_ledger(config, ledger), _check, read_only=True)
     rows = [_stopped_row(state) for state in stopped]
     if as_json:
         print_json({"faults": faults, "stopped": rows})
@@ -128,6 +131,64 @@ def repair(
 
 
 @APP.command()
+def adopt(
+    *,
+    config: Config = None,
+    devnet: Annotated[
+        Path | None, typer.Option(help="Of a gateway that was started with --devnet.")
+    ] = None,
+    nothing_lost: Annotated[
+        bool,
+        typer.Option(
+            help="Close no channel: nothing was bought, here or by another ledger of the payee, "
+            "that these books lack."
+        ),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make this the payee's ledger, after a restore, a failover, or a move.
+
+    A gateway refuses a ledger that is another than the one its payee had, that lacks what this
+    machine knows was acknowledged, or of which this machine knows nothing. If it is right all the
+    same, say so here, with no gateway running. Every open channel is then closed by the settler
+    at what the books know: what they lack would buy again, and payers open new channels. With
+    --nothing-lost the channels go on; that is right after a move of the ledger, or of an export
+    with all its channels, and loses money after a restore.
+
+    \b
+    mpp-session ledger adopt --config gateway.toml
+    mpp-session ledger adopt --config gateway.toml --nothing-lost
+    """  # noqa: D301 -- \b keeps the examples' lines apart
+    from service.cli.status import devnet_defaults  # noqa: PLC0415 -- slow to import
+
+    settings, payee, _ = load_watch_config(
+        config, defaults=devnet_defaults(devnet) if devnet is not None else None
+    )
+    find_ledger(None, settings.ledger.url)
+    before, closing = asyncio.run(_adopt(settings, payee, closes=not nothing_lost))
+    if as_json:
+        print_json({"before": before, "closing": closing})
+        return
+    OUT.print(Text(f"the ledger of {payee} is {settings.ledger.url}"))
+    if before:
+        OUT.print(Text(f"it was {before}"))
+    OUT.print(Text(f"{closing} channels are being closed"))
+
+
+async def _adopt(settings: "WatchConfig", payee: str, *, closes: bool) -> tuple[str, int]:
+    from service.chain_watch import connect_escrow  # noqa: PLC0415 -- slow to import
+    from service.one_ledger import adopt_ledger  # noqa: PLC0415
+    from service.settings import parse_address  # noqa: PLC0415
+
+    books = await open_ledger(settings.ledger.url, exclusive=False)
+    try:
+        async with connect_escrow(settings.chain) as reader:
+            return await adopt_ledger(settings, books, reader, parse_address(payee), closes=closes)
+    finally:
+        await books.close()
+
+
+@APP.command()
 def export(
     *,
     output: Annotated[
@@ -148,14 +209,14 @@ def export(
     """  # noqa: D301 -- \b keeps the examples' lines apart
     url = find_ledger(config, ledger)
     if output is None:
-        _run(url, lambda books: _export(books, sys.stdout.buffer))
+        _run(url, lambda books: _export(books, sys.stdout.buffer), read_only=True)
         return
     try:
         fd = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except OSError as error:
         raise CommandError(f"{output} cannot be written: {error.strerror}") from None
     with os.fdopen(fd, "wb") as file:
-        count = _run(url, lambda books: _export(books, file))
+        count = _run(url, lambda books: _export(books, file), read_only=True)
         file.flush()
         os.fsync(file.fileno())
     _report(count, "exported", as_json=as_json)
@@ -190,9 +251,11 @@ def import_(
     _report(count, "read", as_json=as_json)
 
 
-def _run(url: str, work: Callable[[Ledger], Awaitable[_Answer]]) -> _Answer:
+def _run(
+    url: str, work: Callable[[Ledger], Awaitable[_Answer]], *, read_only: bool = False
+) -> _Answer:
     async def run() -> _Answer:
-        books = await open_ledger(url, exclusive=False)
+        books = await open_ledger(url, exclusive=False, read_only=read_only)
         try:
             return await work(books)
         finally:

@@ -33,6 +33,15 @@ class Ledger(Section, frozen=True):
             "`postgresql://...` for several. Never in memory."
         ),
     ]
+    state_dir: Annotated[
+        str | None,
+        Meta(
+            description="Directory of this machine, outside the database and its backups, in which "
+            "the gateway keeps which ledger the payee has and what it has acknowledged: by that an "
+            "old copy is known. In a container a volume. Unset: `mpp-session` in "
+            "`$XDG_STATE_HOME`, in root's `/var/lib`, or in `~/.local/state`."
+        ),
+    ] = None
     channels_cached: Annotated[
         int,
         Meta(

@@ -22,6 +22,7 @@ from channel.limits import SECRET_BYTES_MIN
 from channel.state.channel_state import ChannelState
 from channel.types import Address
 from channel.verify.challenge_id import ChallengeBinder
+from service.one_ledger import lock_payee, payee_name
 from service.testing.chain import TestChain
 from service.testing.sponsoring import PaidGas, pay_gas
 from settlement.escrow import EscrowReader
@@ -107,6 +108,9 @@ class TestProvider:
         self._ledger = await SqliteLedger.open(self._directory / "ledger.db", exclusive=True)
         self._open.push_async_callback(self._ledger.close)
         signer = self._chain.signer("payee")
+        books = await self._ledger.identity()
+        name = await payee_name(self._reader, signer.address)
+        await self._open.enter_async_context(lock_payee(name, books, is_shared=False))
         paid: PaidGas | None = None
         if self._pays_gas:
             paying = pay_gas(self._reader, signer, values.token, self._directory)

@@ -17,6 +17,7 @@ from settlement.tx_state import Event, Intent, JournalTx
 
 __all__ = [
     "DISTRUSTED_MAX",
+    "LEASE_S_MAX",
     "PRUNED_AT_ONCE",
     "SENT_MAX",
     "Journal",
@@ -31,6 +32,8 @@ PRUNED_AT_ONCE: Final = 500
 SENT_MAX: Final = 2000
 DISTRUSTED_MAX: Final = 100_000
 """Signers and payers that are remembered at once: each cost its owner a channel."""
+LEASE_S_MAX: Final = 600.0
+"""Beyond which no lease runs: one that says so was written before a clock went back."""
 
 
 class Journal(Protocol):
@@ -112,6 +115,9 @@ class SettlerJournal(Journal, Refusals, Protocol):
 
     async def take_lease(self, holder: str, *, ttl_s: float) -> int | None:
         """Take the key's lease if it is free or ran out; return its fence, or None.
+
+        One that ends later than `ttl_s` from now was written before a clock went back, and holds
+        for nothing. Two settlers by mistake are kept apart by the fence.
 
         From then on this object writes under that fence, which is above every earlier one.
         """

@@ -12,7 +12,14 @@ from channel.ledger import postgres_connection as pg
 from channel.ledger.queries import load_queries, load_schema
 from channel.types import Address, ChannelKey, TxHash
 from settlement.errors import LeaseLostError, NonceTakenError
-from settlement.journal.interface import DISTRUSTED_MAX, PRUNED_AT_ONCE, SENT_MAX, Look, Quarantined
+from settlement.journal.interface import (
+    DISTRUSTED_MAX,
+    LEASE_S_MAX,
+    PRUNED_AT_ONCE,
+    SENT_MAX,
+    Look,
+    Quarantined,
+)
 from settlement.journal.rows import (
     intent_values,
     quarantined_from_row,
@@ -37,24 +44,29 @@ class PostgresJournal:
 
     is_durable = True
 
-    def __init__(self, dsn: str, chain_id: int, account: Address) -> None:
-        self._database = pg.OneConnection(dsn, "journal")
+    def __init__(
+        self, dsn: str, chain_id: int, account: Address, *, read_only: bool = False
+    ) -> None:
+        self._database = pg.OneConnection(dsn, "journal", read_only=read_only)
         self._lane = (chain_id, account)
         self._fence: int | None = None
 
     @classmethod
-    async def open(cls, dsn: str, *, chain_id: int, account: Address) -> "PostgresJournal":
+    async def open(
+        cls, dsn: str, *, chain_id: int, account: Address, read_only: bool = False
+    ) -> "PostgresJournal":
         """Open the journal of one key on one chain.
 
         Raises:
             ConfigError: The server does not make commits durable, or a newer version wrote it.
             LedgerUnavailableError: The server does not answer.
         """
-        journal = cls(dsn, chain_id, account)
+        journal = cls(dsn, chain_id, account, read_only=read_only)
         try:
             async with journal._database.use() as connection:
-                await pg.require_durable(connection)
-                await pg.require_schema(connection, _SCHEMA)
+                if not read_only:
+                    await pg.require_durable(connection)
+                await pg.require_schema(connection, _SCHEMA, read_only=read_only)
         except BaseException:
             await journal.close()
             raise
@@ -145,7 +157,9 @@ class PostgresJournal:
     async def lease_holder(self) -> str | None:
         """See `interface.SettlerJournal.lease_holder`."""
         async with self._database.use() as connection:
-            holder: str | None = await connection.fetchval(_SQL["select_holder"], *self._lane)
+            holder: str | None = await connection.fetchval(
+                _SQL["select_holder"], *self._lane, LEASE_S_MAX
+            )
             return holder
 
     async def quarantined(self) -> list[Quarantined]:

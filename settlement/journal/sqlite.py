@@ -19,7 +19,14 @@ from channel.ledger.sqlite_connection import (
 )
 from channel.types import Address, ChannelKey, TxHash
 from settlement.errors import LeaseLostError, NonceTakenError
-from settlement.journal.interface import DISTRUSTED_MAX, PRUNED_AT_ONCE, SENT_MAX, Look, Quarantined
+from settlement.journal.interface import (
+    DISTRUSTED_MAX,
+    LEASE_S_MAX,
+    PRUNED_AT_ONCE,
+    SENT_MAX,
+    Look,
+    Quarantined,
+)
 from settlement.journal.rows import (
     intent_values,
     quarantined_from_row,
@@ -57,15 +64,17 @@ class SqliteJournal:
         self._lock: ProcessLock | None = None
 
     @classmethod
-    async def open(cls, path: Path, *, chain_id: int, account: Address) -> "SqliteJournal":
+    async def open(
+        cls, path: Path, *, chain_id: int, account: Address, read_only: bool = False
+    ) -> "SqliteJournal":
         """Open the journal of one key on one chain.
 
         Raises:
             ConfigError: The file cannot be opened or made durable, or is from a newer version.
         """
-        connection = await connect(path)
+        connection = await connect(path, read_only=read_only)
         try:
-            await connection.run(require_schema, _SCHEMA)
+            await connection.run(require_schema, _SCHEMA, read_only=read_only)
         except BaseException:
             await connection.close()
             raise
@@ -136,7 +145,9 @@ class SqliteJournal:
     async def lease_holder(self) -> str | None:
         """See `interface.SettlerJournal.lease_holder`."""
         row = await self._connection.run(self._lease)
-        return None if row is None or row[2] <= time.time() else str(row[1])
+        if row is None or not 0 < row[2] - time.time() <= LEASE_S_MAX:
+            return None
+        return str(row[1])
 
     async def quarantined(self) -> list[Quarantined]:
         """See `interface.SettlerJournal.quarantined`."""
@@ -273,7 +284,8 @@ class SqliteJournal:
         self, db: sqlite3.Connection, holder: str, ttl_s: float, *, has_lock: bool
     ) -> int | None:
         now, lease = time.time(), self._lease(db)
-        if lease is not None and lease[2] > now:
+        # One that ends later than its length from now was written before the clock went back.
+        if lease is not None and now < lease[2] <= now + ttl_s:
             is_dead = has_lock and lease[3]
             if not is_dead:
                 return None

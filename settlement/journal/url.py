@@ -9,7 +9,9 @@ from settlement.journal.sqlite import SqliteJournal
 __all__ = ["open_journal"]
 
 
-async def open_journal(url: str, *, chain_id: int, account: Address) -> SettlerJournal:
+async def open_journal(
+    url: str, *, chain_id: int, account: Address, read_only: bool = False
+) -> SettlerJournal:
     """Open the journal of one key on one chain, in the database a ledger's URL names.
 
     Raises:
@@ -17,5 +19,7 @@ async def open_journal(url: str, *, chain_id: int, account: Address) -> SettlerJ
         LedgerUnavailableError: The database does not answer.
     """
     if url.startswith("sqlite:"):
-        return await SqliteJournal.open(sqlite_path(url), chain_id=chain_id, account=account)
-    return await PostgresJournal.open(url, chain_id=chain_id, account=account)
+        return await SqliteJournal.open(
+            sqlite_path(url), chain_id=chain_id, account=account, read_only=read_only
+        )
+    return await PostgresJournal.open(url, chain_id=chain_id, account=account, read_only=read_only)

@@ -22,23 +22,26 @@ _PLACE_LOCK: Final = crc32(b"mpp-session deposit orders")
 class PostgresOrders:
     """See `interface.DepositOrders`. Make one with `open`. One connection, opened when needed."""
 
-    def __init__(self, dsn: str, place: tuple[int, Address]) -> None:
-        self._database = pg.OneConnection(dsn, "list of deposit orders")
+    def __init__(self, dsn: str, place: tuple[int, Address], *, read_only: bool = False) -> None:
+        self._database = pg.OneConnection(dsn, "list of deposit orders", read_only=read_only)
         self._place = place
 
     @classmethod
-    async def open(cls, dsn: str, *, chain_id: int, escrow: Address) -> "PostgresOrders":
+    async def open(
+        cls, dsn: str, *, chain_id: int, escrow: Address, read_only: bool = False
+    ) -> "PostgresOrders":
         """Open the orders of one escrow.
 
         Raises:
             ConfigError: The server does not make commits durable, or a newer version wrote it.
             LedgerUnavailableError: The server does not answer.
         """
-        orders = cls(dsn, (chain_id, escrow))
+        orders = cls(dsn, (chain_id, escrow), read_only=read_only)
         try:
             async with orders._database.use() as connection:
-                await pg.require_durable(connection)
-                await pg.require_schema(connection, _SCHEMA)
+                if not read_only:
+                    await pg.require_durable(connection)
+                await pg.require_schema(connection, _SCHEMA, read_only=read_only)
         except BaseException:
             await orders.close()
             raise

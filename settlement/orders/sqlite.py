@@ -26,15 +26,17 @@ class SqliteOrders:
         self._place = place
 
     @classmethod
-    async def open(cls, path: Path, *, chain_id: int, escrow: Address) -> "SqliteOrders":
+    async def open(
+        cls, path: Path, *, chain_id: int, escrow: Address, read_only: bool = False
+    ) -> "SqliteOrders":
         """Open the orders of one escrow.
 
         Raises:
             ConfigError: The file cannot be opened or made durable, or is from a newer version.
         """
-        connection = await connect(path)
+        connection = await connect(path, read_only=read_only)
         try:
-            await connection.run(require_schema, _SCHEMA)
+            await connection.run(require_schema, _SCHEMA, read_only=read_only)
         except BaseException:
             await connection.close()
             raise

@@ -9,7 +9,9 @@ from settlement.orders.sqlite import SqliteOrders
 __all__ = ["open_orders"]
 
 
-async def open_orders(url: str, *, chain_id: int, escrow: Address) -> DepositOrders:
+async def open_orders(
+    url: str, *, chain_id: int, escrow: Address, read_only: bool = False
+) -> DepositOrders:
     """Open the deposit orders of one escrow, in the database a ledger's URL names.
 
     Raises:
@@ -17,5 +19,7 @@ async def open_orders(url: str, *, chain_id: int, escrow: Address) -> DepositOrd
         LedgerUnavailableError: The database does not answer.
     """
     if url.startswith("sqlite:"):
-        return await SqliteOrders.open(sqlite_path(url), chain_id=chain_id, escrow=escrow)
-    return await PostgresOrders.open(url, chain_id=chain_id, escrow=escrow)
+        return await SqliteOrders.open(
+            sqlite_path(url), chain_id=chain_id, escrow=escrow, read_only=read_only
+        )
+    return await PostgresOrders.open(url, chain_id=chain_id, escrow=escrow, read_only=read_only)

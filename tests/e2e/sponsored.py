@@ -221,12 +221,12 @@ async def sponsor_deposits(
     capabilities = await probe(reader, chain.values.token)
     payee = chain.account("payee").address
     url = database or f"sqlite:///{path / 'ledger.sqlite'}"
-    place = {"chain_id": chain.values.chain_id}
+    chain_id = chain.values.chain_id
     async with AsyncExitStack() as open_:
-        journal = await open_journal(url, account=payee, **place)
+        journal = await open_journal(url, account=payee, chain_id=chain_id)
         open_.push_async_callback(journal.close)
         await journal.take_lease("this test", ttl_s=600)
-        orders = await open_orders(url, escrow=reader.escrow, **place)
+        orders = await open_orders(url, escrow=reader.escrow, chain_id=chain_id)
         open_.push_async_callback(orders.close)
         confirmations = changes.get("confirmations", 1)
         sender = TxManager(

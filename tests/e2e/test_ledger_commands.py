@@ -21,6 +21,7 @@ from tests.e2e.customers import Customer
 from tests.e2e.gateways import PRICE, GatewayProcess, free_port, gateway_command, gateway_variables
 from tests.e2e.warm import Forge
 from tests.service.model_server import model_server
+from tests.waiting import until
 
 COST = 3 * PRICE
 """Of the model server's answer: three words."""
@@ -88,6 +89,10 @@ async def test_books_from_an_old_backup_stop_the_channel_until_they_are_repaired
             assert await gateway.end(signal.SIGTERM) == 0
             restore(copy, path)
             assert await commands.as_json("check") == (0, {"faults": [], "stopped": []})
+            adopted = forge.start(
+                ["ledger", "adopt", "--nothing-lost"], variables, tmp_path / "adopted"
+            )
+            assert await adopted.wait() == 0
             await gateway.start()
             served = len(model.seen)
             refused = await customer.buy(gateway.url, 800)
@@ -118,6 +123,50 @@ async def test_books_from_an_old_backup_stop_the_channel_until_they_are_repaired
         fact = await reader.read_channel(customer.payer.key.channel_id)
         assert fact is not None
         assert (fact.settled, fact.is_finalized) == (600 + COST, True)
+
+
+async def test_yesterdays_books_sell_nothing_again(
+    devnet: TestChain, chain: Devnet, tmp_path: Path, forge: Forge
+) -> None:
+    """O-06: nothing was settled since the backup; the same vouchers buy nothing, before and after.
+
+    Killed at once, so that what the marker knows is what it knew at the last answer.
+    """
+    path, copy = tmp_path / "ledger.db", tmp_path / "copy.db"
+    async with model_server() as model, httpx.AsyncClient(timeout=30, trust_env=False) as client:
+        variables = gateway_variables(devnet.values, model.url, path, free_port(), step_units=8)
+        alone = variables | {"MPP_SESSION_SETTLEMENT_START": "false"}  # no settler outlives it
+        gateway = GatewayProcess(gateway_command(), alone, tmp_path / "log", forge=forge)
+        customer = Customer(chain, client)
+        async with gateway.running():
+            await customer.open(gateway.url, 10**6)
+            assert (await customer.buy(gateway.url, 200)).status_code == 200
+            back_up(path, copy)
+            assert (await customer.buy(gateway.url, 400)).status_code == 200
+            await gateway.end(signal.SIGKILL)
+        restore(copy, path)
+        refused = forge.start(["gateway"], alone, tmp_path / "refused")
+        await until(lambda: refused.returncode is not None)
+        said = (tmp_path / "refused").read_text()
+        assert refused.returncode == 2, said
+        assert "lacks what it has acknowledged" in said
+        assert "mpp-session ledger adopt" in said
+        adopted = forge.start(["ledger", "adopt", "--json"], alone, tmp_path / "adopted")
+        assert await adopted.wait() == 0, (tmp_path / "adopted").read_text()
+        assert json.loads((tmp_path / "adopted").read_text())["closing"] == 1
+        gateway = GatewayProcess(gateway_command(), variables, tmp_path / "log", forge=forge)
+        async with gateway.running():
+            served = len(model.seen)
+            for amount in (400, 600):
+                assert (await customer.buy(gateway.url, amount)).status_code == 410
+            assert len(model.seen) == served
+            reader = EscrowReader(chain.rpc, devnet.values.escrow)
+            await until(lambda: is_closed(reader, customer))
+
+
+async def is_closed(reader: EscrowReader, customer: Customer) -> bool:
+    fact = await reader.read_channel(customer.payer.key.channel_id)
+    return fact is not None and fact.is_finalized
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

@@ -229,11 +229,14 @@ async def test_workers_that_share_channels_lose_no_unit(workers: list[PostgresLe
         assert (await workers[1].apply(key, [])).state.spent == 40
 
 
-@pytest.mark.parametrize("setting", ["synchronous_commit"])
-async def test_a_server_that_acknowledges_early_is_refused(postgres_url: str, setting: str) -> None:
-    """Decision 3."""
-    with pytest.raises(ConfigError, match=setting):
-        await PostgresLedger.open(f"{postgres_url}&{setting}=off", exclusive=True)
+@pytest.mark.parametrize("value", ["off", "local", "remote_write"])
+async def test_a_session_waits_for_the_disk_whatever_its_url_says(
+    postgres_url: str, value: str
+) -> None:
+    """Decision 3, O-87: what a session may set for itself, ours sets."""
+    connection = await postgres_connection.connect(f"{postgres_url}&synchronous_commit={value}")
+    assert await connection.fetchval("SHOW synchronous_commit") == "on"
+    await connection.close()
 
 
 async def test_a_newer_schema_is_refused(postgres_url: str, admin: asyncpg.Connection) -> None:

@@ -231,3 +231,45 @@ SELECT channel.chain_id, channel.escrow, channel.channel_id, channel.revision
 -- select_time --
 -- What time it is for all workers alike.
 SELECT extract(epoch FROM clock_timestamp())::float8
+
+-- select_identity --
+-- Which ledger this is, and where: a database and schema of a cluster.
+SELECT ledger_id, is_marked,
+       (SELECT oid FROM pg_database WHERE datname = current_database())::text
+       || '/' || current_schema(),
+       EXISTS (SELECT 1 FROM pg_locks
+                WHERE locktype = 'advisory' AND granted AND classid = $1 AND objid = $2
+                  AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))
+  FROM ledger_identity
+
+-- update_marked --
+-- A marker of it was written outside.
+UPDATE ledger_identity SET is_marked = true
+
+-- select_settings --
+-- What decides whether a commit is on disk, in this session at this moment.
+SELECT current_setting('synchronous_commit'), current_setting('fsync'),
+       current_setting('full_page_writes'), current_setting('data_sync_retry')
+
+-- require_synchronous --
+-- Wait for the disk in this session, whatever the role or the database has set.
+SELECT set_config('synchronous_commit', 'on', false)
+ WHERE current_setting('synchronous_commit') NOT IN ('on', 'remote_apply')
+
+-- select_position --
+-- How far this cluster has written to disk: system, timeline, bytes of its log.
+SELECT system_identifier,
+       ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::bigint,
+       pg_wal_lsn_diff(pg_current_wal_flush_lsn(), '0/0')::bigint
+  FROM pg_control_system()
+
+-- count_standbys --
+-- Standbys that are connected, those whose state we may not see included; and the synchronous.
+SELECT count(*) FILTER (WHERE state IS DISTINCT FROM 'backup'),
+       count(*) FILTER (WHERE sync_state IN ('sync', 'quorum')),
+       current_setting('synchronous_standby_names') <> ''
+  FROM pg_stat_replication
+
+-- show --
+-- Let others see that a gateway serves by this database, until this session ends.
+SELECT pg_advisory_lock_shared($1, $2)

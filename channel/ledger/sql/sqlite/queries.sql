@@ -182,3 +182,11 @@ SELECT channel.chain_id, channel.escrow, channel.channel_id
 -- insert_proof --
 -- Take a transaction's log as evidence, once for ever.
 INSERT INTO consumed_proof (chain_id, tx_hash, log_index, channel) VALUES (?, ?, ?, ?)
+
+-- select_identity --
+-- Which ledger this is.
+SELECT ledger_id, is_marked FROM ledger_identity
+
+-- update_marked --
+-- A marker of it was written outside.
+UPDATE ledger_identity SET is_marked = 1

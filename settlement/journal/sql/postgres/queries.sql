@@ -117,13 +117,15 @@ DELETE FROM channel_quarantine WHERE chain_id = $1 AND escrow = $2 AND channel_i
 SELECT fence FROM settler_lease WHERE chain_id = $1 AND account = $2 FOR SHARE
 
 -- take_lease --
--- Take the key if nobody has it, or its lease ran out by the server's clock.
+-- Take the key if nobody has it, or its lease ran out by the server's clock. One that ends later
+-- than its length from now was written before that clock went back: it would not run out.
 INSERT INTO settler_lease (chain_id, account, fence, holder, expires_at)
 VALUES ($1, $2, 1, $3, extract(epoch FROM clock_timestamp()) + $4)
     ON CONFLICT (chain_id, account) DO UPDATE
    SET fence = settler_lease.fence + 1, holder = excluded.holder,
        expires_at = excluded.expires_at
  WHERE settler_lease.expires_at <= extract(epoch FROM clock_timestamp())
+    OR settler_lease.expires_at > extract(epoch FROM clock_timestamp()) + $4
 RETURNING fence
 
 -- renew_lease --
@@ -137,6 +139,7 @@ RETURNING fence
 SELECT holder FROM settler_lease
  WHERE chain_id = $1 AND account = $2
    AND expires_at > extract(epoch FROM clock_timestamp())
+   AND expires_at <= extract(epoch FROM clock_timestamp()) + $3
 
 -- select_look --
 -- Which block the settler saw last, and when.

@@ -1,0 +1,159 @@
+"""One payee has one ledger on this machine: by locks of the operating system, gone with a process.
+
+In a folder that all users share there is a file for each ledger of a payee, locked by whoever
+serves by it: several processes share it where the ledger allows that, one has it where not. Who
+comes looks first whether a file of another ledger of the same payee is locked. A third file is
+locked while one looks, so that two that come at once see each other.
+
+The files hold nothing, so there is nothing in them that could be stale or forged. What a lock can
+be taken on is enough of a file: it may belong to another user.
+"""
+
+import asyncio
+import fcntl
+import hashlib
+import os
+import stat
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from channel.errors import ConfigError
+from channel.limits import LEDGER_BUSY_S
+
+__all__ = ["MachineLock"]
+
+_SHARED: Final = Path("/dev/shm" if sys.platform == "linux" else "/tmp")  # noqa: S108 -- see the files
+_TRY_S: Final = 0.02
+
+
+class MachineLock:
+    """Who serves one payee on this machine, and by which ledger."""
+
+    def __init__(self, payee: str, place: str, *, is_shared: bool, folder: Path = _SHARED) -> None:
+        """Lock `payee`, spelled as a name of files, for the ledger at `place`.
+
+        Several processes may have the same ledger where it `is_shared`.
+        """
+        self._folder = folder
+        self._stem = f"mpp-session-{payee}"
+        ledger = hashlib.sha256(place.encode()).hexdigest()[:16]
+        self._own = folder / f"{self._stem}-{ledger}.lock"
+        self._is_shared = is_shared
+        self._descriptor = -1
+
+    async def acquire(self) -> None:
+        """Take the lock, or refuse.
+
+        Raises:
+            ConfigError: Another process on this machine serves the payee by another ledger, or
+                by this one where only one may; or the lock cannot be made.
+        """
+        await asyncio.to_thread(self._acquire)
+
+    async def release(self) -> None:
+        """Give it back, and remove its file if nobody else has it."""
+        await asyncio.to_thread(self._release)
+
+    def _release(self) -> None:
+        if self._descriptor >= 0:
+            with suppress(OSError, ConfigError):
+                gate = self._enter()
+                try:
+                    _remove_if_free(self._own, self._descriptor)
+                finally:
+                    os.close(gate)
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def _acquire(self) -> None:
+        gate = self._enter()
+        try:
+            for path in self._folder.glob(f"{self._stem}-*.lock"):
+                if path != self._own:
+                    _require_free(path)
+            descriptor = _open(self._own)
+            how = fcntl.LOCK_SH if self._is_shared else fcntl.LOCK_EX
+            if not _try_lock(descriptor, how):
+                os.close(descriptor)
+                raise ConfigError(
+                    "another process on this machine serves this payee by the same ledger; "
+                    "several processes need postgresql://"
+                )
+            self._descriptor = descriptor
+        finally:
+            os.close(gate)
+
+    def _enter(self) -> int:
+        gate = _open(self._folder / f"{self._stem}.lock")
+        until = time.monotonic() + LEDGER_BUSY_S
+        while not _try_lock(gate, fcntl.LOCK_EX):
+            if time.monotonic() > until:
+                os.close(gate)
+                raise ConfigError(
+                    f"{self._folder / self._stem}.lock is locked for {LEDGER_BUSY_S:.0f} s: find "
+                    "out by whom (`lslocks`), and end that process"
+                )
+            time.sleep(_TRY_S)
+        return gate
+
+
+def _open(path: Path) -> int:
+    """Open a file to lock it, making it if need be. For reading: it may be another user's."""
+    for _ in range(10):
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        except FileNotFoundError:
+            flags = os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            try:
+                descriptor = os.open(path, flags, 0o644)
+                os.fchmod(descriptor, 0o644)  # whatever the umask: other users lock it too
+            except FileExistsError:
+                continue
+            except OSError as error:
+                raise ConfigError(f"the lock {path} cannot be made: {error.strerror}") from error
+        except OSError as error:
+            raise ConfigError(
+                f"the lock {path} cannot be opened ({error.strerror}): another user or program "
+                "has put something in its place; remove it"
+            ) from error
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise ConfigError(f"the lock {path} is no plain file: remove it")
+        return descriptor
+    raise ConfigError(f"the lock {path} comes and goes: try again")
+
+
+def _require_free(path: Path) -> None:
+    """Refuse while somebody has another ledger's lock; remove it when its process is gone."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:  # no process that serves has made it: those are readable to all
+        return
+    try:
+        if not _remove_if_free(path, descriptor):
+            raise ConfigError(
+                "another process on this machine serves this payee by another ledger: the same "
+                "voucher would buy twice. One payee address has one ledger; give this one its "
+                f"own payee, or the same `ledger.url` on PostgreSQL (locked: {path})"
+            )
+    finally:
+        os.close(descriptor)
+
+
+def _remove_if_free(path: Path, descriptor: int) -> bool:
+    if not _try_lock(descriptor, fcntl.LOCK_EX):
+        return False
+    with suppress(OSError):  # another user's in a folder of all: it stays
+        path.unlink()
+    return True
+
+
+def _try_lock(descriptor: int, how: int) -> bool:
+    try:
+        fcntl.flock(descriptor, how | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,296 @@
+"""What the books have held, remembered outside them: by it an old copy of them is known.
+
+A database cannot say that it is yesterday's: its backup says the same as it did then. So beside
+it, in a file of this machine, stands for the channels that changed last what the ledger has
+acknowledged: `accepted`, `spent` and `published`, none of which ever falls. Books that say less
+lack commits: a backup was put back, a log was lost, a standby took over that had not heard of the
+last ones, or a disk forgot.
+
+A commit costs a copy of 128 bytes into mapped memory, which outlives the process; once a second
+they are synced, so a loss of power forgets a second of them at most. Each entry is true for
+itself: whichever survive, and whoever of several processes wrote them, books that lack nothing
+are never called old.
+"""
+
+import mmap
+import os
+import stat
+import struct
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from channel.errors import ConfigError
+from channel.ledger.rows import amount_bytes, bytes_amount
+from channel.limits import MARKER_ENTRIES
+from channel.state.channel_state import ChannelState
+from channel.types import Address, ChannelId, ChannelKey
+
+__all__ = ["BooksId", "Mark", "Marker", "Position", "find_loss"]
+
+_FORMAT: Final = 1
+_HEAD_BYTES: Final = 16_384
+_ENTRY_BYTES: Final = 128
+_POSITION_AT: Final = _HEAD_BYTES - _ENTRY_BYTES
+_FILE_BYTES: Final = _HEAD_BYTES + MARKER_ENTRIES * _ENTRY_BYTES
+_ENTRY: Final = struct.Struct(">Q20s32s16s16s16s")
+_POSITION: Final = struct.Struct(">QIQ")
+_CRC: Final = struct.Struct(">I")
+
+
+class BooksId(msgspec.Struct, frozen=True):
+    """Which database it is."""
+
+    ledger_id: str
+    """Drawn when its tables were made; a copy has the same."""
+    place: str
+    """Where it is: a file's real path, or a database of a PostgreSQL cluster."""
+    is_marked: bool
+    """Whether there was ever a marker of it."""
+    is_served: bool = False
+    """Whether a gateway, on whichever machine, serves by it and has held it against a marker."""
+
+
+class Mark(msgspec.Struct, frozen=True, gc=False):
+    """What was acknowledged of one channel. Amounts in base units."""
+
+    key: ChannelKey
+    accepted: int
+    spent: int
+    published: int
+
+    def is_met_by(self, state: ChannelState | None) -> bool:
+        """Whether books that hold `state` lack nothing of this."""
+        return (
+            state is not None
+            and state.accepted >= self.accepted
+            and state.spent >= self.spent
+            and state.published >= self.published
+        )
+
+
+class Position(msgspec.Struct, frozen=True, gc=False):
+    """How far a PostgreSQL cluster has written."""
+
+    system_id: int
+    timeline: int
+    lsn: int
+
+    def is_before(self, known: "Position") -> bool:
+        """Whether the same cluster was further on already.
+
+        On a later timeline, after a failover, a position tells nothing: the last bytes that the
+        old primary wrote may be of no commit.
+        """
+        return self.system_id == known.system_id and (
+            self.timeline < known.timeline
+            or (self.timeline == known.timeline and self.lsn < known.lsn)
+        )
+
+
+class _Head(msgspec.Struct, frozen=True):
+    format: int
+    ledger_id: str
+    place: str
+
+
+class Marker:
+    """The marker of one payee on this machine. One thread writes; `sync` may run in another."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._descriptor = -1
+        self._map: mmap.mmap | None = None
+        self._head: _Head | None = None
+        self._is_dirty = False
+
+    def open(self) -> None:
+        """Open the file if it is there.
+
+        Raises:
+            ConfigError: It cannot be read and written, or is no file of this user's alone.
+        """
+        flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+        try:
+            self._descriptor = os.open(self.path, flags)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise ConfigError(
+                f"the ledger's marker {self.path} cannot be opened: {error.strerror}"
+            ) from error
+        self._require_own()
+        if os.fstat(self._descriptor).st_size != _FILE_BYTES:
+            raise ConfigError(
+                f"the ledger's marker {self.path} is damaged: `mpp-session ledger adopt` writes "
+                "it anew"
+            )
+        self._map = mmap.mmap(self._descriptor, _FILE_BYTES)
+        text = self._map[:_POSITION_AT].rstrip(b"\0")
+        try:
+            self._head = msgspec.json.decode(text, type=_Head)
+        except msgspec.MsgspecError as error:
+            raise ConfigError(
+                f"the ledger's marker {self.path} is damaged: `mpp-session ledger adopt` writes "
+                "it anew"
+            ) from error
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is one."""
+        return self._head is not None
+
+    @property
+    def ledger_id(self) -> str:
+        """Of which ledger it is; empty where there is none."""
+        return "" if self._head is None else self._head.ledger_id
+
+    @property
+    def place(self) -> str:
+        """Where that ledger was when it was last used; empty where there is none."""
+        return "" if self._head is None else self._head.place
+
+    def write_anew(self, books: BooksId) -> None:
+        """Make it the marker of these books, durably; nothing is known of them yet.
+
+        Raises:
+            ConfigError: The file cannot be written.
+        """
+        content = _format_head(books).ljust(_FILE_BYTES, b"\0")
+        other = self.path.with_name(f"{self.path.name}.{os.getpid()}.new")
+        try:
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            other.unlink(missing_ok=True)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            descriptor = os.open(other, flags, 0o600)
+            try:
+                os.write(descriptor, content)
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            other.rename(self.path)
+            _sync_folder(self.path.parent)
+        except OSError as error:
+            raise ConfigError(
+                f"the ledger's marker {self.path} cannot be written ({error.strerror}): set "
+                "`ledger.state_dir` to a directory that outlives this process and this container"
+            ) from error
+        self.open()
+
+    def move(self, books: BooksId) -> None:
+        """Note that the same ledger is in another place now."""
+        if self._map is not None:
+            self._map[:_POSITION_AT] = _format_head(books)
+            self._is_dirty = True
+            self.sync()
+
+    def note(self, states: Iterable[ChannelState]) -> None:
+        """Remember what was committed; to be called after the commit, before it is acknowledged."""
+        memory = self._map
+        if memory is None:
+            return
+        for state in states:
+            key = state.key
+            entry = _ENTRY.pack(
+                key.chain_id,
+                key.escrow,
+                key.channel_id,
+                amount_bytes(state.accepted),
+                amount_bytes(state.spent),
+                amount_bytes(state.published),
+            )
+            slot = zlib.crc32(key.channel_id) % MARKER_ENTRIES
+            at = _HEAD_BYTES + slot * _ENTRY_BYTES
+            memory[at : at + _ENTRY.size + _CRC.size] = entry + _CRC.pack(zlib.crc32(entry))
+        self._is_dirty = True
+
+    def marks(self) -> list[Mark]:
+        """Return what is remembered. What was torn by a loss of power is left out."""
+        memory, found = self._map, []
+        if memory is None:
+            return []
+        for at in range(_HEAD_BYTES, _FILE_BYTES, _ENTRY_BYTES):
+            entry = _checked(memory, at, _ENTRY.size)
+            if entry is not None:
+                chain_id, escrow, channel_id, *amounts = _ENTRY.unpack(entry)
+                key = ChannelKey(chain_id, Address(escrow), ChannelId(channel_id))
+                found.append(Mark(key, *map(bytes_amount, amounts)))
+        return found
+
+    @property
+    def position(self) -> Position | None:
+        """How far the PostgreSQL cluster was known to have written."""
+        if self._map is None:
+            return None
+        entry = _checked(self._map, _POSITION_AT, _POSITION.size)
+        return None if entry is None else Position(*_POSITION.unpack(entry))
+
+    @position.setter
+    def position(self, position: Position) -> None:
+        if self._map is not None:
+            entry = _POSITION.pack(position.system_id, position.timeline, position.lsn)
+            end = _POSITION_AT + _POSITION.size + _CRC.size
+            self._map[_POSITION_AT:end] = entry + _CRC.pack(zlib.crc32(entry))
+            self._is_dirty = True
+
+    def sync(self) -> None:
+        """Write what was noted to the disk. It blocks."""
+        if self._map is not None and self._is_dirty:
+            self._is_dirty = False
+            self._map.flush()
+
+    def close(self) -> None:
+        """Sync, and close the file."""
+        if self._map is not None:
+            self.sync()
+            self._map.close()
+            self._map = None
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def _require_own(self) -> None:
+        found = os.fstat(self._descriptor)
+        if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid() or found.st_nlink != 1:
+            os.close(self._descriptor)
+            self._descriptor = -1
+            raise ConfigError(
+                f"the ledger's marker {self.path} must be a plain file of this user's, with one "
+                "name: another user or program has made it; remove it or set `ledger.state_dir`"
+            )
+
+
+def find_loss(marks: Sequence[Mark], states: Mapping[ChannelKey, ChannelState]) -> str | None:
+    """Return what books that hold `states` lack of what was acknowledged; None if nothing."""
+    lost = [mark for mark in marks if not mark.is_met_by(states.get(mark.key))]
+    if not lost:
+        return None
+    first = lost[0]
+    return (
+        f"the ledger lacks what it has acknowledged, on {len(lost)} channels at least (channel "
+        f"0x{first.key.channel_id.hex()}: accepted {first.accepted}, spent {first.spent}): it was "
+        "restored from a backup, lost its log, or a standby took over that lacks commits; the "
+        "same vouchers would buy again"
+    )
+
+
+def _format_head(books: BooksId) -> bytes:
+    head = _Head(_FORMAT, books.ledger_id, books.place)
+    return msgspec.json.encode(head).ljust(_POSITION_AT, b"\0")
+
+
+def _checked(memory: mmap.mmap, at: int, size: int) -> bytes | None:
+    entry = memory[at : at + size]
+    (crc,) = _CRC.unpack(memory[at + size : at + size + _CRC.size])
+    return entry if crc and crc == zlib.crc32(entry) else None
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
