@@ -60,6 +60,7 @@ def build_client(
     base_url: str = "",
     timeout_s: float = TIMEOUT_S,
     transport: httpx.AsyncBaseTransport | None = None,
+    answers_refusals: bool | None = None,
 ) -> PayingClient:
     """Return a client over parts that the caller opened and will close.
 
@@ -71,6 +72,7 @@ def build_client(
         base_url: As httpx has it.
         timeout_s: For connecting and between bytes.
         transport: What sends the requests; a plain `httpx.AsyncHTTPTransport` if None.
+        answers_refusals: See `PayingTransport`.
     """
     inner = httpx.AsyncHTTPTransport() if transport is None else transport
     payer = Payer(
@@ -81,7 +83,7 @@ def build_client(
     )
     return PayingClient(
         payments=Payments(payer, inner),
-        transport=PayingTransport(payer, inner),
+        transport=PayingTransport(payer, inner, answers_refusals=answers_refusals),
         base_url=base_url,
         timeout=timeout_s,
     )
@@ -100,6 +102,7 @@ async def open_client(  # noqa: PLR0913 -- each is a choice, and none but four m
     trusted_escrows: Collection[Address] = (),
     base_url: str = "",
     timeout_s: float = TIMEOUT_S,
+    answers_refusals: bool | None = None,
 ) -> AsyncIterator[PayingClient]:
     """Open a client for one account on one chain, and close everything at the end.
 
@@ -119,6 +122,7 @@ async def open_client(  # noqa: PLR0913 -- each is a choice, and none but four m
         trusted_escrows: Escrows to trust besides those of this package's factory (F-91).
         base_url: As httpx has it.
         timeout_s: For connecting and between bytes.
+        answers_refusals: See `PayingTransport`: whether a refusal is an exception or an answer.
 
     Raises:
         ConfigError: No key, limits of several chains, or a node of another chain.
@@ -144,6 +148,7 @@ async def open_client(  # noqa: PLR0913 -- each is a choice, and none but four m
                 chains=[chain],
                 base_url=base_url,
                 timeout_s=timeout_s,
+                answers_refusals=answers_refusals,
             ) as client:
                 yield client
         finally:

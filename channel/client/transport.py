@@ -23,7 +23,9 @@ from channel.client.payer import Payer
 from channel.client.policy import HEADERS
 from channel.client.presenting import Header, Reply
 from channel.client.purchase import Purchase
+from channel.client.retrying import LostKeys, answer_refusal, is_from_sdk
 from channel.errors import (
+    MppSessionError,
     OfferRefusedError,
     PaymentOutcomeUnknownError,
     PaymentRefusedError,
@@ -48,11 +50,43 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 class PayingTransport(httpx.AsyncBaseTransport):
     """Pays for what passes through it, within a policy."""
 
-    def __init__(self, payer: Payer, inner: httpx.AsyncBaseTransport) -> None:
+    def __init__(
+        self,
+        payer: Payer,
+        inner: httpx.AsyncBaseTransport,
+        *,
+        answers_refusals: bool | None = None,
+    ) -> None:
+        """Pay for what `inner` sends.
+
+        Args:
+            payer: Pays.
+            inner: Sends.
+            answers_refusals: What a refusal to pay is: True, an answer with status 402 that says
+                why and that no SDK tries again; False, an exception. None: an answer to the SDKs
+                that say what they are (`x-stainless-lang`), an exception to everybody else.
+        """
         self._payer = payer
         self._inner = inner
+        self._answers_refusals = answers_refusals
+        self._lost_keys = LostKeys()
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send a request and pay for it if that is asked and allowed.
+
+        Raises:
+            AgentError: As `_handle`, unless refusals are answers here.
+            httpx.TransportError: The connection failed; nothing had been paid for this request.
+        """
+        answers = self._answers_refusals
+        try:
+            return await self._handle(request)
+        except MppSessionError as error:
+            if is_from_sdk(request) if answers is None else answers:
+                return answer_refusal(error)
+            raise
+
+    async def _handle(self, request: httpx.Request) -> httpx.Response:
         """Send a request and pay for it if that is asked and allowed.
 
         Raises:
@@ -97,6 +131,8 @@ class PayingTransport(httpx.AsyncBaseTransport):
                 raise
             if header is None:
                 self._payer.release(purchase)
+                if purchase.header is not None and reply.status == httpx.codes.CONFLICT:
+                    self._note_lost(request, body, purchase)  # it may be served at this moment
                 return response
             await response.aclose()
         raise PaymentRefusedError(
@@ -135,11 +171,18 @@ class PayingTransport(httpx.AsyncBaseTransport):
         except _NEVER_SENT:
             self._payer.note_unsent(purchase)
             raise
-        except (asyncio.CancelledError, PaymentOutcomeUnknownError):
+        except (asyncio.CancelledError, PaymentOutcomeUnknownError) as error:
+            if isinstance(error, PaymentOutcomeUnknownError):
+                self._note_lost(request, body, purchase)
             if header is not None:
                 with contextlib.suppress(PurseError):  # whoever cancelled us must hear of that
                     await self._payer.count_unanswered(purchase)
             raise
+
+    def _note_lost(self, request: httpx.Request, body: RequestBody, purchase: Purchase) -> None:
+        """Have an equal request go under the same key."""
+        key, now = purchase.idempotency_key, self._payer.now()
+        self._lost_keys.note(request, body.content, key, now)
 
     async def _send_safely(
         self, request: httpx.Request, body: RequestBody, header: Header | None, purchase: Purchase
@@ -194,7 +237,11 @@ class PayingTransport(httpx.AsyncBaseTransport):
         return is_safe(url, allow_loopback_http=self._payer.policy.allow_loopback_http)
 
     def _purchase(self, request: httpx.Request, origin: str, body: RequestBody) -> Purchase:
-        given = request.headers.get("Idempotency-Key") or request.extensions.get(_KEY)
+        given = (
+            request.headers.get("Idempotency-Key")
+            or request.extensions.get(_KEY)
+            or self._lost_keys.take(request, body.content, self._payer.now())
+        )
         key = given or secrets.token_urlsafe(KEY_BYTES)
         request.extensions[_KEY] = key
         return Purchase(
