@@ -142,7 +142,12 @@ class SellingApp:
                 config = self._load()
                 parts = await open_.enter_async_context(build_parts(config))
                 routes = [_with_settings(route, config.payment) for route in self._routes]
-                gate = PaymentGate(self._app, engine=parts.engine, routes=routes)
+                gate = PaymentGate(
+                    self._app,
+                    engine=parts.engine,
+                    routes=routes,
+                    show_amount=parts.show_amount,
+                )
             except Exception as error:  # noqa: BLE001 - a server takes an exception for no lifespan
                 await send(_failed(error))
                 return

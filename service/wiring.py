@@ -22,6 +22,7 @@ from channel.ledger.interface import Ledger
 from channel.ledger.url import open_ledger
 from channel.types import Address
 from channel.verify.challenge_id import ChallengeBinder
+from service.amounts import TokenUnit
 from service.chain_watch import build_gate, build_watcher, connect_escrow
 from service.clock import ServiceClock, require_clock
 from service.one_ledger import LedgerGuard, guard_ledger
@@ -33,6 +34,7 @@ from settlement.exposure import ExposureGate
 from settlement.journal.interface import SettlerJournal
 from settlement.journal.url import open_journal
 from settlement.orders.url import open_orders
+from settlement.token_name import read_token_name
 from settlement.waiting import WaitingCloser
 from settlement.watcher import ChannelWatcher
 
@@ -57,8 +59,15 @@ class Parts(msgspec.Struct, frozen=True):
     """The settler, when it was started here."""
     clock: ServiceClock
     guard: LedgerGuard
+    unit: TokenUnit | None = None
+    """How amounts are written for people; None where the token does not say."""
     is_first: bool = True
     """Whether this process does what one of several workers must do: end what expired, prune."""
+
+    @property
+    def show_amount(self) -> Callable[[int], str] | None:
+        """What writes an amount of base units for people."""
+        return None if self.unit is None else self.unit.format
 
     def _earliest(self) -> float:
         """Return the least of what this clock and the chain's say; 0 before the first block."""
@@ -152,7 +161,9 @@ async def build_parts(
         )
         if child is not None:
             await child.ready()
-        yield Parts(config, ledger, reader, engine, watcher, child, clock, guard, is_first)
+        name = await read_token_name(reader.rpc, token)
+        unit = None if name is None else TokenUnit(*name)
+        yield Parts(config, ledger, reader, engine, watcher, child, clock, guard, unit, is_first)
 
 
 def _build_engine(

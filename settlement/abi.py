@@ -195,6 +195,8 @@ balance_of = Function("balanceOf(address)", ["uint256"])
 transfer = Function("transfer(address,uint256)")
 name = Function("name()", ["string"])
 version = Function("version()", ["string"])
+symbol = Function("symbol()", ["string"])
+decimals = Function("decimals()", ["uint8"])
 token_domain_separator = Function("DOMAIN_SEPARATOR()", ["bytes32"])
 eip712_domain = Function(
     "eip712Domain()",

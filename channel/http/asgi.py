@@ -6,12 +6,12 @@ from typing import Any, TypeAlias
 
 from channel.errors import ProblemError
 from channel.state.requests import StoredResponse
-from channel.types import ChannelId
 from channel.wire.challenge import Challenge, format_challenge
 from channel.wire.problem import PROBLEM_CONTENT_TYPE, format_problem
 from channel.wire.receipt import Receipt, format_receipt
 
 __all__ = [
+    "PROBLEM_HEADERS",
     "ASGIApp",
     "Headers",
     "Message",
@@ -22,6 +22,7 @@ __all__ = [
     "private_send",
     "send_empty",
     "send_problem",
+    "send_refusal",
     "send_refused_websocket",
     "send_stored",
     "with_receipt",
@@ -35,6 +36,8 @@ Receive: TypeAlias = Callable[[], Awaitable[Message]]
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
 ASGIApp: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 Headers: TypeAlias = Sequence[tuple[bytes, bytes]]
+
+PROBLEM_HEADERS: Headers = ((b"content-type", PROBLEM_CONTENT_TYPE.encode("ascii")),)
 
 _RECEIPT = b"payment-receipt"
 _CACHE = b"cache-control"
@@ -150,30 +153,43 @@ async def send_stored(
 
 
 async def send_problem(
+    send: Send, error: ProblemError, challenges: Sequence[Challenge], *, is_head: bool = False
+) -> None:
+    """Answer with a problem body, challenges where they help, and nothing for a cache to keep."""
+    await send_refusal(
+        send,
+        error,
+        challenges,
+        body=format_problem(error),
+        headers=PROBLEM_HEADERS,
+        is_head=is_head,
+    )
+
+
+async def send_refusal(
     send: Send,
     error: ProblemError,
     challenges: Sequence[Challenge],
     *,
-    challenge_id: str | None = None,
-    channel_id: ChannelId | None = None,
+    body: bytes,
+    headers: Headers,
     is_head: bool = False,
 ) -> None:
-    """Answer with a problem body, challenges where they help, and nothing for a cache to keep."""
-    body = format_problem(error, challenge_id=challenge_id, channel_id=channel_id)
-    headers = [
-        (b"content-type", PROBLEM_CONTENT_TYPE.encode("ascii")),
+    """Answer with this body, whose kind `headers` say; otherwise as `send_problem`."""
+    sent = [
+        *headers,
         (b"content-length", str(len(body)).encode("ascii")),
         (_CACHE, b"no-store"),
     ]
     if error.retry_after_s is not None:
-        headers.append((b"retry-after", str(error.retry_after_s).encode("ascii")))
+        sent.append((b"retry-after", str(error.retry_after_s).encode("ascii")))
     if error.allow is not None:
-        headers.append((b"allow", error.allow.encode("ascii")))
-    headers += [
+        sent.append((b"allow", error.allow.encode("ascii")))
+    sent += [
         (b"www-authenticate", format_challenge(challenge).encode("latin-1"))
         for challenge in challenges
     ]
-    await _send_whole(send, error.status, headers, body, is_head=is_head)
+    await _send_whole(send, error.status, sent, body, is_head=is_head)
 
 
 async def send_refused_websocket(

@@ -25,6 +25,7 @@ from channel.errors import (
 )
 from channel.http.answering import Answer
 from channel.http.asgi import (
+    PROBLEM_HEADERS,
     ASGIApp,
     Receive,
     Scope,
@@ -32,6 +33,7 @@ from channel.http.asgi import (
     private_send,
     send_empty,
     send_problem,
+    send_refusal,
     send_refused_websocket,
     send_stored,
     without_body,
@@ -40,6 +42,13 @@ from channel.http.bodies import BodyBounds
 from channel.http.late import LateAnswers
 from channel.http.metering import METER, Meter
 from channel.http.pricing import WEBSOCKET, Priced, Route, RouteTable
+from channel.http.refusals import (
+    PAGE_HEADERS,
+    describe_price,
+    explain,
+    format_page,
+    wants_page,
+)
 from channel.http.request import (
     ClientGoneError,
     RequestBody,
@@ -47,6 +56,7 @@ from channel.http.request import (
     has_alternate_field,
     is_management,
     is_preflight,
+    read_accept,
     read_client,
     read_credential,
     read_fields,
@@ -65,6 +75,7 @@ from channel.state.commands import StreamPolicy
 from channel.state.requests import RequestClaim
 from channel.wire.accept_payment import rank_offers
 from channel.wire.credential import Credential, parse_credential
+from channel.wire.problem import PAYMENT_REQUIRED, format_problem
 
 __all__ = ["PaymentGate"]
 
@@ -96,6 +107,7 @@ class PaymentGate:
         pause_s: float = STREAM_PAUSE_S_MAX,
         body_timeout_s: float = BODY_S_MAX,
         ready: Callable[[], Awaitable[None] | None] | None = None,
+        show_amount: Callable[[int], str] | None = None,
         stop_worker: Callable[[], None] = _stop_worker,
     ) -> None:
         """Wrap `app`. `stop_worker` is called once the books can be relied on no more.
@@ -105,6 +117,8 @@ class PaymentGate:
         `ready` is asked before anything is sold and before a deposit is asked for or taken; what
         it raises of `channel.errors` is the answer. Vouchers and closes that come by themselves,
         and the HEAD that asks how to make them, pass without it.
+
+        `show_amount` writes an amount of base units for people, as `0.000025 USDC`.
 
         Raises:
             ConfigError: See `RouteTable`.
@@ -123,6 +137,7 @@ class PaymentGate:
             what=f"requests that bought nothing in {FAILED_REQUESTS_PERIOD_S} s",
         )
         self.ready = ready
+        self.show_amount = show_amount
         self._stop_worker = stop_worker
         self._is_broken = False
 
@@ -389,16 +404,33 @@ class _Exchange:
         credential = self._credential
         channel_id = None if credential is None else credential.payload.channel_id
         challenges = []
+        price: list[dict[str, object]] = []
+        sentence = None
         if error.offers_challenge and isinstance(error, PeerError):
             hint = channel_id if isinstance(error, InsufficientBalanceError) else None
             offered = [self._own] if self._own is not None else self._priced
+            if error.status == PAYMENT_REQUIRED:
+                price, sentence = describe_price(offered, self._gate.show_amount)
             ranked = rank_offers(read_preference(self._fields), [_METHOD_INTENT] * len(offered))
             challenges = [self._engine.issue_challenge(offered[i].offer, hint) for i in ranked]
-        await send_problem(
+        detail = explain(error, sentence)
+        if wants_page(read_accept(self._fields)):
+            body, headers = format_page(error, detail), PAGE_HEADERS
+        else:
+            headers = PROBLEM_HEADERS
+            body = format_problem(
+                error,
+                challenge_id=None if credential is None else credential.challenge.id,
+                channel_id=channel_id,
+                detail=detail,
+                price=price,
+                names_error=True,
+            )
+        await send_refusal(
             self._send,
             error,
             challenges,
-            challenge_id=None if credential is None else credential.challenge.id,
-            channel_id=channel_id,
+            body=body,
+            headers=headers,
             is_head=self._method == "HEAD",
         )

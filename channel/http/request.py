@@ -31,6 +31,7 @@ __all__ = [
     "has_alternate_field",
     "is_management",
     "is_preflight",
+    "read_accept",
     "read_client",
     "read_credential",
     "read_fields",
@@ -45,6 +46,7 @@ _IDEMPOTENCY_KEY = b"idempotency-key"
 _CONTENT_LENGTH = b"content-length"
 _TRANSFER_ENCODING = b"transfer-encoding"
 _ACCEPT_PAYMENT = b"accept-payment"
+_ACCEPT = b"accept"
 _ORIGIN = b"origin"
 _REQUESTED_METHOD = b"access-control-request-method"
 _OVERRIDES = (b"x-http-method-override", b"x-http-method", b"x-method-override")
@@ -57,6 +59,7 @@ _OURS = frozenset(
         _CONTENT_LENGTH,
         _TRANSFER_ENCODING,
         _ACCEPT_PAYMENT,
+        _ACCEPT,
         _ORIGIN,
         _REQUESTED_METHOD,
         *_OVERRIDES,
@@ -166,6 +169,11 @@ def brings_deposit(payload: Payload) -> bool:
     if isinstance(payload, VoucherPayload):
         return payload.deposit is not None
     return not isinstance(payload, ClosePayload)
+
+
+def read_accept(fields: Fields) -> str:
+    """Return the client's `Accept`, or an empty text."""
+    return ", ".join(fields.get(_ACCEPT, ()))
 
 
 def read_preference(fields: Fields) -> str | None:

@@ -1,5 +1,7 @@
 """Problem bodies: `application/problem+json` (RFC 9457; REQUIREMENTS section ERR)."""
 
+from collections.abc import Mapping, Sequence
+
 import msgspec
 
 from channel.errors import ProblemError, WireError
@@ -51,6 +53,9 @@ REGISTERED = frozenset(
     }
 )
 
+PAYMENT_REQUIRED = 402
+SERVER_ERROR = 500
+
 _AMOUNTS = (
     "requiredCumulative",
     "acceptedCumulative",
@@ -86,21 +91,48 @@ def problem_uri(name: str) -> str:
 
 
 def format_problem(
-    error: ProblemError, *, challenge_id: str | None = None, channel_id: ChannelId | None = None
+    error: ProblemError,
+    *,
+    challenge_id: str | None = None,
+    channel_id: ChannelId | None = None,
+    detail: str | None = None,
+    price: Sequence[Mapping[str, object]] = (),
+    names_error: bool = False,
 ) -> bytes:
-    """Return the body for an error; `status` equals the HTTP status (ERR-01, ERR-03)."""
+    """Return the body for an error; `status` equals the HTTP status (ERR-01, ERR-03).
+
+    `detail` says more than the error's own, and `price` what is asked. With `names_error` it is
+    said once more as `error`, where clients of model servers look (O-43).
+    """
+    detail = error.detail if detail is None else detail
     body: dict[str, object] = {
         "type": problem_uri(error.problem_type),
         "title": error.title,
         "status": error.status,
-        "detail": error.detail,
+        "detail": detail,
         **error.members(),
     }
+    if price:
+        body["price"] = price
     if challenge_id is not None:
         body["challengeId"] = challenge_id
     if channel_id is not None:
         body["channelId"] = format_hex(channel_id)
+    if names_error:
+        body["error"] = {
+            "message": detail,
+            "type": _kind(error.status),
+            "code": error.problem_type,
+            "param": None,
+        }
     return msgspec.json.encode(body)
+
+
+def _kind(status: int) -> str:
+    """Return the kind of an error as OpenAI's protocol names it."""
+    if status == PAYMENT_REQUIRED:
+        return "payment_required"
+    return "server_error" if status >= SERVER_ERROR else "invalid_request_error"
 
 
 def parse_problem(body: bytes) -> Problem | None:

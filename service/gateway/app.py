@@ -27,9 +27,18 @@ class Gateway:
     """Everything one gateway answers."""
 
     def __init__(
-        self, config: Config, engine: Engine, upstream: Upstream, *, stop: Callable[[], None]
+        self,
+        config: Config,
+        engine: Engine,
+        upstream: Upstream,
+        *,
+        stop: Callable[[], None],
+        show_amount: Callable[[int], str] | None = None,
     ) -> None:
-        """Build it. `stop` is called when the books are found to contradict themselves."""
+        """Build it. `stop` is called when the books are found to contradict themselves.
+
+        `show_amount` writes amounts of the token for people.
+        """
         self._readiness = Readiness(upstream, config.upstream)
         completions = ChatCompletions(upstream, config.upstream, self._readiness)
         payment = config.payment
@@ -62,6 +71,7 @@ class Gateway:
             pause_s=payment.pause_timeout_s,
             body_timeout_s=config.listen.body_timeout_s,
             ready=self._readiness.require,
+            show_amount=show_amount,
             stop_worker=stop,
         )
 

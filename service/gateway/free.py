@@ -51,4 +51,6 @@ def problem_response(error: ProblemError) -> Response:
     headers = {"cache-control": "no-store"}
     if error.retry_after_s is not None:
         headers["retry-after"] = str(error.retry_after_s)
-    return Response(format_problem(error), error.status, headers, PROBLEM_CONTENT_TYPE)
+    return Response(
+        format_problem(error, names_error=True), error.status, headers, PROBLEM_CONTENT_TYPE
+    )

@@ -81,7 +81,13 @@ def run_gateway(devnet: TestChain, model: ModelServer, tmp_path: Path) -> RunGat
             build_parts(config) as parts,
             Upstream.connect(config.upstream) as upstream,
         ):
-            gateway = Gateway(config, parts.engine, upstream, stop=lambda: None)
+            gateway = Gateway(
+                config,
+                parts.engine,
+                upstream,
+                stop=lambda: None,
+                show_amount=parts.show_amount,
+            )
             async with serve(gateway) as url:
                 yield Running(url, parts, gateway)
 
