@@ -355,7 +355,7 @@ async def test_below_a_mount_a_failed_start_is_shown_and_ends_the_server(
         for path in ("/paid/joke", "/paid/free"):
             answer = await client.get(path)
             assert answer.status_code == 503
-            assert answer.json()["type"].endswith("internal-payment-error")
+            assert answer.json()["type"].endswith("payment-unavailable")
             assert "model" not in answer.text
     assert stopped == [signal.SIGTERM]
     assert "no such model" in caplog.text

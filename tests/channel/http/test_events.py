@@ -518,7 +518,7 @@ async def test_an_expired_challenge_still_feeds_its_live_stream(tmp_path: Path) 
         desk.clock.advance(301)
         voucher = desk.payer.credential(old, desk.payer.voucher(8 * PRICE))
         content = await ask(gate, "GET", "/stream", voucher)
-        assert (content.status, content.kind) == (402, "session/challenge-not-found")
+        assert (content.status, content.kind) == (402, "payment-expired")
         assert (await ask(gate, "HEAD", "/stream", voucher)).status == 200
         await visit.until(has(visit, "message", 6))
         tokens.end()
