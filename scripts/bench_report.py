@@ -19,6 +19,7 @@ import bench_gate
 import bench_ledger
 import bench_parts
 import bench_peers
+import bench_strangers
 from bench_samples import Row, Run
 from service.collecting import collect_seldom
 
@@ -35,6 +36,7 @@ GROUPS: Final[dict[str, Group]] = {
     "gate": bench_gate.gate_rows,
     "flood": bench_gate.flood_rows,
     "stream": bench_gate.stream_rows,
+    "strangers": bench_strangers.stranger_rows,
     "chain": bench_chain.chain_rows,
     "gasless": bench_gasless.gasless_rows,
 }

@@ -25,6 +25,8 @@ __all__ = ["Upstream", "read_body", "read_pieces", "returned_headers"]
 _log: Final = logging.getLogger(__name__)
 
 _ANSWER_BYTES_MAX: Final = 64 * 1024 * 1024
+_IDLE_S_MAX: Final = 3.0
+"""Less than the five seconds of most servers: no request meets the end of its connection."""
 _OWN_ANSWER_BYTES_MAX: Final = 1024 * 1024
 _SHOWN_CHARS_MAX: Final = 200
 
@@ -71,7 +73,9 @@ class Upstream:
         timeout = httpx.Timeout(
             settings.read_timeout_s, connect=settings.connect_timeout_s, pool=None
         )
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
+        limits = httpx.Limits(
+            max_connections=None, max_keepalive_connections=64, keepalive_expiry=_IDLE_S_MAX
+        )
         async with httpx.AsyncClient(
             base_url=settings.url.rstrip("/"),
             timeout=timeout,
