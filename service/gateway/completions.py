@@ -26,7 +26,7 @@ from channel.limits import RESERVATION_STEP_UNITS
 from service.gateway.abandoned import AbandonedWork
 from service.gateway.chat import ChatRequest, parse_chat_request, scan_request
 from service.gateway.counting import DONE, UnitCounter, is_error, read_whole
-from service.gateway.errors import RequestTooLargeError, UpstreamError
+from service.gateway.errors import RequestTooLargeError, UnsupportedCodingError, UpstreamError
 from service.gateway.events import is_event_stream, read_events
 from service.gateway.readiness import Readiness
 from service.gateway.upstream import Upstream, read_body, returned_headers
@@ -291,6 +291,9 @@ async def _refuse_whole(response: httpx.Response) -> Response:
 
 
 async def _read_request(request: Request, bytes_max: int) -> bytes:
+    coding = request.headers.get("content-encoding", "identity")
+    if coding.strip().lower() not in ("", "identity"):
+        raise UnsupportedCodingError("Send the body as it is, without a Content-Encoding.")
     body = bytearray()
     async for piece in request.stream():
         body += piece

@@ -6,6 +6,7 @@ __all__ = [
     "ModelServerDownError",
     "NotServedError",
     "RequestTooLargeError",
+    "UnsupportedCodingError",
     "UpstreamError",
     "UpstreamTimeoutError",
 ]
@@ -51,4 +52,13 @@ class RequestTooLargeError(PeerError):
     status = 413
     problem_type = "content-too-large"
     title = "Content Too Large"
+    offers_challenge = False
+
+
+class UnsupportedCodingError(PeerError):
+    """The request's body is compressed: it is not unpacked here, nor passed on unread (O-23)."""
+
+    status = 415
+    problem_type = "unsupported-coding"
+    title = "Unsupported Content Coding"
     offers_challenge = False

@@ -1,7 +1,9 @@
 """Chat completions, paid: a real gateway, ledger, chain and agent; the model server is ours."""
 
 import asyncio
+import gzip
 import json
+import time
 from typing import Any
 
 import httpx
@@ -443,3 +445,57 @@ async def test_a_model_server_that_says_nothing_is_504_and_free(
         response = await agent.post(gateway.completions, json=body(max_tokens=1))
         assert response.status_code == 504
         assert (await gateway.channel()).spent == 0
+
+
+@pytest.mark.parametrize("coding", ["gzip", "gzip, gzip", "br", "deflate"])
+async def test_a_compressed_request_is_refused_unread(
+    run_gateway: RunGateway, open_agent: OpenAgent, model: ModelServer, coding: str
+) -> None:
+    """O-23: a bomb is neither unpacked here nor handed to the model server to unpack."""
+    bomb = gzip.compress(gzip.compress(bytes(10_000_000)))
+    headers = {"content-encoding": coding, "content-type": "application/json"}
+    async with run_gateway() as gateway, open_agent() as agent:
+        answer = await agent.post(gateway.completions, content=bomb, headers=headers)
+        assert answer.status_code == 415
+        assert answer.json()["type"].endswith("unsupported-coding")
+        state = await gateway.channel()
+        assert (state.spent, state.reserved) == (0, 0)
+    assert model.seen == []
+
+
+HOSTILE = {
+    "wide": b'{"stream":true,"messages":[' + b"[]," * 1_000_000 + b"0]}",
+    "deep and wide": b'{"stream":true,"messages":['
+    + (b"[" * 60 + b"]" * 60 + b",") * 30_000
+    + b"0]}",
+    "many keys": b'{"stream":true,' + b'"k":0,' * 600_000 + b'"k":1}',
+    "logit_bias": b'{"stream":true,"logit_bias":{' + b'"1":0,' * 600_000 + b'"2":0}}',
+}
+
+
+async def test_hostile_bodies_are_refused_in_short_turns_and_cost_nothing(
+    run_gateway: RunGateway, open_agent: OpenAgent, model: ModelServer
+) -> None:
+    """O-22: a voucher that is accepted, nothing spent, and nobody else held up for it."""
+    turns: list[float] = []
+
+    async def watch() -> None:
+        while True:
+            began = time.thread_time()
+            await asyncio.sleep(0)
+            turns.append(time.thread_time() - began)
+
+    large = {"upstream__body_bytes_max": 4 * 1024 * 1024}
+    async with run_gateway(**large) as gateway, open_agent() as agent:
+        await agent.post(gateway.completions, json=body(max_tokens=3))
+        asked = len(model.seen)
+        spent = (await gateway.channel()).spent
+        watching = asyncio.create_task(watch())
+        for content in HOSTILE.values():
+            answer = await agent.post(gateway.completions, content=content)
+            assert answer.status_code == 400
+        watching.cancel()
+        assert max(turns) < 0.25  # of this thread's own time; it was seconds
+        state = await gateway.channel()
+        assert (state.spent, state.reserved) == (spent, 0)
+    assert len(model.seen) == asked
