@@ -3,7 +3,6 @@
 import asyncio
 import gzip
 import json
-import time
 from typing import Any
 
 import httpx
@@ -473,29 +472,18 @@ HOSTILE = {
 }
 
 
-async def test_hostile_bodies_are_refused_in_short_turns_and_cost_nothing(
+async def test_hostile_bodies_are_refused_and_cost_nothing(
     run_gateway: RunGateway, open_agent: OpenAgent, model: ModelServer
 ) -> None:
-    """O-22: a voucher that is accepted, nothing spent, and nobody else held up for it."""
-    turns: list[float] = []
-
-    async def watch() -> None:
-        while True:
-            began = time.thread_time()
-            await asyncio.sleep(0)
-            turns.append(time.thread_time() - began)
-
+    """O-22: a voucher that is accepted, and nothing spent; how short the turns are is in test_chat."""
     large = {"upstream__body_bytes_max": 4 * 1024 * 1024}
     async with run_gateway(**large) as gateway, open_agent() as agent:
         await agent.post(gateway.completions, json=body(max_tokens=3))
         asked = len(model.seen)
         spent = (await gateway.channel()).spent
-        watching = asyncio.create_task(watch())
         for content in HOSTILE.values():
             answer = await agent.post(gateway.completions, content=content)
             assert answer.status_code == 400
-        watching.cancel()
-        assert max(turns) < 0.25  # of this thread's own time; it was seconds
         state = await gateway.channel()
         assert (state.spent, state.reserved) == (spent, 0)
     assert len(model.seen) == asked
