@@ -19,7 +19,8 @@ MppSessionError
 │   │   └── PublicVoucherError               anybody may have sent the voucher
 │   ├── DepositTooSmallError          402  deposit-too-small
 │   ├── VerificationFailedError       402  verification-failed
-│   │   └── AuthorizationExpiredError      the deposit must be signed anew
+│   │   ├── AuthorizationExpiredError      the deposit must be signed anew
+│   │   └── SignatureUsedError             so must the close
 │   ├── ChannelNotFoundError          410  session/channel-not-found
 │   ├── ChannelFinalizedError         410  session/channel-finalized
 │   ├── TransactionRevertedError      409  session/transaction-reverted
@@ -117,6 +118,7 @@ __all__ = [
     "RequestInFlightError",
     "ReservationEndedError",
     "SettlementPendingError",
+    "SignatureUsedError",
     "SignerMismatchError",
     "SponsoringPausedError",
     "StoppingError",
@@ -362,6 +364,12 @@ class VerificationFailedError(PeerError):
 
 class AuthorizationExpiredError(VerificationFailedError):
     """A signed deposit that is not valid by the chain's clock, or not for long enough (OPEN-05)."""
+
+    retry_after_s = None
+
+
+class SignatureUsedError(VerificationFailedError):
+    """The signature of a close asked for one before, which failed: it may be public (O-21)."""
 
     retry_after_s = None
 

@@ -74,6 +74,7 @@ class Closing:
         Raises:
             ChannelFinalizedError: It has ended already, and not by a close of ours.
             PublicVoucherError: Anybody may have sent the voucher: it is no consent.
+            SignatureUsedError: Its signature asked for a close before.
             TransactionRevertedError: The contract refused; the channel goes on (CLOSE-04).
             SettlementPendingError: Not mined within the bound; a repeat finds it.
             ChainUnavailableError: Not broadcast yet; a repeat goes on.

@@ -13,6 +13,7 @@ from channel.errors import (
     ChannelNotFoundError,
     InvariantError,
     ProblemError,
+    SignatureUsedError,
     VerificationFailedError,
 )
 from channel.ledger.interface import (
@@ -201,7 +202,7 @@ def _require_unused(key: ChannelKey, proof: ConsumeProof, books: Books) -> None:
 def _require_closing(state: ChannelState | None) -> None:
     """Refuse a signature that asked for a close before; one that is under way is gone on with."""
     if state is not None and not state.is_closing:
-        raise VerificationFailedError("This signature has asked for a close before; make another.")
+        raise SignatureUsedError("This signature has asked for a close before; make another.")
 
 
 def _update_request(key: ChannelKey, update: RequestUpdate, books: Books) -> None:

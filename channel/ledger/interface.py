@@ -137,6 +137,7 @@ class Ledger(Protocol):
             ChannelNotFoundError: The channel is not known and the first command does not open it.
             PeerError: The channel is not known and opening it was refused.
             VerificationFailedError: The proof was consumed by another channel.
+            SignatureUsedError: A proof that is taken once was consumed by this one.
             BadRequestError: The idempotency key is not printable ASCII of bounded length.
             InvariantError: A bug; the ledger refuses all further work.
         """

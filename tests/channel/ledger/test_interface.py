@@ -15,6 +15,7 @@ from channel.errors import (
     LedgerUnavailableError,
     OutcomeUnknownError,
     RequestInFlightError,
+    SignatureUsedError,
     VerificationFailedError,
 )
 from channel.ledger import answers, postgres, sqlite_books, watching
@@ -520,6 +521,23 @@ class TestProofs:
             return_exceptions=True,
         )
         assert sum(isinstance(one, VerificationFailedError) for one in results) == 1
+
+    async def test_a_signature_asks_for_a_close_once(
+        self, ledger: Ledger, open_ledger: OpenLedger
+    ) -> None:
+        """O-21: also by other books of the same database; a close under way is gone on with."""
+        asked = replace(PROOF, is_single=True)
+        await ledger.apply(KEY, [opening(5)])
+        for books in (ledger, await open_ledger()):
+            applied = await books.apply(KEY, [c.BeginClose(voucher(9))], proof=asked)
+            assert applied.require().is_closing
+        await ledger.apply(KEY, [c.AbortClose()])
+        for books in (ledger, await open_ledger()):
+            with pytest.raises(SignatureUsedError):
+                await books.apply(KEY, [c.BeginClose(voucher(9))], proof=asked)
+        state = await ledger.load(KEY)
+        assert state is not None
+        assert not state.is_closing
 
     async def test_other_logs_and_chains_are_other_proofs(self, ledger: Ledger) -> None:
         await ledger.apply(KEY, [opening(5)], proof=PROOF)
