@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Final, TypeVar
 
@@ -183,26 +184,41 @@ class EscrowReader:
 
         Both are held separately: the second greatest of all that is said.
         """
-        if self.rpc.node_count < _NODES_MIN:
+        if self.rpc.node_count < _NODES_MIN or not facts:
             return [None] * len(facts)
+        views = await self.read_each(
+            [fact.key.channel_id for fact in facts], block_number=facts[0].block_number
+        )
         words: list[_SecondWord | None] = []
-        size = self._limits.channels_per_call_max
-        for start in range(0, len(facts), size):
-            page = facts[start : start + size]
-            number = page[0].block_number
-            calldata = abi.get_channels.encode([fact.key.channel_id for fact in page])
-            answers = await self.rpc.call_each(self._escrow, calldata, block_number=number)
-            views = [
-                abi.decode_channels([fact.key for fact in page], answer, block_number=number)
-                for answer in answers
-            ]
-            if len(views) < _NODES_MIN:
+        for each in views:
+            if len(each) < _NODES_MIN:
                 raise ChainUnavailableError("No second node says how the channels stand.")
-            for each in zip(*views, strict=True):
-                deposits = sorted(0 if fact is None else fact.deposit for fact in each)
-                exits = sorted(0 if fact is None else fact.close_requested_at for fact in each)
-                words.append(_SecondWord(deposits[-_NODES_MIN], exits[-_NODES_MIN]))
+            deposits = sorted(0 if fact is None else fact.deposit for fact in each)
+            exits = sorted(0 if fact is None else fact.close_requested_at for fact in each)
+            words.append(_SecondWord(deposits[-_NODES_MIN], exits[-_NODES_MIN]))
         return words
+
+    async def read_each(
+        self, channel_ids: Sequence[ChannelId], *, block_number: int
+    ) -> list[list[ChannelFact | None]]:
+        """Return of each channel what every node that is believed and answers says of it.
+
+        As of one block; None is a node that knows no such channel.
+        """
+        views: list[list[ChannelFact | None]] = []
+        size = self._limits.channels_per_call_max
+        for start in range(0, len(channel_ids), size):
+            asked = channel_ids[start : start + size]
+            keys = [self.key(channel_id) for channel_id in asked]
+            calldata = abi.get_channels.encode(asked)
+            said = []
+            for answer in await self.rpc.call_each(
+                self._escrow, calldata, block_number=block_number
+            ):
+                with suppress(ChainUnavailableError):  # nonsense is no answer
+                    said.append(abi.decode_channels(keys, answer, block_number=block_number))
+            views += [[one[at] for one in said] for at in range(len(asked))]
+        return views
 
     async def read_transaction(self, tx_hash: TxHash) -> TransactionEvidence | None:
         """Return a mined, successful transaction, or None when it has no receipt yet.

@@ -19,11 +19,17 @@ from settlement.alarms import AlarmKind, Alarms
 from settlement.blocks import confirmed_number
 from settlement.defence import report_loss
 from settlement.escrow import EscrowReader
+from settlement.schedule import value_at_risk
 from settlement.types import BlockRef
 
-__all__ = ["ChannelObserver"]
+__all__ = ["EXITS_BELIEVED_MAX", "ChannelObserver", "as_known"]
 
 _log: Final = logging.getLogger(__name__)
+
+EXITS_BELIEVED_MAX: Final = 8
+"""So many payers at once may leave by one node's word."""
+_NODES_MIN: Final = 2
+"""Nodes that say the same of what speaks against us, where another says something else."""
 
 
 class ChannelObserver:
@@ -148,6 +154,8 @@ class ChannelObserver:
         A second read is only needed for those whose deposit rose.
         """
         facts = await self._reader.read_channels_at([each.key.channel_id for each in page], head)
+        if self._reader.rpc.node_count > 1:
+            facts = await self._held_against_others(page, facts, head)
         known = {state.key: state.deposit for state in page}
         risen = [fact for fact in facts if fact and fact.deposit > known[fact.key]]
         if not risen:
@@ -165,6 +173,47 @@ class ChannelObserver:
             )
             for fact in facts
         ]
+
+    async def _held_against_others(
+        self, page: Sequence[ChannelState], facts: Sequence[ChannelFact | None], head: BlockRef
+    ) -> list[ChannelFact | None]:
+        """Return the facts as they are believed, where other nodes may say something else (O-88).
+
+        An exit that this node hides is heard from another. What would end or stop a channel, or
+        says that somebody else settled it, changes nothing while no other node says the same:
+        this one is asked last from then on.
+        """
+        believed = list(facts)
+        doubtful = [
+            at
+            for at, (state, fact) in enumerate(zip(page, facts, strict=True))
+            if value_at_risk(state) or _is_against(state, fact)
+        ]
+        if not doubtful:
+            return believed
+        views = await self._reader.read_each(
+            [page[at].key.channel_id for at in doubtful], block_number=head.number
+        )
+        hidden, alone = [], 0
+        for at, said in zip(doubtful, views, strict=True):
+            state, fact = page[at], facts[at]
+            others = [each for each in said if not _is_same(each, fact)]
+            if _is_against(state, fact) and others and len(said) - len(others) < _NODES_MIN:
+                believed[at] = as_known(state, head)
+                alone += 1
+            elif fact is not None and not fact.close_requested_at:
+                hidden += [(at, each) for each in said if each and each.close_requested_at][:1]
+        if len(hidden) <= EXITS_BELIEVED_MAX:
+            for at, exit_ in hidden:
+                believed[at] = exit_
+        if alone:
+            self._reader.rpc.distrust()
+        if alone or hidden:
+            text = f"one says of {alone + len(hidden)} channels what another does not"
+            self._alarms.ring(AlarmKind.NODES_DISAGREE, text, level=2, subject="channels")
+        else:
+            self._alarms.end(AlarmKind.NODES_DISAGREE, subject="channels")
+        return believed
 
     async def _confirmed(
         self, risen: Sequence[ChannelFact], head: BlockRef
@@ -260,5 +309,36 @@ def _never_opened(state: ChannelState, head: BlockRef) -> ChannelFact:
         settled=0,
         close_requested_at=0,
         is_finalized=False,
+        block_number=head.number,
+    )
+
+
+def _is_against(state: ChannelState, fact: ChannelFact | None) -> bool:
+    """Whether a fact ends or stops a channel, or says that somebody else settled it."""
+    if fact is None or fact.deposit < state.deposit or fact.settled > state.published:
+        return True
+    return fact.is_finalized and not state.is_finalized and state.closing_with is None
+
+
+def _is_same(one: ChannelFact | None, other: ChannelFact | None) -> bool:
+    """Whether two nodes say the same of a channel's money and of its end."""
+    if one is None or other is None:
+        return one is other
+    return (one.deposit, one.settled, one.is_finalized) == (
+        other.deposit,
+        other.settled,
+        other.is_finalized,
+    )
+
+
+def as_known(state: ChannelState, head: BlockRef) -> ChannelFact:
+    """Return the channel as the books have it, at a block."""
+    return ChannelFact(
+        key=state.key,
+        terms=state.terms,
+        deposit=state.deposit,
+        settled=state.settled,
+        close_requested_at=state.close_requested_at,
+        is_finalized=state.is_finalized,
         block_number=head.number,
     )

@@ -14,20 +14,20 @@ import msgspec
 from channel.errors import ChainUnavailableError, LedgerUnavailableError
 from channel.ledger.interface import Ledger
 from channel.state.channel_state import ChannelState
-from channel.types import Address, ChannelFact, ChannelKey
+from channel.types import Address, ChannelKey
 from channel.verify.typed_data import voucher_digest
 from settlement.alarms import AlarmKind, Alarms
 from settlement.escrow import EscrowReader
 from settlement.exposure import ExposureGate, Promise, gas_reserve_wei
 from settlement.journal.interface import Refusals
 from settlement.node_guard import NodeGuard
+from settlement.observer import EXITS_BELIEVED_MAX, as_known
 from settlement.payout_check import find_payout_obstacle
 from settlement.schedule import Due, Reason
 from settlement.tower.export import TowerExport
 from settlement.types import BlockRef
 
 __all__ = [
-    "EXITS_BELIEVED_MAX",
     "REFUSALS_TOLD",
     "Payout",
     "PrecautionLimits",
@@ -41,9 +41,6 @@ _SHOWN_MAX: Final = 5
 
 _SPARE_DIVISOR: Final = 4
 """A quarter more than what is needed ends an alarm about gas."""
-
-EXITS_BELIEVED_MAX: Final = 8
-"""So many payers at once may leave by one node's word."""
 
 _EXIT_STAGE_MAX: Final = 50
 """Per cent of a grace period, after which an exit is answered whoever shows it."""
@@ -157,7 +154,7 @@ class Precautions:
         self._confirmed &= {due.key for due in asked}
         unsure = [due.key for due in asked if due.key not in self._confirmed]
         try:
-            facts = [_as_seen(states[key], head) for key in unsure if key in states]
+            facts = [as_known(states[key], head) for key in unsure if key in states]
             said = await self._reader.confirm_exits(facts)
             self._confirmed |= {fact.key for fact, is_so in zip(facts, said, strict=True) if is_so}
             denied = len(said) - sum(said)
@@ -345,16 +342,3 @@ class Precautions:
             frozenset[Address]() if self._refusals is None else await self._refusals.distrusted()
         )
         self.gate.trust_contracts(broken.union(self._refusing.values()))
-
-
-def _as_seen(state: ChannelState, head: BlockRef) -> ChannelFact:
-    """Return the channel as the books took it over at a block."""
-    return ChannelFact(
-        key=state.key,
-        terms=state.terms,
-        deposit=state.deposit,
-        settled=state.settled,
-        close_requested_at=state.close_requested_at,
-        is_finalized=state.is_finalized,
-        block_number=head.number,
-    )

@@ -15,7 +15,7 @@ from settlement.devnet import Devnet
 from settlement.errors import GasHourUsedError
 from settlement.gas_hour import HOUR_S, GasHour, payout_cost_wei
 from settlement.journal.sqlite import SqliteJournal
-from settlement.precautions import EXITS_BELIEVED_MAX
+from settlement.observer import EXITS_BELIEVED_MAX
 from settlement.rpc import Rpc
 from settlement.settler import EscrowSettler
 from settlement.tx_manager import TxManager
@@ -163,6 +163,8 @@ async def test_very_many_exits_need_a_second_nodes_word(world: World) -> None:
         for channel_id in ids:
             state = await world.books.state(channel_id)
             assert (state.is_closing, state.close_requested_at) == (False, 0)
+        world.node.lies.clear()
+        await watcher.sweep()
         assert not world.rings(AlarmKind.NODES_DISAGREE)
 
 
@@ -273,3 +275,64 @@ async def test_a_hanging_node_holds_up_no_bid(world: World) -> None:
         before = world.node.calls
         assert await alone.least_tip(7) == 7
         assert world.node.calls == before
+
+
+def staying(channel: list[int]) -> None:
+    channel[_ASKED_AT] = 0
+
+
+def ended(channel: list[int]) -> None:
+    channel[0] = 1
+
+
+def settled_elsewhere(channel: list[int]) -> None:
+    channel[7] = 400
+
+
+async def test_an_exit_that_one_node_hides_is_heard_from_another(world: World) -> None:
+    """O-88: it shows every block, and neither the event nor the state of it."""
+    channel_id = await world.books.open(accepted=400, spent=400)
+    async with world.beside(1):
+        lie_about_channels(world.node, staying)
+        world.node.has_no_logs = True
+        async with world.watching():
+            await world.leave(channel_id)
+            state = await world.until(channel_id, is_finalized=True)
+    assert state.settled == 400
+
+
+@pytest.mark.parametrize("lie", [ended, poorer, settled_elsewhere])
+@pytest.mark.parametrize("others", [1, 2])
+async def test_what_one_node_says_against_a_channel_ends_nothing(
+    world: World, lie: Callable[[list[int]], None], others: int
+) -> None:
+    """O-88: every channel ended, empty, or paid out to somebody: no other node says so."""
+    ids = [await world.books.open(accepted=400, spent=300) for _ in range(3)]
+    async with world.beside(others):
+        lie_about_channels(world.node, lie)
+        watcher = world.watcher(settles=False)
+        await watcher.sweep()
+        assert world.rings(AlarmKind.NODES_DISAGREE)
+        for _ in range(2):
+            for channel_id in ids:
+                state = await world.books.state(channel_id)
+                assert (state.is_finalized, state.is_stopped) == (False, False)
+                assert state.foreign_block == 0
+            await watcher.sweep()
+        world.gate.require_openings()
+        world.node.lies.clear()
+        await watcher.sweep()
+        assert not world.rings(AlarmKind.NODES_DISAGREE)
+
+
+async def test_what_two_nodes_say_against_a_channel_counts(world: World, chain: Devnet) -> None:
+    """O-88, O-89: a third one that hides it changes nothing."""
+    channel_id = await world.books.open(accepted=400, spent=300)
+    thief = EscrowSettler(world.reader, TxManager(chain.rpc, chain.signer("payee")))
+    await thief.close_channel(world.channels.key(channel_id), 0, b"")
+    async with world.beside(2) as (second, _):
+        lie_about_channels(second, lambda channel: channel.__setitem__(0, 0))
+        await world.watcher(settles=False).sweep()
+        state = await world.books.state(channel_id)
+        assert state.is_finalized
+        assert state.foreign_block
