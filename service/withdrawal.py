@@ -32,6 +32,7 @@ _POLL_S_MAX: Final = 10.0
 class Stage(enum.Enum):
     """How far a channel is on its way out."""
 
+    LEAVING = "is left without its server"
     NEVER_OPENED = "never opened: nothing was deposited"
     WAITING = "the grace period runs"
     WITHDRAWN = "withdrawn"
@@ -51,6 +52,10 @@ class Leaving(msgspec.Struct, frozen=True, kw_only=True):
     """Chain time from which the rest may be taken."""
     tx_hash: TxHash | None = None
     """The withdrawal, or the payee's close."""
+    delivered: int = 0
+    """What arrived, by the payer's own count: what a close with the server would pay."""
+    signed: int = 0
+    """What the payee holds vouchers for, and may settle."""
 
     @property
     def refunded(self) -> int:
@@ -136,6 +141,16 @@ class _WayOut:
         """Start the grace period, unless it runs or the channel has ended."""
         key = channel.key
         fact = await self._account.read_channel(key.escrow, key.channel_id)
+        if channel.ahead and fact is not None and not fact.close_requested_at:
+            self._tell(
+                Leaving(
+                    key=key,
+                    origin=channel.origin,
+                    stage=Stage.LEAVING,
+                    delivered=channel.counted,
+                    signed=min(channel.signed, channel.deposit),
+                )
+            )
         if fact is None:
             leaving = Leaving(key=key, origin=channel.origin, stage=Stage.NEVER_OPENED)
             self._tell(leaving)

@@ -114,6 +114,11 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
         return self.received + self.lost
 
     @property
+    def ahead(self) -> int:
+        """What is signed beyond what was delivered: a payee that is left may settle that too."""
+        return max(0, min(self.signed, self.deposit) - self.counted)
+
+    @property
     def locked(self) -> int:
         """What was deposited, or may be, from before it leaves until the channel has ended."""
         if self.state == "closed":

@@ -23,6 +23,8 @@ class Expectation(msgspec.Struct, frozen=True, gc=False):
     is_stream: bool
     units_max: int | None
     """Most units an answer in one piece may cost; None when the body names no bound."""
+    is_guess: bool = False
+    """Only what the caller accepts speaks for a stream: nothing is signed ahead of its beginning."""
 
 
 class _Body(msgspec.Struct):
@@ -38,14 +40,15 @@ _decode_body = msgspec.json.Decoder(_Body).decode
 def read_expectation(body: bytes | None, accept: str) -> Expectation:
     """Return what to expect of the answer to this body; a guess where it says nothing."""
     wants_events = "text/event-stream" in accept.lower()
+    is_guess = wants_events and accept.strip().lower() != "text/event-stream"
     if not body or body.lstrip()[:1] != b"{":
-        return Expectation(wants_events, None)
+        return Expectation(wants_events, None, is_guess)
     if not is_shallow(body, DEPTH_MAX):
-        return Expectation(wants_events, None)
+        return Expectation(wants_events, None, is_guess)
     try:
         fields = _decode_body(body)
     except msgspec.DecodeError:
-        return Expectation(wants_events, None)
+        return Expectation(wants_events, None, is_guess)
     bounds = [
         bound
         for bound in (fields.max_tokens, fields.max_completion_tokens)
@@ -53,7 +56,9 @@ def read_expectation(body: bytes | None, accept: str) -> Expectation:
     ]
     choices = fields.n if fields.n is not None and 1 <= fields.n <= CHOICES_MAX else 1
     return Expectation(
-        wants_events or bool(fields.stream), min(bounds) * choices if bounds else None
+        wants_events if fields.stream is None else fields.stream,
+        min(bounds) * choices if bounds else None,
+        is_guess and fields.stream is None,
     )
 
 

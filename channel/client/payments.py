@@ -1,5 +1,7 @@
 """What an agent can do about its channels: look, close, leave without the server, add up."""
 
+import logging
+
 import httpx
 import msgspec
 from msgspec.structs import replace
@@ -13,6 +15,8 @@ from channel.errors import ChannelUnusableError, OfferRefusedError
 from channel.types import Address, ChannelId, TxHash
 
 __all__ = ["Payments", "Summary"]
+
+_log = logging.getLogger(__name__)
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,8 +76,21 @@ class Payments:
         return [await self._close(account) for account in found if account.state != "closed"]
 
     async def request_close(self, which: ChannelId) -> Account:
-        """Start the grace period on chain, without the server (CLOSE-08, CLIENT-12)."""
+        """Start the grace period on chain, without the server (CLOSE-08, CLIENT-12).
+
+        Close with the server where that can be: a close pays what was spent, while a payee that is
+        left may settle the least voucher that covers it, up to all that is signed. What is between
+        is logged as a warning before anything is sent, and is `Account.ahead`.
+        """
         account = await self._one(which)
+        if account.ahead:
+            _log.warning(
+                "leaving channel 0x%s without its server: %d base units delivered, %d signed, and "
+                "the payee may settle up to what is signed; `close` pays what was spent",
+                account.key.channel_id.hex(),
+                account.counted,
+                account.signed,
+            )
         chain = self._payer.opener.chain(account.key.chain_id, account.origin)
         await chain.request_close(escrow=account.key.escrow, channel_id=account.key.channel_id)
         return await self._payer.leave(account)

@@ -80,6 +80,7 @@ class PaidStream:
         self._settling: asyncio.Task[None] | None = None
         self._failure: MppSessionError | httpx.TransportError | None = None
         self._may_fund = True
+        ticket.hold.is_streaming = True
         ticket.hold.is_sent = False  # `end` counts what is not read
         self.has_receipt = False
         """The receipt at the end was there, and could be right."""

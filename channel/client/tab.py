@@ -46,6 +46,8 @@ class Hold:
         """Another request was in flight on the channel since this one was sent."""
         self.is_sent = False
         """A credential went out for it, and what it was answered is not counted yet."""
+        self.is_streaming = False
+        """Its answer is a stream, and has begun."""
         self.is_waiting = False
         """It waits for the others; they need not wait for it."""
         self._step = 0

@@ -111,7 +111,9 @@ class VoucherDesk:
         counts = tab.view(account)
         # What was held against the account above is not held against it again, after a top-up.
         allowance = max(tab.allowance, needed - counts.claimable)
-        is_stream = purchase.expectation.is_stream
+        is_stream = ticket.hold.is_streaming or (
+            purchase.expectation.is_stream and not purchase.expectation.is_guess
+        )
         ahead = max(counts.counted, counts.spent) + tab.allowance if is_stream else needed
 
         def choose(current: Account, budget_left: int) -> int:

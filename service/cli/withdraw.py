@@ -128,6 +128,11 @@ def _tell(leaving: "Leaving") -> None:
     line = f"0x{leaving.key.channel_id.hex()}: {leaving.stage.value}"
     if leaving.stage.name == "WAITING":
         line += f", {datetime.fromtimestamp(leaving.ready_at, UTC):%Y-%m-%d %H:%M:%S} UTC"
+    elif leaving.stage.name == "LEAVING":
+        line += (
+            f": {leaving.delivered:,} delivered, {leaving.signed:,} signed, and the provider may "
+            f"take up to that. While it answers, a close pays what it delivered"
+        )
     elif leaving.deposit:
         line += f", {leaving.refunded:,} back, {leaving.settled:,} paid"
     REPORT.print(Text(line))

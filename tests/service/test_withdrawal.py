@@ -71,6 +71,16 @@ async def agent(
         await purse.close()
 
 
+async def test_a_payer_hears_what_may_be_taken_before_it_leaves(agent: Payer) -> None:
+    """O-11: delivered and signed side by side; nothing is said where both are the same."""
+    channel = await agent.channel()
+    await agent.purse.update(channel.key, lambda one: replace(one, signed=one.counted + 600))
+    await agent.leave()
+    assert agent.told[0] is Stage.LEAVING
+    await agent.leave()
+    assert agent.told.count(Stage.LEAVING) == 1
+
+
 async def test_the_whole_deposit_comes_back_when_the_server_does_nothing(agent: Payer) -> None:
     """CLOSE-08: ask, wait, take; run twice, it is asked once."""
     (asked,) = await agent.leave()

@@ -9,6 +9,7 @@ from channel.client.meter import Expectation, UnitMeter, read_expectation
 
 STREAM = Expectation(is_stream=True, units_max=None)
 USAGE = {"usage": {"completion_tokens": 9}}
+GUESS = Expectation(is_stream=True, units_max=None, is_guess=True)
 WHOLE = Expectation(is_stream=False, units_max=None)
 
 
@@ -87,7 +88,11 @@ def test_where_the_chunk_is_the_unit_a_count_of_tokens_is_another_thing() -> Non
         (b'{"stream": "yes"}', "", WHOLE),
         (b"{broken", "", WHOLE),
         (b"plain text", "text/event-stream", STREAM),
-        (None, "Text/Event-Stream, */*", STREAM),
+        (None, "Text/Event-Stream", STREAM),
+        (None, "Text/Event-Stream, */*", GUESS),
+        (b'{"max_tokens": 0}', "application/json, text/event-stream", GUESS),
+        (b'{"stream": false}', "application/json, text/event-stream", WHOLE),  # O-11
+        (b'{"stream": true}', "application/json, text/event-stream", STREAM),
         (b"", "application/json", WHOLE),
     ],
 )
