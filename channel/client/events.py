@@ -15,7 +15,13 @@ import httpx
 
 from channel.client.streaming import PaidStream
 from channel.errors import PaymentRefusedError, WireError
-from channel.wire.sse import NEED_VOUCHER_EVENT, RECEIPT_EVENT, EventSplitter, parse_event
+from channel.wire.sse import (
+    NEED_VOUCHER_EVENT,
+    RECEIPT_EVENT,
+    EventSplitter,
+    parse_event,
+    parse_event_units,
+)
 
 __all__ = ["PaidEvents"]
 
@@ -155,7 +161,7 @@ class PaidEvents(httpx.AsyncByteStream):
             await self._paid.take_receipt(text)
         else:
             self._is_done = text == DONE
-            self._paid.count(text)
+            self._paid.count(text, parse_event_units(block))
             return False
         return True
 

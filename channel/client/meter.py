@@ -24,7 +24,7 @@ class Expectation(msgspec.Struct, frozen=True, gc=False):
     units_max: int | None
     """Most units an answer in one piece may cost; None when the body names no bound."""
     is_guess: bool = False
-    """Only what the caller accepts speaks for a stream: nothing is signed ahead of its beginning."""
+    """Only what the caller accepts speaks for a stream: nothing is signed before it begins."""
 
 
 class _Body(msgspec.Struct):

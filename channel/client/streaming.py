@@ -85,9 +85,16 @@ class PaidStream:
         self.has_receipt = False
         """The receipt at the end was there, and could be right."""
 
-    def count(self, data: str) -> None:
-        """Count one event, no more of them than the request itself allows."""
-        units = min(self._meter.count(data), self._units_left)
+    def count(self, data: str, said_units: int | None = None) -> None:
+        """Count one event, no more units than the request itself allows.
+
+        What the event says of itself is believed where that is less than we count, and for a batch
+        as far as its text bears it: a unit is at least a byte long.
+        """
+        units = self._meter.count(data)
+        if said_units is not None:
+            units = min(said_units, max(units, len(data)))
+        units = min(units, self._units_left)
         if not units:
             return
         self._units_left -= units

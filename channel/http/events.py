@@ -39,7 +39,9 @@ _TOGETHER_S_MAX = 0.0002
 """Events this close behind each other may leave in one write: less than a write costs a client."""
 _WRITE_BYTES_MAX = 16 * 1024
 _ENDS = (b"\n\n", b"\n\r\n", b"\n\r", b"\r\r", b"\r\r\n")
-_OURS = re.compile(rb"(?:\A\xef\xbb\xbf|\A|[\r\n])event: ?payment-")  # on whatever line
+_OURS = re.compile(
+    rb"(?:\A\xef\xbb\xbf|\A|[\r\n])(?:event: ?payment-|payment-units)"
+)  # on whatever line
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -48,7 +50,8 @@ class Event(msgspec.Struct, frozen=True):
     data: str
     event: str | None = None
     units: int = 1
-    """What it costs; 0 for an event that sells nothing, such as a `[DONE]`."""
+    """What it costs; 0 for an event that sells nothing, such as a `[DONE]`. Many for a batch: the
+    event says so, and payers believe it as far as its text has bytes, and their step reaches."""
     held: int = 0
     """Units beyond its own that must be paid for before it leaves; counted later, if ever."""
 
@@ -281,8 +284,8 @@ def _read_chunk(chunk: Chunk) -> tuple[bytes, int]:
     if isinstance(chunk, Event):
         if (chunk.event or "").startswith(_RESERVED):
             raise ValueError(f"{chunk.event}: events of this name are the gate's")
-        return format_event(chunk.data, chunk.event), chunk.units
-    if b"event" in chunk.raw and _OURS.search(chunk.raw):
+        return format_event(chunk.data, chunk.event, units=chunk.units), chunk.units
+    if (b"event" in chunk.raw or b"payment-" in chunk.raw) and _OURS.search(chunk.raw):
         return b": dropped\n\n", 0  # another server's word about payment is none of ours
     # Without its end it would run into the next one, be that a forgery's other half or our receipt.
     return chunk.raw if chunk.raw.endswith(_ENDS) else chunk.raw + b"\n\n", chunk.units

@@ -27,16 +27,21 @@ __all__ = [
     "format_need_voucher",
     "format_payment_receipt_event",
     "parse_event",
+    "parse_event_units",
     "parse_need_voucher",
 ]
 
 CONTENT_TYPE = "text/event-stream"
 NEED_VOUCHER_EVENT = "payment-need-voucher"
 RECEIPT_EVENT = "payment-receipt"
+UNITS_FIELD = "payment-units"
+"""A line of an event that is not one unit: how many it is. Other readers ignore fields of names
+that they do not know, as the format asks of them."""
 
 # The three line ends of the format, and no other: U+2028, U+0085 or \x0b inside a line are text.
 _LINE_END = re.compile("\r\n|\r|\n")
 _EVENT_END = re.compile(rb"(?:\r\n?+|\n)(?:\r\n?+|\n)")
+_UNITS = re.compile(rb"(?:\A|[\r\n])payment-units: ?(\d{1,18})(?=[\r\n])")
 _BYTES_LINE_END = re.compile(rb"\r\n|\r|\n")
 
 
@@ -49,20 +54,24 @@ class NeedVoucher(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     deposit: int
 
 
-def format_event(data: str, event: str | None = None) -> bytes:
+def format_event(data: str, event: str | None = None, *, units: int = 1) -> bytes:
     """Return one event; no line of `data` can pass for another field or event (F-55).
+
+    What is not one unit says how many it is (`payment-units`), for who counts.
 
     Raises:
         WireError: `event` holds a line end.
     """
     if event is None:
-        if "\n" not in data and "\r" not in data:  # nearly every token
+        if units == 1 and "\n" not in data and "\r" not in data:  # nearly every token
             return f"data: {data}\n\n".encode()
         head = ""
     elif _LINE_END.search(event) is None:
         head = f"event: {event}\n"
     else:
         raise WireError("an event's name is one line")
+    if units != 1:
+        head += f"{UNITS_FIELD}: {units}\n"
     lines = "".join(f"data: {line}\n" for line in _LINE_END.split(data))
     return f"{head}{lines}\n".encode()
 
@@ -113,6 +122,12 @@ def parse_event(block: bytes) -> tuple[str, str] | None:
         elif field == "event":
             name = value
     return (name or "message", "\n".join(lines)) if lines else None
+
+
+def parse_event_units(block: bytes) -> int | None:
+    """Return how many units an event says that it is; None where it says nothing."""
+    found = _UNITS.search(block) if b"payment-units" in block else None
+    return None if found is None else int(found[1])
 
 
 class EventSplitter:
