@@ -24,7 +24,6 @@ __all__ = ["SettlerChild", "start_settler"]
 
 _log: Final = logging.getLogger(__name__)
 
-_READY_S: Final = 60.0
 _STOP_S: Final = 10.0
 _PAUSES_S: Final = (0.1, 0.5, 2.0, 5.0)
 _CONFIG_CODE: Final = 2
@@ -69,16 +68,19 @@ class SettlerChild:
 
         Raises:
             ConfigError: It refuses its settings.
-            CommandError: It ended, or said nothing for a minute.
+            CommandError: It ended, or said nothing for `settlement.start_timeout_s`.
         """
         process = self._process
         if process is None:
             raise CommandError("the settler was not started")
+        patience_s = self._config.settlement.start_timeout_s
         try:
-            async with asyncio.timeout(_READY_S):
+            async with asyncio.timeout(patience_s):
                 report = await _read(process)
         except TimeoutError:
-            raise CommandError(f"the settler said nothing for {_READY_S:.0f} s") from None
+            raise CommandError(
+                f"the settler said nothing for {patience_s:g} s: see settlement.start_timeout_s"
+            ) from None
         if report is None or report.error:
             code = await process.wait()
             said = report.error if report else f"it ended with code {code}"

@@ -4,17 +4,15 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from channel.engine.admission import Admission
-from channel.engine.background import Background
 from channel.engine.challenger import Authenticated
 from channel.engine.keeper import ReservationKeeper
 from channel.engine.outcome import Hold, Outcome
 from channel.engine.rate_limit import RateLimiter
 from channel.engine.reservation import held_amount
 from channel.errors import LedgerUnavailableError
-from channel.ledger.interface import Applied, ClaimRequest, ConsumeProof, ForgetRequest, Ledger
+from channel.ledger.interface import Applied, ClaimRequest, ConsumeProof, Ledger
 from channel.state.channel_state import ChannelState, ReservationKind
-from channel.state.commands import AcceptVoucher, Command, Release, Reserve
-from channel.state.requests import RequestClaim
+from channel.state.commands import AcceptVoucher, Command, Reserve
 from channel.state.transitions import proves_key
 from channel.types import ChannelKey, VerifiedVoucher
 
@@ -32,14 +30,12 @@ class Acceptance:
         ledger: Ledger,
         admission: Admission,
         keeper: ReservationKeeper,
-        background: Background,
         rate: RateLimiter,
         now: Callable[[], float],
     ) -> None:
         self._ledger = ledger
         self._admission = admission
         self._keeper = keeper
-        self._background = background
         self._rate = rate
         self._now = now
 
@@ -106,7 +102,7 @@ class Acceptance:
             held = held_amount(applied.state, hold.reservation_id)
         except (asyncio.CancelledError, LedgerUnavailableError):
             # It may have been made: give it back, so that the payer need not wait for a lease.
-            self._background.start(self._abandon(paid.key, hold, claim))
+            self._keeper.let_go(paid.key, hold.reservation_id, claim)
             raise
         finally:
             self._admission.give_back(room - held)
@@ -137,10 +133,6 @@ class Acceptance:
             min_voucher_delta=paid.asked.min_voucher_delta,
             lease_expires_at=self._keeper.lease(),
         )
-
-    async def _abandon(self, key: ChannelKey, hold: Hold, claim: RequestClaim | None) -> None:
-        forget = None if claim is None else ForgetRequest(claim)
-        await self._ledger.apply(key, [Release(hold.reservation_id)], request=forget)
 
 
 def _coverable(reserve: Reserve, verified: VerifiedVoucher, known: ChannelState) -> int:

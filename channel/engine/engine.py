@@ -118,7 +118,6 @@ class Engine:
             ledger=ledger,
             admission=admission,
             keeper=self._keeper,
-            background=self._background,
             rate=RateLimiter(settings.vouchers_per_second, now),
             now=now,
         )

@@ -7,13 +7,18 @@ from collections.abc import Callable
 import msgspec
 
 from channel.errors import LedgerUnavailableError, OperatorError, PeerError, ProblemError
-from channel.ledger.interface import Ledger
-from channel.state.commands import Renew
+from channel.ledger.interface import ForgetRequest, Ledger
+from channel.state.commands import Release, Renew
+from channel.state.requests import RequestClaim
 from channel.types import ChannelKey
 
 __all__ = ["ReservationKeeper"]
 
 _log = logging.getLogger(__name__)
+
+_RETRY_S = 0.1
+_RETRY_S_MAX = 2.0
+_CLOSE_S_MAX = 1.0
 
 
 class _Kept(msgspec.Struct):
@@ -42,6 +47,7 @@ class ReservationKeeper:
         self._ending: OperatorError | None = None
         self._seen: dict[tuple[ChannelKey, bytes, int], float] = {}
         """Since when a reservation of anybody has the lease it has, by the loop's clock."""
+        self._letting_go: set[asyncio.Task[None]] = set()
 
     def lease(self, reservation_id: bytes = b"") -> int:
         """Return until when a reservation made or renewed now is held, in Unix seconds.
@@ -96,6 +102,33 @@ class ReservationKeeper:
             if not streams:
                 del self._streams[kept.key]
 
+    def let_go(self, key: ChannelKey, reservation_id: bytes, claim: RequestClaim | None) -> None:
+        """End a request's reservation and free its idempotency key, as soon as the books answer.
+
+        For a change that may have been made or not: what was made stays made. Else the payer
+        would be told that its request is being served until the lease runs out (O-91).
+        """
+        self.drop(reservation_id)
+        task = asyncio.get_running_loop().create_task(self._let_go(key, reservation_id, claim))
+        self._letting_go.add(task)
+        task.add_done_callback(self._letting_go.discard)
+
+    async def _let_go(
+        self, key: ChannelKey, reservation_id: bytes, claim: RequestClaim | None
+    ) -> None:
+        forget = None if claim is None else ForgetRequest(claim)
+        pause_s = _RETRY_S
+        while True:
+            try:
+                state = (await self._ledger.apply(key, [])).state
+                if state is not None and state.find_reservation(reservation_id) is not None:
+                    await self._ledger.apply(key, [Release(reservation_id)], request=forget)
+            except LedgerUnavailableError:
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, _RETRY_S_MAX)
+            else:
+                return
+
     def stop_streams(self, key: ChannelKey, reason: ProblemError, *, spare: bytes = b"") -> None:
         """Tell this process's streams on a channel to end now."""
         for reservation_id in [*self._streams.get(key, ())]:
@@ -111,6 +144,11 @@ class ReservationKeeper:
 
     async def close(self) -> None:
         """Stop renewing. What is still held ends when its lease does."""
+        if self._letting_go:
+            await asyncio.wait(self._letting_go, timeout=_CLOSE_S_MAX)
+        for task in self._letting_go:
+            task.cancel()
+        await asyncio.gather(*self._letting_go, return_exceptions=True)
         if self._loop_task is not None:
             self._loop_task.cancel()
             await asyncio.wait({self._loop_task})

@@ -213,13 +213,19 @@ class RunningReservation:
 
         Raises:
             ReservationEndedError: A request's money is no longer held: do not answer with it.
-            LedgerUnavailableError: Not durable; the reservation ends with its lease.
+            LedgerUnavailableError: Not durable. A request's reservation, and its key, are let go
+                as soon as the books answer; a stream's ends with its lease.
         """
         if not self.is_finished:
             self.is_finished = True
             change = self._finish(response)
             # A request's only change needs no task: what is queued is made, whoever waits.
-            refusal = await (change if self._changing is None else self._change(change))
+            try:
+                refusal = await (change if self._changing is None else self._change(change))
+            except LedgerUnavailableError:
+                if self._kind is ReservationKind.REQUEST:
+                    self._keeper.let_go(self.key, self._id, self._claim)
+                raise
             if refusal is not None and self._kind is ReservationKind.REQUEST:
                 raise refusal
         return self.state

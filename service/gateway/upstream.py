@@ -5,6 +5,7 @@ no credential, cookie or authorisation of a client can reach the model server, a
 the model server's can pass for a payment header of ours.
 """
 
+import asyncio
 import logging
 import math
 import time
@@ -55,7 +56,7 @@ _LOG_INTERVAL_S: Final = 10.0
 class Upstream:
     """Connections to the model server."""
 
-    def __init__(self, client: httpx.AsyncClient, api_key: str | None) -> None:
+    def __init__(self, client: httpx.AsyncClient, api_key: str | None, head_s: float) -> None:
         self.url = str(client.base_url)
         self.answered_at = -math.inf
         """When the server last sent the head of an answer, by the monotonic clock."""
@@ -63,6 +64,7 @@ class Upstream:
         """When it last could not be reached, or broke off."""
         self._client = client
         self._api_key = api_key
+        self._head_s = head_s
         self._logged_at = -math.inf
         self._unlogged = 0
 
@@ -83,7 +85,8 @@ class Upstream:
             trust_env=False,  # no proxy or .netrc of the machine between us and the model
         ) as client:
             key = settings.api_key
-            yield cls(client, None if key is None else key.reveal())
+            head_s = settings.connect_timeout_s + settings.read_timeout_s
+            yield cls(client, None if key is None else key.reveal(), head_s)
 
     @asynccontextmanager
     async def request(
@@ -135,6 +138,13 @@ class Upstream:
         The server may close a connection at the moment at which it is used again; nothing of the
         request was answered then.
         """
+        try:
+            async with asyncio.timeout(self._head_s):  # one that trickles in is never silent
+                return await self._send_again(request)
+        except TimeoutError:
+            raise httpx.ReadTimeout("the head of the answer took too long") from None
+
+    async def _send_again(self, request: httpx.Request) -> httpx.Response:
         try:
             return await self._client.send(request, stream=True)
         except httpx.RemoteProtocolError as error:

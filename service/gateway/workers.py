@@ -30,7 +30,6 @@ __all__ = ["Report", "Task", "read_task", "run_workers"]
 
 _log: Final = logging.getLogger(__name__)
 
-_START_S_MAX: Final = 60.0
 _STARTS_MAX: Final = 5
 """How often in a row a worker that was killed is started before it serves."""
 _RESTART_PAUSE_S: Final = 0.2
@@ -133,11 +132,13 @@ class _Worker:
         process = self._process
         if process is None or process.stdout is None:  # pragma: no cover - always started
             raise CommandError("the worker was not started")
+        patience_s = self._config.listen.start_timeout_s
         try:
-            line = await asyncio.wait_for(process.stdout.readline(), _START_S_MAX)
+            line = await asyncio.wait_for(process.stdout.readline(), patience_s)
         except TimeoutError:
             raise CommandError(
-                f"worker {self._number} did not serve within {_START_S_MAX:.0f} s"
+                f"worker {self._number} did not serve within {patience_s:g} s: see "
+                "listen.start_timeout_s"
             ) from None
         if not line:
             code = await process.wait()

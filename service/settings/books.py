@@ -127,6 +127,15 @@ class Settlement(Section, frozen=True):
             "`false` where it runs elsewhere: then the gateway needs no key at all."
         ),
     ] = True
+    start_timeout_s: Annotated[
+        float,
+        Meta(
+            gt=0,
+            le=3600,
+            description="How long a settler that the gateway starts may take until it settles or "
+            "stands by, on a slow host.",
+        ),
+    ] = 300.0
     gas_budget_wei: Annotated[
         Positive,
         Meta(

@@ -86,6 +86,14 @@ class Listen(Section, frozen=True):
             "ledger. One that is killed is started again.",
         ),
     ] = 1
+    start_timeout_s: Annotated[
+        float,
+        Meta(
+            gt=0,
+            le=3600,
+            description="How long each of several workers may take to start, on a slow host.",
+        ),
+    ] = 300.0
     connections_max: Annotated[
         int,
         Meta(

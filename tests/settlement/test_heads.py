@@ -3,8 +3,9 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
+import pytest
 from aiohttp import web
 
 from settlement.devnet import Devnet
@@ -90,3 +91,50 @@ async def test_a_websocket_that_is_not_there_costs_nothing_but_a_warning() -> No
         for _ in range(5):
             await signal.wait()
     assert signal.subscriptions == 0
+
+
+@pytest.mark.parametrize(
+    "says",
+    ['{"jsonrpc":"2.0","method":"eth_subscription","params":{}}', "[" * 10_000 + "]" * 10_000],
+    ids=["of blocks", "a nest"],
+)
+async def test_a_websocket_that_talks_without_end_costs_a_look_now_and_then(says: str) -> None:
+    """O-91: it woke 93 times a second. The interval holds, and what it says waits where it is."""
+
+    async def serve(request: web.Request) -> web.WebSocketResponse:
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        await socket.receive()
+        with suppress(ConnectionError):
+            while request.transport is not None and not request.transport.is_closing():
+                await socket.send_str(says)
+        return socket
+
+    app = web.Application()
+    app.router.add_get("/", serve)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    host, port = runner.addresses[0][:2]
+    signal = HeadSignal(
+        poll_interval_s=0.3, ws_url=f"ws://{host}:{port}/", reconnect_s=0.01, least_s=0.1
+    )
+    try:
+        async with listening(signal), asyncio.timeout(PATIENCE_S):
+            began, looks = time.monotonic(), 0
+            while looks < 6:
+                await signal.wait()
+                looks += 1
+            assert time.monotonic() - began > 5 * 0.1
+    finally:
+        await runner.cleanup()
+
+
+@pytest.mark.parametrize(("least_s", "poll_s"), [(0.1, 0.05), (0.05, 0.1)])
+async def test_polling_is_never_slower_for_it(least_s: float, poll_s: float) -> None:
+    """O-91: the least interval is a bound on news, not on polling."""
+    signal = HeadSignal(poll_interval_s=poll_s, least_s=least_s)
+    await signal.wait()
+    began = time.monotonic()
+    await signal.wait()
+    assert time.monotonic() - began >= poll_s * 0.9

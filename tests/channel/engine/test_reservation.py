@@ -21,6 +21,7 @@ from channel.state.commands import Command, EndReservations, StreamPolicy
 from channel.types import ChannelKey
 from tests.channel.engine.test_engine import hold, opened, paid, perform
 from tests.channel.selling import PRICE, Desk, open_desk
+from tests.waiting import until
 
 
 async def running(
@@ -201,3 +202,26 @@ async def test_a_stream_over_a_database_that_is_lost_again_and_again_pays_for_wh
         outage.lasts = 0
         state = await reservation.finish()
         assert (state.spent, state.reserved) == (emitted * PRICE, 0)
+
+
+@pytest.mark.parametrize("is_made", [True, False])
+@pytest.mark.parametrize("lasts", [1, 3])
+async def test_a_request_whose_end_was_lost_is_let_go_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lasts: int, *, is_made: bool
+) -> None:
+    """O-91: at once when the books answer, not when its lease runs out; what was made stays."""
+    async with open_desk(tmp_path) as desk:
+        await opened(desk)
+        outage = Outage(desk.ledger)
+        monkeypatch.setattr(desk.ledger, "apply", outage.apply)
+        reservation = await running(desk, 50 * PRICE, is_stream=False)
+        reservation.take(1)
+        outage.is_made, outage.lasts = is_made, lasts
+        with pytest.raises(LedgerUnavailableError):
+            await reservation.finish()
+
+        async def is_free() -> bool:
+            return not (await desk.books()).reserved
+
+        await until(is_free)
+        assert (await desk.books()).spent == (PRICE if is_made else 0)
