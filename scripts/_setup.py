@@ -1,9 +1,10 @@
 """What the scripts need, made inside the checkout from the locked versions.
 
 Only Python 3.11 to 3.13 is taken for granted. `.venv` holds the Python packages and this project
-(editable), `contracts/node_modules` Anvil and the compilers, `.cache` logs: deleting the three
-undoes everything. A step writes its stamp last, so one that was interrupted is done again, and
-one whose lock file, `pyproject.toml` or Python has changed is done anew.
+(editable), `contracts/node_modules` Anvil and the compilers, `tests/foreign/node_modules` other
+people's clients, `.cache` logs: deleting the four undoes everything. A step writes its stamp last,
+so one that was interrupted is done again, and one whose lock file, `pyproject.toml` or Python has
+changed is done anew.
 
 This file must parse on any Python 3, to be able to say that a newer one is needed.
 """
@@ -34,6 +35,7 @@ VENV = ROOT / ".venv"
 BIN = VENV / "bin"
 PYTHON = BIN / "python"
 CONTRACTS = ROOT / "contracts"
+FOREIGN = ROOT / "tests" / "foreign"
 LOCKS = ROOT / "requirements"
 NODE_MODULES = CONTRACTS / "node_modules"
 UNFINISHED = VENV / "unfinished"
@@ -42,7 +44,7 @@ PYTHON_MIN, PYTHON_END = (3, 11), (3, 14)
 NODE_MIN = 20
 GROUPS = {
     "run": ("environment", "build", "run", "project", "anvil"),
-    "test": ("environment", "build", "test", "project", "contracts", "demo", "model"),
+    "test": ("environment", "build", "test", "project", "contracts", "demo", "model", "foreign"),
     "demo": ("environment", "build", "run", "project", "anvil", "demo", "model"),
     "bench": ("environment", "build", "test", "project", "contracts", "bench"),
 }
@@ -112,12 +114,14 @@ MADE_FROM = {
     "project": ("pyproject.toml",),
     "anvil": ("contracts/package.json", "contracts/package-lock.json"),
     "contracts": ("contracts/package.json", "contracts/package-lock.json"),
+    "foreign": ("tests/foreign/package.json", "tests/foreign/package-lock.json"),
 }
 INCLUDED_IN = {"run": "test", "anvil": "contracts"}  # the first is a part of the second
 
 
 def _stamp(step: str) -> Path:
-    return (NODE_MODULES if step in {"anvil", "contracts"} else VENV) / f".ready-{step}"
+    folder = {"anvil": NODE_MODULES, "contracts": NODE_MODULES, "foreign": FOREIGN / "node_modules"}
+    return folder.get(step, VENV) / f".ready-{step}"
 
 
 def _key(step: str) -> str:
@@ -201,15 +205,22 @@ def _install_project(_step: str) -> None:
     _pip("this project", "--editable", str(ROOT))
 
 
-def _install_npm_packages(step: str) -> None:
+def _install_contracts(step: str) -> None:
+    _install_npm_packages(step, CONTRACTS, *(["--omit=dev"] if step == "anvil" else []))
+    _require_anvil()
+
+
+def _install_foreign(step: str) -> None:
+    _install_npm_packages(step, FOREIGN)
+
+
+def _install_npm_packages(step: str, folder: Path, *options: str) -> None:
     if not _has_node():
         _pip("node and npm", "--require-hashes", "-r", str(LOCKS / "node.txt"))
     path = os.environ.get("PATH", os.defpath)
     environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{path}"}
-    command = ["npm", "ci", "--prefix", str(CONTRACTS), "--ignore-scripts", "--no-fund"]
-    command += ["--no-audit", *(["--omit=dev"] if step == "anvil" else [])]
-    _run(MAKERS[step][0], command, environment)
-    _require_anvil()
+    command = ["npm", "ci", "--prefix", str(folder), "--ignore-scripts", "--no-fund"]
+    _run(MAKERS[step][0], [*command, "--no-audit", *options], environment)
 
 
 def _has_node() -> bool:
@@ -241,8 +252,9 @@ def _require_anvil() -> None:
 MAKERS: dict[str, tuple[str, Callable[[str], None]]] = {
     "environment": ("virtual environment", _make_environment),
     "project": ("mpp-session itself", _install_project),
-    "anvil": ("Anvil", _install_npm_packages),
-    "contracts": ("Anvil and the Solidity compilers", _install_npm_packages),
+    "anvil": ("Anvil", _install_contracts),
+    "contracts": ("Anvil and the Solidity compilers", _install_contracts),
+    "foreign": ("other people's clients", _install_foreign),
 }
 
 
