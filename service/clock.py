@@ -1,4 +1,4 @@
-"""What time it is for a process that serves: checked at the start, and set by nobody afterwards.
+"""What time it is for a process that serves: checked at the start, and not set afterwards.
 
 Leases, challenges and the life of an idempotency key are measured by it. A machine's clock may be
 set at any time, by a day or by minutes, and each of those would then end early or late; so from

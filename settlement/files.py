@@ -91,7 +91,7 @@ class FileThread:
                 set_answer = lambda: answer.set_exception(failure)  # noqa: E731
             else:
                 set_answer = lambda: answer.set_result(result)  # noqa: E731
-            with suppress(RuntimeError):  # the loop has ended: nobody waits any more
+            with suppress(RuntimeError):  # the loop has ended, and with it the wait
                 loop.call_soon_threadsafe(tell, set_answer)
 
         threading.Thread(target=carry_out, name="file", daemon=True).start()

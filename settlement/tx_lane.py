@@ -66,7 +66,7 @@ class TxLimits(msgspec.Struct, frozen=True, kw_only=True):
     jump_checked_s: float = 2.0
     """How long every node is asked about a nonce beyond the journal before it is given."""
     gap_after_s: float = 60.0
-    """How long a nonce below ours may be nobody's before a transaction of ours fills it."""
+    """How long a nonce below ours may be unused before a transfer of nothing fills it."""
     gas_margin_percent: int = 25
     """Above the estimate: the state may change before the transaction is mined."""
 
@@ -223,13 +223,13 @@ class TxLane:
         self.alarms.end(AlarmKind.NONCE_GAP)
 
     async def _fill(self, missing: range) -> None:
-        """Use nonces that nobody uses, by sending nothing to ourselves: ours wait for them.
+        """Use nonces that no transaction has, by sending nothing to ourselves: later ones wait.
 
         What the journal has under such a nonce, and gave up, goes out again instead.
         """
         if time.monotonic() - self._gap_since < self._limits.gap_after_s:
             return
-        text = f"nonces {missing[0]} to {missing[-1]} are nobody's, and later ones wait for them"
+        text = f"no transaction has the nonces {missing[0]} to {missing[-1]}, and later ones wait"
         if len(missing) > _GAP_FILLED_MAX:
             self.alarms.ring(AlarmKind.NONCE_GAP, f"{text}: too many to be filled", level=2)
             return

@@ -82,6 +82,15 @@ def test_the_manual_says_what_to_do_about_each_alarm() -> None:
     }
 
 
+def test_the_runbook_has_steps_for_each_alarm() -> None:
+    """O-81, O-89: in order, under its name, beside the table."""
+    text = (ROOT / "docs" / "operating.md").read_text()
+    runbook = text.split("\n## Runbook\n")[1].split("\n## ")[0]
+    heads = re.findall(r"(?m)^\*\*(.+?)\.\*\* 1\. ", runbook)
+    named = {name for head in heads for name in re.findall(r"`([\w-]+)`", head)}
+    assert named == {kind.value for kind in AlarmKind}
+
+
 def test_every_link_of_the_manual_leads_somewhere() -> None:
     broken = [
         f"{page.name}: {target}"
