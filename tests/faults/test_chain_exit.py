@@ -10,6 +10,7 @@ from settlement import abi
 from settlement.alarms import AlarmKind
 from settlement.chain_clock import ChainClock
 from settlement.devnet import Devnet
+from settlement.exposure import ExposureGate, ExposureLimits
 from settlement.schedule import SettlePolicy
 from tests.faults.chain_world import World
 from tests.settlement.channels import set_paused
@@ -179,6 +180,22 @@ async def test_a_wallets_vouchers_are_settled_early(world: World, chain: Devnet)
     async with world.watching(policy=policy):
         await world.until(by_wallet, settled=200)
         assert (await world.books.state(by_key)).settled == 0
+
+
+async def test_a_signer_that_comes_near_its_bound_is_settled_on_all_its_channels(
+    world: World,
+) -> None:
+    """O-01: many small channels of one signer; another's wait for their own time."""
+    world.gate = ExposureGate(ExposureLimits(signer_max=800))
+    near = [await world.books.open(accepted=200, spent=200) for _ in range(2)]
+    world.channels.terms = replace(
+        world.channels.terms, authorized_signer=world.chain.account("stranger").address
+    )
+    other = await world.books.open(accepted=200, spent=200, signed_by="stranger")
+    watcher = world.watcher()
+    for _ in range(2):
+        await watcher.sweep()
+    assert [(await world.books.state(each)).settled for each in [*near, other]] == [200, 200, 0]
 
 
 @pytest.mark.parametrize("skew_s", [-120, 120])
