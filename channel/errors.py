@@ -66,7 +66,7 @@ A `PeerError` becomes a problem body in one place, `channel.wire.problem`. The o
 refusals are tried is printed in docs/errors.md.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 __all__ = [
@@ -557,8 +557,22 @@ class AgentError(MppSessionError):
 class OfferRefusedError(AgentError):
     """A 402 asks for what the agent's policy does not allow; nothing was signed (CLIENT-01)."""
 
-    def __init__(self, *, field: str, asked: object, allowed: object, origin: str) -> None:
-        super().__init__(f"{origin} asks for {field} {asked}; the policy allows {allowed}.")
+    def __init__(
+        self,
+        *,
+        field: str,
+        asked: object,
+        allowed: object,
+        origin: str,
+        offers: Sequence[str] = (),
+    ) -> None:
+        """Say what is asked and allowed, and of several offers what each of them would take."""
+        words = f"{origin} asks for {field} {asked}; the policy allows {allowed}."
+        if offers:
+            each = " ".join(f"({place}) {offer}." for place, offer in enumerate(offers, 1))
+            words = f"{origin} makes {len(offers)} offers, and none can be taken. {each}"
+        super().__init__(words)
+        self.offers = tuple(offers)
         self.field = field
         self.asked = asked
         self.allowed = allowed

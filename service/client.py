@@ -51,7 +51,7 @@ class PayingClient(httpx.AsyncClient):
         self.payments = payments
 
 
-def build_client(
+def build_client(  # noqa: PLR0913 -- the parts it is put together from, once
     *,
     policy: Policy,
     keys: VoucherKeys,
@@ -60,6 +60,7 @@ def build_client(
     base_url: str = "",
     timeout_s: float = TIMEOUT_S,
     transport: httpx.AsyncBaseTransport | None = None,
+    management: httpx.AsyncBaseTransport | None = None,
     answers_refusals: bool | None = None,
 ) -> PayingClient:
     """Return a client over parts that the caller opened and will close.
@@ -72,6 +73,7 @@ def build_client(
         base_url: As httpx has it.
         timeout_s: For connecting and between bytes.
         transport: What sends the requests; a plain `httpx.AsyncHTTPTransport` if None.
+        management: What sends vouchers beside streams; see `PayingTransport`.
         answers_refusals: See `PayingTransport`.
     """
     inner = httpx.AsyncHTTPTransport() if transport is None else transport
@@ -82,8 +84,10 @@ def build_client(
         chains={chain.chain_id: chain for chain in chains},
     )
     return PayingClient(
-        payments=Payments(payer, inner),
-        transport=PayingTransport(payer, inner, answers_refusals=answers_refusals),
+        payments=Payments(payer, management or inner),
+        transport=PayingTransport(
+            payer, inner, management=management, answers_refusals=answers_refusals
+        ),
         base_url=base_url,
         timeout=timeout_s,
     )

@@ -94,6 +94,7 @@ def build_reply(response: httpx.Response, body: bytes = b"") -> Reply:
     return Reply(
         status=response.status_code,
         challenges=tuple(response.headers.get_list("WWW-Authenticate")),
+        others=("x402",) if "PAYMENT-REQUIRED" in response.headers else (),
         receipt=response.headers.get("Payment-Receipt"),
         retry_after_s=_read_seconds(response.headers.get("Retry-After")),
         body=body,

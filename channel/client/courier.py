@@ -8,6 +8,7 @@ import httpx
 from channel.client.bodies import build_reply
 from channel.client.policy import INTENT, METHOD
 from channel.client.presenting import Header, Reply
+from channel.errors import ChannelBusyError
 
 __all__ = ["ACCEPT_PAYMENT", "HeadCourier"]
 
@@ -54,6 +55,8 @@ class HeadCourier:
 
         Raises:
             httpx.TransportError: It broke every time.
+            ChannelBusyError: The client's connections are all in use, perhaps by the stream that
+                waits for this voucher: more time would not help.
         """
         headers = self._headers.copy()
         headers["Accept-Payment"] = ACCEPT_PAYMENT
@@ -63,6 +66,13 @@ class HeadCourier:
         for _ in range(ATTEMPTS_MAX - 1):
             try:
                 return await self._head_once(headers)
+            except httpx.PoolTimeout as error:
+                raise ChannelBusyError(
+                    f"No connection was free for a voucher to {self._url.host} within "
+                    f"{TIMEOUT_S['pool']:g} s: streams use them all. One that is paid for as it "
+                    "comes needs another: raise `max_connections`, or give `management=`, a "
+                    "transport of its own for vouchers."
+                ) from error
             except httpx.TransportError:
                 continue
         return await self._head_once(headers)

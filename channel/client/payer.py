@@ -130,7 +130,13 @@ class Payer:
             case Step.STOP:
                 raise _refused(reply, problem)
             case Step.PAY:
-                chosen = choose_offer(self.policy, reply.challenges, purchase.origin, self.now())
+                chosen = choose_offer(
+                    self.policy,
+                    reply.challenges,
+                    purchase.origin,
+                    self.now(),
+                    others=reply.others,
+                )
                 # None: a payment of a kind that is none of ours, for the caller to make.
                 return None if chosen is None else await self._pay(purchase, *chosen)
         if purchase.ticket is None:

@@ -5,7 +5,7 @@ the client is built, and nothing a server sends can raise them (CLIENT-01, CLIEN
 F-96). A refusal names the field, what was asked and what is allowed.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -42,6 +42,9 @@ METHOD = "evm"
 INTENT = "session"
 HEADERS = ("Authorization", PAYMENT_AUTHORIZATION)
 EXPIRY_MARGIN_S = 2
+DESCRIBED_CHARS_MAX = 64
+FOREIGN = "method/intent"
+"""The field of an offer that is none of ours: no policy would allow it."""
 LOCKED_ORIGINS = 4
 
 _NOBODY = Address(bytes(20))
@@ -138,26 +141,54 @@ class Offer(msgspec.Struct, frozen=True):
 
 
 def choose_offer(
-    policy: Policy, header_lines: Iterable[str], origin: str, now: float
+    policy: Policy,
+    header_lines: Iterable[str],
+    origin: str,
+    now: float,
+    *,
+    others: Sequence[str] = (),
 ) -> tuple[Offer, TokenLimits] | None:
     """Return the first offer of a 402 that the policy allows, or None if it has no challenge.
 
+    `others` are the protocols besides ours in which it may be paid: named in a refusal.
+
     Raises:
-        OfferRefusedError: There are challenges and none is allowed: why the first of ours is not.
+        OfferRefusedError: There are challenges and none is allowed: why the first of ours is not,
+            and of several what each would take.
     """
-    refusals: list[OfferRefusedError] = []
+    refusals: list[tuple[Challenge, OfferRefusedError]] = []
     for challenge in _read_challenges(header_lines, origin):
         try:
             offer = Offer.from_challenge(challenge)
             return offer, require_offer(policy, offer, origin, now)
         except WireError as error:
-            refusals.append(_unreadable("request", error, origin))
+            refusals.append((challenge, _unreadable("request", error, origin)))
         except OfferRefusedError as error:
-            refusals.append(error)
+            refusals.append((challenge, error))
     if not refusals:
         return None
-    ours = [error for error in refusals if error.field != "method/intent"]
-    raise (ours or refusals)[0]
+    ours = [error for _, error in refusals if error.field != FOREIGN]
+    first = (ours or [error for _, error in refusals])[0]
+    if len(refusals) == 1 and ours and not others:
+        raise first
+    raise OfferRefusedError(
+        field=first.field,
+        asked=first.asked,
+        allowed=first.allowed,
+        origin=origin,
+        offers=[
+            *(_describe(*refusal) for refusal in refusals),
+            *(f"{other} takes a client that pays so" for other in others),
+        ],
+    )
+
+
+def _describe(challenge: Challenge, error: OfferRefusedError) -> str:
+    """Return what an offer is, and what it would take to accept it."""
+    name = f"{challenge.method}/{challenge.intent}"[:DESCRIBED_CHARS_MAX]
+    if error.field == FOREIGN:
+        return f"{name} takes a client that pays so; this one pays {METHOD}/{INTENT}"
+    return f"{name} asks for {error.field} {error.asked}; the policy allows {error.allowed}"
 
 
 def _read_challenges(header_lines: Iterable[str], origin: str) -> tuple[Challenge, ...]:
@@ -186,7 +217,7 @@ def require_offer(policy: Policy, offer: Offer, origin: str, now: float) -> Toke
     if (challenge.method, challenge.intent) != (METHOD, INTENT):
         asked = f"{challenge.method}/{challenge.intent}"
         raise OfferRefusedError(
-            field="method/intent", asked=asked, allowed=f"{METHOD}/{INTENT}", origin=origin
+            field=FOREIGN, asked=asked, allowed=f"{METHOD}/{INTENT}", origin=origin
         )
     if not offer.is_fresh(now):
         raise OfferRefusedError(

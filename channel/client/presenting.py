@@ -59,6 +59,8 @@ class Reply(msgspec.Struct, frozen=True):
     status: int
     challenges: tuple[str, ...] = ()
     """The `WWW-Authenticate` lines."""
+    others: tuple[str, ...] = ()
+    """Protocols besides ours in which a 402 may be paid."""
     receipt: str | None = None
     """`Payment-Receipt`, as it came."""
     retry_after_s: float | None = None

@@ -55,6 +55,7 @@ class PayingTransport(httpx.AsyncBaseTransport):
         payer: Payer,
         inner: httpx.AsyncBaseTransport,
         *,
+        management: httpx.AsyncBaseTransport | None = None,
         answers_refusals: bool | None = None,
     ) -> None:
         """Pay for what `inner` sends.
@@ -62,12 +63,15 @@ class PayingTransport(httpx.AsyncBaseTransport):
         Args:
             payer: Pays.
             inner: Sends.
+            management: Sends vouchers beside streams; `inner` if None, which then needs one more
+                connection than there are streams, or HTTP/2. Closed with this.
             answers_refusals: What a refusal to pay is: True, an answer with status 402 that says
                 why and that no SDK tries again; False, an exception. None: an answer to the SDKs
                 that say what they are (`x-stainless-lang`), an exception to everybody else.
         """
         self._payer = payer
         self._inner = inner
+        self._management = management or inner
         self._answers_refusals = answers_refusals
         self._lost_keys = LostKeys()
 
@@ -111,8 +115,10 @@ class PayingTransport(httpx.AsyncBaseTransport):
             raise
 
     async def aclose(self) -> None:
-        """Close the transport underneath."""
+        """Close the transports underneath."""
         await self._inner.aclose()
+        if self._management is not self._inner:
+            await self._management.aclose()
 
     async def _pay_through(
         self, request: httpx.Request, body: RequestBody, purchase: Purchase
@@ -249,7 +255,10 @@ class PayingTransport(httpx.AsyncBaseTransport):
             origin=origin,
             url=str(request.url.copy_with(userinfo=b"", query=None, fragment=None)),
             courier=HeadCourier(
-                self._inner, request.url, headers=request.headers, extensions=request.extensions
+                self._management,
+                request.url,
+                headers=request.headers,
+                extensions=request.extensions,
             ),
             expectation=read_expectation(body.content, request.headers.get("Accept", "")),
             idempotency_key=key,

@@ -1,0 +1,83 @@
+"""O-53: where nothing can be paid, every offer is named, and what each would take."""
+
+import httpx
+import pytest
+from msgspec.structs import replace
+
+from channel.errors import OfferRefusedError
+from channel.wire.challenge import format_challenge
+from tests.channel.client.conftest import Agent, OpenAgent, policy_of
+from tests.channel.client.provider import Provider, Seen
+
+X402 = '{"x402Version": 2, "accepts": [{"scheme": "exact", "network": "eip155:8453"}]}'
+
+
+def offer(provider: Provider, *kinds: tuple[str, str]) -> None:
+    def answer(_: Seen) -> httpx.Response:
+        lines = [
+            (
+                "WWW-Authenticate",
+                format_challenge(replace(provider.challenge(), method=m, intent=i)),
+            )
+            for m, i in kinds
+        ]
+        return httpx.Response(402, headers=lines, content=X402)
+
+    provider.override = answer
+
+
+async def test_a_charge_is_not_blamed_on_the_policy(agent: Agent, provider: Provider) -> None:
+    offer(provider, ("evm", "charge"))
+    with pytest.raises(OfferRefusedError, match="this one pays evm/session") as caught:
+        await agent.client.get("/joke")
+    assert "policy" not in str(caught.value)
+    assert len(caught.value.offers) == 1
+
+
+async def test_every_offer_is_named_with_what_it_would_take(
+    open_agent: OpenAgent, provider: Provider
+) -> None:
+    agent = await open_agent(policy_of({"unit_price_max": {"request": 9}}))
+    offer(provider, ("tempo", "session"), ("evm", "charge"), ("evm", "session"))
+    with pytest.raises(OfferRefusedError) as caught:
+        await agent.client.get("/joke")
+    assert (caught.value.field, caught.value.asked) == ("amount per request", 10)
+    assert str(caught.value) == (
+        "https://api.example:443 makes 3 offers, and none can be taken. "
+        "(1) tempo/session takes a client that pays so; this one pays evm/session. "
+        "(2) evm/charge takes a client that pays so; this one pays evm/session. "
+        "(3) evm/session asks for amount per request 10; the policy allows 1 to 9."
+    )
+
+
+async def test_an_offer_that_can_be_taken_is_taken_wherever_it_stands(
+    agent: Agent, provider: Provider
+) -> None:
+    offer(provider, ("tempo", "session"), ("evm", "charge"), ("evm", "session"))
+    honest = provider.override
+
+    def answer(seen: Seen) -> httpx.Response | None:
+        return honest(seen) if seen.credential is None else None
+
+    provider.override = answer
+    assert (await agent.client.get("/joke")).status_code == 200
+
+
+async def test_x402_beside_a_session_is_named_too(
+    open_agent: OpenAgent, provider: Provider
+) -> None:
+    agent = await open_agent(policy_of({"unit_price_max": {"request": 9}}))
+    refusal = provider.refuse()
+    refusal.headers["PAYMENT-REQUIRED"] = "e30="
+    provider.override = lambda _: refusal
+    with pytest.raises(OfferRefusedError, match=r"\(1\) evm/session .* \(2\) x402 takes a client"):
+        await agent.client.get("/joke")
+
+
+async def test_a_402_of_x402_alone_is_the_callers(agent: Agent, provider: Provider) -> None:
+    """A payment of a kind that is none of ours, for the caller to make."""
+    provider.override = lambda _: httpx.Response(
+        402, headers={"PAYMENT-REQUIRED": "e30="}, content=X402
+    )
+    answer = await agent.client.get("/joke")
+    assert (answer.status_code, answer.json()["x402Version"]) == (402, 2)
