@@ -174,6 +174,13 @@ def test_an_exit_that_costs_nothing_is_the_payers_to_finish() -> None:
     assert why(channel(vouchers=(9,), spent=9, asked_at=NOW), small) is None
 
 
+@pytest.mark.parametrize(("at_risk", "is_defended"), [(9, False), (10, True), (11, True)])
+def test_an_exit_is_defended_from_the_least_amount_on(at_risk: int, *, is_defended: bool) -> None:
+    """O-96: below `defend_min`, at it and above it by one."""
+    state = channel(vouchers=(at_risk,), spent=at_risk, asked_at=NOW)
+    assert (why(state, SettlePolicy(defend_min=10)) is not None) is is_defended
+
+
 @pytest.mark.parametrize(
     ("after_s", "ends"), [(0, False), (120, False), (121, True), (GRACE_S, True)]
 )

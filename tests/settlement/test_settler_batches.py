@@ -105,6 +105,31 @@ async def test_closes_asked_for_at_once_share_a_transaction(
     assert await sent_by(chain, by) == sent + 1
 
 
+@pytest.mark.parametrize("later", [0, 1, 2])
+async def test_a_batch_has_the_earliest_deadline_of_its_channels(
+    chain: Devnet,
+    reader: EscrowReader,
+    channels: Channels,
+    journal: SqliteJournal,
+    *,
+    later: int,
+) -> None:
+    """O-97, F-78: wherever the most urgent one stands; one without a deadline takes none away."""
+    sender = TxManager(chain.rpc, chain.signer("payee"), journal=journal)
+    settler = EscrowSettler(reader, sender, budget=GasBudget())
+    first = (await chain.rpc.block()).timestamp + 5_000
+    deadlines = [first, first + 1, 0]
+    deadlines = deadlines[later:] + deadlines[:later]
+    closes = [
+        settler.close_channel(channels.key(one), 40, channels.sign(one, 40), deadline=deadline)
+        for one, deadline in zip(await open_many(channels, 3), deadlines, strict=True)
+    ]
+    results = await asyncio.gather(*closes)
+    assert len({result.tx_hash for result in results}) == 1
+    (sent,) = await journal.transactions_from(0)
+    assert sent.intent.deadline == first
+
+
 @pytest.mark.parametrize("by", ["payee", "stranger"])
 async def test_settles_asked_for_at_once_share_a_transaction(
     chain: Devnet,

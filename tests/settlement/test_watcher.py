@@ -159,7 +159,9 @@ async def test_a_deposit_counts_when_it_is_deep_and_an_exit_at_once(
     channel_id = await books.open()
     await channels.top_up(channel_id, 50)
     assert (await watcher.sweep()).changed == 0
-    await chain.mine(2)
+    await chain.mine(1)
+    assert (await watcher.sweep()).changed == 0, "O-96: one block too early"
+    await chain.mine(1)
     assert (await watcher.sweep()).changed == 1
     assert (await books.state(channel_id)).deposit == DEPOSIT + 50
     await request_close(chain, account, channel_id)

@@ -27,6 +27,7 @@ from settlement.tx_state import (
 )
 from tests.settlement.journal.conftest import ACCOUNT, CHAIN_ID, OpenJournal
 from tests.settlement.transactions import ESCROW, INTENT, inclusion, signed, version
+from tests.waiting import until
 
 
 async def run_sql(url: str, statement: str) -> None:
@@ -321,3 +322,37 @@ class TestDatabase:
     async def test_two_processes_may_create_it_at_once(self, open_one: OpenJournal) -> None:
         journals = await asyncio.gather(*[open_one() for _ in range(4)])
         assert [await one.open_transactions() for one in journals] == [[]] * 4
+
+
+async def test_a_lease_is_not_taken_in_the_middle_of_a_record(
+    open_one: OpenJournal, journal_url: str
+) -> None:
+    """O-97, F-110: the fence is held, not only read: a record that has passed it is finished first.
+
+    In SQLite one transaction writes at a time. In PostgreSQL the record is held up behind it.
+    """
+    first, second = await open_one(), await open_one()
+    await first.take_lease("the first", ttl_s=0.001)
+    tx = await first.add(INTENT, at=NOW)
+    if journal_url.startswith("sqlite"):
+        assert await second.take_lease("the second", ttl_s=600) is not None
+        with pytest.raises(LeaseLostError):
+            await first.record(tx.tx_id, [signed(0)])
+        return
+    server = await asyncpg.connect(journal_url)
+    async with server.transaction():
+        await server.execute("SELECT id FROM chain_transaction FOR UPDATE")
+        recording = asyncio.create_task(first.record(tx.tx_id, [signed(0)]))
+        waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+
+        async def are_waiting(count: int) -> bool:
+            return bool(await server.fetchval(waits) >= count)
+
+        await until(lambda: are_waiting(1))
+        taking = asyncio.create_task(second.take_lease("the second", ttl_s=600))
+        await until(lambda: are_waiting(2))
+        assert not taking.done()
+    assert (await recording).nonce == 0
+    assert await taking is not None
+    assert [each.nonce for each in await second.open_transactions()] == [0]
+    await server.close()

@@ -49,7 +49,7 @@ class Tower:
     def __init__(
         self, chain: Devnet, reader: EscrowReader, channels: Channels, journal: SqliteJournal
     ) -> None:
-        self.chain, self.channels = chain, channels
+        self.chain, self.channels, self.journal = chain, channels, journal
         self.payee = chain.signer("payee")
         self.now = 0.0
         calls = PresignedCalls(self.payee.address)
@@ -595,6 +595,21 @@ async def test_a_line_that_the_node_will_not_simulate_blinds_nobody(
         await tower.look()
         assert await tower.settled(other) == 700
         assert tower.held(slow) == 500, "it may be good: the chain itself will say"
+
+
+async def test_what_it_sends_has_the_deadline_of_the_grace(
+    tower: Tower, chain: Devnet, reader: EscrowReader, channels: Channels, account: PayerAccount
+) -> None:
+    """O-97, F-78: without one its bid would stay at the share for what does not press."""
+    channel_id = await channels.open()
+    await tower.give(await tower.sign(channel_id, 700))
+    await request_close(chain, account, channel_id)
+    await chain.advance(GRACE_S // 2 + 5)
+    await tower.look()
+    fact = await reader.read_channel(channel_id)
+    assert fact is not None
+    (sent,) = await tower.journal.transactions_from(0)
+    assert sent.intent.deadline == fact.close_requested_at + GRACE_S
 
 
 async def test_one_node_of_three_may_answer_it_anything(  # noqa: PLR0917 -- fixtures
