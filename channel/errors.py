@@ -50,6 +50,7 @@ MppSessionError
 │   ├── CannotFundError               the account can make no deposit in a way the server takes
 │   ├── DepositPendingError           a signed deposit is not mined yet; the next try goes on
 │   ├── OverclaimError                the server asks for more than it has delivered
+│   ├── UnsettledClaimError           the server asks for more than may be signed now
 │   ├── ReceiptViolationError         a receipt contradicts what was signed or said before
 │   ├── PaymentRefusedError           the server refuses what was properly paid
 │   ├── PaymentOutcomeUnknownError    paid, and nobody knows whether it was served
@@ -128,6 +129,7 @@ __all__ = [
     "TooManyDepositsError",
     "TooManyRequestsError",
     "TransactionRevertedError",
+    "UnsettledClaimError",
     "VerificationFailedError",
     "WireError",
 ]
