@@ -77,6 +77,9 @@ class Gateway:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
+        if scope["type"] == "http" and scope["path"] == PATH + "/":
+            await _not_served(scope, receive, send)  # which a gate below a mount would sell
+            return
         await self._gate(scope, receive, send)
 
     async def watch_model_server(self) -> None:

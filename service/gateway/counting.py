@@ -155,16 +155,16 @@ def _made(usage: _Usage | None) -> int | None:
 
 def _delivered(choice: _Choice) -> tuple[int, int]:
     """Return the least number of tokens in what a choice brings, and the bytes of its text."""
-    size = len(choice.text) if choice.text else 0
-    has_output = bool(choice.text)
-    for part in (choice.delta, choice.message):
-        if part:
-            for name, value in part.items():
-                if value and name != "role":
-                    has_output = True
-                    size += _size(value)
-    tokens = 1 if has_output else 0
-    if choice.logprobs is not None:
+    size = tokens = 0
+    if choice.text:
+        size, tokens = _size(choice.text), 1
+    part = choice.delta or choice.message
+    if part:
+        for name, value in part.items():
+            if value and name != "role":
+                tokens = 1
+                size += _size(value)
+    if choice.logprobs is not None:  # one for each token
         tokens = max(tokens, len(choice.logprobs.content or ()), len(choice.logprobs.refusal or ()))
     return tokens, size
 
@@ -188,9 +188,12 @@ class UnitCounter:
         self._kind = kind
         self._choices_max = choices
         self._tokens_max = tokens_max
+        self._absurd = _absurd(tokens_max)
         self._units_max = choices * tokens_max
         self._by_chunks: dict[int, int] = {}
         self._by_server: dict[int, int] = {}
+        self._of_choices = 0
+        """The sum over all choices of the larger of both counts."""
         self._of_all = 0
         """The server's count of all choices together."""
         self._estimate = 0
@@ -227,15 +230,16 @@ class UnitCounter:
             self._count_choice(choice)
         if chunk.timings is not None and (choices or self._kind == "llama.cpp"):
             self._note(choices[0].index if choices else self._last, chunk.timings.predicted_n)
-        made = _made(chunk.usage)
-        if made is not None:
-            self._note_usage(made, choices)
-        self.is_usage_only = chunk.usage is not None and not choices
+        self.is_usage_only = False
+        if chunk.usage is not None:
+            self.is_usage_only = not choices
+            made = _made(chunk.usage)
+            if made is not None:
+                self._note_usage(made, choices)
         before = self.total
-        by_choice = sum(
-            max(count, self._by_server.get(index, 0)) for index, count in self._by_chunks.items()
-        )
-        self.total = max(before, min(max(by_choice, self._of_all), self._units_max))
+        counted = max(self._of_all, self._of_choices)
+        if counted > before:
+            self.total = min(self._units_max, counted)
         return self.total - before
 
     def finish(self) -> int:
@@ -248,10 +252,16 @@ class UnitCounter:
     def _count_choice(self, choice: _Choice) -> None:
         index = choice.index
         tokens, size = _delivered(choice)
-        count = self._by_chunks[index] = self._by_chunks.get(index, 0) + tokens
-        is_longer = count > _absurd(self._tokens_max)  # a token may bring two deltas
-        if is_longer or len(self._by_chunks) > self._choices_max:
+        known = self._by_chunks.get(index)
+        if known is None and len(self._by_chunks) >= self._choices_max:
+            raise UpstreamError("The model server's answer has more choices than were asked for.")
+        known = known or 0
+        count = self._by_chunks[index] = known + tokens
+        if count > self._absurd:  # a token may bring two deltas
             raise UpstreamError("The model server's answer is longer than was asked for.")
+        server = self._by_server.get(index, 0)
+        if count > server:
+            self._of_choices += count - (max(server, known))
         if size > _LUMP_BYTES:
             self._estimate += max(0, -(-size // _BYTES_PER_TOKEN) - tokens)
         if choice.finish_reason:
@@ -260,10 +270,13 @@ class UnitCounter:
 
     def _note(self, index: int, count: int) -> None:
         """Take the server's count of one choice, unless it is far beyond what was asked for."""
-        if 0 < count <= _absurd(self._tokens_max):
-            self._by_chunks.setdefault(index, 0)
+        if 0 < count <= self._absurd:
+            count = min(count, self._tokens_max)
             known = self._by_server.get(index, 0)
-            self._by_server[index] = max(known, min(count, self._tokens_max))
+            if count > known:
+                self._by_server[index] = count
+                known = max(known, self._by_chunks.setdefault(index, 0))
+                self._of_choices += max(0, count - known)
 
     def _note_usage(self, made: int, choices: Any) -> None:
         if self._kind == "llama.cpp":  # one record behind the end of each choice
