@@ -51,7 +51,7 @@ class AlarmKind(enum.Enum):
     FOREIGN_PAYOUT = "foreign-payout"
     """A channel was settled or closed with the payee's key, and not by these books (O-89)."""
     NONCE_GAP = "nonce-gap"
-    """Transactions wait for a nonce that no transaction has, so that nothing is settled or closed."""
+    """Transactions wait for a nonce that none has, so that nothing is settled or closed."""
     GAS_LOW = "gas-low"
     """Not enough ether to close what may have to be closed (F-65)."""
     GAS_HOUR = "gas-hour"

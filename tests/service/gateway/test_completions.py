@@ -475,7 +475,7 @@ HOSTILE = {
 async def test_hostile_bodies_are_refused_and_cost_nothing(
     run_gateway: RunGateway, open_agent: OpenAgent, model: ModelServer
 ) -> None:
-    """O-22: a voucher that is accepted, and nothing spent; how short the turns are is in test_chat."""
+    """O-22: a voucher is accepted, and nothing spent; how short the turns are is in test_chat."""
     large = {"upstream__body_bytes_max": 4 * 1024 * 1024}
     async with run_gateway(**large) as gateway, open_agent() as agent:
         await agent.post(gateway.completions, json=body(max_tokens=3))
