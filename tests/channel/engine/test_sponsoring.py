@@ -17,7 +17,12 @@ from channel.engine.sponsoring import (
     require_key_signature,
     split_merged,
 )
-from channel.errors import ConfigError, MalformedPayloadError, SignerMismatchError
+from channel.errors import (
+    ChallengeNotFoundError,
+    ConfigError,
+    MalformedPayloadError,
+    SignerMismatchError,
+)
 from channel.types import (
     ZERO_ADDRESS,
     Address,
@@ -189,6 +194,45 @@ async def test_gas_that_nobody_pays_is_not_promised(tmp_path: Path) -> None:
         payload = case_of("eip3009Open", EVM["eip3009Open"][0]).payload
         with pytest.raises(MalformedPayloadError, match="credentialTypes"):
             desk.engine.authenticate(desk.payer.credential(challenge, payload), [desk.offer])
+
+
+@pytest.mark.parametrize(
+    ("types", "late_s", "refusal"),
+    [
+        (("authorization", "hash"), -1, None),
+        (("authorization", "hash"), 0, ChallengeNotFoundError),
+        (("authorization", "hash"), 1, ChallengeNotFoundError),
+        (("hash",), -1, MalformedPayloadError),
+        (("hash", "permit2"), -1, MalformedPayloadError),
+    ],
+)
+async def test_a_deposit_on_a_voucher_needs_a_challenge_that_offers_it_now(
+    tmp_path: Path, types: tuple[str, ...], late_s: int, refusal: type[Exception] | None
+) -> None:
+    """O-97, CRED-05, AMB-05: what a live stream's voucher may be late for, a deposit may not."""
+    whole = case_of("eip3009Open", EVM["eip3009Open"][0]).payload
+    deposit = Deposit(
+        "open",
+        whole.type,
+        whole.authorization,
+        whole.signature,
+        whole.salt,
+        whole.authorized_signer,
+    )
+    async with open_desk(tmp_path) as desk:
+        desk.payer.open_on_chain()
+        offer = replace(desk.offer, request=replace(desk.offer.request, credential_types=types))
+        challenge = desk.engine.issue_challenge(offer)
+        desk.clock.advance(SETTINGS.challenge_lifetime_s + late_s)
+        payload = VoucherPayload(desk.payer.sign(50), deposit)
+        credential = desk.payer.credential(challenge, payload)
+        if refusal is None:
+            assert desk.engine.authenticate(credential, [offer]).key == desk.payer.key
+        else:
+            with pytest.raises(refusal):
+                desk.engine.authenticate(credential, [offer])
+        alone = desk.payer.credential(challenge, desk.payer.voucher(50))
+        assert desk.engine.authenticate(alone, [offer]).is_expired is (late_s >= 0)
 
 
 def test_authenticated_has_what_these_functions_look_at() -> None:
