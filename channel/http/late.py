@@ -14,13 +14,19 @@ from channel.errors import (
     InvalidSignatureError,
     MalformedCredentialError,
     MalformedPayloadError,
+    PaymentRequiredError,
     ProblemError,
     SignerMismatchError,
     TooManyRequestsError,
 )
 from channel.http.asgi import Scope
 from channel.http.request import read_client
-from channel.limits import BAD_CREDENTIALS_PER_SECOND_MAX, LATE_ANSWER_S, LATE_ANSWERS_MAX
+from channel.limits import (
+    BAD_CREDENTIALS_PER_SECOND_MAX,
+    LATE_ANSWER_S,
+    LATE_ANSWERS_MAX,
+    UNPAID_PER_SECOND_MAX,
+)
 
 __all__ = ["LateAnswers"]
 
@@ -36,7 +42,7 @@ class LateAnswers:
     """Decides which refusals wait before they are sent, and lets them wait. Bounded in number.
 
     Those of a rate that was passed always do; those of a credential that nobody could have come
-    by honestly do beyond so many a second from one client's address.
+    by honestly, and first offers, do beyond so many a second from one client's address.
     """
 
     def __init__(
@@ -50,6 +56,7 @@ class LateAnswers:
         self._waiting_max = waiting_max
         self._waiting = 0
         self._bad = RateLimiter(BAD_CREDENTIALS_PER_SECOND_MAX, now)
+        self._unpaid = RateLimiter(UNPAID_PER_SECOND_MAX, now)
 
     async def wait(self, refusal: ProblemError, scope: Scope) -> None:
         """Return when the refusal may be sent; at once when too many wait already."""
@@ -64,10 +71,14 @@ class LateAnswers:
     def _is_late(self, refusal: ProblemError, scope: Scope) -> bool:
         if isinstance(refusal, TooManyRequestsError):
             return True
-        if not isinstance(refusal, _BAD):
+        if isinstance(refusal, PaymentRequiredError):
+            rate = self._unpaid
+        elif isinstance(refusal, _BAD):
+            rate = self._bad
+        else:
             return False
         try:
-            self._bad.require(read_client(scope))
+            rate.require(read_client(scope))
         except TooManyRequestsError:
             return True
         return False

@@ -12,13 +12,14 @@ from channel.errors import (
     InvalidSignatureError,
     LedgerUnavailableError,
     MalformedCredentialError,
+    PaymentRequiredError,
     ProblemError,
     SignerMismatchError,
     TooManyRequestsError,
 )
 from channel.http import PaymentGate
 from channel.http.late import LateAnswers
-from channel.limits import BAD_CREDENTIALS_PER_SECOND_MAX
+from channel.limits import BAD_CREDENTIALS_PER_SECOND_MAX, UNPAID_PER_SECOND_MAX
 from channel.types import SignedVoucher
 from channel.wire.credential import format_credential
 from channel.wire.payload import VoucherPayload
@@ -52,6 +53,17 @@ async def test_the_payer_is_served_at_once_while_forgers_wait() -> None:
     assert not await is_late(late, forged, {"client": None})
     clock.advance(1)
     assert not await is_late(late, forged)
+
+
+async def test_first_offers_come_late_beyond_a_rate_from_one_address() -> None:
+    """O-22: whoever asks for prices without end pays nothing for them."""
+    clock = Clock()
+    late = LateAnswers(clock)
+    unpaid = PaymentRequiredError("This resource must be paid for.")
+    kinds = [await is_late(late, unpaid) for _ in range(UNPAID_PER_SECOND_MAX + 1)]
+    assert kinds == [False] * UNPAID_PER_SECOND_MAX + [True]
+    assert not await is_late(late, unpaid, OTHER)
+    assert not await is_late(late, SignerMismatchError("Somebody else signed it."))
 
 
 @pytest.mark.parametrize(
@@ -97,4 +109,4 @@ async def test_a_flood_of_forgeries_does_not_keep_the_payer_out(tmp_path: Path) 
         assert (await ask(gate, "GET", "/paid", paid)).status == 200
         assert sum(not visit.sent for visit in flood) >= 20
         refused = [await visit.answer() for visit in flood]
-        assert {answer.status for answer in refused} == {402, 429}
+        assert {answer.status for answer in refused} == {402}  # no wallet is asked about them
