@@ -109,15 +109,17 @@ class _Sums:
         """Return what all channels of an owner add up to."""
         return self._totals.get(owner, 0)
 
-    def amount(self, key: ChannelKey) -> int:
-        """Return what is counted of one channel."""
-        return self._amounts.get(key, (key.escrow, 0))[1]
+    def room(self, owner: Address, key: ChannelKey, bound: int) -> int:
+        """Return what may be counted of one channel, beside the owner's others."""
+        known = self._amounts.get(key)
+        return bound - self._totals.get(owner, 0) + (0 if known is None else known[1])
 
     def note(self, owner: Address, key: ChannelKey, amount: int) -> None:
         """Count this of a channel from now on."""
-        change = amount - self.amount(key)
+        known = self._amounts.get(key)
+        before = 0 if known is None else known[1]
         self._amounts[key] = self._noted[key] = (owner, amount)
-        self._totals[owner] = self._totals.get(owner, 0) + change
+        self._totals[owner] = self._totals.get(owner, 0) + amount - before
 
     def begin(self) -> None:
         """A look at all channels begins: what is noted from now on, it may not see."""
@@ -127,7 +129,8 @@ class _Sums:
         """Take over what was seen, and keep what was noted meanwhile."""
         self._amounts = dict(seen)
         for key, (owner, amount) in self._noted.items():
-            self._amounts[key] = (owner, max(amount, self.amount(key)))
+            seen_too = self._amounts.get(key, (owner, 0))[1]
+            self._amounts[key] = (owner, max(amount, seen_too))
         self._totals = {}
         for owner, amount in self._amounts.values():
             self._totals[owner] = self._totals.get(owner, 0) + amount
@@ -247,9 +250,9 @@ class ExposureGate:
             raise _beyond("on a channel", bound, known.settled + bound)
         counted = self._counted(terms, by_contract=voucher.by_contract)
         for sums, owner, bound, where in counted:
-            beside = sums.total(owner) - sums.amount(key)
-            if beside + unsettled > bound:
-                raise _beyond(where, bound, known.settled + max(0, bound - beside))
+            room = sums.room(owner, key, bound)
+            if unsettled > room:
+                raise _beyond(where, bound, known.settled + max(0, room))
         for sums, owner, _, _ in counted:
             sums.note(owner, key, unsettled)
 
