@@ -6,6 +6,7 @@ to its default in silence (F-106).
 """
 
 import difflib
+import logging
 import os
 import re
 import tomllib
@@ -41,6 +42,8 @@ __all__ = [
     "settler_environment",
     "without_keys",
 ]
+
+_log: Final = logging.getLogger(__name__)
 
 ENVIRONMENT_PREFIX: Final = "MPP_SESSION_"
 _Kind = TypeVar("_Kind", bound=WatchConfig)
@@ -132,17 +135,22 @@ def load_provider_config(
 ) -> ProviderConfig:
     """Read and check the settings of an application that is paid by itself, without a gateway.
 
-    Arguments and errors as `load_config`; a setting that only a gateway uses is refused, too.
+    Arguments and errors as `load_config`. What only a gateway uses is refused in the file, which
+    is this application's, and named in the log where the environment has it for all programs.
     """
     given = load_values(path, environment=environment, defaults=defaults)
     kept = _only(given, ProviderConfig)
-    unused = sorted(given.keys() - kept.keys() - (defaults or {}).keys())
+    unused = given.keys() - kept.keys() - (defaults or {}).keys()
     if "settlement.settle_units" not in kept:
-        unused += sorted(name for name in kept if name.startswith("price."))
-    if unused:
+        unused |= {name for name in kept if name.startswith("price.")} - (defaults or {}).keys()
+    in_file = {} if path is None else _read_file(path, list_settings())
+    if unused & in_file.keys():
         raise ConfigError(
-            f"`{unused[0]}` is a gateway's: an application has its own server, routes and prices"
+            f"{path}: `{min(unused & in_file.keys())}` is a gateway's: an application has its own "
+            "server, routes and prices"
         )
+    for name in sorted(unused):
+        _log.warning("`%s` is not used: an application has its own server and prices", name)
     return _convert(kept, ProviderConfig)
 
 

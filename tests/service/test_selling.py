@@ -419,7 +419,11 @@ async def test_settings_reach_the_routes_that_say_nothing_themselves(
     ],
 )
 def test_a_setting_that_an_application_has_no_use_for_is_refused(
-    tmp_path: Path, devnet: TestChain, table: str, named: str
+    tmp_path: Path,
+    devnet: TestChain,
+    table: str,
+    named: str,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """O-57: a setting is used or refused."""
     config = build_config(devnet, "http://127.0.0.1:9", tmp_path)
@@ -440,3 +444,7 @@ def test_a_setting_that_an_application_has_no_use_for_is_refused(
         load_provider_config(file, environment={}, defaults=defaults)
     file.write_text("[settlement]\nsettle_units = 9\n[price]\nper_unit = 25")
     assert load_provider_config(file, environment={}, defaults=defaults).price is not None
+    of_all_programs = {"MPP_SESSION_LISTEN_PORT": "9000", "MPP_SESSION_PRICE_PER_UNIT": "25"}
+    load_provider_config(None, environment=of_all_programs, defaults=defaults)
+    for unused in ("listen.port", "price.per_unit"):
+        assert f"`{unused}` is not used" in caplog.text
