@@ -25,6 +25,9 @@ ROUTES = [
 ]
 
 
+REASONS = ("must be paid for", "10 base units", "on chain 31337", "mpp-session pay")
+
+
 class Unserved:
     """An application that counts how often it is reached: never."""
 
@@ -45,25 +48,32 @@ async def gate(tmp_path: Path) -> AsyncIterator[str]:
 
 
 async def test_clients_from_npm_say_that_it_must_be_paid(gate: str) -> None:
-    """O-43: at once, since none of them tries again; mppx and x402 name what they miss."""
+    """O-43: with price, token, chain and way to pay; mppx and x402 name what they miss."""
     said = await ask_clients(gate)
     assert {name: one.text for name, one in said.items()} == dict.fromkeys(said)
     errors = {name: one.error or {} for name, one in said.items()}
-    assert errors["openai"]["status"] == 402
-    assert errors["ai"]["statusCode"] == 402
-    assert msgspec.json.decode(errors["ai"]["responseBody"])["status"] == 402
+    assert (errors["openai"]["status"], errors["ai"]["statusCode"]) == (402, 402)
+    assert (errors["openai"]["code"], errors["openai"]["type"]) == (
+        "payment-required",
+        "payment_required",
+    )
+    for name in ("openai", "ai"):
+        for reason in REASONS:
+            assert reason in errors[name]["message"], name
     assert "evm.session" in errors["mppx"]["message"]
     assert "payment requirements" in errors["x402"]["message"]
 
 
 async def test_the_python_client_of_openai_says_that_it_must_be_paid(gate: str) -> None:
-    """O-43: and does not try again."""
+    """O-43: as its counterpart in JavaScript does."""
     async with openai.AsyncOpenAI(base_url=f"{gate}/v1", api_key="none") as client:
         with pytest.raises(openai.APIStatusError) as refused:
             await client.chat.completions.create(
                 model="any", messages=[{"role": "user", "content": "hello"}]
             )
     assert refused.value.status_code == 402
+    for reason in REASONS:
+        assert reason in str(refused.value)
 
 
 async def test_a_client_of_x402_does_not_take_the_challenge_for_its_own(gate: str) -> None:
@@ -90,4 +100,7 @@ async def test_curl_shows_the_problem(gate: str) -> None:
     head, _, body = out.decode().partition("\r\n\r\n")
     assert head.startswith("HTTP/1.1 402 ")
     assert "application/problem+json" in head
-    assert msgspec.json.decode(body)["status"] == 402
+    problem = msgspec.json.decode(body)
+    assert problem["status"] == 402
+    for reason in REASONS:
+        assert reason in problem["detail"]
