@@ -35,6 +35,7 @@ from service.settings import Upstream as UpstreamSettings
 __all__ = ["PATH", "ChatCompletions"]
 
 PATH: Final = "/v1/chat/completions"
+_LENGTH_DIGITS_MAX: Final = 20
 
 _log: Final = logging.getLogger(__name__)
 
@@ -294,11 +295,15 @@ async def _read_request(request: Request, bytes_max: int) -> bytes:
     coding = request.headers.get("content-encoding", "identity")
     if coding.strip().lower() not in ("", "identity"):
         raise UnsupportedCodingError("Send the body as it is, without a Content-Encoding.")
+    too_large = RequestTooLargeError(f"The body has more than {bytes_max} bytes.")
+    length = request.headers.get("content-length", "")
+    if len(length) > _LENGTH_DIGITS_MAX or (length.isdecimal() and int(length) > bytes_max):
+        raise too_large  # unread
     body = bytearray()
     async for piece in request.stream():
         body += piece
         if len(body) > bytes_max:
-            raise RequestTooLargeError(f"The body has more than {bytes_max} bytes.")
+            raise too_large
     whole = bytes(body)
     for _ in scan_request(whole):
         await asyncio.sleep(0)  # others have their turn between two windows of a long body
