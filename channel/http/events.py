@@ -61,6 +61,8 @@ class Frame(msgspec.Struct, frozen=True):
 
     raw: bytes
     units: int = 1
+    held: int = 0
+    """As of an `Event`."""
 
 
 Chunk: TypeAlias = str | Event | Frame
@@ -183,7 +185,7 @@ class _Stream:
             if gone.done():
                 return
             frame, units = _read_chunk(chunk)
-            needed = units + chunk.held if isinstance(chunk, Event) else units
+            needed = units if isinstance(chunk, str) else units + chunk.held
             if reservation.covered_units < self._frames_units + needed:
                 await self._write()
                 if reservation.covered_units < needed and not await self._is_covered(needed):

@@ -14,15 +14,15 @@ from typing import Any, Final, TypeVar
 
 import httpx
 import msgspec
-from msgspec.structs import replace
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from channel.errors import StoppingError
-from channel.http import Event, Frame, PaidEventStream
+from channel.http import Frame, PaidEventStream
 from channel.http.metering import Meter, metered, require_meter
 from channel.limits import RESERVATION_STEP_UNITS
+from channel.wire.sse import format_event
 from service.gateway.abandoned import AbandonedWork
 from service.gateway.chat import ChatRequest, parse_chat_request, scan_request
 from service.gateway.counting import DONE, UnitCounter, is_error, read_whole
@@ -178,10 +178,10 @@ class _Chunks:
         self._has_ended = False
         self._is_closed = False
 
-    def __aiter__(self) -> AsyncIterator[Event | Frame]:
+    def __aiter__(self) -> AsyncIterator[Frame]:
         return self
 
-    async def __anext__(self) -> Event | Frame:
+    async def __anext__(self) -> Frame:
         if self._has_ended:
             raise StopAsyncIteration
         counter = self._counter
@@ -201,33 +201,35 @@ class _Chunks:
             return self._end()
         if counter.is_usage_only:  # free, so that the client knows what it is to pay next
             is_shown = self._chat.wants_usage or counter.total - self._asked > _HIDDEN_UNITS_MAX
-            return Event(data, units=0) if is_shown else _USAGE
+            return Frame(format_event(data), units=0) if is_shown else _USAGE
         # One that holds more was never counted ahead by anyone: the rest is due with the next.
         units = min(counter.total - self._asked, RESERVATION_STEP_UNITS)
-        return self._sell(Event(data, units=units))
+        return self._sell(data, units)
 
-    def _sell(self, event: Event) -> Event:
-        self._asked += event.units
-        if self._must_prepay and not self._has_ended:
-            return replace(event, held=max(0, self._chat.units_max - self._asked))
-        return event
+    def _sell(self, data: str, units: int) -> Frame:
+        """Return an event that does not say its units: the model server's own counts in it do."""
+        self._asked += units
+        must_hold = self._must_prepay and not self._has_ended
+        held = max(0, self._chat.units_max - self._asked) if must_hold else 0
+        return Frame(format_event(data), units, held)
 
-    def _end(self) -> Event:
+    def _end(self) -> Frame:
         """Charge all that is not charged yet; where nobody counted, say first what that is."""
         if self._counter.uncounted:
             self._counter.finish()
             self._is_summed_up = True
             usage = {"completion_tokens": self._counter.total}
-            return Event(msgspec.json.encode({"choices": [], "usage": usage}).decode(), units=0)
+            said = msgspec.json.encode({"choices": [], "usage": usage}).decode()
+            return Frame(format_event(said), units=0)
         self._has_ended = True
-        return self._sell(Event(DONE, units=self._counter.total - self._asked))
+        return self._sell(DONE, self._counter.total - self._asked)
 
-    def _fail(self, error: UpstreamError) -> Event:
+    def _fail(self, error: UpstreamError) -> Frame:
         """End with an event that says why: what was delivered is paid for, but not the whole."""
         _log.warning("after %d units: %s", self._counter.total, error)
         self._has_ended = True
         self._counter.finish()
-        return self._sell(Event(_format_error(error), units=self._counter.total - self._asked))
+        return self._sell(_format_error(error), self._counter.total - self._asked)
 
     async def aclose(self) -> None:
         """Cancel what is still being generated. A second time does nothing."""
