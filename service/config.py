@@ -205,10 +205,21 @@ def load_tower_config(
 
 
 def default_state_dir() -> Path:
-    """Return where this machine keeps what must not be in the database, if nothing is set."""
-    if state_home := os.environ.get("XDG_STATE_HOME"):
-        return Path(state_home) / "mpp-session"
-    home = Path("/var/lib") if os.geteuid() == 0 else Path.home() / ".local/state"
+    """Return where this machine keeps what must not be in the database, if nothing is set.
+
+    Raises:
+        ConfigError: This process's user has no home directory.
+    """
+    state_home = Path(os.environ.get("XDG_STATE_HOME", ""))
+    if state_home.is_absolute():  # XDG: any other is to be ignored
+        return state_home / "mpp-session"
+    try:
+        home = Path("/var/lib") if os.geteuid() == 0 else Path.home() / ".local/state"
+    except RuntimeError as error:
+        raise ConfigError(
+            f"user {os.geteuid()} has no home directory to keep the ledger's marker in: set "
+            "`ledger.state_dir` to a directory that outlives this process and this container"
+        ) from error
     return home / "mpp-session"
 
 

@@ -74,7 +74,12 @@ class LedgerGuard:
             if clock() >= look_at:
                 await self._look(alarms)
                 look_at = clock() + self._look_s
-            await asyncio.to_thread(self._marker.sync)
+            try:
+                await asyncio.to_thread(self._marker.sync)
+            except (OSError, ConfigError) as error:
+                alarms.ring(AlarmKind.MARKER_LOST, f"{self._marker.path}: {error}")
+            else:
+                alarms.end(AlarmKind.MARKER_LOST)
             await asyncio.sleep(MARKER_SYNC_S)
 
     async def _look(self, alarms: Alarms) -> None:
@@ -103,8 +108,8 @@ async def guard_ledger(
         ConfigError: The payee has another ledger, or these books are older than they were.
         LedgerUnavailableError: The database does not answer.
     """
-    books = await ledger.identity()
     name = await payee_name(reader, payee)
+    books = await ledger.identity(name)
     is_file = config.ledger.url.startswith("sqlite:")
     if is_file:
         await asyncio.to_thread(_require_disk, books.place, config.chain.id)
@@ -162,7 +167,8 @@ async def adopt_ledger(
     Raises:
         ConfigError: A process on this machine serves the payee, or one elsewhere by this ledger.
     """
-    books, name = await ledger.identity(), await payee_name(reader, payee)
+    name = await payee_name(reader, payee)
+    books = await ledger.identity(name)
     if books.is_served:
         raise ConfigError("a gateway serves by this ledger: stop it first")
     async with lock_payee(name, books, is_shared=False):
@@ -177,7 +183,13 @@ async def adopt_ledger(
                 place = str(error)
             finally:
                 before.close()
-            path.unlink(missing_ok=True)
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                raise ConfigError(
+                    f"the ledger's marker {path} cannot be replaced ({error.strerror}): remove "
+                    "what is there, or set `ledger.state_dir`, and adopt again"
+                ) from error
             marker = Marker(path)
             marker.write_anew(books)
             marker.close()
@@ -214,7 +226,7 @@ def _file_system(path: str) -> str:
     """Return the kind of file system a file is on; empty where the system does not say."""
     found, longest = "", -1
     try:
-        lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines()
+        lines = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
     except OSError:
         return ""
     for line in lines:

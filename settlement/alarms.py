@@ -40,6 +40,8 @@ class AlarmKind(enum.Enum):
     """The database takes nothing: no settle and no close can be written down, so none is sent."""
     BOOKS_UNSAFE = "books-unsafe"
     """The database may lose what it acknowledges, or has lost some of it: nothing is accepted."""
+    MARKER_LOST = "marker-lost"
+    """What shows old books as old cannot be written outside them."""
     STANDBY_ASYNC = "standby-async"
     """A standby is connected and none is synchronous: a failover loses commits."""
     SIGNER_CHANGED = "signer-changed"

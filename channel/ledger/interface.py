@@ -191,8 +191,8 @@ class Ledger(Protocol):
         Reads every row: for an operator's check, not for a running gateway.
         """
 
-    async def identity(self) -> BooksId:
-        """Return which database it is."""
+    async def identity(self, marker: str) -> BooksId:
+        """Return which database it is; `marker` names the one that it may have."""
 
     async def guard(self, marker: Marker) -> Soundness:
         """Hold the books against `marker`, and note in it what is committed from now on.

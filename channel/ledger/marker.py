@@ -16,8 +16,10 @@ import mmap
 import os
 import stat
 import struct
+import threading
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -39,6 +41,11 @@ _FILE_BYTES: Final = _HEAD_BYTES + MARKER_ENTRIES * _ENTRY_BYTES
 _ENTRY: Final = struct.Struct(">Q20s32s16s16s16s")
 _POSITION: Final = struct.Struct(">QIQ")
 _CRC: Final = struct.Struct(">I")
+_PLACES: Final = (
+    (_POSITION_AT, _POSITION.size),
+    *((at, _ENTRY.size) for at in range(_HEAD_BYTES, _FILE_BYTES, _ENTRY_BYTES)),
+)
+"""Where entries are, and how long they are."""
 
 
 class BooksId(msgspec.Struct, frozen=True):
@@ -49,7 +56,7 @@ class BooksId(msgspec.Struct, frozen=True):
     place: str
     """Where it is: a file's real path, or a database of a PostgreSQL cluster."""
     is_marked: bool
-    """Whether there was ever a marker of it."""
+    """Whether there was ever a marker of it for the payee who is meant."""
     is_served: bool = False
     """Whether a gateway, on whichever machine, serves by it and has held it against a marker."""
 
@@ -106,6 +113,7 @@ class Marker:
         self._map: mmap.mmap | None = None
         self._head: _Head | None = None
         self._is_dirty = False
+        self._noting = threading.Lock()
 
     def open(self) -> None:
         """Open the file if it is there.
@@ -139,6 +147,11 @@ class Marker:
             ) from error
 
     @property
+    def name(self) -> str:
+        """Of which payee it is: see `service.one_ledger.payee_name`."""
+        return self.path.stem
+
+    @property
     def exists(self) -> bool:
         """Whether there is one."""
         return self._head is not None
@@ -165,18 +178,19 @@ class Marker:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             other.unlink(missing_ok=True)
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            descriptor = os.open(other, flags, 0o600)
-            try:
-                os.write(descriptor, content)
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            with os.fdopen(os.open(other, flags, 0o600), "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
             other.rename(self.path)
             _sync_folder(self.path.parent)
         except OSError as error:
+            with suppress(OSError):
+                other.unlink(missing_ok=True)
             raise ConfigError(
-                f"the ledger's marker {self.path} cannot be written ({error.strerror}): set "
-                "`ledger.state_dir` to a directory that outlives this process and this container"
+                f"the ledger's marker {self.path} cannot be written ({error.strerror}): make room "
+                "there, or set `ledger.state_dir` to a directory of this process's user that "
+                "outlives this process and this container"
             ) from error
         self.open()
 
@@ -189,23 +203,23 @@ class Marker:
 
     def note(self, states: Iterable[ChannelState]) -> None:
         """Remember what was committed; to be called after the commit, before it is acknowledged."""
-        memory = self._map
-        if memory is None:
-            return
-        for state in states:
-            key = state.key
-            entry = _ENTRY.pack(
-                key.chain_id,
-                key.escrow,
-                key.channel_id,
-                amount_bytes(state.accepted),
-                amount_bytes(state.spent),
-                amount_bytes(state.published),
-            )
-            slot = zlib.crc32(key.channel_id) % MARKER_ENTRIES
-            at = _HEAD_BYTES + slot * _ENTRY_BYTES
-            memory[at : at + _ENTRY.size + _CRC.size] = entry + _CRC.pack(zlib.crc32(entry))
-        self._is_dirty = True
+        with self._noting:
+            memory = self._map
+            if memory is None:
+                return
+            for state in states:
+                key = state.key
+                entry = _ENTRY.pack(
+                    key.chain_id,
+                    key.escrow,
+                    key.channel_id,
+                    amount_bytes(state.accepted),
+                    amount_bytes(state.spent),
+                    amount_bytes(state.published),
+                )
+                slot = zlib.crc32(key.channel_id) % MARKER_ENTRIES
+                _write_checked(memory, _HEAD_BYTES + slot * _ENTRY_BYTES, entry)
+            self._is_dirty = True
 
     def marks(self) -> list[Mark]:
         """Return what is remembered. What was torn by a loss of power is left out."""
@@ -232,25 +246,77 @@ class Marker:
     def position(self, position: Position) -> None:
         if self._map is not None:
             entry = _POSITION.pack(position.system_id, position.timeline, position.lsn)
-            end = _POSITION_AT + _POSITION.size + _CRC.size
-            self._map[_POSITION_AT:end] = entry + _CRC.pack(zlib.crc32(entry))
+            _write_checked(self._map, _POSITION_AT, entry)
             self._is_dirty = True
 
     def sync(self) -> None:
-        """Write what was noted to the disk. It blocks."""
-        if self._map is not None and self._is_dirty:
+        """Write what was noted to the disk, and the file anew if it was taken away. It blocks.
+
+        Raises:
+            ConfigError: Another file is in its place, or a new one cannot be made.
+            OSError: The disk does not take it.
+        """
+        if self._map is None:
+            return
+        if not self._is_in_place():
+            self._put_back()
+        if self._is_dirty:
             self._is_dirty = False
-            self._map.flush()
+            try:
+                self._map.flush()
+            except OSError:
+                self._is_dirty = True
+                raise
 
     def close(self) -> None:
-        """Sync, and close the file."""
+        """Sync if that is possible, and close the file."""
         if self._map is not None:
-            self.sync()
+            with suppress(OSError, ConfigError):
+                self.sync()
             self._map.close()
             self._map = None
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
+
+    def fileno(self) -> int:
+        """Return the descriptor of the open file."""
+        return self._descriptor
+
+    def _is_in_place(self) -> bool:
+        try:
+            return os.path.samestat(self.path.lstat(), os.fstat(self._descriptor))
+        except FileNotFoundError:
+            return False
+
+    def _put_back(self) -> None:
+        """Go on in a file of the same name: a start after this finds what is known here."""
+        other = Marker(self.path)
+        try:
+            other.open()
+            if not other.exists:
+                other.write_anew(BooksId(self.ledger_id, self.place, is_marked=True))
+            if other.ledger_id == self.ledger_id:
+                self._go_on_in(os.dup(other.fileno()))
+                return
+        finally:
+            other.close()
+        raise ConfigError(
+            f"the ledger's marker {self.path} is of another ledger by now: take it away"
+        )
+
+    def _go_on_in(self, descriptor: int) -> None:
+        memory = mmap.mmap(descriptor, _FILE_BYTES)
+        with self._noting:
+            if self._map is not None:
+                for at, size in _PLACES:
+                    entry = _checked(self._map, at, size)
+                    if entry is not None:
+                        _write_checked(memory, at, entry)
+            self._map = memory  # the old one is not closed: another thread may read it still
+            self._is_dirty = True
+        os.close(self._descriptor)
+        self._descriptor = descriptor
 
     def _require_own(self) -> None:
         found = os.fstat(self._descriptor)
@@ -280,6 +346,10 @@ def find_loss(marks: Sequence[Mark], states: Mapping[ChannelKey, ChannelState]) 
 def _format_head(books: BooksId) -> bytes:
     head = _Head(_FORMAT, books.ledger_id, books.place)
     return msgspec.json.encode(head).ljust(_POSITION_AT, b"\0")
+
+
+def _write_checked(memory: mmap.mmap, at: int, entry: bytes) -> None:
+    memory[at : at + len(entry) + _CRC.size] = entry + _CRC.pack(zlib.crc32(entry))
 
 
 def _checked(memory: mmap.mmap, at: int, size: int) -> bytes | None:

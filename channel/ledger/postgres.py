@@ -252,11 +252,11 @@ class PostgresLedger:
             start = tuple(rows[-1][1:4])
         return found
 
-    async def identity(self) -> BooksId:
+    async def identity(self, marker: str) -> BooksId:
         """See `interface.Ledger.identity`."""
 
         async def select(connection: asyncpg.Connection) -> BooksId:
-            found = await connection.fetchrow(SQL["select_identity"], *pg.PRESENCE)
+            found = await connection.fetchrow(SQL["select_identity"], *pg.PRESENCE, marker)
             ledger_id, is_marked, place, is_served = found
             position = await pg.position(connection)
             system_id = "" if position is None else position.system_id
@@ -266,7 +266,7 @@ class PostgresLedger:
 
     async def guard(self, marker: Marker) -> Soundness:
         """See `interface.Ledger.guard`."""
-        await self._read(lambda connection: connection.execute(SQL["update_marked"]))
+        await self._read(lambda connection: connection.execute(SQL["insert_marker"], marker.name))
         self._marker = marker
         found = await self.look()
         if found.fault is None:

@@ -200,9 +200,9 @@ class SqliteLedger:
         """See `interface.Ledger.faults`."""
         return await self._connection.run(sql.faults)
 
-    async def identity(self) -> BooksId:
+    async def identity(self, marker: str) -> BooksId:
         """See `interface.Ledger.identity`."""
-        ledger_id, is_marked = await self._connection.run(sql.select_identity)
+        ledger_id, is_marked = await self._connection.run(sql.select_identity, marker)
         return BooksId(ledger_id, self._connection.path, is_marked)
 
     async def guard(self, marker: Marker) -> Soundness:
@@ -211,7 +211,7 @@ class SqliteLedger:
         The file is opened once, so it is held against the marker once. One that is put in its
         place later ends the process (`channel.ledger.sqlite_connection`).
         """
-        await self._connection.run_transaction(sql.mark)
+        await self._connection.run_transaction(partial(sql.mark, marker=marker.name))
         marks = marker.marks()
         states = await asyncio.gather(*[self.load(mark.key) for mark in marks])
         self._fault = find_loss(marks, {state.key: state for state in states if state is not None})

@@ -237,15 +237,15 @@ def list_foreign(connection: sqlite3.Connection, limit: int) -> list[ChannelStat
     return [channel_from_row(row)[1] for row in rows]
 
 
-def select_identity(connection: sqlite3.Connection) -> tuple[str, bool]:
-    """Return which ledger this is, and whether there was ever a marker of it outside."""
-    ledger_id, is_marked = connection.execute(_SQL["select_identity"]).fetchone()
+def select_identity(connection: sqlite3.Connection, marker: str) -> tuple[str, bool]:
+    """Return which ledger this is, and whether there was ever a marker of this name outside."""
+    ledger_id, is_marked = connection.execute(_SQL["select_identity"], (marker,)).fetchone()
     return str(ledger_id), bool(is_marked)
 
 
-def mark(connection: sqlite3.Connection) -> None:
-    """Write down that there is a marker of this ledger outside."""
-    connection.execute(_SQL["update_marked"])
+def mark(connection: sqlite3.Connection, marker: str) -> None:
+    """Write down that there is a marker of this name outside."""
+    connection.execute(_SQL["insert_marker"], (marker,))
 
 
 def faults(connection: sqlite3.Connection) -> list[str]:

@@ -108,8 +108,8 @@ class TestProvider:
         self._ledger = await SqliteLedger.open(self._directory / "ledger.db", exclusive=True)
         self._open.push_async_callback(self._ledger.close)
         signer = self._chain.signer("payee")
-        books = await self._ledger.identity()
         name = await payee_name(self._reader, signer.address)
+        books = await self._ledger.identity(name)
         await self._open.enter_async_context(lock_payee(name, books, is_shared=False))
         paid: PaidGas | None = None
         if self._pays_gas:

@@ -1,6 +1,7 @@
 """Settings: what is read from where, and what is refused before anything is served."""
 
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,13 @@ import msgspec
 import pytest
 
 from channel.errors import ConfigError
-from service.config import list_settings, load_config, load_tower_config, without_keys
+from service.config import (
+    default_state_dir,
+    list_settings,
+    load_config,
+    load_tower_config,
+    without_keys,
+)
 from service.settings import Config, Secret, TowerConfig, names_key
 
 SECRET = "a-secret-of-thirty-two-bytes-or-more"  # noqa: S105 -- a test's
@@ -245,3 +252,19 @@ def test_no_secret_is_in_the_text_of_a_config(tmp_path: Path) -> None:
 
 def test_every_setting_says_what_it_is_for() -> None:
     assert [name for name, setting in list_settings().items() if not setting.description] == []
+
+
+@pytest.mark.parametrize("state_home", [None, "", "relative"])
+def test_a_user_without_a_home_hears_which_setting_names_a_directory(
+    monkeypatch: pytest.MonkeyPatch, state_home: str | None
+) -> None:
+    """O-06: as in a container that runs as a user of its own; a relative path counts as none."""
+    monkeypatch.delenv("HOME", raising=False)
+    if state_home is None:
+        monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    else:
+        monkeypatch.setenv("XDG_STATE_HOME", state_home)
+    monkeypatch.setattr(os, "geteuid", lambda: 4_000_000)
+    monkeypatch.setattr(os, "getuid", lambda: 4_000_000)
+    with pytest.raises(ConfigError, match=r"4000000 has no home directory.*`ledger\.state_dir`"):
+        default_state_dir()

@@ -1,7 +1,9 @@
 """O-05, O-06: one payee has one ledger on a machine, and it is the one that was used last."""
 
 import asyncio
+import errno
 import os
+import resource
 import shutil
 import sqlite3
 from collections.abc import AsyncIterator, Callable
@@ -28,8 +30,10 @@ from service.settings import Config, parse_address
 from service.testing.chain import TestChain
 from service.testing.provider import TestProvider
 from service.wiring import Parts, build_parts
+from settlement.alarms import AlarmKind, Alarms
 from tests.channel.books import KEY, accepting, key_of, opening, run
 from tests.service.gateway.conftest import build_config
+from tests.waiting import until
 
 UPSTREAM = "http://127.0.0.1:9"
 
@@ -53,6 +57,11 @@ async def refused(config: Config, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         async with gateway(config):
             pass
+
+
+def remove(folder: Path, names: str) -> None:
+    for path in folder.glob(names):
+        path.unlink()
 
 
 async def adopt(config: Config, *, closes: bool = False) -> tuple[str, int]:
@@ -196,6 +205,23 @@ async def test_a_machine_that_joins_takes_the_word_of_one_that_serves(
     await refused(third, "its marker .* is not on this machine")
 
 
+async def test_one_ledger_may_be_of_several_payees(
+    devnet: TestChain, tmp_path: Path, postgres_url: str
+) -> None:
+    """O-06: a payee who is new to a ledger has no marker yet, and is no reason to refuse it."""
+    other = {"payee.address": "0x" + "51" * 20, "payee.key": None, "sponsoring.fee_payer": False}
+    for url in (file_url(tmp_path / "ledger.db"), postgres_url):
+        for settings in ({}, other, {}, other):
+            config = selling(
+                devnet, tmp_path, url, **settings, **{"ledger.state_dir": str(tmp_path)}
+            )
+            async with gateway(config):
+                pass
+        remove(tmp_path, "*5151.marker")
+        await refused(config, "its marker .* is not on this machine")
+        remove(tmp_path, "*.marker")
+
+
 # -- an old copy of the one ledger
 
 
@@ -296,6 +322,101 @@ async def test_books_without_their_marker_are_refused(devnet: TestChain, tmp_pat
     await adopt(config)
     async with gateway(config):
         pass
+
+
+@pytest.mark.parametrize("fate", ["deleted", "older", "copied", "moved"])
+async def test_a_marker_that_is_taken_away_is_put_back_while_it_serves(
+    devnet: TestChain, tmp_path: Path, fate: str
+) -> None:
+    """O-06: what cleans directories, or restores them, makes no old books look new."""
+    path, folder = tmp_path / "ledger.db", tmp_path / "state"
+    config = selling(devnet, tmp_path, file_url(path), **{"ledger.state_dir": str(folder)})
+    async with gateway(config) as parts:
+        await parts.ledger.apply(KEY, [opening(10)])
+        keep(path, tmp_path / "old.db")
+        guarding = asyncio.create_task(parts.guard.run(Alarms()))
+        (marker,) = folder.iterdir()
+        shutil.copy(marker, tmp_path / "old.marker")
+        await buy(parts.ledger, 20)
+        if fate == "moved":
+            folder.rename(tmp_path / "elsewhere")
+        else:
+            if fate == "copied":
+                shutil.copy(marker, tmp_path / "old.marker")
+            marker.unlink()
+        if fate in {"older", "copied"}:
+            (tmp_path / "old.marker").rename(marker)
+
+        def is_back() -> bool:
+            again = Marker(marker)
+            again.open()
+            found = again.marks()
+            again.close()
+            return [mark.accepted for mark in found] == [20]
+
+        await until(lambda: asyncio.to_thread(is_back))
+        await buy(parts.ledger, 30)
+        guarding.cancel()
+    async with gateway(config):
+        pass
+    put_back(tmp_path / "old.db", path)
+    await refused(config, "lacks what it has acknowledged")
+
+
+@pytest.mark.parametrize("fault", ["a foreign file", "no directory", "a disk that fails"])
+async def test_a_marker_that_cannot_be_written_rings_until_it_can(
+    devnet: TestChain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """O-06: and ends no gateway."""
+    folder = tmp_path / "state"
+    config = selling(
+        devnet, tmp_path, file_url(tmp_path / "l.db"), **{"ledger.state_dir": str(folder)}
+    )
+    async with gateway(config) as parts:
+        (path,) = folder.iterdir()
+        if fault == "a foreign file":
+            path.unlink()
+            path.write_bytes(b"foreign")
+        elif fault == "no directory":
+            shutil.rmtree(folder)
+            folder.write_bytes(b"")
+        else:
+
+            def fail(_: Marker) -> bool:
+                raise OSError(errno.EIO, "Input/output error")
+
+            monkeypatch.setattr(Marker, "_is_in_place", fail)
+        alarms = Alarms()
+        guarding = asyncio.create_task(parts.guard.run(alarms))
+
+        def rings() -> bool:
+            return any(each.kind is AlarmKind.MARKER_LOST for each in alarms.ringing)
+
+        await until(rings)
+        monkeypatch.undo()
+        if fault == "no directory":
+            folder.unlink()
+        elif fault == "a foreign file":
+            path.unlink()
+        await until(lambda: not rings())
+        guarding.cancel()
+    async with gateway(config):
+        pass
+
+
+def test_a_disk_without_room_leaves_no_torn_marker(tmp_path: Path) -> None:
+    """O-06: here a limit of the process; what is written in part is not there afterwards."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    marker = Marker(tmp_path / "a.marker")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        with pytest.raises(ConfigError, match="make room"):
+            marker.write_anew(BooksId("id", "place", is_marked=False))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(tmp_path.iterdir())
+    marker.write_anew(BooksId("id", "place", is_marked=False))
+    marker.close()
 
 
 async def test_a_directory_that_cannot_be_written_is_refused(
@@ -419,6 +540,18 @@ def test_a_file_system_on_which_a_ledger_does_not_last(
     monkeypatch.setattr(one_ledger, "_file_system", lambda _: kind)
     with pytest.raises(ConfigError, match=says):
         one_ledger._require_disk(str(path), chain_id)  # noqa: SLF001
+
+
+def test_a_mount_may_have_a_name_that_is_no_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """O-87: as a disk that another system has named."""
+    line = b"36 35 98:0 / /mnt/caf\xe9 rw,noatime - ext4 /dev/root rw\n"
+    monkeypatch.setattr(Path, "read_bytes", lambda _: line)
+    monkeypatch.setattr(
+        Path,
+        "read_text",
+        lambda _, encoding="utf-8", errors="strict": line.decode(encoding, errors),
+    )
+    assert one_ledger._file_system("/mnt/caf\udce9/ledger.db") == "ext4"  # noqa: SLF001
 
 
 def test_the_file_system_of_memory_is_known() -> None:

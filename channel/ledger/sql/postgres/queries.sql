@@ -234,7 +234,7 @@ SELECT extract(epoch FROM clock_timestamp())::float8
 
 -- select_identity --
 -- Which ledger this is, and where: a database and schema of a cluster.
-SELECT ledger_id, is_marked,
+SELECT ledger_id, EXISTS (SELECT 1 FROM ledger_marker WHERE name = $3),
        (SELECT oid FROM pg_database WHERE datname = current_database())::text
        || '/' || current_schema(),
        EXISTS (SELECT 1 FROM pg_locks
@@ -242,9 +242,9 @@ SELECT ledger_id, is_marked,
                   AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))
   FROM ledger_identity
 
--- update_marked --
+-- insert_marker --
 -- A marker of it was written outside.
-UPDATE ledger_identity SET is_marked = true
+INSERT INTO ledger_marker (name) VALUES ($1) ON CONFLICT DO NOTHING
 
 -- select_settings --
 -- What decides whether a commit is on disk, in this session at this moment.

@@ -185,8 +185,8 @@ INSERT INTO consumed_proof (chain_id, tx_hash, log_index, channel) VALUES (?, ?,
 
 -- select_identity --
 -- Which ledger this is.
-SELECT ledger_id, is_marked FROM ledger_identity
+SELECT ledger_id, EXISTS (SELECT 1 FROM ledger_marker WHERE name = ?) FROM ledger_identity
 
--- update_marked --
+-- insert_marker --
 -- A marker of it was written outside.
-UPDATE ledger_identity SET is_marked = 1
+INSERT INTO ledger_marker (name) VALUES (?) ON CONFLICT DO NOTHING
