@@ -123,4 +123,7 @@ PRODUCER_CLOSE_S_MAX: Final = 2
 
 # Model server. What is read is not charged, so it is bounded; work that nobody pays for, too.
 REQUEST_BYTES_MAX: Final = 64 * 1024
+TOP_LOGPROBS_MAX: Final = 20
+SCHEMA_VALUES_MAX: Final = 256
+PATTERN_CHARACTERS_MAX: Final = 512
 ABANDONED_UNITS_MAX: Final = 4096

@@ -11,9 +11,10 @@ from typing import Any, Final
 import msgspec
 
 from channel.errors import BadRequestError, WireError
-from channel.limits import REQUEST_ELEMENTS_MAX
+from channel.limits import REQUEST_ELEMENTS_MAX, TOP_LOGPROBS_MAX
 from channel.wire.depth import scan_json
 from service.gateway.counting import ServerKind
+from service.gateway.schemas import require_small_schema
 
 __all__ = ["FIELDS", "ChatRequest", "parse_chat_request", "scan_request"]
 
@@ -113,6 +114,8 @@ def parse_chat_request(
     choices = _whole_number(fields, "n", _CHOICES_MAX) or 1
     _require_countable(kind, choices, is_stream=is_stream)
     _require_short_stops(fields)
+    _require_few_logprobs(fields)
+    _require_small_schemas(fields)
     if not allows_media and "messages" in fields:
         _require_text(fields["messages"])
     sent: dict[str, Any] = {
@@ -183,6 +186,24 @@ def _require_short_stops(fields: dict[str, msgspec.Raw]) -> None:
         raise BadRequestError(f"`stop` must have at most {_STOPS_MAX} sequences.")
     if any(len(text.encode("utf-8", "replace")) > _STOP_BYTES_MAX for text in stops):
         raise BadRequestError(f"Each `stop` must have at most {_STOP_BYTES_MAX} bytes.")
+
+
+def _require_few_logprobs(fields: dict[str, msgspec.Raw]) -> None:
+    """Refuse the whole vocabulary beside each token: 4 MiB of it, and no unit more (O-03)."""
+    _read(fields, "logprobs", bool, "true or false")
+    expected = f"a whole number from 0 to {TOP_LOGPROBS_MAX}"
+    shown = _read(fields, "top_logprobs", int, expected)
+    if shown is not None and not 0 <= shown <= TOP_LOGPROBS_MAX:
+        raise BadRequestError(f"`top_logprobs` must be {expected}.")
+
+
+def _require_small_schemas(fields: dict[str, msgspec.Raw]) -> None:
+    if "response_format" in fields:
+        require_small_schema("response_format", fields["response_format"])
+    for name in ("tools", "functions"):
+        if name in fields:
+            for tool in _read_items(fields[name]):
+                require_small_schema(name, tool)
 
 
 def _require_text(messages: msgspec.Raw) -> None:

@@ -10,7 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from channel.errors import BadRequestError
-from channel.limits import JSON_WINDOW_BYTES, REQUEST_ELEMENTS_MAX
+from channel.limits import (
+    JSON_WINDOW_BYTES,
+    PATTERN_CHARACTERS_MAX,
+    REQUEST_ELEMENTS_MAX,
+    SCHEMA_VALUES_MAX,
+    TOP_LOGPROBS_MAX,
+)
 from service.gateway.chat import ChatRequest, parse_chat_request, scan_request
 from service.gateway.counting import ServerKind
 
@@ -307,6 +313,91 @@ def test_what_a_request_holds_is_bounded_by_one_element() -> None:
     assert parse(allowed).units_max == 1
     with pytest.raises(BadRequestError, match=f"more than {REQUEST_ELEMENTS_MAX} elements"):
         parse(allowed.replace(b"[1,", b"[1,1,"))
+
+
+@pytest.mark.parametrize("shown", [0, TOP_LOGPROBS_MAX, None])
+def test_a_few_tokens_may_be_shown_beside_each(shown: int | None) -> None:
+    request = parse({"messages": [], "logprobs": True, "top_logprobs": shown})
+    assert sent(request)["top_logprobs"] == shown
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"logprobs": True, "top_logprobs": TOP_LOGPROBS_MAX + 1},
+        {"logprobs": True, "top_logprobs": -1},
+        {"logprobs": True, "top_logprobs": 1.0},
+        {"logprobs": True, "top_logprobs": "50000"},
+        {"logprobs": 50_000},
+        {"logprobs": "50000"},
+    ],
+)
+def test_the_vocabulary_is_not_shown_beside_each_token(fields: dict[str, Any]) -> None:
+    """O-03: 18 MiB for four tokens; in a stream one event of it was too long, and all free."""
+    with pytest.raises(BadRequestError, match="logprobs"):
+        parse({"messages": [], **fields})
+
+
+def schema_fields(schema: object) -> dict[str, dict[str, Any]]:
+    """Every place where a request may hold a schema."""
+    function = {"name": "f", "parameters": schema}
+    return {
+        "json_schema": {"response_format": {"type": "json_schema", "json_schema": {"s": schema}}},
+        "json_object": {"response_format": {"type": "json_object", "schema": schema}},
+        "tools": {"tools": [{"type": "function", "function": function}]},
+        "functions": {"functions": [function]},
+    }
+
+
+PLACES = list(schema_fields(None))
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(
+    ("allowed", "refused"),
+    [
+        ({"enum": ["a"] * SCHEMA_VALUES_MAX}, {"enum": ["a"] * (SCHEMA_VALUES_MAX + 1)}),
+        (
+            {"properties": {f"p{n}": {} for n in range(SCHEMA_VALUES_MAX)}},
+            {"properties": {f"p{n}": {} for n in range(SCHEMA_VALUES_MAX + 1)}},
+        ),
+        (
+            {"pattern": "a" * PATTERN_CHARACTERS_MAX},
+            {"pattern": "a" * (PATTERN_CHARACTERS_MAX + 1)},
+        ),
+        (
+            {"pattern": f"[a-z]{{0,{PATTERN_CHARACTERS_MAX}}}"},
+            {"pattern": f"[a-z]{{0,{PATTERN_CHARACTERS_MAX + 1}}}"},
+        ),
+        ({"items": {"pattern": "(a{0,20}){0,20}"}}, {"items": {"pattern": "(a{0,99}){0,99}"}}),
+        ({"pattern": r"(\{{9}){50}"}, {"pattern": r"(\{{9}){99}"}),
+        ({"patternProperties": {"a{9}": {}}}, {"patternProperties": {"((a{9}){9}){9}": {}}}),
+        ({"pattern": "([(]{9}[])]{2}){9}"}, {"pattern": "([(]{9}[])]{2}){99}"}),
+        ({"pattern": "(?:a?){99}"}, {"pattern": "((?:a?){99}){99}"}),
+    ],
+)
+def test_a_schema_is_small_wherever_it_stands(place: str, allowed: Any, refused: Any) -> None:
+    """O-03: a schema of 30 bytes kept the model server busy for minutes, for one token."""
+    assert parse({"messages": [], **schema_fields(allowed)[place]}).choices == 1
+    with pytest.raises(BadRequestError, match=r"`(response_format|tools|functions)` has a"):
+        parse({"messages": [], **schema_fields(refused)[place]})
+
+
+@pytest.mark.parametrize(
+    "pattern", ["((((", "))))", "[", "\\", "{5}", "a{,}", "x" * 9 + "{2}{3}{4}"]
+)
+def test_a_pattern_that_is_none_is_the_model_servers_to_refuse(pattern: str) -> None:
+    assert parse({"messages": [], **schema_fields({"pattern": pattern})["tools"]}).choices == 1
+
+
+def test_a_property_may_be_called_pattern_and_tools_may_be_many() -> None:
+    tools = schema_fields({"properties": {"pattern": {"type": "string"}}})["tools"]["tools"]
+    assert parse({"messages": [], "tools": tools * (SCHEMA_VALUES_MAX + 1)}).choices == 1
+
+
+def test_a_schema_of_numbers_that_are_none_is_refused() -> None:
+    with pytest.raises(BadRequestError, match="response_format"):
+        parse(b'{"messages":[],"response_format":{"schema":{"minimum":1e999}}}')
 
 
 def test_what_is_passed_on_is_what_came() -> None:

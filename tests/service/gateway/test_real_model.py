@@ -147,3 +147,41 @@ async def test_the_example_itself(
         assert "stream" in response.json()["detail"]
         assert await made(bare, real) == before
         assert (await gateway.channel()).spent == 0
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        {"logprobs": True, "top_logprobs": 50_000},
+        {"logprobs": 50_000},
+        {
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {
+                    "name": "x",
+                    "schema": {"type": "string", "pattern": "^(a{0,99}){0,99}$"},
+                },
+            }
+        },
+    ],
+    ids=["the vocabulary beside each token", "by another type", "a pattern that never ends"],
+)
+@pytest.mark.parametrize("is_stream", [True, False])
+async def test_what_makes_the_server_work_for_nothing_does_not_reach_it(
+    run_gateway: RunGateway,
+    open_agent: OpenAgent,
+    real: str,
+    case: dict[str, Any],
+    *,
+    is_stream: bool,
+) -> None:
+    """O-03: four tokens of 18 MiB were free; thirty bytes of schema kept the server for minutes."""
+    async with (
+        run_gateway(upstream__url=real) as gateway,
+        open_agent() as agent,
+        httpx.AsyncClient() as bare,
+    ):
+        before = await made(bare, real)
+        assert await ask(agent, gateway, stream=is_stream, **case) == 400
+        assert await made(bare, real) == before
+        assert (await gateway.channel()).spent == 0

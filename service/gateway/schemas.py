@@ -1,0 +1,88 @@
+"""JSON schemas in a request: what a model server makes a grammar of, for every token (O-03).
+
+A server tries each alternative of a schema on each token of its vocabulary, and writes a pattern
+out with its repetitions: `^(a{0,99}){0,99}$` keeps a server busy for minutes for one token.
+"""
+
+import re
+from typing import Any, Final
+
+import msgspec
+
+from channel.errors import BadRequestError
+from channel.limits import PATTERN_CHARACTERS_MAX, SCHEMA_VALUES_MAX
+
+__all__ = ["require_small_schema"]
+
+_REPETITION: Final = re.compile(r"\{(\d*)(?:,(\d*))?\}")
+_CLASS: Final = re.compile(r"\[\^?\]?(?:\\.|[^\]\\])*\]?", re.DOTALL)
+_COUNT_DIGITS_MAX: Final = 9
+
+
+def require_small_schema(name: str, value: msgspec.Raw) -> None:
+    """Check the lists, objects and patterns of a request's field that holds schemas.
+
+    Raises:
+        BadRequestError: One of them is larger than a grammar should be made of, or cannot
+            be read.
+    """
+    try:
+        waiting: list[Any] = [msgspec.json.decode(value)]
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise BadRequestError(f"`{name}` must be JSON that can be read.") from None
+    while waiting:
+        one = waiting.pop()
+        if not isinstance(one, dict | list):
+            continue
+        if len(one) > SCHEMA_VALUES_MAX:
+            raise BadRequestError(
+                f"`{name}` has a list or an object of {len(one)} values; a schema may have "
+                f"{SCHEMA_VALUES_MAX} in each."
+            )
+        if isinstance(one, dict):
+            named = one.get("patternProperties")
+            for pattern in (one.get("pattern"), *(named if isinstance(named, dict) else ())):
+                _require_short_pattern(name, pattern)
+            waiting.extend(one.values())
+        else:
+            waiting.extend(one)
+
+
+def _require_short_pattern(name: str, pattern: object) -> None:
+    if isinstance(pattern, str) and _written_out(pattern) > PATTERN_CHARACTERS_MAX:
+        raise BadRequestError(
+            f"`{name}` has a pattern that comes to more than {PATTERN_CHARACTERS_MAX} characters "
+            "with its repetitions written out."
+        )
+
+
+def _written_out(pattern: str) -> int:
+    """Return how many characters a regular expression matches at most, once for each `*`."""
+    if len(pattern) > PATTERN_CHARACTERS_MAX * 4:
+        return len(pattern)
+    sums, last, at = [0], 0, 0
+    while at < len(pattern):
+        step = 1
+        if (repetition := _REPETITION.match(pattern, at)) is not None:
+            counts = [_read_count(text) for text in repetition.groups()]
+            sums[-1] += last * (max(1, *counts) - 1)
+            last *= max(1, *counts)
+            step = repetition.end() - at
+        elif pattern[at] == "(":
+            sums.append(0)
+        elif pattern[at] == ")" and len(sums) > 1:
+            last = sums.pop() + 1
+            sums[-1] += last
+        elif pattern[at] not in "*+?":
+            if (characters := _CLASS.match(pattern, at)) is not None:
+                step = characters.end() - at
+            elif pattern[at] == "\\":
+                step = 2
+            last = 1
+            sums[-1] += last
+        at += step
+    return sum(sums)
+
+
+def _read_count(text: str | None) -> int:
+    return int((text or "0")[:_COUNT_DIGITS_MAX])
