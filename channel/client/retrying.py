@@ -27,21 +27,29 @@ class LostKeys:
     """The keys of requests that were paid for and whose answers never came."""
 
     def __init__(self) -> None:
-        self._keys: OrderedDict[bytes, tuple[str, float]] = OrderedDict()
+        self._keys: OrderedDict[str, tuple[bytes, float]] = OrderedDict()
 
     def note(self, request: httpx.Request, content: bytes | None, key: str, now: float) -> None:
         """Keep the key for a request that is equal to this one."""
         if content is not None:
-            self._keys[_digest(request, content)] = key, now + LOST_KEY_S_MAX
+            self._keys[key] = _digest(request, content), now + LOST_KEY_S_MAX
             if len(self._keys) > LOST_KEYS_MAX:
                 self._keys.popitem(last=False)
 
     def take(self, request: httpx.Request, content: bytes | None, now: float) -> str | None:
-        """Return the key that an equal request was lost under, once; None if there is none."""
+        """Return a key that an equal request was lost under, each once; None if there is none.
+
+        Equal requests that run at a time, such as samples of one prompt, are lost together, each
+        under a key of its own.
+        """
         if content is None or not self._keys:
             return None
-        key, until = self._keys.pop(_digest(request, content), ("", 0.0))
-        return key if now < until else None
+        digest = _digest(request, content)
+        for key, (lost, until) in self._keys.items():
+            if lost == digest and now < until:
+                del self._keys[key]
+                return key
+        return None
 
 
 def _digest(request: httpx.Request, content: bytes) -> bytes:

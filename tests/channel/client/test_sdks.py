@@ -1,5 +1,6 @@
 """O-12, O-42: under an SDK that retries, an answer is paid once and a refusal says why, at once."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, cast
@@ -84,6 +85,24 @@ async def test_a_caller_that_repeats_a_lost_request_pays_for_it_once(
     assert (await agent.client.post("/joke", content=body)).status_code == 200
     (books,) = provider.books.values()
     assert books.spent == 3 * 10
+
+
+async def test_equal_calls_that_are_lost_together_are_each_paid_for_once(
+    open_agent: OpenAgent, provider: Provider
+) -> None:
+    """O-12: three samples of one prompt at a time; only the last one's key was remembered."""
+    broken = Broken(provider)
+    agent = await open_agent(transport=broken)
+    await agent.client.get("/joke")  # the channel is there
+    (books,) = provider.books.values()
+    spent = books.spent
+    broken.failures = [httpx.ReadTimeout("lost") for _ in range(6)]
+    sdk = sdk_of(agent.client, retries=4)
+    answers = await asyncio.gather(*[complete(sdk) for _ in range(3)])
+    assert [answer.text for answer in answers] == ["because"] * 3
+    keys = {seen.headers["Idempotency-Key"] for seen in provider.paid if seen.method == "POST"}
+    assert len(keys) == 3
+    assert books.spent == spent + 3 * 10
 
 
 async def test_a_lost_key_is_forgotten_after_a_while(
