@@ -272,7 +272,9 @@ class _Exchange:
 
         Raises:
             MethodNotSoldError: It is not: a handler may answer it as it answers one that has.
+            BadRequestError: A field asks the application for another method.
         """
+        require_no_override(self._fields, self._method)
         if self._gate.table.is_free(self._scope, self._method):
             await self._gate.app(self._scope, self._body.receive, self._send)
         elif self._method == "OPTIONS" and is_preflight(self._fields):

@@ -154,14 +154,16 @@ def is_preflight(fields: Fields) -> bool:
 
 
 def require_no_override(fields: Fields, method: str) -> None:
-    """Check that no field asks the application for another method than the one that is sold.
+    """Check that no field asks the application for another method than the one that was asked.
 
     Raises:
         BadRequestError: One does.
     """
     for name in _OVERRIDES:
         if any(value.strip().upper() != method for value in fields.get(name, ())):
-            raise BadRequestError(f"{name.decode()}: send the method itself; it has a price.")
+            raise BadRequestError(
+                f"{name.decode()}: send the method itself; this path has a price."
+            )
 
 
 def brings_deposit(payload: Payload) -> bool:

@@ -280,6 +280,24 @@ async def test_a_field_does_not_change_the_method_that_is_sold(desk: Desk, field
     ).status == 200
 
 
+@pytest.mark.parametrize("field", ["x-http-method-override", "x-http-method", "x-method-override"])
+@pytest.mark.parametrize("method", ["POST", "OPTIONS"])
+async def test_a_field_does_not_make_a_free_method_one_that_is_sold(
+    desk: Desk, field: str, method: str
+) -> None:
+    """O-40: a free `POST`, or a browser's question, taken for the `GET` that has a price."""
+    app = Everything()
+    routes = [
+        Route(method="GET", path="/joke", price=PRICE),
+        Route(method="POST", path="/joke", price=None),
+    ]
+    gate = PaymentGate(app, engine=desk.engine, routes=routes)
+    asks = {"origin": "https://a.example.com", "access-control-request-method": "GET"}
+    overridden = await ask(gate, method, "/joke", headers={**asks, field: "GET"})
+    assert (overridden.status, app.calls) == (400, 0)
+    assert (await ask(gate, method, "/joke", headers=asks)).status == 200
+
+
 async def test_a_browser_may_ask_ahead_and_gets_no_content(desk: Desk) -> None:
     """O-40: a preflight has no credential; its answer has a head and nothing else."""
     preflight = {"origin": "https://a.example.com", "access-control-request-method": "GET"}
