@@ -102,10 +102,19 @@ class Moment(msgspec.Struct, frozen=True, kw_only=True):
 
     now: int
     """The chain's time in Unix seconds: deadlines are the escrow's (F-111)."""
+    earliest: int | None = None
+    """The least that the clocks say, of a node and of this machine; `now` if None.
+
+    What is only a matter of age is done by this one: one node's word on the time costs nothing.
+    """
     grace_period_s: int
     gas_price_wei: int = 0
     is_crowded: bool = False
     """All channels together come near the bound on what may be unsettled."""
+
+    def age_s(self, since: int) -> int:
+        """Return how many seconds have surely passed since then."""
+        return (self.now if self.earliest is None else self.earliest) - since
 
 
 class Watched(msgspec.Struct, frozen=True, kw_only=True):
@@ -219,7 +228,7 @@ def _close_idle(state: ChannelState, moment: Moment, policy: SettlePolicy) -> Du
     """A channel nobody uses gives its deposit back (F-101, SETTLE-01)."""
     if policy.close_idle_s is None or state.reservations or not state.deposit:
         return None
-    if moment.now - state.active_at < policy.close_idle_s:
+    if moment.age_s(state.active_at) < policy.close_idle_s:
         return None
     return Due(
         key=state.key,
@@ -258,7 +267,8 @@ def _why_settle(
         return Reason.EXPOSURE
     if moment.is_crowded or watched.is_crowded:
         return Reason.EXPOSURE
-    age_s = 0 if watched.unsettled_since is None else moment.now - watched.unsettled_since
+    since = watched.unsettled_since
+    age_s = 0 if since is None else moment.age_s(since)
     if watched.is_wallet:
         share = policy.wallet_share_percent
         if _PERCENT * value >= share * policy.settle_value or (

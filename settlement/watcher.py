@@ -393,6 +393,7 @@ class ChannelWatcher:
         head = self._follower.head
         return Moment(
             now=self.clock.now(),
+            earliest=self.clock.earliest(),
             grace_period_s=self._grace_period_s or GRACE_PERIOD_S_MIN,
             gas_price_wei=0 if head is None else head.base_fee_wei or 0,
             is_crowded=self._precautions is not None and self._precautions.gate.is_crowded,

@@ -1,6 +1,7 @@
 """A node that shows true blocks and lies about what is in them: nothing is lost by it (O-88)."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from settlement.gas_hour import HOUR_S, GasHour, payout_cost_wei
 from settlement.journal.sqlite import SqliteJournal
 from settlement.observer import EXITS_BELIEVED_MAX
 from settlement.rpc import Rpc
+from settlement.schedule import SettlePolicy
 from settlement.settler import EscrowSettler
 from settlement.tx_manager import TxManager
 from tests.e2e.selling import PRICE, provide
@@ -336,3 +338,25 @@ async def test_what_two_nodes_say_against_a_channel_counts(world: World, chain: 
         state = await world.books.state(channel_id)
         assert state.is_finalized
         assert state.foreign_block
+
+
+def lie_about_time(node: LyingNode, by_s: int) -> None:
+    """Let a node date its true blocks otherwise."""
+
+    def lie(_: list[Any], block: dict[str, Any]) -> dict[str, Any]:
+        return {**block, "timestamp": hex(int(block["timestamp"], 16) + by_s)}
+
+    node.lies.update({"eth_getBlockByNumber": lie, "eth_getBlockByHash": lie})
+
+
+@pytest.mark.parametrize("others", [0, 2])
+async def test_no_channel_is_idle_by_the_time_of_one_node(world: World, others: int) -> None:
+    """O-88, O-90: nothing is closed, nor settled for its age, before this machine agrees."""
+    channel_id = await world.books.open(accepted=400, spent=400)
+    await world.books.accept(channel_id, 500, at=int(time.time()))
+    async with world.beside(others):
+        lie_about_time(world.node, 60 * 24 * 3600)
+        policy = SettlePolicy(close_idle_s=7 * 24 * 3600, settle_age_s=24 * 3600)
+        sweep = await world.watcher(policy=policy).sweep()
+        assert (sweep.closed, sweep.settled) == (0, 0)
+        assert not (await world.books.state(channel_id)).is_finalized
