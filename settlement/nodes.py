@@ -54,16 +54,20 @@ def judge_nodes(views: Sequence[EndpointView], left_out: Collection[str] = ()) -
     Who was left out is taken in again once it shows what the believed ones show; silence is no
     reason. A node that is away takes no side.
     """
-    shown = {view.name: view.at_depth.hash for view in views if view.at_depth is not None}
+    shown = {  # with its time: a node may show true blocks, and date them falsely
+        view.name: (view.at_depth.hash, view.at_depth.timestamp)
+        for view in views
+        if view.at_depth is not None
+    }
     before = frozenset(left_out)
-    believed = {block_hash for name, block_hash in shown.items() if name not in before}
+    believed = {shows for name, shows in shown.items() if name not in before}
     if len(believed) <= 1:
         taken_in = {name for name in before if shown.get(name) in believed}
         outvoted = {n for n, shows in shown.items() if believed and shows not in believed}
         return Judgement(left_out=(before - taken_in) | outvoted)
-    block_hash, votes = Counter(shown.values()).most_common(1)[0]
+    shown_by_most, votes = Counter(shown.values()).most_common(1)[0]
     if 2 * votes > len(views):
-        outvoted = {name for name, shows in shown.items() if shows != block_hash}
+        outvoted = {name for name, shows in shown.items() if shows != shown_by_most}
         silent = {name for name in before if name not in shown}
         return Judgement(left_out=frozenset(outvoted | silent))
     return Judgement(left_out=before, disputing=tuple(name for name in shown if name not in before))

@@ -15,6 +15,7 @@ from channel.types import Address, ChannelId
 from channel.verify.typed_data import close_authorization_digest, derive_channel_id
 from settlement import abi
 from settlement.alarms import AlarmKind
+from settlement.chain_clock import ChainClock
 from settlement.devnet import Devnet
 from settlement.errors import ContractRevertedError
 from settlement.escrow import EscrowReader
@@ -31,7 +32,7 @@ from settlement.tx_manager import TxLimits, TxManager
 from settlement.tx_state import Purpose
 from settlement.types import BatchEntry, RevertReason
 from tests.faults.odd_answers import ODD_ANSWERS
-from tests.faults.proxy import lying_node
+from tests.faults.proxy import LyingNode, lying_node
 from tests.settlement.books import request_close
 from tests.settlement.channels import DEPOSIT, Channels, set_paused
 from tests.settlement.flaky_node import flaky_node
@@ -312,7 +313,8 @@ async def test_what_has_expired_is_refused(
     await chain.mine(3)
     await tower.look()
     assert tower.held(channel_id) is None
-    assert await tower.give(short) == 1
+    await tower.give(short)
+    assert (tower.held(channel_id), tower.tower.waiting) == (None, 0)
     await request_close(chain, account, channel_id)
     await chain.advance(GRACE_S)
     await tower.look()
@@ -328,8 +330,8 @@ async def test_one_that_is_worth_less_and_lives_longer_serves_when_the_other_has
     await tower.give(await tower.sign(channel_id, 500))
     assert tower.held(channel_id) == 900
     await chain.advance(GRACE_S + 1)
-    await tower.look()
-    await tower.look()
+    for _ in range(3):
+        await tower.look()
     assert tower.held(channel_id) == 500
     await request_close(chain, account, channel_id)
     await chain.advance(GRACE_S // 2)
@@ -640,3 +642,69 @@ async def test_one_node_of_three_may_answer_it_anything(  # noqa: PLR0917 -- fix
         nodes[0].odd = ODD_ANSWERS["reverted"]
         await tower.look()
         assert await tower.settled(channel_id) == 700
+
+
+@pytest.mark.parametrize("by_s", [-GRACE_S, 10 * MONTH_S])
+async def test_one_node_that_dates_its_blocks_falsely_costs_no_settle(  # noqa: PLR0917 -- fixtures
+    chain: Devnet,
+    reader: EscrowReader,
+    tower: Tower,
+    channels: Channels,
+    account: PayerAccount,
+    by_s: int,
+) -> None:
+    """O-80, O-88: no line is refused as expired or displaced by that, and none comes too late."""
+    channel_id, other = await channels.open(), await channels.open()
+    ahead, later = await tower.sign(channel_id, 900), await tower.sign(other, 600)
+    spare = await tower.sign(channel_id, 500, life_s=20 * MONTH_S)
+    wall = (await chain.rpc.block()).timestamp
+    tower.tower.clock = ChainClock(wall=lambda: wall)
+    async with lying_node(chain.values.rpc_url) as node:
+        reader.rpc = await Rpc.connect(node.url)
+        await tower.give(ahead, spare)
+        date_falsely(node, by_s)
+        await chain.mine()
+        await tower.look()
+        assert await tower.give(later) == 0
+        await tower.look()
+        assert (tower.held(channel_id), tower.held(other)) == (900, 600)
+        await request_close(chain, account, channel_id)
+        await chain.advance(GRACE_S // 2 + 5)
+        wall += GRACE_S // 2 + 10
+        if by_s > 0:
+            node.lies.clear()
+        await tower.look()
+        assert await tower.settled(channel_id) == 900
+        await reader.rpc.close()
+
+
+def date_falsely(node: LyingNode, by_s: int) -> None:
+    def lie(_: list[Any], block: dict[str, Any]) -> dict[str, Any]:
+        return {**block, "timestamp": hex(int(block["timestamp"], 16) + by_s)}
+
+    node.lies["eth_getBlockByNumber"] = lie
+
+
+async def test_of_three_nodes_one_that_dates_its_blocks_falsely_is_left_out(
+    chain: Devnet,
+    reader: EscrowReader,
+    tower: Tower,
+    channels: Channels,
+    account: PayerAccount,
+) -> None:
+    """O-88: by the others' word a settle is not too late."""
+    channel_id = await channels.open()
+    await chain.mine(9)
+    async with AsyncExitStack() as open_:
+        nodes = [
+            await open_.enter_async_context(lying_node(chain.values.rpc_url)) for _ in range(3)
+        ]
+        connecting = Rpc.connect([node.url for node in nodes])
+        reader.rpc = await open_.enter_async_context(await connecting)
+        date_falsely(nodes[0], -GRACE_S)
+        await tower.give(await tower.sign(channel_id, 700))
+        await request_close(chain, account, channel_id)
+        await chain.advance(GRACE_S // 2 + 5)
+        await tower.look()
+        assert await tower.settled(channel_id) == 700
+        assert tower.rings(AlarmKind.NODES_DISAGREE)
