@@ -96,7 +96,11 @@ async def note_looks(journal: SettlerJournal, looking: Looking) -> None:
         head, age_s = looking.head, looking.looked_s_ago
         if head is None or age_s is None:
             continue
-        look = Look(head.number, head.hash, head.timestamp, int(time.time() - age_s))
+        wall = time.time()
+        # A block of a later time shows that a clock is wrong, and may be one node's invention: kept
+        # as it is, it would hold up every start until that time has come.
+        block_time = min(head.timestamp, int(wall))
+        look = Look(head.number, head.hash, block_time, int(wall - age_s))
         try:
             await journal.note_look(look)
             complaint.over()

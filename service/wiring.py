@@ -225,12 +225,20 @@ async def _expire_reservations(engine: Engine, interval_s: float) -> None:
 async def _require_clock(reader: EscrowReader, journal: SettlerJournal) -> None:
     """Hold this machine's clock against the chain's, and against what the books have seen of it.
 
+    Of several nodes the middle one counts, so that no single one keeps a process from starting; of
+    two middle ones, whichever agrees with the clock.
+
     Raises:
         ConfigError: They disagree.
     """
-    head, look = await reader.rpc.block(), await journal.last_look()
-    newest = max(head.timestamp, 0 if look is None else look.block_time)
-    require_clock(newest, chain_id=reader.chain_id, wall=time.time())
+    views, look = await reader.rpc.compare_nodes(depth=0), await journal.last_look()
+    times = sorted(view.head.timestamp for view in views if view.head is not None)
+    if not times:
+        times = [(await reader.rpc.block()).timestamp]
+    middle, wall = (times[(len(times) - 1) // 2], times[len(times) // 2]), time.time()
+    head_time = min(middle, key=lambda each: abs(wall - each))
+    newest = max(head_time, 0 if look is None else look.block_time)
+    require_clock(newest, chain_id=reader.chain_id, wall=wall)
 
 
 async def _keep_time(clock: ServiceClock, watcher: ChannelWatcher) -> None:

@@ -3,19 +3,23 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from channel.types import ChannelId
+from service.settings import parse_address
+from service.testing.chain import TestChain
+from service.wiring import build_parts
 from settlement import abi
 from settlement.alarms import AlarmKind
 from settlement.devnet import Devnet
 from settlement.errors import GasHourUsedError
 from settlement.gas_hour import HOUR_S, GasHour, payout_cost_wei
 from settlement.journal.sqlite import SqliteJournal
+from settlement.journal.url import open_journal
 from settlement.observer import EXITS_BELIEVED_MAX
 from settlement.rpc import Rpc
 from settlement.schedule import SettlePolicy
@@ -23,8 +27,11 @@ from settlement.settler import EscrowSettler
 from settlement.tx_manager import TxManager
 from tests.e2e.selling import PRICE, provide
 from tests.faults.chain_world import RPC, TX, World
-from tests.faults.proxy import LyingNode
+from tests.faults.proxy import LyingNode, lying_node
+from tests.service.gateway.conftest import build_config
+from tests.service.settling import settling
 from tests.settlement.channels import DEPOSIT
+from tests.waiting import until
 
 GRACE_S = 900
 _WORD = 64
@@ -360,3 +367,44 @@ async def test_no_channel_is_idle_by_the_time_of_one_node(world: World, others: 
         sweep = await world.watcher(policy=policy).sweep()
         assert (sweep.closed, sweep.settled) == (0, 0)
         assert not (await world.books.state(channel_id)).is_finalized
+
+
+@pytest.mark.parametrize(("nodes", "by_s"), [(2, 86_400), (3, 86_400), (3, -40 * 86_400)])
+async def test_no_start_fails_for_the_time_of_one_node(
+    devnet: TestChain, tmp_path: Path, nodes: int, by_s: int
+) -> None:
+    """O-90: of several, that would be the one whose address comes first."""
+    async with AsyncExitStack() as open_:
+        urls = []
+        for number in range(nodes):
+            node = await open_.enter_async_context(lying_node(devnet.values.rpc_url))
+            if not number:
+                lie_about_time(node, by_s)
+            urls.append(node.url)
+        more = {"chain.rpc_url": urls[0], "chain.more_rpc_urls": urls[1:]}
+        config = build_config(devnet, "http://127.0.0.1:9", tmp_path, **more)
+        async with build_parts(config):
+            pass
+
+
+async def test_a_time_that_a_node_invents_is_not_kept(
+    devnet: TestChain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """O-90: or each start until that day would be refused."""
+    monkeypatch.setattr("service.leased._NOTE_LOOK_S", 0.01)
+    async with lying_node(devnet.values.rpc_url) as node:
+        config = build_config(devnet, "http://127.0.0.1:9", tmp_path, **{"chain.rpc_url": node.url})
+        journal = await open_journal(
+            config.ledger.url, chain_id=31337, account=parse_address(config.payee.address)
+        )
+        lie_about_time(node, 86_400)
+
+        async def is_noted() -> bool:
+            return await journal.last_look() is not None
+
+        async with settling(config):
+            await until(is_noted)
+        node.heal()
+        async with build_parts(config):
+            pass
+        await journal.close()
