@@ -73,7 +73,10 @@ class Schema(msgspec.Struct, frozen=True):
             ConfigError: They are of a newer version, or of one that is too old.
         """
         if version is None:
-            raise TablesMissingError(f"there are no tables of the {self.name}")
+            raise TablesMissingError(
+                f"the database has no tables of the {self.name}: name the one that the gateway "
+                "uses, or start the gateway once"
+            )
         self.require_known(version)
         newest = max(self.migrations)
         if version < (self.reads_from or newest):

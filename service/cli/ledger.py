@@ -146,7 +146,7 @@ def adopt(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make this the payee's ledger, after a restore, a failover, or a move.
+    """Make this the payee's ledger after a restore or a move.
 
     A gateway refuses a ledger that is another than the one its payee had, that lacks what this
     machine knows was acknowledged, or of which this machine knows nothing. If it is right all the

@@ -1,11 +1,12 @@
 """`mpp-session status`: for people on a terminal, for monitors by its exit code."""
 
+import asyncio
 import json
-import sqlite3
 from pathlib import Path
 
 import pytest
 
+from channel.ledger.url import open_ledger
 from service.testing.chain import TestChain
 from tests.service.cli.conftest import Run
 
@@ -25,8 +26,13 @@ def variables(devnet: TestChain, ledger: Path) -> dict[str, str]:
 @pytest.fixture
 def ledger(tmp_path: Path) -> Path:
     path = tmp_path / "books.db"
-    sqlite3.connect(path).close()
+    asyncio.run(make_ledger(path))
     return path
+
+
+async def make_ledger(path: Path) -> None:
+    """Open the books once, as a gateway does: `status` itself makes nothing (O-86)."""
+    await (await open_ledger(f"sqlite:///{path}", exclusive=True)).close()
 
 
 def test_all_is_well_and_a_monitor_hears_zero(run: Run, devnet: TestChain, ledger: Path) -> None:
