@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -11,6 +12,8 @@ from typing import Any, Final
 
 __all__ = ["before_signals", "stop_at_eof", "stop_on_signals"]
 
+_RARE: Final = ("SIGALRM", "SIGIO", "SIGPROF", "SIGPWR", "SIGSTKFLT", "SIGVTALRM", "SIGXCPU")
+"""Not every system has each: of power that fails, a container that halts, a limit of CPU time."""
 _ENDING: Final = (
     signal.SIGHUP,  # a terminal that closes, a supervisor that would have settings read again
     signal.SIGINT,
@@ -18,6 +21,8 @@ _ENDING: Final = (
     signal.SIGTERM,
     signal.SIGUSR1,
     signal.SIGUSR2,
+    *(getattr(signal, name) for name in _RARE if hasattr(signal, name)),
+    *(range(signal.SIGRTMIN, signal.SIGRTMAX + 1) if sys.platform == "linux" else ()),
 )
 """What ends a process that does not mind: in mid-stream, that is without a receipt (O-28)."""
 _ALWAYS_ENDING: Final = (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)

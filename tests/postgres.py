@@ -12,7 +12,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -141,5 +141,8 @@ async def postgres_url(postgres_server: str, _asyncpg_may_stat: None) -> AsyncIt
     await connection.execute(f"CREATE SCHEMA {schema}")
     joined = "&" if "?" in postgres_server else "?"
     yield postgres_server + joined + urlencode({"search_path": schema})
-    await connection.execute(f"DROP SCHEMA {schema} CASCADE")
+    for _ in range(10):  # a server process of one that was killed may be at work in it still
+        with suppress(asyncpg.DeadlockDetectedError):
+            await connection.execute(f"DROP SCHEMA {schema} CASCADE")
+            break
     await connection.close()

@@ -9,7 +9,11 @@ import pytest
 from service.stopping import before_signals, stop_on_signals
 from tests.waiting import PATIENCE_S
 
-ENDING = ["SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGUSR2"]
+RARE = ["SIGALRM", "SIGIO", "SIGPROF", "SIGPWR", "SIGRTMIN", "SIGRTMAX", "SIGVTALRM", "SIGXCPU"]
+ENDING = [
+    *["SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGUSR2"],
+    *[name for name in RARE if hasattr(signal, name)],
+]
 
 
 @pytest.fixture(autouse=True)
