@@ -32,7 +32,9 @@ def test_the_commands_are_those_of_the_manual(run: Run) -> None:
     shown = run("--help")
     assert shown.returncode == 0
     assert all(re.search(rf"(?m)^  {name} ", shown.stdout) for name in [*COMMANDS, "ledger"])
-    assert sorted(GROUPED) == [f"ledger {name}" for name in ("adopt", "check", "export", "import", "repair")]
+    assert sorted(GROUPED) == [
+        f"ledger {name}" for name in ("adopt", "check", "export", "import", "repair")
+    ]
 
 
 @pytest.mark.parametrize("group", [[], ["ledger"]])
