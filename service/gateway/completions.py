@@ -18,7 +18,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from channel.errors import StoppingError
+from channel.errors import BadRequestError, StoppingError
 from channel.http import Frame, PaidEventStream
 from channel.http.metering import Meter, metered, require_meter
 from channel.limits import RESERVATION_STEP_UNITS
@@ -26,7 +26,12 @@ from channel.wire.sse import format_event
 from service.gateway.abandoned import AbandonedWork
 from service.gateway.chat import ChatRequest, parse_chat_request, scan_request
 from service.gateway.counting import DONE, UnitCounter, is_error, read_whole
-from service.gateway.errors import RequestTooLargeError, UnsupportedCodingError, UpstreamError
+from service.gateway.errors import (
+    RequestTooLargeError,
+    UnsupportedCodingError,
+    UpstreamError,
+    UpstreamTimeoutError,
+)
 from service.gateway.events import is_event_stream, read_events
 from service.gateway.readiness import Readiness
 from service.gateway.upstream import Upstream, read_body, returned_headers
@@ -81,12 +86,21 @@ class ChatCompletions:
 
     async def _whole(self, request: Request, chat: ChatRequest) -> Response:
         async with metered(request.scope) as meter:
+            if self._abandoned.must_stream(meter.reservation.key):
+                raise BadRequestError(
+                    "The model server did not make several long answers of this channel in time. "
+                    "Ask with `stream: true`: what is paid for that way makes up for them."
+                )
             # Durable after this: the dearest answer the model may give is paid for.
             await meter.hold(chat.units_max)
             try:
                 response, body = await _unless_gone(request, self._fetch(request, chat))
             except ClientDisconnect:
                 await self._leave(meter, chat.units_max)
+                raise
+            except UpstreamTimeoutError as error:
+                if not isinstance(error.__cause__, httpx.ConnectTimeout):  # the model was asked
+                    self._abandoned.add_unanswered(meter.reservation.key, chat.units_max)
                 raise
             headers = returned_headers(response)
             if response.is_success:

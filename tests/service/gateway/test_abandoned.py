@@ -40,6 +40,17 @@ def test_a_channel_may_leave_so_much_and_not_one_more() -> None:
     assert not work.must_prepay(key(1)), "nothing is put by for later"
 
 
+def test_a_channel_may_wait_in_vain_so_often_and_not_once_more() -> None:
+    work = AbandonedWork(100)
+    work.add_unanswered(key(1), 100)
+    assert not work.must_stream(key(1))
+    work.add_unanswered(key(1), 1)
+    assert work.must_stream(key(1))
+    assert not work.must_prepay(key(1)), "it is charged nothing for it"
+    work.make_up(key(1), 1)
+    assert not work.must_stream(key(1))
+
+
 def test_memory_is_bounded_by_channels() -> None:
     work = AbandonedWork(0, channels_max=2)
     for number in range(3):
@@ -82,6 +93,32 @@ async def test_answers_left_again_and_again_are_paid_for(
         answer = await agent.post(gateway.completions, json=body(max_tokens=40))
         assert answer.status_code == 200, "and whoever pays is served"
         assert (await gateway.channel()).spent == 83 * PRICE
+
+
+async def test_answers_that_take_too_long_in_one_piece_are_asked_for_as_streams(
+    run_gateway: RunGateway, open_agent: OpenAgent, model: ModelServer
+) -> None:
+    """O-07: 4,096 tokens of a slow model took longer than the gateway waits, and cost nothing."""
+    settings = {
+        "upstream__abandoned_units_max": 79,
+        "upstream__read_timeout_s": 0.3,
+        "upstream__connect_timeout_s": 1.0,
+    }
+    async with run_gateway(**settings) as gateway, open_agent() as agent:
+        await agent.post(gateway.completions, json=body(n=0))  # opens the channel, sells nothing
+        model.may_answer.clear()
+        statuses = []
+        for number in range(4):  # each another request, which no key of a lost one answers
+            long = body(max_tokens=40, seed=number)
+            statuses.append((await agent.post(gateway.completions, json=long)).status_code)
+        assert statuses == [504, 504, 400, 400]
+        channel = await gateway.channel()
+        assert (channel.spent, channel.reserved) == (0, 0), "nothing of it was the payer's fault"
+        model.may_answer.set()
+        stream = await agent.post(gateway.completions, json=body(stream=True))
+        assert stream.status_code == 200, "a stream is served, and makes up for it"
+        answer = await agent.post(gateway.completions, json=body(max_tokens=40))
+        assert answer.status_code == 200
 
 
 async def test_a_stream_that_is_not_paid_on_stops_the_model_and_counts(
