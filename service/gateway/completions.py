@@ -50,6 +50,8 @@ _USAGE: Final = Frame(b": usage\n\n", units=0)
 """In the place of a record of usage that the gateway asked for and the client did not."""
 _HIDDEN_UNITS_MAX: Final = RESERVATION_STEP_UNITS
 """So much a client pays without a word of why; of more it is shown the record all the same."""
+_READ_BYTES_PER_UNIT: Final = 64
+"""Of a prompt that was read for nothing: 16 tokens of it weigh as one that was made."""
 
 _Answer = TypeVar("_Answer")
 
@@ -96,7 +98,7 @@ class ChatCompletions:
             try:
                 response, body = await _unless_gone(request, self._fetch(request, chat))
             except ClientDisconnect:
-                await self._leave(meter, chat.units_max)
+                await self._leave(meter, chat, chat.units_max)
                 raise
             except UpstreamTimeoutError as error:
                 if not isinstance(error.__cause__, httpx.ConnectTimeout):  # the model was asked
@@ -118,13 +120,17 @@ class ChatCompletions:
                 self._abandoned.make_up(meter.reservation.key, answer.units)
             return Response(body, response.status_code, headers)
 
-    async def _leave(self, meter: Meter, units: int) -> None:
-        """Note an answer whose client left; one that had to be paid for in advance stays paid."""
+    async def _leave(self, meter: Meter, chat: ChatRequest, units: int) -> None:
+        """Note an answer whose client left before it; one that had to be prepaid stays paid.
+
+        The model has read the prompt in any case.
+        """
         if self._abandoned.must_prepay(meter.reservation.key):
             meter.reservation.take(units)
             await meter.reservation.flush()
         else:
-            self._abandoned.add(meter.reservation.key, units)
+            read = len(chat.body) // _READ_BYTES_PER_UNIT
+            self._abandoned.add(meter.reservation.key, units + read)
 
     async def _fetch(self, request: Request, chat: ChatRequest) -> tuple[httpx.Response, bytes]:
         async with self._upstream.request("POST", PATH, request.headers, chat.body) as response:
@@ -136,12 +142,14 @@ class ChatCompletions:
         if must_prepay:
             await meter.hold(chat.units_max)
         async with AsyncExitStack() as opening:
-            response = await _unless_gone(
-                request,
-                opening.enter_async_context(
-                    self._upstream.request("POST", PATH, request.headers, chat.body)
-                ),
+            asking = opening.enter_async_context(
+                self._upstream.request("POST", PATH, request.headers, chat.body)
             )
+            try:
+                response = await _unless_gone(request, asking)
+            except ClientDisconnect:
+                await self._leave(meter, chat, min(chat.units_max, RESERVATION_STEP_UNITS))
+                raise
             if not response.is_success:
                 body = await read_body(response)
                 return Response(body, response.status_code, returned_headers(response))

@@ -51,7 +51,7 @@ class ModelServer:
         """Chunks with content, or words of answers in one piece, by the request's `user`."""
         self.cancelled = asyncio.Event()
         self.may_answer = asyncio.Event()
-        """Clear it, and an answer in one piece waits."""
+        """Clear it, and an answer waits, a stream before its head."""
         self.may_answer.set()
         self.held: set[str] = set()
         """Users whose streams wait behind their first content."""
@@ -61,16 +61,17 @@ class ModelServer:
         self.seen.append(Seen(request.url.path, dict(request.headers), body))
         if self.answer is not None:
             return self.answer
-        if body.get("stream"):
-            return StreamingResponse(
-                self._stream(str(body.get("user"))), media_type="text/event-stream"
-            )
-        until = asyncio.get_running_loop().time() + self.delay_s
+        is_stream = body.get("stream", False)
+        until = asyncio.get_running_loop().time() + (0 if is_stream else self.delay_s)
         while asyncio.get_running_loop().time() < until or not self.may_answer.is_set():
             await asyncio.sleep(0.01)
             if await request.is_disconnected():
                 self.cancelled.set()
                 return Response(status_code=499)
+        if is_stream:
+            return StreamingResponse(
+                self._stream(str(body.get("user"))), media_type="text/event-stream"
+            )
         self.emitted[str(body.get("user"))] += len(self.words)
         usage = {"completion_tokens": len(self.words)} if self.usage is None else self.usage
         choice = {"index": 0, "message": {"role": "assistant", "content": "".join(self.words)}}

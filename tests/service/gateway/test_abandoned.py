@@ -65,11 +65,11 @@ async def released(gateway: Running) -> None:
     await until(is_released)
 
 
-async def leave_whole(agent: PayingClient, gateway: Running, model: ModelServer) -> None:
-    """Ask for an answer in one piece, and go when the model is at work."""
+async def leave(agent: PayingClient, gateway: Running, model: ModelServer, **fields: Any) -> None:
+    """Ask for an answer, and go when the model is at work."""
     seen = len(model.seen)
     model.cancelled.clear()
-    asking = asyncio.create_task(agent.post(gateway.completions, json=body(max_tokens=40)))
+    asking = asyncio.create_task(agent.post(gateway.completions, json=body(**fields)))
     await until(lambda: len(model.seen) > seen)
     asking.cancel()
     await asyncio.wait({asking})
@@ -86,13 +86,29 @@ async def test_answers_left_again_and_again_are_paid_for(
         spent = []
         model.may_answer.clear()
         for _ in range(4):
-            await leave_whole(agent, gateway, model)
+            await leave(agent, gateway, model, max_tokens=40)
             spent.append((await gateway.channel()).spent // PRICE)
         assert spent == [0, 0, 40, 80]
         model.may_answer.set()
         answer = await agent.post(gateway.completions, json=body(max_tokens=40))
         assert answer.status_code == 200, "and whoever pays is served"
         assert (await gateway.channel()).spent == 83 * PRICE
+
+
+@pytest.mark.parametrize("is_stream", [True, False])
+async def test_prompts_that_are_read_for_nobody_again_and_again_are_paid_for(
+    run_gateway: RunGateway, open_agent: OpenAgent, model: ModelServer, *, is_stream: bool
+) -> None:
+    """O-07: a long prompt for one token, left while the model reads it, was free without end."""
+    async with run_gateway(upstream__abandoned_units_max=79) as gateway, open_agent() as agent:
+        await agent.post(gateway.completions, json=body(n=0))  # opens the channel, sells nothing
+        spent = []
+        model.may_answer.clear()
+        prompt = [{"role": "user", "content": "x" * 64 * 40}]
+        for _ in range(4):
+            await leave(agent, gateway, model, max_tokens=1, messages=prompt, stream=is_stream)
+            spent.append((await gateway.channel()).spent // PRICE)
+        assert spent == [0, 0, 1, 2]
 
 
 async def test_answers_that_take_too_long_in_one_piece_are_asked_for_as_streams(
@@ -159,7 +175,7 @@ async def test_a_stream_that_must_be_paid_in_advance_is_served_to_the_end(
     async with run_gateway(upstream__abandoned_units_max=0) as gateway, open_agent() as agent:
         await agent.post(gateway.completions, json=body(n=0))
         model.may_answer.clear()
-        await leave_whole(agent, gateway, model)
+        await leave(agent, gateway, model, max_tokens=40)
         model.pieces = [chunk(content="x")] * 5 + [sse("[DONE]")]
         payload = body(stream=True, max_tokens=tokens_max)
         answer = await agent.post(gateway.completions, json=payload)
