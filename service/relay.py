@@ -11,6 +11,7 @@ import atexit
 import fcntl
 import os
 import select
+import signal
 import struct
 import sys
 import termios
@@ -41,6 +42,9 @@ def relay_output() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
         if descriptor not in _relays:
             _relays[descriptor] = _Relay(descriptor)
+    if threading.current_thread() is threading.main_thread():
+        # a terminal with `tostop` would stop the whole process, not only the thread that writes
+        signal.signal(signal.SIGTTOU, signal.SIG_IGN)
     atexit.register(drain)  # after the last traceback
 
 

@@ -14,7 +14,6 @@ import fcntl
 import hashlib
 import os
 import stat
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -25,7 +24,8 @@ from channel.limits import LEDGER_BUSY_S
 
 __all__ = ["MachineLock"]
 
-_SHARED: Final = Path("/dev/shm" if sys.platform == "linux" else "/tmp")  # noqa: S108 -- see the files
+_MEMORY: Final = Path("/dev/shm")  # noqa: S108 -- see the files
+_SHARED: Final = _MEMORY if _MEMORY.is_dir() else Path("/tmp")  # noqa: S108 -- a container may lack it
 _TRY_S: Final = 0.02
 
 
@@ -113,7 +113,10 @@ def _open(path: Path) -> int:
             except FileExistsError:
                 continue
             except OSError as error:
-                raise ConfigError(f"the lock {path} cannot be made: {error.strerror}") from error
+                raise ConfigError(
+                    f"the lock {path} cannot be made ({error.strerror}): let {path.parent} be a "
+                    "directory that every user may write to and that all programs here share"
+                ) from error
         except OSError as error:
             raise ConfigError(
                 f"the lock {path} cannot be opened ({error.strerror}): another user or program "

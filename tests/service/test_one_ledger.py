@@ -486,6 +486,12 @@ async def test_what_lies_where_a_lock_should_be(tmp_path: Path) -> None:
         await one.acquire()
 
 
+async def test_a_folder_that_takes_no_lock_is_named_with_what_it_has_to_be(tmp_path: Path) -> None:
+    """O-05: as in a container without shared memory, or with one that is read-only."""
+    with pytest.raises(ConfigError, match=f"let {tmp_path / 'none'} be a directory"):
+        await lock(tmp_path / "none", "one").acquire()
+
+
 async def test_two_that_come_at_once_see_each_other(tmp_path: Path) -> None:
     many = [lock(tmp_path, f"place {number}") for number in range(8)]
     taken = await asyncio.gather(*[each.acquire() for each in many], return_exceptions=True)

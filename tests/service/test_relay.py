@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import pty
 import subprocess
 import sys
 from pathlib import Path
@@ -106,3 +107,44 @@ def test_last_words_arrive(tmp_path: Path) -> None:
     said = log.read_text()
     assert "begin" in said
     assert said.rstrip().endswith("ZeroDivisionError: division by zero")
+
+
+LEADER = """
+import os, sys, termios
+with open('/dev/tty', 'r+b', buffering=0) as terminal:
+    modes = termios.tcgetattr(terminal)
+    modes[3] |= termios.TOSTOP
+    termios.tcsetattr(terminal, termios.TCSANOW, modes)
+job = os.fork()
+if not job:
+    os.setpgid(0, 0)
+    os.execv(sys.executable, [sys.executable, '-c', sys.argv[1]])
+_, status = os.waitpid(job, os.WUNTRACED)
+if os.WIFSTOPPED(status):
+    os.kill(job, 9)
+    os.waitpid(job, 0)
+os._exit(3 if os.WIFSTOPPED(status) else 0)
+"""
+"""A shell with a job in the background, on a terminal that stops those that write (`tostop`)."""
+
+
+def test_a_terminal_stops_no_job_in_the_background() -> None:
+    """O-82: the kernel would stop the whole process, not only the thread that writes."""
+    leader, terminal = pty.openpty()
+    script = START + "import os; os.write(1, b'one'); os.write(2, b'two')"
+    with subprocess.Popen(  # noqa: S603
+        [
+            sys.executable,
+            "-c",
+            "import fcntl, termios\nfcntl.ioctl(0, termios.TIOCSCTTY, 0)" + LEADER,
+            script,
+        ],
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        start_new_session=True,
+        cwd=ROOT,
+    ) as process:
+        assert process.wait(PATIENCE_S) == 0
+    os.close(terminal)
+    os.close(leader)
