@@ -14,6 +14,7 @@ import msgspec
 from channel.errors import ChainUnavailableError, LedgerUnavailableError
 from channel.ledger.interface import Ledger
 from channel.state.channel_state import ChannelState
+from channel.state.commands import Repair
 from channel.types import Address, ChannelKey
 from channel.verify.typed_data import voucher_digest
 from settlement.alarms import AlarmKind, Alarms
@@ -128,13 +129,18 @@ class Precautions:
         """Channels of which a second node has shown that their payers leave."""
         self._refusing: dict[ChannelKey, Address] = {}
         """Channels whose signer's contract refuses its own voucher now, and that signer."""
+        self._by_tower: set[ChannelKey] = set()
+        """Channels that a tower has settled with what it was given above what was delivered."""
         self._asked = 0
         self._nodes = nodes or NodeGuard(reader, alarms)
 
     def show(self, state: ChannelState, *, now: int) -> None:
         """Take one channel as it was just read: for what is signed ahead, or who was faster."""
         if state.foreign_block:
-            self._tell_foreign([state])
+            if self._export is not None and self._export.handed_out(state):
+                self._by_tower.add(state.key)
+            else:
+                self._tell_foreign([state])
         if self._export is not None:
             self._export.show(state, now=now)
 
@@ -267,6 +273,9 @@ class Precautions:
         if self._ledger is None:
             return
         mine = (self._reader.chain_id, self._reader.escrow)
+        for key in list(self._by_tower):
+            (await self._ledger.apply(key, [Repair(0, 0)])).require()  # raises no amount
+            self._by_tower.discard(key)
         found = [
             state
             for state in await self._ledger.list_foreign()

@@ -72,6 +72,11 @@ class TowerExport:
             if settle.payee != payee.address or not settle.is_signed_by_key():
                 file.forget(key)
 
+    def handed_out(self, state: ChannelState) -> bool:
+        """Whether a channel stands on chain at the very amount that the tower had last."""
+        newest = self._file.newest.get(state.key)
+        return newest is not None and newest.cumulative_amount == state.settled
+
     def show(self, state: ChannelState, *, now: int) -> None:
         """Take one channel as it is; `now` is the chain's time in Unix seconds."""
         key = state.key

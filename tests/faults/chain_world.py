@@ -22,6 +22,7 @@ from settlement.precautions import Precautions
 from settlement.rpc import Rpc, RpcLimits
 from settlement.schedule import SettlePolicy
 from settlement.settler import EscrowSettler
+from settlement.tower.export import TowerExport
 from settlement.tx_manager import TxLimits, TxManager
 from settlement.watcher import ChannelWatcher, WatchLimits
 from tests.faults.proxy import LyingNode, lying_node
@@ -87,6 +88,7 @@ class World:
         limits: WatchLimits = WATCH,
         policy: SettlePolicy | None = None,
         settles: bool = True,
+        export: TowerExport | None = None,
     ) -> ChannelWatcher:
         """Return a new watcher, as a process that has just started has it."""
         return ChannelWatcher(
@@ -97,7 +99,12 @@ class World:
             limits=limits,
             policy=policy,
             precautions=Precautions(
-                self.reader, self.alarms, self.gate, gas_account=None, ledger=self.ledger
+                self.reader,
+                self.alarms,
+                self.gate,
+                gas_account=None,
+                ledger=self.ledger,
+                export=export,
             ),
         )
 

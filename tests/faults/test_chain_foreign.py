@@ -1,5 +1,6 @@
 """The payee's key in other hands, and two books for one payee: told at once (O-05, O-89)."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -13,8 +14,12 @@ from settlement.devnet import Devnet
 from settlement.payout_calls import RelayedCalls
 from settlement.schedule import SettlePolicy
 from settlement.settler import EscrowSettler
+from settlement.tower.cover import CoverPolicy
+from settlement.tower.export import TowerExport
+from settlement.tower.store import TowerFile
 from settlement.tx_manager import TxManager
 from tests.faults.chain_world import World, chain_world
+from tests.waiting import until
 
 Theft = Callable[[World, EscrowSettler, ChannelId], Awaitable[object]]
 
@@ -109,3 +114,36 @@ async def test_two_books_of_one_payee_tell_of_each_other(
         assert second.rings(AlarmKind.FOREIGN_PAYOUT)
         assert second.gate.is_key_shared
     assert not world.rings(AlarmKind.FOREIGN_PAYOUT)
+
+
+@pytest.mark.parametrize("leaves", [False, True], ids=["still open", "withdrawn"])
+async def test_what_a_tower_has_settled_meanwhile_is_no_theft(
+    world: World, chain: Devnet, tmp_path: Path, *, leaves: bool
+) -> None:
+    """O-89: of a voucher above what was delivered, as it is handed out for large steps."""
+    channel_id = await world.books.open(accepted=400, spent=300)
+    path = tmp_path / "settles.jsonl"
+    policy = CoverPolicy(uncovered_max=50)
+
+    async def export() -> TowerExport:
+        file = await TowerFile.open(path)
+        return TowerExport(file, chain.signer("payee"), world.ledger, policy=policy)
+
+    handing = await export()
+    task = asyncio.create_task(handing.run())
+    await world.watcher(settles=False, export=handing).sweep()
+    await until(lambda: b"0x" in path.read_bytes())
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await world.leave(channel_id)
+    (settle,) = (await TowerFile.open(path)).newest.values()
+    await chain.sender("stranger").send(chain.values.escrow, settle.calldata())
+    if leaves:
+        await chain.advance(901)
+        await world.account.withdraw(escrow=chain.values.escrow, channel_id=channel_id)
+    restarted = world.watcher(settles=False, export=await export())
+    await restarted.sweep()
+    assert (await world.books.state(channel_id)).settled == 400
+    assert not world.rings(AlarmKind.FOREIGN_PAYOUT)
+    world.gate.require_openings()
+    assert (await world.books.state(channel_id)).foreign_block == 0
