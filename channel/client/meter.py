@@ -95,34 +95,75 @@ class UnitMeter:
                 where that is the chunk.
         """
         self._believes_counts = believes_counts
+        self._choices: dict[int, _Count] = {}
+        self._plain = 0
+        """Events that are no chunks of a chat completion."""
+        self._of_all = 0
+        """The model server's count of all choices, as far as the text bears it."""
+        self._last = 0
         self._counted = 0
-        self._bytes = 0
 
     def count(self, data: str) -> int:
         """Return how many units this event's data adds."""
         if data == "[DONE]":
             return 0
-        text = data.encode("utf-8", "replace")
-        if not is_shallow(text, DEPTH_MAX):
-            return self._add(1)
-        try:
-            chunk = _decode_chunk(text)
-        except msgspec.DecodeError:
-            return self._add(1)
-        contents = [
-            size for choice in chunk.choices if (size := _content_bytes(choice.delta)) is not None
-        ]
-        self._bytes += sum(contents)
-        reported = max(
-            chunk.timings.predicted_n if chunk.timings else 0,
-            (chunk.usage.completion_tokens or 0) if chunk.usage else 0,
-        )
-        believable = min(reported, self._bytes + 1) if self._believes_counts else 0
-        return self._add(max(len(contents), believable - self._counted))
+        chunk = _read_chunk(data.encode("utf-8", "replace"))
+        if chunk is None:
+            self._plain += 1
+        else:
+            for choice in chunk.choices:
+                self._last = choice.index
+                size = _content_bytes(choice.delta)
+                if size is not None:
+                    count = self._of_choice(choice.index)
+                    count.chunks += 1
+                    count.bytes += size
+            if self._believes_counts:
+                self._believe(chunk)
+        total = self._plain + max(self._of_all, sum(one.units for one in self._choices.values()))
+        added, self._counted = total - self._counted, total
+        return added
 
-    def _add(self, units: int) -> int:
-        self._counted += units
-        return units
+    def _of_choice(self, index: int) -> "_Count":
+        if index not in self._choices and len(self._choices) >= CHOICES_MAX:
+            index = next(iter(self._choices))
+        return self._choices.setdefault(index, _Count())
+
+    def _believe(self, chunk: "_Chunk") -> None:
+        """Take the server's counts: of a choice by its chunk, of all of them by `usage`."""
+        made = 0 if chunk.usage is None else chunk.usage.completion_tokens or 0
+        reported = 0 if chunk.timings is None else chunk.timings.predicted_n
+        if len(chunk.choices) == 1:
+            reported = max(reported, made)
+        if reported > 0:
+            index = chunk.choices[0].index if chunk.choices else self._last
+            count = self._of_choice(index)
+            count.reported = max(count.reported, min(reported, count.bytes + 1))
+        bearable = sum(one.bytes + 1 for one in self._choices.values()) or 1
+        self._of_all = max(self._of_all, min(made, bearable))
+
+
+class _Count:
+    """What is known of one choice."""
+
+    __slots__ = ("bytes", "chunks", "reported")
+
+    def __init__(self) -> None:
+        self.bytes = self.chunks = self.reported = 0
+
+    @property
+    def units(self) -> int:
+        return max(self.chunks, self.reported)
+
+
+def _read_chunk(text: bytes) -> _Chunk | None:
+    """Return a chunk of a chat completion, None for an event of another kind."""
+    if not is_shallow(text, DEPTH_MAX):
+        return None
+    try:
+        return _decode_chunk(text)
+    except msgspec.DecodeError:
+        return None
 
 
 def _content_bytes(delta: dict[str, Any] | None) -> int | None:

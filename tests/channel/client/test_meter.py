@@ -66,6 +66,34 @@ def test_an_exact_count_is_believed_as_far_as_the_text_is_long() -> None:
     )
 
 
+def one(index: int, text: str, **more: Any) -> str:
+    """A chunk of one of several choices."""
+    return json.dumps({"choices": [{"index": index, "delta": {"content": text}}]} | more)
+
+
+@pytest.mark.parametrize("name", ["timings", "usage"])
+def test_each_choice_has_a_count_of_its_own(name: str) -> None:
+    """O-09: three tokens a chunk in each of two choices; the second's were counted as none."""
+
+    def said(count: int) -> dict[str, Any]:
+        return {name: {"predicted_n": count, "completion_tokens": count}}
+
+    events = [one(index, "abcd", **said(3 * step)) for step in (1, 2, 3) for index in (0, 1)]
+    meter = UnitMeter()
+    assert [meter.count(event) for event in events] == [3] * 6
+    assert meter.count(json.dumps({"choices": [], "usage": {"completion_tokens": 9}})) == 0
+    assert meter.count(json.dumps({"choices": [], "usage": {"completion_tokens": 20}})) == 2
+    assert meter.count(json.dumps({"choices": [], "usage": {"completion_tokens": 99}})) == 6
+
+
+def test_a_count_of_one_choice_is_held_against_the_text_of_that_choice() -> None:
+    """F-94: a short choice is no licence for another one's text."""
+    assert counted(one(0, "a" * 50), one(1, "b", timings={"predicted_n": 40})) == 1 + 2
+    assert counted(*[one(index, "") for index in range(10**4)]) == 0
+    assert counted(*[one(index, "x") for index in range(200)]) == 200
+    assert counted(json.dumps({"choices": [], "usage": {"completion_tokens": -5}})) == 0
+
+
 def test_where_the_chunk_is_the_unit_a_count_of_tokens_is_another_thing() -> None:
     """F-94: llama.cpp counts the token that ends the text, which is no chunk."""
     meter = UnitMeter(believes_counts=False)

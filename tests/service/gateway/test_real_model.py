@@ -185,3 +185,20 @@ async def test_what_makes_the_server_work_for_nothing_does_not_reach_it(
         assert await ask(agent, gateway, stream=is_stream, **case) == 400
         assert await made(bare, real) == before
         assert (await gateway.channel()).spent == 0
+
+
+async def test_a_payer_counts_several_choices_whose_chunks_hold_many_tokens(
+    run_gateway: RunGateway, open_agent: OpenAgent, real: str
+) -> None:
+    """O-09: the count of each choice was taken for that of all: an honest server was accused."""
+    grammar = EMOJI.replace("{12}", "{40}")
+    async with (
+        run_gateway(upstream__url=real, upstream__fields=FIELDS) as gateway,
+        open_agent() as agent,
+    ):
+        answer = await ask(agent, gateway, stream=True, n=2, max_tokens=130, grammar=grammar)
+        assert answer == 200
+        charged = (await gateway.channel()).spent // PRICE
+        assert charged >= 2 * 3 * 40
+        (account,) = await agent.payments.channels()
+        assert charged - 2 <= account.units <= charged, "but for the tokens that end the texts"
