@@ -36,6 +36,7 @@ from tests.e2e.selling import DEPOSIT
 from tests.e2e.sponsored import GaslessPayer, fund_payer
 from tests.e2e.warm import Forge, Forked
 from tests.faults.proxy import LyingNode
+from tests.service.model_server import model_server
 from tests.waiting import PATIENCE_S, until
 
 KILLS = int(os.environ.get("KILLS", "1"))
@@ -114,7 +115,14 @@ class Provider:
     """A gateway and its settler, each with a node of its own, on books that outlive both."""
 
     def __init__(
-        self, chain: Devnet, nodes: tuple[Gate, Gate], books: str, folder: Path, forge: Forge
+        self,
+        chain: Devnet,
+        nodes: tuple[Gate, Gate],
+        books: str,
+        folder: Path,
+        forge: Forge,
+        *,
+        upstream: str,
     ) -> None:
         self.chain = chain
         self.to_worker, self.to_settler = nodes
@@ -122,7 +130,7 @@ class Provider:
         self._forge = forge
         self._log = folder / "settler.log"
         self._variables = gateway_variables(
-            chain.values, "http://127.0.0.1:9", folder, free_port(), step_units=8, settles=False
+            chain.values, upstream, folder, free_port(), step_units=8, settles=False
         )
         self._variables["MPP_SESSION_LEDGER_URL"] = books
         sponsoring = {"FEE_PAYER": "true", "DEPOSIT_MIN": "100", "DEPOSITS_PER_PAYER": "100000"}
@@ -177,10 +185,15 @@ async def provider_on(
     chain: Devnet, books: str, folder: Path, forge: Forge
 ) -> AsyncIterator[Provider]:
     url = chain.values.rpc_url
-    async with Gate(url).serve() as to_worker, Gate(url).serve() as to_settler:
+    async with (
+        Gate(url).serve() as to_worker,
+        Gate(url).serve() as to_settler,
+        model_server() as model,  # without one no deposit is taken (O-27)
+    ):
         assert isinstance(to_worker, Gate)
         assert isinstance(to_settler, Gate)
-        provider = Provider(chain, (to_worker, to_settler), books, folder, forge)
+        nodes = to_worker, to_settler
+        provider = Provider(chain, nodes, books, folder, forge, upstream=model.url)
         async with provider.gateway.running():
             try:
                 yield provider
