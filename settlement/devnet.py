@@ -9,6 +9,7 @@ For development and tests alone: the keys are derived from the accounts' names, 
 import asyncio
 import contextlib
 import os
+import time
 from collections.abc import AsyncIterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -187,12 +188,17 @@ class Devnet:
         return str(await self.rpc.command("evm_snapshot"))
 
     async def revert(self, snapshot_id: str) -> None:
-        """Go back to a snapshot, nonces included: senders made before it are of no more use."""
+        """Go back to a snapshot, nonces included: senders made before it are of no more use.
+
+        The next block has the wall clock's time, or follows the snapshot's if that is later.
+        """
         if await self.rpc.command("evm_revert", snapshot_id) is not True:
             msg = f"The chain does not know snapshot {snapshot_id}."
             raise AnvilError(msg)
         head = await self.rpc.block()  # Anvil goes on from the base fee it had before
         await self.rpc.command("anvil_setNextBlockBaseFeePerGas", hex(head.base_fee_wei or 0))
+        # Anvil goes on from the snapshot's time: the chain would fall behind by all time since.
+        await self.rpc.command("evm_setTime", max(head.timestamp + 1, int(time.time())))
         self.deployer = self.sender("deployer")
 
 

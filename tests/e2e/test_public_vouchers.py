@@ -184,9 +184,9 @@ async def test_what_the_chain_does_not_show_any_more_or_not_yet_is_public_too(
     if how == "handed to a watchtower":
         await seller.ledger.apply(seller.payer.key, [Publish(PUBLIC)])
     else:
-        before = await seller.chain.rpc.command("evm_snapshot")
+        before = await seller.chain.snapshot()
         await settle(seller, voucher)
-        await seller.chain.rpc.command("evm_revert", before)
+        await seller.chain.revert(before)
         await seller.chain.mine(3)
     await refused(seller, ClosePayload(voucher))
     again = await seller.send(ClosePayload(signed_anew(seller, PUBLIC, 1)), method="POST")

@@ -19,6 +19,7 @@ from settlement.addresses import PERMIT2, escrow_address, factory_address
 from settlement.devnet import ACCOUNTS, GASLESS, MULTICALL3, Devnet, DevnetValues, TokenChoice
 from settlement.errors import AnvilError
 from settlement.rpc import Rpc, RpcLimits
+from tests.waiting import until
 
 _DOMAIN_SEPARATOR = abi.Function("DOMAIN_SEPARATOR()", ["bytes32"])
 _PERMIT2_DOMAIN = keccak(b"EIP712Domain(string name,uint256 chainId,address verifyingContract)")
@@ -88,6 +89,30 @@ async def test_a_snapshot_goes_back_once() -> None:
         assert await devnet.token_balance(stranger) == before + 7
         with pytest.raises(AnvilError, match="does not know snapshot"):
             await devnet.revert(snapshot)
+
+
+async def test_a_chain_that_goes_back_does_not_fall_behind() -> None:
+    """Else a provider in a long test run finds its clock ahead of the chain's, and alarms ring."""
+    async with Devnet.start() as devnet:
+        head = await devnet.rpc.block()
+        snapshot = await devnet.snapshot()
+        await devnet.advance(5000)
+        await until(lambda: time.time() >= head.timestamp + 2)
+        await devnet.revert(snapshot)
+        before = int(time.time())
+        await devnet.mine()
+        assert before <= (await devnet.rpc.block()).timestamp <= time.time() + 1
+
+
+async def test_a_snapshot_of_the_future_stays_there() -> None:
+    async with Devnet.start() as devnet:
+        await devnet.advance(5000)
+        head = await devnet.rpc.block()
+        snapshot = await devnet.snapshot()
+        await devnet.advance(1000)
+        await devnet.revert(snapshot)
+        await devnet.mine()
+        assert 0 < (await devnet.rpc.block()).timestamp - head.timestamp < 1000
 
 
 async def test_time_is_moved_by_blocks_not_by_the_clock() -> None:
