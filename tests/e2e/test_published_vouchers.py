@@ -5,7 +5,10 @@ Each test settles on chain, and takes the voucher from the transaction that ever
 
 import pytest
 
+from channel.state.commands import Publish
 from channel.types import SignedVoucher, TxHash
+from channel.verify.signature import sign
+from channel.verify.typed_data import voucher_digest
 from channel.wire.payload import ClosePayload, VoucherPayload
 from settlement.abi import decode_entries
 from tests.e2e.selling import DEPOSIT, PRICE, Provider
@@ -69,15 +72,28 @@ async def test_a_published_voucher_above_spent_closes_nothing(seller: Provider) 
     assert (await seller.send(seller.payer.voucher(PROMISED + 100))).status_code == 200
 
 
-async def test_a_published_voucher_at_spent_closes_with_exactly_that(seller: Provider) -> None:
-    """CLOSE-02, CLOSE-07, F-33: the rest of the deposit goes back to the payer."""
-    await seller.opened()
-    await seller.send(seller.payer.voucher(PROMISED))
+async def test_a_published_voucher_at_spent_closes_nothing_and_a_new_one_exactly_that(
+    seller: Provider,
+) -> None:
+    """CLOSE-02, CLOSE-07, F-33, O-21: the rest of the deposit goes back to the payer."""
+    await seller.opened(PRICE)
+    assert (await seller.send(seller.payer.voucher(PROMISED))).status_code == 200
+    key = seller.payer.key
+    await seller.ledger.apply(key, [Publish(PRICE)])  # as the settler does before it sends
     published = await publish(seller, PRICE)
     before = await seller.chain.token_balance(seller.payer.address)
-    closed = await seller.send(ClosePayload(published), method="POST")
+    refused = await seller.send(ClosePayload(published), method="POST")
+    assert refused.status_code == 402
+    assert refused.json()["type"].endswith("/insufficient-balance")
+    fact = await seller.reader.read_channel(key.channel_id)
+    assert fact is not None
+    assert not fact.is_finalized
+    digest = voucher_digest(key, PRICE)
+    signature = sign(seller.payer.private_key, digest, entropy=(1).to_bytes(32))
+    fresh = SignedVoucher(key.channel_id, PRICE, signature)
+    closed = await seller.send(ClosePayload(fresh), method="POST")
     assert closed.status_code == 200, closed.text
-    fact = await seller.reader.read_channel(seller.payer.key.channel_id)
+    fact = await seller.reader.read_channel(key.channel_id)
     assert fact is not None
     assert (fact.settled, fact.is_finalized) == (PRICE, True)
     after = await seller.chain.token_balance(seller.payer.address)
