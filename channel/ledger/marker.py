@@ -208,17 +208,16 @@ class Marker:
             if memory is None:
                 return
             for state in states:
-                key = state.key
-                entry = _ENTRY.pack(
-                    key.chain_id,
-                    key.escrow,
-                    key.channel_id,
-                    amount_bytes(state.accepted),
-                    amount_bytes(state.spent),
-                    amount_bytes(state.published),
-                )
-                slot = zlib.crc32(key.channel_id) % MARKER_ENTRIES
-                _write_checked(memory, _HEAD_BYTES + slot * _ENTRY_BYTES, entry)
+                key = (state.key.chain_id, state.key.escrow, state.key.channel_id)
+                amounts = tuple(map(amount_bytes, (state.accepted, state.spent, state.published)))
+                slot = zlib.crc32(state.key.channel_id) % MARKER_ENTRIES
+                at = _HEAD_BYTES + slot * _ENTRY_BYTES
+                before = _checked(memory, at, _ENTRY.size)
+                if before is not None:
+                    *known_key, accepted, spent, published = _ENTRY.unpack(before)
+                    if tuple(known_key) == key:  # of books that went back, the most is kept
+                        amounts = tuple(map(max, amounts, (accepted, spent, published)))
+                _write_checked(memory, at, _ENTRY.pack(*key, *amounts))
             self._is_dirty = True
 
     def marks(self) -> list[Mark]:

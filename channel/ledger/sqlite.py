@@ -208,18 +208,20 @@ class SqliteLedger:
     async def guard(self, marker: Marker) -> Soundness:
         """See `interface.Ledger.guard`.
 
-        The file is opened once, so it is held against the marker once. One that is put in its
-        place later ends the process (`channel.ledger.sqlite_connection`).
+        A file that is put in the place of this one ends the process
+        (`channel.ledger.sqlite_connection`); what is put into this one is seen by `look`.
         """
         await self._connection.run_transaction(partial(sql.mark, marker=marker.name))
-        marks = marker.marks()
-        states = await asyncio.gather(*[self.load(mark.key) for mark in marks])
-        self._fault = find_loss(marks, {state.key: state for state in states if state is not None})
         self._marker = marker
         return await self.look()
 
     async def look(self) -> Soundness:
         """See `interface.Ledger.look`."""
+        if self._marker is not None and self._fault is None:
+            marks = self._marker.marks()  # before the books are read: what they hold only grows
+            states = await asyncio.gather(*[self._loads.submit(mark.key) for mark in marks])
+            known = {state.key: state for state in states if state is not None}
+            self._fault = find_loss(marks, known)
         return Soundness(self._fault or await self._connection.run(loss_of_durability))
 
     async def close(self) -> None:

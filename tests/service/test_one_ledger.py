@@ -22,6 +22,7 @@ from channel.ledger.marker import BooksId, Marker
 from channel.ledger.url import open_ledger
 from channel.limits import MARKER_ENTRIES
 from channel.state.channel_state import ChannelState
+from channel.state.commands import Publish
 from service import one_ledger
 from service.chain_watch import connect_escrow
 from service.one_ledger import adopt_ledger
@@ -277,6 +278,30 @@ async def test_an_old_copy_in_another_place_is_old_too(devnet: TestChain, tmp_pa
         state = await parts.ledger.load(KEY)
         assert state is not None
         assert state.accepted == 20
+
+
+@pytest.mark.parametrize("sells_on", [False, True])
+async def test_a_backup_that_is_put_back_under_a_running_gateway_is_found(
+    devnet: TestChain, tmp_path: Path, *, sells_on: bool
+) -> None:
+    """O-06: as `sqlite3 ledger.db ".restore old.db"` does, into the same file."""
+    path, old = tmp_path / "ledger.db", tmp_path / "old.db"
+    config = selling(devnet, tmp_path, file_url(path))
+    async with gateway(config) as parts:
+        await parts.ledger.apply(KEY, [opening(10)])
+        keep(path, old)
+        await buy(parts.ledger, 20)
+        await parts.ledger.apply(KEY, [Publish(15)])
+        assert (await parts.ledger.look()).fault is None
+        keep(old, path)
+        if sells_on:  # what is sold before that is seen hides nothing
+            await buy(parts.ledger, 25)
+        fault = (await parts.ledger.look()).fault
+        assert fault is not None
+        assert "lacks what it has acknowledged" in fault
+        with pytest.raises(LedgerUnavailableError, match="would buy again"):
+            await buy(parts.ledger, 30)
+    await refused(config, "lacks what it has acknowledged")
 
 
 @pytest.mark.parametrize("lost", ["-wal", "stale"])
