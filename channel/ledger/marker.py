@@ -128,7 +128,8 @@ class Marker:
             return
         except OSError as error:
             raise ConfigError(
-                f"the ledger's marker {self.path} cannot be opened: {error.strerror}"
+                f"the ledger's marker {self.path} cannot be opened ({error.strerror}): it has to "
+                "be a plain file that this process's user may write to; see `ledger.state_dir`"
             ) from error
         self._require_own()
         if os.fstat(self._descriptor).st_size != _FILE_BYTES:

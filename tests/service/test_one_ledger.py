@@ -33,6 +33,7 @@ from service.testing.provider import TestProvider
 from service.wiring import Parts, build_parts
 from settlement.alarms import AlarmKind, Alarms
 from tests.channel.books import KEY, accepting, key_of, opening, run
+from tests.channel.ledger.test_migrations import released, restore_sqlite
 from tests.service.gateway.conftest import build_config
 from tests.waiting import until
 
@@ -223,6 +224,23 @@ async def test_one_ledger_may_be_of_several_payees(
         remove(tmp_path, "*.marker")
 
 
+@pytest.mark.parametrize("name", released("sqlite"))
+async def test_the_books_of_every_release_are_served_at_the_first_start(
+    devnet: TestChain, tmp_path: Path, name: str
+) -> None:
+    """O-06: who upgrades has no marker yet; from then on there is one."""
+    path = tmp_path / "ledger.db"
+    restore_sqlite(name, path)
+    config = selling(
+        devnet, tmp_path, file_url(path), **{"ledger.state_dir": str(tmp_path / "state")}
+    )
+    for _ in range(2):
+        async with gateway(config):
+            pass
+    remove(tmp_path / "state", "*")
+    await refused(config, "its marker .* is not on this machine")
+
+
 # -- an old copy of the one ledger
 
 
@@ -343,7 +361,7 @@ async def test_books_without_their_marker_are_refused(devnet: TestChain, tmp_pat
     await refused(config, "is damaged")
     marker.unlink()
     marker.symlink_to(tmp_path / "ledger.db")
-    await refused(config, "cannot be opened")
+    await refused(config, r"cannot be opened .*plain file.*`ledger\.state_dir`")
     await adopt(config)
     async with gateway(config):
         pass
