@@ -104,14 +104,13 @@ class ReceiptBook:
         """
         tab = self._lanes.find_tab(key) or self._lanes.tab(await self._purse.get(key))
         tab.change(lambda counts: adopt_receipt(first(counts), receipt, text, is_final=is_final))
-        carry = tab.carry()
 
         def change(current: Account) -> Account:
             require_receipt(current, receipt, challenge_ids=challenge_ids, spent_min=spent_min)
-            return carry(adopt_receipt(current, receipt, text, is_final=is_final))
+            return adopt_receipt(current, receipt, text, is_final=is_final)
 
         try:
-            await self._purse.update(key, change)
+            await tab.store(self._purse, change)
         except ReceiptViolationError:
             await self.stop(key)
             raise

@@ -21,7 +21,6 @@ from channel.client.store import Purse
 from channel.errors import (
     ChannelUnusableError,
     OverclaimError,
-    PurseError,
     UnsettledClaimError,
 )
 from channel.types import ChannelKey
@@ -119,7 +118,6 @@ class Tab:
         self.may_have_lost = account.signed > 0
         """A request of this channel ended unseen: here, or in the process before this one."""
         self._counts = account
-        self._is_stored = True
         self._waiters: set[asyncio.Future[None]] = set()
 
     def view(self, account: Account) -> Account:
@@ -137,7 +135,6 @@ class Tab:
         """Count, at once; `store` writes it down."""
         before, self._counts = self._counts, change(self._counts)
         if self._counts != before:
-            self._is_stored = False
             self._notify()
 
     def lose(self, value: int, *, lost_max: int) -> None:
@@ -145,31 +142,30 @@ class Tab:
         self.may_have_lost = True
         self.change(lambda counts: count_lost(counts, value=value, lost_max=lost_max))
 
-    def carry(self) -> Callable[[Account], Account]:
-        """Return what brings a stored channel up to date; the caller stores it next."""
-        self._is_stored = True
+    async def store(
+        self, purse: Purse, change: Callable[[Account], Account] = lambda current: current
+    ) -> Account:
+        """Store the counts of this moment with what `change` makes of the channel, and return it.
+
+        Every call writes what is not on disk yet: the write before it may have been cancelled in
+        the purse's queue, and then never began.
+
+        Raises:
+            PurseError: The purse failed; the counts are stored with the next call.
+            ReceiptViolationError: As `change`.
+        """
         counts = self._counts
 
-        def carried(current: Account) -> Account:
+        def carry(current: Account) -> Account:
             return replace(
-                current,
+                change(current),
                 received=counts.received,
                 units=counts.units,
                 lost=counts.lost,
                 waived=counts.waived,
             )
 
-        return carried
-
-    async def store(self, purse: Purse) -> Account:
-        """Bring the purse up to date, and return the channel."""
-        if self._is_stored:
-            return await purse.get(self.key)
-        try:
-            return await purse.update(self.key, self.carry())
-        except PurseError:
-            self._is_stored = False
-            raise
+        return await purse.update(self.key, carry)
 
     def note_signed(self, signed: int) -> None:
         """Know what was signed, which the purse has on disk."""

@@ -1,7 +1,7 @@
 """Deposits by signature, from the 402 to the books: one purpose, one nonce, one deposit."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,8 @@ from channel.wire.funding import Deposit, TransferAuthorization
 from channel.wire.payload import OpenAuthorization, TopUpAuthorization, VoucherPayload
 from tests.channel.client.conftest import Agent, OpenAgent, policy_of
 from tests.channel.client.exchanges import read_stream
-from tests.channel.client.provider import NOW, PaperChain, Provider, Seen, deposit_of
+from tests.channel.client.provider import NOW, Books, PaperChain, Provider, Seen, deposit_of
+from tests.waiting import until
 
 SPONSORED: dict[str, Any] = {
     "fee_payer": True,
@@ -383,7 +384,10 @@ async def test_a_top_up_rides_on_the_voucher_that_needs_it(
 async def test_a_stream_is_topped_up_before_it_stalls(
     open_agent: OpenAgent, provider: Provider, chain: PaperChain
 ) -> None:
-    """CLIENT-07: beside the stream, so that the server never finds the deposit too small."""
+    """CLIENT-07: beside the stream, so that the server never finds the deposit too small.
+
+    The model is slower than a top-up: each token waits for what the agent does beside the stream.
+    """
     agent = await open_agent(policy_of(expected_units=100))
     provider.tokens = 400
     provider.offer |= {"unit_type": "llm_token", "suggested_deposit": None}
@@ -393,7 +397,14 @@ async def test_a_stream_is_topped_up_before_it_stalls(
         asked.append(fields["required_cumulative"] - fields["deposit"])
         return fields
 
+    async def speak(seen: Seen, books: Books) -> AsyncIterator[bytes]:
+        tasks = asyncio.all_tasks()
+        async for event in provider.events(seen, books):
+            yield event
+            await until(lambda: asyncio.all_tasks() <= tasks)
+
     provider.change_need = watch
+    provider.speak = speak
     async with agent.client.stream("POST", "/chat", json={"stream": True}) as response:
         assert (await response.aread()).count(b"content") == 400
     assert sum(chain.deposited) >= 4_000

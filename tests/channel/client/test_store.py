@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
+import threading
 from contextlib import closing
 from pathlib import Path
 
@@ -15,12 +16,14 @@ from msgspec.structs import replace
 from channel.client.account import Account
 from channel.client.budget import Budget, LockedBudget
 from channel.client.store import SCHEMA_VERSION, Purse
+from channel.client.tab import Tab
 from channel.errors import BudgetExceededError, OverclaimError, PurseError
 from channel.types import ChannelId, TxHash
 from channel.wire.funding import parse_deposit
 from tests.channel.client.provider import NOW
 from tests.channel.client.test_account import KEY, account_of
 from tests.channel.wire.payloads import DEPOSITS as WIRE_DEPOSITS
+from tests.waiting import PATIENCE_S
 
 ORIGIN = account_of().origin
 SCOPE = account_of().scope
@@ -334,3 +337,29 @@ async def test_clients_that_start_at_once_wait_for_each_other(tmp_path: Path) ->
     await asyncio.to_thread(other.rollback)
     await (await opening).close()
     other.close()
+
+
+async def test_counts_of_a_write_that_is_cancelled_are_written_with_the_next(
+    tmp_path: Path,
+) -> None:
+    """F-94, O-14: a stream that ends drops its voucher ahead while the disk is still busy."""
+    purse = await opened(tmp_path / "purse.db", account_of())
+    tab, may_go_on = Tab(account_of()), threading.Event()
+
+    def occupy(account: Account) -> Account:
+        may_go_on.wait(PATIENCE_S)
+        return account
+
+    busy = asyncio.create_task(purse.update(KEY, occupy))
+    tab.change(lambda counts: replace(counts, received=40, units=4))
+    writing = asyncio.create_task(tab.store(purse))
+    await asyncio.sleep(0)
+    writing.cancel()
+    await asyncio.wait({writing})
+    assert writing.cancelled()
+    may_go_on.set()
+    await busy
+    await tab.store(purse)
+    stored = await purse.get(KEY)
+    assert (stored.received, stored.units) == (40, 4)
+    await purse.close()
