@@ -118,13 +118,13 @@ async def build_parts(
             channels_cached_max=config.ledger.channels_cached,
         )
         open_.push_async_callback(ledger.close)
-        child = None
-        if config.settlement.start:
-            child = await open_.enter_async_context(start_settler(config))
         reader = await open_.enter_async_context(connect_escrow(config.chain))
         token, payee = parse_address(config.chain.token), parse_address(config.payee.address)
         await reader.require_deployment(token=token)
         guard = await open_.enter_async_context(guard_ledger(config, ledger, reader, payee))
+        child = None
+        if config.settlement.start:  # not on books that were refused: it would close for too little
+            child = await open_.enter_async_context(start_settler(config))
         journal = await open_journal(config.ledger.url, chain_id=config.chain.id, account=payee)
         open_.push_async_callback(journal.close)
         await _require_clock(reader, journal)

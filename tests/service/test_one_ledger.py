@@ -283,6 +283,24 @@ async def test_yesterdays_books_are_refused_until_they_are_adopted(
         await buy(parts.ledger, 20)
 
 
+async def test_no_settler_is_started_on_books_that_are_refused(
+    devnet: TestChain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """O-06: it would answer a payer who leaves with an older voucher, and a close is final."""
+    started = []
+    monkeypatch.setattr("service.wiring.start_settler", started.append)
+    path = tmp_path / "ledger.db"
+    config = selling(devnet, tmp_path, file_url(path))
+    async with gateway(config) as parts:
+        await parts.ledger.apply(KEY, [opening(10)])
+        keep(path, tmp_path / "old.db")
+        await buy(parts.ledger, 20)
+    put_back(tmp_path / "old.db", path)
+    settles = selling(devnet, tmp_path, file_url(path), **{"settlement.start": True})
+    await refused(settles, "lacks what it has acknowledged")
+    assert not started
+
+
 async def test_an_old_copy_in_another_place_is_old_too(devnet: TestChain, tmp_path: Path) -> None:
     """O-06: the ledger may move, and not go back."""
     path, copy = tmp_path / "ledger.db", tmp_path / "copy.db"
