@@ -287,7 +287,7 @@ async def test_no_settler_is_started_on_books_that_are_refused(
     devnet: TestChain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """O-06: it would answer a payer who leaves with an older voucher, and a close is final."""
-    started = []
+    started: list[Any] = []
     monkeypatch.setattr("service.wiring.start_settler", started.append)
     path = tmp_path / "ledger.db"
     config = selling(devnet, tmp_path, file_url(path))
