@@ -66,9 +66,17 @@ class _Timings(msgspec.Struct):
     predicted_n: int = 0
 
 
+class _LogProbs(msgspec.Struct):
+    content: list[msgspec.Raw] | None = None
+    refusal: list[msgspec.Raw] | None = None
+
+
 class _Choice(msgspec.Struct):
     index: int = 0
     delta: dict[str, Any] | None = None
+    text: str | None = None
+    """In place of a delta, of what is no chat."""
+    logprobs: _LogProbs | None = None
 
 
 class _Usage(msgspec.Struct):
@@ -113,10 +121,10 @@ class UnitMeter:
         else:
             for choice in chunk.choices:
                 self._last = choice.index
-                size = _content_bytes(choice.delta)
-                if size is not None:
+                units, size = _delivered(choice)
+                if units:
                     count = self._of_choice(choice.index)
-                    count.chunks += 1
+                    count.chunks += units
                     count.bytes += size
             if self._believes_counts:
                 self._believe(chunk)
@@ -166,14 +174,22 @@ def _read_chunk(text: bytes) -> _Chunk | None:
         return None
 
 
-def _content_bytes(delta: dict[str, Any] | None) -> int | None:
-    """Return the size of a delta's output of any kind, or None when it carries none."""
-    output = [value for name, value in (delta or {}).items() if name != "role" and value]
-    if not output:
-        return None
-    return sum(
-        len(value.encode("utf-8", "replace"))
-        if isinstance(value, str)
-        else len(msgspec.json.encode(value))
-        for value in output
-    )
+def _delivered(choice: _Choice) -> tuple[int, int]:
+    """Return the units that a choice brings with a chunk, and the bytes of its output of any kind.
+
+    Where each token has its probability beside it, so many tokens are there, be they shown or not.
+    """
+    output = [value for name, value in (choice.delta or {}).items() if name != "role" and value]
+    if choice.text:
+        output.append(choice.text)
+    units = 1 if output else 0
+    if choice.logprobs is not None:
+        shown = (choice.logprobs.content or (), choice.logprobs.refusal or ())
+        units = max(units, *map(len, shown))
+    return units, sum(map(_size, output))
+
+
+def _size(value: Any) -> int:
+    if isinstance(value, str):
+        return len(value.encode("utf-8", "replace"))
+    return len(msgspec.json.encode(value))

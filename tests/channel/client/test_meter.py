@@ -66,6 +66,21 @@ def test_an_exact_count_is_believed_as_far_as_the_text_is_long() -> None:
     )
 
 
+def test_the_text_of_a_plain_completion_is_output() -> None:
+    """O-09: `/v1/completions` sends no delta; it was counted as nothing, and paid for as one."""
+    chunks = [json.dumps({"choices": [{"index": 0, "text": text}]}) for text in ("a", "", "bc")]
+    assert counted(*chunks) == 2
+
+
+def test_tokens_that_only_their_probabilities_show_are_output() -> None:
+    """O-09: what a stop sequence holds back is charged as it is made."""
+    token = {"token": "a", "logprob": -0.1}
+    for name in ("content", "refusal"):
+        choice = {"index": 0, "delta": {}, "logprobs": {name: [token, token]}}
+        assert counted(json.dumps({"choices": [choice]})) == 2
+    assert counted(json.dumps({"choices": [{"delta": {"content": "ab"}, "logprobs": {}}]})) == 1
+
+
 def one(index: int, text: str, **more: Any) -> str:
     """A chunk of one of several choices."""
     return json.dumps({"choices": [{"index": index, "delta": {"content": text}}]} | more)
