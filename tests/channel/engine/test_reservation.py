@@ -11,6 +11,7 @@ import pytest
 
 from channel.engine import RunningReservation
 from channel.errors import (
+    ExposureLimitError,
     InsufficientBalanceError,
     LedgerUnavailableError,
     ReservationEndedError,
@@ -19,6 +20,7 @@ from channel.errors import (
 from channel.ledger.interface import Applied, Ledger
 from channel.state.commands import Command, EndReservations, StreamPolicy
 from channel.types import ChannelKey
+from settlement.exposure import ExposureGate, ExposureLimits
 from tests.channel.engine.test_engine import hold, opened, paid, perform
 from tests.channel.selling import PRICE, Desk, open_desk
 from tests.waiting import until
@@ -62,7 +64,30 @@ async def test_what_is_given_back_is_not_spent(tmp_path: Path) -> None:
         reservation = await running(desk, 50 * PRICE, is_stream=False)
         reservation.take(1)
         reservation.give_back()
+        assert reservation.units == 0
         assert (await reservation.finish()).spent == 0
+
+
+async def test_what_is_no_longer_held_cannot_be_flushed(tmp_path: Path) -> None:
+    """O-94: nothing may be sent for it."""
+    async with open_desk(tmp_path) as desk:
+        await opened(desk)
+        reservation = await running(desk, 50 * PRICE, is_stream=False)
+        reservation.take(1)
+        await desk.ledger.apply(desk.payer.key, [EndReservations()])
+        with pytest.raises(ReservationEndedError):
+            await reservation.flush()
+
+
+async def test_a_stream_that_finds_no_room_holds_nothing(tmp_path: Path) -> None:
+    """F-66, O-94: its request's money goes back with the refusal, not with the lease."""
+    admission = ExposureGate(ExposureLimits(total_max=2 * PRICE))
+    async with open_desk(tmp_path, admission=admission, reservation_step_units=4) as desk:
+        await opened(desk)
+        reservation = await running(desk, 50 * PRICE, is_stream=False)
+        with pytest.raises(ExposureLimitError):
+            await reservation.start_stream(StreamPolicy.REPLACE)
+        assert (await desk.books()).reserved == 0
 
 
 async def test_the_count_survives_cancellation_wherever_it_comes(tmp_path: Path) -> None:
