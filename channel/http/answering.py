@@ -37,8 +37,8 @@ class Answer:
         self.refusal: ProblemError | None = None
         self.has_started = False
         self.is_client_gone = False
-        self.is_failed = False
-        """The handler has refused: nothing was sold."""
+        self.status: int | None = None
+        """Of a handler's refusal: nothing was sold."""
         self._send = send
         self._body = body
         self._meter = meter
@@ -116,7 +116,7 @@ class Answer:
             if refusal is not None:
                 self.refusal = refusal
                 return
-            self.is_failed = status < 500  # noqa: PLR2004
+            self.status = status
             self._reservation.give_back()
             await self._reservation.finish()
             await self._forward(message, without_receipt(headers))

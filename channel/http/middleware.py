@@ -69,6 +69,7 @@ from channel.limits import (
     FAILED_REQUESTS_MAX,
     FAILED_REQUESTS_PERIOD_S,
     IDEMPOTENCY_LIFETIME_S,
+    REQUEST_BYTES_MAX,
     STREAM_PAUSE_S_MAX,
 )
 from channel.state.commands import StreamPolicy
@@ -83,6 +84,10 @@ _log = logging.getLogger(__name__)
 
 _METHOD_INTENT: Final = ("evm", "session")
 _LAYERS_MAX: Final = 32
+_STATES: Final = frozenset({402, 409, 410})
+"""How a payer and the books stand, which the next request may change."""
+_FAULTS: Final = frozenset(range(400, 500)) - _STATES - {425, 429}
+"""By the client's own fault, not for a time."""
 
 
 def _stop_worker() -> None:
@@ -312,8 +317,9 @@ class _Exchange:
         )
         try:
             outcome = await self._engine.perform(paid, hold)
-        except PeerError:
-            self._count(paid, 0, is_failed=self._is_proven)
+        except PeerError as error:
+            if self._is_proven:
+                self._count(paid, 0, error.status)
             raise
         if outcome.stored is not None:
             receipt = self._engine.receipt(paid, outcome)
@@ -339,15 +345,19 @@ class _Exchange:
         try:
             await self._run_handler(own, meter, answer)
         finally:
-            is_failed = answer.is_failed or isinstance(answer.refusal, PeerError)
-            self._count(paid, meter.units, is_failed=is_failed)
+            status = answer.status if answer.refusal is None else answer.refusal.status
+            self._count(paid, meter.units, status)
 
-    def _count(self, paid: Authenticated, units: int, *, is_failed: bool) -> None:
-        """Bound requests that cost us work and buy nothing; those that buy pay for others."""
+    def _count(self, paid: Authenticated, units: int, status: int | None) -> None:
+        """Bound requests that cost us work and buy nothing; those that buy pay for others.
+
+        A payer whose voucher is too low, or whose worker died, has done nothing wrong and asks
+        again: such a request counts only where its body cost more than to prove its voucher.
+        """
         if units:
             self._gate.failed.earn(paid.key.channel_id, units)
             self._engine.earn_rate(paid, units)
-        elif is_failed:
+        elif status in _FAULTS or (status in _STATES and self._body.size > REQUEST_BYTES_MAX):
             with suppress(TooManyRequestsError):
                 self._gate.failed.require(paid.key.channel_id)
 

@@ -210,6 +210,8 @@ class RequestBody:
     def __init__(self, receive: Receive) -> None:
         self.refusal: ProblemError | None = None
         """Why the rest of the body was not taken, for the gate to answer."""
+        self.size = 0
+        """Bytes that have come."""
         self._receive = receive
         self._ahead: deque[Message] = deque()
         self._is_gone = False
@@ -315,4 +317,5 @@ class RequestBody:
     def _note(self, message: Message) -> Message:
         if message["type"] == "http.disconnect":
             self._is_gone = True
+        self.size += len(message.get("body", b""))
         return message

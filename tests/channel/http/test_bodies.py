@@ -15,6 +15,7 @@ from channel.limits import (
     BODIES_PER_CHANNEL_BYTES_MAX,
     BODIES_PER_SOURCE_BYTES_MAX,
     FAILED_REQUESTS_MAX,
+    REQUEST_BYTES_MAX,
     VOUCHERS_PER_SECOND_MAX,
 )
 from channel.types import ChannelId
@@ -206,16 +207,55 @@ async def test_only_who_holds_the_key_can_use_up_a_channels_failures(shop: Shop)
     assert (await shop.send(shop.desk.payer.voucher(5 * PRICE))).status == 200
 
 
-async def test_requests_that_are_refused_after_their_body_was_read_count(shop: Shop) -> None:
+async def ask_underpaid(shop: Shop, number: int, size: int) -> int:
+    headers = {"idempotency-key": f"{number}"}
+    voucher = shop.desk.payer.voucher(PRICE)
+    return (await shop.send(voucher, method="POST", headers=headers, body=b"x" * size)).status
+
+
+async def test_requests_that_are_refused_after_a_large_body_was_read_count(shop: Shop) -> None:
     """O-22: four MiB each, hashed for their key, and a voucher that does not cover the price."""
     assert (await shop.send(shop.desk.payer.voucher(PRICE))).status == 200
     for number in range(FAILED_REQUESTS_MAX):
-        headers = {"idempotency-key": f"{number}"}
-        voucher = shop.desk.payer.voucher(PRICE)
-        answer = await shop.send(voucher, method="POST", headers=headers, body=b"x")
-        assert answer.status == 402
+        assert await ask_underpaid(shop, number, REQUEST_BYTES_MAX + 1) == 402
     voucher = shop.desk.payer.voucher(2 * PRICE)
     assert (await shop.send(voucher, method="POST", headers=KEYED, body=b"x")).status == 429
+
+
+async def test_a_payer_who_must_raise_a_voucher_is_not_shut_out(shop: Shop) -> None:
+    """O-22: such a body costs us less to read than the voucher to prove, which has its rate."""
+    assert (await shop.send(shop.desk.payer.voucher(PRICE))).status == 200
+    for number in range(FAILED_REQUESTS_MAX + 1):
+        assert await ask_underpaid(shop, number, REQUEST_BYTES_MAX) == 402
+    voucher = shop.desk.payer.voucher(2 * PRICE)
+    assert (await shop.send(voucher, method="POST", headers=KEYED, body=b"x")).status == 200
+
+
+@pytest.mark.parametrize("status", [304, 402, 409, 410, 425, 429, 500, 503])
+async def test_what_is_not_the_clients_fault_shuts_it_out_of_nothing(
+    shop: Shop, status: int
+) -> None:
+    """O-22: an overloaded model, a handler that fails, a resource that has not changed."""
+    shop.app.status = status
+    for number in range(FAILED_REQUESTS_MAX + 1):
+        assert (await shop.send(shop.desk.payer.voucher(PRICE + number))).status == status
+    shop.app.status = 200
+    assert (await shop.send(shop.desk.payer.voucher(11 * PRICE))).status == 200
+
+
+async def test_a_client_that_asks_again_for_what_is_being_served_is_not_shut_out(
+    shop: Shop,
+) -> None:
+    """O-22, IDEM-03: its worker may have died, and holds the key until a lease runs out."""
+    shop.app.go_on.clear()
+    serving = await post(shop, 2 * PRICE, KEYED, is_whole=True)
+    await shop.app.started.wait()
+    for _ in range(FAILED_REQUESTS_MAX + 1):
+        again = await (await post(shop, 2 * PRICE, KEYED, is_whole=True)).answer()
+        assert (again.status, again.kind) == (409, "request-in-flight")
+    shop.app.go_on.set()
+    assert (await serving.answer()).status == 200
+    assert (await (await post(shop, 2 * PRICE, KEYED, is_whole=True)).answer()).status == 200
 
 
 # -- the rate of vouchers
