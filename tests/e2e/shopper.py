@@ -120,10 +120,12 @@ class Shopper:
                 await asyncio.sleep(0.01)
                 continue
             if answer.status_code == 200:
-                self._acknowledge(amount)
+                receipt = parse_receipt(answer.headers["payment-receipt"])
+                assert tries > 1 or receipt.accepted >= amount
+                self._acknowledge(receipt.accepted)  # a repeated answer takes no voucher
                 self.received += self._units
                 self.repeated += tries > 1
-                self._require_counted(parse_receipt(answer.headers["payment-receipt"]))
+                self._require_counted(receipt)
                 return
             if answer.json()["type"].endswith("/outcome-unknown"):
                 self.lost += 1
