@@ -68,6 +68,16 @@ async def test_what_is_given_back_is_not_spent(tmp_path: Path) -> None:
         assert (await reservation.finish()).spent == 0
 
 
+async def test_a_stream_that_was_stopped_is_covered_no_further(tmp_path: Path) -> None:
+    """F-42: the books would go on; the process that ends must not."""
+    async with open_desk(tmp_path, reservation_step_units=2) as desk:
+        await opened(desk)
+        reservation = await running(desk, 50 * PRICE)
+        reservation.stop(StreamReplacedError("the reason"))
+        with pytest.raises(StreamReplacedError, match="the reason"):
+            await reservation.cover(3)
+
+
 async def test_what_is_no_longer_held_cannot_be_flushed(tmp_path: Path) -> None:
     """O-94: nothing may be sent for it."""
     async with open_desk(tmp_path) as desk:
