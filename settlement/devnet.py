@@ -180,7 +180,10 @@ class Devnet:
     async def advance(self, seconds: int) -> None:
         """Mine one block that many seconds after the head, whatever the clock says."""
         head = await self.rpc.block()
-        await self.rpc.command("evm_setNextBlockTimestamp", head.timestamp + seconds)
+        after = head.timestamp + seconds
+        # After a `revert` the clock may be ahead of that, and Anvil would refuse to go back.
+        await self.rpc.command("evm_setTime", after)
+        await self.rpc.command("evm_setNextBlockTimestamp", after)
         await self.mine()
 
     async def snapshot(self) -> str:

@@ -176,6 +176,7 @@ async def test_a_stream_that_must_be_paid_in_advance_is_served_to_the_end(
         await agent.post(gateway.completions, json=body(n=0))
         model.may_answer.clear()
         await leave(agent, gateway, model, max_tokens=40)
+        model.may_answer.set()
         model.pieces = [chunk(content="x")] * 5 + [sse("[DONE]")]
         payload = body(stream=True, max_tokens=tokens_max)
         answer = await agent.post(gateway.completions, json=payload)
