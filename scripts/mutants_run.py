@@ -26,6 +26,8 @@ COPIED: Final = ("channel", "contracts", "docs", "scripts", "service", "settleme
 AT_ONCE: Final = 2
 TESTS_FAILED: Final = 1
 """pytest's exit code. Any other one, such as 4 for a test that is not there, is no catch."""
+HANGS_S: Final = 600.0
+"""A fault that keeps the tests from ending is seen, too."""
 
 
 class Mutant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -138,6 +140,8 @@ def is_caught(mutant: Mutant, copy: Path) -> bool:
             return pytest(copy, mutant.tests, "-x").returncode == TESTS_FAILED
         run(copy, COMPILE).check_returncode()
         return run(copy, FORGE, "test", "--fail-fast").returncode != 0
+    except subprocess.TimeoutExpired:
+        return True
     finally:
         path.write_text(sound, encoding="utf-8")
 
@@ -146,7 +150,9 @@ def pytest(copy: Path, tests: Sequence[str], *options: str) -> subprocess.Comple
     """Run tests of the copy on the copy's sources."""
     command = [sys.executable, "-m", "pytest", "-q", *options, *tests]
     environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
-    return subprocess.run(command, cwd=copy, env=environment, check=False, capture_output=True)
+    return subprocess.run(
+        command, cwd=copy, env=environment, check=False, capture_output=True, timeout=HANGS_S
+    )
 
 
 def run(copy: Path, code: str, *arguments: str) -> subprocess.CompletedProcess[bytes]:
