@@ -34,6 +34,7 @@ class ChainModel:
     def __init__(self) -> None:
         self.block = 100
         self.facts: dict[ChannelId, ChannelFact] = {}
+        self._history: dict[ChannelId, list[tuple[int, ChannelFact]]] = {}
         self.mined: dict[TxHash, TransactionEvidence] = {}
         self.reverted: set[TxHash] = set()
         self.closed: list[tuple[ChannelId, int, bytes]] = []
@@ -63,6 +64,7 @@ class ChainModel:
             is_finalized=False,
             block_number=self.block,
         )
+        self._history[channel_id] = [(self.block, self.facts[channel_id])]
         return key, self._mine(opened=(OpenedLog(channel_id, 0),))
 
     def top_up(self, key: ChannelKey, amount: int) -> TxHash:
@@ -71,7 +73,8 @@ class ChainModel:
 
     def change(self, key: ChannelKey, **changes: object) -> None:
         self.block += 1
-        self.facts[key.channel_id] = replace(self.facts[key.channel_id], **changes)
+        fact = self.facts[key.channel_id] = replace(self.facts[key.channel_id], **changes)
+        self._history[key.channel_id].append((self.block, fact))
 
     def _mine(self, **logs: object) -> TxHash:
         tx_hash = TxHash(keccak(b"tx" + self.block.to_bytes(8, "big")))
@@ -84,6 +87,9 @@ class ChainModel:
     ) -> ChannelFact | None:
         self.reads += 1
         fact = self.facts.get(channel_id)
+        if block_number is not None:
+            past = [one for at, one in self._history.get(channel_id, []) if at <= block_number]
+            fact = past[-1] if past else None
         await self._answer()
         return None if fact is None else replace(fact, block_number=block_number or self.block)
 

@@ -168,6 +168,22 @@ async def test_a_deposit_rises_when_deep_and_falls_at_once(tmp_path: Path) -> No
         assert (await desk.books()).deposit == 400
 
 
+@pytest.mark.parametrize(("blocks_later", "deposit"), [(1, DEPOSIT), (2, DEPOSIT + 500)])
+async def test_a_top_up_counts_from_the_block_that_makes_it_deep(
+    tmp_path: Path, blocks_later: int, deposit: int
+) -> None:
+    """O-96: neither one block early nor one late."""
+    async with open_desk(tmp_path, confirmations=3) as desk:
+        desk.payer.open_on_chain()
+        desk.chain.block += 2
+        await perform(desk, desk.payer.opening())
+        desk.chain.change(desk.payer.key, deposit=DEPOSIT + 500)
+        desk.chain.block += blocks_later
+        desk.clock.advance(100)
+        await perform(desk, desk.payer.voucher(10))
+        assert (await desk.books()).deposit == deposit
+
+
 async def test_one_source_cannot_take_every_place(tmp_path: Path) -> None:
     """F-98: invented transactions from one address leave room for everybody else's."""
     async with open_desk(tmp_path, transaction_wait_s=PATIENCE_S) as desk:
