@@ -79,6 +79,7 @@ async def test_what_it_cost_replaces_what_it_might(devnet: TestChain, tmp_path: 
 async def test_too_late_to_be_mined_is_not_sent(devnet: TestChain, tmp_path: Path) -> None:
     """OPEN-05, F-111: the chain's clock says that it would pay for a revert."""
     async with devnet.connect() as chain:
+        await chain.mine()  # the head may be a snapshot's, of any time ago
         now = (await chain.rpc.block()).timestamp
     async with taken(devnet, tmp_path, window=Window(0, now + 75)) as (one, payload):
         await one.chain.advance(65)
