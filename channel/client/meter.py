@@ -75,7 +75,7 @@ class _Choice(msgspec.Struct):
     index: int = 0
     delta: dict[str, Any] | None = None
     text: str | None = None
-    """In place of a delta, of what is no chat."""
+    """A completion has its text here; a chat has a delta instead."""
     logprobs: _LogProbs | None = None
 
 

@@ -206,7 +206,7 @@ class Payer:
     def _lose(self, purchase: Purchase) -> bool:
         """Count what was sent and is not counted as lost, within a bound; say whether it was.
 
-        Of a stream that is a step more: it may have run for a while before it found nobody there.
+        A stream counts a step more: the server may have sent that before it saw the client leave.
         """
         ticket = purchase.ticket
         if ticket is None or not ticket.hold.is_sent:

@@ -44,7 +44,7 @@ HEADERS = ("Authorization", PAYMENT_AUTHORIZATION)
 EXPIRY_MARGIN_S = 2
 DESCRIBED_CHARS_MAX = 64
 FOREIGN = "method/intent"
-"""The field of an offer that is none of ours: no policy would allow it."""
+"""The field that a refusal names for an offer of another method: no policy can allow it."""
 LOCKED_ORIGINS = 4
 
 _NOBODY = Address(bytes(20))

@@ -32,7 +32,7 @@ class Signer(Protocol):
 
         Best another one each time: a close at an amount that is public already is only taken
         with a signature that was never shown (docs/decisions/0009-proof-of-key.md). A contract
-        wallet's is whatever the wallet wants.
+        wallet's has the form that the wallet takes.
         """
 
 
