@@ -1,45 +1,26 @@
-"""Files that another may have put where we look: opened as what they should be, read in time.
+"""Files that another may have put where we look: read in time, and no more than a bound.
 
-A name may stand for a pipe that nobody writes to, a device without an end, a link to either, or a
-file system that answers no more. Opening and reading one must cost a bounded time and amount, and
-must not keep the process from ending.
+A file system may answer no more. Reading must cost a bounded time and amount, and must not keep the
+process from ending.
 """
 
 import asyncio
 import errno
 import os
-import stat
 import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, TypeVar
 
-__all__ = ["FILE_S_MAX", "FileThread", "open_regular", "read_regular"]
+from channel.files import open_regular
+
+__all__ = ["FILE_S_MAX", "FileThread", "read_regular"]
 
 _T = TypeVar("_T")
 
 FILE_S_MAX: Final = 10.0
 """How long a file may take before it counts as one that hangs."""
-
-
-def open_regular(path: Path, flags: int, *, follows: bool = False) -> int:
-    """Return a descriptor of a regular file; a new one is for its owner alone.
-
-    Raises:
-        OSError: It cannot be opened, or is no regular file; a link is none unless `follows`.
-    """
-    flags |= os.O_NONBLOCK | os.O_CLOEXEC | (0 if follows else os.O_NOFOLLOW)
-    try:
-        descriptor = os.open(path, flags, 0o600)
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise OSError(errno.ELOOP, "it is a symbolic link", str(path)) from None
-        raise
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
-    return descriptor
 
 
 def read_regular(path: Path, bytes_max: int) -> bytes:

@@ -13,8 +13,9 @@ from typing import Final
 
 import msgspec
 
+from channel.files import open_regular
 from channel.types import ChannelKey
-from settlement.files import FILE_S_MAX, FileThread, open_regular
+from settlement.files import FILE_S_MAX, FileThread
 from settlement.tower.presigned import (
     LINE_BYTES_MAX,
     PresignedError,

@@ -21,7 +21,7 @@ def test_a_password_is_the_first_line(tmp_path: Path, written: bytes) -> None:
 def test_what_is_no_password_file_is_said(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read: No such file"):
         read_password(tmp_path / "none")
-    with pytest.raises(ConfigError, match="cannot be read: it is not a regular file"):
+    with pytest.raises(ConfigError, match="cannot be read: the file is not a regular file"):
         read_password(tmp_path)
     (tmp_path / "password").write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError, match="no text"):

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from channel.errors import ConfigError
+from channel.files import open_regular
 from service.keystore import decrypt_keystore, read_password
-from settlement.files import FileThread, open_regular, read_regular
+from settlement.files import FileThread, read_regular
 from settlement.tower.store import BEAT, TowerFile, TowerFileReader
 from tests.waiting import PATIENCE_S
 
