@@ -8,10 +8,10 @@ import pytest
 from msgspec.structs import replace
 
 from channel.engine import Engine, Offer
-from channel.errors import ChallengeNotFoundError
+from channel.errors import ChallengeExpiredError, ChallengeNotFoundError
 from channel.types import Address
 from channel.verify.challenge_id import ChallengeBinder
-from channel.wire.challenge import parse_opaque, parse_session_request
+from channel.wire.challenge import Challenge, parse_opaque, parse_session_request
 from channel.wire.credential import Credential
 from tests.channel.selling import PRICE, SECRET, SETTINGS, Desk, open_desk
 
@@ -127,3 +127,53 @@ async def test_issuing_remembers_nothing(desk: Desk) -> None:
     """F-100, F-109: another worker with the same secret takes the challenge."""
     await asyncio.sleep(0)
     with_secrets(desk, SECRET).authenticate(credential(desk), [desk.offer])
+
+
+def bound(genuine: Challenge, **changes: str | None) -> Challenge:
+    """Return a challenge of which another program with our secret has changed this much."""
+    changed = replace(genuine, **changes)
+    binding = ChallengeBinder([SECRET]).bind(
+        realm=changed.realm,
+        method=changed.method,
+        intent=changed.intent,
+        request=changed.request,
+        expires=changed.expires,
+        digest=changed.digest,
+        header=changed.header,
+        opaque=changed.opaque,
+    )
+    return replace(changed, id=binding)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"realm": "other.example.com"},
+        {"header": "Payment-Authorization"},
+        {"digest": "sha-256=:AAAA:"},
+        {"opaque": None},
+        {"opaque": "{"},
+        {"request": "{"},
+    ],
+    ids=str,
+)
+async def test_a_secret_alone_makes_no_challenge_of_ours(
+    desk: Desk, change: dict[str, str | None]
+) -> None:
+    """O-98, CHAL-05, CHAL-11: another program that shares the secret sells what is its own."""
+    genuine = desk.engine.issue_challenge(desk.offer)
+    desk.engine.authenticate(
+        desk.payer.credential(bound(genuine), desk.payer.voucher(50)), [desk.offer]
+    )
+    foreign = desk.payer.credential(bound(genuine, **change), desk.payer.voucher(50))
+    with pytest.raises(ChallengeNotFoundError):
+        desk.engine.authenticate(foreign, [desk.offer])
+
+
+@pytest.mark.parametrize("expires", [None, "tomorrow"])
+async def test_a_challenge_without_an_end_has_ended(desk: Desk, expires: str | None) -> None:
+    """O-98, F-112: its price would be promised for ever."""
+    endless = bound(desk.engine.issue_challenge(desk.offer), expires=expires)
+    credential = desk.payer.credential(endless, desk.payer.voucher(50))
+    with pytest.raises(ChallengeExpiredError):
+        desk.engine.authenticate(credential, [desk.offer]).require_current()
