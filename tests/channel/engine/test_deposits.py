@@ -1,0 +1,150 @@
+"""Deposits that a payer only signed: each is credited once, or not at all."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from channel.chain import SponsoredDeposit
+from channel.client.funding import Domain, Window, sign_top_up_authorization
+from channel.client.signer import LocalSigner
+from channel.engine import Engine, Offer, Outcome, SponsorTerms, deposits
+from channel.errors import MalformedPayloadError, VerificationFailedError
+from channel.types import TxHash, VerifiedVoucher
+from channel.verify.challenge_id import ChallengeBinder
+from channel.wire.payload import Payload, build_top_up
+from tests.channel.chain_model import ESCROW
+from tests.channel.engine.test_engine import opened, perform
+from tests.channel.selling import DEPOSIT, SECRET, SETTINGS, Desk, open_desk
+
+TOKEN_DOMAIN = b"\xd0" * 32
+TERMS = SponsorTerms(
+    credential_types=("authorization", "hash"), token_domain=TOKEN_DOMAIN, deposit_min=1
+)
+
+
+class Relay:
+    """Makes each signed top-up at once, in the chain model; implements `DepositSponsor`."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._chain = desk.chain
+        self._facts = desk.chain.facts
+        self.made: dict[bytes, TxHash] = {}
+        self.is_node_empty = False
+        """Whether the node that is asked next has no channel at all."""
+
+    async def is_taken(self, deposit: SponsoredDeposit) -> bool:
+        return deposit.signature in self.made
+
+    async def take(
+        self, deposit: SponsoredDeposit, *, by_wallet: bool, first: VerifiedVoucher | None
+    ) -> None:
+        assert not by_wallet
+        assert first is None
+        self.made[deposit.signature] = self._chain.top_up(deposit.key, deposit.amount)
+
+    async def wait(self, deposit: SponsoredDeposit) -> TxHash:
+        self._chain.facts = {} if self.is_node_empty else self._facts
+        return self.made[deposit.signature]
+
+
+class Shop:
+    """An engine that pays the gas, on the desk's books."""
+
+    def __init__(self, desk: Desk) -> None:
+        self.desk = desk
+        self.relay = Relay(desk)
+        self.engine = Engine(
+            ledger=desk.ledger,
+            chain=desk.chain,
+            closer=desk.chain,
+            binder=ChallengeBinder([SECRET]),
+            settings=replace(SETTINGS, sponsor=TERMS),
+            sponsor=self.relay,
+            now=desk.clock,
+        )
+        request = replace(
+            desk.offer.request, fee_payer=True, credential_types=TERMS.credential_types
+        )
+        self.offer = replace(desk.offer, request=request)
+
+    async def send(self, payload: Payload) -> Outcome:
+        return await send(self.desk, self.engine, self.offer, payload)
+
+
+async def send(desk: Desk, engine: Engine, offer: Offer, payload: Payload) -> Outcome:
+    credential = desk.payer.credential(engine.issue_challenge(offer), payload)
+    return await engine.perform(engine.authenticate(credential, [offer]))
+
+
+async def top_up(desk: Desk, number: int, amount: int) -> Payload:
+    """Sign a top-up; each `number` makes another one."""
+    deposit = await sign_top_up_authorization(
+        LocalSigner(desk.payer.private_key),
+        Domain(TOKEN_DOMAIN, ESCROW),
+        Window(0, 2**32),
+        channel_id=desk.payer.key.channel_id,
+        salt=number.to_bytes(32),
+        amount=amount,
+    )
+    return build_top_up(deposit, desk.payer.key.channel_id)
+
+
+@asynccontextmanager
+async def open_shop(tmp_path: Path) -> AsyncIterator[Shop]:
+    async with open_desk(tmp_path) as desk:
+        await opened(desk)
+        shop = Shop(desk)
+        try:
+            yield shop
+        finally:
+            await shop.engine.aclose()
+
+
+async def test_a_top_up_is_credited_once_also_when_it_is_no_longer_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """O-98, F-29: a repeat adds nothing; only a forgotten one asks the node again."""
+    monkeypatch.setattr(deposits, "FACT_AGES_MAX", 2)
+    async with open_shop(tmp_path) as shop:
+        payloads = [await top_up(shop.desk, number, 100) for number in range(3)]
+        for payload in payloads:
+            await shop.send(payload)
+        reads = shop.desk.chain.transaction_reads
+        for payload in payloads[1:]:
+            await shop.send(payload)
+        assert shop.desk.chain.transaction_reads == reads
+        await shop.send(payloads[0])
+        assert shop.desk.chain.transaction_reads == reads + 1
+        assert (await shop.desk.books()).deposit == DEPOSIT + 300
+        assert len(shop.relay.made) == 3
+
+
+async def test_a_top_up_that_the_escrow_does_not_show_is_credited_by_its_repeat(
+    tmp_path: Path,
+) -> None:
+    """O-98, F-72: a node without the channel adds nothing, and nobody pays a second time."""
+    async with open_shop(tmp_path) as shop:
+        chain = shop.desk.chain
+        payload = await top_up(shop.desk, 1, 500)
+        shop.relay.is_node_empty = True
+        with pytest.raises(VerificationFailedError, match="does not show"):
+            await shop.send(payload)
+        assert (await shop.desk.books()).deposit == DEPOSIT
+        shop.relay.is_node_empty = False
+        assert (await shop.send(payload)).state.deposit == DEPOSIT + 500
+        assert chain.facts[shop.desk.payer.key.channel_id].deposit == DEPOSIT + 500
+
+
+async def test_a_server_without_a_relayer_takes_no_signed_deposit(tmp_path: Path) -> None:
+    """O-98, CHAL-04: though its route says that it does."""
+    async with open_desk(tmp_path) as desk:
+        await opened(desk)
+        request = replace(desk.offer.request, credential_types=TERMS.credential_types)
+        offer = replace(desk.offer, request=request)
+        with pytest.raises(MalformedPayloadError, match="submits no deposits"):
+            await send(desk, desk.engine, offer, await top_up(desk, 1, 500))
+        assert (await desk.books()).deposit == DEPOSIT
+        await perform(desk, desk.payer.voucher(50))
