@@ -1,14 +1,17 @@
 """Closing by consent: every step is durable before the next, and repeats without harm."""
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
-from channel.engine import Hold
+from channel.engine import Engine, Hold
 from channel.errors import (
     AmountExceedsDepositError,
+    ChainUnavailableError,
     ChannelFinalizedError,
     PublicVoucherError,
     ReservationEndedError,
@@ -16,12 +19,35 @@ from channel.errors import (
     SignerMismatchError,
     TransactionRevertedError,
 )
-from channel.state.commands import BeginClose, Observe, Publish, StreamPolicy
-from channel.types import VerifiedVoucher
+from channel.ledger.interface import Applied
+from channel.state.commands import (
+    AbortClose,
+    BeginClose,
+    Command,
+    CommitClose,
+    Observe,
+    Publish,
+    Release,
+    Spend,
+    StreamPolicy,
+)
+from channel.types import ChannelKey, VerifiedVoucher
+from channel.verify.challenge_id import ChallengeBinder
 from channel.verify.voucher import verify_voucher
 from channel.wire.payload import ClosePayload
+from tests.channel.books import reserving
+from tests.channel.chain_model import ChainModel
 from tests.channel.engine.test_engine import hold, opened, paid, perform
-from tests.channel.selling import DEPOSIT, PRICE, STRANGER_KEY, Desk, Payer, open_desk
+from tests.channel.selling import (
+    DEPOSIT,
+    PRICE,
+    SECRET,
+    SETTINGS,
+    STRANGER_KEY,
+    Desk,
+    Payer,
+    open_desk,
+)
 from tests.waiting import PATIENCE_S, until
 
 
@@ -149,10 +175,14 @@ async def test_a_close_waits_for_what_runs_and_takes_nothing_new(tmp_path: Path)
         assert desk.chain.closed[0][1] == PRICE
 
 
+@pytest.mark.parametrize("has_node", [True, False])
 async def test_a_close_that_the_deposit_no_longer_covers_leaves_the_channel_open(
-    tmp_path: Path,
+    tmp_path: Path, *, has_node: bool
 ) -> None:
-    """CLOSE-04, F-70: a reorg while it waited; what was begun is taken back, not left closing."""
+    """CLOSE-04, F-70: a reorg while it waited; what was begun is taken back, not left closing.
+
+    O-98: also while no node answers.
+    """
     async with open_desk(tmp_path, close_wait_s=PATIENCE_S) as desk:
         await opened(desk)
         held = hold(desk)
@@ -164,11 +194,13 @@ async def test_a_close_that_the_deposit_no_longer_covers_leaves_the_channel_open
         fact = await desk.chain.read_channel(desk.payer.key.channel_id)
         assert fact is not None
         await desk.ledger.apply(desk.payer.key, [Observe(fact, is_rollback=True)])
+        desk.chain.fail_with = None if has_node else ChainUnavailableError("No node answers.")
         await reservation.finish()
         with pytest.raises(AmountExceedsDepositError):
             await closing
         books = await desk.books()
         assert (books.is_closing, books.closing_with) == (False, None)
+        desk.chain.fail_with = None
         desk.chain.change(desk.payer.key, deposit=DEPOSIT)
         desk.clock.advance(100)
         await perform(desk, desk.payer.closing(PRICE))
@@ -264,3 +296,101 @@ async def test_a_close_begun_by_a_dead_process_is_taken_up(tmp_path: Path) -> No
         await desk.ledger.apply(desk.payer.key, [BeginClose()])
         await perform(desk, desk.payer.closing(10))
         assert desk.chain.closed[0][1] == 10
+
+
+class OtherWorker:
+    """One that takes a close back and sells, whenever this one is about to decide its own."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._apply = desk.ledger.apply
+        self.comes = 0
+        """So many more times."""
+
+    async def apply(self, key: ChannelKey, commands: Sequence[Command], **options: Any) -> Applied:
+        if self.comes and any(isinstance(command, CommitClose) for command in commands):
+            self.comes -= 1
+            name = b"%016d" % self.comes
+            held = reserving(name, 1, unit_price=PRICE)
+            (await self._apply(key, [AbortClose(), held, BeginClose()])).require()
+            applied = await self._apply(key, commands, **options)
+            await self._apply(key, [Spend(name, PRICE), Release(name)])
+            return applied
+        return await self._apply(key, commands, **options)
+
+
+async def test_a_close_that_another_worker_overtakes_is_decided_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """O-98, CLOSE-02: at what is spent by then, to the unit."""
+    async with open_desk(tmp_path) as desk:
+        await opened(desk, 5 * PRICE)
+        other = OtherWorker(desk)
+        monkeypatch.setattr(desk.ledger, "apply", other.apply)
+        other.comes = 2
+        outcome = await perform(desk, desk.payer.closing(2 * PRICE))
+        assert outcome.state.spent == 2 * PRICE
+        assert [amount for _, amount, _ in desk.chain.closed] == [2 * PRICE]
+
+
+async def test_a_close_that_is_overtaken_again_and_again_is_pending(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """O-98, F-75: nothing was sent; the repeat closes for all that was sold meanwhile."""
+    async with open_desk(tmp_path) as desk:
+        await opened(desk, 5 * PRICE)
+        other = OtherWorker(desk)
+        monkeypatch.setattr(desk.ledger, "apply", other.apply)
+        other.comes = 3
+        with pytest.raises(SettlementPendingError):
+            await perform(desk, desk.payer.closing(PRICE))
+        books = await desk.books()
+        assert (books.is_closing, books.closing_with, books.spent) == (True, None, 3 * PRICE)
+        assert desk.chain.closed == []
+        await perform(desk, desk.payer.closing(3 * PRICE))
+        assert [amount for _, amount, _ in desk.chain.closed] == [3 * PRICE]
+
+
+class Slow:
+    """A second worker on the same books, whose node is slow."""
+
+    def __init__(self, desk: Desk) -> None:
+        self.chain = ChainModel()
+        self.chain.facts = desk.chain.facts
+        self.chain.block = desk.chain.block + 10
+        self.chain.answers.clear()
+        self.engine = Engine(
+            ledger=desk.ledger,
+            chain=self.chain,
+            closer=self.chain,
+            binder=ChallengeBinder([SECRET]),
+            settings=SETTINGS,
+            now=desk.clock,
+        )
+
+
+async def test_a_close_that_another_worker_has_made_answers_with_its_transaction(
+    tmp_path: Path,
+) -> None:
+    """O-98, F-40: one close, one transaction, whichever worker is asked."""
+    async with open_desk(tmp_path) as desk:
+        await opened(desk, 5 * PRICE)
+        slow = Slow(desk)
+        closing = asyncio.create_task(slow.engine.perform(paid(desk, desk.payer.closing(PRICE))))
+        await until(lambda: slow.chain.reads == 1)  # it has looked at the books before
+        made = await perform(desk, desk.payer.closing(2 * PRICE))
+        slow.chain.answers.set()
+        assert (await closing).tx_hash == made.tx_hash
+        assert [amount for _, amount, _ in desk.chain.closed] == [2 * PRICE]
+        assert slow.chain.closed == []
+        await slow.engine.aclose()
+
+
+async def test_a_channel_that_ended_without_our_close_is_not_closed(tmp_path: Path) -> None:
+    """O-98, CLOSE-05: its payer has withdrawn, so there is no transaction to answer with."""
+    async with open_desk(tmp_path) as desk:
+        await opened(desk, 5 * PRICE)
+        desk.chain.change(desk.payer.key, is_finalized=True)
+        desk.clock.advance(100)
+        with pytest.raises(ChannelFinalizedError):
+            await perform(desk, desk.payer.closing(PRICE))
+        assert desk.chain.closed == []
