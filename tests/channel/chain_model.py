@@ -47,6 +47,8 @@ class ChainModel:
         self.fail_with: MppSessionError | None = None
         self.close_fails_with: MppSessionError | None = None
         self.delay_s = 0.0
+        self.blocks_behind = 0
+        """Of the node that is asked for a channel, behind the one asked for a transaction."""
         self.answers = asyncio.Event()
         """Clear it, and every question waits."""
         self.answers.set()
@@ -91,7 +93,8 @@ class ChainModel:
             past = [one for at, one in self._history.get(channel_id, []) if at <= block_number]
             fact = past[-1] if past else None
         await self._answer()
-        return None if fact is None else replace(fact, block_number=block_number or self.block)
+        head = self.block - self.blocks_behind
+        return None if fact is None else replace(fact, block_number=block_number or head)
 
     async def confirm_deposits(self, facts: Sequence[ChannelFact]) -> list[int]:
         return [fact.deposit for fact in facts]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from channel.engine import Authenticated, Hold, Outcome
+from channel.engine import Authenticated, Engine, Hold, Outcome
 from channel.errors import (
     AmountExceedsDepositError,
     ChainUnavailableError,
@@ -14,6 +14,7 @@ from channel.errors import (
     ChannelFinalizedError,
     ChannelNotFoundError,
     ChannelStoppedError,
+    ConfigError,
     InsufficientBalanceError,
     InvalidSignatureError,
     MalformedPayloadError,
@@ -26,6 +27,7 @@ from channel.errors import (
 from channel.limits import CHAIN_CHECKS_MAX
 from channel.state.commands import Publish, Release
 from channel.types import Address, TxHash
+from channel.verify.challenge_id import ChallengeBinder
 from channel.verify.typed_data import voucher_digest
 from channel.wire.payload import (
     OpenAuthorization,
@@ -33,7 +35,16 @@ from channel.wire.payload import (
     TransferAuthorization,
     VoucherPayload,
 )
-from tests.channel.selling import DEPOSIT, PRICE, STRANGER_KEY, Desk, Payer, open_desk
+from tests.channel.selling import (
+    DEPOSIT,
+    PRICE,
+    SECRET,
+    SETTINGS,
+    STRANGER_KEY,
+    Desk,
+    Payer,
+    open_desk,
+)
 from tests.waiting import PATIENCE_S, until
 
 
@@ -344,6 +355,18 @@ async def test_a_lagging_node_is_asked_again(tmp_path: Path) -> None:
         await opening
 
 
+async def test_a_node_that_stays_behind_opens_nothing(tmp_path: Path) -> None:
+    """O-98, F-72: what it shows is from before the transaction; later the same opening counts."""
+    async with open_desk(tmp_path) as desk:
+        desk.payer.open_on_chain()
+        desk.chain.blocks_behind = 1
+        with pytest.raises(ChainUnavailableError, match="behind"):
+            await perform(desk, desk.payer.opening(5 * PRICE))
+        assert await desk.state() is None
+        desk.chain.blocks_behind = 0
+        assert (await perform(desk, desk.payer.opening(5 * PRICE))).state.accepted == 5 * PRICE
+
+
 async def test_a_top_up_is_the_chains_word_and_moves_nothing_else(tmp_path: Path) -> None:
     """TOPUP-03, TOPUP-06, TOPUP-07, F-29."""
     async with open_desk(tmp_path) as desk:
@@ -381,6 +404,40 @@ async def test_a_top_up_of_somebody_elses_channel_is_not_found(tmp_path: Path) -
         desk.payer.open_on_chain()
         with pytest.raises(ChannelNotFoundError):
             await perform(desk, desk.payer.top_up(500))
+
+
+async def test_a_voucher_needs_no_source(tmp_path: Path) -> None:
+    """O-98, CRED-02: its signature says whose it is; a source that is given must be the payer's."""
+    async with open_desk(tmp_path) as desk:
+        await opened(desk)
+        challenge = desk.engine.issue_challenge(desk.offer)
+        for amount, source in ((50, None), (60, (31337, Address(b"\x01" * 20)))):
+            credential = desk.payer.credential(challenge, desk.payer.voucher(amount))
+            authenticated = desk.engine.authenticate(
+                replace(credential, source=source), [desk.offer]
+            )
+            if source is None:
+                assert (await desk.engine.perform(authenticated)).state.accepted == amount
+            else:
+                with pytest.raises(SignerMismatchError):
+                    await desk.engine.perform(authenticated)
+        assert (await desk.books()).accepted == 50
+
+
+@pytest.mark.parametrize("field", ["payment-authorization", "X-Payment"])
+async def test_credentials_travel_in_a_field_of_the_protocol_alone(
+    tmp_path: Path, field: str
+) -> None:
+    """O-98, decision 15: in any other nobody would find them, and nothing would be sold."""
+    async with open_desk(tmp_path) as desk:
+        with pytest.raises(ConfigError, match=field):
+            Engine(
+                ledger=desk.ledger,
+                chain=desk.chain,
+                closer=desk.chain,
+                binder=ChallengeBinder([SECRET]),
+                settings=replace(SETTINGS, credential_header=field),
+            )
 
 
 async def test_an_opening_must_be_the_payers_own(tmp_path: Path) -> None:

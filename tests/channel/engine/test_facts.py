@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from channel.engine import Authenticated
+from channel.engine import Authenticated, facts
 from channel.errors import (
     ChainUnavailableError,
     ChannelFinalizedError,
@@ -19,7 +19,7 @@ from channel.limits import CHAIN_CHECKS_PER_SOURCE_MAX
 from channel.types import TxHash
 from tests.channel.engine.test_closing import has_begun
 from tests.channel.engine.test_engine import hold, opened, perform
-from tests.channel.selling import DEPOSIT, Desk, Payer, open_desk
+from tests.channel.selling import DEPOSIT, STRANGER_KEY, Desk, Payer, open_desk
 from tests.waiting import PATIENCE_S, until
 
 
@@ -36,6 +36,24 @@ async def test_a_young_fact_costs_no_read(tmp_path: Path) -> None:
         for amount in (10, 20, 30):
             await perform(desk, desk.payer.voucher(amount))
         assert desk.chain.reads == reads
+
+
+async def test_a_fact_whose_age_was_forgotten_is_read_before_its_voucher_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """O-98, VCH-10: of more channels than are remembered none is served by an old deposit."""
+    monkeypatch.setattr(facts, "FACT_AGES_MAX", 1)
+    async with open_desk(tmp_path) as desk:
+        await opened(desk)
+        other = Payer(desk.chain, STRANGER_KEY)
+        other.open_on_chain()
+        challenge = desk.engine.issue_challenge(desk.offer)
+        opening = other.credential(challenge, other.opening())
+        await desk.engine.perform(desk.engine.authenticate(opening, [desk.offer]))
+        desk.chain.change(desk.payer.key, is_finalized=True)
+        with pytest.raises(ChannelFinalizedError):
+            await perform(desk, desk.payer.voucher(10))
+        assert (await desk.books()).accepted == 0
 
 
 async def test_an_older_fact_is_read_again_beside_the_voucher(tmp_path: Path) -> None:

@@ -78,6 +78,19 @@ async def test_a_stream_that_was_stopped_is_covered_no_further(tmp_path: Path) -
             await reservation.cover(3)
 
 
+async def test_a_stream_that_begins_twice_holds_once(tmp_path: Path) -> None:
+    """O-98, ACC-06: and it does not take over from itself."""
+    async with open_desk(tmp_path, reservation_step_units=2) as desk:
+        await opened(desk)
+        reservation = await running(desk, 50 * PRICE)
+        await reservation.start_stream(StreamPolicy.REPLACE)
+        assert (await desk.books()).reserved == 2 * PRICE
+        await reservation.cover(3)
+        reservation.take(3)
+        state = await reservation.finish()
+        assert (state.spent, state.reserved) == (3 * PRICE, 0)
+
+
 async def test_what_is_no_longer_held_cannot_be_flushed(tmp_path: Path) -> None:
     """O-94: nothing may be sent for it."""
     async with open_desk(tmp_path) as desk:

@@ -18,6 +18,7 @@ from tests.channel.selling import SETTINGS
         {"fact_ttl_s": -1},
         {"reservation_step_units": 0},
         {"vouchers_per_second": 0},
+        {"verifying_threads": 0},
         {"reservation_lease_s": 0},
         {"challenge_lifetime_s": 0},
     ],

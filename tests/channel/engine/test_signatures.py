@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
+from channel.engine import signatures
 from channel.engine.outcome import Outcome
 from channel.errors import (
     InvalidSignatureError,
@@ -104,6 +105,24 @@ async def test_signers_without_code_are_asked_about_once_in_a_while(tmp_path: Pa
         desk.chain.wallet_signatures.add((payers[0].terms.signer, digest, bytes(65)))
         desk.clock.advance(CODELESS_TRUSTED_S)
         assert (await send(desk, payers[0])).state.accepted == 50
+
+
+async def test_signers_without_code_are_remembered_in_bounds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """O-98, O-25: one that was forgotten is asked about again, and is paid nothing either way."""
+    monkeypatch.setattr(signatures, "CODELESS_SIGNERS_MAX", 2)
+    async with open_desk(tmp_path, takes_contract_signatures=True) as desk:
+        payers = []
+        for number in range(3):
+            payer = Payer(desk.chain, (500 + number).to_bytes(32))
+            payer.open_on_chain()
+            payers.append(payer)
+        for payer in [*payers, *payers[1:], payers[0]]:
+            with pytest.raises(InvalidSignatureError):
+                await send(desk, payer)
+        assert desk.chain.code_reads == 4
+        assert [await desk.ledger.load(payer.key) for payer in payers] == [None] * 3
 
 
 async def test_one_address_asks_so_many_questions_and_no_more(tmp_path: Path) -> None:
