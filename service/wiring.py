@@ -125,7 +125,9 @@ async def build_parts(
         child = None
         if config.settlement.start:  # not on books that were refused: it would close for too little
             child = await open_.enter_async_context(start_settler(config))
-        journal = await open_journal(config.ledger.url, chain_id=config.chain.id, account=payee)
+        journal = await open_journal(  # the settler's: what it last saw of the chain is in it
+            config.ledger.url, chain_id=config.chain.id, account=_gas_account(config)
+        )
         open_.push_async_callback(journal.close)
         await _require_clock(reader, journal)
         clock = ServiceClock()

@@ -1,31 +1,39 @@
-"""O-93: every setting that is a number reaches the object it is for, as the number it is.
+"""O-93: every setting reaches the object it is for, as what it is.
 
 All of them are set to values of their own, none of which is a default, and everything of a gateway,
-a settler and a watchtower is built. Then each value is looked for in the fields of what was built.
+a settler and a watchtower is built. Then each value is looked for in the fields of what was built:
+a number anywhere, a text or a choice in the field that is named for it.
 A new setting that nothing is built from fails here by itself.
 """
 
+import asyncio
 import functools
 import math
 import types
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack
+from enum import Enum
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin
 
 import msgspec
 import pytest
 
+from channel.verify.challenge_id import ChallengeBinder
+from channel.wire.challenge import Challenge
 from service import settings
 from service.config import Setting, list_settings, load_config, load_tower_config
 from service.devnet_file import devnet_settings
+from service.errors import CommandError
 from service.gateway.app import Gateway
 from service.gateway.serve import _build_server
 from service.gateway.upstream import Upstream
+from service.gateway.workers import run_workers
 from service.keys import open_signer
-from service.settings import WatchConfig
+from service.settings import Config, WatchConfig
 from service.settings.values import Section
 from service.settle_process import build_settler
+from service.settler_child import start_settler
 from service.testing.chain import TestChain
 from service.tower_process import TowerParts
 from service.wiring import build_parts
@@ -34,8 +42,8 @@ from settlement.journal.sqlite import SqliteJournal
 GIVEN = {
     "chain.id": "it is the node's; another is refused",
     "listen.port": "the socket is bound before anything is built",
-    "listen.start_timeout_s": "read where a worker is started: tests/service/gateway",
-    "settlement.start_timeout_s": "read where a settler is started: tests/service",
+    "listen.start_timeout_s": "read where a worker is started: below",
+    "settlement.start_timeout_s": "read where a settler is started: below",
     "listen.workers": "more than one is more processes: tests/e2e/test_workers.py",
 }
 """Numbers that no object keeps, and why."""
@@ -46,6 +54,17 @@ DERIVED: dict[str, Callable[[Any], float]] = {
     "sponsoring.gas_budget_wei": lambda wei: wei // 10**9,  # orders are kept in gwei
 }
 """What an object keeps instead of the number itself."""
+
+ELSEWHERE = {
+    "listen.host": "the socket is bound before anything is built: tests/e2e",
+    "payee.keystore_file": "one of three ways to give a key: tests/service/test_keys.py",
+    "payee.password_file": "as the keystore",
+    "payee.signer_url": "as `relayer.signer_url`, by the same code",
+    "payee.signer_token": "as `relayer.signer_token`, by the same code",
+    "relayer.keystore_file": "as the payee's, by the same code",
+    "relayer.password_file": "as the payee's, by the same code",
+}
+"""Texts that are not given here, and why."""
 
 Changed = dict[str, float]
 
@@ -85,17 +104,19 @@ def changed() -> Changed:
 
 
 def leaves(root: Any) -> Iterator[tuple[str, Any]]:
-    """Yield every number that can be reached from an object, with how; not through settings."""
+    """Yield every plain value that can be reached from an object, with how; not by settings."""
     seen: set[int] = set()
     todo = [("", root)]
     while todo:
         path, value = todo.pop()
-        if isinstance(value, int | float) and not isinstance(value, bool):
+        if isinstance(value, Enum):
+            yield path, value.name.lower()
+            continue
+        if isinstance(value, int | float | str | bytes | Path):
             yield path, value
             continue
         if id(value) in seen or isinstance(
-            value,
-            str | bytes | type | types.ModuleType | WatchConfig | msgspec.Meta,
+            value, type | types.ModuleType | WatchConfig | msgspec.Meta
         ):
             continue
         if isinstance(value, Section) and not isinstance(value, settings.Upstream):
@@ -130,24 +151,51 @@ def fields(value: Any) -> Iterator[tuple[str, Any]]:
                 continue
 
 
+WORDS: dict[str, Any] = {
+    "upstream.url": "http://127.0.0.1:9/models",
+    "upstream.api_key": "the-key-of-the-model-server",
+    "upstream.counts": "usage",
+    "upstream.fields": ["grammar"],
+    "upstream.media": True,
+    "upstream.free": ["GET /free"],
+    "payment.realm": "reached",
+    "payment.secrets": [
+        "the first secret, of thirty-two bytes",
+        "the second one, of thirty-two bytes",
+    ],
+    "payment.stream_policy": "reject",
+    "payment.credential_header": "Payment-Authorization",
+    "chain.ws_url": "ws://127.0.0.1:9/heads",
+    "relayer.signer_url": "http://127.0.0.1:9/sign",
+    "relayer.signer_token": "the-token-of-the-signer",
+    "settlement.start": False,
+    "sponsoring.fee_payer": True,
+    "sponsoring.types": ["authorization"],
+}
+"""Texts, choices and switches as they are set, beside those of a devnet and of the test's folder:
+none is the default."""
+
+
 @pytest.fixture
 async def built(
     devnet: TestChain, tmp_path: Path, changed: Changed
 ) -> AsyncIterator[dict[str, Any]]:
+    (tmp_path / "state").mkdir()
+    local = devnet.values.rpc_url.replace("127.0.0.1", "localhost")
     defaults = {
         **devnet_settings(devnet.values),
-        "upstream.url": "http://127.0.0.1:9",
-        "payment.realm": "tests",
-        "payment.secrets": ["a secret of thirty-two bytes, or more"],
+        **WORDS,
+        "relayer.address": "0x" + devnet.account("deployer").address.hex(),
+        "chain.more_rpc_urls": [local],
         "ledger.url": f"sqlite:///{tmp_path / 'gateway.db'}",
-        "settlement.start": False,
+        "ledger.state_dir": str(tmp_path / "state"),
         "tower.export_file": str(tmp_path / "settles"),
-        "sponsoring.fee_payer": True,
         **changed,
     }
     config = load_config(None, environment={}, defaults=defaults)
     sender = devnet.account("deployer")
-    away = {name: value for name, value in defaults.items() if name != "payee.key"}
+    keys = {"payee.key", "relayer.signer_url", "relayer.signer_token"}
+    away = {name: value for name, value in defaults.items() if name not in keys}
     tower_config = load_tower_config(
         None,
         environment={},
@@ -184,7 +232,7 @@ async def built(
 
 
 async def test_every_number_is_in_what_is_built(built: dict[str, Any], changed: Changed) -> None:
-    found = {value for _, value in leaves(built)}
+    found = {value for _, value in leaves(built) if not isinstance(value, bool)}
     wanted = {n: DERIVED[n](value) if n in DERIVED else value for n, value in changed.items()}
     missing = {name: value for name, value in wanted.items() if value not in found}
     assert missing == {}, "a setting without its use, or in another unit"
@@ -254,3 +302,144 @@ def place(path: str) -> str:
     names = path.removeprefix(".").split(".")
     program, owner, field = names[0], names[-2], names[-1]
     return f"{program}: {owner.lstrip('_')}.{field.lstrip('_')}"
+
+
+WORD_PLACES: dict[str, list[tuple[str, Any]]] = {
+    "upstream.url": [("gateway: upstream.url", "http://127.0.0.1:9/models/")],
+    "upstream.api_key": [("gateway: upstream.api_key", "the-key-of-the-model-server")],
+    "upstream.counts": [("gateway: self.counts", "usage")],
+    "upstream.fields": [("gateway: fields.0", "grammar")],
+    "upstream.media": [("gateway: settings.media", True)],
+    "upstream.free": [("gateway: 1.path", "/free")],
+    "payment.realm": [("gateway: settings.realm", "reached")],
+    "payment.stream_policy": [("gateway: route.stream_policy", "reject")],
+    "payment.credential_header": [("gateway: settings.credential_header", "Payment-Authorization")],
+    "chain.ws_url": [
+        ("gateway: heads.ws_url", "ws://127.0.0.1:9/heads"),
+        ("settler: heads.ws_url", "ws://127.0.0.1:9/heads"),
+    ],
+    "relayer.signer_url": [("settler: sender.url", "http://127.0.0.1:9/sign")],
+    "relayer.signer_token": [("settler: headers.authorization", "Bearer the-token-of-the-signer")],
+    "sponsoring.fee_payer": [("gateway: request.fee_payer", True)],
+    "sponsoring.types": [("gateway: credential_types.0", "authorization")],
+}
+"""Where each text, choice or switch has to be, and as what."""
+
+
+def devnet_places(devnet: TestChain, folder: Path) -> dict[str, list[tuple[str, Any]]]:
+    """Return the same for what a chain and a folder give."""
+    values, books = devnet.values, str(folder / "gateway.db")
+    payee, relayer = devnet.account("payee"), devnet.account("deployer")
+    local = values.rpc_url.replace("127.0.0.1", "localhost")
+    programs = ("gateway", "settler", "tower")
+    return {
+        "chain.rpc_url": [(f"{each}: transport.url", values.rpc_url) for each in programs],
+        "chain.more_rpc_urls": [(f"{each}: transport.url", local) for each in programs],
+        "chain.escrow": [
+            ("gateway: request.escrow", values.escrow),
+            ("gateway: chain.escrow", values.escrow),
+            ("settler: place.1", values.escrow),
+            ("tower: reader.escrow", values.escrow),
+        ],
+        "chain.token": [
+            ("gateway: request.currency", values.token),
+            ("gateway: settings.token", values.token),
+            ("settler: payout.token", values.token),
+        ],
+        "payee.address": [
+            ("gateway: request.recipient", payee.address),
+            ("gateway: settings.payee", payee.address),
+            ("settler: observer.payee", payee.address),
+            ("tower: calls.payee", payee.address),
+        ],
+        "payee.key": [("settler: payee.address", payee.address)],
+        "relayer.address": [
+            ("gateway: precautions.gas_account", relayer.address),
+            ("gateway: sponsor.sender", relayer.address),
+            ("gateway: lane.1", relayer.address),
+            ("settler: lane.1", relayer.address),
+            ("settler: sender.address", relayer.address),
+            ("tower: 2.gas_account", relayer.address),
+        ],
+        "relayer.key": [("tower: signer.address", relayer.address)],
+        "ledger.url": [("gateway: head.place", books), ("settler: connection.path", books)],
+        "tower.export_file": [("settler: file.path", folder / "settles")],
+    }
+
+
+async def test_every_text_and_switch_is_where_it_decides(
+    built: dict[str, Any], devnet: TestChain, tmp_path: Path
+) -> None:
+    """O-93: by the field that is named for it; what is in one place only by itself."""
+    programs = [leaves({name: parts}) for name, parts in built.items()]  # they share a reader
+    found = [(place(path), value) for each in programs for path, value in each]
+    wanted = WORD_PLACES | devnet_places(devnet, tmp_path)
+    missing = [
+        f"{name} in {where}"
+        for name, places in wanted.items()
+        for where, value in places
+        if not any(where == at and value == x and type(x) is type(value) for at, x in found)
+    ]
+    assert missing == []
+    parts = built["gateway"][2]
+    assert parts.settler is None, "settlement.start"
+    assert [*(tmp_path / "state").glob("*.marker")], "ledger.state_dir"
+    own = ["settlement.start", "ledger.state_dir", "payment.secrets"]
+    words = [each.name for each in list_settings().values() if kind_of(each)[0] is None]
+    assert sorted([*wanted, *ELSEWHERE, *own]) == sorted(words), "a setting without its use"
+
+
+@pytest.mark.parametrize("number", [0, 1])
+async def test_each_secret_of_challenges_is_known(built: dict[str, Any], number: int) -> None:
+    """O-93: `payment.secrets`; the first one signs, and what each signed is taken."""
+    binder = built["gateway"][2].engine._challenger._binder  # noqa: SLF001 -- what was built
+    slots = {"realm": "reached", "method": "evm", "intent": "session", "request": "e30"}
+    id_ = ChallengeBinder([WORDS["payment.secrets"][number].encode()]).bind(**slots)
+    assert binder.is_bound(Challenge(id=id_, **slots))
+    assert (binder.bind(**slots) == id_) is (number == 0)
+
+
+def hasty(devnet: TestChain, **changes: Any) -> Config:
+    """Return settings whose processes have less time to start than any process needs."""
+    return load_config(
+        None,
+        environment={},
+        defaults={
+            **devnet_settings(devnet.values),
+            "price.per_unit": 1,
+            "upstream.url": "http://127.0.0.1:9",
+            "payment.realm": "tests",
+            "payment.secrets": WORDS["payment.secrets"],
+            **changes,
+        },
+    )
+
+
+async def test_a_settler_has_so_long_to_start(devnet: TestChain, tmp_path: Path) -> None:
+    """O-93: `settlement.start_timeout_s`."""
+    config = hasty(
+        devnet,
+        **{
+            "settlement.start_timeout_s": 0.01,
+            "ledger.url": f"sqlite:///{tmp_path / 'gateway.db'}",
+        },
+    )
+    async with start_settler(config) as child:
+        with pytest.raises(CommandError, match=r"said nothing for 0\.01 s: see settlement"):
+            await child.ready()
+
+
+async def test_each_of_several_workers_has_so_long_to_start(devnet: TestChain) -> None:
+    """O-93: `listen.start_timeout_s`."""
+    config = hasty(
+        devnet,
+        **{
+            "listen.start_timeout_s": 0.01,
+            "listen.workers": 2,
+            "listen.port": 0,
+            "settlement.start": False,
+            "ledger.url": "postgresql://127.0.0.1:9/unasked",
+        },
+    )
+    with pytest.raises(CommandError, match=r"did not serve within 0\.01 s: see listen"):
+        await run_workers(config, announce=lambda _: None, stopping=asyncio.Event())
