@@ -10,6 +10,7 @@ from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 
+from channel.errors import InsufficientBalanceError
 from channel.http import PaymentGate, Price, Route, metered
 from channel.wire.credential import format_credential
 from tests.channel.http.test_events import events
@@ -28,10 +29,10 @@ def _fail() -> None:
 class Shop:
     """One metered route, and a channel on which so many units are paid for."""
 
-    def __init__(self, desk: Desk, handler: Handler) -> None:
+    def __init__(self, desk: Desk, handler: Handler, *, pause_s: float = 5) -> None:
         self.desk = desk
         self._handler = handler
-        route = Route(method="GET", path="/lines", price=PRICED, metered=True, pause_s=5)
+        route = Route(method="GET", path="/lines", price=PRICED, metered=True, pause_s=pause_s)
         self.gate = PaymentGate(self._app, engine=desk.engine, routes=[route], stop_worker=_fail)
 
     async def _app(self, scope: Any, receive: Any, send: Any) -> None:
@@ -284,3 +285,15 @@ async def test_a_stream_of_events_asks_for_the_voucher_it_needs(
     assert kinds.count("payment-need-voucher") == 1
     books = await desk.books()
     assert (books.spent, books.reserved) == (5 * PRICE, 0)
+
+
+async def test_a_stream_of_events_that_nobody_pays_on_for_is_broken_off(desk: Desk) -> None:
+    """O-98, ACC-03: after its pause; what was sent is charged, and nothing else goes out."""
+    shop = Shop(desk, lambda request: count_lines(request, 5, "text/event-stream"), pause_s=0.05)
+    visit = await shop.visit(2)
+    with pytest.raises(InsufficientBalanceError):
+        await visit.task
+    kinds = [kind for kind, _ in events(visit)]
+    assert kinds == ["message", "message", "payment-need-voucher"]
+    books = await desk.books()
+    assert (books.spent, books.reserved) == (2 * PRICE, 0)

@@ -39,6 +39,8 @@ class App:
         self.body = b"content"
         self.has_length = True
         self.received = b""
+        self.before: list[dict[str, Any]] = []
+        """Messages of an extension, sent before the answer begins."""
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -50,6 +52,8 @@ class App:
             self.received = (await receive())["body"]
         if self.error is not None:
             raise self.error
+        for message in self.before:
+            await send(message)
         headers = [*self.headers]
         if self.has_length:
             headers.append((b"content-length", str(len(self.body)).encode()))
@@ -120,6 +124,19 @@ async def test_a_paid_request_is_served_once_and_spent(shop: Shop) -> None:
     assert answer.header("etag") == '"1"'
     state = await shop.desk.books()
     assert (state.spent, state.reserved, shop.app.calls) == (PRICE, 0, 1)
+
+
+async def test_a_hint_before_the_answer_passes_and_the_answer_is_charged_once(shop: Shop) -> None:
+    """O-98, ACC-03: as the extension for early hints sends it; it is no content."""
+    hint = {"type": "http.response.early_hint", "links": [b"</style.css>; rel=preload"]}
+    shop.app.before = [hint]
+    visit = await shop.visit(11 * PRICE)
+    await visit.task
+    assert visit.sent[0] == hint
+    assert [message["type"] for message in visit.sent].count("http.response.start") == 1
+    assert visit.text == "content"
+    state = await shop.desk.books()
+    assert (state.spent, state.reserved) == (PRICE, 0)
 
 
 async def test_a_request_of_several_units_costs_them_all(shop: Shop) -> None:
