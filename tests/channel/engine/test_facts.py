@@ -15,7 +15,7 @@ from channel.errors import (
     TransactionRevertedError,
     VerificationFailedError,
 )
-from channel.limits import CHAIN_CHECKS_PER_SOURCE_MAX
+from channel.limits import CHAIN_CHECKS_MAX, CHAIN_CHECKS_PER_SOURCE_MAX
 from channel.types import TxHash
 from tests.channel.engine.test_closing import has_begun
 from tests.channel.engine.test_engine import hold, opened, perform
@@ -246,6 +246,17 @@ async def test_how_many_places_an_address_has_is_a_setting(
         kinds = [type(outcome) for outcome in outcomes]
         assert kinds.count(TooManyRequestsError) == 1
         assert kinds.count(TransactionRevertedError) == of_address_max
+
+
+async def test_a_check_that_has_ended_frees_its_places(tmp_path: Path) -> None:
+    """F-98: those of its address, of its signer and of all that wait, however often it comes."""
+    async with open_desk(tmp_path) as desk:
+        invented = TxHash(b"\x09" * 32)
+        desk.chain.reverted.add(invented)
+        stranger = Stranger(desk, b"\x05" * 32, invented)
+        for _ in range(CHAIN_CHECKS_MAX + 1):
+            with pytest.raises(TransactionRevertedError):
+                await desk.engine.perform(stranger.asked(b"one"))
 
 
 async def test_one_signer_has_a_few_places_wherever_it_comes_from(tmp_path: Path) -> None:

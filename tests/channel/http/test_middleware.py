@@ -145,6 +145,18 @@ async def test_a_request_of_several_units_costs_them_all(shop: Shop) -> None:
     assert (answer.receipt.units, answer.receipt.spent) == (3, 3 * PRICE)
 
 
+async def test_a_request_of_several_units_is_refused_unless_all_are_paid_for(shop: Shop) -> None:
+    """ACC-03, ACC-05: one of three units is left, and the handler does not run for them."""
+    for _ in range(3):
+        assert (await shop.send(shop.desk.payer.voucher(10 * PRICE), path="/album")).status == 200
+    refused = await shop.send(shop.desk.payer.voucher(10 * PRICE), path="/album")
+    assert (refused.status, refused.kind) == (402, "session/insufficient-balance")
+    assert refused.problem["requiredCumulative"] == str(12 * PRICE)
+    state = await shop.desk.books()
+    assert (state.spent, state.reserved) == (9 * PRICE, 0)
+    assert (shop.app.calls, shop.stops) == (3, 0)
+
+
 async def test_every_challenge_of_a_channel_has_one_account(shop: Shop) -> None:
     """AMB-09, F-47: `spent` goes on where it was, in the books and in the receipts."""
     first, second = [await shop.send(shop.desk.payer.voucher(11 * PRICE)) for _ in range(2)]
@@ -304,6 +316,26 @@ async def test_a_handler_that_raises_is_not_paid_for(shop: Shop) -> None:
     with pytest.raises(RuntimeError, match="broken"):
         await shop.send(shop.desk.payer.voucher(10 * PRICE))
     assert (await shop.desk.books()).available == 10 * PRICE
+
+
+async def test_an_answer_that_breaks_off_while_it_is_kept_is_not_paid_for(shop: Shop) -> None:
+    """F-48, IDEM-05: with a key nothing leaves before the whole is there; the key is free again."""
+
+    async def broken(_scope: Any, _receive: Any, send: Any) -> None:
+        headers = [(b"content-length", b"7")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"con", "more_body": True})
+        raise RuntimeError("broken")
+
+    shop.gate.app = broken
+    visit = await shop.visit(10 * PRICE, **{"idempotency-key": "one"})
+    with pytest.raises(RuntimeError, match="broken"):
+        await visit.task
+    assert visit.sent == []
+    assert (await shop.desk.books()).available == 10 * PRICE
+    shop.gate.app = shop.app
+    again = await (await shop.visit(10 * PRICE, **{"idempotency-key": "one"})).answer()
+    assert (again.status, again.body, again.receipt.spent) == (200, b"content", PRICE)
 
 
 async def test_a_handlers_typed_refusal_is_answered_as_a_problem(shop: Shop) -> None:
