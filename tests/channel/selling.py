@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 from msgspec.structs import replace
 
 from channel.engine import Engine, EngineSettings, Offer
@@ -164,6 +165,11 @@ async def open_desk(
     finally:
         await desk.engine.aclose()
         await ledger.close()
+
+
+def never_stop() -> None:
+    """Fail the test in which a gate would stop its worker, and end nothing."""
+    pytest.fail("the worker stops")
 
 
 class Answer(msgspec.Struct):

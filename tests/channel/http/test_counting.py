@@ -14,16 +14,12 @@ from channel.errors import InsufficientBalanceError
 from channel.http import PaymentGate, Price, Route, metered
 from channel.wire.credential import format_credential
 from tests.channel.http.test_events import events
-from tests.channel.selling import PRICE, Desk, Visit, ask, open_desk
+from tests.channel.selling import PRICE, Desk, Visit, ask, never_stop, open_desk
 from tests.waiting import until
 
 Handler = Callable[[Request], Any]
 STAT = Path(__file__).stat()
 PRICED = Price(unit_price=PRICE, unit_type="line")
-
-
-def _fail() -> None:
-    pytest.fail("the worker stops")
 
 
 class Shop:
@@ -33,7 +29,9 @@ class Shop:
         self.desk = desk
         self._handler = handler
         route = Route(method="GET", path="/lines", price=PRICED, metered=True, pause_s=pause_s)
-        self.gate = PaymentGate(self._app, engine=desk.engine, routes=[route], stop_worker=_fail)
+        self.gate = PaymentGate(
+            self._app, engine=desk.engine, routes=[route], stop_worker=never_stop
+        )
 
     async def _app(self, scope: Any, receive: Any, send: Any) -> None:
         response = await self._handler(Request(scope, receive))

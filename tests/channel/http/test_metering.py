@@ -20,11 +20,12 @@ from channel.http import Event, PaidEventStream, PaymentGate, Price, Route, mete
 from channel.http.metering import METER
 from channel.wire.credential import format_credential
 from tests.channel.http.test_events import events, final_receipt
-from tests.channel.selling import PRICE, Answer, Desk, Visit, ask, open_desk
+from tests.channel.selling import PRICE, Answer, Desk, Visit, ask, never_stop, open_desk
 
 PRICED = Price(unit_price=PRICE, unit_type="llm_token")
 ROUTES = [
     Route(method="GET", path="/words", price=PRICED, metered=True),
+    Route(method="GET", path="/counted", price=PRICED, metered=True),
     Route(method="GET", path="/stream", price=PRICED, metered=True),
     Route(method="GET", path="/lines", price=PRICED, metered=True),
     Route(method="GET", path="/failing", price=PRICED, metered=True),
@@ -43,6 +44,12 @@ async def fail_after(scope: Any, units: int) -> Response:
         for _ in range(units):
             await meter.spend()
     return Response("out of memory", 500)
+
+
+async def count_unheld(scope: Any, units: int) -> dict[str, int]:
+    async with metered(scope) as meter:
+        await meter.spend(units)
+        return {"units": meter.units}
 
 
 async def count_words(scope: Any, units: int) -> dict[str, int]:
@@ -67,6 +74,10 @@ def fastapi_app(desk: Desk, *, outside: bool) -> Callable[..., Any]:
     async def words(request: FastAPIRequest, units: int = 4) -> dict[str, int]:
         return await count_words(request.scope, units)
 
+    @app.get("/counted")
+    async def counted(request: FastAPIRequest, units: int) -> dict[str, int]:
+        return await count_unheld(request.scope, units)
+
     @app.get("/stream")
     async def stream() -> Response:
         return PaidEventStream(tokens())
@@ -84,8 +95,8 @@ def fastapi_app(desk: Desk, *, outside: bool) -> Callable[..., Any]:
         return {"has_meter": METER in request.scope}
 
     if outside:
-        return PaymentGate(app, engine=desk.engine, routes=ROUTES)
-    app.add_middleware(PaymentGate, engine=desk.engine, routes=ROUTES)
+        return PaymentGate(app, engine=desk.engine, routes=ROUTES, stop_worker=never_stop)
+    app.add_middleware(PaymentGate, engine=desk.engine, routes=ROUTES, stop_worker=never_stop)
     return app
 
 
@@ -93,6 +104,10 @@ def starlette_app(desk: Desk, *, outside: bool) -> Callable[..., Any]:
     async def words(request: Request) -> Response:
         units = int(request.query_params.get("units", "4"))
         return JSONResponse(await count_words(request.scope, units))
+
+    async def counted(request: Request) -> Response:
+        units = int(request.query_params["units"])
+        return JSONResponse(await count_unheld(request.scope, units))
 
     async def stream(_: Request) -> Response:
         return PaidEventStream(tokens())
@@ -108,14 +123,16 @@ def starlette_app(desk: Desk, *, outside: bool) -> Callable[..., Any]:
 
     routes = [
         AppRoute("/words", words),
+        AppRoute("/counted", counted),
         AppRoute("/stream", stream),
         AppRoute("/lines", text),
         AppRoute("/failing", failing),
         AppRoute("/fixed", fixed),
     ]
     if outside:
-        return PaymentGate(Starlette(routes=routes), engine=desk.engine, routes=ROUTES)
-    gate = Middleware(PaymentGate, engine=desk.engine, routes=ROUTES)
+        inner = Starlette(routes=routes)
+        return PaymentGate(inner, engine=desk.engine, routes=ROUTES, stop_worker=never_stop)
+    gate = Middleware(PaymentGate, engine=desk.engine, routes=ROUTES, stop_worker=never_stop)
     return Starlette(routes=routes, middleware=[gate])
 
 
@@ -171,6 +188,17 @@ async def test_an_answer_that_fails_costs_nothing_however_much_it_counted(
     assert (state.spent, state.reserved) == (0, 0)
 
 
+async def test_what_was_not_held_before_is_held_when_it_is_spent(kitchen: Kitchen) -> None:
+    """ACC-05, F-45: more than a step, all of it paid for; and no more than is paid for."""
+    answer = await kitchen.get("/counted?units=90", 100 * PRICE)
+    assert (answer.status, answer.receipt.spent) == (200, 90 * PRICE)
+    refused = await kitchen.get("/counted?units=11", 100 * PRICE)
+    assert (refused.status, refused.kind) == (402, "session/insufficient-balance")
+    assert refused.problem["requiredCumulative"] == str(101 * PRICE)
+    state = await kitchen.desk.books()
+    assert (state.spent, state.reserved) == (90 * PRICE, 0)
+
+
 async def test_an_answer_that_is_not_covered_says_what_would_be(kitchen: Kitchen) -> None:
     """ERR: insufficient-balance from inside a handler is a 402 with a challenge."""
     answer = await kitchen.get("/words?units=30")
@@ -215,6 +243,35 @@ async def test_any_other_stream_spends_as_it_goes(kitchen: Kitchen) -> None:
     assert answer.receipt.spent == PRICE  # its head leaves with the first line
     state = await kitchen.desk.books()
     assert (state.spent, state.reserved) == (3 * PRICE, 0)
+
+
+async def test_a_metered_stream_is_charged_where_its_metering_ends(tmp_path: Path) -> None:
+    """ACC-05: what is not spent by then is free for other requests, though the answer goes on."""
+    go_on = asyncio.Event()
+
+    async def pieces(scope: Any) -> AsyncIterator[bytes]:
+        async with metered(scope, is_stream=True) as meter:
+            await meter.spend(3)
+            yield b"data: all that is sold\n\n"
+        yield b"data: and now a free one\n\n"
+        await go_on.wait()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        response = StreamingResponse(pieces(scope), media_type="text/event-stream")
+        await response(scope, receive, send)
+
+    async with open_desk(tmp_path) as desk:
+        gate = PaymentGate(app, engine=desk.engine, routes=ROUTES, stop_worker=never_stop)
+        desk.payer.open_on_chain()
+        challenge = (await ask(gate, "GET", "/lines")).challenge
+        opening = desk.payer.credential(challenge, desk.payer.opening(20 * PRICE))
+        visit = Visit(gate, "GET", "/lines", headers={"authorization": format_credential(opening)})
+        await visit.until(lambda: "free" in visit.text)
+        state = await desk.books()
+        assert (state.spent, state.reserved) == (3 * PRICE, 0)
+        go_on.set()
+        assert (await visit.answer()).status == 200
+        assert (await desk.books()).spent == 3 * PRICE
 
 
 async def test_a_stream_that_is_not_covered_is_refused_before_it_begins(
