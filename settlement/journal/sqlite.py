@@ -229,7 +229,7 @@ class SqliteJournal:
         tx = JournalTx(tx_id=0, intent=intent)
         values = [*self._lane, at, *intent_values(intent), *tx_values(tx)]
         tx_id = db.execute(_SQL["insert_transaction"], values).lastrowid
-        if tx_id is None:
+        if tx_id is None:  # pragma: no cover - SQLite gives every row that it inserts one
             raise InvariantError("SQLite gave an inserted row no id")
         return JournalTx(tx_id=tx_id, intent=intent)
 
