@@ -1,6 +1,9 @@
 """One key's transactions: simulated first, sent once, pending until a receipt says otherwise."""
 
 import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
@@ -12,13 +15,20 @@ from channel.errors import (
 from settlement.devnet import Devnet
 from settlement.errors import (
     ContractRevertedError,
+    LeaseLostError,
+    NonceTakenError,
     RpcRefusedError,
     TransactionPendingError,
+    TransactionReplacedError,
 )
 from settlement.journal.memory import MemoryJournal
+from settlement.journal.sqlite import SqliteJournal
 from settlement.rpc import Rpc, RpcLimits
+from settlement.signer import KeySigner
+from settlement.tx_bytes import UnsignedTx
 from settlement.tx_manager import TxLimits, TxManager
-from settlement.tx_state import Abandoned, Sent, Signed
+from settlement.tx_state import Abandoned, Included, Sent, Signed, TxStatus
+from tests.settlement.channels import send_blindly
 from tests.settlement.flaky_node import Fault, flaky_node
 from tests.settlement.senders import (
     RECEIPT,
@@ -29,10 +39,47 @@ from tests.settlement.senders import (
     pay_one,
     received,
 )
-from tests.waiting import PATIENCE_S
+from tests.settlement.test_tx_lane import open_journal
+from tests.waiting import PATIENCE_S, until
 
 _QUICK = TxLimits(mined_within_s=PATIENCE_S, poll_max_s=0.02, resend_after_s=0.05)
 _IMPATIENT = TxLimits(mined_within_s=0.1, poll_max_s=0.02, resend_after_s=0.03)
+_BUSY = {"code": -32005, "message": "limit exceeded"}
+
+
+@pytest.fixture
+async def journal(chain: Devnet, tmp_path: Path) -> AsyncIterator[SqliteJournal]:
+    async with open_journal(chain, tmp_path) as opened:
+        yield opened
+
+
+class Interrupted(KeySigner):
+    """A signing service that takes so long that something else happens before it answers."""
+
+    def __init__(
+        self, private_key: bytes, meanwhile: Callable[[], Awaitable[object]], *, times: int
+    ) -> None:
+        super().__init__(private_key)
+        self._meanwhile = meanwhile
+        self._times = times
+
+    async def sign_transaction(self, tx: UnsignedTx) -> bytes:
+        if self._times:
+            self._times -= 1
+            await self._meanwhile()
+        return await super().sign_transaction(tx)
+
+
+def interrupted(
+    chain: Devnet,
+    journal: SqliteJournal,
+    meanwhile: Callable[[], Awaitable[object]],
+    *,
+    times: int = 1,
+) -> TxManager:
+    """A sender whose first signatures, so many, take that long."""
+    signer = Interrupted(chain.account("stranger").private_key, meanwhile, times=times)
+    return TxManager(chain.rpc, signer, journal=journal, limits=_QUICK)
 
 
 # -- the ordinary course
@@ -201,3 +248,197 @@ async def test_a_signature_whose_answer_was_lost_holds_nothing_up(chain: Devnet)
     receipt = await sender.send(chain.values.token, pay_one(chain))
     assert receipt.is_success
     assert await received(chain) == 2
+
+
+async def test_a_look_that_the_journal_does_not_take_is_made_again(
+    chain: Devnet, journal: SqliteJournal
+) -> None:
+    """O-98, F-75: nobody waits for it; what the chain says is on disk once the database is back."""
+    failing = FailingJournal(journal, before=[Included, Included])
+    sender = TxManager(chain.rpc, chain.signer("stranger"), journal=failing, limits=_QUICK)
+    tx_hash = await sender.broadcast(chain.values.token, pay_one(chain))
+    running = asyncio.create_task(sender.run())
+    await until(lambda: _has_status(journal, TxStatus.FINAL))
+    running.cancel()
+    assert await journal.find(tx_hash) == (await journal.transactions_from(0))[0]
+    assert await received(chain) == 1
+
+
+# -- others who have the key, or the lease
+
+
+async def test_a_lease_lost_while_it_is_signed_keeps_it_from_going_out(
+    chain: Devnet, journal: SqliteJournal, tmp_path: Path
+) -> None:
+    """O-98, F-110: the new settler may have paid it; what it finds was never signed."""
+    async with open_journal(chain, tmp_path) as other:
+
+        async def lose() -> None:
+            await journal.release_lease()
+            assert await other.take_lease("another", ttl_s=600) is not None
+
+        sender = interrupted(chain, journal, lose)
+        with pytest.raises(LeaseLostError):
+            await sender.send(chain.values.token, pay_one(chain))
+        (left,) = await other.open_transactions()
+        assert (left.status, left.nonce) == (TxStatus.INTENT, None)
+        second = TxManager(chain.rpc, chain.signer("stranger"), journal=other, limits=_QUICK)
+        assert await second.recover() == []
+        assert (await second.send(chain.values.token, pay_one(chain))).is_success
+    assert await received(chain) == 1
+
+
+async def test_a_settler_whose_lease_is_lost_stops_looking(
+    chain: Devnet, journal: SqliteJournal, tmp_path: Path
+) -> None:
+    """O-98, F-110: the other one sees its transactions through; both at once would raise bids."""
+    sender = TxManager(chain.rpc, chain.signer("stranger"), journal=journal, limits=_QUICK)
+    async with chain.mining_paused():
+        tx_hash = await sender.broadcast(chain.values.token, pay_one(chain))
+        running = asyncio.create_task(sender.run())
+        await journal.release_lease()
+        async with open_journal(chain, tmp_path) as other:
+            await chain.mine()
+            with pytest.raises(LeaseLostError):
+                async with asyncio.timeout(PATIENCE_S):
+                    await running
+            second = TxManager(chain.rpc, chain.signer("stranger"), journal=other, limits=_QUICK)
+            await second.recover()
+            assert (await second.resume(tx_hash)).tx_hash == tx_hash
+    assert await received(chain) == 1
+
+
+@pytest.mark.parametrize("times", [1, 3])
+async def test_a_nonce_used_elsewhere_while_it_is_signed_is_not_ours(
+    chain: Devnet, journal: SqliteJournal, times: int
+) -> None:
+    """O-98, F-113: it is signed anew for the next one; after three the caller is told.
+
+    Whatever it is told, nothing of it is out that could be mined one day.
+    """
+
+    async def use_key() -> None:
+        await send_blindly(chain, chain.values.token, b"\x00", by="stranger")
+
+    sender = interrupted(chain, journal, use_key, times=times)
+    if times == 1:
+        assert (await sender.send(chain.values.token, pay_one(chain))).is_success
+    else:
+        with pytest.raises(TransactionReplacedError):
+            await sender.send(chain.values.token, pay_one(chain))
+    of_journal = [(tx.nonce, tx.status) for tx in await journal.transactions_from(0)]
+    assert of_journal[:times] == [(nonce, TxStatus.REPLACED) for nonce in range(times)]
+    assert await received(chain) == len(of_journal) - times == (1 if times == 1 else 0)
+    assert (await sender.send(chain.values.token, pay_one(chain))).is_success
+    assert await received(chain) == len(of_journal) - times + 1
+
+
+@pytest.mark.parametrize("times", [1, 3])
+async def test_a_nonce_that_the_journal_gave_meanwhile_is_not_given_again(
+    chain: Devnet, journal: SqliteJournal, times: int
+) -> None:
+    """O-98, F-74: of two payments under one nonce one would never be made."""
+    other = TxManager(chain.rpc, chain.signer("stranger"), journal=journal, limits=_QUICK)
+
+    async def give_nonce() -> None:
+        await other.send(chain.values.token, pay_one(chain))
+
+    sender = interrupted(chain, journal, give_nonce, times=times)
+    if times == 1:
+        assert (await sender.send(chain.values.token, pay_one(chain))).is_success
+    else:
+        with pytest.raises(NonceTakenError):
+            await sender.send(chain.values.token, pay_one(chain))
+    paid = 2 if times == 1 else 3
+    assert [tx.nonce for tx in await journal.transactions_from(0)] == list(range(paid))
+    assert [tx for tx in await journal.open_transactions() if tx.is_unmined] == []
+    assert await received(chain) == paid
+
+
+# -- bids and refusals of a node that is alone
+
+
+async def test_bytes_refused_after_a_raise_stay_pending(
+    chain: Devnet, journal: SqliteJournal
+) -> None:
+    """O-98, F-80: the node that found the first bid too low may have it; the nonce is not free."""
+    async with flaky_node(chain.values.rpc_url) as node, await Rpc.connect(node.url) as rpc:
+
+        async def refuse_next() -> None:
+            node.fail(next(faults), method=SEND, times=1)
+
+        faults: Iterator[Fault] = iter(("refuse", "full"))
+        key = chain.account("stranger").private_key
+        signer = Interrupted(key, refuse_next, times=2)
+        sender = TxManager(rpc, signer, journal=journal, limits=_QUICK)
+        tx_hash = await sender.broadcast(chain.values.token, pay_one(chain))
+        (tx,) = await journal.open_transactions()
+        assert (tx.nonce, tx.status, len(tx.versions)) == (0, TxStatus.SIGNED, 2)
+        assert tx.versions[0].tx_hash == tx_hash
+        assert (await sender.resume(tx_hash)).is_success
+        assert (await sender.send(chain.values.token, pay_one(chain))).is_success
+    assert await received(chain) == 2
+
+
+@pytest.mark.parametrize("budget_wei", [10**14, None])
+async def test_a_node_that_wants_more_than_a_transaction_is_worth_is_waited_for(
+    chain: Devnet, journal: SqliteJournal, budget_wei: int | None
+) -> None:
+    """O-98, F-78: a bid is raised three times at once, and never above a quarter of its budget."""
+    await chain.rpc.command("anvil_setNextBlockBaseFeePerGas", hex(10**8))
+    await chain.mine()
+    async with flaky_node(chain.values.rpc_url) as node, await Rpc.connect(node.url) as rpc:
+        sender = TxManager(rpc, chain.signer("stranger"), journal=journal, limits=_QUICK)
+        node.fail("refuse", method=SEND)
+        tx_hash = await sender.broadcast(chain.values.token, pay_one(chain), budget_wei=budget_wei)
+        (tx,) = await journal.open_transactions()
+        bids = [each.fee.max_fee_wei for each in tx.versions]
+        if budget_wei is None:
+            assert len(bids) == 4
+            assert all(8 * more >= 9 * less for less, more in pairwise(bids))
+        else:
+            assert len(bids) == 1
+            assert 4 * bids[0] * tx.gas <= budget_wei
+        node.fail("none")
+        receipt = await sender.resume(tx_hash)
+        assert budget_wei is None or receipt.cost_wei <= budget_wei
+    assert await received(chain) == 1
+
+
+async def test_a_nonce_said_to_be_used_by_a_node_that_then_is_busy_stays_ours(
+    chain: Devnet, journal: SqliteJournal
+) -> None:
+    """O-98, F-74, F-82: its word alone gives nothing up; the same bytes are mined later."""
+    async with flaky_node(chain.values.rpc_url) as node, await Rpc.connect(node.url) as rpc:
+        sender = TxManager(rpc, chain.signer("stranger"), journal=journal, limits=_QUICK)
+        node.fail("gap", method=SEND, times=1)
+        node.errors[RECEIPT] = _BUSY
+        tx_hash = await sender.broadcast(chain.values.token, pay_one(chain))
+        (tx,) = await journal.open_transactions()
+        assert (tx.status, tx.nonce) == (TxStatus.SIGNED, 0)
+        node.errors.clear()
+        assert (await sender.resume(tx_hash)).tx_hash == tx_hash
+    assert await received(chain) == 1
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+async def test_a_success_whose_receipt_no_node_shows_is_pending(
+    chain: Devnet, journal: SqliteJournal, *, is_known: bool
+) -> None:
+    """O-98, F-75: after a start, of a transaction of the journal and of one that it has not."""
+    first = TxManager(chain.rpc, chain.signer("stranger"), journal=journal, limits=_QUICK)
+    sent = await first.send(chain.values.token, pay_one(chain))
+    async with flaky_node(chain.values.rpc_url) as node, await Rpc.connect(node.url) as rpc:
+        kept = journal if is_known else MemoryJournal()
+        later = TxManager(rpc, chain.signer("stranger"), journal=kept, limits=_IMPATIENT)
+        node.errors[RECEIPT] = _BUSY
+        with pytest.raises(TransactionPendingError):
+            await later.resume(sent.tx_hash)
+        node.errors.clear()
+        assert await later.resume(sent.tx_hash) == sent
+        assert SEND not in node.seen
+    assert await received(chain) == 1
+
+
+async def _has_status(journal: SqliteJournal, status: TxStatus) -> bool:
+    return any(tx.status is status for tx in await journal.transactions_from(0))
