@@ -1,4 +1,4 @@
-"""Every bound of the off-chain engine, with its unit last.
+"""Every bound on what a peer, a node or a stranger can make us use, with its unit last.
 
 A bound that is crossed refuses; nothing here is ever cut to fit.
 """
@@ -29,12 +29,20 @@ ACCEPT_PAYMENT_RANGES_MAX: Final = 32
 DESCRIPTION_CHARS_MAX: Final = 1024
 IDEMPOTENCY_KEY_BYTES_MAX: Final = 255
 ROUTE_BYTES_MAX: Final = 2048
+# What a refusal shows of content codings that no client of ours knows: a line of a log.
+CODINGS_CHARS_MAX: Final = 64
 
 # Connections to a gateway. What one may cost before anything is known of who it is.
 CONNECTIONS_MAX: Final = 4096
 HEAD_S_MAX: Final = 10
 BODY_S_MAX: Final = 60
 READ_S_MAX: Final = 30
+# What asyncio takes from the queue before any of it is looked at: more would pass the bound above.
+ACCEPTED_TOGETHER_MAX: Final = 16
+# A credential of the greatest size, and what a browser with many cookies sends beside it.
+HEAD_BYTES_MAX: Final = AUTHORIZATION_BYTES_MAX + 16 * 1024
+# Of one connection in one turn of the loop, so that the others have theirs.
+READ_BYTES_MAX: Final = 64 * 1024
 HEAD_LINES_MAX: Final = 256
 HEAD_WORDS_MAX: Final = 2048
 TARGET_BYTES_MAX: Final = 8 * 1024
@@ -127,3 +135,68 @@ TOP_LOGPROBS_MAX: Final = 20
 SCHEMA_VALUES_MAX: Final = 256
 PATTERN_CHARACTERS_MAX: Final = 512
 ABANDONED_UNITS_MAX: Final = 4096
+# OpenAI's own bound on `n`.
+CHOICES_MAX: Final = 128
+# Of a body's brackets: real tools and schemas have some twenty, and decoders recurse.
+REQUEST_DEPTH_MAX: Final = 64
+# More than the four of OpenAI; each is searched for with every token.
+STOPS_MAX: Final = 16
+# Of each stop sequence: so much text a server may hold back, made and not yet charged.
+STOP_BYTES_MAX: Final = 64
+# A length of 64 bits has no more, and longer ones are slow to read.
+LENGTH_DIGITS_MAX: Final = 20
+# Of a count in a schema's pattern: enough for every count above the bound on its values.
+PATTERN_COUNT_DIGITS_MAX: Final = 9
+
+# The model server's answers. It is trusted, and may yet be broken, or another's.
+ANSWER_BYTES_MAX: Final = 64 * 1024 * 1024
+ANSWER_DEPTH_MAX: Final = 64
+# Of what the gateway asks by itself: whether it is there, and which server it is.
+PROBE_BYTES_MAX: Final = 1024 * 1024
+PROBE_S_MAX: Final = 5.0
+# What the log shows of where it redirects to.
+LOCATION_CHARS_MAX: Final = 200
+
+# Nodes of the chain. They may be overloaded, broken or bought.
+# Above what any node answers to the most logs that are asked for at once.
+NODE_ANSWER_BYTES_MAX: Final = 8 * 1024 * 1024
+# A head of a block has some kilobytes.
+NODE_EVENT_BYTES_MAX: Final = 1024 * 1024
+# What a log and an error show of a node's words.
+NODE_MESSAGE_CHARS_MAX: Final = 200
+# A tip is a wish: what no node says by then is taken from the last blocks.
+NODE_TIP_S_MAX: Final = 1.0
+# So many payers at once may leave by one node's word.
+EXITS_BELIEVED_MAX: Final = 8
+# Nonces that one node's count may have us fill: each costs the gas of a transfer.
+GAP_FILLED_MAX: Final = 256
+# Signers and payers that are remembered at once: each cost its owner a channel.
+DISTRUSTED_MAX: Final = 100_000
+# Addresses whose code is known, one to a channel that is open: some megabytes.
+WALLETS_KNOWN_MAX: Final = 65_536
+# Deposits at our gas that are looked at together: each is strangers' and costs questions.
+OPEN_ORDERS_MAX: Final = 256
+# How long such a deposit's broadcast is tried: one may be signed for ever.
+DEPOSIT_WANTED_S_MAX: Final = 3600
+
+# Signing services, files and the log. What stands where they should be may be something else.
+# A signature in JSON has some two hundred bytes.
+SIGNER_ANSWER_BYTES_MAX: Final = 4096
+# After that a file counts as one on a file system that hangs.
+FILE_S_MAX: Final = 10.0
+KEYSTORE_BYTES_MAX: Final = 1024 * 1024
+PASSWORD_BYTES_MAX: Final = 64 * 1024
+# Two signatures in hexadecimal, and the rest.
+TOWER_LINE_BYTES_MAX: Final = 4 * WALLET_SIGNATURE_BYTES_MAX + 1024
+# Some thousand lines, each with a signature to check, before others have their turn.
+TOWER_READ_BYTES_MAX: Final = 1024 * 1024
+LOG_LINES_PER_MINUTE_MAX: Final = 30
+LOG_KINDS_MAX: Final = 1024
+# What waits for a reader of standard error that stalls.
+LOG_QUEUED_BYTES_MAX: Final = 1024 * 1024
+
+# Paying clients. What a provider can make one wait for or remember.
+# For the receipt that follows a stream's end; without it the stream is paid all the same.
+RECEIPT_WAIT_S_MAX: Final = 2.0
+# What an error shows of a refusal's words.
+REFUSAL_CHARS_MAX: Final = 400

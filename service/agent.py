@@ -6,7 +6,6 @@ Used by the command `pay`; whoever writes an agent of their own starts at `servi
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
 
 import httpx
 import msgspec
@@ -17,6 +16,7 @@ from channel.client.policy import Policy
 from channel.client.store import Purse
 from channel.client.transport import origin_of
 from channel.errors import ConfigError, MppSessionError, PurseError
+from channel.limits import ANSWER_DEPTH_MAX, REFUSAL_CHARS_MAX
 from channel.types import Address
 from channel.wire.depth import is_shallow
 from channel.wire.problem import parse_problem
@@ -26,9 +26,6 @@ from service.client import PayingClient, open_client
 from service.errors import CommandError
 
 __all__ = ["PaidOutcome", "Wallet", "describe_left", "pay"]
-
-_DEPTH_MAX: Final = 64
-_REFUSAL_CHARS_MAX: Final = 400
 
 
 class Wallet(msgspec.Struct, frozen=True):
@@ -225,11 +222,11 @@ def _read_refusal(body: bytes) -> str:
     """Return what a server says in words, of a problem its detail, as far as one line goes."""
     problem = parse_problem(body)
     words = None if problem is None else problem.detail or problem.title
-    return (words or body.decode("utf-8", "replace"))[:_REFUSAL_CHARS_MAX]
+    return (words or body.decode("utf-8", "replace"))[:REFUSAL_CHARS_MAX]
 
 
 def _decode(text: bytes) -> _Completion | None:
-    if not is_shallow(text, _DEPTH_MAX):
+    if not is_shallow(text, ANSWER_DEPTH_MAX):
         return None
     try:
         return msgspec.json.decode(text, type=_Completion)

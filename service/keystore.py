@@ -7,20 +7,18 @@ import than everything else together.
 import sys
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from channel.errors import ConfigError
+from channel.limits import KEYSTORE_BYTES_MAX, PASSWORD_BYTES_MAX
 from settlement.files import read_regular
 
 if TYPE_CHECKING:
     from eth_account import Account
 
 __all__ = ["decrypt_keystore", "encrypt_keystore", "import_account", "read_password"]
-
-_KEYSTORE_BYTES_MAX: Final = 1024 * 1024
-_PASSWORD_BYTES_MAX: Final = 64 * 1024
 
 
 @cache
@@ -53,7 +51,7 @@ def decrypt_keystore(path: Path, password: str) -> bytes:
     try:
         return bytes(
             import_account().decrypt(
-                msgspec.json.decode(read_regular(path, _KEYSTORE_BYTES_MAX)), password
+                msgspec.json.decode(read_regular(path, KEYSTORE_BYTES_MAX)), password
             )
         )
     except OSError as error:
@@ -69,7 +67,7 @@ def read_password(path: Path) -> str:
         ConfigError: It cannot be read, or is no text.
     """
     try:
-        content = read_regular(path, _PASSWORD_BYTES_MAX)
+        content = read_regular(path, PASSWORD_BYTES_MAX)
         return content.decode("utf-8").partition("\n")[0].rstrip("\r")
     except OSError as error:
         raise ConfigError(f"the password file {path} cannot be read: {error.strerror}") from None

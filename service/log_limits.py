@@ -5,10 +5,10 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from channel.limits import LOG_KINDS_MAX, LOG_LINES_PER_MINUTE_MAX
+
 __all__ = ["LinesPerMinute"]
 
-_LINES_PER_MINUTE_MAX: Final = 30
-_KINDS_MAX: Final = 1024
 _PERIOD_S: Final = 60.0
 _ALARMS: Final = "settlement.alarms"
 """Says each thing once by itself, and all of it in one line of code."""
@@ -36,14 +36,14 @@ class LinesPerMinute(logging.Filter):
         seen = self._kinds.get(kind)
         now = self._now()
         if seen is None or now - seen[0] >= _PERIOD_S:
-            if len(self._kinds) >= _KINDS_MAX:
+            if len(self._kinds) >= LOG_KINDS_MAX:
                 self._kinds.clear()
             self._kinds[kind] = [now, 1, 0]
             if seen is not None and seen[2]:
                 record.msg = f"{record.getMessage()} ({seen[2]:.0f} more such lines were left out)"
                 record.args = ()
             return True
-        if seen[1] >= _LINES_PER_MINUTE_MAX:
+        if seen[1] >= LOG_LINES_PER_MINUTE_MAX:
             seen[2] += 1
             return False
         seen[1] += 1

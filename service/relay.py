@@ -20,11 +20,12 @@ import time
 from collections import deque
 from typing import Final
 
+from channel.limits import LOG_QUEUED_BYTES_MAX
+
 __all__ = ["child_stderr", "drain", "relay_output"]
 
 _STDOUT: Final = 1
 _STDERR: Final = 2
-_QUEUED_BYTES_MAX: Final = 1024 * 1024
 _PIECE_BYTES: Final = 64 * 1024
 _DRAIN_S: Final = 1.0
 _LOOK_S: Final = 0.005
@@ -108,7 +109,7 @@ class _Relay:
                 if is_cut and self._unread():
                     rest = lines.pop()
                 for line in lines:
-                    self._is_full |= self._queued_bytes + len(line) > _QUEUED_BYTES_MAX
+                    self._is_full |= self._queued_bytes + len(line) > LOG_QUEUED_BYTES_MAX
                     if self._is_full:  # until there is room again, so that what is lost is one gap
                         self._dropped += line.endswith(b"\n")
                     else:

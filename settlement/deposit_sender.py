@@ -20,6 +20,7 @@ from channel.errors import (
     LedgerUnavailableError,
     OperatorError,
 )
+from channel.limits import DEPOSIT_WANTED_S_MAX
 from channel.types import Address, TxHash
 from settlement.adoption import find_made
 from settlement.complaint import Complaint
@@ -48,8 +49,6 @@ WANTED_LOOK_S: Final = 0.05
 """Between two looks for orders where a client waits for each."""
 _RETRY_S: Final = 1.0
 _RETRY_S_MAX: Final = 10.0
-_WANTED_S_MAX: Final = 3600
-"""How long a broadcast is tried: so many only are looked at, and one may be signed for ever."""
 _PRUNE_S: Final = 3600.0
 _KEPT_S: Final = 30 * 24 * 3600
 _URGENT_S: Final = 300
@@ -210,7 +209,7 @@ class DepositSender:
         Raises:
             ContractRevertedError: Nothing was broadcast.
         """
-        if order.wanted_at + _WANTED_S_MAX < self._earliest():
+        if order.wanted_at + DEPOSIT_WANTED_S_MAX < self._earliest():
             await self._give_up(order, NOT_SENT)
             return None
         head = await self._reader.rpc.block()

@@ -11,16 +11,14 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import TypeVar
 
 from channel.files import open_regular
+from channel.limits import FILE_S_MAX
 
-__all__ = ["FILE_S_MAX", "FileThread", "read_regular"]
+__all__ = ["FileThread", "read_regular"]
 
 _T = TypeVar("_T")
-
-FILE_S_MAX: Final = 10.0
-"""How long a file may take before it counts as one that hangs."""
 
 
 def read_regular(path: Path, bytes_max: int) -> bytes:

@@ -11,12 +11,13 @@ from typing import Any, Final
 
 from aiohttp import ClientError, ClientSession, ClientWebSocketResponse, WSMsgType
 
+from channel.limits import NODE_EVENT_BYTES_MAX
+
 __all__ = ["HeadSignal"]
 
 _log: Final = logging.getLogger(__name__)
 
 _RECONNECT_S_MAX: Final = 60.0
-_MESSAGE_BYTES_MAX: Final = 1024 * 1024
 _PING_S: Final = 15.0
 _FAREWELL_S: Final = 0.5
 _LEAST_S: Final = 0.25
@@ -70,7 +71,7 @@ class HeadSignal:
     async def _subscribe(self, url: str) -> None:
         async with ClientSession() as session:
             socket = await session.ws_connect(
-                url, heartbeat=_PING_S, max_msg_size=_MESSAGE_BYTES_MAX
+                url, heartbeat=_PING_S, max_msg_size=NODE_EVENT_BYTES_MAX
             )
             try:
                 question = {"jsonrpc": "2.0", "id": 1, "method": "eth_subscribe"}

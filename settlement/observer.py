@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from channel.errors import ChainUnavailableError
 from channel.ledger.interface import Ledger
+from channel.limits import EXITS_BELIEVED_MAX
 from channel.state.channel_state import ChannelState
 from channel.state.commands import Observe
 from channel.types import Address, ChannelFact, ChannelId, ChannelKey
@@ -22,12 +23,10 @@ from settlement.escrow import EscrowReader
 from settlement.schedule import value_at_risk
 from settlement.types import BlockRef
 
-__all__ = ["EXITS_BELIEVED_MAX", "ChannelObserver", "as_known"]
+__all__ = ["ChannelObserver", "as_known"]
 
 _log: Final = logging.getLogger(__name__)
 
-EXITS_BELIEVED_MAX: Final = 8
-"""So many payers at once may leave by one node's word."""
 _NODES_MIN: Final = 2
 """Nodes that say the same of what speaks against us, where another says something else."""
 

@@ -13,6 +13,7 @@ import msgspec
 
 from channel.errors import ChainUnavailableError, LedgerUnavailableError
 from channel.ledger.interface import Ledger
+from channel.limits import EXITS_BELIEVED_MAX
 from channel.state.channel_state import ChannelState
 from channel.state.commands import Repair
 from channel.types import Address, ChannelKey
@@ -22,7 +23,7 @@ from settlement.escrow import EscrowReader
 from settlement.exposure import ExposureGate, Promise, gas_reserve_wei
 from settlement.journal.interface import Refusals
 from settlement.node_guard import NodeGuard
-from settlement.observer import EXITS_BELIEVED_MAX, as_known
+from settlement.observer import as_known
 from settlement.payout_check import find_payout_obstacle
 from settlement.schedule import Due, Reason
 from settlement.tower.export import TowerExport

@@ -14,6 +14,7 @@ from typing import Any, Final, Self, TypeVar
 import msgspec
 
 from channel.errors import ChainUnavailableError
+from channel.limits import NODE_ANSWER_BYTES_MAX, NODE_MESSAGE_CHARS_MAX, NODE_TIP_S_MAX
 from channel.types import Address, TxHash
 from settlement.abi import decode_revert
 from settlement.endpoints import Endpoint, Endpoints, NodeTransport
@@ -38,8 +39,6 @@ _Answer = TypeVar("_Answer")
 _REVERTED: Final = 3
 _SEND: Final = "eth_sendRawTransaction"
 _RUN: Final = frozenset(("eth_call", "eth_estimateGas"))
-_MESSAGE_CHARS_MAX: Final = 200
-_TIP_S_MAX: Final = 1.0
 _TIPS_KEPT_S: Final = 5.0
 
 
@@ -47,7 +46,7 @@ class RpcLimits(msgspec.Struct, frozen=True, kw_only=True):
     """How long a node may take, how much it may say, and how often a read is tried."""
 
     timeout_s: float = 10.0
-    answer_bytes_max: int = 8 * 1024 * 1024
+    answer_bytes_max: int = NODE_ANSWER_BYTES_MAX
     read_attempts_max: int = 3
     retry_delay_s: float = 0.2
     """Doubles after each attempt."""
@@ -395,7 +394,7 @@ class Rpc:
         if self.node_count > 1:
             now = asyncio.get_running_loop().time()
             if now >= self._tips_until:
-                self._tips = await self._endpoints.ask_believed(_ask_tip, timeout_s=_TIP_S_MAX)
+                self._tips = await self._endpoints.ask_believed(_ask_tip, timeout_s=NODE_TIP_S_MAX)
                 self._tips_until = asyncio.get_running_loop().time() + _TIPS_KEPT_S
             tip_wei = min([tip_wei, *self._tips])
         return tip_wei
@@ -495,7 +494,7 @@ def _result(method: str, answer: dict[str, Any]) -> Any:
         if "outofgas" in lowered:
             raise contract_reverted(RevertReason.OUT_OF_GAS)
     raise RpcRefusedError(
-        method, code=code if isinstance(code, int) else 0, message=message[:_MESSAGE_CHARS_MAX]
+        method, code=code if isinstance(code, int) else 0, message=message[:NODE_MESSAGE_CHARS_MAX]
     )
 
 

@@ -21,6 +21,7 @@ import httpx
 import msgspec
 
 from channel.errors import ConfigError, InvalidSignatureError
+from channel.limits import SIGNER_ANSWER_BYTES_MAX
 from channel.types import Address
 from channel.verify.signature import address_of, recover, sign
 from settlement.errors import SignerError
@@ -30,7 +31,6 @@ __all__ = ["KeySigner", "MessageSigner", "RemoteSigner", "Signer", "WalletSigner
 
 _KEY_BYTES: Final = 32
 _ENTROPY_BYTES: Final = 32
-_ANSWER_BYTES_MAX: Final = 4096
 
 
 class MessageSigner(Protocol):
@@ -212,6 +212,6 @@ async def _read(response: httpx.Response) -> bytes:
     body = bytearray()
     async for piece in response.aiter_raw():
         body += piece
-        if len(body) > _ANSWER_BYTES_MAX:
+        if len(body) > SIGNER_ANSWER_BYTES_MAX:
             raise SignerError("The signer's answer is longer than a signature.")
     return bytes(body)

@@ -15,6 +15,7 @@ from typing import Final
 import msgspec
 
 from channel.errors import ChainUnavailableError, OperatorError
+from channel.limits import GAP_FILLED_MAX
 from settlement.alarms import AlarmKind, Alarms
 from settlement.complaint import Complaint
 from settlement.errors import ContractRevertedError, LeaseLostError, RpcRefusedError, SignerError
@@ -46,8 +47,6 @@ __all__ = ["TxLane", "TxLimits"]
 _log: Final = logging.getLogger(__name__)
 
 _HASHES_PER_LOOK_MAX: Final = 200
-_GAP_FILLED_MAX: Final = 256
-"""Each costs the gas of a transfer."""
 
 
 class TxLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -230,7 +229,7 @@ class TxLane:
         if time.monotonic() - self._gap_since < self._limits.gap_after_s:
             return
         text = f"no transaction has the nonces {missing[0]} to {missing[-1]}, and later ones wait"
-        if len(missing) > _GAP_FILLED_MAX:
+        if len(missing) > GAP_FILLED_MAX:
             self.alarms.ring(AlarmKind.NONCE_GAP, f"{text}: too many to be filled", level=2)
             return
         self.alarms.ring(AlarmKind.NONCE_GAP, f"{text}: they are filled", level=1)

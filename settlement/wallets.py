@@ -7,17 +7,15 @@ account may sign now this way, now that: the voucher that would be used decides,
 """
 
 from collections import OrderedDict
-from typing import Final
 
 from channel.errors import InvalidSignatureError
+from channel.limits import WALLETS_KNOWN_MAX
 from channel.state.channel_state import ChannelState, LadderVoucher
 from channel.types import ChannelKey
 from channel.verify.signature import recover
 from channel.verify.typed_data import voucher_digest
 
 __all__ = ["WalletSigners"]
-
-_KNOWN_MAX: Final = 65_536
 
 
 class WalletSigners:
@@ -54,7 +52,7 @@ class WalletSigners:
         if known is None or known[0] != voucher.signature:
             known = self._known[at] = (voucher.signature, _is_wallet(state, voucher))
             self._known.move_to_end(at)
-            if len(self._known) > _KNOWN_MAX:
+            if len(self._known) > WALLETS_KNOWN_MAX:
                 self._known.popitem(last=False)
         return known[1]
 

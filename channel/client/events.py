@@ -15,6 +15,7 @@ import httpx
 
 from channel.client.streaming import PaidStream
 from channel.errors import PaymentRefusedError, WireError
+from channel.limits import RECEIPT_WAIT_S_MAX
 from channel.wire.sse import (
     NEED_VOUCHER_EVENT,
     RECEIPT_EVENT,
@@ -26,7 +27,6 @@ from channel.wire.sse import (
 __all__ = ["PaidEvents"]
 
 DONE: Final = "[DONE]"
-RECEIPT_WAIT_S: Final = 2.0
 
 
 class PaidEvents(httpx.AsyncByteStream):
@@ -126,7 +126,7 @@ class PaidEvents(httpx.AsyncByteStream):
 
     async def _read_receipt(self) -> None:
         with contextlib.suppress(TimeoutError, httpx.TransportError):
-            async with asyncio.timeout(RECEIPT_WAIT_S):
+            async with asyncio.timeout(RECEIPT_WAIT_S_MAX):
                 await self._take_blocks()
                 while not self._paid.has_receipt:
                     chunk = await anext(self._chunks, None)

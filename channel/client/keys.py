@@ -11,10 +11,10 @@ from functools import lru_cache
 from typing import Final, Protocol
 
 from channel.client.signer import LocalSigner, Signer
+from channel.limits import SECRET_BYTES_MIN
 
 __all__ = ["ChannelKeys", "OneKey", "VoucherKeys"]
 
-SECRET_BYTES_MIN: Final = 32
 KEYS_CACHED_MAX: Final = 64
 _LABEL: Final = b"mpp-session voucher key 1"
 

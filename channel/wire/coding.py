@@ -9,14 +9,18 @@ from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
 from typing import Any, Final
 
 from channel.errors import WireError
-from channel.limits import DECODED_AHEAD_BYTES_MAX, DECODED_PIECE_BYTES_MAX, DECODED_RATIO_MAX
+from channel.limits import (
+    CODINGS_CHARS_MAX,
+    DECODED_AHEAD_BYTES_MAX,
+    DECODED_PIECE_BYTES_MAX,
+    DECODED_RATIO_MAX,
+)
 
 __all__ = ["ACCEPT_ENCODING", "ContentDecoder", "decode_pieces"]
 
 ACCEPT_ENCODING: Final = "gzip, deflate"
 """What a request may ask for when `ContentDecoder` reads the answer."""
 
-_SHOWN_CHARS_MAX: Final = 64
 _DEFLATE_METHOD: Final = 8
 _GZIP: Final = 16 + zlib.MAX_WBITS
 _MADE: Final[dict[str, Callable[[bytes], Any]]] = {
@@ -49,7 +53,7 @@ class ContentDecoder:
             if coding not in ("", "identity")
         ]
         if len(codings) > 1 or any(coding not in _MADE for coding in codings):
-            found = ", ".join(codings)[:_SHOWN_CHARS_MAX]
+            found = ", ".join(codings)[:CODINGS_CHARS_MAX]
             raise WireError(
                 f"the body is coded as {found}: one of {ACCEPT_ENCODING} can be read, and no two"
             )

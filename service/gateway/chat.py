@@ -11,18 +11,20 @@ from typing import Any, Final
 import msgspec
 
 from channel.errors import BadRequestError, WireError
-from channel.limits import REQUEST_ELEMENTS_MAX, TOP_LOGPROBS_MAX
+from channel.limits import (
+    CHOICES_MAX,
+    REQUEST_DEPTH_MAX,
+    REQUEST_ELEMENTS_MAX,
+    STOP_BYTES_MAX,
+    STOPS_MAX,
+    TOP_LOGPROBS_MAX,
+)
 from channel.wire.depth import scan_json
 from service.gateway.counting import ServerKind
 from service.gateway.schemas import require_small_schema
 
 __all__ = ["FIELDS", "ChatRequest", "parse_chat_request", "scan_request"]
 
-_CHOICES_MAX: Final = 128
-_DEPTH_MAX: Final = 64
-_STOP_BYTES_MAX: Final = 64
-"""Of each stop sequence: so much text a server may hold back, made and not yet charged."""
-_STOPS_MAX: Final = 16
 
 _TOKEN_BOUNDS: Final = ("max_tokens", "max_completion_tokens")
 
@@ -86,7 +88,7 @@ def scan_request(body: bytes) -> Iterator[None]:
         BadRequestError: It is nested too deeply, or has too many elements.
     """
     try:
-        yield from scan_json(body, depth_max=_DEPTH_MAX, elements_max=REQUEST_ELEMENTS_MAX)
+        yield from scan_json(body, depth_max=REQUEST_DEPTH_MAX, elements_max=REQUEST_ELEMENTS_MAX)
     except WireError as error:
         raise BadRequestError(f"The body is {error}.") from error
 
@@ -111,7 +113,7 @@ def parse_chat_request(
     """
     fields = _read_object(body)
     is_stream = bool(_read(fields, "stream", bool, "true or false"))
-    choices = _whole_number(fields, "n", _CHOICES_MAX) or 1
+    choices = _whole_number(fields, "n", CHOICES_MAX) or 1
     _require_countable(kind, choices, is_stream=is_stream)
     _require_short_stops(fields)
     _require_few_logprobs(fields)
@@ -182,10 +184,10 @@ def _require_countable(kind: ServerKind, choices: int, *, is_stream: bool) -> No
 def _require_short_stops(fields: dict[str, msgspec.Raw]) -> None:
     stop = _read(fields, "stop", str | list[str], "a text or a list of texts")
     stops = stop if isinstance(stop, list) else [stop or ""]
-    if len(stops) > _STOPS_MAX:
-        raise BadRequestError(f"`stop` must have at most {_STOPS_MAX} sequences.")
-    if any(len(text.encode("utf-8", "replace")) > _STOP_BYTES_MAX for text in stops):
-        raise BadRequestError(f"Each `stop` must have at most {_STOP_BYTES_MAX} bytes.")
+    if len(stops) > STOPS_MAX:
+        raise BadRequestError(f"`stop` must have at most {STOPS_MAX} sequences.")
+    if any(len(text.encode("utf-8", "replace")) > STOP_BYTES_MAX for text in stops):
+        raise BadRequestError(f"Each `stop` must have at most {STOP_BYTES_MAX} bytes.")
 
 
 def _require_few_logprobs(fields: dict[str, msgspec.Raw]) -> None:

@@ -21,7 +21,7 @@ from starlette.types import Receive, Scope, Send
 from channel.errors import BadRequestError, StoppingError
 from channel.http import Frame, PaidEventStream
 from channel.http.metering import Meter, metered, require_meter
-from channel.limits import RESERVATION_STEP_UNITS
+from channel.limits import LENGTH_DIGITS_MAX, RESERVATION_STEP_UNITS
 from channel.wire.sse import format_event
 from service.gateway.abandoned import AbandonedWork
 from service.gateway.chat import ChatRequest, parse_chat_request, scan_request
@@ -40,7 +40,6 @@ from service.settings import Upstream as UpstreamSettings
 __all__ = ["PATH", "ChatCompletions"]
 
 PATH: Final = "/v1/chat/completions"
-_LENGTH_DIGITS_MAX: Final = 20
 
 _log: Final = logging.getLogger(__name__)
 
@@ -321,7 +320,7 @@ async def _read_request(request: Request, bytes_max: int) -> bytes:
         raise UnsupportedCodingError("Send the body as it is, without a Content-Encoding.")
     too_large = RequestTooLargeError(f"The body has more than {bytes_max} bytes.")
     length = request.headers.get("content-length", "")
-    if len(length) > _LENGTH_DIGITS_MAX or (length.isdecimal() and int(length) > bytes_max):
+    if len(length) > LENGTH_DIGITS_MAX or (length.isdecimal() and int(length) > bytes_max):
         raise too_large  # unread
     body = bytearray()
     async for piece in request.stream():

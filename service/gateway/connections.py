@@ -24,6 +24,7 @@ from channel.limits import (
     CHUNKS_SMALL_MAX,
     HEAD_LINES_MAX,
     HEAD_WORDS_MAX,
+    READ_BYTES_MAX,
     TARGET_BYTES_MAX,
 )
 from service.settings import Listen
@@ -36,7 +37,6 @@ SWEEP_TICKS: Final = 5
 """uvicorn's ticks of a tenth of a second between two looks."""
 _FILES_KEPT: Final = 64
 """Descriptors for the books, the chain's nodes, the log, and connections about to be refused."""
-_READ_BYTES_MAX: Final = 64 * 1024
 _EVICTED_SHARE: Final = 16
 _BODY_GRACE_S: Final = 5.0
 """The gate answers a body that is late; the door ends what has no gate, a little later."""
@@ -127,7 +127,7 @@ class Connection(H11Protocol):
 
     def __init__(self, *, door: Door, **uvicorns: Any) -> None:
         super().__init__(**uvicorns)
-        self.conn = _Http(h11.SERVER, self.config.h11_max_incomplete_event_size or _READ_BYTES_MAX)
+        self.conn = _Http(h11.SERVER, self.config.h11_max_incomplete_event_size or READ_BYTES_MAX)
         self.made_at = time.monotonic()
         self.source = b""
         self._door = door
@@ -137,7 +137,7 @@ class Connection(H11Protocol):
 
     def connection_made(self, transport: Any) -> None:
         """Take a connection, or refuse it at once."""
-        transport.max_size = _READ_BYTES_MAX  # asyncio's: what one turn of the loop reads
+        transport.max_size = READ_BYTES_MAX  # asyncio's: what one turn of the loop reads
         super().connection_made(transport)
         self.source = read_client({"client": self.client})
         if not self._door.admit(self, self.connections):

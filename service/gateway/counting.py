@@ -8,6 +8,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 import msgspec
 
+from channel.limits import ANSWER_DEPTH_MAX
 from channel.wire.depth import is_shallow
 from service.gateway.errors import UpstreamError
 
@@ -24,7 +25,6 @@ of one choice. `vllm` says the same in the `usage` of each chunk, and at the end
 `usage` the last record covers all choices. Of `chunks` nothing is known.
 """
 
-_DEPTH_MAX: Final = 64
 _TOKEN_BYTES_MAX: Final = 128
 """No vocabulary in use has a longer token, so a text has at least this many to a unit."""
 _LUMP_BYTES: Final = 32
@@ -76,7 +76,7 @@ def _decode(text: bytes) -> _Answer:
     Raises:
         UpstreamError: It is not JSON, or not an object.
     """
-    if not is_shallow(text, _DEPTH_MAX):
+    if not is_shallow(text, ANSWER_DEPTH_MAX):
         raise UpstreamError("The model server's answer is nested too deeply, or is not JSON.")
     try:
         return _DECODER.decode(text)

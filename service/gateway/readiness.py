@@ -14,6 +14,7 @@ from typing import Any, Final
 import httpx
 import msgspec
 
+from channel.limits import ANSWER_DEPTH_MAX, PROBE_S_MAX
 from channel.wire.depth import is_shallow
 from service.gateway.counting import ServerKind
 from service.gateway.errors import ModelServerDownError, UpstreamError
@@ -27,11 +28,9 @@ _log: Final = logging.getLogger(__name__)
 _INTERVAL_S: Final = 5.0
 _FRESH_UP_S: Final = 15.0
 _FRESH_DOWN_S: Final = 1.0
-_PROBE_S_MAX: Final = 5.0
 _KIND_AGE_S_MAX: Final = 60.0
 _LOG_INTERVAL_S: Final = 60.0
 _UNAVAILABLE: Final = frozenset({502, 503, 504})
-_DEPTH_MAX: Final = 64
 
 
 class Readiness:
@@ -41,7 +40,7 @@ class Readiness:
         self, upstream: Upstream, settings: UpstreamSettings, *, interval_s: float = _INTERVAL_S
     ) -> None:
         self._upstream = upstream
-        self._timeout_s = min(settings.connect_timeout_s, _PROBE_S_MAX)
+        self._timeout_s = min(settings.connect_timeout_s, PROBE_S_MAX)
         self._counts = settings.counts
         self._interval_s = interval_s
         self._found: ServerKind = "chunks"
@@ -131,7 +130,7 @@ class Readiness:
     async def _read(self, path: str) -> dict[str, Any]:
         try:
             status, body = await self._upstream.get(path, self._timeout_s)
-            value = msgspec.json.decode(body) if is_shallow(body, _DEPTH_MAX) else None
+            value = msgspec.json.decode(body) if is_shallow(body, ANSWER_DEPTH_MAX) else None
         except (httpx.HTTPError, UpstreamError, msgspec.DecodeError, UnicodeDecodeError):
             return {}
         return value if status == 200 and isinstance(value, dict) else {}  # noqa: PLR2004

@@ -10,13 +10,12 @@ from typing import Any, Final
 import msgspec
 
 from channel.errors import BadRequestError
-from channel.limits import PATTERN_CHARACTERS_MAX, SCHEMA_VALUES_MAX
+from channel.limits import PATTERN_CHARACTERS_MAX, PATTERN_COUNT_DIGITS_MAX, SCHEMA_VALUES_MAX
 
 __all__ = ["require_small_schema"]
 
 _REPETITION: Final = re.compile(r"\{(\d*)(?:,(\d*))?\}")
 _CLASS: Final = re.compile(r"\[\^?\]?(?:\\.|[^\]\\])*\]?", re.DOTALL)
-_COUNT_DIGITS_MAX: Final = 9
 
 
 def require_small_schema(name: str, value: msgspec.Raw) -> None:
@@ -85,4 +84,4 @@ def _written_out(pattern: str) -> int:
 
 
 def _read_count(text: str | None) -> int:
-    return int((text or "0")[:_COUNT_DIGITS_MAX])
+    return int((text or "0")[:PATTERN_COUNT_DIGITS_MAX])

@@ -12,7 +12,7 @@ from typing import Any, Final
 import uvicorn
 from starlette.types import ASGIApp
 
-from channel.limits import AUTHORIZATION_BYTES_MAX
+from channel.limits import ACCEPTED_TOGETHER_MAX, HEAD_BYTES_MAX
 from service.collecting import collect_seldom
 from service.errors import CommandError
 from service.gateway.app import Gateway
@@ -28,10 +28,6 @@ from service.wiring import build_parts
 __all__ = ["run_gateway", "serve_on"]
 
 _log: Final = logging.getLogger(__name__)
-
-_ACCEPTED_TOGETHER_MAX: Final = 16
-"""How many connections asyncio takes before any of them is looked at."""
-_HEAD_BYTES_MAX: Final = AUTHORIZATION_BYTES_MAX + 16 * 1024
 
 
 async def run_gateway(
@@ -102,12 +98,12 @@ def _build_server(gateway: ASGIApp, settings: Listen) -> uvicorn.Server:
             gateway,
             lifespan="off",
             http=protocol(door),  # h11: httptools takes a head of any size
-            backlog=_ACCEPTED_TOGETHER_MAX,
+            backlog=ACCEPTED_TOGETHER_MAX,
             ws="none",  # or a library that web3 brings would take an upgrade, and we fail there
             log_config=None,
             access_log=False,
             server_header=False,
-            h11_max_incomplete_event_size=_HEAD_BYTES_MAX,
+            h11_max_incomplete_event_size=HEAD_BYTES_MAX,
             timeout_graceful_shutdown=math.ceil(settings.shutdown_s),
         ),
         door,

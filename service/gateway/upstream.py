@@ -17,6 +17,7 @@ import httpx
 from starlette.datastructures import Headers
 
 from channel.errors import WireError
+from channel.limits import ANSWER_BYTES_MAX, LOCATION_CHARS_MAX, PROBE_BYTES_MAX
 from channel.wire.coding import ContentDecoder, decode_pieces
 from service.gateway.errors import UpstreamError, UpstreamTimeoutError
 from service.settings import Upstream as UpstreamSettings
@@ -25,11 +26,8 @@ __all__ = ["Upstream", "read_body", "read_pieces", "returned_headers"]
 
 _log: Final = logging.getLogger(__name__)
 
-_ANSWER_BYTES_MAX: Final = 64 * 1024 * 1024
 _IDLE_S_MAX: Final = 3.0
 """Less than the five seconds of most servers: no request meets the end of its connection."""
-_OWN_ANSWER_BYTES_MAX: Final = 1024 * 1024
-_SHOWN_CHARS_MAX: Final = 200
 
 _REQUEST_HEADERS: Final = (
     "accept",
@@ -129,7 +127,7 @@ class Upstream:
         if self._api_key is not None:
             headers["authorization"] = f"Bearer {self._api_key}"
         async with self._client.stream("GET", path, headers=headers, timeout=timeout_s) as answer:
-            body = await read_body(answer, bytes_max=_OWN_ANSWER_BYTES_MAX)
+            body = await read_body(answer, bytes_max=PROBE_BYTES_MAX)
             return answer.status_code, body
 
     async def _send(self, request: httpx.Request) -> httpx.Response:
@@ -158,7 +156,7 @@ class Upstream:
             self._note(f"it refused the gateway with {status}: see upstream.api_key")
             raise UpstreamError(f"The model server refused the gateway with {status}.")
         if 300 <= status < 400:  # noqa: PLR2004
-            where = response.headers.get("location", "")[:_SHOWN_CHARS_MAX]
+            where = response.headers.get("location", "")[:LOCATION_CHARS_MAX]
             self._note(f"it redirects with {status} to {where!r}: see upstream.url")
             raise UpstreamError(
                 f"The model server redirects with {status}; the gateway does not follow."
@@ -227,7 +225,7 @@ async def read_pieces(
         raise UpstreamError(f"The model server's answer cannot be read: {error}.") from error
 
 
-async def read_body(response: httpx.Response, *, bytes_max: int = _ANSWER_BYTES_MAX) -> bytes:
+async def read_body(response: httpx.Response, *, bytes_max: int = ANSWER_BYTES_MAX) -> bytes:
     """Return an answer in one piece.
 
     Raises:

@@ -16,7 +16,6 @@ from channel.types import Address, ChannelKey, TxHash
 from settlement.tx_state import Event, Intent, JournalTx
 
 __all__ = [
-    "DISTRUSTED_MAX",
     "LEASE_S_MAX",
     "PRUNED_AT_ONCE",
     "SENT_MAX",
@@ -30,8 +29,6 @@ __all__ = [
 
 PRUNED_AT_ONCE: Final = 500
 SENT_MAX: Final = 2000
-DISTRUSTED_MAX: Final = 100_000
-"""Signers and payers that are remembered at once: each cost its owner a channel."""
 LEASE_S_MAX: Final = 600.0
 """Beyond which no lease runs: one that says so was written before a clock went back."""
 

@@ -17,16 +17,10 @@ from channel.ledger.sqlite_connection import (
     connect,
     require_schema,
 )
+from channel.limits import DISTRUSTED_MAX
 from channel.types import Address, ChannelKey, TxHash
 from settlement.errors import LeaseLostError, NonceTakenError
-from settlement.journal.interface import (
-    DISTRUSTED_MAX,
-    LEASE_S_MAX,
-    PRUNED_AT_ONCE,
-    SENT_MAX,
-    Look,
-    Quarantined,
-)
+from settlement.journal.interface import LEASE_S_MAX, PRUNED_AT_ONCE, SENT_MAX, Look, Quarantined
 from settlement.journal.rows import (
     intent_values,
     quarantined_from_row,

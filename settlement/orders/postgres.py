@@ -7,9 +7,10 @@ import asyncpg
 
 from channel.ledger import postgres_connection as pg
 from channel.ledger.queries import load_queries, load_schema
+from channel.limits import OPEN_ORDERS_MAX
 from channel.types import Address, TxHash
 from settlement.orders.interface import DepositOrder, OrderLimits, OrderStatus
-from settlement.orders.rows import OPEN_ORDERS_MAX, order_from_row, order_values, require_room
+from settlement.orders.rows import order_from_row, order_values, require_room
 
 __all__ = ["PostgresOrders"]
 

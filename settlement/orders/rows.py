@@ -8,10 +8,8 @@ from channel.ledger.rows import amount_bytes, bytes_amount
 from channel.types import Address, ChannelId, ChannelKey, TxHash
 from settlement.orders.interface import DepositOrder, FirstVoucher, OrderLimits, OrderStatus
 
-__all__ = ["OPEN_ORDERS_MAX", "order_from_row", "order_values", "require_room"]
+__all__ = ["order_from_row", "order_values", "require_room"]
 
-OPEN_ORDERS_MAX: Final = 256
-"""How many open orders the settler looks at together."""
 
 _DEADLINE_BYTES: Final = 32
 _AMOUNT_BYTES: Final = 16

@@ -12,7 +12,7 @@ from typing import Final, Self
 import msgspec
 
 from channel.errors import InvalidSignatureError
-from channel.limits import WALLET_SIGNATURE_BYTES_MAX
+from channel.limits import TOWER_LINE_BYTES_MAX
 from channel.state.channel_state import LadderVoucher
 from channel.types import Address, ChannelKey, address, base_units, channel_id
 from channel.verify.signature import recover
@@ -20,14 +20,11 @@ from channel.verify.typed_data import settle_authorization_digest
 from settlement import abi
 from settlement.signer import Signer
 
-__all__ = ["LINE_BYTES_MAX", "PresignedError", "PresignedSettle", "parse_line", "presign"]
+__all__ = ["PresignedError", "PresignedSettle", "parse_line", "presign"]
 
 _FORMAT: Final = 1
 _NONCE_BYTES: Final = 32
 _UINT64_MAX: Final = 2**64 - 1
-
-LINE_BYTES_MAX: Final = 4 * WALLET_SIGNATURE_BYTES_MAX + 1024
-"""Two signatures in hexadecimal, and the rest."""
 
 
 class PresignedError(Exception):
@@ -144,8 +141,8 @@ def parse_line(line: bytes) -> PresignedSettle:
     Raises:
         PresignedError: It is none.
     """
-    if len(line) > LINE_BYTES_MAX:
-        raise PresignedError(f"it is longer than {LINE_BYTES_MAX} bytes")
+    if len(line) > TOWER_LINE_BYTES_MAX:
+        raise PresignedError(f"it is longer than {TOWER_LINE_BYTES_MAX} bytes")
     try:
         read = _decoder.decode(line)
         if read.format != _FORMAT:

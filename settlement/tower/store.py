@@ -14,14 +14,10 @@ from typing import Final
 import msgspec
 
 from channel.files import open_regular
+from channel.limits import FILE_S_MAX, TOWER_LINE_BYTES_MAX, TOWER_READ_BYTES_MAX
 from channel.types import ChannelKey
-from settlement.files import FILE_S_MAX, FileThread
-from settlement.tower.presigned import (
-    LINE_BYTES_MAX,
-    PresignedError,
-    PresignedSettle,
-    parse_line,
-)
+from settlement.files import FileThread
+from settlement.tower.presigned import PresignedError, PresignedSettle, parse_line
 
 __all__ = ["BEAT", "TowerFile", "TowerFileReader"]
 
@@ -29,8 +25,6 @@ BEAT: Final = b"{}\n"
 """A line that says nothing but that the file still comes."""
 
 _SPARE_LINES: Final = 1000
-_READ_BYTES_MAX: Final = 1024 * 1024
-"""Some thousand lines, each with a signature to check, before others have their turn."""
 _LAST_BYTES: Final = 1024
 """More than one line of a key's signatures, so that no two are alike in it."""
 
@@ -180,9 +174,9 @@ class TowerFileReader:
             if file_id != place.file_id or file.read(len(place.last)) != place.last:
                 place = _Place(file_id)
             file.seek(place.offset)
-            content = file.read(_READ_BYTES_MAX)
+            content = file.read(TOWER_READ_BYTES_MAX)
         whole = content.rfind(b"\n") + 1
-        if not whole and len(content) > LINE_BYTES_MAX:
+        if not whole and len(content) > TOWER_LINE_BYTES_MAX:
             whole = len(content)  # no line of ours is so long: it is left out
         last = (place.last + content[:whole])[-_LAST_BYTES:]
         return _Place(place.file_id, place.offset + whole, last), content[:whole].splitlines()

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from channel.limits import EXITS_BELIEVED_MAX
 from channel.types import ChannelId
 from service.settings import parse_address
 from service.testing.chain import TestChain
@@ -20,7 +21,6 @@ from settlement.errors import GasHourUsedError
 from settlement.gas_hour import HOUR_S, GasHour, payout_cost_wei
 from settlement.journal.sqlite import SqliteJournal
 from settlement.journal.url import open_journal
-from settlement.observer import EXITS_BELIEVED_MAX
 from settlement.rpc import Rpc
 from settlement.schedule import SettlePolicy
 from settlement.settler import EscrowSettler

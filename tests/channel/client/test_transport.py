@@ -435,7 +435,7 @@ async def test_a_closing_channel_is_not_topped_up(open_agent: OpenAgent, chain: 
 async def test_a_caller_that_stops_at_done_waits_for_no_receipt_that_never_comes(
     agent: Agent, provider: Provider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("channel.client.events.RECEIPT_WAIT_S", 0.05)
+    monkeypatch.setattr("channel.client.events.RECEIPT_WAIT_S_MAX", 0.05)
     sell_stream(provider, 3)
 
     async def hangs(_seen: Seen, _books: Books) -> AsyncIterator[bytes]:

@@ -6,20 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from channel.limits import AMOUNT_MAX
+from channel.limits import AMOUNT_MAX, TOWER_LINE_BYTES_MAX
 from channel.state.channel_state import LadderVoucher
 from channel.types import Address, ChannelId, ChannelKey
 from channel.verify.signature import sign
 from channel.verify.typed_data import close_authorization_digest
 from settlement import abi
 from settlement.signer import KeySigner
-from settlement.tower.presigned import (
-    LINE_BYTES_MAX,
-    PresignedError,
-    PresignedSettle,
-    parse_line,
-    presign,
-)
+from settlement.tower.presigned import PresignedError, PresignedSettle, parse_line, presign
 
 PAYEE_KEY = b"\x42" * 32
 PAYEE = KeySigner(PAYEE_KEY)
@@ -135,6 +129,6 @@ async def test_what_is_no_line_is_refused_and_says_why() -> None:
 async def test_a_line_is_bounded() -> None:
     """Two signatures of the longest, and the rest."""
     with pytest.raises(PresignedError, match="longer"):
-        parse_line(b" " * (LINE_BYTES_MAX + 1))
+        parse_line(b" " * (TOWER_LINE_BYTES_MAX + 1))
     longest = replace(await settle(), voucher_signature=bytes(4096), payee_signature=bytes(4096))
-    assert len(longest.format_line()) <= LINE_BYTES_MAX
+    assert len(longest.format_line()) <= TOWER_LINE_BYTES_MAX

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
+from channel.limits import TOWER_LINE_BYTES_MAX
 from channel.types import ChannelId
-from settlement.tower.presigned import LINE_BYTES_MAX, PresignedSettle
+from settlement.tower.presigned import PresignedSettle
 from settlement.tower.store import BEAT, TowerFile, TowerFileReader
 from tests.settlement.tower.test_presigned import KEY, settle
 
@@ -167,7 +168,7 @@ async def test_a_file_that_somebody_took_away_or_emptied_is_written_again(
 
 async def test_what_has_no_end_is_not_kept_waiting_for(path: Path) -> None:
     """A line longer than any of ours is left out, and what follows is read."""
-    put(path, b"x" * (LINE_BYTES_MAX + 1))
+    put(path, b"x" * (TOWER_LINE_BYTES_MAX + 1))
     reader = TowerFileReader(path)
     await reader.read_new()
     good = (await numbered(1)).format_line()
