@@ -58,10 +58,6 @@ class GroupCommit(Generic[J, R]):
         if self._writer is not None:
             await asyncio.wait([self._writer])
 
-    def stop(self, error: MppSessionError) -> None:
-        """Refuse everything from now on, what is queued included."""
-        self._jobs.stop(error)
-
     async def _write(self) -> None:
         try:
             while batch := self._jobs.take():

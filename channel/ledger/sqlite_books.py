@@ -327,7 +327,7 @@ def _insert(connection: sqlite3.Connection, state: ChannelState) -> int:
         *term_values(state.terms),
     ]
     row_id = connection.execute(_SQL["insert_channel"], columns).lastrowid
-    if row_id is None:
+    if row_id is None:  # pragma: no cover - the library's type, for what inserts nothing
         raise InvariantError("SQLite gave an inserted row no id")
     return row_id
 

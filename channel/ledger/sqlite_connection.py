@@ -85,11 +85,6 @@ class SqliteConnection(aiosqlite.Connection):
         """The file's real path."""
         return self._path
 
-    @property
-    def read_only(self) -> bool:
-        """Whether nothing is ever written by it."""
-        return self._read_only
-
     async def prepare(self) -> None:
         """Make commits durable, and the tables ours; what SQLite refuses comes as it is."""
         await self._execute(self._prepare)  # type: ignore[no-untyped-call]
