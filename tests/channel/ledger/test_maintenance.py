@@ -7,9 +7,14 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from channel.errors import ChannelNotFoundError, ChannelStoppedError, ConfigError
+from channel.errors import (
+    ChannelFinalizedError,
+    ChannelNotFoundError,
+    ChannelStoppedError,
+    ConfigError,
+)
 from channel.ledger.interface import Ledger
-from channel.ledger.maintenance import check, export_channels, import_channels, repair
+from channel.ledger.maintenance import check, close_all, export_channels, import_channels, repair
 from channel.ledger.sqlite import SqliteLedger
 from channel.limits import AMOUNT_MAX
 from channel.state import commands as c
@@ -17,6 +22,7 @@ from channel.state.channel_state import LadderVoucher
 from channel.types import ZERO_ADDRESS
 from tests.channel.books import (
     KEY,
+    TERMS,
     accepting,
     fact,
     key_of,
@@ -133,3 +139,37 @@ async def test_a_repair_lets_a_channel_go_on(ledger: Ledger) -> None:
 async def test_an_unknown_channel_cannot_be_repaired(ledger: Ledger) -> None:
     with pytest.raises(ChannelNotFoundError):
         await repair(ledger, KEY, accepted=1, spent=1)
+
+
+async def test_books_that_lack_what_was_bought_close_every_channel_at_what_they_know(
+    ledger: Ledger,
+) -> None:
+    """O-98, O-06: nothing more is bought on any, and none is closed for less than was settled.
+
+    A stream's reservation was perhaps emitted; another payee's channels are not touched. Where
+    the chain has settled more than the books know, the rest goes back without a signature.
+    """
+    await ledger.apply(KEY, [opening(10), reserving(b"r", 2), streaming(b"s", 7)])
+    await ledger.apply(key_of(2), [opening(10, key_of(2))])
+    foreign = c.Observe(fact(key_of(2), settled=40, block=101))
+    await ledger.apply(key_of(2), [foreign])
+    strangers = fact(key_of(3))
+    strangers = replace(strangers, terms=replace(TERMS, payee=ZERO_ADDRESS))
+    await ledger.apply(key_of(3), [opening(10, key_of(3), seen=strangers)])
+    ended = fact(key_of(4), is_finalized=True, block=101)
+    await ledger.apply(key_of(4), [opening(10, key_of(4)), c.Observe(ended)])
+    assert await close_all(ledger, TERMS.payee) == 2
+    known, behind, other, over = [await ledger.load(key_of(number)) for number in range(1, 5)]
+    assert known is not None
+    assert (known.spent, known.reserved) == (7, 0)
+    assert known.closing_with == LadderVoucher(10, signature(10))
+    assert behind is not None
+    assert behind.closing_with == LadderVoucher(40, b"")
+    for key in (KEY, key_of(2)):
+        refused = await ledger.apply(key, [accepting(60, key)])
+        assert isinstance(refused.refusal, ChannelFinalizedError)
+    for untouched in (other, over):
+        assert untouched is not None
+        assert not untouched.is_closing
+    assert await close_all(ledger, TERMS.payee) == 2  # again, and nothing else
+    assert await ledger.load(KEY) == known
