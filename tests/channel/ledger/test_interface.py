@@ -174,6 +174,8 @@ class TestApply:
             await ledger.apply(KEY, [opening(1)])
         with pytest.raises(LedgerUnavailableError):
             await ledger.load(KEY)
+        with pytest.raises(LedgerUnavailableError, match="closed"):
+            await ledger.list_channels()
 
     async def test_closing_commits_what_is_queued(
         self, ledger: Ledger, open_ledger: OpenLedger
@@ -477,6 +479,24 @@ class TestRequests:
         assert await self.kept(ledger, rich, claims[rich]) == [True] * 4
         claims[rich].append(await self.store(ledger, rich, 7, 1_000))
         assert await self.kept(ledger, rich, claims[rich]) == [True] * 5
+
+    async def test_more_channels_than_are_counted_keep_no_more_than_they_paid_for(
+        self, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """O-98, O-10: one whose count was forgotten is held to its bound at its next answer."""
+        monkeypatch.setattr(answers, "CHANNELS_CACHED_MAX", 1)
+        monkeypatch.setattr(answers, "STORED_BYTES_PER_CHANNEL_MIN", 1_000)
+        monkeypatch.setattr(answers, "STORED_BYTES_PER_BASE_UNIT", 0)
+        keys = [key_of(31), key_of(32)]
+        claims: dict[ChannelKey, list[RequestClaim]] = {}
+        for key in keys:
+            await ledger.apply(key, [opening(1, key)])
+            claims[key] = []
+        for n in range(5):
+            for key in keys:
+                claims[key].append(await self.store(ledger, key, n, 250))
+        for key in keys:
+            assert await self.kept(ledger, key, claims[key]) == [False, *[True] * 4]
 
     async def test_in_all_no_more_is_stored_than_one_bound(
         self, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
