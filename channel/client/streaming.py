@@ -105,8 +105,12 @@ class PaidStream:
         self._unpaid_units += units
         self._idle_needs = 0
         self._pace.add(units)
-        if self._refill is None and 2 * self._unpaid_units > self._step_units > 1:
+        if self._refill is None and self._is_running_low:
             self._refill = asyncio.create_task(self._pay_ahead())
+
+    @property
+    def _is_running_low(self) -> bool:
+        return 2 * self._unpaid_units > self._step_units > 1
 
     @property
     def _step_units(self) -> int:
@@ -218,15 +222,18 @@ class PaidStream:
     async def _pay_ahead(self) -> None:
         """Present a voucher before it is asked for; what is in the way is told when it is.
 
-        Nothing is deposited for it: `needed` is what is signed already.
+        Nothing is deposited for it: `needed` is what is signed already. A stream that uses half a
+        step while one is presented gets the next one at once: it may have stopped by then, and
+        nothing more be counted.
         """
         try:
-            self._grow_step()
-            account = await self._ticket.tab.store(self._purse)
-            self._fund_ahead(account)
-            promise = await self._promise(is_needed=False)
-            if promise.voucher.cumulative_amount > account.signed:
-                await self._desk.present_promise(self._purchase, self._ticket, promise)
+            while self._is_running_low:
+                self._grow_step()
+                account = await self._ticket.tab.store(self._purse)
+                self._fund_ahead(account)
+                promise = await self._promise(is_needed=False)
+                if promise.voucher.cumulative_amount > account.signed:
+                    await self._desk.present_promise(self._purchase, self._ticket, promise)
         except (MppSessionError, httpx.TransportError) as error:
             _log.debug("no voucher ahead: %s", type(error).__name__)
         finally:
