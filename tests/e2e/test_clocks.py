@@ -42,7 +42,10 @@ class Shop:
         self.set_clock(0)
 
     def set_clock(self, by_s: int) -> None:
-        self._set_by.write_text(str(by_s))
+        """Set it at one stroke: the gateway, which reads it at any moment, finds no empty file."""
+        new = self._set_by.with_suffix(".new")
+        new.write_text(str(by_s))
+        new.replace(self._set_by)
 
     def gateway(self) -> GatewayProcess:
         command = [sys.executable, "-c", SHIM, "gateway"]
