@@ -217,6 +217,25 @@ class OneConnection:
                     self._connection = None
                 raise LedgerUnavailableError(f"PostgreSQL: {error}") from error
 
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[asyncpg.Connection]:
+        """Have the connection for oneself and for one transaction.
+
+        A caller that is cancelled while it begins or ends may leave the transaction open: its
+        locks would stay, and the next one be a part of it that is never committed. The connection
+        is given up.
+
+        Raises:
+            LedgerUnavailableError: See `use`.
+        """
+        async with self.use() as connection:
+            try:
+                async with connection.transaction():
+                    yield connection
+            except asyncio.CancelledError:
+                connection.terminate()
+                raise
+
     async def close(self) -> None:
         """Close it, once nobody uses it."""
         async with self._one_at_a_time:

@@ -228,7 +228,7 @@ class PostgresJournal:
     @asynccontextmanager
     async def _writing(self) -> AsyncIterator[asyncpg.Connection]:
         """Open a transaction in which our lease cannot be taken from us."""
-        async with self._database.use() as connection, connection.transaction():
+        async with self._database.transaction() as connection:
             fence = await connection.fetchval(_SQL["lock_lease"], *self._lane)
             if self._fence is None or fence != self._fence:
                 raise LeaseLostError("Another settler has taken over the key.")

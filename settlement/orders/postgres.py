@@ -50,7 +50,7 @@ class PostgresOrders:
 
     async def place(self, order: DepositOrder, limits: OrderLimits) -> DepositOrder:
         """See `interface.DepositOrders.place`. One at a time, or two could share the last gas."""
-        async with self._database.use() as connection, connection.transaction():
+        async with self._database.transaction() as connection:
             await connection.execute("SELECT pg_advisory_xact_lock($1)", _PLACE_LOCK)
             known = await _find(connection, order.order_id)
             if known is not None and known.status is not OrderStatus.REFUSED:

@@ -139,6 +139,8 @@ async def test_one_that_hangs_is_replaced_and_stands_by_when_it_is_back(
     await until_closed(chain, await owe_close(ledger, chain))
     payee = "0x" + chain.account("payee").address.hex()
     assert await chain.rpc.read("eth_getTransactionCount", payee, "latest") == "0x1"
+    states = [report["state"] for report in said.reports()]
+    assert states == ["settling", "standing by"]  # and holds up the one that settles no longer
 
 
 async def test_one_that_ends_in_order_is_replaced_at_once(settlers: Settlers) -> None:

@@ -167,6 +167,25 @@ class TestNonces:
             await other.record(tx.tx_id, [Sent()])
 
 
+async def test_a_write_that_is_cancelled_leaves_nothing_half_begun(open_one: OpenJournal) -> None:
+    """F-110, F-51: another's write waits for no lock of it, and the next one is committed."""
+    first, other = await open_one(), await open_one()
+    await first.take_lease("first", ttl_s=600)
+    written = []
+    for turns in range(20):
+        writing = asyncio.create_task(first.add(INTENT, at=NOW))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        writing.cancel()
+        await asyncio.wait({writing})
+        written.append(await first.add(INTENT, at=NOW))
+        found = await other.open_transactions()
+        assert [tx for tx in found if tx in written] == written
+    await first.release_lease()
+    assert await other.take_lease("other", ttl_s=600) == 2
+    await other.add(INTENT, at=NOW)
+
+
 class TestLease:
     """Decision 10, F-110."""
 

@@ -58,6 +58,26 @@ async def test_what_is_wanted_again_is_as_it_was_signed_this_time(orders: Deposi
     assert await orders.find(first.order_id) == again
 
 
+async def test_an_order_that_is_cancelled_holds_up_no_other(
+    orders: DepositOrders, journal_url: str
+) -> None:
+    """F-80: its client left; the next order is durable, and another process can place one."""
+    other = await open_orders(journal_url, chain_id=CHAIN_ID, escrow=ESCROW)
+    unbounded = replace(LIMITS, gas_gwei=10**9)
+    try:
+        for turns in range(20):
+            placing = asyncio.create_task(orders.place(order(3 * turns + 1), unbounded))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            placing.cancel()
+            await asyncio.wait({placing})
+            placed = await orders.place(order(3 * turns + 2), unbounded)
+            assert await other.find(placed.order_id) == placed
+            await other.place(order(3 * turns + 3), unbounded)
+    finally:
+        await other.close()
+
+
 async def test_what_is_placed_is_there_for_whoever_looks(
     orders: DepositOrders, journal_url: str
 ) -> None:
