@@ -1,7 +1,7 @@
 """Senders through a node that fails, or over a journal that does, and something to send."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Container, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
@@ -14,6 +14,8 @@ from settlement.devnet import Devnet
 from settlement.errors import TransactionPendingError
 from settlement.journal.interface import Journal
 from settlement.rpc import Rpc, RpcLimits
+from settlement.signer import KeySigner
+from settlement.tx_bytes import UnsignedTx
 from settlement.tx_manager import TxLimits, TxManager
 from settlement.tx_state import Event, JournalTx
 from tests.settlement.flaky_node import FlakyNode, flaky_node
@@ -88,6 +90,28 @@ async def copy_from_pool(chain: Devnet) -> None:
 
 async def received(chain: Devnet) -> int:
     return await chain.token_balance(chain.account("payee").address) - 1_000_000 * 10**6
+
+
+class Interrupted(KeySigner):
+    """A signing service: before some of its signatures, counted from one, something happens."""
+
+    def __init__(
+        self,
+        private_key: bytes,
+        meanwhile: Callable[[], Awaitable[object]],
+        *,
+        at: Container[int],
+    ) -> None:
+        super().__init__(private_key)
+        self._meanwhile = meanwhile
+        self._at = at
+        self._asked = 0
+
+    async def sign_transaction(self, tx: UnsignedTx) -> bytes:
+        self._asked += 1
+        if self._asked in self._at:
+            await self._meanwhile()
+        return await super().sign_transaction(tx)
 
 
 class FailingJournal:

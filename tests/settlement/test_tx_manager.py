@@ -24,8 +24,6 @@ from settlement.errors import (
 from settlement.journal.memory import MemoryJournal
 from settlement.journal.sqlite import SqliteJournal
 from settlement.rpc import Rpc, RpcLimits
-from settlement.signer import KeySigner
-from settlement.tx_bytes import UnsignedTx
 from settlement.tx_manager import TxLimits, TxManager
 from settlement.tx_state import Abandoned, Included, Sent, Signed, TxStatus
 from tests.settlement.channels import send_blindly
@@ -34,6 +32,7 @@ from tests.settlement.senders import (
     RECEIPT,
     SEND,
     FailingJournal,
+    Interrupted,
     flaky_sender,
     insist,
     pay_one,
@@ -53,23 +52,6 @@ async def journal(chain: Devnet, tmp_path: Path) -> AsyncIterator[SqliteJournal]
         yield opened
 
 
-class Interrupted(KeySigner):
-    """A signing service that takes so long that something else happens before it answers."""
-
-    def __init__(
-        self, private_key: bytes, meanwhile: Callable[[], Awaitable[object]], *, times: int
-    ) -> None:
-        super().__init__(private_key)
-        self._meanwhile = meanwhile
-        self._times = times
-
-    async def sign_transaction(self, tx: UnsignedTx) -> bytes:
-        if self._times:
-            self._times -= 1
-            await self._meanwhile()
-        return await super().sign_transaction(tx)
-
-
 def interrupted(
     chain: Devnet,
     journal: SqliteJournal,
@@ -78,7 +60,7 @@ def interrupted(
     times: int = 1,
 ) -> TxManager:
     """A sender whose first signatures, so many, take that long."""
-    signer = Interrupted(chain.account("stranger").private_key, meanwhile, times=times)
+    signer = Interrupted(chain.account("stranger").private_key, meanwhile, at=range(1, times + 1))
     return TxManager(chain.rpc, signer, journal=journal, limits=_QUICK)
 
 
@@ -369,7 +351,7 @@ async def test_bytes_refused_after_a_raise_stay_pending(
 
         faults: Iterator[Fault] = iter(("refuse", "full"))
         key = chain.account("stranger").private_key
-        signer = Interrupted(key, refuse_next, times=2)
+        signer = Interrupted(key, refuse_next, at=(1, 2))
         sender = TxManager(rpc, signer, journal=journal, limits=_QUICK)
         tx_hash = await sender.broadcast(chain.values.token, pay_one(chain))
         (tx,) = await journal.open_transactions()

@@ -1,21 +1,24 @@
 """O-81: a node that counts an account's transactions wrongly holds up nothing for good."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
+from channel.types import TxHash
 from settlement.alarms import AlarmKind
 from settlement.devnet import Devnet
+from settlement.errors import LeaseLostError, SignerError, TransactionReplacedError
 from settlement.journal.sqlite import SqliteJournal
 from settlement.rpc import Rpc, RpcLimits
 from settlement.tx_manager import TxLimits, TxManager
 from settlement.tx_state import TxStatus
 from tests.faults.proxy import LyingNode, lying_node
-from tests.settlement.senders import pay_one, received
+from tests.settlement.channels import send_blindly
+from tests.settlement.senders import Interrupted, are_pooled, pay_one, received
 from tests.settlement.test_tx_lane import open_journal
 from tests.waiting import PATIENCE_S, until
 
@@ -153,6 +156,90 @@ async def test_a_gap_is_filled_up_to_a_bound(sending: Sending, chain: Devnet) ->
     assert "too many" in sender.alarms.ringing[0].text
     await _end(run)
     assert await sending.nonces() == [257]
+
+
+@asynccontextmanager
+async def gap_of_two(
+    sending: Sending, chain: Devnet, meanwhile: Callable[[], Awaitable[object]], *, at: int
+) -> AsyncIterator[tuple[TxManager, TxHash]]:
+    """A transaction that waits for nonces 0 and 1, and what happens at so many a signature."""
+    rpc = (await sending.sender(1)).rpc
+    signer = Interrupted(chain.account("stranger").private_key, meanwhile, at=(at,))
+    limits = replace(LIMITS, jump_checked_s=0.01, gap_after_s=0.05)
+    sender = TxManager(rpc, signer, journal=sending.journal, limits=limits)
+    sending.nodes[0].lies[COUNT] = more(2)
+    tx_hash = await sender.broadcast(chain.values.token, pay_one(chain))
+    sending.nodes[0].lies.clear()
+    assert await sending.nonces() == [2]
+    yield sender, tx_hash
+
+
+@pytest.mark.parametrize("at", [2, 3])
+async def test_a_gap_that_a_signer_does_not_fill_is_tried_again(
+    sending: Sending, chain: Devnet, at: int
+) -> None:
+    """O-98, O-81: it is away for the first nonce that is missing, or for the second."""
+
+    async def be_away() -> None:
+        raise SignerError("The signer does not answer.")
+
+    async with gap_of_two(sending, chain, be_away, at=at) as (sender, tx_hash):
+        run = asyncio.create_task(sender.run())
+        assert (await sender.resume(tx_hash)).is_success
+        await until(lambda: _is_all(sending.journal, TxStatus.FINAL))
+        await _end(run)
+    assert await sending.nonces() == [0, 1, 2]
+    assert await received(chain) == 1
+
+
+async def test_a_settler_without_the_lease_fills_no_gap(
+    sending: Sending, chain: Devnet, tmp_path: Path
+) -> None:
+    """O-98, F-110: the settler that has it by now fills it; two would pay twice for each nonce."""
+    async with open_journal(chain, tmp_path) as other:
+
+        async def lose() -> None:
+            await sending.journal.release_lease()
+            assert await other.take_lease("another", ttl_s=600) is not None
+
+        async with gap_of_two(sending, chain, lose, at=2) as (sender, tx_hash):
+            with pytest.raises(LeaseLostError):
+                await sender.resume(tx_hash)
+        assert await sending.nonces() == [2]
+        limits = replace(LIMITS, gap_after_s=0.05)
+        second = TxManager(chain.rpc, chain.signer("stranger"), journal=other, limits=limits)
+        await second.recover()
+        assert (await second.resume(tx_hash)).is_success
+    assert await sending.nonces() == [0, 1, 2]
+    assert await received(chain) == 1
+
+
+async def test_a_gap_is_filled_with_the_bytes_that_were_given_up(
+    sending: Sending, chain: Devnet
+) -> None:
+    """O-98, F-70, F-113: what took its nonce, a reorg took back; nothing new is signed for it."""
+    limits = replace(LIMITS, gap_after_s=0.05)
+    sender = TxManager(chain.rpc, chain.signer("stranger"), journal=sending.journal, limits=limits)
+    await chain.mine()
+    async with chain.mining_paused():
+        given_up = await sender.broadcast(chain.values.token, pay_one(chain))
+        await chain.rpc.command("anvil_dropTransaction", "0x" + given_up.hex())
+        foreign = asyncio.create_task(
+            send_blindly(chain, chain.values.token, b"\x00", by="stranger")
+        )
+        await until(lambda: are_pooled(chain, 1))
+        await chain.mine()
+        taken_by = await foreign
+    with pytest.raises(TransactionReplacedError):
+        await sender.resume(given_up)
+    await chain.rpc.command("anvil_reorg", 2, [])  # with the block that ends the pause
+    await chain.rpc.command("anvil_dropTransaction", "0x" + taken_by.hex())
+    later = await sender.broadcast(chain.values.token, pay_one(chain))
+    assert (await sender.resume(later)).is_success
+    assert await chain.rpc.receipt(given_up) is not None
+    assert [len(tx.versions) for tx in await sending.journal.transactions_from(0)] == [1, 1]
+    assert await sending.nonces() == [0, 1]
+    assert await received(chain) == 2
 
 
 @pytest.mark.parametrize(
