@@ -131,7 +131,7 @@ class EscrowSettler:
         """
         entry = BatchEntry(key.channel_id, cumulative_amount, signature)
         result = await self._ask(Purpose.CLOSE, key, entry, value=value, deadline=deadline)
-        if not isinstance(result, CloseResult):
+        if not isinstance(result, CloseResult):  # pragma: no cover - answers are made by purpose
             raise InvariantError("a close was answered like a settle")
         return result
 
@@ -147,7 +147,7 @@ class EscrowSettler:
         """Settle up to `cumulative_amount`; the channel stays open. Errors as `close_channel`."""
         entry = BatchEntry(key.channel_id, cumulative_amount, signature)
         result = await self._ask(Purpose.SETTLE, key, entry, value=value, deadline=deadline)
-        if not isinstance(result, SettleResult):
+        if not isinstance(result, SettleResult):  # pragma: no cover - answers are made by purpose
             raise InvariantError("a settle was answered like a close")
         return result
 
