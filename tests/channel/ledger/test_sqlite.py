@@ -4,18 +4,24 @@ import asyncio
 import os
 import sqlite3
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from channel.errors import ConfigError, InvariantError, LedgerUnavailableError, StorageFailedError
-from channel.ledger import sqlite_connection
+from channel.ledger import answers, sqlite_connection
+from channel.ledger.interface import ClaimRequest, StoreResponse
 from channel.ledger.queries import Schema
 from channel.ledger.sqlite import SqliteLedger
 from channel.ledger.sqlite_books import SqliteBooks
-from channel.limits import CACHE_TRUSTED_S
+from channel.limits import CACHE_TRUSTED_S, LEDGER_POLL_S
 from channel.state import commands as c
+from channel.state.requests import StoredResponse
 from tests.channel.books import KEY, accepting, fact, key_of, opening, reserving, run, streaming
+from tests.channel.ledger.test_interface import CLAIM
+from tests.waiting import PATIENCE_S
 
 HOLD_OPEN = """
 import asyncio, sys
@@ -146,6 +152,31 @@ class TestOpening:
         with pytest.raises(ConfigError, match="cannot be opened"):
             await SqliteLedger.open(tmp_path / "missing" / "ledger.db", exclusive=False)
 
+    async def test_a_file_with_a_second_name_is_refused(self, path: Path) -> None:
+        """O-98: SQLite keeps a log for each name, so each would lack what the other has."""
+        await (await SqliteLedger.open(path, exclusive=True)).close()
+        other = path.with_name("other.db")
+        other.hardlink_to(path)
+        for name in (path, other):
+            for read_only in (True, False):
+                with pytest.raises(ConfigError, match="second name"):
+                    await SqliteLedger.open(name, exclusive=False, read_only=read_only)
+        remove(other)
+        await (await SqliteLedger.open(path, exclusive=True)).close()
+
+    def test_a_database_that_keeps_no_log_on_the_disk_is_refused(self) -> None:
+        """O-98, decision 3: as in memory, or where SQLite cannot share memory for its log."""
+        connection = sqlite3.connect(":memory:", isolation_level=None)
+        with pytest.raises(ConfigError, match=r"journal_mode = memory.*voucher may be lost"):
+            sqlite_connection._prepare(connection)  # noqa: SLF001
+        connection.close()
+
+    async def test_a_table_of_versions_that_cannot_be_read_is_no_old_one(self, path: Path) -> None:
+        """O-98: who only asks does not take it for a file from before there was a version."""
+        execute(path, "CREATE TABLE ledger_schema (other)")
+        with pytest.raises(ConfigError, match="no such column"):
+            await SqliteLedger.open(path, exclusive=False, read_only=True)
+
     async def test_a_newer_schema_is_refused_and_left_alone(self, path: Path) -> None:
         await (await SqliteLedger.open(path, exclusive=True)).close()
         newer = sqlite3.connect(path)
@@ -167,6 +198,25 @@ class TestOpening:
         assert tables == [("ledger_schema",), ("one",)]
         assert connection.execute("SELECT version FROM ledger_schema").fetchone() == (1,)
         connection.close()
+
+    async def test_who_creates_it_second_waits_for_the_first(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """O-98, F-37: SQLite itself waits for nobody when it is to begin a log; in bounded time."""
+        first = sqlite3.connect(path, isolation_level=None)
+        first.execute("BEGIN IMMEDIATE")
+        with monkeypatch.context() as impatient:
+            impatient.setattr(sqlite_connection, "LEDGER_BUSY_S", 0.05)
+            with pytest.raises(ConfigError, match="locked"):
+                await SqliteLedger.open(path, exclusive=False)
+        second = asyncio.ensure_future(SqliteLedger.open(path, exclusive=False))
+        await asyncio.sleep(0.1)
+        assert not second.done()
+        first.execute("ROLLBACK")
+        first.close()
+        ledger = await second
+        assert (await ledger.apply(KEY, [opening(50)])).state.accepted == 50
+        await ledger.close()
 
     async def test_many_processes_may_create_it_at_once(self, path: Path) -> None:
         """F-37."""
@@ -221,6 +271,60 @@ class TestMemory:
             assert applied.state == run(opening(1, key_of(number)), accepting(2, key_of(number)))
         await ledger.close()
 
+    async def test_a_look_that_fails_ends_no_watch(self, path: Path) -> None:
+        """O-98, F-51: the stream waits on, and is woken by the voucher that another has taken."""
+        ledger = await SqliteLedger.open(path, exclusive=True)
+        other = await SqliteLedger.open(path, exclusive=False)
+        await ledger.apply(KEY, [opening(50)])
+        async with ledger.watch(KEY) as watch:
+            while await watch.changed(LEDGER_POLL_S * 1.5):
+                pass
+            await interrupt(ledger, lambda: 1)
+            assert not await watch.changed(LEDGER_POLL_S * 3)
+            await interrupt(ledger, None)
+            await other.apply(KEY, [accepting(60)])
+            assert await watch.changed(PATIENCE_S)
+        state = await ledger.load(KEY)
+        assert state is not None
+        assert state.accepted == 60
+        await other.close()
+        await ledger.close()
+
+    async def test_another_process_may_prune_at_once(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """O-98, O-10: one finds that the other has dropped what it was about to, and ends."""
+        ledger = await SqliteLedger.open(path, exclusive=True)
+        other = await SqliteLedger.open(path, exclusive=False)
+        monkeypatch.setattr(answers, "STORED_BYTES_MAX", 100)
+        await ledger.apply(KEY, [opening(50)])
+        await ledger.apply(KEY, [], request=ClaimRequest(CLAIM))
+        stored = StoredResponse(200, (), bytes(90))
+        await ledger.apply(KEY, [], request=StoreResponse(CLAIM, stored))
+        connection = ledger._connection  # noqa: SLF001 - the moment between
+        dropped: list[int] = []
+        real = connection.run_transaction
+
+        async def be_overtaken(work: Callable[[sqlite3.Connection], Any]) -> Any:
+            found = await real(work)
+            if not dropped:
+                dropped.append(await other.prune(CLAIM.expires_at + 1))
+            return found
+
+        monkeypatch.setattr(connection, "run_transaction", be_overtaken)
+        assert await ledger.prune(0) == 0
+        assert dropped == [1]
+        assert await ledger.load(KEY) == run(opening(50))
+        await other.close()
+        await ledger.close()
+
+
+async def interrupt(ledger: SqliteLedger, handler: Callable[[], int] | None) -> None:
+    """Have SQLite break off each statement, or no longer."""
+    await ledger._connection.run(  # noqa: SLF001 - the fault
+        lambda connection: connection.set_progress_handler(handler, 1)
+    )
+
 
 class TestBusy:
     async def test_a_lock_that_is_given_back_is_waited_for(self, path: Path) -> None:
@@ -273,6 +377,30 @@ class TestCorruption:
         with pytest.raises(InvariantError):
             await ledger.apply(key_of(2), [accepting(70, key_of(2))])
         await ledger.close()
+
+    async def test_a_row_that_cannot_be_read_is_no_unknown_channel(self, path: Path) -> None:
+        """O-98: else its payer could open it anew; who is loaded beside it gets an answer."""
+        ledger = await SqliteLedger.open(path, exclusive=False)
+        for key in (KEY, key_of(2)):
+            await ledger.apply(key, [opening(50, key)])
+        execute(path, "UPDATE channel SET highest = x'00' WHERE id = 1")
+        loads = [ledger.load(key) for key in (key_of(2), KEY, key_of(2))]
+        before, broken, beside = await asyncio.gather(*loads, return_exceptions=True)
+        assert isinstance(broken, InvariantError)
+        assert before == beside == run(opening(50, key_of(2)))
+        await ledger.close()
+
+    async def test_a_connection_that_has_ended_commits_nothing(self, path: Path) -> None:
+        """O-98: and says so, for else a caller would wait for ever."""
+        ledger = await SqliteLedger.open(path, exclusive=True)
+        await ledger.apply(KEY, [opening(50)])
+        await ledger._connection.close()  # noqa: SLF001 - the fault
+        with pytest.raises(LedgerUnavailableError, match="closed"):
+            await ledger.apply(KEY, [accepting(60)])
+        await ledger.close()
+        again = await SqliteLedger.open(path, exclusive=True)
+        assert await again.load(KEY) == run(opening(50))
+        await again.close()
 
     async def test_a_gateway_that_cannot_start_leaves_the_lock_to_the_next(
         self, path: Path
