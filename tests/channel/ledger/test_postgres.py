@@ -3,21 +3,29 @@
 import asyncio
 import statistics
 import time
+import uuid
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import asyncpg
 import pytest
+from msgspec.structs import replace
 
 from channel.errors import ConfigError, LedgerUnavailableError
-from channel.ledger import postgres, postgres_connection
-from channel.ledger.interface import ConsumeProof
+from channel.ledger import answers, postgres, postgres_connection
+from channel.ledger.interface import ClaimRequest, ConsumeProof, StoreResponse
+from channel.ledger.marker import Marker
 from channel.ledger.postgres import PostgresLedger
 from channel.ledger.queries import Schema
 from channel.limits import LEDGER_REMOTE_POLL_S
 from channel.state import commands as c
+from channel.state.requests import StoredResponse
 from channel.types import TxHash
 from tests.channel.books import KEY, accepting, key_of, opening, reserving, run, streaming
+from tests.channel.ledger.test_interface import CLAIM
 from tests.waiting import PATIENCE_S, until
 
 WAKE_S_MAX = 0.02
@@ -340,3 +348,179 @@ async def test_a_refused_connection_is_an_error_until_the_server_is_back(
     async with one.watch(KEY) as watch:
         await other.apply(KEY, [accepting(40)])
         assert await watch.changed(PATIENCE_S)
+
+
+@asynccontextmanager
+async def guarded(ledger: PostgresLedger, folder: Path) -> AsyncIterator[Marker]:
+    """Have the books held against a marker, as a gateway does."""
+    marker = Marker(folder / "a.marker")
+    books = await ledger.identity("a")
+    await asyncio.to_thread(marker.write_anew, books)
+    assert (await ledger.guard(marker)).fault is None
+    yield marker
+    await asyncio.to_thread(marker.close)
+
+
+async def test_a_cluster_that_went_back_accepts_nothing(
+    workers: list[PostgresLedger], tmp_path: Path
+) -> None:
+    """O-98, O-06: its log was further on already; what it lacks may be of any channel."""
+    ledger, _ = workers
+    async with guarded(ledger, tmp_path) as marker:
+        await ledger.apply(KEY, [opening(10)])
+        assert (await ledger.look()).fault is None
+        reached = marker.position
+        assert reached is not None
+        marker.position = replace(reached, lsn=reached.lsn + 2**40)
+        fault = (await ledger.look()).fault
+        assert fault is not None
+        assert "PostgreSQL went back from timeline" in fault
+        with pytest.raises(LedgerUnavailableError, match="went back"):
+            await ledger.apply(KEY, [accepting(20)])
+        state = await ledger.load(KEY)
+        assert state is not None
+        assert state.accepted == 10
+
+
+async def test_a_connection_whose_books_cannot_be_looked_at_is_not_used(
+    workers: list[PostgresLedger], admin: asyncpg.Connection, tmp_path: Path
+) -> None:
+    """O-98, O-06: it may lead to a server without them; it is closed, and another one tried."""
+    ledger, _ = workers
+    async with guarded(ledger, tmp_path):
+        await ledger.apply(KEY, [opening(10)])
+        await ledger.list_channels()
+        await admin.execute("ALTER TABLE channel RENAME TO away")
+        await end_connections(admin, "%")
+        for _ in range(3):
+            with pytest.raises(LedgerUnavailableError):
+                await ledger.apply(KEY, [accepting(20)])
+        query = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%FROM channel%unnest%'"
+
+        async def are_closed() -> bool:
+            return bool(await admin.fetchval(query + " AND pid <> pg_backend_pid()") == 0)
+
+        await until(are_closed)
+        await admin.execute("ALTER TABLE away RENAME TO channel")
+        assert (await ledger.apply(KEY, [accepting(20)])).require().accepted == 20
+
+
+async def test_a_commit_that_always_meets_another_is_refused_whole(
+    workers: list[PostgresLedger], admin: asyncpg.Connection
+) -> None:
+    """O-98, F-36: after so many tries; here the server itself says so each time."""
+    ledger, _ = workers
+    await ledger.apply(KEY, [opening(10)])
+    await admin.execute(
+        "CREATE FUNCTION meet() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$BEGIN RAISE EXCEPTION 'met' USING ERRCODE = 'serialization_failure'; END$$"
+    )
+    await admin.execute("CREATE TRIGGER meeting BEFORE UPDATE ON channel EXECUTE FUNCTION meet()")
+    with pytest.raises(LedgerUnavailableError, match="again and again"):
+        await ledger.apply(KEY, [accepting(20)])
+    await admin.execute("DROP TRIGGER meeting ON channel")
+    assert await ledger.list_channels() == [run(opening(10))]
+    assert (await ledger.apply(KEY, [accepting(20)])).require().accepted == 20
+
+
+async def test_a_look_that_the_server_refuses_is_an_error_and_the_next_goes_on(
+    workers: list[PostgresLedger], admin: asyncpg.Connection
+) -> None:
+    """O-98, F-51: on the same connection after a refusal, on a new one after it is of no use."""
+    ledger, _ = workers
+    await ledger.apply(KEY, [opening(10)])
+    assert len(await ledger.list_channels()) == 1
+    reader = ledger._reader  # noqa: SLF001 - the fault
+    assert reader is not None
+    await admin.execute("ALTER TABLE channel RENAME TO away")
+    with pytest.raises(LedgerUnavailableError, match="does not exist"):
+        await ledger.list_channels()
+    await admin.execute("ALTER TABLE away RENAME TO channel")
+    assert len(await ledger.list_channels()) == 1
+    assert not reader.is_closed()
+    await reader.execute("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY")
+    with pytest.raises(LedgerUnavailableError, match="read-only"):
+        await ledger.prune(0)
+    assert reader.is_closed()
+    assert await ledger.prune(0) == 0
+
+
+async def test_workers_that_prune_at_once_both_end(
+    workers: list[PostgresLedger], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """O-98, O-10: one finds that the other has dropped what it was about to."""
+    one, other = workers
+    monkeypatch.setattr(answers, "STORED_BYTES_MAX", 100)
+    await one.apply(KEY, [opening(10)])
+    await one.apply(KEY, [], request=ClaimRequest(CLAIM))
+    await one.apply(KEY, [], request=StoreResponse(CLAIM, StoredResponse(200, (), bytes(90))))
+    fetch, dropped = one._fetch, []  # noqa: SLF001 - the moment between a look and what it finds
+
+    async def be_overtaken(query: str, *arguments: Any) -> Any:
+        found = await fetch(query, *arguments)
+        if query == "sum_answers":
+            dropped.append(await other.prune(CLAIM.expires_at + 1))
+        return found
+
+    monkeypatch.setattr(one, "_fetch", be_overtaken)
+    assert await one.prune(0) == 0
+    assert dropped == [1]
+    assert await one.list_channels() == [run(opening(10))]
+
+
+async def test_a_connection_that_cannot_be_made_to_wait_for_the_disk_is_not_used(
+    postgres_url: str, admin: asyncpg.Connection
+) -> None:
+    """O-98, decision 3: nor left open; here a function of the schema keeps it from it."""
+    await admin.execute(
+        "CREATE FUNCTION set_config(text, text, boolean) RETURNS text LANGUAGE plpgsql AS "
+        "$$BEGIN RAISE EXCEPTION 'not here'; END$$"
+    )
+    schema = await admin.fetchval("SELECT current_schema()")
+    first = postgres_url.replace(schema, f"{schema},pg_catalog")
+    with pytest.raises(LedgerUnavailableError, match="not here"):
+        await postgres_connection.connect(f"{first}&synchronous_commit=off")
+
+    async def is_closed() -> bool:
+        query = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%set_config(''synch%'"
+        return bool(await admin.fetchval(query + " AND pid <> pg_backend_pid()") == 0)
+
+    await until(is_closed)
+
+
+async def test_a_role_that_may_not_know_the_position_serves_without(
+    admin: asyncpg.Connection,
+) -> None:
+    """O-98, O-06: as at a hosted server; the channels themselves are held against the marker."""
+    assert await postgres_connection.position(admin) is not None
+    attempt = admin.transaction()
+    await attempt.start()
+    role = f"role_{uuid.uuid4().hex}"
+    await admin.execute(f"CREATE ROLE {role}")
+    await admin.execute("REVOKE EXECUTE ON FUNCTION pg_control_system() FROM PUBLIC")
+    await admin.execute(f"SET LOCAL ROLE {role}")
+    assert await postgres_connection.position(admin) is None
+    await attempt.rollback()
+
+
+async def test_the_settlers_connection_comes_back_after_a_refusal(
+    postgres_url: str,
+) -> None:
+    """O-98, F-51: the same one where the server only said no, a new one where it is of no use."""
+    one = postgres_connection.OneConnection(postgres_url, "journal")
+    async with one.use() as first:
+        await first.execute("CREATE TABLE kept (a INT)")
+    with pytest.raises(LedgerUnavailableError, match="does not exist"):
+        async with one.use() as connection:
+            await connection.execute("INSERT INTO missing VALUES (1)")
+    async with one.use() as connection:
+        assert connection is first
+        await connection.execute("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY")
+    with pytest.raises(LedgerUnavailableError, match="read-only"):
+        async with one.use() as connection:
+            await connection.execute("INSERT INTO kept VALUES (1)")
+    assert first.is_closed()
+    async with one.use() as connection:
+        await connection.execute("INSERT INTO kept VALUES (1)")
+        assert await connection.fetchval("SELECT count(*) FROM kept") == 1
+    await one.close()
