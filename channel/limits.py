@@ -172,7 +172,7 @@ EXITS_BELIEVED_MAX: Final = 8
 GAP_FILLED_MAX: Final = 256
 # Signers and payers that are remembered at once: each cost its owner a channel.
 DISTRUSTED_MAX: Final = 100_000
-# Addresses whose code is known, one to a channel that is open: some megabytes.
+# Vouchers of which is known whether a wallet signed them, one or two to a channel.
 WALLETS_KNOWN_MAX: Final = 65_536
 # Deposits at our gas that are looked at together: each is strangers' and costs questions.
 OPEN_ORDERS_MAX: Final = 256

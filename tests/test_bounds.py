@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from channel import limits
+from channel.engine import EngineSettings
+from service.config import list_settings
 
 ROOT = Path(__file__).resolve().parent.parent
 TESTS = ROOT / "tests"
@@ -53,6 +55,74 @@ OURS = {
 """Constants that bound nothing another party can make us use, and what they are instead."""
 
 
+DEFAULTS = {
+    "ledger.channels_cached": "CHANNELS_CACHED_MAX",
+    "listen.body_timeout_s": "BODY_S_MAX",
+    "listen.connections_max": "CONNECTIONS_MAX",
+    "listen.head_timeout_s": "HEAD_S_MAX",
+    "listen.read_timeout_s": "READ_S_MAX",
+    "payment.chain_checks_per_address": "CHAIN_CHECKS_PER_SOURCE_MAX",
+    "payment.challenge_lifetime_s": "CHALLENGE_LIFETIME_S",
+    "payment.pause_timeout_s": "STREAM_PAUSE_S",
+    "payment.reservation_lease_s": "RESERVATION_LEASE_S",
+    "payment.reservation_step_units": "RESERVATION_STEP_UNITS",
+    "payment.vouchers_per_second": "VOUCHERS_PER_SECOND_MAX",
+    "sponsoring.deposit_min": "SPONSORED_DEPOSIT_MIN",
+    "sponsoring.deposits_per_address": "SPONSORED_PER_SOURCE_MAX",
+    "sponsoring.gas_per_deposit_max": "SPONSORED_GAS_MAX",
+    "sponsoring.margin_s": "AUTHORIZATION_MARGIN_S",
+    "upstream.abandoned_units_max": "ABANDONED_UNITS_MAX",
+    "upstream.body_bytes_max": "REQUEST_BYTES_MAX",
+}
+"""Bounds that an operator sets: the tests of the setting cross it at another value."""
+
+ENGINE_DEFAULTS = {
+    "close_wait_s": "CLOSE_WAIT_S_MAX",
+    "fact_age_s_max": "FACT_AGE_S_MAX",
+    "fact_ttl_s": "FACT_TTL_S",
+    "transaction_wait_s": "TRANSACTION_WAIT_S_MAX",
+}
+"""The same for what the engine is built with."""
+
+CROSSED_AS = {
+    "COMMIT_BATCH_MAX": "channel/ledger/test_group_commit.py::test_a_batch_is_bounded",
+    "COMMIT_QUEUE_MAX": "channel/ledger/test_group_commit.py::"
+    "test_a_full_queue_refuses_and_does_not_grow",
+    "EVENT_BYTES_MAX": "channel/wire/test_sse.py::"
+    "test_an_endless_event_is_refused_and_not_collected",
+    "FILE_S_MAX": "settlement/test_files.py::test_a_file_system_that_hangs_costs_a_bounded_time",
+    "HEAD_BYTES_MAX": "service/gateway/test_serve.py::"
+    "test_a_head_of_any_size_is_not_taken_whatever_else_is_installed",
+    "LATE_ANSWERS_MAX": "channel/http/test_late.py::test_so_many_wait_and_no_more",
+    "LATE_ANSWER_S": "channel/http/test_late.py::"
+    "test_first_offers_come_late_beyond_a_rate_from_one_address",
+    "LOG_QUEUED_BYTES_MAX": "service/test_relay.py::"
+    "test_what_found_no_room_is_counted_when_it_is_read_again",
+    "NODE_ANSWER_BYTES_MAX": "settlement/test_transport.py::"
+    "test_a_coded_answer_is_unpacked_within_the_bound",
+    "PROBE_S_MAX": "service/gateway/test_readiness.py::"
+    "test_a_server_that_is_busy_is_there_and_one_that_is_silent_is_not",
+    "STREAM_PAUSE_S_MAX": "channel/http/test_events.py::"
+    "test_a_pause_that_is_not_paid_ends_with_a_receipt",
+}
+"""Bounds that a test crosses at another value, given as a parameter, or amid other parts."""
+
+PACES = {
+    *("ACCEPTED_TOGETHER_MAX", "READ_BYTES_MAX", "TOWER_READ_BYTES_MAX", "VERIFYING_THREADS_MAX"),
+    *("LEDGER_LOOK_S", "LEDGER_POLL_S", "MARKER_SYNC_S"),
+    *("FAILED_REQUESTS_PERIOD_S", "SPONSORED_PERIOD_S"),
+}
+"""How much is done in one turn, how often, over which time: what passes it waits."""
+
+UNCROSSED = {
+    *("ANSWER_BYTES_MAX", "COMMIT_TRIES_MAX", "DEPOSIT_WANTED_S_MAX", "DISTRUSTED_MAX"),
+    *("IDEMPOTENCY_LIFETIME_S", "LENGTH_DIGITS_MAX", "LOCATION_CHARS_MAX", "NODE_EVENT_BYTES_MAX"),
+    *("NODE_MESSAGE_CHARS_MAX", "NODE_TIP_S_MAX", "OPEN_ORDERS_MAX", "PROBE_BYTES_MAX"),
+    *("PRODUCER_CLOSE_S_MAX", "SIGNATURE_BYTES", "STORED_BYTES_PER_CHANNEL_MAX"),
+}
+"""Bounds that no test crosses by one yet. The list may only become shorter."""
+
+
 def constants() -> Iterator[tuple[str, str]]:
     """Yield each constant of a module that is named as a bound, with its module."""
     for package in ("channel", "settlement", "service"):
@@ -92,3 +162,34 @@ def test_every_bound_is_in_the_manual_with_its_value() -> None:
     listed = re.findall(r"(?m)^\| `([A-Z_]+)` \| ([\d,.]+) \| .+ \|$", section)
     assert dict(listed) == {name: f"{value:,}" for name, value in BOUNDS.items()}
     assert len(listed) == len(BOUNDS)
+
+
+def test_what_an_operator_sets_begins_at_its_bound() -> None:
+    """Issue 10 B: the default of each such setting is the constant, and no second number."""
+    found = list_settings()
+    assert {name: found[name].default for name in DEFAULTS} == {
+        name: BOUNDS[bound] for name, bound in DEFAULTS.items()
+    }
+    engine = dict(
+        zip(
+            EngineSettings.__struct_fields__[::-1],
+            EngineSettings.__struct_defaults__[::-1],
+            strict=False,
+        )
+    )
+    assert {name: engine[name] for name in ENGINE_DEFAULTS} == {
+        name: BOUNDS[bound] for name, bound in ENGINE_DEFAULTS.items()
+    }
+
+
+def test_every_bound_is_crossed_by_a_test() -> None:
+    """Issue 10 B: a test names it, or crosses it at another value; the rest is listed."""
+    named: set[str] = set()
+    for path in TESTS.rglob("test_*.py"):
+        if "node_modules" not in path.parts and path != Path(__file__):
+            named |= used(path)
+    for test in CROSSED_AS.values():
+        module, function = test.split("::")
+        assert f"def {function}(" in (TESTS / module).read_text(), test
+    otherwise = {*DEFAULTS.values(), *ENGINE_DEFAULTS.values(), *CROSSED_AS, *PACES}
+    assert BOUNDS.keys() - named - otherwise == UNCROSSED

@@ -17,7 +17,8 @@ from starlette.routing import Route as Endpoint
 from channel.client.account import AccountState
 from channel.client.store import Purse
 from channel.http import Price, Route
-from service.agent import PaidOutcome, Wallet, describe_left, pay
+from channel.limits import REFUSAL_CHARS_MAX
+from service.agent import PaidOutcome, Wallet, _read_refusal, describe_left, pay
 from service.amounts import TokenUnit
 from service.errors import CommandError
 from service.testing import TestPayer, TestProvider
@@ -170,3 +171,10 @@ async def test_a_store_that_cannot_be_made_is_one_line(wallet: Wallet, tmp_path:
     there = replace(wallet, store=tmp_path / "file" / "agent.db")
     with pytest.raises(CommandError, match="cannot be made"):
         await ask("http://127.0.0.1:1/ask", there)
+
+
+def test_a_refusals_words_are_shown_so_far() -> None:
+    """What a server says comes into an error, and no more of it than a few lines."""
+    words = b"x" * REFUSAL_CHARS_MAX
+    assert _read_refusal(words) == words.decode()
+    assert _read_refusal(words + b"y") == words.decode()

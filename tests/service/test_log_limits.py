@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
+from channel.limits import LOG_KINDS_MAX, LOG_LINES_PER_MINUTE_MAX
 from service.log_limits import LinesPerMinute
 
-MOST = 30
+MOST = LOG_LINES_PER_MINUTE_MAX
 
 
 class Log:
@@ -63,6 +64,8 @@ def test_alarms_and_bugs_are_always_written() -> None:
 
 def test_so_many_kinds_are_remembered_and_no_more() -> None:
     log = Log()
-    for line in range(5000):
+    for line in range(LOG_KINDS_MAX):
         log.lines(1, line=line)
-    assert len(log.filter._kinds) <= 1024  # noqa: SLF001
+    assert len(log.filter._kinds) == LOG_KINDS_MAX  # noqa: SLF001
+    log.lines(1, line=LOG_KINDS_MAX)
+    assert len(log.filter._kinds) == 1  # noqa: SLF001

@@ -8,6 +8,7 @@ from eth_abi.abi import encode
 
 from channel.chain import OpenedLog, ToppedUpLog
 from channel.errors import ChainUnavailableError, ConfigError, TransactionRevertedError
+from channel.limits import WALLET_SIGNATURE_BYTES_MAX
 from channel.types import Address, ChannelId, TxHash
 from channel.verify.typed_data import voucher_digest
 from settlement import abi
@@ -295,8 +296,12 @@ async def test_the_longest_signature_can_be_asked_about(
 ) -> None:
     wallet = await deploy_wallet(chain.deployer, "agrees")
     digest = b"\x05" * 32
-    assert await reader.is_valid_wallet_signature(wallet, digest, b"\xff" * 4096)
-    assert not await reader.is_valid_wallet_signature(wallet, digest, b"\xff" * 4097)
+    assert await reader.is_valid_wallet_signature(
+        wallet, digest, b"\xff" * WALLET_SIGNATURE_BYTES_MAX
+    )
+    assert not await reader.is_valid_wallet_signature(
+        wallet, digest, b"\xff" * (WALLET_SIGNATURE_BYTES_MAX + 1)
+    )
 
 
 async def test_a_key_that_signs_itself_is_a_yes_too(

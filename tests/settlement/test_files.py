@@ -1,6 +1,7 @@
 """O-84: no file that somebody put where we look holds up a process, or leads it elsewhere."""
 
 import asyncio
+import json
 import os
 import subprocess
 import sys
@@ -8,9 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
+from eth_account import Account
 
 from channel.errors import ConfigError
 from channel.files import open_regular
+from channel.limits import KEYSTORE_BYTES_MAX, PASSWORD_BYTES_MAX
 from service.keystore import decrypt_keystore, read_password
 from settlement.files import FileThread, read_regular
 from settlement.tower.store import BEAT, TowerFile, TowerFileReader
@@ -88,6 +91,23 @@ def test_keys_and_passwords_are_small_files(what: str, tmp_path: Path) -> None:
     (tmp_path / "mounted").write_text("open sesame\n")
     (tmp_path / "link").symlink_to(tmp_path / "mounted")
     assert read_password(tmp_path / "link") == "open sesame"
+
+
+def test_a_password_and_a_keystore_may_be_as_long_as_their_bounds(tmp_path: Path) -> None:
+    """O-84: and not a byte longer."""
+    path = tmp_path / "secret"
+    path.write_bytes(b"x" * PASSWORD_BYTES_MAX)
+    assert len(read_password(path)) == PASSWORD_BYTES_MAX
+    path.write_bytes(b"x" * (PASSWORD_BYTES_MAX + 1))
+    with pytest.raises(ConfigError, match="longer than"):
+        read_password(path)
+    key = bytes(31) + b"\1"
+    keystore = json.dumps(Account.encrypt(key, "open", kdf="pbkdf2", iterations=10))
+    path.write_text(keystore.ljust(KEYSTORE_BYTES_MAX))
+    assert decrypt_keystore(path, "open") == key
+    path.write_text(keystore.ljust(KEYSTORE_BYTES_MAX + 1))
+    with pytest.raises(ConfigError, match="longer than"):
+        decrypt_keystore(path, "open")
 
 
 def test_a_small_file_may_be_as_long_as_its_bound(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import gzip
+import json
 import tracemalloc
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -11,6 +12,7 @@ import pytest
 from aiohttp import web
 
 from channel.errors import ConfigError
+from channel.limits import SIGNER_ANSWER_BYTES_MAX
 from channel.types import Address
 from channel.verify.signature import recover, sign
 from channel.verify.typed_data import keccak
@@ -193,3 +195,22 @@ async def test_a_key_elsewhere_sends_transactions(chain: Devnet) -> None:
         receipt = await sender.send(Address(bytes(20)), b"", value_wei=1)
     sent = await chain.rpc.read("eth_getTransactionByHash", "0x" + receipt.tx_hash.hex())
     assert (sent["from"], sent["nonce"]) == ("0x" + OWNER.hex(), "0x0")
+
+
+@pytest.mark.parametrize("more", [0, 1])
+async def test_an_answer_may_be_as_long_as_its_bound(more: int) -> None:
+    """O-23: and not a byte longer, though it begins with a signature."""
+
+    def padded(asked: dict[str, Any]) -> bytes:
+        return json.dumps(honest(asked)).encode().ljust(SIGNER_ANSWER_BYTES_MAX + more)
+
+    async with service(padded) as (url, _):
+        signer = RemoteSigner(url, OWNER)
+        try:
+            if more:
+                with pytest.raises(SignerError, match="longer than a signature"):
+                    await signer.sign_transaction(TX)
+            else:
+                assert await signer.sign_transaction(TX)
+        finally:
+            await signer.close()

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
+from channel.limits import GAP_FILLED_MAX
 from channel.types import TxHash
 from settlement.alarms import AlarmKind
 from settlement.devnet import Devnet
@@ -146,16 +147,16 @@ async def test_a_gap_is_filled_with_an_alarm(sending: Sending, chain: Devnet, si
 
 
 async def test_a_gap_is_filled_up_to_a_bound(sending: Sending, chain: Devnet) -> None:
-    """O-81: each nonce costs a transfer's gas; beyond 256 the alarm alone is left."""
+    """O-81: each nonce costs a transfer's gas; beyond the bound the alarm alone is left."""
     sender = await sending.sender(1, limits=replace(LIMITS, jump_checked_s=0.01, gap_after_s=0.05))
-    sending.nodes[0].lies[COUNT] = more(257)
+    sending.nodes[0].lies[COUNT] = more(GAP_FILLED_MAX + 1)
     await sender.broadcast(chain.values.token, pay_one(chain))
     sending.nodes[0].lies.clear()
     run = asyncio.create_task(sender.run())
     await until(lambda: _rings(sender))
     assert "too many" in sender.alarms.ringing[0].text
     await _end(run)
-    assert await sending.nonces() == [257]
+    assert await sending.nonces() == [GAP_FILLED_MAX + 1]
 
 
 @asynccontextmanager

@@ -1,11 +1,13 @@
 """Whose vouchers depend on a contract: told from the voucher that would be used."""
 
+import pytest
 from msgspec.structs import replace
 
 from channel.state.channel_state import ChannelState, LadderVoucher
 from channel.types import ZERO_ADDRESS, ChannelTerms
 from channel.verify.signature import address_of, sign
 from channel.verify.typed_data import voucher_digest
+from settlement import wallets
 from settlement.wallets import WalletSigners
 from tests.settlement.test_schedule import channel
 
@@ -37,3 +39,23 @@ def test_who_signed_by_key_first_and_by_code_later_is_a_wallet_from_then_on() ->
 
 def test_a_channel_on_which_nothing_was_signed_is_none() -> None:
     assert not WalletSigners().is_wallet(channel())
+
+
+def test_so_many_vouchers_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond the bound the one that is longest known goes, and is looked at again."""
+    monkeypatch.setattr(wallets, "WALLETS_KNOWN_MAX", 2)
+    looks = []
+    look = wallets._is_wallet  # noqa: SLF001
+
+    def count(state: ChannelState, voucher: LadderVoucher) -> bool:
+        looks.append(voucher.cumulative_amount)
+        return look(state, voucher)
+
+    monkeypatch.setattr(wallets, "_is_wallet", count)
+    signers = WalletSigners()
+    for amount in (500, 600, 500, 600):
+        assert not signers.is_wallet(signed(amount, by_key=True))
+    assert looks == [500, 600]
+    for amount in (700, 500):
+        assert not signers.is_wallet(signed(amount, by_key=True))
+    assert looks == [500, 600, 700, 500]

@@ -31,7 +31,9 @@ from channel.ledger.sqlite import SqliteLedger
 from channel.limits import (
     AMOUNT_MAX,
     CHANNELS_PER_PAGE_MAX,
+    IDEMPOTENCY_KEY_BYTES_MAX,
     PRUNE_BATCH_MAX,
+    ROUTE_BYTES_MAX,
     STORED_RESPONSE_BYTES_MAX,
 )
 from channel.state import commands as c
@@ -371,7 +373,9 @@ class TestRequests:
         applied = await ledger.apply(KEY, [], request=ClaimRequest(late))
         assert (applied.refusal, applied.stored) == (None, None)
 
-    @pytest.mark.parametrize("key", ["a\0b", "\ud800", "\u00e9", "k" * 256, "a\nb"])
+    @pytest.mark.parametrize(
+        "key", ["a\0b", "\ud800", "\u00e9", "k" * (IDEMPOTENCY_KEY_BYTES_MAX + 1), "a\nb"]
+    )
     async def test_a_key_no_row_can_hold_is_refused_before_it_can_harm_a_batch(
         self, ledger: Ledger, key: str
     ) -> None:
@@ -380,6 +384,17 @@ class TestRequests:
             with pytest.raises(BadRequestError):
                 await ledger.apply(KEY, [], request=ClaimRequest(claim))
         await self.answer(ledger)
+
+    async def test_keys_and_routes_may_be_as_long_as_their_bounds(self, ledger: Ledger) -> None:
+        key, route = "k" * IDEMPOTENCY_KEY_BYTES_MAX, "/" * ROUTE_BYTES_MAX
+        longest = replace(CLAIM, idempotency_key=key, route=route)
+        assert (await ledger.apply(KEY, [], request=ClaimRequest(longest))).refusal is None
+        for claim in (
+            replace(longest, idempotency_key=f"{key}k"),
+            replace(longest, route=f"{route}/"),
+        ):
+            with pytest.raises(BadRequestError, match="bytes"):
+                await ledger.apply(KEY, [], request=ClaimRequest(claim))
 
     async def test_a_response_beyond_the_bound_is_not_stored(self, ledger: Ledger) -> None:
         long = replace(ANSWER, body=bytes(STORED_RESPONSE_BYTES_MAX + 1))

@@ -4,6 +4,7 @@ import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from msgspec.structs import replace
 
@@ -14,9 +15,16 @@ from channel.errors import (
     ConfigError,
 )
 from channel.ledger.interface import Ledger
-from channel.ledger.maintenance import check, close_all, export_channels, import_channels, repair
+from channel.ledger.maintenance import (
+    Amount,
+    check,
+    close_all,
+    export_channels,
+    import_channels,
+    repair,
+)
 from channel.ledger.sqlite import SqliteLedger
-from channel.limits import AMOUNT_MAX
+from channel.limits import AMOUNT_DIGITS_MAX, AMOUNT_MAX
 from channel.state import commands as c
 from channel.state.channel_state import LadderVoucher
 from channel.types import ZERO_ADDRESS
@@ -173,3 +181,10 @@ async def test_books_that_lack_what_was_bought_close_every_channel_at_what_they_
         assert not untouched.is_closing
     assert await close_all(ledger, TERMS.payee) == 2  # again, and nothing else
     assert await ledger.load(KEY) == known
+
+
+def test_an_amount_of_an_export_has_as_many_digits_as_the_greatest() -> None:
+    assert msgspec.convert(str(AMOUNT_MAX), Amount) == str(AMOUNT_MAX)
+    assert msgspec.convert("9" * AMOUNT_DIGITS_MAX, Amount)
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.convert("1" + "0" * AMOUNT_DIGITS_MAX, Amount)

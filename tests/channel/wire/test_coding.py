@@ -10,7 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from channel.errors import WireError
-from channel.limits import DECODED_AHEAD_BYTES_MAX, DECODED_PIECE_BYTES_MAX, DECODED_RATIO_MAX
+from channel.limits import (
+    CODINGS_CHARS_MAX,
+    DECODED_AHEAD_BYTES_MAX,
+    DECODED_PIECE_BYTES_MAX,
+    DECODED_RATIO_MAX,
+)
 from channel.wire.coding import ContentDecoder, decode_pieces
 
 MIB = 1024 * 1024
@@ -145,3 +150,11 @@ async def test_a_body_that_comes_in_packets_is_decoded_as_it_comes() -> None:
 
     decoded = [piece async for piece in decode_pieces(packets(), "gzip", bytes_max=MIB)]
     assert b"".join(decoded) == b"answer" * 1000
+
+
+def test_an_error_shows_only_so_much_of_codings() -> None:
+    """What a server calls them comes into a log."""
+    for more in (0, 1):
+        named = "x" * (CODINGS_CHARS_MAX + more)
+        with pytest.raises(WireError, match=f"coded as {named[:CODINGS_CHARS_MAX]}:"):
+            ContentDecoder(named)

@@ -11,10 +11,15 @@ from hypothesis import strategies as st
 
 from channel.errors import BadRequestError
 from channel.limits import (
+    CHOICES_MAX,
     JSON_WINDOW_BYTES,
     PATTERN_CHARACTERS_MAX,
+    PATTERN_COUNT_DIGITS_MAX,
+    REQUEST_DEPTH_MAX,
     REQUEST_ELEMENTS_MAX,
     SCHEMA_VALUES_MAX,
+    STOP_BYTES_MAX,
+    STOPS_MAX,
     TOP_LOGPROBS_MAX,
 )
 from service.gateway.chat import ChatRequest, parse_chat_request, scan_request
@@ -178,8 +183,10 @@ def test_a_server_is_asked_for_all_that_it_can_count(
 
 def test_a_stop_sequence_holds_back_only_so_much() -> None:
     """O-03: what a server holds back for it is made before it is charged."""
-    parse({"stop": ["a" * 64, "b"], "max_tokens": 1})
-    for stop in ("a" * 65, ["a", "\u00e9" * 33], ["a"] * 17):
+    parse({"stop": ["a" * STOP_BYTES_MAX, "b"], "max_tokens": 1})
+    parse({"stop": ["a"] * STOPS_MAX, "max_tokens": 1})
+    wide = "\u00e9" * (STOP_BYTES_MAX // 2 + 1)
+    for stop in ("a" * (STOP_BYTES_MAX + 1), ["a", wide], ["a"] * (STOPS_MAX + 1)):
         with pytest.raises(BadRequestError, match="stop"):
             parse({"stop": stop, "max_tokens": 1})
 
@@ -229,7 +236,7 @@ def test_a_stream_needs_no_bound_but_never_has_none() -> None:
         {"max_tokens": "5"},
         {"max_completion_tokens": -1, "max_tokens": 5},
         {"max_tokens": 5, "n": 0},
-        {"max_tokens": 5, "n": 129},
+        {"max_tokens": 5, "n": CHOICES_MAX + 1},
         {"stream": 1},
         {"stream": "true"},
         b'{"temperature": NaN}',
@@ -413,3 +420,21 @@ def test_no_bytes_raise_anything_else(body: bytes) -> None:
         parse(body)
     except BadRequestError:
         return
+
+
+def test_choices_and_brackets_have_a_bound() -> None:
+    """O-22: the greatest is taken, one more is not."""
+    assert parse({"n": CHOICES_MAX, "max_tokens": 1}).choices == CHOICES_MAX
+    inner = REQUEST_DEPTH_MAX - 1  # the body is a bracket itself
+    deep = '{"max_tokens": 1, "user": ' + "[" * inner + "]" * inner + "}"
+    list(scan_request(deep.encode()))
+    with pytest.raises(BadRequestError, match="deep"):
+        list(scan_request(deep.replace("[]", "[[]]").encode()))
+
+
+def test_a_count_in_a_pattern_is_read_so_far() -> None:
+    """O-03: one of more digits is not read as less, and one of millions costs nothing."""
+    for digits in (PATTERN_COUNT_DIGITS_MAX, PATTERN_COUNT_DIGITS_MAX + 1, 50_000):
+        schema = {"type": "string", "pattern": "a{" + "9" * digits + "}"}
+        with pytest.raises(BadRequestError, match="pattern"):
+            parse({"max_tokens": 1, "response_format": {"type": "json_schema", "schema": schema}})

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from channel.limits import ANSWER_DEPTH_MAX
 from service.gateway.counting import ServerKind, UnitCounter, is_error, read_whole
 from service.gateway.errors import UpstreamError
 
@@ -204,6 +205,17 @@ def test_what_is_not_needed_is_not_judged(data: str) -> None:
 def test_what_is_strange_beside_content_makes_it_not_free() -> None:
     strange = '{"choices": [{"delta": {"content": "x"}, "index": null}], "usage": "none"}'
     assert count(counter(), strange, strange) == [1, 1]
+
+
+def test_a_chunk_may_be_nested_as_deep_as_the_bound() -> None:
+    """CORE-14: its own brackets count, and one more is not read."""
+    inner = ANSWER_DEPTH_MAX - 3  # the chunk, its choices and the one
+    chunk = (
+        '{"choices": [{"delta": {"content": "x"}, "logprobs": ' + "[" * inner + "]" * inner + "}]}"
+    )
+    assert count(counter(), chunk) == [1]
+    with pytest.raises(UpstreamError, match="deeply"):
+        counter().count(chunk.replace("[]", "[[]]"))
 
 
 @pytest.mark.parametrize("data", ["", "no json", "[]", "5", "null", '"x"', "[" * 100_000])
