@@ -25,7 +25,7 @@ from channel.state.channel_state import ChannelState
 from channel.state.commands import Publish
 from service import one_ledger
 from service.chain_watch import connect_escrow
-from service.one_ledger import adopt_ledger
+from service.one_ledger import LedgerGuard, adopt_ledger
 from service.selling import SellingApp
 from service.settings import Config, parse_address
 from service.testing.chain import TestChain
@@ -34,6 +34,7 @@ from service.wiring import Parts, build_parts
 from settlement.alarms import AlarmKind, Alarms
 from tests.channel.books import KEY, accepting, key_of, opening, run
 from tests.channel.ledger.test_migrations import released, restore_sqlite
+from tests.channel.ledger.test_sqlite import interrupt
 from tests.service.gateway.conftest import build_config
 from tests.waiting import until
 
@@ -158,6 +159,49 @@ async def test_a_second_ledger_is_refused_after_the_first_has_ended_until_it_is_
     async with gateway(other):
         pass
     await refused(first, "this is another one")
+
+
+async def test_a_ledger_that_a_gateway_serves_by_is_not_adopted(
+    devnet: TestChain, tmp_path: Path, postgres_url: str
+) -> None:
+    """O-98, O-06: wherever that gateway is; what it sells on would not be what was adopted."""
+    folders = [{"ledger.state_dir": str(tmp_path / name)} for name in ("here", "there")]
+    here, there = [selling(devnet, tmp_path, postgres_url, **folder) for folder in folders]
+    async with gateway(here) as parts:
+        await parts.ledger.apply(KEY, [opening(10)])
+        with pytest.raises(ConfigError, match="a gateway serves by this ledger: stop it first"):
+            await adopt(there, closes=True)
+        await buy(parts.ledger, 20)
+
+    async def is_left() -> bool:
+        try:
+            await adopt(there)
+        except ConfigError:
+            return False
+        return True
+
+    await until(is_left)
+
+
+async def test_what_takes_a_markers_place_and_cannot_be_removed_is_named(
+    devnet: TestChain, tmp_path: Path
+) -> None:
+    """O-98, O-06: nothing is adopted before the marker can be written."""
+    config = selling(
+        devnet, tmp_path, file_url(tmp_path / "l.db"), **{"ledger.state_dir": str(tmp_path / "s")}
+    )
+    async with gateway(config):
+        pass
+    (path,) = (tmp_path / "s").iterdir()
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(ConfigError, match=r"cannot be replaced .*adopt again"):
+        await adopt(config)
+    await refused(config, "marker .*cannot be opened")
+    path.rmdir()
+    await adopt(config)
+    async with gateway(config):
+        pass
 
 
 async def test_another_payee_is_another_matter(devnet: TestChain, tmp_path: Path) -> None:
@@ -512,6 +556,43 @@ async def test_a_database_that_went_back_is_refused_at_start_and_while_it_serves
     await refused(config, "lacks what it has acknowledged")
 
 
+async def test_a_look_that_fails_ends_no_alarm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """O-98, O-87: while the database is away, what was found out is what is known."""
+    monkeypatch.setattr(one_ledger, "MARKER_SYNC_S", 0.01)
+    ledger = await open_ledger(file_url(tmp_path / "ledger.db"), exclusive=True)
+    marker = Marker(tmp_path / "a.marker")
+    await asyncio.to_thread(marker.write_anew, await ledger.identity("a"))
+    await ledger.guard(marker)
+    alarms = Alarms()
+    alarms.ring(AlarmKind.BOOKS_UNSAFE, "a commit may be lost")
+    guarding = asyncio.create_task(LedgerGuard(ledger, marker, look_s=0).run(alarms))
+    await interrupt(ledger, lambda: 1)
+    await until(lambda: "was not found out" in caplog.text)
+    assert [each.kind for each in alarms.ringing] == [AlarmKind.BOOKS_UNSAFE]
+    await interrupt(ledger, None)
+    await until(lambda: not alarms.ringing)
+    guarding.cancel()
+    await asyncio.to_thread(marker.close)
+    await ledger.close()
+
+
+async def test_a_standby_that_lags_behind_is_said_at_the_start(
+    devnet: TestChain, tmp_path: Path, postgres_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """O-98, O-87: a failover would lose what was acknowledged; here a view shows a standby."""
+    admin = await asyncpg.connect(postgres_url)
+    await admin.execute(
+        "CREATE VIEW pg_stat_replication AS SELECT 'streaming' AS state, 'async' AS sync_state"
+    )
+    schema = await admin.fetchval("SELECT current_schema()")
+    await admin.close()
+    config = selling(devnet, tmp_path, postgres_url.replace(schema, f"{schema},pg_catalog"))
+    async with gateway(config):
+        assert "1 standbys are connected to PostgreSQL and none is synchronous" in caplog.text
+
+
 # -- the lock and the marker by themselves
 
 
@@ -623,3 +704,15 @@ def test_a_mount_may_have_a_name_that_is_no_text(monkeypatch: pytest.MonkeyPatch
 
 def test_the_file_system_of_memory_is_known() -> None:
     assert one_ledger._file_system("/proc/self/stat") == "proc"  # noqa: SLF001
+
+
+def test_a_system_that_does_not_say_where_a_file_is_keeps_nobody_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """O-98, O-87: as one without /proc."""
+
+    def fail(*_: object, **__: object) -> str:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(Path, "read_text", fail)
+    one_ledger._require_disk(str(tmp_path / "ledger.db"), 1)  # noqa: SLF001
