@@ -5,16 +5,28 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
+from channel.errors import ConfigError
 from channel.ledger.interface import Ledger
 from channel.ledger.url import open_ledger
+from channel.state.commands import Command, Release, Spend
+from service import settle_process
+from service.config import load_settler_config
+from service.settle_process import SettlerParts, _prune, _tidy_quarantine, build_settler
 from service.testing.chain import TestChain
 from settlement.devnet import Devnet
+from settlement.journal.interface import Quarantined
+from settlement.tx_state import Confirmed, Event, Included, Sent
+from tests.channel.books import KEY, key_of, opening, reserving
+from tests.channel.ledger.test_sqlite import interrupt
 from tests.e2e.warm import Forge
 from tests.service.settlers import Settlers, owe_close, settler_variables, until_closed
+from tests.settlement.transactions import INTENT, inclusion, signed, version
+from tests.waiting import until
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -167,3 +179,105 @@ async def test_killed_and_started_again_it_goes_on(
     _, again = settlers.start()
     await again.until("settling", within_s=TAKE_OVER_S)
     await until_closed(chain, owed)
+
+
+# -- what it is built of, and what it does beside settling
+
+
+@asynccontextmanager
+async def built(devnet: TestChain, folder: Path, **changes: str) -> AsyncIterator[SettlerParts]:
+    variables = settler_variables(devnet, f"sqlite:///{folder / 'ledger.db'}", **changes)
+    async with build_settler(load_settler_config(environment=variables)) as parts:
+        yield parts
+
+
+async def test_a_file_for_the_tower_that_cannot_be_written_is_a_setting(
+    devnet: TestChain, tmp_path: Path
+) -> None:
+    """O-98, decision 15: else nobody would watch while this settler is away."""
+    settings = {"TOWER_EXPORT_FILE": "/proc/none/settles", "TOWER_LIFE_S": "7200"}
+    async with built(devnet, tmp_path, **settings) as parts:
+        with pytest.raises(ConfigError, match=r"`tower\.export_file` cannot be written"):
+            await parts.build()
+
+
+async def test_a_relayer_pays_the_gas_and_the_payee_signs(
+    devnet: TestChain, tmp_path: Path
+) -> None:
+    """O-98, RELAY-06: each with its own key, and the channels are the payee's."""
+    relayer, payee = devnet.account("deployer"), devnet.account("payee")
+    settings = {
+        "RELAYER_ADDRESS": "0x" + relayer.address.hex(),
+        "RELAYER_KEY": "0x" + relayer.private_key.hex(),
+    }
+    async with built(devnet, tmp_path, **settings) as parts:
+        assert parts.payee is not None
+        assert (parts.sender.address, parts.payee.address) == (relayer.address, payee.address)
+        sender, settler, _, _ = await parts.build()
+        assert (sender.address, settler.payee) == (relayer.address, payee.address)
+        await settler.aclose()
+
+
+async def test_a_journal_that_is_away_is_pruned_later(
+    devnet: TestChain,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """O-98, F-51: what ended long ago is forgotten; the last nonce, and what is under way, not."""
+    monkeypatch.setattr(settle_process, "_PRUNE_S", 0.01)
+    monkeypatch.setattr(settle_process, "_PRUNE_REST_S", 0.01)
+    async with built(devnet, tmp_path) as parts:
+        _, settler, watcher, _ = await parts.build()
+        journal = parts.journal
+        await journal.take_lease("this test", ttl_s=600)
+        old, under_way, newest = [await journal.add(INTENT, at=1) for _ in range(3)]
+        for number, tx in enumerate((old, newest), start=1):
+            ended: list[Event] = [Included(inclusion(number)), Confirmed()]
+            await journal.record(tx.tx_id, [signed(2 * number, number), Sent(), *ended])
+        watcher.clock.saw(await parts.reader.rpc.block())
+        await interrupt(journal, lambda: 1)
+        pruning = asyncio.create_task(_prune(journal, watcher))
+        await until(lambda: "the journal was not pruned; tried again" in caplog.text)
+        await interrupt(journal, None)
+
+        async def is_forgotten() -> bool:
+            return await journal.find(version(1).tx_hash) is None
+
+        await until(is_forgotten)
+        pruning.cancel()
+        assert await journal.find(version(2).tx_hash) is not None
+        assert [tx.tx_id for tx in await journal.open_transactions()] == [under_way.tx_id]
+        assert await journal.next_nonce() == 5
+        await settler.aclose()
+
+
+async def test_a_quarantine_that_the_books_cannot_end_yet_is_tidied_later(
+    devnet: TestChain,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """O-98, F-79: one that owes nothing is let out, one that does is kept."""
+    monkeypatch.setattr(settle_process, "_TIDY_S", 0.01)
+    async with built(devnet, tmp_path) as parts:
+        await parts.journal.take_lease("this test", ttl_s=600)
+        paid: list[Command] = [reserving(b"r", 10), Spend(b"r", 10), Release(b"r")]
+        await parts.ledger.apply(KEY, [opening(10), *paid])
+        for key in (KEY, key_of(2)):
+            held = Quarantined(key, "TOKEN_REFUSED", tries=1, since=1, retry_at=1)
+            await parts.journal.quarantine(held)
+        _, settler, _, _ = await parts.build()
+        await settler.recover()
+        await interrupt(parts.ledger, lambda: 1)
+        tidying = asyncio.create_task(_tidy_quarantine(settler, parts.ledger))
+        await until(lambda: "quarantine was not tidied; tried again" in caplog.text)
+        assert len(await parts.journal.quarantined()) == 2
+        await interrupt(parts.ledger, None)
+
+        async def is_tidy() -> bool:
+            return [entry.key for entry in await parts.journal.quarantined()] == [KEY]
+
+        await until(is_tidy)
+        tidying.cancel()
+        await settler.aclose()

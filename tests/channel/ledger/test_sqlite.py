@@ -319,8 +319,8 @@ class TestMemory:
         await ledger.close()
 
 
-async def interrupt(ledger: SqliteLedger, handler: Callable[[], int] | None) -> None:
-    """Have SQLite break off each statement, or no longer."""
+async def interrupt(ledger: Any, handler: Callable[[], int] | None) -> None:
+    """Have SQLite break off each statement of a ledger or journal, or no longer."""
     await ledger._connection.run(  # noqa: SLF001 - the fault
         lambda connection: connection.set_progress_handler(handler, 1)
     )
