@@ -2,12 +2,14 @@
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 
 import pytest
 
-__all__ = ["PATIENCE_S", "put_ahead", "until"]
+__all__ = ["PATIENCE_S", "put_ahead", "until", "within"]
 
+BEAT_S = 0.05
 PATIENCE_S = 60.0
 """After which something is broken, however busy the machine; half of what a test may take."""
 
@@ -29,6 +31,30 @@ async def until(
             if await answer if inspect.isawaitable(answer) else answer:
                 return
             await asyncio.sleep(every_s)
+
+
+@asynccontextmanager
+async def within(seconds: float) -> AsyncIterator[None]:
+    """Hold the block to a time that was promised, by a clock which a busy machine slows as well.
+
+    The clock is this event loop: it wakes every twentieth of a second, or later where other
+    programs have the processor. A block that waits for a timer or a poll is found out all the same.
+
+    Raises:
+        TimeoutError: It took longer.
+    """
+    async with asyncio.timeout(None) as deadline:
+
+        async def count() -> None:
+            for _ in range(round(seconds / BEAT_S)):
+                await asyncio.sleep(BEAT_S)
+            deadline.reschedule(0)
+
+        counting = asyncio.create_task(count())
+        try:
+            yield
+        finally:
+            counting.cancel()
 
 
 def put_ahead(seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -246,6 +246,8 @@ class Visit:
         self.gate = asyncio.Event()
         """Set while the transport takes bytes; clear it to be a slow reader."""
         self.gate.set()
+        self.is_writing = False
+        """A message waits for the transport to take it."""
         self._incoming: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self._incoming.put_nowait({"type": "http.request", "body": body, "more_body": not is_whole})
         self._is_gone = False
@@ -257,7 +259,9 @@ class Visit:
         return await self._incoming.get()
 
     async def _send(self, message: dict[str, Any]) -> None:
+        self.is_writing = True
         await self.gate.wait()
+        self.is_writing = False
         if not self._is_gone:
             self.sent.append(message)
         self.arrived.set()

@@ -14,6 +14,7 @@ from typing import Any
 from channel.client.policy import Policy, TokenLimits
 from settlement.devnet import DevnetValues
 from tests.e2e.warm import Forge, Forked
+from tests.waiting import PATIENCE_S
 
 __all__ = ["GatewayProcess", "free_port", "gateway_command", "gateway_variables", "policy_for"]
 
@@ -108,7 +109,7 @@ class GatewayProcess:
                 self._process = await asyncio.create_subprocess_exec(
                     *self._command, env=self._variables, stdout=log, stderr=log
                 )
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE_S
         port = int(self._variables["MPP_SESSION_LISTEN_PORT"])
         while time.monotonic() < deadline:
             with contextlib.suppress(OSError):
@@ -133,7 +134,7 @@ class GatewayProcess:
         assert self._process is not None
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(number)
-        return await asyncio.wait_for(self._process.wait(), 30)
+        return await asyncio.wait_for(self._process.wait(), PATIENCE_S)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

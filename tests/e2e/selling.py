@@ -36,6 +36,7 @@ from settlement.escrow import EscrowReader
 from settlement.payer import PayerAccount
 from settlement.settler import EscrowSettler
 from tests.service.serving import serve
+from tests.waiting import PATIENCE_S
 
 SECRET = b"a secret of thirty-two bytes or so"
 PRICE = 10
@@ -273,7 +274,7 @@ async def provide(
     try:
         async with (
             serve(build(provider)) as url,
-            httpx.AsyncClient(base_url=url, timeout=30, trust_env=False) as client,
+            httpx.AsyncClient(base_url=url, timeout=PATIENCE_S, trust_env=False) as client,
         ):
             provider.client = client
             yield provider

@@ -14,6 +14,7 @@ from tests.e2e.customers import Customer
 from tests.e2e.gateways import GatewayProcess, free_port, gateway_variables
 from tests.service.gateway.conftest import PRICE
 from tests.service.model_server import ModelServer, model_server
+from tests.waiting import PATIENCE_S
 
 DAY_S = 24 * 3600
 SHIM: Final = """
@@ -58,7 +59,10 @@ class Shop:
 
 @pytest.fixture
 async def shop(devnet: TestChain, chain: Devnet, tmp_path: Path) -> AsyncIterator[Shop]:
-    async with model_server() as model, httpx.AsyncClient(timeout=30, trust_env=False) as client:
+    async with (
+        model_server() as model,
+        httpx.AsyncClient(timeout=PATIENCE_S, trust_env=False) as client,
+    ):
         yield Shop(devnet, model, Customer(chain, client), tmp_path)
 
 

@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,86 +12,93 @@ from eth_account import Account
 
 from service.testing.chain import TestChain
 from settlement.devnet import GASLESS, Devnet, DevnetValues
-from tests.e2e.gateways import (
-    PRICE,
-    ROOT,
-    GatewayProcess,
-    free_port,
-    gateway_command,
-    gateway_variables,
-)
+from tests.e2e.gateways import PRICE, GatewayProcess, free_port, gateway_command, gateway_variables
+from tests.e2e.warm import Forge, Forked
 from tests.service.model_server import ModelServer, model_server
 from tests.settlement.wallets import deploy_owned_wallet
+from tests.waiting import until
 
 pytestmark = pytest.mark.timeout(180)
 
 
-async def mpp_session(folder: Path, *arguments: str) -> tuple[int, str, str]:
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith("MPP_SESSION_")}
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "service.cli",
-        *arguments,
-        cwd=folder,
-        env={**inherited, "PYTHONPATH": str(ROOT)},
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    output, errors = await asyncio.wait_for(process.communicate(), 90)
-    return process.returncode or 0, output.decode(), errors.decode()
+class Commands:
+    """Runs `mpp-session` in one folder."""
+
+    def __init__(self, forge: Forge, folder: Path) -> None:
+        self._forge, self._folder = forge, folder
+        self._inherited = {k: v for k, v in os.environ.items() if not k.startswith("MPP_SESSION_")}
+        self._count = 0
+
+    async def __call__(self, *arguments: str) -> tuple[int, str, str]:
+        """Return the exit code and what was printed to either output."""
+        process, shown, said = self.start(*arguments)
+        await until(lambda: process.returncode is not None)
+        return process.returncode or 0, shown.read_text(), said.read_text()
+
+    def start(self, *arguments: str) -> tuple[Forked, Path, Path]:
+        self._count += 1
+        shown, said = (self._folder / f"{name}-{self._count}" for name in ("stdout", "stderr"))
+        process = self._forge.start(
+            list(arguments), self._inherited, shown, errors=said, folder=self._folder
+        )
+        return process, shown, said
+
+    async def as_json(self, *arguments: str) -> Any:
+        code, output, errors = await self(*arguments, "--json")
+        assert code == 0, errors
+        return json.loads(output)
+
+    def gateway(self, values: DevnetValues, model: ModelServer) -> GatewayProcess:
+        variables = gateway_variables(
+            values, model.url, self._folder / "ledger.db", free_port(), step_units=8
+        )
+        variables["MPP_SESSION_SPONSORING_FEE_PAYER"] = "true"
+        log = self._folder / "gateway.log"
+        return GatewayProcess(gateway_command(), variables, log, forge=self._forge)
 
 
-async def as_json(folder: Path, *arguments: str) -> Any:
-    code, output, errors = await mpp_session(folder, *arguments, "--json")
-    assert code == 0, errors
-    return json.loads(output)
-
-
-def build_gateway(values: DevnetValues, model: ModelServer, folder: Path) -> GatewayProcess:
-    variables = gateway_variables(
-        values, model.url, folder / "ledger.db", free_port(), step_units=8
-    )
-    variables["MPP_SESSION_SPONSORING_FEE_PAYER"] = "true"
-    return GatewayProcess(gateway_command(), variables, folder / "gateway.log")
+@pytest.fixture
+def commands(forge: Forge, tmp_path: Path) -> Commands:
+    return Commands(forge, tmp_path)
 
 
 async def test_an_agent_pays_looks_and_closes_by_commands_alone(
-    devnet: TestChain, tmp_path: Path
+    devnet: TestChain, tmp_path: Path, commands: Commands
 ) -> None:
     """CLOSE-06: what was paid, refunded and sent on chain is what the commands say."""
     await asyncio.to_thread(devnet.values.write, tmp_path / "devnet.json")
     ledger = ["channels", f"--ledger=sqlite:///{tmp_path / 'ledger.db'}"]
     async with model_server() as model:
-        gateway = build_gateway(devnet.values, model, tmp_path)
+        gateway = commands.gateway(devnet.values, model)
         pay = ["pay", gateway.url, "--devnet=devnet.json"]
         async with gateway.running():
-            kept = await as_json(tmp_path, *pay, "--prompt=Hello", "--keep-open")
+            kept = await commands.as_json(*pay, "--prompt=Hello", "--keep-open")
             assert (kept["text"], kept["paid"]) == ("one two three", str(3 * PRICE))
             assert kept["open_tx"]
             assert kept["close_tx"] is None
-            (row,) = await as_json(tmp_path, *ledger)
+            (row,) = await commands.as_json(*ledger)
             assert row["channel_id"] == kept["channel_id"]
             assert (row["state"], row["at_risk"]) == ("open", str(3 * PRICE))
             body = json.dumps({"messages": [], "max_tokens": 9})
-            code, shown, said = await mpp_session(tmp_path, *pay, f"--json-body={body}")
+            code, shown, said = await commands(*pay, f"--json-body={body}")
             assert code == 0, said
             assert shown == "one two three\n"
             assert "refunded" in said
-            assert await as_json(tmp_path, *ledger) == []
-            (row,) = await as_json(tmp_path, *ledger, "--all")
+            assert await commands.as_json(*ledger) == []
+            (row,) = await commands.as_json(*ledger, "--all")
             assert (row["state"], row["settled"]) == ("ended", str(6 * PRICE))
 
 
-async def test_an_agent_without_ether_pays_in_circles_own_dollar(tmp_path: Path) -> None:
+async def test_an_agent_without_ether_pays_in_circles_own_dollar(
+    tmp_path: Path, commands: Commands
+) -> None:
     """OPEN-05, F-21: through the real gateway and its settler, which send everything."""
     async with Devnet.start(token="usdc") as devnet, model_server() as model:  # noqa: S106
         await asyncio.to_thread(devnet.values.write, tmp_path / "devnet.json")
-        gateway = build_gateway(devnet.values, model, tmp_path)
+        gateway = commands.gateway(devnet.values, model)
         async with gateway.running():
             pay = ["pay", gateway.url, "--devnet=devnet.json", "--prompt=Hello"]
-            paid = await as_json(tmp_path, *pay)
+            paid = await commands.as_json(*pay)
         agent = devnet.account(GASLESS).address
         assert (paid["paid"], paid["text"]) == (str(3 * PRICE), "one two three")
         assert paid["open_tx"]
@@ -101,7 +107,9 @@ async def test_an_agent_without_ether_pays_in_circles_own_dollar(tmp_path: Path)
         assert await devnet.rpc.balance_wei(agent) == 0
 
 
-async def test_an_agent_pays_from_a_keystore(devnet: TestChain, tmp_path: Path) -> None:
+async def test_an_agent_pays_from_a_keystore(
+    devnet: TestChain, tmp_path: Path, commands: Commands
+) -> None:
     """Not a devnet's public key, but an encrypted file, a node and a token."""
     values = devnet.values
     key = values.accounts["payer"].private_key
@@ -109,10 +117,9 @@ async def test_an_agent_pays_from_a_keystore(devnet: TestChain, tmp_path: Path) 
     (tmp_path / "agent.json").write_text(json.dumps(encrypted))
     (tmp_path / "password").write_text("open\n")
     async with model_server() as model:
-        gateway = build_gateway(devnet.values, model, tmp_path)
+        gateway = commands.gateway(devnet.values, model)
         async with gateway.running():
-            paid = await as_json(
-                tmp_path,
+            paid = await commands.as_json(
                 "pay",
                 gateway.url,
                 "--prompt=Hello",
@@ -128,7 +135,7 @@ async def test_an_agent_pays_from_a_keystore(devnet: TestChain, tmp_path: Path) 
 
 
 async def test_a_contract_wallet_pays_by_command_with_keys_of_its_channels(
-    devnet: TestChain, tmp_path: Path
+    devnet: TestChain, tmp_path: Path, commands: Commands
 ) -> None:
     """CLIENT-11: the owner's keystore, the wallet's address, and the channels' encrypted secret."""
     values, secret = devnet.values, b"\x05" * 32
@@ -141,10 +148,9 @@ async def test_a_contract_wallet_pays_by_command_with_keys_of_its_channels(
         wallet = await deploy_owned_wallet(chain.deployer, owner)
         await chain.fund(wallet, amount=10**6)
         async with model_server() as model:
-            gateway = build_gateway(values, model, tmp_path)
+            gateway = commands.gateway(values, model)
             async with gateway.running():
-                paid = await as_json(
-                    tmp_path,
+                paid = await commands.as_json(
                     "pay",
                     gateway.url,
                     "--prompt=Hello",
@@ -160,16 +166,16 @@ async def test_a_contract_wallet_pays_by_command_with_keys_of_its_channels(
 
 
 async def test_a_price_above_the_limit_is_refused_and_nothing_is_paid(
-    devnet: TestChain, tmp_path: Path
+    devnet: TestChain, tmp_path: Path, commands: Commands
 ) -> None:
     """CLIENT-01: exit code 1, the reason in one line, no channel."""
     await asyncio.to_thread(devnet.values.write, tmp_path / "devnet.json")
     async with model_server() as model:
-        gateway = build_gateway(devnet.values, model, tmp_path)
+        gateway = commands.gateway(devnet.values, model)
         async with gateway.running():
             arguments = ["pay", gateway.url, "--devnet=devnet.json", "--prompt=x"]
-            code, shown, said = await mpp_session(tmp_path, *arguments, "--price-max=24")
-            spare = await mpp_session(tmp_path, *arguments, "--budget=24")
+            code, shown, said = await commands(*arguments, "--price-max=24")
+            spare = await commands(*arguments, "--budget=24")
         assert (code, shown) == (1, "")
         assert "25" in said
         assert "Traceback" not in said
@@ -178,49 +184,40 @@ async def test_a_price_above_the_limit_is_refused_and_nothing_is_paid(
         assert model.seen == []
     assert (
         "no channels"
-        in (
-            await mpp_session(tmp_path, "channels", f"--ledger=sqlite:///{tmp_path / 'ledger.db'}")
-        )[1]
+        in (await commands("channels", f"--ledger=sqlite:///{tmp_path / 'ledger.db'}"))[1]
     )
 
 
 async def test_a_command_that_is_interrupted_says_what_is_left(
-    devnet: TestChain, tmp_path: Path
+    devnet: TestChain, tmp_path: Path, commands: Commands
 ) -> None:
     """CLOSE-08: the deposit stays in its channel, and the next command goes on with it."""
     await asyncio.to_thread(devnet.values.write, tmp_path / "devnet.json")
     async with model_server() as model:
         model.words, model.delay_s = ["word"] * 1_000, 0.05
-        gateway = build_gateway(devnet.values, model, tmp_path)
+        gateway = commands.gateway(devnet.values, model)
         async with gateway.running():
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "service.cli", "pay", gateway.url),
-                *("--devnet=devnet.json", "--prompt=Hello"),
-                cwd=tmp_path,
-                env={**os.environ, "PYTHONPATH": str(ROOT)},
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
+            process, shown, said = commands.start(
+                *("pay", gateway.url, "--devnet=devnet.json", "--prompt=Hello")
             )
-            assert process.stdout is not None
-            async with asyncio.timeout(60):
-                await process.stdout.read(1)  # it answers
-                process.send_signal(signal.SIGINT)
-                _, said = await process.communicate()
+            await until(lambda: shown.exists() and bool(shown.read_text()))  # it answers
+            process.send_signal(signal.SIGINT)
+            await until(lambda: process.returncode is not None)
             assert process.returncode == 130
-            assert "are left in channel 0x" in said.decode()
-            assert "Traceback" not in said.decode()
+            assert "are left in channel 0x" in said.read_text()
+            assert "Traceback" not in said.read_text()
             model.words, model.delay_s = ["one"], 0.0
-            paid = await as_json(tmp_path, "pay", gateway.url, "--devnet=devnet.json", "--prompt=x")
+            paid = await commands.as_json("pay", gateway.url, "--devnet=devnet.json", "--prompt=x")
             assert paid["open_tx"] is None
             assert paid["close_tx"]
 
 
 async def test_a_second_gateway_on_the_same_books_does_not_start(
-    devnet: TestChain, tmp_path: Path
+    devnet: TestChain, commands: Commands
 ) -> None:
     """DESIGN decision 9: on SQLite there is one gateway process."""
     async with model_server() as model:
-        first, second = (build_gateway(devnet.values, model, tmp_path) for _ in range(2))
+        first, second = (commands.gateway(devnet.values, model) for _ in range(2))
         async with first.running():
             with pytest.raises(AssertionError, match="error: "):
                 async with second.running():

@@ -10,13 +10,17 @@ from tests.e2e.customers import Customer
 from tests.e2e.gateways import GatewayProcess, free_port, gateway_command, gateway_variables
 from tests.e2e.warm import Forge
 from tests.service.model_server import model_server
+from tests.waiting import PATIENCE_S
 
 
 async def test_an_opening_waits_for_three_confirmations(
     devnet: TestChain, chain: Devnet, tmp_path: Path, forge: Forge
 ) -> None:
     """At two it is refused and nothing is in the books; at three it is taken."""
-    async with model_server() as model, httpx.AsyncClient(timeout=30, trust_env=False) as client:
+    async with (
+        model_server() as model,
+        httpx.AsyncClient(timeout=PATIENCE_S, trust_env=False) as client,
+    ):
         variables = gateway_variables(
             devnet.values,
             model.url,

@@ -209,7 +209,7 @@ async def crowd(
             await open_.enter_async_context(gateways[-1].running())
         urls = [gateway.url for gateway in gateways]
         client = await open_.enter_async_context(
-            httpx.AsyncClient(timeout=20, trust_env=False, limits=alone)
+            httpx.AsyncClient(timeout=PATIENCE_S, trust_env=False, limits=alone)
         )
         shoppers = []
         for number in range(SHOPPERS):
@@ -260,7 +260,10 @@ async def test_what_became_of_a_request_that_died_with_its_gateway_is_unknown_an
 ) -> None:
     """IDEM-03, F-28, F-48: its key says so for good; the payer is not charged, and may ask anew."""
     ledger = tmp_path / "ledger.db"
-    async with model_server() as model, httpx.AsyncClient(timeout=20, trust_env=False) as client:
+    async with (
+        model_server() as model,
+        httpx.AsyncClient(timeout=PATIENCE_S, trust_env=False) as client,
+    ):
         variables = gateway_variables(
             devnet.values, model.url, ledger, free_port(), step_units=STEP_UNITS, settles=False
         )

@@ -22,7 +22,7 @@ from tests.e2e.customers import Customer
 from tests.service.gateway.conftest import PRICE, build_config
 from tests.service.model_server import ModelServer, model_server
 from tests.service.serving import serve
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, until
 
 KEY = {"idempotency-key": "one and the same"}
 COST = 3 * PRICE
@@ -65,7 +65,10 @@ class Shop:
 async def shop(
     devnet: TestChain, chain: Devnet, tmp_path: Path, postgres_url: str
 ) -> AsyncIterator[Shop]:
-    async with model_server() as model, httpx.AsyncClient(timeout=30, trust_env=False) as client:
+    async with (
+        model_server() as model,
+        httpx.AsyncClient(timeout=PATIENCE_S, trust_env=False) as client,
+    ):
         yield Shop(devnet, model, Customer(chain, client), tmp_path, postgres_url)
 
 

@@ -21,7 +21,7 @@ from tests.e2e.customers import Customer
 from tests.e2e.gateways import PRICE, GatewayProcess, free_port, gateway_command, gateway_variables
 from tests.e2e.warm import Forge
 from tests.service.model_server import model_server
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, until
 
 COST = 3 * PRICE
 """Of the model server's answer: three words."""
@@ -69,7 +69,10 @@ async def test_books_from_an_old_backup_stop_the_channel_until_they_are_repaired
     """F-52, SETTLE-05, ACC-07: nothing is served on what the chain contradicts; then all of it."""
     path, copy = tmp_path / "ledger.db", tmp_path / "copy.db"
     commands = Commands(forge, tmp_path, f"sqlite:///{path}")
-    async with model_server() as model, httpx.AsyncClient(timeout=30, trust_env=False) as client:
+    async with (
+        model_server() as model,
+        httpx.AsyncClient(timeout=PATIENCE_S, trust_env=False) as client,
+    ):
         variables = gateway_variables(devnet.values, model.url, path, free_port(), step_units=8)
         log = tmp_path / "gateway.log"
         gateway = GatewayProcess(gateway_command(), variables, log, forge=forge)
@@ -133,7 +136,10 @@ async def test_yesterdays_books_sell_nothing_again(
     Killed at once, so that what the marker knows is what it knew at the last answer.
     """
     path, copy = tmp_path / "ledger.db", tmp_path / "copy.db"
-    async with model_server() as model, httpx.AsyncClient(timeout=30, trust_env=False) as client:
+    async with (
+        model_server() as model,
+        httpx.AsyncClient(timeout=PATIENCE_S, trust_env=False) as client,
+    ):
         variables = gateway_variables(devnet.values, model.url, path, free_port(), step_units=8)
         alone = variables | {"MPP_SESSION_SETTLEMENT_START": "false"}  # no settler outlives it
         gateway = GatewayProcess(gateway_command(), alone, tmp_path / "log", forge=forge)
@@ -185,7 +191,10 @@ async def test_channels_are_carried_from_one_ledger_to_another(
     source = Commands(forge, tmp_path, f"sqlite:///{path}")
     (tmp_path / "target").mkdir()
     target = Commands(forge, tmp_path / "target", other_books)
-    async with model_server() as model, httpx.AsyncClient(timeout=30, trust_env=False) as client:
+    async with (
+        model_server() as model,
+        httpx.AsyncClient(timeout=PATIENCE_S, trust_env=False) as client,
+    ):
         variables = gateway_variables(
             devnet.values, model.url, path, free_port(), step_units=8, settles=False
         )

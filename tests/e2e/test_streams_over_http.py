@@ -18,7 +18,7 @@ from channel.wire.receipt import parse_receipt_json
 from channel.wire.sse import EventSplitter, parse_event
 from settlement.devnet import Devnet
 from tests.e2e.selling import PRICE, Provider, provide
-from tests.waiting import PATIENCE_S
+from tests.waiting import PATIENCE_S, within
 
 DEPOSIT = 1_000_000
 PATH = "/tokens"
@@ -123,9 +123,9 @@ async def test_who_leaves_pays_for_what_was_sent_and_the_producer_ends(
             received += 1
             if received == 25:
                 break
-    async with asyncio.timeout(2):
+    async with within(2):
         await producer.closed.wait()
-    async with asyncio.timeout(2), streamer.ledger.watch(streamer.payer.key) as watch:
+    async with within(2), streamer.ledger.watch(streamer.payer.key) as watch:
         while (books := await streamer.books()) is None or books.reserved:
             await watch.changed(0.1)
     assert received * PRICE <= books.spent <= producer.produced * PRICE
@@ -148,9 +148,9 @@ async def test_who_leaves_while_the_stream_waits_for_money_ends_it(
         async for name, _ in read_events(answer):
             if name == "payment-need-voucher":
                 break
-    async with asyncio.timeout(2):
+    async with within(2):
         await producer.closed.wait()
-    async with asyncio.timeout(2), streamer.ledger.watch(streamer.payer.key) as watch:
+    async with within(2), streamer.ledger.watch(streamer.payer.key) as watch:
         while (books := await streamer.books()) is None or books.reserved:
             await watch.changed(0.1)
     assert books.spent == 20 * PRICE
@@ -173,9 +173,9 @@ async def test_who_does_not_read_is_not_charged_ahead(
             produced = producer.produced
             await asyncio.sleep(0.2)
     writer.transport.abort()
-    async with asyncio.timeout(2):
+    async with within(2):
         await producer.closed.wait()
-    async with asyncio.timeout(2), streamer.ledger.watch(streamer.payer.key) as watch:
+    async with within(2), streamer.ledger.watch(streamer.payer.key) as watch:
         while (books := await streamer.books()) is None or books.reserved:
             await watch.changed(0.1)
     assert books.spent <= producer.produced * PRICE

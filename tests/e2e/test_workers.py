@@ -74,7 +74,7 @@ async def model() -> AsyncIterator[ModelServer]:
 @pytest.fixture
 async def customer(chain: Devnet) -> AsyncIterator[Customer]:
     alone = httpx.Limits(max_keepalive_connections=0)  # no connection outlives its worker
-    async with httpx.AsyncClient(timeout=30, trust_env=False, limits=alone) as client:
+    async with httpx.AsyncClient(timeout=PATIENCE_S, trust_env=False, limits=alone) as client:
         yield Customer(chain, client)
 
 

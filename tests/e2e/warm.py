@@ -1,7 +1,8 @@
-"""Gateways that start at once: forked from a process that has imported them already.
+"""Programs that start at once: forked from a process that has imported them already.
 
 Importing takes ten times as long as starting. A test that kills a gateway twenty times is about
-the twenty deaths; what is forked is the whole program, from its command line on.
+the twenty deaths, one of a refused setting about the refusal; what is forked is the whole program,
+from its command line on. Tests of the start itself start Python.
 """
 
 import gc
@@ -12,9 +13,14 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import IO, Any, Final
+
+from service.keystore import import_account
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,9 +39,32 @@ class Forge:
         )
         self._turn = threading.Lock()
 
-    def start(self, arguments: list[str], variables: dict[str, str], log: Path) -> "Forked":
-        pid = self._ask("start", arguments, variables, str(log))
+    def start(
+        self,
+        arguments: list[str],
+        variables: Mapping[str, str],
+        log: Path,
+        *,
+        errors: Path | None = None,
+        folder: Path | None = None,
+    ) -> "Forked":
+        """Start it in a folder; what it writes to either output is appended to `log`.
+
+        With `errors` that file gets standard error, and `log` standard output alone.
+        """
+        where = str(folder or ROOT)
+        pid = self._ask("start", arguments, dict(variables), str(log), str(errors or log), where)
         return Forked(self, pid)
+
+    def run(
+        self, arguments: list[str], variables: Mapping[str, str], folder: Path
+    ) -> "subprocess.CompletedProcess[str]":
+        """Run it in a folder to its end, as `subprocess.run` would."""
+        with TemporaryDirectory() as outputs:
+            shown, said = Path(outputs, "stdout"), Path(outputs, "stderr")
+            process = self.start(arguments, variables, shown, errors=said, folder=folder)
+            code = self.wait(process.pid)
+            return subprocess.CompletedProcess(arguments, code, shown.read_text(), said.read_text())
 
     def wait(self, pid: int) -> int:
         """Wait for the end of a process and return its exit code, negative for a signal."""
@@ -86,17 +115,19 @@ class Forked:
 
 
 NO_CODE = -1000
+IMPORTED: Final = (
+    *("service.cli", "service.gateway.serve", "service.gateway.worker", "service.settle_process"),
+    *("service.agent", "service.client", "service.devnet_file", "service.status_reading"),
+    *("service.voucher_keys", "service.withdrawal", "settlement.exposure", "settlement.devnet"),
+)
+"""What the commands import once they know which of them is wanted."""
 
 
 def main() -> None:
     """Fork and wait as standard input asks."""
-    for name in (
-        "service.cli",
-        "service.gateway.serve",
-        "service.gateway.worker",
-        "service.settle_process",
-    ):
+    for name in IMPORTED:
         importlib.import_module(name)
+    import_account()
     gc.freeze()
     for line in sys.stdin:
         what, *arguments = json.loads(line)
@@ -105,12 +136,20 @@ def main() -> None:
         sys.stdout.flush()
 
 
-def _fork(arguments: list[str], variables: dict[str, str], log: str) -> int:
+def _fork(
+    arguments: list[str], variables: dict[str, str], log: str, errors: str, folder: str
+) -> int:
     pid = os.fork()
     if pid:
         return pid
-    with open(log, "ab") as output, open(os.devnull, "rb") as nothing:  # noqa: PTH123
-        for number, file in enumerate((nothing, output, output)):
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.chdir(folder)
+    with (
+        open(os.devnull, "rb") as nothing,  # noqa: PTH123
+        open(log, "ab") as output,  # noqa: PTH123
+        open(errors, "ab") as said,  # noqa: PTH123
+    ):
+        for number, file in enumerate((nothing, output, said)):
             os.dup2(file.fileno(), number)
     os.environ.clear()
     os.environ.update(variables)
@@ -121,8 +160,23 @@ def _fork(arguments: list[str], variables: dict[str, str], log: str) -> int:
         code = 0
     except SystemExit as end:
         code = end.code
+    except BaseException:  # noqa: BLE001 - as the interpreter does it
+        traceback.print_exc()
     finally:
+        _write_all()
         os._exit(code if isinstance(code, int) else 0 if code is None else 1)
+
+
+def _write_all() -> None:
+    """Write what `os._exit` would drop: the outputs, and which lines were run."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
+    measured = sys.modules.get("coverage")
+    current = None if measured is None else measured.Coverage.current()
+    if current is not None:
+        current.stop()
+        current.save()
 
 
 def _wait(pid: int) -> int:

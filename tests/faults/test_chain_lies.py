@@ -1,6 +1,5 @@
 """A node that shows true blocks and lies about what is in them: nothing is lost by it (O-88)."""
 
-import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -31,7 +30,7 @@ from tests.faults.proxy import LyingNode, lying_node
 from tests.service.gateway.conftest import build_config
 from tests.service.settling import settling
 from tests.settlement.channels import DEPOSIT
-from tests.waiting import until
+from tests.waiting import until, within
 
 GRACE_S = 900
 _WORD = 64
@@ -277,7 +276,7 @@ async def test_a_hanging_node_holds_up_no_bid(world: World) -> None:
     async with world.beside(1) as (second,):
         second.delay_s = (5.0, 5.0)
         rpc = world.reader.rpc
-        async with asyncio.timeout(3):
+        async with within(3):
             assert await rpc.least_tip(7) <= 7
         second.heal()
     async with await Rpc.connect(world.node.url, limits=RPC) as alone:

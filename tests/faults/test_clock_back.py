@@ -16,7 +16,7 @@ from channel.types import Address
 from settlement.journal.url import open_journal
 from settlement.lease import LeaseLimits, wait_for_lease
 from tests.channel.books import KEY, opening, reserving, streaming
-from tests.waiting import put_ahead
+from tests.waiting import PATIENCE_S, put_ahead
 
 HOUR = 3600
 LEASE_S = 60
@@ -61,7 +61,7 @@ async def test_a_dead_settlers_lease_is_void(url: str, set_back: SetBack, by_s: 
     standby = await open_journal(url, chain_id=1, account=ACCOUNT)
     if by_s >= HOUR:
         assert await standby.lease_holder() is None
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_S):
         assert await wait_for_lease(standby, "standby", limits=limits) == 2
     assert await standby.lease_holder() == "standby"
     await standby.close()

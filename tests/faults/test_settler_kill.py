@@ -233,7 +233,7 @@ async def test_killed_at_every_step_it_settles_exactly_once(
             await kill_at(provider, steps[number % len(steps)])
             await provider.require_published()
         last = provider.start()
-        await until(provider.is_done, within_s=30)
+        await until(provider.is_done)
         last.send_signal(signal.SIGTERM)
         assert await last.wait() == 0
         await require_settled_once(provider, before)

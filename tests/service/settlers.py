@@ -19,7 +19,7 @@ from settlement.payer import PayerAccount
 from tests.e2e.warm import Forge, Forked
 from tests.settlement.books import Books
 from tests.settlement.channels import Channels
-from tests.waiting import PATIENCE_S, until
+from tests.waiting import until
 
 
 def settler_variables(devnet: TestChain, ledger: str, **changes: str | None) -> dict[str, str]:
@@ -81,8 +81,8 @@ class Said:
     def has(self, state: str) -> bool:
         return any(report.get("state") == state for report in self.reports())
 
-    async def until(self, state: str, *, within_s: float = PATIENCE_S) -> None:
-        await until(lambda: asyncio.to_thread(self.has, state), within_s=within_s)
+    async def until(self, state: str) -> None:
+        await until(lambda: asyncio.to_thread(self.has, state))
 
 
 async def owe_close(ledger: Ledger, chain: Devnet, *, salt: int = 0) -> ChannelId:

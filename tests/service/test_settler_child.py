@@ -20,7 +20,7 @@ from service.settler_child import SettlerChild, start_settler
 from service.testing.chain import TestChain
 from settlement.devnet import Devnet
 from tests.service.settlers import owe_close, settler_variables, until_closed
-from tests.waiting import until
+from tests.waiting import until, within
 
 ROOT = Path(__file__).parents[2]
 
@@ -131,7 +131,8 @@ async def test_it_ends_when_its_parent_is_killed(devnet: TestChain, tmp_path: Pa
     async def is_gone() -> bool:
         return not is_running(pid)
 
-    await until(is_gone, within_s=10)
+    async with within(10):
+        await until(is_gone)
 
 
 def test_it_is_told_its_settings_and_no_secret_of_the_gateway(

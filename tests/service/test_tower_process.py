@@ -9,7 +9,7 @@ from service.testing.chain import TestChain
 from settlement.journal.url import open_journal
 from tests.e2e.warm import Forge
 from tests.service.settlers import Settlers, settler_variables
-from tests.waiting import until
+from tests.waiting import until, within
 
 STRANGER = "0x" + "33" * 20
 
@@ -78,7 +78,8 @@ async def test_a_second_one_with_the_same_account_stands_by(
         await journal.close()
         first.send_signal(signal.SIGTERM)
         assert await first.wait() == 0
-        await second_said.until("watching", within_s=10)
+        async with within(10):
+            await second_said.until("watching")
         second.send_signal(signal.SIGTERM)
         assert await second.wait() == 0
     finally:

@@ -5,6 +5,7 @@ import signal
 import stat
 import sys
 import time
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
 import msgspec
@@ -19,7 +20,7 @@ from settlement.addresses import PERMIT2, escrow_address, factory_address
 from settlement.devnet import ACCOUNTS, GASLESS, MULTICALL3, Devnet, DevnetValues, TokenChoice
 from settlement.errors import AnvilError
 from settlement.rpc import Rpc, RpcLimits
-from tests.waiting import until
+from tests.waiting import until, within
 
 _DOMAIN_SEPARATOR = abi.Function("DOMAIN_SEPARATOR()", ["bytes32"])
 _PERMIT2_DOMAIN = keccak(b"EIP712Domain(string name,uint256 chainId,address verifyingContract)")
@@ -56,12 +57,16 @@ async def test_permit2_signs_for_this_chain() -> None:
 
 async def test_a_warm_start_takes_less_than_a_second_and_a_half() -> None:
     """The best of several: the machine has something else to do now and then."""
-    took: list[float] = []
-    while len(took) < 8 and (not took or took[-1] >= 1.5):
-        started = time.monotonic()
-        async with Devnet.start():
-            took.append(time.monotonic() - started)
-    assert min(took) < 1.5
+    in_time = 0
+    for _ in range(8):
+        with suppress(TimeoutError):
+            async with AsyncExitStack() as running:
+                async with within(1.5):
+                    await running.enter_async_context(Devnet.start())
+                in_time += 1
+        if in_time:
+            break
+    assert in_time
 
 
 def test_the_file_is_whole_and_for_its_owner_alone(tmp_path: Path) -> None:

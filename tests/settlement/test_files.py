@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-import time
+import threading
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,7 @@ from channel.limits import KEYSTORE_BYTES_MAX, PASSWORD_BYTES_MAX
 from service.keystore import decrypt_keystore, read_password
 from settlement.files import FileThread, read_regular
 from settlement.tower.store import BEAT, TowerFile, TowerFileReader
-from tests.waiting import PATIENCE_S
+from tests.waiting import PATIENCE_S, until
 
 STRANGE = ["a pipe", "a link to a device", "a device", "a link to a file", "a loop", "a folder"]
 
@@ -128,12 +128,14 @@ async def test_a_file_system_that_hangs_costs_a_bounded_time(tmp_path: Path) -> 
             await thread.run(lambda: os.open(path, os.O_RDONLY))
     await asyncio.to_thread(lambda: os.close(os.open(path, os.O_WRONLY)))
     assert await FileThread().run(lambda: 7) == 7
-    for _ in range(100):
+
+    async def works() -> bool:
         try:
-            assert await thread.run(lambda: 8) == 8
-            break
+            return await thread.run(lambda: 8) == 8
         except TimeoutError:
-            continue
+            return False
+
+    await until(works)
 
 
 async def test_what_came_while_reading_hung_is_read_the_next_time(
@@ -144,17 +146,29 @@ async def test_what_came_while_reading_hung_is_read_the_next_time(
     path.write_bytes(BEAT)
     reader = TowerFileReader(path, within_s=0.05)
 
+    answers = threading.Event()
+
     def hang(*arguments: int) -> int:
-        time.sleep(0.2)
+        answers.wait(PATIENCE_S)
         return open_regular(*arguments)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patched:
         patched.setattr("settlement.tower.store.open_regular", hang)
         with pytest.raises(TimeoutError):
             await reader.read_new()
-    await asyncio.sleep(0.3)
-    assert await reader.read_new() == [BEAT.rstrip()]
-    assert await reader.read_new() == []
+    answers.set()
+    reads: list[list[bytes]] = []
+
+    async def is_read() -> bool:
+        try:
+            reads.append(await reader.read_new())
+        except TimeoutError:
+            return False
+        return True
+
+    await until(is_read)
+    await until(is_read)
+    assert reads == [[BEAT.rstrip()], []]
 
 
 def test_a_process_ends_though_its_file_hangs(tmp_path: Path) -> None:

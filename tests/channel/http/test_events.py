@@ -19,7 +19,7 @@ from channel.wire.credential import format_credential
 from channel.wire.receipt import Receipt, parse_receipt_json
 from channel.wire.sse import EventSplitter, parse_event
 from tests.channel.selling import PRICE, Desk, Visit, ask, open_desk
-from tests.waiting import PATIENCE_S
+from tests.waiting import PATIENCE_S, until
 
 METERED = Route(
     method="GET",
@@ -185,7 +185,8 @@ async def test_a_slow_reader_is_charged_one_write_ahead_at_most(tmp_path: Path) 
         visit.gate.clear()
         for token in "bcdef":
             tokens.queue.put_nowait(token)
-        await asyncio.sleep(0.05)
+        await until(lambda: visit.is_writing)
+        await asyncio.sleep(0.05)  # in which no more is charged
         visit.leave()
         await visit.task
         assert (await desk.books()).spent == 2 * PRICE
@@ -278,7 +279,7 @@ async def test_a_stream_stopped_while_it_writes_does_not_wait_for_its_producer(
         first.gate.clear()
         for token in "abc":
             older.queue.put_nowait(token)
-        await asyncio.sleep(0.02)
+        await until(lambda: first.is_writing)
         second = await started(desk, gate, 80 * PRICE)
         await second.until(has(second, "message"))
         first.gate.set()
@@ -302,16 +303,16 @@ async def test_a_stream_stopped_while_it_asks_for_a_voucher_does_not_wait_for_on
             stopping.append(scope[METER].reservation)
             await PaidEventStream(tokens())(scope, receive, send)
 
-        gate = PaymentGate(app, engine=desk.engine, routes=[METERED], pause_s=60)
+        gate = PaymentGate(app, engine=desk.engine, routes=[METERED], pause_s=10 * PATIENCE_S)
         visit = await started(desk, gate, 4 * PRICE)
         await visit.until(has(visit, "message", 4))
         visit.gate.clear()  # the question is on its way out, and nobody takes it
         tokens.queue.put_nowait("e")
-        await asyncio.sleep(0.05)
+        await until(lambda: visit.is_writing)
         stopping[0].stop(StreamReplacedError("A newer stream on this channel took over."))
         await asyncio.sleep(0.01)
         visit.gate.set()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             await visit.answer()
         assert final_receipt(visit).spent == 4 * PRICE
 

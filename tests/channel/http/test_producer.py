@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from channel.http.producer import Producer
+from tests.waiting import PATIENCE_S, until
 
 
 class Consumer:
@@ -154,7 +155,7 @@ async def test_a_cancellation_amid_a_write_reaches_what_the_producer_waits_for()
 
     async def items() -> AsyncIterator[str]:
         yield "a"
-        begun.append(asyncio.create_task(asyncio.sleep(60)))
+        begun.append(asyncio.create_task(asyncio.sleep(10 * PATIENCE_S)))
         await begun[0]
 
     async def blocked() -> None:
@@ -163,11 +164,11 @@ async def test_a_cancellation_amid_a_write_reaches_what_the_producer_waits_for()
     producer = Producer(items(), blocked)
     assert await producer.next() == "a"
     taking = asyncio.create_task(producer.next())
-    await asyncio.sleep(0.01)
+    await until(lambda: bool(begun))
     taking.cancel()
     await asyncio.wait({taking})
     await producer.close()
-    await asyncio.wait(begun, timeout=1)
+    await asyncio.wait(begun, timeout=PATIENCE_S)
     assert taking.cancelled()
     assert begun[0].cancelled()
 

@@ -58,6 +58,7 @@ from tests.channel.books import (
     voucher,
 )
 from tests.channel.ledger.conftest import OpenLedger
+from tests.waiting import PATIENCE_S, within
 
 CLAIM = RequestClaim("POST /v1/answers", "key-1", b"d" * 32, b"r", NOW, NOW + 86_400)
 PAST = 1_700_000_000
@@ -635,7 +636,7 @@ class TestWatch:
         await ledger.apply(KEY, [opening(0)])
         async with ledger.watch(KEY) as watch:
             await ledger.apply(KEY, [accepting(10)])
-            assert await watch.changed(5)
+            assert await watch.changed(PATIENCE_S)
             await quiet(watch)
 
     async def test_a_change_during_the_call_wakes_it_at_once(self, ledger: Ledger) -> None:
@@ -643,12 +644,11 @@ class TestWatch:
         await ledger.apply(KEY, [opening(0)])
         async with ledger.watch(KEY) as watch:
             await quiet(watch)
-            waiting = asyncio.ensure_future(watch.changed(5))
+            waiting = asyncio.ensure_future(watch.changed(PATIENCE_S))
             await asyncio.sleep(0)
             await ledger.apply(KEY, [accepting(10)])
-            done, _ = await asyncio.wait([waiting], timeout=1)
-            assert done
-            assert await waiting
+            async with within(1):
+                assert await waiting
 
     async def test_a_voucher_taken_by_another_process_wakes_it(
         self, ledger: Ledger, open_ledger: OpenLedger
@@ -659,7 +659,7 @@ class TestWatch:
         async with ledger.watch(KEY) as watch:
             await quiet(watch)
             await other.apply(KEY, [accepting(10)])
-            assert await watch.changed(5)
+            assert await watch.changed(PATIENCE_S)
             state = await ledger.load(KEY)
             assert state is not None
             assert state.accepted == 10

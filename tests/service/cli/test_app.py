@@ -17,7 +17,7 @@ GROUPED = [
 ]
 
 
-def test_the_commands_are_those_of_the_manual(run: Run) -> None:
+def test_the_commands_are_those_of_the_manual(start: Run) -> None:
     assert COMMANDS == [
         "channels",
         "demo",
@@ -29,7 +29,7 @@ def test_the_commands_are_those_of_the_manual(run: Run) -> None:
         "status",
         "withdraw",
     ]
-    shown = run("--help")
+    shown = start("--help")
     assert shown.returncode == 0
     assert all(re.search(rf"(?m)^  {name} ", shown.stdout) for name in [*COMMANDS, "ledger"])
     assert sorted(GROUPED) == [

@@ -58,7 +58,7 @@ def test_it_writes_its_file_and_takes_the_chain_with_it(tmp_path: Path, number: 
         asked = {"jsonrpc": "2.0", "id": 1, "method": "eth_chainId", "params": []}
         assert httpx.post(values.rpc_url, json=asked).json()["result"] == hex(values.chain_id)
         process.send_signal(number)
-        printed, _ = process.communicate(timeout=30)
+        printed, _ = process.communicate(timeout=PATIENCE_S)
     _until_gone(values.rpc_url)
     assert not (tmp_path / "devnet.ledger.db").exists()
     if number != signal.SIGKILL:
@@ -150,7 +150,7 @@ def test_it_can_be_interrupted_while_it_installs(tmp_path: Path) -> None:
     with started(tmp_path, PATH=path, HOME=str(tmp_path), PYTHONPATH=".") as process:
         until(tmp_path / "npm.started")
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=30)
+        _, said = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130
     assert "interrupted" in said
     assert "Traceback" not in said

@@ -77,9 +77,9 @@ def test_a_node_that_does_not_answer_is_one_line(
 
 
 def test_it_announces_itself_and_ends_with_its_input(
-    run: Run, devnet: TestChain, tmp_path: Path
+    start: Run, devnet: TestChain, tmp_path: Path
 ) -> None:
-    done = run("gateway", "--until-eof", "--json", **variables(devnet, tmp_path))
+    done = start("gateway", "--until-eof", "--json", **variables(devnet, tmp_path))
     assert done.returncode == 0, done.stderr
     assert '"url": "http://127.0.0.1:' in done.stdout
     assert (tmp_path / "ledger.db").exists()

@@ -13,7 +13,7 @@ from channel.client.payments import Summary
 from service.client import PayingClient
 from tests.service.gateway.conftest import PRICE, OpenAgent, RunGateway
 from tests.service.model_server import ModelServer, chunk, sse
-from tests.waiting import PATIENCE_S, until
+from tests.waiting import PATIENCE_S, until, within
 
 MESSAGES = [{"role": "user", "content": "hello"}]
 
@@ -293,7 +293,7 @@ async def test_a_client_that_leaves_cancels_the_model_within_two_seconds(
             async for line in response.aiter_lines():
                 if '"x"' in line:
                     break
-        async with asyncio.timeout(2):
+        async with within(2):
             await model.cancelled.wait()
         await _until_released(gateway)
         state = await gateway.channel()
