@@ -1,5 +1,6 @@
 """The settler as a process: what keeps it from starting, who stands by, and how it ends."""
 
+import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator, Iterator
@@ -23,12 +24,8 @@ from tests.channel.books import KEY, key_of, opening, reserving
 from tests.channel.ledger.test_sqlite import interrupt
 from tests.e2e.warm import Forge
 from tests.service.settlers import Settlers, owe_close, settler_variables, until_closed
-<<<<<<< Updated upstream
 from tests.settlement.transactions import INTENT, inclusion, signed, version
-from tests.waiting import until
-=======
-from tests.waiting import within
->>>>>>> Stashed changes
+from tests.waiting import until, within
 
 pytestmark = pytest.mark.timeout(120)
 
