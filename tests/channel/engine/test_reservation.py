@@ -78,16 +78,21 @@ async def test_a_stream_that_was_stopped_is_covered_no_further(tmp_path: Path) -
             await reservation.cover(3)
 
 
-async def test_a_stream_that_begins_twice_holds_once(tmp_path: Path) -> None:
-    """O-98, ACC-06: and it does not take over from itself."""
+async def test_a_stream_that_begins_twice_is_one(tmp_path: Path) -> None:
+    """O-98, ACC-06: it holds once, and does not take over again from one that is newer."""
     async with open_desk(tmp_path, reservation_step_units=2) as desk:
         await opened(desk)
-        reservation = await running(desk, 50 * PRICE)
-        await reservation.start_stream(StreamPolicy.REPLACE)
+        older = await running(desk, 50 * PRICE)
+        await older.start_stream(StreamPolicy.REPLACE)
         assert (await desk.books()).reserved == 2 * PRICE
-        await reservation.cover(3)
-        reservation.take(3)
-        state = await reservation.finish()
+        newer = await running(desk, 60 * PRICE)
+        await older.start_stream(StreamPolicy.REPLACE)
+        await newer.cover(3)
+        newer.take(3)
+        with pytest.raises(StreamReplacedError):
+            await older.cover(3)
+        await older.finish()
+        state = await newer.finish()
         assert (state.spent, state.reserved) == (3 * PRICE, 0)
 
 

@@ -508,11 +508,11 @@ class TestRequests:
         for key in keys:
             await ledger.apply(key, [opening(1, key)])
             claims[key] = []
-        for n in range(5):
+        for n in range(11):
             for key in keys:
-                claims[key].append(await self.store(ledger, key, n, 250))
+                claims[key].append(await self.store(ledger, key, n, 100))
         for key in keys:
-            assert await self.kept(ledger, key, claims[key]) == [False, *[True] * 4]
+            assert await self.kept(ledger, key, claims[key]) == [False, *[True] * 10]
 
     async def test_in_all_no_more_is_stored_than_one_bound(
         self, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
