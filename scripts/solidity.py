@@ -5,6 +5,7 @@ The compiler is the npm package solc (soljson) behind `contracts/toolchain/solc`
 bytes: sources are inlined under logical names, and no metadata is appended.
 """
 
+import fcntl
 import hashlib
 import json
 import os
@@ -97,15 +98,20 @@ def compile_contracts(
 
 
 def _compile(request: dict[str, Any], version: str) -> dict[str, Any]:
-    """Ask the compiler once for each distinct question; answers are kept in .cache."""
+    """Ask the compiler once for each distinct question; answers are kept in .cache.
+
+    Processes that ask the same at once wait for the first of them.
+    """
     asked = json.dumps([request, version], sort_keys=True).encode()
     kept = CACHE / f"{hashlib.sha256(asked).hexdigest()}.json"
-    if not kept.exists():
-        answer = solcx.compile_standard(request, solc_binary=find_solc(version))
-        CACHE.mkdir(parents=True, exist_ok=True)
-        unique = kept.with_suffix(f".{os.getpid()}")
-        unique.write_text(json.dumps(answer["contracts"]), encoding="utf-8")
-        unique.rename(kept)
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with kept.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not kept.exists():
+            answer = solcx.compile_standard(request, solc_binary=find_solc(version))
+            unique = kept.with_suffix(f".{os.getpid()}")
+            unique.write_text(json.dumps(answer["contracts"]), encoding="utf-8")
+            unique.rename(kept)
     contracts: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
     return contracts
 

@@ -21,6 +21,7 @@ from tests.e2e.gateways import (
     gateway_variables,
     policy_for,
 )
+from tests.e2e.warm import Forge
 from tests.service.model_server import ModelServer, model_server
 from tests.waiting import PATIENCE_S
 
@@ -31,13 +32,14 @@ BODY: dict[str, Any] = {"model": "tiny", "stream": True, "messages": []}
 
 @asynccontextmanager
 async def paid_gateway(
-    devnet: TestChain, model: ModelServer, folder: Path, **changes: str
+    devnet: TestChain, model: ModelServer, folder: Path, forge: Forge, **changes: str
 ) -> AsyncIterator[tuple[GatewayProcess, PayingClient]]:
     """A gateway, and an agent that pays it."""
     variables = gateway_variables(
         devnet.values, model.url, folder / "ledger.db", free_port(), step_units=8
     )
-    gateway = GatewayProcess(gateway_command(), variables | changes, folder / "gateway.log")
+    log = folder / "gateway.log"
+    gateway = GatewayProcess(gateway_command(), variables | changes, log, forge=forge)
     async with (
         gateway.running(),
         open_client(
@@ -52,12 +54,12 @@ async def paid_gateway(
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 async def test_a_signal_in_mid_stream_ends_it_with_its_receipt_and_exit_code_0(
-    devnet: TestChain, tmp_path: Path, number: signal.Signals
+    devnet: TestChain, tmp_path: Path, forge: Forge, number: signal.Signals
 ) -> None:
     """SSE-04, O-28: the agent knows exactly what it paid; the next start goes on from there."""
     async with model_server() as model:
         model.words, model.delay_s = ["x"] * 10_000, 0.005
-        async with paid_gateway(devnet, model, tmp_path) as (gateway, client):
+        async with paid_gateway(devnet, model, tmp_path, forge) as (gateway, client):
             url = f"{gateway.url}/v1/chat/completions"
             chunks, ending = 0, None
             async with client.stream("POST", url, json=BODY) as response:
@@ -76,11 +78,14 @@ async def test_a_signal_in_mid_stream_ends_it_with_its_receipt_and_exit_code_0(
 
 
 async def test_a_payer_that_leaves_by_itself_is_answered_inside_the_grace_period(
-    devnet: TestChain, tmp_path: Path
+    devnet: TestChain, tmp_path: Path, forge: Forge
 ) -> None:
     """F-63, CLOSE-08: the sweep sees the request and closes with what was delivered."""
     sweep = {"MPP_SESSION_SETTLEMENT_SWEEP_INTERVAL_S": "0.2"}
-    async with model_server() as model, paid_gateway(devnet, model, tmp_path, **sweep) as running:
+    async with (
+        model_server() as model,
+        paid_gateway(devnet, model, tmp_path, forge, **sweep) as running,
+    ):
         gateway, client = running
         before = await asyncio.to_thread(
             devnet.token_balance, devnet.values.accounts["payee"].address

@@ -5,6 +5,7 @@ the twenty deaths, one of a refused setting about the refusal; what is forked is
 from its command line on. Tests of the start itself start Python.
 """
 
+import asyncio
 import gc
 import importlib
 import json
@@ -108,10 +109,9 @@ class Forked:
         os.kill(self.pid, number)
 
     async def wait(self) -> int:
-        """Wait as long as it takes; whoever kills waits a moment, and nothing else runs."""
-        if self._code is None:
-            self._code = self._forge.wait(self.pid)
-        return self._code
+        while (code := self.returncode) is None:  # noqa: ASYNC110 - another process ends it
+            await asyncio.sleep(0.005)
+        return code
 
 
 NO_CODE = -1000
@@ -119,8 +119,10 @@ IMPORTED: Final = (
     *("service.cli", "service.gateway.serve", "service.gateway.worker", "service.settle_process"),
     *("service.agent", "service.client", "service.devnet_file", "service.status_reading"),
     *("service.voucher_keys", "service.withdrawal", "settlement.exposure", "settlement.devnet"),
+    *("channel.ledger.postgres", "settlement.journal.postgres", "settlement.orders.postgres"),
+    *("anyio._backends._asyncio", "httpcore", "uvicorn.lifespan.off"),
 )
-"""What the commands import once they know which of them is wanted."""
+"""What the commands import once they know which of them is wanted, and their libraries likewise."""
 
 
 def main() -> None:

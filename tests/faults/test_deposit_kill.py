@@ -42,6 +42,8 @@ from tests.waiting import PATIENCE_S, until
 KILLS = int(os.environ.get("KILLS", "1"))
 PATH = "/v1/chat/completions"
 FIRST_VOUCHER = 100
+LOOK_S = 0.05
+"""Between looks at the database: each is a connection of its own, as a crash leaves none."""
 DEPOSITS = [
     "0x" + function.selector.hex()
     for function in (
@@ -218,7 +220,7 @@ class Customer:
     async def insist(self, payload: Payload) -> None:
         credential = Credential(self.challenge, payload, self._source)
         headers = {"authorization": format_credential(credential)}
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE_S):
             while True:
                 with contextlib.suppress(httpx.TransportError):
                     answer = await self._client.head(self._url, headers=headers)
@@ -232,12 +234,12 @@ async def kill_at(provider: Provider, step: Step) -> None:
     """Bring a process to a step, while the payer insists, and kill it there."""
     chain = provider.chain
     if step is Step.PLACED:
-        await until(lambda: provider.has_order(OrderStatus.WANTED))
+        await until(lambda: provider.has_order(OrderStatus.WANTED), every_s=LOOK_S)
         await provider.kill_gateway()
     elif step in (Step.WAITING, Step.SENT):
         async with chain.mining_paused():
             await provider.settle()
-            await until(provider.is_in_pool)
+            await until(provider.is_in_pool, every_s=LOOK_S)
             await (provider.kill_gateway() if step is Step.WAITING else provider.kill_settler())
     else:
         node = provider.to_worker if step in WORKERS else provider.to_settler
@@ -291,7 +293,7 @@ async def test_killed_at_every_step_a_deposit_is_pulled_once_and_credited_once(
     await fund_payer(chain)
     async with (
         provider_on(chain, books, tmp_path, forge) as provider,
-        httpx.AsyncClient(timeout=60, trust_env=False) as client,
+        httpx.AsyncClient(timeout=PATIENCE_S, trust_env=False) as client,
     ):
         customer = Customer(provider, client)
         await customer.ask(payer)
