@@ -7,9 +7,11 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-__all__ = ["PATIENCE_S", "put_ahead", "until", "within"]
+__all__ = ["HASTY_S", "PATIENCE_S", "put_ahead", "until", "within"]
 
 BEAT_S = 0.05
+HASTY_S = 0.3
+"""After which a program gives up, where a test waits for that."""
 PATIENCE_S = 60.0
 """After which something is broken, however busy the machine; half of what a test may take."""
 

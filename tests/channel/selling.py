@@ -47,8 +47,8 @@ SETTINGS = EngineSettings(
     payee=PAYEE,
     token=TOKEN,
     vouchers_per_second=10_000,
-    transaction_wait_s=0.05,
-    close_wait_s=0.2,
+    transaction_wait_s=PATIENCE_S,
+    close_wait_s=PATIENCE_S,
 )
 
 

@@ -264,7 +264,7 @@ async def provide(
         fact_ttl_s=0,
         fact_age_s_max=0,
         vouchers_per_second=1_000,
-        transaction_wait_s=0.3,
+        transaction_wait_s=PATIENCE_S,
         sponsor=sponsor_terms,
     )
     ledger = await SqliteLedger.open(path / "ledger.sqlite", exclusive=True)

@@ -26,6 +26,7 @@ from channel.wire.problem import problem_uri
 from settlement.devnet import Devnet
 from tests.e2e.selling import DELTA, DEPOSIT, JOKE, PRICE, TOKENS, Provider, provide
 from tests.settlement.channels import send_blindly, set_paused
+from tests.waiting import HASTY_S
 
 ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
 
@@ -417,14 +418,15 @@ async def _revert(seller: Provider) -> TxHash:
     return await send_blindly(seller.chain, seller.payer.key.escrow, calldata, by="payer")
 
 
-async def test_an_opening_that_is_not_mined(seller: Provider) -> None:
+async def test_an_opening_that_is_not_mined(chain: Devnet, tmp_path: Path) -> None:
     """OPEN-02: bounded wait, then 402 with Retry-After."""
-    await seller.payer.open()
-    opening = replace(seller.payer.opening(100), tx_hash=TxHash(b"\x01" * 32))
-    answer = await seller.send(opening)
-    require_problem(answer, 402, "verification-failed")
-    assert answer.headers["retry-after"] == "2"
-    assert await seller.books() is None
+    async with provide(chain, tmp_path, transaction_wait_s=HASTY_S) as seller:
+        await seller.payer.open()
+        opening = replace(seller.payer.opening(100), tx_hash=TxHash(b"\x01" * 32))
+        answer = await seller.send(opening)
+        require_problem(answer, 402, "verification-failed")
+        assert answer.headers["retry-after"] == "2"
+        assert await seller.books() is None
 
 
 async def test_a_transaction_that_proves_something_else(seller: Provider) -> None:

@@ -30,7 +30,7 @@ from tests.faults.proxy import LyingNode, lying_node
 from tests.service.gateway.conftest import build_config
 from tests.service.settling import settling
 from tests.settlement.channels import DEPOSIT
-from tests.waiting import until, within
+from tests.waiting import HASTY_S, until, within
 
 GRACE_S = 900
 _WORD = 64
@@ -117,7 +117,9 @@ async def test_a_gateway_serves_nothing_against_a_deposit_that_is_not_there(
     (tmp_path / "shop").mkdir()
     async with (
         world.beside(1) as (second,),
-        provide(chain, tmp_path / "shop", reader=world.reader) as provider,
+        provide(
+            chain, tmp_path / "shop", reader=world.reader, transaction_wait_s=HASTY_S
+        ) as provider,
     ):
         payer = provider.payer
         await provider.opened(PRICE, deposit=1_000)

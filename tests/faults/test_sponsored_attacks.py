@@ -24,7 +24,7 @@ from settlement.rpc_values import parse_quantity
 from tests.e2e.selling import DEPOSIT, PRICE
 from tests.e2e.sponsored import LIMITS, GaslessPayer, Sponsored, fund_payer, sponsor_deposits
 from tests.settlement.senders import copy_from_pool
-from tests.waiting import PATIENCE_S
+from tests.waiting import HASTY_S, PATIENCE_S
 
 BLACKLIST = Function("blacklist(address)")
 
@@ -369,7 +369,7 @@ async def test_a_reorg_of_a_sponsored_open_credits_once(usdc: TestChain, tmp_pat
     """F-70, F-71, OPEN-12: taken back before it is deep, mined again, and credited then."""
     async with (
         usdc.connect() as chain,
-        sponsor_deposits(chain, tmp_path, confirmations=3) as running,
+        sponsor_deposits(chain, tmp_path, confirmations=3, transaction_wait_s=HASTY_S) as running,
     ):
         payload = await running.payer.opening(PRICE)
         answer = await running.provider.send(payload)

@@ -18,6 +18,7 @@ from channel.wire.payload import Payload, build_top_up
 from tests.channel.chain_model import ESCROW
 from tests.channel.engine.test_engine import opened, perform
 from tests.channel.selling import DEPOSIT, SECRET, SETTINGS, Desk, open_desk
+from tests.waiting import HASTY_S, PATIENCE_S
 
 TOKEN_DOMAIN = b"\xd0" * 32
 TERMS = SponsorTerms(
@@ -53,7 +54,7 @@ class Relay:
 class Shop:
     """An engine that pays the gas, on the desk's books."""
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: Desk, transaction_wait_s: float) -> None:
         self.desk = desk
         self.relay = Relay(desk)
         self.engine = Engine(
@@ -61,7 +62,7 @@ class Shop:
             chain=desk.chain,
             closer=desk.chain,
             binder=ChallengeBinder([SECRET]),
-            settings=replace(SETTINGS, sponsor=TERMS),
+            settings=replace(SETTINGS, sponsor=TERMS, transaction_wait_s=transaction_wait_s),
             sponsor=self.relay,
             now=desk.clock,
         )
@@ -93,10 +94,12 @@ async def top_up(desk: Desk, number: int, amount: int) -> Payload:
 
 
 @asynccontextmanager
-async def open_shop(tmp_path: Path) -> AsyncIterator[Shop]:
+async def open_shop(
+    tmp_path: Path, *, transaction_wait_s: float = PATIENCE_S
+) -> AsyncIterator[Shop]:
     async with open_desk(tmp_path) as desk:
         await opened(desk)
-        shop = Shop(desk)
+        shop = Shop(desk, transaction_wait_s)
         try:
             yield shop
         finally:
@@ -126,7 +129,7 @@ async def test_a_top_up_that_the_escrow_does_not_show_is_credited_by_its_repeat(
     tmp_path: Path,
 ) -> None:
     """O-98, F-72: a node without the channel adds nothing, and nobody pays a second time."""
-    async with open_shop(tmp_path) as shop:
+    async with open_shop(tmp_path, transaction_wait_s=HASTY_S) as shop:
         chain = shop.desk.chain
         payload = await top_up(shop.desk, 1, 500)
         shop.relay.is_node_empty = True

@@ -45,7 +45,7 @@ from tests.channel.selling import (
     Payer,
     open_desk,
 )
-from tests.waiting import PATIENCE_S, until
+from tests.waiting import HASTY_S, PATIENCE_S, until
 
 
 def paid(desk: Desk, payload: Payload) -> Authenticated:
@@ -155,7 +155,7 @@ async def test_a_bad_first_voucher_asks_no_node_for_the_transaction(tmp_path: Pa
 
 async def test_a_deposit_counts_when_it_is_deep_enough(tmp_path: Path) -> None:
     """SEC-07, OPEN-12, F-70: neither an opening nor a top-up before its confirmations."""
-    async with open_desk(tmp_path, confirmations=3) as desk:
+    async with open_desk(tmp_path, confirmations=3, transaction_wait_s=HASTY_S) as desk:
         desk.payer.open_on_chain()
         with pytest.raises(VerificationFailedError, match="1 of 3"):
             await perform(desk, desk.payer.opening())
@@ -357,7 +357,7 @@ async def test_a_lagging_node_is_asked_again(tmp_path: Path) -> None:
 
 async def test_a_node_that_stays_behind_opens_nothing(tmp_path: Path) -> None:
     """O-98, F-72: what it shows is from before the transaction; later the same opening counts."""
-    async with open_desk(tmp_path) as desk:
+    async with open_desk(tmp_path, transaction_wait_s=HASTY_S) as desk:
         desk.payer.open_on_chain()
         desk.chain.blocks_behind = 1
         with pytest.raises(ChainUnavailableError, match="behind"):
@@ -442,7 +442,7 @@ async def test_credentials_travel_in_a_field_of_the_protocol_alone(
 
 async def test_an_opening_must_be_the_payers_own(tmp_path: Path) -> None:
     """OPEN-01, OPEN-03, CRED-02: source, id and transaction belong together."""
-    async with open_desk(tmp_path) as desk:
+    async with open_desk(tmp_path, transaction_wait_s=HASTY_S) as desk:
         desk.payer.open_on_chain()
         opening = desk.payer.opening()
         challenge = desk.engine.issue_challenge(desk.offer)
