@@ -7,8 +7,8 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -18,7 +18,8 @@ from service.cli.devnet import _forget, _forget_earlier, _require_ours
 from service.devnet_file import devnet_settings, read_devnet
 from service.errors import CommandError
 from service.testing.chain import TestChain
-from tests.service.cli.conftest import ROOT
+from tests.e2e.warm import Forge
+from tests.service.cli.conftest import ROOT, Run, environment
 from tests.waiting import PATIENCE_S
 
 
@@ -40,31 +41,39 @@ def started(folder: Path, *arguments: str, **variables: str) -> Iterator["subpro
             process.kill()
 
 
-def until(there: Path) -> None:
-    deadline = time.monotonic() + 60
-    while not there.exists():
+def until(is_so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not is_so():
         assert time.monotonic() < deadline
-        time.sleep(0.05)
+        time.sleep(0.02)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_it_writes_its_file_and_takes_the_chain_with_it(tmp_path: Path, number: int) -> None:
-    path = tmp_path / "devnet.json"
+def test_it_writes_its_file_and_takes_the_chain_with_it(
+    forge: Forge, tmp_path: Path, number: int
+) -> None:
+    path, shown, said = (tmp_path / name for name in ("devnet.json", "shown", "said"))
     (tmp_path / "devnet.ledger.db").write_bytes(b"SQLite format 3\0 of an earlier chain")
-    with started(tmp_path, "--json") as process:
-        until(path)
+    process = forge.start(
+        ["devnet", "--port=0", "--json"], environment({}), shown, errors=said, folder=tmp_path
+    )
+    try:
+        until(path.exists)
         values = read_devnet(path)
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         asked = {"jsonrpc": "2.0", "id": 1, "method": "eth_chainId", "params": []}
         assert httpx.post(values.rpc_url, json=asked).json()["result"] == hex(values.chain_id)
         process.send_signal(number)
-        printed, _ = process.communicate(timeout=PATIENCE_S)
+        until(lambda: process.returncode is not None)
+    finally:
+        with suppress(ProcessLookupError):
+            process.send_signal(signal.SIGKILL)
     _until_gone(values.rpc_url)
     assert not (tmp_path / "devnet.ledger.db").exists()
     if number != signal.SIGKILL:
         assert process.returncode == 0
         assert not path.exists()
-        assert json.loads(printed)["escrow"] == "0x" + values.escrow.hex()
+        assert json.loads(shown.read_text())["escrow"] == "0x" + values.escrow.hex()
 
 
 @pytest.fixture
@@ -148,7 +157,7 @@ def test_it_can_be_interrupted_while_it_installs(tmp_path: Path) -> None:
         (programs / name).chmod(0o755)
     path = f"{programs}:/usr/bin:/bin"
     with started(tmp_path, PATH=path, HOME=str(tmp_path), PYTHONPATH=".") as process:
-        until(tmp_path / "npm.started")
+        until((tmp_path / "npm.started").exists)
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130
@@ -156,29 +165,22 @@ def test_it_can_be_interrupted_while_it_installs(tmp_path: Path) -> None:
     assert "Traceback" not in said
 
 
-def test_a_folder_it_cannot_write_to_is_said(tmp_path: Path) -> None:
+def test_a_folder_it_cannot_write_to_is_said(run: Run, tmp_path: Path) -> None:
     out = tmp_path / "none" / "devnet.json"
-    done = subprocess.run(  # noqa: S603 -- ours
-        [sys.executable, "-m", "service.cli", "devnet", "--port=0", f"--out={out}"],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = run("devnet", "--port=0", f"--out={out}")
     assert done.returncode == 1
     assert f"{out} cannot be written" in done.stderr
 
 
 def _until_gone(url: str) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while time.monotonic() < deadline:
+    def is_gone() -> bool:
         try:
             httpx.post(url, json={})
         except httpx.TransportError:
-            return
-        time.sleep(0.05)
-    pytest.fail("the chain outlived the command")
+            return True
+        return False
+
+    until(is_gone)
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[]", '{"rpc_url": "0xzz"}'])
