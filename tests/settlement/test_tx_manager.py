@@ -417,7 +417,7 @@ async def test_a_success_whose_receipt_no_node_shows_is_pending(
         with pytest.raises(TransactionPendingError):
             await later.resume(sent.tx_hash)
         node.errors.clear()
-        assert await later.resume(sent.tx_hash) == sent
+        assert await insist(lambda: later.resume(sent.tx_hash)) == sent
         assert SEND not in node.seen
     assert await received(chain) == 1
 
