@@ -1,6 +1,6 @@
 """What the off-chain engine asks of the chain: Protocols and values, no code.
 
-`settlement` implements them, `service.wiring` joins the two, and `channel` never learns that a
+`settlement` implements them, `mpp_session.wiring` joins the two, and `channel` never learns that a
 node, a socket or a private key exists.
 """
 

@@ -114,7 +114,6 @@ __all__ = [
     "PeerError",
     "ProblemError",
     "PublicVoucherError",
-    "PurseError",
     "ReceiptViolationError",
     "RequestInFlightError",
     "ReservationEndedError",
@@ -124,6 +123,7 @@ __all__ = [
     "SponsoringPausedError",
     "StoppingError",
     "StorageFailedError",
+    "StoreError",
     "StreamActiveError",
     "StreamReplacedError",
     "TooManyDepositsError",
@@ -704,7 +704,7 @@ class BodyNotReplayableError(AgentError):
     """A 402 came after a body that cannot be sent again: too long, or from a generator."""
 
 
-class PurseError(AgentError):
+class StoreError(AgentError):
     """The store of what was signed cannot be opened, read or written; nothing was signed."""
 
 

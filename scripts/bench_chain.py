@@ -12,8 +12,8 @@ from msgspec.structs import replace
 from bench_samples import Row, Run
 from channel.types import ChannelId, TxHash
 from settlement import abi
-from settlement.devnet import Devnet
-from settlement.watcher import WatchLimits
+from settlement.dev.devnet import Devnet
+from settlement.watch.watcher import WatchLimits
 from tests.faults.chain_world import World, chain_world, fill_books
 
 __all__ = ["chain_rows"]

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Final
 
 from bench_samples import Row, Run
-from channel.client.policy import Policy, TokenLimits
-from service.client import PayingClient, open_client
+from channel.client.policy.policy import Policy, TokenLimits
+from mpp_session.agent.client import PayingClient, open_client
 from settlement import abi
-from settlement.devnet import GASLESS, Devnet, DevnetValues, TokenChoice
+from settlement.dev.devnet import GASLESS, Devnet, DevnetValues, TokenChoice
 from tests.e2e.provider import TOKEN_PRICE, Shop, open_shop, sponsored
 
 __all__ = ["gasless_rows"]

@@ -21,7 +21,7 @@ import bench_parts
 import bench_peers
 import bench_strangers
 from bench_samples import Row, Run
-from service.collecting import collect_seldom
+from mpp_session.process.gc_tuning import collect_seldom
 
 __all__ = ["main"]
 

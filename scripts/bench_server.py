@@ -19,7 +19,7 @@ from starlette.routing import Route as Path
 from bench_world import PRICE, World, key_of
 from channel.http import PaidEventStream, PaymentGate, Price, Route
 from channel.ledger.url import open_ledger
-from service.collecting import collect_seldom
+from mpp_session.process.gc_tuning import collect_seldom
 
 BODY: Final = "x" * 256
 CHUNK: Final = '{"choices":[{"delta":{"content":" token"}}]}'

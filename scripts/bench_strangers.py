@@ -21,15 +21,15 @@ import httpx
 import msgspec
 
 from bench_samples import Row, Run
-from channel.client.account import Account
+from channel.client.store.record import Account
 from channel.types import Address, SignedVoucher, TxHash
 from channel.verify.signature import address_of, sign
 from channel.verify.typed_data import voucher_digest
 from channel.wire.challenge import parse_challenges
 from channel.wire.credential import Credential, format_credential
 from channel.wire.payload import ClosePayload, Payload, TopUpHash, VoucherPayload
-from service.client import PayingClient, open_client
-from settlement.devnet import Devnet, DevnetValues
+from mpp_session.agent.client import PayingClient, open_client
+from settlement.dev.devnet import Devnet, DevnetValues
 from tests.e2e.gateways import (
     GatewayProcess,
     free_port,
@@ -37,7 +37,7 @@ from tests.e2e.gateways import (
     gateway_variables,
     policy_for,
 )
-from tests.service.model_server import ModelServer, model_server
+from tests.mpp_session.model_server import ModelServer, model_server
 
 __all__ = ["MEMORY_MIB_MAX", "stranger_rows"]
 

@@ -18,10 +18,10 @@ from channel.errors import ProblemError
 from channel.types import Address, address
 from settlement.addresses import CREATE2_DEPLOYER, SALT, factory_address
 from settlement.artifacts import load_artifact
-from settlement.deploy import Deployment, SenderNode, deploy_escrow, verify_escrow
-from settlement.rpc import Rpc
-from settlement.signer import KeySigner
-from settlement.tx_manager import TxManager
+from settlement.dev.deploy import Deployment, SenderNode, deploy_escrow, verify_escrow
+from settlement.node.rpc import Rpc
+from settlement.tx.manager import TxManager
+from settlement.tx.signer import KeySigner
 
 PAGE: Final = Path(__file__).resolve().parent.parent / "docs" / "deployments.md"
 _ROW: Final = re.compile(r"^\| (\d+) \| (0x\w+) \| (0x\w+) \| (0x\w+) \|$", re.MULTILINE)

@@ -22,7 +22,7 @@ REPORT: Final = ROOT / "docs" / "mutants.md"
 COMPILE: Final = "import runpy, sys; sys.argv = ['compile']; runpy.run_path('compile')['main']()"
 FORGE: Final = "import forge_runner, sys; sys.exit(forge_runner.run(sys.argv[1:]).returncode)"
 QUICK: Final = {"FOUNDRY_FUZZ_RUNS": "24", "FOUNDRY_INVARIANT_RUNS": "10"}
-COPIED: Final = ("channel", "contracts", "docs", "scripts", "service", "settlement", "tests")
+COPIED: Final = ("channel", "contracts", "docs", "mpp_session", "scripts", "settlement", "tests")
 AT_ONCE: Final = 2
 TESTS_FAILED: Final = 1
 """pytest's exit code. Any other one, such as 4 for a test that is not there, is no catch."""

@@ -12,10 +12,10 @@ import pytest
 from blockbuster import BlockBuster, blockbuster_ctx
 from hypothesis import HealthCheck, settings
 
-from service.keystore import import_account
+from mpp_session.agent.keystore import import_account
 from tests.e2e.warm import Forge
 
-pytest_plugins = ["service.testing", "tests.postgres"]
+pytest_plugins = ["mpp_session.testing", "tests.postgres"]
 
 import_account()  # before a test imports eth_account and lifts the recursion limit (F-02)
 
@@ -29,7 +29,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # Begun first, so that the other tests run beside them and not before.
 LONGEST = ("test_forge.py", "test_compile.py")
 _machines = itertools.count()
-OURS = ["channel", "settlement", "service"]
+OURS = ["channel", "settlement", "mpp_session"]
 
 # A shared machine's pauses are no failures; a failing example is printed so that it can be rerun.
 settings.register_profile(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from channel import limits
 from channel.engine import EngineSettings
-from service.config import list_settings
+from mpp_session.settings.config import list_settings
 
 ROOT = Path(__file__).resolve().parent.parent
 TESTS = ROOT / "tests"
@@ -91,16 +91,16 @@ CROSSED_AS = {
     "EVENT_BYTES_MAX": "channel/wire/test_sse.py::"
     "test_an_endless_event_is_refused_and_not_collected",
     "FILE_S_MAX": "settlement/test_files.py::test_a_file_system_that_hangs_costs_a_bounded_time",
-    "HEAD_BYTES_MAX": "service/gateway/test_serve.py::"
+    "HEAD_BYTES_MAX": "mpp_session/gateway/test_serve.py::"
     "test_a_head_of_any_size_is_not_taken_whatever_else_is_installed",
-    "LATE_ANSWERS_MAX": "channel/http/test_late.py::test_so_many_wait_and_no_more",
-    "LATE_ANSWER_S": "channel/http/test_late.py::"
+    "LATE_ANSWERS_MAX": "channel/http/test_tarpit.py::test_so_many_wait_and_no_more",
+    "LATE_ANSWER_S": "channel/http/test_tarpit.py::"
     "test_first_offers_come_late_beyond_a_rate_from_one_address",
-    "LOG_QUEUED_BYTES_MAX": "service/test_relay.py::"
+    "LOG_QUEUED_BYTES_MAX": "mpp_session/process/test_relay.py::"
     "test_what_found_no_room_is_counted_when_it_is_read_again",
-    "NODE_ANSWER_BYTES_MAX": "settlement/test_transport.py::"
+    "NODE_ANSWER_BYTES_MAX": "settlement/node/test_transport.py::"
     "test_a_coded_answer_is_unpacked_within_the_bound",
-    "PROBE_S_MAX": "service/gateway/test_readiness.py::"
+    "PROBE_S_MAX": "mpp_session/gateway/test_readiness.py::"
     "test_a_server_that_is_busy_is_there_and_one_that_is_silent_is_not",
     "STREAM_PAUSE_S_MAX": "channel/http/test_events.py::"
     "test_a_pause_that_is_not_paid_ends_with_a_receipt",
@@ -125,7 +125,7 @@ UNCROSSED = {
 
 def constants() -> Iterator[tuple[str, str]]:
     """Yield each constant of a module that is named as a bound, with its module."""
-    for package in ("channel", "settlement", "service"):
+    for package in ("channel", "settlement", "mpp_session"):
         for path in sorted((ROOT / package).rglob("*.py")):
             if path == Path(str(limits.__file__)):
                 continue

@@ -10,9 +10,9 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 import channel.errors
-from channel.client.decisions import Tried, decide
+from channel.client.policy.decisions import Tried, decide
 from channel.wire.problem import Problem
-from service.cli.app import APP
+from mpp_session.cli.app import APP
 from settlement.alarms import AlarmKind
 
 ROOT = Path(__file__).resolve().parent.parent

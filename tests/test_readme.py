@@ -11,11 +11,11 @@ import httpx
 import pytest
 from typer.testing import CliRunner
 
-from service.cli.app import APP
-from service.testing import TestChain, TestPayer
+from mpp_session.cli.app import APP
+from mpp_session.testing import TestChain, TestPayer
 from tests.e2e.gateways import GatewayProcess, free_port, gateway_command, gateway_variables
-from tests.service.demo.figures import report
-from tests.service.model_server import model_server
+from tests.mpp_session.demo.figures import report
+from tests.mpp_session.model_server import model_server
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -109,6 +109,6 @@ async def test_the_application_is_paid(devnet: TestChain, payer: TestPayer, fold
 
 
 async def test_the_fixtures_work_in_somebody_elses_tests(folder: Path) -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "service.testing", "test_payment.py"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "mpp_session.testing", "test_payment.py"]
     options = ["-o", "asyncio_mode=strict", "-p", "no:cacheprovider"]  # as it is by default
     assert "1 passed" in await run(*command, *options, folder=folder)

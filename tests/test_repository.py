@@ -13,7 +13,7 @@ import pytest
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("channel", "settlement", "service")
+PACKAGES = ("channel", "settlement", "mpp_session")
 SOURCES = sorted(path for name in PACKAGES for path in (ROOT / name).rglob("*.py"))
 
 
@@ -149,7 +149,9 @@ def test_only_the_configuration_reads_the_environment() -> None:
         return False
 
     found = [(path, node) for path in SOURCES for node in nodes(path) if reads(node)]
-    assert {name_of(path) for path, _ in found} <= {"service/config.py"}, places(*found)
+    assert {name_of(path) for path, _ in found} <= {"mpp_session/settings/config.py"}, places(
+        *found
+    )
 
 
 def test_no_source_relies_on_assert() -> None:

@@ -6,11 +6,11 @@ import httpx
 import msgspec
 from msgspec.structs import replace
 
-from channel.client.account import Account
-from channel.client.closing import close_channel
-from channel.client.courier import HeadCourier
-from channel.client.payer import Payer
-from channel.client.transport import is_safe, origin_of
+from channel.client.http.management import HeadManagementClient
+from channel.client.http.transport import is_safe, origin_of
+from channel.client.payment.closing import close_channel
+from channel.client.payment.payer import Payer
+from channel.client.store.record import Account
 from channel.errors import ChannelUnusableError, OfferRefusedError
 from channel.types import Address, ChannelId, TxHash
 
@@ -41,7 +41,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Payments:
-    """The agent's channels. `client.payments` of a client made by `service.open_client`."""
+    """The agent's channels. `client.payments` of a client made by `mpp_session.open_client`."""
 
     def __init__(self, payer: Payer, inner: httpx.AsyncBaseTransport) -> None:
         self._payer = payer
@@ -49,7 +49,7 @@ class Payments:
 
     async def channels(self) -> list[Account]:
         """Return every channel ever opened with this purse, oldest first."""
-        return await self._payer.purse.accounts()
+        return await self._payer.store.accounts()
 
     async def summary(self) -> list[Summary]:
         """Return what was deposited, signed, spent and refunded, per chain and token."""
@@ -110,7 +110,7 @@ class Payments:
         account = await self._one(which)
         chain = self._payer.opener.chain(account.key.chain_id, account.origin)
         tx_hash = await chain.withdraw(escrow=account.key.escrow, channel_id=account.key.channel_id)
-        await self._payer.purse.update(
+        await self._payer.store.update(
             account.key, lambda current: replace(current, end_tx=tx_hash)
         )
         return await self._payer.leave(account)
@@ -136,7 +136,7 @@ class Payments:
             raise OfferRefusedError(
                 field="a close over", asked="plain http", allowed="https", origin=account.origin
             )
-        return await close_channel(self._payer, account, HeadCourier(self._inner, url))
+        return await close_channel(self._payer, account, HeadManagementClient(self._inner, url))
 
 
 def _add_up(chain_id: int, token: Address, accounts: list[Account]) -> Summary:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from channel.engine.admission import Admission
 from channel.engine.challenger import Authenticated
-from channel.engine.keeper import ReservationKeeper
+from channel.engine.lease_renewer import LeaseRenewer
 from channel.engine.outcome import Hold, Outcome
 from channel.engine.rate_limit import RateLimiter
 from channel.engine.reservation import held_amount
@@ -29,13 +29,13 @@ class Acceptance:
         *,
         ledger: Ledger,
         admission: Admission,
-        keeper: ReservationKeeper,
+        renewer: LeaseRenewer,
         rate: RateLimiter,
         now: Callable[[], float],
     ) -> None:
         self._ledger = ledger
         self._admission = admission
-        self._keeper = keeper
+        self._renewer = renewer
         self._rate = rate
         self._now = now
 
@@ -102,7 +102,7 @@ class Acceptance:
             held = held_amount(applied.state, hold.reservation_id)
         except (asyncio.CancelledError, LedgerUnavailableError):
             # It may have been made: give it back, so that the payer need not wait for a lease.
-            self._keeper.let_go(paid.key, hold.reservation_id, claim)
+            self._renewer.let_go(paid.key, hold.reservation_id, claim)
             raise
         finally:
             self._admission.give_back(room - held)
@@ -131,7 +131,7 @@ class Acceptance:
             units_max=hold.units_max,
             presented=verified.cumulative_amount,
             min_voucher_delta=paid.asked.min_voucher_delta,
-            lease_expires_at=self._keeper.lease(),
+            lease_expires_at=self._renewer.lease(),
         )
 
 

@@ -17,7 +17,7 @@ import asyncio
 from channel.chain import ChannelCloser, CloseResult
 from channel.engine.background import Background
 from channel.engine.facts import ChainFacts
-from channel.engine.keeper import ReservationKeeper
+from channel.engine.lease_renewer import LeaseRenewer
 from channel.engine.outcome import Outcome
 from channel.errors import (
     ChainUnavailableError,
@@ -56,14 +56,14 @@ class Closing:
         ledger: Ledger,
         closer: ChannelCloser,
         facts: ChainFacts,
-        keeper: ReservationKeeper,
+        renewer: LeaseRenewer,
         background: Background,
         wait_s: float,
     ) -> None:
         self._ledger = ledger
         self._closer = closer
         self._facts = facts
-        self._keeper = keeper
+        self._renewer = renewer
         self._background = background
         self._wait_s = wait_s
         self._running: dict[ChannelKey, asyncio.Task[Outcome]] = {}
@@ -104,7 +104,7 @@ class Closing:
             state = (await self._ledger.apply(key, [BeginClose(presented)], proof=used)).require()
             if state.closing_with is not None:
                 return state.closing_with
-            self._keeper.stop_streams(key, ChannelFinalizedError("The channel is being closed."))
+            self._renewer.stop_streams(key, ChannelFinalizedError("The channel is being closed."))
             state = await self._drain(key)
             applied = await self._ledger.apply(
                 key, [CommitClose(closing_voucher(state, presented))]

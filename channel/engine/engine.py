@@ -23,7 +23,7 @@ from channel.engine.closing import Closing
 from channel.engine.deposits import Deposits, Sponsoring
 from channel.engine.facts import ChainFacts
 from channel.engine.ids import RandomIds
-from channel.engine.keeper import ReservationKeeper
+from channel.engine.lease_renewer import LeaseRenewer
 from channel.engine.offer import Offer
 from channel.engine.opening import require_source
 from channel.engine.outcome import Hold, Outcome
@@ -110,14 +110,12 @@ class Engine:
         self._signatures = SignatureCheck(
             chain=chain, facts=self._facts, settings=settings, verifier=self._verifier, now=now
         )
-        self._keeper = ReservationKeeper(
-            ledger=ledger, now=now, lease_s=settings.reservation_lease_s
-        )
+        self._renewer = LeaseRenewer(ledger=ledger, now=now, lease_s=settings.reservation_lease_s)
         self._admission = admission = admission or Unbounded()
         self._acceptance = Acceptance(
             ledger=ledger,
             admission=admission,
-            keeper=self._keeper,
+            renewer=self._renewer,
             rate=RateLimiter(settings.vouchers_per_second, now),
             now=now,
         )
@@ -133,7 +131,7 @@ class Engine:
             ledger=ledger,
             closer=closer,
             facts=self._facts,
-            keeper=self._keeper,
+            renewer=self._renewer,
             background=self._background,
             wait_s=settings.close_wait_s,
         )
@@ -335,7 +333,7 @@ class Engine:
             min_voucher_delta=paid.asked.min_voucher_delta,
             step_units=self.settings.reservation_step_units,
             ledger=self._ledger,
-            keeper=self._keeper,
+            renewer=self._renewer,
             background=self._background,
             admission=self._admission,
         )
@@ -366,7 +364,7 @@ class Engine:
 
     def end_streams(self) -> None:
         """Let every running stream end now, with its receipt: the program is about to stop."""
-        self._keeper.end_streams(StoppingError("The server is stopping."))
+        self._renewer.end_streams(StoppingError("The server is stopping."))
 
     async def end_expired(self) -> int:
         """End what dead owners hold, in whatever process; what runs here is renewed first.
@@ -377,11 +375,11 @@ class Engine:
         Raises:
             LedgerUnavailableError: Some of it is not done.
         """
-        return await self._keeper.sweep()
+        return await self._renewer.sweep()
 
     async def aclose(self) -> None:
         """Finish what must be finished. The ledger stays open: whoever opened it closes it."""
-        await self._keeper.close()
+        await self._renewer.close()
         self._verifier.close()
         await self._background.close()
 

@@ -16,7 +16,7 @@ import msgspec
 
 from channel.engine.admission import Admission
 from channel.engine.background import Background
-from channel.engine.keeper import ReservationKeeper
+from channel.engine.lease_renewer import LeaseRenewer
 from channel.engine.outcome import Hold, Outcome
 from channel.errors import (
     InsufficientBalanceError,
@@ -66,7 +66,7 @@ class RunningReservation:
         min_voucher_delta: int,
         step_units: int,
         ledger: Ledger,
-        keeper: ReservationKeeper,
+        renewer: LeaseRenewer,
         background: Background,
         admission: Admission,
     ) -> None:
@@ -84,7 +84,7 @@ class RunningReservation:
         self._min_voucher_delta = min_voucher_delta
         self._step_units = step_units
         self._ledger = ledger
-        self._keeper = keeper
+        self._renewer = renewer
         self._background = background
         self._admission = admission
         held = outcome.state.find_reservation(hold.reservation_id)
@@ -98,7 +98,7 @@ class RunningReservation:
         self._changing: asyncio.Task[ProblemError | None] | None = None
         self._may_prefetch = True
         self._doubt: _Doubt | None = None
-        keeper.keep(self.key, self._id, self._lease_expires_at)
+        renewer.keep(self.key, self._id, self._lease_expires_at)
 
     @cached_property
     def stopped(self) -> asyncio.Event:
@@ -149,10 +149,10 @@ class RunningReservation:
             raise refusal
         self._kind = ReservationKind.STREAM
         self._is_emitting = self._is_emitting or is_emitting
-        self._keeper.keep_stream(self.key, self._id, self._lease_expires_at, self.stop)
+        self._renewer.keep_stream(self.key, self._id, self._lease_expires_at, self.stop)
         if policy is StreamPolicy.REPLACE:
             replaced = StreamReplacedError("A newer stream on this channel took over.")
-            self._keeper.stop_streams(self.key, replaced, spare=self._id)
+            self._renewer.stop_streams(self.key, replaced, spare=self._id)
 
     async def cover(self, units: int) -> None:
         """Return once `units` more are held durably.
@@ -224,7 +224,7 @@ class RunningReservation:
                 refusal = await (change if self._changing is None else self._change(change))
             except LedgerUnavailableError:
                 if self._kind is ReservationKind.REQUEST:
-                    self._keeper.let_go(self.key, self._id, self._claim)
+                    self._renewer.let_go(self.key, self._id, self._claim)
                 raise
             if refusal is not None and self._kind is ReservationKind.REQUEST:
                 raise refusal
@@ -271,7 +271,7 @@ class RunningReservation:
                 units_max=self._step_units,
                 presented=AMOUNT_MAX,  # what was presented was judged when the request came
                 min_voucher_delta=self._min_voucher_delta,
-                lease_expires_at=self._keeper.lease(self._id),
+                lease_expires_at=self._renewer.lease(self._id),
                 stream_policy=policy,
             ),
         )
@@ -293,7 +293,7 @@ class RunningReservation:
                 unit_price=self._unit_price,
                 units_max=units_max if is_emitting else units_max + self._taken_units,
                 min_voucher_delta=self._min_voucher_delta,
-                lease_expires_at=self._keeper.lease(self._id),
+                lease_expires_at=self._renewer.lease(self._id),
             ),
             is_spending=is_emitting,
         )
@@ -306,7 +306,7 @@ class RunningReservation:
 
     async def _finish(self, response: StoredResponse | None) -> ProblemError | None:
         # Durable after this: `spent` covers all that was emitted, and nothing is held.
-        self._keeper.drop(self._id)
+        self._renewer.drop(self._id)
         return await self._apply(Release(self._id), request=self._request_update(response))
 
     async def _apply(
@@ -363,7 +363,7 @@ class RunningReservation:
         self._room = amount
         if held is not None:
             self._lease_expires_at = held.lease_expires_at
-            self._keeper.renewed(self._id, held.lease_expires_at)
+            self._renewer.renewed(self._id, held.lease_expires_at)
 
     def _take_room(self, units: int) -> ProblemError | None:
         """Count what is about to be owed: `units` held beside what was emitted."""

@@ -39,7 +39,6 @@ from channel.http.asgi import (
     without_body,
 )
 from channel.http.bodies import BodyBounds
-from channel.http.late import LateAnswers
 from channel.http.metering import METER, Meter
 from channel.http.pricing import WEBSOCKET, Priced, Route, RouteTable
 from channel.http.refusals import (
@@ -64,6 +63,7 @@ from channel.http.request import (
     read_preference,
     require_no_override,
 )
+from channel.http.tarpit import Tarpit
 from channel.limits import (
     BODY_S_MAX,
     FAILED_REQUESTS_MAX,
@@ -132,7 +132,7 @@ class PaymentGate:
         self.engine = engine
         self.pause_s = pause_s
         self.table = RouteTable(routes, engine, roots=_find_roots(app))
-        self.late = LateAnswers(engine.now)
+        self.late = Tarpit(engine.now)
         self.body_timeout_s = body_timeout_s
         self.bodies = BodyBounds()
         self.failed = RateLimiter(

@@ -154,7 +154,7 @@ class Ledger(Protocol):
     ) -> list[ChannelState]:
         """Return channels in key order, a page at a time."""
 
-    async def list_owed_closes(self, *, limit: int = 1000) -> list[ChannelState]:
+    async def list_pending_closes(self, *, limit: int = 1000) -> list[ChannelState]:
         """Return channels whose close was decided and is not mined: what the settler owes."""
 
     async def list_foreign(self, *, limit: int = 1000) -> list[ChannelState]:

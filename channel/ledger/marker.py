@@ -149,7 +149,7 @@ class Marker:
 
     @property
     def name(self) -> str:
-        """Of which payee it is: see `service.one_ledger.payee_name`."""
+        """Of which payee it is: see `mpp_session.one_ledger.payee_name`."""
         return self.path.stem
 
     @property

@@ -161,11 +161,11 @@ class PostgresLedger:
         rows = await self._page(start, limit, open_only=open_only)
         return [state_of_row(row) for row in rows]
 
-    async def list_owed_closes(self, *, limit: int = 1000) -> list[ChannelState]:
-        """See `interface.Ledger.list_owed_closes`."""
+    async def list_pending_closes(self, *, limit: int = 1000) -> list[ChannelState]:
+        """See `interface.Ledger.list_pending_closes`."""
         limit = min(limit, CHANNELS_PER_PAGE_MAX)
         rows = await self._read(
-            lambda connection: connection.fetch(SQL["select_owed_closes"], limit)
+            lambda connection: connection.fetch(SQL["select_pending_closes"], limit)
         )
         return [state_of_row(row) for row in rows]
 

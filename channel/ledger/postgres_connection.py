@@ -273,12 +273,12 @@ class Listener:
         self._connection: asyncpg.Connection | None = None
         self._lost = asyncio.Event()
         self._is_shown = False
-        self._keeper: asyncio.Task[None] | None = None
+        self._renewer: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Listen; returns when notices are heard."""
         await self._connect()
-        self._keeper = asyncio.create_task(self._keep())
+        self._renewer = asyncio.create_task(self._keep())
 
     async def show(self) -> None:
         """Let others see that a gateway serves by this database, as long as one listens here."""
@@ -294,10 +294,10 @@ class Listener:
 
     async def close(self) -> None:
         """Stop listening."""
-        if self._keeper is not None:
-            self._keeper.cancel()
+        if self._renewer is not None:
+            self._renewer.cancel()
             with suppress(asyncio.CancelledError):
-                await self._keeper
+                await self._renewer
         if self._connection is not None:
             self._connection.remove_termination_listener(self._on_lost)
             with suppress(*FAILURES):

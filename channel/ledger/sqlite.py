@@ -143,9 +143,11 @@ class SqliteLedger:
         limit = min(limit, CHANNELS_PER_PAGE_MAX)
         return await self._connection.run(sql.list_channels, after, limit, open_only=open_only)
 
-    async def list_owed_closes(self, *, limit: int = 1000) -> list[ChannelState]:
-        """See `interface.Ledger.list_owed_closes`."""
-        return await self._connection.run(sql.list_owed_closes, min(limit, CHANNELS_PER_PAGE_MAX))
+    async def list_pending_closes(self, *, limit: int = 1000) -> list[ChannelState]:
+        """See `interface.Ledger.list_pending_closes`."""
+        return await self._connection.run(
+            sql.list_pending_closes, min(limit, CHANNELS_PER_PAGE_MAX)
+        )
 
     async def list_foreign(self, *, limit: int = 1000) -> list[ChannelState]:
         """See `interface.Ledger.list_foreign`."""

@@ -47,7 +47,7 @@ __all__ = [
     "leased",
     "list_channels",
     "list_foreign",
-    "list_owed_closes",
+    "list_pending_closes",
     "mark",
     "select_identity",
 ]
@@ -225,9 +225,9 @@ def list_channels(
     return [channel_from_row(row)[1] for row in rows]
 
 
-def list_owed_closes(connection: sqlite3.Connection, limit: int) -> list[ChannelState]:
+def list_pending_closes(connection: sqlite3.Connection, limit: int) -> list[ChannelState]:
     """Return channels whose close was decided and is not mined."""
-    rows = connection.execute(_SQL["select_owed_closes"], (limit,)).fetchall()
+    rows = connection.execute(_SQL["select_pending_closes"], (limit,)).fetchall()
     return [channel_from_row(row)[1] for row in rows]
 
 

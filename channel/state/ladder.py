@@ -10,10 +10,10 @@ would cost the next step its place.
 from channel.state.channel_state import ChannelState, LadderVoucher
 from channel.types import VerifiedVoucher
 
-__all__ = ["closing_voucher", "forced_settling_voucher", "settling_voucher", "steps_beside"]
+__all__ = ["bracketing_vouchers", "closing_voucher", "forced_settling_voucher", "settling_voucher"]
 
 
-def steps_beside(
+def bracketing_vouchers(
     spent: int, *kept: LadderVoucher | None
 ) -> tuple[LadderVoucher | None, LadderVoucher | None]:
     """Return the greatest of `kept` at or below `spent` and the lowest above it."""

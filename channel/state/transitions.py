@@ -33,7 +33,7 @@ from channel.state.channel_state import (
     ReservationKind,
     require_invariants,
 )
-from channel.state.ladder import steps_beside
+from channel.state.ladder import bracketing_vouchers
 from channel.types import ChannelFact, ChannelKey, VerifiedVoucher
 
 __all__ = [
@@ -146,7 +146,7 @@ def _open_channel(state: ChannelState | None, command: c.OpenChannel) -> Channel
         observed = _observe_fact(state, fact, is_rollback=False)
         return _raise_accepted(observed, voucher, min_voucher_delta=0, at=command.at)
     first = LadderVoucher(voucher.cumulative_amount, voucher.signature)
-    below, above = steps_beside(fact.settled, first)
+    below, above = bracketing_vouchers(fact.settled, first)
     opened = ChannelState(
         key=fact.key,
         terms=fact.terms,
@@ -200,7 +200,9 @@ def _raise_accepted(
     if amount > state.deposit:
         raise AmountExceedsDepositError(cumulative_amount=amount, deposit=state.deposit)
     highest = LadderVoucher(amount, voucher.signature)
-    below, above = steps_beside(state.spent, state.at_or_below_spent, state.above_spent, highest)
+    below, above = bracketing_vouchers(
+        state.spent, state.at_or_below_spent, state.above_spent, highest
+    )
     return replace(
         state,
         accepted=amount,
@@ -262,7 +264,7 @@ def _spend(state: ChannelState, command: c.Spend) -> ChannelState:
         msg = f"cannot spend {command.amount} of a reservation of {held.amount}"
         raise InvariantError(msg)
     after = _with_reservation(state, replace(held, amount=held.amount - command.amount))
-    return _climb(after, state.spent + command.amount)
+    return _set_spent(after, state.spent + command.amount)
 
 
 def _release(state: ChannelState, command: c.Release) -> ChannelState:
@@ -293,7 +295,7 @@ def _end(state: ChannelState, ended: Sequence[Reservation]) -> ChannelState:
         state = _without_reservation(state, held)
         if held.kind is ReservationKind.STREAM:
             spent += held.amount
-    return _climb(state, spent)
+    return _set_spent(state, spent)
 
 
 def _observe(state: ChannelState, command: c.Observe) -> ChannelState:
@@ -408,7 +410,7 @@ def _repair(state: ChannelState, command: c.Repair) -> ChannelState:
             f"spent {spent} + reserved {state.reserved} <= accepted {accepted} <= "
             f"deposit {state.deposit} must hold after a repair"
         )
-    return _climb(replace(state, accepted=accepted, foreign_block=0), spent)
+    return _set_spent(replace(state, accepted=accepted, foreign_block=0), spent)
 
 
 def _restore(state: ChannelState | None, command: c.Restore) -> ChannelState:
@@ -419,9 +421,11 @@ def _restore(state: ChannelState | None, command: c.Restore) -> ChannelState:
     return state
 
 
-def _climb(state: ChannelState, spent: int) -> ChannelState:
+def _set_spent(state: ChannelState, spent: int) -> ChannelState:
     """Set `spent` and step the kept vouchers beside it."""
-    below, above = steps_beside(spent, state.at_or_below_spent, state.above_spent, state.highest)
+    below, above = bracketing_vouchers(
+        spent, state.at_or_below_spent, state.above_spent, state.highest
+    )
     return replace(state, spent=spent, at_or_below_spent=below, above_spent=above)
 
 

@@ -1,11 +1,11 @@
-"""The only calls a tower can make (`settlement.payout_calls.PayoutCalls`): settles signed ahead."""
+"""The only calls a tower can make (`PayoutCalls`): settles signed ahead."""
 
 from collections.abc import Sequence
 
 from channel.errors import InvariantError
 from channel.types import Address, ChannelId
-from settlement.tower.presigned import PresignedSettle
-from settlement.tx_state import Purpose
+from settlement.presigned.authorization import PresignedSettle
+from settlement.tx.state import Purpose
 from settlement.types import BatchEntry
 
 __all__ = ["PresignedCalls"]

@@ -5,8 +5,8 @@ from typing import Final
 
 from channel.types import Address
 from settlement.errors import ContractRevertedError, RpcRefusedError
-from settlement.rpc import Rpc
-from settlement.tower.presigned import PresignedSettle
+from settlement.node.rpc import Rpc
+from settlement.presigned.authorization import PresignedSettle
 
 __all__ = ["Refusal", "simulate"]
 

@@ -20,19 +20,19 @@ import msgspec
 from channel.errors import ChainUnavailableError, InvariantError, MppSessionError, OperatorError
 from channel.types import Address, ChannelFact, ChannelKey
 from settlement.alarms import AlarmKind, Alarms
-from settlement.chain_clock import ChainClock
-from settlement.complaint import Complaint
 from settlement.errors import ContractRevertedError, LeaseLostError
-from settlement.escrow import EscrowReader
-from settlement.exposure import gas_reserve_wei
-from settlement.node_guard import NodeGuard, NodeLimits
-from settlement.schedule import SettlePolicy
+from settlement.escrow.reader import EscrowReader
+from settlement.log_once import LogOnce
+from settlement.node.chain_clock import ChainClock
+from settlement.presigned.authorization import PresignedError, PresignedSettle, parse_line
+from settlement.presigned.file import BEAT
+from settlement.settle.exposure import gas_reserve_wei
+from settlement.settle.schedule import SettlePolicy
 from settlement.tower.calls import PresignedCalls
-from settlement.tower.presigned import PresignedError, PresignedSettle, parse_line
 from settlement.tower.simulation import Refusal, simulate
-from settlement.tower.store import BEAT
 from settlement.types import BlockRef, RevertReason
-from settlement.watch_alarms import WatchAlarms
+from settlement.watch.node_guard import NodeGuard, NodeLimits
+from settlement.watch.watch_alarms import WatchAlarms
 
 __all__ = ["TowerLimits", "TowerSettler", "Watchtower"]
 
@@ -53,7 +53,7 @@ class TowerLimits(msgspec.Struct, frozen=True, kw_only=True):
     away_s_max: float = 60.0
     skew_s_max: float = 60.0
     still_s_max: float | None = 300.0
-    """As `settlement.watcher.WatchLimits`."""
+    """As `settlement.watch.watcher.WatchLimits`."""
     forget_after_blocks: int = 64
     """How deep the end of a channel must be, or a settle by somebody else, to be relied on."""
     settles_reserved_min: int = 20
@@ -72,7 +72,7 @@ class TowerSettler(Protocol):
         value: int = 0,
         deadline: int = 0,
     ) -> object:
-        """See `settlement.settler.EscrowSettler.settle_channel`."""
+        """See `settlement.settle.settler.EscrowSettler.settle_channel`."""
 
 
 class Watchtower:
@@ -118,7 +118,7 @@ class Watchtower:
         self._grace_period_s: int | None = None
         self._heard_at = self._now()
         self._unread = ""
-        self._complaint = Complaint(_log, "the chain was not looked at; tried again: %s")
+        self._log_once = LogOnce(_log, "the chain was not looked at; tried again: %s")
         self._telling = WatchAlarms(
             self.alarms,
             away_s_max=self._limits.away_s_max,
@@ -226,11 +226,11 @@ class Watchtower:
         try:
             await self.look()
         except OperatorError as error:
-            self._complaint.make(error)
+            self._log_once.make(error)
             self._reader.rpc.distrust()
             self._telling.unanswered(began, error)
         else:
-            self._complaint.over()
+            self._log_once.over()
             self._looked_at = began
             self._telling.answered(began)
         unheard_s = self._now() - self._heard_at

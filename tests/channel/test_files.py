@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from channel.client.claims import Claims
-from channel.client.store import Purse
-from channel.errors import ConfigError, LedgerUnavailableError, PurseError
+from channel.client.store.locks import ChannelLocks
+from channel.client.store.sqlite import PaymentStore
+from channel.errors import ConfigError, LedgerUnavailableError, StoreError
 from channel.files import create_own, open_own
 from channel.ledger.sqlite import SqliteLedger
 
@@ -115,8 +115,8 @@ async def test_a_purse_is_not_opened_through_a_trap(
 ) -> None:
     """O-31: the agent's store."""
     trap(tmp_path / f"agent.db{suffix}", victim)
-    with pytest.raises(PurseError, match="file"):
-        await Purse.open(tmp_path / "agent.db")
+    with pytest.raises(StoreError, match="file"):
+        await PaymentStore.open(tmp_path / "agent.db")
     assert left_alone(victim)
 
 
@@ -125,5 +125,5 @@ def test_claims_are_not_laid_through_a_trap(tmp_path: Path, victim: Path, trap: 
     """O-31."""
     trap(tmp_path / "claims", victim)
     with pytest.raises(OSError, match="claims"):
-        Claims(tmp_path / "claims")
+        ChannelLocks(tmp_path / "claims")
     assert left_alone(victim)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from service.testing.chain import TestChain
-from settlement.devnet import Devnet
+from mpp_session.testing.chain import TestChain
+from settlement.dev.devnet import Devnet
 from tests.e2e.selling import Provider, provide
 
 

@@ -10,7 +10,7 @@ from channel.wire.challenge import Challenge, parse_challenges
 from channel.wire.credential import Credential, format_credential
 from channel.wire.payload import Payload
 from channel.wire.sse import EventSplitter, parse_event
-from settlement.devnet import Devnet
+from settlement.dev.devnet import Devnet
 from tests.e2e.selling import Payer
 
 PATH = "/v1/chat/completions"

@@ -11,8 +11,8 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from channel.client.policy import Policy, TokenLimits
-from settlement.devnet import DevnetValues
+from channel.client.policy.policy import Policy, TokenLimits
+from settlement.dev.devnet import DevnetValues
 from tests.e2e.warm import Forge, Forked
 from tests.waiting import PATIENCE_S
 
@@ -43,7 +43,7 @@ def free_port() -> int:
 
 
 def gateway_command() -> list[str]:
-    return [sys.executable, "-m", "service.cli", "gateway"]
+    return [sys.executable, "-m", "mpp_session.cli", "gateway"]
 
 
 def gateway_variables(

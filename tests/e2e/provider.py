@@ -19,16 +19,16 @@ from channel.http import Event, PaidEventStream, PaymentGate, Price, Route
 from channel.ledger.interface import Ledger
 from channel.ledger.url import open_ledger
 from channel.verify.challenge_id import ChallengeBinder
-from settlement.capabilities import probe
-from settlement.deposit_sender import DepositSender
-from settlement.devnet import Devnet
-from settlement.escrow import EscrowReader
-from settlement.journal.url import open_journal
-from settlement.orders.interface import OrderLimits
-from settlement.orders.url import open_orders
-from settlement.settler import EscrowSettler
-from settlement.sponsor import SponsorLimits, WaitingSponsor
-from settlement.tx_manager import TxManager
+from settlement.dev.devnet import Devnet
+from settlement.escrow.reader import EscrowReader
+from settlement.settle.settler import EscrowSettler
+from settlement.sponsor.capabilities import probe
+from settlement.sponsor.orders.interface import OrderLimits
+from settlement.sponsor.orders.url import open_orders
+from settlement.sponsor.sender import DepositSender
+from settlement.sponsor.worker import SponsorLimits, WaitingSponsor
+from settlement.tx.journal.url import open_journal
+from settlement.tx.manager import TxManager
 
 JOKE_PRICE = 100
 TOKEN_PRICE = 10

@@ -31,11 +31,11 @@ from channel.verify.typed_data import derive_channel_id, voucher_digest
 from channel.wire.challenge import Challenge, parse_challenges
 from channel.wire.credential import Credential, format_credential
 from channel.wire.payload import ClosePayload, OpenHash, Payload, TopUpHash, VoucherPayload
-from settlement.devnet import Devnet
-from settlement.escrow import EscrowReader
-from settlement.payer import PayerAccount
-from settlement.settler import EscrowSettler
-from tests.service.serving import serve
+from settlement.dev.devnet import Devnet
+from settlement.escrow.payer import PayerAccount
+from settlement.escrow.reader import EscrowReader
+from settlement.settle.settler import EscrowSettler
+from tests.mpp_session.serving import serve
 from tests.waiting import PATIENCE_S
 
 SECRET = b"a secret of thirty-two bytes or so"

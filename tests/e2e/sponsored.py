@@ -8,7 +8,8 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from channel.client.funding import (
+from channel.client.funding.signer import LocalSigner
+from channel.client.funding.signing import (
     Domain,
     Window,
     sign_open_authorization,
@@ -16,7 +17,6 @@ from channel.client.funding import (
     sign_top_up_authorization,
     sign_top_up_permit,
 )
-from channel.client.signer import LocalSigner
 from channel.engine import SponsorTerms
 from channel.types import ZERO_ADDRESS, ChannelKey, ChannelTerms, SignedVoucher
 from channel.verify.signature import sign
@@ -38,17 +38,17 @@ from channel.wire.payload import (
 )
 from settlement import abi
 from settlement.addresses import PERMIT2
-from settlement.capabilities import probe
-from settlement.deposit_sender import DepositSender
-from settlement.devnet import Devnet
-from settlement.escrow import EscrowReader
-from settlement.journal.interface import SettlerJournal
-from settlement.journal.url import open_journal
-from settlement.orders.interface import DepositOrders, OrderLimits
-from settlement.orders.url import open_orders
-from settlement.rpc_values import parse_quantity
-from settlement.sponsor import SponsorLimits, WaitingSponsor
-from settlement.tx_manager import TxLimits, TxManager
+from settlement.dev.devnet import Devnet
+from settlement.escrow.reader import EscrowReader
+from settlement.node.values import parse_quantity
+from settlement.sponsor.capabilities import probe
+from settlement.sponsor.orders.interface import DepositOrders, OrderLimits
+from settlement.sponsor.orders.url import open_orders
+from settlement.sponsor.sender import DepositSender
+from settlement.sponsor.worker import SponsorLimits, WaitingSponsor
+from settlement.tx.journal.interface import SettlerJournal
+from settlement.tx.journal.url import open_journal
+from settlement.tx.manager import TxLimits, TxManager
 from tests.e2e.selling import DEPOSIT, Provider, provide
 
 LIMITS = SponsorLimits(

@@ -14,15 +14,15 @@ import httpx
 import openai
 import pytest
 
-from channel.client.courier import HeadCourier
-from channel.client.events import PaidEvents
-from channel.client.policy import Policy, TokenLimits
-from channel.client.signer import LocalSigner
-from channel.client.store import Purse
-from channel.client.transport import PayingTransport
-from service.client import PayingClient, open_client
-from service.testing import TestChain
-from settlement.devnet import DevnetValues
+from channel.client.funding.signer import LocalSigner
+from channel.client.http.events import PaidEvents
+from channel.client.http.management import HeadManagementClient
+from channel.client.http.transport import PayingTransport
+from channel.client.policy.policy import Policy, TokenLimits
+from channel.client.store.sqlite import PaymentStore
+from mpp_session.agent.client import PayingClient, open_client
+from mpp_session.testing import TestChain
+from settlement.dev.devnet import DevnetValues
 from tests.e2e.provider import JOKE_PRICE, TOKEN_PRICE, open_shop, sponsored
 
 pytestmark = pytest.mark.timeout(120)
@@ -153,9 +153,9 @@ def slowed(step: Any, chance: random.Random) -> Any:
 def slow_every_step(monkeypatch: pytest.MonkeyPatch, chance: random.Random) -> None:
     """Have whatever the client waits for take a while more: as on a slow machine, in any order."""
     for owner, name in (
-        (Purse, "_run"),
+        (PaymentStore, "_run"),
         (PayingTransport, "_send_once"),
-        (HeadCourier, "_head_once"),
+        (HeadManagementClient, "_head_once"),
         (PaidEvents, "_read"),
     ):
         monkeypatch.setattr(owner, name, slowed(getattr(owner, name), chance))
@@ -243,9 +243,9 @@ async def test_an_agent_killed_while_it_opens_deposits_once(
     program = f"""
         import asyncio, os, signal
         from pathlib import Path
-        from service.client import open_client
-        from service.devnet_file import read_devnet
-        from settlement.payer import PayerAccount
+        from mpp_session.agent.client import open_client
+        from mpp_session.devnet_file import read_devnet
+        from settlement.escrow.payer import PayerAccount
         from tests.e2e.test_agent import policy_of
 
         real = PayerAccount.open_channel

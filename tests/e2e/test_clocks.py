@@ -8,12 +8,12 @@ from typing import Final
 import httpx
 import pytest
 
-from service.testing.chain import TestChain
-from settlement.devnet import Devnet
+from mpp_session.testing.chain import TestChain
+from settlement.dev.devnet import Devnet
 from tests.e2e.customers import Customer
 from tests.e2e.gateways import GatewayProcess, free_port, gateway_variables
-from tests.service.gateway.conftest import PRICE
-from tests.service.model_server import ModelServer, model_server
+from tests.mpp_session.gateway.conftest import PRICE
+from tests.mpp_session.model_server import ModelServer, model_server
 from tests.waiting import PATIENCE_S
 
 DAY_S = 24 * 3600
@@ -22,7 +22,7 @@ import os, sys, time
 real = time.time
 time.time = lambda: real() + float(open(os.environ["CLOCK_SET_BY"]).read())
 sys.argv[0] = "mpp-session"
-from service.cli.app import main
+from mpp_session.cli.app import main
 main()
 """
 """The program, with a clock that is set by what a file says."""

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from eth_account import Account
 
-from service.testing.chain import TestChain
-from settlement.devnet import GASLESS, Devnet, DevnetValues
+from mpp_session.testing.chain import TestChain
+from settlement.dev.devnet import GASLESS, Devnet, DevnetValues
 from tests.e2e.gateways import PRICE, GatewayProcess, free_port, gateway_command, gateway_variables
 from tests.e2e.warm import Forge, Forked
-from tests.service.model_server import ModelServer, model_server
+from tests.mpp_session.model_server import ModelServer, model_server
 from tests.settlement.wallets import deploy_owned_wallet
 from tests.waiting import until
 

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import httpx
 
-from service.testing.chain import TestChain
-from settlement.devnet import Devnet
+from mpp_session.testing.chain import TestChain
+from settlement.dev.devnet import Devnet
 from tests.e2e.customers import Customer
 from tests.e2e.gateways import GatewayProcess, free_port, gateway_command, gateway_variables
 from tests.e2e.warm import Forge
-from tests.service.model_server import model_server
+from tests.mpp_session.model_server import model_server
 from tests.waiting import PATIENCE_S
 
 

@@ -8,14 +8,14 @@ from pathlib import Path
 import httpx
 import pytest
 
-from channel.client import courier
-from channel.client.keys import OneKey
-from channel.client.signer import AccountSigner
-from channel.client.store import Purse
+from channel.client.funding.keys import OneKey
+from channel.client.funding.signer import AccountSigner
+from channel.client.http import management
+from channel.client.store.sqlite import PaymentStore
 from channel.errors import ChannelBusyError
-from service.client import PayingClient, build_client
-from service.testing import TestChain
-from settlement.payer import PayerAccount
+from mpp_session.agent.client import PayingClient, build_client
+from mpp_session.testing import TestChain
+from settlement.escrow.payer import PayerAccount
 from tests.e2e.provider import open_shop
 from tests.e2e.test_agent import CHAT, policy_of, stream
 
@@ -27,20 +27,20 @@ async def client_of(
     devnet: TestChain, folder: Path, *, connections: int, has_management: bool = False
 ) -> AsyncIterator[PayingClient]:
     """An agent with so many connections, at a shop of its own."""
-    purse = await Purse.open(folder / "purse.db")
+    store = await PaymentStore.open(folder / "purse.db")
     async with devnet.connect() as chain, open_shop(chain, folder, tokens=TOKENS) as shop:
         account = PayerAccount(chain.sender("payer"))
         async with build_client(
             policy=policy_of(devnet.values, parallel_streams_max=2),
             keys=OneKey(AccountSigner(account)),
-            purse=purse,
+            store=store,
             chains=[account],
             base_url=shop.url,
             transport=httpx.AsyncHTTPTransport(limits=httpx.Limits(max_connections=connections)),
             management=httpx.AsyncHTTPTransport() if has_management else None,
         ) as client:
             yield client
-    await purse.close()
+    await store.close()
 
 
 @pytest.mark.parametrize("streams", [1, 2])
@@ -48,7 +48,7 @@ async def test_a_stream_without_a_connection_for_its_vouchers_says_so(
     devnet: TestChain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, streams: int
 ) -> None:
     """O-52: one connection and one stream, or two that use up both."""
-    monkeypatch.setitem(courier.TIMEOUT_S, "pool", 0.3)
+    monkeypatch.setitem(management.TIMEOUT_S, "pool", 0.3)
     async with client_of(devnet, tmp_path, connections=streams) as client:
         results = await asyncio.gather(
             *(stream(client) for _ in range(streams)), return_exceptions=True

@@ -10,8 +10,8 @@ from channel.types import Address, SignedVoucher
 from channel.verify.signature import sign
 from channel.verify.typed_data import voucher_digest
 from channel.wire.payload import OpenHash, VoucherPayload
-from service.testing import TestChain
-from settlement.exposure import ExposureGate, ExposureLimits
+from mpp_session.testing import TestChain
+from settlement.settle.exposure import ExposureGate, ExposureLimits
 from tests.e2e.selling import DEPOSIT, PRICE, Payer, Provider, provide
 from tests.settlement.wallets import deploy_wallet
 

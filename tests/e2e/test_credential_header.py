@@ -15,15 +15,15 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route as AppRoute
 
-from channel.client.policy import Policy, TokenLimits
+from channel.client.policy.policy import Policy, TokenLimits
 from channel.http import PaidEventStream, Price, Route
 from channel.wire.challenge import parse_challenges
 from channel.wire.credential import Credential, format_credential
 from channel.wire.payload import VoucherPayload
-from service.client import open_client
-from service.selling import sell
-from service.testing import TestChain
-from settlement.devnet import Devnet
+from mpp_session.agent.client import open_client
+from mpp_session.selling import sell
+from mpp_session.testing import TestChain
+from settlement.dev.devnet import Devnet
 from tests.e2e.gateways import gateway_variables
 from tests.e2e.selling import Payer
 

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 def test_the_demo_ends_0_and_every_figure_adds_up(tmp_path: Path) -> None:
     """The same figures from the agent's count, the provider's receipts and the chain."""
     done = subprocess.run(
-        [sys.executable, "-m", "service.cli", "demo", "--json"],
+        [sys.executable, "-m", "mpp_session.cli", "demo", "--json"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,

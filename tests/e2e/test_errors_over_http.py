@@ -23,7 +23,7 @@ from channel.wire.credential import Credential, format_credential
 from channel.wire.encoding import decode_base64url, encode_base64url, format_timestamp
 from channel.wire.payload import VoucherPayload
 from channel.wire.problem import problem_uri
-from settlement.devnet import Devnet
+from settlement.dev.devnet import Devnet
 from tests.e2e.selling import DELTA, DEPOSIT, JOKE, PRICE, TOKENS, Provider, provide
 from tests.settlement.channels import send_blindly, set_paused
 from tests.waiting import HASTY_S

@@ -9,17 +9,17 @@ from typing import Any
 import httpx
 import pytest
 
-from channel.client.keys import ChannelKeys
-from channel.client.policy import Policy, TokenLimits
+from channel.client.funding.keys import ChannelKeys
+from channel.client.policy.policy import Policy, TokenLimits
 from channel.errors import AgentError, CannotFundError
 from channel.types import ZERO_ADDRESS
 from channel.wire.funding import TransferAuthorization
-from service.client import PayingClient, open_client
-from service.testing import TestChain
+from mpp_session.agent.client import PayingClient, open_client
+from mpp_session.testing import TestChain
 from settlement.addresses import PERMIT2
-from settlement.devnet import GASLESS, Devnet, DevnetValues, TokenChoice
-from settlement.escrow import EscrowReader
-from settlement.rpc_values import parse_quantity
+from settlement.dev.devnet import GASLESS, Devnet, DevnetValues, TokenChoice
+from settlement.escrow.reader import EscrowReader
+from settlement.node.values import parse_quantity
 from tests.e2e.provider import DEPOSIT_MIN, JOKE_PRICE, TOKEN_PRICE, open_shop, sponsored
 from tests.settlement.senders import are_pooled
 from tests.settlement.wallets import deploy_owned_wallet

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from channel.types import ChannelId
-from service.testing import TestChain
+from mpp_session.testing import TestChain
 from settlement import abi
-from settlement.devnet import GASLESS, Devnet
-from settlement.escrow import EscrowReader
+from settlement.dev.devnet import GASLESS, Devnet
+from settlement.escrow.reader import EscrowReader
 from tests.e2e.provider import TOKEN_PRICE, open_shop, sponsored
 from tests.e2e.test_gasless_agent import balances, sent
 
@@ -26,9 +26,9 @@ PROGRAM = """
 import asyncio, json, os, signal, sys
 from pathlib import Path
 import httpx
-from service.client import open_client
-from service.devnet_file import read_devnet
-from settlement.devnet import GASLESS
+from mpp_session.agent.client import open_client
+from mpp_session.devnet_file import read_devnet
+from settlement.dev.devnet import GASLESS
 from tests.e2e.test_gasless_agent import CHAT, policy_of
 
 folder, url, kills = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])

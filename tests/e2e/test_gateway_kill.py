@@ -15,10 +15,10 @@ import pytest
 
 from channel.ledger.url import open_ledger
 from channel.state.channel_state import ChannelState
-from service.client import PayingClient, open_client
-from service.testing.chain import TestChain
-from settlement.devnet import Devnet
-from settlement.escrow import EscrowReader
+from mpp_session.agent.client import PayingClient, open_client
+from mpp_session.testing.chain import TestChain
+from settlement.dev.devnet import Devnet
+from settlement.escrow.reader import EscrowReader
 from tests.e2e.customers import Customer
 from tests.e2e.gateways import (
     PRICE,
@@ -30,7 +30,7 @@ from tests.e2e.gateways import (
 )
 from tests.e2e.shopper import Shopper
 from tests.e2e.warm import Forge
-from tests.service.model_server import ModelServer, model_server
+from tests.mpp_session.model_server import ModelServer, model_server
 from tests.waiting import PATIENCE_S, until
 
 KILLS = int(os.environ.get("KILLS", "20"))

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from channel.types import ChannelFact, ChannelId
-from service.client import PayingClient, open_client
-from service.testing.chain import TestChain
-from settlement.escrow import EscrowReader
+from mpp_session.agent.client import PayingClient, open_client
+from mpp_session.testing.chain import TestChain
+from settlement.escrow.reader import EscrowReader
 from tests.e2e.gateways import (
     PRICE,
     GatewayProcess,
@@ -22,7 +22,7 @@ from tests.e2e.gateways import (
     policy_for,
 )
 from tests.e2e.warm import Forge
-from tests.service.model_server import ModelServer, model_server
+from tests.mpp_session.model_server import ModelServer, model_server
 from tests.waiting import PATIENCE_S
 
 pytestmark = pytest.mark.timeout(180)

@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 
 from channel.wire.receipt import parse_receipt
-from service.client import open_client
-from service.testing.chain import TestChain
+from mpp_session.agent.client import open_client
+from mpp_session.testing.chain import TestChain
 from tests.e2e.gateways import (
     GatewayProcess,
     free_port,
@@ -19,7 +19,7 @@ from tests.e2e.gateways import (
     policy_for,
 )
 from tests.faults.tracer import Event, read_events, traced
-from tests.service.model_server import model_server
+from tests.mpp_session.model_server import model_server
 
 STEP_UNITS = 8
 CHUNKS = 100

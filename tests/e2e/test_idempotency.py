@@ -13,15 +13,15 @@ import httpx
 import pytest
 
 from channel.state.channel_state import ChannelState
-from service.gateway.app import Gateway
-from service.gateway.upstream import Upstream
-from service.testing.chain import TestChain
-from service.wiring import Parts, build_parts
-from settlement.devnet import Devnet
+from mpp_session.gateway.app import Gateway
+from mpp_session.gateway.upstream import Upstream
+from mpp_session.testing.chain import TestChain
+from mpp_session.wiring import Parts, build_parts
+from settlement.dev.devnet import Devnet
 from tests.e2e.customers import Customer
-from tests.service.gateway.conftest import PRICE, build_config
-from tests.service.model_server import ModelServer, model_server
-from tests.service.serving import serve
+from tests.mpp_session.gateway.conftest import PRICE, build_config
+from tests.mpp_session.model_server import ModelServer, model_server
+from tests.mpp_session.serving import serve
 from tests.waiting import PATIENCE_S, until
 
 KEY = {"idempotency-key": "one and the same"}

@@ -13,14 +13,14 @@ import pytest
 
 from channel.ledger.url import open_ledger
 from channel.limits import CACHE_TRUSTED_S
-from service.testing.chain import TestChain
-from settlement.devnet import Devnet
-from settlement.escrow import EscrowReader
-from settlement.settler import EscrowSettler
+from mpp_session.testing.chain import TestChain
+from settlement.dev.devnet import Devnet
+from settlement.escrow.reader import EscrowReader
+from settlement.settle.settler import EscrowSettler
 from tests.e2e.customers import Customer
 from tests.e2e.gateways import PRICE, GatewayProcess, free_port, gateway_command, gateway_variables
 from tests.e2e.warm import Forge
-from tests.service.model_server import model_server
+from tests.mpp_session.model_server import model_server
 from tests.waiting import PATIENCE_S, until
 
 COST = 3 * PRICE

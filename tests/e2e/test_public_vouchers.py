@@ -14,14 +14,14 @@ from channel.verify.signature import sign
 from channel.verify.typed_data import voucher_digest
 from channel.wire.encoding import decode_base64url
 from channel.wire.payload import ClosePayload, OpenHash, Payload, VoucherPayload
-from service.testing import TestChain
+from mpp_session.testing import TestChain
 from settlement.alarms import Alarms
-from settlement.defence import Defence
-from settlement.devnet import Devnet
-from settlement.escrow import EscrowReader
-from settlement.rpc_values import parse_quantity
-from settlement.schedule import Moment, SettlePolicy, Watched, plan
-from settlement.settler import EscrowSettler
+from settlement.dev.devnet import Devnet
+from settlement.escrow.reader import EscrowReader
+from settlement.node.values import parse_quantity
+from settlement.settle.executor import CloseExecutor
+from settlement.settle.schedule import Moment, SettlePolicy, Watched, plan
+from settlement.settle.settler import EscrowSettler
 from tests.e2e.provider import JOKE_PRICE, open_shop
 from tests.e2e.selling import Provider, provide
 from tests.e2e.test_agent import agent_of
@@ -237,8 +237,8 @@ async def test_a_client_that_signs_without_entropy_can_close_after_a_settle(
         policy = SettlePolicy(close_idle_s=3600)
         moment = Moment(now=state.active_at + 3600, grace_period_s=900)
         dues = plan([Watched(state=state)], moment, policy)
-        defence = Defence(seller.ledger, seller.settler, Alarms())
-        assert (await defence.carry_out(dues)).closed == 1
+        executor = CloseExecutor(seller.ledger, seller.settler, Alarms())
+        assert (await executor.carry_out(dues)).closed == 1
     fact = await seller.reader.read_channel(seller.payer.key.channel_id)
     assert fact is not None
     assert fact.is_finalized

@@ -9,7 +9,7 @@ import pytest
 from channel.http import PaymentGate
 from channel.wire.encoding import decode_base64url
 from channel.wire.sse import EventSplitter, parse_event
-from settlement.devnet import Devnet
+from settlement.dev.devnet import Devnet
 from tests.e2e.selling import Provider, provide
 
 MANUAL = Path(__file__).parents[2] / "docs" / "selling.md"

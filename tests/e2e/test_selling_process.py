@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from service.client import open_client
-from service.testing.chain import TestChain
+from mpp_session.agent.client import open_client
+from mpp_session.testing.chain import TestChain
 from tests.e2e.gateways import PRICE, GatewayProcess, free_port, gateway_variables, policy_for
 
 pytestmark = pytest.mark.timeout(180)
@@ -20,7 +20,7 @@ from collections.abc import AsyncIterator
 from fastapi import FastAPI
 
 from channel.http import PaidEventStream, Price, Route
-from service.selling import sell
+from mpp_session.selling import sell
 
 api = FastAPI()
 ROUTES = [

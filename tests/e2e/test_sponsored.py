@@ -12,7 +12,7 @@ from channel.state.commands import BeginClose
 from channel.types import TxHash
 from channel.wire.challenge import parse_session_request
 from channel.wire.receipt import parse_receipt
-from settlement.devnet import Devnet
+from settlement.dev.devnet import Devnet
 from tests.e2e.selling import DEPOSIT, PRICE
 from tests.e2e.sponsored import LIMITS, Sponsored, sponsor_deposits
 

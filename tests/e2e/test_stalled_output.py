@@ -7,8 +7,8 @@ from typing import Any, Final
 import pytest
 from starlette.responses import Response
 
-from service.client import open_client
-from service.testing.chain import TestChain
+from mpp_session.agent.client import open_client
+from mpp_session.testing.chain import TestChain
 from tests.e2e.gateways import (
     PRICE,
     GatewayProcess,
@@ -18,7 +18,7 @@ from tests.e2e.gateways import (
     policy_for,
 )
 from tests.e2e.test_gateway_process import until_finalized
-from tests.service.model_server import model_server
+from tests.mpp_session.model_server import model_server
 
 pytestmark = pytest.mark.timeout(180)
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from service.client import open_client
-from service.testing.chain import TestChain
+from mpp_session.agent.client import open_client
+from mpp_session.testing.chain import TestChain
 from tests.e2e.gateways import (
     PRICE,
     GatewayProcess,
@@ -18,7 +18,7 @@ from tests.e2e.gateways import (
     gateway_variables,
     policy_for,
 )
-from tests.service.model_server import model_server
+from tests.mpp_session.model_server import model_server
 from tests.waiting import until
 
 pytestmark = pytest.mark.timeout(180)

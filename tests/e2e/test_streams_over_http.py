@@ -16,7 +16,7 @@ from channel.http import Event, PaidEventStream, PaymentGate, Price, Route
 from channel.wire.credential import format_credential
 from channel.wire.receipt import parse_receipt_json
 from channel.wire.sse import EventSplitter, parse_event
-from settlement.devnet import Devnet
+from settlement.dev.devnet import Devnet
 from tests.e2e.selling import PRICE, Provider, provide
 from tests.waiting import PATIENCE_S, within
 

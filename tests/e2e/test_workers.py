@@ -20,12 +20,12 @@ import pytest
 from channel.ledger.url import open_ledger
 from channel.state.channel_state import ChannelState
 from channel.wire.receipt import parse_receipt_json
-from settlement.devnet import Devnet
-from settlement.escrow import EscrowReader
+from settlement.dev.devnet import Devnet
+from settlement.escrow.reader import EscrowReader
 from tests.e2e.customers import Customer, Events, read_events
 from tests.e2e.gateways import PRICE, GatewayProcess, free_port, gateway_command, gateway_variables
 from tests.e2e.warm import Forge
-from tests.service.model_server import ModelServer, model_server
+from tests.mpp_session.model_server import ModelServer, model_server
 from tests.waiting import PATIENCE_S, until
 
 pytestmark = pytest.mark.timeout(180)

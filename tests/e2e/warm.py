@@ -21,7 +21,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO, Any, Final
 
-from service.keystore import import_account
+from mpp_session.agent.keystore import import_account
 
 ROOT = Path(__file__).parents[2]
 
@@ -116,10 +116,29 @@ class Forked:
 
 NO_CODE = -1000
 IMPORTED: Final = (
-    *("service.cli", "service.gateway.serve", "service.gateway.worker", "service.settle_process"),
-    *("service.agent", "service.client", "service.devnet_file", "service.status_reading"),
-    *("service.voucher_keys", "service.withdrawal", "settlement.exposure", "settlement.devnet"),
-    *("channel.ledger.postgres", "settlement.journal.postgres", "settlement.orders.postgres"),
+    *(
+        "mpp_session.cli",
+        "mpp_session.gateway.serve",
+        "mpp_session.gateway.worker",
+        "mpp_session.process.settler",
+    ),
+    *(
+        "mpp_session.agent.pay",
+        "mpp_session.agent.client",
+        "mpp_session.devnet_file",
+        "mpp_session.operator.status_reading",
+    ),
+    *(
+        "mpp_session.agent.voucher_keys",
+        "mpp_session.agent.withdrawal",
+        "settlement.settle.exposure",
+        "settlement.dev.devnet",
+    ),
+    *(
+        "channel.ledger.postgres",
+        "settlement.tx.journal.postgres",
+        "settlement.sponsor.orders.postgres",
+    ),
     *("anyio._backends._asyncio", "httpcore", "uvicorn.lifespan.off"),
 )
 """What the commands import once they know which of them is wanted, and their libraries likewise."""
@@ -158,7 +177,7 @@ def _fork(
     sys.argv = ["mpp-session", *arguments]
     code: Any = 1
     try:
-        importlib.import_module("service.cli").main()
+        importlib.import_module("mpp_session.cli").main()
         code = 0
     except SystemExit as end:
         code = end.code

@@ -13,18 +13,18 @@ from channel.state.commands import Restore
 from channel.types import Address, ChannelId
 from settlement import abi
 from settlement.alarms import AlarmKind, Alarms
-from settlement.devnet import Devnet
-from settlement.escrow import EscrowReader, ReaderLimits
-from settlement.exposure import ExposureGate
-from settlement.follower import FollowLimits
-from settlement.payer import PayerAccount
-from settlement.precautions import Precautions
-from settlement.rpc import Rpc, RpcLimits
-from settlement.schedule import SettlePolicy
-from settlement.settler import EscrowSettler
-from settlement.tower.export import TowerExport
-from settlement.tx_manager import TxLimits, TxManager
-from settlement.watcher import ChannelWatcher, WatchLimits
+from settlement.dev.devnet import Devnet
+from settlement.escrow.payer import PayerAccount
+from settlement.escrow.reader import EscrowReader, ReaderLimits
+from settlement.node.rpc import Rpc, RpcLimits
+from settlement.presigned.export import TowerExport
+from settlement.settle.exposure import ExposureGate
+from settlement.settle.schedule import SettlePolicy
+from settlement.settle.settler import EscrowSettler
+from settlement.tx.manager import TxLimits, TxManager
+from settlement.watch.follower import FollowLimits
+from settlement.watch.health import HealthChecks
+from settlement.watch.watcher import ChannelWatcher, WatchLimits
 from tests.faults.proxy import LyingNode, lying_node
 from tests.settlement.books import NOW, Books, request_close
 from tests.settlement.channels import Channels
@@ -98,7 +98,7 @@ class World:
             payee=self.channels.terms.payee,
             limits=limits,
             policy=policy,
-            precautions=Precautions(
+            health=HealthChecks(
                 self.reader,
                 self.alarms,
                 self.gate,

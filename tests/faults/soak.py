@@ -23,8 +23,8 @@ import uvicorn
 from eth_account import Account
 from eth_hash.auto import keccak
 
-from channel.client.policy import Policy, TokenLimits
-from channel.client.store import Purse
+from channel.client.policy.policy import Policy, TokenLimits
+from channel.client.store.sqlite import PaymentStore
 from channel.engine import Engine, EngineSettings
 from channel.errors import ChainUnavailableError, MppSessionError, SettlementPendingError
 from channel.http import PaymentGate
@@ -32,24 +32,24 @@ from channel.ledger.sqlite import SqliteLedger
 from channel.state.channel_state import ChannelState
 from channel.types import Address, ChannelId
 from channel.verify.challenge_id import ChallengeBinder
-from service.client import PayingClient, open_client
-from service.testing.provider import ROUTES, build_application
-from service.withdrawal import Stage, withdraw_channels
+from mpp_session.agent.client import PayingClient, open_client
+from mpp_session.agent.withdrawal import Stage, withdraw_channels
+from mpp_session.testing.provider import ROUTES, build_application
 from settlement import abi
 from settlement.alarms import Alarms
-from settlement.devnet import Devnet
-from settlement.escrow import EscrowReader, ReaderLimits
-from settlement.exposure import ExposureGate
-from settlement.journal.sqlite import SqliteJournal
-from settlement.payer import PayerAccount
-from settlement.precautions import Precautions
-from settlement.quarantine import Quarantine
-from settlement.rpc import Rpc, RpcLimits
-from settlement.schedule import SettlePolicy
-from settlement.settler import EscrowSettler, SettlerLimits
-from settlement.signer import KeySigner
-from settlement.tx_manager import TxLimits, TxManager
-from settlement.watcher import ChannelWatcher, WatchLimits
+from settlement.dev.devnet import Devnet
+from settlement.escrow.payer import PayerAccount
+from settlement.escrow.reader import EscrowReader, ReaderLimits
+from settlement.node.rpc import Rpc, RpcLimits
+from settlement.settle.exposure import ExposureGate
+from settlement.settle.quarantine import Quarantine
+from settlement.settle.schedule import SettlePolicy
+from settlement.settle.settler import EscrowSettler, SettlerLimits
+from settlement.tx.journal.sqlite import SqliteJournal
+from settlement.tx.manager import TxLimits, TxManager
+from settlement.tx.signer import KeySigner
+from settlement.watch.health import HealthChecks
+from settlement.watch.watcher import ChannelWatcher, WatchLimits
 from tests.faults.proxy import LyingNode, lying_node
 
 __all__ = ["BLOCK_TIME_S", "Balance", "SoakLimits", "soak"]
@@ -208,7 +208,7 @@ class Provider:
                 interval_s=2.0, poll_interval_s=0.3, confirmations=CONFIRMATIONS, retry_s=0.5
             ),
             policy=self.policy,
-            precautions=Precautions(self.reader, self.alarms, ExposureGate(), gas_account=None),
+            health=HealthChecks(self.reader, self.alarms, ExposureGate(), gas_account=None),
         )
         self._open.push_async_callback(settler.aclose)
         self._settler = settler
@@ -242,7 +242,7 @@ class Agent:
     def __init__(self, number: int, chain: Devnet, url: str, directory: Path, rng: Any) -> None:
         self.key = bytes(keccak(f"soak agent {number}".encode()))
         self.address = Address(bytes.fromhex(Account.from_key(self.key).address[2:]))
-        self.purse = directory / f"agent-{number}.db"
+        self.store = directory / f"agent-{number}.db"
         self._chain = chain
         self._url = url
         self._rng = rng
@@ -296,7 +296,7 @@ class Agent:
                     rpc_url=self._chain.values.rpc_url,
                     private_key=self.key,
                     policy=self._policy(deposit),
-                    store=self.purse,
+                    store=self.store,
                     timeout_s=20,
                 )
                 try:
@@ -539,17 +539,17 @@ async def _end(
 async def _leave_all(chain: Devnet, agents: Sequence[Agent], room: asyncio.Semaphore) -> None:
     async def leave(agent: Agent) -> None:
         async with room:
-            purse = await Purse.open(agent.purse)
+            store = await PaymentStore.open(agent.store)
             try:
                 leaving = await withdraw_channels(
                     rpc=chain.rpc,
                     account=PayerAccount(TxManager(chain.rpc, KeySigner(agent.key))),
-                    purse=purse,
+                    store=store,
                     which=None,
                     waits=False,
                 )
             finally:
-                await purse.close()
+                await store.close()
             agent.done["left at the end"] += sum(
                 each.stage is not Stage.NEVER_OPENED for each in leaving
             )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from settlement.devnet import Devnet
+from settlement.dev.devnet import Devnet
 from tests.faults.soak import BLOCK_TIME_S, Balance, SoakLimits, soak
 
 

@@ -6,8 +6,8 @@ import pytest
 from msgspec.structs import replace
 
 from channel.types import TxHash
-from settlement.devnet import Devnet
-from settlement.follower import FollowLimits
+from settlement.dev.devnet import Devnet
+from settlement.watch.follower import FollowLimits
 from tests.faults.chain_world import WATCH, World
 from tests.faults.test_chain_reorg import take_back
 

@@ -8,10 +8,10 @@ from msgspec.structs import replace
 from channel.types import ChannelId, TxHash
 from settlement import abi
 from settlement.alarms import AlarmKind
-from settlement.chain_clock import ChainClock
-from settlement.devnet import Devnet
-from settlement.exposure import ExposureGate, ExposureLimits
-from settlement.schedule import SettlePolicy
+from settlement.dev.devnet import Devnet
+from settlement.node.chain_clock import ChainClock
+from settlement.settle.exposure import ExposureGate, ExposureLimits
+from settlement.settle.schedule import SettlePolicy
 from tests.faults.chain_world import World
 from tests.settlement.channels import set_paused
 from tests.settlement.wallets import deploy_wallet

@@ -10,14 +10,14 @@ from channel.errors import OpeningsPausedError
 from channel.state.commands import Repair, Restore
 from channel.types import ChannelId
 from settlement.alarms import AlarmKind
-from settlement.devnet import Devnet
-from settlement.payout_calls import RelayedCalls
-from settlement.schedule import SettlePolicy
-from settlement.settler import EscrowSettler
-from settlement.tower.cover import CoverPolicy
-from settlement.tower.export import TowerExport
-from settlement.tower.store import TowerFile
-from settlement.tx_manager import TxManager
+from settlement.dev.devnet import Devnet
+from settlement.escrow.payout_calls import RelayedCalls
+from settlement.presigned.cover import CoverPolicy
+from settlement.presigned.export import TowerExport
+from settlement.presigned.file import TowerFile
+from settlement.settle.schedule import SettlePolicy
+from settlement.settle.settler import EscrowSettler
+from settlement.tx.manager import TxManager
 from tests.faults.chain_world import World, chain_world
 from tests.waiting import until
 

@@ -10,25 +10,25 @@ import pytest
 
 from channel.limits import EXITS_BELIEVED_MAX
 from channel.types import ChannelId
-from service.settings import parse_address
-from service.testing.chain import TestChain
-from service.wiring import build_parts
+from mpp_session.settings import parse_address
+from mpp_session.testing.chain import TestChain
+from mpp_session.wiring import build_parts
 from settlement import abi
 from settlement.alarms import AlarmKind
-from settlement.devnet import Devnet
+from settlement.dev.devnet import Devnet
 from settlement.errors import GasHourUsedError
-from settlement.gas_hour import HOUR_S, GasHour, payout_cost_wei
-from settlement.journal.sqlite import SqliteJournal
-from settlement.journal.url import open_journal
-from settlement.rpc import Rpc
-from settlement.schedule import SettlePolicy
-from settlement.settler import EscrowSettler
-from settlement.tx_manager import TxManager
+from settlement.node.rpc import Rpc
+from settlement.settle.schedule import SettlePolicy
+from settlement.settle.settler import EscrowSettler
+from settlement.tx.gas_hour import HOUR_S, GasHour, payout_cost_wei
+from settlement.tx.journal.sqlite import SqliteJournal
+from settlement.tx.journal.url import open_journal
+from settlement.tx.manager import TxManager
 from tests.e2e.selling import PRICE, provide
 from tests.faults.chain_world import RPC, TX, World
 from tests.faults.proxy import LyingNode, lying_node
-from tests.service.gateway.conftest import build_config
-from tests.service.settling import settling
+from tests.mpp_session.gateway.conftest import build_config
+from tests.mpp_session.settling import settling
 from tests.settlement.channels import DEPOSIT
 from tests.waiting import HASTY_S, until, within
 
@@ -392,7 +392,7 @@ async def test_a_time_that_a_node_invents_is_not_kept(
     devnet: TestChain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """O-90: or each start until that day would be refused."""
-    monkeypatch.setattr("service.leased._NOTE_LOOK_S", 0.01)
+    monkeypatch.setattr("mpp_session.process.leader._NOTE_LOOK_S", 0.01)
     async with lying_node(devnet.values.rpc_url) as node:
         config = build_config(devnet, "http://127.0.0.1:9", tmp_path, **{"chain.rpc_url": node.url})
         journal = await open_journal(

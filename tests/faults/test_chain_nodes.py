@@ -10,11 +10,11 @@ from msgspec.structs import replace
 from channel.errors import ChainUnavailableError
 from channel.state.commands import Observe
 from settlement.alarms import AlarmKind
-from settlement.devnet import Devnet
-from settlement.nodes import Judgement, judge_nodes
-from settlement.rpc import Rpc
-from settlement.schedule import SettlePolicy
-from settlement.watcher import ChannelWatcher, WatchLimits
+from settlement.dev.devnet import Devnet
+from settlement.node.nodes import Quorum, judge_nodes
+from settlement.node.rpc import Rpc
+from settlement.settle.schedule import SettlePolicy
+from settlement.watch.watcher import ChannelWatcher, WatchLimits
 from tests.faults.chain_world import RPC, WATCH, World, fill_books
 from tests.faults.proxy import LyingNode, lying_node
 from tests.settlement.channels import DEPOSIT
@@ -140,7 +140,7 @@ async def test_two_nodes_on_different_forks_are_told_apart(world: World, chain: 
         await Rpc.connect([world.node.url, second.url], limits=RPC) as rpc,
     ):
         await chain.mine(10)
-        assert judge_nodes(await rpc.compare_nodes(depth=3)) == Judgement()
+        assert judge_nodes(await rpc.compare_nodes(depth=3)) == Quorum()
         second.lies["eth_getBlockByNumber"] = lambda _params, said: {
             **said,
             "hash": "0x" + "77" * 32,

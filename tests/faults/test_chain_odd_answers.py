@@ -14,22 +14,22 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-import settlement.endpoints
+import settlement.node.endpoints
 from channel.errors import ChainUnavailableError, ConfigError
 from channel.types import ChannelId, TxHash
-from service.testing.chain import TestChain
+from mpp_session.testing.chain import TestChain
 from settlement import abi
-from settlement.devnet import Devnet
+from settlement.dev.devnet import Devnet
 from settlement.errors import ContractRevertedError, RpcRefusedError
-from settlement.escrow import EscrowReader, ReaderLimits
-from settlement.rpc import Rpc
-from settlement.settler import EscrowSettler
-from settlement.tx_manager import TxManager
+from settlement.escrow.reader import EscrowReader, ReaderLimits
+from settlement.node.rpc import Rpc
+from settlement.settle.settler import EscrowSettler
+from settlement.tx.manager import TxManager
 from tests.e2e.warm import Forge
 from tests.faults.chain_world import RPC, TX, WATCH, World
 from tests.faults.odd_answers import ODD_ANSWERS
 from tests.faults.proxy import LyingNode, lying_node
-from tests.service.settlers import Settlers, owe_close, settler_variables, until_closed
+from tests.mpp_session.settlers import Settlers, owe_close, settler_variables, until_closed
 from tests.waiting import until
 
 METHODS = (
@@ -54,8 +54,8 @@ HASTY = replace(RPC, read_attempts_max=1)
 @pytest.fixture
 def _short_rests(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ask a node that has failed again soon: else it would say one odd thing in 15 seconds."""
-    monkeypatch.setattr(settlement.endpoints, "REST_S", 0.05)
-    monkeypatch.setattr(settlement.endpoints, "REST_S_MAX", 0.05)
+    monkeypatch.setattr(settlement.node.endpoints, "REST_S", 0.05)
+    monkeypatch.setattr(settlement.node.endpoints, "REST_S_MAX", 0.05)
 
 
 @pytest.mark.usefixtures("_short_rests")

@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 
 from channel.types import Address
-from service.testing.chain import TestChain
+from mpp_session.testing.chain import TestChain
 from settlement import abi
 from settlement.alarms import AlarmKind, Alarms
-from settlement.devnet import Devnet
-from settlement.escrow import EscrowReader
-from settlement.exposure import ExposureGate
-from settlement.payer import PayerAccount
-from settlement.payout_check import find_payout_obstacle
-from settlement.precautions import Payout, Precautions
-from settlement.watcher import ChannelWatcher
+from settlement.dev.devnet import Devnet
+from settlement.escrow.payer import PayerAccount
+from settlement.escrow.payout_check import find_payout_obstacle
+from settlement.escrow.reader import EscrowReader
+from settlement.settle.exposure import ExposureGate
+from settlement.watch.health import HealthChecks, Payout
+from settlement.watch.watcher import ChannelWatcher
 from tests.e2e.selling import PRICE, TOKENS, Provider, provide
 from tests.faults.chain_world import WATCH
 from tests.settlement.channels import Channels
@@ -47,12 +47,10 @@ def named(chain: Devnet, who: str | None) -> Address | None:
 async def watched(provider: Provider, gate: ExposureGate) -> AsyncIterator[ChannelWatcher]:
     """Look at the chain for a provider, as its gateway does."""
     values, payee = provider.chain.values, provider.payer.terms.payee
-    precautions = Precautions(
+    health = HealthChecks(
         provider.reader, Alarms(), gate, gas_account=None, payout=Payout(values.token, payee)
     )
-    yield ChannelWatcher(
-        provider.reader, provider.ledger, None, limits=WATCH, precautions=precautions
-    )
+    yield ChannelWatcher(provider.reader, provider.ledger, None, limits=WATCH, health=health)
 
 
 @pytest.mark.parametrize(

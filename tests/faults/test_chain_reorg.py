@@ -8,8 +8,8 @@ import pytest
 
 from channel.errors import ChainUnavailableError
 from channel.types import TxHash
-from settlement.devnet import Devnet
-from settlement.schedule import SettlePolicy
+from settlement.dev.devnet import Devnet
+from settlement.settle.schedule import SettlePolicy
 from tests.faults.chain_world import World
 from tests.settlement.channels import DEPOSIT
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from settlement.devnet import Devnet
+from settlement.dev.devnet import Devnet
 from tests.faults.soak import BLOCK_TIME_S, SoakLimits, soak
 
 

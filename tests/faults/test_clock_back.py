@@ -9,12 +9,12 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from channel.engine.keeper import ReservationKeeper
+from channel.engine.lease_renewer import LeaseRenewer
 from channel.ledger.interface import Ledger
 from channel.ledger.url import open_ledger, sqlite_path
 from channel.types import Address
-from settlement.journal.url import open_journal
-from settlement.lease import LeaseLimits, wait_for_lease
+from settlement.tx.journal.url import open_journal
+from settlement.tx.lease import LeaseLimits, wait_for_lease
 from tests.channel.books import KEY, opening, reserving, streaming
 from tests.waiting import PATIENCE_S, put_ahead
 
@@ -93,7 +93,7 @@ class Clock:
 async def test_what_a_dead_worker_held_ends(books: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stream's as spent, a request's released, within two leases; what lives is renewed."""
     clock = Clock()
-    keeper = ReservationKeeper(ledger=books, now=clock, lease_s=LEASE_S)
+    renewer = LeaseRenewer(ledger=books, now=clock, lease_s=LEASE_S)
     lease = int(clock.now) + LEASE_S
     await books.apply(
         KEY,
@@ -104,10 +104,10 @@ async def test_what_a_dead_worker_held_ends(books: Ledger, monkeypatch: pytest.M
             reserving(b"alive", 11, lease=lease),
         ],
     )
-    keeper.keep(KEY, b"alive", lease)
+    renewer.keep(KEY, b"alive", lease)
     clock.now -= HOUR
     for _ in range(9):  # a sweep each quarter of a lease
-        await keeper.sweep()
+        await renewer.sweep()
         clock.now += LEASE_S / 4
         put_ahead((clock.now - 1_800_000_000 + HOUR) * 1.0, monkeypatch)
     state = await books.load(KEY)
@@ -115,14 +115,14 @@ async def test_what_a_dead_worker_held_ends(books: Ledger, monkeypatch: pytest.M
     assert [held.reservation_id for held in state.reservations] == [b"alive"]
     assert (state.spent, state.reserved) == (5, 11)
     assert state.reservations[0].lease_expires_at < clock.now + 2 * LEASE_S
-    await keeper.close()
+    await renewer.close()
 
 
 async def test_what_another_worker_renews_is_left_alone(
     books: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock()
-    owner, other = [ReservationKeeper(ledger=books, now=clock, lease_s=LEASE_S) for _ in range(2)]
+    owner, other = [LeaseRenewer(ledger=books, now=clock, lease_s=LEASE_S) for _ in range(2)]
     lease = int(clock.now) + LEASE_S
     await books.apply(KEY, [opening(100), streaming(b"alive", 5, lease=lease)])
     owner.keep(KEY, b"alive", lease)
@@ -135,5 +135,5 @@ async def test_what_another_worker_renews_is_left_alone(
     state = await books.load(KEY)
     assert state is not None
     assert (state.spent, state.reserved) == (0, 5)
-    for keeper in (owner, other):
-        await keeper.close()
+    for renewer in (owner, other):
+        await renewer.close()

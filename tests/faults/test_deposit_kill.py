@@ -26,17 +26,17 @@ from channel.wire.challenge import Challenge, parse_challenges
 from channel.wire.credential import Credential, format_credential
 from channel.wire.payload import Payload
 from settlement import abi
-from settlement.capabilities import probe
-from settlement.devnet import Devnet
-from settlement.escrow import EscrowReader
-from settlement.orders.interface import OrderStatus
-from settlement.rpc_values import parse_quantity
+from settlement.dev.devnet import Devnet
+from settlement.escrow.reader import EscrowReader
+from settlement.node.values import parse_quantity
+from settlement.sponsor.capabilities import probe
+from settlement.sponsor.orders.interface import OrderStatus
 from tests.e2e.gateways import GatewayProcess, free_port, gateway_command, gateway_variables
 from tests.e2e.selling import DEPOSIT
 from tests.e2e.sponsored import GaslessPayer, fund_payer
 from tests.e2e.warm import Forge, Forked
 from tests.faults.proxy import LyingNode
-from tests.service.model_server import model_server
+from tests.mpp_session.model_server import model_server
 from tests.waiting import PATIENCE_S, until
 
 KILLS = int(os.environ.get("KILLS", "1"))

@@ -71,12 +71,12 @@ import asyncio, os, signal, sqlite3, sys
 from channel.errors import StorageFailedError
 from channel.ledger.sqlite import SqliteLedger
 from channel.ledger.sqlite_connection import connect
-from settlement.journal.sqlite import SqliteJournal
-from settlement.orders.sqlite import SqliteOrders
+from settlement.tx.journal.sqlite import SqliteJournal
+from settlement.sponsor.orders.sqlite import SqliteOrders
 from pathlib import Path
 from tests.channel.books import ESCROW, KEY, accepting, opening
 from tests.faults.failing_syncs import fail_syncs
-from tests.settlement.orders.test_interface import order
+from tests.settlement.sponsor.orders.test_interface import order
 
 async def main(path, who):
     ledger = await SqliteLedger.open(path, exclusive=True)

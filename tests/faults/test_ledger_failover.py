@@ -11,7 +11,7 @@ import pytest
 from channel.errors import ConfigError, LedgerUnavailableError
 from channel.ledger.marker import BooksId, Marker, Position
 from channel.ledger.postgres import PostgresLedger
-from service.one_ledger import LedgerGuard
+from mpp_session.one_ledger import LedgerGuard
 from settlement.alarms import AlarmKind, Alarms
 from tests.channel.books import KEY, accepting, opening
 from tests.postgres import standby

@@ -24,9 +24,9 @@ from channel.state.channel_state import LadderVoucher, ReservationKind
 from channel.state.commands import BeginClose, Command, CommitClose, Release, Reserve, Spend
 from channel.types import ChannelId
 from settlement import abi
-from settlement.devnet import Devnet
-from settlement.escrow import EscrowReader
-from settlement.payer import PayerAccount
+from settlement.dev.devnet import Devnet
+from settlement.escrow.payer import PayerAccount
+from settlement.escrow.reader import EscrowReader
 from tests.e2e.warm import Forge, Forked
 from tests.faults.proxy import LyingNode
 from tests.settlement.books import NOW, Books
@@ -172,7 +172,7 @@ class Provider:
     async def is_done(self) -> bool:
         states = [await self.books.state(channel_id) for channel_id in self.live]
         return (
-            not await self.ledger.list_owed_closes()
+            not await self.ledger.list_pending_closes()
             and all(state.settled == state.spent for state in states)
             and not self.rows("SELECT 1 FROM chain_transaction WHERE status < 6")
         )

@@ -13,14 +13,14 @@ import httpx
 import pytest
 from msgspec.structs import replace
 
-from channel.client.funding import Window
+from channel.client.funding.signing import Window
 from channel.wire.credential import Credential
-from service.testing.chain import TestChain
+from mpp_session.testing.chain import TestChain
 from settlement import abi
 from settlement.abi import Function
-from settlement.devnet import Devnet
-from settlement.orders.interface import DepositOrder, OrderLimits, OrderStatus
-from settlement.rpc_values import parse_quantity
+from settlement.dev.devnet import Devnet
+from settlement.node.values import parse_quantity
+from settlement.sponsor.orders.interface import DepositOrder, OrderLimits, OrderStatus
 from tests.e2e.selling import DEPOSIT, PRICE
 from tests.e2e.sponsored import LIMITS, GaslessPayer, Sponsored, fund_payer, sponsor_deposits
 from tests.settlement.senders import copy_from_pool

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from channel.client.funding import sign_top_up_authorization
-from channel.client.signer import LocalSigner
+from channel.client.funding.signer import LocalSigner
+from channel.client.funding.signing import sign_top_up_authorization
 from channel.state.commands import Observe
 from channel.wire.payload import build_top_up
 from settlement import abi
-from settlement.deposit_sender import DepositSender
-from settlement.devnet import Devnet
-from settlement.escrow import EscrowReader
+from settlement.dev.devnet import Devnet
+from settlement.escrow.reader import EscrowReader
+from settlement.sponsor.sender import DepositSender
 from tests.e2e.selling import DELTA, DEPOSIT, PRICE
 from tests.e2e.sponsored import LIMITS, Sponsored, sponsor_deposits
 from tests.waiting import until

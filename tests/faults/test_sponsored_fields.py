@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from channel.client.funding import Window
+from channel.client.funding.signing import Window
 from channel.limits import AMOUNT_MAX
 from channel.types import Address
 from channel.verify.signature import sign
 from channel.verify.typed_data import voucher_digest
-from service.testing.chain import TestChain
+from mpp_session.testing.chain import TestChain
 from settlement import abi
 from settlement.abi import Function
 from tests.e2e.selling import DEPOSIT, PRICE

@@ -15,10 +15,10 @@ import pytest
 
 from channel.ledger.sqlite import SqliteLedger
 from channel.types import ChannelId
-from settlement.devnet import Devnet
-from settlement.escrow import EscrowReader
-from settlement.payer import PayerAccount
-from settlement.tower.store import TowerFileReader
+from settlement.dev.devnet import Devnet
+from settlement.escrow.payer import PayerAccount
+from settlement.escrow.reader import EscrowReader
+from settlement.presigned.file import TowerFileReader
 from tests.e2e.warm import Forge, Forked
 from tests.settlement.books import Books
 from tests.settlement.channels import DEPOSIT, Channels

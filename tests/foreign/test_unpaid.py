@@ -16,7 +16,7 @@ from x402.http.clients.httpx import PaymentError, wrapHttpxWithPayment
 from channel.http import PaymentGate, Price, Route
 from tests.channel.selling import open_desk
 from tests.foreign.running import ask_clients
-from tests.service.serving import serve
+from tests.mpp_session.serving import serve
 
 PRICE = Price(unit_price=10, unit_type="request")
 ROUTES = [

@@ -43,7 +43,7 @@ class Call(msgspec.Struct, frozen=True):
         return key_of(self.channel)
 
 
-class Round(msgspec.Struct, frozen=True):
+class SweepState(msgspec.Struct, frozen=True):
     """Calls made at once by one worker, and after how many turns it crashes, if it does."""
 
     worker: int
@@ -73,7 +73,7 @@ def calls_for(channel: int) -> st.SearchStrategy[Call]:
 
 
 rounds = st.builds(
-    Round,
+    SweepState,
     st.integers(0, WORKERS - 1),
     st.lists(st.integers(0, CHANNELS - 1).flatmap(calls_for), min_size=1, max_size=6).map(tuple),
     st.none() | st.integers(0, 12),
@@ -99,7 +99,7 @@ class History:
         self._workers: list[Ledger | None] = [None] * WORKERS
         self._books: dict[int, ChannelState | None] = dict.fromkeys(range(CHANNELS))
 
-    async def run(self, history: Sequence[Round]) -> None:
+    async def run(self, history: Sequence[SweepState]) -> None:
         for one in history:
             worker = self._workers[one.worker] or await self._open()
             self._workers[one.worker] = worker
@@ -109,7 +109,7 @@ class History:
                 await self._check(left)
                 await left.close()
 
-    async def _run_round(self, worker: Ledger, one: Round) -> None:
+    async def _run_round(self, worker: Ledger, one: SweepState) -> None:
         asked = [asyncio.ensure_future(worker.apply(call.key, call.commands)) for call in one.calls]
         if one.crash_after is None:
             answers = await asyncio.gather(*asked, return_exceptions=True)
@@ -174,7 +174,7 @@ async def crash(ledger: Ledger, asked: Sequence["asyncio.Future[Applied]"]) -> N
 @pytest.mark.timeout(300)
 @given(histories)
 @settings(max_examples=60)
-def test_sqlite_holds_what_the_rules_say_whatever_crashes(history: list[Round]) -> None:
+def test_sqlite_holds_what_the_rules_say_whatever_crashes(history: list[SweepState]) -> None:
     """F-36, F-38, F-42, F-51, ACC-02, ACC-04."""
 
     async def main(path: Path) -> None:
@@ -189,7 +189,7 @@ def test_sqlite_holds_what_the_rules_say_whatever_crashes(history: list[Round]) 
 @given(history=histories)
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_postgres_holds_what_the_rules_say_whatever_crashes(
-    postgres_server: str, history: list[Round]
+    postgres_server: str, history: list[SweepState]
 ) -> None:
     """F-36, F-38, F-42, F-51, ACC-02, ACC-04."""
     schema = f"history_{uuid.uuid4().hex}"

@@ -11,9 +11,9 @@ from channel.state.commands import (
     Spend,
 )
 from channel.types import ChannelId, ChannelKey, VerifiedVoucher
-from settlement.devnet import Devnet
-from settlement.escrow import EscrowReader
-from settlement.payer import PayerAccount
+from settlement.dev.devnet import Devnet
+from settlement.escrow.payer import PayerAccount
+from settlement.escrow.reader import EscrowReader
 from tests.settlement.channels import Channels
 
 __all__ = ["NOW", "Books", "request_close"]

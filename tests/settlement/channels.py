@@ -8,8 +8,8 @@ from msgspec.structs import replace
 from channel.types import ZERO_ADDRESS, Address, ChannelId, ChannelKey, ChannelTerms, TxHash
 from channel.verify.typed_data import derive_channel_id, voucher_digest
 from settlement import abi
-from settlement.devnet import Devnet
-from settlement.payer import PayerAccount
+from settlement.dev.devnet import Devnet
+from settlement.escrow.payer import PayerAccount
 
 DEPOSIT = 1_000_000
 

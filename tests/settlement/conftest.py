@@ -4,10 +4,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from service.testing.chain import TestChain
-from settlement.devnet import Devnet
-from settlement.escrow import EscrowReader, ReaderLimits
-from settlement.payer import PayerAccount
+from mpp_session.testing.chain import TestChain
+from settlement.dev.devnet import Devnet
+from settlement.escrow.payer import PayerAccount
+from settlement.escrow.reader import EscrowReader, ReaderLimits
 from tests.settlement.channels import Channels
 
 

@@ -10,14 +10,14 @@ import pytest
 from channel.errors import LedgerUnavailableError, SettlementPendingError
 from channel.types import TxHash
 from settlement import abi
-from settlement.devnet import Devnet
+from settlement.dev.devnet import Devnet
 from settlement.errors import TransactionPendingError
-from settlement.journal.interface import Journal
-from settlement.rpc import Rpc, RpcLimits
-from settlement.signer import KeySigner
-from settlement.tx_bytes import UnsignedTx
-from settlement.tx_manager import TxLimits, TxManager
-from settlement.tx_state import Event, JournalTx
+from settlement.node.rpc import Rpc, RpcLimits
+from settlement.tx.encoding import UnsignedTx
+from settlement.tx.journal.interface import Journal
+from settlement.tx.manager import TxLimits, TxManager
+from settlement.tx.signer import KeySigner
+from settlement.tx.state import Event, JournalTx
 from tests.settlement.flaky_node import FlakyNode, flaky_node
 from tests.waiting import PATIENCE_S
 

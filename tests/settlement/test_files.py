@@ -14,9 +14,9 @@ from eth_account import Account
 from channel.errors import ConfigError
 from channel.files import open_regular
 from channel.limits import KEYSTORE_BYTES_MAX, PASSWORD_BYTES_MAX
-from service.keystore import decrypt_keystore, read_password
+from mpp_session.agent.keystore import decrypt_keystore, read_password
 from settlement.files import FileThread, read_regular
-from settlement.tower.store import BEAT, TowerFile, TowerFileReader
+from settlement.presigned.file import BEAT, TowerFile, TowerFileReader
 from tests.waiting import PATIENCE_S, until
 
 STRANGE = ["a pipe", "a link to a device", "a device", "a link to a file", "a loop", "a folder"]
@@ -153,7 +153,7 @@ async def test_what_came_while_reading_hung_is_read_the_next_time(
         return open_regular(*arguments)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patched:
-        patched.setattr("settlement.tower.store.open_regular", hang)
+        patched.setattr("settlement.presigned.file.open_regular", hang)
         with pytest.raises(TimeoutError):
             await reader.read_new()
     answers.set()

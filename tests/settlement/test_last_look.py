@@ -6,8 +6,8 @@ import pytest
 
 from channel.types import Address
 from settlement.errors import LeaseLostError
-from settlement.journal.interface import Look
-from settlement.journal.url import open_journal
+from settlement.tx.journal.interface import Look
+from settlement.tx.journal.url import open_journal
 
 ACCOUNT = Address(b"a" * 20)
 

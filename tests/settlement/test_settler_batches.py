@@ -10,21 +10,21 @@ import pytest
 from channel.chain import CloseResult
 from channel.types import ChannelId
 from settlement import abi
-from settlement.devnet import Devnet
+from settlement.dev.devnet import Devnet
 from settlement.errors import (
     ChannelQuarantinedError,
     ContractRevertedError,
     InvalidSignatureRevertError,
 )
-from settlement.escrow import EscrowReader
-from settlement.fees import GasBudget
-from settlement.journal.sqlite import SqliteJournal
-from settlement.payout_calls import RelayedCalls
-from settlement.quarantine import Quarantine
-from settlement.rpc import Rpc
-from settlement.settler import EscrowSettler, SettlerLimits
-from settlement.tx_manager import TxManager
-from settlement.tx_state import TxStatus
+from settlement.escrow.payout_calls import RelayedCalls
+from settlement.escrow.reader import EscrowReader
+from settlement.node.rpc import Rpc
+from settlement.settle.quarantine import Quarantine
+from settlement.settle.settler import EscrowSettler, SettlerLimits
+from settlement.tx.fees import GasBudget
+from settlement.tx.journal.sqlite import SqliteJournal
+from settlement.tx.manager import TxManager
+from settlement.tx.state import TxStatus
 from settlement.types import RevertReason
 from tests.settlement.channels import DEPOSIT, Channels, set_paused
 from tests.settlement.flaky_node import flaky_node

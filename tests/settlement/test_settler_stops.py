@@ -9,23 +9,22 @@ import pytest
 from channel.chain import CloseResult
 from channel.errors import InvariantError, SettlementPendingError
 from settlement import abi
-from settlement.devnet import Devnet
+from settlement.dev.devnet import Devnet
 from settlement.errors import (
     InvalidSignatureRevertError,
     LeaseLostError,
     TransactionPendingError,
 )
-from settlement.escrow import EscrowReader
-from settlement.journal.interface import SettlerJournal
-from settlement.journal.sqlite import SqliteJournal
-from settlement.quarantine import Quarantine
-from settlement.rpc import Rpc
-from settlement.settler import EscrowSettler, SettlerLimits
-from settlement.tx_manager import TxManager
-from settlement.tx_state import Included, Purpose, TxStatus
+from settlement.escrow.reader import EscrowReader
+from settlement.node.rpc import Rpc
+from settlement.settle.quarantine import Quarantine
+from settlement.settle.settler import EscrowSettler, SettlerLimits
+from settlement.tx.journal.interface import SettlerJournal
+from settlement.tx.journal.sqlite import SqliteJournal
+from settlement.tx.manager import TxManager
+from settlement.tx.state import Included, Purpose, TxStatus
 from tests.settlement.channels import Channels
 from tests.settlement.flaky_node import flaky_node
-from tests.settlement.journal.test_interface import run_sql
 from tests.settlement.senders import (
     FailingJournal,
     are_pooled,
@@ -35,10 +34,11 @@ from tests.settlement.senders import (
     until_sent,
 )
 from tests.settlement.test_settler_batches import Ids, close_all, open_many, sent_by
+from tests.settlement.tx.journal.test_interface import run_sql
 from tests.settlement.wallets import deploy_wallet
 from tests.waiting import put_ahead, until
 
-_ONE_AT_A_TIME = SettlerLimits(batch_max=1, lots_max=1)
+_ONE_AT_A_TIME = SettlerLimits(batch_max=1, batches_max=1)
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ async def test_what_finds_no_room_is_asked_for_again(
     chain: Devnet, reader: EscrowReader, channels: Channels, journal: SqliteJournal
 ) -> None:
     """O-98, F-75: who waits for it hears that it is not sent; it is sent once there is room."""
-    limits = SettlerLimits(batch_max=1, lots_max=1, wait_s=0.1)
+    limits = SettlerLimits(batch_max=1, batches_max=1, wait_s=0.1)
     settler = settler_of(chain, reader, journal, limits)
     ids = await open_many(channels, 2)
     async with chain.mining_paused():

@@ -2,8 +2,8 @@
 out. Bytes here are signed by nobody."""
 
 from channel.types import Address, TxHash
-from settlement.fees import Fee
-from settlement.tx_state import Inclusion, Intent, JournalTx, Purpose, Signed, TxVersion
+from settlement.tx.fees import Fee
+from settlement.tx.state import Inclusion, Intent, JournalTx, Purpose, Signed, TxVersion
 
 ESCROW = Address(b"\xe5" * 20)
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from channel.types import Address
-from settlement.tx_manager import TxManager
+from settlement.tx.manager import TxManager
 
 _MAGIC = "1626ba7e"
 

@@ -8,14 +8,14 @@ from typing import Any
 import httpx
 import pytest
 
-from channel.client.keys import OneKey, VoucherKeys
-from channel.client.payer import Payer
+from channel.client.funding.keys import OneKey, VoucherKeys
+from channel.client.funding.signer import LocalSigner, Signer
+from channel.client.http.transport import PayingTransport
+from channel.client.payment.payer import Payer
 from channel.client.payments import Payments
-from channel.client.policy import Policy, TokenLimits
-from channel.client.signer import LocalSigner, Signer
-from channel.client.store import Purse
-from channel.client.transport import PayingTransport
-from channel.errors import PurseError
+from channel.client.policy.policy import Policy, TokenLimits
+from channel.client.store.sqlite import PaymentStore
+from channel.errors import StoreError
 from tests.channel.client.provider import (
     BASE,
     CHAIN_ID,
@@ -52,8 +52,8 @@ class Agent:
         self.waited: list[float] = []
 
     @property
-    def purse(self) -> Purse:
-        return self.payer.purse
+    def store(self) -> PaymentStore:
+        return self.payer.store
 
 
 OpenAgent = Callable[..., Any]
@@ -77,7 +77,7 @@ async def open_agent(
 
     With `beside=True` it is another one that shares the file.
     """
-    purses: dict[str, Purse] = {}
+    stores: dict[str, PaymentStore] = {}
     async with AsyncExitStack() as stack:
 
         async def start(
@@ -91,10 +91,10 @@ async def open_agent(
             now: Callable[[], float] = lambda: NOW,
             **options: Any,
         ) -> Agent:
-            if file in purses and not beside:
-                await purses[file].close()
-            purse = purses[file] = await Purse.open(tmp_path / file)
-            stack.push_async_callback(close, purse)
+            if file in stores and not beside:
+                await stores[file].close()
+            store = stores[file] = await PaymentStore.open(tmp_path / file)
+            stack.push_async_callback(close, store)
             waited: list[float] = []
 
             async def sleep(seconds: float) -> None:
@@ -103,7 +103,7 @@ async def open_agent(
             payer = Payer(
                 policy=policy or policy_of(),
                 keys=keys or OneKey(signer or LocalSigner(PAYER_KEY)),
-                purse=purse,
+                store=store,
                 chains={CHAIN_ID: chain},
                 now=now,
                 sleep=sleep,
@@ -119,9 +119,9 @@ async def open_agent(
         yield start
 
 
-async def close(purse: Purse) -> None:
-    with suppress(PurseError):  # it was closed before
-        await purse.close()
+async def close(store: PaymentStore) -> None:
+    with suppress(StoreError):  # it was closed before
+        await store.close()
 
 
 @pytest.fixture

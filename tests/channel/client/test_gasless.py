@@ -9,10 +9,10 @@ import httpx
 import pytest
 from msgspec.structs import replace
 
-from channel.client.decisions import DEPOSIT_WAIT_S_MAX
-from channel.client.depositing import VALID_S
-from channel.client.keys import ChannelKeys
-from channel.client.store import Purse
+from channel.client.funding.deposit import VALID_S
+from channel.client.funding.keys import ChannelKeys
+from channel.client.policy.decisions import DEPOSIT_WAIT_S_MAX
+from channel.client.store.sqlite import PaymentStore
 from channel.errors import (
     BudgetExceededError,
     CannotFundError,
@@ -108,18 +108,18 @@ async def test_what_is_signed_is_on_disk_before_it_is_sent(
     for _ in range(5):
         stored: list[Deposit | None] = []
         provider.seen.clear()
-        purse = await Purse.open(tmp_path / "purse.db")
+        store = await PaymentStore.open(tmp_path / "purse.db")
         handle = provider.handle_async_request
 
         async def look(request: httpx.Request) -> httpx.Response:
-            for account in await purse.accounts():  # noqa: B023
+            for account in await store.accounts():  # noqa: B023
                 stored.extend((account.opening, account.top_up))  # noqa: B023
             return await handle(request)  # noqa: B023
 
         provider.handle_async_request = look  # type: ignore[method-assign]
         await agent.client.get("/joke")
         provider.handle_async_request = handle  # type: ignore[method-assign]
-        await purse.close()
+        await store.close()
         assert all(deposit in stored for deposit in deposits(provider))
 
 
@@ -506,7 +506,7 @@ async def test_a_top_up_that_was_signed_meanwhile_is_not_let_go_of(
     find_use = chain.find_use
 
     async def overtaken(*, token: Address, authorization: bytes) -> int | None:
-        await agent.purse.update(account.key, lambda current: replace(current, top_up=fresh))
+        await agent.store.update(account.key, lambda current: replace(current, top_up=fresh))
         return await find_use(token=token, authorization=authorization)
 
     chain.find_use = overtaken  # type: ignore[method-assign]
@@ -833,7 +833,7 @@ async def test_what_a_lost_opening_may_have_bought_is_granted_after_a_restart(
     (account,) = await agent.payments.channels()
     assert account.state == "opening"
     assert account.signed == account.counted == account.lost > 10  # more than its first cost
-    await agent.purse.update(account.key, lambda current: replace(current, lost=0))  # or killed
+    await agent.store.update(account.key, lambda current: replace(current, lost=0))  # or killed
     (books,) = provider.books.values()
     books.spent = books.accepted = account.signed
     restarted = await open_agent(policy, transport=provider)

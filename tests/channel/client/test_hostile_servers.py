@@ -9,7 +9,7 @@ import httpx
 import pytest
 from msgspec.structs import replace
 
-from channel.client.transport import is_safe, origin_of
+from channel.client.http.transport import is_safe, origin_of
 from channel.errors import (
     AgentError,
     BudgetExceededError,
@@ -450,7 +450,7 @@ async def test_what_was_signed_for_a_top_up_that_never_came_is_not_shown(
     agent = await open_agent(policy_of(expected_units=10))
     await agent.client.get("/joke")
     (account,) = await agent.payments.channels()
-    await agent.purse.update(account.key, lambda current: replace(current, signed=120))
+    await agent.store.update(account.key, lambda current: replace(current, signed=120))
     (books,) = provider.books.values()
     if closes:
         books.accepted = books.spent = 20  # of an answer that was lost

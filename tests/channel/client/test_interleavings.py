@@ -14,12 +14,12 @@ from typing import Any
 import httpx
 import pytest
 
-from channel.client.keys import OneKey
-from channel.client.payer import Payer
+from channel.client.funding.keys import OneKey
+from channel.client.funding.signer import LocalSigner
+from channel.client.http.transport import PayingTransport
+from channel.client.payment.payer import Payer
 from channel.client.payments import Payments
-from channel.client.signer import LocalSigner
-from channel.client.store import Purse
-from channel.client.transport import PayingTransport
+from channel.client.store.sqlite import PaymentStore
 from channel.errors import (
     AgentError,
     InsufficientBalanceError,
@@ -89,8 +89,8 @@ async def play(
 ) -> None:
     chain = PaperChain()
     shop = open_shop(loop, chain, loss)
-    purse = await Purse.open(path)
-    await purse._run(lambda: purse._connection.execute("PRAGMA synchronous = OFF"))  # noqa: SLF001
+    store = await PaymentStore.open(path)
+    await store._run(lambda: store._connection.execute("PRAGMA synchronous = OFF"))  # noqa: SLF001
     payer = Payer(
         policy=policy_of(
             LIMITS,
@@ -101,7 +101,7 @@ async def play(
             channels_per_origin_max=streams_max,
         ),
         keys=OneKey(LocalSigner(PAYER_KEY)),
-        purse=purse,
+        store=store,
         chains={CHAIN_ID: chain},
         now=lambda: NOW + loop.time(),
     )
@@ -123,7 +123,7 @@ async def play(
         await asyncio.sleep(2 * NOTICE_S)
         for account in await Payments(payer, shop).close():
             assert account.settled == account.spent == shop.states[account.key.channel_id].spent
-    await purse.close()
+    await store.close()
 
 
 def run(tmp_path: Path, seed: int, **changes: Any) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import httpx
 import pytest
 
-from channel.client.policy import locked_budget_of
+from channel.client.policy.policy import locked_budget_of
 from channel.errors import AgentError, BudgetExceededError
 from tests.channel.client.conftest import Agent, OpenAgent, limits_of, policy_of
 from tests.channel.client.exchanges import read_stream, sell_stream

@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
-from channel.client.policy import Policy
+from channel.client.policy.policy import Policy
 from channel.errors import ChannelUnusableError, OfferRefusedError, PaymentRefusedError
 from channel.types import Address, ChannelId
 from channel.wire.payload import ClosePayload, VoucherPayload

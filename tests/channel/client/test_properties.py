@@ -15,12 +15,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from channel.client.keys import OneKey
-from channel.client.payer import Payer
-from channel.client.policy import Policy
-from channel.client.signer import LocalSigner
-from channel.client.store import Purse
-from channel.client.transport import PayingTransport
+from channel.client.funding.keys import OneKey
+from channel.client.funding.signer import LocalSigner
+from channel.client.http.transport import PayingTransport
+from channel.client.payment.payer import Payer
+from channel.client.policy.policy import Policy
+from channel.client.store.sqlite import PaymentStore
 from channel.errors import MppSessionError
 from channel.types import ChannelId
 from channel.wire.sse import NeedVoucher, format_event, format_need_voucher
@@ -176,8 +176,10 @@ async def no_sleep(_seconds: float) -> None:
     return None
 
 
-async def check_purse(purse: Purse, provider: Hostile, chain: PaperChain, budget: int) -> None:
-    accounts = await purse.accounts()
+async def check_purse(
+    store: PaymentStore, provider: Hostile, chain: PaperChain, budget: int
+) -> None:
+    accounts = await store.accounts()
     left = signed_by(provider)
     for account in accounts:
         assert left.get(account.key.channel_id, 0) <= account.signed
@@ -202,7 +204,7 @@ async def play(
     plans: list[Any], budget: int, *, is_sponsored: bool = False, keeps_deposits: bool = False
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        purse = await Purse.open(Path(folder) / "purse.db")
+        store = await PaymentStore.open(Path(folder) / "purse.db")
         chain = PaperChain()
         provider = Hostile(chain)
         provider.delivered = {}
@@ -217,7 +219,7 @@ async def play(
         payer = Payer(
             policy=hostile_policy(budget),
             keys=OneKey(LocalSigner(PAYER_KEY)),
-            purse=purse,
+            store=store,
             chains={CHAIN_ID: chain},
             now=lambda: NOW,
             sleep=no_sleep,
@@ -233,8 +235,8 @@ async def play(
                 provider.is_mended = False
                 with contextlib.suppress(MppSessionError, httpx.TransportError):
                     await client.post("/x", json={"stream": is_stream})
-                await check_purse(purse, provider, chain, budget)
-        await purse.close()
+                await check_purse(store, provider, chain, budget)
+        await store.close()
 
 
 @pytest.mark.timeout(600)  # thousands of writes to a real disk

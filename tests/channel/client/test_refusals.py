@@ -6,7 +6,7 @@ import httpx
 import pytest
 from msgspec.structs import replace
 
-from channel.client.signer import LocalSigner
+from channel.client.funding.signer import LocalSigner
 from channel.errors import (
     BudgetExceededError,
     ChannelUnusableError,
@@ -241,7 +241,7 @@ async def test_a_cancelled_request_stays_cancelled_though_the_store_is_gone(
     slow.is_slow = True
     asking = asyncio.create_task(agent.client.post("/joke"))
     await slow.has_served.wait()
-    await agent.purse.close()
+    await agent.store.close()
     asking.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asking
@@ -387,7 +387,7 @@ async def test_clients_that_share_a_store_have_channels_of_their_own(open_agent:
     accounts = await first.payments.channels()
     assert [account.spent for account in accounts] == [200, 200]
     assert [account.lost for account in accounts] == [0, 0]
-    are_firsts = [await first.purse.claim(account.key) for account in accounts]
+    are_firsts = [await first.store.claim(account.key) for account in accounts]
     assert sorted(are_firsts) == [False, True]
     for account, is_firsts in zip(accounts, are_firsts, strict=True):
         with pytest.raises(ChannelUnusableError, match="Another client"):
@@ -396,7 +396,7 @@ async def test_clients_that_share_a_store_have_channels_of_their_own(open_agent:
         await first.client.get("/joke")
     with pytest.raises(BudgetExceededError):
         await second.client.get("/joke")
-    await first.purse.close()
+    await first.store.close()
     third = await open_agent(policy_of(), beside=True)
     await third.client.get("/joke")
     assert len(await third.payments.channels()) == 2

@@ -9,7 +9,7 @@ import httpx
 import openai
 import pytest
 
-from channel.client.transport import PayingTransport
+from channel.client.http.transport import PayingTransport
 from channel.errors import BudgetExceededError, OfferRefusedError, PaymentOutcomeUnknownError
 from tests.channel.client.conftest import Agent, OpenAgent, policy_of
 from tests.channel.client.exchanges import Broken

@@ -14,7 +14,7 @@ from channel.errors import (
 )
 from channel.state.commands import StreamPolicy
 from channel.types import TxHash
-from settlement.exposure import ExposureGate, ExposureLimits
+from settlement.settle.exposure import ExposureGate, ExposureLimits
 from tests.channel.engine.test_engine import hold, opened, paid, perform
 from tests.channel.selling import DEPOSIT, PRICE, SETTINGS, Payer, open_desk
 

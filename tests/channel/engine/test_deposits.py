@@ -8,8 +8,8 @@ import pytest
 from msgspec.structs import replace
 
 from channel.chain import SponsoredDeposit
-from channel.client.funding import Domain, Window, sign_top_up_authorization
-from channel.client.signer import LocalSigner
+from channel.client.funding.signer import LocalSigner
+from channel.client.funding.signing import Domain, Window, sign_top_up_authorization
 from channel.engine import Engine, Offer, Outcome, SponsorTerms, deposits
 from channel.errors import MalformedPayloadError, VerificationFailedError
 from channel.types import TxHash, VerifiedVoucher

@@ -20,7 +20,7 @@ from channel.errors import (
 from channel.ledger.interface import Applied, Ledger
 from channel.state.commands import Command, EndReservations, StreamPolicy
 from channel.types import ChannelKey
-from settlement.exposure import ExposureGate, ExposureLimits
+from settlement.settle.exposure import ExposureGate, ExposureLimits
 from tests.channel.engine.test_engine import hold, opened, paid, perform
 from tests.channel.selling import PRICE, Desk, open_desk
 from tests.waiting import until

@@ -41,7 +41,7 @@ from channel.wire.payload import (
     TopUpPermit2,
     VoucherPayload,
 )
-from settlement.deposit_calls import build_deposit_call
+from settlement.escrow.deposit_calls import build_deposit_call
 from tests.channel.selling import SECRET, SETTINGS, open_desk
 from tests.channel.vectors import EVM, Entry, hex32, name_of
 

@@ -727,12 +727,12 @@ class TestOwedCloses:
         await ledger.apply(key_of(1), [c.BeginClose()])
         await ledger.apply(key_of(2), decided)
         await ledger.apply(key_of(3), decided)
-        assert [state.key for state in await ledger.list_owed_closes()] == [key_of(2), key_of(3)]
-        assert len(await ledger.list_owed_closes(limit=1)) == 1
+        assert [state.key for state in await ledger.list_pending_closes()] == [key_of(2), key_of(3)]
+        assert len(await ledger.list_pending_closes(limit=1)) == 1
         closed = fact(key_of(2), settled=50, is_finalized=True, block=101)
         await ledger.apply(key_of(2), [c.RecordClose(closed, b"t" * 32)])
         await ledger.apply(key_of(3), [c.AbortClose()])
-        assert await ledger.list_owed_closes() == []
+        assert await ledger.list_pending_closes() == []
 
     async def test_who_watches_every_channel_hears_of_it_from_another_process(
         self, open_ledger: OpenLedger
@@ -744,7 +744,7 @@ class TestOwedCloses:
             voucher_50 = LadderVoucher(50, signature(50))
             await gateway.apply(KEY, [c.BeginClose(), c.CommitClose(voucher_50)])
             assert await watch.changed(2)
-            assert [state.key for state in await settler.list_owed_closes()] == [KEY]
+            assert [state.key for state in await settler.list_pending_closes()] == [KEY]
 
 
 class TestList:

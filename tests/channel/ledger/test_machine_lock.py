@@ -1,6 +1,6 @@
 """O-05: what may be wrong with a lock's file is named, and no payee gets two ledgers by it.
 
-Who gets the lock and who not: `tests/service/test_one_ledger.py`.
+Who gets the lock and who not: `tests/mpp_session/test_one_ledger.py`.
 """
 
 import fcntl

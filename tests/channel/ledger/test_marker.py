@@ -1,6 +1,6 @@
 """O-06: a marker that cannot be trusted is refused, and never takes another ledger's word.
 
-What it does for a gateway: `tests/service/test_one_ledger.py`.
+What it does for a gateway: `tests/mpp_session/test_one_ledger.py`.
 """
 
 import asyncio

@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from channel.state.channel_state import ChannelState, LadderVoucher
 from channel.state.commands import Observe, Release, Repair, Spend
 from channel.state.ladder import (
+    bracketing_vouchers,
     closing_voucher,
     forced_settling_voucher,
     settling_voucher,
-    steps_beside,
 )
 from tests.channel.books import accepting, fact, opening, reserving, run, signature, voucher
 
@@ -33,7 +33,7 @@ def test_the_steps_are_the_nearest_kept_vouchers_on_each_side(
     spent: int, amounts: list[int | None]
 ) -> None:
     kept = [None if amount is None else LadderVoucher(amount, b"") for amount in amounts]
-    below, above = steps_beside(spent, *kept)
+    below, above = bracketing_vouchers(spent, *kept)
     known = [amount for amount in amounts if amount is not None]
     assert amount_of(below) == max([a for a in known if a <= spent], default=None)
     assert amount_of(above) == min([a for a in known if a > spent], default=None)

@@ -10,14 +10,14 @@ from channel.types import Address, address
 from local_chain import Chain, Contract, anvil
 from settlement.addresses import CREATE2_DEPLOYER
 from settlement.artifacts import load_artifact
-from settlement.deploy import Deployment, deploy_escrow
+from settlement.dev.deploy import Deployment, deploy_escrow
 from solidity import compile_contracts
 from tests.settlement.contracts.world import World
 from third_party import PERMIT2_SALT, permit2_init_code
 
 
 class Node:
-    """`settlement.deploy.DeploymentNode` on the tests' chain."""
+    """`settlement.dev.deploy.DeploymentNode` on the tests' chain."""
 
     def __init__(self, chain: Chain) -> None:
         self._chain, self.chain_id = chain, chain.chain_id

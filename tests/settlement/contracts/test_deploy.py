@@ -14,7 +14,7 @@ from settlement.addresses import (
     factory_address,
 )
 from settlement.artifacts import load_artifact
-from settlement.deploy import Deployment, DeploymentError, deploy_escrow, verify_escrow
+from settlement.dev.deploy import Deployment, DeploymentError, deploy_escrow, verify_escrow
 from tests.settlement.contracts.conftest import Node
 from tests.settlement.contracts.world import reverts
 from third_party import PERMIT2_SALT, permit2_init_code

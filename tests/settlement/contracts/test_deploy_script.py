@@ -10,7 +10,7 @@ from eth_account import Account as EthAccount
 import deploy_run
 from local_chain import Account, Chain, Contract
 from settlement.artifacts import load_artifact
-from settlement.deploy import Deployment
+from settlement.dev.deploy import Deployment
 
 
 def test_the_page_is_what_the_code_gives(tmp_path: Path) -> None:

@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 from channel.errors import ChainUnavailableError
-from settlement.devnet import Devnet
-from settlement.payer import PayerAccount
+from settlement.dev.devnet import Devnet
+from settlement.escrow.payer import PayerAccount
 from tests.settlement.books import request_close
 from tests.settlement.channels import Channels
 from tests.settlement.tower.test_watchtower import GRACE_S, Tower, tower

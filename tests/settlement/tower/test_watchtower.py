@@ -15,21 +15,21 @@ from channel.types import Address, ChannelId
 from channel.verify.typed_data import close_authorization_digest, derive_channel_id
 from settlement import abi
 from settlement.alarms import AlarmKind
-from settlement.chain_clock import ChainClock
-from settlement.devnet import Devnet
+from settlement.dev.devnet import Devnet
 from settlement.errors import ContractRevertedError
-from settlement.escrow import EscrowReader
-from settlement.journal.sqlite import SqliteJournal
-from settlement.payer import PayerAccount
-from settlement.quarantine import Quarantine
-from settlement.rpc import Rpc, RpcLimits
-from settlement.schedule import SettlePolicy
-from settlement.settler import EscrowSettler, SettlerLimits
+from settlement.escrow.payer import PayerAccount
+from settlement.escrow.reader import EscrowReader
+from settlement.node.chain_clock import ChainClock
+from settlement.node.rpc import Rpc, RpcLimits
+from settlement.presigned.authorization import PresignedSettle, presign
+from settlement.settle.quarantine import Quarantine
+from settlement.settle.schedule import SettlePolicy
+from settlement.settle.settler import EscrowSettler, SettlerLimits
 from settlement.tower.calls import PresignedCalls
-from settlement.tower.presigned import PresignedSettle, presign
 from settlement.tower.watchtower import TowerLimits, Watchtower
-from settlement.tx_manager import TxLimits, TxManager
-from settlement.tx_state import Purpose
+from settlement.tx.journal.sqlite import SqliteJournal
+from settlement.tx.manager import TxLimits, TxManager
+from settlement.tx.state import Purpose
 from settlement.types import BatchEntry, RevertReason
 from tests.faults.odd_answers import ODD_ANSWERS
 from tests.faults.proxy import LyingNode, lying_node
@@ -623,8 +623,8 @@ async def test_one_node_of_three_may_answer_it_anything(  # noqa: PLR0917 -- fix
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """O-80: it looks on, holds what it was given, and settles when that is due."""
-    monkeypatch.setattr("settlement.endpoints.REST_S", 0.001)
-    monkeypatch.setattr("settlement.endpoints.REST_S_MAX", 0.001)
+    monkeypatch.setattr("settlement.node.endpoints.REST_S", 0.001)
+    monkeypatch.setattr("settlement.node.endpoints.REST_S_MAX", 0.001)
     channel_id = await channels.open()
     settle = await tower.sign(channel_id, 700)
     async with AsyncExitStack() as open_:

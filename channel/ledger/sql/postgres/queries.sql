@@ -25,7 +25,7 @@ SELECT id, chain_id, escrow, channel_id, payer, payee, token, authorized_signer,
  ORDER BY chain_id, escrow, channel_id
  LIMIT $4
 
--- select_owed_closes --
+-- select_pending_closes --
 -- Channels whose close was decided and is not mined.
 SELECT id, chain_id, escrow, channel_id, payer, payee, token, authorized_signer,
        deposit::text, settled::text, close_requested_at, is_finalized, fact_block,
@@ -130,7 +130,7 @@ SELECT channel, route, idempotency_key,
   JOIN paid_request USING (channel, route, idempotency_key)
 
 -- upsert_requests --
--- Claims, and the answers to them.
+-- ChannelLocks, and the answers to them.
 INSERT INTO paid_request (channel, route, idempotency_key, request_digest, reservation_id,
                           claimed_at, expires_at, status, headers, body)
 SELECT * FROM unnest($1::bigint[], $2::text[], $3::text[], $4::bytea[], $5::bytea[],

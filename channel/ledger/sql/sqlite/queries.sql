@@ -32,7 +32,7 @@ SELECT id, chain_id, escrow, channel_id, payer, payee, token, authorized_signer,
  ORDER BY chain_id, escrow, channel_id
  LIMIT ?
 
--- select_owed_closes --
+-- select_pending_closes --
 -- Channels whose close was decided and is not mined.
 SELECT id, chain_id, escrow, channel_id, payer, payee, token, authorized_signer,
        deposit, settled, close_requested_at, is_finalized, fact_block,

@@ -1,0 +1,190 @@
+"""One channel's deposits by signature: in which way, until when, and whether one was used.
+
+Times are the chain's (F-111): its blocks decide whether an authorization is still good. A deposit
+that is signed again keeps its salt and its nonce, so that of all its versions one can be used.
+"""
+
+from typing import Final
+
+from channel.chain import PayerChain, PayerMeans
+from channel.client.funding.signer import AccountSigner
+from channel.client.funding.signing import (
+    Domain,
+    Window,
+    sign_open_authorization,
+    sign_open_permit,
+    sign_top_up_authorization,
+    sign_top_up_permit,
+)
+from channel.client.policy.funding_method import FundingType, choose_way, permit2_of, usable_types
+from channel.client.store.record import Account
+from channel.errors import ChannelUnusableError
+from channel.verify.typed_data import permit2_domain_separator
+from channel.wire.challenge import SessionRequest
+from channel.wire.funding import Deposit, TransferAuthorization
+
+__all__ = ["Depositor", "is_over"]
+
+VALID_S: Final = 900
+"""How long the server has to get a signed deposit mined."""
+LEFT_S_MIN: Final = 120
+"""One that is good for less is signed again: servers want a margin for mining (OPEN-05)."""
+
+
+class Depositor:
+    """Signs for one channel under one offer; what is signed is the caller's to store."""
+
+    def __init__(self, chain: PayerChain, account: Account, request: SessionRequest) -> None:
+        self._chain = chain
+        self._account = account
+        self._request = request
+        self._permit2 = permit2_of(request)
+        self._signer = AccountSigner(chain)
+
+    async def read_means(self) -> PayerMeans:
+        """Return with what the account can fund, and what time it is on the chain."""
+        return await self._chain.read_means(self._account.terms.token, self._permit2)
+
+    def is_presentable(self, deposit: Deposit, now: int) -> bool:
+        """Say whether the server takes deposits of this kind, and this one is good long enough."""
+        return deposit.type in usable_types(self._request) and _end(deposit) >= now + LEFT_S_MIN
+
+    def is_dead(self, deposit: Deposit, means: PayerMeans) -> bool:
+        """Say whether the server does not take such deposits, and nobody can use this one now."""
+        return is_over(deposit, means) and deposit.type not in usable_types(self._request)
+
+    async def sign_opening(self, means: PayerMeans) -> Deposit | None:
+        """Sign the deposit of a channel in state `opening`; None when it is to be sent.
+
+        Raises:
+            CannotFundError: There is no way.
+            MppSessionError: Permit2 had to be approved, and was not.
+        """
+        account = self._account
+        kind = await self._choose(means, account.deposit)
+        if kind == "authorization" and means.token_domain is not None:
+            return await sign_open_authorization(
+                self._signer,
+                Domain(means.token_domain, account.key.escrow),
+                Window(0, means.now + VALID_S),
+                terms=account.terms,
+                salt=account.salt,
+                amount=account.deposit,
+            )
+        if kind == "permit2":
+            return await sign_open_permit(
+                self._signer,
+                self._permit2_domain(),
+                terms=account.terms,
+                salt=account.salt,
+                amount=account.deposit,
+                nonce=int.from_bytes(account.salt),
+                deadline=means.now + VALID_S,
+            )
+        return None
+
+    async def sign_top_up(self, means: PayerMeans, *, amount: int, salt: bytes) -> Deposit | None:
+        """Sign a deposit that tops the channel up; None when it is to be sent.
+
+        Raises:
+            CannotFundError: There is no way.
+            MppSessionError: Permit2 had to be approved, and was not.
+        """
+        kind = await self._choose(means, amount)
+        if kind == "authorization" and means.token_domain is not None:
+            return await self._authorize(means.token_domain, means.now, amount, salt)
+        if kind == "permit2":
+            return await self._permit(means.now, amount, int.from_bytes(salt))
+        return None
+
+    async def sign_again(self, means: PayerMeans, old: Deposit) -> Deposit:
+        """Sign the same top-up for a later time: same kind, amount, nonce.
+
+        Raises:
+            ChannelUnusableError: Its kind is not taken any more, and it may still be used: a
+                second one, of another kind, could be made besides.
+        """
+        if old.type not in usable_types(self._request):
+            raise ChannelUnusableError(
+                f"A top-up of type {old.type} was signed and may yet be made; the server does "
+                "not take that type any more."
+            )
+        funding = old.authorization
+        if isinstance(funding, TransferAuthorization):
+            if means.token_domain is None or old.salt is None:
+                raise ChannelUnusableError("The token has changed its EIP-712 domain.")
+            return await self._authorize(means.token_domain, means.now, old.amount, old.salt)
+        return await self._permit(means.now, old.amount, funding.nonce)
+
+    async def find_use(self, deposit: Deposit) -> int | None:
+        """Return a block by which this deposit's nonce was used, or None.
+
+        Nothing the server says goes into the question: one that could have a deposit counted as
+        used would be signed another (F-75).
+        """
+        funding = deposit.authorization
+        if isinstance(funding, TransferAuthorization):
+            return await self._chain.find_use(
+                token=self._account.terms.token, authorization=funding.nonce
+            )
+        return await self._chain.find_permit_use(
+            escrow=self._account.key.escrow, nonce=funding.nonce
+        )
+
+    async def _authorize(self, separator: bytes, now: int, amount: int, salt: bytes) -> Deposit:
+        key = self._account.key
+        return await sign_top_up_authorization(
+            self._signer,
+            Domain(separator, key.escrow),
+            Window(0, now + VALID_S),
+            channel_id=key.channel_id,
+            salt=salt,
+            amount=amount,
+        )
+
+    async def _permit(self, now: int, amount: int, nonce: int) -> Deposit:
+        return await sign_top_up_permit(
+            self._signer,
+            self._permit2_domain(),
+            token=self._account.terms.token,
+            channel_id=self._account.key.channel_id,
+            amount=amount,
+            nonce=nonce,
+            deadline=now + VALID_S,
+        )
+
+    async def _choose(self, means: PayerMeans, amount: int) -> FundingType:
+        """Return the way, with Permit2 approved where that was missing and can be done."""
+        way = choose_way(
+            self._request,
+            means,
+            amount=amount,
+            account=self._chain.account,
+            origin=self._account.origin,
+        )
+        if way.is_approval_needed:
+            await self._chain.approve_permit2(
+                token=self._account.terms.token, permit2=self._permit2
+            )
+        return way.type
+
+    def _permit2_domain(self) -> Domain:
+        separator = permit2_domain_separator(self._chain.chain_id, self._permit2)
+        return Domain(separator, self._account.key.escrow)
+
+
+def is_over(deposit: Deposit, means: PayerMeans) -> bool:
+    """Say whether nobody can use a deposit any more, by the chain's own blocks (F-111).
+
+    With room to spare, and never by this machine's clock: one that runs ahead would have a
+    deposit forgotten, or a second one made, while the first can still be used.
+    """
+    return means.head_at >= _end(deposit) + VALID_S
+
+
+def _end(deposit: Deposit) -> int:
+    """Return until when it is good, in Unix seconds."""
+    funding = deposit.authorization
+    if isinstance(funding, TransferAuthorization):
+        return funding.valid_before
+    return funding.deadline

@@ -1,0 +1,378 @@
+"""Channels on chain: find one again, or open one (CLIENT-04, CLIENT-05, F-97).
+
+Salt, terms and signed deposits are stored before anything leaves this process. A crash anywhere
+after that leaves an account in state `opening`, or one with a `top_up`, and whoever comes next
+goes on with exactly that:
+
+    the same salt      the escrow refuses a second channel of one id
+    the same nonce     the token, or Permit2, takes one authorization of it
+
+so however often a deposit is presented, signed again or sent, it is made once (F-75).
+"""
+
+import asyncio
+import secrets
+from collections.abc import Callable, Mapping
+
+from msgspec.structs import replace
+
+from channel.chain import PayerChain
+from channel.client.funding.deposit import Depositor, is_over
+from channel.client.funding.keys import VoucherKeys
+from channel.client.policy.funding_method import permit2_of, usable_types
+from channel.client.policy.policy import (
+    Offer,
+    Policy,
+    TokenLimits,
+    budget_of,
+    deposit_size,
+    locked_budget_of,
+    require_deposit,
+)
+from channel.client.store.record import Account, Scope, adopt_fact
+from channel.client.store.sqlite import PaymentStore
+from channel.errors import ChannelUnusableError, OfferRefusedError, TransactionRevertedError
+from channel.types import ZERO_ADDRESS, ChannelFact, ChannelKey, ChannelTerms, TxHash
+from channel.verify.typed_data import CANONICAL_PERMIT2, derive_channel_id
+from channel.wire.funding import Deposit
+from channel.wire.receipt import Receipt
+
+__all__ = ["ChannelOpener"]
+
+SALT_BYTES = 32
+
+
+class ChannelOpener:
+    """Turns what the chain shows into accounts, and moves deposits there."""
+
+    def __init__(
+        self,
+        *,
+        policy: Policy,
+        store: PaymentStore,
+        keys: VoucherKeys,
+        chains: Mapping[int, PayerChain],
+        now: Callable[[], float],
+        random_bytes: Callable[[int], bytes] = secrets.token_bytes,
+    ) -> None:
+        self._policy = policy
+        self._store = store
+        self._keys = keys
+        self._chains = chains
+        self._now = now
+        self._random_bytes = random_bytes
+
+    def chain(self, chain_id: int, origin: str) -> PayerChain:
+        """Return the chain of this id, or raise `OfferRefusedError` if there is none here."""
+        chain = self._chains.get(chain_id)
+        if chain is None:
+            raise OfferRefusedError(
+                field="chainId",
+                asked=chain_id,
+                allowed=", ".join(map(str, self._chains)) or "none",
+                origin=origin,
+            )
+        return chain
+
+    async def find(self, scope: Scope, taken: set[ChannelKey]) -> Account | None:
+        """Return a channel of this scope that can be used, or None.
+
+        One whose vouchers another key signed than would sign them now is of no use (F-22), and
+        one that another client uses is not touched (F-41).
+
+        Raises:
+            ChannelUnusableError: The server was caught lying about one, and that one is not
+                closed yet: it gets no other.
+        """
+        for account in await self._store.live_accounts(scope.origin):
+            if account.state == "stopped":
+                raise ChannelUnusableError(
+                    f"Channel 0x{account.key.channel_id.hex()} at {scope.origin} was stopped "
+                    "because the server contradicted itself; close it or request its close."
+                )
+            if (
+                account.scope == scope
+                and account.key not in taken
+                and account.state in ("opening", "open")
+                and self._keys.signer(account.salt).address == account.terms.signer
+                and await self._store.claim(account.key)
+            ):
+                return account
+        return None
+
+    async def prepare(
+        self, scope: Scope, offer: Offer, limits: TokenLimits, *, url: str, needed: int
+    ) -> Account:
+        """Store a new channel in state `opening`; nothing has left this process yet.
+
+        A deposit by signature is signed and stored with it. An account that holds less than the
+        deposit that would suit it deposits what it has, if that covers `needed`.
+
+        Raises:
+            AgentError: The escrow is not trusted, the first cost is above the deposit or the
+                budget allowed, the account can make no deposit, or the origin has too many
+                channels.
+        """
+        require_deposit(limits, needed, scope.origin)
+        budget = budget_of(self._policy, limits)
+        await self._store.require_budget(scope, needed, budget=budget, now=self._now())
+        chain = self.chain(scope.chain_id, scope.origin)
+        _, means = await asyncio.gather(
+            chain.require_escrow(scope.escrow, scope.token),
+            chain.read_means(scope.token, permit2_of(offer.request)),
+        )
+        locked = locked_budget_of(limits)
+        wanted = deposit_size(self._policy, limits, offer.request, needed)
+        salt = self._random_bytes(SALT_BYTES)
+        signer = self._keys.signer(salt).address
+        terms = ChannelTerms(
+            payer=scope.payer,
+            payee=scope.payee,
+            token=scope.token,
+            authorized_signer=ZERO_ADDRESS if signer == scope.payer else signer,
+        )
+        channel_id = derive_channel_id(
+            terms, salt=salt, escrow=scope.escrow, chain_id=scope.chain_id
+        )
+        account = Account(
+            key=ChannelKey(scope.chain_id, scope.escrow, channel_id),
+            origin=scope.origin,
+            url=url,
+            terms=terms,
+            salt=salt,
+            state="opening",
+            deposit=max(needed, min(wanted, means.balance)),
+            opened_at=int(self._now()),
+        )
+        left = await self._store.locked_left(account, locked)
+        account = replace(account, deposit=max(needed, min(account.deposit, left // 2)))
+        opening = await Depositor(chain, account, offer.request).sign_opening(means)
+        account = replace(account, opening=opening)
+        await self._store.claim(account.key)  # before anybody else can see it
+        await self._store.add(
+            account, channels_max=self._policy.channels_per_origin_max, locked=locked
+        )
+        return account
+
+    async def deposit(
+        self, account: Account, offer: Offer, limits: TokenLimits, *, is_new: bool
+    ) -> tuple[Account, TxHash | Deposit]:
+        """Return a channel in state `opening` with what proves its opening to the server.
+
+        That is the transaction that opened it, which is sent if need be, or the signed deposit
+        by which the server shall open it, or has.
+
+        Args:
+            account: The channel.
+            offer: What is answered: it says which proofs are taken.
+            limits: What may be deposited today, if it has to be signed or sent again.
+            is_new: It was prepared a moment ago, so that the chain cannot know of it.
+
+        Raises:
+            ChannelUnusableError: The chain shows something else than what was meant.
+            CannotFundError: The account can make no deposit in a way that is taken today.
+            BudgetExceededError: The policy allows less by now than was meant.
+        """
+        fact = None
+        if not is_new:
+            account, fact = await self.read(account)
+        if fact is None and account.open_tx is None:
+            account = await self._freshen_opening(account, offer, limits, is_new=is_new)
+            if account.opening is not None:
+                return account, account.opening
+            return await self._send_opening(account)
+        if account.opening is not None and await self._is_presentable(account, offer):
+            return account, account.opening
+        return await self._find_opening(account)
+
+    async def _freshen_opening(
+        self, account: Account, offer: Offer, limits: TokenLimits, *, is_new: bool
+    ) -> Account:
+        """Sign the deposit again if it is too old, in another way if the old one is not taken."""
+        if is_new:
+            return account
+        depositor = self.depositor(account, offer)
+        means = await depositor.read_means()
+        opening = account.opening
+        if opening is not None and depositor.is_presentable(opening, means.now):
+            return account
+        require_deposit(limits, account.deposit, account.origin)
+        fresh = await depositor.sign_opening(means)
+        return await self._store.update(
+            account.key, lambda current: replace(current, opening=fresh)
+        )
+
+    async def _is_presentable(self, account: Account, offer: Offer) -> bool:
+        """Say whether the signed opening is better shown than the transaction that used it."""
+        if account.opening is None:
+            return False
+        if "hash" not in usable_types(offer.request):
+            return True
+        depositor = self.depositor(account, offer)
+        return depositor.is_presentable(account.opening, (await depositor.read_means()).now)
+
+    async def _send_opening(self, account: Account) -> tuple[Account, TxHash]:
+        chain = self.chain(account.key.chain_id, account.origin)
+        open_tx = await chain.open_channel(
+            escrow=account.key.escrow,
+            payee=account.terms.payee,
+            token=account.terms.token,
+            deposit=account.deposit,
+            salt=account.salt,
+            authorized_signer=account.terms.authorized_signer,
+        )
+        return await self._with_opening(account, open_tx)
+
+    async def open_alone(self, account: Account, offer: Offer, limits: TokenLimits) -> bool:
+        """Open at our own cost a channel whose deposit was signed; False if that cannot be.
+
+        The escrow takes one opening of a salt: whoever still has the signed one can do nothing
+        with it, or was faster, and then the channel is there (F-75, AMB-10). Of a top-up nothing
+        of the kind: the signed one could be made besides.
+
+        Raises:
+            BudgetExceededError: The policy allows less by now than was meant.
+            TransactionRevertedError: The escrow refused for a reason of its own.
+        """
+        if account.state != "opening" or "hash" not in usable_types(offer.request):
+            return False
+        if not await self.is_on_chain(account):
+            means = await self.depositor(account, offer).read_means()
+            if not means.can_pay_gas or means.balance < account.deposit:
+                return False
+            require_deposit(limits, account.deposit, account.origin)
+            try:
+                await self._send_opening(account)
+            except TransactionRevertedError:
+                if not await self.is_on_chain(account):
+                    raise
+        await self._store.update(account.key, lambda current: replace(current, opening=None))
+        return True
+
+    async def _find_opening(self, account: Account) -> tuple[Account, TxHash]:
+        open_tx = account.open_tx
+        if open_tx is None:
+            chain = self.chain(account.key.chain_id, account.origin)
+            open_tx = await chain.find_opening(
+                escrow=account.key.escrow, channel_id=account.key.channel_id
+            )
+        if open_tx is None:
+            raise ChannelUnusableError("The channel is on chain, but not its opening.")
+        return await self._with_opening(account, open_tx)
+
+    async def _with_opening(self, account: Account, open_tx: TxHash) -> tuple[Account, TxHash]:
+        account = await self._store.update(
+            account.key, lambda current: replace(current, open_tx=open_tx)
+        )
+        return await self.check(account), open_tx
+
+    async def check(self, account: Account) -> Account:
+        """Compare a channel with the chain and store what that shows (CLIENT-05).
+
+        What was signed and never answered, because a process ended, is granted as lost.
+        """
+        return (await self.read(account))[0]
+
+    async def read(
+        self, account: Account, *, block_number: int | None = None
+    ) -> tuple[Account, ChannelFact | None]:
+        """Compare a channel with the chain as of a block (the head if None); see `check`."""
+        chain = self.chain(account.key.chain_id, account.origin)
+        fact = await chain.read_channel(
+            account.key.escrow, account.key.channel_id, block_number=block_number
+        )
+        if fact is None:
+            return account, None  # a node that lags behind; the server says what it sees
+        _require_same(account, fact)
+
+        def change(current: Account) -> Account:
+            return adopt_fact(current, fact)
+
+        return await self._store.update(account.key, change), fact
+
+    async def confirm(self, account: Account, receipt: Receipt | None, *, url: str) -> Account:
+        """Go on with a channel that the server has opened; note the transaction it names."""
+        account, fact = await self.read(account)
+        is_there = fact is not None and receipt is not None and account.open_tx is None
+        open_tx = receipt.tx_hash if is_there and receipt is not None else account.open_tx
+
+        def change(current: Account) -> Account:
+            state = "open" if current.state == "opening" else current.state
+            return replace(current, state=state, url=url, open_tx=open_tx)
+
+        return await self._store.update(account.key, change)
+
+    async def notice_opened(self, account: Account) -> None:
+        """Go on with a channel whose opening landed, though the voucher with it was refused."""
+        if account.state == "opening" and await self.is_on_chain(account):
+            await self.confirm(account, None, url=account.url)
+
+    async def is_on_chain(self, account: Account) -> bool:
+        """Say whether the chain shows this channel."""
+        return (await self.read(account))[1] is not None
+
+    async def has_ended(self, account: Account, offer: Offer) -> bool:
+        """Say whether a channel in state `opening` is over, so that another is needed (F-97).
+
+        The chain shows that it ended: the server closed what nobody claimed. Or its nonce was used
+        for nothing: its payer has cancelled what was signed.
+        """
+        account, fact = await self.read(account)
+        if fact is not None or account.opening is None:
+            return account.state != "opening"
+        block_number = await self.depositor(account, offer).find_use(account.opening)
+        if block_number is None:
+            return False
+        account, fact = await self.read(account, block_number=block_number)
+        if fact is not None:
+            return account.state != "opening"
+        await self._store.update(
+            account.key, lambda current: replace(current, state="closed", deposit=0)
+        )
+        return True
+
+    async def give_up_opening(self, account: Account) -> Account:
+        """End a channel whose signed deposit was not made and cannot be made any more.
+
+        Raises:
+            ChannelUnusableError: It still can: whoever has it may use it until its time is over.
+        """
+        chain = self.chain(account.key.chain_id, account.origin)
+        means = await chain.read_means(account.terms.token, CANONICAL_PERMIT2)
+        if account.opening is not None and not is_over(account.opening, means):
+            raise ChannelUnusableError(
+                f"The deposit that was signed for {account.origin} may yet be made; what was "
+                "signed is void in half an hour. Close it then."
+            )
+        return await self._store.update(
+            account.key, lambda current: replace(current, state="closed", deposit=0)
+        )
+
+    async def enlarge(self, account: Account, limits: TokenLimits, least: int) -> Account:
+        """Mean to open with a greater deposit, if the policy allows it (F-92).
+
+        The smaller one that was signed has the same nonce: it cannot be made besides.
+
+        Raises:
+            BudgetExceededError: It does not.
+        """
+        require_deposit(limits, least, account.origin)
+        return await self._store.update(
+            account.key,
+            lambda current: (
+                replace(current, deposit=max(least, current.deposit), opening=None)
+                if current.state == "opening"
+                else current
+            ),
+            locked=locked_budget_of(limits),
+        )
+
+    def depositor(self, account: Account, offer: Offer) -> Depositor:
+        """Return who signs deposits for a channel under an offer."""
+        chain = self.chain(account.key.chain_id, account.origin)
+        return Depositor(chain, account, offer.request)
+
+
+def _require_same(account: Account, fact: ChannelFact) -> None:
+    if fact.key != account.key or fact.terms != account.terms:
+        raise ChannelUnusableError("The chain shows another payer, payee, token or signer.")

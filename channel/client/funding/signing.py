@@ -1,0 +1,191 @@
+"""Deposits by signature: EIP-3009 authorizations and Permit2 transfers, to open and to top up.
+
+What is signed here moves money without the payer's own transaction, so each signature is tied to
+one channel: an authorization by its derived nonce (OPEN-05, TOPUP-04), a permit by its witness
+(OPEN-06). Whoever submits one can do with it only what the payer meant (F-83).
+
+Pure but for the signer: domains, times and salts are the caller's to read and to choose. Nothing
+here knows whether a deposit is allowed; that was decided before.
+"""
+
+import msgspec
+
+from channel.client.funding.signer import Signer
+from channel.types import ZERO_ADDRESS, Address, ChannelId, ChannelTerms
+from channel.verify.typed_data import (
+    open_nonce,
+    open_permit_digest,
+    open_witness,
+    receive_authorization_digest,
+    top_up_nonce,
+    top_up_permit_digest,
+    top_up_witness,
+)
+from channel.wire.funding import Deposit, OpenPermit, TopUpPermit, TransferAuthorization
+
+__all__ = [
+    "Domain",
+    "Window",
+    "sign_open_authorization",
+    "sign_open_permit",
+    "sign_top_up_authorization",
+    "sign_top_up_permit",
+]
+
+
+class Domain(msgspec.Struct, frozen=True, gc=False):
+    """Under what is signed, and whom it lets take the money."""
+
+    separator: bytes
+    """EIP-712 domain separator: the token's own for an authorization, Permit2's for a permit."""
+    escrow: Address
+    """`to` of an authorization, the signed and never sent `spender` of a permit."""
+
+
+class Window(msgspec.Struct, frozen=True, gc=False):
+    """When an authorization is good, in Unix seconds by the chain's clock; both ends exclusive."""
+
+    valid_after: int
+    valid_before: int
+
+
+async def sign_open_authorization(
+    signer: Signer,
+    domain: Domain,
+    window: Window,
+    *,
+    terms: ChannelTerms,
+    salt: bytes,
+    amount: int,
+) -> Deposit:
+    """Sign an EIP-3009 transfer that can open the channel of `terms` and `salt`, and no other.
+
+    Args:
+        signer: Of the payer's account.
+        domain: The token's.
+        window: When it may be mined.
+        terms: Of the channel; its payer is the signer's address.
+        salt: Of the channel.
+        amount: The deposit, in base units.
+    """
+    authorization, signature = await _sign_transfer(
+        signer, domain, window, amount, open_nonce(terms, salt)
+    )
+    return Deposit("open", "authorization", authorization, signature, salt, terms.authorized_signer)
+
+
+async def sign_top_up_authorization(
+    signer: Signer,
+    domain: Domain,
+    window: Window,
+    *,
+    channel_id: ChannelId,
+    salt: bytes,
+    amount: int,
+) -> Deposit:
+    """Sign an EIP-3009 transfer that can top up this channel by `amount`, and nothing else.
+
+    `salt` is the top-up's own: with the same one and the same amount it is the same top-up,
+    which the token takes once.
+    """
+    nonce = top_up_nonce(channel_id, additional_deposit=amount, funder=signer.address, salt=salt)
+    authorization, signature = await _sign_transfer(signer, domain, window, amount, nonce)
+    return Deposit("topUp", "authorization", authorization, signature, salt, ZERO_ADDRESS)
+
+
+async def _sign_transfer(
+    signer: Signer, domain: Domain, window: Window, amount: int, nonce: bytes
+) -> tuple[TransferAuthorization, bytes]:
+    authorization = TransferAuthorization(
+        funder=signer.address,
+        to=domain.escrow,
+        value=amount,
+        valid_after=window.valid_after,
+        valid_before=window.valid_before,
+        nonce=nonce,
+    )
+    digest = receive_authorization_digest(
+        domain.separator,
+        funder=authorization.funder,
+        to=authorization.to,
+        value=authorization.value,
+        valid_after=authorization.valid_after,
+        valid_before=authorization.valid_before,
+        nonce=authorization.nonce,
+    )
+    return authorization, await signer.sign(digest)
+
+
+async def sign_open_permit(
+    signer: Signer,
+    domain: Domain,
+    *,
+    terms: ChannelTerms,
+    salt: bytes,
+    amount: int,
+    nonce: int,
+    deadline: int,
+) -> Deposit:
+    """Sign a Permit2 transfer whose witness lets it open this one channel (CLIENT-03).
+
+    Args:
+        signer: Of the payer's account.
+        domain: Permit2's.
+        terms: Of the channel; its payer is the signer's address.
+        salt: Of the channel.
+        amount: The deposit, in base units.
+        nonce: Any number that Permit2 has not seen from this account.
+        deadline: Unix seconds, inclusive.
+    """
+    permit = OpenPermit(
+        funder=signer.address,
+        token=terms.token,
+        amount=amount,
+        nonce=nonce,
+        deadline=deadline,
+        payee=terms.payee,
+        salt=salt,
+        authorized_signer=terms.authorized_signer,
+    )
+    digest = open_permit_digest(
+        domain.separator,
+        token=permit.token,
+        amount=amount,
+        spender=domain.escrow,
+        nonce=nonce,
+        deadline=deadline,
+        witness=open_witness(permit.payee, salt, permit.authorized_signer),
+    )
+    signature = await signer.sign(digest)
+    return Deposit("open", "permit2", permit, signature, salt, terms.authorized_signer)
+
+
+async def sign_top_up_permit(
+    signer: Signer,
+    domain: Domain,
+    *,
+    token: Address,
+    channel_id: ChannelId,
+    amount: int,
+    nonce: int,
+    deadline: int,
+) -> Deposit:
+    """Sign a Permit2 transfer whose witness lets it top up this one channel."""
+    permit = TopUpPermit(
+        funder=signer.address,
+        token=token,
+        amount=amount,
+        nonce=nonce,
+        deadline=deadline,
+        channel_id=channel_id,
+    )
+    digest = top_up_permit_digest(
+        domain.separator,
+        token=token,
+        amount=amount,
+        spender=domain.escrow,
+        nonce=nonce,
+        deadline=deadline,
+        witness=top_up_witness(channel_id),
+    )
+    return Deposit("topUp", "permit2", permit, await signer.sign(digest), None, ZERO_ADDRESS)

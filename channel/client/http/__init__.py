@@ -1,0 +1,1 @@
+"""The httpx side: transport, request and response bodies, event streams, management requests."""

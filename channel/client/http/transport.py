@@ -1,0 +1,317 @@
+"""An httpx transport that pays: put it under any `httpx.AsyncClient`.
+
+A request goes out as it is. If a 402 comes back and the policy allows what it asks, the same
+request goes out again with a credential, and from then on the route is paid for at once.
+
+Redirects: httpx follows them above the transport, one request a hop, and gives every hop the
+extensions of the one before. There the transport notes the origin that the caller asked for; on
+a hop to any other origin nothing is ever signed or sent (CLIENT-10, F-93).
+"""
+
+import asyncio
+import contextlib
+import ipaddress
+import secrets
+
+import httpx
+
+from channel.client.http.bodies import RequestBody, bound_coding, read_reply, read_request_body
+from channel.client.http.events import PaidEvents
+from channel.client.http.management import ACCEPT_PAYMENT, HeadManagementClient
+from channel.client.payment.payer import Payer
+from channel.client.payment.presenting import Header, Reply
+from channel.client.payment.request import Purchase
+from channel.client.payment.retry import LostKeys, answer_refusal, is_from_sdk
+from channel.client.policy.meter import read_expectation
+from channel.client.policy.policy import HEADERS
+from channel.errors import (
+    MppSessionError,
+    OfferRefusedError,
+    PaymentOutcomeUnknownError,
+    PaymentRefusedError,
+    StoreError,
+)
+from channel.limits import IDEMPOTENT_REQUEST_BYTES_MAX
+from channel.wire.challenge import SCHEME
+from channel.wire.coding import ACCEPT_ENCODING
+from channel.wire.sse import CONTENT_TYPE
+
+__all__ = ["PayingTransport", "is_safe", "origin_of"]
+
+ROUNDS_MAX = 40
+KEY_BYTES = 18
+
+_ORIGIN = "channel.origin"
+_KEY = "channel.idempotency_key"
+_NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+class PayingTransport(httpx.AsyncBaseTransport):
+    """Pays for what passes through it, within a policy."""
+
+    def __init__(
+        self,
+        payer: Payer,
+        inner: httpx.AsyncBaseTransport,
+        *,
+        management: httpx.AsyncBaseTransport | None = None,
+        answers_refusals: bool | None = None,
+    ) -> None:
+        """Pay for what `inner` sends.
+
+        Args:
+            payer: Pays.
+            inner: Sends.
+            management: Sends vouchers beside streams; `inner` if None, which then needs one more
+                connection than there are streams, or HTTP/2. Closed with this.
+            answers_refusals: What a refusal to pay is: True, an answer with status 402 that says
+                why and that no SDK tries again; False, an exception. None: an answer to the SDKs
+                that say what they are (`x-stainless-lang`), an exception to everybody else.
+        """
+        self._payer = payer
+        self._inner = inner
+        self._management = management or inner
+        self._answers_refusals = answers_refusals
+        self._lost_keys = LostKeys()
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send a request and pay for it if that is asked and allowed.
+
+        Raises:
+            AgentError: As `_handle`, unless refusals are answers here.
+            httpx.TransportError: The connection failed; nothing had been paid for this request.
+        """
+        answers = self._answers_refusals
+        try:
+            return await self._handle(request)
+        except MppSessionError as error:
+            if is_from_sdk(request) if answers is None else answers:
+                return answer_refusal(error)
+            raise
+
+    async def _handle(self, request: httpx.Request) -> httpx.Response:
+        """Send a request and pay for it if that is asked and allowed.
+
+        Raises:
+            AgentError: Paying would be against the policy, or was of no use.
+            httpx.TransportError: The connection failed; nothing had been paid for this request.
+        """
+        origin = origin_of(request.url)
+        asked_origin = request.extensions.setdefault(_ORIGIN, origin)
+        if _has_credential(request.headers):
+            request.headers["Accept-Encoding"] = ACCEPT_ENCODING
+            return bound_coding(await self._inner.handle_async_request(request))
+        body = await read_request_body(request)
+        purchase = self._purchase(request, origin, body)
+        if asked_origin != origin or not self._is_safe(request.url):
+            response = await self._send_once(request, body, None, purchase)
+            await _require_free(response, origin, asked_origin)
+            return response
+        try:
+            return await self._pay_through(request, body, purchase)
+        except BaseException:
+            self._payer.release(purchase)
+            raise
+
+    async def aclose(self) -> None:
+        """Close the transports underneath."""
+        await self._inner.aclose()
+        if self._management is not self._inner:
+            await self._management.aclose()
+
+    async def _pay_through(
+        self, request: httpx.Request, body: RequestBody, purchase: Purchase
+    ) -> httpx.Response:
+        """Send and pay until the answer is one for the caller."""
+        header = await self._payer.prepay(purchase)
+        for _ in range(ROUNDS_MAX):
+            response = await self._send(request, body, header, purchase)
+            try:
+                reply = await read_reply(response)
+                if reply.is_success:
+                    return await self._deliver(purchase, response, reply)
+                header = await self._payer.answer(purchase, reply)
+            except BaseException:
+                await response.aclose()
+                raise
+            if header is None:
+                self._payer.release(purchase)
+                if purchase.header is not None and reply.status == httpx.codes.CONFLICT:
+                    self._note_lost(request, body, purchase)  # it may be served at this moment
+                return response
+            await response.aclose()
+        raise PaymentRefusedError(
+            status=reply.status, problem_type="no end", detail=f"still after {ROUNDS_MAX} rounds"
+        )
+
+    async def _deliver(
+        self, purchase: Purchase, response: httpx.Response, reply: Reply
+    ) -> httpx.Response:
+        """Check the receipt of a paid answer, and hand the answer on."""
+        content_type = response.headers.get("Content-Type", "").lower()
+        if not content_type.startswith(CONTENT_TYPE):
+            await self._payer.accept(purchase, reply)
+            return response
+        paid = await self._payer.begin_stream(purchase, reply)
+        if paid is None:
+            return response
+        headers = response.headers.copy()
+        headers.pop("Content-Length", None)
+        return httpx.Response(
+            response.status_code,
+            headers=headers,
+            stream=PaidEvents(paid, response),
+            extensions=response.extensions,
+        )
+
+    async def _send(
+        self, request: httpx.Request, body: RequestBody, header: Header | None, purchase: Purchase
+    ) -> httpx.Response:
+        """Send, and count what may have been served for a credential that nobody answered.
+
+        A caller that waits no longer has been served all the same, for all we know.
+        """
+        try:
+            return await self._send_safely(request, body, header, purchase)
+        except _NEVER_SENT:
+            self._payer.note_unsent(purchase)
+            raise
+        except (asyncio.CancelledError, PaymentOutcomeUnknownError) as error:
+            if isinstance(error, PaymentOutcomeUnknownError):
+                self._note_lost(request, body, purchase)
+            if header is not None:
+                with contextlib.suppress(StoreError):  # whoever cancelled us must hear of that
+                    await self._payer.count_unanswered(purchase)
+            raise
+
+    def _note_lost(self, request: httpx.Request, body: RequestBody, purchase: Purchase) -> None:
+        """Have an equal request go under the same key."""
+        key, now = purchase.idempotency_key, self._payer.now()
+        self._lost_keys.note(request, body.content, key, now)
+
+    async def _send_safely(
+        self, request: httpx.Request, body: RequestBody, header: Header | None, purchase: Purchase
+    ) -> httpx.Response:
+        """Send once; if the connection breaks after a credential went out, once more.
+
+        With the same credential and the same key: a server that took the first answers as it
+        did then, and charges nothing (CLIENT-08, F-26). A body too long to go with a key is not
+        sent again: that would be another request.
+        """
+        try:
+            return await self._send_once(request, body, header, purchase)
+        except _NEVER_SENT:
+            raise
+        except httpx.TransportError as error:
+            if header is None:
+                raise
+            first = error
+        reason = f"{first!r}, and its body is too long to ask again under the same key"
+        if body.fits(IDEMPOTENT_REQUEST_BYTES_MAX):
+            try:
+                return await self._send_once(request, body, header, purchase)
+            except httpx.TransportError as error:
+                reason = f"{first!r}, then {error!r}"
+        raise PaymentOutcomeUnknownError(
+            idempotency_key=purchase.idempotency_key, reason=reason
+        ) from first
+
+    async def _send_once(
+        self, request: httpx.Request, body: RequestBody, header: Header | None, purchase: Purchase
+    ) -> httpx.Response:
+        headers = request.headers.copy()
+        headers["Accept-Payment"] = ACCEPT_PAYMENT
+        headers["Accept-Encoding"] = ACCEPT_ENCODING
+        if header is not None:
+            name, value = header
+            headers[name] = value
+            if body.fits(IDEMPOTENT_REQUEST_BYTES_MAX):
+                headers["Idempotency-Key"] = purchase.idempotency_key
+        response = await self._inner.handle_async_request(
+            httpx.Request(
+                request.method,
+                request.url,
+                headers=headers,
+                stream=body.stream(),
+                extensions=request.extensions,
+            )
+        )
+        return bound_coding(response)
+
+    def _is_safe(self, url: httpx.URL) -> bool:
+        return is_safe(url, allow_loopback_http=self._payer.policy.allow_loopback_http)
+
+    def _purchase(self, request: httpx.Request, origin: str, body: RequestBody) -> Purchase:
+        given = (
+            request.headers.get("Idempotency-Key")
+            or request.extensions.get(_KEY)
+            or self._lost_keys.take(request, body.content, self._payer.now())
+        )
+        key = given or secrets.token_urlsafe(KEY_BYTES)
+        request.extensions[_KEY] = key
+        return Purchase(
+            method=request.method,
+            origin=origin,
+            url=str(request.url.copy_with(userinfo=b"", query=None, fragment=None)),
+            management=HeadManagementClient(
+                self._management,
+                request.url,
+                headers=request.headers,
+                extensions=request.extensions,
+            ),
+            expectation=read_expectation(body.content, request.headers.get("Accept", "")),
+            idempotency_key=key,
+            is_key_ours=given is None,
+        )
+
+
+def origin_of(url: httpx.URL) -> str:
+    """Return scheme, host and port: whom a channel's vouchers are for."""
+    port = url.port or _DEFAULT_PORTS.get(url.scheme, 0)
+    host = f"[{url.host}]" if ":" in url.host else url.host
+    return f"{url.scheme}://{host}:{port}"
+
+
+def is_safe(url: httpx.URL, *, allow_loopback_http: bool) -> bool:
+    """Say whether a credential may travel this way (CORE-13)."""
+    return url.scheme == "https" or (allow_loopback_http and _is_loopback(url.host))
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _has_credential(headers: httpx.Headers) -> bool:
+    """Say whether the caller pays by itself."""
+    prefix = f"{SCHEME} ".lower()
+    return any(
+        value.lower().startswith(prefix) for name in HEADERS for value in headers.get_list(name)
+    )
+
+
+async def _require_free(response: httpx.Response, origin: str, asked_origin: str) -> None:
+    """Hand an unpaid answer on, unless it asks for money in a place where none is given.
+
+    Raises:
+        OfferRefusedError: It does.
+    """
+    challenges = response.headers.get_list("WWW-Authenticate")
+    prefix = f"{SCHEME} ".lower()
+    if response.status_code != httpx.codes.PAYMENT_REQUIRED or not any(
+        prefix in line.lower() for line in challenges
+    ):
+        return
+    await response.aclose()
+    if origin != asked_origin:
+        raise OfferRefusedError(
+            field="payment after a redirect from", asked=asked_origin, allowed="none", origin=origin
+        )
+    raise OfferRefusedError(
+        field="payment over", asked="plain http", allowed="https", origin=origin
+    )

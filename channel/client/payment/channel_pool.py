@@ -1,0 +1,139 @@
+"""Which channel a request is paid from, and what is on its way there (F-41).
+
+A lane is one channel of one scope, opened when it is first needed. Requests share lane 0; a
+channel carries one stream (ACC-06), so a second stream waits or takes a lane of its own.
+"""
+
+import asyncio
+
+from channel.client.payment.tab import Hold, Tab
+from channel.client.store.record import Account, Scope
+from channel.errors import ChannelBusyError
+from channel.types import ChannelKey, SignedVoucher
+
+__all__ = ["ChannelPool", "ChannelSlot"]
+
+STREAM_WAIT_S_MAX = 60.0
+
+
+class ChannelSlot:
+    """One channel's place in this process. Its account is in the `Tab`, its money in the purse."""
+
+    def __init__(self, scope: Scope) -> None:
+        self.scope = scope
+        self.lock = asyncio.Lock()
+        """Held while a credential is made, a channel opened or topped up."""
+        self.funding = asyncio.Lock()
+        """Held while the channel is topped up, which vouchers need not wait for."""
+        self.key: ChannelKey | None = None
+        """None until a channel is found or opened."""
+        self.is_checked = False
+        """The channel was compared with the chain since this process started (CLIENT-05)."""
+        self.has_stream = False
+        self.holds: set[Hold] = set()
+        """What is in flight, and what waits for its turn to sign."""
+        self.last_voucher: SignedVoucher | None = None
+
+    def forget_channel(self) -> None:
+        """Let the next payment find or open another channel."""
+        self.key = None
+        self.is_checked = False
+
+
+class ChannelPool:
+    """The lanes of every scope."""
+
+    def __init__(self, *, streams_max: int, stream_wait_s: float = STREAM_WAIT_S_MAX) -> None:
+        self._streams_max = streams_max
+        self._stream_wait_s = stream_wait_s
+        self._by_scope: dict[Scope, list[ChannelSlot]] = {}
+        self._tabs: dict[ChannelKey, Tab] = {}
+        self._freed = asyncio.Event()
+
+    async def enter(
+        self, scope: Scope, *, cost: int, cost_max: int, is_stream: bool
+    ) -> tuple[ChannelSlot, Hold]:
+        """Return a hold on a lane; a stream waits, bounded, for one without a stream.
+
+        Raises:
+            ChannelBusyError: None became free in time.
+        """
+        pool = self._by_scope.setdefault(scope, [ChannelSlot(scope)])
+        if not is_stream:
+            slot = pool[0]
+        else:
+            slot = await self._free_slot(scope, pool)
+            slot.has_stream = True
+        hold = Hold(cost=cost, cost_max=cost_max, is_stream=is_stream)
+        slot.holds.add(hold)
+        tab = None if slot.key is None else self._tabs.get(slot.key)
+        if tab is not None:
+            hold.use(tab)
+        return slot, hold
+
+    async def _free_slot(self, scope: Scope, pool: list[ChannelSlot]) -> ChannelSlot:
+        def free() -> ChannelSlot | None:
+            slot = next((slot for slot in pool if not slot.has_stream), None)
+            if slot is None and len(pool) < self._streams_max:
+                slot = ChannelSlot(scope)
+                pool.append(slot)
+            return slot
+
+        try:
+            async with asyncio.timeout(self._stream_wait_s):
+                while (slot := free()) is None:
+                    self._freed.clear()
+                    await self._freed.wait()
+        except TimeoutError:
+            raise ChannelBusyError(
+                f"{scope.origin}: {len(pool)} streams are running, and none ended within "
+                f"{self._stream_wait_s:g} s; `parallel_streams_max` allows more channels."
+            ) from None
+        return slot
+
+    def leave(self, slot: ChannelSlot, hold: Hold) -> None:
+        """Release a hold and its lane; a second time does nothing."""
+        if hold.is_released:
+            return
+        hold.release()
+        slot.holds.discard(hold)
+        if hold.is_stream:
+            slot.has_stream = False
+            self._freed.set()
+
+    def tab(self, account: Account) -> Tab:
+        """Return the account of a channel as this process keeps it, from the purse at first."""
+        tab = self._tabs.get(account.key)
+        if tab is None:
+            tab = self._tabs[account.key] = Tab(account)
+        return tab
+
+    def use(self, slot: ChannelSlot, hold: Hold, account: Account) -> None:
+        """Pay a request from a channel, and those that wait for their turn behind it too."""
+        slot.key = account.key
+        tab = self.tab(account)
+        hold.use(tab)
+        for other in slot.holds:
+            if not other.has_channel:
+                other.use(tab)
+
+    def find_tab(self, key: ChannelKey) -> Tab | None:
+        """Return the account of a channel, if this process keeps it."""
+        return self._tabs.get(key)
+
+    def is_busy(self, key: ChannelKey) -> bool:
+        """Say whether anything of this channel is in flight."""
+        return key in self._tabs and bool(self._tabs[key].holds)
+
+    def taken(self, scope: Scope) -> set[ChannelKey]:
+        """Return the channels that lanes of this scope use."""
+        return {slot.key for slot in self._by_scope.get(scope, ()) if slot.key is not None}
+
+    def forget(self, key: ChannelKey) -> None:
+        """Let go of a channel that has ended."""
+        if not self.is_busy(key):
+            self._tabs.pop(key, None)
+        for pool in self._by_scope.values():
+            for slot in pool:
+                if slot.key == key:
+                    slot.forget_channel()

@@ -1,0 +1,149 @@
+"""Closing a channel with its server, at exactly what was spent (CLOSE-01 to CLOSE-06)."""
+
+from collections.abc import Iterable
+
+from msgspec.structs import replace
+
+from channel.client.payment.payer import Payer
+from channel.client.payment.presenting import ManagementClient, Presented, Reply, present
+from channel.client.policy.policy import INTENT, METHOD, Offer
+from channel.client.store.record import Account
+from channel.errors import (
+    ChannelUnusableError,
+    OfferRefusedError,
+    PaymentRefusedError,
+    ReceiptViolationError,
+    WireError,
+)
+from channel.wire.challenge import parse_challenges
+from channel.wire.payload import ClosePayload, Payload, VoucherPayload, build_open
+
+__all__ = ["close_channel"]
+
+
+async def close_channel(payer: Payer, account: Account, management: ManagementClient) -> Account:
+    """Close a channel and return it as the chain shows it then.
+
+    The price that the server asks today does not matter here: only what was spent is signed.
+
+    Raises:
+        ChannelUnusableError: Requests of it are still running, perhaps in another process.
+        OfferRefusedError: The server offers no challenge for this channel's own terms.
+        PaymentRefusedError: The server does not close.
+    """
+    if payer.pool.is_busy(account.key):
+        raise ChannelUnusableError("Requests of this channel are still running.")
+    if not await payer.store.claim(account.key):
+        raise ChannelUnusableError("Another client of this store uses this channel.")
+    account = await payer.leave(account)
+    if account.state == "closed":
+        return account
+    if account.state == "opening" or not await _is_there(payer, account):
+        account = await _end_opening(payer, account, management)
+        if account.state == "closed":
+            return account
+    offer = _require_offer(account, await management.head(None))
+    offer, account = await _ask_spent(payer, account, management, offer)
+    key = account.key
+    await payer.store.update(key, lambda current: replace(current, state="closing"))
+    voucher = await payer.desk.sign(account, account.spent)
+    presented = await _present(payer, account, management, offer, ClosePayload(voucher))
+    receipt = presented.receipt
+    if receipt is not None:
+        account = await payer.store.update(
+            key, lambda current: replace(current, end_tx=receipt.tx_hash)
+        )
+    return await payer.opener.check(account)
+
+
+async def _is_there(payer: Payer, account: Account) -> bool:
+    """Say whether the chain shows the channel, where only its server has said so until now."""
+    return account.opening is None or await payer.opener.is_on_chain(account)
+
+
+async def _end_opening(payer: Payer, account: Account, management: ManagementClient) -> Account:
+    """Bring a channel whose opening nobody can vouch for to where it can be closed, or is.
+
+    Raises:
+        ChannelUnusableError: Its deposit may yet be made, or only a transaction gets it back.
+        PaymentRefusedError: The server does not take it.
+    """
+    if account.opening is None:
+        raise ChannelUnusableError(
+            "The server never took this channel; `request_close` gets its deposit back."
+        )
+    if not await payer.opener.is_on_chain(account):
+        return await payer.opener.give_up_opening(account)
+    offer = _require_offer(account, await management.head(None))
+    voucher = await payer.desk.sign(account, min(account.signed, account.deposit))
+    opening = build_open(account.opening, voucher)
+    presented = await _present(payer, account, management, offer, opening)
+    return await payer.opener.confirm(account, presented.receipt, url=account.url)
+
+
+async def _ask_spent(
+    payer: Payer, account: Account, management: ManagementClient, offer: Offer
+) -> tuple[Offer, Account]:
+    """Present the voucher the server has already, for a receipt that says what was spent.
+
+    A server that takes none any more leaves the last receipt standing; one that lies is not
+    believed, and the close goes by the last receipt too.
+    """
+    if account.signed == 0:
+        return offer, account
+    # More may have been signed for a top-up that never came.
+    voucher = await payer.desk.sign(account, min(account.signed, account.deposit))
+    try:
+        presented = await _present(payer, account, management, offer, VoucherPayload(voucher))
+        if presented.receipt is not None:
+            await payer.receipts.adopt(
+                account.key,
+                presented.receipt,
+                presented.receipt_text,
+                challenge_ids={offer.challenge.id, presented.offer.challenge.id},
+                spent_min=account.spent,
+                is_final=True,
+            )
+        offer = presented.offer
+    except (PaymentRefusedError, ReceiptViolationError):
+        return offer, account
+    return offer, await payer.store.get(account.key)
+
+
+async def _present(
+    payer: Payer, account: Account, management: ManagementClient, offer: Offer, payload: Payload
+) -> Presented:
+    return await present(
+        management,
+        offer,
+        payload,
+        (account.key.chain_id, account.terms.payer),
+        renew=lambda reply: _require_offer(account, reply),
+        sleep=payer.sleep,
+    )
+
+
+def _require_offer(account: Account, reply: Reply) -> Offer:
+    """Return the challenge for this channel's own chain, escrow, token and payee."""
+    own = (account.key.chain_id, account.key.escrow, account.terms.token, account.terms.payee)
+    for offer in _read_offers(reply.challenges):
+        request = offer.request
+        if (request.chain_id, request.escrow, request.currency, request.recipient) == own:
+            return offer
+    raise OfferRefusedError(
+        field="a close on terms of",
+        asked="another channel",
+        allowed="its own",
+        origin=account.origin,
+    )
+
+
+def _read_offers(header_lines: Iterable[str]) -> list[Offer]:
+    try:
+        return [
+            Offer.from_challenge(challenge)
+            for challenge in parse_challenges(header_lines)
+            if (challenge.method, challenge.intent) == (METHOD, INTENT)
+        ]
+    except WireError:
+        return []

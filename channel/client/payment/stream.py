@@ -1,0 +1,311 @@
+"""One paid stream from the payer's side: its count, its vouchers, its end.
+
+Vouchers run ahead of the count by up to one step. When half of that is used up the next one is
+signed and presented beside the stream, so that a server need not stop to ask; one that stops all
+the same is answered before the stream is read any further. A fast stream gets larger steps, and a
+deposit that runs low is topped up beside it, before a voucher needs it.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+import httpx
+
+from channel.client.payment.channel_pool import ChannelPool
+from channel.client.payment.promise import Promise
+from channel.client.payment.receipts import ReceiptChecker
+from channel.client.payment.request import Purchase, Ticket
+from channel.client.payment.vouchers import VoucherIssuer
+from channel.client.policy.decisions import SETTLE_TRIES_MAX, SETTLE_WAIT_S_STEP
+from channel.client.policy.meter import UnitMeter
+from channel.client.policy.policy import Policy, step_value
+from channel.client.policy.rate import DeliveryRate
+from channel.client.store.record import Account, count_received, count_unread
+from channel.client.store.sqlite import PaymentStore
+from channel.errors import (
+    MppSessionError,
+    PaymentRefusedError,
+    ReceiptViolationError,
+    UnsettledClaimError,
+    WireError,
+)
+from channel.wire.sse import NEED_VOUCHER_EVENT, parse_need_voucher
+
+__all__ = ["PaidStream"]
+
+IDLE_NEEDS_MAX = 3
+SHARED_NEEDS_MAX = 32
+"""The same where requests beside the stream, or that broke, may use what was signed for it."""
+UNITS_MAX = 2**63
+CHUNK_UNIT = "llm_chunk"
+"""Of a route that is priced by the chunk, whatever the model server counts besides."""
+
+_log = logging.getLogger(__name__)
+
+
+class PaidStream:
+    """Counts at once what arrives; stored before the next voucher and at the end."""
+
+    def __init__(  # noqa: PLR0913 -- the parts it is put together from, once
+        self,
+        *,
+        policy: Policy,
+        store: PaymentStore,
+        pool: ChannelPool,
+        desk: VoucherIssuer,
+        receipts: ReceiptChecker,
+        purchase: Purchase,
+        ticket: Ticket,
+        now: Callable[[], float],
+        sleep: Callable[[float], Awaitable[None]],
+    ) -> None:
+        self._policy = policy
+        self._store = store
+        self._pool = pool
+        self._desk = desk
+        self._receipts = receipts
+        self._purchase = purchase
+        self._ticket = ticket
+        self._now = now
+        self._sleep = sleep
+        self._rate = DeliveryRate(now())
+        self._meter = UnitMeter(believes_counts=ticket.offer.request.unit_type != CHUNK_UNIT)
+        self._unpaid_units = 0
+        """Units since the last voucher of this stream."""
+        self._units_left = _greatest_length(purchase)
+        self._idle_needs = 0
+        self._refill: asyncio.Task[None] | None = None
+        self._funding: asyncio.Task[None] | None = None
+        self._settling: asyncio.Task[None] | None = None
+        self._failure: MppSessionError | httpx.TransportError | None = None
+        self._may_fund = True
+        ticket.hold.is_streaming = True
+        ticket.hold.is_sent = False  # `end` counts what is not read
+        self.has_receipt = False
+        """The receipt at the end was there, and could be right."""
+
+    def count(self, data: str, said_units: int | None = None) -> None:
+        """Count one event, no more units than the request itself allows.
+
+        What the event says of itself is believed where that is less than we count, and for a batch
+        as far as its text bears it: a unit is at least a byte long.
+        """
+        units = self._meter.count(data)
+        if said_units is not None:
+            units = min(said_units, max(units, len(data)))
+        units = min(units, self._units_left)
+        if not units:
+            return
+        self._units_left -= units
+        value = units * self._ticket.price
+        self._ticket.hold.begin_counting()
+        self._ticket.tab.change(lambda counts: count_received(counts, value=value, units=units))
+        self._end_settling()
+        self._unpaid_units += units
+        self._idle_needs = 0
+        self._rate.add(units)
+        if self._refill is None and self._is_running_low:
+            self._refill = asyncio.create_task(self._pay_ahead())
+
+    @property
+    def _is_running_low(self) -> bool:
+        return 2 * self._unpaid_units > self._step_units > 1
+
+    @property
+    def _step_units(self) -> int:
+        return self._ticket.step // self._ticket.price
+
+    def _grow_step(self) -> None:
+        """Let the step follow the stream's pace; where the policy's is 1 it stays 1."""
+        self._rate.measure(self._now())
+        if step_value(self._policy, self._ticket.offer.request) > self._ticket.price:
+            wanted = min(self._rate.step_units, self._policy.voucher_step_max)
+            self._ticket.grow_step(wanted * self._ticket.price)
+
+    async def need_voucher(self, data: str) -> None:
+        """Answer a server that waits for a voucher (SSE-01, CLIENT-07).
+
+        Raises:
+            OverclaimError: It asks for more than it has delivered and one step.
+            PaymentRefusedError: It asks again and again and delivers nothing, or refuses.
+            ReceiptViolationError: What it says cannot be read.
+        """
+        ticket = self._ticket
+        try:
+            need = parse_need_voucher(data)
+        except WireError as error:
+            raise ReceiptViolationError(
+                field=NEED_VOUCHER_EVENT, said=f"unreadable ({error})", expected="what is needed"
+            ) from error
+        if need.channel_id != ticket.key.channel_id:
+            return  # another channel's: none of this stream's business
+        self._grow_step()
+        paused_at = self._now()
+        await _finish(self._refill)
+        await self._ticket.tab.store(self._store)
+        self._idle_needs += 1
+        is_shared = ticket.hold.was_shared or ticket.tab.may_have_lost
+        idle_max = SHARED_NEEDS_MAX if is_shared else IDLE_NEEDS_MAX
+        if self._idle_needs > idle_max:
+            raise PaymentRefusedError(
+                status=200,
+                problem_type=NEED_VOUCHER_EVENT,
+                detail=f"asked {idle_max} times and delivered nothing",
+            )
+        try:
+            promise = await self._promise(claimed=need.required_cumulative)
+        except UnsettledClaimError as claim:
+            # What the requests beside this one have used may be on its way, in this stream too.
+            self._end_settling()
+            self._settling = asyncio.create_task(self._settle(claim))
+            return
+        if promise.deposit is None:
+            await self._desk.present_promise(self._purchase, ticket, promise)
+        self._rate.leave_out(self._now() - paused_at)
+
+    async def _settle(self, claim: UnsettledClaimError) -> None:
+        """Answer a claim when it fits the account, while the stream is read on.
+
+        Where the stream goes on by itself it is no claim any more.
+        """
+        tab, hold = self._ticket.tab, self._ticket.hold
+        for tried in range(1, SETTLE_TRIES_MAX + 1):
+            try:
+                await tab.settle(hold, claim.asked)
+                promise = await self._promise(claimed=claim.asked)
+                if promise.deposit is None:
+                    await self._desk.present_promise(self._purchase, self._ticket, promise)
+            except UnsettledClaimError:
+                await self._sleep(SETTLE_WAIT_S_STEP * tried)
+            except (MppSessionError, TimeoutError, httpx.TransportError) as error:
+                self._failure = claim if isinstance(error, TimeoutError) else error
+                return
+            else:
+                return
+        self._failure = claim
+
+    def _end_settling(self) -> None:
+        if self._settling is not None:
+            self._settling.cancel()
+            self._settling = None
+            self._failure = None
+
+    @property
+    def settling(self) -> asyncio.Task[None] | None:
+        """Waits until a claim can be answered, or for good reason cannot; the stream is read on."""
+        return self._settling
+
+    def require_settled(self) -> None:
+        """Say why a stream has ended that waited for a voucher.
+
+        Raises:
+            MppSessionError: It asked for more than could be signed.
+            httpx.TransportError: The voucher could not be presented.
+        """
+        if self._failure is not None:
+            raise self._failure
+
+    async def _promise(self, *, claimed: int = 0, is_needed: bool = True) -> Promise:
+        """Make a voucher; one with a deposit is presented before anything else is signed."""
+        ticket = self._ticket
+        async with ticket.slot.lock:
+            unpaid = self._unpaid_units
+            promise = await self._desk.make(
+                self._purchase, ticket, claimed=claimed, is_needed=is_needed
+            )
+            if promise.deposit is not None:
+                await self._desk.present_promise(self._purchase, ticket, promise)
+        self._unpaid_units -= unpaid
+        return promise
+
+    async def _pay_ahead(self) -> None:
+        """Present a voucher before it is asked for; what is in the way is told when it is.
+
+        Nothing is deposited for it: `needed` is what is signed already. A stream that uses half a
+        step while one is presented gets the next one at once: it may have stopped by then, and
+        nothing more be counted.
+        """
+        try:
+            while self._is_running_low:
+                self._grow_step()
+                account = await self._ticket.tab.store(self._store)
+                self._fund_ahead(account)
+                promise = await self._promise(is_needed=False)
+                if promise.voucher.cumulative_amount > account.signed:
+                    await self._desk.present_promise(self._purchase, self._ticket, promise)
+        except (MppSessionError, httpx.TransportError) as error:
+            _log.debug("no voucher ahead: %s", type(error).__name__)
+        finally:
+            self._refill = None
+
+    def _fund_ahead(self, account: Account) -> None:
+        """Top up beside the stream if the deposit ends soon and the answer may not."""
+        ticket = self._ticket
+        if self._funding is not None or not self._may_fund:
+            return
+        lead = max(self._step_units, self._rate.lead_units)
+        caps = (ticket.limits.deposit_max, ticket.limits.cumulative_max)
+        goal = account.counted + min(lead, self._units_left) * ticket.price
+        goal = min(goal, *(cap for cap in caps if cap is not None))
+        if goal > account.deposit:
+            self._funding = asyncio.create_task(self._fund(goal))
+
+    async def _fund(self, goal: int) -> None:
+        try:
+            await self._desk.fund(self._purchase, self._ticket, goal)
+        except (MppSessionError, httpx.TransportError) as error:
+            self._may_fund = False  # it is tried once more when a voucher needs it
+            _log.debug("no deposit ahead: %s", type(error).__name__)
+        finally:
+            self._funding = None
+
+    async def take_receipt(self, data: str) -> None:
+        """Take the receipt at the end (SSE-04).
+
+        Raises:
+            ReceiptViolationError: It cannot be right; the channel is stopped.
+        """
+        await self._receipts.end_stream(self._purchase, self._ticket, data)
+        self.has_receipt = True
+
+    async def end(self, *, is_broken: bool) -> None:
+        """Count the rest and let go of the channel.
+
+        What the caller did not care to read was delivered all the same, up to one step; what a
+        broken connection swallowed is granted within the policy's bound, because a server could
+        break it at will. Both only until the next receipt says what was really spent.
+        """
+        ticket, hold, tab = self._ticket, self._ticket.hold, self._ticket.tab
+        try:
+            if not self.has_receipt:
+                hold.begin_counting()
+                counts = tab.counts
+                unread = max(0, min(ticket.step, counts.signed - counts.counted - tab.in_flight))
+                if is_broken:
+                    tab.lose(unread, lost_max=self._policy.lost_units_max * ticket.price)
+                else:
+                    tab.may_have_lost = True
+                    tab.change(lambda current: count_unread(current, value=unread))
+            for task in (self._refill, self._funding, self._settling):
+                if task is not None:
+                    task.cancel()
+                    await _finish(task)
+            await tab.store(self._store)
+        finally:
+            self._pool.leave(ticket.slot, hold)
+
+
+async def _finish(task: asyncio.Task[None] | None) -> None:
+    if task is not None:
+        await asyncio.wait({task})
+
+
+def _greatest_length(purchase: Purchase) -> int:
+    """Return how many units an answer may count at most: twice what its request names.
+
+    Twice, because servers differ in what they cut a token into. A server that sends events
+    without end is paid for these and no more.
+    """
+    bound = purchase.expectation.units_max
+    return UNITS_MAX if bound is None else 2 * bound

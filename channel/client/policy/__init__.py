@@ -1,0 +1,1 @@
+"""What the agent may sign, decided without I/O: limits, budgets, counts, refusals."""

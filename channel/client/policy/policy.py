@@ -1,0 +1,362 @@
+"""What an agent may agree to: limits, and the functions that hold an offer against them (pure).
+
+Everything a server says is a wish. These limits are the agent's own, they are given once when
+the client is built, and nothing a server sends can raise them (CLIENT-01, CLIENT-06, F-91 to
+F-96). A refusal names the field, what was asked and what is allowed.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import msgspec
+
+from channel.client.policy.budget import Budget, LockedBudget
+from channel.client.policy.funding_method import usable_types
+from channel.errors import BudgetExceededError, OfferRefusedError, WireError
+from channel.types import Address
+from channel.wire.challenge import (
+    PAYMENT_AUTHORIZATION,
+    Challenge,
+    SessionRequest,
+    parse_challenges,
+    parse_session_request,
+)
+from channel.wire.encoding import format_checksum_address, format_timestamp, parse_timestamp
+
+__all__ = [
+    "INTENT",
+    "METHOD",
+    "Offer",
+    "Policy",
+    "TokenLimits",
+    "budget_of",
+    "choose_offer",
+    "deposit_size",
+    "locked_budget_of",
+    "require_deposit",
+    "require_offer",
+    "step_value",
+    "top_up_size",
+]
+
+METHOD = "evm"
+INTENT = "session"
+HEADERS = ("Authorization", PAYMENT_AUTHORIZATION)
+EXPIRY_MARGIN_S = 2
+DESCRIBED_CHARS_MAX = 64
+FOREIGN = "method/intent"
+"""The field that a refusal names for an offer of another method: no policy can allow it."""
+LOCKED_ORIGINS = 4
+
+_NOBODY = Address(bytes(20))
+_NO_REQUEST = SessionRequest(
+    unit_price=0, currency=_NOBODY, recipient=_NOBODY, chain_id=0, escrow=_NOBODY, unit_type=""
+)
+
+
+class TokenLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """What may be spent of one token on one chain. Amounts in base units."""
+
+    chain_id: int
+    token: Address
+    unit_price_max: Mapping[str, int]
+    """Greatest price of a unit, by unit type; a unit type that is not listed is refused."""
+    deposit_max: int
+    """Greatest deposit of one channel: a cap, never a default (F-92)."""
+    budget: int
+    """Most that may be signed for one origin within `Policy.budget_window_s` (F-96)."""
+    budget_total: int | None = None
+    """The same for all origins together: whoever has many names has that once. None: no bound."""
+    locked_max: int | None = None
+    """Most that may lie in deposits for one origin at one time; `budget` if None. A deposit is not
+    spent, but a server that vanishes keeps it from its payer for the grace period, and the gas."""
+    locked_total_max: int | None = None
+    """The same for all origins together; `budget_total` if None, and without that four times
+    what one origin may have."""
+    cumulative_max: int | None = None
+    """Greatest running total of one channel; None leaves the deposit as the only cap."""
+    escrows: frozenset[Address] | None = None
+    """Escrows that may hold a deposit; None leaves the choice to `PayerChain.require_escrow`,
+    which is asked in either case (F-91)."""
+    recipients: frozenset[Address] | None = None
+    """Payees that may be paid; None allows every one."""
+
+
+class Policy(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything an agent may agree to."""
+
+    limits: tuple[TokenLimits, ...]
+    budget_window_s: int = 24 * 3600
+    expected_units: int = 1000
+    """How many units a channel is expected to last for; sizes the deposit."""
+    voucher_steps: Mapping[str, int] = msgspec.field(default_factory=lambda: {"request": 1})
+    """Units signed for ahead of what was received, by unit type."""
+    voucher_step: int = 64
+    """The same for every unit type that `voucher_steps` does not name. It is the most that a
+    server can take without delivering; a step below the server's own makes streams pause more."""
+    voucher_step_max: int = 4096
+    """To how many units a stream's step may grow while it is fast: as far as half a second of it,
+    never beyond what it has delivered, and not where the step is 1."""
+    request_units_max: int = 4096
+    """Most units that one answer which is not a stream may cost."""
+    lost_units_max: int = 256
+    """Units of a channel that may be lost to broken connections before it is given up."""
+    channels_per_origin_max: int = 4
+    """Channels with a deposit in them at one time, for one origin and token."""
+    parallel_streams_max: int = 1
+    """Streams at one time to one payee; each needs a channel of its own (ACC-06)."""
+    allow_loopback_http: bool = False
+    """For development: pay over plain http to this machine itself (CORE-13)."""
+
+
+class Offer(msgspec.Struct, frozen=True):
+    """A challenge and the meaning of its request."""
+
+    challenge: Challenge
+    request: SessionRequest
+
+    def is_fresh(self, now: float) -> bool:
+        """Say whether the challenge can still be answered; one that never expires cannot."""
+        if self.challenge.expires is None:
+            return False
+        try:
+            return now + EXPIRY_MARGIN_S < parse_timestamp(self.challenge.expires)
+        except WireError:
+            return False
+
+    @property
+    def header(self) -> str:
+        """The field that the credential travels in (CHAL-12)."""
+        return self.challenge.header or HEADERS[0]
+
+    @classmethod
+    def from_challenge(cls, challenge: Challenge) -> "Offer":
+        """Return the offer behind a challenge; of another method, only enough to refuse it.
+
+        Raises:
+            WireError: It is of our method and its request cannot be read.
+        """
+        if (challenge.method, challenge.intent) != (METHOD, INTENT):
+            return cls(challenge, _NO_REQUEST)
+        return cls(challenge, parse_session_request(challenge.request))
+
+
+def choose_offer(
+    policy: Policy,
+    header_lines: Iterable[str],
+    origin: str,
+    now: float,
+    *,
+    others: Sequence[str] = (),
+) -> tuple[Offer, TokenLimits] | None:
+    """Return the first offer of a 402 that the policy allows, or None if it has no challenge.
+
+    `others` are the protocols besides ours in which it may be paid: named in a refusal.
+
+    Raises:
+        OfferRefusedError: There are challenges and none is allowed: why the first of ours is not,
+            and of several what each would take.
+    """
+    refusals: list[tuple[Challenge, OfferRefusedError]] = []
+    for challenge in _read_challenges(header_lines, origin):
+        try:
+            offer = Offer.from_challenge(challenge)
+            return offer, require_offer(policy, offer, origin, now)
+        except WireError as error:
+            refusals.append((challenge, _unreadable("request", error, origin)))
+        except OfferRefusedError as error:
+            refusals.append((challenge, error))
+    if not refusals:
+        return None
+    ours = [error for _, error in refusals if error.field != FOREIGN]
+    first = (ours or [error for _, error in refusals])[0]
+    if len(refusals) == 1 and ours and not others:
+        raise first
+    raise OfferRefusedError(
+        field=first.field,
+        asked=first.asked,
+        allowed=first.allowed,
+        origin=origin,
+        offers=[
+            *(_describe(*refusal) for refusal in refusals),
+            *(f"{other} takes a client that pays so" for other in others),
+        ],
+    )
+
+
+def _describe(challenge: Challenge, error: OfferRefusedError) -> str:
+    """Return what an offer is, and what it would take to accept it."""
+    name = f"{challenge.method}/{challenge.intent}"[:DESCRIBED_CHARS_MAX]
+    if error.field == FOREIGN:
+        return f"{name} takes a client that pays so; this one pays {METHOD}/{INTENT}"
+    return f"{name} asks for {error.field} {error.asked}; the policy allows {error.allowed}"
+
+
+def _read_challenges(header_lines: Iterable[str], origin: str) -> tuple[Challenge, ...]:
+    try:
+        return parse_challenges(header_lines)
+    except WireError as error:
+        raise _unreadable("WWW-Authenticate", error, origin) from error
+
+
+def _unreadable(field: str, error: WireError, origin: str) -> OfferRefusedError:
+    return OfferRefusedError(
+        field=field, asked=f"something unreadable ({error})", allowed="challenges", origin=origin
+    )
+
+
+def require_offer(policy: Policy, offer: Offer, origin: str, now: float) -> TokenLimits:
+    """Return the limits that allow this offer; its description is never looked at (CLIENT-01).
+
+    Checked in this order: method and intent, expiry, header field, proof of funding, chain and
+    token, escrow, recipient, unit type and price, least rise of a voucher.
+
+    Raises:
+        OfferRefusedError: Something it asks for is not allowed.
+    """
+    challenge, request = offer.challenge, offer.request
+    if (challenge.method, challenge.intent) != (METHOD, INTENT):
+        asked = f"{challenge.method}/{challenge.intent}"
+        raise OfferRefusedError(
+            field=FOREIGN, asked=asked, allowed=f"{METHOD}/{INTENT}", origin=origin
+        )
+    if not offer.is_fresh(now):
+        raise OfferRefusedError(
+            field="expires",
+            asked=challenge.expires,
+            allowed=f"a time to come, and it is {format_timestamp(now)} by this machine's clock",
+            origin=origin,
+        )
+    if challenge.header not in (None, PAYMENT_AUTHORIZATION):  # CHAL-12: spelt exactly so
+        raise OfferRefusedError(
+            field="header", asked=offer.header, allowed=" or ".join(HEADERS), origin=origin
+        )
+    if not usable_types(request):
+        raise OfferRefusedError(
+            field="credentialTypes",
+            asked=f"{', '.join(request.credential_types)}, and pays no gas",
+            allowed="hash, or authorization or permit2 at the server's cost",
+            origin=origin,
+        )
+    limits = _limits_for(policy, request, origin)
+    _require_parties(limits, request, origin)
+    _require_price(policy, limits, request, origin)
+    return limits
+
+
+def _limits_for(policy: Policy, request: SessionRequest, origin: str) -> TokenLimits:
+    for limits in policy.limits:
+        if (limits.chain_id, limits.token) == (request.chain_id, request.currency):
+            return limits
+    raise OfferRefusedError(
+        field="chainId and currency",
+        asked=_spelt(request.chain_id, request.currency),
+        allowed=", ".join(_spelt(limits.chain_id, limits.token) for limits in policy.limits)
+        or "none",
+        origin=origin,
+    )
+
+
+def _spelt(chain_id: int, token: Address) -> str:
+    return f"{chain_id}:{format_checksum_address(token)}"
+
+
+def _require_parties(limits: TokenLimits, request: SessionRequest, origin: str) -> None:
+    for field, asked, allowed in (
+        ("escrowContract", request.escrow, limits.escrows),
+        ("recipient", request.recipient, limits.recipients),
+    ):
+        if allowed is not None and asked not in allowed:
+            raise OfferRefusedError(
+                field=field,
+                asked=format_checksum_address(asked),
+                allowed=", ".join(sorted(map(format_checksum_address, allowed))) or "none",
+                origin=origin,
+            )
+
+
+def _require_price(
+    policy: Policy, limits: TokenLimits, request: SessionRequest, origin: str
+) -> None:
+    price_max = limits.unit_price_max.get(request.unit_type)
+    if price_max is None:
+        raise OfferRefusedError(
+            field="unitType",
+            asked=repr(request.unit_type),
+            allowed=", ".join(sorted(limits.unit_price_max)) or "none",
+            origin=origin,
+        )
+    if not 0 < request.unit_price <= price_max:
+        raise OfferRefusedError(
+            field=f"amount per {request.unit_type or 'unit'}",
+            asked=request.unit_price,
+            allowed=f"1 to {price_max}",
+            origin=origin,
+        )
+    delta_max = request.unit_price + step_value(policy, request)
+    if request.min_voucher_delta > delta_max:
+        raise OfferRefusedError(
+            field="minVoucherDelta",
+            asked=request.min_voucher_delta,
+            allowed=f"at most {delta_max}, by the voucher step",
+            origin=origin,
+        )
+
+
+def step_value(policy: Policy, request: SessionRequest) -> int:
+    """Return how far ahead of our own count a voucher may be, in base units (F-94, F-95)."""
+    units = policy.voucher_steps.get(request.unit_type, policy.voucher_step)
+    return units * request.unit_price
+
+
+def budget_of(policy: Policy, limits: TokenLimits) -> Budget:
+    """Return what may be signed of a token, as the purse keeps it."""
+    return Budget(
+        origin_max=limits.budget,
+        total_max=limits.budget_total,
+        window_s=policy.budget_window_s,
+    )
+
+
+def locked_budget_of(limits: TokenLimits) -> LockedBudget:
+    """Return what may lie in deposits of a token at one time, as the purse keeps it."""
+    origin_max = limits.budget if limits.locked_max is None else limits.locked_max
+    total_max = limits.locked_total_max
+    if total_max is None:
+        total_max = limits.budget_total
+    if total_max is None:
+        total_max = LOCKED_ORIGINS * origin_max
+    return LockedBudget(origin_max=origin_max, total_max=total_max)
+
+
+def deposit_size(policy: Policy, limits: TokenLimits, request: SessionRequest, needed: int) -> int:
+    """Return the deposit for a new channel: the least of suggestion, expectation and cap (F-92).
+
+    Never below `needed`, which the caller has already held against the cap.
+    """
+    expected = policy.expected_units * request.unit_price
+    suggested = expected if request.suggested_deposit is None else request.suggested_deposit
+    return max(needed, min(suggested, expected, limits.deposit_max))
+
+
+def top_up_size(
+    policy: Policy, limits: TokenLimits, request: SessionRequest, *, deposit: int, needed: int
+) -> int:
+    """Return how much to add to `deposit` so that a voucher for `needed` fits and some more."""
+    more = deposit_size(policy, limits, request, 0)
+    return max(needed - deposit, min(more, limits.deposit_max - deposit))
+
+
+def require_deposit(limits: TokenLimits, needed: int, origin: str) -> None:
+    """Check that a channel may grow so far that a voucher for `needed` is covered.
+
+    Raises:
+        BudgetExceededError: It is above `deposit_max` or `cumulative_max`.
+    """
+    if limits.cumulative_max is not None and needed > limits.cumulative_max:
+        raise BudgetExceededError(
+            limit="cumulative_max", asked=needed, allowed=limits.cumulative_max, origin=origin
+        )
+    if needed > limits.deposit_max:
+        raise BudgetExceededError(
+            limit="deposit_max", asked=needed, allowed=limits.deposit_max, origin=origin
+        )

@@ -1,0 +1,53 @@
+"""How fast a stream delivers, and how large its steps are for that (pure).
+
+A server takes only so many vouchers a second. A stream that would need more gets larger steps,
+so that one lasts half a second; never larger than what this stream has delivered, so that a
+server gains nothing by a fast beginning (F-94).
+"""
+
+from typing import Final
+
+__all__ = ["DeliveryRate"]
+
+STEP_S: Final = 0.5
+LEAD_S: Final = 4.0
+MEASURED_S_MIN: Final = 0.1
+"""What came in less says more of how packets were cut than of the stream."""
+
+
+class DeliveryRate:
+    """Units and seconds of one stream; seconds in which it waited for us do not count."""
+
+    def __init__(self, now: float) -> None:
+        self._mark = now
+        self._units = 0
+        self._per_s = 0.0
+        self._delivered = 0
+
+    def add(self, units: int) -> None:
+        """Count units that arrived."""
+        self._units += units
+        self._delivered += units
+
+    def measure(self, now: float) -> None:
+        """Take the time since the last look, if it is long enough to say something."""
+        elapsed_s = now - self._mark
+        if elapsed_s < MEASURED_S_MIN:
+            return
+        per_s = self._units / elapsed_s
+        self._per_s = (self._per_s + per_s) / 2 if self._per_s else per_s
+        self._mark, self._units = now, 0
+
+    def leave_out(self, seconds: float) -> None:
+        """Take a pause out of the time."""
+        self._mark += max(0.0, seconds)
+
+    @property
+    def step_units(self) -> int:
+        """How many units a step should have."""
+        return min(int(self._per_s * STEP_S), self._delivered)
+
+    @property
+    def lead_units(self) -> int:
+        """How many units come while a deposit is mined."""
+        return int(self._per_s * LEAD_S)

@@ -1,0 +1,438 @@
+"""The agent's purse: what was signed, durable before it is sent (CLIENT-06, F-96).
+
+One SQLite file in WAL mode with synchronous=FULL, readable by its owner alone. Every change is
+one `BEGIN IMMEDIATE` transaction that reads the row, lets a pure function decide and writes the
+result, and it runs from beginning to end in the purse's own thread: a cancelled caller never
+leaves half of one, and two processes that share the file see each other's amounts. Each channel is
+used by one of them (`claims`).
+"""
+
+import asyncio
+import re
+import sqlite3
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from importlib import resources
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import msgspec
+from msgspec.structs import replace
+
+from channel.client.policy.budget import Bound, Budget, LockedBudget, require_within
+from channel.client.store.locks import ChannelLocks
+from channel.client.store.record import Account, Scope
+from channel.errors import BudgetExceededError, StoreError, WireError
+from channel.files import create_own
+from channel.types import Address, ChannelId, ChannelKey, ChannelTerms, TxHash
+from channel.wire.funding import Deposit, format_deposit, parse_deposit
+
+__all__ = ["PaymentStore"]
+
+T = TypeVar("T")
+
+AMOUNT_BYTES = 16
+BUSY_TIMEOUT_S = 5.0
+OPEN_PAUSE_S = 0.01
+MINUTE_S = 60
+KEEP_S = 400 * 24 * 3600
+SCHEMA_VERSION = 3
+
+_SQL = resources.files("channel.client") / "sql"
+_SCHEMA = (_SQL / "schema.sql").read_text()
+_UPGRADES = {1: (_SQL / "upgrade_2.sql").read_text(), 2: (_SQL / "upgrade_3.sql").read_text()}
+_QUERIES: Mapping[str, str] = dict(
+    re.findall(
+        r"^-- (\w+) --\n(.*?)(?=^-- \w+ --\n|\Z)",
+        (_SQL / "queries.sql").read_text(),
+        re.DOTALL | re.MULTILINE,
+    )
+)
+
+
+class PaymentStore:
+    """Open it with `await PaymentStore.open(path)` and close it with `await purse.close()`.
+
+    Every method may raise `StoreError`, and then nothing was stored.
+    """
+
+    def __init__(
+        self, path: Path, connection: sqlite3.Connection, thread: ThreadPoolExecutor
+    ) -> None:
+        self._path = path
+        self._connection = connection
+        self._thread = thread
+        self._locks: ChannelLocks | None = None
+
+    @classmethod
+    async def open(cls, path: Path | str) -> Self:
+        """Open or create the file, with mode 0600.
+
+        Raises:
+            PurseError: It cannot be opened, is not a purse, or a newer version wrote it.
+        """
+        thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="purse")
+        try:
+            connection = await asyncio.get_running_loop().run_in_executor(
+                thread, _connect, Path(path)
+            )
+        except (sqlite3.Error, OSError) as error:
+            thread.shutdown(wait=False)
+            raise StoreError(f"the purse cannot be opened: {error}") from error
+        except StoreError:
+            thread.shutdown(wait=False)
+            raise
+        return cls(Path(path), connection, thread)
+
+    async def close(self) -> None:
+        """Close the file; what was acknowledged stays, and others may use the channels."""
+        await self._run(self._close)
+        self._thread.shutdown(wait=False)
+
+    async def claim(self, key: ChannelKey) -> bool:
+        """Say whether a channel is this client's to use, until it closes its purse.
+
+        What is in flight is in no purse: two that spent from one channel would each take what
+        the other one buys for an overclaim.
+        """
+
+        def take() -> bool:
+            if self._locks is None:
+                self._locks = ChannelLocks(self._path.with_name(f"{self._path.name}-claims"))
+            return self._locks.take(key)
+
+        return await self._run(take)
+
+    def _close(self) -> None:
+        self._connection.close()
+        if self._locks is not None:
+            self._locks.close()
+
+    async def load(self, key: ChannelKey) -> Account | None:
+        """Return one channel, or None."""
+        return await self._run(lambda: self._load(key))
+
+    async def get(self, key: ChannelKey) -> Account:
+        """Return one channel that is there; `StoreError` if it is not."""
+        return await self._run(lambda: self._require(key))
+
+    async def accounts(self) -> list[Account]:
+        """Return every channel, oldest first."""
+        return await self._run(lambda: self._select("load_accounts", {}))
+
+    async def live_accounts(self, origin: str) -> list[Account]:
+        """Return the channels of an origin that still hold a deposit, oldest first."""
+        return await self._run(lambda: self._select("load_live_accounts", {"origin": origin}))
+
+    async def add(self, account: Account, *, channels_max: int, locked: LockedBudget) -> None:
+        """Write a new channel down, before anything about it leaves this process.
+
+        Raises:
+            BudgetExceededError: The origin has `channels_max` channels with a deposit already, or
+                too much would lie in deposits.
+        """
+
+        def change() -> None:
+            live = [
+                other
+                for other in self._select("load_live_accounts", {"origin": account.origin})
+                if other.terms.token == account.terms.token
+            ]
+            if len(live) >= channels_max:
+                raise BudgetExceededError(
+                    limit="channels_per_origin_max",
+                    asked=len(live) + 1,
+                    allowed=channels_max,
+                    origin=account.origin,
+                )
+            require_within(self._locked(account, locked), account.locked, account.origin)
+            self._store(account)
+
+        await self._transact(change)
+
+    async def update(
+        self,
+        key: ChannelKey,
+        change: Callable[[Account], Account],
+        *,
+        locked: LockedBudget | None = None,
+    ) -> Account:
+        """Replace a channel by what `change` makes of it, and return that.
+
+        What `change` raises is raised here, and nothing is stored. What arrived for a channel's
+        deposit makes room for its own top-ups, so that it may go on.
+
+        Raises:
+            BudgetExceededError: More would lie in deposits than before, and more than `locked`.
+        """
+
+        def run() -> Account:
+            before = self._require(key)
+            after = change(before)
+            if locked is not None and after.locked > before.locked:
+                increase = after.locked - before.locked
+                bounds = self._locked(before, locked, used_up=before.received)
+                require_within(bounds, increase, before.origin)
+            if after != before:
+                self._store(after)
+            return after
+
+        return await self._transact(run)
+
+    async def sign_for(
+        self,
+        key: ChannelKey,
+        choose: Callable[[Account, int], int],
+        *,
+        budget: Budget,
+        now: float,
+    ) -> Account:
+        """Raise `signed` to what `choose` makes of the channel and of the budget's rest.
+
+        Once this has returned the amount is on disk: only then may it be signed and sent. An
+        amount at or below `signed` changes nothing.
+
+        Raises:
+            BudgetExceededError: The budget for the window would be passed (F-96).
+        """
+
+        def run() -> Account:
+            before = self._require(key)
+            purpose = _purpose(before)
+            bounds = self._bounds(purpose, budget, now)
+            amount = choose(before, min(bound.left for bound in bounds))
+            if amount <= before.signed:
+                return before
+            increase = amount - before.signed
+            require_within(bounds, increase, before.origin)
+            minute = int(now // MINUTE_S)
+            minutes = self._minutes(purpose, now)
+            packed = _pack(minutes.get(minute, 0) + increase)
+            self._execute("store_minute", {**purpose, "minute": minute, "amount": packed})
+            since = now - max(KEEP_S, budget.window_s)
+            self._execute("delete_minutes", {"since": int(since // MINUTE_S)})
+            after = replace(before, signed=amount, vouchers=before.vouchers + 1)
+            self._store(after)
+            return after
+
+        return await self._transact(run)
+
+    async def locked_left(self, account: Account, locked: LockedBudget) -> int:
+        """Return how much more may be deposited in a channel, which need not be stored yet.
+
+        A deposit that is not needed yet takes half of it, so that there is room for others.
+        """
+
+        def run() -> int:
+            bounds = self._locked(account, locked, used_up=account.received)
+            return min(bound.left for bound in bounds)
+
+        return await self._run(run)
+
+    def _locked(self, account: Account, locked: LockedBudget, *, used_up: int = 0) -> list[Bound]:
+        """Return what bounds the next deposit, less what is used up of the deposits before."""
+        purpose = _purpose(account)
+        accounts = self._select("load_locked_accounts", purpose)
+        own = sum(other.locked for other in accounts if other.origin == account.origin)
+        total = sum(other.locked for other in accounts)
+        return locked.bounds(origin_used=max(0, own - used_up), total_used=max(0, total - used_up))
+
+    async def require_budget(
+        self, scope: Scope, amount: int, *, budget: Budget, now: float
+    ) -> None:
+        """Check that so much may still be signed, before a deposit is made for it.
+
+        Raises:
+            BudgetExceededError: It may not (F-96).
+        """
+        purpose = {"origin": scope.origin, "chain_id": scope.chain_id, "token": scope.token}
+        bounds = await self._run(lambda: self._bounds(purpose, budget, now))
+        require_within(bounds, amount, scope.origin)
+
+    def _minutes(self, names: Mapping[str, object], since: float) -> dict[int, int]:
+        rows = self._execute("load_minutes", {**names, "since": int(since // MINUTE_S)})
+        return {row["minute"]: _unpack(row["amount"]) for row in rows}
+
+    def _bounds(self, purpose: Mapping[str, object], budget: Budget, now: float) -> list[Bound]:
+        """Return what bounds the next signature, and how much of it is used up."""
+        since, total = now - budget.window_s, 0
+        if budget.total_max is not None:
+            where = {name: purpose[name] for name in ("chain_id", "token")}
+            rows = self._execute("load_minutes_total", {**where, "since": int(since // MINUTE_S)})
+            total = sum(_unpack(row["amount"]) for row in rows)
+        origin = sum(self._minutes(purpose, since).values())
+        return budget.bounds(origin_used=origin, total_used=total)
+
+    def _require(self, key: ChannelKey) -> Account:
+        account = self._load(key)
+        if account is None:
+            raise StoreError(f"channel 0x{key.channel_id.hex()} is not in the purse")
+        return account
+
+    def _load(self, key: ChannelKey) -> Account | None:
+        found = self._select("load_account", _key_columns(key))
+        return found[0] if found else None
+
+    def _select(self, query: str, values: Mapping[str, object]) -> list[Account]:
+        return [_from_row(row) for row in self._execute(query, values)]
+
+    def _store(self, account: Account) -> None:
+        self._execute("store_account", _to_row(account))
+
+    def _execute(self, query: str, values: Mapping[str, object]) -> list[sqlite3.Row]:
+        return self._connection.execute(_QUERIES[query], values).fetchall()
+
+    async def _transact(self, change: Callable[[], T]) -> T:
+        def run() -> T:
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                result = change()
+                self._connection.execute("COMMIT")
+            except BaseException:
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                raise
+            return result
+
+        return await self._run(run)
+
+    async def _run(self, work: Callable[[], T]) -> T:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        except (sqlite3.Error, OSError) as error:
+            raise StoreError(f"the purse failed: {error}") from error
+        except RuntimeError as error:  # the executor was shut down
+            raise StoreError("the purse is closed") from error
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    """Open the file so that it is ours alone from its first byte on."""
+    create_own(path)
+    path.chmod(0o600)
+    connection = sqlite3.connect(
+        path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
+    )
+    try:
+        connection.row_factory = sqlite3.Row
+        _write_ahead(connection)
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("BEGIN IMMEDIATE")
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        _require_version(version)
+        for old, statements in _UPGRADES.items():
+            if 0 < version <= old:
+                for statement in statements.split(";"):
+                    connection.execute(statement)
+        for statement in _SCHEMA.split(";"):
+            connection.execute(statement)
+        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        connection.execute("COMMIT")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _write_ahead(connection: sqlite3.Connection) -> None:
+    """Turn the log on, waiting for others that open the file, too: SQLite itself does not here."""
+    deadline = time.monotonic() + BUSY_TIMEOUT_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(OPEN_PAUSE_S)
+        else:
+            return
+
+
+def _require_version(version: int) -> None:
+    if version > SCHEMA_VERSION:
+        raise StoreError(f"a newer version wrote this purse (schema {version})")
+
+
+def _pack(amount: int) -> bytes:
+    return amount.to_bytes(AMOUNT_BYTES, "big")
+
+
+def _unpack(blob: bytes) -> int:
+    return int.from_bytes(blob, "big")
+
+
+_AMOUNTS = (
+    "deposit",
+    "signed",
+    "received",
+    "lost",
+    "waived",
+    "goal",
+    "accepted",
+    "spent",
+    "settled",
+)
+_PLAIN = (
+    "origin",
+    "url",
+    "salt",
+    "state",
+    "opened_at",
+    "open_tx",
+    "end_tx",
+    "vouchers",
+    "units",
+    "receipt",
+    "close_requested_at",
+)
+_DEPOSITS = ("opening", "top_up")
+_TERMS = ("payer", "payee", "token", "authorized_signer")
+
+
+def _purpose(account: Account) -> dict[str, object]:
+    return {
+        "origin": account.origin,
+        "chain_id": account.key.chain_id,
+        "token": account.terms.token,
+    }
+
+
+def _key_columns(key: ChannelKey) -> dict[str, object]:
+    return {"chain_id": key.chain_id, "escrow": key.escrow, "channel_id": key.channel_id}
+
+
+def _to_row(account: Account) -> dict[str, object]:
+    return (
+        _key_columns(account.key)
+        | {name: getattr(account.terms, name) for name in _TERMS}
+        | {name: getattr(account, name) for name in _PLAIN}
+        | {name: _pack(getattr(account, name)) for name in _AMOUNTS}
+        | {name: _write_deposit(getattr(account, name)) for name in _DEPOSITS}
+    )
+
+
+def _write_deposit(deposit: Deposit | None) -> str | None:
+    """Return a signed deposit as the wire spells it, which its reader takes back strictly."""
+    return None if deposit is None else msgspec.json.encode(format_deposit(deposit)).decode()
+
+
+def _read_deposit(text: str | None) -> Deposit | None:
+    if text is None:
+        return None
+    try:
+        return parse_deposit(msgspec.json.decode(text))
+    except (WireError, msgspec.DecodeError) as error:
+        raise StoreError(f"the purse holds a deposit that cannot be read: {error}") from error
+
+
+def _from_row(row: sqlite3.Row) -> Account:
+    fields: dict[str, Any] = {name: row[name] for name in _PLAIN}
+    fields |= {name: _unpack(row[name]) for name in _AMOUNTS}
+    fields |= {name: _read_deposit(row[name]) for name in _DEPOSITS}
+    for name in ("open_tx", "end_tx"):
+        fields[name] = None if row[name] is None else TxHash(row[name])
+    return Account(
+        key=ChannelKey(row["chain_id"], Address(row["escrow"]), ChannelId(row["channel_id"])),
+        terms=ChannelTerms(*(Address(row[name]) for name in _TERMS)),
+        **fields,
+    )

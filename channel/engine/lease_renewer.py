@@ -1,0 +1,209 @@
+"""Keeps the money of running requests held, and ends what nobody keeps (decision 8, F-43)."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+import msgspec
+
+from channel.errors import LedgerUnavailableError, OperatorError, PeerError, ProblemError
+from channel.ledger.interface import ForgetRequest, Ledger
+from channel.state.commands import Release, Renew
+from channel.state.requests import RequestClaim
+from channel.types import ChannelKey
+
+__all__ = ["LeaseRenewer"]
+
+_log = logging.getLogger(__name__)
+
+_RETRY_S = 0.1
+_RETRY_S_MAX = 2.0
+_CLOSE_S_MAX = 1.0
+
+
+class _Kept(msgspec.Struct):
+    key: ChannelKey
+    lease_expires_at: int
+    given: set[int]
+    """Leases that the books may bear: one, and more after changes that perhaps were not made."""
+    stop: Callable[[ProblemError], None] | None = None
+
+
+class LeaseRenewer:
+    """Renews the leases of this process's reservations and lets the dead ones of all run out.
+
+    One task for all of them: a request costs an entry in a dict. A stream registers how it is
+    told to stop, so that a close or a newer stream in this process need not wait for its next
+    reservation step.
+    """
+
+    def __init__(self, *, ledger: Ledger, now: Callable[[], float], lease_s: int) -> None:
+        self._ledger = ledger
+        self._now = now
+        self._lease_s = lease_s
+        self._kept: dict[bytes, _Kept] = {}
+        self._streams: dict[ChannelKey, set[bytes]] = {}
+        self._loop_task: asyncio.Task[None] | None = None
+        self._ending: OperatorError | None = None
+        self._seen: dict[tuple[ChannelKey, bytes, int], float] = {}
+        """Since when a reservation of anybody has the lease it has, by the loop's clock."""
+        self._letting_go: set[asyncio.Task[None]] = set()
+
+    def lease(self, reservation_id: bytes = b"") -> int:
+        """Return until when a reservation made or renewed now is held, in Unix seconds.
+
+        For one that is kept it is another than the books may bear already: by its lease an owner
+        who was not told whether a change was made sees that it was.
+        """
+        lease = int(self._now()) + self._lease_s
+        kept = self._kept.get(reservation_id)
+        if kept is not None:
+            kept.given = {one for one in kept.given if one >= lease}
+            while lease in kept.given:
+                lease += 1
+            kept.given.add(lease)
+        return lease
+
+    def keep(self, key: ChannelKey, reservation_id: bytes, lease_expires_at: int) -> None:
+        """Renew this reservation, held until then, until it is dropped."""
+        self._kept[reservation_id] = _Kept(key, lease_expires_at, {lease_expires_at})
+        if self._loop_task is None:
+            self._loop_task = asyncio.get_running_loop().create_task(self._run())
+
+    def keep_stream(
+        self,
+        key: ChannelKey,
+        reservation_id: bytes,
+        lease_expires_at: int,
+        stop: Callable[[ProblemError], None],
+    ) -> None:
+        """Keep a stream's reservation, and know how to stop the stream."""
+        self.keep(key, reservation_id, lease_expires_at)
+        self._kept[reservation_id].stop = stop
+        self._streams.setdefault(key, set()).add(reservation_id)
+        if self._ending is not None:
+            stop(self._ending)
+
+    def renewed(self, reservation_id: bytes, lease_expires_at: int) -> None:
+        """Note that the books bear this lease, by a command of the owner's just now."""
+        kept = self._kept.get(reservation_id)
+        if kept is not None:
+            kept.lease_expires_at = lease_expires_at
+            kept.given = {lease_expires_at}
+
+    def drop(self, reservation_id: bytes) -> None:
+        """Keep it no longer."""
+        kept = self._kept.pop(reservation_id, None)
+        if kept is None:
+            return
+        streams = self._streams.get(kept.key)
+        if streams is not None:
+            streams.discard(reservation_id)
+            if not streams:
+                del self._streams[kept.key]
+
+    def let_go(self, key: ChannelKey, reservation_id: bytes, claim: RequestClaim | None) -> None:
+        """End a request's reservation and free its idempotency key, as soon as the books answer.
+
+        For a change that may have been made or not: what was made stays made. Else the payer
+        would be told that its request is being served until the lease runs out (O-91).
+        """
+        self.drop(reservation_id)
+        task = asyncio.get_running_loop().create_task(self._let_go(key, reservation_id, claim))
+        self._letting_go.add(task)
+        task.add_done_callback(self._letting_go.discard)
+
+    async def _let_go(
+        self, key: ChannelKey, reservation_id: bytes, claim: RequestClaim | None
+    ) -> None:
+        forget = None if claim is None else ForgetRequest(claim)
+        pause_s = _RETRY_S
+        while True:
+            try:
+                state = (await self._ledger.apply(key, [])).state
+                if state is not None and state.find_reservation(reservation_id) is not None:
+                    await self._ledger.apply(key, [Release(reservation_id)], request=forget)
+            except LedgerUnavailableError:
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, _RETRY_S_MAX)
+            else:
+                return
+
+    def stop_streams(self, key: ChannelKey, reason: ProblemError, *, spare: bytes = b"") -> None:
+        """Tell this process's streams on a channel to end now."""
+        for reservation_id in [*self._streams.get(key, ())]:
+            kept = self._kept[reservation_id]
+            if reservation_id != spare and kept.stop is not None:
+                kept.stop(reason)
+
+    def end_streams(self, reason: OperatorError) -> None:
+        """Tell every stream of this process to end now, and each that begins later (O-32)."""
+        self._ending = reason
+        for key in [*self._streams]:
+            self.stop_streams(key, reason)
+
+    async def close(self) -> None:
+        """Stop renewing. What is still held ends when its lease does."""
+        if self._letting_go:
+            await asyncio.wait(self._letting_go, timeout=_CLOSE_S_MAX)
+        for task in self._letting_go:
+            task.cancel()
+        await asyncio.gather(*self._letting_go, return_exceptions=True)
+        if self._loop_task is not None:
+            self._loop_task.cancel()
+            await asyncio.wait({self._loop_task})
+            self._loop_task = None
+
+    async def sweep(self) -> int:
+        """Renew what is kept and due, then end what nobody renewed, in whatever process.
+
+        In this order: after a jump of the clock our own are due, not dead. Where clocks went back,
+        a dead owner's lease would not run out for as long as they did: one that has not changed
+        while a lease passed here has nobody who renews it. Returns on how many channels something
+        was ended.
+
+        Raises:
+            LedgerUnavailableError: Some of it is not done; the next round does it.
+        """
+        await self._renew_due()
+        ended = await self._ledger.expire_reservations(int(self._now()))
+        return ended + await self._end_unrenewed()
+
+    async def _end_unrenewed(self) -> int:
+        leased = await self._ledger.list_leased()
+        # No `await` until all is seen: sweeps may run beside each other.
+        clock, before, self._seen = asyncio.get_running_loop().time(), self._seen, {}
+        unrenewed: dict[ChannelKey, list[tuple[bytes, int]]] = {}
+        for state in leased:
+            for held in state.reservations:
+                one = (state.key, held.reservation_id, held.lease_expires_at)
+                since = self._seen[one] = before.get(one, clock)
+                if clock - since > self._lease_s:
+                    unrenewed.setdefault(state.key, []).append(one[1:])
+        for key, ones in unrenewed.items():
+            await self._ledger.end_unrenewed(key, ones)
+        return len(unrenewed)
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(self._lease_s / 4)
+            try:
+                await self.sweep()
+            except LedgerUnavailableError as error:
+                _log.warning("leases could not be renewed: %s", error)
+
+    async def _renew_due(self) -> None:
+        now = self._now()
+        young = now + self._lease_s * 3 / 4
+        too_late = now + self._lease_s * 5 / 4  # written before this clock went back
+        for reservation_id, kept in [*self._kept.items()]:
+            is_young = young < kept.lease_expires_at < too_late
+            if is_young or reservation_id not in self._kept:
+                continue
+            renew = Renew(reservation_id, self.lease(reservation_id))
+            applied = await self._ledger.apply(kept.key, [renew])
+            kept.lease_expires_at = renew.lease_expires_at
+            if isinstance(applied.refusal, PeerError):
+                self.drop(reservation_id)
+                if kept.stop is not None:
+                    kept.stop(applied.refusal)

@@ -1,0 +1,1 @@
+"""The agent's programs: the paying client, its keys, and leaving without the server."""

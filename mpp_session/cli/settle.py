@@ -1,0 +1,113 @@
+"""`mpp-session settle`: the settler, apart from the gateway."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Final, NamedTuple, TypeVar
+
+import typer
+from rich.text import Text
+
+from channel.errors import ConfigError, MppSessionError
+from mpp_session.cli.output import OUT, print_json_line
+from mpp_session.process.logs import log_to_stderr
+from mpp_session.settings.config import load_settler_config, load_tower_config
+
+__all__ = ["NAME", "command"]
+
+NAME: Final = "settle"
+
+_Config = TypeVar("_Config")
+
+
+def command(
+    *,
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="The gateway's settings.")
+    ] = None,
+    devnet: Annotated[
+        Path | None,
+        typer.Option(help="Take chain, escrow, token, payee and key from a running devnet."),
+    ] = None,
+    ledger: Annotated[str | None, typer.Option(help="URL of the books.")] = None,
+    watchtower: Annotated[
+        Path | None,
+        typer.Option(
+            help="Be a watchtower: settle from this file, which another machine's settler writes."
+        ),
+    ] = None,
+    until_eof: Annotated[
+        bool,
+        typer.Option("--until-eof", help="Stop when standard input ends, for a parent program."),
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Say what it does as JSON.")] = False,
+) -> None:
+    """Settle and close the channels in the books of one payee.
+
+    A gateway starts one by itself unless `settlement.start` is false. On each database one settler
+    works for a payee's key; another one stands by and takes over within ten seconds.
+
+    With --watchtower it has no key and no books of the payee's: it watches the chain, and settles
+    with what was signed ahead when a payer leaves and the payee's own settler is absent.
+
+    \b
+    mpp-session settle --config gateway.toml
+    mpp-session settle --devnet devnet.json
+    mpp-session settle --watchtower settles.jsonl --config tower.toml
+    """  # noqa: D301 -- \b keeps the examples' lines apart
+    log_to_stderr()
+    given = _Given(config, devnet, ledger)
+    if not as_json:
+        asyncio.run(_run(given, watchtower, until_eof=until_eof, as_json=False))
+        return
+    try:
+        asyncio.run(_run(given, watchtower, until_eof=until_eof, as_json=True))
+    except MppSessionError as error:
+        print_json_line({"error": str(error)})
+        raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from None
+
+
+class _Given(NamedTuple):
+    """Where the settings come from."""
+
+    config: Path | None
+    devnet: Path | None
+    ledger: str | None
+
+    def load(self, load: Callable[..., _Config]) -> _Config:
+        """Read them; in a devnet the books are beside its file."""
+        defaults = None
+        if self.devnet is not None:
+            from mpp_session.devnet_file import devnet_settings, read_devnet  # noqa: PLC0415 -- slow
+
+            defaults = {
+                **devnet_settings(read_devnet(self.devnet)),
+                "ledger.url": f"sqlite:///{self.devnet.resolve().with_suffix('.ledger.db')}",
+            }
+        flags = {} if self.ledger is None else {"ledger.url": self.ledger}
+        return load(self.config, flags=flags, defaults=defaults)
+
+
+async def _run(given: _Given, watchtower: Path | None, *, until_eof: bool, as_json: bool) -> None:
+    from mpp_session.process.signals import stop_at_eof, stop_on_signals  # noqa: PLC0415 -- slow to import
+
+    def announce(state: str, detail: str) -> None:
+        if as_json:
+            print_json_line({"state": state, "detail": detail})
+        else:
+            OUT.print(Text(f"{state} {detail}"))
+
+    stopping = asyncio.Event()
+    stop_on_signals(stopping)
+    if until_eof:
+        stop_at_eof(stopping)
+    if watchtower is not None:
+        from mpp_session.process.tower import run_tower  # noqa: PLC0415 -- slow to import
+
+        tower = given.load(load_tower_config)
+        await run_tower(tower, watchtower, announce=announce, stopping=stopping)
+        return
+    from mpp_session.process.settler import run_settler  # noqa: PLC0415 -- slow to import
+
+    settler = given.load(load_settler_config)
+    await run_settler(settler, announce=announce, stopping=stopping)

@@ -1,0 +1,136 @@
+"""What the demo came to, held against the chain to the last base unit.
+
+Three parties say what was paid: the agent's own count, the provider's receipts, and the chain.
+Only when all three say the same does the demo succeed.
+"""
+
+from collections.abc import Iterator
+
+import msgspec
+from rich.table import Table
+
+from channel.types import TxHash
+from mpp_session.agent.amounts import TokenUnit
+
+__all__ = ["Answer", "Balances", "DemoReport", "Transaction"]
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """One question that was asked and paid for."""
+
+    prompt: str
+    text: str
+    tokens: int
+    """Output tokens the model server reported."""
+    units: int
+    """Units the provider's receipt charges for it."""
+    seconds: float
+
+
+class Transaction(msgspec.Struct, frozen=True):
+    """One transaction found in the chain's blocks."""
+
+    name: str
+    sender: str
+    tx_hash: TxHash
+    gas_used: int
+    fee_wei: int
+
+
+class Balances(msgspec.Struct, frozen=True):
+    """What the three parties have at one block: tokens in base units, the payer's ether."""
+
+    payer: int
+    payer_wei: int
+    payee: int
+    escrow: int
+
+
+class DemoReport(msgspec.Struct, frozen=True, kw_only=True):
+    """All figures of one demo."""
+
+    token: TokenUnit
+    unit_price: int
+    answers: tuple[Answer, ...]
+    vouchers_signed: int
+    signature_checks: int
+    transactions: tuple[Transaction, ...]
+    deposit: int
+    """As the escrow's storage says."""
+    paid: int
+    """`settled` in the escrow's storage, after the close."""
+    receipt_spent: int
+    """`spent` of the last receipt."""
+    before: Balances
+    after: Balances
+
+    @property
+    def refunded(self) -> int:
+        """What the close gave back."""
+        return self.deposit - self.paid
+
+    @property
+    def units(self) -> int:
+        """Units charged for."""
+        return sum(answer.units for answer in self.answers)
+
+    def mismatches(self) -> list[str]:
+        """Return every sentence about the money that does not hold; empty when all add up."""
+        return [sentence for sentence, holds in self._claims() if not holds]
+
+    def _claims(self) -> Iterator[tuple[str, bool]]:
+        before, after, paid = self.before, self.after, self.paid
+        yield "the payer is short of exactly what was paid", before.payer - after.payer == paid
+        yield "the payee has exactly what was paid", after.payee - before.payee == paid
+        yield "the escrow holds nothing of it", after.escrow == before.escrow
+        yield "the deposit covers what was paid", 0 < paid <= self.deposit
+        yield "the chain paid out what the last receipt says", paid == self.receipt_spent
+        yield "every unit was paid at its price", paid == self.units * self.unit_price
+        for answer in self.answers:
+            yield "each token of the model is one unit", answer.units == answer.tokens
+        sent = [(transaction.name, transaction.sender) for transaction in self.transactions]
+        yield "the payer never had ether", before.payer_wei == after.payer_wei == 0
+        yield (
+            "the payee sent open and close, and nobody anything else",
+            sent
+            == [
+                ("open", "payee"),
+                ("close", "payee"),
+            ],
+        )
+
+    def table(self) -> Table:
+        """Return the figures for people."""
+        table = Table(title="What it came to", title_justify="left", show_header=False)
+        table.add_column()
+        table.add_column(justify="right")
+        for name, value in self.rows():
+            table.add_row(name, value)
+            if name in {
+                "signature checks by the provider",
+                "gas in all",
+                "refunded",
+            }:
+                table.add_section()
+        return table
+
+    def rows(self) -> Iterator[tuple[str, str]]:
+        """Return name and value of each figure, as people read them."""
+        show = self.token.format
+        yield "tokens paid for", f"{self.units:,} at {show(self.unit_price)}"
+        yield "vouchers signed", f"{self.vouchers_signed:,}"
+        yield "signature checks by the provider", f"{self.signature_checks:,}"
+        wei = f"{self.before.payer_wei:,} wei before, {self.after.payer_wei:,} wei after"
+        yield "ether of the payer", wei
+        for one in self.transactions:
+            yield f"{one.name}, gas paid by the {one.sender}", f"{one.gas_used:,}"
+        gas = sum(transaction.gas_used for transaction in self.transactions)
+        fee_wei = sum(transaction.fee_wei for transaction in self.transactions)
+        yield "gas in all", f"{gas:,} ({TokenUnit('ETH', 18).format(fee_wei)})"
+        yield "deposit", show(self.deposit)
+        yield "paid", show(self.paid)
+        yield "refunded", show(self.refunded)
+        for party in ("payer", "payee"):
+            before, after = getattr(self.before, party), getattr(self.after, party)
+            yield f"{party} before", show(before)
+            yield f"{party} after", f"{show(after - before, signed=True)} = {show(after)}"

@@ -1,0 +1,49 @@
+"""The JSON file that `mpp-session devnet` writes: read it back for commands and tests."""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from mpp_session.errors import CommandError
+from settlement.dev.devnet import DevnetValues
+
+__all__ = ["devnet_settings", "read_devnet"]
+
+
+def read_devnet(path: Path) -> DevnetValues:
+    """Return what a running devnet wrote.
+
+    Raises:
+        CommandError: There is no such file, or it is not one of ours.
+    """
+    try:
+        return msgspec.convert(
+            _bytes_from_hex(msgspec.json.decode(path.read_bytes())), DevnetValues
+        )
+    except OSError:
+        raise CommandError(f"{path} is not there: start `mpp-session devnet` first") from None
+    except (msgspec.MsgspecError, ValueError):
+        raise CommandError(f"{path} was not written by `mpp-session devnet`") from None
+
+
+def devnet_settings(values: DevnetValues) -> dict[str, Any]:
+    """Return a devnet's values as settings of a gateway whose payee is its account `payee`."""
+    payee = values.accounts["payee"]
+    return {
+        "chain.rpc_url": values.rpc_url,
+        "chain.id": values.chain_id,
+        "chain.escrow": "0x" + values.escrow.hex(),
+        "chain.token": "0x" + values.token.hex(),
+        "payee.address": "0x" + payee.address.hex(),
+        "payee.key": "0x" + payee.private_key.hex(),
+        "sponsoring.fee_payer": True,
+    }
+
+
+def _bytes_from_hex(value: Any) -> Any:
+    if isinstance(value, str) and value.startswith("0x"):
+        return bytes.fromhex(value[2:])
+    if isinstance(value, dict):
+        return {name: _bytes_from_hex(entry) for name, entry in value.items()}
+    return value

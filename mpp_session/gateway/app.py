@@ -1,0 +1,96 @@
+"""The gateway as an ASGI application: what is sold, what is free, and 404 for all else."""
+
+from collections.abc import Callable
+from typing import Final
+
+from starlette.routing import Route as AppRoute
+from starlette.routing import Router
+from starlette.types import Receive, Scope, Send
+
+from channel.engine import Engine
+from channel.http import PaymentGate, Price, Route
+from channel.state.commands import StreamPolicy
+from mpp_session.gateway.completions import PATH, ChatCompletions
+from mpp_session.gateway.errors import NotServedError
+from mpp_session.gateway.free import free_routes, problem_response
+from mpp_session.gateway.readiness import Readiness
+from mpp_session.gateway.upstream import Upstream
+from mpp_session.settings import Config
+
+__all__ = ["UNIT_TYPE", "Gateway"]
+
+UNIT_TYPE: Final = "llm_token"
+"""What a unit is called in challenges."""
+
+
+class Gateway:
+    """Everything one gateway answers."""
+
+    def __init__(
+        self,
+        config: Config,
+        engine: Engine,
+        upstream: Upstream,
+        *,
+        stop: Callable[[], None],
+        show_amount: Callable[[int], str] | None = None,
+    ) -> None:
+        """Build it. `stop` is called when the books are found to contradict themselves.
+
+        `show_amount` writes amounts of the token for people.
+        """
+        self._readiness = Readiness(upstream, config.upstream)
+        completions = ChatCompletions(upstream, config.upstream, self._readiness)
+        payment = config.payment
+        price = Price(
+            unit_price=config.price.per_unit,
+            unit_type=UNIT_TYPE,
+            min_voucher_delta=payment.min_voucher_delta,
+            suggested_deposit=payment.suggested_deposit,
+            description="Output tokens of a language model",
+        )
+        self._gate = PaymentGate(
+            Router(
+                [
+                    AppRoute(PATH, completions.answer, methods=["POST"]),
+                    *free_routes(upstream, config.upstream.free),
+                ],
+                default=_not_served,
+                redirect_slashes=False,
+            ),
+            engine=engine,
+            routes=[
+                Route(
+                    method="POST",
+                    path=PATH,
+                    price=price,
+                    metered=True,
+                    stream_policy=StreamPolicy[payment.stream_policy.upper()],
+                )
+            ],
+            pause_s=payment.pause_timeout_s,
+            body_timeout_s=config.listen.body_timeout_s,
+            ready=self._readiness.require,
+            show_amount=show_amount,
+            stop_worker=stop,
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] == "http" and scope["path"] == PATH + "/":
+            await _not_served(scope, receive, send)  # which a gate below a mount would sell
+            return
+        await self._gate(scope, receive, send)
+
+    async def watch_model_server(self) -> None:
+        """Keep asking whether the model server is there, for as long as the gateway serves."""
+        await self._readiness.run()
+
+    def end_streams(self) -> None:
+        """Let every running stream end now, with its receipt."""
+        self._gate.engine.end_streams()
+
+
+async def _not_served(scope: Scope, receive: Receive, send: Send) -> None:
+    error = NotServedError("This gateway does not serve this path.")
+    await problem_response(error)(scope, receive, send)

@@ -1,0 +1,363 @@
+"""`POST /v1/chat/completions`, paid for: what is held, asked, counted, charged and passed on.
+
+held       one unit by the gate; of an answer in one piece all that it may cost
+asked      the model server: never before that is durable
+charged    each chunk before it is passed on; an answer in one piece when its count is known
+not ours   everything that goes wrong at the model server: nothing is charged
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import AsyncExitStack
+from typing import Any, Final, TypeVar
+
+import httpx
+import msgspec
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from channel.errors import BadRequestError, StoppingError
+from channel.http import Frame, PaidEventStream
+from channel.http.metering import Meter, metered, require_meter
+from channel.limits import LENGTH_DIGITS_MAX, RESERVATION_STEP_UNITS
+from channel.wire.sse import format_event
+from mpp_session.gateway.abandoned import AbandonedWork
+from mpp_session.gateway.chat import ChatRequest, parse_chat_request, scan_request
+from mpp_session.gateway.counting import DONE, UnitCounter, is_error, read_whole
+from mpp_session.gateway.errors import (
+    RequestTooLargeError,
+    UnsupportedCodingError,
+    UpstreamError,
+    UpstreamTimeoutError,
+)
+from mpp_session.gateway.events import is_event_stream, read_events
+from mpp_session.gateway.readiness import Readiness
+from mpp_session.gateway.upstream import Upstream, read_body, returned_headers
+from mpp_session.settings import Upstream as UpstreamSettings
+
+__all__ = ["PATH", "ChatCompletions"]
+
+PATH: Final = "/v1/chat/completions"
+
+_log: Final = logging.getLogger(__name__)
+
+_BAD_GATEWAY: Final = 502
+_KEEP_ALIVE: Final = Frame(b": keep-alive\n\n", units=0)
+_USAGE: Final = Frame(b": usage\n\n", units=0)
+"""In the place of a record of usage that the gateway asked for and the client did not."""
+_HIDDEN_UNITS_MAX: Final = RESERVATION_STEP_UNITS
+"""So much a client pays without a word of why; of more it is shown the record all the same."""
+_READ_BYTES_PER_UNIT: Final = 64
+"""Of a prompt that was read for nothing: 16 tokens of it weigh as one that was made."""
+
+_Answer = TypeVar("_Answer")
+
+
+class ChatCompletions:
+    """The endpoint, and the streams it is serving."""
+
+    def __init__(
+        self, upstream: Upstream, settings: UpstreamSettings, readiness: Readiness
+    ) -> None:
+        self._upstream = upstream
+        self._settings = settings
+        self._readiness = readiness
+        self._abandoned = AbandonedWork(settings.abandoned_units_max)
+
+    async def answer(self, request: Request) -> Response:
+        """Answer one paid request.
+
+        Raises:
+            PeerError: The request cannot be read or priced; nothing is charged.
+            UpstreamError: The model server failed; nothing is charged.
+        """
+        chat = parse_chat_request(
+            await _read_request(request, self._settings.body_bytes_max),
+            max_tokens=self._settings.max_tokens,
+            default_max_tokens=self._settings.default_max_tokens,
+            kind=self._readiness.kind,
+            more_fields=self._settings.fields,
+            allows_media=self._settings.media,
+        )
+        if chat.is_stream:
+            return await self._stream(request, chat)
+        return await self._whole(request, chat)
+
+    async def _whole(self, request: Request, chat: ChatRequest) -> Response:
+        async with metered(request.scope) as meter:
+            if self._abandoned.must_stream(meter.reservation.key):
+                raise BadRequestError(
+                    "The model server did not make several long answers of this channel in time. "
+                    "Ask with `stream: true`: what is paid for that way makes up for them."
+                )
+            # Durable after this: the dearest answer the model may give is paid for.
+            await meter.hold(chat.units_max)
+            try:
+                response, body = await _unless_gone(request, self._fetch(request, chat))
+            except ClientDisconnect:
+                await self._leave(meter, chat, chat.units_max)
+                raise
+            except UpstreamTimeoutError as error:
+                if not isinstance(error.__cause__, httpx.ConnectTimeout):  # the model was asked
+                    self._abandoned.add_unanswered(meter.reservation.key, chat.units_max)
+                raise
+            headers = returned_headers(response)
+            if response.is_success:
+                answer = read_whole(body, units_max=chat.units_max)
+                if answer.is_error:  # under a status that says otherwise (O-48)
+                    return Response(body, _BAD_GATEWAY, headers)
+                if answer.units is None:
+                    raise UpstreamError("The model server did not say how long its answer is.")
+                if not answer.is_believed:
+                    _log.warning(
+                        "the model server counts fewer tokens than it sent: %d charged by the text",
+                        answer.units,
+                    )
+                await meter.spend(answer.units)
+                self._abandoned.make_up(meter.reservation.key, answer.units)
+            return Response(body, response.status_code, headers)
+
+    async def _leave(self, meter: Meter, chat: ChatRequest, units: int) -> None:
+        """Note an answer whose client left before it; one that had to be prepaid stays paid.
+
+        The model has read the prompt in any case.
+        """
+        if self._abandoned.must_prepay(meter.reservation.key):
+            meter.reservation.take(units)
+            await meter.reservation.flush()
+        else:
+            read = len(chat.body) // _READ_BYTES_PER_UNIT
+            self._abandoned.add(meter.reservation.key, units + read)
+
+    async def _fetch(self, request: Request, chat: ChatRequest) -> tuple[httpx.Response, bytes]:
+        async with self._upstream.request("POST", PATH, request.headers, chat.body) as response:
+            return response, await read_body(response)
+
+    async def _stream(self, request: Request, chat: ChatRequest) -> Response:
+        meter = require_meter(request.scope)
+        must_prepay = self._abandoned.must_prepay(meter.reservation.key)
+        if must_prepay:
+            await meter.hold(chat.units_max)
+        async with AsyncExitStack() as opening:
+            asking = opening.enter_async_context(
+                self._upstream.request("POST", PATH, request.headers, chat.body)
+            )
+            try:
+                response = await _unless_gone(request, asking)
+            except ClientDisconnect:
+                await self._leave(meter, chat, min(chat.units_max, RESERVATION_STEP_UNITS))
+                raise
+            if not response.is_success:
+                body = await read_body(response)
+                return Response(body, response.status_code, returned_headers(response))
+            if not is_event_stream(response):
+                return await _refuse_whole(response)
+            counter = UnitCounter(chat.kind, choices=chat.choices, tokens_max=chat.tokens_max)
+            chunks = _Chunks(
+                response,
+                counter,
+                opening.pop_all(),
+                chat=chat,
+                meter=meter,
+                abandoned=self._abandoned,
+                must_prepay=must_prepay,
+            )
+        headers = {
+            name: value
+            for name, value in returned_headers(response).items()
+            if name != "content-type"
+        }
+        return _Stream(chunks, headers=headers)
+
+
+class _Chunks:
+    """The chunks of one answer, each with its price in units. Closing it frees the model server."""
+
+    def __init__(
+        self,
+        response: httpx.Response,
+        counter: UnitCounter,
+        connection: AsyncExitStack,
+        *,
+        chat: ChatRequest,
+        meter: Meter,
+        abandoned: AbandonedWork,
+        must_prepay: bool,
+    ) -> None:
+        self._events = read_events(response)
+        self._counter = counter
+        self._connection = connection
+        self._chat = chat
+        self._meter = meter
+        self._abandoned = abandoned
+        self._must_prepay = must_prepay
+        self._asked = 0
+        """Units that the events so far cost: what is counted beyond is due with the next."""
+        self._is_summed_up = False
+        self._has_ended = False
+        self._is_closed = False
+
+    def __aiter__(self) -> AsyncIterator[Frame]:
+        return self
+
+    async def __anext__(self) -> Frame:
+        if self._has_ended:
+            raise StopAsyncIteration
+        counter = self._counter
+        try:
+            data = DONE if self._is_summed_up else await anext(self._events)
+            if data is None:
+                return _KEEP_ALIVE
+            if data != DONE:
+                counter.count(data)
+        except StopAsyncIteration:
+            if not counter.is_complete:
+                return self._fail(UpstreamError("The model server broke off its stream."))
+            data = DONE  # left out by some servers
+        except UpstreamError as error:
+            return self._fail(error)
+        if data == DONE:
+            return self._end()
+        if counter.is_usage_only:  # free, so that the client knows what it is to pay next
+            is_shown = self._chat.wants_usage or counter.total - self._asked > _HIDDEN_UNITS_MAX
+            return Frame(format_event(data), units=0) if is_shown else _USAGE
+        # One that holds more was never counted ahead by anyone: the rest is due with the next.
+        units = min(counter.total - self._asked, RESERVATION_STEP_UNITS)
+        return self._sell(data, units)
+
+    def _sell(self, data: str, units: int) -> Frame:
+        """Return an event that does not say its units: the model server's own counts in it do."""
+        self._asked += units
+        must_hold = self._must_prepay and not self._has_ended
+        held = max(0, self._chat.units_max - self._asked) if must_hold else 0
+        return Frame(format_event(data), units, held)
+
+    def _end(self) -> Frame:
+        """Charge all that is not charged yet; where nobody counted, say first what that is."""
+        if self._counter.uncounted:
+            self._counter.finish()
+            self._is_summed_up = True
+            usage = {"completion_tokens": self._counter.total}
+            said = msgspec.json.encode({"choices": [], "usage": usage}).decode()
+            return Frame(format_event(said), units=0)
+        self._has_ended = True
+        return self._sell(DONE, self._counter.total - self._asked)
+
+    def _fail(self, error: UpstreamError) -> Frame:
+        """End with an event that says why: what was delivered is paid for, but not the whole."""
+        _log.warning("after %d units: %s", self._counter.total, error)
+        self._has_ended = True
+        self._counter.finish()
+        return self._sell(_format_error(error), self._counter.total - self._asked)
+
+    async def aclose(self) -> None:
+        """Cancel what is still being generated. A second time does nothing."""
+        await self._connection.aclose()
+        if self._is_closed:
+            return
+        self._is_closed = True
+        reservation = self._meter.reservation
+        is_unpaid = self._asked > reservation.units
+        is_left = is_unpaid or not self._has_ended
+        if is_left and not isinstance(reservation.stopped_by, StoppingError):
+            self._leave(is_unpaid=is_unpaid)
+        self._abandoned.make_up(reservation.key, reservation.units)
+
+    def _leave(self, *, is_unpaid: bool) -> None:
+        """Charge what was delivered and not counted yet; note what was made and not delivered.
+
+        When the client did not pay on, the model worked on for all that anyone knows; when it
+        left, the model is stopped at once.
+        """
+        reservation, counter = self._meter.reservation, self._counter
+        left = max(0, self._chat.units_max - reservation.units)
+        due = counter.total + counter.uncounted - self._asked
+        if self._must_prepay:
+            due = max(due, min(left, RESERVATION_STEP_UNITS))
+        due = min(due, reservation.covered_units)
+        if due and not is_unpaid:
+            reservation.take(due)
+        unseen = left if is_unpaid else min(left, RESERVATION_STEP_UNITS)
+        self._abandoned.add(reservation.key, unseen)
+
+
+class _Stream(PaidEventStream):
+    """A paid stream that frees the model server in any case."""
+
+    def __init__(self, chunks: _Chunks, *, headers: dict[str, str]) -> None:
+        super().__init__(chunks, headers=headers)
+        self._chunks = chunks
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._chunks.aclose()
+
+
+async def _refuse_whole(response: httpx.Response) -> Response:
+    """Answer for a model server that sent one piece where a stream was asked for (O-48).
+
+    Raises:
+        UpstreamError: It is no JSON either; the error names what it is.
+    """
+    kind: str = response.headers.get("content-type", "no content type")
+    if not kind.partition(";")[0].strip().lower().endswith("json"):
+        raise UpstreamError(
+            f"The model server answered with {kind[:100]!r} instead of an event stream."
+        )
+    body = await read_body(response)
+    if not is_error(body):
+        raise UpstreamError("The model server did not answer with an event stream.")
+    return Response(body, _BAD_GATEWAY, returned_headers(response))
+
+
+async def _read_request(request: Request, bytes_max: int) -> bytes:
+    coding = request.headers.get("content-encoding", "identity")
+    if coding.strip().lower() not in ("", "identity"):
+        raise UnsupportedCodingError("Send the body as it is, without a Content-Encoding.")
+    too_large = RequestTooLargeError(f"The body has more than {bytes_max} bytes.")
+    length = request.headers.get("content-length", "")
+    if len(length) > LENGTH_DIGITS_MAX or (length.isdecimal() and int(length) > bytes_max):
+        raise too_large  # unread
+    body = bytearray()
+    async for piece in request.stream():
+        body += piece
+        if len(body) > bytes_max:
+            raise too_large
+    whole = bytes(body)
+    for _ in scan_request(whole):
+        await asyncio.sleep(0)  # others have their turn between two windows of a long body
+    return whole
+
+
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, _Answer]) -> _Answer:
+    """Do the work, or cancel it when the client leaves.
+
+    Raises:
+        ClientDisconnect: The client left; nobody is there to be answered.
+    """
+    working = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_wait_until_gone(request))
+    try:
+        await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return await working
+    finally:
+        for task in (working, gone):
+            task.cancel()
+        await asyncio.wait({working, gone})
+
+
+async def _wait_until_gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _format_error(error: UpstreamError) -> str:
+    """Return the event by which the protocol of chat completions reports a failure."""
+    body = {"error": {"message": error.detail, "type": error.problem_type, "code": error.status}}
+    return msgspec.json.encode(body).decode()

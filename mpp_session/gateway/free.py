@@ -1,0 +1,56 @@
+"""What the gateway passes on without payment, and what it says to everything it does not serve."""
+
+from collections.abc import Sequence
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from channel.errors import ProblemError
+from channel.wire.problem import PROBLEM_CONTENT_TYPE, format_problem
+from mpp_session.gateway.errors import NotServedError
+from mpp_session.gateway.upstream import Upstream, read_body, returned_headers
+
+__all__ = ["free_routes", "problem_response"]
+
+
+def free_routes(upstream: Upstream, free: Sequence[str]) -> list[Route]:
+    """Return a route for each `METHOD /path`; GET includes HEAD, as HTTP wants."""
+
+    async def pass_on(request: Request) -> Response:
+        try:
+            target = _target(request)
+            async with upstream.request(request.method, target, request.headers, None) as response:
+                body = await read_body(response)
+                return Response(body, response.status_code, returned_headers(response))
+        except ProblemError as error:
+            return problem_response(error)
+
+    routes = []
+    for entry in free:
+        method, _, path = entry.partition(" ")
+        routes.append(Route(path, pass_on, methods=[method], include_in_schema=False))
+    return routes
+
+
+def _target(request: Request) -> str:
+    """Return path and query as they came: what is decoded here could be decoded there once more.
+
+    Raises:
+        NotServedError: The path climbs out of the template it matches.
+    """
+    if not {".", ".."}.isdisjoint(request.scope["path"].split("/")):
+        raise NotServedError("This gateway does not serve this path.")
+    path: bytes = request.scope["raw_path"]
+    query: bytes = request.scope["query_string"]
+    return (path + b"?" + query if query else path).decode("ascii")
+
+
+def problem_response(error: ProblemError) -> Response:
+    """Answer an error that has nothing to do with a credential: no challenge, nothing charged."""
+    headers = {"cache-control": "no-store"}
+    if error.retry_after_s is not None:
+        headers["retry-after"] = str(error.retry_after_s)
+    return Response(
+        format_problem(error, names_error=True), error.status, headers, PROBLEM_CONTENT_TYPE
+    )

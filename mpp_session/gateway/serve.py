@@ -1,0 +1,173 @@
+"""A gateway as a process: listens, answers, and ends without losing a receipt."""
+
+import asyncio
+import contextlib
+import logging
+import math
+import socket
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from functools import partial
+from typing import Any, Final
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from channel.limits import ACCEPTED_TOGETHER_MAX, HEAD_BYTES_MAX
+from mpp_session.errors import CommandError
+from mpp_session.gateway.app import Gateway
+from mpp_session.gateway.connections import SWEEP_TICKS, Door, connections_max, protocol
+from mpp_session.gateway.sockets import bind, listen, listening_url
+from mpp_session.gateway.upstream import Upstream
+from mpp_session.gateway.workers import run_workers
+from mpp_session.process.gc_tuning import collect_seldom
+from mpp_session.process.os_limits import raise_open_files
+from mpp_session.process.signals import stop_at_eof, stop_on_signals
+from mpp_session.settings import Config, Listen
+from mpp_session.wiring import build_parts
+
+__all__ = ["run_gateway", "serve_on"]
+
+_log: Final = logging.getLogger(__name__)
+
+
+async def run_gateway(
+    config: Config, *, announce: Callable[[str], None], until_eof: bool = False
+) -> None:
+    """Serve until SIGTERM or SIGINT, or the end of standard input where that is asked for.
+
+    `announce` is called with the gateway's URL once it answers. At the end every stream gets
+    its final receipt, other requests `listen.shutdown_s` to finish; then the books are closed.
+
+    Raises:
+        ConfigError: A check failed; nothing was served.
+        CommandError: The port is taken, or a task that guards the money has ended.
+        InvariantError: A bug in such a task.
+    """
+    stopping = asyncio.Event()
+    stop_on_signals(stopping)
+    if until_eof:
+        stop_at_eof(stopping)
+    if config.listen.workers > 1:
+        await run_workers(config, announce=announce, stopping=stopping)
+        return
+    with bind(config.listen) as listener:
+        await serve_on(listener, config, announce=announce, stopping=stopping)
+
+
+async def serve_on(
+    listener: socket.socket,
+    config: Config,
+    *,
+    announce: Callable[[str], None],
+    stopping: asyncio.Event,
+    number: int = 0,
+) -> None:
+    """Serve on a socket with this process until `stopping` is set.
+
+    Of several workers on the same books, `number` 0 does what must be done once. Arguments and
+    errors otherwise as `run_gateway`.
+    """
+    async with (
+        build_parts(config, is_first=number == 0, processes=config.listen.workers) as parts,
+        Upstream.connect(config.upstream) as upstream,
+    ):
+        broken = asyncio.Event()
+        gateway = Gateway(
+            config, parts.engine, upstream, stop=broken.set, show_amount=parts.show_amount
+        )
+        server = _build_server(gateway, config.listen)
+        collect_seldom()
+        listen(listener, config.listen)
+        announce(listening_url(listener))
+        guards = {
+            **parts.background(),
+            "keeping consistent books": _fail_when(broken),
+            "watching the model server": gateway.watch_model_server(),
+        }
+        serving = server.serve(sockets=[listener])
+        try:
+            await _run_until(stopping, serving, guards, stop=partial(_stop, server, gateway))
+        finally:
+            _log.info("stopped; %d voucher signatures checked", parts.engine.signatures_checked)
+
+
+def _build_server(gateway: ASGIApp, settings: Listen) -> uvicorn.Server:
+    door = Door(settings, connections_max(settings, raise_open_files()))
+    return _Server(
+        uvicorn.Config(
+            gateway,
+            lifespan="off",
+            http=protocol(door),  # h11: httptools takes a head of any size
+            backlog=ACCEPTED_TOGETHER_MAX,
+            ws="none",  # or a library that web3 brings would take an upgrade, and we fail there
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            h11_max_incomplete_event_size=HEAD_BYTES_MAX,
+            timeout_graceful_shutdown=math.ceil(settings.shutdown_s),
+        ),
+        door,
+        settings,
+    )
+
+
+class _Server(uvicorn.Server):
+    """Leaves signals to us: streams must hear of the end before the server waits for them."""
+
+    def __init__(self, config: uvicorn.Config, door: Door, settings: Listen) -> None:
+        super().__init__(config)
+        self._door = door
+        self._settings = settings
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for listener in sockets or ():
+            listen(listener, self._settings)  # asyncio has made the queue as short as its batches
+
+    async def on_tick(self, counter: int) -> bool:
+        if counter % SWEEP_TICKS == 0:
+            self._door.sweep(self.server_state.connections)
+        return await super().on_tick(counter)
+
+
+async def _run_until(
+    stopping: asyncio.Event,
+    serving: Coroutine[Any, Any, None],
+    guards: Mapping[str, Coroutine[Any, Any, None]],
+    *,
+    stop: Callable[[], None],
+) -> None:
+    """Run the server and what guards the money; the first to end ends all.
+
+    Raises:
+        CommandError: A guard ended.
+        InvariantError: A guard ended with a bug.
+    """
+    server = asyncio.create_task(serving)
+    stopped = asyncio.create_task(stopping.wait())
+    running = {asyncio.create_task(work): name for name, work in guards.items()}
+    try:
+        await asyncio.wait({server, stopped, *running}, return_when=asyncio.FIRST_COMPLETED)
+        ended = [(task, name) for task, name in running.items() if task.done()]
+    finally:
+        stop()
+        await server
+        for task in (stopped, *running):
+            task.cancel()
+        await asyncio.gather(stopped, *running, return_exceptions=True)
+    for task, name in ended:
+        task.result()
+        raise CommandError(f"the gateway stopped because {name} ended")
+
+
+def _stop(server: uvicorn.Server, gateway: Gateway) -> None:
+    gateway.end_streams()
+    server.should_exit = True
+
+
+async def _fail_when(broken: asyncio.Event) -> None:
+    await broken.wait()

@@ -1,0 +1,63 @@
+"""One gateway process of several: `python -m mpp_session.gateway.worker`, started by `workers`."""
+
+import asyncio
+import logging
+import socket
+import sys
+from typing import Final
+
+import msgspec
+
+from channel.errors import ConfigError, MppSessionError
+from mpp_session.gateway.serve import serve_on
+from mpp_session.gateway.workers import Report, Task, read_task
+from mpp_session.process.logs import log_to_stderr
+from mpp_session.process.os_limits import forbid_core_files
+from mpp_session.process.relay import drain
+from mpp_session.process.signals import stop_at_eof, stop_on_signals
+
+__all__ = ["main"]
+
+_log: Final = logging.getLogger(__name__)
+
+
+def main() -> int:
+    """Serve as the task on standard input says; return the exit code."""
+    log_to_stderr()
+    forbid_core_files()
+    task = read_task(sys.stdin.buffer.readline())
+    try:
+        asyncio.run(_serve(task))
+    except MppSessionError as error:
+        is_refusal = isinstance(error, ConfigError)
+        _report(Report(str(error), is_refusal=is_refusal))
+        _log.error("worker %d: %s", task.number, error)
+        return 2 if is_refusal else 1
+    finally:
+        drain()
+    return 0
+
+
+async def _serve(task: Task) -> None:
+    stopping = asyncio.Event()
+    stop_on_signals(stopping)
+    stop_at_eof(stopping)
+    # -1: as the socket says itself. Not every system says the protocol, and asyncio asks for it.
+    with socket.socket(-1, -1, socket.IPPROTO_TCP, fileno=task.socket_fd) as listener:
+        await serve_on(
+            listener,
+            task.config,
+            announce=lambda _: _report(Report()),
+            stopping=stopping,
+            number=task.number,
+        )
+
+
+def _report(report: Report) -> None:
+    """Tell the parent; it reads one line and no more."""
+    sys.stdout.buffer.write(msgspec.json.encode(report) + b"\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

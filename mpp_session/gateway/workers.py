@@ -1,0 +1,235 @@
+"""Several gateway processes on one listening socket (decision 9).
+
+The parent binds the socket, starts the settler, gives each worker the settings but no key by a
+pipe, and sells nothing itself. The first worker that is ready opens the socket to clients; a
+connection that waits in its queue is taken by whichever worker lives. A worker that was killed is
+started again; one that ends by itself has found something wrong, and ends all. The pipe ends with
+the parent, kill -9 included, and the workers with it.
+"""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from channel.errors import ConfigError
+from mpp_session.errors import CommandError
+from mpp_session.gateway.sockets import bind, listening_url
+from mpp_session.process.child import start_settler
+from mpp_session.process.relay import child_stderr
+from mpp_session.settings import Config, Secret
+from mpp_session.settings.config import bare_environment, without_keys
+
+__all__ = ["Report", "Task", "read_task", "run_workers"]
+
+_log: Final = logging.getLogger(__name__)
+
+_STARTS_MAX: Final = 5
+"""How often in a row a worker that was killed is started before it serves."""
+_RESTART_PAUSE_S: Final = 0.2
+_KILL_AFTER_S: Final = 10.0
+"""What a worker gets beyond `listen.shutdown_s` to close its books."""
+
+
+class Task(msgspec.Struct, frozen=True):
+    """What a worker is told, as its first line of standard input."""
+
+    config: Config
+    number: int
+    """The first worker, 0, does what must be done once."""
+    socket_fd: int
+
+
+class Report(msgspec.Struct, frozen=True):
+    """What a worker says, once, as the one line of its standard output."""
+
+    error: str | None = None
+    """Why it does not serve; None when it does."""
+    is_refusal: bool = False
+    """Whether the settings are to blame."""
+
+
+async def run_workers(
+    config: Config, *, announce: Callable[[str], None], stopping: asyncio.Event
+) -> None:
+    """Serve with `listen.workers` processes until `stopping` is set.
+
+    `announce` is called with the gateway's URL once every worker answers.
+
+    Raises:
+        ConfigError: A worker refused the settings; nothing was served.
+        CommandError: The port is taken, or a worker ended by itself.
+    """
+    async with contextlib.AsyncExitStack() as open_:
+        listener = open_.enter_context(bind(config.listen))
+        settler = None
+        if config.settlement.start:
+            settler = await open_.enter_async_context(start_settler(config))
+        told = without_keys(config)
+        workers = [
+            await open_.enter_async_context(_Worker(told, number, listener).running())
+            for number in range(config.listen.workers)
+        ]
+        await asyncio.gather(
+            *[worker.until_serving() for worker in workers],
+            *([] if settler is None else [settler.ready()]),
+        )
+        announce(listening_url(listener))
+        kept = [worker.keep() for worker in workers]
+        await _watch(kept if settler is None else [*kept, settler.run()], stopping)
+
+
+async def _watch(keeping: Sequence[Coroutine[Any, Any, None]], stopping: asyncio.Event) -> None:
+    """Wait for the end; the first worker that ends by itself brings it about.
+
+    Raises:
+        CommandError: One did.
+    """
+    kept = [asyncio.create_task(work) for work in keeping]
+    stopped = asyncio.create_task(stopping.wait())
+    try:
+        await asyncio.wait({stopped, *kept}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in (stopped, *kept):
+            task.cancel()
+        ended = await asyncio.gather(*kept, return_exceptions=True)
+    for outcome in ended:
+        if isinstance(outcome, Exception):
+            raise outcome
+
+
+class _Worker:
+    """One worker, through all its processes."""
+
+    def __init__(self, config: Config, number: int, listener: socket.socket) -> None:
+        self._config = config
+        self._number = number
+        self._listener = listener
+        self._process: asyncio.subprocess.Process | None = None
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator["_Worker"]:
+        """Start it, and never leave it behind."""
+        try:
+            await self._start()
+            yield self
+        finally:
+            await self._end()
+
+    async def until_serving(self) -> None:
+        """Wait for its report.
+
+        Raises:
+            ConfigError: It refused the settings.
+            CommandError: It cannot serve, or ended without a word.
+        """
+        process = self._process
+        if process is None or process.stdout is None:  # pragma: no cover - always started
+            raise CommandError("the worker was not started")
+        patience_s = self._config.listen.start_timeout_s
+        try:
+            line = await asyncio.wait_for(process.stdout.readline(), patience_s)
+        except TimeoutError:
+            raise CommandError(
+                f"worker {self._number} did not serve within {patience_s:g} s: see "
+                "listen.start_timeout_s"
+            ) from None
+        if not line:
+            code = await process.wait()
+            raise CommandError(f"worker {self._number} ended with {code} before it served")
+        report = msgspec.json.decode(line, type=Report)
+        if report.error is not None:
+            raise (ConfigError if report.is_refusal else CommandError)(report.error)
+        _log.info("worker %d serves as process %d", self._number, process.pid)
+
+    async def keep(self) -> None:
+        """Start it again whenever it is killed.
+
+        Raises:
+            CommandError: It ended by itself, or is killed again and again before it serves.
+        """
+        while self._process is not None:
+            code = await self._process.wait()
+            if code >= 0:
+                raise CommandError(f"the gateway stopped because worker {self._number} did: {code}")
+            _log.warning("worker %d was killed by signal %d", self._number, -code)
+            await self._start_again()
+
+    async def _start_again(self) -> None:
+        """Start it until it serves: what killed it, or a database away, may need a moment.
+
+        Raises:
+            ConfigError: It refused the settings now.
+            CommandError: It did not serve, several times in a row.
+        """
+        for tries_left in range(_STARTS_MAX - 1, -1, -1):
+            await self._start()
+            try:
+                await self.until_serving()
+            except CommandError as error:
+                if not tries_left:
+                    raise
+                _log.warning("worker %d is started once more: %s", self._number, error)
+                await self._end()
+                await asyncio.sleep(_RESTART_PAUSE_S)
+            else:
+                return
+
+    async def _start(self) -> None:
+        fd = self._listener.fileno()
+        self._process = process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "mpp_session.gateway.worker",
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=child_stderr(),
+            pass_fds=(fd,),
+            env=bare_environment(),
+            process_group=0,  # a terminal's Ctrl-C is for the parent, which ends them in order
+        )
+        if process.stdin is not None:
+            process.stdin.write(_write_task(Task(self._config, self._number, fd)))
+            with contextlib.suppress(ConnectionError):  # it ended already: its report says why
+                await process.stdin.drain()
+
+    async def _end(self) -> None:
+        process = self._process
+        if process is None or process.returncode is not None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(signal.SIGTERM)
+        try:
+            await asyncio.wait_for(process.wait(), self._config.listen.shutdown_s + _KILL_AFTER_S)
+        except TimeoutError:
+            _log.error("worker %d does not end; it is killed", self._number)
+            process.kill()
+            await process.wait()
+
+
+def _write_task(task: Task) -> bytes:
+    """Write a task as a line. It holds secrets: for a pipe, never for a file or an argument."""
+    return msgspec.json.encode(task, enc_hook=_reveal) + b"\n"
+
+
+def read_task(line: bytes) -> Task:
+    """Read what `_write_task` wrote."""
+    return msgspec.json.decode(line, type=Task, dec_hook=_conceal)
+
+
+def _reveal(value: Any) -> str:
+    if isinstance(value, Secret):
+        return value.reveal()
+    raise NotImplementedError(type(value).__name__)
+
+
+def _conceal(kind: type, value: Any) -> Any:
+    if kind is Secret and isinstance(value, str):
+        return Secret(value)
+    raise NotImplementedError(kind.__name__)

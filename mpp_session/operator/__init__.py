@@ -1,0 +1,1 @@
+"""What an operator runs: status of the books and the chain, recovery from an export."""

@@ -1,0 +1,1 @@
+"""Processes: settler, watchtower, their leader lease, signals, logs and clock."""

@@ -1,0 +1,84 @@
+"""What time it is for a process that serves: checked at the start, and not set afterwards.
+
+Leases, challenges and the life of an idempotency key are measured by it. A machine's clock may be
+set at any time, by a day or by minutes, and each of those would then end early or late; so from
+the start on time is counted by a clock that only goes forward. When the machine's own clock comes
+to differ, blocks that come decide which of the two is right.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Final
+
+from channel.errors import ConfigError
+from channel.limits import CLOCK_SKEW_S_MAX
+from mpp_session.settings import DEVELOPMENT_CHAINS
+
+__all__ = ["ServiceClock", "require_clock"]
+
+_log: Final = logging.getLogger(__name__)
+
+_BEHIND_S_MAX: Final = 120
+_AHEAD_S_MAX: Final = 3600
+_DEVELOPMENT_S_MAX: Final = 3600
+"""A development chain may be advanced by its tests, and makes no block for days."""
+
+
+def _count_up() -> float:
+    """Return seconds that only grow, also while the machine sleeps where it can tell."""
+    boot = getattr(time, "CLOCK_BOOTTIME", None)
+    return time.monotonic() if boot is None else time.clock_gettime(boot)
+
+
+def require_clock(block_time: int, *, chain_id: int, wall: float) -> None:
+    """Refuse to serve by a clock that the chain contradicts.
+
+    Args:
+        block_time: Of the newest block that the chain shows, or that the books have seen.
+        chain_id: Which chain it is of.
+        wall: What time this machine says it is, in Unix seconds.
+
+    Raises:
+        ConfigError: It is far from that block's time.
+    """
+    is_development = chain_id in DEVELOPMENT_CHAINS
+    ahead_s = wall - block_time
+    if -ahead_s > (_DEVELOPMENT_S_MAX if is_development else _BEHIND_S_MAX):
+        raise ConfigError(
+            f"this machine's clock is {-ahead_s:.0f} s behind the chain's newest block: "
+            "set it (NTP) and start again"
+        )
+    if ahead_s > _AHEAD_S_MAX and not is_development:
+        raise ConfigError(
+            f"the newest block is {ahead_s:.0f} s old by this machine's clock: set the clock "
+            "(NTP), or name a node that follows the chain, and start again"
+        )
+
+
+class ServiceClock:
+    """Wall-clock time that does not jump with the machine's."""
+
+    def __init__(
+        self,
+        *,
+        wall: Callable[[], float] = time.time,
+        count: Callable[[], float] = _count_up,
+    ) -> None:
+        """Begin at what `wall` says now; `count` only grows, by a second each second."""
+        self._wall = wall
+        self._count = count
+        self._began = wall() - count()
+
+    def now(self) -> float:
+        """Return the time in Unix seconds."""
+        return self._began + self._count()
+
+    def saw(self, block_time: int) -> None:
+        """Hold a block that has just come against this clock and the machine's."""
+        now, wall = self.now(), self._wall()
+        if abs(wall - now) <= CLOCK_SKEW_S_MAX:
+            return
+        if abs(wall - block_time) < abs(now - block_time):
+            _log.warning("the clock was set by %+.0f s, and blocks agree with that", wall - now)
+            self._began += wall - now

@@ -1,0 +1,141 @@
+"""Work that only whoever has a key's lease may do; everybody else stands by for it."""
+
+import asyncio
+import logging
+import os
+import secrets
+import socket
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Final, Protocol
+
+from channel.errors import LedgerUnavailableError
+from settlement.errors import LeaseLostError
+from settlement.log_once import LogOnce
+from settlement.settle.settler import EscrowSettler
+from settlement.tx.journal.interface import Look, SettlerJournal
+from settlement.tx.lease import LeaseLimits, wait_for_lease
+from settlement.types import BlockRef
+
+__all__ = [
+    "STANDING_BY",
+    "Announce",
+    "Looking",
+    "first_of",
+    "note_looks",
+    "require_sound",
+    "while_leader",
+]
+
+_log: Final = logging.getLogger(__name__)
+
+STANDING_BY: Final = "standing by"
+_FINISH_S: Final = 5.0
+_SOUND_S: Final = 0.2
+_NOTE_LOOK_S: Final = 5.0
+
+Announce = Callable[[str, str], None]
+"""Told what a process does now, and a detail for people."""
+
+
+async def while_leader(
+    journal: SettlerJournal,
+    work: Callable[[], Awaitable[None]],
+    *,
+    limits: LeaseLimits,
+    announce: Announce,
+    stopping: asyncio.Event,
+) -> None:
+    """Work whenever the lease is ours, until `stopping` is set.
+
+    Raises:
+        InvariantError: A bug; the process must end.
+    """
+    holder = f"{socket.gethostname()} process {os.getpid()} {secrets.token_hex(4)}"
+    while not stopping.is_set():
+        waiting = wait_for_lease(
+            journal,
+            holder,
+            limits=limits,
+            on_standby=lambda other: announce(STANDING_BY, f"{other} settles"),
+        )
+        if not await _unless(stopping, waiting):
+            return
+        try:
+            await work()
+        except LeaseLostError as error:
+            _log.warning("standing by from now on: %s", error)
+        finally:
+            await _release(journal)
+
+
+async def require_sound(settler: EscrowSettler) -> None:
+    """Watch over a settler for ever: raise what only a bug, or a lost lease, raises."""
+    while True:
+        await asyncio.sleep(_SOUND_S)
+        settler.require_sound()
+
+
+class Looking(Protocol):
+    """What looks at the chain again and again."""
+
+    @property
+    def head(self) -> BlockRef | None:
+        """The newest block seen."""
+
+    @property
+    def looked_s_ago(self) -> float | None:
+        """How long ago the chain was last looked at with success; None before the first time."""
+
+
+async def note_looks(journal: SettlerJournal, looking: Looking) -> None:
+    """Write down now and then which block was seen last, for `mpp-session status`."""
+    complaint = LogOnce(_log, "the last look at the chain was not noted: %s")
+    while True:
+        await asyncio.sleep(_NOTE_LOOK_S)
+        head, age_s = looking.head, looking.looked_s_ago
+        if head is None or age_s is None:
+            continue
+        wall = time.time()
+        # A block of a later time shows that a clock is wrong, and may be one node's invention: kept
+        # as it is, it would hold up every start until that time has come.
+        block_time = min(head.timestamp, int(wall))
+        look = Look(head.number, head.hash, block_time, int(wall - age_s))
+        try:
+            await journal.note_look(look)
+            complaint.over()
+        except LedgerUnavailableError as error:
+            complaint.make(error)
+
+
+async def first_of(*work: Coroutine[Any, Any, Any]) -> None:
+    """Run all of it until the first one ends; raise what ended it."""
+    tasks = [asyncio.create_task(one) for one in work]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks, timeout=_FINISH_S)
+    for task in done:
+        task.result()
+
+
+async def _release(journal: SettlerJournal) -> None:
+    try:
+        await journal.release_lease()
+    except LedgerUnavailableError as error:
+        _log.warning("the lease was not given back, and runs out by itself: %s", error)
+
+
+async def _unless(stopping: asyncio.Event, work: Coroutine[Any, Any, Any]) -> bool:
+    """Run something to its end; False when we are asked to stop first."""
+    task, stopped = asyncio.create_task(work), asyncio.create_task(stopping.wait())
+    await asyncio.wait([task, stopped], return_when=asyncio.FIRST_COMPLETED)
+    stopped.cancel()
+    if not task.done():
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        return False
+    task.result()
+    return True

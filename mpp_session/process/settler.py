@@ -1,0 +1,260 @@
+"""The settler as a process: settles and closes for one payee, and stands by while another does.
+
+It runs beside the gateway, started by it, or apart on the same database (decision 14). What it
+needs to know is in the books: closes that workers decided, and what the chain says. What it did is
+in the journal, in the same database. Killed at any moment, the next one goes on from there.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from channel.errors import ConfigError, LedgerUnavailableError
+from channel.ledger.interface import Ledger
+from channel.ledger.url import open_ledger
+from mpp_session.chain_watch import (
+    build_budget,
+    build_gate,
+    build_sender,
+    build_watcher,
+    connect_escrow,
+)
+from mpp_session.keys import open_signer
+from mpp_session.process.leader import Announce, first_of, note_looks, require_sound, while_leader
+from mpp_session.settings import SettlerConfig, parse_address
+from settlement.escrow.payout_calls import RelayedCalls
+from settlement.escrow.reader import EscrowReader
+from settlement.presigned.cover import CoverPolicy
+from settlement.presigned.export import TowerExport
+from settlement.presigned.file import TowerFile
+from settlement.settle.pending_closes import PendingCloses
+from settlement.settle.quarantine import Quarantine
+from settlement.settle.settler import EscrowSettler, SettlerLimits
+from settlement.sponsor.orders.interface import DepositOrders
+from settlement.sponsor.orders.url import open_orders
+from settlement.sponsor.sender import WANTED_LOOK_S, DepositSender
+from settlement.sponsor.unclaimed import UnclaimedChannels
+from settlement.tx.gas_hour import GasHour
+from settlement.tx.journal.interface import SettlerJournal
+from settlement.tx.journal.url import open_journal
+from settlement.tx.lease import LeaseLimits, keep_lease
+from settlement.tx.manager import TxManager
+from settlement.tx.signer import Signer
+from settlement.watch.watcher import ChannelWatcher
+
+__all__ = ["SETTLING", "SettlerParts", "build_settler", "run_settler"]
+
+_log: Final = logging.getLogger(__name__)
+
+SETTLING: Final = "settling"
+_TIDY_S: Final = 60.0
+_KEPT_S: Final = 90 * 24 * 3600
+_PRUNE_S: Final = 3600.0
+_PRUNE_REST_S: Final = 0.2
+_LEFT_OVER_LOOK_S: Final = 2.0
+
+
+class SettlerParts(msgspec.Struct, frozen=True):
+    """What stays as long as the process: the books, the node, the keys."""
+
+    config: SettlerConfig
+    ledger: Ledger
+    journal: SettlerJournal
+    orders: DepositOrders
+    reader: EscrowReader
+    sender: Signer
+    """The account that sends and pays the gas."""
+    payee: Signer | None
+    """Who signs for it, when that is another account."""
+
+    async def build(
+        self,
+    ) -> tuple[TxManager, EscrowSettler, ChannelWatcher, TowerExport | None]:
+        """Return what lives as long as the lease: it remembers what is under way.
+
+        Raises:
+            ConfigError: The tower's file cannot be written, or what is for it lives too short.
+        """
+        sender = build_sender(self.config, self.reader.rpc, self.sender, self.journal)
+        settler = EscrowSettler(
+            self.reader,
+            sender,
+            calls=None if self.payee is None else RelayedCalls(self.reader, self.payee),
+            budget=build_budget(self.config.settlement),
+            quarantine=Quarantine(self.journal),
+            limits=SettlerLimits(batch_max=self.config.settlement.batch_max),
+            hour=GasHour(
+                self.journal,
+                self.reader.rpc,
+                limit_wei=self.config.settlement.gas_hour_max_wei,
+            ),
+        )
+        export = await self._build_export()
+        watcher = build_watcher(
+            self.config,
+            self.reader,
+            self.ledger,
+            settler,
+            payee=settler.payee,
+            gas_account=sender.address,
+            gate=build_gate(self.config),
+            unit_price=1 if self.config.price is None else self.config.price.per_unit,
+            journal=self.journal,
+            export=export,
+        )
+        return sender, settler, watcher, export
+
+    async def _build_export(self) -> TowerExport | None:
+        tower = self.config.tower
+        if tower.export_file is None:
+            return None
+        policy = CoverPolicy(
+            uncovered_max=tower.uncovered_max,
+            uncovered_age_s=tower.uncovered_age_s,
+            life_s=tower.life_s,
+        )
+        policy.require_outlives(await self.reader.read_grace_period_s())
+        try:
+            file = await TowerFile.open(Path(tower.export_file))
+        except OSError as error:
+            raise ConfigError(f"`tower.export_file` cannot be written: {error}") from None
+        return TowerExport(file, self.payee or self.sender, self.ledger, policy=policy)
+
+
+@asynccontextmanager
+async def build_settler(config: SettlerConfig) -> AsyncIterator[SettlerParts]:
+    """Open the books, connect to the node, and check what would lose money later (decision 15).
+
+    Raises:
+        ConfigError: A check failed.
+        ChainUnavailableError: The node does not answer.
+        LedgerUnavailableError: The database does not answer.
+    """
+    async with AsyncExitStack() as open_:
+        payee = await open_.enter_async_context(open_signer(config.payee))
+        relayer = None
+        if config.relayer.address is not None:
+            relayer = await open_.enter_async_context(open_signer(config.relayer))
+        sender = relayer or payee
+        ledger = await open_ledger(config.ledger.url, exclusive=False)
+        open_.push_async_callback(ledger.close)
+        reader = await open_.enter_async_context(connect_escrow(config.chain))
+        await reader.require_deployment(token=parse_address(config.chain.token))
+        journal = await open_journal(
+            config.ledger.url, chain_id=config.chain.id, account=sender.address
+        )
+        open_.push_async_callback(journal.close)
+        orders = await open_orders(
+            config.ledger.url, chain_id=config.chain.id, escrow=reader.escrow
+        )
+        open_.push_async_callback(orders.close)
+        yield SettlerParts(
+            config=config,
+            ledger=ledger,
+            journal=journal,
+            orders=orders,
+            reader=reader,
+            sender=sender,
+            payee=None if relayer is None else payee,
+        )
+
+
+async def run_settler(
+    config: SettlerConfig,
+    *,
+    announce: Announce,
+    stopping: asyncio.Event,
+    lease: LeaseLimits | None = None,
+) -> None:
+    """Settle whenever the lease is ours, until `stopping` is set.
+
+    Raises:
+        ConfigError: A check failed; nothing was done.
+        InvariantError: A bug; the process must end.
+    """
+    limits = lease or LeaseLimits()
+    async with build_settler(config) as parts:
+
+        async def work() -> None:
+            await _settle(parts, limits, announce, stopping)
+
+        await while_leader(parts.journal, work, limits=limits, announce=announce, stopping=stopping)
+
+
+async def _settle(
+    parts: SettlerParts, limits: LeaseLimits, announce: Announce, stopping: asyncio.Event
+) -> None:
+    """Go on with what is journalled, then settle until something ends it."""
+    sender, settler, watcher, export = await parts.build()
+    await settler.recover()
+    owed = PendingCloses(
+        parts.ledger,
+        watcher.begin_pending,
+        chain_id=parts.reader.chain_id,
+        escrow=parts.reader.escrow,
+        payee=settler.payee,
+    )
+    # Without sponsoring there are only orders from before it was switched off.
+    look_s = WANTED_LOOK_S if parts.config.sponsoring.fee_payer else _LEFT_OVER_LOOK_S
+    deposits = DepositSender(
+        parts.orders,
+        parts.reader,
+        sender,
+        parts.journal,
+        look_s=look_s,
+        earliest=watcher.clock.earliest,
+    )
+    announce(SETTLING, f"for 0x{settler.payee.hex()} on chain {parts.reader.chain_id}")
+    try:
+        await first_of(
+            keep_lease(parts.journal, limits=limits),
+            sender.run(),
+            watcher.run(),
+            note_looks(parts.journal, watcher),
+            _tidy_quarantine(settler, parts.ledger),
+            _prune(parts.journal, watcher),
+            owed.run(),
+            deposits.run(),
+            UnclaimedChannels(
+                parts.orders,
+                parts.ledger,
+                parts.reader,
+                confirmations=parts.config.chain.confirmations,
+                latest=watcher.clock.latest,
+            ).run(),
+            *([] if export is None else [export.run()]),
+            require_sound(settler),
+            stopping.wait(),
+        )
+    finally:
+        await settler.aclose()
+
+
+async def _prune(journal: SettlerJournal, watcher: ChannelWatcher) -> None:
+    """Forget transactions that ended long ago: a journal that grows for ever fills the disk.
+
+    Old by this machine's clock and by the chain's: either may be wrong (O-90).
+    """
+    while True:
+        pause_s = _PRUNE_S
+        try:
+            if await journal.prune(watcher.clock.earliest() - _KEPT_S):
+                pause_s = _PRUNE_REST_S
+        except LedgerUnavailableError as error:
+            _log.warning("the journal was not pruned; tried again: %s", error)
+        await asyncio.sleep(pause_s)
+
+
+async def _tidy_quarantine(settler: EscrowSettler, ledger: Ledger) -> None:
+    """Let out of quarantine what has ended by itself, so that no monitor is told of it for ever."""
+    while True:
+        try:
+            await settler.forget_ended(ledger)
+        except LedgerUnavailableError as error:
+            _log.warning("quarantine was not tidied; tried again: %s", error)
+        await asyncio.sleep(_TIDY_S)

@@ -1,0 +1,268 @@
+"""An ASGI application of one's own, paid for: `app = sell(app, routes)` and any ASGI server.
+
+    app = sell(api, routes=[
+        Route(method="GET", path="/joke", price=Price(unit_price=250, unit_type="request")),
+    ])
+
+The settings are a gateway's without `upstream`, `price` and `listen`: docs/configuration.md.
+"""
+
+import asyncio
+import logging
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from msgspec.structs import replace
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from channel.errors import MppSessionError, OperatorError
+from channel.http import PaymentGate, Price, Route
+from channel.http.asgi import send_problem
+from channel.state.commands import StreamPolicy
+from mpp_session.errors import CommandError
+from mpp_session.process.os_limits import forbid_core_files
+from mpp_session.process.signals import before_signals
+from mpp_session.settings import Payment, ProviderConfig
+from mpp_session.settings.config import load_provider_config
+from mpp_session.wiring import build_parts
+
+__all__ = ["SellingApp", "sell"]
+
+_log: Final = logging.getLogger(__name__)
+
+
+def sell(
+    app: ASGIApp,
+    routes: Sequence[Route],
+    *,
+    config: Path | str | None = None,
+    credential_header: Literal["Payment-Authorization"] | None = None,
+) -> "SellingApp":
+    """Return the application with a gate in front of it that sells `routes`.
+
+    Args:
+        app: Any ASGI application: FastAPI, Starlette, ...
+        routes: What must be paid for; everything else passes.
+        config: A TOML file; the environment alone if None. It is read when the server starts.
+        credential_header: Where credentials travel, to leave `Authorization` to the application;
+            as `payment.credential_header` says if None.
+    """
+    return SellingApp(app, routes, load=lambda: _load(config, credential_header))
+
+
+def _load(
+    config: Path | str | None, credential_header: Literal["Payment-Authorization"] | None
+) -> ProviderConfig:
+    loaded = load_provider_config(None if config is None else Path(config))
+    if credential_header is None:
+        return loaded
+    payment = replace(loaded.payment, credential_header=credential_header)
+    return replace(loaded, payment=payment)
+
+
+class SellingApp:
+    """An application and its gate; ledger, chain and background tasks live as long as it does.
+
+    A server that speaks the lifespan protocol, as uvicorn does by default, is told when something
+    would lose money later, and does not start. Where nothing speaks it, as below the mount of
+    another application, it starts with the first request and ends with the event loop.
+    """
+
+    def __init__(
+        self, app: ASGIApp, routes: Sequence[Route], *, load: Callable[[], ProviderConfig]
+    ) -> None:
+        self._app = app
+        self._routes = routes
+        self._load = load
+        self.gate: PaymentGate | None = None
+        """Where requests go while the books are open."""
+        self._own_life: asyncio.Task[None] | None = None
+        self._is_ready = asyncio.Event()
+        self._state: dict[str, Any] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request, or the application's whole life."""
+        if scope["type"] == "lifespan":
+            self._is_ready.set()
+            await self._live(scope, receive, send)
+            return
+        if not self._is_ready.is_set():
+            await self._start()
+        if self.gate is not None:
+            if self._own_life is not None:
+                scope["state"] = {**scope.get("state", {}), **self._state}
+            await self.gate(scope, receive, send)
+        elif scope["type"] == "http":
+            await send_problem(send, OperatorError("Nothing is sold here now."), ())
+        else:
+            raise CommandError("nothing is served: the books are not open")
+
+    async def _start(self) -> None:
+        """Live without a server that tells of its life; return when that has begun, or failed."""
+        if self._own_life is None:
+            self._own_life = asyncio.create_task(self._live_alone(), name="selling")
+        await self._is_ready.wait()
+
+    async def _live_alone(self) -> None:
+        ahead: list[Message] = [{"type": "lifespan.startup"}]
+
+        async def receive() -> Message:
+            if ahead:
+                return ahead.pop()
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:  # the loop ends: so does the server
+                task = asyncio.current_task()
+                if task is not None:
+                    task.uncancel()
+            return {"type": "lifespan.shutdown"}
+
+        async def send(message: Message) -> None:
+            if message["type"] == "lifespan.startup.failed":
+                _log.critical("the server stops: %s", message.get("message", ""))
+                signal.raise_signal(signal.SIGTERM)
+            self._is_ready.set()
+
+        scope = {"type": "lifespan", "asgi": {"version": "3.0"}, "state": self._state}
+        try:
+            await self._live(scope, receive, send)
+        except Exception:  # noqa: BLE001 - nothing else would see it
+            _log.critical("the application ended", exc_info=True)
+        finally:
+            self._is_ready.set()
+
+    async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = await receive()
+        await asyncio.to_thread(forbid_core_files)
+        async with AsyncExitStack() as open_:
+            try:
+                config = self._load()
+                parts = await open_.enter_async_context(build_parts(config))
+                routes = [_with_settings(route, config.payment) for route in self._routes]
+                gate = PaymentGate(
+                    self._app,
+                    engine=parts.engine,
+                    routes=routes,
+                    show_amount=parts.show_amount,
+                )
+            except Exception as error:  # noqa: BLE001 - a server takes an exception for no lifespan
+                await send(_failed(error))
+                return
+            guards = [
+                asyncio.create_task(work, name=name) for name, work in parts.background().items()
+            ]
+            for guard in guards:
+                guard.add_done_callback(_stop_server)
+            open_.push_async_callback(_cancel, guards)
+            # A server waits for its streams before it says that it stops (O-32).
+            open_.enter_context(before_signals(parts.engine.end_streams))
+            self.gate = gate
+            try:
+                ended = await _pass_on(self._app, scope, started, receive, send)
+            finally:
+                self.gate = None
+        # The books are closed before the server hears that it may go.
+        if ended is not None:
+            await send(ended)
+
+
+def _with_settings(route: Route, payment: Payment) -> Route:
+    """Return the route with what the settings say where it says nothing itself."""
+    price = route.price
+    if callable(price):
+        of_request = price
+
+        def priced(scope: Mapping[str, Any]) -> Price:
+            return _with_amounts(of_request(scope), payment)
+
+        price = priced
+    elif price is not None:
+        price = _with_amounts(price, payment)
+    return replace(
+        route,
+        price=price,
+        stream_policy=route.stream_policy or StreamPolicy[payment.stream_policy.upper()],
+        pause_s=payment.pause_timeout_s if route.pause_s is None else route.pause_s,
+    )
+
+
+def _with_amounts(price: Price, payment: Payment) -> Price:
+    delta, deposit = price.min_voucher_delta, price.suggested_deposit
+    return replace(
+        price,
+        min_voucher_delta=payment.min_voucher_delta if delta is None else delta,
+        suggested_deposit=payment.suggested_deposit if deposit is None else deposit,
+    )
+
+
+def _failed(error: Exception) -> Message:
+    """Return how a server is told that it must not start; a bug's traceback goes to the log."""
+    if not isinstance(error, MppSessionError):
+        _log.critical("the application cannot start", exc_info=error)
+    text = str(error) if isinstance(error, MppSessionError) else repr(error)
+    return {"type": "lifespan.startup.failed", "message": text}
+
+
+async def _pass_on(
+    app: ASGIApp, scope: Scope, started: Message, receive: Receive, send: Send
+) -> Message | None:
+    """Let the application live its own life; return its farewell instead of sending it.
+
+    One that ends before it has asked for a message does not speak the protocol, and one that ends
+    early has no more to do: it is lived for it. One that fails to start, or while it serves, ends
+    the server.
+    """
+    ahead = [started]
+    heard: list[str] = []
+    said: list[Message] = []
+
+    async def replay() -> Message:
+        message = ahead.pop() if ahead else await receive()
+        heard.append(message["type"])
+        return message
+
+    async def hold_back(message: Message) -> None:
+        said.append(message)
+        if not message["type"].startswith("lifespan.shutdown"):
+            await send(message)
+
+    try:
+        await app(scope, replay, hold_back)
+    except Exception as error:
+        if said:
+            _stop_if_serving(said[-1])
+            raise
+        if heard:
+            await send(_failed(error))
+            return None
+        _log.info("the application has no life of its own: %s", error)
+    if said and said[-1]["type"] != "lifespan.startup.complete":
+        return said[-1] if said[-1]["type"].startswith("lifespan.shutdown") else None
+    if not said:
+        await send({"type": "lifespan.startup.complete"})
+    while "lifespan.shutdown" not in heard:
+        await replay()
+    return {"type": "lifespan.shutdown.complete"}
+
+
+def _stop_if_serving(said: Message) -> None:
+    if said["type"] == "lifespan.startup.complete":
+        _log.critical("the server stops: the application failed while it was serving")
+        signal.raise_signal(signal.SIGTERM)
+
+
+def _stop_server(guard: "asyncio.Task[None]") -> None:
+    """Ask the server to end: without what guards the money nothing may be served."""
+    if not guard.cancelled():
+        reason = guard.exception()
+        _log.critical("the server stops because %s ended", guard.get_name(), exc_info=reason)
+        signal.raise_signal(signal.SIGTERM)
+
+
+async def _cancel(tasks: Sequence["asyncio.Task[None]"]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

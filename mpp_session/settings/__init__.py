@@ -1,0 +1,42 @@
+"""Every setting of the program: name, type, bounds, default and what it is for.
+
+One frozen struct a section. `docs/configuration.md` is written from here, and a test compares the
+two. Values are checked here as far as they can be without a node or a file; `mpp_session.wiring`
+checks the rest before anything is served.
+"""
+
+from mpp_session.settings.books import Exposure, Ledger, Settlement, Sponsoring, Tower
+from mpp_session.settings.chain import DEVELOPMENT_CHAINS, Chain, Payee, Relayer, names_key
+from mpp_session.settings.programs import (
+    Config,
+    ProviderConfig,
+    SettlerConfig,
+    TowerConfig,
+    WatchConfig,
+)
+from mpp_session.settings.serving import Listen, Payment, Price, Upstream
+from mpp_session.settings.values import Secret, parse_address
+
+__all__ = [
+    "DEVELOPMENT_CHAINS",
+    "Chain",
+    "Config",
+    "Exposure",
+    "Ledger",
+    "Listen",
+    "Payee",
+    "Payment",
+    "Price",
+    "ProviderConfig",
+    "Relayer",
+    "Secret",
+    "Settlement",
+    "SettlerConfig",
+    "Sponsoring",
+    "Tower",
+    "TowerConfig",
+    "Upstream",
+    "WatchConfig",
+    "names_key",
+    "parse_address",
+]

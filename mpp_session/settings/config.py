@@ -1,0 +1,386 @@
+"""File, environment and flags -> one frozen `Config`. The sole reader of `os.environ`.
+
+A flag wins over the environment, the environment over the file. A name that is not a setting is
+refused with the nearest one that is, so that a misspelt or renamed setting can never fall back
+to its default in silence (F-106).
+"""
+
+import difflib
+import logging
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, TypeVar, get_args, get_origin, get_type_hints
+
+import msgspec
+from msgspec.structs import replace
+
+from channel.errors import ConfigError
+from mpp_session.settings import (
+    Config,
+    ProviderConfig,
+    Secret,
+    SettlerConfig,
+    TowerConfig,
+    WatchConfig,
+)
+
+__all__ = [
+    "ENVIRONMENT_PREFIX",
+    "Setting",
+    "bare_environment",
+    "default_state_dir",
+    "list_settings",
+    "load_config",
+    "load_provider_config",
+    "load_settler_config",
+    "load_tower_config",
+    "load_values",
+    "load_watch_config",
+    "settler_environment",
+    "without_keys",
+]
+
+_log: Final = logging.getLogger(__name__)
+
+ENVIRONMENT_PREFIX: Final = "MPP_SESSION_"
+_Kind = TypeVar("_Kind", bound=WatchConfig)
+
+_ORDER: Final = (
+    "upstream",
+    "price",
+    "payment",
+    "listen",
+    "chain",
+    "payee",
+    "relayer",
+    "ledger",
+    "settlement",
+    "exposure",
+    "sponsoring",
+    "tower",
+)
+"""Of the tables, for whoever reads about them."""
+_ENVIRONMENT_ONLY: Final = frozenset({"payee.key", "relayer.key"})
+
+
+class Setting(msgspec.Struct, frozen=True):
+    """One setting, as documented."""
+
+    name: str
+    """`section.setting`."""
+    type: Any
+    """As annotated, bounds included."""
+    default: Any
+    """`msgspec.NODEFAULT` when it must be given."""
+    description: str
+
+    @property
+    def section(self) -> str:
+        """The table of the file it is in."""
+        return self.name.partition(".")[0]
+
+    @property
+    def environment_name(self) -> str:
+        """The environment variable that sets it."""
+        return ENVIRONMENT_PREFIX + self.name.replace(".", "_").upper()
+
+    @property
+    def is_required(self) -> bool:
+        """Whether there is no default."""
+        return self.default is msgspec.NODEFAULT
+
+
+def list_settings() -> dict[str, Setting]:
+    """Return every setting by its name, in the order they are documented."""
+    found = {}
+    for section in sorted(msgspec.structs.fields(Config), key=lambda f: _ORDER.index(f.name)):
+        hints = get_type_hints(section.type, include_extras=True)
+        for field in msgspec.structs.fields(section.type):
+            name = f"{section.name}.{field.name}"
+            hint = hints[field.name]
+            found[name] = Setting(name, hint, field.default, _description(hint))
+    return found
+
+
+def load_config(
+    path: Path | None = None,
+    *,
+    environment: Mapping[str, str] | None = None,
+    flags: Mapping[str, Any] | None = None,
+    defaults: Mapping[str, Any] | None = None,
+) -> Config:
+    """Read and check all settings of a gateway.
+
+    Args:
+        path: A TOML file with one table a section; None for no file.
+        environment: Variables `MPP_SESSION_SECTION_SETTING`; those of the process if None.
+        flags: Values by `section.setting` that win over everything.
+        defaults: Values by `section.setting` that everything wins over, as a devnet's addresses.
+
+    Raises:
+        ConfigError: The file cannot be read, a name is unknown, or a value is missing or refused.
+    """
+    given = load_values(path, environment=environment, flags=flags, defaults=defaults)
+    return _convert(given, Config)
+
+
+def load_provider_config(
+    path: Path | None = None,
+    *,
+    environment: Mapping[str, str] | None = None,
+    defaults: Mapping[str, Any] | None = None,
+) -> ProviderConfig:
+    """Read and check the settings of an application that is paid by itself, without a gateway.
+
+    Arguments and errors as `load_config`. What only a gateway uses is refused in the file, which
+    is this application's, and named in the log where the environment has it for all programs.
+    """
+    given = load_values(path, environment=environment, defaults=defaults)
+    kept = _only(given, ProviderConfig)
+    unused = given.keys() - kept.keys() - (defaults or {}).keys()
+    if "settlement.settle_units" not in kept:
+        unused |= {name for name in kept if name.startswith("price.")} - (defaults or {}).keys()
+    in_file = {} if path is None else _read_file(path, list_settings())
+    if unused & in_file.keys():
+        raise ConfigError(
+            f"{path}: `{min(unused & in_file.keys())}` is a gateway's: an application has its own "
+            "server, routes and prices"
+        )
+    for name in sorted(unused):
+        _log.warning("`%s` is not used: an application has its own server and prices", name)
+    return _convert(kept, ProviderConfig)
+
+
+def load_watch_config(
+    path: Path | None = None,
+    *,
+    environment: Mapping[str, str] | None = None,
+    flags: Mapping[str, Any] | None = None,
+    defaults: Mapping[str, Any] | None = None,
+) -> tuple[WatchConfig, str, str]:
+    """Read what it takes to look at books and chain; no key is needed.
+
+    Also returned are the addresses of the payee, and of whoever sends and pays the gas for it.
+    Arguments and errors as `load_config`.
+    """
+    given = load_values(path, environment=environment, flags=flags, defaults=defaults)
+    config = _convert(_only(given, WatchConfig), WatchConfig)
+    payee = str(given.get("payee.address", ""))
+    gas_account = str(given.get("relayer.address") or payee)
+    for name, value in (("payee.address", payee), ("relayer.address", gas_account)):
+        if not re.fullmatch("0x[0-9a-fA-F]{40}", value):
+            variable = list_settings()[name].environment_name
+            raise ConfigError(f"missing, or no address: `{name}` (in the file, or as {variable})")
+    return config, payee, gas_account
+
+
+def load_settler_config(
+    path: Path | None = None,
+    *,
+    environment: Mapping[str, str] | None = None,
+    flags: Mapping[str, Any] | None = None,
+    defaults: Mapping[str, Any] | None = None,
+) -> SettlerConfig:
+    """Read and check what the settler needs of a gateway's settings; the rest is not looked at.
+
+    Arguments and errors as `load_config`.
+    """
+    given = load_values(path, environment=environment, flags=flags, defaults=defaults)
+    return _convert(_only(given, SettlerConfig), SettlerConfig)
+
+
+def load_tower_config(
+    path: Path | None = None,
+    *,
+    environment: Mapping[str, str] | None = None,
+    flags: Mapping[str, Any] | None = None,
+    defaults: Mapping[str, Any] | None = None,
+) -> TowerConfig:
+    """Read and check what a watchtower needs. Arguments and errors as `load_config`."""
+    given = load_values(path, environment=environment, flags=flags, defaults=defaults)
+    return _convert(_only(given, TowerConfig), TowerConfig)
+
+
+def default_state_dir() -> Path:
+    """Return where this machine keeps what must not be in the database, if nothing is set.
+
+    Raises:
+        ConfigError: This process's user has no home directory.
+    """
+    state_home = Path(os.environ.get("XDG_STATE_HOME", ""))
+    if state_home.is_absolute():  # XDG: any other is to be ignored
+        return state_home / "mpp-session"
+    try:
+        home = Path("/var/lib") if os.geteuid() == 0 else Path.home() / ".local/state"
+    except RuntimeError as error:
+        raise ConfigError(
+            f"user {os.geteuid()} has no home directory to keep the ledger's marker in: set "
+            "`ledger.state_dir` to a directory that outlives this process and this container"
+        ) from error
+    return home / "mpp-session"
+
+
+def bare_environment() -> dict[str, str]:
+    """Return this process's environment without our settings: what a worker starts with."""
+    return {k: v for k, v in os.environ.items() if not k.startswith(ENVIRONMENT_PREFIX)}
+
+
+def settler_environment(config: SettlerConfig) -> dict[str, str]:
+    """Return the environment in which a settler reads exactly these settings.
+
+    That of this process, with every variable of ours replaced. The secrets of challenges, and
+    whatever else the settler has no use for, are left out.
+    """
+    kept = bare_environment()
+    for setting in list_settings().values():
+        section, _, key = setting.name.partition(".")
+        if section in SettlerConfig.__struct_fields__:
+            value = getattr(getattr(config, section), key, None)
+            if value is not None:
+                kept[setting.environment_name] = _environment_text(value)
+    return kept
+
+
+def without_keys(config: Config) -> Config:
+    """Return the settings for what only serves: no key, and no settler to start (decision 14)."""
+    nothing = dict.fromkeys(
+        ("keystore_file", "password_file", "key", "signer_url", "signer_token"), None
+    )
+    return replace(
+        config,
+        payee=replace(config.payee, **nothing),
+        relayer=replace(config.relayer, **nothing),
+        settlement=replace(config.settlement, start=False),
+    )
+
+
+def _environment_text(value: Any) -> str:
+    if isinstance(value, Secret):
+        return value.reveal()
+    if isinstance(value, tuple):
+        return ",".join(map(_environment_text, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _only(given: Mapping[str, Any], kind: type[WatchConfig]) -> dict[str, Any]:
+    sections = kind.__struct_fields__
+    return {name: given[name] for name in given if name.partition(".")[0] in sections}
+
+
+def _convert(given: Mapping[str, Any], kind: type[_Kind]) -> _Kind:
+    sections = {field.name for field in msgspec.structs.fields(kind) if field.required}
+    sections |= {name.partition(".")[0] for name in given}
+    missing = [
+        setting
+        for setting in list_settings().values()
+        if setting.is_required and setting.section in sections and setting.name not in given
+    ]
+    if missing:
+        names = ", ".join(f"`{setting.name}`" for setting in missing)
+        raise ConfigError(
+            f"missing: {names} (in the file, or as {missing[0].environment_name} and so on)"
+        )
+    tables: dict[str, dict[str, Any]] = {}
+    for name, value in given.items():
+        section, _, key = name.partition(".")
+        tables.setdefault(section, {})[key] = value
+    try:
+        return msgspec.convert(tables, kind, strict=False, dec_hook=_decode)
+    except msgspec.ValidationError as error:
+        raise ConfigError(_explain(error)) from None
+
+
+def load_values(
+    path: Path | None = None,
+    *,
+    environment: Mapping[str, str] | None = None,
+    flags: Mapping[str, Any] | None = None,
+    defaults: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Return what is given of the settings, by `section.setting`, names checked and values not.
+
+    For commands that need one of them. Arguments and errors as `load_config`.
+    """
+    settings = list_settings()
+    from_file = {} if path is None else _read_file(path, settings)
+    from_environment = _read_environment(
+        os.environ if environment is None else environment, settings
+    )
+    given: dict[str, Any] = {}
+    for source in (defaults or {}, from_file, from_environment, flags or {}):
+        for name, value in source.items():
+            if name not in settings:
+                raise ConfigError(_unknown("setting", name, settings))
+            given[name] = value
+    return given
+
+
+def _read_file(path: Path, settings: Mapping[str, Setting]) -> dict[str, Any]:
+    try:
+        tables = tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from None
+    sections = {name.partition(".")[0] for name in settings}
+    found = {}
+    for section, table in tables.items():
+        if section not in sections or not isinstance(table, dict):
+            raise ConfigError(f"{path}: {_unknown('section', section, sections)}")
+        for key, value in table.items():
+            name = f"{section}.{key}"
+            if name not in settings:
+                raise ConfigError(f"{path}: {_unknown('setting', name, settings)}")
+            if name in _ENVIRONMENT_ONLY:
+                raise ConfigError(
+                    f"{path}: `{name}` is taken from {settings[name].environment_name} only"
+                )
+            found[name] = value
+    return found
+
+
+def _read_environment(
+    environment: Mapping[str, str], settings: Mapping[str, Setting]
+) -> dict[str, Any]:
+    """Take every variable with our prefix; lists are separated by commas."""
+    by_variable = {setting.environment_name: setting for setting in settings.values()}
+    found: dict[str, Any] = {}
+    for variable, text in environment.items():
+        if not variable.startswith(ENVIRONMENT_PREFIX):
+            continue
+        setting = by_variable.get(variable)
+        if setting is None:
+            raise ConfigError(_unknown("environment variable", variable, by_variable))
+        is_list = get_origin(get_args(setting.type)[0]) is tuple
+        found[setting.name] = (
+            [part.strip() for part in text.split(",") if part.strip()] if is_list else text
+        )
+    return found
+
+
+def _decode(kind: type, value: Any) -> Any:
+    if kind is Secret and isinstance(value, str):
+        return Secret(value)
+    raise ValueError("Expected `str`")
+
+
+def _explain(error: msgspec.ValidationError) -> str:
+    """Turn `... - at `$.payment.secrets`` into a sentence that begins with the setting."""
+    text, _, where = str(error).rpartition(" - at `$.")
+    return f"`{where.rstrip('`')}`: {text}" if text else str(error)
+
+
+def _unknown(what: str, name: str, known: Any) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    hint = f"; did you mean `{near[0]}`?" if near else ""
+    return f"unknown {what} `{name}`{hint}"
+
+
+def _description(hint: Any) -> str:
+    for extra in get_args(hint)[1:]:
+        if isinstance(extra, msgspec.Meta) and extra.description:
+            return extra.description
+    return ""

@@ -1,0 +1,130 @@
+"""`docs/configuration.md`, written from the settings themselves.
+
+python -m mpp_session.settings.page > docs/configuration.md
+"""
+
+import inspect
+import sys
+from textwrap import fill
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import msgspec
+
+from mpp_session.settings import Config, Secret
+from mpp_session.settings.config import Setting, list_settings
+
+__all__ = ["render_settings"]
+
+_HEAD = """\
+# Configuration
+
+A gateway reads one TOML file, then the environment, then its flags; what comes later wins. Each
+table below is a table of the file. A name that is not a setting is refused, wherever it stands.
+Amounts are whole numbers in base units of the token: 1 dollar of a 6-decimal token is 1000000.
+Lists in the environment are separated by commas.
+
+```toml
+{example}```
+
+`mpp-session gateway --config gateway.toml` starts it. It refuses to start on anything that would
+lose money later, and says which setting it is.
+
+*Written from `mpp_session/settings` by `python -m mpp_session.settings.page`; do not edit.*
+"""
+
+EXAMPLE = """\
+[upstream]
+url = "http://127.0.0.1:8080"
+
+[price]
+per_unit = 25                      # $25 per million output tokens, with a 6-decimal dollar
+
+[payment]
+realm = "llm.example.com"
+suggested_deposit = 1000000
+# secrets: from MPP_SESSION_PAYMENT_SECRETS
+
+[chain]
+rpc_url = "https://node.example.com"
+id = 8453
+escrow = "0x0000000000000000000000000000000000000001"
+token = "0x833589fCD6eDb6E08f4c7C32D4f71b54bdA02913"
+confirmations = 2
+
+[payee]
+address = "0x0000000000000000000000000000000000000002"
+keystore_file = "/etc/mpp-session/payee.json"
+password_file = "/etc/mpp-session/payee.password"
+
+[ledger]
+url = "sqlite:////var/lib/mpp-session/ledger.db"
+"""
+
+
+def render_settings() -> str:
+    """Return the page."""
+    parts = [_HEAD.format(example=EXAMPLE)]
+    settings = list_settings()
+    sections = {section.name: section for section in msgspec.structs.fields(Config)}
+    for section in [sections[name] for name in dict.fromkeys(s.section for s in settings.values())]:
+        purpose = inspect.cleandoc(section.type.__doc__ or "")
+        parts.append(f"\n## [{section.name}]\n\n{purpose}\n")
+        prefix = f"{section.name}."
+        parts += [_row(setting) for name, setting in settings.items() if name.startswith(prefix)]
+    return "".join(parts)
+
+
+def _row(setting: Setting) -> str:
+    name = setting.name.partition(".")[2]
+    default = "required" if setting.is_required else f"default {_literal(setting.default)}"
+    return (
+        f"\n### `{name}`\n\n{_type_name(setting.type)}, {default}; "
+        f"`{setting.environment_name}`\n\n{fill(setting.description, 100)}\n"
+    )
+
+
+def _literal(value: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    if isinstance(value, tuple):
+        return "`[" + ", ".join(f'"{part}"' for part in value) + "]`"
+    return f'`"{value}"`' if isinstance(value, str) else f"`{value}`"
+
+
+def _type_name(hint: Any) -> str:
+    """Return what a reader of TOML calls the type, with its bounds."""
+    if get_origin(hint) is Annotated:
+        bare, *extras = get_args(hint)
+        return _type_name(bare) + "".join(map(_bounds, extras))
+    if get_origin(hint) in {Union, UnionType}:
+        return _type_name(next(part for part in get_args(hint) if part is not NoneType))
+    if get_origin(hint) is Literal:
+        return "one of " + ", ".join(f'`"{choice}"`' for choice in get_args(hint))
+    if get_origin(hint) is tuple:
+        return "list of " + _type_name(get_args(hint)[0]) + "s"
+    names = {
+        str: "text",
+        Secret: "text",
+        int: "whole number",
+        float: "number",
+        bool: "true or false",
+    }
+    return names[hint]
+
+
+def _bounds(meta: msgspec.Meta) -> str:
+    parts = []
+    if meta.ge is not None:
+        parts.append(f"from {meta.ge}")
+    if meta.gt is not None:
+        parts.append(f"above {meta.gt}")
+    if meta.le is not None:
+        parts.append(f"up to {meta.le}")
+    return " " + " ".join(parts) if parts else ""
+
+
+if __name__ == "__main__":
+    sys.stdout.write(render_settings())

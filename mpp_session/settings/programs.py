@@ -1,0 +1,96 @@
+"""All settings of one program: a gateway, a seller, a settler, a watchtower."""
+
+import msgspec
+
+from mpp_session.settings.books import Exposure, Ledger, Settlement, Sponsoring, Tower
+from mpp_session.settings.chain import Chain, Payee, Relayer, names_key, require_development
+from mpp_session.settings.serving import Listen, Payment, Price, Upstream
+
+__all__ = [
+    "Config",
+    "ProviderConfig",
+    "SettlerConfig",
+    "TowerConfig",
+    "WatchConfig",
+]
+
+
+class WatchConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What it takes to look at books and chain, and to know what is due: no key, no secret."""
+
+    chain: Chain
+    ledger: Ledger
+    settlement: Settlement = Settlement()
+    exposure: Exposure = Exposure()
+
+
+class SettlerConfig(WatchConfig, frozen=True, kw_only=True):
+    """What the settler must know, wherever it runs."""
+
+    payee: Payee
+    relayer: Relayer = Relayer()
+    tower: Tower = Tower()
+    price: Price | None = None
+    """For settling by units."""
+    sponsoring: Sponsoring = Sponsoring()
+
+    def __post_init__(self) -> None:
+        if (self.settlement.settle_units is not None) and self.price is None:
+            raise ValueError(
+                "`settlement.settle_units` needs `price.per_unit`, what a unit is worth"
+            )
+        require_development(self.chain, payee=self.payee, relayer=self.relayer)
+
+
+class TowerConfig(WatchConfig, frozen=True, kw_only=True):
+    """What a watchtower must know. Its ledger holds its own journal and nothing else."""
+
+    payee: Payee
+    relayer: Relayer = Relayer()
+    tower: Tower = Tower()
+
+    def __post_init__(self) -> None:
+        if self.relayer.address is None:
+            raise ValueError("`relayer.address` is missing: the account that pays the tower's gas")
+        if names_key(self.payee):
+            raise ValueError(
+                "`payee` names a key: a watchtower has none of the payee's, only `payee.address`"
+            )
+        require_development(self.chain, relayer=self.relayer)
+
+
+class ProviderConfig(SettlerConfig, frozen=True, kw_only=True):
+    """What whoever is paid must say: for a gateway, or for an application of one's own."""
+
+    payment: Payment
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.settlement.start:
+            return
+        sections: dict[str, Payee | Relayer] = {"payee": self.payee}
+        if self.relayer.address is not None:
+            sections["relayer"] = self.relayer
+        for name, section in sections.items():
+            if not names_key(section):
+                raise ValueError(
+                    f"`{name}` names no key: give either `keystore_file` with `password_file`, or "
+                    "`signer_url`, or say `settlement.start = false` and run `mpp-session settle` "
+                    "where the key is"
+                )
+
+
+class Config(ProviderConfig, frozen=True, kw_only=True):
+    """All settings of one gateway. It exists only when every one of them is in range."""
+
+    upstream: Upstream
+    price: Price
+    listen: Listen = Listen()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.listen.workers > 1 and self.ledger.url.startswith("sqlite:"):
+            raise ValueError(
+                "`listen.workers` above 1 needs a ledger in PostgreSQL: a SQLite file belongs to "
+                "one gateway process"
+            )

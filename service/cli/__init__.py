@@ -1,5 +1,0 @@
-"""The command `mpp-session`: one file a group, each as thin as it can be."""
-
-from service.cli.app import main
-
-__all__ = ["main"]

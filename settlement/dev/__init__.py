@@ -1,0 +1,1 @@
+"""A development chain: Anvil with the escrow, Permit2 and USDC deployed."""

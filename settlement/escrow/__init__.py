@@ -1,0 +1,1 @@
+"""The escrow contract: reads, payouts, deposits, and what a token must be."""

@@ -1,0 +1,52 @@
+"""Whether a deposit was made already, by whomever (AMB-10, F-83).
+
+A signed deposit is public as soon as it is in a transaction pool, and anybody may submit it. Ours
+then reverts although what it wanted is there. So a refusal is followed by one look: the state that
+was intended, and the log that shows how it came about, are success.
+"""
+
+from channel.limits import SIGNATURE_BYTES
+from channel.types import ChannelId, TxHash
+from settlement import abi
+from settlement.escrow.deposit_calls import DepositCall
+from settlement.escrow.reader import EscrowReader
+from settlement.node.values import parse_bytes
+from settlement.types import Log
+
+__all__ = ["find_made"]
+
+
+async def find_made(
+    reader: EscrowReader, channel_id: ChannelId, call: DepositCall
+) -> TxHash | None:
+    """Return the transaction that made exactly this deposit, or None.
+
+    An opening is known by the channel: its id follows from payer, payee, token, salt and signer. A
+    top-up is known by its authorization: an equal amount in the same channel may be another's.
+
+    Raises:
+        ChainUnavailableError: No node could say.
+    """
+    if call.opens:
+        fact = await reader.read_channel(channel_id)
+        if fact is None or fact.deposit < call.amount:
+            return None
+        opened = await reader.find_opening(channel_id)
+        return None if opened is None else opened.tx_hash
+    for log in reversed(await reader.find_top_ups(channel_id)):
+        if int.from_bytes(log.payload[:32]) == call.amount and await _is_by(reader, log, call):
+            return log.tx_hash
+    return None
+
+
+async def _is_by(reader: EscrowReader, log: Log, call: DepositCall) -> bool:
+    """Whether this top-up was funded by this very authorization."""
+    nonce = call.authorization_nonce
+    if nonce is None:  # Permit2 tells of no nonce: whoever submitted it had to show the signature
+        if len(call.signature) < SIGNATURE_BYTES:
+            return False  # a wallet's, so short that it may be there by chance
+        tx = await reader.rpc.read("eth_getTransactionByHash", "0x" + log.tx_hash.hex())
+        return isinstance(tx, dict) and call.signature in parse_bytes(tx.get("input"))
+    receipt = await reader.rpc.receipt(log.tx_hash)
+    topics = (abi.AUTHORIZATION_USED_TOPIC, bytes(12) + call.funder, nonce)
+    return receipt is not None and any(other.topics == topics for other in receipt.logs)

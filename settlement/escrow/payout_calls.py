@@ -1,0 +1,148 @@
+"""Settles and closes as calls of the escrow: one channel or many, by the payee or for it.
+
+The payee sends its own calls, or only signs an authorization and another account sends it and
+pays the gas (RELAY-01). An authorization has a nonce nobody else can guess, and a short life: long
+enough for the transaction that carries it, too short to be worth keeping (RELAY-04, F-104).
+"""
+
+import secrets
+from collections.abc import Sequence
+from typing import Final, Protocol
+
+from channel.types import Address, ChannelKey
+from channel.verify.typed_data import (
+    close_authorization_digest,
+    close_batch_authorization_digest,
+    settle_authorization_digest,
+    settle_batch_authorization_digest,
+)
+from settlement import abi
+from settlement.escrow.reader import EscrowReader
+from settlement.tx.signer import Signer
+from settlement.tx.state import Purpose
+from settlement.types import BatchEntry
+
+__all__ = [
+    "AUTHORIZATION_LIFE_S",
+    "OwnCalls",
+    "PayoutCalls",
+    "RelayedCalls",
+    "build_call",
+    "build_relayed_call",
+    "build_simulation",
+]
+
+AUTHORIZATION_LIFE_S: Final = 3600
+_NONCE_BYTES: Final = 32
+
+
+class PayoutCalls(Protocol):
+    """How a settle or a close is put to the escrow."""
+
+    @property
+    def payee(self) -> Address:
+        """Whose channels they are of."""
+
+    async def build(self, purpose: Purpose, entries: Sequence[BatchEntry]) -> bytes:
+        """Return the call for one channel or many.
+
+        Raises:
+            SignerError: The payee's signer gave no usable signature.
+            ChainUnavailableError: No node says what time it is there.
+        """
+
+
+class OwnCalls:
+    """The payee sends them itself."""
+
+    def __init__(self, payee: Address) -> None:
+        self.payee = payee
+
+    async def build(self, purpose: Purpose, entries: Sequence[BatchEntry]) -> bytes:
+        """See `PayoutCalls.build`."""
+        return build_call(purpose, entries)
+
+
+class RelayedCalls:
+    """The payee signs, and another account sends them and pays the gas (RELAY-01)."""
+
+    def __init__(self, reader: EscrowReader, payee: Signer) -> None:
+        self._reader = reader
+        self._payee = payee
+
+    @property
+    def payee(self) -> Address:
+        """See `PayoutCalls.payee`."""
+        return self._payee.address
+
+    async def build(self, purpose: Purpose, entries: Sequence[BatchEntry]) -> bytes:
+        """See `PayoutCalls.build`."""
+        head = await self._reader.rpc.block()
+        return await build_relayed_call(
+            purpose,
+            entries,
+            domain=(self._reader.chain_id, self._reader.escrow),
+            payee=self._payee,
+            now=head.timestamp,
+        )
+
+
+def build_simulation(purpose: Purpose, entry: BatchEntry) -> bytes:
+    """Return the payee's own call for one channel: what would be refused is refused alike."""
+    function = abi.close if purpose is Purpose.CLOSE else abi.settle
+    return function.encode(entry.channel_id, entry.cumulative_amount, entry.signature)
+
+
+def build_call(purpose: Purpose, entries: Sequence[BatchEntry]) -> bytes:
+    """Return the payee's call for one channel or many."""
+    if len(entries) == 1:
+        return build_simulation(purpose, entries[0])
+    function = abi.close_batch if purpose is Purpose.CLOSE else abi.settle_batch
+    return function.encode([_words(entry) for entry in entries])
+
+
+async def build_relayed_call(
+    purpose: Purpose,
+    entries: Sequence[BatchEntry],
+    *,
+    domain: tuple[int, Address],
+    payee: Signer,
+    now: int,
+) -> bytes:
+    """Return a call that anybody may send, with the payee's signature in it.
+
+    `domain` is chain id and escrow; `now` is the chain's time in Unix seconds.
+
+    Raises:
+        SignerError: The payee's signer gave no usable signature.
+    """
+    nonce = int.from_bytes(secrets.token_bytes(_NONCE_BYTES), "big")
+    deadline = now + AUTHORIZATION_LIFE_S
+    is_close = purpose is Purpose.CLOSE
+    if len(entries) == 1:
+        (entry,) = entries
+        key = ChannelKey(*domain, entry.channel_id)
+        digest_one = close_authorization_digest if is_close else settle_authorization_digest
+        digest = digest_one(key, entry.cumulative_amount, nonce=nonce, deadline=deadline)
+        signature = await payee.sign_message(digest)
+        function = abi.close_with_authorization if is_close else abi.settle_with_authorization
+        return function.encode(
+            entry.channel_id,
+            entry.cumulative_amount,
+            nonce,
+            deadline,
+            signature,
+            entry.signature,
+        )
+    words = [_words(entry) for entry in entries]
+    digest_all = close_batch_authorization_digest if is_close else settle_batch_authorization_digest
+    digest = digest_all(domain, payee.address, words, nonce=nonce, deadline=deadline)
+    signature = await payee.sign_message(digest)
+    function = (
+        abi.close_batch_with_authorization if is_close else abi.settle_batch_with_authorization
+    )
+    return function.encode(payee.address, words, nonce, deadline, signature)
+
+
+def _words(entry: BatchEntry) -> tuple[bytes, int, bytes]:
+    return entry.channel_id, entry.cumulative_amount, entry.signature

@@ -1,0 +1,44 @@
+"""A token's EIP-712 domain: its name and version differ from chain to chain (F-21).
+
+Both are read from the token and held against the separator that it says it uses: what is signed
+can then be valid for this token on this chain and for nothing else, whatever a token claims.
+"""
+
+import asyncio
+
+from channel.types import Address
+from channel.verify.typed_data import token_domain_separator
+from settlement import abi
+from settlement.errors import ContractRevertedError
+from settlement.node.rpc import Rpc
+
+__all__ = ["read_token_domain"]
+
+
+async def read_token_domain(rpc: Rpc, token: Address) -> bytes | None:
+    """Return the separator under which the token takes signatures, in one round trip's time.
+
+    None when it has none, or one that does not follow from its name, its version, this chain
+    and its own address.
+    """
+    said, domain, name, version = await asyncio.gather(
+        _ask(rpc, token, abi.token_domain_separator),
+        _ask(rpc, token, abi.eip712_domain),
+        _ask(rpc, token, abi.name),
+        _ask(rpc, token, abi.version),
+    )
+    if domain is not None:  # EIP-5267: what it says it signs under
+        name, version = domain[1:2], domain[2:3]
+    if said is None or name is None or version is None:
+        return None
+    expected = token_domain_separator(str(name[0]), str(version[0]), rpc.chain_id, token)
+    return expected if said[0] == expected else None
+
+
+async def _ask(rpc: Rpc, token: Address, question: abi.Function) -> tuple[object, ...] | None:
+    """Return what the token says; None when it has no such function, or answers otherwise."""
+    try:
+        answer = await rpc.call(token, question.encode())
+    except ContractRevertedError:
+        return None
+    return question.decode_or_none(answer)

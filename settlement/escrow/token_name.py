@@ -1,0 +1,36 @@
+"""What a token calls itself, for people: nothing is decided by it."""
+
+import asyncio
+
+from channel.types import Address
+from settlement import abi
+from settlement.errors import ContractRevertedError
+from settlement.node.rpc import Rpc
+
+__all__ = ["read_token_name"]
+
+_SYMBOL_CHARS_MAX = 16
+_DECIMALS_MAX = 36
+
+
+async def read_token_name(rpc: Rpc, token: Address) -> tuple[str, int] | None:
+    """Return symbol and decimals of a token; None when it does not say, or says nonsense.
+
+    Raises:
+        ChainUnavailableError: No node answers.
+    """
+    try:
+        answers = await asyncio.gather(
+            rpc.call(token, abi.symbol.encode()), rpc.call(token, abi.decimals.encode())
+        )
+    except ContractRevertedError:
+        return None
+    symbol, decimals = (
+        abi.symbol.decode_or_none(answers[0]),
+        abi.decimals.decode_or_none(answers[1]),
+    )
+    if symbol is None or decimals is None:
+        return None
+    text, places = str(symbol[0]), int(str(decimals[0]))
+    is_plain = 0 < len(text) <= _SYMBOL_CHARS_MAX and text.isprintable() and text.isascii()
+    return (text, places) if is_plain and places <= _DECIMALS_MAX else None

@@ -1,0 +1,1 @@
+"""JSON-RPC nodes: transport, endpoints, quorum, blocks and the chain's clock."""

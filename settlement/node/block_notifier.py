@@ -1,0 +1,95 @@
+"""When to look at the chain: at each new block where a node tells, else every few seconds.
+
+A subscription only wakes: what is true is asked for over HTTP. So a websocket that is silent,
+broken or lying costs seconds, never a channel.
+"""
+
+import asyncio
+import logging
+from contextlib import suppress
+from typing import Any, Final
+
+from aiohttp import ClientError, ClientSession, ClientWebSocketResponse, WSMsgType
+
+from channel.limits import NODE_EVENT_BYTES_MAX
+
+__all__ = ["BlockNotifier"]
+
+_log: Final = logging.getLogger(__name__)
+
+_RECONNECT_S_MAX: Final = 60.0
+_PING_S: Final = 15.0
+_FAREWELL_S: Final = 0.5
+_LEAST_S: Final = 0.25
+"""Between two looks, however often a node says that there is something new."""
+
+
+class BlockNotifier:
+    """Wakes whoever waits, at each new block or after `poll_interval_s`, whichever is first."""
+
+    def __init__(
+        self,
+        *,
+        poll_interval_s: float,
+        ws_url: str | None = None,
+        reconnect_s: float = 1.0,
+        least_s: float = _LEAST_S,
+    ) -> None:
+        """Wake at each new block that `ws_url` tells of, but not sooner than `least_s` again."""
+        self._poll_interval_s = poll_interval_s
+        self._ws_url = ws_url
+        self._reconnect_s = reconnect_s
+        self._least_s = min(least_s, poll_interval_s)
+        self._woke_at = float("-inf")
+        self._is_new = asyncio.Event()
+        self.subscriptions = 0
+        """How often a subscription was made: more than once means that it broke."""
+
+    async def wait(self) -> None:
+        """Return when it is time to look."""
+        clock = asyncio.get_running_loop().time
+        await asyncio.sleep(self._woke_at + self._least_s - clock())
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._poll_interval_s):
+                await self._is_new.wait()
+        self._is_new.clear()
+        self._woke_at = clock()
+
+    async def listen(self) -> None:
+        """Keep the subscription, for ever; without a websocket nothing is to be done."""
+        delay_s = self._reconnect_s
+        while self._ws_url is not None:
+            made = self.subscriptions
+            try:
+                await self._subscribe(self._ws_url)
+            except (ClientError, OSError, ValueError, RecursionError) as error:
+                # its text holds the address
+                _log.warning("no news of blocks (%s): polling", type(error).__name__)
+            delay_s = self._reconnect_s if self.subscriptions > made else 2 * delay_s
+            await asyncio.sleep(min(delay_s, _RECONNECT_S_MAX))
+
+    async def _subscribe(self, url: str) -> None:
+        async with ClientSession() as session:
+            socket = await session.ws_connect(
+                url, heartbeat=_PING_S, max_msg_size=NODE_EVENT_BYTES_MAX
+            )
+            try:
+                question = {"jsonrpc": "2.0", "id": 1, "method": "eth_subscribe"}
+                await socket.send_json({**question, "params": ["newHeads"]})
+                await self._read(socket)
+            finally:
+                with suppress(TimeoutError):  # else as long as the other end goes on talking
+                    async with asyncio.timeout(_FAREWELL_S):
+                        await socket.close()
+
+    async def _read(self, socket: ClientWebSocketResponse) -> None:
+        async for message in socket:
+            if message.type is WSMsgType.TEXT:
+                said: Any = message.json()
+                if not isinstance(said, dict) or "error" in said:
+                    _log.warning("the node takes no subscription to blocks: polling")
+                    return
+                if said.get("id") == 1:
+                    self.subscriptions += 1
+                self._is_new.set()
+            await asyncio.sleep(self._least_s)  # what it says meanwhile waits where it is

@@ -1,0 +1,1 @@
+"""Settles that the payee signs ahead, and the file that carries them to a watchtower."""

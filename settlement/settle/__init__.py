@@ -1,0 +1,1 @@
+"""What to settle or close, when, and how it ends."""

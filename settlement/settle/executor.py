@@ -1,0 +1,303 @@
+"""Carries out what was planned: makes it durable in the books, sends it, records what came of it.
+
+What is durable when: a close's voucher, and that a close is owed, before it is broadcast; that a
+settle's voucher is public, before it is broadcast; what the chain says, after it is mined. A
+process that dies in between leaves a channel that the next plan goes on with.
+"""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from functools import partial
+from typing import Final, Protocol
+
+import msgspec
+
+from channel.chain import CloseResult
+from channel.errors import (
+    ChannelFinalizedError,
+    InvariantError,
+    MppSessionError,
+    OperatorError,
+    PeerError,
+    TransactionRevertedError,
+)
+from channel.ledger.interface import Ledger
+from channel.state.channel_state import ChannelState, LadderVoucher
+from channel.state.commands import (
+    AbortClose,
+    BeginClose,
+    Command,
+    CommitClose,
+    EndReservations,
+    Observe,
+    Publish,
+    RecordClose,
+)
+from channel.state.ladder import closing_voucher, forced_settling_voucher
+from channel.types import ChannelFact, ChannelKey
+from settlement.alarms import AlarmKind, Alarms
+from settlement.errors import ChannelQuarantinedError, FeeAboveBudgetError, GasHourUsedError
+from settlement.settle.schedule import Action, Due
+
+__all__ = ["CloseExecutor", "Done", "SettledChannel", "Settler", "report_loss"]
+
+_log: Final = logging.getLogger(__name__)
+
+_REFUSED_S_MAX: Final = 60.0
+_PENDING_S_MAX: Final = 15.0
+_DEAR: Final = (FeeAboveBudgetError, GasHourUsedError)
+
+
+class _Failure(msgspec.Struct, frozen=True):
+    """Until when something is left alone, how long that is, and what was said of it."""
+
+    until: float = float("-inf")
+    pause_s: float = 0.0
+    said: str = ""
+
+
+class SettledChannel(Protocol):
+    """A channel after a settle."""
+
+    @property
+    def fact(self) -> ChannelFact:
+        """As the chain says."""
+
+
+class Settler(Protocol):
+    """Gets settles and closes mined; many that are asked for together share a transaction.
+
+    `value` is what is at risk, in base units, and `deadline` the chain's time at which the payer
+    may take it, 0 for none: they decide the order, and what gas may cost.
+    """
+
+    async def close_channel(
+        self,
+        key: ChannelKey,
+        cumulative_amount: int,
+        signature: bytes,
+        *,
+        value: int = 0,
+        deadline: int = 0,
+    ) -> CloseResult:
+        """See `channel.chain.ChannelCloser.close_channel`."""
+
+    async def settle_channel(
+        self,
+        key: ChannelKey,
+        cumulative_amount: int,
+        signature: bytes,
+        *,
+        value: int = 0,
+        deadline: int = 0,
+    ) -> SettledChannel:
+        """Settle up to `cumulative_amount`; the channel stays open. Errors as a close's."""
+
+
+class Done(msgspec.Struct, frozen=True):
+    """What came of a plan."""
+
+    closed: int = 0
+    settled: int = 0
+    waiting: int = 0
+    """What waits for something that runs to end, for a receipt, or for a node."""
+
+
+class CloseExecutor:
+    """Settles and closes for one payee. At most one thing at a time happens to a channel."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        settler: Settler,
+        alarms: Alarms,
+        *,
+        at_once: int = 512,
+        retry_s: float = 2.0,
+    ) -> None:
+        self._ledger = ledger
+        self._settler = settler
+        self._alarms = alarms
+        self._room = asyncio.Semaphore(at_once)
+        self._running: dict[ChannelKey, asyncio.Task[bool]] = {}
+        self._bug: BaseException | None = None
+        self._retry_s = retry_s
+        self._failed: dict[tuple[ChannelKey, Action], _Failure] = {}
+        """What is left alone for a while: each try is written down, and each write wakes us."""
+
+    async def carry_out(self, dues: Sequence[Due]) -> Done:
+        """Do all of it, in its order as far as there is room, and return what came of it.
+
+        One that fails does not stop the others.
+
+        Raises:
+            InvariantError: A bug; the process must stop.
+        """
+        self._start(dues)
+        tasks = {due.key: self._running[due.key] for due in dues if due.key in self._running}
+        if tasks:
+            await asyncio.wait(tasks.values())
+        self.require_sound()
+        done = [due for due in dues if due.key in tasks and tasks[due.key].result()]
+        return Done(
+            closed=sum(due.action is Action.CLOSE for due in done),
+            settled=sum(due.action is Action.SETTLE for due in done),
+            waiting=len(dues) - len(done),
+        )
+
+    def submit(self, dues: Sequence[Due]) -> None:
+        """Begin all of it and return at once.
+
+        Left out is a channel that something is done to, and what failed just now.
+        """
+        now = asyncio.get_running_loop().time()
+        self._start([due for due in dues if self._failure(due).until <= now])
+
+    def _start(self, dues: Sequence[Due]) -> None:
+        for due in dues:
+            if due.key not in self._running:
+                task = asyncio.get_running_loop().create_task(self._do(due))
+                self._running[due.key] = task
+                task.add_done_callback(partial(self._end, due.key))
+
+    def require_sound(self) -> None:
+        """Raise what only a bug raises."""
+        if self._bug is not None:
+            raise self._bug
+
+    async def aclose(self) -> None:
+        """Wait for what is under way: a close that was decided is owed, but not by this process.
+
+        Cancelling is safe too: whatever is durable is gone on with.
+        """
+        tasks = list(self._running.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _end(self, key: ChannelKey, done: asyncio.Task[bool]) -> None:
+        del self._running[key]
+        if not done.cancelled() and (error := done.exception()) is not None:
+            self._bug = self._bug or error
+
+    async def _do(self, due: Due) -> bool:
+        """Do one thing; False when it has to be tried again."""
+        async with self._room:
+            try:
+                if due.action is Action.SETTLE:
+                    is_done = await self._settle(due, _required(due))
+                else:
+                    is_done = await self._close(due)
+            except ChannelFinalizedError:
+                is_done = True  # somebody was faster
+            except (OperatorError, PeerError) as error:
+                self._put_off(due, error)
+                return False
+        if is_done:
+            self._alarms.end(AlarmKind.GAS_HOUR)
+            for action in Action:
+                self._failed.pop((due.key, action), None)
+        return is_done
+
+    def _failure(self, due: Due) -> "_Failure":
+        return self._failed.get((due.key, due.action), _Failure())
+
+    def _put_off(self, due: Due, error: MppSessionError) -> None:
+        """Leave it alone, longer each time, and longest if the escrow said no."""
+        if isinstance(error, GasHourUsedError):
+            self._alarms.ring(AlarmKind.GAS_HOUR, str(error))
+        before = self._failure(due)
+        is_refusal = isinstance(error, TransactionRevertedError)
+        longest_s = _REFUSED_S_MAX if is_refusal else _PENDING_S_MAX
+        pause_s = min(2 * before.pause_s or self._retry_s, longest_s)
+        # What it would cost is another number with each block, and no news.
+        said = type(error).__name__ if isinstance(error, _DEAR) else str(error)
+        until = asyncio.get_running_loop().time() + pause_s
+        self._failed[due.key, due.action] = _Failure(until, pause_s, said)
+        if is_refusal or said != before.said:
+            name, what = f"0x{due.key.channel_id.hex()}", due.action.value
+            verb = "refused: " if is_refusal else ""
+            _log.warning("channel %s: no %s yet: %s%s", name, what, verb, error)
+
+    async def _close(self, due: Due) -> bool:
+        voucher = await self._decide(due)
+        if voucher is None:
+            return False
+        # Durable by now: that this voucher is public, and that the channel is owed a close.
+        try:
+            result = await self._settler.close_channel(
+                due.key,
+                voucher.cumulative_amount,
+                voucher.signature,
+                value=due.value,
+                deadline=due.deadline or 0,
+            )
+        except TransactionRevertedError:
+            (await self._ledger.apply(due.key, [AbortClose()])).require()
+            await self._save_rest(due)
+            raise
+        except ChannelQuarantinedError:
+            await self._save_rest(due)  # the close is owed still, and tried again
+            raise
+        await self._record(due.key, result)
+        return True
+
+    async def _save_rest(self, due: Due) -> None:
+        """After a close that is refused late: settle at least what was delivered (F-86)."""
+        state = await self._ledger.load(due.key)
+        voucher = None if state is None else forced_settling_voucher(state)
+        if due.is_late and voucher is not None:
+            await self._settle(due, voucher)
+
+    async def _decide(self, due: Due) -> LadderVoucher | None:
+        """Return what the close is made with, once that is durable; None while something runs."""
+        begin: list[Command] = [BeginClose(only_if_idle=due.idle)]
+        if due.ends_reservations:
+            begin.append(EndReservations())
+        state = (await self._ledger.apply(due.key, begin)).require()
+        if state.closing_with is None:
+            if state.reservations:
+                return None
+            commit = CommitClose(closing_voucher(state, None))
+            state = (await self._ledger.apply(due.key, [commit])).require()
+        if state.closing_with is None:  # pragma: no cover - CommitClose fixes one or is refused
+            msg = "a close was decided without a voucher"
+            raise InvariantError(msg)
+        return state.closing_with
+
+    async def _record(self, key: ChannelKey, result: CloseResult) -> None:
+        record = RecordClose(fact=result.fact, tx_hash=result.tx_hash)
+        state = (await self._ledger.apply(key, [record])).require()
+        self._alarms.end(AlarmKind.GRACE_RUNS, subject=f"0x{key.channel_id.hex()}")
+        report_loss(state, self._alarms)
+
+    async def _settle(self, due: Due, voucher: LadderVoucher) -> bool:
+        amount = voucher.cumulative_amount
+        state = (await self._ledger.apply(due.key, [Publish(amount)])).require()
+        if state.is_finalized or state.settled >= amount:
+            return True  # somebody was faster (F-80)
+        result = await self._settler.settle_channel(
+            due.key, amount, voucher.signature, value=due.value, deadline=due.deadline or 0
+        )
+        (await self._ledger.apply(due.key, [Observe(result.fact)])).require()
+        return True
+
+
+def _required(due: Due) -> LadderVoucher:
+    if due.voucher is None:
+        msg = "a settle was planned without a voucher"
+        raise InvariantError(msg)
+    return due.voucher
+
+
+def report_loss(state: ChannelState, alarms: Alarms) -> None:
+    """Say so when a channel ended for less than was delivered (F-64)."""
+    if state.is_finalized and state.spent > state.settled:
+        name = f"0x{state.key.channel_id.hex()}"
+        lost = state.spent - state.settled
+        alarms.ring(
+            AlarmKind.CHANNEL_LOST,
+            f"channel {name} ended with {lost} delivered and unpaid",
+            subject=name,
+        )

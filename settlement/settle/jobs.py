@@ -1,0 +1,146 @@
+"""What the settler was asked for and has not answered yet: what waits, and who waits for it."""
+
+import asyncio
+import math
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+import msgspec
+
+from channel.chain import CloseResult
+from channel.errors import SettlementPendingError
+from channel.types import ChannelFact, ChannelId, TxHash
+from settlement.tx.state import Purpose
+from settlement.types import BatchEntry
+
+__all__ = ["Job", "JobQueue", "JobResult", "SettleResult"]
+
+
+_LOT_BYTES_MAX: Final = 96 * 1024
+"""Nodes pass on no transaction above 128 KiB; a wallet's signature has up to four."""
+_ENTRY_BYTES: Final = 192
+"""What an entry takes beside its signature."""
+
+
+class SettleResult(msgspec.Struct, frozen=True, gc=False):
+    """A channel after a settle; `tx_hash` is None when so much was settled before."""
+
+    tx_hash: TxHash | None
+    fact: ChannelFact
+
+
+JobResult = CloseResult | SettleResult
+
+
+class Job:
+    """One channel's settle or close, from when it is asked for until it is answered."""
+
+    def __init__(self, purpose: Purpose, entry: BatchEntry, *, value: int, deadline: int) -> None:
+        self.purpose = purpose
+        self.entry = entry
+        self.value = value
+        self.deadline = deadline
+        self.batch_max: int | None = None
+        """With how many it may share a transaction, itself counted: with more it failed."""
+        self.tx_hash: TxHash | None = None
+        self.answer: asyncio.Future[JobResult] = asyncio.get_running_loop().create_future()
+
+    @property
+    def name(self) -> tuple[Purpose, ChannelId, int]:
+        """A channel is closed once, whatever the amount; settled as often as the amount rises."""
+        amount = 0 if self.purpose is Purpose.CLOSE else self.entry.cumulative_amount
+        return self.purpose, self.entry.channel_id, amount
+
+    def escalate(self, other: "Job") -> bool:
+        """Take over that it is worth more, or due sooner; say if that is anything new."""
+        before = (self.value, self.deadline)
+        self.value = max(self.value, other.value)
+        self.deadline = min(filter(None, (self.deadline, other.deadline)), default=0)
+        return before != (self.value, self.deadline)
+
+    def urgency(self) -> tuple[float, int]:
+        """Order by deadline, then by value (F-66)."""
+        return (self.deadline or math.inf, -self.value)
+
+    def fail(self, error: BaseException) -> None:
+        """Answer with an error; a cancelled settler is a pending settlement."""
+        if isinstance(error, asyncio.CancelledError):
+            error = SettlementPendingError("The settler has stopped; ask again.")
+        if not self.answer.done():
+            self.answer.set_exception(error)
+            self.answer.exception()  # seen, even when nobody waits for it any more
+
+    def succeed(self, result: JobResult) -> None:
+        """Answer."""
+        if not self.answer.done():
+            self.answer.set_result(result)
+
+
+class JobQueue:
+    """Jobs under way, which others may join, and those among them that wait to be sent."""
+
+    def __init__(self, *, batch_max: int) -> None:
+        self._batch_max = batch_max
+        self._known: dict[tuple[Purpose, ChannelId, int], Job] = {}
+        self._waiting: list[Job] = []
+
+    def __bool__(self) -> bool:
+        """Whether anything waits to be sent."""
+        return bool(self._waiting)
+
+    def unanswered(self) -> list[Job]:
+        """Return every job under way."""
+        return list(self._known.values())
+
+    def sent_in(self, tx_hash: TxHash) -> list[Job]:
+        """Return the jobs under way in a transaction."""
+        return [job for job in self._known.values() if job.tx_hash == tx_hash]
+
+    def joined(self, job: Job) -> Job | None:
+        """Return the job under way that is the same as this one."""
+        return self._known.get(job.name)
+
+    def register(self, job: Job) -> None:
+        """Let others join it, until it is answered."""
+        name = job.name
+        self._known[name] = job
+
+        def forget(_: asyncio.Future[JobResult]) -> None:
+            if self._known.get(name) is job:
+                del self._known[name]
+
+        job.answer.add_done_callback(forget)
+
+    def add(self, job: Job) -> None:
+        """Let it wait to be sent."""
+        self._waiting.append(job)
+
+    def next_batch(self) -> Sequence[Job]:
+        """Take out what goes into the next transaction: the most urgent, and others like it."""
+        self._waiting.sort(key=Job.urgency)
+        first = self._waiting[0]
+        kind = (first.purpose, first.batch_max)
+        alike = [job for job in self._waiting if (job.purpose, job.batch_max) == kind]
+        bound = min(self._batch_max, first.batch_max or self._batch_max)
+        batch = _fitting(_one_each(alike)[:bound])
+        taken = set(map(id, batch))
+        self._waiting = [job for job in self._waiting if id(job) not in taken]
+        return batch
+
+
+def _fitting(jobs: Sequence[Job]) -> Sequence[Job]:
+    """Of these, in their order, as many as fit into a transaction that nodes pass on."""
+    size = 0
+    for count, job in enumerate(jobs):
+        size += _ENTRY_BYTES + len(job.entry.signature)
+        if size > _LOT_BYTES_MAX:
+            return jobs[: max(1, count)]
+    return jobs
+
+
+def _one_each(jobs: Iterable[Job]) -> list[Job]:
+    """Of a channel's settles only one goes into a transaction; the next follows."""
+    by_channel: dict[ChannelId, Job] = {}
+    for job in jobs:
+        by_channel.setdefault(job.entry.channel_id, job)
+    return list(by_channel.values())

@@ -1,0 +1,1 @@
+"""Deposits that the provider sends for payers without gas."""

@@ -1,0 +1,201 @@
+"""What this chain, escrow and token can really do for a payer without gas, asked of the chain.
+
+Nothing here is believed by name. A token counts as able to take an EIP-3009 authorization when it
+takes one in a simulation, signed under its own domain by a key made for the occasion, and refuses
+the same one with a bit changed (F-21, F-88). So a paused token, an escrow on its blacklist, a
+bridged token without the `bytes` overload, or a contract that swallows every call are found at
+start.
+"""
+
+import secrets
+from typing import Final, Literal
+
+import msgspec
+
+from channel.errors import ConfigError
+from channel.types import Address, ChannelId
+from channel.verify.signature import address_of, sign
+from channel.verify.typed_data import (
+    permit2_domain_separator,
+    receive_authorization_digest,
+)
+from settlement import abi
+from settlement.addresses import PERMIT2
+from settlement.errors import ContractRevertedError
+from settlement.escrow.reader import EscrowReader
+from settlement.settle.exposure import gas_reserve_wei
+from settlement.types import RevertReason
+
+__all__ = ["Capabilities", "DepositType", "probe", "require_gas"]
+
+DepositType = Literal["authorization", "permit2"]
+
+_FAR_FUTURE: Final = 2**48
+_NOBODY: Final = Address(b"\xff" * 20)
+_GAS_PER_DEPOSIT: Final = 200_000
+_GAS_PER_CLOSE: Final = 80_000
+
+
+class Capabilities(msgspec.Struct, frozen=True):
+    """What can be promised."""
+
+    able: tuple[DepositType, ...]
+    """Ways of funding that work, the preferred one first."""
+    token_domain: bytes
+    """The token's EIP-712 domain separator; empty when it has none."""
+    obstacles: dict[str, str]
+    """Why a way does not work, by its name."""
+
+    def require(self, wanted: tuple[DepositType, ...]) -> tuple[DepositType, ...]:
+        """Return the ways to promise: those wanted, or all that work when none is named.
+
+        Raises:
+            ConfigError: One that is wanted does not work, or none does (CHAL-04, decision 15).
+        """
+        for name in wanted:
+            if name in self.obstacles:
+                raise ConfigError(f"`sponsoring.types` promises {name}, but {self.obstacles[name]}")
+        if not wanted and not self.able:
+            why = "; ".join(f"{name}: {text}" for name, text in self.obstacles.items())
+            raise ConfigError(f"`sponsoring.fee_payer` cannot be promised: {why}")
+        return wanted or self.able
+
+
+async def probe(reader: EscrowReader, token: Address) -> Capabilities:
+    """Ask the chain what works now.
+
+    Raises:
+        ChainUnavailableError: No node answered.
+    """
+    obstacles: dict[str, str] = {}
+    domain = await _read_domain(reader, token)
+    why = await _authorization_obstacle(reader, token, domain)
+    if why:
+        obstacles["authorization"] = why
+    why = await _permit2_obstacle(reader)
+    if why:
+        obstacles["permit2"] = why
+    names: tuple[DepositType, ...] = ("authorization", "permit2")
+    able = tuple(name for name in names if name not in obstacles)
+    return Capabilities(able=able, token_domain=domain, obstacles=obstacles)
+
+
+async def require_gas(reader: EscrowReader, account: Address, *, closes_min: int) -> None:
+    """Check that the account which sends can pay for closes and one deposit (decision 15).
+
+    Raises:
+        ConfigError: It cannot: the promise would be empty.
+    """
+    head = await reader.rpc.block()
+    needed = gas_reserve_wei(
+        closes_min, gas_per_close=_GAS_PER_CLOSE, base_fee_wei=head.base_fee_wei or 0
+    ) + gas_reserve_wei(1, gas_per_close=_GAS_PER_DEPOSIT, base_fee_wei=head.base_fee_wei or 0)
+    balance = await reader.rpc.balance_wei(account)
+    if balance < max(1, needed):
+        raise ConfigError(
+            f"`sponsoring.fee_payer` is promised, and 0x{account.hex()} has {balance} wei; "
+            f"{needed} are needed for {closes_min} closes and a deposit"
+        )
+
+
+async def _read_domain(reader: EscrowReader, token: Address) -> bytes:
+    try:
+        answer = await reader.rpc.call(token, abi.token_domain_separator.encode())
+    except ContractRevertedError:
+        return b""
+    return answer if len(answer) == 32 else b""  # noqa: PLR2004 -- a word
+
+
+async def _authorization_obstacle(reader: EscrowReader, token: Address, domain: bytes) -> str:
+    if not domain:
+        return "the token has no DOMAIN_SEPARATOR, so nothing can be signed for it"
+    key = secrets.token_bytes(32)
+    funder, nonce = address_of(key), secrets.token_bytes(32)
+    digest = receive_authorization_digest(
+        domain,
+        funder=funder,
+        to=reader.escrow,
+        value=0,
+        valid_after=0,
+        valid_before=_FAR_FUTURE,
+        nonce=nonce,
+    )
+    signature = sign(key, digest)
+    if why := await _refusal(reader, token, _receive(reader, funder, nonce, signature)):
+        return f"the token does not take an EIP-3009 authorization with `bytes`: {why}"
+    forged = bytes([signature[0] ^ 1]) + signature[1:]
+    if not await _refusal(reader, token, _receive(reader, funder, nonce, forged)):
+        return "the token takes an EIP-3009 authorization that nobody signed"
+    return await _escrow_obstacle(
+        reader,
+        {
+            "openWithAuthorization": (
+                abi.open_with_authorization.encode(
+                    _NOBODY, _NOBODY, 1, bytes(32), _NOBODY, _NOBODY, 0, 0, bytes(32), b""
+                ),
+                RevertReason.NONCE_MISMATCH,
+            ),
+            "topUpWithAuthorization": (
+                abi.top_up_with_authorization.encode(
+                    bytes(32), 1, _NOBODY, bytes(32), 0, 0, bytes(32), b""
+                ),
+                RevertReason.NONCE_MISMATCH,
+            ),
+        },
+    )
+
+
+def _receive(reader: EscrowReader, funder: Address, nonce: bytes, signature: bytes) -> bytes:
+    return abi.receive_with_authorization.encode(
+        funder, reader.escrow, 0, 0, _FAR_FUTURE, nonce, signature
+    )
+
+
+async def _permit2_obstacle(reader: EscrowReader) -> str:
+    if not await reader.rpc.code(PERMIT2):
+        return f"there is no Permit2 at 0x{PERMIT2.hex()}"
+    try:
+        domain = await reader.rpc.call(PERMIT2, abi.token_domain_separator.encode())
+    except ContractRevertedError:
+        domain = b""
+    if domain != permit2_domain_separator(reader.chain_id):
+        return f"what is at 0x{PERMIT2.hex()} does not sign as Permit2 does"
+    unknown = ChannelId(secrets.token_bytes(32))
+    return await _escrow_obstacle(
+        reader,
+        {
+            "openWithPermit2": (
+                abi.open_with_permit2.encode(
+                    _NOBODY, _NOBODY, 1, bytes(32), _NOBODY, _NOBODY, 0, 0, b""
+                ),
+                RevertReason.INVALID_TOKEN,
+            ),
+            "topUpWithPermit2": (
+                abi.top_up_with_permit2.encode(unknown, 1, _NOBODY, 0, 0, b""),
+                RevertReason.CHANNEL_NOT_FOUND,
+            ),
+        },
+    )
+
+
+async def _escrow_obstacle(
+    reader: EscrowReader, calls: dict[str, tuple[bytes, RevertReason]]
+) -> str:
+    """Call each function so that ours refuses it with a reason nobody else gives."""
+    for name, (calldata, expected) in calls.items():
+        try:
+            await reader.rpc.call(reader.escrow, calldata)
+        except ContractRevertedError as error:
+            if error.reason is expected:
+                continue
+        return f"the escrow has no {name}"
+    return ""
+
+
+async def _refusal(reader: EscrowReader, token: Address, calldata: bytes) -> str:
+    """Return why the token refuses a call of the escrow's, or nothing when it takes it."""
+    try:
+        await reader.rpc.call(token, calldata, sender=reader.escrow)
+    except ContractRevertedError as error:
+        return error.text or error.reason.value
+    return ""

@@ -1,0 +1,277 @@
+"""The settler's side of sponsored deposits: what workers wrote down is broadcast and seen through.
+
+An order is broadcast once. Its transaction is in the journal before it is on its way, so that
+whoever goes on after a crash finds it there by its calldata; and when even that is past, the
+simulation refuses what has been made. A refusal is looked into before it is believed: what
+somebody else's transaction has made, exactly as it was signed, is made (AMB-10).
+"""
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from typing import Final
+
+from channel.errors import (
+    ChainUnavailableError,
+    ConfigError,
+    LedgerUnavailableError,
+    OperatorError,
+)
+from channel.limits import DEPOSIT_WANTED_S_MAX
+from channel.types import Address, TxHash
+from settlement.errors import (
+    ContractRevertedError,
+    FeeAboveBudgetError,
+    LeaseLostError,
+    TransactionPendingError,
+    TransactionReplacedError,
+)
+from settlement.escrow.already_made import find_made
+from settlement.escrow.deposit_calls import parse_deposit_call
+from settlement.escrow.reader import EscrowReader
+from settlement.log_once import LogOnce
+from settlement.sponsor.orders.interface import (
+    GWEI,
+    DepositOrder,
+    DepositOrders,
+    OrderStatus,
+    to_gwei,
+)
+from settlement.sponsor.worker import CLOSE_PENDING, FEE_TOO_HIGH, NONCE_TAKEN, NOT_SENT
+from settlement.tx.journal.interface import Journal
+from settlement.tx.manager import TxManager
+from settlement.tx.reasons import reason_of
+from settlement.tx.state import TxStatus
+from settlement.types import Receipt, RevertReason
+
+__all__ = ["WANTED_LOOK_S", "DepositSender"]
+
+_log: Final = logging.getLogger(__name__)
+
+WANTED_LOOK_S: Final = 0.05
+"""Between two looks for orders where a client waits for each."""
+_RETRY_S: Final = 1.0
+_RETRY_S_MAX: Final = 10.0
+_PRUNE_S: Final = 3600.0
+_KEPT_S: Final = 30 * 24 * 3600
+_URGENT_S: Final = 300
+"""A client waits: the whole budget may be bid (`settlement.tx.fees`)."""
+_RECOVERED: Final = 1000
+"""Transactions of the journal among which a predecessor's are looked for."""
+_MARGIN_S: Final = 15
+"""Less than this before it expires a deposit is not broadcast: it would pay for a revert."""
+
+
+_NEVER_MINED: Final = frozenset((TxStatus.INTENT, TxStatus.REPLACED, TxStatus.ABANDONED))
+
+
+class DepositSender:
+    """Broadcasts the open orders of one escrow, from one key."""
+
+    def __init__(
+        self,
+        orders: DepositOrders,
+        reader: EscrowReader,
+        sender: TxManager,
+        journal: Journal,
+        *,
+        look_s: float = WANTED_LOOK_S,
+        earliest: Callable[[], int] | None = None,
+    ) -> None:
+        """Look for orders every `look_s`; `journal` is the sender's.
+
+        Orders are forgotten, and given up, when they are too old by `earliest`, in Unix seconds:
+        the least that clocks say. This machine's if None.
+        """
+        self._orders = orders
+        self._reader = reader
+        self._sender = sender
+        self._journal = journal
+        self._look_s = look_s
+        self._earliest = earliest or (lambda: int(time.time()))
+        self._carrying: dict[bytes, asyncio.Task[None]] = {}
+        self._busy: Counter[Address] = Counter()
+        self._sent: dict[bytes, TxHash] = {}
+        self._failure: BaseException | None = None
+
+    async def run(self) -> None:
+        """Look for orders for ever.
+
+        Raises:
+            LeaseLostError: Another settler has the key.
+            InvariantError: A bug.
+        """
+        await self._recover()
+        pruned_at = 0.0
+        log_once = LogOnce(_log, "deposits were not looked for; tried again: %s")
+        try:
+            while True:
+                try:
+                    await self._look()
+                    log_once.over()
+                    if time.monotonic() - pruned_at > _PRUNE_S or not pruned_at:
+                        pruned_at = time.monotonic()
+                        await self._orders.prune(self._earliest() - _KEPT_S)
+                except LedgerUnavailableError as error:
+                    log_once.make(error)
+                    await asyncio.sleep(_RETRY_S)
+                await asyncio.sleep(self._look_s)
+                if self._failure is not None:
+                    raise self._failure
+        finally:
+            for task in self._carrying.values():
+                task.cancel()
+            await asyncio.gather(*self._carrying.values(), return_exceptions=True)
+
+    async def _recover(self) -> None:
+        """Learn which orders are in the journal already: they are joined, not sent again.
+
+        Those that ended, too: who died may have seen the end before it wrote the order's hash.
+        """
+        newest = await self._journal.next_nonce()
+        for tx in await self._journal.transactions_from(max(0, newest - _RECOVERED)):
+            if tx.intent.to != self._reader.escrow or tx.status in _NEVER_MINED:
+                continue
+            if tx.versions:
+                self._sent[tx.intent.calldata] = tx.versions[0].tx_hash
+
+    async def _look(self) -> None:
+        """Take up what is open, of each funder one deposit after the other.
+
+        What one signed for two deposits may be enough for one: a nonce, a balance. Only the
+        simulation after the first one is mined can tell; before, the second pays for a revert.
+        """
+        orders = await self._orders.list_open()
+        orders.sort(key=lambda order: not self._is_sent(order))  # those hold up their funders'
+        for order in orders:
+            if order.order_id in self._carrying:
+                continue
+            if order.funder in self._busy and not self._is_sent(order):
+                continue
+            task = asyncio.create_task(self._carry(order))
+            self._carrying[order.order_id] = task
+            self._busy[order.funder] += 1
+            task.add_done_callback(partial(self._ended, order))
+
+    def _is_sent(self, order: DepositOrder) -> bool:
+        return order.tx_hash is not None or order.calldata in self._sent
+
+    def _ended(self, order: DepositOrder, task: asyncio.Task[None]) -> None:
+        self._carrying.pop(order.order_id, None)
+        self._busy[order.funder] -= 1
+        if not self._busy[order.funder]:
+            del self._busy[order.funder]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._failure = self._failure or error
+
+    async def _carry(self, order: DepositOrder) -> None:
+        """See one order through, to an end that is on disk. Each try is a row of the journal."""
+        pause_s = _RETRY_S
+        is_doubtful = False
+        while True:
+            try:
+                if is_doubtful:
+                    await self._recover()
+                await self._submit(order)
+            except LeaseLostError:
+                raise
+            except OperatorError as error:  # node, database, signer: it may come back
+                _log.warning("a deposit is tried again: %s", error)
+                # The journal may have taken what it did not say: signed, and sent one day.
+                is_doubtful = isinstance(error, LedgerUnavailableError)
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, _RETRY_S_MAX)
+            else:
+                return
+
+    async def _submit(self, order: DepositOrder) -> None:
+        tx_hash = order.tx_hash or self._sent.get(order.calldata)
+        try:
+            if tx_hash is None:
+                tx_hash = await self._broadcast(order)
+                if tx_hash is None:
+                    return
+                self._sent[order.calldata] = tx_hash
+            await self._orders.update(order.order_id, OrderStatus.SENT, tx_hash=tx_hash)
+            receipt = await self._receipt(tx_hash)
+        except ContractRevertedError as error:
+            await self._refuse(order, error)
+        except TransactionReplacedError:
+            await self._give_up(order, NONCE_TAKEN)
+        else:
+            gas_gwei = to_gwei(receipt.cost_wei)
+            _log.info("deposit into 0x%s: %d gwei", order.key.channel_id.hex(), gas_gwei)
+            await self._orders.update(
+                order.order_id, OrderStatus.MADE, tx_hash=receipt.tx_hash, gas_gwei=gas_gwei
+            )
+        self._sent.pop(order.calldata, None)
+
+    async def _broadcast(self, order: DepositOrder) -> TxHash | None:
+        """Send it, or record why not. Its refusal by the simulation is raised.
+
+        Raises:
+            ContractRevertedError: Nothing was broadcast.
+        """
+        if order.wanted_at + DEPOSIT_WANTED_S_MAX < self._earliest():
+            await self._give_up(order, NOT_SENT)
+            return None
+        head = await self._reader.rpc.block()
+        if order.deadline < head.timestamp + _MARGIN_S:
+            reason = RevertReason.AUTHORIZATION_EXPIRED.name
+            await self._give_up(order, reason)
+            return None
+        fact = await self._reader.read_channel(order.key.channel_id)
+        if fact is not None and fact.close_requested_at:  # asked since the order was taken (O-34)
+            await self._give_up(order, CLOSE_PENDING)
+            return None
+        try:
+            return await self._sender.broadcast(
+                self._reader.escrow,
+                order.calldata,
+                budget_wei=order.gas_gwei * GWEI,
+                deadline=min(order.deadline, head.timestamp + _URGENT_S),
+            )
+        except (ContractRevertedError, LeaseLostError, ChainUnavailableError):
+            raise
+        except (FeeAboveBudgetError, ConfigError):
+            await self._give_up(order, FEE_TOO_HIGH)
+        return None
+
+    async def _give_up(self, order: DepositOrder, reason: str) -> None:
+        made = await self._find_made(order)
+        if made is None:
+            await self._orders.update(
+                order.order_id, OrderStatus.REFUSED, reason=reason, gas_gwei=0
+            )
+        else:
+            await self._orders.update(order.order_id, OrderStatus.MADE, tx_hash=made, gas_gwei=0)
+
+    async def _receipt(self, tx_hash: TxHash) -> Receipt:
+        """Ask until there is an answer: giving up would send the same thing twice."""
+        while True:
+            try:
+                return await self._sender.resume(tx_hash)
+            except TransactionPendingError:
+                _log.warning("deposit 0x%s is not mined yet", tx_hash.hex())
+
+    async def _refuse(self, order: DepositOrder, error: ContractRevertedError) -> None:
+        """Record a refusal, unless somebody else has made the very same deposit."""
+        spent = None if error.tx_hash is None else await self._reader.rpc.receipt(error.tx_hash)
+        gas_gwei = 0 if spent is None else to_gwei(spent.cost_wei)
+        tx_hash = await self._find_made(order)
+        if tx_hash is not None:
+            status = OrderStatus.MADE
+        else:
+            tx_hash = error.tx_hash
+            status = OrderStatus.REFUSED if tx_hash is None else OrderStatus.REVERTED
+        _log.info("deposit into 0x%s: %s: %s", order.key.channel_id.hex(), status.name, error)
+        await self._orders.update(
+            order.order_id, status, tx_hash=tx_hash, reason=reason_of(error), gas_gwei=gas_gwei
+        )
+
+    async def _find_made(self, order: DepositOrder) -> TxHash | None:
+        call = parse_deposit_call(order.calldata)
+        return await find_made(self._reader, order.key.channel_id, call)

@@ -1,0 +1,273 @@
+"""Deposits for payers as a web worker sees them: checked, written down, and waited for.
+
+Workers hold no key (decision 14). What a worker writes down was simulated and fits the operator's
+bounds; the settler (`settlement.sponsor.sender`) owes it from then on.
+"""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Final
+
+import msgspec
+
+from channel.chain import AuthorizedPull, SponsoredDeposit
+from channel.errors import (
+    AuthorizationExpiredError,
+    ChannelFinalizedError,
+    ConfigError,
+    InvalidSignatureError,
+    SettlementPendingError,
+    SponsoringPausedError,
+)
+from channel.limits import SPONSORED_GAS_MAX
+from channel.types import Address, ChannelFact, ChannelKey, TxHash, VerifiedVoucher
+from settlement import abi
+from settlement.errors import ContractRevertedError, contract_reverted
+from settlement.escrow.already_made import find_made
+from settlement.escrow.deposit_calls import (
+    build_deposit_call,
+    deposit_id,
+    expires_at,
+    parse_deposit_call,
+)
+from settlement.escrow.reader import EscrowReader
+from settlement.node.values import parse_block, parse_bytes, parse_count, parse_price
+from settlement.sponsor.orders.interface import (
+    DepositOrder,
+    DepositOrders,
+    FirstVoucher,
+    OrderLimits,
+    OrderStatus,
+    to_gwei,
+)
+from settlement.types import BlockRef, RevertReason
+
+__all__ = [
+    "CLOSE_PENDING",
+    "FEE_TOO_HIGH",
+    "NONCE_TAKEN",
+    "NOT_SENT",
+    "SponsorLimits",
+    "WaitingSponsor",
+]
+
+CLOSE_PENDING: Final = "CLOSE_PENDING"
+"""Why an order was refused when the payer had asked for the rest of its channel."""
+
+FEE_TOO_HIGH: Final = "FEE_TOO_HIGH"
+"""Why an order was refused when gas had become too dear."""
+
+NONCE_TAKEN: Final = "NONCE_TAKEN"
+"""Why it was when a transaction from elsewhere took its nonce."""
+
+NOT_SENT: Final = "NOT_SENT"
+"""Why it was when for too long no node, or no signer, would take it."""
+
+_LOOK_S: Final = 0.05
+_GAS_MARGIN_PERCENT: Final = 25
+_FEE_HEADROOM: Final = 2
+
+
+class SponsorLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """What the operator pays for."""
+
+    orders: OrderLimits
+    gas_max: int = SPONSORED_GAS_MAX
+    """Most gas for one deposit."""
+    gas_price_max_wei: int
+    """Most for a unit of gas."""
+    margin_s: int
+    """How long an authorization must still be valid by the chain's clock (OPEN-05)."""
+    wait_s: float
+    """How long a client waits for its deposit before it is told to ask again."""
+
+
+class _Quote(msgspec.Struct, frozen=True):
+    gas: int
+    head: BlockRef
+    price_wei: int
+    """What a unit of gas costs now, tip included."""
+
+
+class WaitingSponsor:
+    """Implements `channel.chain.DepositSponsor` without a key."""
+
+    def __init__(
+        self,
+        orders: DepositOrders,
+        reader: EscrowReader,
+        *,
+        sender: Address,
+        limits: SponsorLimits,
+    ) -> None:
+        """Take deposits for the settler that sends from `sender`."""
+        self._orders = orders
+        self._reader = reader
+        self._sender = sender
+        self._limits = limits
+        self._waiting: dict[bytes, asyncio.Task[DepositOrder | None]] = {}
+
+    async def is_taken(self, deposit: SponsoredDeposit) -> bool:
+        """See `channel.chain.DepositSponsor.is_taken`."""
+        order = await self._orders.find(deposit_id(deposit))
+        return order is not None and order.status is not OrderStatus.REFUSED
+
+    async def take(
+        self, deposit: SponsoredDeposit, *, by_wallet: bool, first: VerifiedVoucher | None
+    ) -> None:
+        """See `channel.chain.DepositSponsor.take`."""
+        order = DepositOrder(
+            order_id=deposit_id(deposit),
+            key=deposit.key,
+            funder=deposit.funder,
+            calldata=build_deposit_call(deposit),
+            deadline=expires_at(deposit.pull),
+            gas_gwei=0,
+            wanted_at=int(time.time()),
+            first_voucher=_first(first),
+        )
+        try:
+            quote = await self._simulate(deposit, order.calldata)
+        except ContractRevertedError as refusal:
+            if not await self._adopt(order):
+                await self._require_valid(deposit)
+                raise refusal from None
+            return
+        self._require_window(deposit, quote.head)
+        if by_wallet and not await self._reader.rpc.code(deposit.funder):
+            raise contract_reverted(RevertReason.INVALID_SIGNATURE)
+        budget_wei = self._budget(quote)
+        order = msgspec.structs.replace(order, gas_gwei=to_gwei(budget_wei))
+        await self._orders.place(order, self._limits.orders)
+
+    async def wait(self, deposit: SponsoredDeposit) -> TxHash:
+        """See `channel.chain.DepositSponsor.wait`."""
+        order_id = deposit_id(deposit)
+        waiting = self._waiting.get(order_id)
+        if waiting is None:
+            waiting = self._waiting[order_id] = asyncio.create_task(self._wait(order_id))
+            waiting.add_done_callback(partial(self._waited, order_id))
+        order = await asyncio.shield(waiting)
+        if order is None:
+            raise SettlementPendingError("The deposit is not known any more; ask again.")
+        if order.status.is_open:
+            raise SettlementPendingError("The deposit is on its way; ask again.")
+        return _outcome(order)
+
+    def _waited(self, order_id: bytes, task: "asyncio.Task[DepositOrder | None]") -> None:
+        self._waiting.pop(order_id, None)
+        if not task.cancelled():
+            task.exception()  # seen, even when nobody waits for it any more
+
+    async def _wait(self, order_id: bytes) -> DepositOrder | None:
+        """Look until it has ended, or long enough. Whoever asks meanwhile shares the answer."""
+        deadline = time.monotonic() + self._limits.wait_s
+        while True:
+            order = await self._orders.find(order_id)
+            if order is None or not order.status.is_open or time.monotonic() >= deadline:
+                return order
+            await asyncio.sleep(_LOOK_S)
+
+    async def _simulate(self, deposit: SponsoredDeposit, calldata: bytes) -> _Quote:
+        """Run the call as the settler will, and price it, in one round trip.
+
+        Raises:
+            ChannelFinalizedError: The payer has asked for the rest: what is added now is refunded
+                soon, at our gas.
+        """
+        escrow = "0x" + self._reader.escrow.hex()
+        request = {"from": "0x" + self._sender.hex(), "to": escrow, "data": "0x" + calldata.hex()}
+        question = "0x" + abi.get_channel.encode(deposit.key.channel_id).hex()
+        known, quote = await self._reader.rpc.parse_batch(
+            [
+                ("eth_call", [{"to": escrow, "data": question}, "latest"]),
+                ("eth_call", [request, "latest"]),
+                ("eth_estimateGas", [request, "latest"]),
+                ("eth_getBlockByNumber", ["latest", False]),
+                ("eth_maxPriorityFeePerGas", []),
+            ],
+            partial(_parse_quote, deposit.key),
+        )
+        if quote.head.base_fee_wei is None:
+            raise ConfigError("The chain has no base fee (EIP-1559).")
+        if known is not None and known.close_requested_at:
+            raise _close_pending()
+        return quote
+
+    def _budget(self, quote: _Quote) -> int:
+        """Return the most that the transaction may cost, in wei.
+
+        Raises:
+            InvalidSignatureError: The funder is a wallet whose check takes too much gas.
+            SponsoringPausedError: Gas costs more than we pay already.
+        """
+        if quote.gas > self._limits.gas_max:
+            raise InvalidSignatureError(
+                f"The deposit takes {quote.gas} gas; {self._limits.gas_max} are paid for."
+            )
+        price_max = self._limits.gas_price_max_wei
+        if quote.price_wei > price_max:
+            raise SponsoringPausedError("Gas costs more than is paid for payers.")
+        gas = quote.gas * (100 + _GAS_MARGIN_PERCENT) // 100
+        bid_wei = max(_FEE_HEADROOM * _FEE_HEADROOM * quote.price_wei, 1)
+        return gas * min(price_max, bid_wei)
+
+    async def _adopt(self, order: DepositOrder) -> bool:
+        call = parse_deposit_call(order.calldata)
+        made = await find_made(self._reader, order.key.channel_id, call)
+        if made is None:
+            return False
+        await self._orders.adopt(
+            msgspec.structs.replace(order, status=OrderStatus.MADE, tx_hash=made)
+        )
+        return True
+
+    async def _require_valid(self, deposit: SponsoredDeposit) -> None:
+        """Say so when a refusal is a matter of time: the payer can sign anew."""
+        self._require_window(deposit, await self._reader.rpc.block())
+
+    def _require_window(self, deposit: SponsoredDeposit, head: BlockRef) -> None:
+        pull = deposit.pull
+        if isinstance(pull, AuthorizedPull) and pull.valid_after >= head.timestamp:
+            raise AuthorizationExpiredError("The authorization is not valid yet on the chain.")
+        if expires_at(pull) < head.timestamp + self._limits.margin_s:
+            raise AuthorizationExpiredError(
+                f"The authorization must be valid for {self._limits.margin_s} s from the chain's"
+                f" time, which is {head.timestamp}."
+            )
+
+
+def _parse_quote(key: ChannelKey, said: Sequence[Any]) -> tuple[ChannelFact | None, _Quote]:
+    """Return how the deposit's channel stands, and what the call takes."""
+    channel, answer, gas, block, tip = said
+    parse_bytes(answer)
+    head = parse_block(block)
+    known = abi.decode_channel(key, parse_bytes(channel), block_number=head.number)
+    price_wei = (head.base_fee_wei or 0) + parse_price(tip)
+    return known, _Quote(gas=parse_count(gas), head=head, price_wei=price_wei)
+
+
+def _first(voucher: VerifiedVoucher | None) -> FirstVoucher | None:
+    if voucher is None:
+        return None
+    return FirstVoucher(voucher.cumulative_amount, voucher.signature)
+
+
+def _outcome(order: DepositOrder) -> TxHash:
+    if order.status is OrderStatus.MADE and order.tx_hash is not None:
+        return order.tx_hash
+    if order.reason == FEE_TOO_HIGH:
+        raise SponsoringPausedError("Gas costs more than is paid for payers.")
+    if order.reason == CLOSE_PENDING:
+        raise _close_pending()
+    if order.reason in (NONCE_TAKEN, NOT_SENT):
+        raise SettlementPendingError("The deposit was not sent yet; ask again.")
+    name, _, text = order.reason.partition(" ")
+    reason = RevertReason.__members__.get(name, RevertReason.UNKNOWN)
+    raise contract_reverted(reason, text=text, tx_hash=order.tx_hash)
+
+
+def _close_pending() -> ChannelFinalizedError:
+    return ChannelFinalizedError("The channel has a pending close requested by its payer.")

@@ -1,0 +1,1 @@
+"""Transactions: nonces, fees, signing, the journal, and following one until it is final."""

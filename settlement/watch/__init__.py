@@ -1,0 +1,1 @@
+"""The chain, watched by events and by sweeps, and what that says about health."""

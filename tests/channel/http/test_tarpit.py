@@ -1,0 +1,116 @@
+"""Answers that come late: who floods waits, and nobody else."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from channel.errors import (
+    ChallengeNotFoundError,
+    InsufficientBalanceError,
+    InvalidSignatureError,
+    LedgerUnavailableError,
+    MalformedCredentialError,
+    PaymentRequiredError,
+    ProblemError,
+    SignerMismatchError,
+    TooManyRequestsError,
+)
+from channel.http import PaymentGate
+from channel.http.tarpit import Tarpit
+from channel.limits import BAD_CREDENTIALS_PER_SECOND_MAX, UNPAID_PER_SECOND_MAX
+from channel.types import SignedVoucher
+from channel.wire.credential import format_credential
+from channel.wire.payload import VoucherPayload
+from tests.channel.http.test_middleware import ROUTES, App
+from tests.channel.selling import PRICE, Clock, Visit, ask, open_desk
+from tests.waiting import PATIENCE_S, put_ahead
+
+SCOPE: dict[str, Any] = {"client": ("203.0.113.1", 50000)}
+OTHER: dict[str, Any] = {"client": ("203.0.113.2", 50000)}
+BROKE = InsufficientBalanceError(required_cumulative=1, accepted=0, spent=0, deposit=0)
+
+
+async def is_late(late: Tarpit, refusal: ProblemError, scope: dict[str, Any] = SCOPE) -> bool:
+    waiting = asyncio.ensure_future(late.wait(refusal, scope))
+    await asyncio.sleep(0)
+    done = waiting.done()
+    waiting.cancel()
+    await asyncio.wait({waiting})
+    return not done
+
+
+async def test_the_payer_is_served_at_once_while_forgers_wait() -> None:
+    """F-99: a forgery's refusal comes late beyond a rate, from one address, and no other's."""
+    clock = Clock()
+    late = Tarpit(clock)
+    forged = SignerMismatchError("Somebody else signed it.")
+    kinds = [await is_late(late, forged) for _ in range(BAD_CREDENTIALS_PER_SECOND_MAX + 5)]
+    assert kinds == [False] * BAD_CREDENTIALS_PER_SECOND_MAX + [True] * 5
+    assert await is_late(late, InvalidSignatureError("r"))
+    assert await is_late(late, MalformedCredentialError("?"))
+    assert not await is_late(late, forged, OTHER)
+    assert not await is_late(late, forged, {"client": None})
+    clock.advance(1)
+    assert not await is_late(late, forged)
+
+
+async def test_first_offers_come_late_beyond_a_rate_from_one_address() -> None:
+    """O-22: whoever asks for prices without end pays nothing for them."""
+    clock = Clock()
+    late = Tarpit(clock)
+    unpaid = PaymentRequiredError("This resource must be paid for.")
+    kinds = [await is_late(late, unpaid) for _ in range(UNPAID_PER_SECOND_MAX + 1)]
+    assert kinds == [False] * UNPAID_PER_SECOND_MAX + [True]
+    assert not await is_late(late, unpaid, OTHER)
+    assert not await is_late(late, SignerMismatchError("Somebody else signed it."))
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [BROKE, ChallengeNotFoundError("expired"), LedgerUnavailableError("disk")],
+    ids=["too little paid", "expired", "our fault"],
+)
+async def test_what_happens_to_honest_payers_is_answered_at_once(refusal: ProblemError) -> None:
+    """However often: it is not by their fault, or mended by the next request."""
+    late = Tarpit(Clock())
+    assert not any([await is_late(late, refusal) for _ in range(50)])
+
+
+async def test_a_rate_that_was_passed_is_said_late() -> None:
+    """VCH-09: who sends too much is not invited to send the next at once."""
+    assert await is_late(Tarpit(Clock()), TooManyRequestsError("slow down"))
+
+
+async def test_so_many_wait_and_no_more() -> None:
+    """F-100: those beyond are answered at once, and places are free again after the wait."""
+    late = Tarpit(Clock(), late_s=0.01, waiting_max=3)
+    refusal = TooManyRequestsError("slow down")
+    waiting = [asyncio.ensure_future(late.wait(refusal, SCOPE)) for _ in range(5)]
+    await asyncio.sleep(0)
+    assert [one.done() for one in waiting] == [False, False, False, True, True]
+    await asyncio.gather(*waiting)
+    assert await is_late(late, refusal)
+
+
+async def test_a_flood_of_forgeries_does_not_keep_the_payer_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F-99, VCH-09: same channel, same address, and the payer's voucher is taken meanwhile."""
+    async with open_desk(tmp_path) as desk:
+        desk.payer.open_on_chain()
+        gate = PaymentGate(App(), engine=desk.engine, routes=ROUTES)
+        gate.late = Tarpit(desk.engine.now, late_s=PATIENCE_S)  # however busy the machine
+        challenge = (await ask(gate, "GET", "/paid")).challenge
+        opening = desk.payer.credential(challenge, desk.payer.opening())
+        assert (await ask(gate, "HEAD", "/paid", opening)).status == 200
+        forged = VoucherPayload(SignedVoucher(desk.payer.key.channel_id, PRICE, bytes(65)))
+        headers = {"authorization": format_credential(desk.payer.credential(challenge, forged))}
+        flood = [Visit(gate, "GET", "/paid", headers=headers) for _ in range(40)]
+        paid = desk.payer.credential(challenge, desk.payer.voucher(PRICE))
+        assert (await ask(gate, "GET", "/paid", paid)).status == 200
+        assert sum(not visit.sent for visit in flood) >= 20
+        put_ahead(PATIENCE_S, monkeypatch)
+        refused = [await visit.answer() for visit in flood]
+        assert {answer.status for answer in refused} == {402}  # no wallet is asked about them

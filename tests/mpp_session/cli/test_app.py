@@ -1,0 +1,95 @@
+"""Every command teaches, refuses in one line, and never shows a traceback for what is no bug."""
+
+import re
+
+import pytest
+from typer.testing import CliRunner
+
+from mpp_session.cli.app import APP
+from mpp_session.cli.ledger import APP as LEDGER
+from tests.mpp_session.cli.conftest import Run
+
+COMMANDS = sorted(info.name or "" for info in APP.registered_commands)
+GROUPED = [
+    f"ledger {info.name or info.callback.__name__}"
+    for info in LEDGER.registered_commands
+    if info.callback
+]
+
+
+def test_the_commands_are_those_of_the_manual(start: Run) -> None:
+    assert COMMANDS == [
+        "channels",
+        "demo",
+        "devnet",
+        "gateway",
+        "pay",
+        "recover",
+        "settle",
+        "status",
+        "withdraw",
+    ]
+    shown = start("--help")
+    assert shown.returncode == 0
+    assert all(re.search(rf"(?m)^  {name} ", shown.stdout) for name in [*COMMANDS, "ledger"])
+    assert sorted(GROUPED) == [
+        f"ledger {name}" for name in ("adopt", "check", "export", "import", "repair")
+    ]
+
+
+@pytest.mark.parametrize("group", [[], ["ledger"]])
+def test_a_list_of_commands_says_what_each_does_in_whole_sentences(
+    run: Run, group: list[str]
+) -> None:
+    """Also on a terminal of 80 columns."""
+    shown = run(*group, "--help", COLUMNS="80").stdout
+    lines = re.findall(r"(?m)^  (?:[a-z]+)  +(.+)$", shown.partition("Commands:")[2])
+    assert lines
+    assert [line for line in lines if not line.endswith(".") or line.endswith("...")] == []
+
+
+@pytest.mark.parametrize("name", [*COMMANDS, *GROUPED])
+def test_help_teaches_by_example(name: str) -> None:
+    shown = CliRunner().invoke(APP, [*name.split(), "--help"], env={"COLUMNS": "100"})
+    assert shown.exit_code == 0
+    assert re.search(rf"(?m)^  (mpp-session {name}|scripts/{name})", shown.stdout)
+    undescribed = re.findall(r"(?m)^  (--[\w-]+)(?: <\w+>)?\s*$", shown.stdout)
+    assert undescribed == []
+
+
+REFUSED = [
+    (["nonsense"], 2, "nonsense"),
+    (["gateway", "--prot", "1"], 2, "--prot"),
+    (["gateway"], 2, "missing: `upstream.url`"),
+    (["gateway", "--config", "none.toml"], 2, "none.toml cannot be read"),
+    (["gateway", "--devnet", "none.json"], 1, "start `mpp-session devnet` first"),
+    (["channels"], 2, "missing: `ledger.url`"),
+    (["channels", "--ledger", "sqlite:///none.db"], 2, "there is no ledger"),
+    (["channels", "--ledger", "sqlite:///:memory:"], 2, "ledger"),
+    (["ledger", "check"], 2, "missing: `ledger.url`"),
+    (["ledger", "check", "--ledger", "sqlite:///none.db"], 2, "there is no ledger"),
+    (["ledger", "import", "none.jsonl", "--ledger", "sqlite:///new.db"], 1, "none.jsonl"),
+    (["pay", "http://127.0.0.1:9"], 1, "--prompt or --json-body"),
+    (["pay", "http://127.0.0.1:9", "--prompt", "x"], 1, "give --devnet"),
+    (["pay", "http://127.0.0.1:9", "--prompt", "x", "--devnet", "none.json"], 1, "devnet"),
+    (["pay", "http://127.0.0.1:9", "--json-body", "@none.json"], 1, "none.json"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "code", "said"), REFUSED)
+def test_a_refusal_is_one_line_and_an_exit_code(
+    run: Run, arguments: list[str], code: int, said: str
+) -> None:
+    done = run(*arguments)
+    assert done.returncode == code
+    assert said in done.stderr
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    assert len(re.findall(r"(?m)^error: ", done.stderr)) <= 1
+
+
+def test_a_misspelt_variable_stops_the_program(run: Run) -> None:
+    """F-106."""
+    done = run("channels", MPP_SESSION_LEDGER_URI="sqlite:///x.db")
+    assert done.returncode == 2
+    assert "did you mean `MPP_SESSION_LEDGER_URL`?" in done.stderr

@@ -1,0 +1,64 @@
+"""The demo succeeds only when agent, provider and chain say the same, to the base unit."""
+
+import io
+from collections.abc import Callable
+
+import pytest
+from msgspec.structs import replace
+from rich.console import Console
+
+from mpp_session.demo.report import Balances, DemoReport
+from tests.mpp_session.demo.figures import report
+
+
+def test_figures_that_add_up_have_no_mismatch() -> None:
+    assert report().mismatches() == []
+
+
+WRONG: list[tuple[str, Callable[[DemoReport], DemoReport]]] = [
+    ("payer is short", lambda r: replace(r, after=Balances(7501, 0, 2500, 0))),
+    ("payee has exactly", lambda r: replace(r, after=Balances(7500, 0, 2499, 0))),
+    ("escrow holds nothing", lambda r: replace(r, after=Balances(7500, 0, 2500, 1))),
+    ("deposit covers", lambda r: replace(r, deposit=2499)),
+    ("last receipt says", lambda r: replace(r, receipt_spent=2501)),
+    ("at its price", lambda r: replace(r, unit_price=24)),
+    ("one unit", lambda r: replace(r, answers=(replace(r.answers[0], tokens=61), r.answers[1]))),
+    ("nobody anything else", lambda r: replace(r, transactions=r.transactions[1:])),
+    ("never had ether", lambda r: replace(r, before=Balances(10_000, 1, 0, 0))),
+    ("never had ether", lambda r: replace(r, after=Balances(7500, 1, 2500, 0))),
+    (
+        "the payee sent",
+        lambda r: replace(
+            r, transactions=tuple(replace(one, sender="agent") for one in r.transactions)
+        ),
+    ),
+]
+
+
+@pytest.mark.parametrize(("said", "spoil"), WRONG)
+def test_one_base_unit_or_one_transaction_amiss_is_told(
+    said: str, spoil: Callable[[DemoReport], DemoReport]
+) -> None:
+    mismatches = spoil(report()).mismatches()
+    assert any(said in sentence for sentence in mismatches), mismatches
+
+
+def test_a_demo_that_paid_nothing_does_not_succeed() -> None:
+    free = replace(report(), paid=0, receipt_spent=0, answers=(), after=report().before)
+    assert "the deposit covers what was paid" in free.mismatches()
+
+
+def test_the_table_shows_every_figure() -> None:
+    console = Console(width=100, file=io.StringIO(), record=True)
+    console.print(report().table())
+    text = console.export_text()
+    for figure in (
+        "100 at 0.000025",
+        "100,000",
+        "open, gas paid by the payee",
+        "0.004000",
+        "0.002500",
+        "0.001500",
+        "+0.002500",
+    ):
+        assert figure in text

@@ -1,0 +1,49 @@
+"""What programs that cannot pay show of a refusal (O-43)."""
+
+import json
+
+import httpx
+import openai
+import pytest
+
+from tests.mpp_session.gateway.conftest import PRICE, RunGateway
+
+
+@pytest.mark.parametrize("is_stream", [True, False])
+async def test_the_openai_client_shows_what_it_costs_and_how_to_pay(
+    run_gateway: RunGateway, *, is_stream: bool
+) -> None:
+    """O-43: and not "no body"."""
+    async with (
+        run_gateway() as gateway,
+        openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key="none") as client,
+    ):
+        with pytest.raises(openai.APIStatusError) as caught:
+            await client.chat.completions.create(
+                model="tiny", messages=[{"role": "user", "content": "hi"}], stream=is_stream
+            )
+        assert caught.value.status_code == 402
+        assert f"{PRICE} base units" in str(caught.value)
+        assert "dUSD" in str(caught.value)
+        assert "mpp-session pay" in str(caught.value)
+        assert caught.value.code == "payment-required"
+
+
+async def test_every_refusal_of_the_gateway_has_the_message_where_clients_look(
+    run_gateway: RunGateway,
+) -> None:
+    """O-43: a path that is not served, a free path whose server is away, an unpaid request."""
+    async with (
+        run_gateway(upstream__url="http://127.0.0.1:9") as gateway,
+        httpx.AsyncClient() as client,
+    ):
+        for method, path, status in (
+            ("GET", "/v1/nothing", 404),
+            ("GET", "/v1/models", 502),
+            ("POST", "/v1/chat/completions", 503),
+        ):
+            answer = await client.request(method, gateway.url + path)
+            assert answer.status_code == status
+            body = json.loads(answer.content)
+            assert body["error"]["message"] == body["detail"]
+            assert body["error"]["code"]

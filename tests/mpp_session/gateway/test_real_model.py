@@ -1,0 +1,204 @@
+"""O-02, O-03 on llama.cpp's own server: what is charged is what it made, or it made nothing.
+
+The server's own counter of predicted tokens says what it made, whatever its answers say.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.mpp_session.gateway.conftest import PRICE, OpenAgent, RunGateway, Running
+from tests.mpp_session.gateway.real_model import real_model
+
+MESSAGES = [{"role": "user", "content": "Say hello."}]
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "greet",
+        "parameters": {
+            "type": "object",
+            "properties": {"name": {"type": "string", "enum": ["Ada"]}},
+            "required": ["name"],
+        },
+    },
+}
+EMOJI = 'root ::= ("\U0001f984" | "\U0001f996" | "\U0001f9ec" | "\U0001fa90"){12}'
+FIELDS = ["grammar", "ignore_eos", "cache_prompt"]
+
+CASES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "ends by itself": {"grammar": 'root ::= "Hello there."'},
+    "n=2": {"n": 2, "ignore_eos": True},
+    "n=4": {"n": 4, "ignore_eos": True},
+    "n=4, each of its own length": {"n": 4, "max_tokens": 12},
+    "best_of": {"best_of": 3},
+    "n by another name": {"n_cmpl": 3, "N": 3, "extra_body": {"n": 3}},
+    "more by another name": {"max_tokens": 2, "n_predict": 40, "MAX_TOKENS": 40},
+    "max_completion_tokens": {"max_tokens": None, "max_completion_tokens": 7},
+    "no bound in one piece": {"max_tokens": None, "grammar": EMOJI},
+    "emoji": {"grammar": EMOJI, "max_tokens": 24},
+    "stop holds text back": {"grammar": 'root ::= "a"{90}', "stop": ["a" * 64], "max_tokens": 20},
+    "stop at once, n=2": {"grammar": 'root ::= "a"{90}', "stop": ["aaaaa"], "n": 2},
+    "logprobs": {"logprobs": True, "top_logprobs": 2},
+    "logprobs of what is held back": {
+        "logprobs": True,
+        "grammar": 'root ::= "a"{90}',
+        "stop": ["a" * 64],
+    },
+    "tools": {"tools": [TOOL], "tool_choice": "auto"},
+    "tools that must be called": {"tools": [TOOL], "tool_choice": "required"},
+    "JSON mode": {"response_format": {"type": "json_object"}, "max_tokens": 8},
+    "nothing asked of usage": {"stream_options": {"include_usage": False}},
+    "asks for usage": {"stream_options": {"include_usage": True}, "n": 2},
+    "lumps": {"stream_interval": 8, "min_tokens": 20},
+}
+
+
+@pytest.fixture(scope="module")
+def real() -> Iterator[str]:
+    with real_model() as url:
+        yield url
+
+
+async def made(client: httpx.AsyncClient, real: str) -> int:
+    """How many tokens the server has made since it began."""
+    text = (await client.get(f"{real}/metrics")).text
+    found = re.search(r"^llamacpp:tokens_predicted_total (\d+)", text, re.MULTILINE)
+    assert found is not None
+    return int(found[1])
+
+
+async def ask(agent: httpx.AsyncClient, gateway: Running, **fields: Any) -> int:
+    """Ask, read all of the answer, and return its status."""
+    body = {"messages": MESSAGES, "max_tokens": 4, **fields}
+    response = await agent.post(gateway.completions, json=body)
+    if response.status_code == 200 and fields["stream"]:
+        events = [line[6:] for line in response.text.splitlines() if line.startswith("data: ")]
+        assert events[-1] == "[DONE]"
+        bare = [event for event in events[:-1] if not json.loads(event)["choices"]]
+        wants = (fields.get("stream_options") or {}).get("include_usage")
+        assert bool(bare) == bool(wants)
+    return response.status_code
+
+
+@pytest.mark.parametrize("is_stream", [True, False])
+async def test_charged_is_what_the_server_made(
+    run_gateway: RunGateway, open_agent: OpenAgent, real: str, *, is_stream: bool
+) -> None:
+    async with (
+        run_gateway(upstream__url=real, upstream__fields=FIELDS) as gateway,
+        open_agent() as agent,
+        httpx.AsyncClient() as bare,
+    ):
+        wrong, refused = {}, set()
+        spent, before = 0, await made(bare, real)
+        for name, case in CASES.items():
+            status = await ask(agent, gateway, stream=is_stream, **case)
+            state, after = await gateway.channel(), await made(bare, real)
+            charged, made_now = (state.spent - spent) // PRICE, after - before
+            spent, before = state.spent, after
+            if charged != made_now or state.reserved:
+                wrong[name] = (status, charged, made_now, state.reserved)
+            if status != 200:
+                refused.add(name)
+        assert wrong == {}
+        several = {name for name, case in CASES.items() if case.get("n", 1) > 1}
+        assert refused == (set() if is_stream else several)
+
+
+@pytest.mark.parametrize("is_stream", [True, False])
+async def test_a_server_of_which_nothing_is_known_is_charged_right_too(
+    run_gateway: RunGateway, open_agent: OpenAgent, real: str, *, is_stream: bool
+) -> None:
+    """The same server, but nobody asks it for counts in each chunk: `usage` at the end does."""
+    names = ["plain", "n=4", "emoji", "stop holds text back", "logprobs", "JSON mode"]
+    async with (
+        run_gateway(
+            upstream__url=real, upstream__fields=FIELDS, upstream__counts="chunks"
+        ) as gateway,
+        open_agent() as agent,
+        httpx.AsyncClient() as bare,
+    ):
+        before = await made(bare, real)
+        for name in names:
+            status = await ask(agent, gateway, stream=is_stream, **CASES[name])
+            assert (status == 200) == ("n" not in CASES[name]), name
+        charged = (await gateway.channel()).spent // PRICE
+        assert charged == await made(bare, real) - before
+
+
+async def test_the_example_itself(
+    run_gateway: RunGateway, open_agent: OpenAgent, real: str
+) -> None:
+    """O-02: `{"n":4,"max_tokens":30,"ignore_eos":true}` in one piece is refused, and runs not."""
+    async with (
+        run_gateway(upstream__url=real) as gateway,
+        open_agent() as agent,
+        httpx.AsyncClient() as bare,
+    ):
+        before = await made(bare, real)
+        body = {"messages": MESSAGES, "n": 4, "max_tokens": 30, "ignore_eos": True}
+        response = await agent.post(gateway.completions, json=body)
+        assert response.status_code == 400
+        assert "stream" in response.json()["detail"]
+        assert await made(bare, real) == before
+        assert (await gateway.channel()).spent == 0
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        {"logprobs": True, "top_logprobs": 50_000},
+        {"logprobs": 50_000},
+        {
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {
+                    "name": "x",
+                    "schema": {"type": "string", "pattern": "^(a{0,99}){0,99}$"},
+                },
+            }
+        },
+    ],
+    ids=["the vocabulary beside each token", "by another type", "a pattern that never ends"],
+)
+@pytest.mark.parametrize("is_stream", [True, False])
+async def test_what_makes_the_server_work_for_nothing_does_not_reach_it(
+    run_gateway: RunGateway,
+    open_agent: OpenAgent,
+    real: str,
+    case: dict[str, Any],
+    *,
+    is_stream: bool,
+) -> None:
+    """O-03: four tokens of 18 MiB were free; thirty bytes of schema kept the server for minutes."""
+    async with (
+        run_gateway(upstream__url=real) as gateway,
+        open_agent() as agent,
+        httpx.AsyncClient() as bare,
+    ):
+        before = await made(bare, real)
+        assert await ask(agent, gateway, stream=is_stream, **case) == 400
+        assert await made(bare, real) == before
+        assert (await gateway.channel()).spent == 0
+
+
+async def test_a_payer_counts_several_choices_whose_chunks_hold_many_tokens(
+    run_gateway: RunGateway, open_agent: OpenAgent, real: str
+) -> None:
+    """O-09: the count of each choice was taken for that of all: an honest server was accused."""
+    grammar = EMOJI.replace("{12}", "{40}")
+    async with (
+        run_gateway(upstream__url=real, upstream__fields=FIELDS) as gateway,
+        open_agent() as agent,
+    ):
+        answer = await ask(agent, gateway, stream=True, n=2, max_tokens=130, grammar=grammar)
+        assert answer == 200
+        charged = (await gateway.channel()).spent // PRICE
+        assert charged >= 2 * 3 * 40
+        (account,) = await agent.payments.channels()
+        assert charged - 2 <= account.units <= charged, "but for the tokens that end the texts"

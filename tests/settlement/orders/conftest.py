@@ -1,5 +1,0 @@
-"""Orders on each database: every test of the promise runs on both (habit 10)."""
-
-from tests.settlement.journal.conftest import journal_url
-
-__all__ = ["journal_url"]
