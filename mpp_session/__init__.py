@@ -1,1 +1,91 @@
-"""The program: the only place that joins `channel` and `settlement`."""
+"""Payment channels for AI agents and inference providers: what users import.
+
+    from mpp_session import Price, Route, sell                      # a provider
+    from mpp_session import Policy, TokenLimits, open_client        # an agent
+
+A name is imported when it is first used, so that `import mpp_session` costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from channel.client.funding.keys import ChannelKeys as ChannelKeys
+    from channel.client.funding.signer import AccountSigner as AccountSigner
+    from channel.client.funding.signer import LocalSigner as LocalSigner
+    from channel.client.http.transport import PayingTransport as PayingTransport
+    from channel.client.payments import Payments as Payments
+    from channel.client.payments import Summary as Summary
+    from channel.client.policy.policy import Policy as Policy
+    from channel.client.policy.policy import TokenLimits as TokenLimits
+    from channel.client.store.sqlite import PaymentStore as PaymentStore
+    from channel.errors import AgentError as AgentError
+    from channel.errors import BudgetExceededError as BudgetExceededError
+    from channel.errors import ConfigError as ConfigError
+    from channel.errors import MppSessionError as MppSessionError
+    from channel.errors import OfferRefusedError as OfferRefusedError
+    from channel.errors import PaymentRefusedError as PaymentRefusedError
+    from channel.http.events import Event as Event
+    from channel.http.events import PaidEventStream as PaidEventStream
+    from channel.http.metering import Meter as Meter
+    from channel.http.metering import metered as metered
+    from channel.http.middleware import PaymentGate as PaymentGate
+    from channel.http.pricing import Price as Price
+    from channel.http.pricing import Route as Route
+    from mpp_session.agent.client import PayingClient as PayingClient
+    from mpp_session.agent.client import build_client as build_client
+    from mpp_session.agent.client import load_keystore as load_keystore
+    from mpp_session.agent.client import open_client as open_client
+    from mpp_session.devnet_file import read_devnet as read_devnet
+    from mpp_session.selling import sell as sell
+
+_HOMES = {
+    "AccountSigner": "channel.client.funding.signer",
+    "AgentError": "channel.errors",
+    "BudgetExceededError": "channel.errors",
+    "ChannelKeys": "channel.client.funding.keys",
+    "ConfigError": "channel.errors",
+    "Event": "channel.http.events",
+    "LocalSigner": "channel.client.funding.signer",
+    "Meter": "channel.http.metering",
+    "MppSessionError": "channel.errors",
+    "OfferRefusedError": "channel.errors",
+    "PaidEventStream": "channel.http.events",
+    "PayingClient": "mpp_session.agent.client",
+    "PayingTransport": "channel.client.http.transport",
+    "PaymentGate": "channel.http.middleware",
+    "PaymentRefusedError": "channel.errors",
+    "PaymentStore": "channel.client.store.sqlite",
+    "Payments": "channel.client.payments",
+    "Policy": "channel.client.policy.policy",
+    "Price": "channel.http.pricing",
+    "Route": "channel.http.pricing",
+    "Summary": "channel.client.payments",
+    "TokenLimits": "channel.client.policy.policy",
+    "build_client": "mpp_session.agent.client",
+    "load_keystore": "mpp_session.agent.client",
+    "metered": "channel.http.metering",
+    "open_client": "mpp_session.agent.client",
+    "read_devnet": "mpp_session.devnet_file",
+    "sell": "mpp_session.selling",
+}
+
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name when it is first used."""
+    if name == "__version__":
+        from importlib.metadata import version  # noqa: PLC0415 -- reads files; few ask
+
+        return version("mpp-session")
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """List the public names before they are imported."""
+    return sorted([*globals(), *_HOMES, "__version__"])
