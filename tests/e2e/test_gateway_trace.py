@@ -2,7 +2,9 @@
 
 import re
 import signal
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from tests.e2e.gateways import (
 )
 from tests.faults.tracer import Event, read_events, traced
 from tests.mpp_session.model_server import model_server
+from tests.waiting import until
 
 STEP_UNITS = 8
 CHUNKS = 100
@@ -88,11 +91,19 @@ async def test_the_ledger_is_on_disk_before_anything_it_promises_is_sent(
             assert streamed.text.count('"content"') == CHUNKS
             whole = await client.post(url, json={**BODY, "max_tokens": 200})
             assert whole.status_code == 200
+            await until(lambda: is_at_rest(ledger))  # what was held for it is given back
             (account,) = await client.payments.close(gateway.url)
             assert await gateway.end(signal.SIGTERM) == 0, (tmp_path / "gateway.log").read_text()
     sent = list(sent_to_agents(read_events(recorded), ledger))
     require_paid_chunks(sent)
     require_acknowledgements(sent, vouchers=account.vouchers)
+
+
+def is_at_rest(ledger: Path) -> bool:
+    """Whether no request holds anything."""
+    with closing(sqlite3.connect(f"file:{ledger}?mode=ro", uri=True)) as connection:
+        (held,) = connection.execute("SELECT count(lease_expires_at) FROM channel").fetchone()
+    return bool(held == 0)
 
 
 def require_paid_chunks(sent: list[Sent]) -> None:
