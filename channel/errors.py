@@ -57,7 +57,7 @@ MppSessionError
 │   ├── ChannelBusyError              every channel to this payee has a stream running
 │   ├── ChannelUnusableError          a channel stopped, closing, or not as the chain says
 │   ├── BodyNotReplayableError        a 402 came after a body that cannot be sent again
-│   └── PurseError                    the store of what was signed cannot be read or written
+│   └── StoreError                    the store of what was signed cannot be read or written
 ├── WireError                       bytes that do not mean what they should; whoever knows whose
 │                                   bytes they were turns it into one of the above
 └── InvariantError                  a bug of ours: never caught, stops the worker

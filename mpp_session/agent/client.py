@@ -131,7 +131,7 @@ async def open_client(  # noqa: PLR0913 -- each is a choice, and none but four m
     Raises:
         ConfigError: No key, limits of several chains, or a node of another chain.
         ChainUnavailableError: The node does not answer.
-        PurseError: The store cannot be opened.
+        StoreError: The store cannot be opened.
     """
     key = _key_signer(private_key)
     chain_ids = {limits.chain_id for limits in policy.limits}

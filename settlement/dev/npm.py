@@ -21,7 +21,7 @@ __all__ = ["Progress", "cache_directory", "find_npm", "npm_package"]
 Progress = Callable[[str], None]
 """Called with one line before anything slow."""
 
-_CHECKOUT: Final = Path(__file__).parent.parent / "contracts" / "node_modules"
+_CHECKOUT: Final = Path(__file__).parents[2] / "contracts" / "node_modules"
 _INSTALL_TIMEOUT_S: Final = 300.0
 _QUIETLY: Final = ("--ignore-scripts", "--no-audit", "--no-fund", "--no-package-lock", "--no-save")
 

@@ -151,7 +151,7 @@ class Tab:
         the purse's queue, and then never began.
 
         Raises:
-            PurseError: The purse failed; the counts are stored with the next call.
+            StoreError: The purse failed; the counts are stored with the next call.
             ReceiptViolationError: As `change`.
         """
         counts = self._counts

@@ -39,7 +39,7 @@ MINUTE_S = 60
 KEEP_S = 400 * 24 * 3600
 SCHEMA_VERSION = 3
 
-_SQL = resources.files("channel.client") / "sql"
+_SQL = resources.files("channel.client.store") / "sql"
 _SCHEMA = (_SQL / "schema.sql").read_text()
 _UPGRADES = {1: (_SQL / "upgrade_2.sql").read_text(), 2: (_SQL / "upgrade_3.sql").read_text()}
 _QUERIES: Mapping[str, str] = dict(
@@ -70,7 +70,7 @@ class PaymentStore:
         """Open or create the file, with mode 0600.
 
         Raises:
-            PurseError: It cannot be opened, is not a purse, or a newer version wrote it.
+            StoreError: It cannot be opened, is not a purse, or a newer version wrote it.
         """
         thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="purse")
         try:

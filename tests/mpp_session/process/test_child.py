@@ -22,7 +22,7 @@ from settlement.dev.devnet import Devnet
 from tests.mpp_session.settlers import owe_close, settler_variables, until_closed
 from tests.waiting import until, within
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 
 from mpp_session.process.os_limits import raise_open_files
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def run(code: str, folder: Path) -> subprocess.CompletedProcess[str]:

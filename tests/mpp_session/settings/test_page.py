@@ -6,7 +6,7 @@ from pathlib import Path
 from mpp_session.settings.config import list_settings, load_config
 from mpp_session.settings.page import EXAMPLE, render_settings
 
-PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
+PAGE = Path(__file__).parents[3] / "docs" / "configuration.md"
 
 
 def test_the_page_is_current() -> None:

@@ -13,7 +13,7 @@ from channel.verify.signature import recover, sign
 from channel.verify.typed_data import voucher_digest
 from tests.channel.client.provider import PAYER, PAYER_KEY
 
-VECTORS = json.loads((Path(__file__).parents[2] / "vectors" / "evm_session.json").read_text())[
+VECTORS = json.loads((Path(__file__).parents[3] / "vectors" / "evm_session.json").read_text())[
     "voucher"
 ]
 

@@ -28,10 +28,10 @@ def test_a_claim_keeps_others_of_this_process_out(tmp_path: Path) -> None:
 OTHER = """
 import sys
 from pathlib import Path
-from channel.client.store.locks import Claims
+from channel.client.store.locks import ChannelLocks
 from channel.types import Address, ChannelId, ChannelKey
 
-claims = Claims(Path(sys.argv[1]))
+claims = ChannelLocks(Path(sys.argv[1]))
 print([claims.take(ChannelKey(1, Address(bytes(20)), ChannelId(bytes([n]) * 32))) for n in (1, 2)])
 sys.stdout.flush()
 sys.stdin.read()

@@ -260,11 +260,11 @@ async def test_an_acknowledged_amount_survives_a_killed_process(tmp_path: Path) 
     program = f"""
         import asyncio, os, signal
         from channel.client.policy.budget import Budget
-        from channel.client.store.sqlite import Purse
+        from channel.client.store.sqlite import PaymentStore
         from tests.channel.client.store.test_record import KEY
 
         async def main():
-            purse = await Purse.open({str(path)!r})
+            purse = await PaymentStore.open({str(path)!r})
             await purse.sign_for(
                 KEY, lambda account, left: 77, budget=Budget(origin_max=100, window_s=60), now={NOW}
             )
