@@ -64,7 +64,7 @@ MppSessionError
     └── StorageFailedError            no bug, and the same end: the disk may have lost something
 
 A `PeerError` becomes a problem body in one place, `channel.wire.problem`. The order in which
-refusals are tried is printed in docs/errors.md.
+refusals are tried is printed in docs/reference/errors.md.
 """
 
 from collections.abc import Mapping, Sequence

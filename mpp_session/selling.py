@@ -4,7 +4,8 @@
         Route(method="GET", path="/joke", price=Price(unit_price=250, unit_type="request")),
     ])
 
-The settings are a gateway's without `upstream`, `price` and `listen`: docs/configuration.md.
+The settings are a gateway's without `upstream`, `price` and `listen`:
+docs/reference/configuration.md.
 """
 
 import asyncio

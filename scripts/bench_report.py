@@ -50,7 +50,7 @@ def main() -> None:
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON")
     form.add_argument(
-        "--markdown", action="store_true", help="print the table of docs/performance.md"
+        "--markdown", action="store_true", help="print the table of docs/engineering/performance.md"
     )
     parser.add_argument("--quick", action="store_true", help="fewer repeats")
     parser.add_argument("--only", metavar="WORD", default="", help="only groups named like this")

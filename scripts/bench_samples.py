@@ -57,7 +57,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
         return statistics.median(self.ratios) if self.ratios else None
 
     def as_json(self) -> dict[str, Any]:
-        """Return the row with the names that docs/performance.md gives."""
+        """Return the row with the names that docs/engineering/performance.md gives."""
         return {
             "name": self.name,
             "ratio": None if self.ratio is None else round(self.ratio, 3),

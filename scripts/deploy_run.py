@@ -23,7 +23,7 @@ from settlement.node.rpc import Rpc
 from settlement.tx.manager import TxManager
 from settlement.tx.signer import KeySigner
 
-PAGE: Final = Path(__file__).resolve().parent.parent / "docs" / "deployments.md"
+PAGE: Final = Path(__file__).resolve().parent.parent / "docs" / "reference" / "deployments.md"
 _ROW: Final = re.compile(r"^\| (\d+) \| (0x\w+) \| (0x\w+) \| (0x\w+) \|$", re.MULTILINE)
 
 Row = tuple[int, str, str, str]
@@ -79,7 +79,7 @@ def write_page(new: tuple[Row, ...], page: Path = PAGE) -> None:
 
 
 def render_page(rows: dict[tuple[int, str], tuple[str, ...]]) -> str:
-    """Return docs/deployments.md."""
+    """Return docs/reference/deployments.md."""
     factory, escrow = load_artifact("EscrowFactory"), load_artifact("SessionEscrow")
     listed = "\n".join(
         f"| {chain_id} | {' | '.join(columns)} |" for (chain_id, _), columns in sorted(rows.items())

@@ -18,7 +18,7 @@ import msgspec
 from solidity import CONTRACTS
 
 ROOT: Final = CONTRACTS.parent
-REPORT: Final = ROOT / "docs" / "mutants.md"
+REPORT: Final = ROOT / "docs" / "engineering" / "mutants.md"
 COMPILE: Final = "import runpy, sys; sys.argv = ['compile']; runpy.run_path('compile')['main']()"
 FORGE: Final = "import forge_runner, sys; sys.exit(forge_runner.run(sys.argv[1:]).returncode)"
 QUICK: Final = {"FOUNDRY_FUZZ_RUNS": "24", "FOUNDRY_INVARIANT_RUNS": "10"}

@@ -1,7 +1,7 @@
 """What somebody must be told: one line a change, by name, so that a monitor can match it.
 
 An alarm that goes on is not repeated; one that gets worse is; one that is over says so. What to
-do when each rings is in docs/operating.md, under the same names.
+do when each rings is in docs/guide/operating.md, under the same names.
 """
 
 import enum

@@ -156,8 +156,8 @@ def test_bounds_on_others_stand_in_one_place() -> None:
 
 
 def test_every_bound_is_in_the_manual_with_its_value() -> None:
-    """Issue 10 B: docs/operating.md lists what limits.py has, and nothing else."""
-    text = (ROOT / "docs" / "operating.md").read_text()
+    """Issue 10 B: docs/guide/operating.md lists what limits.py has, and nothing else."""
+    text = (ROOT / "docs" / "guide" / "operating.md").read_text()
     section = text.split("\n## Every bound\n")[1].split("\n## ")[0]
     listed = re.findall(r"(?m)^\| `([A-Z_]+)` \| ([\d,.]+) \| .+ \|$", section)
     assert dict(listed) == {name: f"{value:,}" for name, value in BOUNDS.items()}

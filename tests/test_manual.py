@@ -19,8 +19,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def test_every_problem_is_documented() -> None:
-    """docs/errors.md has a line for each answer a peer can get, and for each other error."""
-    text = (ROOT / "docs" / "errors.md").read_text()
+    """docs/reference/errors.md has each answer that a peer can get, and each other error."""
+    text = (ROOT / "docs" / "reference" / "errors.md").read_text()
     errors = [getattr(channel.errors, name) for name in channel.errors.__all__]
     answers = {
         (str(error.status), error.problem_type, "yes" if error.offers_challenge else "no")
@@ -37,8 +37,8 @@ def test_every_problem_is_documented() -> None:
 
 
 def test_the_manual_says_what_the_client_does_about_each_problem() -> None:
-    """CLIENT-08: the table in docs/errors.md is the client's own."""
-    text = (ROOT / "docs" / "errors.md").read_text()
+    """CLIENT-08: the table in docs/reference/errors.md is the client's own."""
+    text = (ROOT / "docs" / "reference" / "errors.md").read_text()
     section = text.partition("## What our client does")[2].partition("##")[0]
     listed = re.findall(r"(?m)^\| (\d+) \| `(\S+)` \| (.+) \|$", section)
     problems = {
@@ -53,7 +53,7 @@ def test_the_manual_says_what_the_client_does_about_each_problem() -> None:
 
 def test_every_command_and_option_explains_itself() -> None:
     """And the manual shows each command."""
-    text = "".join(page.read_text() for page in [ROOT / "README.md", *ROOT.glob("docs/*.md")])
+    text = "".join(page.read_text() for page in [ROOT / "README.md", *ROOT.glob("docs/*/*.md")])
     program = typer.main.get_command(APP)
     assert isinstance(program, TyperGroup)
     for name, command in commands_of(program):
@@ -75,8 +75,8 @@ def commands_of(group: TyperGroup) -> Iterator[tuple[str, TyperCommand]]:
 
 
 def test_the_manual_says_what_to_do_about_each_alarm() -> None:
-    """docs/operating.md has a row for each, under the name that the log has."""
-    text = (ROOT / "docs" / "operating.md").read_text()
+    """docs/guide/operating.md has a row for each, under the name that the log has."""
+    text = (ROOT / "docs" / "guide" / "operating.md").read_text()
     assert set(re.findall(r"(?m)^\| `([a-z-]+)` \| .+ \| .+ \|$", text)) == {
         kind.value for kind in AlarmKind
     }
@@ -84,7 +84,7 @@ def test_the_manual_says_what_to_do_about_each_alarm() -> None:
 
 def test_the_runbook_has_steps_for_each_alarm() -> None:
     """O-81, O-89: in order, under its name, beside the table."""
-    text = (ROOT / "docs" / "operating.md").read_text()
+    text = (ROOT / "docs" / "guide" / "operating.md").read_text()
     runbook = text.split("\n## Runbook\n")[1].split("\n## ")[0]
     heads = re.findall(r"(?m)^\*\*(.+?)\.\*\* 1\. ", runbook)
     named = {name for head in heads for name in re.findall(r"`([\w-]+)`", head)}

@@ -24,7 +24,8 @@ _DEVNET_DEPOSIT: Final = 100_000
 def command(  # noqa: PLR0913 -- each is a flag
     *,
     config: Annotated[
-        Path | None, typer.Option("--config", "-c", help="Settings: docs/configuration.md.")
+        Path | None,
+        typer.Option("--config", "-c", help="Settings: docs/reference/configuration.md."),
     ] = None,
     devnet: Annotated[
         Path | None,

@@ -178,7 +178,7 @@ def judge(status: Status, *, skew_s_max: float = 60.0) -> tuple[Finding, ...]:
         text = (
             f"{len(status.books.foreign)} channels were settled or closed with the payee's key, "
             "and not by these books: the key is stolen, or other books are kept for it: no new "
-            "channels are taken (docs/operating.md, When a key is stolen)"
+            "channels are taken (docs/guide/operating.md, When a key is stolen)"
         )
         found.append(Finding(Level.CRITICAL, text))
     if status.books.stopped:

@@ -1,8 +1,8 @@
 """Every setting of the program: name, type, bounds, default and what it is for.
 
-One frozen struct a section. `docs/configuration.md` is written from here, and a test compares the
-two. Values are checked here as far as they can be without a node or a file; `mpp_session.wiring`
-checks the rest before anything is served.
+One frozen struct a section. `docs/reference/configuration.md` is written from here, and a test
+compares the two. Values are checked here as far as they can be without a node or a file;
+`mpp_session.wiring` checks the rest before anything is served.
 """
 
 from mpp_session.settings.books import Exposure, Ledger, Settlement, Sponsoring, Tower

@@ -91,8 +91,8 @@ class Payee(Section, frozen=True):
     signer_url: Annotated[
         str | None,
         Meta(
-            description="Instead of a key: a service that keeps it and signs (docs/operating.md). "
-            "What it answers is checked against `address`."
+            description="Instead of a key: a service that keeps it and signs "
+            "(docs/guide/operating.md). What it answers is checked against `address`."
         ),
     ] = None
     signer_token: Annotated[

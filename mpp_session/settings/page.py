@@ -1,6 +1,6 @@
-"""`docs/configuration.md`, written from the settings themselves.
+"""`docs/reference/configuration.md`, written from the settings themselves.
 
-python -m mpp_session.settings.page > docs/configuration.md
+python -m mpp_session.settings.page > docs/reference/configuration.md
 """
 
 import inspect

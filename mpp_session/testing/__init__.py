@@ -9,7 +9,7 @@ Installed as a pytest plugin: `devnet`, `escrow`, `token`, `payer`, `provider`, 
 and `sponsoring_provider`, between whom the payer only signs. The chain starts when the first test
 asks for it, runs for the whole session (one per xdist worker), and is as new for each test.
 Asynchronous tests need pytest-asyncio, or any plugin that runs them. Nothing but this file is
-imported for runs that use none of it. More in docs/testing.md.
+imported for runs that use none of it. More in docs/guide/testing.md.
 """
 
 from __future__ import annotations

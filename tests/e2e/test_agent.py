@@ -28,7 +28,7 @@ from tests.e2e.provider import JOKE_PRICE, TOKEN_PRICE, open_shop, sponsored
 pytestmark = pytest.mark.timeout(120)
 
 CHAT = "/v1/chat/completions"
-MANUAL = Path(__file__).parents[2] / "docs" / "paying.md"
+MANUAL = Path(__file__).parents[2] / "docs" / "guide" / "paying.md"
 
 
 def policy_of(values: DevnetValues, **changes: Any) -> Policy:
@@ -332,7 +332,7 @@ async def stream(client: PayingClient) -> str:
 async def test_the_manuals_example_runs(
     devnet: TestChain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """docs/paying.md, its first block, word for word."""
+    """docs/guide/paying.md, its first block, word for word."""
     monkeypatch.chdir(tmp_path)
     code = MANUAL.read_text().partition("```python\n")[2].partition("```")[0]
     async with devnet.connect() as chain, open_shop(chain, tmp_path) as shop:

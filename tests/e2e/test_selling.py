@@ -1,4 +1,4 @@
-"""docs/selling.md is true: its application runs as it stands and charges what the page says."""
+"""docs/guide/selling.md is true: its application runs as printed and charges what the page says."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from channel.wire.sse import EventSplitter, parse_event
 from settlement.dev.devnet import Devnet
 from tests.e2e.selling import Provider, provide
 
-MANUAL = Path(__file__).parents[2] / "docs" / "selling.md"
+MANUAL = Path(__file__).parents[2] / "docs" / "guide" / "selling.md"
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from mpp_session.testing.provider import JOKE, WORDS
 from settlement.artifacts import load_artifact
 
 ROOT = Path(__file__).resolve().parents[2]
-MANUAL = ROOT / "docs" / "testing.md"
+MANUAL = ROOT / "docs" / "guide" / "testing.md"
 RICH = 1_000_000 * 10**6
 
 
@@ -158,7 +158,7 @@ def test_the_types_can_be_named_for_annotations() -> None:
 
 
 def test_the_manual_runs_in_somebody_elses_project(tmp_path: Path) -> None:
-    """docs/testing.md, its blocks, word for word."""
+    """docs/guide/testing.md, its blocks, word for word."""
     blocks = re.findall(r"```python\n(.*?)```", MANUAL.read_text(), re.DOTALL)
     for number, block in enumerate(blocks):
         (tmp_path / f"test_block_{number}.py").write_text(block)

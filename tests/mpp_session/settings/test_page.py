@@ -6,11 +6,11 @@ from pathlib import Path
 from mpp_session.settings.config import list_settings, load_config
 from mpp_session.settings.page import EXAMPLE, render_settings
 
-PAGE = Path(__file__).parents[3] / "docs" / "configuration.md"
+PAGE = Path(__file__).parents[3] / "docs" / "reference" / "configuration.md"
 
 
 def test_the_page_is_current() -> None:
-    """Written by `python -m mpp_session.settings.page > docs/configuration.md`."""
+    """Written by `python -m mpp_session.settings.page > docs/reference/configuration.md`."""
     assert PAGE.read_text() == render_settings()
 
 

@@ -1,4 +1,4 @@
-"""docs/escrow.md says what is so: its prices, its tests, its constants."""
+"""docs/engineering/escrow.md says what is so: its prices, its tests, its constants."""
 
 import json
 import re
@@ -7,7 +7,7 @@ from pathlib import Path
 import gas_report
 from solidity import CONTRACTS
 
-PAGE = (CONTRACTS.parent / "docs" / "escrow.md").read_text(encoding="utf-8")
+PAGE = (CONTRACTS.parent / "docs" / "engineering" / "escrow.md").read_text(encoding="utf-8")
 DECISION = (CONTRACTS.parent / "docs" / "decisions" / "0002-one-escrow-per-token.md").read_text(
     encoding="utf-8"
 )
