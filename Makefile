@@ -1,5 +1,7 @@
 # The same commands under the names make users look for; each one is a script of its own.
-commands := setup test demo format lock compile gas deploy bench
+# Arguments go in `args`: make soak args="--minutes 30"
+commands := bench check compile demo deploy forge format gas lock mutants release requirements setup \
+	slither soak test wheel
 
 .PHONY: $(commands)
 $(commands):

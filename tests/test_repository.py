@@ -107,8 +107,10 @@ def test_every_public_function_and_class_is_in_all() -> None:
             match node:
                 case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
                     defined.add(node.name)
-                case ast.Assign(targets=[ast.Name(id="__all__")]):
+                case ast.Assign(targets=[ast.Name(id="__all__")], value=ast.List()):
                     listed = set(ast.literal_eval(node.value))
+                case ast.Assign(targets=[ast.Name(id="__all__")]):
+                    pass  # the public face, which imports late: tests/mpp_session/test_init.py
                 case ast.Import() | ast.ImportFrom():
                     bound |= {alias.asname or alias.name for alias in node.names}
                 case _:
@@ -177,14 +179,15 @@ def test_sql_is_in_sql_files() -> None:
     assert not found, "\n".join(places(*found))
 
 
-def test_the_layers_of_channel_are_exhaustive() -> None:
-    """A new module under channel/ fails the import contracts until it is given a layer."""
+def test_the_layers_of_each_package_are_exhaustive() -> None:
+    """A new module of a package fails the import contracts until it is given a layer."""
     linter: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"][
         "importlinter"
     ]
     assert linter["root_packages"] == list(PACKAGES)
     exhaustive = [c for c in linter["contracts"] if c.get("exhaustive")]
-    assert [c["containers"] for c in exhaustive] == [["channel"]]
+    containers = {container for c in exhaustive for container in c["containers"]}
+    assert containers == {*PACKAGES, "channel.client"}
     assert not [c["name"] for c in linter["contracts"] if c.get("ignore_imports")]
 
 
