@@ -10,6 +10,7 @@ import pytest
 
 from channel.errors import InvariantError, LedgerUnavailableError, StorageFailedError
 from channel.ledger.group_commit import GroupCommit, ThreadGroupCommit
+from tests.waiting import PATIENCE_S
 
 Commits: TypeAlias = GroupCommit[int, int] | ThreadGroupCommit[int, int]
 
@@ -137,8 +138,9 @@ async def test_a_full_queue_refuses_and_does_not_grow(disk: Disk) -> None:
     calls = await occupied(disk, commits)
     calls += submit(commits, 2, 3)
     await asyncio.sleep(0)
-    with pytest.raises(LedgerUnavailableError):
-        await commits.submit(4)
+    async with asyncio.timeout(PATIENCE_S):  # one that took the job would wait for the disk
+        with pytest.raises(LedgerUnavailableError):
+            await commits.submit(4)
     disk.may_commit.set()
     assert await asyncio.gather(*calls) == [0, 20, 30]
 
