@@ -5,7 +5,7 @@ from functools import lru_cache
 
 import msgspec
 
-from channel.engine.offer import INTENT, METHOD, Offer
+from channel.engine.offer import Offer
 from channel.engine.settings import EngineSettings
 from channel.errors import (
     ChallengeExpiredError,
@@ -17,6 +17,8 @@ from channel.errors import (
 from channel.types import ChannelId, ChannelKey
 from channel.verify.challenge_id import ChallengeBinder
 from channel.wire.challenge import (
+    INTENT,
+    METHOD,
     Challenge,
     SessionRequest,
     format_opaque,

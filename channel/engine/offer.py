@@ -1,16 +1,11 @@
 """What a route asks for, and whether a challenge still says the same (CHAL-06, F-31)."""
 
-from typing import Final
-
 import msgspec
 
 from channel.errors import ChallengeNotFoundError
 from channel.wire.challenge import SessionRequest
 
-__all__ = ["INTENT", "METHOD", "Offer"]
-
-METHOD: Final = "evm"
-INTENT: Final = "session"
+__all__ = ["Offer"]
 
 
 class Offer(msgspec.Struct, frozen=True, kw_only=True):

@@ -75,6 +75,7 @@ from channel.limits import (
 from channel.state.commands import StreamPolicy
 from channel.state.requests import RequestClaim
 from channel.wire.accept_payment import rank_offers
+from channel.wire.challenge import INTENT, METHOD
 from channel.wire.credential import Credential, parse_credential
 from channel.wire.problem import PAYMENT_REQUIRED, format_problem
 
@@ -82,7 +83,6 @@ __all__ = ["PaymentGate"]
 
 _log = logging.getLogger(__name__)
 
-_METHOD_INTENT: Final = ("evm", "session")
 _LAYERS_MAX: Final = 32
 _STATES: Final = frozenset({402, 409, 410})
 """How a payer and the books stand, which the next request may change."""
@@ -423,7 +423,7 @@ class _Exchange:
             offered = [self._own] if self._own is not None else self._priced
             if error.status == PAYMENT_REQUIRED:
                 price, sentence = describe_price(offered, self._gate.show_amount)
-            ranked = rank_offers(read_preference(self._fields), [_METHOD_INTENT] * len(offered))
+            ranked = rank_offers(read_preference(self._fields), [(METHOD, INTENT)] * len(offered))
             challenges = [self._engine.issue_challenge(offered[i].offer, hint) for i in ranked]
         detail = explain(error, sentence)
         if wants_page(read_accept(self._fields)):

@@ -7,7 +7,7 @@ a `SessionRequest` is the meaning of its `request` string for method `evm`, inte
 import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -42,6 +42,8 @@ from channel.wire.fields import (
 )
 
 __all__ = [
+    "INTENT",
+    "METHOD",
     "PAYMENT_AUTHORIZATION",
     "SCHEME",
     "Challenge",
@@ -56,6 +58,9 @@ __all__ = [
     "session_request_object",
 ]
 
+METHOD: Final = "evm"
+INTENT: Final = "session"
+"""The one method and intent that this package speaks."""
 SCHEME = "Payment"
 PAYMENT_AUTHORIZATION = "Payment-Authorization"
 """The one field beside `Authorization` that a challenge may select, spelt exactly so (CHAL-12)."""

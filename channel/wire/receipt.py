@@ -8,6 +8,7 @@ import msgspec
 from channel.errors import WireError
 from channel.limits import RECEIPT_BYTES_MAX
 from channel.types import ChannelId, TxHash
+from channel.wire.challenge import INTENT, METHOD
 from channel.wire.encoding import (
     decode_base64url,
     encode_base64url,
@@ -29,8 +30,6 @@ __all__ = [
     "parse_receipt_json",
 ]
 
-METHOD: Final = "evm"
-INTENT: Final = "session"
 STATUS: Final = "success"
 
 

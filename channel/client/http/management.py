@@ -7,8 +7,8 @@ import httpx
 
 from channel.client.http.bodies import build_reply
 from channel.client.payment.presenting import Header, Reply
-from channel.client.policy.policy import INTENT, METHOD
 from channel.errors import ChannelBusyError
+from channel.wire.challenge import INTENT, METHOD
 
 __all__ = ["ACCEPT_PAYMENT", "HeadManagementClient"]
 

@@ -6,7 +6,7 @@ from msgspec.structs import replace
 
 from channel.client.payment.payer import Payer
 from channel.client.payment.presenting import ManagementClient, Presented, Reply, present
-from channel.client.policy.policy import INTENT, METHOD, Offer
+from channel.client.policy.policy import Offer
 from channel.client.store.record import Account
 from channel.errors import (
     ChannelUnusableError,
@@ -15,7 +15,7 @@ from channel.errors import (
     ReceiptViolationError,
     WireError,
 )
-from channel.wire.challenge import parse_challenges
+from channel.wire.challenge import INTENT, METHOD, parse_challenges
 from channel.wire.payload import ClosePayload, Payload, VoucherPayload, build_open
 
 __all__ = ["close_channel"]

@@ -14,6 +14,8 @@ from channel.client.policy.funding_method import usable_types
 from channel.errors import BudgetExceededError, OfferRefusedError, WireError
 from channel.types import Address
 from channel.wire.challenge import (
+    INTENT,
+    METHOD,
     PAYMENT_AUTHORIZATION,
     Challenge,
     SessionRequest,
@@ -23,8 +25,6 @@ from channel.wire.challenge import (
 from channel.wire.encoding import format_checksum_address, format_timestamp, parse_timestamp
 
 __all__ = [
-    "INTENT",
-    "METHOD",
     "Offer",
     "Policy",
     "TokenLimits",
@@ -38,8 +38,6 @@ __all__ = [
     "top_up_size",
 ]
 
-METHOD = "evm"
-INTENT = "session"
 HEADERS = ("Authorization", PAYMENT_AUTHORIZATION)
 EXPIRY_MARGIN_S = 2
 DESCRIBED_CHARS_MAX = 64
