@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 from blockbuster import BlockBuster, blockbuster_ctx
+from coverage import Coverage
 from hypothesis import HealthCheck, settings
 
 from mpp_session.agent.keystore import import_account
@@ -28,6 +29,11 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Begun first, so that the other tests run beside them and not before.
 LONGEST = ("test_forge.py", "test_compile.py")
+# Their thousands of examples run lines that other tests run once; measuring takes as long again.
+REPEATING = (
+    *("test_interleavings.py", "test_ledgers.py", "test_parsers.py", "test_properties.py"),
+    "test_state_machine.py",
+)
 _machines = itertools.count()
 OURS = ["channel", "settlement", "mpp_session"]
 
@@ -50,6 +56,17 @@ def _state_of_its_own(
     """Each test is a machine of its own, where payees have had no ledger yet."""
     state = tmp_path_factory.getbasetemp() / f"state-{next(_machines)}"
     monkeypatch.setenv("XDG_STATE_HOME", str(state))
+
+
+@pytest.fixture(autouse=True)
+def _unmeasured_repetition(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Count no lines while a test repeats itself."""
+    measured = Coverage.current() if request.path.name in REPEATING else None
+    if measured is not None:
+        measured.stop()
+    yield
+    if measured is not None:
+        measured.start()
 
 
 @pytest.fixture(autouse=True)
