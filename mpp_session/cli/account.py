@@ -1,9 +1,8 @@
 """Whose money it is: the account that `pay` and `withdraw` are told of, and its store."""
 
-import asyncio
 from pathlib import Path
+from typing import NamedTuple
 
-import msgspec
 import typer
 
 from mpp_session.errors import CommandError
@@ -11,7 +10,7 @@ from mpp_session.errors import CommandError
 __all__ = ["KeyedAccount", "devnet_store", "load_account", "store_path"]
 
 
-class KeyedAccount(msgspec.Struct, frozen=True):
+class KeyedAccount(NamedTuple):
     """An account on a chain, with its key."""
 
     rpc_url: str
@@ -43,8 +42,10 @@ def load_account(
     missing = [f"--{name}" for name, value in {**node, **more, **files}.items() if value is None]
     if missing or not rpc_url or chain_id is None or keystore is None or password_file is None:
         raise CommandError(f"give --devnet, or also {', '.join(missing)}")
-    from mpp_session.agent.client import load_keystore  # noqa: PLC0415 -- slow to import: not for --help
-    from mpp_session.agent.keystore import read_password  # noqa: PLC0415
+    import asyncio
+
+    from mpp_session.agent.client import load_keystore
+    from mpp_session.agent.keystore import read_password
 
     password = read_password(password_file)
     key = asyncio.run(load_keystore(keystore, password))

@@ -22,7 +22,7 @@ from mpp_session.cli import (
     status,
     withdraw,
 )
-from mpp_session.cli.output import REPORT, print_error
+from mpp_session.cli.output import print_error, report
 from mpp_session.process.os_limits import forbid_core_files
 from mpp_session.process.relay import drain
 
@@ -57,7 +57,7 @@ def main() -> None:
         sys.exit(1)
     except SystemExit as end:  # typer makes one of everything else, an interruption included
         if end.code == INTERRUPTED:
-            REPORT.print("interrupted")
+            report("interrupted")
         raise
     finally:
         drain()

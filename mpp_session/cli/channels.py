@@ -1,18 +1,18 @@
 """`mpp-session channels`: what is open, accepted, spent, settled, and at risk."""
 
-import asyncio
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
-from rich.table import Table
-from rich.text import Text
 
-from channel.ledger.interface import Ledger
-from channel.ledger.url import open_ledger
-from channel.state.channel_state import ChannelState
-from mpp_session.cli.ledger import find_ledger
-from mpp_session.cli.output import OUT, print_json
+from mpp_session.cli.books import Books, name_tokens, read_channels
+from mpp_session.cli.output import count, format_id, format_time, print_json, print_table, say
+
+if TYPE_CHECKING:
+    from channel.state.channel_state import ChannelState
+    from channel.types import Address
+    from mpp_session.agent.amounts import TokenUnit
 
 __all__ = ["NAME", "command"]
 
@@ -26,49 +26,41 @@ def command(
     config: Annotated[
         Path | None, typer.Option("--config", "-c", help="The gateway's settings.")
     ] = None,
+    devnet: Annotated[
+        Path | None, typer.Option(help="Of a gateway that was started with --devnet.")
+    ] = None,
     ledger: Annotated[str | None, typer.Option(help="URL of the books, instead.")] = None,
     all_: Annotated[bool, typer.Option("--all", help="Also those that have ended.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="For programs: amounts in base units.")
+    ] = False,
 ) -> None:
     """List the channels in a gateway's books, most at risk first.
 
     At risk is what was delivered and is not yet settled on chain; exposure counts what was promised
-    and not delivered, too. Amounts are base units of the token. The gateway may be running.
+    and not delivered, too. A node of the settings names the token; without one, amounts are base
+    units. The gateway may be running.
 
     \b
     mpp-session channels --config gateway.toml
+    mpp-session channels --devnet devnet.json --all
     mpp-session channels --ledger sqlite:////var/lib/mpp-session/ledger.db --json
     """  # noqa: D301 -- \b keeps the examples' lines apart
-    url = find_ledger(config, ledger)
-    rows = [_row(state) for state in asyncio.run(_read(url, open_only=not all_))]
+    books = Books.find(config, ledger, devnet)
+    states = read_channels(books, open_only=not all_)
+    rows = [_row(state) for state in states]
     rows.sort(key=lambda row: row["at_risk"], reverse=True)
     if as_json:
         print_json([{**row, **{name: str(row[name]) for name in _AMOUNTS}} for row in rows])
+    elif rows:
+        _print(rows, name_tokens(books, states))
     else:
-        _print(rows)
+        say("no channels")
 
 
-async def _read(url: str, *, open_only: bool) -> list[ChannelState]:
-    ledger = await open_ledger(url, exclusive=False, read_only=True)
-    try:
-        return await _read_all(ledger, open_only=open_only)
-    finally:
-        await ledger.close()
-
-
-async def _read_all(ledger: Ledger, *, open_only: bool) -> list[ChannelState]:
-    found: list[ChannelState] = []
-    while True:
-        after = found[-1].key if found else None
-        page = await ledger.list_channels(after=after, open_only=open_only)
-        if not page:
-            return found
-        found += page
-
-
-def _row(state: ChannelState) -> dict[str, Any]:
-    from settlement.settle.exposure import exposure_of  # noqa: PLC0415 -- slow to import
-    from settlement.settle.schedule import value_at_risk  # noqa: PLC0415
+def _row(state: "ChannelState") -> dict[str, Any]:
+    from settlement.settle.exposure import exposure_of
+    from settlement.settle.schedule import value_at_risk
 
     return {
         "channel_id": state.key.channel_id,
@@ -85,10 +77,11 @@ def _row(state: ChannelState) -> dict[str, Any]:
         "active_at": state.active_at,
         "chain_id": state.key.chain_id,
         "escrow": state.key.escrow,
+        "token": state.terms.token,
     }
 
 
-def _name_state(state: ChannelState) -> str:
+def _name_state(state: "ChannelState") -> str:
     if state.is_finalized:
         return "ended"
     if state.is_stopped:
@@ -98,18 +91,25 @@ def _name_state(state: ChannelState) -> str:
     return "close requested" if state.close_requested_at else "open"
 
 
-def _print(rows: list[dict[str, Any]]) -> None:
-    if not rows:
-        OUT.print("no channels")
-        return
-    table = Table(show_edge=False)
-    for name in ("channel", "payer", "state"):
-        table.add_column(name)
-    for name in _AMOUNTS:
-        table.add_column(name.replace("_", " "), justify="right")
+def _print(rows: Sequence[dict[str, Any]], units: "dict[Address, TokenUnit]") -> None:
+    print_table(
+        [
+            {
+                "channel": format_id(row["channel_id"]),
+                "payer": format_id(row["payer"]),
+                "state": row["state"],
+                "last voucher": format_time(row["active_at"]) if row["active_at"] else "none",
+                **{
+                    name.replace("_", " "): units[row["token"]].format(row[name])
+                    for name in _AMOUNTS
+                },
+            }
+            for row in rows
+        ],
+        right=[name.replace("_", " ") for name in _AMOUNTS],
+    )
+    at_risk: dict[Address, int] = {}
     for row in rows:
-        ids = (f"0x{row[name].hex()[:12]}…" for name in ("channel_id", "payer"))
-        table.add_row(*ids, row["state"], *(f"{row[name]:,}" for name in _AMOUNTS))
-    total = sum(row["at_risk"] for row in rows)
-    OUT.print(table)
-    OUT.print(Text(f"{len(rows)} channels, {total:,} base units at risk"))
+        at_risk[row["token"]] = at_risk.get(row["token"], 0) + row["at_risk"]
+    sums = ", ".join(units[token].format(amount) for token, amount in at_risk.items())
+    say(f"{count(len(rows), 'channel')}, {sums} at risk")

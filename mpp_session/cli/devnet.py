@@ -1,6 +1,5 @@
 """`mpp-session devnet`: a local chain with everything deployed."""
 
-import asyncio
 import contextlib
 import enum
 import time
@@ -9,13 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
-from rich.table import Table
-from rich.text import Text
 
-from mpp_session.cli.output import OUT, print_json, step
-from mpp_session.devnet_file import read_devnet
+from mpp_session.cli.output import format_id, print_json, print_pairs, say, step
 from mpp_session.errors import CommandError
-from mpp_session.process.signals import stop_on_signals
 
 if TYPE_CHECKING:
     from settlement.dev.devnet import DevnetValues
@@ -56,11 +51,16 @@ def command(
     mpp-session devnet
     mpp-session devnet --token usdc --port 0 --out /tmp/devnet.json
     """  # noqa: D301 -- \b keeps the examples' lines apart
+    import asyncio
+
     asyncio.run(_run(token, port, out, as_json=as_json))
 
 
 async def _run(token: Token, port: int, out: Path, *, as_json: bool) -> None:
-    from settlement.dev.devnet import Devnet  # noqa: PLC0415 -- slow to import: not for --help
+    import asyncio
+
+    from mpp_session.process.signals import stop_on_signals
+    from settlement.dev.devnet import Devnet
 
     began = time.monotonic()
     stopping = asyncio.Event()
@@ -86,6 +86,8 @@ def _require_ours(out: Path) -> None:
     Raises:
         CommandError: Something else is there.
     """
+    from mpp_session.devnet_file import read_devnet
+
     if out.exists() or out.is_symlink():
         read_devnet(out)
 
@@ -121,20 +123,22 @@ def _print(values: "DevnetValues", out: Path, *, as_json: bool) -> None:
     if as_json:
         print_json(values)
         return
-    table = Table.grid(padding=(0, 2))
-    table.add_row("chain", f"{values.rpc_url} (chain id {values.chain_id})")
-    table.add_row("escrow", "0x" + values.escrow.hex())
-    table.add_row(values.token_symbol, "0x" + values.token.hex())
-    for name, account in values.accounts.items():
-        table.add_row(name, "0x" + account.address.hex())
-    OUT.print(table)
-    OUT.print(Text(f"\nKeys are in {out}. In another shell:\n"))
+    accounts = [(name, format_id(each.address)) for name, each in values.accounts.items()]
+    print_pairs(
+        [
+            ("chain", f"{values.rpc_url} (chain id {values.chain_id})"),
+            ("escrow", format_id(values.escrow)),
+            (values.token_symbol, format_id(values.token)),
+            *accounts,
+        ]
+    )
+    say(f"\nKeys are in {out}. In another shell:\n")
     for line in (
         f"  mpp-session gateway --devnet {out} --upstream http://127.0.0.1:8080",
         f"  mpp-session pay http://127.0.0.1:8402 --devnet {out} --prompt 'Hello'",
     ):
-        OUT.print(Text(line), soft_wrap=True)  # to be copied in one piece
-    OUT.print(Text("\nCtrl-C stops the chain."))
+        say(line, whole=True)  # to be copied in one piece
+    say("\nCtrl-C stops the chain.")
 
 
 def _progress(began: float) -> Callable[[str], None]:

@@ -1,17 +1,14 @@
 """`mpp-session gateway`: a price in front of a model server."""
 
-import asyncio
-import secrets
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
-from rich.text import Text
 
-from mpp_session.cli.output import OUT, print_json
-from mpp_session.process.logs import log_to_stderr
-from mpp_session.settings import Config
-from mpp_session.settings.config import load_config
+from mpp_session.cli.output import print_json, say
+
+if TYPE_CHECKING:
+    from mpp_session.settings import Config
 
 __all__ = ["NAME", "command"]
 
@@ -62,6 +59,11 @@ def command(  # noqa: PLR0913 -- each is a flag
     mpp-session gateway --devnet devnet.json --upstream http://127.0.0.1:8080
     MPP_SESSION_PAYMENT_SECRETS=... mpp-session gateway -c gateway.toml --port 9000
     """  # noqa: D301 -- \b keeps the examples' lines apart
+    import asyncio
+
+    from mpp_session.process.logs import log_to_stderr
+    from mpp_session.settings.config import load_config
+
     flags = {
         "upstream.url": upstream,
         "upstream.counts": counts,
@@ -77,7 +79,7 @@ def command(  # noqa: PLR0913 -- each is a flag
         flags={name: value for name, value in flags.items() if value is not None},
         defaults=_devnet_defaults(devnet) if devnet is not None else None,
     )
-    from mpp_session.gateway.serve import run_gateway  # noqa: PLC0415 -- slow to import
+    from mpp_session.gateway.serve import run_gateway
 
     asyncio.run(
         run_gateway(
@@ -90,7 +92,9 @@ def command(  # noqa: PLR0913 -- each is a flag
 
 def _devnet_defaults(path: Path) -> dict[str, Any]:
     """Return settings that are good enough for a chain whose money is worth nothing."""
-    from mpp_session.devnet_file import devnet_settings, read_devnet  # noqa: PLC0415 -- slow to import
+    import secrets
+
+    from mpp_session.devnet_file import devnet_settings, read_devnet
 
     return {
         **devnet_settings(read_devnet(path)),
@@ -102,11 +106,9 @@ def _devnet_defaults(path: Path) -> dict[str, Any]:
     }
 
 
-def _announce(url: str, config: Config, *, as_json: bool) -> None:
+def _announce(url: str, config: "Config", *, as_json: bool) -> None:
     if as_json:
         print_json({"url": url, "upstream": config.upstream.url})
         return
-    OUT.print(Text(f"listening on {url}"))
-    OUT.print(
-        Text(f"POST /v1/chat/completions costs {config.price.per_unit} base units per output token")
-    )
+    say(f"listening on {url}")
+    say(f"POST /v1/chat/completions costs {config.price.per_unit} base units per output token")

@@ -1,6 +1,5 @@
 """`mpp-session ledger`: check the books, repair a channel, carry channels from one to another."""
 
-import asyncio
 import os
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -8,21 +7,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Final, TypeVar
 
 import typer
-from rich.text import Text
 
 from channel.errors import ConfigError
-from channel.ledger import maintenance
-from channel.ledger.interface import Ledger
-from channel.ledger.url import open_ledger
-from channel.state.channel_state import ChannelState
-from mpp_session.cli.output import OUT, REPORT, print_json
+from mpp_session.cli.books import Books
+from mpp_session.cli.output import count, format_id, print_json, report, say
 from mpp_session.errors import CommandError
-from mpp_session.settings.config import load_values, load_watch_config
 
 if TYPE_CHECKING:
+    from channel.ledger.interface import Ledger
+    from channel.state.channel_state import ChannelState
     from mpp_session.settings import WatchConfig
 
-__all__ = ["APP", "NAME", "adopt", "check", "export", "find_ledger", "import_", "repair"]
+__all__ = ["APP", "NAME", "adopt", "check", "export", "import_", "repair"]
 
 NAME: Final = "ledger"
 APP: Final = typer.Typer(
@@ -32,28 +28,11 @@ APP: Final = typer.Typer(
     add_completion=False,
 )
 
-_SQLITE: Final = "sqlite:///"
 _Answer = TypeVar("_Answer")
 
 Config = Annotated[Path | None, typer.Option("--config", "-c", help="The gateway's settings.")]
 Url = Annotated[str | None, typer.Option("--ledger", help="URL of the books, instead.")]
 AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
-
-
-def find_ledger(config: Path | None, url: str | None, *, may_be_new: bool = False) -> str:
-    """Return the URL of the books that a command is about.
-
-    Raises:
-        ConfigError: None is given, or there are none yet and they may not be made.
-    """
-    flags = {"ledger.url": url} if url is not None else {}
-    found = str(load_values(config, flags=flags).get("ledger.url", ""))
-    if not found:
-        raise ConfigError("missing: `ledger.url` (give --ledger or --config)")
-    is_missing = found.startswith(_SQLITE) and not Path(found.removeprefix(_SQLITE)).is_file()
-    if is_missing and not may_be_new:
-        raise ConfigError(f"there is no ledger at {found}")  # opening it would make one
-    return found
 
 
 @APP.command()
@@ -68,17 +47,17 @@ def check(*, config: Config = None, ledger: Url = None, as_json: AsJson = False)
     mpp-session ledger check --config gateway.toml
     mpp-session ledger check --ledger postgresql://db/payments --json
     """  # noqa: D301 -- \b keeps the examples' lines apart
-    faults, stopped = _run(find_ledger(config, ledger), _check, read_only=True)
+    faults, stopped = _run(Books.find(config, ledger).url, _check, read_only=True)
     rows = [_stopped_row(state) for state in stopped]
     if as_json:
         print_json({"faults": faults, "stopped": rows})
     else:
         for fault in faults:
-            OUT.print(Text(fault))
+            say(fault)
         for row in rows:
-            OUT.print(Text(f"channel 0x{row['channel_id'].hex()} is stopped: {row['reason']}"))
+            say(f"channel {format_id(row['channel_id'])} is stopped: {row['reason']}")
         if not faults and not rows:
-            OUT.print("all is well")
+            say("all is well")
     if faults or rows:
         raise typer.Exit(1)
 
@@ -108,8 +87,9 @@ def repair(
     mpp-session ledger repair 0x5f3c... --config gateway.toml
     mpp-session ledger repair 0x5f3c... --accepted 90000 --spent 88000 -c gateway.toml
     """  # noqa: D301 -- \b keeps the examples' lines apart
+    from channel.ledger import maintenance
 
-    async def work(books: Ledger) -> ChannelState:
+    async def work(books: "Ledger") -> "ChannelState":
         state = await _find(books, channel_id)
         return await maintenance.repair(
             books,
@@ -118,16 +98,16 @@ def repair(
             spent=state.settled if spent is None else spent,
         )
 
-    state = _run(find_ledger(config, ledger), work)
+    state = _run(Books.find(config, ledger).url, work)
     amounts = {"accepted": state.accepted, "spent": state.spent, "settled": state.settled}
     if as_json:
         shown = {name: str(amount) for name, amount in amounts.items()}
         print_json({"channel_id": state.key.channel_id, "stopped": state.is_stopped, **shown})
         return
     said = ", ".join(f"{name} {amount:,}" for name, amount in amounts.items())
-    OUT.print(Text(f"channel 0x{state.key.channel_id.hex()}: {said}"))
+    say(f"channel {format_id(state.key.channel_id)}: {said}")
     if state.is_stopped:
-        OUT.print("it is still stopped")
+        say("it is still stopped")
 
 
 @APP.command()
@@ -159,26 +139,30 @@ def adopt(
     mpp-session ledger adopt --config gateway.toml
     mpp-session ledger adopt --config gateway.toml --nothing-lost
     """  # noqa: D301 -- \b keeps the examples' lines apart
-    from mpp_session.cli.status import devnet_defaults  # noqa: PLC0415 -- slow to import
+    import asyncio
+
+    from mpp_session.cli.status import devnet_defaults
+    from mpp_session.settings.config import load_watch_config
 
     settings, payee, _ = load_watch_config(
         config, defaults=devnet_defaults(devnet) if devnet is not None else None
     )
-    find_ledger(None, settings.ledger.url)
+    Books.find(None, settings.ledger.url)
     before, closing = asyncio.run(_adopt(settings, payee, closes=not nothing_lost))
     if as_json:
         print_json({"before": before, "closing": closing})
         return
-    OUT.print(Text(f"the ledger of {payee} is {settings.ledger.url}"))
+    say(f"the ledger of {payee} is {settings.ledger.url}")
     if before:
-        OUT.print(Text(f"it was {before}"))
-    OUT.print(Text(f"{closing} channels are being closed"))
+        say(f"it was {before}")
+    say(f"{count(closing, 'channel is', 'channels are')} being closed")
 
 
 async def _adopt(settings: "WatchConfig", payee: str, *, closes: bool) -> tuple[str, int]:
-    from mpp_session.chain_watch import connect_escrow  # noqa: PLC0415 -- slow to import
-    from mpp_session.one_ledger import adopt_ledger  # noqa: PLC0415
-    from mpp_session.settings import parse_address  # noqa: PLC0415
+    from channel.ledger.url import open_ledger
+    from mpp_session.chain_watch import connect_escrow
+    from mpp_session.one_ledger import adopt_ledger
+    from mpp_session.settings import parse_address
 
     books = await open_ledger(settings.ledger.url, exclusive=False)
     try:
@@ -207,7 +191,7 @@ def export(
     \b
     mpp-session ledger export --config gateway.toml --output channels.jsonl
     """  # noqa: D301 -- \b keeps the examples' lines apart
-    url = find_ledger(config, ledger)
+    url = Books.find(config, ledger).url
     if output is None:
         _run(url, lambda books: _export(books, sys.stdout.buffer), read_only=True)
         return
@@ -216,10 +200,10 @@ def export(
     except OSError as error:
         raise CommandError(f"{output} cannot be written: {error.strerror}") from None
     with os.fdopen(fd, "wb") as file:
-        count = _run(url, lambda books: _export(books, file), read_only=True)
+        exported = _run(url, lambda books: _export(books, file), read_only=True)
         file.flush()
         os.fsync(file.fileno())
-    _report(count, "exported", as_json=as_json)
+    _report(exported, "exported", as_json=as_json)
 
 
 @APP.command(name="import")
@@ -238,22 +222,26 @@ def import_(
     \b
     mpp-session ledger import channels.jsonl --ledger postgresql://db/payments
     """  # noqa: D301 -- \b keeps the examples' lines apart
-    url = find_ledger(config, ledger, may_be_new=True)
+    url = Books.find(config, ledger, may_be_new=True).url
     if str(source) == "-":
-        count = _run(url, lambda books: _import(books, sys.stdin.buffer))
+        taken = _run(url, lambda books: _import(books, sys.stdin.buffer))
     else:
         try:
             file = source.open("rb")
         except OSError as error:
             raise CommandError(f"{source} cannot be read: {error.strerror}") from None
         with file:
-            count = _run(url, lambda books: _import(books, file))
-    _report(count, "read", as_json=as_json)
+            taken = _run(url, lambda books: _import(books, file))
+    _report(taken, "read", as_json=as_json)
 
 
 def _run(
-    url: str, work: Callable[[Ledger], Awaitable[_Answer]], *, read_only: bool = False
+    url: str, work: "Callable[[Ledger], Awaitable[_Answer]]", *, read_only: bool = False
 ) -> _Answer:
+    import asyncio
+
+    from channel.ledger.url import open_ledger
+
     async def run() -> _Answer:
         books = await open_ledger(url, exclusive=False, read_only=read_only)
         try:
@@ -264,14 +252,16 @@ def _run(
     return asyncio.run(run())
 
 
-async def _check(books: Ledger) -> tuple[list[str], list[ChannelState]]:
+async def _check(books: "Ledger") -> "tuple[list[str], list[ChannelState]]":
+    from channel.ledger import maintenance
+
     faults = await maintenance.check(books)
     if faults:
         return faults, []  # a row that cannot be true cannot be read as a channel
     return faults, [state async for state in _channels(books) if state.is_stopped]
 
 
-async def _channels(books: Ledger) -> AsyncIterator[ChannelState]:
+async def _channels(books: "Ledger") -> "AsyncIterator[ChannelState]":
     after = None
     while page := await books.list_channels(after=after):
         for state in page:
@@ -279,7 +269,7 @@ async def _channels(books: Ledger) -> AsyncIterator[ChannelState]:
         after = page[-1].key
 
 
-async def _find(books: Ledger, channel_id: str) -> ChannelState:
+async def _find(books: "Ledger", channel_id: str) -> "ChannelState":
     try:
         wanted = bytes.fromhex(channel_id.removeprefix("0x"))
     except ValueError:
@@ -290,16 +280,22 @@ async def _find(books: Ledger, channel_id: str) -> ChannelState:
     return found[0]
 
 
-async def _export(books: Ledger, file: BinaryIO) -> int:
-    count = 0
+async def _export(books: "Ledger", file: BinaryIO) -> int:
+    from channel.ledger import maintenance
+
+    lines = 0
     async for line in maintenance.export_channels(books):
         file.write(line)
-        count += 1
+        lines += 1
     file.flush()
-    return count
+    return lines
 
 
-async def _import(books: Ledger, file: BinaryIO) -> int:
+async def _import(books: "Ledger", file: BinaryIO) -> int:
+    import asyncio
+
+    from channel.ledger import maintenance
+
     async def lines() -> AsyncIterator[bytes]:
         while line := await asyncio.to_thread(file.readline):
             yield line
@@ -307,7 +303,7 @@ async def _import(books: Ledger, file: BinaryIO) -> int:
     return await maintenance.import_channels(books, lines())
 
 
-def _stopped_row(state: ChannelState) -> dict[str, Any]:
+def _stopped_row(state: "ChannelState") -> dict[str, Any]:
     if state.settled > state.accepted:
         reason = (
             f"settled {state.settled} is above accepted {state.accepted}: these books are older "
@@ -318,8 +314,8 @@ def _stopped_row(state: ChannelState) -> dict[str, Any]:
     return {"channel_id": state.key.channel_id, "reason": reason}
 
 
-def _report(count: int, what: str, *, as_json: bool) -> None:
+def _report(channels: int, what: str, *, as_json: bool) -> None:
     if as_json:
-        print_json({"channels": count})
+        print_json({"channels": channels})
     else:
-        REPORT.print(Text(f"{count} channels {what}"))
+        report(f"{count(channels, 'channel')} {what}")

@@ -1,23 +1,27 @@
 """`mpp-session pay`: the agent as a command."""
 
-import asyncio
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
-import msgspec
 import typer
-from rich.table import Table
-from rich.text import Text
 
-from channel.client.policy.policy import Policy, TokenLimits
-from channel.types import Address, address
-from mpp_session.agent.amounts import TokenUnit
 from mpp_session.cli.account import KeyedAccount, devnet_store, load_account, store_path
-from mpp_session.cli.output import OUT, REPORT, print_json
+from mpp_session.cli.output import (
+    count,
+    format_id,
+    get_console,
+    print_json,
+    print_pairs,
+    report,
+    say,
+)
 from mpp_session.errors import CommandError
 
 if TYPE_CHECKING:
+    from channel.client.policy.policy import Policy
+    from channel.types import Address
+    from mpp_session.agent.amounts import TokenUnit
     from mpp_session.agent.pay import PaidOutcome, Wallet
 
 __all__ = ["NAME", "command"]
@@ -93,6 +97,8 @@ def command(  # noqa: PLR0913 -- each is a flag
     mpp-session pay https://llm.example.com --prompt "Hello" --rpc-url https://node.example.com
         --chain-id 8453 --token 0x8335... --keystore agent.json --password-file agent.password
     """  # noqa: D301 -- \b keeps the examples' lines apart
+    import asyncio
+
     content = _content(prompt, json_body, model, max_tokens)
     target = url if urlsplit(url).path.strip("/") else url.rstrip("/") + _CHAT_PATH
     caps = _Caps(price_max, deposit_max, deposit_max if budget is None else budget)
@@ -109,7 +115,7 @@ def command(  # noqa: PLR0913 -- each is a flag
         currency = _address("--token", token)
         policy = caps.policy(account.chain_id, currency)
         payer = _wallet(account, policy, wallet, voucher_keys)
-    from mpp_session.agent.pay import describe_left, pay  # noqa: PLC0415 -- slow to import: not for --help
+    from mpp_session.agent.pay import describe_left, pay
 
     path = store or payer.store
     show = (lambda _: None) if as_json else _show
@@ -118,24 +124,26 @@ def command(  # noqa: PLR0913 -- each is a flag
             pay(target, content, payer, store=path, keep_open=keep_open, show=show)
         )
     except KeyboardInterrupt:
-        REPORT.print(Text(asyncio.run(describe_left(path, target, payer.unit))))
+        report(asyncio.run(describe_left(path, target, payer.unit)))
         raise
     if as_json:
         print_json(_row(outcome))
     else:
         if outcome.is_success:
-            OUT.print()
+            say()
         _print(outcome, payer.unit)
     if not outcome.is_success:
         raise CommandError(f"the server answered {outcome.status}: {outcome.text}")
     if keep_open:
-        REPORT.print(Text(asyncio.run(describe_left(path, target, payer.unit))))
+        report(asyncio.run(describe_left(path, target, payer.unit)))
 
 
 def _content(prompt: str | None, json_body: str | None, model: str, max_tokens: int) -> bytes:
     if (prompt is None) == (json_body is None):
         raise CommandError("give either --prompt or --json-body")
     if json_body is None:
+        import msgspec
+
         return msgspec.json.encode(
             {
                 "model": model,
@@ -153,9 +161,10 @@ def _content(prompt: str | None, json_body: str | None, model: str, max_tokens: 
 
 
 def _devnet_wallet(path: Path, caps: "_Caps") -> "Wallet":
-    from mpp_session.agent.pay import Wallet  # noqa: PLC0415 -- slow to import
-    from mpp_session.devnet_file import read_devnet  # noqa: PLC0415
-    from settlement.dev.devnet import GASLESS  # noqa: PLC0415
+    from mpp_session.agent.amounts import TokenUnit
+    from mpp_session.agent.pay import Wallet
+    from mpp_session.devnet_file import read_devnet
+    from settlement.dev.devnet import GASLESS
 
     values = read_devnet(path)
     return Wallet(
@@ -168,10 +177,13 @@ def _devnet_wallet(path: Path, caps: "_Caps") -> "Wallet":
 
 
 def _wallet(
-    account: KeyedAccount, policy: Policy, contract: str | None, voucher_keys: Path | None
+    account: KeyedAccount, policy: "Policy", contract: str | None, voucher_keys: Path | None
 ) -> "Wallet":
-    from mpp_session.agent.pay import Wallet  # noqa: PLC0415 -- slow to import
-    from mpp_session.agent.voucher_keys import load_channel_keys  # noqa: PLC0415
+    import asyncio
+
+    from mpp_session.agent.amounts import TokenUnit
+    from mpp_session.agent.pay import Wallet
+    from mpp_session.agent.voucher_keys import load_channel_keys
 
     keys = None
     if voucher_keys is not None:
@@ -187,21 +199,25 @@ def _wallet(
     )
 
 
-def _address(flag: str, text: str | None) -> Address:
+def _address(flag: str, text: str | None) -> "Address":
+    from channel.types import address
+
     try:
         return address(bytes.fromhex((text or "").removeprefix("0x")))
     except ValueError:
         raise CommandError(f"{flag}: {text} is no address: 0x and 40 hexadecimal digits") from None
 
 
-class _Caps(msgspec.Struct, frozen=True):
+class _Caps(NamedTuple):
     """What the flags allow, in base units."""
 
     price_max: int
     deposit_max: int
     budget: int
 
-    def policy(self, chain_id: int, token: Address) -> Policy:
+    def policy(self, chain_id: int, token: "Address") -> "Policy":
+        from channel.client.policy.policy import Policy, TokenLimits
+
         limits = TokenLimits(
             chain_id=chain_id,
             token=token,
@@ -214,7 +230,8 @@ class _Caps(msgspec.Struct, frozen=True):
 
 def _show(piece: str) -> None:
     """Write model output as it comes, never as markup or control sequences."""
-    OUT.out("".join(c for c in piece if c.isprintable() or c in "\n\t"), end="", highlight=False)
+    text = "".join(c for c in piece if c.isprintable() or c in "\n\t")
+    get_console(stderr=False).out(text, end="", highlight=False)
 
 
 def _row(outcome: "PaidOutcome") -> dict[str, Any]:
@@ -224,16 +241,17 @@ def _row(outcome: "PaidOutcome") -> dict[str, Any]:
     return {**fields, **{name: str(fields[name]) for name in amounts}}
 
 
-def _print(outcome: "PaidOutcome", unit: TokenUnit) -> None:
-    REPORT.print()
-    table = Table.grid(padding=(0, 2))
-    table.add_row("received", f"{outcome.units:,} units")
-    table.add_row("paid", unit.format(outcome.paid))
-    table.add_row("vouchers", f"{outcome.vouchers:,}")
-    table.add_row("deposit", unit.format(outcome.deposit))
+def _print(outcome: "PaidOutcome", unit: "TokenUnit") -> None:
+    report()
+    pairs = [
+        ("received", count(outcome.units, "unit")),
+        ("paid", unit.format(outcome.paid)),
+        ("vouchers", f"{outcome.vouchers:,}"),
+        ("deposit", unit.format(outcome.deposit)),
+    ]
     if outcome.close_tx is not None:
-        table.add_row("refunded", unit.format(outcome.refunded))
+        pairs.append(("refunded", unit.format(outcome.refunded)))
     for name, tx_hash in (("opened", outcome.open_tx), ("closed", outcome.close_tx)):
         if tx_hash is not None:
-            table.add_row(name, f"0x{tx_hash.hex()}")
-    REPORT.print(table)
+            pairs.append((name, format_id(tx_hash)))
+    print_pairs(pairs, stderr=True)

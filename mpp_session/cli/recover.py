@@ -1,20 +1,15 @@
 """`mpp-session recover`: rebuild the books from an export and the chain."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
-import msgspec
 import typer
-from rich.table import Table
-from rich.text import Text
 
 from channel.errors import ConfigError
-from mpp_session.cli.output import OUT, REPORT, print_json
+from mpp_session.cli.output import count, format_id, print_json, print_table, report, say
 from mpp_session.cli.status import devnet_defaults
 from mpp_session.errors import CommandError
-from mpp_session.settings.config import load_watch_config
 
 if TYPE_CHECKING:
     from mpp_session.operator.recovery import Recovered
@@ -24,6 +19,7 @@ __all__ = ["NAME", "command"]
 
 NAME: Final = "recover"
 
+_AMOUNTS: Final = ("deposit", "settled", "spent", "claim")
 _UNCOLLECTABLE: Final = frozenset({"STOPPED", "MISSING", "GONE"})
 
 
@@ -60,6 +56,10 @@ def command(
     mpp-session recover channels.jsonl --config gateway.toml
     mpp-session recover channels.jsonl --config gateway.toml --from-block 18000000 --repair
     """  # noqa: D301 -- \b keeps the examples' lines apart
+    import asyncio
+
+    from mpp_session.settings.config import load_watch_config
+
     if not export.is_file():
         raise CommandError(f"{export} is not there")
     settings, payee, _ = load_watch_config(
@@ -81,10 +81,10 @@ def command(
 async def _recover(
     settings: "WatchConfig", payee: str, export: Path, *, repairs: bool, from_block: int
 ) -> "list[Recovered]":
-    from channel.ledger.url import open_ledger  # noqa: PLC0415 -- slow to import
-    from mpp_session.chain_watch import connect_escrow  # noqa: PLC0415
-    from mpp_session.operator.recovery import recover_channels  # noqa: PLC0415
-    from mpp_session.settings import parse_address  # noqa: PLC0415
+    from channel.ledger.url import open_ledger
+    from mpp_session.chain_watch import connect_escrow
+    from mpp_session.operator.recovery import recover_channels
+    from mpp_session.settings import parse_address
 
     ledger = await open_ledger(settings.ledger.url, exclusive=True)
     try:
@@ -104,6 +104,8 @@ async def _recover(
 
 async def _lines(path: Path) -> AsyncIterator[bytes]:
     """Yield the lines of an export; one that was cut off, by a full disk say, costs no other."""
+    import asyncio
+
     content = await asyncio.to_thread(path.read_bytes)
     whole, _, rest = content.rpartition(b"\n")
     for line in whole.splitlines():
@@ -112,10 +114,12 @@ async def _lines(path: Path) -> AsyncIterator[bytes]:
     if rest.strip() and _is_json(rest):
         yield rest
     elif rest.strip():
-        REPORT.print(Text("the export ends within a line: its last channel is left out"))
+        report("the export ends within a line: its last channel is left out")
 
 
 def _is_json(line: bytes) -> bool:
+    import msgspec
+
     try:
         msgspec.json.decode(line)
     except msgspec.DecodeError:
@@ -138,17 +142,19 @@ def _row(each: "Recovered") -> dict[str, Any]:
 
 def _print(found: "list[Recovered]") -> None:
     if not found:
-        OUT.print("no channels")
+        say("no channels")
         return
-    table = Table(show_edge=False)
-    for name in ("channel", "payer", "verdict"):
-        table.add_column(name)
-    for name in ("deposit", "settled", "spent", "claim"):
-        table.add_column(name, justify="right")
-    for each in found:
-        ids = (f"0x{value.hex()[:12]}…" for value in (each.key.channel_id, each.payer))
-        amounts = (each.deposit, each.settled, each.spent, each.claim)
-        table.add_row(*ids, each.verdict.value, *(f"{amount:,}" for amount in amounts))
-    OUT.print(table)
+    print_table(
+        [
+            {
+                "channel": format_id(each.key.channel_id),
+                "payer": format_id(each.payer),
+                "verdict": each.verdict.value,
+                **{name: f"{getattr(each, name):,}" for name in _AMOUNTS},
+            }
+            for each in found
+        ],
+        right=_AMOUNTS,
+    )
     claim = sum(each.claim for each in found)
-    OUT.print(Text(f"{len(found)} channels, {claim:,} base units to collect"))
+    say(f"{count(len(found), 'channel')}, {claim:,} base units to collect")

@@ -1,17 +1,13 @@
 """`mpp-session settle`: the settler, apart from the gateway."""
 
-import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Final, NamedTuple, TypeVar
 
 import typer
-from rich.text import Text
 
 from channel.errors import ConfigError, MppSessionError
-from mpp_session.cli.output import OUT, print_json_line
-from mpp_session.process.logs import log_to_stderr
-from mpp_session.settings.config import load_settler_config, load_tower_config
+from mpp_session.cli.output import print_json_line, say
 
 __all__ = ["NAME", "command"]
 
@@ -55,6 +51,10 @@ def command(
     mpp-session settle --devnet devnet.json
     mpp-session settle --watchtower settles.jsonl --config tower.toml
     """  # noqa: D301 -- \b keeps the examples' lines apart
+    import asyncio
+
+    from mpp_session.process.logs import log_to_stderr
+
     log_to_stderr()
     given = _Given(config, devnet, ledger)
     if not as_json:
@@ -78,7 +78,7 @@ class _Given(NamedTuple):
         """Read them; in a devnet the books are beside its file."""
         defaults = None
         if self.devnet is not None:
-            from mpp_session.devnet_file import devnet_settings, read_devnet  # noqa: PLC0415 -- slow
+            from mpp_session.devnet_file import devnet_settings, read_devnet
 
             defaults = {
                 **devnet_settings(read_devnet(self.devnet)),
@@ -89,25 +89,29 @@ class _Given(NamedTuple):
 
 
 async def _run(given: _Given, watchtower: Path | None, *, until_eof: bool, as_json: bool) -> None:
-    from mpp_session.process.signals import stop_at_eof, stop_on_signals  # noqa: PLC0415 -- slow to import
+    import asyncio
+
+    from mpp_session.process.signals import stop_at_eof, stop_on_signals
 
     def announce(state: str, detail: str) -> None:
         if as_json:
             print_json_line({"state": state, "detail": detail})
         else:
-            OUT.print(Text(f"{state} {detail}"))
+            say(f"{state} {detail}")
 
     stopping = asyncio.Event()
     stop_on_signals(stopping)
     if until_eof:
         stop_at_eof(stopping)
     if watchtower is not None:
-        from mpp_session.process.tower import run_tower  # noqa: PLC0415 -- slow to import
+        from mpp_session.process.tower import run_tower
+        from mpp_session.settings.config import load_tower_config
 
         tower = given.load(load_tower_config)
         await run_tower(tower, watchtower, announce=announce, stopping=stopping)
         return
-    from mpp_session.process.settler import run_settler  # noqa: PLC0415 -- slow to import
+    from mpp_session.process.settler import run_settler
+    from mpp_session.settings.config import load_settler_config
 
     settler = given.load(load_settler_config)
     await run_settler(settler, announce=announce, stopping=stopping)

@@ -1,19 +1,20 @@
 """`mpp-session status`: how a provider stands, for people and for monitors."""
 
-import asyncio
-from datetime import UTC, datetime
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
-from rich.table import Table
-from rich.text import Text
 
 from channel.errors import ConfigError
-from mpp_session.cli.output import OUT, print_json
-from mpp_session.devnet_file import devnet_settings, read_devnet
-from mpp_session.settings import parse_address
-from mpp_session.settings.config import load_watch_config
+from mpp_session.cli.output import (
+    format_id,
+    format_time,
+    print_json,
+    print_pairs,
+    print_table,
+    say,
+)
 
 __all__ = ["NAME", "command", "devnet_defaults"]
 
@@ -21,6 +22,11 @@ NAME: Final = "status"
 
 _COLOURS: Final = {"fine": "green", "warning": "yellow", "critical": "bold red"}
 _SQLITE: Final = "sqlite:///"
+_MONEY: Final = ("at_risk", "unsettled", "undelivered", "locked")
+_TIMES: Final = ("asked_at", "deadline", "since", "retry_at")
+
+Format = Callable[[int], str]
+"""An amount in base units, as people read it."""
 
 
 def command(
@@ -32,20 +38,26 @@ def command(
         Path | None, typer.Option(help="Of a gateway that was started with --devnet.")
     ] = None,
     ledger: Annotated[str | None, typer.Option(help="URL of the books, instead.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="For programs: amounts in base units.")
+    ] = False,
 ) -> None:
     """Say what is at risk, what is under way, and what needs a person.
 
-    The exit code tells a monitor: 0 all is well; 10 somebody should look today; 20 money is lost
-    if nobody looks now; 1 it could not be found out; 2 wrong settings. No key is needed, and a
-    gateway or settler may be running. Amounts are base units of the token.
+    The exit code tells a monitor: 0 all is well; 10 a person should look today; 20 money that is
+    owed now is lost if no person looks now; 1 it could not be found out; 2 wrong settings. No key
+    is needed, and a gateway or settler may be running.
 
     \b
     mpp-session status --config gateway.toml
     mpp-session status --devnet devnet.json --json
     """  # noqa: D301 -- \b keeps the examples' lines apart
-    from mpp_session.operator.status import to_json  # noqa: PLC0415 -- slow to import
-    from mpp_session.operator.status_reading import collect_status  # noqa: PLC0415
+    import asyncio
+
+    from mpp_session.operator.status import to_json
+    from mpp_session.operator.status_reading import collect_status
+    from mpp_session.settings import parse_address
+    from mpp_session.settings.config import load_watch_config
 
     settings, payee, gas_account = load_watch_config(
         config,
@@ -61,66 +73,66 @@ def command(
     if as_json:
         print_json(to_json(status))
     else:
-        _print(to_json(status))
+        _print(to_json(status), status.unit.format)
     raise typer.Exit(int(status.level))
 
 
 def devnet_defaults(path: Path) -> dict[str, Any]:
     """Return the settings of a gateway that was started with --devnet."""
+    from mpp_session.devnet_file import devnet_settings, read_devnet
+
     return {
         **devnet_settings(read_devnet(path)),
         "ledger.url": f"{_SQLITE}{path.resolve().with_suffix('.ledger.db')}",
     }
 
 
-def _print(status: dict[str, Any]) -> None:
-    head = status["head"]
-    table = Table.grid(padding=(0, 2))
-    table.add_row("payee", f"0x{status['payee'].hex()}")
-    table.add_row("settler", status["settler"] or "none runs")
-    table.add_row("block", "no node answers" if head is None else _block(head))
-    table.add_row("last looked", _look(status))
+def _print(status: dict[str, Any], money: Format) -> None:
+    head, channels = status["head"], status["channels"]
+    pairs = [
+        ("payee", format_id(status["payee"])),
+        ("settler", status["settler"] or "none runs"),
+        ("block", "no node answers" if head is None else _block(head)),
+        ("last looked", _look(status)),
+    ]
     if head is not None:
         wei = (int(status["balance_wei"]), int(status["reserve_wei"]))
-        table.add_row("gas", f"{wei[0] / 1e18:.6f} ether, {wei[1] / 1e18:.6f} kept for closes")
+        pairs.append(("gas", f"{wei[0] / 1e18:.6f} ether, {wei[1] / 1e18:.6f} kept for closes"))
     if sponsored_wei := int(status["sponsored_wei"]):
-        table.add_row("for payers", f"{sponsored_wei / 1e18:.6f} ether of gas in the last hour")
-    channels = status["channels"]
-    table.add_row("channels", ", ".join(f"{count:,} {name}" for name, count in channels.items()))
-    for name in ("at_risk", "unsettled", "undelivered", "locked"):
-        table.add_row(name.replace("_", " "), f"{int(status[name]):,}")
-    OUT.print(table)
-    _print_rows("payers that leave", status["exits"])
-    _print_rows("transactions under way", status["pending"])
-    _print_rows("refused for now", status["quarantine"])
+        pairs.append(("for payers", f"{sponsored_wei / 1e18:.6f} ether of gas in the last hour"))
+    pairs.append(("channels", ", ".join(f"{number:,} {name}" for name, number in channels.items())))
+    pairs += [(name.replace("_", " "), money(int(status[name]))) for name in _MONEY]
+    print_pairs(pairs)
+    for title, rows in (
+        ("payers that leave", status["exits"]),
+        ("transactions under way", status["pending"]),
+        ("refused for now", status["quarantine"]),
+    ):
+        print_table(
+            [
+                {name.replace("_", " "): _cell(name, value, money) for name, value in row.items()}
+                for row in rows
+            ],
+            title=title,
+        )
     for finding in status["findings"]:
-        line = Text(f"{finding['level']}: ", style=_COLOURS[finding["level"]])
-        OUT.print(line.append(finding["text"], style="default"))
-    OUT.print(Text(status["level"], style=_COLOURS[status["level"]]))
+        say(f"{finding['level']}: {finding['text']}", style=_COLOURS[finding["level"]])
+    say(status["level"], style=_COLOURS[status["level"]])
 
 
 def _block(head: dict[str, Any]) -> str:
-    when = datetime.fromtimestamp(head["timestamp"], UTC)
-    return f"{head['number']:,} of {when:%Y-%m-%d %H:%M:%S} UTC"
+    return f"{head['number']:,} of {format_time(head['timestamp'])}"
 
 
 def _look(status: dict[str, Any]) -> str:
     if status["last_seen_block"] is None:
         return "never"
-    when = datetime.fromtimestamp(status["last_seen_at"], UTC)
-    return f"{when:%Y-%m-%d %H:%M:%S} UTC, at block {status['last_seen_block']:,}"
+    return f"{format_time(status['last_seen_at'])}, at block {status['last_seen_block']:,}"
 
 
-def _print_rows(title: str, rows: list[dict[str, Any]]) -> None:
-    if not rows:
-        return
-    table = Table(title=title, show_edge=False, title_justify="left")
-    for name in rows[0]:
-        table.add_column(name.replace("_", " "))
-    for row in rows:
-        table.add_row(*[_cell(value) for value in row.values()])
-    OUT.print(table)
-
-
-def _cell(value: Any) -> str:
-    return f"0x{value.hex()[:12]}…" if isinstance(value, bytes) else str(value)
+def _cell(name: str, value: Any, money: Format) -> str:
+    if isinstance(value, bytes):
+        return format_id(value)
+    if name in _TIMES and value:
+        return format_time(value)
+    return money(int(value)) if name in _MONEY else str(value)

@@ -1,23 +1,20 @@
 """`mpp-session withdraw`: take a deposit back without the server's help."""
 
-import asyncio
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
-from rich.text import Text
 
 from channel.errors import ConfigError
-from channel.types import ChannelId, channel_id
 from mpp_session.cli.account import KeyedAccount, devnet_store, load_account, store_path
-from mpp_session.cli.output import OUT, REPORT, print_json
+from mpp_session.cli.output import format_id, format_time, print_json, report, say
 from mpp_session.errors import CommandError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from channel.client.store.sqlite import PaymentStore
+    from channel.types import ChannelId
     from mpp_session.agent.withdrawal import Leaving, Progress
     from settlement.dev.devnet import DevnetValues
 
@@ -64,12 +61,14 @@ def command(  # noqa: PLR0913 -- each is a flag
     mpp-session withdraw 0x5af3... --rpc-url https://node.example.com --chain-id 8453
         --keystore agent.json --password-file agent.password
     """  # noqa: D301 -- \b keeps the examples' lines apart
+    import asyncio
+
     if bool(channels) == all_:
         raise CommandError("give either ids of channels or --all")
     which = None if all_ else [_channel_id(text) for text in channels or ()]
     account: KeyedAccount | DevnetValues
     if devnet is not None:
-        from mpp_session.devnet_file import read_devnet  # noqa: PLC0415 -- slow to import
+        from mpp_session.devnet_file import read_devnet
 
         account, path = read_devnet(devnet), store or devnet_store(devnet)
     else:
@@ -84,7 +83,7 @@ def command(  # noqa: PLR0913 -- each is a flag
     if as_json:
         print_json([_row(each) for each in leaving])
     elif not leaving:
-        OUT.print("no channels")
+        say("no channels")
     if any(each.stage.name == "WAITING" for each in leaving):
         raise typer.Exit(3)
 
@@ -97,12 +96,12 @@ async def _withdraw(
     waits: bool,
     tell: "Progress",
 ) -> "list[Leaving]":
-    from channel.client.store.sqlite import PaymentStore  # noqa: PLC0415 -- slow to import
-    from mpp_session.agent.withdrawal import withdraw_channels  # noqa: PLC0415
-    from settlement.escrow.payer import PayerAccount  # noqa: PLC0415
-    from settlement.node.rpc import Rpc  # noqa: PLC0415
-    from settlement.tx.manager import TxManager  # noqa: PLC0415
-    from settlement.tx.signer import KeySigner  # noqa: PLC0415
+    from channel.client.store.sqlite import PaymentStore
+    from mpp_session.agent.withdrawal import withdraw_channels
+    from settlement.escrow.payer import PayerAccount
+    from settlement.node.rpc import Rpc
+    from settlement.tx.manager import TxManager
+    from settlement.tx.signer import KeySigner
 
     store = await PaymentStore.open(path)
     try:
@@ -125,9 +124,9 @@ async def _withdraw(
 
 
 def _tell(leaving: "Leaving") -> None:
-    line = f"0x{leaving.key.channel_id.hex()}: {leaving.stage.value}"
+    line = f"{format_id(leaving.key.channel_id)}: {leaving.stage.value}"
     if leaving.stage.name == "WAITING":
-        line += f", {datetime.fromtimestamp(leaving.ready_at, UTC):%Y-%m-%d %H:%M:%S} UTC"
+        line += f", {format_time(leaving.ready_at)}"
     elif leaving.stage.name == "LEAVING":
         line += (
             f": {leaving.delivered:,} delivered, {leaving.signed:,} signed, and the provider may "
@@ -135,7 +134,7 @@ def _tell(leaving: "Leaving") -> None:
         )
     elif leaving.deposit:
         line += f", {leaving.refunded:,} back, {leaving.settled:,} paid"
-    REPORT.print(Text(line))
+    report(line)
 
 
 def _row(leaving: "Leaving") -> dict[str, Any]:
@@ -151,7 +150,9 @@ def _row(leaving: "Leaving") -> dict[str, Any]:
     }
 
 
-def _channel_id(text: str) -> ChannelId:
+def _channel_id(text: str) -> "ChannelId":
+    from channel.types import channel_id
+
     try:
         return channel_id(bytes.fromhex(text.removeprefix("0x")))
     except ValueError:
@@ -160,7 +161,7 @@ def _channel_id(text: str) -> ChannelId:
 
 async def _devnet_key(values: "DevnetValues", store: "PaymentStore") -> bytes:
     """Return the key of the account whose channels these are: the agent's, as a rule."""
-    from settlement.dev.devnet import GASLESS  # noqa: PLC0415 -- slow to import
+    from settlement.dev.devnet import GASLESS
 
     payers = {account.terms.payer for account in await store.accounts()}
     owners = [each for each in values.accounts.values() if each.address in payers]

@@ -11,6 +11,7 @@ import msgspec
 from channel.limits import GRACE_PERIOD_S_MIN
 from channel.state.channel_state import ChannelState
 from channel.types import Address, ChannelId, TxHash
+from mpp_session.agent.amounts import BASE_UNITS, TokenUnit, format_ether
 from settlement.node.nodes import EndpointView, judge_nodes, nodes_behind
 from settlement.settle.exposure import exposure_of
 from settlement.settle.schedule import Moment, SettlePolicy, grace_stage, owes_close, value_at_risk
@@ -44,9 +45,9 @@ class Level(enum.IntEnum):
 
     FINE = 0
     WARNING = 10
-    """Somebody should look today."""
+    """A person should look today."""
     CRITICAL = 20
-    """Money is lost if nobody looks now."""
+    """Money is lost if no person looks now. Only where there is money to lose (O-69)."""
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -100,6 +101,8 @@ class ChainView(msgspec.Struct, frozen=True, kw_only=True):
     """How many transactions of the account that pays the gas are mined; None where not asked."""
     payout_obstacle: str | None = None
     """Why the token would not pay out what is owed; None when it would."""
+    unit: TokenUnit | None = None
+    """What the token calls itself; None when it does not say."""
 
 
 class JournalView(msgspec.Struct, frozen=True, kw_only=True):
@@ -132,6 +135,16 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     sponsored_wei: int = 0
     """Gas of the last hour's deposits for payers: what was paid, and what may be still."""
     findings: tuple[Finding, ...] = ()
+
+    @property
+    def unit(self) -> TokenUnit:
+        """How amounts of the token are written."""
+        return (None if self.chain is None else self.chain.unit) or BASE_UNITS
+
+    @property
+    def worst(self) -> Level:
+        """How bad a fault of chain, node or settler is: it costs only what is owed now (O-69)."""
+        return Level.CRITICAL if self.books.at_risk or self.books.exits else Level.WARNING
 
     @property
     def level(self) -> Level:
@@ -169,40 +182,46 @@ def count_channel(books: Books, state: ChannelState, moment: Moment, policy: Set
 def judge(status: Status, *, skew_s_max: float = 60.0) -> tuple[Finding, ...]:
     """Return what needs a person, the worst first (pure)."""
     found = [
-        *_judge_exits(status.books),
+        *_judge_exits(status),
         *_judge_exposure(status),
         *_judge_chain(status, skew_s_max),
         *_judge_journal(status),
     ]
     if status.books.foreign:
         text = (
-            f"{len(status.books.foreign)} channels were settled or closed with the payee's key, "
+            f"{_channels(len(status.books.foreign))} settled or closed with the payee's key, "
             "and not by these books: the key is stolen, or other books are kept for it: no new "
             "channels are taken (docs/guide/operating.md, When a key is stolen)"
         )
         found.append(Finding(Level.CRITICAL, text))
     if status.books.stopped:
-        text = f"{status.books.stopped} channels are stopped: books and chain contradict each other"
+        stopped = _channels(status.books.stopped, "is", "are")
+        text = f"{stopped} stopped: books and chain contradict each other"
         found.append(Finding(Level.CRITICAL, text))
     return tuple(sorted(found, key=lambda finding: -finding.level))
+
+
+def _channels(number: int, one: str = "was", many: str = "were") -> str:
+    return f"1 channel {one}" if number == 1 else f"{number:,} channels {many}"
 
 
 def _judge_exposure(status: Status) -> list[Finding]:
     bound, at_risk = status.at_risk_max, status.books.at_risk
     if bound is None or at_risk < bound:
         return []
-    text = f"{at_risk} is at risk, as much as exposure.total_max allows: nothing more is served"
+    at_stake = status.unit.format(at_risk)
+    text = f"{at_stake} at risk, as much as exposure.total_max allows: nothing more is served"
     return [Finding(Level.WARNING, text)]
 
 
-def _judge_exits(books: Books) -> list[Finding]:
+def _judge_exits(status: Status) -> list[Finding]:
     found = []
-    for each in books.exits:
+    for each in status.books.exits:
         if each.stage:
             level = Level.CRITICAL if each.stage >= _CRITICAL_STAGE else Level.WARNING
             text = (
                 f"channel 0x{each.channel_id.hex()}: {each.stage} % of its grace period is gone, "
-                f"{each.at_risk} at risk"
+                f"{status.unit.format(each.at_risk)} at risk"
             )
             found.append(Finding(level, text))
     return found
@@ -211,17 +230,18 @@ def _judge_exits(books: Books) -> list[Finding]:
 def _judge_chain(status: Status, skew_s_max: float) -> list[Finding]:
     chain = status.chain
     if chain is None:
-        return [Finding(Level.CRITICAL, "no node answers")]
+        return [Finding(status.worst, "no node answers")]
     found = []
     if chain.balance_wei < chain.reserve_wei:
-        text = f"{chain.balance_wei} wei for gas, {chain.reserve_wei} needed to close what is open"
-        found.append(Finding(Level.CRITICAL, text))
+        has, needs = format_ether(chain.balance_wei), format_ether(chain.reserve_wei)
+        text = f"{has} for gas, {needs} needed to close what is open"
+        found.append(Finding(status.worst, text))
     if chain.payout_obstacle is not None:
         text = f"the token would not pay you out: {chain.payout_obstacle}: nothing more is sold"
-        found.append(Finding(Level.CRITICAL, text))
+        found.append(Finding(status.worst, text))
     if chain.grace_period_s < GRACE_PERIOD_S_MIN:
         text = f"the escrow gives {chain.grace_period_s} s to answer an exit: it is not yours"
-        found.append(Finding(Level.CRITICAL, text))
+        found.append(Finding(status.worst, text))
     age_s = status.asked_at - chain.head.timestamp
     if age_s > _STALE_HEAD_S:
         found.append(Finding(Level.WARNING, f"the newest block is {age_s} s old"))
@@ -230,10 +250,10 @@ def _judge_chain(status: Status, skew_s_max: float) -> list[Finding]:
     judged = judge_nodes(chain.nodes)
     if judged.disputing:
         text = f"nodes disagree, no deposit is believed: {', '.join(judged.disputing)}"
-        found.append(Finding(Level.CRITICAL, text))
+        found.append(Finding(status.worst, text))
     elif judged.left_out:
         text = f"nodes disagree with the majority: {', '.join(sorted(judged.left_out))}"
-        found.append(Finding(Level.CRITICAL, text))
+        found.append(Finding(status.worst, text))
     found += [
         Finding(Level.WARNING, f"node {view.name} does not answer")
         for view in chain.nodes
@@ -255,9 +275,10 @@ def _judge_journal(status: Status) -> list[Finding]:
         found.append(Finding(level, "no settler runs"))
     blind_s = 0 if journal.look is None else status.asked_at - journal.look.looked_at
     if journal.holder is not None and blind_s > _BLIND_S:
-        found.append(Finding(Level.CRITICAL, f"the settler has not seen the chain for {blind_s} s"))
+        found.append(Finding(status.worst, f"the settler has not seen the chain for {blind_s} s"))
     if status.hour_max_wei is not None and journal.hour_wei >= status.hour_max_wei:
-        text = f"the hour's gas is used up: {journal.hour_wei} wei, settles and closes wait"
+        used = format_ether(journal.hour_wei)
+        text = f"the hour's gas is used up: {used}, settles and closes wait"
         found.append(Finding(Level.CRITICAL if status.books.exits else Level.WARNING, text))
     for tx in journal.pending:
         signed_at = tx.versions[0].signed_at if tx.versions else status.asked_at
@@ -281,7 +302,7 @@ def _judge_nonces(status: Status) -> list[Finding]:
     if used is None or not nonces or min(nonces) <= used:
         return []
     text = f"nonce {used} is missing, and {len(nonces)} transactions wait for it: none is mined"
-    return [Finding(Level.CRITICAL, text)]
+    return [Finding(status.worst, text)]
 
 
 def to_json(status: Status) -> dict[str, Any]:

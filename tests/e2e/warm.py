@@ -127,6 +127,8 @@ IMPORTED: Final = (
         "mpp_session.agent.client",
         "mpp_session.devnet_file",
         "mpp_session.operator.status_reading",
+        "mpp_session.operator.token_units",
+        "rich.table",
     ),
     *(
         "mpp_session.agent.voucher_keys",

@@ -8,7 +8,11 @@ import pytest
 
 from channel.ledger.url import open_ledger
 from mpp_session.testing.chain import TestChain
+from settlement.escrow.payer import PayerAccount
+from settlement.escrow.reader import EscrowReader
 from tests.mpp_session.cli.conftest import Run
+from tests.settlement.books import Books
+from tests.settlement.channels import Channels
 
 
 def variables(devnet: TestChain, ledger: Path) -> dict[str, str]:
@@ -35,6 +39,16 @@ async def make_ledger(path: Path) -> None:
     await (await open_ledger(f"sqlite:///{path}", exclusive=True)).close()
 
 
+async def owe(path: Path, devnet: TestChain) -> None:
+    """Open a channel, deliver 40 on it, and settle nothing."""
+    async with devnet.connect() as chain:
+        ledger = await open_ledger(f"sqlite:///{path}", exclusive=True)
+        reader = EscrowReader(chain.rpc, chain.values.escrow)
+        account = PayerAccount(chain.sender("payer"))
+        await Books(reader, ledger, Channels(chain, account)).open(accepted=250_000, spent=40)
+        await ledger.close()
+
+
 def test_all_is_well_and_a_monitor_hears_zero(run: Run, devnet: TestChain, ledger: Path) -> None:
     """No key, no secret, no price is needed."""
     devnet.advance(1)
@@ -52,8 +66,12 @@ def test_all_is_well_and_a_monitor_hears_zero(run: Run, devnet: TestChain, ledge
 def test_a_monitor_hears_twenty_when_money_is_at_stake(
     run: Run, devnet: TestChain, ledger: Path
 ) -> None:
-    """F-64: no node answers."""
+    """F-64, O-69: no node answers, and something is owed; where nothing is, it hears ten."""
     given = variables(devnet, ledger) | {"MPP_SESSION_CHAIN_RPC_URL": "http://127.0.0.1:1"}
+    idle = run("status", **given)
+    assert idle.returncode == 10
+    assert "warning: no node answers" in idle.stdout
+    asyncio.run(owe(ledger, devnet))
     done = run("status", **given)
     assert done.returncode == 20
     assert "critical: no node answers" in done.stdout

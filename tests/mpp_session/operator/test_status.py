@@ -4,6 +4,7 @@ import pytest
 from msgspec.structs import replace
 
 from channel.types import Address, ChannelId, ChannelKey, TxHash
+from mpp_session.agent.amounts import TokenUnit
 from mpp_session.operator.status import (
     Books,
     ChainView,
@@ -25,7 +26,7 @@ PAYEE = Address(b"p" * 20)
 HEAD = BlockRef(number=9, hash=b"h" * 32, timestamp=NOW, base_fee_wei=7, parent_hash=b"g" * 32)
 KEY = ChannelKey(1, Address(b"e" * 20), ChannelId(b"c" * 32))
 CHAIN = ChainView(
-    chain_id=1, head=HEAD, grace_period_s=900, balance_wei=10, reserve_wei=10, nodes=()
+    chain_id=1, head=HEAD, grace_period_s=900, balance_wei=10**16, reserve_wei=10**16, nodes=()
 )
 JOURNAL = JournalView(holder="settler@host", pending=(), quarantined=())
 FINE = Status(payee=PAYEE, asked_at=NOW + 5, books=Books(), chain=CHAIN, journal=JOURNAL)
@@ -61,6 +62,7 @@ def view(name: str, number: int | None, fill: bytes = b"d") -> EndpointView:
     return EndpointView(name, block, replace(block, number=1, hash=fill * 32))
 
 
+OWED = replace(FINE, books=books())
 CASES = [
     ("nothing", FINE, Level.FINE, ""),
     ("an exit just asked for", replace(FINE, books=books(asked_s=10)), Level.FINE, ""),
@@ -68,11 +70,16 @@ CASES = [
     ("half gone", replace(FINE, books=books(asked_s=460)), Level.CRITICAL, "50 %"),
     ("over", replace(FINE, books=books(asked_s=2000)), Level.CRITICAL, "100 %"),
     ("an exit that costs nothing", replace(FINE, books=books(asked_s=800, spent=0)), 0, ""),
-    ("no node", replace(FINE, chain=None), Level.CRITICAL, "no node answers"),
-    ("no gas", replace(FINE, chain=replace(CHAIN, balance_wei=9)), Level.CRITICAL, "9 wei"),
+    ("no node", replace(OWED, chain=None), Level.CRITICAL, "no node answers"),
+    (
+        "no gas",
+        replace(OWED, chain=replace(CHAIN, balance_wei=9 * 10**15)),
+        Level.CRITICAL,
+        "0.009 ether for gas, 0.01 ether needed",
+    ),
     (
         "a token that would not pay",
-        replace(FINE, chain=replace(CHAIN, payout_obstacle="paused")),
+        replace(OWED, chain=replace(CHAIN, payout_obstacle="paused")),
         Level.CRITICAL,
         "would not pay you out: paused",
     ),
@@ -98,7 +105,7 @@ CASES = [
     ),
     (
         "nodes that disagree",
-        replace(FINE, chain=replace(CHAIN, nodes=(view("1: a", 9), view("2: b", 9, b"x")))),
+        replace(OWED, chain=replace(CHAIN, nodes=(view("1: a", 9), view("2: b", 9, b"x")))),
         Level.CRITICAL,
         "1: a, 2: b",
     ),
@@ -125,13 +132,13 @@ CASES = [
     ),
     (
         "a settler that is blind",
-        replace(FINE, journal=replace(JOURNAL, look=Look(9, b"h" * 32, NOW, NOW - 200))),
+        replace(OWED, journal=replace(JOURNAL, look=Look(9, b"h" * 32, NOW, NOW - 200))),
         Level.CRITICAL,
         "not seen the chain for 205 s",
     ),
     (
         "an escrow that gives too little time",
-        replace(FINE, chain=replace(CHAIN, grace_period_s=599)),
+        replace(OWED, chain=replace(CHAIN, grace_period_s=599)),
         Level.CRITICAL,
         "gives 599 s",
     ),
@@ -164,7 +171,7 @@ CASES = [
     (
         "one that waits for a nonce that is missing",
         replace(
-            FINE,
+            OWED,
             chain=replace(CHAIN, nonces_used=6),
             journal=replace(JOURNAL, pending=(pending(age_s=20),)),
         ),
@@ -224,6 +231,43 @@ def test_what_needs_a_person_is_found(status: Status, level: int, said: str) -> 
     assert said in " ".join(finding.text for finding in findings)
     if not level:
         assert findings == ()
+
+
+TROUBLES = {
+    "no node": replace(FINE, chain=None),
+    "a frozen node": replace(FINE, asked_at=NOW + 4000),
+    "a blind settler": replace(FINE, journal=replace(JOURNAL, look=Look(9, b"h" * 32, NOW, 1))),
+    "no gas": replace(FINE, chain=replace(CHAIN, balance_wei=0)),
+    "a paused token": replace(FINE, chain=replace(CHAIN, payout_obstacle="paused")),
+    "a short grace": replace(FINE, chain=replace(CHAIN, grace_period_s=599)),
+    "nodes at odds": replace(
+        FINE, chain=replace(CHAIN, nodes=(view("1: a", 9), view("2: b", 9, b"x")))
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TROUBLES)
+def test_where_nothing_is_owed_no_trouble_says_that_money_is_lost(name: str) -> None:
+    """O-69: exit code 20 is for money that is owed now; with none, the same is for today."""
+    status = TROUBLES[name]
+    assert max(finding.level for finding in judge(status)) == Level.WARNING
+    owed = judge(replace(status, books=books()))
+    expected = Level.WARNING if name == "a frozen node" else Level.CRITICAL
+    assert max(finding.level for finding in owed) == expected
+
+
+def test_findings_write_money_as_people_read_it() -> None:
+    """O-64: with decimals and symbol where a node names the token, base units where none does."""
+    named = replace(CHAIN, unit=TokenUnit("dUSD", 6))
+    bound = replace(FINE, books=Books(at_risk=1_700_000), at_risk_max=1)
+    for chain, shown in ((named, "1.700000 dUSD at risk"), (CHAIN, "1,700,000 base units at risk")):
+        assert shown in judge(replace(bound, chain=chain))[0].text
+
+
+def test_one_channel_is_named_as_one() -> None:
+    """O-69: not `1 channels are`."""
+    for number, said in ((1, "1 channel is stopped"), (2, "2 channels are stopped")):
+        assert said in judge(replace(FINE, books=Books(open=2, stopped=number)))[0].text
 
 
 def test_the_worst_comes_first() -> None:
