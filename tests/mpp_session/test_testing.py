@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import httpx
@@ -22,6 +23,8 @@ from channel.types import Address
 from mpp_session.testing import TestChain, TestPayer, TestProvider
 from mpp_session.testing.provider import JOKE, WORDS
 from settlement.artifacts import load_artifact
+from tests.e2e.gateways import free_port
+from tests.waiting import PATIENCE_S
 
 ROOT = Path(__file__).resolve().parents[2]
 MANUAL = ROOT / "docs" / "guide" / "testing.md"
@@ -173,6 +176,55 @@ def test_the_manual_runs_in_somebody_elses_project(tmp_path: Path) -> None:
         check=False,
     )
     assert "3 passed" in said.stdout, said.stdout
+
+
+def test_a_project_with_names_of_its_own_runs_beside_it(tmp_path: Path) -> None:
+    """O-55: `service/`, `tests/`, `conftest.py` and `client.py`, under pytest and uvicorn."""
+    files = {
+        "service/__init__.py": "",
+        "service/app.py": "from client import NAME\n\nasync def app(scope, receive, send):\n"
+        "    if scope['type'] == 'http':\n"
+        "        await send({'type': 'http.response.start', 'status': 200, 'headers': []})\n"
+        "        await send({'type': 'http.response.body', 'body': NAME.encode()})\n",
+        "client.py": "NAME = 'mine'\n",
+        "conftest.py": "import pytest\n\n@pytest.fixture\ndef mine():\n    return 'mine'\n",
+        "tests/__init__.py": "",
+        "tests/test_mine.py": "from client import NAME\nfrom mpp_session import Route\n"
+        "from service.app import app\n\n"
+        "def test_mine(mine, devnet):\n"
+        "    assert (NAME, app.__module__, Route.__name__) == (mine, 'service.app', 'Route')\n"
+        "    assert devnet.values.chain_id == 31337\n",
+    }
+    for name, text in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    variables = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    pytest_command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    said = subprocess.run(  # noqa: S603
+        pytest_command, cwd=tmp_path, env=variables, capture_output=True, text=True, check=False
+    )
+    assert "1 passed" in said.stdout, said.stdout + said.stderr
+    port = free_port()
+    served = [sys.executable, "-m", "uvicorn", "service.app:app", "--port", str(port)]
+    with subprocess.Popen(  # noqa: S603
+        served, cwd=tmp_path, env=variables, stderr=subprocess.DEVNULL
+    ) as server:
+        try:
+            assert _read_when_up(f"http://127.0.0.1:{port}/") == "mine"
+        finally:
+            server.terminate()
+
+
+def _read_when_up(url: str) -> str:
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return httpx.get(url).text
+        except httpx.TransportError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
 
 
 async def test_a_contract_of_ones_own_is_called_through_web3(devnet: TestChain) -> None:
