@@ -7,7 +7,7 @@ import {Pausable} from "@openzeppelin/contracts/utils/Pausable.sol";
 import {EIP712} from "@openzeppelin/contracts/utils/cryptography/EIP712.sol";
 import {SignatureChecker} from "@openzeppelin/contracts/utils/cryptography/SignatureChecker.sol";
 
-import {IReceiveWithAuthorization} from "./interfaces/IReceiveWithAuthorization.sol";
+import {IReceiveWithAuthorization} from "../src/interfaces/IReceiveWithAuthorization.sol";
 
 /// @title A dollar for development chains: what USDC does, and free to mint by its owner
 /// @notice Six decimals, EIP-3009 with both overloads, a blacklist and a pause. It is worth
