@@ -10,6 +10,7 @@ from channel.types import ChannelId, TxHash
 from settlement import abi
 from settlement.escrow.deposit_calls import DepositCall
 from settlement.escrow.reader import EscrowReader
+from settlement.node import questions
 from settlement.node.values import parse_bytes
 from settlement.types import Log
 
@@ -45,7 +46,8 @@ async def _is_by(reader: EscrowReader, log: Log, call: DepositCall) -> bool:
     if nonce is None:  # Permit2 tells of no nonce: whoever submitted it had to show the signature
         if len(call.signature) < SIGNATURE_BYTES:
             return False  # a wallet's, so short that it may be there by chance
-        tx = await reader.rpc.read("eth_getTransactionByHash", "0x" + log.tx_hash.hex())
+        method, params = questions.transaction(log.tx_hash)
+        tx = await reader.rpc.read(method, *params)
         return isinstance(tx, dict) and call.signature in parse_bytes(tx.get("input"))
     receipt = await reader.rpc.receipt(log.tx_hash)
     topics = (abi.AUTHORIZATION_USED_TOPIC, bytes(12) + call.funder, nonce)

@@ -27,6 +27,8 @@ from settlement.errors import (
 )
 from settlement.escrow.reader import EscrowReader
 from settlement.escrow.token_domain import read_token_domain
+from settlement.node import questions
+from settlement.node.transport import Call
 from settlement.node.values import parse_block, parse_bytes, parse_quantity
 from settlement.tx.manager import TxManager
 from settlement.tx.signer import MessageSigner
@@ -108,14 +110,13 @@ class PayerAccount:
 
     async def read_means(self, token: Address, permit2: Address) -> PayerMeans:
         """Return with what the account can fund a channel in `token`, in one round trip."""
-        account = "0x" + self.account.hex()
-        calls: list[tuple[str, list[object]]] = [
+        calls = [
             _call(token, abi.balance_of.encode(self.account)),
             _call(token, abi.allowance.encode(self.account, permit2)),
-            ("eth_getCode", ["0x" + permit2.hex(), "latest"]),
-            ("eth_getBalance", [account, "latest"]),
-            ("eth_gasPrice", []),
-            ("eth_getBlockByNumber", ["latest", False]),
+            questions.code_of(permit2),
+            questions.balance_of(self.account),
+            questions.GAS_PRICE,
+            questions.block(),
         ]
         answers, token_domain = await asyncio.gather(
             self._sender.rpc.read_batch(calls), self._token_domain(token)
@@ -256,5 +257,5 @@ class PayerAccount:
             await self._send(token, abi.approve.encode(spender, amount))
 
 
-def _call(to: Address, calldata: bytes) -> tuple[str, list[object]]:
-    return "eth_call", [{"to": "0x" + to.hex(), "data": "0x" + calldata.hex()}, "latest"]
+def _call(to: Address, calldata: bytes) -> Call:
+    return questions.call({"to": "0x" + to.hex(), "data": "0x" + calldata.hex()})

@@ -15,6 +15,7 @@ from channel.types import Address, ChannelFact, ChannelId, ChannelKey, TxHash
 from channel.verify.typed_data import domain_separator
 from settlement import abi
 from settlement.errors import ContractRevertedError, RpcRefusedError, contract_reverted
+from settlement.node import questions
 from settlement.node.rpc import Rpc
 from settlement.node.values import parse_bytes, parse_count, parse_receipt
 from settlement.types import BlockRef, Log, Receipt, RevertReason
@@ -229,7 +230,7 @@ class EscrowReader:
             ContractRevertedError: It was mined with status 0; that is final (F-76).
         """
         receipt, head = await self.rpc.parse_batch(
-            [("eth_getTransactionReceipt", ["0x" + tx_hash.hex()]), ("eth_blockNumber", [])],
+            [questions.receipt(tx_hash), questions.BLOCK_NUMBER],
             lambda said: (
                 None if said[0] is None else parse_receipt(said[0]),
                 parse_count(said[1]),
@@ -356,11 +357,11 @@ class EscrowReader:
 
         def parse(said: list[object]) -> _Answer:
             if parse_count(said[0]) < number:
-                raise RpcRefusedError("eth_call", code=0, message="this node lags behind")
+                raise RpcRefusedError(questions.CALL, code=0, message="this node lags behind")
             return decode(parse_bytes(said[1]), number)
 
         async def ask() -> tuple[int, _Answer]:
-            calls = [("eth_blockNumber", []), ("eth_call", [request, hex(number)])]
+            calls = [questions.BLOCK_NUMBER, questions.call(request, hex(number))]
             try:
                 return number, await self.rpc.parse_batch(calls, parse)
             except ContractRevertedError as error:

@@ -12,6 +12,7 @@ from typing import Any, Final
 from aiohttp import ClientError, ClientSession, ClientWebSocketResponse, WSMsgType
 
 from channel.limits import NODE_EVENT_BYTES_MAX
+from settlement.node import questions
 
 __all__ = ["BlockNotifier"]
 
@@ -74,7 +75,7 @@ class BlockNotifier:
                 url, heartbeat=_PING_S, max_msg_size=NODE_EVENT_BYTES_MAX
             )
             try:
-                question = {"jsonrpc": "2.0", "id": 1, "method": "eth_subscribe"}
+                question = {"jsonrpc": "2.0", "id": 1, "method": questions.SUBSCRIBE}
                 await socket.send_json({**question, "params": ["newHeads"]})
                 await self._read(socket)
             finally:

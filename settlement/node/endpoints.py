@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from channel.errors import ChainUnavailableError, ConfigError, MppSessionError
 from settlement.errors import ContractRevertedError, RpcRefusedError
+from settlement.node import questions
 from settlement.node.nodes import EndpointView
 from settlement.node.values import parse_block, parse_quantity
 from settlement.types import BlockRef, RevertReason
@@ -273,7 +274,7 @@ class Endpoints:
 
     async def _chain_of(self, endpoint: Endpoint) -> int:
         if endpoint.chain_id is None:
-            answer = await endpoint.transport.ask("eth_chainId", [])
+            answer = await endpoint.transport.ask(*questions.CHAIN_ID)
             endpoint.chain_id = parse_quantity(_result(answer))
         return endpoint.chain_id
 
@@ -302,10 +303,9 @@ class Endpoints:
 
     async def _block(self, endpoint: Endpoint, number: int | None = None) -> BlockRef | None:
         """Return a node's head, or its block of this number; None where it has none."""
-        tag = "latest" if number is None else hex(number)
         try:
             await self._require_ours(endpoint)
-            answer = await endpoint.transport.ask("eth_getBlockByNumber", [tag, False])
+            answer = await endpoint.transport.ask(*questions.block(number))
             return parse_block(_result(answer))
         except ChainUnavailableError:
             return None

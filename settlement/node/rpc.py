@@ -18,6 +18,7 @@ from channel.limits import NODE_ANSWER_BYTES_MAX, NODE_MESSAGE_CHARS_MAX, NODE_T
 from channel.types import Address, TxHash
 from settlement.abi import decode_revert
 from settlement.errors import ContractRevertedError, RpcRefusedError, contract_reverted
+from settlement.node import questions
 from settlement.node.endpoints import Endpoint, Endpoints, NodeTransport
 from settlement.node.nodes import EndpointView
 from settlement.node.transport import Call, HttpTransport, nonsense
@@ -37,8 +38,7 @@ __all__ = ["Rpc", "RpcLimits"]
 _Answer = TypeVar("_Answer")
 
 _REVERTED: Final = 3
-_SEND: Final = "eth_sendRawTransaction"
-_RUN: Final = frozenset(("eth_call", "eth_estimateGas"))
+_RUN: Final = frozenset((questions.CALL, questions.ESTIMATE_GAS))
 _TIPS_KEPT_S: Final = 5.0
 
 
@@ -161,7 +161,7 @@ class Rpc:
             RpcRefusedError: The node answered with another error.
             ChainUnavailableError: No usable answer, on any attempt.
         """
-        return await self._read(_as_it_is, method, params)
+        return await self._read(_as_it_is, (method, params))
 
     async def read_batch(self, calls: Sequence[Call]) -> list[Any]:
         """Ask many things in one round trip; the first that fails, in order, is raised.
@@ -196,7 +196,7 @@ class Rpc:
             RpcRefusedError: The node says no.
             ChainUnavailableError: No usable answer.
         """
-        tries = self.node_count if method == _SEND else 1
+        tries = self.node_count if method == questions.SEND else 1
         for _ in range(tries - 1):
             try:
                 return await self._command(method, params)
@@ -213,11 +213,11 @@ class Rpc:
         """Send a signed transaction to every node; return of each why it did not take it."""
         params = [_hex(raw)]
         told: list[ChainUnavailableError | None] = []
-        for answer in await self._endpoints.ask_each(lambda node: node.ask(_SEND, params)):
+        for answer in await self._endpoints.ask_each(lambda node: node.ask(questions.SEND, params)):
             try:
                 if isinstance(answer, ChainUnavailableError):
                     raise answer
-                _result(_SEND, dict(answer))
+                _result(questions.SEND, dict(answer))
             except ChainUnavailableError as error:
                 told.append(error)
             else:
@@ -228,28 +228,27 @@ class Rpc:
 
     async def block_number(self) -> int:
         """Return the number of the head."""
-        return await self._read(parse_count, "eth_blockNumber", [])
+        return await self._read(parse_count, questions.BLOCK_NUMBER)
 
     async def block(self, number: int | None = None) -> BlockRef:
         """Return a block (the head if None); a node that lacks it is `ChainUnavailableError`."""
-        tag = "latest" if number is None else hex(number)
-        return await self._read(parse_block, "eth_getBlockByNumber", [tag, False])
+        return await self._read(parse_block, questions.block(number))
 
     async def block_by_hash(self, block_hash: bytes) -> BlockRef:
         """Return a block by its hash; a node that lacks it is `ChainUnavailableError`."""
-        return await self._read(parse_block, "eth_getBlockByHash", [_hex(block_hash), False])
+        return await self._read(parse_block, questions.block_by_hash(block_hash))
 
     async def code(self, address: Address) -> bytes:
         """Return a contract's code, empty when there is none."""
-        return await self._read(parse_bytes, "eth_getCode", [_hex(address), "latest"])
+        return await self._read(parse_bytes, questions.code_of(address))
 
     async def balance_wei(self, address: Address) -> int:
         """Return an account's ether."""
-        return await self._read(parse_quantity, "eth_getBalance", [_hex(address), "latest"])
+        return await self._read(parse_quantity, questions.balance_of(address))
 
     async def nonces_used(self, address: Address) -> int:
         """Return how many transactions of an account are mined."""
-        return await self._read(parse_count, "eth_getTransactionCount", [_hex(address), "latest"])
+        return await self._read(parse_count, questions.nonces_of(address))
 
     async def nonces_of_each(self, address: Address, *, with_pending: bool = False) -> list[int]:
         """Return what each node that answers says of `nonces_used`, or counts with its pool.
@@ -257,10 +256,9 @@ class Rpc:
         Raises:
             ChainUnavailableError: None answers.
         """
-        params = [_hex(address), "pending" if with_pending else "latest"]
+        method, params = questions.nonces_of(address, with_pending=with_pending)
 
         async def use(node: NodeTransport) -> int:
-            method = "eth_getTransactionCount"
             return parse_count(_result(method, await node.ask(method, params)))
 
         said = await self._endpoints.ask_each(use)
@@ -274,8 +272,7 @@ class Rpc:
         """Return a transaction's receipt, or None while it has none (never a failure, F-75)."""
         return await self._read(
             lambda answer: None if answer is None else parse_receipt(answer),
-            "eth_getTransactionReceipt",
-            [_hex(tx_hash)],
+            questions.receipt(tx_hash),
         )
 
     async def logs(
@@ -293,7 +290,7 @@ class Rpc:
             "fromBlock": hex(from_block),
             "toBlock": hex(to_block),
         }
-        return await self._read(parse_logs, "eth_getLogs", [query])
+        return await self._read(parse_logs, questions.logs(query))
 
     async def logs_of_blocks(
         self, address: Address, topics: Sequence[bytes | None], block_hashes: Sequence[bytes]
@@ -310,7 +307,7 @@ class Rpc:
             "address": _hex(address),
             "topics": [None if topic is None else _hex(topic) for topic in topics],
         }
-        calls = [("eth_getLogs", [{**query, "blockHash": _hex(each)}]) for each in block_hashes]
+        calls = [questions.logs({**query, "blockHash": _hex(each)}) for each in block_hashes]
 
         def parse(answers: list[Any]) -> tuple[Log, ...]:
             found: list[Log] = []
@@ -347,7 +344,7 @@ class Rpc:
         at: object = "latest" if block_number is None else hex(block_number)
         if block_hash is not None:
             at = {"blockHash": _hex(block_hash)}
-        return await self._read(parse_bytes, "eth_call", [request, at])
+        return await self._read(parse_bytes, questions.call(request, at))
 
     async def view(
         self,
@@ -371,7 +368,7 @@ class Rpc:
         at: object = "latest" if block_hash is None else {"blockHash": _hex(block_hash)}
         try:
             return await self._read(
-                lambda answer: decode(parse_bytes(answer)), "eth_call", [request, at]
+                lambda answer: decode(parse_bytes(answer)), questions.call(request, at)
             )
         except ContractRevertedError as error:
             msg = f"A call that never reverts was refused ({error.reason.value})."
@@ -379,10 +376,11 @@ class Rpc:
 
     async def call_each(self, to: Address, calldata: bytes, *, block_number: int) -> list[bytes]:
         """Run a call without effect on every node that is believed; return what they answered."""
-        params = [{"to": _hex(to), "data": _hex(calldata)}, hex(block_number)]
+        request = {"to": _hex(to), "data": _hex(calldata)}
+        method, params = questions.call(request, hex(block_number))
 
         async def use(node: NodeTransport) -> bytes:
-            return parse_bytes(_result("eth_call", dict(await node.ask("eth_call", params))))
+            return parse_bytes(_result(method, dict(await node.ask(method, params))))
 
         return await self._endpoints.ask_believed(use)
 
@@ -409,7 +407,7 @@ class Rpc:
             ChainUnavailableError: No usable answer.
         """
         request = {"to": _hex(to), "from": _hex(sender)}
-        calls = [("eth_call", [{**request, "data": _hex(data)}, "latest"]) for data in calldatas]
+        calls = [questions.call({**request, "data": _hex(data)}) for data in calldatas]
 
         async def use(node: NodeTransport) -> list[ContractRevertedError | None]:
             return [_refusal(answer) for answer in await node.ask_many(calls)]
@@ -448,10 +446,9 @@ class Rpc:
                 delay_s = 2 * delay_s if pause_s else delay_s
         return await ask()
 
-    async def _read(
-        self, parse: Callable[[Any], _Answer], method: str, params: Sequence[object]
-    ) -> _Answer:
+    async def _read(self, parse: Callable[[Any], _Answer], question: Call) -> _Answer:
         """Ask one thing; a node whose result `parse` cannot read has not answered."""
+        method, params = question
 
         async def use(node: NodeTransport) -> _Answer:
             return parse(_result(method, await node.ask(method, params)))
@@ -466,15 +463,15 @@ def _as_it_is(result: Any) -> Any:
 def _refusal(answer: dict[str, Any]) -> ContractRevertedError | None:
     """Return why a simulated call was refused, None if it was not."""
     try:
-        parse_bytes(_result("eth_call", answer))
+        parse_bytes(_result(questions.CALL, answer))
     except ContractRevertedError as error:
         return error
     return None
 
 
 async def _ask_tip(node: NodeTransport) -> int:
-    method = "eth_maxPriorityFeePerGas"
-    return parse_price(_result(method, dict(await node.ask(method, []))))
+    method, params = questions.TIP
+    return parse_price(_result(method, dict(await node.ask(method, params))))
 
 
 def _result(method: str, answer: dict[str, Any]) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 from channel.errors import ChainUnavailableError
 from channel.types import Address, TxHash
 from settlement.errors import RpcRefusedError
+from settlement.node import questions
 from settlement.types import BlockRef, Log, Receipt
 
 __all__ = [
@@ -102,7 +103,7 @@ def parse_logs(value: Any) -> tuple[Log, ...]:
     if not isinstance(value, list):
         raise _nonsense("a list of logs")
     if len(value) > _LOGS_MAX:  # who asks for logs asks for fewer then
-        raise RpcRefusedError("eth_getLogs", code=0, message=f"more than {_LOGS_MAX} logs")
+        raise RpcRefusedError(questions.LOGS, code=0, message=f"more than {_LOGS_MAX} logs")
     entries = [_fields(entry, "a log") for entry in value]
     return tuple(_log(entry) for entry in entries if entry.get("removed") is not True)
 

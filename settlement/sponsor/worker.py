@@ -33,6 +33,7 @@ from settlement.escrow.deposit_calls import (
     parse_deposit_call,
 )
 from settlement.escrow.reader import EscrowReader
+from settlement.node import questions
 from settlement.node.values import parse_block, parse_bytes, parse_count, parse_price
 from settlement.sponsor.orders.interface import (
     DepositOrder,
@@ -182,11 +183,11 @@ class WaitingSponsor:
         question = "0x" + abi.get_channel.encode(deposit.key.channel_id).hex()
         known, quote = await self._reader.rpc.parse_batch(
             [
-                ("eth_call", [{"to": escrow, "data": question}, "latest"]),
-                ("eth_call", [request, "latest"]),
-                ("eth_estimateGas", [request, "latest"]),
-                ("eth_getBlockByNumber", ["latest", False]),
-                ("eth_maxPriorityFeePerGas", []),
+                questions.call({"to": escrow, "data": question}),
+                questions.call(request),
+                questions.estimate_gas(request),
+                questions.block(),
+                questions.TIP,
             ],
             partial(_parse_quote, deposit.key),
         )

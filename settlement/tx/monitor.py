@@ -19,6 +19,7 @@ from channel.limits import GAP_FILLED_MAX
 from settlement.alarms import AlarmKind, Alarms
 from settlement.errors import ContractRevertedError, LeaseLostError, RpcRefusedError, SignerError
 from settlement.log_once import LogOnce
+from settlement.node import questions
 from settlement.node.rpc import Rpc
 from settlement.node.values import parse_block, parse_count, parse_price, parse_receipt
 from settlement.tx.cache import TxCache
@@ -124,7 +125,7 @@ class TxMonitor:
         self._put_at[tx.tx_id] = time.monotonic()
         if not is_again:
             try:
-                await self._rpc.command("eth_sendRawTransaction", "0x" + tx.newest.raw.hex())
+                await self._rpc.command(questions.SEND, "0x" + tx.newest.raw.hex())
             except RpcRefusedError as error:
                 if self._rpc.node_count == 1:
                     return _meant_by([error])
@@ -166,12 +167,11 @@ class TxMonitor:
 
     async def _read_head(self) -> tuple[int, BlockRef, int]:
         """Return the nonces used, the head and the node's tip. Receipts are asked after it."""
-        sender = "0x" + self._pricer.address.hex()
         used, head, tip_wei = await self._rpc.parse_batch(
             [
-                ("eth_getTransactionCount", [sender, "latest"]),
-                ("eth_getBlockByNumber", ["latest", False]),
-                ("eth_maxPriorityFeePerGas", []),
+                questions.nonces_of(self._pricer.address),
+                questions.block(),
+                questions.TIP,
             ],
             lambda said: (parse_count(said[0]), parse_block(said[1]), parse_price(said[2])),
         )
@@ -253,7 +253,7 @@ class TxMonitor:
         for start in range(0, len(hashes), _HASHES_PER_LOOK_MAX):
             asked = hashes[start : start + _HASHES_PER_LOOK_MAX]
             receipts = await self._rpc.parse_batch(
-                [("eth_getTransactionReceipt", ["0x" + tx_hash.hex()]) for tx_hash in asked],
+                [questions.receipt(tx_hash) for tx_hash in asked],
                 lambda said: [parse_receipt(each) for each in said if each is not None],
             )
             for receipt in receipts:

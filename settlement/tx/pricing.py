@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from channel.errors import ConfigError
 from channel.types import Address
+from settlement.node import questions
 from settlement.node.rpc import Rpc
 from settlement.node.values import parse_block, parse_count, parse_price
 from settlement.tx.encoding import UnsignedTx, assemble
@@ -72,9 +73,8 @@ class TxPricer:
             ConfigError: The chain has no base fee.
             ChainUnavailableError: The node does not answer.
         """
-        sender = "0x" + self.address.hex()
         request = {
-            "from": sender,
+            "from": "0x" + self.address.hex(),
             "data": "0x" + intent.calldata.hex(),
             "value": hex(intent.value_wei),
         }
@@ -82,12 +82,12 @@ class TxPricer:
             request["to"] = "0x" + intent.to.hex()
         quote = await self._rpc.parse_batch(
             [
-                ("eth_call", [request, "latest"]),
-                ("eth_estimateGas", [request, "latest"]),  # some nodes would take "pending"
-                ("eth_getBlockByNumber", ["latest", False]),
-                ("eth_maxPriorityFeePerGas", []),
-                ("eth_getTransactionCount", [sender, "latest"]),
-                ("eth_getTransactionCount", [sender, "pending"]),
+                questions.call(request),
+                questions.estimate_gas(request),
+                questions.block(),
+                questions.TIP,
+                questions.nonces_of(self.address),
+                questions.nonces_of(self.address, with_pending=True),
             ],
             self._parse_quote,
         )
