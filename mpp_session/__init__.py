@@ -36,6 +36,10 @@ if TYPE_CHECKING:
     from mpp_session.agent.client import build_client as build_client
     from mpp_session.agent.client import load_keystore as load_keystore
     from mpp_session.agent.client import open_client as open_client
+    from mpp_session.agent.httpx2_transport import httpx2_transport as httpx2_transport
+    from mpp_session.agent.sync_client import SyncPayingClient as SyncPayingClient
+    from mpp_session.agent.sync_client import SyncPayments as SyncPayments
+    from mpp_session.agent.sync_client import open_sync_client as open_sync_client
     from mpp_session.devnet_file import read_devnet as read_devnet
     from mpp_session.selling import sell as sell
 
@@ -61,11 +65,15 @@ _HOMES = {
     "Price": "channel.http.pricing",
     "Route": "channel.http.pricing",
     "Summary": "channel.client.payments",
+    "SyncPayingClient": "mpp_session.agent.sync_client",
+    "SyncPayments": "mpp_session.agent.sync_client",
     "TokenLimits": "channel.client.policy.policy",
     "build_client": "mpp_session.agent.client",
+    "httpx2_transport": "mpp_session.agent.httpx2_transport",
     "load_keystore": "mpp_session.agent.client",
     "metered": "channel.http.metering",
     "open_client": "mpp_session.agent.client",
+    "open_sync_client": "mpp_session.agent.sync_client",
     "read_devnet": "mpp_session.devnet_file",
     "sell": "mpp_session.selling",
 }

@@ -46,9 +46,13 @@ TIMEOUT_S: Final = 60.0
 class PayingClient(httpx.AsyncClient):
     """An `httpx.AsyncClient` whose requests are paid for, and its channels."""
 
-    def __init__(self, *, payments: Payments, **options: Any) -> None:
-        super().__init__(**options)
+    def __init__(
+        self, *, payments: Payments, transport: httpx.AsyncBaseTransport, **options: Any
+    ) -> None:
+        super().__init__(transport=transport, **options)
         self.payments = payments
+        self.transport = transport
+        """What pays: for a client of another kind."""
 
 
 def build_client(  # noqa: PLR0913 -- the parts it is put together from, once
