@@ -5,7 +5,7 @@ line on standard error. Anything else is a bug, and the only thing that shows a 
 """
 
 import sys
-from typing import Final
+from typing import Annotated, Final
 
 import typer
 
@@ -15,6 +15,7 @@ from mpp_session.cli import (
     demo,
     devnet,
     gateway,
+    keygen,
     ledger,
     pay,
     recover,
@@ -39,9 +40,41 @@ APP: Final = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _group in (demo, devnet, gateway, settle, pay, channels, status, withdraw, recover):
+for _group in (
+    demo,
+    devnet,
+    keygen,
+    gateway,
+    settle,
+    pay,
+    channels,
+    status,
+    withdraw,
+    recover,
+):
     APP.command(_group.NAME)(_group.command)
 APP.add_typer(ledger.APP, name=ledger.NAME)
+
+
+def _show_version(wanted: bool) -> None:  # noqa: FBT001 -- typer calls it so
+    if wanted:
+        from mpp_session import __version__
+
+        typer.echo(f"mpp-session {__version__}")
+        raise typer.Exit
+
+
+@APP.callback()
+def _program(
+    *,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Show the version and exit.", callback=_show_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    """Payment channels for AI agents and inference providers."""
 
 
 def main() -> None:

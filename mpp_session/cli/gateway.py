@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from mpp_session.cli.options import Level, LogJson, LogLevel
 from mpp_session.cli.output import print_json, say
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ def command(  # noqa: PLR0913 -- each is a flag
         bool,
         typer.Option("--until-eof", help="Stop when standard input ends, for a parent program."),
     ] = False,
+    log_level: LogLevel = Level.INFO,
+    log_json: LogJson = False,
     as_json: Annotated[bool, typer.Option("--json", help="Announce the address as JSON.")] = False,
 ) -> None:
     """Charge per output token in front of an OpenAI-compatible server.
@@ -73,7 +76,7 @@ def command(  # noqa: PLR0913 -- each is a flag
         "listen.port": port,
         "listen.workers": workers,
     }
-    log_to_stderr()
+    log_to_stderr(log_level.value, as_json=log_json)
     settings = load_config(
         config,
         flags={name: value for name, value in flags.items() if value is not None},

@@ -1,13 +1,16 @@
 """`mpp-session settle`: the settler, apart from the gateway."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Final, NamedTuple, TypeVar
 
 import typer
 
 from channel.errors import ConfigError, MppSessionError
-from mpp_session.cli.output import print_json_line, say
+from mpp_session.cli.options import Level, LogJson, LogLevel
+from mpp_session.cli.output import count, print_json_line, say
+from mpp_session.errors import CommandError
 
 __all__ = ["NAME", "command"]
 
@@ -16,7 +19,7 @@ NAME: Final = "settle"
 _Config = TypeVar("_Config")
 
 
-def command(
+def command(  # noqa: PLR0913 -- each is a flag
     *,
     config: Annotated[
         Path | None, typer.Option("--config", "-c", help="The gateway's settings.")
@@ -36,6 +39,14 @@ def command(
         bool,
         typer.Option("--until-eof", help="Stop when standard input ends, for a parent program."),
     ] = False,
+    now: Annotated[
+        bool,
+        typer.Option(
+            "--now", help="Settle all that is unsettled, wait until it is mined, and end."
+        ),
+    ] = False,
+    log_level: LogLevel = Level.INFO,
+    log_json: LogJson = False,
     as_json: Annotated[bool, typer.Option("--json", help="Say what it does as JSON.")] = False,
 ) -> None:
     """Settle and close the channels in the books of one payee.
@@ -43,25 +54,33 @@ def command(
     A gateway starts one by itself unless `settlement.start` is false. On each database one settler
     works for a payee's key; another one stands by and takes over within ten seconds.
 
+    With --now it settles what is unsettled on every channel, however little, waits until that is
+    mined, says how much it was, and ends. No other settler may run for the payee: a gateway that
+    started one must be stopped first.
+
     With --watchtower it has no key and no books of the payee's: it watches the chain, and settles
     with what was signed ahead when a payer leaves and the payee's own settler is absent.
 
     \b
     mpp-session settle --config gateway.toml
     mpp-session settle --devnet devnet.json
+    mpp-session settle --now --config gateway.toml
     mpp-session settle --watchtower settles.jsonl --config tower.toml
     """  # noqa: D301 -- \b keeps the examples' lines apart
     import asyncio
 
     from mpp_session.process.logs import log_to_stderr
 
-    log_to_stderr()
+    log_to_stderr(log_level.value, as_json=log_json)
     given = _Given(config, devnet, ledger)
+    if now and (watchtower is not None or until_eof):
+        raise CommandError("--now ends by itself, and settles from the books alone")
+    work = _settle_now if now else partial(_run, watchtower=watchtower, until_eof=until_eof)
     if not as_json:
-        asyncio.run(_run(given, watchtower, until_eof=until_eof, as_json=False))
+        asyncio.run(work(given, as_json=False))
         return
     try:
-        asyncio.run(_run(given, watchtower, until_eof=until_eof, as_json=True))
+        asyncio.run(work(given, as_json=True))
     except MppSessionError as error:
         print_json_line({"error": str(error)})
         raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from None
@@ -88,7 +107,24 @@ class _Given(NamedTuple):
         return load(self.config, flags=flags, defaults=defaults)
 
 
-async def _run(given: _Given, watchtower: Path | None, *, until_eof: bool, as_json: bool) -> None:
+async def _settle_now(given: _Given, *, as_json: bool) -> None:
+    from mpp_session.process.settler import settle_now
+    from mpp_session.settings.config import load_settler_config
+
+    done = await settle_now(given.load(load_settler_config))
+    if as_json:
+        counts = {"settled": done.channels, "closed": done.closed, "waiting": done.waiting}
+        print_json_line({**counts, "amount": str(done.amount)})
+    else:
+        closed = f", closed {count(done.closed, 'channel')}" if done.closed else ""
+        say(f"settled {count(done.channels, 'channel')}{closed}: {done.unit.format(done.amount)}")
+    if done.waiting:
+        raise CommandError(
+            f"{count(done.waiting, 'channel')} could not be settled yet: see the log"
+        )
+
+
+async def _run(given: _Given, *, watchtower: Path | None, until_eof: bool, as_json: bool) -> None:
     import asyncio
 
     from mpp_session.process.signals import stop_at_eof, stop_on_signals

@@ -23,7 +23,9 @@ _log: Final = logging.getLogger(__name__)
 
 def main() -> int:
     """Serve as the task on standard input says; return the exit code."""
-    log_to_stderr()
+    as_json = "--log-json" in sys.argv
+    level = sys.argv[sys.argv.index("--log-level") + 1] if "--log-level" in sys.argv else "info"
+    log_to_stderr(level, as_json=as_json)
     forbid_core_files()
     task = read_task(sys.stdin.buffer.readline())
     try:

@@ -22,6 +22,7 @@ from channel.errors import ConfigError
 from mpp_session.errors import CommandError
 from mpp_session.gateway.sockets import bind, listening_url
 from mpp_session.process.child import start_settler
+from mpp_session.process.logs import log_arguments
 from mpp_session.process.relay import child_stderr
 from mpp_session.settings import Config, Secret
 from mpp_session.settings.config import bare_environment, without_keys
@@ -187,6 +188,7 @@ class _Worker:
             sys.executable,
             "-m",
             "mpp_session.gateway.worker",
+            *log_arguments(),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=child_stderr(),

@@ -16,6 +16,7 @@ import msgspec
 
 from channel.errors import ConfigError
 from mpp_session.errors import CommandError
+from mpp_session.process.logs import log_arguments
 from mpp_session.process.relay import child_stderr
 from mpp_session.settings import SettlerConfig
 from mpp_session.settings.config import settler_environment
@@ -54,7 +55,7 @@ class SettlerChild:
         """Start the process; it is of no use before `ready` has returned."""
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
-            *["-m", "mpp_session.cli", "settle", "--until-eof", "--json"],
+            *["-m", "mpp_session.cli", "settle", "--until-eof", "--json", *log_arguments()],
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=child_stderr(),

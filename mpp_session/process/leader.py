@@ -22,7 +22,9 @@ __all__ = [
     "Announce",
     "Looking",
     "first_of",
+    "name_holder",
     "note_looks",
+    "release",
     "require_sound",
     "while_leader",
 ]
@@ -51,7 +53,7 @@ async def while_leader(
     Raises:
         InvariantError: A bug; the process must end.
     """
-    holder = f"{socket.gethostname()} process {os.getpid()} {secrets.token_hex(4)}"
+    holder = name_holder()
     while not stopping.is_set():
         waiting = wait_for_lease(
             journal,
@@ -66,7 +68,12 @@ async def while_leader(
         except LeaseLostError as error:
             _log.warning("standing by from now on: %s", error)
         finally:
-            await _release(journal)
+            await release(journal)
+
+
+def name_holder() -> str:
+    """Return the name under which this process takes a lease."""
+    return f"{socket.gethostname()} process {os.getpid()} {secrets.token_hex(4)}"
 
 
 async def require_sound(settler: EscrowSettler) -> None:
@@ -121,7 +128,8 @@ async def first_of(*work: Coroutine[Any, Any, Any]) -> None:
         task.result()
 
 
-async def _release(journal: SettlerJournal) -> None:
+async def release(journal: SettlerJournal) -> None:
+    """Give the lease back, if the database takes it."""
     try:
         await journal.release_lease()
     except LedgerUnavailableError as error:

@@ -13,10 +13,14 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
+from msgspec.structs import replace
 
 from channel.errors import ConfigError, LedgerUnavailableError
 from channel.ledger.interface import Ledger
 from channel.ledger.url import open_ledger
+from channel.state.channel_state import ChannelState
+from channel.types import Address
+from mpp_session.agent.amounts import BASE_UNITS, TokenUnit
 from mpp_session.chain_watch import (
     build_budget,
     build_gate,
@@ -24,11 +28,21 @@ from mpp_session.chain_watch import (
     build_watcher,
     connect_escrow,
 )
+from mpp_session.errors import CommandError
 from mpp_session.keys import open_signer
-from mpp_session.process.leader import Announce, first_of, note_looks, require_sound, while_leader
+from mpp_session.process.leader import (
+    Announce,
+    first_of,
+    name_holder,
+    note_looks,
+    release,
+    require_sound,
+    while_leader,
+)
 from mpp_session.settings import SettlerConfig, parse_address
 from settlement.escrow.payout_calls import RelayedCalls
 from settlement.escrow.reader import EscrowReader
+from settlement.escrow.token_name import read_token_name
 from settlement.presigned.cover import CoverPolicy
 from settlement.presigned.export import TowerExport
 from settlement.presigned.file import TowerFile
@@ -45,9 +59,9 @@ from settlement.tx.journal.url import open_journal
 from settlement.tx.lease import LeaseLimits, keep_lease
 from settlement.tx.manager import TxManager
 from settlement.tx.signer import Signer
-from settlement.watch.watcher import ChannelWatcher
+from settlement.watch.watcher import ChannelWatcher, Sweep
 
-__all__ = ["SETTLING", "SettlerParts", "build_settler", "run_settler"]
+__all__ = ["SETTLING", "SettledNow", "SettlerParts", "build_settler", "run_settler", "settle_now"]
 
 _log: Final = logging.getLogger(__name__)
 
@@ -184,6 +198,86 @@ async def run_settler(
             await _settle(parts, limits, announce, stopping)
 
         await while_leader(parts.journal, work, limits=limits, announce=announce, stopping=stopping)
+
+
+class SettledNow(msgspec.Struct, frozen=True, kw_only=True):
+    """What `settle_now` did."""
+
+    channels: int
+    """That were settled; what was owed a close is not in it."""
+    closed: int
+    waiting: int
+    """What was due and is not done: the log says why."""
+    amount: int
+    """What that paid out, in base units of the token."""
+    unit: TokenUnit
+
+
+async def settle_now(config: SettlerConfig, *, lease: LeaseLimits | None = None) -> SettledNow:
+    """Settle all that is unsettled on open channels, whatever it is worth, until that is mined.
+
+    Closes that are owed are made, too. Gas may cost as much as is settled, and no more.
+
+    Raises:
+        CommandError: Another settler has the payee's key.
+        ConfigError: A check failed; nothing was done.
+        InvariantError: A bug.
+    """
+    limits = lease or LeaseLimits()
+    settlement = replace(config.settlement, settle_value=1, gas_share_max_percent=100)
+    async with build_settler(replace(config, settlement=settlement)) as parts:
+        if await parts.journal.take_lease(name_holder(), ttl_s=limits.ttl_s) is None:
+            holder = await parts.journal.lease_holder() or "another settler"
+            raise CommandError(
+                f"{holder} settles for this payee, by `settlement.settle_value` and "
+                "`settlement.settle_age_s`: stop that gateway or settler first"
+            )
+        try:
+            return await _settle_all(parts, limits)
+        finally:
+            await release(parts.journal)
+
+
+async def _settle_all(parts: SettlerParts, limits: LeaseLimits) -> SettledNow:
+    sender, settler, watcher, _ = await parts.build()
+    await settler.recover()
+    before = await _open_channels(parts, settler.payee)
+    swept: list[Sweep] = []
+
+    async def sweep() -> None:
+        swept.append(await watcher.sweep())
+
+    try:
+        await first_of(
+            keep_lease(parts.journal, limits=limits),
+            sender.run(),
+            sweep(),
+            require_sound(settler),
+        )
+    finally:
+        await settler.aclose()
+    after = [await parts.ledger.load(state.key) for state in before]
+    paid = sum(now.settled - then.settled for then, now in zip(before, after, strict=True) if now)
+    name = await read_token_name(parts.reader.rpc, parse_address(parts.config.chain.token))
+    return SettledNow(
+        channels=swept[0].settled,
+        closed=swept[0].closed,
+        waiting=swept[0].waiting,
+        amount=paid,
+        unit=BASE_UNITS if name is None else TokenUnit(*name),
+    )
+
+
+async def _open_channels(parts: SettlerParts, payee: Address) -> list[ChannelState]:
+    mine = (parts.reader.chain_id, parts.reader.escrow, payee)
+    found: list[ChannelState] = []
+    after = None
+    while page := await parts.ledger.list_channels(after=after, open_only=True):
+        after = page[-1].key
+        found += [
+            each for each in page if (each.key.chain_id, each.key.escrow, each.terms.payee) == mine
+        ]
+    return found
 
 
 async def _settle(

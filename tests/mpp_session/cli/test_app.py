@@ -1,6 +1,7 @@
 """Every command teaches, refuses in one line, and never shows a traceback for what is no bug."""
 
 import re
+from importlib.metadata import version
 
 import pytest
 from typer.testing import CliRunner
@@ -23,6 +24,7 @@ def test_the_commands_are_those_of_the_manual(start: Run) -> None:
         "demo",
         "devnet",
         "gateway",
+        "keygen",
         "pay",
         "recover",
         "settle",
@@ -93,3 +95,8 @@ def test_a_misspelt_variable_stops_the_program(run: Run) -> None:
     done = run("channels", MPP_SESSION_LEDGER_URI="sqlite:///x.db")
     assert done.returncode == 2
     assert "did you mean `MPP_SESSION_LEDGER_URL`?" in done.stderr
+
+
+def test_the_program_says_its_version(start: Run) -> None:
+    """O-68."""
+    assert start("--version").stdout == f"mpp-session {version('mpp-session')}\n"

@@ -1,5 +1,6 @@
 """A gateway refuses to start on what would lose money later, and says which setting it is."""
 
+import json
 import socket
 from pathlib import Path
 from typing import Any
@@ -83,3 +84,22 @@ def test_it_announces_itself_and_ends_with_its_input(
     assert done.returncode == 0, done.stderr
     assert '"url": "http://127.0.0.1:' in done.stdout
     assert (tmp_path / "ledger.db").exists()
+
+
+def test_its_log_is_json_where_that_is_asked_for_and_its_settlers_is_too(
+    start: Run, devnet: TestChain, tmp_path: Path
+) -> None:
+    """O-68: nothing else goes to standard error, whichever process writes it."""
+    arguments = ("--log-json", "--log-level", "debug", "--until-eof")
+    done = start("gateway", *arguments, **variables(devnet, tmp_path))
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    assert {"mpp_session.process.child"} <= {line["logger"] for line in lines}
+    assert all(line["level"] in ("debug", "info", "warning") for line in lines)
+
+
+@pytest.mark.parametrize("command", ["gateway", "settle"])
+def test_a_level_that_is_none_is_refused(run: Run, command: str) -> None:
+    """O-68."""
+    done = run(command, "--log-level", "loud")
+    assert done.returncode == 2
+    assert "loud" in done.stderr
