@@ -7,10 +7,14 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from channel.client.payments import Summary
+from channel.limits import LENGTH_DIGITS_MAX
 from mpp_session.agent.client import PayingClient
+from mpp_session.gateway.completions import _read_request
+from mpp_session.gateway.errors import RequestTooLargeError
 from tests.mpp_session.gateway.conftest import PRICE, OpenAgent, RunGateway
 from tests.mpp_session.model_server import ModelServer, chunk, sse
 from tests.waiting import PATIENCE_S, until, within
@@ -401,6 +405,29 @@ async def test_a_body_above_the_bound_is_refused_before_the_model(
         assert response.status_code == 413
         assert (await gateway.channel()).spent == 0
     assert model.seen == []
+
+
+async def test_a_content_length_has_at_most_so_many_digits() -> None:
+    """SEC-10, issue 10 B: a number with more digits is not read, and neither is the body.
+
+    The application is asked without a server: some servers refuse such a field before it.
+    """
+    received = 0
+
+    async def receive() -> dict[str, Any]:
+        nonlocal received
+        received += 1
+        return {"type": "http.request", "body": b"{}", "more_body": False}
+
+    def request(length: str) -> Request:
+        field = (b"content-length", length.encode())
+        return Request({"type": "http", "method": "POST", "headers": [field]}, receive)
+
+    assert await _read_request(request("2".zfill(LENGTH_DIGITS_MAX)), 1000) == b"{}"
+    assert received == 1
+    with pytest.raises(RequestTooLargeError):
+        await _read_request(request("2".zfill(LENGTH_DIGITS_MAX + 1)), 1000)
+    assert received == 1
 
 
 async def test_a_retry_with_the_same_key_is_answered_again_and_charged_once(
