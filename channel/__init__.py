@@ -1,5 +1,5 @@
-"""The off-chain engine: vouchers in, receipts out, every accepted unit on disk.
+"""The off-chain engine: verifies vouchers, keeps the ledger, returns receipts.
 
-Import from the modules themselves (`channel.http`, `channel.client`, ...): this package
-holds no names of its own, so that importing one layer never pulls in another.
+Import from the modules themselves (`channel.http`, `channel.client`, ...). This package exports
+no names, so that importing one layer never imports another.
 """

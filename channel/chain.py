@@ -1,7 +1,7 @@
-"""What the off-chain engine asks of the chain: Protocols and values, no code.
+"""What the off-chain engine needs from the chain: Protocols and values, no code.
 
-`settlement` implements them, `mpp_session.wiring` joins the two, and `channel` never learns that a
-node, a socket or a private key exists.
+`settlement` implements the Protocols and `mpp_session.wiring` connects the two, so that `channel`
+depends on no node, socket or private key.
 """
 
 from collections.abc import Sequence
@@ -37,14 +37,14 @@ __all__ = [
 
 
 class OpenedLog(msgspec.Struct, frozen=True, gc=False):
-    """A `ChannelOpened` event emitted by our escrow."""
+    """A `ChannelOpened` event that the configured escrow emitted."""
 
     channel_id: ChannelId
     log_index: int
 
 
 class ToppedUpLog(msgspec.Struct, frozen=True, gc=False):
-    """A `TopUp` event emitted by our escrow."""
+    """A `TopUp` event that the configured escrow emitted."""
 
     channel_id: ChannelId
     additional_deposit: int
@@ -52,18 +52,18 @@ class ToppedUpLog(msgspec.Struct, frozen=True, gc=False):
 
 
 class TransactionEvidence(msgspec.Struct, frozen=True, gc=False):
-    """A transaction mined with success, and what our escrow said in it (OPEN-03, F-84)."""
+    """A successful, mined transaction, and the escrow's events in it (OPEN-03, F-84)."""
 
     tx_hash: TxHash
     block_number: int
     confirmations: int
-    """Blocks from the transaction's to the head, both counted: 1 when it is in the head."""
+    """Blocks from the transaction's to the head, both included: 1 when it is in the head."""
     opened: tuple[OpenedLog, ...]
     topped_up: tuple[ToppedUpLog, ...]
 
 
 class CloseResult(msgspec.Struct, frozen=True, gc=False):
-    """A channel that was closed, and the transaction that did it."""
+    """A closed channel, and the transaction that closed it."""
 
     tx_hash: TxHash
     fact: ChannelFact
@@ -71,38 +71,38 @@ class CloseResult(msgspec.Struct, frozen=True, gc=False):
 
 
 class AuthorizedPull(msgspec.Struct, frozen=True, gc=False):
-    """How a deposit is taken by EIP-3009. The window is exclusive at both ends."""
+    """How EIP-3009 moves a deposit. Both ends of the window are exclusive."""
 
     valid_after: int
-    """Unix seconds of the chain."""
+    """Unix seconds of the chain, exclusive."""
     valid_before: int
     nonce: bytes
-    """Derived from the terms: the escrow computes it again."""
+    """Derived from the terms; the escrow computes it again and compares."""
 
 
 class PermittedPull(msgspec.Struct, frozen=True, gc=False):
-    """How a deposit is taken by Permit2, with the channel as the witness."""
+    """How Permit2 moves a deposit, with the channel as the witness."""
 
     nonce: int
-    """Unordered."""
+    """Unordered, as Permit2 defines it."""
     deadline: int
     """Unix seconds of the chain, inclusive."""
 
 
 class SponsoredDeposit(Redacted, frozen=True, kw_only=True):
-    """A deposit that its funder signed and we submit, at our gas (RELAY-06)."""
+    """A deposit that its funder signed and the payee submits, paying the gas (RELAY-06)."""
 
     key: ChannelKey
     opens: ChannelTerms | None
-    """The terms of the channel it opens; None when it tops one up."""
+    """The terms of the new channel; None for a top-up."""
     salt: bytes
-    """Of the channel, or of the top-up; empty for a top-up by Permit2, which has none."""
+    """Of the channel or of the top-up; empty for a top-up by Permit2, which has none."""
     funder: Address
     amount: int
     """In base units."""
     pull: AuthorizedPull | PermittedPull
     signature: bytes
-    """The funder's."""
+    """The funder's signature."""
 
 
 class ChainReader(Protocol):
@@ -122,9 +122,9 @@ class ChainReader(Protocol):
         """Return the channel as of a block (the head if None), or None if it never existed."""
 
     async def confirm_deposits(self, facts: Sequence[ChannelFact]) -> list[int]:
-        """Return of each channel the deposit that a second node shows, too: at most the fact's.
+        """Return for each channel the deposit that a second node confirms: at most the fact's.
 
-        Where one node is all there is, its word counts.
+        With a single configured node, return that node's deposit.
         """
 
     async def read_transaction(self, tx_hash: TxHash) -> TransactionEvidence | None:
@@ -135,26 +135,26 @@ class ChainReader(Protocol):
         """
 
     async def has_code(self, address: Address) -> bool:
-        """Whether there is a contract at an address, or code that its key delegated to."""
+        """Whether the address has code: a contract, or code that its key delegated to."""
 
     async def is_valid_wallet_signature(
         self, signer: Address, digest: bytes, signature: bytes
     ) -> bool:
-        """Ask a contract signer by ERC-1271, with the escrow's own gas cap (ENC-07)."""
+        """Ask a contract signer by ERC-1271, with the same gas cap as the escrow's (ENC-07)."""
 
 
 class ChannelCloser(Protocol):
-    """Gets a close mined. Web workers hold no key: an implementation may wait for the settler."""
+    """Gets a close mined. Web workers hold no key: their implementation waits for the settler."""
 
     async def close_channel(
         self, key: ChannelKey, cumulative_amount: int, signature: bytes
     ) -> CloseResult:
         """Close the channel at `cumulative_amount` and return once it is mined.
 
-        Repeating it for a channel that is closed already returns that close.
+        Calling it again for a closed channel returns the first close.
 
         Raises:
-            TransactionRevertedError: The contract refused; nothing changed on chain.
+            TransactionRevertedError: The escrow refused; nothing changed on chain.
             SettlementPendingError: Not mined within the bound; ask again (F-75).
             ChainUnavailableError: Nothing was broadcast.
         """
@@ -163,65 +163,65 @@ class ChannelCloser(Protocol):
 class DepositSponsor(Protocol):
     """Gets deposits mined that their funders only signed (`feePayer`).
 
-    Web workers hold no key: `take` makes the deposit durable for whoever does, `wait` waits for
-    it. A deposit is known by what was signed, so that a repeated credential is the same deposit:
-    it is never broadcast twice.
+    Web workers hold no key: `take` makes the deposit durable for the settler, and `wait` waits
+    for the settler's transaction. What was signed identifies a deposit, so a repeated credential
+    names the same deposit and is never broadcast twice.
     """
 
     async def is_taken(self, deposit: SponsoredDeposit) -> bool:
-        """Whether this very deposit was taken before, and is under way, made, or reverted."""
+        """Whether exactly this deposit was taken before: it is under way, mined, or reverted."""
 
     async def take(
         self, deposit: SponsoredDeposit, *, by_wallet: bool, first: VerifiedVoucher | None
     ) -> None:
-        """Simulate the deposit, keep to the operator's bounds, and make it durable.
+        """Simulate the deposit, check the operator's bounds, and make the deposit durable.
 
-        `first` is an opening's first voucher: with it the books can take the channel even if its
-        payer never comes back.
+        `first` is the first voucher of an opening. With it the ledger can record the channel even
+        if the payer never comes back.
 
-        One that somebody else's transaction has made meanwhile, exactly as it was signed, is
-        adopted: nothing is broadcast for it (AMB-10). `by_wallet` says that no key of the
-        funder's made the signature, so that only a contract there may take it.
+        If a third party's transaction has made exactly this deposit meanwhile, adopt it and
+        broadcast nothing (AMB-10). `by_wallet` means that no key of the funder made the signature,
+        so only a contract at the funder's address can accept it.
 
         Raises:
             AuthorizationExpiredError: Not valid on the chain now, or not for long enough.
-            ChannelFinalizedError: The payer has asked for the rest of the channel.
-            TransactionRevertedError: The simulation refused; nothing was broadcast.
-            SponsoringPausedError: The gas budget is used up, or gas costs more than we pay.
-            TooManyRequestsError: The funder has had as many as are paid for.
-            ChainUnavailableError: No node could say; nothing was broadcast.
+            ChannelFinalizedError: The payer has requested a close of the channel.
+            TransactionRevertedError: The simulation reverted; nothing was broadcast.
+            SponsoringPausedError: The gas budget is used up, or gas costs more than the bound.
+            TooManyRequestsError: The funder has used up its number of sponsored deposits.
+            ChainUnavailableError: No node answered; nothing was broadcast.
         """
 
     async def wait(self, deposit: SponsoredDeposit) -> TxHash:
-        """Return the transaction that made the deposit, once it is mined; waits, bounded.
+        """Return the transaction that made the deposit, once it is mined. The wait is bounded.
 
         Raises:
-            TransactionRevertedError: It was refused, by the chain or on its way there.
-            ChannelFinalizedError: It was not sent: the payer has asked for the rest.
+            TransactionRevertedError: The chain or the simulation before it refused.
+            ChannelFinalizedError: Not sent: the payer has requested a close of the channel.
             SettlementPendingError: Not mined within the bound; ask again (F-75).
-            SponsoringPausedError: It was not sent: gas rose above what we pay. Ask again.
+            SponsoringPausedError: Not sent: gas costs more than the bound. Ask again.
         """
 
 
 class PayerMeans(msgspec.Struct, frozen=True, kw_only=True):
-    """With what an account can fund a channel, as of the head (CLIENT-02)."""
+    """What an account can fund a channel with, as of the newest block (CLIENT-02)."""
 
     balance: int
     """Of the token, in base units."""
     can_pay_gas: bool
-    """It can send transactions of its own, and has ether for a few."""
+    """The account can send transactions, and has ether for a few."""
     token_domain: bytes | None
-    """EIP-712 domain separator of the token; None when it is not what its own words make it."""
+    """EIP-712 domain separator of the token; None when it does not match the token's metadata."""
     permit2_allowance: int | None
-    """What Permit2 may move for it; None when there is no Permit2 at that address."""
+    """What Permit2 may move for the account; None when that address has no Permit2."""
     now: int
-    """Unix seconds that the next block has at least: from here on a signature's window counts."""
+    """Unix seconds that the next block has at least. Validity windows are compared with this."""
     head_at: int
-    """Unix seconds of the newest block. What is over by these is over, whatever clocks say."""
+    """Unix seconds of the newest block. A deadline before this has passed on every clock."""
 
 
 class PayerChain(Protocol):
-    """What a paying client needs of one chain, with the payer's account behind it."""
+    """What a paying client needs from one chain, for the payer's account."""
 
     @property
     def chain_id(self) -> int:
@@ -232,10 +232,10 @@ class PayerChain(Protocol):
         """The account that deposits."""
 
     async def require_escrow(self, escrow: Address, token: Address) -> None:
-        """Check that `escrow` is the deployment we trust for `token` (F-91).
+        """Check that `escrow` is the trusted deployment for `token` (F-91).
 
         Raises:
-            AgentError: It is not; depositing there could lose the deposit.
+            AgentError: It is not, so a deposit there could be lost.
         """
 
     async def read_channel(
@@ -244,25 +244,25 @@ class PayerChain(Protocol):
         """Return the channel as of a block (the head if None), or None if it never existed."""
 
     async def read_means(self, token: Address, permit2: Address) -> PayerMeans:
-        """Return with what the account can fund a channel in `token`."""
+        """Return what the account can fund a channel in `token` with."""
 
     async def sign(self, digest: bytes) -> bytes:
-        """Sign for the account: 65 bytes of a key, whatever a contract wallet wants otherwise."""
+        """Sign with the account's key, and return 65 bytes. A contract wallet may differ."""
 
     async def find_use(self, *, token: Address, authorization: bytes) -> int | None:
         """Return a block by which this EIP-3009 nonce of the account was used, or None.
 
-        Used is also one that was cancelled: in either case it moves nothing any more.
+        A cancelled nonce counts as used: in either case it can move nothing any more.
         """
 
     async def find_permit_use(self, *, escrow: Address, nonce: int) -> int | None:
         """Return a block by which this Permit2 nonce of the account was used, or None.
 
-        Asked is the Permit2 that the escrow itself takes money by, whatever a server names.
+        The question goes to the Permit2 that the escrow uses, not to one that a server names.
         """
 
     async def approve_permit2(self, *, token: Address, permit2: Address) -> None:
-        """Let Permit2 move the token, once and for all; each move still takes a signature.
+        """Allow Permit2 to move the token, without limit. Each move still needs a signature.
 
         Raises:
             TransactionRevertedError: The token refused.
@@ -279,19 +279,19 @@ class PayerChain(Protocol):
         salt: bytes,
         authorized_signer: Address,
     ) -> TxHash:
-        """Approve if needed, open, and return the opening transaction once it is mined.
+        """Approve if needed, open the channel, and return the transaction once it is mined.
 
         Raises:
             TransactionRevertedError: The escrow or the token refused; nothing was deposited.
-            SettlementPendingError: Broadcast and not mined within the bound: find it later by
-                `find_opening`, never open again for it (F-75).
+            SettlementPendingError: Broadcast and not mined within the bound. Find it later with
+                `find_opening`; a second call would deposit twice (F-75).
         """
 
     async def find_opening(self, *, escrow: Address, channel_id: ChannelId) -> TxHash | None:
         """Return the transaction whose `ChannelOpened` log shows this channel, or None (CLIENT-05).
 
-        An agent that stopped between broadcast and answer knows its salt, hence the channel's id,
-        but not the transaction, which an `open` credential of type `hash` must name.
+        An agent that stopped between broadcast and answer knows its salt, and hence the id of the
+        channel. It does not know the transaction, which an `open` credential of type `hash` names.
         """
 
     async def top_up(
@@ -303,4 +303,4 @@ class PayerChain(Protocol):
         """Start the grace period, without the payee's help (CLOSE-08)."""
 
     async def withdraw(self, *, escrow: Address, channel_id: ChannelId) -> TxHash:
-        """Take what is left after the grace period."""
+        """Withdraw the remaining deposit after the grace period."""

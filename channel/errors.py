@@ -1,4 +1,4 @@
-"""Every error of the off-chain engine, and whose fault it is.
+"""The errors of the off-chain engine, grouped by who caused them.
 
 MppSessionError
 ├── PeerError                       the peer's fault: 4xx, safe to show, nothing moved
@@ -16,11 +16,11 @@ MppSessionError
 │   ├── AmountExceedsDepositError     402  session/amount-exceeds-deposit
 │   ├── DeltaTooSmallError            402  session/delta-too-small
 │   ├── InsufficientBalanceError      402  session/insufficient-balance
-│   │   └── PublicVoucherError               anybody may have sent the voucher
+│   │   └── PublicVoucherError               a third party may have sent the voucher
 │   ├── DepositTooSmallError          402  deposit-too-small
 │   ├── VerificationFailedError       402  verification-failed
-│   │   ├── AuthorizationExpiredError      the deposit must be signed anew
-│   │   └── SignatureUsedError             so must the close
+│   │   ├── AuthorizationExpiredError      the payer must sign the deposit again
+│   │   └── SignatureUsedError             the payer must sign the close again
 │   ├── ChannelNotFoundError          410  session/channel-not-found
 │   ├── ChannelFinalizedError         410  session/channel-finalized
 │   ├── TransactionRevertedError      409  session/transaction-reverted
@@ -32,36 +32,36 @@ MppSessionError
 │   ├── IdempotencyConflictError      422  idempotency-conflict
 │   ├── BodyTimeoutError              408  request-timeout
 │   └── TooManyRequestsError          429  rate-limited
-│       └── TooManyDepositsError             from one payer or address, at our gas
-├── OperatorError                   our fault: disk, node, configuration; 5xx, never a challenge
+│       └── TooManyDepositsError             per payer or client address, where the payee pays gas
+├── OperatorError                   the operator's fault: disk, node, configuration; no challenge
 │   │                                 503  payment-unavailable, where nothing else is said
-│   ├── ConfigError                   refuses to start
+│   ├── ConfigError                   the program refuses to start
 │   ├── ChainUnavailableError         503
-│   ├── SettlementPendingError        503  a transaction of ours is on its way
+│   ├── SettlementPendingError        503  the payee's transaction is sent and not yet mined
 │   ├── LedgerUnavailableError        503
-│   ├── ChannelStoppedError           503  books and chain disagree; nothing moves
-│   ├── ExposureLimitError            503  exposure-limit: settle first, then more is taken
-│   ├── SponsoringPausedError         503  sponsoring-paused: no gas is paid for payers now
+│   ├── ChannelStoppedError           503  ledger and chain disagree; the channel is stopped
+│   ├── ExposureLimitError            503  exposure-limit: a settlement must be mined first
+│   ├── SponsoringPausedError         503  sponsoring-paused: the payee pays no gas for payers now
 │   ├── StoppingError                 the program is stopping: a stream ends early, with its receipt
-│   └── OpeningsPausedError           503  openings-paused: too little gas to defend one more
+│   └── OpeningsPausedError           503  openings-paused: not enough gas for one more channel
 ├── AgentError                      raised on the paying side, before or instead of paying
 │   ├── OfferRefusedError             a 402 asks what the policy does not allow
 │   ├── BudgetExceededError           paying this would pass a limit of the policy
 │   ├── CannotFundError               the account can make no deposit in a way the server takes
-│   ├── DepositPendingError           a signed deposit is not mined yet; the next try goes on
+│   ├── DepositPendingError           a signed deposit is not mined yet; the next request resumes it
 │   ├── OverclaimError                the server asks for more than it has delivered
 │   ├── UnsettledClaimError           the server asks for more than may be signed now
 │   ├── ReceiptViolationError         a receipt contradicts what was signed or said before
-│   ├── PaymentRefusedError           the server refuses what was properly paid
-│   ├── PaymentOutcomeUnknownError    paid, and nobody knows whether it was served
+│   ├── PaymentRefusedError           the server refuses a valid payment
+│   ├── PaymentOutcomeUnknownError    paid, and no answer says whether the request was served
 │   ├── ChannelBusyError              every channel to this payee has a stream running
 │   ├── ChannelUnusableError          a channel stopped, closing, or not as the chain says
 │   ├── BodyNotReplayableError        a 402 came after a body that cannot be sent again
-│   └── StoreError                    the store of what was signed cannot be read or written
-├── WireError                       bytes that do not mean what they should; whoever knows whose
-│                                   bytes they were turns it into one of the above
-└── InvariantError                  a bug of ours: never caught, stops the worker
-    └── StorageFailedError            no bug, and the same end: the disk may have lost something
+│   └── StoreError                    the payment store cannot be opened, read or written
+├── WireError                       malformed bytes; the caller turns it into one of the above,
+│                                   because it knows where the bytes came from
+└── InvariantError                  a bug in this project: never caught, stops the worker
+    └── StorageFailedError            not a bug, but also fatal: the disk may have lost data
 
 A `PeerError` becomes a problem body in one place, `channel.wire.problem`. The order in which
 refusals are tried is printed in docs/reference/errors.md.
@@ -136,11 +136,11 @@ __all__ = [
 
 
 class MppSessionError(Exception):
-    """Anything this project raises on purpose."""
+    """The base of every error that this project raises deliberately."""
 
 
 class ProblemError(MppSessionError):
-    """An error with an HTTP answer: see RFC 9457 and REQUIREMENTS section ERR."""
+    """An error with an HTTP answer (RFC 9457, REQUIREMENTS section ERR)."""
 
     status: ClassVar[int]
     problem_type: ClassVar[str]
@@ -162,7 +162,7 @@ class ProblemError(MppSessionError):
 
 
 class PeerError(ProblemError):
-    """The peer's fault. Whoever catches it may answer it and go on: nothing moved."""
+    """The peer's fault. No money has moved, so the handler may answer it and continue."""
 
 
 class PaymentRequiredError(PeerError):
@@ -174,7 +174,7 @@ class PaymentRequiredError(PeerError):
 
 
 class MalformedCredentialError(PeerError):
-    """The credential's envelope cannot be read (CORE-03)."""
+    """The envelope of the credential cannot be parsed (CORE-03)."""
 
     status = 402
     problem_type = "malformed-credential"
@@ -182,7 +182,7 @@ class MalformedCredentialError(PeerError):
 
 
 class MalformedPayloadError(PeerError):
-    """The envelope is readable, the payload inside is not (CRED-04 to CRED-06, AMB-12)."""
+    """The envelope parses, the payload inside does not (CRED-04 to CRED-06, AMB-12)."""
 
     status = 400
     problem_type = "malformed-credential"
@@ -190,7 +190,7 @@ class MalformedPayloadError(PeerError):
 
 
 class BadRequestError(PeerError):
-    """The request contradicts itself, as with two credentials (CORE-10)."""
+    """The request contradicts itself, for example by carrying two credentials (CORE-10)."""
 
     status = 400
     problem_type = "bad-request"
@@ -206,7 +206,7 @@ class MethodUnsupportedError(PeerError):
 
 
 class OtherSpellingError(PeerError):
-    """The application might take this path for one that has a price (O-40)."""
+    """The application might route this path to one that has a price (O-40)."""
 
     status = 404
     problem_type = "not-found"
@@ -218,7 +218,7 @@ class OtherSpellingError(PeerError):
 
 
 class MethodNotSoldError(PeerError):
-    """The path has a price under other methods, and this one is listed neither sold nor free."""
+    """The path has a price for other methods; this method is listed neither as sold nor free."""
 
     status = 405
     problem_type = "method-not-sold"
@@ -231,7 +231,7 @@ class MethodNotSoldError(PeerError):
 
 
 class ChallengeNotFoundError(PeerError):
-    """The challenge is not ours, was altered, or belongs to another route (AMB-13)."""
+    """This server did not issue the challenge for this route, or it was altered (AMB-13)."""
 
     status = 402
     problem_type = "session/challenge-not-found"
@@ -239,14 +239,14 @@ class ChallengeNotFoundError(PeerError):
 
 
 class ChallengeExpiredError(ChallengeNotFoundError):
-    """The challenge is ours and has expired (AMB-13)."""
+    """This server issued the challenge, and it has expired (AMB-13)."""
 
     problem_type = "payment-expired"
     title = "Payment Expired"
 
 
 class InvalidSignatureError(PeerError):
-    """Unrecoverable or non-canonical signature, or a wallet that says no (ENC-06, AMB-15)."""
+    """The signature cannot be recovered, is not canonical, or a wallet rejects it (AMB-15)."""
 
     status = 402
     problem_type = "session/invalid-signature"
@@ -254,7 +254,7 @@ class InvalidSignatureError(PeerError):
 
 
 class SignerMismatchError(PeerError):
-    """A good signature by somebody who may not sign for this channel (AMB-15)."""
+    """The signature is valid, but its signer may not sign for this channel (AMB-15)."""
 
     status = 402
     problem_type = "session/signer-mismatch"
@@ -262,7 +262,7 @@ class SignerMismatchError(PeerError):
 
 
 class AmountExceedsDepositError(PeerError):
-    """The escrow could not pay this voucher in full."""
+    """The deposit does not cover this voucher, so the escrow could not pay it in full."""
 
     status = 402
     problem_type = "session/amount-exceeds-deposit"
@@ -300,7 +300,7 @@ class DeltaTooSmallError(PeerError):
 
 
 class InsufficientBalanceError(PeerError):
-    """What is accepted and unspent does not cover the cost (ERR-01, SSE-02)."""
+    """The accepted, unspent amount does not cover the cost (ERR-01, SSE-02)."""
 
     status = 402
     problem_type = "session/insufficient-balance"
@@ -317,7 +317,7 @@ class InsufficientBalanceError(PeerError):
         self.deposit = deposit
 
     def members(self) -> dict[str, str]:
-        """Return what a client needs to sign its next voucher, or to top up first."""
+        """Return what a client needs to sign its next voucher, or to top up before that."""
         return {
             "requiredCumulative": str(self.required_cumulative),
             "acceptedCumulative": str(self.accepted),
@@ -327,19 +327,19 @@ class InsufficientBalanceError(PeerError):
 
 
 class PublicVoucherError(InsufficientBalanceError):
-    """The voucher was handed to the chain: anybody may have sent it (O-20, O-21).
+    """The voucher was published on chain, so any third party may have sent it (O-20, O-21).
 
-    Its amounts are those of the voucher and of the chain, never those of the books.
+    The members show amounts of the voucher and of the chain, never amounts of the ledger.
     """
 
     says = (
-        "The voucher is public, so anybody may have sent it. Present another signature over the "
-        "same amount, one that was never shown, or a voucher for at least {}."
+        "The voucher is public: a third party may have sent it. Present another, unpublished "
+        "signature over the same amount, or a voucher for at least {}."
     )
 
 
 class DepositTooSmallError(PeerError):
-    """A deposit below what is worth its gas to the server (OPEN-12, F-98)."""
+    """The deposit is below the amount for which the server pays the gas (OPEN-12, F-98)."""
 
     status = 402
     problem_type = "deposit-too-small"
@@ -356,7 +356,7 @@ class DepositTooSmallError(PeerError):
 
 
 class VerificationFailedError(PeerError):
-    """What the chain shows is not, or not yet, what the credential claims (OPEN-02)."""
+    """The chain does not show, or does not yet show, what the credential claims (OPEN-02)."""
 
     status = 402
     problem_type = "verification-failed"
@@ -365,19 +365,19 @@ class VerificationFailedError(PeerError):
 
 
 class AuthorizationExpiredError(VerificationFailedError):
-    """A signed deposit that is not valid by the chain's clock, or not for long enough (OPEN-05)."""
+    """The chain's clock puts the signed deposit outside its window, or too near its end."""
 
     retry_after_s = None
 
 
 class SignatureUsedError(VerificationFailedError):
-    """The signature of a close asked for one before, which failed: it may be public (O-21)."""
+    """This signature already asked for a close that failed, so it may be public (O-21)."""
 
     retry_after_s = None
 
 
 class ChannelNotFoundError(PeerError):
-    """No such channel in this escrow."""
+    """The escrow has no such channel."""
 
     status = 410
     problem_type = "session/channel-not-found"
@@ -385,7 +385,7 @@ class ChannelNotFoundError(PeerError):
 
 
 class ChannelFinalizedError(PeerError):
-    """The channel has ended, is being closed, or its payer has asked for the rest (AMB-14)."""
+    """The channel is closed or closing, or its payer has requested a close (AMB-14)."""
 
     status = 410
     problem_type = "session/channel-finalized"
@@ -393,7 +393,7 @@ class ChannelFinalizedError(PeerError):
 
 
 class TransactionRevertedError(PeerError):
-    """An on-chain transaction this credential depends on was mined and reverted."""
+    """A transaction that this credential depends on was mined and reverted."""
 
     status = 409
     problem_type = "session/transaction-reverted"
@@ -401,7 +401,7 @@ class TransactionRevertedError(PeerError):
 
 
 class StreamReplacedError(PeerError):
-    """A newer stream on the same channel took this one's place (ACC-06)."""
+    """A newer stream on the same channel replaced this one (ACC-06)."""
 
     status = 409
     problem_type = "stream-replaced"
@@ -410,7 +410,7 @@ class StreamReplacedError(PeerError):
 
 
 class StreamActiveError(PeerError):
-    """The channel has a live stream, and this route does not replace it."""
+    """The channel has a running stream, and this route does not replace it."""
 
     status = 409
     problem_type = "stream-active"
@@ -420,7 +420,7 @@ class StreamActiveError(PeerError):
 
 
 class ReservationEndedError(PeerError):
-    """The money held for this request is no longer held: its lease ran out, or a close ended it."""
+    """The reservation of this request no longer exists: its lease expired, or a close ended it."""
 
     status = 409
     problem_type = "reservation-ended"
@@ -429,7 +429,7 @@ class ReservationEndedError(PeerError):
 
 
 class RequestInFlightError(PeerError):
-    """The same idempotency key is being served right now (IDEM-03)."""
+    """Another request with the same idempotency key is being served (IDEM-03)."""
 
     status = 409
     problem_type = "request-in-flight"
@@ -439,9 +439,9 @@ class RequestInFlightError(PeerError):
 
 
 class OutcomeUnknownError(PeerError):
-    """Whoever served this key died before it could store the answer (decision 8).
+    """The process that served this key died before it stored the answer (decision 8).
 
-    Nothing is charged for the key again, and its answer cannot be repeated.
+    The server charges nothing more for the key, and cannot repeat the answer.
     """
 
     status = 409
@@ -451,7 +451,7 @@ class OutcomeUnknownError(PeerError):
 
 
 class IdempotencyConflictError(PeerError):
-    """The idempotency key was used for another request body (IDEM-03)."""
+    """The idempotency key was used with another request body (IDEM-03)."""
 
     status = 422
     problem_type = "idempotency-conflict"
@@ -460,7 +460,7 @@ class IdempotencyConflictError(PeerError):
 
 
 class BodyTimeoutError(PeerError):
-    """The request's body did not arrive in time; nothing was charged."""
+    """The request body did not arrive in time. Nothing was charged."""
 
     status = 408
     problem_type = "request-timeout"
@@ -469,7 +469,7 @@ class BodyTimeoutError(PeerError):
 
 
 class TooManyRequestsError(PeerError):
-    """More vouchers a second on one channel than are taken (VCH-09)."""
+    """The channel sends more vouchers a second than the server accepts (VCH-09)."""
 
     status = 429
     problem_type = "rate-limited"
@@ -479,13 +479,13 @@ class TooManyRequestsError(PeerError):
 
 
 class TooManyDepositsError(TooManyRequestsError):
-    """More deposits than gas is paid for, from one payer or one client address (F-98)."""
+    """One payer or client address asks for more deposits than the server pays gas for (F-98)."""
 
     retry_after_s = 600
 
 
 class OperatorError(ProblemError):
-    """Our fault. Answered without a challenge: a peer must not be invited to pay again."""
+    """The operator's fault. The answer has no challenge, so that no peer pays a second time."""
 
     status = 503
     problem_type = "payment-unavailable"
@@ -495,19 +495,19 @@ class OperatorError(ProblemError):
 
 
 class ConfigError(OperatorError):
-    """A setting that would lose money later; the program does not start (decision 15)."""
+    """A setting that would lose money later; the program refuses to start (decision 15)."""
 
 
 class ChainUnavailableError(OperatorError):
-    """No node answered within the deadline, or one answered nonsense."""
+    """No node answered before the deadline, or a node's answer made no sense."""
 
 
 class SettlementPendingError(OperatorError):
-    """A transaction of ours is journalled or broadcast and not yet mined (F-75)."""
+    """The payee's transaction is in the journal or broadcast, and not yet mined (F-75)."""
 
 
 class StoppingError(OperatorError):
-    """The program is being stopped; a stream ends early, with its receipt."""
+    """The program is stopping. A running stream ends early, with its receipt."""
 
 
 class LedgerUnavailableError(OperatorError):
@@ -515,18 +515,18 @@ class LedgerUnavailableError(OperatorError):
 
 
 class ChannelStoppedError(OperatorError):
-    """Our books and the chain disagree about this channel (decision 4).
+    """The ledger and the chain disagree about this channel, so it is stopped (decision 4).
 
-    A reorg took back part of the deposit, which may come again by itself; or the chain has
-    settled more than we ever accepted, so our books are an old copy and an operator must run
-    `mpp-session ledger repair` (F-52, SETTLE-05).
+    Either a reorg removed part of the deposit, which may be mined again without help. Or the
+    chain has settled more than this ledger ever accepted: the ledger is an old copy, and the
+    operator must run `mpp-session ledger repair` (F-52, SETTLE-05).
     """
 
 
 class ExposureLimitError(OperatorError):
-    """More would be at risk than the operator allows; a settle makes room (F-66).
+    """Accepting this would exceed the operator's exposure limit; a settlement makes room (F-66).
 
-    Nothing was accepted or served beyond the bound: on the channel a lower voucher is taken now.
+    Nothing beyond the limit was accepted or served. The channel still accepts a lower voucher.
     """
 
     problem_type = "exposure-limit"
@@ -534,9 +534,9 @@ class ExposureLimitError(OperatorError):
 
 
 class SponsoringPausedError(OperatorError):
-    """No gas is paid for payers now: the budget is used up, or gas is dear (F-98).
+    """The payee pays no gas for payers now: its budget is used up, or gas is too dear (F-98).
 
-    Nothing was broadcast. Deposits that payers make themselves are taken.
+    Nothing was broadcast. The server still accepts deposits that payers send themselves.
     """
 
     problem_type = "sponsoring-paused"
@@ -545,7 +545,7 @@ class SponsoringPausedError(OperatorError):
 
 
 class OpeningsPausedError(OperatorError):
-    """No new channel is taken: there is too little gas to defend one more in time (F-65)."""
+    """New channels are refused: there is not enough gas to defend one more in time (F-65)."""
 
     problem_type = "openings-paused"
     title = "New Channels Are Paused"
@@ -553,11 +553,11 @@ class OpeningsPausedError(OperatorError):
 
 
 class AgentError(MppSessionError):
-    """Raised on the paying side: an offer refused, a budget reached, a server caught lying."""
+    """Raised on the paying side: an offer refused, a limit reached, a server caught lying."""
 
 
 class OfferRefusedError(AgentError):
-    """A 402 asks for what the agent's policy does not allow; nothing was signed (CLIENT-01)."""
+    """A 402 demands what the agent's policy does not allow. Nothing was signed (CLIENT-01)."""
 
     def __init__(
         self,
@@ -568,7 +568,7 @@ class OfferRefusedError(AgentError):
         origin: str,
         offers: Sequence[str] = (),
     ) -> None:
-        """Say what is asked and allowed, and of several offers what each of them would take."""
+        """Name the field, what was asked and what is allowed; with `offers`, each refusal."""
         words = f"{origin} asks for {field} {asked}; the policy allows {allowed}."
         if offers:
             each = " ".join(f"({place}) {offer}." for place, offer in enumerate(offers, 1))
@@ -582,7 +582,7 @@ class OfferRefusedError(AgentError):
 
 
 class BudgetExceededError(AgentError):
-    """Paying this would pass a limit of the policy; nothing was signed (F-92, F-96)."""
+    """Paying would exceed a limit of the policy. Nothing was signed (F-92, F-96)."""
 
     def __init__(self, *, limit: str, asked: int, allowed: int, origin: str) -> None:
         super().__init__(
@@ -596,10 +596,10 @@ class BudgetExceededError(AgentError):
 
 
 class CannotFundError(AgentError):
-    """The account can make none of the deposits that the server takes; nothing was signed.
+    """The account can make none of the deposits that the server accepts. Nothing was signed.
 
-    `needs` says for each credential type what is missing, so that whoever runs the agent knows
-    what to send or to approve (CLIENT-02, F-90).
+    `needs` says for each credential type what is missing, so that the operator of the agent
+    knows what to send or approve (CLIENT-02, F-90).
     """
 
     def __init__(self, *, account: bytes, origin: str, needs: Mapping[str, str]) -> None:
@@ -611,27 +611,28 @@ class CannotFundError(AgentError):
 
 
 class DepositPendingError(AgentError):
-    """A deposit was signed and given to the server, which has not got it mined yet (F-75).
+    """The server has a signed deposit and its transaction is not mined yet (F-75).
 
-    It is kept and presented again by the next request; no second one is signed for it.
+    The client keeps the deposit and presents it again with the next request. It never signs a
+    second one instead.
     """
 
     def __init__(self, *, origin: str, waited_s: float) -> None:
         super().__init__(
-            f"{origin} has not got the signed deposit mined within {waited_s:.0f} s. "
-            "It is kept: the same request later goes on with it."
+            f"{origin} has not had the signed deposit mined within {waited_s:.0f} s. "
+            "The deposit is kept: repeat the request later to resume it."
         )
         self.origin = origin
         self.waited_s = waited_s
 
 
 class OverclaimError(AgentError):
-    """The server asks for more than it has delivered and one step; nothing was signed (F-94)."""
+    """The server demands more than it has delivered plus one step. Nothing was signed (F-94)."""
 
     def __init__(self, *, asked: int, allowed: int, received: int) -> None:
         super().__init__(
             f"The server asks for vouchers up to {asked} base units; it has delivered "
-            f"{received} by our own count, which allows {allowed}."
+            f"{received} by this client's count, which allows {allowed}."
         )
         self.asked = asked
         self.allowed = allowed
@@ -639,18 +640,19 @@ class OverclaimError(AgentError):
 
 
 class UnsettledClaimError(AgentError):
-    """The server asks for more than may be signed now, and may be right; nothing was signed.
+    """The server demands more than may be signed now, and may be right. Nothing was signed.
 
-    Other requests of the channel have used what was meant for this one, or requests that broke or
-    were left have cost more than the policy grants. It was waited for, and asked again (F-94).
+    Other requests on the channel may have used the allowance of this one, or broken and abandoned
+    requests may have cost more than the policy grants. The client waited and asked again before
+    it raised this (F-94).
     """
 
     def __init__(self, *, asked: int, allowed: int, received: int, lost: int) -> None:
         super().__init__(
             f"The server asks for vouchers up to {asked} base units; {received} arrived and {lost} "
-            f"may have been lost, which allows {allowed}. The requests beside this one, or those "
-            "that broke, may have used the rest. Read the streams that are open to their end; if "
-            "none is, close the channel: `Policy.lost_units_max` bounds what may be lost on one."
+            f"may have been lost, which allows {allowed}. Concurrent or broken requests may have "
+            "used the rest. Read the open streams to their end; if none is open, close the "
+            "channel: `Policy.lost_units_max` bounds what may be lost on one."
         )
         self.asked = asked
         self.allowed = allowed
@@ -659,7 +661,7 @@ class UnsettledClaimError(AgentError):
 
 
 class ReceiptViolationError(AgentError):
-    """A receipt contradicts what was signed or said before; the channel stops (CLIENT-09)."""
+    """A receipt contradicts what was signed or stated before. The channel stops (CLIENT-09)."""
 
     def __init__(self, *, field: str, said: object, expected: object) -> None:
         super().__init__(f"The receipt says {field} {said}; expected {expected}.")
@@ -669,7 +671,7 @@ class ReceiptViolationError(AgentError):
 
 
 class PaymentRefusedError(AgentError):
-    """The server refuses what was paid, and paying again would not be right (F-97)."""
+    """The server refuses a valid payment, and paying again would not help (F-97)."""
 
     def __init__(self, *, status: int, problem_type: str, detail: str) -> None:
         super().__init__(f"The server answered {status} {problem_type}: {detail}")
@@ -679,25 +681,28 @@ class PaymentRefusedError(AgentError):
 
 
 class PaymentOutcomeUnknownError(AgentError):
-    """A credential was sent and no answer came; it is not known whether it was served.
+    """A credential was sent and no answer came, so the request may or may not have been served.
 
-    Sending the same request again with the same `Idempotency-Key` is safe: it is neither served
-    nor charged twice. Under a new key it may be both (F-26), and with a body of more than 4 MiB,
-    for which servers take no key.
+    Repeating the request with the same `Idempotency-Key` is safe: the server neither serves nor
+    charges it twice. Under a new key it may do both (F-26). It may also do both when the body
+    exceeds 4 MiB, because servers ignore the key then.
     """
 
     def __init__(self, *, idempotency_key: str, reason: str) -> None:
-        super().__init__(f"Paid, but the answer was lost ({reason}); key {idempotency_key}.")
+        super().__init__(
+            f"The request was paid, but the answer was lost ({reason}). "
+            f"Repeat it with Idempotency-Key {idempotency_key}."
+        )
         self.idempotency_key = idempotency_key
         self.reason = reason
 
 
 class ChannelBusyError(AgentError):
-    """Every channel to this payee has a stream running; one channel carries one (ACC-06)."""
+    """Every channel to this payee has a stream running; a channel carries one (ACC-06)."""
 
 
 class ChannelUnusableError(AgentError):
-    """A channel cannot be used for this: it is stopped, closing, unknown, or has no deposit."""
+    """The channel cannot be used for this: it is stopped, closing, unknown, or has no deposit."""
 
 
 class BodyNotReplayableError(AgentError):
@@ -705,24 +710,25 @@ class BodyNotReplayableError(AgentError):
 
 
 class StoreError(AgentError):
-    """The store of what was signed cannot be opened, read or written; nothing was signed."""
+    """The payment store cannot be opened, read or written. Nothing was signed."""
 
 
 class WireError(MppSessionError):
-    """Bytes that do not mean what they should, wherever they came from.
+    """Malformed bytes, from any source.
 
-    The readers of `channel.wire` raise it. Who knows whose bytes they were turns it into its own
-    error: a credential's become `MalformedCredentialError`, a server's an `AgentError`.
+    The parsers of `channel.wire` raise it. The caller knows where the bytes came from and turns
+    it into its own error: `MalformedCredentialError` for a credential, an `AgentError` for a
+    server's answer.
     """
 
 
 class InvariantError(MppSessionError):
-    """The books contradict themselves. A bug: never caught, the worker stops."""
+    """The ledger contradicts itself. This is a bug: no code catches it, and the worker stops."""
 
 
 class StorageFailedError(InvariantError):
-    """A sync failed, or a file is corrupt: what the books say may not be on the disk (F-51).
+    """A sync failed or a file is corrupt, so the disk may lack what the ledger holds (F-51).
 
-    No bug, but its end is a bug's: this process relies on that file no more. A new one may, once
-    it has written and synced anew what the log holds.
+    This is not a bug, but as fatal as one: the process must not use the file again. A new process
+    may, after it has rewritten and synced the content of the log.
     """

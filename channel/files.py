@@ -1,8 +1,8 @@
-"""Files that another may have put where we look: opened as what they should be (O-31, O-84).
+"""Opens files safely where another user may have put something else (O-31, O-84).
 
-A name may stand for a pipe that nobody writes to, a device without an end, or a link to either.
-Where others may make files beside ours, one of them could put a link in our file's place and have
-us write where it points, or make the file first and read, or change, what we keep in it.
+A path may name a pipe without a writer, an endless device, or a link to either. Where other users
+can create files in the same directory, one of them could replace the file by a link, so that the
+process writes to the link's target, or create the file first and then read or change its content.
 """
 
 import contextlib
@@ -15,15 +15,15 @@ from typing import Final
 __all__ = ["create_own", "open_own", "open_regular", "require_own"]
 
 _BESIDE: Final = ("", "-wal", "-shm", "-journal")
-"""What SQLite makes of a database's name."""
+"""The suffixes of the files that SQLite creates for a database."""
 _LINK: Final = "is a symbolic link; name the file itself"
 
 
 def open_regular(path: Path | str, flags: int, *, follows: bool = False) -> int:
-    """Open a regular file, and return its descriptor; one that is made has mode 0600.
+    """Open a regular file and return its descriptor. A file that this creates has mode 0600.
 
     Raises:
-        OSError: It cannot be opened, or is no regular file; a link is none unless `follows`.
+        OSError: It cannot be opened, or is not a regular file, or is a link without `follows`.
     """
     flags |= os.O_NONBLOCK | os.O_CLOEXEC | (0 if follows else os.O_NOFOLLOW)
     try:
@@ -41,10 +41,12 @@ def open_regular(path: Path | str, flags: int, *, follows: bool = False) -> int:
 
 
 def open_own(path: Path | str, flags: int = os.O_RDWR | os.O_CREAT) -> int:
-    """Open a file of this user's alone, and return its descriptor; one that is made has mode 0600.
+    """Open a file that belongs to this user alone, and return its descriptor.
+
+    A file that this creates has mode 0600.
 
     Raises:
-        OSError: It is a link, no regular file, another user's, or open to every user.
+        OSError: It is a link, not a regular file, another user's, or open to every user.
     """
     descriptor = open_regular(path, flags)
     try:
@@ -56,13 +58,13 @@ def open_own(path: Path | str, flags: int = os.O_RDWR | os.O_CREAT) -> int:
 
 
 def create_own(path: Path | str) -> None:
-    """Make a database file, if need be, for its owner alone, and check all that stands beside it.
+    """Create a database file for its owner alone if it is missing, and check its companions.
 
-    SQLite opens the same names after that, and gives those that it makes the same mode. A file
-    that is there is not opened here: to close it would let go of this process's locks on it.
+    SQLite opens the same names after that, and creates its own files with the same mode. This
+    opens no existing file: closing it would release this process's locks on it.
 
     Raises:
-        OSError: As `open_own`, of the file or of its log.
+        OSError: As for `open_own`, for the file or for its log.
     """
     for suffix in _BESIDE:
         require_own(f"{path}{suffix}")
@@ -71,10 +73,10 @@ def create_own(path: Path | str) -> None:
 
 
 def require_own(path: Path | str) -> None:
-    """Check a file that may be there.
+    """Check a file that may not exist.
 
     Raises:
-        OSError: As `open_own`.
+        OSError: As for `open_own`.
     """
     try:
         found = os.lstat(path)
@@ -88,17 +90,20 @@ def require_own(path: Path | str) -> None:
 
 def _require_regular(path: Path | str, found: os.stat_result) -> None:
     if not stat.S_ISREG(found.st_mode):
-        raise _refused(path, "is not a regular file")
+        raise _refused(path, "is not a regular file; name a regular file")
 
 
 def _require_own(path: Path | str, found: os.stat_result) -> None:
     user = os.geteuid()
     if found.st_uid not in (user, 0) and user != 0:
-        raise _refused(path, f"belongs to user {found.st_uid}, and this process runs as {user}")
+        raise _refused(
+            path,
+            f"belongs to user {found.st_uid}, and this process runs as {user}; change its owner",
+        )
     if found.st_mode & stat.S_IWOTH:
         raise _refused(path, "can be written by every user of this machine; chmod it to 600")
     if found.st_nlink > 1:
-        raise _refused(path, "has a second name elsewhere; keep one of them")
+        raise _refused(path, "has a second hard link; keep one of them")
 
 
 def _refused(path: Path | str, reason: str) -> OSError:

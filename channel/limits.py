@@ -1,17 +1,17 @@
-"""Every bound on what a peer, a node or a stranger can make us use, with its unit last.
+"""Every bound on what a peer, a node or a stranger can make the process use.
 
-A bound that is crossed refuses; nothing here is ever cut to fit.
+A name ends with its unit. Exceeding a bound is refused; no value is cut to fit.
 """
 
 from typing import Final
 
-# Amounts. `uint128` on the wire and in the escrow's interface; the escrow itself stores 88 bits
-# and refuses a larger deposit, so a voucher above that can never be paid and is refused too.
+# Amounts are `uint128` on the wire and in the escrow's interface. The escrow stores 88 bits and
+# refuses a larger deposit, so it could never pay a voucher above that, and the engine refuses it.
 AMOUNT_MAX: Final = 2**128 - 1
 AMOUNT_DIGITS_MAX: Final = 39
 SAFE_INTEGER_MAX: Final = 2**53 - 1
 
-# Wire. Checked before anything is decoded.
+# Wire. The parsers check these before they decode anything.
 AUTHORIZATION_BYTES_MAX: Final = 64 * 1024
 CHALLENGE_BYTES_MAX: Final = 64 * 1024
 REQUEST_PARAM_BYTES_MAX: Final = 16 * 1024
@@ -29,19 +29,19 @@ ACCEPT_PAYMENT_RANGES_MAX: Final = 32
 DESCRIPTION_CHARS_MAX: Final = 1024
 IDEMPOTENCY_KEY_BYTES_MAX: Final = 255
 ROUTE_BYTES_MAX: Final = 2048
-# What a refusal shows of content codings that no client of ours knows: a line of a log.
+# How much of an unknown Content-Encoding a refusal quotes: one line of a log.
 CODINGS_CHARS_MAX: Final = 64
 
-# Connections to a gateway. What one may cost before anything is known of who it is.
+# Connections to a gateway: what one may cost before the peer is known.
 CONNECTIONS_MAX: Final = 4096
 HEAD_S_MAX: Final = 10
 BODY_S_MAX: Final = 60
 READ_S_MAX: Final = 30
-# What asyncio takes from the queue before any of it is looked at: more would pass the bound above.
+# asyncio accepts this many connections in one turn, before the bound above is checked.
 ACCEPTED_TOGETHER_MAX: Final = 16
-# A credential of the greatest size, and what a browser with many cookies sends beside it.
+# A credential of the greatest size, and the cookies that a browser sends beside it.
 HEAD_BYTES_MAX: Final = AUTHORIZATION_BYTES_MAX + 16 * 1024
-# Of one connection in one turn of the loop, so that the others have theirs.
+# Of one connection in one turn of the event loop, so that the other connections get theirs.
 READ_BYTES_MAX: Final = 64 * 1024
 HEAD_LINES_MAX: Final = 256
 HEAD_WORDS_MAX: Final = 2048
@@ -49,7 +49,7 @@ TARGET_BYTES_MAX: Final = 8 * 1024
 CHUNKS_SMALL_MAX: Final = 256
 CHUNK_BYTES_MEAN_MIN: Final = 256
 
-# Signatures. 65 bytes for a key; what an ERC-1271 wallet wants is passed through up to a cap.
+# Signatures. A key's has 65 bytes; an ERC-1271 wallet's is passed through up to a cap.
 SIGNATURE_BYTES: Final = 65
 WALLET_SIGNATURE_BYTES_MAX: Final = 4096
 
@@ -58,7 +58,7 @@ SECRET_BYTES_MIN: Final = 32
 GENUINE_CHALLENGES_MAX: Final = 4096
 CHALLENGE_LIFETIME_S: Final = 300
 
-# Escrow. The draft asks for ten minutes of grace; below it no channel is accepted.
+# Escrow. The draft recommends a grace period of ten minutes; shorter ones are refused.
 GRACE_PERIOD_S_MIN: Final = 600
 
 # Channels.
@@ -96,11 +96,11 @@ STORED_BYTES_PER_BASE_UNIT: Final = 64
 STORED_BYTES_PER_CHANNEL_MAX: Final = 64 * 1024 * 1024
 STORED_BYTES_MAX: Final = 1024 * 1024 * 1024
 
-# Paths. A client encodes one once; more layers are read in case a framework decodes them.
+# Paths. A client encodes one once; more layers are decoded in case a framework decodes them.
 PATH_DECODINGS_MAX: Final = 8
 UNICODE_PATH_CHARS_MAX: Final = 1024
 
-# Engine. What strangers can cause is bounded in number, in memory and in time.
+# Engine. What strangers can cause is bounded in number, memory and time.
 RATE_KEYS_MAX: Final = 65_536
 FACT_AGES_MAX: Final = 65_536
 FACT_TTL_S: Final = 5
@@ -129,7 +129,7 @@ LATE_ANSWER_S: Final = 0.5
 LATE_ANSWERS_MAX: Final = 1024
 PRODUCER_CLOSE_S_MAX: Final = 2
 
-# Model server. What is read is not charged, so it is bounded; work that nobody pays for, too.
+# Model server. Reading a prompt is not charged, so it is bounded; so is unpaid generation.
 REQUEST_BYTES_MAX: Final = 64 * 1024
 TOP_LOGPROBS_MAX: Final = 20
 SCHEMA_VALUES_MAX: Final = 256
@@ -137,66 +137,66 @@ PATTERN_CHARACTERS_MAX: Final = 512
 ABANDONED_UNITS_MAX: Final = 4096
 # OpenAI's own bound on `n`.
 CHOICES_MAX: Final = 128
-# Of a body's brackets: real tools and schemas have some twenty, and decoders recurse.
+# Nesting of a body's brackets: real tools and schemas have some twenty, and decoders recurse.
 REQUEST_DEPTH_MAX: Final = 64
-# More than the four of OpenAI; each is searched for with every token.
+# OpenAI allows four; the model server searches for each with every token.
 STOPS_MAX: Final = 16
-# Of each stop sequence: so much text a server may hold back, made and not yet charged.
+# Of each stop sequence: a server may hold back that much text, generated and not yet charged.
 STOP_BYTES_MAX: Final = 64
-# A length of 64 bits has no more, and longer ones are slow to read.
+# A 64-bit Content-Length has no more digits, and longer ones are slow to parse.
 LENGTH_DIGITS_MAX: Final = 20
-# Of a count in a schema's pattern: enough for every count above the bound on its values.
+# Digits of a count in a schema's pattern: enough for every count above the bound on its values.
 PATTERN_COUNT_DIGITS_MAX: Final = 9
 
-# The model server's answers. It is trusted, and may yet be broken, or another's.
+# The model server's answers. The operator trusts it, but it may be broken or be another server.
 ANSWER_BYTES_MAX: Final = 64 * 1024 * 1024
 ANSWER_DEPTH_MAX: Final = 64
-# Of what the gateway asks by itself: whether it is there, and which server it is.
+# Of the gateway's own questions: whether the model server is up, and which one it is.
 PROBE_BYTES_MAX: Final = 1024 * 1024
 PROBE_S_MAX: Final = 5.0
-# What the log shows of where it redirects to.
+# How much of a redirect's target the log shows.
 LOCATION_CHARS_MAX: Final = 200
 
-# Nodes of the chain. They may be overloaded, broken or bought.
-# Above what any node answers to the most logs that are asked for at once.
+# Nodes of the chain. One may be overloaded, broken or malicious.
+# Above any node's answer to the largest range of logs that is requested.
 NODE_ANSWER_BYTES_MAX: Final = 8 * 1024 * 1024
 # A head of a block has some kilobytes.
 NODE_EVENT_BYTES_MAX: Final = 1024 * 1024
-# What a log and an error show of a node's words.
+# How much of a node's message a log line and an error show.
 NODE_MESSAGE_CHARS_MAX: Final = 200
-# A tip is a wish: what no node says by then is taken from the last blocks.
+# The gas tip is optional: without an answer by then, it is taken from the last blocks.
 NODE_TIP_S_MAX: Final = 1.0
-# So many payers at once may leave by one node's word.
+# How many payers may leave at the same time on the word of one node.
 EXITS_BELIEVED_MAX: Final = 8
-# Nonces that one node's count may have us fill: each costs the gas of a transfer.
+# Nonces that one node's count may make the settler fill: each costs the gas of a transfer.
 GAP_FILLED_MAX: Final = 256
-# Signers and payers that are remembered at once: each cost its owner a channel.
+# Signers and payers remembered at the same time: each cost its owner a channel.
 DISTRUSTED_MAX: Final = 100_000
-# Vouchers of which is known whether a wallet signed them, one or two to a channel.
+# Vouchers for which the process remembers whether a wallet signed them: one or two a channel.
 WALLETS_KNOWN_MAX: Final = 65_536
-# Deposits at our gas that are looked at together: each is strangers' and costs questions.
+# Sponsored deposits that are checked together: each comes from a stranger and costs requests.
 OPEN_ORDERS_MAX: Final = 256
-# How long such a deposit's broadcast is tried: one may be signed for ever.
+# How long the settler tries to broadcast such a deposit: its signature may never expire.
 DEPOSIT_WANTED_S_MAX: Final = 3600
 
-# Signing services, files and the log. What stands where they should be may be something else.
+# Signing services, files and the log. Each may turn out to be something else.
 # A signature in JSON has some two hundred bytes.
 SIGNER_ANSWER_BYTES_MAX: Final = 4096
-# After that a file counts as one on a file system that hangs.
+# After that the process treats the file system as hanging.
 FILE_S_MAX: Final = 10.0
 KEYSTORE_BYTES_MAX: Final = 1024 * 1024
 PASSWORD_BYTES_MAX: Final = 64 * 1024
-# Two signatures in hexadecimal, and the rest.
+# Two signatures in hexadecimal, and the other fields.
 TOWER_LINE_BYTES_MAX: Final = 4 * WALLET_SIGNATURE_BYTES_MAX + 1024
-# Some thousand lines, each with a signature to check, before others have their turn.
+# About a thousand lines, each with a signature to check, before the next file gets its turn.
 TOWER_READ_BYTES_MAX: Final = 1024 * 1024
 LOG_LINES_PER_MINUTE_MAX: Final = 30
 LOG_KINDS_MAX: Final = 1024
-# What waits for a reader of standard error that stalls.
+# Lines that wait while the reader of standard error stalls.
 LOG_QUEUED_BYTES_MAX: Final = 1024 * 1024
 
 # Paying clients. What a provider can make one wait for or remember.
-# For the receipt that follows a stream's end; without it the stream is paid all the same.
+# For the receipt after the end of a stream; without a receipt the stream is still paid.
 RECEIPT_WAIT_S_MAX: Final = 2.0
-# What an error shows of a refusal's words.
+# How much of a refusal's text an error shows.
 REFUSAL_CHARS_MAX: Final = 400

@@ -1,7 +1,7 @@
-"""The values that travel through the engine: frozen, and in range once they exist.
+"""The values that the engine passes between its layers: frozen, and in range once they exist.
 
-Addresses, ids and hashes are `bytes`, normalised once at the boundary, so that no spelling of
-an id can ever become a second row (F-06). Amounts are `int` in base units of the token.
+Addresses, ids and hashes are `bytes`, normalised once at the boundary, so that two spellings of
+one id can never become two rows (F-06). Amounts are `int` in base units of the token.
 """
 
 from typing import NewType
@@ -52,20 +52,20 @@ def tx_hash(value: bytes) -> TxHash:
 def base_units(value: int) -> int:
     """Return an amount that fits `uint128`, or raise `ValueError` (ENC-04)."""
     if not 0 <= value <= AMOUNT_MAX:
-        msg = "an amount must be between 0 and 2**128 - 1"
+        msg = f"expected an amount between 0 and 2**128 - 1, found {value}"
         raise ValueError(msg)
     return value
 
 
 def _sized(value: bytes, size: int, what: str) -> bytes:
     if len(value) != size:
-        msg = f"{what} has {size} bytes, not {len(value)}"
+        msg = f"expected {size} bytes for {what}, found {len(value)}"
         raise ValueError(msg)
     return value
 
 
 class ChannelKey(msgspec.Struct, frozen=True, order=True, gc=False):
-    """Which channel, in the whole world: its id says which only together with chain and escrow."""
+    """Identifies a channel globally: an id is unique only together with chain and escrow."""
 
     chain_id: int
     escrow: Address
@@ -73,35 +73,35 @@ class ChannelKey(msgspec.Struct, frozen=True, order=True, gc=False):
 
 
 class ChannelTerms(msgspec.Struct, frozen=True, gc=False):
-    """What a channel was opened with and never changes."""
+    """The terms a channel was opened with. They never change."""
 
     payer: Address
     payee: Address
     token: Address
     authorized_signer: Address
-    """Raw value: zero when the payer signs for itself."""
+    """As the escrow stores it: zero when the payer signs its own vouchers."""
 
     @property
     def signer(self) -> Address:
-        """Who must have signed a voucher: `authorized_signer`, or the payer if unset (VCH-02)."""
+        """Who must sign the vouchers: `authorized_signer`, or the payer if unset (VCH-02)."""
         return self.payer if self.authorized_signer == ZERO_ADDRESS else self.authorized_signer
 
 
 class ChannelFact(msgspec.Struct, frozen=True, gc=False):
-    """A channel as the escrow's storage said at one block: absolute values, never deltas (F-29)."""
+    """A channel in the escrow's storage at one block: absolute values, never deltas (F-29)."""
 
     key: ChannelKey
     terms: ChannelTerms
     deposit: int
     settled: int
     close_requested_at: int
-    """Unix seconds of the block that asked for the close; 0 when none is pending."""
+    """Unix seconds of the block with the close request; 0 when none is pending."""
     is_finalized: bool
     block_number: int
 
 
 class Redacted(msgspec.Struct, frozen=True):
-    """A value whose `signature` must never reach a log: its repr withholds it (F-103)."""
+    """A value whose `signature` must never reach a log: its repr hides it (F-103)."""
 
     def __repr__(self) -> str:
         shown = ", ".join(f"{name}={self._show(name)}" for name in self.__struct_fields__)
@@ -115,7 +115,7 @@ class Redacted(msgspec.Struct, frozen=True):
 
 
 class SignedVoucher(Redacted, frozen=True, gc=False):
-    """A promise as received: nobody has checked its signature yet."""
+    """A voucher as received; its signature is not checked yet."""
 
     channel_id: ChannelId
     cumulative_amount: int
@@ -123,15 +123,15 @@ class SignedVoucher(Redacted, frozen=True, gc=False):
 
 
 class VerifiedVoucher(Redacted, frozen=True, gc=False):
-    """A promise whose signature was checked against the channel's signer.
+    """A voucher whose signature was checked against the channel's signer.
 
-    Only `channel.verify.voucher` makes one; only this type enters `channel.state`. That a
-    voucher was verified is therefore a matter of types, not of memory.
+    Only `channel.verify.voucher` creates one, and only this type enters `channel.state`. The type
+    checker therefore proves that no unverified voucher is accepted.
     """
 
     key: ChannelKey
     cumulative_amount: int
     signature: bytes
-    """As the escrow takes it: 65 bytes with v of 27 or 28, or a wallet's own form."""
+    """In the form the escrow takes: 65 bytes with v of 27 or 28, or a wallet's own form."""
     by_contract: bool = False
-    """Only its signer's contract vouches for it, and may change its mind (F-19)."""
+    """Only the signer's contract accepts it, and the contract may change its answer (F-19)."""

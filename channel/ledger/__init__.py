@@ -1,1 +1,1 @@
-"""Make it last. What a ledger promises is in `interface`; the backends only read and write rows."""
+"""Durable storage for channel state. `interface` states the guarantees; backends store rows."""

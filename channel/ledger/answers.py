@@ -1,12 +1,12 @@
-"""How many bytes of answers are kept for repeats: by channel as much as it paid for, and in all.
+"""Bounds the bytes of answers that are stored for repeats: per channel, and in total.
 
-An answer costs its payer what the route asks, and may be far longer than that is worth (O-10). So a
-channel keeps its newest answers up to a bound that grows with `spent`; when it has stored a
-quarter of that more, the oldest go. In all no more is stored than one bound, and pruning makes room
-by the oldest of everybody. The key of an answer that went is kept: a repeat is told that its
-outcome is unknown, and is not charged.
+A payer pays a route's price for an answer, and storing it may cost more than that (O-10). So a
+channel keeps its newest answers up to a bound that grows with `spent`. When the channel has stored
+another quarter of its bound, the ledger deletes its oldest answers. A second bound covers all
+channels; pruning makes room under it by deleting the oldest answers of all. The ledger keeps the
+key of a deleted answer: a repeat gets "outcome unknown" and is not charged.
 
-A process counts what it stores itself, and learns the rest when it prunes.
+A process counts the bytes it stores itself, and learns the total when it prunes.
 """
 
 from collections import OrderedDict
@@ -29,38 +29,39 @@ _SLACK: Final = 4
 
 
 def allowance(spent: int) -> int:
-    """Return how many bytes of answers a channel may keep that has spent so much."""
+    """Return how many bytes of answers a channel with this `spent` may keep."""
     earned = STORED_BYTES_PER_CHANNEL_MIN + spent * STORED_BYTES_PER_BASE_UNIT
     return min(earned, STORED_BYTES_PER_CHANNEL_MAX)
 
 
 def size_of(response: StoredResponse) -> int:
-    """Return what an answer takes, nearly: its body, and its headers as they are."""
+    """Return the approximate size of an answer: its body, and its headers without encoding."""
     return len(response.body) + sum(len(name) + len(value) for name, value in response.headers)
 
 
 class AnswerBounds:
-    """What this process has stored, and whose turn it is to forget."""
+    """Counts what this process has stored, and decides when old answers must be deleted."""
 
     def __init__(self) -> None:
         self.total = 0
-        """Bytes stored in all, as far as is known."""
+        """Bytes stored in total, as far as this process knows."""
         self._since: OrderedDict[int, int] = OrderedDict()
-        """Bytes stored since its oldest went, by a channel's row."""
+        """Bytes stored since the last deletion, by the row of a channel."""
 
     @property
     def surplus(self) -> int:
-        """How many bytes pruning makes room of: down to three quarters of what may be stored."""
+        """Bytes that pruning must free, to get down to three quarters of the total bound."""
         return max(0, self.total - STORED_BYTES_MAX * (_SLACK - 1) // _SLACK)
 
     def take(
         self, channel: int, record: RequestRecord, *, spent: int
     ) -> tuple[RequestRecord, int | None]:
-        """Count what is to be stored of a channel that has spent so much.
+        """Count an answer that is about to be stored for a channel with this `spent`.
 
-        Returns it, without its answer where that does not fit in any more, and the bytes that the
-        channel keeps where its oldest answers have to go now. So they do with the first one that
-        this process stores for it: nothing is known before.
+        Returns the record, without its answer when the total bound leaves no room for it, and the
+        bytes that the channel may keep when its oldest answers must be deleted now. That is also
+        the case for the first answer that this process stores for a channel, because the process
+        does not know what was stored before.
         """
         if record.response is None:
             return record, None

@@ -1,7 +1,7 @@
-"""One batch, decided: what was read goes in, what is to be written and answered comes out.
+"""Decides one batch: takes the rows that were read, returns what to write and what to answer.
 
-Both backends read the rows a batch needs, call `decide`, write what changed, and commit. All
-decisions are `channel.state`'s; here is only their order (IDEM-05, decision 7).
+Both backends read the rows that a batch needs, call `decide`, write what changed, and commit.
+`channel.state` makes every decision; this module only orders them (IDEM-05, decision 7).
 """
 
 from collections.abc import Iterable
@@ -53,7 +53,7 @@ def job_of(
     request: RequestUpdate | None,
     proof: ConsumeProof | None,
 ) -> Job:
-    """Return a call of `apply` as a job, once it is known that a row can hold it.
+    """Return a call of `apply` as a job, after checking that a row can hold it.
 
     Raises:
         BadRequestError: The idempotency key or the route is not short printable ASCII.
@@ -66,7 +66,10 @@ def job_of(
     if isinstance(request, StoreResponse) and len(request.response.body) > (
         STORED_RESPONSE_BYTES_MAX
     ):
-        raise InvariantError(f"a response of {len(request.response.body)} bytes was to be stored")
+        raise InvariantError(
+            f"expected a response of at most {STORED_RESPONSE_BYTES_MAX} bytes to store, "
+            f"found {len(request.response.body)}"
+        )
     return Job(key, tuple(commands), request, proof)
 
 
@@ -76,7 +79,7 @@ def _require_text(text: str, bytes_max: int, what: str) -> None:
 
 
 class RequestId(msgspec.Struct, frozen=True, gc=False):
-    """Which idempotency row (AMB-11)."""
+    """Identifies an idempotency row (AMB-11)."""
 
     key: ChannelKey
     route: str
@@ -84,7 +87,7 @@ class RequestId(msgspec.Struct, frozen=True, gc=False):
 
 
 class ProofId(msgspec.Struct, frozen=True, gc=False):
-    """Which log of which transaction on which chain."""
+    """Identifies one log of one transaction on one chain."""
 
     chain_id: int
     tx_hash: TxHash
@@ -92,10 +95,10 @@ class ProofId(msgspec.Struct, frozen=True, gc=False):
 
 
 class Books:
-    """What a batch has read, and beside it what it has changed.
+    """The rows that a batch has read, and the rows that it has changed.
 
     The backend fills the first three before `decide` and writes the last three after it. They
-    are worth nothing until the commit has succeeded.
+    are valid only after the commit has succeeded.
     """
 
     def __init__(self) -> None:
@@ -108,19 +111,19 @@ class Books:
 
 
 def request_id(key: ChannelKey, request: RequestUpdate) -> RequestId:
-    """Return which idempotency row an update touches."""
+    """Return the idempotency row that an update touches."""
     return RequestId(key, request.claim.route, request.claim.idempotency_key)
 
 
 def proof_id(key: ChannelKey, proof: ConsumeProof) -> ProofId:
-    """Return which row a proof is consumed by."""
+    """Return the row that consumes a proof."""
     return ProofId(key.chain_id, proof.tx_hash, proof.log_index)
 
 
 def decide(jobs: Iterable[Job], books: Books) -> list[Applied | Exception]:
-    """Run the jobs in order on `books`; return what each caller gets.
+    """Run the jobs in order on `books`, and return the result for each caller.
 
-    A job that fails changes nothing and harms no other job.
+    A job that fails changes nothing and does not affect other jobs.
     """
     return [_decide_job(job, books) for job in jobs]
 
@@ -130,7 +133,7 @@ def _decide_job(job: Job, books: Books) -> Applied | Exception:
         return _run_job(job, books)
     except (ProblemError, InvariantError) as error:
         return error.with_traceback(None)
-    except Exception as error:  # noqa: BLE001 - what a rule raises unforeseen is a bug of ours
+    except Exception as error:  # noqa: BLE001 - an unforeseen exception in a rule is a bug
         return InvariantError(f"{type(error).__name__} in {_names(job)}: {error}")
 
 
@@ -162,9 +165,9 @@ def _run_job(job: Job, books: Books) -> Applied:
 
 
 def _is_public(state: ChannelState | None, commands: Iterable[Command]) -> bool:
-    """Whether the request comes with a public voucher: no answer is repeated for it (decision 5).
+    """Whether the request's voucher is public: then no answer is repeated for it (decision 5).
 
-    It may have become public after the engine looked. What follows refuses the reservation.
+    It may have become public after the engine checked. The reservation is refused afterwards.
     """
     return state is not None and any(
         isinstance(command, Reserve) and command.presented <= state.published
@@ -200,7 +203,7 @@ def _require_unused(key: ChannelKey, proof: ConsumeProof, books: Books) -> None:
 
 
 def _require_closing(state: ChannelState | None) -> None:
-    """Refuse a signature that asked for a close before; one that is under way is gone on with."""
+    """Refuse a signature that asked for a close before, unless that close is still under way."""
     if state is not None and not state.is_closing:
         raise SignatureUsedError("This signature has asked for a close before; make another.")
 

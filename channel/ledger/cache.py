@@ -1,7 +1,7 @@
-"""States kept in memory so that a known channel costs no SELECT.
+"""Keeps states in memory, so that a known channel needs no SELECT.
 
-Two generations stand in for a least-recently-used list: what is read moves to the young one,
-and when that is full the old one is forgotten. A look-up is one or two dict operations.
+Two generations approximate a least-recently-used list: an entry that is read moves to the young
+one, and when that is full, the old one is dropped. A look-up is one or two dict operations.
 """
 
 from typing import Generic, TypeVar
@@ -13,7 +13,7 @@ __all__ = ["Cache"]
 
 
 class Cache(Generic[K, V]):
-    """At most `entries_max` entries; one thread writes, others may read with `peek`."""
+    """At most `entries_max` entries. One thread writes; other threads may call `peek`."""
 
     def __init__(self, entries_max: int) -> None:
         self._generation_max = max(1, entries_max // 2)
@@ -35,14 +35,14 @@ class Cache(Generic[K, V]):
         return found
 
     def put(self, key: K, value: V) -> None:
-        """Keep an entry; the least recently used half may go for it."""
+        """Store an entry; this may drop the least recently used half."""
         if len(self._young) >= self._generation_max and key not in self._young:
             self._old = self._young
             self._young = {}
         self._young[key] = value
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Drop every entry."""
         self._young = {}
         self._old = {}
 

@@ -1,8 +1,8 @@
-"""Many callers, one commit: whatever arrives while a commit runs goes into the next.
+"""Group commit: jobs that arrive while a commit runs go into the next one.
 
-One writer, no timer (decision 3): a lone caller waits for nobody, and the more callers there
-are, the more of them share one sync to disk. Reads from disk share their way to it in the same
-manner. This module knows no SQL and no channel.
+One writer and no timer (decision 3): a lone caller waits for no other, and the more callers there
+are, the more of them share one sync to disk. Reads from disk are grouped in the same way. This
+module knows neither SQL nor channels.
 """
 
 import asyncio
@@ -25,8 +25,8 @@ class GroupCommit(Generic[J, R]):
     """A bounded queue in front of one function that makes a batch durable.
 
     `commit` takes the jobs in order of arrival and returns one result or error for each. If it
-    raises, every job of the batch failed by that error; after an `InvariantError`, by whichever
-    way it came, nothing is committed any more.
+    raises, every job of the batch fails with that error. After an `InvariantError`, whether raised
+    or returned, nothing is committed any more.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class GroupCommit(Generic[J, R]):
         self._writer: asyncio.Task[None] | None = None
 
     async def submit(self, job: J) -> R:
-        """Return the job's result once its batch is durable. Cancelling does not take it back.
+        """Return the job's result once its batch is durable. Cancelling does not withdraw the job.
 
         Raises:
             LedgerUnavailableError: The queue is full or closed, or the commit failed.
@@ -53,7 +53,7 @@ class GroupCommit(Generic[J, R]):
         return await answer
 
     async def close(self) -> None:
-        """Refuse what is new, commit what is queued, and return when that is done."""
+        """Refuse new jobs, commit the queued ones, and return when that is done."""
         self._jobs.close()
         if self._writer is not None:
             await asyncio.wait([self._writer])
@@ -63,7 +63,7 @@ class GroupCommit(Generic[J, R]):
             while batch := self._jobs.take():
                 try:
                     self._jobs.answer(batch, await self._commit([job for job, _ in batch]))
-                except Exception as error:  # noqa: BLE001 - of those not ours, see `fail`
+                except Exception as error:  # noqa: BLE001 - a bug, see `fail`
                     self._jobs.fail(batch, error)
                 except BaseException:
                     self._jobs.lose(batch)
@@ -73,11 +73,11 @@ class GroupCommit(Generic[J, R]):
 
 
 class ThreadGroupCommit(Generic[J, R]):
-    """The same in front of a function that blocks, in the one thread that `post` runs it in.
+    """The same for a blocking function, run in the one thread of `post`.
 
-    Between a job and its answer lie two changes of thread and nothing else. When the batch before
-    was of one job, the next starts at once; else at the end of the turn of the event loop, so
-    that all who come in it share the sync.
+    Between a job and its answer there are two thread changes and nothing else. If the batch before
+    had one job, the next starts immediately. Otherwise it starts at the end of the current turn of
+    the event loop, so that all jobs of that turn share the sync.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class ThreadGroupCommit(Generic[J, R]):
         batch_max: int = COMMIT_BATCH_MAX,
         queue_max: int = COMMIT_QUEUE_MAX,
     ) -> None:
-        """Build it for the running event loop.
+        """Attach to the running event loop.
 
         `post` raises `LedgerUnavailableError` when its thread has ended.
         """
@@ -127,13 +127,13 @@ class ThreadGroupCommit(Generic[J, R]):
             self._idle.set()
 
     def _run_batch(self) -> None:
-        """Run in the thread. Nothing is posted before the loop has seen what came of it."""
+        """Run in the thread. The loop posts nothing more before it has seen the result."""
         batch = self._jobs.take()
         try:
             results = self._commit([job for job, _ in batch])
-        except Exception as error:  # noqa: BLE001 - of those not ours, see `fail`
+        except Exception as error:  # noqa: BLE001 - a bug, see `fail`
             done = partial(self._jobs.fail, batch, error)
-        except BaseException:  # noqa: BLE001 - nobody is above us to raise it to
+        except BaseException:  # noqa: BLE001 - this thread has no caller to raise it to
             done = partial(self._jobs.lose, batch)
         else:
             done = partial(self._jobs.answer, batch, results)
@@ -149,10 +149,10 @@ class ThreadGroupCommit(Generic[J, R]):
 
 
 class _Jobs(Generic[J, R]):
-    """Jobs that wait for a commit, each with whom to answer. All but `take` in the event loop."""
+    """Jobs that wait for a commit, each with its future. All but `take` run in the event loop."""
 
     def __init__(self, batch_max: int, queue_max: int) -> None:
-        self._loop = asyncio.get_running_loop()  # to ask costs a system call each time
+        self._loop = asyncio.get_running_loop()  # kept: each call costs a system call
         self._batch_max = batch_max
         self._queue_max = queue_max
         self._queue: deque[tuple[J, asyncio.Future[R]]] = deque()
@@ -184,7 +184,7 @@ class _Jobs(Generic[J, R]):
             self.stop(bug)
 
     def fail(self, batch: "_Batch[J, R]", error: Exception) -> None:
-        """Answer a batch with why it failed. What nobody foresaw is a bug of ours."""
+        """Answer a batch with the reason of its failure. An unforeseen exception is a bug."""
         if not isinstance(error, MppSessionError):
             error = InvariantError(f"{type(error).__name__} in a commit: {error}")
         for _, answer in batch:
@@ -210,7 +210,7 @@ class _Jobs(Generic[J, R]):
 
 
 def _answer(answer: asyncio.Future[R], result: R | Exception) -> None:
-    if answer.done():  # its caller was cancelled; the change stands all the same
+    if answer.done():  # its caller was cancelled; the change is durable anyway
         return
     if isinstance(result, Exception):
         answer.set_exception(result)
@@ -219,5 +219,5 @@ def _answer(answer: asyncio.Future[R], result: R | Exception) -> None:
 
 
 def _copy(error: MppSessionError) -> MppSessionError:
-    """Return an error of its own for each caller: a traceback grows where it is raised."""
+    """Return a separate error for each caller, because raising one extends its traceback."""
     return type(error)(*error.args)

@@ -1,10 +1,10 @@
-"""What may be asked of a ledger, and what durable means.
+"""The interface of a ledger, and what "durable" means.
 
-`apply` returns after the change is on disk and would survive the loss of power: SQLite with
-synchronous=FULL in WAL mode, PostgreSQL with synchronous_commit on. Whatever arrives while one
-commit runs goes into the next; nothing is acknowledged early, and no timer delays a commit
-(decision 3). A ledger decides nothing: it loads the state, calls `channel.state.transition`,
-and stores what comes back, all inside one transaction per batch.
+`apply` returns after the change is on disk and would survive a loss of power: SQLite with
+synchronous=FULL in WAL mode, PostgreSQL with synchronous_commit on. Jobs that arrive while a
+commit runs go into the next one; nothing is acknowledged early, and no timer delays a commit
+(decision 3: the disk sets the pace). A ledger decides nothing: it loads the state, calls
+`channel.state.transition`, and stores the result, in one transaction per batch.
 """
 
 from collections.abc import Sequence
@@ -40,14 +40,14 @@ class ClaimRequest(msgspec.Struct, frozen=True, gc=False):
 
 
 class StoreResponse(msgspec.Struct, frozen=True, gc=False):
-    """With the commands that spend: keep the answer for repeats of the key."""
+    """With the commands that spend: store the answer for repeats of the key."""
 
     claim: RequestClaim
     response: StoredResponse
 
 
 class ForgetRequest(msgspec.Struct, frozen=True, gc=False):
-    """With the commands that release: the request was not served, its key may be used again."""
+    """With the commands that release: the request was not served, so its key may be reused."""
 
     claim: RequestClaim
 
@@ -56,23 +56,23 @@ RequestUpdate = ClaimRequest | StoreResponse | ForgetRequest
 
 
 class ConsumeProof(msgspec.Struct, frozen=True, gc=False):
-    """A transaction's log taken as evidence, once for ever, by one channel (F-29, F-30)."""
+    """A transaction's log used as evidence, once and by one channel only (F-29, F-30)."""
 
     tx_hash: TxHash
     log_index: int
     is_single: bool = False
-    """Taken once even by the same channel, unless that is being closed already: a signature that
-    asked for a close, whose hash stands in for a transaction's (O-21)."""
+    """Usable once even by the same channel, unless that is already closing. For the signature of
+    a close request, whose hash takes the place of a transaction's (O-21)."""
 
 
 class Applied(msgspec.Struct, frozen=True, gc=False):
-    """What is on disk after an `apply`."""
+    """The durable result of an `apply`."""
 
     state: ChannelState
     refusal: ProblemError | None = None
-    """Why a command was refused. The commands before it are kept, those after it not run."""
+    """Why a command was refused. Earlier commands took effect, later ones were not run."""
     stored: StoredResponse | None = None
-    """The answer given to this idempotency key before; no command was run."""
+    """The earlier answer to this idempotency key; no command was run."""
 
     def require(self) -> ChannelState:
         """Return the state, or raise the refusal."""
@@ -82,39 +82,39 @@ class Applied(msgspec.Struct, frozen=True, gc=False):
 
 
 class Soundness(msgspec.Struct, frozen=True, gc=False):
-    """Whether the database still keeps what it promised at start."""
+    """Whether the database still makes commits durable, as it did at start-up."""
 
     fault: str | None = None
-    """Why nothing is accepted any more: a commit may be lost, or was."""
+    """Why nothing is accepted any more: a commit was lost, or may be."""
     warning: str | None = None
-    """What would lose commits when a machine is lost."""
+    """What would lose commits if a machine failed."""
 
 
 class Watch(Protocol):
-    """Changes of one channel, seen by one waiter."""
+    """Changes of one channel, as one waiter sees them."""
 
     async def changed(self, timeout_s: float) -> bool:
         """Wait until the channel may have changed since the last call; False after the timeout.
 
-        A change that happened between entering the watch, or the last call, and this call is
-        not missed. It may wake without a change: load the state and look.
+        A change between entering the watch, or the last call, and this call is not missed. The
+        call may also return True without a change: load the state and look.
         """
 
 
 class Ledger(Protocol):
-    """The books.
+    """The durable record of every channel.
 
-    Every method may raise `LedgerUnavailableError`: then nothing was changed, or, when the
-    connection broke during a commit, the caller must load the state and look.
+    Every method may raise `LedgerUnavailableError`. Then nothing was changed, or, when the
+    connection broke during a commit, the caller must load the state to find out.
     """
 
     async def load(self, key: ChannelKey) -> ChannelState | None:
         """Return the channel as it is on disk, or None if it is not known.
 
-        Never older than what this ledger acknowledged. A gateway's ledger, asked for every
-        voucher, may answer from memory: then a commit of another process is seen within
-        `CACHE_TRUSTED_S`, or at once when it wakes a watch. What is applied is always decided on
-        the newest state, and `Applied.state` is that state.
+        Never older than what this ledger acknowledged. A gateway's ledger answers from memory,
+        because it is asked for every voucher. Then another process's commit becomes visible within
+        `CACHE_TRUSTED_S`, or immediately when it wakes a watch. `apply` always decides on the
+        newest state, and `Applied.state` is that state.
         """
 
     async def apply(
@@ -128,25 +128,25 @@ class Ledger(Protocol):
         """Run commands in order on one channel and return once the result is on disk.
 
         All commands of one call are in one transaction, together with `request` and `proof`.
-        The first command that is refused ends the call: what came before it is kept, the
-        refusal is in `Applied.refusal`, and neither a claim nor a response is recorded. The
-        proof is consumed if any command changed the channel, or none was refused (VCH-07).
-        Cancelling the caller does not undo it: a change that was queued is still made (F-42).
+        The first refused command ends the call: earlier commands take effect, the refusal is in
+        `Applied.refusal`, and neither a claim nor a response is recorded. The proof is consumed if
+        a command changed the channel, or none was refused (VCH-07). Cancelling the caller does not
+        undo anything: a queued change is still made (F-42).
 
         Raises:
-            ChannelNotFoundError: The channel is not known and the first command does not open it.
-            PeerError: The channel is not known and opening it was refused.
-            VerificationFailedError: The proof was consumed by another channel.
-            SignatureUsedError: A proof that is taken once was consumed by this one.
+            ChannelNotFoundError: The channel is unknown and the first command does not open it.
+            PeerError: The channel is unknown and opening it was refused.
+            VerificationFailedError: Another channel has consumed the proof.
+            SignatureUsedError: This channel has consumed a proof that is usable once.
             BadRequestError: The idempotency key is not printable ASCII of bounded length.
             InvariantError: A bug; the ledger refuses all further work.
         """
 
     def watch(self, key: ChannelKey | None) -> AbstractAsyncContextManager[Watch]:
-        """Watch one channel for changes made by anybody: this process or another.
+        """Watch one channel for changes by any process, this one included.
 
-        With None any channel's change wakes the waiter: a close that is decided soon after it
-        is, all else when it is seen.
+        With None, a change of any channel wakes the waiter: a decided close promptly, other
+        changes when polling sees them.
         """
 
     async def list_channels(
@@ -155,54 +155,54 @@ class Ledger(Protocol):
         """Return channels in key order, a page at a time."""
 
     async def list_pending_closes(self, *, limit: int = 1000) -> list[ChannelState]:
-        """Return channels whose close was decided and is not mined: what the settler owes."""
+        """Return channels with a decided close that is not mined: the settler must send it."""
 
     async def list_foreign(self, *, limit: int = 1000) -> list[ChannelState]:
-        """Return channels that were settled or closed on chain, and not by these books (O-89)."""
+        """Return channels settled or closed on chain, but not by this ledger (O-89)."""
 
     async def expire_reservations(self, now: int) -> int:
-        """End every reservation whose lease ran out at `now`, in Unix seconds.
+        """End every reservation whose lease expired by `now`, in Unix seconds.
 
-        Where a server keeps the books it must have run out by the server's clock, too.
+        With a database server, the lease must have expired by the server's clock, too.
         Returns how many channels had one.
         """
 
     async def list_leased(self) -> list[ChannelState]:
-        """Return channels on which something is held, up to a page of them."""
+        """Return channels with reservations, one page at most."""
 
     async def end_unrenewed(self, key: ChannelKey, unrenewed: Sequence[tuple[bytes, int]]) -> None:
-        """End reservations, by id and lease, that nobody has renewed for longer than that."""
+        """End reservations, by id and lease, that their owner has stopped renewing."""
 
     async def end_all_reservations(self) -> int:
-        """End every reservation there is: for the one process that owns the books, at start."""
+        """End every reservation: for the one process that owns the ledger, at start-up."""
 
     async def prune(self, now: int) -> int:
-        """Drop idempotency rows past their lifetime, and a channel's answers beyond a bound.
+        """Delete idempotency rows past their lifetime, and answers of channels beyond the bounds.
 
-        The newest `STORED_RESPONSES_PER_CHANNEL_MAX` answers of a channel stay, unless all of them
-        together take more than `STORED_BYTES_MAX`: then the oldest of all go. The key of one
-        that went is kept: a repeat is told that its outcome is unknown, and is not charged.
-        Returns how many rows and answers went.
+        The newest `STORED_RESPONSES_PER_CHANNEL_MAX` answers of a channel stay, unless all answers
+        together exceed `STORED_BYTES_MAX`; then the oldest of all are deleted. The key of a deleted
+        answer stays: a repeat gets "outcome unknown" and is not charged. Returns how many rows and
+        answers were deleted.
         """
 
     async def faults(self) -> list[str]:
-        """Return what is wrong with the stored books, a sentence each; empty when all is well.
+        """Return what is wrong with the stored rows, one sentence each; empty when nothing is.
 
         Reads every row: for an operator's check, not for a running gateway.
         """
 
     async def identity(self, marker: str) -> BooksId:
-        """Return which database it is; `marker` names the one that it may have."""
+        """Return the identity of the database; `marker` is the name of its marker, if any."""
 
     async def guard(self, marker: Marker) -> Soundness:
-        """Hold the books against `marker`, and note in it what is committed from now on.
+        """Compare the ledger with `marker`, and record in the marker each commit from now on.
 
-        That there is one is written into the books. After each lost connection they are held
-        against it again. While there is a fault, `apply` raises `LedgerUnavailableError`.
+        The ledger itself records that the marker exists. After each lost connection the ledger
+        compares again. While there is a fault, `apply` raises `LedgerUnavailableError`.
         """
 
     async def look(self) -> Soundness:
-        """Look whether a commit still means "on disk", and whether any was lost (see `guard`)."""
+        """Check that a commit still means "on disk", and that none was lost (see `guard`)."""
 
     async def close(self) -> None:
         """Commit what is queued, then release the database."""

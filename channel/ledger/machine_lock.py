@@ -1,12 +1,12 @@
-"""One payee has one ledger on this machine: by locks of the operating system, gone with a process.
+"""Ensures that one payee has one ledger on this machine, by locks that end with their process.
 
-In a folder that all users share there is a file for each ledger of a payee, locked by whoever
-serves by it: several processes share it where the ledger allows that, one has it where not. Who
-comes looks first whether a file of another ledger of the same payee is locked. A third file is
-locked while one looks, so that two that come at once see each other.
+A directory that all users share holds one file for each ledger of a payee. A process that serves
+with a ledger locks its file: shared where the ledger allows several processes, else exclusive. A
+new process first checks whether the file of another ledger of the same payee is locked. During that
+check it holds a third lock, so that two processes that start together see each other.
 
-The files hold nothing, so there is nothing in them that could be stale or forged. What a lock can
-be taken on is enough of a file: it may belong to another user.
+The files are empty, so they hold nothing stale or forged. A file that another user owns is good
+enough, as long as it can be locked.
 """
 
 import asyncio
@@ -30,12 +30,12 @@ _TRY_S: Final = 0.02
 
 
 class MachineLock:
-    """Who serves one payee on this machine, and by which ledger."""
+    """Locks one payee on this machine for one ledger."""
 
     def __init__(self, payee: str, place: str, *, is_shared: bool, folder: Path = _SHARED) -> None:
-        """Lock `payee`, spelled as a name of files, for the ledger at `place`.
+        """Lock `payee`, spelled as part of a file name, for the ledger at `place`.
 
-        Several processes may have the same ledger where it `is_shared`.
+        Several processes may serve with the same ledger if `is_shared`.
         """
         self._folder = folder
         self._stem = f"mpp-session-{payee}"
@@ -48,13 +48,13 @@ class MachineLock:
         """Take the lock, or refuse.
 
         Raises:
-            ConfigError: Another process on this machine serves the payee by another ledger, or
-                by this one where only one may; or the lock cannot be made.
+            ConfigError: Another process on this machine serves the payee with another ledger, or
+                with this one where only one may; or the lock file cannot be created.
         """
         await asyncio.to_thread(self._acquire)
 
     async def release(self) -> None:
-        """Give it back, and remove its file if nobody else has it."""
+        """Release the lock, and remove its file if no other process has it locked."""
         await asyncio.to_thread(self._release)
 
     def _release(self) -> None:
@@ -79,7 +79,7 @@ class MachineLock:
             if not _try_lock(descriptor, how):
                 os.close(descriptor)
                 raise ConfigError(
-                    "another process on this machine serves this payee by the same ledger; "
+                    "another process on this machine serves this payee with the same ledger; "
                     "several processes need postgresql://"
                 )
             self._descriptor = descriptor
@@ -94,14 +94,14 @@ class MachineLock:
                 os.close(gate)
                 raise ConfigError(
                     f"{self._folder / self._stem}.lock is locked for {LEDGER_BUSY_S:.0f} s: find "
-                    "out by whom (`lslocks`), and end that process"
+                    "the process that holds it (`lslocks`), and end it"
                 )
             time.sleep(_TRY_S)
         return gate
 
 
 def _open(path: Path) -> int:
-    """Open a file to lock it, making it if need be. For reading: it may be another user's."""
+    """Open a lock file, creating it if it is missing. Read-only: another user may own it."""
     for _ in range(10):
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -109,12 +109,12 @@ def _open(path: Path) -> int:
             flags = os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
             try:
                 descriptor = os.open(path, flags, 0o644)
-                os.fchmod(descriptor, 0o644)  # whatever the umask: other users lock it too
+                os.fchmod(descriptor, 0o644)  # despite the umask: other users lock it too
             except FileExistsError:
                 continue
             except OSError as error:
                 raise ConfigError(
-                    f"the lock {path} cannot be made ({error.strerror}): let {path.parent} be a "
+                    f"the lock {path} cannot be created ({error.strerror}): make {path.parent} a "
                     "directory that every user may write to and that all programs here share"
                 ) from error
         except OSError as error:
@@ -124,22 +124,22 @@ def _open(path: Path) -> int:
             ) from error
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             os.close(descriptor)
-            raise ConfigError(f"the lock {path} is no plain file: remove it")
+            raise ConfigError(f"the lock {path} is not a regular file: remove it")
         return descriptor
-    raise ConfigError(f"the lock {path} comes and goes: try again")
+    raise ConfigError(f"the lock {path} appears and disappears: try again")
 
 
 def _require_free(path: Path) -> None:
-    """Refuse while somebody has another ledger's lock; remove it when its process is gone."""
+    """Refuse while another ledger's lock is held; remove its file when the process is gone."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError:  # no process that serves has made it: those are readable to all
+    except OSError:  # not made by a process that serves: all users can read those
         return
     try:
         if not _remove_if_free(path, descriptor):
             raise ConfigError(
-                "another process on this machine serves this payee by another ledger: the same "
-                "voucher would buy twice. One payee address has one ledger; give this one its "
+                "another process on this machine serves this payee with another ledger: the same "
+                "voucher would pay twice. Use one ledger for each payee address: give this one its "
                 f"own payee, or the same `ledger.url` on PostgreSQL (locked: {path})"
             )
     finally:
@@ -149,7 +149,7 @@ def _require_free(path: Path) -> None:
 def _remove_if_free(path: Path, descriptor: int) -> bool:
     if not _try_lock(descriptor, fcntl.LOCK_EX):
         return False
-    with suppress(OSError):  # another user's in a folder of all: it stays
+    with suppress(OSError):  # another user's file in a shared directory stays
         path.unlink()
     return True
 

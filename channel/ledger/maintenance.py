@@ -1,9 +1,8 @@
-"""What an operator may do to the books: check, export, import, repair (F-52, F-108, SETTLE-05).
+"""An operator's commands for a ledger: check, export, import, repair (F-52, F-108, SETTLE-05).
 
-An export is one JSON object a line for each channel, with all that is needed to collect what the
-channel owes: terms, amounts and the signed vouchers. Whoever holds it can settle in the payee's
-name, so it is kept like a key. Idempotency records are not in it: a full backup is the
-database's own.
+An export has one line of JSON for each channel, with everything needed to collect what the channel
+owes: terms, amounts and the signed vouchers. Its holder can settle in the payee's name, so protect
+it like a key. It holds no idempotency records: use the database's own backup for those.
 """
 
 from collections.abc import AsyncIterable, AsyncIterator
@@ -51,7 +50,7 @@ class ExportedVoucher(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ExportedChannel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A line of an export. Running reservations are left out: they end with their process."""
+    """A line of an export, without running reservations: they end with their process."""
 
     format: int
     chain_id: Whole
@@ -84,26 +83,26 @@ _decoder = msgspec.json.Decoder(ExportedChannel)
 
 
 async def check(ledger: Ledger) -> list[str]:
-    """Return what is wrong with the books, a sentence each; empty when all is well."""
+    """Return what is wrong with the ledger, one sentence each; empty when nothing is."""
     return await ledger.faults()
 
 
 async def repair(ledger: Ledger, key: ChannelKey, *, accepted: int, spent: int) -> ChannelState:
-    """Raise `accepted` and `spent` of a channel whose books are older than the chain.
+    """Raise `accepted` and `spent` of a channel whose ledger is older than the chain.
 
     Raises:
-        ChannelStoppedError: The amounts cannot be true; nothing was changed.
-        ChannelNotFoundError: The channel is not in these books.
+        ChannelStoppedError: The amounts are impossible; nothing was changed.
+        ChannelNotFoundError: The ledger does not have the channel.
     """
     return (await ledger.apply(key, [Repair(accepted, spent)])).require()
 
 
 async def close_all(ledger: Ledger, payee: Address) -> int:
-    """Begin to close every open channel of a payee, and decide the close; return how many.
+    """Begin to close every open channel of a payee, and decide each close; return how many.
 
-    For books that lack what was bought: no voucher, known or not, buys anything on these channels
-    any more. The settler closes each at what the books know is spent, with the vouchers they
-    have; one of which the chain has settled more already, at what is settled.
+    For a ledger that lost purchases: afterwards no voucher pays for anything on these channels. The
+    settler closes each at the ledger's `spent` with the vouchers it has, or at what is settled
+    where the chain has settled more already.
     """
     count, after = 0, None
     while page := await ledger.list_channels(after=after, open_only=True):
@@ -121,7 +120,7 @@ async def close_all(ledger: Ledger, payee: Address) -> int:
 async def export_channels(ledger: Ledger) -> AsyncIterator[bytes]:
     """Yield every channel as a line of JSON, in key order.
 
-    A stream's reservation is counted as spent, as if its owner had died (decision 8).
+    A stream's reservation counts as spent, as if its owner had died (decision 8).
     """
     after: ChannelKey | None = None
     while page := await ledger.list_channels(after=after, limit=CHANNELS_PER_PAGE_MAX):
@@ -131,10 +130,10 @@ async def export_channels(ledger: Ledger) -> AsyncIterator[bytes]:
 
 
 async def import_channels(ledger: Ledger, lines: AsyncIterable[bytes]) -> int:
-    """Take over the channels of an export that these books do not know; return how many lines.
+    """Add the channels of an export that this ledger does not have; return how many lines.
 
     Raises:
-        ConfigError: A line is not one that was exported; those before it were taken over.
+        ConfigError: A line was not exported by this program; the lines before it were added.
     """
     count = 0
     async for line in lines:
@@ -143,7 +142,9 @@ async def import_channels(ledger: Ledger, lines: AsyncIterable[bytes]) -> int:
             state = _imported(_decoder.decode(line))
             require_invariants(state)
         except (msgspec.DecodeError, ValueError, InvariantError) as error:
-            raise ConfigError(f"line {count} of the export cannot be read: {error}") from error
+            raise ConfigError(
+                f"line {count} of the export cannot be read: {error}; correct or remove that line"
+            ) from error
         (await ledger.apply(state.key, [Restore(state)])).require()
     return count
 
@@ -183,7 +184,7 @@ def _exported(state: ChannelState) -> ExportedChannel:
 
 def _imported(line: ExportedChannel) -> ChannelState:
     if line.format != FORMAT:
-        msg = f"format {line.format} is not known, only {FORMAT}"
+        msg = f"expected format {FORMAT}, found {line.format}"
         raise ValueError(msg)
     return ChannelState(
         key=ChannelKey(

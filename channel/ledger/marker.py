@@ -1,15 +1,14 @@
-"""What the books have held, remembered outside them: by it an old copy of them is known.
+"""Remembers outside the database what it acknowledged, so that an old copy is recognised.
 
-A database cannot say that it is yesterday's: its backup says the same as it did then. So beside
-it, in a file of this machine, stands for the channels that changed last what the ledger has
-acknowledged: `accepted`, `spent` and `published`, none of which ever falls. Books that say less
-lack commits: a backup was put back, a log was lost, a standby took over that had not heard of the
-last ones, or a disk forgot.
+A database cannot know that it is yesterday's backup. So a file on this machine holds, for the
+channels that changed last, what the ledger acknowledged: `accepted`, `spent` and `published`. None
+of them ever falls. A ledger that shows less lacks commits: a backup was restored, a log was lost, a
+standby without the last commits took over, or a disk lost data.
 
-A commit costs a copy of 128 bytes into mapped memory, which outlives the process; once a second
-they are synced, so a loss of power forgets a second of them at most. Each entry is true for
-itself: whichever survive, and whoever of several processes wrote them, books that lack nothing
-are never called old.
+A commit costs a copy of 128 bytes into mapped memory, which outlives the process. The file is
+synced once a second, so a loss of power loses at most the last second. Each entry is true by
+itself: regardless of which entries survive and which process wrote them, a ledger that lacks
+nothing is never reported as old.
 """
 
 import mmap
@@ -45,24 +44,24 @@ _PLACES: Final = (
     (_POSITION_AT, _POSITION.size),
     *((at, _ENTRY.size) for at in range(_HEAD_BYTES, _FILE_BYTES, _ENTRY_BYTES)),
 )
-"""Where entries are, and how long they are."""
+"""The positions and lengths of the entries."""
 
 
 class BooksId(msgspec.Struct, frozen=True):
-    """Which database it is."""
+    """Identifies a database."""
 
     ledger_id: str
-    """Drawn when its tables were made; a copy has the same."""
+    """A random id from the creation of its tables; a copy has the same."""
     place: str
-    """Where it is: a file's real path, or a database of a PostgreSQL cluster."""
+    """Its location: a file's real path, or a database of a PostgreSQL cluster."""
     is_marked: bool
-    """Whether there was ever a marker of it for the payee who is meant."""
+    """Whether the database ever had a marker for the payee in question."""
     is_served: bool = False
-    """Whether a gateway, on whichever machine, serves by it and has held it against a marker."""
+    """Whether a gateway on any machine serves with it and has compared it with a marker."""
 
 
 class Mark(msgspec.Struct, frozen=True, gc=False):
-    """What was acknowledged of one channel. Amounts in base units."""
+    """What was acknowledged for one channel. Amounts in base units."""
 
     key: ChannelKey
     accepted: int
@@ -70,7 +69,7 @@ class Mark(msgspec.Struct, frozen=True, gc=False):
     published: int
 
     def is_met_by(self, state: ChannelState | None) -> bool:
-        """Whether books that hold `state` lack nothing of this."""
+        """Whether `state` lacks nothing of this."""
         return (
             state is not None
             and state.accepted >= self.accepted
@@ -80,17 +79,17 @@ class Mark(msgspec.Struct, frozen=True, gc=False):
 
 
 class Position(msgspec.Struct, frozen=True, gc=False):
-    """How far a PostgreSQL cluster has written."""
+    """How far a PostgreSQL cluster has written its log."""
 
     system_id: int
     timeline: int
     lsn: int
 
     def is_before(self, known: "Position") -> bool:
-        """Whether the same cluster was further on already.
+        """Whether the same cluster had already written further.
 
-        On a later timeline, after a failover, a position tells nothing: the last bytes that the
-        old primary wrote may be of no commit.
+        A position on a later timeline, after a failover, proves nothing: the last bytes of the
+        old primary may belong to no commit.
         """
         return self.system_id == known.system_id and (
             self.timeline < known.timeline
@@ -116,10 +115,10 @@ class Marker:
         self._noting = threading.Lock()
 
     def open(self) -> None:
-        """Open the file if it is there.
+        """Open the file if it exists.
 
         Raises:
-            ConfigError: It cannot be read and written, or is no file of this user's alone.
+            ConfigError: It cannot be read and written, or does not belong to this user alone.
         """
         flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
         try:
@@ -128,14 +127,14 @@ class Marker:
             return
         except OSError as error:
             raise ConfigError(
-                f"the ledger's marker {self.path} cannot be opened ({error.strerror}): it has to "
-                "be a plain file that this process's user may write to; see `ledger.state_dir`"
+                f"the ledger's marker {self.path} cannot be opened ({error.strerror}): it must "
+                "be a regular file that this process's user may write to; see `ledger.state_dir`"
             ) from error
         self._require_own()
         if os.fstat(self._descriptor).st_size != _FILE_BYTES:
             raise ConfigError(
-                f"the ledger's marker {self.path} is damaged: `mpp-session ledger adopt` writes "
-                "it anew"
+                f"the ledger's marker {self.path} is damaged: run `mpp-session ledger adopt` to "
+                "write a new one"
             )
         self._map = mmap.mmap(self._descriptor, _FILE_BYTES)
         text = self._map[:_POSITION_AT].rstrip(b"\0")
@@ -143,32 +142,32 @@ class Marker:
             self._head = msgspec.json.decode(text, type=_Head)
         except msgspec.MsgspecError as error:
             raise ConfigError(
-                f"the ledger's marker {self.path} is damaged: `mpp-session ledger adopt` writes "
-                "it anew"
+                f"the ledger's marker {self.path} is damaged: run `mpp-session ledger adopt` to "
+                "write a new one"
             ) from error
 
     @property
     def name(self) -> str:
-        """Of which payee it is: see `mpp_session.one_ledger.payee_name`."""
+        """The name of its payee: see `mpp_session.one_ledger.payee_name`."""
         return self.path.stem
 
     @property
     def exists(self) -> bool:
-        """Whether there is one."""
+        """Whether the marker exists."""
         return self._head is not None
 
     @property
     def ledger_id(self) -> str:
-        """Of which ledger it is; empty where there is none."""
+        """The id of its ledger; empty when there is no marker."""
         return "" if self._head is None else self._head.ledger_id
 
     @property
     def place(self) -> str:
-        """Where that ledger was when it was last used; empty where there is none."""
+        """Where that ledger was when last used; empty when there is no marker."""
         return "" if self._head is None else self._head.place
 
     def write_anew(self, books: BooksId) -> None:
-        """Make it the marker of these books, durably; nothing is known of them yet.
+        """Create the marker of this ledger durably, without entries.
 
         Raises:
             ConfigError: The file cannot be written.
@@ -189,21 +188,21 @@ class Marker:
             with suppress(OSError):
                 other.unlink(missing_ok=True)
             raise ConfigError(
-                f"the ledger's marker {self.path} cannot be written ({error.strerror}): make room "
-                "there, or set `ledger.state_dir` to a directory of this process's user that "
+                f"the ledger's marker {self.path} cannot be written ({error.strerror}): free some "
+                "space, or set `ledger.state_dir` to a directory of this process's user that "
                 "outlives this process and this container"
             ) from error
         self.open()
 
     def move(self, books: BooksId) -> None:
-        """Note that the same ledger is in another place now."""
+        """Record that the same ledger is in another place now."""
         if self._map is not None:
             self._map[:_POSITION_AT] = _format_head(books)
             self._is_dirty = True
             self.sync()
 
     def note(self, states: Iterable[ChannelState]) -> None:
-        """Remember what was committed; to be called after the commit, before it is acknowledged."""
+        """Remember committed states. Call it after the commit, before the acknowledgement."""
         with self._noting:
             memory = self._map
             if memory is None:
@@ -216,13 +215,13 @@ class Marker:
                 before = _checked(memory, at, _ENTRY.size)
                 if before is not None:
                     *known_key, accepted, spent, published = _ENTRY.unpack(before)
-                    if tuple(known_key) == key:  # of books that went back, the most is kept
+                    if tuple(known_key) == key:  # keep the greatest, in case a ledger went back
                         amounts = tuple(map(max, amounts, (accepted, spent, published)))
                 _write_checked(memory, at, _ENTRY.pack(*key, *amounts))
             self._is_dirty = True
 
     def marks(self) -> list[Mark]:
-        """Return what is remembered. What was torn by a loss of power is left out."""
+        """Return the remembered amounts, without entries that a loss of power tore."""
         memory, found = self._map, []
         if memory is None:
             return []
@@ -250,11 +249,11 @@ class Marker:
             self._is_dirty = True
 
     def sync(self) -> None:
-        """Write what was noted to the disk, and the file anew if it was taken away. It blocks.
+        """Sync the noted entries to disk, and recreate the file if it was removed. Blocks.
 
         Raises:
-            ConfigError: Another file is in its place, or a new one cannot be made.
-            OSError: The disk does not take it.
+            ConfigError: Another file is in its place, or a new one cannot be created.
+            OSError: The disk refuses the write.
         """
         if self._map is None:
             return
@@ -269,7 +268,7 @@ class Marker:
                 raise
 
     def close(self) -> None:
-        """Sync if that is possible, and close the file."""
+        """Sync if possible, and close the file."""
         if self._map is not None:
             with suppress(OSError, ConfigError):
                 self.sync()
@@ -290,7 +289,7 @@ class Marker:
             return False
 
     def _put_back(self) -> None:
-        """Go on in a file of the same name: a start after this finds what is known here."""
+        """Continue in a new file of the same name, so that the next start finds the entries."""
         other = Marker(self.path)
         try:
             other.open()
@@ -302,7 +301,7 @@ class Marker:
         finally:
             other.close()
         raise ConfigError(
-            f"the ledger's marker {self.path} is of another ledger by now: take it away"
+            f"the ledger's marker {self.path} belongs to another ledger now: remove it"
         )
 
     def _go_on_in(self, descriptor: int) -> None:
@@ -313,7 +312,7 @@ class Marker:
                     entry = _checked(self._map, at, size)
                     if entry is not None:
                         _write_checked(memory, at, entry)
-            self._map = memory  # the old one is not closed: another thread may read it still
+            self._map = memory  # the old map stays open: another thread may still read it
             self._is_dirty = True
         os.close(self._descriptor)
         self._descriptor = descriptor
@@ -324,13 +323,13 @@ class Marker:
             os.close(self._descriptor)
             self._descriptor = -1
             raise ConfigError(
-                f"the ledger's marker {self.path} must be a plain file of this user's, with one "
-                "name: another user or program has made it; remove it or set `ledger.state_dir`"
+                f"the ledger's marker {self.path} must be a regular file of this user with one "
+                "name: another user or program created it; remove it or set `ledger.state_dir`"
             )
 
 
 def find_loss(marks: Sequence[Mark], states: Mapping[ChannelKey, ChannelState]) -> str | None:
-    """Return what books that hold `states` lack of what was acknowledged; None if nothing."""
+    """Return what `states` lack of what was acknowledged; None when nothing."""
     lost = [mark for mark in marks if not mark.is_met_by(states.get(mark.key))]
     if not lost:
         return None
@@ -339,7 +338,7 @@ def find_loss(marks: Sequence[Mark], states: Mapping[ChannelKey, ChannelState]) 
         f"the ledger lacks what it has acknowledged, on {len(lost)} channels at least (channel "
         f"0x{first.key.channel_id.hex()}: accepted {first.accepted}, spent {first.spent}): it was "
         "restored from a backup, lost its log, or a standby took over that lacks commits; the "
-        "same vouchers would buy again"
+        "same vouchers would pay again"
     )
 
 

@@ -1,4 +1,4 @@
-"""The ledger in PostgreSQL: many processes on many machines (decision 9)."""
+"""The ledger in PostgreSQL: several processes on several machines (decision 9)."""
 
 import asyncio
 import time
@@ -49,15 +49,15 @@ _AGAIN: Final = (
     asyncpg.SerializationError,
     asyncpg.UniqueViolationError,
 )
-"""Another worker was faster; the transaction changed nothing and is run again."""
+"""Another worker changed the rows first. The transaction changed nothing and is run again."""
 
 
 class PostgresLedger:
     """See `interface.Ledger`. Make one with `open`.
 
-    Writes and reads have a connection each, opened again when it is lost; a third one listens.
-    An exclusive ledger (a gateway's) answers `load` from memory for a channel it has looked at
-    within `CACHE_TRUSTED_S` and has not been told of since.
+    Writes and reads have one connection each, reopened when it is lost; a third one listens. An
+    exclusive ledger (a gateway's) answers `load` from memory for a channel that it read within
+    `CACHE_TRUSTED_S` and that no notification has named since.
     """
 
     def __init__(
@@ -74,9 +74,9 @@ class PostgresLedger:
         self._is_gateway = exclusive
         self._marker: Marker | None = None
         self._fault: str | None = None
-        """Why nothing is accepted: a commit may be lost, or was."""
+        """Why nothing is accepted: a commit was lost, or may be."""
         self._is_behind = False
-        """Whether commits are lost for good; a start after an operator has looked decides anew."""
+        """Whether commits are lost for good; the operator must look, then start again."""
         self._trusted_s = CACHE_TRUSTED_S if exclusive else float("-inf")
         self._books = PostgresBooks(notify_on, channels_cached_max)
         self._commits: GroupCommit[Job, Applied] = GroupCommit(self._commit)
@@ -98,9 +98,9 @@ class PostgresLedger:
         read_only: bool = False,
         channels_cached_max: int = CHANNELS_CACHED_MAX,
     ) -> "PostgresLedger":
-        """Open the ledger. Any number of gateways may; leases tell whose owner has died.
+        """Open the ledger. Several gateways may; their leases show which owner has died.
 
-        To only read, nothing is changed, not even tables of an older version.
+        With `read_only` nothing is changed, not even tables of an older version.
 
         Raises:
             ConfigError: The server does not make commits durable, its clock disagrees with a
@@ -178,7 +178,8 @@ class PostgresLedger:
     async def expire_reservations(self, now: int) -> int:
         """See `interface.Ledger.expire_reservations`.
 
-        By the server's clock if that is behind: a worker whose own has jumped ends nobody else's.
+        Uses the server's clock if that is behind, so that a worker whose clock has jumped ends no
+        other worker's reservations.
         """
         until = min(now, int(await self._read(pg.server_time)))
         return await self._end_leased(until, ExpireReservations(until))
@@ -230,7 +231,7 @@ class PostgresLedger:
         return [row[0] for row in rows]
 
     async def _repeat(self, query: str, *arguments: Any) -> int:
-        """Run what changes at most `PRUNE_BATCH_MAX` rows until it changes fewer; return all."""
+        """Run a query that changes at most `PRUNE_BATCH_MAX` rows until it changes fewer."""
         changed = 0
         while True:
             done = await self._read(
@@ -298,7 +299,7 @@ class PostgresLedger:
                         await connection.close()
 
     async def _commit(self, jobs: list[Job]) -> Sequence[Applied | Exception]:
-        """Commit a batch. A connection that is lost during the commit leaves its outcome open."""
+        """Commit a batch. If the connection is lost during the commit, the outcome is unknown."""
         try:
             for _ in range(COMMIT_TRIES_MAX):
                 if self._writer is None or self._writer.is_closed():
@@ -319,10 +320,10 @@ class PostgresLedger:
                 self._writer.terminate()
                 self._writer = None
             raise LedgerUnavailableError(f"PostgreSQL: {error}") from error
-        raise LedgerUnavailableError("Other workers changed the same channels again and again.")
+        raise LedgerUnavailableError("Other workers kept changing the same channels; try again.")
 
     async def _connect(self) -> asyncpg.Connection:
-        """Open a connection; what it leads to may be another server, or set otherwise."""
+        """Open a connection. It may lead to another server, or one with other settings."""
         connection = await pg.connect(self._dsn, read_only=self._read_only)
         try:
             await self._examine(connection)
@@ -332,14 +333,14 @@ class PostgresLedger:
         return connection
 
     async def _examine(self, connection: asyncpg.Connection) -> None:
-        """Find out whether this server keeps what it is given, and has all it was given."""
+        """Check that this server makes commits durable, and lacks none of those it was given."""
         if not self._is_gateway or self._is_behind:
             return
         self._fault = await pg.loss_of_durability(connection)
         marker = self._marker
         if marker is None:
             return
-        marks = marker.marks()  # before the books are read: what they hold only grows
+        marks = marker.marks()  # before reading the ledger, whose amounts only grow
         known, reached = marker.position, await pg.position(connection)
         found = await self._books.load(connection, [mark.key for mark in marks])
         fault = find_loss(marks, {key: e[2] for key, e in found.items() if isinstance(e, tuple)})
@@ -401,9 +402,9 @@ class PostgresLedger:
 
     def _on_notice(self, row_id: int, sender: int) -> None:
         if self._writer is not None and sender == self._writer.get_server_pid():
-            return  # our own: whoever waits here was woken when it was committed
+            return  # this process's own: the commit has woken its waiters
         key = self._books.key_of(row_id)
-        if key is None:  # somebody waits for a channel this worker never read: look at all
+        if key is None:  # this worker never read the channel: wake every waiter
             self._watchers.wake_all()
         else:
             self._wake([key])
@@ -418,7 +419,7 @@ class PostgresLedger:
             self._watchers.wake([key])
 
     async def _poll_for_others(self) -> None:
-        """While anybody waits, look at the watched rows: a notice may be lost or never sent."""
+        """While there are waiters, poll the watched rows: a notification may be lost."""
         seen: dict[ChannelKey, int] = {}
         try:
             while len(self._watchers):
@@ -429,7 +430,7 @@ class PostgresLedger:
                         [key for key, revision in newest.items() if seen.get(key) != revision]
                     )
                     seen = newest
-                    self._watchers.wake(())  # whoever waits for any channel looks for itself
+                    self._watchers.wake(())  # those that wait for any channel check themselves
         finally:
             self._poll = None
 

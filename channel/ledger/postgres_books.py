@@ -1,7 +1,7 @@
 """One batch on PostgreSQL: lock rows in order, call `decide`, write rows, commit.
 
-A state is kept in memory with its row's `revision`. A batch locks its rows first and learns
-their revisions; only what is older in memory is read again.
+A state is kept in memory with its row's `revision`. A batch first locks its rows and gets their
+revisions; it reads again only the states that are older in memory.
 """
 
 import time
@@ -38,15 +38,15 @@ SQL: Final = load_queries("postgres")
 _REVISION: Final = 25  # its column in select_channels
 
 Entry = tuple[int, int, ChannelState, float]
-"""A row's id and revision, the state it holds, and when it was looked at last."""
+"""A row's id and revision, its state, and when it was last read."""
 
 
-class Conflict(Exception):  # noqa: N818 - no error: the batch is decided again
+class Conflict(Exception):  # noqa: N818 - not an error: the batch is decided again
     """Another worker inserted the same channel first."""
 
 
 class PostgresBooks:
-    """The states of channels used last, and how a batch is run on a connection."""
+    """The most recently used states, and how a batch runs on a connection."""
 
     def __init__(self, notify_on: str, channels_cached_max: int = CHANNELS_CACHED_MAX) -> None:
         self._cache: Cache[ChannelKey, Entry] = Cache(channels_cached_max)
@@ -55,28 +55,28 @@ class PostgresBooks:
         self.answers = AnswerBounds()
 
     def peek(self, key: ChannelKey, since: float) -> ChannelState | None:
-        """Return a state as it was durable at `since` or later."""
+        """Return a state that was durable at `since` or later."""
         found = self._cache.get(key)
         return None if found is None or found[3] < since else found[2]
 
     def distrust(self, key: ChannelKey) -> None:
-        """Somebody else changed this channel: `peek` does not answer until it is read again."""
+        """Another process changed this channel: `peek` returns None until it is read again."""
         found = self._cache.peek(key)
         if found is not None:
             self._cache.put(key, (*found[:3], float("-inf")))
 
     def key_of(self, row_id: int) -> ChannelKey | None:
-        """Return whose row this is, if it was used lately."""
+        """Return the key of a row, if it was used recently."""
         return self._keys.peek(row_id)
 
     def forget(self) -> None:
-        """Trust nothing in memory any more."""
+        """Drop every state in memory."""
         self._cache.clear()
 
     async def load(
         self, connection: asyncpg.Connection, keys: Iterable[ChannelKey]
     ) -> dict[ChannelKey, Entry | InvariantError]:
-        """Read channels; those that are not known are left out."""
+        """Read channels; unknown ones are left out."""
         wanted = sorted(set(keys))
         found: dict[ChannelKey, Entry | InvariantError] = {}
         if not wanted:
@@ -97,7 +97,7 @@ class PostgresBooks:
     async def write_batch(
         self, connection: asyncpg.Connection, jobs: Sequence[Job]
     ) -> tuple[list[Applied | Exception], dict[ChannelKey, ChannelState]]:
-        """Run a batch in one transaction; return what each caller gets, and what changed.
+        """Run a batch in one transaction; return each caller's result, and what changed.
 
         Raises:
             Conflict: Nothing was changed; run the batch again.
@@ -124,14 +124,14 @@ class PostgresBooks:
         key = entry[2].key
         known = self._cache.peek(key)
         if known is not None and known[1] > entry[1]:
-            return  # read before, and heard of after, a commit of ours
+            return  # this process committed a newer state after that read
         self._cache.put(key, entry)
         self._keys.put(entry[0], key)
 
     async def _lock(
         self, connection: asyncpg.Connection, keys: set[ChannelKey]
     ) -> tuple[dict[ChannelKey, Entry], dict[ChannelKey, Exception]]:
-        """Lock the rows there are; return their states, and the rows that cannot be read."""
+        """Lock the existing rows; return their states, and the rows that cannot be read."""
         entries: dict[ChannelKey, Entry] = {}
         broken: dict[ChannelKey, Exception] = {}
         unknown = []
@@ -193,7 +193,7 @@ def now() -> float:
 
 
 def state_of_row(row: Sequence[Any]) -> ChannelState:
-    """Return the channel a row holds, or raise `InvariantError`."""
+    """Return the channel of a row, or raise `InvariantError`."""
     return channel_from_row(row, int)[1]
 
 
@@ -205,8 +205,8 @@ def key_of_row(row: Sequence[Any]) -> ChannelKey:
 def _is_awaited(old: ChannelState, new: ChannelState) -> bool:
     """Whether another worker may wait for this: a stream for a voucher, a close for its end.
 
-    A notice makes PostgreSQL's commits queue behind one lock, so nobody is told of the rest; it
-    is found by polling.
+    PostgreSQL serializes commits that notify, so other changes send no notification; polling
+    finds them.
     """
     if not is_same_for_chain(old, new):
         return True
@@ -289,5 +289,5 @@ async def _write_proofs(
 
 
 def _columns(rows: Iterable[Sequence[Any]]) -> list[list[Any]]:
-    """Turn rows into one array for each column, as `unnest` takes them."""
+    """Turn rows into one array per column, as `unnest` takes them."""
     return [list(column) for column in zip(*rows, strict=True)]

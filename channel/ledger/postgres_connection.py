@@ -1,4 +1,4 @@
-"""Connections to PostgreSQL on which a commit means "on disk", and the schema we know."""
+"""Connections to PostgreSQL on which a commit means "on disk", and the schema version."""
 
 import asyncio
 import re
@@ -43,7 +43,7 @@ _LOSSY: Final = {
 }
 
 PRESENCE: Final = (crc32(b"mpp-session gateway") >> 1, 1)
-"""The advisory lock that every gateway shares which has held the books against a marker."""
+"""The advisory lock that every gateway shares once it has compared the ledger with a marker."""
 
 BROKEN: Final = (
     asyncpg.InterfaceError,
@@ -52,17 +52,17 @@ BROKEN: Final = (
     OSError,
     TimeoutError,
 )
-"""After these a connection is of no more use: gone, in a state nobody knows, or to a standby."""
+"""After these a connection is unusable: it is gone, in an unknown state, or leads to a standby."""
 
 FAILURES: Final = (asyncpg.PostgresError, *BROKEN)
-"""What may come of talking to a server: it said no, or is gone, or too late."""
+"""Every error of a server: it refused, is gone, or answered after the deadline."""
 
 
 async def connect(dsn: str, *, read_only: bool = False) -> asyncpg.Connection:
     """Open one connection with bounded waits, on which a commit waits for the disk.
 
     Raises:
-        LedgerUnavailableError: The server does not answer, or refuses us.
+        LedgerUnavailableError: The server does not answer, or refuses the connection.
     """
     settings = {
         "application_name": "mpp-session",
@@ -87,7 +87,7 @@ async def connect(dsn: str, *, read_only: bool = False) -> asyncpg.Connection:
 
 
 async def require_durable(connection: asyncpg.Connection) -> None:
-    """Refuse a server that acknowledges before it has written, or after it failed to.
+    """Refuse a server that acknowledges before it has written, or after a write failed.
 
     Raises:
         ConfigError: See `loss_of_durability`.
@@ -98,20 +98,23 @@ async def require_durable(connection: asyncpg.Connection) -> None:
 
 
 async def loss_of_durability(connection: asyncpg.Connection) -> str | None:
-    """Return why a commit on this connection may be lost at this moment, or None.
+    """Return why a commit on this connection may be lost now, or None.
 
-    `synchronous_commit`, `fsync` or `full_page_writes` is off, or `data_sync_retry`, by which the
-    server goes on after a failed sync, is on.
+    The reasons: `synchronous_commit`, `fsync` or `full_page_writes` is off, or `data_sync_retry` is
+    on, with which the server continues after a failed sync.
     """
     found = await connection.fetchrow(_SQL["select_settings"])
     for (name, lossy), value in zip(_LOSSY.items(), found, strict=True):
         if value == lossy:
-            return f"PostgreSQL runs with {name} = {lossy}: an accepted voucher may be lost"
+            return (
+                f"PostgreSQL runs with {name} = {lossy}, so an accepted voucher may be lost: "
+                "change that setting"
+            )
     return None
 
 
 async def position(connection: asyncpg.Connection) -> Position | None:
-    """Return how far the cluster has written; None where this role may not know."""
+    """Return how far the cluster has written; None when this role may not ask."""
     try:
         found = await connection.fetchrow(_SQL["select_position"])
     except asyncpg.InsufficientPrivilegeError:
@@ -120,7 +123,7 @@ async def position(connection: asyncpg.Connection) -> Position | None:
 
 
 async def async_standbys(connection: asyncpg.Connection) -> str | None:
-    """Return what is wrong with the standbys that are connected; None when nothing is."""
+    """Return what is wrong with the connected standbys; None when nothing is."""
     connected, synchronous, has_names = await connection.fetchrow(_SQL["count_standbys"])
     if not connected or synchronous or has_names:
         return None
@@ -133,33 +136,33 @@ async def async_standbys(connection: asyncpg.Connection) -> str | None:
 async def require_clock(connection: asyncpg.Connection, now: float) -> None:
     """Refuse to hold leases by a clock that disagrees with the server's; `now` in Unix seconds.
 
-    To every other worker they would have run out too early, or far too late (F-43).
+    Other workers would see the leases expire too early, or far too late (F-43).
 
     Raises:
-        ConfigError: It is more than `CLOCK_SKEW_S_MAX` off.
+        ConfigError: The clock is more than `CLOCK_SKEW_S_MAX` off.
     """
     ahead_s = now - await server_time(connection)
     if abs(ahead_s) > CLOCK_SKEW_S_MAX:
         raise ConfigError(
-            f"this machine's clock is {ahead_s:+.0f} s from PostgreSQL's: set both by the same time"
+            f"this machine's clock is {ahead_s:+.0f} s from PostgreSQL's: synchronize both"
         )
 
 
 async def server_time(connection: asyncpg.Connection) -> float:
-    """Return what time it is for the server, in Unix seconds."""
+    """Return the server's time, in Unix seconds."""
     return float(await connection.fetchval(_SQL["select_time"]))
 
 
 async def require_schema(
     connection: asyncpg.Connection, schema: Schema = _SCHEMA, *, read_only: bool = False
 ) -> None:
-    """Run the migrations that are missing, in one transaction, one process at a time.
+    """Run the missing migrations in one transaction, one process at a time.
 
-    To only read, none is run: another version may be at work in the tables.
+    With `read_only` none is run: another version may be using the tables.
 
     Raises:
-        ConfigError: The tables were written by a newer version, or are to be read only, and are
-            too old to be read.
+        ConfigError: A newer version wrote the tables, or they are to be read only and too old to
+            be read.
     """
     if read_only:
         try:
@@ -183,13 +186,13 @@ async def require_schema(
 
 
 class OneConnection:
-    """One connection for all callers, one at a time; opened when needed, again when it is lost.
+    """One connection for all callers, one at a time; opened when needed and after it is lost.
 
-    What it was doing when it was lost has an outcome that only a look at the tables tells.
+    When a connection is lost during a statement, only the tables show the outcome.
     """
 
     def __init__(self, dsn: str, name: str, *, read_only: bool = False) -> None:
-        """`name` is whose connection it is, for messages."""
+        """`name` is what the connection is for; messages show it."""
         self._dsn = dsn
         self._read_only = read_only
         self._name = name
@@ -199,10 +202,10 @@ class OneConnection:
 
     @asynccontextmanager
     async def use(self) -> AsyncIterator[asyncpg.Connection]:
-        """Have the connection for oneself.
+        """Use the connection exclusively.
 
         Raises:
-            LedgerUnavailableError: The server said no, or is gone; or it was closed here.
+            LedgerUnavailableError: The server refused or is gone, or this was closed.
         """
         async with self._one_at_a_time:
             if self._is_closed:
@@ -219,11 +222,11 @@ class OneConnection:
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[asyncpg.Connection]:
-        """Have the connection for oneself and for one transaction.
+        """Use the connection exclusively, for one transaction.
 
-        A caller that is cancelled while it begins or ends may leave the transaction open: its
-        locks would stay, and the next one be a part of it that is never committed. The connection
-        is given up.
+        A caller that is cancelled while the transaction begins or ends may leave it open. Its locks
+        would stay, and the next transaction would become part of it and never be committed. So the
+        connection is terminated.
 
         Raises:
             LedgerUnavailableError: See `use`.
@@ -237,7 +240,7 @@ class OneConnection:
                 raise
 
     async def close(self) -> None:
-        """Close it, once nobody uses it."""
+        """Close the connection once no caller uses it."""
         async with self._one_at_a_time:
             self._is_closed = True
             if self._connection is not None:
@@ -246,16 +249,16 @@ class OneConnection:
 
 
 async def notification_channel(connection: asyncpg.Connection) -> str:
-    """Return the name under which workers on this schema call each other."""
+    """Return the name of the notification channel for workers on this schema."""
     schema = await connection.fetchval("SELECT current_schema()")
     return "mpp_session_" + re.sub(r"\W", "_", str(schema))
 
 
 class Listener:
-    """A connection that hears of other workers' changes, and comes back when it is lost.
+    """A connection that receives other workers' notifications, and reconnects when it is lost.
 
-    `on_notice` gets the row's id and the process of the server that served the sender. What was
-    notified while the connection was away is lost: `on_gap` is called when it is back.
+    `on_notice` gets the row's id and the server process of the sender. Notifications sent while the
+    connection was down are lost, so `on_gap` is called after a reconnect.
     """
 
     def __init__(
@@ -276,18 +279,18 @@ class Listener:
         self._renewer: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Listen; returns when notices are heard."""
+        """Start to listen; returns when notifications arrive."""
         await self._connect()
         self._renewer = asyncio.create_task(self._keep())
 
     async def show(self) -> None:
-        """Let others see that a gateway serves by this database, as long as one listens here."""
+        """Show other processes that a gateway serves with this database, while this listens."""
         self._is_shown = True
         if self._connection is not None and not self._connection.is_closed():
             await self._connection.execute(_SQL["show"], *PRESENCE)
 
     def hide(self) -> None:
-        """Be seen no longer; the connection is opened again."""
+        """Stop showing that; the connection is reopened."""
         if self._is_shown and self._connection is not None:
             self._is_shown = False
             self._connection.terminate()

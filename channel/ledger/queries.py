@@ -1,4 +1,4 @@
-"""SQL as it lies in a package's `sql/`: named queries and numbered migrations, read once."""
+"""Loads a package's `sql/`: named queries and numbered migrations, read once."""
 
 import re
 from importlib.resources import files
@@ -15,38 +15,38 @@ _MIGRATION: Final = re.compile(r"(\d{4})_\w+\.sql")
 
 
 class TablesMissingError(ConfigError):
-    """What is to be read only was never made."""
+    """A database that is to be read only has no tables."""
 
 
 class Schema(msgspec.Struct, frozen=True):
-    """The tables of the ledger, of the journal or of the orders, version by version.
+    """The tables of the ledger, the journal or the orders, version by version.
 
-    Each has its own version, in a table of one row: `<name>_schema`.
+    Each has its own version, in a table with one row: `<name>_schema`.
     """
 
     name: str
     migrations: dict[int, str]
-    """Scripts by the version they lead to, in order."""
+    """The scripts, in order, keyed by the version that each leads to."""
     reads_from: int | None = None
-    """The oldest version that this program can read as it is; the newest if None."""
+    """The oldest version that this program can read unchanged; the newest if None."""
 
     @property
     def create_version(self) -> str:
-        """The statement that makes the table of one row."""
+        """The statement that creates the version table."""
         return self._fill("create_version")
 
     @property
     def select_version(self) -> str:
-        """The query for the version; no row when nothing ran yet."""
+        """The query for the version; no row before the first migration."""
         return self._fill("select_version")
 
     @property
     def insert_version(self) -> str:
-        """The statement that says that nothing ran yet."""
+        """The statement that records version 0."""
         return self._fill("insert_version")
 
     def update_version(self, version: int) -> str:
-        """Return the statement that says how far it ran."""
+        """Return the statement that records a version."""
         return self._fill("update_version", version=version)
 
     def _fill(self, query: str, **numbers: int) -> str:
@@ -56,7 +56,7 @@ class Schema(msgspec.Struct, frozen=True):
         """Refuse tables that a newer program has changed.
 
         Raises:
-            ConfigError: This program does not know that version.
+            ConfigError: This program does not know the version.
         """
         known = max(self.migrations)
         if version > known:
@@ -66,24 +66,24 @@ class Schema(msgspec.Struct, frozen=True):
             )
 
     def require_readable(self, version: int | None) -> None:
-        """Refuse tables that this program cannot read as they are; None when there are none.
+        """Refuse tables that this program cannot read unchanged; `version` None means no tables.
 
         Raises:
-            TablesMissingError: There are none.
-            ConfigError: They are of a newer version, or of one that is too old.
+            TablesMissingError: There are no tables.
+            ConfigError: A newer version wrote them, or one that is too old.
         """
         if version is None:
             raise TablesMissingError(
-                f"the database has no tables of the {self.name}: name the one that the gateway "
-                "uses, or start the gateway once"
+                f"the database has no tables of the {self.name}: name the database that the "
+                "gateway uses, or start the gateway once"
             )
         self.require_known(version)
         newest = max(self.migrations)
         if version < (self.reads_from or newest):
             raise ConfigError(
-                f"the {self.name} has schema version {version}, this program reads "
-                f"{newest} and changes nothing to only read: ask with the version of the gateway "
-                "that runs, or start the gateway of this version first"
+                f"the {self.name} has schema version {version}, and this program reads "
+                f"{newest} and migrates nothing when it only reads: use the version of the running "
+                "gateway, or start the gateway of this version first"
             )
 
 

@@ -1,9 +1,9 @@
-"""Row <-> value, without loss, and how an amount is stored.
+"""Converts rows to values and back, without loss.
 
-SQLite keeps an amount as 16 bytes, big-endian, PostgreSQL as NUMERIC(39,0). What belongs together
-is one value: a ladder voucher is an amount followed by its signature (F-38), a channel's
-reservations are one blob. They are part of the channel's row because they change with it: a row
-of their own for each would be two more b-tree writes for each paid request.
+SQLite stores an amount as 16 bytes, big-endian; PostgreSQL as NUMERIC(39,0). Parts that belong
+together are one column: a ladder voucher is an amount followed by its signature (F-38), and a
+channel's reservations are one blob. They are in the channel's row because they change with it: a
+row for each would cost two more b-tree writes for each paid request.
 """
 
 import struct
@@ -52,20 +52,20 @@ _headers_decoder = msgspec.msgpack.Decoder(tuple[tuple[bytes, bytes], ...])
 
 
 def amount_bytes(amount: int) -> bytes:
-    """Return an amount as SQLite keeps it: 16 bytes that sort as the number does."""
+    """Return an amount as SQLite stores it: 16 bytes that sort like the number."""
     return amount.to_bytes(_AMOUNT_BYTES, "big")
 
 
 def bytes_amount(value: bytes) -> int:
     """Return the amount, or raise `ValueError`."""
     if len(value) != _AMOUNT_BYTES:
-        msg = f"an amount has {_AMOUNT_BYTES} bytes, not {len(value)}"
+        msg = f"expected an amount of {_AMOUNT_BYTES} bytes, found {len(value)}"
         raise ValueError(msg)
     return int.from_bytes(value, "big")
 
 
 def account_values(state: ChannelState, encode: Callable[[int], Any] = amount_bytes) -> list[Any]:
-    """Return what nearly every voucher changes: ladder, accepted, spent, published, active_at."""
+    """Return the columns that most vouchers change: ladder, amounts, published, active_at."""
     highest = encode_voucher(state.highest)
     below, above = state.at_or_below_spent, state.above_spent
     return [
@@ -80,7 +80,7 @@ def account_values(state: ChannelState, encode: Callable[[int], Any] = amount_by
 
 
 def chain_values(state: ChannelState, encode: Callable[[int], Any] = amount_bytes) -> list[Any]:
-    """Return what the chain said, and our own close."""
+    """Return the columns of the chain's values, and of the payee's own close."""
     closing_with = state.closing_with
     return [
         encode(state.deposit),
@@ -96,12 +96,12 @@ def chain_values(state: ChannelState, encode: Callable[[int], Any] = amount_byte
 
 
 def key_values(key: ChannelKey) -> tuple[int, bytes, bytes]:
-    """Return a key as the columns that hold it."""
+    """Return the columns of a key."""
     return key.chain_id, key.escrow, key.channel_id
 
 
 def term_values(terms: ChannelTerms) -> list[bytes]:
-    """Return what a channel was opened with."""
+    """Return the columns of a channel's terms."""
     return [terms.payer, terms.payee, terms.token, terms.authorized_signer]
 
 
@@ -111,7 +111,7 @@ def channel_from_row(
     """Return the row's id and its channel, from the columns of `select_channel`.
 
     Raises:
-        InvariantError: The row is not one that was written here.
+        InvariantError: This program did not write such a row.
     """
     try:
         return row[0], _channel_from_row(row, decode)
@@ -120,7 +120,7 @@ def channel_from_row(
 
 
 def row_fault(row: Row, decode: Callable[[Any], int] = bytes_amount) -> str | None:
-    """Return what is wrong with a row of `select_channel`, if anything is."""
+    """Return what is wrong with a row of `select_channel`, or None."""
     try:
         _, state = channel_from_row(row, decode)
         require_invariants(state)
@@ -164,7 +164,7 @@ def decode_voucher(value: bytes) -> LadderVoucher:
 
 
 def encode_reservations(reservations: Sequence[Reservation]) -> bytes | None:
-    """Return all reservations of a channel as one value; None when there is none."""
+    """Return all reservations of a channel as one value; None when there are none."""
     if not reservations:
         return None
     return b"".join(
@@ -205,7 +205,7 @@ def decode_reservations(value: bytes) -> tuple[Reservation, ...]:
 
 
 def is_same_for_chain(old: ChannelState, new: ChannelState) -> bool:
-    """Whether `chain_values` are the same: `replace` keeps the very values it does not change."""
+    """Whether `chain_values` are equal, by identity: `replace` keeps unchanged objects."""
     return (
         old.deposit is new.deposit
         and old.settled is new.settled
@@ -220,7 +220,7 @@ def is_same_for_chain(old: ChannelState, new: ChannelState) -> bool:
 
 
 def earliest_lease(reservations: Sequence[Reservation]) -> int | None:
-    """Return when the first of the leases runs out; None when there is none."""
+    """Return when the first lease expires; None when there is none."""
     if not reservations:
         return None
     return min([held.lease_expires_at for held in reservations])

@@ -1,4 +1,4 @@
-"""The ledger in one SQLite file: one gateway process, beside it the settler and the commands."""
+"""The ledger in one SQLite file: one gateway process, and beside it the settler and commands."""
 
 import asyncio
 import time
@@ -41,9 +41,9 @@ _FAR_FUTURE: Final = 2**63 - 1
 class SqliteLedger:
     """See `interface.Ledger`. Make one with `open`.
 
-    An exclusive ledger (the gateway's) answers `load` from memory when it has looked at the file
-    within `CACHE_TRUSTED_S`, so a commit of the settler may be seen that much later. What is
-    applied is always decided on the newest state.
+    An exclusive ledger (the gateway's) answers `load` from memory when it looked at the file within
+    `CACHE_TRUSTED_S`, so it may see a commit of the settler that much later. `apply` always decides
+    on the newest state.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class SqliteLedger:
         self._lock = lock
         self._marker: Marker | None = None
         self._fault: str | None = None
-        """Why nothing is accepted: commits are lost, or may be."""
+        """Why nothing is accepted: commits were lost, or may be."""
         self._books = sql.SqliteBooks(channels_cached_max)
         self._commits: ThreadGroupCommit[Job, Applied] = ThreadGroupCommit(
             self._commit, connection.post
@@ -79,9 +79,9 @@ class SqliteLedger:
         read_only: bool = False,
         channels_cached_max: int = CHANNELS_CACHED_MAX,
     ) -> "SqliteLedger":
-        """Open the ledger; `exclusive` for the gateway, which ends what its predecessor held.
+        """Open the ledger; with `exclusive`, for the gateway, end its predecessor's reservations.
 
-        To only read, nothing is changed, not even tables of an older version.
+        With `read_only` nothing is changed, not even tables of an older version.
 
         Raises:
             ConfigError: Another gateway has it open, it cannot be made durable, or a newer
@@ -210,8 +210,8 @@ class SqliteLedger:
     async def guard(self, marker: Marker) -> Soundness:
         """See `interface.Ledger.guard`.
 
-        A file that is put in the place of this one ends the process
-        (`channel.ledger.sqlite_connection`); what is put into this one is seen by `look`.
+        A file that replaces this one ends the process (`channel.ledger.sqlite_connection`);
+        `look` detects changes inside this one.
         """
         await self._connection.run_transaction(partial(sql.mark, marker=marker.name))
         self._marker = marker
@@ -220,7 +220,7 @@ class SqliteLedger:
     async def look(self) -> Soundness:
         """See `interface.Ledger.look`."""
         if self._marker is not None and self._fault is None:
-            marks = self._marker.marks()  # before the books are read: what they hold only grows
+            marks = self._marker.marks()  # before reading the ledger, whose amounts only grow
             states = await asyncio.gather(*[self._loads.submit(mark.key) for mark in marks])
             known = {state.key: state for state in states if state is not None}
             self._fault = find_loss(marks, known)
@@ -245,7 +245,7 @@ class SqliteLedger:
         self._looked_at = began
         if self._marker is not None:
             self._marker.note(changed.values())
-        if len(self._watchers):  # who begins to watch after this finds the change already
+        if len(self._watchers):  # a watch that begins after this sees the change anyway
             self._loop.call_soon_threadsafe(self._watchers.wake, changed)
         return results
 
@@ -269,7 +269,7 @@ class SqliteLedger:
         return await self._connection.run(sql.leased, until, CHANNELS_PER_PAGE_MAX)
 
     async def _poll_for_others(self) -> None:
-        """While anybody waits, look for commits of other processes: SQLite does not tell."""
+        """While there are waiters, poll for commits of other processes: SQLite sends no signal."""
         try:
             while len(self._watchers):
                 await asyncio.sleep(LEDGER_POLL_S)
@@ -277,7 +277,7 @@ class SqliteLedger:
                 try:
                     is_foreign = await self._connection.run(self._books.has_foreign_commit)
                 except (LedgerUnavailableError, StorageFailedError):
-                    continue  # whoever waits has a bound of its own
+                    continue  # every waiter has its own timeout
                 self._looked_at = began
                 if is_foreign:
                     self._watchers.wake_all()

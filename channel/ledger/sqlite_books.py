@@ -1,6 +1,6 @@
-"""What runs in the SQLite thread: read rows, call `decide`, write rows, commit.
+"""Runs in the SQLite thread: read rows, call `decide`, write rows, commit.
 
-One object belongs to one connection and is used by its thread alone, `peek` excepted.
+One object belongs to one connection, and only its thread uses it, except for `peek`.
 """
 
 import json
@@ -58,10 +58,10 @@ Written = tuple[list[Applied | Exception], dict[ChannelKey, ChannelState]]
 
 
 class SqliteBooks:
-    """The rows of one database, and the states of its channels that were used last.
+    """The rows of one database, and the most recently used states.
 
     A state in memory is trusted only inside a transaction that has found `PRAGMA data_version`
-    unchanged: somebody else may write to the file too (decision 9).
+    unchanged, because other processes may write to the file (decision 9).
     """
 
     def __init__(self, channels_cached_max: int = CHANNELS_CACHED_MAX) -> None:
@@ -70,12 +70,12 @@ class SqliteBooks:
         self.answers = AnswerBounds()
 
     def peek(self, key: ChannelKey) -> ChannelState | None:
-        """Return a state as it was durable when last seen. Safe from any thread."""
+        """Return a state as it was durable when last read. Any thread may call it."""
         found = self._cache.peek(key)
         return None if found is None else found[1]
 
     def has_foreign_commit(self, connection: sqlite3.Connection) -> bool:
-        """Whether somebody else committed since the last look; then memory is forgotten."""
+        """Whether another process committed since the last look; then drop the memory."""
         version = connection.execute("PRAGMA data_version").fetchone()[0]
         if version == self._data_version:
             return False
@@ -99,9 +99,9 @@ class SqliteBooks:
         return states
 
     def write_batch(self, connection: sqlite3.Connection, jobs: Sequence[Job]) -> Written:
-        """Run a batch in one transaction; return what each caller gets, and what changed.
+        """Run a batch in one transaction; return each caller's result, and what changed.
 
-        Returning means committed; raising means that nothing was, and nothing is remembered.
+        A return means committed. An exception means that nothing was changed or remembered.
         """
         books = Books()
         ids: dict[ChannelKey, int] = {}
@@ -232,19 +232,19 @@ def list_pending_closes(connection: sqlite3.Connection, limit: int) -> list[Chan
 
 
 def list_foreign(connection: sqlite3.Connection, limit: int) -> list[ChannelState]:
-    """Return channels that were settled or closed on chain, and not by these books."""
+    """Return channels settled or closed on chain, but not by this ledger."""
     rows = connection.execute(_SQL["select_foreign"], (limit,)).fetchall()
     return [channel_from_row(row)[1] for row in rows]
 
 
 def select_identity(connection: sqlite3.Connection, marker: str) -> tuple[str, bool]:
-    """Return which ledger this is, and whether there was ever a marker of this name outside."""
+    """Return the ledger's id, and whether it ever had a marker of this name."""
     ledger_id, is_marked = connection.execute(_SQL["select_identity"], (marker,)).fetchone()
     return str(ledger_id), bool(is_marked)
 
 
 def mark(connection: sqlite3.Connection, marker: str) -> None:
-    """Write down that there is a marker of this name outside."""
+    """Record that a marker of this name exists outside the database."""
     connection.execute(_SQL["insert_marker"], (marker,))
 
 
@@ -269,21 +269,22 @@ def faults(connection: sqlite3.Connection) -> list[str]:
 
 
 def leased(connection: sqlite3.Connection, until: int, limit: int) -> list[ChannelKey]:
-    """Return channels with a lease that runs out at `until` or before, the earliest first."""
+    """Return channels with a lease that expires at `until` or before, earliest first."""
     rows = connection.execute(_SQL["select_leased"], (until, limit)).fetchall()
     return [_key(row) for row in rows]
 
 
 def drop_expired_requests(connection: sqlite3.Connection, now: int) -> int:
-    """Drop a bounded number of idempotency rows past their lifetime; return how many."""
+    """Delete a bounded number of idempotency rows past their lifetime; return how many."""
     return connection.execute(_SQL["delete_expired_requests"], (now, PRUNE_BATCH_MAX)).rowcount
 
 
 def forget_answers(connection: sqlite3.Connection, after: int) -> tuple[int, int | None, int]:
-    """Drop a bounded number of answers of a bounded number of channels: see `interface`.
+    """Delete a bounded number of answers of a bounded number of channels: see `interface`.
 
-    Begins with the first channel's row after `after`. Returns how many went, the row after which
-    to go on (None at the end), and what the answers take that stay, of all that were passed.
+    Starts with the first channel's row after `after`. Returns how many answers were deleted, the
+    row to continue after (None at the end), and the bytes of the answers that stay, of all channels
+    that were passed.
     """
     found = connection.execute(_SQL["select_answered"], (after, PRUNE_CHANNELS_MAX)).fetchall()
     room = PRUNE_BATCH_MAX
@@ -299,9 +300,9 @@ def forget_answers(connection: sqlite3.Connection, after: int) -> tuple[int, int
 
 
 def forget_oldest(connection: sqlite3.Connection, surplus: int) -> tuple[int, int]:
-    """Drop a bounded number of the oldest answers of all, until so many bytes are free.
+    """Delete a bounded number of the oldest answers, until `surplus` bytes are free.
 
-    Returns how many went, and what they took.
+    Returns how many were deleted, and their bytes.
     """
     gone, freed = [], 0
     for row_id, size in connection.execute(_SQL["select_oldest"], (PRUNE_BATCH_MAX,)).fetchall():
@@ -327,8 +328,8 @@ def _insert(connection: sqlite3.Connection, state: ChannelState) -> int:
         *term_values(state.terms),
     ]
     row_id = connection.execute(_SQL["insert_channel"], columns).lastrowid
-    if row_id is None:  # pragma: no cover - the library's type, for what inserts nothing
-        raise InvariantError("SQLite gave an inserted row no id")
+    if row_id is None:  # pragma: no cover - the library's type, for statements that insert nothing
+        raise InvariantError("SQLite returned no id for an inserted row")
     return row_id
 
 

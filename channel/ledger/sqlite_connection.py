@@ -1,10 +1,10 @@
-"""A SQLite database opened so that a commit means "on disk", and at the schema we know.
+"""Opens a SQLite database so that a commit means "on disk", with the current schema.
 
 After a failed sync the kernel may have dropped what it could not write, and a later sync would
-succeed without it; after corruption nothing that is read can be trusted; and what goes into a
-file that was moved away, or replaced by a backup, is gone with this process. So whatever
-connection of this process saw it, ledger, journal or orders, none of them reads or writes that
-file again, and the process ends (`StorageFailedError`). The next begins with `write_log_anew`.
+succeed without it. After corruption, no data from the file can be trusted. And writes to a file
+that was moved away, or replaced by a backup, are lost with this process. So when any connection of
+this process (ledger, journal or orders) sees one of these, none of them uses that file again, and
+the process ends (`StorageFailedError`). The next process starts with `write_log_anew`.
 """
 
 import asyncio
@@ -48,24 +48,24 @@ _FATAL: Final = {
     sqlite3.SQLITE_NOTADB,
 }
 _failures: Final[dict[str, str]] = {}
-"""What failed for good in this process, by the file's real path."""
+"""The permanent failures of this process, by the file's real path."""
 
 
 class SqliteConnection(aiosqlite.Connection):
     """aiosqlite's connection and thread, with whole transactions as its unit of work.
 
-    One hop between the threads costs about as much as the verification of two vouchers, so a
-    batch is one function that runs over there, not one call for each of its statements.
+    One change of thread costs about as much as verifying two vouchers. So a batch is one function
+    that runs in that thread, not one call per statement.
     """
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
-        """`await` it to open the file, which is created if need be, but not to only read."""
+        """`await` it to open the file. The file is created if missing, unless `read_only`."""
         self._path = str(path)
         self._read_only = read_only
         self._identity: tuple[int, int] | None = None
         super().__init__(self._open, iter_chunk_size=64)
-        # One that nothing closed must not keep the process from ending (O-99); what was
-        # acknowledged is on disk, whenever that is.
+        # An unclosed connection must not keep the process from ending (O-99): what was
+        # acknowledged is already on disk.
         self._thread.daemon = True
 
     def _open(self) -> sqlite3.Connection:
@@ -74,7 +74,7 @@ class SqliteConnection(aiosqlite.Connection):
         self._path = os.path.realpath(self._path)
         if os.stat(self._path).st_nlink > 1:  # noqa: PTH116 - see `_identity`
             raise sqlite3.OperationalError(
-                "it has a second name (a hard link), and SQLite keeps a log for each: remove one"
+                "it has a second hard link, and SQLite keeps a log for each name: remove one"
             )
         self._require_sound()
         name = f"file:{quote(self._path)}?mode={'ro' if self._read_only else 'rw'}"
@@ -86,7 +86,7 @@ class SqliteConnection(aiosqlite.Connection):
         return self._path
 
     async def prepare(self) -> None:
-        """Make commits durable, and the tables ours; what SQLite refuses comes as it is."""
+        """Make commits durable and migrate the tables; SQLite's own errors are not translated."""
         await self._execute(self._prepare)  # type: ignore[no-untyped-call]
 
     def _prepare(self) -> None:
@@ -97,7 +97,7 @@ class SqliteConnection(aiosqlite.Connection):
         self._identity = _identity(self._path)  # now that it is open
 
     async def ended(self) -> None:
-        """Wait for the thread after a failed start: it still answers to this event loop."""
+        """Wait for the thread after a failed start, because it still answers to this loop."""
         await asyncio.to_thread(self._thread.join)
 
     async def run(
@@ -131,7 +131,7 @@ class SqliteConnection(aiosqlite.Connection):
         return await self.run(run)
 
     def post(self, task: Callable[[], None]) -> None:
-        """Have `task` run in the connection's thread, which takes no answer and no error of it.
+        """Run `task` in the connection's thread, which ignores its result and error.
 
         Raises:
             LedgerUnavailableError: The connection is closed.
@@ -146,11 +146,11 @@ class SqliteConnection(aiosqlite.Connection):
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> T:
-        """Run `work(connection, ...)`; to be called in the connection's thread.
+        """Run `work(connection, ...)`. Call it in the connection's thread.
 
         Raises:
             LedgerUnavailableError: SQLite refused, or the connection is closed.
-            StorageFailedError: The file must not be used any more, by this connection or another.
+            StorageFailedError: No connection of this process may use the file any more.
         """
         self._require_sound()
         try:
@@ -174,7 +174,7 @@ class SqliteConnection(aiosqlite.Connection):
 
 
 def _identity(path: str) -> tuple[int, int] | None:
-    """Return which file is there, or None: 1 us, of the 150 that a commit takes."""
+    """Return the file's identity, or None. It costs 1 us of the 150 that a commit takes."""
     try:
         found = os.stat(path)  # noqa: PTH116 - a Path would cost more than the call
     except OSError:
@@ -188,13 +188,13 @@ def _is_fatal(error: Exception) -> bool:
 
 
 async def connect(path: Path, *, read_only: bool = False) -> SqliteConnection:
-    """Open a database, creating it if need be, and bring its schema to our version.
+    """Open a database, create it if it is missing, and migrate its schema.
 
-    To only read, nothing is made and nothing changed.
+    With `read_only` nothing is created or changed.
 
     Raises:
-        ConfigError: It cannot be opened, made durable, or is from a newer version of ours.
-        StorageFailedError: It failed this process before.
+        ConfigError: It cannot be opened or made durable, or a newer version wrote it.
+        StorageFailedError: It failed earlier in this process.
     """
     connection = SqliteConnection(path, read_only=read_only)
     try:
@@ -217,10 +217,10 @@ async def connect(path: Path, *, read_only: bool = False) -> SqliteConnection:
 
 
 def _create(path: str) -> None:
-    """Create the file for its owner alone: it holds signatures that are worth money (decision 14).
+    """Create the file for its owner alone: its signatures are worth money (decision 14).
 
-    SQLite gives its other files the same mode. What is there already keeps the one it has: whose
-    group may read the books is the operator's to say.
+    SQLite gives its other files the same mode. An existing file keeps its mode: the operator
+    decides which group may read the ledger.
     """
     try:
         create_own(path)
@@ -229,14 +229,14 @@ def _create(path: str) -> None:
 
 
 def _prepare(connection: sqlite3.Connection) -> None:
-    """Make commits durable, and check that they are: SQLite ignores a pragma it cannot obey."""
+    """Make commits durable, and check it: SQLite ignores a pragma that it cannot obey."""
     until = time.monotonic() + LEDGER_BUSY_S
     while True:
         try:
             mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
             break
         except sqlite3.OperationalError as error:
-            # two processes creating one file: this pragma does not wait for the other (F-37)
+            # two processes may create one file: this pragma does not wait for the other (F-37)
             if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > until:
                 raise
             time.sleep(0.01)
@@ -245,12 +245,15 @@ def _prepare(connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA cache_size = -65536")  # KiB
     fault = loss_of_durability(connection)
     if mode != "wal" or fault is not None:
-        raise ConfigError(fault or f"SQLite keeps its journal as {mode}, not as wal, on this file")
+        raise ConfigError(
+            fault
+            or f"expected SQLite's journal mode wal on this file, found {mode}: use a local disk"
+        )
     require_schema(connection, _SCHEMA)
 
 
 def loss_of_durability(connection: sqlite3.Connection) -> str | None:
-    """Return why a commit on this connection may be lost at this moment, or None."""
+    """Return why a commit on this connection may be lost now, or None."""
     mode = connection.execute("PRAGMA journal_mode").fetchone()[0]
     synchronous = connection.execute("PRAGMA synchronous").fetchone()[0]
     if mode == "wal" and synchronous == 2:  # noqa: PLR2004 - SQLite's number for FULL
@@ -262,11 +265,11 @@ def loss_of_durability(connection: sqlite3.Connection) -> str | None:
 
 
 def write_log_anew(connection: sqlite3.Connection) -> None:
-    """Move what the log holds into the file, synced, and begin with an empty log.
+    """Move the log's content into the file, synced, and start with an empty log.
 
-    Of a log whose sync failed, a part may be in the kernel's memory alone. It reads as if it were
-    on the disk, and whatever is appended behind it would be lost with it. Where somebody else is
-    at work in the file, the log grows on behind what they have synced themselves.
+    Part of a log whose sync failed may exist in the kernel's memory only. It reads as if it were on
+    the disk, and everything appended behind it would be lost with it. While another process uses
+    the file, the log keeps growing behind what that process has synced itself.
     """
     connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
 
@@ -274,13 +277,13 @@ def write_log_anew(connection: sqlite3.Connection) -> None:
 def require_schema(
     connection: sqlite3.Connection, schema: Schema, *, read_only: bool = False
 ) -> None:
-    """Run the migrations that are missing, each in its own transaction.
+    """Run the missing migrations, each in its own transaction.
 
-    To only read, none is run: another version may be at work in the tables.
+    With `read_only` none is run: another version may be using the tables.
 
     Raises:
-        ConfigError: The tables were written by a newer version, or are to be read only, and are
-            too old to be read.
+        ConfigError: A newer version wrote the tables, or they are to be read only and too old to
+            be read.
     """
     if read_only:
         schema.require_readable(_version_found(connection, schema))
@@ -295,7 +298,7 @@ def require_schema(
 
 @contextmanager
 def transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    """Commit what is done within, or nothing of it."""
+    """Commit everything done within, or nothing."""
     connection.execute("BEGIN IMMEDIATE")
     try:
         yield
@@ -327,7 +330,7 @@ def _version_found(connection: sqlite3.Connection, schema: Schema) -> int | None
 
 
 def split_statements(script: str) -> list[str]:
-    """Split a script: `executescript` would commit the transaction it runs in."""
+    """Split a script, because `executescript` would commit the surrounding transaction."""
     found = []
     statement = ""
     for line in script.splitlines(keepends=True):
@@ -339,22 +342,22 @@ def split_statements(script: str) -> list[str]:
 
 
 class ProcessLock:
-    """A lock of the operating system beside the database, gone when its process is (decision 9)."""
+    """A lock of the operating system beside the database; it ends with its process (decision 9)."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._descriptor = -1
 
     async def acquire(self) -> None:
-        """Take the lock or refuse at once.
+        """Take the lock, or refuse immediately.
 
         Raises:
-            ConfigError: Another process holds it, or the file cannot be made.
+            ConfigError: Another process holds it, or the file cannot be created.
         """
         await asyncio.to_thread(self._acquire)
 
     def release(self) -> None:
-        """Give the lock back. The file stays, or two processes could lock two different files."""
+        """Release the lock. The file stays: otherwise two processes could lock different files."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
@@ -363,7 +366,9 @@ class ProcessLock:
         try:
             descriptor = open_own(self._path)
         except OSError as error:
-            raise ConfigError(f"the ledger's lock {self._path} cannot be made: {error}") from error
+            raise ConfigError(
+                f"the ledger's lock {self._path} cannot be created: {error}"
+            ) from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

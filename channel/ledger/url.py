@@ -1,4 +1,4 @@
-"""Which ledger, by URL."""
+"""Opens the ledger that a URL names."""
 
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -22,14 +22,14 @@ async def open_ledger(
     """Open the ledger a URL names.
 
     `sqlite:///relative/path`, `sqlite:////absolute/path` or `postgresql://...`. `exclusive` is
-    for the gateway: on SQLite it takes the file for itself among gateways. On PostgreSQL any
-    number of gateways may open it. `read_only` is for what asks and changes nothing: it makes no
-    file and no table, and leaves those of an older version as they are.
-    `channels_cached_max` states are kept in memory: 1 kB each.
+    for the gateway: on SQLite only one gateway may have the file open. On PostgreSQL several
+    gateways may. `read_only` is for commands that change nothing: it creates no file and no table,
+    and leaves those of an older version as they are. `channels_cached_max` states are kept in
+    memory, at 1 kB each.
 
     Raises:
-        ConfigError: No such kind of ledger; or one in memory, which a restart would empty of
-            what is owed (F-106); or see the ledger's own `open`.
+        ConfigError: An unknown kind of ledger; or one in memory, which would lose every debt at
+            a restart (F-106); or see the ledger's own `open`.
         LedgerUnavailableError: The database does not answer.
     """
     parts = urlsplit(url)
@@ -47,20 +47,22 @@ async def open_ledger(
             read_only=read_only,
             channels_cached_max=channels_cached_max,
         )
-    raise ConfigError(f"a ledger's URL begins with sqlite:/// or postgresql://, not {parts.scheme}")
+    raise ConfigError(
+        f"expected a ledger URL that begins with sqlite:/// or postgresql://, found {parts.scheme}"
+    )
 
 
 def sqlite_path(url: str) -> Path:
-    """Return the file a `sqlite:` URL names.
+    """Return the file that a `sqlite:` URL names.
 
     Raises:
-        ConfigError: It names none.
+        ConfigError: It names no file.
     """
     parts = urlsplit(url)
     path = unquote(parts.path.removeprefix("/"))
     if parts.netloc or parts.query or not path or path.startswith((":", "file:")):
         raise ConfigError(
-            "a SQLite ledger is sqlite:///relative/path or sqlite:////absolute/path; one in "
-            "memory would forget at a restart what is owed"
+            "expected sqlite:///relative/path or sqlite:////absolute/path for a SQLite ledger; one "
+            "in memory would lose every debt at a restart"
         )
     return Path(path)

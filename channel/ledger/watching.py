@@ -1,4 +1,4 @@
-"""Who waits for which channel, in this process."""
+"""The waiters of this process, by channel."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable
@@ -28,12 +28,12 @@ class Watcher:
         return True
 
     def wake(self) -> None:
-        """Make the next, or the waiting, call of `changed` return."""
+        """Make the current or the next call of `changed` return."""
         self._changed.set()
 
 
 class Watchers:
-    """All waiters of a ledger, by channel. Bounded; a channel nobody watches takes no room."""
+    """All waiters of a ledger, by channel. Bounded; an unwatched channel takes no memory."""
 
     def __init__(self) -> None:
         self._by_key: dict[ChannelKey | None, set[Watcher]] = {}
@@ -43,15 +43,15 @@ class Watchers:
         return self._count
 
     def keys(self) -> list[ChannelKey]:
-        """Return the channels somebody waits for."""
+        """Return the watched channels."""
         return [key for key in self._by_key if key is not None]
 
     @asynccontextmanager
     async def watch(self, key: ChannelKey | None) -> AsyncIterator[Watcher]:
-        """Register a waiter for as long as the context lasts; None for every channel.
+        """Register a waiter for the duration of the context; None for every channel.
 
         Raises:
-            LedgerUnavailableError: `WATCHES_MAX` are waiting already.
+            LedgerUnavailableError: There are `WATCHES_MAX` waiters already.
         """
         if self._count >= WATCHES_MAX:
             raise LedgerUnavailableError("Too many streams are waiting for vouchers.")
@@ -68,14 +68,14 @@ class Watchers:
                 del self._by_key[key]
 
     def wake(self, keys: Iterable[ChannelKey]) -> None:
-        """Wake whoever waits for one of these channels, and whoever waits for any."""
+        """Wake the waiters of these channels, and those of every channel."""
         if self._count:
             for key in (None, *keys):
                 for watcher in self._by_key.get(key, ()):
                     watcher.wake()
 
     def wake_all(self) -> None:
-        """Wake everybody: somebody else wrote, and which channel is not known."""
+        """Wake every waiter: another process wrote to an unknown channel."""
         for watching in self._by_key.values():
             for watcher in watching:
                 watcher.wake()

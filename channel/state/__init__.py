@@ -1,5 +1,5 @@
-"""Is it allowed? The rules of a channel as pure functions of values.
+"""The rules of a channel, as pure functions of values.
 
-No clock, no I/O, no randomness: what the past, the time and chance were are arguments. Both
-ledgers call `transition`; nobody else decides.
+No clock, no I/O, no randomness: the caller passes state, time and random values as arguments.
+Both ledgers call `transition`, and no other code decides about a channel.
 """

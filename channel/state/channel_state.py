@@ -1,11 +1,11 @@
-"""One channel's accounting, and the order of amounts that always holds.
+"""The accounting of one channel, and the order of amounts that always holds.
 
     spent + reserved <= accepted       always
     accepted <= deposit                whenever something is accepted
     settled <= deposit                 on the chain
 
 A reorg may lower `deposit` below `accepted`, and an old backup may leave `accepted` below
-`settled`: then the channel is stopped, not broken (decision 4).
+`settled`. Then the channel is stopped, not broken (decision 4: nothing moves until they agree).
 """
 
 from enum import IntEnum
@@ -20,16 +20,16 @@ __all__ = ["ChannelState", "LadderVoucher", "Reservation", "ReservationKind", "r
 
 
 class ReservationKind(IntEnum):
-    """Whose money it is when the owner of a reservation dies (decision 8)."""
+    """Who gets the reserved amount when the owner of a reservation dies (decision 8)."""
 
     STREAM = 1
-    """Becomes spent: its units may have been emitted. Never more than one step."""
+    """It becomes spent, since its units may have been sent. Never more than one step."""
     REQUEST = 2
-    """Is released: nothing was answered, and the request's key says "outcome unknown"."""
+    """It is released: no answer was sent, and the idempotency key says "outcome unknown"."""
 
 
 class Reservation(msgspec.Struct, frozen=True, gc=False):
-    """Money held ahead, durably, for one running request or stream."""
+    """An amount held durably, in advance, for one running request or stream."""
 
     reservation_id: bytes
     kind: ReservationKind
@@ -37,39 +37,39 @@ class Reservation(msgspec.Struct, frozen=True, gc=False):
     lease_expires_at: int
     """Unix seconds after which the owner counts as dead."""
     is_replaced: bool = False
-    """A newer stream took over: what is held may still be spent, but is not filled up again."""
+    """A newer stream replaced it: the held amount may be spent, but is not refilled."""
 
 
 class LadderVoucher(msgspec.Struct, frozen=True, gc=False):
-    """An accepted voucher that is worth keeping: amount and signature as one value (F-38)."""
+    """An accepted voucher worth keeping: amount and signature as one value (F-38)."""
 
     cumulative_amount: int
     signature: bytes
 
 
 class ChannelState(msgspec.Struct, frozen=True, gc=False):
-    """All that is durable about one channel. Amounts in base units of the token."""
+    """The durable state of one channel. Amounts in base units of the token."""
 
     key: ChannelKey
     terms: ChannelTerms
     deposit: int
-    """All ever put into the channel, as the chain said at `fact_block`."""
+    """All ever put into the channel, according to the chain at `fact_block`."""
     settled: int
-    """Running total paid out on chain, as the chain said at `fact_block`."""
+    """Running total paid out on chain, according to the chain at `fact_block`."""
     accepted: int
     """Greatest cumulative amount accepted and stored."""
     spent: int
     """Running total of service delivered. Never falls."""
     published: int
-    """Greatest voucher amount ever handed to the chain, or settled there. Public (decision 5)."""
+    """Greatest voucher amount ever broadcast or settled, and so public (decision 5)."""
     close_requested_at: int
-    """Unix seconds of the block in which the payer asked for the rest; 0 when it has not."""
+    """Unix seconds of the block with the payer's close request; 0 when there is none."""
     is_finalized: bool
     fact_block: int
-    """Block of the newest chain fact that said anything new."""
+    """Block of the newest chain fact that changed a value."""
     highest: LadderVoucher
     at_or_below_spent: LadderVoucher | None
-    """The greatest kept voucher at or below `spent`: what a live channel settles with."""
+    """The greatest kept voucher at or below `spent`; a live channel settles with it."""
     above_spent: LadderVoucher | None
     """The lowest kept voucher above `spent`."""
     active_at: int
@@ -78,20 +78,20 @@ class ChannelState(msgspec.Struct, frozen=True, gc=False):
     is_closing: bool = False
     """A close has begun: nothing new is accepted or reserved."""
     closing_with: LadderVoucher | None = None
-    """What the close will be made with. Durable before it is broadcast: the settler's intent."""
+    """The voucher of the decided close. Durable before the settler broadcasts it."""
     close_tx: bytes = b""
     """The transaction that closed the channel, once mined."""
     foreign_block: int = 0
-    """Block by which it was settled or closed on chain with the payee's key, and not by these
-    books: the key is somebody else's too, or other books are kept for it. 0: it was not."""
+    """Block by which the payee's key settled or closed the channel without this ledger: another
+    program has the key, or the payee has another ledger. 0: that has not happened."""
 
     @property
     def reserved(self) -> int:
-        """Sum held ahead by running requests and streams."""
+        """Sum held by running requests and streams."""
         return sum([held.amount for held in self.reservations])
 
     def find_reservation(self, reservation_id: bytes) -> Reservation | None:
-        """Return a reservation, or None when there is none, or it has ended."""
+        """Return a reservation, or None when it does not exist or has ended."""
         for held in self.reservations:
             if held.reservation_id == reservation_id:
                 return held
@@ -99,12 +99,12 @@ class ChannelState(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def available(self) -> int:
-        """What may still be reserved: accepted, neither spent nor reserved."""
+        """The amount that may still be reserved: accepted, neither spent nor reserved."""
         return self.accepted - self.spent - self.reserved
 
     @property
     def at_or_above_spent(self) -> LadderVoucher | None:
-        """The lowest kept voucher at or above `spent`: what a unilateral close is made with."""
+        """The lowest kept voucher at or above `spent`; a unilateral close uses it."""
         below = self.at_or_below_spent
         if below is not None and below.cumulative_amount == self.spent:
             return below
@@ -112,12 +112,12 @@ class ChannelState(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def is_stopped(self) -> bool:
-        """Whether books and chain disagree so that nothing may be accepted or served."""
+        """Whether ledger and chain disagree, so that nothing may be accepted or served."""
         return self.deposit < self.accepted or self.accepted < self.settled
 
 
 def require_invariants(state: ChannelState) -> None:
-    """Raise `InvariantError` if the books contradict themselves (ACC-07)."""
+    """Raise `InvariantError` if the state contradicts itself (ACC-07)."""
     spent, accepted, published = state.spent, state.accepted, state.published
     reserved = state.reserved if state.reservations else 0
     if not 0 <= spent <= spent + reserved <= accepted <= AMOUNT_MAX:
@@ -125,7 +125,7 @@ def require_invariants(state: ChannelState) -> None:
     if not 0 <= state.settled <= published <= AMOUNT_MAX:
         raise InvariantError(f"published {published} < settled {state.settled}")
     if not 0 <= state.deposit <= AMOUNT_MAX:
-        raise InvariantError(f"deposit {state.deposit} is no uint128")
+        raise InvariantError(f"deposit {state.deposit} does not fit uint128")
     below, above = state.at_or_below_spent, state.above_spent
     if (
         not 0 <= state.highest.cumulative_amount <= accepted

@@ -1,4 +1,4 @@
-"""What may happen to a channel, as frozen values. The rules are in `transitions`."""
+"""The commands that can change a channel, as frozen values. The rules are in `transitions`."""
 
 from enum import IntEnum
 
@@ -32,7 +32,7 @@ __all__ = [
 
 
 class StreamPolicy(IntEnum):
-    """What a new stream does to one that is already live on its channel (ACC-06)."""
+    """What a new stream does to a running one on its channel (ACC-06)."""
 
     REPLACE = 1
     REJECT = 2
@@ -40,7 +40,7 @@ class StreamPolicy(IntEnum):
 
 
 class OpenChannel(msgspec.Struct, frozen=True, gc=False):
-    """Take a channel that exists on chain into the books, with its first voucher."""
+    """Add a channel that exists on chain to the ledger, with its first voucher."""
 
     fact: ChannelFact
     voucher: VerifiedVoucher
@@ -48,7 +48,7 @@ class OpenChannel(msgspec.Struct, frozen=True, gc=False):
 
 
 class AcceptVoucher(msgspec.Struct, frozen=True, gc=False):
-    """Raise `accepted` to the voucher's amount, or leave all as it is if that is not a rise."""
+    """Raise `accepted` to the voucher's amount; a lower or equal amount changes nothing."""
 
     voucher: VerifiedVoucher
     min_voucher_delta: int
@@ -56,7 +56,7 @@ class AcceptVoucher(msgspec.Struct, frozen=True, gc=False):
 
 
 class Reserve(msgspec.Struct, frozen=True, gc=False):
-    """Hold money for a new request or stream: as many units as are covered, up to a bound."""
+    """Hold an amount for a new request or stream: as many units as are covered, up to a bound."""
 
     reservation_id: bytes
     kind: ReservationKind
@@ -64,14 +64,14 @@ class Reserve(msgspec.Struct, frozen=True, gc=False):
     units_min: int
     units_max: int
     presented: int
-    """Cumulative amount of the voucher that came with the request: a public one buys nothing."""
+    """Cumulative amount of the voucher in the request: a public one pays for nothing."""
     min_voucher_delta: int
     lease_expires_at: int
     stream_policy: StreamPolicy = StreamPolicy.REPLACE
 
 
 class Extend(msgspec.Struct, frozen=True, gc=False):
-    """Fill a stream's reservation up again: as many units as are covered, at least one."""
+    """Refill a stream's reservation: as many units as are covered, at least one."""
 
     reservation_id: bytes
     unit_price: int
@@ -81,7 +81,7 @@ class Extend(msgspec.Struct, frozen=True, gc=False):
 
 
 class Renew(msgspec.Struct, frozen=True, gc=False):
-    """Keep a reservation alive without changing it."""
+    """Extend the lease of a reservation without changing its amount."""
 
     reservation_id: bytes
     lease_expires_at: int
@@ -95,66 +95,66 @@ class Spend(msgspec.Struct, frozen=True, gc=False):
 
 
 class Release(msgspec.Struct, frozen=True, gc=False):
-    """Give back what is left of a reservation, and end it. Repeating it changes nothing."""
+    """Give back the rest of a reservation, and end it. Repeating it changes nothing."""
 
     reservation_id: bytes
 
 
 class ExpireReservations(msgspec.Struct, frozen=True, gc=False):
-    """End each reservation whose owner let its lease run out."""
+    """End each reservation whose lease has expired."""
 
     now: int
     unrenewed: tuple[tuple[bytes, int], ...] = ()
-    """Ids, and the leases they have had for longer than a lease lasts, whatever clocks say."""
+    """Ids and leases that stayed unrenewed longer than a lease lasts, independent of clocks."""
 
 
 class EndReservations(msgspec.Struct, frozen=True, gc=False):
-    """End every reservation as if its owner had died: a close waits no longer, or we restarted."""
+    """End every reservation as if its owner had died: before a forced close, or at start-up."""
 
 
 class Observe(msgspec.Struct, frozen=True, gc=False):
-    """Take over what the chain says. `spent` and `accepted` never move by it."""
+    """Record what the chain says. It never changes `spent` or `accepted`."""
 
     fact: ChannelFact
     is_rollback: bool = False
-    """The chain went back: an older block's values replace newer ones."""
+    """The chain reorganized: values of an older block replace newer ones."""
     at: int = 0
-    """Chain time of the fact, in Unix seconds; 0 where that is not known."""
+    """Chain time of the fact, in Unix seconds; 0 when it is unknown."""
 
 
 class Publish(msgspec.Struct, frozen=True, gc=False):
-    """Record, before it is broadcast, that a voucher of this amount becomes public."""
+    """Record, before the broadcast, that a voucher of this amount becomes public."""
 
     cumulative_amount: int
 
 
 class Idle(msgspec.Struct, frozen=True, gc=False):
-    """How a channel stood when nobody seemed to use it any more."""
+    """The state of a channel when it was judged idle."""
 
     active_at: int
     spent: int
 
 
 class BeginClose(msgspec.Struct, frozen=True, gc=False):
-    """Stop accepting and reserving; what is running may finish."""
+    """Stop accepting and reserving. Running requests and streams may finish."""
 
     presented: VerifiedVoucher | None = None
-    """The voucher of the payer's own close; None when it is us who close."""
+    """The voucher of the payer's own close; None when the payee closes."""
     only_if_idle: Idle | None = None
-    """Begin nothing when something was bought since, or runs."""
+    """Do not begin if the channel was used since then, or has a reservation."""
 
 
 class CommitClose(msgspec.Struct, frozen=True, gc=False):
-    """Decide what the close is made with. From here on the settler owes the channel a close."""
+    """Decide the voucher of the close. From then on the settler must close the channel."""
 
     voucher: LadderVoucher
 
 
 class AbortClose(msgspec.Struct, frozen=True, gc=False):
-    """The close failed for good and moved nothing: the channel goes on (CLOSE-04)."""
+    """The close failed permanently and moved nothing: the channel continues (CLOSE-04)."""
 
     undecided_only: bool = False
-    """Leave a close alone that somebody has decided meanwhile: it is owed."""
+    """Do not abort a close whose voucher was decided meanwhile: the settler must send it."""
 
 
 class RecordClose(msgspec.Struct, frozen=True, gc=False):
@@ -165,9 +165,9 @@ class RecordClose(msgspec.Struct, frozen=True, gc=False):
 
 
 class Repair(msgspec.Struct, frozen=True, gc=False):
-    """An operator raises `accepted` and `spent` of books that are older than the chain.
+    """An operator raises `accepted` and `spent` of a ledger that is older than the chain.
 
-    What was settled or closed by somebody else is accounted for with it.
+    This also accounts for what other programs settled or closed with the payee's key.
     """
 
     accepted: int
@@ -175,7 +175,7 @@ class Repair(msgspec.Struct, frozen=True, gc=False):
 
 
 class Restore(msgspec.Struct, frozen=True, gc=False):
-    """Take a channel over from an export of other books, if these do not know it."""
+    """Add a channel from another ledger's export, if this ledger does not have it."""
 
     state: ChannelState
 

@@ -1,10 +1,10 @@
-"""Which voucher goes to the chain (decision 5, AMB-08).
+"""Chooses the voucher that goes to the chain (decision 5, AMB-08).
 
-The escrow pays a voucher's whole cumulative amount, whatever was delivered. So beside the
-highest voucher the two next to `spent` are kept: a live channel settles what was delivered at
-most, and a close takes from the payer as little above `spent` as the kept vouchers allow. The
-upper of the two lies strictly above: one that equals `spent` is kept as the lower already, and
-would cost the next step its place.
+The escrow pays a voucher's whole cumulative amount, regardless of what was delivered. So the ledger
+keeps the highest voucher and the two nearest to `spent`: a live channel settles at most what was
+delivered, and a close takes from the payer as little above `spent` as the kept vouchers allow. The
+upper of the two is strictly above `spent`, because a voucher equal to `spent` is already kept as
+the lower one.
 """
 
 from channel.state.channel_state import ChannelState, LadderVoucher
@@ -31,14 +31,14 @@ def bracketing_vouchers(
 
 
 def settling_voucher(state: ChannelState) -> LadderVoucher | None:
-    """Return what a live channel settles with: never more than `spent`. None: nothing to settle."""
+    """Return the voucher for settling a live channel: never above `spent`; None for nothing due."""
     return _if_it_pays(state, state.at_or_below_spent)
 
 
 def forced_settling_voucher(state: ChannelState) -> LadderVoucher | None:
-    """Return what a settle forced by a deadline uses: all of `spent`, as little above as kept.
+    """Return the voucher for a settle forced by a deadline: it covers `spent`, as low as possible.
 
-    None when nothing is owed: what was promised and not delivered is the payer's (F-46).
+    None when nothing is due: the payer keeps what was promised and not delivered (F-46).
     """
     return None if state.spent <= state.settled else _if_it_pays(state, _covering(state))
 
@@ -50,19 +50,19 @@ def _if_it_pays(state: ChannelState, voucher: LadderVoucher | None) -> LadderVou
 
 
 def _covering(state: ChannelState) -> LadderVoucher:
-    """Return the lowest kept voucher that covers `spent`, or the best when none does.
+    """Return the lowest kept voucher that covers `spent`, or the highest when none does.
 
-    None does only after an operator raised `spent` above every voucher kept (SETTLE-05).
+    None covers it only after an operator raised `spent` above every kept voucher (SETTLE-05).
     """
     return state.at_or_above_spent or state.highest
 
 
 def closing_voucher(state: ChannelState, presented: VerifiedVoucher | None) -> LadderVoucher:
-    """Return what the channel is closed with, for the payer's own close or for ours (`None`).
+    """Return the voucher for the payer's own close, or for the payee's (`presented` is None).
 
-    The payer's amount is taken when it covers `spent`, except that an amount already public is
-    taken only when it equals `spent`: anybody could have sent it (CLOSE-02). When all that was
-    delivered is settled already, the forfeit path pays nobody and needs no signature
+    The payer's amount is used when it covers `spent`. An amount that is already public is used only
+    when it equals `spent`, because a third party could have sent it (CLOSE-02). When everything
+    delivered is settled already, the forfeit path pays nothing and needs no signature
     (CLOSE-07, F-33).
     """
     if presented is not None:

@@ -1,7 +1,7 @@
-"""A paid request and its answer, by (channel, route, idempotency key) (decision 7, AMB-11).
+"""A paid request and its answer, keyed by channel, route, idempotency key (decision 7, AMB-11).
 
-The row is written in the transaction that reserves the money, and again in the one that spends
-it, so a key can neither be charged twice nor forgotten between the two (IDEM-05, F-28).
+The ledger writes the row in the transaction that reserves the amount, and again in the one that
+spends it. So no key can be charged twice or lost between the two (IDEM-05, F-28).
 """
 
 import msgspec
@@ -13,7 +13,7 @@ __all__ = ["RequestClaim", "RequestRecord", "StoredResponse", "decide_request"]
 
 
 class StoredResponse(msgspec.Struct, frozen=True, gc=False):
-    """An answer that can be given again: status, headers and body as they were sent."""
+    """An answer for repeats: status, headers and body as they were sent."""
 
     status: int
     headers: tuple[tuple[bytes, bytes], ...]
@@ -30,11 +30,11 @@ class RequestClaim(msgspec.Struct, frozen=True, gc=False):
     reservation_id: bytes
     claimed_at: int
     expires_at: int
-    """Before that it is not forgotten; until it is, it counts (O-90)."""
+    """Not deleted before then; while the row exists, it counts (O-90)."""
 
 
 class RequestRecord(msgspec.Struct, frozen=True, gc=False):
-    """What the ledger knows of a claimed request."""
+    """What the ledger stores about a claimed request."""
 
     claim: RequestClaim
     response: StoredResponse | None
@@ -43,14 +43,14 @@ class RequestRecord(msgspec.Struct, frozen=True, gc=False):
 def decide_request(
     record: RequestRecord | None, claim: RequestClaim, state: ChannelState | None
 ) -> StoredResponse | None:
-    """Return the stored answer to repeat, or None when the request is to be served.
+    """Return the stored answer to repeat, or None when the request must be served.
 
     Raises:
         IdempotencyConflictError: The key was used for another request (422).
-        RequestInFlightError: It is being served right now (409 with Retry-After).
-        OutcomeUnknownError: Whoever served it died; it is not charged again (409).
+        RequestInFlightError: It is being served now (409 with Retry-After).
+        OutcomeUnknownError: The process that served it died; it is not charged again (409).
     """
-    if record is None:  # never used, or forgotten: what is kept counts, whatever a clock says
+    if record is None:  # never used or deleted: the row decides, not a clock
         return None
     if record.claim.request_digest != claim.request_digest:
         raise IdempotencyConflictError("This idempotency key was used for another request.")

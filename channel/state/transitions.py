@@ -1,7 +1,7 @@
 """The only rules: (state, command) -> state, or a typed refusal that changes nothing.
 
-Rule 1: everything that decides about a channel's money is in this file or in `ladder`.
-Rule 2: this file knows neither headers nor rows, neither the clock nor who is asking.
+Rule 1: every decision about a channel's money is in this file or in `ladder`.
+Rule 2: this file knows no headers, rows, clock or caller.
 """
 
 from collections.abc import Callable, Sequence
@@ -51,7 +51,7 @@ def transition(state: ChannelState | None, command: c.Command) -> ChannelState:
 
     Raises:
         PeerError: The command is refused; the state is unchanged.
-        ChannelStoppedError: Books and chain disagree; nothing may be accepted or served.
+        ChannelStoppedError: Ledger and chain disagree; nothing may be accepted or served.
         InvariantError: A bug: the new state contradicts itself.
     """
     if isinstance(command, c.OpenChannel):
@@ -70,8 +70,8 @@ def require_open(state: ChannelState) -> None:
     """Refuse to accept or serve on a channel that has ended, is ending, or is stopped.
 
     Raises:
-        ChannelFinalizedError: Finalized, being closed, or the payer has asked for the rest.
-        ChannelStoppedError: Books and chain disagree.
+        ChannelFinalizedError: Finalized, closing, or with a close request of the payer.
+        ChannelStoppedError: Ledger and chain disagree.
     """
     if state.is_finalized:
         raise ChannelFinalizedError("The channel is finalized.")
@@ -80,45 +80,45 @@ def require_open(state: ChannelState) -> None:
     if state.is_closing:
         raise ChannelFinalizedError("The channel is being closed.")
     if state.is_stopped:
-        raise ChannelStoppedError("The channel is stopped until books and chain agree.")
+        raise ChannelStoppedError("The channel is stopped until the ledger and the chain agree.")
 
 
 def proves_key(state: ChannelState, voucher: VerifiedVoucher) -> bool:
     """Whether only the holder of the voucher key can have sent this voucher (O-20, O-21).
 
-    Above `published` nothing was ever shown. At or below it, what the chain may have seen is the
-    voucher that the books keep for that amount: another signature over the same amount takes the
-    key. A contract says yes to more than one form of the same signature, so that says nothing.
+    An amount above `published` was never shown. At or below it, the chain may have seen the voucher
+    that the ledger keeps for that amount; another signature over the same amount needs the key. A
+    contract may accept several forms of one signature, so another form proves nothing.
     """
     amount = voucher.cumulative_amount
     if amount > state.published or amount == state.spent == 0:  # zero is never put on chain
         return True
-    if voucher.by_contract or state.foreign_block:  # others may have put other signatures on chain
+    if voucher.by_contract or state.foreign_block:  # others may have published other signatures
         return False
     steps = (state.at_or_below_spent, state.above_spent, state.highest)
     kept = [step for step in steps if step is not None and step.cumulative_amount == amount]
-    if not kept:  # then our books never handed it out; the chain may have it from others
+    if not kept:  # this ledger never published the amount, but another program may have
         return amount == state.spent and amount > state.settled
     return all(step.signature != voucher.signature for step in kept)
 
 
 def as_public(state: ChannelState, presented: int) -> ChannelState:
-    """Return the channel as it looks to somebody who only knows a public voucher (O-20).
+    """Return the channel as a holder of only a public voucher may see it (O-20).
 
-    Nothing in it is above what the chain or that voucher says.
+    No amount in it exceeds what the chain or that voucher shows.
     """
     known = max(presented, state.settled)
     return replace(state, accepted=known, spent=known, published=known, reservations=())
 
 
 def require_consent(state: ChannelState, voucher: VerifiedVoucher) -> None:
-    """Refuse a close by a voucher that anybody may have sent (O-21, CLOSE-02).
+    """Refuse a close by a voucher that a third party may have sent (O-21, CLOSE-02).
 
-    It would end a live channel, at our gas, with whatever kept voucher covers `spent`. A close
-    that is owed already is only repeated.
+    It would end a live channel, at the payee's gas, with the kept voucher that covers `spent`. A
+    close that was already decided is only repeated.
 
     Raises:
-        PublicVoucherError: It proves nothing; says what would.
+        PublicVoucherError: The voucher proves nothing; the message says what would.
     """
     if state.closing_with is None and not proves_key(state, voucher):
         raise _public_voucher(state, voucher.cumulative_amount, 0, 0)
@@ -127,9 +127,9 @@ def require_consent(state: ChannelState, voucher: VerifiedVoucher) -> None:
 def required_cumulative(state: ChannelState, cost: int, min_voucher_delta: int) -> int:
     """Return the least cumulative amount that lets `cost` be served (SSE-02, AMB-17).
 
-    The minimum delta is not asked beyond the deposit when the cost itself still fits, so that
-    the tail of a deposit can be spent (F-53). An amount that is public buys nothing, so more than
-    that is asked (decision 5). A result above the deposit asks for a top-up.
+    The minimum delta does not apply beyond the deposit when the cost itself still fits, so that
+    the end of a deposit can be spent (F-53). A public amount pays for nothing, so the result
+    exceeds `published` (decision 5). A result above the deposit asks for a top-up.
     """
     need = state.spent + state.reserved + cost
     required = max(need, state.accepted + max(1, min_voucher_delta))
@@ -139,7 +139,7 @@ def required_cumulative(state: ChannelState, cost: int, min_voucher_delta: int) 
 
 
 def _open_channel(state: ChannelState | None, command: c.OpenChannel) -> ChannelState:
-    """Insert if absent; on a known channel only raise `accepted` (OPEN-08, OPEN-10, F-25)."""
+    """Insert if absent; for a known channel only raise `accepted` (OPEN-08, OPEN-10, F-25)."""
     fact, voucher = command.fact, command.voucher
     _require_same_channel(fact.key, voucher.key)
     if state is not None:
@@ -183,9 +183,9 @@ def _raise_accepted(
 ) -> ChannelState:
     """Raise `accepted` to the voucher's cumulative amount.
 
-    A voucher at or below `accepted` is a replay: the same state comes back (VCH-04). Order of
-    checks: evm-session draft, "Voucher Verification" (VCH-02). The minimum delta is not asked
-    of a voucher that reaches the deposit exactly (AMB-17).
+    A voucher at or below `accepted` is a replay and returns the same state (VCH-04). The checks
+    have the order of the evm-session draft, "Voucher Verification" (VCH-02). The minimum delta
+    does not apply to a voucher that reaches the deposit exactly (AMB-17).
     """
     _require_same_channel(state.key, voucher.key)
     require_open(state)
@@ -214,9 +214,9 @@ def _raise_accepted(
 
 
 def _reserve(state: ChannelState, command: c.Reserve) -> ChannelState:
-    """Hold money ahead of service (F-24, F-44, F-45). A repeat changes nothing."""
+    """Hold an amount before service (F-24, F-44, F-45). A repeat changes nothing."""
     if command.unit_price < 1 or command.units_min < 0:
-        raise InvariantError(f"{command.units_min} units at {command.unit_price} are no cost")
+        raise InvariantError(f"{command.units_min} units at {command.unit_price} are not a cost")
     require_open(state)
     if state.find_reservation(command.reservation_id) is not None:
         return state
@@ -243,7 +243,7 @@ def _extend(state: ChannelState, command: c.Extend) -> ChannelState:
     require_open(state)
     held = _require_reservation(state, command.reservation_id)
     if held.is_replaced:
-        raise StreamReplacedError("A newer stream on this channel took over.")
+        raise StreamReplacedError("A newer stream on this channel replaced this one.")
     missing = (command.units_max * command.unit_price - held.amount) // command.unit_price
     amount = _covered(state, command.unit_price, 1, missing) if missing > 0 else 0
     if amount is None:
@@ -258,7 +258,7 @@ def _renew(state: ChannelState, command: c.Renew) -> ChannelState:
 
 
 def _spend(state: ChannelState, command: c.Spend) -> ChannelState:
-    """Turn reserved money into spent money. Allowed while closing: it was held before."""
+    """Turn a reserved amount into a spent one. Allowed while closing: it was held before."""
     held = _require_reservation(state, command.reservation_id)
     if not 0 <= command.amount <= held.amount:
         msg = f"cannot spend {command.amount} of a reservation of {held.amount}"
@@ -287,7 +287,7 @@ def _end_reservations(state: ChannelState, _: c.EndReservations) -> ChannelState
 
 
 def _end(state: ChannelState, ended: Sequence[Reservation]) -> ChannelState:
-    """A dead stream's reservation was perhaps emitted, a dead request's was not answered."""
+    """End reservations: a stream's may have been sent, a request's was not answered."""
     if not ended:
         return state
     spent = state.spent
@@ -305,7 +305,7 @@ def _observe(state: ChannelState, command: c.Observe) -> ChannelState:
 def _observe_fact(
     state: ChannelState, fact: ChannelFact, *, is_rollback: bool, at: int = 0
 ) -> ChannelState:
-    """Take over absolute values; a late read of an older block changes nothing (F-29, F-72)."""
+    """Record absolute values; a late read of an older block changes nothing (F-29, F-72)."""
     _require_same_channel(state.key, fact.key)
     if not is_rollback and (fact.block_number < state.fact_block or _is_known(state, fact)):
         return state
@@ -323,10 +323,11 @@ def _observe_fact(
 
 
 def _is_foreign(state: ChannelState, fact: ChannelFact, *, at: int) -> bool:
-    """Whether the payee's key did this, and these books did not (O-05, O-89).
+    """Whether the payee's key did this without this ledger (O-05, O-89).
 
-    Whatever they settle or close with is `published` first. A channel also ends when its payer
-    withdraws: not before it has asked for that, and not within the least grace period.
+    This ledger records everything it settles or closes with as `published` before it sends it. A
+    channel also ends when its payer withdraws: only after a close request, and not before the
+    minimum grace period has passed.
     """
     if fact.settled > state.published:
         return True
@@ -339,7 +340,7 @@ def _is_foreign(state: ChannelState, fact: ChannelFact, *, at: int) -> bool:
 
 
 def _is_known(state: ChannelState, fact: ChannelFact) -> bool:
-    """Whether a fact says nothing new, so that a sweep over every channel writes no row."""
+    """Whether a fact changes nothing, so that a sweep over every channel writes no row."""
     return (
         fact.deposit == state.deposit
         and fact.settled == state.settled
@@ -355,7 +356,7 @@ def _publish(state: ChannelState, command: c.Publish) -> ChannelState:
 
 
 def _begin_close(state: ChannelState, command: c.BeginClose) -> ChannelState:
-    """A payer's pending close does not stop ours (CLOSE-03); an ended channel does."""
+    """A payer's pending close does not prevent the payee's (CLOSE-03); an ended channel does."""
     if state.is_finalized:
         raise ChannelFinalizedError("The channel is finalized.")
     if command.presented is not None:
@@ -364,22 +365,22 @@ def _begin_close(state: ChannelState, command: c.BeginClose) -> ChannelState:
     if idle is not None and (
         state.reservations or (state.active_at, state.spent) != (idle.active_at, idle.spent)
     ):
-        raise RequestInFlightError("Something was bought meanwhile: the channel is not idle.")
+        raise RequestInFlightError("The channel was used meanwhile, so it is not idle.")
     return state if state.is_closing else replace(state, is_closing=True)
 
 
 def _commit_close(state: ChannelState, command: c.CommitClose) -> ChannelState:
-    """Fix what the close is made with, once; a repeat keeps the first decision (F-40).
+    """Decide the voucher of the close, once; a repeat keeps the first decision (F-40).
 
-    The amount was chosen from an earlier state. Another close may have failed since then, and
-    the channel gone on: whoever was overtaken asks again.
+    The caller chose the amount from an earlier state. Since then another close may have failed
+    and the channel continued; then the caller must ask again.
     """
     if state.is_finalized:
         raise ChannelFinalizedError("The channel is finalized.")
     if state.closing_with is not None:
         return state
     if not state.is_closing or state.reservations:
-        raise RequestInFlightError("Something still runs on this channel; close it again.")
+        raise RequestInFlightError("A request still runs on this channel; close it again.")
     amount = command.voucher.cumulative_amount
     if amount > state.deposit:
         raise AmountExceedsDepositError(cumulative_amount=amount, deposit=state.deposit)
@@ -402,19 +403,19 @@ def _record_close(state: ChannelState, command: c.RecordClose) -> ChannelState:
 
 
 def _repair(state: ChannelState, command: c.Repair) -> ChannelState:
-    """Raise, never lower (SETTLE-05). What cannot be true is refused, not stored."""
+    """Raise, never lower (SETTLE-05). Impossible amounts are refused, not stored."""
     accepted = max(state.accepted, command.accepted)
     spent = max(state.spent, command.spent)
     if not spent + state.reserved <= accepted <= max(state.accepted, state.deposit):
         raise ChannelStoppedError(
-            f"spent {spent} + reserved {state.reserved} <= accepted {accepted} <= "
-            f"deposit {state.deposit} must hold after a repair"
+            f"expected spent {spent} + reserved {state.reserved} <= accepted {accepted} <= "
+            f"deposit {state.deposit} after a repair; give amounts for which that holds"
         )
     return _set_spent(replace(state, accepted=accepted, foreign_block=0), spent)
 
 
 def _restore(state: ChannelState | None, command: c.Restore) -> ChannelState:
-    """Insert if absent: what is known is newer than any export (F-25, F-52)."""
+    """Insert if absent: this ledger is newer than any export (F-25, F-52)."""
     if state is None:
         return command.state
     _require_same_channel(state.key, command.state.key)
@@ -422,7 +423,7 @@ def _restore(state: ChannelState | None, command: c.Restore) -> ChannelState:
 
 
 def _set_spent(state: ChannelState, spent: int) -> ChannelState:
-    """Set `spent` and step the kept vouchers beside it."""
+    """Set `spent` and update the two kept vouchers around it."""
     below, above = bracketing_vouchers(
         spent, state.at_or_below_spent, state.above_spent, state.highest
     )
@@ -460,13 +461,13 @@ def _public_voucher(
 
 def _require_same_channel(ours: ChannelKey, theirs: ChannelKey) -> None:
     if ours != theirs:
-        raise InvariantError(f"{theirs} was brought to {ours}")
+        raise InvariantError(f"expected channel {ours}, found {theirs}")
 
 
 def _require_reservation(state: ChannelState, reservation_id: bytes) -> Reservation:
     held = state.find_reservation(reservation_id)
     if held is None:
-        raise ReservationEndedError("The money held for this request is no longer held.")
+        raise ReservationEndedError("The reservation of this request has ended; send it again.")
     return held
 
 
@@ -475,7 +476,7 @@ def _has_stream(state: ChannelState) -> bool:
 
 
 def _replaced(held: Reservation) -> Reservation:
-    """A stream that was replaced stays so, also after its successor has ended (ACC-06)."""
+    """A replaced stream stays replaced, even after its successor has ended (ACC-06)."""
     is_stream = held.kind is ReservationKind.STREAM
     return replace(held, is_replaced=True) if is_stream else held
 
@@ -497,7 +498,7 @@ def _without_reservation(state: ChannelState, ended: Reservation) -> ChannelStat
     return replace(state, reservations=tuple(kept))
 
 
-# Keyed by the command's own type: a command without a rule is a KeyError in the first test.
+# Keyed by the command's type: a command without a rule is a KeyError in the first test.
 _RULES: Final[dict[type, Callable[[ChannelState, Any], ChannelState]]] = {
     c.AcceptVoucher: _accept_voucher,
     c.Reserve: _reserve,

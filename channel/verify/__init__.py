@@ -1,5 +1,5 @@
-"""Is it genuine? Challenge ids, body digests, signed data, signatures, vouchers.
+"""Authenticity checks: challenge ids, body digests, signed data, signatures, vouchers.
 
-Pure: no clock, no chain, no randomness. What needs the chain (a wallet's own signature check) is
-asked by the engine, and its answer comes back in as an argument.
+Pure: no clock, no chain, no randomness. When a check needs the chain (a wallet's own signature
+check), the engine asks it and passes the answer as an argument.
 """

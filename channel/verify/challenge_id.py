@@ -1,7 +1,7 @@
-"""The HMAC that makes a challenge its server's own, so that no challenge need be stored (CHAL-05).
+"""The HMAC that proves this server issued a challenge, so that it stores none (CHAL-05).
 
-The id is computed over the strings as they stand on the wire, never over what they mean: the
-echo must be the very same (AMB-01). Slots are joined by `|`, so no slot may hold one (CHAL-09).
+The HMAC covers the strings as on the wire, not their meaning: the echo must be identical
+(AMB-01). Slots are joined by `|`, so no slot may contain one (CHAL-09).
 """
 
 import hmac
@@ -24,16 +24,19 @@ _ALWAYS_AUTHORIZATION = "authorization"
 
 
 class ChallengeBinder:
-    """Issues challenge ids with the first secret and recognises those of every secret (CHAL-08)."""
+    """Issues challenge ids with the first secret and accepts those of every secret (CHAL-08)."""
 
     def __init__(self, secrets: Sequence[bytes]) -> None:
-        """Take the current secret first, then those whose challenges may still be unexpired.
+        """Set the current secret first, then the ones whose challenges may still be unexpired.
 
         Raises:
             ConfigError: No secret, or one shorter than 32 bytes (F-102).
         """
         if not secrets or any(len(secret) < SECRET_BYTES_MIN for secret in secrets):
-            raise ConfigError(f"challenge secrets must have at least {SECRET_BYTES_MIN} bytes")
+            raise ConfigError(
+                f"expected challenge secrets of at least {SECRET_BYTES_MIN} bytes each; "
+                "generate a longer one"
+            )
         self._keys = tuple(_Key(secret) for secret in secrets)
         self._genuine: dict[str, Challenge] = {}
 
@@ -62,25 +65,25 @@ class ChallengeBinder:
         return encode_base64url(self._keys[0].digest(slots))
 
     def is_bound(self, challenge: Challenge) -> bool:
-        """Whether we issued this challenge, and every bound slot is as we issued it.
+        """Return whether this server issued the challenge, with every bound slot unchanged.
 
-        Takes the same time wherever the ids differ, and computes the HMAC before it compares. A
-        challenge found genuine before, the same in every field, is not computed again: a payer
-        echoes one with every voucher. Whoever hits upon a remembered id knew it.
+        The comparison takes constant time. A challenge that was found genuine before, identical
+        in every field, skips the HMAC, because a payer echoes one with every voucher. That leaks
+        nothing: a caller who sends a remembered id already knew it.
         """
         if self._genuine.get(challenge.id) == challenge:
             return True
         slots = _join(challenge)
         if slots is None or not challenge.id.isascii():
             return False
-        for key in self._keys:  # which secret it was is no secret, so the first match ends it
+        for key in self._keys:  # which secret matched is not confidential: stop at the first
             if hmac.compare_digest(encode_base64url(key.digest(slots)), challenge.id):
                 self._remember(challenge)
                 return True
         return False
 
     def _remember(self, challenge: Challenge) -> None:
-        """Keep a genuine challenge, whose size is ours to choose but for the description's."""
+        """Keep a genuine challenge. This server chose its size, except for the description's."""
         if challenge.description is None:
             if len(self._genuine) >= GENUINE_CHALLENGES_MAX:
                 self._genuine.clear()
@@ -88,7 +91,7 @@ class ChallengeBinder:
 
 
 class _Key:
-    """A secret with both of HMAC's key blocks hashed in advance: half the work of each digest."""
+    """A secret with both HMAC key blocks hashed in advance, which halves the work of a digest."""
 
     def __init__(self, secret: bytes) -> None:
         block = (sha256(secret).digest() if len(secret) > _BLOCK_BYTES else secret).ljust(
@@ -106,7 +109,7 @@ class _Key:
 
 
 def _join(challenge: Challenge) -> bytes | None:
-    """Return the HMAC input, or None when a slot could be read as two (REQUIREMENTS 0.1)."""
+    """Return the HMAC input, or None when a slot contains the separator (REQUIREMENTS 0.1)."""
     bound = (
         f"{challenge.realm}|{challenge.method}|{challenge.intent}|{challenge.request}"
         f"|{challenge.expires or ''}|{challenge.digest or ''}"

@@ -13,7 +13,7 @@ def format_body_digest(body: bytes) -> str:
 
 
 def is_body_digest(digest: str, body: bytes) -> bool:
-    """Whether `digest` is the body's, in RFC 9530's form or, as peers write it, without colons."""
+    """Return whether `digest` is the body's, in RFC 9530's form or without the colons."""
     value = _hash(body)
     given = digest.encode("utf-8", "replace")
     return any(

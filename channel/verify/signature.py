@@ -1,9 +1,10 @@
-"""Who signed a digest: canonical form only, exactly what the escrow accepts (ENC-06).
+"""Recovers the signer of a digest; accepts only the canonical form, like the escrow (ENC-06).
 
-**Recovered, not verified with a cached key.** Verification ignores `v`, so it accepts a signature
-that the contract, which recovers, then refuses: a voucher served and never paid. Recovery costs a
-quarter more and cannot disagree with the chain (figures: docs/decisions/0003-wire-choices.md).
-What is cached is the step from the recovered point to its address.
+This module recovers the key instead of verifying with a cached one. Verification ignores `v`, so
+it would accept a signature that the contract, which recovers, refuses: the server would deliver
+and never be paid. Recovery costs a quarter more and cannot disagree with the chain (figures:
+docs/decisions/0003-wire-choices.md). The cache holds the step from the recovered point to its
+address.
 """
 
 from functools import lru_cache
@@ -39,20 +40,22 @@ def require_canonical(signature: bytes) -> None:
     """Check the form: 65 bytes, v of 27 or 28, 0 < r < n, 0 < s <= n/2.
 
     Raises:
-        InvalidSignatureError: It is not the form that the escrow takes (F-16).
+        InvalidSignatureError: The escrow would not accept the form (F-16).
     """
     if len(signature) != SIGNATURE_BYTES:
-        raise InvalidSignatureError("A signature has 65 bytes.")
+        raise InvalidSignatureError(f"Expected a signature of 65 bytes, found {len(signature)}.")
     if signature[64] not in (_V_EVEN, _V_ODD):
-        raise InvalidSignatureError("A signature's v is 27 or 28.")
-    if not _ZERO < signature[:32] < _ORDER_BYTES:  # big-endian bytes order as numbers do
+        raise InvalidSignatureError(
+            f"Expected a signature with v of 27 or 28, found {signature[64]}."
+        )
+    if not _ZERO < signature[:32] < _ORDER_BYTES:  # big-endian bytes sort like numbers
         raise InvalidSignatureError("A signature's r is out of range.")
     if not _ZERO < signature[32:64] <= _HALF_ORDER_BYTES:
-        raise InvalidSignatureError("A signature's s is out of its lower half.")
+        raise InvalidSignatureError("A signature's s is not in the lower half of its range.")
 
 
 def recover(digest: bytes, signature: bytes) -> Address:
-    """Return who signed; any other digest or signature gives somebody else.
+    """Return the signer; another digest or signature yields another address.
 
     Raises:
         InvalidSignatureError: Not canonical, or no key could have made it (F-17).
@@ -73,13 +76,13 @@ def recover(digest: bytes, signature: bytes) -> Address:
 
 
 def _require_digest(digest: bytes) -> None:
-    if len(digest) != _DIGEST_BYTES:  # C reads 32 bytes, whatever is there
+    if len(digest) != _DIGEST_BYTES:  # the C code reads 32 bytes without a check
         raise ValueError("a digest has 32 bytes")
 
 
 @lru_cache(maxsize=16_384)
 def _address_of_point(point: bytes) -> Address:
-    """Return the address of a point as libsecp256k1 holds it: the same few, again and again."""
+    """Return the address of a point as libsecp256k1 holds it; cached, since signers repeat."""
     parsed = ffi.new(_PublicKey)
     ffi.memmove(parsed, point, len(point))
     written = ffi.new("unsigned char[65]")
@@ -91,14 +94,14 @@ def _address_of_point(point: bytes) -> Address:
 def sign(private_key: bytes, digest: bytes, *, entropy: bytes | None = None) -> bytes:
     """Return a canonical 65-byte signature: low s, v of 27 or 28 (ENC-06).
 
-    It follows from key and digest alone (RFC 6979), unless 32 bytes of `entropy` are mixed in:
-    then it is another one for each entropy, all of them equally good.
+    It depends on key and digest alone (RFC 6979). With 32 bytes of `entropy` mixed in, each
+    entropy yields another, equally valid signature.
 
     Raises:
-        ValueError: The key is out of range; or key, digest or entropy have not 32 bytes.
+        ValueError: The key is out of range, or key, digest or entropy is not 32 bytes long.
     """
     _require_digest(digest)
-    if len(private_key) != _KEY_BYTES:  # C reads 32 bytes, whatever is there
+    if len(private_key) != _KEY_BYTES:  # the C code reads 32 bytes without a check
         raise ValueError("a private key has 32 bytes")
     if entropy is not None and len(entropy) != _ENTROPY_BYTES:
         raise ValueError("entropy has 32 bytes")
@@ -116,6 +119,6 @@ def sign(private_key: bytes, digest: bytes, *, entropy: bytes | None = None) -> 
 
 
 def address_of(private_key: bytes) -> Address:
-    """Return the address a private key signs for, or raise `ValueError` if it is out of range."""
+    """Return the address of a private key, or raise `ValueError` if it is out of range."""
     point = PrivateKey(private_key).public_key.format(compressed=False)
     return Address(keccak(point[1:])[12:])

@@ -1,8 +1,8 @@
 """EIP-712 digests, channel ids, nonces and witnesses: every hash the protocol defines.
 
-All structs here have only static words, so `abi.encode` is 32-byte words side by side. Formulas
-and constants: REQUIREMENTS.md section 0; every one is checked against golden vectors that
-Solidity reads too.
+All structs here have only static words, so `abi.encode` is a sequence of 32-byte words. Formulas
+and constants: REQUIREMENTS.md section 0. Tests check each against golden vectors that the
+Solidity tests read too.
 """
 
 from collections.abc import Iterable
@@ -129,7 +129,7 @@ def _envelope(chain_id: int, escrow: Address) -> bytes:
 
 
 def voucher_digest(key: ChannelKey, cumulative_amount: int) -> bytes:
-    """Return what a voucher's signer signs; the domain is cached, two hashes are left."""
+    """Return the digest that a voucher's signer signs. The domain is cached: two hashes remain."""
     struct = keccak_256(
         _VOUCHER_TYPE + key.channel_id + cumulative_amount.to_bytes(32, "big")
     ).digest()
@@ -139,7 +139,7 @@ def voucher_digest(key: ChannelKey, cumulative_amount: int) -> bytes:
 def settle_authorization_digest(
     key: ChannelKey, cumulative_amount: int, *, nonce: int, deadline: int
 ) -> bytes:
-    """Return what a payee signs so that anyone may settle for it (RELAY-01)."""
+    """Return the digest that a payee signs so that any sender may settle for it (RELAY-01)."""
     separator = domain_separator(key.chain_id, key.escrow)
     return _digest(separator, _SETTLE_TYPE, key.channel_id, cumulative_amount, nonce, deadline)
 
@@ -147,7 +147,7 @@ def settle_authorization_digest(
 def close_authorization_digest(
     key: ChannelKey, cumulative_amount: int, *, nonce: int, deadline: int
 ) -> bytes:
-    """Return what a payee signs so that anyone may close for it; not a settle's (RELAY-05)."""
+    """Return the digest that a payee signs so that any sender may close for it (RELAY-05)."""
     separator = domain_separator(key.chain_id, key.escrow)
     return _digest(separator, _CLOSE_TYPE, key.channel_id, cumulative_amount, nonce, deadline)
 
@@ -160,7 +160,7 @@ def settle_batch_authorization_digest(
     nonce: int,
     deadline: int,
 ) -> bytes:
-    """Return what a payee signs so that anyone may settle many channels for it (RELAY-07).
+    """Return the digest that lets any sender settle many channels for the payee (RELAY-07).
 
     `domain` is chain id and escrow; an entry is channel, cumulative amount, voucher signature.
     """
@@ -178,7 +178,7 @@ def close_batch_authorization_digest(
     nonce: int,
     deadline: int,
 ) -> bytes:
-    """Return what a payee signs so that anyone may close many channels for it (RELAY-07)."""
+    """Return the digest that lets any sender close many channels for the payee (RELAY-07)."""
     entries_hash = _hash_entries(entries)
     return _digest(
         domain_separator(*domain), _CLOSE_BATCH_TYPE, payee, entries_hash, nonce, deadline
@@ -197,7 +197,7 @@ def _hash_entries(entries: Iterable[tuple[bytes, int, bytes]]) -> bytes:
 def derive_channel_id(
     terms: ChannelTerms, *, salt: bytes, escrow: Address, chain_id: int
 ) -> ChannelId:
-    """Return the id the escrow gives a channel; `authorized_signer` goes in raw (OPEN-01)."""
+    """Return the id the escrow gives a channel; `authorized_signer` enters raw (OPEN-01)."""
     return ChannelId(
         _hash_words(
             terms.payer,
@@ -212,14 +212,14 @@ def derive_channel_id(
 
 
 def open_nonce(terms: ChannelTerms, salt: bytes) -> bytes:
-    """Return the EIP-3009 nonce that ties an authorization to one channel (OPEN-05)."""
+    """Return the EIP-3009 nonce that binds an authorization to one channel (OPEN-05)."""
     return _hash_words(terms.payer, terms.payee, terms.token, salt, terms.authorized_signer)
 
 
 def top_up_nonce(
     channel_id: ChannelId, *, additional_deposit: int, funder: Address, salt: bytes
 ) -> bytes:
-    """Return the EIP-3009 nonce that ties an authorization to one top-up (TOPUP-04)."""
+    """Return the EIP-3009 nonce that binds an authorization to one top-up (TOPUP-04)."""
     return _hash_words(channel_id, additional_deposit, funder, salt)
 
 
@@ -233,17 +233,17 @@ def receive_authorization_digest(
     valid_before: int,
     nonce: bytes,
 ) -> bytes:
-    """Return what the funder signs under the token's own domain (EIP-3009)."""
+    """Return the digest that the funder signs under the token's own domain (EIP-3009)."""
     return _digest(separator, _RECEIVE_TYPE, funder, to, value, valid_after, valid_before, nonce)
 
 
 def open_witness(payee: Address, salt: bytes, authorized_signer: Address) -> bytes:
-    """Return the hash of the witness that ties a Permit2 transfer to one opening (OPEN-06)."""
+    """Return the hash of the witness that binds a Permit2 transfer to one opening (OPEN-06)."""
     return _hash_words(_OPEN_WITNESS_TYPE, payee, salt, authorized_signer)
 
 
 def top_up_witness(channel_id: ChannelId) -> bytes:
-    """Return the hash of the witness that ties a Permit2 transfer to one channel."""
+    """Return the hash of the witness that binds a Permit2 transfer to one channel."""
     return _hash_words(_TOP_UP_WITNESS_TYPE, channel_id)
 
 
@@ -257,7 +257,7 @@ def open_permit_digest(
     deadline: int,
     witness: bytes,
 ) -> bytes:
-    """Return what the funder signs under Permit2's domain to open; `spender` is the escrow."""
+    """Return the digest for an opening under Permit2's domain; `spender` is the escrow."""
     permitted = _hash_words(_PERMITTED_TYPE, token, amount)
     return _digest(separator, _OPEN_PERMIT_TYPE, permitted, spender, nonce, deadline, witness)
 
@@ -272,6 +272,6 @@ def top_up_permit_digest(
     deadline: int,
     witness: bytes,
 ) -> bytes:
-    """Return what the funder signs under Permit2's domain to top up."""
+    """Return the digest for a top-up under Permit2's domain; `spender` is the escrow."""
     permitted = _hash_words(_PERMITTED_TYPE, token, amount)
     return _digest(separator, _TOP_UP_PERMIT_TYPE, permitted, spender, nonce, deadline, witness)

@@ -1,12 +1,12 @@
-"""From `SignedVoucher` to `VerifiedVoucher`: the only way there is (F-14).
+"""The only way from `SignedVoucher` to `VerifiedVoucher` (F-14).
 
-The escrow tries a signature as a key's first and as a wallet's (ERC-1271) second; so do we, and
-the engine asks the chain for the second, where the operator takes such vouchers (ENC-07):
+The escrow checks a signature as a key's first and as a wallet's (ERC-1271) second. The engine does
+the same: it asks the chain for the second where the operator accepts such vouchers (ENC-07):
 
     try:
         verified = verify_voucher(voucher, key, signer)
     except (InvalidSignatureError, SignerMismatchError):
-        if such vouchers are not taken, or the signer has no code: raise
+        if the operator does not accept such vouchers, or the signer has no code: raise
         answer = await chain.is_valid_wallet_signature(signer, voucher_digest(...), signature)
         verified = verify_wallet_voucher(voucher, key, is_valid=answer)
 """
@@ -20,13 +20,13 @@ __all__ = ["verify_voucher", "verify_wallet_voucher"]
 
 
 def verify_voucher(voucher: SignedVoucher, key: ChannelKey, signer: Address) -> VerifiedVoucher:
-    """Return the voucher as proven: signed by `signer`, for this channel, escrow and chain.
+    """Return the voucher as verified: signed by `signer` for this channel, escrow and chain.
 
-    `signer` comes from the chain's word on the channel, never from the credential (VCH-02).
+    `signer` comes from the channel on the chain, never from the credential (VCH-02).
 
     Raises:
         InvalidSignatureError: Not canonical or unrecoverable (AMB-15).
-        SignerMismatchError: A good signature by somebody else, or over something else.
+        SignerMismatchError: A valid signature by another signer, or over another voucher.
     """
     if voucher.channel_id != key.channel_id:
         raise SignerMismatchError("The voucher is for another channel.")
@@ -39,11 +39,11 @@ def verify_voucher(voucher: SignedVoucher, key: ChannelKey, signer: Address) -> 
 def verify_wallet_voucher(
     voucher: SignedVoucher, key: ChannelKey, *, is_valid: bool
 ) -> VerifiedVoucher:
-    """Return the voucher as proven by its signer's contract, whose ERC-1271 answer is `is_valid`.
+    """Return the voucher as verified by its signer's contract; its ERC-1271 answer is `is_valid`.
 
     Raises:
-        InvalidSignatureError: The wallet said no (AMB-15).
-        SignerMismatchError: The voucher is for another channel than was asked about.
+        InvalidSignatureError: The wallet rejected the signature (AMB-15).
+        SignerMismatchError: The voucher is for another channel than `key`.
     """
     if voucher.channel_id != key.channel_id:
         raise SignerMismatchError("The voucher is for another channel.")

@@ -1,5 +1,6 @@
-"""Bytes to values and back: everything the protocol writes, read strictly and written canonically.
+"""Parses and formats everything the protocol writes: strict when reading, canonical when writing.
 
 Import from the modules: `challenge`, `credential`, `payload`, `receipt`, `problem`, `sse`,
-`accept_payment`, and `encoding` and `auth_params` below them. Wire names (camelCase) stay in here.
+`accept_payment`, and `encoding` and `auth_params` below them. Wire names (camelCase) appear in
+this package only.
 """

@@ -1,4 +1,4 @@
-"""`Accept-Payment`: which payment methods a client would rather use (CORE-11)."""
+"""`Accept-Payment`: the payment methods that a client prefers (CORE-11)."""
 
 import re
 from collections.abc import Sequence
@@ -24,12 +24,12 @@ class PaymentRange(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def specificity(self) -> int:
-        """How much of the range is named rather than a `*`; a method counts for more."""
+        """How many parts are named rather than `*`; a named method counts twice."""
         return 2 * (self.method != "*") + (self.intent != "*")
 
 
 def parse_accept_payment(value: str) -> tuple[PaymentRange, ...] | None:
-    """Return the ranges, or None when the header is malformed and so to be ignored."""
+    """Return the ranges, or None when the header is malformed; the caller then ignores it."""
     entries = value.split(",", ACCEPT_PAYMENT_RANGES_MAX)
     if len(value) > REQUEST_PARAM_BYTES_MAX or len(entries) > ACCEPT_PAYMENT_RANGES_MAX:
         return None
@@ -45,9 +45,9 @@ def parse_accept_payment(value: str) -> tuple[PaymentRange, ...] | None:
 def rank_offers(value: str | None, offers: Sequence[tuple[str, str]]) -> list[int]:
     """Return the indices of the `(method, intent)` offers to make, best first.
 
-    By falling quality, then in the server's own order; an offer whose most specific range has
-    quality 0 is left out. Without a header, with a malformed one, and when nothing would be left,
-    every offer is made: a 402 always carries a challenge (CORE-01).
+    The order is falling quality, then the server's own order. An offer whose most specific range
+    has quality 0 is left out. Without a header, with a malformed one, or when no offer would be
+    left, every offer is made, because a 402 always carries a challenge (CORE-01).
     """
     ranges = None if value is None else parse_accept_payment(value)
     if ranges is None:

@@ -1,4 +1,4 @@
-"""The auth-param grammar of RFC 9110 sections 5.6 and 11, read and written.
+"""Parses and formats the auth-param grammar of RFC 9110 sections 5.6 and 11.
 
 One field line may hold several challenges of several schemes, joined by commas that also separate
 the parameters inside each; only a tokenizer can tell them apart (CORE-08, CORE-09, F-08).
@@ -31,7 +31,7 @@ class AuthChallenge(msgspec.Struct, frozen=True):
     scheme: str
     """Lowercase."""
     params: dict[str, str]
-    """By lowercase name; empty when the scheme came with a token68 or with nothing."""
+    """Keyed by lowercase name; empty when the scheme has a token68 or nothing after it."""
     token68: str | None = None
 
 
@@ -39,7 +39,7 @@ def parse_auth_challenges(line: str) -> tuple[AuthChallenge, ...]:
     """Return the challenges of one `WWW-Authenticate` field line, in order.
 
     Raises:
-        WireError: Not the grammar, an unterminated quote, or a parameter named twice.
+        WireError: Malformed, an unterminated quote, or a repeated parameter.
     """
     return tuple(_scan(line))
 
@@ -84,7 +84,7 @@ def _unquote(quoted: str) -> str:
     if "\\" not in inner:
         return inner
     text = _ESCAPE.sub(lambda m: chr(int(m[1][1:], 16)) if len(m[1]) > 1 else m[1], inner)
-    if _CONTROL.search(text.replace("\t", "")) is not None:  # an escape must not smuggle one in
+    if _CONTROL.search(text.replace("\t", "")) is not None:  # an escape may encode one
         raise WireError("a control character in a header value")
     try:  # two escapes may be the halves of one character
         return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
@@ -95,7 +95,7 @@ def _unquote(quoted: str) -> str:
 def format_auth_params(params: Mapping[str, str]) -> str:
     r"""Return `name="value"` pairs joined by commas, every value quoted.
 
-    Quotes and backslashes are escaped; what Latin-1 lacks is written as UTF-16 `\uXXXX` (F-09).
+    Escapes quotes and backslashes, and writes characters beyond Latin-1 as `\uXXXX` (F-09).
 
     Raises:
         WireError: A control character, CR and LF included, or a lone surrogate.

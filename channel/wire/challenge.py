@@ -1,7 +1,7 @@
-"""A challenge and what it asks for: `WWW-Authenticate: Payment`, request object, opaque map.
+"""A challenge and its content: `WWW-Authenticate: Payment`, request object, opaque map.
 
-A `Challenge` holds raw wire strings, because its id is an HMAC over exactly those (CHAL-05);
-a `SessionRequest` is the meaning of its `request` string for method `evm`, intent `session`.
+A `Challenge` holds the raw wire strings, because its id is an HMAC over exactly those (CHAL-05).
+A `SessionRequest` is its decoded `request` parameter for method `evm`, intent `session`.
 """
 
 import re
@@ -63,7 +63,7 @@ INTENT: Final = "session"
 """The one method and intent that this package speaks."""
 SCHEME = "Payment"
 PAYMENT_AUTHORIZATION = "Payment-Authorization"
-"""The one field beside `Authorization` that a challenge may select, spelt exactly so (CHAL-12)."""
+"""The only other field that a challenge may select, in exactly this spelling (CHAL-12)."""
 DEFAULT_CREDENTIAL_TYPES = ("hash",)
 CREDENTIAL_TYPES_MAX = 8
 
@@ -74,7 +74,7 @@ _BOUND_SLOTS = ("realm", "method", "intent", "request", "expires", "digest", "he
 
 
 class Challenge(msgspec.Struct, frozen=True, gc=False):
-    """A challenge's parameters exactly as the wire spells them; absent ones are None (CRED-01)."""
+    """The parameters of a challenge exactly as on the wire; absent ones are None (CRED-01)."""
 
     id: str
     realm: str
@@ -85,14 +85,14 @@ class Challenge(msgspec.Struct, frozen=True, gc=False):
     expires: str | None = None
     digest: str | None = None
     header: str | None = None
-    """The field the credential must travel in, when that is not `Authorization` (CHAL-12)."""
+    """The header field for the credential when that is not `Authorization` (CHAL-12)."""
     opaque: str | None = None
     description: str | None = None
-    """For display; not bound by the id and never a ground for a decision (CHAL-13)."""
+    """For display only: the id does not cover it, and no decision may use it (CHAL-13)."""
 
 
 class SessionRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What a session costs and where it is paid (CHAL-02, CHAL-03). Amounts in base units."""
+    """The price of a session and where it is paid (CHAL-02, CHAL-03). Amounts in base units."""
 
     unit_price: int
     currency: Address
@@ -102,24 +102,24 @@ class SessionRequest(msgspec.Struct, frozen=True, kw_only=True):
     chain_id: int
     escrow: Address
     unit_type: str
-    """What one unit is, as `llm_token`; empty when a server does not say."""
+    """The name of one unit, such as `llm_token`; empty when the server gives none."""
     suggested_deposit: int | None = None
     description: str | None = None
     external_id: str | None = None
     channel_id: ChannelId | None = None
-    """A channel of the payer's to go on with."""
+    """The payer's channel to continue with."""
     min_voucher_delta: int = 0
     fee_payer: bool = False
     credential_types: tuple[str, ...] = DEFAULT_CREDENTIAL_TYPES
-    """Proofs of funding the server takes, in its order of preference."""
+    """The kinds of funding that the server takes, in its order of preference."""
     permit2: Address | None = None
-    """Where Permit2 is, when not at its canonical address."""
+    """The address of Permit2, when it is not the canonical one."""
 
 
 def parse_challenges(header_lines: Iterable[str]) -> tuple[Challenge, ...]:
-    """Return every Payment challenge of the `WWW-Authenticate` lines; other schemes are skipped.
+    """Return every Payment challenge of the `WWW-Authenticate` lines; skip other schemes.
 
-    So is a challenge that selects a field no draft allows: nothing may be sent for it (CHAL-12).
+    Also skip a challenge that selects a field no draft allows: the client sends nothing (CHAL-12).
 
     Raises:
         WireError: A Payment challenge is malformed, or the lines are too many or too long.
@@ -153,7 +153,7 @@ def _read_challenge(params: Mapping[str, str]) -> Challenge:
             **{name: params[name] for name in _OPTIONAL_SLOTS if name in params},
         )
     except KeyError as error:
-        raise WireError(f"a challenge without {error.args[0]}") from error
+        raise WireError(f"a challenge lacks {error.args[0]}") from error
     _require_well_formed(challenge)
     return challenge
 
@@ -162,12 +162,14 @@ def _require_well_formed(challenge: Challenge) -> None:
     if not challenge.id:
         raise WireError("a challenge with an empty id")
     if _METHOD(challenge.method) is None or _INTENT(challenge.intent) is None:
-        raise WireError("a challenge whose method or intent is no such name")
+        raise WireError("a challenge has a malformed method or intent")
     if not challenge.request or len(challenge.request) > REQUEST_PARAM_BYTES_MAX:
-        raise WireError(f"a challenge whose request is empty or over {REQUEST_PARAM_BYTES_MAX}")
+        raise WireError(
+            f"a challenge has a request that is empty or over {REQUEST_PARAM_BYTES_MAX} bytes"
+        )
     for name in _BOUND_SLOTS:
         if "|" in (getattr(challenge, name) or ""):
-            raise WireError(f"a challenge with | in its {name}")  # CHAL-09: it would shift slots
+            raise WireError(f"a challenge has | in its {name}")  # CHAL-09: `|` separates the slots
 
 
 def format_challenge(challenge: Challenge) -> str:
@@ -178,7 +180,7 @@ def format_challenge(challenge: Challenge) -> str:
     """
     _require_well_formed(challenge)
     if challenge.header not in (None, PAYMENT_AUTHORIZATION):
-        raise WireError(f"a challenge for another field than {PAYMENT_AUTHORIZATION}")
+        raise WireError(f"a challenge names a header other than {PAYMENT_AUTHORIZATION}")
     params = {
         "id": challenge.id,
         "realm": challenge.realm,
@@ -198,15 +200,17 @@ def format_session_request(request: SessionRequest) -> str:
 
     Raises:
         ConfigError: The price is not positive (CHAL-02).
-        WireError: A value that the wire cannot carry.
+        WireError: The wire cannot carry one of the values.
     """
     return encode_base64url(canonical_json(session_request_object(request)))
 
 
 def session_request_object(request: SessionRequest) -> dict[str, Any]:
-    """Return the request with its wire names, defaults left out; see `format_session_request`."""
+    """Return the request with its wire names, without defaults; see `format_session_request`."""
     if request.unit_price <= 0:
-        raise ConfigError("the price of a unit must be positive")
+        raise ConfigError(
+            f"expected a unit price above 0, found {request.unit_price}; set a positive price"
+        )
     wire: dict[str, Any] = {
         "amount": format_amount(request.unit_price),
         "currency": format_checksum_address(request.currency),
@@ -244,9 +248,9 @@ def _format_details(request: SessionRequest) -> dict[str, Any]:
 
 @lru_cache(maxsize=256)
 def parse_session_request(request: str) -> SessionRequest:
-    """Return the meaning of a challenge's `request` parameter.
+    """Return the decoded `request` parameter of a challenge.
 
-    Cached: a server reads the same few strings for every voucher, after their HMAC was checked.
+    Cached: a server decodes the same few strings for every voucher, after it checked their HMAC.
 
     Raises:
         WireError: Not base64url of such an object, or larger than the bound.
@@ -259,7 +263,7 @@ def parse_session_request(request: str) -> SessionRequest:
 
 
 def parse_session_request_object(wire: Mapping[str, Any]) -> SessionRequest:
-    """Return the meaning of a request object; unknown fields are ignored.
+    """Return the decoded request object; unknown fields are ignored.
 
     Raises:
         WireError: A field is missing or malformed; the message names it.

@@ -1,7 +1,7 @@
-"""HTTP content codings, undone with a bound on what comes out (O-23).
+"""Decodes HTTP content codings, with a bound on the output (O-23).
 
-A kilobyte of gzip can stand for a megabyte, and gzip inside gzip for a terabyte. So one coding is
-undone and never two, in pieces of a bounded size, and no further than the reader allows.
+A kilobyte of gzip can expand to a megabyte, and gzip inside gzip to a terabyte. So this module
+decodes one coding and never two, in pieces of bounded size, and stops at the caller's bound.
 """
 
 import zlib
@@ -19,7 +19,7 @@ from channel.limits import (
 __all__ = ["ACCEPT_ENCODING", "ContentDecoder", "decode_pieces"]
 
 ACCEPT_ENCODING: Final = "gzip, deflate"
-"""What a request may ask for when `ContentDecoder` reads the answer."""
+"""The `Accept-Encoding` of a request whose answer `ContentDecoder` reads."""
 
 _DEFLATE_METHOD: Final = 8
 _GZIP: Final = 16 + zlib.MAX_WBITS
@@ -31,9 +31,9 @@ _MADE: Final[dict[str, Callable[[bytes], Any]]] = {
 
 
 class ContentDecoder:
-    """Undoes the content coding of one message, piece by piece.
+    """Decodes the content coding of one message, piece by piece.
 
-    It holds one window of 32 KiB and gives at most `DECODED_PIECE_BYTES_MAX` bytes at a time.
+    It holds one window of 32 KiB and yields at most `DECODED_PIECE_BYTES_MAX` bytes at a time.
     """
 
     def __init__(self, content_encoding: str | None, *, bytes_max: int | None = None) -> None:
@@ -41,11 +41,11 @@ class ContentDecoder:
 
         Args:
             content_encoding: The header's value; several lines of it joined by commas.
-            bytes_max: Most decoded bytes of the whole message. None is for a stream, which may
-                be endless: then what comes out may be `DECODED_RATIO_MAX` times what came in.
+            bytes_max: The most decoded bytes of the whole message. None is for a stream, which
+                may be endless: its output is bounded by `DECODED_RATIO_MAX` times its input.
 
         Raises:
-            WireError: The coding is none of gzip, deflate and identity, or there are several.
+            WireError: The coding is not gzip, deflate or identity, or there are several.
         """
         codings = [
             coding
@@ -55,7 +55,7 @@ class ContentDecoder:
         if len(codings) > 1 or any(coding not in _MADE for coding in codings):
             found = ", ".join(codings)[:CODINGS_CHARS_MAX]
             raise WireError(
-                f"the body is coded as {found}: one of {ACCEPT_ENCODING} can be read, and no two"
+                f"the body is coded as {found}; expected a single coding of {ACCEPT_ENCODING}"
             )
         self._make = _MADE[codings[0]] if codings else None
         self._inflater: Any = None
@@ -64,10 +64,10 @@ class ContentDecoder:
         self._given = 0
 
     def feed(self, piece: bytes) -> Iterator[bytes]:
-        """Yield what this piece decodes to; the iterator must be used up.
+        """Yield the decoded piece. The caller must exhaust the iterator.
 
         Raises:
-            WireError: The bytes are not of this coding, or stand for more than is allowed.
+            WireError: The bytes are not of this coding, or decode to more than is allowed.
         """
         self._fed += len(piece)
         if self._make is None:
@@ -75,17 +75,17 @@ class ContentDecoder:
                 yield self._count(piece)
             return
         rest, is_full = piece, False
-        while rest or is_full:  # a full piece may have left more behind, inside zlib
+        while rest or is_full:  # zlib may hold more output behind a full piece
             if self._inflater is None:
                 self._inflater = self._make(rest)
             try:
                 decoded = self._inflater.decompress(rest, DECODED_PIECE_BYTES_MAX)
             except zlib.error as error:
-                raise WireError(f"the body is not of its content coding: {error}") from error
+                raise WireError(f"the body does not match its content coding: {error}") from error
             if decoded:
                 yield self._count(decoded)
             rest, is_full = self._inflater.unconsumed_tail, len(decoded) == DECODED_PIECE_BYTES_MAX
-            if self._inflater.eof:  # another member of the same gzip file may follow
+            if self._inflater.eof:  # a gzip file may have another member
                 rest, is_full = self._inflater.unused_data, False
                 self._inflater = None
 
@@ -110,16 +110,17 @@ class ContentDecoder:
 
 
 def _deflate_window(head: bytes) -> int:
-    """Return zlib's argument for a body coded as deflate: some servers leave zlib's header out."""
+    """Return zlib's window argument for deflate: some servers leave zlib's header out."""
     return zlib.MAX_WBITS if head[0] & 0x0F == _DEFLATE_METHOD else -zlib.MAX_WBITS
 
 
 async def decode_pieces(
     pieces: AsyncIterable[bytes], content_encoding: str | None, *, bytes_max: int | None = None
 ) -> AsyncIterator[bytes]:
-    """Yield a message's body with its content coding undone, such as of `response.aiter_raw()`.
+    """Yield the decoded body of a message, for example of `response.aiter_raw()`.
 
-    Arguments and errors as `ContentDecoder`; the first error is raised before anything is read.
+    Arguments and errors are those of `ContentDecoder`. An unsupported coding raises before the
+    first read.
     """
     decoder = ContentDecoder(content_encoding, bytes_max=bytes_max)
     async for piece in pieces:

@@ -1,11 +1,11 @@
 """A credential: `Authorization: Payment <base64url of JSON>`, the hot path of the server.
 
-There is one strict reader, `_read_envelope`, which defines what a credential is. A voucher or a
-close, which is what nearly every request carries, is read by msgspec instead, in one pass and
-straight into structs. msgspec takes duplicate keys and skips over unknown members unread, so its
-result counts only if the text provably holds nothing else: the number of quotation marks must be
-the number that exactly these members need. Any doubt goes to the strict reader. That both agree
-wherever the short way answers is a property test.
+The strict parser, `_read_envelope`, defines what a credential is. Nearly every request carries a
+voucher or a close, so msgspec decodes those in one pass straight into structs. msgspec accepts
+duplicate keys and skips unknown members, so its result counts only when the text provably holds
+nothing else: the number of quotation marks must be exactly the number that these members need.
+Any doubt goes to the strict parser. A property test checks that both agree wherever the short way
+answers.
 """
 
 import re
@@ -52,10 +52,10 @@ _OPTIONAL_SLOTS = ("expires", "digest", "header", "opaque", "description")
 
 
 class Credential(Redacted, frozen=True):
-    """What a client answers to a challenge."""
+    """A client's answer to a challenge."""
 
     challenge: Challenge
-    """As echoed, unchanged: its id is checked over these very strings."""
+    """As the client echoed it: the HMAC is checked over exactly these strings."""
     payload: Payload
     source: tuple[int, Address] | None = None
     """Chain id and address of the payer, as the client states them (CRED-02, CRED-03)."""
@@ -80,7 +80,7 @@ class _RawEnvelope(msgspec.Struct, frozen=True, gc=False):
 
 
 _decode_raw = msgspec.json.Decoder(_RawEnvelope).decode
-# A member costs two marks for its key and, when it is a string, two for its value.
+# A member needs two marks for its key and, when it is a string, two for its value.
 _MARKS_OF_ENVELOPE = 2 + 2
 _MARKS_OF_CHALLENGE = 5 * 4
 _MARKS_OF_PAYLOAD = 4 * 4
@@ -91,8 +91,8 @@ _MARKS_MOST = _MARKS_ALWAYS + 4 * (len(_OPTIONAL_SLOTS) + 1)
 def select_credential(header_values: Sequence[str]) -> str | None:
     """Return the one Payment credential among the values of the credential's header field(s).
 
-    Credentials of other schemes are passed over; two Payment credentials are refused, whether in
-    two lines, in one joined by a comma, or in two fields (CORE-10).
+    Credentials of other schemes are ignored. Two Payment credentials are refused, whether they
+    are in two lines, in one line joined by a comma, or in two fields (CORE-10).
 
     Raises:
         MalformedCredentialError: The values are longer than the bound (CORE-14).
@@ -115,7 +115,7 @@ def parse_credential(header_value: str) -> Credential:
     """Return the meaning of a credential.
 
     Raises:
-        MalformedCredentialError: The envelope is not one: scheme, base64url, JSON, challenge
+        MalformedCredentialError: The envelope is malformed: scheme, base64url, JSON, challenge
             (CORE-03).
         MalformedPayloadError: The payload or the source inside it is malformed (CRED-02, CRED-04).
     """
@@ -139,9 +139,9 @@ def _require_token(header_value: str) -> str:
 
 
 def _read_quickly(text: bytes) -> Credential | None:
-    """Return a voucher or close credential, or None when only the strict reader may decide."""
+    """Return a voucher or close credential, or None when the strict parser must decide."""
     marks = text.count(b'"')
-    if marks > _MARKS_MOST or b"[" in text:  # so nothing that msgspec skips can be nested deeply
+    if marks > _MARKS_MOST or b"[" in text:  # bounds the nesting of what msgspec skips
         return None
     try:
         raw = _decode_raw(text)
@@ -162,7 +162,7 @@ def _read_quickly(text: bytes) -> Credential | None:
 
 
 def _count_marks(raw: _RawEnvelope) -> int:
-    """Count the quotation marks of a text that holds these members, once each, and no others."""
+    """Count the quotation marks of a text that holds exactly these members, once each."""
     challenge = raw.challenge
     present = (
         (challenge.expires is not None)
@@ -176,7 +176,7 @@ def _count_marks(raw: _RawEnvelope) -> int:
 
 
 def _read_envelope(text: bytes) -> Credential:
-    """Return the meaning of a credential's JSON; this defines what is one."""
+    """Return the meaning of a credential's JSON. This parser defines what is valid."""
     envelope = parse_json_object(text)
     echoed = required(envelope, "challenge", parse_object)
     challenge = Challenge(

@@ -1,9 +1,9 @@
-"""How deep and how wide JSON is, before any parser sees it (F-02, SEC-10, O-22).
+"""Measures the depth and width of JSON before a parser reads it (F-02, SEC-10, O-22).
 
-A parser written in C trusts Python's recursion limit to stop it, and a dependency of ours raises
-that limit to 100,000 when it is imported: nested deeply enough, a text would then end the whole
-process with a segmentation fault instead of an error. And a parser makes an object of every two
-bytes of `[],[],`, while everything else waits.
+A parser written in C relies on Python's recursion limit, and a dependency raises that limit to
+100,000 when it is imported: a deeply nested text would end the process with a segmentation fault
+instead of an error. A parser also creates an object for every two bytes of `[],[],`, while the
+event loop waits.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ _STEPS: Final = tuple(1 if byte in b"[{" else -1 if byte in b"]}" else 0 for byt
 
 
 def is_shallow(text: bytes, depth_max: int) -> bool:
-    """Say whether JSON text is nested no deeper than `depth_max`."""
+    """Return whether JSON text is nested no deeper than `depth_max`."""
     if text.count(b"[") + text.count(b"{") <= depth_max:
         return True
     try:
@@ -32,9 +32,9 @@ def is_shallow(text: bytes, depth_max: int) -> bool:
 
 
 def scan_json(text: bytes, *, depth_max: int, elements_max: int | None = None) -> Iterator[None]:
-    """Check JSON text a window at a time; between two windows others may have their turn.
+    """Check JSON text one window at a time; between windows the caller may yield to other tasks.
 
-    Elements are brackets that open, commas and strings, so that no value is left out.
+    Elements are opening brackets, commas and strings, so every value is counted.
 
     Raises:
         WireError: It is nested deeper, or has more elements.
@@ -46,7 +46,7 @@ def scan_json(text: bytes, *, depth_max: int, elements_max: int | None = None) -
         if start:
             yield
         window = cut_off + text[start : start + JSON_WINDOW_BYTES]
-        # Of a run of backslashes every second one is escaped; what is left ends no string.
+        # Of a run of backslashes every second one is escaped; the rest ends no string.
         if b"\\" in window:
             window = window.replace(b"\\\\", b"").replace(b'\\"', b"")
         cut_off = b"\\" if window.endswith(b"\\") else b""

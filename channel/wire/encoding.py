@@ -1,8 +1,8 @@
-"""How bytes, numbers, addresses and times are written on the wire; strict in both directions.
+"""Encodes bytes, numbers, addresses and times for the wire; strict in both directions.
 
-Python's own readers are lenient where money must not be: `int("1_000")`, `bytes.fromhex("ab cd")`,
-`urlsafe_b64decode("a!b")`, `json.loads('{"a":1,"a":2}')` all succeed (F-01 to F-05). Every reader
-here raises `WireError` and nothing else, and every writer writes exactly what its reader takes.
+Python's own parsers are lenient where money is at stake: `int("1_000")`, `bytes.fromhex("ab cd")`,
+`urlsafe_b64decode("a!b")` and `json.loads('{"a":1,"a":2}')` all succeed (F-01 to F-05). Every
+parser here raises `WireError` and nothing else, and accepts everything that its formatter writes.
 """
 
 import json
@@ -52,7 +52,7 @@ _TIMESTAMP = re.compile(
     r"(?:[Zz]|[+-](?:[01][0-9]|2[0-3]):[0-9]{2})"
 ).fullmatch
 _decode_base64 = msgspec.json.Decoder(bytes).decode
-# By the number of characters beyond whole groups of four; one alone cannot be.
+# Indexed by the characters beyond whole groups of four; a single one cannot occur.
 _PADDING = ("", "", "==", "=")
 _LAST_CHARACTERS = ("", "", "AQgw", "AEIMQUYcgkosw048")
 _UINT256_MAX = 2**256 - 1
@@ -66,11 +66,11 @@ def encode_base64url(value: bytes) -> str:
 
 
 def decode_base64url(text: str) -> bytes:
-    """Return the bytes behind base64url text; trailing `=` is tolerated, nothing else is.
+    """Return the bytes behind base64url text; only a trailing `=` is tolerated.
 
-    One value has one spelling (F-04): no character beyond the alphabet, and in the last one no
-    bits but those of the result. msgspec decodes, as it takes half the time of `binascii`; that
-    no character was an escape's or was dropped shows in the length.
+    One value has one spelling (F-04): no character outside the alphabet, and no unused bits in the
+    last one. msgspec decodes because it takes half the time of `binascii`; the length shows that
+    it read no character as an escape and dropped none.
 
     Raises:
         WireError: The text is not base64url.
@@ -105,7 +105,7 @@ def canonical_json(value: Mapping[str, Any]) -> bytes:
 
 
 def _require_exact(value: object, *, depth: int) -> None:
-    """Refuse what two implementations might write differently."""
+    """Refuse values that two implementations might write differently."""
     if depth > JSON_DEPTH_MAX:
         raise WireError("nested too deeply")
     if value is None or isinstance(value, bool):
@@ -117,7 +117,7 @@ def _require_exact(value: object, *, depth: int) -> None:
     elif isinstance(value, Mapping):
         for key, inner in value.items():
             if not isinstance(key, str):
-                raise WireError("an object key is not a string")
+                raise WireError("an object has a key that is not a string")
             _require_unicode(key)
             _require_exact(inner, depth=depth + 1)
     elif isinstance(value, list | tuple):
@@ -135,13 +135,13 @@ def _require_unicode(text: str) -> None:
 
 
 def parse_json(text: bytes | str, *, bytes_max: int = AUTHORIZATION_BYTES_MAX) -> Any:
-    """Return a JSON value, read strictly; size and depth are bounded before anything is built.
+    """Return a JSON value, parsed strictly; size and depth are checked before parsing.
 
-    Refused beyond RFC 8259's grammar: duplicate keys, NaN and Infinity, integers beyond 2**53 - 1,
+    Refuses more than RFC 8259 does: duplicate keys, NaN and Infinity, integers beyond 2**53 - 1,
     numbers too great for a float, lone surrogates, encodings other than UTF-8 (F-02, F-03, F-11).
 
     Raises:
-        WireError: The text is none of that, is larger than `bytes_max` or nested too deeply.
+        WireError: Malformed, larger than `bytes_max`, or nested too deeply.
     """
     if len(text) > bytes_max:
         raise WireError(f"more than {bytes_max} bytes of JSON")
@@ -203,7 +203,7 @@ def _bounded_integer(digits: str) -> int:
 def _finite_float(digits: str) -> float:
     value = float(digits)
     if not math.isfinite(value):
-        raise WireError("a number beyond every float")
+        raise WireError("a number too great for a float")
     return value
 
 
@@ -298,7 +298,7 @@ def _read_hex(value: object) -> bytes:
         raw = bytes.fromhex(value[2:])
     except ValueError as error:
         raise WireError("not hex digits") from error
-    if 2 + 2 * len(raw) != len(value):  # `fromhex` skips spaces; then bytes are missing
+    if 2 + 2 * len(raw) != len(value):  # `fromhex` skips spaces, so bytes are missing
         raise WireError("not hex digits alone")
     return raw
 
@@ -355,7 +355,7 @@ def _parse_time(text: str) -> float:
 
 
 def format_timestamp(seconds: float) -> str:
-    """Return `YYYY-MM-DDTHH:MM:SSZ`, the fraction of a second dropped.
+    """Return `YYYY-MM-DDTHH:MM:SSZ`, without the fraction of a second.
 
     Raises:
         WireError: Before year 1 or after year 9999.
@@ -381,7 +381,7 @@ def parse_source(value: object) -> tuple[int, Address]:
     """Return chain id and address from `did:pkh:eip155:<chain id>:<0x address>` (CRED-02).
 
     Raises:
-        WireError: Another method, leading zeros, or anything after the address.
+        WireError: Another DID method, leading zeros, or anything after the address.
     """
     match = _SOURCE(value) if isinstance(value, str) else None
     if match is None:

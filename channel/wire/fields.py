@@ -1,7 +1,6 @@
-"""Members of a JSON object, read one by one so that a refusal can name the field.
+"""Parses the members of a JSON object one by one, so that an error can name the field.
 
-A member that is absent and one that is null are different things: null is refused wherever a
-string or an object is expected.
+An absent member differs from null: null is refused where a string or an object is expected.
 """
 
 from collections.abc import Callable, Mapping
@@ -28,7 +27,7 @@ T = TypeVar("T")
 
 
 def required(wire: Mapping[str, Any], name: str, parse: Callable[[object], T]) -> T:
-    """Return a member that must be there.
+    """Return a mandatory member.
 
     Raises:
         WireError: It is absent or malformed.
@@ -45,7 +44,7 @@ def optional(wire: Mapping[str, Any], name: str, parse: Callable[[object], T]) -
     """Return a member, or None when it is absent.
 
     Raises:
-        WireError: It is there and malformed.
+        WireError: It is present and malformed.
     """
     return required(wire, name, parse) if name in wire else None
 

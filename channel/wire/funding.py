@@ -1,4 +1,4 @@
-"""Authorizations that let somebody else move the deposit: EIP-3009 and Permit2 (RELAY-06)."""
+"""Authorizations that let the payee move the deposit: EIP-3009 and Permit2 (RELAY-06)."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
@@ -43,21 +43,21 @@ __all__ = [
 
 
 class TransferAuthorization(Redacted, frozen=True, gc=False):
-    """An EIP-3009 `ReceiveWithAuthorization`, signed by whoever funds the deposit."""
+    """An EIP-3009 `ReceiveWithAuthorization`, signed by the funder of the deposit."""
 
     funder: Address
     to: Address
-    """The escrow, or the token refuses."""
+    """The escrow; the token refuses any other."""
     value: int
     valid_after: int
     """Unix seconds, exclusive, as is `valid_before`."""
     valid_before: int
     nonce: bytes
-    """Not random: the escrow recomputes it from the channel's terms."""
+    """Not random: the escrow recomputes it from the terms of the channel."""
 
 
 class OpenPermit(Redacted, frozen=True, gc=False):
-    """A Permit2 witness transfer that opens a channel; its spender is signed, not sent."""
+    """A Permit2 witness transfer that opens a channel. The spender is signed, not sent."""
 
     funder: Address
     token: Address
@@ -85,7 +85,7 @@ Funding: TypeAlias = TransferAuthorization | OpenPermit | TopUpPermit
 
 
 class Deposit(Redacted, frozen=True):
-    """Funding that rides on a voucher (VCH-06); its amount is the authorization's own."""
+    """Funding attached to a voucher (VCH-06); the authorization holds its amount."""
 
     action: str
     """`open` or `topUp`."""
@@ -94,13 +94,13 @@ class Deposit(Redacted, frozen=True):
     authorization: Funding
     signature: bytes
     salt: bytes | None
-    """None only for a topUp by permit2, which has none."""
+    """None only for a topUp by permit2, which has no salt."""
     authorized_signer: Address
     """Zero when unset, and for every topUp."""
 
     @property
     def amount(self) -> int:
-        """What would be deposited, in base units."""
+        """The amount of the deposit, in base units."""
         funding = self.authorization
         return funding.value if isinstance(funding, TransferAuthorization) else funding.amount
 
@@ -120,7 +120,7 @@ def parse_authorized_signer(wire: Mapping[str, Any]) -> Address:
 
 
 def format_authorized_signer(signer: Address) -> dict[str, str]:
-    """Return the member, or nothing when the payer signs for itself."""
+    """Return the member, or an empty dict when the payer signs its own vouchers."""
     return {} if signer == ZERO_ADDRESS else {"authorizedSigner": format_address(signer)}
 
 
@@ -178,13 +178,13 @@ _READERS: Mapping[tuple[str, str], Callable[[object], Funding]] = {
 
 
 def parse_deposit(value: object) -> Deposit:
-    """Return the deposit that rides on a voucher, or raise `WireError` naming the field."""
+    """Return the deposit attached to a voucher, or raise `WireError` naming the field."""
     wire = parse_object(value)
     action = required(wire, "action", parse_name)
     kind = required(wire, "type", parse_name)
     read = _READERS.get((action, kind))
     if read is None:
-        raise WireError("type: not one a deposit can have")
+        raise WireError("type: expected authorization or permit2, with action open or topUp")
     opens = action == "open"
     return Deposit(
         action=action,

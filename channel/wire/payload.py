@@ -1,8 +1,8 @@
-"""What a credential asks to be done: open, topUp, voucher, close (draft-evm-session-00).
+"""The payload of a credential: open, topUp, voucher, close (draft-evm-session-00).
 
-Every form the draft defines is read completely, also those a server does not offer: the engine
-compares `payload.type` with the challenge's `credentialTypes` (CRED-05) and refuses there.
-Fields the draft does not know are ignored; a field it knows is read strictly (CRED-04, CRED-06).
+The parser reads every form that the draft defines, even those a server does not offer: the engine
+compares `payload.type` with the challenge's `credentialTypes` and refuses there (CRED-05). Fields
+that the draft does not define are ignored; others are parsed strictly (CRED-04, CRED-06).
 """
 
 from collections.abc import Callable, Mapping
@@ -57,30 +57,30 @@ __all__ = [
 
 
 class _WithVoucher(Redacted, frozen=True):
-    """A payload that carries a voucher, and so names its channel by it."""
+    """A payload with a voucher, which names the channel."""
 
     voucher: SignedVoucher
 
     @property
     def channel_id(self) -> ChannelId:
-        """The channel this is about."""
+        """The channel of the voucher."""
         return self.voucher.channel_id
 
 
 class OpenHash(_WithVoucher, frozen=True):
-    """The payer opened the channel itself; here are the transaction and the first voucher."""
+    """The payer opened the channel itself: its transaction and the first voucher."""
 
     action: ClassVar[str] = "open"
     type: ClassVar[str] = "hash"
 
     salt: bytes
     authorized_signer: Address
-    """Zero when the payer signs for itself."""
+    """Zero when the payer signs its own vouchers."""
     tx_hash: TxHash
 
 
 class OpenAuthorization(_WithVoucher, frozen=True):
-    """The server shall open the channel with an EIP-3009 authorization."""
+    """Asks the server to open the channel with an EIP-3009 authorization."""
 
     action: ClassVar[str] = "open"
     type: ClassVar[str] = "authorization"
@@ -89,11 +89,11 @@ class OpenAuthorization(_WithVoucher, frozen=True):
     authorized_signer: Address
     authorization: TransferAuthorization
     signature: bytes
-    """Of the authorization; the voucher's own is `voucherSignature` on the wire."""
+    """Of the authorization. The voucher's signature is `voucherSignature` on the wire."""
 
 
 class OpenPermit2(_WithVoucher, frozen=True):
-    """The server shall open the channel with a Permit2 transfer."""
+    """Asks the server to open the channel with a Permit2 transfer."""
 
     action: ClassVar[str] = "open"
     type: ClassVar[str] = "permit2"
@@ -102,11 +102,11 @@ class OpenPermit2(_WithVoucher, frozen=True):
     authorized_signer: Address
     authorization: OpenPermit
     signature: bytes
-    """Of the permit; the voucher's own is `voucherSignature` on the wire."""
+    """Of the permit. The voucher's signature is `voucherSignature` on the wire."""
 
 
 class TopUpHash(Redacted, frozen=True):
-    """The payer topped the channel up itself; here is the transaction."""
+    """The payer topped up the channel itself: its transaction."""
 
     action: ClassVar[str] = "topUp"
     type: ClassVar[str] = "hash"
@@ -117,7 +117,7 @@ class TopUpHash(Redacted, frozen=True):
 
 
 class TopUpAuthorization(Redacted, frozen=True):
-    """The server shall top the channel up with an EIP-3009 authorization."""
+    """Asks the server to top up the channel with an EIP-3009 authorization."""
 
     action: ClassVar[str] = "topUp"
     type: ClassVar[str] = "authorization"
@@ -125,13 +125,13 @@ class TopUpAuthorization(Redacted, frozen=True):
     channel_id: ChannelId
     additional_deposit: int
     salt: bytes
-    """`topUpSalt` of the nonce's formula."""
+    """`topUpSalt` in the formula of the nonce."""
     authorization: TransferAuthorization
     signature: bytes
 
 
 class TopUpPermit2(Redacted, frozen=True):
-    """The server shall top the channel up with a Permit2 transfer."""
+    """Asks the server to top up the channel with a Permit2 transfer."""
 
     action: ClassVar[str] = "topUp"
     type: ClassVar[str] = "permit2"
@@ -143,7 +143,7 @@ class TopUpPermit2(Redacted, frozen=True):
 
 
 class VoucherPayload(_WithVoucher, frozen=True):
-    """A signed promise of a running total, and perhaps the deposit that backs it."""
+    """A signed running total, and optionally the deposit that backs it."""
 
     action: ClassVar[str] = "voucher"
 
@@ -151,7 +151,7 @@ class VoucherPayload(_WithVoucher, frozen=True):
 
 
 class ClosePayload(_WithVoucher, frozen=True):
-    """The payer's consent to close at the voucher's amount."""
+    """The payer's consent to close the channel at the voucher's amount."""
 
     action: ClassVar[str] = "close"
 
@@ -169,7 +169,7 @@ Payload: TypeAlias = (
 
 
 def parse_payload(wire: Mapping[str, Any]) -> Payload:
-    """Return the payload's meaning.
+    """Return the parsed payload.
 
     Raises:
         MalformedPayloadError: Unknown action or type, or a field missing or malformed; the
@@ -186,7 +186,9 @@ def parse_payload(wire: Mapping[str, Any]) -> Payload:
 def _find_reader(action: str, kind: str | None) -> Callable[[Mapping[str, Any]], Payload]:
     read = _READERS.get((action, kind))
     if read is None:
-        raise WireError(f"{'action' if kind is None else 'type'}: not one of an evm session")
+        raise WireError(
+            f"{'action' if kind is None else 'type'}: not defined for method evm, intent session"
+        )
     return read
 
 
@@ -322,28 +324,28 @@ def _format_top_up(payload: TopUpHash | TopUpAuthorization | TopUpPermit2) -> di
 
 
 def build_open(deposit: Deposit, voucher: SignedVoucher) -> OpenAuthorization | OpenPermit2:
-    """Return the credential's payload that opens by this deposit, with the first voucher.
+    """Return the payload that opens a channel by this deposit, with the first voucher.
 
     Raises:
-        ValueError: The deposit is one that tops up.
+        ValueError: The deposit is a top-up.
     """
     funding, salt = deposit.authorization, deposit.salt
     if deposit.action != "open" or salt is None or isinstance(funding, TopUpPermit):
-        raise ValueError("a top-up opens nothing")
+        raise ValueError("expected a deposit with action open, found a top-up")
     if isinstance(funding, OpenPermit):
         return OpenPermit2(voucher, salt, deposit.authorized_signer, funding, deposit.signature)
     return OpenAuthorization(voucher, salt, deposit.authorized_signer, funding, deposit.signature)
 
 
 def build_top_up(deposit: Deposit, channel_id: ChannelId) -> TopUpAuthorization | TopUpPermit2:
-    """Return the credential's payload that tops the channel up by this deposit.
+    """Return the payload that tops up the channel by this deposit.
 
     Raises:
-        ValueError: The deposit is one that opens.
+        ValueError: The deposit is an opening.
     """
     funding, salt = deposit.authorization, deposit.salt
     if isinstance(funding, TopUpPermit):
         return TopUpPermit2(channel_id, deposit.amount, funding, deposit.signature)
     if deposit.action != "topUp" or salt is None or isinstance(funding, OpenPermit):
-        raise ValueError("an opening tops nothing up")
+        raise ValueError("expected a deposit with action topUp, found an opening")
     return TopUpAuthorization(channel_id, deposit.amount, salt, funding, deposit.signature)

@@ -24,7 +24,7 @@ __all__ = [
 PROBLEM_CONTENT_TYPE = "application/problem+json"
 PROBLEM_BASE = "https://paymentauth.org/problems/"
 OWN_BASE = "tag:mpp-session,2026:problems/"
-"""Before the types that no draft registers: the registry's prefix is not ours to extend (O-56)."""
+"""The prefix of types that no draft registers: this project may not extend the registry (O-56)."""
 
 REGISTERED = frozenset(
     {
@@ -67,11 +67,10 @@ _AMOUNTS = (
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True):
-    """What a server said went wrong. A hint: amounts in it are the server's word (CLIENT-06)."""
+    """A problem as the server states it. A hint: its amounts are not verified (CLIENT-06)."""
 
     type: str
-    """Relative to `PROBLEM_BASE` or `OWN_BASE` when it is one of the protocol's or this project's,
-    else as sent."""
+    """Relative to `PROBLEM_BASE` or `OWN_BASE` when it has one of these prefixes, else as sent."""
     title: str = ""
     detail: str = ""
     status: int | None = None
@@ -86,7 +85,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def problem_uri(name: str) -> str:
-    """Return the `type` of a problem: under the registry's prefix only what is registered."""
+    """Return the `type` of a problem; registered names get the registry's prefix."""
     return (PROBLEM_BASE if name in REGISTERED else OWN_BASE) + name
 
 
@@ -101,8 +100,8 @@ def format_problem(
 ) -> bytes:
     """Return the body for an error; `status` equals the HTTP status (ERR-01, ERR-03).
 
-    `detail` says more than the error's own, and `price` what is asked. With `names_error` it is
-    said once more as `error`, where clients of model servers look (O-43).
+    `detail` replaces the error's own detail, and `price` lists what is asked. With `names_error`
+    the body repeats both as `error`, where clients of model servers look (O-43).
     """
     detail = error.detail if detail is None else detail
     body: dict[str, object] = {
@@ -138,8 +137,8 @@ def _kind(status: int) -> str:
 def parse_problem(body: bytes) -> Problem | None:
     """Return what can be read of a problem body, or None when it is not one.
 
-    Tolerant, because it only explains a status that already says enough: members that are
-    missing or malformed are left out, and nothing is raised.
+    Tolerant, because the body only explains the HTTP status: missing or malformed members are
+    left out, and nothing is raised.
     """
     try:
         wire = parse_json_object(body, bytes_max=PROBLEM_BYTES_MAX)

@@ -34,18 +34,18 @@ STATUS: Final = "success"
 
 
 class Receipt(msgspec.Struct, frozen=True, gc=False, kw_only=True):
-    """The channel's books after a payment (RCPT-02, RCPT-05). Amounts in base units."""
+    """The amounts of a channel after a payment (RCPT-02, RCPT-05). Amounts in base units."""
 
     challenge_id: str
     channel_id: ChannelId
     chain_id: int
     accepted: int
     spent: int
-    """Running total over the channel's life, never this request's cost alone (F-47)."""
+    """Running total over the life of the channel, never the cost of this request alone (F-47)."""
     timestamp: float
     """POSIX seconds."""
     units: int | None = None
-    """Of this request."""
+    """Units of this request."""
     tx_hash: TxHash | None = None
     confirmations: int | None = None
 
@@ -70,7 +70,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 def format_receipt(receipt: Receipt) -> str:
-    """Return the value of a `Payment-Receipt` field: base64url of JSON, no scheme word.
+    """Return the value of a `Payment-Receipt` field: base64url of JSON, without a scheme.
 
     Raises:
         WireError: An amount outside `uint128`.
@@ -103,7 +103,7 @@ def _to_wire(receipt: Receipt) -> _WireReceipt:
 
 
 def parse_receipt(header_value: str) -> Receipt:
-    """Return the meaning of a `Payment-Receipt` field; unknown members are ignored (RCPT-04).
+    """Return the receipt in a `Payment-Receipt` field; unknown members are ignored (RCPT-04).
 
     Raises:
         WireError: Too long, not base64url of JSON, not a receipt of an evm session.
@@ -114,7 +114,7 @@ def parse_receipt(header_value: str) -> Receipt:
 
 
 def parse_receipt_json(text: bytes | str) -> Receipt:
-    """Return the meaning of a receipt's JSON, as an event carries it; see `parse_receipt`."""
+    """Return the receipt in its JSON, as an event carries it; see `parse_receipt`."""
     wire = parse_json_object(text, bytes_max=RECEIPT_BYTES_MAX)
     for name, expected in (("method", METHOD), ("intent", INTENT), ("status", STATUS)):
         if required(wire, name, parse_name) != expected:

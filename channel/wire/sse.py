@@ -1,4 +1,4 @@
-"""Server-sent events: what a metered stream says between the chunks it sells (SSE-01 to SSE-05)."""
+"""Server-sent events: what a metered stream sends between its chunks (SSE-01 to SSE-05)."""
 
 import re
 from collections.abc import Iterator
@@ -35,10 +35,10 @@ CONTENT_TYPE = "text/event-stream"
 NEED_VOUCHER_EVENT = "payment-need-voucher"
 RECEIPT_EVENT = "payment-receipt"
 UNITS_FIELD = "payment-units"
-"""A line of an event that is not one unit: how many it is. Other readers ignore fields of names
-that they do not know, as the format asks of them."""
+"""A line of an event that states its units when they are not 1. The format requires readers to
+ignore fields that they do not know."""
 
-# The three line ends of the format, and no other: U+2028, U+0085 or \x0b inside a line are text.
+# The three line ends of the format, and no others: U+2028, U+0085 or \x0b inside a line are text.
 _LINE_END = re.compile("\r\n|\r|\n")
 _EVENT_END = re.compile(rb"(?:\r\n?+|\n)(?:\r\n?+|\n)")
 _UNITS = re.compile(rb"(?:\A|[\r\n])payment-units: ?(\d{1,18})(?=[\r\n])")
@@ -46,7 +46,7 @@ _BYTES_LINE_END = re.compile(rb"\r\n|\r|\n")
 
 
 class NeedVoucher(msgspec.Struct, frozen=True, gc=False, kw_only=True):
-    """The server's word that it waits for a voucher; amounts in base units (SSE-02)."""
+    """The server waits for a voucher; amounts in base units (SSE-02)."""
 
     channel_id: ChannelId
     required_cumulative: int
@@ -55,9 +55,9 @@ class NeedVoucher(msgspec.Struct, frozen=True, gc=False, kw_only=True):
 
 
 def format_event(data: str, event: str | None = None, *, units: int = 1) -> bytes:
-    """Return one event; no line of `data` can pass for another field or event (F-55).
+    """Return one event; no line of `data` can become another field or event (F-55).
 
-    What is not one unit says how many it is (`payment-units`), for who counts.
+    An event of other than one unit states its number (`payment-units`), so that clients can count.
 
     Raises:
         WireError: `event` holds a line end.
@@ -69,7 +69,7 @@ def format_event(data: str, event: str | None = None, *, units: int = 1) -> byte
     elif _LINE_END.search(event) is None:
         head = f"event: {event}\n"
     else:
-        raise WireError("an event's name is one line")
+        raise WireError("expected an event name of one line, found a line end in it")
     if units != 1:
         head += f"{UNITS_FIELD}: {units}\n"
     lines = "".join(f"data: {line}\n" for line in _LINE_END.split(data))
@@ -93,10 +93,10 @@ def format_payment_receipt_event(receipt: Receipt) -> bytes:
 
 
 def parse_need_voucher(data: str) -> NeedVoucher:
-    """Return the meaning of a `payment-need-voucher` event's data.
+    """Return the data of a `payment-need-voucher` event.
 
     Raises:
-        WireError: Not such an object; the message names the field.
+        WireError: Malformed; the message names the field.
     """
     wire = parse_json_object(data, bytes_max=EVENT_BYTES_MAX)
     return NeedVoucher(
@@ -108,7 +108,7 @@ def parse_need_voucher(data: str) -> NeedVoucher:
 
 
 def parse_event(block: bytes) -> tuple[str, str] | None:
-    """Return name and data of one whole event, or None when it has no data, as a comment has not.
+    """Return name and data of one whole event, or None when it has no data, like a comment.
 
     The rules are the HTML standard's: `data` lines are joined by newlines, one space after the
     colon is dropped, the name is `message` unless given. Bytes that are not UTF-8 are replaced.
@@ -125,16 +125,16 @@ def parse_event(block: bytes) -> tuple[str, str] | None:
 
 
 def parse_event_units(block: bytes) -> int | None:
-    """Return how many units an event says that it is; None where it says nothing."""
+    """Return the units that an event states; None when it states none."""
     found = _UNITS.search(block) if b"payment-units" in block else None
     return None if found is None else int(found[1])
 
 
 class EventSplitter:
-    """Cuts an upstream's byte stream into whole events, each as it came, byte for byte.
+    """Cuts an upstream's byte stream into whole events without changing a byte.
 
-    What is fed comes out again complete and in order: events with their blank line, and from
-    `flush` whatever had none yet. At most `bytes_max` bytes are ever held back.
+    Every fed byte comes out again, in order: complete events with their blank line, and the rest
+    from `flush`. The splitter holds back at most `bytes_max` bytes.
     """
 
     def __init__(self, *, bytes_max: int = EVENT_BYTES_MAX) -> None:
@@ -146,7 +146,7 @@ class EventSplitter:
         """Return the events that end in `chunk`.
 
         Raises:
-            WireError: An event is longer than the bound; the splitter is of no further use.
+            WireError: An event is longer than the bound; the splitter cannot be used any more.
         """
         self._held += chunk
         events = list(self._cut())
@@ -161,10 +161,10 @@ class EventSplitter:
             yield bytes(self._held[start : match.end()])
             start = position = match.end()
         del self._held[:start]
-        self._searched = max(0, len(self._held) - 3)  # a blank line may have begun in the last 3
+        self._searched = max(0, len(self._held) - 3)  # the last 3 may start a blank line
 
     def flush(self) -> bytes:
-        """Return what no blank line has ended, and hold nothing any more."""
+        """Return the bytes after the last blank line, and clear the splitter."""
         rest = bytes(self._held)
         self._held.clear()
         self._searched = 0

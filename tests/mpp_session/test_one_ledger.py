@@ -113,7 +113,7 @@ async def test_a_second_ledger_of_a_payee_is_refused_while_the_first_serves(
     first = tmp_path / "first.db"
     async with gateway(selling(devnet, tmp_path, file_url(first))):
         config = selling(devnet, tmp_path, file_url(name(first)))
-        await refused(config, "another gateway|this payee|second name|symbolic link")
+        await refused(config, "another gateway|this payee|second hard link|symbolic link")
         said: list[Any] = []
 
         async def receive() -> Any:
@@ -137,7 +137,7 @@ async def test_the_testing_provider_is_a_ledger_of_the_payee_too(
             with TestProvider(devnet, tmp_path):
                 pass
 
-        with pytest.raises(ConfigError, match="this payee by another ledger"):
+        with pytest.raises(ConfigError, match="this payee with another ledger"):
             await asyncio.to_thread(serve)
 
 
@@ -227,7 +227,7 @@ async def test_workers_share_one_database_and_no_other(
     other = selling(devnet, tmp_path, postgres_url.replace(schema, f"{schema}_2"))
     try:
         async with gateway(one), gateway(one):
-            await refused(other, "by another ledger")
+            await refused(other, "with another ledger")
             await refused(selling(devnet, tmp_path, file_url(tmp_path / "a.db")), "another ledger")
         await refused(other, "this is another one")
     finally:
@@ -379,7 +379,7 @@ async def test_a_backup_that_is_put_back_under_a_running_gateway_is_found(
         fault = (await parts.ledger.look()).fault
         assert fault is not None
         assert "lacks what it has acknowledged" in fault
-        with pytest.raises(LedgerUnavailableError, match="would buy again"):
+        with pytest.raises(LedgerUnavailableError, match="would pay again"):
             await buy(parts.ledger, 30)
     await refused(config, "lacks what it has acknowledged")
 
@@ -423,7 +423,7 @@ async def test_books_without_their_marker_are_refused(devnet: TestChain, tmp_pat
     await refused(config, "is damaged")
     marker.unlink()
     marker.symlink_to(tmp_path / "ledger.db")
-    await refused(config, r"cannot be opened .*plain file.*`ledger\.state_dir`")
+    await refused(config, r"cannot be opened .*regular file.*`ledger\.state_dir`")
     await adopt(config)
     async with gateway(config):
         pass
@@ -515,7 +515,7 @@ def test_a_disk_without_room_leaves_no_torn_marker(tmp_path: Path) -> None:
     marker = Marker(tmp_path / "a.marker")
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
     try:
-        with pytest.raises(ConfigError, match="make room"):
+        with pytest.raises(ConfigError, match="free some space"):
             marker.write_anew(BooksId("id", "place", is_marked=False))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -550,7 +550,7 @@ async def test_a_database_that_went_back_is_refused_at_start_and_while_it_serves
         fault = (await parts.ledger.look()).fault
         assert fault is not None
         assert "lacks what it has acknowledged" in fault
-        with pytest.raises(LedgerUnavailableError, match="would buy again"):
+        with pytest.raises(LedgerUnavailableError, match="would pay again"):
             await buy(parts.ledger, 20)
     await admin.close()
     await refused(config, "lacks what it has acknowledged")
@@ -607,16 +607,16 @@ async def test_what_lies_where_a_lock_should_be(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "mpp-session-payee-fifo.lock")
     one = lock(tmp_path, "one")
     await one.acquire()
-    with pytest.raises(ConfigError, match="by another ledger"):
+    with pytest.raises(ConfigError, match="with another ledger"):
         await lock(tmp_path, "two").acquire()
-    with pytest.raises(ConfigError, match="by the same ledger"):
+    with pytest.raises(ConfigError, match="with the same ledger"):
         await lock(tmp_path, "one").acquire()
     await one.release()
     shared = [lock(tmp_path, "two", is_shared=True) for _ in range(2)]
     for each in shared:
         await each.acquire()
     await shared[0].release()
-    with pytest.raises(ConfigError, match="by another ledger"):
+    with pytest.raises(ConfigError, match="with another ledger"):
         await lock(tmp_path, "one").acquire()
     await shared[1].release()
     await one.acquire()
@@ -630,7 +630,7 @@ async def test_what_lies_where_a_lock_should_be(tmp_path: Path) -> None:
 
 async def test_a_folder_that_takes_no_lock_is_named_with_what_it_has_to_be(tmp_path: Path) -> None:
     """O-05: as in a container without shared memory, or with one that is read-only."""
-    with pytest.raises(ConfigError, match=f"let {tmp_path / 'none'} be a directory"):
+    with pytest.raises(ConfigError, match=f"make {tmp_path / 'none'} a directory"):
         await lock(tmp_path / "none", "one").acquire()
 
 

@@ -107,7 +107,7 @@ async def test_books_that_are_too_old_to_be_read_are_refused_and_left(
         await (await open_ledger(url, exclusive=False)).close()
     monkeypatch.undo()
     before = await tables(url)
-    with pytest.raises(ConfigError, match="changes nothing to only read"):
+    with pytest.raises(ConfigError, match="migrates nothing when it only reads"):
         await read(url)
     assert await tables(url) == before
 

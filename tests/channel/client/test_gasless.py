@@ -670,7 +670,7 @@ async def test_waiting_for_a_deposit_has_an_end_and_nothing_is_lost(
     provider.override = lambda seen: (
         httpx.Response(503, headers=headers) if deposit_of(seen) else None
     )
-    with pytest.raises(DepositPendingError, match="the same request later goes on with it"):
+    with pytest.raises(DepositPendingError, match="repeat the request later to resume it"):
         await agent.client.get("/joke")
     assert sum(agent.waited) <= DEPOSIT_WAIT_S_MAX
     assert len(agent.waited) <= 120

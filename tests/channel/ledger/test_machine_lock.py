@@ -38,7 +38,7 @@ async def test_a_lock_that_somebody_keeps_is_refused_in_bounded_time(
 async def test_what_is_no_file_is_no_lock(tmp_path: Path, make: Any) -> None:
     """O-98: of a directory, or a pipe, nobody knows what locking it means."""
     make(tmp_path / "mpp-session-payee.lock")
-    with pytest.raises(ConfigError, match="is no plain file"):
+    with pytest.raises(ConfigError, match="is not a regular file"):
         await lock(tmp_path).acquire()
 
 
@@ -60,11 +60,11 @@ async def test_a_lock_that_others_make_and_remove_is_tried_again(
     monkeypatch.setattr(os, "open", race)
     taken = lock(tmp_path)
     if rounds == 10:
-        with pytest.raises(ConfigError, match="comes and goes"):
+        with pytest.raises(ConfigError, match="appears and disappears"):
             await taken.acquire()
     else:
         await taken.acquire()
-        with pytest.raises(ConfigError, match="by the same ledger"):
+        with pytest.raises(ConfigError, match="with the same ledger"):
             await lock(tmp_path).acquire()
         await taken.release()
     assert left == 0

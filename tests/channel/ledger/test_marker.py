@@ -79,7 +79,7 @@ def test_a_file_that_another_may_write_to_is_no_marker(
     marker.close()
     change(path)
     refused = Marker(path)
-    with pytest.raises(ConfigError, match="a plain file of this user's, with one name"):
+    with pytest.raises(ConfigError, match="a regular file of this user with one name"):
         refused.open()
     assert (refused.exists, refused.fileno()) == (False, -1)
 
@@ -92,7 +92,7 @@ def test_a_marker_of_another_ledger_in_its_place_is_left_alone(marker: Marker, p
     other.write_anew(BooksId("other", "elsewhere", is_marked=False))
     other.note([state(7)])
     other.close()
-    with pytest.raises(ConfigError, match="of another ledger by now"):
+    with pytest.raises(ConfigError, match="belongs to another ledger now"):
         marker.sync()
     assert accepted(path) == [7]
     path.unlink()

@@ -125,7 +125,7 @@ class TestOneGateway:
         await second.close()
 
     async def test_a_lock_that_cannot_be_made_is_a_clear_error(self, tmp_path: Path) -> None:
-        with pytest.raises(ConfigError, match="cannot be made"):
+        with pytest.raises(ConfigError, match="cannot be created"):
             await SqliteLedger.open(tmp_path / "missing" / "ledger.db", exclusive=True)
 
 
@@ -159,7 +159,7 @@ class TestOpening:
         other.hardlink_to(path)
         for name in (path, other):
             for read_only in (True, False):
-                with pytest.raises(ConfigError, match="second name"):
+                with pytest.raises(ConfigError, match="second hard link"):
                     await SqliteLedger.open(name, exclusive=False, read_only=read_only)
         remove(other)
         await (await SqliteLedger.open(path, exclusive=True)).close()

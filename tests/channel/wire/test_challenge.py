@@ -265,7 +265,7 @@ def test_method_names_of_other_implementations_are_read() -> None:
 
 def test_a_payment_challenge_without_parameters_is_refused() -> None:
     for line in ("Payment", "Payment dG9rZW4=", "Payment id="):
-        with pytest.raises(WireError, match="without id"):
+        with pytest.raises(WireError, match="lacks id"):
             parse_challenges([line])
 
 

@@ -131,9 +131,9 @@ def test_a_gzip_file_of_two_members_is_one_body() -> None:
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
-        (b"no gzip", "not of its content coding"),
+        (b"no gzip", "does not match its content coding"),
         (gzip.compress(b"answer", mtime=0)[:-1], "in the middle"),
-        (gzip.compress(b"answer", mtime=0) + b"more", "not of its content coding"),
+        (gzip.compress(b"answer", mtime=0) + b"more", "does not match its content coding"),
     ],
 )
 def test_a_broken_body_is_an_error(body: bytes, reason: str) -> None:
@@ -156,5 +156,5 @@ def test_an_error_shows_only_so_much_of_codings() -> None:
     """What a server calls them comes into a log."""
     for more in (0, 1):
         named = "x" * (CODINGS_CHARS_MAX + more)
-        with pytest.raises(WireError, match=f"coded as {named[:CODINGS_CHARS_MAX]}:"):
+        with pytest.raises(WireError, match=f"coded as {named[:CODINGS_CHARS_MAX]};"):
             ContentDecoder(named)

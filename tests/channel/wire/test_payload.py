@@ -135,7 +135,7 @@ def test_no_amount_above_uint128_reaches_the_signature_check(form: str) -> None:
 )
 def test_unknown_actions_and_types_are_refused(changes: dict[str, str], named: str) -> None:
     """CRED-04, CRED-05, AMB-22."""
-    with pytest.raises(MalformedPayloadError, match=f"payload.{named}: not one"):
+    with pytest.raises(MalformedPayloadError, match=f"payload.{named}: not defined"):
         parse_payload({**PAYLOADS["open hash"], **changes})
 
 

@@ -10,7 +10,7 @@ SELECT channel.id, channel.chain_id, channel.escrow, channel.channel_id,
   JOIN channel USING (chain_id, escrow, channel_id)
 
 -- lock_channels --
--- Lock rows in one order for all, so that no two batches wait for each other; say how new they are.
+-- Locks rows in one order everywhere, so that no two batches deadlock; returns their revisions.
 SELECT id, revision FROM channel WHERE id = ANY($1::bigint[]) ORDER BY id FOR NO KEY UPDATE
 
 -- select_page --
@@ -38,7 +38,7 @@ SELECT id, chain_id, escrow, channel_id, payer, payee, token, authorized_signer,
  LIMIT $1
 
 -- select_foreign --
--- Channels that were settled or closed on chain by nobody of these books.
+-- Channels that were settled or closed on chain, but not by this ledger.
 SELECT id, chain_id, escrow, channel_id, payer, payee, token, authorized_signer,
        deposit::text, settled::text, close_requested_at, is_finalized, fact_block,
        is_closing, closing_with, close_tx, foreign_block,
@@ -50,7 +50,7 @@ SELECT id, chain_id, escrow, channel_id, payer, payee, token, authorized_signer,
  LIMIT $1
 
 -- select_leased --
--- Keys of channels with a reservation whose lease ran out.
+-- Keys of channels with a reservation whose lease has expired.
 SELECT chain_id, escrow, channel_id
   FROM channel
  WHERE lease_expires_at <= $1
@@ -58,7 +58,7 @@ SELECT chain_id, escrow, channel_id
  LIMIT $2
 
 -- insert_channels --
--- Channels seen for the first time; one that another worker inserted meanwhile is left out.
+-- New channels; leaves out those that another worker inserted meanwhile.
 INSERT INTO channel (
        reservations, lease_expires_at, highest, at_or_below_spent, above_spent,
        accepted, spent, published, active_at,
@@ -86,7 +86,7 @@ SELECT reservations, lease_expires_at, highest, at_or_below_spent, above_spent,
 RETURNING id, chain_id, escrow, channel_id
 
 -- update_accounts --
--- What a voucher or a payment changes.
+-- The columns that a voucher or a payment changes.
 UPDATE channel
    SET reservations = new.reservations, lease_expires_at = new.lease_expires_at,
        highest = new.highest, at_or_below_spent = new.at_or_below_spent,
@@ -100,7 +100,7 @@ UPDATE channel
  WHERE channel.id = new.id
 
 -- update_channels --
--- All that can ever change.
+-- Every column that can change.
 UPDATE channel
    SET reservations = new.reservations, lease_expires_at = new.lease_expires_at,
        highest = new.highest, at_or_below_spent = new.at_or_below_spent,
@@ -123,14 +123,14 @@ UPDATE channel
  WHERE channel.id = new.id
 
 -- select_requests --
--- What is known of idempotency keys.
+-- The records of idempotency keys.
 SELECT channel, route, idempotency_key,
        request_digest, reservation_id, claimed_at, expires_at, status, headers, body
   FROM unnest($1::bigint[], $2::text[], $3::text[]) AS wanted (channel, route, idempotency_key)
   JOIN paid_request USING (channel, route, idempotency_key)
 
 -- upsert_requests --
--- ChannelLocks, and the answers to them.
+-- Claims, and the answers to them.
 INSERT INTO paid_request (channel, route, idempotency_key, request_digest, reservation_id,
                           claimed_at, expires_at, status, headers, body)
 SELECT * FROM unnest($1::bigint[], $2::text[], $3::text[], $4::bytea[], $5::bytea[],
@@ -148,12 +148,12 @@ DELETE FROM paid_request
    AND paid_request.idempotency_key = gone.idempotency_key
 
 -- delete_expired_requests --
--- A bounded piece of the idempotency rows past their lifetime.
+-- A bounded number of the idempotency rows past their lifetime.
 DELETE FROM paid_request
  WHERE ctid = ANY (ARRAY(SELECT ctid FROM paid_request WHERE expires_at <= $1 LIMIT $2))
 
 -- select_answered --
--- So many channels with answers after one, in order: a step through the index for each.
+-- A bounded number of channels with answers, in order: one index step for each.
 SELECT channel
   FROM (WITH RECURSIVE walked (channel) AS (
         SELECT min(channel) FROM paid_request WHERE channel > $1 AND status IS NOT NULL
@@ -164,7 +164,7 @@ SELECT channel
         SELECT channel FROM walked WHERE channel IS NOT NULL LIMIT $2) AS found
 
 -- forget_answers --
--- A bounded piece of channels' answers beyond so many of each; their keys and the newest stay.
+-- A bounded number of answers beyond the newest of each channel; their keys stay.
 UPDATE paid_request SET status = NULL, headers = NULL, body = NULL
  WHERE ctid = ANY (ARRAY(
        SELECT older.ctid
@@ -175,7 +175,7 @@ UPDATE paid_request SET status = NULL, headers = NULL, body = NULL
         LIMIT $3))
 
 -- forget_surplus --
--- A channel's answers beyond so many bytes, the oldest; their keys stay.
+-- A channel's oldest answers beyond a number of bytes; their keys stay.
 UPDATE paid_request SET status = NULL, headers = NULL, body = NULL
  WHERE ctid = ANY (ARRAY(
        SELECT place
@@ -186,13 +186,13 @@ UPDATE paid_request SET status = NULL, headers = NULL, body = NULL
         WHERE held > $2))
 
 -- sum_answers --
--- What the answers of these channels take.
+-- The bytes of these channels' answers.
 SELECT coalesce(sum(octet_length(body) + octet_length(headers)), 0)::bigint
   FROM paid_request
  WHERE channel = ANY ($1::bigint[]) AND status IS NOT NULL
 
 -- forget_oldest --
--- Of so many answers that end first those that make so much room; say what each took.
+-- The oldest answers until enough bytes are free, of a bounded number; returns the size of each.
 UPDATE paid_request SET status = NULL, headers = NULL, body = NULL
   FROM (SELECT place, size, sum(size) OVER (ORDER BY expires_at, place) - size AS older
           FROM (SELECT ctid AS place, expires_at,
@@ -206,7 +206,7 @@ UPDATE paid_request SET status = NULL, headers = NULL, body = NULL
 RETURNING oldest.size
 
 -- select_proofs --
--- Whose proofs these logs are.
+-- The channels that consumed these logs.
 SELECT consumed_proof.chain_id, tx_hash, log_index,
        channel.chain_id, channel.escrow, channel.channel_id
   FROM unnest($1::bigint[], $2::bytea[], $3::bigint[]) AS wanted (chain_id, tx_hash, log_index)
@@ -214,26 +214,26 @@ SELECT consumed_proof.chain_id, tx_hash, log_index,
   JOIN channel ON channel.id = consumed_proof.channel
 
 -- insert_proofs --
--- Take logs as evidence, once for ever.
+-- Consume logs as evidence, once and permanently.
 INSERT INTO consumed_proof (chain_id, tx_hash, log_index, channel)
 SELECT * FROM unnest($1::bigint[], $2::bytea[], $3::bigint[], $4::bigint[])
 
 -- notify --
--- Tell other workers which channels changed, once this transaction is committed.
+-- Notify other workers of the changed channels, once this transaction is committed.
 SELECT pg_notify($1, changed::text) FROM unnest($2::bigint[]) AS changed
 
 -- select_revisions --
--- How new watched channels are, by their keys.
+-- The revisions of watched channels, by their keys.
 SELECT channel.chain_id, channel.escrow, channel.channel_id, channel.revision
   FROM unnest($1::bigint[], $2::bytea[], $3::bytea[]) AS wanted (chain_id, escrow, channel_id)
   JOIN channel USING (chain_id, escrow, channel_id)
 
 -- select_time --
--- What time it is for all workers alike.
+-- The time that all workers share.
 SELECT extract(epoch FROM clock_timestamp())::float8
 
 -- select_identity --
--- Which ledger this is, and where: a database and schema of a cluster.
+-- The ledger's id, and its location: a database and schema of a cluster.
 SELECT ledger_id, EXISTS (SELECT 1 FROM ledger_marker WHERE name = $3),
        (SELECT oid FROM pg_database WHERE datname = current_database())::text
        || '/' || current_schema(),
@@ -243,33 +243,33 @@ SELECT ledger_id, EXISTS (SELECT 1 FROM ledger_marker WHERE name = $3),
   FROM ledger_identity
 
 -- insert_marker --
--- A marker of it was written outside.
+-- Records that a marker exists outside the database.
 INSERT INTO ledger_marker (name) VALUES ($1) ON CONFLICT DO NOTHING
 
 -- select_settings --
--- What decides whether a commit is on disk, in this session at this moment.
+-- The settings that decide whether a commit in this session is on disk.
 SELECT current_setting('synchronous_commit'), current_setting('fsync'),
        current_setting('full_page_writes'), current_setting('data_sync_retry')
 
 -- require_synchronous --
--- Wait for the disk in this session, whatever the role or the database has set.
+-- Makes commits in this session wait for the disk, despite the role's or database's settings.
 SELECT set_config('synchronous_commit', 'on', false)
  WHERE current_setting('synchronous_commit') NOT IN ('on', 'remote_apply')
 
 -- select_position --
--- How far this cluster has written to disk: system, timeline, bytes of its log.
+-- How far this cluster has written to disk: system, timeline, log position in bytes.
 SELECT system_identifier,
        ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::bigint,
        pg_wal_lsn_diff(pg_current_wal_flush_lsn(), '0/0')::bigint
   FROM pg_control_system()
 
 -- count_standbys --
--- Standbys that are connected, those whose state we may not see included; and the synchronous.
+-- The connected standbys, including those whose state this role may not see; the synchronous ones.
 SELECT count(*) FILTER (WHERE state IS DISTINCT FROM 'backup'),
        count(*) FILTER (WHERE sync_state IN ('sync', 'quorum')),
        current_setting('synchronous_standby_names') <> ''
   FROM pg_stat_replication
 
 -- show --
--- Let others see that a gateway serves by this database, until this session ends.
+-- Shows other sessions that a gateway serves with this database, until this session ends.
 SELECT pg_advisory_lock_shared($1, $2)

@@ -21,7 +21,7 @@ SELECT id, chain_id, escrow, channel_id, payer, payee, token, authorized_signer,
  LIMIT ?
 
 -- select_open_page --
--- The same, without those that are finalized.
+-- The same, without finalized channels.
 SELECT id, chain_id, escrow, channel_id, payer, payee, token, authorized_signer,
        deposit, settled, close_requested_at, is_finalized, fact_block,
        is_closing, closing_with, close_tx, foreign_block,
@@ -45,7 +45,7 @@ SELECT id, chain_id, escrow, channel_id, payer, payee, token, authorized_signer,
  LIMIT ?
 
 -- select_foreign --
--- Channels that were settled or closed on chain by nobody of these books.
+-- Channels that were settled or closed on chain, but not by this ledger.
 SELECT id, chain_id, escrow, channel_id, payer, payee, token, authorized_signer,
        deposit, settled, close_requested_at, is_finalized, fact_block,
        is_closing, closing_with, close_tx, foreign_block,
@@ -57,7 +57,7 @@ SELECT id, chain_id, escrow, channel_id, payer, payee, token, authorized_signer,
  LIMIT ?
 
 -- select_leased --
--- Keys of channels with a reservation whose lease ran out.
+-- Keys of channels with a reservation whose lease has expired.
 SELECT chain_id, escrow, channel_id
   FROM channel
  WHERE lease_expires_at <= ?
@@ -65,7 +65,7 @@ SELECT chain_id, escrow, channel_id
  LIMIT ?
 
 -- insert_channel --
--- A channel seen for the first time.
+-- A new channel.
 INSERT INTO channel (
        reservations, lease_expires_at,
        highest, at_or_below_spent, above_spent, accepted, spent, published, active_at,
@@ -75,7 +75,7 @@ INSERT INTO channel (
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 
 -- update_accounts --
--- What a voucher or a payment changes, when no reservation begins or ends.
+-- The columns that a voucher or a payment changes, when no reservation begins or ends.
 UPDATE channel
    SET reservations = ?,
        highest = ?, at_or_below_spent = ?, above_spent = ?,
@@ -91,7 +91,7 @@ UPDATE channel
  WHERE id = ?
 
 -- update_channel --
--- All that can ever change.
+-- Every column that can change.
 UPDATE channel
    SET reservations = ?, lease_expires_at = ?,
        highest = ?, at_or_below_spent = ?, above_spent = ?,
@@ -101,7 +101,7 @@ UPDATE channel
  WHERE id = ?
 
 -- select_request --
--- What is known of an idempotency key.
+-- The record of an idempotency key.
 SELECT request_digest, reservation_id, claimed_at, expires_at, status, headers, body
   FROM paid_request
  WHERE channel = ? AND route = ? AND idempotency_key = ?
@@ -121,12 +121,12 @@ VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 DELETE FROM paid_request WHERE channel = ? AND route = ? AND idempotency_key = ?
 
 -- delete_expired_requests --
--- A bounded piece of the idempotency rows past their lifetime.
+-- A bounded number of the idempotency rows past their lifetime.
 DELETE FROM paid_request
  WHERE id IN (SELECT id FROM paid_request WHERE expires_at <= ? LIMIT ?)
 
 -- select_answered --
--- So many channels with answers after one, in order: a step through the index for each.
+-- A bounded number of channels with answers, in order: one index step for each.
 SELECT channel
   FROM (WITH RECURSIVE walked (channel) AS (
         SELECT min(channel) FROM paid_request WHERE channel > ?1 AND status IS NOT NULL
@@ -137,7 +137,7 @@ SELECT channel
         SELECT channel FROM walked WHERE channel IS NOT NULL LIMIT ?2) AS found
 
 -- forget_answers --
--- A bounded piece of a channel's answers beyond so many; their keys stay, the newest answers too.
+-- A bounded number of a channel's answers beyond the newest; their keys stay.
 UPDATE paid_request SET status = NULL, headers = NULL, body = NULL
  WHERE id IN (SELECT id FROM paid_request
                WHERE channel = ? AND status IS NOT NULL
@@ -145,7 +145,7 @@ UPDATE paid_request SET status = NULL, headers = NULL, body = NULL
                LIMIT ? OFFSET ?)
 
 -- forget_surplus --
--- A channel's answers beyond so many bytes, the oldest; their keys stay.
+-- A channel's oldest answers beyond a number of bytes; their keys stay.
 UPDATE paid_request SET status = NULL, headers = NULL, body = NULL
  WHERE id IN (SELECT id
                 FROM (SELECT id, sum(length(body) + length(headers))
@@ -155,13 +155,13 @@ UPDATE paid_request SET status = NULL, headers = NULL, body = NULL
                WHERE held > ?)
 
 -- sum_answers --
--- What the answers of these channels take.
+-- The bytes of these channels' answers.
 SELECT coalesce(sum(length(body) + length(headers)), 0)
   FROM paid_request
  WHERE channel IN (SELECT value FROM json_each(?)) AND status IS NOT NULL
 
 -- select_oldest --
--- The answers that end first, and what each takes.
+-- The oldest answers, and the size of each.
 SELECT id, length(body) + length(headers)
   FROM paid_request
  WHERE status IS NOT NULL
@@ -169,24 +169,24 @@ SELECT id, length(body) + length(headers)
  LIMIT ?
 
 -- forget_these --
--- These answers; their keys stay.
+-- Deletes these answers; their keys stay.
 UPDATE paid_request SET status = NULL, headers = NULL, body = NULL
  WHERE id IN (SELECT value FROM json_each(?))
 
 -- select_proof --
--- Whose proof a transaction's log is.
+-- The channel that consumed a transaction's log.
 SELECT channel.chain_id, channel.escrow, channel.channel_id
   FROM consumed_proof JOIN channel ON channel.id = consumed_proof.channel
  WHERE consumed_proof.chain_id = ? AND tx_hash = ? AND log_index = ?
 
 -- insert_proof --
--- Take a transaction's log as evidence, once for ever.
+-- Consumes a transaction's log as evidence, once and permanently.
 INSERT INTO consumed_proof (chain_id, tx_hash, log_index, channel) VALUES (?, ?, ?, ?)
 
 -- select_identity --
--- Which ledger this is.
+-- The ledger's id.
 SELECT ledger_id, EXISTS (SELECT 1 FROM ledger_marker WHERE name = ?) FROM ledger_identity
 
 -- insert_marker --
--- A marker of it was written outside.
+-- Records that a marker exists outside the database.
 INSERT INTO ledger_marker (name) VALUES (?) ON CONFLICT DO NOTHING

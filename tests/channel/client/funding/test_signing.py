@@ -135,12 +135,12 @@ async def test_a_deposit_rides_alone_as_well_as_on_a_voucher(kind: str, entry: E
     payload: OpenAuthorization | OpenPermit2 | TopUpAuthorization | TopUpPermit2
     if kind.endswith("Open"):
         payload = build_open(deposit, voucher)
-        with pytest.raises(ValueError, match="tops nothing up"):
+        with pytest.raises(ValueError, match="found an opening"):
             build_top_up(deposit, channel_id)
     else:
         payload = build_top_up(deposit, channel_id)
         assert payload.additional_deposit == deposit.amount
-        with pytest.raises(ValueError, match="opens nothing"):
+        with pytest.raises(ValueError, match="found a top-up"):
             build_open(deposit, voucher)
     assert payload.channel_id == channel_id
     assert payload.signature == deposit.signature
