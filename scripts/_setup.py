@@ -2,7 +2,8 @@
 
 Only Python 3.11 to 3.13 is taken for granted. `.venv` holds the Python packages and this project
 (editable), `contracts/node_modules` Anvil and the compilers, `tests/foreign/node_modules` other
-people's clients, `.cache` logs: deleting the four undoes everything. A step writes its stamp last,
+people's clients, `.cache` logs and `docs-venv`, what builds the documentation: deleting the four
+undoes everything. A step writes its stamp last,
 so one that was interrupted is done again, and one whose lock file, `pyproject.toml` or Python has
 changed is done anew.
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import NoReturn
 
-__all__ = ["BIN", "ROOT", "SetupError", "cache", "enter", "main", "prepare", "report"]
+__all__ = ["BIN", "DOCS_VENV", "ROOT", "SetupError", "cache", "enter", "main", "prepare", "report"]
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
@@ -39,6 +40,7 @@ FOREIGN = ROOT / "tests" / "foreign"
 LOCKS = ROOT / "requirements"
 NODE_MODULES = CONTRACTS / "node_modules"
 UNFINISHED = VENV / "unfinished"
+DOCS_VENV = ROOT / ".cache" / "docs-venv"
 
 PYTHON_MIN, PYTHON_END = (3, 11), (3, 14)
 NODE_MIN = 20
@@ -47,6 +49,7 @@ GROUPS = {
     "test": ("environment", "build", "test", "project", "contracts", "demo", "model", "foreign"),
     "demo": ("environment", "build", "run", "project", "anvil", "demo", "model"),
     "bench": ("environment", "build", "test", "project", "contracts", "bench"),
+    "docs": ("environment", "docs"),
 }
 LOCKED = {
     "build": "build tools",
@@ -116,12 +119,18 @@ MADE_FROM = {
     "contracts": ("contracts/package.json", "contracts/package-lock.json"),
     "foreign": ("tests/foreign/package.json", "tests/foreign/package-lock.json"),
 }
+FOLDERS = {
+    "anvil": NODE_MODULES,
+    "contracts": NODE_MODULES,
+    "foreign": FOREIGN / "node_modules",
+    "docs": DOCS_VENV,
+}
+"""Where the stamp of a step is, if not in `.venv`."""
 INCLUDED_IN = {"run": "test", "anvil": "contracts"}  # the first is a part of the second
 
 
 def _stamp(step: str) -> Path:
-    folder = {"anvil": NODE_MODULES, "contracts": NODE_MODULES, "foreign": FOREIGN / "node_modules"}
-    return folder.get(step, VENV) / f".ready-{step}"
+    return FOLDERS.get(step, VENV) / f".ready-{step}"
 
 
 def _key(step: str) -> str:
@@ -193,8 +202,12 @@ def _make_environment(_step: str) -> None:
             f"this Python {version} has no venv and ensurepip; install them "
             f"(Debian, Ubuntu: apt install python{version}-venv) and run again"
         ) from None
+    _make_venv(VENV)
+
+
+def _make_venv(folder: Path) -> None:
     python = getattr(sys, "_base_executable", None) or sys.executable
-    _run("the virtual environment", [python, "-m", "venv", str(VENV)])
+    _run("the virtual environment", [python, "-m", "venv", str(folder)])
 
 
 def _install_locked(step: str) -> None:
@@ -208,6 +221,18 @@ def _install_project(_step: str) -> None:
 def _install_contracts(step: str) -> None:
     _install_npm_packages(step, CONTRACTS, *(["--omit=dev"] if step == "anvil" else []))
     _require_anvil()
+
+
+def _install_docs(_step: str) -> None:
+    """Make an environment of their own: these packages share nothing with this project's."""
+    shutil.rmtree(DOCS_VENV, ignore_errors=True)
+    _make_venv(DOCS_VENV)
+    python, lock = str(DOCS_VENV / "bin" / "python"), str(LOCKS / "docs.txt")
+    _run(
+        "what builds the documentation",
+        [python, "-m", "pip", "install", *PIP_OPTIONS, "--require-hashes", "-r", lock],
+        _pip_environment(),
+    )
 
 
 def _install_foreign(step: str) -> None:
@@ -255,25 +280,30 @@ MAKERS: dict[str, tuple[str, Callable[[str], None]]] = {
     "anvil": ("Anvil", _install_contracts),
     "contracts": ("Anvil and the Solidity compilers", _install_contracts),
     "foreign": ("other people's clients", _install_foreign),
+    "docs": ("what builds the documentation", _install_docs),
 }
 
 
 # -- commands
 
+PIP_OPTIONS = ("--disable-pip-version-check", "--no-input", "--progress-bar=off", "--no-deps")
+
 
 def _pip(what: str, *arguments: str) -> None:
     """Install with pip; a killed pip leaves the mark that has `.venv` made anew."""
     UNFINISHED.write_text(what)
-    ignored = ("PIP_PREFIX", "PIP_TARGET", "PIP_USER", "PYTHONHOME", "PYTHONPATH")
-    environment = {k: v for k, v in os.environ.items() if k not in ignored}
-    options = ["--disable-pip-version-check", "--no-input", "--progress-bar=off"]
-    options += ["--no-deps", "--no-build-isolation", "--use-pep517"]
+    options = [*PIP_OPTIONS, "--no-build-isolation", "--use-pep517"]
     _run(
         what,
         [str(PYTHON), "-m", "pip", "install", *options, *arguments],
-        environment,
+        _pip_environment(),
     )
     UNFINISHED.unlink()
+
+
+def _pip_environment() -> dict[str, str]:
+    ignored = ("PIP_PREFIX", "PIP_TARGET", "PIP_USER", "PYTHONHOME", "PYTHONPATH")
+    return {k: v for k, v in os.environ.items() if k not in ignored}
 
 
 def _run(what: str, command: list[str], environment: dict[str, str] | None = None) -> None:

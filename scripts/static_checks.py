@@ -20,13 +20,13 @@ TYPED = ("channel", "settlement", "mpp_session", "tests")
 
 
 def run_static_checks() -> list[str]:
-    """Run all of them in two lanes; return the names of those that failed."""
+    """Run all of them in lanes; return the names of those that failed."""
     with ThreadPoolExecutor() as pool:
         return [name for names in pool.map(_run_lane, _lanes()) for name in names]
 
 
 def _lanes() -> Iterator[list[tuple[str, list[str]]]]:
-    """Two lanes for two cores; mypy takes as long as all the others."""
+    """Lanes for two cores: mypy takes as long as all the others, and the site can wait."""
     yield [("types", ["mypy", *TYPED, *_python_programs()])]
     yield [
         ("format", ["ruff", "format", "--check", "--quiet", "."]),
@@ -34,6 +34,7 @@ def _lanes() -> Iterator[list[tuple[str, list[str]]]]:
         ("spelling", ["codespell", *_files()]),
         ("layers", ["lint-imports", "--no-logo", "--cache-dir=.cache/import-linter"]),
     ]
+    yield [("site", ["scripts/docs"])]
 
 
 def _python_programs() -> Iterator[str]:
