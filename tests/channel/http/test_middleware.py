@@ -11,7 +11,11 @@ from msgspec.structs import replace
 
 from channel.errors import BadRequestError, ConfigError, InvariantError
 from channel.http import PaymentGate, Price, Route
-from channel.limits import IDEMPOTENT_REQUEST_BYTES_MAX, STORED_RESPONSE_BYTES_MAX
+from channel.limits import (
+    IDEMPOTENCY_LIFETIME_S,
+    IDEMPOTENT_REQUEST_BYTES_MAX,
+    STORED_RESPONSE_BYTES_MAX,
+)
 from channel.state.commands import EndReservations
 from channel.wire.credential import format_credential
 from channel.wire.payload import Payload, VoucherPayload
@@ -440,6 +444,21 @@ async def test_a_key_is_free_again_when_nothing_was_served(shop: Shop) -> None:
     shop.app.status = 200
     assert (await shop.send(shop.desk.payer.voucher(100), headers=headers)).status == 200
     assert (await shop.desk.books()).spent == PRICE
+
+
+async def test_a_stored_answer_is_kept_for_so_long(shop: Shop) -> None:
+    """IDEM-02, issue 10 B: one second earlier it is given again; then its key buys anew."""
+    headers = {"idempotency-key": "one"}
+    first = await shop.send(shop.desk.payer.voucher(100), headers=headers)
+    assert (first.status, shop.app.calls) == (200, 1)
+    shop.desk.clock.advance(IDEMPOTENCY_LIFETIME_S - 1)
+    assert await shop.desk.ledger.prune(int(shop.desk.clock())) == 0
+    again = await shop.send(shop.desk.payer.voucher(100), headers=headers)
+    assert (again.status, again.receipt.spent, shop.app.calls) == (200, PRICE, 1)
+    shop.desk.clock.advance(1)
+    assert await shop.desk.ledger.prune(int(shop.desk.clock())) == 1
+    anew = await shop.send(shop.desk.payer.voucher(100), headers=headers)
+    assert (anew.status, anew.receipt.spent, shop.app.calls) == (200, 2 * PRICE, 2)
 
 
 async def test_a_key_in_use_is_refused_until_its_request_is_answered(shop: Shop) -> None:

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from channel.http.producer import Producer
+from channel.limits import PRODUCER_CLOSE_S_MAX
 from tests.waiting import PATIENCE_S, until
 
 
@@ -186,3 +187,54 @@ async def test_a_timeout_of_the_producers_own_is_its_own() -> None:
     consumer = Consumer()
     seen = await consumer.take_all(Producer(items(), consumer.before_waiting))
     assert seen == ["wait", "late"]
+
+
+class Slow:
+    """A producer that closes when it is told to."""
+
+    def __init__(self) -> None:
+        self.go_on = asyncio.Event()
+        self.became = ""
+
+    def __aiter__(self) -> "Slow":
+        return self
+
+    async def __anext__(self) -> str:
+        raise StopAsyncIteration
+
+    async def aclose(self) -> None:
+        try:
+            await self.go_on.wait()
+            self.became = "closed"
+        except asyncio.CancelledError:
+            self.became = "cancelled"
+            raise
+
+
+async def turns() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("is_in_time", [True, False], ids=["in time", "a millisecond later"])
+async def test_a_producer_has_so_long_to_close(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, *, is_in_time: bool
+) -> None:
+    """F-56, issue 10 B: then it is cancelled, and the log says so; the loop's clock is held."""
+    loop = asyncio.get_running_loop()
+    began = now = loop.time()
+    monkeypatch.setattr(loop, "time", lambda: now)
+    slow = Slow()
+    closing = asyncio.create_task(Producer(slow, lambda: None).close())
+    await turns()
+    now = began + PRODUCER_CLOSE_S_MAX - 0.001
+    await turns()
+    assert not closing.done()
+    if is_in_time:
+        slow.go_on.set()
+    else:
+        now = began + PRODUCER_CLOSE_S_MAX
+    await turns()
+    assert closing.done()
+    assert slow.became == ("closed" if is_in_time else "cancelled")
+    assert caplog.messages == ([] if is_in_time else ["a stream's producer does not close"])

@@ -20,7 +20,7 @@ from channel.ledger.interface import ClaimRequest, ConsumeProof, StoreResponse
 from channel.ledger.marker import Marker
 from channel.ledger.postgres import PostgresLedger
 from channel.ledger.queries import Schema
-from channel.limits import LEDGER_REMOTE_POLL_S
+from channel.limits import COMMIT_TRIES_MAX, LEDGER_REMOTE_POLL_S
 from channel.state import commands as c
 from channel.state.requests import StoredResponse
 from channel.types import TxHash
@@ -235,6 +235,45 @@ async def test_workers_that_share_channels_lose_no_unit(workers: list[PostgresLe
     assert sum(paid) == 8 * 40
     for key in keys:
         assert (await workers[1].apply(key, [])).state.spent == 40
+
+
+async def test_a_commit_that_collides_is_tried_so_often(
+    workers: list[PostgresLedger], admin: asyncpg.Connection
+) -> None:
+    """F-24, issue 10 B: the last try may succeed; after it the caller hears that nothing changed.
+
+    The server itself refuses so many commits, as it does when another worker was faster: a
+    sequence counts them, for it alone keeps what a transaction that is rolled back has counted.
+    """
+    ledger = workers[0]
+    await ledger.apply(KEY, [opening(10)])
+    await admin.execute("CREATE SEQUENCE tries")
+    await admin.execute("CREATE TABLE colliding (times BIGINT)")
+    await admin.execute("INSERT INTO colliding VALUES (0)")
+    await admin.execute(
+        "CREATE FUNCTION collide() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN "
+        "IF nextval('tries') <= (SELECT times FROM colliding) THEN "
+        "RAISE EXCEPTION 'another was faster' USING ERRCODE = 'serialization_failure'; END IF; "
+        "RETURN NULL; END$$"
+    )
+    await admin.execute(
+        "CREATE TRIGGER collide BEFORE UPDATE ON channel "
+        "FOR EACH STATEMENT EXECUTE FUNCTION collide()"
+    )
+
+    async def collide(times: int) -> None:
+        await admin.execute("ALTER SEQUENCE tries RESTART")
+        await admin.execute("UPDATE colliding SET times = $1", times)
+
+    await collide(COMMIT_TRIES_MAX - 1)
+    assert (await ledger.apply(KEY, [accepting(20)])).require().accepted == 20
+    assert await admin.fetchval("SELECT last_value FROM tries") == COMMIT_TRIES_MAX
+    await collide(COMMIT_TRIES_MAX)
+    with pytest.raises(LedgerUnavailableError, match="again and again"):
+        await ledger.apply(KEY, [accepting(30)])
+    assert await admin.fetchval("SELECT last_value FROM tries") == COMMIT_TRIES_MAX
+    assert (await ledger.apply(KEY, [])).state.accepted == 20
+    assert (await ledger.apply(KEY, [accepting(30)])).require().accepted == 30
 
 
 @pytest.mark.parametrize("value", ["off", "local", "remote_write"])

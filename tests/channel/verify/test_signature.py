@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from channel.errors import InvalidSignatureError
+from channel.limits import SIGNATURE_BYTES
 from channel.verify.signature import address_of, recover, require_canonical, sign
 from tests.channel.vectors import EVM, Entry, hex32, name_of
 
@@ -92,6 +93,16 @@ def test_a_form_the_escrow_refuses_is_refused(what: str, signature: bytes) -> No
     with pytest.raises(InvalidSignatureError, match="signature"):
         recover(DIGEST, signature)
     assert what
+
+
+def test_a_keys_signature_has_so_many_bytes_and_no_more_and_no_fewer() -> None:
+    """ENC-06, issue 10 B: the escrow takes no other length from a key."""
+    assert len(SIGNED) == SIGNATURE_BYTES
+    require_canonical(SIGNED)
+    for other in (SIGNED[:-1], SIGNED + b"\0", SIGNED[:-1] + b"\0" + SIGNED[-1:]):
+        assert abs(len(other) - SIGNATURE_BYTES) == 1
+        with pytest.raises(InvalidSignatureError, match="bytes"):
+            require_canonical(other)
 
 
 def test_the_greatest_low_s_is_canonical() -> None:
