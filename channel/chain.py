@@ -16,6 +16,7 @@ from channel.types import (
     ChannelKey,
     ChannelTerms,
     Redacted,
+    TokenUnit,
     TxHash,
     VerifiedVoucher,
 )
@@ -245,6 +246,9 @@ class PayerChain(Protocol):
 
     async def read_means(self, token: Address, permit2: Address) -> PayerMeans:
         """Return what the account can fund a channel in `token` with."""
+
+    async def read_token_unit(self, token: Address) -> TokenUnit | None:
+        """Return what a token calls itself, for people; None when it does not say."""
 
     async def sign(self, digest: bytes) -> bytes:
         """Sign with the account's key, and return 65 bytes. A contract wallet may differ."""

@@ -19,6 +19,7 @@ __all__ = [
     "ChannelTerms",
     "Redacted",
     "SignedVoucher",
+    "TokenUnit",
     "TxHash",
     "VerifiedVoucher",
     "address",
@@ -135,3 +136,17 @@ class VerifiedVoucher(Redacted, frozen=True, gc=False):
     """In the form the escrow takes: 65 bytes with v of 27 or 28, or a wallet's own form."""
     by_contract: bool = False
     """Only the signer's contract accepts it, and the contract may change its answer (F-19)."""
+
+
+class TokenUnit(msgspec.Struct, frozen=True):
+    """How amounts of a token are written for people. Everywhere else they are base units."""
+
+    symbol: str
+    decimals: int
+
+    def format(self, amount: int, *, signed: bool = False) -> str:
+        """Return base units as a decimal of the whole token, exactly: no rounding, ever."""
+        sign = "-" if amount < 0 else "+" if signed else ""
+        whole, part = divmod(abs(amount), 10**self.decimals)
+        decimals = f".{part:0{self.decimals}d}" if self.decimals else ""
+        return f"{sign}{whole:,}{decimals} {self.symbol}"

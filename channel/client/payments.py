@@ -1,5 +1,6 @@
 """What an agent can do about its channels: look, close, leave without the server, add up."""
 
+import asyncio
 import logging
 
 import httpx
@@ -11,12 +12,16 @@ from channel.client.http.transport import is_safe, origin_of
 from channel.client.payment.closing import close_channel
 from channel.client.payment.payer import Payer
 from channel.client.store.record import Account
-from channel.errors import ChannelUnusableError, OfferRefusedError
-from channel.types import Address, ChannelId, TxHash
+from channel.errors import ChainUnavailableError, ChannelUnusableError, OfferRefusedError
+from channel.types import Address, ChannelId, TokenUnit, TxHash
 
 __all__ = ["Payments", "Summary"]
 
 _log = logging.getLogger(__name__)
+
+_AMOUNTS = ("deposited", "signed", "spent", "settled", "refunded", "locked")
+_NAME_S = 3.0
+"""How long a node may take to name a token: the sums are right without."""
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,6 +43,15 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """Deposits of channels that are not closed."""
     vouchers: int
     units: int
+    unit: TokenUnit | None = None
+    """How amounts of the token are written; None where the token or its chain does not say."""
+
+    def __repr__(self) -> str:
+        unit = self.unit or TokenUnit("base units", 0)
+        fields = {name: getattr(self, name) for name in self.__struct_fields__ if name != "unit"}
+        fields |= {name: unit.format(fields[name]) for name in _AMOUNTS}
+        shown = fields | {"token": f"0x{self.token.hex()}"}
+        return f"Summary({', '.join(f'{name}={value}' for name, value in shown.items())})"
 
 
 class Payments:
@@ -56,7 +70,10 @@ class Payments:
         groups: dict[tuple[int, Address], list[Account]] = {}
         for account in await self.channels():
             groups.setdefault((account.key.chain_id, account.terms.token), []).append(account)
-        return [_add_up(*group, accounts) for group, accounts in groups.items()]
+        return [
+            _add_up(*group, accounts, unit=await self._unit(*group, accounts[0].origin))
+            for group, accounts in groups.items()
+        ]
 
     async def close(self, which: ChannelId | str | None = None) -> list[Account]:
         """Close channels with their servers at exactly what was spent, and return them.
@@ -115,6 +132,13 @@ class Payments:
         )
         return await self._payer.leave(account)
 
+    async def _unit(self, chain_id: int, token: Address, origin: str) -> TokenUnit | None:
+        try:
+            async with asyncio.timeout(_NAME_S):
+                return await self._payer.opener.chain(chain_id, origin).read_token_unit(token)
+        except (TimeoutError, ChainUnavailableError, OfferRefusedError):
+            return None
+
     async def _select(self, which: ChannelId | str | None) -> list[Account]:
         accounts = await self.channels()
         if isinstance(which, str):
@@ -139,7 +163,9 @@ class Payments:
         return await close_channel(self._payer, account, HeadManagementClient(self._inner, url))
 
 
-def _add_up(chain_id: int, token: Address, accounts: list[Account]) -> Summary:
+def _add_up(
+    chain_id: int, token: Address, accounts: list[Account], *, unit: TokenUnit | None
+) -> Summary:
     closed = [account for account in accounts if account.state == "closed"]
     deposited = sum(account.deposit for account in accounts if account.state != "opening")
     gone = sum(account.deposit for account in closed)
@@ -156,6 +182,7 @@ def _add_up(chain_id: int, token: Address, accounts: list[Account]) -> Summary:
         locked=deposited - gone,
         vouchers=sum(account.vouchers for account in accounts),
         units=sum(account.units for account in accounts),
+        unit=unit,
     )
 
 

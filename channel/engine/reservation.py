@@ -7,6 +7,7 @@ is released, and neither was ever more than what was held.
 """
 
 import asyncio
+import logging
 from collections.abc import Coroutine
 from contextlib import AbstractAsyncContextManager
 from functools import cached_property
@@ -33,6 +34,9 @@ from channel.state.requests import StoredResponse
 from channel.state.transitions import required_cumulative
 
 __all__ = ["RunningReservation", "held_amount"]
+
+
+_log = logging.getLogger(__name__)
 
 
 def held_amount(state: ChannelState, reservation_id: bytes) -> int:
@@ -228,6 +232,13 @@ class RunningReservation:
                 raise
             if refusal is not None and self._kind is ReservationKind.REQUEST:
                 raise refusal
+            if refusal is None and self.units:
+                _log.info(
+                    "sold on channel 0x%s: %d units, %d base units",
+                    self.key.channel_id.hex(),
+                    self.units,
+                    self.units * self._unit_price,
+                )
         return self.state
 
     @property

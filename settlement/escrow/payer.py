@@ -10,7 +10,7 @@ from collections.abc import Collection
 from typing import Final
 
 from channel.chain import PayerMeans
-from channel.types import Address, ChannelFact, ChannelId, TxHash
+from channel.types import Address, ChannelFact, ChannelId, TokenUnit, TxHash
 from settlement import abi
 from settlement.addresses import (
     PERMIT2,
@@ -27,6 +27,7 @@ from settlement.errors import (
 )
 from settlement.escrow.reader import EscrowReader
 from settlement.escrow.token_domain import read_token_domain
+from settlement.escrow.token_name import read_token_name
 from settlement.node import questions
 from settlement.node.transport import Call
 from settlement.node.values import parse_block, parse_bytes, parse_quantity
@@ -72,6 +73,7 @@ class PayerAccount:
         self._trusted = frozenset(trusted_escrows)
         self._spending_allowance = asyncio.Lock()
         self._token_domains: dict[Address, bytes] = {}
+        self._token_units: dict[Address, TokenUnit] = {}
 
     @property
     def chain_id(self) -> int:
@@ -144,6 +146,15 @@ class PayerAccount:
                 return None
             self._token_domains[token] = domain
         return self._token_domains[token]
+
+    async def read_token_unit(self, token: Address) -> TokenUnit | None:
+        """See `PayerChain`. A token keeps its name: it is asked for once."""
+        if token not in self._token_units:
+            name = await read_token_name(self._sender.rpc, token)
+            if name is None:
+                return None
+            self._token_units[token] = TokenUnit(*name)
+        return self._token_units[token]
 
     async def sign(self, digest: bytes) -> bytes:
         """Sign for the account; see `MessageSigner`."""

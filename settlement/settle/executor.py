@@ -269,6 +269,12 @@ class CloseExecutor:
     async def _record(self, key: ChannelKey, result: CloseResult) -> None:
         record = RecordClose(fact=result.fact, tx_hash=result.tx_hash)
         state = (await self._ledger.apply(key, [record])).require()
+        _log.info(
+            "closed channel 0x%s: %d base units paid in all, %d refunded",
+            key.channel_id.hex(),
+            state.settled,
+            state.deposit - state.settled,
+        )
         self._alarms.end(AlarmKind.GRACE_RUNS, subject=f"0x{key.channel_id.hex()}")
         report_loss(state, self._alarms)
 
@@ -281,6 +287,12 @@ class CloseExecutor:
             due.key, amount, voucher.signature, value=due.value, deadline=due.deadline or 0
         )
         (await self._ledger.apply(due.key, [Observe(result.fact)])).require()
+        _log.info(
+            "settled channel 0x%s: %d base units, %d in all",
+            due.key.channel_id.hex(),
+            amount - state.settled,
+            amount,
+        )
         return True
 
 

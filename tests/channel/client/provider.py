@@ -16,7 +16,15 @@ from msgspec.structs import replace
 
 from channel.chain import PayerMeans
 from channel.errors import AgentError, TransactionRevertedError
-from channel.types import Address, ChannelFact, ChannelId, ChannelKey, ChannelTerms, TxHash
+from channel.types import (
+    Address,
+    ChannelFact,
+    ChannelId,
+    ChannelKey,
+    ChannelTerms,
+    TokenUnit,
+    TxHash,
+)
 from channel.verify.signature import address_of, recover, sign
 from channel.verify.typed_data import (
     CANONICAL_PERMIT2,
@@ -98,6 +106,9 @@ class PaperChain:
     ) -> ChannelFact | None:
         await asyncio.sleep(0)
         return self.facts.get(channel_id)
+
+    async def read_token_unit(self, token: Address) -> TokenUnit | None:
+        return TokenUnit("dUSD", 3) if token == TOKEN else None
 
     async def read_means(self, token: Address, permit2: Address) -> PayerMeans:
         has: dict[str, Any] = {

@@ -5,6 +5,7 @@ from typing import Any
 
 import httpx
 import pytest
+from msgspec.structs import replace
 
 from channel.client.policy.policy import Policy
 from channel.errors import ChannelUnusableError, OfferRefusedError, PaymentRefusedError
@@ -232,6 +233,19 @@ async def test_everything_is_added_up(agent: Agent, provider: Provider) -> None:
     assert (after.channels_closed, after.settled, after.refunded) == (1, 30, 970)
     assert (after.deposited, after.locked) == (2_000, 1_000)
     assert len(provider.books) == 2
+
+
+async def test_a_summary_is_readable(agent: Agent, provider: Provider) -> None:
+    """O-63: hexadecimal ids, amounts with decimals and symbol; without a name, base units."""
+    await agent.client.get("/joke")
+    (summary,) = await agent.payments.summary()
+    assert repr(summary) == (
+        f"Summary(chain_id={CHAIN_ID}, token=0x{TOKEN.hex()}, channels=1, channels_closed=0, "
+        "deposited=1.000 dUSD, signed=0.010 dUSD, spent=0.010 dUSD, settled=0.000 dUSD, "
+        "refunded=0.000 dUSD, locked=1.000 dUSD, vouchers=1, units=1)"
+    )
+    assert "signed=10 base units" in repr(replace(summary, unit=None))
+    assert provider.books
 
 
 def test_the_tests_policy_is_as_strict_as_the_default() -> None:

@@ -47,6 +47,24 @@ async def test_what_was_taken_is_spent_and_the_rest_given_back(tmp_path: Path) -
         assert (state.spent, state.reserved) == (7 * PRICE, 0)
 
 
+async def test_a_sale_is_one_line_of_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """O-63: what was delivered, on which channel; nothing where nothing was."""
+    with caplog.at_level("INFO", logger="channel.engine.reservation"):
+        async with open_desk(tmp_path) as desk:
+            await opened(desk)
+            reservation = await running(desk, 50 * PRICE)
+            reservation.take(7)
+            for _ in range(2):
+                await reservation.finish()
+            await (await running(desk, 60 * PRICE)).finish()
+    channel_id = reservation.key.channel_id.hex()
+    assert [record.getMessage() for record in caplog.records] == [
+        f"sold on channel 0x{channel_id}: 7 units, {7 * PRICE} base units"
+    ]
+
+
 async def test_finishing_twice_spends_once(tmp_path: Path) -> None:
     """F-42."""
     async with open_desk(tmp_path) as desk:

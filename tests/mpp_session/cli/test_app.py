@@ -23,11 +23,13 @@ def test_the_commands_are_those_of_the_manual(start: Run) -> None:
         "channels",
         "demo",
         "devnet",
+        "earnings",
         "gateway",
         "keygen",
         "pay",
         "recover",
         "settle",
+        "spent",
         "status",
         "withdraw",
     ]

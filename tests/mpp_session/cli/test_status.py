@@ -39,13 +39,13 @@ async def make_ledger(path: Path) -> None:
     await (await open_ledger(f"sqlite:///{path}", exclusive=True)).close()
 
 
-async def owe(path: Path, devnet: TestChain) -> None:
+async def owe(path: Path, devnet: TestChain, *, accepted: int = 250_000) -> None:
     """Open a channel, deliver 40 on it, and settle nothing."""
     async with devnet.connect() as chain:
         ledger = await open_ledger(f"sqlite:///{path}", exclusive=True)
         reader = EscrowReader(chain.rpc, chain.values.escrow)
         account = PayerAccount(chain.sender("payer"))
-        await Books(reader, ledger, Channels(chain, account)).open(accepted=250_000, spent=40)
+        await Books(reader, ledger, Channels(chain, account)).open(accepted=accepted, spent=40)
         await ledger.close()
 
 
