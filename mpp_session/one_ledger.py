@@ -18,6 +18,7 @@ from channel.ledger.interface import Ledger
 from channel.ledger.machine_lock import MachineLock
 from channel.ledger.maintenance import close_all
 from channel.ledger.marker import BooksId, Marker
+from channel.ledger.url import find_sqlite_path
 from channel.limits import LEDGER_LOOK_S, MARKER_SYNC_S
 from channel.types import Address
 from mpp_session.settings import DEVELOPMENT_CHAINS, WatchConfig
@@ -110,7 +111,7 @@ async def guard_ledger(
     """
     name = await payee_name(reader, payee)
     books = await ledger.identity(name)
-    is_file = config.ledger.url.startswith("sqlite:")
+    is_file = find_sqlite_path(config.ledger.url) is not None
     if is_file:
         await asyncio.to_thread(_require_disk, books.place, config.chain.id)
     async with lock_payee(name, books, is_shared=not is_file):

@@ -1,4 +1,4 @@
-"""Opens the ledger that a URL names."""
+"""Tells which database a URL names: for the ledger, the journal and the deposit orders."""
 
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -9,7 +9,7 @@ from channel.ledger.postgres import PostgresLedger
 from channel.ledger.sqlite import SqliteLedger
 from channel.limits import CHANNELS_CACHED_MAX
 
-__all__ = ["open_ledger", "sqlite_path"]
+__all__ = ["find_sqlite_path", "open_ledger", "sqlite_path"]
 
 
 async def open_ledger(
@@ -32,23 +32,35 @@ async def open_ledger(
             a restart (F-106); or see the ledger's own `open`.
         LedgerUnavailableError: The database does not answer.
     """
-    parts = urlsplit(url)
-    if parts.scheme == "sqlite":
+    path = find_sqlite_path(url)
+    if path is not None:
         return await SqliteLedger.open(
-            sqlite_path(url),
+            path,
             exclusive=exclusive,
             read_only=read_only,
             channels_cached_max=channels_cached_max,
         )
-    if parts.scheme in {"postgresql", "postgres"}:
-        return await PostgresLedger.open(
-            url,
-            exclusive=exclusive,
-            read_only=read_only,
-            channels_cached_max=channels_cached_max,
-        )
+    return await PostgresLedger.open(
+        url,
+        exclusive=exclusive,
+        read_only=read_only,
+        channels_cached_max=channels_cached_max,
+    )
+
+
+def find_sqlite_path(url: str) -> Path | None:
+    """Return the file a `sqlite:` URL names, None for PostgreSQL.
+
+    Raises:
+        ConfigError: It names neither, or no file.
+    """
+    scheme = urlsplit(url).scheme
+    if scheme == "sqlite":
+        return sqlite_path(url)
+    if scheme in {"postgresql", "postgres"}:
+        return None
     raise ConfigError(
-        f"expected a ledger URL that begins with sqlite:/// or postgresql://, found {parts.scheme}"
+        f"expected a ledger URL that begins with sqlite:/// or postgresql://, found {scheme}"
     )
 
 

@@ -1,6 +1,6 @@
 """Which deposit orders, by the ledger's URL."""
 
-from channel.ledger.url import sqlite_path
+from channel.ledger.url import find_sqlite_path
 from channel.types import Address
 from settlement.sponsor.orders.interface import DepositOrders
 from settlement.sponsor.orders.postgres import PostgresOrders
@@ -15,11 +15,10 @@ async def open_orders(
     """Open the deposit orders of one escrow, in the database a ledger's URL names.
 
     Raises:
-        ConfigError: See `channel.ledger.url.open_ledger`.
+        ConfigError: See `channel.ledger.url.find_sqlite_path`.
         LedgerUnavailableError: The database does not answer.
     """
-    if url.startswith("sqlite:"):
-        return await SqliteOrders.open(
-            sqlite_path(url), chain_id=chain_id, escrow=escrow, read_only=read_only
-        )
+    path = find_sqlite_path(url)
+    if path is not None:
+        return await SqliteOrders.open(path, chain_id=chain_id, escrow=escrow, read_only=read_only)
     return await PostgresOrders.open(url, chain_id=chain_id, escrow=escrow, read_only=read_only)

@@ -1,6 +1,6 @@
 """Which journal, by the ledger's URL."""
 
-from channel.ledger.url import sqlite_path
+from channel.ledger.url import find_sqlite_path
 from channel.types import Address
 from settlement.tx.journal.interface import SettlerJournal
 from settlement.tx.journal.postgres import PostgresJournal
@@ -15,11 +15,12 @@ async def open_journal(
     """Open the journal of one key on one chain, in the database a ledger's URL names.
 
     Raises:
-        ConfigError: See `channel.ledger.url.open_ledger`.
+        ConfigError: See `channel.ledger.url.find_sqlite_path`.
         LedgerUnavailableError: The database does not answer.
     """
-    if url.startswith("sqlite:"):
+    path = find_sqlite_path(url)
+    if path is not None:
         return await SqliteJournal.open(
-            sqlite_path(url), chain_id=chain_id, account=account, read_only=read_only
+            path, chain_id=chain_id, account=account, read_only=read_only
         )
     return await PostgresJournal.open(url, chain_id=chain_id, account=account, read_only=read_only)
