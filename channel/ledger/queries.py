@@ -7,10 +7,10 @@ from typing import Final
 import msgspec
 
 from channel.errors import ConfigError
+from channel.sql import parse_queries
 
 __all__ = ["Schema", "TablesMissingError", "load_queries", "load_schema"]
 
-_NAME: Final = re.compile(r"^-- (\w+) --$", re.MULTILINE)
 _MIGRATION: Final = re.compile(r"(\d{4})_\w+\.sql")
 
 
@@ -89,9 +89,8 @@ class Schema(msgspec.Struct, frozen=True):
 
 def load_queries(dialect: str, package: str = __package__) -> dict[str, str]:
     """Return the queries of a package's `sql/<dialect>/queries.sql` by name."""
-    text = (files(package) / "sql" / dialect / "queries.sql").read_text(encoding="utf-8")
-    _, *parts = _NAME.split(text)
-    return {name: _without_comments(sql) for name, sql in zip(parts[::2], parts[1::2], strict=True)}
+    path = files(package) / "sql" / dialect / "queries.sql"
+    return parse_queries(path.read_text(encoding="utf-8"))
 
 
 def load_schema(
@@ -103,10 +102,6 @@ def load_schema(
         if named := _MIGRATION.fullmatch(path.name):
             found[int(named[1])] = path.read_text(encoding="utf-8")
     return Schema(name, dict(sorted(found.items())), reads_from)
-
-
-def _without_comments(sql: str) -> str:
-    return "\n".join(line for line in sql.splitlines() if not line.startswith("--")).strip()
 
 
 _VERSION: Final = load_queries("version")

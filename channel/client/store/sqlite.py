@@ -8,7 +8,6 @@ used by one of them (`claims`).
 """
 
 import asyncio
-import re
 import sqlite3
 import time
 from collections.abc import Callable, Mapping
@@ -25,6 +24,7 @@ from channel.client.store.locks import ChannelLocks
 from channel.client.store.record import Account, Scope
 from channel.errors import BudgetExceededError, StoreError, WireError
 from channel.files import create_own
+from channel.sql import parse_queries
 from channel.types import Address, ChannelId, ChannelKey, ChannelTerms, TxHash
 from channel.wire.funding import Deposit, format_deposit, parse_deposit
 
@@ -42,13 +42,7 @@ SCHEMA_VERSION = 3
 _SQL = resources.files("channel.client.store") / "sql"
 _SCHEMA = (_SQL / "schema.sql").read_text()
 _UPGRADES = {1: (_SQL / "upgrade_2.sql").read_text(), 2: (_SQL / "upgrade_3.sql").read_text()}
-_QUERIES: Mapping[str, str] = dict(
-    re.findall(
-        r"^-- (\w+) --\n(.*?)(?=^-- \w+ --\n|\Z)",
-        (_SQL / "queries.sql").read_text(),
-        re.DOTALL | re.MULTILINE,
-    )
-)
+_QUERIES = parse_queries((_SQL / "queries.sql").read_text())
 
 
 class PaymentStore:
