@@ -56,7 +56,7 @@ from channel.errors import (
     TransactionRevertedError,
     VerificationFailedError,
 )
-from channel.ledger.interface import ConsumeProof, Ledger
+from channel.ledger.interface import ConsumeProof, Ledger, load_known
 from channel.limits import AMOUNT_MAX, FACT_AGES_MAX
 from channel.state.channel_state import ChannelState
 from channel.state.commands import Observe, OpenChannel
@@ -167,7 +167,7 @@ class Deposits:
 
     async def top_up_sponsored(self, paid: Authenticated, payload: SponsoredTopUp) -> Outcome:
         """See `Engine.top_up`. Only of channels that are known here, and may still be used."""
-        state = await self._require_known(paid.key)
+        state = await load_known(self._ledger, paid.key)
         _require_not_ended(state)
         if state.is_closing:  # the close would be mined first, and ours would pay for a revert
             raise ChannelFinalizedError("The channel is being closed.")
@@ -203,7 +203,7 @@ class Deposits:
         whole = split_merged(payload, deposit)
         if isinstance(whole, OpenAuthorization | OpenPermit2):
             return await self.open_sponsored(paid, whole, hold, is_merged=True)
-        state = await self._require_known(paid.key)
+        state = await load_known(self._ledger, paid.key)
         require_open(state)  # only the payer's own transaction cancels a close (AMB-16, AMB-27)
         require_source(paid, state.terms)
         signed = build_top_up_deposit(paid, whole, state.terms)
@@ -339,12 +339,6 @@ class Deposits:
         if fact is None:
             raise VerificationFailedError("The escrow does not show the channel.")
         return fact
-
-    async def _require_known(self, key: ChannelKey) -> ChannelState:
-        state = await self._ledger.load(key)
-        if state is None:
-            raise ChannelNotFoundError("The channel is not known here.")
-        return state
 
     def _require_sponsoring(self) -> Sponsoring:
         if self._sponsoring is None:

@@ -36,16 +36,14 @@ from channel.engine.verifying import VoucherVerifier
 from channel.errors import (
     AmountExceedsDepositError,
     ChannelFinalizedError,
-    ChannelNotFoundError,
     ConfigError,
     StoppingError,
     TooManyDepositsError,
 )
-from channel.ledger.interface import Ledger
+from channel.ledger.interface import Ledger, load_known
 from channel.limits import SPONSORED_PERIOD_S
-from channel.state.channel_state import ChannelState, ReservationKind
 from channel.state.transitions import as_public, require_consent, require_open
-from channel.types import ChannelId, ChannelKey, TxHash
+from channel.types import ChannelId, TxHash
 from channel.verify.challenge_id import ChallengeBinder
 from channel.wire.challenge import PAYMENT_AUTHORIZATION, Challenge, SessionRequest
 from channel.wire.credential import Credential
@@ -224,8 +222,8 @@ class Engine:
         """
         if payload.deposit is not None:
             return await self._deposits.merged(paid, payload, payload.deposit, hold)
-        state = await self._require_known(paid.key)
-        if hold is not None or not _has_stream(state):
+        state = await load_known(self._ledger, paid.key)
+        if hold is not None or not state.has_stream:
             paid.require_current()
         require_open(state)
         require_source(paid, state.terms)
@@ -297,7 +295,7 @@ class Engine:
             ChannelFinalizedError: It has ended, and not by our close.
             TransactionRevertedError, SettlementPendingError: See `Closing.close`.
         """
-        state = await self._require_known(paid.key)
+        state = await load_known(self._ledger, paid.key)
         require_source(paid, state.terms)
         verified = await self._signatures.require(
             payload.voucher, paid.key, state.terms.signer, client=paid.client
@@ -383,12 +381,6 @@ class Engine:
         self._verifier.close()
         await self._background.close()
 
-    async def _require_known(self, key: ChannelKey) -> ChannelState:
-        state = await self._ledger.load(key)
-        if state is None:
-            raise ChannelNotFoundError("The channel is not known here.")
-        return state
-
 
 def _sponsoring(
     settings: EngineSettings, sponsor: DepositSponsor | None, now: Callable[[], float]
@@ -405,7 +397,3 @@ def _sponsoring(
         what="deposits an hour from one address",
     )
     return Sponsoring(sponsor, settings.sponsor, rate)
-
-
-def _has_stream(state: ChannelState) -> bool:
-    return any(held.kind is ReservationKind.STREAM for held in state.reservations)

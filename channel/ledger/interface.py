@@ -13,7 +13,7 @@ from typing import Protocol
 
 import msgspec
 
-from channel.errors import ProblemError
+from channel.errors import ChannelNotFoundError, ProblemError
 from channel.ledger.marker import BooksId, Marker
 from channel.state.channel_state import ChannelState
 from channel.state.commands import Command
@@ -30,6 +30,7 @@ __all__ = [
     "Soundness",
     "StoreResponse",
     "Watch",
+    "load_known",
 ]
 
 
@@ -206,3 +207,16 @@ class Ledger(Protocol):
 
     async def close(self) -> None:
         """Commit what is queued, then release the database."""
+
+
+async def load_known(ledger: Ledger, key: ChannelKey) -> ChannelState:
+    """Return the state of a channel that was opened here.
+
+    Raises:
+        ChannelNotFoundError: It was not.
+        LedgerUnavailableError: The database does not answer.
+    """
+    state = await ledger.load(key)
+    if state is None:
+        raise ChannelNotFoundError("The channel is not known here.")
+    return state

@@ -98,6 +98,11 @@ class ChannelState(msgspec.Struct, frozen=True, gc=False):
         return None
 
     @property
+    def has_stream(self) -> bool:
+        """Whether a stream holds money of the channel."""
+        return any(held.kind is ReservationKind.STREAM for held in self.reservations)
+
+    @property
     def available(self) -> int:
         """The amount that may still be reserved: accepted, neither spent nor reserved."""
         return self.accepted - self.spent - self.reserved

@@ -224,7 +224,7 @@ def _reserve(state: ChannelState, command: c.Reserve) -> ChannelState:
         cost = command.unit_price * command.units_min
         raise _public_voucher(state, command.presented, cost, command.min_voucher_delta)
     is_stream = command.kind is ReservationKind.STREAM
-    if is_stream and command.stream_policy is c.StreamPolicy.REJECT and _has_stream(state):
+    if is_stream and command.stream_policy is c.StreamPolicy.REJECT and state.has_stream:
         raise StreamActiveError("The channel has a live stream.")
     if len(state.reservations) >= RESERVATIONS_PER_CHANNEL_MAX:
         raise TooManyRequestsError("Too many requests are running on this channel.")
@@ -469,10 +469,6 @@ def _require_reservation(state: ChannelState, reservation_id: bytes) -> Reservat
     if held is None:
         raise ReservationEndedError("The reservation of this request has ended; send it again.")
     return held
-
-
-def _has_stream(state: ChannelState) -> bool:
-    return any(held.kind is ReservationKind.STREAM for held in state.reservations)
 
 
 def _replaced(held: Reservation) -> Reservation:
