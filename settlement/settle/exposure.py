@@ -17,7 +17,7 @@ share alone, so that all of a machine keep to it together. Nothing here decides 
 was accepted: it can only refuse more.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Final
 
 import msgspec
@@ -31,7 +31,6 @@ __all__ = [
     "ExposureGate",
     "ExposureLimits",
     "Promise",
-    "add_up",
     "exposure_of",
     "gas_reserve_wei",
 ]
@@ -80,12 +79,6 @@ def exposure_of(state: ChannelState) -> Exposure:
     return Exposure(
         payee=max(0, state.accepted - state.settled), payer=max(0, state.accepted - state.spent)
     )
-
-
-def add_up(states: Iterable[ChannelState]) -> Exposure:
-    """Return what is at risk on all of them together."""
-    each = [exposure_of(state) for state in states]
-    return Exposure(payee=sum(one.payee for one in each), payer=sum(one.payer for one in each))
 
 
 def gas_reserve_wei(closes: int, *, gas_per_close: int, base_fee_wei: int) -> int:

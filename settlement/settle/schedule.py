@@ -7,7 +7,7 @@ what may be unsettled comes near. A live channel is never settled above `spent` 
 """
 
 import enum
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
@@ -28,7 +28,6 @@ __all__ = [
     "decide",
     "grace_stage",
     "owes_close",
-    "plan",
     "value_at_risk",
 ]
 
@@ -177,7 +176,7 @@ def owes_close(state: ChannelState, policy: SettlePolicy) -> bool:
 
 
 def decide(watched: Watched, moment: Moment, policy: SettlePolicy) -> Due | None:
-    """Return what to do about one channel now, or None. Gas is weighed in `plan`."""
+    """Return what to do about one channel now, or None. Gas is weighed in `choose`."""
     state = watched.state
     if state.is_finalized:
         return None
@@ -189,18 +188,12 @@ def decide(watched: Watched, moment: Moment, policy: SettlePolicy) -> Due | None
     return idle or _settle(watched, moment, policy)
 
 
-def plan(channels: Iterable[Watched], moment: Moment, policy: SettlePolicy) -> list[Due]:
-    """Return what to do now, the most urgent first.
+def choose(dues: Sequence[Due], moment: Moment, policy: SettlePolicy) -> list[Due]:
+    """Return what of all that is due is done now, the most urgent first.
 
     What does not press is left out while its gas would cost too large a share of it, alone or
     together with the others that would share its transaction.
     """
-    dues = [due for watched in channels if (due := decide(watched, moment, policy)) is not None]
-    return choose(dues, moment, policy)
-
-
-def choose(dues: Sequence[Due], moment: Moment, policy: SettlePolicy) -> list[Due]:
-    """Return what of all that is due is done now, the most urgent first; see `plan`."""
     escalating = [
         due for due in dues if due.reason.is_escalating and _is_worth(due, moment, policy)
     ]

@@ -20,12 +20,13 @@ from settlement.dev.devnet import Devnet
 from settlement.escrow.reader import EscrowReader
 from settlement.node.values import parse_quantity
 from settlement.settle.executor import CloseExecutor
-from settlement.settle.schedule import Moment, SettlePolicy, Watched, plan
+from settlement.settle.schedule import Moment, SettlePolicy, Watched
 from settlement.settle.settler import EscrowSettler
 from tests.e2e.provider import JOKE_PRICE, open_shop
 from tests.e2e.selling import Provider, provide
 from tests.e2e.test_agent import agent_of
 from tests.settlement.channels import set_paused
+from tests.settlement.planning import plan
 
 PUBLIC, SPENT, ACCEPTED = 100, 160, 300
 _FAR = 2_000_000_000

@@ -21,7 +21,6 @@ from channel.errors import (
     MppSessionError,
     WireError,
 )
-from channel.verify.digest import is_body_digest
 from channel.wire.accept_payment import parse_accept_payment, rank_offers
 from channel.wire.auth_params import parse_auth_challenges
 from channel.wire.challenge import (
@@ -183,7 +182,6 @@ READERS: dict[str, Reader] = {
         texts("evm/session;q=0.5, */*"),
         NEVER,
     ),
-    "body digest": (lambda text: is_body_digest(text, b"x"), texts("sha-256=:AA:"), NEVER),
 }
 
 

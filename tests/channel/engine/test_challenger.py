@@ -160,7 +160,10 @@ def bound(genuine: Challenge, **changes: str | None) -> Challenge:
 async def test_a_secret_alone_makes_no_challenge_of_ours(
     desk: Desk, change: dict[str, str | None]
 ) -> None:
-    """O-98, CHAL-05, CHAL-11: another program that shares the secret sells what is its own."""
+    """O-98, CHAL-05, CHAL-11, AMB-03: another program that shares the secret sells what is its own.
+
+    No challenge of a session binds a body, so one with a digest is not of this engine.
+    """
     genuine = desk.engine.issue_challenge(desk.offer)
     desk.engine.authenticate(
         desk.payer.credential(bound(genuine), desk.payer.voucher(50)), [desk.offer]

@@ -21,13 +21,14 @@ from settlement.escrow.payout_calls import OwnCalls
 from settlement.escrow.reader import EscrowReader
 from settlement.settle.executor import CloseExecutor, Done
 from settlement.settle.quarantine import Quarantine
-from settlement.settle.schedule import Action, Due, Moment, Reason, SettlePolicy, Watched, plan
+from settlement.settle.schedule import Action, Due, Moment, Reason, SettlePolicy, Watched
 from settlement.settle.settler import EscrowSettler, SettleResult
 from settlement.tx.journal.sqlite import SqliteJournal
 from settlement.tx.state import Purpose
 from settlement.types import BatchEntry, RevertReason
 from tests.settlement.books import NOW, Books, request_close
 from tests.settlement.channels import Channels
+from tests.settlement.planning import plan
 from tests.waiting import put_ahead, until
 
 

@@ -26,9 +26,9 @@ from settlement.settle.schedule import (
     decide,
     grace_stage,
     owes_close,
-    plan,
     value_at_risk,
 )
+from tests.settlement.planning import plan
 
 NOW = 1_900_000_000
 GRACE_S = 900
