@@ -71,9 +71,8 @@ class BlockNotifier:
 
     async def _subscribe(self, url: str) -> None:
         async with ClientSession() as session:
-            socket = await session.ws_connect(
-                url, heartbeat=_PING_S, max_msg_size=NODE_EVENT_BYTES_MAX
-            )
+            too_long = NODE_EVENT_BYTES_MAX + 1  # aiohttp refuses a message of this very size
+            socket = await session.ws_connect(url, heartbeat=_PING_S, max_msg_size=too_long)
             try:
                 question = {"jsonrpc": "2.0", "id": 1, "method": questions.SUBSCRIBE}
                 await socket.send_json({**question, "params": ["newHeads"]})

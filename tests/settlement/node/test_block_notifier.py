@@ -8,9 +8,10 @@ from contextlib import asynccontextmanager, suppress
 import pytest
 from aiohttp import web
 
+from channel.limits import NODE_EVENT_BYTES_MAX
 from settlement.dev.devnet import Devnet
 from settlement.node.block_notifier import BlockNotifier
-from tests.waiting import PATIENCE_S
+from tests.waiting import PATIENCE_S, until
 
 
 @asynccontextmanager
@@ -126,6 +127,47 @@ async def test_a_websocket_that_talks_without_end_costs_a_look_now_and_then(says
                 await signal.wait()
                 looks += 1
             assert time.monotonic() - began > 5 * 0.1
+    finally:
+        await runner.cleanup()
+
+
+@pytest.mark.parametrize("beyond", [0, 1])
+async def test_a_message_of_a_websocket_has_at_most_so_many_bytes(beyond: int) -> None:
+    """O-91, issue 10 B: at the bound it is news; a longer one ends the connection, and no more."""
+    connections = 0
+    news = '{"jsonrpc":"2.0","method":"eth_subscription","params":"%s"}'
+    long = news % ("x" * (NODE_EVENT_BYTES_MAX - len(news % "") + beyond))
+    assert len(long) == NODE_EVENT_BYTES_MAX + beyond
+
+    async def serve(request: web.Request) -> web.WebSocketResponse:
+        nonlocal connections
+        connections += 1
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        await socket.receive()
+        await socket.send_json({"jsonrpc": "2.0", "id": 1, "result": "0x1"})
+        if connections == 1:
+            await until(lambda: looks == 1)
+            await socket.send_str(long)
+        await socket.receive()
+        return socket
+
+    app = web.Application()
+    app.router.add_get("/", serve)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    host, port = runner.addresses[0][:2]
+    signal = BlockNotifier(
+        poll_interval_s=3600, ws_url=f"ws://{host}:{port}/", reconnect_s=0.01, least_s=0.01
+    )
+    looks = 0
+    try:
+        async with listening(signal), asyncio.timeout(PATIENCE_S):
+            while looks < 2:
+                await signal.wait()
+                looks += 1
+            assert connections == signal.subscriptions == 1 + beyond
     finally:
         await runner.cleanup()
 

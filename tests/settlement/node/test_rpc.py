@@ -2,12 +2,13 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 from msgspec.structs import replace
 
 from channel.errors import ChainUnavailableError, ConfigError
+from channel.limits import NODE_MESSAGE_CHARS_MAX, NODE_TIP_S_MAX
 from settlement import abi
 from settlement.dev.devnet import Devnet
 from settlement.errors import ContractRevertedError, RpcRefusedError
@@ -160,6 +161,48 @@ async def test_an_error_of_any_shape_is_typed(rpc: Rpc, node: FlakyNode, error: 
     node.errors["eth_blockNumber"] = error
     with pytest.raises((ChainUnavailableError, ContractRevertedError)):
         await rpc.block_number()
+
+
+async def test_a_nodes_words_are_shown_up_to_a_bound(rpc: Rpc, node: FlakyNode) -> None:
+    """SEC-09, issue 10 B: at the bound all of them, and of longer ones the beginning."""
+    words = "busy ".ljust(NODE_MESSAGE_CHARS_MAX, "x")
+    for said in (words, words + "y"):
+        node.errors["eth_blockNumber"] = {"code": -32000, "message": said}
+        with pytest.raises(RpcRefusedError) as caught:
+            await rpc.read("eth_blockNumber")
+        assert caught.value.message == words
+        assert f": {words} (-32000)." in str(caught.value)
+
+
+async def run_until(is_so: Callable[[], bool]) -> None:
+    """Run the event loop, whose clock a test holds, until something is so."""
+    while not is_so():  # noqa: ASYNC110 - a pause would never end
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("is_in_time", [True, False], ids=["in time", "a millisecond later"])
+async def test_a_nodes_word_on_tips_is_waited_for_so_long(
+    chain: Devnet, node: FlakyNode, monkeypatch: pytest.MonkeyPatch, *, is_in_time: bool
+) -> None:
+    """SEC-09, issue 10 B: after that the others' words count; the loop's clock is held."""
+    node.lies["eth_maxPriorityFeePerGas"] = "0x1"
+    node.fail("hang", method="eth_maxPriorityFeePerGas")
+    async with await Rpc.connect([chain.values.rpc_url, node.url], limits=_LIMITS) as rpc:
+        loop = asyncio.get_running_loop()
+        began = now = loop.time()
+        monkeypatch.setattr(loop, "time", lambda: now)
+        asking = asyncio.create_task(rpc.least_tip(7))
+        await run_until(lambda: "eth_maxPriorityFeePerGas" in node.seen)
+        now = began + NODE_TIP_S_MAX - 0.001
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert not asking.done()
+        if is_in_time:
+            node.go_on.set()
+        else:
+            now = began + NODE_TIP_S_MAX
+        await run_until(asking.done)
+        assert asking.result() == (1 if is_in_time else 7)
 
 
 async def test_running_out_of_gas_is_a_refusal_by_the_contract(chain: Devnet) -> None:

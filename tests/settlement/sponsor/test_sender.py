@@ -10,6 +10,7 @@ import pytest
 from msgspec.structs import replace
 
 from channel.client.funding.signing import Window
+from channel.limits import DEPOSIT_WANTED_S_MAX
 from mpp_session.testing.chain import TestChain
 from settlement import abi
 from settlement.dev.devnet import Devnet
@@ -45,11 +46,19 @@ async def taken(
         yield one, payload
 
 
-async def send(one: Sponsored, *, until: OrderStatus = OrderStatus.MADE) -> DepositOrder:
-    """Let a settler look until the order has ended."""
+async def send(
+    one: Sponsored, *, until: OrderStatus = OrderStatus.MADE, at: int | None = None
+) -> DepositOrder:
+    """Let a settler look until the order has ended, by this clock or that of the machine."""
     (order,) = await one.orders.list_open()
     running = asyncio.create_task(
-        DepositSender(one.orders, one.provider.reader, one.sender, one.journal).run()
+        DepositSender(
+            one.orders,
+            one.provider.reader,
+            one.sender,
+            one.journal,
+            earliest=None if at is None else lambda: at,
+        ).run()
     )
     try:
         async with asyncio.timeout(PATIENCE_S):
@@ -214,6 +223,19 @@ async def test_what_could_not_be_sent_for_an_hour_makes_room(
         assert (await one.provider.send(payload)).status_code == 503  # wanted again
         await send(one)
         assert (await one.provider.send(payload)).status_code == 200
+
+
+@pytest.mark.parametrize("beyond", [0, 1])
+async def test_a_deposit_is_sent_until_so_long_after_it_was_wanted(
+    devnet: TestChain, tmp_path: Path, beyond: int
+) -> None:
+    """F-98, issue 10 B: in the last second still; a second later it is given up."""
+    async with taken(devnet, tmp_path, window=Window(0, 2**256 - 1)) as (one, _):
+        (order,) = await one.orders.list_open()
+        at = order.wanted_at + DEPOSIT_WANTED_S_MAX + beyond
+        ended = await send(one, until=OrderStatus.REFUSED if beyond else OrderStatus.MADE, at=at)
+        assert ended.reason == (NOT_SENT if beyond else "")
+        assert await one.sent() == 1 - beyond
 
 
 async def test_a_settler_without_the_lease_sends_nothing(devnet: TestChain, tmp_path: Path) -> None:

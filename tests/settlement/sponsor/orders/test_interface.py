@@ -8,6 +8,7 @@ from msgspec.structs import replace
 
 from channel.errors import SponsoringPausedError, TooManyDepositsError
 from channel.types import Address, ChannelId, ChannelKey, TxHash
+from settlement.sponsor.orders import postgres, sqlite
 from settlement.sponsor.orders.interface import (
     DepositOrder,
     DepositOrders,
@@ -144,6 +145,34 @@ async def test_a_funder_has_its_share(orders: DepositOrders) -> None:
         await orders.place(order(4, funder=9), LIMITS)
     await orders.place(order(5, funder=8), LIMITS)
     await orders.place(order(4, funder=9, wanted_at=NOW + 3600), LIMITS)
+
+
+async def test_so_many_are_looked_at_together_and_more_wait(
+    orders: DepositOrders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F-98, issue 10 B: at the bound all are; one more has its turn when the first has ended."""
+    for module in (postgres, sqlite):
+        monkeypatch.setattr(module, "OPEN_ORDERS_MAX", 3)
+    voucher = FirstVoucher(5, b"signed")
+    wanted = [
+        replace(order(number, wanted_at=NOW + number), first_voucher=voucher)
+        for number in range(1, 6)
+    ]
+    for one in wanted[:3]:
+        await orders.adopt(one)
+    assert await orders.list_open() == wanted[:3]
+    for one in wanted[3:]:
+        await orders.adopt(one)
+    assert await orders.list_open() == wanted[:3]
+    await orders.update(wanted[0].order_id, OrderStatus.REFUSED)
+    assert await orders.list_open() == wanted[1:4]
+    for one in wanted[1:]:
+        await orders.update(one.order_id, OrderStatus.MADE, tx_hash=TX)
+    made = [replace(one, status=OrderStatus.MADE, tx_hash=TX) for one in wanted[1:]]
+    assert await orders.list_unknown(NOW + 5) == made[:3]
+    assert await orders.list_unknown(NOW + 6) == made[:3]
+    await orders.mark_known(made[0].order_id)
+    assert await orders.list_unknown(NOW + 6) == made[1:]
 
 
 async def test_two_workers_cannot_share_the_last_gas(

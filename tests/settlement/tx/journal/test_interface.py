@@ -11,6 +11,7 @@ from channel.errors import ConfigError, InvariantError, LedgerUnavailableError
 from channel.ledger.url import sqlite_path
 from channel.types import Address, ChannelId, ChannelKey, TxHash
 from settlement.errors import LeaseLostError, NonceTakenError
+from settlement.tx.journal import postgres, sqlite
 from settlement.tx.journal.interface import Quarantined, SettlerJournal
 from settlement.tx.state import (
     Abandoned,
@@ -289,6 +290,19 @@ class TestDistrust:
         assert await reader.distrusted() == {signer, payer}
         with pytest.raises(LeaseLostError):
             await reader.distrust([payer], at=NOW)
+
+    async def test_the_newest_of_them_are_known_up_to_a_bound(
+        self, journal: SettlerJournal, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """O-01, issue 10 B: at the bound all are known; one more, and the oldest is not."""
+        for module in (postgres, sqlite):
+            monkeypatch.setattr(module, "DISTRUSTED_MAX", 3)
+        known = [Address(bytes([number]) * 20) for number in range(4)]
+        for number, address in enumerate(known[:3]):
+            await journal.distrust([address], at=NOW + number)
+        assert await journal.distrusted() == set(known[:3])
+        await journal.distrust([known[3]], at=NOW + 3)
+        assert await journal.distrusted() == set(known[1:])
 
 
 class TestPruning:
