@@ -99,8 +99,8 @@ Written by `scripts/deploy`; the addresses follow from the code, so this page ch
 
 The escrow of a token is `CREATE2(factory, salt, keccak256(init code ‖ abi.encode(token)))`: what
 `EscrowFactory.escrowOf(token)` and `settlement.addresses.escrow_address(token)` return. Equal
-addresses mean equal code: whoever pins the factory needs no list. Anyone may deploy the escrow of
-a token that has none yet; the result is the same.
+addresses mean equal code: a client that pins the factory needs no list. Anyone may deploy
+the escrow of a token that has none yet; the result is the same.
 
 ## Escrows checked on chain
 

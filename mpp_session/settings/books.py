@@ -244,7 +244,7 @@ class Sponsoring(Section, frozen=True):
         Meta(
             ge=10**9,
             le=INT64_MAX,
-            description="Most gas that is paid for payers within an hour, whoever they are.",
+            description="Most gas that is paid within an hour, for all payers together.",
         ),
     ] = 2 * 10**16
     gas_per_deposit_max: Annotated[

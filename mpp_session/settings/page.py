@@ -17,18 +17,19 @@ from mpp_session.settings.config import Setting, list_settings
 __all__ = ["render_settings"]
 
 _HEAD = """\
-# Configuration
+# Settings
+
+Write a file such as this one, then run `mpp-session gateway --config gateway.toml`:
+
+```toml
+{example}```
 
 A gateway reads one TOML file, then the environment, then its flags; what comes later wins. Each
 table below is a table of the file. A name that is not a setting is refused, wherever it stands.
 Amounts are whole numbers in base units of the token: 1 dollar of a 6-decimal token is 1000000.
 Lists in the environment are separated by commas.
 
-```toml
-{example}```
-
-`mpp-session gateway --config gateway.toml` starts it. It refuses to start on anything that would
-lose money later, and says which setting it is.
+The gateway refuses to start on a setting that would lose money later, and names the setting.
 
 *Written from `mpp_session/settings` by `python -m mpp_session.settings.page`; do not edit.*
 """

@@ -313,7 +313,7 @@ class Payment(Section, frozen=True):
     stream_policy: Annotated[
         Literal["replace", "reject", "allow"],
         Meta(
-            description="What a new stream does to one that runs on the same channel, on whatever "
+            description="What a new stream does to one that runs on the same channel, on any "
             "worker: it takes its place (the older one ends with its receipt), is refused with "
             "409, or runs beside it."
         ),
