@@ -1,7 +1,7 @@
 """The JSON file that `mpp-session devnet` writes: read it back for commands and tests."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -9,6 +9,8 @@ from mpp_session.errors import CommandError
 from settlement.dev.devnet import DevnetValues
 
 __all__ = ["devnet_settings", "read_devnet"]
+
+_UNLIMITED: Final = 1_000_000
 
 
 def read_devnet(path: Path) -> DevnetValues:
@@ -38,6 +40,10 @@ def devnet_settings(values: DevnetValues) -> dict[str, Any]:
         "payee.address": "0x" + payee.address.hex(),
         "payee.key": "0x" + payee.private_key.hex(),
         "sponsoring.fee_payer": True,
+        # its ether is worth nothing, and whoever tries things out opens many channels (O-60)
+        "sponsoring.deposits_per_payer": _UNLIMITED,
+        "sponsoring.deposits_per_address": _UNLIMITED,
+        "sponsoring.gas_budget_wei": 10**18,
     }
 
 

@@ -394,6 +394,7 @@ def _sponsoring(
         now,
         period_s=SPONSORED_PERIOD_S,
         refusal=TooManyDepositsError,
-        what="deposits an hour from one address",
+        what="deposits an hour from one address (the provider sets "
+        "`sponsoring.deposits_per_address`)",
     )
     return Sponsoring(sponsor, settings.sponsor, rate)

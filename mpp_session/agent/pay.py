@@ -4,6 +4,7 @@ Used by the command `pay`. An agent in Python starts at `mpp_session.agent.clien
 """
 
 import asyncio
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +16,13 @@ from channel.client.http.transport import origin_of
 from channel.client.policy.policy import Policy
 from channel.client.store.record import Account
 from channel.client.store.sqlite import PaymentStore
-from channel.errors import ConfigError, MppSessionError, StoreError
+from channel.errors import (
+    BudgetExceededError,
+    ConfigError,
+    MppSessionError,
+    OfferRefusedError,
+    StoreError,
+)
 from channel.limits import ANSWER_DEPTH_MAX, REFUSAL_CHARS_MAX
 from channel.types import Address
 from channel.wire.depth import is_shallow
@@ -110,7 +117,8 @@ async def pay(
         left = await describe_left(store, url, wallet.unit)
         raise CommandError(f"{url}: {error or type(error).__name__}. {left}") from error
     except MppSessionError as error:
-        raise CommandError(f"{error} {await describe_left(store, url, wallet.unit)}") from error
+        words = _describe_refusal(error, wallet.unit)
+        raise CommandError(f"{words} {await describe_left(store, url, wallet.unit)}") from error
 
 
 async def describe_left(store: Path, url: str, unit: TokenUnit) -> str:
@@ -124,6 +132,23 @@ async def describe_left(store: Path, url: str, unit: TokenUnit) -> str:
     finally:
         await payment_store.close()
     return " ".join(_describe(account, unit) for account in accounts)
+
+
+def _describe_refusal(error: MppSessionError, unit: TokenUnit) -> str:
+    """Return an error's words, with its amounts as people read them (O-64)."""
+    if isinstance(error, BudgetExceededError) and error.limit != "channels_per_origin_max":
+        return (
+            f"Paying {error.origin} would bring {error.limit} to {unit.format(error.asked)}; "
+            f"the policy allows {unit.format(error.allowed)}."
+        )
+    if isinstance(error, OfferRefusedError) and not error.offers and isinstance(error.asked, int):
+        price_max = re.fullmatch(r"1 to (\d+)", str(error.allowed))
+        if error.field.startswith("amount") and price_max:
+            return (
+                f"{error.origin} asks for {error.field} {unit.format(error.asked)}; "
+                f"the policy allows at most {unit.format(int(price_max[1]))}."
+            )
+    return str(error)
 
 
 def _describe(account: Account, unit: TokenUnit) -> str:
@@ -152,8 +177,15 @@ async def _pay(
     if not used:
         return PaidOutcome(status=status, text=text)
     account = used[-1]
+    is_closed = False
     if not keep_open:
-        (account,) = await client.payments.close(account.key.channel_id)
+        try:
+            (account,) = await client.payments.close(account.key.channel_id)
+            is_closed = True
+        except MppSessionError:
+            if 200 <= status < 300:  # noqa: PLR2004
+                raise
+            # the server's refusal is what matters; what is left is said beside it (O-60)
     earlier = before.get(account.key)
     return PaidOutcome(
         status=status,
@@ -161,8 +193,8 @@ async def _pay(
         units=account.units - (earlier.units if earlier else 0),
         paid=account.spent - (earlier.spent if earlier else 0),
         vouchers=account.vouchers - (earlier.vouchers if earlier else 0),
-        deposit=account.deposit,
-        refunded=0 if keep_open else account.refund,
+        deposit=0 if account.state == "opening" else account.deposit,
+        refunded=account.refund if is_closed else 0,
         channel_id=account.key.channel_id,
         open_tx=None if earlier else await client.payments.find_opening(account.key.channel_id),
         close_tx=account.end_tx,

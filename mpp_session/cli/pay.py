@@ -114,7 +114,7 @@ def command(  # noqa: PLR0913 -- each is a flag
         )
         currency = _address("--token", token)
         policy = caps.policy(account.chain_id, currency)
-        payer = _wallet(account, policy, wallet, voucher_keys)
+        payer = _wallet(account, policy, currency, wallet, voucher_keys)
     from mpp_session.agent.pay import describe_left, pay
 
     path = store or payer.store
@@ -133,7 +133,8 @@ def command(  # noqa: PLR0913 -- each is a flag
             say()
         _print(outcome, payer.unit)
     if not outcome.is_success:
-        raise CommandError(f"the server answered {outcome.status}: {outcome.text}")
+        left = asyncio.run(describe_left(path, target, payer.unit))
+        raise CommandError(f"the server answered {outcome.status}: {outcome.text} {left}")
     if keep_open:
         report(asyncio.run(describe_left(path, target, payer.unit)))
 
@@ -177,22 +178,28 @@ def _devnet_wallet(path: Path, caps: "_Caps") -> "Wallet":
 
 
 def _wallet(
-    account: KeyedAccount, policy: "Policy", contract: str | None, voucher_keys: Path | None
+    account: KeyedAccount,
+    policy: "Policy",
+    token: "Address",
+    contract: str | None,
+    voucher_keys: Path | None,
 ) -> "Wallet":
     import asyncio
 
-    from mpp_session.agent.amounts import TokenUnit
+    from mpp_session.agent.amounts import BASE_UNITS
     from mpp_session.agent.pay import Wallet
     from mpp_session.agent.voucher_keys import load_channel_keys
+    from mpp_session.operator.token_units import read_units
 
     keys = None
     if voucher_keys is not None:
         keys = asyncio.run(load_channel_keys(voucher_keys, account.password))
+    units = asyncio.run(read_units(account.rpc_url, account.chain_id, [token]))
     return Wallet(
         rpc_url=account.rpc_url,
         private_key=account.private_key,
         policy=policy,
-        unit=TokenUnit("base units", 0),
+        unit=units.get(token, BASE_UNITS),
         store=store_path(),
         contract=None if contract is None else _address("--wallet", contract),
         keys=keys,

@@ -48,11 +48,12 @@ class Commands:
         assert code == 0, errors
         return json.loads(output)
 
-    def gateway(self, values: DevnetValues, model: ModelServer) -> GatewayProcess:
+    def gateway(self, values: DevnetValues, model: ModelServer, **changes: str) -> GatewayProcess:
         variables = gateway_variables(
             values, model.url, self._folder / "ledger.db", free_port(), step_units=8
         )
         variables["MPP_SESSION_SPONSORING_FEE_PAYER"] = "true"
+        variables |= {f"MPP_SESSION_{name}": value for name, value in changes.items()}
         log = self._folder / "gateway.log"
         return GatewayProcess(gateway_command(), variables, log, forge=self._forge)
 
@@ -177,15 +178,32 @@ async def test_a_price_above_the_limit_is_refused_and_nothing_is_paid(
             code, shown, said = await commands(*arguments, "--price-max=24")
             spare = await commands(*arguments, "--budget=24")
         assert (code, shown) == (1, "")
-        assert "25" in said
+        assert "llm_token 0.000025 dUSD; the policy allows at most 0.000024 dUSD" in said  # O-64
         assert "Traceback" not in said
         assert spare[:2] == (1, "")
-        assert "to 25 base units; the policy allows 24" in spare[2]
+        assert "to 0.000025 dUSD; the policy allows 0.000024 dUSD" in spare[2]  # O-64
         assert model.seen == []
     assert (
         "no channels"
         in (await commands("channels", f"--ledger=sqlite:///{tmp_path / 'ledger.db'}"))[1]
     )
+
+
+async def test_a_refused_deposit_says_first_why_the_server_refuses(
+    devnet: TestChain, tmp_path: Path, commands: Commands
+) -> None:
+    """O-60: its reason with the setting's name, and then what may still be in a channel."""
+    await asyncio.to_thread(devnet.values.write, tmp_path / "devnet.json")
+    async with model_server() as model:
+        gateway = commands.gateway(devnet.values, model, SPONSORING_DEPOSITS_PER_PAYER="1")
+        async with gateway.running():
+            arguments = ["pay", gateway.url, "--devnet=devnet.json", "--prompt=x"]
+            assert (await commands(*arguments))[0] == 0
+            code, _, said = await commands(*arguments)
+    assert code == 1
+    error = said.partition("error: ")[2]
+    assert error.startswith("the server answered 429: ")
+    assert "`sponsoring.deposits_per_payer`" in error.partition("may yet be made")[0]
 
 
 async def test_a_command_that_is_interrupted_says_what_is_left(

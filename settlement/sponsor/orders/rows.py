@@ -69,7 +69,11 @@ def require_room(order: DepositOrder, limits: OrderLimits, usage: Sequence[int])
     used_gwei, of_funder = usage
     if of_funder >= limits.per_funder:
         raise TooManyDepositsError(
-            f"Gas is paid for {limits.per_funder} deposits of a payer in {limits.period_s} s."
+            f"Gas is paid for {limits.per_funder} deposits of a payer in {limits.period_s} s "
+            "(the provider sets `sponsoring.deposits_per_payer`)."
         )
     if used_gwei + order.gas_gwei > limits.gas_gwei:
-        raise SponsoringPausedError("The gas that is paid for payers is used up for now.")
+        raise SponsoringPausedError(
+            "The gas that is paid for payers is used up for now "
+            "(the provider sets `sponsoring.gas_budget_wei`)."
+        )

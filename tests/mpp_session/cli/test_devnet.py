@@ -196,3 +196,11 @@ def test_a_devnets_settings_name_its_payee(devnet: TestChain, tmp_path: Path) ->
     assert read_devnet(path) == devnet.values
     payee = devnet.values.accounts["payee"].address
     assert devnet_settings(read_devnet(path))["payee.address"] == "0x" + payee.hex()
+
+
+def test_a_devnets_gateway_does_not_count_the_deposits_of_an_hour(devnet: TestChain) -> None:
+    """O-60: whoever tries things out opens many channels, and the ether is worth nothing."""
+    settings = devnet_settings(devnet.values)
+    for name in ("deposits_per_payer", "deposits_per_address"):
+        assert settings[f"sponsoring.{name}"] >= 10**6
+    assert settings["sponsoring.gas_budget_wei"] >= 10**18
