@@ -16,7 +16,14 @@ from typing import Final, TypeVar
 import _setup
 import wheel_build
 
-__all__ = ["ReleaseError", "date_changelog", "main", "require_releasable", "set_version"]
+__all__ = [
+    "ReleaseError",
+    "date_changelog",
+    "main",
+    "require_releasable",
+    "set_version",
+    "tag_release",
+]
 
 T = TypeVar("T")
 
@@ -62,7 +69,7 @@ def _release(version: str, *, is_tagged: bool, runs_demo: bool) -> None:
         if runs_demo:
             _step("the demo, from the wheel", lambda: _run_demo(folder))
         if is_tagged:
-            _tag(root, version, built)
+            tag_release(root, version, built)
     print(
         f"tagged v{version}; push it with: git push origin {BRANCH} v{version}"
         if is_tagged
@@ -152,7 +159,8 @@ def _pip(folder: Path) -> list[str]:
     return [str(folder / "clean/bin/python"), "-m", "pip", "install", "--quiet"]
 
 
-def _tag(root: Path, version: str, built: tuple[Path, ...]) -> None:
+def tag_release(root: Path, version: str, built: tuple[Path, ...]) -> None:
+    """Commit the version and the dated changelog, tag the commit, keep what was built in dist/."""
     files = _rewrite(root, version)
     git(root, "commit", "--quiet", "-m", f"release: {version}", "--", *files)
     git(root, "tag", "--annotate", "-m", f"mpp-session {version}", f"v{version}")
@@ -172,6 +180,8 @@ def _run(command: list[str], folder: Path) -> str:
     """Run a program where no checkout is imported from; return what it prints."""
     hidden = {"PYTHONPATH", "VIRTUAL_ENV"}
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
+    programs = environment.get("PATH", os.defpath).split(os.pathsep)
+    environment["PATH"] = os.pathsep.join(each for each in programs if each != str(_setup.BIN))
     done = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, check=False
     )

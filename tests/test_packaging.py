@@ -107,6 +107,33 @@ def test_a_version_is_released_once(checkout: Path) -> None:
         release_run.require_releasable(checkout, "0.2.0")
 
 
+def test_a_tag_is_on_one_commit_with_the_version_and_the_dated_changelog(checkout: Path) -> None:
+    """And nothing is pushed: the clone's origin has neither."""
+    (checkout / "pyproject.toml").write_text('[project]\nversion = "0.1.0"\n')
+    (checkout / ".gitignore").write_text("dist/\n")
+    git(checkout, "add", ".")
+    git(checkout, "commit", "--quiet", "-m", "name the version")
+    copy = checkout.parent / "copy"
+    git(checkout, "clone", "--quiet", str(checkout), str(copy))
+    git(copy, "config", "user.name", "A")
+    git(copy, "config", "user.email", "a@example.com")
+    wheel = checkout.parent / "a.whl"
+    wheel.touch()
+    release_run.tag_release(copy, "0.2.0", (wheel,))
+    assert release_run.git(copy, "log", "--format=%s", "v0.2.0").splitlines() == [
+        "release: 0.2.0",
+        "name the version",
+        "begin",
+    ]
+    assert release_run.git(copy, "cat-file", "-t", "v0.2.0") == "tag"
+    assert release_run.git(copy, "status", "--porcelain") == ""
+    assert 'version = "0.2.0"' in (copy / "pyproject.toml").read_text()
+    assert "## [0.2.0] - 20" in (copy / "CHANGELOG.md").read_text()
+    assert (copy / "dist" / "a.whl").exists()
+    assert release_run.git(checkout, "tag") == ""
+    assert release_run.git(checkout, "log", "-1", "--format=%s") == "name the version"
+
+
 def test_the_changelog_is_dated_and_begins_anew() -> None:
     text = "# Changelog\n\n## [Unreleased]\n\n- More.\n\n## [0.1.0] - 2026-01-01\n\n- All.\n"
     dated = release_run.date_changelog(text, "0.2.0", "2026-02-03")
