@@ -1,6 +1,7 @@
 """Every bound on what a peer, a node or a stranger can make the process use.
 
-A name ends with its unit. Exceeding a bound is refused; no value is cut to fit.
+A name ends with its unit. What exceeds a bound is refused, waits, or is deleted as the oldest. Only
+text for a log or an error is cut. docs/guide/operating.md says it of each.
 """
 
 from typing import Final
