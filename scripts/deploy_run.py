@@ -23,7 +23,8 @@ from settlement.node.rpc import Rpc
 from settlement.tx.manager import TxManager
 from settlement.tx.signer import KeySigner
 
-PAGE: Final = Path(__file__).resolve().parent.parent / "docs" / "reference" / "deployments.md"
+ROOT: Final = Path(__file__).resolve().parent.parent
+PAGE: Final = ROOT / "docs" / "reference" / "deployments.md"
 _ROW: Final = re.compile(r"^\| (\d+) \| (0x\w+) \| (0x\w+) \| (0x\w+) \|$", re.MULTILINE)
 
 Row = tuple[int, str, str, str]
@@ -114,9 +115,7 @@ the deployed code, whose immutables (token, chain, address) make it differ from 
 
 
 COMPILER: Final = json.loads(
-    (PAGE.parent.parent / "settlement" / "artifacts" / "SessionEscrow.json").read_text(
-        encoding="utf-8"
-    )
+    (ROOT / "settlement" / "artifacts" / "SessionEscrow.json").read_text(encoding="utf-8")
 )["compiler"]
 
 
