@@ -1,7 +1,7 @@
-"""When to look at the chain: at each new block where a node tells, else every few seconds.
+"""When to look at the chain: on each new block if a websocket is configured, else by polling.
 
-A subscription only wakes: what is true is asked for over HTTP. So a websocket that is silent,
-broken or lying costs seconds, never a channel.
+A subscription only triggers a look. The facts are then read over HTTP, so a websocket that is
+silent, broken or lying costs seconds and never a channel.
 """
 
 import asyncio
@@ -22,11 +22,11 @@ _RECONNECT_S_MAX: Final = 60.0
 _PING_S: Final = 15.0
 _FAREWELL_S: Final = 0.5
 _LEAST_S: Final = 0.25
-"""Between two looks, however often a node says that there is something new."""
+"""Least time between two looks, in seconds, however often the node announces a block."""
 
 
 class BlockNotifier:
-    """Wakes whoever waits, at each new block or after `poll_interval_s`, whichever is first."""
+    """Wakes its waiters at each new block or after `poll_interval_s`, whichever comes first."""
 
     def __init__(
         self,
@@ -36,7 +36,7 @@ class BlockNotifier:
         reconnect_s: float = 1.0,
         least_s: float = _LEAST_S,
     ) -> None:
-        """Wake at each new block that `ws_url` tells of, but not sooner than `least_s` again."""
+        """Wake at each new block that `ws_url` announces, at most once every `least_s` seconds."""
         self._poll_interval_s = poll_interval_s
         self._ws_url = ws_url
         self._reconnect_s = reconnect_s
@@ -44,7 +44,7 @@ class BlockNotifier:
         self._woke_at = float("-inf")
         self._is_new = asyncio.Event()
         self.subscriptions = 0
-        """How often a subscription was made: more than once means that it broke."""
+        """How many subscriptions were made. More than one means that a subscription broke."""
 
     async def wait(self) -> None:
         """Return when it is time to look."""
@@ -57,15 +57,17 @@ class BlockNotifier:
         self._woke_at = clock()
 
     async def listen(self) -> None:
-        """Keep the subscription, for ever; without a websocket nothing is to be done."""
+        """Keep the subscription running for ever. Returns at once without a websocket URL."""
         delay_s = self._reconnect_s
         while self._ws_url is not None:
             made = self.subscriptions
             try:
                 await self._subscribe(self._ws_url)
             except (ClientError, OSError, ValueError, RecursionError) as error:
-                # its text holds the address
-                _log.warning("no news of blocks (%s): polling", type(error).__name__)
+                # the error's text may hold the URL, and the URL an access key
+                _log.warning(
+                    "block subscription failed (%s): polling instead", type(error).__name__
+                )
             delay_s = self._reconnect_s if self.subscriptions > made else 2 * delay_s
             await asyncio.sleep(min(delay_s, _RECONNECT_S_MAX))
 
@@ -78,7 +80,7 @@ class BlockNotifier:
                 await socket.send_json({**question, "params": ["newHeads"]})
                 await self._read(socket)
             finally:
-                with suppress(TimeoutError):  # else as long as the other end goes on talking
+                with suppress(TimeoutError):  # the peer may never finish the closing handshake
                     async with asyncio.timeout(_FAREWELL_S):
                         await socket.close()
 
@@ -87,9 +89,9 @@ class BlockNotifier:
             if message.type is WSMsgType.TEXT:
                 said: Any = message.json()
                 if not isinstance(said, dict) or "error" in said:
-                    _log.warning("the node takes no subscription to blocks: polling")
+                    _log.warning("the node does not support block subscriptions: polling instead")
                     return
                 if said.get("id") == 1:
                     self.subscriptions += 1
                 self._is_new.set()
-            await asyncio.sleep(self._least_s)  # what it says meanwhile waits where it is
+            await asyncio.sleep(self._least_s)  # further announcements stay in the socket

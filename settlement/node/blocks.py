@@ -1,7 +1,8 @@
-"""The canonical tail: which blocks are ours, what a reorg took back, how deep is final (pure).
+"""The canonical tail: the known blocks, what a reorg removed, how deep is final (pure).
 
-A block's number says little: after a reorg another block has it (F-71). So the tail is a chain
-of hashes, each the next one's parent, and a head is believed once its parents lead into it.
+A block number does not identify a block: after a reorg another block has it (F-71). The tail is
+therefore a chain of hashes in which each block is the parent of the next. A new head is accepted
+once its parents lead into the tail.
 """
 
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ __all__ = ["Change", "Tail", "confirmed_number", "extend", "next_missing"]
 
 
 class Tail(msgspec.Struct, frozen=True):
-    """The last blocks of the chain as we know it, oldest first, each the next one's parent."""
+    """The newest known blocks of the chain, oldest first, each the parent of the next."""
 
     blocks: tuple[BlockRef, ...] = ()
 
@@ -26,7 +27,7 @@ class Tail(msgspec.Struct, frozen=True):
         return self.blocks[-1] if self.blocks else None
 
     def find(self, block_hash: bytes) -> int | None:
-        """Return where in the tail a block is, or None."""
+        """Return the index of a block in the tail, or None."""
         for index, block in enumerate(self.blocks):
             if block.hash == block_hash:
                 return index
@@ -40,27 +41,27 @@ class Change(msgspec.Struct, frozen=True):
     added: tuple[BlockRef, ...] = ()
     """Blocks that are new, oldest first."""
     removed: tuple[BlockRef, ...] = ()
-    """Blocks a reorg took back, oldest first."""
+    """Blocks that a reorg removed, oldest first."""
     has_gap: bool = False
-    """The way from the new head does not lead into the tail: what lies between is unknown."""
+    """The new head does not connect to the tail: the blocks between them are unknown."""
     is_behind: bool = False
-    """The head is an ancestor of ours: that node lags, the chain did not go back."""
+    """The head is an ancestor of the known head: the node lags, the chain did not go back."""
 
     @property
     def forked_at(self) -> int | None:
-        """Number of the last block that was not taken back; None without a reorg."""
+        """Number of the last block that the reorg kept; None without a reorg."""
         return self.removed[0].number - 1 if self.removed else None
 
 
 def next_missing(tail: Tail, branch: Sequence[BlockRef]) -> bytes | None:
-    """Return the hash of the block to fetch next, on the way back from a new head.
+    """Return the hash of the next block to fetch, walking back from a new head.
 
     Args:
         tail: The chain as known.
-        branch: What was fetched, newest first: the new head, its parent, and so on.
+        branch: The blocks fetched so far, newest first: the new head, its parent, and so on.
 
     Returns:
-        None when the branch leads into the tail, or when there is nothing to lead into.
+        None when the branch connects to the tail, or when the tail is empty.
     """
     oldest = branch[-1]
     if not tail.blocks or tail.find(branch[0].hash) is not None:
@@ -71,7 +72,7 @@ def next_missing(tail: Tail, branch: Sequence[BlockRef]) -> bytes | None:
 
 
 def extend(tail: Tail, branch: Sequence[BlockRef], *, blocks_max: int) -> Change:
-    """Take a branch, newest first, for the chain; keep the last `blocks_max` blocks.
+    """Accept a branch, newest first, as the chain; keep the last `blocks_max` blocks.
 
     Raises:
         InvariantError: The branch is not a chain of parents.
@@ -84,18 +85,19 @@ def extend(tail: Tail, branch: Sequence[BlockRef], *, blocks_max: int) -> Change
     if not tail.blocks:
         return Change(_keep(added, blocks_max), added=added)
     if branch[0].number < tail.blocks[0].number:
-        return Change(tail, is_behind=True)  # older than all we keep: a node left far behind
+        return Change(tail, is_behind=True)  # older than the whole tail: the node lags far behind
     ancestor = tail.find(branch[-1].parent_hash)
     if ancestor is not None:
         kept, removed = tail.blocks[: ancestor + 1], tail.blocks[ancestor + 1 :]
         return Change(_keep(kept + added, blocks_max), added=added, removed=removed)
-    # Either we were away for longer than we walk back, or the reorg is deeper than the tail.
+    # Either the process was away for longer than it walks back, or the reorg is deeper than the
+    # tail.
     removed = tuple([block for block in tail.blocks if block.number >= added[0].number])
     return Change(_keep(added, blocks_max), added=added, removed=removed, has_gap=True)
 
 
 def confirmed_number(head: BlockRef, confirmations: int) -> int:
-    """Return the newest block that is so many blocks deep, its own counted (OPEN-12)."""
+    """Return the newest block that is `confirmations` deep, its own block counted (OPEN-12)."""
     return max(0, head.number - confirmations + 1)
 
 

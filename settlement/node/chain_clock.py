@@ -1,7 +1,7 @@
-"""What time it is on the chain: deadlines of the escrow are judged by its blocks (F-111).
+"""The chain's time: the escrow judges its deadlines by block timestamps (F-111).
 
-This machine's clock is used only to measure how long ago the last block was seen, and is held
-against the chain's: when the two differ, somebody should know.
+This machine's clock only measures how long ago the last block was seen. `skew_s` compares the two
+clocks, so that an alarm can report a difference.
 """
 
 import time
@@ -26,34 +26,34 @@ class ChainClock:
         self._head_at = 0.0
         self._seen_at: float | None = None
         self.skew_s = 0.0
-        """How far this machine's clock is ahead of the newest block that came while we looked."""
+        """Seconds by which this machine's clock is ahead of the newest block seen while running."""
 
     def saw(self, head: BlockRef) -> None:
-        """Note a head that is new."""
+        """Record a new head."""
         is_first = self._seen_at is None
         self._head_at, self._seen_at = float(head.timestamp), self._monotonic()
-        if not is_first:  # the first one may be of any age
+        if not is_first:  # the first head may be of any age
             self.skew_s = self._wall() - head.timestamp
 
     def earliest(self) -> int:
-        """Return the lesser of this machine's time and the chain's: nothing is older than by that.
+        """Return the lesser of this machine's time and the chain's; 0 before the first block.
 
-        What is forgotten for its age is forgotten by this one (O-90); 0 before the first block.
+        Rows are pruned by this time, so that a clock that runs ahead does not prune early (O-90).
         """
         return 0 if self._seen_at is None else min(int(self._wall()), self.now())
 
     def latest(self) -> int:
-        """Return the greater of this machine's time and the chain's.
+        """Return the greater of this machine's time and the chain's, in Unix seconds.
 
-        What is to count as new is marked with it; this machine's before the first block.
+        New rows are stamped with this time. Before the first block it is this machine's time.
         """
         return int(self._wall()) if self._seen_at is None else max(int(self._wall()), self.now())
 
     def now(self) -> int:
-        """Return the chain's time in Unix seconds: never behind what the next block will say.
+        """Return the chain's time in Unix seconds, never behind the timestamp of the next block.
 
         Raises:
-            LookupError: No block was seen yet.
+            LookupError: No block has been seen yet.
         """
         if self._seen_at is None:
             raise LookupError("no block was seen yet")

@@ -1,10 +1,10 @@
-"""Several nodes behind one connection: whichever answers, and never another chain's (SEC-09).
+"""Several nodes behind one connection: any that answers, all of the same chain (SEC-09).
 
-One node is asked as long as it answers, so that what belongs together comes from one view of the
-chain (F-72). When it does not, or answers what cannot be, the next one is, and the first rests a
-while. When it says no, another node must say the same before that counts. A node's chain id is
-checked before its first answer counts. `compare` holds the nodes against each other: who lags,
-and whether they show the same block where they should (`settlement.node.nodes` judges).
+One node is asked as long as it answers, so that related reads share one view of the chain (F-72).
+When it fails, or its answer cannot be read, it gets a cool-down and the next node is asked. A
+refusal by one node counts only once a second node gives the same refusal. Each node's chain id is
+checked before its first answer is used. `compare` reads every node's head and one common block;
+`settlement.node.nodes` judges which nodes lag or disagree.
 """
 
 import asyncio
@@ -31,9 +31,9 @@ _log: Final = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
-REST_S: Final = 15.0
-"""How long a node that failed is asked only when no other answers. Doubles each time."""
-REST_S_MAX: Final = 300.0
+COOLDOWN_S: Final = 15.0
+"""Seconds for which a node that failed is asked only if no other answers. Doubles each time."""
+COOLDOWN_S_MAX: Final = 300.0
 
 
 class NodeTransport(Protocol):
@@ -46,19 +46,19 @@ class NodeTransport(Protocol):
         """Return the answers to a batch, or raise `ChainUnavailableError`."""
 
     async def disconnect(self) -> None:
-        """Close it."""
+        """Close the connection."""
 
 
 class Endpoint:
-    """One node: its socket, whether its chain was checked, and since when it rests."""
+    """One node: its transport, the chain id it reported, and its cool-down."""
 
     def __init__(self, url: str, transport: NodeTransport, *, number: int = 1) -> None:
         self.transport = transport
         self.name = f"{number}: {urlsplit(url).hostname}"
-        """Its place and its host alone: the rest of an address may hold an access key."""
+        """Position and host only: the rest of the URL may hold an access key."""
         self.chain_id: int | None = None
-        self.rests_until = float("-inf")
-        self.rest_s = REST_S
+        self.cooldown_until = float("-inf")
+        self.cooldown_s = COOLDOWN_S
         self.failures = 0
 
 
@@ -71,10 +71,10 @@ class Endpoints:
         """Use these nodes; the first one is preferred.
 
         Raises:
-            ConfigError: There is none.
+            ConfigError: `endpoints` is empty.
         """
         if not endpoints:
-            raise ConfigError("no node to ask: give at least one URL")
+            raise ConfigError("No node is configured: give at least one URL.")
         self._endpoints = list(endpoints)
         self._current = self._endpoints[0]
         self._clock = clock
@@ -90,15 +90,16 @@ class Endpoints:
         return len(self._endpoints)
 
     async def ask(self, use: Callable[[NodeTransport], Awaitable[_T]]) -> _T:
-        """Ask the current node once; when it fails it rests, and the next call asks another.
+        """Ask the current node once; if it fails, start its cool-down and choose another.
 
-        `use` reads the answer, too: one that cannot be read is no answer. When a node says no,
-        the others are asked, until two say the same; a node that is alone with its no rests.
+        `use` also parses the answer; an answer that it cannot parse counts as no answer. When a
+        node refuses, the other nodes are asked until two give the same refusal. A node whose
+        refusal no other node confirms gets a cool-down.
 
         Raises:
-            ContractRevertedError: A contract refused, by a second node's word where one answers.
-            RpcRefusedError: The same for a refusal by the node itself.
-            ChainUnavailableError: It did not answer, or serves another chain.
+            ContractRevertedError: A contract refused; confirmed by a second node if one answers.
+            RpcRefusedError: A node refused; confirmed by a second node if one answers.
+            ChainUnavailableError: The node did not answer, or serves another chain.
         """
         endpoint = self._current
         try:
@@ -107,9 +108,9 @@ class Endpoints:
         except (ContractRevertedError, RpcRefusedError) as refusal:
             return await self._ask_others(endpoint, use, refusal)
         except ChainUnavailableError:
-            self.distrust(endpoint)
+            self.mark_unhealthy(endpoint)
             raise
-        endpoint.rest_s, endpoint.failures = REST_S, 0
+        endpoint.cooldown_s, endpoint.failures = COOLDOWN_S, 0
         return answer
 
     async def _ask_others(
@@ -118,7 +119,7 @@ class Endpoints:
         use: Callable[[NodeTransport], Awaitable[_T]],
         refusal: ContractRevertedError | RpcRefusedError,
     ) -> _T:
-        """Ask the other nodes about one node's no: is it the chain's, or this node's alone?"""
+        """Ask the other nodes whether a refusal is the chain's or only this node's."""
         said: list[ContractRevertedError | RpcRefusedError] = [refusal]
         others = [each for each in self._endpoints if each is not endpoint]
         for other in sorted(others, key=self._reluctance):
@@ -132,16 +133,16 @@ class Endpoints:
                     raise found from None
                 said.append(found)
             except ChainUnavailableError:
-                self._let_rest(other)
+                self._start_cooldown(other)
             else:
-                self.distrust(endpoint)
+                self.mark_unhealthy(endpoint)
                 return answer
         raise refusal
 
     async def ask_each(
         self, use: Callable[[NodeTransport], Awaitable[_T]]
     ) -> list[_T | ChainUnavailableError]:
-        """Ask every node at once, also one that rests or is left out; each answers for itself."""
+        """Ask every node at once, including those in cool-down or left out; return every answer."""
 
         async def ask(endpoint: Endpoint) -> _T | ChainUnavailableError:
             try:
@@ -155,9 +156,9 @@ class Endpoints:
     async def ask_believed(
         self, use: Callable[[NodeTransport], Awaitable[_T]], *, timeout_s: float | None = None
     ) -> list[_T]:
-        """Ask every node that is not left out at once; return the answers that came, and no more.
+        """Ask every node that is not left out, at once; return only the answers that came.
 
-        So that one node's word can be held against another's, whichever is asked otherwise.
+        The caller can then compare the answers of several nodes.
         """
 
         async def ask(endpoint: Endpoint) -> list[_T]:
@@ -171,41 +172,41 @@ class Endpoints:
         believed = [each for each in self._endpoints if each.name not in self._left_out]
         return [said for each in await asyncio.gather(*map(ask, believed)) for said in each]
 
-    def distrust(self, endpoint: Endpoint | None = None) -> None:
-        """Let a node rest, the current one if none is named, and go on with the next."""
+    def mark_unhealthy(self, endpoint: Endpoint | None = None) -> None:
+        """Start a node's cool-down (the current node's by default) and choose the next node."""
         endpoint = endpoint or self._current
-        self._let_rest(endpoint)
+        self._start_cooldown(endpoint)
         if endpoint is self._current:
             self._choose()
 
-    def _let_rest(self, endpoint: Endpoint) -> None:
+    def _start_cooldown(self, endpoint: Endpoint) -> None:
         endpoint.failures += 1
-        endpoint.rests_until = self._clock() + endpoint.rest_s
-        endpoint.rest_s = min(2 * endpoint.rest_s, REST_S_MAX)
+        endpoint.cooldown_until = self._clock() + endpoint.cooldown_s
+        endpoint.cooldown_s = min(2 * endpoint.cooldown_s, COOLDOWN_S_MAX)
 
     def avoid(self, names: Collection[str]) -> None:
-        """Let the nodes of these names rest, unless no other is left."""
+        """Start the cool-down of the named nodes, unless that would leave no other node."""
         if len(names) < len(self._endpoints):
             for endpoint in self._endpoints:
                 if endpoint.name in names:
-                    self.distrust(endpoint)
+                    self.mark_unhealthy(endpoint)
 
     def leave_out(self, names: Collection[str]) -> None:
-        """Ask the nodes of these names nothing but comparisons, whoever else is away, until told.
+        """Exclude the named nodes from everything except comparisons, until the next call.
 
-        An empty collection takes all in again. That some node is asked is the caller's care.
+        An empty collection includes all nodes again. The caller must leave at least one node.
         """
         self._left_out = frozenset(names)
         if self._current.name in self._left_out:
             self._choose()
 
     async def compare(self, *, depth: int) -> list[EndpointView]:
-        """Ask every node for its head, and for one block that most should have by now.
+        """Read every node's head, and one older block that most nodes should have by now.
 
-        That is so deep below the head that more than half of them have reached: below the lowest
-        one a single node that is far behind would have all compared where they cannot differ. A
-        node that does not answer is in the list without a head; it never delays the others beyond
-        its own deadline.
+        The block is `depth` below a head that more than half of the nodes have reached. Measured
+        from the lowest head, one node far behind would move the comparison to blocks on which no
+        two nodes can differ. A node that does not answer is listed without a head, and delays the
+        others no longer than its own timeout.
         """
         heads = await asyncio.gather(*[self._block(each) for each in self._endpoints])
         seen = sorted([head.number for head in heads if head is not None], reverse=True)
@@ -223,7 +224,7 @@ class Endpoints:
         ]
 
     async def disconnect(self) -> None:
-        """Close every socket."""
+        """Close every connection."""
         await asyncio.gather(*[each.transport.disconnect() for each in self._endpoints])
 
     def _choose(self) -> None:
@@ -231,20 +232,20 @@ class Endpoints:
         self._current = min(believed or self._endpoints, key=self._reluctance)
 
     def _reluctance(self, endpoint: Endpoint) -> tuple[float, int]:
-        """Rested nodes first, in the order of preference; else whoever rests the longest."""
-        rests = max(0.0, endpoint.rests_until - self._clock())
-        return rests, self._endpoints.index(endpoint)
+        """Sort by remaining cool-down, then by the order of preference."""
+        cooldown = max(0.0, endpoint.cooldown_until - self._clock())
+        return cooldown, self._endpoints.index(endpoint)
 
     async def require_chain(self, chain_id: int | None) -> int:
-        """Check which chain the nodes serve, and return it; those that are away come later.
+        """Check which chain the nodes serve, and return its id. Others are checked later.
 
-        So does one that serves another chain while another node serves `chain_id`: a process
-        that starts again in an emergency must not be kept from it by one node.
+        A node that serves another chain is set aside while another node serves `chain_id`: one
+        wrong node must not keep a process from starting in an emergency.
 
         Raises:
-            ConfigError: No node serves `chain_id`; or, without one, a node serves another chain
-                than the first.
-            ChainUnavailableError: None answers.
+            ConfigError: No node serves `chain_id`; or, without `chain_id`, two nodes serve
+                different chains.
+            ChainUnavailableError: No node answers.
         """
         found = await asyncio.gather(
             *[self._chain_of(each) for each in self._endpoints], return_exceptions=True
@@ -263,13 +264,13 @@ class Endpoints:
             if endpoint.chain_id != self.chain_id:
                 if endpoint.chain_id is not None:
                     _log.error(
-                        "node %s serves chain %d, not %d: it is asked nothing until it does",
+                        "node %s serves chain %d, not %d: it is not used until it does",
                         endpoint.name,
                         endpoint.chain_id,
                         self.chain_id,
                     )
                     endpoint.chain_id = None
-                self.distrust(endpoint)
+                self.mark_unhealthy(endpoint)
         return self.chain_id
 
     async def _chain_of(self, endpoint: Endpoint) -> int:
@@ -279,21 +280,21 @@ class Endpoints:
         return endpoint.chain_id
 
     async def check_chain(self) -> None:
-        """Ask the current node once more which chain it serves; if another one, it rests.
+        """Ask the current node for its chain id again; start its cool-down if the id has changed.
 
         Raises:
-            ChainUnavailableError: It serves another one by now, or does not answer.
+            ChainUnavailableError: The node now serves another chain, or does not answer.
         """
         endpoint = self._current
         endpoint.chain_id = None
         try:
             await self._require_ours(endpoint)
         except ChainUnavailableError:
-            self.distrust(endpoint)
+            self.mark_unhealthy(endpoint)
             raise
 
     async def _require_ours(self, endpoint: Endpoint) -> None:
-        """Check the chain of a node that was away, or served another one, before it counts."""
+        """Check the chain id of a node before its answers are used."""
         served = await self._chain_of(endpoint)
         if served != self.chain_id:
             endpoint.chain_id = None
@@ -302,7 +303,7 @@ class Endpoints:
             )
 
     async def _block(self, endpoint: Endpoint, number: int | None = None) -> BlockRef | None:
-        """Return a node's head, or its block of this number; None where it has none."""
+        """Return a node's head, or its block with this number; None if it has none."""
         try:
             await self._require_ours(endpoint)
             answer = await endpoint.transport.ask(*questions.block(number))
@@ -312,7 +313,7 @@ class Endpoints:
 
 
 def _is_same(one: MppSessionError, other: MppSessionError) -> bool:
-    """Whether two nodes say the same no; one that gives no reason contradicts no reason."""
+    """Whether two refusals are the same. A refusal without a reason contradicts no other."""
     if isinstance(one, ContractRevertedError) and isinstance(other, ContractRevertedError):
         reasons = {one.reason, other.reason}
         return len(reasons) == 1 or RevertReason.UNKNOWN in reasons

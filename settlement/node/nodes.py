@@ -1,12 +1,13 @@
-"""Several nodes held against each other: who lags, who is elsewhere, whom to believe (pure).
+"""Compares several nodes: which lag, which disagree, which to believe (pure).
 
-Compared is the block that all should have by now, so deep that no ordinary reorg moves it. Nodes
-that show different ones cannot all be right, and none of them can prove it. So:
+The block compared is one that every node should have by now, deep enough that no ordinary reorg
+moves it. If nodes show different blocks at that depth, at least one is wrong, and none can prove
+its own. Therefore:
 
-- what more than half of all configured nodes show is believed, and the others are left out until
-  they show it too;
-- where no such majority is, nobody is left out and no deposit is believed: a new one is what a
-  lying node would invent to be served for nothing.
+- What more than half of all configured nodes show is believed. The others are left out until they
+  show it too.
+- Without such a majority no node is left out and no deposit is believed: a lying node would invent
+  a deposit to be served for nothing.
 """
 
 from collections import Counter
@@ -30,31 +31,31 @@ _NODES_MIN: Final = 3
 
 
 class EndpointView(msgspec.Struct, frozen=True):
-    """What one node showed when all were asked."""
+    """What one node showed in a comparison."""
 
     name: str
     head: BlockRef | None
-    """None: it did not answer."""
+    """None: the node did not answer."""
     at_depth: BlockRef | None = None
-    """The block that all nodes should have by now."""
+    """The block that every node should have by now."""
 
 
 class Quorum(msgspec.Struct, frozen=True):
-    """What came of a comparison."""
+    """The result of a comparison."""
 
     left_out: frozenset[str] = frozenset()
-    """Nodes that are not asked: the others outvoted them."""
+    """Nodes that are not asked, because a majority contradicts them."""
     disputing: tuple[str, ...] = ()
-    """Nodes of which no majority agrees; empty while one does."""
+    """Nodes among which no majority agrees; empty while a majority does."""
 
 
 def judge_nodes(views: Sequence[EndpointView], left_out: Collection[str] = ()) -> Quorum:
-    """Return whom to believe, given who was left out so far.
+    """Return which nodes to believe, given which were left out so far.
 
-    Who was left out is taken in again once it shows what the believed ones show; silence is no
-    reason. A node that is away takes no side.
+    A node that was left out is included again once it shows what the majority shows. A node that
+    does not answer is neither left out nor included for that.
     """
-    shown = {  # with its time: a node may show true blocks, and date them falsely
+    shown = {  # with its timestamp: a node may show true blocks with false timestamps
         view.name: (view.at_depth.hash, view.at_depth.timestamp)
         for view in views
         if view.at_depth is not None
@@ -76,8 +77,9 @@ def judge_nodes(views: Sequence[EndpointView], left_out: Collection[str] = ()) -
 def majority_head(views: Sequence[EndpointView], *, since: int) -> BlockRef | None:
     """Return the highest head that more than half of all nodes have reached.
 
-    None when fewer answer, when that block is from before `since`, in Unix seconds (they may be
-    stuck, and who is ahead of them right), and of two nodes: which of them is wrong none can say.
+    None when fewer than half answer; when that block is older than `since` in Unix seconds, as
+    those nodes may be stuck and a node ahead of them right; and with two nodes, because neither can
+    be shown to be wrong.
     """
     heads = sorted([view.head for view in views if view.head], key=lambda head: -head.number)
     place = len(views) // 2
@@ -89,7 +91,7 @@ def majority_head(views: Sequence[EndpointView], *, since: int) -> BlockRef | No
 def nodes_ahead(
     views: Sequence[EndpointView], head: BlockRef | None, *, blocks: int
 ) -> frozenset[str]:
-    """Return the names of nodes so far ahead of the majority's head that theirs is invented."""
+    """Return the names of nodes so far ahead of the majority that their head must be invented."""
     if head is None:
         return frozenset()
     return frozenset(
@@ -98,7 +100,7 @@ def nodes_ahead(
 
 
 def nodes_behind(views: Sequence[EndpointView], *, blocks: int) -> list[str]:
-    """Return the names of nodes that answer, and lag so many blocks behind the most advanced."""
+    """Return the names of nodes that answer but lag `blocks` or more behind the highest head."""
     heads = [view.head.number for view in views if view.head is not None]
     best = max(heads, default=0)
     return [view.name for view in views if view.head and best - view.head.number >= blocks]

@@ -1,8 +1,8 @@
-"""A chain over JSON-RPC: what this package asks of it, of one node or of several.
+"""A chain over JSON-RPC: the calls this package makes, to one node or several.
 
-Every call has a deadline. Reads are tried again, a bounded number of times, at the next node
-where there is one; what changes the chain never is, because the caller must know what it sent
-(F-82), except signed transactions: their bytes mean the same at every node.
+Every call has a timeout. Reads are retried a bounded number of times, on the next node if there is
+one. Calls that change the chain are never retried, because the caller must know what it sent
+(F-82). Signed transactions are the exception: their bytes mean the same at every node.
 """
 
 import asyncio
@@ -43,7 +43,7 @@ _TIPS_KEPT_S: Final = 5.0
 
 
 class RpcLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """How long a node may take, how much it may say, and how often a read is tried."""
+    """Bounds on a node's answer time and size, and on how often a read is tried."""
 
     timeout_s: float = 10.0
     answer_bytes_max: int = NODE_ANSWER_BYTES_MAX
@@ -53,9 +53,9 @@ class RpcLimits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Rpc:
-    """A connection to one chain; made by `connect`, which pins the chain id (SEC-09).
+    """A connection to one chain. `connect` makes one and pins the chain id (SEC-09).
 
-    Belongs to the event loop it was connected in.
+    An instance belongs to the event loop in which it was connected.
     """
 
     def __init__(self, endpoints: Endpoints, chain_id: int, limits: RpcLimits) -> None:
@@ -73,13 +73,13 @@ class Rpc:
         chain_id: int | None = None,
         limits: RpcLimits | None = None,
     ) -> Self:
-        """Connect to a node, or to several in order of preference; each of the same chain.
+        """Connect to one node, or to several of the same chain in order of preference.
 
-        A node that is away is tolerated while another one answers.
+        An unreachable node is tolerated while another node answers.
 
         Raises:
-            ConfigError: A node serves another chain than `chain_id`, or than the first one.
-            ChainUnavailableError: None answers.
+            ConfigError: No node serves `chain_id`, or the nodes serve different chains.
+            ChainUnavailableError: No node answers.
         """
         limits = limits or RpcLimits()
         urls = [url] if isinstance(url, str) else list(url)
@@ -110,31 +110,31 @@ class Rpc:
 
     @property
     def node_count(self) -> int:
-        """How many nodes there are to ask."""
+        """The number of configured nodes."""
         return len(self._endpoints)
 
-    def distrust(self) -> None:
-        """Go on with another node, where there is one: this one lags, or contradicts itself."""
+    def mark_unhealthy(self) -> None:
+        """Switch to another node if there is one: the current node lags or contradicts itself."""
         if self.node_count > 1:
-            self._endpoints.distrust()
+            self._endpoints.mark_unhealthy()
 
     def avoid(self, names: Collection[str]) -> None:
-        """Go on without the nodes of these names, as `compare_nodes` gave them, where possible."""
+        """Stop using the nodes with these names (see `compare_nodes`), unless no other is left."""
         self._endpoints.avoid(names)
 
     def leave_out(self, names: Collection[str]) -> None:
-        """Ask the nodes of these names nothing but comparisons, until told otherwise."""
+        """Exclude the named nodes from everything except comparisons, until the next call."""
         self._endpoints.leave_out(names)
 
     async def compare_nodes(self, *, depth: int) -> list[EndpointView]:
-        """Return what each node shows as its head, and so deep below the lowest head."""
+        """Return each node's head, and its block `depth` below the common head."""
         return await self._endpoints.compare(depth=depth)
 
     async def check_chain(self) -> None:
-        """Ask the node once more which chain it serves: behind its address may be another one now.
+        """Ask the node for its chain id again: another node may now answer at its address.
 
         Raises:
-            ChainUnavailableError: It serves another one, or does not answer (SEC-09).
+            ChainUnavailableError: The node serves another chain, or does not answer (SEC-09).
         """
         await self._endpoints.check_chain()
 
@@ -149,22 +149,22 @@ class Rpc:
     ) -> None:
         await self.close()
 
-    # How to ask.
+    # Reads and commands.
 
     async def read(self, method: str, *params: object) -> Any:
-        """Ask something that changes nothing; asked again when no answer comes.
+        """Call a method that changes nothing; retried when no answer comes.
 
-        Where several nodes answer, a no is believed when a second one says the same (SEC-09).
+        If several nodes answer, a refusal counts once a second node gives the same one (SEC-09).
 
         Raises:
-            ContractRevertedError: A simulated call was refused by the contract.
+            ContractRevertedError: A contract refused a simulated call.
             RpcRefusedError: The node answered with another error.
-            ChainUnavailableError: No usable answer, on any attempt.
+            ChainUnavailableError: No attempt got a usable answer.
         """
         return await self._read(_as_it_is, (method, params))
 
     async def read_batch(self, calls: Sequence[Call]) -> list[Any]:
-        """Ask many things in one round trip; the first that fails, in order, is raised.
+        """Make many calls in one round trip; raise the first error, in the order of the calls.
 
         Raises:
             ContractRevertedError: As `read`.
@@ -176,10 +176,10 @@ class Rpc:
     async def parse_batch(
         self, calls: Sequence[Call], parse: Callable[[list[Any]], _Answer]
     ) -> _Answer:
-        """Ask as `read_batch`, and return what `parse` makes of the results.
+        """Make calls as `read_batch` does, and return what `parse` makes of the results.
 
-        A node whose results it cannot read (`ChainUnavailableError`) has not answered: the next
-        one is asked.
+        If `parse` raises `ChainUnavailableError`, the node counts as not having answered and the
+        next node is asked.
         """
 
         async def use(node: NodeTransport) -> _Answer:
@@ -190,10 +190,10 @@ class Rpc:
         return await self._attempts(lambda: self._endpoints.ask(use))
 
     async def command(self, method: str, *params: object) -> Any:
-        """Ask for a change, once. On `ChainUnavailableError` it may or may not have happened.
+        """Call a method that changes something, once. `ChainUnavailableError`: it may have run.
 
         Raises:
-            RpcRefusedError: The node says no.
+            RpcRefusedError: The node refused.
             ChainUnavailableError: No usable answer.
         """
         tries = self.node_count if method == questions.SEND else 1
@@ -210,7 +210,7 @@ class Rpc:
         return _result(method, answer)
 
     async def offer(self, raw: bytes) -> list[ChainUnavailableError | None]:
-        """Send a signed transaction to every node; return of each why it did not take it."""
+        """Send a signed transaction to every node; return each node's error, None if it took it."""
         params = [_hex(raw)]
         told: list[ChainUnavailableError | None] = []
         for answer in await self._endpoints.ask_each(lambda node: node.ask(questions.SEND, params)):
@@ -224,26 +224,26 @@ class Rpc:
                 told.append(None)
         return told
 
-    # The questions this package asks.
+    # Typed calls.
 
     async def block_number(self) -> int:
         """Return the number of the head."""
         return await self._read(parse_count, questions.BLOCK_NUMBER)
 
     async def block(self, number: int | None = None) -> BlockRef:
-        """Return a block (the head if None); a node that lacks it is `ChainUnavailableError`."""
+        """Return a block (default: the head); `ChainUnavailableError` if the node lacks it."""
         return await self._read(parse_block, questions.block(number))
 
     async def block_by_hash(self, block_hash: bytes) -> BlockRef:
-        """Return a block by its hash; a node that lacks it is `ChainUnavailableError`."""
+        """Return a block by its hash, or raise `ChainUnavailableError` if the node lacks it."""
         return await self._read(parse_block, questions.block_by_hash(block_hash))
 
     async def code(self, address: Address) -> bytes:
-        """Return a contract's code, empty when there is none."""
+        """Return a contract's code, or empty bytes if there is none."""
         return await self._read(parse_bytes, questions.code_of(address))
 
     async def balance_wei(self, address: Address) -> int:
-        """Return an account's ether."""
+        """Return an account's ether, in wei."""
         return await self._read(parse_quantity, questions.balance_of(address))
 
     async def nonces_used(self, address: Address) -> int:
@@ -251,10 +251,10 @@ class Rpc:
         return await self._read(parse_count, questions.nonces_of(address))
 
     async def nonces_of_each(self, address: Address, *, with_pending: bool = False) -> list[int]:
-        """Return what each node that answers says of `nonces_used`, or counts with its pool.
+        """Return the transaction count of each node that answers, optionally with its pool's.
 
         Raises:
-            ChainUnavailableError: None answers.
+            ChainUnavailableError: No node answers.
         """
         method, params = questions.nonces_of(address, with_pending=with_pending)
 
@@ -269,7 +269,7 @@ class Rpc:
         return counts
 
     async def receipt(self, tx_hash: TxHash) -> Receipt | None:
-        """Return a transaction's receipt, or None while it has none (never a failure, F-75)."""
+        """Return a transaction's receipt, or None while there is none (never a failure, F-75)."""
         return await self._read(
             lambda answer: None if answer is None else parse_receipt(answer),
             questions.receipt(tx_hash),
@@ -295,10 +295,10 @@ class Rpc:
     async def logs_of_blocks(
         self, address: Address, topics: Sequence[bytes | None], block_hashes: Sequence[bytes]
     ) -> tuple[Log, ...]:
-        """Return one contract's events in these very blocks, in one round trip.
+        """Return one contract's events in the blocks with these hashes, in one round trip.
 
-        By hash a node that lacks a block says so; by number it may answer with nothing, and the
-        events would be lost (F-73).
+        By hash, a node that lacks a block answers with an error. By number, it may answer with no
+        events, and they would be lost (F-73).
 
         Raises:
             RpcRefusedError: The node does not have one of the blocks, or not any more.

@@ -1,9 +1,9 @@
-"""One node's socket: JSON-RPC over HTTP, each question with a deadline and a bounded answer.
+"""One node's connection: JSON-RPC over HTTP, with a timeout and a bounded answer per call.
 
-The connection is kept alive. A question is asked once: a retry that the caller does not see could
-send a transaction twice. Errors and logs leave out the node's address: it may hold an access key.
-A node is not trusted to answer what was asked (SEC-09): an answer counts when it names the id of
-its question, whatever else the node sends and in whatever order.
+The connection is kept alive. Each call is sent once: a retry hidden from the caller could send a
+transaction twice. Errors and logs leave out the node's URL, because it may hold an access key. A
+node is not trusted to answer the call that was made (SEC-09): an answer counts only if it carries
+the id of its call, whatever its order.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ __all__ = ["Call", "HttpTransport", "nonsense"]
 
 _BATCH_MAX: Final = 1000
 _HEADERS: Final = {
-    "Accept-Encoding": "identity",  # a few bytes of another coding may be a great many
+    "Accept-Encoding": "identity",  # a small compressed answer could expand beyond the bound
     "Content-Type": "application/json",
     "User-Agent": "mpp-session",
 }
@@ -54,7 +54,7 @@ class HttpTransport:
     async def ask_many(self, calls: Sequence[Call]) -> list[dict[str, Any]]:
         """Return the answers to a batch, in the order of the questions.
 
-        Some nodes take only so many at once: then it goes in parts, as small as they need to be.
+        Some nodes limit the size of a batch. The batch is then split as far as needed.
         """
         answers: list[dict[str, Any]] = []
         while len(answers) < len(calls):
@@ -106,7 +106,7 @@ class HttpTransport:
             answer = bytearray()
             async for piece in response.content.iter_any():
                 answer += piece
-                if len(answer) > self._answer_bytes_max:  # who asks for logs asks for fewer then
+                if len(answer) > self._answer_bytes_max:  # a caller that reads logs asks for fewer
                     message = f"its answer is longer than {self._answer_bytes_max} bytes"
                     raise RpcRefusedError(what, code=0, message=message)
             return bytes(answer)
@@ -118,7 +118,7 @@ class HttpTransport:
         except TimeoutError:
             msg = f"The node did not answer {what} within {self._timeout_s:g} s."
             raise ChainUnavailableError(msg) from None
-        except (ClientError, OSError) as error:  # its text holds the node's address: not passed on
+        except (ClientError, OSError) as error:  # its text holds the node's URL: not passed on
             status = f" {error.status}" if isinstance(error, ClientResponseError) else ""
             msg = f"The node cannot be reached for {what} ({type(error).__name__}{status})."
             raise ChainUnavailableError(msg) from None
@@ -127,18 +127,18 @@ class HttpTransport:
 
 
 class _BatchTooLargeError(Exception):
-    """The node takes fewer questions at once."""
+    """The node limits batches to fewer calls."""
 
 
 def _is_answer(answer: Mapping[str, Any], question_id: int) -> bool:
-    """Whether this answers the question; an error may come without an id."""
+    """Whether this is the answer to a call. An error may come without an id."""
     given = answer.get("id")
     is_error = answer.get("error") is not None
     return (type(given) is int and given == question_id) or (given is None and is_error)
 
 
 def _is_about_batches(answer: Any) -> bool:
-    """Whether one error came in place of all answers, because there were too many questions."""
+    """Whether one error came in place of all answers, because the batch was too large."""
     error = answer.get("error") if isinstance(answer, dict) else None
     return isinstance(error, dict) and "batch" in str(error.get("message")).lower()
 

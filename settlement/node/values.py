@@ -1,4 +1,4 @@
-"""A node's JSON -> values (pure). A node is not trusted to have the shape it should (SEC-09)."""
+"""A node's JSON as values (pure). A node is not trusted to send the right shape (SEC-09)."""
 
 import re
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ __all__ = [
 
 _HEXADECIMAL = re.compile(r"0x([0-9a-fA-F]*)")
 _QUANTITY_DIGITS_MAX = 64
-_COUNT_MAX = 2**48 - 1  # sums and products of a few are what the books can keep
+_COUNT_MAX = 2**48 - 1  # sums and products of a few such values fit the ledger's columns
 _PRICE_BITS = 96
 _LOGS_MAX = 20_000
 _HASH_BYTES = 32
@@ -38,7 +38,7 @@ def parse_quantity(value: Any) -> int:
 
 
 def parse_count(value: Any) -> int:
-    """Read a quantity that counts something: blocks, seconds, logs, gas."""
+    """Read a quantity that is a count: blocks, seconds, logs, gas."""
     count = parse_quantity(value)
     if count > _COUNT_MAX:
         raise _nonsense("a count")
@@ -46,7 +46,7 @@ def parse_count(value: Any) -> int:
 
 
 def parse_price(value: Any) -> int:
-    """Read a quantity of wei for one unit of gas."""
+    """Read a quantity in wei per unit of gas."""
     price_wei = parse_quantity(value)
     if price_wei >> _PRICE_BITS:
         raise _nonsense("a price of gas")
@@ -62,14 +62,14 @@ def parse_bytes(value: Any, size: int | None = None) -> bytes:
 
 
 def _digits(value: Any, what: str) -> str:
-    """Return what follows `0x`. `int` and `fromhex` alone would take blanks and underscores."""
+    """Return the digits after `0x`. `int` and `fromhex` alone accept blanks and underscores."""
     if not isinstance(value, str) or (found := _HEXADECIMAL.fullmatch(value)) is None:
         raise _nonsense(what)
     return found[1]
 
 
 def parse_block(value: Any) -> BlockRef:
-    """Read a block's head. A node that does not have the block answers null."""
+    """Read a block header. A node that lacks the block answers null."""
     fields = _fields(value, "a block")
     base_fee = fields.get("baseFeePerGas")
     return BlockRef(
@@ -99,10 +99,10 @@ def parse_receipt(value: Any) -> Receipt:
 
 
 def parse_logs(value: Any) -> tuple[Log, ...]:
-    """Read a list of logs; those a node marks as removed by a reorg are left out."""
+    """Read a list of logs, without those that a reorg removed."""
     if not isinstance(value, list):
         raise _nonsense("a list of logs")
-    if len(value) > _LOGS_MAX:  # who asks for logs asks for fewer then
+    if len(value) > _LOGS_MAX:  # a caller that reads logs asks for fewer
         raise RpcRefusedError(questions.LOGS, code=0, message=f"more than {_LOGS_MAX} logs")
     entries = [_fields(entry, "a log") for entry in value]
     return tuple(_log(entry) for entry in entries if entry.get("removed") is not True)

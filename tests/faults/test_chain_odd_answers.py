@@ -52,13 +52,13 @@ HASTY = replace(RPC, read_attempts_max=1)
 
 
 @pytest.fixture
-def _short_rests(monkeypatch: pytest.MonkeyPatch) -> None:
+def _short_cooldowns(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ask a node that has failed again soon: else it would say one odd thing in 15 seconds."""
-    monkeypatch.setattr(settlement.node.endpoints, "REST_S", 0.05)
-    monkeypatch.setattr(settlement.node.endpoints, "REST_S_MAX", 0.05)
+    monkeypatch.setattr(settlement.node.endpoints, "COOLDOWN_S", 0.05)
+    monkeypatch.setattr(settlement.node.endpoints, "COOLDOWN_S_MAX", 0.05)
 
 
-@pytest.mark.usefixtures("_short_rests")
+@pytest.mark.usefixtures("_short_cooldowns")
 async def test_one_node_of_three_may_answer_anything(world: World) -> None:
     """O-80, SEC-09: each odd answer to everything, then each method alone with all of them."""
     before = await world.paid()

@@ -168,7 +168,7 @@ async def test_other_commands_are_sent_once(rpc: Rpc, nodes: list[FlakyNode]) ->
 
 async def test_a_node_that_lags_can_be_left(rpc: Rpc, nodes: list[FlakyNode]) -> None:
     await rpc.block_number()
-    rpc.distrust()
+    rpc.mark_unhealthy()
     await rpc.block_number()
     assert [len(node.seen) for node in nodes] == [1, 1, 0]
 

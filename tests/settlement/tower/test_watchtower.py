@@ -623,8 +623,8 @@ async def test_one_node_of_three_may_answer_it_anything(  # noqa: PLR0917 -- fix
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """O-80: it looks on, holds what it was given, and settles when that is due."""
-    monkeypatch.setattr("settlement.node.endpoints.REST_S", 0.001)
-    monkeypatch.setattr("settlement.node.endpoints.REST_S_MAX", 0.001)
+    monkeypatch.setattr("settlement.node.endpoints.COOLDOWN_S", 0.001)
+    monkeypatch.setattr("settlement.node.endpoints.COOLDOWN_S_MAX", 0.001)
     channel_id = await channels.open()
     settle = await tower.sign(channel_id, 700)
     async with AsyncExitStack() as open_:
