@@ -1,7 +1,7 @@
-"""Calls, logs and reverts of the contracts <-> values: pure, and the only home of their spelling.
+"""Calls, events and reverts of the contracts as values: the only module that knows the ABI (pure).
 
-Written against `contracts/src/interfaces/ISessionEscrow.sol`, which is the manual. Contract
-objects of web3.py are not used: they cost milliseconds where this costs microseconds.
+Written against `contracts/src/interfaces/ISessionEscrow.sol`, the reference. It does not use
+contract objects of web3.py: they cost milliseconds where this code costs microseconds.
 """
 
 from collections.abc import Sequence
@@ -80,13 +80,13 @@ EscrowLog = (
 
 _WORD = 32
 _CHANNEL_WORDS = 8
-_TIME_MAX = 2**48 - 1  # of seconds and of blocks: sums of a few are what the books can keep
+_TIME_MAX = 2**48 - 1  # seconds and block numbers: sums of a few fit the ledger's columns
 _SELECTOR_BYTES = 4
 _TEXT_CHARS_MAX = 200
 
 
 class Function:
-    """One function of a contract: `encode` makes calldata, `decode` reads what it returned."""
+    """One contract function: `encode` returns calldata, `decode` reads the return value."""
 
     __slots__ = ("_inputs", "_outputs", "selector")
 
@@ -96,25 +96,25 @@ class Function:
         self._outputs = list(returns)
 
     def encode(self, *arguments: object) -> bytes:
-        """Return calldata; arguments in the contract's order."""
+        """Return calldata; the arguments are in the contract's order."""
         return self.selector + encode(self._inputs, arguments)
 
     def decode_arguments(self, calldata: bytes) -> tuple[Any, ...]:
-        """Return what `encode` was given. For calldata of our own making alone."""
+        """Return the arguments of `encode`. Only for calldata that this package made."""
         return tuple(decode(self._inputs, calldata[_SELECTOR_BYTES:]))
 
     def decode(self, answer: bytes) -> tuple[object, ...]:
-        """Return the values, or raise `ChainUnavailableError` when they are not what it returns."""
+        """Return the values; raise `ChainUnavailableError` if the answer has another shape."""
         values = self.decode_or_none(answer)
         if values is None:
             raise _nonsense()
         return values
 
     def decode_or_none(self, answer: bytes) -> tuple[object, ...] | None:
-        """Return the values, or None when they are not what it returns."""
+        """Return the values, or None if the answer has another shape."""
         try:
             return tuple(decode(self._outputs, answer))
-        except (DecodingError, ValueError, OverflowError):  # text that is none, an offset too far
+        except (DecodingError, ValueError, OverflowError):  # invalid text, an offset out of range
             return None
 
     def decode_int(self, answer: bytes) -> int:
@@ -132,7 +132,7 @@ class Function:
 
 
 def _split_types(listed: str) -> list[str]:
-    """Split at the commas that are not inside a tuple."""
+    """Split at the commas outside tuples."""
     types, depth = [""], 0
     for char in listed:
         depth += (char == "(") - (char == ")")
@@ -212,7 +212,7 @@ nonce_bitmap = Function("nonceBitmap(address,uint256)", ["uint256"])
 
 
 def decode_channel(key: ChannelKey, answer: bytes, *, block_number: int) -> ChannelFact | None:
-    """Read what `getChannel` returned: None when the channel never existed.
+    """Decode the result of `getChannel`; None if the channel never existed.
 
     Raises:
         ChainUnavailableError: The answer is not a channel.
@@ -247,7 +247,7 @@ def _channel(key: ChannelKey, words: bytes, block_number: int) -> ChannelFact | 
         and max(close_requested_at, block_number) <= _TIME_MAX
         and is_finalized <= 1
     )
-    if not is_possible:  # no escrow said that: to believe it would stop the books
+    if not is_possible:  # no escrow returns that, and storing it would stop the ledger
         raise _nonsense()
     return ChannelFact(
         key=key,
@@ -269,7 +269,7 @@ def decode_grace_period(answer: bytes) -> int:
     """Return the escrow's grace period in seconds.
 
     Raises:
-        ChainUnavailableError: The answer is none.
+        ChainUnavailableError: The answer is not a grace period.
     """
     grace_period_s = close_grace_period.decode_int(answer)
     if grace_period_s > _TIME_MAX:
@@ -283,7 +283,7 @@ _RELAYED_BATCHES = (settle_batch_with_authorization, close_batch_with_authorizat
 
 
 def decode_entries(calldata: bytes) -> list[BatchEntry]:
-    """Return what a settle or close of ours was made with; nothing for any other call."""
+    """Return the entries of a settle or close built by this package; nothing for another call."""
     selector = calldata[:_SELECTOR_BYTES]
     for function in _SINGLE:
         if function.selector == selector:
@@ -322,10 +322,10 @@ _SKIPPED_TOPICS = 2
 
 
 def decode_log(log: Log) -> EscrowLog | None:
-    """Read an escrow's event; None for any other. Who emitted it is the caller's to check (F-84).
+    """Decode an escrow's event; None for any other. The caller checks the emitter (F-84).
 
     Raises:
-        ChainUnavailableError: It has the event's name and not its shape.
+        ChainUnavailableError: It has the event's topic but another shape.
     """
     words = _PAYLOAD_WORDS.get(log.topics[0]) if log.topics else None
     if words is None:
@@ -384,7 +384,7 @@ _REASONS: dict[bytes, RevertReason] = {
         "DepositNotReceived(uint256,uint256)": RevertReason.TOKEN_REFUSED,
         "InsufficientGas()": RevertReason.OUT_OF_GAS,
         "NothingToClaim()": RevertReason.NOTHING_TO_CLAIM,
-        # Tokens', OpenZeppelin's and our dollar's, and what the escrow says when one fails.
+        # Tokens' errors (OpenZeppelin, DevUSD), and the escrow's when a token call fails.
         "SafeERC20FailedOperation(address)": RevertReason.TOKEN_REFUSED,
         "ERC20InsufficientBalance(address,uint256,uint256)": RevertReason.TOKEN_REFUSED,
         "ERC20InsufficientAllowance(address,uint256,uint256)": RevertReason.TOKEN_REFUSED,
@@ -398,9 +398,9 @@ _REASONS: dict[bytes, RevertReason] = {
 
 
 def decode_revert(answer: bytes) -> tuple[RevertReason, str]:
-    """Read why a call reverted, and in what words if it used any.
+    """Return why a call reverted, and the text of the revert if it has one.
 
-    The escrow itself never speaks in words: `Error(string)` is the token's.
+    The escrow itself reverts without text: `Error(string)` is the token's.
     """
     selector = answer[:_SELECTOR_BYTES]
     if selector == _ERROR_STRING:

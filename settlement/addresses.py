@@ -1,4 +1,4 @@
-"""Where our contracts are, on every chain: CREATE2 arithmetic (pure).
+"""Addresses of the factory and of each token's escrow: CREATE2 arithmetic (pure).
 
 The factory is deployed through the keyless CREATE2 deployer with salt zero, and deploys one
 escrow per token with salt zero. Both addresses follow from the init code alone, so a client that
@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 CREATE2_DEPLOYER: Final = address(bytes.fromhex("4e59b44847b379578588920cA78FbF26c0B4956C"))
-"""Takes salt ‖ init code as calldata; the same on every chain that has it."""
+"""Takes salt ‖ init code as calldata; at the same address on every chain that has it."""
 
 PERMIT2: Final = address(bytes.fromhex("000000000022D473030F116dDEE9F6B43aC78BA3"))
 
@@ -38,7 +38,7 @@ def create2_address(deployer: Address, salt: bytes, init_code: bytes) -> Address
 
 
 def escrow_init_code(token: Address) -> bytes:
-    """Return what the factory deploys for `token`: bytecode and constructor argument."""
+    """Return the init code of the escrow for `token`: bytecode and constructor argument."""
     return load_artifact("SessionEscrow").bytecode + encode(["address"], [token])
 
 
@@ -49,5 +49,5 @@ def factory_address() -> Address:
 
 
 def escrow_address(token: Address) -> Address:
-    """Return the address of `token`'s escrow, deployed yet or not."""
+    """Return the address of `token`'s escrow, whether it is deployed or not."""
     return create2_address(factory_address(), SALT, escrow_init_code(token))

@@ -11,23 +11,23 @@ TransactionRevertedError            409  session/transaction-reverted
     └── TokenRefusedRevertError       402  session/insufficient-balance
 SettlementPendingError              503
 ├── TransactionPendingError              broadcast, not mined within the bound
-├── TransactionReplacedError             its nonce went to a transaction that is not ours
-├── FeeAboveBudgetError                  not worth what it would cost now
-├── GasHourUsedError                     the hour's gas for settles and closes is used up
-├── AuthorizationUnusableError           an authorization was used or late; the next has another
-└── ChannelQuarantinedError              refused for now, to be tried again
+├── TransactionReplacedError             another transaction, not from the journal, used its nonce
+├── FeeAboveBudgetError                  the fee is above its budget now
+├── GasHourUsedError                     the hour's gas limit for settles and closes is used up
+├── AuthorizationUnusableError           the authorization was used or late; the next one is new
+└── ChannelQuarantinedError              refused for now, retried later
 OperatorError                       503
 ├── LeaseLostError                       another settler has the key
 ├── NonceTakenError                      another transaction of the journal has the nonce
 └── SignerError                          no usable signature
 AgentError
-├── NoGasError                           the account has no ether to send a transaction with
+├── NoGasError                           the account has no ether for gas
 ├── UntrustedEscrowError                 depositing there could lose the deposit
 └── WalletSendsError                     only the wallet itself can send this transaction
 AnvilError                          a local chain that does not start
 
-A contract's refusal keeps the family of a revert and takes the status and problem type of the
-like-named refusal of the engine (ERR-02). A raw selector is never shown.
+A contract's refusal stays in the family of reverts, and has the status and problem type of the
+engine's refusal of the same name (ERR-02). Messages never contain a raw selector.
 """
 
 from channel import errors
@@ -75,8 +75,8 @@ class ContractRevertedError(errors.TransactionRevertedError):
     Attributes:
         reason: Why.
         text: What the contract said in words, when it used words.
-        tx_hash: The mined transaction; None when the simulation refused, so that nothing was
-            broadcast and no gas was spent.
+        tx_hash: The mined transaction. None if the simulation was refused: nothing was broadcast
+            and no gas was spent.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class ChannelFinalizedRevertError(ContractRevertedError):
 
 
 class InvalidSignatureRevertError(ContractRevertedError):
-    """The escrow does not take the signature."""
+    """The escrow does not accept the signature."""
 
     status = errors.InvalidSignatureError.status
     problem_type = errors.InvalidSignatureError.problem_type
@@ -122,7 +122,7 @@ class AmountExceedsDepositRevertError(ContractRevertedError):
 
 
 class TokenRefusedRevertError(ContractRevertedError):
-    """The token did not move: balance, allowance, a pause or a blacklist."""
+    """The token did not transfer: balance, allowance, a pause or a blacklist."""
 
     status = errors.InsufficientBalanceError.status
     problem_type = errors.InsufficientBalanceError.problem_type
@@ -138,7 +138,7 @@ class TransactionPendingError(errors.SettlementPendingError):
 
 
 class TransactionReplacedError(errors.SettlementPendingError):
-    """The key's nonce was used by a transaction that is not in our journal; ours was not mined."""
+    """A transaction that is not in the journal used the key's nonce; this one was not mined."""
 
     def __init__(self, nonce: int) -> None:
         super().__init__(f"Nonce {nonce} was used by a transaction that is not ours.")
@@ -146,20 +146,20 @@ class TransactionReplacedError(errors.SettlementPendingError):
 
 
 class GasHourUsedError(errors.SettlementPendingError):
-    """Settles and closes have cost as much within the hour as the operator allows (O-88).
+    """Settles and closes have used up the operator's gas limit of the hour (O-88).
 
-    Nothing was broadcast; it is sent when the hour has room, or its deadline is near.
+    Nothing was broadcast. It is sent once the hour has room, or its deadline is near.
     """
 
     def __init__(self, *, spent_wei: int, limit_wei: int) -> None:
         super().__init__(
-            f"The last hour's settles and closes cost {spent_wei} wei, and {limit_wei} are "
-            "allowed; it is sent later."
+            f"The last hour's settles and closes cost {spent_wei} wei; the limit is {limit_wei}. "
+            "It is sent once the hour has room."
         )
 
 
 class FeeAboveBudgetError(errors.SettlementPendingError):
-    """Mining it now would cost more than it is worth; it waits for a lower base fee (F-78)."""
+    """Mining it now would cost more than its budget; it waits for a lower base fee (F-78)."""
 
     def __init__(self, *, base_fee_wei: int, ceiling_wei: int) -> None:
         super().__init__(
@@ -170,7 +170,7 @@ class FeeAboveBudgetError(errors.SettlementPendingError):
 
 
 class ChannelQuarantinedError(errors.SettlementPendingError):
-    """The chain refuses this channel's settlement for now; it is tried again (F-79, F-87)."""
+    """The chain refuses this channel's settle or close for now; it is retried (F-79, F-87)."""
 
     def __init__(self, reason: RevertReason) -> None:
         super().__init__(f"To be tried again: {reason.value}.")
@@ -178,7 +178,7 @@ class ChannelQuarantinedError(errors.SettlementPendingError):
 
 
 class AuthorizationUnusableError(errors.SettlementPendingError):
-    """The payee's authorization was used or came late; the next transaction carries another."""
+    """The payee's authorization was used or came late; the next transaction has a new one."""
 
     def __init__(self, reason: RevertReason) -> None:
         super().__init__(f"To be signed again: {reason.value}.")
@@ -186,7 +186,7 @@ class AuthorizationUnusableError(errors.SettlementPendingError):
 
 
 class LeaseLostError(errors.OperatorError):
-    """Another settler has taken over the key: this one must neither sign nor record (F-110)."""
+    """Another settler has taken the key: this one must neither sign nor record (F-110)."""
 
 
 class NonceTakenError(errors.OperatorError):
@@ -194,7 +194,7 @@ class NonceTakenError(errors.OperatorError):
 
 
 class SignerError(errors.OperatorError):
-    """The signer did not answer, or not with the right key's signature of the right thing."""
+    """The signer did not answer, or returned no valid signature by the expected key."""
 
 
 class UntrustedEscrowError(errors.AgentError):
@@ -206,7 +206,7 @@ class UntrustedEscrowError(errors.AgentError):
 
 
 class NoGasError(errors.AgentError):
-    """Leaving without the server, or a deposit that it does not sponsor, takes ether."""
+    """Withdrawing without the server, or an unsponsored deposit, needs ether."""
 
     def __init__(self, account: Address) -> None:
         super().__init__(f"0x{account.hex()} has no ether for gas: send it some. Nothing was sent.")
@@ -214,7 +214,7 @@ class NoGasError(errors.AgentError):
 
 
 class WalletSendsError(errors.AgentError):
-    """A contract wallet's transactions are the wallet's to send, not its signer's."""
+    """Only a contract wallet itself can send its transactions; its signer cannot."""
 
     def __init__(self, wallet: Address) -> None:
         super().__init__(f"Send this from the wallet 0x{wallet.hex()} itself; nothing was sent.")
@@ -222,7 +222,7 @@ class WalletSendsError(errors.AgentError):
 
 
 class AnvilError(errors.MppSessionError):
-    """The local chain cannot be had, or does not start."""
+    """The local chain cannot be installed or started."""
 
 
 _BY_REASON: dict[RevertReason, type[ContractRevertedError]] = {

@@ -1,7 +1,7 @@
-"""Files that another may have put where we look: read in time, and no more than a bound.
+"""Reads files that another program wrote: within a time limit and a size limit.
 
-A file system may answer no more. Reading must cost a bounded time and amount, and must not keep the
-process from ending.
+A file system may hang. A read must take a bounded time and amount, and must not keep the process
+from ending.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ _T = TypeVar("_T")
 
 
 def read_regular(path: Path, bytes_max: int) -> bytes:
-    """Return a small file's content, by a link or not.
+    """Return the content of a small file; follows links.
 
     Raises:
         OSError: It cannot be read, is not a regular file, or is longer than `bytes_max`.
@@ -35,18 +35,18 @@ def read_regular(path: Path, bytes_max: int) -> bytes:
 
 
 class FileThread:
-    """Works on one file in a thread that may hang, one piece of work at a time."""
+    """Runs work on one file in a thread that may hang, one piece at a time."""
 
     def __init__(self, *, within_s: float = FILE_S_MAX) -> None:
         self._within_s = within_s
         self._last: asyncio.Future[None] | None = None
 
     async def run(self, work: Callable[[], _T]) -> _T:
-        """Return what `work` does.
+        """Return the result of `work`.
 
         Raises:
-            TimeoutError: It did not end in time, and what it does by now is not known; or what
-                was begun before has not ended yet, and nothing was done.
+            TimeoutError: `work` did not end in time and may still be running; or the previous work
+                is still running, and nothing was done.
         """
         loop = asyncio.get_running_loop()
         if self._last is not None and not self._last.done():
@@ -70,7 +70,7 @@ class FileThread:
                 set_answer = lambda: answer.set_exception(failure)  # noqa: E731
             else:
                 set_answer = lambda: answer.set_result(result)  # noqa: E731
-            with suppress(RuntimeError):  # the loop has ended, and with it the wait
+            with suppress(RuntimeError):  # the loop has closed: no caller waits any more
                 loop.call_soon_threadsafe(tell, set_answer)
 
         threading.Thread(target=carry_out, name="file", daemon=True).start()

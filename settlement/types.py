@@ -1,4 +1,4 @@
-"""Values of the chain side: what a node says, once its JSON has been read.
+"""Values of the chain side, parsed from a node's JSON.
 
 Hashes and addresses are `bytes`, amounts of ether are wei, times are Unix seconds of a block.
 """
@@ -23,7 +23,7 @@ __all__ = [
 
 
 class BlockRef(msgspec.Struct, frozen=True, gc=False):
-    """A block, by number and by hash: after a reorg the number alone says nothing (F-71)."""
+    """A block's number and hash: after a reorg the number alone identifies nothing (F-71)."""
 
     number: int
     hash: bytes
@@ -34,7 +34,7 @@ class BlockRef(msgspec.Struct, frozen=True, gc=False):
 
 
 class Log(msgspec.Struct, frozen=True, gc=False):
-    """One event, as emitted by `address`, whoever that is (F-84)."""
+    """One event emitted by `address`; the caller checks the emitter (F-84)."""
 
     address: Address
     topics: tuple[bytes, ...]
@@ -46,7 +46,7 @@ class Log(msgspec.Struct, frozen=True, gc=False):
 
 
 class Receipt(msgspec.Struct, frozen=True, gc=False):
-    """What became of a mined transaction. `is_success` false is final (F-76)."""
+    """The result of a mined transaction. `is_success` false is final (F-76)."""
 
     tx_hash: TxHash
     is_success: bool
@@ -55,26 +55,26 @@ class Receipt(msgspec.Struct, frozen=True, gc=False):
     gas_used: int
     gas_price_wei: int
     contract: Address | None
-    """The contract it created, if it created one."""
+    """The contract that the transaction created, if any."""
     logs: tuple[Log, ...]
     data_fee_wei: int = 0
-    """What a rollup takes beside its gas, for the chain that keeps its data."""
+    """A rollup's fee for data on its parent chain, charged beside gas."""
 
     @property
     def cost_wei(self) -> int:
-        """All that it cost its sender."""
+        """The total cost to the sender, in wei."""
         return self.gas_used * self.gas_price_wei + self.data_fee_wei
 
 
 class CloseRequestedLog(msgspec.Struct, frozen=True, gc=False):
-    """The payer asked for the rest; after `grace_ends_at` it may take it."""
+    """The payer requested a close; it may withdraw after `grace_ends_at`."""
 
     channel_id: ChannelId
     grace_ends_at: int
 
 
 class SettledLog(msgspec.Struct, frozen=True, gc=False):
-    """The payee was paid `paid`, which brought the total to `settled`."""
+    """The payee received `paid`; `settled` is the new total."""
 
     channel_id: ChannelId
     paid: int
@@ -82,7 +82,7 @@ class SettledLog(msgspec.Struct, frozen=True, gc=False):
 
 
 class ChannelClosedLog(msgspec.Struct, frozen=True, gc=False):
-    """The channel ended: what the payee got in all, and what went back to the payer."""
+    """The channel was closed: the payee's total, and the refund to the payer."""
 
     channel_id: ChannelId
     settled: int
@@ -90,14 +90,14 @@ class ChannelClosedLog(msgspec.Struct, frozen=True, gc=False):
 
 
 class EntrySkippedLog(msgspec.Struct, frozen=True, gc=False):
-    """A batch left this channel out, for the reason a single call would have reverted with."""
+    """A batch skipped this channel, for the reason a single call would have reverted with."""
 
     channel_id: ChannelId
     reason: "RevertReason"
 
 
 class BatchEntry(msgspec.Struct, frozen=True, gc=False):
-    """One voucher to settle or close with."""
+    """A voucher to settle or close with."""
 
     channel_id: ChannelId
     cumulative_amount: int
@@ -108,7 +108,7 @@ class BatchEntry(msgspec.Struct, frozen=True, gc=False):
 
 
 class RevertReason(enum.Enum):
-    """Why a contract refused. `settlement.abi` knows how each looks on the wire."""
+    """Why a contract refused. `settlement.abi` maps the encoded reverts to these."""
 
     CHANNEL_ALREADY_EXISTS = "the channel exists already"
     CHANNEL_NOT_FOUND = "no such channel"

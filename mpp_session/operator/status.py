@@ -18,7 +18,7 @@ from settlement.settle.schedule import Moment, SettlePolicy, grace_stage, owes_c
 from settlement.tx.journal.interface import Look, Quarantined
 from settlement.tx.state import JournalTx
 from settlement.types import BlockRef
-from settlement.watch.health import REFUSALS_TOLD
+from settlement.watch.health import REFUSALS_ALARMED
 from settlement.watch.node_guard import NodeLimits
 
 __all__ = [
@@ -285,11 +285,11 @@ def _judge_journal(status: Status) -> list[Finding]:
         age_s = status.asked_at - signed_at
         if tx.is_unmined and age_s > _PENDING_S:
             text = f"nonce {tx.nonce} ({tx.intent.purpose.name.lower()}) is not mined for {age_s} s"
-            presses = bool(tx.intent.deadline or status.books.exits)
-            found.append(Finding(Level.CRITICAL if presses else Level.WARNING, text))
+            urgent = bool(tx.intent.deadline or status.books.exits)
+            found.append(Finding(Level.CRITICAL if urgent else Level.WARNING, text))
     found += _judge_nonces(status)
     for entry in journal.quarantined:
-        level = Level.CRITICAL if entry.tries >= REFUSALS_TOLD else Level.WARNING
+        level = Level.CRITICAL if entry.tries >= REFUSALS_ALARMED else Level.WARNING
         text = f"channel 0x{entry.key.channel_id.hex()} is refused: {entry.reason.lower()}"
         found.append(Finding(level, text))
     return found

@@ -1,6 +1,6 @@
-"""ABI and bytecode of our contracts, as scripts/compile wrote them.
+"""ABI and bytecode of the contracts, as written by scripts/compile.
 
-Contracts: `SessionEscrow`, `EscrowFactory`, `DevUSD`. No compiler is needed to use them.
+Contracts: `SessionEscrow`, `EscrowFactory`, `DevUSD`. No compiler is needed at run time.
 """
 
 from functools import cache
@@ -15,7 +15,7 @@ ContractName = Literal["DevUSD", "EscrowFactory", "SessionEscrow"]
 
 
 class _ArtifactFile(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
-    """An artifact as it is stored."""
+    """The file format of an artifact."""
 
     name: str
     compiler: str
@@ -32,8 +32,8 @@ class Artifact(msgspec.Struct, frozen=True):
         name: The contract's name.
         abi: Its JSON ABI.
         bytecode: Init code without constructor arguments; append them ABI-encoded.
-        deployed_bytecode: Code on the chain, with zeros where immutables stand.
-        immutables: Where they stand: (start, length) in bytes, sorted.
+        deployed_bytecode: Code on the chain, with zeros in place of immutables.
+        immutables: Positions of immutables: (start, length) in bytes, sorted.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Artifact(msgspec.Struct, frozen=True):
     immutables: tuple[tuple[int, int], ...]
 
     def matches(self, code: bytes) -> bool:
-        """Whether `code`, read from a chain, is this contract with some immutables filled in."""
+        """Whether `code`, read from a chain, is this contract with any immutables."""
         if len(code) != len(self.deployed_bytecode):
             return False
         blanked = bytearray(code)
@@ -57,7 +57,7 @@ _HEX_PREFIX: Final = len("0x")
 
 @cache
 def load_artifact(name: ContractName) -> Artifact:
-    """Read one artifact from the package data; the same object comes back each time."""
+    """Read one artifact from the package data; cached."""
     raw = files(__name__).joinpath(f"{name}.json").read_bytes()
     stored = msgspec.json.decode(raw, type=_ArtifactFile)
     return Artifact(

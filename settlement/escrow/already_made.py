@@ -1,8 +1,9 @@
-"""Whether a deposit was made already, by whomever (AMB-10, F-83).
+"""Finds a deposit that was already made, by any sender (AMB-10, F-83).
 
-A signed deposit is public as soon as it is in a transaction pool, and anybody may submit it. Ours
-then reverts although what it wanted is there. So a refusal is followed by one look: the state that
-was intended, and the log that shows how it came about, are success.
+A signed deposit is public once it is in a transaction pool, and anyone may submit it. The payer's
+or sponsor's own transaction then reverts although the deposit exists. After a refusal the caller
+therefore reads the chain once: the intended state, and the log of the transaction that made it,
+count as success.
 """
 
 from channel.limits import SIGNATURE_BYTES
@@ -22,11 +23,12 @@ async def find_made(
 ) -> TxHash | None:
     """Return the transaction that made exactly this deposit, or None.
 
-    An opening is known by the channel: its id follows from payer, payee, token, salt and signer. A
-    top-up is known by its authorization: an equal amount in the same channel may be another's.
+    An opening is identified by the channel: its id follows from payer, payee, token, salt and
+    signer. A top-up is identified by its authorization: an equal amount in the same channel may
+    come from another one.
 
     Raises:
-        ChainUnavailableError: No node could say.
+        ChainUnavailableError: No node answers.
     """
     if call.opens:
         fact = await reader.read_channel(channel_id)
@@ -41,11 +43,11 @@ async def find_made(
 
 
 async def _is_by(reader: EscrowReader, log: Log, call: DepositCall) -> bool:
-    """Whether this top-up was funded by this very authorization."""
+    """Whether exactly this authorization funded the top-up."""
     nonce = call.authorization_nonce
-    if nonce is None:  # Permit2 tells of no nonce: whoever submitted it had to show the signature
+    if nonce is None:  # Permit2 emits no nonce: the calldata of the sender holds the signature
         if len(call.signature) < SIGNATURE_BYTES:
-            return False  # a wallet's, so short that it may be there by chance
+            return False  # a contract wallet's signature, short enough to match by chance
         method, params = questions.transaction(log.tx_hash)
         tx = await reader.rpc.read(method, *params)
         return isinstance(tx, dict) and call.signature in parse_bytes(tx.get("input"))

@@ -1,4 +1,4 @@
-"""Sponsored deposits as calls of the escrow, and back (pure)."""
+"""Encodes sponsored deposits as calls of the escrow, and decodes them (pure)."""
 
 import msgspec
 from eth_hash.auto import keccak
@@ -14,13 +14,13 @@ _SELECTOR_BYTES = 4
 
 
 class DepositCall(msgspec.Struct, frozen=True, gc=False):
-    """What a call of ours would do, read from its calldata."""
+    """What a deposit call does, decoded from its calldata."""
 
     opens: bool
     amount: int
     funder: Address
     authorization_nonce: bytes | None
-    """Of EIP-3009; None for Permit2, whose events do not name it."""
+    """The EIP-3009 nonce; None for Permit2, whose events do not contain it."""
     signature: bytes
 
 
@@ -55,14 +55,14 @@ def build_deposit_call(deposit: SponsoredDeposit) -> bytes:
 
 
 def deposit_id(deposit: SponsoredDeposit) -> bytes:
-    """Return 32 bytes that name a deposit by what was signed, however often it was signed."""
+    """Return 32 bytes that identify a deposit by its content; signing again gives the same id."""
     unsigned = msgspec.structs.replace(deposit, signature=b"")
     place = deposit.key.chain_id.to_bytes(32) + deposit.key.escrow
     return bytes(keccak(place + build_deposit_call(unsigned)))
 
 
 def expires_at(pull: AuthorizedPull | PermittedPull) -> int:
-    """Return the last second of the chain in which a deposit is still taken."""
+    """Return the last second, in chain time, in which the escrow accepts a deposit."""
     return max(0, pull.valid_before - 1) if isinstance(pull, AuthorizedPull) else pull.deadline
 
 
@@ -70,7 +70,7 @@ def parse_deposit_call(calldata: bytes) -> DepositCall:
     """Return what a call made by `build_deposit_call` does.
 
     Raises:
-        InvariantError: It was not made by it: a bug.
+        InvariantError: A bug: another function built the calldata.
     """
     selector = calldata[:_SELECTOR_BYTES]
     for function in (abi.open_with_authorization, abi.open_with_permit2):

@@ -1,7 +1,8 @@
-"""A payer's account on one chain: deposits, tops up, and leaves (`channel.chain.PayerChain`).
+"""A payer's account on one chain: deposits, top-ups, withdrawals (`channel.chain.PayerChain`).
 
-It may be a key's own, which can send transactions when it has ether, or a contract wallet, for
-which somebody signs and which sends none from here: such an account lives by signatures alone.
+The account is a key's own, which can send transactions if it has ether, or a contract wallet, whose
+owner only signs. A contract wallet cannot send transactions from here; a sponsor sends its
+deposits.
 """
 
 import asyncio
@@ -38,7 +39,7 @@ from settlement.types import Receipt
 __all__ = ["PayerAccount"]
 
 _GAS_FOR_A_FEW: Final = 500_000
-"""An approval and an opening, with room for a rising price."""
+"""Gas of an approval and an opening, with room for a rising price."""
 _UNLIMITED: Final = 2**256 - 1
 _BITS: Final = 256
 _WORD_BYTES: Final = 32
@@ -47,8 +48,8 @@ _WORD_BYTES: Final = 32
 class PayerAccount:
     """Implements `PayerChain` with keys that this process holds.
 
-    Every method may raise `ChainUnavailableError`; those that send a transaction also
-    `ContractRevertedError` (nothing moved) and `TransactionPendingError` (it may yet).
+    Every method may raise `ChainUnavailableError`. Methods that send a transaction may also raise
+    `ContractRevertedError` (nothing moved) and `TransactionPendingError` (it may still be mined).
     """
 
     def __init__(
@@ -59,13 +60,13 @@ class PayerAccount:
         factory: Address | None = None,
         trusted_escrows: Collection[Address] = (),
     ) -> None:
-        """Pin what may hold our deposits.
+        """Pin the escrows that may hold deposits.
 
         Args:
             sender: Reads the chain, and sends the payer's transactions if the payer is its key.
-            signer: Who signs deposits, and whose account it is; the sender's key if None.
+            signer: Signs deposits for the account; the sender's key if None.
             factory: The factory whose escrows are trusted; this package's own if None.
-            trusted_escrows: Escrows trusted besides, each by the user's explicit word (F-91).
+            trusted_escrows: Further trusted escrows, each named explicitly by the user (F-91).
         """
         self._sender = sender
         self._signer: MessageSigner = sender.signer if signer is None else signer
@@ -77,7 +78,7 @@ class PayerAccount:
 
     @property
     def chain_id(self) -> int:
-        """The chain the account is on."""
+        """The chain of the account."""
         return self._sender.rpc.chain_id
 
     @property
@@ -86,13 +87,13 @@ class PayerAccount:
         return self._signer.address
 
     async def require_escrow(self, escrow: Address, token: Address) -> None:
-        """Check that `escrow` can only be our code for `token`, and is there (F-91, CLIENT-01).
+        """Check that `escrow` is deployed, with this package's code for `token` (F-91, CLIENT-01).
 
         The address of an escrow follows from the pinned factory, the escrow's init code and the
-        token (CREATE2): equal addresses mean equal code, without a list to keep.
+        token (CREATE2): equal addresses mean equal code, so no list is needed.
 
         Raises:
-            UntrustedEscrowError: It is another contract, or none.
+            UntrustedEscrowError: It is another contract, or there is no contract.
         """
         expected = await asyncio.to_thread(self._expected_escrow, token)
         if escrow != expected and escrow not in self._trusted:
@@ -111,7 +112,7 @@ class PayerAccount:
         return await reader.read_channel(channel_id, block_number=block_number)
 
     async def read_means(self, token: Address, permit2: Address) -> PayerMeans:
-        """Return with what the account can fund a channel in `token`, in one round trip."""
+        """Return how the account can fund a channel in `token`, in one round trip."""
         calls = [
             _call(token, abi.balance_of.encode(self.account)),
             _call(token, abi.allowance.encode(self.account, permit2)),
@@ -133,13 +134,13 @@ class PayerAccount:
             permit2_allowance=(
                 abi.allowance.decode_int(parse_bytes(allowance)) if parse_bytes(code) else None
             ),
-            # The next block is not older than this, also on a chain that mines when asked.
+            # The next block is not older than this, even on a chain that mines on demand.
             now=max(head_at, int(time.time())),
             head_at=head_at,
         )
 
     async def _token_domain(self, token: Address) -> bytes | None:
-        """Ask the token once; what it lacks it may have after an upgrade, so that is not kept."""
+        """Read the token's domain once. A missing domain is not cached: an upgrade may add it."""
         if token not in self._token_domains:
             domain = await read_token_domain(self._sender.rpc, token)
             if domain is None:
@@ -161,15 +162,15 @@ class PayerAccount:
         return await self._signer.sign_message(digest)
 
     async def find_use(self, *, token: Address, authorization: bytes) -> int | None:
-        """Return a block by which this EIP-3009 nonce of the account was used, or None."""
+        """Return a block in which this EIP-3009 nonce of the account is used, or None."""
         question = abi.authorization_state.encode(self.account, authorization)
         number, answer = await self._call_at_head(token, question)
         return number if abi.authorization_state.decode_int(answer) else None
 
     async def find_permit_use(self, *, escrow: Address, nonce: int) -> int | None:
-        """Return a block by which this Permit2 nonce of the account was used, or None.
+        """Return a block in which this Permit2 nonce of the account is used, or None.
 
-        Asked is the Permit2 that the escrow takes money by, or the canonical one if it names none.
+        Reads the Permit2 contract that the escrow uses, or the canonical one if it names none.
         """
         word, bit = divmod(nonce, _BITS)
         question = abi.nonce_bitmap.encode(self.account, word)
@@ -188,13 +189,14 @@ class PayerAccount:
         return number, await self._sender.rpc.call(contract, calldata, block_number=number)
 
     async def approve_permit2(self, *, token: Address, permit2: Address) -> None:
-        """Let Permit2 move the token, once and for all; each move still takes a signature.
+        """Allow Permit2 to move the token, once; each transfer still needs a signature.
 
         Raises:
-            UntrustedEscrowError: It is not the canonical one, which alone is known to ask for one.
+            UntrustedEscrowError: `permit2` is not the canonical contract, which requires
+                signatures.
         """
         if permit2 != PERMIT2:
-            raise UntrustedEscrowError(permit2, "is not the Permit2 that is known everywhere")
+            raise UntrustedEscrowError(permit2, "is not the canonical Permit2 contract")
         async with self._spending_allowance:
             await self._raise_allowance(permit2, token, _UNLIMITED, at_least=1 << 128)
 
@@ -224,11 +226,11 @@ class PayerAccount:
         return await self._deposit(escrow, token, amount, abi.top_up.encode(channel_id, amount))
 
     async def request_close(self, *, escrow: Address, channel_id: ChannelId) -> TxHash:
-        """Start the grace period, without the payee's help (CLOSE-08)."""
+        """Start the grace period, without the payee's cooperation (CLOSE-08)."""
         return (await self._send(escrow, abi.request_close.encode(channel_id))).tx_hash
 
     async def withdraw(self, *, escrow: Address, channel_id: ChannelId) -> TxHash:
-        """Take what is left after the grace period."""
+        """Withdraw the remaining deposit after the grace period."""
         return (await self._send(escrow, abi.withdraw.encode(channel_id))).tx_hash
 
     @property
@@ -245,7 +247,7 @@ class PayerAccount:
     async def _deposit(
         self, escrow: Address, token: Address, amount: int, calldata: bytes
     ) -> TxHash:
-        """One deposit at a time: two would count the same allowance as theirs (F-41)."""
+        """Deposit one at a time: two would each count the same allowance as theirs (F-41)."""
         async with self._spending_allowance:
             await self._raise_allowance(escrow, token, amount, at_least=amount)
             return (await self._send(escrow, calldata)).tx_hash
@@ -253,7 +255,7 @@ class PayerAccount:
     async def _raise_allowance(
         self, spender: Address, token: Address, amount: int, *, at_least: int
     ) -> None:
-        """Allow exactly `amount`, unless `at_least` is allowed already."""
+        """Allow exactly `amount`, unless `at_least` is already allowed."""
         question = abi.allowance.encode(self.account, spender)
         allowed = abi.allowance.decode_int(await self._sender.rpc.call(token, question))
         if allowed >= at_least:
@@ -263,7 +265,7 @@ class PayerAccount:
         except ContractRevertedError as error:
             if allowed == 0 or error.tx_hash is not None:
                 raise
-            # USDT and its like change an allowance only by way of zero (F-89).
+            # USDT and similar tokens change a non-zero allowance only to zero first (F-89).
             await self._send(token, abi.approve.encode(spender, 0))
             await self._send(token, abi.approve.encode(spender, amount))
 

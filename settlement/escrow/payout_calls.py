@@ -1,8 +1,8 @@
-"""Settles and closes as calls of the escrow: one channel or many, by the payee or for it.
+"""Builds settles and closes as calls of the escrow, for one channel or many.
 
-The payee sends its own calls, or only signs an authorization and another account sends it and
-pays the gas (RELAY-01). An authorization has a nonce nobody else can guess, and a short life: long
-enough for the transaction that carries it, too short to be worth keeping (RELAY-04, F-104).
+The payee sends its own calls, or signs an authorization that another account sends and pays the gas
+for (RELAY-01). An authorization has an unguessable nonce and a short life: long enough for the
+transaction that carries it, too short to be worth keeping (RELAY-04, F-104).
 """
 
 import secrets
@@ -37,23 +37,23 @@ _NONCE_BYTES: Final = 32
 
 
 class PayoutCalls(Protocol):
-    """How a settle or a close is put to the escrow."""
+    """Builds the call for a settle or a close."""
 
     @property
     def payee(self) -> Address:
-        """Whose channels they are of."""
+        """The payee of the channels."""
 
     async def build(self, purpose: Purpose, entries: Sequence[BatchEntry]) -> bytes:
         """Return the call for one channel or many.
 
         Raises:
             SignerError: The payee's signer gave no usable signature.
-            ChainUnavailableError: No node says what time it is there.
+            ChainUnavailableError: No node gives the chain's time.
         """
 
 
 class OwnCalls:
-    """The payee sends them itself."""
+    """The payee sends the calls itself."""
 
     def __init__(self, payee: Address) -> None:
         self.payee = payee
@@ -64,7 +64,7 @@ class OwnCalls:
 
 
 class RelayedCalls:
-    """The payee signs, and another account sends them and pays the gas (RELAY-01)."""
+    """The payee signs; another account sends the calls and pays the gas (RELAY-01)."""
 
     def __init__(self, reader: EscrowReader, payee: Signer) -> None:
         self._reader = reader
@@ -88,13 +88,13 @@ class RelayedCalls:
 
 
 def build_simulation(purpose: Purpose, entry: BatchEntry) -> bytes:
-    """Return the payee's own call for one channel: what would be refused is refused alike."""
+    """Return the payee's own call for one channel: it reverts when the real call would."""
     function = abi.close if purpose is Purpose.CLOSE else abi.settle
     return function.encode(entry.channel_id, entry.cumulative_amount, entry.signature)
 
 
 def build_call(purpose: Purpose, entries: Sequence[BatchEntry]) -> bytes:
-    """Return the payee's call for one channel or many."""
+    """Return the payee's own call for one channel or many."""
     if len(entries) == 1:
         return build_simulation(purpose, entries[0])
     function = abi.close_batch if purpose is Purpose.CLOSE else abi.settle_batch
@@ -109,9 +109,9 @@ async def build_relayed_call(
     payee: Signer,
     now: int,
 ) -> bytes:
-    """Return a call that anybody may send, with the payee's signature in it.
+    """Return a call that any account may send, with the payee's signature in it.
 
-    `domain` is chain id and escrow; `now` is the chain's time in Unix seconds.
+    `domain` is the chain id and the escrow; `now` is the chain's time in Unix seconds.
 
     Raises:
         SignerError: The payee's signer gave no usable signature.

@@ -1,8 +1,8 @@
-"""Whether the token would pay out what is owed: asked before it is owed, not when it is settled.
+"""Checks whether the token would pay out, before the payee accepts vouchers for it.
 
-A token that is paused, or has the payee or the escrow on its blacklist, refuses every settle while
-vouchers are as good as ever (F-87, O-13). So the very transfer that a settle ends in is run without
-effect, as the escrow, and judged as the escrow judges it.
+A token that is paused, or blacklists the payee or the escrow, refuses every settle although the
+vouchers are valid (F-87, O-13). This check simulates the transfer of a settle, as the escrow, and
+judges the result as the escrow does.
 """
 
 from typing import Final
@@ -15,21 +15,21 @@ from settlement.escrow.reader import EscrowReader
 __all__ = ["find_payout_obstacle"]
 
 _TRANSFER_GAS: Final = 2_000_000
-"""More than a sound token takes ten times over; one that burns all it gets is found out soon."""
+"""Ten times what a sound token uses. A token that burns all of it is detected quickly."""
 _TRUE: Final = (1).to_bytes(32)
 
 
 async def find_payout_obstacle(
     reader: EscrowReader, token: Address, payee: Address, *, owed: int
 ) -> str | None:
-    """Return why the token does not pay the payee `owed` base units from the escrow now, or None.
+    """Return why the token would not pay `owed` base units to the payee now, or None.
 
-    Where nothing is owed one base unit is tried, or none if the escrow has nothing: then only a
-    refusal of the payee itself counts, since some tokens move no amount of 0 at all, and one that
-    is paused takes no deposit either.
+    If nothing is owed, one base unit is tried, or zero if the escrow holds none. With zero only a
+    refusal of the payee itself counts, because some tokens never transfer zero, and a paused token
+    accepts no deposit either.
 
     Raises:
-        ChainUnavailableError: No node says.
+        ChainUnavailableError: No node answers.
     """
     amount = owed
     if not owed:
@@ -47,7 +47,7 @@ async def _refusal(reader: EscrowReader, token: Address, to: Address, amount: in
             token, abi.transfer.encode(to, amount), sender=reader.escrow, gas=_TRANSFER_GAS
         )
     except ContractRevertedError as refusal:
-        return refusal.text or f"a transfer is refused: {refusal.reason.value}"
+        return refusal.text or f"the token refuses a transfer: {refusal.reason.value}"
     if answer == b"":
         return None if await reader.has_code(token) else "there is no contract at its address"
-    return None if answer[:32] == _TRUE else "it answers that it moved nothing"
+    return None if answer[:32] == _TRUE else "the token returned that it transferred nothing"

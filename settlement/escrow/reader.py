@@ -24,12 +24,12 @@ __all__ = ["EscrowReader", "ReaderLimits"]
 
 _Answer = TypeVar("_Answer")
 
-# What the escrow wants left before it asks a wallet, and room for the longest signature.
+# Gas the escrow requires before it calls a wallet, and room for the longest signature.
 _WALLET_CALL_GAS: Final = 1_500_000
 
 
 _NODES_MIN: Final = 2
-"""That must say the same before it counts, where several are configured."""
+"""How many nodes must agree before an answer counts, if several are configured."""
 
 
 class _SecondWord(msgspec.Struct, frozen=True, gc=False):
@@ -40,15 +40,15 @@ class _SecondWord(msgspec.Struct, frozen=True, gc=False):
 
 
 class ReaderLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """Bounds on what is asked of a node at once, and on waiting for one that lags."""
+    """Bounds on one request to a node, and on waiting for a node that lags."""
 
     channels_per_call_max: int = 500
     log_blocks_max: int = 10_000
-    """Blocks in one search for logs: what most public nodes allow; others are asked for fewer."""
+    """Blocks in one log query: most public nodes allow this; other nodes are asked for fewer."""
     log_searches_max: int = 500
-    """So many times as far back is looked for the one event of a channel."""
+    """How many such ranges are searched backwards for one event of a channel."""
     lag_s_max: float = 6.0
-    """How long a node may lag behind the one that gave us a receipt (F-72)."""
+    """Seconds that a node may lag behind the node that returned a receipt (F-72)."""
     lag_poll_s: float = 0.1
 
 
@@ -62,7 +62,7 @@ class EscrowReader:
 
     @property
     def chain_id(self) -> int:
-        """The chain this escrow is on."""
+        """The chain of the escrow."""
         return self.rpc.chain_id
 
     @property
@@ -75,10 +75,11 @@ class EscrowReader:
         return ChannelKey(chain_id=self.chain_id, escrow=self._escrow, channel_id=channel_id)
 
     async def require_deployment(self, *, token: Address | None = None) -> None:
-        """Check that vouchers signed for this escrow will be paid by it (OPEN-09, decision 15).
+        """Check that the escrow will pay vouchers signed for it (OPEN-09, decision 15).
 
         Raises:
-            ConfigError: No code, another token, another EIP-712 domain, or too short a grace.
+            ConfigError: No code, another token, another EIP-712 domain, or too short a grace
+                period.
         """
         where = f"0x{self._escrow.hex()} on chain {self.chain_id}"
         if not await self.rpc.code(self._escrow):
@@ -88,7 +89,7 @@ class EscrowReader:
             served = abi.token.decode_address(await self.rpc.call(self._escrow, abi.token.encode()))
             separator = await self.rpc.call(self._escrow, abi.domain_separator.encode())
         except ContractRevertedError:
-            msg = f"The contract at {where} is not an escrow of ours."
+            msg = f"The contract at {where} is not a session escrow: check the escrow's address."
             raise ConfigError(msg) from None
         grace_period_s = await self.read_grace_period_s()
         if token is not None and served != token:
@@ -102,7 +103,7 @@ class EscrowReader:
             raise ConfigError(msg)
 
     async def read_grace_period_s(self) -> int:
-        """Return how long a payer who asked for the rest must wait (F-69)."""
+        """Return the seconds a payer must wait after requesting a close (F-69)."""
         return await self.rpc.view(
             self._escrow, abi.close_grace_period.encode(), abi.decode_grace_period
         )
@@ -110,7 +111,7 @@ class EscrowReader:
     async def read_channel(
         self, channel_id: ChannelId, *, block_number: int | None = None
     ) -> ChannelFact | None:
-        """Return the channel as of a block (the head if None), or None if it never existed."""
+        """Return the channel as of a block (default: the head), or None if it never existed."""
         key = self.key(channel_id)
         _, fact = await self._view_at(
             abi.get_channel.encode(channel_id),
@@ -140,7 +141,7 @@ class EscrowReader:
     ) -> list[ChannelFact | None]:
         """Return many channels as of exactly this block, in the order asked (F-71).
 
-        One call per page: a node that does not have the block, or not any more, says so.
+        One call a page. A node that does not have the block raises an error.
         """
         facts: list[ChannelFact | None] = []
         size = self._limits.channels_per_call_max
@@ -157,10 +158,10 @@ class EscrowReader:
         return facts
 
     async def confirm_deposits(self, facts: Sequence[ChannelFact]) -> list[int]:
-        """Return of each channel the deposit that a second node shows, too: at most the fact's.
+        """Return each channel's deposit as a second node confirms it: at most the fact's.
 
-        As it was at the fact's block. A deposit is what a node can invent to have strangers
-        served for nothing (SEC-09, O-88), so where several nodes are configured two must show it.
+        Read at the fact's block. A lying node could invent a deposit to have strangers served for
+        nothing (SEC-09, O-88); if several nodes are configured, two must show it.
 
         Raises:
             ChainUnavailableError: Fewer than two nodes answer.
@@ -172,7 +173,7 @@ class EscrowReader:
         ]
 
     async def confirm_exits(self, facts: Sequence[ChannelFact]) -> list[bool]:
-        """Return of each channel whether a second node shows, too, that its payer leaves.
+        """Return for each channel whether a second node confirms that its payer requested a close.
 
         Raises:
             ChainUnavailableError: Fewer than two nodes answer.
@@ -181,9 +182,9 @@ class EscrowReader:
         return [words is None or words.close_requested_at > 0 for words in shown]
 
     async def _second_words(self, facts: Sequence[ChannelFact]) -> list[_SecondWord | None]:
-        """Return the most that at least two nodes show of each channel; None for a lone node.
+        """Return what at least two nodes show of each channel; None with a single node.
 
-        Both are held separately: the second greatest of all that is said.
+        Deposit and exit are compared separately: each is the second greatest of all answers.
         """
         if self.rpc.node_count < _NODES_MIN or not facts:
             return [None] * len(facts)
@@ -193,7 +194,7 @@ class EscrowReader:
         words: list[_SecondWord | None] = []
         for each in views:
             if len(each) < _NODES_MIN:
-                raise ChainUnavailableError("No second node says how the channels stand.")
+                raise ChainUnavailableError("No second node confirms the state of the channels.")
             deposits = sorted(0 if fact is None else fact.deposit for fact in each)
             exits = sorted(0 if fact is None else fact.close_requested_at for fact in each)
             words.append(_SecondWord(deposits[-_NODES_MIN], exits[-_NODES_MIN]))
@@ -202,9 +203,9 @@ class EscrowReader:
     async def read_each(
         self, channel_ids: Sequence[ChannelId], *, block_number: int
     ) -> list[list[ChannelFact | None]]:
-        """Return of each channel what every node that is believed and answers says of it.
+        """Return for each channel the answers of all nodes that are not left out.
 
-        As of one block; None is a node that knows no such channel.
+        Read as of one block. None stands for a node that knows no such channel.
         """
         views: list[list[ChannelFact | None]] = []
         size = self._limits.channels_per_call_max
@@ -216,15 +217,15 @@ class EscrowReader:
             for answer in await self.rpc.call_each(
                 self._escrow, calldata, block_number=block_number
             ):
-                with suppress(ChainUnavailableError):  # nonsense is no answer
+                with suppress(ChainUnavailableError):  # an invalid answer is no answer
                     said.append(abi.decode_channels(keys, answer, block_number=block_number))
             views += [[one[at] for one in said] for at in range(len(asked))]
         return views
 
     async def read_transaction(self, tx_hash: TxHash) -> TransactionEvidence | None:
-        """Return a mined, successful transaction, or None when it has no receipt yet.
+        """Return a mined, successful transaction, or None while it has no receipt.
 
-        Only what this escrow itself emitted is evidence (F-84).
+        Only events emitted by this escrow are evidence (F-84).
 
         Raises:
             ContractRevertedError: It was mined with status 0; that is final (F-76).
@@ -256,10 +257,10 @@ class EscrowReader:
     async def is_valid_wallet_signature(
         self, signer: Address, digest: bytes, signature: bytes
     ) -> bool:
-        """Ask a contract signer by ERC-1271, through the very code with which the escrow will.
+        """Ask a contract signer by ERC-1271, with the same code that the escrow runs.
 
-        Whatever the wallet does within the escrow's gas cap, refusing included, is an answer. A
-        node that cannot say is `ChainUnavailableError`: never a yes, never a no (F-15, F-20).
+        Anything the wallet does within the escrow's gas cap, including a revert, is an answer. A
+        node that cannot answer raises `ChainUnavailableError`: neither yes nor no (F-15, F-20).
         """
         answer = await self.rpc.view(
             self._escrow,
@@ -278,7 +279,7 @@ class EscrowReader:
         return await self._find_log(abi.CHANNEL_CLOSED_TOPIC, channel_id)
 
     async def find_top_ups(self, channel_id: ChannelId) -> tuple[Log, ...]:
-        """Return the channel's `TopUp` logs of late, the oldest first."""
+        """Return the channel's recent `TopUp` logs, oldest first."""
         head = await self.rpc.block_number()
         oldest = max(0, head - self._limits.log_blocks_max + 1)
         topics = [abi.TOPPED_UP_TOPIC, channel_id]
@@ -290,7 +291,7 @@ class EscrowReader:
     async def find_channels(
         self, payee: Address, *, from_block: int, to_block: int
     ) -> list[ChannelId]:
-        """Return every channel that was opened for a payee in a range of blocks, oldest first."""
+        """Return every channel opened for a payee in a range of blocks, oldest first."""
         topics = [abi.CHANNEL_OPENED_TOPIC, None, None, bytes(12) + payee]
         found: list[ChannelId] = []
         async for logs in self._search(topics, from_block, to_block):
@@ -303,12 +304,12 @@ class EscrowReader:
         return found
 
     def own_logs(self, receipt: Receipt) -> list[abi.EscrowLog]:
-        """Return what this escrow said in a transaction; look-alikes of others are left out."""
+        """Return this escrow's events in a transaction; those of other contracts are left out."""
         own = [abi.decode_log(log) for log in receipt.logs if log.address == self._escrow]
         return [log for log in own if log is not None]
 
     async def _find_log(self, topic: bytes, channel_id: ChannelId) -> Log | None:
-        """Search backwards from the head, as far as is allowed."""
+        """Search backwards from the head, within `log_searches_max` ranges."""
         head = await self.rpc.block_number()
         furthest = self._limits.log_blocks_max * self._limits.log_searches_max
         oldest = max(0, head - furthest + 1)
@@ -325,10 +326,10 @@ class EscrowReader:
         *,
         newest_first: bool = False,
     ) -> AsyncIterator[tuple[Log, ...]]:
-        """Yield the escrow's events in a range of blocks, in pieces that the node answers.
+        """Yield the escrow's events in a range of blocks, in pieces that the node accepts.
 
-        How many blocks it takes at once, or how many events it gives, differs from node to node:
-        what it refuses is asked for in halves.
+        Nodes limit the blocks of a query or the events of an answer differently. A refused range is
+        split in half and asked again.
         """
         size = self._limits.log_blocks_max
         while from_block <= to_block:
@@ -351,7 +352,7 @@ class EscrowReader:
     async def _view_at(
         self, calldata: bytes, decode: Callable[[bytes, int], _Answer], block_number: int | None
     ) -> tuple[int, _Answer]:
-        """Call at one known block: the number that comes back is the one the answer is of."""
+        """Call at one known block; return the number of that block with the answer."""
         number = await self.rpc.block_number() if block_number is None else block_number
         request = {"to": "0x" + self._escrow.hex(), "data": "0x" + calldata.hex()}
 
@@ -365,13 +366,13 @@ class EscrowReader:
             try:
                 return number, await self.rpc.parse_batch(calls, parse)
             except ContractRevertedError as error:
-                msg = f"The escrow does not say how a channel stands ({error.reason.value})."
+                msg = f"The escrow refused to return a channel ({error.reason.value})."
                 raise ChainUnavailableError(msg) from error
 
         return await self._patiently(ask)
 
     async def _patiently(self, ask: Callable[[], Awaitable[_Answer]]) -> _Answer:
-        """Ask again, within a bound, while a node does not have the block yet (F-72)."""
+        """Retry, within a bound, while a node does not have the block yet (F-72)."""
         deadline = asyncio.get_running_loop().time() + self._limits.lag_s_max
         while True:
             try:

@@ -1,7 +1,7 @@
-"""A token's EIP-712 domain: its name and version differ from chain to chain (F-21).
+"""Reads a token's EIP-712 domain: name and version differ from chain to chain (F-21).
 
-Both are read from the token and held against the separator that it says it uses: what is signed
-can then be valid for this token on this chain and for nothing else, whatever a token claims.
+The separator computed from the token's name and version must equal the one the token reports. A
+signature is then valid only for this token on this chain, whatever the token claims.
 """
 
 import asyncio
@@ -16,10 +16,10 @@ __all__ = ["read_token_domain"]
 
 
 async def read_token_domain(rpc: Rpc, token: Address) -> bytes | None:
-    """Return the separator under which the token takes signatures, in one round trip's time.
+    """Return the separator under which the token accepts signatures, in one round trip.
 
-    None when it has none, or one that does not follow from its name, its version, this chain
-    and its own address.
+    None if the token has none, or reports one that does not follow from its name, its version, this
+    chain and its own address.
     """
     said, domain, name, version = await asyncio.gather(
         _ask(rpc, token, abi.token_domain_separator),
@@ -27,7 +27,7 @@ async def read_token_domain(rpc: Rpc, token: Address) -> bytes | None:
         _ask(rpc, token, abi.name),
         _ask(rpc, token, abi.version),
     )
-    if domain is not None:  # EIP-5267: what it says it signs under
+    if domain is not None:  # EIP-5267: the domain the token reports
         name, version = domain[1:2], domain[2:3]
     if said is None or name is None or version is None:
         return None
@@ -36,7 +36,7 @@ async def read_token_domain(rpc: Rpc, token: Address) -> bytes | None:
 
 
 async def _ask(rpc: Rpc, token: Address, question: abi.Function) -> tuple[object, ...] | None:
-    """Return what the token says; None when it has no such function, or answers otherwise."""
+    """Return the token's answer; None if it lacks the function or answers in another shape."""
     try:
         answer = await rpc.call(token, question.encode())
     except ContractRevertedError:

@@ -1,4 +1,4 @@
-"""What a token calls itself, for people: nothing is decided by it."""
+"""Reads a token's symbol and decimals, for display only: no decision depends on them."""
 
 import asyncio
 
@@ -14,7 +14,7 @@ _DECIMALS_MAX = 36
 
 
 async def read_token_name(rpc: Rpc, token: Address) -> tuple[str, int] | None:
-    """Return symbol and decimals of a token; None when it does not say, or says nonsense.
+    """Return symbol and decimals of a token; None if it has none or returns invalid ones.
 
     Raises:
         ChainUnavailableError: No node answers.

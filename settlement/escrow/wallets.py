@@ -1,9 +1,9 @@
-"""Contract wallets: whose vouchers are worth something only as long as the wallet says so (F-19).
+"""Contract wallets: their vouchers are valid only while the wallet accepts them (F-19).
 
-Whether a voucher is one's needs no node: if its signature recovers to its signer it is a key's, and
-the escrow takes that whatever code the account has since got (F-18). Every other one depends on
-the wallet, so it is settled often and asked for again while something is unsettled. A delegated
-account may sign now this way, now that: the voucher that would be used decides, each time anew.
+A voucher whose signature recovers to its signer is a key's. The escrow accepts it whatever code the
+account gets later (F-18), so no node is needed to check it. Every other voucher depends on the
+wallet: it is settled often, and checked again while part of it is unsettled. An account with
+delegated code may sign either way, so each voucher that may be used is judged anew.
 """
 
 from collections import OrderedDict
@@ -19,20 +19,20 @@ __all__ = ["WalletSigners"]
 
 
 class WalletSigners:
-    """Remembers whether the vouchers kept of a channel are a wallet's. Bounded."""
+    """Remembers whether a channel's stored vouchers are a wallet's. Bounded."""
 
     def __init__(self) -> None:
         self._known = OrderedDict[tuple[ChannelKey, int], tuple[bytes, bool]]()
 
     def is_wallet(self, state: ChannelState) -> bool:
-        """Whether what this channel owes is paid only as long as a contract says so."""
+        """Whether payment of what this channel owes depends on a contract's answer."""
         return self._is_wallets(state, state.at_or_above_spent or state.highest)
 
     def amount(self, state: ChannelState) -> int:
-        """Return how much is unsettled of what only a contract vouches for.
+        """Return the unsettled base units that depend on a contract's answer.
 
-        That is by any voucher that may yet be used: one of a delegated account's key that is
-        higher does not make good a lower one that is used instead.
+        Every voucher that may be used counts: a higher voucher signed by a delegated account's key
+        does not secure a lower one that is used instead.
         """
         kept = (state.at_or_below_spent, state.above_spent, state.highest)
         return max(
@@ -59,7 +59,7 @@ class WalletSigners:
 
 def _is_wallet(state: ChannelState, voucher: LadderVoucher) -> bool:
     if not voucher.signature:
-        return False  # nothing was signed
+        return False  # no voucher is stored
     digest = voucher_digest(state.key, voucher.cumulative_amount)
     try:
         return recover(digest, voucher.signature) != state.terms.signer

@@ -16,7 +16,7 @@ from settlement.types import BatchEntry
 __all__ = ["Job", "JobQueue", "JobResult", "SettleResult"]
 
 
-_LOT_BYTES_MAX: Final = 96 * 1024
+_BATCH_BYTES_MAX: Final = 96 * 1024
 """Nodes pass on no transaction above 128 KiB; a wallet's signature has up to four."""
 _ENTRY_BYTES: Final = 192
 """What an entry takes beside its signature."""
@@ -133,7 +133,7 @@ def _fitting(jobs: Sequence[Job]) -> Sequence[Job]:
     size = 0
     for count, job in enumerate(jobs):
         size += _ENTRY_BYTES + len(job.entry.signature)
-        if size > _LOT_BYTES_MAX:
+        if size > _BATCH_BYTES_MAX:
             return jobs[: max(1, count)]
     return jobs
 

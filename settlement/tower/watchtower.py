@@ -192,7 +192,7 @@ class Watchtower:
         self._require_ahead(head)
         is_new = self._head is None or head.hash != self._head.hash
         if self._telling.moved(self._now(), is_new=is_new):
-            self._reader.rpc.distrust()
+            self._reader.rpc.mark_unhealthy()
         if is_new:
             self.clock.saw(head)
             self._telling.skew(self.clock.skew_s)
@@ -227,7 +227,7 @@ class Watchtower:
             await self.look()
         except OperatorError as error:
             self._log_once.make(error)
-            self._reader.rpc.distrust()
+            self._reader.rpc.mark_unhealthy()
             self._telling.unanswered(began, error)
         else:
             self._log_once.over()

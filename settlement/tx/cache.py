@@ -1,7 +1,7 @@
-"""One key's transactions as far as they matter now: in memory, in front of the journal.
+"""In-memory view of one key's transactions, in front of the journal.
 
-Nothing is changed here that is not on disk first. What has ended is forgotten in the end, and
-found in the journal again when somebody asks.
+The journal stores every change before the cache does. The cache drops ended transactions after a
+while and reads them from the journal again when a caller asks.
 """
 
 import logging
@@ -24,33 +24,33 @@ _KEPT: Final = 1000
 
 
 class TxCache:
-    """What is open, what has ended lately, and the receipts seen."""
+    """Open transactions, transactions that ended lately, and the receipts seen."""
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
         self._open: dict[int, JournalTx] = {}
         self._escalated: dict[int, tuple[int | None, int]] = {}
-        """Budget and deadline of what is open and became more urgent than it was wanted for."""
+        """Budget and deadline of open transactions that became more urgent than their intent."""
         self._ids: OrderedDict[TxHash, int] = OrderedDict()
         self._ended: OrderedDict[int, JournalTx] = OrderedDict()
         self.receipts: OrderedDict[TxHash, Receipt] = OrderedDict()
 
-    def monitor(self) -> list[JournalTx]:
-        """Return what is open, by nonce."""
+    def open(self) -> list[JournalTx]:
+        """Return the open transactions, by nonce."""
         return sorted(self._open.values(), key=lambda tx: tx.nonce or 0)
 
     def is_open(self, tx_id: int) -> bool:
-        """Whether it is still looked after."""
+        """Whether the transaction is still followed."""
         return tx_id in self._open
 
     def escalate(self, tx_id: int, *, budget_wei: int | None, deadline: int) -> None:
-        """Let an open transaction bid by this budget and deadline from now on."""
+        """Apply this budget and deadline to an open transaction from now on."""
         if tx_id in self._open:
             self._escalated[tx_id] = (budget_wei, deadline)
             self.keep(self._open[tx_id])
 
     async def record(self, tx: JournalTx, *events: Event) -> JournalTx:
-        """Store what became of a transaction, then remember it.
+        """Store an event of a transaction in the journal, then in the cache.
 
         Raises:
             NonceTakenError: `Signed` names a nonce that was given before; nothing was stored.
@@ -64,7 +64,7 @@ class TxCache:
         return after
 
     def keep(self, tx: JournalTx) -> None:
-        """Remember the newest state of what is on disk."""
+        """Cache a state that the journal holds."""
         for version in tx.versions:
             self._ids[version.tx_hash] = tx.tx_id
         if tx.is_open:
@@ -83,13 +83,13 @@ class TxCache:
                 self._ids.pop(version.tx_hash, None)
 
     def keep_receipt(self, receipt: Receipt) -> None:
-        """Remember a receipt, for whoever waits for it."""
+        """Cache a receipt for the callers that wait for it."""
         self.receipts[receipt.tx_hash] = receipt
         while len(self.receipts) > _KEPT:
             self.receipts.popitem(last=False)
 
     async def id_of(self, tx_hash: TxHash) -> int | None:
-        """Return the transaction of which one version has this hash; None when it is not ours."""
+        """Return the id of the transaction with a version of this hash; None if unknown."""
         if tx_hash not in self._ids:
             found = await self._journal.find(tx_hash)
             if found is None:
@@ -98,7 +98,7 @@ class TxCache:
         return self._ids[tx_hash]
 
     async def known(self, tx_id: int, tx_hash: TxHash) -> JournalTx:
-        """Return a transaction that `id_of` has named.
+        """Return a transaction whose id `id_of` returned.
 
         Raises:
             InvariantError: A bug.

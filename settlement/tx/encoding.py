@@ -1,7 +1,7 @@
 """EIP-1559 transactions as bytes: what is signed, and what is broadcast (pure).
 
-Every signer then signs 32 bytes, whatever they are of, and a signer in another place can check
-what it signs by hashing the unsigned transaction itself.
+Every signer signs a 32-byte digest. A remote signer can hash the unsigned transaction itself and so
+check what it signs.
 """
 
 from typing import Final
@@ -33,11 +33,11 @@ class UnsignedTx(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     calldata: bytes
 
     def encode(self) -> bytes:
-        """Return the bytes of which the hash is signed."""
+        """Return the bytes whose hash is signed."""
         return _TYPE + _rlp(self._items())
 
     def digest(self) -> bytes:
-        """Return what is signed."""
+        """Return the hash that is signed."""
         return keccak(self.encode())
 
     def _items(self) -> list[_Item]:

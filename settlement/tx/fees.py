@@ -1,4 +1,4 @@
-"""What to pay for a transaction: chosen, raised, and never above what it is worth (pure)."""
+"""Transaction fees: the first bid, raised bids, and ceilings by value at risk (pure)."""
 
 from collections.abc import Iterable, Sequence
 from typing import Final
@@ -16,57 +16,57 @@ __all__ = [
     "choose_fee",
     "fee_ceiling",
     "is_outbid",
-    "lane_ceilings",
+    "queue_ceilings",
     "raise_fee",
 ]
 
 _HEADROOM: Final = 2
-"""The base fee can rise by an eighth per block: twice covers six full blocks in a row (F-77)."""
+"""The base fee can rise by an eighth per block: doubling covers six full blocks (F-77)."""
 
 _BUMP_DIVISOR: Final = 8
-"""Nodes replace a transaction only by one that bids an eighth more, in both fields."""
+"""Nodes accept a replacement only if it raises both fee fields by an eighth."""
 
 _UNBOUNDED_MULTIPLE: Final = 8
-"""Without a budget, how far above the usual bid a stuck transaction may be raised (F-78)."""
+"""Without a budget, the multiple of the usual bid that a raised bid may reach (F-78)."""
 
 _PERCENT: Final = 100
 
 
 class Fee(msgspec.Struct, frozen=True, gc=False):
-    """The two bids of an EIP-1559 transaction, per unit of gas."""
+    """The two fee fields of an EIP-1559 transaction, in wei per unit of gas."""
 
     max_fee_wei: int
     tip_wei: int
 
 
 class FeePolicy(msgspec.Struct, frozen=True, kw_only=True):
-    """Bounds on what is bid, and how they open as a deadline nears."""
+    """Bounds on bids, and how they widen as a deadline nears."""
 
     tip_wei_min: int = 1_000_000
-    """A node's own suggestion can be 1 wei, which some chains never mine (F-77)."""
+    """A node may suggest 1 wei, which some chains never mine (F-77)."""
     tip_wei_max: int = 200 * 10**9
-    """A node's suggestion above this is not believed: it would pay a miner, not for a place."""
+    """A node's higher suggestion is ignored: it would pay the miner for nothing."""
     max_fee_wei: int | None = None
-    """Refuse to bid more than this per unit of gas; None for no bound."""
+    """Never bid more than this per unit of gas. None: no bound."""
     calm_share_percent: int = 25
-    """Share of a budget that is bid while nothing presses."""
+    """Share of a budget that may be bid while no deadline is near."""
     calm_above_s: int = 600
-    """With more time than this before a deadline, nothing presses."""
+    """With more seconds than this before the deadline, the calm share applies."""
     full_below_s: int = 300
-    """With less time than this, the whole budget is bid."""
+    """With fewer seconds than this, the whole budget may be bid."""
 
 
 class GasBudget(msgspec.Struct, frozen=True, kw_only=True):
-    """What gas may cost, by what is at risk (F-78)."""
+    """What gas may cost, by the amount at risk (F-78)."""
 
     floor_wei: int = 10**16
-    """For each channel, also where less is at risk: a close gives the payer's deposit back."""
+    """For each channel, even if less is at risk: a close also returns the payer's deposit."""
     token_price_wei: int | None = None
-    """What one whole token is worth in wei; None: the floor is all there is."""
+    """Price of one whole token in wei. None: the floor alone applies."""
     token_decimals: int = 6
 
     def cover(self, values: Iterable[int]) -> int:
-        """Return the budget of one transaction for channels with so much at risk, in base units."""
+        """Return the budget of one transaction for channels with these base units at risk."""
         price, unit = self.token_price_wei or 0, 10**self.token_decimals
         return sum(max(self.floor_wei, value * price // unit) for value in values)
 
@@ -74,10 +74,10 @@ class GasBudget(msgspec.Struct, frozen=True, kw_only=True):
 def fee_ceiling(
     *, gas: int, budget_wei: int | None, remaining_s: int | None, policy: FeePolicy
 ) -> int | None:
-    """Return the most to bid per unit of gas; None for no bound (F-78).
+    """Return the highest bid per unit of gas; None for no bound (F-78).
 
-    `remaining_s` is what is left before the deadline, None when there is none. The share of the
-    budget that may be bid rises in a straight line between `calm_above_s` and `full_below_s`.
+    `remaining_s` is the time before the deadline, None without one. The share of the budget that
+    may be bid rises linearly between `calm_above_s` and `full_below_s`.
     """
     bounds = [] if policy.max_fee_wei is None else [policy.max_fee_wei]
     if budget_wei is not None:
@@ -97,18 +97,18 @@ def _share_percent(remaining_s: int | None, policy: FeePolicy) -> int:
 
 
 class Stake(msgspec.Struct, frozen=True, gc=False):
-    """What a transaction that is not mined needs, and what it is worth."""
+    """What an unmined transaction costs in gas, and what it is worth."""
 
     gas: int
     budget_wei: int | None
     remaining_s: int | None
 
 
-def lane_ceilings(stakes: Sequence[Stake], policy: FeePolicy) -> list[int | None]:
-    """Return the most to bid for each of a key's unmined transactions, in order of nonce.
+def queue_ceilings(stakes: Sequence[Stake], policy: FeePolicy) -> list[int | None]:
+    """Return the highest bid for each of a key's unmined transactions, in order of nonce.
 
     Nonces are mined in order, so a cheap transaction holds up every later one (F-77). A later
-    one may therefore lend its budget to those before it, as far as it pays for all of them.
+    transaction may therefore lend its budget to those before it, if it can pay for all of them.
     """
     ceilings: list[int | None] = []
     for first in range(len(stakes)):
@@ -131,11 +131,12 @@ def choose_fee(
     policy: FeePolicy,
     ceiling_wei: int | None = None,
 ) -> Fee:
-    """Bid twice the base fee plus a tip, and never above `ceiling_wei`.
+    """Bid twice the base fee plus a tip, but never above `ceiling_wei`.
 
     Raises:
-        ConfigError: The policy's own bound is below the base fee: it could not be mined now.
-        FeeAboveBudgetError: The ceiling is: it is not worth what it would cost now.
+        ConfigError: `max_fee_wei` is below the base fee: the transaction could not be mined now.
+        FeeAboveBudgetError: The ceiling is below the base fee: the budget does not cover the cost
+            now.
     """
     tip_wei = _believed_tip(suggested_tip_wei, policy)
     bid_wei = _HEADROOM * base_fee_wei + tip_wei
@@ -150,7 +151,7 @@ def choose_fee(
 
 
 def is_outbid(fee: Fee, *, base_fee_wei: int) -> bool:
-    """Whether the base fee has risen so far that the next block cannot take the transaction."""
+    """Whether the base fee is now above the bid, so that the next block cannot take it."""
     return fee.max_fee_wei < base_fee_wei
 
 
@@ -164,8 +165,8 @@ def raise_fee(
 ) -> Fee | None:
     """Return a bid that replaces `previous`: at least an eighth more in both fields (F-77).
 
-    None when the ceiling leaves no room for that: the bid stands and is waited for. Where no
-    ceiling is set, eight times the usual bid is one.
+    None if the ceiling leaves no room: the current bid stays. Without a ceiling, eight times the
+    usual bid is the ceiling.
     """
     suggested_tip_wei = _believed_tip(suggested_tip_wei, policy)
     tip_wei = max(_bumped(previous.tip_wei), suggested_tip_wei)

@@ -1,9 +1,9 @@
-"""What settling and closing may cost within an hour, over all channels (O-88).
+"""Limits what all settles and closes together may cost within an hour (O-88).
 
-Each transaction has a budget of its own by what is at risk. Together they may cost no more than
-this: a node that suggests dear bids, or says that everybody leaves, cannot use up the account. It
-is counted from the journal, so a restart forgets nothing: what was mined by what it cost, what is
-under way by the most that it is likely to cost.
+Each transaction has a budget of its own, by the amount at risk. This limit bounds their sum, so
+that a node that suggests high fees, or falsely reports many exits, cannot drain the account. The
+sum is read from the journal and survives a restart: a mined transaction counts its actual cost, an
+open one its likely maximum.
 """
 
 import time
@@ -20,11 +20,11 @@ __all__ = ["HOUR_S", "GasHour", "payout_cost_wei"]
 
 HOUR_S: Final = 3600
 _LAST_S: Final = 300
-"""So shortly before its payer may take everything, a channel is closed whatever the hour cost."""
+"""A channel with fewer seconds left before its payer can withdraw is closed regardless."""
 
 
 class GasHour:
-    """Says no when the last hour's settles and closes have cost enough."""
+    """Refuses settles and closes once the last hour's have used up the limit."""
 
     def __init__(
         self,
@@ -40,11 +40,11 @@ class GasHour:
         self._wall = wall
 
     async def require_room(self, *, deadline: int) -> None:
-        """Check that one more may be sent; `deadline` is its chain time, 0 for none.
+        """Check that one more may be sent. `deadline` is in Unix seconds of the chain, 0 for none.
 
         Raises:
-            GasHourUsedError: As much as is allowed was spent, or is being spent.
-            ChainUnavailableError: No node says what time it is.
+            GasHourUsedError: The limit is spent, or committed to open transactions.
+            ChainUnavailableError: No node gives the chain's time.
             LedgerUnavailableError: The journal does not answer.
         """
         sent = await self._journal.sent_since(int(self._wall()) - HOUR_S)
@@ -57,7 +57,7 @@ class GasHour:
 
 
 def payout_cost_wei(transactions: Iterable[JournalTx]) -> int:
-    """Return what the settles and closes among these cost, or are likely to cost at most."""
+    """Return the cost in wei of the settles and closes among these, the likely one if open."""
     return sum(_cost_wei(tx) for tx in transactions if tx.intent.purpose is not Purpose.OTHER)
 
 

@@ -1,9 +1,9 @@
-"""One settler per key: who has the lease settles, everybody else stands by (decision 10, F-110).
+"""One settler per key: the lease holder settles, others stand by (decision 10, F-110).
 
-The lease is a row with a fence that rises with every holder. It only says who should go on; what
-keeps two settlers from both writing is the fence, checked inside each write of the journal. So a
-holder that was paused for longer than its lease finds out with its next write, and no clock needs
-to be right for that.
+The lease is a row with a fence number that rises with each holder. The lease only selects the
+active settler; the fence keeps two settlers from both writing, because the journal checks it inside
+each write. A holder that was paused beyond its lease fails at its next write, and no clock needs to
+be right for that.
 """
 
 import asyncio
@@ -25,13 +25,13 @@ _log: Final = logging.getLogger(__name__)
 
 
 class LeaseLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """How fast a standby takes over: at most `ttl_s + poll_s` after its predecessor died."""
+    """How fast a standby takes over: at most `ttl_s + poll_s` after the holder died."""
 
     ttl_s: float = 6.0
     renew_s: float = 2.0
     poll_s: float = 0.5
     away_s_max: float = 60.0
-    """How long the database may take nothing before somebody is told."""
+    """Seconds without an answer from the database before an alarm rings."""
 
 
 async def wait_for_lease(
@@ -42,15 +42,15 @@ async def wait_for_lease(
     on_standby: Callable[[str], None] = lambda _: None,
     alarms: Alarms | None = None,
 ) -> int:
-    """Return the fence once the lease is ours; `on_standby` hears once who else has it.
+    """Return the fence once this process has the lease. Calls `on_standby` once with the holder.
 
-    Without the database nobody settles, whoever had the lease: `alarms` ring when that goes on.
+    While the database does not answer, no settler settles; `alarms` ring when that lasts.
     """
     alarms = alarms or Alarms()
     clock = asyncio.get_running_loop().time
     answered_at = clock()
     has_told = False
-    log_once = LogOnce(_log, "the lease was not asked for; tried again: %s")
+    log_once = LogOnce(_log, "lease request failed, will retry: %s")
     while True:
         try:
             fence = await journal.take_lease(holder, ttl_s=limits.ttl_s)
@@ -64,7 +64,7 @@ async def wait_for_lease(
         except LedgerUnavailableError as error:
             log_once.make(error)
             if clock() - answered_at >= limits.away_s_max:
-                alarms.ring(AlarmKind.BOOKS_AWAY, f"nothing is settled meanwhile: {error}")
+                alarms.ring(AlarmKind.BOOKS_AWAY, f"the settler cannot settle meanwhile: {error}")
         await asyncio.sleep(limits.poll_s)
 
 
@@ -72,7 +72,7 @@ async def keep_lease(journal: SettlerJournal, *, limits: LeaseLimits) -> NoRetur
     """Renew the lease for ever.
 
     Raises:
-        LeaseLostError: Somebody else has it, or the database was away for as long as it lasts.
+        LeaseLostError: Another settler has the lease, or the database was away until it expired.
     """
     clock = asyncio.get_running_loop().time
     renewed_at = clock()
@@ -83,6 +83,6 @@ async def keep_lease(journal: SettlerJournal, *, limits: LeaseLimits) -> NoRetur
             await journal.renew_lease(ttl_s=limits.ttl_s)
             renewed_at = asked_at
         except LedgerUnavailableError as error:
-            _log.warning("the lease was not renewed; tried again: %s", error)
+            _log.warning("lease renewal failed, will retry: %s", error)
             if clock() - renewed_at >= limits.ttl_s:
                 raise LeaseLostError("The lease ran out while the database was away.") from error

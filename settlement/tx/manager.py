@@ -1,16 +1,16 @@
-"""One key's transactions: simulated, journalled, signed, broadcast, and seen through.
+"""Sends one key's transactions: simulates, journals, signs, broadcasts, follows to the end.
 
-Three outcomes and no fourth: mined with success; refused, in the simulation (nothing was
-broadcast) or in a block (final, F-76); or pending. A missing receipt is never a failure (F-75):
-the same bytes are sent again, which no node can turn into a second transaction, and a bid that
-the base fee has overtaken is raised on the same nonce, within the transaction's budget.
+A transaction has three outcomes: mined with success; refused, in the simulation (then nothing was
+broadcast) or in a block (final, F-76); or pending. A missing receipt is never a failure (F-75): the
+process sends the same bytes again, which no node can turn into a second transaction. When the base
+fee passes a bid, the process raises the bid on the same nonce, within the budget.
 
-What is on disk before what, with a durable journal:
+With a durable journal, this is on disk before that:
 
-    intent           before anything is signed; what is refused or too dear leaves no row
+    intent           before signing; a refused or too expensive transaction leaves no row
     bytes and nonce  before they are broadcast; a higher bid likewise
     broadcast        before the next one is sent
-    mined, reverted  before whoever waits is told
+    mined, reverted  before waiting callers get the result
 """
 
 import asyncio
@@ -66,9 +66,9 @@ _SIGNING_TRIES: Final = 3
 
 
 class TxManager:
-    """Sends transactions from one key on one chain. At most one per key at a time (F-74, F-110).
+    """Sends transactions from one key on one chain. Only one manager may use a key (F-74, F-110).
 
-    The journal says which: one on disk has a lease, one in memory has nobody else's word.
+    A durable journal enforces that with its lease; a journal in memory relies on its owner.
     """
 
     def __init__(
@@ -99,17 +99,17 @@ class TxManager:
 
     @property
     def address(self) -> Address:
-        """Whose transactions these are."""
+        """The account that sends."""
         return self._pricer.address
 
     @property
     def alarms(self) -> Alarms:
-        """What rings when this key's transactions are held up."""
+        """Alarms about transactions of this key that are held up."""
         return self._monitor.alarms
 
     @property
     def wait_s(self) -> float:
-        """How long a transaction is waited for."""
+        """Seconds that a caller waits for a transaction."""
         return self._limits.mined_within_s
 
     # Sending.
@@ -126,13 +126,13 @@ class TxManager:
     ) -> Receipt:
         """Simulate, broadcast, and return the receipt of a success. `to` None creates a contract.
 
-        `budget_wei` is the most it may cost, `deadline` the chain's time by which it must be
-        mined: see `fees.fee_ceiling`.
+        `budget_wei` is the most it may cost. `deadline` is the chain time by which it must be
+        mined; see `fees.fee_ceiling`.
 
         Raises:
-            ContractRevertedError: The contract refused; with `tx_hash` set, in a block.
-            TransactionPendingError: Broadcast and not mined within the bound; see `resume`.
-            TransactionReplacedError: The key's nonce went to a transaction from elsewhere.
+            ContractRevertedError: The contract refused; `tx_hash` is set if it refused in a block.
+            TransactionPendingError: Broadcast but not mined within the bound; see `resume`.
+            TransactionReplacedError: Another transaction, not from this journal, used the nonce.
             FeeAboveBudgetError: It would cost more than its budget now; nothing was broadcast.
             ChainUnavailableError: Nothing was broadcast.
         """
@@ -157,10 +157,10 @@ class TxManager:
         budget_wei: int | None = None,
         deadline: int = 0,
     ) -> TxHash:
-        """Simulate, price, journal, sign and broadcast; return as soon as it is on its way.
+        """Simulate, price, journal, sign and broadcast; return once the bytes are sent.
 
         Raises:
-            ContractRevertedError: The simulation was refused; nothing was broadcast.
+            ContractRevertedError: The contract refused the simulation; nothing was broadcast.
             FeeAboveBudgetError: It would cost more than its budget now; nothing was broadcast.
             ChainUnavailableError: Nothing was broadcast.
         """
@@ -188,22 +188,23 @@ class TxManager:
                 try:
                     tx = await self._put_first(tx, quote)
                 except LedgerUnavailableError as error:
-                    # Its bytes are in the journal, and perhaps out: whoever asked must not ask for
-                    # the same thing again. The lane goes on with it.
-                    _log.warning("what became of a transaction was not noted: %s", error)
+                    # The journal has the bytes, and a node may have them: the caller must not ask
+                    # for the same
+                    # transaction again. The monitor continues with this one.
+                    _log.warning("the outcome of a broadcast was not recorded: %s", error)
                     return tx.versions[0].tx_hash
                 if tx.status is not TxStatus.REPLACED:
                     return tx.versions[0].tx_hash
         raise TransactionReplacedError(tx.nonce or 0)
 
     async def resume(self, tx_hash: TxHash) -> Receipt:
-        """Wait for a transaction that was broadcast; may be called again after it gave up.
+        """Wait for a transaction that was broadcast; may be called again after a timeout.
 
-        Any version's hash serves: the receipt is that of the version that was mined.
+        The hash of any version works: the receipt is that of the version that was mined.
 
         Raises:
             ContractRevertedError: It was mined and reverted.
-            TransactionReplacedError: Its nonce went to a transaction that is not ours.
+            TransactionReplacedError: Another transaction, not from this journal, used its nonce.
             TransactionPendingError: Not mined within the bound.
         """
         started = time.monotonic()
@@ -225,35 +226,35 @@ class TxManager:
             pause_s = min(2 * pause_s, self._limits.poll_max_s)
 
     async def escalate(self, tx_hash: TxHash, *, budget_wei: int | None, deadline: int) -> None:
-        """Let a transaction that is under way cost more, or be due sooner, from now on.
+        """Give an open transaction a higher budget or an earlier deadline from now on.
 
-        Not written down: whoever presses does so again after a start.
+        The change is not stored: after a restart the caller escalates again.
         """
         tx_id = await self._cache.id_of(tx_hash)
         if tx_id is not None:
             self._cache.escalate(tx_id, budget_wei=budget_wei, deadline=deadline)
 
     async def recover(self) -> list[JournalTx]:
-        """Take over what the journal holds, after a start; return what is not ended.
+        """Resume the journal's transactions after a start; return those still open.
 
-        What was wanted and never signed is given up: nobody can have it, and whoever wanted it
-        decides anew from the books (F-80). All else goes on with the same bytes (F-75).
+        An intent that was never signed is abandoned: no node can have it, and its caller decides
+        again from the ledger (F-80). Every other one continues with the same bytes (F-75).
         """
         for tx in await self._journal.open_transactions():
             if tx.status is TxStatus.INTENT:
                 await self._cache.record(tx, Abandoned("never signed"))
             else:
                 self._cache.keep(tx)
-        return self._cache.monitor()
+        return self._cache.open()
 
     async def run(self) -> None:
-        """See every open transaction through, whoever waits for it or not.
+        """Follow every open transaction to its end, even if no caller waits for it.
 
         Raises:
             LeaseLostError: Another settler has the key.
             InvariantError: A bug.
         """
-        log_once = LogOnce(_log, "transactions were not looked at; tried again: %s")
+        log_once = LogOnce(_log, "check of open transactions failed, will retry: %s")
         while True:
             try:
                 await self._monitor.look()
@@ -276,13 +277,13 @@ class TxManager:
                 return await self._journal.record(tx.tx_id, [Signed(nonce, quote.gas, version)])
             except NonceTakenError:
                 continue
-        raise NonceTakenError("Somebody else gives nonces of this key.")
+        raise NonceTakenError("Another process assigns nonces of this key: stop all but one.")
 
     async def _nonces_used(self, quote: Quote, given: int) -> int:
-        """Return what the chain has used: `pending` only where no journal knows better.
+        """Return the chain's transaction count; includes `pending` only without a durable journal.
 
-        More than the journal has given was used elsewhere, or is a node's mistake: then every
-        node is asked, and by a journal that is kept, for a while.
+        A count above what the journal assigned means that another process uses the key, or that a
+        node is wrong. Every node is then asked, and with a durable journal for some time.
         """
         is_durable, used = self._journal.is_durable, quote.nonces_mined
         if not is_durable:
@@ -297,10 +298,10 @@ class TxManager:
         )
 
     async def _put_first(self, tx: JournalTx, quote: Quote) -> JournalTx:
-        """Broadcast new bytes. Only a plain no on this first way out frees the nonce again.
+        """Broadcast new bytes. Only a plain refusal of this first broadcast frees the nonce again.
 
-        Of several nodes each must have said it: bytes that one has may be mined one day, and bytes
-        that none will ever take would hold up every later nonce.
+        Every node must have refused: bytes that one node has may be mined one day, and bytes that
+        no node ever takes would hold up every later nonce.
         """
         for _ in range(_SIGNING_TRIES):
             try:
@@ -325,10 +326,10 @@ class TxManager:
         return tx
 
     async def _is_overtaken(self, tx: JournalTx) -> bool:
-        """Whether the nonce of bytes just refused went to somebody else for sure.
+        """Whether the nonce of bytes just refused was certainly used by another transaction.
 
-        Never where another node may have had them mined before this one refused (F-82), and not
-        on this one's word alone. What is left in doubt is seen through like any other.
+        Never if another node may have had the bytes mined before this one refused (F-82), and not
+        by this node's answer alone. A doubtful one is followed like any other transaction.
         """
         if self.rpc.node_count > 1:
             return False
@@ -339,10 +340,10 @@ class TxManager:
             return False
         return receipt is None and (tx.nonce or 0) < used
 
-    # What came of it.
+    # Outcomes.
 
     async def _outcome(self, tx: JournalTx) -> Receipt | None:
-        """Return the receipt of a success, None while there is none, or raise what it became."""
+        """Return the receipt of a success, None while there is none; raise any other outcome."""
         if tx.status in (TxStatus.REPLACED, TxStatus.ABANDONED):
             raise TransactionReplacedError(tx.nonce or 0)
         if tx.inclusion is None:
@@ -356,4 +357,4 @@ class TxManager:
         try:
             return await self.rpc.receipt(tx_hash)
         except ChainUnavailableError:
-            return None  # the node is away; the transaction is not
+            return None  # an unreachable node says nothing about the transaction

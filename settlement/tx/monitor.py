@@ -1,8 +1,8 @@
-"""Sees one key's open transactions through: what became of them, and what helps them along.
+"""Follows one key's open transactions: records outcomes, rebroadcasts, raises bids.
 
-The transactions of a key are a lane: mined in the order of their nonces, so that one that is stuck
-holds up all behind it (F-77). One look reads what the chain says of each, sends again what may be
-lost, and raises a bid that the base fee has overtaken, on the same nonce.
+A key's transactions are mined in the order of their nonces, so a stuck one holds up all later ones
+(F-77). Each look reads what the chain shows of each transaction, sends bytes again that may be
+lost, and raises a bid below the base fee on the same nonce.
 """
 
 import asyncio
@@ -51,24 +51,24 @@ _HASHES_PER_LOOK_MAX: Final = 200
 
 
 class TxLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """How long a transaction is waited for, and when it is helped along."""
+    """How long to wait for a transaction, and when to act on it."""
 
     mined_within_s: float = 90.0
     poll_min_s: float = 0.01
     poll_max_s: float = 2.0
     resend_after_s: float = 5.0
     bump_after_s: float = 30.0
-    """After this long a bid that could be mined and is not is raised: its tip is too low."""
+    """Seconds after which a bid that could be mined but is not is raised: its tip is too low."""
     overtaken_after_s: float = 6.0
-    """How long its nonce must be used and no receipt found before ours counts as replaced."""
+    """Seconds with the nonce used and no receipt before a transaction counts as replaced."""
     confirmations: int = 1
-    """How deep a block must be, its own counted, before nothing is looked at again."""
+    """How deep a block must be, its own counted, before a transaction is final."""
     jump_checked_s: float = 2.0
-    """How long every node is asked about a nonce beyond the journal before it is given."""
+    """Seconds for which every node is asked about a nonce above the journal's before use."""
     gap_after_s: float = 60.0
-    """How long a nonce below ours may be unused before a transfer of nothing fills it."""
+    """Seconds for which a nonce may stay unused before an empty transfer fills it."""
     gas_margin_percent: int = 25
-    """Above the estimate: the state may change before the transaction is mined."""
+    """Added to the gas estimate: the state may change before the transaction is mined."""
 
 
 class TxMonitor:
@@ -78,7 +78,7 @@ class TxMonitor:
         self,
         rpc: Rpc,
         journal: Journal,
-        register: TxCache,
+        cache: TxCache,
         pricer: TxPricer,
         limits: TxLimits,
         *,
@@ -86,7 +86,7 @@ class TxMonitor:
     ) -> None:
         self._rpc = rpc
         self._journal = journal
-        self._cache = register
+        self._cache = cache
         self._pricer = pricer
         self._limits = limits
         self._used = used
@@ -97,10 +97,10 @@ class TxMonitor:
         self._gap: range | None = None
         self._gap_since = 0.0
         self._looking: asyncio.Task[None] | None = None
-        self._log_once = LogOnce(_log, "a bid was not raised; tried again: %s")
+        self._log_once = LogOnce(_log, "raising a bid failed, will retry: %s")
 
     async def look(self) -> None:
-        """Look once at every open transaction; who asks meanwhile shares the answer."""
+        """Look once at every open transaction. Concurrent callers share one look."""
         if self._looking is None:
             self._looking = asyncio.create_task(self._look_once())
             self._looking.add_done_callback(self._looked)
@@ -109,17 +109,17 @@ class TxMonitor:
     def _looked(self, task: asyncio.Task[None]) -> None:
         self._looking = None
         if not task.cancelled():
-            task.exception()  # seen, even when nobody waits for it any more
+            task.exception()  # retrieved, so that asyncio does not log it when no caller waits
 
     async def put(self, tx: JournalTx) -> NodeAnswer:
-        """Send the newest bytes; from the second time on, or after a no, to every node (F-75).
+        """Send the newest bytes: to one node first, to every node later or after a refusal (F-75).
 
-        One that took them the first time may never have told another, and one that does not take
-        them speaks for itself. KNOWN also stands for taken.
+        A node that took the bytes may not have passed them on, and a node that refuses speaks only
+        for itself. KNOWN also stands for taken.
 
         Raises:
-            RpcRefusedError: A plain no, from every node.
-            ChainUnavailableError: No answer from one at least; it may have arrived.
+            RpcRefusedError: Every node refused.
+            ChainUnavailableError: At least one node did not answer; the bytes may have arrived.
         """
         is_again = tx.tx_id in self._put_at
         self._put_at[tx.tx_id] = time.monotonic()
@@ -136,7 +136,7 @@ class TxMonitor:
     async def raise_bid(
         self, tx: JournalTx, head: BlockRef, tip_wei: int, ceiling_wei: int | None
     ) -> JournalTx | None:
-        """Sign the same nonce again for more, and store it; None when the budget has no room."""
+        """Sign the same nonce again with a higher bid and store it; None if out of budget."""
         self._underpriced.discard(tx.tx_id)
         version = await self._pricer.raised(tx, head, tip_wei, ceiling_wei)
         return None if version is None else await self._cache.record(tx, Bumped(version))
@@ -144,17 +144,17 @@ class TxMonitor:
     # One look.
 
     async def _look_once(self) -> None:
-        monitor = self._cache.monitor()
+        open_txs = self._cache.open()
         self._forget_ended()
-        if not monitor:
+        if not open_txs:
             return
         try:
             used, head, tip_wei = await self._read_head()
-            monitor, used = await self._reopen(monitor, used)
-            await self._read_receipts(monitor)
+            open_txs, used = await self._reopen(open_txs, used)
+            await self._read_receipts(open_txs)
         except ChainUnavailableError:
-            return  # the node is away; the transactions are not
-        for tx in monitor:
+            return  # an unreachable node says nothing about the transactions
+        for tx in open_txs:
             with suppress(ChainUnavailableError):
                 await self._take_over(tx, head, used)
         await self._help_along(head, tip_wei, used)
@@ -166,7 +166,7 @@ class TxMonitor:
         self._underpriced = {each for each in self._underpriced if self._cache.is_open(each)}
 
     async def _read_head(self) -> tuple[int, BlockRef, int]:
-        """Return the nonces used, the head and the node's tip. Receipts are asked after it."""
+        """Return the nonces used, the head and the node's tip. Read the receipts after this."""
         used, head, tip_wei = await self._rpc.parse_batch(
             [
                 questions.nonces_of(self._pricer.address),
@@ -177,29 +177,29 @@ class TxMonitor:
         )
         return used, head, await self._rpc.least_tip(tip_wei)
 
-    async def _reopen(self, monitor: list[JournalTx], used: int) -> tuple[list[JournalTx], int]:
-        """Take up what later nonces would wait for for ever; return the lane, and the nonces used.
+    async def _reopen(self, open_txs: list[JournalTx], used: int) -> tuple[list[JournalTx], int]:
+        """Reopen transactions that later nonces wait for; return the open ones and the nonces used.
 
-        That is what a deep reorg put back, or was signed while the journal's answer was lost.
+        A deep reorg put them back, or they were signed while the journal's answer was lost.
         """
-        if used < (monitor[0].nonce or 0) and self._rpc.node_count > 1:
-            used = await self._used.agreed()  # one node that lags would have all looked at anew
-        if used >= (monitor[0].nonce or 0):
+        if used < (open_txs[0].nonce or 0) and self._rpc.node_count > 1:
+            used = await self._used.agreed()  # one lagging node would cause a needless check
+        if used >= (open_txs[0].nonce or 0):
             self._close_gap()
-            return monitor, used
-        if self._is_first_sight(range(used, monitor[0].nonce or 0)):
-            return monitor, used
+            return open_txs, used
+        if self._is_first_sight(range(used, open_txs[0].nonce or 0)):
+            return open_txs, used
         for tx in await self._journal.transactions_from(used):
             if tx.status is TxStatus.FINAL:
                 await self._cache.record(tx, Unmined())
             elif tx.is_open and not self._cache.is_open(tx.tx_id):
-                self._cache.keep(tx)  # signed, and the journal's answer was lost
-        monitor = self._cache.monitor()
-        await self._look_at_gap(range(used, monitor[0].nonce or 0))
-        return monitor, used
+                self._cache.keep(tx)  # signed, but the journal's answer was lost
+        open_txs = self._cache.open()
+        await self._look_at_gap(range(used, open_txs[0].nonce or 0))
+        return open_txs, used
 
     async def _look_at_gap(self, missing: range) -> None:
-        """Fill nonces that the journal does not have either, once that has lasted."""
+        """Fill nonces that the journal lacks too, once they have been missing for a while."""
         if not missing:
             self._close_gap()
         elif not self._is_first_sight(missing):
@@ -208,10 +208,10 @@ class TxMonitor:
             except LeaseLostError:
                 raise
             except (ContractRevertedError, OperatorError) as error:
-                _log.warning("missing nonces were not filled; tried again: %s", error)
+                _log.warning("filling missing nonces failed, will retry: %s", error)
 
     def _is_first_sight(self, missing: range) -> bool:
-        """Whether these nonces were not missing when we looked before."""
+        """Whether these nonces were not missing at the previous look."""
         if missing != self._gap:
             self._gap, self._gap_since = missing, time.monotonic()
             return True
@@ -222,17 +222,17 @@ class TxMonitor:
         self.alarms.end(AlarmKind.NONCE_GAP)
 
     async def _fill(self, missing: range) -> None:
-        """Use nonces that no transaction has, by sending nothing to ourselves: later ones wait.
+        """Fill unused nonces, which later transactions wait for, with empty transfers to ourselves.
 
-        What the journal has under such a nonce, and gave up, goes out again instead.
+        If the journal has an abandoned transaction with the nonce, its bytes are sent instead.
         """
         if time.monotonic() - self._gap_since < self._limits.gap_after_s:
             return
         text = f"no transaction has the nonces {missing[0]} to {missing[-1]}, and later ones wait"
         if len(missing) > GAP_FILLED_MAX:
-            self.alarms.ring(AlarmKind.NONCE_GAP, f"{text}: too many to be filled", level=2)
+            self.alarms.ring(AlarmKind.NONCE_GAP, f"{text}: too many to fill", level=2)
             return
-        self.alarms.ring(AlarmKind.NONCE_GAP, f"{text}: they are filled", level=1)
+        self.alarms.ring(AlarmKind.NONCE_GAP, f"{text}: the settler fills them", level=1)
         known = {tx.nonce: tx for tx in await self._journal.transactions_from(missing[0])}
         account = self._pricer.address
         intent = Intent(to=account, calldata=b"")
@@ -248,7 +248,7 @@ class TxMonitor:
 
     async def _read_receipts(self, monitor: Sequence[JournalTx]) -> None:
         hashes = [version.tx_hash for tx in monitor for version in tx.versions]
-        for tx_hash in hashes:  # a reorg may have moved or removed it
+        for tx_hash in hashes:  # a reorg may have moved or removed its block
             self._cache.receipts.pop(tx_hash, None)
         for start in range(0, len(hashes), _HASHES_PER_LOOK_MAX):
             asked = hashes[start : start + _HASHES_PER_LOOK_MAX]
@@ -260,7 +260,7 @@ class TxMonitor:
                 self._cache.keep_receipt(receipt)
 
     async def _take_over(self, tx: JournalTx, head: BlockRef, used: int) -> None:
-        """Record what the chain says has become of a transaction."""
+        """Record what the chain shows of a transaction."""
         events = look_for(
             tx,
             self._cache.receipts,
@@ -271,27 +271,27 @@ class TxMonitor:
         if events == (Overtaken(),):
             since = self._overtaken_at.setdefault(tx.tx_id, time.monotonic())
             if time.monotonic() - since < self._limits.overtaken_after_s:
-                return  # a node may know the nonce before it shows the receipt (F-72)
+                return  # a node may count the nonce before it shows the receipt (F-72)
             if self._rpc.node_count > 1 and (tx.nonce or 0) >= await self._used.agreed():
-                self._rpc.distrust()  # it alone says so
+                self._rpc.mark_unhealthy()  # no other node confirms it
                 return
         if events:
             sender = self._pricer.address
             told = [await explain(self._rpc, sender, tx, event) for event in events]
             await self._cache.record(tx, *told)
 
-    # Helping along.
+    # Rebroadcasting and raising bids.
 
     async def _help_along(self, head: BlockRef, tip_wei: int, used: int) -> None:
-        """Raise the bids that need it, and send again what may be lost."""
-        unmined = [tx for tx in self._cache.monitor() if tx.is_unmined]
+        """Raise the bids that need it, and send bytes again that may be lost."""
+        unmined = [tx for tx in self._cache.open() if tx.is_unmined]
         ceilings = self._pricer.ceilings(unmined, head)
         for tx, ceiling_wei in zip(unmined, ceilings, strict=True):
             if self._wants_raise(tx, head, used):
                 try:
                     raised = await self.raise_bid(tx, head, tip_wei, ceiling_wei)
                 except SignerError as error:
-                    self._log_once.make(error)  # the bid there is, is as good as it was
+                    self._log_once.make(error)  # the current bid stays valid
                     raised = None
                 if raised is not None:
                     self._log_once.over()
@@ -307,11 +307,11 @@ class TxMonitor:
         ):
             return True
         age_s = int(time.time()) - tx.newest.signed_at
-        is_young = 0 <= age_s < self._limits.bump_after_s  # below 0 the clock was set back (F-111)
+        is_young = 0 <= age_s < self._limits.bump_after_s  # below 0: the clock was set back (F-111)
         return tx.nonce == used and not is_young
 
     async def _put_again(self, tx: JournalTx) -> None:
-        """Send bytes that may be lost. Whatever the node says, only a receipt ends the wait."""
+        """Send bytes that may be lost. Whatever the node answers, only a receipt ends the wait."""
         try:
             answer = await self.put(tx)
         except ChainUnavailableError as error:
@@ -324,14 +324,15 @@ class TxMonitor:
 
 
 def _meant_by(answers: Sequence[ChainUnavailableError | None]) -> NodeAnswer:
-    """Return what several nodes' answers to the same bytes come to.
+    """Combine several nodes' answers to the same bytes.
 
-    One that has them is enough. That they are refused counts only from every node: bytes that one
-    has may be mined one day, and bytes that none will ever take would hold up every later nonce.
+    One node that has the bytes is enough. A refusal counts only from every node: bytes that one
+    node has may be mined one day, and bytes that no node ever takes would hold up every later
+    nonce.
 
     Raises:
-        RpcRefusedError: A plain no, from every node.
-        ChainUnavailableError: No answer from one at least; it may have arrived.
+        RpcRefusedError: Every node refused.
+        ChainUnavailableError: At least one node did not answer; the bytes may have arrived.
     """
     if None in answers:
         return NodeAnswer.KNOWN

@@ -1,9 +1,10 @@
-"""How many of an account's transactions are mined, when one node's word is not enough.
+"""Counts an account's mined transactions when one node's answer is not enough.
 
-A nonce is given for good: one above what the chain has used is mined only after all below it. So a
-count that our journal does not explain, or that would have us give a transaction up, is asked of
-every node, and where it could be given away it is asked for some time. The lower of the middle
-counts is believed: neither one node that counts too many nor one that lags decides alone.
+A nonce cannot be taken back: a nonce above the chain's count is mined only after all below it.
+Every node is therefore asked about a count that the journal does not explain, or that would make
+the process give up a transaction; before a nonce is assigned from it, the question is repeated for
+some time. The lower of the middle counts is used, so that neither one node that counts too many nor
+one that lags decides alone.
 """
 
 import asyncio
@@ -28,10 +29,10 @@ class UsedNonces:
         self._account = account
 
     async def agreed(self, *, with_pending: bool = False) -> int:
-        """Return what the nodes that answer agree on.
+        """Return the count that the answering nodes agree on.
 
         Raises:
-            ChainUnavailableError: None answers.
+            ChainUnavailableError: No node answers.
         """
         told = sorted(await self._rpc.nonces_of_each(self._account, with_pending=with_pending))
         return told[(len(told) - 1) // 2]
@@ -39,10 +40,10 @@ class UsedNonces:
     async def beyond(
         self, given: int, claimed: int, *, within_s: float, with_pending: bool = False
     ) -> int:
-        """Return how many are used, when one node claims more than were ever given.
+        """Return the count when one node reports more than were ever assigned.
 
-        Asked again until `within_s` has passed. The least counts: too few costs a refusal by the
-        node, too many would hold up everything.
+        Asks again until `within_s` has passed and uses the lowest count: a nonce too low is refused
+        by the node, a nonce too high would hold up every later one.
 
         Raises:
             ChainUnavailableError: No node answers.
@@ -56,10 +57,10 @@ class UsedNonces:
                 break
         if least < claimed:
             _log.error(
-                "a node counts %d transactions of 0x%s, and not every node does: %d are believed",
+                "a node counts %d transactions of 0x%s, and not every node does: using %d",
                 claimed,
                 self._account.hex(),
                 least,
             )
-            self._rpc.distrust()
+            self._rpc.mark_unhealthy()
         return least

@@ -1,7 +1,7 @@
-"""What a transaction offers: gas, fee and nonce, and the bytes that say so, signed.
+"""Prices and signs a transaction: gas, fee and nonce.
 
-A quote is one round trip: the simulation, the price, and the nonces the node knows. What may be
-bid is `fees`' to say.
+A quote is one round trip: the simulation, the price, and the nonces the node knows. `fees` decides
+the bid.
 """
 
 import time
@@ -23,7 +23,7 @@ from settlement.tx.fees import (
     Stake,
     choose_fee,
     fee_ceiling,
-    lane_ceilings,
+    queue_ceilings,
     raise_fee,
 )
 from settlement.tx.signer import Signer
@@ -33,12 +33,12 @@ from settlement.types import BlockRef
 __all__ = ["Quote", "TxPricer", "likely_gas"]
 
 _REFUND_RESERVE_GAS: Final = 364_761
-"""What the escrow wants left when it gives a refund (`REFUND_GAS_CAP` and what EVM keeps back),
-and a sound token takes a tenth of."""
+"""Gas the escrow requires for a refund (`REFUND_GAS_CAP` plus what the EVM retains). A sound token
+uses a tenth."""
 
 
 class Quote(msgspec.Struct, frozen=True):
-    """What a simulation and the node say before a first signature."""
+    """What the simulation and the node say before the first signature."""
 
     gas: int
     head: BlockRef
@@ -46,7 +46,7 @@ class Quote(msgspec.Struct, frozen=True):
     tip_wei: int
     nonces_mined: int
     nonces_pending: int
-    """May lag behind `nonces_mined` (F-113), or count what is dropped later."""
+    """May lag behind `nonces_mined` (F-113), or count transactions that are dropped later."""
 
 
 class TxPricer:
@@ -66,10 +66,10 @@ class TxPricer:
         return self._signer.address
 
     async def quote(self, intent: Intent) -> Quote:
-        """Simulate and price, in one round trip; the simulation's refusal comes first.
+        """Simulate and price, in one round trip. A refused simulation is raised first.
 
         Raises:
-            ContractRevertedError: The simulation was refused.
+            ContractRevertedError: The contract refused the simulation.
             ConfigError: The chain has no base fee.
             ChainUnavailableError: The node does not answer.
         """
@@ -92,7 +92,7 @@ class TxPricer:
             self._parse_quote,
         )
         if quote.head.base_fee_wei is None:
-            msg = "The chain has no base fee (EIP-1559)."
+            msg = "The chain has no base fee (EIP-1559): use a chain that supports EIP-1559."
             raise ConfigError(msg)
         return replace(quote, tip_wei=await self._rpc.least_tip(quote.tip_wei))
 
@@ -109,10 +109,10 @@ class TxPricer:
         )
 
     def first_fee(self, intent: Intent, quote: Quote) -> Fee:
-        """Return what is bid first.
+        """Return the first bid.
 
         Raises:
-            FeeAboveBudgetError: It would cost more than its budget now.
+            FeeAboveBudgetError: The cost is above the budget now.
         """
         ceiling_wei = fee_ceiling(
             gas=likely_gas(intent, quote.gas),
@@ -130,7 +130,7 @@ class TxPricer:
     async def raised(
         self, tx: JournalTx, head: BlockRef, tip_wei: int, ceiling_wei: int | None
     ) -> TxVersion | None:
-        """Sign the same nonce again for more; None when the budget has no room."""
+        """Sign the same nonce again with a higher bid; None if the budget has no room."""
         fee = raise_fee(
             tx.newest.fee,
             base_fee_wei=head.base_fee_wei or 0,
@@ -141,11 +141,11 @@ class TxPricer:
         return None if fee is None else await self.sign(tx.intent, tx.nonce or 0, tx.gas, fee)
 
     def ceilings(self, unmined: Sequence[JournalTx], head: BlockRef) -> list[int | None]:
-        """Return the most to bid for each of the lane's unmined transactions."""
-        return lane_ceilings([_stake(tx, head) for tx in unmined], self._fees)
+        """Return the highest bid for each unmined transaction."""
+        return queue_ceilings([_stake(tx, head) for tx in unmined], self._fees)
 
     async def sign(self, intent: Intent, nonce: int, gas: int, fee: Fee) -> TxVersion:
-        """Return the signed bytes of one bid.
+        """Return the signed bytes for one bid.
 
         Raises:
             SignerError: The signer gave no usable signature.
@@ -173,10 +173,10 @@ def _stake(tx: JournalTx, head: BlockRef) -> Stake:
 
 
 def likely_gas(intent: Intent, limit: int) -> int:
-    """Return at most what a transaction is going to use.
+    """Return the most gas that a transaction is likely to use.
 
-    A lone close uses an eighth of its limit. By that its budget would buy an eighth of the price,
-    and it would wait for a cheap day while it could be paid for ten times over.
+    A lone close uses an eighth of its gas limit. Computed from the limit, its budget would allow an
+    eighth of the price, and the close would wait although its budget covers the real cost.
     """
     if intent.purpose is not Purpose.CLOSE:
         return limit
@@ -184,5 +184,5 @@ def likely_gas(intent: Intent, limit: int) -> int:
 
 
 def _remaining_s(intent: Intent, head: BlockRef) -> int | None:
-    """Return what is left before the deadline, by the chain's own clock (F-111)."""
+    """Return the seconds before the deadline, by the chain's own clock (F-111)."""
     return None if intent.deadline == 0 else intent.deadline - head.timestamp

@@ -1,4 +1,4 @@
-"""Why a transaction was refused: asked of the node, kept as text in the journal, raised again."""
+"""Revert reasons: read from the node, stored as text in the journal, raised again."""
 
 from channel.errors import ChainUnavailableError, MppSessionError
 from channel.types import Address
@@ -11,23 +11,23 @@ __all__ = ["explain", "reason_of", "refusal"]
 
 
 def reason_of(error: MppSessionError) -> str:
-    """Return an error as the journal keeps it: a `RevertReason`'s name first, if it is one."""
+    """Return an error as the journal stores it: a `RevertReason`'s name first, if it has one."""
     if isinstance(error, ContractRevertedError):
         return f"{error.reason.name} {error.text}".strip()
     return str(error)
 
 
 def refusal(reason: str, inclusion: Inclusion) -> ContractRevertedError:
-    """Return the error that a reason in the journal stands for."""
+    """Return the error for a reason that the journal holds."""
     name, _, text = reason.partition(" ")
     known = RevertReason.__members__.get(name, RevertReason.UNKNOWN)
     return contract_reverted(known, text=text, tx_hash=inclusion.tx_hash)
 
 
 async def explain(rpc: Rpc, sender: Address, tx: JournalTx, event: Event) -> Event:
-    """Add to a revert why: run the call again, before its block, then after it.
+    """Add the reason to a revert: run the call again before its block, then after it.
 
-    The second finds what only another transaction in the same block made it refuse.
+    The second run finds a reason that another transaction of the same block caused.
     """
     if not isinstance(event, Included) or event.inclusion.is_success:
         return event

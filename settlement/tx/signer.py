@@ -1,8 +1,8 @@
-"""Who signs: a key in this process, or a service that keeps it (decision 14).
+"""Signers: a key in this process, or a remote service that holds it (decision 14).
 
-A `Signer` signs 32-byte digests for one address. What the digest is of comes along, so that a
-service which keeps a key can apply rules of its own before it signs: a transaction as the very
-bytes that hash to the digest, or the name of a typed message.
+A `Signer` signs 32-byte digests for one address. It also receives what the digest is of, so that a
+remote service can apply rules of its own: the unsigned bytes of a transaction, or the kind of a
+message.
 
 The remote protocol is one request and one answer, JSON over HTTP:
 
@@ -10,7 +10,7 @@ The remote protocol is one request and one answer, JSON over HTTP:
                    "transaction": "0x02.."}        or "kind": "message" without a transaction
     200           {"signature": "0x.."}            65 bytes, r ‖ s ‖ v with v of 27 or 28
 
-What comes back is trusted for nothing: the signer's address is recovered from it.
+The answer is not trusted: the caller recovers the signer's address from the signature.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ _ENTROPY_BYTES: Final = 32
 
 
 class MessageSigner(Protocol):
-    """Signs messages for an account: its key, or whoever a contract wallet obeys (ERC-1271)."""
+    """Signs messages for an account: its own key, or a contract wallet's owner (ERC-1271)."""
 
     @property
     def address(self) -> Address:
@@ -53,13 +53,13 @@ class Signer(Protocol):
 
     @property
     def address(self) -> Address:
-        """Whose signatures these are."""
+        """The address that the signatures recover to."""
 
     async def sign_transaction(self, tx: UnsignedTx) -> bytes:
         """Return a canonical 65-byte signature of a transaction.
 
         Raises:
-            SignerError: No usable signature; nothing was signed that anybody can use.
+            SignerError: No usable signature; no usable bytes left the signer.
         """
 
     async def sign_message(self, digest: bytes) -> bytes:
@@ -71,20 +71,20 @@ class Signer(Protocol):
 
 
 class KeySigner:
-    """A key in this process. Its repr shows the address alone."""
+    """A key in this process. Its repr shows only the address."""
 
     def __init__(self, private_key: bytes) -> None:
-        """Take a key of 32 bytes.
+        """Use a private key of 32 bytes.
 
         Raises:
-            ConfigError: It is no key.
+            ConfigError: The bytes are not a private key.
         """
         if len(private_key) != _KEY_BYTES:
-            raise ConfigError("a private key has 32 bytes")
+            raise ConfigError(f"A private key has 32 bytes, not {len(private_key)}.")
         try:
             self._address = address_of(private_key)
         except ValueError:
-            raise ConfigError("a private key is between 0 and the order of the curve") from None
+            raise ConfigError("A private key is between 0 and the order of the curve.") from None
         self._private_key = private_key
 
     @property
@@ -97,7 +97,7 @@ class KeySigner:
         return sign(self._private_key, tx.digest())
 
     async def sign_message(self, digest: bytes) -> bytes:
-        """See `Signer.sign_message`. Another signature each time, as `LocalSigner`'s."""
+        """See `Signer.sign_message`. Differs each time, like `LocalSigner`'s signatures."""
         return sign(self._private_key, digest, entropy=secrets.token_bytes(_ENTROPY_BYTES))
 
     def __repr__(self) -> str:
@@ -105,7 +105,7 @@ class KeySigner:
 
 
 class WalletSigner:
-    """A contract wallet that takes its owner's plain signature for its own (ERC-1271)."""
+    """A contract wallet that accepts its owner's plain signature (ERC-1271)."""
 
     def __init__(self, wallet: Address, owner: MessageSigner) -> None:
         self._wallet = wallet
@@ -117,7 +117,7 @@ class WalletSigner:
         return self._wallet
 
     async def sign_message(self, digest: bytes) -> bytes:
-        """Return the owner's signature, which the wallet will be asked about."""
+        """Return the owner's signature, which the escrow checks with the wallet."""
         return await self._owner.sign_message(digest)
 
 
@@ -126,7 +126,7 @@ class _Answer(msgspec.Struct):
 
 
 class RemoteSigner:
-    """A key that another program keeps, behind the protocol above."""
+    """A key that another program holds, reached over the protocol above."""
 
     def __init__(
         self,
@@ -137,16 +137,16 @@ class RemoteSigner:
         timeout_s: float = 5.0,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        """Prepare to ask; nothing is sent before the first signature.
+        """Prepare the client; it sends nothing before the first signature.
 
         Args:
-            url: Where the signer answers. It sees every transaction: https, or this machine.
-            address: Whose key it keeps; any other key's signature is refused.
+            url: The signer's URL. The signer sees every transaction: use https, or this machine.
+            address: The address of its key; a signature by any other key is refused.
             token: Sent as `Authorization: Bearer`.
-            timeout_s: Deadline of one signature.
-            transport: What carries the requests, for tests.
+            timeout_s: Timeout of one signature, in seconds.
+            transport: Transport for the requests, for tests.
         """
-        headers = {"Accept-Encoding": "identity"}  # read as it comes: nothing can stand for more
+        headers = {"Accept-Encoding": "identity"}  # a compressed answer could expand in memory
         if token is not None:
             headers["Authorization"] = f"Bearer {token}"
         self._client = httpx.AsyncClient(
@@ -196,15 +196,15 @@ class RemoteSigner:
         return signature
 
     def _require(self, digest: bytes, signature: bytes) -> None:
-        """Check that the right key signed the right thing, in the form the escrow takes."""
+        """Check that the expected key signed the digest, in the form the escrow accepts."""
         try:
             signed_by = recover(digest, signature)
         except InvalidSignatureError as error:
             raise SignerError(f"The signer's answer is not a signature: {error}") from None
         if signed_by != self._address:
             raise SignerError(
-                f"The signer signed with the key of 0x{signed_by.hex()}, or something else than "
-                f"it was asked to."
+                f"The signer signed with the key of 0x{signed_by.hex()}, or signed something else "
+                "than it was asked to."
             )
 
 

@@ -1,15 +1,15 @@
-"""The life of one transaction: (transaction, event) -> transaction. Pure, and the only rules.
+"""The states of one transaction: (transaction, event) -> transaction (pure, the only rules).
 
     INTENT -> SIGNED -> SENT -> MINED ----> FINAL
                                 REVERTED -> FINAL
-    INTENT, SIGNED -> ABANDONED      refused before anybody can have it: its nonce is free again
+    INTENT, SIGNED -> ABANDONED      refused before any node has it: its nonce is free again
     SIGNED, SENT   -> REPLACED       another transaction of the key used the nonce
-    MINED, REVERTED, FINAL -> SENT   a reorg took its block back: the same bytes go out again
+    MINED, REVERTED, FINAL -> SENT   a reorg removed its block: the same bytes are sent again
 
-A nonce is given once, with the bytes. A higher fee adds a version on the same nonce; all versions
-are kept, because whichever is mined wins. A revert is known at once and for good (F-76); FINAL
-only adds that its block is deep. What does not follow from a state leaves it as it is, so that
-an event that is told twice does no harm.
+A nonce is assigned once, with the bytes. A higher fee adds a version on the same nonce; all
+versions are kept, because any of them may be mined. A revert is permanent at once (F-76); FINAL
+only adds that its block is deep. An event that does not apply to a state leaves it unchanged, so
+repeating an event is harmless.
 """
 
 import enum
@@ -48,28 +48,28 @@ __all__ = [
 
 
 class TxStatus(enum.IntEnum):
-    """Where a transaction is. What is below FINAL is still looked after."""
+    """State of a transaction. States below FINAL are still followed."""
 
     INTENT = 1
-    """Wanted. Nothing is signed."""
+    """Intended; nothing is signed."""
     SIGNED = 2
-    """Its bytes and nonce are on disk. They may be under way already."""
+    """Its bytes and nonce are on disk. They may have been sent already."""
     SENT = 3
-    """A node has taken it."""
+    """A node has accepted it."""
     MINED = 4
-    """In a block, with success."""
+    """In a block, succeeded."""
     REVERTED = 5
-    """In a block, refused by the contract."""
+    """In a block, reverted by the contract."""
     FINAL = 6
-    """In a block as deep as configured, with success or without."""
+    """In a block of the configured depth, succeeded or reverted."""
     REPLACED = 7
-    """Its nonce was used by a transaction that is not ours."""
+    """Another transaction, not from this journal, used its nonce."""
     ABANDONED = 8
-    """Given up before anybody can have had it."""
+    """Given up before any node can have had it."""
 
 
 class Purpose(enum.IntEnum):
-    """What a transaction is for; what exactly, its calldata says."""
+    """What a transaction is for; its calldata gives the details."""
 
     OTHER = 0
     SETTLE = 1
@@ -77,7 +77,7 @@ class Purpose(enum.IntEnum):
 
 
 class Intent(msgspec.Struct, frozen=True, gc=False):
-    """A transaction that is wanted, and what it may cost."""
+    """A transaction to send, and what it may cost."""
 
     to: Address | None
     """None creates a contract."""
@@ -87,11 +87,11 @@ class Intent(msgspec.Struct, frozen=True, gc=False):
     budget_wei: int | None = None
     """The most it may cost in all; None for no bound (F-78)."""
     deadline: int = 0
-    """Unix seconds of the chain by which it must be mined; 0 for none."""
+    """Chain time in Unix seconds by which it must be mined; 0 for none."""
 
 
 class TxVersion(msgspec.Struct, frozen=True, gc=False):
-    """One signing of a transaction. `raw` never reaches a log (F-103)."""
+    """One signed version of a transaction. `raw` never reaches a log (F-103)."""
 
     tx_hash: TxHash
     fee: Fee
@@ -104,7 +104,7 @@ class TxVersion(msgspec.Struct, frozen=True, gc=False):
 
 
 class Inclusion(msgspec.Struct, frozen=True, gc=False):
-    """Which version was mined, where, and at what cost."""
+    """Which version was mined, in which block, and at what cost."""
 
     tx_hash: TxHash
     is_success: bool
@@ -115,7 +115,7 @@ class Inclusion(msgspec.Struct, frozen=True, gc=False):
 
 
 class JournalTx(msgspec.Struct, frozen=True):
-    """One transaction of one key, as the journal holds it."""
+    """One transaction of one key, as stored in the journal."""
 
     tx_id: int
     intent: Intent
@@ -125,16 +125,16 @@ class JournalTx(msgspec.Struct, frozen=True):
     versions: tuple[TxVersion, ...] = ()
     inclusion: Inclusion | None = None
     reason: str = ""
-    """Why it reverted or was given up: a `RevertReason`'s name, or words."""
+    """Why it reverted or was given up: a `RevertReason`'s name, or text."""
 
     @property
     def is_open(self) -> bool:
-        """Whether it is still looked after."""
+        """Whether it is still followed."""
         return self.status < TxStatus.FINAL
 
     @property
     def is_unmined(self) -> bool:
-        """Whether bytes of it are out, or may be, and no block has them."""
+        """Whether its bytes were or may have been sent, and no block has them."""
         return self.status in (TxStatus.SIGNED, TxStatus.SENT)
 
     @property
@@ -150,7 +150,7 @@ class Signed(msgspec.Struct, frozen=True, gc=False):
     gas: int
     version: TxVersion
     fills_gap: bool = False
-    """Its nonce is below others that were given, and was given to none itself."""
+    """Its nonce is below assigned ones, and was never assigned itself."""
 
 
 class Bumped(msgspec.Struct, frozen=True, gc=False):
@@ -160,30 +160,30 @@ class Bumped(msgspec.Struct, frozen=True, gc=False):
 
 
 class Sent(msgspec.Struct, frozen=True, gc=False):
-    """A node has taken it, now or before."""
+    """A node has accepted it, now or before."""
 
 
 class Included(msgspec.Struct, frozen=True, gc=False):
-    """A block has it."""
+    """A block contains it."""
 
     inclusion: Inclusion
     reason: str = ""
 
 
 class Unmined(msgspec.Struct, frozen=True, gc=False):
-    """The block that had it is no part of the chain any more."""
+    """Its block is no longer part of the chain."""
 
 
 class Confirmed(msgspec.Struct, frozen=True, gc=False):
-    """Its block is as deep as configured."""
+    """Its block has the configured depth."""
 
 
 class Overtaken(msgspec.Struct, frozen=True, gc=False):
-    """The chain has used its nonce, for none of its versions."""
+    """The chain has used its nonce for a transaction that is none of its versions."""
 
 
 class Abandoned(msgspec.Struct, frozen=True, gc=False):
-    """Refused before anybody can have it."""
+    """Refused before any node can have had it."""
 
     reason: str
 
@@ -192,10 +192,10 @@ Event = Signed | Bumped | Sent | Included | Unmined | Confirmed | Overtaken | Ab
 
 
 def advance(tx: JournalTx, event: Event) -> JournalTx:
-    """Return the transaction after `event`; the same one if the event says nothing new.
+    """Return the transaction after `event`; the same object if the event adds nothing.
 
     Raises:
-        InvariantError: A bug: a second nonce, or a version of something that has none.
+        InvariantError: A bug: a second nonce, or a new version of an unsigned transaction.
     """
     return _RULES[type(event)](tx, event)
 
@@ -216,8 +216,8 @@ def _bumped(tx: JournalTx, event: Bumped) -> JournalTx:
     if not tx.versions:
         raise InvariantError(f"transaction {tx.tx_id} was never signed")
     if not tx.is_unmined or event.version.fee.max_fee_wei <= tx.newest.fee.max_fee_wei:
-        return tx  # no node would take it
-    # nobody has the new bytes yet: they are sent like the first
+        return tx  # no node would accept it
+    # no node has the new bytes yet: they are sent like the first
     return replace(tx, status=TxStatus.SIGNED, versions=(*tx.versions, event.version))
 
 
@@ -251,7 +251,7 @@ def _overtaken(tx: JournalTx, _: Overtaken) -> JournalTx:
 
 
 def _abandoned(tx: JournalTx, event: Abandoned) -> JournalTx:
-    """Only what was refused on its first way out: later a copy may lie with some node."""
+    """Only a transaction refused at its first broadcast: later some node may hold a copy."""
     if tx.status not in (TxStatus.INTENT, TxStatus.SIGNED) or len(tx.versions) > 1:
         return tx
     return replace(tx, status=TxStatus.ABANDONED, nonce=None, reason=event.reason)
@@ -278,11 +278,11 @@ def look_for(
     nonces_used: int,
     confirmations: int,
 ) -> tuple[Event, ...]:
-    """Return what one look at the chain says has become of a transaction.
+    """Return the events that one look at the chain shows for a transaction.
 
-    `nonces_used` was asked before the receipts, so that a block which came in between cannot
-    make a mined transaction look overtaken. A node that lags behind the block we know says
-    nothing (F-72). A missing receipt is never a failure (F-75).
+    `nonces_used` must be read before the receipts, so that a block mined in between cannot make a
+    mined transaction look replaced. A node that lags behind the known block shows nothing (F-72). A
+    missing receipt is never a failure (F-75).
     """
     if tx.nonce is None:
         return ()
@@ -306,16 +306,16 @@ def look_for(
 
 
 class NodeAnswer(enum.Enum):
-    """What a node means when it does not take a transaction."""
+    """The meaning of a node's refusal of a transaction."""
 
     KNOWN = enum.auto()
-    """It has these bytes: as good as taken (F-82)."""
+    """The node has these bytes already: as good as accepted (F-82)."""
     NONCE_USED = enum.auto()
-    """The chain is past this nonce: a receipt of ours, or somebody else's transaction."""
+    """The chain is past this nonce, by a version of this transaction or by another one."""
     UNDERPRICED = enum.auto()
-    """It holds another transaction of this nonce, or asks for a higher bid."""
+    """The node holds another transaction with this nonce, or requires a higher bid."""
     REFUSED = enum.auto()
-    """Any other no: too little ether, too much gas, a full pool."""
+    """Any other refusal: too little ether, too much gas, a full pool."""
 
 
 _ANSWERS: Final = (
@@ -334,6 +334,6 @@ _ANSWERS: Final = (
 
 
 def classify_refusal(message: str) -> NodeAnswer:
-    """Read a node's words; geth, Erigon, Nethermind, Besu, reth and Anvil differ only in form."""
+    """Read a node's message: geth, Erigon, Nethermind, Besu, reth and Anvil word it differently."""
     said = "".join(char for char in message.lower() if char.isalpha())
     return next((answer for words, answer in _ANSWERS if words in said), NodeAnswer.REFUSED)

@@ -31,7 +31,7 @@ from settlement.watch.node_guard import NodeGuard
 from settlement.watch.observer import as_known
 
 __all__ = [
-    "REFUSALS_TOLD",
+    "REFUSALS_ALARMED",
     "HealthChecks",
     "HealthLimits",
     "Payout",
@@ -47,7 +47,7 @@ _SPARE_DIVISOR: Final = 4
 _EXIT_STAGE_MAX: Final = 50
 """Per cent of a grace period, after which an exit is answered whoever shows it."""
 
-REFUSALS_TOLD: Final = 3
+REFUSALS_ALARMED: Final = 3
 """After so many refusals in a row somebody should know: it is no hiccup."""
 
 
@@ -158,7 +158,7 @@ class HealthChecks:
                 f"one says that {denied} payers leave, and no other does: they are not closed yet"
             )
             self.alarms.ring(AlarmKind.NODES_DISAGREE, text, level=2, subject="exits")
-            self._reader.rpc.distrust()
+            self._reader.rpc.mark_unhealthy()
         else:
             self.alarms.end(AlarmKind.NODES_DISAGREE, subject="exits")
         return [
@@ -246,7 +246,7 @@ class HealthChecks:
             if (each.key.chain_id, each.key.escrow) == mine
         ]
         self.gate.refused = frozenset(each.key for each in entries)
-        lasting = [each for each in entries if each.tries >= REFUSALS_TOLD]
+        lasting = [each for each in entries if each.tries >= REFUSALS_ALARMED]
         if lasting:
             why = Counter(each.reason.lower().replace("_", " ") for each in lasting)
             text = ", ".join(f"{count} channels: {reason}" for reason, count in why.most_common())

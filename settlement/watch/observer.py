@@ -206,7 +206,7 @@ class ChannelObserver:
             for at, exit_ in hidden:
                 believed[at] = exit_
         if alone:
-            self._reader.rpc.distrust()
+            self._reader.rpc.mark_unhealthy()
         if alone or hidden:
             text = f"one says of {alone + len(hidden)} channels what another does not"
             self._alarms.ring(AlarmKind.NODES_DISAGREE, text, level=2, subject="channels")
@@ -231,7 +231,7 @@ class ChannelObserver:
         if denied:
             text = f"one shows {len(denied)} deposits that no other does: they do not count"
             self._alarms.ring(AlarmKind.NODES_DISAGREE, text, level=2, subject="deposits")
-            self._reader.rpc.distrust()
+            self._reader.rpc.mark_unhealthy()
         else:
             self._alarms.end(AlarmKind.NODES_DISAGREE, subject="deposits")
         if self._confirmations > 1:

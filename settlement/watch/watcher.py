@@ -226,7 +226,7 @@ class ChannelWatcher:
         except OperatorError as error:
             self._log_once.make(error)
             if isinstance(error, ChainUnavailableError):
-                self._reader.rpc.distrust()  # also of one that answers, with nonsense
+                self._reader.rpc.mark_unhealthy()  # also of one that answers, with nonsense
             self._telling.unanswered(now, error)
         else:
             self._looked_at = now
@@ -295,7 +295,7 @@ class ChannelWatcher:
         is_stuck = self._telling.moved(asyncio.get_running_loop().time(), is_new=step.is_new)
         is_behind = self._telling.behind(step.head.number, is_behind=step.is_behind)
         if is_behind or is_stuck:
-            self._reader.rpc.distrust()
+            self._reader.rpc.mark_unhealthy()
         if step.is_new:
             self.clock.saw(step.head)
             self._telling.grown(step.head.number)

@@ -1,1 +1,1 @@
-"""Transactions made durable before they are broadcast, and who may write them."""
+"""The journal: stores transactions durably before they are broadcast, under a lease."""

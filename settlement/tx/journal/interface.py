@@ -1,10 +1,10 @@
-"""What may be asked of a journal, and what durable means.
+"""The interface of a journal, and what it guarantees about durability.
 
-Each call returns after the change is on disk, as `channel.ledger` means it. A journal decides
-nothing: it loads the transaction, calls `settlement.tx.state.advance`, and stores what comes
-back, in one transaction of the database. In that same transaction it checks that the writer's
-lease is still the newest one (decision 10): a settler that was paused and overtaken can neither
-sign nor record anything more, whatever it believes.
+Each call returns after the change is on disk, as in `channel.ledger`. A journal applies no rules of
+its own: it loads the transaction, calls `settlement.tx.state.advance`, and stores the result, in
+one database transaction. The same database transaction checks that the writer's lease is still the
+newest (decision 10: one settler per key). A settler that was paused and replaced can therefore
+neither sign nor record anything.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ __all__ = [
 PRUNED_AT_ONCE: Final = 500
 SENT_MAX: Final = 2000
 LEASE_S_MAX: Final = 600.0
-"""Beyond which no lease runs: one that says so was written before a clock went back."""
+"""Longest lease, in seconds. A row with a longer one was written before a clock went back."""
 
 
 class Journal(Protocol):
@@ -38,37 +38,37 @@ class Journal(Protocol):
 
     @property
     def is_durable(self) -> bool:
-        """Whether it survives its process; if not, the chain's `pending` count is asked too."""
+        """Whether it survives its process. If not, the chain's `pending` count is read as well."""
 
     async def add(self, intent: Intent, *, at: int) -> JournalTx:
-        """Record that a transaction is wanted. `at` is Unix seconds."""
+        """Record an intent to send a transaction. `at` is in Unix seconds."""
 
     async def next_nonce(self) -> int:
-        """Return the nonce after the highest that was given; 0 when none was."""
+        """Return the nonce after the highest one assigned; 0 if none was."""
 
     async def record(self, tx_id: int, events: Sequence[Event]) -> JournalTx:
-        """Record what became of a transaction, and return it.
+        """Record events of a transaction, and return its new state.
 
         Raises:
-            NonceTakenError: `Signed` names a nonce that was given before, or that is below one that
-                was and does not say that it fills a gap; nothing was stored.
+            NonceTakenError: `Signed` has a nonce that was assigned before, or one below an assigned
+                nonce without `fills_gap`; nothing was stored.
             LeaseLostError: Another settler has the key; nothing was stored.
             LedgerUnavailableError: The database could not make it durable.
             InvariantError: A bug.
         """
 
     async def open_transactions(self) -> list[JournalTx]:
-        """Return what is still looked after, by nonce; what has none comes first."""
+        """Return the open transactions, by nonce; those without a nonce come first."""
 
     async def transactions_from(self, nonce: int) -> list[JournalTx]:
-        """Return what has this nonce or a higher one, by nonce."""
+        """Return the transactions with this nonce or a higher one, by nonce."""
 
     async def find(self, tx_hash: TxHash) -> JournalTx | None:
-        """Return the transaction of which one version has this hash."""
+        """Return the transaction that has a version with this hash."""
 
 
 class Quarantined(msgspec.Struct, frozen=True, gc=False):
-    """A channel the chain refuses to settle or close for now (F-79)."""
+    """A channel whose settle or close the chain refuses for now (F-79)."""
 
     key: ChannelKey
     reason: str
@@ -77,7 +77,7 @@ class Quarantined(msgspec.Struct, frozen=True, gc=False):
     since: int
     """Unix seconds of the first refusal."""
     retry_at: int
-    """Unix seconds before which it is left alone."""
+    """Unix seconds before which no new attempt is made."""
 
 
 class Look(msgspec.Struct, frozen=True, gc=False):
@@ -91,77 +91,78 @@ class Look(msgspec.Struct, frozen=True, gc=False):
 
 
 class Refusals(Protocol):
-    """What the chain refused, as whoever gives credit wants to know it."""
+    """What the chain refused: read by the credit rules."""
 
     async def quarantined(self) -> list[Quarantined]:
         """Return every channel in quarantine."""
 
     async def distrusted(self) -> frozenset[Address]:
-        """Return signers and payers on this chain whose contract took back a voucher.
+        """Return signers and payers on this chain whose contract revoked a voucher.
 
-        The newest, if there are very many.
+        Only the newest, if there are very many.
         """
 
 
 class SettlerJournal(Journal, Refusals, Protocol):
-    """A journal in the ledger's database: with a lease, and with what is in quarantine."""
+    """A journal in the ledger's database, with a lease and the quarantined channels."""
 
     @property
     def account(self) -> Address:
-        """The key whose transactions these are."""
+        """The account whose transactions the journal holds."""
 
     async def take_lease(self, holder: str, *, ttl_s: float) -> int | None:
-        """Take the key's lease if it is free or ran out; return its fence, or None.
+        """Take the key's lease if it is free or has expired; return its fence, or None.
 
-        One that ends later than `ttl_s` from now was written before a clock went back, and holds
-        for nothing. Two settlers by mistake are kept apart by the fence.
+        A lease that ends later than `ttl_s` from now was written before a clock went back, and is
+        ignored. The fence keeps two settlers apart that run by mistake.
 
         From then on this object writes under that fence, which is above every earlier one.
         """
 
     async def renew_lease(self, *, ttl_s: float) -> None:
-        """Keep the lease.
+        """Renew the lease.
 
         Raises:
-            LeaseLostError: It ran out and somebody else took it.
+            LeaseLostError: The lease expired and another settler took it.
         """
 
     async def release_lease(self) -> None:
-        """Give the lease back, so that nobody has to wait for it to run out."""
+        """Release the lease, so that a standby need not wait until it expires."""
 
     async def lease_holder(self) -> str | None:
-        """Return who has the lease, or None when nobody has."""
+        """Return the name of the lease's holder, or None if it is free."""
 
     async def find_quarantined(self, key: ChannelKey) -> Quarantined | None:
         """Return why a channel is in quarantine, or None when it is not."""
 
     async def quarantine(self, entry: Quarantined) -> None:
-        """Put a channel in quarantine, or keep it there longer."""
+        """Put a channel in quarantine, or extend its stay."""
 
     async def release(self, key: ChannelKey) -> None:
-        """Let a channel out of quarantine. Repeating it changes nothing."""
+        """Remove a channel from quarantine. Repeating the call changes nothing."""
 
     async def distrust(self, addresses: Sequence[Address], *, at: int) -> None:
-        """Remember signers and payers whose contract took back a voucher, for good."""
+        """Remember, permanently, signers and payers whose contract revoked a voucher."""
 
     async def prune(self, before: int) -> int:
-        """Forget some of what ended and was wanted before then (Unix seconds); return how many.
+        """Delete some transactions that ended and were added before then (Unix seconds).
 
-        Bounded, so that nobody waits long for the database: 0 means that nothing is left. The
-        newest nonce is never forgotten: the next one follows from it.
+        Returns how many. The number is bounded, so that no other caller waits long for the
+        database; 0 means that none is left. The row with the newest nonce is never deleted, because
+        the next nonce follows from it.
         """
 
     async def sent_since(self, at: int) -> list[JournalTx]:
-        """Return what was wanted since then (Unix seconds) and signed, the newest first.
+        """Return the signed transactions added since then (Unix seconds), newest first.
 
         Bounded by `SENT_MAX`.
         """
 
     async def note_look(self, look: Look) -> None:
-        """Record which block was seen last, for whoever asks how the settler stands."""
+        """Record the newest block seen, for `status` and the gateway."""
 
     async def last_look(self) -> Look | None:
-        """Return which block a settler of this key saw last, or None if none ever looked."""
+        """Return the last look of a settler of this key, or None if no settler ever looked."""
 
     async def close(self) -> None:
-        """Release the database. A lease that was not given back runs out by itself."""
+        """Close the database. A lease that was not released expires by itself."""

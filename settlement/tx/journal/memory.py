@@ -1,7 +1,7 @@
-"""A journal that its process takes with it: for keys nobody else uses and whose owner retries.
+"""A journal in memory, for keys that no other process uses and whose owner can retry.
 
-An agent's deposits are found again by its channel ids, so they need no journal on disk; a payee's
-key needs one, and the settler takes no other.
+An agent finds its deposits again by channel id, so it needs no journal on disk. A payee's key needs
+a durable one, and the settler accepts no other.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ _ENDED_MAX: Final = 1000
 
 
 class MemoryJournal:
-    """See `interface.Journal`. What has ended is forgotten after a while."""
+    """See `interface.Journal`. Ended transactions are dropped after a while."""
 
     is_durable = False
 

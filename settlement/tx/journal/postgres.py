@@ -32,8 +32,8 @@ _SCHEMA: Final = load_schema("journal", "postgres", __package__)
 class PostgresJournal:
     """See `interface.SettlerJournal`. Make one with `open`. The lease runs by the server's clock.
 
-    One connection, opened again when it is lost; what it was doing then has an outcome that only
-    a look at the journal tells, and every caller looks.
+    Uses one connection, reopened when it is lost. The outcome of an interrupted call is unknown
+    until the journal is read again, and every caller reads it again.
     """
 
     is_durable = True
@@ -42,7 +42,7 @@ class PostgresJournal:
         self, dsn: str, chain_id: int, account: Address, *, read_only: bool = False
     ) -> None:
         self._database = pg.OneConnection(dsn, "journal", read_only=read_only)
-        self._monitor = (chain_id, account)
+        self._scope = (chain_id, account)
         self._fence: int | None = None
 
     @classmethod
@@ -69,12 +69,12 @@ class PostgresJournal:
     @property
     def account(self) -> Address:
         """See `interface.SettlerJournal.account`."""
-        return self._monitor[1]
+        return self._scope[1]
 
     async def add(self, intent: Intent, *, at: int) -> JournalTx:
         """See `interface.Journal.add`."""
         tx = JournalTx(tx_id=0, intent=intent)
-        values = [*self._monitor, at, *intent_values(intent), *tx_values(tx)]
+        values = [*self._scope, at, *intent_values(intent), *tx_values(tx)]
         async with self._writing() as connection:
             tx_id = await connection.fetchval(_SQL["insert_transaction"], *values)
         return JournalTx(tx_id=tx_id, intent=intent)
@@ -87,7 +87,7 @@ class PostgresJournal:
     async def record(self, tx_id: int, events: Sequence[Event]) -> JournalTx:
         """See `interface.Journal.record`."""
         async with self._writing() as connection:
-            found = await _select(connection, "select_transaction", *self._monitor, tx_id)
+            found = await _select(connection, "select_transaction", *self._scope, tx_id)
             if not found:
                 raise InvariantError(f"the journal has no transaction {tx_id} of this key")
             before = after = found[0]
@@ -101,7 +101,7 @@ class PostgresJournal:
 
     async def _require_free(self, connection: asyncpg.Connection, event: Signed) -> None:
         if event.fills_gap:
-            later = await _select(connection, "select_from", *self._monitor, event.nonce)
+            later = await _select(connection, "select_from", *self._scope, event.nonce)
             is_taken = any(tx.nonce == event.nonce for tx in later)
         else:
             is_taken = event.nonce < await self._next_nonce(connection)
@@ -111,24 +111,24 @@ class PostgresJournal:
     async def open_transactions(self) -> list[JournalTx]:
         """See `interface.Journal.open_transactions`."""
         async with self._database.use() as connection:
-            return await _select(connection, "select_open", *self._monitor)
+            return await _select(connection, "select_open", *self._scope)
 
     async def transactions_from(self, nonce: int) -> list[JournalTx]:
         """See `interface.Journal.transactions_from`."""
         async with self._database.use() as connection:
-            return await _select(connection, "select_from", *self._monitor, nonce)
+            return await _select(connection, "select_from", *self._scope, nonce)
 
     async def find(self, tx_hash: TxHash) -> JournalTx | None:
         """See `interface.Journal.find`."""
         async with self._database.use() as connection:
-            found = await _select(connection, "select_by_hash", *self._monitor, tx_hash)
+            found = await _select(connection, "select_by_hash", *self._scope, tx_hash)
         return found[0] if found else None
 
     async def take_lease(self, holder: str, *, ttl_s: float) -> int | None:
         """See `interface.SettlerJournal.take_lease`."""
         async with self._database.use() as connection:
             fence: int | None = await connection.fetchval(
-                _SQL["take_lease"], *self._monitor, holder, ttl_s
+                _SQL["take_lease"], *self._scope, holder, ttl_s
             )
         if fence is not None:
             self._fence = fence
@@ -137,7 +137,7 @@ class PostgresJournal:
     async def renew_lease(self, *, ttl_s: float) -> None:
         """See `interface.SettlerJournal.renew_lease`."""
         async with self._database.use() as connection:
-            values = (*self._monitor, self._fence, ttl_s)
+            values = (*self._scope, self._fence, ttl_s)
             if await connection.fetchval(_SQL["renew_lease"], *values) is None:
                 raise LeaseLostError("Another settler has taken over the key.")
 
@@ -145,21 +145,21 @@ class PostgresJournal:
         """See `interface.SettlerJournal.release_lease`."""
         if self._fence is not None:
             async with self._database.use() as connection:
-                await connection.fetchval(_SQL["renew_lease"], *self._monitor, self._fence, 0.0)
+                await connection.fetchval(_SQL["renew_lease"], *self._scope, self._fence, 0.0)
             self._fence = None
 
     async def lease_holder(self) -> str | None:
         """See `interface.SettlerJournal.lease_holder`."""
         async with self._database.use() as connection:
             holder: str | None = await connection.fetchval(
-                _SQL["select_holder"], *self._monitor, LEASE_S_MAX
+                _SQL["select_holder"], *self._scope, LEASE_S_MAX
             )
             return holder
 
     async def quarantined(self) -> list[Quarantined]:
         """See `interface.SettlerJournal.quarantined`."""
         async with self._database.use() as connection:
-            rows = await connection.fetch(_SQL["select_quarantine"], self._monitor[0])
+            rows = await connection.fetch(_SQL["select_quarantine"], self._scope[0])
         return [quarantined_from_row(row) for row in rows]
 
     async def find_quarantined(self, key: ChannelKey) -> Quarantined | None:
@@ -175,28 +175,26 @@ class PostgresJournal:
             await connection.execute(_SQL["upsert_quarantined"], *values)
 
     async def release(self, key: ChannelKey) -> None:
-        """See `interface.SettlerJournal.discharge`."""
+        """See `interface.SettlerJournal.release`."""
         async with self._writing() as connection:
             await connection.execute(_SQL["delete_quarantined"], *_key(key))
 
     async def distrust(self, addresses: Sequence[Address], *, at: int) -> None:
         """See `interface.SettlerJournal.distrust`."""
-        rows = [(self._monitor[0], each, at) for each in addresses]
+        rows = [(self._scope[0], each, at) for each in addresses]
         async with self._writing() as connection:
             await connection.executemany(_SQL["insert_distrusted"], rows)
 
     async def distrusted(self) -> frozenset[Address]:
         """See `interface.SettlerJournal.distrusted`."""
         async with self._database.use() as connection:
-            rows = await connection.fetch(
-                _SQL["select_distrusted"], self._monitor[0], DISTRUSTED_MAX
-            )
+            rows = await connection.fetch(_SQL["select_distrusted"], self._scope[0], DISTRUSTED_MAX)
         return frozenset(Address(row[0]) for row in rows)
 
     async def prune(self, before: int) -> int:
         """See `interface.SettlerJournal.prune`."""
         async with self._writing() as connection:
-            values = (*self._monitor, before, PRUNED_AT_ONCE)
+            values = (*self._scope, before, PRUNED_AT_ONCE)
             rows = await connection.fetch(_SQL["select_ended_before"], *values)
             ids = [row[0] for row in rows]
             for name in ("delete_versions", "delete_transactions"):
@@ -206,17 +204,17 @@ class PostgresJournal:
     async def sent_since(self, at: int) -> list[JournalTx]:
         """See `interface.SettlerJournal.sent_since`."""
         async with self._database.use() as connection:
-            return await _select(connection, "select_since", *self._monitor, at, SENT_MAX)
+            return await _select(connection, "select_since", *self._scope, at, SENT_MAX)
 
     async def note_look(self, look: Look) -> None:
         """See `interface.SettlerJournal.note_look`."""
         async with self._writing() as connection:
-            await connection.execute(_SQL["upsert_look"], *self._monitor, *astuple(look))
+            await connection.execute(_SQL["upsert_look"], *self._scope, *astuple(look))
 
     async def last_look(self) -> Look | None:
         """See `interface.SettlerJournal.last_look`."""
         async with self._database.use() as connection:
-            row = await connection.fetchrow(_SQL["select_look"], *self._monitor)
+            row = await connection.fetchrow(_SQL["select_look"], *self._scope)
         return None if row is None else Look(*row)
 
     async def close(self) -> None:
@@ -224,14 +222,14 @@ class PostgresJournal:
         await self._database.close()
 
     async def _next_nonce(self, connection: asyncpg.Connection) -> int:
-        nonce: int = await connection.fetchval(_SQL["select_next_nonce"], *self._monitor)
+        nonce: int = await connection.fetchval(_SQL["select_next_nonce"], *self._scope)
         return nonce
 
     @asynccontextmanager
     async def _writing(self) -> AsyncIterator[asyncpg.Connection]:
-        """Open a transaction in which our lease cannot be taken from us."""
+        """Open a database transaction in which no other settler can take the lease."""
         async with self._database.transaction() as connection:
-            fence = await connection.fetchval(_SQL["lock_lease"], *self._monitor)
+            fence = await connection.fetchval(_SQL["lock_lease"], *self._scope)
             if self._fence is None or fence != self._fence:
                 raise LeaseLostError("Another settler has taken over the key.")
             yield connection

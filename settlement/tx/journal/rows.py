@@ -72,7 +72,7 @@ def transactions_from_rows(rows: Sequence[Row], versions: Sequence[Row]) -> list
     """Return transactions from the columns of `select_*` and of `select_versions`.
 
     Raises:
-        InvariantError: A row is not one that was written here.
+        InvariantError: A row was not written by this module.
     """
     by_tx: dict[int, list[TxVersion]] = {}
     try:

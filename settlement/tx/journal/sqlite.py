@@ -41,9 +41,9 @@ _T = TypeVar("_T")
 class SqliteJournal:
     """See `interface.SettlerJournal`. Make one with `open`.
 
-    Whoever shares a SQLite file shares a machine. So the lease runs by this machine's clock, and
-    beside it the holder locks a file: a holder that was killed is replaced at once, one that
-    hangs when its lease has run out.
+    Processes that share a SQLite file run on one machine. The lease therefore uses this machine's
+    clock, and its holder also locks a file. A standby replaces a killed holder at once, and a hung
+    one when its lease expires.
     """
 
     is_durable = True
@@ -52,7 +52,7 @@ class SqliteJournal:
         self, connection: SqliteConnection, path: Path, chain_id: int, account: Address
     ) -> None:
         self._connection = connection
-        self._monitor = (chain_id, account)
+        self._scope = (chain_id, account)
         self._fence: int | None = None
         self._lock_path = path.with_name(f"{path.name}.settler-{chain_id}-{account.hex()}.lock")
         self._lock: ProcessLock | None = None
@@ -64,7 +64,7 @@ class SqliteJournal:
         """Open the journal of one key on one chain.
 
         Raises:
-            ConfigError: The file cannot be opened or made durable, or is from a newer version.
+            ConfigError: The file cannot be opened or made durable, or a newer version wrote it.
         """
         connection = await connect(path, read_only=read_only)
         try:
@@ -77,7 +77,7 @@ class SqliteJournal:
     @property
     def account(self) -> Address:
         """See `interface.SettlerJournal.account`."""
-        return self._monitor[1]
+        return self._scope[1]
 
     async def add(self, intent: Intent, *, at: int) -> JournalTx:
         """See `interface.Journal.add`."""
@@ -93,15 +93,15 @@ class SqliteJournal:
 
     async def open_transactions(self) -> list[JournalTx]:
         """See `interface.Journal.open_transactions`."""
-        return await self._connection.run(self._select, "select_open", *self._monitor)
+        return await self._connection.run(self._select, "select_open", *self._scope)
 
     async def transactions_from(self, nonce: int) -> list[JournalTx]:
         """See `interface.Journal.transactions_from`."""
-        return await self._connection.run(self._select, "select_from", *self._monitor, nonce)
+        return await self._connection.run(self._select, "select_from", *self._scope, nonce)
 
     async def find(self, tx_hash: TxHash) -> JournalTx | None:
         """See `interface.Journal.find`."""
-        found = await self._connection.run(self._select, "select_by_hash", *self._monitor, tx_hash)
+        found = await self._connection.run(self._select, "select_by_hash", *self._scope, tx_hash)
         return found[0] if found else None
 
     async def take_lease(self, holder: str, *, ttl_s: float) -> int | None:
@@ -117,7 +117,7 @@ class SqliteJournal:
         return fence
 
     async def _try_lock(self) -> ProcessLock | None:
-        """Lock the file that the holder of a lease locks, or None while somebody has it."""
+        """Lock the lease holder's lock file; return None while another process has it."""
         lock = ProcessLock(self._lock_path)
         try:
             await lock.acquire()
@@ -145,7 +145,7 @@ class SqliteJournal:
 
     async def quarantined(self) -> list[Quarantined]:
         """See `interface.SettlerJournal.quarantined`."""
-        rows = await self._connection.run(_rows, "select_quarantine", self._monitor[0])
+        rows = await self._connection.run(_rows, "select_quarantine", self._scope[0])
         return [quarantined_from_row(row) for row in rows]
 
     async def find_quarantined(self, key: ChannelKey) -> Quarantined | None:
@@ -159,19 +159,19 @@ class SqliteJournal:
         await self._write(lambda db: db.execute(_SQL["upsert_quarantined"], values))
 
     async def release(self, key: ChannelKey) -> None:
-        """See `interface.SettlerJournal.discharge`."""
+        """See `interface.SettlerJournal.release`."""
         await self._write(lambda db: db.execute(_SQL["delete_quarantined"], _key(key)))
 
     async def distrust(self, addresses: Sequence[Address], *, at: int) -> None:
         """See `interface.SettlerJournal.distrust`."""
-        rows = [(self._monitor[0], each, at) for each in addresses]
+        rows = [(self._scope[0], each, at) for each in addresses]
         await self._write(lambda db: db.executemany(_SQL["insert_distrusted"], rows))
 
     async def distrusted(self) -> frozenset[Address]:
         """See `interface.SettlerJournal.distrusted`."""
         rows: list[tuple[bytes]] = await self._connection.run(
             lambda db: db.execute(
-                _SQL["select_distrusted"], [self._monitor[0], DISTRUSTED_MAX]
+                _SQL["select_distrusted"], [self._scope[0], DISTRUSTED_MAX]
             ).fetchall()
         )
         return frozenset(Address(row[0]) for row in rows)
@@ -182,19 +182,19 @@ class SqliteJournal:
 
     async def sent_since(self, at: int) -> list[JournalTx]:
         """See `interface.SettlerJournal.sent_since`."""
-        values = (*self._monitor, at, SENT_MAX)
+        values = (*self._scope, at, SENT_MAX)
         return await self._connection.run(self._select, "select_since", *values)
 
     async def note_look(self, look: Look) -> None:
         """See `interface.SettlerJournal.note_look`."""
-        values = [*self._monitor, *astuple(look)]
+        values = [*self._scope, *astuple(look)]
         await self._write(lambda db: db.execute(_SQL["upsert_look"], values))
 
     async def last_look(self) -> Look | None:
         """See `interface.SettlerJournal.last_look`."""
         found: list[tuple[int, bytes, int, int]]
         found = await self._connection.run(
-            lambda db: db.execute(_SQL["select_look"], self._monitor).fetchall()
+            lambda db: db.execute(_SQL["select_look"], self._scope).fetchall()
         )
         return Look(*found[0]) if found else None
 
@@ -208,7 +208,7 @@ class SqliteJournal:
             self._lock.release()
             self._lock = None
 
-    # What runs in the connection's thread.
+    # Runs in the connection's thread.
 
     async def _write(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
         def fenced(db: sqlite3.Connection) -> _T:
@@ -221,14 +221,14 @@ class SqliteJournal:
 
     def _add(self, db: sqlite3.Connection, intent: Intent, at: int) -> JournalTx:
         tx = JournalTx(tx_id=0, intent=intent)
-        values = [*self._monitor, at, *intent_values(intent), *tx_values(tx)]
+        values = [*self._scope, at, *intent_values(intent), *tx_values(tx)]
         tx_id = db.execute(_SQL["insert_transaction"], values).lastrowid
-        if tx_id is None:  # pragma: no cover - SQLite gives every row that it inserts one
+        if tx_id is None:  # pragma: no cover - SQLite gives every inserted row an id
             raise InvariantError("SQLite gave an inserted row no id")
         return JournalTx(tx_id=tx_id, intent=intent)
 
     def _record(self, db: sqlite3.Connection, tx_id: int, events: Sequence[Event]) -> JournalTx:
-        found = self._select(db, "select_transaction", *self._monitor, tx_id)
+        found = self._select(db, "select_transaction", *self._scope, tx_id)
         if not found:
             raise InvariantError(f"the journal has no transaction {tx_id} of this key")
         before = after = found[0]
@@ -246,7 +246,7 @@ class SqliteJournal:
 
     def _require_free(self, db: sqlite3.Connection, event: Signed) -> None:
         if event.fills_gap:
-            later = self._select(db, "select_from", *self._monitor, event.nonce)
+            later = self._select(db, "select_from", *self._scope, event.nonce)
             is_taken = any(tx.nonce == event.nonce for tx in later)
         else:
             is_taken = event.nonce < self._next_nonce(db)
@@ -254,14 +254,14 @@ class SqliteJournal:
             raise NonceTakenError(f"Nonce {event.nonce} was given before.")
 
     def _prune(self, db: sqlite3.Connection, before: int) -> int:
-        values = [*self._monitor, before, PRUNED_AT_ONCE]
+        values = [*self._scope, before, PRUNED_AT_ONCE]
         ids = [row[0] for row in db.execute(_SQL["select_ended_before"], values)]
         for name in ("delete_versions", "delete_transactions"):
             db.execute(_SQL[name], [json.dumps(ids)])
         return len(ids)
 
     def _next_nonce(self, db: sqlite3.Connection) -> int:
-        return int(db.execute(_SQL["select_next_nonce"], self._monitor).fetchone()[0])
+        return int(db.execute(_SQL["select_next_nonce"], self._scope).fetchone()[0])
 
     def _select(self, db: sqlite3.Connection, name: str, *values: object) -> list[JournalTx]:
         rows = _rows(db, name, *values)
@@ -271,25 +271,25 @@ class SqliteJournal:
     def _lease(self, db: sqlite3.Connection) -> tuple[int, str, float, int] | None:
         """Return fence, holder, expiry, and whether the holder has the lock file."""
         row: tuple[int, str, float, int] | None
-        row = db.execute(_SQL["select_lease"], self._monitor).fetchone()
+        row = db.execute(_SQL["select_lease"], self._scope).fetchone()
         return row
 
     def _take_lease(
         self, db: sqlite3.Connection, holder: str, ttl_s: float, *, has_lock: bool
     ) -> int | None:
         now, lease = time.time(), self._lease(db)
-        # One that ends later than its length from now was written before the clock went back.
+        # A lease that ends later than its length from now was written before the clock went back.
         if lease is not None and now < lease[2] <= now + ttl_s:
             is_dead = has_lock and lease[3]
             if not is_dead:
                 return None
         fence = 1 if lease is None else lease[0] + 1
-        values = [*self._monitor, fence, holder, has_lock, now + ttl_s]
+        values = [*self._scope, fence, holder, has_lock, now + ttl_s]
         db.execute(_SQL["upsert_lease"], values)
         return fence
 
     def _set_expiry(self, db: sqlite3.Connection, expires_at: float) -> None:
-        db.execute(_SQL["update_lease"], [expires_at, *self._monitor, self._fence])
+        db.execute(_SQL["update_lease"], [expires_at, *self._scope, self._fence])
 
 
 def _rows(db: sqlite3.Connection, name: str, *values: object) -> list[tuple[object, ...]]:

@@ -1,4 +1,4 @@
-"""Which journal, by the ledger's URL."""
+"""Opens the journal that belongs to a ledger's URL."""
 
 from channel.ledger.url import find_sqlite_path
 from channel.types import Address
@@ -12,7 +12,7 @@ __all__ = ["open_journal"]
 async def open_journal(
     url: str, *, chain_id: int, account: Address, read_only: bool = False
 ) -> SettlerJournal:
-    """Open the journal of one key on one chain, in the database a ledger's URL names.
+    """Open the journal of one key on one chain, in the database of a ledger's URL.
 
     Raises:
         ConfigError: See `channel.ledger.url.find_sqlite_path`.

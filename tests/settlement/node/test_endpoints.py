@@ -257,5 +257,5 @@ async def test_who_is_left_out_is_not_asked_whoever_else_is_away(
 
 
 async def test_no_node_is_a_setting_to_refuse() -> None:
-    with pytest.raises(ConfigError, match="no node"):
+    with pytest.raises(ConfigError, match="No node is configured: give at least one URL"):
         await Rpc.connect([])

@@ -17,19 +17,19 @@ from tests.settlement.transactions import ESCROW, INTENT, inclusion, signed, ver
 _KEPT = 1000
 
 
-async def test_what_is_open_is_in_the_lane_by_nonce_until_it_is_final() -> None:
+async def test_what_is_open_is_listed_by_nonce_until_it_is_final() -> None:
     """F-77."""
     journal = MemoryJournal()
-    register = TxCache(journal)
+    cache = TxCache(journal)
     for nonce, number in ((0, 1), (1, 2)):
         tx = await journal.add(INTENT, at=0)
-        await register.record(tx, signed(nonce, number))
-    assert [tx.nonce for tx in register.monitor()] == [0, 1]
-    first = register.monitor()[0]
-    done = await register.record(first, Included(inclusion(1)), Confirmed())
+        await cache.record(tx, signed(nonce, number))
+    assert [tx.nonce for tx in cache.open()] == [0, 1]
+    first = cache.open()[0]
+    done = await cache.record(first, Included(inclusion(1)), Confirmed())
     assert done.status is TxStatus.FINAL
-    assert [tx.nonce for tx in register.monitor()] == [1]
-    assert not register.is_open(first.tx_id)
+    assert [tx.nonce for tx in cache.open()] == [1]
+    assert not cache.is_open(first.tx_id)
 
 
 async def test_what_was_forgotten_is_found_in_the_journal() -> None:
@@ -50,32 +50,32 @@ async def test_what_ended_long_ago_is_known_from_the_journal_alone(tmp_path: Pat
     """O-98, F-51: memory is bounded; what is asked for again is what the journal says of it."""
     journal = await SqliteJournal.open(tmp_path / "ledger.db", chain_id=1, account=ESCROW)
     await journal.take_lease("this test", ttl_s=600)
-    register = TxCache(journal)
+    cache = TxCache(journal)
     for nonce in range(3):
         tx = await journal.add(INTENT, at=0)
         ended = (Included(inclusion(nonce)), Confirmed())
-        last = await register.record(tx, signed(nonce, nonce), Sent(), *ended)
+        last = await cache.record(tx, signed(nonce, nonce), Sent(), *ended)
     for tx_id in range(last.tx_id + 1, last.tx_id + _KEPT):
-        register.keep(replace(last, tx_id=tx_id, versions=(version(tx_id),)))
+        cache.keep(replace(last, tx_id=tx_id, versions=(version(tx_id),)))
     first, second, third = [version(nonce).tx_hash for nonce in range(3)]
-    asked = await register.id_of(first)
+    asked = await cache.id_of(first)
     assert asked is not None
-    known = await register.known(asked, first)
+    known = await cache.known(asked, first)
     assert (known.nonce, known.status) == (0, TxStatus.FINAL)
     assert await journal.prune(1) == 2
-    assert await register.id_of(second) is None  # memory had let go of it, too
-    assert await register.id_of(third) == last.tx_id
-    assert register.monitor() == []
+    assert await cache.id_of(second) is None  # memory had let go of it, too
+    assert await cache.id_of(third) == last.tx_id
+    assert cache.open() == []
     await journal.close()
 
 
 async def test_of_receipts_the_newest_are_kept() -> None:
     """O-98: whoever waits has the one that came last; memory is bounded."""
-    register = TxCache(MemoryJournal())
+    cache = TxCache(MemoryJournal())
     receipts = [receipt(number) for number in range(_KEPT + 1)]
     for each in receipts:
-        register.keep_receipt(each)
-    assert list(register.receipts.values()) == receipts[1:]
+        cache.keep_receipt(each)
+    assert list(cache.receipts.values()) == receipts[1:]
 
 
 def receipt(number: int) -> Receipt:

@@ -14,7 +14,7 @@ from settlement.tx.fees import (
     choose_fee,
     fee_ceiling,
     is_outbid,
-    lane_ceilings,
+    queue_ceilings,
     raise_fee,
 )
 
@@ -159,12 +159,12 @@ def test_a_later_transaction_lends_its_budget_to_those_before_it() -> None:
     """F-77: a worthless one must not hold up one that is worth much, nor take all of it."""
     poor = Stake(gas=100, budget_wei=4_000, remaining_s=None)
     rich = Stake(gas=100, budget_wei=1_000_000, remaining_s=0)
-    assert lane_ceilings([poor], FeePolicy()) == [10]
-    assert lane_ceilings([poor, rich], FeePolicy()) == [5_000, 10_000]
-    assert lane_ceilings([rich, poor], FeePolicy()) == [10_000, 10]
+    assert queue_ceilings([poor], FeePolicy()) == [10]
+    assert queue_ceilings([poor, rich], FeePolicy()) == [5_000, 10_000]
+    assert queue_ceilings([rich, poor], FeePolicy()) == [10_000, 10]
     unbounded = Stake(gas=1, budget_wei=None, remaining_s=None)
-    assert lane_ceilings([poor, unbounded], FeePolicy()) == [None, None]
-    assert lane_ceilings([], FeePolicy()) == []
+    assert queue_ceilings([poor, unbounded], FeePolicy()) == [None, None]
+    assert queue_ceilings([], FeePolicy()) == []
 
 
 @given(
@@ -180,7 +180,7 @@ def test_a_later_transaction_lends_its_budget_to_those_before_it() -> None:
 )
 def test_nobody_pays_more_than_the_budgets_of_all(stakes: list[Stake]) -> None:
     """F-78: each ceiling times the gas up to whoever lends is within the lender's budget."""
-    ceilings = lane_ceilings(stakes, FeePolicy())
+    ceilings = queue_ceilings(stakes, FeePolicy())
     for first, ceiling in enumerate(ceilings):
         assert ceiling is not None
         lenders = range(first, len(stakes))

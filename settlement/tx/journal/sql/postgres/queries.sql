@@ -113,11 +113,11 @@ VALUES ($1, $2, $3, $4, $5, $6, $7)
 DELETE FROM channel_quarantine WHERE chain_id = $1 AND escrow = $2 AND channel_id = $3
 
 -- lock_lease --
--- The newest fence; nobody can take the key before this transaction ends.
+-- The newest fence; no other settler can take the key before this transaction ends.
 SELECT fence FROM settler_lease WHERE chain_id = $1 AND account = $2 FOR SHARE
 
 -- take_lease --
--- Take the key if nobody has it, or its lease ran out by the server's clock. One that ends later
+-- Take the key if it is free, or its lease expired by the server's clock. One that ends later
 -- than its length from now was written before that clock went back: it would not run out.
 INSERT INTO settler_lease (chain_id, account, fence, holder, expires_at)
 VALUES ($1, $2, 1, $3, extract(epoch FROM clock_timestamp()) + $4)
