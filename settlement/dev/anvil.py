@@ -1,4 +1,4 @@
-"""Anvil, the local chain: found or installed, and started as a child that cannot outlive us."""
+"""Finds or installs Anvil, the local chain, and runs it as a child that cannot outlive us."""
 
 import asyncio
 import contextlib
@@ -39,12 +39,12 @@ status=$?
 kill "$watch" 2>/dev/null
 exit "$status"
 """
-"""Anvil's parent: its stdin is a pipe whose other end is ours, and ends when we do, kill -9
-included. Then it ends Anvil. No signal and no cleanup code of ours is needed for that."""
+"""Anvil's parent process. Its stdin is a pipe from this process; the pipe closes when this process
+ends, kill -9 included. Then it ends Anvil. No signal and no cleanup code is needed."""
 
 
 async def find_anvil(*, progress: Progress = lambda _: None) -> Path:
-    """Return the Anvil program: from PATH, else from npm's package, installed if need be.
+    """Return the Anvil program: from PATH, else from npm's package, installed if necessary.
 
     Raises:
         AnvilError: There is none for this machine, or it cannot be installed.
@@ -61,7 +61,7 @@ async def find_anvil(*, progress: Progress = lambda _: None) -> Path:
 
 
 def _on_path() -> Path | None:
-    """Return the program on PATH; not npm's script around it, which would take its signals."""
+    """Return the program on PATH. Skips npm's wrapper script, which would take its signals."""
     found = shutil.which("anvil")
     if found is None:
         return None
@@ -87,10 +87,10 @@ class Anvil:
     async def start(cls, program: Path, arguments: Sequence[str] = (), *, port: int = 0) -> Self:
         """Start a chain and return once it listens.
 
-        Its output goes to a file: on a pipe nobody reads it would block after 64 KiB.
+        Its output goes to a file: a pipe that is not read would block it after 64 KiB.
 
         Raises:
-            AnvilError: It ended, or did not listen in time; with the end of what it said.
+            AnvilError: It ended, or did not listen in time. The message has the end of its output.
         """
         directory = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="mpp-session-anvil-"))
         log = directory / "anvil.log"
@@ -111,12 +111,12 @@ class Anvil:
                 return f"http://{found[1]}"
             if has_ended or time.monotonic() > deadline:
                 where = f"on port {port}" if port else "on a free port"
-                why = said.strip()[-_LOG_TAIL_CHARS:] or "it said nothing"
+                why = said.strip()[-_LOG_TAIL_CHARS:] or "no output"
                 raise AnvilError(f"Anvil did not start {where}: {why}")
             await asyncio.sleep(_POLL_S)
 
     async def stop(self) -> None:
-        """End the chain and wait until it is gone. Repeating it changes nothing."""
+        """End the chain and wait until it has ended. Repeating it changes nothing."""
         if self._process.stdin is not None:
             self._process.stdin.close()
         try:
@@ -148,7 +148,7 @@ async def _spawn(command: Sequence[str], log: Path) -> asyncio.subprocess.Proces
             stdin=asyncio.subprocess.PIPE,
             stdout=output,
             stderr=asyncio.subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C reaches us alone, and we stop it in order
+            start_new_session=True,  # Ctrl-C reaches only this process, which then stops Anvil
         )
     finally:
         output.close()

@@ -1,6 +1,6 @@
-"""Puts the factory and a token's escrow on a chain, and checks what is there.
+"""Deploys the factory and a token's escrow, and verifies what is on the chain.
 
-Used by scripts/deploy and the devnet. Safe to repeat: what exists is checked, not deployed again.
+Used by scripts/deploy and the devnet. Safe to repeat: existing contracts are only verified.
 """
 
 from typing import Final, Protocol
@@ -33,11 +33,11 @@ _VERSION_HASH: Final = keccak(b"1")
 
 
 class DeploymentError(OperatorError):
-    """The chain lacks something we build on, or holds other code than ours."""
+    """The chain lacks a required contract, or holds other code than this package's."""
 
 
 class Deployment(msgspec.Struct, frozen=True):
-    """Contracts that were found on a chain and checked."""
+    """Contracts found on a chain and verified."""
 
     chain_id: int
     token: Address
@@ -50,20 +50,20 @@ class Deployment(msgspec.Struct, frozen=True):
 
 
 class DeploymentNode(Protocol):
-    """What deploying needs of a chain."""
+    """The operations that deploying needs."""
 
     @property
     def chain_id(self) -> int:
         """The chain's id."""
 
     async def code(self, address: Address, /) -> bytes:
-        """Return a contract's code, empty when there is none."""
+        """Return a contract's code, or empty bytes if there is none."""
 
     async def call(self, to: Address, calldata: bytes, /) -> bytes:
         """Run a call without effect."""
 
     async def send(self, to: Address, calldata: bytes, /) -> None:
-        """Send a transaction and return once it is mined with success."""
+        """Send a transaction; return once it is mined with success."""
 
 
 class SenderNode:
@@ -78,7 +78,7 @@ class SenderNode:
         return self._sender.rpc.chain_id
 
     async def code(self, address: Address, /) -> bytes:
-        """Return a contract's code, empty when there is none."""
+        """Return a contract's code, or empty bytes if there is none."""
         return await self._sender.rpc.code(address)
 
     async def call(self, to: Address, calldata: bytes, /) -> bytes:
@@ -86,7 +86,7 @@ class SenderNode:
         return await self._sender.rpc.call(to, calldata)
 
     async def send(self, to: Address, calldata: bytes, /) -> None:
-        """Send a transaction and return once it is mined with success."""
+        """Send a transaction; return once it is mined with success."""
         await self._sender.send(to, calldata)
 
 
@@ -114,14 +114,14 @@ async def verify_escrow(node: DeploymentNode, token: Address) -> Deployment:
     """Check code, token, domain separator and grace period of `token`'s escrow.
 
     Raises:
-        DeploymentError: Something is missing or is not what this package was built for.
+        DeploymentError: A contract is missing, or is not what this package expects.
     """
     factory, escrow = factory_address(), escrow_address(token)
     if not load_artifact("EscrowFactory").matches(await node.code(factory)):
-        raise DeploymentError(f"The code at 0x{factory.hex()} is not our factory.")
+        raise DeploymentError(f"The code at 0x{factory.hex()} is not this package's factory.")
     code = await node.code(escrow)
     if not load_artifact("SessionEscrow").matches(code):
-        raise DeploymentError(f"The code at 0x{escrow.hex()} is not our escrow.")
+        raise DeploymentError(f"The code at 0x{escrow.hex()} is not this package's escrow.")
     (served,) = decode(["address"], await node.call(escrow, _selector("TOKEN()")))
     if address(bytes.fromhex(served[2:])) != token:
         raise DeploymentError(f"The escrow serves the token {served}.")
@@ -130,7 +130,7 @@ async def verify_escrow(node: DeploymentNode, token: Address) -> Deployment:
         raise DeploymentError("The escrow signs under another EIP-712 domain.")
     (grace,) = decode(["uint64"], await node.call(escrow, _selector("CLOSE_GRACE_PERIOD()")))
     if grace < GRACE_PERIOD_S_MIN:
-        raise DeploymentError(f"The escrow's grace period is {grace} s, below the least we accept.")
+        raise DeploymentError(f"The escrow's grace period is {grace} s, below the minimum.")
     return Deployment(
         chain_id=node.chain_id,
         token=token,

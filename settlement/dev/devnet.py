@@ -3,7 +3,7 @@
     async with Devnet.start() as devnet:
         devnet.values.escrow, devnet.account("payer").private_key, devnet.rpc
 
-For development and tests alone: the keys are derived from the accounts' names, and public.
+For development and tests only: the keys are derived from the accounts' names, and so public.
 """
 
 import asyncio
@@ -48,10 +48,10 @@ TokenChoice = Literal["dusd", "usdc"]
 MULTICALL3: Final = Address(bytes.fromhex("ca11bde05977b3631167028862be2a173976ca11"))
 
 ACCOUNTS: Final = ("payer", "payee", "stranger")
-"""Accounts that are always there; `deployer`, who owns the token, besides."""
+"""Accounts that always exist, beside `deployer`, who owns the token."""
 
 GASLESS: Final = "agent"
-"""The account that has the token as they do, and no ether: it can sign, and send nothing."""
+"""An account with tokens but no ether: it can sign, and cannot send."""
 
 _ETHER: Final = 10**18
 _ETHER_EACH: Final = 10_000
@@ -61,14 +61,14 @@ _CHAIN_ID: Final = 31337
 
 
 class DevAccount(msgspec.Struct, frozen=True):
-    """An account whose key is public: it is derived from its name."""
+    """An account whose key is public, because it is derived from its name."""
 
     address: Address
     private_key: bytes
 
 
 class DevnetValues(msgspec.Struct, frozen=True):
-    """Where everything is, and the keys."""
+    """Addresses and keys of a devnet."""
 
     rpc_url: str
     chain_id: int
@@ -82,11 +82,11 @@ class DevnetValues(msgspec.Struct, frozen=True):
     accounts: dict[str, DevAccount]
 
     def to_json(self) -> bytes:
-        """Return it as indented JSON: the same names, bytes as 0x-prefixed hexadecimal."""
+        """Return indented JSON: the same names, bytes as 0x-prefixed hexadecimal."""
         return msgspec.json.format(msgspec.json.encode(_plain(self)), indent=2) + b"\n"
 
     def write(self, path: Path) -> None:
-        """Write the JSON for its owner alone (mode 0600), whole or not at all."""
+        """Write the JSON for its owner alone (mode 0600), atomically."""
         unfinished = path.with_name(f".{path.name}.{os.getpid()}")
         descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
@@ -99,7 +99,7 @@ class DevnetValues(msgspec.Struct, frozen=True):
 
 
 class Devnet:
-    """A running devnet. `rpc` speaks to its chain, `deployer` owns the token."""
+    """A running devnet. `rpc` is connected to its chain; `deployer` owns the token."""
 
     def __init__(self, rpc: Rpc, values: DevnetValues) -> None:
         self.rpc = rpc
@@ -117,12 +117,12 @@ class Devnet:
         anvil_arguments: Sequence[str] = (),
         progress: Progress = lambda _: None,
     ) -> AsyncIterator[Self]:
-        """Start a chain, deploy everything, and end the chain with the block.
+        """Start a chain, deploy everything, and end the chain with the context.
 
-        Blocks are mined at once unless `block_time_s` is given.
+        Blocks are mined on demand unless `block_time_s` is given.
 
         Raises:
-            AnvilError: Anvil or the token's package cannot be had, or the chain does not start.
+            AnvilError: Anvil or the token's package is not available, or the chain does not start.
         """
         await asyncio.to_thread(_read_artifacts)
         program = await find_anvil(progress=progress)
@@ -140,11 +140,11 @@ class Devnet:
             yield cls(rpc, values)
 
     def account(self, name: str) -> DevAccount:
-        """Return an account by name. Any name has a key; those of `values.accounts` have funds."""
+        """Return an account by name. Any name has a key; those in `values.accounts` have funds."""
         return _account(name)
 
     def sender(self, name: str) -> TxManager:
-        """Return a new sender of transactions for an account; use one per account at a time."""
+        """Return a new transaction manager for an account. Use one per account at a time."""
         return TxManager(self.rpc, self.signer(name))
 
     def signer(self, name: str) -> KeySigner:
@@ -152,7 +152,7 @@ class Devnet:
         return KeySigner(self.account(name).private_key)
 
     async def fund(self, address: Address, *, ether: int = 0, amount: int = 0) -> None:
-        """Set an account's ether, and mint it `amount` base units of the token."""
+        """Set an account's ether, and mint `amount` base units of the token to it."""
         if ether:
             await _set_ether(self.rpc, address, ether)
         if amount:
@@ -169,7 +169,7 @@ class Devnet:
 
     @contextlib.asynccontextmanager
     async def mining_paused(self) -> AsyncIterator[None]:
-        """Within the block no transaction is mined, except by `mine`."""
+        """Mine no transaction within the context, except by `mine`."""
         await self.rpc.command("evm_setAutomine", False)  # noqa: FBT003 -- the wire's own
         try:
             yield
@@ -178,29 +178,29 @@ class Devnet:
             await self.mine()
 
     async def advance(self, seconds: int) -> None:
-        """Mine one block that many seconds after the head, whatever the clock says."""
+        """Mine one block with a timestamp that many seconds after the head's."""
         head = await self.rpc.block()
         after = head.timestamp + seconds
-        # After a `revert` the clock may be ahead of that, and Anvil would refuse to go back.
+        # After a `revert` the clock may be ahead of it, and Anvil refuses to go back.
         await self.rpc.command("evm_setTime", after)
         await self.rpc.command("evm_setNextBlockTimestamp", after)
         await self.mine()
 
     async def snapshot(self) -> str:
-        """Remember the chain's state; the id serves for one `revert`."""
+        """Save the chain's state; the id is valid for one `revert`."""
         return str(await self.rpc.command("evm_snapshot"))
 
     async def revert(self, snapshot_id: str) -> None:
-        """Go back to a snapshot, nonces included: senders made before it are of no more use.
+        """Go back to a snapshot, nonces included. Managers made before it are unusable.
 
         The next block has the wall clock's time, or follows the snapshot's if that is later.
         """
         if await self.rpc.command("evm_revert", snapshot_id) is not True:
             msg = f"The chain does not know snapshot {snapshot_id}."
             raise AnvilError(msg)
-        head = await self.rpc.block()  # Anvil goes on from the base fee it had before
+        head = await self.rpc.block()  # Anvil continues from its previous base fee
         await self.rpc.command("anvil_setNextBlockBaseFeePerGas", hex(head.base_fee_wei or 0))
-        # Anvil goes on from the snapshot's time: the chain would fall behind by all time since.
+        # Anvil continues from the snapshot's time: the chain would lag by all time since.
         await self.rpc.command("evm_setTime", max(head.timestamp + 1, int(time.time())))
         self.deployer = self.sender("deployer")
 
@@ -208,7 +208,7 @@ class Devnet:
 async def _deploy(
     rpc: Rpc, url: str, choice: TokenChoice, singletons: dict[Address, str], progress: Progress
 ) -> DevnetValues:
-    # Two chains that were started in the same second would be one and the same, to the last hash.
+    # Two chains started in the same second would have identical blocks, to the last hash.
     await _set_ether(rpc, Address(os.urandom(20)), 1)
     for address, code in singletons.items():
         await rpc.command("anvil_setCode", _hex(address), code)
@@ -248,10 +248,10 @@ async def _deploy_dusd(deployer: TxManager) -> Address:
 
 
 async def _singletons(program: Path) -> dict[Address, str]:
-    """Read the code of contracts that every public chain has and a plain Anvil lacks.
+    """Read the code of contracts that every public chain has and plain Anvil lacks.
 
-    Anvil carries them for its Tempo mode: one is started for a moment and asked. Permit2 computes
-    its domain from the chain it runs on, so that its code serves any chain.
+    Anvil contains them for its Tempo mode: one is started briefly and read. Permit2 computes its
+    domain from the running chain, so its code works on any chain.
     """
     async with (
         await Anvil.start(program, ["--network", "tempo"]) as tempo,
@@ -269,7 +269,7 @@ async def _set_ether(rpc: Rpc, address: Address, ether: int) -> None:
 
 
 def _read_artifacts() -> None:
-    """Read files here, in a thread, and never again: they are kept."""
+    """Load the artifacts here, in a thread; they stay cached."""
     for name in get_args(ContractName):
         load_artifact(name)
 

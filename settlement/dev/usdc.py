@@ -1,7 +1,7 @@
 """Circle's own USDC (FiatTokenV2_2) on a local chain, from its npm package.
 
-Nothing of it is committed here: sources and bytecode are Circle's, Apache-2.0, and are installed
-when somebody asks for them.
+None of it is committed here: sources and bytecode are Circle's, Apache-2.0, and are installed on
+demand.
 """
 
 import asyncio
@@ -47,7 +47,7 @@ async def deploy_usdc(sender: TxManager, *, progress: Progress) -> Address:
     """Deploy USDC with `sender` in every role: owner, minter, pauser, blacklister.
 
     Raises:
-        AnvilError: The package cannot be installed, or is not what this was written for.
+        AnvilError: The package cannot be installed, or has another layout than expected.
     """
     package = await npm_package(_PACKAGE, _VERSION, progress=progress) / _PACKAGE
     library = await asyncio.to_thread(_load, package, "util", "SignatureChecker")
@@ -67,7 +67,7 @@ async def deploy_usdc(sender: TxManager, *, progress: Progress) -> Address:
 
 
 async def mint(sender: TxManager, token: Address, to: Address, amount: int) -> None:
-    """Mint `amount` base units; `sender` deployed the token, Circle's or our own."""
+    """Mint `amount` base units; `sender` must have deployed the token, Circle's or DevUSD."""
     await sender.send(token, _MINT.encode(to, amount))
 
 
@@ -91,7 +91,7 @@ async def _create(
 
 
 def _linked(artifact: _HardhatArtifact, libraries: dict[str, Address]) -> bytes:
-    """Put the libraries' addresses where the compiler left room for them."""
+    """Insert the libraries' addresses into the bytecode's placeholders."""
     code = list(artifact.bytecode.removeprefix("0x"))
     for references in artifact.link_references.values():
         for library, places in references.items():

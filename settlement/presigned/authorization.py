@@ -1,9 +1,9 @@
-"""A settle that the payee signed ahead: a voucher, and the authorization to settle with it.
+"""A presigned settle: a voucher, and the payee's authorization to settle with it.
 
-Whoever has it can do one thing: have the payee paid this amount of this channel, until the
-deadline, at its own gas. It is never a close: a close ends the channel for good at whatever amount
-it names, so that one signed yesterday would give away what was delivered today. A settle that is
-overtaken is refused by the escrow and costs nothing (RELAY-01, RELAY-05).
+Its holder can do one thing: settle this amount of this channel to the payee, until the deadline, at
+its own gas. It is never a close: a close ends the channel at the amount it names, so that one
+signed yesterday would give away what was delivered today. The escrow refuses a settle below the
+settled amount, which costs nothing (RELAY-01, RELAY-05).
 """
 
 import secrets
@@ -28,11 +28,11 @@ _UINT64_MAX: Final = 2**64 - 1
 
 
 class PresignedError(Exception):
-    """A line that is none, or not of the payee it names. It says why, and holds no signature."""
+    """An invalid line, or one of another payee. The message contains no signature."""
 
 
 class PresignedSettle(msgspec.Struct, frozen=True):
-    """One settle, ready to be sent by anybody. Its repr withholds the signatures (F-103)."""
+    """One settle that any account may send. Its repr omits the signatures (F-103)."""
 
     key: ChannelKey
     payee: Address
@@ -40,18 +40,18 @@ class PresignedSettle(msgspec.Struct, frozen=True):
     voucher_signature: bytes
     nonce: int
     deadline: int
-    """Unix seconds of the last block that may have it."""
+    """Unix seconds of the last block that accepts it."""
     payee_signature: bytes
 
     @property
     def digest(self) -> bytes:
-        """What the payee signed."""
+        """The digest that the payee signed."""
         return settle_authorization_digest(
             self.key, self.cumulative_amount, nonce=self.nonce, deadline=self.deadline
         )
 
     def calldata(self) -> bytes:
-        """Return the call that anybody may send."""
+        """Return the call, which any account may send."""
         return abi.settle_with_authorization.encode(
             self.key.channel_id,
             self.cumulative_amount,
@@ -62,19 +62,19 @@ class PresignedSettle(msgspec.Struct, frozen=True):
         )
 
     def is_signed_by_key(self) -> bool:
-        """Whether the payee's own key signed it; a contract's signature needs the chain."""
+        """Whether the payee's key signed it; a contract's signature needs the chain to check."""
         try:
             return recover(self.digest, self.payee_signature) == self.payee
         except InvalidSignatureError:
             return False
 
     def supersedes(self, other: Self) -> bool:
-        """Whether this one is worth more than another of its channel, or lives longer."""
+        """Whether this settle is worth more than another of its channel, or lives longer."""
         mine = (self.cumulative_amount, self.deadline)
         return mine > (other.cumulative_amount, other.deadline)
 
     def format_line(self) -> bytes:
-        """Return it as a line of JSON, with its newline."""
+        """Return the settle as a line of JSON, with its newline."""
         line = _Line(
             format=_FORMAT,
             chain_id=self.key.chain_id,
@@ -99,7 +99,7 @@ class PresignedSettle(msgspec.Struct, frozen=True):
 async def presign(
     key: ChannelKey, voucher: LadderVoucher, *, payee: Signer, deadline: int
 ) -> PresignedSettle:
-    """Sign a settle ahead, under a nonce nobody can guess.
+    """Sign a settle ahead, with an unguessable nonce.
 
     Raises:
         SignerError: The payee's signer gave no usable signature.
@@ -136,17 +136,17 @@ _decoder: Final = msgspec.json.Decoder(_Line)
 
 
 def parse_line(line: bytes) -> PresignedSettle:
-    """Read a line; what it says is not checked against anything yet.
+    """Parse a line. Its contents are not verified.
 
     Raises:
-        PresignedError: It is none.
+        PresignedError: The line is invalid.
     """
     if len(line) > TOWER_LINE_BYTES_MAX:
         raise PresignedError(f"it is longer than {TOWER_LINE_BYTES_MAX} bytes")
     try:
         read = _decoder.decode(line)
         if read.format != _FORMAT:
-            raise PresignedError(f"format {read.format} is not known, only {_FORMAT}")
+            raise PresignedError(f"its format is {read.format}; only {_FORMAT} is supported")
         nonce = _bytes(read.nonce)
         if len(nonce) != _NONCE_BYTES or not 0 <= read.deadline <= _UINT64_MAX:
             raise PresignedError("its nonce or deadline is out of range")

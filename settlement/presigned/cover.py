@@ -1,13 +1,14 @@
-"""Which settle a tower should have for a channel, and when it needs a newer one (pure).
+"""Decides which settle a tower should hold for a channel, and when to renew it (pure).
 
-A tower settles only for a payer who has asked for the rest, when time runs out and nobody else
-has settled. By decision 5 that is the lowest voucher at or above `spent`. But what was handed out
-can be sent by whoever has it, and while the channel lives nothing above `spent` may be settled. So:
+A tower settles only for a payer that requested a close, when the deadline is near and the payee has
+not settled. By decision 5 it should then use the lowest voucher at or above `spent`. But anyone who
+obtains the file can send what is in it, and while the channel is live nothing above `spent` may be
+settled. Therefore:
 
-- while the channel lives a tower gets the greatest voucher at or below `spent`, which may be
-  settled at any time, as long as no more than `uncovered_max` of what was delivered goes without;
-- beyond that, and as soon as its payer has asked for the rest, the lowest that covers `spent`: a
-  payer who signs in large steps would else be served for nothing while we are away.
+- While the channel is live, a tower gets the highest voucher at or below `spent`, which may be
+  settled at any time, as long as at most `uncovered_max` of the delivered amount is not covered.
+- Beyond that, and once its payer has requested a close, it gets the lowest voucher that covers
+  `spent`. Otherwise a payer that signs in large steps would be served for nothing during an outage.
 """
 
 import msgspec
@@ -20,41 +21,41 @@ __all__ = ["CoverPolicy", "Covered", "covering_voucher", "is_newer_due", "uncove
 
 
 class CoverPolicy(msgspec.Struct, frozen=True, kw_only=True):
-    """How much may be without a settle signed ahead, for how long, and how long one lives."""
+    """How much may be uncovered and for how long, and how long a presigned settle is valid."""
 
     uncovered_max: int = 100_000
-    """In base units, of what was delivered on a channel."""
+    """Base units delivered on a channel without a presigned settle."""
     uncovered_age_s: int = 300
-    """How long less than that may be, before a newer one is signed all the same."""
+    """Seconds for which a smaller amount may be uncovered before a newer settle is signed."""
     life_s: int = 30 * 24 * 3600
-    """From signing to deadline; renewed when half of it is gone."""
+    """Seconds from signing to deadline; renewed when half of it has passed."""
 
     def require_outlives(self, grace_period_s: int) -> None:
-        """Check that one signed ahead is good for the whole grace period after any outage.
+        """Check that a presigned settle outlives an outage and the grace period after it.
 
-        Half of its life is what it has left at least. A payer may ask for the rest at the end of
-        that, so it must be several grace periods long.
+        At least half of its life remains. A payer may request a close at the end of that, so it
+        must be several grace periods long.
 
         Raises:
-            ConfigError: It is not.
+            ConfigError: `life_s` is too short.
         """
         least = 8 * grace_period_s
         if self.life_s < least:
             raise ConfigError(
-                f"`tower.life_s` is {self.life_s}: a settle signed ahead would not outlive an "
-                f"outage and the grace period of {grace_period_s} s; at least {least}"
+                f"`tower.life_s` is {self.life_s}, too short for an outage and the grace period of "
+                f"{grace_period_s} s: set it to {least} or more."
             )
 
 
 class Covered(msgspec.Struct, frozen=True, gc=False):
-    """What the tower was given last for a channel."""
+    """The settle that the tower holds for a channel."""
 
     cumulative_amount: int = 0
     deadline: int = 0
 
 
 def covering_voucher(state: ChannelState, policy: CoverPolicy) -> LadderVoucher | None:
-    """Return what a tower should be able to settle with; None: nothing beyond what is settled."""
+    """Return the voucher a tower should be able to settle with; None if all is settled."""
     if state.is_finalized:
         return None
     within = settling_voucher(state)
@@ -65,7 +66,7 @@ def covering_voucher(state: ChannelState, policy: CoverPolicy) -> LadderVoucher 
 
 
 def uncovered(state: ChannelState, last: Covered) -> int:
-    """Return what was delivered and neither settled nor in the tower's hands."""
+    """Return what was delivered and neither settled nor covered by the tower, in base units."""
     return max(0, state.spent - max(last.cumulative_amount, state.settled))
 
 
@@ -78,12 +79,12 @@ def is_newer_due(
     now: int,
     uncovered_since: int,
 ) -> bool:
-    """Whether this voucher is to be signed for and handed out now.
+    """Whether a settle with this voucher must be signed and handed out now.
 
-    `now` is the chain's time, `uncovered_since` that at which something was first without one.
+    `now` is the chain's time, `uncovered_since` the time since which an amount is uncovered.
     """
     if 2 * (last.deadline - now) < policy.life_s and last.cumulative_amount > state.settled:
-        return True  # renewed, with whatever voucher is right by now
+        return True  # renewed, with the voucher that is right by now
     if voucher.cumulative_amount <= last.cumulative_amount:
         return False
     if state.close_requested_at:

@@ -1,10 +1,10 @@
-"""Hands settles signed ahead to a tower, as vouchers grow: the provider's end.
+"""The provider's end of the tower file: signs settles ahead as vouchers grow.
 
-It runs beside the watcher, in the process that has the payee's key. A voucher at or below `spent`
-is made public in the books before it leaves them, as before a settle: whoever gets hold of the file
-can buy nothing with it. What it was shown is judged at
-once, by values; signing and writing happen in a task of their own, so that a slow signing service
-or disk holds up no defence. What could not be signed or written is tried again, with an alarm.
+It runs beside the watcher, in the process that holds the payee's key. Before a voucher at or below
+`spent` leaves, the ledger marks it public, as before a settle: a thief of the file can buy nothing
+with it. Each channel shown is judged at once, from values alone. Signing and writing run in a task
+of their own, so that a slow signing service or disk does not hold up settles and closes. Failed
+signatures and writes are retried, with an alarm.
 """
 
 import asyncio
@@ -40,7 +40,7 @@ _AT_ONCE: Final = 100
 
 
 class TowerExport:
-    """Keeps one file as new as the policy asks for the channels it is shown."""
+    """Keeps one file as new as the policy requires for the channels it is shown."""
 
     def __init__(
         self,
@@ -63,22 +63,22 @@ class TowerExport:
         self._since: dict[ChannelKey, int] = {}
         self._due: dict[ChannelKey, tuple[ChannelState, int]] = {}
         self._delivered: dict[ChannelKey, int] = {}
-        """Amounts handed out above `spent`, which has reached them: they need buy nothing more."""
+        """Amounts handed out above `spent` that `spent` has reached: they may buy nothing more."""
         self._wake = asyncio.Event()
         self._now = 0
         """The chain's time when a channel was shown last."""
-        # A line that is not ours was put there by somebody: it covers nothing.
+        # A line by another signer was added by a third party: it covers nothing.
         for key, settle in list(file.newest.items()):
             if settle.payee != payee.address or not settle.is_signed_by_key():
                 file.forget(key)
 
     def handed_out(self, state: ChannelState) -> bool:
-        """Whether a channel stands on chain at the very amount that the tower had last."""
+        """Whether a channel's settled amount is exactly what the tower was handed last."""
         newest = self._file.newest.get(state.key)
         return newest is not None and newest.cumulative_amount == state.settled
 
     def show(self, state: ChannelState, *, now: int) -> None:
-        """Take one channel as it is; `now` is the chain's time in Unix seconds."""
+        """Judge one channel's state; `now` is the chain's time in Unix seconds."""
         key = state.key
         self._now = now
         if state.is_finalized:
@@ -102,7 +102,7 @@ class TowerExport:
             self._wake.set()
 
     async def run(self) -> None:
-        """Sign and write what is due, for ever; and a sign of life now and then."""
+        """Sign and write what is due, for ever, and append a heartbeat now and then."""
         clock = asyncio.get_running_loop().time
         beat_at = float("-inf")
         while True:
@@ -113,7 +113,7 @@ class TowerExport:
                     beat_at = clock()
                 await self._write_due()
             except (OSError, SignerError, LedgerUnavailableError) as error:
-                self.alarms.ring(AlarmKind.TOWER_UNFED, f"nothing reaches the tower: {error}")
+                self.alarms.ring(AlarmKind.TOWER_UNFED, f"no settle reaches the tower: {error}")
                 await asyncio.sleep(self._retry_s)
                 continue
             self.alarms.end(AlarmKind.TOWER_UNFED)
@@ -151,12 +151,12 @@ class TowerExport:
                     await presign(state.key, voucher, payee=self._payee, deadline=deadline)
                 )
         await self._file.append(settles)
-        _log.info("settles signed ahead for the tower: %d", len(settles))
+        _log.info("presigned settles written for the tower: %d", len(settles))
 
     async def _publish(self, key: ChannelKey, amount: int) -> None:
-        """Make it durable that a voucher leaves: from then on it buys nothing (decision 5).
+        """Mark a voucher public in the ledger: from then on it buys nothing (decision 5).
 
-        One above `spent` still has to buy what it was signed for, so it stays as it is until as
+        A voucher above `spent` must still buy what it was signed for, so it is marked only once as
         much was delivered.
         """
         (await self._ledger.apply(key, [Publish(amount)])).require()

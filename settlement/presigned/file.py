@@ -1,9 +1,9 @@
-"""The file between a provider and its tower: lines that are only ever appended.
+"""The append-only file between a provider and its tower.
 
-It may be read, copied or shipped at any moment: a line counts when its newline is there. Whoever
-writes it has each line on disk before it counts as handed out, and now and then writes a new file
-beside it, with the newest line of each channel, that takes its place in one step. It is for its
-owner alone: each line settles one channel, to the payee and to nobody else.
+It may be read, copied or shipped at any moment: a line counts once its newline is there. The
+provider syncs each line to disk before the line counts as handed out. Now and then it writes a new
+file with the newest line of each channel and renames it over the old one. Only the owner can read
+it, although each line can only settle one channel to the payee.
 """
 
 import os
@@ -22,15 +22,15 @@ from settlement.presigned.authorization import PresignedError, PresignedSettle, 
 __all__ = ["BEAT", "TowerFile", "TowerFileReader"]
 
 BEAT: Final = b"{}\n"
-"""A line that says nothing but that the file still comes."""
+"""A heartbeat line: it only shows that the file is still shipped."""
 
 _SPARE_LINES: Final = 1000
 _LAST_BYTES: Final = 1024
-"""More than one line of a key's signatures, so that no two are alike in it."""
+"""More than one line of a key's signatures, so that no two such ends are equal."""
 
 
 class TowerFile:
-    """The provider's end. Make one with `open`. On `OSError` from a method nothing counts."""
+    """The provider's end. Make one with `open`. If a method raises `OSError`, nothing counts."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -38,11 +38,11 @@ class TowerFile:
         self._newest: dict[ChannelKey, PresignedSettle] = {}
         self._lines = 0
         self._size = 0
-        """Of the file as we left it, in bytes."""
+        """Size in bytes of the file as this process left it."""
 
     @classmethod
     async def open(cls, path: Path) -> "TowerFile":
-        """Open the file, or begin one; a line cut off by a crash is taken out."""
+        """Open the file, or create it; remove a line cut off by a crash."""
         file = cls(path)
         await file._thread.run(file._load)
         return file
@@ -53,7 +53,7 @@ class TowerFile:
         return self._newest
 
     async def append(self, settles: Iterable[PresignedSettle]) -> None:
-        """Return once these are on disk."""
+        """Append lines, and return once they are on disk."""
         added = list(settles)
         lines = b"".join(each.format_line() for each in added)
         await self._thread.run(lambda: self._append(lines))
@@ -63,7 +63,7 @@ class TowerFile:
         await self._tidy()
 
     async def beat(self) -> None:
-        """Append a sign of life."""
+        """Append a heartbeat."""
         await self._thread.run(lambda: self._append(BEAT))
         self._lines += 1
         await self._tidy()
@@ -73,10 +73,10 @@ class TowerFile:
         self._newest.pop(key, None)
 
     def forget_expired(self, now: int) -> None:
-        """Leave out what no block will take any more; `now` is the chain's time.
+        """Drop settles that no block accepts any more; `now` is the chain's time.
 
-        What is of use is renewed long before that. What ended while another process watched was
-        never shown here as ended.
+        A settle in use is renewed long before. Without this, channels that ended while another
+        process watched would stay for ever.
         """
         for key in [key for key, each in self._newest.items() if each.deadline < now]:
             self.forget(key)
@@ -97,7 +97,7 @@ class TowerFile:
             try:
                 settle = parse_line(line)
             except PresignedError:
-                continue  # a sign of life, or not ours
+                continue  # a heartbeat, or another program's line
             self._newest[settle.key] = settle
 
     def _append(self, lines: bytes) -> None:
@@ -111,13 +111,13 @@ class TowerFile:
             os.fsync(descriptor)
             self._size = size + len(lines)
         except OSError:
-            os.ftruncate(descriptor, size)  # a part of a line would swallow the next one
+            os.ftruncate(descriptor, size)  # part of a line would corrupt the next one
             raise
         finally:
             os.close(descriptor)
 
     def _is_as_we_left_it(self) -> bool:
-        """Whether nobody has taken the file away or cut it: what it held was handed out."""
+        """Whether the file is unchanged by others: what it held was handed out."""
         try:
             return self._path.lstat().st_size == self._size
         except FileNotFoundError:
@@ -130,7 +130,7 @@ class TowerFile:
 
     def _rewrite(self) -> None:
         beside = self._path.with_name(f"{self._path.name}.new")
-        beside.unlink(missing_ok=True)  # of a process that died; and never through a link
+        beside.unlink(missing_ok=True)  # left by a process that died; never follows a link
         descriptor = open_regular(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         with os.fdopen(descriptor, "wb") as file:
             for settle in self._newest.values():
@@ -144,7 +144,7 @@ class TowerFile:
 
 
 class TowerFileReader:
-    """The tower's end: each whole line once, also when another file takes the first one's place."""
+    """The tower's end: reads each whole line once, also after the file was replaced."""
 
     def __init__(self, path: Path, *, within_s: float = FILE_S_MAX) -> None:
         self._path = path
@@ -152,11 +152,11 @@ class TowerFileReader:
         self._place = _Place()
 
     async def read_new(self) -> list[bytes]:
-        """Return the lines that came since; none while there is no file.
+        """Return the lines added since the last call; none while there is no file.
 
         Raises:
-            OSError: It cannot be read, is not a regular file, or takes too long. What came is
-                read the next time.
+            OSError: It cannot be read, is not a regular file, or takes too long. The lines are read
+                by the next call.
         """
         place = self._place
         self._place, lines = await self._thread.run(lambda: self._read(place))
@@ -177,7 +177,7 @@ class TowerFileReader:
             content = file.read(TOWER_READ_BYTES_MAX)
         whole = content.rfind(b"\n") + 1
         if not whole and len(content) > TOWER_LINE_BYTES_MAX:
-            whole = len(content)  # no line of ours is so long: it is left out
+            whole = len(content)  # no valid line is that long: skip it
         last = (place.last + content[:whole])[-_LAST_BYTES:]
         return _Place(place.file_id, place.offset + whole, last), content[:whole].splitlines()
 
@@ -188,11 +188,11 @@ class _Place(msgspec.Struct, frozen=True):
     file_id: tuple[int, int] | None = None
     offset: int = 0
     last: bytes = b""
-    """The last bytes before the offset: by them the file is known as the same one."""
+    """The bytes before the offset: they identify the file."""
 
 
 def _sync_folder(path: Path) -> None:
-    """Make a new name durable."""
+    """Sync the folder, so that a new name is durable."""
     descriptor = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,1 +1,1 @@
-"""What to settle or close, when, and how it ends."""
+"""Decides what to settle or close, sends it, and records the outcome."""

@@ -1,7 +1,7 @@
-"""What is due, channel by channel: closes that are owed, and since when something is unsettled.
+"""Tracks per channel which closes are due, and since when an amount is unsettled.
 
-`schedule` decides by values alone; what it needs to know beyond the books is remembered here, from
-one sweep to the next. A full sweep is a round: what it did not see again is forgotten.
+`schedule` decides from values alone. This module keeps, from one sweep to the next, what the ledger
+does not store. A full sweep replaces that memory: channels it did not see are forgotten.
 """
 
 import asyncio
@@ -27,33 +27,33 @@ __all__ = ["DueList", "SweepState", "SweepTotals"]
 
 
 class SweepTotals(msgspec.Struct):
-    """What a sweep counted."""
+    """Totals of one sweep."""
 
     at_risk: int = 0
-    """Delivered, or held for what runs, and unsettled: of all channels."""
+    """Base units delivered or reserved, and unsettled, over all channels."""
     payable: int = 0
-    """Of that, as much as the deposits hold."""
+    """The part of it that the deposits cover."""
     defended: int = 0
-    """Channels on which something delivered is unsettled."""
+    """Number of channels with a delivered, unsettled amount."""
     wallets: list[ChannelState] = msgspec.field(default_factory=list)
-    """Channels on which something delivered is unsettled that only a contract vouches for."""
+    """Channels with a delivered, unsettled amount that depends on a contract wallet."""
     promises: dict[ChannelKey, Promise] = msgspec.field(default_factory=dict)
-    """What is promised and unsettled, channel by channel."""
+    """Accepted and unsettled amounts, by channel."""
 
 
 class SweepState(msgspec.Struct):
-    """What one sweep of every open channel has found so far."""
+    """State of one sweep over every open channel."""
 
     totals: SweepTotals = msgspec.field(default_factory=SweepTotals)
     owed: dict[ChannelKey, ChannelState] = msgspec.field(default_factory=dict)
     unsettled: dict[ChannelKey, tuple[int, int]] = msgspec.field(default_factory=dict)
     half_closed: list[ChannelKey] = msgspec.field(default_factory=list)
     behind: list[ChannelState] = msgspec.field(default_factory=list)
-    """Of these more is settled than the books know."""
+    """Channels of which the chain shows more settled than the ledger knows."""
 
 
 class DueList:
-    """What one payee's channels need, as far as it is known."""
+    """The known needs of one payee's channels."""
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class DueList:
         half_closed_s_max: float,
         is_crowded: Callable[[Address], bool] = lambda _: False,
     ) -> None:
-        """Judge by `policy`; `is_crowded` says of a signer that it is time to settle."""
+        """Judge by `policy`. `is_crowded` says whether a signer is near its bound."""
         self._policy = policy
         self._is_crowded = is_crowded
         self._half_closed_s_max = half_closed_s_max
@@ -73,11 +73,11 @@ class DueList:
 
     @property
     def owed(self) -> Mapping[ChannelKey, ChannelState]:
-        """The channels that owe a close."""
+        """The channels whose close is due."""
         return self._owed
 
     def take(self, state: ChannelState, moment: Moment) -> list[Due]:
-        """Take one channel as it is now, and return what is due for it."""
+        """Record one channel's current state, and return what is due for it."""
         due = self.decide(state, moment)
         if owes_close(state, self._policy):
             self._owed[state.key] = state
@@ -86,7 +86,7 @@ class DueList:
         return due
 
     def take_in_round(self, state: ChannelState, moment: Moment, found: SweepState) -> list[Due]:
-        """Take one channel of a sweep, and return what is due for it."""
+        """Record one channel during a sweep, and return what is due for it."""
         due = self.decide(state, moment)
         self._count(state, found.totals)
         if state.settled > state.accepted and not state.is_finalized:
@@ -100,7 +100,7 @@ class DueList:
         return due
 
     def end_round(self, found: SweepState) -> list[ChannelKey]:
-        """Keep what the sweep found, and return closes begun so long ago that nobody ends them."""
+        """Keep the sweep's findings; return closes begun too long ago by a dead process."""
         self._owed, self._unsettled = found.owed, found.unsettled
         now = asyncio.get_running_loop().time()
         self._half_closed = {key: self._half_closed.get(key, now) for key in found.half_closed}
@@ -108,7 +108,7 @@ class DueList:
         return [key for key, since in self._half_closed.items() if now - since >= longest_s]
 
     def decide(self, state: ChannelState, moment: Moment) -> list[Due]:
-        """Return what is due for one channel. Since when it is unsettled is only known here."""
+        """Return what is due for one channel, given since when it is unsettled."""
         if state.is_finalized:
             return []
         since = None

@@ -1,8 +1,8 @@
-"""Carries out what was planned: makes it durable in the books, sends it, records what came of it.
+"""Carries out a plan: stores each step in the ledger, sends it, records the outcome.
 
-What is durable when: a close's voucher, and that a close is owed, before it is broadcast; that a
-settle's voucher is public, before it is broadcast; what the chain says, after it is mined. A
-process that dies in between leaves a channel that the next plan goes on with.
+Durable before a close is broadcast: its voucher, and that the close is due. Durable before a settle
+is broadcast: that its voucher is public. Durable after mining: what the chain shows. If the process
+dies in between, the next plan continues with the channel.
 """
 
 import asyncio
@@ -50,7 +50,7 @@ _DEAR: Final = (FeeAboveBudgetError, GasHourUsedError)
 
 
 class _Failure(msgspec.Struct, frozen=True):
-    """Until when something is left alone, how long that is, and what was said of it."""
+    """Until when an action is put off, for how long, and the error that was logged."""
 
     until: float = float("-inf")
     pause_s: float = 0.0
@@ -62,14 +62,14 @@ class SettledChannel(Protocol):
 
     @property
     def fact(self) -> ChannelFact:
-        """As the chain says."""
+        """The channel's state on the chain."""
 
 
 class Settler(Protocol):
-    """Gets settles and closes mined; many that are asked for together share a transaction.
+    """Gets settles and closes mined; concurrent requests share a transaction.
 
-    `value` is what is at risk, in base units, and `deadline` the chain's time at which the payer
-    may take it, 0 for none: they decide the order, and what gas may cost.
+    `value` is the amount at risk in base units. `deadline` is the chain time at which the payer may
+    withdraw it, 0 for none. Both decide the order and the gas budget.
     """
 
     async def close_channel(
@@ -92,20 +92,20 @@ class Settler(Protocol):
         value: int = 0,
         deadline: int = 0,
     ) -> SettledChannel:
-        """Settle up to `cumulative_amount`; the channel stays open. Errors as a close's."""
+        """Settle up to `cumulative_amount`; the channel stays open. Errors as `close_channel`."""
 
 
 class Done(msgspec.Struct, frozen=True):
-    """What came of a plan."""
+    """The result of carrying out a plan."""
 
     closed: int = 0
     settled: int = 0
     waiting: int = 0
-    """What waits for something that runs to end, for a receipt, or for a node."""
+    """Number of actions that wait for a running request, a receipt or a node."""
 
 
 class CloseExecutor:
-    """Settles and closes for one payee. At most one thing at a time happens to a channel."""
+    """Settles and closes for one payee. Each channel has at most one action at a time."""
 
     def __init__(
         self,
@@ -124,12 +124,13 @@ class CloseExecutor:
         self._bug: BaseException | None = None
         self._retry_s = retry_s
         self._failed: dict[tuple[ChannelKey, Action], _Failure] = {}
-        """What is left alone for a while: each try is written down, and each write wakes us."""
+        """Actions put off for a while: each try is recorded, and each record wakes this class
+        again."""
 
     async def carry_out(self, dues: Sequence[Due]) -> Done:
-        """Do all of it, in its order as far as there is room, and return what came of it.
+        """Carry out all actions in order, as many at a time as there is room; return the result.
 
-        One that fails does not stop the others.
+        A failed action does not stop the others.
 
         Raises:
             InvariantError: A bug; the process must stop.
@@ -147,9 +148,9 @@ class CloseExecutor:
         )
 
     def submit(self, dues: Sequence[Due]) -> None:
-        """Begin all of it and return at once.
+        """Start all actions and return at once.
 
-        Left out is a channel that something is done to, and what failed just now.
+        Skips a channel with a running action, and an action that failed just now.
         """
         now = asyncio.get_running_loop().time()
         self._start([due for due in dues if self._failure(due).until <= now])
@@ -162,14 +163,14 @@ class CloseExecutor:
                 task.add_done_callback(partial(self._end, due.key))
 
     def require_sound(self) -> None:
-        """Raise what only a bug raises."""
+        """Raise the error of a failed task, if it was a bug."""
         if self._bug is not None:
             raise self._bug
 
     async def aclose(self) -> None:
-        """Wait for what is under way: a close that was decided is owed, but not by this process.
+        """Wait for running actions. A decided close stays due, so another process can finish it.
 
-        Cancelling is safe too: whatever is durable is gone on with.
+        Cancelling is safe too: every durable step is continued later.
         """
         tasks = list(self._running.values())
         for task in tasks:
@@ -182,7 +183,7 @@ class CloseExecutor:
             self._bug = self._bug or error
 
     async def _do(self, due: Due) -> bool:
-        """Do one thing; False when it has to be tried again."""
+        """Carry out one action; return False if it must be retried."""
         async with self._room:
             try:
                 if due.action is Action.SETTLE:
@@ -190,7 +191,7 @@ class CloseExecutor:
                 else:
                     is_done = await self._close(due)
             except ChannelFinalizedError:
-                is_done = True  # somebody was faster
+                is_done = True  # another process was faster
             except (OperatorError, PeerError) as error:
                 self._put_off(due, error)
                 return False
@@ -204,27 +205,27 @@ class CloseExecutor:
         return self._failed.get((due.key, due.action), _Failure())
 
     def _put_off(self, due: Due, error: MppSessionError) -> None:
-        """Leave it alone, longer each time, and longest if the escrow said no."""
+        """Put an action off, longer after each failure, longest if the escrow refused it."""
         if isinstance(error, GasHourUsedError):
             self._alarms.ring(AlarmKind.GAS_HOUR, str(error))
         before = self._failure(due)
         is_refusal = isinstance(error, TransactionRevertedError)
         longest_s = _REFUSED_S_MAX if is_refusal else _PENDING_S_MAX
         pause_s = min(2 * before.pause_s or self._retry_s, longest_s)
-        # What it would cost is another number with each block, and no news.
+        # A fee above budget changes its numbers with each block: that is no new message.
         said = type(error).__name__ if isinstance(error, _DEAR) else str(error)
         until = asyncio.get_running_loop().time() + pause_s
         self._failed[due.key, due.action] = _Failure(until, pause_s, said)
         if is_refusal or said != before.said:
             name, what = f"0x{due.key.channel_id.hex()}", due.action.value
             verb = "refused: " if is_refusal else ""
-            _log.warning("channel %s: no %s yet: %s%s", name, what, verb, error)
+            _log.warning("channel %s: %s failed, will retry: %s%s", name, what, verb, error)
 
     async def _close(self, due: Due) -> bool:
         voucher = await self._decide(due)
         if voucher is None:
             return False
-        # Durable by now: that this voucher is public, and that the channel is owed a close.
+        # Durable by now: that this voucher is public, and that the channel's close is due.
         try:
             result = await self._settler.close_channel(
                 due.key,
@@ -238,20 +239,20 @@ class CloseExecutor:
             await self._save_rest(due)
             raise
         except ChannelQuarantinedError:
-            await self._save_rest(due)  # the close is owed still, and tried again
+            await self._save_rest(due)  # the close stays due, and is retried
             raise
         await self._record(due.key, result)
         return True
 
     async def _save_rest(self, due: Due) -> None:
-        """After a close that is refused late: settle at least what was delivered (F-86)."""
+        """After a close that the escrow refuses late: settle at least what was delivered (F-86)."""
         state = await self._ledger.load(due.key)
         voucher = None if state is None else forced_settling_voucher(state)
         if due.is_late and voucher is not None:
             await self._settle(due, voucher)
 
     async def _decide(self, due: Due) -> LadderVoucher | None:
-        """Return what the close is made with, once that is durable; None while something runs."""
+        """Return the voucher to close with, once it is durable; None while a request runs."""
         begin: list[Command] = [BeginClose(only_if_idle=due.idle)]
         if due.ends_reservations:
             begin.append(EndReservations())
@@ -282,7 +283,7 @@ class CloseExecutor:
         amount = voucher.cumulative_amount
         state = (await self._ledger.apply(due.key, [Publish(amount)])).require()
         if state.is_finalized or state.settled >= amount:
-            return True  # somebody was faster (F-80)
+            return True  # another process was faster (F-80)
         result = await self._settler.settle_channel(
             due.key, amount, voucher.signature, value=due.value, deadline=due.deadline or 0
         )
@@ -304,7 +305,7 @@ def _required(due: Due) -> LadderVoucher:
 
 
 def report_loss(state: ChannelState, alarms: Alarms) -> None:
-    """Say so when a channel ended for less than was delivered (F-64)."""
+    """Log and alarm when a channel closed for less than was delivered (F-64)."""
     if state.is_finalized and state.spent > state.settled:
         name = f"0x{state.key.channel_id.hex()}"
         lost = state.spent - state.settled

@@ -1,4 +1,4 @@
-"""What the settler was asked for and has not answered yet: what waits, and who waits for it."""
+"""Requests to the settler that are not answered yet: those waiting, and those sent."""
 
 import asyncio
 import math
@@ -17,13 +17,13 @@ __all__ = ["Job", "JobQueue", "JobResult", "SettleResult"]
 
 
 _BATCH_BYTES_MAX: Final = 96 * 1024
-"""Nodes pass on no transaction above 128 KiB; a wallet's signature has up to four."""
+"""Nodes relay no transaction above 128 KiB; a wallet's signature has up to four."""
 _ENTRY_BYTES: Final = 192
-"""What an entry takes beside its signature."""
+"""Bytes of an entry beside its signature."""
 
 
 class SettleResult(msgspec.Struct, frozen=True, gc=False):
-    """A channel after a settle; `tx_hash` is None when so much was settled before."""
+    """A channel after a settle. `tx_hash` is None if as much was settled before."""
 
     tx_hash: TxHash | None
     fact: ChannelFact
@@ -33,7 +33,7 @@ JobResult = CloseResult | SettleResult
 
 
 class Job:
-    """One channel's settle or close, from when it is asked for until it is answered."""
+    """One channel's settle or close, from the request until the answer."""
 
     def __init__(self, purpose: Purpose, entry: BatchEntry, *, value: int, deadline: int) -> None:
         self.purpose = purpose
@@ -41,43 +41,43 @@ class Job:
         self.value = value
         self.deadline = deadline
         self.batch_max: int | None = None
-        """With how many it may share a transaction, itself counted: with more it failed."""
+        """Most jobs in a transaction with this one, itself included: with more it failed."""
         self.tx_hash: TxHash | None = None
         self.answer: asyncio.Future[JobResult] = asyncio.get_running_loop().create_future()
 
     @property
     def name(self) -> tuple[Purpose, ChannelId, int]:
-        """A channel is closed once, whatever the amount; settled as often as the amount rises."""
+        """Identity: one close per channel whatever the amount; one settle per amount."""
         amount = 0 if self.purpose is Purpose.CLOSE else self.entry.cumulative_amount
         return self.purpose, self.entry.channel_id, amount
 
     def escalate(self, other: "Job") -> bool:
-        """Take over that it is worth more, or due sooner; say if that is anything new."""
+        """Adopt a higher value or an earlier deadline; return whether either changed."""
         before = (self.value, self.deadline)
         self.value = max(self.value, other.value)
         self.deadline = min(filter(None, (self.deadline, other.deadline)), default=0)
         return before != (self.value, self.deadline)
 
     def urgency(self) -> tuple[float, int]:
-        """Order by deadline, then by value (F-66)."""
+        """Sort key: deadline, then value (F-66)."""
         return (self.deadline or math.inf, -self.value)
 
     def fail(self, error: BaseException) -> None:
-        """Answer with an error; a cancelled settler is a pending settlement."""
+        """Answer with an error; cancellation becomes a pending settlement."""
         if isinstance(error, asyncio.CancelledError):
-            error = SettlementPendingError("The settler has stopped; ask again.")
+            error = SettlementPendingError("The settler has stopped: retry later.")
         if not self.answer.done():
             self.answer.set_exception(error)
-            self.answer.exception()  # seen, even when nobody waits for it any more
+            self.answer.exception()  # retrieved, so that asyncio does not log it
 
     def succeed(self, result: JobResult) -> None:
-        """Answer."""
+        """Answer with the result."""
         if not self.answer.done():
             self.answer.set_result(result)
 
 
 class JobQueue:
-    """Jobs under way, which others may join, and those among them that wait to be sent."""
+    """Open jobs, which later requests may join, and those of them that wait to be sent."""
 
     def __init__(self, *, batch_max: int) -> None:
         self._batch_max = batch_max
@@ -85,23 +85,23 @@ class JobQueue:
         self._waiting: list[Job] = []
 
     def __bool__(self) -> bool:
-        """Whether anything waits to be sent."""
+        """Whether a job waits to be sent."""
         return bool(self._waiting)
 
     def unanswered(self) -> list[Job]:
-        """Return every job under way."""
+        """Return every open job."""
         return list(self._known.values())
 
     def sent_in(self, tx_hash: TxHash) -> list[Job]:
-        """Return the jobs under way in a transaction."""
+        """Return the open jobs of a transaction."""
         return [job for job in self._known.values() if job.tx_hash == tx_hash]
 
     def joined(self, job: Job) -> Job | None:
-        """Return the job under way that is the same as this one."""
+        """Return the open job with the same identity as this one."""
         return self._known.get(job.name)
 
     def register(self, job: Job) -> None:
-        """Let others join it, until it is answered."""
+        """Let later requests join the job until it is answered."""
         name = job.name
         self._known[name] = job
 
@@ -112,11 +112,11 @@ class JobQueue:
         job.answer.add_done_callback(forget)
 
     def add(self, job: Job) -> None:
-        """Let it wait to be sent."""
+        """Queue the job to be sent."""
         self._waiting.append(job)
 
     def next_batch(self) -> Sequence[Job]:
-        """Take out what goes into the next transaction: the most urgent, and others like it."""
+        """Remove and return the next transaction's jobs: the most urgent, and others like it."""
         self._waiting.sort(key=Job.urgency)
         first = self._waiting[0]
         kind = (first.purpose, first.batch_max)
@@ -129,7 +129,7 @@ class JobQueue:
 
 
 def _fitting(jobs: Sequence[Job]) -> Sequence[Job]:
-    """Of these, in their order, as many as fit into a transaction that nodes pass on."""
+    """Return as many of these, in order, as fit into a transaction that nodes relay."""
     size = 0
     for count, job in enumerate(jobs):
         size += _ENTRY_BYTES + len(job.entry.signature)
@@ -139,7 +139,7 @@ def _fitting(jobs: Sequence[Job]) -> Sequence[Job]:
 
 
 def _one_each(jobs: Iterable[Job]) -> list[Job]:
-    """Of a channel's settles only one goes into a transaction; the next follows."""
+    """Keep one settle per channel; the next one goes into a later transaction."""
     by_channel: dict[ChannelId, Job] = {}
     for job in jobs:
         by_channel.setdefault(job.entry.channel_id, job)

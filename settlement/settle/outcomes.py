@@ -1,9 +1,10 @@
-"""What came of a channel's settle or close: paid, left out with a reason, or done before.
+"""Outcomes of settles and closes: paid, skipped with a reason, or done before.
 
-A refusal is not the end of it. A relayed call is public as soon as it is in a transaction pool: a
-stranger copies it, is mined first, and ours reverts though all that it wanted is done (O-33). So
-the channel is read once before a refusal is believed: one that is closed answers a close, and one
-that has been paid as much answers a settle. What the chain refuses for now goes into quarantine.
+A refusal may not be final. A relayed call is public once it is in a transaction pool: a stranger
+can copy it and be mined first, so that the settler's own call reverts although its goal is reached
+(O-33). The settler therefore reads the channel once before it accepts a refusal: a closed channel
+answers a close, and a channel with as much settled answers a settle. A channel the chain refuses
+for now goes into quarantine.
 """
 
 import logging
@@ -32,42 +33,42 @@ _log: Final = logging.getLogger(__name__)
 _OF_AUTHORIZATION: Final = frozenset(
     {RevertReason.NONCE_ALREADY_USED, RevertReason.AUTHORIZATION_EXPIRED}
 )
-"""What was wrong is the payee's authorization, which is signed anew for each transaction."""
+"""Faults of the payee's authorization, which is signed anew for each transaction."""
 
 
 class Outcomes:
-    """Answers jobs from what the chain says, and keeps quarantine by it."""
+    """Answers jobs from what the chain shows, and updates the quarantine."""
 
     def __init__(self, reader: EscrowReader, quarantine: Quarantine | None) -> None:
         self._reader = reader
         self._quarantine = quarantine
 
     def require_allowed(self, job: Job) -> None:
-        """Refuse what was refused a short while ago.
+        """Refuse a job that was refused a short while ago.
 
         Raises:
-            ContractRevertedError: For a reason that lasts.
-            ChannelQuarantinedError: For one that may pass: to be tried again.
+            ContractRevertedError: The reason is permanent.
+            ChannelQuarantinedError: The reason may pass; retried later.
         """
         if self._quarantine is not None:
             key = self._reader.key(job.entry.channel_id)
             self._quarantine.require_allowed(key, job.purpose, deadline=job.deadline)
 
     async def load(self) -> None:
-        """Take over what is in quarantine, after a start."""
+        """Load the quarantine after a start."""
         if self._quarantine is not None:
             await self._quarantine.load()
 
     async def forget_ended(self, ledger: Ledger) -> None:
-        """Let out of quarantine what has ended: see `Quarantine.drop_ended`."""
+        """Release ended channels from quarantine: see `Quarantine.drop_ended`."""
         if self._quarantine is not None:
             await self._quarantine.drop_ended(ledger)
 
     async def answer(self, jobs: Sequence[Job], receipt: Receipt) -> list[MppSessionError]:
-        """Tell each channel what the mined transaction did to it; return what failed.
+        """Answer each job of a mined transaction; return the failures.
 
         Raises:
-            ChainUnavailableError: The node does not say how the channels stand.
+            ChainUnavailableError: No node shows the channels' state.
         """
         skipped = {
             log.channel_id: log.reason
@@ -93,15 +94,15 @@ class Outcomes:
     async def refuse(
         self, job: Job, error: ContractRevertedError, *, fact: ChannelFact | None = None
     ) -> MppSessionError | None:
-        """Answer a channel's refusal: perhaps what was wanted has been done already.
+        """Answer a refused job, unless its goal has been reached already.
 
         Args:
-            job: What was refused.
-            error: What the contract said.
-            fact: The channel after the refusal, if that has been read; it is read here if not.
+            job: The refused job.
+            error: The contract's error.
+            fact: The channel after the refusal; read here if None.
 
         Returns:
-            What it was refused with, or None when it was done.
+            The error, or None if the goal was reached.
         """
         try:
             job.succeed(await self._done_before(job, error, fact))
@@ -129,7 +130,7 @@ class Outcomes:
                 if is_close
                 else SettleResult(tx_hash=None, fact=fact)
             )
-        if is_final:  # a settle that came too late: nothing will ever make it good
+        if is_final:  # a settle after the close: it can never succeed
             await self._release(job)
             raise contract_reverted(RevertReason.CHANNEL_FINALIZED, tx_hash=error.tx_hash)
         _log.warning("channel 0x%s: %s refused: %s", channel_id.hex(), job.purpose.name, error)
@@ -138,7 +139,7 @@ class Outcomes:
         if self._quarantine is not None:
             is_unexplained = error.reason is RevertReason.UNKNOWN and error.tx_hash is not None
             if fact and (is_unexplained or error.reason is RevertReason.INVALID_SIGNATURE):
-                # Of a key's voucher this means nothing; a contract may say no in the block alone.
+                # A key's voucher is not affected; a contract may refuse only inside a block.
                 await self._quarantine.distrust(fact.terms)
             await self._quarantine.refuse(
                 self._reader.key(channel_id), error, purpose=job.purpose, deadline=job.deadline
@@ -148,13 +149,13 @@ class Outcomes:
     async def _read_after(
         self, channel_id: ChannelId, refused_in: TxHash | None
     ) -> ChannelFact | None:
-        """Return the channel, no older than the block that refused, if it was a block (F-72)."""
+        """Return the channel, no older than the block that refused it, if one did (F-72)."""
         receipt = None if refused_in is None else await self._reader.rpc.receipt(refused_in)
         block_number = None if receipt is None else receipt.block_number
         return await self._reader.read_channel(channel_id, block_number=block_number)
 
     async def _closed_before(self, channel_id: ChannelId) -> CloseResult:
-        """Return how a finalized channel was closed, by whomever, from its own log."""
+        """Return the result of a finalized channel's close, by any sender, from its log."""
         log = await self._reader.find_closing(channel_id)
         receipt = None if log is None else await self._reader.rpc.receipt(log.tx_hash)
         if receipt is None:

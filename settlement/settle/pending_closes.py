@@ -1,8 +1,8 @@
-"""Closes that web workers have decided: found in the books as soon as they are there.
+"""Finds closes that web workers have decided, as soon as they are in the ledger.
 
-A worker's decision is durable in the ledger before it waits (`settlement.settle.waiting`). The
-ledger wakes this loop, at once on PostgreSQL and within a few hundredths of a second on SQLite. A
-periodic look finds what no wake-up announced.
+A worker stores its decision in the ledger before it waits (`settlement.settle.waiting`). The ledger
+wakes this loop: at once on PostgreSQL, within a few hundredths of a second on SQLite. A periodic
+look finds closes that no wake-up announced.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ _REST_S: Final = 0.01
 
 
 class PendingCloses:
-    """Hands every close that is owed to whoever carries it out."""
+    """Hands every due close to the executor."""
 
     def __init__(
         self,
@@ -38,7 +38,7 @@ class PendingCloses:
     ) -> None:
         """Look for closes of one payee's channels in one escrow.
 
-        `begin` starts closing channels and returns at once; it leaves out what it is closing.
+        `begin` starts closing channels and returns at once. It skips channels being closed already.
         """
         self._ledger = ledger
         self._begin = begin
@@ -46,7 +46,7 @@ class PendingCloses:
 
     async def run(self) -> None:
         """Look for ever."""
-        log_once = LogOnce(_log, "closes were not looked for; tried again: %s")
+        log_once = LogOnce(_log, "looking for closes failed, will retry: %s")
         while True:
             try:
                 await self._watch(log_once)
@@ -60,7 +60,7 @@ class PendingCloses:
                 owed = await self._ledger.list_pending_closes()
                 log_once.over()
                 self._begin([state for state in owed if self._is_ours(state)])
-                await asyncio.sleep(_REST_S)  # what comes meanwhile shares the next look
+                await asyncio.sleep(_REST_S)  # further changes share the next look
                 await watch.changed(_LOOK_S)
 
     def _is_ours(self, state: ChannelState) -> bool:

@@ -1,11 +1,11 @@
-"""Channels the chain refuses for now: left alone until it is worth another try (F-79, F-87).
+"""Channels that the chain refuses for now: retried after growing delays (F-79, F-87).
 
-One refusal never stops the others: a refused channel is left out of every transaction, with its
-reason on disk, and tried again later and later. Nothing is given up: a token that was paused moves
-again, a wallet may change its mind back.
+A refusal never stops other channels. The settler leaves a refused channel out of every transaction,
+stores the reason, and retries later and later. It never gives up: a paused token may move again, a
+wallet may accept again.
 
-How long a channel is left alone is measured by a clock that nobody sets (F-111): one that is set
-back must not hold up a close for longer than its grace period.
+Delays use a monotonic clock (F-111): a wall clock that is set back must not delay a close beyond
+its grace period.
 """
 
 import time
@@ -31,7 +31,7 @@ LASTING: Final = frozenset(
         RevertReason.INVALID_SIGNATURE,
     }
 )
-"""What is wrong with the voucher or the channel: whoever waits is told no (CLOSE-04)."""
+"""Faults of the voucher or the channel: the waiting caller gets a refusal (CLOSE-04)."""
 
 _FIRST_S: Final = 15
 _LONGEST_S: Final = 900
@@ -39,22 +39,22 @@ _PRESSING_S: Final = 30
 
 
 class _Hold(msgspec.Struct, frozen=True):
-    """Why and since when one channel is left alone, and for how long."""
+    """Why and since when a channel is held back, and for how long."""
 
     entry: Quarantined
     since: float
-    """Of the newest refusal, by the clock that is never set."""
+    """Time of the newest refusal, by the monotonic clock."""
     calm_s: int
     escalating_s: int
-    """The same while the payer's grace period runs."""
+    """The delay while the payer's grace period runs."""
     purpose: Purpose | None = None
-    """What was refused; None after a start, when it is not known any more."""
+    """The refused action; None after a restart, when it is unknown."""
     paid_tries: int = 0
-    """How often a block refused it in a row: each of those cost gas."""
+    """How many times in a row a block refused it: each one cost gas."""
 
 
 class Quarantine:
-    """What is in quarantine, in memory and on disk."""
+    """The quarantine, in memory and on disk."""
 
     def __init__(
         self,
@@ -63,27 +63,27 @@ class Quarantine:
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        """Keep it in `journal`; `wall` is only for what people read there."""
+        """Store it in `journal`. `wall` gives the times shown to operators."""
         self._journal = journal
         self._clock = clock
         self._wall = wall
         self._holds: dict[ChannelKey, _Hold] = {}
 
     async def load(self) -> None:
-        """Take over what is on disk, after a start."""
+        """Load the stored quarantine after a start."""
         now, wall = self._clock(), int(self._wall())
         for entry in await self._journal.quarantined():
             left_s = min(max(entry.retry_at - wall, 0), _delay_s(entry.tries))
             self._holds[entry.key] = _Hold(entry, now, left_s, min(left_s, _PRESSING_S))
 
     def require_allowed(self, key: ChannelKey, purpose: Purpose, *, deadline: int) -> None:
-        """Refuse what was refused a short while ago; shorter if it has a deadline.
+        """Refuse what was refused a short while ago; for a shorter time if it has a deadline.
 
-        A close that was refused holds up no settle, which pays nobody but the payee (F-86).
+        A refused close does not hold up a settle, which pays only the payee (F-86).
 
         Raises:
-            ContractRevertedError: For a reason that lasts.
-            ChannelQuarantinedError: For one that may pass: to be tried again.
+            ContractRevertedError: The reason is permanent.
+            ChannelQuarantinedError: The reason may pass; retried later.
         """
         hold = self._holds.get(key)
         if hold is None or (purpose is Purpose.SETTLE and hold.purpose is Purpose.CLOSE):
@@ -94,14 +94,14 @@ class Quarantine:
     async def refuse(
         self, key: ChannelKey, error: ContractRevertedError, *, purpose: Purpose, deadline: int
     ) -> None:
-        """Put a channel in quarantine for what the chain said, and raise it.
+        """Put a channel in quarantine for a refusal, and raise it.
 
-        What a block refused has cost gas, so it is tried ever more seldom, deadline or not: a
-        wallet that says yes in each simulation and no in each block must not drain us (F-78).
+        A refusal by a block cost gas, so retries become rarer whatever the deadline: a wallet that
+        accepts in each simulation and refuses in each block must not drain the account (F-78).
 
         Raises:
-            ContractRevertedError: For a reason that lasts.
-            ChannelQuarantinedError: For one that may pass: to be tried again.
+            ContractRevertedError: The reason is permanent.
+            ChannelQuarantinedError: The reason may pass; retried later.
         """
         before = self._holds.get(key)
         now = int(self._wall())
@@ -123,17 +123,17 @@ class Quarantine:
         raise error if error.reason in LASTING else ChannelQuarantinedError(error.reason)
 
     async def distrust(self, terms: ChannelTerms) -> None:
-        """Remember for good whose contract took back a voucher that it had vouched for (O-01)."""
+        """Remember permanently the signer and payer whose contract revoked a voucher (O-01)."""
         await self._journal.distrust([terms.signer, terms.payer], at=int(self._wall()))
 
     async def release(self, key: ChannelKey) -> None:
-        """Let a channel out: the chain took it."""
+        """Release a channel that the chain accepted."""
         if key in self._holds:
             await self._journal.release(key)
             del self._holds[key]
 
     async def drop_ended(self, ledger: Ledger) -> None:
-        """Let out what has ended meanwhile, or owes nothing any more: nobody asks for it again.
+        """Release channels that have ended or owe nothing: no request will ask for them again.
 
         Raises:
             LedgerUnavailableError: The database does not answer.
@@ -152,5 +152,5 @@ class Quarantine:
 
 
 def _delay_s(tries: int) -> int:
-    """Return how long to leave a channel alone after so many refusals in a row."""
+    """Return the delay in seconds after so many refusals in a row."""
     return min(_FIRST_S << min(tries - 1, 16), _LONGEST_S)

@@ -1,9 +1,10 @@
-"""Which channel to settle or close, when, and with which voucher (pure).
+"""Decides which channel to settle or close, when, and with which voucher (pure).
 
-Two questions with different answers. A payer who asked for the rest leaves a deadline: those
-channels are closed, the latest grace quarter first and the most valuable first within it (F-66).
-All others are settled when it pays: enough is unsettled, for long enough, or the bound on
-what may be unsettled comes near. A live channel is never settled above `spent` (decision 5).
+There are two cases. A payer that requested a close sets a deadline: those channels are closed
+first, ordered by the quarter of the grace period that has passed and then by value (F-66). Every
+other channel is settled when it pays: enough is unsettled, for long enough, or a bound on unsettled
+amounts is near. A live channel is never settled above `spent`, because the rest is not delivered
+yet (decision 5).
 """
 
 import enum
@@ -36,14 +37,14 @@ _STAGES: Final = (25, 50, 75, 100)
 
 
 class Action(enum.Enum):
-    """What is sent to the escrow."""
+    """The call to the escrow."""
 
     SETTLE = "settle"
     CLOSE = "close"
 
 
 class Reason(enum.Enum):
-    """Why now."""
+    """Why the action is due now."""
 
     PROMISED = "a close was decided"
     FORCED_CLOSE = "its payer asked for the rest"
@@ -56,107 +57,107 @@ class Reason(enum.Enum):
 
     @property
     def is_escalating(self) -> bool:
-        """Whether waiting for cheaper gas would cost more than gas."""
+        """Whether waiting for cheaper gas could cost more than the gas."""
         return self not in (Reason.VALUE, Reason.UNITS, Reason.AGE, Reason.IDLE)
 
 
 class SettlePolicy(msgspec.Struct, frozen=True, kw_only=True):
-    """When settling and closing pays. Amounts in base units of the token."""
+    """When settling and closing pays. Amounts are in base units of the token."""
 
     settle_value: int = 1_000_000
     settle_age_s: int = 24 * 3600
     settle_units: int | None = None
     unit_price: int = 1
-    """What one unit costs, where settling is asked for by units."""
+    """Price of one unit, if settling by units is configured."""
     wallet_share_percent: int = 10
-    """Of the bounds above, for a signer that is a contract (F-19, SEC-08)."""
+    """Share of the bounds above for a contract signer (F-19, SEC-08)."""
     exposure_max: int | None = None
-    """Most that may be unsettled on one channel; settling begins at `exposure_share_percent`."""
+    """Bound on one channel's unsettled amount; settling starts at `exposure_share_percent`."""
     exposure_share_percent: int = 50
     close_idle_s: int | None = 30 * 24 * 3600
     defend_min: int = 1
-    """Least at risk for which a requested close is answered by ours."""
+    """Least amount at risk for which a requested close is answered with a close."""
     patience_s: int = 120
-    """How long after a close was asked for, in block time, what runs may still end by itself."""
+    """Seconds after a close request, in block time, that running requests may take to end."""
     deadline_share_percent: int = 75
-    """Of the grace period; behind it nothing is waited for."""
+    """Share of the grace period after which the settler waits for nothing."""
     gas_share_max_percent: int = 5
-    """Of what is settled, for gas, unless it presses; then all of it (F-78)."""
+    """Share of a settled amount that gas may cost; the whole amount if urgent (F-78)."""
     token_price_wei: int | None = None
-    """What one whole token is worth in wei; None: gas is not weighed."""
+    """Price of one whole token in wei. None: gas is not weighed."""
     token_decimals: int = 6
     gas_per_entry: int = 26_000
-    """Of one channel in a batch."""
+    """Gas of one channel in a batch."""
     gas_per_batch: int = 60_000
 
     def gas_cost(self, gas: int, gas_price_wei: int) -> int:
-        """Return what so much gas costs in base units of the token; 0 when it is not weighed."""
+        """Return the cost of gas in base units of the token; 0 if gas is not weighed."""
         if self.token_price_wei is None:
             return 0
         return int(gas * gas_price_wei * 10**self.token_decimals // self.token_price_wei)
 
 
 class Moment(msgspec.Struct, frozen=True, kw_only=True):
-    """How things stand."""
+    """The time and load at which decisions are made."""
 
     now: int
-    """The chain's time in Unix seconds: deadlines are the escrow's (F-111)."""
+    """The chain's time in Unix seconds: the escrow judges deadlines by it (F-111)."""
     earliest: int | None = None
-    """The least that the clocks say, of a node and of this machine; `now` if None.
+    """The earlier of the chain's time and this machine's; `now` if None.
 
-    What is only a matter of age is done by this one: one node's word on the time costs nothing.
+    Decisions that depend only on age use it, so that one node's false time costs nothing.
     """
     grace_period_s: int
     gas_price_wei: int = 0
     is_crowded: bool = False
-    """All channels together come near the bound on what may be unsettled."""
+    """The sum over all channels is near its bound."""
 
     def age_s(self, since: int) -> int:
-        """Return how many seconds have surely passed since then."""
+        """Return how many seconds have certainly passed since then."""
         return (self.now if self.earliest is None else self.earliest) - since
 
 
 class Watched(msgspec.Struct, frozen=True, kw_only=True):
-    """A channel, and what the books do not say about it."""
+    """A channel, and what the ledger does not store about it."""
 
     state: ChannelState
     unsettled_since: int | None = None
-    """Chain time since when something of it is unsettled."""
+    """Chain time since which an amount is unsettled."""
     is_wallet: bool = False
     """Its signer is a contract."""
     is_crowded: bool = False
-    """What its signer promised in all comes near the bound on that."""
+    """The sum over its signer's channels is near its bound."""
 
 
 class Due(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing to do."""
+    """One action that is due."""
 
     key: ChannelKey
     action: Action
     reason: Reason
     value: int
-    """What it brings the payee."""
+    """The amount it brings the payee, in base units."""
     voucher: LadderVoucher | None = None
-    """What to settle with. A close decides its own once nothing runs."""
+    """The voucher to settle with. A close chooses its own once no request runs."""
     deadline: int | None = None
-    """Chain time at which the payer may take everything."""
+    """Chain time at which the payer may withdraw everything."""
     stage: int = 0
-    """How much of the grace period is gone: 0, 25, 50, 75 or 100 per cent."""
+    """Passed part of the grace period: 0, 25, 50, 75 or 100 per cent."""
     ends_reservations: bool = False
-    """Whatever still runs is not waited for."""
+    """Do not wait for running requests."""
     idle: Idle | None = None
-    """For a close of what nobody uses: how it stood when that was found."""
+    """For the close of an idle channel: its state when it was found idle."""
     is_late: bool = False
-    """If the escrow refuses the close, a settle saves at least what was delivered (F-86)."""
+    """If the escrow refuses the close, settle at least what was delivered (F-86)."""
 
 
 def value_at_risk(state: ChannelState) -> int:
-    """Return what was delivered or is promised to a running stream, and is not settled."""
+    """Return what was delivered or reserved for a running stream, and is not settled."""
     return max(0, state.spent + state.reserved - state.settled)
 
 
 def grace_stage(state: ChannelState, moment: Moment) -> int:
-    """Return how much of the grace period is gone: 0, 25, 50, 75 or 100 per cent (F-64)."""
+    """Return the passed part of the grace period: 0, 25, 50, 75 or 100 per cent (F-64)."""
     if not state.close_requested_at or state.is_finalized:
         return 0
     gone = _PERCENT * (moment.now - state.close_requested_at) // max(1, moment.grace_period_s)
@@ -164,9 +165,9 @@ def grace_stage(state: ChannelState, moment: Moment) -> int:
 
 
 def owes_close(state: ChannelState, policy: SettlePolicy) -> bool:
-    """Whether a close is owed: one that was decided, or a payer's exit that would cost us.
+    """Whether a close is due: one that was decided, or a payer's exit that would cost the payee.
 
-    When nothing beyond `settled` was delivered, the payer may just withdraw.
+    If nothing beyond `settled` was delivered, the payer may simply withdraw.
     """
     if state.is_finalized:
         return False
@@ -176,7 +177,7 @@ def owes_close(state: ChannelState, policy: SettlePolicy) -> bool:
 
 
 def decide(watched: Watched, moment: Moment, policy: SettlePolicy) -> Due | None:
-    """Return what to do about one channel now, or None. Gas is weighed in `choose`."""
+    """Return the action due for one channel now, or None. `choose` weighs the gas."""
     state = watched.state
     if state.is_finalized:
         return None
@@ -189,10 +190,10 @@ def decide(watched: Watched, moment: Moment, policy: SettlePolicy) -> Due | None
 
 
 def choose(dues: Sequence[Due], moment: Moment, policy: SettlePolicy) -> list[Due]:
-    """Return what of all that is due is done now, the most urgent first.
+    """Return which due actions to take now, the most urgent first.
 
-    What does not press is left out while its gas would cost too large a share of it, alone or
-    together with the others that would share its transaction.
+    An action that is not urgent is left out while its gas would cost too large a share of its
+    value, alone or in a batch with others.
     """
     escalating = [
         due for due in dues if due.reason.is_escalating and _is_worth(due, moment, policy)
@@ -220,7 +221,7 @@ def _defend(state: ChannelState, moment: Moment, policy: SettlePolicy) -> Due:
 
 
 def _close_idle(state: ChannelState, moment: Moment, policy: SettlePolicy) -> Due | None:
-    """A channel nobody uses gives its deposit back (F-101, SETTLE-01)."""
+    """Close an idle channel, which returns its deposit to the payer (F-101, SETTLE-01)."""
     if policy.close_idle_s is None or state.reservations or not state.deposit:
         return None
     if moment.age_s(state.active_at) < policy.close_idle_s:
@@ -255,7 +256,7 @@ def _settle(watched: Watched, moment: Moment, policy: SettlePolicy) -> Due | Non
 def _why_settle(
     watched: Watched, value: int, moment: Moment, policy: SettlePolicy
 ) -> Reason | None:
-    """Return the first reason that applies, the most pressing first."""
+    """Return the first reason that applies, the most urgent first."""
     unsettled = watched.state.accepted - watched.state.settled
     bound = policy.exposure_max
     if bound is not None and _PERCENT * unsettled >= policy.exposure_share_percent * bound:
@@ -278,14 +279,14 @@ def _why_settle(
 
 
 def _is_worth(due: Due, moment: Moment, policy: SettlePolicy) -> bool:
-    """Whether it brings more than its gas. A close that was decided is owed, whatever it costs."""
+    """Whether the action brings more than its gas. A decided close is due at any cost."""
     if due.reason is Reason.PROMISED:
         return True
     return due.value >= policy.gas_cost(policy.gas_per_entry, moment.gas_price_wei)
 
 
 def _affordable(dues: Sequence[Due], moment: Moment, policy: SettlePolicy) -> list[Due]:
-    """Return those whose gas is a small enough share of their value, in a batch together."""
+    """Return the actions whose gas is a small enough share of their value, as one batch."""
     each = policy.gas_cost(policy.gas_per_entry, moment.gas_price_wei)
     share = policy.gas_share_max_percent
     cheap = [due for due in dues if share * due.value >= _PERCENT * each]
@@ -295,7 +296,7 @@ def _affordable(dues: Sequence[Due], moment: Moment, policy: SettlePolicy) -> li
 
 
 def _urgency(due: Due) -> tuple[object, ...]:
-    """Deadlines first, the latest quarter of the grace first, then by value (F-66)."""
+    """Sort key: deadlines first, the latest quarter of the grace first, then value (F-66)."""
     deadline = due.deadline if due.deadline is not None else 0
     has_none = due.deadline is None
     return (has_none, -due.stage, not due.reason.is_escalating, -due.value, deadline, due.key)

@@ -1,10 +1,10 @@
-"""The payee's side of the chain: settles and closes, many channels in one transaction.
+"""Sends the payee's settles and closes, many channels in one transaction.
 
-Whatever is asked for while one transaction is being prepared goes into the next: a lone close
-waits for nobody, and a hundred at once share their gas. Each entry is simulated on its own before
-it is sent, so that one the escrow would refuse costs the others nothing (F-79); the escrow leaves
-out, with its reason, what was refused only in the block. What one key has under way for a channel
-is joined, not repeated, also after a restart (F-40).
+Requests that arrive while a transaction is prepared go into the next one: a lone close waits for
+nothing, and a hundred at once share their gas. Each entry is simulated alone before it is sent, so
+that one the escrow would refuse costs the others nothing (F-79). An entry refused only in the block
+is skipped by the escrow with a reason. A request for a channel whose transaction is open joins it,
+also after a restart (F-40).
 """
 
 import asyncio
@@ -51,20 +51,20 @@ _RETRY_S: Final = 1.0
 
 
 class SettlerLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """How much goes into one transaction, and how much is under way at once."""
+    """Bounds on one transaction, and on open transactions."""
 
     batch_max: int = 100
     batches_max: int = 16
-    """Transactions under way: nodes keep only so many of one account."""
+    """Open transactions: nodes keep a limited number per account."""
     wait_s: float | None = None
-    """How long whoever asked waits to be answered; as long as the sender waits, if None."""
+    """Seconds a caller waits for the answer; None: as long as the sender waits."""
 
 
 class EscrowSettler:
     """Settles and closes the channels of one payee in one escrow (`channel.chain.ChannelCloser`).
 
-    Which voucher to use is not decided here (`channel.state.ladder`), and what is durable in the
-    books before a voucher leaves is the caller's care (decision 5).
+    It does not choose the voucher (`channel.state.ladder` does). The caller must make the ledger
+    durable before it passes a voucher here (decision 5).
     """
 
     def __init__(
@@ -81,13 +81,13 @@ class EscrowSettler:
         """Settle and close by `sender`.
 
         Args:
-            reader: The escrow.
+            reader: Reads the escrow.
             sender: The account that sends and pays the gas.
-            calls: How it is put to the escrow; as the payee, by `sender`, if None.
-            budget: What gas may cost; unbounded if None.
-            quarantine: Where channels go that the chain refuses; nowhere if None.
-            limits: How much at once.
-            hour: What all of it may cost within an hour; unbounded if None.
+            calls: Builds the calls; as the payee's own, sent by `sender`, if None.
+            budget: Bound on gas per transaction; unbounded if None.
+            quarantine: Holds channels that the chain refuses; not used if None.
+            limits: Bounds on transactions.
+            hour: Bound on gas within an hour; unbounded if None.
         """
         self._reader = reader
         self._sender = sender
@@ -104,7 +104,7 @@ class EscrowSettler:
 
     @property
     def payee(self) -> Address:
-        """Whose channels are settled and closed."""
+        """The payee of the channels."""
         return self._calls.payee
 
     async def close_channel(
@@ -118,15 +118,15 @@ class EscrowSettler:
     ) -> CloseResult:
         """Close the channel at `cumulative_amount` and return once it is mined.
 
-        Repeating it for a channel that is closed already, or is being closed, returns that close.
-        `value` is what is at risk, in base units, and `deadline` the chain's time at which the
-        payer may take it: they decide the order and what gas may cost.
+        Repeating it for a closed or closing channel returns that close. `value` is the amount at
+        risk in base units. `deadline` is the chain time at which the payer may withdraw it. Both
+        decide the order and the gas budget.
 
         Raises:
             ContractRevertedError: The contract refused; nothing changed on chain.
-            ChannelQuarantinedError: It refuses for now; ask again.
-            TransactionPendingError: Not mined within the bound; ask again (F-75).
-            SettlementPendingError: Not sent within the bound; ask again.
+            ChannelQuarantinedError: It refuses for now; retry later.
+            TransactionPendingError: Not mined within the bound; retry later (F-75).
+            SettlementPendingError: Not sent within the bound; retry later.
             ChainUnavailableError: Nothing was broadcast.
         """
         entry = BatchEntry(key.channel_id, cumulative_amount, signature)
@@ -152,15 +152,15 @@ class EscrowSettler:
         return result
 
     async def recover(self) -> None:
-        """Take over, after a start, what the journal holds: sent transactions, and quarantine.
+        """After a start, resume the journal's sent transactions and the quarantine.
 
-        Channels of transactions under way are joined when they are asked for, not sent again.
+        Later requests for their channels join them and send nothing.
         """
         await self._outcomes.load()
         self._adopt(await self._sender.recover())
 
     async def forget_ended(self, ledger: Ledger) -> None:
-        """Let out of quarantine what the books say has ended, by whomever.
+        """Release from quarantine the channels that the ledger shows as ended.
 
         Raises:
             LedgerUnavailableError: The database does not answer.
@@ -180,26 +180,26 @@ class EscrowSettler:
                 self._start(self._see_through(jobs, tx.versions[0].tx_hash))
 
     def require_sound(self) -> None:
-        """Raise what only a bug raises, or that the key is another settler's by now."""
+        """Raise the error of a failed task, if it was a bug or the lost lease."""
         if self._bug is not None:
             raise self._bug
 
     async def drain(self) -> None:
-        """Wait for what is under way: before the process ends."""
+        """Wait for open transactions before the process ends."""
         while self._worker is not None or self._tasks:
             running = [*self._tasks, *([] if self._worker is None else [self._worker])]
             await asyncio.wait(running)
 
     async def aclose(self) -> None:
-        """Stop at once. What was sent is in the journal, and is gone on with from there."""
+        """Stop at once. Sent transactions are in the journal, and the next process resumes them."""
         running = [*self._tasks, *([] if self._worker is None else [self._worker])]
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
         for job in self._queue.unanswered():
-            job.fail(SettlementPendingError("The settler has stopped; ask again."))
+            job.fail(SettlementPendingError("The settler has stopped: retry later."))
 
-    # Asking.
+    # Requests.
 
     async def _ask(
         self, purpose: Purpose, key: ChannelKey, entry: BatchEntry, *, value: int, deadline: int
@@ -221,16 +221,16 @@ class EscrowSettler:
                 return await asyncio.shield(job.answer)
         except TimeoutError:
             if job.tx_hash is None:
-                raise SettlementPendingError("Not sent yet; ask again.") from None
+                raise SettlementPendingError("The transaction is not sent yet: retry.") from None
             raise TransactionPendingError(job.tx_hash) from None
 
     async def _escalate(self, tx_hash: TxHash) -> None:
-        """Let what is under way bid for what presses by now: its payer has asked for the rest."""
+        """Raise the budget of an open transaction whose payer has requested a close since."""
         budget_wei, deadline = self._stake(self._queue.sent_in(tx_hash))
         await self._sender.escalate(tx_hash, budget_wei=budget_wei, deadline=deadline)
 
     def _stake(self, jobs: Sequence[Job]) -> tuple[int | None, int]:
-        """Return what one transaction for all of them may cost, and when it must be mined."""
+        """Return the budget of one transaction for all jobs, and its deadline."""
         budget_wei = None
         if self._budget is not None:
             budget_wei = self._budget.cover(job.value for job in jobs)
@@ -245,7 +245,7 @@ class EscrowSettler:
     # Sending.
 
     async def _work(self) -> None:
-        """Take what waits, the most urgent first, and send it; until nothing waits."""
+        """Send waiting jobs, the most urgent first, until none waits."""
         try:
             await self._send_all()
         finally:
@@ -272,7 +272,7 @@ class EscrowSettler:
                 self._start(self._see_through(sent, tx_hash, has_room=True))
 
     async def _send(self, batch: Sequence[Job]) -> TxHash | None:
-        """Leave out what would be refused, and broadcast the rest; None when nothing is left."""
+        """Drop entries that would be refused, and broadcast the others; None if none is left."""
         jobs = batch
         try:
             if len(batch) > 1:
@@ -293,7 +293,7 @@ class EscrowSettler:
         except ContractRevertedError as error:
             await self._refuse_all(jobs, error)
             return None
-        except RpcRefusedError as error:  # too much gas for one transaction, perhaps
+        except RpcRefusedError as error:  # perhaps too much gas for one transaction
             if len(jobs) == 1:
                 jobs[0].fail(error)
             else:
@@ -304,7 +304,7 @@ class EscrowSettler:
         return tx_hash
 
     async def _simulate(self, batch: Sequence[Job]) -> list[Job]:
-        """Answer those that would be refused, by the state as it is now (F-79, F-80)."""
+        """Answer the jobs that the escrow would refuse, by its current state (F-79, F-80)."""
         calls = [build_simulation(job.purpose, job.entry) for job in batch]
         refusals = await self._reader.rpc.try_calls(self._reader.escrow, calls, sender=self.payee)
         passed = []
@@ -315,12 +315,12 @@ class EscrowSettler:
                 self._start(self._refuse(job, refusal))
         return passed
 
-    # Seeing through.
+    # Following transactions.
 
     async def _see_through(
         self, jobs: Sequence[Job], tx_hash: TxHash, *, has_room: bool = False
     ) -> None:
-        """Wait for the transaction, for ever, and answer each of its channels."""
+        """Wait for the transaction without limit, and answer each of its channels."""
         for job in jobs:
             job.tx_hash = tx_hash
         try:
@@ -338,7 +338,7 @@ class EscrowSettler:
                 self._room.release()
 
     async def _receipt(self, tx_hash: TxHash) -> Receipt:
-        """Ask until there is an answer: giving up would send the same thing twice."""
+        """Retry until there is an answer: giving up would send the same call twice."""
         while True:
             try:
                 return await self._sender.resume(tx_hash)
@@ -349,13 +349,13 @@ class EscrowSettler:
             except MppSessionError as error:
                 if isinstance(error, InvariantError):
                     raise
-                _log.warning("transaction 0x%s was not seen: %s", tx_hash.hex(), error)
+                _log.warning("reading transaction 0x%s failed: %s", tx_hash.hex(), error)
                 await asyncio.sleep(_RETRY_S)
 
     async def _refuse_all(self, jobs: Sequence[Job], error: ContractRevertedError) -> None:
-        """Answer a refusal of the whole; of many, smaller lots show whose it is.
+        """Answer the refusal of a whole batch; smaller batches then show whose refusal it is.
 
-        One by a block has cost gas: then each is tried alone at once.
+        A refusal by a block has cost gas: each job is then retried alone at once.
         """
         if len(jobs) == 1:
             await self._refuse(jobs[0], error)
@@ -363,7 +363,7 @@ class EscrowSettler:
             self._try_smaller(jobs, len(jobs) // 2 if error.tx_hash is None else 1)
 
     def _try_smaller(self, jobs: Sequence[Job], batch_max: int) -> None:
-        """Send again, fewer at a time: some of these must not hold up the others (F-79)."""
+        """Send again in smaller batches, so that one channel does not hold up the others (F-79)."""
         for job in jobs:
             job.batch_max = batch_max
             job.tx_hash = None
@@ -374,7 +374,7 @@ class EscrowSettler:
         if refusal is not None:
             self._note(refusal)
 
-    # Keeping count.
+    # Tasks.
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

@@ -1,8 +1,8 @@
-"""A close as a web worker sees it: decided in the books, done by the settler, waited for.
+"""A close as a web worker sees it: stored in the ledger, carried out by the settler.
 
-Workers hold no key (decision 14). By the time a close is asked for here its voucher is durable
-in the ledger, which is all the settler needs. So this only waits, for a bounded time, until the
-books say that the close was mined or given up.
+Workers hold no key (decision 14). When this code runs, the close's voucher is durable in the
+ledger, which is all the settler needs. It only waits, for a bounded time, until the ledger shows
+that the close was mined or given up.
 """
 
 import asyncio
@@ -34,17 +34,17 @@ class WaitingCloser:
     async def close_channel(
         self,
         key: ChannelKey,
-        cumulative_amount: int,  # noqa: ARG002 -- the books say with what
+        cumulative_amount: int,  # noqa: ARG002 -- the ledger holds the voucher
         signature: bytes,  # noqa: ARG002
     ) -> CloseResult:
         """Wait until the settler has closed the channel.
 
-        `gas_used` is 0: what a close cost is the settler's to know.
+        `gas_used` is 0: only the settler knows the gas.
 
         Raises:
-            ContractRevertedError: The contract refused; the channel goes on (CLOSE-04).
-            ChannelQuarantinedError: It refuses for now, and is asked again.
-            SettlementPendingError: Not mined within the bound; ask again (F-75).
+            ContractRevertedError: The contract refused; the channel stays open (CLOSE-04).
+            ChannelQuarantinedError: It refuses for now; retry later.
+            SettlementPendingError: Not mined within the bound; retry later (F-75).
         """
         clock = asyncio.get_running_loop().time
         deadline = clock() + self._wait_s
@@ -52,7 +52,7 @@ class WaitingCloser:
             while True:
                 state = await self._ledger.load(key)
                 if state is None:
-                    raise ChannelNotFoundError("The channel is not known here.")
+                    raise ChannelNotFoundError("The server does not know this channel.")
                 if state.close_tx:
                     return _result(state)
                 if state.closing_with is None:
@@ -64,14 +64,14 @@ class WaitingCloser:
 
     def _given_up(self, refused: Quarantined | None) -> Exception:
         if refused is None:
-            return SettlementPendingError("The close was taken back; ask again.")
+            return SettlementPendingError("The close was withdrawn: retry.")
         return contract_reverted(_reason(refused))
 
     async def _pending(self, key: ChannelKey) -> Exception:
         refused = await self._journal.find_quarantined(key)
         if refused is not None and _reason(refused) not in LASTING:
             return ChannelQuarantinedError(_reason(refused))
-        return SettlementPendingError("The close is on its way; ask again.")
+        return SettlementPendingError("The close is being mined: retry later.")
 
 
 def _reason(refused: Quarantined) -> RevertReason:

@@ -1,1 +1,1 @@
-"""Deposits that the provider sends for payers without gas."""
+"""Sponsored deposits: the provider sends them for payers without gas."""

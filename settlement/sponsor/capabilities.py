@@ -1,10 +1,9 @@
-"""What this chain, escrow and token can really do for a payer without gas, asked of the chain.
+"""Finds out what this chain, escrow and token can do for a payer without gas.
 
-Nothing here is believed by name. A token counts as able to take an EIP-3009 authorization when it
-takes one in a simulation, signed under its own domain by a key made for the occasion, and refuses
-the same one with a bit changed (F-21, F-88). So a paused token, an escrow on its blacklist, a
-bridged token without the `bytes` overload, or a contract that swallows every call are found at
-start.
+Nothing is concluded from names. A token supports EIP-3009 authorizations if, in a simulation, it
+accepts one signed under its own domain by a throw-away key, and refuses the same one with a bit
+changed (F-21, F-88). This finds a paused token, a blacklisted escrow, a bridged token without the
+`bytes` overload, and a contract that accepts every call, all at start.
 """
 
 import secrets
@@ -37,20 +36,20 @@ _GAS_PER_CLOSE: Final = 80_000
 
 
 class Capabilities(msgspec.Struct, frozen=True):
-    """What can be promised."""
+    """What the server can promise."""
 
     able: tuple[DepositType, ...]
-    """Ways of funding that work, the preferred one first."""
+    """Working deposit types, the preferred one first."""
     token_domain: bytes
-    """The token's EIP-712 domain separator; empty when it has none."""
+    """The token's EIP-712 domain separator; empty if it has none."""
     obstacles: dict[str, str]
-    """Why a way does not work, by its name."""
+    """By name of a deposit type, why it does not work."""
 
     def require(self, wanted: tuple[DepositType, ...]) -> tuple[DepositType, ...]:
-        """Return the ways to promise: those wanted, or all that work when none is named.
+        """Return the types to promise: the wanted ones, or all that work if none is named.
 
         Raises:
-            ConfigError: One that is wanted does not work, or none does (CHAL-04, decision 15).
+            ConfigError: A wanted type does not work, or no type works (CHAL-04, decision 15).
         """
         for name in wanted:
             if name in self.obstacles:
@@ -62,7 +61,7 @@ class Capabilities(msgspec.Struct, frozen=True):
 
 
 async def probe(reader: EscrowReader, token: Address) -> Capabilities:
-    """Ask the chain what works now.
+    """Simulate on the chain what works now.
 
     Raises:
         ChainUnavailableError: No node answered.
@@ -81,10 +80,10 @@ async def probe(reader: EscrowReader, token: Address) -> Capabilities:
 
 
 async def require_gas(reader: EscrowReader, account: Address, *, closes_min: int) -> None:
-    """Check that the account which sends can pay for closes and one deposit (decision 15).
+    """Check that the sending account can pay for closes and one deposit (decision 15).
 
     Raises:
-        ConfigError: It cannot: the promise would be empty.
+        ConfigError: Its balance is too low to keep the promise.
     """
     head = await reader.rpc.block()
     needed = gas_reserve_wei(
@@ -93,8 +92,8 @@ async def require_gas(reader: EscrowReader, account: Address, *, closes_min: int
     balance = await reader.rpc.balance_wei(account)
     if balance < max(1, needed):
         raise ConfigError(
-            f"`sponsoring.fee_payer` is promised, and 0x{account.hex()} has {balance} wei; "
-            f"{needed} are needed for {closes_min} closes and a deposit"
+            f"`sponsoring.fee_payer` is set, but 0x{account.hex()} has {balance} wei: send it at "
+            f"least {needed} wei, for {closes_min} closes and a deposit"
         )
 
 
@@ -108,7 +107,7 @@ async def _read_domain(reader: EscrowReader, token: Address) -> bytes:
 
 async def _authorization_obstacle(reader: EscrowReader, token: Address, domain: bytes) -> str:
     if not domain:
-        return "the token has no DOMAIN_SEPARATOR, so nothing can be signed for it"
+        return "the token has no DOMAIN_SEPARATOR, so it takes no signed authorization"
     key = secrets.token_bytes(32)
     funder, nonce = address_of(key), secrets.token_bytes(32)
     digest = receive_authorization_digest(
@@ -125,7 +124,7 @@ async def _authorization_obstacle(reader: EscrowReader, token: Address, domain: 
         return f"the token does not take an EIP-3009 authorization with `bytes`: {why}"
     forged = bytes([signature[0] ^ 1]) + signature[1:]
     if not await _refusal(reader, token, _receive(reader, funder, nonce, forged)):
-        return "the token takes an EIP-3009 authorization that nobody signed"
+        return "the token takes an EIP-3009 authorization with an invalid signature"
     return await _escrow_obstacle(
         reader,
         {
@@ -159,7 +158,7 @@ async def _permit2_obstacle(reader: EscrowReader) -> str:
     except ContractRevertedError:
         domain = b""
     if domain != permit2_domain_separator(reader.chain_id):
-        return f"what is at 0x{PERMIT2.hex()} does not sign as Permit2 does"
+        return f"the contract at 0x{PERMIT2.hex()} does not sign as Permit2 does"
     unknown = ChannelId(secrets.token_bytes(32))
     return await _escrow_obstacle(
         reader,
@@ -181,7 +180,7 @@ async def _permit2_obstacle(reader: EscrowReader) -> str:
 async def _escrow_obstacle(
     reader: EscrowReader, calls: dict[str, tuple[bytes, RevertReason]]
 ) -> str:
-    """Call each function so that ours refuses it with a reason nobody else gives."""
+    """Call each function so that the escrow refuses it with a reason of its own."""
     for name, (calldata, expected) in calls.items():
         try:
             await reader.rpc.call(reader.escrow, calldata)
@@ -193,7 +192,7 @@ async def _escrow_obstacle(
 
 
 async def _refusal(reader: EscrowReader, token: Address, calldata: bytes) -> str:
-    """Return why the token refuses a call of the escrow's, or nothing when it takes it."""
+    """Return why the token refuses the escrow's call, or an empty string if it accepts it."""
     try:
         await reader.rpc.call(token, calldata, sender=reader.escrow)
     except ContractRevertedError as error:

@@ -1,9 +1,9 @@
-"""The settler's side of sponsored deposits: what workers wrote down is broadcast and seen through.
+"""The settler's side of sponsored deposits: broadcasts the workers' orders and follows them.
 
-An order is broadcast once. Its transaction is in the journal before it is on its way, so that
-whoever goes on after a crash finds it there by its calldata; and when even that is past, the
-simulation refuses what has been made. A refusal is looked into before it is believed: what
-somebody else's transaction has made, exactly as it was signed, is made (AMB-10).
+An order is broadcast once. Its transaction is in the journal before it is sent, so a process that
+continues after a crash finds it there by its calldata; without a row, the simulation refuses a
+deposit that was made already. The sender checks a refusal before it records it: a deposit made by
+another sender's transaction, exactly as signed, counts as made (AMB-10).
 """
 
 import asyncio
@@ -52,17 +52,17 @@ __all__ = ["WANTED_LOOK_S", "DepositSender"]
 _log: Final = logging.getLogger(__name__)
 
 WANTED_LOOK_S: Final = 0.05
-"""Between two looks for orders where a client waits for each."""
+"""Seconds between two looks for orders; a client waits for each order."""
 _RETRY_S: Final = 1.0
 _RETRY_S_MAX: Final = 10.0
 _PRUNE_S: Final = 3600.0
 _KEPT_S: Final = 30 * 24 * 3600
 _URGENT_S: Final = 300
-"""A client waits: the whole budget may be bid (`settlement.tx.fees`)."""
+"""A client waits, so the whole budget may be bid (`settlement.tx.fees`)."""
 _RECOVERED: Final = 1000
-"""Transactions of the journal among which a predecessor's are looked for."""
+"""Journal transactions searched for those of a previous process."""
 _MARGIN_S: Final = 15
-"""Less than this before it expires a deposit is not broadcast: it would pay for a revert."""
+"""Seconds before its expiry in which a deposit is not broadcast: it would revert, at a cost."""
 
 
 _NEVER_MINED: Final = frozenset((TxStatus.INTENT, TxStatus.REPLACED, TxStatus.ABANDONED))
@@ -81,10 +81,10 @@ class DepositSender:
         look_s: float = WANTED_LOOK_S,
         earliest: Callable[[], int] | None = None,
     ) -> None:
-        """Look for orders every `look_s`; `journal` is the sender's.
+        """Look for orders every `look_s` seconds; `journal` is the sender's.
 
-        Orders are forgotten, and given up, when they are too old by `earliest`, in Unix seconds:
-        the least that clocks say. This machine's if None.
+        `earliest` gives the time in Unix seconds by which old orders are dropped or given up: the
+        least of the clocks. Default: this machine's clock.
         """
         self._orders = orders
         self._reader = reader
@@ -106,7 +106,7 @@ class DepositSender:
         """
         await self._recover()
         pruned_at = 0.0
-        log_once = LogOnce(_log, "deposits were not looked for; tried again: %s")
+        log_once = LogOnce(_log, "looking for deposits failed, will retry: %s")
         try:
             while True:
                 try:
@@ -127,9 +127,9 @@ class DepositSender:
             await asyncio.gather(*self._carrying.values(), return_exceptions=True)
 
     async def _recover(self) -> None:
-        """Learn which orders are in the journal already: they are joined, not sent again.
+        """Find the orders whose transactions are in the journal: they are followed, not sent again.
 
-        Those that ended, too: who died may have seen the end before it wrote the order's hash.
+        Includes ended ones: the previous process may have died before it stored the order's hash.
         """
         newest = await self._journal.next_nonce()
         for tx in await self._journal.transactions_from(max(0, newest - _RECOVERED)):
@@ -139,13 +139,14 @@ class DepositSender:
                 self._sent[tx.intent.calldata] = tx.versions[0].tx_hash
 
     async def _look(self) -> None:
-        """Take up what is open, of each funder one deposit after the other.
+        """Start the open orders, one deposit at a time for each funder.
 
-        What one signed for two deposits may be enough for one: a nonce, a balance. Only the
-        simulation after the first one is mined can tell; before, the second pays for a revert.
+        What a funder signed for two deposits may suffice for one: a nonce, a balance. Only a
+        simulation after the first is mined shows it; earlier, the second could cost gas for a
+        revert.
         """
         orders = await self._orders.list_open()
-        orders.sort(key=lambda order: not self._is_sent(order))  # those hold up their funders'
+        orders.sort(key=lambda order: not self._is_sent(order))  # sent ones block their funders
         for order in orders:
             if order.order_id in self._carrying:
                 continue
@@ -168,7 +169,7 @@ class DepositSender:
             self._failure = self._failure or error
 
     async def _carry(self, order: DepositOrder) -> None:
-        """See one order through, to an end that is on disk. Each try is a row of the journal."""
+        """Follow one order until its outcome is on disk. Each try is a row of the journal."""
         pause_s = _RETRY_S
         is_doubtful = False
         while True:
@@ -178,9 +179,9 @@ class DepositSender:
                 await self._submit(order)
             except LeaseLostError:
                 raise
-            except OperatorError as error:  # node, database, signer: it may come back
-                _log.warning("a deposit is tried again: %s", error)
-                # The journal may have taken what it did not say: signed, and sent one day.
+            except OperatorError as error:  # node, database or signer: may recover
+                _log.warning("a deposit failed, will retry: %s", error)
+                # The journal may hold the transaction although its answer was lost.
                 is_doubtful = isinstance(error, LedgerUnavailableError)
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, _RETRY_S_MAX)
@@ -210,7 +211,7 @@ class DepositSender:
         self._sent.pop(order.calldata, None)
 
     async def _broadcast(self, order: DepositOrder) -> TxHash | None:
-        """Send it, or record why not. Its refusal by the simulation is raised.
+        """Send it, or record why not. Raises the simulation's refusal.
 
         Raises:
             ContractRevertedError: Nothing was broadcast.
@@ -224,7 +225,7 @@ class DepositSender:
             await self._give_up(order, reason)
             return None
         fact = await self._reader.read_channel(order.key.channel_id)
-        if fact is not None and fact.close_requested_at:  # asked since the order was taken (O-34)
+        if fact is not None and fact.close_requested_at:  # requested since the order (O-34)
             await self._give_up(order, CLOSE_PENDING)
             return None
         try:
@@ -250,7 +251,7 @@ class DepositSender:
             await self._orders.update(order.order_id, OrderStatus.MADE, tx_hash=made, gas_gwei=0)
 
     async def _receipt(self, tx_hash: TxHash) -> Receipt:
-        """Ask until there is an answer: giving up would send the same thing twice."""
+        """Retry until there is an answer: giving up would send the same call twice."""
         while True:
             try:
                 return await self._sender.resume(tx_hash)
@@ -258,7 +259,7 @@ class DepositSender:
                 _log.warning("deposit 0x%s is not mined yet", tx_hash.hex())
 
     async def _refuse(self, order: DepositOrder, error: ContractRevertedError) -> None:
-        """Record a refusal, unless somebody else has made the very same deposit."""
+        """Record a refusal, unless another sender has made the same deposit."""
         spent = None if error.tx_hash is None else await self._reader.rpc.receipt(error.tx_hash)
         gas_gwei = 0 if spent is None else to_gwei(spent.cost_wei)
         tx_hash = await self._find_made(order)

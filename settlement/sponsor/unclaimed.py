@@ -1,9 +1,9 @@
-"""Channels that were opened at our gas, and whose payer did not come back for them.
+"""Adds channels to the ledger that the server sponsored but whose payer never returned.
 
-The worker that waited was killed, or the payer left. Its deposit lies in the escrow, and it has no
-ether to leave by. So the books take the channel with the voucher that came with the opening, as
-the worker would have: from then on it is settled, closed when it is idle, and refunded like any
-other.
+The waiting worker was killed, or the payer left. The payer's deposit is in the escrow, and it has
+no ether to withdraw it. The ledger therefore adds the channel with the voucher that came with the
+opening, as the worker would have. From then on it is settled, closed when idle, and refunded like
+any other.
 """
 
 import asyncio
@@ -35,11 +35,11 @@ _log: Final = logging.getLogger(__name__)
 
 _LOOK_S: Final = 10.0
 _AGE_S: Final = 60
-"""Before that the payer's own repeat is on its way."""
+"""Seconds before which the payer's own retry is likely to arrive."""
 
 
 class UnclaimedChannels:
-    """Takes channels into the books that nobody claimed."""
+    """Adds unclaimed channels to the ledger."""
 
     def __init__(
         self,
@@ -52,10 +52,10 @@ class UnclaimedChannels:
         look_s: float = _LOOK_S,
         latest: Callable[[], int] | None = None,
     ) -> None:
-        """Look for openings older than `age_s` whose block is as deep as `confirmations`.
+        """Look for openings older than `age_s` whose block is at least `confirmations` deep.
 
-        A channel that is taken counts as used at `latest`, in Unix seconds: the most that clocks
-        say, or it would be closed as idle at once. This machine's if None.
+        `latest` gives the time of last use, in Unix seconds, of an added channel: the greatest of
+        the clocks, so that it is not closed as idle at once. Default: this machine's clock.
         """
         self._orders = orders
         self._ledger = ledger
@@ -67,7 +67,7 @@ class UnclaimedChannels:
 
     async def run(self) -> None:
         """Look for ever."""
-        log_once = LogOnce(_log, "unclaimed channels were not looked for; tried again: %s")
+        log_once = LogOnce(_log, "looking for unclaimed channels failed, will retry: %s")
         while True:
             try:
                 await self.look()
@@ -84,12 +84,12 @@ class UnclaimedChannels:
             await self._orders.mark_known(order.order_id)
 
     async def _claim(self, order: DepositOrder) -> bool:
-        """Take one channel into the books; False to look again later."""
+        """Add one channel to the ledger; return False to retry later."""
         evidence = None
         if order.tx_hash is not None:
             try:
                 evidence = await self._reader.read_transaction(order.tx_hash)
-            except TransactionRevertedError as error:  # after a reorg: it was mined with success
+            except TransactionRevertedError as error:  # after a reorg: it had succeeded
                 _log.warning("channel 0x%s is not opened: %s", order.key.channel_id.hex(), error)
                 return True
         fact = await self._read(order)
@@ -98,7 +98,7 @@ class UnclaimedChannels:
         opened = [log for log in evidence.opened if log.channel_id == order.key.channel_id]
         voucher = await self._verify(order, fact.terms.signer)
         if voucher is None or not opened:
-            return True  # nothing the books could take
+            return True  # nothing that the ledger could add
         proof = ConsumeProof(evidence.tx_hash, opened[0].log_index)
         try:
             await self._ledger.apply(
@@ -111,7 +111,7 @@ class UnclaimedChannels:
         return True
 
     async def _read(self, order: DepositOrder) -> ChannelFact | None:
-        """Return the channel as of the head, with a deposit as deep as configured (OPEN-12)."""
+        """Return the channel as of the head, with a deposit of the configured depth (OPEN-12)."""
         fact = await self._reader.read_channel(order.key.channel_id)
         if fact is None or self._confirmations == 1:
             return fact

@@ -1,7 +1,7 @@
-"""Deposits for payers as a web worker sees them: checked, written down, and waited for.
+"""Sponsored deposits as a web worker sees them: checked, stored as orders, waited for.
 
-Workers hold no key (decision 14). What a worker writes down was simulated and fits the operator's
-bounds; the settler (`settlement.sponsor.sender`) owes it from then on.
+Workers hold no key (decision 14). An order that a worker stores was simulated and fits the
+operator's bounds; from then on the settler (`settlement.sponsor.sender`) must send it.
 """
 
 import asyncio
@@ -55,16 +55,16 @@ __all__ = [
 ]
 
 CLOSE_PENDING: Final = "CLOSE_PENDING"
-"""Why an order was refused when the payer had asked for the rest of its channel."""
+"""Refusal of an order: the payer requested a close of its channel."""
 
 FEE_TOO_HIGH: Final = "FEE_TOO_HIGH"
-"""Why an order was refused when gas had become too dear."""
+"""Refusal of an order: gas became too expensive."""
 
 NONCE_TAKEN: Final = "NONCE_TAKEN"
-"""Why it was when a transaction from elsewhere took its nonce."""
+"""Refusal of an order: a transaction that is not in the journal used its nonce."""
 
 NOT_SENT: Final = "NOT_SENT"
-"""Why it was when for too long no node, or no signer, would take it."""
+"""Refusal of an order: no node, or no signer, accepted it for too long."""
 
 _LOOK_S: Final = 0.05
 _GAS_MARGIN_PERCENT: Final = 25
@@ -78,18 +78,18 @@ class SponsorLimits(msgspec.Struct, frozen=True, kw_only=True):
     gas_max: int = SPONSORED_GAS_MAX
     """Most gas for one deposit."""
     gas_price_max_wei: int
-    """Most for a unit of gas."""
+    """Most wei per unit of gas."""
     margin_s: int
-    """How long an authorization must still be valid by the chain's clock (OPEN-05)."""
+    """Seconds an authorization must still be valid by the chain's clock (OPEN-05)."""
     wait_s: float
-    """How long a client waits for its deposit before it is told to ask again."""
+    """Seconds a client waits for its deposit before the answer says to retry."""
 
 
 class _Quote(msgspec.Struct, frozen=True):
     gas: int
     head: BlockRef
     price_wei: int
-    """What a unit of gas costs now, tip included."""
+    """Wei per unit of gas now, with the tip."""
 
 
 class WaitingSponsor:
@@ -152,18 +152,18 @@ class WaitingSponsor:
             waiting.add_done_callback(partial(self._waited, order_id))
         order = await asyncio.shield(waiting)
         if order is None:
-            raise SettlementPendingError("The deposit is not known any more; ask again.")
+            raise SettlementPendingError("The server no longer knows this deposit: retry.")
         if order.status.is_open:
-            raise SettlementPendingError("The deposit is on its way; ask again.")
+            raise SettlementPendingError("The deposit is being mined: retry later.")
         return _outcome(order)
 
     def _waited(self, order_id: bytes, task: "asyncio.Task[DepositOrder | None]") -> None:
         self._waiting.pop(order_id, None)
         if not task.cancelled():
-            task.exception()  # seen, even when nobody waits for it any more
+            task.exception()  # retrieved, so that asyncio does not log it when no caller waits
 
     async def _wait(self, order_id: bytes) -> DepositOrder | None:
-        """Look until it has ended, or long enough. Whoever asks meanwhile shares the answer."""
+        """Poll until the order ends or the time is up. Concurrent callers share the answer."""
         deadline = time.monotonic() + self._limits.wait_s
         while True:
             order = await self._orders.find(order_id)
@@ -175,8 +175,8 @@ class WaitingSponsor:
         """Run the call as the settler will, and price it, in one round trip.
 
         Raises:
-            ChannelFinalizedError: The payer has asked for the rest: what is added now is refunded
-                soon, at our gas.
+            ChannelFinalizedError: The payer requested a close: a deposit now would soon be
+                refunded, at the provider's cost.
         """
         escrow = "0x" + self._reader.escrow.hex()
         request = {"from": "0x" + self._sender.hex(), "to": escrow, "data": "0x" + calldata.hex()}
@@ -201,16 +201,16 @@ class WaitingSponsor:
         """Return the most that the transaction may cost, in wei.
 
         Raises:
-            InvalidSignatureError: The funder is a wallet whose check takes too much gas.
-            SponsoringPausedError: Gas costs more than we pay already.
+            InvalidSignatureError: The funder is a wallet whose signature check uses too much gas.
+            SponsoringPausedError: Gas costs more than the operator pays.
         """
         if quote.gas > self._limits.gas_max:
             raise InvalidSignatureError(
-                f"The deposit takes {quote.gas} gas; {self._limits.gas_max} are paid for."
+                f"The deposit needs {quote.gas} gas; the server pays for {self._limits.gas_max}."
             )
         price_max = self._limits.gas_price_max_wei
         if quote.price_wei > price_max:
-            raise SponsoringPausedError("Gas costs more than is paid for payers.")
+            raise SponsoringPausedError("Gas costs more now than the server pays for deposits.")
         gas = quote.gas * (100 + _GAS_MARGIN_PERCENT) // 100
         bid_wei = max(_FEE_HEADROOM * _FEE_HEADROOM * quote.price_wei, 1)
         return gas * min(price_max, bid_wei)
@@ -226,7 +226,7 @@ class WaitingSponsor:
         return True
 
     async def _require_valid(self, deposit: SponsoredDeposit) -> None:
-        """Say so when a refusal is a matter of time: the payer can sign anew."""
+        """Raise `AuthorizationExpiredError` if time caused the refusal: the payer can sign anew."""
         self._require_window(deposit, await self._reader.rpc.block())
 
     def _require_window(self, deposit: SponsoredDeposit, head: BlockRef) -> None:
@@ -241,7 +241,7 @@ class WaitingSponsor:
 
 
 def _parse_quote(key: ChannelKey, said: Sequence[Any]) -> tuple[ChannelFact | None, _Quote]:
-    """Return how the deposit's channel stands, and what the call takes."""
+    """Return the state of the deposit's channel, and the quote for the call."""
     channel, answer, gas, block, tip = said
     parse_bytes(answer)
     head = parse_block(block)
@@ -260,11 +260,11 @@ def _outcome(order: DepositOrder) -> TxHash:
     if order.status is OrderStatus.MADE and order.tx_hash is not None:
         return order.tx_hash
     if order.reason == FEE_TOO_HIGH:
-        raise SponsoringPausedError("Gas costs more than is paid for payers.")
+        raise SponsoringPausedError("Gas costs more now than the server pays for deposits.")
     if order.reason == CLOSE_PENDING:
         raise _close_pending()
     if order.reason in (NONCE_TAKEN, NOT_SENT):
-        raise SettlementPendingError("The deposit was not sent yet; ask again.")
+        raise SettlementPendingError("The deposit was not sent yet: retry.")
     name, _, text = order.reason.partition(" ")
     reason = RevertReason.__members__.get(name, RevertReason.UNKNOWN)
     raise contract_reverted(reason, text=text, tx_hash=order.tx_hash)

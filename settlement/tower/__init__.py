@@ -1,1 +1,1 @@
-"""Defence from another machine, with settles that the payee has signed ahead and no key of its."""
+"""The watchtower: settles from another machine, with settles the payee signed ahead, no key."""

@@ -1,4 +1,4 @@
-"""The only calls a tower can make (`PayoutCalls`): settles signed ahead."""
+"""The only calls a tower can make (`PayoutCalls`): presigned settles."""
 
 from collections.abc import Sequence
 
@@ -12,25 +12,25 @@ __all__ = ["PresignedCalls"]
 
 
 class PresignedCalls:
-    """The only calls a tower can make: settles that were signed ahead, one at a time."""
+    """The only calls a tower can make: presigned settles, one at a time."""
 
     def __init__(self, payee: Address) -> None:
         self.payee = payee
         self._held: dict[tuple[ChannelId, int], PresignedSettle] = {}
 
     def hold(self, settle: PresignedSettle) -> None:
-        """Be able to send this one."""
+        """Allow this settle to be sent."""
         self._held[settle.key.channel_id, settle.cumulative_amount] = settle
 
     def drop(self, settle: PresignedSettle) -> None:
-        """Forget this one."""
+        """Forget this settle."""
         self._held.pop((settle.key.channel_id, settle.cumulative_amount), None)
 
     async def build(self, purpose: Purpose, entries: Sequence[BatchEntry]) -> bytes:
         """Return the call for one entry.
 
         Raises:
-            InvariantError: A close, a batch, or what was not signed ahead: a bug.
+            InvariantError: A bug: a close, a batch, or a settle that is not held.
         """
         if purpose is not Purpose.SETTLE or len(entries) != 1:
             raise InvariantError("a tower can only settle, one channel at a time")

@@ -1,4 +1,4 @@
-"""What the escrow would say to settles signed ahead, asked of a node without effect."""
+"""Simulates presigned settles, to find what the escrow would answer."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -11,7 +11,7 @@ from settlement.presigned.authorization import PresignedSettle
 __all__ = ["Refusal", "simulate"]
 
 Refusal = ContractRevertedError | RpcRefusedError
-"""By the escrow, or by the node, which would not run it: then nobody knows."""
+"""By the escrow; or by the node, which would not run it: then the answer is unknown."""
 
 _AT_ONCE: Final = 100
 
@@ -19,9 +19,9 @@ _AT_ONCE: Final = 100
 async def simulate(
     rpc: Rpc, settles: Sequence[PresignedSettle], *, sender: Address
 ) -> list[Refusal | None]:
-    """Return of each settle why it would be refused, or None.
+    """Return for each settle why it would be refused, or None.
 
-    One that a node will not run must not hide the others: then each is asked about alone.
+    If the node refuses to run the batch, each settle is simulated alone.
 
     Raises:
         ChainUnavailableError: No usable answer.

@@ -1,13 +1,13 @@
-"""Settles for a payee who is not there, from another machine, with no key of the payee's.
+"""Settles for an absent payee, from another machine, without the payee's key.
 
-The tower has settles that the payee signed ahead and an account that pays gas. It looks at the
-channels they are for; once a payer has asked for the rest, so much of the grace period is gone,
-and what was signed is still not settled, the payee's own settler is absent, and the tower sends
-what it has. It cannot close: the payer is left its withdrawal. Where the money goes, and how much,
-is in what the payee and the payer signed.
+The tower has settles that the payee signed ahead, and an account that pays gas. It reads the
+channels they are for. Once a payer has requested a close, `act_percent` of the grace period has
+passed, and the presigned amount is still not settled, the payee's own settler must be absent, and
+the tower sends what it has. It cannot close: the payer withdraws the remaining deposit. The
+recipient and the amount are fixed by what the payee and the payer signed.
 
-Nothing that comes in is trusted: a line counts when the payee's own key signed it for this escrow,
-and the escrow itself, asked by simulation, would take it.
+The tower trusts no input: a line counts if the payee's own key signed it for this escrow, and the
+escrow itself accepts it in a simulation.
 """
 
 import asyncio
@@ -45,17 +45,17 @@ class TowerLimits(msgspec.Struct, frozen=True, kw_only=True):
     """When the tower acts, and what it needs."""
 
     interval_s: float = 15.0
-    """Between two looks at every channel."""
+    """Seconds between two looks at every channel."""
     act_percent: int = 50
-    """Of the grace period, by the chain's time; before that it is the payee's settler's turn."""
+    """Per cent of the grace period, by chain time, that belong to the payee's settler."""
     unheard_s_max: float = 1800.0
-    """How long nothing may come from the provider before somebody is told."""
+    """Seconds without a line from the provider before an alarm rings."""
     away_s_max: float = 60.0
     skew_s_max: float = 60.0
     still_s_max: float | None = 300.0
     """As `settlement.watch.watcher.WatchLimits`."""
     forget_after_blocks: int = 64
-    """How deep the end of a channel must be, or a settle by somebody else, to be relied on."""
+    """How deep a channel's end, or a settle by another sender, must be to be relied on."""
     settles_reserved_min: int = 20
     gas_per_settle: int = 120_000
 
@@ -90,11 +90,11 @@ class Watchtower:
         limits: TowerLimits | None = None,
         nodes: NodeLimits | None = None,
     ) -> None:
-        """Watch; `settler` must send by `calls`, one channel in a transaction.
+        """Watch; `settler` must send by `calls`, one channel a transaction.
 
-        `policy` says what is too little to settle for, and weighs gas: else strangers' dust could
-        use up the tower's. Of several nodes those are asked that the majority agrees with: one
-        alone could hide every exit.
+        `policy` gives the least amount to settle for, and weighs gas: otherwise strangers' tiny
+        channels could use up the tower's gas. With several nodes, only those that a majority agrees
+        with are asked: one node alone could hide every exit.
         """
         self._reader = reader
         self._settler = settler
@@ -108,7 +108,7 @@ class Watchtower:
         self._held: dict[ChannelKey, PresignedSettle] = {}
         self._unchecked: dict[ChannelKey, PresignedSettle] = {}
         self._refused_at: dict[ChannelKey, int] = {}
-        """Since which block what is unchecked is worthless, for all that the chain shows."""
+        """Block since which an unchecked settle is worthless, as far as the chain shows."""
         self._spare: dict[ChannelKey, PresignedSettle] = {}
         self._running: dict[ChannelKey, asyncio.Task[None]] = {}
         self._over: dict[ChannelKey, int] = {}
@@ -118,7 +118,7 @@ class Watchtower:
         self._grace_period_s: int | None = None
         self._heard_at = self._now()
         self._unread = ""
-        self._log_once = LogOnce(_log, "the chain was not looked at; tried again: %s")
+        self._log_once = LogOnce(_log, "reading the chain failed, will retry: %s")
         self._telling = WatchAlarms(
             self.alarms,
             away_s_max=self._limits.away_s_max,
@@ -129,7 +129,7 @@ class Watchtower:
 
     @property
     def held(self) -> dict[ChannelKey, PresignedSettle]:
-        """What could be settled, by channel."""
+        """The settles that could be sent, by channel."""
         return self._held
 
     @property
@@ -139,18 +139,19 @@ class Watchtower:
 
     @property
     def looked_s_ago(self) -> float | None:
-        """How long ago the chain was last looked at with success; None before the first time."""
+        """Seconds since the last successful look; None before the first one."""
         return None if self._looked_at is None else self._now() - self._looked_at
 
     @property
     def waiting(self) -> int:
-        """How many came that the escrow has not taken in a simulation yet."""
+        """Number of settles that the escrow has not accepted in a simulation yet."""
         return len(self._unchecked)
 
     def take(self, lines: Iterable[bytes]) -> int:
-        """Take lines as they came from the provider; return how many were refused.
+        """Take lines from the provider; return how many were refused.
 
-        One that is older or worth less than what is held changes nothing, however often it comes.
+        A line that is older or worth less than the held one changes nothing, however often it
+        comes.
         """
         refused, why = 0, PresignedError()
         for line in lines:
@@ -169,20 +170,20 @@ class Watchtower:
             if known is None or settle.supersedes(known):
                 self._let_check(settle)
             elif settle.deadline > known.deadline:
-                self._spare[settle.key] = settle  # worth less, and good for longer
+                self._spare[settle.key] = settle  # worth less, but valid for longer
         if refused:
-            _log.warning("%d lines were refused, the last one: %s", refused, why)
+            _log.warning("refused %d lines of the provider; the last because %s", refused, why)
         return refused
 
     def note_file(self, error: OSError | None) -> None:
-        """Note whether what comes from the provider can be read; None: it can."""
+        """Record whether the provider's file can be read; None: it can."""
         self._unread = "" if error is None else str(error)
 
     async def look(self) -> None:
-        """Check what came, look at every channel once, and begin what is due.
+        """Check new lines, read every channel once, and start what is due.
 
         Raises:
-            ChainUnavailableError: No node says how things stand.
+            ChainUnavailableError: No node gives the channels' state.
             InvariantError: A bug; the process must stop.
         """
         if self._bug is not None:
@@ -206,22 +207,22 @@ class Watchtower:
         await self._look_at_gas(head)
 
     def _require_ahead(self, head: BlockRef) -> None:
-        """Refuse a node that is behind what was seen, until for long none shows as much.
+        """Refuse a node that is behind the head seen, until no node has shown that head for long.
 
-        Then it was the other one that had a chain of its own, and this is ours. To believe a node
-        that lags does no harm here: the escrow refuses a settle that is out of date.
+        Then the earlier node was on a chain of its own. Believing a lagging node is harmless here:
+        the escrow refuses an outdated settle.
         """
         if self._head is None or head.number >= self._head.number:
             self._behind_since = None
             return
         self._behind_since = self._now() if self._behind_since is None else self._behind_since
         if self._now() - self._behind_since < self._limits.away_s_max:
-            raise ChainUnavailableError("The node is behind what was seen before.")
-        _log.warning("no node shows block %d any more: %d it is", self._head.number, head.number)
+            raise ChainUnavailableError("The node is behind the newest block seen.")
+        _log.warning("no node shows block %d now: using %d", self._head.number, head.number)
         self._behind_since = None
 
     async def turn(self) -> None:
-        """Look; a node that is away is told of, and asked again."""
+        """Look; log a failure of the node, and retry."""
         began = self._now()
         try:
             await self.look()
@@ -238,37 +239,37 @@ class Watchtower:
             text = f"the provider's file cannot be read: {self._unread}"
             self.alarms.ring(AlarmKind.TOWER_UNFED, text)
         elif unheard_s >= self._limits.unheard_s_max:
-            text = f"nothing has come from the provider for {unheard_s:.0f} s"
+            text = f"no line has come from the provider for {unheard_s:.0f} s"
             self.alarms.ring(AlarmKind.TOWER_UNFED, text)
         else:
             self.alarms.end(AlarmKind.TOWER_UNFED)
 
     async def drain(self) -> None:
-        """Wait for what is under way."""
+        """Wait for open transactions."""
         await asyncio.gather(*self._running.values(), return_exceptions=True)
 
     async def aclose(self) -> None:
-        """Stop. What was sent is in the journal, and is gone on with from there."""
+        """Stop. Sent transactions are in the journal, and the next process resumes them."""
         running = list(self._running.values())
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
 
-    # What comes in.
+    # Incoming lines.
 
     def _require_ours(self, settle: PresignedSettle) -> None:
-        """Refuse what is not the payee's for this escrow, before anybody is asked about it."""
+        """Refuse a line that is not the payee's for this escrow, before a node is asked."""
         if (settle.key.chain_id, settle.key.escrow) != (self._reader.chain_id, self._reader.escrow):
             raise PresignedError("it is for another chain or escrow")
         if settle.payee != self._calls.payee:
             raise PresignedError("it is another payee's")
         if not settle.is_signed_by_key():
             raise PresignedError("the payee did not sign it, or not as a settle")
-        if settle.deadline <= self.clock.earliest():  # else the escrow says it: a line comes once
+        if settle.deadline <= self.clock.earliest():  # later the escrow decides: a line comes once
             raise PresignedError("it has expired")
 
     async def _check(self) -> None:
-        """Ask the escrow itself about what came; what it would not take is left out."""
+        """Simulate new settles; drop those the escrow would never accept."""
         settles = list(self._unchecked.values())
         refusals = await simulate(self._reader.rpc, settles, sender=self._gas_account)
         for settle, refusal in zip(settles, refusals, strict=True):
@@ -279,10 +280,11 @@ class Watchtower:
         self._refused_at.pop(settle.key, None)
 
     def _keep(self, settle: PresignedSettle, refusal: Refusal | None) -> None:
-        """Hold what the escrow takes; what it refuses for now never displaces what it takes.
+        """Hold a settle that the escrow accepts; a refused one never replaces it.
 
-        A line comes once. So one that is worthless is asked about again until that is as deep as
-        is relied on: the node may lag, or a reorg take back what makes it so (F-71, F-72).
+        A line comes once. A worthless settle is therefore simulated again until the block that
+        makes it worthless is deep enough: the node may lag, or a reorg may undo the cause (F-71,
+        F-72).
         """
         if refusal is None:
             self._unchecked.pop(settle.key, None)
@@ -312,7 +314,7 @@ class Watchtower:
         if before is not None and is_other and settle.key not in self._running:
             self._calls.drop(before)
 
-    # What is due.
+    # Due settles.
 
     def _judge(self, key: ChannelKey, fact: ChannelFact | None) -> None:
         settle = self._held[key]
@@ -322,7 +324,7 @@ class Watchtower:
         )
         has_expired = settle.deadline < self.clock.now()
         if has_expired and key in self._spare and key not in self._unchecked:
-            self._let_check(settle)  # one node's time displaces none: the escrow says what expired
+            self._let_check(settle)  # one node's time replaces none: the escrow decides expiry
         self._forget_if_over(settle, is_over=is_over or has_expired)
         if fact is None or is_over or not fact.close_requested_at:
             self.alarms.end(AlarmKind.TOWER_ACTS, subject=name)
@@ -336,8 +338,8 @@ class Watchtower:
             return
         self.alarms.ring(
             AlarmKind.TOWER_ACTS,
-            f"{gone_s} of {grace_period_s} s of grace are gone, {at_risk} of channel {name} is "
-            "not settled: the payee's settler is absent",
+            f"{gone_s} of {grace_period_s} s of the grace period have passed, and {at_risk} of "
+            f"channel {name} is not settled: the payee's settler is absent",
             subject=name,
         )
         if key not in self._running:
@@ -352,7 +354,7 @@ class Watchtower:
         return at_risk >= max(self._policy.defend_min, cost)
 
     def _forget_if_over(self, settle: PresignedSettle, *, is_over: bool) -> None:
-        """Forget what is of no use any more, once no reorg will make it so again."""
+        """Forget a settle that is of no use, once no reorg can make it useful again."""
         key, number = settle.key, 0 if self._head is None else self._head.number
         if not is_over:
             self._over.pop(key, None)
@@ -375,7 +377,7 @@ class Watchtower:
         except (LeaseLostError, InvariantError):
             raise
         except MppSessionError as error:
-            _log.warning("%r is not settled yet: %s", settle, error)
+            _log.warning("settling %r failed, will retry: %s", settle, error)
         else:
             _log.warning("settled for the payee: %r", settle)
 
@@ -383,7 +385,7 @@ class Watchtower:
         del self._running[settle.key]
         held = self._held.get(settle.key)
         if held is None or held.cumulative_amount != settle.cumulative_amount:
-            self._calls.drop(settle)  # a newer one came meanwhile
+            self._calls.drop(settle)  # a newer one came in the meantime
         if not done.cancelled() and (error := done.exception()) is not None:
             self._bug = self._bug or error
 
@@ -396,7 +398,7 @@ class Watchtower:
         )
         name = f"0x{self._gas_account.hex()}"
         if balance < reserve:
-            text = f"{balance} wei at hand, {reserve} needed to settle what is held"
+            text = f"{balance} wei in the account, {reserve} needed to settle what is held"
             self.alarms.ring(AlarmKind.GAS_LOW, text, subject=name)
         else:
             self.alarms.end(AlarmKind.GAS_LOW, subject=name)
@@ -415,4 +417,4 @@ _WORTHLESS: Final = frozenset(
         RevertReason.NONCE_ALREADY_USED,
     }
 )
-"""Only another chain than the one seen makes these good. A wallet may change its mind."""
+"""Only another chain than the one seen makes these valid. A wallet may accept again."""

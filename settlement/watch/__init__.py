@@ -1,1 +1,1 @@
-"""The chain, watched by events and by sweeps, and what that says about health."""
+"""Watches the chain by events and by sweeps, and checks what settling depends on."""

@@ -1,8 +1,8 @@
-"""Follows the chain's head: which of our channels were touched, and what a reorg took back.
+"""Follows the chain's head: which channels were touched, and what a reorg removed.
 
-Events tell quickly, state tells surely; this is the quick half. Logs are asked for by block hash,
-so that a node that lacks a block cannot answer with nothing, and those of the last few blocks are
-asked for once more each time: an answer that was empty by mistake is made good (F-73).
+Events are fast; reading the state is reliable. This is the fast half. It reads logs by block hash,
+so that a node that lacks a block cannot answer with an empty list. It reads those of the last few
+blocks again each time, which corrects an answer that was empty by mistake (F-73).
 """
 
 import msgspec
@@ -22,31 +22,31 @@ class FollowLimits(msgspec.Struct, frozen=True, kw_only=True):
     """How far back to look."""
 
     tail_blocks_max: int = 256
-    """Blocks kept: the deepest reorg that is told from a chain we do not know."""
+    """Blocks kept: a deeper reorg cannot be told from a different chain."""
     walk_blocks_max: int = 64
-    """Most blocks fetched one by one; behind that, every channel is read instead."""
+    """Most blocks fetched one by one. Beyond that, every channel is read instead."""
     overlap_blocks: int = 2
-    """Blocks whose events are asked for again."""
+    """Blocks whose events are read again."""
 
 
 class Step(msgspec.Struct, frozen=True):
-    """What one look at the head showed."""
+    """The result of one look at the head."""
 
     head: BlockRef
     touched: frozenset[ChannelId] = frozenset()
-    """Channels that an event named, in a new block or in one that was taken back."""
+    """Channels named by an event, in a new block or in one that a reorg removed."""
     forked_at: int | None = None
-    """Number of the last block a reorg left standing; None without a reorg."""
+    """Number of the last block that a reorg kept; None without a reorg."""
     has_gap: bool = False
-    """Events may be missing: only the state of every channel tells."""
+    """Events may be missing: the state of every channel must be read."""
     is_behind: bool = False
-    """The node lags behind what we have seen; `head` is ours, not its."""
+    """The node lags behind the newest block seen; `head` is that block, not the node's."""
     is_new: bool = False
     """The head was not seen before."""
 
 
 class ChainFollower:
-    """Remembers the tail of one chain and the channels of one escrow touched in it."""
+    """Keeps the tail of one chain, and the channels of one escrow touched in it."""
 
     def __init__(
         self,
@@ -68,12 +68,12 @@ class ChainFollower:
         return self._tail.head
 
     def forget(self) -> None:
-        """Begin anew: what was followed is not the chain, for all that most nodes show."""
+        """Start anew: most nodes show that the followed blocks are not on the chain."""
         self._tail = Tail()
         self._touched.clear()
 
     async def step(self) -> Step:
-        """Look at the head once. Nothing is remembered of a step that failed.
+        """Look at the head once. A failed step changes nothing.
 
         Raises:
             ChainUnavailableError: The node does not answer, or contradicts itself.
@@ -98,9 +98,9 @@ class ChainFollower:
         return block
 
     async def _take(self, head: BlockRef, change: Change) -> Step:
-        """Read the events of what is new; only then is it taken for the tail."""
+        """Read the events of new blocks, and only then add the blocks to the tail."""
         is_first = self._tail.head is None
-        if change.has_gap and not is_first:  # another chain would look just like this
+        if change.has_gap and not is_first:  # another chain would look the same
             await self._reader.rpc.check_chain()
         removed = [self._touched.get(block.hash, frozenset()) for block in change.removed]
         added: dict[bytes, frozenset[ChannelId]] = {}
@@ -120,7 +120,7 @@ class ChainFollower:
         )
 
     async def _events(self, change: Change) -> dict[bytes, frozenset[ChannelId]]:
-        """Return the channels named by events, by block: new blocks, and the ones before again."""
+        """Return the channels named by events, by block, for new blocks and the overlap."""
         count = len(change.added) + self._limits.overlap_blocks
         hashes = [block.hash for block in change.tail.blocks[-count:]]
         logs = await self._reader.rpc.logs_of_blocks(self._reader.escrow, self._topics, hashes)

@@ -1,7 +1,8 @@
-"""What is looked after beside the channels: gas, wallets, nodes, a tower, what is at risk.
+"""Checks what settling depends on: gas, wallets, nodes, the tower, the amount at risk.
 
-Done with each sweep. Nothing here settles or closes; it rings alarms and tells the gate what to
-refuse. A node that does not answer costs this round of it, never the sweep.
+The watcher runs the checks with each sweep. They settle and close nothing: they ring alarms and
+tell the gate what to refuse. A node that does not answer costs one round of checks, never the
+sweep.
 """
 
 import logging
@@ -42,36 +43,36 @@ _log: Final = logging.getLogger(__name__)
 _SHOWN_MAX: Final = 5
 
 _SPARE_DIVISOR: Final = 4
-"""A quarter more than what is needed ends an alarm about gas."""
+"""A gas alarm ends once the balance is a quarter above the required amount."""
 
 _EXIT_STAGE_MAX: Final = 50
-"""Per cent of a grace period, after which an exit is answered whoever shows it."""
+"""Per cent of a grace period, after which an exit is answered even if one node shows it."""
 
 REFUSALS_ALARMED: Final = 3
-"""After so many refusals in a row somebody should know: it is no hiccup."""
+"""After so many refusals in a row an alarm rings: the cause is not transient."""
 
 
 class HealthLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """What must be at hand."""
+    """What must be available."""
 
     closes_reserved_min: int = 20
-    """For how many closes there must be gas, at least."""
+    """Least number of closes for which the account must hold gas."""
     gas_per_close: int = 80_000
     gas_reserve_wei: int | None = None
-    """What must be at hand, if it is not to be computed."""
+    """Required wei, if it is not to be computed."""
     wallets_max: int = 200
-    """Contract wallets asked in one round; the next round goes on."""
+    """Contract wallets asked in one round; the next round continues."""
 
 
 class Payout(msgspec.Struct, frozen=True):
-    """Who is to be paid, and in what."""
+    """The payee and the token in which it is paid."""
 
     token: Address
     payee: Address
 
 
 class HealthChecks:
-    """Looks after what a defence needs."""
+    """Checks what settling and closing depend on."""
 
     def __init__(  # noqa: PLR0913 -- what it looks after, by name
         self,
@@ -87,20 +88,20 @@ class HealthChecks:
         payout: Payout | None = None,
         ledger: Ledger | None = None,
     ) -> None:
-        """Look after what defends one payee's channels.
+        """Check what the channels of one payee depend on.
 
         Args:
-            reader: The escrow, and its nodes.
-            alarms: What rings.
-            gate: What is told to refuse.
-            gas_account: Whose ether is looked after; nobody's if None.
-            limits: What must be at hand.
-            nodes: What holds the nodes against each other; one of its own if None.
-            export: What is shown each channel, to sign settles ahead of it.
-            refusals: What the chain refuses, as the journal has it; not asked if None.
-            payout: Who is to be paid in which token; whether it can be is not tried if None.
-            ledger: The books, where channels are found that somebody else settled or closed; only
-                those that `show` is given if None.
+            reader: Reads the escrow.
+            alarms: The alarms to ring.
+            gate: Refuses what the checks rule out.
+            gas_account: The account whose ether is checked; not checked if None.
+            limits: What must be available.
+            nodes: Compares the nodes; an own guard if None.
+            export: Receives each channel, to sign settles ahead.
+            refusals: The journal's refusals; not read if None.
+            payout: The payee and token of a simulated payout; not simulated if None.
+            ledger: Where to find channels that another process settled or closed; if None, only
+                those passed to `show`.
         """
         self._reader = reader
         self.alarms = alarms
@@ -112,16 +113,16 @@ class HealthChecks:
         self._payout = payout
         self._ledger = ledger
         self._confirmed: set[ChannelKey] = set()
-        """Channels of which a second node has shown that their payers leave."""
+        """Channels whose payer's exit a second node has confirmed."""
         self._refusing: dict[ChannelKey, Address] = {}
-        """Channels whose signer's contract refuses its own voucher now, and that signer."""
+        """Channels whose signer's contract refuses its own voucher now, with that signer."""
         self._by_tower: set[ChannelKey] = set()
-        """Channels that a tower has settled with what it was given above what was delivered."""
+        """Channels that a tower settled above what was delivered, with a settle it was handed."""
         self._asked = 0
         self._nodes = nodes or NodeGuard(reader, alarms)
 
     def show(self, state: ChannelState, *, now: int) -> None:
-        """Take one channel as it was just read: for what is signed ahead, or who was faster."""
+        """Pass on a channel as just read: to the tower's export and the check for other keys."""
         if state.foreign_block:
             if self._export is not None and self._export.handed_out(state):
                 self._by_tower.add(state.key)
@@ -133,11 +134,12 @@ class HealthChecks:
     async def believe_exits(
         self, dues: Sequence[Due], states: Mapping[ChannelKey, ChannelState], head: BlockRef
     ) -> list[Due]:
-        """Leave out closes for payers who leave by one node's word alone, where very many do.
+        """Leave out closes for exits that only one node shows, if there are very many.
 
-        A node that shows true blocks can say so of everybody, and have every customer's channel
-        closed (O-88). A few are believed at once. Of many a second node must show the same; until
-        one does they wait, but not beyond half of their grace period.
+        A node with true blocks can falsely report that every payer requested a close, and so have
+        every customer's channel closed (O-88). A few are acted on at once. If there are many, a
+        second node must confirm them; until then they wait, but no longer than half of their grace
+        period.
         """
         asked = [due for due in dues if due.reason is Reason.FORCED_CLOSE]
         if len(asked) <= EXITS_BELIEVED_MAX:
@@ -151,12 +153,10 @@ class HealthChecks:
             self._confirmed |= {fact.key for fact, is_so in zip(facts, said, strict=True) if is_so}
             denied = len(said) - sum(said)
         except ChainUnavailableError as error:
-            _log.warning("%d payers leave, and no second node says so yet: %s", len(unsure), error)
+            _log.warning("no second node confirms %d close requests: %s", len(unsure), error)
             denied = 0
         if denied:
-            text = (
-                f"one says that {denied} payers leave, and no other does: they are not closed yet"
-            )
+            text = f"one node shows {denied} close requests that no other does: they wait"
             self.alarms.ring(AlarmKind.NODES_DISAGREE, text, level=2, subject="exits")
             self._reader.rpc.mark_unhealthy()
         else:
@@ -170,18 +170,18 @@ class HealthChecks:
         ]
 
     async def begin(self) -> None:
-        """Before every channel is read: which nodes are believed, and what is counted from now."""
+        """Before a sweep: compare the nodes, and start counting amounts."""
         self.gate.begin_sweep()
         try:
             await self._check_nodes()
         except ChainUnavailableError as error:
-            _log.warning("the nodes were not compared; tried again: %s", error)
+            _log.warning("comparing the nodes failed, will retry: %s", error)
 
     async def find_fork(self, head: BlockRef) -> int | None:
-        """Return the newest block to rely on, if most nodes show that `head` is not the chain's.
+        """Return the newest reliable block, if most nodes show that `head` is not on the chain.
 
-        None when they do not. Who gave it is left out by then; what was taken over from it has to
-        be read again.
+        None if they do not. The node that gave it is left out by then; facts read from it must be
+        read again.
         """
         try:
             await self._check_nodes()
@@ -190,7 +190,7 @@ class HealthChecks:
         return self.fork_below(head.number)
 
     def fork_below(self, number: int) -> int | None:
-        """Return the same for a block's number, by what the nodes showed last."""
+        """Return the newest reliable block by the last comparison; None if `number` is reliable."""
         return self._nodes.fork_below(number)
 
     async def _check_nodes(self) -> None:
@@ -198,17 +198,17 @@ class HealthChecks:
         self.gate.is_disputed = self._nodes.is_disputed
 
     async def check(self, head: BlockRef, totals: SweepTotals) -> None:
-        """Take everything up to date; what no node answers stays as it was."""
+        """Run every check. A check that no node answers keeps its last result."""
         self.gate.end_sweep(totals.at_risk, totals.promises)
         if self.gate.is_full:
-            text = f"{totals.at_risk} was delivered and is unsettled in all"
+            text = f"the unsettled total is {totals.at_risk}: the limit is reached"
             self.alarms.ring(AlarmKind.EXPOSURE_FULL, text)
         else:
             self.alarms.end(AlarmKind.EXPOSURE_FULL)
         try:
             await self._check_payout(totals.payable)
         except ChainUnavailableError as error:
-            _log.warning("the token was not asked whether it pays out; tried again: %s", error)
+            _log.warning("simulating a payout failed, will retry: %s", error)
         try:
             await self._check_quarantine()
             await self._check_foreign()
@@ -216,10 +216,10 @@ class HealthChecks:
             await self._check_wallets(totals.wallets)
             await self._check_trust()
         except (ChainUnavailableError, LedgerUnavailableError) as error:
-            _log.warning("precautions were not all taken; tried again: %s", error)
+            _log.warning("not all checks ran, will retry: %s", error)
 
     async def _check_payout(self, payable: int) -> None:
-        """Sell nothing while the token would not pay it out (F-87, O-13)."""
+        """Sell nothing while the token would not pay the payee (F-87, O-13)."""
         if self._payout is None:
             return
         token, payee = self._payout.token, self._payout.payee
@@ -228,14 +228,14 @@ class HealthChecks:
         if why is None:
             self.alarms.end(AlarmKind.PAYOUT_REFUSED)
         else:
-            text = f"the token would not pay {payable} to 0x{payee.hex()}: {why}: nothing is sold"
+            text = f"the token would not pay {payable} to 0x{payee.hex()}: {why}: sales are stopped"
             self.alarms.ring(AlarmKind.PAYOUT_REFUSED, text)
 
     async def _check_quarantine(self) -> None:
-        """Extend no credit where it is not paid for, as far as anybody can tell (F-87).
+        """Serve no channel that the chain refuses to settle (F-87).
 
-        A wallet can say yes to everybody who asks, and no in the block (F-20): that it is in
-        quarantine is then all that shows it.
+        A wallet can accept every simulation and refuse in the block (F-20). Then only the
+        quarantine shows it.
         """
         if self._refusals is None:
             return
@@ -255,7 +255,7 @@ class HealthChecks:
             self.alarms.end(AlarmKind.REFUSED)
 
     async def _check_foreign(self) -> None:
-        """Open nothing while the payee's key is used by somebody else (O-05, O-89)."""
+        """Accept no new channel while another process uses the payee's key (O-05, O-89)."""
         if self._ledger is None:
             return
         mine = (self._reader.chain_id, self._reader.escrow)
@@ -273,13 +273,13 @@ class HealthChecks:
             self.alarms.end(AlarmKind.FOREIGN_PAYOUT)
 
     def _tell_foreign(self, states: Sequence[ChannelState]) -> None:
-        """Say which channels; each further one is said again."""
+        """Ring with the channels; each further one rings again."""
         if states:
             self.gate.is_key_shared = True
             shown = ", ".join(f"0x{state.key.channel_id.hex()}" for state in states[:_SHOWN_MAX])
             text = (
-                f"{len(states)} channels were settled or closed with the payee's key, and not by "
-                f"these books: {shown}: no new channels are taken"
+                f"{len(states)} channels were settled or closed with the payee's key, but not by "
+                f"this ledger: {shown}: new channels are refused"
             )
             self.alarms.ring(AlarmKind.FOREIGN_PAYOUT, text, level=len(states))
 
@@ -293,27 +293,27 @@ class HealthChecks:
                 gas_per_close=self._limits.gas_per_close,
                 base_fee_wei=head.base_fee_wei or 0,
             )
-        if self.gate.is_gas_low:  # the price moves with each block: be over it for good
+        if self.gate.is_gas_low:  # gas prices vary with each block: require a margin to end it
             reserve += reserve // _SPARE_DIVISOR
         balance = await self._reader.rpc.balance_wei(self._gas_account)
         self.gate.is_gas_low = balance < reserve
         name = f"0x{self._gas_account.hex()}"
         if balance < reserve:
-            text = f"{balance} wei at hand, {reserve} needed: no new channels are taken"
+            text = f"{balance} wei in the account, {reserve} needed: new channels are refused"
             self.alarms.ring(AlarmKind.GAS_LOW, text, subject=name)
         else:
             self.alarms.end(AlarmKind.GAS_LOW, subject=name)
 
     async def _check_wallets(self, wallets: Sequence[ChannelState]) -> None:
-        """Ask contract wallets whether they still take what they signed (F-19, F-20)."""
-        for key in self.gate.blocked - {state.key for state in wallets}:  # paid, or at an end
+        """Ask contract wallets whether they still accept their vouchers (F-19, F-20)."""
+        for key in self.gate.blocked - {state.key for state in wallets}:  # settled or closed
             self.gate.unblock(key)
             self._refusing.pop(key, None)
             self.alarms.end(AlarmKind.SIGNER_CHANGED, subject=f"0x{key.channel_id.hex()}")
         if self._asked >= len(wallets):
             self._asked = 0
         for state in wallets[self._asked : self._asked + self._limits.wallets_max]:
-            self._asked += 1  # one for which no node has an answer does not hide those behind it
+            self._asked += 1  # a wallet for which no node answers does not hold up the others
             voucher = state.at_or_above_spent or state.highest
             takes = await self._reader.is_valid_wallet_signature(
                 state.terms.signer,
@@ -332,7 +332,7 @@ class HealthChecks:
                 self.alarms.ring(AlarmKind.SIGNER_CHANGED, text, subject=name)
 
     async def _check_trust(self) -> None:
-        """Take nothing more on the word of a contract that broke it, on no channel (O-01)."""
+        """Accept nothing more from a contract that revoked a voucher, on any channel (O-01)."""
         broken = (
             frozenset[Address]() if self._refusals is None else await self._refusals.distrusted()
         )

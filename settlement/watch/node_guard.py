@@ -1,7 +1,7 @@
-"""Holds the nodes against each other, now and then, and asks only those that can be believed.
+"""Compares the nodes now and then, and leaves out those that are not believed.
 
-What is judged is in `settlement.node.nodes`; here it is carried out, and told of. Whoever relies on
-several nodes has one: the watcher of a provider, and its tower.
+`settlement.node.nodes` judges; this module applies the judgement and rings alarms. The provider's
+watcher has one, and so has the tower.
 """
 
 import time
@@ -24,7 +24,7 @@ __all__ = ["NodeGuard", "NodeLimits"]
 
 _FRESH_S: Final = 60
 _NODES_MIN: Final = 2
-"""One has nobody to disagree with."""
+"""A comparison needs two nodes."""
 
 
 class NodeLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,11 +32,11 @@ class NodeLimits(msgspec.Struct, frozen=True, kw_only=True):
 
     lag_blocks_max: int = 20
     compare_depth: int = 5
-    """Where no ordinary reorg reaches; deeper where a deposit has to be deeper."""
+    """Deeper than any ordinary reorg; deeper still if deposits must be."""
 
 
 class NodeGuard:
-    """Knows which nodes of a chain are believed."""
+    """Knows which nodes of a chain to believe."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class NodeGuard:
         limits: NodeLimits | None = None,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        """Guard `reader`'s nodes, and ring `alarms`; `wall` is this machine's clock."""
+        """Guard `reader`'s nodes and ring `alarms`; `wall` is this machine's clock."""
         self._reader = reader
         self._alarms = alarms
         self._limits = limits or NodeLimits()
@@ -55,10 +55,10 @@ class NodeGuard:
         self._reached: int | None = None
         """The newest block that most nodes have."""
         self.is_disputed = False
-        """They show different blocks, and no majority one."""
+        """Whether nodes show different blocks and no majority agrees on one."""
 
     async def check(self) -> None:
-        """Compare the nodes, where there are several, and leave out who is not believed.
+        """Compare the nodes, if there are several, and leave out those a majority contradicts.
 
         Raises:
             ChainUnavailableError: No usable answer.
@@ -79,16 +79,16 @@ class NodeGuard:
         self._tell(judged.disputing, sorted(left_out))
 
     def fork_below(self, number: int) -> int | None:
-        """Return the newest block to rely on, if most nodes are far from having this one.
+        """Return the newest reliable block, if most nodes are far from having this one.
 
-        None when they are not, by what they showed last.
+        None if they are not, by the last comparison.
         """
         if self._reached is None or number - self._reached < self._limits.lag_blocks_max:
             return None
         return max(0, self._reached - self._limits.compare_depth)
 
     def _avoid_behind(self, views: list[EndpointView]) -> None:
-        """Let those rest that lag far behind the others."""
+        """Start a cool-down for the nodes that lag far behind the others."""
         behind = set(nodes_behind(views, blocks=self._limits.lag_blocks_max))
         for view in views:
             if view.name in behind:
@@ -99,10 +99,10 @@ class NodeGuard:
         self._reader.rpc.avoid(behind)
 
     def _tell(self, disputing: tuple[str, ...], left_out: list[str]) -> None:
-        where = f"different blocks {self._limits.compare_depth} deep, or far ahead"
+        where = f"nodes show different blocks {self._limits.compare_depth} deep, or are far ahead"
         if disputing:
             names = ", ".join(disputing)
-            text = f"{where}, none in the majority: {names}: no deposit is believed"
+            text = f"{where}, and no majority agrees: {names}: new deposits are refused"
             self._alarms.ring(AlarmKind.NODES_DISAGREE, text, level=2)
         elif left_out:
             text = f"{where}, left out: {', '.join(left_out)}"

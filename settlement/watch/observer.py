@@ -1,7 +1,7 @@
-"""Reads channels from the chain, page by page, and tells the ledger what changed.
+"""Reads channels from the chain, page by page, and records changes in the ledger.
 
-Only absolute values travel, so a fact read twice or late does no harm (F-29). A block that is
-older than what the books rest on changes nothing, unless a reorg took that away (F-72).
+Only absolute values are recorded, so reading a fact twice or late is harmless (F-29). A fact from a
+block older than the ledger's is ignored, unless a reorg removed the ledger's (F-72).
 """
 
 import logging
@@ -28,11 +28,11 @@ __all__ = ["ChannelObserver", "as_known"]
 _log: Final = logging.getLogger(__name__)
 
 _NODES_MIN: Final = 2
-"""Nodes that say the same of what speaks against us, where another says something else."""
+"""Nodes that must agree on a fact to the payee's disadvantage, if nodes differ."""
 
 
 class ChannelObserver:
-    """Keeps one ledger's chain facts as one escrow's storage has them."""
+    """Keeps a ledger's chain facts equal to one escrow's storage."""
 
     def __init__(
         self,
@@ -45,9 +45,9 @@ class ChannelObserver:
         page_size: int,
         tail_blocks: int,
     ) -> None:
-        """Observe one payee's channels, or everybody's.
+        """Observe one payee's channels, or those of every payee.
 
-        Those that ended within `tail_blocks` are remembered against a reorg.
+        Channels that ended within `tail_blocks` stay observed, in case a reorg reopens them.
         """
         self._reader = reader
         self._ledger = ledger
@@ -57,33 +57,33 @@ class ChannelObserver:
         self._page_size = page_size
         self._tail_blocks = tail_blocks
         self._ended: dict[ChannelKey, int] | None = None
-        """Channels that ended lately, and in which block they had."""
+        """Channels that ended recently, with the block of their end."""
         self._unended: set[ChannelId] = set()
-        """Channels that no head has shown to have ended. Who closes one writes that down before
-        the watch has read it, and until then a reorg would take it back unseen."""
+        """Channels whose end no head has shown yet. The closer records a close before the watcher
+        reads it; until then a reorg could undo it unnoticed."""
 
     async def load(self, channel_ids: Iterable[ChannelId]) -> list[ChannelState]:
-        """Return those of these channels that the books know."""
+        """Return those of these channels that are in the ledger."""
         loaded = [await self._ledger.load(self._reader.key(each)) for each in channel_ids]
         return [state for state in loaded if state is not None and self._is_mine(state)]
 
     @property
     def newest_ended(self) -> int:
-        """The newest block in which a channel that is remembered ended; 0 without any."""
+        """The newest block in which an observed channel ended; 0 without any."""
         return max((self._ended or {}).values(), default=0)
 
     async def pages(self, unsure_above: int | None) -> AsyncIterator[Sequence[ChannelState]]:
-        """Yield the open channels of this escrow, and those that may be, whatever the books say.
+        """Yield this escrow's open channels, and ended ones that may be open again.
 
-        Those are the ended ones that no head has shown to be yet, and those that ended above
-        `unsure_above`, where an end may have been taken back; None for nowhere.
+        Those are ended channels whose end no head has shown yet, and channels that ended above
+        `unsure_above`, where a reorg may have undone the end; None for none.
         """
         if self._ended is None:
             self._ended = {}
             async for page in self._ledger_pages(open_only=False):
                 self._remember(page)
         unsure = set(self._unended)
-        if unsure_above is not None:  # what ends while we read is not meant
+        if unsure_above is not None:  # not the channels that end while this reads
             ended = self._ended.items()
             unsure |= {key.channel_id for key, number in ended if number > unsure_above}
         async for page in self._ledger_pages(open_only=True):
@@ -102,18 +102,18 @@ class ChannelObserver:
         *,
         believes_deposits: bool = True,
     ) -> list[ChannelState]:
-        """Read a page of channels at the head, and return the books with it taken over.
+        """Read a page of channels at the head, record changes, and return the new states.
 
         Args:
-            page: Channels as the books have them.
+            page: Channels as in the ledger.
             head: The block to read at.
-            forked_at: Last block that a reorg left standing: facts above it count for nothing.
-            believes_deposits: Whether a deposit that rose is taken over; what speaks against us
-                always is.
+            forked_at: Last block that a reorg kept: facts from later blocks are void.
+            believes_deposits: Whether to record a raised deposit. Facts to the payee's disadvantage
+                are always recorded.
 
         Raises:
-            ChainUnavailableError: The node does not say how the channels stand.
-            LedgerUnavailableError: It could not be recorded.
+            ChainUnavailableError: No node gives the channels' state.
+            LedgerUnavailableError: A change could not be recorded.
         """
         if not page:
             return []
@@ -140,7 +140,7 @@ class ChannelObserver:
                 yield own
 
     def _is_mine(self, state: ChannelState) -> bool:
-        """Whether it is of this escrow and payee: books may hold several."""
+        """Whether a channel belongs to this escrow and payee: a ledger may hold several."""
         mine = (self._reader.chain_id, self._reader.escrow)
         is_payees = self._payee in (None, state.terms.payee)
         return is_payees and (state.key.chain_id, state.key.escrow) == mine
@@ -148,9 +148,9 @@ class ChannelObserver:
     async def _facts(
         self, page: Sequence[ChannelState], head: BlockRef, *, believes_deposits: bool
     ) -> list[ChannelFact | None]:
-        """Return the channels as of the head, with deposits as deep as configured (OPEN-12).
+        """Return the channels as of the head, with deposits of the configured depth (OPEN-12).
 
-        A second read is only needed for those whose deposit rose.
+        Only channels with a raised deposit need a second read.
         """
         facts = await self._reader.read_channels_at([each.key.channel_id for each in page], head)
         if self._reader.rpc.node_count > 1:
@@ -176,11 +176,11 @@ class ChannelObserver:
     async def _held_against_others(
         self, page: Sequence[ChannelState], facts: Sequence[ChannelFact | None], head: BlockRef
     ) -> list[ChannelFact | None]:
-        """Return the facts as they are believed, where other nodes may say something else (O-88).
+        """Return the facts to believe, where other nodes may show different ones (O-88).
 
-        An exit that this node hides is heard from another. What would end or stop a channel, or
-        says that somebody else settled it, changes nothing while no other node says the same:
-        this one is asked last from then on.
+        An exit that this node hides is taken from another node. A fact that would end or stop a
+        channel, or shows a settle by another process, is ignored until another node confirms it;
+        this node is then marked unhealthy.
         """
         believed = list(facts)
         doubtful = [
@@ -208,7 +208,7 @@ class ChannelObserver:
         if alone:
             self._reader.rpc.mark_unhealthy()
         if alone or hidden:
-            text = f"one says of {alone + len(hidden)} channels what another does not"
+            text = f"one node shows {alone + len(hidden)} channels differently from another"
             self._alarms.ring(AlarmKind.NODES_DISAGREE, text, level=2, subject="channels")
         else:
             self._alarms.end(AlarmKind.NODES_DISAGREE, subject="channels")
@@ -217,19 +217,19 @@ class ChannelObserver:
     async def _confirmed(
         self, risen: Sequence[ChannelFact], head: BlockRef
     ) -> dict[ChannelKey, int]:
-        """Return of risen deposits what a second node shows, too, as deep as configured (O-88).
+        """Return raised deposits as a second node confirms them, at the configured depth (O-88).
 
-        Nothing while no second node answers: it is looked for again with the next sweep.
+        Empty while no second node answers; the next sweep tries again.
         """
         try:
             deposits = await self._reader.confirm_deposits(risen)
         except ChainUnavailableError as error:
-            _log.warning("a risen deposit does not count yet: %s", error)
+            _log.warning("a raised deposit is not confirmed yet: %s", error)
             return {}
         counted = {fact.key: deposit for fact, deposit in zip(risen, deposits, strict=True)}
         denied = [fact for fact in risen if counted[fact.key] < fact.deposit]
         if denied:
-            text = f"one shows {len(denied)} deposits that no other does: they do not count"
+            text = f"one node shows {len(denied)} deposits that no other does: they are ignored"
             self._alarms.ring(AlarmKind.NODES_DISAGREE, text, level=2, subject="deposits")
             self._reader.rpc.mark_unhealthy()
         else:
@@ -250,16 +250,16 @@ class ChannelObserver:
         head: BlockRef,
         forked_at: int | None,
     ) -> ChannelState:
-        """Tell the ledger what changed; nothing is written for a channel that is as it was."""
+        """Record what changed. Nothing is written for an unchanged channel."""
         is_older = head.number < state.fact_block
         is_rollback = forked_at is not None and state.fact_block > forked_at
         if is_older and not is_rollback:
-            return state  # this node lags behind what we know
+            return state  # this node lags behind the ledger
         fact = fact or _never_opened(state, head)
         if _agrees(state, fact) and not is_older:
             return state
         if fact.is_finalized and not state.is_finalized and state.closing_with is not None:
-            return state  # our close, perhaps: it is recorded together with its transaction
+            return state  # perhaps the settler's close: it is recorded with its transaction
         observe = Observe(fact, is_rollback=is_rollback, at=head.timestamp)
         after = (await self._ledger.apply(state.key, [observe])).require()
         self._report(state, after)
@@ -268,15 +268,15 @@ class ChannelObserver:
     def _report(self, before: ChannelState, after: ChannelState) -> None:
         name = f"0x{after.key.channel_id.hex()}"
         if before.is_finalized and not after.is_finalized:
-            _log.warning("channel %s is open again: a reorg took its end back", name)
+            _log.warning("channel %s is open again: a reorg undid its end", name)
             self._alarms.end(AlarmKind.CHANNEL_LOST, subject=name)
         if after.is_finalized and not before.is_finalized:
             report_loss(after, self._alarms)
 
     def _remember(self, states: Iterable[ChannelState], head: BlockRef | None = None) -> None:
-        """Keep which channels ended lately: a reorg may open them again.
+        """Keep which channels ended recently: a reorg may reopen them.
 
-        Without a head it is the books that say so, after a start.
+        Without a head the ledger says so, after a start.
         """
         if self._ended is None:
             self._ended = {}
@@ -300,7 +300,7 @@ def _agrees(state: ChannelState, fact: ChannelFact) -> bool:
 
 
 def _never_opened(state: ChannelState, head: BlockRef) -> ChannelFact:
-    """Return the fact of a channel whose opening the chain took back: no deposit (F-70)."""
+    """Return the fact of a channel whose opening a reorg removed: no deposit (F-70)."""
     return ChannelFact(
         key=state.key,
         terms=state.terms,
@@ -313,14 +313,14 @@ def _never_opened(state: ChannelState, head: BlockRef) -> ChannelFact:
 
 
 def _is_against(state: ChannelState, fact: ChannelFact | None) -> bool:
-    """Whether a fact ends or stops a channel, or says that somebody else settled it."""
+    """Whether a fact ends or stops a channel, or shows a settle by another process."""
     if fact is None or fact.deposit < state.deposit or fact.settled > state.published:
         return True
     return fact.is_finalized and not state.is_finalized and state.closing_with is None
 
 
 def _is_same(one: ChannelFact | None, other: ChannelFact | None) -> bool:
-    """Whether two nodes say the same of a channel's money and of its end."""
+    """Whether two nodes show the same amounts and the same end of a channel."""
     if one is None or other is None:
         return one is other
     return (one.deposit, one.settled, one.is_finalized) == (
@@ -331,7 +331,7 @@ def _is_same(one: ChannelFact | None, other: ChannelFact | None) -> bool:
 
 
 def as_known(state: ChannelState, head: BlockRef) -> ChannelFact:
-    """Return the channel as the books have it, at a block."""
+    """Return the ledger's state of a channel as a fact at a block."""
     return ChannelFact(
         key=state.key,
         terms=state.terms,

@@ -1,4 +1,4 @@
-"""What the watcher rings: grace periods that run, nodes away or behind, clocks, reorgs."""
+"""The watcher's alarms: running grace periods, unreachable or lagging nodes, clocks, reorgs."""
 
 import asyncio
 import logging
@@ -17,7 +17,7 @@ _log: Final = logging.getLogger(__name__)
 
 
 class WatchAlarms:
-    """Rings by what each look at the chain showed, and how long it shows it."""
+    """Rings by what each look at the chain shows, and for how long it shows it."""
 
     def __init__(
         self,
@@ -39,20 +39,20 @@ class WatchAlarms:
         self._deep_until = 0
 
     def answered(self, now: float) -> None:
-        """Note that a look which began at `now`, by the event loop's clock, was answered."""
+        """Record that a look which began at `now`, by the event loop's clock, succeeded."""
         self._answered_at = now
         self._alarms.end(AlarmKind.CHAIN_AWAY)
 
     def unanswered(self, now: float, error: Exception) -> None:
-        """Note that a look which began at `now` was not; ring when that goes on."""
+        """Record that a look which began at `now` failed; ring when that lasts."""
         self._answered_at = self._answered_at or now
         if now - self._answered_at >= self._away_s_max:
             self._alarms.ring(
-                AlarmKind.CHAIN_AWAY, f"not seen for {now - self._answered_at:.0f} s: {error}"
+                AlarmKind.CHAIN_AWAY, f"no answer for {now - self._answered_at:.0f} s: {error}"
             )
 
     def moved(self, now: float, *, is_new: bool) -> bool:
-        """Ring when no new block comes for long; return whether another node should be asked."""
+        """Ring when no new block comes for long; return whether to ask another node."""
         if is_new or self._moved_at is None:
             self._moved_at = now
             self._alarms.end(AlarmKind.CHAIN_STILL)
@@ -66,9 +66,9 @@ class WatchAlarms:
         return is_turn
 
     def graces(self, owed: Mapping[ChannelKey, ChannelState], moment: Callable[[], Moment]) -> None:
-        """Ring for each close that is owed, as its grace period runs (F-64).
+        """Ring for each due close as its grace period runs (F-64).
 
-        `moment` is asked for only when something is owed: before that no block may be known.
+        `moment` is called only if a close is due: before that no block may be known.
         """
         named = {f"0x{key.channel_id.hex()}": state for key, state in owed.items()}
         for alarm in self._alarms.ringing:
@@ -76,42 +76,44 @@ class WatchAlarms:
                 self._alarms.end(AlarmKind.GRACE_RUNS, subject=alarm.subject)
         for name, state in named.items():
             stage = grace_stage(state, moment())
-            if not stage:  # it was cancelled; the close that was decided is owed all the same
+            if not stage:  # the request was cancelled; the decided close stays due
                 self._alarms.end(AlarmKind.GRACE_RUNS, subject=name)
             else:
                 self._alarms.ring(
                     AlarmKind.GRACE_RUNS,
-                    f"{stage} % of the grace period of channel {name} is gone, "
+                    f"{stage} % of the grace period of channel {name} has passed, "
                     f"{value_at_risk(state)} at risk",
                     subject=name,
                     level=stage,
                 )
 
     def books(self, behind: Iterable[ChannelState]) -> None:
-        """Ring for each channel of which more is settled than the books know (SETTLE-05).
+        """Ring for each channel with more settled than the ledger knows (SETTLE-05).
 
-        `behind` is all of them, as often as every channel was read: after a restart, too.
+        `behind` must hold all of them at each sweep, also after a restart.
         """
         named = {f"0x{state.key.channel_id.hex()}": state for state in behind}
         for alarm in self._alarms.ringing:
             if alarm.kind is AlarmKind.BOOKS_BEHIND and alarm.subject not in named:
                 self._alarms.end(AlarmKind.BOOKS_BEHIND, subject=alarm.subject)
         for name, state in named.items():
-            text = f"{state.settled} is settled, the books know of {state.accepted}"
+            text = (
+                f"{state.settled} is settled, the ledger knows of {state.accepted}: an old backup"
+            )
             self._alarms.ring(AlarmKind.BOOKS_BEHIND, text, subject=name)
 
     def grace_period(self, grace_period_s: int) -> None:
-        """Ring when the escrow gives less than a channel may be accepted with (F-69)."""
+        """Ring when the escrow's grace period is below the minimum (F-69)."""
         if grace_period_s < GRACE_PERIOD_S_MIN:
             self._alarms.ring(
                 AlarmKind.GRACE_SHORT,
-                f"the escrow gives {grace_period_s} s, at least {GRACE_PERIOD_S_MIN} needed",
+                f"the escrow's grace period is {grace_period_s} s, below {GRACE_PERIOD_S_MIN}",
             )
         else:
             self._alarms.end(AlarmKind.GRACE_SHORT)
 
     def behind(self, head_number: int, *, is_behind: bool) -> bool:
-        """Ring when a node lags for long; return whether another one should be asked."""
+        """Ring when a node lags for long; return whether to ask another node."""
         if not is_behind:
             self._behind_since = None
             self._alarms.end(AlarmKind.NODE_BEHIND)
@@ -133,18 +135,18 @@ class WatchAlarms:
             self._alarms.end(AlarmKind.CLOCK_SKEW)
 
     def grown(self, head_number: int) -> None:
-        """Note how high the chain is: a deep reorg is over when as much was built on it again."""
+        """Record the chain's height: a deep reorg is over once as many blocks were built again."""
         if head_number >= self._deep_until:
             self._alarms.end(AlarmKind.DEEP_REORG)
 
     def reorg(self, forked_at: int, *, head_number: int, is_deep: bool) -> None:
-        """Log a reorg; ring when it took back what was deep enough to count."""
-        _log.warning("the chain took back what it had above block %d", forked_at)
+        """Log a reorg; ring if it removed blocks deep enough to count."""
+        _log.warning("a reorg removed the blocks above %d", forked_at)
         if is_deep:
             self._deep_reorgs += 1
             self._deep_until = 2 * head_number - forked_at
             self._alarms.ring(
                 AlarmKind.DEEP_REORG,
-                f"blocks above {forked_at} were taken back, deeper than a deposit must be",
+                f"a reorg removed the blocks above {forked_at}, deeper than a deposit must be",
                 level=self._deep_reorgs,
             )

@@ -1,10 +1,10 @@
-"""Watches the chain twice: by the events of each block, and by the state of every open channel.
+"""Watches the chain by the events of each block, and by the state of every open channel.
 
-Events are fast and can be lost by a node; state is sure and costs a read of everything (F-73). So
-the watcher follows the head and reads the channels that events name, and now and then reads all
-open channels, a few hundred per call. Either way the ledger hears absolute values: a reorg moves
-them back and forward again, and `spent` never moves by it (decision 11). What must be closed or
-settled then is decided by `schedule` and carried out by `defence`, beside the watching.
+Events are fast, but a node can lose them; state is reliable, but reading all of it is expensive
+(F-73). The watcher therefore follows the head and reads the channels that events name, and at
+intervals reads all open channels, a few hundred per call. Both record absolute values in the
+ledger: a reorg moves them back and forward again, and never moves `spent` (decision 11). `schedule`
+then decides what to close or settle, and `CloseExecutor` carries it out concurrently.
 """
 
 import asyncio
@@ -46,23 +46,23 @@ class WatchLimits(msgspec.Struct, frozen=True, kw_only=True):
     """How often to look, and how much to do at once."""
 
     interval_s: float = 15.0
-    """Between two sweeps of every open channel."""
+    """Seconds between two sweeps of every open channel."""
     poll_interval_s: float = 2.0
-    """Between two looks at the head, where no websocket tells of blocks."""
+    """Seconds between two looks at the head without a websocket."""
     channels_per_page: int = 500
     closes_at_once: int = 512
     retry_s: float = 2.0
-    """After a refusal by the escrow; doubles each time, up to a minute."""
+    """Seconds before a retry after a refusal by the escrow; doubles each time, up to a minute."""
     confirmations: int = 1
-    """How deep a deposit must be to count; whatever speaks against us counts at once."""
+    """How deep a deposit must be to count. Facts to the payee's disadvantage count at once."""
     half_closed_s_max: float = 60.0
-    """How long a close may take to decide its voucher, before whoever began it counts as dead."""
+    """Seconds a close may take to choose its voucher before its process counts as dead."""
     away_s_max: float = 60.0
-    """How long no node may answer, or all lag behind, before somebody is told."""
+    """Seconds without an answer from any node, or with all lagging, before an alarm rings."""
     still_s_max: float | None = STILL_S_MAX
-    """How long a node may show no new block before somebody is told; None: for ever."""
+    """Seconds without a new block before an alarm rings. None: never."""
     skew_s_max: float = 60.0
-    """How far this machine's clock and the chain's may differ."""
+    """Seconds by which this machine's clock and the chain's may differ."""
     follow: FollowLimits = FollowLimits()
 
 
@@ -74,11 +74,11 @@ class Sweep(msgspec.Struct, frozen=True):
     closed: int = 0
     settled: int = 0
     waiting: int = 0
-    """Closes that wait for what runs to end, for a receipt, or for a node; tried next time."""
+    """Closes that wait for a running request, a receipt or a node; retried at the next look."""
 
 
 class ChannelWatcher:
-    """Keeps one ledger in step with one escrow, and defends what is owed."""
+    """Keeps one ledger in step with one escrow, and closes and settles what is due."""
 
     def __init__(
         self,
@@ -92,17 +92,17 @@ class ChannelWatcher:
         heads: BlockNotifier | None = None,
         health: HealthChecks | None = None,
     ) -> None:
-        """Watch one payee's channels, or all of the escrow.
+        """Watch one payee's channels, or all of the escrow's.
 
         Args:
-            reader: The escrow.
-            ledger: The books.
-            settler: Who settles and closes; None where another process does.
-            payee: Whose channels to look at and defend; everybody's if None.
+            reader: Reads the escrow.
+            ledger: The ledger to update.
+            settler: Settles and closes; None if another process does.
+            payee: The payee whose channels to watch; every payee's if None.
             limits: How often to look.
             policy: When to settle and close.
-            heads: What tells of new blocks; polling if None.
-            health: What is looked after beside the channels, with the alarms.
+            heads: Announces new blocks; polling if None.
+            health: The checks beside the channels, with the alarms.
         """
         self._reader = reader
         self._ledger = ledger
@@ -148,16 +148,16 @@ class ChannelWatcher:
             skew_s_max=self._limits.skew_s_max,
             still_s_max=self._limits.still_s_max,
         )
-        self._log_once = LogOnce(_log, "the chain was not looked at; tried again: %s")
+        self._log_once = LogOnce(_log, "reading the chain failed, will retry: %s")
         self._grace_period_s: int | None = None
         self._swept_at = float("-inf")
         self._looked_at: float | None = None
         self._touched: set[ChannelId] = set()
         self._forked_at: int | None = None
         self._unsure_above: int | None = None
-        """What ended above this block is read again: we may not have seen it taken back."""
+        """Ends above this block are read again: a reorg may have undone them unnoticed."""
         self._newest_fact = 0
-        """The newest block that the books rested on when every channel was last read."""
+        """The newest block of the ledger's facts at the last sweep."""
 
     @property
     def head(self) -> BlockRef | None:
@@ -166,13 +166,13 @@ class ChannelWatcher:
 
     @property
     def looked_s_ago(self) -> float | None:
-        """How long ago the chain was last looked at with success; None before the first time."""
+        """Seconds since the last successful look; None before the first one."""
         if self._looked_at is None:
             return None
         return asyncio.get_running_loop().time() - self._looked_at
 
     async def run(self) -> None:
-        """Watch for ever. A node or a disk that is away is logged, and tried again.
+        """Watch for ever. Logs and retries failures of nodes and disks.
 
         Raises:
             InvariantError: A bug; the process must stop.
@@ -189,11 +189,11 @@ class ChannelWatcher:
                 await self._executor.aclose()
 
     async def sweep(self) -> Sweep:
-        """Look at every open channel once, do what is due, and wait until that is done.
+        """Look at every open channel once, carry out what is due, and wait until that is done.
 
         Raises:
-            ChainUnavailableError: The node does not say how the channels stand.
-            LedgerUnavailableError: What it says could not be recorded.
+            ChainUnavailableError: No node gives the channels' state.
+            LedgerUnavailableError: A change could not be recorded.
             InvariantError: A bug.
         """
         self._swept_at = float("-inf")
@@ -204,29 +204,29 @@ class ChannelWatcher:
         return replace(sweep, closed=done.closed, settled=done.settled, waiting=done.waiting)
 
     async def look(self) -> Sweep:
-        """Look at the head once and at what it touched; at everything only when that is due.
+        """Look at the head and the channels it touched; at every channel only when that is due.
 
         Raises:
             ChainUnavailableError: The node does not answer, or contradicts itself.
-            LedgerUnavailableError: What it says could not be recorded.
+            LedgerUnavailableError: A change could not be recorded.
         """
         sweep, _ = await self._look()
         return sweep
 
     def begin_pending(self, states: Sequence[ChannelState]) -> None:
-        """Begin closes that a worker has decided, without waiting for the next look."""
+        """Start closes that a worker has decided, without waiting for the next look."""
         if self._executor is not None and self.head is not None:
             self._executor.submit(self._choose(self._decide(states)))
 
     async def _turn(self) -> None:
-        """Look, and begin what is due. Alarms ring also when there is nothing to see."""
+        """Look, and start what is due. Alarms ring even if there is nothing to see."""
         now = asyncio.get_running_loop().time()
         try:
             sweep, dues = await self._look()
         except OperatorError as error:
             self._log_once.make(error)
             if isinstance(error, ChainUnavailableError):
-                self._reader.rpc.mark_unhealthy()  # also of one that answers, with nonsense
+                self._reader.rpc.mark_unhealthy()  # also a node whose answers are invalid
             self._telling.unanswered(now, error)
         else:
             self._looked_at = now
@@ -243,7 +243,7 @@ class ChannelWatcher:
     # Looking.
 
     async def _look(self) -> tuple[Sweep, list[Due]]:
-        """Follow the head; read what was touched, or everything when that is due."""
+        """Follow the head; read touched channels, or all channels when that is due."""
         step = await self._follower.step()
         is_behind_for_long = self._note(step)
         loop = asyncio.get_running_loop()
@@ -260,7 +260,7 @@ class ChannelWatcher:
             sweep, dues = await self._read_all(step.head)
             self._swept_at = began
             self._forked_at = self._doubt_from(self._newest_fact)
-            if self._observer.newest_ended <= step.head.number:  # else this node cannot tell
+            if self._observer.newest_ended <= step.head.number:  # else this node lacks the block
                 self._unsure_above = self._forked_at
         else:
             ids = self._touched | {key.channel_id for key in self._due_list.owed}
@@ -271,9 +271,9 @@ class ChannelWatcher:
         return sweep, await self._believed(self._choose(dues), step.head)
 
     async def _leave_fork(self, head: BlockRef) -> None:
-        """Begin anew where most nodes are, if the head we hold to was one node's own.
+        """Start anew on the majority's chain, if the followed head was one node's own.
 
-        Else one that was believed for a moment would have every other one behind it for ever.
+        Otherwise every other node would count as lagging behind that head for ever.
         """
         forked_at = None if self._health is None else await self._health.find_fork(head)
         if forked_at is not None:
@@ -284,13 +284,13 @@ class ChannelWatcher:
             self._telling.reorg(forked_at, head_number=head.number, is_deep=True)
 
     def _doubt(self, number: int) -> None:
-        """Read everything at the next look, also what ended above this block."""
+        """Read every channel at the next look, and those that ended above this block."""
         before = number if self._unsure_above is None else self._unsure_above
         self._unsure_above = min(before, number)
         self._swept_at = float("-inf")
 
     def _note(self, step: Step) -> bool:
-        """Remember what a step showed, until it has been read; say if it lags for long."""
+        """Keep a step's result until it has been read; return whether the node lags for long."""
         self._touched |= step.touched
         is_stuck = self._telling.moved(asyncio.get_running_loop().time(), is_new=step.is_new)
         is_behind = self._telling.behind(step.head.number, is_behind=step.is_behind)
@@ -341,13 +341,13 @@ class ChannelWatcher:
         return Sweep(read=read, changed=changed), dues
 
     def _doubt_from(self, newest: int) -> int | None:
-        """Return above which block facts are to be read again: most nodes do not have it yet."""
+        """Return the block above which to read facts again: most nodes do not have it yet."""
         return None if self._health is None else self._health.fork_below(newest)
 
     async def _read_some(
         self, channel_ids: set[ChannelId], head: BlockRef
     ) -> tuple[Sweep, list[Due]]:
-        """Read the channels that events named, and those that owe a close."""
+        """Read the channels that events named, and those whose close is due."""
         page = await self._observer.load(channel_ids)
         states = await self._take(page, head)
         moment = self._moment()
@@ -365,10 +365,10 @@ class ChannelWatcher:
         )
 
     async def _reopen(self, half_closed: Sequence[ChannelKey]) -> None:
-        """Let channels go on whose close was begun and never decided: its process died.
+        """Reopen channels whose close was begun but never decided, because its process died.
 
-        Nothing is owed to them yet: the payer may close again, with its own voucher. One that was
-        decided since it was read is left alone.
+        No close is due for them: the payer can close again with its own voucher. A channel whose
+        close was decided since it was read is left alone.
         """
         for key in half_closed:
             await self._ledger.apply(key, [AbortClose(undecided_only=True)])
@@ -376,12 +376,12 @@ class ChannelWatcher:
     # Deciding.
 
     def _decide(self, states: Iterable[ChannelState]) -> list[Due]:
-        """Return what is due by what is known: no node is needed."""
+        """Return what is due by the known state; reads no node."""
         moment = self._moment()
         return [due for state in states for due in self._due_list.decide(state, moment)]
 
     async def _believed(self, dues: list[Due], head: BlockRef) -> list[Due]:
-        """Return what is due without what one node may have invented."""
+        """Return what is due, without exits that one node may have invented."""
         if self._health is None:
             return dues
         return await self._health.believe_exits(dues, self._due_list.owed, head)

@@ -210,7 +210,7 @@ async def test_a_node_that_refuses_what_others_simulate_is_not_believed(
 async def test_a_restart_beside_a_node_that_lies_is_a_start(
     forge: Forge, devnet: TestChain, world: World, chain: Devnet, tmp_path: Path
 ) -> None:
-    """O-80: the program itself, with the node that had it say "not an escrow of ours"."""
+    """O-80: the program itself, with the node that had it say "is not a session escrow"."""
     async with lying_node(chain.values.rpc_url) as node:
         node.odd, node.odd_methods = ODD_ANSWERS["reverted"], {"eth_call"}
         variables = settler_variables(

@@ -1,1 +1,1 @@
-"""Deposits we have promised to submit, in the ledger's database: `interface` says what it means."""
+"""Deposit orders, stored in the ledger's database; see `interface`."""

@@ -1,8 +1,8 @@
-"""A deposit that is owed to the chain: what a web worker asks of the settler.
+"""A deposit order: a web worker's request to the settler to send a deposit.
 
-A worker has checked and simulated it; from `place` on it is on disk, and whoever holds the key
-owes it. The gas that it may cost is counted before, in the same transaction, and what it did cost
-after: so that no number of workers can spend more in a period than the operator allows (F-98).
+The worker has checked and simulated it. From `place` on it is on disk, and the settler must send
+it. The same database transaction counts the gas it may cost, later replaced by the actual cost, so
+that no number of workers can spend more in a period than the operator allows (F-98).
 """
 
 import enum
@@ -26,27 +26,27 @@ GWEI: Final = 10**9
 
 
 class OrderStatus(enum.IntEnum):
-    """Where a deposit is."""
+    """State of a deposit order."""
 
     WANTED = 1
-    """On disk. The settler has not broadcast it, or we do not know yet that it has."""
+    """On disk. The settler has not broadcast it, or has not recorded yet that it did."""
     SENT = 2
-    """In the settler's journal, and on its way."""
+    """In the settler's journal, and sent."""
     MADE = 3
-    """Mined with success: by us, or by whoever was faster."""
+    """Mined with success: by the settler, or by another sender that was faster."""
     REVERTED = 4
-    """Mined and refused. Gas was paid: it is not sent again."""
+    """Mined and reverted. Gas was paid; it is not sent again."""
     REFUSED = 5
     """Not broadcast. It may be placed again."""
 
     @property
     def is_open(self) -> bool:
-        """Whether the settler has something to do about it."""
+        """Whether the settler must still act on it."""
         return self <= OrderStatus.SENT
 
 
 class FirstVoucher(msgspec.Struct, frozen=True, gc=False):
-    """The voucher that came with an opening, checked by the worker that took it."""
+    """The voucher that came with an opening, verified by the worker."""
 
     cumulative_amount: int
     signature: bytes
@@ -56,65 +56,65 @@ class FirstVoucher(msgspec.Struct, frozen=True, gc=False):
 
 
 class DepositOrder(msgspec.Struct, frozen=True, kw_only=True):
-    """One deposit, known by the call that makes it."""
+    """One deposit, identified by the call that makes it."""
 
     order_id: bytes
-    """See `deposit_calls.deposit_id`: what was signed, and nothing else."""
+    """See `deposit_calls.deposit_id`: derived only from what was signed."""
     key: ChannelKey
     funder: Address
     calldata: bytes
     deadline: int
-    """The chain's time in Unix seconds after which the call would be refused."""
+    """Chain time in Unix seconds after which the escrow refuses the call."""
     gas_gwei: int
-    """Most that it may cost, then what it did cost."""
+    """Most gas cost in gwei; after mining, the actual cost."""
     wanted_at: int
     """Unix seconds."""
     status: OrderStatus = OrderStatus.WANTED
     tx_hash: TxHash | None = None
-    """Which transaction it is, or which made it."""
+    """The transaction that was sent, or that made the deposit."""
     reason: str = ""
-    """Why it was refused: a `RevertReason`'s name, and what the contract said."""
+    """Why it was refused: a `RevertReason`'s name, and the contract's text."""
     first_voucher: FirstVoucher | None = None
-    """Of an opening: with it the books can take the channel, though its payer never comes back."""
+    """For an opening: the ledger can add the channel with it if the payer never returns."""
 
     def __repr__(self) -> str:
         return f"DepositOrder(0x{self.order_id.hex()}, {self.status.name})"
 
 
 class OrderLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """What may be placed within a period."""
+    """Bounds on orders within a period."""
 
     period_s: int
     gas_gwei: int
-    """Gas of all deposits together."""
+    """Gas of all deposits together, in gwei."""
     per_funder: int
-    """Deposits of one funder."""
+    """Number of deposits of one funder."""
 
 
 class DepositOrders(Protocol):
     """The orders of one escrow. Every method may raise `LedgerUnavailableError`."""
 
     async def place(self, order: DepositOrder, limits: OrderLimits) -> DepositOrder:
-        """Make an order durable; return it, or the one with this id that is there already.
+        """Store an order durably. Returns it, or the stored one with the same id.
 
-        One that was refused without a broadcast is wanted again, under the new terms.
+        A refused order that was not broadcast is placed again, with the new terms.
 
         Raises:
-            SponsoringPausedError: The period's gas would be exceeded; nothing was stored.
-            TooManyDepositsError: The funder has had its share; nothing was stored.
+            SponsoringPausedError: It would exceed the period's gas; nothing was stored.
+            TooManyDepositsError: The funder has used its number; nothing was stored.
         """
 
     async def adopt(self, order: DepositOrder) -> None:
-        """Record a deposit that somebody else has made; it costs us nothing."""
+        """Record a deposit that another sender has made; it costs no gas here."""
 
     async def find(self, order_id: bytes) -> DepositOrder | None:
         """Return an order, or None."""
 
     async def gas_gwei_since(self, since: int) -> int:
-        """Return what the deposits wanted after a time may cost, or did cost, together."""
+        """Return the gas in gwei of the deposits placed since a time, actual or most."""
 
     async def list_open(self) -> list[DepositOrder]:
-        """Return what the settler owes, the oldest first; so many at a time."""
+        """Return the open orders, oldest first; a bounded number."""
 
     async def update(
         self,
@@ -125,21 +125,21 @@ class DepositOrders(Protocol):
         reason: str = "",
         gas_gwei: int | None = None,
     ) -> None:
-        """Record what became of an open order; one that has ended stays as it is."""
+        """Record the outcome of an open order; an ended one stays unchanged."""
 
     async def list_unknown(self, before: int) -> list[DepositOrder]:
-        """Return openings made and wanted before a time that nobody has called known yet."""
+        """Return openings made, and placed before a time, that are not marked known."""
 
     async def mark_known(self, order_id: bytes) -> None:
-        """Record that the books know the channel, or never need to."""
+        """Record that the ledger knows the channel, or need not know it."""
 
     async def prune(self, before: int) -> int:
-        """Drop orders that ended and were wanted before a time; return how many."""
+        """Delete orders that ended and were placed before a time; return how many."""
 
     async def close(self) -> None:
         """Release the database."""
 
 
 def to_gwei(wei: int) -> int:
-    """Return wei as gwei, rounded up: budgets are never undershot."""
+    """Return wei as gwei, rounded up, so that budgets are not exceeded."""
     return -(-wei // GWEI)

@@ -21,7 +21,7 @@ _PLACE_LOCK: Final = crc32(b"mpp-session deposit orders")
 
 
 class PostgresOrders:
-    """See `interface.DepositOrders`. Make one with `open`. One connection, opened when needed."""
+    """See `interface.DepositOrders`. Make one with `open`. One connection, opened on demand."""
 
     def __init__(self, dsn: str, place: tuple[int, Address], *, read_only: bool = False) -> None:
         self._database = pg.OneConnection(dsn, "list of deposit orders", read_only=read_only)
@@ -49,7 +49,7 @@ class PostgresOrders:
         return orders
 
     async def place(self, order: DepositOrder, limits: OrderLimits) -> DepositOrder:
-        """See `interface.DepositOrders.place`. One at a time, or two could share the last gas."""
+        """See `interface.DepositOrders.place`. Locked: two could share the last of the gas."""
         async with self._database.transaction() as connection:
             await connection.execute("SELECT pg_advisory_xact_lock($1)", _PLACE_LOCK)
             known = await _find(connection, order.order_id)

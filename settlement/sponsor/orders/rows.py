@@ -1,4 +1,4 @@
-"""Row <-> order, without loss, and the one rule of `place`. Both databases use it."""
+"""Rows to orders and back, without loss, and the rule of `place`; used by both databases."""
 
 from collections.abc import Sequence
 from typing import Any, Final
@@ -16,7 +16,7 @@ _AMOUNT_BYTES: Final = 16
 
 
 def order_values(order: DepositOrder) -> list[Any]:
-    """Return every column, in the order of `upsert_order`. A top-up needs no books to know it."""
+    """Return every column, in the order of `upsert_order`. A top-up is known from the start."""
     first = order.first_voucher
     return [
         order.order_id,
@@ -25,7 +25,7 @@ def order_values(order: DepositOrder) -> list[Any]:
         order.key.channel_id,
         order.funder,
         order.calldata,
-        order.deadline.to_bytes(_DEADLINE_BYTES),  # uint256: payers write "never" as its maximum
+        order.deadline.to_bytes(_DEADLINE_BYTES),  # uint256: payers use its maximum for "never"
         order.gas_gwei,
         order.wanted_at,
         int(order.status),
@@ -60,20 +60,20 @@ def _voucher(column: bytes | None) -> FirstVoucher | None:
 
 
 def require_room(order: DepositOrder, limits: OrderLimits, usage: Sequence[int]) -> None:
-    """Check an order against what the period has had: gas in gwei, and the funder's number.
+    """Check an order against the period's usage: gas in gwei, and the funder's deposits.
 
     Raises:
-        TooManyDepositsError: The funder has had its share.
-        SponsoringPausedError: The gas of the period would be exceeded.
+        TooManyDepositsError: The funder has used its number of deposits.
+        SponsoringPausedError: It would exceed the period's gas.
     """
     used_gwei, of_funder = usage
     if of_funder >= limits.per_funder:
         raise TooManyDepositsError(
-            f"Gas is paid for {limits.per_funder} deposits of a payer in {limits.period_s} s "
+            f"The server pays for {limits.per_funder} deposits of a payer in {limits.period_s} s "
             "(the provider sets `sponsoring.deposits_per_payer`)."
         )
     if used_gwei + order.gas_gwei > limits.gas_gwei:
         raise SponsoringPausedError(
-            "The gas that is paid for payers is used up for now "
+            "The server has used up its gas budget for deposits "
             "(the provider sets `sponsoring.gas_budget_wei`)."
         )

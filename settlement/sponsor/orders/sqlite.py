@@ -33,7 +33,7 @@ class SqliteOrders:
         """Open the orders of one escrow.
 
         Raises:
-            ConfigError: The file cannot be opened or made durable, or is from a newer version.
+            ConfigError: The file cannot be opened or made durable, or a newer version wrote it.
         """
         connection = await connect(path, read_only=read_only)
         try:

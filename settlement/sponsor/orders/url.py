@@ -1,4 +1,4 @@
-"""Which deposit orders, by the ledger's URL."""
+"""Opens the deposit orders that belong to a ledger's URL."""
 
 from channel.ledger.url import find_sqlite_path
 from channel.types import Address
@@ -12,7 +12,7 @@ __all__ = ["open_orders"]
 async def open_orders(
     url: str, *, chain_id: int, escrow: Address, read_only: bool = False
 ) -> DepositOrders:
-    """Open the deposit orders of one escrow, in the database a ledger's URL names.
+    """Open the deposit orders of one escrow, in the database of a ledger's URL.
 
     Raises:
         ConfigError: See `channel.ledger.url.find_sqlite_path`.

@@ -147,7 +147,7 @@ async def test_permit2_is_approved_once_and_no_other_contract(
 ) -> None:
     """F-90, F-91."""
     token, stranger = chain.values.token, chain.account("stranger").address
-    with pytest.raises(UntrustedEscrowError, match="is not the Permit2"):
+    with pytest.raises(UntrustedEscrowError, match="is not the canonical Permit2"):
         await account.approve_permit2(token=token, permit2=stranger)
     await account.approve_permit2(token=token, permit2=PERMIT2)
     head = await chain.rpc.block_number()

@@ -38,7 +38,7 @@ async def test_an_address_without_code_is_refused(chain: Devnet) -> None:
 
 
 async def test_a_contract_that_is_no_escrow_is_refused(chain: Devnet) -> None:
-    with pytest.raises(ConfigError, match="not an escrow of ours"):
+    with pytest.raises(ConfigError, match="is not a session escrow"):
         await EscrowReader(chain.rpc, chain.values.token).require_deployment()
 
 

@@ -120,5 +120,5 @@ def test_half_of_its_life_is_always_left() -> None:
 def test_a_life_that_an_outage_would_outlast_is_refused() -> None:
     """Decision 15: half of it must cover an outage and the grace period after it."""
     replace(POLICY, life_s=7200).require_outlives(900)
-    with pytest.raises(ConfigError, match="outlive"):
+    with pytest.raises(ConfigError, match="too short for an outage and the grace period"):
         replace(POLICY, life_s=7199).require_outlives(900)
