@@ -1,1 +1,1 @@
-"""The agent's programs: the paying client, its keys, and leaving without the server."""
+"""The agent's side: the paying client, its keys, and withdrawal without the server."""

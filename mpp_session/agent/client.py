@@ -40,7 +40,7 @@ from settlement.tx.signer import KeySigner, WalletSigner
 __all__ = ["PayingClient", "build_client", "load_keystore", "open_client"]
 
 TIMEOUT_S: Final = 60.0
-"""Model servers think for a while before their first byte; httpx's own default is 5 s."""
+"""Model servers take long until their first byte; httpx's default is 5 s."""
 
 
 class PayingClient(httpx.AsyncClient):
@@ -67,17 +67,17 @@ def build_client(  # noqa: PLR0913 -- the parts it is put together from, once
     management: httpx.AsyncBaseTransport | None = None,
     answers_refusals: bool | None = None,
 ) -> PayingClient:
-    """Return a client over parts that the caller opened and will close.
+    """Return a client over parts that the caller has opened and will close.
 
     Args:
-        policy: What may be agreed to.
-        keys: Who signs vouchers: `OneKey(signer)`, or a key for each channel.
-        store: Where what was signed is kept.
-        chains: The accounts that deposit, one a chain.
-        base_url: As httpx has it.
-        timeout_s: For connecting and between bytes.
-        transport: What sends the requests; a plain `httpx.AsyncHTTPTransport` if None.
-        management: What sends vouchers beside streams; see `PayingTransport`.
+        policy: What the client may agree to.
+        keys: Sign the vouchers: `OneKey(signer)`, or a key for each channel.
+        store: Stores what was signed.
+        chains: The depositing accounts, one a chain.
+        base_url: As in httpx.
+        timeout_s: Timeout in seconds for connecting, and between bytes.
+        transport: Sends the requests; a plain `httpx.AsyncHTTPTransport` if None.
+        management: Sends vouchers beside streams; see `PayingTransport`.
         answers_refusals: See `PayingTransport`.
     """
     inner = httpx.AsyncHTTPTransport() if transport is None else transport
@@ -112,35 +112,35 @@ async def open_client(  # noqa: PLR0913 -- each is a choice, and none but four m
     timeout_s: float = TIMEOUT_S,
     answers_refusals: bool | None = None,
 ) -> AsyncIterator[PayingClient]:
-    """Open a client for one account on one chain, and close everything at the end.
+    """Open a client for one account on one chain; close everything at the end of the context.
 
-    Channels stay open, and are used again by the next client with the same store;
-    `client.payments.close()` ends them.
+    Channels stay open, and the next client with the same store uses them again.
+    `client.payments.close()` closes them.
 
     Args:
         rpc_url: A node of the chain that the policy's limits name.
-        private_key: Of the account that deposits: 32 bytes, or hexadecimal. It needs ether only
-            for servers that do not pay the gas of a deposit.
-        policy: What may be agreed to.
-        store: File in which what was signed is kept; made if missing, for its owner alone.
-        signer: Who signs vouchers: a key that can move no deposit, say. The account if None.
-        keys: Who signs vouchers instead, a key for each channel: see `load_channel_keys`.
-        wallet: The contract wallet that deposits, if that is the account: one that takes the
-            key's signatures for its own (ERC-1271). It must hold the token and no ether.
-        trusted_escrows: Escrows to trust besides those of this package's factory (F-91).
-        base_url: As httpx has it.
-        timeout_s: For connecting and between bytes.
-        answers_refusals: See `PayingTransport`: whether a refusal is an exception or an answer.
+        private_key: The depositing account's key: 32 bytes, or hexadecimal. The account needs ether
+            only for servers that do not pay the gas of a deposit.
+        policy: What the client may agree to.
+        store: File for what was signed; created if missing, readable by its owner only.
+        signer: Signs the vouchers, for example a key that can move no deposit. The account if None.
+        keys: Sign the vouchers instead, a key for each channel: see `load_channel_keys`.
+        wallet: The contract wallet that deposits, if one does: it must accept the key's signatures
+            as its own (ERC-1271). It must hold the token, and needs no ether.
+        trusted_escrows: Escrows to trust beside those of this package's factory (F-91).
+        base_url: As in httpx.
+        timeout_s: Timeout in seconds for connecting, and between bytes.
+        answers_refusals: Whether a refusal is an answer or an exception; see `PayingTransport`.
 
     Raises:
-        ConfigError: No key, limits of several chains, or a node of another chain.
+        ConfigError: The key is invalid, the limits name several chains, or the node is on another.
         ChainUnavailableError: The node does not answer.
         StoreError: The store cannot be opened.
     """
     key = _key_signer(private_key)
     chain_ids = {limits.chain_id for limits in policy.limits}
     if len(chain_ids) != 1:
-        raise ConfigError("the policy's limits must name one chain; see `build_client` for more")
+        raise ConfigError("the policy's limits must name one chain; for several use `build_client`")
     async with await Rpc.connect(rpc_url, chain_id=chain_ids.pop()) as rpc:
         payment_store = await PaymentStore.open(store)
         try:
@@ -164,10 +164,10 @@ async def open_client(  # noqa: PLR0913 -- each is a choice, and none but four m
 
 
 async def load_keystore(path: Path | str, password: str) -> bytes:
-    """Return the private key of an encrypted keystore file; slow on purpose, in a thread.
+    """Return the private key of an encrypted keystore file. Slow by design; runs in a thread.
 
     Raises:
-        ConfigError: The file cannot be read, or the password does not open it.
+        ConfigError: The file cannot be read, or the password does not decrypt it.
     """
     return await asyncio.to_thread(decrypt_keystore, Path(path), password)
 

@@ -1,7 +1,7 @@
-"""Encrypted key files, as every Ethereum wallet writes them.
+"""Encrypted key files in the format of every Ethereum wallet.
 
-eth_account reads and writes them. It is imported when the first key file is: it takes longer to
-import than everything else together.
+eth_account reads and writes them. It is imported with the first key file, because importing it
+takes longer than importing everything else.
 """
 
 import sys
@@ -25,9 +25,9 @@ __all__ = ["decrypt_keystore", "encrypt_keystore", "import_account", "read_passw
 def import_account() -> "type[Account]":
     """Import eth_account's `Account`.
 
-    Its dependency py_ecc lifts the recursion limit of the process a hundredfold. On Python 3.11 a
+    Its dependency py_ecc raises the process's recursion limit a hundredfold. On Python 3.11 a
     request body of nested brackets would then overflow the C stack and end the gateway (F-02), so
-    the limit is put back before the next request is parsed.
+    the limit is restored before the next request is parsed.
     """
     limit = sys.getrecursionlimit()
     try:
@@ -38,15 +38,15 @@ def import_account() -> "type[Account]":
 
 
 def encrypt_keystore(private_key: bytes, password: str) -> bytes:
-    """Return the content of a key file. Slow on purpose: use a thread."""
+    """Return the content of a key file. Slow by design: use a thread."""
     return msgspec.json.encode(import_account().encrypt(private_key, password))
 
 
 def decrypt_keystore(path: Path, password: str) -> bytes:
-    """Return the key in a file. Slow on purpose: use a thread.
+    """Return the key in a file. Slow by design: use a thread.
 
     Raises:
-        ConfigError: The file cannot be read, or the password does not open it.
+        ConfigError: The file cannot be read, or the password does not decrypt it.
     """
     try:
         return bytes(
@@ -57,14 +57,14 @@ def decrypt_keystore(path: Path, password: str) -> bytes:
     except OSError as error:
         raise ConfigError(f"the keystore {path} cannot be read: {error.strerror}") from None
     except (ValueError, TypeError, KeyError, NotImplementedError, msgspec.MsgspecError):
-        raise ConfigError(f"{path} is no keystore that this password opens") from None
+        raise ConfigError(f"{path} is not a keystore that this password decrypts") from None
 
 
 def read_password(path: Path) -> str:
-    """Return the first line of a file, whichever system wrote it.
+    """Return the first line of a file, with any system's line end.
 
     Raises:
-        ConfigError: It cannot be read, or is no text.
+        ConfigError: The file cannot be read, or is not text.
     """
     try:
         content = read_regular(path, PASSWORD_BYTES_MAX)
@@ -72,4 +72,4 @@ def read_password(path: Path) -> str:
     except OSError as error:
         raise ConfigError(f"the password file {path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise ConfigError(f"the password file {path} is no text") from None
+        raise ConfigError(f"the password file {path} is not text") from None

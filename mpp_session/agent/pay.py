@@ -1,4 +1,4 @@
-"""One paid request as an agent makes it: what was said, and what it cost.
+"""One paid request of an agent: the answer's text, and its cost.
 
 Used by the command `pay`. An agent in Python starts at `mpp_session.agent.client`.
 """
@@ -36,26 +36,26 @@ __all__ = ["PaidOutcome", "Wallet", "describe_left", "pay"]
 
 
 class Wallet(msgspec.Struct, frozen=True):
-    """With what, and within which limits, is paid."""
+    """The account, the limits and the store for payments."""
 
     rpc_url: str
     private_key: bytes
     policy: Policy
     unit: TokenUnit
-    """How amounts are shown."""
+    """How to format amounts."""
     store: Path
-    """Where the agent keeps what it signed, unless told otherwise."""
+    """Default file for what the agent signed."""
     contract: Address | None = None
-    """The contract wallet that deposits, if the key is its owner's."""
+    """The contract wallet that deposits, if the key belongs to its owner."""
     keys: VoucherKeys | None = None
-    """Who signs vouchers, if not the account."""
+    """Sign the vouchers, if the account does not."""
 
     def __repr__(self) -> str:
         return f"Wallet(rpc_url={self.rpc_url!r}, private_key=...)"
 
 
 class PaidOutcome(msgspec.Struct, frozen=True, kw_only=True):
-    """What came of one request, in base units."""
+    """The result of one request, in base units."""
 
     status: int
     text: str
@@ -63,12 +63,12 @@ class PaidOutcome(msgspec.Struct, frozen=True, kw_only=True):
     paid: int = 0
     vouchers: int = 0
     deposit: int = 0
-    """Of the channel it was paid from."""
+    """The deposit of the channel that paid."""
     refunded: int = 0
-    """What came back with the close; 0 while the channel stays open."""
+    """The refund of the close; 0 while the channel stays open."""
     channel_id: bytes | None = None
     open_tx: bytes | None = None
-    """None when a channel from before was used."""
+    """None if an existing channel was used."""
     close_tx: bytes | None = None
 
     @property
@@ -91,14 +91,14 @@ async def pay(
     `show` is called with each piece of a successful answer's text as it arrives.
 
     Raises:
-        CommandError: The server cannot be reached or was caught lying, or paying would be against
-            the limits. It says what is left in a channel, if something is.
+        CommandError: The server cannot be reached or broke the protocol, or the payment would
+            exceed the limits. The message says what is left in the channel, if anything is.
         ConfigError: See `open_client`.
     """
     try:
         await asyncio.to_thread(store.parent.mkdir, parents=True, exist_ok=True)
     except OSError as error:
-        raise CommandError(f"{store.parent} cannot be made: {error.strerror}") from error
+        raise CommandError(f"{store.parent} cannot be created: {error.strerror}") from error
     try:
         async with open_client(
             rpc_url=wallet.rpc_url,
@@ -122,7 +122,7 @@ async def pay(
 
 
 async def describe_left(store: Path, url: str, unit: TokenUnit) -> str:
-    """Return what is in channels of a server that are not closed, and how it is used or got back.
+    """Describe what is left in open channels of a server, and how to use or withdraw it.
 
     Empty if there are none.
     """
@@ -155,11 +155,11 @@ def _describe(account: Account, unit: TokenUnit) -> str:
     name = f"channel 0x{account.key.channel_id.hex()}"
     if account.state == "opening":
         amount = unit.format(account.deposit)
-        return f"A deposit of {amount} for {name} may yet be made: the next `pay` goes on with it."
+        return f"A deposit of {amount} for {name} may still be mined: the next `pay` continues it."
     return (
-        f"{unit.format(account.refund)} are left in {name}: the next `pay` goes on with it; "
-        "`mpp-session withdraw` takes it back without the server, and the account needs ether "
-        "for that."
+        f"{unit.format(account.refund)} are left in {name}: the next `pay` uses them; "
+        "`mpp-session withdraw` withdraws them without the server, for which the account "
+        "needs ether."
     )
 
 
@@ -238,7 +238,7 @@ class _Completion(msgspec.Struct):
 
 
 def _read_chunk(data: str) -> str:
-    """Return the text of a chunk of a chat completion, and any other event as it is."""
+    """Return the text of a chat completion chunk; return any other event unchanged."""
     if data == "[DONE]":
         return ""
     completion = _decode(data.encode())
@@ -251,7 +251,7 @@ def _read_answer(body: bytes) -> str:
 
 
 def _read_refusal(body: bytes) -> str:
-    """Return what a server says in words, of a problem its detail, as far as one line goes."""
+    """Return a server's message, a problem's detail if it has one, shortened to one line."""
     problem = parse_problem(body)
     words = None if problem is None else problem.detail or problem.title
     return (words or body.decode("utf-8", "replace"))[:REFUSAL_CHARS_MAX]

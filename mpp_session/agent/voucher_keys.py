@@ -1,7 +1,7 @@
-"""The secret behind the keys of channels, encrypted on disk (CLIENT-11).
+"""The secret from which channels' keys derive, encrypted on disk (CLIENT-11).
 
-One file in the format of Ethereum keystores, made at the first start. What it holds signs
-vouchers and moves no deposit; without it the channels it signs for can still be left on chain.
+One file in the format of Ethereum keystores, created at the first start. Its keys sign vouchers and
+move no deposit. Without the file, the payer can still withdraw from its channels on chain.
 """
 
 import asyncio
@@ -22,37 +22,37 @@ _SECRET_BYTES: Final = 32
 
 
 async def load_channel_keys(path: Path | str, password: str) -> ChannelKeys:
-    """Return the keys of channels; the file is made if missing, for its owner alone.
+    """Return the channels' keys; create the file if missing, readable by its owner only.
 
-    Slow on purpose, in a thread, once a start.
+    Slow by design; runs in a thread, once a start.
 
     Raises:
-        ConfigError: The password is empty or does not open the file, or the file can neither be
-            read nor made.
+        ConfigError: The password is empty or does not decrypt the file, or the file can neither be
+            read nor created.
     """
     return await asyncio.to_thread(_load, Path(path), password)
 
 
 def _load(path: Path, password: str) -> ChannelKeys:
     if not password:
-        raise ConfigError("the keys of channels need a password")
+        raise ConfigError("the file of channel keys needs a password, and it is empty")
     if not path.exists():
         try:
             _create(path, password)
         except OSError as error:
-            raise ConfigError(f"{path} cannot be made: {error.strerror}") from None
+            raise ConfigError(f"{path} cannot be created: {error.strerror}") from None
     return ChannelKeys(decrypt_keystore(path, password))
 
 
 def _create(path: Path, password: str) -> None:
-    """Write a new secret, whole and on disk before anything is signed with it, or not at all.
+    """Write a new secret durably and atomically, before anything is signed with it.
 
-    Of two processes that start at once one makes the file, and both use that one.
+    If two processes start at once, one creates the file and both use it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     keystore = encrypt_keystore(secrets.token_bytes(_SECRET_BYTES), password)
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    unfinished = Path(name)  # for its owner alone, as its link will be
+    unfinished = Path(name)  # readable by its owner only, and so is its link
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(keystore)

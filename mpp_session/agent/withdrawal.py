@@ -1,7 +1,7 @@
-"""A payer leaves without its server: asks for the rest, waits out the grace, takes it (CLOSE-08).
+"""Withdraws without the server: request the close, wait for the grace to end (CLOSE-08).
 
-Each step reads the chain first and does only what is missing, so it may be stopped at any point
-and started again: minutes later, or on another machine with the same store.
+Each step reads the chain first and does only what is missing. The command may be stopped at any
+point and started again, minutes later or on another machine with the same store.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ _POLL_S_MAX: Final = 10.0
 
 
 class Stage(enum.Enum):
-    """How far a channel is on its way out."""
+    """The stage of a withdrawal."""
 
     LEAVING = "is left without its server"
     NEVER_OPENED = "never opened: nothing was deposited"
@@ -40,26 +40,26 @@ class Stage(enum.Enum):
 
 
 class Leaving(msgspec.Struct, frozen=True, kw_only=True):
-    """One channel on its way out. Amounts in base units."""
+    """One channel being withdrawn. Amounts are in base units."""
 
     key: ChannelKey
     origin: str
     stage: Stage
     deposit: int = 0
     settled: int = 0
-    """What the payee was paid, as the chain says now."""
+    """Paid to the payee, as the chain shows now."""
     ready_at: int = 0
-    """Chain time from which the rest may be taken."""
+    """Chain time from which the payer may withdraw."""
     tx_hash: TxHash | None = None
-    """The withdrawal, or the payee's close."""
+    """The withdrawal's transaction, or that of the payee's close."""
     delivered: int = 0
-    """What arrived, by the payer's own count: what a close with the server would pay."""
+    """Delivered by the payer's own count: what a close by the server would pay."""
     signed: int = 0
-    """What the payee holds vouchers for, and may settle."""
+    """Signed in vouchers that the payee holds and may settle."""
 
     @property
     def refunded(self) -> int:
-        """What came back; 0 while it has not."""
+        """The refunded amount; 0 before the refund."""
         is_out = self.stage in (Stage.WITHDRAWN, Stage.ENDED)
         return self.deposit - self.settled if is_out else 0
 
@@ -77,20 +77,20 @@ async def withdraw_channels(
     poll_s_max: float = _POLL_S_MAX,
     tell: Progress = lambda _: None,
 ) -> list[Leaving]:
-    """Take back what is left in channels of this account, and return how far each one is.
+    """Withdraw what is left in channels of this account; return the stage of each.
 
     Args:
-        rpc: The chain.
+        rpc: Connection to the chain.
         account: The payer's account.
-        store: Where the channels are kept.
-        which: Their ids; all that are not closed if None.
-        waits: Whether to wait out the grace period. If not, ask again later for the rest.
+        store: Holds the channels.
+        which: Their ids; every open channel if None.
+        waits: Whether to wait out the grace period. If not, run it again later to withdraw.
         poll_s_max: Longest pause between two looks at the chain's time.
-        tell: Called whenever a channel comes a step further.
+        tell: Called whenever a channel reaches another stage.
 
     Raises:
-        ChannelUnusableError: A channel is not in the purse, or all that are open are others'.
-        ChainUnavailableError: No node answers; start again later.
+        ChannelUnusableError: A channel is not in the store, or all open ones are of other accounts.
+        ChainUnavailableError: No node answers; run it again later.
         ContractRevertedError: The escrow refused; nothing moved.
     """
     way_out = _WayOut(rpc, account, store, tell)
@@ -114,21 +114,21 @@ async def _select(
         if live and not mine:
             owners = {f"0x{each.terms.payer.hex()} on chain {each.key.chain_id}" for each in live}
             raise ChannelUnusableError(
-                f"The {len(live)} channels in this purse are not of 0x{account.account.hex()} on "
-                f"chain {account.chain_id}, but of {', '.join(sorted(owners))}."
+                f"The {len(live)} open channels in this store are of {', '.join(sorted(owners))}, "
+                f"not to 0x{account.account.hex()} on chain {account.chain_id}."
             )
         return mine
     by_id = {each.key.channel_id: each for each in known}
     for channel_id in which:
         if channel_id not in by_id:
             raise ChannelUnusableError(
-                f"There is no channel 0x{channel_id.hex()} of this account in this purse."
+                f"This store has no channel 0x{channel_id.hex()} of this account."
             )
     return [by_id[channel_id] for channel_id in which]
 
 
 class _WayOut:
-    """The steps out, each of which may be repeated."""
+    """The steps of a withdrawal, each of which may be repeated."""
 
     def __init__(
         self, rpc: Rpc, account: PayerAccount, store: PaymentStore, tell: Progress
@@ -162,11 +162,11 @@ class _WayOut:
         return leaving
 
     async def _requested(self, fact: ChannelFact) -> ChannelFact:
-        """Ask for the rest unless that is done, or was taken back by a reorg or a top-up."""
+        """Request the close, unless that is done. A reorg or a top-up may have undone it."""
         if fact.is_finalized or fact.close_requested_at:
             return fact
         escrow, channel_id = fact.key.escrow, fact.key.channel_id
-        with suppress(ChannelFinalizedRevertError):  # its payee was faster
+        with suppress(ChannelFinalizedRevertError):  # the payee closed it first
             await self._account.request_close(escrow=escrow, channel_id=channel_id)
         return await self._account.read_channel(escrow, channel_id) or fact
 
@@ -178,7 +178,7 @@ class _WayOut:
         head = await self._rpc.block()
         fact = await self._account.read_channel(key.escrow, key.channel_id)
         if fact is None:
-            return leaving  # a node that lags
+            return leaving  # this node lags
         now = await self._leaving(leaving.origin, await self._requested(fact))
         if now.stage is Stage.WAITING and 0 < now.ready_at <= head.timestamp:
             now = await self._withdraw(now)
@@ -193,7 +193,7 @@ class _WayOut:
         except ContractRevertedError as error:
             if error.reason not in (RevertReason.CLOSE_NOT_READY, RevertReason.CHANNEL_FINALIZED):
                 raise
-            return ready  # another block, another look
+            return ready  # the next look decides
         await self._store.update(key, lambda current: replace(current, end_tx=tx_hash))
         fact = await self._account.read_channel(key.escrow, key.channel_id)
         settled = ready.settled
@@ -203,14 +203,14 @@ class _WayOut:
         return replace(ready, stage=Stage.WITHDRAWN, settled=settled, tx_hash=tx_hash)
 
     async def wait(self, leaving: Sequence[Leaving], poll_s_max: float) -> None:
-        """Sleep until it is worth another look."""
+        """Sleep until another look may show a change."""
         waiting = [each.ready_at for each in leaving if each.stage is Stage.WAITING]
         head = await self._rpc.block()
         left_s = max(1.0, float(min(waiting) - head.timestamp))
         await asyncio.sleep(min(left_s, poll_s_max))
 
     async def _leaving(self, origin: str, fact: ChannelFact) -> Leaving:
-        """Return how far a channel is, once the purse knows what the chain shows."""
+        """Return a channel's stage, once the store has recorded what the chain shows."""
         key, tx_hash = fact.key, None
         if fact.is_finalized:
             log = await EscrowReader(self._rpc, key.escrow).find_closing(key.channel_id)

@@ -1,10 +1,10 @@
-"""What a channel had made and left unpaid: free up to a bound, then paid for in advance (O-07).
+"""Limits unpaid work: a channel may leave some unpaid, then it must pay in advance (O-07).
 
-A client that leaves before an answer in one piece is there pays nothing for it, and one that
-stops paying in mid-stream nothing for what the model made meanwhile. Each is a matter of course
-once, and a way to run the model for nothing when it is done again and again. So is asking for more
-in one piece than the model makes while the gateway waits. That is no reason to charge anything: a
-channel that did it too often is answered in streams, where each token is paid for as it comes.
+A client that leaves before an unstreamed answer pays nothing for it; a client that stops paying
+mid-stream pays nothing for the output in the meantime; a client may also ask for more in one piece
+than the model generates in time. Each happens to honest clients, and each repeated would run the
+model for nothing. The gateway never charges for undelivered work. Instead, a channel that does it
+too often must prepay, or gets only streams, in which it pays for each token.
 """
 
 from collections import OrderedDict
@@ -16,29 +16,29 @@ __all__ = ["AbandonedWork"]
 
 
 class AbandonedWork:
-    """Units that each channel had made and did not pay for; what it pays for makes up for it."""
+    """Counts per channel the units generated and not paid for; later payments offset them."""
 
     def __init__(self, free_units: int, *, channels_max: int = RATE_KEYS_MAX) -> None:
-        """Begin with nothing. A channel may leave `free_units` before it must pay in advance."""
+        """Start with no counts. A channel may leave `free_units` unpaid before it must prepay."""
         self._free_units = free_units
         self._channels_max = channels_max
         self._units: OrderedDict[ChannelKey, int] = OrderedDict()
         self._unanswered: OrderedDict[ChannelKey, int] = OrderedDict()
 
     def must_prepay(self, key: ChannelKey) -> bool:
-        """Say whether this channel pays for the whole of its next answer in advance."""
+        """Whether this channel must pay for its whole next answer in advance."""
         return self._units.get(key, 0) > self._free_units
 
     def must_stream(self, key: ChannelKey) -> bool:
-        """Say whether this channel gets no answers in one piece: too many did not come in time."""
+        """Whether this channel gets only streams: too many answers were not ready in time."""
         return self._unanswered.get(key, 0) > self._free_units
 
     def add(self, key: ChannelKey, units: int) -> None:
-        """Count units that were made, or may have been, and that nobody pays for."""
+        """Count units that were or may have been generated, and that are not paid for."""
         self._add(self._units, key, units)
 
     def add_unanswered(self, key: ChannelKey, units: int) -> None:
-        """Count units of an answer in one piece that the model did not make in time."""
+        """Count units of an unstreamed answer that the model did not generate in time."""
         self._add(self._unanswered, key, units)
 
     def make_up(self, key: ChannelKey, units: int) -> None:

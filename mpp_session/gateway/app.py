@@ -1,4 +1,4 @@
-"""The gateway as an ASGI application: what is sold, what is free, and 404 for all else."""
+"""The gateway as an ASGI application: paid routes, free routes, and 404 for everything else."""
 
 from collections.abc import Callable
 from typing import Final
@@ -20,11 +20,11 @@ from mpp_session.settings import Config
 __all__ = ["UNIT_TYPE", "Gateway"]
 
 UNIT_TYPE: Final = "llm_token"
-"""What a unit is called in challenges."""
+"""The name of a unit in challenges."""
 
 
 class Gateway:
-    """Everything one gateway answers."""
+    """All routes of one gateway."""
 
     def __init__(
         self,
@@ -35,9 +35,9 @@ class Gateway:
         stop: Callable[[], None],
         show_amount: Callable[[int], str] | None = None,
     ) -> None:
-        """Build it. `stop` is called when the books are found to contradict themselves.
+        """Build it. `stop` is called when the ledger is found to contradict itself.
 
-        `show_amount` writes amounts of the token for people.
+        `show_amount` formats amounts of the token for people.
         """
         self._readiness = Readiness(upstream, config.upstream)
         completions = ChatCompletions(upstream, config.upstream, self._readiness)
@@ -78,16 +78,16 @@ class Gateway:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["type"] == "http" and scope["path"] == PATH + "/":
-            await _not_served(scope, receive, send)  # which a gate below a mount would sell
+            await _not_served(scope, receive, send)  # a gate below a mount would sell it
             return
         await self._gate(scope, receive, send)
 
     async def watch_model_server(self) -> None:
-        """Keep asking whether the model server is there, for as long as the gateway serves."""
+        """Probe the model server repeatedly while the gateway serves."""
         await self._readiness.run()
 
     def end_streams(self) -> None:
-        """Let every running stream end now, with its receipt."""
+        """End every running stream now, with its receipt."""
         self._gate.engine.end_streams()
 
 

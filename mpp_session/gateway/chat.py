@@ -1,8 +1,8 @@
-"""A request for a chat completion as far as its price goes: what is asked for, and its bounds.
+"""Parses a chat completion request as far as pricing needs it, and bounds its cost (pure).
 
-Pure: bytes in, values out. The request is always written anew from what was parsed, so that
-the model server cannot read it in another way than it was priced. Only fields that are known, or
-that the operator lists, are written: the payer cannot choose how much a unit holds (O-03).
+The gateway writes the request anew from the parsed fields, so that the model server cannot
+interpret it differently from its price. It writes only known fields and those the operator lists: a
+payer must not choose how much a unit contains (O-03).
 """
 
 from collections.abc import Collection, Iterator
@@ -59,33 +59,33 @@ FIELDS: Final = frozenset(
         "verbosity",
     }
 )
-"""What reaches a model server, by its exact name. None of it makes work that is not counted."""
+"""Fields passed to a model server. None of them causes work that is not counted."""
 
 
 class ChatRequest(msgspec.Struct, frozen=True):
-    """One request, ready to be priced and passed on."""
+    """A request, ready to be priced and passed on."""
 
     body: bytes
     kind: ServerKind
-    """How the server counts that it was written for."""
+    """How the server for which it was written counts."""
     is_stream: bool
     choices: int
     tokens_max: int
-    """Most output tokens of each choice."""
+    """Most output tokens of one choice."""
     wants_usage: bool
-    """Whether the client asked for the record of usage at a stream's end."""
+    """Whether the client asked for the usage record at the end of the stream."""
 
     @property
     def units_max(self) -> int:
-        """Most output tokens it can produce, all choices together."""
+        """Most output tokens of all choices together."""
         return self.choices * self.tokens_max
 
 
 def scan_request(body: bytes) -> Iterator[None]:
-    """Check the size of a body's contents, a little at a time: before `parse_chat_request`.
+    """Check a body's structure step by step; call it before `parse_chat_request`.
 
     Raises:
-        BadRequestError: It is nested too deeply, or has too many elements.
+        BadRequestError: The body is nested too deeply, or has too many elements.
     """
     try:
         yield from scan_json(body, depth_max=REQUEST_DEPTH_MAX, elements_max=REQUEST_ELEMENTS_MAX)
@@ -102,14 +102,14 @@ def parse_chat_request(
     more_fields: Collection[str] = (),
     allows_media: bool = False,
 ) -> ChatRequest:
-    """Read a body that `scan_request` has passed, and bound what it can cost.
+    """Parse a body that `scan_request` accepted, and bound its cost.
 
-    A stream needs no bound of its own: it is paid for as it goes, up to `max_tokens` a choice.
-    An answer in one piece that names none gets `default_max_tokens`, unless that is 0.
+    A stream needs no bound: it is paid as it goes, up to `max_tokens` a choice. An unstreamed
+    request without a bound gets `default_max_tokens`, unless that is 0.
 
     Raises:
-        BadRequestError: It is no JSON object, names a field twice, has a bound that is not a
-            whole number from 1 to `max_tokens`, or asks for what cannot be counted.
+        BadRequestError: The body is not a JSON object, names a field twice, has a bound that is not
+            a whole number from 1 to `max_tokens`, or asks for output that cannot be counted.
     """
     fields = _read_object(body)
     is_stream = bool(_read(fields, "stream", bool, "true or false"))
@@ -128,10 +128,10 @@ def parse_chat_request(
     bound = min(bounds, default=default)
     if not bound:
         raise BadRequestError(
-            "`max_tokens` is needed: an answer that is not streamed is paid for from a "
+            "`max_tokens` is missing: set it, as an answer that is not streamed is paid from a "
             "reservation of its greatest length."
         )
-    # Only the name that the client used: some servers refuse the other one, or both (O-45).
+    # Only the name that the client used: some servers refuse the other name, or both (O-45).
     for name in _TOKEN_BOUNDS:
         if _whole_number(fields, name, max_tokens):
             sent[name] = bound
@@ -157,7 +157,7 @@ class _StreamOptions(msgspec.Struct):
 
 
 def _counting_fields(kind: ServerKind) -> dict[str, Any]:
-    """Return what asks a server to say with each chunk, or at the end, how much it made."""
+    """Return the fields that make a server report its counts, in each chunk or at the end."""
     options = {"include_usage": True}
     if kind == "vllm":
         options["continuous_usage_stats"] = True
@@ -167,17 +167,17 @@ def _counting_fields(kind: ServerKind) -> dict[str, Any]:
 
 
 def _require_countable(kind: ServerKind, choices: int, *, is_stream: bool) -> None:
-    """Refuse several choices where the server does not say what all of them have (O-02)."""
+    """Refuse several choices if the server does not report the counts of all (O-02)."""
     if choices == 1 or kind in ("vllm", "usage") or (kind == "llama.cpp" and is_stream):
         return
     if kind == "llama.cpp":
         raise BadRequestError(
-            "`n` above 1 needs `stream: true` here: in one piece the model server counts the "
-            "tokens of one choice only."
+            "`n` above 1 needs `stream: true`: in one piece the model server counts the tokens of "
+            "one choice only."
         )
     raise BadRequestError(
-        "`n` must be 1 here: it is not known whether the model server counts every choice. Send "
-        "the request several times instead."
+        "`n` must be 1: this model server may not count every choice. Send the request "
+        "several times instead."
     )
 
 
@@ -191,7 +191,7 @@ def _require_short_stops(fields: dict[str, msgspec.Raw]) -> None:
 
 
 def _require_few_logprobs(fields: dict[str, msgspec.Raw]) -> None:
-    """Refuse the whole vocabulary beside each token: 4 MiB of it, and no unit more (O-03)."""
+    """Refuse the whole vocabulary beside each token: 4 MiB of output in one unit (O-03)."""
     _read(fields, "logprobs", bool, "true or false")
     expected = f"a whole number from 0 to {TOP_LOGPROBS_MAX}"
     shown = _read(fields, "top_logprobs", int, expected)
@@ -209,7 +209,7 @@ def _require_small_schemas(fields: dict[str, msgspec.Raw]) -> None:
 
 
 def _require_text(messages: msgspec.Raw) -> None:
-    """Refuse images, sounds and files: a short link can stand for any number of tokens (O-04)."""
+    """Refuse images, sounds and files: a short link can cost any number of tokens (O-04)."""
     for message in _read_items(messages):
         content = _read_members(message).get("content")
         for part in () if content is None else _read_items(content):
@@ -221,7 +221,7 @@ def _require_text(messages: msgspec.Raw) -> None:
 
 
 def _read_items(value: msgspec.Raw) -> list[msgspec.Raw]:
-    """Return the objects of an array; of what is none the server makes nothing either."""
+    """Return the objects of an array. Other elements are dropped, as the server ignores them."""
     if not _begins(value, b"["):
         return []
     items = msgspec.json.decode(value, type=list[msgspec.Raw])
@@ -233,7 +233,7 @@ def _begins(value: msgspec.Raw, bracket: bytes) -> bool:
 
 
 class _Name:
-    """A member's name that equals no other, so that one that comes twice is seen."""
+    """A member's name that is unequal to every other, so that duplicates are seen."""
 
     __slots__ = ("text",)
 
@@ -247,7 +247,7 @@ _MEMBERS: Final = msgspec.json.Decoder(
 
 
 def _read_object(body: bytes) -> dict[str, msgspec.Raw]:
-    """Return the fields of a body; no object is made of a value."""
+    """Return the fields of a body, with undecoded values."""
     try:
         return _read_members(body)
     except msgspec.ValidationError as error:
@@ -266,10 +266,10 @@ def _read_members(value: bytes | msgspec.Raw) -> dict[str, msgspec.Raw]:
 
 
 def _read(fields: dict[str, msgspec.Raw], name: str, kind: Any, expected: str) -> Any:
-    """Return a field's value, None when it is not there or null.
+    """Return a field's value; None if it is missing or null.
 
     Raises:
-        BadRequestError: It is of another kind.
+        BadRequestError: The value has another type.
     """
     try:
         return msgspec.json.decode(fields.get(name, b"null"), type=kind | None)

@@ -1,9 +1,9 @@
-"""`POST /v1/chat/completions`, paid for: what is held, asked, counted, charged and passed on.
+"""`POST /v1/chat/completions`: reserves, asks the model, counts, charges, passes on.
 
-held       one unit by the gate; of an answer in one piece all that it may cost
-asked      the model server: never before that is durable
-charged    each chunk before it is passed on; an answer in one piece when its count is known
-not ours   everything that goes wrong at the model server: nothing is charged
+reserved   one unit by the gate; for an unstreamed answer its greatest cost
+asked      the model server, only after the reservation is durable
+charged    each chunk before it is passed on; an unstreamed answer once it is counted
+upstream   an error of the model server: nothing is charged
 """
 
 import asyncio
@@ -46,17 +46,17 @@ _log: Final = logging.getLogger(__name__)
 _BAD_GATEWAY: Final = 502
 _KEEP_ALIVE: Final = Frame(b": keep-alive\n\n", units=0)
 _USAGE: Final = Frame(b": usage\n\n", units=0)
-"""In the place of a record of usage that the gateway asked for and the client did not."""
+"""Replaces a usage record that the gateway requested and the client did not."""
 _HIDDEN_UNITS_MAX: Final = RESERVATION_STEP_UNITS
-"""So much a client pays without a word of why; of more it is shown the record all the same."""
+"""Most units a client pays without seeing their usage record; above it sees the record."""
 _READ_BYTES_PER_UNIT: Final = 64
-"""Of a prompt that was read for nothing: 16 tokens of it weigh as one that was made."""
+"""Weight of a prompt read for nothing: 16 of its tokens count as one generated token."""
 
 _Answer = TypeVar("_Answer")
 
 
 class ChatCompletions:
-    """The endpoint, and the streams it is serving."""
+    """The endpoint, and its running streams."""
 
     def __init__(
         self, upstream: Upstream, settings: UpstreamSettings, readiness: Readiness
@@ -70,7 +70,7 @@ class ChatCompletions:
         """Answer one paid request.
 
         Raises:
-            PeerError: The request cannot be read or priced; nothing is charged.
+            PeerError: The request cannot be parsed or priced; nothing is charged.
             UpstreamError: The model server failed; nothing is charged.
         """
         chat = parse_chat_request(
@@ -89,10 +89,10 @@ class ChatCompletions:
         async with metered(request.scope) as meter:
             if self._abandoned.must_stream(meter.reservation.key):
                 raise BadRequestError(
-                    "The model server did not make several long answers of this channel in time. "
-                    "Ask with `stream: true`: what is paid for that way makes up for them."
+                    "The model server did not finish several long answers of this channel. Send "
+                    "`stream: true`; paying for streams offsets them."
                 )
-            # Durable after this: the dearest answer the model may give is paid for.
+            # Durable after this: a reservation for the most expensive answer possible.
             await meter.hold(chat.units_max)
             try:
                 response, body = await _unless_gone(request, self._fetch(request, chat))
@@ -100,16 +100,18 @@ class ChatCompletions:
                 await self._leave(meter, chat, chat.units_max)
                 raise
             except UpstreamTimeoutError as error:
-                if not isinstance(error.__cause__, httpx.ConnectTimeout):  # the model was asked
+                if not isinstance(
+                    error.__cause__, httpx.ConnectTimeout
+                ):  # the model has the request
                     self._abandoned.add_unanswered(meter.reservation.key, chat.units_max)
                 raise
             headers = returned_headers(response)
             if response.is_success:
                 answer = read_whole(body, units_max=chat.units_max)
-                if answer.is_error:  # under a status that says otherwise (O-48)
+                if answer.is_error:  # under a success status (O-48)
                     return Response(body, _BAD_GATEWAY, headers)
                 if answer.units is None:
-                    raise UpstreamError("The model server did not say how long its answer is.")
+                    raise UpstreamError("The model server did not report its answer's tokens.")
                 if not answer.is_believed:
                     _log.warning(
                         "the model server counts fewer tokens than it sent: %d charged by the text",
@@ -120,9 +122,9 @@ class ChatCompletions:
             return Response(body, response.status_code, headers)
 
     async def _leave(self, meter: Meter, chat: ChatRequest, units: int) -> None:
-        """Note an answer whose client left before it; one that had to be prepaid stays paid.
+        """Count an answer whose client left before it. A prepaid answer stays paid.
 
-        The model has read the prompt in any case.
+        The model has read the prompt in either case.
         """
         if self._abandoned.must_prepay(meter.reservation.key):
             meter.reservation.take(units)
@@ -173,7 +175,7 @@ class ChatCompletions:
 
 
 class _Chunks:
-    """The chunks of one answer, each with its price in units. Closing it frees the model server."""
+    """The chunks of one answer, each with its price in units. Closing stops the model server."""
 
     def __init__(
         self,
@@ -194,7 +196,7 @@ class _Chunks:
         self._abandoned = abandoned
         self._must_prepay = must_prepay
         self._asked = 0
-        """Units that the events so far cost: what is counted beyond is due with the next."""
+        """Units of the events so far; the server's higher count is charged with the next event."""
         self._is_summed_up = False
         self._has_ended = False
         self._is_closed = False
@@ -215,27 +217,27 @@ class _Chunks:
         except StopAsyncIteration:
             if not counter.is_complete:
                 return self._fail(UpstreamError("The model server broke off its stream."))
-            data = DONE  # left out by some servers
+            data = DONE  # some servers omit it
         except UpstreamError as error:
             return self._fail(error)
         if data == DONE:
             return self._end()
-        if counter.is_usage_only:  # free, so that the client knows what it is to pay next
+        if counter.is_usage_only:  # free, so that the client learns what to pay next
             is_shown = self._chat.wants_usage or counter.total - self._asked > _HIDDEN_UNITS_MAX
             return Frame(format_event(data), units=0) if is_shown else _USAGE
-        # One that holds more was never counted ahead by anyone: the rest is due with the next.
+        # An event with more was not counted ahead: the difference is charged with the next one.
         units = min(counter.total - self._asked, RESERVATION_STEP_UNITS)
         return self._sell(data, units)
 
     def _sell(self, data: str, units: int) -> Frame:
-        """Return an event that does not say its units: the model server's own counts in it do."""
+        """Return an event that carries no price: it contains the model server's own counts."""
         self._asked += units
         must_hold = self._must_prepay and not self._has_ended
         held = max(0, self._chat.units_max - self._asked) if must_hold else 0
         return Frame(format_event(data), units, held)
 
     def _end(self) -> Frame:
-        """Charge all that is not charged yet; where nobody counted, say first what that is."""
+        """Charge what is not charged yet; without server counts, send the price first."""
         if self._counter.uncounted:
             self._counter.finish()
             self._is_summed_up = True
@@ -246,14 +248,14 @@ class _Chunks:
         return self._sell(DONE, self._counter.total - self._asked)
 
     def _fail(self, error: UpstreamError) -> Frame:
-        """End with an event that says why: what was delivered is paid for, but not the whole."""
+        """End with an event that gives the reason. Delivered output stays paid."""
         _log.warning("after %d units: %s", self._counter.total, error)
         self._has_ended = True
         self._counter.finish()
         return self._sell(_format_error(error), self._counter.total - self._asked)
 
     async def aclose(self) -> None:
-        """Cancel what is still being generated. A second time does nothing."""
+        """Cancel running generation. Repeating it does nothing."""
         await self._connection.aclose()
         if self._is_closed:
             return
@@ -266,10 +268,10 @@ class _Chunks:
         self._abandoned.make_up(reservation.key, reservation.units)
 
     def _leave(self, *, is_unpaid: bool) -> None:
-        """Charge what was delivered and not counted yet; note what was made and not delivered.
+        """Charge output delivered but not counted yet; record output generated but not delivered.
 
-        When the client did not pay on, the model worked on for all that anyone knows; when it
-        left, the model is stopped at once.
+        If the client stopped paying, the model may have generated on in the meantime; if the client
+        left, the model stopped at once.
         """
         reservation, counter = self._meter.reservation, self._counter
         left = max(0, self._chat.units_max - reservation.units)
@@ -284,7 +286,7 @@ class _Chunks:
 
 
 class _Stream(PaidEventStream):
-    """A paid stream that frees the model server in any case."""
+    """A paid stream that stops the model server in any case."""
 
     def __init__(self, chunks: _Chunks, *, headers: dict[str, str]) -> None:
         super().__init__(chunks, headers=headers)
@@ -298,10 +300,10 @@ class _Stream(PaidEventStream):
 
 
 async def _refuse_whole(response: httpx.Response) -> Response:
-    """Answer for a model server that sent one piece where a stream was asked for (O-48).
+    """Answer for a model server that sent one piece where a stream was requested (O-48).
 
     Raises:
-        UpstreamError: It is no JSON either; the error names what it is.
+        UpstreamError: The piece is not JSON either. The error names its type.
     """
     kind: str = response.headers.get("content-type", "no content type")
     if not kind.partition(";")[0].strip().lower().endswith("json"):
@@ -329,15 +331,15 @@ async def _read_request(request: Request, bytes_max: int) -> bytes:
             raise too_large
     whole = bytes(body)
     for _ in scan_request(whole):
-        await asyncio.sleep(0)  # others have their turn between two windows of a long body
+        await asyncio.sleep(0)  # let other tasks run between two windows of a long body
     return whole
 
 
 async def _unless_gone(request: Request, work: Coroutine[Any, Any, _Answer]) -> _Answer:
-    """Do the work, or cancel it when the client leaves.
+    """Do the work; cancel it when the client leaves.
 
     Raises:
-        ClientDisconnect: The client left; nobody is there to be answered.
+        ClientDisconnect: The client left, so no answer is sent.
     """
     working = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_wait_until_gone(request))
@@ -358,6 +360,6 @@ async def _wait_until_gone(request: Request) -> None:
 
 
 def _format_error(error: UpstreamError) -> str:
-    """Return the event by which the protocol of chat completions reports a failure."""
+    """Return the event with which the chat completions protocol reports an error."""
     body = {"error": {"message": error.detail, "type": error.problem_type, "code": error.status}}
     return msgspec.json.encode(body).decode()

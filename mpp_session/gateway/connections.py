@@ -1,9 +1,9 @@
-"""The connections of clients: how many there may be, and how long each may leave something undone.
+"""Bounds the number of client connections, and how long each may delay.
 
-uvicorn speaks HTTP and knows neither. A client that never ends its request's head, sends its body
-byte by byte, or does not read what it asked for costs it nothing, and the gateway a descriptor and
-memory. So the door looks at every connection twice a second, and at the shape of each head before
-h11 does: its patterns take time in the square of the words in one line (O-22, O-24, O-26).
+uvicorn bounds neither. A client that never ends a request's head, sends its body byte by byte, or
+does not read its answer has no cost, and the gateway spends a descriptor and memory. The gateway
+therefore checks every connection twice a second. It also checks each head before h11 does, because
+h11's patterns take time quadratic in the words of a line (O-22, O-24, O-26).
 """
 
 import logging
@@ -34,12 +34,12 @@ __all__ = ["SWEEP_TICKS", "Connection", "Door", "Stage", "connections_max", "pro
 _log: Final = logging.getLogger(__name__)
 
 SWEEP_TICKS: Final = 5
-"""uvicorn's ticks of a tenth of a second between two looks."""
+"""uvicorn ticks, of a tenth of a second, between two checks."""
 _FILES_KEPT: Final = 64
-"""Descriptors for the books, the chain's nodes, the log, and connections about to be refused."""
+"""Descriptors for the ledger, nodes, the log, and connections about to be refused."""
 _EVICTED_SHARE: Final = 16
 _BODY_GRACE_S: Final = 5.0
-"""The gate answers a body that is late; the door ends what has no gate, a little later."""
+"""The gate answers a late body; this extra time is for bodies without a gate."""
 _BUSY: Final = (
     b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\n"
     b"content-length: 0\r\n\r\n"
@@ -47,12 +47,12 @@ _BUSY: Final = (
 
 
 def connections_max(settings: Listen, open_files: int) -> int:
-    """Return how many clients may be connected: each may need a connection to the model server."""
+    """Return how many clients may connect: each may need a connection to the model server."""
     most = max(1, (open_files - _FILES_KEPT) // 2)
     if most < settings.connections_max:
         _log.warning(
-            "%d clients at most can be connected at a time, because this process may open %d "
-            "files; raise that limit (ulimit -n) for `listen.connections_max` = %d",
+            "at most %d clients can connect at a time, because this process may open %d files: "
+            "raise that limit (ulimit -n) for `listen.connections_max` = %d",
             most,
             open_files,
             settings.connections_max,
@@ -64,16 +64,16 @@ class Stage(Enum):
     """What a connection waits for its client to do."""
 
     HEAD = auto()
-    """To send a whole head, of its first request or of the next one."""
+    """Send a whole head, of the first or the next request."""
     BODY = auto()
     READING = auto()
-    """To read what was sent to it."""
+    """Read what was sent to it."""
     LEAVING = auto()
-    """To read the rest; then it is closed."""
+    """Read the rest; then the connection is closed."""
 
 
 class Door:
-    """Lets clients in, and shows out those that leave something undone for too long."""
+    """Admits clients, and disconnects those that delay for too long."""
 
     def __init__(
         self,
@@ -91,10 +91,10 @@ class Door:
         }
 
     def admit(self, newcomer: "Connection", connections: set[Any]) -> bool:
-        """Make room for a connection, if need be at the cost of idle ones; False if there is none.
+        """Make room for a connection, closing idle ones if necessary; False if there is no room.
 
-        The address with most of the idle ones loses its oldest first, so that a client that
-        takes many connections takes them from itself.
+        The address with the most idle connections loses its oldest first, so that a client that
+        opens many connections takes them from itself.
         """
         if len(connections) <= self._max:
             return True
@@ -106,19 +106,19 @@ class Door:
             connections.discard(each)
             each.transport.abort()
         _log.warning(
-            "%d clients are connected, as many as may be; %s",
+            "%d clients are connected, the most allowed; %s",
             self._max,
-            f"{len(leaving)} idle ones were let go" if leaving else "one was refused",
+            f"{len(leaving)} idle ones were closed" if leaving else "one was refused",
         )
         return bool(leaving)
 
     def sweep(self, connections: set[Any]) -> None:
-        """End the connections that have waited for their client for too long."""
+        """Close connections whose clients have delayed for too long."""
         now = self._now()
         for each in [*connections]:
             stage = each.overdue(now, self._limits)
             if stage is not None:
-                _log.info("a client was let go: %s took too long", stage.name.lower())
+                _log.info("a client was disconnected: %s took too long", stage.name.lower())
                 each.transport.abort()
 
 
@@ -136,8 +136,8 @@ class Connection(H11Protocol):
         self._since = 0.0
 
     def connection_made(self, transport: Any) -> None:
-        """Take a connection, or refuse it at once."""
-        transport.max_size = READ_BYTES_MAX  # asyncio's: what one turn of the loop reads
+        """Accept a connection, or refuse it at once."""
+        transport.max_size = READ_BYTES_MAX  # asyncio's: bytes read in one turn of the loop
         super().connection_made(transport)
         self.source = read_client({"client": self.client})
         if not self._door.admit(self, self.connections):
@@ -145,23 +145,23 @@ class Connection(H11Protocol):
             transport.close()
 
     def pause_writing(self) -> None:
-        """Note that the client reads more slowly than is written."""
+        """Record that the client reads more slowly than the gateway writes."""
         self._pauses += 1
         super().pause_writing()
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse what is no HTTP; a client that is being answered is cut off."""
+        """Refuse bytes that are not HTTP; disconnect a client in the middle of an answer."""
         try:
             super().send_400_response(msg)
         except h11.LocalProtocolError:
             self.transport.abort()
 
     def is_idle(self) -> bool:
-        """Say whether nothing is being done for the client."""
+        """Whether the connection has no request."""
         return self.cycle is None or self.cycle.response_complete
 
     def overdue(self, now: float, limits: dict[Stage, float]) -> Stage | None:
-        """Return what the client has been waited for too long, and None if all is well."""
+        """Return what the client has delayed for too long; None if nothing."""
         stage = self._stage()
         seen = (stage, self.cycle, self._pauses)
         if stage is None or seen != self._seen:
@@ -180,7 +180,7 @@ class Connection(H11Protocol):
 
 
 class _Http(h11.Connection):
-    """h11, with bounds on what is cheap to send and dear to read."""
+    """h11, with bounds on input that is cheap to send and expensive to parse."""
 
     def __init__(self, role: type[h11.SERVER], head_bytes_max: int) -> None:
         super().__init__(role, head_bytes_max)
@@ -189,10 +189,10 @@ class _Http(h11.Connection):
         self._body_bytes = 0
 
     def next_event(self) -> Any:
-        """Return what came next.
+        """Return the next event.
 
         Raises:
-            h11.RemoteProtocolError: It is no HTTP, or a body in crumbs.
+            h11.RemoteProtocolError: The bytes are not HTTP, or a body comes in tiny chunks.
         """
         event = super().next_event()
         if type(event) is h11.Data:
@@ -207,7 +207,7 @@ class _Http(h11.Connection):
 
 
 class _Lines(ReceiveBuffer):
-    """What has come and is not read yet. Heads and trailers leave it through one method."""
+    """Received bytes that are not parsed yet. Heads and trailers leave it through one method."""
 
     def __init__(self, head_bytes_max: int) -> None:
         super().__init__()
@@ -220,7 +220,7 @@ class _Lines(ReceiveBuffer):
         words = sum(line.count(b" ") + line.count(b"\t") for line in lines)
         if len(lines) > HEAD_LINES_MAX or words > HEAD_WORDS_MAX:
             raise h11.RemoteProtocolError("too many header fields, or words in them", 431)
-        if sum(map(len, lines)) > self._head_bytes_max:  # h11 looks while a head is not whole
+        if sum(map(len, lines)) > self._head_bytes_max:  # h11 checks only incomplete heads
             raise h11.RemoteProtocolError("the head is too long", 431)
         if lines and len(lines[0]) > TARGET_BYTES_MAX:
             raise h11.RemoteProtocolError("the request line is too long", 414)
@@ -228,5 +228,5 @@ class _Lines(ReceiveBuffer):
 
 
 def protocol(door: Door) -> Any:
-    """Return what makes uvicorn's protocol for a connection."""
+    """Return a factory of connections in the form of uvicorn's protocol class."""
     return partial(Connection, door=door)

@@ -1,4 +1,4 @@
-"""What can go wrong between the gateway and the model server. None of it is ever charged."""
+"""Errors between the gateway and the model server. None of them is ever charged."""
 
 from channel.errors import OperatorError, PeerError
 
@@ -13,7 +13,7 @@ __all__ = [
 
 
 class UpstreamError(OperatorError):
-    """The model server cannot be reached, broke off, or answered what cannot be priced."""
+    """The model server cannot be reached, broke off, or sent an answer that cannot be priced."""
 
     status = 502
     problem_type = "upstream-failed"
@@ -21,7 +21,7 @@ class UpstreamError(OperatorError):
 
 
 class ModelServerDownError(OperatorError):
-    """The model server does not answer: nothing is sold, and no deposit is taken (O-27)."""
+    """The model server does not answer: nothing is sold, and deposits are refused (O-27)."""
 
     status = 503
     problem_type = "upstream-unavailable"
@@ -56,7 +56,7 @@ class RequestTooLargeError(PeerError):
 
 
 class UnsupportedCodingError(PeerError):
-    """The request's body is compressed: it is not unpacked here, nor passed on unread (O-23)."""
+    """The request's body is compressed: the gateway neither unpacks it nor passes it on (O-23)."""
 
     status = 415
     problem_type = "unsupported-coding"

@@ -1,4 +1,4 @@
-"""The events of a model server's stream, as whole units of text, whatever packets they came in."""
+"""Splits a model server's stream into events, independent of packet boundaries."""
 
 from collections.abc import AsyncIterator
 
@@ -14,16 +14,16 @@ __all__ = ["is_event_stream", "read_events"]
 
 
 def is_event_stream(response: httpx.Response) -> bool:
-    """Say whether an answer is a stream of events."""
+    """Whether an answer is a stream of events."""
     kind: str = response.headers.get("content-type", "").partition(";")[0]
     return kind.strip().lower() == CONTENT_TYPE
 
 
 async def read_events(response: httpx.Response) -> AsyncIterator[str | None]:
-    """Yield the data of each event up to and including `[DONE]`, and None for one without.
+    """Yield the data of each event up to and including `[DONE]`; None for an event without data.
 
-    Event names are not passed on: a chat completion has none, and one of ours must never come
-    from a model server (F-55). A last event that no blank line ends counts like any other.
+    Event names are dropped: a chat completion has none, and a model server must not be able to send
+    a payment event (F-55). A last event without a blank line after it counts.
 
     Raises:
         UpstreamError: An event is too long, or the connection broke off.

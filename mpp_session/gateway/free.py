@@ -1,4 +1,4 @@
-"""What the gateway passes on without payment, and what it says to everything it does not serve."""
+"""Routes passed on without payment, and the answer for paths that are not served."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ __all__ = ["free_routes", "problem_response"]
 
 
 def free_routes(upstream: Upstream, free: Sequence[str]) -> list[Route]:
-    """Return a route for each `METHOD /path`; GET includes HEAD, as HTTP wants."""
+    """Return a route for each `METHOD /path`; GET includes HEAD, as HTTP requires."""
 
     async def pass_on(request: Request) -> Response:
         try:
@@ -34,10 +34,10 @@ def free_routes(upstream: Upstream, free: Sequence[str]) -> list[Route]:
 
 
 def _target(request: Request) -> str:
-    """Return path and query as they came: what is decoded here could be decoded there once more.
+    """Return path and query undecoded: a decoded path could be decoded once more upstream.
 
     Raises:
-        NotServedError: The path climbs out of the template it matches.
+        NotServedError: The path leaves the template that it matches.
     """
     if not {".", ".."}.isdisjoint(request.scope["path"].split("/")):
         raise NotServedError("This gateway does not serve this path.")
@@ -47,7 +47,7 @@ def _target(request: Request) -> str:
 
 
 def problem_response(error: ProblemError) -> Response:
-    """Answer an error that has nothing to do with a credential: no challenge, nothing charged."""
+    """Answer an error unrelated to credentials: no challenge, nothing charged."""
     headers = {"cache-control": "no-store"}
     if error.retry_after_s is not None:
         headers["retry-after"] = str(error.retry_after_s)

@@ -1,7 +1,7 @@
-"""Whether the model server is there, and what kind of server it is (O-27).
+"""Whether the model server answers, and what kind of server it is (O-27).
 
-Asked at start, while running, and before anything is sold or deposited when the last answer is
-old: no payer deposits for what cannot be served, and no gas is paid for it.
+The gateway probes it at start, at intervals, and before a sale or deposit if the last probe is old:
+a payer must not deposit for what cannot be served, and no gas must be paid for it.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ _UNAVAILABLE: Final = frozenset({502, 503, 504})
 
 
 class Readiness:
-    """What is known of the model server."""
+    """The known state of the model server."""
 
     def __init__(
         self, upstream: Upstream, settings: UpstreamSettings, *, interval_s: float = _INTERVAL_S
@@ -46,7 +46,7 @@ class Readiness:
         self._found: ServerKind = "chunks"
         self._found_at = -math.inf
         self._cause: str | None = None
-        """Why nothing can be served; None when it can, or when nothing is known yet."""
+        """Why the gateway cannot serve; None if it can, or if no probe has ended yet."""
         self._checked_at = -math.inf
         self._silent = 0
         self._logged_at = -math.inf
@@ -54,14 +54,14 @@ class Readiness:
 
     @property
     def kind(self) -> ServerKind:
-        """How the server counts: what the operator says, or what was found out."""
+        """How the server counts: as configured, or as detected."""
         return self._found if self._counts == "auto" else self._counts
 
     def require(self) -> Awaitable[None] | None:
-        """Return None if the server is known to be there, else what finds out.
+        """Return None if the server is known to answer; otherwise an awaitable that probes it.
 
         Raises:
-            ModelServerDownError: It is known not to be.
+            ModelServerDownError: It is known not to answer.
         """
         age = time.monotonic() - self._checked_at
         if self._upstream.failed_at < self._checked_at:
@@ -72,7 +72,7 @@ class Readiness:
         return self._find_out()
 
     async def run(self) -> None:
-        """Keep asking, for as long as the gateway serves."""
+        """Probe repeatedly, while the gateway serves."""
         while True:
             await self._probe()
             await asyncio.sleep(self._interval_s)
@@ -83,7 +83,7 @@ class Readiness:
             raise _down()
 
     async def _probe(self) -> None:
-        """Ask once, however many wait for the answer."""
+        """Probe once; concurrent callers share the result."""
         if self._probing is None or self._probing.done():
             self._probing = asyncio.create_task(self._ask())
         await asyncio.shield(self._probing)
@@ -95,7 +95,7 @@ class Readiness:
             self._found = await self._find_kind()
             self._found_at = now
         if cause is not None:
-            self._found_at = -math.inf  # another kind may come up in its place
+            self._found_at = -math.inf  # a server of another kind may replace it
         self._log_change(cause, now)
         self._cause = cause
         self._checked_at = time.monotonic()
@@ -105,19 +105,19 @@ class Readiness:
         try:
             status, _ = await self._upstream.get("/health", self._timeout_s)
         except httpx.ReadTimeout:
-            # Busy servers may be slow to say so. One that answers others is there.
+            # A busy server may be slow to answer. It is up if it answers other requests.
             self._silent += 1
             is_busy = self._upstream.answered_at > asked_at - _FRESH_UP_S or self._silent == 1
             return None if is_busy else f"no answer within {self._timeout_s:g} s"
         except httpx.HTTPError as error:
             return f"{type(error).__name__}: {error}"
         except UpstreamError:
-            status = 200  # whatever it says, it is there
+            status = 200  # an invalid answer still shows that the server is up
         self._silent = 0
         return f"GET /health answers {status}" if status in _UNAVAILABLE else None
 
     async def _find_kind(self) -> ServerKind:
-        """Return the kind of server by what only that kind answers, `chunks` for all others."""
+        """Detect the kind of server by answers only that kind gives; `chunks` for all others."""
         if "default_generation_settings" in await self._read("/props"):
             return "llama.cpp"
         if "version" in await self._read("/version"):
@@ -143,7 +143,7 @@ class Readiness:
         elif self._cause is None or now - self._logged_at > _LOG_INTERVAL_S:
             self._logged_at = now
             _log.warning(
-                "the model server at %s is not there, nothing is sold: %s",
+                "the model server at %s does not answer, sales are stopped: %s",
                 self._upstream.url,
                 cause,
             )

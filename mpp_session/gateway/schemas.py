@@ -1,7 +1,7 @@
-"""JSON schemas in a request: what a model server makes a grammar of, for every token (O-03).
+"""Bounds on JSON schemas in a request: servers compile them into a grammar (O-03).
 
-A server tries each alternative of a schema on each token of its vocabulary, and writes a pattern
-out with its repetitions: `^(a{0,99}){0,99}$` keeps a server busy for minutes for one token.
+A server tries each alternative of a schema on each token of its vocabulary, and expands a pattern's
+repetitions: `^(a{0,99}){0,99}$` keeps a server busy for minutes for one token.
 """
 
 import re
@@ -19,24 +19,23 @@ _CLASS: Final = re.compile(r"\[\^?\]?(?:\\.|[^\]\\])*\]?", re.DOTALL)
 
 
 def require_small_schema(name: str, value: msgspec.Raw) -> None:
-    """Check the lists, objects and patterns of a request's field that holds schemas.
+    """Check the lists, objects and patterns of a request's schema field.
 
     Raises:
-        BadRequestError: One of them is larger than a grammar should be made of, or cannot
-            be read.
+        BadRequestError: One of them is larger than the bound, or cannot be parsed.
     """
     try:
         waiting: list[Any] = [msgspec.json.decode(value)]
     except (msgspec.DecodeError, UnicodeDecodeError):
-        raise BadRequestError(f"`{name}` must be JSON that can be read.") from None
+        raise BadRequestError(f"`{name}` must be valid JSON.") from None
     while waiting:
         one = waiting.pop()
         if not isinstance(one, dict | list):
             continue
         if len(one) > SCHEMA_VALUES_MAX:
             raise BadRequestError(
-                f"`{name}` has a list or an object of {len(one)} values; a schema may have "
-                f"{SCHEMA_VALUES_MAX} in each."
+                f"`{name}` has a list or an object of {len(one)} values; the most allowed is "
+                f"{SCHEMA_VALUES_MAX}."
             )
         if isinstance(one, dict):
             named = one.get("patternProperties")
@@ -50,13 +49,13 @@ def require_small_schema(name: str, value: msgspec.Raw) -> None:
 def _require_short_pattern(name: str, pattern: object) -> None:
     if isinstance(pattern, str) and _written_out(pattern) > PATTERN_CHARACTERS_MAX:
         raise BadRequestError(
-            f"`{name}` has a pattern that comes to more than {PATTERN_CHARACTERS_MAX} characters "
-            "with its repetitions written out."
+            f"`{name}` has a pattern that expands to more than {PATTERN_CHARACTERS_MAX} characters "
+            "with its repetitions."
         )
 
 
 def _written_out(pattern: str) -> int:
-    """Return how many characters a regular expression matches at most, once for each `*`."""
+    """Return the most characters that a regular expression matches, counting each `*` once."""
     if len(pattern) > PATTERN_CHARACTERS_MAX * 4:
         return len(pattern)
     sums, last, at = [0], 0, 0

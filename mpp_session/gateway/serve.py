@@ -1,4 +1,4 @@
-"""A gateway as a process: listens, answers, and ends without losing a receipt."""
+"""The gateway process: listens, answers, and shuts down without losing a receipt."""
 
 import asyncio
 import contextlib
@@ -33,15 +33,15 @@ _log: Final = logging.getLogger(__name__)
 async def run_gateway(
     config: Config, *, announce: Callable[[str], None], until_eof: bool = False
 ) -> None:
-    """Serve until SIGTERM or SIGINT, or the end of standard input where that is asked for.
+    """Serve until SIGTERM or SIGINT, or until standard input ends if that is requested.
 
-    `announce` is called with the gateway's URL once it answers. At the end every stream gets
-    its final receipt, other requests `listen.shutdown_s` to finish; then the books are closed.
+    `announce` is called with the gateway's URL once it answers. At the end every stream gets its
+    final receipt, other requests get `listen.shutdown_s` to finish, and then the ledger is closed.
 
     Raises:
         ConfigError: A check failed; nothing was served.
-        CommandError: The port is taken, or a task that guards the money has ended.
-        InvariantError: A bug in such a task.
+        CommandError: The port is in use, or a guarding task ended.
+        InvariantError: A bug in a guarding task.
     """
     stopping = asyncio.Event()
     stop_on_signals(stopping)
@@ -64,8 +64,8 @@ async def serve_on(
 ) -> None:
     """Serve on a socket with this process until `stopping` is set.
 
-    Of several workers on the same books, `number` 0 does what must be done once. Arguments and
-    errors otherwise as `run_gateway`.
+    With several workers on one ledger, `number` 0 does what must be done once. Other arguments and
+    errors as `run_gateway`.
     """
     async with (
         build_parts(config, is_first=number == 0, processes=config.listen.workers) as parts,
@@ -97,9 +97,9 @@ def _build_server(gateway: ASGIApp, settings: Listen) -> uvicorn.Server:
         uvicorn.Config(
             gateway,
             lifespan="off",
-            http=protocol(door),  # h11: httptools takes a head of any size
+            http=protocol(door),  # h11: httptools accepts a head of any size
             backlog=ACCEPTED_TOGETHER_MAX,
-            ws="none",  # or a library that web3 brings would take an upgrade, and we fail there
+            ws="none",  # otherwise uvicorn finds web3's websocket library and accepts upgrades
             log_config=None,
             access_log=False,
             server_header=False,
@@ -112,7 +112,7 @@ def _build_server(gateway: ASGIApp, settings: Listen) -> uvicorn.Server:
 
 
 class _Server(uvicorn.Server):
-    """Leaves signals to us: streams must hear of the end before the server waits for them."""
+    """Leaves signals to the process: streams must end before the server waits for them."""
 
     def __init__(self, config: uvicorn.Config, door: Door, settings: Listen) -> None:
         super().__init__(config)
@@ -126,7 +126,7 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         for listener in sockets or ():
-            listen(listener, self._settings)  # asyncio has made the queue as short as its batches
+            listen(listener, self._settings)  # asyncio shortened the accept queue
 
     async def on_tick(self, counter: int) -> bool:
         if counter % SWEEP_TICKS == 0:
@@ -141,11 +141,11 @@ async def _run_until(
     *,
     stop: Callable[[], None],
 ) -> None:
-    """Run the server and what guards the money; the first to end ends all.
+    """Run the server and the guarding tasks; the first to end stops all.
 
     Raises:
-        CommandError: A guard ended.
-        InvariantError: A guard ended with a bug.
+        CommandError: A guarding task ended.
+        InvariantError: A guarding task ended with a bug.
     """
     server = asyncio.create_task(serving)
     stopped = asyncio.create_task(stopping.wait())

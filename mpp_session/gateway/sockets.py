@@ -1,4 +1,4 @@
-"""The socket a gateway listens on: bound first, and open to clients once the checks are passed."""
+"""The listening socket: bound first, opened to clients after the checks have passed."""
 
 import socket
 from typing import Final
@@ -12,30 +12,30 @@ _BACKLOG: Final = 2048
 
 
 def bind(settings: Listen) -> socket.socket:
-    """Take the address. Connections are still refused.
+    """Bind the address. Connections are still refused.
 
     Raises:
-        CommandError: It cannot be taken.
+        CommandError: The address cannot be bound.
     """
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    # asyncio switches Nagle's algorithm off where the protocol says TCP, and not where it says 0.
+    # asyncio disables Nagle's algorithm if the protocol is TCP, but not if it is 0.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         listener.bind((settings.host, settings.port))
-    except (OSError, UnicodeError) as error:  # a name that is none is not even looked up
+    except (OSError, UnicodeError) as error:  # an invalid name fails before the lookup
         listener.close()
         raise _refused(settings, error) from None
     return listener
 
 
 def listen(listener: socket.socket, settings: Listen) -> None:
-    """Let clients connect; whoever does waits until somebody serves.
+    """Accept connections. They queue until the server accepts them.
 
     Raises:
-        CommandError: Somebody else was faster.
+        CommandError: Another process listens on the address.
     """
     try:
         listener.listen(_BACKLOG)
@@ -44,7 +44,7 @@ def listen(listener: socket.socket, settings: Listen) -> None:
 
 
 def listening_url(listener: socket.socket) -> str:
-    """Return the URL under which it is reached."""
+    """Return the URL of the socket."""
     host, port = listener.getsockname()[:2]
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 

@@ -1,8 +1,8 @@
-"""The model server, over httpx: what is sent to it, what comes back, and what never crosses.
+"""The model server over httpx: what is sent, what comes back, and what is never passed on.
 
-Headers are passed on by name, in both directions; everything that is not named stays here. So
-no credential, cookie or authorisation of a client can reach the model server, and nothing of
-the model server's can pass for a payment header of ours.
+Headers are passed on by name in both directions; every other header is dropped. No credential,
+cookie or authorisation of a client reaches the model server, and no header of the model server can
+pass for a payment header.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ __all__ = ["Upstream", "read_body", "read_pieces", "returned_headers"]
 _log: Final = logging.getLogger(__name__)
 
 _IDLE_S_MAX: Final = 3.0
-"""Less than the five seconds of most servers: no request meets the end of its connection."""
+"""Below most servers' five seconds, so that no request meets a closing connection."""
 
 _REQUEST_HEADERS: Final = (
     "accept",
@@ -47,7 +47,7 @@ _RESPONSE_HEADERS: Final = (
 _RESPONSE_PREFIXES: Final = ("openai-", "x-ratelimit-")
 
 _BROKEN_BETWEEN_US: Final = frozenset({401, 402, 403, 407})
-"""A refusal of the gateway by the model server: to a client it would say something untrue."""
+"""Refusals of the gateway itself: passed on, they would mislead the client."""
 _LOG_INTERVAL_S: Final = 10.0
 
 
@@ -57,7 +57,7 @@ class Upstream:
     def __init__(self, client: httpx.AsyncClient, api_key: str | None, head_s: float) -> None:
         self.url = str(client.base_url)
         self.answered_at = -math.inf
-        """When the server last sent the head of an answer, by the monotonic clock."""
+        """When the server last sent an answer's head, by the monotonic clock."""
         self.failed_at = -math.inf
         """When it last could not be reached, or broke off."""
         self._client = client
@@ -69,7 +69,7 @@ class Upstream:
     @classmethod
     @asynccontextmanager
     async def connect(cls, settings: UpstreamSettings) -> AsyncIterator[Self]:
-        """Keep connections to the configured server until the block ends."""
+        """Keep connections to the configured server until the context ends."""
         timeout = httpx.Timeout(
             settings.read_timeout_s, connect=settings.connect_timeout_s, pool=None
         )
@@ -80,7 +80,7 @@ class Upstream:
             base_url=settings.url.rstrip("/"),
             timeout=timeout,
             limits=limits,
-            trust_env=False,  # no proxy or .netrc of the machine between us and the model
+            trust_env=False,  # no proxy or .netrc of the machine between gateway and model
         ) as client:
             key = settings.api_key
             head_s = settings.connect_timeout_s + settings.read_timeout_s
@@ -90,19 +90,19 @@ class Upstream:
     async def request(
         self, method: str, target: str, headers: Headers, body: bytes | None
     ) -> AsyncIterator[httpx.Response]:
-        """Send a request; the answer's body is not read yet. Leaving the block cancels it.
+        """Send a request; the answer's body is not read yet. Leaving the context cancels it.
 
         Raises:
             UpstreamTimeoutError: No connection, or no answer, in time.
-            UpstreamError: The server cannot be reached, breaks off, refuses the gateway, sends it
-                elsewhere, or codes its answer in a way that cannot be read.
+            UpstreamError: The server cannot be reached, breaks off, refuses the gateway, redirects
+                it, or encodes its answer in an unsupported way.
         """
-        sent = {  # as bytes: httpx would take text for ASCII, which a stranger's need not be
+        sent = {  # as bytes: httpx would encode text as ASCII, and a client's may be other
             name.encode("ascii"): headers[name].encode("latin-1")
             for name in _REQUEST_HEADERS
             if name in headers
         }
-        sent[b"accept-encoding"] = b"identity"  # compressed events would arrive in lumps
+        sent[b"accept-encoding"] = b"identity"  # compressed events would arrive in bursts
         if self._api_key is not None:
             sent[b"authorization"] = f"Bearer {self._api_key}".encode("ascii")
         with self._translated():
@@ -117,11 +117,11 @@ class Upstream:
                 await response.aclose()
 
     async def get(self, path: str, timeout_s: float) -> tuple[int, bytes]:
-        """Return status and body of the answer to a question of our own, at most 1 MiB.
+        """Return status and body of the gateway's own request, at most 1 MiB.
 
         Raises:
-            httpx.HTTPError: There is none.
-            UpstreamError: It cannot be read.
+            httpx.HTTPError: There is no answer.
+            UpstreamError: The answer cannot be read.
         """
         headers = {"accept-encoding": "identity"}
         if self._api_key is not None:
@@ -133,11 +133,11 @@ class Upstream:
     async def _send(self, request: httpx.Request) -> httpx.Response:
         """Send a request, and once more if a kept connection turns out to be closed.
 
-        The server may close a connection at the moment at which it is used again; nothing of the
-        request was answered then.
+        The server may close a connection at the moment it is reused; then no part of the request
+        was answered.
         """
         try:
-            async with asyncio.timeout(self._head_s):  # one that trickles in is never silent
+            async with asyncio.timeout(self._head_s):  # a slowly sent head is never silent
                 return await self._send_again(request)
         except TimeoutError:
             raise httpx.ReadTimeout("the head of the answer took too long") from None
@@ -153,11 +153,11 @@ class Upstream:
     def _require_answer(self, response: httpx.Response) -> None:
         status = response.status_code
         if status in _BROKEN_BETWEEN_US:
-            self._note(f"it refused the gateway with {status}: see upstream.api_key")
+            self._note(f"it refused the gateway with {status}: check upstream.api_key")
             raise UpstreamError(f"The model server refused the gateway with {status}.")
         if 300 <= status < 400:  # noqa: PLR2004
             where = response.headers.get("location", "")[:LOCATION_CHARS_MAX]
-            self._note(f"it redirects with {status} to {where!r}: see upstream.url")
+            self._note(f"it redirects with {status} to {where!r}: check upstream.url")
             raise UpstreamError(
                 f"The model server redirects with {status}; the gateway does not follow."
             )
@@ -169,7 +169,7 @@ class Upstream:
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
-        """Turn httpx's errors into ours."""
+        """Translate httpx's errors into ours."""
         try:
             yield
         except httpx.TimeoutException as error:
@@ -184,7 +184,7 @@ class Upstream:
         self._note(f"{type(error).__name__}: {error}")
 
     def _note(self, cause: str) -> None:
-        """Log what is wrong, with the URL, which clients are not to see; not too often."""
+        """Log a failure with the URL, which clients must not see; limited in rate."""
         now = time.monotonic()
         if now - self._logged_at < _LOG_INTERVAL_S:
             self._unlogged += 1
@@ -195,7 +195,7 @@ class Upstream:
 
 
 def returned_headers(response: httpx.Response) -> dict[str, str]:
-    """Return the headers of an upstream answer that go to the client, as Latin-1 like ASGI's."""
+    """Return the headers of an upstream answer to pass on, as Latin-1 like ASGI's."""
     response.headers.encoding = "latin-1"
     return {
         name: value
@@ -207,11 +207,11 @@ def returned_headers(response: httpx.Response) -> dict[str, str]:
 async def read_pieces(
     response: httpx.Response, *, bytes_max: int | None = None
 ) -> AsyncIterator[bytes]:
-    """Yield an answer's body with its content coding undone, within a bound (O-23).
+    """Yield an answer's body, decoded, within a bound (O-23).
 
     Raises:
-        UpstreamTimeoutError: It stops for too long.
-        UpstreamError: It breaks off, cannot be decoded, or has more than `bytes_max` bytes.
+        UpstreamTimeoutError: It pauses for too long.
+        UpstreamError: It breaks off, cannot be decoded, or exceeds `bytes_max` bytes.
     """
     coding = response.headers.get("content-encoding")
     try:
@@ -226,9 +226,9 @@ async def read_pieces(
 
 
 async def read_body(response: httpx.Response, *, bytes_max: int = ANSWER_BYTES_MAX) -> bytes:
-    """Return an answer in one piece.
+    """Return an unstreamed answer.
 
     Raises:
-        UpstreamError: It is longer than any answer should be, or broke off.
+        UpstreamError: It is longer than allowed, or broke off.
     """
     return b"".join([piece async for piece in read_pieces(response, bytes_max=bytes_max)])

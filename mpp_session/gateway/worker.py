@@ -1,4 +1,4 @@
-"""One gateway process of several: `python -m mpp_session.gateway.worker`, started by `workers`."""
+"""One of several gateway processes: `python -m mpp_session.gateway.worker`, run by `workers`."""
 
 import asyncio
 import logging
@@ -22,7 +22,7 @@ _log: Final = logging.getLogger(__name__)
 
 
 def main() -> int:
-    """Serve as the task on standard input says; return the exit code."""
+    """Serve the task on standard input; return the exit code."""
     as_json = "--log-json" in sys.argv
     level = sys.argv[sys.argv.index("--log-level") + 1] if "--log-level" in sys.argv else "info"
     log_to_stderr(level, as_json=as_json)
@@ -44,7 +44,7 @@ async def _serve(task: Task) -> None:
     stopping = asyncio.Event()
     stop_on_signals(stopping)
     stop_at_eof(stopping)
-    # -1: as the socket says itself. Not every system says the protocol, and asyncio asks for it.
+    # -1: the socket's own protocol. Not every system reports it, and asyncio needs it.
     with socket.socket(-1, -1, socket.IPPROTO_TCP, fileno=task.socket_fd) as listener:
         await serve_on(
             listener,
@@ -56,7 +56,7 @@ async def _serve(task: Task) -> None:
 
 
 def _report(report: Report) -> None:
-    """Tell the parent; it reads one line and no more."""
+    """Report to the parent, which reads one line and no more."""
     sys.stdout.buffer.write(msgspec.json.encode(report) + b"\n")
     sys.stdout.flush()
 

@@ -1,10 +1,10 @@
-"""Several gateway processes on one listening socket (decision 9).
+"""Runs several gateway processes on one listening socket (decision 9).
 
-The parent binds the socket, starts the settler, gives each worker the settings but no key by a
-pipe, and sells nothing itself. The first worker that is ready opens the socket to clients; a
-connection that waits in its queue is taken by whichever worker lives. A worker that was killed is
-started again; one that ends by itself has found something wrong, and ends all. The pipe ends with
-the parent, kill -9 included, and the workers with it.
+The parent binds the socket, starts the settler, passes each worker the settings without keys
+through a pipe, and sells nothing itself. The first worker that is ready opens the socket to
+clients; any live worker takes a queued connection. A killed worker is restarted. A worker that ends
+by itself has found an error, and ends all. The pipe closes with the parent, kill -9 included, and
+then the workers end.
 """
 
 import asyncio
@@ -32,14 +32,14 @@ __all__ = ["Report", "Task", "read_task", "run_workers"]
 _log: Final = logging.getLogger(__name__)
 
 _STARTS_MAX: Final = 5
-"""How often in a row a worker that was killed is started before it serves."""
+"""How many times in a row a killed worker is restarted before it serves."""
 _RESTART_PAUSE_S: Final = 0.2
 _KILL_AFTER_S: Final = 10.0
-"""What a worker gets beyond `listen.shutdown_s` to close its books."""
+"""Seconds that a worker gets beyond `listen.shutdown_s` to close its ledger."""
 
 
 class Task(msgspec.Struct, frozen=True):
-    """What a worker is told, as its first line of standard input."""
+    """A worker's task: the first line of its standard input."""
 
     config: Config
     number: int
@@ -48,12 +48,12 @@ class Task(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct, frozen=True):
-    """What a worker says, once, as the one line of its standard output."""
+    """A worker's report: the only line of its standard output."""
 
     error: str | None = None
-    """Why it does not serve; None when it does."""
+    """Why the worker does not serve; None if it serves."""
     is_refusal: bool = False
-    """Whether the settings are to blame."""
+    """Whether the settings are the cause."""
 
 
 async def run_workers(
@@ -65,7 +65,7 @@ async def run_workers(
 
     Raises:
         ConfigError: A worker refused the settings; nothing was served.
-        CommandError: The port is taken, or a worker ended by itself.
+        CommandError: The port is in use, or a worker ended by itself.
     """
     async with contextlib.AsyncExitStack() as open_:
         listener = open_.enter_context(bind(config.listen))
@@ -87,10 +87,10 @@ async def run_workers(
 
 
 async def _watch(keeping: Sequence[Coroutine[Any, Any, None]], stopping: asyncio.Event) -> None:
-    """Wait for the end; the first worker that ends by itself brings it about.
+    """Wait for the end, which the first worker that ends by itself also causes.
 
     Raises:
-        CommandError: One did.
+        CommandError: A worker ended by itself.
     """
     kept = [asyncio.create_task(work) for work in keeping]
     stopped = asyncio.create_task(stopping.wait())
@@ -106,7 +106,7 @@ async def _watch(keeping: Sequence[Coroutine[Any, Any, None]], stopping: asyncio
 
 
 class _Worker:
-    """One worker, through all its processes."""
+    """One worker, across the processes that run it."""
 
     def __init__(self, config: Config, number: int, listener: socket.socket) -> None:
         self._config = config
@@ -116,7 +116,7 @@ class _Worker:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator["_Worker"]:
-        """Start it, and never leave it behind."""
+        """Start the worker, and end it with the context."""
         try:
             await self._start()
             yield self
@@ -124,11 +124,11 @@ class _Worker:
             await self._end()
 
     async def until_serving(self) -> None:
-        """Wait for its report.
+        """Wait for the worker's report.
 
         Raises:
             ConfigError: It refused the settings.
-            CommandError: It cannot serve, or ended without a word.
+            CommandError: It cannot serve, or ended without a report.
         """
         process = self._process
         if process is None or process.stdout is None:  # pragma: no cover - always started
@@ -138,7 +138,7 @@ class _Worker:
             line = await asyncio.wait_for(process.stdout.readline(), patience_s)
         except TimeoutError:
             raise CommandError(
-                f"worker {self._number} did not serve within {patience_s:g} s: see "
+                f"worker {self._number} did not serve within {patience_s:g} s: raise "
                 "listen.start_timeout_s"
             ) from None
         if not line:
@@ -150,10 +150,10 @@ class _Worker:
         _log.info("worker %d serves as process %d", self._number, process.pid)
 
     async def keep(self) -> None:
-        """Start it again whenever it is killed.
+        """Restart the worker whenever it is killed.
 
         Raises:
-            CommandError: It ended by itself, or is killed again and again before it serves.
+            CommandError: It ended by itself, or was killed repeatedly before it served.
         """
         while self._process is not None:
             code = await self._process.wait()
@@ -163,10 +163,10 @@ class _Worker:
             await self._start_again()
 
     async def _start_again(self) -> None:
-        """Start it until it serves: what killed it, or a database away, may need a moment.
+        """Restart the worker until it serves; a database that is away may need a moment.
 
         Raises:
-            ConfigError: It refused the settings now.
+            ConfigError: It refuses the settings now.
             CommandError: It did not serve, several times in a row.
         """
         for tries_left in range(_STARTS_MAX - 1, -1, -1):
@@ -176,7 +176,7 @@ class _Worker:
             except CommandError as error:
                 if not tries_left:
                     raise
-                _log.warning("worker %d is started once more: %s", self._number, error)
+                _log.warning("worker %d did not start, will retry: %s", self._number, error)
                 await self._end()
                 await asyncio.sleep(_RESTART_PAUSE_S)
             else:
@@ -194,11 +194,11 @@ class _Worker:
             stderr=child_stderr(),
             pass_fds=(fd,),
             env=bare_environment(),
-            process_group=0,  # a terminal's Ctrl-C is for the parent, which ends them in order
+            process_group=0,  # Ctrl-C reaches only the parent, which ends the workers in order
         )
         if process.stdin is not None:
             process.stdin.write(_write_task(Task(self._config, self._number, fd)))
-            with contextlib.suppress(ConnectionError):  # it ended already: its report says why
+            with contextlib.suppress(ConnectionError):  # it has ended: its report gives the reason
                 await process.stdin.drain()
 
     async def _end(self) -> None:
@@ -210,18 +210,18 @@ class _Worker:
         try:
             await asyncio.wait_for(process.wait(), self._config.listen.shutdown_s + _KILL_AFTER_S)
         except TimeoutError:
-            _log.error("worker %d does not end; it is killed", self._number)
+            _log.error("worker %d does not end; killing it", self._number)
             process.kill()
             await process.wait()
 
 
 def _write_task(task: Task) -> bytes:
-    """Write a task as a line. It holds secrets: for a pipe, never for a file or an argument."""
+    """Encode a task as a line. It holds secrets: only for a pipe, never a file or an argument."""
     return msgspec.json.encode(task, enc_hook=_reveal) + b"\n"
 
 
 def read_task(line: bytes) -> Task:
-    """Read what `_write_task` wrote."""
+    """Decode the output of `_write_task`."""
     return msgspec.json.decode(line, type=Task, dec_hook=_conceal)
 
 

@@ -1,1 +1,1 @@
-"""What an operator runs: status of the books and the chain, recovery from an export."""
+"""The operator's side: status of ledger and chain, recovery from an export."""

@@ -1,8 +1,8 @@
-"""The database is gone: rebuild what is owed from an export and the chain (`mpp-session recover`).
+"""Rebuilds a lost ledger from an export and the chain (`mpp-session recover`).
 
-An export holds the vouchers, the chain holds the truth about deposits and payouts. What was
-delivered after the export is lost with the books, except what the chain shows as settled; nothing
-is ever claimed that no voucher promises (F-52, F-108, SETTLE-05).
+The export holds the vouchers; the chain holds deposits and payouts. Amounts delivered after the
+export are lost with the ledger, except what the chain shows as settled. Nothing is ever claimed
+beyond a voucher (F-52, F-108, SETTLE-05).
 """
 
 import enum
@@ -27,7 +27,7 @@ _PAGE: Final = 500
 
 
 class Verdict(enum.Enum):
-    """What can be done about a channel."""
+    """The result for one channel."""
 
     COLLECTABLE = "a voucher covers what was delivered; the settler collects it"
     SETTLED = "nothing delivered is unsettled"
@@ -38,7 +38,7 @@ class Verdict(enum.Enum):
 
 
 class Recovered(msgspec.Struct, frozen=True, kw_only=True):
-    """One channel after the recovery. Amounts in base units."""
+    """One channel after the recovery. Amounts are in base units."""
 
     key: ChannelKey
     payer: Address
@@ -47,7 +47,7 @@ class Recovered(msgspec.Struct, frozen=True, kw_only=True):
     settled: int
     spent: int = 0
     claim: int = 0
-    """What the voucher for all that was delivered adds to `settled`."""
+    """How much the voucher for the delivered amount adds to `settled`."""
     close_requested_at: int = 0
 
 
@@ -60,19 +60,19 @@ async def recover_channels(
     repairs: bool,
     from_block: int,
 ) -> list[Recovered]:
-    """Import, hold against the chain, and say what can be collected; may be repeated.
+    """Import an export, compare it with the chain, and return what can be collected; repeatable.
 
     Args:
-        ledger: The new books; channels they know already are left as they are.
-        reader: The escrow.
-        payee: Whose channels to look for on chain.
-        lines: The export, newest or not.
-        repairs: Whether to take for delivered what the chain shows as settled (SETTLE-05).
-        from_block: Where to begin to look for channels that are in no export.
+        ledger: The new ledger; its existing channels stay unchanged.
+        reader: Reads the escrow.
+        payee: The payee whose channels to search on chain.
+        lines: The export's lines, from any time.
+        repairs: Whether to count as delivered what the chain shows as settled (SETTLE-05).
+        from_block: First block to search for channels that are not in the export.
 
     Raises:
-        ConfigError: A line is not one that was exported.
-        ChainUnavailableError: The node does not say how the channels stand; start again.
+        ConfigError: A line was not exported by this program.
+        ChainUnavailableError: No node gives the channels' state; run it again.
     """
     await import_channels(ledger, lines)
     head = await reader.rpc.block()
@@ -111,7 +111,7 @@ async def _reconcile(
         except ChannelStoppedError:
             return _recovered(state, Verdict.STOPPED)
     if state.foreign_block and state.settled <= state.accepted:
-        # Done by the books that are lost: with this it is accounted for.
+        # Settled by the lost ledger: this accounts for it.
         state = await repair(ledger, state.key, accepted=0, spent=0)
     if state.is_finalized:
         return _recovered(state, Verdict.ENDED)
@@ -138,7 +138,7 @@ def _recovered(state: ChannelState, verdict: Verdict) -> Recovered:
 async def _missing(
     reader: EscrowReader, payee: Address, known: set[ChannelId], head: BlockRef, from_block: int
 ) -> list[Recovered]:
-    """Return channels of the payee that are open on chain and in no export."""
+    """Return the payee's channels that are open on chain and not in the export."""
     opened = await reader.find_channels(payee, from_block=from_block, to_block=head.number)
     unknown = [channel_id for channel_id in opened if channel_id not in known]
     facts: list[ChannelFact | None] = []

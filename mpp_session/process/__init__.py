@@ -1,1 +1,1 @@
-"""Processes: settler, watchtower, their leader lease, signals, logs and clock."""
+"""Long-running processes: settler, watchtower, the leader's lease, signals, logs and clock."""

@@ -1,8 +1,9 @@
-"""The settler that a gateway starts: a process of its own, which ends with it and is kept alive.
+"""Runs the settler as a child process of a gateway: it ends with the gateway, and is restarted.
 
-The gateway does not serve before its settler has said that it settles, or that it stands by for
-another one; what keeps it from starting keeps the gateway from starting. Later a settler that
-dies is started again, a little later each time: meanwhile closes are pending, and nothing is lost.
+The gateway serves only after its settler has reported that it settles, or that it stands by for
+another. An error that keeps the settler from starting also keeps the gateway from starting. A
+settler that dies later is restarted after a growing pause; meanwhile closes stay pending and
+nothing is lost.
 """
 
 import asyncio
@@ -48,11 +49,11 @@ class SettlerChild:
 
     @property
     def pid(self) -> int | None:
-        """The process that settles now."""
+        """The id of the current settler process."""
         return None if self._process is None else self._process.pid
 
     async def start(self) -> None:
-        """Start the process; it is of no use before `ready` has returned."""
+        """Start the process; use it only after `ready` has returned."""
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
             *["-m", "mpp_session.cli", "settle", "--until-eof", "--json", *log_arguments()],
@@ -60,16 +61,16 @@ class SettlerChild:
             stdout=asyncio.subprocess.PIPE,
             stderr=child_stderr(),
             env=settler_environment(self._config),
-            start_new_session=True,  # Ctrl-C reaches us alone, and we stop it in order
+            start_new_session=True,  # Ctrl-C reaches only this process, which then stops the child
         )
         self._is_ready = False
 
     async def ready(self) -> None:
-        """Return once it settles, or stands by for another.
+        """Return once the settler settles or stands by for another.
 
         Raises:
-            ConfigError: It refuses its settings.
-            CommandError: It ended, or said nothing for `settlement.start_timeout_s`.
+            ConfigError: It refused its settings.
+            CommandError: It ended, or reported nothing for `settlement.start_timeout_s`.
         """
         process = self._process
         if process is None:
@@ -80,14 +81,14 @@ class SettlerChild:
                 report = await _read(process)
         except TimeoutError:
             raise CommandError(
-                f"the settler said nothing for {patience_s:g} s: see settlement.start_timeout_s"
+                f"no report of the settler in {patience_s:g} s: raise settlement.start_timeout_s"
             ) from None
         if report is None or report.error:
             code = await process.wait()
             said = report.error if report else f"it ended with code {code}"
             if code == _CONFIG_CODE:
                 raise ConfigError(said)
-            raise CommandError(f"the settler does not start: {said}")
+            raise CommandError(f"the settler did not start: {said}")
         self._is_ready = True
         _tell(process, report)
 
@@ -102,7 +103,7 @@ class SettlerChild:
             code = None if process is None else await process.wait()
             pause_s = _PAUSES_S[min(deaths, len(_PAUSES_S) - 1)]
             deaths += 1
-            _log.error("the settler ended with code %s; started again in %g s", code, pause_s)
+            _log.error("the settler ended with code %s; restarting it in %g s", code, pause_s)
             await asyncio.sleep(pause_s)
             try:
                 await self.start()
@@ -111,7 +112,7 @@ class SettlerChild:
                 _log.error("%s", error)
 
     async def stop(self) -> None:
-        """End the process: its input ends, and it stops in order."""
+        """End the process: closing its input makes it stop in order."""
         process = self._process
         if process is None or process.returncode is not None:
             return
@@ -130,7 +131,7 @@ class SettlerChild:
 
 @contextlib.asynccontextmanager
 async def start_settler(config: SettlerConfig) -> AsyncIterator[SettlerChild]:
-    """Start a settler as a process that ends with the block, or with ours, kill -9 included."""
+    """Start a settler as a process that ends with the context, or with us, kill -9 included."""
     child = SettlerChild(config)
     try:
         await child.start()
@@ -140,14 +141,14 @@ async def start_settler(config: SettlerConfig) -> AsyncIterator[SettlerChild]:
 
 
 async def _read(process: asyncio.subprocess.Process) -> _Report | None:
-    """Return the next line it says, or None when it has ended."""
+    """Return the child's next report, or None once it has ended."""
     if process.stdout is None:
         return None
     try:
         line = await process.stdout.readline()
         return msgspec.json.decode(line, type=_Report) if line else None
     except (ValueError, msgspec.MsgspecError):  # or a line without end
-        return _Report(error="it said something that is no report")
+        return _Report(error="it printed a line that is not a report")
 
 
 def _tell(process: asyncio.subprocess.Process, report: _Report) -> None:

@@ -1,9 +1,9 @@
-"""What time it is for a process that serves: checked at the start, and not set afterwards.
+"""The clock of a serving process: checked at the start, and not set afterwards.
 
-Leases, challenges and the life of an idempotency key are measured by it. A machine's clock may be
-set at any time, by a day or by minutes, and each of those would then end early or late; so from
-the start on time is counted by a clock that only goes forward. When the machine's own clock comes
-to differ, blocks that come decide which of the two is right.
+Leases, challenges and idempotency keys expire by it. An operator or NTP may set a machine's clock
+at any time, and then each of those would end early or late. After the start, time is therefore
+counted by a monotonic clock. If the machine's clock comes to differ from it, the timestamps of new
+blocks decide which is right.
 """
 
 import logging
@@ -22,11 +22,11 @@ _log: Final = logging.getLogger(__name__)
 _BEHIND_S_MAX: Final = 120
 _AHEAD_S_MAX: Final = 3600
 _DEVELOPMENT_S_MAX: Final = 3600
-"""A development chain may be advanced by its tests, and makes no block for days."""
+"""A development chain may be advanced by its tests, and may make no block for days."""
 
 
 def _count_up() -> float:
-    """Return seconds that only grow, also while the machine sleeps where it can tell."""
+    """Return seconds that only grow, on most systems also while the machine sleeps."""
     boot = getattr(time, "CLOCK_BOOTTIME", None)
     return time.monotonic() if boot is None else time.clock_gettime(boot)
 
@@ -35,12 +35,12 @@ def require_clock(block_time: int, *, chain_id: int, wall: float) -> None:
     """Refuse to serve by a clock that the chain contradicts.
 
     Args:
-        block_time: Of the newest block that the chain shows, or that the books have seen.
-        chain_id: Which chain it is of.
-        wall: What time this machine says it is, in Unix seconds.
+        block_time: Timestamp of the newest block on the chain or in the ledger, in Unix seconds.
+        chain_id: The chain of that block.
+        wall: The machine's time, in Unix seconds.
 
     Raises:
-        ConfigError: It is far from that block's time.
+        ConfigError: The machine's time is far from that block's.
     """
     is_development = chain_id in DEVELOPMENT_CHAINS
     ahead_s = wall - block_time
@@ -57,7 +57,7 @@ def require_clock(block_time: int, *, chain_id: int, wall: float) -> None:
 
 
 class ServiceClock:
-    """Wall-clock time that does not jump with the machine's."""
+    """Wall-clock time that does not jump when the machine's clock is set."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class ServiceClock:
         wall: Callable[[], float] = time.time,
         count: Callable[[], float] = _count_up,
     ) -> None:
-        """Begin at what `wall` says now; `count` only grows, by a second each second."""
+        """Start at the time of `wall`; `count` must only grow, by a second each second."""
         self._wall = wall
         self._count = count
         self._began = wall() - count()
@@ -75,10 +75,10 @@ class ServiceClock:
         return self._began + self._count()
 
     def saw(self, block_time: int) -> None:
-        """Hold a block that has just come against this clock and the machine's."""
+        """Compare a block that has just come with this clock and the machine's."""
         now, wall = self.now(), self._wall()
         if abs(wall - now) <= CLOCK_SKEW_S_MAX:
             return
         if abs(wall - block_time) < abs(now - block_time):
-            _log.warning("the clock was set by %+.0f s, and blocks agree with that", wall - now)
+            _log.warning("the clock was set by %+.0f s, and blocks confirm it", wall - now)
             self._began += wall - now

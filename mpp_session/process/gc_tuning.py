@@ -1,4 +1,4 @@
-"""How often a serving process looks for garbage: seldom, since ours forms next to no cycles."""
+"""Runs garbage collection rarely in a serving process: this code forms almost no cycles."""
 
 import gc
 from typing import Final
@@ -6,13 +6,13 @@ from typing import Final
 __all__ = ["collect_seldom"]
 
 _OBJECTS_BETWEEN: Final = 10_000
-"""By default 700 more than there were set off a collection, which a few requests in flight are."""
+"""The default is 700 more objects than before, which a few requests in flight exceed."""
 
 
 def collect_seldom() -> None:
-    """Let what is loaded by now stay, looked at no more, and collect the rest less often.
+    """Exempt the objects loaded by now from collection, and collect the others less often.
 
-    For a process that serves, once it is about to; it took a tenth off a paid request.
+    Call it when a process is about to serve; it saved a tenth of a paid request's time.
     """
     gc.freeze()
     gc.set_threshold(_OBJECTS_BETWEEN)

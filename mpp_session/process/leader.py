@@ -1,4 +1,4 @@
-"""Work that only whoever has a key's lease may do; everybody else stands by for it."""
+"""Runs work while this process holds a key's lease; otherwise it stands by."""
 
 import asyncio
 import logging
@@ -37,7 +37,7 @@ _SOUND_S: Final = 0.2
 _NOTE_LOOK_S: Final = 5.0
 
 Announce = Callable[[str, str], None]
-"""Told what a process does now, and a detail for people."""
+"""Called with a process's new state, and a detail for people."""
 
 
 async def while_leader(
@@ -48,7 +48,7 @@ async def while_leader(
     announce: Announce,
     stopping: asyncio.Event,
 ) -> None:
-    """Work whenever the lease is ours, until `stopping` is set.
+    """Run `work` whenever this process has the lease, until `stopping` is set.
 
     Raises:
         InvariantError: A bug; the process must end.
@@ -77,14 +77,14 @@ def name_holder() -> str:
 
 
 async def require_sound(settler: EscrowSettler) -> None:
-    """Watch over a settler for ever: raise what only a bug, or a lost lease, raises."""
+    """Watch a settler for ever: raise the error of a failed task, if a bug or the lost lease."""
     while True:
         await asyncio.sleep(_SOUND_S)
         settler.require_sound()
 
 
 class Looking(Protocol):
-    """What looks at the chain again and again."""
+    """An object that reads the chain repeatedly."""
 
     @property
     def head(self) -> BlockRef | None:
@@ -92,31 +92,32 @@ class Looking(Protocol):
 
     @property
     def looked_s_ago(self) -> float | None:
-        """How long ago the chain was last looked at with success; None before the first time."""
+        """Seconds since the last successful look; None before the first one."""
 
 
 async def note_looks(journal: SettlerJournal, looking: Looking) -> None:
-    """Write down now and then which block was seen last, for `mpp-session status`."""
-    complaint = LogOnce(_log, "the last look at the chain was not noted: %s")
+    """Record at intervals which block was seen last, for `mpp-session status`."""
+    log_once = LogOnce(_log, "recording the last look at the chain failed, will retry: %s")
     while True:
         await asyncio.sleep(_NOTE_LOOK_S)
         head, age_s = looking.head, looking.looked_s_ago
         if head is None or age_s is None:
             continue
         wall = time.time()
-        # A block of a later time shows that a clock is wrong, and may be one node's invention: kept
-        # as it is, it would hold up every start until that time has come.
+        # A block with a later timestamp shows that a clock is wrong, or that a node invented it:
+        # stored
+        # as it is, it would prevent every start until that time.
         block_time = min(head.timestamp, int(wall))
         look = Look(head.number, head.hash, block_time, int(wall - age_s))
         try:
             await journal.note_look(look)
-            complaint.over()
+            log_once.over()
         except LedgerUnavailableError as error:
-            complaint.make(error)
+            log_once.make(error)
 
 
 async def first_of(*work: Coroutine[Any, Any, Any]) -> None:
-    """Run all of it until the first one ends; raise what ended it."""
+    """Run all coroutines until the first one ends; raise its error."""
     tasks = [asyncio.create_task(one) for one in work]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -133,11 +134,11 @@ async def release(journal: SettlerJournal) -> None:
     try:
         await journal.release_lease()
     except LedgerUnavailableError as error:
-        _log.warning("the lease was not given back, and runs out by itself: %s", error)
+        _log.warning("releasing the lease failed, it expires by itself: %s", error)
 
 
 async def _unless(stopping: asyncio.Event, work: Coroutine[Any, Any, Any]) -> bool:
-    """Run something to its end; False when we are asked to stop first."""
+    """Run a coroutine to its end; return False if asked to stop first."""
     task, stopped = asyncio.create_task(work), asyncio.create_task(stopping.wait())
     await asyncio.wait([task, stopped], return_when=asyncio.FIRST_COMPLETED)
     stopped.cancel()

@@ -1,4 +1,4 @@
-"""How often a line of one kind is logged: what strangers can cause must not fill a disk (O-26)."""
+"""Limits log lines of one kind: lines that strangers can cause must not fill a disk (O-26)."""
 
 import logging
 import time
@@ -11,23 +11,23 @@ __all__ = ["LinesPerMinute"]
 
 _PERIOD_S: Final = 60.0
 _ALARMS: Final = "settlement.alarms"
-"""Says each thing once by itself, and all of it in one line of code."""
+"""Alarms are exempt: they repeat nothing, and one line of code logs all of them."""
 
 
 class LinesPerMinute(logging.Filter):
-    """Lets so many lines of one kind through each minute; the next one says how many were not.
+    """Passes a number of lines of one kind each minute; the next line counts the suppressed ones.
 
-    Lines are of one kind when one line of code wrote them, about errors of one type. Code that
-    logs errors of several types without their traces names the type: `extra={"kind": ...}`.
+    Lines are of one kind if the same line of code wrote them, about errors of the same type. Code
+    that logs errors of several types without tracebacks names the type: `extra={"kind": ...}`.
     """
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
         self._now = now
-        self._kinds: dict[object, list[float]] = {}  # began at, let through, left out
+        self._kinds: dict[object, list[float]] = {}  # start of the minute, passed, suppressed
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Say whether a line is written."""
+        """Whether to write a line."""
         if record.name == _ALARMS or record.levelno >= logging.CRITICAL:
             return True
         error = record.exc_info[0] if record.exc_info else None
@@ -40,7 +40,7 @@ class LinesPerMinute(logging.Filter):
                 self._kinds.clear()
             self._kinds[kind] = [now, 1, 0]
             if seen is not None and seen[2]:
-                record.msg = f"{record.getMessage()} ({seen[2]:.0f} more such lines were left out)"
+                record.msg = f"{record.getMessage()} ({seen[2]:.0f} similar lines were suppressed)"
                 record.args = ()
             return True
         if seen[1] >= LOG_LINES_PER_MINUTE_MAX:

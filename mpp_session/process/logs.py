@@ -1,4 +1,4 @@
-"""Where the log goes: to standard error, for a terminal or whatever supervises the process."""
+"""Sends the log to standard error, for a terminal or a supervisor."""
 
 import logging
 import sys
@@ -34,10 +34,10 @@ class JsonLines(logging.Formatter):
 
 
 def log_to_stderr(level: str = "info", *, as_json: bool = False) -> None:
-    """Log what an operator should know, from `level` on, and of libraries what is a warning.
+    """Log what an operator should know, from `level` up, and warnings of libraries.
 
-    From then on nothing that this process prints or logs waits for its reader, and no kind of
-    line comes without end.
+    From then on nothing this process prints or logs waits for its reader, and the number of similar
+    lines is limited.
     """
     _style[:] = ["--log-level", level, *(["--log-json"] if as_json else [])]
     relay_output()

@@ -1,4 +1,4 @@
-"""What the operating system lets a process of ours have."""
+"""Operating system limits of this process."""
 
 import contextlib
 import ctypes
@@ -15,11 +15,11 @@ _TRACED: Final = "TracerPid:\t"
 
 
 def forbid_core_files() -> None:
-    """Let no crash write this process's memory to a disk: it holds keys (O-92).
+    """Prevent a crash from writing this process's memory to a disk: it holds keys (O-92).
 
-    The limit alone stops no program that the kernel pipes dumps to, such as systemd's; on Linux
-    the process is not dumpable either, and no other process of its user may look into it. One
-    that does so already goes on.
+    The limit alone does not stop programs to which the kernel pipes dumps, such as systemd's. On
+    Linux the process is therefore also made undumpable, so that no other process of its user can
+    read its memory. A debugger that is attached already stays attached.
     """
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -36,13 +36,13 @@ def _is_traced() -> bool:
 
 
 def raise_open_files() -> int:
-    """Raise the number of files and sockets this process may have open; return what it is now."""
+    """Raise the limit of open files and sockets of this process; return the new limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _OPEN_FILES_WANTED if hard == resource.RLIM_INFINITY else min(_OPEN_FILES_WANTED, hard)
     if soft == resource.RLIM_INFINITY or soft >= wanted:
         return _OPEN_FILES_WANTED if soft == resource.RLIM_INFINITY else soft
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-    except (OSError, ValueError):  # macOS allows fewer than it says
+    except (OSError, ValueError):  # macOS allows fewer than it reports
         return soft
     return wanted

@@ -1,10 +1,10 @@
-"""Standard output and standard error of a program that must never wait for who reads them.
+"""Relays standard output and standard error, so that a slow reader never blocks the process.
 
-They belong to a pipe, a terminal or a supervisor, and each of those may stop reading. A write would
-then wait, for ever perhaps, and with it whatever defends the channels. So a long-running program
-takes what is written to a descriptor, by whatever part of it, through a pipe of its own: one thread
-empties that at once into a queue with a bound, another hands it on and alone may wait. What finds
-no room is dropped and counted, and the count is written as soon as something is read again.
+Both belong to a pipe, a terminal or a supervisor, and each of those may stop reading. A write would
+then block, perhaps for ever, and so would the closing of channels. A long-running program therefore
+redirects each descriptor into a pipe of its own. One thread reads that pipe at once into a bounded
+queue; another writes the queue out, and only it may block. Lines that find no room are dropped and
+counted, and the count is written once the reader reads again.
 """
 
 import atexit
@@ -32,34 +32,35 @@ _LOOK_S: Final = 0.005
 
 
 def relay_output() -> None:
-    """From now on, let no write to standard output or standard error of this process wait.
+    """Make writes to standard output and standard error of this process non-blocking.
 
-    A process that forks later must call this in the child: threads do not come along.
+    A process that forks later must call this in the child, because threads are not inherited.
     """
     for descriptor in (_STDOUT, _STDERR):
         try:
             os.fstat(descriptor)
-        except OSError:  # closed; its number must not go to a file of ours
+        except OSError:  # closed; another file may get its number, and must not receive the log
             os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
         if descriptor not in _relays:
             _relays[descriptor] = _Relay(descriptor)
     if threading.current_thread() is threading.main_thread():
-        # a terminal with `tostop` would stop the whole process, not only the thread that writes
+        # a terminal with `tostop` would stop the whole process, not only the writing thread
         signal.signal(signal.SIGTTOU, signal.SIG_IGN)
     atexit.register(drain)  # after the last traceback
 
 
 def child_stderr() -> int | None:
-    """Return what a child process takes for its standard error; None for ours as it is.
+    """Return a descriptor for a child's standard error; None to inherit this process's.
 
-    A child that wrote into our pipe would wait for us, and lose its last words when we are killed.
+    A child that wrote into this process's pipe would depend on it, and lose its last lines if this
+    process is killed.
     """
     relay = _relays.get(_STDERR)
     return None if relay is None else relay.target
 
 
 def drain(within_s: float = _DRAIN_S) -> None:
-    """Wait until what was written is handed on, or for so long: before the process ends."""
+    """Wait at most `within_s` seconds until all output is written, before the process ends."""
     for stream in (sys.stdout, sys.stderr):
         if stream is not None and not stream.closed:
             stream.flush()
@@ -69,7 +70,7 @@ def drain(within_s: float = _DRAIN_S) -> None:
 
 
 class _Relay:
-    """One descriptor's."""
+    """The relay of one descriptor."""
 
     def __init__(self, descriptor: int) -> None:
         self.target = os.dup(descriptor)
@@ -93,12 +94,12 @@ class _Relay:
             time.sleep(_LOOK_S)
 
     def _unread(self) -> int:
-        """How many bytes are in the pipe still."""
+        """Return the number of unread bytes in the pipe."""
         answer = fcntl.ioctl(self._reader, termios.FIONREAD, struct.pack("i", 0))
         return int(struct.unpack("i", answer)[0])
 
     def _collect(self) -> None:
-        """Empty the pipe at once, by whole lines where they are not longer than a read."""
+        """Read the pipe at once, by whole lines unless they are longer than one read."""
         rest = b""
         while True:
             select.select([self._reader], [], [])
@@ -110,7 +111,7 @@ class _Relay:
                     rest = lines.pop()
                 for line in lines:
                     self._is_full |= self._queued_bytes + len(line) > LOG_QUEUED_BYTES_MAX
-                    if self._is_full:  # until there is room again, so that what is lost is one gap
+                    if self._is_full:  # until there is room again, so that the loss is one gap
                         self._dropped += line.endswith(b"\n")
                     else:
                         self._queued.append(line)
@@ -118,7 +119,7 @@ class _Relay:
                 self._changed.notify()
 
     def _hand_on(self) -> None:
-        """Write what is queued, and then how much found no room in the meantime."""
+        """Write the queue, and then the number of lines dropped in the meantime."""
         while True:
             with self._changed:
                 self._is_writing = False
@@ -131,20 +132,20 @@ class _Relay:
                 self._is_writing = True
             left = self._write(b"".join(lines))
             if not left and dropped:
-                left = self._write(b"mpp-session: %d lines were not read and are lost\n" % dropped)
+                left = self._write(b"mpp-session: %d lines were dropped: no reader\n" % dropped)
             if left:
                 with self._changed:
                     self._dropped += dropped + left.count(b"\n")
 
     def _write(self, data: bytes) -> bytes:
-        """Write it, however long that takes; return what the descriptor refuses for good."""
+        """Write data, however long it takes; return the part the descriptor refuses for good."""
         view = memoryview(data)
         while view:
             try:
                 view = view[os.write(self.target, view[:_PIECE_BYTES]) :]
-            except BlockingIOError:  # another process that has it, too, made it so
+            except BlockingIOError:  # another process with this descriptor made it non-blocking
                 select.select([], [self.target], [])
-            except OSError:  # its reader is gone, or the device is full
+            except OSError:  # the reader has gone, or the device is full
                 return bytes(view)
         return b""
 

@@ -1,8 +1,8 @@
-"""The settler as a process: settles and closes for one payee, and stands by while another does.
+"""The settler process: settles and closes for one payee, or stands by while another does.
 
-It runs beside the gateway, started by it, or apart on the same database (decision 14). What it
-needs to know is in the books: closes that workers decided, and what the chain says. What it did is
-in the journal, in the same database. Killed at any moment, the next one goes on from there.
+A gateway starts it, or it runs apart on the same database (decision 14). Its inputs are in the
+ledger: closes that workers decided, and the chain's state. Its actions are in the journal, in the
+same database. If it is killed at any moment, the next one continues from there.
 """
 
 import asyncio
@@ -74,7 +74,7 @@ _LEFT_OVER_LOOK_S: Final = 2.0
 
 
 class SettlerParts(msgspec.Struct, frozen=True):
-    """What stays as long as the process: the books, the node, the keys."""
+    """Resources that live as long as the process: ledger, nodes, keys."""
 
     config: SettlerConfig
     ledger: Ledger
@@ -84,15 +84,15 @@ class SettlerParts(msgspec.Struct, frozen=True):
     sender: Signer
     """The account that sends and pays the gas."""
     payee: Signer | None
-    """Who signs for it, when that is another account."""
+    """The payee's signer, if the payee is another account."""
 
     async def build(
         self,
     ) -> tuple[TxManager, EscrowSettler, ChannelWatcher, TowerExport | None]:
-        """Return what lives as long as the lease: it remembers what is under way.
+        """Build the objects that live as long as the lease: they remember open transactions.
 
         Raises:
-            ConfigError: The tower's file cannot be written, or what is for it lives too short.
+            ConfigError: The tower's file cannot be written, or its settles would expire too soon.
         """
         sender = build_sender(self.config, self.reader.rpc, self.sender, self.journal)
         settler = EscrowSettler(
@@ -142,7 +142,7 @@ class SettlerParts(msgspec.Struct, frozen=True):
 
 @asynccontextmanager
 async def build_settler(config: SettlerConfig) -> AsyncIterator[SettlerParts]:
-    """Open the books, connect to the node, and check what would lose money later (decision 15).
+    """Open the ledger, connect to the node, and check what could lose money (decision 15).
 
     Raises:
         ConfigError: A check failed.
@@ -185,7 +185,7 @@ async def run_settler(
     stopping: asyncio.Event,
     lease: LeaseLimits | None = None,
 ) -> None:
-    """Settle whenever the lease is ours, until `stopping` is set.
+    """Settle whenever this process has the lease, until `stopping` is set.
 
     Raises:
         ConfigError: A check failed; nothing was done.
@@ -283,7 +283,7 @@ async def _open_channels(parts: SettlerParts, payee: Address) -> list[ChannelSta
 async def _settle(
     parts: SettlerParts, limits: LeaseLimits, announce: Announce, stopping: asyncio.Event
 ) -> None:
-    """Go on with what is journalled, then settle until something ends it."""
+    """Resume the journal's transactions, then settle until a task ends."""
     sender, settler, watcher, export = await parts.build()
     await settler.recover()
     owed = PendingCloses(
@@ -293,7 +293,7 @@ async def _settle(
         escrow=parts.reader.escrow,
         payee=settler.payee,
     )
-    # Without sponsoring there are only orders from before it was switched off.
+    # Without sponsoring the only orders are from before it was switched off.
     look_s = WANTED_LOOK_S if parts.config.sponsoring.fee_payer else _LEFT_OVER_LOOK_S
     deposits = DepositSender(
         parts.orders,
@@ -330,9 +330,9 @@ async def _settle(
 
 
 async def _prune(journal: SettlerJournal, watcher: ChannelWatcher) -> None:
-    """Forget transactions that ended long ago: a journal that grows for ever fills the disk.
+    """Delete transactions that ended long ago, so that the journal does not fill the disk.
 
-    Old by this machine's clock and by the chain's: either may be wrong (O-90).
+    The age counts by this machine's clock and by the chain's, because either may be wrong (O-90).
     """
     while True:
         pause_s = _PRUNE_S
@@ -340,15 +340,15 @@ async def _prune(journal: SettlerJournal, watcher: ChannelWatcher) -> None:
             if await journal.prune(watcher.clock.earliest() - _KEPT_S):
                 pause_s = _PRUNE_REST_S
         except LedgerUnavailableError as error:
-            _log.warning("the journal was not pruned; tried again: %s", error)
+            _log.warning("pruning the journal failed, will retry: %s", error)
         await asyncio.sleep(pause_s)
 
 
 async def _tidy_quarantine(settler: EscrowSettler, ledger: Ledger) -> None:
-    """Let out of quarantine what has ended by itself, so that no monitor is told of it for ever."""
+    """Release ended channels from quarantine, so that monitors do not report them for ever."""
     while True:
         try:
             await settler.forget_ended(ledger)
         except LedgerUnavailableError as error:
-            _log.warning("quarantine was not tidied; tried again: %s", error)
+            _log.warning("tidying the quarantine failed, will retry: %s", error)
         await asyncio.sleep(_TIDY_S)

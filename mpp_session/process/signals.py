@@ -1,4 +1,4 @@
-"""When a program of ours stops: on a signal, or with the input of a parent that started it."""
+"""Stops a program on a signal, or when the input from its parent ends."""
 
 import asyncio
 import contextlib
@@ -13,9 +13,9 @@ from typing import Any, Final
 __all__ = ["before_signals", "stop_at_eof", "stop_on_signals"]
 
 _RARE: Final = ("SIGALRM", "SIGIO", "SIGPROF", "SIGPWR", "SIGSTKFLT", "SIGVTALRM", "SIGXCPU")
-"""Not every system has each: of power that fails, a container that halts, a limit of CPU time."""
+"""Not on every system: power failure, a halting container, a CPU time limit."""
 _ENDING: Final = (
-    signal.SIGHUP,  # a terminal that closes, a supervisor that would have settings read again
+    signal.SIGHUP,  # a closing terminal, or a supervisor that wants settings reread
     signal.SIGINT,
     signal.SIGQUIT,
     signal.SIGTERM,
@@ -24,14 +24,14 @@ _ENDING: Final = (
     *(getattr(signal, name) for name in _RARE if hasattr(signal, name)),
     *(range(signal.SIGRTMIN, signal.SIGRTMAX + 1) if sys.platform == "linux" else ()),
 )
-"""What ends a process that does not mind: in mid-stream, that is without a receipt (O-28)."""
+"""Signals that end a process by default: a running stream would end without a receipt (O-28)."""
 _ALWAYS_ENDING: Final = (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
 
 
 def stop_on_signals(stopping: asyncio.Event) -> None:
-    """Set the event on every signal that would end the process otherwise.
+    """Set the event on every signal that would otherwise end the process.
 
-    What the process was started to ignore, as by `nohup`, it ignores.
+    Signals that the process was started to ignore, as by `nohup`, stay ignored.
     """
     for number in _ENDING:
         if signal.getsignal(number) is not signal.SIG_IGN:
@@ -40,11 +40,11 @@ def stop_on_signals(stopping: asyncio.Event) -> None:
 
 @contextlib.contextmanager
 def before_signals(call: Callable[[], None]) -> Iterator[None]:
-    """Call first when a signal is about to end a process whose server is somebody else's.
+    """Run `call` before a signal ends a process whose server is another program's.
 
-    What the server does about a signal it does afterwards; what it makes of SIGHUP, say, is its
-    own affair. A signal that it knows nothing of becomes a SIGTERM. Outside the main thread no
-    signals come, and nothing is done.
+    The server's own handler then runs; what it does on SIGHUP, for example, is up to it. A signal
+    that it does not handle becomes SIGTERM. Outside the main thread no signals arrive, and this
+    does nothing.
     """
     loop = asyncio.get_running_loop()
     if threading.current_thread() is not threading.main_thread():
@@ -77,14 +77,14 @@ def before_signals(call: Callable[[], None]) -> Iterator[None]:
 
 
 def stop_at_eof(stopping: asyncio.Event) -> None:
-    """Wait for standard input to end in a thread that nothing waits for."""
+    """Wait for the end of standard input in a daemon thread."""
     loop = asyncio.get_running_loop()
 
     def wait() -> None:
-        # not through sys.stdin, whose lock would be held when the interpreter ends
+        # not through sys.stdin, whose lock would be held when the interpreter exits
         while os.read(0, 4096):
             pass
-        with contextlib.suppress(RuntimeError):  # the loop has ended before the input
+        with contextlib.suppress(RuntimeError):  # the loop closed before the input ended
             loop.call_soon_threadsafe(stopping.set)
 
     threading.Thread(target=wait, daemon=True).start()

@@ -1,7 +1,7 @@
-"""The watchtower as a process: the chain, a file of settles signed ahead, and an account for gas.
+"""The watchtower process: reads the chain and the provider's file, and pays gas.
 
-It shares nothing with the gateway and its settler but what the file brings. Its own database holds
-the journal of what it sent, so that it goes on after a crash with the same bytes.
+It shares nothing with the gateway and its settler except the file. Its own database holds the
+journal of its transactions, so that after a crash it continues with the same bytes.
 """
 
 import asyncio
@@ -50,7 +50,7 @@ async def run_tower(
     stopping: asyncio.Event,
     lease: LeaseLimits | None = None,
 ) -> None:
-    """Watch over the channels that `path` has settles for, until `stopping` is set.
+    """Watch the channels for which `path` has settles, until `stopping` is set.
 
     Raises:
         ConfigError: A check failed; nothing was done.
@@ -77,18 +77,18 @@ async def run_tower(
 
 
 class TowerParts(msgspec.Struct, frozen=True):
-    """What stays as long as the process."""
+    """Resources that live as long as the process."""
 
     config: TowerConfig
     path: Path
-    """Of the file that the provider writes."""
+    """The file that the provider writes."""
     reader: EscrowReader
     journal: SettlerJournal
     account: Signer
-    """The tower's own, which pays the gas."""
+    """The tower's own account, which pays the gas."""
 
     def build(self) -> tuple[TxManager, EscrowSettler, Watchtower]:
-        """Return what lives as long as the lease: it remembers what is under way."""
+        """Build the objects that live as long as the lease: they remember open transactions."""
         config, settlement = self.config, self.config.settlement
         sender = build_sender(config, self.reader.rpc, self.account, self.journal)
         calls = PresignedCalls(parse_address(config.payee.address))
@@ -120,7 +120,7 @@ class TowerParts(msgspec.Struct, frozen=True):
 async def _watch(
     parts: TowerParts, announce: Announce, stopping: asyncio.Event, lease: LeaseLimits
 ) -> None:
-    """Go on with what is journalled, then watch until something ends it."""
+    """Resume the journal's transactions, then watch until a task ends."""
     sender, settler, tower = parts.build()
     await settler.recover()
     where = f"on chain {parts.reader.chain_id} by {parts.path}"
@@ -149,7 +149,7 @@ async def _turns(tower: Watchtower, interval_s: float) -> None:
 
 
 async def _take_lines(tower: Watchtower, reader: TowerFileReader, interval_s: float) -> None:
-    """Take what came for ever, beside the looking: a file that hangs holds up no settle."""
+    """Read new lines for ever, in a task of its own: a hanging file holds up no settle."""
     while True:
         try:
             while lines := await reader.read_new():

@@ -1,7 +1,7 @@
-"""Every setting of the program: name, type, bounds, default and what it is for.
+"""Every setting of the programs: name, type, bounds, default and purpose.
 
-One frozen struct a section. `docs/reference/configuration.md` is written from here, and a test
-compares the two. Values are checked here as far as they can be without a node or a file;
+One frozen struct a section. `docs/reference/configuration.md` is generated from here, and a test
+compares the two. The constructors check what they can without a node or a file;
 `mpp_session.wiring` checks the rest before anything is served.
 """
 

@@ -1,4 +1,4 @@
-"""Where the books are kept, when they are settled, and what may be owed."""
+"""Settings of the ledger, of settling, and of the bounds on unsettled amounts."""
 
 from typing import Annotated, Literal
 
@@ -24,50 +24,53 @@ __all__ = [
 
 
 class Ledger(Section, frozen=True):
-    """Where the books are kept."""
+    """The ledger: channels, vouchers and charges."""
 
     url: Annotated[
         str,
         Meta(
-            description="`sqlite:///absolute/path.db` for one gateway process, "
-            "`postgresql://...` for several. Never in memory."
+            description="`sqlite:///absolute/path.db` for one gateway process, `postgresql://...`"
+            " for several. A ledger in memory is refused."
         ),
     ]
     state_dir: Annotated[
         str | None,
         Meta(
-            description="Directory of this machine, outside the database and its backups, in which "
-            "the gateway keeps which ledger the payee has and what it has acknowledged: by that an "
-            "old copy is known. In a container a volume. Unset: `mpp-session` in "
-            "`$XDG_STATE_HOME`, in root's `/var/lib`, or in `~/.local/state`."
+            description="Directory on this machine, outside the database and its backups, in "
+            "which the gateway records which ledger the payee has and what that "
+            "ledger has acknowledged. It detects an old copy of the ledger. In a "
+            "container, use a volume. Unset: `mpp-session` in `$XDG_STATE_HOME`, in "
+            "root's `/var/lib`, or in `~/.local/state`."
         ),
     ] = None
     channels_cached: Annotated[
         int,
         Meta(
             ge=2,
-            description="Channels kept in the gateway's memory beside the disk, those used last: "
-            "about 1 kB each. The voucher of one that is not costs a read.",
+            description="Most recently used channels kept in the gateway's memory, about 1 kB "
+            "each. A voucher of another channel costs one read of the database.",
         ),
     ] = CHANNELS_CACHED_MAX
 
     def __post_init__(self) -> None:
         if ":memory:" in self.url or "mode=memory" in self.url or self.url == "sqlite://":
-            raise ValueError("`url` names a ledger in memory: a restart would lose what is owed")
+            raise ValueError(
+                "`url` names a ledger in memory, which a restart would lose: use a file"
+            )
         if not self.url.startswith(("sqlite:///", "postgresql://", "postgres://")):
             raise ValueError("`url` must begin with sqlite:/// or postgresql://")
 
 
 class Settlement(Section, frozen=True):
-    """Watching the chain and closing in time."""
+    """Watching the chain, and settling and closing in time."""
 
     sweep_interval_s: Annotated[
         float,
         Meta(
             gt=0,
             le=GRACE_PERIOD_S_MIN / 10,
-            description="How often every open channel is read from the chain, whatever events "
-            "said: 10,000 channels cost about 20 calls.",
+            description="How often every open channel is read from the chain, in addition to "
+            "events. 10,000 channels cost about 20 calls.",
         ),
     ] = 15.0
     poll_interval_s: Annotated[
@@ -75,42 +78,45 @@ class Settlement(Section, frozen=True):
         Meta(
             gt=0,
             le=60,
-            description="How often the chain's head is asked for, to see a requested close soon.",
+            description="How often the chain's head is read, to notice a requested close quickly.",
         ),
     ] = 2.0
     settle_value: Annotated[
         Positive,
-        Meta(description="Settle a channel once so much of it is delivered and unsettled."),
+        Meta(description="Settle a channel once this amount is delivered and unsettled."),
     ] = 1_000_000
     settle_age_s: Annotated[
         Positive,
-        Meta(description="Settle a channel once something of it is unsettled for so long."),
+        Meta(description="Settle a channel once any amount has been unsettled for this long."),
     ] = 24 * 3600
     settle_units: Annotated[
         Positive | None,
-        Meta(description="Settle a channel once so many units at today's price are unsettled."),
+        Meta(
+            description="Settle a channel once this many units at the current price are unsettled."
+        ),
     ] = None
     close_idle_s: Annotated[
         int,
         Meta(
             ge=0,
-            description="Close a channel to which no new voucher came for so long, and give the "
-            "rest back to its payer. 0: never.",
+            description="Close a channel that has received no new voucher for this long, which "
+            "refunds the rest to its payer. 0: never.",
         ),
     ] = 30 * 24 * 3600
     defend_min: Annotated[
         Positive,
         Meta(
-            description="Least amount delivered and unsettled for which a close that its payer "
-            "asked for is answered by ours. Below it the payer may just withdraw."
+            description="Least amount delivered and unsettled for which a payer's close request "
+            "is answered with a close. Below it the payer may withdraw."
         ),
     ] = 1
     token_price_wei: Annotated[
         Positive | None,
         Meta(
-            description="What one whole token is worth in wei of the chain's own coin, roughly: "
-            "a dollar at 2,500 dollars an ether is 400000000000000. With it, what does not "
-            "press waits while gas is dear; without it gas is not weighed."
+            description="Approximate price of one whole token in wei of the chain's coin: a "
+            "dollar at 2,500 dollars an ether is 400000000000000. If set, settles "
+            "that are not urgent wait while gas is expensive. If unset, gas is not "
+            "weighed."
         ),
     ] = None
     token_decimals: Annotated[
@@ -118,13 +124,17 @@ class Settlement(Section, frozen=True):
     ] = 6
     gas_share_max_percent: Annotated[
         int,
-        Meta(ge=1, le=100, description="Of what a settle brings, for its gas, unless it presses."),
+        Meta(
+            ge=1,
+            le=100,
+            description="Share of a settle's amount that its gas may cost, unless it is urgent.",
+        ),
     ] = 5
     start: Annotated[
         bool,
         Meta(
-            description="Start `mpp-session settle` beside the gateway and keep it running. "
-            "`false` where it runs elsewhere: then the gateway needs no key at all."
+            description="Start `mpp-session settle` beside the gateway and keep it running. Set "
+            "`false` if the settler runs elsewhere; the gateway then needs no key."
         ),
     ] = True
     start_timeout_s: Annotated[
@@ -133,23 +143,23 @@ class Settlement(Section, frozen=True):
             gt=0,
             le=3600,
             description="How long a settler that the gateway starts may take until it settles or "
-            "stands by, on a slow host.",
+            "stands by. Raise it on a slow host.",
         ),
     ] = 300.0
     gas_budget_wei: Annotated[
         Positive,
         Meta(
-            description="What the gas of one channel's settle or close may cost at most, or what "
-            "is at risk on it by `token_price_wei`, whichever is more. A quarter of it while "
-            "nothing presses, all of it before a deadline."
+            description="The most that the gas of one channel's settle or close may cost, or the "
+            "amount at risk on it by `token_price_wei`, whichever is more. A quarter "
+            "of it may be spent while nothing is urgent, all of it before a deadline."
         ),
     ] = 10**16
     gas_hour_max_wei: Annotated[
         Positive,
         Meta(
             description="Most that the gas of all settles and closes may cost within an hour. "
-            "Beyond it they wait, but for a channel whose payer may take everything within five "
-            "minutes."
+            "Beyond it they wait, except for a channel whose payer may withdraw "
+            "everything within five minutes."
         ),
     ] = 5 * 10**17
     max_fee_wei: Annotated[
@@ -157,35 +167,35 @@ class Settlement(Section, frozen=True):
         Meta(description="Never bid more than this per unit of gas. Unset: the budget decides."),
     ] = None
     batch_max: Annotated[
-        int, Meta(ge=1, le=400, description="Channels in one transaction, at most.")
+        int, Meta(ge=1, le=400, description="Most channels in one transaction.")
     ] = 100
     close_timeout_s: Annotated[
         float,
         Meta(
             gt=0,
             le=600,
-            description="How long a client's close waits to be mined before it is told to ask "
-            "again.",
+            description="How long a client's close request waits for the close to be mined before"
+            " the answer says to retry.",
         ),
     ] = 30.0
 
 
 class Exposure(Section, frozen=True):
-    """What may be at risk, in base units of the token."""
+    """Bounds on the amounts at risk, in base units of the token."""
 
     channel_max: Annotated[
         Positive,
         Meta(
-            description="Most that may be promised and unsettled on one channel (`accepted - "
-            "settled`); settling begins at half of it. A voucher beyond is refused with "
-            "`exposure-limit`. The default is 10 of a token with six decimals."
+            description="Most that may be accepted and unsettled on one channel (`accepted - "
+            "settled`). Settling begins at half of it. A higher voucher is refused "
+            "with `exposure-limit`. The default is 10 of a token with six decimals."
         ),
     ] = 10_000_000
     signer_max: Annotated[
         Positive,
         Meta(
-            description="The same for all channels of one signer together, as far as a process "
-            "knows of them: what others accepted it learns with each sweep."
+            description="The same for all channels of one signer together. A process learns with "
+            "each sweep what other processes accepted."
         ),
     ] = 20_000_000
     contract_signed_max: Annotated[
@@ -193,28 +203,31 @@ class Exposure(Section, frozen=True):
         Meta(
             ge=0,
             description="Most that may be unsettled, for one signer and for one payer, by "
-            "vouchers that only a contract vouches for (ERC-1271): it may take them back before "
-            "they are settled. Each of `listen.workers` takes its share of it. 0: such vouchers "
-            "are refused, with the hint to name an ordinary key as `authorizedSigner`; the payer "
-            "may be a contract all the same.",
+            "vouchers whose validity depends on a contract (ERC-1271): the contract "
+            "may revoke them before they are settled. Each of `listen.workers` uses "
+            "its share of it. 0: such vouchers are refused, and the error says to "
+            "name an ordinary key as `authorizedSigner`; the payer may still be a "
+            "contract.",
         ),
     ] = 0
     total_max: Annotated[
         Positive,
         Meta(
-            description="Most that may be delivered, or held for what runs, and unsettled on all "
-            "channels together (`spent + reserved - settled`); settling begins at half of it. "
-            "Beyond it nothing is served. With several gateway processes each further one may "
-            "pass it by what it takes within one `settlement.sweep_interval_s`. The default is "
-            "200 of a token with six decimals."
+            description="Most that may be delivered or reserved, and unsettled, on all channels "
+            "together (`spent + reserved - settled`). Settling begins at half of it. "
+            "Beyond it requests are refused. With several gateway processes, each "
+            "further one may exceed it by what it accepts within one "
+            "`settlement.sweep_interval_s`. The default is 200 of a token with six "
+            "decimals."
         ),
     ] = 200_000_000
     closes_reserved_min: Annotated[
         int,
         Meta(
             ge=0,
-            description="For how many closes there must be gas at twice today's price, if fewer "
-            "channels are open. Below that no new channel is taken (`openings-paused`).",
+            description="Least number of closes for which the account must hold gas at twice the "
+            "current price, if fewer channels are open. Below that, new channels are "
+            "refused (`openings-paused`).",
         ),
     ] = 20
 
@@ -225,19 +238,20 @@ class Sponsoring(Section, frozen=True):
     fee_payer: Annotated[
         bool,
         Meta(
-            description="Submit deposits that payers only sign, at the gas of the account that "
-            "settles. Challenges then say `feePayer`. What cannot be kept does not start."
+            description="Submit deposits that payers only sign, at the gas cost of the account "
+            "that settles. Challenges then contain `feePayer`. The gateway does not "
+            "start if it cannot keep this promise."
         ),
     ] = False
     types: Annotated[
         tuple[Literal["authorization", "permit2"], ...],
         Meta(
-            description="Ways of signing that are offered, the preferred one first. Empty: every "
-            "one that works on this chain with this token, which is found out at start."
+            description="Deposit types to offer, the preferred one first. Empty: every type that "
+            "works on this chain with this token, as found at start."
         ),
     ] = ()
     deposit_min: Annotated[
-        Positive, Meta(description="Least deposit that is worth its gas, in base units.")
+        Positive, Meta(description="Least deposit to submit, in base units.")
     ] = SPONSORED_DEPOSIT_MIN
     gas_budget_wei: Annotated[
         int,
@@ -250,21 +264,22 @@ class Sponsoring(Section, frozen=True):
     gas_per_deposit_max: Annotated[
         Positive,
         Meta(
-            description="Most gas that one deposit may take. A key's takes about 150,000; a "
-            "contract wallet adds its own check, and could otherwise take the hour's gas at once."
+            description="Most gas that one deposit may use. With a key's signature it uses about "
+            "150,000. A contract wallet adds its own check, and could otherwise use "
+            "up the hour's gas at once."
         ),
     ] = SPONSORED_GAS_MAX
-    gas_price_max_wei: Annotated[
-        Positive, Meta(description="Most that is paid for a unit of gas.")
-    ] = 50 * 10**9
+    gas_price_max_wei: Annotated[Positive, Meta(description="Most to pay per unit of gas.")] = (
+        50 * 10**9
+    )
     deposits_per_payer: Annotated[
-        Positive, Meta(description="Deposits within an hour that are paid for one payer.")
+        Positive, Meta(description="Most deposits to pay for one payer within an hour.")
     ] = 5
     deposits_per_address: Annotated[
         Positive,
         Meta(
-            description="Deposits within an hour that are paid for one client address (an IPv6 "
-            "network counts as one), for each worker."
+            description="Most deposits to pay for one client address (an IPv6 network counts as "
+            "one) within an hour, for each worker."
         ),
     ] = SPONSORED_PER_SOURCE_MAX
     margin_s: Annotated[
@@ -280,39 +295,42 @@ class Sponsoring(Section, frozen=True):
         Meta(
             gt=0,
             le=120,
-            description="How long a client waits for its deposit to be mined before it is told "
-            "to ask again.",
+            description="How long a client waits for its deposit to be mined before the answer "
+            "says to retry.",
         ),
     ] = 15.0
 
 
 class Tower(Section, frozen=True):
-    """Defence from another machine: settles signed ahead, and the watchtower that sends them."""
+    """A watchtower on another machine, and the settles signed ahead that it sends."""
 
     export_file: Annotated[
         str | None,
         Meta(
-            description="The settler appends settles that it has signed ahead to this file, for "
+            description="The settler appends settles that it signs ahead to this file, for "
             "`mpp-session settle --watchtower` elsewhere. Unset: none are signed."
         ),
     ] = None
     uncovered_max: Annotated[
         Positive,
         Meta(
-            description="Most that may be delivered on a channel, in base units, without a settle "
-            "signed ahead for it; a newer one is signed beyond."
+            description="Most base units that may be delivered on a channel without a settle "
+            "signed ahead. Beyond it a newer one is signed."
         ),
     ] = 100_000
     uncovered_age_s: Annotated[
         Positive,
-        Meta(description="How long less than that may go without, too."),
+        Meta(
+            description="How long a smaller amount may be uncovered before a newer settle is "
+            "signed."
+        ),
     ] = 300
     life_s: Annotated[
         Positive,
         Meta(
-            description="How long a settle signed ahead is good; renewed when half of it is gone. "
-            "At least eight grace periods: what is left of it must outlive an outage and the "
-            "grace period after it."
+            description="How long a settle signed ahead is valid. It is renewed when half of that"
+            " has passed. At least eight grace periods, so that the remainder "
+            "outlives an outage and the grace period after it."
         ),
     ] = 30 * 24 * 3600
     act_percent: Annotated[

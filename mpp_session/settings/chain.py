@@ -1,4 +1,4 @@
-"""Which chain, who is paid there, and who pays for gas."""
+"""Settings of the chain, the payee, and the account that pays for gas."""
 
 from typing import Annotated, Final
 from urllib.parse import urlsplit
@@ -25,15 +25,24 @@ __all__ = [
 ]
 
 DEVELOPMENT_CHAINS: Final = frozenset({1337, 31337})
-"""Chains whose money is worth nothing: the only ones on which a bare key is taken."""
+"""Chains whose coins are worthless: only there may a setting hold a bare key."""
 
 
 class Chain(Section, frozen=True):
-    """Where deposits are."""
+    """The chain and escrow that hold the deposits."""
 
-    rpc_url: Annotated[str, Meta(description="Node of the chain. Its answers are trusted.")]
+    rpc_url: Annotated[
+        str,
+        Meta(
+            description="URL of a node of the chain. With a single node, its answers are trusted."
+        ),
+    ]
     id: Annotated[
-        Positive, Meta(description="Chain the node must be on, or the gateway does not start.")
+        Positive,
+        Meta(
+            description="Id of the chain. The gateway does not start if the node serves another "
+            "one."
+        ),
     ]
     escrow: Annotated[HexAddress, Meta(description="Address of the session escrow.")]
     token: Annotated[HexAddress, Meta(description="Address of the ERC-20 token paid in.")]
@@ -46,20 +55,21 @@ class Chain(Section, frozen=True):
         ),
     ] = 1
     rpc_timeout_s: Annotated[
-        float, Meta(gt=0, le=120, description="Deadline of one call to the node.")
+        float, Meta(gt=0, le=120, description="Timeout of one call to the node.")
     ] = 10.0
     more_rpc_urls: Annotated[
         tuple[str, ...],
         Meta(
-            description="Further nodes, asked in this order when the one before does not answer. "
-            "They are held against each other, and an alarm rings when they disagree."
+            description="Further nodes, asked in this order when the previous one does not "
+            "answer. The gateway compares them, and an alarm rings when they "
+            "disagree."
         ),
     ] = ()
     ws_url: Annotated[
         str | None,
         Meta(
-            description="Websocket of a node that tells of new blocks. Without it, or while it is "
-            "silent, `settlement.poll_interval_s` decides."
+            description="Websocket of a node, for announcements of new blocks. Without it, or "
+            "while it is silent, `settlement.poll_interval_s` applies."
         ),
     ] = None
 
@@ -72,7 +82,7 @@ class Chain(Section, frozen=True):
 
 
 class Payee(Section, frozen=True):
-    """Who is paid, and with which key channels are settled and closed."""
+    """The payee, and the key with which channels are settled and closed."""
 
     address: Annotated[HexAddress, Meta(description="Address that is paid.")]
     keystore_file: Annotated[
@@ -91,8 +101,8 @@ class Payee(Section, frozen=True):
     signer_url: Annotated[
         str | None,
         Meta(
-            description="Instead of a key: a service that keeps it and signs "
-            "(docs/guide/operating.md). What it answers is checked against `address`."
+            description="Instead of a key: URL of a service that holds it and signs "
+            "(docs/guide/operating.md). Its signatures are checked against `address`."
         ),
     ] = None
     signer_token: Annotated[
@@ -106,7 +116,7 @@ class Payee(Section, frozen=True):
 class Relayer(Section, frozen=True):
     """Another account that sends settles and closes and pays their gas; the payee only signs.
 
-    Without it the payee sends them itself. One relayer serves one payee.
+    Without it the payee's account sends them. A relayer serves one payee.
     """
 
     address: Annotated[
@@ -124,7 +134,7 @@ class Relayer(Section, frozen=True):
         ),
     ] = None
     signer_url: Annotated[
-        str | None, Meta(description="Instead of a key: a service that keeps it and signs.")
+        str | None, Meta(description="Instead of a key: URL of a service that holds it and signs.")
     ] = None
     signer_token: Annotated[
         Secret | None, Meta(description="Sent to `signer_url` as `Authorization: Bearer`.")
@@ -137,7 +147,7 @@ class Relayer(Section, frozen=True):
 def _require_one_key(section: "Payee | Relayer") -> None:
     require_bearer("signer_token", section.signer_token)
     if (section.keystore_file is None) != (section.password_file is None):
-        raise ValueError("`keystore_file` and `password_file` go together")
+        raise ValueError("`keystore_file` and `password_file` must be given together")
     keys = (section.keystore_file, section.key, section.signer_url)
     if sum(key is not None for key in keys) > 1:
         raise ValueError(
@@ -150,15 +160,15 @@ def _require_one_key(section: "Payee | Relayer") -> None:
 
 
 def names_key(section: "Payee | Relayer") -> bool:
-    """Whether it says where a key is."""
+    """Whether the section names a key."""
     return any((section.keystore_file, section.key, section.signer_url))
 
 
 def require_development(chain: Chain, **sections: Payee | Relayer) -> None:
-    """Refuse a bare key where it would guard real money."""
+    """Refuse a bare key on a chain with real money."""
     for name, section in sections.items():
         if section.key is not None and chain.id not in DEVELOPMENT_CHAINS:
             raise ValueError(
-                f"`{name}.key` is taken on development chains only, and this is chain "
-                f"{chain.id}; use a keystore"
+                f"`{name}.key` is allowed on development chains only, and this is chain "
+                f"{chain.id}: use `keystore_file` and `password_file`"
             )

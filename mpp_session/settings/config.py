@@ -1,8 +1,8 @@
-"""File, environment and flags -> one frozen `Config`. The sole reader of `os.environ`.
+"""Reads file, environment and flags into one frozen `Config`; alone reads `os.environ`.
 
-A flag wins over the environment, the environment over the file. A name that is not a setting is
-refused with the nearest one that is, so that a misspelt or renamed setting can never fall back
-to its default in silence (F-106).
+A flag overrides the environment, the environment the file. An unknown name is refused with the
+nearest setting, so that a misspelt or renamed setting never silently falls back to its default
+(F-106).
 """
 
 import difflib
@@ -62,7 +62,7 @@ _ORDER: Final = (
     "sponsoring",
     "tower",
 )
-"""Of the tables, for whoever reads about them."""
+"""Descriptions of the sections, for the page of settings."""
 _ENVIRONMENT_ONLY: Final = frozenset({"payee.key", "relayer.key"})
 
 
@@ -72,14 +72,14 @@ class Setting(msgspec.Struct, frozen=True):
     name: str
     """`section.setting`."""
     type: Any
-    """As annotated, bounds included."""
+    """As annotated, with bounds."""
     default: Any
-    """`msgspec.NODEFAULT` when it must be given."""
+    """`msgspec.NODEFAULT` if the setting is required."""
     description: str
 
     @property
     def section(self) -> str:
-        """The table of the file it is in."""
+        """The section of the setting."""
         return self.name.partition(".")[0]
 
     @property
@@ -94,7 +94,7 @@ class Setting(msgspec.Struct, frozen=True):
 
 
 def list_settings() -> dict[str, Setting]:
-    """Return every setting by its name, in the order they are documented."""
+    """Return every setting by its name, in the order of the documentation."""
     found = {}
     for section in sorted(msgspec.structs.fields(Config), key=lambda f: _ORDER.index(f.name)):
         hints = get_type_hints(section.type, include_extras=True)
@@ -116,12 +116,13 @@ def load_config(
 
     Args:
         path: A TOML file with one table a section; None for no file.
-        environment: Variables `MPP_SESSION_SECTION_SETTING`; those of the process if None.
-        flags: Values by `section.setting` that win over everything.
-        defaults: Values by `section.setting` that everything wins over, as a devnet's addresses.
+        environment: Variables `MPP_SESSION_SECTION_SETTING`; the process's own if None.
+        flags: Values by `section.setting` that override the others.
+        defaults: Values by `section.setting` that the others override, such as a devnet's
+            addresses.
 
     Raises:
-        ConfigError: The file cannot be read, a name is unknown, or a value is missing or refused.
+        ConfigError: The file cannot be read, a name is unknown, or a value is missing or invalid.
     """
     given = load_values(path, environment=environment, flags=flags, defaults=defaults)
     return _convert(given, Config)
@@ -133,10 +134,11 @@ def load_provider_config(
     environment: Mapping[str, str] | None = None,
     defaults: Mapping[str, Any] | None = None,
 ) -> ProviderConfig:
-    """Read and check the settings of an application that is paid by itself, without a gateway.
+    """Read and check the settings of an application that sells by itself, without a gateway.
 
-    Arguments and errors as `load_config`. What only a gateway uses is refused in the file, which
-    is this application's, and named in the log where the environment has it for all programs.
+    Arguments and errors as `load_config`. A setting that only a gateway uses is refused in the
+    file, which belongs to this application. In the environment, which programs share, it is only
+    logged.
     """
     given = load_values(path, environment=environment, defaults=defaults)
     kept = _only(given, ProviderConfig)
@@ -146,11 +148,11 @@ def load_provider_config(
     in_file = {} if path is None else _read_file(path, list_settings())
     if unused & in_file.keys():
         raise ConfigError(
-            f"{path}: `{min(unused & in_file.keys())}` is a gateway's: an application has its own "
-            "server, routes and prices"
+            f"{path}: `{min(unused & in_file.keys())}` is for a gateway only: remove it, an "
+            "application has its own server, routes and prices"
         )
     for name in sorted(unused):
-        _log.warning("`%s` is not used: an application has its own server and prices", name)
+        _log.warning("`%s` has no effect: an application has its own server and prices", name)
     return _convert(kept, ProviderConfig)
 
 
@@ -161,9 +163,9 @@ def load_watch_config(
     flags: Mapping[str, Any] | None = None,
     defaults: Mapping[str, Any] | None = None,
 ) -> tuple[WatchConfig, str, str]:
-    """Read what it takes to look at books and chain; no key is needed.
+    """Read the settings needed to read ledger and chain; no key is needed.
 
-    Also returned are the addresses of the payee, and of whoever sends and pays the gas for it.
+    Also returns the addresses of the payee, and of the account that sends and pays the gas.
     Arguments and errors as `load_config`.
     """
     given = load_values(path, environment=environment, flags=flags, defaults=defaults)
@@ -173,7 +175,9 @@ def load_watch_config(
     for name, value in (("payee.address", payee), ("relayer.address", gas_account)):
         if not re.fullmatch("0x[0-9a-fA-F]{40}", value):
             variable = list_settings()[name].environment_name
-            raise ConfigError(f"missing, or no address: `{name}` (in the file, or as {variable})")
+            raise ConfigError(
+                f"`{name}` is missing or no address: set it in the file or {variable}"
+            )
     return config, payee, gas_account
 
 
@@ -184,7 +188,7 @@ def load_settler_config(
     flags: Mapping[str, Any] | None = None,
     defaults: Mapping[str, Any] | None = None,
 ) -> SettlerConfig:
-    """Read and check what the settler needs of a gateway's settings; the rest is not looked at.
+    """Read and check a settler's part of a gateway's settings; ignores the other settings.
 
     Arguments and errors as `load_config`.
     """
@@ -199,40 +203,40 @@ def load_tower_config(
     flags: Mapping[str, Any] | None = None,
     defaults: Mapping[str, Any] | None = None,
 ) -> TowerConfig:
-    """Read and check what a watchtower needs. Arguments and errors as `load_config`."""
+    """Read and check a watchtower's settings. Arguments and errors as `load_config`."""
     given = load_values(path, environment=environment, flags=flags, defaults=defaults)
     return _convert(_only(given, TowerConfig), TowerConfig)
 
 
 def default_state_dir() -> Path:
-    """Return where this machine keeps what must not be in the database, if nothing is set.
+    """Return the default directory for state that must not be in the database.
 
     Raises:
-        ConfigError: This process's user has no home directory.
+        ConfigError: The process's user has no home directory.
     """
     state_home = Path(os.environ.get("XDG_STATE_HOME", ""))
-    if state_home.is_absolute():  # XDG: any other is to be ignored
+    if state_home.is_absolute():  # the XDG specification says to ignore any other
         return state_home / "mpp-session"
     try:
         home = Path("/var/lib") if os.geteuid() == 0 else Path.home() / ".local/state"
     except RuntimeError as error:
         raise ConfigError(
-            f"user {os.geteuid()} has no home directory to keep the ledger's marker in: set "
+            f"user {os.geteuid()} has no home directory for the ledger's marker: set "
             "`ledger.state_dir` to a directory that outlives this process and this container"
         ) from error
     return home / "mpp-session"
 
 
 def bare_environment() -> dict[str, str]:
-    """Return this process's environment without our settings: what a worker starts with."""
+    """Return this process's environment without our settings, for a worker."""
     return {k: v for k, v in os.environ.items() if not k.startswith(ENVIRONMENT_PREFIX)}
 
 
 def settler_environment(config: SettlerConfig) -> dict[str, str]:
     """Return the environment in which a settler reads exactly these settings.
 
-    That of this process, with every variable of ours replaced. The secrets of challenges, and
-    whatever else the settler has no use for, are left out.
+    It is this process's environment with every `MPP_SESSION_*` variable replaced. Settings that the
+    settler does not use, such as the secrets of challenges, are left out.
     """
     kept = bare_environment()
     for setting in list_settings().values():
@@ -245,7 +249,7 @@ def settler_environment(config: SettlerConfig) -> dict[str, str]:
 
 
 def without_keys(config: Config) -> Config:
-    """Return the settings for what only serves: no key, and no settler to start (decision 14)."""
+    """Return the settings for a serving process: no key, and no settler to start (decision 14)."""
     nothing = dict.fromkeys(
         ("keystore_file", "password_file", "key", "signer_url", "signer_token"), None
     )
@@ -281,7 +285,7 @@ def _convert(given: Mapping[str, Any], kind: type[_Kind]) -> _Kind:
     if missing:
         names = ", ".join(f"`{setting.name}`" for setting in missing)
         raise ConfigError(
-            f"missing: {names} (in the file, or as {missing[0].environment_name} and so on)"
+            f"missing: {names} (set in the file, or {missing[0].environment_name} and so on)"
         )
     tables: dict[str, dict[str, Any]] = {}
     for name, value in given.items():
@@ -300,7 +304,7 @@ def load_values(
     flags: Mapping[str, Any] | None = None,
     defaults: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return what is given of the settings, by `section.setting`, names checked and values not.
+    """Return the given settings by `section.setting`, with names checked and values unchecked.
 
     For commands that need one of them. Arguments and errors as `load_config`.
     """
@@ -336,7 +340,7 @@ def _read_file(path: Path, settings: Mapping[str, Setting]) -> dict[str, Any]:
                 raise ConfigError(f"{path}: {_unknown('setting', name, settings)}")
             if name in _ENVIRONMENT_ONLY:
                 raise ConfigError(
-                    f"{path}: `{name}` is taken from {settings[name].environment_name} only"
+                    f"{path}: `{name}` is a secret: set {settings[name].environment_name} instead"
                 )
             found[name] = value
     return found
@@ -345,7 +349,7 @@ def _read_file(path: Path, settings: Mapping[str, Setting]) -> dict[str, Any]:
 def _read_environment(
     environment: Mapping[str, str], settings: Mapping[str, Setting]
 ) -> dict[str, Any]:
-    """Take every variable with our prefix; lists are separated by commas."""
+    """Read every variable with our prefix; lists are separated by commas."""
     by_variable = {setting.environment_name: setting for setting in settings.values()}
     found: dict[str, Any] = {}
     for variable, text in environment.items():
@@ -368,7 +372,7 @@ def _decode(kind: type, value: Any) -> Any:
 
 
 def _explain(error: msgspec.ValidationError) -> str:
-    """Turn `... - at `$.payment.secrets`` into a sentence that begins with the setting."""
+    """Reword `... - at `$.payment.secrets`` so that the setting comes first."""
     text, _, where = str(error).rpartition(" - at `$.")
     return f"`{where.rstrip('`')}`: {text}" if text else str(error)
 

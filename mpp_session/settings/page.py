@@ -1,4 +1,4 @@
-"""`docs/reference/configuration.md`, written from the settings themselves.
+"""Generates `docs/reference/configuration.md` from the settings.
 
 python -m mpp_session.settings.page > docs/reference/configuration.md
 """
@@ -24,14 +24,14 @@ Write a file such as this one, then run `mpp-session gateway --config gateway.to
 ```toml
 {example}```
 
-A gateway reads one TOML file, then the environment, then its flags; what comes later wins. Each
-table below is a table of the file. A name that is not a setting is refused, wherever it stands.
+A gateway reads one TOML file, then the environment, then its flags; a later source overrides an
+earlier one. Each section below is a table of the file. An unknown name is refused in every source.
 Amounts are whole numbers in base units of the token: 1 dollar of a 6-decimal token is 1000000.
 Lists in the environment are separated by commas.
 
 The gateway refuses to start on a setting that would lose money later, and names the setting.
 
-*Written from `mpp_session/settings` by `python -m mpp_session.settings.page`; do not edit.*
+*Generated from `mpp_session/settings` by `python -m mpp_session.settings.page`; do not edit.*
 """
 
 EXAMPLE = """\
@@ -96,7 +96,7 @@ def _literal(value: Any) -> str:
 
 
 def _type_name(hint: Any) -> str:
-    """Return what a reader of TOML calls the type, with its bounds."""
+    """Return the name of a type for readers of TOML, with its bounds."""
     if get_origin(hint) is Annotated:
         bare, *extras = get_args(hint)
         return _type_name(bare) + "".join(map(_bounds, extras))

@@ -16,7 +16,7 @@ __all__ = [
 
 
 class WatchConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What it takes to look at books and chain, and to know what is due: no key, no secret."""
+    """Settings for reading ledger and chain, and deciding what is due: no key, no secret."""
 
     chain: Chain
     ledger: Ledger
@@ -25,25 +25,25 @@ class WatchConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class SettlerConfig(WatchConfig, frozen=True, kw_only=True):
-    """What the settler must know, wherever it runs."""
+    """Settings of a settler, wherever it runs."""
 
     payee: Payee
     relayer: Relayer = Relayer()
     tower: Tower = Tower()
     price: Price | None = None
-    """For settling by units."""
+    """Needed for settling by units."""
     sponsoring: Sponsoring = Sponsoring()
 
     def __post_init__(self) -> None:
         if (self.settlement.settle_units is not None) and self.price is None:
             raise ValueError(
-                "`settlement.settle_units` needs `price.per_unit`, what a unit is worth"
+                "`settlement.settle_units` needs `price.per_unit`, the price of a unit"
             )
         require_development(self.chain, payee=self.payee, relayer=self.relayer)
 
 
 class TowerConfig(WatchConfig, frozen=True, kw_only=True):
-    """What a watchtower must know. Its ledger holds its own journal and nothing else."""
+    """Settings of a watchtower. Its ledger holds only its own journal."""
 
     payee: Payee
     relayer: Relayer = Relayer()
@@ -51,16 +51,16 @@ class TowerConfig(WatchConfig, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if self.relayer.address is None:
-            raise ValueError("`relayer.address` is missing: the account that pays the tower's gas")
-        if names_key(self.payee):
             raise ValueError(
-                "`payee` names a key: a watchtower has none of the payee's, only `payee.address`"
+                "`relayer.address` is missing: set the account that pays the tower's gas"
             )
+        if names_key(self.payee):
+            raise ValueError("`payee` names a key: give a watchtower only `payee.address`")
         require_development(self.chain, relayer=self.relayer)
 
 
 class ProviderConfig(SettlerConfig, frozen=True, kw_only=True):
-    """What whoever is paid must say: for a gateway, or for an application of one's own."""
+    """Settings of a seller: a gateway, or an application that sells by itself."""
 
     payment: Payment
 
@@ -74,14 +74,14 @@ class ProviderConfig(SettlerConfig, frozen=True, kw_only=True):
         for name, section in sections.items():
             if not names_key(section):
                 raise ValueError(
-                    f"`{name}` names no key: give either `keystore_file` with `password_file`, or "
-                    "`signer_url`, or say `settlement.start = false` and run `mpp-session settle` "
+                    f"`{name}` names no key: set `keystore_file` with `password_file`, or "
+                    "`signer_url`; or set `settlement.start = false` and run `mpp-session settle` "
                     "where the key is"
                 )
 
 
 class Config(ProviderConfig, frozen=True, kw_only=True):
-    """All settings of one gateway. It exists only when every one of them is in range."""
+    """All settings of one gateway. An instance exists only if every setting is valid."""
 
     upstream: Upstream
     price: Price
@@ -91,6 +91,6 @@ class Config(ProviderConfig, frozen=True, kw_only=True):
         super().__post_init__()
         if self.listen.workers > 1 and self.ledger.url.startswith("sqlite:"):
             raise ValueError(
-                "`listen.workers` above 1 needs a ledger in PostgreSQL: a SQLite file belongs to "
-                "one gateway process"
+                "`listen.workers` above 1 needs a ledger in PostgreSQL: only one process can "
+                "serve a SQLite file"
             )

@@ -1,4 +1,4 @@
-"""What is sold, to whom, and where it comes from."""
+"""Settings of what is sold: the gateway's socket, the model server, prices and challenges."""
 
 import re
 from typing import Annotated, Final, Literal
@@ -56,17 +56,17 @@ _NEVER_FIELDS: Final = frozenset(
         "use_beam_search",
     }
 )
-"""What no operator may list: each gets around a bound, or around the count."""
+"""Fields that no operator may pass on: each evades a bound or the count."""
 
 
 class Listen(Section, frozen=True):
-    """Where the gateway answers."""
+    """The socket on which the gateway answers."""
 
     host: Annotated[
-        str, Meta(pattern="^[!-~]+$", description="Address to listen on; `0.0.0.0` for every one.")
+        str, Meta(pattern="^[!-~]+$", description="Address to listen on; `0.0.0.0` for all.")
     ] = "127.0.0.1"
     port: Annotated[
-        int, Meta(ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+        int, Meta(ge=0, le=65535, description="Port to listen on; 0 chooses a free one.")
     ] = 8402
     shutdown_s: Annotated[
         float,
@@ -82,8 +82,8 @@ class Listen(Section, frozen=True):
         Meta(
             ge=1,
             le=64,
-            description="Processes that serve, on one socket. More than one needs a PostgreSQL "
-            "ledger. One that is killed is started again.",
+            description="Number of serving processes, on one socket. More than one needs a "
+            "PostgreSQL ledger. A process that is killed is started again.",
         ),
     ] = 1
     start_timeout_s: Annotated[
@@ -91,7 +91,8 @@ class Listen(Section, frozen=True):
         Meta(
             gt=0,
             le=3600,
-            description="How long each of several workers may take to start, on a slow host.",
+            description="How long each of several workers may take to start. Raise it on a slow "
+            "host.",
         ),
     ] = 300.0
     connections_max: Annotated[
@@ -99,8 +100,9 @@ class Listen(Section, frozen=True):
         Meta(
             ge=1,
             le=65_536,
-            description="Clients connected to one process at a time. Where they are more, those "
-            "that ask for nothing are let go. Fewer where the process may not open so many files.",
+            description="Most clients connected to one process at a time. Beyond it, connections "
+            "without a request are closed. The number is lower if the process may not"
+            " open that many files.",
         ),
     ] = CONNECTIONS_MAX
     head_timeout_s: Annotated[
@@ -108,8 +110,8 @@ class Listen(Section, frozen=True):
         Meta(
             gt=0,
             le=3600,
-            description="How long the head of a request may take to arrive, counted from the "
-            "connection or the answer before.",
+            description="How long the head of a request may take to arrive, from the connection "
+            "or the previous answer.",
         ),
     ] = float(HEAD_S_MAX)
     body_timeout_s: Annotated[
@@ -121,13 +123,13 @@ class Listen(Section, frozen=True):
         Meta(
             gt=0,
             le=3600,
-            description="How long a client may read nothing of an answer that waits for it.",
+            description="How long a client may leave an answer unread.",
         ),
     ] = float(READ_S_MAX)
 
 
 class Upstream(Section, frozen=True):
-    """The model server that does the work."""
+    """The model server behind the gateway."""
 
     url: Annotated[
         str,
@@ -143,24 +145,25 @@ class Upstream(Section, frozen=True):
     counts: Annotated[
         Literal["auto", "llama.cpp", "vllm", "usage", "chunks"],
         Meta(
-            description="How the server says what it made; the larger of that and what was "
-            "delivered is charged. `auto`: found out by asking the server. `llama.cpp` and `vllm` "
-            "say it in every chunk. `usage`: the record at the end covers all choices of `n`. "
-            "`chunks`: nothing is known; a chunk is a unit at least, and `n` must be 1."
+            description="How the server reports what it generated; the larger of that and of what"
+            " was delivered is charged. `auto`: detected by asking the server. "
+            "`llama.cpp` and `vllm` report it in every chunk. `usage`: the record at "
+            "the end covers all choices of `n`. `chunks`: nothing is reported; a "
+            "chunk counts as one unit or more, and `n` must be 1."
         ),
     ] = "auto"
     fields: Annotated[
         tuple[str, ...],
         Meta(
-            description="Further fields of requests that reach the model server, such as "
-            "`grammar`. All that are neither here nor among the usual ones are left out."
+            description="Further request fields to pass to the model server, such as `grammar`. "
+            "Fields that are neither here nor among the usual ones are dropped."
         ),
     ] = ()
     media: Annotated[
         bool,
         Meta(
-            description="Whether messages may hold images, sounds and files. What they cost to "
-            "read is not charged, and a link is fetched by the model server."
+            description="Whether messages may contain images, sounds and files. Reading them is "
+            "not charged, and the model server fetches links."
         ),
     ] = False
     abandoned_units_max: Annotated[
@@ -168,16 +171,16 @@ class Upstream(Section, frozen=True):
         Meta(
             ge=0,
             le=TOKENS_MAX,
-            description="Units that a channel may have had made and left unpaid, by leaving "
-            "before an answer or not paying on, until it pays whole answers in advance. What "
-            "it pays for makes up for it.",
+            description="Units that a channel may leave generated but unpaid, because its client "
+            "left before an answer or stopped paying. Beyond it the channel must pay "
+            "whole answers in advance, until its payments make up for them.",
         ),
     ] = ABANDONED_UNITS_MAX
     free: Annotated[
         tuple[str, ...],
         Meta(
-            description="What is passed on without payment. Everything else but "
-            "`POST /v1/chat/completions` is 404."
+            description="Requests passed on without payment. Every other request except `POST "
+            "/v1/chat/completions` is answered 404."
         ),
     ] = ("GET /v1/models", "GET /health")
     max_tokens: Annotated[
@@ -185,7 +188,7 @@ class Upstream(Section, frozen=True):
         Meta(
             ge=1,
             le=TOKENS_MAX,
-            description="Greatest number of output tokens one request may ask for.",
+            description="Most output tokens that one request may ask for.",
         ),
     ] = 4096
     default_max_tokens: Annotated[
@@ -193,16 +196,16 @@ class Upstream(Section, frozen=True):
         Meta(
             ge=0,
             le=TOKENS_MAX,
-            description="Bound given to a request that is not streamed and names none: so much "
-            "is held, and what is not used given back. 0 refuses such a request.",
+            description="Bound for a request that is not streamed and names none. As much is "
+            "reserved, and the unused part released. 0 refuses such a request.",
         ),
     ] = 1024
     body_bytes_max: Annotated[
         Positive,
         Meta(
-            description="Greatest request body, in bytes: prompt, tools and all. What is read is "
-            "not charged, only what is written, so this bounds what a request for one token "
-            "may cost you. By default 16 bytes for each of 4096 tokens."
+            description="Largest request body in bytes: prompt, tools and all. Only output is "
+            "charged, so this bounds what the input of a request for one token may "
+            "cost you. The default is 16 bytes for each of 4096 tokens."
         ),
     ] = REQUEST_BYTES_MAX
     connect_timeout_s: Annotated[
@@ -214,7 +217,7 @@ class Upstream(Section, frozen=True):
         Meta(
             gt=0,
             le=86_400,
-            description="How long the model server may be silent before it is given up.",
+            description="How long the model server may be silent before the request is given up.",
         ),
     ] = 120.0
 
@@ -227,12 +230,12 @@ class Upstream(Section, frozen=True):
         never = _NEVER_FIELDS.intersection(self.fields)
         if never:
             raise ValueError(
-                f"`fields` holds {min(never)!r}, which gets around a bound or around the count"
+                f"`fields` holds {min(never)!r}, which would evade a bound or the count: remove it"
             )
 
 
 class Price(Section, frozen=True):
-    """What an output token costs."""
+    """The price of an output token."""
 
     per_unit: Annotated[
         int,
@@ -240,13 +243,13 @@ class Price(Section, frozen=True):
             ge=1,
             le=_PRICE_MAX,
             description="Base units of the token for one unit of output: with a 6-decimal dollar "
-            "token 25 is $25 per million units.",
+            "token, 25 is $25 per million units.",
         ),
     ]
 
 
 class Payment(Section, frozen=True):
-    """What clients are asked for, and how."""
+    """What challenges demand of clients."""
 
     realm: Annotated[
         str,
@@ -272,24 +275,25 @@ class Payment(Section, frozen=True):
     suggested_deposit: Annotated[
         Positive | None,
         Meta(
-            description="Deposit proposed to clients, in base units. A hint: their policy decides."
+            description="Deposit proposed to clients, in base units. A hint: the client's policy "
+            "decides."
         ),
     ] = None
     min_voucher_delta: Annotated[
         int,
-        Meta(ge=0, le=INT64_MAX, description="Least rise between two vouchers, in base units."),
+        Meta(ge=0, le=INT64_MAX, description="Least increase between two vouchers, in base units."),
     ] = 0
     vouchers_per_second: Annotated[
         int,
-        Meta(ge=1, le=10_000, description="Valid vouchers taken a second on one channel."),
+        Meta(ge=1, le=10_000, description="Most valid vouchers accepted a second on one channel."),
     ] = VOUCHERS_PER_SECOND_MAX
     reservation_step_units: Annotated[
         int,
         Meta(
             ge=1,
             le=4096,
-            description="Units a stream reserves ahead with one durable write. It is also the "
-            "most a client can pay for without receiving it when the gateway is killed.",
+            description="Units that a stream reserves with one durable write. It is also the most"
+            " a client can pay for without receiving it when the gateway is killed.",
         ),
     ] = RESERVATION_STEP_UNITS
     reservation_lease_s: Annotated[
@@ -297,8 +301,8 @@ class Payment(Section, frozen=True):
         Meta(
             ge=5,
             le=3600,
-            description="After this long without a sign of life a stream's or request's "
-            "reservation is ended for it.",
+            description="How long after its last sign of life the reservation of a stream or "
+            "request is ended.",
         ),
     ] = RESERVATION_LEASE_S
     pause_timeout_s: Annotated[
@@ -307,7 +311,8 @@ class Payment(Section, frozen=True):
             gt=0,
             le=600,
             description="How long a stream waits for the next voucher before it ends with its "
-            "receipt and the model server is stopped. The model works on meanwhile, unpaid.",
+            "receipt and the model server is stopped. The model meanwhile generates "
+            "unpaid output.",
         ),
     ] = float(STREAM_PAUSE_S)
     stream_policy: Annotated[
@@ -322,8 +327,8 @@ class Payment(Section, frozen=True):
     credential_header: Annotated[
         Literal["Payment-Authorization"] | None,
         Meta(
-            description="Field that credentials travel in, where `Authorization` is the "
-            "application's own. Clients learn it from the challenge."
+            description="Header field for credentials, if `Authorization` is the application's "
+            "own. Clients learn it from the challenge."
         ),
     ] = None
     chain_checks_per_address: Annotated[
@@ -331,9 +336,10 @@ class Payment(Section, frozen=True):
         Meta(
             ge=1,
             le=CHAIN_CHECKS_MAX,
-            description="Openings, top-ups and wallets' signatures of one client address that may "
-            "ask a node at a time; more get 429. Raise it where a proxy hides its clients, so that "
-            "all of them have its address (`FORWARDED_ALLOW_IPS`).",
+            description="Most openings, top-ups and contract-wallet signatures of one client "
+            "address that may be checked with a node at a time; more get 429. Raise "
+            "it where a proxy hides its clients, so that all of them have its address"
+            " (`FORWARDED_ALLOW_IPS`).",
         ),
     ] = CHAIN_CHECKS_PER_SOURCE_MAX
 
@@ -344,6 +350,6 @@ class Payment(Section, frozen=True):
             size = len(secret.reveal().encode())
             if size < SECRET_BYTES_MIN:
                 raise ValueError(
-                    f"`secrets` holds one of {size} bytes; at least {SECRET_BYTES_MIN} are needed "
+                    f"`secrets` has one of {size} bytes; use at least {SECRET_BYTES_MIN} bytes "
                     "(python -c 'import secrets; print(secrets.token_urlsafe(32))')"
                 )

@@ -1,4 +1,4 @@
-"""What settings are made of: a section, a secret, an address, a URL."""
+"""Types of settings: a section, a secret, an address, a URL."""
 
 import re
 from typing import Annotated, Final
@@ -32,7 +32,7 @@ Positive = Annotated[int, Meta(ge=1, le=INT64_MAX)]
 
 
 class Secret:
-    """A text that is never printed: not by `repr`, `str`, a log or a trace (F-103)."""
+    """A text that is never printed: not by `repr`, `str`, a log or a traceback (F-103)."""
 
     __slots__ = ("_text",)
 
@@ -58,15 +58,17 @@ class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 def parse_address(text: str) -> Address:
-    """Return the address that a setting spells.
+    """Parse an address in hexadecimal.
 
     Raises:
-        ConfigError: It spells none.
+        ConfigError: The text is not an address.
     """
     try:
         return address(bytes.fromhex(text.removeprefix("0x")))
     except ValueError as error:
-        raise ConfigError(f"{text} is no address") from error
+        raise ConfigError(
+            f"{text} is not an address: write 0x and 40 hexadecimal digits"
+        ) from error
 
 
 def is_loopback(url: str) -> bool:
@@ -75,7 +77,7 @@ def is_loopback(url: str) -> bool:
 
 
 def require_http_url(name: str, url: str) -> None:
-    """Refuse what is no plain http or https URL; `name` is the setting."""
+    """Refuse a URL that is not plain http or https; `name` is the setting."""
     parts = urlsplit(url)
     if parts.scheme not in {"http", "https"} or not parts.hostname or not _VISIBLE.fullmatch(url):
         raise ValueError(f"`{name}` must be an http or https URL")
@@ -88,6 +90,6 @@ def require_http_url(name: str, url: str) -> None:
 
 
 def require_bearer(name: str, token: Secret | None) -> None:
-    """Refuse a token that no `Authorization` field could carry; `name` is the setting."""
+    """Refuse a token that an `Authorization` field cannot carry; `name` is the setting."""
     if token is not None and not _VISIBLE.fullmatch(token.reveal()):
         raise ValueError(f"`{name}` must be printable ASCII without spaces")

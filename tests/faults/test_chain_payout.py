@@ -108,9 +108,9 @@ async def test_nothing_more_is_sold_while_the_token_would_not_pay(
 @pytest.mark.parametrize(
     ("code", "why"),
     [
-        ("0x5f5f5260205ff3", "moved nothing"),
-        ("0x60025f5260205ff3", "moved nothing"),
-        ("0x5f5ffd", "refused"),
+        ("0x5f5f5260205ff3", "returned that it transferred nothing"),
+        ("0x60025f5260205ff3", "returned that it transferred nothing"),
+        ("0x5f5ffd", "refuses a transfer"),
         ("0x5b5f56", "gas"),
         ("0x", "no contract"),
         ("0x00", None),

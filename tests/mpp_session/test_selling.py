@@ -447,4 +447,4 @@ def test_a_setting_that_an_application_has_no_use_for_is_refused(
     of_all_programs = {"MPP_SESSION_LISTEN_PORT": "9000", "MPP_SESSION_PRICE_PER_UNIT": "25"}
     load_provider_config(None, environment=of_all_programs, defaults=defaults)
     for unused in ("listen.port", "price.per_unit"):
-        assert f"`{unused}` is not used" in caplog.text
+        assert f"`{unused}` has no effect" in caplog.text

@@ -425,7 +425,9 @@ async def test_a_settler_has_so_long_to_start(devnet: TestChain, tmp_path: Path)
         },
     )
     async with start_settler(config) as child:
-        with pytest.raises(CommandError, match=r"said nothing for 0\.01 s: see settlement"):
+        with pytest.raises(
+            CommandError, match=r"no report of the settler in 0\.01 s: raise settlement"
+        ):
             await child.ready()
 
 
@@ -441,5 +443,5 @@ async def test_each_of_several_workers_has_so_long_to_start(devnet: TestChain) -
             "ledger.url": "postgresql://127.0.0.1:9/unasked",
         },
     )
-    with pytest.raises(CommandError, match=r"did not serve within 0\.01 s: see listen"):
+    with pytest.raises(CommandError, match=r"did not serve within 0\.01 s: raise listen"):
         await run_workers(config, announce=lambda _: None, stopping=asyncio.Event())

@@ -180,7 +180,7 @@ async def test_a_close_is_answered_once_the_database_is_back(
     settler = settler_of(chain, reader, FailingJournal(journal, before=[Included]))
     ids = await open_many(channels, 1)
     closing = asyncio.create_task(close_all(settler, channels, ids))
-    await until(lambda: "was not seen" in caplog.text)
+    await until(lambda: "reading transaction" in caplog.text)
     assert not closing.done()
     put_ahead(2, monkeypatch)
     (result,) = await closing

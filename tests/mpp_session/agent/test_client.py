@@ -109,13 +109,13 @@ async def test_a_key_comes_out_of_its_keystore(tmp_path: Path) -> None:
 async def test_what_is_no_keystore_is_refused(content: str, tmp_path: Path) -> None:
     path = tmp_path / "key.json"
     path.write_text(content)
-    with pytest.raises(ConfigError, match="no keystore"):
+    with pytest.raises(ConfigError, match="not a keystore"):
         await load_keystore(path, "password")
 
 
 async def test_a_wrong_password_is_refused_without_being_shown(tmp_path: Path) -> None:
     """F-103."""
-    with pytest.raises(ConfigError, match="no keystore that this password opens") as caught:
+    with pytest.raises(ConfigError, match="not a keystore that this password decrypts") as caught:
         await load_keystore(keystore(tmp_path / "key.json"), "guess")
     assert "guess" not in str(caught.value)
 

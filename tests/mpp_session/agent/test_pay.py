@@ -137,9 +137,9 @@ async def test_a_channel_that_stays_open_is_used_by_the_next(
     async with line_to(sponsoring_provider) as (url, _):
         first = await ask(url, wallet, keep_open=True)
         assert first.close_tx is None
-        assert "the next `pay` goes on with it" in await describe_left(wallet.store, url, UNIT)
+        assert "the next `pay` uses them" in await describe_left(wallet.store, url, UNIT)
         await change_state(wallet.store, "opening")
-        assert "may yet be made" in await describe_left(wallet.store, url, UNIT)
+        assert "may still be mined" in await describe_left(wallet.store, url, UNIT)
         await change_state(wallet.store, "open")
         second = await ask(url, wallet)
     assert (first.channel_id, second.open_tx) == (second.channel_id, None)

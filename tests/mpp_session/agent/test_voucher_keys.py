@@ -36,12 +36,12 @@ async def test_the_secret_is_the_files(tmp_path: Path) -> None:
 
 async def test_a_wrong_password_or_file_is_refused(tmp_path: Path) -> None:
     path = keystore(tmp_path)
-    with pytest.raises(ConfigError, match="no keystore that this password opens"):
+    with pytest.raises(ConfigError, match="not a keystore that this password decrypts"):
         await load_channel_keys(path, "wrong")
-    with pytest.raises(ConfigError, match="need a password"):
+    with pytest.raises(ConfigError, match="needs a password"):
         await load_channel_keys(path, "")
     path.write_text("{}")
-    with pytest.raises(ConfigError, match="no keystore"):
+    with pytest.raises(ConfigError, match="not a keystore"):
         await load_channel_keys(path, "open")
 
 

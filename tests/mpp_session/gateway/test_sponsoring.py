@@ -66,6 +66,6 @@ async def test_a_promise_that_cannot_be_kept_does_not_start(
         await chain.deployer.send(token, Function("unpause()").encode())
         payee = "0x" + devnet.account("payee").address.hex()
         await chain.rpc.command("anvil_setBalance", payee, "0x10")
-        with pytest.raises(ConfigError, match="are needed"):
+        with pytest.raises(ConfigError, match="send it at least"):
             async with run_gateway(**promised):
                 pass

@@ -34,7 +34,7 @@ def test_a_kind_of_line_is_written_so_often_a_minute_and_then_counted() -> None:
     assert log.lines(1000) == []
     assert len(log.lines(1, line=2)) == 1
     log.now += 60
-    assert log.lines(1) == ["no 0 (1000 more such lines were left out)"]
+    assert log.lines(1) == ["no 0 (1000 similar lines were suppressed)"]
     assert log.lines(1) == ["no 0"]
 
 

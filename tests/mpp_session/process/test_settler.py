@@ -239,7 +239,7 @@ async def test_a_journal_that_is_away_is_pruned_later(
         watcher.clock.saw(await parts.reader.rpc.block())
         await interrupt(journal, lambda: 1)
         pruning = asyncio.create_task(_prune(journal, watcher))
-        await until(lambda: "the journal was not pruned; tried again" in caplog.text)
+        await until(lambda: "pruning the journal failed, will retry" in caplog.text)
         await interrupt(journal, None)
 
         async def is_forgotten() -> bool:
@@ -272,7 +272,7 @@ async def test_a_quarantine_that_the_books_cannot_end_yet_is_tidied_later(
         await settler.recover()
         await interrupt(parts.ledger, lambda: 1)
         tidying = asyncio.create_task(_tidy_quarantine(settler, parts.ledger))
-        await until(lambda: "quarantine was not tidied; tried again" in caplog.text)
+        await until(lambda: "tidying the quarantine failed, will retry" in caplog.text)
         assert len(await parts.journal.quarantined()) == 2
         await interrupt(parts.ledger, None)
 

@@ -17,7 +17,7 @@ STRANGER = "0x" + "33" * 20
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({}, "a watchtower has none of the payee's"),
+        ({}, "give a watchtower only `payee.address`"),
         ({"PAYEE_KEY": None, "RELAYER_ADDRESS": None}, "`relayer.address` is missing"),
         ({"PAYEE_KEY": None, "RELAYER_KEY": "0x" + "11" * 32}, "`relayer.address`"),
         ({"PAYEE_KEY": None, "RELAYER_KEY": None}, "names no key"),

@@ -109,7 +109,7 @@ def test_every_missing_setting_is_named_at_once() -> None:
     [
         ({"payment__secretz": ["x"]}, "unknown setting `payment.secretz`; did you mean"),
         ({"paymnt__realm": "x"}, "unknown section `paymnt`; did you mean `payment`?"),
-        ({"payee__key": KEY}, "taken from MPP_SESSION_PAYEE_KEY only"),
+        ({"payee__key": KEY}, "is a secret: set MPP_SESSION_PAYEE_KEY instead"),
     ],
 )
 def test_unknown_names_in_the_file_are_refused_with_the_nearest_one(
@@ -157,7 +157,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"chain__confirmations": 0}, "confirmations"),
     ({"chain__rpc_url": "ftp://node"}, "rpc_url"),
     ({"sponsoring__types": "hash"}, "types"),
-    ({"payee__keystore_file": "key.json"}, "go together"),
+    ({"payee__keystore_file": "key.json"}, "must be given together"),
     ({"payee__keystore_file": "k", "payee__password_file": "p"}, "either"),
     ({"upstream__url": "127.0.0.1:8080"}, "url"),
     ({"upstream__free": ["POST /v1/embeddings"]}, "free"),
@@ -226,7 +226,7 @@ def test_a_tower_has_a_key_of_its_own_and_none_of_the_payees(tmp_path: Path) -> 
     own = {"MPP_SESSION_RELAYER_KEY": KEY}
     config = tower(tmp_path, own)
     assert config.relayer.key == Secret(KEY)
-    with pytest.raises(ConfigError, match="a watchtower has none of the payee's"):
+    with pytest.raises(ConfigError, match=r"give a watchtower only .payee.address."):
         tower(tmp_path, {**own, **ENVIRONMENT})
     with pytest.raises(ConfigError, match=r"relayer\.address"):
         tower(tmp_path, own, relayer__address=None)

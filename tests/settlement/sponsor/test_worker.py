@@ -84,7 +84,7 @@ async def test_an_order_that_is_gone_is_asked_for_again(unsent: Sponsored, tmp_p
     await run_sql(f"sqlite:///{tmp_path / 'ledger.sqlite'}", "DELETE FROM deposit_order")
     answer = await asking
     assert answer.status_code == 503, answer.text
-    assert "ask again" in answer.json()["detail"]
+    assert "no longer knows this deposit: retry" in answer.json()["detail"]
     await made(unsent, payload)
 
 

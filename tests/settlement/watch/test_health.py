@@ -232,7 +232,7 @@ async def test_what_the_chain_refuses_to_settle_is_served_no_more(
     health = HealthChecks(reader, alarms, gate, gas_account=None, refusals=journal)
     head = await chain.rpc.block()
     await health.check(head, SweepTotals(wallets=[state]))
-    with pytest.raises(ExposureLimitError, match="does not settle this channel"):
+    with pytest.raises(ExposureLimitError, match="refuses to settle this channel"):
         promise(gate, state, 900)
     assert alarms.ringing == []
     journal.entries[0] = replace(refused, tries=3)
