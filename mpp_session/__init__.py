@@ -1,4 +1,4 @@
-"""Payment channels for AI agents and inference providers: what users import.
+"""Payment channels for AI agents and inference providers: the public names.
 
     from mpp_session import Price, Route, sell                      # a provider
     from mpp_session import Policy, TokenLimits, open_client        # an agent

@@ -1,4 +1,4 @@
-"""Builds what watches the chain, and sends, from the settings: for all that do it alike."""
+"""Builds the chain watcher and the transaction sender from the settings."""
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -43,7 +43,7 @@ def _rpc_urls(chain: Chain) -> Sequence[str]:
 
 @asynccontextmanager
 async def connect_escrow(chain: Chain) -> AsyncIterator[EscrowReader]:
-    """Connect to the chain's nodes, and give its escrow: what is there, nobody has looked at yet.
+    """Connect to the chain's nodes and return a reader of its escrow; the escrow is not checked.
 
     Raises:
         ConfigError: A node serves another chain.
@@ -56,18 +56,18 @@ async def connect_escrow(chain: Chain) -> AsyncIterator[EscrowReader]:
 
 
 def still_s_max(chain: Chain) -> float | None:
-    """Return how long a node may show no new block: a development chain makes none unasked."""
+    """Return how long a node may show no new block; None on a development chain, which may idle."""
     return None if chain.id in DEVELOPMENT_CHAINS else STILL_S_MAX
 
 
 def node_limits(chain: Chain) -> NodeLimits:
-    """Return how far nodes may differ: where a deposit counts, they must not."""
+    """Return how far nodes may differ: they must agree at the depth at which deposits count."""
     usual = NodeLimits()
     return replace(usual, compare_depth=max(usual.compare_depth, chain.confirmations))
 
 
 def build_gate(config: WatchConfig, *, processes: int = 1) -> ExposureGate:
-    """Return what refuses to be owed more than is allowed, in one of so many processes."""
+    """Return the exposure gate for one of `processes` processes."""
     exposure = config.exposure
     limits = ExposureLimits(
         channel_max=exposure.channel_max,
@@ -79,7 +79,7 @@ def build_gate(config: WatchConfig, *, processes: int = 1) -> ExposureGate:
 
 
 def build_policy(config: WatchConfig, *, unit_price: int = 1) -> SettlePolicy:
-    """Return when to settle and close. `unit_price` is for settling by units."""
+    """Return the policy of settling and closing. `unit_price` is for settling by units."""
     settlement = config.settlement
     return SettlePolicy(
         settle_value=settlement.settle_value,
@@ -96,7 +96,7 @@ def build_policy(config: WatchConfig, *, unit_price: int = 1) -> SettlePolicy:
 
 
 def build_budget(settlement: Settlement) -> GasBudget:
-    """Return what gas may cost."""
+    """Return the bound on gas."""
     return GasBudget(
         floor_wei=settlement.gas_budget_wei,
         token_price_wei=settlement.token_price_wei,
@@ -107,7 +107,7 @@ def build_budget(settlement: Settlement) -> GasBudget:
 def build_sender(
     config: WatchConfig, rpc: Rpc, signer: Signer, journal: SettlerJournal
 ) -> TxManager:
-    """Return what sends `signer`'s transactions, and sees them through."""
+    """Return the manager of `signer`'s transactions."""
     settlement = config.settlement
     return TxManager(
         rpc,
@@ -133,10 +133,10 @@ def build_watcher(  # noqa: PLR0913 -- what a watcher is built of, by name
     journal: SettlerJournal,
     export: TowerExport | None = None,
 ) -> ChannelWatcher:
-    """Return what watches the payee's channels, and settles and closes by `settler` if given.
+    """Return the watcher of the payee's channels; it settles and closes by `settler` if given.
 
-    `gas_account` is whose ether is looked after; the payee's if None. What `journal` has in
-    quarantine is not served. `export` hands settles signed ahead to a tower.
+    `gas_account` is the account whose ether is checked; the payee's if None. Channels in
+    `journal`'s quarantine are not served. `export` passes settles signed ahead to a tower.
     """
     settlement = config.settlement
     alarms = Alarms() if export is None else export.alarms

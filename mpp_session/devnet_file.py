@@ -1,4 +1,4 @@
-"""The JSON file that `mpp-session devnet` writes: read it back for commands and tests."""
+"""Reads the JSON file that `mpp-session devnet` writes, for commands and tests."""
 
 from pathlib import Path
 from typing import Any, Final
@@ -14,17 +14,17 @@ _UNLIMITED: Final = 1_000_000
 
 
 def read_devnet(path: Path) -> DevnetValues:
-    """Return what a running devnet wrote.
+    """Return the values that a running devnet wrote.
 
     Raises:
-        CommandError: There is no such file, or it is not one of ours.
+        CommandError: The file does not exist, or `mpp-session devnet` did not write it.
     """
     try:
         return msgspec.convert(
             _bytes_from_hex(msgspec.json.decode(path.read_bytes())), DevnetValues
         )
     except OSError:
-        raise CommandError(f"{path} is not there: start `mpp-session devnet` first") from None
+        raise CommandError(f"{path} does not exist: start `mpp-session devnet` first") from None
     except (msgspec.MsgspecError, ValueError):
         raise CommandError(f"{path} was not written by `mpp-session devnet`") from None
 

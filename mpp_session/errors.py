@@ -1,4 +1,4 @@
-"""What a command can end with, beside the errors of the two engines."""
+"""Errors of the commands, beside those of the two engines."""
 
 from channel.errors import MppSessionError
 
@@ -6,11 +6,11 @@ __all__ = ["ChildError", "CommandError"]
 
 
 class CommandError(MppSessionError):
-    """A command cannot do what it was asked; the message says why in one line."""
+    """A command cannot do its task; the message gives the reason in one line."""
 
 
 class ChildError(CommandError):
-    """A program started beside us failed. `log_tail` is the end of what it printed."""
+    """A program that this one started failed. `log_tail` is the end of its output."""
 
     def __init__(self, message: str, log_tail: str) -> None:
         super().__init__(message)

@@ -1,4 +1,4 @@
-"""Who signs: an encrypted keystore, a signing service, or on a development chain a bare key."""
+"""Loads signers: an encrypted keystore, a signing service, or a bare development key."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -16,7 +16,7 @@ __all__ = ["load_signer", "open_signer"]
 
 @asynccontextmanager
 async def open_signer(settings: Payee | Relayer) -> AsyncIterator[Signer]:
-    """Give who signs for an account; a signing service is let go of in the end.
+    """Yield an account's signer; close its connection at the end.
 
     Raises:
         ConfigError: See `load_signer`.
@@ -30,11 +30,11 @@ async def open_signer(settings: Payee | Relayer) -> AsyncIterator[Signer]:
 
 
 def load_signer(settings: Payee | Relayer) -> Signer:
-    """Return who signs for an account. Slow with a keystore, on purpose: use a thread.
+    """Return an account's signer. Slow with a keystore, by design: use a thread.
 
     Raises:
-        ConfigError: A file cannot be read, or the password or key is wrong, or the key is not the
-            address's. No message holds any part of a password or key.
+        ConfigError: A file cannot be read, the password or key is wrong, or the key belongs to
+            another address. No message contains any part of a password or key.
     """
     name = type(settings).__name__.lower()
     if settings.address is None:
@@ -54,7 +54,7 @@ def _load_key(settings: Payee | Relayer, name: str) -> bytes:
     if settings.key is not None:
         return _from_hex(settings.key.reveal(), name)
     if settings.keystore_file is None or settings.password_file is None:
-        raise ConfigError(f"`{name}` names no key: the settler cannot sign")
+        raise ConfigError(f"`{name}` names no key: the settler cannot sign without one")
     try:
         password = read_password(Path(settings.password_file))
     except ConfigError as error:
@@ -75,6 +75,6 @@ def _from_hex(text: str, name: str) -> bytes:
 
 
 def _require_address(actual: Address, expected: Address, name: str) -> None:
-    """Refuse a key that is not the account's: every settle would revert (F-81, decision 15)."""
+    """Refuse another account's key: every settle would revert (F-81, decision 15)."""
     if actual != expected:
         raise ConfigError(f"The key is 0x{actual.hex()}'s, `{name}.address` is 0x{expected.hex()}.")

@@ -1,9 +1,10 @@
-"""One payee address has one ledger, and it is the one that was used last (decision 15).
+"""One payee address has one ledger, the one that was used last (decision 15).
 
-A voucher that two ledgers are shown buys twice, and so does one that an old copy of a ledger has
-forgotten. So a gateway, or an application that sells, takes a lock of the machine for its payee,
-and holds its books against the payee's marker (`channel.ledger.marker`) before it serves. What
-does not fit is refused until an operator has said what is right: `mpp-session ledger adopt`.
+A voucher shown to two ledgers would buy twice, and so would a voucher that an old copy of a ledger
+has forgotten. Before it serves, a gateway or a selling application therefore takes a lock of the
+machine for its payee, and compares its ledger with the payee's marker (`channel.ledger.marker`). If
+they contradict each other, it refuses to start until an operator decides: `mpp-session ledger
+adopt`.
 """
 
 import asyncio
@@ -34,9 +35,9 @@ _REMOTE: Final = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs",
 
 
 async def payee_name(reader: EscrowReader, payee: Address) -> str:
-    """Return whose ledger it is, as a name of files: chain, escrow and payee.
+    """Return the name of the payee's lock and marker files: chain, escrow and payee.
 
-    Development chains share their ids, and all but their time: the first block tells them apart.
+    Development chains share their ids and contracts; the hash of the first block tells them apart.
     """
     chain = str(reader.chain_id)
     if reader.chain_id in DEVELOPMENT_CHAINS:
@@ -46,7 +47,7 @@ async def payee_name(reader: EscrowReader, payee: Address) -> str:
 
 @asynccontextmanager
 async def lock_payee(name: str, books: BooksId, *, is_shared: bool) -> AsyncIterator[None]:
-    """Be the only ledger of a payee on this machine.
+    """Hold the machine's lock for a payee's ledger.
 
     Raises:
         ConfigError: Another process has the lock.
@@ -60,7 +61,7 @@ async def lock_payee(name: str, books: BooksId, *, is_shared: bool) -> AsyncIter
 
 
 class LedgerGuard:
-    """Keeps a ledger's marker, and looks whether the database keeps what it promised."""
+    """Keeps a ledger's marker, and checks that the database is durable."""
 
     def __init__(self, ledger: Ledger, marker: Marker, *, look_s: float = LEDGER_LOOK_S) -> None:
         self._ledger = ledger
@@ -68,7 +69,7 @@ class LedgerGuard:
         self._look_s = look_s
 
     async def run(self, alarms: Alarms) -> None:
-        """Sync the marker and look after the database, for ever; `alarms` ring what is found."""
+        """Sync the marker and check the database, for ever; `alarms` ring for faults."""
         clock = asyncio.get_running_loop().time
         look_at = clock()
         while True:
@@ -87,7 +88,7 @@ class LedgerGuard:
         try:
             found = await self._ledger.look()
         except LedgerUnavailableError as error:
-            _log.warning("whether the database keeps what it is given was not found out: %s", error)
+            _log.warning("checking the database's durability failed, will retry: %s", error)
             return
         for kind, text in (
             (AlarmKind.BOOKS_UNSAFE, found.fault),
@@ -103,10 +104,10 @@ class LedgerGuard:
 async def guard_ledger(
     config: WatchConfig, ledger: Ledger, reader: EscrowReader, payee: Address
 ) -> AsyncIterator[LedgerGuard]:
-    """Lock the payee, hold the books against its marker, and keep both while the block runs.
+    """Lock the payee, compare ledger and marker, and maintain both within the context.
 
     Raises:
-        ConfigError: The payee has another ledger, or these books are older than they were.
+        ConfigError: The payee has another ledger, or this ledger is an older copy.
         LedgerUnavailableError: The database does not answer.
     """
     name = await payee_name(reader, payee)
@@ -141,18 +142,18 @@ _ADOPT: Final = (
 
 def _require_marker(marker: Marker, books: BooksId) -> None:
     if not marker.exists:
-        if books.is_served:  # by a gateway on another machine, that has held it against its own
+        if books.is_served:  # by a gateway on another machine, which checked its own marker
             marker.write_anew(books)
             return
         raise ConfigError(
-            f"the ledger {books.place} was in use, and its marker {marker.path} is not on this "
-            "machine, so nothing shows that it is no old copy. "
-            f"Bring the file, or set `ledger.state_dir` to where it is. {_ADOPT}"
+            f"the ledger {books.place} was in use, but its marker {marker.path} is not on this "
+            "machine, so the ledger may be an old copy. "
+            f"Copy the marker here, or set `ledger.state_dir` to its directory. {_ADOPT}"
         )
     if marker.ledger_id != books.ledger_id:
         raise ConfigError(
-            f"this payee has the ledger {marker.place}, and this is another one: {books.place}. "
-            "One payee address has one ledger, or the same voucher would buy twice: use that one, "
+            f"this payee has the ledger {marker.place}, but the settings name {books.place}. "
+            "With two ledgers the same voucher would buy twice: use that ledger, "
             f"or another payee. {_ADOPT}"
         )
 
@@ -160,18 +161,18 @@ def _require_marker(marker: Marker, books: BooksId) -> None:
 async def adopt_ledger(
     config: WatchConfig, ledger: Ledger, reader: EscrowReader, payee: Address, *, closes: bool
 ) -> tuple[str, int]:
-    """Make this the payee's ledger from now on, whatever the marker says.
+    """Make this the payee's ledger from now on, even if the marker says otherwise.
 
-    Returns where the one before was, and how many channels are being closed, where it `closes`
-    them: see `channel.ledger.maintenance.close_all`.
+    Returns the previous ledger's place, and the number of channels being closed if `closes` is set:
+    see `channel.ledger.maintenance.close_all`.
 
     Raises:
-        ConfigError: A process on this machine serves the payee, or one elsewhere by this ledger.
+        ConfigError: A process on this machine serves the payee, or another one uses this ledger.
     """
     name = await payee_name(reader, payee)
     books = await ledger.identity(name)
     if books.is_served:
-        raise ConfigError("a gateway serves by this ledger: stop it first")
+        raise ConfigError("a gateway uses this ledger: stop the gateway first")
     async with lock_payee(name, books, is_shared=False):
         path = _state_dir(config) / f"{name}.marker"
 
@@ -206,25 +207,25 @@ def _state_dir(config: WatchConfig) -> Path:
 
 
 def _require_disk(path: str, chain_id: int) -> None:
-    """Refuse a file that another machine writes too, or that a restart of this one would lose.
+    """Refuse a file on a file system that is shared or that a restart would lose.
 
     Raises:
-        ConfigError: It is on a network's or a memory's file system.
+        ConfigError: It is on a network or memory file system.
     """
     kind = _file_system(path)
     if kind in _REMOTE:
         raise ConfigError(
-            f"the ledger {path} is on a network file system ({kind}), on which SQLite's locks and "
-            "log do not hold: use a disk of this machine, or postgresql://"
+            f"the ledger {path} is on a network file system ({kind}), where SQLite's locks and "
+            "log are not safe: use a disk of this machine, or postgresql://"
         )
     if kind in _VOLATILE and chain_id not in DEVELOPMENT_CHAINS:
         raise ConfigError(
-            f"the ledger {path} is in memory ({kind}): a restart loses what is owed; use a disk"
+            f"the ledger {path} is in memory ({kind}), and a restart would lose it: use a disk"
         )
 
 
 def _file_system(path: str) -> str:
-    """Return the kind of file system a file is on; empty where the system does not say."""
+    """Return the type of a file's file system; empty if the system does not report it."""
     found, longest = "", -1
     try:
         lines = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()

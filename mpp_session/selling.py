@@ -1,10 +1,10 @@
-"""An ASGI application of one's own, paid for: `app = sell(app, routes)` and any ASGI server.
+"""Sells an ASGI application of your own: `app = sell(app, routes)`, served by any ASGI server.
 
     app = sell(api, routes=[
         Route(method="GET", path="/joke", price=Price(unit_price=250, unit_type="request")),
     ])
 
-The settings are a gateway's without `upstream`, `price` and `listen`:
+The settings are those of a gateway without `upstream`, `price` and `listen`:
 docs/reference/configuration.md.
 """
 
@@ -42,14 +42,14 @@ def sell(
     config: Path | str | None = None,
     credential_header: Literal["Payment-Authorization"] | None = None,
 ) -> "SellingApp":
-    """Return the application with a gate in front of it that sells `routes`.
+    """Return the application behind a gate that sells `routes`.
 
     Args:
         app: Any ASGI application: FastAPI, Starlette, ...
-        routes: What must be paid for; everything else passes.
+        routes: Routes that must be paid for; every other request passes.
         config: A TOML file; the environment alone if None. It is read when the server starts.
-        credential_header: Where credentials travel, to leave `Authorization` to the application;
-            as `payment.credential_header` says if None.
+        credential_header: Header field for credentials, which leaves `Authorization` to the
+            application; `payment.credential_header` if None.
     """
     return SellingApp(app, routes, load=lambda: _load(config, credential_header))
 
@@ -65,11 +65,11 @@ def _load(
 
 
 class SellingApp:
-    """An application and its gate; ledger, chain and background tasks live as long as it does.
+    """An application and its gate, with ledger, chain and background tasks of the same lifetime.
 
-    A server that speaks the lifespan protocol, as uvicorn does by default, is told when something
-    would lose money later, and does not start. Where nothing speaks it, as below the mount of
-    another application, it starts with the first request and ends with the event loop.
+    A server that supports the lifespan protocol, as uvicorn does by default, does not start if a
+    check fails. Without lifespan, as below the mount of another application, the first request
+    starts them, and they end with the event loop.
     """
 
     def __init__(
@@ -79,13 +79,13 @@ class SellingApp:
         self._routes = routes
         self._load = load
         self.gate: PaymentGate | None = None
-        """Where requests go while the books are open."""
+        """Receives the requests while the ledger is open."""
         self._own_life: asyncio.Task[None] | None = None
         self._is_ready = asyncio.Event()
         self._state: dict[str, Any] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request, or the application's whole life."""
+        """Handle one request, or the lifespan scope."""
         if scope["type"] == "lifespan":
             self._is_ready.set()
             await self._live(scope, receive, send)
@@ -97,12 +97,12 @@ class SellingApp:
                 scope["state"] = {**scope.get("state", {}), **self._state}
             await self.gate(scope, receive, send)
         elif scope["type"] == "http":
-            await send_problem(send, OperatorError("Nothing is sold here now."), ())
+            await send_problem(send, OperatorError("The server sells nothing now."), ())
         else:
-            raise CommandError("nothing is served: the books are not open")
+            raise CommandError("the server cannot answer: the ledger is not open")
 
     async def _start(self) -> None:
-        """Live without a server that tells of its life; return when that has begun, or failed."""
+        """Start without a server's lifespan; return once that has succeeded or failed."""
         if self._own_life is None:
             self._own_life = asyncio.create_task(self._live_alone(), name="selling")
         await self._is_ready.wait()
@@ -115,7 +115,7 @@ class SellingApp:
                 return ahead.pop()
             try:
                 await asyncio.Event().wait()
-            except asyncio.CancelledError:  # the loop ends: so does the server
+            except asyncio.CancelledError:  # the event loop ends, and so does the server
                 task = asyncio.current_task()
                 if task is not None:
                     task.uncancel()
@@ -130,7 +130,7 @@ class SellingApp:
         scope = {"type": "lifespan", "asgi": {"version": "3.0"}, "state": self._state}
         try:
             await self._live(scope, receive, send)
-        except Exception:  # noqa: BLE001 - nothing else would see it
+        except Exception:  # noqa: BLE001 - no other code would report it
             _log.critical("the application ended", exc_info=True)
         finally:
             self._is_ready.set()
@@ -149,7 +149,7 @@ class SellingApp:
                     routes=routes,
                     show_amount=parts.show_amount,
                 )
-            except Exception as error:  # noqa: BLE001 - a server takes an exception for no lifespan
+            except Exception as error:  # noqa: BLE001 - a server reads an exception as no lifespan
                 await send(_failed(error))
                 return
             guards = [
@@ -158,20 +158,20 @@ class SellingApp:
             for guard in guards:
                 guard.add_done_callback(_stop_server)
             open_.push_async_callback(_cancel, guards)
-            # A server waits for its streams before it says that it stops (O-32).
+            # A server waits for its streams before it announces its shutdown (O-32).
             open_.enter_context(before_signals(parts.engine.end_streams))
             self.gate = gate
             try:
                 ended = await _pass_on(self._app, scope, started, receive, send)
             finally:
                 self.gate = None
-        # The books are closed before the server hears that it may go.
+        # The ledger is closed before the server hears that shutdown is complete.
         if ended is not None:
             await send(ended)
 
 
 def _with_settings(route: Route, payment: Payment) -> Route:
-    """Return the route with what the settings say where it says nothing itself."""
+    """Return the route, with settings in place of values that it leaves open."""
     price = route.price
     if callable(price):
         of_request = price
@@ -200,7 +200,7 @@ def _with_amounts(price: Price, payment: Payment) -> Price:
 
 
 def _failed(error: Exception) -> Message:
-    """Return how a server is told that it must not start; a bug's traceback goes to the log."""
+    """Return the message that start-up failed; a bug's traceback goes to the log."""
     if not isinstance(error, MppSessionError):
         _log.critical("the application cannot start", exc_info=error)
     text = str(error) if isinstance(error, MppSessionError) else repr(error)
@@ -210,11 +210,11 @@ def _failed(error: Exception) -> Message:
 async def _pass_on(
     app: ASGIApp, scope: Scope, started: Message, receive: Receive, send: Send
 ) -> Message | None:
-    """Let the application live its own life; return its farewell instead of sending it.
+    """Run the application's own lifespan; return its last message instead of sending it.
 
-    One that ends before it has asked for a message does not speak the protocol, and one that ends
-    early has no more to do: it is lived for it. One that fails to start, or while it serves, ends
-    the server.
+    An application that ends before it reads a message does not support lifespan; this class then
+    answers start-up and shutdown for it, as it does for one that ends early. An application that
+    fails at start-up, or while serving, ends the server.
     """
     ahead = [started]
     heard: list[str] = []
@@ -239,7 +239,7 @@ async def _pass_on(
         if heard:
             await send(_failed(error))
             return None
-        _log.info("the application has no life of its own: %s", error)
+        _log.info("the application does not support the ASGI lifespan protocol: %s", error)
     if said and said[-1]["type"] != "lifespan.startup.complete":
         return said[-1] if said[-1]["type"].startswith("lifespan.shutdown") else None
     if not said:
@@ -256,7 +256,7 @@ def _stop_if_serving(said: Message) -> None:
 
 
 def _stop_server(guard: "asyncio.Task[None]") -> None:
-    """Ask the server to end: without what guards the money nothing may be served."""
+    """Ask the server to end: without its guarding tasks it must not serve."""
     if not guard.cancelled():
         reason = guard.exception()
         _log.critical("the server stops because %s ended", guard.get_name(), exc_info=reason)

@@ -1,4 +1,4 @@
-"""Decides at start what is promised to payers without gas, and builds who keeps the promise."""
+"""Decides at start which deposits to sponsor, and builds the sponsor."""
 
 import logging
 from typing import Final
@@ -26,12 +26,12 @@ async def build_sponsoring(
     token: Address,
     sender: Address,
 ) -> tuple[SponsorTerms, DepositSponsor] | None:
-    """Return the terms and who submits deposits, or None when nothing is promised.
+    """Return the terms and the sponsor, or None if `sponsoring.fee_payer` is off.
 
-    `sender` is the account whose gas it is.
+    `sender` is the account that pays the gas.
 
     Raises:
-        ConfigError: Something is promised that the chain, the token or the gas does not allow.
+        ConfigError: The settings promise what the chain, the token or the gas does not allow.
         ChainUnavailableError: The node does not answer.
     """
     sponsoring = config.sponsoring

@@ -1,9 +1,9 @@
 """Builds every object of a provider, once, and closes them in order.
 
-What would lose money later is checked here, before anything listens (decision 15): the node's
-chain, the escrow's code, signing domain, token and grace period (OPEN-09), and that the ledger is
-durable; that the key is the payee's (F-81) is checked by the settler, a process of its own that
-has it (decision 14). Each check raises `ConfigError`.
+Faults that would lose money later are found here, before the socket opens (decision 15): the node's
+chain, the escrow's code, signing domain, token and grace period (OPEN-09), and the ledger's
+durability. The settler, which has the key in a process of its own (decision 14), checks that the
+key is the payee's (F-81). Each check raises `ConfigError`.
 """
 
 import asyncio
@@ -47,36 +47,36 @@ _TIME_LOOK_S: Final = 1.0
 
 
 class Parts(msgspec.Struct, frozen=True):
-    """The objects of one provider: a gateway, or an application of its own."""
+    """The objects of one provider: a gateway, or a selling application."""
 
     config: ProviderConfig
     ledger: Ledger
     reader: EscrowReader
     engine: Engine
     watcher: ChannelWatcher
-    """Tells the books what the chain says; settling and closing is the settler's."""
+    """Records in the ledger what the chain shows; the settler settles and closes."""
     settler: SettlerChild | None
-    """The settler, when it was started here."""
+    """The settler, if this process started it."""
     clock: ServiceClock
     guard: LedgerGuard
     unit: TokenUnit | None = None
-    """How amounts are written for people; None where the token does not say."""
+    """How to format amounts; None if the token reports no name."""
     is_first: bool = True
-    """Whether this process does what one of several workers must do: end what expired, prune."""
+    """Whether this process does what one of several workers must do: expire, prune."""
 
     @property
     def show_amount(self) -> Callable[[int], str] | None:
-        """What writes an amount of base units for people."""
+        """A function that formats base units for people; None without a unit."""
         return None if self.unit is None else self.unit.format
 
     def _earliest(self) -> float:
-        """Return the least of what this clock and the chain's say; 0 before the first block."""
+        """Return the earlier of this clock's time and the chain's; 0 before the first block."""
         return min(self.clock.now(), self.watcher.clock.earliest())
 
     def background(self) -> Mapping[str, Coroutine[Any, Any, None]]:
-        """Return the tasks that must run as long as the gateway serves, by name.
+        """Return the tasks that must run while the gateway serves, by name.
 
-        None of them ends by itself: whoever runs them stops serving when one does.
+        None of them ends by itself. If one ends, the caller must stop serving.
         """
         watching = {
             "watching the chain": self.watcher.run(),
@@ -102,9 +102,8 @@ async def build_parts(
 ) -> AsyncIterator[Parts]:
     """Build, check and connect; on leaving, finish what must be finished and close.
 
-    Of several workers (`processes` on this machine) that share the books, one is the first: it
-    ends what expired for all.
-    Every one watches the chain to serve by it; none of them has a key.
+    Of several workers (`processes` on this machine) with one ledger, one is the first: it expires
+    reservations for all. Every worker watches the chain for its own decisions; none has a key.
 
     Raises:
         ConfigError: A check failed; nothing was served.
@@ -123,9 +122,9 @@ async def build_parts(
         await reader.require_deployment(token=token)
         guard = await open_.enter_async_context(guard_ledger(config, ledger, reader, payee))
         child = None
-        if config.settlement.start:  # not on books that were refused: it would close for too little
+        if config.settlement.start:  # not on a refused ledger: it would close for too little
             child = await open_.enter_async_context(start_settler(config))
-        journal = await open_journal(  # the settler's: what it last saw of the chain is in it
+        journal = await open_journal(  # the settler's: it holds the last look at the chain
             config.ledger.url, chain_id=config.chain.id, account=_gas_account(config)
         )
         open_.push_async_callback(journal.close)
@@ -208,7 +207,7 @@ def _build_engine(
 
 
 def _gas_account(config: ProviderConfig) -> Address:
-    """Return whose ether pays for settling."""
+    """Return the account whose ether pays for settling."""
     return parse_address(config.relayer.address or config.payee.address)
 
 
@@ -218,20 +217,20 @@ async def _expire_reservations(engine: Engine, interval_s: float) -> None:
         try:
             ended = await engine.end_expired()
         except LedgerUnavailableError:
-            _log.exception("expired reservations were not ended; they will be the next time")
+            _log.exception("ending expired reservations failed, will retry")
         else:
             if ended:
                 _log.warning("ended the reservations of %d channels whose owner died", ended)
 
 
 async def _require_clock(reader: EscrowReader, journal: SettlerJournal) -> None:
-    """Hold this machine's clock against the chain's, and against what the books have seen of it.
+    """Compare this machine's clock with the chain's, and with the ledger's last look.
 
-    Of several nodes the middle one counts, so that no single one keeps a process from starting; of
-    two middle ones, whichever agrees with the clock.
+    With several nodes the middle time counts, so that one node cannot prevent the start; of two
+    middle times, the one closer to the clock.
 
     Raises:
-        ConfigError: They disagree.
+        ConfigError: They differ too much.
     """
     views, look = await reader.rpc.compare_nodes(depth=0), await journal.last_look()
     times = sorted(view.head.timestamp for view in views if view.head is not None)
@@ -244,7 +243,7 @@ async def _require_clock(reader: EscrowReader, journal: SettlerJournal) -> None:
 
 
 async def _keep_time(clock: ServiceClock, watcher: ChannelWatcher) -> None:
-    """Show the clock each block that comes while we look; the first one may be of any age."""
+    """Show the clock each block that comes while watching; the first block may be of any age."""
     seen = None
     while True:
         await asyncio.sleep(_TIME_LOOK_S)
@@ -255,10 +254,10 @@ async def _keep_time(clock: ServiceClock, watcher: ChannelWatcher) -> None:
 
 
 async def _prune(ledger: Ledger, earliest: Callable[[], float] = time.time) -> None:
-    """Forget what is old by `earliest`, in Unix seconds: the least that clocks say (O-90)."""
+    """Delete rows that are old by `earliest`, in Unix seconds: the least of the clocks (O-90)."""
     while True:
         try:
             await ledger.prune(int(earliest()))
         except LedgerUnavailableError:
-            _log.exception("the ledger was not pruned; it will be the next time")
+            _log.exception("pruning the ledger failed, will retry")
         await asyncio.sleep(_PRUNE_INTERVAL_S)

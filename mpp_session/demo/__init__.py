@@ -1,1 +1,1 @@
-"""The first journey: a local chain, a real model, a gateway, and an agent that pays it."""
+"""The demo: a local chain, a real model, a gateway, and an agent that pays it."""

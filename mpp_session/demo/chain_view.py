@@ -1,4 +1,4 @@
-"""What the chain itself says happened: balances, transactions, the channel's last state."""
+"""What the chain shows: balances, transactions, the channel's last state."""
 
 from collections.abc import Mapping
 from typing import Any, Final
@@ -42,7 +42,7 @@ async def read_channel(devnet: Devnet, channel_id: ChannelId) -> ChannelFact | N
 
 
 async def read_transactions(devnet: Devnet, *, after_block: int) -> list[Transaction]:
-    """Return every transaction in the blocks after one, whoever sent it, in order."""
+    """Return every transaction after a block, by any sender, in order."""
     head = await devnet.rpc.block()
     names = {account.address: name for name, account in devnet.values.accounts.items()}
     found = []

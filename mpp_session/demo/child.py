@@ -1,4 +1,4 @@
-"""A program that runs beside the demo: started, waited for, and never left behind."""
+"""A program that runs beside the demo: started, waited for, and always ended."""
 
 import asyncio
 import contextlib
@@ -27,14 +27,14 @@ class Child:
         self.process = process
         self.log = log
         self.found = found
-        """What its announcement matched."""
+        """The match of its announcement."""
 
     async def search(self, pattern: str) -> re.Match[str] | None:
-        """Find something in what it has logged so far."""
+        """Search its log so far."""
         return re.search(pattern, await asyncio.to_thread(_read, self.log))
 
     async def tail(self) -> str:
-        """Return the last lines it has printed and logged."""
+        """Return the last lines of its output and its log."""
         return await _tail(self.log)
 
 
@@ -42,15 +42,16 @@ class Child:
 async def run_child(
     name: str, command: Sequence[str], *, log: Path, ready: str, timeout_s: float = 30.0
 ) -> AsyncIterator[Child]:
-    """Start a program, wait until it prints a line that matches `ready`, end it with the block.
+    """Start a program, wait until it prints a line that matches `ready`, end it with the context.
 
-    Its output and its log go to two files: a pipe nobody reads would stop it after 64 KiB, and in
-    one file a log line can stand in the middle of the announcement, or look like one. Its standard
-    input is a pipe of ours, which ends when we do, kill -9 included; the programs started here
-    stop when it does.
+    Its output and its log go to two files. A pipe that is not read would block it after 64 KiB, and
+    in one file a log line could interrupt the announcement, or look like one. Its standard input is
+    a pipe from this process, which closes when this process ends, kill -9 included; the programs
+    started here stop then.
 
     Raises:
-        ChildError: It ended or stayed silent; the error carries the end of its output and log.
+        ChildError: It ended or printed nothing in time. The error has the end of its output and
+            log.
     """
     with (
         await asyncio.to_thread(_output_of(log).open, "wb") as output,
@@ -93,7 +94,7 @@ async def _stop(process: asyncio.subprocess.Process) -> None:
 
 
 async def _printed(log: Path) -> str:
-    """Return the whole lines of its output; one that is still being written is left out."""
+    """Return the complete lines of its output."""
     text = await asyncio.to_thread(_read, _output_of(log))
     return text[: text.rfind("\n") + 1]
 

@@ -1,4 +1,4 @@
-"""The demo from start to end: one agent, one channel, two questions, and the account of it."""
+"""The demo from start to end: one agent, one channel, two questions, and the report."""
 
 import asyncio
 import sys
@@ -31,13 +31,13 @@ _CHECKED: Final = r"(\d+) voucher signatures checked"
 
 
 class Screen(Protocol):
-    """Where a demo shows what it does."""
+    """Shows the demo's progress."""
 
     def step(self, what: str, seconds: float) -> None:
-        """Show that something was done, and how long it took."""
+        """Show that a step is done, and how long it took."""
 
     def answer(self, prompt: str) -> "AnswerScreen":
-        """Begin to show an answer."""
+        """Start to show an answer."""
 
 
 class AnswerScreen(Protocol):
@@ -48,17 +48,17 @@ class AnswerScreen(Protocol):
     def __exit__(self, *exc: object) -> None: ...
 
     def token(self, text: str, tokens: int, paid: int) -> None:
-        """Show more text, and the meter."""
+        """Show more text, and update the meter."""
 
 
 async def run_demo(screen: Screen, folder: Path) -> DemoReport:
-    """Run it all and return the figures, every one of them read back from where it is true.
+    """Run the demo and return its figures, each read back from its source.
 
-    `folder` takes the ledger, the agent's store and the logs.
+    `folder` receives the ledger, the agent's store and the logs.
 
     Raises:
         CommandError: A part did not start or failed; see `ChildError.log_tail`.
-        MppSessionError: Paying failed.
+        MppSessionError: A payment failed.
     """
     async with AsyncExitStack() as open_:
         clock = _Clock(screen)
@@ -73,10 +73,10 @@ async def run_demo(screen: Screen, folder: Path) -> DemoReport:
             clock.done(f"The gateway, {token.format(UNIT_PRICE)} for an output token")
             answers, account = await _be_an_agent(devnet, gateway, folder, screen)
             clock.restart()
-        clock.done("The gateway has stopped, its books are closed")
+        clock.done("The gateway has stopped, its ledger is closed")
         fact = await read_channel(devnet, account.key.channel_id)
         if fact is None or not fact.is_finalized:
-            raise CommandError("the escrow does not say that the channel is closed")
+            raise CommandError("the escrow does not show the channel as closed")
         return DemoReport(
             token=token,
             unit_price=UNIT_PRICE,
@@ -142,19 +142,19 @@ async def _be_an_agent(
         answers = [await _ask(client, url, prompt, screen) for prompt in PROMPTS]
         clock = _Clock(screen)
         closed = await client.payments.close(url)
-        clock.done("The channel is closed, the rest of the deposit is back")
+        clock.done("The channel is closed, the unused deposit is refunded")
     if len(closed) != 1:
         raise CommandError(f"two answers were paid from {len(closed)} channels instead of one")
     return answers, closed[0]
 
 
 async def _ask(client: PayingClient, url: str, prompt: str, screen: Screen) -> Answer:
-    """Ask one question through the plain OpenAI client, and show the answer as it comes."""
-    import openai  # noqa: PLC0415 -- the demo's alone, and slow to import
+    """Ask one question through the plain OpenAI client, and show the answer as it arrives."""
+    import openai  # noqa: PLC0415 -- only the demo needs it, and it is slow to import
 
     began = time.monotonic()
     before = await _units(client)
-    http_client: Any = client  # openai's types know only the fork of httpx that it prefers
+    http_client: Any = client  # openai's types accept only httpx.AsyncClient of its own version
     model = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="unused", http_client=http_client)
     stream = await model.chat.completions.create(
         model=MODEL_NAME,

@@ -19,11 +19,11 @@ MODEL_NAME: Final = "SmolLM2-135M-Instruct"
 _CONTEXT_TOKENS: Final = 4096
 _PARALLEL: Final = 4
 _THREADS: Final = max(1, (os.cpu_count() or 2) - 1)
-"""One processor is left to the gateway and the agent: llama.cpp waits for its threads spinning."""
+"""One processor is left to the gateway and the agent: llama.cpp's threads wait by spinning."""
 
 
 def find_model() -> Path:
-    """Return the model's file without importing its package, which asks for packages of its own.
+    """Return the model's file. Does not import its package, which needs further packages.
 
     Raises:
         ModuleNotFoundError: The package is not installed.
@@ -36,7 +36,7 @@ def find_model() -> Path:
 
 def main() -> None:
     """Serve until standard input ends."""
-    xllamacpp = importlib.import_module("xllamacpp")  # the demo's alone: it has no types
+    xllamacpp = importlib.import_module("xllamacpp")  # untyped, and only the demo needs it
     params = xllamacpp.CommonParams()
     params.model.path = str(find_model())
     params.model_alias = {MODEL_NAME}

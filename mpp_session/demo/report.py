@@ -1,7 +1,7 @@
-"""What the demo came to, held against the chain to the last base unit.
+"""The demo's figures, compared with the chain to the base unit.
 
-Three parties say what was paid: the agent's own count, the provider's receipts, and the chain.
-Only when all three say the same does the demo succeed.
+Three sources report the payment: the agent's own count, the provider's receipts, and the chain. The
+demo succeeds only if all three agree.
 """
 
 from collections.abc import Iterator
@@ -16,19 +16,19 @@ __all__ = ["Answer", "Balances", "DemoReport", "Transaction"]
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """One question that was asked and paid for."""
+    """One question, asked and paid for."""
 
     prompt: str
     text: str
     tokens: int
-    """Output tokens the model server reported."""
+    """Output tokens that the model server reported."""
     units: int
-    """Units the provider's receipt charges for it."""
+    """Units that the provider's receipt charges."""
     seconds: float
 
 
 class Transaction(msgspec.Struct, frozen=True):
-    """One transaction found in the chain's blocks."""
+    """One transaction in the chain's blocks."""
 
     name: str
     sender: str
@@ -38,7 +38,7 @@ class Transaction(msgspec.Struct, frozen=True):
 
 
 class Balances(msgspec.Struct, frozen=True):
-    """What the three parties have at one block: tokens in base units, the payer's ether."""
+    """Balances at one block: the parties' tokens in base units, the payer's ether in wei."""
 
     payer: int
     payer_wei: int
@@ -56,7 +56,7 @@ class DemoReport(msgspec.Struct, frozen=True, kw_only=True):
     signature_checks: int
     transactions: tuple[Transaction, ...]
     deposit: int
-    """As the escrow's storage says."""
+    """From the escrow's storage."""
     paid: int
     """`settled` in the escrow's storage, after the close."""
     receipt_spent: int
@@ -66,16 +66,16 @@ class DemoReport(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def refunded(self) -> int:
-        """What the close gave back."""
+        """The refund of the close."""
         return self.deposit - self.paid
 
     @property
     def units(self) -> int:
-        """Units charged for."""
+        """Units charged."""
         return sum(answer.units for answer in self.answers)
 
     def mismatches(self) -> list[str]:
-        """Return every sentence about the money that does not hold; empty when all add up."""
+        """Return every claim about the amounts that does not hold; empty if all agree."""
         return [sentence for sentence, holds in self._claims() if not holds]
 
     def _claims(self) -> Iterator[tuple[str, bool]]:
@@ -91,7 +91,7 @@ class DemoReport(msgspec.Struct, frozen=True, kw_only=True):
         sent = [(transaction.name, transaction.sender) for transaction in self.transactions]
         yield "the payer never had ether", before.payer_wei == after.payer_wei == 0
         yield (
-            "the payee sent open and close, and nobody anything else",
+            "only the payee sent transactions: open and close",
             sent
             == [
                 ("open", "payee"),
@@ -115,7 +115,7 @@ class DemoReport(msgspec.Struct, frozen=True, kw_only=True):
         return table
 
     def rows(self) -> Iterator[tuple[str, str]]:
-        """Return name and value of each figure, as people read them."""
+        """Return name and value of each figure, formatted for people."""
         show = self.token.format
         yield "tokens paid for", f"{self.units:,} at {show(self.unit_price)}"
         yield "vouchers signed", f"{self.vouchers_signed:,}"

@@ -1,6 +1,7 @@
-"""How a provider stands: what is at risk, by when, and what needs a person (`mpp-session status`).
+"""A provider's status: amounts at risk, deadlines, and what needs an operator's attention.
 
-What it is judged by is read in `mpp_session.operator.status_reading`; here is what it means (pure).
+`mpp-session status` shows it. `mpp_session.operator.status_reading` reads the data; this module
+judges it (pure).
 """
 
 import enum
@@ -41,51 +42,51 @@ _CRITICAL_STAGE: Final = 50
 
 
 class Level(enum.IntEnum):
-    """How bad it is; also the exit code, so that a monitor needs no parser."""
+    """Severity; also the exit code, so that a monitor needs no parser."""
 
     FINE = 0
     WARNING = 10
-    """A person should look today."""
+    """An operator should look today."""
     CRITICAL = 20
-    """Money is lost if no person looks now. Only where there is money to lose (O-69)."""
+    """Money is lost unless an operator acts now. Only if an amount is at risk (O-69)."""
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """One thing that needs a person."""
+    """One problem that needs an operator."""
 
     level: Level
     text: str
 
 
 class Exit(msgspec.Struct, frozen=True, kw_only=True):
-    """A channel whose payer has asked for the rest."""
+    """A channel whose payer has requested a close."""
 
     channel_id: ChannelId
     at_risk: int
     asked_at: int
     deadline: int
     stage: int
-    """Per cent of the grace period that is gone, by quarters."""
+    """Passed part of the grace period in per cent, by quarters."""
 
 
 class Books(msgspec.Struct, kw_only=True):
-    """What the books add up to. Amounts in base units."""
+    """Sums over the ledger, in base units."""
 
     open: int = 0
     closing: int = 0
     stopped: int = 0
     at_risk: int = 0
-    """Delivered, or promised to a running stream, and not settled."""
+    """Delivered or reserved, and not settled."""
     unsettled: int = 0
-    """Promised and not settled: the payee's exposure."""
+    """Accepted and not settled: the payee's exposure."""
     undelivered: int = 0
-    """Promised and not delivered: the payers' exposure."""
+    """Accepted and not delivered: the payers' exposure."""
     locked: int = 0
-    """Deposits of open channels that are not settled."""
+    """Deposits of open channels, less what is settled."""
     defended: int = 0
     exits: list[Exit] = msgspec.field(default_factory=list)
     foreign: set[ChannelId] = msgspec.field(default_factory=set)
-    """Channels that were settled or closed with the payee's key, and not by these books."""
+    """Channels settled or closed with the payee's key, but not by this ledger."""
 
 
 class ChainView(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,57 +99,57 @@ class ChainView(msgspec.Struct, frozen=True, kw_only=True):
     reserve_wei: int
     nodes: tuple[EndpointView, ...]
     nonces_used: int | None = None
-    """How many transactions of the account that pays the gas are mined; None where not asked."""
+    """Mined transactions of the account that pays the gas; None if not read."""
     payout_obstacle: str | None = None
-    """Why the token would not pay out what is owed; None when it would."""
+    """Why the token would refuse a payout now; None if it would not."""
     unit: TokenUnit | None = None
-    """What the token calls itself; None when it does not say."""
+    """Symbol and decimals of the token; None if it reports none."""
 
 
 class JournalView(msgspec.Struct, frozen=True, kw_only=True):
-    """What the settler has under way."""
+    """The settler's journal."""
 
     holder: str | None
-    """Who has the key's lease; None when no settler runs."""
+    """The holder of the key's lease; None if no settler runs."""
     pending: tuple[JournalTx, ...]
     quarantined: tuple[Quarantined, ...]
     hour_wei: int = 0
-    """What the last hour's settles and closes cost, or are likely to cost at most."""
+    """Gas of the last hour's settles and closes, actual or likely at most, in wei."""
     look: Look | None = None
-    """Which block a settler saw last, and when; None when none ever did."""
+    """A settler's last look at the chain; None if there was none."""
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
-    """All of it."""
+    """The data, and the findings."""
 
     payee: Address
     asked_at: int
-    """This machine's clock."""
+    """This machine's time, in Unix seconds."""
     books: Books
     chain: ChainView | None
     """None: no node answers."""
     journal: JournalView
     at_risk_max: int | None = None
-    """The bound on `books.at_risk`, if there is one."""
+    """The bound on `books.at_risk`, if set."""
     hour_max_wei: int | None = None
-    """The bound on `journal.hour_wei`, if there is one."""
+    """The bound on `journal.hour_wei`, if set."""
     sponsored_wei: int = 0
-    """Gas of the last hour's deposits for payers: what was paid, and what may be still."""
+    """Gas of the last hour's sponsored deposits, actual or possible, in wei."""
     findings: tuple[Finding, ...] = ()
 
     @property
     def unit(self) -> TokenUnit:
-        """How amounts of the token are written."""
+        """How to format amounts of the token."""
         return (None if self.chain is None else self.chain.unit) or BASE_UNITS
 
     @property
     def worst(self) -> Level:
-        """How bad a fault of chain, node or settler is: it costs only what is owed now (O-69)."""
+        """Severity of a fault of chain, node or settler: it endangers only amounts due (O-69)."""
         return Level.CRITICAL if self.books.at_risk or self.books.exits else Level.WARNING
 
     @property
     def level(self) -> Level:
-        """The worst that was found."""
+        """The highest severity found."""
         return max((finding.level for finding in self.findings), default=Level.FINE)
 
 
@@ -180,7 +181,7 @@ def count_channel(books: Books, state: ChannelState, moment: Moment, policy: Set
 
 
 def judge(status: Status, *, skew_s_max: float = 60.0) -> tuple[Finding, ...]:
-    """Return what needs a person, the worst first (pure)."""
+    """Return the findings, the worst first (pure)."""
     found = [
         *_judge_exits(status),
         *_judge_exposure(status),
@@ -296,7 +297,7 @@ def _judge_journal(status: Status) -> list[Finding]:
 
 
 def _judge_nonces(status: Status) -> list[Finding]:
-    """Find a nonce that nobody uses and later transactions wait for."""
+    """Find a missing nonce that later transactions wait for."""
     used = None if status.chain is None else status.chain.nonces_used
     nonces = [tx.nonce for tx in status.journal.pending if tx.is_unmined and tx.nonce is not None]
     if used is None or not nonces or min(nonces) <= used:
@@ -306,7 +307,7 @@ def _judge_nonces(status: Status) -> list[Finding]:
 
 
 def to_json(status: Status) -> dict[str, Any]:
-    """Return it for programs; amounts and wei are left as numbers for the caller to spell."""
+    """Return it for programs; amounts and wei are numbers that the caller formats."""
     chain, books, look = status.chain, status.books, status.journal.look
     return {
         "level": status.level.name.lower(),

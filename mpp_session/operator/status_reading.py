@@ -1,6 +1,6 @@
-"""Reads how a provider stands: from the books, the journal and the chain (`mpp-session status`).
+"""Reads a provider's status from the ledger, the journal and the chain (`mpp-session status`).
 
-So it can be asked from any machine that reaches them, whether a gateway or a settler runs or not.
+It can be read from any machine that reaches them, whether or not a gateway or a settler runs.
 """
 
 import time
@@ -40,11 +40,11 @@ __all__ = ["collect_status"]
 async def collect_status(
     config: WatchConfig, payee: Address, *, gas_account: Address | None = None
 ) -> Status:
-    """Read everything and judge it. `gas_account` sends and pays; the payee's own if None.
+    """Read everything and judge it. `gas_account` pays the gas; the payee's own if None.
 
     Raises:
-        ConfigError: The books cannot be opened, or the node serves another chain.
-        LedgerUnavailableError: The books do not answer.
+        ConfigError: The ledger cannot be opened, or the node serves another chain.
+        LedgerUnavailableError: The database does not answer.
     """
     asked_at = int(time.time())
     async with AsyncExitStack() as open_:
@@ -55,7 +55,7 @@ async def collect_status(
         try:
             books, chain = await _with_chain(config, ledger, payee, gas_account or payee)
         except ChainUnavailableError:
-            # The grace runs on, whether anybody answers or not: this machine's clock must do.
+            # The grace period runs even if no node answers: use this machine's clock.
             moment = Moment(now=asked_at, grace_period_s=GRACE_PERIOD_S_MIN)
             books, chain = await _add_up(config, ledger, payee, moment), None
     status = Status(
@@ -75,7 +75,7 @@ async def _read_journal(config: WatchConfig, account: Address, asked_at: int) ->
     url, mine = config.ledger.url, (config.chain.id, parse_address(config.chain.escrow))
     try:
         journal = await open_journal(url, chain_id=config.chain.id, account=account, read_only=True)
-    except TablesMissingError:  # no settler was ever here
+    except TablesMissingError:  # no settler ever ran on this ledger
         return JournalView(holder=None, pending=(), quarantined=())
     try:
         return JournalView(
@@ -147,7 +147,7 @@ async def _add_up(
     *,
     seen: tuple[EscrowReader, BlockRef] | None = None,
 ) -> Books:
-    """Add up the open channels; `seen` is the escrow, and the block at which to look at it."""
+    """Sum up the open channels; `seen` is the escrow, and the block at which to read it."""
     policy = build_policy(config)
     mine = (config.chain.id, parse_address(config.chain.escrow), payee)
     books, after = Books(), None
@@ -168,10 +168,10 @@ async def _add_up(
 async def _on_chain(
     states: Sequence[ChannelState], reader: EscrowReader, head: BlockRef
 ) -> list[ChannelState]:
-    """Return channels as the chain has them by now, those on which something is at risk.
+    """Return the channels with an amount at risk, as the chain shows them now.
 
-    Where neither gateway nor settler runs nobody tells the books that a payer leaves, and just
-    then a monitor must not hear that all is well (F-64).
+    If neither gateway nor settler runs, the ledger does not learn of a payer's exit, and then a
+    monitor must still report it (F-64).
     """
     asked = [state.key.channel_id for state in states if value_at_risk(state)]
     facts = {fact.key: fact for fact in await reader.read_channels_at(asked, head) if fact}

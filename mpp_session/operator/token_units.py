@@ -1,4 +1,4 @@
-"""What the tokens in the books call themselves, for commands that show amounts to people."""
+"""Reads symbols and decimals of the ledger's tokens, for commands that show amounts."""
 
 import asyncio
 from collections.abc import Collection
@@ -13,13 +13,13 @@ from settlement.node.rpc import Rpc
 __all__ = ["read_units"]
 
 _PATIENCE_S: Final = 3.0
-"""A node that does not answer must not keep the books from being read."""
+"""Seconds to wait for a node. The ledger must be readable without one."""
 
 
 async def read_units(
     rpc_url: str, chain_id: int, tokens: Collection[Address]
 ) -> dict[Address, TokenUnit]:
-    """Return the units of those tokens that a node can name in time. It never fails."""
+    """Return the units of those tokens that a node names in time. Never raises."""
     found: dict[Address, TokenUnit] = {}
     try:
         async with (

@@ -1,4 +1,4 @@
-"""pytest fixtures for people who test their own code against a local chain.
+"""pytest fixtures for testing your own code against a local chain.
 
     async def test_my_agent(provider, payer):
         async with payer.client() as client:
@@ -6,10 +6,10 @@
         assert answer.status_code == 200
 
 Installed as a pytest plugin: `devnet`, `escrow`, `token`, `payer`, `provider`, and `gasless_payer`
-and `sponsoring_provider`, between whom the payer only signs. The chain starts when the first test
-asks for it, runs for the whole session (one per xdist worker), and is as new for each test.
-Asynchronous tests need pytest-asyncio, or any plugin that runs them. Nothing but this file is
-imported for runs that use none of it. More in docs/guide/testing.md.
+and `sponsoring_provider`, where the payer only signs and the provider pays the gas. The chain
+starts with the first test that uses it, runs for the whole session (one per xdist worker), and is
+reset for each test. Asynchronous tests need pytest-asyncio or a similar plugin. A test run that
+uses none of the fixtures imports only this file. More in docs/guide/testing.md.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
-    """Import the fixtures' types when they are named, in annotations say."""
+    """Import the fixtures' types when they are named, for example in annotations."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)
@@ -61,8 +61,8 @@ def _session_chain() -> Iterator[TestChain]:
 
 @pytest.fixture
 def devnet(_session_chain: TestChain) -> Iterator[TestChain]:
-    """A local chain with escrow, token and funded accounts; as new for each test."""
-    snapshot_id = _session_chain.snapshot()  # used up by its revert: one for each test
+    """A local chain with escrow, token and funded accounts; reset for each test."""
+    snapshot_id = _session_chain.snapshot()  # each test needs one: a revert uses it up
     yield _session_chain
     _session_chain.revert(snapshot_id)
 
@@ -89,7 +89,7 @@ def payer(devnet: TestChain, tmp_path_factory: pytest.TempPathFactory) -> TestPa
 
 @pytest.fixture
 def gasless_payer(devnet: TestChain, tmp_path_factory: pytest.TempPathFactory) -> TestPayer:
-    """An account with a million dollars and no ether; it pays whoever pays its gas."""
+    """An account with a million dollars and no ether: it needs a provider that pays the gas."""
     from mpp_session.testing.payer import TestPayer  # noqa: PLC0415
 
     return TestPayer(devnet.values, tmp_path_factory.mktemp("payer"), "agent")
@@ -97,7 +97,7 @@ def gasless_payer(devnet: TestChain, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture
 def provider(devnet: TestChain, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestProvider]:
-    """A server that sells: its own two routes, or with `provider.serve` an application of yours."""
+    """A selling server: its own two routes, or with `provider.serve` an application of yours."""
     from mpp_session.testing.provider import TestProvider  # noqa: PLC0415
 
     with TestProvider(devnet, tmp_path_factory.mktemp("provider")) as running:
@@ -108,7 +108,7 @@ def provider(devnet: TestChain, tmp_path_factory: pytest.TempPathFactory) -> Ite
 def sponsoring_provider(
     devnet: TestChain, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[TestProvider]:
-    """The same, and it pays the gas of its payers' deposits."""
+    """The same, but it pays the gas of its payers' deposits."""
     from mpp_session.testing.provider import TestProvider  # noqa: PLC0415
 
     with TestProvider(devnet, tmp_path_factory.mktemp("provider"), pays_gas=True) as running:

@@ -27,19 +27,19 @@ _Answer = TypeVar("_Answer")
 
 _TIMEOUT_S: Final = 60.0
 _START_TIMEOUT_S: Final = 600.0
-"""Of the first start on a machine, which may install Anvil: that has bounds of its own."""
+"""For the first start on a machine, which may install Anvil within bounds of its own."""
 
 
 class TestChain:
-    """A devnet for synchronous code: it lives on an event loop in a thread of its own.
+    """A devnet for synchronous code, on an event loop in a thread of its own.
 
     The methods block, for synchronous tests and fixtures; `connect` is for coroutines.
     """
 
-    __test__ = False  # the name is for people; pytest must not collect it
+    __test__ = False  # despite its name, pytest must not collect it
 
     def __init__(self, token: TokenChoice = "dusd") -> None:  # noqa: S107 -- a token of value
-        """Prepare a chain whose token is our dollar, or Circle's own USDC."""
+        """Prepare a chain whose token is DevUSD, or Circle's own USDC."""
         self._token: TokenChoice = token
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -77,7 +77,7 @@ class TestChain:
         return self._running.signer(name)
 
     def fund(self, address: Address, *, ether: int = 0, amount: int = 0) -> None:
-        """Set an account's ether, and mint it `amount` base units of the token."""
+        """Set an account's ether, and mint `amount` base units of the token to it."""
         self.run(self._running.fund(address, ether=ether, amount=amount))
 
     def token_balance(self, address: Address) -> int:
@@ -89,7 +89,7 @@ class TestChain:
         self.run(self._running.advance(seconds))
 
     def snapshot(self) -> str:
-        """Remember the chain's state; the id serves for one `revert`."""
+        """Save the chain's state; the id is valid for one `revert`."""
         return self.run(self._running.snapshot())
 
     def revert(self, snapshot_id: str) -> None:
@@ -104,8 +104,8 @@ class TestChain:
 
     @asynccontextmanager
     async def web3(self) -> AsyncIterator[AsyncWeb3[AsyncHTTPProvider]]:
-        """Use the chain through web3.py: for contracts of your own, say."""
-        web3 = await asyncio.to_thread(import_module, "web3")  # slow: only tests that use it pay
+        """Use the chain through web3.py, for example for contracts of your own."""
+        web3 = await asyncio.to_thread(import_module, "web3")  # slow: imported only on use
         provider = web3.AsyncHTTPProvider(self.values.rpc_url)
         try:
             yield web3.AsyncWeb3(provider)
@@ -125,7 +125,7 @@ class TestChain:
     def run(
         self, coroutine: Coroutine[Any, Any, _Answer], *, timeout_s: float = _TIMEOUT_S
     ) -> _Answer:
-        """Run a coroutine on the chain's own event loop and return what it returns.
+        """Run a coroutine on the chain's own event loop and return its result.
 
         Raises:
             TimeoutError: It took longer than `timeout_s`.

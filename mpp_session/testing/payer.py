@@ -1,4 +1,4 @@
-"""An agent with money, for tests of what an agent pays for."""
+"""An agent with money, for tests of code that pays."""
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -22,7 +22,7 @@ class TestPayer:
     __test__ = False
 
     def __init__(self, values: DevnetValues, directory: Path, name: str = "payer") -> None:
-        """Take the account of this name; `agent` is the one without ether."""
+        """Use the account of this name; `agent` is the one without ether."""
         self._values = values
         self._name = name
         self.store = directory / "purse.db"
@@ -45,7 +45,7 @@ class TestPayer:
 
     @asynccontextmanager
     async def client(self, policy: Policy | None = None) -> AsyncIterator[PayingClient]:
-        """Open an `httpx.AsyncClient` that pays; the next one goes on with the same channels."""
+        """Open an `httpx.AsyncClient` that pays; the next one continues with the same channels."""
         async with open_client(
             rpc_url=self._values.rpc_url,
             private_key=self.account.private_key,

@@ -1,4 +1,4 @@
-"""A provider that sells, for tests of what pays, and of applications that want to be paid."""
+"""A selling provider, for tests of paying code and of applications that sell."""
 
 import asyncio
 import secrets
@@ -46,11 +46,11 @@ ROUTES: Final = (
         metered=True,
     ),
 )
-"""What it sells by itself: a text at a fixed price, and a stream paid for word by word."""
+"""Its own routes: a text at a fixed price, and a stream paid word by word."""
 
 
 class TestProvider:
-    """A gate, its ledger and its settler, paid into the devnet's account `payee`.
+    """A gate, its ledger and its settler, paid by the devnet's account `payee`.
 
     Everything runs on the chain's event loop, in its thread. The methods block.
     """
@@ -58,7 +58,7 @@ class TestProvider:
     __test__ = False
 
     def __init__(self, chain: TestChain, directory: Path, *, pays_gas: bool = False) -> None:
-        """Prepare one; with `pays_gas` it opens and tops up for payers that only sign."""
+        """Prepare a provider; with `pays_gas` it sends the deposits of payers that only sign."""
         self._chain = chain
         self._directory = directory
         self._pays_gas = pays_gas
@@ -83,20 +83,20 @@ class TestProvider:
 
     @property
     def payee(self) -> Address:
-        """Who is paid."""
+        """The address that is paid."""
         return self._settler.payee
 
     def serve(self, app: ASGIApp, routes: Sequence[Route]) -> str:
-        """Sell `routes` of an ASGI application of yours, and return where it listens."""
+        """Sell `routes` of an ASGI application of yours; return its URL."""
         gate = PaymentGate(app, engine=self._engine, routes=routes)
         return self._chain.run(self._listen(gate))
 
     def channels(self) -> list[ChannelState]:
-        """Return the books: every channel, as it is on disk."""
+        """Return every channel in the ledger, as stored on disk."""
         return self._chain.run(self._ledger.list_channels())
 
     def sweep(self) -> Sweep:
-        """Look at the chain now and defend what is owed, as a gateway does every few seconds."""
+        """Read the chain now, and close or settle what is due, as a gateway does periodically."""
         watcher = ChannelWatcher(self._reader, self._ledger, self._settler)
         return self._chain.run(watcher.sweep())
 
@@ -154,7 +154,7 @@ class TestProvider:
 
 
 def build_application() -> Starlette:
-    """Return what it sells by itself: `/joke` and `/words`."""
+    """Return the provider's own application: `/joke` and `/words`."""
     return Starlette(routes=[Endpoint("/joke", _joke), Endpoint("/words", _words)])
 
 

@@ -1,4 +1,4 @@
-"""A provider's own gas for payers that only sign, in one process and without its bounds."""
+"""Pays the gas of payers that only sign, in one process and without bounds."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -24,29 +24,29 @@ from settlement.tx.signer import Signer
 __all__ = ["DEPOSIT_MIN", "PaidGas", "pay_gas"]
 
 DEPOSIT_MIN: Final = 1_000
-"""What is worth the gas, in base units."""
+"""Least deposit that is worth its gas, in base units."""
 
 _PLENTY: Final = 1_000_000
 _LEASE_S: Final = 24 * 3600.0
 
 
 class PaidGas(msgspec.Struct, frozen=True):
-    """What an engine needs to take deposits by signature, and who sends for it."""
+    """What an engine needs to accept signed deposits, and the account that sends them."""
 
     terms: SponsorTerms
     sponsor: DepositSponsor
     sender: TxManager
-    """Of the account that pays: the closes are sent from it, too."""
+    """Sends from the paying account, which also sends the closes."""
 
 
 @asynccontextmanager
 async def pay_gas(
     reader: EscrowReader, signer: Signer, token: Address, folder: Path
 ) -> AsyncIterator[PaidGas]:
-    """Send from `signer` what payers only sign, as a settler does, until the end.
+    """Send signed deposits from `signer`, as a settler does, until the context ends.
 
-    Journal and orders are kept in `folder`, beside the books. Nothing is bounded but by the
-    account's ether: a test may make as many deposits as it likes.
+    Journal and orders are stored in `folder`, beside the ledger. Only the account's ether bounds
+    them: a test may make any number of deposits.
     """
     url, chain_id = f"sqlite:///{folder / 'ledger.db'}", reader.chain_id
     capabilities = await probe(reader, token)

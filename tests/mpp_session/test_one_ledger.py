@@ -158,7 +158,7 @@ async def test_a_second_ledger_is_refused_after_the_first_has_ended_until_it_is_
     assert (await adopt(other))[0].endswith("first.db")
     async with gateway(other):
         pass
-    await refused(first, "this is another one")
+    await refused(first, "but the settings name")
 
 
 async def test_a_ledger_that_a_gateway_serves_by_is_not_adopted(
@@ -169,7 +169,7 @@ async def test_a_ledger_that_a_gateway_serves_by_is_not_adopted(
     here, there = [selling(devnet, tmp_path, postgres_url, **folder) for folder in folders]
     async with gateway(here) as parts:
         await parts.ledger.apply(KEY, [opening(10)])
-        with pytest.raises(ConfigError, match="a gateway serves by this ledger: stop it first"):
+        with pytest.raises(ConfigError, match="a gateway uses this ledger: stop the gateway first"):
             await adopt(there, closes=True)
         await buy(parts.ledger, 20)
 
@@ -229,7 +229,7 @@ async def test_workers_share_one_database_and_no_other(
         async with gateway(one), gateway(one):
             await refused(other, "with another ledger")
             await refused(selling(devnet, tmp_path, file_url(tmp_path / "a.db")), "another ledger")
-        await refused(other, "this is another one")
+        await refused(other, "but the settings name")
     finally:
         await admin.execute(f"DROP SCHEMA {schema}_2 CASCADE")
         await admin.close()
@@ -415,7 +415,7 @@ async def test_books_without_their_marker_are_refused(devnet: TestChain, tmp_pat
     marker = tmp_path / name
     assert marker.stat().st_mode & 0o777 == 0o600
     marker.unlink()
-    await refused(config, "no old copy")
+    await refused(config, "may be an old copy")
     await adopt(config)
     async with gateway(config):
         pass
@@ -569,7 +569,7 @@ async def test_a_look_that_fails_ends_no_alarm(
     alarms.ring(AlarmKind.BOOKS_UNSAFE, "a commit may be lost")
     guarding = asyncio.create_task(LedgerGuard(ledger, marker, look_s=0).run(alarms))
     await interrupt(ledger, lambda: 1)
-    await until(lambda: "was not found out" in caplog.text)
+    await until(lambda: "checking the database's durability failed" in caplog.text)
     assert [each.kind for each in alarms.ringing] == [AlarmKind.BOOKS_UNSAFE]
     await interrupt(ledger, None)
     await until(lambda: not alarms.ringing)

@@ -169,7 +169,7 @@ async def test_an_address_that_leads_nowhere_is_one_line(wallet: Wallet, url: st
 async def test_a_store_that_cannot_be_made_is_one_line(wallet: Wallet, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     there = replace(wallet, store=tmp_path / "file" / "agent.db")
-    with pytest.raises(CommandError, match="cannot be made"):
+    with pytest.raises(CommandError, match="cannot be created"):
         await ask("http://127.0.0.1:1/ask", there)
 
 

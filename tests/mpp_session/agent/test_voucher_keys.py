@@ -46,7 +46,7 @@ async def test_a_wrong_password_or_file_is_refused(tmp_path: Path) -> None:
 
 
 async def test_a_place_where_nothing_can_be_kept_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot be made"):
+    with pytest.raises(ConfigError, match="cannot be created"):
         await load_channel_keys(keystore(tmp_path) / "below", "open")
 
 

@@ -23,7 +23,10 @@ WRONG: list[tuple[str, Callable[[DemoReport], DemoReport]]] = [
     ("last receipt says", lambda r: replace(r, receipt_spent=2501)),
     ("at its price", lambda r: replace(r, unit_price=24)),
     ("one unit", lambda r: replace(r, answers=(replace(r.answers[0], tokens=61), r.answers[1]))),
-    ("nobody anything else", lambda r: replace(r, transactions=r.transactions[1:])),
+    (
+        "only the payee sent transactions: open and close",
+        lambda r: replace(r, transactions=r.transactions[1:]),
+    ),
     ("never had ether", lambda r: replace(r, before=Balances(10_000, 1, 0, 0))),
     ("never had ether", lambda r: replace(r, after=Balances(7500, 1, 2500, 0))),
     (
