@@ -62,7 +62,7 @@ LOCKED = {
 
 
 class SetupError(Exception):
-    """Something cannot be had; the message is one line and says what to do."""
+    """A step failed; the message is one line and says what to do."""
 
 
 def main(arguments: list[str]) -> None:
@@ -81,9 +81,9 @@ def enter(*groups: str) -> None:
 
 
 def prepare(*groups: str) -> None:
-    """Make whatever of `groups` is missing, and put the environment first on PATH.
+    """Set up the missing steps of `groups`, and put the environment first on PATH.
 
-    Ends the program with one line on standard error when something cannot be had.
+    Exits with one line on standard error if a step fails.
     """
     _require_python()
     steps = dict.fromkeys(step for group in groups for step in GROUPS[group])
@@ -153,7 +153,7 @@ def _all_ready(steps: list[str]) -> bool:
 
 
 def _is_spoilt() -> bool:
-    """Whether `.venv` holds half an installation, an older lock's packages or no Python."""
+    """Whether `.venv` has half an installation, an older lock's packages or no Python."""
     stale = any(_stamp(step).exists() and not _is_ready(step) for step in LOCKED)
     return stale or UNFINISHED.exists() or not (_is_ready("environment") and PYTHON.exists())
 
@@ -176,7 +176,7 @@ def _make(steps: list[str]) -> None:
 def _one_at_a_time() -> Iterator[None]:
     """Hold a file lock: two scripts started together share one set-up.
 
-    pip and npm inherit the lock. Should this program be killed, the next one waits for them.
+    pip and npm inherit the lock. If this program is killed, the next one waits for them.
     """
     with cache("set-up.lock").open("w") as lock:
         os.set_inheritable(lock.fileno(), True)  # noqa: FBT003 - positional only
@@ -259,7 +259,7 @@ def _has_node() -> bool:
 
 
 def _require_anvil() -> None:
-    """Say at once, rather than in the first test, that Anvil cannot run on this machine."""
+    """Report at once, rather than in the first test, that Anvil cannot run on this machine."""
     candidates = (NODE_MODULES / "@foundry-rs").glob("anvil-*/bin/anvil")
     anvil = shutil.which("anvil") or next(map(str, candidates), None)
     if anvil is None:
@@ -290,7 +290,7 @@ PIP_OPTIONS = ("--disable-pip-version-check", "--no-input", "--progress-bar=off"
 
 
 def _pip(what: str, *arguments: str) -> None:
-    """Install with pip; a killed pip leaves the mark that has `.venv` made anew."""
+    """Install with pip. If pip is killed, its mark stays and `.venv` is made again."""
     UNFINISHED.write_text(what)
     options = [*PIP_OPTIONS, "--no-build-isolation", "--use-pep517"]
     _run(
@@ -341,7 +341,7 @@ REASONS = {
 
 
 def _reason(output: str) -> str:
-    """The cause and the remedy in one line, from what pip or npm printed."""
+    """Return cause and remedy in one line, from the output of pip or npm."""
     for pattern, reason in REASONS.items():
         if re.search(pattern, output):
             return reason
@@ -353,7 +353,7 @@ def _reason(output: str) -> str:
 
 
 def _require_python() -> None:
-    """Go on under a Python this project supports, or end saying that there is none."""
+    """Restart under a supported Python, or exit with a message."""
     if PYTHON_MIN <= sys.version_info[:2] < PYTHON_END:
         return
     for minor in range(PYTHON_END[1] - 1, PYTHON_MIN[1] - 1, -1):
@@ -364,7 +364,7 @@ def _require_python() -> None:
 
 
 def _starts(python: str) -> bool:
-    """Whether the program is a real Python; version managers leave stubs that only complain."""
+    """Whether the program is a real Python; version managers leave stubs that only fail."""
     return subprocess.run([python, "-c", ""], capture_output=True, check=False).returncode == 0
 
 

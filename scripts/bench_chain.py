@@ -1,4 +1,4 @@
-"""The chain side on a local chain: gas and time of a close, calls to a node, CPU of the settler."""
+"""The chain side on a local chain: gas and time of a close, calls to a node, the settler's CPU."""
 
 import asyncio
 import time
@@ -24,7 +24,7 @@ BATCHES: Final = (1, 10, 100)
 
 
 async def chain_rows(run: Run) -> AsyncIterator[Row]:
-    """Measure what a provider pays for: gas, calls, CPU; and how long a payer's exit is open."""
+    """Measure a provider's costs (gas, calls, CPU), and the time from an exit to the close."""
     for size in BATCHES:
         gas, per_cpu_s = [], []
         for number in range(1 if run.is_quick else 3):
@@ -51,7 +51,7 @@ async def _world(
 
 
 async def _defend(chain: Devnet, world: World, size: int) -> tuple[int, float]:
-    """Return the gas of closing so many channels, and the CPU time of this process for it."""
+    """Return the gas of closing so many channels, and this process's CPU time for it."""
     approve = abi.approve.encode(chain.values.escrow, 2**128)
     await chain.sender("payer").send(chain.values.token, approve)
     opened = [await world.books.open(accepted=100, spent=100) for _ in range(size)]
@@ -74,7 +74,7 @@ async def _gas(chain: Devnet, world: World, closed: Sequence[ChannelId]) -> int:
 
 
 async def _exit_row(run: Run) -> Row:
-    """From the block of a payer's exit to the block of our close, by this machine's clock."""
+    """Measure from the block of a payer's exit to the block of the payee's close."""
     samples = []
     async with (
         _world(run.folder / "exits", block_time_s=1) as (_, world),
@@ -82,7 +82,7 @@ async def _exit_row(run: Run) -> Row:
     ):
         for _ in range(run.repeats):
             channel_id = await world.books.open(accepted=100, spent=100)
-            await world.leave(channel_id)  # returns once it is mined
+            await world.leave(channel_id)  # returns once mined
             began = time.monotonic()
             await world.until(channel_id, is_finalized=True, within_s=60)
             samples.append(time.monotonic() - began)
@@ -91,7 +91,7 @@ async def _exit_row(run: Run) -> Row:
 
 
 async def _idle_rows(run: Run) -> AsyncIterator[Row]:
-    """Calls to a node for so many open channels on which nothing happens."""
+    """Count calls to a node for so many open channels without activity."""
     async with _world(run.folder / "idle") as (chain, world):
         await fill_books(world, CHANNELS)
         limits = WatchLimits()

@@ -1,4 +1,4 @@
-"""Payers without ether: how long until the first paid byte, and what their deposits cost in gas."""
+"""Payers without ether: time to the first paid byte, and the gas of their deposits."""
 
 import statistics
 import time
@@ -29,7 +29,7 @@ _STEPS: Final = {
 
 
 async def gasless_rows(run: Run) -> AsyncIterator[Row]:
-    """Measure openings that the provider pays for, by a client as agents use it."""
+    """Measure sponsored openings, by a client as agents use it."""
     first, again = [], []
     async with _shop(run.folder / "waiting", "authorization", "usdc", block_time_s=1) as (
         chain,
@@ -53,7 +53,7 @@ async def gasless_rows(run: Run) -> AsyncIterator[Row]:
 
 
 async def _gas_rows(run: Run, token: TokenChoice, kind: str) -> AsyncIterator[Row]:
-    """Open once and top up within a stream; nonces of Permit2 are new words each time."""
+    """Open once and top up within a stream; each Permit2 nonce uses a new storage word."""
     used: dict[str, list[float]] = {}
     folder = run.folder / f"{token}-{kind}"
     async with _shop(folder, kind, token) as (chain, shop):

@@ -28,7 +28,7 @@ REQUESTS: Final = {1: 300, 64: 60}
 STREAMS: Final = {1: 4_000, 50: 1_000}
 """Clients: tokens a client and sample."""
 HOWS: Final = {"metered events": "", "metered events one by one": "&apart=1"}
-"""Produced as fast as they are taken, or each after a turn of the loop, as from a model."""
+"""Produced as fast as they are read, or each after a turn of the event loop, as by a model."""
 
 
 async def gate_rows(run: Run) -> AsyncIterator[Row]:

@@ -25,12 +25,12 @@ from channel.types import ChannelKey
 __all__ = ["channel_rows", "memory_rows", "postgres_rows", "sqlite_rows"]
 
 IN_FLIGHT: Final = {1: 60, 8: 60, 64: 60, 512: 12}
-"""Channels in flight, each one voucher at a time: vouchers a channel and sample."""
+"""Channels in flight, each with one voucher at a time: vouchers a channel and sample."""
 OPENING_AT_ONCE: Final = 512
 
 
 class Flight(msgspec.Struct, frozen=True):
-    """One sample: many channels at once."""
+    """One sample: many channels concurrently."""
 
     us: float
     p50_ms: float
@@ -40,10 +40,10 @@ class Flight(msgspec.Struct, frozen=True):
 async def fly(
     world: World, columns: Sequence[Sequence[str]], *, is_turn_each: bool = False
 ) -> Flight:
-    """Send each column's vouchers one after the other, all columns at once.
+    """Send each column's vouchers one after the other, all columns concurrently.
 
-    `is_turn_each` ends the turn of the event loop before each voucher, as a request that comes
-    from a socket does; with a disk the wait for it does so anyway.
+    `is_turn_each` yields to the event loop before each voucher, as a request from a socket does.
+    With a disk, the wait for it yields anyway.
     """
     latencies: list[float] = []
 

@@ -1,6 +1,6 @@
 """Load over real sockets: each connection sends its next request when the last is answered.
 
-What is sent was built before the clock starts, so that little of the time is the client's own.
+Requests are built before the clock starts, so that the client takes little of the time.
 """
 
 import asyncio
@@ -30,12 +30,12 @@ _CHALLENGE: Final = re.compile(rb"\r\nwww-authenticate: ([^\r]+)\r\n", re.IGNORE
 _TOKEN: Final = b'data: {"choices"'
 UNITS_A_VOUCHER: Final = 512
 FLOODING: Final = 64
-"""Connections of a flood: each sends its next forgery when the last is answered."""
+"""Connections of a flood: each sends its next forgery once the last is answered."""
 
 
 @asynccontextmanager
 async def bench_server(server: str, ledger_url: str, channels: int) -> AsyncIterator[int]:
-    """Run the benchmarks' application in a process of its own; gives its port."""
+    """Run the benchmarks' application in a process of its own; yield its port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -73,7 +73,7 @@ def request_of(target: str, authorization: str = "", method: str = "GET") -> byt
 
 
 async def challenge_of(port: int, target: str) -> Challenge:
-    """Ask unpaid, and return what the 402 offers."""
+    """Send an unpaid request, and return the challenge of the 402."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(request_of(target))
     head = await reader.readuntil(b"\r\n\r\n")
@@ -110,7 +110,7 @@ async def requests_per_second(port: int, columns: Sequence[Sequence[bytes]]) -> 
 
 
 class PaidStream:
-    """One client of a metered stream: a reader, and a second connection for its vouchers."""
+    """One client of a metered stream: a reader, and a second connection for vouchers."""
 
     def __init__(
         self,
@@ -166,7 +166,7 @@ async def _tokens(reader: asyncio.StreamReader) -> AsyncIterator[int]:
 
 
 async def read_free_stream(port: int, tokens: int, how: str = "") -> None:
-    """Read a stream that nobody pays for."""
+    """Read an unpaid stream."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(request_of(f"/free-stream?tokens={tokens}{how}"))
     seen = 0
@@ -198,7 +198,7 @@ async def latencies_ms(port: int, requests: Sequence[bytes]) -> list[float]:
 async def flood(port: int, challenge: Challenge, key: ChannelKey) -> AsyncIterator[list[int]]:
     """Send bad vouchers on one channel over many connections, for as long as the context lasts.
 
-    Gives a list of one number: how many were refused so far.
+    Yields a list with one number: the refusals so far.
     """
     good = parse_credential(header_of(challenge, key, PRICE))
     if not isinstance(good.payload, VoucherPayload):

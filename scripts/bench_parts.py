@@ -1,4 +1,4 @@
-"""What each part of reading and verifying a voucher costs, as ratios to raw verification."""
+"""The cost of each part of reading and verifying a voucher, as ratios to raw verification."""
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Final
@@ -53,7 +53,7 @@ def _eth_account(voucher: SignedVoucher) -> object:
     )
     signer = eth_account.Account.recover_message(message, signature=voucher.signature)
     if bytes.fromhex(signer[2:]) != PAYER:
-        raise SystemExit("eth_account recovers somebody else")
+        raise SystemExit("eth_account recovered another address")
     return signer
 
 

@@ -1,7 +1,7 @@
-"""The same work by other libraries, each in an environment of its own, none of them durable.
+"""The same work by other libraries, each in its own environment, none of them durable.
 
-Their own server code reads a payment header, verifies the voucher, moves its state in memory and
-writes the answer's header; scripts/peers/ holds what drives them.
+Each library's own server code reads a payment header, verifies the voucher, updates its state in
+memory and writes the answer's header. The drivers are in scripts/peers/.
 """
 
 import json
@@ -51,7 +51,7 @@ PEERS: Final = (
 
 
 async def rows(run: Run) -> AsyncIterator[Row]:
-    """Measure each peer that can be installed; say so of one that cannot."""
+    """Measure each peer that can be installed; report those that cannot."""
     for peer in PEERS:
         if peer.is_of_node and shutil.which("npm") is None:
             print(f"peers: {peer.name}: Node is not installed", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""What scripts/bench measures, in which order, and how it is shown."""
+"""Lists what scripts/bench measures, in order, and formats the results."""
 
 import argparse
 import asyncio
@@ -45,7 +45,7 @@ TEXTS: Final = {"what", "unit", "besides"}
 
 
 def main() -> None:
-    """Run the groups asked for, and print what they measured."""
+    """Run the requested groups, and print the results."""
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON")

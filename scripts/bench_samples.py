@@ -1,4 +1,4 @@
-"""Samples and their medians: what a row of the benchmarks is made of."""
+"""Samples and medians for the rows of the benchmarks."""
 
 import statistics
 import time
@@ -22,7 +22,7 @@ DIGESTS: Final = [number.to_bytes(32, "big") for number in range(1, 501)]
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
-    """One line of the table. `ratio` is what the goal is about."""
+    """One line of the table. The goal applies to `ratio`."""
 
     name: str
     unit: str
@@ -103,8 +103,8 @@ class Run(msgspec.Struct, frozen=True):
 def best_us(work: Callable[[T], object], items: Sequence[T], *, rounds: int = 5) -> float:
     """Return the time per item of the best short run.
 
-    Short, to find a quiet moment of a busy machine; over different items, so that the processor
-    learns nothing by heart.
+    The run is short, to find a quiet moment of a busy machine, and uses different items, so that
+    branch prediction and caches do not help.
     """
     times = []
     for start in list(range(0, len(items), RUN)) * rounds:

@@ -1,4 +1,4 @@
-"""The application that the load of scripts/bench goes to: the same handlers, paid and unpaid.
+"""The application for the load of scripts/bench: the same handlers, paid and unpaid.
 
     python bench_server.py SERVER PORT LEDGER_URL CHANNELS
 
@@ -35,13 +35,13 @@ ROUTES: Final = [
 
 
 async def answer(request: Request) -> PlainTextResponse:
-    """Answer what is paid or not."""
+    """Answer a paid or unpaid request."""
     del request
     return PlainTextResponse(BODY)
 
 
 async def tokens(request: Request) -> AsyncIterator[str]:
-    """Produce tokens as fast as they are taken; `apart`, each after a turn of the loop."""
+    """Produce tokens as fast as they are read; with `apart`, each after a turn of the loop."""
     is_apart = "apart" in request.query_params
     for _ in range(int(request.query_params["tokens"])):
         if is_apart:
@@ -55,7 +55,7 @@ async def stream(request: Request) -> PaidEventStream:
 
 
 async def free_stream(request: Request) -> StreamingResponse:
-    """Give the same tokens away."""
+    """Serve the same tokens unpaid."""
 
     async def events() -> AsyncIterator[str]:
         async for token in tokens(request):
@@ -65,7 +65,7 @@ async def free_stream(request: Request) -> StreamingResponse:
 
 
 class BenchApp:
-    """Sends priced paths through a gate and the others past it."""
+    """Routes priced paths through a gate, and the others around it."""
 
     def __init__(self, ledger_url: str, channels: int) -> None:
         self._ledger_url = ledger_url
@@ -95,7 +95,7 @@ class BenchApp:
         world = World(ledger)
         await asyncio.gather(*(world.open([key_of(n)]) for n in range(self._channels)))
         self._gate = PaymentGate(self._app, engine=world.engine, routes=ROUTES)
-        collect_seldom()  # as the gateway does, for what is paid and unpaid alike
+        collect_seldom()  # as the gateway does, for paid and unpaid requests alike
         await send({"type": "lifespan.startup.complete"})
         await receive()
         await world.engine.aclose()
@@ -104,7 +104,7 @@ class BenchApp:
 
 
 def main() -> None:
-    """Serve until told to stop."""
+    """Serve until stopped."""
     server, port, ledger_url, channels = sys.argv[1:]
     app = BenchApp(ledger_url, int(channels))
     if server == "uvicorn":

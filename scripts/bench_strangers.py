@@ -1,9 +1,9 @@
-"""Hostile connections of each kind beside paying customers: their p99, the gateway's memory.
+"""Hostile connections of each kind beside paying customers: latency p99 and gateway memory.
 
-    python bench_strangers.py PORT < task    be the strangers: a process of its own
+    python bench_strangers.py PORT < task    run the strangers, in a process of their own
 
-The gateway, its books, chain and customers are real; the model server answers three tokens at
-once. Nothing unpaid is delivered, or there is no row.
+The gateway, its ledger, chain and customers are real; the model server answers three tokens at
+once. A row counts only if nothing unpaid was delivered.
 """
 
 import asyncio
@@ -42,7 +42,7 @@ from tests.mpp_session.model_server import ModelServer, model_server
 __all__ = ["MEMORY_MIB_MAX", "stranger_rows"]
 
 MEMORY_MIB_MAX: Final = 300
-"""What strangers may add to a gateway: twice the bodies that may be held, and its connections."""
+"""Bound on memory added by strangers: twice the bodies that may be held, and connections."""
 STRANGERS: Final = 64
 CUSTOMERS: Final = 20
 REQUESTS: Final = 15
@@ -57,11 +57,11 @@ MEMORY_LOOK_S: Final = 0.05
 
 
 class Task(msgspec.Struct):
-    """What the strangers are told."""
+    """The task of the strangers' process."""
 
     kind: str
     good: str
-    """A credential whose voucher is accepted."""
+    """A credential with an acceptable voucher."""
     forged: list[str]
     replayed: list[str]
 
@@ -115,7 +115,7 @@ class _World:
         self._bought = 0
 
     async def open(self) -> None:
-        """Let everybody buy once, one after the other: all open channels from one account."""
+        """Let every customer buy once, one after the other: all open channels from one account."""
         for client in (self._thief, *self._customers):
             await self._buy(client)
         self._memory_before = _memory_mib(self._gateway.pid)
@@ -129,7 +129,7 @@ class _World:
         return (perf_counter() - began) * 1e3
 
     async def p99_ms(self) -> float:
-        """Let all customers buy at once, each one thing after the other."""
+        """Let all customers buy concurrently, each one request after the other."""
 
         async def shop(client: PayingClient) -> list[float]:
             return [await self._buy(client) for _ in range(REQUESTS)]
@@ -140,7 +140,7 @@ class _World:
 
     @asynccontextmanager
     async def strangers(self, kind: str) -> AsyncIterator[list[int]]:
-        """Let strangers in until the block ends; then its list says how often they were refused."""
+        """Run strangers within the context; the yielded list counts their refusals."""
         task = await self._task(kind)
         process = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -155,7 +155,7 @@ class _World:
             if process.stdin is None or process.stdout is None:
                 raise SystemExit("the strangers have no pipes")
             process.stdin.write(msgspec.json.encode(task) + b"\n")
-            await process.stdout.readline()  # all are connected
+            await process.stdout.readline()  # printed once all are connected
             yield counted
             process.stdin.close()
             counted[0] = int(await process.stdout.readline())
@@ -201,7 +201,7 @@ class _World:
         return account
 
     async def require_all_paid(self) -> None:
-        """Check that the model server worked for customers alone."""
+        """Check that the model server worked only for paying customers."""
         asked = sum(one.path == TARGET for one in self._model.seen)
         if asked != self._bought:
             raise SystemExit(f"the model was asked {asked} times, and {self._bought} were paid for")
@@ -254,7 +254,7 @@ def _memory_mib(pid: int) -> float:
 
 
 class Stranger:
-    """One hostile connection, made anew whenever it is closed."""
+    """One hostile connection, reopened whenever it is closed."""
 
     def __init__(self, port: int, task: Task, number: int) -> None:
         self.port = port
@@ -286,7 +286,7 @@ Attack = Callable[[Stranger, asyncio.StreamReader, asyncio.StreamWriter], Awaita
 async def _send(
     stranger: Stranger, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes
 ) -> None:
-    """Send a request again and again, each when the last is answered."""
+    """Send a request repeatedly, each once the last is answered."""
     while True:
         writer.write(request)
         await writer.drain()

@@ -1,7 +1,7 @@
-"""What the benchmarks run on: an engine, its channels, and credentials signed beforehand.
+"""What the benchmarks run on: an engine, its channels, and credentials signed in advance.
 
-The chain is a constant: what it costs to ask a node is not what is measured. Ledgers are the real
-ones; `MemoryLedger` applies the same rules to a dict and exists to show what durability adds.
+The chain is constant, because the cost of asking a node is not measured. Ledgers are the real ones;
+`MemoryLedger` applies the same rules to a dict, to show what durability costs.
 """
 
 import secrets
@@ -66,12 +66,12 @@ def key_of(number: int) -> ChannelKey:
 
 
 def fact_of(key: ChannelKey) -> ChannelFact:
-    """Return what the chain says of any channel."""
+    """Return the fact that the chain shows for every channel."""
     return ChannelFact(key, TERMS, DEPOSIT, 0, 0, is_finalized=False, block_number=1)
 
 
 class ConstantChain:
-    """Every channel exists and nothing happens to it."""
+    """Every channel exists, and never changes."""
 
     chain_id = CHAIN_ID
     escrow = ESCROW
@@ -82,39 +82,39 @@ class ConstantChain:
         *,
         block_number: int | None = None,  # noqa: ARG002
     ) -> ChannelFact | None:
-        """Return the channel as it always is."""
+        """Return the channel's constant fact."""
         return fact_of(ChannelKey(CHAIN_ID, ESCROW, channel_id))
 
     async def read_transaction(self, tx_hash: TxHash) -> TransactionEvidence | None:
-        """Know of no transaction."""
+        """Return no transaction."""
         del tx_hash
         return None
 
     async def confirm_deposits(self, facts: Sequence[ChannelFact]) -> list[int]:
-        """Confirm them all."""
+        """Confirm every deposit."""
         return [fact.deposit for fact in facts]
 
     async def has_code(self, address: Address) -> bool:
-        """Say no: all signers here have keys."""
+        """Return false: all signers are keys."""
         del address
         return False
 
     async def is_valid_wallet_signature(
         self, signer: Address, digest: bytes, signature: bytes
     ) -> bool:
-        """Say no: all signers here have keys."""
+        """Return false: all signers are keys."""
         del signer, digest, signature
         return False
 
     async def close_channel(
         self, key: ChannelKey, cumulative_amount: int, signature: bytes
     ) -> CloseResult:
-        """Close nothing: no benchmark asks for it."""
+        """Not implemented: no benchmark closes a channel."""
         raise NotImplementedError
 
 
 class MemoryLedger:
-    """The rules without a disk: for the one row that says so."""
+    """The rules without a disk, for the one row that measures it."""
 
     def __init__(self) -> None:
         self.states: dict[ChannelKey, ChannelState] = {}
@@ -131,7 +131,7 @@ class MemoryLedger:
         request: RequestUpdate | None = None,
         proof: Any = None,
     ) -> Applied:
-        """Run the commands and keep what comes back; nobody here is refused."""
+        """Apply the commands and keep the result; no command of the benchmarks is refused."""
         del request, proof
         state = self.states.get(key)
         for command in commands:
@@ -162,14 +162,14 @@ class World:
         self.challenge = self.engine.issue_challenge(self.offer)
 
     async def open(self, keys: Sequence[ChannelKey]) -> None:
-        """Take channels into the books, as if they had been opened on chain."""
+        """Add channels to the ledger, as if they had been opened on chain."""
         for key in keys:
             voucher = verify_voucher(signed(key, 0), key, PAYER)
             opening = OpenChannel(fact_of(key), voucher, int(time.time()))
             (await self.ledger.apply(key, [opening])).require()
 
     async def voucher(self, header: str) -> str:
-        """Take one voucher: its header in, its receipt's header out."""
+        """Handle one voucher, from its header to the receipt's header."""
         credential = parse_credential(select_credential([header]) or "")
         paid = self.engine.authenticate(credential, [self.offer])
         outcome = await self.engine.perform(paid)

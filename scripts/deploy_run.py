@@ -1,4 +1,4 @@
-"""What scripts/deploy does."""
+"""The implementation of scripts/deploy."""
 
 import argparse
 import asyncio
@@ -32,7 +32,7 @@ Row = tuple[int, str, str, str]
 
 
 def main() -> None:
-    """Parse the command line, do it, and end with a message a person understands."""
+    """Parse the command line, run, and report errors in one line."""
     options = _parser().parse_args()
     if not options.rpc:
         write_page(())
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 async def run(options: argparse.Namespace) -> Deployment:
-    """Deploy with a keystore's key, or only check when there is none."""
+    """Deploy with a keystore's key; without one only verify."""
     token = address(bytes.fromhex(options.token.removeprefix("0x")))
     account = _unlock(options) if options.keystore else Account.create()
     async with await Rpc.connect(options.rpc) as rpc:
@@ -70,7 +70,7 @@ def row_of(deployment: Deployment) -> Row:
 
 
 def write_page(new: tuple[Row, ...], page: Path = PAGE) -> None:
-    """Write the page anew: what it listed for this very code, and `new`."""
+    """Rewrite the page: its rows for the current code, and `new`."""
     text = page.read_text(encoding="utf-8") if page.exists() else ""
     rows = {}
     if _checksum(factory_address()) in text:  # else it lists escrows of older code

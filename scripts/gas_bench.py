@@ -1,4 +1,4 @@
-"""One token, its escrow, and what each function costs there: gasUsed of real transactions."""
+"""One token, its escrow, and the gas of each function there: gasUsed of real transactions."""
 
 from collections.abc import Iterator
 from typing import Any, Final
@@ -112,7 +112,7 @@ def gas_used(receipt: dict[str, Any]) -> int:
 
 
 class RelayedBench(Bench):
-    """The functions anybody may submit, with signatures that never run out."""
+    """The functions that any account may submit, with signatures that never expire."""
 
     def __init__(self, chain: Chain, token: Contract, name: str, version: str) -> None:
         super().__init__(chain, token, None)

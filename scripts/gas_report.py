@@ -1,4 +1,4 @@
-"""What scripts/gas measures, and how."""
+"""The measurements of scripts/gas."""
 
 import json
 import sys
@@ -34,7 +34,7 @@ def deploy_plain(chain: Chain) -> Contract:
 
 
 def deployment(chain: Chain, token: Contract) -> Iterator[tuple[str, int]]:
-    """What a chain, and then each token, costs once."""
+    """Costs paid once a chain, and once a token."""
     init_code = SALT + load_artifact("EscrowFactory").bytecode
     yield "deploy factory", gas_used(chain.send("0x" + CREATE2_DEPLOYER.hex(), init_code))
     place = "0x" + factory_address().hex()
@@ -43,7 +43,7 @@ def deployment(chain: Chain, token: Contract) -> Iterator[tuple[str, int]]:
 
 
 def measure() -> dict[str, Any]:
-    """The five figures of the goals at the top, everything else in groups below."""
+    """The five figures with goals at the top, the others in groups below."""
     # The hardfork is named, so that a newer Anvil measures the same.
     free = ("--block-base-fee-per-gas", "0", "--gas-price", "0")
     with anvil(*free, "--hardfork", "osaka") as chain:

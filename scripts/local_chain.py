@@ -1,6 +1,6 @@
-"""A throw-away Anvil and contracts on it, for scripts/gas and the tests of the contracts.
+"""A temporary Anvil and contracts on it, for scripts/gas and the tests of the contracts.
 
-Synchronous and small on purpose: one process, one connection, accounts that Anvil unlocks.
+Synchronous and small by design: one process, one connection, accounts that Anvil unlocks.
 """
 
 import http.client
@@ -29,7 +29,7 @@ NOBODY: Final = "0x" + "00" * 20
 
 
 class RevertedError(Exception):
-    """A call that the contract refused; `data` is what it reverted with."""
+    """A call that the contract reverted; `data` is the revert's data."""
 
     def __init__(self, data: bytes) -> None:
         super().__init__(data.hex() or "no data")
@@ -64,7 +64,7 @@ class Chain:
         self._connection.close()
 
     def rpc(self, method: str, *params: object) -> Any:
-        """Ask, and return the result; a revert is `RevertedError`."""
+        """Call a method and return the result; a revert raises `RevertedError`."""
         body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": method, "params": params})
         self._connection.request("POST", "/", body, {"Content-Type": "application/json"})
         answer = json.loads(self._connection.getresponse().read())
@@ -118,7 +118,7 @@ class Chain:
         return bytes.fromhex(self.rpc("eth_getCode", address, "latest")[2:])
 
     def impersonate(self, address: str, ether: int = 10) -> str:
-        """Let Anvil send for an address nobody has the key of."""
+        """Let Anvil send from an address without its key."""
         self.rpc("anvil_impersonateAccount", address)
         self.rpc("anvil_setBalance", address, hex(ether * 10**18))
         return address
@@ -231,7 +231,7 @@ def anvil(*options: str) -> Iterator[Chain]:
     program = shutil.which("anvil") or str(
         next(NODE_MODULES.glob("@foundry-rs/anvil-*/bin/anvil"), Path("anvil"))
     )
-    # Its output goes to a file: on a pipe nobody reads it would block.
+    # Its output goes to a file: a pipe that is not read would block it.
     with tempfile.NamedTemporaryFile("w+b") as log:
         command = [program, "--port", "0", *options]
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)

@@ -1,4 +1,4 @@
-"""What scripts/mutants does."""
+"""The implementation of scripts/mutants."""
 
 import os
 import queue
@@ -25,19 +25,19 @@ QUICK: Final = {"FOUNDRY_FUZZ_RUNS": "24", "FOUNDRY_INVARIANT_RUNS": "10"}
 COPIED: Final = ("channel", "contracts", "docs", "mpp_session", "scripts", "settlement", "tests")
 AT_ONCE: Final = 2
 TESTS_FAILED: Final = 1
-"""pytest's exit code. Any other one, such as 4 for a test that is not there, is no catch."""
+"""pytest's exit code. Any other code, such as 4 for a missing test, is not a catch."""
 HANGS_S: Final = 600.0
-"""A fault that keeps the tests from ending is seen, too."""
+"""A fault that keeps the tests from ending counts as caught after this time."""
 
 
 class Mutant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A fault: `old` becomes `new` in a file.
 
     Attributes:
-        name: What is broken, in a few words.
+        name: The fault, in a few words.
         file: Under contracts/src for the contracts, under the checkout for Python.
-        old: Stands in the file exactly once.
-        new: What takes its place.
+        old: Text that occurs in the file exactly once.
+        new: Its replacement.
         tests: For Python: what pytest runs to catch it, files or single tests.
     """
 
@@ -54,7 +54,7 @@ class Mutant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def stands(self) -> bool:
-        """Whether `old` is in the file exactly once."""
+        """Whether `old` occurs in the file exactly once."""
         return (ROOT / self.path).read_text(encoding="utf-8").count(self.old) == 1
 
 
@@ -108,7 +108,7 @@ def copy_tree(home: Path) -> Path:
 
 
 def require_sound(mutants: Sequence[Mutant], free: "queue.Queue[Path]") -> None:
-    """End the program unless the tests that are to catch the faults pass without them."""
+    """Exit unless the tests that should catch the faults pass without them."""
     tests = sorted({test for mutant in mutants for test in mutant.tests})
     if not tests:
         return
@@ -120,7 +120,7 @@ def require_sound(mutants: Sequence[Mutant], free: "queue.Queue[Path]") -> None:
 
 
 def attempt(mutant: Mutant, free: "queue.Queue[Path]") -> bool:
-    """Try one mutant in a free copy and say how it went."""
+    """Try one mutant in a free copy, and print the result."""
     copy = free.get()
     try:
         caught = is_caught(mutant, copy)
@@ -131,7 +131,7 @@ def attempt(mutant: Mutant, free: "queue.Queue[Path]") -> bool:
 
 
 def is_caught(mutant: Mutant, copy: Path) -> bool:
-    """Put the fault in and see the tests fail."""
+    """Apply the fault, and return whether the tests fail."""
     path = copy / mutant.path
     sound = path.read_text(encoding="utf-8")
     path.write_text(sound.replace(mutant.old, mutant.new), encoding="utf-8")

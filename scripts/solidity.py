@@ -1,4 +1,4 @@
-"""Compile Solidity: what scripts/compile, scripts/gas and the tests share.
+"""Compiles Solidity for scripts/compile, scripts/gas and the tests.
 
 The compiler is the npm package solc (soljson) behind `contracts/toolchain/solc` when `npm ci
 --prefix contracts` has been run, else a native solc that py-solc-x installs. Both give the same
@@ -35,7 +35,7 @@ _IMPORT: Final = re.compile(r"""^import\s+(?:[^;"']*?from\s+)?["']([^"']+)["']""
 
 
 def find_solc(version: str = SOLC_VERSION) -> Path:
-    """A compiler that answers --standard-json; native only where npm's is not installed."""
+    """Return a compiler that supports --standard-json; native only if npm's is not installed."""
     package = "solc" if version == SOLC_VERSION else f"solc-{version}"
     if (NODE_MODULES / package / "soljson.js").exists():
         os.environ["SOLJSON"] = str(NODE_MODULES / package)
@@ -98,9 +98,9 @@ def compile_contracts(
 
 
 def _compile(request: dict[str, Any], version: str) -> dict[str, Any]:
-    """Ask the compiler once for each distinct question; answers are kept in .cache.
+    """Run the compiler once for each distinct input; results are cached in .cache.
 
-    Processes that ask the same at once wait for the first of them.
+    Processes with the same input at the same time wait for the first of them.
     """
     asked = json.dumps([request, version], sort_keys=True).encode()
     kept = CACHE / f"{hashlib.sha256(asked).hexdigest()}.json"

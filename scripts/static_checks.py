@@ -20,13 +20,13 @@ TYPED = ("channel", "settlement", "mpp_session", "tests")
 
 
 def run_static_checks() -> list[str]:
-    """Run all of them in lanes; return the names of those that failed."""
+    """Run all checks, in parallel groups; return the names of those that failed."""
     with ThreadPoolExecutor() as pool:
-        return [name for names in pool.map(_run_lane, _lanes()) for name in names]
+        return [name for names in pool.map(_run_group, _groups()) for name in names]
 
 
-def _lanes() -> Iterator[list[tuple[str, list[str]]]]:
-    """Lanes for two cores: mypy takes as long as all the others, and the site can wait."""
+def _groups() -> Iterator[list[tuple[str, list[str]]]]:
+    """Groups for two cores: mypy takes as long as all the others, and the site can wait."""
     yield [("types", ["mypy", *TYPED, *_python_programs()])]
     yield [
         ("format", ["ruff", "format", "--check", "--quiet", "."]),
@@ -51,10 +51,10 @@ def _files() -> list[str]:
     return [name for name in listed.stdout.split("\0") if name and Path(name).is_file()]
 
 
-def _run_lane(lane: list[tuple[str, list[str]]]) -> list[str]:
-    """Run the checks of one lane one after the other; return the names of those that failed."""
+def _run_group(group: list[tuple[str, list[str]]]) -> list[str]:
+    """Run the checks of one group one after the other; return the names of those that failed."""
     failed = []
-    for name, command in lane:
+    for name, command in group:
         began = time.monotonic()
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:

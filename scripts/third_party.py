@@ -1,4 +1,4 @@
-"""Other people's contracts, taken from their npm packages: Circle's USDC and Permit2."""
+"""Third-party contracts from their npm packages: Circle's USDC and Permit2."""
 
 import json
 from typing import Any, Final
@@ -13,7 +13,7 @@ PERMIT2_SALT: Final = bytes.fromhex("d3af2663da51c10215000000").rjust(32, b"\0")
 
 
 def permit2_init_code() -> bytes:
-    """Compile Permit2 as it was compiled for its deployment."""
+    """Compile Permit2 exactly as for its deployment."""
     output = compile_contracts(
         ["src/Permit2.sol"],
         version=PERMIT2_SOLC,

@@ -1,4 +1,4 @@
-"""Whose money it is: the account that `pay` and `withdraw` are told of, and its store."""
+"""The account and the store that `pay` and `withdraw` use."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +17,7 @@ class KeyedAccount(NamedTuple):
     chain_id: int
     private_key: bytes
     password: str
-    """What opened the key: other secrets of this account are encrypted with it, too."""
+    """The keystore's password, which also encrypts other secrets of the account."""
 
     def __repr__(self) -> str:
         return f"KeyedAccount(rpc_url={self.rpc_url!r}, private_key=...)"
@@ -31,11 +31,11 @@ def load_account(
     password_file: Path | None,
     **more: object,
 ) -> KeyedAccount:
-    """Return the account that the flags name. Those of `more` must be given, too.
+    """Return the account that the flags name. The flags in `more` are required, too.
 
     Raises:
-        CommandError: A flag is missing: all that are, by name.
-        ConfigError: A file cannot be read, or the password does not open the keystore.
+        CommandError: Flags are missing; the message names all of them.
+        ConfigError: A file cannot be read, or the password does not decrypt the keystore.
     """
     node = {"rpc-url": rpc_url, "chain-id": chain_id}
     files = {"keystore": keystore, "password-file": password_file}
@@ -53,10 +53,10 @@ def load_account(
 
 
 def store_path() -> Path:
-    """Return where an agent of this user keeps its channels, unless told otherwise."""
+    """Return the default store of this user's agent."""
     return Path(typer.get_app_dir("mpp-session")) / "agent.db"
 
 
 def devnet_store(devnet: Path) -> Path:
-    """Return where the agent of a devnet does: beside that devnet's own file."""
+    """Return the store of a devnet's agent, beside the devnet's own file."""
     return devnet.resolve().with_suffix(".agent.db")

@@ -1,7 +1,7 @@
 """The program's commands, and how it ends.
 
-Exit codes: 0 done; 1 failed; 2 wrong usage or settings; 130 interrupted. An error of ours is one
-line on standard error. Anything else is a bug, and the only thing that shows a traceback.
+Exit codes: 0 done; 1 failed; 2 wrong usage or settings; 130 interrupted. An `MppSessionError`
+prints one line on standard error. Any other exception is a bug, and prints a traceback.
 """
 
 import sys

@@ -184,9 +184,9 @@ def export(
 ) -> None:
     """Write every channel and its vouchers, a line of JSON each.
 
-    Whoever holds it can collect in the payee's name: keep it like a key. The file is made for
-    its owner alone. Idempotency keys are not in it: for a full backup use the database's own
-    means. `--json` reports the count as JSON, where the lines go to a file.
+    Anyone who has the file can collect in the payee's name: protect it like a key. The file is
+    readable by its owner only. It contains no idempotency keys: for a full backup use the
+    database's own tools. `--json` prints the count as JSON if the lines go to a file.
 
     \b
     mpp-session ledger export --config gateway.toml --output channels.jsonl

@@ -30,7 +30,7 @@ def command(  # noqa: PLR0913 -- each is a flag
     *,
     all_: Annotated[bool, typer.Option("--all", help="Every channel that is not closed.")] = False,
     devnet: Annotated[
-        Path | None, typer.Option(help="On a running devnet, as whoever the store is of.")
+        Path | None, typer.Option(help="Use a running devnet, and the account of its store.")
     ] = None,
     rpc_url: Annotated[str | None, typer.Option(help="Node of the chain.")] = None,
     chain_id: Annotated[int | None, typer.Option(help="That chain.")] = None,
@@ -48,13 +48,13 @@ def command(  # noqa: PLR0913 -- each is a flag
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Take the rest of a deposit back without the server.
+    """Withdraw what is left of a deposit, without the server.
 
-    For servers that do not answer, or do not close: asks the escrow, waits out the grace period,
-    and takes what is left. The server is paid at most what was signed. Both steps are transactions
-    of the account's own: it needs ether, whoever paid to open. It may be stopped at any point: the
-    next run goes on from what the chain shows. Exit code 3 says that the grace period of some
-    channel still runs.
+    For a server that does not answer or does not close. Requests the close from the escrow, waits
+    for the grace period to end, and withdraws. The server receives at most what was signed. The
+    account sends both transactions itself, so it needs ether even if the server paid to open. The
+    command may be stopped at any point; the next run continues from what the chain shows. Exit
+    code 3: the grace period of a channel still runs.
 
     \b
     mpp-session withdraw --all --devnet devnet.json

@@ -25,7 +25,7 @@ RUN = 50
 
 
 class NoChain:
-    """Answers nothing: no voucher asks for it."""
+    """Stands for the chain, which no voucher needs."""
 
     async def get_slot(self, commitment: str = "confirmed") -> int:
         """Return a slot."""

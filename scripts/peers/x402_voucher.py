@@ -1,7 +1,7 @@
 """x402's batch settlement: one voucher from its header to its answer's header, in memory.
 
-Runs in an environment of its own, made by scripts/bench; prints microseconds a voucher, run by
-run, as JSON. Channels are fresh, so that nothing is asked of a chain.
+Runs in an environment of its own, made by scripts/bench; prints microseconds a voucher, run by run,
+as JSON. Its channels are new, so it reads nothing from a chain.
 """
 
 import json
@@ -54,7 +54,7 @@ REQUIREMENTS = PaymentRequirements(
 
 
 class Signer:
-    """The payer's key, as x402's client asks for it."""
+    """The payer's key, in the form that x402's client uses."""
 
     address = PAYER.address
 
@@ -87,7 +87,7 @@ def serve(scheme: BatchSettlementEvmScheme, header: str) -> str:
 
 
 def main() -> None:
-    """Measure as many vouchers as asked for."""
+    """Measure the requested number of vouchers."""
     vouchers = int(sys.argv[1])
     config = ChannelConfig(
         PAYER.address, PAYER.address, RECEIVER, AUTHORIZER, TOKEN, DELAY_S, "0x" + "00" * 32
