@@ -40,7 +40,7 @@ def devnet_settings(values: DevnetValues) -> dict[str, Any]:
         "payee.address": "0x" + payee.address.hex(),
         "payee.key": "0x" + payee.private_key.hex(),
         "sponsoring.fee_payer": True,
-        # its ether is worth nothing, and whoever tries things out opens many channels (O-60)
+        # its ether is worthless, and a developer who experiments opens many channels (O-60)
         "sponsoring.deposits_per_payer": _UNLIMITED,
         "sponsoring.deposits_per_address": _UNLIMITED,
         "sponsoring.gas_budget_wei": 10**18,

@@ -36,7 +36,7 @@ async def gasless_rows(run: Run) -> AsyncIterator[Row]:
         shop,
     ):
         for number in range(run.repeats):
-            store = run.folder / "waiting" / f"purse-{number}.db"
+            store = run.folder / "waiting" / f"store-{number}.db"
             async with _agent(chain.values, shop, store) as client:
                 first.append(await _first_byte_s(client))
                 again.append(await _first_byte_s(client))
@@ -60,7 +60,7 @@ async def _gas_rows(run: Run, token: TokenChoice, kind: str) -> AsyncIterator[Ro
         await chain.fund(chain.account(GASLESS).address, ether=int(kind == "permit2"))
         for number in range(run.repeats):
             began = await chain.rpc.block_number()
-            store = folder / f"purse-{number}.db"
+            store = folder / f"store-{number}.db"
             async with _agent(chain.values, shop, store, expected_units=150) as client:
                 async with client.stream("POST", CHAT, json={"stream": True}) as answer:
                     await answer.aread()

@@ -217,7 +217,7 @@ def import_(
     """Take over the channels of an export that these books do not know.
 
     One that is known is left as it is: books are newer than any export. Lines before one that
-    cannot be read are taken over; run it again with the rest mended.
+    cannot be read are taken over; correct the line and run it again.
 
     \b
     mpp-session ledger import channels.jsonl --ledger postgresql://db/payments

@@ -72,9 +72,9 @@ async def run_workers(
         settler = None
         if config.settlement.start:
             settler = await open_.enter_async_context(start_settler(config))
-        told = without_keys(config)
+        settings = without_keys(config)
         workers = [
-            await open_.enter_async_context(_Worker(told, number, listener).running())
+            await open_.enter_async_context(_Worker(settings, number, listener).running())
             for number in range(config.listen.workers)
         ]
         await asyncio.gather(

@@ -14,7 +14,7 @@ __all__ = ["JsonLines", "log_arguments", "log_to_stderr"]
 
 _OURS: Final = ("channel", "settlement", "mpp_session")
 _style: Final[list[str]] = []
-"""As this process was told to log, for its children."""
+"""The logging flags of this process, for its children."""
 
 
 class JsonLines(logging.Formatter):

@@ -214,7 +214,7 @@ class SettledNow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def settle_now(config: SettlerConfig, *, lease: LeaseLimits | None = None) -> SettledNow:
-    """Settle all that is unsettled on open channels, whatever it is worth, until that is mined.
+    """Settle every unsettled amount on open channels, however small, and wait until it is mined.
 
     Closes that are owed are made, too. Gas may cost as much as is settled, and no more.
 

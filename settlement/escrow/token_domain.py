@@ -1,7 +1,7 @@
 """Reads a token's EIP-712 domain: name and version differ from chain to chain (F-21).
 
 The separator computed from the token's name and version must equal the one the token reports. A
-signature is then valid only for this token on this chain, whatever the token claims.
+signature is then valid only for this token on this chain, even if the token lies.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
 """Contract wallets: their vouchers are valid only while the wallet accepts them (F-19).
 
-A voucher whose signature recovers to its signer is a key's. The escrow accepts it whatever code the
-account gets later (F-18), so no node is needed to check it. Every other voucher depends on the
+A voucher whose signature recovers to its signer is a key's. The escrow accepts it even if the
+account gets code later (F-18), so no node is needed to check it. Every other voucher depends on the
 wallet: it is settled often, and checked again while part of it is unsettled. An account with
 delegated code may sign either way, so each voucher that may be used is judged anew.
 """

@@ -212,17 +212,17 @@ class Rpc:
     async def offer(self, raw: bytes) -> list[ChainUnavailableError | None]:
         """Send a signed transaction to every node; return each node's error, None if it took it."""
         params = [_hex(raw)]
-        told: list[ChainUnavailableError | None] = []
+        errors: list[ChainUnavailableError | None] = []
         for answer in await self._endpoints.ask_each(lambda node: node.ask(questions.SEND, params)):
             try:
                 if isinstance(answer, ChainUnavailableError):
                     raise answer
                 _result(questions.SEND, dict(answer))
             except ChainUnavailableError as error:
-                told.append(error)
+                errors.append(error)
             else:
-                told.append(None)
-        return told
+                errors.append(None)
+        return errors
 
     # Typed calls.
 
@@ -484,7 +484,7 @@ def _result(method: str, answer: dict[str, Any]) -> Any:
         raise nonsense(method)
     code, message = error.get("code"), str(error.get("message"))
     lowered = message.lower().replace(" ", "")
-    if method in _RUN:  # nothing else can revert, whatever a node says
+    if method in _RUN:  # no other method can revert, so a node that says so is wrong
         if code == _REVERTED or "revert" in lowered:
             reason, text = decode_revert(_revert_bytes(error.get("data")))
             raise contract_reverted(reason, text=text)

@@ -3,7 +3,7 @@
 The connection is kept alive. Each call is sent once: a retry hidden from the caller could send a
 transaction twice. Errors and logs leave out the node's URL, because it may hold an access key. A
 node is not trusted to answer the call that was made (SEC-09): an answer counts only if it carries
-the id of its call, whatever its order.
+the id of its call, in any order.
 """
 
 import asyncio

@@ -47,7 +47,7 @@ class Job:
 
     @property
     def name(self) -> tuple[Purpose, ChannelId, int]:
-        """Identity: one close per channel whatever the amount; one settle per amount."""
+        """Identity: one close per channel for any amount; one settle per amount."""
         amount = 0 if self.purpose is Purpose.CLOSE else self.entry.cumulative_amount
         return self.purpose, self.entry.channel_id, amount
 

@@ -96,7 +96,7 @@ class Quarantine:
     ) -> None:
         """Put a channel in quarantine for a refusal, and raise it.
 
-        A refusal by a block cost gas, so retries become rarer whatever the deadline: a wallet that
+        A refusal by a block cost gas, so retries become rarer even before a deadline: a wallet that
         accepts in each simulation and refuses in each block must not drain the account (F-78).
 
         Raises:

@@ -47,7 +47,7 @@ class Reason(enum.Enum):
     """Why the action is due now."""
 
     PROMISED = "a close was decided"
-    FORCED_CLOSE = "its payer asked for the rest"
+    FORCED_CLOSE = "its payer requested a close"
     EXPOSURE = "as much is unsettled as may be"
     VALUE = "enough is unsettled"
     UNITS = "enough units are unsettled"

@@ -30,7 +30,7 @@ __all__ = ["Capabilities", "DepositType", "probe", "require_gas"]
 DepositType = Literal["authorization", "permit2"]
 
 _FAR_FUTURE: Final = 2**48
-_NOBODY: Final = Address(b"\xff" * 20)
+_UNKNOWN: Final = Address(b"\xff" * 20)
 _GAS_PER_DEPOSIT: Final = 200_000
 _GAS_PER_CLOSE: Final = 80_000
 
@@ -130,13 +130,13 @@ async def _authorization_obstacle(reader: EscrowReader, token: Address, domain: 
         {
             "openWithAuthorization": (
                 abi.open_with_authorization.encode(
-                    _NOBODY, _NOBODY, 1, bytes(32), _NOBODY, _NOBODY, 0, 0, bytes(32), b""
+                    _UNKNOWN, _UNKNOWN, 1, bytes(32), _UNKNOWN, _UNKNOWN, 0, 0, bytes(32), b""
                 ),
                 RevertReason.NONCE_MISMATCH,
             ),
             "topUpWithAuthorization": (
                 abi.top_up_with_authorization.encode(
-                    bytes(32), 1, _NOBODY, bytes(32), 0, 0, bytes(32), b""
+                    bytes(32), 1, _UNKNOWN, bytes(32), 0, 0, bytes(32), b""
                 ),
                 RevertReason.NONCE_MISMATCH,
             ),
@@ -165,12 +165,12 @@ async def _permit2_obstacle(reader: EscrowReader) -> str:
         {
             "openWithPermit2": (
                 abi.open_with_permit2.encode(
-                    _NOBODY, _NOBODY, 1, bytes(32), _NOBODY, _NOBODY, 0, 0, b""
+                    _UNKNOWN, _UNKNOWN, 1, bytes(32), _UNKNOWN, _UNKNOWN, 0, 0, b""
                 ),
                 RevertReason.INVALID_TOKEN,
             ),
             "topUpWithPermit2": (
-                abi.top_up_with_permit2.encode(unknown, 1, _NOBODY, 0, 0, b""),
+                abi.top_up_with_permit2.encode(unknown, 1, _UNKNOWN, 0, 0, b""),
                 RevertReason.CHANNEL_NOT_FOUND,
             ),
         },

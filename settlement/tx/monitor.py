@@ -277,8 +277,8 @@ class TxMonitor:
                 return
         if events:
             sender = self._pricer.address
-            told = [await explain(self._rpc, sender, tx, event) for event in events]
-            await self._cache.record(tx, *told)
+            explained = [await explain(self._rpc, sender, tx, event) for event in events]
+            await self._cache.record(tx, *explained)
 
     # Rebroadcasting and raising bids.
 
@@ -311,7 +311,7 @@ class TxMonitor:
         return tx.nonce == used and not is_young
 
     async def _put_again(self, tx: JournalTx) -> None:
-        """Send bytes that may be lost. Whatever the node answers, only a receipt ends the wait."""
+        """Send bytes that may be lost. Only a receipt ends the wait, not an answer."""
         try:
             answer = await self.put(tx)
         except ChainUnavailableError as error:

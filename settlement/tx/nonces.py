@@ -34,8 +34,8 @@ class UsedNonces:
         Raises:
             ChainUnavailableError: No node answers.
         """
-        told = sorted(await self._rpc.nonces_of_each(self._account, with_pending=with_pending))
-        return told[(len(told) - 1) // 2]
+        counts = sorted(await self._rpc.nonces_of_each(self._account, with_pending=with_pending))
+        return counts[(len(counts) - 1) // 2]
 
     async def beyond(
         self, given: int, claimed: int, *, within_s: float, with_pending: bool = False

@@ -22,7 +22,7 @@ class FollowLimits(msgspec.Struct, frozen=True, kw_only=True):
     """How far back to look."""
 
     tail_blocks_max: int = 256
-    """Blocks kept: a deeper reorg cannot be told from a different chain."""
+    """Blocks kept: a deeper reorg looks like a different chain."""
     walk_blocks_max: int = 64
     """Most blocks fetched one by one. Beyond that, every channel is read instead."""
     overlap_blocks: int = 2

@@ -15,7 +15,7 @@ from settlement.sponsor.orders.rows import order_from_row, order_values, require
 __all__ = ["PostgresOrders"]
 
 _SQL: Final = load_queries("postgres", __package__)
-_NOBODY: Final = b""
+_NO_FUNDER: Final = b""
 _SCHEMA: Final = load_schema("orders", "postgres", __package__)
 _PLACE_LOCK: Final = crc32(b"mpp-session deposit orders")
 
@@ -77,7 +77,7 @@ class PostgresOrders:
         """See `interface.DepositOrders.gas_gwei_since`."""
         async with self._database.use() as connection:
             return int(
-                await connection.fetchval(_SQL["select_usage"], _NOBODY, *self._place, since)
+                await connection.fetchval(_SQL["select_usage"], _NO_FUNDER, *self._place, since)
             )
 
     async def list_open(self) -> list[DepositOrder]:

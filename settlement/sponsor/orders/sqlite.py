@@ -15,7 +15,7 @@ from settlement.sponsor.orders.rows import order_from_row, order_values, require
 __all__ = ["SqliteOrders"]
 
 _SQL: Final = load_queries("sqlite", __package__)
-_NOBODY: Final = b""
+_NO_FUNDER: Final = b""
 _SCHEMA: Final = load_schema("orders", "sqlite", __package__)
 
 
@@ -71,7 +71,7 @@ class SqliteOrders:
         """See `interface.DepositOrders.gas_gwei_since`."""
 
         def select(db: sqlite3.Connection) -> int:
-            row = db.execute(_SQL["select_usage"], (_NOBODY, *self._place, since)).fetchone()
+            row = db.execute(_SQL["select_usage"], (_NO_FUNDER, *self._place, since)).fetchone()
             return int(row[0])
 
         return await self._connection.run(select)

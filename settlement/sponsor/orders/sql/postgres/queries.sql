@@ -29,7 +29,7 @@ UPDATE deposit_order SET is_known = 1 WHERE order_id = $1
 
 -- select_usage --
 -- What the deposits of a period may cost or did cost, and how many of them one funder had. What was
--- not broadcast counts for nothing, nor what others made: nobody has proven to be its funder.
+-- not broadcast counts for nothing, nor what others made: no signature proves its funder.
 SELECT coalesce(sum(gas_gwei), 0)::bigint,
        coalesce(sum(CASE WHEN funder = $1 AND gas_gwei > 0 THEN 1 ELSE 0 END), 0)
   FROM deposit_order
@@ -54,5 +54,5 @@ UPDATE deposit_order
  WHERE order_id = $5 AND status < 3
 
 -- delete_ended --
--- Nobody will ask for them any more.
+-- No client asks for them any more.
 DELETE FROM deposit_order WHERE chain_id = $1 AND escrow = $2 AND wanted_at < $3 AND status >= 3
