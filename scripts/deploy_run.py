@@ -11,11 +11,11 @@ from typing import Final
 
 from eth_account import Account
 from eth_account.signers.local import LocalAccount
-from eth_hash.auto import keccak
 from eth_utils.address import to_checksum_address
 
 from channel.errors import ProblemError
 from channel.types import Address, address
+from channel.verify.typed_data import keccak
 from settlement.addresses import CREATE2_DEPLOYER, SALT, factory_address
 from settlement.artifacts import load_artifact
 from settlement.dev.deploy import Deployment, SenderNode, deploy_escrow, verify_escrow

@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from eth_abi.abi import encode
-from eth_hash.auto import keccak
 
 from channel.types import Address, ChannelId, ChannelKey, ChannelTerms
 from channel.verify.typed_data import (
     close_authorization_digest,
     domain_separator,
+    keccak,
     open_nonce,
     open_permit_digest,
     open_witness,

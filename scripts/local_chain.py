@@ -17,8 +17,8 @@ from typing import Any, Final, Self
 
 from coincurve import PrivateKey
 from eth_abi.abi import decode, encode
-from eth_hash.auto import keccak
 
+from channel.verify.typed_data import keccak
 from solidity import NODE_MODULES
 
 START_S_MAX: Final = 20.0

@@ -9,12 +9,12 @@ from typing import Any
 
 from eth_abi.abi import decode, encode
 from eth_abi.exceptions import DecodingError
-from eth_hash.auto import keccak
 
 from channel.chain import OpenedLog, ToppedUpLog
 from channel.errors import ChainUnavailableError
 from channel.limits import AMOUNT_MAX
 from channel.types import Address, ChannelFact, ChannelId, ChannelKey, ChannelTerms
+from channel.verify.typed_data import keccak
 from settlement.types import (
     BatchEntry,
     ChannelClosedLog,

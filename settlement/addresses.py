@@ -9,9 +9,9 @@ from functools import cache
 from typing import Final
 
 from eth_abi.abi import encode
-from eth_hash.auto import keccak
 
 from channel.types import Address, address
+from channel.verify.typed_data import keccak
 from settlement.artifacts import load_artifact
 
 __all__ = [

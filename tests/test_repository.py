@@ -93,6 +93,25 @@ def test_the_run_lock_is_part_of_the_test_lock() -> None:
     assert set(pins("run")) <= set(pins("test"))
 
 
+def test_users_install_what_the_packages_import() -> None:
+    """A package that only tests import is in the group `test`."""
+    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    modules = {Requirement(each).name.replace("-", "_") for each in wanted}
+    modules = (modules - {"safe_pysha3"}) | {"sha3"}
+    assert modules - set(imported()) == set()
+
+
+def imported() -> Iterator[str]:
+    """What the packages import, at the top of a module or later."""
+    for path in SOURCES:
+        for node in nodes(path):
+            match node:
+                case ast.Import(names=names):
+                    yield from (alias.name.partition(".")[0] for alias in names)
+                case ast.ImportFrom(module=str(module)):
+                    yield module.partition(".")[0]
+
+
 # -- rules of the sources
 
 

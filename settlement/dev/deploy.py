@@ -7,11 +7,11 @@ from typing import Final, Protocol
 
 import msgspec
 from eth_abi.abi import decode, encode
-from eth_hash.auto import keccak
 
 from channel.errors import OperatorError
 from channel.limits import GRACE_PERIOD_S_MIN
 from channel.types import Address, address
+from channel.verify.typed_data import keccak
 from settlement.addresses import CREATE2_DEPLOYER, SALT, escrow_address, factory_address
 from settlement.artifacts import load_artifact
 from settlement.tx.manager import TxManager

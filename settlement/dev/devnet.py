@@ -17,10 +17,10 @@ from typing import Any, Final, Literal, Self, get_args
 
 import msgspec
 from eth_abi.abi import encode
-from eth_hash.auto import keccak
 
 from channel.types import Address
 from channel.verify.signature import address_of
+from channel.verify.typed_data import keccak
 from settlement import abi
 from settlement.addresses import PERMIT2
 from settlement.artifacts import ContractName, load_artifact

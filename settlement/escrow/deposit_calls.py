@@ -1,11 +1,11 @@
 """Encodes sponsored deposits as calls of the escrow, and decodes them (pure)."""
 
 import msgspec
-from eth_hash.auto import keccak
 
 from channel.chain import AuthorizedPull, PermittedPull, SponsoredDeposit
 from channel.errors import InvariantError
 from channel.types import Address
+from channel.verify.typed_data import keccak
 from settlement import abi
 
 __all__ = ["DepositCall", "build_deposit_call", "deposit_id", "expires_at", "parse_deposit_call"]

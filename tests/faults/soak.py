@@ -21,7 +21,6 @@ import httpx
 import msgspec
 import uvicorn
 from eth_account import Account
-from eth_hash.auto import keccak
 
 from channel.client.policy.policy import Policy, TokenLimits
 from channel.client.store.sqlite import PaymentStore
@@ -32,6 +31,7 @@ from channel.ledger.sqlite import SqliteLedger
 from channel.state.channel_state import ChannelState
 from channel.types import Address, ChannelId
 from channel.verify.challenge_id import ChallengeBinder
+from channel.verify.typed_data import keccak
 from mpp_session.agent.client import PayingClient, open_client
 from mpp_session.agent.withdrawal import Stage, withdraw_channels
 from mpp_session.testing.provider import ROUTES, build_application

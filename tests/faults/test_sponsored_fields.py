@@ -291,7 +291,7 @@ async def _top_up_arguments(payer: GaslessPayer, payload: Any) -> bytes:
 
 
 async def _cancel(payer: GaslessPayer, nonce: bytes) -> None:
-    from eth_hash.auto import keccak  # noqa: PLC0415
+    from channel.verify.typed_data import keccak  # noqa: PLC0415
 
     type_hash = keccak(b"CancelAuthorization(address authorizer,bytes32 nonce)")
     struct = keccak(type_hash + payer.address.rjust(32, b"\0") + nonce)

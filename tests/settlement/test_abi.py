@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 from eth_abi.abi import encode
-from eth_hash.auto import keccak
 from hypothesis import given
 from hypothesis import strategies as st
 
 from channel.chain import OpenedLog, ToppedUpLog
 from channel.errors import ChainUnavailableError
 from channel.types import Address, ChannelFact, ChannelId, ChannelKey, ChannelTerms, TxHash
+from channel.verify.typed_data import keccak
 from settlement import abi
 from settlement.artifacts import ContractName, load_artifact
 from settlement.types import ChannelClosedLog, CloseRequestedLog, Log, RevertReason, SettledLog

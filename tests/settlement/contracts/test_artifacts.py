@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-from eth_hash.auto import keccak
 
+from channel.verify.typed_data import keccak
 from local_chain import abi_type, signature
 from settlement.artifacts import ContractName, load_artifact
 

@@ -4,8 +4,8 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from eth_hash.auto import keccak
 
+from channel.verify.typed_data import keccak
 from local_chain import Account, Chain
 from tests.settlement.contracts.world import (
     DEPOSIT,

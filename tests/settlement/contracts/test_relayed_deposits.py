@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 from eth_abi.abi import encode
-from eth_hash.auto import keccak
 
+from channel.verify.typed_data import keccak
 from local_chain import NOBODY, UNLIMITED, Account, RevertedError
 from tests.settlement.contracts.world import DEPOSIT, ONE_HOUR_S, PLENTY, World, reverts
 

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from eth_hash.auto import keccak
 
+from channel.verify.typed_data import keccak
 from local_chain import NOBODY, Chain, Contract
 from settlement.artifacts import load_artifact
 from tests.settlement.contracts.world import DEPOSIT, ChannelView, World

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple, cast
 import pytest
 from eth_abi.abi import encode
 from eth_account import Account as EthAccount
-from eth_hash.auto import keccak
 
+from channel.verify.typed_data import keccak
 from local_chain import NOBODY, UNLIMITED, Account, Chain, Contract, RevertedError
 from settlement.artifacts import ContractName, load_artifact
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import msgspec
 import pytest
 from eth_abi.abi import encode
-from eth_hash.auto import keccak
 
 from channel.errors import ChainUnavailableError
 from channel.types import Address
+from channel.verify.typed_data import keccak
 from settlement import abi
 from settlement.addresses import PERMIT2, escrow_address, factory_address
 from settlement.dev.devnet import ACCOUNTS, GASLESS, MULTICALL3, Devnet, DevnetValues, TokenChoice

@@ -4,12 +4,12 @@ from typing import Any
 
 import pytest
 from eth_abi.abi import decode
-from eth_hash.auto import keccak
 from msgspec.structs import replace
 
 from channel.chain import AuthorizedPull, PermittedPull, SponsoredDeposit
 from channel.errors import InvariantError
 from channel.types import Address, ChannelId, ChannelKey, ChannelTerms
+from channel.verify.typed_data import keccak
 from settlement import abi
 from settlement.artifacts import load_artifact
 from settlement.escrow.deposit_calls import (
