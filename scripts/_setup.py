@@ -49,7 +49,7 @@ GROUPS = {
     "test": ("environment", "build", "test", "project", "contracts", "demo", "model", "foreign"),
     "demo": ("environment", "build", "run", "project", "anvil", "demo", "model"),
     "bench": ("environment", "build", "test", "project", "contracts", "bench"),
-    "docs": ("environment", "docs"),
+    "docs": ("docs",),  # touches no `.venv`: one that is out of date stays as it is
 }
 LOCKED = {
     "build": "build tools",
@@ -149,17 +149,19 @@ def _is_ready(step: str) -> bool:
 
 
 def _all_ready(steps: list[str]) -> bool:
-    return not _is_spoilt() and all(_is_ready(step) for step in steps)
+    return not _is_spoilt(steps) and all(_is_ready(step) for step in steps)
 
 
-def _is_spoilt() -> bool:
-    """Whether `.venv` has half an installation, an older lock's packages or no Python."""
+def _is_spoilt(steps: list[str]) -> bool:
+    """Whether `.venv` is used and has half an installation, an older lock's packages or none."""
+    if all(FOLDERS.get(step) == DOCS_VENV for step in steps):
+        return False
     stale = any(_stamp(step).exists() and not _is_ready(step) for step in LOCKED)
     return stale or UNFINISHED.exists() or not (_is_ready("environment") and PYTHON.exists())
 
 
 def _make(steps: list[str]) -> None:
-    if _is_spoilt():
+    if _is_spoilt(steps):
         shutil.rmtree(VENV, ignore_errors=True)
     for step in steps:
         if _is_ready(step):
