@@ -114,7 +114,8 @@ async def _select(
         if live and not mine:
             owners = {f"0x{each.terms.payer.hex()} on chain {each.key.chain_id}" for each in live}
             raise ChannelUnusableError(
-                f"The {len(live)} open channels in this store are of {', '.join(sorted(owners))}, "
+                f"The {len(live)} open channels in this store belong to "
+                f"{', '.join(sorted(owners))}, "
                 f"not to 0x{account.account.hex()} on chain {account.chain_id}."
             )
         return mine

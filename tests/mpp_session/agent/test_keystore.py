@@ -24,5 +24,5 @@ def test_what_is_no_password_file_is_said(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read: the file is not a regular file"):
         read_password(tmp_path)
     (tmp_path / "password").write_bytes(b"\xff\xfe")
-    with pytest.raises(ConfigError, match="no text"):
+    with pytest.raises(ConfigError, match="is not text"):
         read_password(tmp_path / "password")
