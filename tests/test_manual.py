@@ -94,7 +94,7 @@ def test_the_runbook_has_steps_for_each_alarm() -> None:
 def test_every_link_of_the_manual_leads_somewhere() -> None:
     broken = [
         f"{page.name}: {target}"
-        for page in (ROOT / "docs").rglob("*.md")
+        for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
         for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", page.read_text())
         if not (page.parent / target).exists()
     ]

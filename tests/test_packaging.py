@@ -62,6 +62,14 @@ def test_the_page_for_contributors_names_every_script() -> None:
     assert {name for name in programs() if f"`scripts/{name}" not in text} == set()
 
 
+def test_ci_runs_the_tests_on_every_python_that_users_may_have() -> None:
+    text = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+    (matrix,) = re.findall(r"(?m)^ +python: \[(.*)\]$", text)
+    stated = re.findall(r"Python :: (3\.\d+)", (ROOT / "pyproject.toml").read_text())
+    assert [each.strip('" ') for each in matrix.split(",")] == stated
+    assert "      - run: scripts/test\n" in text
+
+
 # -- a release
 
 
