@@ -126,8 +126,8 @@ FAILED_REQUESTS_MAX: Final = 30
 FAILED_REQUESTS_PERIOD_S: Final = 30
 BAD_CREDENTIALS_PER_SECOND_MAX: Final = 10
 UNPAID_PER_SECOND_MAX: Final = 100
-LATE_ANSWER_S: Final = 0.5
-LATE_ANSWERS_MAX: Final = 1024
+TARPIT_DELAY_S: Final = 0.5
+TARPIT_WAITING_MAX: Final = 1024
 PRODUCER_CLOSE_S_MAX: Final = 2
 
 # Model server. Reading a prompt is not charged, so it is bounded; so is unpaid generation.

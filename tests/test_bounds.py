@@ -95,8 +95,8 @@ CROSSED_AS = {
     "FILE_S_MAX": "settlement/test_files.py::test_a_file_system_that_hangs_costs_a_bounded_time",
     "HEAD_BYTES_MAX": "mpp_session/gateway/test_serve.py::"
     "test_a_head_of_any_size_is_not_taken_whatever_else_is_installed",
-    "LATE_ANSWERS_MAX": "channel/http/test_tarpit.py::test_so_many_wait_and_no_more",
-    "LATE_ANSWER_S": "channel/http/test_tarpit.py::"
+    "TARPIT_WAITING_MAX": "channel/http/test_tarpit.py::test_so_many_wait_and_no_more",
+    "TARPIT_DELAY_S": "channel/http/test_tarpit.py::"
     "test_first_offers_come_late_beyond_a_rate_from_one_address",
     "LOG_QUEUED_BYTES_MAX": "mpp_session/process/test_relay.py::"
     "test_what_found_no_room_is_counted_when_it_is_read_again",

@@ -1,4 +1,4 @@
-"""The order of the steps: from a credential to what is durable, one function per action."""
+"""One function per action, from a credential to its durable result."""
 
 from channel.engine.challenger import Authenticated
 from channel.engine.engine import Engine

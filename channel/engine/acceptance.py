@@ -1,4 +1,4 @@
-"""The one way into the books: a proven voucher, and what a content request holds, in one go."""
+"""Applies a verified voucher, and a content request's reservation, in one transaction."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ _PUBLIC = b"public"
 
 
 class Acceptance:
-    """Applies what was proven, within what the operator lets us be owed."""
+    """Applies verified vouchers within the operator's limits."""
 
     def __init__(
         self,
@@ -40,34 +40,34 @@ class Acceptance:
         self._now = now
 
     def now(self) -> int:
-        """Return the time that goes into the books, in Unix seconds."""
+        """Return the time for the ledger, in Unix seconds."""
         return int(self._now())
 
     def voucher(self, paid: Authenticated, verified: VerifiedVoucher) -> AcceptVoucher:
-        """Return the command that accepts a voucher under its challenge's terms."""
+        """Return the command that accepts a voucher under the terms of its challenge."""
         return AcceptVoucher(verified, paid.asked.min_voucher_delta, self.now())
 
     def require_rate(self, verified: VerifiedVoucher, state: ChannelState | None) -> None:
-        """Count a proven voucher against its channel's rate.
+        """Count a verified voucher against the rate of its channel.
 
-        After the signature, not before: else anybody who knows a channel's id could use up its
-        payer's rate. For the same reason a voucher that is public counts apart.
+        After the signature check, not before: otherwise anyone with a channel's id could use up
+        its payer's rate. For the same reason a public voucher has a rate of its own.
         """
         is_public = state is not None and verified.cumulative_amount <= state.published
         self._rate.require(verified.key.channel_id + (_PUBLIC if is_public else b""))
 
     def earn_rate(self, key: ChannelKey, units: int) -> None:
-        """Let a channel send as many vouchers more as it has bought units (O-37).
+        """Allow a channel as many more vouchers as it has bought units (O-37).
 
-        The rate is there against vouchers that buy nothing. One that pays is no flood.
+        The rate limits vouchers that buy nothing; a voucher that pays is no flood.
         """
         self._rate.earn(key.channel_id, units)
 
     def require_promise(self, verified: VerifiedVoucher, known: ChannelState) -> None:
-        """Check that the operator lets a channel owe us so much.
+        """Check the operator's limit on what a channel may owe.
 
         Raises:
-            ExposureLimitError: It does not.
+            ExposureLimitError: The voucher would exceed it.
         """
         self._admission.require_promise(verified, known)
 
@@ -81,13 +81,13 @@ class Acceptance:
         known: ChannelState,
         proof: ConsumeProof | None = None,
     ) -> Outcome:
-        """Run `first` and the reservation of a content request, durably, in one transaction."""
+        """Apply `first` and a content request's reservation in one durable transaction."""
         if hold is None:
             applied = await self._apply(verified, known, first, proof=proof)
             state = applied.require()
             return Outcome(state=state, shown_max=shown_max(state, verified))
         claim = None
-        # A public voucher authorises nothing, not even an answer given before (decision 5).
+        # A public voucher authorises nothing, not even a stored answer (decision 5: no proof).
         if hold.claim is not None and verified.cumulative_amount > known.published:
             claim = await hold.claim(hold.reservation_id)
         request = None if claim is None else ClaimRequest(claim)
@@ -101,12 +101,12 @@ class Acceptance:
             )
             held = held_amount(applied.state, hold.reservation_id)
         except (asyncio.CancelledError, LedgerUnavailableError):
-            # It may have been made: give it back, so that the payer need not wait for a lease.
+            # The reservation may exist. Release it, so that the payer need not wait for its lease.
             self._renewer.let_go(paid.key, hold.reservation_id, claim)
             raise
         finally:
             self._admission.give_back(room - held)
-        state = applied.require()  # refused unless its voucher is above all that is public
+        state = applied.require()  # refused unless its voucher is above every public amount
         return Outcome(state=state, stored=applied.stored, claim=claim, shown_max=None)
 
     async def _apply(
@@ -118,7 +118,7 @@ class Acceptance:
         request: ClaimRequest | None = None,
         proof: ConsumeProof | None = None,
     ) -> Applied:
-        """Apply within what the operator lets us be owed. Public vouchers promise nothing new."""
+        """Apply within the operator's limits; a public voucher adds nothing to them."""
         self.require_promise(verified, known)
         return await self._ledger.apply(verified.key, commands, request=request, proof=proof)
 
@@ -136,11 +136,11 @@ class Acceptance:
 
 
 def _coverable(reserve: Reserve, verified: VerifiedVoucher, known: ChannelState) -> int:
-    """Return the most that a reservation can come to hold: what is asked for and covered."""
+    """Return the most that a reservation can hold: what it asks for, as far as it is covered."""
     covered = max(verified.cumulative_amount, known.accepted) - known.spent
     return min(reserve.units_max * reserve.unit_price, max(0, covered))
 
 
 def shown_max(state: ChannelState, verified: VerifiedVoucher) -> int | None:
-    """Return `Outcome.shown_max` for a proven voucher."""
+    """Return `Outcome.shown_max` for a verified voucher."""
     return None if proves_key(state, verified) else verified.cumulative_amount

@@ -1,7 +1,7 @@
-"""What an operator bounds beyond the rules of a channel: how much is owed to us, in all.
+"""The operator's limits beyond the rules of one channel: how much may be owed in total.
 
-The engine asks before it takes on more; who answers knows the chain, which the engine does not.
-Nothing durable depends on it: it can only refuse.
+The engine asks before it accepts more. The implementation knows the chain, the engine does not.
+Nothing durable depends on the answer: an implementation can only refuse.
 """
 
 from typing import Protocol
@@ -13,39 +13,39 @@ __all__ = ["Admission", "Unbounded"]
 
 
 class Admission(Protocol):
-    """Says no when more would be at risk than may be."""
+    """Refuses whatever would exceed the operator's limits."""
 
     def require_promise(self, voucher: VerifiedVoucher, known: ChannelState) -> None:
-        """Check that a voucher may be accepted on a channel, as it was just read, and count it.
+        """Check that a voucher may be accepted on a channel, as just read, and count it.
 
         Raises:
             ExposureLimitError: More would be unsettled than the operator allows on the channel,
-                for its signer, or for vouchers that only a contract vouches for.
+                for its signer, or for vouchers that only a contract verifies.
         """
 
     def take_room(self, amount: int) -> None:
-        """Count what is about to be held for a request or a stream, on all channels together.
+        """Count an amount that is about to be reserved, over all channels.
 
-        A promise alone takes no room: it costs its payer nothing, and with it anybody could keep
-        every other one out. What is held may be delivered, and then it is owed.
+        A voucher alone takes no room: it costs its payer nothing, so one payer could use up the
+        room of all others. A reserved amount may be delivered, and is owed then.
 
         Raises:
             ExposureLimitError: More would be delivered and unsettled than the operator allows.
         """
 
     def give_back(self, amount: int) -> None:
-        """Free what `take_room` counted and was neither delivered nor is held any more."""
+        """Free what `take_room` counted and what is neither delivered nor reserved any more."""
 
     def require_openings(self) -> None:
-        """Check that a channel that is not known yet may be taken (F-65).
+        """Check that the ledger may take an unknown channel (F-65).
 
         Raises:
-            OpeningsPausedError: Too little gas to defend one more.
-            ChainUnavailableError: As `require_deposits`.
+            OpeningsPausedError: Not enough gas to defend one more.
+            ChainUnavailableError: As for `require_deposits`.
         """
 
     def require_deposits(self) -> None:
-        """Check that what a node says of a deposit can be believed.
+        """Check that a node's statement about a deposit can be trusted.
 
         Raises:
             ChainUnavailableError: The nodes disagree.
@@ -53,7 +53,7 @@ class Admission(Protocol):
 
 
 class Unbounded:
-    """Takes everything: for tests, and where nobody watches the chain."""
+    """Allows everything: for tests, and where no process watches the chain."""
 
     def require_promise(self, voucher: VerifiedVoucher, known: ChannelState) -> None:
         """See `Admission.require_promise`."""

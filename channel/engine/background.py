@@ -1,4 +1,4 @@
-"""Work that must be finished even when the request that began it is gone (F-42)."""
+"""Tasks that must finish even when the request that started them is gone (F-42)."""
 
 import asyncio
 import logging
@@ -15,13 +15,13 @@ _log = logging.getLogger(__name__)
 
 
 class Background:
-    """Owns tasks, so that they are neither lost to the garbage collector nor left behind."""
+    """Owns tasks, so that the garbage collector drops none and `close` can wait for them."""
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Run `work` to its end, whoever waits for it or not."""
+        """Run `work` to its end, whether or not the caller waits for it."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._end)
@@ -38,6 +38,6 @@ class Background:
             _log.error("in the background", exc_info=error)
 
     async def close(self) -> None:
-        """Wait for all that is running."""
+        """Wait for every running task."""
         while self._tasks:
             await asyncio.wait(self._tasks)

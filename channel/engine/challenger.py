@@ -1,4 +1,4 @@
-"""Issues challenges and recognises their echoes. Nothing is stored (decision 6)."""
+"""Issues challenges and recognises their echoes. Nothing is stored (decision 6: an HMAC)."""
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -37,37 +37,37 @@ _UNITS = "units"
 
 
 class Authenticated(msgspec.Struct, frozen=True, gc=False):
-    """A credential that answers a challenge of ours. Its payload is not yet proven."""
+    """A credential that answers a challenge of this server. Its payload is not verified yet."""
 
     credential: Credential
     offer: Offer
     asked: SessionRequest
-    """The offer as it stood when the challenge was made: the price in force."""
+    """The offer as of the challenge: the price in force."""
     key: ChannelKey
     is_expired: bool
-    """Only a live stream goes on taking vouchers under an expired challenge (AMB-05)."""
+    """Only a running stream may send vouchers under an expired challenge (AMB-05)."""
     units: int = 1
-    """What a request of a fixed price cost when the challenge was made."""
+    """The price of a fixed-price request in units, as of the challenge."""
     client: bytes = b""
-    """Where it came from, as far as that is known: what one source may cause is bounded."""
+    """The client's address, empty when unknown: what one source may cause is bounded."""
 
     @property
     def challenge_id(self) -> str:
-        """What the receipt names."""
+        """The challenge id for the receipt."""
         return self.credential.challenge.id
 
     def require_current(self) -> None:
         """Refuse an expired challenge.
 
         Raises:
-            ChallengeExpiredError: It has.
+            ChallengeExpiredError: It has expired.
         """
         if self.is_expired:
             raise ChallengeExpiredError("The challenge has expired.")
 
 
 class Challenger:
-    """Makes a 402's challenge and decides whether a credential answers one."""
+    """Issues a 402's challenge and decides whether a credential answers one."""
 
     def __init__(
         self,
@@ -119,15 +119,15 @@ class Challenger:
     def authenticate(
         self, credential: Credential, offers: Sequence[Offer], *, client: bytes = b""
     ) -> Authenticated:
-        """Return the credential as one that answers a challenge of ours for one of `offers`.
+        """Return the credential as one that answers this server's challenge for one of `offers`.
 
         Order: method and intent, HMAC, realm, field, digest, scope, pinned terms, types.
 
         Raises:
             MethodUnsupportedError: It is for another method or intent.
-            ChallengeNotFoundError: Not ours, altered, for another route, or expired where
-                that matters whatever the channel's state.
-            MalformedPayloadError: It proves funding in a way that was not offered (CRED-05).
+            ChallengeNotFoundError: Issued elsewhere, altered, for another route, or expired where
+                the channel's state does not matter.
+            MalformedPayloadError: Its kind of funding was not offered (CRED-05).
         """
         echo = credential.challenge
         if echo.method != METHOD or echo.intent != INTENT:
@@ -136,7 +136,7 @@ class Challenger:
             raise ChallengeNotFoundError("The challenge was not issued here, or was altered.")
         if echo.realm != self._settings.realm or echo.header != self._settings.credential_header:
             raise ChallengeNotFoundError("The challenge is for another realm or field.")
-        if echo.digest is not None:  # a session's challenge binds no body: CHAL-11
+        if echo.digest is not None:  # a session's challenge covers no body (CHAL-11)
             raise ChallengeNotFoundError("The challenge is for one request body.")
         offer = _match_scope(echo.opaque, offers)
         asked = _read_request(echo.request)
@@ -177,7 +177,7 @@ def _require_offered(credential: Credential, asked: SessionRequest) -> None:
         raise MalformedPayloadError("payload.type: not among the challenge's credentialTypes.")
 
 
-# The strings below come from challenges whose HMAC was checked, the same few over and over.
+# The strings below come from challenges with a checked HMAC: a few strings that repeat.
 
 
 @lru_cache(maxsize=1024)
@@ -196,7 +196,7 @@ def _read_scope(opaque: str | None) -> tuple[str, ...]:
 
 @lru_cache(maxsize=8192)
 def _read_units(opaque: str | None) -> int:
-    """Return the units of a challenge that is ours, its scope read before."""
+    """Return the units of a verified challenge whose scope was read before."""
     return int(parse_opaque(opaque or "").get(_UNITS, "1"))
 
 
@@ -209,7 +209,7 @@ def _read_request(request: str) -> SessionRequest:
 
 @lru_cache(maxsize=8192)
 def _read_expiry(expires: str | None) -> float:
-    """Return when a challenge expires; one that does not say has expired (F-112)."""
+    """Return when a challenge expires; one without a time has expired (F-112)."""
     try:
         return parse_timestamp(expires)
     except WireError:

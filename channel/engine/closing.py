@@ -1,15 +1,15 @@
-"""Closing a channel with its payer's consent (CLOSE-01 to CLOSE-07).
+"""Closes a channel with its payer's consent (CLOSE-01 to CLOSE-07).
 
 The steps, and what is durable after each:
 
-    BeginClose       nothing new is accepted or reserved; what runs may finish
-    (wait, bounded)  EndReservations ends what did not finish: a stream's as spent
-    CommitClose      which voucher the chain gets; from here on the close is owed
+    BeginClose       nothing new is accepted or reserved; running requests may finish
+    (bounded wait)   EndReservations ends the others: a stream's reservation becomes spent
+    CommitClose      the voucher of the close; from here on the settler must send it
     close on chain   mined, or pending, or reverted
     RecordClose      finalized, with the transaction for every later repeat
 
-A process that dies in between leaves a channel that is closing. The payer's retry, or the
-settler, goes on from the step that is durable: each one repeats without harm.
+If the process dies in between, the channel stays closing. The payer's retry, or the settler,
+continues from the last durable step. Repeating a step is harmless.
 """
 
 import asyncio
@@ -44,11 +44,11 @@ __all__ = ["Closing"]
 
 _COMMIT_TRIES = 3
 _SIGNATURE = 0
-"""Beside the hash of a signature where the books keep the index of a transaction's log."""
+"""The log index that the ledger stores beside the hash of a signature."""
 
 
 class Closing:
-    """Runs at most one close per channel; whoever asks meanwhile gets the same answer (F-40)."""
+    """Runs at most one close per channel; concurrent callers get the same answer (F-40)."""
 
     def __init__(
         self,
@@ -69,15 +69,15 @@ class Closing:
         self._running: dict[ChannelKey, asyncio.Task[Outcome]] = {}
 
     async def close(self, key: ChannelKey, presented: VerifiedVoucher) -> Outcome:
-        """Close the channel; goes on to its end even if the caller is cancelled (F-42).
+        """Close the channel. The close continues even if the caller is cancelled (F-42).
 
         Raises:
-            ChannelFinalizedError: It has ended already, and not by a close of ours.
-            PublicVoucherError: Anybody may have sent the voucher: it is no consent.
-            SignatureUsedError: Its signature asked for a close before.
-            TransactionRevertedError: The contract refused; the channel goes on (CLOSE-04).
-            SettlementPendingError: Not mined within the bound; a repeat finds it.
-            ChainUnavailableError: Not broadcast yet; a repeat goes on.
+            ChannelFinalizedError: It has ended, but not by this server's close.
+            PublicVoucherError: A third party may have sent the voucher, so it is no consent.
+            SignatureUsedError: The signature has asked for a close before.
+            TransactionRevertedError: The escrow refused; the channel continues (CLOSE-04).
+            SettlementPendingError: Not mined within the bound; repeat the request.
+            ChainUnavailableError: Not broadcast yet; repeat the request.
         """
         running = self._running.get(key)
         if running is None:
@@ -97,9 +97,9 @@ class Closing:
         return await self._record(key, result)
 
     async def _commit(self, key: ChannelKey, presented: VerifiedVoucher) -> LadderVoucher:
-        """Return what the close is made with, once that is durable."""
+        """Return the voucher of the close, once that decision is durable."""
         for _ in range(_COMMIT_TRIES):
-            # Whatever comes of this close, its signature may be public from here on.
+            # However this close ends, its signature may be public from here on (O-21).
             used = ConsumeProof(TxHash(keccak(presented.signature)), _SIGNATURE, is_single=True)
             state = (await self._ledger.apply(key, [BeginClose(presented)], proof=used)).require()
             if state.closing_with is not None:
@@ -110,16 +110,16 @@ class Closing:
                 key, [CommitClose(closing_voucher(state, presented))]
             )
             if isinstance(applied.refusal, RequestInFlightError):
-                continue  # another process was faster: look again
+                continue  # another process changed the channel first: read it again
             if applied.refusal is not None and not applied.state.is_finalized:
-                await self._abort(key, undecided_only=True)  # nothing was: the channel goes on
+                await self._abort(key, undecided_only=True)  # nothing was decided: it continues
             state = applied.require()
             if state.closing_with is not None:
                 return state.closing_with
         raise SettlementPendingError("Another close of this channel is under way.")
 
     async def _drain(self, key: ChannelKey) -> ChannelState:
-        """Return the channel once nothing runs on it, or after the bound has ended what does."""
+        """Return the channel once nothing runs on it; after the bound, end what still runs."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._wait_s
         async with self._ledger.watch(key) as watch:
@@ -132,7 +132,7 @@ class Closing:
                     return (await self._ledger.apply(key, [EndReservations()])).require()
 
     async def _abort(self, key: ChannelKey, *, undecided_only: bool = False) -> None:
-        """Let the channel go on, with what the chain says by now (F-39)."""
+        """Let the channel continue, with the chain's current facts (F-39)."""
         try:
             fact = await self._facts.read(key.channel_id)
         except ChainUnavailableError:

@@ -1,17 +1,17 @@
-"""Opening a channel and topping one up: by the payer's transaction, or by its signature.
+"""Opens channels and tops them up, by the payer's transaction or by its signature.
 
-By transaction (`hash`): the chain must show it. By signature (`authorization`, `permit2`) we
-submit it and pay its gas, in this order (VCH-07, AMB-26):
+By transaction (`hash`): the chain must show it. By signature (`authorization`, `permit2`): the
+payee submits it and pays the gas, in this order (VCH-07, AMB-26):
 
     fields, signatures of deposit and voucher      pure; a wallet's signature asks the chain
-    the rules, as if the deposit were there         pure
-    the operator's bounds, the simulation           nothing is broadcast that would be refused
-    take                                            durable: the settler owes it from here on
-    wait, bounded                                   mined with success, by our settler or by others
+    the rules, as if the deposit were made          pure
+    the operator's bounds, the simulation           a deposit that would revert is not broadcast
+    take                                            durable: from here on the settler must send it
+    wait, bounded                                   mined, by the settler or by a third party
     the escrow's log, the channel's state           as for `hash`
-    apply                                           in the books, with the voucher
+    apply                                           in the ledger, with the voucher
 
-Whoever is stopped in between repeats the credential and goes on from the step that is durable.
+A client that is interrupted repeats the credential, and continues from the last durable step.
 """
 
 from collections import OrderedDict
@@ -75,7 +75,7 @@ __all__ = ["Deposits", "Sponsoring"]
 
 
 class Sponsoring:
-    """Who submits deposits for payers, on which terms, and how often for one source."""
+    """The sponsor that submits payers' deposits, its terms, and the rate for one source."""
 
     def __init__(self, sponsor: DepositSponsor, terms: SponsorTerms, rate: RateLimiter) -> None:
         self.sponsor = sponsor
@@ -84,7 +84,7 @@ class Sponsoring:
 
 
 class Deposits:
-    """The only way a channel comes into the books, or its deposit rises by a credential."""
+    """The only code that adds a channel to the ledger or raises its deposit by a credential."""
 
     def __init__(
         self,
@@ -105,7 +105,7 @@ class Deposits:
         self._credited: OrderedDict[tuple[ChannelKey, TxHash, int], None] = OrderedDict()
 
     async def open(self, paid: Authenticated, payload: OpenHash, hold: Hold | None) -> Outcome:
-        """Take a channel that its payer opened into the books; see `Engine.open`."""
+        """Add a channel that its payer opened to the ledger; see `Engine.open`."""
         terms = require_terms(paid, payload)
         verified, state = await self._prove(paid, payload, terms)
         if state is not None:
@@ -124,10 +124,10 @@ class Deposits:
         *,
         is_merged: bool = False,
     ) -> Outcome:
-        """Open a channel for its payer and take it into the books; see `Engine.open`.
+        """Open a channel for its payer and add it to the ledger; see `Engine.open`.
 
-        One that rides on a voucher (`is_merged`) must be what opened the channel, if that is
-        known; as a credential of its own it is a repeat in any case (OPEN-10, VCH-07).
+        A deposit attached to a voucher (`is_merged`) must be the one that opened a known channel.
+        A credential of its own for a known channel is a repeat in any case (OPEN-10, VCH-07).
         """
         terms = require_terms(paid, payload)
         require_source(paid, terms)
@@ -159,24 +159,24 @@ class Deposits:
         if fact is None or fact.terms.payee != paid.asked.recipient:
             raise ChannelNotFoundError("The escrow has no such channel for this payee.")
         if state is None:
-            # Not of our books, and not stored: its payer has yet to open it here (TOPUP-07).
+            # Not in this ledger, and not stored: its payer has yet to open it here (TOPUP-07).
             return Outcome(state=build_unopened(fact), tx_hash=payload.tx_hash)
         applied = await self._ledger.apply(paid.key, [Observe(fact)], proof=proof)
         self._facts.mark_read(paid.key)
         return _mined(Outcome(state=applied.require()), evidence)
 
     async def top_up_sponsored(self, paid: Authenticated, payload: SponsoredTopUp) -> Outcome:
-        """See `Engine.top_up`. Only of channels that are known here, and may still be used."""
+        """See `Engine.top_up`. Only for channels in this ledger that may still be used."""
         state = await load_known(self._ledger, paid.key)
         _require_not_ended(state)
-        if state.is_closing:  # the close would be mined first, and ours would pay for a revert
+        if state.is_closing:  # the close would be mined first, and this would pay for a revert
             raise ChannelFinalizedError("The channel is being closed.")
         if state.close_requested_at:  # only the payer's own transaction cancels that (AMB-27)
             raise ChannelFinalizedError("The channel has a pending close requested by its payer.")
         deposit = build_top_up_deposit(paid, payload, state.terms)
         tx_hash = await self._submit(paid, deposit, state.terms)
         credited = (paid.key, tx_hash, deposit.amount)
-        if credited in self._credited:  # public, and repeated by anybody: no node is asked again
+        if credited in self._credited:  # anyone can repeat it: ask no node again
             return Outcome(state=state, tx_hash=tx_hash)
         evidence = await self._mined_in(tx_hash)
         proof = require_topped_up(evidence, paid.key.channel_id, deposit.amount)
@@ -192,12 +192,12 @@ class Deposits:
     async def merged(
         self, paid: Authenticated, payload: VoucherPayload, deposit: Deposit, hold: Hold | None
     ) -> Outcome:
-        """Make the deposit that rides on a voucher, then accept the voucher (VCH-06, VCH-07).
+        """Make the deposit attached to a voucher, then accept the voucher (VCH-06, VCH-07).
 
-        When the deposit lands and the voucher is refused after all, the deposit is kept.
+        If the deposit is mined and the voucher is refused after all, the deposit stays.
 
         Raises:
-            MalformedPayloadError: An `open` for a channel that was opened otherwise.
+            MalformedPayloadError: An `open` for a channel that was opened by another deposit.
             PeerError: As for an opening, or for a top-up and a voucher.
         """
         whole = split_merged(payload, deposit)
@@ -226,7 +226,7 @@ class Deposits:
     async def _repeat(
         self, paid: Authenticated, verified: VerifiedVoucher, hold: Hold | None, state: ChannelState
     ) -> Outcome:
-        """Take an opening of a channel that is known as the voucher it carries (OPEN-10, F-25)."""
+        """Treat an opening of a known channel as the voucher it carries (OPEN-10, F-25)."""
         require_open(state)
         await self._facts.require_fresh(paid.key)
         accept = self._acceptance.voucher(paid, verified)
@@ -235,7 +235,7 @@ class Deposits:
     async def _prove(
         self, paid: Authenticated, payload: Opening, terms: ChannelTerms
     ) -> tuple[VerifiedVoucher, ChannelState | None]:
-        """Return the first voucher as proven, and the channel if it is known already."""
+        """Return the first voucher, verified, and the channel if the ledger has it."""
         verified = await self._signatures.require(
             payload.voucher, paid.key, terms.signer, client=paid.client
         )
@@ -246,7 +246,7 @@ class Deposits:
     async def _find_opened(
         self, paid: Authenticated, terms: ChannelTerms, evidence: TransactionEvidence
     ) -> tuple[ChannelFact, ConsumeProof]:
-        """Return the channel that this transaction opened, if it can be used."""
+        """Return the channel that this transaction opened, if it is usable."""
         proof = require_opened(evidence, paid.key.channel_id)
         fact = await self._facts.read(paid.key.channel_id, block_min=evidence.block_number)
         return require_usable(fact, terms, paid.asked.unit_price), proof
@@ -275,7 +275,7 @@ class Deposits:
         *,
         first: VerifiedVoucher | None = None,
     ) -> TransactionEvidence:
-        """Return the transaction that made a deposit we submit; what is durable is gone on with.
+        """Return the transaction of a deposit that the payee submits; resumes a durable one.
 
         Raises:
             SettlementPendingError: It is on its way, or not deep enough yet.
@@ -291,7 +291,7 @@ class Deposits:
         *,
         first: VerifiedVoucher | None = None,
     ) -> TxHash:
-        """Return the transaction that the settler made of a deposit, or that was faster."""
+        """Return the deposit's transaction, from the settler or from a faster third party."""
         sponsoring = self._require_sponsoring()
         if not await sponsoring.sponsor.is_taken(deposit):
             await self._take(paid, sponsoring, deposit, terms, first)
@@ -301,7 +301,7 @@ class Deposits:
         try:
             return await self._facts.require_transaction(tx_hash)
         except VerificationFailedError as error:
-            # It is ours and mined: never a reason to pay again.
+            # It is the payee's and mined, so the payer must never pay again.
             raise SettlementPendingError(str(error)) from error
 
     async def _take(
@@ -320,7 +320,7 @@ class Deposits:
         try:
             require_key_signature(deposit, sponsoring.terms.token_domain, terms)
         except (InvalidSignatureError, SignerMismatchError) as not_a_key:
-            refusal = not_a_key  # unless a contract wallet at that address takes it
+            refusal = not_a_key  # unless a contract wallet at that address accepts it
         self._admission.require_openings()
         if paid.client:
             sponsoring.rate.require(paid.client)
@@ -342,12 +342,15 @@ class Deposits:
 
     def _require_sponsoring(self) -> Sponsoring:
         if self._sponsoring is None:
-            raise MalformedPayloadError("payload.type: this server submits no deposits.")
+            raise MalformedPayloadError(
+                "payload.type: this server submits no deposits. Open the channel yourself, and "
+                "name its transaction."
+            )
         return self._sponsoring
 
 
 def _as_opened(deposit: SponsoredDeposit, terms: ChannelTerms) -> ChannelFact:
-    """Return the channel as it will be once this deposit is made."""
+    """Return the channel as it will be after this deposit."""
     return ChannelFact(
         key=deposit.key,
         terms=terms,
@@ -360,9 +363,9 @@ def _as_opened(deposit: SponsoredDeposit, terms: ChannelTerms) -> ChannelFact:
 
 
 def _as_topped_up(state: ChannelState, deposit: SponsoredDeposit) -> ChannelState:
-    """Return the books as they will be once this deposit is made."""
+    """Return the ledger's state as it will be after this deposit."""
     after = state.deposit + deposit.amount
-    if after > AMOUNT_MAX:  # said by the payer: it must not look like a bug of ours
+    if after > AMOUNT_MAX:  # the payer's number: it must not look like a bug of this program
         raise MalformedPayloadError("payload.deposit: more than a channel can hold.")
     return replace(state, deposit=after)
 

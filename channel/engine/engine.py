@@ -1,12 +1,12 @@
 """The order of the steps, one function per action.
 
-    authenticate   whose challenge is it, and what was promised      nothing durable
+    authenticate   was the challenge issued here, for which price    nothing durable
     load           a cheap refusal before any cryptography           nothing durable
     signature      a key's, else a wallet's through the chain        nothing durable
-    freshness      only where the last chain read is too old         chain facts
-    apply          accept, and hold for the request, in one go       all of it
+    freshness      only when the last chain read is too old          chain facts
+    apply          accept, and reserve for the request, together     everything
 
-Everything that is refused is refused before `apply`, or by it: then nothing moved.
+Every refusal happens before `apply`, or in it: then nothing has changed.
 """
 
 import time
@@ -63,9 +63,9 @@ __all__ = ["Engine"]
 
 
 class Engine:
-    """Takes credentials for one payee's channels in one escrow."""
+    """Accepts credentials for one payee's channels in one escrow."""
 
-    def __init__(  # noqa: PLR0913 -- all it is made of, by name
+    def __init__(  # noqa: PLR0913 -- all its parts, by name
         self,
         *,
         ledger: Ledger,
@@ -78,21 +78,21 @@ class Engine:
         now: Callable[[], float] = time.time,
         new_id: Callable[[], bytes] | None = None,
     ) -> None:
-        """Build an engine. It does nothing by itself until the first request.
+        """Build an engine. It does nothing until the first request.
 
-        `admission` bounds what may be at risk in all; without it nothing does. `sponsor` submits
-        deposits for payers, on the terms of `settings.sponsor`: both, or neither.
-        `now` is wall-clock time in Unix seconds; `new_id` returns 16 unpredictable bytes,
-        and is drawn from the operating system unless given.
+        `admission` bounds the total at risk; without it there is no bound. `sponsor` submits
+        payers' deposits on the terms of `settings.sponsor`: give both, or neither. `now` is
+        wall-clock time in Unix seconds. `new_id` returns 16 unpredictable bytes; the default
+        reads them from the operating system.
 
         Raises:
-            ConfigError: Gas is promised and nobody would pay it, or the other way round; or
-                credentials would travel in a field that the protocol does not have.
+            ConfigError: Only one of `sponsor` and `settings.sponsor` is given, or the credential
+                header is one that the protocol does not define.
         """
         if settings.credential_header not in (None, PAYMENT_AUTHORIZATION):
             raise ConfigError(
-                f"credentials travel in Authorization, or in {PAYMENT_AUTHORIZATION}, spelt so; "
-                f"not in {settings.credential_header}"
+                f"expected the credential header Authorization or {PAYMENT_AUTHORIZATION}, spelt "
+                f"exactly so, found {settings.credential_header}"
             )
         self.settings = settings
         self.new_id = new_id = new_id or RandomIds()
@@ -148,9 +148,9 @@ class Engine:
         suggested_deposit: int | None = None,
         description: str | None = None,
     ) -> SessionRequest:
-        """Return what a route asks, completed by what is the same for every route.
+        """Return a route's request object, completed with the engine's own settings.
 
-        Amounts in base units of the token.
+        Amounts are in base units of the token.
         """
         sponsor = self.settings.sponsor
         if sponsor is not None and suggested_deposit is not None:
@@ -170,15 +170,15 @@ class Engine:
         )
 
     def issue_challenge(self, offer: Offer, channel_id: ChannelId | None = None) -> Challenge:
-        """Return a fresh challenge for an offer. Stateless: nothing is remembered."""
+        """Return a fresh challenge for an offer. Stateless: the server stores nothing."""
         return self._challenger.issue(offer, channel_id)
 
     def authenticate(
         self, credential: Credential, offers: Sequence[Offer], *, client: bytes = b""
     ) -> Authenticated:
-        """Return the credential as one that answers a challenge of ours for one of `offers`.
+        """Return the credential as one that answers this server's challenge for one of `offers`.
 
-        `client` says where it came from: an address, or empty when that is not known.
+        `client` is the client's address, or empty when unknown.
 
         Raises:
             PeerError: See `Challenger.authenticate`.
@@ -186,10 +186,10 @@ class Engine:
         return self._challenger.authenticate(credential, offers, client=client)
 
     async def perform(self, paid: Authenticated, hold: Hold | None = None) -> Outcome:
-        """Do what the credential asks. With `hold`, also hold money for a content request.
+        """Do what the credential asks. With `hold`, also reserve for a content request.
 
         Raises:
-            PeerError: Refused; see the function of the action.
+            PeerError: Refused; see the method of the action.
             OperatorError: It could not be decided or made durable.
         """
         payload = paid.credential.payload
@@ -206,19 +206,19 @@ class Engine:
     async def voucher(
         self, paid: Authenticated, payload: VoucherPayload, hold: Hold | None = None
     ) -> Outcome:
-        """Accept a voucher (VCH-02), and hold for a content request in the same transaction.
+        """Accept a voucher (VCH-02), and reserve for a content request in the same transaction.
 
-        A deposit that rides on it is made first (VCH-07); see `Deposits.merged`.
+        An attached deposit is made before that (VCH-07); see `Deposits.merged`.
 
         Raises:
             ChannelNotFoundError: The channel was never opened here.
             ChannelFinalizedError: It has ended, is being closed, or has a pending close.
-            ChallengeNotFoundError: The challenge has expired and no stream is live.
-            InvalidSignatureError, SignerMismatchError: Not signed by who may.
+            ChallengeNotFoundError: The challenge has expired and no stream runs.
+            InvalidSignatureError, SignerMismatchError: Not signed by the channel's signer.
             TooManyRequestsError: Too many vouchers a second (VCH-09).
             ExposureLimitError: More would be unsettled than the operator allows.
             DeltaTooSmallError, AmountExceedsDepositError: See `transitions`.
-            InsufficientBalanceError: The voucher counts, but does not cover the request.
+            InsufficientBalanceError: The voucher was accepted, but does not cover the request.
         """
         if payload.deposit is not None:
             return await self._deposits.merged(paid, payload, payload.deposit, hold)
@@ -233,7 +233,7 @@ class Engine:
         self._acceptance.require_rate(verified, state)
         await self._facts.require_fresh(paid.key)
         if verified.cumulative_amount > state.deposit:
-            await self._facts.refresh(paid.key)  # F-50: a top-up we have not heard of
+            await self._facts.refresh(paid.key)  # F-50: there may be an unseen top-up
         accept = self._acceptance.voucher(paid, verified)
         return await self._acceptance.accept(paid, [accept], verified, hold, known=state)
 
@@ -243,18 +243,18 @@ class Engine:
         payload: OpenHash | SponsoredOpening,
         hold: Hold | None = None,
     ) -> Outcome:
-        """Take a channel into the books that its payer opened, or signed to open (OPEN).
+        """Add a channel to the ledger that its payer opened, or signed to open (OPEN).
 
-        For a channel that is known already this is a voucher and nothing else: it neither
-        resets `spent` nor asks the chain (F-25).
+        For a known channel this is only a voucher: it neither resets `spent` nor asks the chain
+        (F-25).
 
         Raises:
             MalformedPayloadError: The channel id does not follow from the terms.
-            InvalidSignatureError, SignerMismatchError: As for a voucher, before all that costs.
+            InvalidSignatureError, SignerMismatchError: As for a voucher, before any cost.
             TransactionRevertedError: The opening reverted.
             VerificationFailedError: The chain does not show it, or not yet.
-            OpeningsPausedError: There is too little gas to defend one more channel.
-            DepositTooSmallError, AuthorizationExpiredError: Not worth gas, or not for long.
+            OpeningsPausedError: There is not enough gas to defend one more channel.
+            DepositTooSmallError, AuthorizationExpiredError: Too small, or expiring too soon.
             SponsoringPausedError, TooManyDepositsError: No gas is paid now, or for this payer.
             SettlementPendingError: Submitted, and not mined within the bound; ask again.
             PeerError: As for a voucher.
@@ -264,18 +264,18 @@ class Engine:
         return await self._deposits.open_sponsored(paid, payload, hold)
 
     async def top_up(self, paid: Authenticated, payload: TopUpHash | SponsoredTopUp) -> Outcome:
-        """Take over the deposit that a top-up left, the payer's own or one we submit (TOPUP).
+        """Record the deposit after a top-up, the payer's own or one the payee submits (TOPUP).
 
-        `accepted` and `spent` never move. The deposit is the chain's absolute value, so that a
-        repeat adds nothing (F-29). Of a channel that was never opened here the answer tells
-        what the chain says and nothing is stored; no gas is paid for it.
+        `accepted` and `spent` never change. The deposit is the chain's absolute value, so a repeat
+        adds nothing (F-29). For a channel that was never opened here, the answer shows the chain's
+        values and nothing is stored; the payee pays no gas for it.
 
         Raises:
-            ChannelNotFoundError: The escrow has no such channel of ours.
+            ChannelNotFoundError: The escrow has no such channel for this payee.
             ChannelFinalizedError: It has ended.
             TransactionRevertedError: The top-up reverted.
-            VerificationFailedError: The chain does not show it, or another amount.
-            PeerError, OperatorError: As for an opening that we submit.
+            VerificationFailedError: The chain does not show it, or shows another amount.
+            PeerError, OperatorError: As for an opening that the payee submits.
         """
         if isinstance(payload, TopUpHash):
             return await self._deposits.top_up(paid, payload)
@@ -284,15 +284,15 @@ class Engine:
     async def close(self, paid: Authenticated, payload: ClosePayload) -> Outcome:
         """Close the channel with its payer's consent; see `closing` for the steps.
 
-        A repeat after the close answers with the same transaction (CLOSE-05); its signature is
-        checked like any other's (F-67).
+        A repeat after the close returns the same transaction (CLOSE-05), after the same signature
+        check (F-67).
 
         Raises:
             ChannelNotFoundError: The channel was never opened here.
-            InvalidSignatureError, SignerMismatchError: Not signed by who may.
-            PublicVoucherError: Anybody may have sent the voucher: it is no consent.
-            AmountExceedsDepositError: The escrow could not pay that.
-            ChannelFinalizedError: It has ended, and not by our close.
+            InvalidSignatureError, SignerMismatchError: Not signed by the channel's signer.
+            PublicVoucherError: A third party may have sent the voucher, so it is no consent.
+            AmountExceedsDepositError: The deposit does not cover the amount.
+            ChannelFinalizedError: It has ended, but not by this server's close.
             TransactionRevertedError, SettlementPendingError: See `Closing.close`.
         """
         state = await load_known(self._ledger, paid.key)
@@ -304,7 +304,7 @@ class Engine:
         shown = shown_max(state, verified)
         if state.close_tx:
             return Outcome(state=state, tx_hash=TxHash(state.close_tx), shown_max=shown)
-        await self._facts.require_fresh(paid.key)  # what was settled meanwhile is public
+        await self._facts.require_fresh(paid.key)  # a settlement since then is public
         require_consent(state, verified)
         if verified.cumulative_amount > state.deposit:
             state = await self._facts.refresh(paid.key)
@@ -315,7 +315,7 @@ class Engine:
         try:
             outcome = await self._closing.close(paid.key, verified)
         except ChannelFinalizedError:
-            # Another worker may have closed it since we looked: the same answer as its own.
+            # Another worker may have closed it since the check: return its transaction.
             state = (await self._ledger.apply(paid.key, [])).state
             if not state.close_tx:
                 raise
@@ -323,7 +323,7 @@ class Engine:
         return replace(outcome, shown_max=shown)
 
     def reservation(self, paid: Authenticated, hold: Hold, outcome: Outcome) -> RunningReservation:
-        """Return the owner's side of what `perform` held; its lease is renewed from now on."""
+        """Return the owner's side of what `perform` reserved; its lease is renewed from now on."""
         return RunningReservation(
             outcome=outcome,
             hold=hold,
@@ -337,13 +337,13 @@ class Engine:
         )
 
     def earn_rate(self, paid: Authenticated, units: int) -> None:
-        """Note that a request has bought units: see `Acceptance.earn_rate`."""
+        """Record that a request has bought units: see `Acceptance.earn_rate`."""
         self._acceptance.earn_rate(paid.key, units)
 
     def receipt(self, paid: Authenticated, outcome: Outcome, units: int | None = None) -> Receipt:
-        """Return the receipt for the books as they are (RCPT-05), without what is only reserved.
+        """Return the receipt for the current state (RCPT-05), without reserved amounts.
 
-        Who has not proven to hold the voucher key learns what is public, and no more (O-20).
+        A client that has not proven the voucher key sees public amounts only (O-20).
         """
         state = outcome.state
         if outcome.shown_max is not None:
@@ -361,22 +361,22 @@ class Engine:
         )
 
     def end_streams(self) -> None:
-        """Let every running stream end now, with its receipt: the program is about to stop."""
+        """Make every running stream end now, with its receipt, because the program stops."""
         self._renewer.end_streams(StoppingError("The server is stopping."))
 
     async def end_expired(self) -> int:
-        """End what dead owners hold, in whatever process; what runs here is renewed first.
+        """End the reservations of dead owners in any process; renew this process's own before.
 
-        Returns on how many channels something was ended. It happens by itself while requests run;
-        a gateway calls it for those of a predecessor.
+        Returns on how many channels something was ended. While requests run this happens
+        regularly; a gateway calls it once for those of its predecessor.
 
         Raises:
-            LedgerUnavailableError: Some of it is not done.
+            LedgerUnavailableError: It is not complete.
         """
         return await self._renewer.sweep()
 
     async def aclose(self) -> None:
-        """Finish what must be finished. The ledger stays open: whoever opened it closes it."""
+        """Finish the background work. The ledger stays open: its opener closes it."""
         await self._renewer.close()
         self._verifier.close()
         await self._background.close()
@@ -386,7 +386,7 @@ def _sponsoring(
     settings: EngineSettings, sponsor: DepositSponsor | None, now: Callable[[], float]
 ) -> Sponsoring | None:
     if (settings.sponsor is None) != (sponsor is None):
-        raise ConfigError("gas is promised to payers and nobody pays it, or the other way round")
+        raise ConfigError("`settings.sponsor` and `sponsor` must be given together")
     if settings.sponsor is None or sponsor is None:
         return None
     rate = RateLimiter(

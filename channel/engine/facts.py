@@ -1,9 +1,9 @@
-"""How fresh our knowledge of the chain is, channel by channel (VCH-10, F-50, F-63, F-72).
+"""Tracks the age of chain facts, channel by channel (VCH-10, F-50, F-63, F-72).
 
-A voucher never waits for the chain while a fact is younger than `fact_age_s_max`. Past
-`fact_ttl_s` it starts a read beside itself; one read per channel runs at a time. So whatever is
-served rests on a fact far younger than the escrow's grace period, and only the first voucher
-after a pause waits for a node.
+A voucher never waits for the chain while the fact is younger than `fact_age_s_max`. Past
+`fact_ttl_s` it starts a read in the background; one read per channel runs at a time. So everything
+that is served rests on a fact much younger than the escrow's grace period, and only the first
+voucher after a pause waits for a node.
 """
 
 import asyncio
@@ -40,7 +40,7 @@ _WAITING = "waiting"
 
 
 class ChainFacts:
-    """Reads the chain for the engine, no more often than the rules ask for."""
+    """Reads the chain for the engine, no more often than the rules require."""
 
     def __init__(
         self,
@@ -61,14 +61,14 @@ class ChainFacts:
         self._checking: Counter[bytes | str] = Counter()
 
     async def require_fresh(self, key: ChannelKey) -> None:
-        """Return at once if the last read is young enough, else after the next one.
+        """Return immediately if the last read is young enough, otherwise after the next one.
 
         Raises:
             ChainUnavailableError: The last read is too old and no node answers.
-            ChannelStoppedError: The chain does not know the channel.
+            ChannelStoppedError: The chain does not have the channel.
         """
         age = self._now() - self._read_at.get(key, float("-inf"))
-        if age < 0:  # the clock was set back: nobody knows how old it is
+        if age < 0:  # the clock was set back, so the age is unknown
             age = float("inf")
         if age < self._settings.fact_ttl_s:
             return
@@ -77,9 +77,9 @@ class ChainFacts:
             await asyncio.shield(refreshing)
 
     async def refresh(self, key: ChannelKey) -> ChannelState:
-        """Read the channel now and return the books with the fact taken over (F-50).
+        """Read the channel now, and return the ledger's state with the new fact (F-50).
 
-        A read that is on its way may have left before what the caller has heard of.
+        A read that is already running may be older than what the caller knows, so another follows.
         """
         if (earlier := self._running.get(key)) is not None:
             await asyncio.wait({earlier})
@@ -87,7 +87,7 @@ class ChainFacts:
 
     def _refreshing(self, key: ChannelKey) -> asyncio.Task[ChannelState]:
         running = self._running.get(key)
-        if running is None or running.done():  # what has ended says how it was, not how it is
+        if running is None or running.done():  # a finished read shows the past
             running = self._running[key] = self._background.start(self._refresh(key))
             running.add_done_callback(partial(self._forget, key))
         return running
@@ -107,7 +107,7 @@ class ChainFacts:
         return (await self._ledger.apply(key, [Observe(fact)])).require()
 
     def mark_read(self, key: ChannelKey) -> None:
-        """Note that the books hold what the chain says now."""
+        """Record that the ledger holds the chain's current values."""
         self._read_at.pop(key, None)
         self._read_at[key] = self._now()
         if len(self._read_at) > FACT_AGES_MAX:
@@ -116,10 +116,10 @@ class ChainFacts:
     async def read(
         self, channel_id: ChannelId, *, known_deposit: int = 0, block_min: int = 0
     ) -> ChannelFact | None:
-        """Return the channel as of the head, with a deposit as deep as configured.
+        """Return the channel as of the head, with the deposit at the configured depth.
 
-        Everything but the deposit is taken from the head: that errs on the side of caution. A
-        node that lags behind `block_min` is asked again, bounded (F-72).
+        Every other value is the head's: for those the newest is the cautious choice. A node that
+        lags behind `block_min` is asked again, within a bound (F-72).
 
         Raises:
             ChainUnavailableError: No node has the block within the bound.
@@ -146,7 +146,7 @@ class ChainFacts:
         return replace(fact, deposit=min(fact.deposit, max(confirmed, known_deposit)))
 
     async def _confirmed(self, fact: ChannelFact, deadline: float) -> int:
-        """Return the deposit that a second node shows, too; one that lags is asked again (O-88)."""
+        """Return the deposit that a second node confirms; ask again if it lags (O-88)."""
         loop = asyncio.get_running_loop()
         while True:
             try:
@@ -163,7 +163,7 @@ class ChainFacts:
 
         Raises:
             TransactionRevertedError: It reverted; that is final.
-            VerificationFailedError: It is not there or not deep enough yet; ask again.
+            VerificationFailedError: It is missing or not deep enough yet; ask again.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._settings.transaction_wait_s
@@ -185,16 +185,16 @@ class ChainFacts:
     async def bounded_check(
         self, client: bytes, signer: bytes = b"", *, waits: bool = False
     ) -> AsyncIterator[None]:
-        """Run a check that strangers can cause and that asks a node; so many at a time (F-98).
+        """Run a check that a stranger can cause and that asks a node, bounded in number (F-98).
 
-        Who causes it is a client's address, and a signer who has proven to be one (never one
-        that is merely named, whom anybody could lock out). Each has a few of the places, so
-        that none can take them all. An empty one says nothing. A check that `waits` for a block
-        may take half of the places only: for a transaction that was made up it waits in vain, and
-        whoever has a few addresses could keep out those who need one answer of a node.
+        The sources are the client's address, and a signer who has proven its key. A signer that
+        is merely named does not count, because anyone could lock it out. Each source gets a few
+        places, so that none can take them all; an empty source does not count. A check that
+        `waits` for a block may use only half of all places: for an invented transaction it waits
+        in vain, and a client with a few addresses could block the short checks of others.
 
         Raises:
-            TooManyRequestsError: As many as are allowed are running, in all or for a source.
+            TooManyRequestsError: The allowed number is running, in total or for a source.
         """
         bounds: dict[bytes | str, int] = {}
         if client:

@@ -1,4 +1,4 @@
-"""Unpredictable ids, many from one call of the operating system."""
+"""Unpredictable ids, drawn in bulk from the operating system."""
 
 import os
 from typing import Final
@@ -11,9 +11,9 @@ _AT_ONCE: Final = 256
 
 
 class RandomIds:
-    """Returns 16 random bytes at each call, no two the same.
+    """Returns 16 random bytes at each call, never the same ones twice.
 
-    A forked process forgets what was drawn ahead before it, or both would use it.
+    A forked process drops the ids drawn before the fork; otherwise both would use them.
     """
 
     def __init__(self) -> None:
@@ -21,14 +21,14 @@ class RandomIds:
         _all.add(self)
 
     def __call__(self) -> bytes:
-        """Return an id; one call in 256 asks the operating system."""
+        """Return an id; one call in 256 reads from the operating system."""
         if not self._drawn:
             drawn = os.urandom(_BYTES * _AT_ONCE)
             self._drawn = [drawn[at : at + _BYTES] for at in range(0, len(drawn), _BYTES)]
         return self._drawn.pop()
 
     def forget(self) -> None:
-        """Draw anew at the next call."""
+        """Drop the drawn ids."""
         self._drawn = []
 
 

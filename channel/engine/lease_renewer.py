@@ -1,4 +1,4 @@
-"""Keeps the money of running requests held, and ends what nobody keeps (decision 8, F-43)."""
+"""Renews the leases of running requests, and ends abandoned ones (decision 8, F-43)."""
 
 import asyncio
 import logging
@@ -25,15 +25,15 @@ class _Kept(msgspec.Struct):
     key: ChannelKey
     lease_expires_at: int
     given: set[int]
-    """Leases that the books may bear: one, and more after changes that perhaps were not made."""
+    """Leases that the ledger may show: one, and more after changes with an unknown outcome."""
     stop: Callable[[ProblemError], None] | None = None
 
 
 class LeaseRenewer:
-    """Renews the leases of this process's reservations and lets the dead ones of all run out.
+    """Renews the leases of this process's reservations, and ends expired ones of any process.
 
-    One task for all of them: a request costs an entry in a dict. A stream registers how it is
-    told to stop, so that a close or a newer stream in this process need not wait for its next
+    One task serves all of them: a request costs a dict entry. A stream registers a callback that
+    stops it, so that a close or a newer stream in this process need not wait for its next
     reservation step.
     """
 
@@ -46,14 +46,14 @@ class LeaseRenewer:
         self._loop_task: asyncio.Task[None] | None = None
         self._ending: OperatorError | None = None
         self._seen: dict[tuple[ChannelKey, bytes, int], float] = {}
-        """Since when a reservation of anybody has the lease it has, by the loop's clock."""
+        """When a reservation of any process was first seen with its lease, by the loop's clock."""
         self._letting_go: set[asyncio.Task[None]] = set()
 
     def lease(self, reservation_id: bytes = b"") -> int:
-        """Return until when a reservation made or renewed now is held, in Unix seconds.
+        """Return the lease for a reservation made or renewed now, in Unix seconds.
 
-        For one that is kept it is another than the books may bear already: by its lease an owner
-        who was not told whether a change was made sees that it was.
+        For a kept reservation it differs from every lease that the ledger may show. So an owner
+        that got no answer to a change can see from the lease whether the change was made.
         """
         lease = int(self._now()) + self._lease_s
         kept = self._kept.get(reservation_id)
@@ -65,7 +65,7 @@ class LeaseRenewer:
         return lease
 
     def keep(self, key: ChannelKey, reservation_id: bytes, lease_expires_at: int) -> None:
-        """Renew this reservation, held until then, until it is dropped."""
+        """Renew this reservation, held until `lease_expires_at`, until it is dropped."""
         self._kept[reservation_id] = _Kept(key, lease_expires_at, {lease_expires_at})
         if self._loop_task is None:
             self._loop_task = asyncio.get_running_loop().create_task(self._run())
@@ -77,7 +77,7 @@ class LeaseRenewer:
         lease_expires_at: int,
         stop: Callable[[ProblemError], None],
     ) -> None:
-        """Keep a stream's reservation, and know how to stop the stream."""
+        """Keep a stream's reservation, and remember how to stop the stream."""
         self.keep(key, reservation_id, lease_expires_at)
         self._kept[reservation_id].stop = stop
         self._streams.setdefault(key, set()).add(reservation_id)
@@ -85,14 +85,14 @@ class LeaseRenewer:
             stop(self._ending)
 
     def renewed(self, reservation_id: bytes, lease_expires_at: int) -> None:
-        """Note that the books bear this lease, by a command of the owner's just now."""
+        """Record that an owner's command has just written this lease to the ledger."""
         kept = self._kept.get(reservation_id)
         if kept is not None:
             kept.lease_expires_at = lease_expires_at
             kept.given = {lease_expires_at}
 
     def drop(self, reservation_id: bytes) -> None:
-        """Keep it no longer."""
+        """Stop renewing this reservation."""
         kept = self._kept.pop(reservation_id, None)
         if kept is None:
             return
@@ -103,10 +103,10 @@ class LeaseRenewer:
                 del self._streams[kept.key]
 
     def let_go(self, key: ChannelKey, reservation_id: bytes, claim: RequestClaim | None) -> None:
-        """End a request's reservation and free its idempotency key, as soon as the books answer.
+        """End a request's reservation and free its idempotency key, once the ledger answers.
 
-        For a change that may have been made or not: what was made stays made. Else the payer
-        would be told that its request is being served until the lease runs out (O-91).
+        For a change with an unknown outcome: a change that was made stays made. Without this the
+        payer would get "request in flight" until the lease expires (O-91).
         """
         self.drop(reservation_id)
         task = asyncio.get_running_loop().create_task(self._let_go(key, reservation_id, claim))
@@ -130,20 +130,20 @@ class LeaseRenewer:
                 return
 
     def stop_streams(self, key: ChannelKey, reason: ProblemError, *, spare: bytes = b"") -> None:
-        """Tell this process's streams on a channel to end now."""
+        """Make this process's streams on a channel end now."""
         for reservation_id in [*self._streams.get(key, ())]:
             kept = self._kept[reservation_id]
             if reservation_id != spare and kept.stop is not None:
                 kept.stop(reason)
 
     def end_streams(self, reason: OperatorError) -> None:
-        """Tell every stream of this process to end now, and each that begins later (O-32)."""
+        """Make every stream of this process end now, and each that begins later (O-32)."""
         self._ending = reason
         for key in [*self._streams]:
             self.stop_streams(key, reason)
 
     async def close(self) -> None:
-        """Stop renewing. What is still held ends when its lease does."""
+        """Stop renewing. Every held reservation ends with its lease."""
         if self._letting_go:
             await asyncio.wait(self._letting_go, timeout=_CLOSE_S_MAX)
         for task in self._letting_go:
@@ -155,15 +155,15 @@ class LeaseRenewer:
             self._loop_task = None
 
     async def sweep(self) -> int:
-        """Renew what is kept and due, then end what nobody renewed, in whatever process.
+        """Renew the kept reservations that are due, then end the unrenewed ones of any process.
 
-        In this order: after a jump of the clock our own are due, not dead. Where clocks went back,
-        a dead owner's lease would not run out for as long as they did: one that has not changed
-        while a lease passed here has nobody who renews it. Returns on how many channels something
-        was ended.
+        In this order, because after a jump of the clock this process's own leases look expired.
+        After a clock went back, a dead owner's lease would last as much longer. So a lease that
+        stays the same for the length of a lease counts as unrenewed. Returns on how many channels
+        something was ended.
 
         Raises:
-            LedgerUnavailableError: Some of it is not done; the next round does it.
+            LedgerUnavailableError: It is not complete; the next round continues.
         """
         await self._renew_due()
         ended = await self._ledger.expire_reservations(int(self._now()))
@@ -171,7 +171,7 @@ class LeaseRenewer:
 
     async def _end_unrenewed(self) -> int:
         leased = await self._ledger.list_leased()
-        # No `await` until all is seen: sweeps may run beside each other.
+        # No `await` before everything is recorded: sweeps may run concurrently.
         clock, before, self._seen = asyncio.get_running_loop().time(), self._seen, {}
         unrenewed: dict[ChannelKey, list[tuple[bytes, int]]] = {}
         for state in leased:

@@ -1,4 +1,4 @@
-"""What a route asks for, and whether a challenge still says the same (CHAL-06, F-31)."""
+"""The offer of a route, and whether a challenge still matches it (CHAL-06, F-31)."""
 
 import msgspec
 
@@ -9,16 +9,16 @@ __all__ = ["Offer"]
 
 
 class Offer(msgspec.Struct, frozen=True, kw_only=True):
-    """The price of one route. Two offers with the same scope are the same offer, repriced."""
+    """The price of one route. Two offers with the same scope are one offer with two prices."""
 
     request: SessionRequest
     http_method: str
     route: str
-    """Where, mount and path template: one channel may pay for everything under it (CHAL-10)."""
+    """Mount and path template: one channel may pay for everything under it (CHAL-10)."""
     variant: str = ""
-    """What else of the request the price depends on, such as a model's name."""
+    """Other parts of the request that the price depends on, such as a model's name."""
     units: int = 1
-    """What one request costs, in units, where that is fixed. A challenge keeps it as its price."""
+    """The fixed price of one request in units, if any. A challenge keeps it as its price."""
 
     @property
     def scope(self) -> tuple[str, str, str]:
@@ -26,14 +26,14 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
         return self.http_method, self.route, self.variant
 
     def require_pinned(self, asked: SessionRequest) -> None:
-        """Check that a challenge of this offer asks for what the offer asks for today.
+        """Check that a challenge of this offer asks for what the offer asks for now.
 
-        `unit_price` and `min_voucher_delta` are not compared: the challenge is proven to be
-        ours, for this scope and unexpired, so its price is one we promised (decision 6). All
-        that decides where money goes and how it is proven must be as it is now.
+        `unit_price` and `min_voucher_delta` may differ: the challenge is proven to be this
+        server's, for this scope and unexpired, so the server promised its price (decision 6).
+        Everything that decides where money goes and how it is proven must be unchanged.
 
         Raises:
-            ChallengeNotFoundError: The route has changed since; a fresh challenge says how.
+            ChallengeNotFoundError: The route has changed since; a fresh challenge shows how.
         """
         now = self.request
         same = (

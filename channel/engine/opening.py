@@ -1,4 +1,4 @@
-"""What the chain must show before an opened or topped-up channel counts (OPEN, TOPUP)."""
+"""Checks what the chain must show before an opening or a top-up counts (OPEN, TOPUP)."""
 
 from typing import TypeAlias
 
@@ -33,7 +33,7 @@ Opening: TypeAlias = OpenHash | OpenAuthorization | OpenPermit2
 def require_terms(paid: Authenticated, payload: Opening) -> ChannelTerms:
     """Return the terms that this payload claims, if its channel id follows from them (OPEN-01).
 
-    The payer is the source of a `hash`, and whoever signed the deposit of every other type.
+    For `hash` the payer is the source; for every other type it is the funder of the deposit.
 
     Raises:
         MalformedPayloadError: No source, a source on another chain, or another channel's id.
@@ -59,11 +59,11 @@ def require_terms(paid: Authenticated, payload: Opening) -> ChannelTerms:
 
 
 def require_source(paid: Authenticated, terms: ChannelTerms) -> None:
-    """Check that a source, where one is given, is the payer or its signer (CRED-02, CRED-03).
+    """Check that a source, if given, is the payer or its signer (CRED-02, CRED-03).
 
     Raises:
         MalformedPayloadError: It is on another chain.
-        SignerMismatchError: It is somebody else.
+        SignerMismatchError: It is neither.
     """
     if paid.credential.source is None:
         return
@@ -79,10 +79,10 @@ def _source_address(paid: Authenticated) -> Address:
 
 
 def require_opened(evidence: TransactionEvidence, channel_id: ChannelId) -> ConsumeProof:
-    """Return the proof that this transaction opened this channel in our escrow (OPEN-03, F-84).
+    """Return the proof that this transaction opened this channel in the escrow (OPEN-03, F-84).
 
     Raises:
-        VerificationFailedError: It did not.
+        VerificationFailedError: It did not open the channel.
     """
     for log in evidence.opened:
         if log.channel_id == channel_id:
@@ -93,7 +93,7 @@ def require_opened(evidence: TransactionEvidence, channel_id: ChannelId) -> Cons
 def require_topped_up(
     evidence: TransactionEvidence, channel_id: ChannelId, amount: int
 ) -> ConsumeProof:
-    """Return the proof that this transaction raised the deposit by exactly so much (TOPUP-03).
+    """Return the proof that this transaction raised the deposit by exactly `amount` (TOPUP-03).
 
     Raises:
         VerificationFailedError: It did not.
@@ -108,9 +108,9 @@ def require_usable(fact: ChannelFact | None, terms: ChannelTerms, unit_price: in
     """Return the channel's state if it can pay for at least one unit (OPEN-04).
 
     Raises:
-        VerificationFailedError: The chain does not show it, or with other terms.
-        ChannelFinalizedError: It has ended, or its payer has asked for the rest.
-        InsufficientBalanceError: What is left does not cover one unit.
+        VerificationFailedError: The chain does not show it, or shows other terms.
+        ChannelFinalizedError: It has ended, or its payer has requested a close.
+        InsufficientBalanceError: The rest of the deposit does not cover one unit.
     """
     if fact is None or fact.terms != terms:
         raise VerificationFailedError("The escrow has no such channel yet.")
@@ -129,7 +129,7 @@ def require_usable(fact: ChannelFact | None, terms: ChannelTerms, unit_price: in
 
 
 def build_unopened(fact: ChannelFact) -> ChannelState:
-    """Return how the books would look at a channel nobody opened here: as the chain left it."""
+    """Return the state of a channel that was never opened here: the chain's values."""
     nothing = LadderVoucher(fact.settled, b"")
     return ChannelState(
         key=fact.key,

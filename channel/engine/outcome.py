@@ -1,4 +1,4 @@
-"""What a content request asks to be held, and what an action left in the books."""
+"""What a content request reserves, and the result of an action."""
 
 from collections.abc import Awaitable, Callable
 
@@ -12,13 +12,13 @@ __all__ = ["Hold", "Outcome"]
 
 
 class Hold(msgspec.Struct, frozen=True, kw_only=True):
-    """Money to hold, in the transaction that takes the credential, before a handler runs (F-24)."""
+    """The amount to reserve with the credential, before a handler runs (F-24)."""
 
     reservation_id: bytes
     units_min: int
     units_max: int
     claim: Callable[[bytes], Awaitable[RequestClaim]] | None = None
-    """Reads the request for its idempotency key, when it has one: asked once the payer is known."""
+    """Reads the request for its idempotency key, if any; called once the payer is known."""
 
 
 class Outcome(msgspec.Struct, frozen=True, gc=False, kw_only=True):
@@ -26,11 +26,11 @@ class Outcome(msgspec.Struct, frozen=True, gc=False, kw_only=True):
 
     state: ChannelState
     stored: StoredResponse | None = None
-    """The answer this idempotency key was given before: nothing is held, repeat it."""
+    """The earlier answer for this idempotency key: nothing is reserved, repeat the answer."""
     claim: RequestClaim | None = None
     """The idempotency key that was claimed with the reservation."""
     shown_max: int | None = 0
-    """What the credential may learn of the books: all of them if None, else no amount above this
-    one, or above what the chain says (O-20). Set to None only for who has proven the key."""
+    """What the credential may see: every amount if None, otherwise none above this and the
+    chain's (O-20). None only for a client that has proven the voucher key."""
     tx_hash: TxHash | None = None
     confirmations: int | None = None

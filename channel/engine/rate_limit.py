@@ -1,4 +1,4 @@
-"""How often something may happen per key, in bounded memory (VCH-09, F-99, F-100)."""
+"""Rate limits per key, in bounded memory (VCH-09, F-99, F-100)."""
 
 from collections import OrderedDict
 from collections.abc import Callable
@@ -12,8 +12,8 @@ __all__ = ["RateLimiter"]
 class RateLimiter:
     """A token bucket per key: bursts of one period's worth, then the steady rate.
 
-    The keys least recently seen are forgotten beyond `RATE_KEYS_MAX`; a forgotten bucket is
-    full again, which favours the peer and never grows.
+    Beyond `RATE_KEYS_MAX` the least recently seen keys are dropped. A dropped bucket is full
+    again, which favours the peer and never grows.
     """
 
     def __init__(
@@ -36,16 +36,16 @@ class RateLimiter:
         """Take one token of `key`'s bucket.
 
         Raises:
-            TooManyRequestsError: There is none.
+            TooManyRequestsError: The bucket is empty.
         """
         self.check(key)
         self._buckets[key][0] -= 1
 
     def check(self, key: bytes) -> None:
-        """Check that `key`'s bucket has a token, and leave it there.
+        """Check that `key`'s bucket has a token, without taking it.
 
         Raises:
-            TooManyRequestsError: There is none.
+            TooManyRequestsError: The bucket is empty.
         """
         now = self._now()
         bucket = self._buckets.get(key)

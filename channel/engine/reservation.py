@@ -1,9 +1,9 @@
-"""Money held ahead for one running request or stream, as its owner sees it (decision 8).
+"""The owner's side of the reservation of one running request or stream (decision 8).
 
-What the ledger holds is durable before a unit is emitted; which of those units were emitted is
-counted here, in memory, and becomes `spent` with the next step or at the end. A process that
-dies in between loses that count: a stream's reservation then becomes spent whole, a request's
-is released, and neither was ever more than what was held.
+The reserved amount is durable before a unit is sent. This module counts in memory which units were
+sent; the count becomes `spent` with the next step or at the end. A process that dies in between
+loses that count: then a stream's whole reservation becomes spent, and a request's is released.
+Neither can exceed what was reserved.
 """
 
 import asyncio
@@ -46,22 +46,22 @@ def held_amount(state: ChannelState, reservation_id: bytes) -> int:
 
 
 class _Doubt(msgspec.Struct, frozen=True):
-    """A change of which nobody can tell whether it was made (see `interface.Ledger`)."""
+    """A change with an unknown outcome (see `interface.Ledger`)."""
 
     spent_units: int
     lease_expires_at: int
-    """The lease it would have written: of this reservation's changes no other wrote the same."""
+    """The lease it would have written; no other change of this reservation writes the same."""
 
 
 class RunningReservation:
-    """One reservation and its owner's count. Used by one task; `stop` may come from anywhere.
+    """One reservation and its owner's count. One task uses it; any task may call `stop`.
 
-    Every change runs as a task of its own to its end, count included, whoever waits for it: a
-    cancelled owner never leaves the count and the ledger apart (F-42). One change at a time. When
-    the database was lost during one, the next looks whether it was made: nothing is spent twice.
+    Every change, with its count, runs to its end as a separate task, so a cancelled owner never
+    leaves count and ledger apart (F-42). Changes run one at a time. If the database was lost during
+    a change, the next change checks whether it was made, so nothing is spent twice.
     """
 
-    def __init__(  # noqa: PLR0913 -- what it needs of the engine, by name
+    def __init__(  # noqa: PLR0913 -- the parts of the engine that it uses, by name
         self,
         *,
         outcome: Outcome,
@@ -76,12 +76,12 @@ class RunningReservation:
     ) -> None:
         self.key = outcome.state.key
         self.state = outcome.state
-        """The channel as last seen on disk."""
+        """The channel as last read from disk."""
         self.units = 0
-        """Emitted by this request so far."""
+        """Units that this request has sent so far."""
         self.is_finished = False
         self.stopped_by: ProblemError | None = None
-        """Why the stream has to end, once it has to."""
+        """Why the stream must end; None while it may continue."""
         self._id = hold.reservation_id
         self._claim = outcome.claim
         self._unit_price = unit_price
@@ -94,11 +94,11 @@ class RunningReservation:
         held = outcome.state.find_reservation(hold.reservation_id)
         self._lease_expires_at = 0 if held is None else held.lease_expires_at
         self._room = 0 if held is None else held.amount
-        """What is counted as about to be owed and is not `spent` yet."""
+        """What counts as about to be owed and is not `spent` yet."""
         self._kind = ReservationKind.REQUEST
-        self._is_emitting = False  # until then what is counted can still be given back
+        self._is_emitting = False  # until then counted units can be given back
         self._held_units = self._room // unit_price
-        self._taken_units = 0  # emitted and not yet `spent`; never more than _held_units
+        self._taken_units = 0  # sent and not yet `spent`; never more than _held_units
         self._changing: asyncio.Task[ProblemError | None] | None = None
         self._may_prefetch = True
         self._doubt: _Doubt | None = None
@@ -106,7 +106,7 @@ class RunningReservation:
 
     @cached_property
     def stopped(self) -> asyncio.Event:
-        """Set once the stream has to end; made for streams alone, a request never asks."""
+        """Set once the stream must end. Created for streams only: a request never reads it."""
         stopped = asyncio.Event()
         if self.stopped_by is not None:
             stopped.set()
@@ -118,12 +118,12 @@ class RunningReservation:
 
     @property
     def has_claim(self) -> bool:
-        """Whether the request came with an idempotency key."""
+        """Whether the request has an idempotency key."""
         return self._claim is not None
 
     @property
     def covered_units(self) -> int:
-        """Units that may be emitted without asking the ledger."""
+        """Units that may be sent without asking the ledger."""
         return self._held_units - self._taken_units
 
     def watch(self) -> AbstractAsyncContextManager[Watch]:
@@ -131,7 +131,7 @@ class RunningReservation:
         return self._ledger.watch(self.key)
 
     def stop(self, reason: ProblemError) -> None:
-        """Tell the owner that the stream has to end; the first reason stays."""
+        """Make the stream end; the first reason counts."""
         if self.stopped_by is None:
             self.stopped_by = reason
         self.stopped.set()
@@ -139,12 +139,12 @@ class RunningReservation:
     async def start_stream(self, policy: StreamPolicy, *, is_emitting: bool = True) -> None:
         """Turn the request's reservation into a stream's, in one transaction.
 
-        From here on the owner's death leaves what is held spent: it may have been emitted. By
-        policy the channel's other streams have to yield (ACC-06). One that is not emitting yet
-        can give back what it counts until it is flushed.
+        From here on the owner's death makes the reservation spent, because it may have been sent.
+        By policy the channel's other streams must end (ACC-06). A stream that has not sent
+        anything can give back what it counted until it is flushed.
 
         Raises:
-            ProblemError: The channel may not serve a stream now; nothing is held any more.
+            ProblemError: The channel may not serve a stream now; nothing is reserved any more.
         """
         if self._kind is ReservationKind.STREAM:
             return
@@ -155,22 +155,22 @@ class RunningReservation:
         self._is_emitting = self._is_emitting or is_emitting
         self._renewer.keep_stream(self.key, self._id, self._lease_expires_at, self.stop)
         if policy is StreamPolicy.REPLACE:
-            replaced = StreamReplacedError("A newer stream on this channel took over.")
+            replaced = StreamReplacedError("A newer stream on this channel replaced this one.")
             self._renewer.stop_streams(self.key, replaced, spare=self._id)
 
     async def cover(self, units: int) -> None:
-        """Return once `units` more are held durably.
+        """Return once `units` more are reserved durably.
 
         Raises:
-            InsufficientBalanceError: Not so many are paid for; says which voucher would do.
-            PeerError: The channel ends, or a newer stream took over.
+            InsufficientBalanceError: They are not paid for; it names the voucher that would do.
+            PeerError: The channel ends, or a newer stream replaced this one.
             OperatorError: It could not be made durable.
         """
         while self.covered_units < units:
             if self.stopped_by is not None:
                 raise self.stopped_by
             if self._changing is not None and not self._changing.done():
-                await asyncio.shield(self._changing)  # a prefetch is on its way
+                await asyncio.shield(self._changing)  # a prefetch is running
                 continue
             refusal = await self._change(self._fill(max(self._step_units, units)))
             if self.covered_units >= units:
@@ -180,7 +180,7 @@ class RunningReservation:
             raise refusal
 
     def take(self, units: int) -> None:
-        """Count units as emitted. They must be covered, with no `await` in between."""
+        """Count units as sent. They must be covered, with no `await` in between."""
         self._taken_units = taken = self._taken_units + units
         self.units += units
         if (
@@ -192,15 +192,15 @@ class RunningReservation:
             self._begin(self._fill(self._step_units))
 
     def give_back(self) -> None:
-        """Take back what was counted and not yet made durable: it was not emitted (F-48)."""
+        """Undo the counting of units that are not durable: they were not sent (F-48)."""
         self.units -= self._taken_units
         self._taken_units = 0
 
     async def flush(self) -> ChannelState:
-        """Make all that was emitted `spent`, and go on.
+        """Make everything sent so far `spent`, and continue.
 
         Raises:
-            ReservationEndedError: The money is no longer held; nothing may be emitted for it.
+            ReservationEndedError: The reservation has ended; send nothing more for it.
         """
         self._is_emitting = True
         if self._taken_units and not self.is_finished:
@@ -210,20 +210,20 @@ class RunningReservation:
         return self.state
 
     async def finish(self, response: StoredResponse | None = None) -> ChannelState:
-        """Make what was emitted `spent`, give back the rest, and settle the idempotency key.
+        """Make everything sent `spent`, release the rest, and finish the idempotency key.
 
-        The key repeats `response` from now on; without one, a key for which nothing was
-        emitted is free again. Runs to its end even if the caller is cancelled.
+        From now on the key repeats `response`. Without a response, a key for which nothing was
+        sent is free again. Runs to its end even if the caller is cancelled.
 
         Raises:
-            ReservationEndedError: A request's money is no longer held: do not answer with it.
-            LedgerUnavailableError: Not durable. A request's reservation, and its key, are let go
-                as soon as the books answer; a stream's ends with its lease.
+            ReservationEndedError: A request's reservation has ended: do not send the answer.
+            LedgerUnavailableError: Not durable. A request's reservation and key are released once
+                the ledger answers; a stream's reservation ends with its lease.
         """
         if not self.is_finished:
             self.is_finished = True
             change = self._finish(response)
-            # A request's only change needs no task: what is queued is made, whoever waits.
+            # A request's only change needs no task: a queued change is made even if cancelled.
             try:
                 refusal = await (change if self._changing is None else self._change(change))
             except LedgerUnavailableError:
@@ -280,7 +280,7 @@ class RunningReservation:
                 unit_price=self._unit_price,
                 units_min=1,
                 units_max=self._step_units,
-                presented=AMOUNT_MAX,  # what was presented was judged when the request came
+                presented=AMOUNT_MAX,  # the voucher was checked when the request came
                 min_voucher_delta=self._min_voucher_delta,
                 lease_expires_at=self._renewer.lease(self._id),
                 stream_policy=policy,
@@ -288,10 +288,10 @@ class RunningReservation:
         )
 
     async def _fill(self, units_max: int) -> ProblemError | None:
-        """Spend what was emitted and hold the next step, in one transaction.
+        """Spend what was sent and reserve the next step, in one transaction.
 
-        What was counted for an answer that has not begun stays held beside that step: it is
-        given back whole if the answer fails (F-48).
+        Units counted for an answer that has not begun stay reserved in addition: all of them are
+        given back if the answer fails (F-48).
         """
         is_emitting = self._is_emitting
         refusal = self._take_room(units_max)
@@ -308,7 +308,7 @@ class RunningReservation:
             ),
             is_spending=is_emitting,
         )
-        # A step that came out short would come out short again: wait until it is used up.
+        # After a short step the next would be short, too: prefetch no more until it is used up.
         self._may_prefetch = self._held_units >= self._step_units
         return refusal
 
@@ -316,7 +316,7 @@ class RunningReservation:
         return await self._apply()
 
     async def _finish(self, response: StoredResponse | None) -> ProblemError | None:
-        # Durable after this: `spent` covers all that was emitted, and nothing is held.
+        # Durable after this: `spent` covers everything sent, and nothing is reserved.
         self._renewer.drop(self._id)
         return await self._apply(Release(self._id), request=self._request_update(response))
 
@@ -343,11 +343,11 @@ class RunningReservation:
         return applied.refusal
 
     async def _resolve_doubt(self) -> None:
-        """Find out whether the change before was made, if nobody was told.
+        """Find out whether the previous change was made, if its outcome is unknown.
 
-        It shows in the amount held, which only the owner's changes alter, or in the lease. Where
-        neither tells, as when it was renewed since, it counts as not made: what was emitted is
-        charged in any case, and less than a step twice.
+        The reserved amount shows it, because only the owner's changes alter it, or the lease. When
+        neither does, for example after a renewal, the change counts as not made. Then everything
+        sent is charged in any case, and less than a step is charged twice.
         """
         doubt = self._doubt
         if doubt is None:
@@ -363,13 +363,13 @@ class RunningReservation:
         self._take_over(state, spent, has_ended=held is None)
 
     def _take_over(self, state: ChannelState, spent_units: int, *, has_ended: bool) -> None:
-        """Count by what the books say after a change."""
+        """Update the counts from the ledger's state after a change."""
         self.state = state
         self._taken_units -= spent_units
         held = state.find_reservation(self._id)
         amount = 0 if held is None else held.amount
         self._held_units = amount // self._unit_price
-        if not has_ended:  # what ended is spent perhaps
+        if not has_ended:  # an ended reservation may be spent
             self._admission.give_back(self._room - spent_units * self._unit_price - amount)
         self._room = amount
         if held is not None:
@@ -377,7 +377,7 @@ class RunningReservation:
             self._renewer.renewed(self._id, held.lease_expires_at)
 
     def _take_room(self, units: int) -> ProblemError | None:
-        """Count what is about to be owed: `units` held beside what was emitted."""
+        """Count what is about to be owed: `units` reserved in addition to what was sent."""
         missing = (units + self._taken_units) * self._unit_price - self._room
         if missing <= 0:
             return None

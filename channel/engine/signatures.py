@@ -1,7 +1,8 @@
-"""Whose voucher is it? A key's signature first, then a wallet's, as the escrow does (ENC-07).
+"""Verifies vouchers: a key's signature first, then a wallet's, as the escrow does (ENC-07).
 
-What a contract vouches for it may take back (F-19), so it is taken only where the operator says
-so, and a node is asked about it in bounded number: signers without code are remembered (O-25).
+A contract may take back its answer (F-19), so contract signatures are accepted only where the
+operator allows them. Questions to a node about them are bounded, and signers without code are
+remembered (O-25).
 """
 
 from collections import OrderedDict
@@ -27,7 +28,7 @@ from channel.verify.voucher import verify_wallet_voucher
 __all__ = ["SignatureCheck"]
 
 _HINT: Final = (
-    "Vouchers that only a contract vouches for are not taken here: name an ordinary key (an "
+    "This server does not accept vouchers that only a contract verifies: name an ordinary key (an "
     "externally owned account) as the channel's `authorizedSigner` and sign with it; the payer "
     "itself may be a contract."
 )
@@ -35,7 +36,7 @@ _ALL: Final = b"all"
 
 
 class SignatureCheck:
-    """The one way from a payload's voucher to a proven one, for every action (F-14)."""
+    """The only way from a payload's voucher to a verified one, for every action (F-14)."""
 
     def __init__(
         self,
@@ -52,7 +53,7 @@ class SignatureCheck:
         self._takes_contracts = settings.takes_contract_signatures
         self._now = now
         self._of_channel = RateLimiter(settings.vouchers_per_second, now)
-        questions = "signatures a second that only a contract can vouch for"
+        questions = "signatures a second that only a contract can verify"
         self._of_source = RateLimiter(CONTRACT_QUESTIONS_PER_SOURCE_MAX, now, what=questions)
         self._of_all = RateLimiter(CONTRACT_QUESTIONS_MAX, now, what=questions)
         self._codeless: OrderedDict[Address, float] = OrderedDict()
@@ -62,17 +63,17 @@ class SignatureCheck:
     async def require(
         self, voucher: SignedVoucher, key: ChannelKey, signer: Address, *, client: bytes = b""
     ) -> VerifiedVoucher:
-        """Return the voucher as proven by `signer`, a key, or a contract where those are taken.
+        """Return the voucher, verified against `signer`: a key, or a contract if allowed.
 
-        A key's signature costs tens of microseconds and is checked at once. Only one that no
-        key of `signer` made asks the chain, unless `signer` is known to have no code: so often
-        per channel, per `client` and in all.
+        A key's signature costs tens of microseconds and is checked immediately. Only a signature
+        that no key of `signer` made asks the chain, unless `signer` is known to have no code. The
+        questions are bounded per channel, per `client` and in total.
 
         Raises:
-            InvalidSignatureError: Not canonical, unrecoverable, or the wallet says no.
-            SignerMismatchError: Somebody else signed it.
+            InvalidSignatureError: Not canonical, unrecoverable, or rejected by the wallet.
+            SignerMismatchError: Another key signed it.
             TooManyRequestsError: Too many signatures ask the chain.
-            ChainUnavailableError: No node could say; fails closed (F-15).
+            ChainUnavailableError: No node answered; fails closed (F-15).
         """
         self.checked += 1
         try:
@@ -103,7 +104,7 @@ class SignatureCheck:
             )
 
     def _note_codeless(self, signer: Address) -> None:
-        """Remember that a signer has no code; it may get some, so not for long."""
+        """Remember for a while that a signer has no code; it may be deployed later."""
         self._codeless.pop(signer, None)
         self._codeless[signer] = self._now() + CODELESS_TRUSTED_S
         if len(self._codeless) > CODELESS_SIGNERS_MAX:

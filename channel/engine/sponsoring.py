@@ -1,6 +1,6 @@
-"""What a signed deposit must say before anybody pays gas for it (OPEN-05, OPEN-06, TOPUP-04).
+"""Checks a signed deposit before the payee pays gas for it (OPEN-05, OPEN-06, TOPUP-04).
 
-Pure: every field is held against the channel's terms, so that what is forwarded can do nothing but
+Pure: it compares every field with the channel's terms, so that the forwarded deposit can do only
 what its payload claims. What only the chain knows (time, nonces, balances) is simulated later.
 """
 
@@ -46,7 +46,7 @@ SponsoredTopUp: TypeAlias = TopUpAuthorization | TopUpPermit2
 
 
 def split_merged(payload: VoucherPayload, deposit: Deposit) -> SponsoredOpening | SponsoredTopUp:
-    """Return the deposit of a voucher as the payload it would be by itself (VCH-06)."""
+    """Return a voucher's deposit as the separate payload that it stands for (VCH-06)."""
     if deposit.action == "open":
         return build_open(deposit, payload.voucher)
     return build_top_up(deposit, payload.channel_id)
@@ -55,7 +55,7 @@ def split_merged(payload: VoucherPayload, deposit: Deposit) -> SponsoredOpening 
 def build_opening_deposit(
     paid: Authenticated, payload: SponsoredOpening, terms: ChannelTerms
 ) -> SponsoredDeposit:
-    """Return the deposit that opens the channel of these terms, and nothing else.
+    """Return the deposit that opens the channel with these terms and does nothing else.
 
     Raises:
         MalformedPayloadError: A field contradicts the terms, the offer or the escrow.
@@ -79,7 +79,7 @@ def build_opening_deposit(
 def build_top_up_deposit(
     paid: Authenticated, payload: SponsoredTopUp, terms: ChannelTerms
 ) -> SponsoredDeposit:
-    """Return the deposit that tops this channel up, and nothing else. Anybody may fund it.
+    """Return the deposit that tops up this channel and does nothing else. Anyone may fund it.
 
     Raises:
         MalformedPayloadError: A field contradicts the channel, the offer or the escrow.
@@ -114,10 +114,10 @@ def require_key_signature(deposit: SponsoredDeposit, token: bytes, terms: Channe
 
     Raises:
         InvalidSignatureError: Not canonical, or no key could have made it.
-        SignerMismatchError: Somebody else's key made it.
+        SignerMismatchError: Another key made it.
     """
     if recover(_digest(deposit, token, terms), deposit.signature) != deposit.funder:
-        raise SignerMismatchError("The deposit was not signed by whom it is from.")
+        raise SignerMismatchError("The deposit was not signed by its funder.")
 
 
 def _digest(deposit: SponsoredDeposit, token: bytes, terms: ChannelTerms) -> bytes:

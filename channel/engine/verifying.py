@@ -1,8 +1,8 @@
-"""Many signatures at once, on several cores: libsecp256k1 runs without Python's lock.
+"""Verifies many signatures on several cores: libsecp256k1 runs without Python's lock.
 
-A voucher that comes alone is verified where it arrives, which adds nothing to it. Where many come
-in one turn of the event loop, those of the next turn are put in a queue, from which the loop and
-its helpers take one after the other until it is empty: a helper that is late takes fewer.
+A single voucher is verified where it arrives, without overhead. After a turn of the event loop with
+many vouchers, those of the next turn go into a queue. The loop and its helper threads take from the
+queue until it is empty, so a slow helper takes fewer.
 """
 
 import asyncio
@@ -19,14 +19,14 @@ _Waiting: TypeAlias = tuple[SignedVoucher, ChannelKey, Address, "asyncio.Future[
 _Answer: TypeAlias = tuple["asyncio.Future[VerifiedVoucher]", VerifiedVoucher | Exception]
 
 _SHARED_MIN: Final = 8
-"""Vouchers in a turn from which sharing them pays: to wake a helper costs as much as one or two."""
+"""Vouchers in a turn from which sharing pays: waking a helper costs as much as one or two."""
 _LAST_ONE_S: Final = 0.002
-"""A helper holds one voucher at most when the queue is empty: 30 us. The loop waits for that, so
-that all of a turn go on together into one commit, but not for a thread that got no processor."""
+"""When the queue is empty, a helper holds one voucher at most, 30 us of work. The loop waits for
+it, so that one turn's vouchers share a commit, but not for a thread that gets no processor."""
 
 
 class VoucherVerifier:
-    """`verify_voucher` for one event loop, with so many threads to use, the loop's own included."""
+    """`verify_voucher` for one event loop, with this many threads, including the loop's own."""
 
     def __init__(self, threads: int) -> None:
         self._helpers = threads - 1
@@ -39,7 +39,7 @@ class VoucherVerifier:
     async def verify(
         self, voucher: SignedVoucher, key: ChannelKey, signer: Address
     ) -> VerifiedVoucher:
-        """Return the voucher as proven; what it raises is what `verify_voucher` raises."""
+        """Return the verified voucher; raises what `verify_voucher` raises."""
         if self._helpers:
             self._in_turn += 1
             if self._in_turn == 1 or self._loop is None:
@@ -52,7 +52,7 @@ class VoucherVerifier:
         return verify_voucher(voucher, key, signer)
 
     def close(self) -> None:
-        """End the helpers; what still waits is verified by the loop."""
+        """End the helpers; the loop verifies what still waits."""
         self._helpers = 0
         self._pool.shutdown(wait=False)
 
@@ -79,7 +79,7 @@ class VoucherVerifier:
 
 
 def _take_all(queue: deque[_Waiting]) -> list[_Answer]:
-    """Verify from the queue until it is empty; other threads do the same beside."""
+    """Verify from the queue until it is empty; other threads do the same concurrently."""
     done: list[_Answer] = []
     while True:
         try:
@@ -88,7 +88,7 @@ def _take_all(queue: deque[_Waiting]) -> list[_Answer]:
             return done
         try:
             done.append((answer, verify_voucher(voucher, key, signer)))
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is this caller's
+        except Exception as error:  # noqa: BLE001 - every error belongs to this caller
             done.append((answer, error.with_traceback(None)))
 
 

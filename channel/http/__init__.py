@@ -1,4 +1,4 @@
-"""Serve: a gate that asks for payment, and a meter that counts it, for any ASGI application."""
+"""Charges for requests: a gate that demands payment and a meter, for any ASGI application."""
 
 from channel.http.events import Event, Frame, PaidEventStream
 from channel.http.metering import Meter, metered

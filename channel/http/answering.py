@@ -1,4 +1,4 @@
-"""The handler's answer on its way out: paid for first, then let through (F-48, ACC-03)."""
+"""Sends the handler's answer, after it is paid for (F-48, ACC-03)."""
 
 from collections.abc import Awaitable
 from typing import Final
@@ -26,9 +26,9 @@ _NOT_REPEATABLE: Final = OutcomeUnknownError(
 
 
 class Answer:
-    """Wraps `send`: spends before the first byte, or gives back when there is nothing to sell.
+    """Wraps `send`: spends before the first byte, or gives back when nothing is sold.
 
-    Once `refusal` is set nothing of the handler's goes out any more: the gate answers instead.
+    Once `refusal` is set, nothing more of the handler's answer is sent: the gate answers instead.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Answer:
         self.has_started = False
         self.is_client_gone = False
         self.status: int | None = None
-        """Of a handler's refusal: nothing was sold."""
+        """Of a handler's refusal, for which nothing was sold."""
         self._send = send
         self._body = body
         self._meter = meter
@@ -47,21 +47,21 @@ class Answer:
         self._is_metered = is_metered
         self._recording: _Recording | None = None
         self._held: Message | None = None
-        """How a metered answer begins that nothing was counted for: sent with its first content."""
+        """The start of a metered answer before anything is counted; sent with its first content."""
 
     def send(self, message: Message) -> Awaitable[None]:
-        """Take a message of the handler's; to be awaited at once, as ASGI's `send`.
+        """Take a message of the handler. The caller must await it directly, like ASGI's `send`.
 
         Raises:
-            ClientGoneError: Nobody is there to answer; nothing was spent.
-            ProblemError: The answer may not go out.
+            ClientGoneError: The client has left; nothing was spent.
+            ProblemError: The answer must not be sent.
         """
         # The hot path of a stream adds no frame of its own.
         return self._send(message) if self.has_started else self._begin(message)
 
     async def _begin(self, message: Message) -> None:
         if self.refusal is not None or self.is_client_gone:
-            return  # such as a framework's own answer to the refusal we raised into it
+            return  # for example a framework's answer to the refusal raised into it
         if message["type"] == "http.response.start":
             if self._is_metered and _is_success(message) and not self._meter.has_counted:
                 self._held = message
@@ -73,15 +73,15 @@ class Answer:
             await self._send(message)
         elif message["type"] == "http.response.body":
             await self._record(self._recording, message)
-        else:  # such as a file's path: what the server makes of it is not ours to repeat
+        else:  # for example a file's path: the server makes a body of it that cannot be repeated
             await self._forgo(self._recording)
             await self._send(message)
 
     async def _release(self, held: Message, message: Message) -> None:
-        """Let an answer begin with its first content, if that was counted and can be paid for.
+        """Begin an answer with its first content, if that was counted and can be paid for.
 
         Raises:
-            ConfigError: It was not, or the rest could not be asked for (O-49, O-50).
+            ConfigError: It was not counted, or the stream cannot ask for the rest (O-49, O-50).
         """
         is_body = message["type"] == "http.response.body"
         has_content = not is_body or bool(message.get("body"))
@@ -99,8 +99,8 @@ class Answer:
             problem = "counts nothing of what it sends: spend in metered(), or use PaidEventStream"
         elif not (meter.has_held or _is_events([*held.get("headers", ())])):
             problem = (
-                "sends a stream that cannot ask for vouchers: hold() in metered() what it may come "
-                "to, or send server-sent events"
+                "sends a stream that cannot ask for vouchers: hold() its greatest cost in "
+                "metered(), or send server-sent events"
             )
         else:
             return
@@ -111,7 +111,7 @@ class Answer:
         status: int = message["status"]
         headers: Headers = [*message.get("headers", ())]
         if not _is_success(message):
-            # A framework's answer to what it was raised: to an unread body it may be a 400.
+            # A framework turns the error raised into it into an answer: a 400 for an unread body.
             refusal = self._body.refusal or (self._meter.refusal if status >= 500 else None)  # noqa: PLR2004
             if refusal is not None:
                 self.refusal = refusal
@@ -129,7 +129,7 @@ class Answer:
             if self._reservation.has_claim and length is not None and _is_small(length):
                 self._recording = _Recording(message, without_receipt(headers), int(length))
                 return
-            # What was begun before it was counted may go on being counted.
+            # Once begun, a metered answer may be counted further.
             is_whole = not self._is_metered or (length is not None and not is_begun)
             await self._spend(is_whole=is_whole)
         except ProblemError as error:
@@ -147,7 +147,7 @@ class Answer:
         await self._send({"type": "http.response.body", "body": event, "more_body": True})
 
     async def _spend(self, *, is_whole: bool) -> None:
-        """Make what was counted `spent`; durable when it returns. A metered stream goes on."""
+        """Make what was counted `spent` and durable. A metered stream continues."""
         if is_whole:
             await self._reservation.finish(self.unrepeatable())
         else:
@@ -159,9 +159,9 @@ class Answer:
         await self._send({**message, "headers": headers})
 
     async def _record(self, recording: "_Recording", message: Message) -> None:
-        """Keep the answer until it is whole; then it is stored with the charge, and sent."""
+        """Collect the answer until it is complete; then store it with the charge, and send it."""
         recording.body += message.get("body", b"")
-        if len(recording.body) > recording.length:  # not the answer that was announced
+        if len(recording.body) > recording.length:  # longer than its Content-Length
             await self._forgo(recording)
             await self._send({**message, "body": bytes(recording.body)})
             return
@@ -181,7 +181,7 @@ class Answer:
         await self._send({"type": "http.response.body", "body": stored.body})
 
     async def _forgo(self, recording: "_Recording") -> None:
-        """Charge an answer that cannot be kept, and let it begin."""
+        """Charge for an answer that cannot be stored, and begin it."""
         try:
             await self._spend(is_whole=True)
         except ProblemError as error:
@@ -191,7 +191,7 @@ class Answer:
         await self._forward(recording.start, with_receipt(recording.headers, self._meter.receipt()))
 
     def unrepeatable(self) -> StoredResponse | None:
-        """Return what a repeat of the key is told when the answer itself is not kept."""
+        """Return the stored answer for repeats of the key when the real one cannot be stored."""
         if not self._reservation.has_claim or not self._reservation.units:
             return None
         body = format_problem(_NOT_REPEATABLE)

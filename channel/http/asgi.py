@@ -1,4 +1,4 @@
-"""ASGI as far as the gate needs it: types, headers, whole answers."""
+"""The parts of ASGI that the gate needs: types, headers, complete answers."""
 
 import re
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping, Sequence
@@ -58,12 +58,12 @@ def find_header(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> str | No
 
 
 def without_receipt(headers: Headers) -> list[tuple[bytes, bytes]]:
-    """Return an application's headers without a receipt: only the gate gives one (CORE-07)."""
+    """Return an application's headers without a receipt: only the gate issues one (CORE-07)."""
     return [pair for pair in headers if pair[0].lower() != _RECEIPT]
 
 
 def without_body(send: Send) -> Send:
-    """Return a `send` that lets an answer's head through and nothing of its content."""
+    """Return a `send` that passes on an answer's head and none of its content."""
     has_begun = has_ended = False
 
     async def send_head(message: Message) -> None:
@@ -82,7 +82,7 @@ def without_body(send: Send) -> Send:
 
 
 def with_receipt(headers: Headers, receipt: Receipt) -> list[tuple[bytes, bytes]]:
-    """Return the headers with a receipt, and private to the payer's own cache (CORE-06)."""
+    """Return the headers with a receipt, and with a private Cache-Control (CORE-06)."""
     kept, caching = [], []
     for pair in headers:
         name = pair[0]
@@ -100,9 +100,9 @@ def with_receipt(headers: Headers, receipt: Receipt) -> list[tuple[bytes, bytes]
 
 
 def private_send(send: Send) -> Send:
-    """Return a `send` whose answers no shared cache keeps, receipts or not (CORE-06).
+    """Return a `send` whose answers no shared cache stores, receipts or not (CORE-06).
 
-    Shared caches know that `Authorization` makes an answer private, and no other field.
+    Shared caches treat answers to `Authorization` as private, but know no other such field.
     """
 
     async def send_private(message: Message) -> None:
@@ -146,7 +146,7 @@ async def send_empty(send: Send, receipt: Receipt) -> None:
 async def send_stored(
     send: Send, stored: StoredResponse, receipt: Receipt, *, is_head: bool
 ) -> None:
-    """Give an answer again (IDEM-02), with a receipt of the books as they are now."""
+    """Repeat a stored answer (IDEM-02), with a receipt for the current state."""
     is_success = 200 <= stored.status < 300  # noqa: PLR2004
     headers = with_receipt(stored.headers, receipt) if is_success else stored.headers
     await _send_whole(send, stored.status, headers, stored.body, is_head=is_head)
@@ -155,7 +155,7 @@ async def send_stored(
 async def send_problem(
     send: Send, error: ProblemError, challenges: Sequence[Challenge], *, is_head: bool = False
 ) -> None:
-    """Answer with a problem body, challenges where they help, and nothing for a cache to keep."""
+    """Answer with a problem body and, where they help, challenges. No cache may store it."""
     await send_refusal(
         send,
         error,
@@ -175,7 +175,7 @@ async def send_refusal(
     headers: Headers,
     is_head: bool = False,
 ) -> None:
-    """Answer with this body, whose kind `headers` say; otherwise as `send_problem`."""
+    """Answer with this body, whose type is in `headers`; otherwise like `send_problem`."""
     sent = [
         *headers,
         (b"content-length", str(len(body)).encode("ascii")),
@@ -195,7 +195,7 @@ async def send_refusal(
 async def send_refused_websocket(
     scope: Scope, receive: Receive, send: Send, error: ProblemError
 ) -> None:
-    """Refuse a websocket before it opens: with a problem where the server can, else with 403."""
+    """Refuse a websocket before it opens: with a problem if the server can, otherwise with 403."""
     await receive()  # its `websocket.connect`
     if "websocket.http.response" not in (scope.get("extensions") or {}):
         await send({"type": "websocket.close", "code": 1008})

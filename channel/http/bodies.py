@@ -1,7 +1,8 @@
-"""How much of requests' bodies is held: of one channel, of one address, and in all (O-24).
+"""Bounds the memory of request bodies: per channel, per address, and in total (O-24).
 
-It takes a proven voucher to get here, but none that is spent: without a bound a payer of little
-could fill the memory with requests that never end, or that wait for a slow model (F-98, F-100).
+A body is read after the voucher is verified, but before anything is spent. Without a bound a payer
+with a small deposit could fill the memory with requests that never end, or that wait for a slow
+model (F-98, F-100).
 """
 
 from collections import Counter
@@ -26,7 +27,7 @@ class BodyBounds:
         self._held: Counter[tuple[bytes, bytes]] = Counter()
 
     def room(self, channel_id: ChannelId, source: bytes) -> "BodyRoom":
-        """Return what counts the bytes of one request; `source` is empty where it is unknown."""
+        """Return the counter for one request's body; `source` is empty when unknown."""
         bounds = {
             (b"channel", bytes(channel_id)): BODIES_PER_CHANNEL_BYTES_MAX,
             _ALL: BODIES_BYTES_MAX,
@@ -47,25 +48,25 @@ class BodyRoom:
         self._taken = 0
 
     def take(self, size: int) -> None:
-        """Count bytes that have come.
+        """Count received bytes.
 
         Raises:
-            TooManyRequestsError: As many are held as may be; these are not counted.
+            TooManyRequestsError: The bound is reached; these bytes are not counted.
         """
         if not size:
             return
         for key, most in self._bounds.items():
             if self._held[key] + size > most:
                 raise TooManyRequestsError(
-                    f"Requests that are not answered yet hold {most} bytes, as many as may be "
-                    f"held {_WHOSE[key[0]]}. Wait for their answers."
+                    f"Requests without an answer yet hold {most} bytes, the most that may be held "
+                    f"{_WHOSE[key[0]]}. Wait for their answers."
                 )
         for key in self._bounds:
             self._held[key] += size
         self._taken += size
 
     def release(self) -> None:
-        """Count them no more; a second time does nothing."""
+        """Stop counting these bytes; a second call does nothing."""
         taken, self._taken = self._taken, 0
         if not taken:
             return

@@ -1,12 +1,11 @@
 """A stream of server-sent events, paid for event by event (SSE-01 to SSE-07).
 
-A unit is held durably and counted before its bytes leave: what was emitted is always charged, and
-at most the last write was charged and not emitted. When no more is held the stream says what
-voucher it waits for, once, and waits. It always ends with a receipt, unless nobody is there to
-read it.
+A unit is reserved durably and counted before its bytes are sent. So everything sent is charged, and
+at most the last write was charged and not sent. When the reservation is used up, the stream asks
+for the next voucher, once, and waits. It always ends with a receipt, unless the client is gone.
 
-Events that come at once, one right behind the other, leave in one write. None is kept back for a
-producer that has to wait, nor behind one that is slow.
+Events that arrive directly behind each other are sent in one write. No event is delayed while the
+producer waits or is slow.
 """
 
 import asyncio
@@ -36,33 +35,33 @@ _log = logging.getLogger(__name__)
 
 _RESERVED = "payment-"
 _TOGETHER_S_MAX = 0.0002
-"""Events this close behind each other may leave in one write: less than a write costs a client."""
+"""Events this close together may share a write: the delay is below the cost of a write."""
 _WRITE_BYTES_MAX = 16 * 1024
 _ENDS = (b"\n\n", b"\n\r\n", b"\n\r", b"\r\r", b"\r\r\n")
 _OURS = re.compile(
     rb"(?:\A\xef\xbb\xbf|\A|[\r\n])(?:event: ?payment-|payment-units)"
-)  # on whatever line
+)  # on any line
 
 
 class Event(msgspec.Struct, frozen=True):
-    """One event: text of any content, which cannot pass for an event of ours (F-55)."""
+    """One event with any text; it cannot become an event of the protocol (F-55)."""
 
     data: str
     event: str | None = None
     units: int = 1
-    """What it costs; 0 for an event that sells nothing, such as a `[DONE]`. Many for a batch: the
-    event says so, and payers believe it as far as its text has bytes, and their step reaches."""
+    """Its price in units; 0 for an event that sells nothing, such as a `[DONE]`. A batch may cost
+    many: the event states it, and payers accept up to the bytes of its text and their step."""
     held: int = 0
-    """Units beyond its own that must be paid for before it leaves; counted later, if ever."""
+    """Units beyond its own that must be paid for before it is sent, and may be counted later."""
 
 
 class Frame(msgspec.Struct, frozen=True):
-    """One whole event as another server sent it; a blank line that is missing is added."""
+    """One whole event as another server sent it. A missing blank line at its end is added."""
 
     raw: bytes
     units: int = 1
     held: int = 0
-    """As of an `Event`."""
+    """As for an `Event`."""
 
 
 Chunk: TypeAlias = str | Event | Frame
@@ -73,8 +72,8 @@ class PaidEventStream(Response):
 
         return PaidEventStream(tokens())
 
-    `events` is closed within two seconds when the client leaves or stops paying; if it is an
-    async generator its `finally` is where generation is cancelled.
+    `events` is closed within two seconds when the client leaves or stops paying. In an async
+    generator, cancel the generation in `finally`.
     """
 
     media_type = CONTENT_TYPE
@@ -96,7 +95,7 @@ class PaidEventStream(Response):
                 **(headers or {}),
             }
         )
-        # No length is known, and `init_headers` may have written that of an empty body.
+        # The length is unknown, and `init_headers` may have written that of an empty body.
         self.raw_headers = [pair for pair in self.raw_headers if pair[0] != b"content-length"]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -110,7 +109,7 @@ class PaidEventStream(Response):
         stream = _Stream(self.events, meter, send)
         try:
             await meter.start_stream()
-            meter.has_counted = True  # event by event, from now on
+            meter.has_counted = True  # every event is counted from now on
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             await stream.run(receive)
         finally:
@@ -118,14 +117,14 @@ class PaidEventStream(Response):
 
 
 class _Stream:
-    """One run of a stream: a pump, and whatever may end it from outside."""
+    """One run of a stream: a pump, and the events that may end it from outside."""
 
     def __init__(self, events: AsyncIterable[Chunk], meter: Meter, send: Send) -> None:
         self._producer = Producer(events, self._before_waiting)
         self._meter = meter
         self._reservation = meter.reservation
         self._send = send
-        self._frames: list[bytes] = []  # covered, and neither counted nor sent yet
+        self._frames: list[bytes] = []  # covered, but neither counted nor sent yet
         self._frames_bytes = 0
         self._frames_units = 0
         self._is_idle = False  # waiting for the producer or for a voucher: safe to interrupt
@@ -148,7 +147,7 @@ class _Stream:
             stopped.cancel()
             await self.close()
         if is_gone:
-            await self._reservation.finish()  # only what was emitted is spent (SSE-07)
+            await self._reservation.finish()  # only what was sent is spent (SSE-07)
             return
         failure = None if pump.cancelled() else pump.exception()
         await self._end(is_cut_off=failure is not None)
@@ -156,7 +155,7 @@ class _Stream:
             raise failure
 
     async def _end(self, *, is_cut_off: bool) -> None:
-        """Say what was paid (SSE-04). After a failure the body is left without its end."""
+        """Send the receipt (SSE-04). After a failure the body stays without its end."""
         await self._reservation.finish()
         event = format_payment_receipt_event(self._meter.receipt())
         await self._send({"type": "http.response.body", "body": event, "more_body": True})
@@ -167,7 +166,7 @@ class _Stream:
         try:
             await self._pump_all(gone)
         except Exception:
-            await self._write()  # what came before it failed
+            await self._write()  # what arrived before the failure
             raise
         await self._write()
 
@@ -199,7 +198,7 @@ class _Stream:
             came_at = now
 
     async def _write(self) -> None:
-        """Let go what is covered, counted first: a send cut short may have let it go (F-42)."""
+        """Send what is covered; count it before, since an interrupted send may be out (F-42)."""
         if not self._frames:
             return
         body = self._frames[0] if len(self._frames) == 1 else b"".join(self._frames)
@@ -217,11 +216,11 @@ class _Stream:
         self._is_idle = False
         await self._write()
         self._is_idle = True
-        if self._reservation.stopped_by is not None:  # while we were not idle
+        if self._reservation.stopped_by is not None:  # stopped while not idle
             raise asyncio.CancelledError
 
     async def _is_covered(self, units: int) -> bool:
-        """Whether the units are held, after waiting for a voucher if need be (SSE-03)."""
+        """Whether the units are reserved, after waiting for a voucher if necessary (SSE-03)."""
         try:
             await self._reservation.cover(units)
         except InsufficientBalanceError:
@@ -231,10 +230,10 @@ class _Stream:
         return True
 
     def _ends_by(self, error: ProblemError) -> bool:
-        """Return False when the stream just ends here: the channel does, or it was stopped.
+        """Return False when the stream simply ends here: the channel ended, or it was stopped.
 
         Raises:
-            OperatorError: It is our fault, and the stream cannot go on (F-51).
+            OperatorError: The operator's fault; the stream cannot continue (F-51).
         """
         if isinstance(error, PeerError) or error is self._reservation.stopped_by:
             return False
@@ -258,7 +257,7 @@ class _Stream:
                     return True
                 remaining_s = deadline - loop.time()
                 if remaining_s <= 0 or self._reservation.stopped_by is not None:
-                    return False  # told to end while we were not idle, or never paid
+                    return False  # stopped while not idle, or not paid in time
                 self._is_idle = True
                 await watch.changed(remaining_s)
                 self._is_idle = False
@@ -268,7 +267,7 @@ class _Stream:
         await self._send({"type": "http.response.body", "body": event, "more_body": True})
 
     async def close(self) -> None:
-        """Stop the pump and free the producer, bounded in time (F-56)."""
+        """Stop the pump and close the producer, bounded in time (F-56)."""
         pump = self._pump_task
         if pump is not None and not pump.done():
             pump.cancel()
@@ -280,16 +279,19 @@ class _Stream:
 
 
 def _read_chunk(chunk: Chunk) -> tuple[bytes, int]:
-    """Return what goes on the wire, and its units."""
+    """Return the bytes to send, and their units."""
     if isinstance(chunk, str):
         return format_event(chunk), 1
     if isinstance(chunk, Event):
         if (chunk.event or "").startswith(_RESERVED):
-            raise ValueError(f"{chunk.event}: events of this name are the gate's")
+            raise ValueError(
+                f"{chunk.event}: the gate reserves event names that begin with {_RESERVED}; "
+                "use another name"
+            )
         return format_event(chunk.data, chunk.event, units=chunk.units), chunk.units
     if (b"event" in chunk.raw or b"payment-" in chunk.raw) and _OURS.search(chunk.raw):
-        return b": dropped\n\n", 0  # another server's word about payment is none of ours
-    # Without its end it would run into the next one, be that a forgery's other half or our receipt.
+        return b": dropped\n\n", 0  # another server's payment events have no meaning here
+    # Without its end it would merge with the next event: a forgery's other half, or the receipt.
     return chunk.raw if chunk.raw.endswith(_ENDS) else chunk.raw + b"\n\n", chunk.units
 
 

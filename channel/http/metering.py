@@ -1,4 +1,4 @@
-"""Count what a request uses, while it uses it: the handler's side of a metered route."""
+"""Counts a request's usage while it runs: the handler's interface of a metered route."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -15,11 +15,11 @@ from channel.wire.sse import NeedVoucher, format_need_voucher
 __all__ = ["METER", "Meter", "format_need", "metered", "require_meter"]
 
 METER: Final = "mpp_session.meter"
-"""Where the gate leaves the meter in a request's scope."""
+"""The key under which the gate puts the meter into a request's scope."""
 
 
 class Meter:
-    """The units of one paid request. At least one was held durably before the handler ran."""
+    """The units of one paid request. At least one was reserved durably before the handler ran."""
 
     def __init__(
         self,
@@ -33,13 +33,13 @@ class Meter:
         self.reservation = reservation
         self.pause_s = pause_s
         self.refusal: ProblemError | None = None
-        """Why the request could not go on, for the gate to answer."""
+        """Why the request could not continue; the gate answers with it."""
         self.has_counted = False
-        """Whether the handler has counted anything, be it nothing: else nothing may be sent."""
+        """Whether the handler has counted, even 0 units; otherwise nothing may be sent."""
         self.has_held = False
-        """Whether the handler has said how much it may come to."""
+        """Whether the handler has reserved its greatest cost."""
         self.announce: Callable[[bytes], Awaitable[None]] | None = None
-        """Sends an event of the protocol between those of the handler, once it sends events."""
+        """Sends a protocol event between those of the handler, once it sends events."""
         self._engine = engine
         self._paid = paid
         self._stream_policy = stream_policy
@@ -50,12 +50,12 @@ class Meter:
         return self.reservation.units
 
     async def hold(self, units: int) -> None:
-        """Make sure, durably, that `units` more can be spent: before work that cannot be undone.
+        """Reserve `units` more durably, before work that cannot be undone.
 
         Raises:
-            InsufficientBalanceError: Not so many are paid for. Let it pass: the gate answers
-                402 and says which voucher would do.
-            ProblemError: The channel ends, or the books could not be written.
+            InsufficientBalanceError: They are not paid for. Do not catch it: the gate answers
+                402 and names the voucher that is needed.
+            ProblemError: The channel ends, or the ledger could not be written.
         """
         self.has_held = True
         await self._cover(units)
@@ -68,18 +68,18 @@ class Meter:
             raise
 
     async def spend(self, units: int = 1) -> None:
-        """Spend `units`, before what they pay for is sent. Durable before this returns.
+        """Spend `units` before what they pay for is sent. Durable before this returns.
 
-        Between server-sent events it asks for the voucher that is missing, and waits for it.
+        Between server-sent events it asks for a missing voucher and waits for it.
 
         Raises:
-            ProblemError: As `hold`; nothing was spent.
-            RuntimeError: The answer has gone out and been charged, as before a background task.
+            ProblemError: As for `hold`; nothing was spent.
+            RuntimeError: The answer was already charged and sent, as for a background task.
         """
         if units < 0:
-            raise ValueError("units are spent, not given back")
+            raise ValueError(f"expected at least 0 units, found {units}: spent units stay spent")
         if self.reservation.is_finished and units:
-            raise RuntimeError("the answer has been charged: spend before it is sent")
+            raise RuntimeError("the answer was already charged: spend before it is sent")
         if self.reservation.covered_units < units:
             if self.announce is None:
                 await self._cover(units)
@@ -110,9 +110,9 @@ class Meter:
                     return
 
     async def start_stream(self, *, is_emitting: bool = True) -> None:
-        """Begin to emit units as they are spent; by policy other streams have to yield (ACC-06).
+        """Begin to send units as they are spent; by policy other streams must end (ACC-06).
 
-        One whose answer has not begun is not emitting yet.
+        With `is_emitting` False, the answer has not begun.
 
         Raises:
             ProblemError: The channel may not serve a stream now.
@@ -124,22 +124,22 @@ class Meter:
             raise
 
     def receipt(self) -> Receipt:
-        """Return the receipt for the books as last written (RCPT-05)."""
+        """Return the receipt for the state as last written (RCPT-05)."""
         outcome = Outcome(state=self.reservation.state, shown_max=None)
         return self._engine.receipt(self._paid, outcome, self.units)
 
 
 @asynccontextmanager
 async def metered(scope: Mapping[str, Any], *, is_stream: bool = False) -> AsyncIterator[Meter]:
-    """Meter the request of this ASGI scope; what is not spent at the end is given back.
+    """Meter the request of this ASGI scope; the rest of the reservation is released at the end.
 
         async with metered(request.scope) as meter:
             answer = await generate(prompt)
             await meter.spend(answer.tokens)
 
     With `is_stream` each server-sent event may be sent as soon as it is spent, and a stream that
-    dies is charged what it held at most: one reservation step. `PaidEventStream` does that by
-    itself. A stream of anything else cannot ask for vouchers: `hold` first what it may come to.
+    dies is charged at most what it reserved: one reservation step. `PaidEventStream` does that by
+    itself. Any other stream cannot ask for vouchers: `hold` its greatest cost before it begins.
 
     Raises:
         ConfigError: No gate has metered this route.
@@ -153,7 +153,7 @@ async def metered(scope: Mapping[str, Any], *, is_stream: bool = False) -> Async
 
 
 def format_need(channel_id: ChannelId, need: InsufficientBalanceError) -> bytes:
-    """Return the event that says which voucher a stream waits for (SSE-02)."""
+    """Return the event that names the voucher that a stream waits for (SSE-02)."""
     return format_need_voucher(
         NeedVoucher(
             channel_id=channel_id,
@@ -165,10 +165,10 @@ def format_need(channel_id: ChannelId, need: InsufficientBalanceError) -> bytes:
 
 
 def require_meter(scope: Mapping[str, Any]) -> Meter:
-    """Return the meter that the gate left in a scope.
+    """Return the meter that the gate put into a scope.
 
     Raises:
-        ConfigError: There is none: the route is not priced as `metered`, or has no gate.
+        ConfigError: There is none: the route is not listed as `metered`, or has no gate.
     """
     meter = scope.get(METER)
     if not isinstance(meter, Meter):

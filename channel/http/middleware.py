@@ -1,7 +1,7 @@
-"""The gate: what is priced is served to whoever pays for it, and to nobody else.
+"""The gate: it serves a priced request only when the request pays.
 
-Pure ASGI, nothing buffered (F-59), and cheap before dear: size and form of the credential, the
-HMAC of its challenge, its signature, the books, and only then the handler (CRED-06, F-99).
+Pure ASGI, without buffering (F-59). The cheap checks come first: size and form of the credential,
+the HMAC of its challenge, its signature, the ledger, and then the handler (CRED-06, F-99).
 """
 
 import logging
@@ -85,13 +85,13 @@ _log = logging.getLogger(__name__)
 
 _LAYERS_MAX: Final = 32
 _STATES: Final = frozenset({402, 409, 410})
-"""How a payer and the books stand, which the next request may change."""
+"""The state of the payer or of the ledger, which the next request may change."""
 _FAULTS: Final = frozenset(range(400, 500)) - _STATES - {425, 429}
-"""By the client's own fault, not for a time."""
+"""Permanent faults of the client."""
 
 
 def _stop_worker() -> None:
-    """Ask this process to end: it may rely on its books no more."""
+    """Ask this process to end, because it may not use its ledger any more."""
     signal.raise_signal(signal.SIGTERM)
 
 
@@ -115,15 +115,16 @@ class PaymentGate:
         show_amount: Callable[[int], str] | None = None,
         stop_worker: Callable[[], None] = _stop_worker,
     ) -> None:
-        """Wrap `app`. `stop_worker` is called once the books can be relied on no more.
+        """Wrap `app`.
 
-        `body_timeout_s` is how long a paid request's body may take to arrive.
+        `stop_worker` is called once the ledger can no longer be used. `body_timeout_s` is how long
+        a paid request's body may take to arrive.
 
-        `ready` is asked before anything is sold and before a deposit is asked for or taken; what
-        it raises of `channel.errors` is the answer. Vouchers and closes that come by themselves,
-        and the HEAD that asks how to make them, pass without it.
+        `ready` is called before anything is sold and before a deposit is asked for or accepted. An
+        error of `channel.errors` that it raises is the answer. Separate vouchers and closes, and
+        the HEAD request before them, do not call it.
 
-        `show_amount` writes an amount of base units for people, as `0.000025 USDC`.
+        `show_amount` formats an amount of base units for people, such as `0.000025 USDC`.
 
         Raises:
             ConfigError: See `RouteTable`.
@@ -132,7 +133,7 @@ class PaymentGate:
         self.engine = engine
         self.pause_s = pause_s
         self.table = RouteTable(routes, engine, roots=_find_roots(app))
-        self.late = Tarpit(engine.now)
+        self.tarpit = Tarpit(engine.now)
         self.body_timeout_s = body_timeout_s
         self.bodies = BodyBounds()
         self.failed = RateLimiter(
@@ -147,14 +148,14 @@ class PaymentGate:
         self._is_broken = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request, or pass on what is not priced."""
+        """Serve one request, or pass on one without a price."""
         if self.engine.settings.credential_header is not None and has_alternate_field(scope):
             send = private_send(send)
         try:
             if scope["type"] == "websocket":
                 self._require_free(scope)
             priced = self.table.match(scope) if scope["type"] == "http" else ()
-        except ProblemError as error:  # such as of a price that depends on the request
+        except ProblemError as error:  # for example of a price that depends on the request
             if scope["type"] == "websocket":
                 await send_refused_websocket(scope, receive, send, error)
             else:
@@ -170,7 +171,7 @@ class PaymentGate:
         try:
             await exchange.run()
         except InvariantError as error:
-            # A bug, or a disk that failed. The books take no more, and acknowledged nothing.
+            # A bug, or a failed disk. The ledger accepts no more, and acknowledged nothing.
             _log.critical("this worker stops: %s", error, exc_info=True)
             self._is_broken = True
             self._stop_worker()
@@ -178,16 +179,16 @@ class PaymentGate:
                 await exchange.refuse(_broken())
 
     def _require_free(self, scope: Scope) -> None:
-        """Check that a websocket is not under a path that has a price for its requests."""
+        """Check that a websocket's path has no price for requests."""
         if self.table.sells(scope) and not self.table.is_free(scope, WEBSOCKET):
             raise MethodNotSoldError("A websocket", self.table.methods(scope))
 
 
 def _find_roots(app: ASGIApp) -> set[str]:
-    """Return what `FastAPI(root_path="/api")` answers under, too: `/api/joke` is `/joke`.
+    """Return the application's own root paths, as of `FastAPI(root_path="/api")`.
 
-    The server's own root path is in every scope. That of Quart and Flask is a folder, and does no
-    harm here.
+    Such an application also answers `/api/joke` as `/joke`. The server's own root path is in every
+    scope. In Quart and Flask `root_path` is a directory, which is harmless here.
     """
     roots = set()
     layer: object = app
@@ -204,7 +205,7 @@ def _broken() -> OperatorError:
 
 
 class _Exchange:
-    """One request under a priced path, from its credential to its answer."""
+    """One request for a priced path, from its credential to its answer."""
 
     def __init__(
         self,
@@ -221,7 +222,7 @@ class _Exchange:
         self._body = RequestBody(receive)
         self._send = send
         self._priced = priced
-        # ASGI's are in upper case, but not every server's are, and some frameworks do not mind.
+        # ASGI requires upper case, but some servers do not comply and some frameworks accept it.
         self._method: str = scope["method"].upper()
         self._fields = read_fields(scope["headers"])
         self._own: Priced | None = None
@@ -231,7 +232,7 @@ class _Exchange:
                 break
         self._credential: Credential | None = None
         self._is_proven = False
-        """The payer's voucher was, and its body is being read."""
+        """Whether the payer's voucher is verified, and its body is being read."""
 
     async def run(self) -> None:
         try:
@@ -250,7 +251,7 @@ class _Exchange:
                 await self._pass_on()
                 return
             require_no_override(self._fields, self._method)
-            if self._method != "HEAD":  # which may be about to close a channel
+            if self._method != "HEAD":  # HEAD may come before a close, which must always work
                 await self._require_ready()
             raise PaymentRequiredError("This resource must be paid for.")
         credential = self._credential = parse_credential(raw)
@@ -273,11 +274,11 @@ class _Exchange:
                 await asking
 
     async def _pass_on(self) -> None:
-        """Serve a method that has no price, if it is listed so.
+        """Serve a method without a price, if it is listed as free.
 
         Raises:
-            MethodNotSoldError: It is not: a handler may answer it as it answers one that has.
-            BadRequestError: A field asks the application for another method.
+            MethodNotSoldError: It is not listed; a handler may answer it like a priced one.
+            BadRequestError: A header field asks the application for another method.
         """
         require_no_override(self._fields, self._method)
         if self._gate.table.is_free(self._scope, self._method):
@@ -288,7 +289,7 @@ class _Exchange:
             raise MethodNotSoldError(self._method, self._gate.table.methods(self._scope))
 
     async def _manage(self, credential: Credential) -> None:
-        """Do what the credential asks; the handler never hears of it (F-12, F-13)."""
+        """Do what the credential asks; the handler is not called (F-12, F-13)."""
         offers = [one.offer for one in self._priced]
         client = read_client(self._scope)
         paid = self._engine.authenticate(credential, offers, client=client)
@@ -296,7 +297,7 @@ class _Exchange:
         await send_empty(self._send, self._engine.receipt(paid, outcome))
 
     async def _serve(self, credential: Credential, own: Priced) -> None:
-        """Hold the price, run the handler, and spend when it answers with success."""
+        """Reserve the price, run the handler, and spend when it answers with success."""
         client = read_client(self._scope)
         paid = self._engine.authenticate(credential, [own.offer], client=client)
         self._gate.failed.check(paid.key.channel_id)
@@ -326,7 +327,7 @@ class _Exchange:
             await send_stored(self._send, outcome.stored, receipt, is_head=False)
             return
         reservation = self._engine.reservation(paid, hold, outcome)
-        # From here on money is held: every way out ends the reservation.
+        # From here on an amount is reserved: every way out ends the reservation.
         pause_s = self._gate.pause_s if own.route.pause_s is None else own.route.pause_s
         meter = Meter(
             engine=self._engine,
@@ -349,10 +350,10 @@ class _Exchange:
             self._count(paid, meter.units, status)
 
     def _count(self, paid: Authenticated, units: int, status: int | None) -> None:
-        """Bound requests that cost us work and buy nothing; those that buy pay for others.
+        """Bound requests that cost work and buy nothing; bought units earn further ones.
 
-        A payer whose voucher is too low, or whose worker died, has done nothing wrong and asks
-        again: such a request counts only where its body cost more than to prove its voucher.
+        A payer whose voucher is too low, or whose worker died, made no error and asks again. Such
+        a request counts only if its body cost more than verifying its voucher.
         """
         if units:
             self._gate.failed.earn(paid.key.channel_id, units)
@@ -372,21 +373,21 @@ class _Exchange:
         except ClientDisconnect:
             answer.is_client_gone = True
         except Exception:
-            # What the handler's framework made of our refusal says nothing new.
+            # Ignore what the handler's framework makes of the gate's own refusal.
             if answer.refusal is None and not answer.is_client_gone:
                 raise
         finally:
             self.has_started = answer.has_started
             if not answer.has_started:
-                meter.reservation.give_back()  # F-48: nothing was emitted
+                meter.reservation.give_back()  # F-48: nothing was sent
             await meter.reservation.finish(answer.unrepeatable())
         if answer.refusal is not None and not answer.is_client_gone:
             raise answer.refusal
 
     def _read_claim(self, own: Priced) -> Callable[[bytes], Awaitable[RequestClaim]] | None:
-        """Return what reads the request for its idempotency key, or None when it has none.
+        """Return the function that reads the request for its key, or None without a key.
 
-        The body is buffered by that, so it is read only for a payer whose voucher was proven.
+        The function buffers the body, so it is called only for a payer with a verified voucher.
         """
         key = read_idempotency_key(self._fields)
         if key is None:
@@ -408,11 +409,11 @@ class _Exchange:
         return claim
 
     async def refuse(self, error: ProblemError) -> None:
-        """Answer with a problem, and with challenges where paying again, or rightly, helps."""
+        """Answer with a problem, and with challenges when another payment would help."""
         if isinstance(error, OperatorError):
             kind = type(error).__name__
             _log.warning("%s: %s", kind, error, extra={"kind": kind})
-        await self._gate.late.wait(error, self._scope)
+        await self._gate.tarpit.wait(error, self._scope)
         credential = self._credential
         channel_id = None if credential is None else credential.payload.channel_id
         challenges = []

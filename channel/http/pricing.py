@@ -1,4 +1,4 @@
-"""What a request costs: routes, their prices, and which route a request is for."""
+"""The prices of requests: routes, their prices, and the route of a request."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,47 +17,49 @@ from channel.state.commands import StreamPolicy
 __all__ = ["WEBSOCKET", "Price", "PriceOf", "Priced", "Route", "RouteTable"]
 
 WEBSOCKET: Final = "WEBSOCKET"
-"""The method of a `Route` that lets websockets under a priced path through, with no price."""
+"""The method of a `Route` that lets websockets pass under a priced path, without a price."""
 
 _PLAIN = "/{}:!$&'()*+,;=@~"
 _PARAMETER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)(:path)?\}")
-_SEGMENT, _REST = "\ue000", "\ue001"  # stand for parameters while a template is read as a path
+_SEGMENT, _REST = "\ue000", "\ue001"  # placeholders for parameters while a template is read
 
 
 class Price(msgspec.Struct, frozen=True, kw_only=True):
-    """What one unit costs. Amounts in base units of the token."""
+    """The price of one unit. Amounts in base units of the token."""
 
     unit_price: int
     unit_type: str
-    """What one unit is, as the payer reads it: `request`, `llm_token`, `image`."""
+    """The name of one unit for the payer: `request`, `llm_token`, `image`."""
     units: int = 1
-    """Units that a request of a fixed price costs; a metered one counts its own."""
+    """Units of a fixed-price request; a metered request counts its own."""
     variant: str = ""
-    """What of the request the price depends on, such as a model's name. With it a challenge keeps
-    its price for this variant when prices change; without it the price itself is the variant, and
-    a change voids the open challenges of a price that depends on the request."""
+    """The part of the request that the price depends on, such as a model's name. With it, a
+    challenge keeps its price for this variant when prices change. Without it, the price itself is
+    the variant, and a change voids the open challenges of a price that depends on the request."""
     min_voucher_delta: int | None = None
-    """Least rise between vouchers: a metered route sets it to some seconds' worth of units. None
-    is 0, or what the settings say."""
+    """Minimum increase between vouchers: for a metered route, some seconds' worth of units. None:
+    0, or the value in the settings."""
     suggested_deposit: int | None = None
-    """None: no suggestion, or what the settings say."""
+    """None: no suggestion, or the value in the settings."""
     description: str | None = None
-    """For display: no payer should decide by it (CHAL-13)."""
+    """For display only: payers should not decide by it (CHAL-13)."""
 
     def __post_init__(self) -> None:
-        """Refuse a price that sells nothing, gives it away, or fits no challenge.
+        """Refuse a price that sells nothing, is free, or fits no challenge.
 
         Raises:
-            ConfigError: An amount is not positive, or beyond `uint128`; a text is too long.
+            ConfigError: An amount is not positive or exceeds `uint128`, or a text is too long.
         """
         deposit = 1 if self.suggested_deposit is None else self.suggested_deposit
         delta = self.min_voucher_delta or 0
         if min(self.unit_price, self.units, deposit) <= 0 or delta < 0:
             raise ConfigError("a price, its units and a suggested deposit must be positive")
         if max(self.unit_price * self.units, delta, deposit) > AMOUNT_MAX:
-            raise ConfigError("a price holds more than any channel could")
+            raise ConfigError("a price is more than any channel can hold; lower it")
         if not 0 < len(self.unit_type) <= DESCRIPTION_CHARS_MAX:
-            raise ConfigError("a price must say in a few words what its unit is")
+            raise ConfigError(
+                f"a price must name its unit in 1 to {DESCRIPTION_CHARS_MAX} characters"
+            )
         if len(self.description or "") > DESCRIPTION_CHARS_MAX:
             raise ConfigError(f"a description has at most {DESCRIPTION_CHARS_MAX} characters")
 
@@ -65,29 +67,29 @@ class Price(msgspec.Struct, frozen=True, kw_only=True):
 PriceOf: TypeAlias = Callable[[Mapping[str, Any]], Price]
 """A price that depends on the request: a pure function of the ASGI scope, never of the body.
 
-What it raises of `channel.errors` is the answer.
+An error of `channel.errors` that it raises is the answer.
 """
 
 
 class Route(msgspec.Struct, frozen=True, kw_only=True):
-    """One method and path that must be paid for, or that is free beside one that must."""
+    """One method and path with a price, or a free one under a priced path."""
 
     method: str
     path: str
-    """A template relative to where the gate stands: `/v1/images/{size}`, `/files/{rest:path}`."""
+    """A template relative to the gate's mount: `/v1/images/{size}`, `/files/{rest:path}`."""
     price: Price | PriceOf | None
-    """None: free. Other methods of a priced path are refused unless they are listed so."""
+    """None: free. Unlisted methods of a priced path are refused."""
     metered: bool = False
-    """Whether the handler counts units itself; else the price is the price of a request."""
+    """Whether the handler counts units itself; otherwise the price is per request."""
     stream_policy: StreamPolicy | None = None
-    """What a new stream does to a running one of the same channel (ACC-06). None: it takes its
-    place, or what the settings say."""
+    """What a new stream does to a running one of the same channel (ACC-06). None: it replaces
+    it, or what the settings say."""
     pause_s: float | None = None
-    """How long a stream waits for a voucher; the gate's own bound when None (SSE-03)."""
+    """How long a stream waits for a voucher; None: the gate's own bound (SSE-03)."""
 
 
 class Priced(msgspec.Struct, frozen=True):
-    """A route as it stands for one request."""
+    """A route with its price and offer for one request."""
 
     route: Route
     price: Price
@@ -95,20 +97,20 @@ class Priced(msgspec.Struct, frozen=True):
 
 
 class RouteTable:
-    """Finds the priced routes of a request. Paths are matched as Starlette matches them.
+    """Finds the priced routes of a request. Paths match as in Starlette.
 
-    A path that matches no template to the letter, and that another framework would take for one
-    that does, is refused: see `channel.http.spelling`.
+    A path that matches no template exactly, but that another framework might take for one that
+    does, is refused: see `channel.http.spelling`.
     """
 
     def __init__(
         self, routes: Sequence[Route], engine: Engine, *, roots: Iterable[str] = ()
     ) -> None:
-        """Compile the templates. `roots` are paths under which the application answers, too.
+        """Compile the templates. `roots` are further paths under which the application answers.
 
         Raises:
-            ConfigError: No routes, a path twice under one method, a parameter of another kind, or
-                what is never sold: HEAD, a websocket.
+            ConfigError: No routes, a method and path listed twice, a parameter of another kind, or
+                something that cannot be sold: HEAD, a websocket.
         """
         self._engine = engine
         self._roots = tuple(roots)
@@ -119,7 +121,7 @@ class RouteTable:
             _require_sellable(route)
             name = (route.method, route.path)
             if name in seen:
-                raise ConfigError(f"{route.method} {route.path} is listed twice")
+                raise ConfigError(f"{route.method} {route.path} is listed twice; remove one")
             seen.add(name)
             self._routes.append((_compile(route.path), route))
             if route.price is not None:
@@ -133,7 +135,7 @@ class RouteTable:
             if isinstance(route.price, Price)
         }
 
-        # Whole paths whose prices depend on nothing else are found without a search.
+        # Literal paths with constant prices need no search.
         self._by_path: dict[str, Sequence[Priced]] = {}
         for path in self._literals:
             matching = [one for pattern, one in self._routes if pattern.fullmatch(path)]
@@ -141,12 +143,12 @@ class RouteTable:
                 self._by_path[path] = self.match({"path": path})
 
     def match(self, scope: Mapping[str, Any]) -> Sequence[Priced]:
-        """Return the priced routes under this request's path, whatever their methods.
+        """Return the priced routes for this request's path, for all methods.
 
-        Of several templates that match under one method the first counts, as in a router.
+        If several templates match under one method, the first counts, as in a router.
 
         Raises:
-            OtherSpellingError: The application might take the path for one that has a price.
+            OtherSpellingError: The application might take the path for one with a price.
         """
         path: str = scope["path"]
         raw_path = scope.get("raw_path") or b""
@@ -163,10 +165,10 @@ class RouteTable:
         return any(route.method == method and route.price is None for route in routes)
 
     def sells(self, scope: Mapping[str, Any]) -> bool:
-        """Whether there is a price under this path, whatever it is.
+        """Whether this path has a price under any method.
 
         Raises:
-            OtherSpellingError: As `match`.
+            OtherSpellingError: As for `match`.
         """
         return any(route.price is not None for route in self._find(scope)[1])
 
@@ -175,7 +177,7 @@ class RouteTable:
         return tuple(route.method for route in self._find(scope)[1] if route.method != WEBSOCKET)
 
     def _find(self, scope: Mapping[str, Any]) -> tuple[str, Sequence[Route]]:
-        """Return where the routes are mounted, and for each method the one that counts."""
+        """Return the mount of the routes, and for each method the route that counts."""
         path: str = scope["path"]
         matching: list[Route] = []
         below = path
@@ -196,7 +198,7 @@ class RouteTable:
             return
         own = {route.path for route in matching}
         if any(callable(route.price) for route in matching) and not is_regular(below):
-            raise OtherSpellingError(matching[0].path)  # its price might be another path's
+            raise OtherSpellingError(matching[0].path)  # its price may be another path's
         try:
             readings = _read(scope["path"], scope.get("raw_path"), self._roots_of(scope))
         except Unreadable:
@@ -227,8 +229,8 @@ class RouteTable:
             suggested_deposit=price.suggested_deposit,
             description=price.description,
         )
-        # What a price depends on is part of the scope: a challenge of the cheap variant must not
-        # buy the dear one (F-31).
+        # The variant is part of the scope, because a challenge for the cheap one must not pay for
+        # the expensive one (F-31).
         variant = price.variant
         if is_variable and not variant:
             variant = f"{price.unit_price}x{price.units}"
@@ -243,7 +245,7 @@ class RouteTable:
 
 
 def _below(mount: str, priced: Priced) -> Priced:
-    """Bind an offer to where its gate stands: another mount may sell the same template (F-31)."""
+    """Bind an offer to its gate's mount: another mount may sell the same template (F-31)."""
     offer = replace(priced.offer, route=quote(mount) + priced.offer.route)
     return Priced(priced.route, priced.price, offer)
 
@@ -251,21 +253,21 @@ def _below(mount: str, priced: Priced) -> Priced:
 def _require_sellable(route: Route) -> None:
     name = f"{route.method} {route.path}"
     if route.method != route.method.upper() or route.method == "HEAD":
-        raise ConfigError(f"{name}: no method of its own to sell")
+        raise ConfigError(f"{name}: expected an upper-case method other than HEAD")
     if route.method == WEBSOCKET and route.price is not None:
         raise ConfigError(f"{name}: a websocket has no price; list it with None to let it through")
     if route.metered and route.price is None:
-        raise ConfigError(f"{name}: what is metered has a price")
+        raise ConfigError(f"{name}: a metered route needs a price")
 
 
 def _compile(template: str) -> re.Pattern[str]:
-    """Return what matches every path that a router might serve under this template.
+    """Return a pattern for every path that a router might serve under this template.
 
-    A router's `$` also matches before a line feed at the end: so does ours, or `/joke%0A` would
-    be served for nothing.
+    A router's `$` also matches before a line feed at the end. So does this pattern; otherwise
+    `/joke%0A` would be served without payment.
 
     Raises:
-        ConfigError: A brace is left, as of `{id:int}`: it would match no path, and sell nothing.
+        ConfigError: A brace remains, as in `{id:int}`: it would match no path, and sell nothing.
     """
     pattern, at = "", 0
     for parameter in _PARAMETER.finditer(template):
@@ -278,25 +280,25 @@ def _compile(template: str) -> re.Pattern[str]:
 def _literal(template: str, start: int, end: int) -> str:
     text = template[start:end]
     if "{" in text or "}" in text:
-        raise ConfigError(f"{template}: parameters are {{name}} and {{name:path}}")
+        raise ConfigError(f"{template}: expected parameters of the form {{name}} or {{name:path}}")
     return re.escape(text)
 
 
 def _compile_readings(template: str) -> Iterator[re.Pattern[str]]:
-    """Yield what matches a path that `read_path` has read, if a router might overlook the rest."""
+    """Yield patterns for paths that `read_path` returns and a router might serve here."""
     text = _PARAMETER.sub(lambda parameter: _REST if parameter[2] else _SEGMENT, template)
     for reading in read_path(text):
         pattern = re.escape(reading.rstrip("/"))
-        if pattern.endswith("/" + _REST):  # some take the path above it for an empty rest
+        if pattern.endswith("/" + _REST):  # some routers match the parent with an empty rest
             pattern = pattern.removesuffix("/" + _REST) + "(?:/.*)?"
         pattern = pattern.replace(_SEGMENT, "[^/]+").replace(_REST, ".*")
         yield re.compile(pattern + "/?", re.DOTALL)
 
 
 def _below_roots(path: str, roots: Iterable[str]) -> Iterator[str]:
-    """Yield the path as a router sees it that stands at one of the roots, and as it is.
+    """Yield the path relative to each root, and the path itself.
 
-    Each also without a slash at the end: below a mount Litestar writes `/joke/` for `/joke`.
+    Each also without a final slash: below a mount Litestar writes `/joke/` for `/joke`.
     """
     for root in (*roots, ""):
         if path.startswith(root) and path[len(root) : len(root) + 1] in ("", "/"):
@@ -306,7 +308,7 @@ def _below_roots(path: str, roots: Iterable[str]) -> Iterator[str]:
 
 
 def _find_mount(path: str, below: str, raw_path: bytes | None) -> str:
-    """Return where the gate stands, also below what cuts its path off and sets no root."""
+    """Return the gate's mount, even below a layer that cuts its path off and sets no root."""
     path = path if path.endswith(below) else path.rstrip("/")
     if raw_path is not None:
         whole = unquote(raw_path.decode("latin-1")).rstrip("/")
@@ -316,9 +318,9 @@ def _find_mount(path: str, below: str, raw_path: bytes | None) -> str:
 
 
 def _read(path: str, raw_path: bytes | None, roots: Iterable[str]) -> set[str]:
-    """Return what a path may be taken for, and what is left of it behind a root.
+    """Return every reading of a path, and of the rest of it behind a root.
 
-    Frameworks look for a root at the start or anywhere, and not all mind what follows it.
+    Some frameworks look for a root at the start, some anywhere, and not all check what follows it.
 
     Raises:
         Unreadable: See `read_path`.

@@ -1,4 +1,4 @@
-"""What an application produces, taken item by item, and seen to wait."""
+"""Takes an application's items one by one, and notices when it must wait."""
 
 import asyncio
 import logging
@@ -17,11 +17,11 @@ _log = logging.getLogger(__name__)
 
 
 class Producer(Generic[T]):
-    """An async iterable whose consumer hears of every wait before it begins.
+    """An async iterable that calls its consumer before every wait.
 
-    `before_waiting` is called when the next item is not there at once, and what it returns, if
-    anything, is awaited: what the consumer has gathered can leave while the producer works. It
-    delays nothing, for the producer has begun.
+    `before_waiting` is called when the next item is not available immediately, and its result, if
+    any, is awaited. So the consumer can send what it has collected while the producer works. That
+    delays nothing, because the producer has already started.
     """
 
     def __init__(
@@ -35,12 +35,12 @@ class Producer(Generic[T]):
 
         Raises:
             StopAsyncIteration: There is none.
-            Exception: What the producer or `before_waiting` raises.
+            Exception: As raised by the producer or `before_waiting`.
         """
         step = anext(self._source).__await__()
         try:
             waits_for = step.send(None)
-        except StopIteration as done:  # at once
+        except StopIteration as done:  # available immediately
             item: T = done.value
             return item
         gathered = self._before_waiting()
@@ -48,9 +48,9 @@ class Producer(Generic[T]):
             try:
                 await gathered
             except BaseException as error:
-                # The producer stands in the middle of a step: it must hear of the end, or it could
-                # not be closed. If it had the error made (a timeout of its own), it says so. What
-                # it waits for is cancelled as by a task: it may be one that asks a model server.
+                # The producer is in the middle of a step: throw the error into it, or it could not
+                # be closed. If it raises an error itself (its own timeout), that one counts. Cancel
+                # what it waits for, as a task would: it may be a request to a model server.
                 if asyncio.isfuture(waits_for):
                     waits_for.cancel()
                 await _go_on(step, waits_for, error)
@@ -58,7 +58,7 @@ class Producer(Generic[T]):
         return await _go_on(step, waits_for)
 
     async def close(self) -> None:
-        """Free the producer, bounded in time (F-56)."""
+        """Close the producer, bounded in time (F-56)."""
         aclose = getattr(self._source, "aclose", None)
         if aclose is None:
             return
@@ -75,13 +75,13 @@ class Producer(Generic[T]):
 def _go_on(
     step: Step[T], waits_for: Any, error: BaseException | None = None
 ) -> Generator[Any, Any, T]:
-    """Await what has been begun by hand; with `error`, raise that into it first."""
+    """Await a step that was started by hand; with `error`, raise that into it first."""
     try:
         while True:
             if error is None:
                 try:
                     sent = yield waits_for
-                except BaseException as thrown:  # noqa: BLE001 - whatever it is, it is the step's
+                except BaseException as thrown:  # noqa: BLE001 - every error belongs to the step
                     error = thrown
                     continue
                 waits_for = step.send(sent)

@@ -1,7 +1,7 @@
-"""What a refusal says to programs and to people: a problem body, or a page for a browser (O-43).
+"""The text of a refusal, for programs and people: a problem body, or a page (O-43).
 
-Beside the members of the protocol it has `price`, where paying would help, and `error`, which is
-what clients of model servers read: the same sentence under the name that they look for.
+Besides the protocol's members the body has `price`, where paying would help, and `error`, which
+clients of model servers read: the same sentence under the name that they look for.
 """
 
 import html
@@ -32,7 +32,7 @@ _HOW: str = (
 
 
 def wants_page(accept: str) -> bool:
-    """Say whether a request is a browser's, which would show JSON as it is, or not at all."""
+    """Return whether a request comes from a browser, which would not show JSON well."""
     ranges = [part.partition(";")[0].strip().lower() for part in accept.split(",")]
     return "text/html" in ranges and not any(one.endswith("json") for one in ranges)
 
@@ -40,9 +40,9 @@ def wants_page(accept: str) -> bool:
 def describe_price(
     priced: Sequence[Priced], show: Callable[[int], str] | None
 ) -> tuple[list[dict[str, object]], str]:
-    """Return what each offer asks, for programs, and the first of it in a sentence.
+    """Return the price of each offer for programs, and the first as a sentence for people.
 
-    Amounts are decimal strings in base units of the token; `show` writes one for people.
+    Amounts are decimal strings in base units of the token; `show` formats one for people.
     """
     prices = [_members(one, show) for one in priced]
     return prices, _sentence(priced[0], show)
@@ -86,7 +86,7 @@ def _where(asked: SessionRequest) -> str:
 
 
 def explain(error: ProblemError, price: str | None) -> str:
-    """Return the sentence that a person reads."""
+    """Return the sentence for people."""
     if price is None:
         return error.detail
     if isinstance(error, PaymentRequiredError):
@@ -95,7 +95,7 @@ def explain(error: ProblemError, price: str | None) -> str:
 
 
 def format_page(error: ProblemError, detail: str) -> bytes:
-    """Return a page without scripts, styles, links or anything else that is fetched."""
+    """Return a page without scripts, styles, links or other fetched content."""
     title = html.escape(f"{error.status} {error.title}")
     return (
         "<!doctype html>\n"

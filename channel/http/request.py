@@ -1,4 +1,4 @@
-"""What a paid request says about itself, read before anything is believed or buffered."""
+"""What a request states about itself, read before it is verified or buffered."""
 
 import asyncio
 from collections import deque
@@ -65,17 +65,17 @@ _OURS = frozenset(
         *_OVERRIDES,
     )
 )
-# A handler this quick is answered without asking whether its client is still there: a client
-# that left meanwhile could as well have left with the answer on its way. Asking costs a turn of
-# the loop and a timer, a tenth of all that a paid request costs.
+# For a handler this quick the gate does not check whether the client is still connected: the client
+# might as well leave while the answer is under way. The check costs a turn of the loop and a timer,
+# a tenth of the whole cost of a paid request.
 _QUICK_S = 0.01
 
 Fields: TypeAlias = Mapping[bytes, Sequence[str]]
-"""The header fields of a request that the gate looks at, each with its values in order."""
+"""The header fields that the gate reads, each with its values in order."""
 
 
 def read_fields(headers: Headers) -> Fields:
-    """Return the fields that matter to a gate; names are in lower case as ASGI demands."""
+    """Return the fields that the gate reads; ASGI requires lower-case names."""
     fields: dict[bytes, list[str]] = {}
     for name, value in headers:
         if name in _OURS:
@@ -87,10 +87,10 @@ def read_fields(headers: Headers) -> Fields:
 
 
 def read_client(scope: Scope) -> bytes:
-    """Return where a request came from, as a source that can be counted; empty if unknown.
+    """Return a request's source, as a key for counting; empty if unknown.
 
-    Of an IPv6 address the network counts: one host has all the rest to choose from. Behind a
-    proxy this is what the server was told to believe of `X-Forwarded-For`.
+    For an IPv6 address the key is its network, because one host may use any address in it. Behind
+    a proxy the server takes the address from `X-Forwarded-For` if it is configured to.
     """
     client = scope.get("client")
     return _network_of(client[0]) if client else b""
@@ -101,27 +101,27 @@ def _network_of(host: str) -> bytes:
     try:
         found = ip_address(host)
     except ValueError:
-        return b""  # a socket's path, or a test's name
+        return b""  # the path of a socket, or a name in a test
     mapped = getattr(found, "ipv4_mapped", None)
     return (mapped or found).packed[:_NETWORK_BYTES]
 
 
 class ClientGoneError(OSError):
-    """The client has left before it was answered."""
+    """The client left before it was answered."""
 
 
 def has_alternate_field(scope: Scope) -> bool:
-    """Whether a request has the field that no shared cache knows to be private (CORE-06)."""
+    """Whether a request has the field that shared caches do not treat as private (CORE-06)."""
     return scope["type"] == "http" and any(
         name.lower() == _PAYMENT_AUTHORIZATION for name, _ in scope["headers"]
     )
 
 
 def read_credential(fields: Fields, field: str | None) -> str | None:
-    """Return the request's one Payment credential, from the configured field alone (CHAL-12).
+    """Return the request's one Payment credential, from the configured field only (CHAL-12).
 
     Raises:
-        BadRequestError: More than one, in whatever field (CORE-10).
+        BadRequestError: More than one, in any field (CORE-10).
         MalformedCredentialError: Longer than the bound (CORE-14).
     """
     plain = fields.get(_AUTHORIZATION, ())
@@ -132,11 +132,11 @@ def read_credential(fields: Fields, field: str | None) -> str | None:
 
 
 def is_management(method: str, fields: Fields, query: bytes, payload: Payload) -> bool:
-    """Whether a credential comes by itself, to change the channel and not to buy (RESP-02).
+    """Whether a credential manages the channel and buys nothing (RESP-02).
 
-    By method and action: HEAD, top-up and close always; a POST without body and query when it
-    carries a voucher or an opening. The body is never read to find out (F-12): one that is
-    neither announced by a length nor by a transfer coding is not there.
+    Decided by method and action: HEAD, top-up and close always do; a POST with a voucher or an
+    opening does without body and query. The body is never read for that (F-12): a body that neither
+    a length nor a transfer coding announces does not exist.
     """
     if method == "HEAD":
         return True
@@ -149,12 +149,12 @@ def is_management(method: str, fields: Fields, query: bytes, payload: Payload) -
 
 
 def is_preflight(fields: Fields) -> bool:
-    """Whether an OPTIONS request is a browser's, which asks ahead and without a credential."""
+    """Whether an OPTIONS request is a browser's preflight, which carries no credential."""
     return _ORIGIN in fields and _REQUESTED_METHOD in fields
 
 
 def require_no_override(fields: Fields, method: str) -> None:
-    """Check that no field asks the application for another method than the one that was asked.
+    """Check that no header field asks the application for another method.
 
     Raises:
         BadRequestError: One does.
@@ -167,14 +167,14 @@ def require_no_override(fields: Fields, method: str) -> None:
 
 
 def brings_deposit(payload: Payload) -> bool:
-    """Say whether a credential opens a channel or adds to one."""
+    """Return whether a credential opens a channel or adds to its deposit."""
     if isinstance(payload, VoucherPayload):
         return payload.deposit is not None
     return not isinstance(payload, ClosePayload)
 
 
 def read_accept(fields: Fields) -> str:
-    """Return the client's `Accept`, or an empty text."""
+    """Return the client's `Accept`, or an empty string."""
     return ", ".join(fields.get(_ACCEPT, ()))
 
 
@@ -202,16 +202,16 @@ def read_idempotency_key(fields: Fields) -> str | None:
 
 
 class RequestBody:
-    """The request's messages: looked at ahead when needed, and still there for the handler.
+    """The messages of a request: read ahead when needed, and replayed to the handler.
 
-    From `bound` on, its bytes are counted until the answer begins, and it has to come in time.
+    After `bound`, its bytes count until the answer begins, and it must arrive in time.
     """
 
     def __init__(self, receive: Receive) -> None:
         self.refusal: ProblemError | None = None
-        """Why the rest of the body was not taken, for the gate to answer."""
+        """Why the rest of the body was refused; the gate answers with it."""
         self.size = 0
-        """Bytes that have come."""
+        """Bytes received."""
         self._receive = receive
         self._ahead: deque[Message] = deque()
         self._is_gone = False
@@ -222,27 +222,27 @@ class RequestBody:
         self._deadline = 0.0
 
     def bound(self, room: BodyRoom, timeout_s: float) -> None:
-        """Hold the rest of the body to a deadline, and its bytes to what `room` has."""
+        """Set a deadline for the rest of the body, and count its bytes in `room`."""
         self._room = room
         self._timeout_s = timeout_s
         self._deadline = asyncio.get_running_loop().time() + timeout_s
 
     def begin_handling(self) -> None:
-        """Note that the handler runs from now on."""
+        """Record that the handler runs from now on."""
         self._handled_since = monotonic()
 
     def release(self) -> None:
-        """Note that the body is needed no more; what still comes of it is not counted."""
+        """Record that the body is no longer needed; further bytes are not counted."""
         if self._room is not None:
             self._room.release()
             self._room = None
 
     async def receive(self) -> Message:
-        """Return the next message, as ASGI's `receive`.
+        """Return the next message, like ASGI's `receive`.
 
         Raises:
-            TooManyRequestsError: Too many bytes of bodies are held.
-            BodyTimeoutError: The body has not come in time.
+            TooManyRequestsError: Bodies hold too many bytes.
+            BodyTimeoutError: The body has not arrived in time.
         """
         if self._ahead:
             return self._ahead.popleft()
@@ -269,12 +269,12 @@ class RequestBody:
         return message
 
     async def digest(self, scope: Scope) -> bytes:
-        """Return SHA-256 over method, target and body; the body is kept for the handler.
+        """Return SHA-256 over method, target and body; the handler still gets the body.
 
         Raises:
-            TooManyRequestsError: As `receive`.
-            BodyTimeoutError: As `receive`.
-            BadRequestError: The body is larger than is kept for an idempotent request.
+            TooManyRequestsError: As for `receive`.
+            BodyTimeoutError: As for `receive`.
+            BadRequestError: The body is larger than the bound for an idempotent request.
             ClientGoneError: The client left while it was sending.
         """
         target = scope.get("raw_path") or scope["path"].encode("utf-8")
@@ -298,8 +298,8 @@ class RequestBody:
     async def require_client(self) -> None:
         """Check, without waiting, that the client is still there.
 
-        A body that the handler never read is looked past, once it is whole; more of it than
-        one message is not read ahead.
+        A complete body that the handler never read is skipped; of a longer one, at most one
+        message is read ahead.
 
         Raises:
             ClientGoneError: It has left.

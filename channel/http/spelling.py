@@ -1,8 +1,8 @@
-"""Which path a framework may take another spelling for: `//Joke/` for `/joke` (O-40).
+"""Finds the paths that a framework may take another spelling for: `//Joke/` for `/joke` (O-40).
 
-Frameworks differ in what they overlook: case, doubled slashes, a slash at the end, dot segments, a
-second layer of percent-encoding, the host of a whole URL. The gate knows none of them, so it reads
-a path in every way that a framework, or a server behind it, might.
+Frameworks differ in what they ignore: case, doubled slashes, a final slash, dot segments, a second
+layer of percent-encoding, the host of a whole URL. The gate does not know the framework, so it
+reads a path in every way that a framework, or a server behind it, might.
 """
 
 import re
@@ -27,8 +27,8 @@ _PADDING: Final = re.compile(r"(?<=[^/.\s\x00-\x1f])[.\s\x00-\x1f]+(?=/|\Z)|(?<=
 _END: Final = re.compile(r"[?#\x00]")
 
 
-class Unreadable(ValueError):  # noqa: N818 -- no fault of ours, and never shown
-    """A path that is encoded so often, or of so many odd characters, that no client sends it."""
+class Unreadable(ValueError):  # noqa: N818 -- the caller's condition, never shown
+    """A path with so many layers of encoding, or odd characters, that no client sends it."""
 
 
 def read_path(path: str, raw_path: bytes | None = None) -> frozenset[str]:
@@ -36,11 +36,11 @@ def read_path(path: str, raw_path: bytes | None = None) -> frozenset[str]:
 
     Args:
         path: As the server decoded it.
-        raw_path: As it came, where the server says so. It is read too if the server could not
-            decode all of it.
+        raw_path: As received, if the server provides it. Also read if the server could not decode
+            all of it.
 
     Raises:
-        Unreadable: It is beyond the bounds of `channel.limits`.
+        Unreadable: It exceeds the bounds of `channel.limits`.
     """
     if _PLAIN.fullmatch(path):
         return frozenset((path,))
@@ -51,7 +51,7 @@ def read_path(path: str, raw_path: bytes | None = None) -> frozenset[str]:
 
 
 def is_regular(path: str) -> bool:
-    """Whether a path has no part that a file system or another server would read otherwise."""
+    """Whether a file system or another server would read no part of the path differently."""
     return _IRREGULAR.search(path) is None
 
 
@@ -63,7 +63,7 @@ def _read(path: str) -> frozenset[str]:
 
 
 def _decode(path: str) -> str:
-    """Undo every layer of percent-encoding, overlong UTF-8, odd forms of letters, and case."""
+    """Remove every layer of percent-encoding, overlong UTF-8, compatibility forms, and case."""
     for _ in range(PATH_DECODINGS_MAX):
         octets = unquote_to_bytes(path.encode("utf-8", "surrogatepass"))
         octets = _OVERLONG.sub(_shorten, octets)
@@ -80,7 +80,7 @@ def _decode(path: str) -> str:
 
 
 def _shorten(overlong: re.Match[bytes]) -> bytes:
-    """Return the character that a careless decoder makes of more bytes than it needs."""
+    """Return the character that a lenient decoder reads from an overlong sequence."""
     code = 0
     for octet in overlong[0][1:]:
         code = code << 6 | octet & 0x3F
@@ -90,7 +90,7 @@ def _shorten(overlong: re.Match[bytes]) -> bytes:
 
 
 def _resolve(text: str) -> Iterator[str]:
-    """Yield the path with doubled slashes and dot segments gone, in the orders in use."""
+    """Yield the path without doubled slashes and dot segments, in the orders in use."""
     text = _PARAMETERS.sub("", text)
     single = _SLASHES.sub("/", text)
     for one in {single, _remove_dots(single), _SLASHES.sub("/", _remove_dots(text))}:

@@ -1,9 +1,9 @@
-"""Answers that come late: who floods waits, so that the others need not (F-99, F-100).
+"""Delays refusals: a client that floods the server waits, and the others do not (F-99, F-100).
 
-A forged voucher costs its sender nothing and the server a recovery, and a sender who is answered
-at once sends the next. Refusing before the signature would let anybody who knows a channel's id
-lock its payer out. So nothing is refused for what others did: only the refusal of what was bad
-comes late, and whoever sends what is good never meets it.
+A forged voucher costs its sender nothing and the server a key recovery, and a sender with an
+immediate answer sends the next one. Refusing before the signature check would let anyone with a
+channel's id lock out its payer. So no request is refused for what others sent: only the refusal of
+a bad request is delayed, and a client that sends good ones never waits.
 """
 
 import asyncio
@@ -23,8 +23,8 @@ from channel.http.asgi import Scope
 from channel.http.request import read_client
 from channel.limits import (
     BAD_CREDENTIALS_PER_SECOND_MAX,
-    LATE_ANSWER_S,
-    LATE_ANSWERS_MAX,
+    TARPIT_DELAY_S,
+    TARPIT_WAITING_MAX,
     UNPAID_PER_SECOND_MAX,
 )
 
@@ -39,36 +39,36 @@ _BAD = (
 
 
 class Tarpit:
-    """Decides which refusals wait before they are sent, and lets them wait. Bounded in number.
+    """Decides which refusals are delayed, and delays them. Bounded in number.
 
-    Those of a rate that was passed always do; those of a credential that nobody could have come
-    by honestly, and first offers, do beyond so many a second from one client's address.
+    Refusals of an exceeded rate are always delayed. Refusals of a credential that no honest client
+    would have, and first offers, are delayed beyond a rate per client address.
     """
 
     def __init__(
         self,
         now: Callable[[], float],
         *,
-        late_s: float = LATE_ANSWER_S,
-        waiting_max: int = LATE_ANSWERS_MAX,
+        delay_s: float = TARPIT_DELAY_S,
+        waiting_max: int = TARPIT_WAITING_MAX,
     ) -> None:
-        self._late_s = late_s
+        self._delay_s = delay_s
         self._waiting_max = waiting_max
         self._waiting = 0
         self._bad = RateLimiter(BAD_CREDENTIALS_PER_SECOND_MAX, now)
         self._unpaid = RateLimiter(UNPAID_PER_SECOND_MAX, now)
 
     async def wait(self, refusal: ProblemError, scope: Scope) -> None:
-        """Return when the refusal may be sent; at once when too many wait already."""
-        if not self._is_late(refusal, scope) or self._waiting >= self._waiting_max:
+        """Return when the refusal may be sent; immediately when too many wait already."""
+        if not self._is_delayed(refusal, scope) or self._waiting >= self._waiting_max:
             return
         self._waiting += 1
         try:
-            await asyncio.sleep(self._late_s)
+            await asyncio.sleep(self._delay_s)
         finally:
             self._waiting -= 1
 
-    def _is_late(self, refusal: ProblemError, scope: Scope) -> bool:
+    def _is_delayed(self, refusal: ProblemError, scope: Scope) -> bool:
         if isinstance(refusal, TooManyRequestsError):
             return True
         if isinstance(refusal, PaymentRequiredError):

@@ -236,7 +236,7 @@ async def test_a_background_task_cannot_charge_what_has_gone_out(desk: Desk) -> 
 
     answer = await (await Shop(desk, late).visit(20)).answer()
     assert answer.receipt.spent == PRICE
-    assert failed == ["the answer has been charged: spend before it is sent"]
+    assert failed == ["the answer was already charged: spend before it is sent"]
     assert (await desk.books()).spent == PRICE
 
 

@@ -32,8 +32,8 @@ OTHER: dict[str, Any] = {"client": ("203.0.113.2", 50000)}
 BROKE = InsufficientBalanceError(required_cumulative=1, accepted=0, spent=0, deposit=0)
 
 
-async def is_late(late: Tarpit, refusal: ProblemError, scope: dict[str, Any] = SCOPE) -> bool:
-    waiting = asyncio.ensure_future(late.wait(refusal, scope))
+async def is_late(tarpit: Tarpit, refusal: ProblemError, scope: dict[str, Any] = SCOPE) -> bool:
+    waiting = asyncio.ensure_future(tarpit.wait(refusal, scope))
     await asyncio.sleep(0)
     done = waiting.done()
     waiting.cancel()
@@ -44,27 +44,27 @@ async def is_late(late: Tarpit, refusal: ProblemError, scope: dict[str, Any] = S
 async def test_the_payer_is_served_at_once_while_forgers_wait() -> None:
     """F-99: a forgery's refusal comes late beyond a rate, from one address, and no other's."""
     clock = Clock()
-    late = Tarpit(clock)
+    tarpit = Tarpit(clock)
     forged = SignerMismatchError("Somebody else signed it.")
-    kinds = [await is_late(late, forged) for _ in range(BAD_CREDENTIALS_PER_SECOND_MAX + 5)]
+    kinds = [await is_late(tarpit, forged) for _ in range(BAD_CREDENTIALS_PER_SECOND_MAX + 5)]
     assert kinds == [False] * BAD_CREDENTIALS_PER_SECOND_MAX + [True] * 5
-    assert await is_late(late, InvalidSignatureError("r"))
-    assert await is_late(late, MalformedCredentialError("?"))
-    assert not await is_late(late, forged, OTHER)
-    assert not await is_late(late, forged, {"client": None})
+    assert await is_late(tarpit, InvalidSignatureError("r"))
+    assert await is_late(tarpit, MalformedCredentialError("?"))
+    assert not await is_late(tarpit, forged, OTHER)
+    assert not await is_late(tarpit, forged, {"client": None})
     clock.advance(1)
-    assert not await is_late(late, forged)
+    assert not await is_late(tarpit, forged)
 
 
 async def test_first_offers_come_late_beyond_a_rate_from_one_address() -> None:
     """O-22: whoever asks for prices without end pays nothing for them."""
     clock = Clock()
-    late = Tarpit(clock)
+    tarpit = Tarpit(clock)
     unpaid = PaymentRequiredError("This resource must be paid for.")
-    kinds = [await is_late(late, unpaid) for _ in range(UNPAID_PER_SECOND_MAX + 1)]
+    kinds = [await is_late(tarpit, unpaid) for _ in range(UNPAID_PER_SECOND_MAX + 1)]
     assert kinds == [False] * UNPAID_PER_SECOND_MAX + [True]
-    assert not await is_late(late, unpaid, OTHER)
-    assert not await is_late(late, SignerMismatchError("Somebody else signed it."))
+    assert not await is_late(tarpit, unpaid, OTHER)
+    assert not await is_late(tarpit, SignerMismatchError("Somebody else signed it."))
 
 
 @pytest.mark.parametrize(
@@ -74,8 +74,8 @@ async def test_first_offers_come_late_beyond_a_rate_from_one_address() -> None:
 )
 async def test_what_happens_to_honest_payers_is_answered_at_once(refusal: ProblemError) -> None:
     """However often: it is not by their fault, or mended by the next request."""
-    late = Tarpit(Clock())
-    assert not any([await is_late(late, refusal) for _ in range(50)])
+    tarpit = Tarpit(Clock())
+    assert not any([await is_late(tarpit, refusal) for _ in range(50)])
 
 
 async def test_a_rate_that_was_passed_is_said_late() -> None:
@@ -85,13 +85,13 @@ async def test_a_rate_that_was_passed_is_said_late() -> None:
 
 async def test_so_many_wait_and_no_more() -> None:
     """F-100: those beyond are answered at once, and places are free again after the wait."""
-    late = Tarpit(Clock(), late_s=0.01, waiting_max=3)
+    tarpit = Tarpit(Clock(), delay_s=0.01, waiting_max=3)
     refusal = TooManyRequestsError("slow down")
-    waiting = [asyncio.ensure_future(late.wait(refusal, SCOPE)) for _ in range(5)]
+    waiting = [asyncio.ensure_future(tarpit.wait(refusal, SCOPE)) for _ in range(5)]
     await asyncio.sleep(0)
     assert [one.done() for one in waiting] == [False, False, False, True, True]
     await asyncio.gather(*waiting)
-    assert await is_late(late, refusal)
+    assert await is_late(tarpit, refusal)
 
 
 async def test_a_flood_of_forgeries_does_not_keep_the_payer_out(
@@ -101,7 +101,7 @@ async def test_a_flood_of_forgeries_does_not_keep_the_payer_out(
     async with open_desk(tmp_path) as desk:
         desk.payer.open_on_chain()
         gate = PaymentGate(App(), engine=desk.engine, routes=ROUTES)
-        gate.late = Tarpit(desk.engine.now, late_s=PATIENCE_S)  # however busy the machine
+        gate.tarpit = Tarpit(desk.engine.now, delay_s=PATIENCE_S)  # however busy the machine
         challenge = (await ask(gate, "GET", "/paid")).challenge
         opening = desk.payer.credential(challenge, desk.payer.opening())
         assert (await ask(gate, "HEAD", "/paid", opening)).status == 200
