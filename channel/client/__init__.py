@@ -1,4 +1,4 @@
-"""The agent's side: pay what the policy allows, remember what was signed, believe nobody.
+"""The agent's side: pays what the policy allows, remembers what it signed, and trusts no server.
 
 Import from the modules: `transport` for httpx, `policy` for the limits, `signer` for keys.
 """

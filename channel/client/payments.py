@@ -1,4 +1,4 @@
-"""What an agent can do about its channels: look, close, leave without the server, add up."""
+"""An agent's operations on its channels: list, close, leave without the server, sum up."""
 
 import asyncio
 import logging
@@ -25,7 +25,7 @@ _NAME_S = 3.0
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
-    """All channels of one token on one chain, added up; amounts in base units."""
+    """The sums over all channels of one token on one chain; amounts in base units."""
 
     chain_id: int
     token: Address
@@ -34,11 +34,11 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     deposited: int
     signed: int
     spent: int
-    """By the servers' last receipts."""
+    """According to the servers' last receipts."""
     settled: int
-    """What payees were paid on chain, as far as it was looked up."""
+    """What payees were paid on chain, as far as it was read."""
     refunded: int
-    """What closed channels gave back."""
+    """What closed channels paid back."""
     locked: int
     """Deposits of channels that are not closed."""
     vouchers: int
@@ -55,14 +55,14 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Payments:
-    """The agent's channels. `client.payments` of a client made by `mpp_session.open_client`."""
+    """The agent's channels: `client.payments` of a client from `mpp_session.open_client`."""
 
     def __init__(self, payer: Payer, inner: httpx.AsyncBaseTransport) -> None:
         self._payer = payer
         self._inner = inner
 
     async def channels(self) -> list[Account]:
-        """Return every channel ever opened with this purse, oldest first."""
+        """Return every channel ever opened with this store, oldest first."""
         return await self._payer.store.accounts()
 
     async def summary(self) -> list[Summary]:
@@ -76,14 +76,14 @@ class Payments:
         ]
 
     async def close(self, which: ChannelId | str | None = None) -> list[Account]:
-        """Close channels with their servers at exactly what was spent, and return them.
+        """Close channels with their servers at exactly what was spent, and return their records.
 
         Args:
-            which: A channel's id, an address of a server (all its channels), or None for all.
+            which: A channel's id, a server's URL (all its channels), or None for all.
 
-        The server is first asked, with the voucher it has already, what it has spent; the close
-        is signed for that and no more (CLOSE-06). A channel whose server does not answer can be
-        left with `request_close` and `withdraw`.
+        The last voucher is presented again first, to learn what was spent; the close is signed for
+        that amount (CLOSE-06). If a server does not answer, leave its channel with `request_close`
+        and `withdraw`.
 
         Raises:
             ChannelUnusableError: There is no such channel.
@@ -95,9 +95,9 @@ class Payments:
     async def request_close(self, which: ChannelId) -> Account:
         """Start the grace period on chain, without the server (CLOSE-08, CLIENT-12).
 
-        Close with the server where that can be: a close pays what was spent, while a payee that is
-        left may settle the least voucher that covers it, up to all that is signed. What is between
-        is logged as a warning before anything is sent, and is `Account.ahead`.
+        Prefer to close with the server: that pays what was spent, while an absent payee may settle
+        the lowest voucher that covers it, up to everything that is signed. The difference is
+        `ChannelRecord.ahead`, and is logged as a warning before anything is sent.
         """
         account = await self._one(which)
         if account.ahead:
@@ -123,7 +123,7 @@ class Payments:
         )
 
     async def withdraw(self, which: ChannelId) -> Account:
-        """Take what is left, once the grace period is over."""
+        """Withdraw the rest of the deposit, once the grace period is over."""
         account = await self._one(which)
         chain = self._payer.opener.chain(account.key.chain_id, account.origin)
         tx_hash = await chain.withdraw(escrow=account.key.escrow, channel_id=account.key.channel_id)
@@ -147,7 +147,10 @@ class Payments:
         elif which is not None:
             accounts = [account for account in accounts if account.key.channel_id == which]
         if which is not None and not accounts:
-            raise ChannelUnusableError(f"There is no channel {_spell(which)} in this purse.")
+            raise ChannelUnusableError(
+                f"There is no channel {_spell(which)} in this store. Check the id or the URL, and "
+                "the path of the store."
+            )
         return accounts
 
     async def _one(self, which: ChannelId) -> Account:

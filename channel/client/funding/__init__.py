@@ -1,1 +1,1 @@
-"""Deposits: opening a channel, topping it up, and the signatures both need."""
+"""Deposits: opening a channel, topping it up, and the signatures for both."""

@@ -1,7 +1,7 @@
-"""One channel's deposits by signature: in which way, until when, and whether one was used.
+"""Signs the deposits of one channel: by which method, until when, and whether one was used.
 
-Times are the chain's (F-111): its blocks decide whether an authorization is still good. A deposit
-that is signed again keeps its salt and its nonce, so that of all its versions one can be used.
+Times are the chain's (F-111), because its blocks decide whether an authorization is still valid. A
+deposit that is signed again keeps its salt and nonce, so that only one of its versions can be used.
 """
 
 from typing import Final
@@ -28,11 +28,11 @@ __all__ = ["Depositor", "is_over"]
 VALID_S: Final = 900
 """How long the server has to get a signed deposit mined."""
 LEFT_S_MIN: Final = 120
-"""One that is good for less is signed again: servers want a margin for mining (OPEN-05)."""
+"""A deposit with less time left is signed again: servers need a margin for mining (OPEN-05)."""
 
 
 class Depositor:
-    """Signs for one channel under one offer; what is signed is the caller's to store."""
+    """Signs for one channel under one offer. The caller stores what is signed."""
 
     def __init__(self, chain: PayerChain, account: Account, request: SessionRequest) -> None:
         self._chain = chain
@@ -42,23 +42,23 @@ class Depositor:
         self._signer = AccountSigner(chain)
 
     async def read_means(self) -> PayerMeans:
-        """Return with what the account can fund, and what time it is on the chain."""
+        """Return what the account can fund, and the time on the chain."""
         return await self._chain.read_means(self._account.terms.token, self._permit2)
 
     def is_presentable(self, deposit: Deposit, now: int) -> bool:
-        """Say whether the server takes deposits of this kind, and this one is good long enough."""
+        """Return whether the server accepts this kind, and the deposit is valid long enough."""
         return deposit.type in usable_types(self._request) and _end(deposit) >= now + LEFT_S_MIN
 
     def is_dead(self, deposit: Deposit, means: PayerMeans) -> bool:
-        """Say whether the server does not take such deposits, and nobody can use this one now."""
+        """Return whether the server rejects such deposits, and this one cannot be used any more."""
         return is_over(deposit, means) and deposit.type not in usable_types(self._request)
 
     async def sign_opening(self, means: PayerMeans) -> Deposit | None:
-        """Sign the deposit of a channel in state `opening`; None when it is to be sent.
+        """Sign the deposit of a channel in state `opening`; None means to send a transaction.
 
         Raises:
-            CannotFundError: There is no way.
-            MppSessionError: Permit2 had to be approved, and was not.
+            CannotFundError: The account has no way to deposit.
+            MppSessionError: Permit2 had to be approved, and the approval failed.
         """
         account = self._account
         kind = await self._choose(means, account.deposit)
@@ -84,11 +84,11 @@ class Depositor:
         return None
 
     async def sign_top_up(self, means: PayerMeans, *, amount: int, salt: bytes) -> Deposit | None:
-        """Sign a deposit that tops the channel up; None when it is to be sent.
+        """Sign a deposit that tops up the channel; None means to send a transaction.
 
         Raises:
-            CannotFundError: There is no way.
-            MppSessionError: Permit2 had to be approved, and was not.
+            CannotFundError: The account has no way to deposit.
+            MppSessionError: Permit2 had to be approved, and the approval failed.
         """
         kind = await self._choose(means, amount)
         if kind == "authorization" and means.token_domain is not None:
@@ -98,29 +98,32 @@ class Depositor:
         return None
 
     async def sign_again(self, means: PayerMeans, old: Deposit) -> Deposit:
-        """Sign the same top-up for a later time: same kind, amount, nonce.
+        """Sign the same top-up for a later time, with the same kind, amount and nonce.
 
         Raises:
-            ChannelUnusableError: Its kind is not taken any more, and it may still be used: a
-                second one, of another kind, could be made besides.
+            ChannelUnusableError: The server no longer accepts its kind, and it may still be used.
+                A second one of another kind could then be made in addition.
         """
         if old.type not in usable_types(self._request):
             raise ChannelUnusableError(
-                f"A top-up of type {old.type} was signed and may yet be made; the server does "
-                "not take that type any more."
+                f"A top-up of type {old.type} was signed and may still be made, but the server no "
+                "longer accepts that type. Try again once the signature has expired."
             )
         funding = old.authorization
         if isinstance(funding, TransferAuthorization):
             if means.token_domain is None or old.salt is None:
-                raise ChannelUnusableError("The token has changed its EIP-712 domain.")
+                raise ChannelUnusableError(
+                    "The token has changed its EIP-712 domain, so this top-up cannot be signed "
+                    "again. Wait until it has expired."
+                )
             return await self._authorize(means.token_domain, means.now, old.amount, old.salt)
         return await self._permit(means.now, old.amount, funding.nonce)
 
     async def find_use(self, deposit: Deposit) -> int | None:
         """Return a block by which this deposit's nonce was used, or None.
 
-        Nothing the server says goes into the question: one that could have a deposit counted as
-        used would be signed another (F-75).
+        The question contains nothing from the server. Otherwise a server could make a deposit look
+        used, and the client would sign another one (F-75).
         """
         funding = deposit.authorization
         if isinstance(funding, TransferAuthorization):
@@ -154,7 +157,7 @@ class Depositor:
         )
 
     async def _choose(self, means: PayerMeans, amount: int) -> FundingType:
-        """Return the way, with Permit2 approved where that was missing and can be done."""
+        """Return the funding method, after approving Permit2 if that is needed and possible."""
         way = choose_way(
             self._request,
             means,
@@ -174,16 +177,16 @@ class Depositor:
 
 
 def is_over(deposit: Deposit, means: PayerMeans) -> bool:
-    """Say whether nobody can use a deposit any more, by the chain's own blocks (F-111).
+    """Return whether a deposit can no longer be used, by the chain's own blocks (F-111).
 
-    With room to spare, and never by this machine's clock: one that runs ahead would have a
-    deposit forgotten, or a second one made, while the first can still be used.
+    With a margin, and never by this machine's clock: with a fast clock the client would drop a
+    deposit, or make a second one, while the first can still be used.
     """
     return means.head_at >= _end(deposit) + VALID_S
 
 
 def _end(deposit: Deposit) -> int:
-    """Return until when it is good, in Unix seconds."""
+    """Return when it expires, in Unix seconds."""
     funding = deposit.authorization
     if isinstance(funding, TransferAuthorization):
         return funding.valid_before

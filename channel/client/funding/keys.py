@@ -1,8 +1,8 @@
-"""Which key signs a channel's vouchers: one for all, or one of its own for each (CLIENT-11).
+"""The keys that sign vouchers: one for all channels, or one for each channel (CLIENT-11).
 
-A channel's own key can sign vouchers for that channel and do nothing else: it holds no money and
-moves no deposit. It follows from one secret and the channel's salt, so it is there again after a
-restart, and there is one secret to keep, not one for each channel.
+A channel's own key can only sign vouchers for that channel: it holds no money and moves no deposit.
+It is derived from one secret and the channel's salt, so it is the same after a restart, and there
+is one secret to protect instead of one for each channel.
 """
 
 import hashlib
@@ -20,10 +20,10 @@ _LABEL: Final = b"mpp-session voucher key 1"
 
 
 class VoucherKeys(Protocol):
-    """Knows who signs the vouchers of a channel."""
+    """Provides the signer for the vouchers of a channel."""
 
     def signer(self, salt: bytes) -> Signer:
-        """Return who signs for the channel of this salt; always the same for the same salt."""
+        """Return the signer for the channel with this salt; one salt always yields one signer."""
 
 
 class OneKey:
@@ -33,17 +33,19 @@ class OneKey:
         self._signer = signer
 
     def signer(self, salt: bytes) -> Signer:  # noqa: ARG002 -- see `VoucherKeys`
-        """Return that signer."""
+        """Return the signer."""
         return self._signer
 
 
 class ChannelKeys:
-    """A key for each channel, from one secret. Printing it shows nothing (F-103)."""
+    """Derives a key for each channel from one secret. Its repr shows nothing (F-103)."""
 
     def __init__(self, secret: bytes) -> None:
         """Take at least 32 random bytes, or raise `ValueError`."""
         if len(secret) < SECRET_BYTES_MIN:
-            raise ValueError(f"a secret has at least {SECRET_BYTES_MIN} bytes")
+            raise ValueError(
+                f"expected a secret of at least {SECRET_BYTES_MIN} bytes, found {len(secret)}"
+            )
         self._secret = secret
         self._derive = lru_cache(maxsize=KEYS_CACHED_MAX)(self._make)
 

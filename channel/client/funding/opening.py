@@ -1,13 +1,12 @@
-"""Channels on chain: find one again, or open one (CLIENT-04, CLIENT-05, F-97).
+"""Finds channels on chain again, or opens new ones (CLIENT-04, CLIENT-05, F-97).
 
-Salt, terms and signed deposits are stored before anything leaves this process. A crash anywhere
-after that leaves an account in state `opening`, or one with a `top_up`, and whoever comes next
-goes on with exactly that:
+Salt, terms and signed deposits are stored before anything leaves this process. A crash afterwards
+leaves a record in state `opening`, or one with a `top_up`, and the next process continues with it:
 
-    the same salt      the escrow refuses a second channel of one id
-    the same nonce     the token, or Permit2, takes one authorization of it
+    the same salt      the escrow refuses a second channel with the same id
+    the same nonce     the token, or Permit2, accepts one authorization with it
 
-so however often a deposit is presented, signed again or sent, it is made once (F-75).
+So a deposit is made once, however often it is presented, signed again or sent (F-75).
 """
 
 import asyncio
@@ -43,7 +42,7 @@ SALT_BYTES = 32
 
 
 class ChannelOpener:
-    """Turns what the chain shows into accounts, and moves deposits there."""
+    """Updates channel records from the chain, and makes deposits there."""
 
     def __init__(
         self,
@@ -63,7 +62,7 @@ class ChannelOpener:
         self._random_bytes = random_bytes
 
     def chain(self, chain_id: int, origin: str) -> PayerChain:
-        """Return the chain of this id, or raise `OfferRefusedError` if there is none here."""
+        """Return the chain with this id, or raise `OfferRefusedError` if none is configured."""
         chain = self._chains.get(chain_id)
         if chain is None:
             raise OfferRefusedError(
@@ -75,14 +74,14 @@ class ChannelOpener:
         return chain
 
     async def find(self, scope: Scope, taken: set[ChannelKey]) -> Account | None:
-        """Return a channel of this scope that can be used, or None.
+        """Return a usable channel of this scope, or None.
 
-        One whose vouchers another key signed than would sign them now is of no use (F-22), and
-        one that another client uses is not touched (F-41).
+        A channel is skipped if another key than the current one signed its vouchers (F-22), or if
+        another client uses it (F-41).
 
         Raises:
-            ChannelUnusableError: The server was caught lying about one, and that one is not
-                closed yet: it gets no other.
+            ChannelUnusableError: The server contradicted itself about a channel that is not closed
+                yet, so it gets no other one.
         """
         for account in await self._store.live_accounts(scope.origin):
             if account.state == "stopped":
@@ -103,15 +102,14 @@ class ChannelOpener:
     async def prepare(
         self, scope: Scope, offer: Offer, limits: TokenLimits, *, url: str, needed: int
     ) -> Account:
-        """Store a new channel in state `opening`; nothing has left this process yet.
+        """Store a new channel in state `opening`, before anything leaves this process.
 
-        A deposit by signature is signed and stored with it. An account that holds less than the
-        deposit that would suit it deposits what it has, if that covers `needed`.
+        A deposit by signature is signed and stored with it. An account with less than the suitable
+        deposit deposits what it has, if that covers `needed`.
 
         Raises:
-            AgentError: The escrow is not trusted, the first cost is above the deposit or the
-                budget allowed, the account can make no deposit, or the origin has too many
-                channels.
+            AgentError: The escrow is not trusted, the first cost exceeds the allowed deposit or
+                budget, the account can make no deposit, or the origin has too many channels.
         """
         require_deposit(limits, needed, scope.origin)
         budget = budget_of(self._policy, limits)
@@ -148,7 +146,7 @@ class ChannelOpener:
         account = replace(account, deposit=max(needed, min(account.deposit, left // 2)))
         opening = await Depositor(chain, account, offer.request).sign_opening(means)
         account = replace(account, opening=opening)
-        await self._store.claim(account.key)  # before anybody else can see it
+        await self._store.claim(account.key)  # before another client can see the channel
         await self._store.add(
             account, channels_max=self._policy.channels_per_origin_max, locked=locked
         )
@@ -157,21 +155,21 @@ class ChannelOpener:
     async def deposit(
         self, account: Account, offer: Offer, limits: TokenLimits, *, is_new: bool
     ) -> tuple[Account, TxHash | Deposit]:
-        """Return a channel in state `opening` with what proves its opening to the server.
+        """Return a channel in state `opening`, with the proof of its opening for the server.
 
-        That is the transaction that opened it, which is sent if need be, or the signed deposit
-        by which the server shall open it, or has.
+        The proof is the opening transaction, which is sent if necessary, or the signed deposit by
+        which the server opens the channel or has opened it.
 
         Args:
             account: The channel.
-            offer: What is answered: it says which proofs are taken.
-            limits: What may be deposited today, if it has to be signed or sent again.
-            is_new: It was prepared a moment ago, so that the chain cannot know of it.
+            offer: The offer that is answered; it lists the accepted proofs.
+            limits: The current limits for a deposit that must be signed or sent again.
+            is_new: Whether it was prepared just now, so that the chain cannot have it.
 
         Raises:
-            ChannelUnusableError: The chain shows something else than what was meant.
-            CannotFundError: The account can make no deposit in a way that is taken today.
-            BudgetExceededError: The policy allows less by now than was meant.
+            ChannelUnusableError: The chain contradicts the record.
+            CannotFundError: The account can make no deposit that the server accepts now.
+            BudgetExceededError: The policy now allows less than was planned.
         """
         fact = None
         if not is_new:
@@ -188,7 +186,7 @@ class ChannelOpener:
     async def _freshen_opening(
         self, account: Account, offer: Offer, limits: TokenLimits, *, is_new: bool
     ) -> Account:
-        """Sign the deposit again if it is too old, in another way if the old one is not taken."""
+        """Sign the deposit again if it expires soon, by another method if its own is refused."""
         if is_new:
             return account
         depositor = self.depositor(account, offer)
@@ -203,7 +201,7 @@ class ChannelOpener:
         )
 
     async def _is_presentable(self, account: Account, offer: Offer) -> bool:
-        """Say whether the signed opening is better shown than the transaction that used it."""
+        """Return whether to present the signed opening rather than its transaction."""
         if account.opening is None:
             return False
         if "hash" not in usable_types(offer.request):
@@ -224,15 +222,15 @@ class ChannelOpener:
         return await self._with_opening(account, open_tx)
 
     async def open_alone(self, account: Account, offer: Offer, limits: TokenLimits) -> bool:
-        """Open at our own cost a channel whose deposit was signed; False if that cannot be.
+        """Open a channel with a signed deposit at this account's own cost; False if impossible.
 
-        The escrow takes one opening of a salt: whoever still has the signed one can do nothing
-        with it, or was faster, and then the channel is there (F-75, AMB-10). Of a top-up nothing
-        of the kind: the signed one could be made besides.
+        The escrow accepts one opening for a salt. A server that still has the signed one can do
+        nothing with it, or was faster, and then the channel exists (F-75, AMB-10). A top-up has no
+        such protection: the signed one could be made in addition.
 
         Raises:
-            BudgetExceededError: The policy allows less by now than was meant.
-            TransactionRevertedError: The escrow refused for a reason of its own.
+            BudgetExceededError: The policy now allows less than was planned.
+            TransactionRevertedError: The escrow refused for another reason.
         """
         if account.state != "opening" or "hash" not in usable_types(offer.request):
             return False
@@ -257,7 +255,9 @@ class ChannelOpener:
                 escrow=account.key.escrow, channel_id=account.key.channel_id
             )
         if open_tx is None:
-            raise ChannelUnusableError("The channel is on chain, but not its opening.")
+            raise ChannelUnusableError(
+                "The chain has the channel, but no node shows its opening. Try again later."
+            )
         return await self._with_opening(account, open_tx)
 
     async def _with_opening(self, account: Account, open_tx: TxHash) -> tuple[Account, TxHash]:
@@ -267,22 +267,22 @@ class ChannelOpener:
         return await self.check(account), open_tx
 
     async def check(self, account: Account) -> Account:
-        """Compare a channel with the chain and store what that shows (CLIENT-05).
+        """Compare a channel with the chain and store the result (CLIENT-05).
 
-        What was signed and never answered, because a process ended, is granted as lost.
+        Vouchers that were signed and never answered, because a process ended, count as lost.
         """
         return (await self.read(account))[0]
 
     async def read(
         self, account: Account, *, block_number: int | None = None
     ) -> tuple[Account, ChannelFact | None]:
-        """Compare a channel with the chain as of a block (the head if None); see `check`."""
+        """Compare a channel with the chain at a block (the head if None); see `check`."""
         chain = self.chain(account.key.chain_id, account.origin)
         fact = await chain.read_channel(
             account.key.escrow, account.key.channel_id, block_number=block_number
         )
         if fact is None:
-            return account, None  # a node that lags behind; the server says what it sees
+            return account, None  # the node may lag behind; the server reports what it sees
         _require_same(account, fact)
 
         def change(current: Account) -> Account:
@@ -291,7 +291,7 @@ class ChannelOpener:
         return await self._store.update(account.key, change), fact
 
     async def confirm(self, account: Account, receipt: Receipt | None, *, url: str) -> Account:
-        """Go on with a channel that the server has opened; note the transaction it names."""
+        """Continue with a channel that the server has opened; store the transaction it names."""
         account, fact = await self.read(account)
         is_there = fact is not None and receipt is not None and account.open_tx is None
         open_tx = receipt.tx_hash if is_there and receipt is not None else account.open_tx
@@ -303,19 +303,19 @@ class ChannelOpener:
         return await self._store.update(account.key, change)
 
     async def notice_opened(self, account: Account) -> None:
-        """Go on with a channel whose opening landed, though the voucher with it was refused."""
+        """Continue with a channel whose opening was mined although its voucher was refused."""
         if account.state == "opening" and await self.is_on_chain(account):
             await self.confirm(account, None, url=account.url)
 
     async def is_on_chain(self, account: Account) -> bool:
-        """Say whether the chain shows this channel."""
+        """Return whether the chain shows this channel."""
         return (await self.read(account))[1] is not None
 
     async def has_ended(self, account: Account, offer: Offer) -> bool:
-        """Say whether a channel in state `opening` is over, so that another is needed (F-97).
+        """Return whether a channel in state `opening` is over, so that another is needed (F-97).
 
-        The chain shows that it ended: the server closed what nobody claimed. Or its nonce was used
-        for nothing: its payer has cancelled what was signed.
+        Either the chain shows that it ended, because the server closed it unclaimed. Or its nonce
+        was used without a channel, because the payer cancelled the authorization.
         """
         account, fact = await self.read(account)
         if fact is not None or account.opening is None:
@@ -335,26 +335,26 @@ class ChannelOpener:
         """End a channel whose signed deposit was not made and cannot be made any more.
 
         Raises:
-            ChannelUnusableError: It still can: whoever has it may use it until its time is over.
+            ChannelUnusableError: It still can: its holder may use it until it has expired.
         """
         chain = self.chain(account.key.chain_id, account.origin)
         means = await chain.read_means(account.terms.token, CANONICAL_PERMIT2)
         if account.opening is not None and not is_over(account.opening, means):
             raise ChannelUnusableError(
-                f"The deposit that was signed for {account.origin} may yet be made; what was "
-                "signed is void in half an hour. Close it then."
+                f"The deposit that was signed for {account.origin} may still be made. It expires "
+                "within half an hour. Close the channel then."
             )
         return await self._store.update(
             account.key, lambda current: replace(current, state="closed", deposit=0)
         )
 
     async def enlarge(self, account: Account, limits: TokenLimits, least: int) -> Account:
-        """Mean to open with a greater deposit, if the policy allows it (F-92).
+        """Plan to open with a greater deposit, if the policy allows it (F-92).
 
-        The smaller one that was signed has the same nonce: it cannot be made besides.
+        The smaller one that was signed has the same nonce, so it cannot be made in addition.
 
         Raises:
-            BudgetExceededError: It does not.
+            BudgetExceededError: The policy does not allow it.
         """
         require_deposit(limits, least, account.origin)
         return await self._store.update(
@@ -368,11 +368,14 @@ class ChannelOpener:
         )
 
     def depositor(self, account: Account, offer: Offer) -> Depositor:
-        """Return who signs deposits for a channel under an offer."""
+        """Return the signer of deposits for a channel under an offer."""
         chain = self.chain(account.key.chain_id, account.origin)
         return Depositor(chain, account, offer.request)
 
 
 def _require_same(account: Account, fact: ChannelFact) -> None:
     if fact.key != account.key or fact.terms != account.terms:
-        raise ChannelUnusableError("The chain shows another payer, payee, token or signer.")
+        raise ChannelUnusableError(
+            "The chain shows another payer, payee, token or signer than this record. Use another "
+            "node, or another store."
+        )

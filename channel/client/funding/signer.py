@@ -1,7 +1,7 @@
-"""Who signs vouchers: a Protocol, a key held in this process, and the account that deposits.
+"""Signers of vouchers: a Protocol, a key held in this process, and the account that deposits.
 
-A signer sees digests only. What may be signed at all is decided before, by `policy` and
-`account`; where a key is kept (a file, a wallet process, a machine elsewhere) is the caller's.
+A signer sees digests only. `policy` and `record` decide beforehand what may be signed. The caller
+decides where a key is kept: in a file, a wallet process, or on another machine.
 """
 
 import secrets
@@ -20,31 +20,31 @@ ENTROPY_BYTES = 32
 class Signer(Protocol):
     """Signs for one address.
 
-    Channels remember which, so that a changed key never signs for an old channel (F-22).
+    Channels remember the address, so that a changed key never signs for an old channel (F-22).
     """
 
     @property
     def address(self) -> Address:
-        """Whose signatures these are."""
+        """The address that signs."""
 
     async def sign(self, digest: bytes) -> bytes:
         """Return a canonical 65-byte signature of a 32-byte digest (ENC-06).
 
-        Best another one each time: a close at an amount that is public already is only taken
-        with a signature that was never shown (docs/decisions/0009-proof-of-key.md). A contract
-        wallet's has the form that the wallet takes.
+        Preferably a different one each time: a close at a public amount is accepted only with a
+        signature that was never shown (docs/decisions/0009-proof-of-key.md). A contract wallet's
+        signature has the form that the wallet accepts.
         """
 
 
 class AccountSigner:
-    """The account behind a chain: what it signs moves its deposits."""
+    """The account of a chain; its signatures move its deposits."""
 
     def __init__(self, chain: PayerChain) -> None:
         self._chain = chain
 
     @property
     def address(self) -> Address:
-        """The account."""
+        """The account's address."""
         return self._chain.account
 
     async def sign(self, digest: bytes) -> bytes:
@@ -53,22 +53,22 @@ class AccountSigner:
 
 
 class LocalSigner:
-    """A private key in memory. Printing it shows the address only (F-103)."""
+    """A private key in memory. Its repr shows the address only (F-103)."""
 
     def __init__(self, private_key: bytes) -> None:
         """Take a 32-byte secp256k1 key, or raise `ValueError` if it is not one."""
         if len(private_key) != KEY_BYTES:
-            raise ValueError("a private key has 32 bytes")
+            raise ValueError(f"expected a private key of 32 bytes, found {len(private_key)}")
         self._private_key = private_key
         self._address = address_of(private_key)
 
     @property
     def address(self) -> Address:
-        """Whose signatures these are."""
+        """The address that signs."""
         return self._address
 
     async def sign(self, digest: bytes) -> bytes:
-        """Return a canonical 65-byte signature, another one each time; tens of microseconds."""
+        """Return a canonical 65-byte signature, different each time; takes tens of microseconds."""
         return sign(self._private_key, digest, entropy=secrets.token_bytes(ENTROPY_BYTES))
 
     def __repr__(self) -> str:

@@ -1,11 +1,11 @@
 """Deposits by signature: EIP-3009 authorizations and Permit2 transfers, to open and to top up.
 
-What is signed here moves money without the payer's own transaction, so each signature is tied to
-one channel: an authorization by its derived nonce (OPEN-05, TOPUP-04), a permit by its witness
-(OPEN-06). Whoever submits one can do with it only what the payer meant (F-83).
+These signatures move money without the payer's own transaction. So each is bound to one channel: an
+authorization by its derived nonce (OPEN-05, TOPUP-04), a permit by its witness (OPEN-06). Its
+submitter can do only what the payer intended (F-83).
 
-Pure but for the signer: domains, times and salts are the caller's to read and to choose. Nothing
-here knows whether a deposit is allowed; that was decided before.
+Pure except for the signer: the caller reads domains and times and chooses salts. The policy has
+decided beforehand whether a deposit is allowed.
 """
 
 import msgspec
@@ -34,16 +34,16 @@ __all__ = [
 
 
 class Domain(msgspec.Struct, frozen=True, gc=False):
-    """Under what is signed, and whom it lets take the money."""
+    """The EIP-712 domain of a signature, and the contract that may take the money."""
 
     separator: bytes
     """EIP-712 domain separator: the token's own for an authorization, Permit2's for a permit."""
     escrow: Address
-    """`to` of an authorization, the signed and never sent `spender` of a permit."""
+    """`to` of an authorization, or the `spender` of a permit, which is signed but not sent."""
 
 
 class Window(msgspec.Struct, frozen=True, gc=False):
-    """When an authorization is good, in Unix seconds by the chain's clock; both ends exclusive."""
+    """When an authorization is valid: Unix seconds of the chain's clock, both ends exclusive."""
 
     valid_after: int
     valid_before: int
@@ -58,14 +58,14 @@ async def sign_open_authorization(
     salt: bytes,
     amount: int,
 ) -> Deposit:
-    """Sign an EIP-3009 transfer that can open the channel of `terms` and `salt`, and no other.
+    """Sign an EIP-3009 transfer that can only open the channel of `terms` and `salt`.
 
     Args:
-        signer: Of the payer's account.
-        domain: The token's.
+        signer: The payer's account.
+        domain: The token's domain.
         window: When it may be mined.
-        terms: Of the channel; its payer is the signer's address.
-        salt: Of the channel.
+        terms: The terms of the channel; its payer is the signer's address.
+        salt: The salt of the channel.
         amount: The deposit, in base units.
     """
     authorization, signature = await _sign_transfer(
@@ -83,10 +83,10 @@ async def sign_top_up_authorization(
     salt: bytes,
     amount: int,
 ) -> Deposit:
-    """Sign an EIP-3009 transfer that can top up this channel by `amount`, and nothing else.
+    """Sign an EIP-3009 transfer that can only top up this channel by `amount`.
 
-    `salt` is the top-up's own: with the same one and the same amount it is the same top-up,
-    which the token takes once.
+    `salt` belongs to the top-up: the same salt and amount make the same top-up, which the token
+    accepts once.
     """
     nonce = top_up_nonce(channel_id, additional_deposit=amount, funder=signer.address, salt=salt)
     authorization, signature = await _sign_transfer(signer, domain, window, amount, nonce)
@@ -126,15 +126,15 @@ async def sign_open_permit(
     nonce: int,
     deadline: int,
 ) -> Deposit:
-    """Sign a Permit2 transfer whose witness lets it open this one channel (CLIENT-03).
+    """Sign a Permit2 transfer whose witness lets it open only this channel (CLIENT-03).
 
     Args:
-        signer: Of the payer's account.
-        domain: Permit2's.
-        terms: Of the channel; its payer is the signer's address.
-        salt: Of the channel.
+        signer: The payer's account.
+        domain: Permit2's domain.
+        terms: The terms of the channel; its payer is the signer's address.
+        salt: The salt of the channel.
         amount: The deposit, in base units.
-        nonce: Any number that Permit2 has not seen from this account.
+        nonce: Any number that this account has not used with Permit2.
         deadline: Unix seconds, inclusive.
     """
     permit = OpenPermit(
@@ -170,7 +170,7 @@ async def sign_top_up_permit(
     nonce: int,
     deadline: int,
 ) -> Deposit:
-    """Sign a Permit2 transfer whose witness lets it top up this one channel."""
+    """Sign a Permit2 transfer whose witness lets it top up only this channel."""
     permit = TopUpPermit(
         funder=signer.address,
         token=token,

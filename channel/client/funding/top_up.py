@@ -1,7 +1,7 @@
-"""More money for a channel that is open: by signature or by transaction, once for one purpose.
+"""Tops up open channels, by signature or by transaction, once for each purpose.
 
-A top-up that was signed and is not known to be on chain stays in the account, and whoever needs
-more goes on with that one: its nonce is taken once, however often it is shown (F-75).
+A signed top-up that is not known to be on chain stays in the record, and the next top-up continues
+with it: its nonce is accepted once, however often it is presented (F-75).
 """
 
 import asyncio
@@ -49,21 +49,22 @@ class TopUps:
     async def top_up(
         self, account: Account, offer: Offer, limits: TokenLimits, needed: int
     ) -> tuple[Account, TopUpHash | Deposit | None]:
-        """Deposit so much more that a voucher for `needed` is covered, or sign for it.
+        """Deposit enough that a voucher for `needed` is covered, or sign for it.
 
-        Returns the channel and what to present: a transaction that added to it, a signed deposit
-        that will (perhaps an earlier one, and perhaps less than is needed), or None when the
-        chain shows a deposit that is great enough already.
+        Returns the channel and what to present: a mined transaction, a signed deposit (perhaps an
+        earlier one that is too small), or None when the chain already shows a sufficient deposit.
 
         Raises:
-            BudgetExceededError: The policy's deposit or cumulative cap is in the way.
-            CannotFundError: The account can make no deposit in a way that is taken.
-            ChannelUnusableError: The channel is closing; it is not topped up (F-62).
+            BudgetExceededError: It would exceed the policy's deposit or cumulative cap.
+            CannotFundError: The account can make no deposit that the server accepts.
+            ChannelUnusableError: The channel is closing, so it is not topped up (F-62).
         """
         require_deposit(limits, needed, account.origin)
         account = await self._forget_used(await self._opener.check(account), offer)
         if account.state != "open":
-            raise ChannelUnusableError(f"The channel is {account.state}; it is not topped up.")
+            raise ChannelUnusableError(
+                f"Expected an open channel to top up, found one that is {account.state}."
+            )
         if needed <= account.deposit:
             return account, None
         depositor = self._opener.depositor(account, offer)
@@ -73,13 +74,13 @@ class TopUps:
         )
         signed = account.top_up
         if signed is not None and account.deposit + signed.amount > limits.deposit_max:
-            signed = None if is_over(signed, means) else signed  # of a policy that was greater
+            signed = None if is_over(signed, means) else signed  # from a more generous policy
         if signed is None or depositor.is_dead(signed, means):
             least = needed - account.deposit
             wanted = top_up_size(
                 self._policy, limits, offer.request, deposit=account.deposit, needed=needed
             )
-            if account.opening is not None:  # what was worth its gas once is so again
+            if account.opening is not None:  # an amount that was worth the gas is so again
                 wanted = max(wanted, account.opening.amount)
             room = limits.deposit_max - account.deposit
             amount = max(least, min(wanted, room, means.balance, left // 2))
@@ -94,14 +95,14 @@ class TopUps:
         old, fresh = account.top_up, signed
         account = await self._store.update(
             account.key,
-            # Another process may have signed one meanwhile: then that is the one.
+            # If another process has signed one meanwhile, use that one.
             lambda current: replace(current, top_up=fresh) if current.top_up == old else current,
             locked=locked_budget_of(limits),
         )
         return account, account.top_up
 
     async def _forget_used(self, account: Account, offer: Offer) -> Account:
-        """Let go of a signed top-up that the chain shows as used, and see the deposit with it."""
+        """Drop a signed top-up that the chain shows as used, and update the deposit with it."""
         used = account.top_up
         if used is None:
             return account
@@ -113,7 +114,7 @@ class TopUps:
         def let_go(current: Account) -> Account:
             kept = current.top_up
             if kept is None or kept.authorization.nonce != used.authorization.nonce:
-                return current  # another process has let go of it, and may have signed the next
+                return current  # another process dropped it, and may have signed the next one
             return replace(current, top_up=None)
 
         return await self._store.update(account.key, let_go)
@@ -121,7 +122,7 @@ class TopUps:
     async def _send_top_up(
         self, account: Account, amount: int, limits: TokenLimits
     ) -> tuple[Account, TopUpHash]:
-        """Send a top-up, which counts as locked from before it leaves, mined or not."""
+        """Send a top-up. It counts as locked before it is sent, whether or not it is mined."""
 
         def plan(current: Account) -> Account:
             return replace(current, goal=max(current.deposit, current.goal) + amount)
@@ -138,7 +139,7 @@ class TopUps:
                 channel_id=account.key.channel_id,
                 amount=amount,
             )
-        except (TransactionRevertedError, AgentError):  # nothing was moved
+        except (TransactionRevertedError, AgentError):  # nothing moved
             await self._store.update(account.key, give_up)
             raise
         payload = TopUpHash(
@@ -147,9 +148,9 @@ class TopUps:
         return await self.count_deposit(account.key, account.deposit + amount), payload
 
     async def count_deposit(self, key: ChannelKey, goal: int) -> Account:
-        """Count what the server, or our own transaction, has brought the deposit to.
+        """Raise the deposit to `goal`, as reported by the server or this client's transaction.
 
-        A signed top-up stays noted until the chain shows it used: see `top_up`.
+        A signed top-up stays in the record until the chain shows that it was used: see `top_up`.
         """
         return await self._store.update(
             key, lambda current: replace(current, deposit=max(current.deposit, goal))

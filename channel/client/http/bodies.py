@@ -1,6 +1,6 @@
-"""Bodies that are looked at on their way: requests that may be sent twice, answers that explain.
+"""Reads bodies in transit: requests that may be sent twice, and answers with an explanation.
 
-Both are held in memory up to a bound and no further.
+Both are kept in memory up to a bound.
 """
 
 from collections.abc import AsyncIterator
@@ -26,7 +26,7 @@ REQUEST_BYTES_MAX = 16 * 1024 * 1024
 
 
 class _JoinedStream(httpx.AsyncByteStream):
-    """A stream whose beginning was read already."""
+    """A stream whose beginning was already read."""
 
     def __init__(self, prefix: bytes, rest: AsyncIterator[bytes], whole: object) -> None:
         self._prefix = prefix
@@ -41,13 +41,13 @@ class _JoinedStream(httpx.AsyncByteStream):
             yield chunk
 
     async def aclose(self) -> None:
-        """Close what was read from."""
+        """Close the original stream."""
         if isinstance(self._whole, httpx.AsyncByteStream):
             await self._whole.aclose()
 
 
 class RequestBody:
-    """A request's body: in memory, or too long for that and to be sent once."""
+    """A request's body: in memory, or too long for that, and then sent once."""
 
     def __init__(self, content: bytes | None, once: _JoinedStream | None = None) -> None:
         self.content = content
@@ -55,21 +55,21 @@ class RequestBody:
         self._once = once
 
     def fits(self, bytes_max: int) -> bool:
-        """Say whether it is known to be no longer than that."""
+        """Return whether its length is known and at most `bytes_max`."""
         return self.content is not None and len(self.content) <= bytes_max
 
     def stream(self) -> httpx.AsyncByteStream:
         """Return the body to send.
 
         Raises:
-            BodyNotReplayableError: It was sent once and cannot be sent again.
+            BodyNotReplayableError: It was sent and cannot be sent again.
         """
         if self.content is not None:
             return httpx.ByteStream(self.content)
         if self._once is None:
             raise BodyNotReplayableError(
-                f"A 402 came after a body of more than {REQUEST_BYTES_MAX} bytes, which is gone. "
-                "Pay for this route with a small request first, then send this one."
+                f"A 402 came after a body of more than {REQUEST_BYTES_MAX} bytes, which is too "
+                "long to keep. Pay for this route with a small request first, then send this one."
             )
         once, self._once = self._once, None
         return once
@@ -90,7 +90,7 @@ async def read_request_body(request: httpx.Request) -> RequestBody:
 
 
 def build_reply(response: httpx.Response, body: bytes = b"") -> Reply:
-    """Return what the payer needs of an answer."""
+    """Return the parts of an answer that the payer needs."""
     return Reply(
         status=response.status_code,
         challenges=tuple(response.headers.get_list("WWW-Authenticate")),
@@ -102,7 +102,7 @@ def build_reply(response: httpx.Response, body: bytes = b"") -> Reply:
 
 
 async def read_reply(response: httpx.Response) -> Reply:
-    """Return what the payer needs; a problem's body is read, bounded, and can be read again."""
+    """Return what the payer needs; a problem's body is read, bounded, and stays readable."""
     is_problem = PROBLEM_CONTENT_TYPE in response.headers.get("Content-Type", "")
     whole = response.stream
     if response.is_success or not is_problem or not isinstance(whole, httpx.AsyncByteStream):
@@ -122,16 +122,16 @@ async def read_reply(response: httpx.Response) -> Reply:
 
 
 async def _fail(error: httpx.DecodingError) -> AsyncIterator[bytes]:
-    """Say to who reads on what was found already."""
+    """Raise the error again for a caller that continues to read."""
     raise error
     yield b""
 
 
 def bound_coding(response: httpx.Response) -> httpx.Response:
-    """Return an answer whose content coding is undone as it is read, within a bound (O-23).
+    """Return an answer that decodes its content coding while it is read, within a bound (O-23).
 
-    Reading it raises `httpx.DecodingError` where the coding is none that was asked for, is laid in
-    another one, or stands for more than `ContentDecoder` allows.
+    Reading raises `httpx.DecodingError` if the coding was not asked for, is nested in another one,
+    or decodes to more than `ContentDecoder` allows.
     """
     stream = response.stream
     coding = ", ".join(response.headers.get_list("Content-Encoding"))
@@ -149,7 +149,7 @@ def bound_coding(response: httpx.Response) -> httpx.Response:
 
 
 class _DecodedStream(httpx.AsyncByteStream):
-    """A body with its coding undone."""
+    """A body that is decoded while it is read."""
 
     def __init__(self, coded: httpx.AsyncByteStream, coding: str) -> None:
         self._coded = coded
@@ -164,12 +164,12 @@ class _DecodedStream(httpx.AsyncByteStream):
             raise httpx.DecodingError(str(error)) from error
 
     async def aclose(self) -> None:
-        """Close what is read from."""
+        """Close the encoded stream."""
         await self._coded.aclose()
 
 
 def _read_seconds(text: str | None) -> float | None:
-    """Return `Retry-After` in seconds; a date asks for the default wait, whatever it says."""
+    """Return `Retry-After` in seconds; for a date, the default wait."""
     if text is None:
         return None
     digits = text.strip()

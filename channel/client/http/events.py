@@ -1,8 +1,8 @@
-"""A paid event stream: the caller gets the content, the payer what is between (SSE-01 to SSE-04).
+"""A paid event stream: the caller gets the content, the payer the control events (SSE-01 to 04).
 
-Events reach the caller byte for byte as they came, as soon as each is complete. The two control
-events of the protocol are taken out: a need for a voucher is answered on another connection
-before the stream is read any further, and the receipt at the end is checked.
+Events reach the caller unchanged, as soon as each is complete. The protocol's two control events
+are removed: a request for a voucher is answered on another connection before the stream is read
+further, and the receipt at the end is checked.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ DONE: Final = "[DONE]"
 
 
 class PaidEvents(httpx.AsyncByteStream):
-    """The body of a paid `text/event-stream` answer, content codings undone."""
+    """The body of a paid `text/event-stream` answer, decoded."""
 
     def __init__(self, paid: PaidStream, response: httpx.Response) -> None:
         self._paid = paid
@@ -38,25 +38,25 @@ class PaidEvents(httpx.AsyncByteStream):
         self._chunks = response.aiter_raw()
         self._splitter = EventSplitter()
         self._blocks: deque[bytes] = deque()
-        """Events that came in one packet with the last one and are not taken yet."""
+        """Events from the last packet that are not yet processed."""
         self._is_broken = False
-        """It ended, or ends, while we waited for the server: see `PaidStream.end`."""
+        """Whether it ended while this client waited for the server: see `PaidStream.end`."""
         self._is_done = False
         self._is_ended = False
         self._rest: asyncio.Task[None] | None = None
-        """Reads what is behind `[DONE]`."""
+        """Reads what follows `[DONE]`."""
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        """Yield the content events; behind `[DONE]` there are none.
+        """Yield the content events; after `[DONE]` there are none.
 
         Raises:
-            AgentError: The stream asks for what is not allowed, or its receipt is a lie.
+            AgentError: The stream demands what is not allowed, or its receipt is wrong.
             httpx.TransportError: The connection broke.
         """
         if self._is_done:
             await self._drain()
             return
-        self._is_broken = True  # whatever ends this, but for the caller's own will
+        self._is_broken = True  # every way out counts as broken, except the caller's own
         while (chunk := await self._read()) is not None:
             self._blocks.extend(self._split(chunk))
             while self._blocks:
@@ -71,9 +71,9 @@ class PaidEvents(httpx.AsyncByteStream):
             yield rest
 
     async def aclose(self) -> None:
-        """Close the connection and count what came; a second time does nothing.
+        """Close the connection and count what arrived; a second call does nothing.
 
-        A caller that stops at `[DONE]` leaves the receipt behind it unread: that is read here.
+        A caller that stops at `[DONE]` leaves the receipt behind it unread, so it is read here.
         """
         if self._is_ended:
             return
@@ -88,11 +88,11 @@ class PaidEvents(httpx.AsyncByteStream):
                     await asyncio.wait({self._rest})
                 await self._response.aclose()
             finally:
-                # After `[DONE]` nothing is left that a caller could have left unread.
+                # After `[DONE]` there is no content that a caller could have left unread.
                 await self._paid.end(is_broken=self._is_broken or self._is_done)
 
     async def _read(self) -> bytes | None:
-        """Return what comes next, or None at the end.
+        """Return the next bytes, or None at the end.
 
         Raises:
             MppSessionError: The stream waits for a voucher that cannot be signed.
@@ -110,10 +110,10 @@ class PaidEvents(httpx.AsyncByteStream):
             reading.cancel()
 
     async def _drain(self) -> None:
-        """Read to the end for a caller that would use the connection again.
+        """Read to the end for a caller that wants to reuse the connection.
 
-        One that soon gives up must not take the receipt with it: a read that is cancelled breaks
-        the connection.
+        If the caller gives up, the receipt must not be lost with it: a cancelled read breaks the
+        connection.
         """
         await asyncio.shield(self._read_rest())
         async for _ in self._chunks:
@@ -150,7 +150,7 @@ class PaidEvents(httpx.AsyncByteStream):
             ) from error
 
     async def _take(self, block: bytes) -> bool:
-        """Say whether a block was the protocol's own, and if so do what it asks."""
+        """Handle a control event and return True, or return False for any other block."""
         event = parse_event(block)
         if event is None:
             return False

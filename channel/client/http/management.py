@@ -1,4 +1,4 @@
-"""Management requests over httpx: HEAD, beside whatever stream runs (VCH-08, CLIENT-07)."""
+"""Management requests over httpx: HEAD, concurrent with any stream (VCH-08, CLIENT-07)."""
 
 from collections.abc import Mapping
 from typing import Any, Final
@@ -16,7 +16,7 @@ ACCEPT_PAYMENT: Final = f"{METHOD}/{INTENT}"
 ATTEMPTS_MAX: Final = 3
 TIMEOUT_S: Final = {"connect": 10.0, "read": 60.0, "write": 10.0, "pool": 10.0}
 
-# About a body, or about the content request alone.
+# Headers about a body, or about the content request only.
 _LEFT_OUT: Final = frozenset(
     {
         "accept-encoding",
@@ -32,7 +32,7 @@ _LEFT_OUT: Final = frozenset(
 
 
 class HeadManagementClient:
-    """Sends HEAD requests to one address, with the headers of the request they belong to."""
+    """Sends HEAD requests to one address, with the headers of the content request."""
 
     def __init__(
         self,
@@ -51,12 +51,12 @@ class HeadManagementClient:
         self._extensions = {**(extensions or {}), "timeout": TIMEOUT_S}
 
     async def head(self, credential: Header | None) -> Reply:
-        """Send one; a connection that breaks is tried again, for nothing here counts twice.
+        """Send one; a broken connection is retried, because nothing here counts twice.
 
         Raises:
-            httpx.TransportError: It broke every time.
-            ChannelBusyError: The client's connections are all in use, perhaps by the stream that
-                waits for this voucher: more time would not help.
+            httpx.TransportError: The connection broke every time.
+            ChannelBusyError: All connections of the client are in use, perhaps by the stream that
+                waits for this voucher, so more time would not help.
         """
         headers = self._headers.copy()
         headers["Accept-Payment"] = ACCEPT_PAYMENT
@@ -69,9 +69,9 @@ class HeadManagementClient:
             except httpx.PoolTimeout as error:
                 raise ChannelBusyError(
                     f"No connection was free for a voucher to {self._url.host} within "
-                    f"{TIMEOUT_S['pool']:g} s: streams use them all. One that is paid for as it "
-                    "comes needs another: raise `max_connections`, or give `management=`, a "
-                    "transport of its own for vouchers."
+                    f"{TIMEOUT_S['pool']:g} s: streams use all of them. A stream needs a further "
+                    "connection for its vouchers: raise `max_connections`, or give `management=`, "
+                    "a separate transport for vouchers."
                 ) from error
             except httpx.TransportError:
                 continue

@@ -1,11 +1,11 @@
-"""An httpx transport that pays: put it under any `httpx.AsyncClient`.
+"""An httpx transport that pays: use it under any `httpx.AsyncClient`.
 
-A request goes out as it is. If a 402 comes back and the policy allows what it asks, the same
-request goes out again with a credential, and from then on the route is paid for at once.
+A request is sent unchanged. If a 402 comes back and the policy allows what it asks, the request is
+sent again with a credential. From then on requests to that route carry one from the start.
 
-Redirects: httpx follows them above the transport, one request a hop, and gives every hop the
-extensions of the one before. There the transport notes the origin that the caller asked for; on
-a hop to any other origin nothing is ever signed or sent (CLIENT-10, F-93).
+Redirects: httpx follows them above the transport, with one request per hop, and copies the
+extensions from hop to hop. The transport stores the caller's origin there. On a hop to any other
+origin it signs and sends nothing (CLIENT-10, F-93).
 """
 
 import asyncio
@@ -48,7 +48,7 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 class PayingTransport(httpx.AsyncBaseTransport):
-    """Pays for what passes through it, within a policy."""
+    """Pays for the requests that pass through it, within a policy."""
 
     def __init__(
         self,
@@ -61,13 +61,13 @@ class PayingTransport(httpx.AsyncBaseTransport):
         """Pay for what `inner` sends.
 
         Args:
-            payer: Pays.
-            inner: Sends.
-            management: Sends vouchers beside streams; `inner` if None, which then needs one more
+            payer: Decides and signs.
+            inner: Sends the requests.
+            management: Sends vouchers during streams; `inner` if None, which then needs one more
                 connection than there are streams, or HTTP/2. Closed with this.
-            answers_refusals: What a refusal to pay is: True, an answer with status 402 that says
-                why and that no SDK tries again; False, an exception. None: an answer to the SDKs
-                that say what they are (`x-stainless-lang`), an exception to everybody else.
+            answers_refusals: How a refusal to pay appears. True: as an answer with status 402 that
+                explains it and that no SDK retries. False: as an exception. None: as an answer to
+                SDKs that identify themselves (`x-stainless-lang`), else as an exception.
         """
         self._payer = payer
         self._inner = inner
@@ -76,11 +76,11 @@ class PayingTransport(httpx.AsyncBaseTransport):
         self._lost_keys = LostKeys()
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send a request and pay for it if that is asked and allowed.
+        """Send a request, and pay for it if that is demanded and allowed.
 
         Raises:
-            AgentError: As `_handle`, unless refusals are answers here.
-            httpx.TransportError: The connection failed; nothing had been paid for this request.
+            AgentError: As for `_handle`, unless refusals are answers here.
+            httpx.TransportError: The connection failed; nothing was paid for this request.
         """
         answers = self._answers_refusals
         try:
@@ -91,11 +91,11 @@ class PayingTransport(httpx.AsyncBaseTransport):
             raise
 
     async def _handle(self, request: httpx.Request) -> httpx.Response:
-        """Send a request and pay for it if that is asked and allowed.
+        """Send a request, and pay for it if that is demanded and allowed.
 
         Raises:
-            AgentError: Paying would be against the policy, or was of no use.
-            httpx.TransportError: The connection failed; nothing had been paid for this request.
+            AgentError: Paying would violate the policy, or did not help.
+            httpx.TransportError: The connection failed; nothing was paid for this request.
         """
         origin = origin_of(request.url)
         asked_origin = request.extensions.setdefault(_ORIGIN, origin)
@@ -115,7 +115,7 @@ class PayingTransport(httpx.AsyncBaseTransport):
             raise
 
     async def aclose(self) -> None:
-        """Close the transports underneath."""
+        """Close the underlying transports."""
         await self._inner.aclose()
         if self._management is not self._inner:
             await self._management.aclose()
@@ -123,7 +123,7 @@ class PayingTransport(httpx.AsyncBaseTransport):
     async def _pay_through(
         self, request: httpx.Request, body: RequestBody, purchase: Purchase
     ) -> httpx.Response:
-        """Send and pay until the answer is one for the caller."""
+        """Send and pay until there is an answer for the caller."""
         header = await self._payer.prepay(purchase)
         for _ in range(ROUNDS_MAX):
             response = await self._send(request, body, header, purchase)
@@ -138,17 +138,19 @@ class PayingTransport(httpx.AsyncBaseTransport):
             if header is None:
                 self._payer.release(purchase)
                 if purchase.header is not None and reply.status == httpx.codes.CONFLICT:
-                    self._note_lost(request, body, purchase)  # it may be served at this moment
+                    self._note_lost(request, body, purchase)  # it may be in progress
                 return response
             await response.aclose()
         raise PaymentRefusedError(
-            status=reply.status, problem_type="no end", detail=f"still after {ROUNDS_MAX} rounds"
+            status=reply.status,
+            problem_type="no end",
+            detail=f"the server still refuses after {ROUNDS_MAX} rounds",
         )
 
     async def _deliver(
         self, purchase: Purchase, response: httpx.Response, reply: Reply
     ) -> httpx.Response:
-        """Check the receipt of a paid answer, and hand the answer on."""
+        """Check the receipt of a paid answer, and return the answer."""
         content_type = response.headers.get("Content-Type", "").lower()
         if not content_type.startswith(CONTENT_TYPE):
             await self._payer.accept(purchase, reply)
@@ -168,9 +170,9 @@ class PayingTransport(httpx.AsyncBaseTransport):
     async def _send(
         self, request: httpx.Request, body: RequestBody, header: Header | None, purchase: Purchase
     ) -> httpx.Response:
-        """Send, and count what may have been served for a credential that nobody answered.
+        """Send, and count the possible cost of a credential that got no answer.
 
-        A caller that waits no longer has been served all the same, for all we know.
+        The server may have served a caller that stopped waiting.
         """
         try:
             return await self._send_safely(request, body, header, purchase)
@@ -181,23 +183,23 @@ class PayingTransport(httpx.AsyncBaseTransport):
             if isinstance(error, PaymentOutcomeUnknownError):
                 self._note_lost(request, body, purchase)
             if header is not None:
-                with contextlib.suppress(StoreError):  # whoever cancelled us must hear of that
+                with contextlib.suppress(StoreError):  # the cancellation must reach the caller
                     await self._payer.count_unanswered(purchase)
             raise
 
     def _note_lost(self, request: httpx.Request, body: RequestBody, purchase: Purchase) -> None:
-        """Have an equal request go under the same key."""
+        """Make an identical request reuse the key."""
         key, now = purchase.idempotency_key, self._payer.now()
         self._lost_keys.note(request, body.content, key, now)
 
     async def _send_safely(
         self, request: httpx.Request, body: RequestBody, header: Header | None, purchase: Purchase
     ) -> httpx.Response:
-        """Send once; if the connection breaks after a credential went out, once more.
+        """Send once; if the connection breaks after a credential was sent, send once more.
 
-        With the same credential and the same key: a server that took the first answers as it
-        did then, and charges nothing (CLIENT-08, F-26). A body too long to go with a key is not
-        sent again: that would be another request.
+        With the same credential and key: a server that got the first request repeats its answer and
+        charges nothing (CLIENT-08, F-26). A body too long for a key is not sent again, because the
+        server would treat it as another request.
         """
         try:
             return await self._send_once(request, body, header, purchase)
@@ -207,7 +209,7 @@ class PayingTransport(httpx.AsyncBaseTransport):
             if header is None:
                 raise
             first = error
-        reason = f"{first!r}, and its body is too long to ask again under the same key"
+        reason = f"{first!r}, and the body is too long to repeat it under the same key"
         if body.fits(IDEMPOTENT_REQUEST_BYTES_MAX):
             try:
                 return await self._send_once(request, body, header, purchase)
@@ -267,14 +269,14 @@ class PayingTransport(httpx.AsyncBaseTransport):
 
 
 def origin_of(url: httpx.URL) -> str:
-    """Return scheme, host and port: whom a channel's vouchers are for."""
+    """Return scheme, host and port: the recipient of a channel's vouchers."""
     port = url.port or _DEFAULT_PORTS.get(url.scheme, 0)
     host = f"[{url.host}]" if ":" in url.host else url.host
     return f"{url.scheme}://{host}:{port}"
 
 
 def is_safe(url: httpx.URL, *, allow_loopback_http: bool) -> bool:
-    """Say whether a credential may travel this way (CORE-13)."""
+    """Return whether a credential may be sent to this URL (CORE-13)."""
     return url.scheme == "https" or (allow_loopback_http and _is_loopback(url.host))
 
 
@@ -288,7 +290,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def _has_credential(headers: httpx.Headers) -> bool:
-    """Say whether the caller pays by itself."""
+    """Return whether the caller pays by itself."""
     prefix = f"{SCHEME} ".lower()
     return any(
         value.lower().startswith(prefix) for name in HEADERS for value in headers.get_list(name)
@@ -296,7 +298,7 @@ def _has_credential(headers: httpx.Headers) -> bool:
 
 
 async def _require_free(response: httpx.Response, origin: str, asked_origin: str) -> None:
-    """Hand an unpaid answer on, unless it asks for money in a place where none is given.
+    """Return for an unpaid answer, unless it demands payment where paying is not allowed.
 
     Raises:
         OfferRefusedError: It does.

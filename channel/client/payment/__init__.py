@@ -1,1 +1,1 @@
-"""One paid request: which channel, which voucher, what a refusal means, how the stream is paid."""
+"""One paid request: its channel, its vouchers, the reaction to refusals, and its stream."""

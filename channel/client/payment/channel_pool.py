@@ -1,7 +1,7 @@
-"""Which channel a request is paid from, and what is on its way there (F-41).
+"""Assigns requests to channels, and tracks what is in flight on each (F-41).
 
-A lane is one channel of one scope, opened when it is first needed. Requests share lane 0; a
-channel carries one stream (ACC-06), so a second stream waits or takes a lane of its own.
+A slot holds one channel of one scope, opened when first needed. Requests share slot 0. A channel
+carries one stream (ACC-06), so a second stream waits or gets a further slot.
 """
 
 import asyncio
@@ -17,31 +17,31 @@ STREAM_WAIT_S_MAX = 60.0
 
 
 class ChannelSlot:
-    """One channel's place in this process. Its account is in the `Tab`, its money in the purse."""
+    """One channel in this process. Its counts are in the `Tab`, its record in the store."""
 
     def __init__(self, scope: Scope) -> None:
         self.scope = scope
         self.lock = asyncio.Lock()
-        """Held while a credential is made, a channel opened or topped up."""
+        """Held while a credential is made, or a channel is opened or topped up."""
         self.funding = asyncio.Lock()
-        """Held while the channel is topped up, which vouchers need not wait for."""
+        """Held while the channel is topped up; vouchers do not wait for it."""
         self.key: ChannelKey | None = None
         """None until a channel is found or opened."""
         self.is_checked = False
-        """The channel was compared with the chain since this process started (CLIENT-05)."""
+        """Whether the channel was compared with the chain since start-up (CLIENT-05)."""
         self.has_stream = False
         self.holds: set[Hold] = set()
-        """What is in flight, and what waits for its turn to sign."""
+        """Requests in flight, and those that wait for their turn to sign."""
         self.last_voucher: SignedVoucher | None = None
 
     def forget_channel(self) -> None:
-        """Let the next payment find or open another channel."""
+        """Make the next payment find or open another channel."""
         self.key = None
         self.is_checked = False
 
 
 class ChannelPool:
-    """The lanes of every scope."""
+    """The slots of every scope."""
 
     def __init__(self, *, streams_max: int, stream_wait_s: float = STREAM_WAIT_S_MAX) -> None:
         self._streams_max = streams_max
@@ -53,10 +53,10 @@ class ChannelPool:
     async def enter(
         self, scope: Scope, *, cost: int, cost_max: int, is_stream: bool
     ) -> tuple[ChannelSlot, Hold]:
-        """Return a hold on a lane; a stream waits, bounded, for one without a stream.
+        """Return a hold on a slot. A stream waits, bounded, for a slot without a stream.
 
         Raises:
-            ChannelBusyError: None became free in time.
+            ChannelBusyError: No slot became free in time.
         """
         pool = self._by_scope.setdefault(scope, [ChannelSlot(scope)])
         if not is_stream:
@@ -87,12 +87,12 @@ class ChannelPool:
         except TimeoutError:
             raise ChannelBusyError(
                 f"{scope.origin}: {len(pool)} streams are running, and none ended within "
-                f"{self._stream_wait_s:g} s; `parallel_streams_max` allows more channels."
+                f"{self._stream_wait_s:g} s. Raise `parallel_streams_max` to allow more channels."
             ) from None
         return slot
 
     def leave(self, slot: ChannelSlot, hold: Hold) -> None:
-        """Release a hold and its lane; a second time does nothing."""
+        """Release a hold and its slot; a second call does nothing."""
         if hold.is_released:
             return
         hold.release()
@@ -102,14 +102,14 @@ class ChannelPool:
             self._freed.set()
 
     def tab(self, account: Account) -> Tab:
-        """Return the account of a channel as this process keeps it, from the purse at first."""
+        """Return this process's counts of a channel, initially from its record."""
         tab = self._tabs.get(account.key)
         if tab is None:
             tab = self._tabs[account.key] = Tab(account)
         return tab
 
     def use(self, slot: ChannelSlot, hold: Hold, account: Account) -> None:
-        """Pay a request from a channel, and those that wait for their turn behind it too."""
+        """Pay a request from a channel, and the requests behind it that have none, too."""
         slot.key = account.key
         tab = self.tab(account)
         hold.use(tab)
@@ -118,19 +118,19 @@ class ChannelPool:
                 other.use(tab)
 
     def find_tab(self, key: ChannelKey) -> Tab | None:
-        """Return the account of a channel, if this process keeps it."""
+        """Return the counts of a channel, if this process has them."""
         return self._tabs.get(key)
 
     def is_busy(self, key: ChannelKey) -> bool:
-        """Say whether anything of this channel is in flight."""
+        """Return whether a request is in flight on this channel."""
         return key in self._tabs and bool(self._tabs[key].holds)
 
     def taken(self, scope: Scope) -> set[ChannelKey]:
-        """Return the channels that lanes of this scope use."""
+        """Return the channels that slots of this scope use."""
         return {slot.key for slot in self._by_scope.get(scope, ()) if slot.key is not None}
 
     def forget(self, key: ChannelKey) -> None:
-        """Let go of a channel that has ended."""
+        """Drop a channel that has ended."""
         if not self.is_busy(key):
             self._tabs.pop(key, None)
         for pool in self._by_scope.values():

@@ -1,4 +1,4 @@
-"""Closing a channel with its server, at exactly what was spent (CLOSE-01 to CLOSE-06)."""
+"""Closes a channel with its server, at exactly what was spent (CLOSE-01 to CLOSE-06)."""
 
 from collections.abc import Iterable
 
@@ -22,19 +22,23 @@ __all__ = ["close_channel"]
 
 
 async def close_channel(payer: Payer, account: Account, management: ManagementClient) -> Account:
-    """Close a channel and return it as the chain shows it then.
+    """Close a channel, and return its record as the chain shows it then.
 
-    The price that the server asks today does not matter here: only what was spent is signed.
+    The server's current price does not matter: only what was spent is signed.
 
     Raises:
-        ChannelUnusableError: Requests of it are still running, perhaps in another process.
-        OfferRefusedError: The server offers no challenge for this channel's own terms.
-        PaymentRefusedError: The server does not close.
+        ChannelUnusableError: Requests on it are still running, perhaps in another process.
+        OfferRefusedError: The server offers no challenge with this channel's own terms.
+        PaymentRefusedError: The server does not close it.
     """
     if payer.pool.is_busy(account.key):
-        raise ChannelUnusableError("Requests of this channel are still running.")
+        raise ChannelUnusableError(
+            "Requests on this channel are still running. Wait for them, then close it."
+        )
     if not await payer.store.claim(account.key):
-        raise ChannelUnusableError("Another client of this store uses this channel.")
+        raise ChannelUnusableError(
+            "Another client of this store uses this channel. Close it there, or end that client."
+        )
     account = await payer.leave(account)
     if account.state == "closed":
         return account
@@ -57,20 +61,20 @@ async def close_channel(payer: Payer, account: Account, management: ManagementCl
 
 
 async def _is_there(payer: Payer, account: Account) -> bool:
-    """Say whether the chain shows the channel, where only its server has said so until now."""
+    """Return whether the chain shows the channel, in case only its server has confirmed it."""
     return account.opening is None or await payer.opener.is_on_chain(account)
 
 
 async def _end_opening(payer: Payer, account: Account, management: ManagementClient) -> Account:
-    """Bring a channel whose opening nobody can vouch for to where it can be closed, or is.
+    """Bring a channel with an unconfirmed opening to a state in which it can be closed, or is.
 
     Raises:
-        ChannelUnusableError: Its deposit may yet be made, or only a transaction gets it back.
-        PaymentRefusedError: The server does not take it.
+        ChannelUnusableError: Its deposit may still be made, or needs a transaction to get back.
+        PaymentRefusedError: The server does not accept it.
     """
     if account.opening is None:
         raise ChannelUnusableError(
-            "The server never took this channel; `request_close` gets its deposit back."
+            "The server never accepted this channel. Get its deposit back with `request_close`."
         )
     if not await payer.opener.is_on_chain(account):
         return await payer.opener.give_up_opening(account)
@@ -84,14 +88,13 @@ async def _end_opening(payer: Payer, account: Account, management: ManagementCli
 async def _ask_spent(
     payer: Payer, account: Account, management: ManagementClient, offer: Offer
 ) -> tuple[Offer, Account]:
-    """Present the voucher the server has already, for a receipt that says what was spent.
+    """Present the last voucher again, for a receipt that states what was spent.
 
-    A server that takes none any more leaves the last receipt standing; one that lies is not
-    believed, and the close goes by the last receipt too.
+    If the server refuses it, or its receipt is wrong, the close uses the last valid receipt.
     """
     if account.signed == 0:
         return offer, account
-    # More may have been signed for a top-up that never came.
+    # More may have been signed for a top-up that was never made.
     voucher = await payer.desk.sign(account, min(account.signed, account.deposit))
     try:
         presented = await _present(payer, account, management, offer, VoucherPayload(voucher))

@@ -1,10 +1,10 @@
-"""The heart of the paying side: which channel, how much, and what after a refusal.
+"""Pays for requests: chooses the channel and the amount, and reacts to refusals.
 
-It speaks HTTP only through a `ManagementClient` and to the chain through `PayerChain`, so every
-decision can be tested against any behaviour of both. What is durable when:
+It uses HTTP only through a `ManagementClient` and the chain only through `PayerChain`, so tests can
+exercise every decision against any behaviour of both. What is durable when:
 
     salt and terms            before a deposit is broadcast     (a crash finds the channel again)
-    a signed deposit          before it is sent                 (a crash sends that one again)
+    a signed deposit          before it is sent                 (a crash sends the same one again)
     the amount of a voucher   before it is signed and sent      (a crash never signs below it)
     what arrived              before the next voucher, and when an answer or a stream ends
 """
@@ -64,7 +64,7 @@ UNKNOWN_CHANNEL = "session/channel-not-found"
 
 
 class Payer:
-    """Pays for requests of one agent. Many tasks may use it at once."""
+    """Pays for the requests of one agent. Several tasks may use it concurrently."""
 
     def __init__(
         self,
@@ -95,7 +95,7 @@ class Payer:
         self._remembered: OrderedDict[tuple[str, str], Offer] = OrderedDict()
 
     async def prepay(self, purchase: Purchase) -> Header | None:
-        """Return a credential for a route whose challenge is known and fresh, else None."""
+        """Return a credential for a route with a known, fresh challenge; otherwise None."""
         offer = self._remembered.get(purchase.route)
         if offer is None or not offer.is_fresh(self.now()):
             return None
@@ -103,12 +103,12 @@ class Payer:
         return await self._pay(purchase, offer, limits)
 
     async def answer(self, purchase: Purchase, reply: Reply) -> Header | None:
-        """Return what to send the request with again, or None to hand the answer on.
+        """Return the credential for sending the request again, or None to return the answer.
 
-        Waits where the server asks for it. Raises an `AgentError` where paying (again) would
-        be wrong; then nothing more was signed.
+        Waits where the server asks for it. Raises an `AgentError` where paying (again) would be
+        wrong; then nothing more was signed.
         """
-        self.note_unsent(purchase)  # it is answered, and not served
+        self.note_unsent(purchase)  # it was answered, so it was not served
         problem = parse_problem(reply.body)
         step = decide(reply.status, problem, purchase.tried, retry_after_s=reply.retry_after_s)
         if step is Step.DEPOSIT_ALONE and not await self._deposit_alone(purchase):
@@ -137,7 +137,7 @@ class Payer:
                     self.now(),
                     others=reply.others,
                 )
-                # None: a payment of a kind that is none of ours, for the caller to make.
+                # None: only other payment protocols are offered, which the caller may use.
                 return None if chosen is None else await self._pay(purchase, *chosen)
         if purchase.ticket is None:
             raise _refused(reply, problem)
@@ -150,10 +150,10 @@ class Payer:
         await self.sleep(pause_s)
 
     async def accept(self, purchase: Purchase, reply: Reply) -> None:
-        """Count a paid answer in one piece, check its receipt, and let go of the channel.
+        """Count a paid answer that is not a stream, check its receipt, and release the channel.
 
         Raises:
-            ReceiptViolationError: The receipt cannot be right; the channel is stopped.
+            ReceiptViolationError: The receipt is wrong; the channel is stopped.
         """
         if purchase.ticket is not None:
             await self._land(purchase, purchase.ticket, reply.receipt)
@@ -164,7 +164,7 @@ class Payer:
         """Return the payer's side of a stream that begins; None if it is not paid for.
 
         Raises:
-            ReceiptViolationError: The receipt in its headers cannot be right.
+            ReceiptViolationError: The receipt in its headers is wrong.
         """
         ticket = purchase.ticket
         if ticket is None:
@@ -184,19 +184,19 @@ class Payer:
         )
 
     async def count_unanswered(self, purchase: Purchase) -> None:
-        """Grant what a request that was paid for and never answered may have cost."""
+        """Count the possible cost of a paid request that was never answered."""
         if self._lose(purchase) and purchase.ticket is not None:
             await purchase.ticket.tab.store(self.store)
 
     def note_unsent(self, purchase: Purchase) -> None:
-        """Know that the credential made last never left."""
+        """Record that the last credential was never sent."""
         if purchase.ticket is not None:
             purchase.ticket.hold.is_sent = False
 
     def release(self, purchase: Purchase) -> None:
-        """Let go of what was held for a request; a second time does nothing.
+        """Release what a request holds; a second call does nothing.
 
-        A caller that waits no longer may do so at any `await`, also behind the answer.
+        A caller may be cancelled at any `await`, even after the answer.
         """
         self._lose(purchase)
         if purchase.ticket is not None:
@@ -204,9 +204,10 @@ class Payer:
             self.pool.leave(purchase.ticket.slot, purchase.ticket.hold)
 
     def _lose(self, purchase: Purchase) -> bool:
-        """Count what was sent and is not counted as lost, within a bound; say whether it was.
+        """Count a sent and uncounted request as lost, within a bound; return whether it was one.
 
-        A stream counts a step more: the server may have sent that before it saw the client leave.
+        A stream counts one step more: the server may have sent that before it noticed that the
+        client left.
         """
         ticket = purchase.ticket
         if ticket is None or not ticket.hold.is_sent:
@@ -217,7 +218,7 @@ class Payer:
         return True
 
     async def leave(self, account: Account) -> Account:
-        """Use a channel no more, and return it as the chain shows it now."""
+        """Stop using a channel, and return its record as the chain shows it now."""
         self.pool.forget(account.key)
         return await self.opener.check(account)
 
@@ -229,7 +230,7 @@ class Payer:
         reply: Reply,
         problem: Problem | None,
     ) -> Header:
-        """Do what must precede another credential, and return that."""
+        """Do what must precede another credential, and return the credential."""
         tried = purchase.tried
         claimed = 0
         if step is Step.REFRESH:
@@ -247,7 +248,7 @@ class Payer:
             await self.opener.enlarge(account, ticket.limits, problem.deposit_min or 0)
         elif step is Step.RAISE and problem is not None:
             if ticket.hold.was_shared or ticket.tab.may_have_lost:
-                # Others may have used what was signed, and may do so again: bounded by the rounds.
+                # Concurrent requests may use what was signed, repeatedly: the rounds bound it.
                 tried.shared_raises += 1
                 await self.sleep(SETTLE_WAIT_S_STEP * (tried.shared_raises // SETTLE_TRIES_MAX))
             else:
@@ -260,9 +261,9 @@ class Payer:
         return await self._pay(purchase, offer, limits, claimed=claimed)
 
     async def _deposit_alone(self, purchase: Purchase) -> bool:
-        """Open at our own cost a channel whose deposit rode on a request and was not made.
+        """Open at this account's own cost a channel whose attached deposit was not made.
 
-        Returns whether the channel is there. The lane's lock is held, as the deposit still rides.
+        Returns whether the channel exists. The slot's lock is held while the deposit is attached.
         """
         purchase.tried.deposits_alone += 1
         ticket = purchase.ticket
@@ -272,16 +273,16 @@ class Payer:
         return await self.opener.open_alone(account, ticket.offer, ticket.limits)
 
     async def _give_up(self, ticket: Ticket, *, is_unknown: bool) -> None:
-        """Part with a channel that the server does not know or has ended (F-97)."""
+        """Stop using a channel that the server does not know or has ended (F-97)."""
         async with ticket.slot.lock:
             if ticket.slot.key != ticket.key:
-                return  # another request of this lane has parted with it already
+                return  # another request of this slot has already replaced it
             account = await self.opener.check(await self.store.get(ticket.key))
             ticket.slot.forget_channel()
             ticket.spent_before.pop(account.key, None)
             if is_unknown and account.state == "open":
-                # Alive on chain: present its opening again rather than pay for another. What the
-                # server knew of it is gone, and with it what it had spent.
+                # The chain has it: present its opening again rather than pay for another one. The
+                # server has lost its record of the channel, including `spent`.
                 await self.store.update(
                     account.key,
                     lambda current: replace(current, state="opening", spent=0, accepted=0),
@@ -294,17 +295,17 @@ class Payer:
     async def _pay(
         self, purchase: Purchase, offer: Offer, limits: TokenLimits, *, claimed: int = 0
     ) -> Header:
-        """Return a credential for a channel that is open and whose voucher covers the cost.
+        """Return a credential for an open channel whose voucher covers the cost.
 
         Args:
-            purchase: What is paid for.
-            offer: What is answered.
-            limits: What may be agreed to.
-            claimed: What the server says that it needs; 0 where it said nothing.
+            purchase: The request that is paid for.
+            offer: The offer that is answered.
+            limits: The limits that allow the offer.
+            claimed: The amount that the server says it needs; 0 if it named none.
 
         Raises:
-            UnsettledClaimError: It needs what requests beside this one may have used, and they
-                have not moved on, or it still does after they have.
+            UnsettledClaimError: The server needs what concurrent requests may have used, and they
+                have made no progress, or it needs more even after that.
         """
         while True:
             try:
@@ -315,7 +316,7 @@ class Payer:
                     raise
                 tried.settles += 1
                 if not await ticket.tab.settle(ticket.hold, claim.asked):
-                    # What it was made for may have ended: the server is asked again.
+                    # The request behind the claim may have ended, so ask the server again.
                     claimed = 0
                     await self.sleep(SETTLE_WAIT_S_STEP * tried.settles)
 
@@ -341,12 +342,12 @@ class Payer:
         return purchase.header
 
     async def _board(self, purchase: Purchase, ticket: Ticket, promise: Promise) -> Payload:
-        """Return what the request itself carries: the voucher, and a deposit if it may.
+        """Return the payload of the request: the voucher, with a deposit if one may be attached.
 
-        Alone on the channel a deposit rides with the request, which saves a round trip, and the
-        others wait until the answer begins. Where others wait already it goes ahead by a HEAD,
-        whose answer comes as soon as it is mined; one that is refused there goes with the
-        request after all, because only that is answered with a reason.
+        If no other request uses the channel, the deposit is attached to the request, which saves a
+        round trip; later requests wait until the answer begins. If others wait already, a HEAD
+        carries the deposit, and its answer comes once the deposit is mined. A deposit refused there
+        is attached to the request after all, because only that is answered with a reason.
         """
         if promise.deposit is not None and ticket.slot.holds != {ticket.hold}:
             try:
@@ -356,7 +357,7 @@ class Payer:
                 if error.status not in (402, 429):
                     raise
             except DepositPendingError as error:
-                if error.waited_s:  # else it is not meant to be waited for, and the words say why
+                if error.waited_s:  # 0 means not to wait, and the message says why
                     raise
         if promise.deposit is None:
             return VoucherPayload(promise.voucher)
@@ -364,16 +365,16 @@ class Payer:
         return promise.payload
 
     async def _land(self, purchase: Purchase, ticket: Ticket, text: str | None) -> None:
-        """Count the deposit that rode on a request which is answered, and let the others go on."""
+        """Record the attached deposit of an answered request, and let the other requests go on."""
         if ticket.ride is not None:
             receipt = None
-            with contextlib.suppress(ReceiptViolationError):  # whoever accepts it will say so
+            with contextlib.suppress(ReceiptViolationError):  # `accept` raises it later
                 receipt = None if text is None else read_receipt(text)
             await self.desk.land(purchase, ticket, ticket.ride, receipt)
         ticket.unlock()
 
     async def _ticket(self, purchase: Purchase, offer: Offer, limits: TokenLimits) -> Ticket:
-        """Return the request's ticket for this offer: the one it has, unless the terms changed."""
+        """Return the request's payment for this offer: the current one if the terms are equal."""
         chain = self.opener.chain(offer.request.chain_id, purchase.origin)
         scope = build_scope(purchase.origin, offer, payer=chain.account)
         cost, cost_max = purchase.costs(self.policy, offer)
@@ -391,13 +392,13 @@ class Payer:
         return ticket
 
     async def _ensure_open(self, purchase: Purchase, ticket: Ticket) -> Account:
-        """Return the lane's channel, found again or newly opened; the lane's lock is held."""
+        """Return the slot's channel, found or newly opened. The slot's lock is held."""
         slot = ticket.slot
         account = None if slot.key is None else await self.store.get(slot.key)
         if account is None or account.state not in ("opening", "open"):
             slot.forget_channel()
             account = await self.opener.find(slot.scope, self.pool.taken(slot.scope))
-            if account is not None:  # also while it is opened: its first voucher rode on that
+            if account is not None:  # also while `opening`: its deposit carried the first voucher
                 tab = self.pool.tab(account)
                 lost_max = self.policy.lost_units_max * ticket.price
                 tab.lose(account.signed - account.counted, lost_max=lost_max)
@@ -424,18 +425,21 @@ class Payer:
     async def _open(
         self, purchase: Purchase, ticket: Ticket, account: Account, *, is_new: bool
     ) -> Account:
-        """Return the channel with the deposit that opens it signed, or made and presented.
+        """Return the channel, with its opening deposit signed, or made and presented.
 
-        One that was made is presented with a HEAD, so that it is known before the first content
-        request: a request that fails for its own reasons leaves no doubt about the channel.
+        A deposit that was made is presented with a HEAD before the first content request. So a
+        request that fails for its own reasons leaves no doubt about the channel.
         """
         account, proof = await self.opener.deposit(
             account, ticket.offer, ticket.limits, is_new=is_new
         )
         if account.state == "open":
-            return account  # a request whose caller left has got it there meanwhile
+            return account  # a request that was cancelled has opened it meanwhile
         if account.state != "opening":
-            raise ChannelUnusableError(f"The channel being opened is {account.state} on chain.")
+            raise ChannelUnusableError(
+                f"Expected a channel that is opening, found it {account.state} on chain. "
+                "Send the request again."
+            )
         if isinstance(proof, Deposit):
             return account
         voucher = (await self.desk.make(purchase, ticket)).voucher

@@ -1,7 +1,7 @@
-"""Management requests: a HEAD that carries a credential and is answered by a receipt (RESP-01).
+"""Management requests: a HEAD with a credential, answered by a receipt (RESP-01).
 
-A HEAD is always management (RESP-02), so it can never be billed as content, and its answer has
-no body: what to do next follows from the status and `Retry-After` alone.
+A HEAD is always management (RESP-02), so a server can never bill it as content. Its answer has no
+body: the status and `Retry-After` alone decide what to do next.
 """
 
 import asyncio
@@ -54,21 +54,21 @@ Header = tuple[str, str]
 
 
 class Reply(msgspec.Struct, frozen=True):
-    """What the paying side needs of an HTTP answer."""
+    """The parts of an HTTP answer that the payer needs."""
 
     status: int
     challenges: tuple[str, ...] = ()
     """The `WWW-Authenticate` lines."""
     others: tuple[str, ...] = ()
-    """Protocols besides ours in which a 402 may be paid."""
+    """Other protocols in which a 402 may be paid."""
     receipt: str | None = None
-    """`Payment-Receipt`, as it came."""
+    """`Payment-Receipt` as received."""
     retry_after_s: float | None = None
     body: bytes = b""
 
     @property
     def is_success(self) -> bool:
-        """Any 2xx: servers differ in which one they send (AMB-04)."""
+        """Whether the status is 2xx: servers differ in which one they send (AMB-04)."""
         return 200 <= self.status < 300  # noqa: PLR2004
 
     @property
@@ -79,17 +79,17 @@ class Reply(msgspec.Struct, frozen=True):
 
 
 class ManagementClient(Protocol):
-    """Sends HEAD requests to one address, each on a connection of its own (CLIENT-07)."""
+    """Sends HEAD requests to one address, each on its own connection (CLIENT-07)."""
 
     async def head(self, credential: Header | None) -> Reply:
-        """Send one, with a credential or without, and return the answer."""
+        """Send one, with or without a credential, and return the answer."""
 
 
 class Presented(msgspec.Struct, frozen=True):
-    """A credential that the server took."""
+    """A credential that the server accepted."""
 
     offer: Offer
-    """The offer it went under: a fresh one if the server asked for that."""
+    """The offer that it answered: a fresh one if the server demanded that."""
     receipt: Receipt | None
     receipt_text: str
 
@@ -100,10 +100,10 @@ def build_header(offer: Offer, payload: Payload, source: tuple[int, Address]) ->
 
 
 def read_receipt(text: str) -> Receipt:
-    """Return a `Payment-Receipt`'s meaning.
+    """Return the parsed `Payment-Receipt`.
 
     Raises:
-        ReceiptViolationError: It cannot be read.
+        ReceiptViolationError: It cannot be parsed.
     """
     try:
         return parse_receipt(text)
@@ -122,22 +122,22 @@ async def present(
     renew: Callable[[Reply], Offer],
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> Presented:
-    """Send a credential until it is taken; waits and refreshes are bounded (CLIENT-08).
+    """Send a credential until the server accepts it; waits and renewals are bounded (CLIENT-08).
 
-    One with a signed deposit is waited for longer: the server has a transaction to get mined.
+    For a signed deposit it waits longer, because the server must get a transaction mined.
 
     Args:
-        management: Where to.
-        offer: What is answered.
-        payload: What is presented: always the same, however often it is sent.
+        management: Sends the HEAD requests.
+        offer: The offer that is answered.
+        payload: The payload, which stays the same however often it is sent.
         source: Chain id and address of the payer.
         renew: Returns the offer of a 402's fresh challenge, or raises if that is not allowed.
-        sleep: How to wait.
+        sleep: Waits.
 
     Raises:
-        PaymentRefusedError: The server does not take it.
-        DepositPendingError: It has not taken the deposit yet, and may still.
-        AgentError: Its fresh challenge is not allowed, or its receipt cannot be read.
+        PaymentRefusedError: The server does not accept it.
+        DepositPendingError: The server has not accepted the deposit yet, and still may.
+        AgentError: Its fresh challenge is not allowed, or its receipt cannot be parsed.
     """
     patience = _Patience(has_deposit=deposit_type(payload) is not None)
     is_renewed = False
@@ -157,12 +157,12 @@ async def present(
             raise PaymentRefusedError(
                 status=reply.status,
                 problem_type=f"a HEAD with action {payload.action}",
-                detail="the answer to a HEAD has no body that could say more",
+                detail="the answer to a HEAD has no body that explains it",
             )
 
 
 class _Patience:
-    """How long one credential is waited for, in number and in time."""
+    """Bounds the waits for one credential, in number and in time."""
 
     def __init__(self, *, has_deposit: bool) -> None:
         self.has_deposit = has_deposit
@@ -170,11 +170,11 @@ class _Patience:
         self._waits = 0
 
     def is_mining(self, reply: Reply) -> bool:
-        """Say whether a deposit may be on its way, rather than refused (F-75)."""
+        """Return whether a deposit may be under way, rather than refused (F-75)."""
         return self.has_deposit and reply.status == 503  # noqa: PLR2004
 
     def take(self, reply: Reply) -> float | None:
-        """Return how long to wait now, or None when it has been long enough."""
+        """Return how long to wait now, or None when the bound is reached."""
         pause_s, waits_max = reply.wait_s, WAITS_MAX
         if self.has_deposit:
             pause_s, waits_max = deposit_pause_s(self._waits, pause_s), DEPOSIT_WAITS_MAX
@@ -188,7 +188,7 @@ class _Patience:
 
 
 def deposit_type(payload: Payload) -> str | None:
-    """Return which kind of signed deposit a credential carries, or None."""
+    """Return the type of the signed deposit in a credential, or None."""
     if isinstance(payload, VoucherPayload):
         return None if payload.deposit is None else payload.deposit.type
     by_signature = OpenAuthorization | OpenPermit2 | TopUpAuthorization | TopUpPermit2

@@ -1,4 +1,4 @@
-"""A voucher, and the signed deposit that must be made before it is worth its amount (VCH-06)."""
+"""A voucher, with the signed deposit that must be made before it can be paid (VCH-06)."""
 
 import msgspec
 
@@ -10,22 +10,22 @@ __all__ = ["Promise"]
 
 
 class Promise(msgspec.Struct, frozen=True):
-    """What a credential will say."""
+    """The content of a credential that is about to be sent."""
 
     voucher: SignedVoucher
     deposit: Deposit | None = None
-    """One that opens the channel or tops it up, and is not known to have been made."""
+    """An opening or a top-up that is not known to have been made."""
     goal: int = 0
-    """What the channel holds once it has been, in base units."""
+    """The channel's deposit once that is made, in base units."""
 
     @property
     def opens(self) -> bool:
-        """Whether the deposit is the channel's first."""
+        """Whether the deposit opens the channel."""
         return self.deposit is not None and self.deposit.action == "open"
 
     @property
     def payload(self) -> OpenAuthorization | OpenPermit2 | VoucherPayload:
-        """The credential's payload, deposit and all."""
+        """The credential's payload, including the deposit."""
         if self.deposit is not None and self.opens:
             return build_open(self.deposit, self.voucher)
         return VoucherPayload(self.voucher, self.deposit)

@@ -1,4 +1,4 @@
-"""Receipts: held against the purse, stored, and a lie stops the channel (CLIENT-09)."""
+"""Checks receipts against the record and stores them; a false one stops the channel (CLIENT-09)."""
 
 from collections.abc import Callable, Collection
 
@@ -18,20 +18,20 @@ __all__ = ["ReceiptChecker"]
 
 
 class ReceiptChecker:
-    """Takes what servers say about our channels, as far as it can be."""
+    """Accepts servers' statements about channels, as far as they are possible."""
 
     def __init__(self, store: PaymentStore, pool: ChannelPool) -> None:
         self._store = store
         self._pool = pool
 
     async def accept(self, purchase: Purchase, ticket: Ticket, text: str | None) -> None:
-        """Count an answer in one piece, and take its receipt.
+        """Count an answer that is not a stream, and accept its receipt.
 
-        How many units it was only the server knows; more than the request may cost is not
-        counted. An answer without a receipt counts as one unit.
+        Only the server knows the number of units; at most what the request may cost is counted. An
+        answer without a receipt counts as one unit.
 
         Raises:
-            ReceiptViolationError: The receipt cannot be right; the channel is stopped.
+            ReceiptViolationError: The receipt is wrong; the channel is stopped.
         """
         receipt = None if text is None else await self._read(ticket.key, text)
         units = 1 if receipt is None or receipt.units is None else receipt.units
@@ -49,20 +49,20 @@ class ReceiptChecker:
             await self._adopt(purchase, ticket, receipt, text, is_final=is_alone, first=count)
 
     async def begin_stream(self, purchase: Purchase, ticket: Ticket, text: str | None) -> None:
-        """Take the receipt in the headers of a stream, which counts nothing yet.
+        """Accept the receipt in the headers of a stream, which counts nothing yet.
 
         Raises:
-            ReceiptViolationError: It cannot be right; the channel is stopped.
+            ReceiptViolationError: It is wrong; the channel is stopped.
         """
         if text is not None:
             receipt = await self._read(ticket.key, text)
             await self._adopt(purchase, ticket, receipt, text, is_final=ticket.hold.is_alone)
 
     async def end_stream(self, purchase: Purchase, ticket: Ticket, data: str) -> None:
-        """Take the receipt at the end of a stream (SSE-04).
+        """Accept the receipt at the end of a stream (SSE-04).
 
         Raises:
-            ReceiptViolationError: It cannot be right; the channel is stopped.
+            ReceiptViolationError: It is wrong; the channel is stopped.
         """
         try:
             receipt = parse_receipt_json(data)
@@ -77,7 +77,7 @@ class ReceiptChecker:
     async def accept_presented(
         self, purchase: Purchase, ticket: Ticket, presented: Presented
     ) -> None:
-        """Take the receipt of a management request, if it has one; see `accept`."""
+        """Accept the receipt of a management request, if it has one; see `accept`."""
         ticket.answer(presented.offer)
         if presented.receipt is not None:
             await self._adopt(
@@ -95,12 +95,12 @@ class ReceiptChecker:
         is_final: bool,
         first: Callable[[Account], Account] = lambda current: current,
     ) -> None:
-        """Hold a receipt against the purse and store it with what `first` makes of that.
+        """Check a receipt against the record, and store it with the change that `first` makes.
 
-        See `require_receipt` and `adopt_receipt` of `account`.
+        See `require_receipt` and `adopt_receipt` of `record`.
 
         Raises:
-            ReceiptViolationError: It cannot be right; the channel is stopped.
+            ReceiptViolationError: It is wrong; the channel is stopped.
         """
         tab = self._pool.find_tab(key) or self._pool.tab(await self._store.get(key))
         tab.change(lambda counts: adopt_receipt(first(counts), receipt, text, is_final=is_final))
@@ -116,7 +116,7 @@ class ReceiptChecker:
             raise
 
     async def stop(self, key: ChannelKey) -> None:
-        """Use a channel no more: whoever it is with has contradicted himself."""
+        """Stop using the channel: the server contradicted itself."""
         await self._store.update(key, lambda current: replace(current, state="stopped"))
         self._pool.forget(key)
 

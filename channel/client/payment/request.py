@@ -1,4 +1,4 @@
-"""One logical request on its way: what was tried for it, and under which terms it is paid."""
+"""One logical request: what was tried for it, and the terms under which it is paid."""
 
 from typing import TYPE_CHECKING
 
@@ -20,25 +20,25 @@ REQUEST_UNIT = "request"
 
 
 class Ticket:
-    """What a request is paid under, once it is paid: offer, limits, channel, and its hold."""
+    """The terms under which a request is paid: offer, limits, channel, and its hold."""
 
     def __init__(self, *, offer: Offer, limits: TokenLimits, slot: ChannelSlot, hold: Hold) -> None:
         self.offer = offer
         self.limits = limits
         self.slot = slot
-        """Where the request's channel is."""
+        """The slot of the request's channel."""
         self.hold = hold
         self.challenge_ids = {offer.challenge.id}
-        """Every challenge that was answered: a receipt names one of them."""
+        """Every challenge that was answered; a receipt names one of them."""
         self.ride: Promise | None = None
-        """What was promised with a deposit, while that rides on the request itself."""
+        """The voucher and deposit of the request itself, until the deposit is confirmed."""
         self._has_lock = False
         self.spent_before: dict[ChannelKey, int] = {}
-        """`spent` as it was known when this request first used the channel."""
+        """`spent` as known when this request first used the channel."""
 
     @property
     def tab(self) -> Tab:
-        """The account of the request's channel."""
+        """The counts of the request's channel."""
         return self.hold.tab
 
     @property
@@ -47,12 +47,12 @@ class Ticket:
         return self.hold.key
 
     async def lock(self) -> None:
-        """Let no other request of the channel sign until `unlock`."""
+        """Prevent other requests of the channel from signing until `unlock`."""
         await self.slot.lock.acquire()
         self._has_lock = True
 
     def unlock(self) -> None:
-        """Let the others go on; a second time does nothing."""
+        """Let other requests continue; a second call does nothing."""
         self.ride = None
         if self._has_lock:
             self._has_lock = False
@@ -60,7 +60,7 @@ class Ticket:
 
     @property
     def price(self) -> int:
-        """Of one unit, in base units of the token."""
+        """The price of one unit, in base units of the token."""
         return self.offer.request.unit_price
 
     @property
@@ -69,17 +69,17 @@ class Ticket:
         return self.slot.scope.chain_id, self.slot.scope.payer
 
     def answer(self, offer: Offer) -> None:
-        """Go on under a fresh offer."""
+        """Continue under a fresh offer."""
         self.offer = offer
         self.challenge_ids.add(offer.challenge.id)
 
     @property
     def step(self) -> int:
-        """How far a stream's vouchers may run ahead of its count, in base units."""
+        """How far a stream's vouchers may exceed its count, in base units."""
         return self.hold.step
 
     def grow_step(self, value: int) -> None:
-        """Take larger steps from now on, if they are larger."""
+        """Use larger steps from now on; a smaller value changes nothing."""
         self.hold.step = max(self.hold.step, value)
 
 
@@ -100,34 +100,33 @@ class Purchase:
         self.method = method
         self.origin = origin
         self.url = url
-        """Without a query, which may hold secrets: it is stored with the channel."""
+        """Without the query, which may hold secrets: it is stored with the channel."""
         self.management = management
         self.expectation = expectation
         self.idempotency_key = idempotency_key
         self.is_key_ours = is_key_ours
-        """False when the caller chose it: the answer may then be one of an earlier request."""
+        """False if the caller chose the key: the answer may then be that of an earlier request."""
         self.tried = Tried()
         self.header: Header | None = None
-        """The credential that was sent last."""
+        """The last credential that was sent."""
         self.ticket: Ticket | None = None
 
     def send_again(self) -> Header | None:
-        """Return the credential that was sent last, which goes out once more."""
+        """Return the last credential, to be sent once more."""
         if self.ticket is not None:
             self.ticket.tab.sent(self.ticket.hold)
         return self.header
 
     @property
     def route(self) -> tuple[str, str]:
-        """What a challenge is remembered by: close to the server's own idea of a route."""
+        """The key for remembering a challenge: close to the server's own idea of a route."""
         return self.method, self.url
 
     def costs(self, policy: Policy, offer: Offer) -> tuple[int, int]:
-        """Return first cost and greatest cost of the answer, in base units.
+        """Return the first and the greatest cost of the answer, in base units.
 
-        A stream is paid for as it goes. An answer in one piece that is priced by another unit
-        than the request is paid for from a reservation of its greatest length, which the
-        request's own body bounds where it names one.
+        A stream is paid as it is delivered. Any other answer whose unit is not the request is paid
+        from a reservation for its greatest length, which the request's own body may bound.
         """
         price = offer.request.unit_price
         if self.expectation.is_stream or offer.request.unit_type == REQUEST_UNIT:
@@ -140,7 +139,7 @@ class Purchase:
 
 
 def build_scope(origin: str, offer: Offer, *, payer: Address) -> Scope:
-    """Return which channels an offer may be paid from."""
+    """Return the scope of the channels that may pay for an offer."""
     request = offer.request
     return Scope(
         origin, request.chain_id, request.escrow, payer, request.recipient, request.currency

@@ -1,9 +1,9 @@
-"""SDKs between the caller and this client: they retry what fails, and hide why (O-12, O-42).
+"""Support for SDKs that use this client: they retry failures, and hide the reason (O-12, O-42).
 
-An SDK repeats a request whose answer was lost as a new one. It is the same one to a server only
-under the same `Idempotency-Key`, so the key of a lost answer goes with the next request that is
-equal to the letter. And an exception of a transport is a broken connection to an SDK, to be tried
-again and then reported as that; an answer that says why, and not to try again, is shown.
+An SDK repeats a request with a lost answer as a new one. A server recognises it only by the same
+`Idempotency-Key`, so the key of a lost answer goes with the next identical request. An SDK also
+takes a transport's exception for a broken connection: it retries, and reports that. An answer that
+gives the reason and forbids a retry is shown to the developer.
 """
 
 import hashlib
@@ -20,27 +20,27 @@ __all__ = ["LostKeys", "answer_refusal", "is_from_sdk"]
 LOST_KEYS_MAX = 256
 LOST_KEY_S_MAX = 600.0
 SDK_HEADER = "x-stainless-lang"
-"""What the SDKs of OpenAI, Anthropic and others that are generated alike send."""
+"""A header of the SDKs of OpenAI, Anthropic and others from the same generator."""
 
 
 class LostKeys:
-    """The keys of requests that were paid for and whose answers never came."""
+    """The keys of requests that were paid for and got no answer."""
 
     def __init__(self) -> None:
         self._keys: OrderedDict[str, tuple[bytes, float]] = OrderedDict()
 
     def note(self, request: httpx.Request, content: bytes | None, key: str, now: float) -> None:
-        """Keep the key for a request that is equal to this one."""
+        """Keep the key for a request that is identical to this one."""
         if content is not None:
             self._keys[key] = _digest(request, content), now + LOST_KEY_S_MAX
             if len(self._keys) > LOST_KEYS_MAX:
                 self._keys.popitem(last=False)
 
     def take(self, request: httpx.Request, content: bytes | None, now: float) -> str | None:
-        """Return a key that an equal request was lost under, each once; None if there is none.
+        """Return the key of an identical request with a lost answer, each once; None without one.
 
-        Equal requests that run at a time, such as samples of one prompt, are lost together, each
-        under a key of its own.
+        Identical concurrent requests, such as samples of one prompt, may be lost together, each
+        with its own key.
         """
         if content is None or not self._keys:
             return None
@@ -58,14 +58,14 @@ def _digest(request: httpx.Request, content: bytes) -> bytes:
 
 
 def is_from_sdk(request: httpx.Request) -> bool:
-    """Say whether an SDK sends this, which takes exceptions for broken connections."""
+    """Return whether an SDK sends this, which takes exceptions for broken connections."""
     return SDK_HEADER in request.headers
 
 
 def answer_refusal(error: MppSessionError) -> httpx.Response:
-    """Return an answer in place of an exception, as an OpenAI server words its errors.
+    """Return an answer instead of an exception, in the form of an OpenAI error.
 
-    402, which no SDK tries again; where the answer was lost 504, which every SDK does.
+    Status 402, which no SDK retries; for a lost answer 504, which every SDK retries.
     """
     is_lost = isinstance(error, PaymentOutcomeUnknownError)
     name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(error).__name__.removesuffix("Error")).lower()

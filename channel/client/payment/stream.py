@@ -1,9 +1,9 @@
-"""One paid stream from the payer's side: its count, its vouchers, its end.
+"""The payer's side of one paid stream: its count, its vouchers, its end.
 
-Vouchers run ahead of the count by up to one step. When half of that is used up the next one is
-signed and presented beside the stream, so that a server need not stop to ask; one that stops all
-the same is answered before the stream is read any further. A fast stream gets larger steps, and a
-deposit that runs low is topped up beside it, before a voucher needs it.
+Vouchers exceed the count by up to one step. When half of that is used, the next voucher is signed
+and presented while the stream runs, so that the server need not stop and ask. A server that stops
+anyway gets its answer before the stream is read further. A fast stream gets larger steps, and a low
+deposit is topped up during the stream, before a voucher needs it.
 """
 
 import asyncio
@@ -36,18 +36,18 @@ __all__ = ["PaidStream"]
 
 IDLE_NEEDS_MAX = 3
 SHARED_NEEDS_MAX = 32
-"""The same where requests beside the stream, or that broke, may use what was signed for it."""
+"""The same when concurrent or broken requests may use what was signed for this stream."""
 UNITS_MAX = 2**63
 CHUNK_UNIT = "llm_chunk"
-"""Of a route that is priced by the chunk, whatever the model server counts besides."""
+"""The unit of a route priced by the chunk, regardless of the model server's own counts."""
 
 _log = logging.getLogger(__name__)
 
 
 class PaidStream:
-    """Counts at once what arrives; stored before the next voucher and at the end."""
+    """Counts each event as it arrives; stores the count before a voucher and at the end."""
 
-    def __init__(  # noqa: PLR0913 -- the parts it is put together from, once
+    def __init__(  # noqa: PLR0913 -- its parts, by name
         self,
         *,
         policy: Policy,
@@ -72,7 +72,7 @@ class PaidStream:
         self._rate = DeliveryRate(now())
         self._meter = UnitMeter(believes_counts=ticket.offer.request.unit_type != CHUNK_UNIT)
         self._unpaid_units = 0
-        """Units since the last voucher of this stream."""
+        """Units since this stream's last voucher."""
         self._units_left = _greatest_length(purchase)
         self._idle_needs = 0
         self._refill: asyncio.Task[None] | None = None
@@ -81,15 +81,15 @@ class PaidStream:
         self._failure: MppSessionError | httpx.TransportError | None = None
         self._may_fund = True
         ticket.hold.is_streaming = True
-        ticket.hold.is_sent = False  # `end` counts what is not read
+        ticket.hold.is_sent = False  # `end` counts what was not read
         self.has_receipt = False
-        """The receipt at the end was there, and could be right."""
+        """Whether the final receipt arrived and was possible."""
 
     def count(self, data: str, said_units: int | None = None) -> None:
-        """Count one event, no more units than the request itself allows.
+        """Count one event, up to the number of units that the request allows.
 
-        What the event says of itself is believed where that is less than we count, and for a batch
-        as far as its text bears it: a unit is at least a byte long.
+        The event's own statement is used when it is lower than this client's count. For a batch it
+        may be higher, up to the bytes of its text, because a unit is at least a byte long.
         """
         units = self._meter.count(data)
         if said_units is not None:
@@ -117,7 +117,7 @@ class PaidStream:
         return self._ticket.step // self._ticket.price
 
     def _grow_step(self) -> None:
-        """Let the step follow the stream's pace; where the policy's is 1 it stays 1."""
+        """Adapt the step to the stream's rate; a step of 1 in the policy stays 1."""
         self._rate.measure(self._now())
         if step_value(self._policy, self._ticket.offer.request) > self._ticket.price:
             wanted = min(self._rate.step_units, self._policy.voucher_step_max)
@@ -127,9 +127,9 @@ class PaidStream:
         """Answer a server that waits for a voucher (SSE-01, CLIENT-07).
 
         Raises:
-            OverclaimError: It asks for more than it has delivered and one step.
-            PaymentRefusedError: It asks again and again and delivers nothing, or refuses.
-            ReceiptViolationError: What it says cannot be read.
+            OverclaimError: It demands more than it has delivered plus one step.
+            PaymentRefusedError: It keeps asking without delivering, or refuses.
+            ReceiptViolationError: Its event cannot be parsed.
         """
         ticket = self._ticket
         try:
@@ -139,7 +139,7 @@ class PaidStream:
                 field=NEED_VOUCHER_EVENT, said=f"unreadable ({error})", expected="what is needed"
             ) from error
         if need.channel_id != ticket.key.channel_id:
-            return  # another channel's: none of this stream's business
+            return  # another channel's event does not concern this stream
         self._grow_step()
         paused_at = self._now()
         await _finish(self._refill)
@@ -151,12 +151,12 @@ class PaidStream:
             raise PaymentRefusedError(
                 status=200,
                 problem_type=NEED_VOUCHER_EVENT,
-                detail=f"asked {idle_max} times and delivered nothing",
+                detail=f"the server asked {idle_max} times and delivered nothing",
             )
         try:
             promise = await self._promise(claimed=need.required_cumulative)
         except UnsettledClaimError as claim:
-            # What the requests beside this one have used may be on its way, in this stream too.
+            # Data that concurrent requests paid for may be under way, in this stream too.
             self._end_settling()
             self._settling = asyncio.create_task(self._settle(claim))
             return
@@ -165,9 +165,9 @@ class PaidStream:
         self._rate.leave_out(self._now() - paused_at)
 
     async def _settle(self, claim: UnsettledClaimError) -> None:
-        """Answer a claim when it fits the account, while the stream is read on.
+        """Answer a claim once it fits the counts, while the stream is read on.
 
-        Where the stream goes on by itself it is no claim any more.
+        If the stream continues by itself, the claim is void.
         """
         tab, hold = self._ticket.tab, self._ticket.hold
         for tried in range(1, SETTLE_TRIES_MAX + 1):
@@ -193,14 +193,14 @@ class PaidStream:
 
     @property
     def settling(self) -> asyncio.Task[None] | None:
-        """Waits until a claim can be answered, or for good reason cannot; the stream is read on."""
+        """The task that waits until a claim can be answered or is refused; None without one."""
         return self._settling
 
     def require_settled(self) -> None:
-        """Say why a stream has ended that waited for a voucher.
+        """Raise the error that ended a stream which waited for a voucher.
 
         Raises:
-            MppSessionError: It asked for more than could be signed.
+            MppSessionError: It demanded more than could be signed.
             httpx.TransportError: The voucher could not be presented.
         """
         if self._failure is not None:
@@ -220,11 +220,11 @@ class PaidStream:
         return promise
 
     async def _pay_ahead(self) -> None:
-        """Present a voucher before it is asked for; what is in the way is told when it is.
+        """Present a voucher before the server asks; errors are reported when it does ask.
 
-        Nothing is deposited for it: `needed` is what is signed already. A stream that uses half a
-        step while one is presented gets the next one at once: it may have stopped by then, and
-        nothing more be counted.
+        Nothing is deposited for it, because `needed` is what is already signed. If the stream uses
+        half a step while a voucher is presented, the next one follows immediately: the server may
+        have stopped by then, and nothing more would be counted.
         """
         try:
             while self._is_running_low:
@@ -240,7 +240,7 @@ class PaidStream:
             self._refill = None
 
     def _fund_ahead(self, account: Account) -> None:
-        """Top up beside the stream if the deposit ends soon and the answer may not."""
+        """Top up during the stream if the deposit ends soon and the answer may not."""
         ticket = self._ticket
         if self._funding is not None or not self._may_fund:
             return
@@ -255,26 +255,26 @@ class PaidStream:
         try:
             await self._desk.fund(self._purchase, self._ticket, goal)
         except (MppSessionError, httpx.TransportError) as error:
-            self._may_fund = False  # it is tried once more when a voucher needs it
+            self._may_fund = False  # retried when a voucher needs it
             _log.debug("no deposit ahead: %s", type(error).__name__)
         finally:
             self._funding = None
 
     async def take_receipt(self, data: str) -> None:
-        """Take the receipt at the end (SSE-04).
+        """Accept the receipt at the end (SSE-04).
 
         Raises:
-            ReceiptViolationError: It cannot be right; the channel is stopped.
+            ReceiptViolationError: It is wrong; the channel is stopped.
         """
         await self._receipts.end_stream(self._purchase, self._ticket, data)
         self.has_receipt = True
 
     async def end(self, *, is_broken: bool) -> None:
-        """Count the rest and let go of the channel.
+        """Count the rest and release the channel.
 
-        What the caller did not care to read was delivered all the same, up to one step; what a
-        broken connection swallowed is granted within the policy's bound, because a server could
-        break it at will. Both only until the next receipt says what was really spent.
+        What the caller left unread was delivered, up to one step. What a broken connection lost is
+        granted within the policy's bound, because a server could break connections deliberately.
+        Both apply only until the next receipt states what was spent.
         """
         ticket, hold, tab = self._ticket, self._ticket.hold, self._ticket.tab
         try:
@@ -304,8 +304,8 @@ async def _finish(task: asyncio.Task[None] | None) -> None:
 def _greatest_length(purchase: Purchase) -> int:
     """Return how many units an answer may count at most: twice what its request names.
 
-    Twice, because servers differ in what they cut a token into. A server that sends events
-    without end is paid for these and no more.
+    Twice, because servers differ in how they cut text into tokens. A server that sends events
+    without end is paid for no more than these.
     """
     bound = purchase.expectation.units_max
     return UNITS_MAX if bound is None else 2 * bound

@@ -1,14 +1,13 @@
-"""One channel's account, exact at every moment: what was counted, what is in flight, what broke.
+"""One channel's exact counts: what arrived, what is in flight, what may have been lost.
 
-Every task of a client counts here, in the event loop, with no `await` in between: a unit is in
-flight until it is received or lost, never neither and never both. The purse is brought up to date
-behind it. So the bound that a server's claim is held against does not depend on which task runs
-first (F-94).
+Every task of a client counts here, in the event loop, without an `await` in between. A unit is in
+flight until it is received or lost, never neither and never both. The store is updated afterwards.
+So the bound on a server's claim does not depend on which task runs first (F-94).
 
-A claim may be above the bound and honest all the same, where requests share a channel. Data that
-is still on its way cannot be told from data that never comes: a stream may have used what was
-signed for the request beside it. And a claim may be stale: what it was made for has ended since.
-Such a claim is never signed and never called a lie; it is asked again once the rest has moved on.
+When requests share a channel, an honest claim may exceed the bound. Data under way cannot be told
+from data that never comes: a stream may have used what was signed for a concurrent request. A claim
+may also be stale, because its request has ended. Such a claim is never signed and never called a
+lie; the client asks again once the other requests have made progress.
 """
 
 import asyncio
@@ -32,41 +31,41 @@ SETTLE_S_MAX = 60.0
 
 
 class Hold:
-    """What one request has on its way; released once, whatever happens."""
+    """What one request has in flight; released exactly once."""
 
     def __init__(self, *, cost: int, cost_max: int, is_stream: bool) -> None:
         self.cost = cost
-        """First cost, in base units: what must be signed before it is served."""
+        """First cost, in base units: the amount to sign before it is served."""
         self.cost_max = cost_max
-        """The most it may cost before anything of it is counted."""
+        """The most it may cost before any of it is counted."""
         self.is_stream = is_stream
         self.is_released = False
         self.was_shared = False
-        """Another request was in flight on the channel since this one was sent."""
+        """Whether another request was in flight on the channel since this one was sent."""
         self.is_sent = False
-        """A credential went out for it, and what it was answered is not counted yet."""
+        """Whether a credential was sent for it and its answer is not counted yet."""
         self.is_streaming = False
-        """Its answer is a stream, and has begun."""
+        """Whether its answer is a stream that has begun."""
         self.is_waiting = False
-        """It waits for the others; they need not wait for it."""
+        """Whether it waits for the others, which then need not wait for it."""
         self._step = 0
         self._tab: Tab | None = None
 
     @property
     def tab(self) -> "Tab":
-        """The account of the channel it is paid from; that may end while the request goes on."""
+        """The counts of the channel that pays; it may end while the request continues."""
         if self._tab is None:
             raise ChannelUnusableError("The request has no channel yet.")
         return self._tab
 
     @property
     def key(self) -> ChannelKey:
-        """The channel that the request is paid from."""
+        """The channel that pays for the request."""
         return self.tab.key
 
     @property
     def has_channel(self) -> bool:
-        """Whether it is known which channel pays."""
+        """Whether the paying channel is known."""
         return self._tab is not None
 
     def use(self, tab: "Tab") -> None:
@@ -80,7 +79,7 @@ class Hold:
 
     @property
     def step(self) -> int:
-        """How far its vouchers may run ahead of the count, in base units."""
+        """How far its vouchers may exceed the count, in base units."""
         return self._step
 
     @step.setter
@@ -90,38 +89,38 @@ class Hold:
             self._tab.step_max = max(self._tab.step_max, value)
 
     def begin_counting(self) -> None:
-        """Be in flight no more: what arrives is counted from now on."""
+        """Stop being in flight: what arrives is counted from now on."""
         self.cost = self.cost_max = 0
         self.is_sent = False
 
     @property
     def is_alone(self) -> bool:
-        """Nothing else of this channel is in flight."""
+        """Whether nothing else is in flight on this channel."""
         return self.tab.holds <= {self}
 
     def release(self) -> None:
-        """Let go."""
+        """Release the hold."""
         self.is_released = True
         if self._tab is not None:
             self._tab.remove(self)
 
 
 class Tab:
-    """What this process knows of one channel, which no other process uses (`claims`)."""
+    """This process's counts of one channel, which no other process uses (see `locks`)."""
 
     def __init__(self, account: Account) -> None:
         self.key = account.key
         self.holds: set[Hold] = set()
         self.step_max = 0
-        """The greatest step since nothing was in flight. A server reserves ahead for a stream, and
-        what it asks of the requests beside that stream, or just behind it, counts from there."""
+        """The greatest step since nothing was in flight. A server reserves ahead for a stream, so
+        what it asks of requests during or just after that stream starts from there."""
         self.may_have_lost = account.signed > 0
-        """A request of this channel ended unseen: here, or in the process before this one."""
+        """Whether a request on this channel ended unseen, here or in an earlier process."""
         self._counts = account
         self._waiters: set[asyncio.Future[None]] = set()
 
     def view(self, account: Account) -> Account:
-        """Return a channel as it was stored, with the counts of this moment."""
+        """Return a stored channel with the current counts."""
         counts = self._counts
         return replace(
             account,
@@ -132,27 +131,27 @@ class Tab:
         )
 
     def change(self, change: Callable[[Account], Account]) -> None:
-        """Count, at once; `store` writes it down."""
+        """Change the counts immediately; `store` makes them durable."""
         before, self._counts = self._counts, change(self._counts)
         if self._counts != before:
             self._notify()
 
     def lose(self, value: int, *, lost_max: int) -> None:
-        """Grant what a request that ended unseen may have cost, within a bound."""
+        """Grant the possible cost of a request that ended unseen, within a bound."""
         self.may_have_lost = True
         self.change(lambda counts: count_lost(counts, value=value, lost_max=lost_max))
 
     async def store(
         self, store: PaymentStore, change: Callable[[Account], Account] = lambda current: current
     ) -> Account:
-        """Store the counts of this moment with what `change` makes of the channel, and return it.
+        """Store the current counts together with `change` of the channel, and return it.
 
-        Every call writes what is not on disk yet: the write before it may have been cancelled in
-        the purse's queue, and then never began.
+        Every call writes everything that is not on disk yet, because an earlier write may have
+        been cancelled in the store's queue before it began.
 
         Raises:
-            StoreError: The purse failed; the counts are stored with the next call.
-            ReceiptViolationError: As `change`.
+            StoreError: The store failed; the next call stores the counts.
+            ReceiptViolationError: As raised by `change`.
         """
         counts = self._counts
 
@@ -168,12 +167,12 @@ class Tab:
         return await store.update(self.key, carry)
 
     def note_signed(self, signed: int) -> None:
-        """Know what was signed, which the purse has on disk."""
+        """Update the signed amount, which the store has on disk."""
         self._counts = replace(self._counts, signed=max(signed, self._counts.signed))
 
     @property
     def counts(self) -> Account:
-        """The channel; only what it counts and what was signed is of this moment."""
+        """The channel; only its counts and the signed amount are current."""
         return self._counts
 
     @property
@@ -188,7 +187,7 @@ class Tab:
 
     @property
     def allowance(self) -> int:
-        """How far vouchers may be ahead of the count now: all in flight and one step."""
+        """How far vouchers may exceed the count now: everything in flight and one step."""
         return sum(hold.cost_max for hold in self.holds) + self.step_max
 
     @property
@@ -197,15 +196,15 @@ class Tab:
         return max(self._counts.claimable + self.allowance, self.signed)
 
     def require_claim(self, hold: Hold, claimed: int, *, unit_price: int, lost_max: int) -> None:
-        """Hold what a server asks for against the account, and grant what a break explains.
+        """Check a server's claim against the counts, and grant what a broken request explains.
 
-        Where a request ended unseen the server may have charged what never arrived: then a claim
-        is granted as lost, as far as an honest server could get, and within `lost_max`. That is at
-        most what it holds already and what this request may cost.
+        If a request ended unseen, the server may have charged what never arrived. Then a claim
+        counts as lost, up to what an honest server could reach and within `lost_max`. That is at
+        most what the server holds already plus what this request may cost.
 
         Raises:
-            OverclaimError: No honest server can ask for so much.
-            UnsettledClaimError: The requests beside this one, or that broke, may have used it.
+            OverclaimError: No honest server can demand so much.
+            UnsettledClaimError: Concurrent or broken requests may have used it.
         """
         ceiling = self.ceiling
         if claimed <= ceiling:
@@ -222,10 +221,10 @@ class Tab:
         raise OverclaimError(asked=claimed, allowed=ceiling, received=self._counts.claimable)
 
     async def settle(self, hold: Hold, claimed: int) -> bool:
-        """Wait until a claim fits, or nothing else of the channel moves; say whether it fits.
+        """Wait until a claim fits, or nothing else moves on the channel; return whether it fits.
 
         Raises:
-            TimeoutError: Neither came.
+            TimeoutError: Neither happened in time.
         """
         hold.is_waiting = True
         self._notify()
@@ -238,19 +237,19 @@ class Tab:
         return claimed <= self.ceiling
 
     def sent(self, hold: Hold) -> None:
-        """Note that a request goes out: what is beside it from now on may be in its answer."""
+        """Record that a request is sent: concurrent ones may affect its answer from now on."""
         hold.is_sent = True
         hold.was_shared = not hold.is_alone
 
     def add(self, hold: Hold) -> None:
-        """Have one more request in flight."""
+        """Add a request in flight."""
         for other in self.holds:
             other.was_shared = hold.was_shared = True
         self.holds.add(hold)
         self.step_max = max(self.step_max, hold.step)
 
     def remove(self, hold: Hold) -> None:
-        """Have one less in flight."""
+        """Remove a request in flight."""
         self.holds.discard(hold)
         if not self.holds:
             self.step_max = 0

@@ -1,4 +1,4 @@
-"""Vouchers: how much, durable first, signed then, presented where that is asked for."""
+"""Vouchers: chooses the amount, makes it durable, then signs it and presents it on demand."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -36,7 +36,7 @@ TOP_UPS_MAX = 3
 
 
 class VoucherIssuer:
-    """Makes vouchers for requests that are being paid. A lane's lock is held meanwhile."""
+    """Makes vouchers for requests. The caller holds the slot's lock."""
 
     def __init__(
         self,
@@ -63,28 +63,28 @@ class VoucherIssuer:
     ) -> Promise:
         """Return a voucher for what is counted and in flight, or for `claimed` if that is more.
 
-        A stream's is for a step beyond that, if nothing speaks against it. Where the deposit is
-        too small for what is needed, one by signature comes with the voucher, which is worth
-        nothing before that is made (VCH-06).
+        A stream's voucher includes one further step, if the limits allow it. If the deposit is too
+        small for what is needed, a signed deposit comes with the voucher, which cannot be paid
+        before that is made (VCH-06).
 
-        The order of refusals: our own count, then the policy's caps and the deposit, then the
-        budget. A claim beyond our count therefore never causes a top-up (F-94).
+        The checks come in this order: this client's own count, the policy's caps and the deposit,
+        the budget. So a claim beyond the count never causes a top-up (F-94).
 
         Args:
-            purchase: What is paid for.
-            ticket: Under which terms.
-            claimed: What the server says that it needs.
-            is_needed: False for a voucher ahead of its time: nothing is deposited for it.
+            purchase: The request that is paid for.
+            ticket: The terms of its payment.
+            claimed: The amount that the server says it needs.
+            is_needed: False for a voucher in advance, for which nothing is deposited.
 
         Raises:
-            OverclaimError: More is claimed than was delivered, is in flight, and one step.
-            UnsettledClaimError: More is claimed, and the requests beside this one may explain it.
-            BudgetExceededError: More than the policy's caps or the budgets.
+            OverclaimError: The claim exceeds what was delivered, what is in flight, and one step.
+            UnsettledClaimError: It does, but concurrent requests may explain it.
+            BudgetExceededError: It exceeds the policy's caps or the budgets.
             CannotFundError: A deposit is needed, and the account can make none.
         """
         limits, tab = ticket.limits, ticket.tab
         account = await self._store.get(ticket.key)
-        # No `await` from here to the sum: the counts and what is in flight are of one moment.
+        # No `await` from here to the sum: the counts and what is in flight must belong together.
         tab.require_claim(
             ticket.hold,
             claimed,
@@ -95,12 +95,12 @@ class VoucherIssuer:
         base = max(account.counted, account.spent)
         needed = min(base + tab.in_flight, tab.ceiling) if is_needed else account.signed
         needed = max(needed, claimed)
-        if account.state == "opening":  # topped up when it is there, if more is asked then
+        if account.state == "opening":  # a top-up follows once it is open, if necessary
             needed = min(needed, account.deposit)
         if needed > account.signed:
             require_deposit(limits, needed, account.origin)
         rider = None
-        if needed > account.deposit:  # nothing is deposited for what may not be signed
+        if needed > account.deposit:  # never deposit for what may not be signed
             more = needed - account.signed
             budget = budget_of(self._policy, limits)
             await self._store.require_budget(account.scope, more, budget=budget, now=self._now())
@@ -109,7 +109,7 @@ class VoucherIssuer:
         cap = deposit if limits.cumulative_max is None else limits.cumulative_max
 
         counts = tab.view(account)
-        # What was held against the account above is not held against it again, after a top-up.
+        # What passed the check above is not checked again after a top-up.
         allowance = max(tab.allowance, needed - counts.claimable)
         is_stream = ticket.hold.is_streaming or (
             purchase.expectation.is_stream and not purchase.expectation.is_guess
@@ -135,14 +135,14 @@ class VoucherIssuer:
             now=self._now(),
         )
         tab.note_signed(account.signed)
-        # More was signed for a top-up that has not come: what is covered now is shown, and no more.
+        # More may be signed for a top-up that was not made: present only what is covered now.
         amount = min(account.signed, deposit)
         return Promise(await self.sign(account, amount, slot=ticket.slot), rider, goal=deposit)
 
     async def sign(
         self, account: Account, amount: int, *, slot: ChannelSlot | None = None
     ) -> SignedVoucher:
-        """Sign an amount that is durable; a lane's last signature is not made twice."""
+        """Sign a durable amount; a slot's last signature is reused."""
         key = account.key
         if slot is not None and slot.last_voucher is not None:
             last = slot.last_voucher
@@ -157,7 +157,7 @@ class VoucherIssuer:
         return voucher
 
     async def present_promise(self, purchase: Purchase, ticket: Ticket, promise: Promise) -> None:
-        """Present a voucher by HEAD, with its deposit, which has been made once this returns.
+        """Present a voucher by HEAD, with its deposit, which has been made when this returns.
 
         Raises:
             AgentError: See `present`.
@@ -168,7 +168,7 @@ class VoucherIssuer:
     async def land(
         self, purchase: Purchase, ticket: Ticket, promise: Promise, receipt: Receipt | None
     ) -> None:
-        """Count a deposit that the server says was made."""
+        """Record a deposit that the server reports as made."""
         if promise.opens:
             account = await self._store.get(ticket.key)
             await self._opener.confirm(account, receipt, url=purchase.url)
@@ -176,10 +176,10 @@ class VoucherIssuer:
             await self._top_ups.count_deposit(ticket.key, promise.goal)
 
     async def present(self, purchase: Purchase, ticket: Ticket, payload: Payload) -> Presented:
-        """Present a credential by HEAD to the request's own address, and take its receipt.
+        """Present a credential by HEAD to the request's own address, and accept its receipt.
 
         Raises:
-            AgentError: See `presenting.present` and `ReceiptChecker.adopt`.
+            AgentError: See `management.present` and `ReceiptChecker.adopt`.
         """
         presented = await present(
             purchase.management,
@@ -190,7 +190,7 @@ class VoucherIssuer:
             sleep=self._sleep,
         )
         if isinstance(payload, TopUpHash | TopUpAuthorization | TopUpPermit2):
-            # It proves no voucher key, so its receipt tells what is public, and no more (O-20).
+            # It proves no voucher key, so its receipt shows public amounts only (O-20).
             ticket.answer(presented.offer)
         else:
             await self._receipts.accept_presented(purchase, ticket, presented)
@@ -201,8 +201,8 @@ class VoucherIssuer:
     ) -> tuple[Account, Deposit | None]:
         """Deposit more before a voucher above the deposit (CLIENT-07).
 
-        Returns the channel, and the signed deposit with which it covers `needed`. One that was
-        signed earlier and is too small for that is presented by itself, and another one follows.
+        Returns the channel, and the signed deposit with which it covers `needed`. An earlier signed
+        deposit that is too small is presented alone, and another one follows.
         """
         async with ticket.slot.funding:
             for _ in range(TOP_UPS_MAX):
@@ -217,10 +217,10 @@ class VoucherIssuer:
         raise DepositPendingError(origin=account.origin, waited_s=0)
 
     async def fund(self, purchase: Purchase, ticket: Ticket, needed: int) -> None:
-        """Top the channel up so that a voucher for `needed` will be covered, beside everything.
+        """Top up the channel so that a voucher for `needed` is covered, in the background.
 
         Raises:
-            AgentError: See `TopUps.top_up` and `presenting.present`.
+            AgentError: See `TopUps.top_up` and `management.present`.
         """
         async with ticket.slot.funding:
             account = await self._store.get(ticket.key)
@@ -234,7 +234,7 @@ class VoucherIssuer:
         account: Account,
         more: TopUpHash | Deposit | None,
     ) -> Account:
-        """Tell the server of a top-up, alone, and return the channel with it."""
+        """Present a top-up without a voucher, and return the channel with it."""
         if more is None:
             return account
         if isinstance(more, TopUpHash):
@@ -244,13 +244,13 @@ class VoucherIssuer:
         return await self._top_ups.count_deposit(account.key, account.deposit + more.amount)
 
     def _renew(self, purchase: Purchase, old: Offer, payload: Payload, reply: Reply) -> Offer:
-        """Return the fresh offer of a 402 to a HEAD: the same terms, no higher price (F-95)."""
+        """Return the fresh offer of a 402 to a HEAD: equal terms, and no higher price (F-95)."""
         chosen = choose_offer(self._policy, reply.challenges, purchase.origin, self._now())
         if chosen is None:
             raise PaymentRefusedError(
                 status=reply.status,
                 problem_type="without a challenge",
-                detail="a HEAD was refused and nothing is asked",
+                detail="the server refused a HEAD without naming what it asks",
             )
         new = chosen[0]
         if new.request.unit_price > old.request.unit_price:

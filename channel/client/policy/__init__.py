@@ -1,1 +1,1 @@
-"""What the agent may sign, decided without I/O: limits, budgets, counts, refusals."""
+"""Decides without I/O what the agent may sign: limits, budgets, counts, refusals."""

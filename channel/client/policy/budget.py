@@ -1,4 +1,4 @@
-"""How much may be signed within a rolling window, how much may lie in deposits, and what is left.
+"""Budgets: how much may be signed within a rolling window, and how much may lie in deposits.
 
 Pure (F-96).
 """
@@ -13,7 +13,7 @@ __all__ = ["Bound", "Budget", "LockedBudget", "require_within"]
 
 
 class Budget(msgspec.Struct, frozen=True, kw_only=True):
-    """Most that may be signed of one token, in base units."""
+    """The most that may be signed of one token, in base units."""
 
     origin_max: int
     """For one origin, over all its channels."""
@@ -22,7 +22,7 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
     window_s: int
 
     def bounds(self, *, origin_used: int, total_used: int) -> list["Bound"]:
-        """Return the bounds as they stand, once so much was signed within the window."""
+        """Return the bounds with what was signed within the window."""
         bounds = [Bound(f"what is signed within {self.window_s} s", self.origin_max, origin_used)]
         if self.total_max is not None:
             limit = f"what is signed for all origins within {self.window_s} s"
@@ -31,7 +31,7 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LockedBudget(msgspec.Struct, frozen=True):
-    """Most that may lie in deposits of one token at one time, in base units."""
+    """The most that may lie in deposits of one token at the same time, in base units."""
 
     origin_max: int
     """For one origin, over all its channels."""
@@ -39,7 +39,7 @@ class LockedBudget(msgspec.Struct, frozen=True):
     """For all origins together."""
 
     def bounds(self, *, origin_used: int, total_used: int) -> list["Bound"]:
-        """Return the bounds as they stand, where so much is locked already."""
+        """Return the bounds with what is already locked."""
         return [
             Bound("what is locked in deposits (locked_max)", self.origin_max, origin_used),
             Bound(
@@ -51,10 +51,10 @@ class LockedBudget(msgspec.Struct, frozen=True):
 
 
 class Bound(msgspec.Struct, frozen=True):
-    """One of a budget's sums, in base units."""
+    """One sum of a budget, in base units."""
 
     limit: str
-    """Its name, for whoever reads a refusal."""
+    """Its name, for the text of a refusal."""
     allowed: int
     used: int
 
@@ -65,7 +65,7 @@ class Bound(msgspec.Struct, frozen=True):
 
 
 def require_within(bounds: Iterable[Bound], increase: int, origin: str) -> None:
-    """Check that so much more may be signed.
+    """Check that `increase` more may be signed.
 
     Raises:
         BudgetExceededError: It may not.

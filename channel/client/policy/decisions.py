@@ -1,8 +1,8 @@
-"""What to do about an answer that is not what was asked for: one table (pure).
+"""Decides what to do about an answer that is not a success: one table (pure).
 
-A payment problem is recognised by its type, not by its status alone: an application's own 410 or
-503 is the caller's to handle. Every way back to the server is counted, so no server can keep an
-agent in a loop (F-97).
+It recognises a payment problem by its type, not by its status alone: an application's own 410 or
+503 goes to the caller. Every way back to the server is counted, so that no server can keep an agent
+in a loop (F-97).
 """
 
 from enum import Enum
@@ -16,7 +16,7 @@ __all__ = ["Step", "Tried", "decide", "deposit_pause_s"]
 RAISES_MAX = 6
 SETTLE_TRIES_MAX = 6
 SETTLE_WAIT_S_STEP = 0.2
-"""Four seconds in all: servers take up to two to notice that a stream was left."""
+"""Four seconds in total: servers take up to two to notice that a client left a stream."""
 WAITS_MAX = 6
 RATE_WAITS_MAX = 30
 DEPOSIT_WAITS_MAX = 30
@@ -39,7 +39,7 @@ _COME_AGAIN = frozenset(
 )
 _PAUSED = frozenset({"sponsoring-paused", "openings-paused"})
 _NO_GAS = frozenset({"sponsoring-paused", "rate-limited"})
-"""Why no gas is paid for a deposit, now or for this payer; nothing of it was broadcast."""
+"""Why the server pays no gas for a deposit, in general or for this payer; nothing was broadcast."""
 _GONE = frozenset({"session/channel-not-found", "session/channel-finalized"})
 
 
@@ -61,23 +61,23 @@ class Step(Enum):
 
 
 class Tried(msgspec.Struct):
-    """How often each way was taken for one request."""
+    """How often each way was tried for one request."""
 
     has_paid: bool = False
     refreshes: int = 0
     raises: int = 0
     shared_raises: int = 0
-    """The same where requests beside this one may have used what was signed for it."""
+    """Raises while concurrent requests may have used what was signed for this one."""
     rechecks: int = 0
     reopens: int = 0
     deposits: int = 0
     deposits_alone: int = 0
     settles: int = 0
-    """How often it was waited for what other requests of the same channel bring or give back."""
+    """How often the client waited for other requests of the same channel."""
     waits: int = 0
     waited_s: float = 0.0
     is_funding: bool = False
-    """The credential that was sent last carries a signed deposit: it takes a block or two."""
+    """Whether the last credential carries a signed deposit, which takes a block or two."""
 
 
 def decide(
@@ -85,8 +85,8 @@ def decide(
 ) -> Step:
     """Return the next step for an answer with this status and problem (CLIENT-08).
 
-    Where a deposit was sent, a server that asks to wait for longer than `RETRY_AFTER_S_MAX` does
-    not mean us to wait: it pays for no more deposits now.
+    After a deposit was sent, a `Retry-After` above `RETRY_AFTER_S_MAX` means that the server pays
+    for no more deposits now, so the client does not wait.
     """
     kind = "" if problem is None else problem.type
     step = _decide(status, kind, tried, retry_after_s)
@@ -119,17 +119,17 @@ def _decide(status: int, kind: str, tried: Tried, retry_after_s: float | None) -
 
 
 def deposit_pause_s(waits: int, wait_s: float) -> float:
-    """Return how long to wait for a deposit this time: longer each time, whatever is asked."""
+    """Return how long to wait for a deposit this time: at least `wait_s`, and longer each time."""
     return max(wait_s, (waits + 1) * DEPOSIT_WAIT_S_STEP)
 
 
 def _is_mining(status: int, tried: Tried) -> bool:
-    """Say whether a deposit may be on its way to the chain, whoever answers 503 for it (F-75)."""
+    """Return whether a 503 may mean that a deposit is under way to the chain (F-75)."""
     return tried.is_funding and status == 503  # noqa: PLR2004
 
 
 def _may_wait(kind: str, tried: Tried) -> bool:
-    """A burst on one channel thins out by itself; everything else is asked for a few times."""
+    """Return whether to wait: a burst ends by itself, so it may be retried more often."""
     if kind == "rate-limited":
         return tried.waits < RATE_WAITS_MAX
     return kind in _COME_AGAIN and tried.waits < WAITS_MAX

@@ -1,8 +1,8 @@
-"""How a deposit is made: the first way that the server lists and the account can (pure).
+"""Chooses how a deposit is made: the first method that the server lists and the account has (pure).
 
-The order is the server's (CLIENT-02). `authorization` and `permit2` cost the payer a signature
-and the server its gas, so they are answered only where the server says that it pays; `hash` is a
-transaction of the payer's own.
+The order is the server's (CLIENT-02). `authorization` and `permit2` cost the payer a signature and
+the server the gas, so they are used only if the server states that it pays; `hash` is the payer's
+own transaction.
 """
 
 from typing import Final, Literal, cast
@@ -23,17 +23,17 @@ _BY_SIGNATURE: Final = ("authorization", "permit2")
 
 
 class FundingWay(msgspec.Struct, frozen=True):
-    """A way that can be gone."""
+    """A possible funding method."""
 
     type: FundingType
     is_approval_needed: bool = False
-    """Permit2 must be approved first, with a transaction of the account's own."""
+    """Permit2 must be approved first, with a transaction of the account."""
 
 
 def usable_types(request: SessionRequest) -> tuple[FundingType, ...]:
-    """Return what an offer lets a payer answer with, in its order; what nobody knows is left out.
+    """Return the funding methods that an offer accepts, in its order; unknown ones are left out.
 
-    `authorization` and `permit2` only when the server pays the gas (CLIENT-02, CHAL-04).
+    `authorization` and `permit2` only if the server pays the gas (CLIENT-02, CHAL-04).
     """
     return tuple(
         cast("FundingType", kind)
@@ -43,21 +43,21 @@ def usable_types(request: SessionRequest) -> tuple[FundingType, ...]:
 
 
 def permit2_of(request: SessionRequest) -> Address:
-    """Return where this offer's Permit2 is (CLIENT-03)."""
+    """Return the address of this offer's Permit2 (CLIENT-03)."""
     return CANONICAL_PERMIT2 if request.permit2 is None else request.permit2
 
 
 def choose_way(
     request: SessionRequest, means: PayerMeans, *, amount: int, account: Address, origin: str
 ) -> FundingWay:
-    """Return the first listed way in which the account can deposit `amount`.
+    """Return the first listed method by which the account can deposit `amount`.
 
     Raises:
-        CannotFundError: There is none; it says what each one needs.
+        CannotFundError: There is none; the error states what each method needs.
     """
     if means.balance < amount:
         token = f"of token 0x{request.currency.hex()}"
-        needs = {"any deposit": f"{amount} base units {token}, it holds {means.balance}"}
+        needs = {"any deposit": f"needs {amount} base units {token}, found {means.balance}"}
         raise CannotFundError(account=account, origin=origin, needs=needs)
     needs = {}
     for kind in usable_types(request):
@@ -72,7 +72,7 @@ def choose_way(
 def _missing(
     kind: FundingType, request: SessionRequest, means: PayerMeans, amount: int
 ) -> str | None:
-    """Return what this way needs that the account lacks, or None."""
+    """Return what this method needs and the account lacks, or None."""
     if kind == "hash":
         return None if means.can_pay_gas else "ether for gas"
     if kind == "authorization":
@@ -85,7 +85,7 @@ def _missing_for_permit2(request: SessionRequest, means: PayerMeans, amount: int
         return f"a Permit2 at 0x{permit2_of(request).hex()}"
     if means.permit2_allowance >= amount:
         return None
-    # An approval is for good: never for a contract that only the server vouches for (F-91).
+    # An approval is permanent: never give one to a contract that only the server names (F-91).
     if permit2_of(request) != CANONICAL_PERMIT2:
         return f"the token's approval of 0x{permit2_of(request).hex()}, which is not given for you"
     if not means.can_pay_gas:

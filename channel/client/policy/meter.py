@@ -1,8 +1,8 @@
 """The agent's own count of what arrived (pure): vouchers follow it, not the server (F-94).
 
-A unit of a stream is one event with content, and of a chat completion one choice with content in
-one event. A model server's exact count is believed as far as the text bears it: a token is at
-least a byte long, and one more may end the text.
+A unit of a stream is one event with content; in a chat completion, one choice with content in one
+event. A model server's exact count is accepted as far as the text allows: a token is at least one
+byte long, and one more may end the text.
 """
 
 from typing import Any
@@ -18,13 +18,13 @@ DEPTH_MAX = 64
 
 
 class Expectation(msgspec.Struct, frozen=True, gc=False):
-    """What a request's own body says about its answer."""
+    """What a request's own body states about its answer."""
 
     is_stream: bool
     units_max: int | None
-    """Most units an answer in one piece may cost; None when the body names no bound."""
+    """Most units of an answer that is not a stream; None when the body names no bound."""
     is_guess: bool = False
-    """Only what the caller accepts speaks for a stream: nothing is signed before it begins."""
+    """Whether only `Accept` suggests a stream; then nothing is signed before it begins."""
 
 
 class _Body(msgspec.Struct):
@@ -38,7 +38,7 @@ _decode_body = msgspec.json.Decoder(_Body).decode
 
 
 def read_expectation(body: bytes | None, accept: str) -> Expectation:
-    """Return what to expect of the answer to this body; a guess where it says nothing."""
+    """Return what to expect of the answer to this body; a guess if it states nothing."""
     wants_events = "text/event-stream" in accept.lower()
     is_guess = wants_events and accept.strip().lower() != "text/event-stream"
     if not body or body.lstrip()[:1] != b"{":
@@ -75,7 +75,7 @@ class _Choice(msgspec.Struct):
     index: int = 0
     delta: dict[str, Any] | None = None
     text: str | None = None
-    """A completion has its text here; a chat has a delta instead."""
+    """The text of a completion; a chat has a delta instead."""
     logprobs: _LogProbs | None = None
 
 
@@ -93,26 +93,26 @@ _decode_chunk = msgspec.json.Decoder(_Chunk).decode
 
 
 class UnitMeter:
-    """Counts one stream."""
+    """Counts the units of one stream."""
 
     def __init__(self, *, believes_counts: bool = True) -> None:
-        """Begin at nothing.
+        """Start at zero.
 
         Args:
-            believes_counts: A model server's own counts are in the unit that is paid for; not
-                where that is the chunk.
+            believes_counts: Whether the model server's counts are in the paid unit; False if that
+                unit is the chunk.
         """
         self._believes_counts = believes_counts
         self._choices: dict[int, _Count] = {}
         self._plain = 0
-        """Events that are no chunks of a chat completion."""
+        """Events that are not chunks of a chat completion."""
         self._of_all = 0
-        """The model server's count of all choices, as far as the text bears it."""
+        """The model server's count of all choices, as far as the text allows."""
         self._last = 0
         self._counted = 0
 
     def count(self, data: str) -> int:
-        """Return how many units this event's data adds."""
+        """Return how many units this event adds."""
         if data == "[DONE]":
             return 0
         chunk = _read_chunk(data.encode("utf-8", "replace"))
@@ -138,7 +138,7 @@ class UnitMeter:
         return self._choices.setdefault(index, _Count())
 
     def _believe(self, chunk: "_Chunk") -> None:
-        """Take the server's counts: of a choice by its chunk, of all of them by `usage`."""
+        """Accept the server's counts: for one choice by its chunk, for all of them by `usage`."""
         made = 0 if chunk.usage is None else chunk.usage.completion_tokens or 0
         reported = 0 if chunk.timings is None else chunk.timings.predicted_n
         if len(chunk.choices) == 1:
@@ -152,7 +152,7 @@ class UnitMeter:
 
 
 class _Count:
-    """What is known of one choice."""
+    """The counts of one choice."""
 
     __slots__ = ("bytes", "chunks", "reported")
 
@@ -165,7 +165,7 @@ class _Count:
 
 
 def _read_chunk(text: bytes) -> _Chunk | None:
-    """Return a chunk of a chat completion, None for an event of another kind."""
+    """Return a chunk of a chat completion, or None for another kind of event."""
     if not is_shallow(text, DEPTH_MAX):
         return None
     try:
@@ -175,9 +175,9 @@ def _read_chunk(text: bytes) -> _Chunk | None:
 
 
 def _delivered(choice: _Choice) -> tuple[int, int]:
-    """Return the units that a choice brings with a chunk, and the bytes of its output of any kind.
+    """Return the units of a choice in a chunk, and the bytes of its output of any kind.
 
-    Where each token has its probability beside it, so many tokens are there, be they shown or not.
+    With a probability for each token, the number of those is the number of tokens, visible or not.
     """
     output = [value for name, value in (choice.delta or {}).items() if name != "role" and value]
     if choice.text:

@@ -1,8 +1,8 @@
-"""What an agent may agree to: limits, and the functions that hold an offer against them (pure).
+"""The agent's limits, and the functions that check an offer against them (pure).
 
-Everything a server says is a wish. These limits are the agent's own, they are given once when
-the client is built, and nothing a server sends can raise them (CLIENT-01, CLIENT-06, F-91 to
-F-96). A refusal names the field, what was asked and what is allowed.
+A server can only ask. The limits are set once, when the client is built, and nothing that a server
+sends can raise them (CLIENT-01, CLIENT-06, F-91 to F-96). A refusal names the field, what was asked
+and what is allowed.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -42,7 +42,7 @@ HEADERS = ("Authorization", PAYMENT_AUTHORIZATION)
 EXPIRY_MARGIN_S = 2
 DESCRIBED_CHARS_MAX = 64
 FOREIGN = "method/intent"
-"""The field that a refusal names for an offer of another method: no policy can allow it."""
+"""The field in the refusal of another method's offer, which no policy can allow."""
 LOCKED_ORIGINS = 4
 
 _NOBODY = Address(bytes(20))
@@ -52,31 +52,32 @@ _NO_REQUEST = SessionRequest(
 
 
 class TokenLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """What may be spent of one token on one chain. Amounts in base units."""
+    """The limits for one token on one chain. Amounts in base units."""
 
     chain_id: int
     token: Address
     unit_price_max: Mapping[str, int]
-    """Greatest price of a unit, by unit type; a unit type that is not listed is refused."""
+    """Greatest price of a unit, by unit type; an unlisted unit type is refused."""
     deposit_max: int
     """Greatest deposit of one channel: a cap, never a default (F-92)."""
     budget: int
     """Most that may be signed for one origin within `Policy.budget_window_s` (F-96)."""
     budget_total: int | None = None
-    """The same for all origins together: whoever has many names has that once. None: no bound."""
+    """The same for all origins together: a server with many host names shares one limit. None: no
+    bound."""
     locked_max: int | None = None
-    """Most that may lie in deposits for one origin at one time; `budget` if None. A deposit is not
-    spent, but a server that vanishes keeps it from its payer for the grace period, and the gas."""
+    """Most that may lie in deposits for one origin at the same time; `budget` if None. A deposit is
+    not spent, but if the server vanishes, the payer waits for the grace period and pays the gas."""
     locked_total_max: int | None = None
     """The same for all origins together; `budget_total` if None, and without that four times
-    what one origin may have."""
+    the limit of one origin."""
     cumulative_max: int | None = None
-    """Greatest running total of one channel; None leaves the deposit as the only cap."""
+    """Greatest running total of one channel; with None the deposit is the only cap."""
     escrows: frozenset[Address] | None = None
-    """Escrows that may hold a deposit; None leaves the choice to `PayerChain.require_escrow`,
-    which is asked in either case (F-91)."""
+    """Escrows that may hold a deposit; with None only `PayerChain.require_escrow` decides, which
+    is asked in either case (F-91)."""
     recipients: frozenset[Address] | None = None
-    """Payees that may be paid; None allows every one."""
+    """Payees that may be paid; None allows every payee."""
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,35 +86,35 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     limits: tuple[TokenLimits, ...]
     budget_window_s: int = 24 * 3600
     expected_units: int = 1000
-    """How many units a channel is expected to last for; sizes the deposit."""
+    """How many units a channel should last for; determines the deposit."""
     voucher_steps: Mapping[str, int] = msgspec.field(default_factory=lambda: {"request": 1})
-    """Units signed for ahead of what was received, by unit type."""
+    """Units signed in advance of what was received, by unit type."""
     voucher_step: int = 64
     """The same for every unit type that `voucher_steps` does not name. It is the most that a
     server can take without delivering; a step below the server's own makes streams pause more."""
     voucher_step_max: int = 4096
-    """To how many units a stream's step may grow while it is fast: as far as half a second of it,
-    never beyond what it has delivered, and not where the step is 1."""
+    """The most units to which a fast stream's step may grow: up to half a second of it, never more
+    than it has delivered, and not where the step is 1."""
     request_units_max: int = 4096
     """Most units that one answer which is not a stream may cost."""
     lost_units_max: int = 256
     """Units of a channel that may be lost to broken connections before it is given up."""
     channels_per_origin_max: int = 4
-    """Channels with a deposit in them at one time, for one origin and token."""
+    """Channels with a deposit at the same time, for one origin and token."""
     parallel_streams_max: int = 1
-    """Streams at one time to one payee; each needs a channel of its own (ACC-06)."""
+    """Concurrent streams to one payee; each needs its own channel (ACC-06)."""
     allow_loopback_http: bool = False
     """For development: pay over plain http to this machine itself (CORE-13)."""
 
 
 class Offer(msgspec.Struct, frozen=True):
-    """A challenge and the meaning of its request."""
+    """A challenge and its decoded request."""
 
     challenge: Challenge
     request: SessionRequest
 
     def is_fresh(self, now: float) -> bool:
-        """Say whether the challenge can still be answered; one that never expires cannot."""
+        """Return whether the challenge can still be answered; one without an expiry cannot."""
         if self.challenge.expires is None:
             return False
         try:
@@ -123,15 +124,15 @@ class Offer(msgspec.Struct, frozen=True):
 
     @property
     def header(self) -> str:
-        """The field that the credential travels in (CHAL-12)."""
+        """The header field for the credential (CHAL-12)."""
         return self.challenge.header or HEADERS[0]
 
     @classmethod
     def from_challenge(cls, challenge: Challenge) -> "Offer":
-        """Return the offer behind a challenge; of another method, only enough to refuse it.
+        """Return the offer behind a challenge; for another method, only enough to refuse it.
 
         Raises:
-            WireError: It is of our method and its request cannot be read.
+            WireError: It is for this method, and its request cannot be parsed.
         """
         if (challenge.method, challenge.intent) != (METHOD, INTENT):
             return cls(challenge, _NO_REQUEST)
@@ -148,11 +149,11 @@ def choose_offer(
 ) -> tuple[Offer, TokenLimits] | None:
     """Return the first offer of a 402 that the policy allows, or None if it has no challenge.
 
-    `others` are the protocols besides ours in which it may be paid: named in a refusal.
+    `others` are further protocols in which it may be paid; a refusal names them.
 
     Raises:
-        OfferRefusedError: There are challenges and none is allowed: why the first of ours is not,
-            and of several what each would take.
+        OfferRefusedError: There are challenges and none is allowed. It explains the first of this
+            method's, and of several what each would need.
     """
     refusals: list[tuple[Challenge, OfferRefusedError]] = []
     for challenge in _read_challenges(header_lines, origin):
@@ -182,7 +183,7 @@ def choose_offer(
 
 
 def _describe(challenge: Challenge, error: OfferRefusedError) -> str:
-    """Return what an offer is, and what it would take to accept it."""
+    """Return the name of an offer, and what it would take to accept it."""
     name = f"{challenge.method}/{challenge.intent}"[:DESCRIBED_CHARS_MAX]
     if error.field == FOREIGN:
         return f"{name} takes a client that pays so; this one pays {METHOD}/{INTENT}"
@@ -203,13 +204,13 @@ def _unreadable(field: str, error: WireError, origin: str) -> OfferRefusedError:
 
 
 def require_offer(policy: Policy, offer: Offer, origin: str, now: float) -> TokenLimits:
-    """Return the limits that allow this offer; its description is never looked at (CLIENT-01).
+    """Return the limits that allow this offer; its description is never read (CLIENT-01).
 
-    Checked in this order: method and intent, expiry, header field, proof of funding, chain and
-    token, escrow, recipient, unit type and price, least rise of a voucher.
+    Checked in this order: method and intent, expiry, header field, kind of funding, chain and
+    token, escrow, recipient, unit type and price, minimum increase of a voucher.
 
     Raises:
-        OfferRefusedError: Something it asks for is not allowed.
+        OfferRefusedError: It asks for something that is not allowed.
     """
     challenge, request = offer.challenge, offer.request
     if (challenge.method, challenge.intent) != (METHOD, INTENT):
@@ -301,13 +302,13 @@ def _require_price(
 
 
 def step_value(policy: Policy, request: SessionRequest) -> int:
-    """Return how far ahead of our own count a voucher may be, in base units (F-94, F-95)."""
+    """Return how far a voucher may exceed the agent's count, in base units (F-94, F-95)."""
     units = policy.voucher_steps.get(request.unit_type, policy.voucher_step)
     return units * request.unit_price
 
 
 def budget_of(policy: Policy, limits: TokenLimits) -> Budget:
-    """Return what may be signed of a token, as the purse keeps it."""
+    """Return the budget for signing a token, as the store applies it."""
     return Budget(
         origin_max=limits.budget,
         total_max=limits.budget_total,
@@ -316,7 +317,7 @@ def budget_of(policy: Policy, limits: TokenLimits) -> Budget:
 
 
 def locked_budget_of(limits: TokenLimits) -> LockedBudget:
-    """Return what may lie in deposits of a token at one time, as the purse keeps it."""
+    """Return the budget for deposits of a token, as the store applies it."""
     origin_max = limits.budget if limits.locked_max is None else limits.locked_max
     total_max = limits.locked_total_max
     if total_max is None:
@@ -329,7 +330,7 @@ def locked_budget_of(limits: TokenLimits) -> LockedBudget:
 def deposit_size(policy: Policy, limits: TokenLimits, request: SessionRequest, needed: int) -> int:
     """Return the deposit for a new channel: the least of suggestion, expectation and cap (F-92).
 
-    Never below `needed`, which the caller has already held against the cap.
+    Never below `needed`, which the caller has already checked against the cap.
     """
     expected = policy.expected_units * request.unit_price
     suggested = expected if request.suggested_deposit is None else request.suggested_deposit
@@ -339,16 +340,16 @@ def deposit_size(policy: Policy, limits: TokenLimits, request: SessionRequest, n
 def top_up_size(
     policy: Policy, limits: TokenLimits, request: SessionRequest, *, deposit: int, needed: int
 ) -> int:
-    """Return how much to add to `deposit` so that a voucher for `needed` fits and some more."""
+    """Return how much to add to `deposit`, so that a voucher for `needed` and some more fit."""
     more = deposit_size(policy, limits, request, 0)
     return max(needed - deposit, min(more, limits.deposit_max - deposit))
 
 
 def require_deposit(limits: TokenLimits, needed: int, origin: str) -> None:
-    """Check that a channel may grow so far that a voucher for `needed` is covered.
+    """Check that a channel may grow until a voucher for `needed` is covered.
 
     Raises:
-        BudgetExceededError: It is above `deposit_max` or `cumulative_max`.
+        BudgetExceededError: `needed` exceeds `deposit_max` or `cumulative_max`.
     """
     if limits.cumulative_max is not None and needed > limits.cumulative_max:
         raise BudgetExceededError(

@@ -1,7 +1,7 @@
-"""How fast a stream delivers, and how large its steps are for that (pure).
+"""Measures how fast a stream delivers, and derives its step (pure).
 
-A server takes only so many vouchers a second. A stream that would need more gets larger steps,
-so that one lasts half a second; never larger than what this stream has delivered, so that a
+A server accepts a limited number of vouchers a second. A stream that would need more gets larger
+steps, so that one lasts half a second. A step never exceeds what this stream has delivered, so a
 server gains nothing by a fast beginning (F-94).
 """
 
@@ -12,11 +12,11 @@ __all__ = ["DeliveryRate"]
 STEP_S: Final = 0.5
 LEAD_S: Final = 4.0
 MEASURED_S_MIN: Final = 0.1
-"""What came in less says more of how packets were cut than of the stream."""
+"""Less time than this measures how packets were cut, not the stream."""
 
 
 class DeliveryRate:
-    """Units and seconds of one stream; seconds in which it waited for us do not count."""
+    """Units and seconds of one stream, without the seconds in which it waited for the payer."""
 
     def __init__(self, now: float) -> None:
         self._mark = now
@@ -30,7 +30,7 @@ class DeliveryRate:
         self._delivered += units
 
     def measure(self, now: float) -> None:
-        """Take the time since the last look, if it is long enough to say something."""
+        """Update the rate with the time since the last call, if that is long enough."""
         elapsed_s = now - self._mark
         if elapsed_s < MEASURED_S_MIN:
             return
@@ -39,15 +39,15 @@ class DeliveryRate:
         self._mark, self._units = now, 0
 
     def leave_out(self, seconds: float) -> None:
-        """Take a pause out of the time."""
+        """Exclude a pause from the measured time."""
         self._mark += max(0.0, seconds)
 
     @property
     def step_units(self) -> int:
-        """How many units a step should have."""
+        """The number of units for a step."""
         return min(int(self._per_s * STEP_S), self._delivered)
 
     @property
     def lead_units(self) -> int:
-        """How many units come while a deposit is mined."""
+        """The number of units that arrive while a deposit is mined."""
         return int(self._per_s * LEAD_S)

@@ -1,8 +1,8 @@
-"""Which client uses a channel: one at a time, for as long as it lives (F-41).
+"""Locks channels: one client at a time uses a channel, for as long as it runs (F-41).
 
-What is in flight is known to the client that sent it, so that no two may spend from one channel.
-A claim is a lock on one byte of a file beside the purse. The system lets go of it when the
-process ends, however it ends; so a restart goes on with the channels of the process before it.
+Only the client that sent a request knows what is in flight, so no two may spend from one channel. A
+lock covers one byte of a file beside the store. The system releases it when the process ends, in
+whatever way; so after a restart the next process continues with the same channels.
 """
 
 import fcntl
@@ -16,12 +16,12 @@ from channel.types import ChannelKey
 __all__ = ["ChannelLocks"]
 
 PLACE_BYTES = 7
-"""Of a channel's id: its place in the file, which stays empty. Two of one place would only
-keep each other waiting."""
+"""The bytes of a channel's id that choose its position in the file, which stays empty. Two channels
+with the same position would only wait for each other."""
 
 
 class _LockFile:
-    """Opened once in a process: closing any descriptor of it would let go of every lock."""
+    """Opened once per process, because closing any descriptor of it releases every lock."""
 
     def __init__(self, path: Path) -> None:
         self.descriptor = open_own(path)
@@ -34,10 +34,10 @@ _files: dict[Path, _LockFile] = {}
 
 
 class ChannelLocks:
-    """The channels that one client uses. Opening and taking may raise `OSError`."""
+    """The channels that one client uses. Opening and locking may raise `OSError`."""
 
     def __init__(self, path: Path) -> None:
-        """Open the file of locks, or make it for its owner alone."""
+        """Open the lock file, or create it for its owner alone."""
         self._path = path.parent.resolve() / path.name
         with _guard:
             if self._path not in _files:
@@ -46,7 +46,7 @@ class ChannelLocks:
             self._file.users += 1
 
     def take(self, key: ChannelKey) -> bool:
-        """Claim a channel; False if another client, here or in another process, has it."""
+        """Lock a channel; False if another client, in this or another process, has it."""
         place = int.from_bytes(key.channel_id[:PLACE_BYTES])
         with _guard:
             owner = self._file.owners.get(place)
@@ -59,7 +59,7 @@ class ChannelLocks:
             return owner is self
 
     def close(self) -> None:
-        """Let go of everything, once."""
+        """Release every lock, once."""
         with _guard:
             file = self._file
             for place in [place for place, owner in file.owners.items() if owner is self]:

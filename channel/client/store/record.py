@@ -1,14 +1,14 @@
-"""What an agent knows of one channel, and how that may change (pure).
+"""An agent's record of one channel, and how it may change (pure).
 
 The agent counts for itself. `received` is the value of the units that arrived, `lost` what broken
-connections may have eaten, and no voucher is ever above
+connections may have lost. No voucher ever exceeds
 
     received + lost + in flight + one step
 
-whatever a server asks for (CLIENT-06, F-94). `in flight` is the first cost of the requests that
-wait for an answer. A server's own figures only ever lower what is signed ahead, never raise it
-(F-35); what they left out stays claimable, for the server may charge it later: a receipt does not
-show what is still reserved for a request whose caller has left.
+regardless of what a server asks (CLIENT-06, F-94). `in flight` is the first cost of the requests
+that wait for an answer. A server's own figures only ever lower what is signed in advance, never
+raise it (F-35). What they omit stays claimable, because the server may charge it later: a receipt
+does not show what is still reserved for a request whose caller has left.
 """
 
 from collections.abc import Collection
@@ -40,7 +40,7 @@ AccountState = Literal["opening", "open", "closing", "stopped", "closed"]
 
 
 class Scope(msgspec.Struct, frozen=True, gc=False):
-    """Which payments may share a channel: one origin, one payer, one payee, one escrow."""
+    """The payments that may share a channel: one origin, payer, payee, token and escrow."""
 
     origin: str
     chain_id: int
@@ -55,72 +55,72 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
 
     key: ChannelKey
     origin: str
-    """Scheme, host and port of the one server that vouchers for this channel are sent to."""
+    """Scheme, host and port of the only server that gets this channel's vouchers."""
     url: str
-    """Where management requests go: the last address that took one."""
+    """The URL for management requests: the last one that accepted one."""
     terms: ChannelTerms
     salt: bytes
-    """Random and kept: with it the channel can be found and left without the server (CLIENT-12)."""
+    """Random, and kept: with it the channel is found and left without the server (CLIENT-12)."""
     state: AccountState
     deposit: int
-    """As the chain showed it; while `opening`, what is meant to be deposited."""
+    """As the chain showed it; while `opening`, the planned deposit."""
     opened_at: int
     opening: Deposit | None = None
-    """The signed deposit that opens it; kept, for a server that forgets must be shown it again."""
+    """The signed deposit that opens it; kept in case the server must be shown it again."""
     open_tx: TxHash | None = None
     top_up: Deposit | None = None
-    """A signed deposit that is not known to be on chain: the next one is this one (F-75)."""
+    """A signed deposit that is not known to be on chain; the next top-up reuses it (F-75)."""
     goal: int = 0
-    """What the deposit comes to once all top-ups that were sent as transactions are mined; durable
-    before one is sent."""
+    """The deposit after all top-ups that were sent as transactions are mined; durable before one is
+    sent."""
     end_tx: TxHash | None = None
     """The close or withdrawal."""
     signed: int = 0
     """Greatest amount ever signed; durable before the voucher is sent."""
     vouchers: int = 0
-    """How many different amounts were signed."""
+    """The number of different amounts that were signed."""
     received: int = 0
-    """Value of the units that arrived, by our own count."""
+    """Value of the units that arrived, by the agent's count."""
     units: int = 0
-    """How many units that were."""
+    """The number of those units."""
     lost: int = 0
-    """Value that broken connections may have eaten."""
+    """Value that broken connections may have lost."""
     waived: int = 0
     """Part of `received` and `lost` that the server's last receipt did not charge."""
     accepted: int = 0
-    """By the last receipt, as `spent`."""
+    """According to the last receipt, like `spent`."""
     spent: int = 0
     receipt: str = ""
-    """The last receipt as it came: evidence."""
+    """The last receipt as received, kept as evidence."""
     settled: int = 0
-    """What the payee was paid on chain, once that is known."""
+    """What the payee was paid on chain, once known."""
     close_requested_at: int = 0
 
     @property
     def scope(self) -> Scope:
-        """What this channel may be used for."""
+        """The payments that this channel may be used for."""
         terms = self.terms
         key = self.key
         return Scope(self.origin, key.chain_id, key.escrow, terms.payer, terms.payee, terms.token)
 
     @property
     def counted(self) -> int:
-        """What the server has spent of our vouchers, as far as we know."""
+        """What the server has spent of the signed vouchers, as far as the agent knows."""
         return self.claimable - self.waived
 
     @property
     def claimable(self) -> int:
-        """What the server may rightly have spent of our vouchers, or may still spend."""
+        """What the server may rightly have spent of the signed vouchers, or may still spend."""
         return self.received + self.lost
 
     @property
     def ahead(self) -> int:
-        """What is signed beyond what was delivered: a payee that is left may settle that too."""
+        """What is signed beyond what was delivered; an absent payee may settle that too."""
         return max(0, min(self.signed, self.deposit) - self.counted)
 
     @property
     def locked(self) -> int:
-        """What was deposited, or may be, from before it leaves until the channel has ended."""
+        """What is or may be deposited, from before it is sent until the channel has ended."""
         if self.state == "closed":
             return 0
         signed = 0 if self.top_up is None else self.top_up.amount
@@ -128,7 +128,7 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def refund(self) -> int:
-        """What comes back, or came back, if nothing more is bought."""
+        """What is or was paid back if nothing more is bought."""
         return self.deposit - (self.settled if self.state == "closed" else self.spent)
 
 
@@ -140,18 +140,19 @@ def choose_amount(
     allowance: int,
     min_delta: int,
 ) -> int:
-    """Return the cumulative amount of the next voucher: at least `required`, never a step back.
+    """Return the cumulative amount of the next voucher: at least `required`, and never lower.
 
     Args:
-        account: The channel, as stored now.
-        required: What must be covered; the caller has held it against deposit and policy.
-        ahead: What we would like to cover, so that the server need not ask so often. Given up
-            before anything is refused, and not signed for while half of it is left.
-        allowance: Most that `claimable` may be passed by: in flight and one step.
-        min_delta: Least rise the server takes, unless the deposit is reached (AMB-17).
+        account: The channel as stored now.
+        required: What must be covered; the caller has checked it against deposit and policy.
+        ahead: What should be covered, so that the server asks less often. Reduced before anything
+            is refused, and not signed for while half of it is left.
+        allowance: The most by which `claimable` may be exceeded: in flight and one step.
+        min_delta: The least increase that the server accepts, unless it reaches the deposit
+            (AMB-17).
 
     Raises:
-        OverclaimError: `required`, or the least rise, is more than our own count allows.
+        OverclaimError: `required`, or the least increase, exceeds the agent's own count.
     """
     reach = min(ahead, account.claimable + allowance, account.deposit)
     least = max(required, account.signed + 1)
@@ -165,10 +166,10 @@ def choose_amount(
 
 
 def require_counted(account: Account, required: int, allowance: int) -> None:
-    """Check that our own count, and what it may be passed by, reaches `required`.
+    """Check that the agent's count plus `allowance` reaches `required`.
 
     Raises:
-        OverclaimError: It does not, and this much was not signed before either.
+        OverclaimError: It does not, and this amount was not signed before either.
     """
     ceiling = max(account.claimable + allowance, account.signed)
     if required > ceiling:
@@ -183,17 +184,17 @@ def count_received(account: Account, *, value: int, units: int) -> Account:
 def count_unread(account: Account, *, value: int) -> Account:
     """Grant that `value` was delivered and not read, by the caller's own choice.
 
-    What the server did not charge is granted again first: it stays claimable only once.
+    What the server did not charge is granted first, so that it stays claimable only once.
     """
     back = min(value, account.waived)
     return replace(account, waived=account.waived - back, received=account.received + value - back)
 
 
 def count_lost(account: Account, *, value: int, lost_max: int) -> Account:
-    """Grant that up to `value` was delivered into a connection that broke, within a bound.
+    """Grant that up to `value` was delivered into a broken connection, within a bound.
 
-    Never more than was signed, which the server holds in any case. What the server did not
-    charge is granted again first.
+    Never more than was signed, which the server holds in any case. What the server did not charge
+    is granted first.
     """
     value = max(0, min(value, account.signed - account.counted))
     back = min(value, account.waived)
@@ -204,17 +205,17 @@ def count_lost(account: Account, *, value: int, lost_max: int) -> Account:
 def require_receipt(
     account: Account, receipt: Receipt, *, challenge_ids: Collection[str] | None, spent_min: int
 ) -> None:
-    """Hold a receipt against what was signed and what was said before (CLIENT-09).
+    """Check a receipt against what was signed and stated before (CLIENT-09).
 
     Args:
-        account: The channel, as stored now.
-        receipt: What the server says.
-        challenge_ids: The challenges that were answered; None where it may name an older one,
-            as a stored answer does that is given again.
-        spent_min: `spent` as it was known when the request was sent.
+        account: The channel as stored now.
+        receipt: The server's receipt.
+        challenge_ids: The challenges that were answered; None if it may name an older one, as a
+            repeated answer does.
+        spent_min: `spent` as known when the request was sent.
 
     Raises:
-        ReceiptViolationError: It names another channel, or amounts that cannot be.
+        ReceiptViolationError: It names another channel, or impossible amounts.
     """
     said_where = (receipt.chain_id, receipt.channel_id)
     if said_where != (account.key.chain_id, account.key.channel_id):
@@ -244,14 +245,14 @@ def require_receipt(
 
 
 def adopt_receipt(account: Account, receipt: Receipt, text: str, *, is_final: bool) -> Account:
-    """Take over a receipt that `require_receipt` let pass.
+    """Update the record from a receipt that passed `require_receipt`.
 
     Args:
-        account: The channel, as stored now.
+        account: The channel as stored now.
         receipt: The receipt.
-        text: The same as it came.
-        is_final: Nothing of this channel is in flight any more, so that `spent` is the whole
-            story: where it is below our own count, no more is signed ahead of it (F-35).
+        text: The receipt as received.
+        is_final: Whether nothing is in flight on this channel any more, so that `spent` is
+            complete. If it is below the agent's count, less is signed in advance (F-35).
     """
     is_newer = receipt.spent >= account.spent
     spent = max(account.spent, receipt.spent)
@@ -266,7 +267,7 @@ def adopt_receipt(account: Account, receipt: Receipt, text: str, *, is_final: bo
 
 
 def adopt_fact(account: Account, fact: ChannelFact) -> Account:
-    """Take over what the chain shows: deposit, payout, a pending close, the end (CLIENT-05)."""
+    """Update the record from the chain: deposit, payout, a pending close, the end (CLIENT-05)."""
     state = account.state
     if fact.is_finalized:
         state = "closed"

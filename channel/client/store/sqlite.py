@@ -1,10 +1,10 @@
-"""The agent's purse: what was signed, durable before it is sent (CLIENT-06, F-96).
+"""The agent's payment store: what was signed, durable before it is sent (CLIENT-06, F-96).
 
-One SQLite file in WAL mode with synchronous=FULL, readable by its owner alone. Every change is
-one `BEGIN IMMEDIATE` transaction that reads the row, lets a pure function decide and writes the
-result, and it runs from beginning to end in the purse's own thread: a cancelled caller never
-leaves half of one, and two processes that share the file see each other's amounts. Each channel is
-used by one of them (`claims`).
+One SQLite file in WAL mode with synchronous=FULL, readable by its owner alone. Every change is one
+`BEGIN IMMEDIATE` transaction that reads the row, lets a pure function decide and writes the result.
+It runs completely in the store's own thread, so a cancelled caller never leaves half of one, and
+two processes that share the file see each other's amounts. Only one of them uses a channel (see
+`locks`).
 """
 
 import asyncio
@@ -46,7 +46,7 @@ _QUERIES = parse_queries((_SQL / "queries.sql").read_text())
 
 
 class PaymentStore:
-    """Open it with `await PaymentStore.open(path)` and close it with `await purse.close()`.
+    """Open it with `await PaymentStore.open(path)` and close it with `await store.close()`.
 
     Every method may raise `StoreError`, and then nothing was stored.
     """
@@ -66,29 +66,31 @@ class PaymentStore:
         Raises:
             StoreError: It cannot be opened, is not a purse, or a newer version wrote it.
         """
-        thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="purse")
+        thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="payment-store")
         try:
             connection = await asyncio.get_running_loop().run_in_executor(
                 thread, _connect, Path(path)
             )
         except (sqlite3.Error, OSError) as error:
             thread.shutdown(wait=False)
-            raise StoreError(f"the purse cannot be opened: {error}") from error
+            raise StoreError(
+                f"the payment store cannot be opened: {error}; check its path and its owner"
+            ) from error
         except StoreError:
             thread.shutdown(wait=False)
             raise
         return cls(Path(path), connection, thread)
 
     async def close(self) -> None:
-        """Close the file; what was acknowledged stays, and others may use the channels."""
+        """Close the file. Committed changes stay, and other clients may use the channels."""
         await self._run(self._close)
         self._thread.shutdown(wait=False)
 
     async def claim(self, key: ChannelKey) -> bool:
-        """Say whether a channel is this client's to use, until it closes its purse.
+        """Return whether this client may use a channel, until it closes its store.
 
-        What is in flight is in no purse: two that spent from one channel would each take what
-        the other one buys for an overclaim.
+        No store records what is in flight: if two clients spent from one channel, each would take
+        what the other one buys for an overclaim.
         """
 
         def take() -> bool:
@@ -108,7 +110,7 @@ class PaymentStore:
         return await self._run(lambda: self._load(key))
 
     async def get(self, key: ChannelKey) -> Account:
-        """Return one channel that is there; `StoreError` if it is not."""
+        """Return one channel that must exist; `StoreError` if it does not."""
         return await self._run(lambda: self._require(key))
 
     async def accounts(self) -> list[Account]:
@@ -120,10 +122,10 @@ class PaymentStore:
         return await self._run(lambda: self._select("load_live_accounts", {"origin": origin}))
 
     async def add(self, account: Account, *, channels_max: int, locked: LockedBudget) -> None:
-        """Write a new channel down, before anything about it leaves this process.
+        """Store a new channel, before anything about it leaves this process.
 
         Raises:
-            BudgetExceededError: The origin has `channels_max` channels with a deposit already, or
+            BudgetExceededError: The origin already has `channels_max` channels with a deposit, or
                 too much would lie in deposits.
         """
 
@@ -152,13 +154,13 @@ class PaymentStore:
         *,
         locked: LockedBudget | None = None,
     ) -> Account:
-        """Replace a channel by what `change` makes of it, and return that.
+        """Replace a channel by the result of `change`, and return that.
 
-        What `change` raises is raised here, and nothing is stored. What arrived for a channel's
-        deposit makes room for its own top-ups, so that it may go on.
+        If `change` raises, nothing is stored and this raises the same. What was received for a
+        channel's deposit makes room for its own top-ups, so that it can continue.
 
         Raises:
-            BudgetExceededError: More would lie in deposits than before, and more than `locked`.
+            BudgetExceededError: Deposits would grow, and exceed `locked`.
         """
 
         def run() -> Account:
@@ -182,13 +184,13 @@ class PaymentStore:
         budget: Budget,
         now: float,
     ) -> Account:
-        """Raise `signed` to what `choose` makes of the channel and of the budget's rest.
+        """Raise `signed` to what `choose` returns for the channel and the rest of the budget.
 
-        Once this has returned the amount is on disk: only then may it be signed and sent. An
+        When this returns, the amount is on disk, and only then may it be signed and sent. An
         amount at or below `signed` changes nothing.
 
         Raises:
-            BudgetExceededError: The budget for the window would be passed (F-96).
+            BudgetExceededError: It would exceed the budget for the window (F-96).
         """
 
         def run() -> Account:
@@ -215,7 +217,7 @@ class PaymentStore:
     async def locked_left(self, account: Account, locked: LockedBudget) -> int:
         """Return how much more may be deposited in a channel, which need not be stored yet.
 
-        A deposit that is not needed yet takes half of it, so that there is room for others.
+        A deposit that is not needed yet takes half of it, to leave room for others.
         """
 
         def run() -> int:
@@ -225,7 +227,7 @@ class PaymentStore:
         return await self._run(run)
 
     def _locked(self, account: Account, locked: LockedBudget, *, used_up: int = 0) -> list[Bound]:
-        """Return what bounds the next deposit, less what is used up of the deposits before."""
+        """Return the bounds of the next deposit, less what is used up of earlier deposits."""
         purpose = _purpose(account)
         accounts = self._select("load_locked_accounts", purpose)
         own = sum(other.locked for other in accounts if other.origin == account.origin)
@@ -235,7 +237,7 @@ class PaymentStore:
     async def require_budget(
         self, scope: Scope, amount: int, *, budget: Budget, now: float
     ) -> None:
-        """Check that so much may still be signed, before a deposit is made for it.
+        """Check that `amount` more may be signed, before a deposit is made for it.
 
         Raises:
             BudgetExceededError: It may not (F-96).
@@ -249,7 +251,7 @@ class PaymentStore:
         return {row["minute"]: _unpack(row["amount"]) for row in rows}
 
     def _bounds(self, purpose: Mapping[str, object], budget: Budget, now: float) -> list[Bound]:
-        """Return what bounds the next signature, and how much of it is used up."""
+        """Return the bounds of the next signature, with what is used up of them."""
         since, total = now - budget.window_s, 0
         if budget.total_max is not None:
             where = {name: purpose[name] for name in ("chain_id", "token")}
@@ -261,7 +263,9 @@ class PaymentStore:
     def _require(self, key: ChannelKey) -> Account:
         account = self._load(key)
         if account is None:
-            raise StoreError(f"channel 0x{key.channel_id.hex()} is not in the purse")
+            raise StoreError(
+                f"channel 0x{key.channel_id.hex()} is not in the payment store {self._path}"
+            )
         return account
 
     def _load(self, key: ChannelKey) -> Account | None:
@@ -295,13 +299,13 @@ class PaymentStore:
         try:
             return await asyncio.get_running_loop().run_in_executor(self._thread, work)
         except (sqlite3.Error, OSError) as error:
-            raise StoreError(f"the purse failed: {error}") from error
+            raise StoreError(f"the payment store failed: {error}") from error
         except RuntimeError as error:  # the executor was shut down
-            raise StoreError("the purse is closed") from error
+            raise StoreError("the payment store is closed; open it again") from error
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    """Open the file so that it is ours alone from its first byte on."""
+    """Open the file, readable by this user alone from its first byte on."""
     create_own(path)
     path.chmod(0o600)
     connection = sqlite3.connect(
@@ -329,7 +333,7 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 
 def _write_ahead(connection: sqlite3.Connection) -> None:
-    """Turn the log on, waiting for others that open the file, too: SQLite itself does not here."""
+    """Enable the log; wait for other processes that open the file, which SQLite does not here."""
     deadline = time.monotonic() + BUSY_TIMEOUT_S
     while True:
         try:
@@ -344,7 +348,10 @@ def _write_ahead(connection: sqlite3.Connection) -> None:
 
 def _require_version(version: int) -> None:
     if version > SCHEMA_VERSION:
-        raise StoreError(f"a newer version wrote this purse (schema {version})")
+        raise StoreError(
+            f"expected a payment store of schema {SCHEMA_VERSION} or older, found {version}: use "
+            "the version of mpp-session that wrote it, or a newer one"
+        )
 
 
 def _pack(amount: int) -> bytes:
@@ -406,7 +413,7 @@ def _to_row(account: Account) -> dict[str, object]:
 
 
 def _write_deposit(deposit: Deposit | None) -> str | None:
-    """Return a signed deposit as the wire spells it, which its reader takes back strictly."""
+    """Return a signed deposit in its wire form, which `_read_deposit` parses strictly."""
     return None if deposit is None else msgspec.json.encode(format_deposit(deposit)).decode()
 
 
@@ -416,7 +423,9 @@ def _read_deposit(text: str | None) -> Deposit | None:
     try:
         return parse_deposit(msgspec.json.decode(text))
     except (WireError, msgspec.DecodeError) as error:
-        raise StoreError(f"the purse holds a deposit that cannot be read: {error}") from error
+        raise StoreError(
+            f"the payment store holds a deposit that cannot be parsed: {error}"
+        ) from error
 
 
 def _from_row(row: sqlite3.Row) -> Account:

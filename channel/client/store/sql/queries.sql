@@ -18,7 +18,7 @@ SELECT * FROM account
 WHERE chain_id = :chain_id AND token = :token AND state <> 'closed';
 
 -- store_account --
--- Write a channel down; what it was opened with never changes.
+-- Writes a channel; the terms it was opened with never change.
 INSERT INTO account VALUES (
     :chain_id, :escrow, :channel_id, :origin, :url, :payer, :payee, :token, :authorized_signer,
     :salt, :state, :deposit, :opened_at, :open_tx, :end_tx, :signed, :vouchers, :received, :units,
@@ -57,9 +57,9 @@ SELECT amount FROM signed_minute
 WHERE chain_id = :chain_id AND token = :token AND minute >= :since;
 
 -- store_minute --
--- Write a minute's sum down.
+-- Writes the sum of a minute.
 INSERT OR REPLACE INTO signed_minute VALUES (:origin, :chain_id, :token, :minute, :amount);
 
 -- delete_minutes --
--- Forget the minutes that no window reaches any more.
+-- Deletes the minutes that no window reaches any more.
 DELETE FROM signed_minute WHERE minute < :since;
