@@ -13,7 +13,7 @@ __all__ = ["Admission", "Unbounded"]
 
 
 class Admission(Protocol):
-    """Refuses whatever would exceed the operator's limits."""
+    """Refuses everything that would exceed the operator's limits."""
 
     def require_promise(self, voucher: VerifiedVoucher, known: ChannelState) -> None:
         """Check that a voucher may be accepted on a channel, as just read, and count it.

@@ -4,7 +4,7 @@ Every task of a client counts here, in the event loop, without an `await` in bet
 flight until it is received or lost, never neither and never both. The store is updated afterwards.
 So the bound on a server's claim does not depend on which task runs first (F-94).
 
-When requests share a channel, an honest claim may exceed the bound. Data under way cannot be told
+When requests share a channel, an honest claim may exceed the bound. Data under way cannot be distinguished
 from data that never comes: a stream may have used what was signed for a concurrent request. A claim
 may also be stale, because its request has ended. Such a claim is never signed and never called a
 lie; the client asks again once the other requests have made progress.

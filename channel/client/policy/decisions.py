@@ -49,15 +49,15 @@ class Step(Enum):
     PAY = "answer the challenge"
     REFRESH = "answer the fresh challenge once"
     RAISE = "sign a higher voucher, topping up first if the deposit is too small"
-    RECHECK = "read the channel on chain and go by that"
+    RECHECK = "read the channel on chain and follow that"
     DEPOSIT_MORE = "sign for the least deposit that is worth the server's gas"
-    DEPOSIT_ALONE = "pay the gas of the opening ourselves, if that is taken and can be"
+    DEPOSIT_ALONE = "pay the gas of the opening, if the server accepts that and the account has it"
     REOPEN = "the server does not know the channel or has ended it: present or open one"
-    WAIT = "send the same again after a while"
-    PENDING = "a signed deposit is under way for longer than is waited here"
-    HAND_ON = "not about payment, or nothing more to do: the caller's to handle"
-    UNKNOWN = "served or not, nobody knows: say so"
-    STOP = "the server refuses what was properly paid"
+    WAIT = "send the same credential again after a pause"
+    PENDING = "a signed deposit is under way for longer than the client waits"
+    HAND_ON = "not about payment, or nothing more to do: return it to the caller"
+    UNKNOWN = "it is unknown whether the request was served: report that"
+    STOP = "the server refuses a valid payment"
 
 
 class Tried(msgspec.Struct):

@@ -64,7 +64,7 @@ class PaymentStore:
         """Open or create the file, with mode 0600.
 
         Raises:
-            StoreError: It cannot be opened, is not a purse, or a newer version wrote it.
+            StoreError: It cannot be opened, is not a payment store, or a newer version wrote it.
         """
         thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="payment-store")
         try:

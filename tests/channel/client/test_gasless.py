@@ -695,7 +695,7 @@ async def test_a_signed_top_up_of_a_kind_that_is_not_taken_any_more_is_not_doubl
     provider.offer = {}
     chain.means = {"now": int(chain.now) + 10 * VALID_S}  # by a clock that runs ahead (F-111)
     restarted = await open_agent(policy, transport=weak)
-    with pytest.raises(ChannelUnusableError, match="may yet be made"):
+    with pytest.raises(ChannelUnusableError, match="may still be made"):
         await restarted.client.get("/joke")
     assert chain.deposited == [20]
 
@@ -717,7 +717,7 @@ async def test_a_deposit_is_not_shown_under_an_offer_that_does_not_take_it(
 
     provider.override = change
     chain.means = {}
-    with pytest.raises(ChannelUnusableError, match="may yet be made"):
+    with pytest.raises(ChannelUnusableError, match="may still be made"):
         await agent.client.get("/joke")
     assert chain.deposited == [20]
     provider.override = lambda _: None
@@ -752,7 +752,7 @@ async def test_a_channel_that_was_never_deposited_for_ends_when_its_signature_do
     with pytest.raises(PaymentOutcomeUnknownError):
         await agent.client.get("/joke")
     chain.means["now"] = int(chain.now) + 10 * VALID_S  # by a clock that runs ahead (F-111)
-    with pytest.raises(ChannelUnusableError, match="may yet be made"):
+    with pytest.raises(ChannelUnusableError, match="may still be made"):
         await agent.payments.close()
     chain.now += 2 * VALID_S
     (closed,) = await agent.payments.close()
@@ -768,7 +768,7 @@ async def test_a_channel_that_a_server_only_claims_to_have_opened_ends_likewise(
     assert (await agent.client.get("/joke")).status_code == 200
     (account,) = await agent.payments.channels()
     assert account.state == "open"
-    with pytest.raises(ChannelUnusableError, match="may yet be made"):
+    with pytest.raises(ChannelUnusableError, match="may still be made"):
         await agent.payments.close()
     chain.now += 2 * VALID_S
     (closed,) = await agent.payments.close()

@@ -380,7 +380,7 @@ async def test_a_head_that_is_refused_without_a_price_is_refused(
         if seen.method == "HEAD"
         else None
     )
-    with pytest.raises(PaymentRefusedError, match="nothing is asked"):
+    with pytest.raises(PaymentRefusedError, match="without naming what it asks"):
         await agent.client.get("/joke")
 
 
@@ -416,7 +416,7 @@ async def test_an_opening_that_nobody_can_name_is_said(
     with pytest.raises(RuntimeError):
         await agent.client.get("/joke")
     chain.openings.clear()
-    with pytest.raises(ChannelUnusableError, match="not its opening"):
+    with pytest.raises(ChannelUnusableError, match="no node shows its opening"):
         await agent.client.get("/joke")
 
 
@@ -427,7 +427,7 @@ async def test_a_closing_channel_is_not_topped_up(open_agent: OpenAgent, chain: 
     await agent.client.get("/joke")
     (channel_id,) = chain.facts
     chain.change(channel_id, close_requested_at=1)
-    with pytest.raises(ChannelUnusableError, match="closing; it is not topped up"):
+    with pytest.raises(ChannelUnusableError, match="found one that is closing"):
         await agent.client.get("/joke")
     assert chain.deposited == [20]
 

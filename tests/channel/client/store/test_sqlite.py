@@ -104,7 +104,7 @@ async def test_a_deposit_that_was_tampered_with_is_not_sent(tmp_path: Path) -> N
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("UPDATE account SET opening = '{}'")
     store = await PaymentStore.open(path)
-    with pytest.raises(StoreError, match="cannot be read"):
+    with pytest.raises(StoreError, match="cannot be parsed"):
         await store.get(KEY)
     await store.close()
 
@@ -286,7 +286,7 @@ async def test_an_acknowledged_amount_survives_a_killed_process(tmp_path: Path) 
 async def test_a_channel_that_is_not_there_cannot_be_changed(tmp_path: Path) -> None:
     store = await PaymentStore.open(tmp_path / "purse.db")
     assert await store.load(KEY) is None
-    with pytest.raises(StoreError, match="not in the purse"):
+    with pytest.raises(StoreError, match="not in the payment store"):
         await store.update(KEY, lambda account: account)
     await store.close()
 
