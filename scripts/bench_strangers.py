@@ -21,7 +21,7 @@ import httpx
 import msgspec
 
 from bench_samples import Row, Run
-from channel.client.store.record import Account
+from channel.client.store.record import ChannelRecord
 from channel.types import Address, SignedVoucher, TxHash
 from channel.verify.signature import address_of, sign
 from channel.verify.typed_data import voucher_digest
@@ -196,7 +196,7 @@ class _World:
             replayed=[header(top_up), header(ClosePayload(voucher(PROMISED, WRONG_KEY)))],
         )
 
-    async def _account(self) -> Account:
+    async def _account(self) -> ChannelRecord:
         (account,) = await self._thief.payments.channels()
         return account
 

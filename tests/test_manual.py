@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 import channel.errors
-from channel.client.policy.decisions import Tried, decide
+from channel.client.policy.decisions import RetryState, decide
 from channel.wire.problem import Problem
 from mpp_session.cli.app import APP
 from settlement.alarms import AlarmKind
@@ -48,7 +48,7 @@ def test_the_manual_says_what_the_client_does_about_each_problem() -> None:
     }
     assert {(int(status), kind) for status, kind, _ in listed} == problems
     for status, kind, step in listed:
-        assert decide(int(status), Problem(type=kind), Tried(has_paid=True)).value == step
+        assert decide(int(status), Problem(type=kind), RetryState(has_paid=True)).value == step
 
 
 def test_every_command_and_option_explains_itself() -> None:

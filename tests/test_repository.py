@@ -112,6 +112,43 @@ def imported() -> Iterator[str]:
                     yield module.partition(".")[0]
 
 
+# -- words
+
+VAGUE = re.compile(
+    r"(?i)\b(?:whoever|nobody|somebody|everybody|anybody|whatever|of\s+ours|at\s+once|told"
+    r"|purse|desk|lane|docket|keeper)\b"
+)
+"""Words without an actor, and home-made names where the field has its own (docs/contributing)."""
+PROSE = ("channel/", "README.md")
+"""What is written in plain English by now; add a part here once its words are gone."""
+ALLOWED: dict[str, frozenset[str]] = {}
+"""By file, the words that it needs, each with its reason in a comment."""
+
+
+def vague_words(text: str, allowed: frozenset[str] = frozenset()) -> Iterator[tuple[int, str]]:
+    for match in VAGUE.finditer(text):
+        if match[0].lower() not in allowed:
+            yield text.count("\n", 0, match.start()) + 1, match[0]
+
+
+def test_the_prose_names_its_actors() -> None:
+    """In code, comments, messages and SQL: who acts is named, and a thing has its usual name."""
+    found = [
+        f"{name}:{line}: {word!r}: name the actor, or use the usual word"
+        for path in tracked()
+        if (name := name_of(path)).startswith(PROSE) and path.suffix in {".py", ".sql", ".md"}
+        for line, word in vague_words(path.read_text(), ALLOWED.get(name, frozenset()))
+    ]
+    assert not found, "\n".join(found)
+
+
+def test_a_vague_word_is_found_where_it_stands() -> None:
+    """Also over the end of a line, and in capitals; not within another word."""
+    text = "The payer signs.\nWhoever asks\nis answered at\nonce. Told so.\nA planet, deskwork."
+    assert list(vague_words(text)) == [(2, "Whoever"), (3, "at\nonce"), (4, "Told")]
+    assert list(vague_words(text, frozenset({"told"}))) == [(2, "Whoever"), (3, "at\nonce")]
+
+
 # -- rules of the sources
 
 

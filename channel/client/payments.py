@@ -11,7 +11,7 @@ from channel.client.http.management import HeadManagementClient
 from channel.client.http.transport import is_safe, origin_of
 from channel.client.payment.closing import close_channel
 from channel.client.payment.payer import Payer
-from channel.client.store.record import Account
+from channel.client.store.record import ChannelRecord
 from channel.errors import ChainUnavailableError, ChannelUnusableError, OfferRefusedError
 from channel.types import Address, ChannelId, TokenUnit, TxHash
 
@@ -61,21 +61,21 @@ class Payments:
         self._payer = payer
         self._inner = inner
 
-    async def channels(self) -> list[Account]:
+    async def channels(self) -> list[ChannelRecord]:
         """Return every channel ever opened with this store, oldest first."""
-        return await self._payer.store.accounts()
+        return await self._payer.store.records()
 
     async def summary(self) -> list[Summary]:
         """Return what was deposited, signed, spent and refunded, per chain and token."""
-        groups: dict[tuple[int, Address], list[Account]] = {}
-        for account in await self.channels():
-            groups.setdefault((account.key.chain_id, account.terms.token), []).append(account)
+        groups: dict[tuple[int, Address], list[ChannelRecord]] = {}
+        for record in await self.channels():
+            groups.setdefault((record.key.chain_id, record.terms.token), []).append(record)
         return [
-            _add_up(*group, accounts, unit=await self._unit(*group, accounts[0].origin))
-            for group, accounts in groups.items()
+            _add_up(*group, records, unit=await self._unit(*group, records[0].origin))
+            for group, records in groups.items()
         ]
 
-    async def close(self, which: ChannelId | str | None = None) -> list[Account]:
+    async def close(self, which: ChannelId | str | None = None) -> list[ChannelRecord]:
         """Close channels with their servers at exactly what was spent, and return their records.
 
         Args:
@@ -90,47 +90,43 @@ class Payments:
             PaymentRefusedError: A server does not close; the channels before it are closed.
         """
         found = await self._select(which)
-        return [await self._close(account) for account in found if account.state != "closed"]
+        return [await self._close(record) for record in found if record.state != "closed"]
 
-    async def request_close(self, which: ChannelId) -> Account:
+    async def request_close(self, which: ChannelId) -> ChannelRecord:
         """Start the grace period on chain, without the server (CLOSE-08, CLIENT-12).
 
         Prefer to close with the server: that pays what was spent, while an absent payee may settle
         the lowest voucher that covers it, up to everything that is signed. The difference is
         `ChannelRecord.ahead`, and is logged as a warning before anything is sent.
         """
-        account = await self._one(which)
-        if account.ahead:
+        record = await self._one(which)
+        if record.ahead:
             _log.warning(
                 "leaving channel 0x%s without its server: %d base units delivered, %d signed, and "
                 "the payee may settle up to what is signed; `close` pays what was spent",
-                account.key.channel_id.hex(),
-                account.counted,
-                account.signed,
+                record.key.channel_id.hex(),
+                record.counted,
+                record.signed,
             )
-        chain = self._payer.opener.chain(account.key.chain_id, account.origin)
-        await chain.request_close(escrow=account.key.escrow, channel_id=account.key.channel_id)
-        return await self._payer.leave(account)
+        chain = self._payer.opener.chain(record.key.chain_id, record.origin)
+        await chain.request_close(escrow=record.key.escrow, channel_id=record.key.channel_id)
+        return await self._payer.leave(record)
 
     async def find_opening(self, which: ChannelId) -> TxHash | None:
         """Return the transaction that opened a channel, the server's if it paid the gas."""
-        account = await self._one(which)
-        if account.open_tx is not None:
-            return account.open_tx
-        chain = self._payer.opener.chain(account.key.chain_id, account.origin)
-        return await chain.find_opening(
-            escrow=account.key.escrow, channel_id=account.key.channel_id
-        )
+        record = await self._one(which)
+        if record.open_tx is not None:
+            return record.open_tx
+        chain = self._payer.opener.chain(record.key.chain_id, record.origin)
+        return await chain.find_opening(escrow=record.key.escrow, channel_id=record.key.channel_id)
 
-    async def withdraw(self, which: ChannelId) -> Account:
+    async def withdraw(self, which: ChannelId) -> ChannelRecord:
         """Withdraw the rest of the deposit, once the grace period is over."""
-        account = await self._one(which)
-        chain = self._payer.opener.chain(account.key.chain_id, account.origin)
-        tx_hash = await chain.withdraw(escrow=account.key.escrow, channel_id=account.key.channel_id)
-        await self._payer.store.update(
-            account.key, lambda current: replace(current, end_tx=tx_hash)
-        )
-        return await self._payer.leave(account)
+        record = await self._one(which)
+        chain = self._payer.opener.chain(record.key.chain_id, record.origin)
+        tx_hash = await chain.withdraw(escrow=record.key.escrow, channel_id=record.key.channel_id)
+        await self._payer.store.update(record.key, lambda current: replace(current, end_tx=tx_hash))
+        return await self._payer.leave(record)
 
     async def _unit(self, chain_id: int, token: Address, origin: str) -> TokenUnit | None:
         try:
@@ -139,52 +135,52 @@ class Payments:
         except (TimeoutError, ChainUnavailableError, OfferRefusedError):
             return None
 
-    async def _select(self, which: ChannelId | str | None) -> list[Account]:
-        accounts = await self.channels()
+    async def _select(self, which: ChannelId | str | None) -> list[ChannelRecord]:
+        records = await self.channels()
         if isinstance(which, str):
             origin = origin_of(httpx.URL(which))
-            accounts = [account for account in accounts if account.origin == origin]
+            records = [record for record in records if record.origin == origin]
         elif which is not None:
-            accounts = [account for account in accounts if account.key.channel_id == which]
-        if which is not None and not accounts:
+            records = [record for record in records if record.key.channel_id == which]
+        if which is not None and not records:
             raise ChannelUnusableError(
                 f"There is no channel {_spell(which)} in this store. Check the id or the URL, and "
                 "the path of the store."
             )
-        return accounts
+        return records
 
-    async def _one(self, which: ChannelId) -> Account:
+    async def _one(self, which: ChannelId) -> ChannelRecord:
         return (await self._select(which))[0]
 
-    async def _close(self, account: Account) -> Account:
-        url = httpx.URL(account.url)
+    async def _close(self, record: ChannelRecord) -> ChannelRecord:
+        url = httpx.URL(record.url)
         allow_loopback_http = self._payer.policy.allow_loopback_http
         if not is_safe(url, allow_loopback_http=allow_loopback_http):
             raise OfferRefusedError(
-                field="a close over", asked="plain http", allowed="https", origin=account.origin
+                field="a close over", asked="plain http", allowed="https", origin=record.origin
             )
-        return await close_channel(self._payer, account, HeadManagementClient(self._inner, url))
+        return await close_channel(self._payer, record, HeadManagementClient(self._inner, url))
 
 
 def _add_up(
-    chain_id: int, token: Address, accounts: list[Account], *, unit: TokenUnit | None
+    chain_id: int, token: Address, records: list[ChannelRecord], *, unit: TokenUnit | None
 ) -> Summary:
-    closed = [account for account in accounts if account.state == "closed"]
-    deposited = sum(account.deposit for account in accounts if account.state != "opening")
-    gone = sum(account.deposit for account in closed)
+    closed = [record for record in records if record.state == "closed"]
+    deposited = sum(record.deposit for record in records if record.state != "opening")
+    gone = sum(record.deposit for record in closed)
     return Summary(
         chain_id=chain_id,
         token=token,
-        channels=len(accounts),
+        channels=len(records),
         channels_closed=len(closed),
         deposited=deposited,
-        signed=sum(account.signed for account in accounts),
-        spent=sum(account.spent for account in accounts),
-        settled=sum(account.settled for account in accounts),
-        refunded=sum(account.refund for account in closed),
+        signed=sum(record.signed for record in records),
+        spent=sum(record.spent for record in records),
+        settled=sum(record.settled for record in records),
+        refunded=sum(record.refund for record in closed),
         locked=deposited - gone,
-        vouchers=sum(account.vouchers for account in accounts),
-        units=sum(account.units for account in accounts),
+        vouchers=sum(record.vouchers for record in records),
+        units=sum(record.units for record in records),
         unit=unit,
     )
 

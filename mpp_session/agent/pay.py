@@ -14,7 +14,7 @@ import msgspec
 from channel.client.funding.keys import VoucherKeys
 from channel.client.http.transport import origin_of
 from channel.client.policy.policy import Policy
-from channel.client.store.record import Account
+from channel.client.store.record import ChannelRecord
 from channel.client.store.sqlite import PaymentStore
 from channel.errors import (
     BudgetExceededError,
@@ -128,7 +128,7 @@ async def describe_left(store: Path, url: str, unit: TokenUnit) -> str:
     """
     payment_store = await PaymentStore.open(store)
     try:
-        accounts = await payment_store.live_accounts(origin_of(httpx.URL(url)))
+        accounts = await payment_store.live_records(origin_of(httpx.URL(url)))
     finally:
         await payment_store.close()
     return " ".join(_describe(account, unit) for account in accounts)
@@ -151,7 +151,7 @@ def _describe_refusal(error: MppSessionError, unit: TokenUnit) -> str:
     return str(error)
 
 
-def _describe(account: Account, unit: TokenUnit) -> str:
+def _describe(account: ChannelRecord, unit: TokenUnit) -> str:
     name = f"channel 0x{account.key.channel_id.hex()}"
     if account.state == "opening":
         amount = unit.format(account.deposit)

@@ -21,7 +21,7 @@ from channel.client.funding.signer import Signer
 from channel.client.http.blocking import LoopThread, SyncPayingTransport
 from channel.client.payments import Payments, Summary
 from channel.client.policy.policy import Policy
-from channel.client.store.record import Account
+from channel.client.store.record import ChannelRecord
 from channel.types import Address, ChannelId, TxHash
 from mpp_session.agent.client import TIMEOUT_S, open_client
 
@@ -35,7 +35,7 @@ class SyncPayments:
         self._loop = loop
         self._payments = payments
 
-    def channels(self) -> list[Account]:
+    def channels(self) -> list[ChannelRecord]:
         """See `Payments.channels`."""
         return self._loop.run(self._payments.channels())
 
@@ -43,11 +43,11 @@ class SyncPayments:
         """See `Payments.summary`."""
         return self._loop.run(self._payments.summary())
 
-    def close(self, which: ChannelId | str | None = None) -> list[Account]:
+    def close(self, which: ChannelId | str | None = None) -> list[ChannelRecord]:
         """See `Payments.close`."""
         return self._loop.run(self._payments.close(which))
 
-    def request_close(self, which: ChannelId) -> Account:
+    def request_close(self, which: ChannelId) -> ChannelRecord:
         """See `Payments.request_close`."""
         return self._loop.run(self._payments.request_close(which))
 
@@ -55,7 +55,7 @@ class SyncPayments:
         """See `Payments.find_opening`."""
         return self._loop.run(self._payments.find_opening(which))
 
-    def withdraw(self, which: ChannelId) -> Account:
+    def withdraw(self, which: ChannelId) -> ChannelRecord:
         """See `Payments.withdraw`."""
         return self._loop.run(self._payments.withdraw(which))
 

@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 from msgspec.structs import replace
 
-from channel.client.store.record import Account, adopt_fact
+from channel.client.store.record import ChannelRecord, adopt_fact
 from channel.client.store.sqlite import PaymentStore
 from channel.errors import ChannelUnusableError
 from channel.types import Address, ChannelFact, ChannelId, ChannelKey, TxHash
@@ -104,8 +104,8 @@ async def withdraw_channels(
 
 async def _select(
     store: PaymentStore, account: PayerAccount, which: Sequence[ChannelId] | None
-) -> list[Account]:
-    kept = await store.accounts()
+) -> list[ChannelRecord]:
+    kept = await store.records()
     own = (account.chain_id, account.account)
     known = [each for each in kept if (each.key.chain_id, each.terms.payer) == own]
     if which is None:
@@ -140,7 +140,7 @@ class _WayOut:
         self._tell = tell
         self._grace_periods_s: dict[Address, int] = {}
 
-    async def ask(self, channel: Account) -> Leaving:
+    async def ask(self, channel: ChannelRecord) -> Leaving:
         """Start the grace period, unless it runs or the channel has ended."""
         key = channel.key
         fact = await self._account.read_channel(key.escrow, key.channel_id)

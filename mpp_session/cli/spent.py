@@ -11,7 +11,7 @@ from mpp_session.cli.account import devnet_store, store_path
 from mpp_session.cli.output import count, format_id, print_json, print_table, say
 
 if TYPE_CHECKING:
-    from channel.client.store.record import Account
+    from channel.client.store.record import ChannelRecord
     from channel.types import Address, TokenUnit
 
 __all__ = ["NAME", "command"]
@@ -61,17 +61,17 @@ def command(
         _print(rows, _units(rows, devnet, rpc_url))
 
 
-async def _read(path: Path) -> "list[Account]":
+async def _read(path: Path) -> "list[ChannelRecord]":
     from channel.client.store.sqlite import PaymentStore
 
     store = await PaymentStore.open(path)
     try:
-        return await store.accounts()
+        return await store.records()
     finally:
         await store.close()
 
 
-def _add_up(accounts: "Sequence[Account]") -> list[dict[str, Any]]:
+def _add_up(accounts: "Sequence[ChannelRecord]") -> list[dict[str, Any]]:
     rows: dict[tuple[str, int, Address], dict[str, Any]] = {}
     for each in accounts:
         chain_id, token = each.key.chain_id, each.terms.token

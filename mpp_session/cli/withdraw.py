@@ -163,6 +163,6 @@ async def _devnet_key(values: "DevnetValues", store: "PaymentStore") -> bytes:
     """Return the key of the account whose channels these are: the agent's, as a rule."""
     from settlement.dev.devnet import GASLESS
 
-    payers = {account.terms.payer for account in await store.accounts()}
+    payers = {account.terms.payer for account in await store.records()}
     owners = [each for each in values.accounts.values() if each.address in payers]
     return (owners or [values.accounts[GASLESS]])[0].private_key

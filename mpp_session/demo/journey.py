@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol, Self
 
 from channel.client.policy.policy import Policy, TokenLimits
-from channel.client.store.record import Account
+from channel.client.store.record import ChannelRecord
 from mpp_session.agent.amounts import TokenUnit
 from mpp_session.agent.client import PayingClient, open_client
 from mpp_session.demo.chain_view import read_balances, read_channel, read_transactions
@@ -117,7 +117,7 @@ async def _run_gateway(folder: Path, upstream: str) -> AsyncIterator[Child]:
 
 async def _be_an_agent(
     devnet: Devnet, gateway: Child, folder: Path, screen: Screen
-) -> tuple[list[Answer], Account]:
+) -> tuple[list[Answer], ChannelRecord]:
     """Ask, pay as the answers arrive, and close."""
     values = devnet.values
     policy = Policy(

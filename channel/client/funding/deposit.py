@@ -17,7 +17,7 @@ from channel.client.funding.signing import (
     sign_top_up_permit,
 )
 from channel.client.policy.funding_method import FundingType, choose_way, permit2_of, usable_types
-from channel.client.store.record import Account
+from channel.client.store.record import ChannelRecord
 from channel.errors import ChannelUnusableError
 from channel.verify.typed_data import permit2_domain_separator
 from channel.wire.challenge import SessionRequest
@@ -34,16 +34,16 @@ LEFT_S_MIN: Final = 120
 class Depositor:
     """Signs for one channel under one offer. The caller stores what is signed."""
 
-    def __init__(self, chain: PayerChain, account: Account, request: SessionRequest) -> None:
+    def __init__(self, chain: PayerChain, record: ChannelRecord, request: SessionRequest) -> None:
         self._chain = chain
-        self._account = account
+        self._record = record
         self._request = request
         self._permit2 = permit2_of(request)
         self._signer = AccountSigner(chain)
 
     async def read_means(self) -> PayerMeans:
         """Return what the account can fund, and the time on the chain."""
-        return await self._chain.read_means(self._account.terms.token, self._permit2)
+        return await self._chain.read_means(self._record.terms.token, self._permit2)
 
     def is_presentable(self, deposit: Deposit, now: int) -> bool:
         """Return whether the server accepts this kind, and the deposit is valid long enough."""
@@ -60,25 +60,25 @@ class Depositor:
             CannotFundError: The account has no way to deposit.
             MppSessionError: Permit2 had to be approved, and the approval failed.
         """
-        account = self._account
-        kind = await self._choose(means, account.deposit)
+        record = self._record
+        kind = await self._choose(means, record.deposit)
         if kind == "authorization" and means.token_domain is not None:
             return await sign_open_authorization(
                 self._signer,
-                Domain(means.token_domain, account.key.escrow),
+                Domain(means.token_domain, record.key.escrow),
                 Window(0, means.now + VALID_S),
-                terms=account.terms,
-                salt=account.salt,
-                amount=account.deposit,
+                terms=record.terms,
+                salt=record.salt,
+                amount=record.deposit,
             )
         if kind == "permit2":
             return await sign_open_permit(
                 self._signer,
                 self._permit2_domain(),
-                terms=account.terms,
-                salt=account.salt,
-                amount=account.deposit,
-                nonce=int.from_bytes(account.salt),
+                terms=record.terms,
+                salt=record.salt,
+                amount=record.deposit,
+                nonce=int.from_bytes(record.salt),
                 deadline=means.now + VALID_S,
             )
         return None
@@ -128,14 +128,14 @@ class Depositor:
         funding = deposit.authorization
         if isinstance(funding, TransferAuthorization):
             return await self._chain.find_use(
-                token=self._account.terms.token, authorization=funding.nonce
+                token=self._record.terms.token, authorization=funding.nonce
             )
         return await self._chain.find_permit_use(
-            escrow=self._account.key.escrow, nonce=funding.nonce
+            escrow=self._record.key.escrow, nonce=funding.nonce
         )
 
     async def _authorize(self, separator: bytes, now: int, amount: int, salt: bytes) -> Deposit:
-        key = self._account.key
+        key = self._record.key
         return await sign_top_up_authorization(
             self._signer,
             Domain(separator, key.escrow),
@@ -149,8 +149,8 @@ class Depositor:
         return await sign_top_up_permit(
             self._signer,
             self._permit2_domain(),
-            token=self._account.terms.token,
-            channel_id=self._account.key.channel_id,
+            token=self._record.terms.token,
+            channel_id=self._record.key.channel_id,
             amount=amount,
             nonce=nonce,
             deadline=now + VALID_S,
@@ -163,17 +163,15 @@ class Depositor:
             means,
             amount=amount,
             account=self._chain.account,
-            origin=self._account.origin,
+            origin=self._record.origin,
         )
         if way.is_approval_needed:
-            await self._chain.approve_permit2(
-                token=self._account.terms.token, permit2=self._permit2
-            )
+            await self._chain.approve_permit2(token=self._record.terms.token, permit2=self._permit2)
         return way.type
 
     def _permit2_domain(self) -> Domain:
         separator = permit2_domain_separator(self._chain.chain_id, self._permit2)
-        return Domain(separator, self._account.key.escrow)
+        return Domain(separator, self._record.key.escrow)
 
 
 def is_over(deposit: Deposit, means: PayerMeans) -> bool:

@@ -28,7 +28,7 @@ from channel.client.policy.policy import (
     locked_budget_of,
     require_deposit,
 )
-from channel.client.store.record import Account, Scope, adopt_fact
+from channel.client.store.record import ChannelRecord, Scope, adopt_fact
 from channel.client.store.sqlite import PaymentStore
 from channel.errors import ChannelUnusableError, OfferRefusedError, TransactionRevertedError
 from channel.types import ZERO_ADDRESS, ChannelFact, ChannelKey, ChannelTerms, TxHash
@@ -73,7 +73,7 @@ class ChannelOpener:
             )
         return chain
 
-    async def find(self, scope: Scope, taken: set[ChannelKey]) -> Account | None:
+    async def find(self, scope: Scope, taken: set[ChannelKey]) -> ChannelRecord | None:
         """Return a usable channel of this scope, or None.
 
         A channel is skipped if another key than the current one signed its vouchers (F-22), or if
@@ -83,25 +83,25 @@ class ChannelOpener:
             ChannelUnusableError: The server contradicted itself about a channel that is not closed
                 yet, so it gets no other one.
         """
-        for account in await self._store.live_accounts(scope.origin):
-            if account.state == "stopped":
+        for record in await self._store.live_records(scope.origin):
+            if record.state == "stopped":
                 raise ChannelUnusableError(
-                    f"Channel 0x{account.key.channel_id.hex()} at {scope.origin} was stopped "
+                    f"Channel 0x{record.key.channel_id.hex()} at {scope.origin} was stopped "
                     "because the server contradicted itself; close it or request its close."
                 )
             if (
-                account.scope == scope
-                and account.key not in taken
-                and account.state in ("opening", "open")
-                and self._keys.signer(account.salt).address == account.terms.signer
-                and await self._store.claim(account.key)
+                record.scope == scope
+                and record.key not in taken
+                and record.state in ("opening", "open")
+                and self._keys.signer(record.salt).address == record.terms.signer
+                and await self._store.claim(record.key)
             ):
-                return account
+                return record
         return None
 
     async def prepare(
         self, scope: Scope, offer: Offer, limits: TokenLimits, *, url: str, needed: int
-    ) -> Account:
+    ) -> ChannelRecord:
         """Store a new channel in state `opening`, before anything leaves this process.
 
         A deposit by signature is signed and stored with it. An account with less than the suitable
@@ -132,7 +132,7 @@ class ChannelOpener:
         channel_id = derive_channel_id(
             terms, salt=salt, escrow=scope.escrow, chain_id=scope.chain_id
         )
-        account = Account(
+        record = ChannelRecord(
             key=ChannelKey(scope.chain_id, scope.escrow, channel_id),
             origin=scope.origin,
             url=url,
@@ -142,26 +142,26 @@ class ChannelOpener:
             deposit=max(needed, min(wanted, means.balance)),
             opened_at=int(self._now()),
         )
-        left = await self._store.locked_left(account, locked)
-        account = replace(account, deposit=max(needed, min(account.deposit, left // 2)))
-        opening = await Depositor(chain, account, offer.request).sign_opening(means)
-        account = replace(account, opening=opening)
-        await self._store.claim(account.key)  # before another client can see the channel
+        left = await self._store.locked_left(record, locked)
+        record = replace(record, deposit=max(needed, min(record.deposit, left // 2)))
+        opening = await Depositor(chain, record, offer.request).sign_opening(means)
+        record = replace(record, opening=opening)
+        await self._store.claim(record.key)  # before another client can see the channel
         await self._store.add(
-            account, channels_max=self._policy.channels_per_origin_max, locked=locked
+            record, channels_max=self._policy.channels_per_origin_max, locked=locked
         )
-        return account
+        return record
 
     async def deposit(
-        self, account: Account, offer: Offer, limits: TokenLimits, *, is_new: bool
-    ) -> tuple[Account, TxHash | Deposit]:
+        self, record: ChannelRecord, offer: Offer, limits: TokenLimits, *, is_new: bool
+    ) -> tuple[ChannelRecord, TxHash | Deposit]:
         """Return a channel in state `opening`, with the proof of its opening for the server.
 
         The proof is the opening transaction, which is sent if necessary, or the signed deposit by
         which the server opens the channel or has opened it.
 
         Args:
-            account: The channel.
+            record: The channel.
             offer: The offer that is answered; it lists the accepted proofs.
             limits: The current limits for a deposit that must be signed or sent again.
             is_new: Whether it was prepared just now, so that the chain cannot have it.
@@ -173,55 +173,53 @@ class ChannelOpener:
         """
         fact = None
         if not is_new:
-            account, fact = await self.read(account)
-        if fact is None and account.open_tx is None:
-            account = await self._freshen_opening(account, offer, limits, is_new=is_new)
-            if account.opening is not None:
-                return account, account.opening
-            return await self._send_opening(account)
-        if account.opening is not None and await self._is_presentable(account, offer):
-            return account, account.opening
-        return await self._find_opening(account)
+            record, fact = await self.read(record)
+        if fact is None and record.open_tx is None:
+            record = await self._freshen_opening(record, offer, limits, is_new=is_new)
+            if record.opening is not None:
+                return record, record.opening
+            return await self._send_opening(record)
+        if record.opening is not None and await self._is_presentable(record, offer):
+            return record, record.opening
+        return await self._find_opening(record)
 
     async def _freshen_opening(
-        self, account: Account, offer: Offer, limits: TokenLimits, *, is_new: bool
-    ) -> Account:
+        self, record: ChannelRecord, offer: Offer, limits: TokenLimits, *, is_new: bool
+    ) -> ChannelRecord:
         """Sign the deposit again if it expires soon, by another method if its own is refused."""
         if is_new:
-            return account
-        depositor = self.depositor(account, offer)
+            return record
+        depositor = self.depositor(record, offer)
         means = await depositor.read_means()
-        opening = account.opening
+        opening = record.opening
         if opening is not None and depositor.is_presentable(opening, means.now):
-            return account
-        require_deposit(limits, account.deposit, account.origin)
+            return record
+        require_deposit(limits, record.deposit, record.origin)
         fresh = await depositor.sign_opening(means)
-        return await self._store.update(
-            account.key, lambda current: replace(current, opening=fresh)
-        )
+        return await self._store.update(record.key, lambda current: replace(current, opening=fresh))
 
-    async def _is_presentable(self, account: Account, offer: Offer) -> bool:
+    async def _is_presentable(self, record: ChannelRecord, offer: Offer) -> bool:
         """Return whether to present the signed opening rather than its transaction."""
-        if account.opening is None:
+        if record.opening is None:
             return False
         if "hash" not in usable_types(offer.request):
             return True
-        depositor = self.depositor(account, offer)
-        return depositor.is_presentable(account.opening, (await depositor.read_means()).now)
+        depositor = self.depositor(record, offer)
+        return depositor.is_presentable(record.opening, (await depositor.read_means()).now)
 
-    async def _send_opening(self, account: Account) -> tuple[Account, TxHash]:
-        chain = self.chain(account.key.chain_id, account.origin)
+    async def _send_opening(self, record: ChannelRecord) -> tuple[ChannelRecord, TxHash]:
+        chain = self.chain(record.key.chain_id, record.origin)
         open_tx = await chain.open_channel(
-            escrow=account.key.escrow,
-            payee=account.terms.payee,
-            token=account.terms.token,
-            deposit=account.deposit,
-            salt=account.salt,
-            authorized_signer=account.terms.authorized_signer,
+            escrow=record.key.escrow,
+            payee=record.terms.payee,
+            token=record.terms.token,
+            deposit=record.deposit,
+            salt=record.salt,
+            authorized_signer=record.terms.authorized_signer,
         )
-        return await self._with_opening(account, open_tx)
+        return await self._with_opening(record, open_tx)
 
-    async def open_alone(self, account: Account, offer: Offer, limits: TokenLimits) -> bool:
+    async def open_alone(self, record: ChannelRecord, offer: Offer, limits: TokenLimits) -> bool:
         """Open a channel with a signed deposit at this account's own cost; False if impossible.
 
         The escrow accepts one opening for a salt. A server that still has the signed one can do
@@ -232,123 +230,129 @@ class ChannelOpener:
             BudgetExceededError: The policy now allows less than was planned.
             TransactionRevertedError: The escrow refused for another reason.
         """
-        if account.state != "opening" or "hash" not in usable_types(offer.request):
+        if record.state != "opening" or "hash" not in usable_types(offer.request):
             return False
-        if not await self.is_on_chain(account):
-            means = await self.depositor(account, offer).read_means()
-            if not means.can_pay_gas or means.balance < account.deposit:
+        if not await self.is_on_chain(record):
+            means = await self.depositor(record, offer).read_means()
+            if not means.can_pay_gas or means.balance < record.deposit:
                 return False
-            require_deposit(limits, account.deposit, account.origin)
+            require_deposit(limits, record.deposit, record.origin)
             try:
-                await self._send_opening(account)
+                await self._send_opening(record)
             except TransactionRevertedError:
-                if not await self.is_on_chain(account):
+                if not await self.is_on_chain(record):
                     raise
-        await self._store.update(account.key, lambda current: replace(current, opening=None))
+        await self._store.update(record.key, lambda current: replace(current, opening=None))
         return True
 
-    async def _find_opening(self, account: Account) -> tuple[Account, TxHash]:
-        open_tx = account.open_tx
+    async def _find_opening(self, record: ChannelRecord) -> tuple[ChannelRecord, TxHash]:
+        open_tx = record.open_tx
         if open_tx is None:
-            chain = self.chain(account.key.chain_id, account.origin)
+            chain = self.chain(record.key.chain_id, record.origin)
             open_tx = await chain.find_opening(
-                escrow=account.key.escrow, channel_id=account.key.channel_id
+                escrow=record.key.escrow, channel_id=record.key.channel_id
             )
         if open_tx is None:
             raise ChannelUnusableError(
                 "The chain has the channel, but no node shows its opening. Try again later."
             )
-        return await self._with_opening(account, open_tx)
+        return await self._with_opening(record, open_tx)
 
-    async def _with_opening(self, account: Account, open_tx: TxHash) -> tuple[Account, TxHash]:
-        account = await self._store.update(
-            account.key, lambda current: replace(current, open_tx=open_tx)
+    async def _with_opening(
+        self, record: ChannelRecord, open_tx: TxHash
+    ) -> tuple[ChannelRecord, TxHash]:
+        record = await self._store.update(
+            record.key, lambda current: replace(current, open_tx=open_tx)
         )
-        return await self.check(account), open_tx
+        return await self.check(record), open_tx
 
-    async def check(self, account: Account) -> Account:
+    async def check(self, record: ChannelRecord) -> ChannelRecord:
         """Compare a channel with the chain and store the result (CLIENT-05).
 
         Vouchers that were signed and never answered, because a process ended, count as lost.
         """
-        return (await self.read(account))[0]
+        return (await self.read(record))[0]
 
     async def read(
-        self, account: Account, *, block_number: int | None = None
-    ) -> tuple[Account, ChannelFact | None]:
+        self, record: ChannelRecord, *, block_number: int | None = None
+    ) -> tuple[ChannelRecord, ChannelFact | None]:
         """Compare a channel with the chain at a block (the head if None); see `check`."""
-        chain = self.chain(account.key.chain_id, account.origin)
+        chain = self.chain(record.key.chain_id, record.origin)
         fact = await chain.read_channel(
-            account.key.escrow, account.key.channel_id, block_number=block_number
+            record.key.escrow, record.key.channel_id, block_number=block_number
         )
         if fact is None:
-            return account, None  # the node may lag behind; the server reports what it sees
-        _require_same(account, fact)
+            return record, None  # the node may lag behind; the server reports what it sees
+        _require_same(record, fact)
 
-        def change(current: Account) -> Account:
+        def change(current: ChannelRecord) -> ChannelRecord:
             return adopt_fact(current, fact)
 
-        return await self._store.update(account.key, change), fact
+        return await self._store.update(record.key, change), fact
 
-    async def confirm(self, account: Account, receipt: Receipt | None, *, url: str) -> Account:
+    async def confirm(
+        self, record: ChannelRecord, receipt: Receipt | None, *, url: str
+    ) -> ChannelRecord:
         """Continue with a channel that the server has opened; store the transaction it names."""
-        account, fact = await self.read(account)
-        is_there = fact is not None and receipt is not None and account.open_tx is None
-        open_tx = receipt.tx_hash if is_there and receipt is not None else account.open_tx
+        record, fact = await self.read(record)
+        is_there = fact is not None and receipt is not None and record.open_tx is None
+        open_tx = receipt.tx_hash if is_there and receipt is not None else record.open_tx
 
-        def change(current: Account) -> Account:
+        def change(current: ChannelRecord) -> ChannelRecord:
             state = "open" if current.state == "opening" else current.state
             return replace(current, state=state, url=url, open_tx=open_tx)
 
-        return await self._store.update(account.key, change)
+        return await self._store.update(record.key, change)
 
-    async def notice_opened(self, account: Account) -> None:
+    async def notice_opened(self, record: ChannelRecord) -> None:
         """Continue with a channel whose opening was mined although its voucher was refused."""
-        if account.state == "opening" and await self.is_on_chain(account):
-            await self.confirm(account, None, url=account.url)
+        if record.state == "opening" and await self.is_on_chain(record):
+            await self.confirm(record, None, url=record.url)
 
-    async def is_on_chain(self, account: Account) -> bool:
+    async def is_on_chain(self, record: ChannelRecord) -> bool:
         """Return whether the chain shows this channel."""
-        return (await self.read(account))[1] is not None
+        return (await self.read(record))[1] is not None
 
-    async def has_ended(self, account: Account, offer: Offer) -> bool:
+    async def has_ended(self, record: ChannelRecord, offer: Offer) -> bool:
         """Return whether a channel in state `opening` is over, so that another is needed (F-97).
 
         Either the chain shows that it ended, because the server closed it unclaimed. Or its nonce
         was used without a channel, because the payer cancelled the authorization.
         """
-        account, fact = await self.read(account)
-        if fact is not None or account.opening is None:
-            return account.state != "opening"
-        block_number = await self.depositor(account, offer).find_use(account.opening)
+        record, fact = await self.read(record)
+        if fact is not None or record.opening is None:
+            return record.state != "opening"
+        block_number = await self.depositor(record, offer).find_use(record.opening)
         if block_number is None:
             return False
-        account, fact = await self.read(account, block_number=block_number)
+        record, fact = await self.read(record, block_number=block_number)
         if fact is not None:
-            return account.state != "opening"
+            return record.state != "opening"
         await self._store.update(
-            account.key, lambda current: replace(current, state="closed", deposit=0)
+            record.key, lambda current: replace(current, state="closed", deposit=0)
         )
         return True
 
-    async def give_up_opening(self, account: Account) -> Account:
+    async def give_up_opening(self, record: ChannelRecord) -> ChannelRecord:
         """End a channel whose signed deposit was not made and cannot be made any more.
 
         Raises:
             ChannelUnusableError: It still can: its holder may use it until it has expired.
         """
-        chain = self.chain(account.key.chain_id, account.origin)
-        means = await chain.read_means(account.terms.token, CANONICAL_PERMIT2)
-        if account.opening is not None and not is_over(account.opening, means):
+        chain = self.chain(record.key.chain_id, record.origin)
+        means = await chain.read_means(record.terms.token, CANONICAL_PERMIT2)
+        if record.opening is not None and not is_over(record.opening, means):
             raise ChannelUnusableError(
-                f"The deposit that was signed for {account.origin} may still be made. It expires "
+                f"The deposit that was signed for {record.origin} may still be made. It expires "
                 "within half an hour. Close the channel then."
             )
         return await self._store.update(
-            account.key, lambda current: replace(current, state="closed", deposit=0)
+            record.key, lambda current: replace(current, state="closed", deposit=0)
         )
 
-    async def enlarge(self, account: Account, limits: TokenLimits, least: int) -> Account:
+    async def enlarge(
+        self, record: ChannelRecord, limits: TokenLimits, least: int
+    ) -> ChannelRecord:
         """Plan to open with a greater deposit, if the policy allows it (F-92).
 
         The smaller one that was signed has the same nonce, so it cannot be made in addition.
@@ -356,9 +360,9 @@ class ChannelOpener:
         Raises:
             BudgetExceededError: The policy does not allow it.
         """
-        require_deposit(limits, least, account.origin)
+        require_deposit(limits, least, record.origin)
         return await self._store.update(
-            account.key,
+            record.key,
             lambda current: (
                 replace(current, deposit=max(least, current.deposit), opening=None)
                 if current.state == "opening"
@@ -367,14 +371,14 @@ class ChannelOpener:
             locked=locked_budget_of(limits),
         )
 
-    def depositor(self, account: Account, offer: Offer) -> Depositor:
+    def depositor(self, record: ChannelRecord, offer: Offer) -> Depositor:
         """Return the signer of deposits for a channel under an offer."""
-        chain = self.chain(account.key.chain_id, account.origin)
-        return Depositor(chain, account, offer.request)
+        chain = self.chain(record.key.chain_id, record.origin)
+        return Depositor(chain, record, offer.request)
 
 
-def _require_same(account: Account, fact: ChannelFact) -> None:
-    if fact.key != account.key or fact.terms != account.terms:
+def _require_same(record: ChannelRecord, fact: ChannelFact) -> None:
+    if fact.key != record.key or fact.terms != record.terms:
         raise ChannelUnusableError(
             "The chain shows another payer, payee, token or signer than this record. Use another "
             "node, or another store."

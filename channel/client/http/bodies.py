@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import httpx
 
-from channel.client.payment.presenting import Reply
+from channel.client.payment.management import Reply
 from channel.errors import BodyNotReplayableError, WireError
 from channel.limits import PROBLEM_BYTES_MAX
 from channel.wire.coding import decode_pieces

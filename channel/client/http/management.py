@@ -6,7 +6,7 @@ from typing import Any, Final
 import httpx
 
 from channel.client.http.bodies import build_reply
-from channel.client.payment.presenting import Header, Reply
+from channel.client.payment.management import Header, Reply
 from channel.errors import ChannelBusyError
 from channel.wire.challenge import INTENT, METHOD
 

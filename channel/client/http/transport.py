@@ -18,9 +18,9 @@ import httpx
 from channel.client.http.bodies import RequestBody, bound_coding, read_reply, read_request_body
 from channel.client.http.events import PaidEvents
 from channel.client.http.management import ACCEPT_PAYMENT, HeadManagementClient
+from channel.client.payment.management import Header, Reply
 from channel.client.payment.payer import Payer
-from channel.client.payment.presenting import Header, Reply
-from channel.client.payment.request import Purchase
+from channel.client.payment.request import PaidRequest
 from channel.client.payment.retry import LostKeys, answer_refusal, is_from_sdk
 from channel.client.policy.meter import read_expectation
 from channel.client.policy.policy import HEADERS
@@ -103,15 +103,15 @@ class PayingTransport(httpx.AsyncBaseTransport):
             request.headers["Accept-Encoding"] = ACCEPT_ENCODING
             return bound_coding(await self._inner.handle_async_request(request))
         body = await read_request_body(request)
-        purchase = self._purchase(request, origin, body)
+        paid_request = self._paid_request(request, origin, body)
         if asked_origin != origin or not self._is_safe(request.url):
-            response = await self._send_once(request, body, None, purchase)
+            response = await self._send_once(request, body, None, paid_request)
             await _require_free(response, origin, asked_origin)
             return response
         try:
-            return await self._pay_through(request, body, purchase)
+            return await self._pay_through(request, body, paid_request)
         except BaseException:
-            self._payer.release(purchase)
+            self._payer.release(paid_request)
             raise
 
     async def aclose(self) -> None:
@@ -121,24 +121,24 @@ class PayingTransport(httpx.AsyncBaseTransport):
             await self._management.aclose()
 
     async def _pay_through(
-        self, request: httpx.Request, body: RequestBody, purchase: Purchase
+        self, request: httpx.Request, body: RequestBody, paid_request: PaidRequest
     ) -> httpx.Response:
         """Send and pay until there is an answer for the caller."""
-        header = await self._payer.prepay(purchase)
+        header = await self._payer.prepay(paid_request)
         for _ in range(ROUNDS_MAX):
-            response = await self._send(request, body, header, purchase)
+            response = await self._send(request, body, header, paid_request)
             try:
                 reply = await read_reply(response)
                 if reply.is_success:
-                    return await self._deliver(purchase, response, reply)
-                header = await self._payer.answer(purchase, reply)
+                    return await self._deliver(paid_request, response, reply)
+                header = await self._payer.answer(paid_request, reply)
             except BaseException:
                 await response.aclose()
                 raise
             if header is None:
-                self._payer.release(purchase)
-                if purchase.header is not None and reply.status == httpx.codes.CONFLICT:
-                    self._note_lost(request, body, purchase)  # it may be in progress
+                self._payer.release(paid_request)
+                if paid_request.header is not None and reply.status == httpx.codes.CONFLICT:
+                    self._note_lost(request, body, paid_request)  # it may be in progress
                 return response
             await response.aclose()
         raise PaymentRefusedError(
@@ -148,14 +148,14 @@ class PayingTransport(httpx.AsyncBaseTransport):
         )
 
     async def _deliver(
-        self, purchase: Purchase, response: httpx.Response, reply: Reply
+        self, paid_request: PaidRequest, response: httpx.Response, reply: Reply
     ) -> httpx.Response:
         """Check the receipt of a paid answer, and return the answer."""
         content_type = response.headers.get("Content-Type", "").lower()
         if not content_type.startswith(CONTENT_TYPE):
-            await self._payer.accept(purchase, reply)
+            await self._payer.accept(paid_request, reply)
             return response
-        paid = await self._payer.begin_stream(purchase, reply)
+        paid = await self._payer.begin_stream(paid_request, reply)
         if paid is None:
             return response
         headers = response.headers.copy()
@@ -168,32 +168,42 @@ class PayingTransport(httpx.AsyncBaseTransport):
         )
 
     async def _send(
-        self, request: httpx.Request, body: RequestBody, header: Header | None, purchase: Purchase
+        self,
+        request: httpx.Request,
+        body: RequestBody,
+        header: Header | None,
+        paid_request: PaidRequest,
     ) -> httpx.Response:
         """Send, and count the possible cost of a credential that got no answer.
 
         The server may have served a caller that stopped waiting.
         """
         try:
-            return await self._send_safely(request, body, header, purchase)
+            return await self._send_safely(request, body, header, paid_request)
         except _NEVER_SENT:
-            self._payer.note_unsent(purchase)
+            self._payer.note_unsent(paid_request)
             raise
         except (asyncio.CancelledError, PaymentOutcomeUnknownError) as error:
             if isinstance(error, PaymentOutcomeUnknownError):
-                self._note_lost(request, body, purchase)
+                self._note_lost(request, body, paid_request)
             if header is not None:
                 with contextlib.suppress(StoreError):  # the cancellation must reach the caller
-                    await self._payer.count_unanswered(purchase)
+                    await self._payer.count_unanswered(paid_request)
             raise
 
-    def _note_lost(self, request: httpx.Request, body: RequestBody, purchase: Purchase) -> None:
+    def _note_lost(
+        self, request: httpx.Request, body: RequestBody, paid_request: PaidRequest
+    ) -> None:
         """Make an identical request reuse the key."""
-        key, now = purchase.idempotency_key, self._payer.now()
+        key, now = paid_request.idempotency_key, self._payer.now()
         self._lost_keys.note(request, body.content, key, now)
 
     async def _send_safely(
-        self, request: httpx.Request, body: RequestBody, header: Header | None, purchase: Purchase
+        self,
+        request: httpx.Request,
+        body: RequestBody,
+        header: Header | None,
+        paid_request: PaidRequest,
     ) -> httpx.Response:
         """Send once; if the connection breaks after a credential was sent, send once more.
 
@@ -202,7 +212,7 @@ class PayingTransport(httpx.AsyncBaseTransport):
         server would treat it as another request.
         """
         try:
-            return await self._send_once(request, body, header, purchase)
+            return await self._send_once(request, body, header, paid_request)
         except _NEVER_SENT:
             raise
         except httpx.TransportError as error:
@@ -212,15 +222,19 @@ class PayingTransport(httpx.AsyncBaseTransport):
         reason = f"{first!r}, and the body is too long to repeat it under the same key"
         if body.fits(IDEMPOTENT_REQUEST_BYTES_MAX):
             try:
-                return await self._send_once(request, body, header, purchase)
+                return await self._send_once(request, body, header, paid_request)
             except httpx.TransportError as error:
                 reason = f"{first!r}, then {error!r}"
         raise PaymentOutcomeUnknownError(
-            idempotency_key=purchase.idempotency_key, reason=reason
+            idempotency_key=paid_request.idempotency_key, reason=reason
         ) from first
 
     async def _send_once(
-        self, request: httpx.Request, body: RequestBody, header: Header | None, purchase: Purchase
+        self,
+        request: httpx.Request,
+        body: RequestBody,
+        header: Header | None,
+        paid_request: PaidRequest,
     ) -> httpx.Response:
         headers = request.headers.copy()
         headers["Accept-Payment"] = ACCEPT_PAYMENT
@@ -229,7 +243,7 @@ class PayingTransport(httpx.AsyncBaseTransport):
             name, value = header
             headers[name] = value
             if body.fits(IDEMPOTENT_REQUEST_BYTES_MAX):
-                headers["Idempotency-Key"] = purchase.idempotency_key
+                headers["Idempotency-Key"] = paid_request.idempotency_key
         response = await self._inner.handle_async_request(
             httpx.Request(
                 request.method,
@@ -244,7 +258,7 @@ class PayingTransport(httpx.AsyncBaseTransport):
     def _is_safe(self, url: httpx.URL) -> bool:
         return is_safe(url, allow_loopback_http=self._payer.policy.allow_loopback_http)
 
-    def _purchase(self, request: httpx.Request, origin: str, body: RequestBody) -> Purchase:
+    def _paid_request(self, request: httpx.Request, origin: str, body: RequestBody) -> PaidRequest:
         given = (
             request.headers.get("Idempotency-Key")
             or request.extensions.get(_KEY)
@@ -252,7 +266,7 @@ class PayingTransport(httpx.AsyncBaseTransport):
         )
         key = given or secrets.token_urlsafe(KEY_BYTES)
         request.extensions[_KEY] = key
-        return Purchase(
+        return PaidRequest(
             method=request.method,
             origin=origin,
             url=str(request.url.copy_with(userinfo=b"", query=None, fragment=None)),

@@ -7,7 +7,7 @@ carries one stream (ACC-06), so a second stream waits or gets a further slot.
 import asyncio
 
 from channel.client.payment.tab import Hold, Tab
-from channel.client.store.record import Account, Scope
+from channel.client.store.record import ChannelRecord, Scope
 from channel.errors import ChannelBusyError
 from channel.types import ChannelKey, SignedVoucher
 
@@ -101,17 +101,17 @@ class ChannelPool:
             slot.has_stream = False
             self._freed.set()
 
-    def tab(self, account: Account) -> Tab:
+    def tab(self, record: ChannelRecord) -> Tab:
         """Return this process's counts of a channel, initially from its record."""
-        tab = self._tabs.get(account.key)
+        tab = self._tabs.get(record.key)
         if tab is None:
-            tab = self._tabs[account.key] = Tab(account)
+            tab = self._tabs[record.key] = Tab(record)
         return tab
 
-    def use(self, slot: ChannelSlot, hold: Hold, account: Account) -> None:
+    def use(self, slot: ChannelSlot, hold: Hold, record: ChannelRecord) -> None:
         """Pay a request from a channel, and the requests behind it that have none, too."""
-        slot.key = account.key
-        tab = self.tab(account)
+        slot.key = record.key
+        tab = self.tab(record)
         hold.use(tab)
         for other in slot.holds:
             if not other.has_channel:

@@ -4,10 +4,10 @@ from collections.abc import Iterable
 
 from msgspec.structs import replace
 
+from channel.client.payment.management import ManagementClient, Presented, Reply, present
 from channel.client.payment.payer import Payer
-from channel.client.payment.presenting import ManagementClient, Presented, Reply, present
 from channel.client.policy.policy import Offer
-from channel.client.store.record import Account
+from channel.client.store.record import ChannelRecord
 from channel.errors import (
     ChannelUnusableError,
     OfferRefusedError,
@@ -21,7 +21,9 @@ from channel.wire.payload import ClosePayload, Payload, VoucherPayload, build_op
 __all__ = ["close_channel"]
 
 
-async def close_channel(payer: Payer, account: Account, management: ManagementClient) -> Account:
+async def close_channel(
+    payer: Payer, record: ChannelRecord, management: ManagementClient
+) -> ChannelRecord:
     """Close a channel, and return its record as the chain shows it then.
 
     The server's current price does not matter: only what was spent is signed.
@@ -31,104 +33,110 @@ async def close_channel(payer: Payer, account: Account, management: ManagementCl
         OfferRefusedError: The server offers no challenge with this channel's own terms.
         PaymentRefusedError: The server does not close it.
     """
-    if payer.pool.is_busy(account.key):
+    if payer.pool.is_busy(record.key):
         raise ChannelUnusableError(
             "Requests on this channel are still running. Wait for them, then close it."
         )
-    if not await payer.store.claim(account.key):
+    if not await payer.store.claim(record.key):
         raise ChannelUnusableError(
             "Another client of this store uses this channel. Close it there, or end that client."
         )
-    account = await payer.leave(account)
-    if account.state == "closed":
-        return account
-    if account.state == "opening" or not await _is_there(payer, account):
-        account = await _end_opening(payer, account, management)
-        if account.state == "closed":
-            return account
-    offer = _require_offer(account, await management.head(None))
-    offer, account = await _ask_spent(payer, account, management, offer)
-    key = account.key
+    record = await payer.leave(record)
+    if record.state == "closed":
+        return record
+    if record.state == "opening" or not await _is_there(payer, record):
+        record = await _end_opening(payer, record, management)
+        if record.state == "closed":
+            return record
+    offer = _require_offer(record, await management.head(None))
+    offer, record = await _ask_spent(payer, record, management, offer)
+    key = record.key
     await payer.store.update(key, lambda current: replace(current, state="closing"))
-    voucher = await payer.desk.sign(account, account.spent)
-    presented = await _present(payer, account, management, offer, ClosePayload(voucher))
+    voucher = await payer.issuer.sign(record, record.spent)
+    presented = await _present(payer, record, management, offer, ClosePayload(voucher))
     receipt = presented.receipt
     if receipt is not None:
-        account = await payer.store.update(
+        record = await payer.store.update(
             key, lambda current: replace(current, end_tx=receipt.tx_hash)
         )
-    return await payer.opener.check(account)
+    return await payer.opener.check(record)
 
 
-async def _is_there(payer: Payer, account: Account) -> bool:
+async def _is_there(payer: Payer, record: ChannelRecord) -> bool:
     """Return whether the chain shows the channel, in case only its server has confirmed it."""
-    return account.opening is None or await payer.opener.is_on_chain(account)
+    return record.opening is None or await payer.opener.is_on_chain(record)
 
 
-async def _end_opening(payer: Payer, account: Account, management: ManagementClient) -> Account:
+async def _end_opening(
+    payer: Payer, record: ChannelRecord, management: ManagementClient
+) -> ChannelRecord:
     """Bring a channel with an unconfirmed opening to a state in which it can be closed, or is.
 
     Raises:
         ChannelUnusableError: Its deposit may still be made, or needs a transaction to get back.
         PaymentRefusedError: The server does not accept it.
     """
-    if account.opening is None:
+    if record.opening is None:
         raise ChannelUnusableError(
             "The server never accepted this channel. Get its deposit back with `request_close`."
         )
-    if not await payer.opener.is_on_chain(account):
-        return await payer.opener.give_up_opening(account)
-    offer = _require_offer(account, await management.head(None))
-    voucher = await payer.desk.sign(account, min(account.signed, account.deposit))
-    opening = build_open(account.opening, voucher)
-    presented = await _present(payer, account, management, offer, opening)
-    return await payer.opener.confirm(account, presented.receipt, url=account.url)
+    if not await payer.opener.is_on_chain(record):
+        return await payer.opener.give_up_opening(record)
+    offer = _require_offer(record, await management.head(None))
+    voucher = await payer.issuer.sign(record, min(record.signed, record.deposit))
+    opening = build_open(record.opening, voucher)
+    presented = await _present(payer, record, management, offer, opening)
+    return await payer.opener.confirm(record, presented.receipt, url=record.url)
 
 
 async def _ask_spent(
-    payer: Payer, account: Account, management: ManagementClient, offer: Offer
-) -> tuple[Offer, Account]:
+    payer: Payer, record: ChannelRecord, management: ManagementClient, offer: Offer
+) -> tuple[Offer, ChannelRecord]:
     """Present the last voucher again, for a receipt that states what was spent.
 
     If the server refuses it, or its receipt is wrong, the close uses the last valid receipt.
     """
-    if account.signed == 0:
-        return offer, account
+    if record.signed == 0:
+        return offer, record
     # More may have been signed for a top-up that was never made.
-    voucher = await payer.desk.sign(account, min(account.signed, account.deposit))
+    voucher = await payer.issuer.sign(record, min(record.signed, record.deposit))
     try:
-        presented = await _present(payer, account, management, offer, VoucherPayload(voucher))
+        presented = await _present(payer, record, management, offer, VoucherPayload(voucher))
         if presented.receipt is not None:
             await payer.receipts.adopt(
-                account.key,
+                record.key,
                 presented.receipt,
                 presented.receipt_text,
                 challenge_ids={offer.challenge.id, presented.offer.challenge.id},
-                spent_min=account.spent,
+                spent_min=record.spent,
                 is_final=True,
             )
         offer = presented.offer
     except (PaymentRefusedError, ReceiptViolationError):
-        return offer, account
-    return offer, await payer.store.get(account.key)
+        return offer, record
+    return offer, await payer.store.get(record.key)
 
 
 async def _present(
-    payer: Payer, account: Account, management: ManagementClient, offer: Offer, payload: Payload
+    payer: Payer,
+    record: ChannelRecord,
+    management: ManagementClient,
+    offer: Offer,
+    payload: Payload,
 ) -> Presented:
     return await present(
         management,
         offer,
         payload,
-        (account.key.chain_id, account.terms.payer),
-        renew=lambda reply: _require_offer(account, reply),
+        (record.key.chain_id, record.terms.payer),
+        renew=lambda reply: _require_offer(record, reply),
         sleep=payer.sleep,
     )
 
 
-def _require_offer(account: Account, reply: Reply) -> Offer:
+def _require_offer(record: ChannelRecord, reply: Reply) -> Offer:
     """Return the challenge for this channel's own chain, escrow, token and payee."""
-    own = (account.key.chain_id, account.key.escrow, account.terms.token, account.terms.payee)
+    own = (record.key.chain_id, record.key.escrow, record.terms.token, record.terms.payee)
     for offer in _read_offers(reply.challenges):
         request = offer.request
         if (request.chain_id, request.escrow, request.currency, request.recipient) == own:
@@ -137,7 +145,7 @@ def _require_offer(account: Account, reply: Reply) -> Offer:
         field="a close on terms of",
         asked="another channel",
         allowed="its own",
-        origin=account.origin,
+        origin=record.origin,
     )
 
 

@@ -5,9 +5,14 @@ from collections.abc import Callable, Collection
 from msgspec.structs import replace
 
 from channel.client.payment.channel_pool import ChannelPool
-from channel.client.payment.presenting import Presented, read_receipt
-from channel.client.payment.request import Purchase, Ticket
-from channel.client.store.record import Account, adopt_receipt, count_received, require_receipt
+from channel.client.payment.management import Presented, read_receipt
+from channel.client.payment.request import PaidRequest, Payment
+from channel.client.store.record import (
+    ChannelRecord,
+    adopt_receipt,
+    count_received,
+    require_receipt,
+)
 from channel.client.store.sqlite import PaymentStore
 from channel.errors import ReceiptViolationError, WireError
 from channel.types import ChannelKey
@@ -24,7 +29,7 @@ class ReceiptChecker:
         self._store = store
         self._pool = pool
 
-    async def accept(self, purchase: Purchase, ticket: Ticket, text: str | None) -> None:
+    async def accept(self, paid_request: PaidRequest, payment: Payment, text: str | None) -> None:
         """Count an answer that is not a stream, and accept its receipt.
 
         Only the server knows the number of units; at most what the request may cost is counted. An
@@ -33,32 +38,34 @@ class ReceiptChecker:
         Raises:
             ReceiptViolationError: The receipt is wrong; the channel is stopped.
         """
-        receipt = None if text is None else await self._read(ticket.key, text)
+        receipt = None if text is None else await self._read(payment.key, text)
         units = 1 if receipt is None or receipt.units is None else receipt.units
-        units = min(units, ticket.hold.cost_max // ticket.price)
+        units = min(units, payment.hold.cost_max // payment.price)
 
-        def count(current: Account) -> Account:
-            return count_received(current, value=units * ticket.price, units=units)
+        def count(current: ChannelRecord) -> ChannelRecord:
+            return count_received(current, value=units * payment.price, units=units)
 
-        is_alone = ticket.hold.is_alone
-        ticket.hold.begin_counting()
+        is_alone = payment.hold.is_alone
+        payment.hold.begin_counting()
         if receipt is None or text is None:
-            ticket.tab.change(count)
-            await ticket.tab.store(self._store)
+            payment.tab.change(count)
+            await payment.tab.store(self._store)
         else:
-            await self._adopt(purchase, ticket, receipt, text, is_final=is_alone, first=count)
+            await self._adopt(paid_request, payment, receipt, text, is_final=is_alone, first=count)
 
-    async def begin_stream(self, purchase: Purchase, ticket: Ticket, text: str | None) -> None:
+    async def begin_stream(
+        self, paid_request: PaidRequest, payment: Payment, text: str | None
+    ) -> None:
         """Accept the receipt in the headers of a stream, which counts nothing yet.
 
         Raises:
             ReceiptViolationError: It is wrong; the channel is stopped.
         """
         if text is not None:
-            receipt = await self._read(ticket.key, text)
-            await self._adopt(purchase, ticket, receipt, text, is_final=ticket.hold.is_alone)
+            receipt = await self._read(payment.key, text)
+            await self._adopt(paid_request, payment, receipt, text, is_final=payment.hold.is_alone)
 
-    async def end_stream(self, purchase: Purchase, ticket: Ticket, data: str) -> None:
+    async def end_stream(self, paid_request: PaidRequest, payment: Payment, data: str) -> None:
         """Accept the receipt at the end of a stream (SSE-04).
 
         Raises:
@@ -67,21 +74,21 @@ class ReceiptChecker:
         try:
             receipt = parse_receipt_json(data)
         except WireError as error:
-            await self.stop(ticket.key)
+            await self.stop(payment.key)
             raise ReceiptViolationError(
                 field=RECEIPT_EVENT, said=f"unreadable ({error})", expected="a receipt"
             ) from error
         text = format_receipt(receipt)
-        await self._adopt(purchase, ticket, receipt, text, is_final=ticket.hold.is_alone)
+        await self._adopt(paid_request, payment, receipt, text, is_final=payment.hold.is_alone)
 
     async def accept_presented(
-        self, purchase: Purchase, ticket: Ticket, presented: Presented
+        self, paid_request: PaidRequest, payment: Payment, presented: Presented
     ) -> None:
         """Accept the receipt of a management request, if it has one; see `accept`."""
-        ticket.answer(presented.offer)
+        payment.answer(presented.offer)
         if presented.receipt is not None:
             await self._adopt(
-                purchase, ticket, presented.receipt, presented.receipt_text, is_final=False
+                paid_request, payment, presented.receipt, presented.receipt_text, is_final=False
             )
 
     async def adopt(
@@ -93,7 +100,7 @@ class ReceiptChecker:
         challenge_ids: Collection[str] | None,
         spent_min: int,
         is_final: bool,
-        first: Callable[[Account], Account] = lambda current: current,
+        first: Callable[[ChannelRecord], ChannelRecord] = lambda current: current,
     ) -> None:
         """Check a receipt against the record, and store it with the change that `first` makes.
 
@@ -105,7 +112,7 @@ class ReceiptChecker:
         tab = self._pool.find_tab(key) or self._pool.tab(await self._store.get(key))
         tab.change(lambda counts: adopt_receipt(first(counts), receipt, text, is_final=is_final))
 
-        def change(current: Account) -> Account:
+        def change(current: ChannelRecord) -> ChannelRecord:
             require_receipt(current, receipt, challenge_ids=challenge_ids, spent_min=spent_min)
             return adopt_receipt(current, receipt, text, is_final=is_final)
 
@@ -122,21 +129,21 @@ class ReceiptChecker:
 
     async def _adopt(
         self,
-        purchase: Purchase,
-        ticket: Ticket,
+        paid_request: PaidRequest,
+        payment: Payment,
         receipt: Receipt,
         text: str,
         *,
         is_final: bool,
-        first: Callable[[Account], Account] = lambda current: current,
+        first: Callable[[ChannelRecord], ChannelRecord] = lambda current: current,
     ) -> None:
-        is_ours = purchase.is_key_ours
+        is_ours = paid_request.is_key_ours
         await self.adopt(
-            ticket.key,
+            payment.key,
             receipt,
             text,
-            challenge_ids=ticket.challenge_ids if is_ours else None,
-            spent_min=ticket.spent_before.get(ticket.key, 0) if is_ours else 0,
+            challenge_ids=payment.challenge_ids if is_ours else None,
+            spent_min=payment.spent_before.get(payment.key, 0) if is_ours else 0,
             is_final=is_final,
             first=first,
         )

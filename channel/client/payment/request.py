@@ -3,23 +3,23 @@
 from typing import TYPE_CHECKING
 
 from channel.client.payment.channel_pool import ChannelSlot
-from channel.client.payment.presenting import Header, ManagementClient
+from channel.client.payment.management import Header, ManagementClient
 from channel.client.payment.tab import Hold, Tab
-from channel.client.policy.decisions import Tried
+from channel.client.policy.decisions import RetryState
 from channel.client.policy.meter import Expectation
 from channel.client.policy.policy import Offer, Policy, TokenLimits
 from channel.client.store.record import Scope
 from channel.types import Address, ChannelKey
 
 if TYPE_CHECKING:
-    from channel.client.payment.promise import Promise
+    from channel.client.payment.voucher_with_deposit import VoucherWithDeposit
 
-__all__ = ["Purchase", "Ticket", "build_scope"]
+__all__ = ["PaidRequest", "Payment", "build_scope"]
 
 REQUEST_UNIT = "request"
 
 
-class Ticket:
+class Payment:
     """The terms under which a request is paid: offer, limits, channel, and its hold."""
 
     def __init__(self, *, offer: Offer, limits: TokenLimits, slot: ChannelSlot, hold: Hold) -> None:
@@ -30,7 +30,7 @@ class Ticket:
         self.hold = hold
         self.challenge_ids = {offer.challenge.id}
         """Every challenge that was answered; a receipt names one of them."""
-        self.ride: Promise | None = None
+        self.attached_deposit: VoucherWithDeposit | None = None
         """The voucher and deposit of the request itself, until the deposit is confirmed."""
         self._has_lock = False
         self.spent_before: dict[ChannelKey, int] = {}
@@ -53,7 +53,7 @@ class Ticket:
 
     def unlock(self) -> None:
         """Let other requests continue; a second call does nothing."""
-        self.ride = None
+        self.attached_deposit = None
         if self._has_lock:
             self._has_lock = False
             self.slot.lock.release()
@@ -83,7 +83,7 @@ class Ticket:
         self.hold.step = max(self.hold.step, value)
 
 
-class Purchase:
+class PaidRequest:
     """Lives from the request to the end of its answer; belongs to one task."""
 
     def __init__(
@@ -106,15 +106,15 @@ class Purchase:
         self.idempotency_key = idempotency_key
         self.is_key_ours = is_key_ours
         """False if the caller chose the key: the answer may then be that of an earlier request."""
-        self.tried = Tried()
+        self.retry = RetryState()
         self.header: Header | None = None
         """The last credential that was sent."""
-        self.ticket: Ticket | None = None
+        self.payment: Payment | None = None
 
     def send_again(self) -> Header | None:
         """Return the last credential, to be sent once more."""
-        if self.ticket is not None:
-            self.ticket.tab.sent(self.ticket.hold)
+        if self.payment is not None:
+            self.payment.tab.sent(self.payment.hold)
         return self.header
 
     @property

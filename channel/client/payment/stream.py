@@ -13,15 +13,15 @@ from collections.abc import Awaitable, Callable
 import httpx
 
 from channel.client.payment.channel_pool import ChannelPool
-from channel.client.payment.promise import Promise
 from channel.client.payment.receipts import ReceiptChecker
-from channel.client.payment.request import Purchase, Ticket
+from channel.client.payment.request import PaidRequest, Payment
+from channel.client.payment.voucher_with_deposit import VoucherWithDeposit
 from channel.client.payment.vouchers import VoucherIssuer
 from channel.client.policy.decisions import SETTLE_TRIES_MAX, SETTLE_WAIT_S_STEP
 from channel.client.policy.meter import UnitMeter
 from channel.client.policy.policy import Policy, step_value
 from channel.client.policy.rate import DeliveryRate
-from channel.client.store.record import Account, count_received, count_unread
+from channel.client.store.record import ChannelRecord, count_received, count_unread
 from channel.client.store.sqlite import PaymentStore
 from channel.errors import (
     MppSessionError,
@@ -53,35 +53,35 @@ class PaidStream:
         policy: Policy,
         store: PaymentStore,
         pool: ChannelPool,
-        desk: VoucherIssuer,
+        issuer: VoucherIssuer,
         receipts: ReceiptChecker,
-        purchase: Purchase,
-        ticket: Ticket,
+        paid_request: PaidRequest,
+        payment: Payment,
         now: Callable[[], float],
         sleep: Callable[[float], Awaitable[None]],
     ) -> None:
         self._policy = policy
         self._store = store
         self._pool = pool
-        self._desk = desk
+        self._issuer = issuer
         self._receipts = receipts
-        self._purchase = purchase
-        self._ticket = ticket
+        self._paid_request = paid_request
+        self._payment = payment
         self._now = now
         self._sleep = sleep
         self._rate = DeliveryRate(now())
-        self._meter = UnitMeter(believes_counts=ticket.offer.request.unit_type != CHUNK_UNIT)
+        self._meter = UnitMeter(believes_counts=payment.offer.request.unit_type != CHUNK_UNIT)
         self._unpaid_units = 0
         """Units since this stream's last voucher."""
-        self._units_left = _greatest_length(purchase)
+        self._units_left = _greatest_length(paid_request)
         self._idle_needs = 0
         self._refill: asyncio.Task[None] | None = None
         self._funding: asyncio.Task[None] | None = None
         self._settling: asyncio.Task[None] | None = None
         self._failure: MppSessionError | httpx.TransportError | None = None
         self._may_fund = True
-        ticket.hold.is_streaming = True
-        ticket.hold.is_sent = False  # `end` counts what was not read
+        payment.hold.is_streaming = True
+        payment.hold.is_sent = False  # `end` counts what was not read
         self.has_receipt = False
         """Whether the final receipt arrived and was possible."""
 
@@ -98,9 +98,9 @@ class PaidStream:
         if not units:
             return
         self._units_left -= units
-        value = units * self._ticket.price
-        self._ticket.hold.begin_counting()
-        self._ticket.tab.change(lambda counts: count_received(counts, value=value, units=units))
+        value = units * self._payment.price
+        self._payment.hold.begin_counting()
+        self._payment.tab.change(lambda counts: count_received(counts, value=value, units=units))
         self._end_settling()
         self._unpaid_units += units
         self._idle_needs = 0
@@ -114,14 +114,14 @@ class PaidStream:
 
     @property
     def _step_units(self) -> int:
-        return self._ticket.step // self._ticket.price
+        return self._payment.step // self._payment.price
 
     def _grow_step(self) -> None:
         """Adapt the step to the stream's rate; a step of 1 in the policy stays 1."""
         self._rate.measure(self._now())
-        if step_value(self._policy, self._ticket.offer.request) > self._ticket.price:
+        if step_value(self._policy, self._payment.offer.request) > self._payment.price:
             wanted = min(self._rate.step_units, self._policy.voucher_step_max)
-            self._ticket.grow_step(wanted * self._ticket.price)
+            self._payment.grow_step(wanted * self._payment.price)
 
     async def need_voucher(self, data: str) -> None:
         """Answer a server that waits for a voucher (SSE-01, CLIENT-07).
@@ -131,21 +131,21 @@ class PaidStream:
             PaymentRefusedError: It keeps asking without delivering, or refuses.
             ReceiptViolationError: Its event cannot be parsed.
         """
-        ticket = self._ticket
+        payment = self._payment
         try:
             need = parse_need_voucher(data)
         except WireError as error:
             raise ReceiptViolationError(
                 field=NEED_VOUCHER_EVENT, said=f"unreadable ({error})", expected="what is needed"
             ) from error
-        if need.channel_id != ticket.key.channel_id:
+        if need.channel_id != payment.key.channel_id:
             return  # another channel's event does not concern this stream
         self._grow_step()
         paused_at = self._now()
         await _finish(self._refill)
-        await self._ticket.tab.store(self._store)
+        await self._payment.tab.store(self._store)
         self._idle_needs += 1
-        is_shared = ticket.hold.was_shared or ticket.tab.may_have_lost
+        is_shared = payment.hold.was_shared or payment.tab.may_have_lost
         idle_max = SHARED_NEEDS_MAX if is_shared else IDLE_NEEDS_MAX
         if self._idle_needs > idle_max:
             raise PaymentRefusedError(
@@ -154,14 +154,14 @@ class PaidStream:
                 detail=f"the server asked {idle_max} times and delivered nothing",
             )
         try:
-            promise = await self._promise(claimed=need.required_cumulative)
+            prepared = await self._prepare_voucher(claimed=need.required_cumulative)
         except UnsettledClaimError as claim:
             # Data that concurrent requests paid for may be under way, in this stream too.
             self._end_settling()
             self._settling = asyncio.create_task(self._settle(claim))
             return
-        if promise.deposit is None:
-            await self._desk.present_promise(self._purchase, ticket, promise)
+        if prepared.deposit is None:
+            await self._issuer.present_voucher(self._paid_request, payment, prepared)
         self._rate.leave_out(self._now() - paused_at)
 
     async def _settle(self, claim: UnsettledClaimError) -> None:
@@ -169,15 +169,15 @@ class PaidStream:
 
         If the stream continues by itself, the claim is void.
         """
-        tab, hold = self._ticket.tab, self._ticket.hold
-        for tried in range(1, SETTLE_TRIES_MAX + 1):
+        tab, hold = self._payment.tab, self._payment.hold
+        for attempt in range(1, SETTLE_TRIES_MAX + 1):
             try:
                 await tab.settle(hold, claim.asked)
-                promise = await self._promise(claimed=claim.asked)
-                if promise.deposit is None:
-                    await self._desk.present_promise(self._purchase, self._ticket, promise)
+                prepared = await self._prepare_voucher(claimed=claim.asked)
+                if prepared.deposit is None:
+                    await self._issuer.present_voucher(self._paid_request, self._payment, prepared)
             except UnsettledClaimError:
-                await self._sleep(SETTLE_WAIT_S_STEP * tried)
+                await self._sleep(SETTLE_WAIT_S_STEP * attempt)
             except (MppSessionError, TimeoutError, httpx.TransportError) as error:
                 self._failure = claim if isinstance(error, TimeoutError) else error
                 return
@@ -206,18 +206,20 @@ class PaidStream:
         if self._failure is not None:
             raise self._failure
 
-    async def _promise(self, *, claimed: int = 0, is_needed: bool = True) -> Promise:
+    async def _prepare_voucher(
+        self, *, claimed: int = 0, is_needed: bool = True
+    ) -> VoucherWithDeposit:
         """Make a voucher; one with a deposit is presented before anything else is signed."""
-        ticket = self._ticket
-        async with ticket.slot.lock:
+        payment = self._payment
+        async with payment.slot.lock:
             unpaid = self._unpaid_units
-            promise = await self._desk.make(
-                self._purchase, ticket, claimed=claimed, is_needed=is_needed
+            prepared = await self._issuer.make(
+                self._paid_request, payment, claimed=claimed, is_needed=is_needed
             )
-            if promise.deposit is not None:
-                await self._desk.present_promise(self._purchase, ticket, promise)
+            if prepared.deposit is not None:
+                await self._issuer.present_voucher(self._paid_request, payment, prepared)
         self._unpaid_units -= unpaid
-        return promise
+        return prepared
 
     async def _pay_ahead(self) -> None:
         """Present a voucher before the server asks; errors are reported when it does ask.
@@ -229,31 +231,31 @@ class PaidStream:
         try:
             while self._is_running_low:
                 self._grow_step()
-                account = await self._ticket.tab.store(self._store)
-                self._fund_ahead(account)
-                promise = await self._promise(is_needed=False)
-                if promise.voucher.cumulative_amount > account.signed:
-                    await self._desk.present_promise(self._purchase, self._ticket, promise)
+                record = await self._payment.tab.store(self._store)
+                self._fund_ahead(record)
+                prepared = await self._prepare_voucher(is_needed=False)
+                if prepared.voucher.cumulative_amount > record.signed:
+                    await self._issuer.present_voucher(self._paid_request, self._payment, prepared)
         except (MppSessionError, httpx.TransportError) as error:
             _log.debug("no voucher ahead: %s", type(error).__name__)
         finally:
             self._refill = None
 
-    def _fund_ahead(self, account: Account) -> None:
+    def _fund_ahead(self, record: ChannelRecord) -> None:
         """Top up during the stream if the deposit ends soon and the answer may not."""
-        ticket = self._ticket
+        payment = self._payment
         if self._funding is not None or not self._may_fund:
             return
         lead = max(self._step_units, self._rate.lead_units)
-        caps = (ticket.limits.deposit_max, ticket.limits.cumulative_max)
-        goal = account.counted + min(lead, self._units_left) * ticket.price
+        caps = (payment.limits.deposit_max, payment.limits.cumulative_max)
+        goal = record.counted + min(lead, self._units_left) * payment.price
         goal = min(goal, *(cap for cap in caps if cap is not None))
-        if goal > account.deposit:
+        if goal > record.deposit:
             self._funding = asyncio.create_task(self._fund(goal))
 
     async def _fund(self, goal: int) -> None:
         try:
-            await self._desk.fund(self._purchase, self._ticket, goal)
+            await self._issuer.fund(self._paid_request, self._payment, goal)
         except (MppSessionError, httpx.TransportError) as error:
             self._may_fund = False  # retried when a voucher needs it
             _log.debug("no deposit ahead: %s", type(error).__name__)
@@ -266,7 +268,7 @@ class PaidStream:
         Raises:
             ReceiptViolationError: It is wrong; the channel is stopped.
         """
-        await self._receipts.end_stream(self._purchase, self._ticket, data)
+        await self._receipts.end_stream(self._paid_request, self._payment, data)
         self.has_receipt = True
 
     async def end(self, *, is_broken: bool) -> None:
@@ -276,14 +278,14 @@ class PaidStream:
         granted within the policy's bound, because a server could break connections deliberately.
         Both apply only until the next receipt states what was spent.
         """
-        ticket, hold, tab = self._ticket, self._ticket.hold, self._ticket.tab
+        payment, hold, tab = self._payment, self._payment.hold, self._payment.tab
         try:
             if not self.has_receipt:
                 hold.begin_counting()
                 counts = tab.counts
-                unread = max(0, min(ticket.step, counts.signed - counts.counted - tab.in_flight))
+                unread = max(0, min(payment.step, counts.signed - counts.counted - tab.in_flight))
                 if is_broken:
-                    tab.lose(unread, lost_max=self._policy.lost_units_max * ticket.price)
+                    tab.lose(unread, lost_max=self._policy.lost_units_max * payment.price)
                 else:
                     tab.may_have_lost = True
                     tab.change(lambda current: count_unread(current, value=unread))
@@ -293,7 +295,7 @@ class PaidStream:
                     await _finish(task)
             await tab.store(self._store)
         finally:
-            self._pool.leave(ticket.slot, hold)
+            self._pool.leave(payment.slot, hold)
 
 
 async def _finish(task: asyncio.Task[None] | None) -> None:
@@ -301,11 +303,11 @@ async def _finish(task: asyncio.Task[None] | None) -> None:
         await asyncio.wait({task})
 
 
-def _greatest_length(purchase: Purchase) -> int:
+def _greatest_length(paid_request: PaidRequest) -> int:
     """Return how many units an answer may count at most: twice what its request names.
 
     Twice, because servers differ in how they cut text into tokens. A server that sends events
     without end is paid for no more than these.
     """
-    bound = purchase.expectation.units_max
+    bound = paid_request.expectation.units_max
     return UNITS_MAX if bound is None else 2 * bound

@@ -4,10 +4,10 @@ Every task of a client counts here, in the event loop, without an `await` in bet
 flight until it is received or lost, never neither and never both. The store is updated afterwards.
 So the bound on a server's claim does not depend on which task runs first (F-94).
 
-When requests share a channel, an honest claim may exceed the bound. Data under way cannot be distinguished
-from data that never comes: a stream may have used what was signed for a concurrent request. A claim
-may also be stale, because its request has ended. Such a claim is never signed and never called a
-lie; the client asks again once the other requests have made progress.
+When requests share a channel, an honest claim may exceed the bound. Data under way cannot be
+distinguished from data that never comes: a stream may have used what was signed for a concurrent
+request. A claim may also be stale, because its request has ended. Such a claim is never signed and
+never called a lie; the client asks again once the other requests have made progress.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 from msgspec.structs import replace
 
-from channel.client.store.record import Account, count_lost
+from channel.client.store.record import ChannelRecord, count_lost
 from channel.client.store.sqlite import PaymentStore
 from channel.errors import (
     ChannelUnusableError,
@@ -108,29 +108,29 @@ class Hold:
 class Tab:
     """This process's counts of one channel, which no other process uses (see `locks`)."""
 
-    def __init__(self, account: Account) -> None:
-        self.key = account.key
+    def __init__(self, record: ChannelRecord) -> None:
+        self.key = record.key
         self.holds: set[Hold] = set()
         self.step_max = 0
         """The greatest step since nothing was in flight. A server reserves ahead for a stream, so
         what it asks of requests during or just after that stream starts from there."""
-        self.may_have_lost = account.signed > 0
+        self.may_have_lost = record.signed > 0
         """Whether a request on this channel ended unseen, here or in an earlier process."""
-        self._counts = account
+        self._counts = record
         self._waiters: set[asyncio.Future[None]] = set()
 
-    def view(self, account: Account) -> Account:
+    def view(self, record: ChannelRecord) -> ChannelRecord:
         """Return a stored channel with the current counts."""
         counts = self._counts
         return replace(
-            account,
+            record,
             received=counts.received,
             units=counts.units,
             lost=counts.lost,
             waived=counts.waived,
         )
 
-    def change(self, change: Callable[[Account], Account]) -> None:
+    def change(self, change: Callable[[ChannelRecord], ChannelRecord]) -> None:
         """Change the counts immediately; `store` makes them durable."""
         before, self._counts = self._counts, change(self._counts)
         if self._counts != before:
@@ -142,8 +142,10 @@ class Tab:
         self.change(lambda counts: count_lost(counts, value=value, lost_max=lost_max))
 
     async def store(
-        self, store: PaymentStore, change: Callable[[Account], Account] = lambda current: current
-    ) -> Account:
+        self,
+        store: PaymentStore,
+        change: Callable[[ChannelRecord], ChannelRecord] = lambda current: current,
+    ) -> ChannelRecord:
         """Store the current counts together with `change` of the channel, and return it.
 
         Every call writes everything that is not on disk yet, because an earlier write may have
@@ -155,7 +157,7 @@ class Tab:
         """
         counts = self._counts
 
-        def carry(current: Account) -> Account:
+        def carry(current: ChannelRecord) -> ChannelRecord:
             return replace(
                 change(current),
                 received=counts.received,
@@ -171,7 +173,7 @@ class Tab:
         self._counts = replace(self._counts, signed=max(signed, self._counts.signed))
 
     @property
-    def counts(self) -> Account:
+    def counts(self) -> ChannelRecord:
         """The channel; only its counts and the signed amount are current."""
         return self._counts
 

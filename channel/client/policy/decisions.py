@@ -11,7 +11,7 @@ import msgspec
 
 from channel.wire.problem import Problem
 
-__all__ = ["Step", "Tried", "decide", "deposit_pause_s"]
+__all__ = ["RetryState", "Step", "decide", "deposit_pause_s"]
 
 RAISES_MAX = 6
 SETTLE_TRIES_MAX = 6
@@ -60,7 +60,7 @@ class Step(Enum):
     STOP = "the server refuses a valid payment"
 
 
-class Tried(msgspec.Struct):
+class RetryState(msgspec.Struct):
     """How often each way was tried for one request."""
 
     has_paid: bool = False
@@ -81,7 +81,7 @@ class Tried(msgspec.Struct):
 
 
 def decide(
-    status: int, problem: Problem | None, tried: Tried, *, retry_after_s: float | None = None
+    status: int, problem: Problem | None, retry: RetryState, *, retry_after_s: float | None = None
 ) -> Step:
     """Return the next step for an answer with this status and problem (CLIENT-08).
 
@@ -89,33 +89,33 @@ def decide(
     for no more deposits now, so the client does not wait.
     """
     kind = "" if problem is None else problem.type
-    step = _decide(status, kind, tried, retry_after_s)
-    if not tried.is_funding:
+    step = _decide(status, kind, retry, retry_after_s)
+    if not retry.is_funding:
         return step
     is_long = (retry_after_s or 0.0) > RETRY_AFTER_S_MAX
     if step is Step.WAIT and is_long:
-        step = Step.PENDING if _is_mining(status, tried) else Step.HAND_ON
+        step = Step.PENDING if _is_mining(status, retry) else Step.HAND_ON
     if step is Step.HAND_ON and kind in _NO_GAS:
-        if tried.deposits_alone < 1:
+        if retry.deposits_alone < 1:
             return Step.DEPOSIT_ALONE
-        if retry_after_s is not None and not is_long and tried.waits < WAITS_MAX:
+        if retry_after_s is not None and not is_long and retry.waits < WAITS_MAX:
             return Step.WAIT
     return step
 
 
-def _decide(status: int, kind: str, tried: Tried, retry_after_s: float | None) -> Step:
+def _decide(status: int, kind: str, retry: RetryState, retry_after_s: float | None) -> Step:
     if status == 402:  # noqa: PLR2004
-        return _decide_402(kind, tried)
+        return _decide_402(kind, retry)
     if kind in _GONE:
-        return Step.REOPEN if tried.has_paid and tried.reopens < 1 else Step.STOP
+        return Step.REOPEN if retry.has_paid and retry.reopens < 1 else Step.STOP
     if kind == "session/transaction-reverted":
-        return Step.RECHECK if tried.rechecks < 1 else Step.STOP
+        return Step.RECHECK if retry.rechecks < 1 else Step.STOP
     if kind == "outcome-unknown":
         return Step.UNKNOWN
-    if _is_mining(status, tried) and kind not in _PAUSED and retry_after_s is not None:
-        is_patient = tried.waited_s < DEPOSIT_WAIT_S_MAX and tried.waits < DEPOSIT_WAITS_MAX
+    if _is_mining(status, retry) and kind not in _PAUSED and retry_after_s is not None:
+        is_patient = retry.waited_s < DEPOSIT_WAIT_S_MAX and retry.waits < DEPOSIT_WAITS_MAX
         return Step.WAIT if is_patient else Step.PENDING
-    return Step.WAIT if _may_wait(kind, tried) else Step.HAND_ON
+    return Step.WAIT if _may_wait(kind, retry) else Step.HAND_ON
 
 
 def deposit_pause_s(waits: int, wait_s: float) -> float:
@@ -123,27 +123,27 @@ def deposit_pause_s(waits: int, wait_s: float) -> float:
     return max(wait_s, (waits + 1) * DEPOSIT_WAIT_S_STEP)
 
 
-def _is_mining(status: int, tried: Tried) -> bool:
+def _is_mining(status: int, retry: RetryState) -> bool:
     """Return whether a 503 may mean that a deposit is under way to the chain (F-75)."""
-    return tried.is_funding and status == 503  # noqa: PLR2004
+    return retry.is_funding and status == 503  # noqa: PLR2004
 
 
-def _may_wait(kind: str, tried: Tried) -> bool:
+def _may_wait(kind: str, retry: RetryState) -> bool:
     """Return whether to wait: a burst ends by itself, so it may be retried more often."""
     if kind == "rate-limited":
-        return tried.waits < RATE_WAITS_MAX
-    return kind in _COME_AGAIN and tried.waits < WAITS_MAX
+        return retry.waits < RATE_WAITS_MAX
+    return kind in _COME_AGAIN and retry.waits < WAITS_MAX
 
 
-def _decide_402(kind: str, tried: Tried) -> Step:
-    if not tried.has_paid:
+def _decide_402(kind: str, retry: RetryState) -> Step:
+    if not retry.has_paid:
         return Step.PAY
-    if kind in _UNKNOWN_CHALLENGE and tried.refreshes < 1:
+    if kind in _UNKNOWN_CHALLENGE and retry.refreshes < 1:
         return Step.REFRESH
     if kind in ("session/insufficient-balance", "session/delta-too-small"):
-        return Step.RAISE if tried.raises < RAISES_MAX else Step.STOP
+        return Step.RAISE if retry.raises < RAISES_MAX else Step.STOP
     if kind == "deposit-too-small":
-        return Step.DEPOSIT_MORE if tried.deposits < 1 else Step.STOP
-    if kind == "session/amount-exceeds-deposit" and tried.rechecks < 1:
+        return Step.DEPOSIT_MORE if retry.deposits < 1 else Step.STOP
+    if kind == "session/amount-exceeds-deposit" and retry.rechecks < 1:
         return Step.RECHECK
-    return Step.WAIT if _may_wait(kind, tried) else Step.STOP
+    return Step.WAIT if _may_wait(kind, retry) else Step.STOP

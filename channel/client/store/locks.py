@@ -1,8 +1,8 @@
 """Locks channels: one client at a time uses a channel, for as long as it runs (F-41).
 
-Only the client that sent a request knows what is in flight, so no two may spend from one channel. A
-lock covers one byte of a file beside the store. The system releases it when the process ends, in any
-way; so after a restart the next process continues with the same channels.
+Only the client that sent a request knows what is in flight, so no two may spend from one channel.
+A lock covers one byte of a file beside the store. The system releases it when the process ends, in
+any way; so after a restart the next process continues with the same channels.
 """
 
 import fcntl

@@ -23,8 +23,8 @@ from channel.wire.funding import Deposit
 from channel.wire.receipt import Receipt
 
 __all__ = [
-    "Account",
-    "AccountState",
+    "ChannelRecord",
+    "RecordState",
     "Scope",
     "adopt_fact",
     "adopt_receipt",
@@ -36,7 +36,7 @@ __all__ = [
     "require_receipt",
 ]
 
-AccountState = Literal["opening", "open", "closing", "stopped", "closed"]
+RecordState = Literal["opening", "open", "closing", "stopped", "closed"]
 
 
 class Scope(msgspec.Struct, frozen=True, gc=False):
@@ -50,7 +50,7 @@ class Scope(msgspec.Struct, frozen=True, gc=False):
     token: Address
 
 
-class Account(msgspec.Struct, frozen=True, kw_only=True):
+class ChannelRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One channel as its payer sees it. Amounts in base units."""
 
     key: ChannelKey
@@ -61,7 +61,7 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
     terms: ChannelTerms
     salt: bytes
     """Random, and kept: with it the channel is found and left without the server (CLIENT-12)."""
-    state: AccountState
+    state: RecordState
     deposit: int
     """As the chain showed it; while `opening`, the planned deposit."""
     opened_at: int
@@ -133,7 +133,7 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def choose_amount(
-    account: Account,
+    record: ChannelRecord,
     *,
     required: int,
     ahead: int,
@@ -143,7 +143,7 @@ def choose_amount(
     """Return the cumulative amount of the next voucher: at least `required`, and never lower.
 
     Args:
-        account: The channel as stored now.
+        record: The channel as stored now.
         required: What must be covered; the caller has checked it against deposit and policy.
         ahead: What should be covered, so that the server asks less often. Reduced before anything
             is refused, and not signed for while half of it is left.
@@ -154,61 +154,65 @@ def choose_amount(
     Raises:
         OverclaimError: `required`, or the least increase, exceeds the agent's own count.
     """
-    reach = min(ahead, account.claimable + allowance, account.deposit)
-    least = max(required, account.signed + 1)
-    if account.signed > 0:
-        least = max(least, min(account.signed + min_delta, account.deposit))
-    if required <= account.signed:
-        is_plenty = 2 * (account.signed - account.counted) > reach - account.counted
-        return account.signed if is_plenty or least > reach else reach
-    require_counted(account, least, allowance)
+    reach = min(ahead, record.claimable + allowance, record.deposit)
+    least = max(required, record.signed + 1)
+    if record.signed > 0:
+        least = max(least, min(record.signed + min_delta, record.deposit))
+    if required <= record.signed:
+        is_plenty = 2 * (record.signed - record.counted) > reach - record.counted
+        return record.signed if is_plenty or least > reach else reach
+    require_counted(record, least, allowance)
     return max(least, reach)
 
 
-def require_counted(account: Account, required: int, allowance: int) -> None:
+def require_counted(record: ChannelRecord, required: int, allowance: int) -> None:
     """Check that the agent's count plus `allowance` reaches `required`.
 
     Raises:
         OverclaimError: It does not, and this amount was not signed before either.
     """
-    ceiling = max(account.claimable + allowance, account.signed)
+    ceiling = max(record.claimable + allowance, record.signed)
     if required > ceiling:
-        raise OverclaimError(asked=required, allowed=ceiling, received=account.claimable)
+        raise OverclaimError(asked=required, allowed=ceiling, received=record.claimable)
 
 
-def count_received(account: Account, *, value: int, units: int) -> Account:
+def count_received(record: ChannelRecord, *, value: int, units: int) -> ChannelRecord:
     """Add units that arrived."""
-    return replace(account, received=account.received + value, units=account.units + units)
+    return replace(record, received=record.received + value, units=record.units + units)
 
 
-def count_unread(account: Account, *, value: int) -> Account:
+def count_unread(record: ChannelRecord, *, value: int) -> ChannelRecord:
     """Grant that `value` was delivered and not read, by the caller's own choice.
 
     What the server did not charge is granted first, so that it stays claimable only once.
     """
-    back = min(value, account.waived)
-    return replace(account, waived=account.waived - back, received=account.received + value - back)
+    back = min(value, record.waived)
+    return replace(record, waived=record.waived - back, received=record.received + value - back)
 
 
-def count_lost(account: Account, *, value: int, lost_max: int) -> Account:
+def count_lost(record: ChannelRecord, *, value: int, lost_max: int) -> ChannelRecord:
     """Grant that up to `value` was delivered into a broken connection, within a bound.
 
     Never more than was signed, which the server holds in any case. What the server did not charge
     is granted first.
     """
-    value = max(0, min(value, account.signed - account.counted))
-    back = min(value, account.waived)
-    more = max(0, min(value - back, lost_max - account.lost))
-    return replace(account, waived=account.waived - back, lost=account.lost + more)
+    value = max(0, min(value, record.signed - record.counted))
+    back = min(value, record.waived)
+    more = max(0, min(value - back, lost_max - record.lost))
+    return replace(record, waived=record.waived - back, lost=record.lost + more)
 
 
 def require_receipt(
-    account: Account, receipt: Receipt, *, challenge_ids: Collection[str] | None, spent_min: int
+    record: ChannelRecord,
+    receipt: Receipt,
+    *,
+    challenge_ids: Collection[str] | None,
+    spent_min: int,
 ) -> None:
     """Check a receipt against what was signed and stated before (CLIENT-09).
 
     Args:
-        account: The channel as stored now.
+        record: The channel as stored now.
         receipt: The server's receipt.
         challenge_ids: The challenges that were answered; None if it may name an older one, as a
             repeated answer does.
@@ -218,21 +222,21 @@ def require_receipt(
         ReceiptViolationError: It names another channel, or impossible amounts.
     """
     said_where = (receipt.chain_id, receipt.channel_id)
-    if said_where != (account.key.chain_id, account.key.channel_id):
+    if said_where != (record.key.chain_id, record.key.channel_id):
         raise ReceiptViolationError(
             field="channelId",
             said=f"0x{receipt.channel_id.hex()} on chain {receipt.chain_id}",
-            expected=f"0x{account.key.channel_id.hex()} on chain {account.key.chain_id}",
+            expected=f"0x{record.key.channel_id.hex()} on chain {record.key.chain_id}",
         )
     if challenge_ids is not None and receipt.challenge_id not in challenge_ids:
         raise ReceiptViolationError(
             field="challengeId", said=receipt.challenge_id, expected=" or ".join(challenge_ids)
         )
-    if receipt.accepted > account.signed:
+    if receipt.accepted > record.signed:
         raise ReceiptViolationError(
             field="acceptedCumulative",
             said=receipt.accepted,
-            expected=f"at most the {account.signed} that was signed",
+            expected=f"at most the {record.signed} that was signed",
         )
     if receipt.spent > receipt.accepted:
         raise ReceiptViolationError(
@@ -244,37 +248,39 @@ def require_receipt(
         )
 
 
-def adopt_receipt(account: Account, receipt: Receipt, text: str, *, is_final: bool) -> Account:
+def adopt_receipt(
+    record: ChannelRecord, receipt: Receipt, text: str, *, is_final: bool
+) -> ChannelRecord:
     """Update the record from a receipt that passed `require_receipt`.
 
     Args:
-        account: The channel as stored now.
+        record: The channel as stored now.
         receipt: The receipt.
         text: The receipt as received.
         is_final: Whether nothing is in flight on this channel any more, so that `spent` is
             complete. If it is below the agent's count, less is signed in advance (F-35).
     """
-    is_newer = receipt.spent >= account.spent
-    spent = max(account.spent, receipt.spent)
-    uncharged = max(0, account.claimable - spent)
+    is_newer = receipt.spent >= record.spent
+    spent = max(record.spent, receipt.spent)
+    uncharged = max(0, record.claimable - spent)
     return replace(
-        account,
-        accepted=max(account.accepted, receipt.accepted),
+        record,
+        accepted=max(record.accepted, receipt.accepted),
         spent=spent,
-        receipt=text if is_newer else account.receipt,
-        waived=uncharged if is_final else min(account.waived, uncharged),
+        receipt=text if is_newer else record.receipt,
+        waived=uncharged if is_final else min(record.waived, uncharged),
     )
 
 
-def adopt_fact(account: Account, fact: ChannelFact) -> Account:
+def adopt_fact(record: ChannelRecord, fact: ChannelFact) -> ChannelRecord:
     """Update the record from the chain: deposit, payout, a pending close, the end (CLIENT-05)."""
-    state = account.state
+    state = record.state
     if fact.is_finalized:
         state = "closed"
     elif fact.close_requested_at:
         state = "closing"
     return replace(
-        account,
+        record,
         deposit=fact.deposit,
         settled=fact.settled,
         close_requested_at=fact.close_requested_at,

@@ -21,7 +21,7 @@ from msgspec.structs import replace
 
 from channel.client.policy.budget import Bound, Budget, LockedBudget, require_within
 from channel.client.store.locks import ChannelLocks
-from channel.client.store.record import Account, Scope
+from channel.client.store.record import ChannelRecord, Scope
 from channel.errors import BudgetExceededError, StoreError, WireError
 from channel.files import create_own
 from channel.sql import parse_queries
@@ -105,23 +105,23 @@ class PaymentStore:
         if self._locks is not None:
             self._locks.close()
 
-    async def load(self, key: ChannelKey) -> Account | None:
+    async def load(self, key: ChannelKey) -> ChannelRecord | None:
         """Return one channel, or None."""
         return await self._run(lambda: self._load(key))
 
-    async def get(self, key: ChannelKey) -> Account:
+    async def get(self, key: ChannelKey) -> ChannelRecord:
         """Return one channel that must exist; `StoreError` if it does not."""
         return await self._run(lambda: self._require(key))
 
-    async def accounts(self) -> list[Account]:
+    async def records(self) -> list[ChannelRecord]:
         """Return every channel, oldest first."""
         return await self._run(lambda: self._select("load_accounts", {}))
 
-    async def live_accounts(self, origin: str) -> list[Account]:
+    async def live_records(self, origin: str) -> list[ChannelRecord]:
         """Return the channels of an origin that still hold a deposit, oldest first."""
         return await self._run(lambda: self._select("load_live_accounts", {"origin": origin}))
 
-    async def add(self, account: Account, *, channels_max: int, locked: LockedBudget) -> None:
+    async def add(self, record: ChannelRecord, *, channels_max: int, locked: LockedBudget) -> None:
         """Store a new channel, before anything about it leaves this process.
 
         Raises:
@@ -132,28 +132,28 @@ class PaymentStore:
         def change() -> None:
             live = [
                 other
-                for other in self._select("load_live_accounts", {"origin": account.origin})
-                if other.terms.token == account.terms.token
+                for other in self._select("load_live_accounts", {"origin": record.origin})
+                if other.terms.token == record.terms.token
             ]
             if len(live) >= channels_max:
                 raise BudgetExceededError(
                     limit="channels_per_origin_max",
                     asked=len(live) + 1,
                     allowed=channels_max,
-                    origin=account.origin,
+                    origin=record.origin,
                 )
-            require_within(self._locked(account, locked), account.locked, account.origin)
-            self._store(account)
+            require_within(self._locked(record, locked), record.locked, record.origin)
+            self._store(record)
 
         await self._transact(change)
 
     async def update(
         self,
         key: ChannelKey,
-        change: Callable[[Account], Account],
+        change: Callable[[ChannelRecord], ChannelRecord],
         *,
         locked: LockedBudget | None = None,
-    ) -> Account:
+    ) -> ChannelRecord:
         """Replace a channel by the result of `change`, and return that.
 
         If `change` raises, nothing is stored and this raises the same. What was received for a
@@ -163,7 +163,7 @@ class PaymentStore:
             BudgetExceededError: Deposits would grow, and exceed `locked`.
         """
 
-        def run() -> Account:
+        def run() -> ChannelRecord:
             before = self._require(key)
             after = change(before)
             if locked is not None and after.locked > before.locked:
@@ -179,11 +179,11 @@ class PaymentStore:
     async def sign_for(
         self,
         key: ChannelKey,
-        choose: Callable[[Account, int], int],
+        choose: Callable[[ChannelRecord, int], int],
         *,
         budget: Budget,
         now: float,
-    ) -> Account:
+    ) -> ChannelRecord:
         """Raise `signed` to what `choose` returns for the channel and the rest of the budget.
 
         When this returns, the amount is on disk, and only then may it be signed and sent. An
@@ -193,7 +193,7 @@ class PaymentStore:
             BudgetExceededError: It would exceed the budget for the window (F-96).
         """
 
-        def run() -> Account:
+        def run() -> ChannelRecord:
             before = self._require(key)
             purpose = _purpose(before)
             bounds = self._bounds(purpose, budget, now)
@@ -214,24 +214,26 @@ class PaymentStore:
 
         return await self._transact(run)
 
-    async def locked_left(self, account: Account, locked: LockedBudget) -> int:
+    async def locked_left(self, record: ChannelRecord, locked: LockedBudget) -> int:
         """Return how much more may be deposited in a channel, which need not be stored yet.
 
         A deposit that is not needed yet takes half of it, to leave room for others.
         """
 
         def run() -> int:
-            bounds = self._locked(account, locked, used_up=account.received)
+            bounds = self._locked(record, locked, used_up=record.received)
             return min(bound.left for bound in bounds)
 
         return await self._run(run)
 
-    def _locked(self, account: Account, locked: LockedBudget, *, used_up: int = 0) -> list[Bound]:
+    def _locked(
+        self, record: ChannelRecord, locked: LockedBudget, *, used_up: int = 0
+    ) -> list[Bound]:
         """Return the bounds of the next deposit, less what is used up of earlier deposits."""
-        purpose = _purpose(account)
-        accounts = self._select("load_locked_accounts", purpose)
-        own = sum(other.locked for other in accounts if other.origin == account.origin)
-        total = sum(other.locked for other in accounts)
+        purpose = _purpose(record)
+        records = self._select("load_locked_accounts", purpose)
+        own = sum(other.locked for other in records if other.origin == record.origin)
+        total = sum(other.locked for other in records)
         return locked.bounds(origin_used=max(0, own - used_up), total_used=max(0, total - used_up))
 
     async def require_budget(
@@ -260,23 +262,23 @@ class PaymentStore:
         origin = sum(self._minutes(purpose, since).values())
         return budget.bounds(origin_used=origin, total_used=total)
 
-    def _require(self, key: ChannelKey) -> Account:
-        account = self._load(key)
-        if account is None:
+    def _require(self, key: ChannelKey) -> ChannelRecord:
+        record = self._load(key)
+        if record is None:
             raise StoreError(
                 f"channel 0x{key.channel_id.hex()} is not in the payment store {self._path}"
             )
-        return account
+        return record
 
-    def _load(self, key: ChannelKey) -> Account | None:
+    def _load(self, key: ChannelKey) -> ChannelRecord | None:
         found = self._select("load_account", _key_columns(key))
         return found[0] if found else None
 
-    def _select(self, query: str, values: Mapping[str, object]) -> list[Account]:
+    def _select(self, query: str, values: Mapping[str, object]) -> list[ChannelRecord]:
         return [_from_row(row) for row in self._execute(query, values)]
 
-    def _store(self, account: Account) -> None:
-        self._execute("store_account", _to_row(account))
+    def _store(self, record: ChannelRecord) -> None:
+        self._execute("store_account", _to_row(record))
 
     def _execute(self, query: str, values: Mapping[str, object]) -> list[sqlite3.Row]:
         return self._connection.execute(_QUERIES[query], values).fetchall()
@@ -390,11 +392,11 @@ _DEPOSITS = ("opening", "top_up")
 _TERMS = ("payer", "payee", "token", "authorized_signer")
 
 
-def _purpose(account: Account) -> dict[str, object]:
+def _purpose(record: ChannelRecord) -> dict[str, object]:
     return {
-        "origin": account.origin,
-        "chain_id": account.key.chain_id,
-        "token": account.terms.token,
+        "origin": record.origin,
+        "chain_id": record.key.chain_id,
+        "token": record.terms.token,
     }
 
 
@@ -402,13 +404,13 @@ def _key_columns(key: ChannelKey) -> dict[str, object]:
     return {"chain_id": key.chain_id, "escrow": key.escrow, "channel_id": key.channel_id}
 
 
-def _to_row(account: Account) -> dict[str, object]:
+def _to_row(record: ChannelRecord) -> dict[str, object]:
     return (
-        _key_columns(account.key)
-        | {name: getattr(account.terms, name) for name in _TERMS}
-        | {name: getattr(account, name) for name in _PLAIN}
-        | {name: _pack(getattr(account, name)) for name in _AMOUNTS}
-        | {name: _write_deposit(getattr(account, name)) for name in _DEPOSITS}
+        _key_columns(record.key)
+        | {name: getattr(record.terms, name) for name in _TERMS}
+        | {name: getattr(record, name) for name in _PLAIN}
+        | {name: _pack(getattr(record, name)) for name in _AMOUNTS}
+        | {name: _write_deposit(getattr(record, name)) for name in _DEPOSITS}
     )
 
 
@@ -428,13 +430,13 @@ def _read_deposit(text: str | None) -> Deposit | None:
         ) from error
 
 
-def _from_row(row: sqlite3.Row) -> Account:
+def _from_row(row: sqlite3.Row) -> ChannelRecord:
     fields: dict[str, Any] = {name: row[name] for name in _PLAIN}
     fields |= {name: _unpack(row[name]) for name in _AMOUNTS}
     fields |= {name: _read_deposit(row[name]) for name in _DEPOSITS}
     for name in ("open_tx", "end_tx"):
         fields[name] = None if row[name] is None else TxHash(row[name])
-    return Account(
+    return ChannelRecord(
         key=ChannelKey(row["chain_id"], Address(row["escrow"]), ChannelId(row["channel_id"])),
         terms=ChannelTerms(*(Address(row[name]) for name in _TERMS)),
         **fields,

@@ -112,7 +112,7 @@ async def test_what_is_signed_is_on_disk_before_it_is_sent(
         handle = provider.handle_async_request
 
         async def look(request: httpx.Request) -> httpx.Response:
-            for account in await store.accounts():  # noqa: B023
+            for account in await store.records():  # noqa: B023
                 stored.extend((account.opening, account.top_up))  # noqa: B023
             return await handle(request)  # noqa: B023
 

@@ -179,7 +179,7 @@ async def no_sleep(_seconds: float) -> None:
 async def check_purse(
     store: PaymentStore, provider: Hostile, chain: PaperChain, budget: int
 ) -> None:
-    accounts = await store.accounts()
+    accounts = await store.records()
     left = signed_by(provider)
     for account in accounts:
         assert left.get(account.key.channel_id, 0) <= account.signed

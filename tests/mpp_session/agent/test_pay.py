@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route as Endpoint
 
-from channel.client.store.record import AccountState
+from channel.client.store.record import RecordState
 from channel.client.store.sqlite import PaymentStore
 from channel.http import Price, Route
 from channel.limits import REFUSAL_CHARS_MAX
@@ -97,9 +97,9 @@ async def ask(url: str, wallet: Wallet, body: bytes = b"{}", **options: Any) -> 
     return await pay(url, body, wallet, store=wallet.store, **given)
 
 
-async def change_state(store: Path, state: AccountState) -> None:
+async def change_state(store: Path, state: RecordState) -> None:
     payment_store = await PaymentStore.open(store)
-    (account,) = await payment_store.accounts()
+    (account,) = await payment_store.records()
     await payment_store.update(account.key, lambda current: replace(current, state=state))
     await payment_store.close()
 
@@ -123,7 +123,7 @@ async def test_a_server_that_is_gone_before_the_close_leaves_a_way_out(
         with pytest.raises(CommandError) as caught:
             await ask(url, wallet, show=lambda _: line.cut())
     payment_store = await PaymentStore.open(wallet.store)
-    (account,) = await payment_store.accounts()
+    (account,) = await payment_store.records()
     await payment_store.close()
     assert f"{UNIT.format(account.deposit - PRICE)} are left in channel" in str(caught.value)
     assert f"0x{account.key.channel_id.hex()}" in str(caught.value)

@@ -7,7 +7,7 @@ import pytest
 from msgspec.structs import replace
 
 from channel.client.policy.budget import LockedBudget
-from channel.client.store.record import Account
+from channel.client.store.record import ChannelRecord
 from channel.client.store.sqlite import PaymentStore
 from channel.errors import ChannelUnusableError
 from channel.types import ChannelId
@@ -54,8 +54,8 @@ class Payer:
         self.told.append(leaving.stage)
         self.is_asked.set()
 
-    async def channel(self) -> Account:
-        return (await self.store.accounts())[-1]
+    async def channel(self) -> ChannelRecord:
+        return (await self.store.records())[-1]
 
 
 @pytest.fixture

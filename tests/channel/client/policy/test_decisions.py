@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from channel.client.policy.decisions import Step, Tried, decide, deposit_pause_s
+from channel.client.policy.decisions import RetryState, Step, decide, deposit_pause_s
 from channel.wire.problem import Problem
 
 PAID = {"has_paid": True}
@@ -61,13 +61,13 @@ def test_each_answer_has_one_next_step(
 ) -> None:
     """CLIENT-08, F-97."""
     problem = Problem(type=kind) if kind else None
-    assert decide(status, problem, Tried(**tried)) is step
+    assert decide(status, problem, RetryState(**tried)) is step
 
 
 @pytest.mark.parametrize("kind", ["session/challenge-not-found", "verification-failed", ""])
 def test_no_answer_can_be_given_for_ever(kind: str) -> None:
     """F-97: a server that always says the same is left."""
-    tried = Tried(has_paid=True)
+    tried = RetryState(has_paid=True)
     for _ in range(100):
         step = decide(402, Problem(type=kind), tried)
         if step is Step.STOP:
@@ -107,7 +107,7 @@ def test_a_deposit_that_is_being_mined_is_waited_for_and_a_pause_is_not(
 ) -> None:
     """F-75: whoever answers 503 for it, with a problem or without; bounded in time and number."""
     problem = Problem(type=kind) if kind else None
-    known = Tried(**(FUNDING | tried))
+    known = RetryState(**(FUNDING | tried))
     assert decide(status, problem, known, retry_after_s=retry_after_s) is step
 
 

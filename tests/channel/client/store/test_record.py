@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from channel.client.store.record import (
-    Account,
+    ChannelRecord,
     adopt_fact,
     adopt_receipt,
     choose_amount,
@@ -27,7 +27,7 @@ KEY = ChannelKey(CHAIN_ID, ESCROW, ChannelId(b"\x01" * 32))
 TERMS = ChannelTerms(PAYER, PAYEE, TOKEN, ZERO_ADDRESS)
 
 
-def account_of(**changes: Any) -> Account:
+def account_of(**changes: Any) -> ChannelRecord:
     fields: dict[str, Any] = {
         "key": KEY,
         "origin": "https://api.example:443",
@@ -38,7 +38,7 @@ def account_of(**changes: Any) -> Account:
         "deposit": 1_000,
         "opened_at": 1,
     }
-    return Account(**(fields | changes))
+    return ChannelRecord(**(fields | changes))
 
 
 def receipt_of(**changes: Any) -> Receipt:
@@ -53,7 +53,7 @@ def receipt_of(**changes: Any) -> Receipt:
     return Receipt(**(fields | changes))
 
 
-def chosen(account: Account, **changes: int) -> int:
+def chosen(account: ChannelRecord, **changes: int) -> int:
     fields = {"required": 10, "ahead": 10, "allowance": 50, "min_delta": 0} | changes
     return choose_amount(account, **fields)
 

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from channel.client.payment.tab import Tab
 from channel.client.policy.budget import Budget, LockedBudget
-from channel.client.store.record import Account
+from channel.client.store.record import ChannelRecord
 from channel.client.store.sqlite import SCHEMA_VERSION, PaymentStore
 from channel.errors import BudgetExceededError, OverclaimError, StoreError
 from channel.types import ChannelId, TxHash
@@ -33,7 +33,7 @@ DEPOSITS = [parse_deposit(wire) for wire in WIRE_DEPOSITS.values()]
 UNBOUND = LockedBudget(2**130, 2**130)
 
 
-async def opened(path: Path, *accounts: Account) -> PaymentStore:
+async def opened(path: Path, *accounts: ChannelRecord) -> PaymentStore:
     store = await PaymentStore.open(path)
     for account in accounts:
         await store.add(account, channels_max=100, locked=UNBOUND)
@@ -46,7 +46,7 @@ def of(origin_max: int) -> Budget:
 
 async def signed(
     store: PaymentStore, amount: int, *, budget: int = 10**9, now: float = NOW
-) -> Account:
+) -> ChannelRecord:
     return await store.sign_for(KEY, lambda _account, _left: amount, budget=of(budget), now=now)
 
 
@@ -77,7 +77,7 @@ async def test_every_field_comes_back(tmp_path: Path) -> None:
     )
     store = await opened(tmp_path / "purse.db", account)
     assert await store.load(KEY) == account
-    assert await store.accounts() == [account]
+    assert await store.records() == [account]
     await store.close()
     store = await PaymentStore.open(tmp_path / "purse.db")
     assert await store.load(KEY) == account
@@ -162,7 +162,7 @@ async def test_signed_never_falls(tmp_path: Path) -> None:
 async def test_what_change_raises_leaves_everything_as_it_was(tmp_path: Path) -> None:
     store = await opened(tmp_path / "purse.db", account_of())
 
-    def refuse(_account: Account, _left: int) -> int:
+    def refuse(_account: ChannelRecord, _left: int) -> int:
         raise OverclaimError(asked=2, allowed=1, received=0)
 
     with pytest.raises(OverclaimError):
@@ -201,7 +201,7 @@ async def test_choosing_sees_what_is_left_of_the_budget(tmp_path: Path) -> None:
     await signed(store, 70)
     seen = []
 
-    def choose(account: Account, left: int) -> int:
+    def choose(account: ChannelRecord, left: int) -> int:
         seen.append((account.signed, left))
         return account.signed + left
 
@@ -222,7 +222,7 @@ async def test_an_origin_has_so_many_channels_with_a_deposit(tmp_path: Path) -> 
     await store.add(
         account_of(key=keys[3], origin="https://other:443"), channels_max=2, locked=UNBOUND
     )
-    assert [account.key for account in await store.live_accounts(ORIGIN)] == [keys[0], keys[2]]
+    assert [account.key for account in await store.live_records(ORIGIN)] == [keys[0], keys[2]]
     await store.close()
 
 
@@ -348,7 +348,7 @@ async def test_counts_of_a_write_that_is_cancelled_are_written_with_the_next(
     store = await opened(tmp_path / "purse.db", account_of())
     tab, may_go_on = Tab(account_of()), threading.Event()
 
-    def occupy(account: Account) -> Account:
+    def occupy(account: ChannelRecord) -> ChannelRecord:
         may_go_on.wait(PATIENCE_S)
         return account
 

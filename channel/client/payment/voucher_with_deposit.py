@@ -6,10 +6,10 @@ from channel.types import SignedVoucher
 from channel.wire.funding import Deposit
 from channel.wire.payload import OpenAuthorization, OpenPermit2, VoucherPayload, build_open
 
-__all__ = ["Promise"]
+__all__ = ["VoucherWithDeposit"]
 
 
-class Promise(msgspec.Struct, frozen=True):
+class VoucherWithDeposit(msgspec.Struct, frozen=True):
     """The content of a credential that is about to be sent."""
 
     voucher: SignedVoucher
