@@ -503,13 +503,13 @@ class TestRequests:
         monkeypatch.setattr(answers, "STORED_BYTES_PER_CHANNEL_MIN", 900)
         monkeypatch.setattr(answers, "STORED_BYTES_PER_BASE_UNIT", 10)
         monkeypatch.setattr(answers, "STORED_BYTES_PER_CHANNEL_MAX", 1_000)
-        for number, last in ((41, 250), (42, 251)):
+        for number, last in ((41, 400), (42, 401)):
             key = key_of(number)
             await ledger.apply(key, [opening(100, key)])
             await ledger.apply(key, [reserving(b"q", 100), c.Spend(b"q", 100), c.Release(b"q")])
-            claims = [await self.store(ledger, key, n, 250) for n in range(3)]
+            claims = [await self.store(ledger, key, n, 200) for n in range(3)]
             claims.append(await self.store(ledger, key, 3, last))
-            assert await self.kept(ledger, key, claims) == [last == 250, True, True, True]
+            assert await self.kept(ledger, key, claims) == [last == 400, True, True, True]
 
     async def test_more_channels_than_are_counted_keep_no_more_than_they_paid_for(
         self, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
