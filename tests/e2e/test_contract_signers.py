@@ -103,7 +103,7 @@ async def test_what_is_allowed_is_bounded_over_channels_when_it_is_accepted(
             answer = await provider.send(opening(payer, by_contract(payer, 2 * PRICE)))
             assert answer.status_code == 503
             assert answer.json()["type"].endswith("exposure-limit")
-            assert "up to 10 is taken" in answer.json()["detail"]
+            assert "send a voucher for up to 10 now" in answer.json()["detail"]
             assert await provider.books() is None
         assert provider.served == 1
         await payer.open()  # by its own key it goes on

@@ -149,7 +149,7 @@ async def test_a_second_ledger_is_refused_after_the_first_has_ended_until_it_is_
     other = selling(devnet, tmp_path, file_url(tmp_path / "other.db"))
     async with gateway(first):
         pass
-    await refused(other, "this payee has the ledger .*first.db, and this is another")
+    await refused(other, "this payee has the ledger .*first.db, but the settings name")
     async with gateway(first):
         ledger = await open_ledger(other.ledger.url, exclusive=False)
         await ledger.close()

@@ -116,14 +116,14 @@ async def test_the_server_is_asked_while_running_and_its_return_is_seen(
     ):
         readiness = Readiness(upstream, settings(url), interval_s=0.02)
         asking = asyncio.create_task(readiness.run())
-        await until(lambda: any("is not there" in line for line in caplog.messages))
+        await until(lambda: any("sales are stopped" in line for line in caplog.messages))
         with pytest.raises(ModelServerDownError):
             readiness.require()
         status = 200
         await until(lambda: any("answers again" in line for line in caplog.messages))
         assert readiness.require() is None
         asking.cancel()
-    assert sum("is not there" in line for line in caplog.messages) == 1
+    assert sum("sales are stopped" in line for line in caplog.messages) == 1
 
 
 async def test_a_server_that_is_busy_is_there_and_one_that_is_silent_is_not() -> None:

@@ -71,7 +71,7 @@ async def test_what_it_refuses_keeps_its_parent_from_starting(
             await child.ready()
     away = settings(devnet, tmp_path, CHAIN_RPC_URL="http://127.0.0.1:9")
     async with start_settler(away) as child:
-        with pytest.raises(CommandError, match="does not start"):
+        with pytest.raises(CommandError, match="the settler did not start"):
             await child.ready()
 
 

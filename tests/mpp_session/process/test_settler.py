@@ -82,7 +82,7 @@ def settlers(
         ({"LEDGER_URL": "sqlite:///:memory:"}, "in memory"),
         ({"SETTLEMENT_SETTLE_VALU": "5"}, "did you mean"),
         ({"TOWER_EXPORT_FILE": "/proc/none/settles", "TOWER_LIFE_S": "7200"}, "cannot be written"),
-        ({"TOWER_EXPORT_FILE": "settles.jsonl", "TOWER_LIFE_S": "7199"}, "outlive"),
+        ({"TOWER_EXPORT_FILE": "settles.jsonl", "TOWER_LIFE_S": "7199"}, "too short for an outage"),
     ],
 )
 async def test_it_does_not_start(

@@ -87,7 +87,7 @@ async def test_other_code_at_our_address_is_refused(
     code = bytearray(chain.code(found))
     code[-1] ^= 1
     chain.rpc("anvil_setCode", found, hex_of(bytes(code)))
-    with pytest.raises(DeploymentError, match=f"not our {place}"):
+    with pytest.raises(DeploymentError, match=f"not this package's {place}"):
         await verify_escrow(Node(chain), deployed[1].token)
 
 
