@@ -1,5 +1,6 @@
 """Reads the JSON file that `mpp-session devnet` writes, for commands and tests."""
 
+import secrets
 from pathlib import Path
 from typing import Any, Final
 
@@ -8,7 +9,9 @@ import msgspec
 from mpp_session.errors import CommandError
 from settlement.dev.devnet import DevnetValues
 
-__all__ = ["devnet_settings", "read_devnet"]
+__all__ = ["devnet_settings", "read_devnet", "selling_settings"]
+
+_SUGGESTED_DEPOSIT: Final = 100_000
 
 _UNLIMITED: Final = 1_000_000
 
@@ -44,6 +47,24 @@ def devnet_settings(values: DevnetValues) -> dict[str, Any]:
         "sponsoring.deposits_per_payer": _UNLIMITED,
         "sponsoring.deposits_per_address": _UNLIMITED,
         "sponsoring.gas_budget_wei": 10**18,
+    }
+
+
+def selling_settings(path: Path) -> dict[str, Any]:
+    """Return all settings that an application needs to sell on a devnet, from the devnet's file.
+
+    They are good enough for a chain whose money is worth nothing: the secret of the challenges is
+    a new one at each start. The books lie beside the file.
+
+    Raises:
+        CommandError: See `read_devnet`.
+    """
+    return {
+        **devnet_settings(read_devnet(path)),
+        "payment.realm": "localhost",
+        "payment.secrets": [secrets.token_urlsafe(32)],
+        "payment.suggested_deposit": _SUGGESTED_DEPOSIT,
+        "ledger.url": f"sqlite:///{path.resolve().with_suffix('.ledger.db')}",
     }
 
 

@@ -5,7 +5,8 @@
     ])
 
 The settings are those of a gateway without `upstream`, `price` and `listen`:
-docs/reference/configuration.md.
+docs/reference/configuration.md. On a devnet they follow from its file:
+`sell(api, routes, devnet="devnet.json")`.
 """
 
 import asyncio
@@ -23,6 +24,7 @@ from channel.errors import MppSessionError, OperatorError
 from channel.http import PaymentGate, Price, Route
 from channel.http.asgi import send_problem
 from channel.state.commands import StreamPolicy
+from mpp_session.devnet_file import selling_settings
 from mpp_session.errors import CommandError
 from mpp_session.process.os_limits import forbid_core_files
 from mpp_session.process.signals import before_signals
@@ -40,6 +42,7 @@ def sell(
     routes: Sequence[Route],
     *,
     config: Path | str | None = None,
+    devnet: Path | str | None = None,
     credential_header: Literal["Payment-Authorization"] | None = None,
 ) -> "SellingApp":
     """Return the application behind a gate that sells `routes`.
@@ -48,16 +51,23 @@ def sell(
         app: Any ASGI application: FastAPI, Starlette, ...
         routes: Routes that must be paid for; every other request passes.
         config: A TOML file; the environment alone if None. It is read when the server starts.
+        devnet: The file that `mpp-session devnet` writes, for development: it gives every setting
+            that neither `config` nor the environment gives. It is read when the server starts.
         credential_header: Header field for credentials, which leaves `Authorization` to the
             application; `payment.credential_header` if None.
     """
-    return SellingApp(app, routes, load=lambda: _load(config, credential_header))
+    return SellingApp(app, routes, load=lambda: _load(config, devnet, credential_header))
 
 
 def _load(
-    config: Path | str | None, credential_header: Literal["Payment-Authorization"] | None
+    config: Path | str | None,
+    devnet: Path | str | None,
+    credential_header: Literal["Payment-Authorization"] | None,
 ) -> ProviderConfig:
-    loaded = load_provider_config(None if config is None else Path(config))
+    loaded = load_provider_config(
+        None if config is None else Path(config),
+        defaults=None if devnet is None else selling_settings(Path(devnet)),
+    )
     if credential_header is None:
         return loaded
     payment = replace(loaded.payment, credential_header=credential_header)
@@ -140,7 +150,7 @@ class SellingApp:
         await asyncio.to_thread(forbid_core_files)
         async with AsyncExitStack() as open_:
             try:
-                config = self._load()
+                config = await asyncio.to_thread(self._load)  # it reads files
                 parts = await open_.enter_async_context(build_parts(config))
                 routes = [_with_settings(route, config.payment) for route in self._routes]
                 gate = PaymentGate(

@@ -1,21 +1,27 @@
 """The README is true: its snippets run, its commands exist, its output is the program's."""
 
 import asyncio
+import inspect
 import os
 import re
+import shlex
 import signal
 import sys
+import tomllib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 from typer.testing import CliRunner
 
 from mpp_session.cli.app import APP
-from mpp_session.testing import TestChain, TestPayer
-from tests.e2e.gateways import GatewayProcess, free_port, gateway_command, gateway_variables
+from tests.e2e.gateways import free_port
 from tests.mpp_session.demo.figures import report
 from tests.mpp_session.model_server import model_server
+from tests.waiting import PATIENCE_S
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -23,7 +29,7 @@ SNIPPETS = dict(re.findall(r"<!-- runs as (\S+) -->\n```python\n(.*?)```", READM
 
 
 def test_every_python_snippet_runs_here() -> None:
-    assert README.count("```python") == len(SNIPPETS) == 3
+    assert README.count("```python") == len(SNIPPETS) == 4
 
 
 def test_every_command_and_flag_it_shows_exists() -> None:
@@ -35,6 +41,14 @@ def test_every_command_and_flag_it_shows_exists() -> None:
         done = CliRunner().invoke(APP, [name, "--help"])
         assert done.exit_code == 0, name
         assert [flag for flag in shown if flag not in done.stdout] == []
+
+
+def test_the_extras_it_names_exist() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    named = re.findall(r"'\.\[(\w+)\]'", README)
+    assert set(named) == {"devnet", "testing"} <= extras.keys()
 
 
 def test_the_table_it_shows_is_the_demos() -> None:
@@ -50,6 +64,15 @@ def test_the_links_lead_somewhere() -> None:
         assert (ROOT / target).exists(), target
 
 
+COMMANDS = [line.partition("  #")[0].strip() for line in re.findall(r"(?m)^\$ (.+)$", README)]
+"""Every command it shows, in the order of the page."""
+ELSEWHERE = {  # command: what runs it
+    "scripts/demo": "tests/e2e/test_demo.py runs the program behind it",
+    "scripts/test": "this test is run by it",
+    "pip install '.[testing]' fastapi openai": "scripts/release, in a clean environment",
+}
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     for name, snippet in SNIPPETS.items():
@@ -57,58 +80,126 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-async def run(*command: str, folder: Path) -> str:
-    """Run a program in the snippets' folder and return what it printed."""
-    process = await asyncio.create_subprocess_exec(
-        *command,
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    output, _ = await asyncio.wait_for(process.communicate(), 100)
-    assert process.returncode == 0, output.decode()
-    return output.decode()
+class Shell:
+    """Runs commands as the README prints them, in one folder, but for the ports of this machine."""
 
+    def __init__(self, folder: Path) -> None:
+        self.ran: list[str] = []
+        self._folder = folder
+        self._places: dict[str, str] = {}
+        bin_ = Path(sys.executable).parent
+        kept = {k: v for k, v in os.environ.items() if not k.startswith("MPP_SESSION_")}
+        self._variables = {**kept, "PYTHONPATH": str(ROOT), "PATH": f"{bin_}:{os.environ['PATH']}"}
 
-async def test_the_agent_pays_a_gateway(devnet: TestChain, folder: Path) -> None:
-    await asyncio.to_thread(devnet.values.write, folder / "devnet.json")
-    async with model_server() as model:
-        variables = gateway_variables(
-            devnet.values, model.url, folder / "ledger.db", free_port(), step_units=8
+    def move(self, printed: str, here: str) -> None:
+        """Have an address that the README prints be another one here, in its programs too."""
+        self._places[printed] = here
+        for name in SNIPPETS:
+            program = self._folder / name
+            program.write_text(program.read_text().replace(printed, here))
+
+    async def run(self, start: str) -> str:
+        """Run the command that starts so to its end, and return what it printed."""
+        process = await self._begin(start, (), asyncio.subprocess.PIPE)
+        output, _ = await asyncio.wait_for(process.communicate(), PATIENCE_S)
+        assert process.returncode == 0, output.decode()
+        return output.decode()
+
+    @asynccontextmanager
+    async def running(
+        self, start: str, *more: str, until_: Callable[[], bool | Awaitable[bool]]
+    ) -> AsyncIterator[None]:
+        """Run the command that starts so in a shell of its own, and stop it by Ctrl-C."""
+        log = self._folder / f"{start.replace('/', '-')}.log"
+        with log.open("wb") as output:
+            process = await self._begin(start, more, output)
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                while not await is_so(until_):
+                    assert process.returncode is None, log.read_text()
+                    await asyncio.sleep(0.05)
+            yield
+            process.send_signal(signal.SIGINT)
+            code = await asyncio.wait_for(process.wait(), PATIENCE_S)
+            assert code in {0, 130, -signal.SIGINT}, log.read_text()
+            assert "ERROR" not in log.read_text()
+            assert "Traceback" not in log.read_text()
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+
+    async def _begin(
+        self, start: str, more: tuple[str, ...], output: Any
+    ) -> asyncio.subprocess.Process:
+        (command,) = [line for line in COMMANDS if line.startswith(start)]
+        self.ran.append(command)
+        for printed, here in self._places.items():
+            command = command.replace(printed, here)
+        return await asyncio.create_subprocess_exec(
+            *shlex.split(command),
+            *more,
+            cwd=self._folder,
+            env=self._variables,
+            stdout=output,
+            stderr=asyncio.subprocess.STDOUT,
         )
-        variables["MPP_SESSION_SPONSORING_FEE_PAYER"] = "true"  # as --devnet has it
-        gateway = GatewayProcess(gateway_command(), variables, folder / "gateway.log")
-        agent = (folder / "agent.py").read_text().replace("http://127.0.0.1:8402", gateway.url)
-        (folder / "agent.py").write_text(agent)
-        async with gateway.running():
-            printed = await run(sys.executable, "agent.py", folder=folder)
-    assert "one two three\npaid 75, refunded" in printed
 
 
-async def test_the_application_is_paid(devnet: TestChain, payer: TestPayer, folder: Path) -> None:
-    """`sell` under a real server: a price for a request, a price for a word, and a clean end."""
-    port = free_port()
-    variables = gateway_variables(devnet.values, "", folder / "ledger.db", port, step_units=8)
-    variables = {k: v for k, v in variables.items() if "UPSTREAM" not in k}
-    command = [sys.executable, "-m", "uvicorn", "provider:app", f"--port={port}"]
-    command.append(f"--app-dir={folder}")
-    provider = GatewayProcess(command, variables, folder / "provider.log")
-    async with provider.running(), httpx.AsyncClient(base_url=provider.url) as stranger:
-        assert (await stranger.get("/joke")).status_code == 402
-        async with payer.client() as client:
-            assert "payer" in (await client.get(f"{provider.url}/joke")).text
-            story = await client.get(f"{provider.url}/story")
-            assert "data: token" in story.text
-            (channel,) = await client.payments.close(provider.url)
-        assert channel.settled == 250 + 8 * 25
-        assert await provider.end() in {0, -signal.SIGTERM}  # uvicorn raises it again at the end
-    log = (folder / "provider.log").read_text()
-    assert "Application shutdown complete" in log
-    assert "ERROR" not in log
+async def is_so(condition: Callable[[], bool | Awaitable[bool]]) -> bool:
+    answer = condition()
+    return await answer if inspect.isawaitable(answer) else answer
 
 
-async def test_the_fixtures_work_in_somebody_elses_tests(folder: Path) -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "mpp_session.testing", "test_payment.py"]
-    options = ["-o", "asyncio_mode=strict", "-p", "no:cacheprovider"]  # as it is by default
-    assert "1 passed" in await run(*command, *options, folder=folder)
+async def answers(url: str) -> bool:
+    async with httpx.AsyncClient() as client:
+        try:
+            return (await client.get(url)).status_code == 402
+        except httpx.TransportError:
+            return False
+
+
+@pytest.mark.timeout(240)
+async def test_what_it_prints_works_together_on_one_devnet(folder: Path) -> None:
+    """O-61: a devnet, a provider, a payer, an agent, a test, a gateway, in the page's order."""
+    shell = Shell(folder)
+    ports = free_port(), free_port()
+    provider, gateway = (f"127.0.0.1:{port}" for port in ports)
+    shell.move("127.0.0.1:8000", provider)
+    shell.move("127.0.0.1:8402", gateway)
+    has_devnet = (folder / "devnet.json").exists
+    async with (
+        model_server() as model,
+        shell.running("mpp-session devnet", "--port=0", until_=has_devnet),
+    ):
+        shell.move("127.0.0.1:8080", model.url.removeprefix("http://"))
+        serving = shell.running(
+            "uvicorn", f"--port={ports[0]}", until_=lambda: answers(f"http://{provider}/joke")
+        )
+        async with serving:
+            paid = await shell.run("mpp-session pay http://127.0.0.1:8000/joke")
+            assert "A payer walks into a channel." in paid
+            assert "0.000250 dUSD" in paid
+            told = await shell.run("python agent.py")
+            assert told.startswith("A payer walks into a channel.\n")
+            assert "data: token\n" in told
+            assert f"paid {250 + 8 * 25}, refunded {100_000 - 450}" in told
+            assert "1 passed" in await shell.run("pytest")
+        assert "Application shutdown complete" in (folder / "uvicorn.log").read_text()
+        serving = shell.running(
+            "mpp-session gateway --devnet",
+            f"--port={ports[1]}",
+            until_=lambda: is_served(f"http://{gateway}/v1/models"),
+        )
+        async with serving:
+            assert "one two three" in await shell.run("mpp-session pay http://127.0.0.1:8402")
+            assert "one two three\npaid 75, refunded" in await shell.run("python ask.py")
+    assert shell.ran == [command for command in COMMANDS if command not in ELSEWHERE]
+
+
+async def is_served(url: str) -> bool:
+    async with httpx.AsyncClient() as client:
+        try:
+            return (await client.get(url)).is_success
+        except httpx.TransportError:
+            return False

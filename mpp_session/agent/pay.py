@@ -79,14 +79,15 @@ class PaidOutcome(msgspec.Struct, frozen=True, kw_only=True):
 
 async def pay(
     url: str,
-    content: bytes,
+    content: bytes | None,
     wallet: Wallet,
     *,
+    method: str = "POST",
     store: Path,
     keep_open: bool,
     show: Callable[[str], None],
 ) -> PaidOutcome:
-    """POST JSON, pay for the answer, and close the channel unless it is to stay open.
+    """Send JSON or nothing, pay for the answer, and close the channel unless it is to stay open.
 
     `show` is called with each piece of a successful answer's text as it arrives.
 
@@ -108,7 +109,8 @@ async def pay(
             wallet=wallet.contract,
             keys=wallet.keys,
         ) as client:
-            return await _pay(client, url, content, keep_open=keep_open, show=show)
+            ask = _Ask(method, url, content)
+            return await _pay(client, ask, keep_open=keep_open, show=show)
     except (ConfigError, StoreError):
         raise
     except httpx.InvalidURL as error:
@@ -163,16 +165,24 @@ def _describe(account: ChannelRecord, unit: TokenUnit) -> str:
     )
 
 
+class _Ask(msgspec.Struct, frozen=True):
+    """The request that is paid for."""
+
+    method: str
+    url: str
+    content: bytes | None
+    """JSON; None if it has no body."""
+
+
 async def _pay(
     client: PayingClient,
-    url: str,
-    content: bytes,
+    ask: _Ask,
     *,
     keep_open: bool,
     show: Callable[[str], None],
 ) -> PaidOutcome:
     before = {account.key: account for account in await client.payments.channels()}
-    status, text = await _ask(client, url, content, show)
+    status, text = await _send(client, ask, show)
     used = [a for a in await client.payments.channels() if a != before.get(a.key)]
     if not used:
         return PaidOutcome(status=status, text=text)
@@ -201,11 +211,9 @@ async def _pay(
     )
 
 
-async def _ask(
-    client: PayingClient, url: str, content: bytes, show: Callable[[str], None]
-) -> tuple[int, str]:
-    headers = {"content-type": "application/json"}
-    async with client.stream("POST", url, content=content, headers=headers) as response:
+async def _send(client: PayingClient, ask: _Ask, show: Callable[[str], None]) -> tuple[int, str]:
+    headers = {} if ask.content is None else {"content-type": "application/json"}
+    async with client.stream(ask.method, ask.url, content=ask.content, headers=headers) as response:
         if not response.headers.get("content-type", "").startswith(CONTENT_TYPE):
             body = await response.aread()
             if not response.is_success:

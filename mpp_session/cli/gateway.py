@@ -16,7 +16,6 @@ __all__ = ["NAME", "command"]
 NAME: Final = "gateway"
 
 _DEVNET_PRICE: Final = 25
-_DEVNET_DEPOSIT: Final = 100_000
 
 
 def command(  # noqa: PLR0913 -- each is a flag
@@ -94,19 +93,9 @@ def command(  # noqa: PLR0913 -- each is a flag
 
 
 def _devnet_defaults(path: Path) -> dict[str, Any]:
-    """Return settings that are good enough for a chain whose money is worth nothing."""
-    import secrets
+    from mpp_session.devnet_file import selling_settings
 
-    from mpp_session.devnet_file import devnet_settings, read_devnet
-
-    return {
-        **devnet_settings(read_devnet(path)),
-        "price.per_unit": _DEVNET_PRICE,
-        "payment.realm": "localhost",
-        "payment.secrets": [secrets.token_urlsafe(32)],
-        "payment.suggested_deposit": _DEVNET_DEPOSIT,
-        "ledger.url": f"sqlite:///{path.resolve().with_suffix('.ledger.db')}",
-    }
+    return {**selling_settings(path), "price.per_unit": _DEVNET_PRICE}
 
 
 def _announce(url: str, config: "Config", *, as_json: bool) -> None:

@@ -29,17 +29,25 @@ __all__ = ["NAME", "command"]
 NAME: Final = "pay"
 
 _CHAT_PATH: Final = "/v1/chat/completions"
-_UNIT_TYPES: Final = ("llm_token", "llm_chunk", "request")
+_PRICE_MAX: Final = {"llm_token": 100, "llm_chunk": 100, "request": 10_000}
+"""Unit types that this command agrees to, with the greatest price of each, in base units."""
+_NEVER_SOLD: Final = frozenset({"CONNECT", "HEAD", "TRACE"})
+"""HEAD carries the protocol's own messages, the others are for proxies."""
 
 
 def command(  # noqa: PLR0913 -- each is a flag
     url: Annotated[
-        str, typer.Argument(help=f"What to pay for; without a path {_CHAT_PATH} is meant.")
+        str,
+        typer.Argument(help=f"What to pay for; a body sent to no path goes to {_CHAT_PATH}."),
     ],
     *,
     prompt: Annotated[str | None, typer.Option(help="Ask a model this.")] = None,
-    json_body: Annotated[
-        str | None, typer.Option(help="Send this JSON instead, or @FILE, with POST.")
+    json_body: Annotated[str | None, typer.Option(help="Send this JSON, or @FILE.")] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            "--method", "-X", help="HTTP method; POST with a body and GET without, if not given."
+        ),
     ] = None,
     model: Annotated[str, typer.Option(help="Name of the model to ask.")] = "default",
     max_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 256,
@@ -67,8 +75,12 @@ def command(  # noqa: PLR0913 -- each is a flag
         ),
     ] = None,
     price_max: Annotated[
-        int, typer.Option(help="Most to pay for one unit, in base units of the token.")
-    ] = 100,
+        int | None,
+        typer.Option(
+            help="Most to pay for one unit, in base units of the token; 10,000 for a request and "
+            "100 for a token if not given."
+        ),
+    ] = None,
     deposit_max: Annotated[
         int, typer.Option(help="Most to deposit in one channel, in base units.")
     ] = 1_000_000,
@@ -93,6 +105,7 @@ def command(  # noqa: PLR0913 -- each is a flag
     only for servers that do not pay the gas of its deposit.
 
     \b
+    mpp-session pay http://127.0.0.1:8000/joke --devnet devnet.json
     mpp-session pay http://127.0.0.1:8402 --devnet devnet.json --prompt "Who are you?"
     mpp-session pay https://llm.example.com --prompt "Hello" --rpc-url https://node.example.com
         --chain-id 8453 --token 0x8335... --keystore agent.json --password-file agent.password
@@ -100,7 +113,11 @@ def command(  # noqa: PLR0913 -- each is a flag
     import asyncio
 
     content = _content(prompt, json_body, model, max_tokens)
-    target = url if urlsplit(url).path.strip("/") else url.rstrip("/") + _CHAT_PATH
+    has_body, has_path = content is not None, bool(urlsplit(url).path.strip("/"))
+    if not (has_body or has_path or method):
+        raise CommandError(f"{url} names no path: add one, or give --prompt or --json-body")
+    verb = _method(method, has_body=has_body)
+    target = url.rstrip("/") + _CHAT_PATH if has_body and not has_path else url
     caps = _Caps(price_max, deposit_max, deposit_max if budget is None else budget)
     if devnet is not None:
         payer = _devnet_wallet(devnet, caps)
@@ -121,7 +138,7 @@ def command(  # noqa: PLR0913 -- each is a flag
     show = (lambda _: None) if as_json else _show
     try:
         outcome = asyncio.run(
-            pay(target, content, payer, store=path, keep_open=keep_open, show=show)
+            pay(target, content, payer, method=verb, store=path, keep_open=keep_open, show=show)
         )
     except KeyboardInterrupt:
         report(asyncio.run(describe_left(path, target, payer.unit)))
@@ -139,10 +156,12 @@ def command(  # noqa: PLR0913 -- each is a flag
         report(asyncio.run(describe_left(path, target, payer.unit)))
 
 
-def _content(prompt: str | None, json_body: str | None, model: str, max_tokens: int) -> bytes:
-    if (prompt is None) == (json_body is None):
+def _content(
+    prompt: str | None, json_body: str | None, model: str, max_tokens: int
+) -> bytes | None:
+    if prompt is not None and json_body is not None:
         raise CommandError("give either --prompt or --json-body")
-    if json_body is None:
+    if prompt is not None:
         import msgspec
 
         return msgspec.json.encode(
@@ -153,12 +172,21 @@ def _content(prompt: str | None, json_body: str | None, model: str, max_tokens: 
                 "max_tokens": max_tokens,
             }
         )
+    if json_body is None:
+        return None
     if not json_body.startswith("@"):
         return json_body.encode()
     try:
         return Path(json_body[1:]).read_bytes()
     except OSError as error:
         raise CommandError(f"{json_body[1:]} cannot be read: {error.strerror}") from None
+
+
+def _method(given: str | None, *, has_body: bool) -> str:
+    method = (given or ("POST" if has_body else "GET")).upper()
+    if not (method.isascii() and method.isalpha()) or method in _NEVER_SOLD:
+        raise CommandError(f"--method: {method} is not a method that is sold")
+    return method
 
 
 def _devnet_wallet(path: Path, caps: "_Caps") -> "Wallet":
@@ -218,7 +246,7 @@ def _address(flag: str, text: str | None) -> "Address":
 class _Caps(NamedTuple):
     """What the flags allow, in base units."""
 
-    price_max: int
+    price_max: int | None
     deposit_max: int
     budget: int
 
@@ -228,7 +256,10 @@ class _Caps(NamedTuple):
         limits = TokenLimits(
             chain_id=chain_id,
             token=token,
-            unit_price_max=dict.fromkeys(_UNIT_TYPES, self.price_max),
+            unit_price_max={
+                name: default if self.price_max is None else self.price_max
+                for name, default in _PRICE_MAX.items()
+            },
             deposit_max=self.deposit_max,
             budget=self.budget,
         )

@@ -1,12 +1,13 @@
 """An agent with money, for tests of code that pays."""
 
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Final
 
 from channel.client.policy.policy import Policy, TokenLimits
 from mpp_session.agent.client import PayingClient, open_client
+from mpp_session.agent.sync_client import SyncPayingClient, open_sync_client
 from settlement.dev.devnet import DevAccount, DevnetValues
 
 __all__ = ["UNIT_PRICE_MAX", "TestPayer"]
@@ -47,6 +48,17 @@ class TestPayer:
     async def client(self, policy: Policy | None = None) -> AsyncIterator[PayingClient]:
         """Open an `httpx.AsyncClient` that pays; the next one continues with the same channels."""
         async with open_client(
+            rpc_url=self._values.rpc_url,
+            private_key=self.account.private_key,
+            policy=policy or self.policy(),
+            store=self.store,
+        ) as client:
+            yield client
+
+    @contextmanager
+    def sync_client(self, policy: Policy | None = None) -> Iterator[SyncPayingClient]:
+        """Open an `httpx.Client` that pays; the next one goes on with the same channels."""
+        with open_sync_client(
             rpc_url=self._values.rpc_url,
             private_key=self.account.private_key,
             policy=policy or self.policy(),

@@ -28,7 +28,7 @@ from channel.types import ChannelId, SignedVoucher
 from channel.wire.challenge import parse_challenges, parse_session_request
 from channel.wire.credential import Credential, format_credential
 from channel.wire.payload import VoucherPayload
-from mpp_session.selling import SellingApp
+from mpp_session.selling import SellingApp, sell
 from mpp_session.settings.config import load_provider_config
 from mpp_session.testing.chain import TestChain
 from settlement.watch.watcher import ChannelWatcher
@@ -82,6 +82,39 @@ async def test_the_books_are_open_as_long_as_the_application_serves(
         assert refused.json()["type"].endswith("session/channel-not-found")
     if isinstance(app, Starlette):
         assert app.state.lived == "ended"
+
+
+async def test_on_a_devnet_its_file_is_all_that_is_needed(
+    devnet: TestChain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """O-61: eight settings were missing; what is set wins."""
+    path = tmp_path / "devnet.json"
+    await asyncio.to_thread(devnet.values.write, path)
+    monkeypatch.setenv("MPP_SESSION_PAYMENT_REALM", "mine")
+    async with serve(sell(WITH_A_LIFE, ROUTES, devnet=path)) as url, httpx.AsyncClient() as client:
+        asked = await client.get(f"{url}/joke")
+    (challenge,) = parse_challenges(asked.headers.get_list("www-authenticate"))
+    asks = parse_session_request(challenge.request)
+    assert challenge.realm == "mine"
+    assert asks.recipient == devnet.values.accounts["payee"].address
+    assert asks.fee_payer is True
+    assert (tmp_path / "devnet.ledger.db").exists()
+
+
+async def test_a_devnet_that_is_not_there_fails_the_start(tmp_path: Path) -> None:
+    """O-61: with what to do first."""
+    app = sell(WITH_A_LIFE, ROUTES, devnet=str(tmp_path / "devnet.json"))
+    said: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "lifespan.startup"}
+
+    async def send(message: Any) -> None:
+        said.append(message)
+
+    await app({"type": "lifespan"}, receive, send)
+    assert said[0]["type"] == "lifespan.startup.failed"
+    assert "start `mpp-session devnet` first" in said[0]["message"]
 
 
 async def test_a_server_ends_with_what_guards_the_money(

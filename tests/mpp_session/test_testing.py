@@ -175,7 +175,7 @@ def test_the_manual_runs_in_somebody_elses_project(tmp_path: Path) -> None:
         text=True,
         check=False,
     )
-    assert "3 passed" in said.stdout, said.stdout
+    assert "4 passed" in said.stdout, said.stdout
 
 
 def test_a_project_with_names_of_its_own_runs_beside_it(tmp_path: Path) -> None:

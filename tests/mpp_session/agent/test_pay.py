@@ -66,9 +66,10 @@ async def line_to(provider: TestProvider) -> AsyncIterator[tuple[str, Line]]:
             return JSONResponse({"detail": "What do you mean?"}, status_code=400)
         return PlainTextResponse("Because.")
 
-    app = Starlette(routes=[Endpoint("/ask", ask, methods=["POST"])])
+    methods = ["DELETE", "GET", "PATCH", "POST", "PUT", "QUERY"]
+    app = Starlette(routes=[Endpoint("/ask", ask, methods=methods)])
     price = Price(unit_price=PRICE, unit_type="request")
-    routes = [Route(method="POST", path="/ask", price=price)]
+    routes = [Route(method=method, path="/ask", price=price) for method in methods]
     line = Line()
     url = await line.lay(await asyncio.to_thread(provider.serve, app, routes))
     try:
@@ -92,7 +93,7 @@ def wallet(payer: TestPayer, devnet: Any) -> Wallet:
     return wallet_of(payer, devnet.values.rpc_url)
 
 
-async def ask(url: str, wallet: Wallet, body: bytes = b"{}", **options: Any) -> PaidOutcome:
+async def ask(url: str, wallet: Wallet, body: bytes | None = b"{}", **options: Any) -> PaidOutcome:
     given: dict[str, Any] = {"keep_open": False, "show": lambda _: None} | options
     return await pay(url, body, wallet, store=wallet.store, **given)
 
@@ -113,6 +114,26 @@ async def test_a_channel_is_closed_behind_the_answer(
         assert (outcome.text, outcome.paid) == ("Because.", PRICE)
         assert outcome.close_tx is not None
         assert await describe_left(wallet.store, url, UNIT) == ""
+
+
+@pytest.mark.parametrize(
+    ("method", "body"),
+    [
+        ("GET", None),
+        ("DELETE", None),
+        ("PUT", b"{}"),
+        ("PATCH", b"{}"),
+        ("DELETE", b"{}"),
+        ("QUERY", b"{}"),
+    ],
+)
+async def test_any_method_is_paid_for(
+    sponsoring_provider: TestProvider, wallet: Wallet, method: str, body: bytes | None
+) -> None:
+    """O-61: `pay` sent POST alone."""
+    async with line_to(sponsoring_provider) as (url, _):
+        outcome = await ask(url, wallet, body, method=method)
+        assert (outcome.text, outcome.paid) == ("Because.", PRICE)
 
 
 async def test_a_server_that_is_gone_before_the_close_leaves_a_way_out(
