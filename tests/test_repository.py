@@ -119,15 +119,26 @@ VAGUE = re.compile(
     r"|purse|desk|lane|docket|keeper)\b"
 )
 """Words without an actor, and home-made names where the field has its own (docs/contributing)."""
-PROSE = ("channel/", "README.md")
+PROSE = ("channel/", "settlement/", "mpp_session/", "README.md")
 """What is written in plain English by now; add a part here once its words are gone."""
-ALLOWED: dict[str, frozenset[str]] = {}
-"""By file, the words that it needs, each with its reason in a comment."""
+ALLOWED = {
+    # "at once" still stands in both for "immediately": to be replaced, then taken out here
+    "settlement/": frozenset({"at once"}),
+    "mpp_session/": frozenset({"at once"}),
+    # the name of a file, which fixtures of users may look for
+    "mpp_session/testing/payer.py": frozenset({"at once", "purse"}),
+}
+"""By a path's beginning, the longest that fits, the words that are let through, and why."""
+
+
+def allowed_in(name: str) -> frozenset[str]:
+    prefixes = [prefix for prefix in ALLOWED if name.startswith(prefix)]
+    return ALLOWED[max(prefixes, key=len)] if prefixes else frozenset()
 
 
 def vague_words(text: str, allowed: frozenset[str] = frozenset()) -> Iterator[tuple[int, str]]:
     for match in VAGUE.finditer(text):
-        if match[0].lower() not in allowed:
+        if " ".join(match[0].lower().split()) not in allowed:
             yield text.count("\n", 0, match.start()) + 1, match[0]
 
 
@@ -137,7 +148,7 @@ def test_the_prose_names_its_actors() -> None:
         f"{name}:{line}: {word!r}: name the actor, or use the usual word"
         for path in tracked()
         if (name := name_of(path)).startswith(PROSE) and path.suffix in {".py", ".sql", ".md"}
-        for line, word in vague_words(path.read_text(), ALLOWED.get(name, frozenset()))
+        for line, word in vague_words(path.read_text(), allowed_in(name))
     ]
     assert not found, "\n".join(found)
 

@@ -296,7 +296,9 @@ async def test_a_purse_of_a_newer_version_is_left_alone(tmp_path: Path) -> None:
     connection = sqlite3.connect(path)
     connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
     connection.close()
-    with pytest.raises(StoreError, match="newer version"):
+    with pytest.raises(
+        StoreError, match=f"schema {SCHEMA_VERSION} or older, found {SCHEMA_VERSION + 1}"
+    ):
         await PaymentStore.open(path)
 
 

@@ -48,7 +48,7 @@ CREATE INDEX transaction_version_by_hash ON transaction_version (tx_hash);
 CREATE TABLE settler_lease (
     chain_id   BIGINT NOT NULL,
     account    BYTEA NOT NULL CHECK (length(account) = 20),
-    -- rises with every holder; whoever holds an older one is fenced off
+    -- rises with every holder; a holder of an older one is fenced off
     fence      BIGINT NOT NULL,
     holder     TEXT NOT NULL,
     expires_at DOUBLE PRECISION NOT NULL,

@@ -48,7 +48,7 @@ CREATE INDEX transaction_version_by_hash ON transaction_version (tx_hash);
 CREATE TABLE settler_lease (
     chain_id   INTEGER NOT NULL,
     account    BLOB NOT NULL CHECK (length(account) = 20),
-    -- rises with every holder; whoever holds an older one is fenced off
+    -- rises with every holder; a holder of an older one is fenced off
     fence      INTEGER NOT NULL,
     holder     TEXT NOT NULL,
     -- whether the holder also has the lock file, which its death frees before the lease runs out
