@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from channel.types import Address
     from mpp_session.agent.amounts import TokenUnit
 
-__all__ = ["Books", "name_tokens", "read_channels"]
+__all__ = ["Books", "name_tokens", "read_channels", "require_there"]
 
 _SQLITE: Final = "sqlite:///"
 
@@ -49,10 +49,21 @@ class Books(NamedTuple):
         url = str(values.get("ledger.url", ""))
         if not url:
             raise ConfigError("missing: `ledger.url` (give --ledger, --config or --devnet)")
-        is_missing = url.startswith(_SQLITE) and not Path(url.removeprefix(_SQLITE)).is_file()
-        if is_missing and not may_be_new:
-            raise ConfigError(f"there is no ledger at {url}")  # opening it would make one
+        if not may_be_new:
+            require_there(url)
         return cls(url, values)
+
+
+def require_there(url: str) -> None:
+    """Check that a ledger in a file is there: to open it would make one.
+
+    Raises:
+        ConfigError: It is not, or the URL names none.
+    """
+    from channel.ledger.url import sqlite_path
+
+    if url.startswith(_SQLITE) and not sqlite_path(url).is_file():
+        raise ConfigError(f"there is no ledger at {url}")
 
 
 def read_channels(books: Books, *, open_only: bool) -> "list[ChannelState]":

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from channel.errors import ConfigError
+from mpp_session.cli.books import require_there
 from mpp_session.cli.output import (
     format_id,
     format_time,
@@ -64,9 +64,7 @@ def command(
         flags={"ledger.url": ledger} if ledger is not None else {},
         defaults=devnet_defaults(devnet) if devnet is not None else None,
     )
-    url = settings.ledger.url
-    if url.startswith(_SQLITE) and not Path(url.removeprefix(_SQLITE)).is_file():
-        raise ConfigError(f"there is no ledger at {url}")  # opening it would make one
+    require_there(settings.ledger.url)
     status = asyncio.run(
         collect_status(settings, parse_address(payee), gas_account=parse_address(gas_account))
     )

@@ -29,8 +29,9 @@ class Ledger(Section, frozen=True):
     url: Annotated[
         str,
         Meta(
-            description="`sqlite:///absolute/path.db` for one gateway process, `postgresql://...`"
-            " for several. A ledger in memory is refused."
+            description="`sqlite:////absolute/path.db` for one gateway process, "
+            "`postgresql://...` for several. A ledger in memory is refused. With three "
+            "slashes the path is relative to this file, and refused in the environment."
         ),
     ]
     state_dir: Annotated[

@@ -13,6 +13,7 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, TypeVar, get_args, get_origin, get_type_hints
+from urllib.parse import quote
 
 import msgspec
 from msgspec.structs import replace
@@ -46,6 +47,7 @@ __all__ = [
 _log: Final = logging.getLogger(__name__)
 
 ENVIRONMENT_PREFIX: Final = "MPP_SESSION_"
+_SQLITE: Final = "sqlite:///"
 _Kind = TypeVar("_Kind", bound=WatchConfig)
 
 _ORDER: Final = (
@@ -314,12 +316,47 @@ def load_values(
         os.environ if environment is None else environment, settings
     )
     given: dict[str, Any] = {}
-    for source in (defaults or {}, from_file, from_environment, flags or {}):
+    _resolve_ledger(from_file, Path() if path is None else path.parent)
+    from_flags = dict(flags or {})
+    _resolve_ledger(from_flags, Path())
+    _require_absolute(from_environment)
+    for source in (defaults or {}, from_file, from_environment, from_flags):
         for name, value in source.items():
             if name not in settings:
                 raise ConfigError(_unknown("setting", name, settings))
             given[name] = value
     return given
+
+
+def _is_relative(url: str) -> bool:
+    rest = url.removeprefix(_SQLITE) if url.startswith(_SQLITE) else ""
+    return bool(rest) and not rest.startswith(("/", ":", "file:", "%2F", "%2f"))
+
+
+def _resolve_ledger(values: dict[str, Any], folder: Path) -> None:
+    """Let a SQLite file of a relative path mean the same file from wherever it is named (O-67).
+
+    In the file of settings it is relative to that file, as a flag to the folder it is typed in.
+    """
+    url = str(values.get("ledger.url", ""))
+    if _is_relative(url):
+        root = quote(str(folder.resolve()).rstrip("/"))
+        values["ledger.url"] = f"{_SQLITE}{root}/{url.removeprefix(_SQLITE)}"
+
+
+def _require_absolute(values: Mapping[str, Any]) -> None:
+    """Check that the environment names no books by a relative path: it outlives its folder.
+
+    Raises:
+        ConfigError: It does; from another folder that would be other books.
+    """
+    url = str(values.get("ledger.url", ""))
+    if _is_relative(url):
+        there = quote(str(Path(url.removeprefix(_SQLITE)).resolve()))
+        raise ConfigError(
+            f"`ledger.url` of the environment is {url}, another file in each folder: write "
+            f"{_SQLITE}{there}"
+        )
 
 
 def _read_file(path: Path, settings: Mapping[str, Setting]) -> dict[str, Any]:
