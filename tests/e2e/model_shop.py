@@ -26,7 +26,7 @@ class ModelShop:
         self.hold_after: int | None = None
         """After so many words a stream says nothing more."""
         self.ended = 0
-        """Streams whose end the server has noticed, whoever ended them."""
+        """Streams whose end the server has noticed."""
         self.bodies: list[bytes] = []
         self.elsewhere = ""
         """Where `/moved` leads."""

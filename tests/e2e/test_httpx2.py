@@ -133,7 +133,7 @@ async def test_a_cancelled_stream_ends(sold: Sold) -> None:
 
 
 def test_what_is_refused_is_said_and_not_tried_again(sold: Sold) -> None:
-    """O-54, O-42: an answer to the SDK, an exception of ours to others."""
+    """O-54, O-42: the SDK gets an answer, other callers an exception."""
     with sold.open_sync(sold.payer.policy({"llm_token": TOKEN_PRICE - 1})) as client:
         with pytest.raises(anthropic.APIStatusError) as caught:
             sold.model(client).messages.create(**ASKED)

@@ -228,7 +228,7 @@ def test_a_client_that_is_closed_while_a_thread_reads_lets_it_go(sold: Sold) -> 
 
 
 def test_what_is_refused_is_raised_or_said(sold: Sold) -> None:
-    """O-54, O-42: an exception of ours to httpx's caller, an answer to an SDK."""
+    """O-54, O-42: a caller of httpx gets an exception, an SDK an answer."""
     policy = sold.payer.policy({"llm_token": TOKEN_PRICE - 1, "request": JOKE_PRICE - 1})
     with sold.client(policy) as client:
         with pytest.raises(OfferRefusedError):
