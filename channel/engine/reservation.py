@@ -234,8 +234,8 @@ class RunningReservation:
                 raise refusal
             if refusal is None and self.units:
                 _log.info(
-                    "sold on channel 0x%s: %d units, %d base units",
-                    self.key.channel_id.hex(),
+                    "sold on channel 0x%s...: %d units, %d base units",
+                    self.key.channel_id[:4].hex(),  # a whole id in a log names its payer
                     self.units,
                     self.units * self._unit_price,
                 )
