@@ -110,7 +110,15 @@ def main() -> None:
     if server == "uvicorn":
         import uvicorn  # noqa: PLC0415 - each server in its own process
 
-        uvicorn.run(app, host="127.0.0.1", port=int(port), log_level="warning", access_log=False)
+        # h11 as under the gateway: a parser that a test package brings must change no figure
+        uvicorn.run(
+            app,
+            host="127.0.0.1",
+            port=int(port),
+            http="h11",
+            log_level="warning",
+            access_log=False,
+        )
     else:
         from granian.constants import Interfaces  # noqa: PLC0415
         from granian.server.embed import Server  # noqa: PLC0415
