@@ -261,7 +261,7 @@ def _has_node() -> bool:
 
 
 def _require_anvil() -> None:
-    """Report at once, rather than in the first test, that Anvil cannot run on this machine."""
+    """Report now, rather than in the first test, that Anvil cannot run on this machine."""
     candidates = (NODE_MODULES / "@foundry-rs").glob("anvil-*/bin/anvil")
     anvil = shutil.which("anvil") or next(map(str, candidates), None)
     if anvil is None:

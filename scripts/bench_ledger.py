@@ -68,7 +68,7 @@ async def fly(
 
 
 async def memory_rows(run: Run) -> AsyncIterator[Row]:
-    """Measure the whole path with the rules and no disk: one by one, and many at once."""
+    """Measure the whole path with the rules and no disk: one by one, and many together."""
     world = World(MemoryLedger())
     keys = [key_of(number) for number in range(64)]
     await world.open(keys)

@@ -85,7 +85,7 @@ async def challenge_of(port: int, target: str) -> Challenge:
 
 
 async def requests_per_second(port: int, columns: Sequence[Sequence[bytes]]) -> float:
-    """Send each column over a connection of its own, all at once."""
+    """Send each column over a connection of its own, all together."""
     connections = [await asyncio.open_connection("127.0.0.1", port) for _ in columns]
 
     async def run(

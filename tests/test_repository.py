@@ -119,14 +119,33 @@ VAGUE = re.compile(
     r"|purse|desk|lane|docket|keeper)\b"
 )
 """Words without an actor, and home-made names where the field has its own (docs/contributing)."""
-PROSE = ("channel/", "settlement/", "mpp_session/", "README.md")
+PROSE = (
+    "channel/",
+    "settlement/",
+    "mpp_session/",
+    "docs/",
+    "scripts/",
+    "README.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+)
 """What is written in plain English by now; add a part here once its words are gone."""
+PROSE_SUFFIXES = {".py", ".sql", ".md", ".toml", ""}
+"""The scripts that users call have no suffix."""
 ALLOWED = {
     # "at once" still stands in both for "immediately": to be replaced, then taken out here
     "settlement/": frozenset({"at once"}),
     "mpp_session/": frozenset({"at once"}),
     # the name of a file, which fixtures of users may look for
     "mpp_session/testing/payer.py": frozenset({"at once", "purse"}),
+    # written by `scripts/docs` from the settings of mpp_session: goes with the entry above
+    "docs/reference/configuration.md": frozenset({"at once"}),
+    # faults 37, 66, 75 and 77 stand in the words of the reports that they come from
+    "docs/engineering/failures.md": frozenset({"at once", "told", "lane"}),
+    # the constant NOBODY, the zero address
+    "scripts/gas_bench.py": frozenset({"nobody"}),
+    "scripts/local_chain.py": frozenset({"nobody"}),
+    "scripts/third_party.py": frozenset({"nobody"}),
 }
 """By a path's beginning, the longest that fits, the words that are let through, and why."""
 
@@ -143,11 +162,11 @@ def vague_words(text: str, allowed: frozenset[str] = frozenset()) -> Iterator[tu
 
 
 def test_the_prose_names_its_actors() -> None:
-    """In code, comments, messages and SQL: who acts is named, and a thing has its usual name."""
+    """In code, messages, SQL and documents: who acts is named, and a thing has its usual name."""
     found = [
         f"{name}:{line}: {word!r}: name the actor, or use the usual word"
         for path in tracked()
-        if (name := name_of(path)).startswith(PROSE) and path.suffix in {".py", ".sql", ".md"}
+        if (name := name_of(path)).startswith(PROSE) and path.suffix in PROSE_SUFFIXES
         for line, word in vague_words(path.read_text(), allowed_in(name))
     ]
     assert not found, "\n".join(found)
