@@ -2,8 +2,8 @@
 
     python bench_strangers.py PORT < task    run the strangers, in a process of their own
 
-The gateway, its ledger, chain and customers are real; the model server answers three tokens in
-one piece. A row counts only if nothing unpaid was delivered.
+The gateway, its ledger, chain and customers are real; the model server answers three tokens
+without delay. A row counts only if nothing unpaid was delivered.
 """
 
 import asyncio
