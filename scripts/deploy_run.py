@@ -1,27 +1,18 @@
 """The implementation of scripts/deploy."""
 
-import argparse
-import asyncio
-import getpass
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from eth_account import Account
-from eth_account.signers.local import LocalAccount
 from eth_utils.address import to_checksum_address
 
-from channel.errors import ProblemError
-from channel.types import Address, address
+from channel.types import Address
 from channel.verify.typed_data import keccak
 from settlement.addresses import CREATE2_DEPLOYER, SALT, factory_address
 from settlement.artifacts import load_artifact
-from settlement.dev.deploy import Deployment, SenderNode, deploy_escrow, verify_escrow
-from settlement.node.rpc import Rpc
-from settlement.tx.manager import TxManager
-from settlement.tx.signer import KeySigner
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 PAGE: Final = ROOT / "docs" / "reference" / "deployments.md"
@@ -31,42 +22,23 @@ Row = tuple[int, str, str, str]
 """Chain id, token, escrow, hash of the escrow's code."""
 
 
-def main() -> None:
-    """Parse the command line, run, and report errors in one line."""
-    options = _parser().parse_args()
-    if not options.rpc:
+def main(arguments: list[str]) -> None:
+    """Bring the page up to date; with arguments run the command first, and list its escrow."""
+    if not arguments:
         write_page(())
         return
-    try:
-        deployment = asyncio.run(run(options))
-    except (ProblemError, ValueError, OSError) as error:
-        sys.exit(f"deploy: {error}")
-    write_page((row_of(deployment),))
-    print(f"factory  {_checksum(deployment.factory)}")
-    print(f"escrow   {_checksum(deployment.escrow)}")
-    print(f"token    {_checksum(deployment.token)} on chain {deployment.chain_id}")
-    print(f"checked  code, token, domain separator, grace of {deployment.grace_period_s} s")
+    program = [sys.executable, "-m", "mpp_session.cli", "deploy", "--json", *arguments]
+    done = subprocess.run(program, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        sys.exit(done.returncode)
+    print(done.stdout, end="")
+    write_page((row_of(json.loads(done.stdout)),))
 
 
-async def run(options: argparse.Namespace) -> Deployment:
-    """Deploy with a keystore's key; without one only verify."""
-    token = address(bytes.fromhex(options.token.removeprefix("0x")))
-    account = _unlock(options) if options.keystore else Account.create()
-    async with await Rpc.connect(options.rpc) as rpc:
-        node = SenderNode(TxManager(rpc, KeySigner(bytes(account.key))))
-        if options.keystore:
-            return await deploy_escrow(node, token)
-        return await verify_escrow(node, token)
-
-
-def row_of(deployment: Deployment) -> Row:
-    """Return a deployment as a line of the page."""
-    return (
-        deployment.chain_id,
-        _checksum(deployment.token),
-        _checksum(deployment.escrow),
-        "0x" + deployment.code_hash.hex(),
-    )
+def row_of(deployment: dict[str, Any]) -> Row:
+    """Return what the command printed as a line of the page."""
+    token, escrow = (str(to_checksum_address(deployment[name])) for name in ("token", "escrow"))
+    return deployment["chain_id"], token, escrow, deployment["code_hash"]
 
 
 def write_page(new: tuple[Row, ...], page: Path = PAGE) -> None:
@@ -87,7 +59,10 @@ def render_page(rows: dict[tuple[int, str], tuple[str, ...]]) -> str:
     )
     return f"""# Deployments
 
-Written by `scripts/deploy`; the addresses follow from the code, so this page changes with it.
+Deploy a token's escrow with `mpp-session deploy --rpc URL --token 0x…`: it says what is there, what
+it would deploy and what the gas costs, asks, and checks the result
+([commands](cli.md#mpp-session-deploy)). `scripts/deploy` does the same from a checkout and writes
+this page; the addresses follow from the code, so the page changes with it.
 
 | what | value |
 |---|---|
@@ -119,24 +94,5 @@ COMPILER: Final = json.loads(
 )["compiler"]
 
 
-def _unlock(options: argparse.Namespace) -> LocalAccount:
-    keystore = Path(options.keystore).read_text(encoding="utf-8")
-    if options.password_file:
-        password = Path(options.password_file).read_text(encoding="utf-8").rstrip("\n")
-    else:
-        password = getpass.getpass(f"Password of {options.keystore}: ")
-    account: LocalAccount = Account.from_key(Account.decrypt(keystore, password))
-    return account
-
-
 def _checksum(value: Address) -> str:
     return str(to_checksum_address("0x" + value.hex()))
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Deploy the factory and a token's escrow.")
-    parser.add_argument("--rpc", help="URL of a node of the chain")
-    parser.add_argument("--token", help="address of the ERC-20 token")
-    parser.add_argument("--keystore", help="JSON keystore of the account that pays; without: check")
-    parser.add_argument("--password-file", help="file with the keystore's password")
-    return parser

@@ -13,6 +13,7 @@ from channel.errors import ConfigError, MppSessionError
 from mpp_session.cli import (
     channels,
     demo,
+    deploy,
     devnet,
     earnings,
     gateway,
@@ -46,6 +47,7 @@ for _group in (
     demo,
     devnet,
     keygen,
+    deploy,
     gateway,
     settle,
     pay,

@@ -22,6 +22,7 @@ def test_the_commands_are_those_of_the_manual(start: Run) -> None:
     assert COMMANDS == [
         "channels",
         "demo",
+        "deploy",
         "devnet",
         "earnings",
         "gateway",
@@ -70,6 +71,9 @@ REFUSED = [
     (["channels"], 2, "missing: `ledger.url`"),
     (["channels", "--ledger", "sqlite:///none.db"], 2, "there is no ledger"),
     (["channels", "--ledger", "sqlite:///:memory:"], 2, "ledger"),
+    (["deploy"], 1, "give --devnet, or also --rpc, --token"),
+    (["deploy", "--rpc", "http://127.0.0.1:1"], 1, "give --devnet, or also --token"),
+    (["deploy", "--rpc", "http://127.0.0.1:1", "--token", "0x12"], 2, "0x12 is not an address"),
     (["ledger", "check"], 2, "missing: `ledger.url`"),
     (["ledger", "check", "--ledger", "sqlite:///none.db"], 2, "there is no ledger"),
     (["ledger", "import", "none.jsonl", "--ledger", "sqlite:///new.db"], 1, "none.jsonl"),
