@@ -239,7 +239,7 @@ async def test_a_node_that_was_far_ahead_for_a_moment_blinds_nobody(
             await until(lambda: has_seen(watcher, head))
             far_ahead(world.node)
             await world.until_rings(AlarmKind.NODES_DISAGREE, level=1)
-            assert (watcher.head or await chain.rpc.block()).number > 10**6
+            await until(lambda: watcher.head is not None and watcher.head.number > 10**6)
             world.node.heal()
             await world.leave(channel_id)
             await world.until(channel_id, is_finalized=True)
