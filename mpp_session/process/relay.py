@@ -80,6 +80,7 @@ class _Relay:
         self._queued: deque[bytes] = deque()
         self._queued_bytes = 0
         self._is_full = False
+        self._is_losing = False
         self._dropped = 0
         self._is_writing = False
         self._changed = threading.Condition()
@@ -111,8 +112,10 @@ class _Relay:
                     rest = lines.pop()
                 for line in lines:
                     self._is_full |= self._queued_bytes + len(line) > LOG_QUEUED_BYTES_MAX
-                    if self._is_full:  # until there is room again, so that the loss is one gap
-                        self._dropped += line.endswith(b"\n")
+                    # Until there is room again, and by whole lines, so that the loss is one gap.
+                    if self._is_full or self._is_losing:
+                        self._is_losing = not line.endswith(b"\n")
+                        self._dropped += not self._is_losing
                     else:
                         self._queued.append(line)
                         self._queued_bytes += len(line)

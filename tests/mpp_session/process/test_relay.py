@@ -50,9 +50,11 @@ def test_what_found_no_room_is_counted_when_it_is_read_again() -> None:
     """O-82: a reader that stalls for a while, then goes on."""
     lines = 30_000
     script = (
-        "import sys\n"
+        "import sys, time; from mpp_session.process import relay\n"
         f"for number in range({lines}): print(f'{{number:<99}}', file=sys.stderr)\n"
-        "print('written', flush=True); sys.stdin.readline()\n"
+        "while relay._relays[2]._unread(): time.sleep(0.01)\n"
+        "with relay._relays[2]._changed: print('written', flush=True)\n"
+        "sys.stdin.readline()\n"
         "print('afterwards', file=sys.stderr)"
     )
     reader, pipe = os.pipe()
