@@ -28,6 +28,7 @@ from channel.ledger.interface import Ledger
 from channel.limits import CHAIN_CHECKS_MAX, CHAIN_CHECKS_PER_SOURCE_MAX, FACT_AGES_MAX
 from channel.state.channel_state import ChannelState
 from channel.state.commands import Observe
+from channel.state.transitions import is_known
 from channel.types import ChannelFact, ChannelId, ChannelKey, TxHash
 
 __all__ = ["ChainFacts"]
@@ -102,7 +103,7 @@ class ChainFacts:
         if state is None or fact is None:
             raise ChannelStoppedError("The chain does not know this channel.")
         self.mark_read(key)
-        if _agrees(state, fact):
+        if is_known(state, fact):
             return state
         return (await self._ledger.apply(key, [Observe(fact)])).require()
 
@@ -214,12 +215,3 @@ class ChainFacts:
                 self._checking[place] -= 1
                 if not self._checking[place]:
                     del self._checking[place]
-
-
-def _agrees(state: ChannelState, fact: ChannelFact) -> bool:
-    return (
-        state.deposit == fact.deposit
-        and state.settled == fact.settled
-        and state.close_requested_at == fact.close_requested_at
-        and state.is_finalized == fact.is_finalized
-    )

@@ -38,6 +38,7 @@ from channel.types import ChannelFact, ChannelKey, VerifiedVoucher
 
 __all__ = [
     "as_public",
+    "is_known",
     "proves_key",
     "require_consent",
     "require_open",
@@ -307,7 +308,7 @@ def _observe_fact(
 ) -> ChannelState:
     """Record absolute values; a late read of an older block changes nothing (F-29, F-72)."""
     _require_same_channel(state.key, fact.key)
-    if not is_rollback and (fact.block_number < state.fact_block or _is_known(state, fact)):
+    if not is_rollback and (fact.block_number < state.fact_block or is_known(state, fact)):
         return state
     return replace(
         state,
@@ -339,8 +340,8 @@ def _is_foreign(state: ChannelState, fact: ChannelFact, *, at: int) -> bool:
     return asked_at == 0 or 0 < at < asked_at + GRACE_PERIOD_S_MIN
 
 
-def _is_known(state: ChannelState, fact: ChannelFact) -> bool:
-    """Whether a fact changes nothing, so that a sweep over every channel writes no row."""
+def is_known(state: ChannelState, fact: ChannelFact) -> bool:
+    """Whether a fact says what the books say already: a sweep then writes no row."""
     return (
         fact.deposit == state.deposit
         and fact.settled == state.settled

@@ -15,6 +15,7 @@ from channel.ledger.interface import Ledger
 from channel.limits import EXITS_BELIEVED_MAX
 from channel.state.channel_state import ChannelState
 from channel.state.commands import Observe
+from channel.state.transitions import is_known
 from channel.types import Address, ChannelFact, ChannelId, ChannelKey
 from settlement.alarms import AlarmKind, Alarms
 from settlement.escrow.reader import EscrowReader
@@ -256,7 +257,7 @@ class ChannelObserver:
         if is_older and not is_rollback:
             return state  # this node lags behind the ledger
         fact = fact or _never_opened(state, head)
-        if _agrees(state, fact) and not is_older:
+        if is_known(state, fact) and not is_older:
             return state
         if fact.is_finalized and not state.is_finalized and state.closing_with is not None:
             return state  # perhaps the settler's close: it is recorded with its transaction
@@ -292,11 +293,6 @@ class ChannelObserver:
         oldest = head.number - self._tail_blocks
         if self._ended and min(self._ended.values()) < oldest:
             self._ended = {key: number for key, number in self._ended.items() if number >= oldest}
-
-
-def _agrees(state: ChannelState, fact: ChannelFact) -> bool:
-    seen = (fact.deposit, fact.settled, fact.close_requested_at, fact.is_finalized)
-    return seen == (state.deposit, state.settled, state.close_requested_at, state.is_finalized)
 
 
 def _never_opened(state: ChannelState, head: BlockRef) -> ChannelFact:

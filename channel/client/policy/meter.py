@@ -9,12 +9,10 @@ from typing import Any
 
 import msgspec
 
+from channel.limits import CHOICES_MAX, REQUEST_DEPTH_MAX
 from channel.wire.depth import is_shallow
 
 __all__ = ["Expectation", "UnitMeter", "read_expectation"]
-
-CHOICES_MAX = 128
-DEPTH_MAX = 64
 
 
 class Expectation(msgspec.Struct, frozen=True, gc=False):
@@ -43,7 +41,7 @@ def read_expectation(body: bytes | None, accept: str) -> Expectation:
     is_guess = wants_events and accept.strip().lower() != "text/event-stream"
     if not body or body.lstrip()[:1] != b"{":
         return Expectation(wants_events, None, is_guess)
-    if not is_shallow(body, DEPTH_MAX):
+    if not is_shallow(body, REQUEST_DEPTH_MAX):
         return Expectation(wants_events, None, is_guess)
     try:
         fields = _decode_body(body)
@@ -166,7 +164,7 @@ class _Count:
 
 def _read_chunk(text: bytes) -> _Chunk | None:
     """Return a chunk of a chat completion, or None for another kind of event."""
-    if not is_shallow(text, DEPTH_MAX):
+    if not is_shallow(text, REQUEST_DEPTH_MAX):
         return None
     try:
         return _decode_chunk(text)
