@@ -30,6 +30,12 @@ ACCEPT_PAYMENT_RANGES_MAX: Final = 32
 DESCRIPTION_CHARS_MAX: Final = 1024
 IDEMPOTENCY_KEY_BYTES_MAX: Final = 255
 ROUTE_BYTES_MAX: Final = 2048
+# A tariff: how many rates, how long their names, how fine a price, how many units of a request.
+RATES_MAX: Final = 32
+KIND_CHARS_MAX: Final = 64
+RATE_PER_MAX: Final = 10**15
+USAGE_MAX: Final = 2**53 - 1
+PRICE_TEXT_CHARS_MAX: Final = 96
 # How much of an unknown Content-Encoding a refusal quotes: one line of a log.
 CODINGS_CHARS_MAX: Final = 64
 

@@ -17,6 +17,7 @@ from channel.limits import (
     CHALLENGES_PER_RESPONSE_MAX,
     REQUEST_PARAM_BYTES_MAX,
 )
+from channel.tariff import Tariff, plain_tariff
 from channel.types import Address, ChannelId
 from channel.wire.auth_params import format_auth_params, parse_auth_challenges
 from channel.wire.encoding import (
@@ -40,6 +41,7 @@ from channel.wire.fields import (
     parse_text,
     required,
 )
+from channel.wire.tariff import parse_tariff, tariff_object
 
 __all__ = [
     "INTENT",
@@ -114,6 +116,14 @@ class SessionRequest(msgspec.Struct, frozen=True, kw_only=True):
     """The kinds of funding that the server takes, in its order of preference."""
     permit2: Address | None = None
     """The address of Permit2, when it is not the canonical one."""
+    tariff: Tariff | None = None
+    """Every rate; None when `unit_price` says all. Its main rate is `unit_price` and `unit_type`,
+    as `Tariff.unit` returns them."""
+
+    @property
+    def pricing(self) -> Tariff:
+        """What a request costs; of a plain request, `unit_price` for each unit."""
+        return self.tariff or plain_tariff(self.unit_type, self.unit_price)
 
 
 def parse_challenges(header_lines: Iterable[str]) -> tuple[Challenge, ...]:
@@ -225,6 +235,8 @@ def session_request_object(request: SessionRequest) -> dict[str, Any]:
         wire["description"] = request.description
     if request.external_id is not None:
         wire["externalId"] = request.external_id
+    if request.tariff is not None:
+        wire["tariff"] = tariff_object(request.tariff)
     return wire
 
 
@@ -269,7 +281,7 @@ def parse_session_request_object(wire: Mapping[str, Any]) -> SessionRequest:
         WireError: A field is missing or malformed; the message names it.
     """
     details = required(wire, "methodDetails", parse_object)
-    return SessionRequest(
+    request = SessionRequest(
         unit_price=required(wire, "amount", parse_amount),
         currency=required(wire, "currency", parse_address),
         recipient=required(wire, "recipient", parse_address),
@@ -285,7 +297,23 @@ def parse_session_request_object(wire: Mapping[str, Any]) -> SessionRequest:
         credential_types=optional(details, "credentialTypes", _parse_names)
         or DEFAULT_CREDENTIAL_TYPES,
         permit2=optional(details, "permit2Contract", parse_address),
+        tariff=optional(wire, "tariff", parse_tariff),
     )
+    _require_main_rate(request)
+    return request
+
+
+def _require_main_rate(request: SessionRequest) -> None:
+    """Refuse a tariff whose main rate is not what a reader without tariffs is shown."""
+    if request.tariff is None:
+        return
+    main = request.tariff.unit()
+    if main != (request.unit_price, request.unit_type):
+        price, name = main
+        raise WireError(
+            f"tariff: its main rate is {price} for each {name}, but the request names "
+            f"{request.unit_price} for each {request.unit_type or 'unit'}"
+        )
 
 
 def _parse_names(value: object) -> tuple[str, ...]:
