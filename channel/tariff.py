@@ -32,6 +32,7 @@ __all__ = [
     "Tariff",
     "Usage",
     "format_rate",
+    "is_kind",
     "parse_money",
     "parse_rate",
     "plain_tariff",
@@ -61,6 +62,11 @@ _MONEY: Final = re.compile(r"(\d+)(?:\.(\d+))?(?: ?([A-Za-z][A-Za-z0-9.+-]*))?")
 _RATE: Final = re.compile(r"([^/]+?)(?: ?/ ?(\d+) ?([KMB]?))?(?: above (\d+) ?([KMB]?))?")
 
 
+def is_kind(name: str) -> bool:
+    """Whether a kind can have this name: lower-case letters, digits and _, a letter first."""
+    return len(name) <= KIND_CHARS_MAX and _KIND.fullmatch(name) is not None
+
+
 class Rate(msgspec.Struct, frozen=True, gc=False):
     """`amount` base units for `per` units of `kind`, from the unit after the first `above`."""
 
@@ -76,7 +82,7 @@ class Rate(msgspec.Struct, frozen=True, gc=False):
         Raises:
             ConfigError: The kind is no name, or a number is out of range.
         """
-        if not _KIND.fullmatch(self.kind) or len(self.kind) > KIND_CHARS_MAX:
+        if not is_kind(self.kind):
             raise ConfigError(
                 f"expected a kind of at most {KIND_CHARS_MAX} lower-case letters, digits and _, "
                 f"such as output_token, found {self.kind[:KIND_CHARS_MAX]!r}"
@@ -262,8 +268,7 @@ _Bands = tuple[tuple[int, int], ...]
 @lru_cache(maxsize=1024)
 def plain_tariff(unit_type: str, unit_price: int) -> Tariff:
     """Return the tariff of one whole price, for a unit of any name; see `Tariff.of`."""
-    is_kind = _KIND.fullmatch(unit_type) and len(unit_type) <= KIND_CHARS_MAX
-    return Tariff.of(unit_type if is_kind else "unit", unit_price)
+    return Tariff.of(unit_type if is_kind(unit_type) else "unit", unit_price)
 
 
 @lru_cache(maxsize=1024)

@@ -7,6 +7,7 @@ import msgspec
 
 from channel.errors import WireError
 from channel.limits import RECEIPT_BYTES_MAX
+from channel.tariff import Usage
 from channel.types import ChannelId, TxHash
 from channel.wire.challenge import INTENT, METHOD
 from channel.wire.encoding import (
@@ -21,6 +22,7 @@ from channel.wire.encoding import (
     parse_timestamp,
 )
 from channel.wire.fields import optional, parse_channel_id, parse_name, parse_tx_hash, required
+from channel.wire.tariff import parse_usage, usage_object
 
 __all__ = [
     "Receipt",
@@ -45,7 +47,9 @@ class Receipt(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     timestamp: float
     """POSIX seconds."""
     units: int | None = None
-    """Units of this request."""
+    """Units of this request, where one kind has a price."""
+    usage: Usage | None = None
+    """Units of this request by kind, where several have; other clients ignore the member."""
     tx_hash: TxHash | None = None
     confirmations: int | None = None
 
@@ -62,6 +66,7 @@ class _WireReceipt(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     acceptedCumulative: str  # noqa: N815
     spent: str
     units: int | None = None
+    usage: dict[str, int] | None = None
     txHash: str | None = None  # noqa: N815
     confirmations: int | None = None
 
@@ -73,7 +78,7 @@ def format_receipt(receipt: Receipt) -> str:
     """Return the value of a `Payment-Receipt` field: base64url of JSON, without a scheme.
 
     Raises:
-        WireError: An amount outside `uint128`.
+        WireError: An amount outside `uint128`, or a usage that cannot be stated.
     """
     return encode_base64url(_encode(_to_wire(receipt)))
 
@@ -97,6 +102,7 @@ def _to_wire(receipt: Receipt) -> _WireReceipt:
         format_amount(receipt.accepted),
         format_amount(receipt.spent),
         receipt.units,
+        None if receipt.usage is None else usage_object(receipt.usage),
         None if receipt.tx_hash is None else format_hex(receipt.tx_hash),
         receipt.confirmations,
     )
@@ -127,6 +133,7 @@ def parse_receipt_json(text: bytes | str) -> Receipt:
         spent=required(wire, "spent", parse_amount),
         timestamp=required(wire, "timestamp", parse_timestamp),
         units=optional(wire, "units", parse_safe_integer),
+        usage=optional(wire, "usage", parse_usage),
         tx_hash=optional(wire, "txHash", parse_tx_hash),
         confirmations=optional(wire, "confirmations", parse_safe_integer),
     )

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 import msgspec
 
 from channel.errors import WireError
-from channel.limits import EVENT_BYTES_MAX
+from channel.limits import EVENT_BYTES_MAX, KIND_CHARS_MAX, RATES_MAX
+from channel.tariff import Usage
 from channel.types import ChannelId
 from channel.wire.encoding import (
     format_amount,
@@ -16,6 +17,7 @@ from channel.wire.encoding import (
 )
 from channel.wire.fields import parse_channel_id, required
 from channel.wire.receipt import Receipt, format_receipt_json
+from channel.wire.tariff import parse_usage, usage_object
 
 __all__ = [
     "CONTENT_TYPE",
@@ -28,6 +30,7 @@ __all__ = [
     "format_payment_receipt_event",
     "parse_event",
     "parse_event_units",
+    "parse_event_usage",
     "parse_need_voucher",
 ]
 
@@ -37,11 +40,18 @@ RECEIPT_EVENT = "payment-receipt"
 UNITS_FIELD = "payment-units"
 """A line of an event that states its units when they are not 1. The format requires readers to
 ignore fields that they do not know."""
+USAGE_FIELD = "payment-usage"
+"""The same by kind, `input_token=57,output_token=1`: what an event used that is not some units of
+the main kind alone."""
 
 # The three line ends of the format, and no others: U+2028, U+0085 or \x0b inside a line are text.
 _LINE_END = re.compile("\r\n|\r|\n")
 _EVENT_END = re.compile(rb"(?:\r\n?+|\n)(?:\r\n?+|\n)")
 _UNITS = re.compile(rb"(?:\A|[\r\n])payment-units: ?(\d{1,18})(?=[\r\n])")
+_USED = f"[a-z][a-z0-9_]{{0,{KIND_CHARS_MAX - 1}}}=[0-9]{{1,16}}"
+_USAGE = re.compile(
+    rf"(?:\A|[\r\n])payment-usage: ?({_USED}(?:,{_USED}){{0,{RATES_MAX - 1}}})(?=[\r\n])".encode()
+)
 _BYTES_LINE_END = re.compile(rb"\r\n|\r|\n")
 
 
@@ -54,24 +64,32 @@ class NeedVoucher(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     deposit: int
 
 
-def format_event(data: str, event: str | None = None, *, units: int = 1) -> bytes:
+def format_event(
+    data: str, event: str | None = None, *, units: int = 1, usage: Usage | None = None
+) -> bytes:
     """Return one event; no line of `data` can become another field or event (F-55).
 
-    An event of other than one unit states its number (`payment-units`), so that clients can count.
+    An event of other than one unit states its number (`payment-units`), or, in place of `units`,
+    its usage by kind (`payment-usage`), so that clients can count.
 
     Raises:
-        WireError: `event` holds a line end.
+        WireError: `event` holds a line end, or `usage` cannot be stated.
     """
     if event is None:
-        if units == 1 and "\n" not in data and "\r" not in data:  # nearly every token
+        if (
+            units == 1 and usage is None and "\n" not in data and "\r" not in data
+        ):  # nearly every token
             return f"data: {data}\n\n".encode()
         head = ""
     elif _LINE_END.search(event) is None:
         head = f"event: {event}\n"
     else:
         raise WireError("expected an event name of one line, found a line end in it")
-    if units != 1:
-        head += f"{UNITS_FIELD}: {units}\n"
+    if usage:
+        stated = ",".join(f"{kind}={units}" for kind, units in usage_object(usage).items())
+        head += f"{USAGE_FIELD}: {stated}\n"
+    elif units != 1 or usage is not None:
+        head += f"{UNITS_FIELD}: {units if usage is None else 0}\n"
     lines = "".join(f"data: {line}\n" for line in _LINE_END.split(data))
     return f"{head}{lines}\n".encode()
 
@@ -128,6 +146,26 @@ def parse_event_units(block: bytes) -> int | None:
     """Return the units that an event states; None when it states none."""
     found = _UNITS.search(block) if b"payment-units" in block else None
     return None if found is None else int(found[1])
+
+
+def parse_event_usage(block: bytes) -> dict[str, int] | int | None:
+    """Return what an event states: its usage by kind, or its units of the main kind.
+
+    None when it states nothing, or nothing that can be read: then it counts as one unit.
+    """
+    if b"payment-u" not in block:  # nearly every token
+        return None
+    found = _USAGE.search(block)
+    return parse_event_units(block) if found is None else _read_usage(found[1].decode("ascii"))
+
+
+def _read_usage(text: str) -> dict[str, int] | None:
+    parts = [part.partition("=") for part in text.split(",")]
+    try:
+        usage = parse_usage({kind: int(units) for kind, _, units in parts})
+    except WireError:
+        return None
+    return usage if len(usage) == len(parts) else None  # a kind that is stated twice is not read
 
 
 class EventSplitter:

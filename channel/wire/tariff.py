@@ -15,12 +15,12 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from channel.errors import ConfigError, WireError
-from channel.limits import RATES_MAX
-from channel.tariff import Rate, Tariff
+from channel.limits import KIND_CHARS_MAX, RATES_MAX
+from channel.tariff import Rate, Tariff, Usage, is_kind
 from channel.wire.encoding import format_amount, parse_amount, parse_safe_integer
 from channel.wire.fields import optional, parse_name, parse_object, required
 
-__all__ = ["parse_tariff", "tariff_object"]
+__all__ = ["parse_tariff", "parse_usage", "tariff_object", "usage_object"]
 
 _TARIFF = frozenset({"rates", "minimum", "maximum"})
 _RATE = frozenset({"kind", "amount", "per", "above"})
@@ -88,4 +88,29 @@ def _parse_rate(value: object) -> Rate:
 def _require_known(wire: Mapping[str, Any], known: Collection[str]) -> None:
     for name in wire:
         if name not in known:
-            raise WireError(f"{name[:64]!r}: unknown, so the price is not understood")
+            raise WireError(f"{name[:KIND_CHARS_MAX]!r}: unknown, so the price is not understood")
+
+
+def usage_object(usage: Usage) -> dict[str, int]:
+    """Return a request's usage as a receipt states it; see `parse_usage`.
+
+    Raises:
+        WireError: It cannot be stated.
+    """
+    return parse_usage(dict(usage))
+
+
+def parse_usage(value: object) -> dict[str, int]:
+    """Return units by kind, at most `RATES_MAX` kinds, each an integer from 0 to 2**53 - 1.
+
+    Raises:
+        WireError: It is no such object; the message names the kind.
+    """
+    wire = parse_object(value)
+    if len(wire) > RATES_MAX:
+        raise WireError(f"more than {RATES_MAX} kinds")
+    for kind in wire:
+        if not is_kind(kind):
+            raise WireError(f"{kind[:KIND_CHARS_MAX]!r}: not a kind")
+        required(wire, kind, parse_safe_integer)
+    return wire

@@ -3,12 +3,13 @@
 import json
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from channel.errors import WireError
-from channel.limits import AMOUNT_MAX, RECEIPT_BYTES_MAX, SAFE_INTEGER_MAX
+from channel.limits import AMOUNT_MAX, RATES_MAX, RECEIPT_BYTES_MAX, SAFE_INTEGER_MAX
 from channel.types import ChannelId, TxHash
 from channel.wire.encoding import decode_base64url, encode_base64url
 from channel.wire.receipt import (
@@ -22,6 +23,11 @@ from tests.channel.vectors import WIRE, Entry, entry_of, name_of
 
 AMOUNTS = st.integers(0, AMOUNT_MAX)
 COUNTS = st.none() | st.integers(0, SAFE_INTEGER_MAX)
+USAGES = st.dictionaries(
+    st.from_regex(r"[a-z][a-z0-9_]{0,63}", fullmatch=True),
+    st.integers(0, SAFE_INTEGER_MAX),
+    max_size=RATES_MAX,
+)
 WORDS = st.binary(min_size=32, max_size=32)
 RECEIPTS = st.builds(
     Receipt,
@@ -32,6 +38,7 @@ RECEIPTS = st.builds(
     spent=AMOUNTS,
     timestamp=st.integers(0, 4_000_000_000),
     units=COUNTS,
+    usage=st.none() | USAGES,
     tx_hash=st.none() | WORDS.map(TxHash),
     confirmations=COUNTS,
 )
@@ -87,6 +94,13 @@ def test_unknown_members_are_ignored() -> None:
         ("spent", str(AMOUNT_MAX + 1)),
         ("units", "500"),
         ("units", 1.5),
+        ("usage", None),
+        ("usage", [1]),
+        ("usage", {"output_token": "35"}),
+        ("usage", {"output_token": -1}),
+        ("usage", {"output_token": True}),
+        ("usage", {"Output token": 35}),
+        ("usage", {f"k{n}": 1 for n in range(RATES_MAX + 1)}),
         ("txHash", "0x"),
         ("confirmations", -1),
     ],
@@ -125,7 +139,26 @@ def test_an_amount_beyond_uint128_is_no_receipt() -> None:
         format_receipt(wrong)
 
 
+def test_a_usage_of_several_kinds_is_stated_by_kind() -> None:
+    """RCPT-04: a member beside the draft's, in place of `units`; integers, not amounts."""
+    usage = {"input_token": 57, "output_token": 35}
+    wire = {name: value for name, value in GOLDEN.items() if name != "units"} | {"usage": usage}
+    receipt = parse_receipt_json(json.dumps(wire))
+    assert (receipt.usage, receipt.units) == (usage, None)
+    assert json.loads(format_receipt_json(receipt)) == wire
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [{"Output": 1}, {"output_token": -1}, {"output_token": 1.5}, {f"k{n}": 1 for n in range(33)}],
+)
+def test_a_usage_that_no_client_can_read_is_not_written(usage: dict[str, Any]) -> None:
+    receipt = parse_receipt_json(json.dumps(GOLDEN))
+    with pytest.raises(WireError):
+        format_receipt(msgspec.structs.replace(receipt, usage=usage))
+
+
 def test_nothing_absent_is_written() -> None:
     receipt = parse_receipt(entry_of(WIRE["receipts"], "request")["wire"])
     written = json.loads(decode_base64url(format_receipt(receipt)))
-    assert not {"txHash", "confirmations"} & set(written)
+    assert not {"txHash", "confirmations", "usage"} & set(written)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from channel.errors import WireError
-from channel.limits import AMOUNT_MAX
+from channel.limits import AMOUNT_MAX, KIND_CHARS_MAX, RATES_MAX, USAGE_MAX
 from channel.types import ChannelId
 from channel.wire.encoding import parse_amount, parse_hex
 from channel.wire.receipt import parse_receipt, parse_receipt_json
@@ -23,6 +23,7 @@ from channel.wire.sse import (
     format_need_voucher,
     format_payment_receipt_event,
     parse_event,
+    parse_event_usage,
     parse_need_voucher,
 )
 from tests.channel.vectors import WIRE, entry_of
@@ -135,6 +136,99 @@ def test_the_last_event_is_the_receipt_as_json() -> None:
     ((name, data),) = read_with_httpx_sse(format_payment_receipt_event(receipt))
     assert name == RECEIPT_EVENT == "payment-receipt"
     assert parse_receipt_json(data) == receipt
+
+
+# -- what an event used
+
+
+USAGES = st.dictionaries(
+    st.from_regex(r"[a-z][a-z0-9_]{0,63}", fullmatch=True),
+    st.integers(0, USAGE_MAX),
+    min_size=1,
+    max_size=RATES_MAX,
+)
+
+
+@given(NASTY | TEXT, st.sampled_from([None, "message"]), USAGES)
+def test_an_events_usage_comes_back_and_its_data_stays(
+    data: str, name: str | None, usage: dict[str, int]
+) -> None:
+    wire = format_event(data, name, usage=usage)
+    assert parse_event_usage(wire) == usage
+    assert parse_event(wire) == (name or "message", unified(data))
+    assert read_with_httpx_sse(wire) == [("message", unified(data))]
+
+
+def test_a_usage_stands_on_one_line_before_the_data() -> None:
+    usage = {"input_token": 57, "output_token": 1}
+    wire = format_event("x", usage=usage)
+    assert wire == b"payment-usage: input_token=57,output_token=1\ndata: x\n\n"
+    assert format_event("x", "e", units=9, usage={"image": 2}) == (
+        b"event: e\npayment-usage: image=2\ndata: x\n\n"
+    )
+
+
+def test_a_usage_of_nothing_is_stated_as_no_units() -> None:
+    assert format_event("x", usage={}) == format_event("x", units=0)
+    assert parse_event_usage(format_event("x", usage={})) == 0
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        {"Output": 1},
+        {"a\ndata": 1},
+        {"": 1},
+        {"output_token": -1},
+        {"output_token": True},
+        {"output_token": USAGE_MAX + 1},
+        {"k" * (KIND_CHARS_MAX + 1): 1},
+        {f"k{n}": 1 for n in range(RATES_MAX + 1)},
+    ],
+)
+def test_a_usage_that_cannot_be_stated_is_refused(usage: dict[str, int]) -> None:
+    """F-55: a kind with a line end in it would be another field."""
+    with pytest.raises(WireError):
+        format_event("x", usage=usage)
+
+
+LONGEST_USAGE = ",".join(f"{'k' * (KIND_CHARS_MAX - 2)}{n:02}={USAGE_MAX}" for n in range(32))
+
+
+@pytest.mark.parametrize(
+    ("block", "stated"),
+    [
+        (b"data: x\n\n", None),
+        (b"payment-units: 7\ndata: x\n\n", 7),
+        (b"data: x\r\npayment-usage:image=2\r\n\r\n", {"image": 2}),
+        (b"payment-usage: image=0\ndata: x\n\n", {"image": 0}),
+        (b"payment-units: 7\npayment-usage: image=2\ndata: x\n\n", {"image": 2}),
+        (b"payment-usage: ?\npayment-units: 7\ndata: x\n\n", 7),
+        (b"data: payment-usage: image=2\n\n", None),
+        (b"payment-usage: \ndata: x\n\n", None),
+        (b"payment-usage: image\ndata: x\n\n", None),
+        (b"payment-usage: image=2,\ndata: x\n\n", None),
+        (b"payment-usage: image=2, row=1\ndata: x\n\n", None),
+        (b"payment-usage: image=-2\ndata: x\n\n", None),
+        (b"payment-usage: image=1,image=1\ndata: x\n\n", None),
+        (b"payment-usage: Image=2\ndata: x\n\n", None),
+        (b"payment-usage: image=9007199254740992\ndata: x\n\n", None),
+        (b"payment-usage: image=\xd9\xa3\ndata: x\n\n", None),
+        (b"payment-usage: " + b"k" * (KIND_CHARS_MAX + 1) + b"=1\ndata: x\n\n", None),
+        (f"payment-usage: {LONGEST_USAGE},extra=1\ndata: x\n\n".encode(), None),
+    ],
+)
+def test_a_stated_usage_is_read_within_its_bounds(
+    block: bytes, stated: dict[str, int] | int | None
+) -> None:
+    """A statement that cannot be read counts as none: the payer counts one unit."""
+    assert parse_event_usage(block) == stated
+
+
+def test_the_longest_usage_is_read() -> None:
+    stated = parse_event_usage(f"payment-usage: {LONGEST_USAGE}\n\n".encode())
+    assert isinstance(stated, dict)
+    assert (len(stated), set(stated.values())) == (RATES_MAX, {USAGE_MAX})
 
 
 # -- reading one event
