@@ -35,7 +35,7 @@ RATES_MAX: Final = 32
 KIND_CHARS_MAX: Final = 64
 RATE_PER_MAX: Final = 10**15
 USAGE_MAX: Final = 2**53 - 1
-PRICE_TEXT_CHARS_MAX: Final = 96
+PRICE_TEXT_CHARS_MAX: Final = 128
 # How much of an unknown Content-Encoding a refusal quotes: one line of a log.
 CODINGS_CHARS_MAX: Final = 64
 

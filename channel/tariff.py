@@ -31,6 +31,7 @@ __all__ = [
     "RunningCost",
     "Tariff",
     "Usage",
+    "describe_rate",
     "format_rate",
     "is_kind",
     "parse_money",
@@ -57,9 +58,10 @@ KINDS: Final = (
 """The kinds with a fixed meaning (docs/reference/tariff.md). A seller may use names of its own."""
 
 _KIND: Final = re.compile("[a-z][a-z0-9_]*")
-_COUNTS: Final = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}
-_MONEY: Final = re.compile(r"(\d+)(?:\.(\d+))?(?: ?([A-Za-z][A-Za-z0-9.+-]*))?")
-_RATE: Final = re.compile(r"([^/]+?)(?: ?/ ?(\d+) ?([KMB]?))?(?: above (\d+) ?([KMB]?))?")
+_COUNTS: Final = {"B": 10**9, "M": 10**6, "K": 10**3, "": 1}
+_MONEY: Final = re.compile(r"([0-9]+)(?:\.([0-9]+))? ?([^0-9.,].*)?")
+_COUNT: Final = "([0-9]+) ?([KMB]?)"
+_RATE: Final = re.compile(f"(.+?)(?: ?/ ?{_COUNT})?(?: above {_COUNT})?")
 
 
 def is_kind(name: str) -> bool:
@@ -67,7 +69,7 @@ def is_kind(name: str) -> bool:
     return len(name) <= KIND_CHARS_MAX and _KIND.fullmatch(name) is not None
 
 
-class Rate(msgspec.Struct, frozen=True, gc=False):
+class Rate(msgspec.Struct, frozen=True, gc=False, cache_hash=True):
     """`amount` base units for `per` units of `kind`, from the unit after the first `above`."""
 
     kind: str
@@ -87,19 +89,23 @@ class Rate(msgspec.Struct, frozen=True, gc=False):
                 f"expected a kind of at most {KIND_CHARS_MAX} lower-case letters, digits and _, "
                 f"such as output_token, found {self.kind[:KIND_CHARS_MAX]!r}"
             )
-        if not 0 <= self.amount <= AMOUNT_MAX:
-            raise ConfigError(f"{self.kind}: expected an amount of 0 to {AMOUNT_MAX} base units")
-        if not 1 <= self.per <= RATE_PER_MAX:
-            raise ConfigError(f"{self.kind}: expected a rate for 1 to {RATE_PER_MAX} units")
-        if not 0 <= self.above <= USAGE_MAX:
-            raise ConfigError(f"{self.kind}: expected a step above 0 to {USAGE_MAX} units")
+        for name, value, least, most in (
+            ("amount", self.amount, 0, AMOUNT_MAX),
+            ("per", self.per, 1, RATE_PER_MAX),
+            ("above", self.above, 0, USAGE_MAX),
+        ):
+            if not _is_integer(value, least, most):
+                raise ConfigError(
+                    f"{self.kind}: expected {name} as an int from {least} to {most}, "
+                    f"found {value!r}"
+                )
 
     def exceeds(self, other: "Rate") -> bool:
         """Whether a unit costs more under this rate than under the other; exact."""
         return self.amount * other.per > other.amount * self.per
 
 
-class Tariff(msgspec.Struct, frozen=True, gc=False):
+class Tariff(msgspec.Struct, frozen=True, gc=False, cache_hash=True):
     """The price of a request: rates by kind, and bounds of the whole. Amounts in base units."""
 
     rates: tuple[Rate, ...]
@@ -115,8 +121,8 @@ class Tariff(msgspec.Struct, frozen=True, gc=False):
         Raises:
             ConfigError: It says what is wrong, and with which kind.
         """
-        if not 1 <= len(self.rates) <= RATES_MAX:
-            raise ConfigError(f"expected 1 to {RATES_MAX} rates, found {len(self.rates)}")
+        if not isinstance(self.rates, tuple) or not 1 <= len(self.rates) <= RATES_MAX:
+            raise ConfigError(f"expected a tuple of 1 to {RATES_MAX} rates")
         if self.rates[0].amount == 0:
             raise ConfigError(
                 f"{self.rates[0].kind}: the first rate is the main one and must not be free"
@@ -124,17 +130,19 @@ class Tariff(msgspec.Struct, frozen=True, gc=False):
         reached: dict[str, int] = {}
         for rate in self.rates:
             last = reached.get(rate.kind)
-            if (last is None) != (rate.above == 0) or (last is not None and rate.above <= last):
+            if rate.above != 0 if last is None else rate.above <= last:
                 raise ConfigError(
                     f"{rate.kind}: expected one rate from the first unit on, then steps in order, "
-                    f"found a step above {rate.above} after {last}"
+                    f"found a rate above {rate.above}"
                 )
             reached[rate.kind] = rate.above
-        top = AMOUNT_MAX if self.maximum is None else self.maximum
-        if not 0 <= self.minimum <= top <= AMOUNT_MAX or top == 0:
+        least = 0 if self.maximum is None else max(1, self.minimum)
+        if not _is_integer(self.minimum, 0, AMOUNT_MAX) or not (
+            self.maximum is None or _is_integer(self.maximum, least, AMOUNT_MAX)
+        ):
             raise ConfigError(
-                f"expected a minimum of at most the maximum, and both below {AMOUNT_MAX} base "
-                f"units, found {self.minimum} and {self.maximum}"
+                f"expected minimum and maximum as ints up to {AMOUNT_MAX} base units, the maximum "
+                f"above 0 and no less than the minimum, found {self.minimum!r} and {self.maximum!r}"
             )
 
     @classmethod
@@ -155,7 +163,8 @@ class Tariff(msgspec.Struct, frozen=True, gc=False):
     @property
     def is_plain(self) -> bool:
         """Whether one whole price for one kind says everything, as in the draft."""
-        return self == Tariff.of(self.main.kind, self.main.amount)
+        is_one = len(self.rates) == 1 and not self.minimum and self.maximum is None
+        return is_one and self.main.amount % self.main.per == 0
 
     def unit(self) -> tuple[int, str]:
         """Return the price of one unit of the main rate, and the unit's name.
@@ -174,8 +183,8 @@ class Tariff(msgspec.Struct, frozen=True, gc=False):
         Nothing used costs nothing; otherwise the minimum and the maximum apply.
 
         Raises:
-            ConfigError: The tariff has no rate for a kind, or a number of units is negative or
-                costs more than any channel can hold.
+            ConfigError: The tariff has no rate for a kind, a number of units is no int from 0 to
+                `USAGE_MAX`, or the cost exceeds what a channel can hold.
         """
         return RunningCost(self).add(usage)
 
@@ -195,47 +204,110 @@ class Tariff(msgspec.Struct, frozen=True, gc=False):
 class RunningCost:
     """What one request has used and costs so far.
 
-    The sum of what `add` returns is always the cost of the whole usage, whatever its parts.
+    The sum of what `add` returns is always the cost of the whole usage, whatever its parts. A call
+    that raises changes nothing; see `Tariff.cost` for what raises.
     """
 
-    __slots__ = ("_bands", "_denominator", "_exact", "_maximum", "_minimum", "charged", "usage")
+    __slots__ = (
+        "_bands",
+        "_denominator",
+        "_exact",
+        "_flat",
+        "_is_capped",
+        "_main",
+        "_maximum",
+        "_minimum",
+        "charged",
+        "usage",
+    )
 
     def __init__(self, tariff: Tariff) -> None:
         self._denominator, self._bands = _compile(tariff)
+        self._main = tariff.rates[0].kind
+        bands = self._bands[self._main]
+        self._flat = bands[0][2] if len(bands) == 1 else 0
+        """The exact price of a unit of the main kind; 0 when its rate has steps."""
         self._minimum = tariff.minimum
+        self._is_capped = tariff.maximum is not None
         self._maximum = AMOUNT_MAX if tariff.maximum is None else tariff.maximum
         self._exact = 0
         """The exact cost before minimum and maximum, in `_denominator`ths of a base unit."""
         self.charged = 0
         """The cost of `usage`, in base units."""
         self.usage: dict[str, int] = {}
+        """The units so far, without kinds of which none was used."""
+
+    @property
+    def main_units(self) -> int:
+        """The units of the main kind so far."""
+        return self.usage.get(self._main, 0)
+
+    @property
+    def left(self) -> int:
+        """By how much the cost can still rise, in base units."""
+        return self._maximum - self.charged
 
     def price_of(self, more: Usage) -> int:
-        """Return by how much the cost rises if this is used, too; see `Tariff.cost`."""
-        return self._cost(self._exact + self._added(more), self.usage or more) - self.charged
+        """Return by how much the cost rises if this is used, too."""
+        return self._cost(self._exact_with(more), more) - self.charged
 
     def add(self, more: Usage) -> int:
-        """Use this, and return by how much the cost rose; see `Tariff.cost`."""
-        exact = self._exact + self._added(more)
-        usage = self.usage
-        cost = self._cost(exact, usage or more)
+        """Use this, and return by how much the cost rose."""
+        exact = self._exact_with(more)
+        cost = self._cost(exact, more)
         rise = cost - self.charged
         self._exact, self.charged = exact, cost
+        usage = self.usage
         for kind, units in more.items():
             if units:
                 usage[kind] = usage.get(kind, 0) + units
         return rise
 
+    def add_main(self, units: int) -> int:
+        """Use units of the main kind, as `add` does; faster, because streams count this way."""
+        total = self.usage.get(self._main, 0) + units
+        if not self._flat or type(units) is not int or units <= 0 or total > USAGE_MAX:
+            return self.add({self._main: units})
+        exact = self._exact + units * self._flat
+        cost = -(-exact // self._denominator)
+        if not self._minimum <= cost <= self._maximum:
+            cost = self._cost(exact, {self._main: units})
+        rise = cost - self.charged
+        self._exact, self.charged = exact, cost
+        self.usage[self._main] = total
+        return rise
+
+    def main_within(self, amount: int) -> int:
+        """Return how many units of the main kind, used now, cost at most `amount` more."""
+        used = self.main_units
+        budget = self.charged + amount
+        if self._is_capped and budget >= self._maximum:
+            return USAGE_MAX - used
+        if budget < self._minimum and not self.usage:
+            return 0
+        exact, total = budget * self._denominator - self._exact, used
+        for _, end, price in self._bands[self._main]:
+            if total >= end:
+                continue
+            fitting = end - total if price == 0 else min(end - total, exact // price)
+            total += fitting
+            exact -= fitting * price
+            if total < end:
+                break
+        return total - used
+
     def copy(self) -> "RunningCost":
         """Return a copy that counts on from here."""
         twin: RunningCost = object.__new__(RunningCost)
         twin._denominator, twin._bands = self._denominator, self._bands
+        twin._main, twin._flat = self._main, self._flat
         twin._minimum, twin._maximum = self._minimum, self._maximum
-        twin._exact, twin.charged, twin.usage = self._exact, self.charged, dict(self.usage)
+        twin._is_capped = self._is_capped
+        twin._exact, twin.charged, twin.usage = self._exact, self.charged, self.usage.copy()
         return twin
 
-    def _added(self, more: Usage) -> int:
-        added = 0
+    def _exact_with(self, more: Usage) -> int:
+        exact, usage = self._exact, self.usage
         for kind, units in more.items():
             bands = self._bands.get(kind)
             if bands is None:
@@ -243,26 +315,31 @@ class RunningCost:
                     f"expected usage of {', '.join(self._bands)}, found {kind!r}: the tariff has "
                     "no rate for it; add one, with 0 if it is free"
                 )
-            if units < 0:
-                raise ConfigError(f"{kind}: expected at least 0 units, found {units}")
+            start = usage.get(kind, 0)
+            if type(units) is not int or not 0 <= units <= USAGE_MAX - start:
+                raise ConfigError(
+                    f"{kind}: expected an int from 0 to {USAGE_MAX - start} units, found {units!r}"
+                )
             if len(bands) == 1:
-                added += units * bands[0][1]
-                continue
-            start = self.usage.get(kind, 0)
-            added += _reach(bands, start + units) - _reach(bands, start)
-        return added
+                exact += units * bands[0][2]
+            else:
+                exact += _between(bands, start, start + units)
+        return exact
 
-    def _cost(self, exact: int, used: Usage) -> int:
-        if not exact and not any(used.values()):
-            return 0
-        cost = min(max(-(-exact // self._denominator), self._minimum), self._maximum)
-        if cost > AMOUNT_MAX:
-            raise ConfigError("the usage costs more than any channel can hold")
-        return cost
+    def _cost(self, exact: int, more: Usage) -> int:
+        cost = -(-exact // self._denominator)
+        if cost < self._minimum and (self.usage or any(more.values())):
+            cost = self._minimum
+        if cost <= self._maximum:
+            return cost
+        if self._is_capped:
+            return self._maximum
+        raise ConfigError("the usage costs more than any channel can hold")
 
 
-_Bands = tuple[tuple[int, int], ...]
-"""For one kind, each step's bound and its price, in the tariff's common denominator."""
+_Bands = tuple[tuple[int, int, int], ...]
+"""The steps of one kind: from above which unit, to which unit, and the price of each, in the
+tariff's common denominator."""
 
 
 @lru_cache(maxsize=1024)
@@ -273,33 +350,45 @@ def plain_tariff(unit_type: str, unit_price: int) -> Tariff:
 
 @lru_cache(maxsize=1024)
 def _compile(tariff: Tariff) -> tuple[int, Mapping[str, _Bands]]:
-    denominator = lcm(*(rate.per for rate in tariff.rates))
+    # In lowest terms: 0.40 / 1M at six decimals counts in fifths, within a machine word.
+    denominator = lcm(*(rate.per // gcd(rate.amount, rate.per) for rate in tariff.rates))
     bands: dict[str, _Bands] = {}
-    for rate in tariff.rates:
-        step = (rate.above, rate.amount * (denominator // rate.per))
-        bands[rate.kind] = (*bands.get(rate.kind, ()), step)
+    for kind in tariff.kinds:
+        rates = [rate for rate in tariff.rates if rate.kind == kind]
+        ends = [*(rate.above for rate in rates[1:]), USAGE_MAX]
+        bands[kind] = tuple(
+            (rate.above, end, rate.amount * denominator // rate.per)
+            for rate, end in zip(rates, ends, strict=True)
+        )
     return denominator, bands
 
 
-def _reach(bands: _Bands, units: int) -> int:
-    """Return the exact price of the first `units` units of a kind."""
-    exact = 0
-    ends = (*(above for above, _ in bands[1:]), units)
-    for (above, price), end in zip(bands, ends, strict=True):
-        exact += max(0, min(units, end) - above) * price
-    return exact
+def _between(bands: _Bands, start: int, end: int) -> int:
+    """Return the exact price of the units of a kind after the first `start`, up to `end`."""
+    return sum(
+        (min(end, last) - max(start, above)) * price
+        for above, last, price in bands
+        if above < end and start < last
+    )
+
+
+def _is_integer(value: object, least: int, most: int) -> bool:
+    """Whether it is an int in this range; a bool, a float or a numpy number is none."""
+    return type(value) is int and least <= value <= most
 
 
 def parse_money(text: str, unit: TokenUnit) -> int:
     """Return a decimal of the whole token in base units: `"0.25 usdc"`, `"0.25"`.
 
     Raises:
-        ConfigError: It is no such text, names another token, or is finer than a base unit.
+        ConfigError: It is no such text, names another token, is finer than a base unit, or is
+            out of range.
     """
     amount, per = _read_money(text, unit)
-    if per != 1:
+    if per != 1 or amount > AMOUNT_MAX:
         raise ConfigError(
-            f"expected at most {unit.decimals} decimals of {unit.symbol}, found {text!r}"
+            f"expected an amount with at most {unit.decimals} decimals of {unit.symbol}, "
+            f"within a channel's range, found {text!r}"
         )
     return amount
 
@@ -328,33 +417,50 @@ def parse_rate(kind: str, text: str, unit: TokenUnit) -> Rate:
 
 
 def format_rate(rate: Rate, unit: TokenUnit) -> str:
-    """Return a rate as people read it, exactly: `"0.15 USDC / 1M"`; `parse_rate` reads it.
+    """Return a rate exactly, as `parse_rate` reads it: `"0.15 USDC / 1M"`.
 
     Tokens and bytes are quoted by the million. A price that has no end as a decimal is quoted for
     the number of units that it is stated for.
     """
-    count, label = (10**6, " / 1M") if rate.kind.endswith(("token", "byte")) else (1, "")
-    digits = _decimal(rate.amount * count, rate.per * 10**unit.decimals)
-    if digits is None:
-        digits = _decimal(rate.amount, 10**unit.decimals) or "0"
-        label = f" / {rate.per}"
-    step = f" above {rate.above}" if rate.above else ""
-    return f"{digits} {unit.symbol}{label}{step}"
+    digits, count = _quote(rate, unit)
+    label = "" if count == 1 else f" / {_format_count(count)}"
+    return f"{digits} {unit.symbol}{label}{_format_step(rate)}"
 
 
-def _decimal(numerator: int, denominator: int) -> str | None:
-    """Return a fraction as a decimal without zeros at its end; None when it has no end."""
-    shared = gcd(numerator, denominator)
-    numerator, denominator = numerator // shared, denominator // shared
-    places = 0
-    while denominator % 10 == 0 or denominator % 2 == 0 or denominator % 5 == 0:
-        places += 1
-        factor = gcd(denominator, 10)
-        numerator, denominator = numerator * (10 // factor), denominator // factor
-    if denominator != 1:
-        return None
-    whole, part = divmod(numerator, 10**places)
-    return f"{whole}.{part:0{places}d}" if places else str(whole)
+def describe_rate(rate: Rate, unit: TokenUnit) -> str:
+    """Return a rate as people read it, exactly: `"0.40 USDC / 1M output tokens"`."""
+    digits, count = _quote(rate, unit)
+    kind = rate.kind.replace("_", " ")
+    label = kind if count == 1 else f"{_format_count(count)} {kind}s"
+    return f"{digits} {unit.symbol} / {label}{_format_step(rate)}"
+
+
+def _quote(rate: Rate, unit: TokenUnit) -> tuple[str, int]:
+    """Return a price as a decimal of the whole token, and for how many units it is."""
+    count = 10**6 if rate.kind.endswith(("token", "byte")) else 1
+    finer = 0
+    while count * 10**finer <= RATE_PER_MAX:
+        amount, rest = divmod(rate.amount * count * 10**finer, rate.per)
+        if not rest and amount <= AMOUNT_MAX:
+            return _format_decimal(amount, unit.decimals + finer), count
+        finer += 1
+    return _format_decimal(rate.amount, unit.decimals), rate.per
+
+
+def _format_decimal(amount: int, places: int) -> str:
+    """Return a decimal without needless zeros, and not with a single place: `0.40`, `0.002`."""
+    whole, part = divmod(amount, 10**places)
+    digits = f"{part:0{places}d}".rstrip("0") if part else ""
+    return f"{whole}.{digits:0<2}" if digits else str(whole)
+
+
+def _format_count(count: int) -> str:
+    label, multiple = next(entry for entry in _COUNTS.items() if count % entry[1] == 0)
+    return f"{count // multiple}{label}"
+
+
+def _format_step(rate: Rate) -> str:
+    return f" above {_format_count(rate.above)}" if rate.above else ""
 
 
 def _read_money(text: str, unit: TokenUnit, kind: str = "amount") -> tuple[int, int]:
