@@ -126,9 +126,8 @@ class Acceptance:
         return Reserve(
             reservation_id=hold.reservation_id,
             kind=ReservationKind.REQUEST,
-            unit_price=paid.asked.unit_price,
-            units_min=hold.units_min,
-            units_max=hold.units_max,
+            amount_min=hold.amount_min,
+            amount_max=hold.amount_max,
             presented=verified.cumulative_amount,
             min_voucher_delta=paid.asked.min_voucher_delta,
             lease_expires_at=self._renewer.lease(),
@@ -138,7 +137,7 @@ class Acceptance:
 def _coverable(reserve: Reserve, verified: VerifiedVoucher, known: ChannelState) -> int:
     """Return the most that a reservation can hold: what it asks for, as far as it is covered."""
     covered = max(verified.cumulative_amount, known.accepted) - known.spent
-    return min(reserve.units_max * reserve.unit_price, max(0, covered))
+    return min(reserve.amount_max, max(0, covered))
 
 
 def shown_max(state: ChannelState, verified: VerifiedVoucher) -> int | None:

@@ -34,6 +34,7 @@ from channel.engine.opening import (
 )
 from channel.engine.outcome import Hold, Outcome
 from channel.engine.rate_limit import RateLimiter
+from channel.engine.reservation import least_amount
 from channel.engine.settings import SponsorTerms
 from channel.engine.signatures import SignatureCheck
 from channel.engine.sponsoring import (
@@ -138,7 +139,7 @@ class Deposits:
                 raise MalformedPayloadError("payload.deposit.action: the channel is open already.")
             return await self._repeat(paid, verified, hold, state)
         expected = _as_opened(deposit, terms)
-        require_usable(expected, terms, paid.asked.unit_price)
+        require_usable(expected, terms, least_amount(paid.asked.pricing))
         transition(None, OpenChannel(expected, verified, self._acceptance.now()))
         self._acceptance.require_promise(verified, build_unopened(expected))
         evidence = await self._make(paid, deposit, terms, first=verified)
@@ -249,7 +250,7 @@ class Deposits:
         """Return the channel that this transaction opened, if it is usable."""
         proof = require_opened(evidence, paid.key.channel_id)
         fact = await self._facts.read(paid.key.channel_id, block_min=evidence.block_number)
-        return require_usable(fact, terms, paid.asked.unit_price), proof
+        return require_usable(fact, terms, least_amount(paid.asked.pricing)), proof
 
     async def _record(
         self,

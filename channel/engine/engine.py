@@ -10,7 +10,7 @@ Every refusal happens before `apply`, or in it: then nothing has changed.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from msgspec.structs import replace
 
@@ -28,7 +28,7 @@ from channel.engine.offer import Offer
 from channel.engine.opening import require_source
 from channel.engine.outcome import Hold, Outcome
 from channel.engine.rate_limit import RateLimiter
-from channel.engine.reservation import RunningReservation
+from channel.engine.reservation import RunningReservation, least_amount, step_amount
 from channel.engine.settings import EngineSettings
 from channel.engine.signatures import SignatureCheck
 from channel.engine.sponsoring import SponsoredOpening, SponsoredTopUp
@@ -42,6 +42,7 @@ from channel.errors import (
 )
 from channel.ledger.interface import Ledger, load_known
 from channel.limits import SPONSORED_PERIOD_S
+from channel.state.requests import RequestClaim
 from channel.state.transitions import as_public, require_consent, require_open
 from channel.types import ChannelId, TxHash
 from channel.verify.challenge_id import ChallengeBinder
@@ -322,12 +323,32 @@ class Engine:
             return Outcome(state=state, tx_hash=TxHash(state.close_tx), shown_max=shown)
         return replace(outcome, shown_max=shown)
 
+    def hold(
+        self,
+        paid: Authenticated,
+        *,
+        is_metered: bool,
+        claim: Callable[[bytes], Awaitable[RequestClaim]] | None = None,
+    ) -> Hold:
+        """Return what a content request reserves under the tariff of its challenge.
+
+        A request at a fixed price reserves that. A metered one needs the price of one unit of the
+        main kind, and reserves a step if that is covered.
+        """
+        tariff = paid.asked.pricing
+        if is_metered:
+            least = least_amount(tariff)
+            most = max(least, step_amount(tariff, self.settings.reservation_step_units))
+        else:
+            least = most = tariff.cost({tariff.main.kind: paid.units})
+        return Hold(reservation_id=self.new_id(), amount_min=least, amount_max=most, claim=claim)
+
     def reservation(self, paid: Authenticated, hold: Hold, outcome: Outcome) -> RunningReservation:
         """Return the owner's side of what `perform` reserved; its lease is renewed from now on."""
         return RunningReservation(
             outcome=outcome,
             hold=hold,
-            unit_price=paid.asked.unit_price,
+            tariff=paid.asked.pricing,
             min_voucher_delta=paid.asked.min_voucher_delta,
             step_units=self.settings.reservation_step_units,
             ledger=self._ledger,

@@ -104,13 +104,13 @@ def require_topped_up(
     raise VerificationFailedError("The transaction did not add this deposit to this channel.")
 
 
-def require_usable(fact: ChannelFact | None, terms: ChannelTerms, unit_price: int) -> ChannelFact:
-    """Return the channel's state if it can pay for at least one unit (OPEN-04).
+def require_usable(fact: ChannelFact | None, terms: ChannelTerms, cost: int) -> ChannelFact:
+    """Return the channel's state if it can pay for at least `cost` (OPEN-04).
 
     Raises:
         VerificationFailedError: The chain does not show it, or shows other terms.
         ChannelFinalizedError: It has ended, or its payer has requested a close.
-        InsufficientBalanceError: The rest of the deposit does not cover one unit.
+        InsufficientBalanceError: The rest of the deposit does not cover it.
     """
     if fact is None or fact.terms != terms:
         raise VerificationFailedError("The escrow has no such channel yet.")
@@ -118,9 +118,9 @@ def require_usable(fact: ChannelFact | None, terms: ChannelTerms, unit_price: in
         raise ChannelFinalizedError("The channel is finalized.")
     if fact.close_requested_at:
         raise ChannelFinalizedError("The channel has a pending close requested by its payer.")
-    if fact.deposit - fact.settled < unit_price:
+    if fact.deposit - fact.settled < cost:
         raise InsufficientBalanceError(
-            required_cumulative=fact.settled + unit_price,
+            required_cumulative=fact.settled + cost,
             accepted=fact.settled,
             spent=fact.settled,
             deposit=fact.deposit,

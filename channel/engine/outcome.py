@@ -15,8 +15,10 @@ class Hold(msgspec.Struct, frozen=True, kw_only=True):
     """The amount to reserve with the credential, before a handler runs (F-24)."""
 
     reservation_id: bytes
-    units_min: int
-    units_max: int
+    amount_min: int
+    """What the request costs at least, in base units."""
+    amount_max: int
+    """What it may hold, as far as that is covered."""
     claim: Callable[[bytes], Awaitable[RequestClaim]] | None = None
     """Reads the request for its idempotency key, if any; called once the payer is known."""
 

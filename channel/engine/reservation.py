@@ -1,9 +1,9 @@
 """The owner's side of the reservation of one running request or stream (decision 8).
 
-The reserved amount is durable before a unit is sent. This module counts in memory which units were
-sent; the count becomes `spent` with the next step or at the end. A process that dies in between
-loses that count: then a stream's whole reservation becomes spent, and a request's is released.
-Neither can exceed what was reserved.
+The reserved amount is durable before anything is sent. This module counts in memory what was sent
+and what that costs under the tariff; the cost becomes `spent` with the next step or at the end. A
+process that dies in between loses that count: then a stream's whole reservation becomes spent, and
+a request's is released. Neither can exceed what was reserved.
 """
 
 import asyncio
@@ -32,8 +32,9 @@ from channel.state.channel_state import ChannelState, ReservationKind
 from channel.state.commands import Command, Extend, Release, Reserve, Spend, StreamPolicy
 from channel.state.requests import StoredResponse
 from channel.state.transitions import required_cumulative
+from channel.tariff import RunningCost, Tariff, Usage
 
-__all__ = ["RunningReservation", "held_amount"]
+__all__ = ["RunningReservation", "held_amount", "least_amount", "step_amount"]
 
 
 _log = logging.getLogger(__name__)
@@ -45,10 +46,22 @@ def held_amount(state: ChannelState, reservation_id: bytes) -> int:
     return 0 if held is None else held.amount
 
 
+def least_amount(tariff: Tariff) -> int:
+    """Return what a request costs that uses one unit of the main kind."""
+    return tariff.cost({tariff.main.kind: 1})
+
+
+def step_amount(tariff: Tariff, units: int) -> int:
+    """Return a step ahead: what `units` of the main kind cost, at least one base unit."""
+    price = -(-units * tariff.main.amount // tariff.main.per)
+    return price if tariff.maximum is None else min(price, tariff.maximum)
+
+
 class _Doubt(msgspec.Struct, frozen=True):
     """A change with an unknown outcome (see `interface.Ledger`)."""
 
-    spent_units: int
+    spent: RunningCost | None
+    """What it would have made `spent`; None when it spends nothing."""
     lease_expires_at: int
     """The lease it would have written; no other change of this reservation writes the same."""
 
@@ -66,7 +79,7 @@ class RunningReservation:
         *,
         outcome: Outcome,
         hold: Hold,
-        unit_price: int,
+        tariff: Tariff,
         min_voucher_delta: int,
         step_units: int,
         ledger: Ledger,
@@ -77,16 +90,18 @@ class RunningReservation:
         self.key = outcome.state.key
         self.state = outcome.state
         """The channel as last read from disk."""
-        self.units = 0
-        """Units that this request has sent so far."""
         self.is_finished = False
         self.stopped_by: ProblemError | None = None
         """Why the stream must end; None while it may continue."""
         self._id = hold.reservation_id
         self._claim = outcome.claim
-        self._unit_price = unit_price
+        self._cost = RunningCost(tariff)
+        """What this request has sent so far."""
+        self._durable = self._cost.copy()
+        """How much of it is `spent`."""
+        self._main = tariff.main.kind
         self._min_voucher_delta = min_voucher_delta
-        self._step_units = step_units
+        self._step_amount = step_amount(tariff, step_units)
         self._ledger = ledger
         self._renewer = renewer
         self._background = background
@@ -97,8 +112,8 @@ class RunningReservation:
         """What counts as about to be owed and is not `spent` yet."""
         self._kind = ReservationKind.REQUEST
         self._is_emitting = False  # until then counted units can be given back
-        self._held_units = self._room // unit_price
-        self._taken_units = 0  # sent and not yet `spent`; never more than _held_units
+        self._held = self._room
+        self._taken = 0  # the cost of what is sent and not yet `spent`; never more than _held
         self._changing: asyncio.Task[ProblemError | None] | None = None
         self._may_prefetch = True
         self._doubt: _Doubt | None = None
@@ -122,9 +137,37 @@ class RunningReservation:
         return self._claim is not None
 
     @property
+    def usage(self) -> Usage:
+        """What this request has sent so far, in units by kind."""
+        return self._cost.usage
+
+    @property
+    def units(self) -> int:
+        """Units of the tariff's main kind that this request has sent so far."""
+        return self._cost.main_units
+
+    @property
+    def cost(self) -> int:
+        """What this request has cost so far, in base units."""
+        return self._cost.charged
+
+    @property
+    def covered(self) -> int:
+        """The amount that may be sent without asking the ledger."""
+        return self._held - self._taken
+
+    @property
     def covered_units(self) -> int:
-        """Units that may be sent without asking the ledger."""
-        return self._held_units - self._taken_units
+        """Units of the main kind that may be sent without asking the ledger."""
+        return self._cost.main_within(self._held - self._taken)
+
+    def price_of(self, usage: Usage | int) -> int:
+        """Return what it costs to send this, too, in base units; a number is of the main kind.
+
+        Raises:
+            ConfigError: The tariff has no rate for a kind.
+        """
+        return self._cost.price_of({self._main: usage} if isinstance(usage, int) else usage)
 
     def watch(self) -> AbstractAsyncContextManager[Watch]:
         """Watch the channel, to wait for a voucher on another connection."""
@@ -158,43 +201,48 @@ class RunningReservation:
             replaced = StreamReplacedError("A newer stream on this channel replaced this one.")
             self._renewer.stop_streams(self.key, replaced, spare=self._id)
 
-    async def cover(self, units: int) -> None:
-        """Return once `units` more are reserved durably.
+    async def cover(self, amount: int) -> None:
+        """Return once `amount` more is reserved durably.
 
         Raises:
-            InsufficientBalanceError: They are not paid for; it names the voucher that would do.
+            InsufficientBalanceError: It is not paid for; it names the voucher that would do.
             PeerError: The channel ends, or a newer stream replaced this one.
             OperatorError: It could not be made durable.
         """
-        while self.covered_units < units:
+        while self.covered < amount:
             if self.stopped_by is not None:
                 raise self.stopped_by
             if self._changing is not None and not self._changing.done():
                 await asyncio.shield(self._changing)  # a prefetch is running
                 continue
-            refusal = await self._change(self._fill(max(self._step_units, units)))
-            if self.covered_units >= units:
+            refusal = await self._change(self._fill(amount))
+            if self.covered >= amount:
                 return
             if refusal is None or isinstance(refusal, InsufficientBalanceError):
-                raise self._shortfall(units)
+                raise self._shortfall(amount)
             raise refusal
 
-    def take(self, units: int) -> None:
-        """Count units as sent. They must be covered, with no `await` in between."""
-        self._taken_units = taken = self._taken_units + units
-        self.units += units
+    def take(self, usage: Usage | int) -> None:
+        """Count this as sent; a number is of the main kind.
+
+        Its price must be covered, with no `await` in between.
+        """
+        cost = self._cost
+        rise = cost.add_main(usage) if isinstance(usage, int) else cost.add(usage)
+        self._taken = taken = self._taken + rise
         if (
-            (self._held_units - taken) * 4 <= self._step_units
+            (self._held - taken) * 4 <= self._step_amount
             and self._may_prefetch
             and self._kind is ReservationKind.STREAM
             and not self._is_changing
+            and self._held - taken < cost.left
         ):
-            self._begin(self._fill(self._step_units))
+            self._begin(self._fill(0))
 
     def give_back(self) -> None:
-        """Undo the counting of units that are not durable: they were not sent (F-48)."""
-        self.units -= self._taken_units
-        self._taken_units = 0
+        """Undo the counting of what is not durable: it was not sent (F-48)."""
+        self._cost = self._durable.copy()
+        self._taken = 0
 
     async def flush(self) -> ChannelState:
         """Make everything sent so far `spent`, and continue.
@@ -203,7 +251,7 @@ class RunningReservation:
             ReservationEndedError: The reservation has ended; send nothing more for it.
         """
         self._is_emitting = True
-        if self._taken_units and not self.is_finished:
+        if self._taken and not self.is_finished:
             refusal = await self._change(self._spend())
             if refusal is not None:
                 raise refusal
@@ -232,12 +280,12 @@ class RunningReservation:
                 raise
             if refusal is not None and self._kind is ReservationKind.REQUEST:
                 raise refusal
-            if refusal is None and self.units:
+            if refusal is None and self.usage:
                 _log.info(
-                    "sold on channel 0x%s...: %d units, %d base units",
+                    "sold on channel 0x%s...: %s, %d base units",
                     self.key.channel_id[:4].hex(),  # a whole id in a log names its payer
-                    self.units,
-                    self.units * self._unit_price,
+                    " ".join(f"{kind}={units}" for kind, units in self.usage.items()),
+                    self.cost,
                 )
         return self.state
 
@@ -268,7 +316,9 @@ class RunningReservation:
             return await change
 
     async def _restart(self, policy: StreamPolicy) -> ProblemError | None:
-        refusal = self._take_room(self._step_units)
+        least = self.price_of(1)
+        step = self._ahead(least)
+        refusal = self._take_room(step)
         if refusal is not None:
             await self._apply(Release(self._id))
             return refusal
@@ -277,9 +327,8 @@ class RunningReservation:
             Reserve(
                 reservation_id=self._id,
                 kind=ReservationKind.STREAM,
-                unit_price=self._unit_price,
-                units_min=1,
-                units_max=self._step_units,
+                amount_min=least,
+                amount_max=step,
                 presented=AMOUNT_MAX,  # the voucher was checked when the request came
                 min_voucher_delta=self._min_voucher_delta,
                 lease_expires_at=self._renewer.lease(self._id),
@@ -287,29 +336,34 @@ class RunningReservation:
             ),
         )
 
-    async def _fill(self, units_max: int) -> ProblemError | None:
-        """Spend what was sent and reserve the next step, in one transaction.
+    def _ahead(self, amount: int) -> int:
+        """Return what to reserve: a step or more, never above the tariff's maximum."""
+        return max(amount, min(self._step_amount, self._cost.left))
 
-        Units counted for an answer that has not begun stay reserved in addition: all of them are
+    async def _fill(self, amount: int) -> ProblemError | None:
+        """Spend what was sent and reserve the next step, at least `amount`, in one transaction.
+
+        What was counted for an answer that has not begun stays reserved in addition: all of it is
         given back if the answer fails (F-48).
         """
-        is_emitting = self._is_emitting
-        refusal = self._take_room(units_max)
+        kept = 0 if self._is_emitting else self._taken
+        ahead = self._ahead(amount)
+        refusal = self._take_room(ahead)
         if refusal is not None:
             self._may_prefetch = False
             return refusal
         refusal = await self._apply(
             Extend(
                 reservation_id=self._id,
-                unit_price=self._unit_price,
-                units_max=units_max if is_emitting else units_max + self._taken_units,
+                amount_min=amount + kept,
+                amount_max=ahead + kept,
                 min_voucher_delta=self._min_voucher_delta,
                 lease_expires_at=self._renewer.lease(self._id),
             ),
-            is_spending=is_emitting,
+            is_spending=self._is_emitting,
         )
         # After a short step the next would be short, too: prefetch no more until it is used up.
-        self._may_prefetch = self._held_units >= self._step_units
+        self._may_prefetch = self._held >= ahead
         return refusal
 
     async def _spend(self) -> ProblemError | None:
@@ -327,17 +381,17 @@ class RunningReservation:
         is_spending: bool = True,
     ) -> ProblemError | None:
         """Spend what was counted so far and run `commands`, in one transaction."""
-        taken = self._taken_units if is_spending else 0
-        spend = [Spend(self._id, taken * self._unit_price)] if taken else []
+        spent = self._cost.copy() if is_spending and self._taken else None
+        spend = [Spend(self._id, self._taken)] if spent is not None else []
         try:
             applied = await self._ledger.apply(self.key, [*spend, *commands], request=request)
         except LedgerUnavailableError:
             leases = [one.lease_expires_at for one in commands if isinstance(one, Extend)]
-            self._doubt = _Doubt(taken, max(leases, default=0))
+            self._doubt = _Doubt(spent, max(leases, default=0))
             raise
         self._take_over(
             applied.state,
-            taken,
+            spent,
             has_ended=isinstance(applied.refusal, ReservationEndedError),
         )
         return applied.refusal
@@ -356,29 +410,32 @@ class RunningReservation:
         self._doubt = None
         held = state.find_reservation(self._id)
         was_made = held is not None and (
-            held.amount != self._held_units * self._unit_price
-            or held.lease_expires_at == doubt.lease_expires_at
+            held.amount != self._held or held.lease_expires_at == doubt.lease_expires_at
         )
-        spent = min(doubt.spent_units, self._taken_units) if was_made else 0
-        self._take_over(state, spent, has_ended=held is None)
+        self._take_over(state, doubt.spent if was_made else None, has_ended=held is None)
 
-    def _take_over(self, state: ChannelState, spent_units: int, *, has_ended: bool) -> None:
+    def _take_over(
+        self, state: ChannelState, spent: RunningCost | None, *, has_ended: bool
+    ) -> None:
         """Update the counts from the ledger's state after a change."""
         self.state = state
-        self._taken_units -= spent_units
+        before = self._durable.charged
+        if spent is not None:  # what was given back meanwhile is paid for if it is sent again
+            self._durable = spent if spent.charged <= self._cost.charged else self._cost.copy()
+            self._taken = self._cost.charged - self._durable.charged
         held = state.find_reservation(self._id)
         amount = 0 if held is None else held.amount
-        self._held_units = amount // self._unit_price
+        self._held = amount
         if not has_ended:  # an ended reservation may be spent
-            self._admission.give_back(self._room - spent_units * self._unit_price - amount)
+            self._admission.give_back(self._room - (self._durable.charged - before) - amount)
         self._room = amount
         if held is not None:
             self._lease_expires_at = held.lease_expires_at
             self._renewer.renewed(self._id, held.lease_expires_at)
 
-    def _take_room(self, units: int) -> ProblemError | None:
-        """Count what is about to be owed: `units` reserved in addition to what was sent."""
-        missing = (units + self._taken_units) * self._unit_price - self._room
+    def _take_room(self, amount: int) -> ProblemError | None:
+        """Count what is about to be owed: `amount` reserved in addition to what was sent."""
+        missing = amount + self._taken - self._room
         if missing <= 0:
             return None
         try:
@@ -394,13 +451,13 @@ class RunningReservation:
             return None
         if response is not None:
             return StoreResponse(claim, response)
-        return None if self.units else ForgetRequest(claim)
+        return None if self.usage else ForgetRequest(claim)
 
-    def _shortfall(self, units: int) -> InsufficientBalanceError:
+    def _shortfall(self, amount: int) -> InsufficientBalanceError:
         state = self.state
-        cost = (units - self.covered_units) * self._unit_price
+        missing = amount - self.covered
         return InsufficientBalanceError(
-            required_cumulative=required_cumulative(state, cost, self._min_voucher_delta),
+            required_cumulative=required_cumulative(state, missing, self._min_voucher_delta),
             accepted=state.accepted,
             spent=state.spent,
             deposit=state.deposit,

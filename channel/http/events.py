@@ -187,7 +187,9 @@ class _Stream:
             needed = units if isinstance(chunk, str) else units + chunk.held
             if reservation.covered_units < self._frames_units + needed:
                 await self._write()
-                if reservation.covered_units < needed and not await self._is_covered(needed):
+                if reservation.covered_units < needed and not await self._is_covered(
+                    reservation.price_of(needed)
+                ):
                     return
             now = clock()
             self._frames.append(frame)
@@ -219,12 +221,12 @@ class _Stream:
         if self._reservation.stopped_by is not None:  # stopped while not idle
             raise asyncio.CancelledError
 
-    async def _is_covered(self, units: int) -> bool:
-        """Whether the units are reserved, after waiting for a voucher if necessary (SSE-03)."""
+    async def _is_covered(self, amount: int) -> bool:
+        """Whether the amount is reserved, after waiting for a voucher if necessary (SSE-03)."""
         try:
-            await self._reservation.cover(units)
+            await self._reservation.cover(amount)
         except InsufficientBalanceError:
-            return await self._wait_for_voucher(units)
+            return await self._wait_for_voucher(amount)
         except ProblemError as error:
             return self._ends_by(error)
         return True
@@ -239,14 +241,14 @@ class _Stream:
             return False
         raise error
 
-    async def _wait_for_voucher(self, units: int) -> bool:
+    async def _wait_for_voucher(self, amount: int) -> bool:
         announced = -1
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._meter.pause_s
         async with self._reservation.watch() as watch:
             while True:
                 try:
-                    await self._reservation.cover(units)
+                    await self._reservation.cover(amount)
                 except InsufficientBalanceError as need:
                     if need.required_cumulative != announced:  # once per threshold (F-60)
                         announced = need.required_cumulative

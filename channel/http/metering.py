@@ -57,12 +57,13 @@ class Meter:
                 402 and names the voucher that is needed.
             ProblemError: The channel ends, or the ledger could not be written.
         """
+        _require_some(units)
         self.has_held = True
-        await self._cover(units)
+        await self._cover(self.reservation.price_of(units))
 
-    async def _cover(self, units: int) -> None:
+    async def _cover(self, amount: int) -> None:
         try:
-            await self.reservation.cover(units)
+            await self.reservation.cover(amount)
         except ProblemError as error:
             self.refusal = error
             raise
@@ -76,20 +77,20 @@ class Meter:
             ProblemError: As for `hold`; nothing was spent.
             RuntimeError: The answer was already charged and sent, as for a background task.
         """
-        if units < 0:
-            raise ValueError(f"expected at least 0 units, found {units}: spent units stay spent")
+        _require_some(units)
         if self.reservation.is_finished and units:
             raise RuntimeError("the answer was already charged: spend before it is sent")
-        if self.reservation.covered_units < units:
+        price = self.reservation.price_of(units)
+        if self.reservation.covered < price:
             if self.announce is None:
-                await self._cover(units)
+                await self._cover(price)
             else:
-                await self._wait_for_voucher(units, self.announce)
+                await self._wait_for_voucher(price, self.announce)
         self.has_counted = True
         self.reservation.take(units)
 
     async def _wait_for_voucher(
-        self, units: int, announce: Callable[[bytes], Awaitable[None]]
+        self, amount: int, announce: Callable[[bytes], Awaitable[None]]
     ) -> None:
         announced = -1
         loop = asyncio.get_running_loop()
@@ -97,7 +98,7 @@ class Meter:
         async with self.reservation.watch() as watch:
             while True:
                 try:
-                    await self.reservation.cover(units)
+                    await self.reservation.cover(amount)
                 except InsufficientBalanceError as need:
                     remaining_s = deadline - loop.time()
                     if remaining_s <= 0:
@@ -150,6 +151,11 @@ async def metered(scope: Mapping[str, Any], *, is_stream: bool = False) -> Async
     yield meter
     if is_stream:
         await meter.reservation.finish()
+
+
+def _require_some(units: int) -> None:
+    if units < 0:
+        raise ValueError(f"expected at least 0 units, found {units}: spent units stay spent")
 
 
 def format_need(channel_id: ChannelId, need: InsufficientBalanceError) -> bytes:

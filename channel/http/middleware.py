@@ -12,7 +12,7 @@ from typing import Final
 
 from starlette.requests import ClientDisconnect
 
-from channel.engine import Authenticated, Engine, Hold, RateLimiter
+from channel.engine import Authenticated, Engine, RateLimiter
 from channel.errors import (
     InsufficientBalanceError,
     InvariantError,
@@ -309,13 +309,7 @@ class _Exchange:
             self._body.release()
 
     async def _buy(self, paid: Authenticated, own: Priced) -> None:
-        step = self._engine.settings.reservation_step_units
-        hold = Hold(
-            reservation_id=self._engine.new_id(),
-            units_min=1 if own.route.metered else paid.units,
-            units_max=step if own.route.metered else paid.units,
-            claim=self._read_claim(own),
-        )
+        hold = self._engine.hold(paid, is_metered=own.route.metered, claim=self._read_claim(own))
         try:
             outcome = await self._engine.perform(paid, hold)
         except PeerError as error:

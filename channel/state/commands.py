@@ -56,13 +56,13 @@ class AcceptVoucher(msgspec.Struct, frozen=True, gc=False):
 
 
 class Reserve(msgspec.Struct, frozen=True, gc=False):
-    """Hold an amount for a new request or stream: as many units as are covered, up to a bound."""
+    """Hold an amount for a new request or stream: as much as is covered, up to a bound."""
 
     reservation_id: bytes
     kind: ReservationKind
-    unit_price: int
-    units_min: int
-    units_max: int
+    amount_min: int
+    """Refuse to hold less."""
+    amount_max: int
     presented: int
     """Cumulative amount of the voucher in the request: a public one pays for nothing."""
     min_voucher_delta: int
@@ -71,11 +71,13 @@ class Reserve(msgspec.Struct, frozen=True, gc=False):
 
 
 class Extend(msgspec.Struct, frozen=True, gc=False):
-    """Refill a stream's reservation: as many units as are covered, at least one."""
+    """Refill a reservation with as much as is covered, up to a bound. It never shrinks."""
 
     reservation_id: bytes
-    unit_price: int
-    units_max: int
+    amount_min: int
+    """Refuse to hold less afterwards."""
+    amount_max: int
+    """What it should hold afterwards."""
     min_voucher_delta: int
     lease_expires_at: int
 

@@ -216,23 +216,23 @@ def _raise_accepted(
 
 def _reserve(state: ChannelState, command: c.Reserve) -> ChannelState:
     """Hold an amount before service (F-24, F-44, F-45). A repeat changes nothing."""
-    if command.unit_price < 1 or command.units_min < 0:
-        raise InvariantError(f"{command.units_min} units at {command.unit_price} are not a cost")
+    if not 0 <= command.amount_min <= command.amount_max:
+        raise InvariantError(f"{command.amount_min} to {command.amount_max} is no range of amounts")
     require_open(state)
     if state.find_reservation(command.reservation_id) is not None:
         return state
     if command.presented <= state.published:
-        cost = command.unit_price * command.units_min
-        raise _public_voucher(state, command.presented, cost, command.min_voucher_delta)
+        raise _public_voucher(
+            state, command.presented, command.amount_min, command.min_voucher_delta
+        )
     is_stream = command.kind is ReservationKind.STREAM
     if is_stream and command.stream_policy is c.StreamPolicy.REJECT and state.has_stream:
         raise StreamActiveError("The channel has a live stream.")
     if len(state.reservations) >= RESERVATIONS_PER_CHANNEL_MAX:
         raise TooManyRequestsError("Too many requests are running on this channel.")
-    amount = _covered(state, command.unit_price, command.units_min, command.units_max)
-    if amount is None:
-        cost = command.unit_price * command.units_min
-        raise _insufficient(state, cost, command.min_voucher_delta)
+    amount = min(command.amount_max, state.available)
+    if amount < command.amount_min:
+        raise _insufficient(state, command.amount_min, command.min_voucher_delta)
     held = Reservation(command.reservation_id, command.kind, amount, command.lease_expires_at)
     running = state.reservations
     if is_stream and command.stream_policy is c.StreamPolicy.REPLACE:
@@ -245,11 +245,11 @@ def _extend(state: ChannelState, command: c.Extend) -> ChannelState:
     held = _require_reservation(state, command.reservation_id)
     if held.is_replaced:
         raise StreamReplacedError("A newer stream on this channel replaced this one.")
-    missing = (command.units_max * command.unit_price - held.amount) // command.unit_price
-    amount = _covered(state, command.unit_price, 1, missing) if missing > 0 else 0
-    if amount is None:
-        raise _insufficient(state, command.unit_price, command.min_voucher_delta)
-    filled = replace(held, amount=held.amount + amount, lease_expires_at=command.lease_expires_at)
+    amount = max(held.amount, min(command.amount_max, held.amount + state.available))
+    if amount < command.amount_min:
+        missing = command.amount_min - held.amount
+        raise _insufficient(state, missing, command.min_voucher_delta)
+    filled = replace(held, amount=amount, lease_expires_at=command.lease_expires_at)
     return _with_reservation(state, filled)
 
 
@@ -429,12 +429,6 @@ def _set_spent(state: ChannelState, spent: int) -> ChannelState:
         spent, state.at_or_below_spent, state.above_spent, state.highest
     )
     return replace(state, spent=spent, at_or_below_spent=below, above_spent=above)
-
-
-def _covered(state: ChannelState, unit_price: int, units_min: int, units_max: int) -> int | None:
-    """Return the cost of as many units as `available` covers, or None below `units_min`."""
-    units = min(units_max, state.available // unit_price)
-    return units * unit_price if units >= units_min else None
 
 
 def _insufficient(

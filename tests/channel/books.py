@@ -72,20 +72,19 @@ def accepting(amount: int, key: ChannelKey = KEY, *, min_voucher_delta: int = 1)
 
 def reserving(
     name: bytes,
-    units: int,
+    amount: int,
     *,
-    units_min: int = 1,
-    unit_price: int = 1,
+    amount_min: int = 1,
     presented: int = DEPOSIT,
     kind: ReservationKind = ReservationKind.REQUEST,
     lease: int = LEASE,
     policy: StreamPolicy = StreamPolicy.REPLACE,
 ) -> Reserve:
-    return Reserve(name, kind, unit_price, units_min, units, presented, 1, lease, policy)
+    return Reserve(name, kind, amount_min, amount, presented, 1, lease, policy)
 
 
-def streaming(name: bytes, units: int, **more: object) -> Reserve:
-    return reserving(name, units, kind=ReservationKind.STREAM, **more)  # type: ignore[arg-type]
+def streaming(name: bytes, amount: int, **more: object) -> Reserve:
+    return reserving(name, amount, kind=ReservationKind.STREAM, **more)  # type: ignore[arg-type]
 
 
 def run(*commands: Command, state: ChannelState | None = None) -> ChannelState:

@@ -44,7 +44,7 @@ async def deliver(seller: Provider, up_to: int) -> None:
     assert state is not None
     name, amount = b"r" * 16, up_to - state.spent
     commands: list[Command] = [
-        Reserve(name, ReservationKind.REQUEST, 1, amount, amount, state.accepted, 0, _FAR),
+        Reserve(name, ReservationKind.REQUEST, amount, amount, state.accepted, 0, _FAR),
         Spend(name, amount),
         Release(name),
     ]

@@ -139,9 +139,8 @@ class Provider:
             reserve = Reserve(
                 reservation_id=b"r" * 16,
                 kind=ReservationKind.REQUEST,
-                unit_price=10,
-                units_min=1,
-                units_max=1,
+                amount_min=10,
+                amount_max=10,
                 presented=spent,
                 min_voucher_delta=0,
                 lease_expires_at=NOW,

@@ -105,13 +105,13 @@ class Channel(RuleBasedStateMachine):
         several: tuple[int, int, int, c.StreamPolicy],
     ) -> None:
         low, high, lease, how = several
+        low, high = sorted((low * price, high * price))
         known = self.held()
         presented = self.state.highest.cumulative_amount
         asked = reserving(
             name,
             high,
-            units_min=low,
-            unit_price=price,
+            amount_min=low,
             kind=kind,
             lease=lease,
             policy=how,
@@ -119,14 +119,14 @@ class Channel(RuleBasedStateMachine):
         )
         available = self.state.available
         if self.do(asked) and name not in known:
-            assert low * price <= self.held()[name] <= min(available, high * price)
+            assert low <= self.held()[name] == min(available, high)
             assert presented > self.public, "a public voucher bought something"
 
-    @rule(name=names, price=prices, high=units, lease=times)
-    def extend(self, name: bytes, price: int, high: int, lease: int) -> None:
-        before = self.held().get(name, 0)
-        if self.do(c.Extend(name, price, high, 1, lease)):
-            assert before <= self.held()[name] <= max(before, high * price)
+    @rule(name=names, low=amounts, high=amounts, lease=times)
+    def extend(self, name: bytes, low: int, high: int, lease: int) -> None:
+        before, available = self.held().get(name, 0), self.state.available
+        if self.do(c.Extend(name, low, high, 1, lease)):
+            assert low <= self.held()[name] == max(before, min(high, before + available))
 
     @rule(name=names, part=st.integers(0, 40))
     def spend(self, name: bytes, part: int) -> None:
@@ -255,7 +255,7 @@ class Channel(RuleBasedStateMachine):
         if state.is_finalized or len(state.reservations) >= 4:
             return
         paid = run(accepting(asked, min_voucher_delta=5), state=state)
-        served = run(reserving(b"new", 7, units_min=7, presented=asked), state=paid)
+        served = run(reserving(b"new", 7, amount_min=7, presented=asked), state=paid)
         assert served.reserved == state.reserved + cost
 
 

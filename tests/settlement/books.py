@@ -55,9 +55,8 @@ class Books:
         command = Reserve(
             reservation_id=name * 16,
             kind=ReservationKind.STREAM,
-            unit_price=1,
-            units_min=amount,
-            units_max=amount,
+            amount_min=amount,
+            amount_max=amount,
             presented=amount,
             min_voucher_delta=0,
             lease_expires_at=NOW + 60,

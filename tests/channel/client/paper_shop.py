@@ -186,7 +186,7 @@ class PaperShop(httpx.AsyncBaseTransport):
                         self.apply(
                             channel_id,
                             Spend(hold, taken * TOKEN_PRICE),
-                            Extend(hold, TOKEN_PRICE, SERVER_STEP, 0, LEASE_S),
+                            Extend(hold, TOKEN_PRICE, SERVER_STEP * TOKEN_PRICE, 0, LEASE_S),
                         )
                     except InsufficientBalanceError:
                         self.apply(channel_id, Spend(hold, taken * TOKEN_PRICE))
@@ -317,9 +317,8 @@ def _reserve(
     return Reserve(
         reservation_id=hold,
         kind=ReservationKind.STREAM if is_stream else ReservationKind.REQUEST,
-        unit_price=unit_price,
-        units_min=1,
-        units_max=SERVER_STEP if is_stream else 1,
+        amount_min=unit_price,
+        amount_max=SERVER_STEP * unit_price if is_stream else unit_price,
         presented=presented,
         min_voucher_delta=delta,
         lease_expires_at=LEASE_S,

@@ -53,7 +53,7 @@ async def test_what_is_held_takes_room_and_gives_back_what_was_not_delivered(
         outcome = await desk.engine.perform(asked, held)
         assert admission.total == 3 * PRICE
         reservation = desk.engine.reservation(asked, held, outcome)
-        await reservation.cover(2)
+        await reservation.cover(2 * PRICE)
         reservation.take(2)
         await reservation.finish()
         assert admission.total == 2 * PRICE == (await desk.books()).spent
@@ -72,7 +72,7 @@ async def test_a_stream_takes_room_step_by_step_and_ends_at_the_bound(tmp_path: 
 
         async def emit_for_ever() -> None:
             while True:
-                await reservation.cover(1)
+                await reservation.cover(1 * PRICE)
                 reservation.take(1)
 
         with pytest.raises(ExposureLimitError):

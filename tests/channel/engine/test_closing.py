@@ -225,7 +225,7 @@ async def test_a_stream_that_outlives_the_wait_is_spent_whole(tmp_path: Path) ->
     """Decision 8: another worker's stream may have emitted all it held, one step at most."""
     async with open_desk(tmp_path, close_wait_s=0.05, reservation_step_units=4) as desk:
         await opened(desk)
-        held = Hold(reservation_id=b"r" * 16, units_min=1, units_max=4)
+        held = Hold(reservation_id=b"r" * 16, amount_min=PRICE, amount_max=4 * PRICE)
         outcome = await perform(desk, desk.payer.voucher(500), held)
         reservation = desk.engine.reservation(paid(desk, desk.payer.voucher(500)), held, outcome)
         await reservation.start_stream(StreamPolicy.ALLOW)
@@ -310,7 +310,7 @@ class OtherWorker:
         if self.comes and any(isinstance(command, CommitClose) for command in commands):
             self.comes -= 1
             name = b"%016d" % self.comes
-            held = reserving(name, 1, unit_price=PRICE)
+            held = reserving(name, PRICE)
             (await self._apply(key, [AbortClose(), held, BeginClose()])).require()
             applied = await self._apply(key, commands, **options)
             await self._apply(key, [Spend(name, PRICE), Release(name)])

@@ -54,7 +54,9 @@ def paid(desk: Desk, payload: Payload) -> Authenticated:
 
 
 def hold(desk: Desk, units: int = 1) -> Hold:
-    return Hold(reservation_id=desk.engine.new_id(), units_min=units, units_max=units)
+    return Hold(
+        reservation_id=desk.engine.new_id(), amount_min=units * PRICE, amount_max=units * PRICE
+    )
 
 
 async def perform(desk: Desk, payload: Payload, held: Hold | None = None) -> Outcome:

@@ -41,9 +41,8 @@ async def reserve(desk: Desk, renewer: LeaseRenewer, name: bytes, kind: Reservat
     command = Reserve(
         reservation_id=reservation_id,
         kind=kind,
-        unit_price=PRICE,
-        units_min=1,
-        units_max=4,
+        amount_min=PRICE,
+        amount_max=4 * PRICE,
         presented=50 * PRICE,
         min_voucher_delta=0,
         lease_expires_at=renewer.lease(),

@@ -61,7 +61,7 @@ async def test_a_sale_is_one_line_of_the_log(
             await (await running(desk, 60 * PRICE)).finish()
     channel_id = reservation.key.channel_id[:4].hex()
     assert [record.getMessage() for record in caplog.records] == [
-        f"sold on channel 0x{channel_id}...: 7 units, {7 * PRICE} base units"
+        f"sold on channel 0x{channel_id}...: request=7, {7 * PRICE} base units"
     ]
 
 
@@ -93,7 +93,7 @@ async def test_a_stream_that_was_stopped_is_covered_no_further(tmp_path: Path) -
         reservation = await running(desk, 50 * PRICE)
         reservation.stop(StreamReplacedError("the reason"))
         with pytest.raises(StreamReplacedError, match="the reason"):
-            await reservation.cover(3)
+            await reservation.cover(3 * PRICE)
 
 
 async def test_a_stream_that_begins_twice_is_one(tmp_path: Path) -> None:
@@ -105,10 +105,10 @@ async def test_a_stream_that_begins_twice_is_one(tmp_path: Path) -> None:
         assert (await desk.books()).reserved == 2 * PRICE
         newer = await running(desk, 60 * PRICE)
         await older.start_stream(StreamPolicy.REPLACE)
-        await newer.cover(3)
+        await newer.cover(3 * PRICE)
         newer.take(3)
         with pytest.raises(StreamReplacedError):
-            await older.cover(3)
+            await older.cover(3 * PRICE)
         await older.finish()
         state = await newer.finish()
         assert (state.spent, state.reserved) == (3 * PRICE, 0)
@@ -148,7 +148,7 @@ async def test_the_count_survives_cancellation_wherever_it_comes(tmp_path: Path)
             async def emit(reservation: RunningReservation = reservation) -> None:
                 nonlocal taken
                 while True:
-                    await reservation.cover(1)
+                    await reservation.cover(1 * PRICE)
                     reservation.take(1)
                     taken += 1
 
@@ -178,10 +178,10 @@ async def test_a_shortfall_says_which_voucher_would_do(tmp_path: Path) -> None:
         reservation = await running(desk, 5 * PRICE)
         reservation.take(2)
         with pytest.raises(InsufficientBalanceError) as refusal:
-            await reservation.cover(10)
+            await reservation.cover(10 * PRICE)
         assert refusal.value.required_cumulative == 12 * PRICE
         await perform(desk, desk.payer.voucher(12 * PRICE))
-        await reservation.cover(10)
+        await reservation.cover(10 * PRICE)
         assert reservation.covered_units >= 10
 
 
@@ -193,7 +193,7 @@ async def test_a_reservation_that_ended_covers_nothing(tmp_path: Path) -> None:
         reservation.take(1)
         await desk.ledger.apply(desk.payer.key, [EndReservations()])
         with pytest.raises(ReservationEndedError):
-            await reservation.cover(3)
+            await reservation.cover(3 * PRICE)
         assert (await reservation.finish()).spent == 2 * PRICE
 
 
@@ -205,8 +205,8 @@ async def test_a_replaced_stream_gets_no_further_step(tmp_path: Path) -> None:
         newer = await running(desk, 80 * PRICE)
         assert older.stopped.is_set()
         with pytest.raises(StreamReplacedError):
-            await older.cover(3)
-        await newer.cover(3)
+            await older.cover(3 * PRICE)
+        await newer.cover(3 * PRICE)
         await older.finish()
         assert older.state.spent == 0
 
@@ -244,8 +244,8 @@ async def test_what_was_perhaps_spent_is_spent_once(
         reservation.take(2)
         outage.lasts = 1
         with pytest.raises(LedgerUnavailableError):
-            await (reservation.flush() if change == "flush" else reservation.cover(4))
-        await reservation.cover(4)
+            await (reservation.flush() if change == "flush" else reservation.cover(4 * PRICE))
+        await reservation.cover(4 * PRICE)
         reservation.take(4)
         state = await reservation.finish()
         assert (state.spent, state.reserved) == (6 * PRICE, 0)
@@ -265,7 +265,7 @@ async def test_a_stream_over_a_database_that_is_lost_again_and_again_pays_for_wh
         while emitted < 80:
             outage.lasts, outage.is_made = chance.randrange(3), chance.random() < 0.5
             with contextlib.suppress(LedgerUnavailableError):
-                await reservation.cover(1)
+                await reservation.cover(1 * PRICE)
                 units = min(chance.randrange(1, 4), reservation.covered_units)
                 reservation.take(units)
                 emitted += units

@@ -98,7 +98,7 @@ class TestApply:
     ) -> None:
         await ledger.apply(KEY, [opening(50)])
         applied = await ledger.apply(
-            KEY, [accepting(60), reserving(b"r", 61, units_min=61), accepting(70)]
+            KEY, [accepting(60), reserving(b"r", 61, amount_min=61), accepting(70)]
         )
         assert isinstance(applied.refusal, InsufficientBalanceError)
         assert applied.state.accepted == 60
@@ -203,7 +203,7 @@ class TestRows:
             accepting(5),
             accepting(2**64),
             accepting(2**127 + 1),
-            reserving(b"r" * 16, 2**70, units_min=1, presented=2**127 + 1),
+            reserving(b"r" * 16, 2**70, amount_min=1, presented=2**127 + 1),
             streaming(b"s", 7, presented=2**127 + 1, lease=LEASE + 1),
             streaming(b"", 9, presented=2**127 + 1),
             c.Spend(b"r" * 16, 2**65),
@@ -335,7 +335,7 @@ class TestRequests:
 
     async def test_a_refused_command_claims_no_key(self, ledger: Ledger) -> None:
         other = replace(CLAIM, idempotency_key="key-2", reservation_id=b"q")
-        short = [reserving(b"q", 100, units_min=100)]
+        short = [reserving(b"q", 100, amount_min=100)]
         refused = await ledger.apply(KEY, short, request=ClaimRequest(other))
         assert isinstance(refused.refusal, InsufficientBalanceError)
         paid: list[c.Command] = [accepting(200), *short]

@@ -42,8 +42,8 @@ from tests.channel.books import (
 CLOSING: list[c.Command] = [accepting(100), c.BeginClose()]
 
 
-def extending(name: bytes, units: int, *, unit_price: int = 1) -> c.Extend:
-    return c.Extend(name, unit_price, units, 1, LEASE)
+def extending(name: bytes, amount: int, *, amount_min: int = 1) -> c.Extend:
+    return c.Extend(name, amount_min, amount, 1, LEASE)
 
 
 def closing(amount: int) -> c.CommitClose:
@@ -169,18 +169,18 @@ class TestAccept:
 
 
 class TestReserve:
-    def test_as_many_units_are_held_as_are_covered(self) -> None:
-        state = run(opening(100), reserving(b"r", 32, unit_price=7))
-        assert (state.reserved, state.available) == (98, 2)
+    def test_as_much_is_held_as_is_covered(self) -> None:
+        state = run(opening(100), reserving(b"r", 224, amount_min=7))
+        assert (state.reserved, state.available) == (100, 0)
 
     def test_no_more_than_asked_is_held(self) -> None:
-        assert run(opening(100), reserving(b"r", 3, unit_price=7)).reserved == 21
+        assert run(opening(100), reserving(b"r", 21)).reserved == 21
 
     def test_parallel_requests_cannot_hold_the_same_money(self) -> None:
         """F-24, F-45, ACC-05, ACC-08."""
-        state = run(opening(100), reserving(b"a", 60, units_min=60))
+        state = run(opening(100), reserving(b"a", 60, amount_min=60))
         with pytest.raises(InsufficientBalanceError) as refused:
-            run(reserving(b"b", 60, units_min=60), state=state)
+            run(reserving(b"b", 60, amount_min=60), state=state)
         assert refused.value.members() == {
             "requiredCumulative": "120",
             "acceptedCumulative": "100",
@@ -211,10 +211,10 @@ class TestReserve:
         with pytest.raises(TooManyRequestsError):
             run(reserving(b"one more", 1), state=state)
 
-    @pytest.mark.parametrize(("price", "units"), [(0, 1), (-1, 1), (1, -1)])
-    def test_a_price_or_number_that_is_none_is_a_bug(self, price: int, units: int) -> None:
+    @pytest.mark.parametrize(("least", "most"), [(-1, 1), (-2, -1), (2, 1)])
+    def test_amounts_that_are_no_range_are_a_bug(self, least: int, most: int) -> None:
         with pytest.raises(InvariantError):
-            run(opening(100), reserving(b"r", units, unit_price=price, units_min=units))
+            run(opening(100), reserving(b"r", most, amount_min=least))
 
 
 class TestRequiredCumulative:
@@ -250,13 +250,20 @@ class TestStream:
         state = run(opening(100), streaming(b"s", 32), later)
         assert (state.reserved, state.reservations[0].lease_expires_at) == (32, LEASE + 9)
 
-    @pytest.mark.parametrize(("units", "held"), [(1, 1), (2, 3), (3, 5)])
-    def test_units_of_another_price_never_hold_more_than_was_asked_for(
-        self, units: int, held: int
+    @pytest.mark.parametrize(("most", "held"), [(3, 5), (5, 5), (6, 6), (12, 10)])
+    def test_it_is_filled_as_far_as_asked_and_covered_and_never_shrinks(
+        self, most: int, held: int
     ) -> None:
-        """Decision 8: one unit held at 1, then `units` at 2: at most `2 * units` are at risk."""
-        state = run(opening(100), streaming(b"s", 1), extending(b"s", units, unit_price=2))
+        """Decision 8: what is at risk is what was asked for."""
+        state = run(opening(10), streaming(b"s", 5), extending(b"s", most))
         assert state.reserved == held
+
+    def test_less_than_the_least_is_not_held(self) -> None:
+        """ACC-05, SSE-02: 3 of the 8 are held already."""
+        state = run(opening(7), streaming(b"s", 3))
+        with pytest.raises(InsufficientBalanceError) as refused:
+            run(extending(b"s", 32, amount_min=8), state=state)
+        assert refused.value.required_cumulative == 8
 
     def test_a_stream_at_zero_is_told_what_it_needs(self) -> None:
         """ACC-05, SSE-02."""

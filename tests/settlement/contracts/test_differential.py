@@ -89,11 +89,11 @@ class History:
 
     def step_serve(self) -> None:
         """Reserve some of what is available and spend a part of it."""
-        units = self.rng.randint(1, max(1, self.books.available))
-        name, price = self.rng.randbytes(16), 1
+        amount = self.rng.randint(1, max(1, self.books.available))
+        name = self.rng.randbytes(16)
         kind = self.rng.choice(list(ReservationKind))
         highest = self.books.highest.cumulative_amount
-        self.apply(c.Reserve(name, kind, price, 1, units, highest, 0, lease_expires_at=10))
+        self.apply(c.Reserve(name, kind, 1, amount, highest, 0, lease_expires_at=10))
         if held := [r.amount for r in self.books.reservations if r.reservation_id == name]:
             self.apply(c.Spend(name, self.rng.randint(0, held[0])))
             self.apply(c.Release(name))
