@@ -265,8 +265,8 @@ class RunningCost:
 
     def add_main(self, units: int) -> int:
         """Use units of the main kind, as `add` does; faster, because streams count this way."""
-        total = self.usage.get(self._main, 0) + units
-        if not self._flat or type(units) is not int or units <= 0 or total > USAGE_MAX:
+        used = self.usage.get(self._main, 0)
+        if not self._flat or type(units) is not int or not 0 < units <= USAGE_MAX - used:
             return self.add({self._main: units})
         exact = self._exact + units * self._flat
         cost = -(-exact // self._denominator)
@@ -274,7 +274,7 @@ class RunningCost:
             cost = self._cost(exact, {self._main: units})
         rise = cost - self.charged
         self._exact, self.charged = exact, cost
-        self.usage[self._main] = total
+        self.usage[self._main] = used + units
         return rise
 
     def main_within(self, amount: int) -> int:
