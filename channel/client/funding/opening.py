@@ -12,6 +12,8 @@ So a deposit is made once, however often it is presented, signed again or sent (
 import asyncio
 import secrets
 from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Literal
 
 from msgspec.structs import replace
 
@@ -26,19 +28,22 @@ from channel.client.policy.policy import (
     budget_of,
     deposit_size,
     locked_budget_of,
+    require_chain,
     require_deposit,
 )
 from channel.client.store.record import ChannelRecord, Scope, adopt_fact
 from channel.client.store.sqlite import PaymentStore
-from channel.errors import ChannelUnusableError, OfferRefusedError, TransactionRevertedError
+from channel.errors import ChannelUnusableError, TransactionRevertedError
 from channel.types import ZERO_ADDRESS, ChannelFact, ChannelKey, ChannelTerms, TxHash
 from channel.verify.typed_data import CANONICAL_PERMIT2, derive_channel_id
-from channel.wire.funding import Deposit
 from channel.wire.receipt import Receipt
 
-__all__ = ["ChannelOpener"]
+__all__ = ["ChannelOpener", "Source"]
 
 SALT_BYTES = 32
+
+Source = Literal["slot", "store", "new"]
+"""Where a request's channel comes from."""
 
 
 class ChannelOpener:
@@ -62,16 +67,49 @@ class ChannelOpener:
         self._random_bytes = random_bytes
 
     def chain(self, chain_id: int, origin: str) -> PayerChain:
-        """Return the chain with this id, or raise `OfferRefusedError` if none is configured."""
-        chain = self._chains.get(chain_id)
-        if chain is None:
-            raise OfferRefusedError(
-                field="chainId",
-                asked=chain_id,
-                allowed=", ".join(map(str, self._chains)) or "none",
-                origin=origin,
-            )
-        return chain
+        """Return the chain with this id; see `require_chain`."""
+        return require_chain(self._chains, chain_id, origin)
+
+    async def obtain(
+        self,
+        record: ChannelRecord | None,
+        scope: Scope,
+        offer: Offer,
+        limits: TokenLimits,
+        *,
+        taken: set[ChannelKey],
+        is_checked: bool,
+        url: str,
+        needed: int,
+    ) -> tuple[ChannelRecord, Source]:
+        """Return a channel in state `open` or `opening`: this one, a stored one or a new one.
+
+        Args:
+            record: The channel that the slot uses, in one of these states; None if there is none.
+            scope: The payments that it is for.
+            offer: The offer that is answered.
+            limits: The limits that allow the offer.
+            taken: The channels that other slots use.
+            is_checked: Whether `record` was compared with the chain before (CLIENT-05).
+            url: Stored with a new channel.
+            needed: What a new channel must cover.
+
+        Raises:
+            AgentError: See `find` and `prepare`.
+        """
+        source: Source = "slot"
+        if record is None:
+            record, source = await self.find(scope, taken), "store"
+        if record is not None and record.state == "open" and not is_checked:
+            record = await self.check(record)
+            if record.state != "open":
+                record = None
+        if record is not None and record.state == "opening":
+            has_ended = await self.has_ended(record, offer)
+            record = None if has_ended else record
+        if record is not None:
+            return record, source
+        return await self.prepare(scope, offer, limits, url=url, needed=needed), "new"
 
     async def find(self, scope: Scope, taken: set[ChannelKey]) -> ChannelRecord | None:
         """Return a usable channel of this scope, or None.
@@ -154,11 +192,12 @@ class ChannelOpener:
 
     async def deposit(
         self, record: ChannelRecord, offer: Offer, limits: TokenLimits, *, is_new: bool
-    ) -> tuple[ChannelRecord, TxHash | Deposit]:
-        """Return a channel in state `opening`, with the proof of its opening for the server.
+    ) -> tuple[ChannelRecord, TxHash | None]:
+        """Return a channel in state `opening`, with the transaction that proves its opening.
 
-        The proof is the opening transaction, which is sent if necessary, or the signed deposit by
-        which the server opens the channel or has opened it.
+        It is sent if necessary. None if the record's signed deposit is the proof, by which the
+        server opens the channel or has opened it, or if the channel is open already, because a
+        request that was cancelled has opened it meanwhile.
 
         Args:
             record: The channel.
@@ -171,17 +210,21 @@ class ChannelOpener:
             CannotFundError: The account can make no deposit that the server accepts now.
             BudgetExceededError: The policy now allows less than was planned.
         """
-        fact = None
+        fact, open_tx = None, None
         if not is_new:
             record, fact = await self.read(record)
         if fact is None and record.open_tx is None:
             record = await self._freshen_opening(record, offer, limits, is_new=is_new)
-            if record.opening is not None:
-                return record, record.opening
-            return await self._send_opening(record)
-        if record.opening is not None and await self._is_presentable(record, offer):
-            return record, record.opening
-        return await self._find_opening(record)
+            if record.opening is None:
+                record, open_tx = await self._send_opening(record)
+        elif not await self._is_presentable(record, offer):
+            record, open_tx = await self._find_opening(record)
+        if record.state not in ("opening", "open"):
+            raise ChannelUnusableError(
+                f"Expected a channel that is opening, found it {record.state} on chain. "
+                "Send the request again."
+            )
+        return record, open_tx
 
     async def _freshen_opening(
         self, record: ChannelRecord, offer: Offer, limits: TokenLimits, *, is_new: bool
@@ -196,7 +239,7 @@ class ChannelOpener:
             return record
         require_deposit(limits, record.deposit, record.origin)
         fresh = await depositor.sign_opening(means)
-        return await self._store.update(record.key, lambda current: replace(current, opening=fresh))
+        return await self._store.update(record.key, partial(replace, opening=fresh))
 
     async def _is_presentable(self, record: ChannelRecord, offer: Offer) -> bool:
         """Return whether to present the signed opening rather than its transaction."""
@@ -242,7 +285,7 @@ class ChannelOpener:
             except TransactionRevertedError:
                 if not await self.is_on_chain(record):
                     raise
-        await self._store.update(record.key, lambda current: replace(current, opening=None))
+        await self._store.update(record.key, partial(replace, opening=None))
         return True
 
     async def _find_opening(self, record: ChannelRecord) -> tuple[ChannelRecord, TxHash]:
@@ -261,9 +304,7 @@ class ChannelOpener:
     async def _with_opening(
         self, record: ChannelRecord, open_tx: TxHash
     ) -> tuple[ChannelRecord, TxHash]:
-        record = await self._store.update(
-            record.key, lambda current: replace(current, open_tx=open_tx)
-        )
+        record = await self._store.update(record.key, partial(replace, open_tx=open_tx))
         return await self.check(record), open_tx
 
     async def check(self, record: ChannelRecord) -> ChannelRecord:
@@ -284,11 +325,7 @@ class ChannelOpener:
         if fact is None:
             return record, None  # the node may lag behind; the server reports what it sees
         _require_same(record, fact)
-
-        def change(current: ChannelRecord) -> ChannelRecord:
-            return adopt_fact(current, fact)
-
-        return await self._store.update(record.key, change), fact
+        return await self._store.update(record.key, partial(adopt_fact, fact=fact)), fact
 
     async def confirm(
         self, record: ChannelRecord, receipt: Receipt | None, *, url: str
@@ -328,9 +365,7 @@ class ChannelOpener:
         record, fact = await self.read(record, block_number=block_number)
         if fact is not None:
             return record.state != "opening"
-        await self._store.update(
-            record.key, lambda current: replace(current, state="closed", deposit=0)
-        )
+        await self._store.update(record.key, partial(replace, state="closed", deposit=0))
         return True
 
     async def give_up_opening(self, record: ChannelRecord) -> ChannelRecord:
@@ -346,9 +381,7 @@ class ChannelOpener:
                 f"The deposit that was signed for {record.origin} may still be made. It expires "
                 "within half an hour. Close the channel then."
             )
-        return await self._store.update(
-            record.key, lambda current: replace(current, state="closed", deposit=0)
-        )
+        return await self._store.update(record.key, partial(replace, state="closed", deposit=0))
 
     async def enlarge(
         self, record: ChannelRecord, limits: TokenLimits, least: int

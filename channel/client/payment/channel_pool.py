@@ -1,19 +1,248 @@
-"""Assigns requests to channels, and tracks what is in flight on each (F-41).
+"""Assigns requests to channels (F-41), and counts exactly what is in flight on each (F-94).
 
 A slot holds one channel of one scope, opened when first needed. Requests share slot 0. A channel
 carries one stream (ACC-06), so a second stream waits or gets a further slot.
+
+Every task of a client counts here, in the event loop, without an `await` in between. A unit is in
+flight until it is received or lost, never neither and never both. The store is updated afterwards.
+So the bound on a server's claim does not depend on which task runs first (F-94).
+
+When requests share a channel, an honest claim may exceed the bound. Data under way cannot be
+distinguished from data that never comes: a stream may have used what was signed for a concurrent
+request. A claim may also be stale, because its request has ended. Such a claim is never signed and
+never called a lie; the client asks again once the other requests have made progress.
 """
 
 import asyncio
+from collections.abc import Callable
 
-from channel.client.payment.tab import Hold, Tab
-from channel.client.store.record import ChannelRecord, Scope
-from channel.errors import ChannelBusyError
+from msgspec.structs import replace
+
+from channel.client.payment.request import PaidRequest
+from channel.client.policy.budget import Budget
+from channel.client.policy.policy import Amounts, Offer, TokenLimits, require_deposit
+from channel.client.store.record import ChannelRecord, Scope, choose_amount, count_lost
+from channel.client.store.sqlite import PaymentStore
+from channel.errors import ChannelBusyError, OverclaimError, UnsettledClaimError
 from channel.types import ChannelKey, SignedVoucher
 
-__all__ = ["ChannelPool", "ChannelSlot"]
+__all__ = ["ChannelPool", "ChannelSlot", "Tab"]
 
+SETTLE_S_MAX = 60.0
+"""How long a claim waits for the other requests of its channel."""
 STREAM_WAIT_S_MAX = 60.0
+
+
+class Tab:
+    """This process's counts of one channel, which no other process uses (see `locks`)."""
+
+    def __init__(self, record: ChannelRecord) -> None:
+        self.key = record.key
+        self.counts = record
+        """The channel; only its counts and the signed amount are current."""
+        self.requests: set[PaidRequest] = set()
+        """Requests in flight, and streams that run."""
+        self.step_max = 0
+        """The greatest step since nothing was in flight. A server reserves ahead for a stream, so
+        what it asks of requests during or just after that stream starts from there."""
+        self.may_have_lost = record.signed > 0
+        """Whether a request on this channel ended unseen, here or in an earlier process."""
+        self._waiters: set[asyncio.Future[None]] = set()
+
+    def change(self, change: Callable[[ChannelRecord], ChannelRecord]) -> None:
+        """Change the counts immediately; `store` makes them durable."""
+        before, self.counts = self.counts, change(self.counts)
+        if self.counts != before:
+            self._notify()
+
+    def lose(self, value: int, *, lost_max: int) -> None:
+        """Grant the possible cost of a request that ended unseen, within a bound."""
+        self.may_have_lost = True
+        self.change(lambda counts: count_lost(counts, value=value, lost_max=lost_max))
+
+    async def store(
+        self,
+        store: PaymentStore,
+        change: Callable[[ChannelRecord], ChannelRecord] = lambda current: current,
+    ) -> ChannelRecord:
+        """Store the current counts together with `change` of the channel, and return it.
+
+        Every call writes everything that is not on disk yet, because an earlier write may have
+        been cancelled in the store's queue before it began.
+
+        Raises:
+            StoreError: The store failed; the next call stores the counts.
+            ReceiptViolationError: As raised by `change`.
+        """
+        counts = self.counts
+        return await store.update(self.key, lambda current: _with(counts, change(current)))
+
+    @property
+    def in_flight(self) -> int:
+        """First costs of the requests that wait for an answer, in base units."""
+        return sum(request.cost for request in self.requests)
+
+    @property
+    def allowance(self) -> int:
+        """How far vouchers may exceed the count now: everything in flight and one step."""
+        return sum(request.cost_max for request in self.requests) + self.step_max
+
+    @property
+    def ceiling(self) -> int:
+        """The greatest amount that may be signed now."""
+        return max(self.counts.claimable + self.allowance, self.counts.signed)
+
+    def require(
+        self, request: PaidRequest, stored: ChannelRecord, claimed: int, *, is_needed: bool
+    ) -> tuple[ChannelRecord, int]:
+        """Return the channel with the current counts, and what its next voucher must cover.
+
+        That is what is counted and in flight, or `claimed` if that is more. Without an `await`: the
+        counts and what is in flight must belong together.
+
+        Raises:
+            OverclaimError: No honest server can demand so much.
+            UnsettledClaimError: Concurrent or broken requests may have used it.
+        """
+        self._require_claim(request, claimed)
+        record = _with(self.counts, stored)
+        base = max(record.counted, record.spent)
+        needed = min(base + self.in_flight, self.ceiling) if is_needed else record.signed
+        return record, max(needed, claimed)
+
+    def _require_claim(self, request: PaidRequest, claimed: int) -> None:
+        """Check a server's claim against the counts, and grant what a broken request explains.
+
+        If a request ended unseen, the server may have charged what never arrived. Then a claim
+        counts as lost, up to what an honest server could reach and within `lost_max`. That is at
+        most what the server holds already plus what this request may cost.
+        """
+        ceiling, lost, amounts = self.ceiling, self.counts.lost, request.amounts
+        if claimed <= ceiling:
+            return
+        reach = self.counts.signed + request.cost_max + request.step + amounts.unit
+        is_possible = claimed <= reach
+        if is_possible and self.may_have_lost and claimed - ceiling <= amounts.lost_max - lost:
+            self.change(lambda counts: replace(counts, lost=lost + claimed - ceiling))
+            return
+        if is_possible and (self.may_have_lost or request.was_shared):
+            raise UnsettledClaimError(
+                asked=claimed, allowed=ceiling, received=self.counts.received, lost=lost
+            )
+        raise OverclaimError(asked=claimed, allowed=ceiling, received=self.counts.claimable)
+
+    async def sign_for(
+        self,
+        request: PaidRequest,
+        record: ChannelRecord,
+        needed: int,
+        *,
+        deposit: int,
+        store: PaymentStore,
+        budget: Budget,
+        now: float,
+    ) -> ChannelRecord:
+        """Make the amount of the next voucher durable, and return the channel with it.
+
+        A stream's voucher includes one further step, if the limits allow it. What `require` has
+        checked is not checked again after a top-up.
+
+        Raises:
+            BudgetExceededError: It exceeds the policy's caps or the budgets.
+        """
+        limits, expectation = request.limits, request.expectation
+        counts = _with(self.counts, record)
+        allowance = max(self.allowance, needed - counts.claimable)
+        cap = deposit if limits.cumulative_max is None else limits.cumulative_max
+        is_stream = request.is_streaming or (expectation.is_stream and not expectation.is_guess)
+        ahead = max(counts.counted, counts.spent) + self.allowance if is_stream else needed
+
+        def choose(current: ChannelRecord, budget_left: int) -> int:
+            amount = choose_amount(
+                replace(counts, signed=current.signed, deposit=deposit),
+                required=needed,
+                ahead=min(ahead, cap, current.signed + budget_left),
+                allowance=allowance,
+                min_delta=request.offer.request.min_voucher_delta,
+            )
+            if amount > current.signed:
+                require_deposit(limits, amount, current.origin)
+            return amount
+
+        record = await store.sign_for(self.key, choose, budget=budget, now=now)
+        self.counts = replace(self.counts, signed=max(record.signed, self.counts.signed))
+        return record
+
+    async def settle(self, request: PaidRequest, claimed: int) -> bool:
+        """Wait until a claim fits, or nothing else moves on the channel; return whether it fits.
+
+        Raises:
+            TimeoutError: Neither happened in time.
+        """
+        request.is_waiting = True
+        self._notify()
+        try:
+            async with asyncio.timeout(SETTLE_S_MAX):
+                while claimed > self.ceiling and any(
+                    not other.is_waiting for other in self.requests - {request}
+                ):
+                    await self._changed()
+        finally:
+            request.is_waiting = False
+        return claimed <= self.ceiling
+
+    def note_sent(self, request: PaidRequest) -> None:
+        """Record that a request is sent: concurrent ones may affect its answer from now on."""
+        request.is_sent = True
+        request.was_shared = not self.requests <= {request}
+
+    def grow_step(self, request: PaidRequest, value: int) -> None:
+        """Use larger steps for a request from now on; a smaller value changes nothing."""
+        request.step = max(request.step, value)
+        self.step_max = max(self.step_max, request.step)
+
+    def add(self, request: PaidRequest) -> None:
+        """Pay a request from this channel from now on."""
+        if request.has_channel:
+            if request.tab is self:
+                return
+            request.tab.remove(request)
+        request.tab, request.has_channel = self, True
+        for other in self.requests:
+            other.was_shared = request.was_shared = True
+        self.requests.add(request)
+        self.step_max = max(self.step_max, request.step)
+
+    def remove(self, request: PaidRequest) -> None:
+        """Remove a request in flight."""
+        self.requests.discard(request)
+        if not self.requests:
+            self.step_max = 0
+        self._notify()
+
+    async def _changed(self) -> None:
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters.add(waiter)
+        try:
+            await waiter
+        finally:
+            self._waiters.discard(waiter)
+
+    def _notify(self) -> None:
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+
+def _with(counts: ChannelRecord, record: ChannelRecord) -> ChannelRecord:
+    """Return a stored channel with the current counts."""
+    return replace(
+        record,
+        received=counts.received,
+        units=counts.units,
+        lost=counts.lost,
+        waived=counts.waived,
+    )
 
 
 class ChannelSlot:
@@ -25,25 +254,25 @@ class ChannelSlot:
         """Held while a credential is made, or a channel is opened or topped up."""
         self.funding = asyncio.Lock()
         """Held while the channel is topped up; vouchers do not wait for it."""
-        self.key: ChannelKey | None = None
-        """None until a channel is found or opened."""
+        self.tab: Tab | None = None
+        """None until a channel is found or opened, and after it has ended."""
         self.is_checked = False
         """Whether the channel was compared with the chain since start-up (CLIENT-05)."""
         self.has_stream = False
-        self.holds: set[Hold] = set()
+        self.requests: set[PaidRequest] = set()
         """Requests in flight, and those that wait for their turn to sign."""
         self.last_voucher: SignedVoucher | None = None
 
     def forget_channel(self) -> None:
         """Make the next payment find or open another channel."""
-        self.key = None
+        self.tab = None
         self.is_checked = False
 
 
 class ChannelPool:
     """The slots of every scope."""
 
-    def __init__(self, *, streams_max: int, stream_wait_s: float = STREAM_WAIT_S_MAX) -> None:
+    def __init__(self, *, streams_max: int = 1, stream_wait_s: float = STREAM_WAIT_S_MAX) -> None:
         self._streams_max = streams_max
         self._stream_wait_s = stream_wait_s
         self._by_scope: dict[Scope, list[ChannelSlot]] = {}
@@ -51,32 +280,47 @@ class ChannelPool:
         self._freed = asyncio.Event()
 
     async def enter(
-        self, scope: Scope, *, cost: int, cost_max: int, is_stream: bool
-    ) -> tuple[ChannelSlot, Hold]:
-        """Return a hold on a slot. A stream waits, bounded, for a slot without a stream.
+        self,
+        request: PaidRequest,
+        scope: Scope,
+        offer: Offer,
+        limits: TokenLimits,
+        amounts: Amounts,
+    ) -> None:
+        """Put a request in a slot of this scope, under this offer; or leave it in its own.
+
+        A stream waits, bounded, for a slot without a stream.
 
         Raises:
             ChannelBusyError: No slot became free in time.
         """
-        pool = self._by_scope.setdefault(scope, [ChannelSlot(scope)])
-        if not is_stream:
-            slot = pool[0]
-        else:
-            slot = await self._free_slot(scope, pool)
-            slot.has_stream = True
-        hold = Hold(cost=cost, cost_max=cost_max, is_stream=is_stream)
-        slot.holds.add(hold)
-        tab = None if slot.key is None else self._tabs.get(slot.key)
-        if tab is not None:
-            hold.use(tab)
-        return slot, hold
+        if request.has_slot and request.slot.scope != scope:
+            self.leave(request)
+        is_new = not request.has_slot
+        if is_new:
+            slots = self._by_scope.setdefault(scope, [ChannelSlot(scope)])
+            slot = slots[0]
+            if request.expectation.is_stream:
+                slot = await self._free_slot(scope, slots)
+                slot.has_stream = True
+            request.reset()
+            request.slot, request.has_slot = slot, True
+            request.source = scope.chain_id, scope.payer
+            slot.requests.add(request)
+        request.offer, request.limits, request.amounts = offer, limits, amounts
+        request.challenge_ids.add(offer.challenge.id)
+        request.cost, request.cost_max, request.step = amounts.cost, amounts.cost_max, amounts.step
+        if is_new and request.slot.tab is not None:
+            request.slot.tab.add(request)
+        elif request.has_channel:
+            request.tab.grow_step(request, amounts.step)
 
-    async def _free_slot(self, scope: Scope, pool: list[ChannelSlot]) -> ChannelSlot:
+    async def _free_slot(self, scope: Scope, slots: list[ChannelSlot]) -> ChannelSlot:
         def free() -> ChannelSlot | None:
-            slot = next((slot for slot in pool if not slot.has_stream), None)
-            if slot is None and len(pool) < self._streams_max:
+            slot = next((slot for slot in slots if not slot.has_stream), None)
+            if slot is None and len(slots) < self._streams_max:
                 slot = ChannelSlot(scope)
-                pool.append(slot)
+                slots.append(slot)
             return slot
 
         try:
@@ -86,19 +330,21 @@ class ChannelPool:
                     await self._freed.wait()
         except TimeoutError:
             raise ChannelBusyError(
-                f"{scope.origin}: {len(pool)} streams are running, and none ended within "
+                f"{scope.origin}: {len(slots)} streams are running, and none ended within "
                 f"{self._stream_wait_s:g} s. Raise `parallel_streams_max` to allow more channels."
             ) from None
         return slot
 
-    def leave(self, slot: ChannelSlot, hold: Hold) -> None:
-        """Release a hold and its slot; a second call does nothing."""
-        if hold.is_released:
+    def leave(self, request: PaidRequest) -> None:
+        """Take a request out of its slot; a second call does nothing."""
+        if not request.has_slot:
             return
-        hold.release()
-        slot.holds.discard(hold)
-        if hold.is_stream:
-            slot.has_stream = False
+        request.has_slot = False
+        request.slot.requests.discard(request)
+        if request.has_channel:
+            request.tab.remove(request)
+        if request.expectation.is_stream:
+            request.slot.has_stream = False
             self._freed.set()
 
     def tab(self, record: ChannelRecord) -> Tab:
@@ -108,32 +354,29 @@ class ChannelPool:
             tab = self._tabs[record.key] = Tab(record)
         return tab
 
-    def use(self, slot: ChannelSlot, hold: Hold, record: ChannelRecord) -> None:
+    def use(self, request: PaidRequest, record: ChannelRecord) -> None:
         """Pay a request from a channel, and the requests behind it that have none, too."""
-        slot.key = record.key
-        tab = self.tab(record)
-        hold.use(tab)
-        for other in slot.holds:
+        tab = request.slot.tab = self.tab(record)
+        tab.add(request)
+        request.spent_before.setdefault(record.key, record.spent)
+        for other in request.slot.requests:
             if not other.has_channel:
-                other.use(tab)
-
-    def find_tab(self, key: ChannelKey) -> Tab | None:
-        """Return the counts of a channel, if this process has them."""
-        return self._tabs.get(key)
+                tab.add(other)
 
     def is_busy(self, key: ChannelKey) -> bool:
         """Return whether a request is in flight on this channel."""
-        return key in self._tabs and bool(self._tabs[key].holds)
+        return key in self._tabs and bool(self._tabs[key].requests)
 
     def taken(self, scope: Scope) -> set[ChannelKey]:
         """Return the channels that slots of this scope use."""
-        return {slot.key for slot in self._by_scope.get(scope, ()) if slot.key is not None}
+        tabs = (slot.tab for slot in self._by_scope.get(scope, ()))
+        return {tab.key for tab in tabs if tab is not None}
 
     def forget(self, key: ChannelKey) -> None:
         """Drop a channel that has ended."""
         if not self.is_busy(key):
             self._tabs.pop(key, None)
-        for pool in self._by_scope.values():
-            for slot in pool:
-                if slot.key == key:
+        for slots in self._by_scope.values():
+            for slot in slots:
+                if slot.tab is not None and slot.tab.key == key:
                     slot.forget_channel()

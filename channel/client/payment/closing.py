@@ -104,7 +104,7 @@ async def _ask_spent(
         presented = await _present(payer, record, management, offer, VoucherPayload(voucher))
         if presented.receipt is not None:
             await payer.receipts.adopt(
-                record.key,
+                payer.pool.tab(record),
                 presented.receipt,
                 presented.receipt_text,
                 challenge_ids={offer.challenge.id, presented.offer.challenge.id},

@@ -17,11 +17,10 @@ from channel.client.policy.decisions import (
     deposit_pause_s,
 )
 from channel.client.policy.policy import Offer
+from channel.client.store.record import read_receipt
 from channel.errors import (
     DepositPendingError,
     PaymentRefusedError,
-    ReceiptViolationError,
-    WireError,
 )
 from channel.types import Address
 from channel.wire.credential import Credential, format_credential
@@ -33,7 +32,7 @@ from channel.wire.payload import (
     TopUpPermit2,
     VoucherPayload,
 )
-from channel.wire.receipt import Receipt, parse_receipt
+from channel.wire.receipt import Receipt
 
 __all__ = [
     "Header",
@@ -43,7 +42,6 @@ __all__ = [
     "build_header",
     "deposit_type",
     "present",
-    "read_receipt",
 ]
 
 WAITS_MAX = 10
@@ -97,20 +95,6 @@ class Presented(msgspec.Struct, frozen=True):
 def build_header(offer: Offer, payload: Payload, source: tuple[int, Address]) -> Header:
     """Return the header field that answers an offer."""
     return offer.header, format_credential(Credential(offer.challenge, payload, source))
-
-
-def read_receipt(text: str) -> Receipt:
-    """Return the parsed `Payment-Receipt`.
-
-    Raises:
-        ReceiptViolationError: It cannot be parsed.
-    """
-    try:
-        return parse_receipt(text)
-    except WireError as error:
-        raise ReceiptViolationError(
-            field="Payment-Receipt", said=f"something unreadable ({error})", expected="a receipt"
-        ) from error
 
 
 async def present(

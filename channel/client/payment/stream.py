@@ -9,17 +9,16 @@ deposit is topped up during the stream, before a voucher needs it.
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import httpx
 
 from channel.client.payment.channel_pool import ChannelPool
 from channel.client.payment.receipts import ReceiptChecker
-from channel.client.payment.request import PaidRequest, Payment
-from channel.client.payment.voucher_with_deposit import VoucherWithDeposit
-from channel.client.payment.vouchers import VoucherIssuer
+from channel.client.payment.request import PaidRequest
+from channel.client.payment.vouchers import VoucherIssuer, VoucherWithDeposit
 from channel.client.policy.decisions import SETTLE_TRIES_MAX, SETTLE_WAIT_S_STEP
 from channel.client.policy.meter import UnitMeter
-from channel.client.policy.policy import Policy, step_value
 from channel.client.policy.rate import DeliveryRate
 from channel.client.store.record import ChannelRecord, count_received, count_unread
 from channel.client.store.sqlite import PaymentStore
@@ -47,41 +46,37 @@ _log = logging.getLogger(__name__)
 class PaidStream:
     """Counts each event as it arrives; stores the count before a voucher and at the end."""
 
-    def __init__(  # noqa: PLR0913 -- its parts, by name
+    def __init__(
         self,
         *,
-        policy: Policy,
         store: PaymentStore,
         pool: ChannelPool,
         issuer: VoucherIssuer,
         receipts: ReceiptChecker,
-        paid_request: PaidRequest,
-        payment: Payment,
+        request: PaidRequest,
         now: Callable[[], float],
         sleep: Callable[[float], Awaitable[None]],
     ) -> None:
-        self._policy = policy
         self._store = store
         self._pool = pool
         self._issuer = issuer
         self._receipts = receipts
-        self._paid_request = paid_request
-        self._payment = payment
+        self._request = request
         self._now = now
         self._sleep = sleep
         self._rate = DeliveryRate(now())
-        self._meter = UnitMeter(believes_counts=payment.offer.request.unit_type != CHUNK_UNIT)
-        self._unpaid_units = 0
-        """Units since this stream's last voucher."""
-        self._units_left = _greatest_length(paid_request)
+        self._meter = UnitMeter(believes_counts=request.offer.request.unit_type != CHUNK_UNIT)
+        self._unpaid = 0
+        """What arrived since this stream's last voucher, in base units."""
+        self._units_left = _greatest_length(request)
         self._idle_needs = 0
         self._refill: asyncio.Task[None] | None = None
         self._funding: asyncio.Task[None] | None = None
         self._settling: asyncio.Task[None] | None = None
         self._failure: MppSessionError | httpx.TransportError | None = None
         self._may_fund = True
-        payment.hold.is_streaming = True
-        payment.hold.is_sent = False  # `end` counts what was not read
+        request.is_streaming = True
+        request.is_sent = False  # `end` counts what was not read
         self.has_receipt = False
         """Whether the final receipt arrived and was possible."""
 
@@ -98,11 +93,11 @@ class PaidStream:
         if not units:
             return
         self._units_left -= units
-        value = units * self._payment.price
-        self._payment.hold.begin_counting()
-        self._payment.tab.change(lambda counts: count_received(counts, value=value, units=units))
+        value = units * self._request.amounts.unit
+        self._request.begin_counting()
+        self._request.tab.change(partial(count_received, value=value, units=units))
         self._end_settling()
-        self._unpaid_units += units
+        self._unpaid += value
         self._idle_needs = 0
         self._rate.add(units)
         if self._refill is None and self._is_running_low:
@@ -110,18 +105,14 @@ class PaidStream:
 
     @property
     def _is_running_low(self) -> bool:
-        return 2 * self._unpaid_units > self._step_units > 1
-
-    @property
-    def _step_units(self) -> int:
-        return self._payment.step // self._payment.price
+        return 2 * self._unpaid > self._request.step > self._request.amounts.unit
 
     def _grow_step(self) -> None:
         """Adapt the step to the stream's rate; a step of 1 in the policy stays 1."""
         self._rate.measure(self._now())
-        if step_value(self._policy, self._payment.offer.request) > self._payment.price:
-            wanted = min(self._rate.step_units, self._policy.voucher_step_max)
-            self._payment.grow_step(wanted * self._payment.price)
+        request, amounts = self._request, self._request.amounts
+        wanted = min(self._rate.step_units * amounts.unit, amounts.step_max)
+        request.tab.grow_step(request, wanted)
 
     async def need_voucher(self, data: str) -> None:
         """Answer a server that waits for a voucher (SSE-01, CLIENT-07).
@@ -131,21 +122,21 @@ class PaidStream:
             PaymentRefusedError: It keeps asking without delivering, or refuses.
             ReceiptViolationError: Its event cannot be parsed.
         """
-        payment = self._payment
+        request = self._request
         try:
             need = parse_need_voucher(data)
         except WireError as error:
             raise ReceiptViolationError(
                 field=NEED_VOUCHER_EVENT, said=f"unreadable ({error})", expected="what is needed"
             ) from error
-        if need.channel_id != payment.key.channel_id:
+        if need.channel_id != request.tab.key.channel_id:
             return  # another channel's event does not concern this stream
         self._grow_step()
         paused_at = self._now()
         await _finish(self._refill)
-        await self._payment.tab.store(self._store)
+        await request.tab.store(self._store)
         self._idle_needs += 1
-        is_shared = payment.hold.was_shared or payment.tab.may_have_lost
+        is_shared = request.was_shared or request.tab.may_have_lost
         idle_max = SHARED_NEEDS_MAX if is_shared else IDLE_NEEDS_MAX
         if self._idle_needs > idle_max:
             raise PaymentRefusedError(
@@ -161,7 +152,7 @@ class PaidStream:
             self._settling = asyncio.create_task(self._settle(claim))
             return
         if prepared.deposit is None:
-            await self._issuer.present_voucher(self._paid_request, payment, prepared)
+            await self._issuer.present_voucher(request, prepared)
         self._rate.leave_out(self._now() - paused_at)
 
     async def _settle(self, claim: UnsettledClaimError) -> None:
@@ -169,13 +160,13 @@ class PaidStream:
 
         If the stream continues by itself, the claim is void.
         """
-        tab, hold = self._payment.tab, self._payment.hold
+        request = self._request
         for attempt in range(1, SETTLE_TRIES_MAX + 1):
             try:
-                await tab.settle(hold, claim.asked)
+                await request.tab.settle(request, claim.asked)
                 prepared = await self._prepare_voucher(claimed=claim.asked)
                 if prepared.deposit is None:
-                    await self._issuer.present_voucher(self._paid_request, self._payment, prepared)
+                    await self._issuer.present_voucher(request, prepared)
             except UnsettledClaimError:
                 await self._sleep(SETTLE_WAIT_S_STEP * attempt)
             except (MppSessionError, TimeoutError, httpx.TransportError) as error:
@@ -210,15 +201,13 @@ class PaidStream:
         self, *, claimed: int = 0, is_needed: bool = True
     ) -> VoucherWithDeposit:
         """Make a voucher; one with a deposit is presented before anything else is signed."""
-        payment = self._payment
-        async with payment.slot.lock:
-            unpaid = self._unpaid_units
-            prepared = await self._issuer.make(
-                self._paid_request, payment, claimed=claimed, is_needed=is_needed
-            )
+        request = self._request
+        async with request.slot.lock:
+            unpaid = self._unpaid
+            prepared = await self._issuer.make(request, claimed=claimed, is_needed=is_needed)
             if prepared.deposit is not None:
-                await self._issuer.present_voucher(self._paid_request, payment, prepared)
-        self._unpaid_units -= unpaid
+                await self._issuer.present_voucher(request, prepared)
+        self._unpaid -= unpaid
         return prepared
 
     async def _pay_ahead(self) -> None:
@@ -228,14 +217,15 @@ class PaidStream:
         half a step while a voucher is presented, the next one follows immediately: the server may
         have stopped by then, and nothing more would be counted.
         """
+        request = self._request
         try:
             while self._is_running_low:
                 self._grow_step()
-                record = await self._payment.tab.store(self._store)
+                record = await request.tab.store(self._store)
                 self._fund_ahead(record)
                 prepared = await self._prepare_voucher(is_needed=False)
                 if prepared.voucher.cumulative_amount > record.signed:
-                    await self._issuer.present_voucher(self._paid_request, self._payment, prepared)
+                    await self._issuer.present_voucher(request, prepared)
         except (MppSessionError, httpx.TransportError) as error:
             _log.debug("no voucher ahead: %s", type(error).__name__)
         finally:
@@ -243,19 +233,20 @@ class PaidStream:
 
     def _fund_ahead(self, record: ChannelRecord) -> None:
         """Top up during the stream if the deposit ends soon and the answer may not."""
-        payment = self._payment
+        request, limits = self._request, self._request.limits
         if self._funding is not None or not self._may_fund:
             return
-        lead = max(self._step_units, self._rate.lead_units)
-        caps = (payment.limits.deposit_max, payment.limits.cumulative_max)
-        goal = record.counted + min(lead, self._units_left) * payment.price
+        unit = request.amounts.unit
+        lead = max(request.step, self._rate.lead_units * unit)
+        caps = (limits.deposit_max, limits.cumulative_max)
+        goal = record.counted + min(lead, self._units_left * unit)
         goal = min(goal, *(cap for cap in caps if cap is not None))
         if goal > record.deposit:
             self._funding = asyncio.create_task(self._fund(goal))
 
     async def _fund(self, goal: int) -> None:
         try:
-            await self._issuer.fund(self._paid_request, self._payment, goal)
+            await self._issuer.fund(self._request, goal)
         except (MppSessionError, httpx.TransportError) as error:
             self._may_fund = False  # retried when a voucher needs it
             _log.debug("no deposit ahead: %s", type(error).__name__)
@@ -268,7 +259,7 @@ class PaidStream:
         Raises:
             ReceiptViolationError: It is wrong; the channel is stopped.
         """
-        await self._receipts.end_stream(self._paid_request, self._payment, data)
+        await self._receipts.end_stream(self._request, data)
         self.has_receipt = True
 
     async def end(self, *, is_broken: bool) -> None:
@@ -278,24 +269,24 @@ class PaidStream:
         granted within the policy's bound, because a server could break connections deliberately.
         Both apply only until the next receipt states what was spent.
         """
-        payment, hold, tab = self._payment, self._payment.hold, self._payment.tab
+        request, tab = self._request, self._request.tab
         try:
             if not self.has_receipt:
-                hold.begin_counting()
+                request.begin_counting()
                 counts = tab.counts
-                unread = max(0, min(payment.step, counts.signed - counts.counted - tab.in_flight))
+                unread = max(0, min(request.step, counts.signed - counts.counted - tab.in_flight))
                 if is_broken:
-                    tab.lose(unread, lost_max=self._policy.lost_units_max * payment.price)
+                    tab.lose(unread, lost_max=request.amounts.lost_max)
                 else:
                     tab.may_have_lost = True
-                    tab.change(lambda current: count_unread(current, value=unread))
+                    tab.change(partial(count_unread, value=unread))
             for task in (self._refill, self._funding, self._settling):
                 if task is not None:
                     task.cancel()
                     await _finish(task)
             await tab.store(self._store)
         finally:
-            self._pool.leave(payment.slot, hold)
+            self._pool.leave(request)
 
 
 async def _finish(task: asyncio.Task[None] | None) -> None:
@@ -303,11 +294,11 @@ async def _finish(task: asyncio.Task[None] | None) -> None:
         await asyncio.wait({task})
 
 
-def _greatest_length(paid_request: PaidRequest) -> int:
+def _greatest_length(request: PaidRequest) -> int:
     """Return how many units an answer may count at most: twice what its request names.
 
     Twice, because servers differ in how they cut text into tokens. A server that sends events
     without end is paid for no more than these.
     """
-    bound = paid_request.expectation.units_max
+    bound = request.expectation.units_max
     return UNITS_MAX if bound is None else 2 * bound

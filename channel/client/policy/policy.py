@@ -9,8 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
+from channel.chain import PayerChain
 from channel.client.policy.budget import Budget, LockedBudget
 from channel.client.policy.funding_method import usable_types
+from channel.client.policy.meter import Expectation
 from channel.errors import BudgetExceededError, OfferRefusedError, WireError
 from channel.types import Address
 from channel.wire.challenge import (
@@ -25,13 +27,16 @@ from channel.wire.challenge import (
 from channel.wire.encoding import format_checksum_address, format_timestamp, parse_timestamp
 
 __all__ = [
+    "Amounts",
     "Offer",
     "Policy",
     "TokenLimits",
+    "amounts_of",
     "budget_of",
     "choose_offer",
     "deposit_size",
     "locked_budget_of",
+    "require_chain",
     "require_deposit",
     "require_offer",
     "step_value",
@@ -44,6 +49,7 @@ DESCRIBED_CHARS_MAX = 64
 FOREIGN = "method/intent"
 """The field in the refusal of another method's offer, which no policy can allow."""
 LOCKED_ORIGINS = 4
+REQUEST_UNIT = "request"
 
 _NOBODY = Address(bytes(20))
 _NO_REQUEST = SessionRequest(
@@ -137,6 +143,23 @@ class Offer(msgspec.Struct, frozen=True):
         if (challenge.method, challenge.intent) != (METHOD, INTENT):
             return cls(challenge, _NO_REQUEST)
         return cls(challenge, parse_session_request(challenge.request))
+
+
+class Amounts(msgspec.Struct, frozen=True, gc=False):
+    """What one request costs under an offer, in base units."""
+
+    unit: int
+    """The price of one unit."""
+    cost: int
+    """The first cost, which is signed before the request is served."""
+    cost_max: int
+    """The most it may cost before any of it is counted."""
+    step: int
+    """How far a voucher may exceed the agent's count (F-94, F-95)."""
+    step_max: int
+    """How far the step of a fast stream may grow."""
+    lost_max: int
+    """What the channel may lose to broken connections."""
 
 
 def choose_offer(
@@ -242,6 +265,15 @@ def require_offer(policy: Policy, offer: Offer, origin: str, now: float) -> Toke
     return limits
 
 
+def require_chain(chains: Mapping[int, PayerChain], chain_id: int, origin: str) -> PayerChain:
+    """Return the chain with this id, or raise `OfferRefusedError` if none is configured."""
+    chain = chains.get(chain_id)
+    if chain is None:
+        allowed = ", ".join(map(str, chains)) or "none"
+        raise OfferRefusedError(field="chainId", asked=chain_id, allowed=allowed, origin=origin)
+    return chain
+
+
 def _limits_for(policy: Policy, request: SessionRequest, origin: str) -> TokenLimits:
     for limits in policy.limits:
         if (limits.chain_id, limits.token) == (request.chain_id, request.currency):
@@ -305,6 +337,27 @@ def step_value(policy: Policy, request: SessionRequest) -> int:
     """Return how far a voucher may exceed the agent's count, in base units (F-94, F-95)."""
     units = policy.voucher_steps.get(request.unit_type, policy.voucher_step)
     return units * request.unit_price
+
+
+def amounts_of(policy: Policy, request: SessionRequest, expectation: Expectation) -> Amounts:
+    """Return what a request costs that is expected to be answered so.
+
+    A stream is paid as it is delivered. Any other answer whose unit is not the request is paid
+    from a reservation for its greatest length, which the request's own body may bound.
+    """
+    price, step = request.unit_price, step_value(policy, request)
+    first = most = 1
+    if not expectation.is_stream and request.unit_type != REQUEST_UNIT:
+        most = min(expectation.units_max or policy.request_units_max, policy.request_units_max)
+        first = 1 if expectation.units_max is None else most
+    return Amounts(
+        unit=price,
+        cost=first * price,
+        cost_max=most * price,
+        step=step,
+        step_max=policy.voucher_step_max * price if step > price else step,
+        lost_max=policy.lost_units_max * price,
+    )
 
 
 def budget_of(policy: Policy, limits: TokenLimits) -> Budget:

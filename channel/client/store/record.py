@@ -17,10 +17,10 @@ from typing import Literal
 import msgspec
 from msgspec.structs import replace
 
-from channel.errors import OverclaimError, ReceiptViolationError
+from channel.errors import OverclaimError, ReceiptViolationError, WireError
 from channel.types import Address, ChannelFact, ChannelKey, ChannelTerms, TxHash
 from channel.wire.funding import Deposit
-from channel.wire.receipt import Receipt
+from channel.wire.receipt import Receipt, parse_receipt
 
 __all__ = [
     "ChannelRecord",
@@ -32,8 +32,10 @@ __all__ = [
     "count_lost",
     "count_received",
     "count_unread",
+    "read_receipt",
     "require_counted",
     "require_receipt",
+    "take_receipt",
 ]
 
 RecordState = Literal["opening", "open", "closing", "stopped", "closed"]
@@ -202,6 +204,20 @@ def count_lost(record: ChannelRecord, *, value: int, lost_max: int) -> ChannelRe
     return replace(record, waived=record.waived - back, lost=record.lost + more)
 
 
+def read_receipt(text: str) -> Receipt:
+    """Return the parsed `Payment-Receipt`.
+
+    Raises:
+        ReceiptViolationError: It cannot be parsed.
+    """
+    try:
+        return parse_receipt(text)
+    except WireError as error:
+        raise ReceiptViolationError(
+            field="Payment-Receipt", said=f"something unreadable ({error})", expected="a receipt"
+        ) from error
+
+
 def require_receipt(
     record: ChannelRecord,
     receipt: Receipt,
@@ -270,6 +286,20 @@ def adopt_receipt(
         receipt=text if is_newer else record.receipt,
         waived=uncharged if is_final else min(record.waived, uncharged),
     )
+
+
+def take_receipt(
+    record: ChannelRecord,
+    receipt: Receipt,
+    text: str,
+    *,
+    challenge_ids: Collection[str] | None,
+    spent_min: int,
+    is_final: bool,
+) -> ChannelRecord:
+    """Check a receipt and update the record: see `require_receipt` and `adopt_receipt`."""
+    require_receipt(record, receipt, challenge_ids=challenge_ids, spent_min=spent_min)
+    return adopt_receipt(record, receipt, text, is_final=is_final)
 
 
 def adopt_fact(record: ChannelRecord, fact: ChannelFact) -> ChannelRecord:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from channel.client.payment.tab import Tab
+from channel.client.payment.channel_pool import Tab
 from channel.client.policy.budget import Budget, LockedBudget
 from channel.client.store.record import ChannelRecord
 from channel.client.store.sqlite import SCHEMA_VERSION, PaymentStore
