@@ -24,6 +24,7 @@ from channel.errors import MppSessionError, OperatorError
 from channel.http import PaymentGate, Price, Route
 from channel.http.asgi import send_problem
 from channel.state.commands import StreamPolicy
+from channel.tasks import Tasks
 from mpp_session.devnet_file import selling_settings
 from mpp_session.errors import CommandError
 from mpp_session.process.os_limits import forbid_core_files
@@ -162,12 +163,9 @@ class SellingApp:
             except Exception as error:  # noqa: BLE001 - a server reads an exception as no lifespan
                 await send(_failed(error))
                 return
-            guards = [
-                asyncio.create_task(work, name=name) for name, work in parts.background().items()
-            ]
-            for guard in guards:
-                guard.add_done_callback(_stop_server)
-            open_.push_async_callback(_cancel, guards)
+            guards = await open_.enter_async_context(Tasks())
+            for name, work in parts.background().items():
+                guards.start(work, name=name).add_done_callback(_stop_server)
             # A server waits for its streams before it announces its shutdown (O-32).
             open_.enter_context(before_signals(parts.engine.end_streams))
             self.gate = gate
@@ -271,9 +269,3 @@ def _stop_server(guard: "asyncio.Task[None]") -> None:
         reason = guard.exception()
         _log.critical("the server stops because %s ended", guard.get_name(), exc_info=reason)
         signal.raise_signal(signal.SIGTERM)
-
-
-async def _cancel(tasks: Sequence["asyncio.Task[None]"]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)

@@ -13,9 +13,9 @@ continues from the last durable step. Repeating a step is harmless.
 """
 
 import asyncio
+from functools import partial
 
 from channel.chain import ChannelCloser, CloseResult
-from channel.engine.background import Background
 from channel.engine.facts import ChainFacts
 from channel.engine.lease_renewer import LeaseRenewer
 from channel.engine.outcome import Outcome
@@ -37,6 +37,7 @@ from channel.state.commands import (
     RecordClose,
 )
 from channel.state.ladder import closing_voucher
+from channel.tasks import Tasks
 from channel.types import ChannelKey, TxHash, VerifiedVoucher
 from channel.verify.typed_data import keccak
 
@@ -57,7 +58,7 @@ class Closing:
         closer: ChannelCloser,
         facts: ChainFacts,
         renewer: LeaseRenewer,
-        background: Background,
+        background: Tasks,
         wait_s: float,
     ) -> None:
         self._ledger = ledger
@@ -66,7 +67,6 @@ class Closing:
         self._renewer = renewer
         self._background = background
         self._wait_s = wait_s
-        self._running: dict[ChannelKey, asyncio.Task[Outcome]] = {}
 
     async def close(self, key: ChannelKey, presented: VerifiedVoucher) -> Outcome:
         """Close the channel. The close continues even if the caller is cancelled (F-42).
@@ -79,11 +79,8 @@ class Closing:
             SettlementPendingError: Not mined within the bound; repeat the request.
             ChainUnavailableError: Not broadcast yet; repeat the request.
         """
-        running = self._running.get(key)
-        if running is None:
-            running = self._running[key] = self._background.start(self._close(key, presented))
-            running.add_done_callback(lambda _: self._running.pop(key, None))
-        return await asyncio.shield(running)
+        closing = partial(self._close, key, presented)
+        return await asyncio.shield(self._background.share(("close", key), closing))
 
     async def _close(self, key: ChannelKey, presented: VerifiedVoucher) -> Outcome:
         decided = await self._commit(key, presented)

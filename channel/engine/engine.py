@@ -17,7 +17,6 @@ from msgspec.structs import replace
 from channel.chain import ChainReader, ChannelCloser, DepositSponsor
 from channel.engine.acceptance import Acceptance, shown_max
 from channel.engine.admission import Admission, Unbounded
-from channel.engine.background import Background
 from channel.engine.challenger import Authenticated, Challenger
 from channel.engine.closing import Closing
 from channel.engine.deposits import Deposits, Sponsoring
@@ -44,6 +43,7 @@ from channel.ledger.interface import Ledger, load_known
 from channel.limits import SPONSORED_PERIOD_S
 from channel.state.requests import RequestClaim
 from channel.state.transitions import as_public, require_consent, require_open
+from channel.tasks import Tasks, log_failure
 from channel.types import ChannelId, TxHash
 from channel.verify.challenge_id import ChallengeBinder
 from channel.wire.challenge import PAYMENT_AUTHORIZATION, Challenge, SessionRequest
@@ -100,7 +100,7 @@ class Engine:
         self.now = now
         self._ledger = ledger
         self._chain = chain
-        self._background = Background()
+        self._background = Tasks(report=log_failure)
         self._challenger = Challenger(binder=binder, settings=settings, now=now, new_id=new_id)
         self._facts = ChainFacts(
             ledger=ledger, chain=chain, settings=settings, now=now, background=self._background
@@ -400,7 +400,7 @@ class Engine:
         """Finish the background work. The ledger stays open: its opener closes it."""
         await self._renewer.close()
         self._verifier.close()
-        await self._background.close()
+        await self._background.drain()
 
 
 def _sponsoring(

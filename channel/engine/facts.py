@@ -16,7 +16,6 @@ from functools import partial
 from msgspec.structs import replace
 
 from channel.chain import ChainReader, TransactionEvidence
-from channel.engine.background import Background
 from channel.engine.settings import EngineSettings
 from channel.errors import (
     ChainUnavailableError,
@@ -29,6 +28,7 @@ from channel.limits import CHAIN_CHECKS_MAX, CHAIN_CHECKS_PER_SOURCE_MAX, FACT_A
 from channel.state.channel_state import ChannelState
 from channel.state.commands import Observe
 from channel.state.transitions import is_known
+from channel.tasks import Tasks
 from channel.types import ChannelFact, ChannelId, ChannelKey, TxHash
 
 __all__ = ["ChainFacts"]
@@ -50,7 +50,7 @@ class ChainFacts:
         chain: ChainReader,
         settings: EngineSettings,
         now: Callable[[], float],
-        background: Background,
+        background: Tasks,
     ) -> None:
         self._ledger = ledger
         self._chain = chain
@@ -58,7 +58,6 @@ class ChainFacts:
         self._now = now
         self._background = background
         self._read_at: OrderedDict[ChannelKey, float] = OrderedDict()
-        self._running: dict[ChannelKey, asyncio.Task[ChannelState]] = {}
         self._checking: Counter[bytes | str] = Counter()
 
     async def require_fresh(self, key: ChannelKey) -> None:
@@ -82,20 +81,12 @@ class ChainFacts:
 
         A read that is already running may be older than what the caller knows, so another follows.
         """
-        if (earlier := self._running.get(key)) is not None:
+        if (earlier := self._background.find(("refresh", key))) is not None:
             await asyncio.wait({earlier})
         return await asyncio.shield(self._refreshing(key))
 
     def _refreshing(self, key: ChannelKey) -> asyncio.Task[ChannelState]:
-        running = self._running.get(key)
-        if running is None or running.done():  # a finished read shows the past
-            running = self._running[key] = self._background.start(self._refresh(key))
-            running.add_done_callback(partial(self._forget, key))
-        return running
-
-    def _forget(self, key: ChannelKey, ended: asyncio.Task[ChannelState]) -> None:
-        if self._running.get(key) is ended:
-            del self._running[key]
+        return self._background.share(("refresh", key), partial(self._refresh, key))
 
     async def _refresh(self, key: ChannelKey) -> ChannelState:
         state = await self._ledger.load(key)

@@ -10,6 +10,7 @@ from channel.errors import LedgerUnavailableError, OperatorError, PeerError, Pro
 from channel.ledger.interface import ForgetRequest, Ledger
 from channel.state.commands import Release, Renew
 from channel.state.requests import RequestClaim
+from channel.tasks import Tasks, log_failure
 from channel.types import ChannelKey
 
 __all__ = ["LeaseRenewer"]
@@ -43,11 +44,11 @@ class LeaseRenewer:
         self._lease_s = lease_s
         self._kept: dict[bytes, _Kept] = {}
         self._streams: dict[ChannelKey, set[bytes]] = {}
-        self._loop_task: asyncio.Task[None] | None = None
+        self._renewing = Tasks(report=log_failure)
         self._ending: OperatorError | None = None
         self._seen: dict[tuple[ChannelKey, bytes, int], float] = {}
         """When a reservation of any process was first seen with its lease, by the loop's clock."""
-        self._letting_go: set[asyncio.Task[None]] = set()
+        self._letting_go = Tasks(report=log_failure)
 
     def lease(self, reservation_id: bytes = b"") -> int:
         """Return the lease for a reservation made or renewed now, in Unix seconds.
@@ -67,8 +68,7 @@ class LeaseRenewer:
     def keep(self, key: ChannelKey, reservation_id: bytes, lease_expires_at: int) -> None:
         """Renew this reservation, held until `lease_expires_at`, until it is dropped."""
         self._kept[reservation_id] = _Kept(key, lease_expires_at, {lease_expires_at})
-        if self._loop_task is None:
-            self._loop_task = asyncio.get_running_loop().create_task(self._run())
+        self._renewing.share(None, self._run)
 
     def keep_stream(
         self,
@@ -109,9 +109,7 @@ class LeaseRenewer:
         payer would get "request in flight" until the lease expires (O-91).
         """
         self.drop(reservation_id)
-        task = asyncio.get_running_loop().create_task(self._let_go(key, reservation_id, claim))
-        self._letting_go.add(task)
-        task.add_done_callback(self._letting_go.discard)
+        self._letting_go.start(self._let_go(key, reservation_id, claim))
 
     async def _let_go(
         self, key: ChannelKey, reservation_id: bytes, claim: RequestClaim | None
@@ -144,15 +142,9 @@ class LeaseRenewer:
 
     async def close(self) -> None:
         """Stop renewing. Every held reservation ends with its lease."""
-        if self._letting_go:
-            await asyncio.wait(self._letting_go, timeout=_CLOSE_S_MAX)
-        for task in self._letting_go:
-            task.cancel()
-        await asyncio.gather(*self._letting_go, return_exceptions=True)
-        if self._loop_task is not None:
-            self._loop_task.cancel()
-            await asyncio.wait({self._loop_task})
-            self._loop_task = None
+        await self._letting_go.drain(_CLOSE_S_MAX)
+        await self._letting_go.aclose()
+        await self._renewing.aclose()
 
     async def sweep(self) -> int:
         """Renew the kept reservations that are due, then end the unrenewed ones of any process.

@@ -16,7 +16,6 @@ from typing import Any
 import msgspec
 
 from channel.engine.admission import Admission
-from channel.engine.background import Background
 from channel.engine.lease_renewer import LeaseRenewer
 from channel.engine.outcome import Hold, Outcome
 from channel.errors import (
@@ -33,6 +32,7 @@ from channel.state.commands import Command, Extend, Release, Reserve, Spend, Str
 from channel.state.requests import StoredResponse
 from channel.state.transitions import required_cumulative
 from channel.tariff import RunningCost, Tariff, Usage
+from channel.tasks import Tasks
 
 __all__ = ["RunningReservation", "held_amount", "least_amount", "step_amount"]
 
@@ -84,7 +84,7 @@ class RunningReservation:
         step_units: int,
         ledger: Ledger,
         renewer: LeaseRenewer,
-        background: Background,
+        background: Tasks,
         admission: Admission,
     ) -> None:
         self.key = outcome.state.key

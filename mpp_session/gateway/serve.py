@@ -13,6 +13,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from channel.limits import ACCEPTED_TOGETHER_MAX, HEAD_BYTES_MAX
+from channel.tasks import Tasks
 from mpp_session.errors import CommandError
 from mpp_session.gateway.app import Gateway
 from mpp_session.gateway.connections import SWEEP_TICKS, Door, connections_max, protocol
@@ -147,21 +148,19 @@ async def _run_until(
         CommandError: A guarding task ended.
         InvariantError: A guarding task ended with a bug.
     """
-    server = asyncio.create_task(serving)
-    stopped = asyncio.create_task(stopping.wait())
-    running = {asyncio.create_task(work): name for name, work in guards.items()}
-    try:
-        await asyncio.wait({server, stopped, *running}, return_when=asyncio.FIRST_COMPLETED)
-        ended = [(task, name) for task, name in running.items() if task.done()]
-    finally:
-        stop()
-        await server
-        for task in (stopped, *running):
-            task.cancel()
-        await asyncio.gather(stopped, *running, return_exceptions=True)
-    for task, name in ended:
+    async with Tasks() as tasks:
+        server = tasks.start(serving)
+        stopped = tasks.start(stopping.wait())
+        running = [tasks.start(work, name=name) for name, work in guards.items()]
+        try:
+            await asyncio.wait({server, stopped, *running}, return_when=asyncio.FIRST_COMPLETED)
+            ended = [task for task in running if task.done()]
+        finally:
+            stop()
+            await server
+    for task in ended:
         task.result()
-        raise CommandError(f"the gateway stopped because {name} ended")
+        raise CommandError(f"the gateway stopped because {task.get_name()} ended")
 
 
 def _stop(server: uvicorn.Server, gateway: Gateway) -> None:

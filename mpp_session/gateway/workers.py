@@ -13,12 +13,13 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable
 from typing import Any, Final
 
 import msgspec
 
 from channel.errors import ConfigError
+from channel.tasks import first_of
 from mpp_session.errors import CommandError
 from mpp_session.gateway.sockets import bind, listening_url
 from mpp_session.process.child import start_settler
@@ -83,26 +84,8 @@ async def run_workers(
         )
         announce(listening_url(listener))
         kept = [worker.keep() for worker in workers]
-        await _watch(kept if settler is None else [*kept, settler.run()], stopping)
-
-
-async def _watch(keeping: Sequence[Coroutine[Any, Any, None]], stopping: asyncio.Event) -> None:
-    """Wait for the end, which the first worker that ends by itself also causes.
-
-    Raises:
-        CommandError: A worker ended by itself.
-    """
-    kept = [asyncio.create_task(work) for work in keeping]
-    stopped = asyncio.create_task(stopping.wait())
-    try:
-        await asyncio.wait({stopped, *kept}, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in (stopped, *kept):
-            task.cancel()
-        ended = await asyncio.gather(*kept, return_exceptions=True)
-    for outcome in ended:
-        if isinstance(outcome, Exception):
-            raise outcome
+        settling = [] if settler is None else [settler.run()]
+        await first_of(*kept, *settling, stopping.wait())
 
 
 class _Worker:

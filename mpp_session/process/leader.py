@@ -6,13 +6,13 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, Final, Protocol
+from collections.abc import Awaitable, Callable
+from typing import Final, Protocol
 
 from channel.errors import LedgerUnavailableError
+from channel.tasks import first_of
 from settlement.errors import LeaseLostError
 from settlement.log_once import LogOnce
-from settlement.settle.settler import EscrowSettler
 from settlement.tx.journal.interface import Look, SettlerJournal
 from settlement.tx.lease import LeaseLimits, wait_for_lease
 from settlement.types import BlockRef
@@ -21,19 +21,15 @@ __all__ = [
     "STANDING_BY",
     "Announce",
     "Looking",
-    "first_of",
     "name_holder",
     "note_looks",
     "release",
-    "require_sound",
     "while_leader",
 ]
 
 _log: Final = logging.getLogger(__name__)
 
 STANDING_BY: Final = "standing by"
-_FINISH_S: Final = 5.0
-_SOUND_S: Final = 0.2
 _NOTE_LOOK_S: Final = 5.0
 
 Announce = Callable[[str, str], None]
@@ -61,10 +57,10 @@ async def while_leader(
             limits=limits,
             on_standby=lambda other: announce(STANDING_BY, f"{other} settles"),
         )
-        if not await _unless(stopping, waiting):
-            return
         try:
-            await work()
+            await first_of(waiting, stopping.wait())
+            if not stopping.is_set():
+                await work()
         except LeaseLostError as error:
             _log.warning("standing by from now on: %s", error)
         finally:
@@ -74,13 +70,6 @@ async def while_leader(
 def name_holder() -> str:
     """Return the name under which this process takes a lease."""
     return f"{socket.gethostname()} process {os.getpid()} {secrets.token_hex(4)}"
-
-
-async def require_sound(settler: EscrowSettler) -> None:
-    """Watch a settler for ever: raise the error of a failed task, if a bug or the lost lease."""
-    while True:
-        await asyncio.sleep(_SOUND_S)
-        settler.require_sound()
 
 
 class Looking(Protocol):
@@ -116,35 +105,9 @@ async def note_looks(journal: SettlerJournal, looking: Looking) -> None:
             log_once.make(error)
 
 
-async def first_of(*work: Coroutine[Any, Any, Any]) -> None:
-    """Run all coroutines until the first one ends; raise its error."""
-    tasks = [asyncio.create_task(one) for one in work]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks, timeout=_FINISH_S)
-    for task in done:
-        task.result()
-
-
 async def release(journal: SettlerJournal) -> None:
     """Give the lease back, if the database takes it."""
     try:
         await journal.release_lease()
     except LedgerUnavailableError as error:
         _log.warning("releasing the lease failed, it expires by itself: %s", error)
-
-
-async def _unless(stopping: asyncio.Event, work: Coroutine[Any, Any, Any]) -> bool:
-    """Run a coroutine to its end; return False if asked to stop first."""
-    task, stopped = asyncio.create_task(work), asyncio.create_task(stopping.wait())
-    await asyncio.wait([task, stopped], return_when=asyncio.FIRST_COMPLETED)
-    stopped.cancel()
-    if not task.done():
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        return False
-    task.result()
-    return True

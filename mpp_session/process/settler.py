@@ -19,6 +19,7 @@ from channel.errors import ConfigError, LedgerUnavailableError
 from channel.ledger.interface import Ledger
 from channel.ledger.url import open_ledger
 from channel.state.channel_state import ChannelState
+from channel.tasks import first_of
 from channel.types import Address
 from mpp_session.agent.amounts import BASE_UNITS, TokenUnit
 from mpp_session.chain_watch import (
@@ -32,11 +33,9 @@ from mpp_session.errors import CommandError
 from mpp_session.keys import open_signer
 from mpp_session.process.leader import (
     Announce,
-    first_of,
     name_holder,
     note_looks,
     release,
-    require_sound,
     while_leader,
 )
 from mpp_session.settings import SettlerConfig, parse_address
@@ -252,7 +251,7 @@ async def _settle_all(parts: SettlerParts, limits: LeaseLimits) -> SettledNow:
             keep_lease(parts.journal, limits=limits),
             sender.run(),
             sweep(),
-            require_sound(settler),
+            settler.tasks.until_failure(),
         )
     finally:
         await settler.aclose()
@@ -322,7 +321,7 @@ async def _settle(
                 latest=watcher.clock.latest,
             ).run(),
             *([] if export is None else [export.run()]),
-            require_sound(settler),
+            settler.tasks.until_failure(),
             stopping.wait(),
         )
     finally:

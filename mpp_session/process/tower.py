@@ -12,6 +12,7 @@ from typing import Final
 
 import msgspec
 
+from channel.tasks import first_of
 from mpp_session.chain_watch import (
     build_budget,
     build_policy,
@@ -21,7 +22,7 @@ from mpp_session.chain_watch import (
     still_s_max,
 )
 from mpp_session.keys import open_signer
-from mpp_session.process.leader import Announce, first_of, note_looks, require_sound, while_leader
+from mpp_session.process.leader import Announce, note_looks, while_leader
 from mpp_session.settings import TowerConfig, parse_address
 from settlement.escrow.reader import EscrowReader
 from settlement.presigned.file import TowerFileReader
@@ -133,11 +134,12 @@ async def _watch(
             note_looks(parts.journal, tower),
             _turns(tower, interval_s),
             _take_lines(tower, TowerFileReader(parts.path), interval_s),
-            require_sound(settler),
+            settler.tasks.until_failure(),
+            tower.tasks.until_failure(),
             stopping.wait(),
         )
     finally:
-        await tower.aclose()
+        await tower.tasks.aclose()
         await settler.aclose()
 
 

@@ -117,7 +117,7 @@ class TestProvider:
             paid = await self._open.enter_async_context(paying)
         sender = TxManager(rpc, signer) if paid is None else paid.sender
         self._settler = EscrowSettler(self._reader, sender)
-        self._open.push_async_callback(self._settler.drain)
+        self._open.push_async_callback(self._settler.tasks.drain)
         self._engine = Engine(
             ledger=self._ledger,
             chain=self._reader,

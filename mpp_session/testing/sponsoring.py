@@ -1,6 +1,5 @@
 """Pays the gas of payers that only sign, in one process and without bounds."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,6 +9,7 @@ import msgspec
 
 from channel.chain import DepositSponsor
 from channel.engine import SponsorTerms
+from channel.tasks import Tasks
 from channel.types import Address
 from settlement.escrow.reader import EscrowReader
 from settlement.sponsor.capabilities import probe
@@ -60,22 +60,20 @@ async def pay_gas(
     )
     await journal.take_lease("mpp_session.testing", ttl_s=_LEASE_S)
     sender = TxManager(reader.rpc, signer, journal=journal)
-    works = [sender.run(), DepositSender(orders, reader, sender, journal).run()]
-    running = [asyncio.create_task(work) for work in works]
     try:
-        yield PaidGas(
-            terms=SponsorTerms(
-                credential_types=(*capabilities.able, "hash"),
-                token_domain=capabilities.token_domain,
-                deposit_min=DEPOSIT_MIN,
-                per_source_max=_PLENTY,
-            ),
-            sponsor=WaitingSponsor(orders, reader, sender=signer.address, limits=limits),
-            sender=sender,
-        )
+        async with Tasks() as tasks:
+            tasks.start(sender.run())
+            tasks.start(DepositSender(orders, reader, sender, journal).run())
+            yield PaidGas(
+                terms=SponsorTerms(
+                    credential_types=(*capabilities.able, "hash"),
+                    token_domain=capabilities.token_domain,
+                    deposit_min=DEPOSIT_MIN,
+                    per_source_max=_PLENTY,
+                ),
+                sponsor=WaitingSponsor(orders, reader, sender=signer.address, limits=limits),
+                sender=sender,
+            )
     finally:
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
         await orders.close()
         await journal.close()

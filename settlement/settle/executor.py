@@ -35,6 +35,7 @@ from channel.state.commands import (
     RecordClose,
 )
 from channel.state.ladder import closing_voucher, forced_settling_voucher
+from channel.tasks import Tasks
 from channel.types import ChannelFact, ChannelKey
 from settlement.alarms import AlarmKind, Alarms
 from settlement.errors import ChannelQuarantinedError, FeeAboveBudgetError, GasHourUsedError
@@ -119,9 +120,10 @@ class CloseExecutor:
         self._ledger = ledger
         self._settler = settler
         self._alarms = alarms
+        self.tasks = Tasks()
+        """The running actions. Cancelling one is safe: another process continues each durable
+        step."""
         self._room = asyncio.Semaphore(at_once)
-        self._running: dict[ChannelKey, asyncio.Task[bool]] = {}
-        self._bug: BaseException | None = None
         self._retry_s = retry_s
         self._failed: dict[tuple[ChannelKey, Action], _Failure] = {}
         """Actions put off for a while: each try is recorded, and each record wakes this class
@@ -135,12 +137,11 @@ class CloseExecutor:
         Raises:
             InvariantError: A bug; the process must stop.
         """
-        self._start(dues)
-        tasks = {due.key: self._running[due.key] for due in dues if due.key in self._running}
+        tasks = {due.key: self._start(due) for due in dues}
         if tasks:
             await asyncio.wait(tasks.values())
-        self.require_sound()
-        done = [due for due in dues if due.key in tasks and tasks[due.key].result()]
+        self.tasks.require_sound()
+        done = [due for due in dues if tasks[due.key].result()]
         return Done(
             closed=sum(due.action is Action.CLOSE for due in done),
             settled=sum(due.action is Action.SETTLE for due in done),
@@ -153,34 +154,12 @@ class CloseExecutor:
         Skips a channel with a running action, and an action that failed just now.
         """
         now = asyncio.get_running_loop().time()
-        self._start([due for due in dues if self._failure(due).until <= now])
-
-    def _start(self, dues: Sequence[Due]) -> None:
         for due in dues:
-            if due.key not in self._running:
-                task = asyncio.get_running_loop().create_task(self._do(due))
-                self._running[due.key] = task
-                task.add_done_callback(partial(self._end, due.key))
+            if self._failure(due).until <= now:
+                self._start(due)
 
-    def require_sound(self) -> None:
-        """Raise the error of a failed task, if it was a bug."""
-        if self._bug is not None:
-            raise self._bug
-
-    async def aclose(self) -> None:
-        """Wait for running actions. A decided close stays due, so another process can finish it.
-
-        Cancelling is safe too: every durable step is continued later.
-        """
-        tasks = list(self._running.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-    def _end(self, key: ChannelKey, done: asyncio.Task[bool]) -> None:
-        del self._running[key]
-        if not done.cancelled() and (error := done.exception()) is not None:
-            self._bug = self._bug or error
+    def _start(self, due: Due) -> asyncio.Task[bool]:
+        return self.tasks.share(due.key, partial(self._do, due))
 
     async def _do(self, due: Due) -> bool:
         """Carry out one action; return False if it must be retried."""

@@ -9,8 +9,8 @@ also after a restart (F-40).
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Iterable, Sequence
-from typing import Any, Final
+from collections.abc import Iterable, Sequence
+from typing import Final
 
 import msgspec
 
@@ -23,6 +23,7 @@ from channel.errors import (
     TransactionRevertedError,
 )
 from channel.ledger.interface import Ledger
+from channel.tasks import Tasks
 from channel.types import Address, ChannelKey, TxHash
 from settlement import abi
 from settlement.errors import (
@@ -48,6 +49,7 @@ __all__ = ["EscrowSettler", "SettleResult", "SettlerLimits"]
 _log: Final = logging.getLogger(__name__)
 
 _RETRY_S: Final = 1.0
+_SENDING: Final = "sending"
 
 
 class SettlerLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,10 +99,9 @@ class EscrowSettler:
         self._limits = limits or SettlerLimits()
         self._hour = hour
         self._queue = JobQueue(batch_max=self._limits.batch_max)
-        self._worker: asyncio.Task[None] | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self.tasks = Tasks(report=self._note)
+        """The sending, and the open transactions: a failure is a bug or the lost lease."""
         self._room = asyncio.Semaphore(self._limits.batches_max)
-        self._bug: BaseException | None = None
 
     @property
     def payee(self) -> Address:
@@ -177,25 +178,11 @@ class EscrowSettler:
                 self._queue.register(job)
                 jobs.append(job)
             if jobs:
-                self._start(self._see_through(jobs, tx.versions[0].tx_hash))
-
-    def require_sound(self) -> None:
-        """Raise the error of a failed task, if it was a bug or the lost lease."""
-        if self._bug is not None:
-            raise self._bug
-
-    async def drain(self) -> None:
-        """Wait for open transactions before the process ends."""
-        while self._worker is not None or self._tasks:
-            running = [*self._tasks, *([] if self._worker is None else [self._worker])]
-            await asyncio.wait(running)
+                self.tasks.start(self._see_through(jobs, tx.versions[0].tx_hash))
 
     async def aclose(self) -> None:
         """Stop at once. Sent transactions are in the journal, and the next process resumes them."""
-        running = [*self._tasks, *([] if self._worker is None else [self._worker])]
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
+        await self.tasks.aclose()
         for job in self._queue.unanswered():
             job.fail(SettlementPendingError("The settler has stopped: retry later."))
 
@@ -238,20 +225,12 @@ class EscrowSettler:
 
     def _enqueue(self, job: Job) -> None:
         self._queue.add(job)
-        if self._worker is None:
-            self._worker = asyncio.create_task(self._work())
-            self._worker.add_done_callback(self._ended)
+        self.tasks.share(_SENDING, self._send_all)
 
     # Sending.
 
-    async def _work(self) -> None:
-        """Send waiting jobs, the most urgent first, until none waits."""
-        try:
-            await self._send_all()
-        finally:
-            self._worker = None
-
     async def _send_all(self) -> None:
+        """Send waiting jobs, the most urgent first, until none waits."""
         while self._queue:
             await self._room.acquire()
             batch = self._queue.next_batch()
@@ -269,7 +248,7 @@ class EscrowSettler:
                 self._room.release()
             else:
                 sent = [job for job in batch if job.tx_hash == tx_hash]  # others were refused
-                self._start(self._see_through(sent, tx_hash, has_room=True))
+                self.tasks.start(self._see_through(sent, tx_hash, has_room=True))
 
     async def _send(self, batch: Sequence[Job]) -> TxHash | None:
         """Drop entries that would be refused, and broadcast the others; None if none is left."""
@@ -312,7 +291,7 @@ class EscrowSettler:
             if refusal is None:
                 passed.append(job)
             else:
-                self._start(self._refuse(job, refusal))
+                self.tasks.start(self._refuse(job, refusal))
         return passed
 
     # Following transactions.
@@ -374,23 +353,11 @@ class EscrowSettler:
         if refusal is not None:
             self._note(refusal)
 
-    # Tasks.
-
-    def _start(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._note(error)
-
     def _note(self, error: BaseException) -> None:
         if isinstance(error, InvariantError | LeaseLostError) or not isinstance(
             error, MppSessionError
         ):
-            self._bug = self._bug or error
+            self.tasks.fail(error)
 
     def _require_ours(self, key: ChannelKey) -> None:
         if (key.chain_id, key.escrow) != (self._reader.chain_id, self._reader.escrow):

@@ -21,6 +21,7 @@ from channel.errors import (
     OperatorError,
 )
 from channel.limits import DEPOSIT_WANTED_S_MAX
+from channel.tasks import Tasks
 from channel.types import Address, TxHash
 from settlement.errors import (
     ContractRevertedError,
@@ -92,10 +93,9 @@ class DepositSender:
         self._journal = journal
         self._look_s = look_s
         self._earliest = earliest or (lambda: int(time.time()))
-        self._carrying: dict[bytes, asyncio.Task[None]] = {}
+        self._carrying = Tasks()
         self._busy: Counter[Address] = Counter()
         self._sent: dict[bytes, TxHash] = {}
-        self._failure: BaseException | None = None
 
     async def run(self) -> None:
         """Look for orders for ever.
@@ -105,26 +105,24 @@ class DepositSender:
             InvariantError: A bug.
         """
         await self._recover()
+        async with self._carrying as tasks:
+            tasks.start(self._look_repeatedly())
+            await tasks.until_failure()
+
+    async def _look_repeatedly(self) -> None:
         pruned_at = 0.0
         log_once = LogOnce(_log, "looking for deposits failed, will retry: %s")
-        try:
-            while True:
-                try:
-                    await self._look()
-                    log_once.over()
-                    if time.monotonic() - pruned_at > _PRUNE_S or not pruned_at:
-                        pruned_at = time.monotonic()
-                        await self._orders.prune(self._earliest() - _KEPT_S)
-                except LedgerUnavailableError as error:
-                    log_once.make(error)
-                    await asyncio.sleep(_RETRY_S)
-                await asyncio.sleep(self._look_s)
-                if self._failure is not None:
-                    raise self._failure
-        finally:
-            for task in self._carrying.values():
-                task.cancel()
-            await asyncio.gather(*self._carrying.values(), return_exceptions=True)
+        while True:
+            try:
+                await self._look()
+                log_once.over()
+                if time.monotonic() - pruned_at > _PRUNE_S or not pruned_at:
+                    pruned_at = time.monotonic()
+                    await self._orders.prune(self._earliest() - _KEPT_S)
+            except LedgerUnavailableError as error:
+                log_once.make(error)
+                await asyncio.sleep(_RETRY_S)
+            await asyncio.sleep(self._look_s)
 
     async def _recover(self) -> None:
         """Find the orders whose transactions are in the journal: they are followed, not sent again.
@@ -148,25 +146,21 @@ class DepositSender:
         orders = await self._orders.list_open()
         orders.sort(key=lambda order: not self._is_sent(order))  # sent ones block their funders
         for order in orders:
-            if order.order_id in self._carrying:
+            if self._carrying.find(order.order_id) is not None:
                 continue
             if order.funder in self._busy and not self._is_sent(order):
                 continue
-            task = asyncio.create_task(self._carry(order))
-            self._carrying[order.order_id] = task
             self._busy[order.funder] += 1
-            task.add_done_callback(partial(self._ended, order))
+            task = self._carrying.share(order.order_id, partial(self._carry, order))
+            task.add_done_callback(partial(self._free, order.funder))
 
     def _is_sent(self, order: DepositOrder) -> bool:
         return order.tx_hash is not None or order.calldata in self._sent
 
-    def _ended(self, order: DepositOrder, task: asyncio.Task[None]) -> None:
-        self._carrying.pop(order.order_id, None)
-        self._busy[order.funder] -= 1
-        if not self._busy[order.funder]:
-            del self._busy[order.funder]
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._failure = self._failure or error
+    def _free(self, funder: Address, _: object) -> None:
+        self._busy[funder] -= 1
+        if not self._busy[funder]:
+            del self._busy[funder]
 
     async def _carry(self, order: DepositOrder) -> None:
         """Follow one order until its outcome is on disk. Each try is a row of the journal."""

@@ -22,6 +22,7 @@ from channel.errors import (
     SponsoringPausedError,
 )
 from channel.limits import SPONSORED_GAS_MAX
+from channel.tasks import Tasks
 from channel.types import Address, ChannelFact, ChannelKey, TxHash, VerifiedVoucher
 from settlement import abi
 from settlement.errors import ContractRevertedError, contract_reverted
@@ -108,7 +109,7 @@ class WaitingSponsor:
         self._reader = reader
         self._sender = sender
         self._limits = limits
-        self._waiting: dict[bytes, asyncio.Task[DepositOrder | None]] = {}
+        self._waiting = Tasks()  # each caller gets its error
 
     async def is_taken(self, deposit: SponsoredDeposit) -> bool:
         """See `channel.chain.DepositSponsor.is_taken`."""
@@ -146,21 +147,13 @@ class WaitingSponsor:
     async def wait(self, deposit: SponsoredDeposit) -> TxHash:
         """See `channel.chain.DepositSponsor.wait`."""
         order_id = deposit_id(deposit)
-        waiting = self._waiting.get(order_id)
-        if waiting is None:
-            waiting = self._waiting[order_id] = asyncio.create_task(self._wait(order_id))
-            waiting.add_done_callback(partial(self._waited, order_id))
+        waiting = self._waiting.share(order_id, partial(self._wait, order_id))
         order = await asyncio.shield(waiting)
         if order is None:
             raise SettlementPendingError("The server no longer knows this deposit: retry.")
         if order.status.is_open:
             raise SettlementPendingError("The deposit is being mined: retry later.")
         return _outcome(order)
-
-    def _waited(self, order_id: bytes, task: "asyncio.Task[DepositOrder | None]") -> None:
-        self._waiting.pop(order_id, None)
-        if not task.cancelled():
-            task.exception()  # retrieved, so that asyncio does not log it when no caller waits
 
     async def _wait(self, order_id: bytes) -> DepositOrder | None:
         """Poll until the order ends or the time is up. Concurrent callers share the answer."""

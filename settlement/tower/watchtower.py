@@ -13,11 +13,13 @@ escrow itself accepts it in a simulation.
 import asyncio
 import logging
 from collections.abc import Iterable
+from functools import partial
 from typing import Final, Protocol
 
 import msgspec
 
 from channel.errors import ChainUnavailableError, InvariantError, MppSessionError, OperatorError
+from channel.tasks import Tasks
 from channel.types import Address, ChannelFact, ChannelKey
 from settlement.alarms import AlarmKind, Alarms
 from settlement.errors import ContractRevertedError, LeaseLostError
@@ -110,7 +112,9 @@ class Watchtower:
         self._refused_at: dict[ChannelKey, int] = {}
         """Block since which an unchecked settle is worthless, as far as the chain shows."""
         self._spare: dict[ChannelKey, PresignedSettle] = {}
-        self._running: dict[ChannelKey, asyncio.Task[None]] = {}
+        self.tasks = Tasks()
+        """The running settles. Sent transactions are in the journal: the next process resumes
+        them."""
         self._over: dict[ChannelKey, int] = {}
         self._head: BlockRef | None = None
         self._looked_at: float | None = None
@@ -125,7 +129,6 @@ class Watchtower:
             skew_s_max=self._limits.skew_s_max,
             still_s_max=self._limits.still_s_max,
         )
-        self._bug: BaseException | None = None
 
     @property
     def held(self) -> dict[ChannelKey, PresignedSettle]:
@@ -186,8 +189,6 @@ class Watchtower:
             ChainUnavailableError: No node gives the channels' state.
             InvariantError: A bug; the process must stop.
         """
-        if self._bug is not None:
-            raise self._bug
         await self._nodes.check()
         head = await self._reader.rpc.block()
         self._require_ahead(head)
@@ -243,17 +244,6 @@ class Watchtower:
             self.alarms.ring(AlarmKind.TOWER_UNFED, text)
         else:
             self.alarms.end(AlarmKind.TOWER_UNFED)
-
-    async def drain(self) -> None:
-        """Wait for open transactions."""
-        await asyncio.gather(*self._running.values(), return_exceptions=True)
-
-    async def aclose(self) -> None:
-        """Stop. Sent transactions are in the journal, and the next process resumes them."""
-        running = list(self._running.values())
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
 
     # Incoming lines.
 
@@ -311,7 +301,7 @@ class Watchtower:
         self._held[settle.key] = settle
         self._calls.hold(settle)
         is_other = before is not None and before.cumulative_amount != settle.cumulative_amount
-        if before is not None and is_other and settle.key not in self._running:
+        if before is not None and is_other and self.tasks.find(settle.key) is None:
             self._calls.drop(before)
 
     # Due settles.
@@ -342,11 +332,10 @@ class Watchtower:
             f"channel {name} is not settled: the payee's settler is absent",
             subject=name,
         )
-        if key not in self._running:
+        if self.tasks.find(key) is None:
             deadline = fact.close_requested_at + grace_period_s
-            task = asyncio.create_task(self._settle(settle, at_risk, deadline))
-            self._running[key] = task
-            task.add_done_callback(lambda done: self._ended(settle, done))
+            task = self.tasks.share(key, partial(self._settle, settle, at_risk, deadline))
+            task.add_done_callback(lambda _: self._drop_if_replaced(settle))
 
     def _is_worth(self, at_risk: int) -> bool:
         price_wei = 0 if self._head is None else self._head.base_fee_wei or 0
@@ -358,7 +347,7 @@ class Watchtower:
         key, number = settle.key, 0 if self._head is None else self._head.number
         if not is_over:
             self._over.pop(key, None)
-        elif key not in self._running and (
+        elif self.tasks.find(key) is None and (
             number - self._over.setdefault(key, number) >= self._limits.forget_after_blocks
         ):
             del self._held[key], self._over[key]
@@ -381,13 +370,10 @@ class Watchtower:
         else:
             _log.warning("settled for the payee: %r", settle)
 
-    def _ended(self, settle: PresignedSettle, done: asyncio.Task[None]) -> None:
-        del self._running[settle.key]
+    def _drop_if_replaced(self, settle: PresignedSettle) -> None:
         held = self._held.get(settle.key)
         if held is None or held.cumulative_amount != settle.cumulative_amount:
             self._calls.drop(settle)  # a newer one came in the meantime
-        if not done.cancelled() and (error := done.exception()) is not None:
-            self._bug = self._bug or error
 
     async def _look_at_gas(self, head: BlockRef) -> None:
         balance = await self._reader.rpc.balance_wei(self._gas_account)

@@ -16,6 +16,7 @@ import msgspec
 
 from channel.errors import ChainUnavailableError, OperatorError
 from channel.limits import GAP_FILLED_MAX
+from channel.tasks import Tasks
 from settlement.alarms import AlarmKind, Alarms
 from settlement.errors import ContractRevertedError, LeaseLostError, RpcRefusedError, SignerError
 from settlement.log_once import LogOnce
@@ -96,20 +97,12 @@ class TxMonitor:
         self._underpriced: set[int] = set()
         self._gap: range | None = None
         self._gap_since = 0.0
-        self._looking: asyncio.Task[None] | None = None
+        self._looks = Tasks()  # each caller gets its error
         self._log_once = LogOnce(_log, "raising a bid failed, will retry: %s")
 
     async def look(self) -> None:
         """Look once at every open transaction. Concurrent callers share one look."""
-        if self._looking is None:
-            self._looking = asyncio.create_task(self._look_once())
-            self._looking.add_done_callback(self._looked)
-        await asyncio.shield(self._looking)
-
-    def _looked(self, task: asyncio.Task[None]) -> None:
-        self._looking = None
-        if not task.cancelled():
-            task.exception()  # retrieved, so that asyncio does not log it when no caller waits
+        await asyncio.shield(self._looks.share(None, self._look_once))
 
     async def put(self, tx: JournalTx) -> NodeAnswer:
         """Send the newest bytes: to one node first, to every node later or after a refusal (F-75).

@@ -20,6 +20,7 @@ from channel.ledger.interface import Ledger
 from channel.limits import GRACE_PERIOD_S_MIN
 from channel.state.channel_state import ChannelState
 from channel.state.commands import AbortClose
+from channel.tasks import Tasks
 from channel.types import Address, ChannelId, ChannelKey
 from settlement.alarms import Alarms
 from settlement.escrow.reader import EscrowReader
@@ -177,16 +178,15 @@ class ChannelWatcher:
         Raises:
             InvariantError: A bug; the process must stop.
         """
-        listening = asyncio.create_task(self._blocks.listen())
-        try:
-            while True:
-                await self._turn()
-                await self._blocks.wait()
-        finally:
-            listening.cancel()
-            await asyncio.gather(listening, return_exceptions=True)
-            if self._executor is not None:
-                await self._executor.aclose()
+        async with Tasks() if self._executor is None else self._executor.tasks as tasks:
+            tasks.start(self._blocks.listen())
+            tasks.start(self._turns())
+            await tasks.until_failure()
+
+    async def _turns(self) -> None:
+        while True:
+            await self._turn()
+            await self._blocks.wait()
 
     async def sweep(self) -> Sweep:
         """Look at every open channel once, carry out what is due, and wait until that is done.
@@ -237,8 +237,6 @@ class ChannelWatcher:
             if self._executor is not None:
                 self._executor.submit(dues)
         self._telling.graces(self._due_list.owed, self._moment)
-        if self._executor is not None:
-            self._executor.require_sound()
 
     # Looking.
 

@@ -151,7 +151,7 @@ async def open_shop(
             yield Shop(url, ledger, engine, served)
     finally:
         await engine.aclose()
-        await settler.drain()
+        await settler.tasks.drain()
         await ledger.close()
 
 

@@ -107,7 +107,7 @@ async def beside(world: World) -> AsyncIterator[None]:
     async with world.watching(limits=replace(WATCH, interval_s=0.1)), asyncio.TaskGroup() as group:
         guard = group.create_task(sender.run())
         yield
-        world.settler.require_sound()
+        world.settler.tasks.require_sound()
         guard.cancel()
 
 

@@ -132,7 +132,7 @@ async def test_a_settler_that_stops_before_it_signs_leaves_nothing_behind(
         async with asyncio.timeout(5):
             (result,) = await closing
         assert isinstance(result, SettlementPendingError)
-        stopping.require_sound()
+        stopping.tasks.require_sound()
     assert await journal.open_transactions() == []
     await require_paid(settler_of(chain, reader, journal), channels, ids)
     assert await sent_by(chain, "payee") == 1
@@ -164,7 +164,7 @@ async def test_a_restart_takes_over_its_own_settles_and_closes_alone(
     kept = await journal.transactions_from(0)
     assert [tx.intent.purpose for tx in kept] == [Purpose.OTHER, Purpose.OTHER, Purpose.CLOSE]
     assert await sent_by(chain, "payee") == 3
-    settler.require_sound()
+    settler.tasks.require_sound()
 
 
 async def test_a_close_is_answered_once_the_database_is_back(
@@ -186,7 +186,7 @@ async def test_a_close_is_answered_once_the_database_is_back(
     (result,) = await closing
     assert isinstance(result, CloseResult)
     assert result.fact.settled == 400
-    settler.require_sound()
+    settler.tasks.require_sound()
     assert await sent_by(chain, "payee") == 1
 
 
@@ -201,7 +201,7 @@ async def test_a_journal_that_contradicts_itself_stops_the_settler(
     """O-98, F-40: it goes on with no guess; once the row is repaired, the same close is found."""
     url = f"sqlite:///{tmp_path / 'ledger.db'}"
     settler = settler_of(chain, reader, journal)
-    settler.require_sound()
+    settler.tasks.require_sound()
     ids = await open_many(channels, 1)
     async with chain.mining_paused():
         closing = asyncio.create_task(close_all(settler, channels, ids))
@@ -209,9 +209,9 @@ async def test_a_journal_that_contradicts_itself_stops_the_settler(
         await run_sql(url, "UPDATE chain_transaction SET purpose = 77")
     (told,) = await closing
     assert isinstance(told, InvariantError)
-    await settler.drain()
+    await settler.tasks.drain()
     with pytest.raises(InvariantError, match="journal"):
-        settler.require_sound()
+        settler.tasks.require_sound()
     await run_sql(url, "UPDATE chain_transaction SET purpose = 2")
     later = settler_of(chain, reader, journal)
     await later.recover()
@@ -245,17 +245,17 @@ async def test_what_its_block_refuses_is_written_down_or_the_settler_stops(
     assert isinstance(paid, CloseResult)
     assert (paid.fact.settled, paid.fact.is_finalized) == (400, True)
     assert await received(chain) == 400
-    await settler.drain()
+    await settler.tasks.drain()
     kept = await other.find_quarantined(channels.key(ids[0]))
     if is_lost:
         assert isinstance(refused, LeaseLostError)
         assert kept is None
         with pytest.raises(LeaseLostError):
-            settler.require_sound()
+            settler.tasks.require_sound()
     else:
         assert isinstance(refused, InvalidSignatureRevertError)
         assert refused.tx_hash == paid.tx_hash
         assert kept is not None
         assert kept.reason == "INVALID_SIGNATURE"
-        settler.require_sound()
+        settler.tasks.require_sound()
     await other.close()

@@ -385,6 +385,29 @@ async def test_a_close_that_another_worker_has_made_answers_with_its_transaction
         await slow.engine.aclose()
 
 
+async def test_a_close_that_the_end_of_the_process_cuts_off_stays_owed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """O-98, F-42: it is no error to log, and the repeat closes for what was decided."""
+    async with open_desk(tmp_path) as desk:
+        await opened(desk, 5 * PRICE)
+        desk.chain.answers.clear()
+        closing = asyncio.create_task(perform(desk, desk.payer.closing(2 * PRICE)))
+
+        async def is_decided() -> bool:
+            return (await desk.books()).closing_with is not None
+
+        await until(is_decided)
+        (cut_off,) = [task for task in asyncio.all_tasks() if "Closing._close" in repr(task)]
+        cut_off.cancel()  # as `asyncio.run` does at its end
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+        assert not caplog.records
+        desk.chain.answers.set()
+        await perform(desk, desk.payer.closing(3 * PRICE))
+        assert [amount for _, amount, _ in desk.chain.closed] == [2 * PRICE]
+
+
 async def test_a_channel_that_ended_without_our_close_is_not_closed(tmp_path: Path) -> None:
     """O-98, CLOSE-05: its payer has withdrawn, so there is no transaction to answer with."""
     async with open_desk(tmp_path) as desk:

@@ -68,6 +68,25 @@ async def test_a_signal_ends_it_quietly() -> None:
     assert server.has_ended
 
 
+async def test_a_server_that_fails_leaves_no_guard_running() -> None:
+    """They use the ledger, which is closed next."""
+    cancelled = asyncio.Event()
+
+    async def guard() -> None:
+        try:
+            await forever()
+        finally:
+            cancelled.set()
+
+    async def serve() -> None:
+        await asyncio.sleep(0)
+        raise OSError("too many open files")
+
+    with pytest.raises(OSError, match="too many open files"):
+        await _run_until(asyncio.Event(), serve(), {"books": guard()}, stop=lambda: None)
+    assert cancelled.is_set()
+
+
 @pytest.mark.parametrize("host", ["..", "no.such.host.invalid", "256.1.1.1", "::zz"])
 def test_a_host_that_is_none_is_one_line(host: str) -> None:
     """Decision 15."""

@@ -217,7 +217,7 @@ async def test_who_is_refused_is_left_alone_for_a_while(
     put_ahead(50, monkeypatch)
     executor.submit([close])
     await until(lambda: stubborn.closes == 3)
-    await executor.aclose()
+    await executor.tasks.aclose()
 
 
 async def test_a_channel_has_one_thing_done_at_a_time(
@@ -256,4 +256,4 @@ async def test_a_plan_without_a_voucher_is_a_bug(
     with pytest.raises(InvariantError):
         await executor.carry_out([due(books, channel_id, Action.SETTLE)])
     with pytest.raises(InvariantError):
-        executor.require_sound()
+        executor.tasks.require_sound()

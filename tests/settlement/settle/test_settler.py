@@ -110,7 +110,7 @@ async def test_a_close_goes_on_when_nobody_waits_any_more(
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
-    await settler.drain()
+    await settler.tasks.drain()
     fact = await reader.read_channel(channel_id)
     assert fact is not None
     assert fact.is_finalized

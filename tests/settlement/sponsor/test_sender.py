@@ -245,7 +245,13 @@ async def test_a_settler_without_the_lease_sends_nothing(devnet: TestChain, tmp_
         try:
             await one.journal.release_lease()
             assert await other.take_lease("another", ttl_s=600) is not None
-            running = DepositSender(one.orders, one.provider.reader, one.sender, one.journal)
+            running = DepositSender(
+                one.orders,
+                one.provider.reader,
+                one.sender,
+                one.journal,
+                look_s=600,  # the next look would be too late
+            )
             with pytest.raises(LeaseLostError):
                 async with asyncio.timeout(PATIENCE_S):
                     await running.run()

@@ -86,7 +86,7 @@ class Tower:
     async def look(self) -> None:
         """Look, and let what was begun come to its end."""
         await self.tower.look()
-        await self.tower.drain()
+        await self.tower.tasks.drain()
 
     async def settled(self, channel_id: ChannelId) -> int:
         reader = EscrowReader(self.chain.rpc, self.chain.values.escrow)
@@ -116,7 +116,7 @@ async def tower(
     try:
         yield built
     finally:
-        await built.tower.aclose()
+        await built.tower.tasks.aclose()
         await built.settler.aclose()
         await journal.close()
 
@@ -563,7 +563,7 @@ async def test_a_node_with_a_chain_of_its_own_hides_no_exit(
         nodes[0].lies["eth_getBlockByNumber"] = {**head, "hash": "0x" + "11" * 32}
         nodes[0].seen.clear()
         await guarded.turn()
-        await guarded.drain()
+        await guarded.tasks.drain()
         assert "eth_call" not in nodes[0].seen
         assert any(each.kind is AlarmKind.NODES_DISAGREE for each in guarded.alarms.ringing)
         await settler.aclose()

@@ -414,9 +414,11 @@ async def test_a_bug_is_not_caught(
     """An `InvariantError` stops the worker, from within many closes too."""
     for _ in range(2):
         await request_close(chain, account, await books.open(accepted=10, spent=10))
-    buggy = ChannelWatcher(reader, ledger, BuggySettler(InvariantError("a bug")))
-    with pytest.raises(InvariantError, match="a bug"):
-        await buggy.run()
+    limits = WatchLimits(interval_s=600, poll_interval_s=600)  # the next look would be too late
+    buggy = ChannelWatcher(reader, ledger, BuggySettler(InvariantError("a bug")), limits=limits)
+    async with asyncio.timeout(PATIENCE_S):
+        with pytest.raises(InvariantError, match="a bug"):
+            await buggy.run()
 
 
 # -- the loop
