@@ -23,6 +23,8 @@ class Expectation(msgspec.Struct, frozen=True, gc=False):
     """Most units of an answer that is not a stream; None when the body names no bound."""
     is_guess: bool = False
     """Whether only `Accept` suggests a stream; then nothing is signed before it begins."""
+    prompt_bytes: int = 0
+    """The length of the body: no token of input is shorter than a byte."""
 
 
 class _Body(msgspec.Struct):
@@ -35,18 +37,23 @@ class _Body(msgspec.Struct):
 _decode_body = msgspec.json.Decoder(_Body).decode
 
 
-def read_expectation(body: bytes | None, accept: str) -> Expectation:
-    """Return what to expect of the answer to this body; a guess if it states nothing."""
+def read_expectation(body: bytes | None, accept: str, *, long_bytes: int = 0) -> Expectation:
+    """Return what to expect of the answer to this body; a guess if it states nothing.
+
+    A body that is not known, because it is too long to keep, counts as `long_bytes` of prompt.
+    """
     wants_events = "text/event-stream" in accept.lower()
     is_guess = wants_events and accept.strip().lower() != "text/event-stream"
+    prompt_bytes = long_bytes if body is None else len(body)
+    unread = Expectation(wants_events, None, is_guess, prompt_bytes)
     if not body or body.lstrip()[:1] != b"{":
-        return Expectation(wants_events, None, is_guess)
+        return unread
     if not is_shallow(body, REQUEST_DEPTH_MAX):
-        return Expectation(wants_events, None, is_guess)
+        return unread
     try:
         fields = _decode_body(body)
     except msgspec.DecodeError:
-        return Expectation(wants_events, None, is_guess)
+        return unread
     bounds = [
         bound
         for bound in (fields.max_tokens, fields.max_completion_tokens)
@@ -57,6 +64,7 @@ def read_expectation(body: bytes | None, accept: str) -> Expectation:
         wants_events if fields.stream is None else fields.stream,
         min(bounds) * choices if bounds else None,
         is_guess and fields.stream is None,
+        prompt_bytes,
     )
 
 

@@ -2,7 +2,7 @@
 
 A server can only ask. The limits are set once, when the client is built, and nothing that a server
 sends can raise them (CLIENT-01, CLIENT-06, F-91 to F-96). A refusal names the field, what was asked
-and what is allowed.
+and what is allowed. Prices are compared in `prices`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,8 +13,15 @@ from channel.chain import PayerChain
 from channel.client.policy.budget import Budget, LockedBudget
 from channel.client.policy.funding_method import usable_types
 from channel.client.policy.meter import Expectation
+from channel.client.policy.prices import (
+    main_kind,
+    read_cap,
+    require_minimum,
+    require_rates,
+    worth,
+)
 from channel.errors import BudgetExceededError, OfferRefusedError, WireError
-from channel.types import Address
+from channel.types import Address, TokenUnit
 from channel.wire.challenge import (
     INTENT,
     METHOD,
@@ -39,6 +46,7 @@ __all__ = [
     "require_chain",
     "require_deposit",
     "require_offer",
+    "step_units",
     "step_value",
     "top_up_size",
 ]
@@ -62,8 +70,10 @@ class TokenLimits(msgspec.Struct, frozen=True, kw_only=True):
 
     chain_id: int
     token: Address
-    unit_price_max: Mapping[str, int]
-    """Greatest price of a unit, by unit type; an unlisted unit type is refused."""
+    unit_price_max: Mapping[str, int | str]
+    """Greatest price of each kind, its dearest step included: base units for one unit, or money
+    such as `"0.60 usdc / 1M"`, which needs `unit`. An offer with an unlisted kind is refused. The
+    cap of `request` is also that of a tariff's minimum; without it that is one voucher step."""
     deposit_max: int
     """Greatest deposit of one channel: a cap, never a default (F-92)."""
     budget: int
@@ -84,6 +94,17 @@ class TokenLimits(msgspec.Struct, frozen=True, kw_only=True):
     is asked in either case (F-91)."""
     recipients: frozenset[Address] | None = None
     """Payees that may be paid; None allows every payee."""
+    unit: TokenUnit | None = None
+    """Symbol and decimals of the token, for prices in money and for the words of a refusal."""
+
+    def __post_init__(self) -> None:
+        """Read every cap once.
+
+        Raises:
+            ConfigError: A cap cannot be read; the message names its kind.
+        """
+        for kind, price in self.unit_price_max.items():
+            read_cap(kind, price, self.unit)
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,17 +113,19 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     limits: tuple[TokenLimits, ...]
     budget_window_s: int = 24 * 3600
     expected_units: int = 1000
-    """How many units a channel should last for; determines the deposit."""
+    """How many units of the main kind a channel should last for; determines the deposit."""
     voucher_steps: Mapping[str, int] = msgspec.field(default_factory=lambda: {"request": 1})
-    """Units signed in advance of what was received, by unit type."""
+    """What is signed in advance of what was received: the cost of so many units of the offer's
+    main kind, by that kind. At least one base unit."""
     voucher_step: int = 64
-    """The same for every unit type that `voucher_steps` does not name. It is the most that a
-    server can take without delivering; a step below the server's own makes streams pause more."""
+    """The same for every kind that `voucher_steps` does not name. It is the most that a server can
+    take without delivering; a step below the server's own makes streams pause more."""
     voucher_step_max: int = 4096
     """The most units to which a fast stream's step may grow: up to half a second of it, never more
     than it has delivered, and not where the step is 1."""
     request_units_max: int = 4096
-    """Most units that one answer which is not a stream may cost."""
+    """Most units of a kind that one answer which is not a stream may cost. Of input it is the
+    bytes of the prompt."""
     lost_units_max: int = 256
     """Units of a channel that may be lost to broken connections before it is given up."""
     channels_per_origin_max: int = 4
@@ -308,22 +331,11 @@ def _require_parties(limits: TokenLimits, request: SessionRequest, origin: str) 
 def _require_price(
     policy: Policy, limits: TokenLimits, request: SessionRequest, origin: str
 ) -> None:
-    price_max = limits.unit_price_max.get(request.unit_type)
-    if price_max is None:
-        raise OfferRefusedError(
-            field="unitType",
-            asked=repr(request.unit_type),
-            allowed=", ".join(sorted(limits.unit_price_max)) or "none",
-            origin=origin,
-        )
-    if not 0 < request.unit_price <= price_max:
-        raise OfferRefusedError(
-            field=f"amount per {request.unit_type or 'unit'}",
-            asked=request.unit_price,
-            allowed=f"1 to {price_max}",
-            origin=origin,
-        )
-    delta_max = request.unit_price + step_value(policy, request)
+    caps, unit = limits.unit_price_max, limits.unit
+    require_rates(caps, request, unit=unit, origin=origin)
+    step = step_value(policy, request)
+    require_minimum(caps, request.pricing.minimum, step=step, unit=unit, origin=origin)
+    delta_max = worth(request.pricing, 1) + step
     if request.min_voucher_delta > delta_max:
         raise OfferRefusedError(
             field="minVoucherDelta",
@@ -333,10 +345,14 @@ def _require_price(
         )
 
 
+def step_units(policy: Policy, request: SessionRequest) -> int:
+    """Return how many units of the main kind are paid ahead of the agent's count."""
+    return policy.voucher_steps.get(main_kind(request), policy.voucher_step)
+
+
 def step_value(policy: Policy, request: SessionRequest) -> int:
     """Return how far a voucher may exceed the agent's count, in base units (F-94, F-95)."""
-    units = policy.voucher_steps.get(request.unit_type, policy.voucher_step)
-    return units * request.unit_price
+    return worth(request.pricing, step_units(policy, request))
 
 
 def amounts_of(policy: Policy, request: SessionRequest, expectation: Expectation) -> Amounts:
@@ -385,7 +401,7 @@ def deposit_size(policy: Policy, limits: TokenLimits, request: SessionRequest, n
 
     Never below `needed`, which the caller has already checked against the cap.
     """
-    expected = policy.expected_units * request.unit_price
+    expected = worth(request.pricing, policy.expected_units)
     suggested = expected if request.suggested_deposit is None else request.suggested_deposit
     return max(needed, min(suggested, expected, limits.deposit_max))
 

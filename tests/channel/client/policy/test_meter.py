@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from channel.client.policy.meter import Expectation, UnitMeter, read_expectation
 
@@ -45,7 +46,8 @@ def test_nesting_without_end_is_counted_not_parsed() -> None:
     """F-02: a parser that recurses never sees it."""
     deep = "[" * 200_000
     assert counted(deep, '{"choices": ' + deep) == 2
-    assert read_expectation(b'{"n": ' + deep.encode(), "") == WHOLE
+    body = b'{"n": ' + deep.encode()
+    assert read_expectation(body, "") == replace(WHOLE, prompt_bytes=len(body))
 
 
 @pytest.mark.parametrize("name", ["reasoning_content", "refusal", "tool_calls"])
@@ -142,4 +144,11 @@ def test_where_the_chunk_is_the_unit_a_count_of_tokens_is_another_thing() -> Non
 def test_a_request_says_what_to_expect(
     body: bytes | None, accept: str, expected: Expectation
 ) -> None:
-    assert read_expectation(body, accept) == expected
+    assert read_expectation(body, accept) == replace(expected, prompt_bytes=len(body or b""))
+
+
+def test_a_prompt_is_as_long_as_its_body() -> None:
+    """No token is shorter than a byte, also in a body that is too long to be kept."""
+    assert read_expectation(b'{"stream": true}', "").prompt_bytes == 16
+    assert read_expectation(b"plain", "").prompt_bytes == 5
+    assert read_expectation(None, "", long_bytes=100).prompt_bytes == 100
