@@ -15,6 +15,7 @@ from mpp_session.cli import (
     demo,
     deploy,
     devnet,
+    doctor,
     earnings,
     gateway,
     keygen,
@@ -46,6 +47,7 @@ APP: Final = typer.Typer(
 for _group in (
     demo,
     devnet,
+    doctor,
     keygen,
     deploy,
     gateway,

@@ -11,7 +11,7 @@ from mpp_session.cli.output import print_json, say
 if TYPE_CHECKING:
     from mpp_session.settings import Config
 
-__all__ = ["NAME", "command"]
+__all__ = ["NAME", "command", "devnet_defaults"]
 
 NAME: Final = "gateway"
 
@@ -79,7 +79,7 @@ def command(  # noqa: PLR0913 -- each is a flag
     settings = load_config(
         config,
         flags={name: value for name, value in flags.items() if value is not None},
-        defaults=_devnet_defaults(devnet) if devnet is not None else None,
+        defaults=devnet_defaults(devnet) if devnet is not None else None,
     )
     from mpp_session.gateway.serve import run_gateway
 
@@ -92,7 +92,8 @@ def command(  # noqa: PLR0913 -- each is a flag
     )
 
 
-def _devnet_defaults(path: Path) -> dict[str, Any]:
+def devnet_defaults(path: Path) -> dict[str, Any]:
+    """Return the settings that `--devnet` gives a gateway."""
     from mpp_session.devnet_file import selling_settings
 
     return {**selling_settings(path), "price.per_unit": _DEVNET_PRICE}

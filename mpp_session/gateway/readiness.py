@@ -71,6 +71,11 @@ class Readiness:
                 raise _down()
         return self._find_out()
 
+    async def look(self) -> str | None:
+        """Probe once, and return why the server cannot be sold; None if it can."""
+        await self._probe()
+        return self._cause
+
     async def run(self) -> None:
         """Probe repeatedly, while the gateway serves."""
         while True:

@@ -5,6 +5,7 @@ judges it (pure).
 """
 
 import enum
+from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
@@ -32,6 +33,7 @@ __all__ = [
     "Status",
     "count_channel",
     "judge",
+    "judge_views",
     "to_json",
 ]
 
@@ -248,22 +250,28 @@ def _judge_chain(status: Status, skew_s_max: float) -> list[Finding]:
         found.append(Finding(Level.WARNING, f"the newest block is {age_s} s old"))
     elif -age_s > skew_s_max:
         found.append(Finding(Level.WARNING, f"this clock is {-age_s} s behind the chain's"))
-    judged = judge_nodes(chain.nodes)
+    return found + judge_views(chain.nodes, status.worst)
+
+
+def judge_views(nodes: Sequence[EndpointView], worst: Level) -> list[Finding]:
+    """Return what is wrong with the nodes, each alone and all together."""
+    found = []
+    judged = judge_nodes(nodes)
     if judged.disputing:
         text = f"nodes disagree, no deposit is believed: {', '.join(judged.disputing)}"
-        found.append(Finding(status.worst, text))
+        found.append(Finding(worst, text))
     elif judged.left_out:
         text = f"nodes disagree with the majority: {', '.join(sorted(judged.left_out))}"
-        found.append(Finding(status.worst, text))
+        found.append(Finding(worst, text))
     found += [
         Finding(Level.WARNING, f"node {view.name} does not answer")
-        for view in chain.nodes
+        for view in nodes
         if view.head is None
     ]
     lag = NodeLimits().lag_blocks_max
     found += [
         Finding(Level.WARNING, f"node {name} is {lag} blocks or more behind")
-        for name in nodes_behind(chain.nodes, blocks=lag)
+        for name in nodes_behind(nodes, blocks=lag)
     ]
     return found
 

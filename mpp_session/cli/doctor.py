@@ -1,0 +1,167 @@
+"""`mpp-session doctor`: what keeps a gateway from serving, and the remedy of each fault."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from mpp_session.cli.output import count, print_json, say
+
+if TYPE_CHECKING:
+    from mpp_session.operator.doctor import Check
+    from mpp_session.settings import Config
+
+__all__ = ["NAME", "command"]
+
+NAME: Final = "doctor"
+
+_STYLES: Final = {"ok": "green", "advice": "yellow", "fault": "bold red", "skipped": "dim"}
+
+
+def command(
+    *,
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="The gateway's settings.")
+    ] = None,
+    devnet: Annotated[
+        Path | None, typer.Option(help="Of a gateway that is started with --devnet.")
+    ] = None,
+    upstream: Annotated[
+        str | None, typer.Option(help="Base URL of the model server, without /v1.")
+    ] = None,
+    bundle: Annotated[
+        Path | None,
+        typer.Option(help="Also write a report for somebody who helps you. It has no secrets."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Check everything that a gateway needs, before it serves or while it does.
+
+    Each check is one line, and each fault has a remedy below it. Settings come from where
+    `mpp-session gateway` takes them. Nothing is changed; the model server is asked for one token.
+
+    The exit code is 0 if there is no fault, 1 if there is one, 2 if the settings are invalid.
+    Advice does not count as a fault.
+
+    \b
+    mpp-session doctor --config gateway.toml
+    mpp-session doctor --devnet devnet.json --upstream http://127.0.0.1:8080
+    mpp-session doctor -c gateway.toml --json --bundle report.json
+    """  # noqa: D301 -- \b keeps the examples' lines apart
+    import asyncio
+
+    from channel.errors import ConfigError
+    from mpp_session.cli.gateway import devnet_defaults
+    from mpp_session.operator.doctor import Verdict, unreadable
+    from mpp_session.settings.config import load_config
+
+    settings: Config | None = None
+    try:
+        settings = load_config(
+            config,
+            flags={"upstream.url": upstream} if upstream is not None else {},
+            defaults=devnet_defaults(devnet) if devnet is not None else None,
+        )
+    except ConfigError as error:
+        checks, code = unreadable(error), 2
+        _show(checks, as_json=as_json)
+    else:
+        checks = asyncio.run(_examine(settings, config, as_json=as_json))
+        code = 1 if any(check.verdict is Verdict.FAULT for check in checks) else 0
+    if as_json:
+        print_json({"checks": checks, "ok": code == 0})
+    else:
+        _conclude(checks)
+    if bundle is not None:
+        _write_bundle(bundle, settings, checks)
+    raise typer.Exit(code)
+
+
+async def _examine(settings: "Config", path: Path | None, *, as_json: bool) -> "list[Check]":
+    from mpp_session.operator.doctor import examine
+
+    checks = []
+    async for check in examine(settings, path):
+        checks.append(check)
+        _show([check], as_json=as_json)
+    checks.append(await _model_server(settings))
+    _show(checks[-1:], as_json=as_json)
+    return checks
+
+
+async def _model_server(settings: "Config") -> "Check":
+    from mpp_session.gateway.checkup import look_at_model_server
+    from mpp_session.operator.doctor import Check, Verdict
+
+    name, url = "model server", settings.upstream.url
+    found = await look_at_model_server(settings.upstream)
+    if found.fault is not None:
+        remedy = "start it, or correct `upstream.url` or `upstream.api_key`"
+        return Check(name, Verdict.FAULT, f"{url}: {found.fault}", remedy)
+    models = ", ".join(found.models) or "names no model"
+    if not found.has_usage:
+        return Check(
+            name,
+            Verdict.ADVICE,
+            f"{url}: {models}; its answers report no usage, so tokens are estimated from bytes",
+            "use a server that reports `usage`, such as llama.cpp or vLLM",
+        )
+    return Check(name, Verdict.OK, f"{url}: {models}; output counted as {found.kind}")
+
+
+def _show(checks: "list[Check]", *, as_json: bool) -> None:
+    if as_json:
+        return
+    for check in checks:
+        style = _STYLES[check.verdict]
+        say(f"{check.verdict:<8}{check.name}: {check.found}", style=style)
+        if check.remedy:
+            say(f"        > {check.remedy}")
+
+
+def _conclude(checks: "list[Check]") -> None:
+    from mpp_session.operator.doctor import Verdict
+
+    faults = sum(check.verdict is Verdict.FAULT for check in checks)
+    say(
+        count(faults, "fault") if faults else "no faults",
+        style=_STYLES["fault" if faults else "ok"],
+    )
+
+
+def _write_bundle(path: Path, settings: "Config | None", checks: "list[Check]") -> None:
+    """Write what somebody needs to help: versions, settings without secrets, the checks."""
+    import platform
+    import sys
+
+    import msgspec
+
+    from channel.errors import ConfigError
+    from mpp_session import __version__
+
+    report: dict[str, Any] = {
+        "mpp_session": __version__,
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "checks": checks,
+        "settings": _without_keys(msgspec.to_builtins(settings, enc_hook=repr)),
+    }
+    document = msgspec.json.format(msgspec.json.encode(report), indent=2)
+    try:
+        path.write_bytes(document + b"\n")
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def _without_keys(value: Any) -> Any:
+    """Cut every URL to its host: nodes and databases have keys and passwords in theirs."""
+    from urllib.parse import urlsplit
+
+    if isinstance(value, dict):
+        return {name: _without_keys(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_keys(entry) for entry in value]
+    if isinstance(value, str) and "://" in value:
+        parts = urlsplit(value)
+        return f"{parts.scheme}://{parts.hostname or parts.path}"
+    return value

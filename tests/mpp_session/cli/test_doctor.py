@@ -1,0 +1,167 @@
+"""`mpp-session doctor`: each fault is one line with its remedy, and the remedy ends the fault."""
+
+import json
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mpp_session.testing.chain import TestChain
+from settlement.node.rpc import Rpc
+from tests.mpp_session.cli.conftest import Run
+from tests.mpp_session.cli.test_gateway import SECRET, variables
+from tests.mpp_session.gateway.real_model import real_model
+
+
+@pytest.fixture(scope="module")
+def model_url() -> Iterator[str]:
+    with real_model() as url:
+        yield url
+
+
+def verdicts(document: dict[str, Any]) -> dict[str, str]:
+    return {check["name"]: check["verdict"] for check in document["checks"]}
+
+
+def check_of(document: dict[str, Any], name: str) -> dict[str, str]:
+    return next(check for check in document["checks"] if check["name"] == name)
+
+
+def test_where_all_is_well_nothing_is_a_fault(
+    run: Run, devnet: TestChain, tmp_path: Path, model_url: str
+) -> None:
+    """Before the first start: no books yet, no settler yet, a real model server."""
+    devnet.advance(1)
+    done = run("doctor", "--json", **variables(devnet, tmp_path, UPSTREAM_URL=model_url))
+    assert done.stdout, done.stderr
+    document = json.loads(done.stdout)
+    assert done.returncode == 0, done.stdout
+    assert document["ok"] is True
+    assert verdicts(document) == {
+        "settings": "ok",
+        "secrets": "ok",
+        "key": "ok",
+        "nodes": "ok",
+        "clock": "ok",
+        "escrow": "ok",
+        "token": "ok",
+        "gas": "ok",
+        "disk": "ok",
+        "books": "ok",
+        "settler": "skipped",
+        "model server": "ok",
+    }
+    assert "counted as llama.cpp" in check_of(document, "model server")["found"]
+    assert not (tmp_path / "ledger.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "check", "said"),
+    [
+        ("CHAIN_RPC_URL", "http://127.0.0.1:1", "nodes", "no node answers"),
+        ("CHAIN_ID", "1337", "nodes", "chain 31337"),
+        ("CHAIN_ESCROW", "0x" + "11" * 20, "escrow", "no escrow"),
+        ("CHAIN_TOKEN", "0x" + "22" * 20, "escrow", "serves token"),
+        ("PAYEE_ADDRESS", "0x" + "33" * 20, "key", "The key is"),
+        ("PAYEE_KEY", "0x00", "key", "payee.key"),
+        ("PAYMENT_SECRETS", "ab" * 32, "secrets", "repeats"),
+        ("LEDGER_URL", "sqlite:////nowhere/at/all/books.db", "disk", "cannot write"),
+        ("UPSTREAM_URL", "http://127.0.0.1:9", "model server", "http://127.0.0.1:9"),
+    ],
+)
+def test_a_fault_is_one_line_with_a_remedy_and_the_exit_code_says_so(  # noqa: PLR0917 -- cases
+    run: Run, devnet: TestChain, tmp_path: Path, name: str, value: str, check: str, said: str
+) -> None:
+    given = variables(devnet, tmp_path, **{name: value})
+    done = run("doctor", "--json", **given)
+    found = check_of(json.loads(done.stdout), check)
+    assert done.returncode == 1
+    assert found["verdict"] == "fault"
+    assert said in found["found"] or said in done.stdout
+    assert found["remedy"]
+    shown = run("doctor", **given)
+    assert f"        > {found['remedy']}" in shown.stdout
+    assert SECRET not in shown.stdout + shown.stderr
+    assert "Traceback" not in shown.stderr
+
+
+def test_invalid_settings_are_the_only_fault_and_exit_with_two(run: Run) -> None:
+    """Nothing else can be looked at; the line names what is missing."""
+    done = run("doctor", "--json", MPP_SESSION_UPSTREAM_URL="http://127.0.0.1:9")
+    document = json.loads(done.stdout)
+    assert done.returncode == 2
+    assert [check["name"] for check in document["checks"]] == ["settings"]
+    assert "`chain.rpc_url`" in document["checks"][0]["found"]
+
+
+async def set_balance(devnet: TestChain, account: str, wei: int) -> None:
+    async with await Rpc.connect(devnet.values.rpc_url, chain_id=31337) as rpc:
+        address = "0x" + devnet.values.accounts[account].address.hex()
+        await rpc.command("anvil_setBalance", address, hex(wei))
+
+
+async def test_the_remedy_for_missing_gas_ends_the_fault(
+    run: Run, devnet: TestChain, tmp_path: Path
+) -> None:
+    """What the line says to send is enough."""
+    given = variables(devnet, tmp_path)
+    await set_balance(devnet, "payee", 0)
+    poor = check_of(json.loads(run("doctor", "--json", **given).stdout), "gas")
+    assert poor["verdict"] == "fault"
+    amount = poor["remedy"].split()[3]
+    await set_balance(devnet, "payee", int(float(amount) * 1e18 * 1.01))
+    rich = check_of(json.loads(run("doctor", "--json", **given).stdout), "gas")
+    assert rich["verdict"] == "ok"
+
+
+def test_the_remedy_for_a_readable_file_of_secrets_ends_the_advice(
+    run: Run, devnet: TestChain, tmp_path: Path
+) -> None:
+    given = variables(devnet, tmp_path)
+    del given["MPP_SESSION_PAYMENT_SECRETS"]
+    file = tmp_path / "gateway.toml"
+    file.write_text(f'[payment]\nsecrets = ["{SECRET}"]\n')
+    file.chmod(0o644)
+    ask = ("doctor", "--json", "--config", str(file))
+    before = check_of(json.loads(run(*ask, **given).stdout), "secrets")
+    assert before["verdict"] == "advice"
+    assert before["remedy"] == f"chmod 600 {file}"
+    file.chmod(0o600)
+    assert check_of(json.loads(run(*ask, **given).stdout), "secrets")["verdict"] == "ok"
+
+
+def test_books_that_are_no_ledger_are_a_fault(run: Run, devnet: TestChain, tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    path.write_bytes(b"not a database" * 1000)
+    found = check_of(
+        json.loads(run("doctor", "--json", **variables(devnet, tmp_path)).stdout), "books"
+    )
+    assert found["verdict"] == "fault"
+    with pytest.raises(sqlite3.DatabaseError):
+        sqlite3.connect(path).execute("SELECT 1 FROM channels")
+
+
+def test_the_report_for_a_helper_has_no_secret_and_no_key_of_a_url(
+    run: Run, devnet: TestChain, tmp_path: Path
+) -> None:
+    """Nodes and databases have keys and passwords in their URLs."""
+    given = variables(
+        devnet,
+        tmp_path,
+        CHAIN_MORE_RPC_URLS="https://node.example/v3/0123456789abcdef",
+        LEDGER_URL="postgresql://seller:hunter2@127.0.0.1:1/books",
+        UPSTREAM_API_KEY="sk-0123456789",
+    )
+    report = tmp_path / "report.json"
+    done = run("doctor", "--bundle", str(report), **given)
+    text = report.read_text()
+    key = given["MPP_SESSION_PAYEE_KEY"]
+    for secret in (SECRET, key, key[2:], "hunter2", "0123456789abcdef", "sk-0123456789"):
+        assert secret not in text
+        assert secret not in done.stdout + done.stderr
+    document = json.loads(text)
+    assert document["settings"]["payment"]["realm"] == "tests"
+    assert document["settings"]["ledger"]["url"] == "postgresql://127.0.0.1"
+    assert document["checks"][0]["name"] == "settings"
