@@ -39,7 +39,6 @@ class Depositor:
         self._record = record
         self._request = request
         self._permit2 = permit2_of(request)
-        self._signer = AccountSigner(chain)
 
     async def read_means(self) -> PayerMeans:
         """Return what the account can fund, and the time on the chain."""
@@ -64,7 +63,7 @@ class Depositor:
         kind = await self._choose(means, record.deposit)
         if kind == "authorization" and means.token_domain is not None:
             return await sign_open_authorization(
-                self._signer,
+                AccountSigner(self._chain),
                 Domain(means.token_domain, record.key.escrow),
                 Window(0, means.now + VALID_S),
                 terms=record.terms,
@@ -73,7 +72,7 @@ class Depositor:
             )
         if kind == "permit2":
             return await sign_open_permit(
-                self._signer,
+                AccountSigner(self._chain),
                 self._permit2_domain(),
                 terms=record.terms,
                 salt=record.salt,
@@ -137,7 +136,7 @@ class Depositor:
     async def _authorize(self, separator: bytes, now: int, amount: int, salt: bytes) -> Deposit:
         key = self._record.key
         return await sign_top_up_authorization(
-            self._signer,
+            AccountSigner(self._chain),
             Domain(separator, key.escrow),
             Window(0, now + VALID_S),
             channel_id=key.channel_id,
@@ -147,7 +146,7 @@ class Depositor:
 
     async def _permit(self, now: int, amount: int, nonce: int) -> Deposit:
         return await sign_top_up_permit(
-            self._signer,
+            AccountSigner(self._chain),
             self._permit2_domain(),
             token=self._record.terms.token,
             channel_id=self._record.key.channel_id,

@@ -31,7 +31,7 @@ from channel.client.policy.policy import (
     require_chain,
     require_deposit,
 )
-from channel.client.store.record import ChannelRecord, Scope, adopt_fact
+from channel.client.store.record import ChannelRecord, Scope, adopt_fact, adopt_opening
 from channel.client.store.sqlite import PaymentStore
 from channel.errors import ChannelUnusableError, TransactionRevertedError
 from channel.types import ZERO_ADDRESS, ChannelFact, ChannelKey, ChannelTerms, TxHash
@@ -334,11 +334,7 @@ class ChannelOpener:
         record, fact = await self.read(record)
         is_there = fact is not None and receipt is not None and record.open_tx is None
         open_tx = receipt.tx_hash if is_there and receipt is not None else record.open_tx
-
-        def change(current: ChannelRecord) -> ChannelRecord:
-            state = "open" if current.state == "opening" else current.state
-            return replace(current, state=state, url=url, open_tx=open_tx)
-
+        change = partial(adopt_opening, url=url, open_tx=open_tx)
         return await self._store.update(record.key, change)
 
     async def notice_opened(self, record: ChannelRecord) -> None:

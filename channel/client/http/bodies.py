@@ -101,12 +101,16 @@ def build_reply(response: httpx.Response, body: bytes = b"") -> Reply:
     )
 
 
-async def read_reply(response: httpx.Response) -> Reply:
-    """Return what the payer needs; a problem's body is read, bounded, and stays readable."""
+async def read_reply(response: httpx.Response) -> tuple[httpx.Response, Reply]:
+    """Return an answer, decoded (see `bound_coding`), and what the payer needs of it.
+
+    A problem's body is read, bounded, and stays readable.
+    """
+    response = bound_coding(response)
     is_problem = PROBLEM_CONTENT_TYPE in response.headers.get("Content-Type", "")
     whole = response.stream
     if response.is_success or not is_problem or not isinstance(whole, httpx.AsyncByteStream):
-        return build_reply(response)
+        return response, build_reply(response)
     chunks = aiter(whole)
     held = bytearray()
     try:
@@ -116,9 +120,9 @@ async def read_reply(response: httpx.Response) -> Reply:
                 break
     except httpx.DecodingError as error:
         response.stream = _JoinedStream(bytes(held), _fail(error), whole)
-        return build_reply(response)
+        return response, build_reply(response)
     response.stream = _JoinedStream(bytes(held), chunks, whole)
-    return build_reply(response, b"" if len(held) > PROBLEM_BYTES_MAX else bytes(held))
+    return response, build_reply(response, b"" if len(held) > PROBLEM_BYTES_MAX else bytes(held))
 
 
 async def _fail(error: httpx.DecodingError) -> AsyncIterator[bytes]:

@@ -105,7 +105,7 @@ class PayingTransport(httpx.AsyncBaseTransport):
         body = await read_request_body(request)
         paid_request = self._paid_request(request, origin, body)
         if asked_origin != origin or not self._is_safe(request.url):
-            response = await self._send_once(request, body, None, paid_request)
+            response = bound_coding(await self._send_once(request, body, None, paid_request))
             await _require_free(response, origin, asked_origin)
             return response
         try:
@@ -128,8 +128,8 @@ class PayingTransport(httpx.AsyncBaseTransport):
         for _ in range(ROUNDS_MAX):
             response = await self._send(request, body, header, paid_request)
             try:
-                reply = await read_reply(response)
-                if reply.is_success:
+                response, reply = await read_reply(response)
+                if response.is_success:
                     return await self._deliver(paid_request, response, reply)
                 header = await self._payer.answer(paid_request, reply)
             except BaseException:
@@ -244,7 +244,7 @@ class PayingTransport(httpx.AsyncBaseTransport):
             headers[name] = value
             if body.fits(IDEMPOTENT_REQUEST_BYTES_MAX):
                 headers["Idempotency-Key"] = paid_request.idempotency_key
-        response = await self._inner.handle_async_request(
+        return await self._inner.handle_async_request(
             httpx.Request(
                 request.method,
                 request.url,
@@ -253,7 +253,6 @@ class PayingTransport(httpx.AsyncBaseTransport):
                 extensions=request.extensions,
             )
         )
-        return bound_coding(response)
 
     def _is_safe(self, url: httpx.URL) -> bool:
         return is_safe(url, allow_loopback_http=self._payer.policy.allow_loopback_http)

@@ -325,23 +325,22 @@ class Payer:
                 match stage:
                     case Stage.OBTAIN:
                         record, is_new = await self._obtain(request)
-                        outcome = "open" if record.state == "open" else "opening"
+                        is_signed = is_new and record.opening is not None
+                        is_open = record.state == "open"
+                        outcome = "open" if is_open else "signed" if is_signed else "opening"
                     case Stage.DEPOSIT:
                         record, open_tx = await self.opener.deposit(
                             record, request.offer, limits, is_new=is_new
                         )
-                        is_signed = open_tx is None and record.state == "opening"
-                        outcome = "signed" if is_signed else "open" if open_tx is None else "sent"
+                        is_open = record.state == "open"
+                        outcome = "open" if is_open else "sent" if open_tx else "signed"
                     case Stage.PRESENT if open_tx is not None:
                         record = await self.issuer.present_opening(request, record, open_tx)
                         outcome = "open"
                     case Stage.SIGN:
                         request.slot.is_checked = True
-                        prepared = await self.issuer.make(request, claimed=claimed)
-                        if record.state == "opening":
-                            prepared = replace(
-                                prepared, deposit=record.opening, goal=record.deposit
-                            )
+                        opening = record.opening if record.state == "opening" else None
+                        prepared = await self.issuer.make(request, claimed=claimed, opening=opening)
                         is_alone = request.slot.requests == {request}
                         is_covered = prepared.deposit is None
                         outcome = "covered" if is_covered else "alone" if is_alone else "shared"

@@ -52,17 +52,12 @@ class VoucherWithDeposit(msgspec.Struct, frozen=True):
     """The content of a credential: a voucher, and the deposit that must be made before (VCH-06)."""
 
     voucher: SignedVoucher
-    deposit: Deposit | None = None
+    payload: OpenAuthorization | OpenPermit2 | VoucherPayload
+    """The credential's payload, including the deposit."""
+    deposit: Deposit | None
     """An opening or a top-up that is not known to have been made."""
-    goal: int = 0
+    goal: int
     """The channel's deposit once that is made, in base units."""
-
-    @property
-    def payload(self) -> OpenAuthorization | OpenPermit2 | VoucherPayload:
-        """The credential's payload, including the deposit."""
-        if self.deposit is not None and self.deposit.action == "open":
-            return build_open(self.deposit, self.voucher)
-        return VoucherPayload(self.voucher, self.deposit)
 
 
 class VoucherIssuer:
@@ -89,7 +84,12 @@ class VoucherIssuer:
         self._sleep = sleep
 
     async def make(
-        self, request: PaidRequest, *, claimed: int = 0, is_needed: bool = True
+        self,
+        request: PaidRequest,
+        *,
+        claimed: int = 0,
+        is_needed: bool = True,
+        opening: Deposit | None = None,
     ) -> VoucherWithDeposit:
         """Return a voucher for what is counted and in flight, or for `claimed` if that is more.
 
@@ -103,6 +103,7 @@ class VoucherIssuer:
             request: The request that is paid for.
             claimed: The amount that the server says it needs.
             is_needed: False for a voucher in advance, for which nothing is deposited.
+            opening: The signed deposit that opens the channel, which comes with the voucher.
 
         Raises:
             OverclaimError: The claim exceeds what was delivered, what is in flight, and one step.
@@ -135,9 +136,10 @@ class VoucherIssuer:
         )
         # More may be signed for a top-up that was not made: present only what is covered now.
         amount = min(record.signed, deposit)
-        return VoucherWithDeposit(
-            await self.sign(record, amount, slot=request.slot), attached, goal=deposit
-        )
+        voucher = await self.sign(record, amount, slot=request.slot)
+        if opening is not None:
+            return VoucherWithDeposit(voucher, build_open(opening, voucher), opening, deposit)
+        return VoucherWithDeposit(voucher, VoucherPayload(voucher, attached), attached, deposit)
 
     async def sign(
         self, record: ChannelRecord, amount: int, *, slot: ChannelSlot | None = None

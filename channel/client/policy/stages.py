@@ -36,6 +36,7 @@ class Stage(Enum):
 
 NEXT: Final[Mapping[tuple[Stage, Outcome], Stage]] = {
     (Stage.OBTAIN, "open"): Stage.SIGN,
+    (Stage.OBTAIN, "signed"): Stage.SIGN,  # planned just now, with its deposit
     (Stage.OBTAIN, "opening"): Stage.DEPOSIT,
     (Stage.DEPOSIT, "open"): Stage.SIGN,  # by a request that was cancelled
     (Stage.DEPOSIT, "signed"): Stage.SIGN,

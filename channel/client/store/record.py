@@ -27,6 +27,7 @@ __all__ = [
     "RecordState",
     "Scope",
     "adopt_fact",
+    "adopt_opening",
     "adopt_receipt",
     "choose_amount",
     "count_lost",
@@ -300,6 +301,12 @@ def take_receipt(
     """Check a receipt and update the record: see `require_receipt` and `adopt_receipt`."""
     require_receipt(record, receipt, challenge_ids=challenge_ids, spent_min=spent_min)
     return adopt_receipt(record, receipt, text, is_final=is_final)
+
+
+def adopt_opening(record: ChannelRecord, url: str, open_tx: TxHash | None) -> ChannelRecord:
+    """Update the record of a channel that its server has opened, at this URL."""
+    state = "open" if record.state == "opening" else record.state
+    return replace(record, state=state, url=url, open_tx=open_tx)
 
 
 def adopt_fact(record: ChannelRecord, fact: ChannelFact) -> ChannelRecord:
