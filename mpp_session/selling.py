@@ -158,7 +158,7 @@ class SellingApp:
                     self._app,
                     engine=parts.engine,
                     routes=routes,
-                    show_amount=parts.show_amount,
+                    unit=parts.unit,
                 )
             except Exception as error:  # noqa: BLE001 - a server reads an exception as no lifespan
                 await send(_failed(error))

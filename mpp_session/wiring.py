@@ -60,14 +60,9 @@ class Parts(msgspec.Struct, frozen=True):
     clock: ServiceClock
     guard: LedgerGuard
     unit: TokenUnit | None = None
-    """How to format amounts; None if the token reports no name."""
+    """How people write amounts of the token; None if the token reports no name."""
     is_first: bool = True
     """Whether this process does what one of several workers must do: expire, prune."""
-
-    @property
-    def show_amount(self) -> Callable[[int], str] | None:
-        """A function that formats base units for people; None without a unit."""
-        return None if self.unit is None else self.unit.format
 
     def _earliest(self) -> float:
         """Return the earlier of this clock's time and the chain's; 0 before the first block."""

@@ -43,6 +43,7 @@ from channel.ledger.interface import Ledger, load_known
 from channel.limits import SPONSORED_PERIOD_S
 from channel.state.requests import RequestClaim
 from channel.state.transitions import as_public, require_consent, require_open
+from channel.tariff import Tariff, Usage
 from channel.tasks import Tasks, log_failure
 from channel.types import ChannelId, TxHash
 from channel.verify.challenge_id import ChallengeBinder
@@ -143,16 +144,21 @@ class Engine:
     def ask(
         self,
         *,
-        unit_price: int,
-        unit_type: str,
+        unit_price: int = 0,
+        unit_type: str = "",
+        tariff: Tariff | None = None,
         min_voucher_delta: int = 0,
         suggested_deposit: int | None = None,
         description: str | None = None,
     ) -> SessionRequest:
         """Return a route's request object, completed with the engine's own settings.
 
-        Amounts are in base units of the token.
+        Amounts are in base units of the token. A `tariff` takes the place of `unit_price` and
+        `unit_type`, which then state its main rate.
         """
+        if tariff is not None:
+            unit_price, unit_type = tariff.unit()
+            tariff = None if tariff.is_plain else tariff
         sponsor = self.settings.sponsor
         if sponsor is not None and suggested_deposit is not None:
             suggested_deposit = max(suggested_deposit, sponsor.deposit_min)
@@ -168,6 +174,7 @@ class Engine:
             min_voucher_delta=min_voucher_delta,
             fee_payer=sponsor is not None,
             credential_types=("hash",) if sponsor is None else sponsor.credential_types,
+            tariff=tariff,
         )
 
     def issue_challenge(self, offer: Offer, channel_id: ChannelId | None = None) -> Challenge:
@@ -361,11 +368,14 @@ class Engine:
         """Record that a request has bought units: see `Acceptance.earn_rate`."""
         self._acceptance.earn_rate(paid.key, units)
 
-    def receipt(self, paid: Authenticated, outcome: Outcome, units: int | None = None) -> Receipt:
+    def receipt(self, paid: Authenticated, outcome: Outcome, usage: Usage | None = None) -> Receipt:
         """Return the receipt for the current state (RCPT-05), without reserved amounts.
 
-        A client that has not proven the voucher key sees public amounts only (O-20).
+        With the request's usage it states the units, by kind if several kinds have a price. A
+        client that has not proven the voucher key sees public amounts only (O-20).
         """
+        tariff = paid.asked.tariff
+        has_kinds = tariff is not None and len(tariff.kinds) > 1
         state = outcome.state
         if outcome.shown_max is not None:
             state = as_public(state, outcome.shown_max)
@@ -376,7 +386,8 @@ class Engine:
             accepted=state.accepted,
             spent=state.spent,
             timestamp=self.now(),
-            units=units,
+            units=None if usage is None or has_kinds else sum(usage.values()),
+            usage=None if usage is None or not has_kinds else dict(usage),
             tx_hash=outcome.tx_hash,
             confirmations=outcome.confirmations,
         )

@@ -99,7 +99,8 @@ class RunningReservation:
         """What this request has sent so far."""
         self._durable = self._cost.copy()
         """How much of it is `spent`."""
-        self._main = tariff.main.kind
+        self.main_kind = tariff.main.kind
+        """The kind that a plain number of units is of."""
         self._min_voucher_delta = min_voucher_delta
         self._step_amount = step_amount(tariff, step_units)
         self._ledger = ledger
@@ -114,6 +115,8 @@ class RunningReservation:
         self._is_emitting = False  # until then counted units can be given back
         self._held = self._room
         self._taken = 0  # the cost of what is sent and not yet `spent`; never more than _held
+        self.covered_units = self._cost.main_within(self._held)
+        """Units of the main kind that may be sent without asking the ledger."""
         self._changing: asyncio.Task[ProblemError | None] | None = None
         self._may_prefetch = True
         self._doubt: _Doubt | None = None
@@ -156,18 +159,13 @@ class RunningReservation:
         """The amount that may be sent without asking the ledger."""
         return self._held - self._taken
 
-    @property
-    def covered_units(self) -> int:
-        """Units of the main kind that may be sent without asking the ledger."""
-        return self._cost.main_within(self._held - self._taken)
-
     def price_of(self, usage: Usage | int) -> int:
         """Return what it costs to send this, too, in base units; a number is of the main kind.
 
         Raises:
             ConfigError: The tariff has no rate for a kind.
         """
-        return self._cost.price_of({self._main: usage} if isinstance(usage, int) else usage)
+        return self._cost.price_of({self.main_kind: usage} if isinstance(usage, int) else usage)
 
     def watch(self) -> AbstractAsyncContextManager[Watch]:
         """Watch the channel, to wait for a voucher on another connection."""
@@ -228,8 +226,12 @@ class RunningReservation:
         Its price must be covered, with no `await` in between.
         """
         cost = self._cost
-        rise = cost.add_main(usage) if isinstance(usage, int) else cost.add(usage)
-        self._taken = taken = self._taken + rise
+        if isinstance(usage, int):
+            self._taken = taken = self._taken + cost.add_main(usage)
+            self.covered_units -= usage
+        else:
+            self._taken = taken = self._taken + cost.add(usage)
+            self.covered_units = cost.main_within(self._held - taken)
         if (
             (self._held - taken) * 4 <= self._step_amount
             and self._may_prefetch
@@ -243,6 +245,7 @@ class RunningReservation:
         """Undo the counting of what is not durable: it was not sent (F-48)."""
         self._cost = self._durable.copy()
         self._taken = 0
+        self.covered_units = self._cost.main_within(self._held)
 
     async def flush(self) -> ChannelState:
         """Make everything sent so far `spent`, and continue.
@@ -426,6 +429,7 @@ class RunningReservation:
         held = state.find_reservation(self._id)
         amount = 0 if held is None else held.amount
         self._held = amount
+        self.covered_units = self._cost.main_within(amount - self._taken)
         if not has_ended:  # an ended reservation may be spent
             self._admission.give_back(self._room - (self._durable.charged - before) - amount)
         self._room = amount

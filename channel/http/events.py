@@ -13,7 +13,7 @@ import logging
 import re
 import time
 from collections.abc import AsyncIterable, Coroutine, Mapping
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import msgspec
 from starlette.responses import Response
@@ -23,9 +23,11 @@ from channel.http.asgi import Receive, Scope, Send
 from channel.http.metering import Meter, format_need, require_meter
 from channel.http.producer import Producer
 from channel.limits import PRODUCER_CLOSE_S_MAX
+from channel.tariff import Usage
 from channel.wire.sse import (
     CONTENT_TYPE,
     format_event,
+    format_event_usage,
     format_payment_receipt_event,
 )
 
@@ -39,7 +41,7 @@ _TOGETHER_S_MAX = 0.0002
 _WRITE_BYTES_MAX = 16 * 1024
 _ENDS = (b"\n\n", b"\n\r\n", b"\n\r", b"\r\r", b"\r\r\n")
 _OURS = re.compile(
-    rb"(?:\A\xef\xbb\xbf|\A|[\r\n])(?:event: ?payment-|payment-units)"
+    rb"(?:\A\xef\xbb\xbf|\A|[\r\n])(?:event: ?payment-|payment-u(?:nits|sage))"
 )  # on any line
 
 
@@ -51,8 +53,11 @@ class Event(msgspec.Struct, frozen=True):
     units: int = 1
     """Its price in units; 0 for an event that sells nothing, such as a `[DONE]`. A batch may cost
     many: the event states it, and payers accept up to the bytes of its text and their step."""
-    held: int = 0
+    held: Usage | int = 0
     """Units beyond its own that must be paid for before it is sent, and may be counted later."""
+    usage: Usage | None = None
+    """Its units by kind, in place of `units`: `{"input_token": 57, "output_token": 1}`. The event
+    states them."""
 
 
 class Frame(msgspec.Struct, frozen=True):
@@ -60,8 +65,10 @@ class Frame(msgspec.Struct, frozen=True):
 
     raw: bytes
     units: int = 1
-    held: int = 0
-    """As for an `Event`."""
+    """Its price in units, which the other server or nobody states."""
+    held: Usage | int = 0
+    usage: Usage | None = None
+    """As for an `Event`: a line at its beginning states them."""
 
 
 Chunk: TypeAlias = str | Event | Frame
@@ -126,7 +133,8 @@ class _Stream:
         self._send = send
         self._frames: list[bytes] = []  # covered, but neither counted nor sent yet
         self._frames_bytes = 0
-        self._frames_units = 0
+        self._frames_units = 0  # of the main kind
+        self._frames_usage: dict[str, int] = {}  # of other kinds
         self._is_idle = False  # waiting for the producer or for a voucher: safe to interrupt
         self._pump_task: asyncio.Task[None] | None = None
 
@@ -183,10 +191,13 @@ class _Stream:
                 self._is_idle = False
             if gone.done():
                 return
-            frame, units = _read_chunk(chunk)
-            needed = units if isinstance(chunk, str) else units + chunk.held
-            if reservation.covered_units < self._frames_units + needed:
+            frame, units, usage, held = _read_chunk(chunk, reservation.main_kind)
+            if usage or self._frames_usage or not isinstance(held, int):
+                if not await self._is_covered_by_kind(units, usage, held):
+                    return
+            elif reservation.covered_units < self._frames_units + units + held:
                 await self._write()
+                needed = units + held
                 if reservation.covered_units < needed and not await self._is_covered(
                     reservation.price_of(needed)
                 ):
@@ -195,6 +206,8 @@ class _Stream:
             self._frames.append(frame)
             self._frames_bytes += len(frame)
             self._frames_units += units
+            if usage:
+                self._frames_usage = _sum(self._frames_usage, usage)
             if now - came_at > _TOGETHER_S_MAX or self._frames_bytes >= _WRITE_BYTES_MAX:
                 await self._write()
             came_at = now
@@ -204,10 +217,13 @@ class _Stream:
         if not self._frames:
             return
         body = self._frames[0] if len(self._frames) == 1 else b"".join(self._frames)
-        units = self._frames_units
+        units, usage = self._frames_units, self._frames_usage
         self._frames.clear()
         self._frames_bytes = self._frames_units = 0
-        if units:
+        if usage:
+            self._frames_usage = {}
+            self._reservation.take(_sum(usage, {self._reservation.main_kind: units}))
+        elif units:
             self._reservation.take(units)
         await self._send({"type": "http.response.body", "body": body, "more_body": True})
 
@@ -220,6 +236,18 @@ class _Stream:
         self._is_idle = True
         if self._reservation.stopped_by is not None:  # stopped while not idle
             raise asyncio.CancelledError
+
+    async def _is_covered_by_kind(self, units: int, usage: Usage, held: Usage | int) -> bool:
+        """Whether an event of several kinds is reserved beside those that wait to be sent."""
+        reservation = self._reservation
+        main = reservation.main_kind
+        needed = _sum(usage, {main: units}, {main: held} if isinstance(held, int) else held)
+        waiting = _sum(self._frames_usage, {main: self._frames_units})
+        if reservation.covered >= reservation.price_of(_sum(waiting, needed)):
+            return True
+        await self._write()
+        price = reservation.price_of(needed)
+        return reservation.covered >= price or await self._is_covered(price)
 
     async def _is_covered(self, amount: int) -> bool:
         """Whether the amount is reserved, after waiting for a voucher if necessary (SSE-03)."""
@@ -280,21 +308,48 @@ class _Stream:
         await self._producer.close()
 
 
-def _read_chunk(chunk: Chunk) -> tuple[bytes, int]:
-    """Return the bytes to send, and their units."""
+_NO_USAGE: Final[Usage] = {}
+
+
+def _read_chunk(chunk: Chunk, main: str) -> tuple[bytes, int, Usage, Usage | int]:
+    """Return the bytes to send, the units of the main kind, those of others, and what to hold."""
     if isinstance(chunk, str):
-        return format_event(chunk), 1
+        return format_event(chunk), 1, _NO_USAGE, 0
+    units, usage = chunk.units, chunk.usage
+    if usage is not None and usage.keys() <= {main}:
+        units, usage = usage.get(main, 0), None
+    stated = units if usage is None else usage
+    others = _NO_USAGE if usage is None else {kind: n for kind, n in usage.items() if kind != main}
+    if usage is not None:
+        units = usage.get(main, 0)
     if isinstance(chunk, Event):
         if (chunk.event or "").startswith(_RESERVED):
             raise ValueError(
                 f"{chunk.event}: the gate reserves event names that begin with {_RESERVED}; "
                 "use another name"
             )
-        return format_event(chunk.data, chunk.event, units=chunk.units), chunk.units
-    if (b"event" in chunk.raw or b"payment-" in chunk.raw) and _OURS.search(chunk.raw):
-        return b": dropped\n\n", 0  # another server's payment events have no meaning here
+        frame = format_event(
+            chunk.data, chunk.event, units=units if usage is None else 1, usage=usage
+        )
+        return frame, units, others, chunk.held
+    raw = chunk.raw
+    if (b"event" in raw or b"payment-" in raw) and _OURS.search(raw):
+        # Another server's payment events have no meaning here.
+        return b": dropped\n\n", 0, _NO_USAGE, chunk.held
     # Without its end it would merge with the next event: a forgery's other half, or the receipt.
-    return chunk.raw if chunk.raw.endswith(_ENDS) else chunk.raw + b"\n\n", chunk.units
+    frame = raw if raw.endswith(_ENDS) else raw + b"\n\n"
+    if chunk.usage is not None:
+        frame = format_event_usage(stated).encode("ascii") + frame
+    return frame, units, others, chunk.held
+
+
+def _sum(*usages: Usage) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for usage in usages:
+        for kind, units in usage.items():
+            if units:
+                total[kind] = total.get(kind, 0) + units
+    return total
 
 
 async def _wait_until_gone(receive: Receive) -> None:

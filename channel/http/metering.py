@@ -8,6 +8,7 @@ from typing import Any, Final
 from channel.engine import Authenticated, Engine, Outcome, RunningReservation
 from channel.errors import ConfigError, InsufficientBalanceError, ProblemError
 from channel.state.commands import StreamPolicy
+from channel.tariff import Usage
 from channel.types import ChannelId
 from channel.wire.receipt import Receipt
 from channel.wire.sse import NeedVoucher, format_need_voucher
@@ -19,7 +20,13 @@ METER: Final = "mpp_session.meter"
 
 
 class Meter:
-    """The units of one paid request. At least one was reserved durably before the handler ran."""
+    """The usage of one paid request. The price of one unit was reserved before the handler ran.
+
+    A plain number is of the tariff's main kind, the first one. Other kinds go by name:
+
+        await meter.hold(input_token=200, output_token=500)
+        await meter.spend(input_token=187, output_token=35)
+    """
 
     def __init__(
         self,
@@ -46,20 +53,40 @@ class Meter:
 
     @property
     def units(self) -> int:
-        """Units spent by this request so far."""
+        """Units of the main kind spent by this request so far."""
         return self.reservation.units
 
-    async def hold(self, units: int) -> None:
-        """Reserve `units` more durably, before work that cannot be undone.
+    @property
+    def usage(self) -> Usage:
+        """Units by kind spent by this request so far."""
+        return self.reservation.usage
+
+    @property
+    def cost(self) -> int:
+        """What this request has cost so far, in base units of the token."""
+        return self.reservation.cost
+
+    async def hold(self, units: Usage | int | None = None, /, **usage: int) -> None:
+        """Reserve what this usage can cost beyond what is spent, before work that is not undone.
+
+        Durable before this returns.
 
         Raises:
-            InsufficientBalanceError: They are not paid for. Do not catch it: the gate answers
+            InsufficientBalanceError: It is not paid for. Do not catch it: the gate answers
                 402 and names the voucher that is needed.
             ProblemError: The channel ends, or the ledger could not be written.
+            ConfigError: The tariff has no rate for a kind.
         """
-        _require_some(units)
+        price = self._price_of(_read_usage(units, usage))
         self.has_held = True
-        await self._cover(self.reservation.price_of(units))
+        await self._cover(price)
+
+    def _price_of(self, used: Usage | int) -> int:
+        try:
+            return self.reservation.price_of(used)
+        except ProblemError as error:
+            self.refusal = error
+            raise
 
     async def _cover(self, amount: int) -> None:
         try:
@@ -68,26 +95,27 @@ class Meter:
             self.refusal = error
             raise
 
-    async def spend(self, units: int = 1) -> None:
-        """Spend `units` before what they pay for is sent. Durable before this returns.
+    async def spend(self, units: Usage | int | None = None, /, **usage: int) -> None:
+        """Spend one unit, `units`, or a usage by kind, before what it pays for is sent.
 
-        Between server-sent events it asks for a missing voucher and waits for it.
+        Paid for, durably, before this returns. Between server-sent events it asks for a missing
+        voucher and waits for it.
 
         Raises:
             ProblemError: As for `hold`; nothing was spent.
             RuntimeError: The answer was already charged and sent, as for a background task.
         """
-        _require_some(units)
-        if self.reservation.is_finished and units:
+        used = _read_usage(units, usage)
+        if self.reservation.is_finished and used:
             raise RuntimeError("the answer was already charged: spend before it is sent")
-        price = self.reservation.price_of(units)
+        price = self._price_of(used)
         if self.reservation.covered < price:
             if self.announce is None:
                 await self._cover(price)
             else:
                 await self._wait_for_voucher(price, self.announce)
         self.has_counted = True
-        self.reservation.take(units)
+        self.reservation.take(used)
 
     async def _wait_for_voucher(
         self, amount: int, announce: Callable[[bytes], Awaitable[None]]
@@ -127,7 +155,7 @@ class Meter:
     def receipt(self) -> Receipt:
         """Return the receipt for the state as last written (RCPT-05)."""
         outcome = Outcome(state=self.reservation.state, shown_max=None)
-        return self._engine.receipt(self._paid, outcome, self.units)
+        return self._engine.receipt(self._paid, outcome, self.usage)
 
 
 @asynccontextmanager
@@ -153,9 +181,14 @@ async def metered(scope: Mapping[str, Any], *, is_stream: bool = False) -> Async
         await meter.reservation.finish()
 
 
-def _require_some(units: int) -> None:
-    if units < 0:
-        raise ValueError(f"expected at least 0 units, found {units}: spent units stay spent")
+def _read_usage(units: Usage | int | None, usage: Usage) -> Usage | int:
+    if usage and units is not None:
+        raise TypeError("expected a number of units, or a usage by kind, found both")
+    used = usage or (1 if units is None else units)
+    for count in (used,) if isinstance(used, int) else used.values():
+        if count < 0:
+            raise ValueError(f"expected at least 0 units, found {count}: spent units stay spent")
+    return used
 
 
 def format_need(channel_id: ChannelId, need: InsufficientBalanceError) -> bytes:

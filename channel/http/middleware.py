@@ -74,6 +74,7 @@ from channel.limits import (
 )
 from channel.state.commands import StreamPolicy
 from channel.state.requests import RequestClaim
+from channel.types import TokenUnit
 from channel.wire.accept_payment import rank_offers
 from channel.wire.challenge import INTENT, METHOD
 from channel.wire.credential import Credential, parse_credential
@@ -112,7 +113,7 @@ class PaymentGate:
         pause_s: float = STREAM_PAUSE_S_MAX,
         body_timeout_s: float = BODY_S_MAX,
         ready: Callable[[], Awaitable[None] | None] | None = None,
-        show_amount: Callable[[int], str] | None = None,
+        unit: TokenUnit | None = None,
         stop_worker: Callable[[], None] = _stop_worker,
     ) -> None:
         """Wrap `app`.
@@ -124,7 +125,8 @@ class PaymentGate:
         error of `channel.errors` that it raises is the answer. Separate vouchers and closes, and
         the HEAD request before them, do not call it.
 
-        `show_amount` formats an amount of base units for people, such as `0.000025 USDC`.
+        `unit` is the token's symbol and decimals: prices may then be texts such as
+        `"0.40 / 1M"`, and refusals quote them so.
 
         Raises:
             ConfigError: See `RouteTable`.
@@ -132,7 +134,7 @@ class PaymentGate:
         self.app = app
         self.engine = engine
         self.pause_s = pause_s
-        self.table = RouteTable(routes, engine, roots=_find_roots(app))
+        self.table = RouteTable(routes, engine, roots=_find_roots(app), unit=unit)
         self.tarpit = Tarpit(engine.now)
         self.body_timeout_s = body_timeout_s
         self.bodies = BodyBounds()
@@ -143,7 +145,7 @@ class PaymentGate:
             what=f"requests that bought nothing in {FAILED_REQUESTS_PERIOD_S} s",
         )
         self.ready = ready
-        self.show_amount = show_amount
+        self.unit = unit
         self._stop_worker = stop_worker
         self._is_broken = False
 
@@ -341,7 +343,8 @@ class _Exchange:
             await self._run_handler(own, meter, answer)
         finally:
             status = answer.status if answer.refusal is None else answer.refusal.status
-            self._count(paid, meter.units, status)
+            # Vouchers that each pay a base unit are no flood, and neither are those of each unit.
+            self._count(paid, min(sum(meter.usage.values()), meter.cost), status)
 
     def _count(self, paid: Authenticated, units: int, status: int | None) -> None:
         """Bound requests that cost work and buy nothing; bought units earn further ones.
@@ -417,7 +420,7 @@ class _Exchange:
             hint = channel_id if isinstance(error, InsufficientBalanceError) else None
             offered = [self._own] if self._own is not None else self._priced
             if error.status == PAYMENT_REQUIRED:
-                price, sentence = describe_price(offered, self._gate.show_amount)
+                price, sentence = describe_price(offered, self._gate.unit)
             ranked = rank_offers(read_preference(self._fields), [(METHOD, INTENT)] * len(offered))
             challenges = [self._engine.issue_challenge(offered[i].offer, hint) for i in ranked]
         detail = explain(error, sentence)

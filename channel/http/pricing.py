@@ -2,6 +2,8 @@
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from hashlib import sha256
 from typing import Any, Final, TypeAlias
 from urllib.parse import quote, unquote
 
@@ -13,6 +15,11 @@ from channel.errors import ConfigError, OtherSpellingError
 from channel.http.spelling import Unreadable, is_regular, read_path
 from channel.limits import AMOUNT_MAX, DESCRIPTION_CHARS_MAX
 from channel.state.commands import StreamPolicy
+from channel.tariff import Rate, Tariff, parse_money, parse_rate, plain_tariff
+from channel.types import TokenUnit
+from channel.wire.challenge import SessionRequest
+from channel.wire.encoding import canonical_json
+from channel.wire.tariff import tariff_object
 
 __all__ = ["WEBSOCKET", "Price", "PriceOf", "Priced", "Route", "RouteTable"]
 
@@ -24,14 +31,34 @@ _PARAMETER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)(:path)?\}")
 _SEGMENT, _REST = "\ue000", "\ue001"  # placeholders for parameters while a template is read
 
 
-class Price(msgspec.Struct, frozen=True, kw_only=True):
-    """The price of one unit. Amounts in base units of the token."""
+RatePrice: TypeAlias = int | str | Sequence[int | str]
+"""Base units for one unit, a text such as `"0.40 / 1M"`, or a list: the first rate, then steps such
+as `"0.80 / 1M above 200K"`. See `channel.tariff.parse_rate`."""
 
-    unit_price: int
-    unit_type: str
+
+class Price(msgspec.Struct, frozen=True, kw_only=True):
+    """What a request costs: one price for a unit, rates by kind, or a tariff.
+
+        Price(unit_price=250, unit_type="request")
+        Price(rates={"output_token": "0.40 / 1M", "input_token": "0.10 / 1M"}, minimum="0.0001")
+
+    Amounts are base units of the token. A text is an amount of the whole token, and may name it:
+    `"0.40 usdc / 1M"`.
+    """
+
+    unit_price: int | None = None
+    unit_type: str | None = None
     """The name of one unit for the payer: `request`, `llm_token`, `image`."""
+    rates: Mapping[str, RatePrice] | None = None
+    """Rates by kind. The first is the main one: a plain number of units is of its kind, and a
+    client that knows one rate only is shown it."""
+    minimum: int | str | None = None
+    """With `rates`: the least that a request costs which used anything."""
+    maximum: int | str | None = None
+    """With `rates`: the most that a request costs."""
+    tariff: Tariff | None = None
     units: int = 1
-    """Units of a fixed-price request; a metered request counts its own."""
+    """Units of the main kind of a fixed-price request; a metered request counts its own."""
     variant: str = ""
     """The part of the request that the price depends on, such as a model's name. With it, a
     challenge keeps its price for this variant when prices change. Without it, the price itself is
@@ -48,20 +75,85 @@ class Price(msgspec.Struct, frozen=True, kw_only=True):
         """Refuse a price that sells nothing, is free, or fits no challenge.
 
         Raises:
-            ConfigError: An amount is not positive or exceeds `uint128`, or a text is too long.
+            ConfigError: An amount is not positive or exceeds `uint128`, a text is too long, or the
+                price is stated in two ways.
         """
+        self._require_one_form()
         deposit = 1 if self.suggested_deposit is None else self.suggested_deposit
         delta = self.min_voucher_delta or 0
-        if min(self.unit_price, self.units, deposit) <= 0 or delta < 0:
+        price = 1 if self.unit_price is None else self.unit_price
+        if min(price, self.units, deposit) <= 0 or delta < 0:
             raise ConfigError("a price, its units and a suggested deposit must be positive")
-        if max(self.unit_price * self.units, delta, deposit) > AMOUNT_MAX:
+        if max(price * self.units, delta, deposit) > AMOUNT_MAX:
             raise ConfigError("a price is more than any channel can hold; lower it")
-        if not 0 < len(self.unit_type) <= DESCRIPTION_CHARS_MAX:
+        if self.unit_type is not None and not 0 < len(self.unit_type) <= DESCRIPTION_CHARS_MAX:
             raise ConfigError(
                 f"a price must name its unit in 1 to {DESCRIPTION_CHARS_MAX} characters"
             )
         if len(self.description or "") > DESCRIPTION_CHARS_MAX:
             raise ConfigError(f"a description has at most {DESCRIPTION_CHARS_MAX} characters")
+
+    def _require_one_form(self) -> None:
+        is_short = self.unit_price is not None and self.unit_type is not None
+        is_whole = (self.unit_price is None) == (self.unit_type is None)
+        if not is_whole or is_short + (self.rates is not None) + (self.tariff is not None) != 1:
+            raise ConfigError(
+                "expected a price as unit_price and unit_type, as rates, or as a tariff"
+            )
+        if self.rates is None and (self.minimum, self.maximum) != (None, None):
+            raise ConfigError("a minimum and a maximum go with rates; state the price as rates")
+
+    def tariff_in(self, unit: TokenUnit | None) -> Tariff:
+        """Return the tariff, its texts read as amounts of this token.
+
+        Raises:
+            ConfigError: A text without a token, or one that cannot be read; a rate out of range.
+        """
+        if self.tariff is not None:
+            return self.tariff
+        if self.rates is None:
+            return plain_tariff(self.unit_type or "", self.unit_price or 0)
+        rates = tuple(
+            (kind, tuple(price) if isinstance(price, list | tuple) else (price,))
+            for kind, price in self.rates.items()
+        )
+        return _read_tariff(rates, self.minimum, self.maximum, unit)
+
+
+@lru_cache(maxsize=1024)
+def _read_tariff(
+    rates: tuple[tuple[str, tuple[Any, ...]], ...],
+    minimum: int | str | None,
+    maximum: int | str | None,
+    unit: TokenUnit | None,
+) -> Tariff:
+    """Return the tariff of a price; cached for prices that depend on the request."""
+    return Tariff(
+        tuple(_read_rate(kind, price, unit) for kind, prices in rates for price in prices),
+        0 if minimum is None else _read_amount("minimum", minimum, unit),
+        None if maximum is None else _read_amount("maximum", maximum, unit),
+    )
+
+
+def _read_rate(kind: str, price: int | str, unit: TokenUnit | None) -> Rate:
+    if isinstance(price, str):
+        return parse_rate(kind, price, _require_unit(kind, price, unit))
+    return Rate(kind, price)
+
+
+def _read_amount(name: str, amount: int | str, unit: TokenUnit | None) -> int:
+    if isinstance(amount, str):
+        return parse_money(amount, _require_unit(name, amount, unit))
+    return amount
+
+
+def _require_unit(name: str, text: str, unit: TokenUnit | None) -> TokenUnit:
+    if unit is None:
+        raise ConfigError(
+            f"{name}: {text!r} is an amount of the whole token, whose symbol and decimals are not "
+            "known; give whole base units as an int, or the gate a `unit`"
+        )
+    return unit
 
 
 PriceOf: TypeAlias = Callable[[Mapping[str, Any]], Price]
@@ -104,15 +196,23 @@ class RouteTable:
     """
 
     def __init__(
-        self, routes: Sequence[Route], engine: Engine, *, roots: Iterable[str] = ()
+        self,
+        routes: Sequence[Route],
+        engine: Engine,
+        *,
+        roots: Iterable[str] = (),
+        unit: TokenUnit | None = None,
     ) -> None:
         """Compile the templates. `roots` are further paths under which the application answers.
 
+        `unit` is that of the token; without it a price is in base units only.
+
         Raises:
-            ConfigError: No routes, a method and path listed twice, a parameter of another kind, or
-                something that cannot be sold: HEAD, a websocket.
+            ConfigError: No routes, a method and path listed twice, a parameter of another kind, a
+                price that cannot be read, or something that cannot be sold: HEAD, a websocket.
         """
         self._engine = engine
+        self._unit = unit
         self._roots = tuple(roots)
         self._routes: list[tuple[re.Pattern[str], Route]] = []
         self._readings: list[tuple[re.Pattern[str], Route]] = []
@@ -222,9 +322,12 @@ class RouteTable:
         return _below(mount, priced) if mount else priced
 
     def _price(self, route: Route, price: Price, *, is_variable: bool = False) -> Priced:
+        tariff = price.tariff_in(self._unit)
+        tariff.cost({tariff.main.kind: price.units})  # a price beyond all bounds fails here
         asked = self._engine.ask(
-            unit_price=price.unit_price,
-            unit_type=price.unit_type,
+            unit_price=price.unit_price or 0,
+            unit_type=price.unit_type or "",
+            tariff=tariff if price.unit_type is None else None,
             min_voucher_delta=price.min_voucher_delta or 0,
             suggested_deposit=price.suggested_deposit,
             description=price.description,
@@ -233,7 +336,7 @@ class RouteTable:
         # the expensive one (F-31).
         variant = price.variant
         if is_variable and not variant:
-            variant = f"{price.unit_price}x{price.units}"
+            variant = f"{_fingerprint(asked)}x{price.units}"
         offer = Offer(
             request=asked,
             http_method=route.method,
@@ -242,6 +345,13 @@ class RouteTable:
             units=1 if route.metered else price.units,
         )
         return Priced(route, price, offer)
+
+
+def _fingerprint(asked: SessionRequest) -> str:
+    """Return what tells this price from every other one of a route."""
+    if asked.tariff is None:
+        return str(asked.unit_price)
+    return sha256(canonical_json(tariff_object(asked.tariff))).hexdigest()[:32]
 
 
 def _below(mount: str, priced: Priced) -> Priced:

@@ -5,13 +5,16 @@ clients of model servers read: the same sentence under the name that they look f
 """
 
 import html
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from channel.errors import PaymentRequiredError, ProblemError
 from channel.http.asgi import Headers
 from channel.http.pricing import Priced
+from channel.tariff import Rate, describe_rate, is_kind
+from channel.types import TokenUnit
 from channel.wire.challenge import SessionRequest
 from channel.wire.encoding import format_checksum_address
+from channel.wire.tariff import tariff_object
 
 __all__ = ["PAGE_HEADERS", "describe_price", "explain", "format_page", "wants_page"]
 
@@ -38,17 +41,17 @@ def wants_page(accept: str) -> bool:
 
 
 def describe_price(
-    priced: Sequence[Priced], show: Callable[[int], str] | None
+    priced: Sequence[Priced], unit: TokenUnit | None
 ) -> tuple[list[dict[str, object]], str]:
     """Return the price of each offer for programs, and the first as a sentence for people.
 
-    Amounts are decimal strings in base units of the token; `show` formats one for people.
+    Amounts are decimal strings in base units of the token; `display` is for people.
     """
-    prices = [_members(one, show) for one in priced]
-    return prices, _sentence(priced[0], show)
+    prices = [_members(one, unit) for one in priced]
+    return prices, _sentence(priced[0], unit)
 
 
-def _members(priced: Priced, show: Callable[[int], str] | None) -> dict[str, object]:
+def _members(priced: Priced, unit: TokenUnit | None) -> dict[str, object]:
     asked = priced.offer.request
     members: dict[str, object] = {
         "method": priced.route.method,
@@ -59,25 +62,49 @@ def _members(priced: Priced, show: Callable[[int], str] | None) -> dict[str, obj
         "escrow": format_checksum_address(asked.escrow),
         "recipient": format_checksum_address(asked.recipient),
     }
+    if asked.tariff is not None:
+        members["tariff"] = tariff_object(asked.tariff)
     if not priced.route.metered:
         members["units"] = priced.offer.units
-    if show is not None:
-        members["display"] = show(asked.unit_price)
+    if unit is not None:
+        members["display"] = _describe(asked, unit)
     return members
 
 
-def _sentence(priced: Priced, show: Callable[[int], str] | None) -> str:
+def _sentence(priced: Priced, unit: TokenUnit | None) -> str:
     asked = priced.offer.request
-    shown = f" ({show(asked.unit_price)})" if show is not None else ""
     units = (
         ""
         if priced.route.metered or priced.offer.units == 1
         else f", {priced.offer.units} a request"
     )
-    return (
-        f"It costs {asked.unit_price} base units{shown} for each {asked.unit_type}{units}, "
-        f"{_where(asked)}."
-    )
+    return f"It costs {_describe(asked, unit)}{units}, {_where(asked)}."
+
+
+def _describe(asked: SessionRequest, unit: TokenUnit | None) -> str:
+    """Return a price for people: `0.40 USDC / 1M output tokens, 0.10 USDC / 1M input tokens`."""
+    if asked.tariff is None and (unit is None or not is_kind(asked.unit_type)):
+        amount = f"{asked.unit_price} base units" if unit is None else unit.format(asked.unit_price)
+        return f"{amount} / {asked.unit_type}"
+    tariff = asked.pricing
+    parts = [_describe_rate(rate, unit) for rate in tariff.rates]
+    if tariff.minimum:
+        parts.append(f"at least {_describe_amount(tariff.minimum, unit)} a request")
+    if tariff.maximum is not None:
+        parts.append(f"at most {_describe_amount(tariff.maximum, unit)} a request")
+    return ", ".join(parts)
+
+
+def _describe_rate(rate: Rate, unit: TokenUnit | None) -> str:
+    if unit is not None:
+        return describe_rate(rate, unit)
+    kind = rate.kind if rate.per == 1 else f"{rate.per} {rate.kind}s"
+    above = f" above {rate.above}" if rate.above else ""
+    return f"{rate.amount} base units / {kind}{above}"
+
+
+def _describe_amount(amount: int, unit: TokenUnit | None) -> str:
+    return f"{amount} base units" if unit is None else unit.format(amount)
 
 
 def _where(asked: SessionRequest) -> str:

@@ -26,6 +26,7 @@ __all__ = [
     "EventSplitter",
     "NeedVoucher",
     "format_event",
+    "format_event_usage",
     "format_need_voucher",
     "format_payment_receipt_event",
     "parse_event",
@@ -85,13 +86,23 @@ def format_event(
         head = f"event: {event}\n"
     else:
         raise WireError("expected an event name of one line, found a line end in it")
-    if usage:
-        stated = ",".join(f"{kind}={units}" for kind, units in usage_object(usage).items())
-        head += f"{USAGE_FIELD}: {stated}\n"
-    elif units != 1 or usage is not None:
-        head += f"{UNITS_FIELD}: {units if usage is None else 0}\n"
+    head += format_event_usage(units if usage is None else usage)
     lines = "".join(f"data: {line}\n" for line in _LINE_END.split(data))
     return f"{head}{lines}\n".encode()
+
+
+def format_event_usage(usage: Usage | int) -> str:
+    """Return the line of an event that states its usage; a number is of the main kind.
+
+    Empty for one unit of the main kind, which needs no line.
+
+    Raises:
+        WireError: The usage cannot be stated.
+    """
+    if isinstance(usage, int) or not usage:
+        return "" if usage == 1 else f"{UNITS_FIELD}: {usage or 0}\n"
+    stated = ",".join(f"{kind}={units}" for kind, units in usage_object(usage).items())
+    return f"{USAGE_FIELD}: {stated}\n"
 
 
 def format_need_voucher(need: NeedVoucher) -> bytes:

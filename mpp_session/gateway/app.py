@@ -10,6 +10,7 @@ from starlette.types import Receive, Scope, Send
 from channel.engine import Engine
 from channel.http import PaymentGate, Price, Route
 from channel.state.commands import StreamPolicy
+from channel.types import TokenUnit
 from mpp_session.gateway.completions import PATH, ChatCompletions
 from mpp_session.gateway.errors import NotServedError
 from mpp_session.gateway.free import free_routes, problem_response
@@ -33,11 +34,11 @@ class Gateway:
         upstream: Upstream,
         *,
         stop: Callable[[], None],
-        show_amount: Callable[[int], str] | None = None,
+        unit: TokenUnit | None = None,
     ) -> None:
         """Build it. `stop` is called when the ledger is found to contradict itself.
 
-        `show_amount` formats amounts of the token for people.
+        `unit` is how people write amounts of the token.
         """
         self._readiness = Readiness(upstream, config.upstream)
         completions = ChatCompletions(upstream, config.upstream, self._readiness)
@@ -71,7 +72,7 @@ class Gateway:
             pause_s=payment.pause_timeout_s,
             body_timeout_s=config.listen.body_timeout_s,
             ready=self._readiness.require,
-            show_amount=show_amount,
+            unit=unit,
             stop_worker=stop,
         )
 

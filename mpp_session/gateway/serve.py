@@ -73,9 +73,7 @@ async def serve_on(
         Upstream.connect(config.upstream) as upstream,
     ):
         broken = asyncio.Event()
-        gateway = Gateway(
-            config, parts.engine, upstream, stop=broken.set, show_amount=parts.show_amount
-        )
+        gateway = Gateway(config, parts.engine, upstream, stop=broken.set, unit=parts.unit)
         server = _build_server(gateway, config.listen)
         collect_seldom()
         listen(listener, config.listen)

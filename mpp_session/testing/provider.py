@@ -20,12 +20,13 @@ from channel.http.asgi import ASGIApp
 from channel.ledger.sqlite import SqliteLedger
 from channel.limits import SECRET_BYTES_MIN
 from channel.state.channel_state import ChannelState
-from channel.types import Address
+from channel.types import Address, TokenUnit
 from channel.verify.challenge_id import ChallengeBinder
 from mpp_session.one_ledger import lock_payee, payee_name
 from mpp_session.testing.chain import TestChain
 from mpp_session.testing.sponsoring import PaidGas, pay_gas
 from settlement.escrow.reader import EscrowReader
+from settlement.escrow.token_name import read_token_name
 from settlement.node.rpc import Rpc
 from settlement.settle.settler import EscrowSettler
 from settlement.tx.manager import TxManager
@@ -88,7 +89,7 @@ class TestProvider:
 
     def serve(self, app: ASGIApp, routes: Sequence[Route]) -> str:
         """Sell `routes` of an ASGI application of yours; return its URL."""
-        gate = PaymentGate(app, engine=self._engine, routes=routes)
+        gate = PaymentGate(app, engine=self._engine, routes=routes, unit=self._unit)
         return self._chain.run(self._listen(gate))
 
     def channels(self) -> list[ChannelState]:
@@ -105,6 +106,8 @@ class TestProvider:
         rpc = await self._open.enter_async_context(await Rpc.connect(values.rpc_url))
         self._reader = EscrowReader(rpc, values.escrow)
         await self._reader.require_deployment(token=values.token)
+        named = await read_token_name(rpc, values.token)
+        self._unit = None if named is None else TokenUnit(*named)
         self._ledger = await SqliteLedger.open(self._directory / "ledger.db", exclusive=True)
         self._open.push_async_callback(self._ledger.close)
         signer = self._chain.signer("payee")

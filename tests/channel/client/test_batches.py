@@ -23,7 +23,7 @@ def batches(provider: Provider, *units: int, text: str = ROWS) -> None:
     async def speak(seen: Seen, books: Books) -> AsyncIterator[bytes]:
         for count in units:
             provider.tokens = 1
-            frame, cost = _read_chunk(Event(text, units=count))
+            frame, cost, _, _ = _read_chunk(Event(text, units=count), "row")
             asked = provider.offer
             provider.offer = asked | {"unit_price": PRICE * cost}
             if cost:
@@ -110,8 +110,10 @@ def test_an_event_says_its_units_on_a_line_of_its_own(block: bytes, units: Any) 
 
 def test_the_gate_writes_what_the_payer_reads_and_lets_nobody_else_write_it() -> None:
     """O-09, F-55: text and other servers' events cannot say what they cost."""
-    frame, _ = _read_chunk(Event("a\npayment-units: 9\nb", units=3))
+    frame, *_ = _read_chunk(Event("a\npayment-units: 9\nb", units=3), "row")
     assert parse_event_units(frame) == 3
     assert parse_event(frame) == ("message", "a\npayment-units: 9\nb")
-    assert _read_chunk(Event("one"))[0] == b"data: one\n\n"
-    assert _read_chunk(Frame(b"payment-units: 9\ndata: x\n\n")) == (b": dropped\n\n", 0)
+    assert _read_chunk(Event("one"), "row")[0] == b"data: one\n\n"
+    for field in (b"payment-units: 9", b"payment-usage: row=9"):
+        frame, *used = _read_chunk(Frame(field + b"\ndata: x\n\n"), "row")
+        assert (frame, used) == (b": dropped\n\n", [0, {}, 0])

@@ -9,7 +9,7 @@ import pytest
 from channel.errors import PaymentRequiredError
 from channel.http import PaymentGate, Price, Route
 from channel.http.refusals import format_page, wants_page
-from channel.types import SignedVoucher
+from channel.types import SignedVoucher, TokenUnit
 from channel.wire.payload import VoucherPayload
 from tests.channel.http.test_middleware import App
 from tests.channel.selling import PRICE, ask, open_desk
@@ -27,21 +27,20 @@ ROUTES = [
 BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
 
 
-def show(amount: int) -> str:
-    return f"{amount / 10**6:.6f} USDC"
+USDC = TokenUnit("USDC", 6)
 
 
 async def test_a_402_says_price_unit_token_chain_and_how_to_pay(tmp_path: Path) -> None:
     """O-43: in `detail`, in `error.message` for clients of model servers, and for programs."""
     async with open_desk(tmp_path) as desk:
-        gate = PaymentGate(App(), engine=desk.engine, routes=ROUTES, show_amount=show)
+        gate = PaymentGate(App(), engine=desk.engine, routes=ROUTES, unit=USDC)
         answer = await ask(gate, "POST", "/v1/chat/completions")
         assert answer.status == 402
         problem = json.loads(answer.body)
         (price,) = problem["price"]
         asked = answer.challenge
         for text in (problem["detail"], problem["error"]["message"]):
-            assert f"{PRICE} base units ({show(PRICE)}) for each llm_token" in text
+            assert "It costs 10 USDC / 1M llm tokens, paid in" in text
             assert f"chain {price['chainId']}" in text
             assert price["currency"] in text
             assert "mpp-session pay" in text
@@ -49,7 +48,7 @@ async def test_a_402_says_price_unit_token_chain_and_how_to_pay(tmp_path: Path) 
         assert problem["error"]["type"] == "payment_required"
         assert problem["error"]["code"] == "payment-required"
         assert price["amount"] == str(PRICE)
-        assert price["display"] == show(PRICE)
+        assert price["display"] == "10 USDC / 1M llm tokens"
         assert price["unit"] == "llm_token"
         assert re.fullmatch("0x[0-9a-fA-F]{40}", price["escrow"])
         assert asked.id
@@ -60,7 +59,7 @@ async def test_a_fixed_price_says_its_units_and_every_offer_is_listed(tmp_path: 
     async with open_desk(tmp_path) as desk:
         gate = PaymentGate(App(), engine=desk.engine, routes=ROUTES)
         problem = json.loads((await ask(gate, "GET", "/album")).body)
-        assert f"{PRICE} base units for each song, 3 a request" in problem["detail"]
+        assert f"{PRICE} base units / song, 3 a request" in problem["detail"]
         assert [one["units"] for one in problem["price"]] == [3]
         assert "display" not in problem["price"][0]
 
@@ -79,7 +78,7 @@ async def test_a_refusal_of_what_was_paid_keeps_its_own_word_and_adds_the_price(
         problem = json.loads(answer.body)
         assert answer.status == 402
         assert problem["type"].endswith("session/invalid-signature")
-        assert "for each song" in problem["error"]["message"]
+        assert "base units / song" in problem["error"]["message"]
         assert problem["error"]["code"] == "session/invalid-signature"
 
 
@@ -89,7 +88,7 @@ async def test_a_browser_is_shown_a_page_with_nothing_to_run_or_fetch(
 ) -> None:
     """O-43: with the challenge, and a policy that forbids all but text."""
     async with open_desk(tmp_path) as desk:
-        gate = PaymentGate(App(), engine=desk.engine, routes=ROUTES, show_amount=show)
+        gate = PaymentGate(App(), engine=desk.engine, routes=ROUTES, unit=USDC)
         method = "GET" if path == "/album" else "POST"
         answer = await ask(gate, method, path, headers={"accept": BROWSER})
         assert answer.status == 402
@@ -101,7 +100,7 @@ async def test_a_browser_is_shown_a_page_with_nothing_to_run_or_fetch(
         assert int(headers["content-length"]) == len(answer.body)
         page = answer.body.decode()
         assert "<h1>402 Payment Required</h1>" in page
-        assert show(PRICE) in page
+        assert ("0.00001 USDC / song" if path == "/album" else "10 USDC / 1M llm tokens") in page
         assert not re.search(r"<(script|style|link|img|a|form)\b|https?:|javascript", page)
 
 

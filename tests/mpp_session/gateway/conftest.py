@@ -86,7 +86,7 @@ def run_gateway(devnet: TestChain, model: ModelServer, tmp_path: Path) -> RunGat
                 parts.engine,
                 upstream,
                 stop=lambda: None,
-                show_amount=parts.show_amount,
+                unit=parts.unit,
             )
             async with serve(gateway) as url:
                 yield Running(url, parts, gateway)
