@@ -200,6 +200,22 @@ class OneConnection:
         self._one_at_a_time = asyncio.Lock()
         self._is_closed = False
 
+    async def prepare(self, schema: Schema) -> None:
+        """Check that commits are durable, and migrate `schema`; after an error this is closed.
+
+        Raises:
+            ConfigError: The server does not make commits durable, or a newer version wrote it.
+            LedgerUnavailableError: The server does not answer.
+        """
+        try:
+            async with self.use() as connection:
+                if not self._read_only:
+                    await require_durable(connection)
+                await require_schema(connection, schema, read_only=self._read_only)
+        except BaseException:
+            await self.close()
+            raise
+
     @asynccontextmanager
     async def use(self) -> AsyncIterator[asyncpg.Connection]:
         """Use the connection exclusively.

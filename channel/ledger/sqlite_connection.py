@@ -187,8 +187,10 @@ def _is_fatal(error: Exception) -> bool:
     return code in _FATAL or (code & 0xFF) == sqlite3.SQLITE_CORRUPT
 
 
-async def connect(path: Path, *, read_only: bool = False) -> SqliteConnection:
-    """Open a database, create it if it is missing, and migrate its schema.
+async def connect(
+    path: Path, *, read_only: bool = False, schema: Schema | None = None
+) -> SqliteConnection:
+    """Open a database, create it if it is missing, and migrate the ledger's tables and `schema`.
 
     With `read_only` nothing is created or changed.
 
@@ -207,6 +209,8 @@ async def connect(path: Path, *, read_only: bool = False) -> SqliteConnection:
         raise
     try:
         await connection.prepare()
+        if schema is not None:
+            await connection.run(require_schema, schema, read_only=read_only)
     except sqlite3.Error as error:
         await connection.close()
         raise ConfigError(f"the ledger {path} cannot be opened: {error}") from error

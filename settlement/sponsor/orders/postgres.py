@@ -38,14 +38,7 @@ class PostgresOrders:
             LedgerUnavailableError: The server does not answer.
         """
         orders = cls(dsn, (chain_id, escrow), read_only=read_only)
-        try:
-            async with orders._database.use() as connection:
-                if not read_only:
-                    await pg.require_durable(connection)
-                await pg.require_schema(connection, _SCHEMA, read_only=read_only)
-        except BaseException:
-            await orders.close()
-            raise
+        await orders._database.prepare(_SCHEMA)
         return orders
 
     async def place(self, order: DepositOrder, limits: OrderLimits) -> DepositOrder:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from channel.ledger.queries import load_queries, load_schema
-from channel.ledger.sqlite_connection import SqliteConnection, connect, require_schema
+from channel.ledger.sqlite_connection import SqliteConnection, connect
 from channel.limits import OPEN_ORDERS_MAX
 from channel.types import Address, TxHash
 from settlement.sponsor.orders.interface import DepositOrder, OrderLimits, OrderStatus
@@ -35,12 +35,7 @@ class SqliteOrders:
         Raises:
             ConfigError: The file cannot be opened or made durable, or a newer version wrote it.
         """
-        connection = await connect(path, read_only=read_only)
-        try:
-            await connection.run(require_schema, _SCHEMA, read_only=read_only)
-        except BaseException:
-            await connection.close()
-            raise
+        connection = await connect(path, read_only=read_only, schema=_SCHEMA)
         return cls(connection, (chain_id, escrow))
 
     async def place(self, order: DepositOrder, limits: OrderLimits) -> DepositOrder:

@@ -56,14 +56,7 @@ class PostgresJournal:
             LedgerUnavailableError: The server does not answer.
         """
         journal = cls(dsn, chain_id, account, read_only=read_only)
-        try:
-            async with journal._database.use() as connection:
-                if not read_only:
-                    await pg.require_durable(connection)
-                await pg.require_schema(connection, _SCHEMA, read_only=read_only)
-        except BaseException:
-            await journal.close()
-            raise
+        await journal._database.prepare(_SCHEMA)
         return journal
 
     @property

@@ -11,12 +11,7 @@ from msgspec.structs import astuple
 
 from channel.errors import ConfigError, InvariantError
 from channel.ledger.queries import load_queries, load_schema
-from channel.ledger.sqlite_connection import (
-    ProcessLock,
-    SqliteConnection,
-    connect,
-    require_schema,
-)
+from channel.ledger.sqlite_connection import ProcessLock, SqliteConnection, connect
 from channel.limits import DISTRUSTED_MAX
 from channel.types import Address, ChannelKey, TxHash
 from settlement.errors import LeaseLostError, NonceTakenError
@@ -66,12 +61,7 @@ class SqliteJournal:
         Raises:
             ConfigError: The file cannot be opened or made durable, or a newer version wrote it.
         """
-        connection = await connect(path, read_only=read_only)
-        try:
-            await connection.run(require_schema, _SCHEMA, read_only=read_only)
-        except BaseException:
-            await connection.close()
-            raise
+        connection = await connect(path, read_only=read_only, schema=_SCHEMA)
         return cls(connection, path, chain_id, account)
 
     @property
