@@ -204,7 +204,7 @@ class Tariff(msgspec.Struct, frozen=True, gc=False, cache_hash=True):
 class RunningCost:
     """What one request has used and costs so far.
 
-    The sum of what `add` returns is always the cost of the whole usage, whatever its parts. A call
+    The sum of what `add` returns is always the cost of the whole usage, in any parts. A call
     that raises changes nothing; see `Tariff.cost` for what raises.
     """
 

@@ -1,6 +1,7 @@
-"""Tariffs: exact rates, rounded up once, whatever the parts of a usage."""
+"""Tariffs: exact rates, rounded up once, however a usage is cut."""
 
 import json
+import re
 from fractions import Fraction
 from typing import Any
 
@@ -82,7 +83,7 @@ def value(rate: Rate) -> Fraction:
 def test_however_a_usage_is_cut_the_parts_cost_the_whole(
     tariff: Tariff, parts: list[dict[str, int]]
 ) -> None:
-    """Decision 8: rounded up once, on running totals, so nobody gains by cutting finer."""
+    """TARIFF-02: rounded up once, on running totals, so cutting finer gains nothing."""
     running = RunningCost(tariff)
     total: dict[str, int] = {}
     for part in parts:
@@ -100,6 +101,7 @@ def test_however_a_usage_is_cut_the_parts_cost_the_whole(
 def test_a_request_costs_its_exact_price_and_less_than_one_base_unit_more(
     tariff: Tariff, parts: list[dict[str, int]]
 ) -> None:
+    """TARIFF-01."""
     usage = priced(tariff, parts[0] if parts else {})
     exact = Fraction(0)
     for kind, units in usage.items():
@@ -151,11 +153,12 @@ def test_no_request_costs_more_than_the_maximum(
 
 
 def test_a_second_implementation_agrees_on_random_cases() -> None:
-    """A million: `python -m tests.channel.tariff_model`."""
+    """TARIFF-01, TARIFF-02. A million: `python -m tests.channel.tariff_model`."""
     assert list(disagreements(20_000, seed=1)) == []
 
 
 def test_a_usage_that_is_free_costs_the_minimum_and_none_costs_nothing() -> None:
+    """TARIFF-01."""
     tariff = Tariff((Rate("output_token", 1, 10), Rate("image", 0)), minimum=5)
     assert tariff.cost({}) == tariff.cost({"image": 0, "output_token": 0}) == 0
     assert tariff.cost({"image": 1}) == 5
@@ -254,7 +257,7 @@ def test_fixed_kinds_and_a_sellers_own_are_kinds(kind: str) -> None:
     ],
 )
 def test_a_number_of_a_rate_is_an_int_in_range(name: str, values: list[Any]) -> None:
-    """Prices are never floats: 0.1 is none."""
+    """TARIFF-08: 0.1 is no price."""
     for number in values:
         with pytest.raises(ConfigError, match=f"row: expected {name} as an int from"):
             Rate(**{"kind": "row", "amount": 1, name: number})
@@ -327,7 +330,7 @@ def test_a_plain_request_is_priced_under_any_name_of_its_unit() -> None:
         assert plain_tariff(name, 3) == Tariff.of("unit", 3)
 
 
-def test_the_dearest_step_of_a_kind_is_found_whatever_it_is_stated_for() -> None:
+def test_the_dearest_step_of_a_kind_is_found_however_it_is_stated() -> None:
     cheap, dear = Rate("row", 2, 3, 5), Rate("row", 700, 1000, 9)
     tariff = Tariff((Rate("row", 1, 2), cheap, dear))
     assert tariff.dearest("row") == dear
@@ -349,6 +352,7 @@ def test_equal_tariffs_are_one_key() -> None:
 
 @given(RATES, TOKENS)
 def test_a_written_rate_is_read_again_exactly(rate: Rate, unit: TokenUnit) -> None:
+    """TARIFF-08."""
     text = format_rate(rate, unit)
     again = parse_rate(rate.kind, text, unit)
     assert (value(again), again.above, again.kind) == (value(rate), rate.above, rate.kind)
@@ -394,6 +398,23 @@ def test_rates_are_shown_as_the_market_quotes_them(rate: Rate, short: str, long:
 )
 def test_prices_are_read_as_people_write_them(text: str, rate: Rate) -> None:
     assert parse_rate("row", text, USDC) == rate
+
+
+def test_the_manuals_prices_become_what_it_says() -> None:
+    """docs/reference/tariff.md."""
+    page = (VECTORS.parents[2] / "docs" / "reference" / "tariff.md").read_text(encoding="utf-8")
+    rows = re.findall(r"(?m)^\| ([\d.]+ / 1M) \|(.+)\|$", page)
+    assert len(rows) == 9
+    for text, figures in rows:
+        rate = parse_rate("output_token", text, USDC)
+        tariff = Tariff((rate,))
+        price, unit = tariff.unit()
+        cost = tariff.cost({"output_token": 1000})
+        shown = [str(rate.amount), str(rate.per), str(price), f"`{unit}`", str(cost)]
+        assert [figure.strip() for figure in figures.split("|")] == shown
+        assert format_rate(rate, USDC) == text.replace(" /", " USDC /")
+    kinds = re.findall(r"(?m)^\| `([a-z_]+)` \| (?:one|a) ", page.split("## Kinds")[1])
+    assert tuple(kinds) == KINDS
 
 
 @pytest.mark.parametrize(

@@ -140,7 +140,7 @@ def test_an_amount_beyond_uint128_is_no_receipt() -> None:
 
 
 def test_a_usage_of_several_kinds_is_stated_by_kind() -> None:
-    """RCPT-04: a member beside the draft's, in place of `units`; integers, not amounts."""
+    """TARIFF-07, RCPT-04: a member of ours in place of `units`, of integers and not amounts."""
     usage = {"input_token": 57, "output_token": 35}
     wire = {name: value for name, value in GOLDEN.items() if name != "units"} | {"usage": usage}
     receipt = parse_receipt_json(json.dumps(wire))

@@ -153,6 +153,7 @@ USAGES = st.dictionaries(
 def test_an_events_usage_comes_back_and_its_data_stays(
     data: str, name: str | None, usage: dict[str, int]
 ) -> None:
+    """TARIFF-06."""
     wire = format_event(data, name, usage=usage)
     assert parse_event_usage(wire) == usage
     assert parse_event(wire) == (name or "message", unified(data))
@@ -221,7 +222,7 @@ LONGEST_USAGE = ",".join(f"{'k' * (KIND_CHARS_MAX - 2)}{n:02}={USAGE_MAX}" for n
 def test_a_stated_usage_is_read_within_its_bounds(
     block: bytes, stated: dict[str, int] | int | None
 ) -> None:
-    """A statement that cannot be read counts as none: the payer counts one unit."""
+    """TARIFF-06: a statement that cannot be read counts as none: the payer counts one unit."""
     assert parse_event_usage(block) == stated
 
 

@@ -25,7 +25,7 @@ GOLDEN = json.loads(VECTORS.read_text(encoding="utf-8"))
 
 @pytest.mark.parametrize("entry", GOLDEN["tariffs"], ids=name_of)
 def test_golden_tariffs_are_read_and_written(entry: Entry) -> None:
-    """CHAL-02, CHAL-04: the tariff, its wire form and the request parameter, in both directions."""
+    """TARIFF-03, CHAL-04: tariff, wire form and request parameter, in both directions."""
     tariff = product_tariff(entry["tariff"])
     assert tariff_object(tariff) == entry["tariff"]
     assert parse_tariff(entry["tariff"]) == tariff
@@ -37,7 +37,7 @@ def test_golden_tariffs_are_read_and_written(entry: Entry) -> None:
 
 @pytest.mark.parametrize("entry", GOLDEN["malformed"], ids=name_of)
 def test_a_malformed_tariff_is_refused_by_the_name_of_its_member(entry: Entry) -> None:
-    """A price that is not understood is not paid: no member is skipped or guessed."""
+    """TARIFF-05: a price that is not understood is not paid: no member is skipped or guessed."""
     wire = request_object()
     wire["tariff"] = entry["tariff"]
     with pytest.raises(WireError, match=f"^tariff: .*{entry['member']}|^tariff: not an object"):
@@ -101,7 +101,7 @@ def request_object() -> dict[str, Any]:
 
 
 def test_a_plain_price_stays_as_the_draft_has_it() -> None:
-    """CHAL-02: no member, so clients without tariffs pay as before."""
+    """TARIFF-03, CHAL-02: no member, so clients without tariffs pay as before."""
     request = parse_session_request_object(request_object())
     assert request.tariff is None
     assert "tariff" not in session_request_object(request)
@@ -113,7 +113,7 @@ def test_a_plain_price_stays_as_the_draft_has_it() -> None:
     [("amount", "3"), ("unitType", "20_input_tokens"), ("unitType", "output_token")],
 )
 def test_a_main_rate_that_is_not_the_shown_price_is_refused(name: str, value: str) -> None:
-    """A reader of the draft and a reader of tariffs must be told one price."""
+    """TARIFF-04: a reader of the draft and a reader of tariffs must be told one price."""
     wire = request_object() | {"tariff": GOLDEN["tariffs"][0]["tariff"]}
     assert parse_session_request_object(wire).tariff is not None
     with pytest.raises(WireError, match="tariff: its main rate is 1 for each 50_output_tokens"):
