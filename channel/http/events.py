@@ -65,7 +65,7 @@ class Frame(msgspec.Struct, frozen=True):
 
     raw: bytes
     units: int = 1
-    """Its price in units, which the other server or nobody states."""
+    """Its price in units, which another server may state."""
     held: Usage | int = 0
     usage: Usage | None = None
     """As for an `Event`: a line at its beginning states them."""

@@ -31,11 +31,11 @@ def command(
     ] = None,
     bundle: Annotated[
         Path | None,
-        typer.Option(help="Also write a report for somebody who helps you. It has no secrets."),
+        typer.Option(help="Also write a report for support. It has no secrets."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
-    """Check everything that a gateway needs, before it serves or while it does.
+    """Check what a gateway needs, and name each remedy.
 
     Each check is one line, and each fault has a remedy below it. Settings come from where
     `mpp-session gateway` takes them. Nothing is changed; the model server is asked for one token.
@@ -130,7 +130,7 @@ def _conclude(checks: "list[Check]") -> None:
 
 
 def _write_bundle(path: Path, settings: "Config | None", checks: "list[Check]") -> None:
-    """Write what somebody needs to help: versions, settings without secrets, the checks."""
+    """Write what support needs: versions, settings without secrets, the checks."""
     import platform
     import sys
 

@@ -168,7 +168,7 @@ async def _nodes(config: ProviderConfig, reader: EscrowReader) -> Check:
         return Check(
             "nodes",
             Verdict.ADVICE,
-            f"one of chain {reader.chain_id}: whatever it says is believed",
+            f"one of chain {reader.chain_id}, and its answers are trusted",
             "name two more of other operators in `chain.more_rpc_urls`",
         )
     return Check("nodes", Verdict.OK, found)
@@ -325,7 +325,7 @@ async def _settler(config: ProviderConfig) -> Check:
         return Check(
             "settler",
             Verdict.ADVICE,
-            "none runs: nobody settles, and nobody answers a payer that leaves",
+            "none runs: no channel is settled, and no close request of a payer is answered",
             "start `mpp-session gateway`, or `mpp-session settle` where the key is",
         )
     age_s = None if look is None else int(time.time() - look.looked_at)

@@ -30,7 +30,7 @@ _REQUEST: Final = "request"
 
 
 class Counted(NamedTuple):
-    """What was counted at once."""
+    """What one call counted."""
 
     value: int
     """In base units."""
