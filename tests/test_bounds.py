@@ -27,6 +27,7 @@ OURS = {
     "HIDDEN_UNITS_MAX": "what an answer shows; it is RESERVATION_STEP_UNITS",
     "IDLE_S_MAX": "how long we keep a connection",
     "INT64_MAX": "of a column of the books",
+    "KEPT_BODY_BYTES_MAX": "how much of the caller's own body is kept to send it again",
     "KEYS_CACHED_MAX": "keys that we derive",
     "KIND_AGE_S_MAX": "how often we ask",
     "LAYERS_MAX": "of the application's own routers",

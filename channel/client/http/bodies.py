@@ -5,6 +5,8 @@ Both are kept in memory up to a bound.
 
 from collections.abc import AsyncIterator
 
+from typing import Final
+
 import httpx
 
 from channel.client.payment.management import Reply
@@ -14,7 +16,7 @@ from channel.wire.coding import decode_pieces
 from channel.wire.problem import PROBLEM_CONTENT_TYPE
 
 __all__ = [
-    "REQUEST_BYTES_MAX",
+    "KEPT_BODY_BYTES_MAX",
     "RequestBody",
     "bound_coding",
     "build_reply",
@@ -22,7 +24,7 @@ __all__ = [
     "read_request_body",
 ]
 
-REQUEST_BYTES_MAX = 16 * 1024 * 1024
+KEPT_BODY_BYTES_MAX: Final = 16 * 1024 * 1024
 
 
 class _JoinedStream(httpx.AsyncByteStream):
@@ -68,7 +70,7 @@ class RequestBody:
             return httpx.ByteStream(self.content)
         if self._once is None:
             raise BodyNotReplayableError(
-                f"A 402 came after a body of more than {REQUEST_BYTES_MAX} bytes, which is too "
+                f"A 402 came after a body of more than {KEPT_BODY_BYTES_MAX} bytes, which is too "
                 "long to keep. Pay for this route with a small request first, then send this one."
             )
         once, self._once = self._once, None
@@ -84,7 +86,7 @@ async def read_request_body(request: httpx.Request) -> RequestBody:
     held = bytearray()
     async for chunk in chunks:
         held += chunk
-        if len(held) > REQUEST_BYTES_MAX and not isinstance(stream, httpx.ByteStream):
+        if len(held) > KEPT_BODY_BYTES_MAX and not isinstance(stream, httpx.ByteStream):
             return RequestBody(None, _JoinedStream(bytes(held), chunks, stream))
     return RequestBody(bytes(held))
 

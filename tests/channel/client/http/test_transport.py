@@ -216,7 +216,7 @@ async def test_a_body_is_sent_again_after_the_402(agent: Agent, provider: Provid
 async def test_a_body_too_long_to_keep_says_so(
     agent: Agent, provider: Provider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("channel.client.http.bodies.REQUEST_BYTES_MAX", 10)
+    monkeypatch.setattr("channel.client.http.bodies.KEPT_BODY_BYTES_MAX", 10)
     provider.override = lambda seen: (
         httpx.Response(200) if seen.credential and seen.method == "POST" else None
     )
@@ -239,7 +239,7 @@ async def test_a_body_too_long_to_keep_says_so(
 async def test_a_body_in_memory_is_never_too_long(
     agent: Agent, provider: Provider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("channel.client.http.bodies.REQUEST_BYTES_MAX", 10)
+    monkeypatch.setattr("channel.client.http.bodies.KEPT_BODY_BYTES_MAX", 10)
     await agent.client.post("/joke", content=b"more than ten bytes")
     assert provider.seen[-1].body == b"more than ten bytes"
 
