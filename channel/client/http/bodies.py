@@ -4,7 +4,6 @@ Both are kept in memory up to a bound.
 """
 
 from collections.abc import AsyncIterator
-
 from typing import Final
 
 import httpx
