@@ -56,8 +56,9 @@ def commands_for(key: ChannelKey) -> st.SearchStrategy[c.Command]:
     return st.one_of(
         st.builds(opening, small, st.just(key)),
         st.builds(accepting, st.integers(0, 200), st.just(key)),
-        st.builds(reserving, names, small, kind=kinds),
-        st.builds(c.Extend, names, st.just(1), small, st.just(1), st.just(LEASE)),
+        st.builds(reserving, names, st.integers(1, 30), kind=kinds),
+        st.builds(c.Extend, names, small, small, st.just(1), st.just(LEASE)),
+        st.builds(c.Spend, names, st.just(0)),
         st.builds(c.Release, names),
         st.just(c.ExpireReservations(LEASE)),
         st.builds(c.Publish, small),
