@@ -136,7 +136,7 @@ TARPIT_DELAY_S: Final = 0.5
 TARPIT_WAITING_MAX: Final = 1024
 PRODUCER_CLOSE_S_MAX: Final = 2
 
-# Model server. Reading a prompt is not charged, so it is bounded; so is unpaid generation.
+# Model server. A prompt may have no price, so it is bounded; so is unpaid generation.
 REQUEST_BYTES_MAX: Final = 64 * 1024
 TOP_LOGPROBS_MAX: Final = 20
 SCHEMA_VALUES_MAX: Final = 256
@@ -161,6 +161,11 @@ ANSWER_DEPTH_MAX: Final = 64
 # Of the gateway's own questions: whether the model server is up, and which one it is.
 PROBE_BYTES_MAX: Final = 1024 * 1024
 PROBE_S_MAX: Final = 5.0
+# Of its question how many tokens a prompt has, before the model runs; without an answer in time the
+# prompt's bytes are an upper estimate.
+PROMPT_COUNT_S_MAX: Final = 2.0
+# A prompt has at most as many tokens as its request has bytes, and these for the template.
+PROMPT_TOKENS_BESIDE: Final = 64
 # How much of a redirect's target the log shows.
 LOCATION_CHARS_MAX: Final = 200
 

@@ -320,7 +320,8 @@ class RunningReservation:
 
     async def _restart(self, policy: StreamPolicy) -> ProblemError | None:
         least = self.price_of(1)
-        step = self._ahead(least)
+        # What the handler held stays held: its work may have begun.
+        step = self._ahead(max(least, self._held))
         refusal = self._take_room(step)
         if refusal is not None:
             await self._apply(Release(self._id))

@@ -60,7 +60,7 @@ def command(
         settings = load_config(
             config,
             flags={"upstream.url": upstream} if upstream is not None else {},
-            defaults=devnet_defaults(devnet) if devnet is not None else None,
+            defaults=devnet_defaults(devnet, config) if devnet is not None else None,
         )
     except ConfigError as error:
         checks, code = unreadable(error), 2

@@ -1,5 +1,6 @@
 """`mpp-session gateway`: a price in front of a model server."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -31,8 +32,15 @@ def command(  # noqa: PLR0913 -- each is a flag
     upstream: Annotated[
         str | None, typer.Option(help="Base URL of the model server, without /v1.")
     ] = None,
+    input_price: Annotated[
+        str | None, typer.Option(help="Price of a million input tokens, such as 0.10.")
+    ] = None,
+    output_price: Annotated[
+        str | None, typer.Option(help="Price of a million output tokens, such as 0.40.")
+    ] = None,
     price: Annotated[
-        int | None, typer.Option(help="Base units of the token for one output token.")
+        int | None,
+        typer.Option(help="Instead: base units of the token for one output token."),
     ] = None,
     counts: Annotated[
         str | None, typer.Option(help="`chunks`, or `llama.cpp` for its exact token counts.")
@@ -51,7 +59,7 @@ def command(  # noqa: PLR0913 -- each is a flag
     log_json: LogJson = False,
     as_json: Annotated[bool, typer.Option("--json", help="Announce the address as JSON.")] = False,
 ) -> None:
-    """Charge per output token in front of an OpenAI-compatible server.
+    """Charge per token in front of an OpenAI-compatible server.
 
     Clients without payment get 402 and an offer; the model server never sees them. Settings come
     from the file, then from MPP_SESSION_* variables, then from these flags.
@@ -59,6 +67,7 @@ def command(  # noqa: PLR0913 -- each is a flag
     \b
     mpp-session gateway --config gateway.toml
     mpp-session gateway --devnet devnet.json --upstream http://127.0.0.1:8080
+    mpp-session gateway -c gateway.toml --input-price 0.10 --output-price 0.40
     MPP_SESSION_PAYMENT_SECRETS=... mpp-session gateway -c gateway.toml --port 9000
     """  # noqa: D301 -- \b keeps the examples' lines apart
     import asyncio
@@ -69,39 +78,48 @@ def command(  # noqa: PLR0913 -- each is a flag
     flags = {
         "upstream.url": upstream,
         "upstream.counts": counts,
+        "price.input": input_price,
+        "price.output": output_price,
         "price.per_unit": price,
         "ledger.url": ledger,
         "listen.host": host,
         "listen.port": port,
         "listen.workers": workers,
     }
+    flags = {name: value for name, value in flags.items() if value is not None}
     log_to_stderr(log_level.value, as_json=log_json)
-    settings = load_config(
-        config,
-        flags={name: value for name, value in flags.items() if value is not None},
-        defaults=devnet_defaults(devnet) if devnet is not None else None,
-    )
+    defaults = None if devnet is None else devnet_defaults(devnet, config, flags)
+    settings = load_config(config, flags=flags, defaults=defaults)
     from mpp_session.gateway.serve import run_gateway
 
     asyncio.run(
         run_gateway(
             settings,
-            announce=lambda url: _announce(url, settings, as_json=as_json),
+            announce=lambda url, prices: _announce(url, prices, settings, as_json=as_json),
             until_eof=until_eof,
         )
     )
 
 
-def devnet_defaults(path: Path) -> dict[str, Any]:
-    """Return the settings that `--devnet` gives a gateway."""
+def devnet_defaults(
+    path: Path, config: Path | None = None, flags: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return the settings that `--devnet` gives a gateway; a price unless another source has one.
+
+    Raises:
+        ConfigError: A source cannot be read.
+    """
     from mpp_session.devnet_file import selling_settings
+    from mpp_session.settings.config import load_values
 
-    return {**selling_settings(path), "price.per_unit": _DEVNET_PRICE}
+    has_price = any(name.startswith("price.") for name in load_values(config, flags=flags))
+    price = {} if has_price else {"price.per_unit": _DEVNET_PRICE}
+    return {**selling_settings(path), **price}
 
 
-def _announce(url: str, config: "Config", *, as_json: bool) -> None:
+def _announce(url: str, prices: str, config: "Config", *, as_json: bool) -> None:
     if as_json:
         print_json({"url": url, "upstream": config.upstream.url})
         return
     say(f"listening on {url}")
-    say(f"POST /v1/chat/completions costs {config.price.per_unit} base units per output token")
+    say(f"POST /v1/chat/completions costs {prices}")

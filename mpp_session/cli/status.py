@@ -56,8 +56,8 @@ def command(
 
     from mpp_session.operator.status import to_json
     from mpp_session.operator.status_reading import collect_status
-    from mpp_session.settings import parse_address
-    from mpp_session.settings.config import load_watch_config
+    from mpp_session.settings import describe_tariff, parse_address
+    from mpp_session.settings.config import load_price, load_watch_config
 
     settings, payee, gas_account = load_watch_config(
         config,
@@ -65,13 +65,16 @@ def command(
         defaults=devnet_defaults(devnet) if devnet is not None else None,
     )
     require_there(settings.ledger.url)
+    price = load_price(config)
     status = asyncio.run(
         collect_status(settings, parse_address(payee), gas_account=parse_address(gas_account))
     )
     if as_json:
         print_json(to_json(status))
     else:
-        _print(to_json(status), status.unit.format)
+        unit = status.unit
+        prices = None if price is None else describe_tariff(price.tariff(unit), unit)
+        _print(to_json(status), unit.format, prices)
     raise typer.Exit(int(status.level))
 
 
@@ -85,7 +88,7 @@ def devnet_defaults(path: Path) -> dict[str, Any]:
     }
 
 
-def _print(status: dict[str, Any], money: Format) -> None:
+def _print(status: dict[str, Any], money: Format, prices: str | None) -> None:
     head, channels = status["head"], status["channels"]
     pairs = [
         ("payee", format_id(status["payee"])),
@@ -93,6 +96,8 @@ def _print(status: dict[str, Any], money: Format) -> None:
         ("block", "no node answers" if head is None else _block(head)),
         ("last looked", _look(status)),
     ]
+    if prices is not None:
+        pairs.append(("prices", prices))
     if head is not None:
         wei = (int(status["balance_wei"]), int(status["reserve_wei"]))
         pairs.append(("gas", f"{wei[0] / 1e18:.6f} ether, {wei[1] / 1e18:.6f} kept for closes"))

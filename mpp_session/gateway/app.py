@@ -1,7 +1,6 @@
 """The gateway as an ASGI application: paid routes, free routes, and 404 for everything else."""
 
 from collections.abc import Callable
-from typing import Final
 
 from starlette.routing import Route as AppRoute
 from starlette.routing import Router
@@ -18,10 +17,7 @@ from mpp_session.gateway.readiness import Readiness
 from mpp_session.gateway.upstream import Upstream
 from mpp_session.settings import Config
 
-__all__ = ["UNIT_TYPE", "Gateway"]
-
-UNIT_TYPE: Final = "llm_token"
-"""The name of a unit in challenges."""
+__all__ = ["Gateway"]
 
 
 class Gateway:
@@ -38,17 +34,21 @@ class Gateway:
     ) -> None:
         """Build it. `stop` is called when the ledger is found to contradict itself.
 
-        `unit` is how people write amounts of the token.
+        `unit` is the token's, for prices in whole tokens and for showing amounts to people.
+
+        Raises:
+            ConfigError: A price does not fit the token.
         """
+        self.tariff = tariff = config.price.tariff(unit)
+        """What a completion costs."""
         self._readiness = Readiness(upstream, config.upstream)
-        completions = ChatCompletions(upstream, config.upstream, self._readiness)
+        completions = ChatCompletions(upstream, config.upstream, self._readiness, tariff)
         payment = config.payment
         price = Price(
-            unit_price=config.price.per_unit,
-            unit_type=UNIT_TYPE,
+            tariff=tariff,
             min_voucher_delta=payment.min_voucher_delta,
             suggested_deposit=payment.suggested_deposit,
-            description="Output tokens of a language model",
+            description="Tokens of a language model",
         )
         self._gate = PaymentGate(
             Router(

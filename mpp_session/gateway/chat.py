@@ -5,7 +5,7 @@ interpret it differently from its price. It writes only known fields and those t
 payer must not choose how much a unit contains (O-03).
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -66,6 +66,11 @@ class ChatRequest(msgspec.Struct, frozen=True):
     """A request, ready to be priced and passed on."""
 
     body: bytes
+    fields: Mapping[str, Any]
+    """The fields in it, for the server's tokenizer."""
+    bytes_received: int
+    """Size of the client's body: its prompt has no more tokens than that, and a few for the
+    template around it."""
     kind: ServerKind
     """How the server for which it was written counts."""
     is_stream: bool
@@ -144,6 +149,8 @@ def parse_chat_request(
         sent |= _counting_fields(kind)
     return ChatRequest(
         msgspec.json.encode(sent),
+        fields=sent,
+        bytes_received=len(body),
         kind=kind,
         is_stream=is_stream,
         choices=choices,
@@ -209,7 +216,7 @@ def _require_small_schemas(fields: dict[str, msgspec.Raw]) -> None:
 
 
 def _require_text(messages: msgspec.Raw) -> None:
-    """Refuse images, sounds and files: a short link can cost any number of tokens (O-04)."""
+    """Refuse images, sounds and files: a short link can stand for any number of tokens (O-04)."""
     for message in _read_items(messages):
         content = _read_members(message).get("content")
         for part in () if content is None else _read_items(content):

@@ -1,8 +1,11 @@
 """`POST /v1/chat/completions`: reserves, asks the model, counts, charges, passes on.
 
-reserved   one unit by the gate; for an unstreamed answer its greatest cost
+counted    the prompt's tokens, where the tariff prices input
+reserved   one unit by the gate; with priced input, the prompt and the first step of output;
+           for an unstreamed answer its greatest cost
 asked      the model server, only after the reservation is durable
-charged    each chunk before it is passed on; an unstreamed answer once it is counted
+charged    each chunk before it is passed on, the prompt with the first; an unstreamed answer once
+           it is counted; the prompt of a client that leaves
 upstream   an error of the model server: nothing is charged
 """
 
@@ -19,13 +22,21 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from channel.errors import BadRequestError, StoppingError
-from channel.http import Frame, PaidEventStream
+from channel.http import Event, Frame, PaidEventStream
 from channel.http.metering import Meter, metered, require_meter
 from channel.limits import LENGTH_DIGITS_MAX, RESERVATION_STEP_UNITS
+from channel.tariff import Tariff
 from channel.wire.sse import format_event
 from mpp_session.gateway.abandoned import AbandonedWork
+from mpp_session.gateway.billing import Bill, Kinds
 from mpp_session.gateway.chat import ChatRequest, parse_chat_request, scan_request
-from mpp_session.gateway.counting import DONE, UnitCounter, is_error, read_whole
+from mpp_session.gateway.counting import (
+    DONE,
+    PromptReport,
+    UnitCounter,
+    is_error,
+    read_whole,
+)
 from mpp_session.gateway.errors import (
     RequestTooLargeError,
     UnsupportedCodingError,
@@ -33,6 +44,7 @@ from mpp_session.gateway.errors import (
     UpstreamTimeoutError,
 )
 from mpp_session.gateway.events import is_event_stream, read_events
+from mpp_session.gateway.prompt import PromptCount, PromptCounter
 from mpp_session.gateway.readiness import Readiness
 from mpp_session.gateway.upstream import Upstream, read_body, returned_headers
 from mpp_session.settings import Upstream as UpstreamSettings
@@ -59,8 +71,10 @@ class ChatCompletions:
     """The endpoint, and its running streams."""
 
     def __init__(
-        self, upstream: Upstream, settings: UpstreamSettings, readiness: Readiness
+        self, upstream: Upstream, settings: UpstreamSettings, readiness: Readiness, tariff: Tariff
     ) -> None:
+        self._kinds = Kinds.of(tariff)
+        self._prompts = PromptCounter(upstream, readiness)
         self._upstream = upstream
         self._settings = settings
         self._readiness = readiness
@@ -81,11 +95,16 @@ class ChatCompletions:
             more_fields=self._settings.fields,
             allows_media=self._settings.media,
         )
+        if self._kinds.input:
+            counted = await self._prompts.count(chat)
+        else:
+            counted = PromptCount(0, is_exact=True)
+        bill = Bill(self._kinds, counted, bytes_received=chat.bytes_received)
         if chat.is_stream:
-            return await self._stream(request, chat)
-        return await self._whole(request, chat)
+            return await self._stream(request, chat, bill)
+        return await self._whole(request, chat, bill)
 
-    async def _whole(self, request: Request, chat: ChatRequest) -> Response:
+    async def _whole(self, request: Request, chat: ChatRequest, bill: Bill) -> Response:
         async with metered(request.scope) as meter:
             if self._abandoned.must_stream(meter.reservation.key):
                 raise BadRequestError(
@@ -93,11 +112,11 @@ class ChatCompletions:
                     "`stream: true`; paying for streams offsets them."
                 )
             # Durable after this: a reservation for the most expensive answer possible.
-            await meter.hold(chat.units_max)
+            await meter.hold(bill.most(chat.units_max))
             try:
                 response, body = await _unless_gone(request, self._fetch(request, chat))
             except ClientDisconnect:
-                await self._leave(meter, chat, chat.units_max)
+                await self._leave(meter, chat, bill, chat.units_max)
                 raise
             except UpstreamTimeoutError as error:
                 if not isinstance(
@@ -117,31 +136,38 @@ class ChatCompletions:
                         "the model server counts fewer tokens than it sent: %d charged by the text",
                         answer.units,
                     )
-                await meter.spend(answer.units)
+                usage = bill.output(answer.units, answer.reasoning)
+                await meter.spend(usage | bill.prompt(answer.prompt, is_over=True))
                 self._abandoned.make_up(meter.reservation.key, answer.units)
             return Response(body, response.status_code, headers)
 
-    async def _leave(self, meter: Meter, chat: ChatRequest, units: int) -> None:
-        """Count an answer whose client left before it. A prepaid answer stays paid.
+    async def _leave(self, meter: Meter, chat: ChatRequest, bill: Bill, units: int) -> None:
+        """Charge and count an answer whose client left before it. A prepaid one stays paid.
 
-        The model has read the prompt in either case.
+        The model has read the prompt in either case, so it is charged where input has a price.
         """
-        if self._abandoned.must_prepay(meter.reservation.key):
-            meter.reservation.take(units)
-            await meter.reservation.flush()
+        reservation = meter.reservation
+        usage = bill.prompt(PromptReport(), is_left=True)
+        if self._abandoned.must_prepay(reservation.key):
+            usage[bill.kinds.output] = units
         else:
-            read = len(chat.body) // _READ_BYTES_PER_UNIT
-            self._abandoned.add(meter.reservation.key, units + read)
+            read = 0 if usage else len(chat.body) // _READ_BYTES_PER_UNIT
+            self._abandoned.add(reservation.key, units + read)
+        if usage:
+            reservation.take(usage)
+            await reservation.flush()
 
     async def _fetch(self, request: Request, chat: ChatRequest) -> tuple[httpx.Response, bytes]:
         async with self._upstream.request("POST", PATH, request.headers, chat.body) as response:
             return response, await read_body(response)
 
-    async def _stream(self, request: Request, chat: ChatRequest) -> Response:
+    async def _stream(self, request: Request, chat: ChatRequest, bill: Bill) -> Response:
         meter = require_meter(request.scope)
         must_prepay = self._abandoned.must_prepay(meter.reservation.key)
         if must_prepay:
-            await meter.hold(chat.units_max)
+            await meter.hold(bill.most(chat.units_max))
+        elif self._kinds.input:
+            await meter.hold(bill.most(min(chat.units_max, RESERVATION_STEP_UNITS)))
         async with AsyncExitStack() as opening:
             asking = opening.enter_async_context(
                 self._upstream.request("POST", PATH, request.headers, chat.body)
@@ -149,7 +175,7 @@ class ChatCompletions:
             try:
                 response = await _unless_gone(request, asking)
             except ClientDisconnect:
-                await self._leave(meter, chat, min(chat.units_max, RESERVATION_STEP_UNITS))
+                await self._leave(meter, chat, bill, min(chat.units_max, RESERVATION_STEP_UNITS))
                 raise
             if not response.is_success:
                 body = await read_body(response)
@@ -162,6 +188,7 @@ class ChatCompletions:
                 counter,
                 opening.pop_all(),
                 chat=chat,
+                bill=bill,
                 meter=meter,
                 abandoned=self._abandoned,
                 must_prepay=must_prepay,
@@ -175,7 +202,7 @@ class ChatCompletions:
 
 
 class _Chunks:
-    """The chunks of one answer, each with its price in units. Closing stops the model server."""
+    """The chunks of one answer, each with its usage. Closing stops the model server."""
 
     def __init__(
         self,
@@ -184,6 +211,7 @@ class _Chunks:
         connection: AsyncExitStack,
         *,
         chat: ChatRequest,
+        bill: Bill,
         meter: Meter,
         abandoned: AbandonedWork,
         must_prepay: bool,
@@ -192,19 +220,23 @@ class _Chunks:
         self._counter = counter
         self._connection = connection
         self._chat = chat
+        self._bill = bill
         self._meter = meter
         self._abandoned = abandoned
         self._must_prepay = must_prepay
         self._asked = 0
-        """Units of the events so far; the server's higher count is charged with the next event."""
+        """Output tokens of the events so far; the server's higher count is charged with the next
+        event."""
         self._is_summed_up = False
         self._has_ended = False
+        self._is_answered = False
+        """Whether the answer is complete, even if it is empty: its prompt was read."""
         self._is_closed = False
 
-    def __aiter__(self) -> AsyncIterator[Frame]:
+    def __aiter__(self) -> AsyncIterator[Event | Frame]:
         return self
 
-    async def __anext__(self) -> Frame:
+    async def __anext__(self) -> Event | Frame:
         if self._has_ended:
             raise StopAsyncIteration
         counter = self._counter
@@ -224,30 +256,46 @@ class _Chunks:
             return self._end()
         if counter.is_usage_only:  # free, so that the client learns what to pay next
             is_shown = self._chat.wants_usage or counter.total - self._asked > _HIDDEN_UNITS_MAX
-            return Frame(format_event(data), units=0) if is_shown else _USAGE
+            return self._give(data) if is_shown else _USAGE
         # An event with more was not counted ahead: the difference is charged with the next one.
         units = min(counter.total - self._asked, RESERVATION_STEP_UNITS)
         return self._sell(data, units)
 
-    def _sell(self, data: str, units: int) -> Frame:
-        """Return an event that carries no price: it contains the model server's own counts."""
+    def _give(self, data: str) -> Event | Frame:
+        """Return an event that sells nothing."""
+        return Frame(format_event(data), 0) if self._bill.kinds.is_plain else Event(data, usage={})
+
+    def _sell(self, data: str, units: int) -> Event | Frame:
+        """Return an event and what it sells; with the first output also the prompt.
+
+        Without a price for input, the event states none: it has the model server's own counts.
+        """
         self._asked += units
         must_hold = self._must_prepay and not self._has_ended
-        held = max(0, self._chat.units_max - self._asked) if must_hold else 0
-        return Frame(format_event(data), units, held)
+        left = max(0, self._chat.units_max - self._asked) if must_hold else 0
+        held = {self._bill.kinds.dearest_output: left}
+        if self._bill.kinds.is_plain:
+            return Frame(format_event(data), units, left)
+        usage = self._bill.output(units, self._counter.reasoning)
+        if self._asked or self._is_answered:
+            usage |= self._bill.prompt(self._counter.prompt, is_over=self._has_ended)
+        return Event(data, usage=usage, held=held)
 
-    def _end(self) -> Frame:
+    def _end(self) -> Event | Frame:
         """Charge what is not charged yet; without server counts, send the price first."""
         if self._counter.uncounted:
             self._counter.finish()
             self._is_summed_up = True
             usage = {"completion_tokens": self._counter.total}
+            if self._bill.kinds.input:
+                usage["prompt_tokens"] = self._bill.tokens(self._counter.prompt)
             said = msgspec.json.encode({"choices": [], "usage": usage}).decode()
-            return Frame(format_event(said), units=0)
+            return self._give(said)
         self._has_ended = True
+        self._is_answered = self._counter.has_answered
         return self._sell(DONE, self._counter.total - self._asked)
 
-    def _fail(self, error: UpstreamError) -> Frame:
+    def _fail(self, error: UpstreamError) -> Event | Frame:
         """End with an event that gives the reason. Delivered output stays paid."""
         _log.warning("after %d units: %s", self._counter.total, error)
         self._has_ended = True
@@ -261,20 +309,24 @@ class _Chunks:
             return
         self._is_closed = True
         reservation = self._meter.reservation
-        is_unpaid = self._asked > reservation.units
+        sold = self._bill.kinds.made(reservation.usage)
+        is_unpaid = self._asked > sold
         is_left = is_unpaid or not self._has_ended
         if is_left and not isinstance(reservation.stopped_by, StoppingError):
             self._leave(is_unpaid=is_unpaid)
-        self._abandoned.make_up(reservation.key, reservation.units)
+        self._abandoned.make_up(reservation.key, sold)
 
     def _leave(self, *, is_unpaid: bool) -> None:
-        """Charge output delivered but not counted yet; record output generated but not delivered.
+        """Charge what was read and delivered but not counted; record what was not delivered.
 
         If the client stopped paying, the model may have generated on in the meantime; if the client
         left, the model stopped at once.
         """
         reservation, counter = self._meter.reservation, self._counter
-        left = max(0, self._chat.units_max - reservation.units)
+        left = max(0, self._chat.units_max - self._bill.kinds.made(reservation.usage))
+        read = self._bill.prompt(counter.prompt, is_left=True)
+        if read and reservation.price_of(read) <= reservation.covered:
+            reservation.take(read)
         due = counter.total + counter.uncounted - self._asked
         if self._must_prepay:
             due = max(due, min(left, RESERVATION_STEP_UNITS))

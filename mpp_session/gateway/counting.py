@@ -1,10 +1,10 @@
-"""Units of an answer: the larger of the server's count and of what was delivered (pure).
+"""Tokens of an answer and its prompt, as the model server reports and delivers them (pure).
 
-A server's count is ignored if it cannot be right: below the delivered units, negative, or above the
-requested bound.
+An answer's units are the larger of the server's count and of what was delivered. A server's count
+is ignored if it cannot be right: below the delivered units, negative, or above the requested bound.
 """
 
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias, get_type_hints
 
 import msgspec
 
@@ -12,7 +12,16 @@ from channel.limits import ANSWER_DEPTH_MAX
 from channel.wire.depth import is_shallow
 from mpp_session.gateway.errors import UpstreamError
 
-__all__ = ["DONE", "ServerKind", "UnitCounter", "WholeAnswer", "is_error", "read_whole"]
+__all__ = [
+    "BYTES_PER_TOKEN",
+    "DONE",
+    "PromptReport",
+    "ServerKind",
+    "UnitCounter",
+    "WholeAnswer",
+    "is_error",
+    "read_whole",
+]
 
 DONE: Final = "[DONE]"
 """The last event of a stream."""
@@ -29,13 +38,34 @@ _TOKEN_BYTES_MAX: Final = 128
 """No known vocabulary has a longer token, so a text has at least its length over this in units."""
 _LUMP_BYTES: Final = 32
 """A longer chunk holds several tokens, except for a rare long word."""
-_BYTES_PER_TOKEN: Final = 4
+BYTES_PER_TOKEN: Final = 4
 """Typical for English and code: the estimate for text that no server counted."""
 _SPARE: Final = 16
+_REASONING: Final = ("reasoning_content", "reasoning")
+"""Members of a delta or message that hold reasoning instead of the answer."""
+
+
+class PromptReport(msgspec.Struct):
+    """What a model server reported of a prompt so far; None where it reported nothing."""
+
+    tokens: int | None = None
+    cached: int | None = None
+    """Tokens of them that it read from its cache."""
+    written: int | None = None
+    """Tokens of them that it wrote to its cache."""
+
+    def note(self, other: "PromptReport") -> None:
+        """Take over a later report. Of several choices the first one read the prompt."""
+        if other.tokens is not None:
+            self.tokens = max(self.tokens or 0, other.tokens)
+        self.cached = other.cached if self.cached is None else self.cached
+        self.written = other.written if self.written is None else self.written
 
 
 class _Timings(msgspec.Struct):
     predicted_n: int = 0
+    prompt_n: int | None = None
+    cache_n: int | None = None
 
 
 class _LogProbs(msgspec.Struct):
@@ -52,10 +82,21 @@ class _Choice(msgspec.Struct):
     finish_reason: str | None = None
 
 
+class _PromptDetails(msgspec.Struct):
+    cached_tokens: int | None = None
+    cache_write_tokens: int | None = None
+
+
+class _OutputDetails(msgspec.Struct):
+    reasoning_tokens: int | None = None
+
+
 class _Usage(msgspec.Struct):
     completion_tokens: int | None = None
     prompt_tokens: int | None = None
     total_tokens: int | None = None
+    prompt_tokens_details: _PromptDetails | None = None
+    completion_tokens_details: _OutputDetails | None = None
 
 
 class _Answer(msgspec.Struct):
@@ -137,7 +178,8 @@ def _read_choice(value: dict[str, Any], position: int) -> _Choice:
 def _read_usage(value: Any) -> _Usage | None:
     if not isinstance(value, dict):
         return None
-    return _Usage(*[_convert(value.get(name), int) for name in _Usage.__struct_fields__])
+    kinds = get_type_hints(_Usage)
+    return _Usage(**{name: _convert(value.get(name), kind) for name, kind in kinds.items()})
 
 
 def _made(usage: _Usage | None) -> int | None:
@@ -151,6 +193,39 @@ def _made(usage: _Usage | None) -> int | None:
     if usage.total_tokens is not None and usage.prompt_tokens is not None:
         made = max(made, usage.total_tokens - max(0, usage.prompt_tokens))
     return made
+
+
+def _read_prompt(answer: _Answer) -> PromptReport:
+    """Return what an answer or a chunk reports of the prompt; impossible numbers are dropped."""
+    usage, timings, found = answer.usage, answer.timings, PromptReport()
+    if usage is not None:
+        details = usage.prompt_tokens_details
+        found.tokens = usage.prompt_tokens
+        if details is not None:
+            found.cached, found.written = details.cached_tokens, details.cache_write_tokens
+    elif timings is not None and timings.prompt_n is not None and timings.cache_n is not None:
+        found.tokens, found.cached = timings.prompt_n + timings.cache_n, timings.cache_n
+    for name in PromptReport.__struct_fields__:
+        value = getattr(found, name)
+        if value is not None and value < 0:
+            setattr(found, name, None)
+    return found
+
+
+def _reasoned(usage: _Usage | None) -> int | None:
+    """Return the tokens that a usage record calls reasoning; None if it says nothing of them."""
+    details = None if usage is None else usage.completion_tokens_details
+    return None if details is None else details.reasoning_tokens
+
+
+def _is_reasoning(choice: _Choice) -> bool:
+    """Whether the output in a chunk's choice is reasoning alone."""
+    part = choice.delta or choice.message or {}
+    return {name for name, value in part.items() if value and name != "role"} in (
+        {_REASONING[0]},
+        {_REASONING[1]},
+        {*_REASONING},
+    )
 
 
 def _delivered(choice: _Choice) -> tuple[int, int]:
@@ -203,8 +278,17 @@ class UnitCounter:
         self._finished: set[int] = set()
         self.total = 0
         """Units counted so far."""
+        self.reasoning = 0
+        """Units of `total` that are reasoning; what is counted as either is never moved."""
+        self.prompt = PromptReport()
+        """What the server reported of the prompt so far."""
         self.is_usage_only = False
         """Whether the last chunk had only a usage record."""
+
+    @property
+    def has_answered(self) -> bool:
+        """Whether a choice has started: the model has read the prompt."""
+        return bool(self._by_chunks)
 
     @property
     def uncounted(self) -> int:
@@ -236,10 +320,13 @@ class UnitCounter:
             made = _made(chunk.usage)
             if made is not None:
                 self._note_usage(made, choices)
+        if chunk.usage is not None or chunk.timings is not None:
+            self.prompt.note(_read_prompt(chunk))
         before = self.total
         counted = max(self._of_all, self._of_choices)
         if counted > before:
             self.total = min(self._units_max, counted)
+            self._note_reasoning(self.total - before, _reasoned(chunk.usage), choices)
         return self.total - before
 
     def finish(self) -> int:
@@ -263,10 +350,16 @@ class UnitCounter:
         if count > server:
             self._of_choices += count - (max(server, known))
         if size > _LUMP_BYTES:
-            self._estimate += max(0, -(-size // _BYTES_PER_TOKEN) - tokens)
+            self._estimate += max(0, -(-size // BYTES_PER_TOKEN) - tokens)
         if choice.finish_reason:
             self._finished.add(index)
         self._last = index
+
+    def _note_reasoning(self, added: int, reported: int | None, choices: Any) -> None:
+        if reported is not None:
+            self.reasoning += min(added, max(0, reported - self.reasoning))
+        elif choices and all(map(_is_reasoning, choices)):
+            self.reasoning += added
 
     def _note(self, index: int, count: int) -> None:
         """Use the server's count of one choice, unless it is far above the requested bound."""
@@ -315,6 +408,10 @@ class WholeAnswer(msgspec.Struct, frozen=True):
     """Whether `units` is the server's own count."""
     is_error: bool = False
     """Whether the answer only reports an error."""
+    reasoning: int = 0
+    """Units of `units` that are reasoning."""
+    prompt: PromptReport = msgspec.field(default_factory=PromptReport)
+    """What the server reported of the prompt."""
 
 
 def read_whole(body: bytes, *, units_max: int) -> WholeAnswer:
@@ -332,16 +429,26 @@ def read_whole(body: bytes, *, units_max: int) -> WholeAnswer:
         if not _has_error(answer):
             raise UpstreamError("The model server's answer has no choice.")
         return WholeAnswer(0, is_error=True)
-    least = estimate = 0
+    least = estimate = text = thought = 0
     for choice in answer.choices:
         tokens, size = _delivered(choice)
+        text += size
+        thought += sum(_size((choice.message or {}).get(name) or "") for name in _REASONING)
         least += max(tokens, -(-size // _TOKEN_BYTES_MAX))
-        estimate += max(tokens, -(-size // _BYTES_PER_TOKEN))
+        estimate += max(tokens, -(-size // BYTES_PER_TOKEN))
     made = _made(answer.usage)
     if made is None:
         return WholeAnswer(None)
     if made > units_max:
         raise UpstreamError("The model server's answer is longer than requested.")
-    if made < least:
-        return WholeAnswer(min(estimate, units_max))
-    return WholeAnswer(made, is_believed=True)
+    is_believed = made >= least
+    units = made if is_believed else min(estimate, units_max)
+    reasoning = _reasoned(answer.usage)
+    if reasoning is None:  # its share of the text
+        reasoning = units * thought // text if text else 0
+    return WholeAnswer(
+        units,
+        is_believed=is_believed,
+        reasoning=max(0, min(reasoning, units)),
+        prompt=_read_prompt(answer),
+    )

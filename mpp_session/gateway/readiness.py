@@ -48,6 +48,8 @@ class Readiness:
         self._cause: str | None = None
         """Why the gateway cannot serve; None if it can, or if no probe has ended yet."""
         self._checked_at = -math.inf
+        self.outages = 0
+        """How often the server was found to be away; another may answer afterwards."""
         self._silent = 0
         self._logged_at = -math.inf
         self._probing: asyncio.Task[None] | None = None
@@ -101,6 +103,7 @@ class Readiness:
             self._found_at = now
         if cause is not None:
             self._found_at = -math.inf  # a server of another kind may replace it
+            self.outages += 1
         self._log_change(cause, now)
         self._cause = cause
         self._checked_at = time.monotonic()

@@ -19,11 +19,11 @@ from mpp_session.gateway.app import Gateway
 from mpp_session.gateway.connections import SWEEP_TICKS, Door, connections_max, protocol
 from mpp_session.gateway.sockets import bind, listen, listening_url
 from mpp_session.gateway.upstream import Upstream
-from mpp_session.gateway.workers import run_workers
+from mpp_session.gateway.workers import Announce, run_workers
 from mpp_session.process.gc_tuning import collect_seldom
 from mpp_session.process.os_limits import raise_open_files
 from mpp_session.process.signals import stop_at_eof, stop_on_signals
-from mpp_session.settings import Config, Listen
+from mpp_session.settings import Config, Listen, describe_tariff
 from mpp_session.wiring import build_parts
 
 __all__ = ["run_gateway", "serve_on"]
@@ -31,13 +31,12 @@ __all__ = ["run_gateway", "serve_on"]
 _log: Final = logging.getLogger(__name__)
 
 
-async def run_gateway(
-    config: Config, *, announce: Callable[[str], None], until_eof: bool = False
-) -> None:
+async def run_gateway(config: Config, *, announce: Announce, until_eof: bool = False) -> None:
     """Serve until SIGTERM or SIGINT, or until standard input ends if that is requested.
 
-    `announce` is called with the gateway's URL once it answers. At the end every stream gets its
-    final receipt, other requests get `listen.shutdown_s` to finish, and then the ledger is closed.
+    `announce` is called with the gateway's URL and prices once it answers. At the end every stream
+    gets its final receipt, other requests get `listen.shutdown_s` to finish, and then the ledger is
+    closed.
 
     Raises:
         ConfigError: A check failed; nothing was served.
@@ -59,7 +58,7 @@ async def serve_on(
     listener: socket.socket,
     config: Config,
     *,
-    announce: Callable[[str], None],
+    announce: Announce,
     stopping: asyncio.Event,
     number: int = 0,
 ) -> None:
@@ -77,7 +76,7 @@ async def serve_on(
         server = _build_server(gateway, config.listen)
         collect_seldom()
         listen(listener, config.listen)
-        announce(listening_url(listener))
+        announce(listening_url(listener), describe_tariff(gateway.tariff, parts.unit))
         guards = {
             **parts.background(),
             "keeping consistent books": _fail_when(broken),

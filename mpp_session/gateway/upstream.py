@@ -123,12 +123,26 @@ class Upstream:
             httpx.HTTPError: There is no answer.
             UpstreamError: The answer cannot be read.
         """
+        return await self._ask("GET", path, None, timeout_s, PROBE_BYTES_MAX)
+
+    async def post(
+        self, path: str, body: bytes, timeout_s: float, *, bytes_max: int
+    ) -> tuple[int, bytes]:
+        """Return status and body of the gateway's own question with JSON; errors as `get`."""
+        return await self._ask("POST", path, body, timeout_s, bytes_max)
+
+    async def _ask(
+        self, method: str, path: str, body: bytes | None, timeout_s: float, bytes_max: int
+    ) -> tuple[int, bytes]:
         headers = {"accept-encoding": "identity"}
+        if body is not None:
+            headers["content-type"] = "application/json"
         if self._api_key is not None:
             headers["authorization"] = f"Bearer {self._api_key}"
-        async with self._client.stream("GET", path, headers=headers, timeout=timeout_s) as answer:
-            body = await read_body(answer, bytes_max=PROBE_BYTES_MAX)
-            return answer.status_code, body
+        async with self._client.stream(
+            method, path, headers=headers, content=body, timeout=timeout_s
+        ) as answer:
+            return answer.status_code, await read_body(answer, bytes_max=bytes_max)
 
     async def _send(self, request: httpx.Request) -> httpx.Response:
         """Send a request, and once more if a kept connection turns out to be closed.

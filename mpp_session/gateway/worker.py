@@ -32,7 +32,7 @@ def main() -> int:
         asyncio.run(_serve(task))
     except MppSessionError as error:
         is_refusal = isinstance(error, ConfigError)
-        _report(Report(str(error), is_refusal=is_refusal))
+        _report(Report(error=str(error), is_refusal=is_refusal))
         _log.error("worker %d: %s", task.number, error)
         return 2 if is_refusal else 1
     finally:
@@ -49,7 +49,7 @@ async def _serve(task: Task) -> None:
         await serve_on(
             listener,
             task.config,
-            announce=lambda _: _report(Report()),
+            announce=lambda _, prices: _report(Report(prices)),
             stopping=stopping,
             number=task.number,
         )

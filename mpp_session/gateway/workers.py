@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import msgspec
 
@@ -25,12 +25,16 @@ from mpp_session.gateway.sockets import bind, listening_url
 from mpp_session.process.child import start_settler
 from mpp_session.process.logs import log_arguments
 from mpp_session.process.relay import child_stderr
-from mpp_session.settings import Config, Secret
+from mpp_session.settings import Config, Money, Secret
 from mpp_session.settings.config import bare_environment, without_keys
+from mpp_session.settings.values import decode_value
 
-__all__ = ["Report", "Task", "read_task", "run_workers"]
+__all__ = ["Announce", "Report", "Task", "read_task", "run_workers"]
 
 _log: Final = logging.getLogger(__name__)
+
+Announce: TypeAlias = Callable[[str, str], None]
+"""Called with the gateway's URL and its prices."""
 
 _STARTS_MAX: Final = 5
 """How many times in a row a killed worker is restarted before it serves."""
@@ -51,18 +55,18 @@ class Task(msgspec.Struct, frozen=True):
 class Report(msgspec.Struct, frozen=True):
     """A worker's report: the only line of its standard output."""
 
+    prices: str = ""
+    """What it sells at, for people."""
     error: str | None = None
     """Why the worker does not serve; None if it serves."""
     is_refusal: bool = False
     """Whether the settings are the cause."""
 
 
-async def run_workers(
-    config: Config, *, announce: Callable[[str], None], stopping: asyncio.Event
-) -> None:
+async def run_workers(config: Config, *, announce: Announce, stopping: asyncio.Event) -> None:
     """Serve with `listen.workers` processes until `stopping` is set.
 
-    `announce` is called with the gateway's URL once every worker answers.
+    `announce` is called with the gateway's URL and prices once every worker answers.
 
     Raises:
         ConfigError: A worker refused the settings; nothing was served.
@@ -82,7 +86,7 @@ async def run_workers(
             *[worker.until_serving() for worker in workers],
             *([] if settler is None else [settler.ready()]),
         )
-        announce(listening_url(listener))
+        announce(listening_url(listener), workers[0].prices)
         kept = [worker.keep() for worker in workers]
         settling = [] if settler is None else [settler.run()]
         await first_of(*kept, *settling, stopping.wait())
@@ -96,6 +100,8 @@ class _Worker:
         self._number = number
         self._listener = listener
         self._process: asyncio.subprocess.Process | None = None
+        self.prices = ""
+        """What it sells at, once it serves."""
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator["_Worker"]:
@@ -130,6 +136,7 @@ class _Worker:
         report = msgspec.json.decode(line, type=Report)
         if report.error is not None:
             raise (ConfigError if report.is_refusal else CommandError)(report.error)
+        self.prices = report.prices
         _log.info("worker %d serves as process %d", self._number, process.pid)
 
     async def keep(self) -> None:
@@ -205,16 +212,12 @@ def _write_task(task: Task) -> bytes:
 
 def read_task(line: bytes) -> Task:
     """Decode the output of `_write_task`."""
-    return msgspec.json.decode(line, type=Task, dec_hook=_conceal)
+    return msgspec.json.decode(line, type=Task, dec_hook=decode_value)
 
 
 def _reveal(value: Any) -> str:
     if isinstance(value, Secret):
         return value.reveal()
+    if isinstance(value, Money):
+        return str(value)
     raise NotImplementedError(type(value).__name__)
-
-
-def _conceal(kind: type, value: Any) -> Any:
-    if kind is Secret and isinstance(value, str):
-        return Secret(value)
-    raise NotImplementedError(kind.__name__)

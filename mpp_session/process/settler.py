@@ -116,7 +116,7 @@ class SettlerParts(msgspec.Struct, frozen=True):
             payee=settler.payee,
             gas_account=sender.address,
             gate=build_gate(self.config),
-            unit_price=1 if self.config.price is None else self.config.price.per_unit,
+            unit_price=1 if self.config.price is None else self.config.price.per_unit or 1,
             journal=self.journal,
             export=export,
         )

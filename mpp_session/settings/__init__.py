@@ -14,8 +14,8 @@ from mpp_session.settings.programs import (
     TowerConfig,
     WatchConfig,
 )
-from mpp_session.settings.serving import Listen, Payment, Price, Upstream
-from mpp_session.settings.values import Secret, parse_address
+from mpp_session.settings.serving import Listen, Payment, Price, Upstream, describe_tariff
+from mpp_session.settings.values import Money, Secret, parse_address
 
 __all__ = [
     "DEVELOPMENT_CHAINS",
@@ -24,6 +24,7 @@ __all__ = [
     "Exposure",
     "Ledger",
     "Listen",
+    "Money",
     "Payee",
     "Payment",
     "Price",
@@ -37,6 +38,7 @@ __all__ = [
     "TowerConfig",
     "Upstream",
     "WatchConfig",
+    "describe_tariff",
     "names_key",
     "parse_address",
 ]

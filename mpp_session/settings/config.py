@@ -21,12 +21,14 @@ from msgspec.structs import replace
 from channel.errors import ConfigError
 from mpp_session.settings import (
     Config,
+    Price,
     ProviderConfig,
     Secret,
     SettlerConfig,
     TowerConfig,
     WatchConfig,
 )
+from mpp_session.settings.values import decode_value
 
 __all__ = [
     "ENVIRONMENT_PREFIX",
@@ -35,6 +37,7 @@ __all__ = [
     "default_state_dir",
     "list_settings",
     "load_config",
+    "load_price",
     "load_provider_config",
     "load_settler_config",
     "load_tower_config",
@@ -183,6 +186,26 @@ def load_watch_config(
     return config, payee, gas_account
 
 
+def load_price(path: Path | None = None) -> Price | None:
+    """Read and check the prices of a gateway's settings; None if there are none.
+
+    Raises:
+        ConfigError: As for `load_config`.
+    """
+    given = load_values(path)
+    prices = {
+        name.partition(".")[2]: value
+        for name, value in given.items()
+        if name.partition(".")[0] == "price"
+    }
+    try:
+        return (
+            msgspec.convert(prices, Price, strict=False, dec_hook=decode_value) if prices else None
+        )
+    except msgspec.ValidationError as error:
+        raise ConfigError(_explain(error)) from None
+
+
 def load_settler_config(
     path: Path | None = None,
     *,
@@ -289,12 +312,13 @@ def _convert(given: Mapping[str, Any], kind: type[_Kind]) -> _Kind:
         raise ConfigError(
             f"missing: {names} (set in the file, or {missing[0].environment_name} and so on)"
         )
-    tables: dict[str, dict[str, Any]] = {}
+    # A section without required settings still has rules: an empty one is refused by them.
+    tables: dict[str, dict[str, Any]] = {section: {} for section in sections}
     for name, value in given.items():
         section, _, key = name.partition(".")
         tables.setdefault(section, {})[key] = value
     try:
-        return msgspec.convert(tables, kind, strict=False, dec_hook=_decode)
+        return msgspec.convert(tables, kind, strict=False, dec_hook=decode_value)
     except msgspec.ValidationError as error:
         raise ConfigError(_explain(error)) from None
 
@@ -400,12 +424,6 @@ def _read_environment(
             [part.strip() for part in text.split(",") if part.strip()] if is_list else text
         )
     return found
-
-
-def _decode(kind: type, value: Any) -> Any:
-    if kind is Secret and isinstance(value, str):
-        return Secret(value)
-    raise ValueError("Expected `str`")
 
 
 def _explain(error: msgspec.ValidationError) -> str:

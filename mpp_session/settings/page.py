@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import msgspec
 
-from mpp_session.settings import Config, Secret
+from mpp_session.settings import Config, Money, Secret
 from mpp_session.settings.config import Setting, list_settings
 
 __all__ = ["render_settings"]
@@ -26,7 +26,8 @@ Write a file such as this one, then run `mpp-session gateway --config gateway.to
 
 A gateway reads one TOML file, then the environment, then its flags; a later source overrides an
 earlier one. Each section below is a table of the file. An unknown name is refused in every source.
-Amounts are whole numbers in base units of the token: 1 dollar of a 6-decimal token is 1000000.
+Prices of `[price]` in quotes are in whole tokens, such as dollars. All other amounts are whole
+numbers in base units of the token: 1 dollar of a 6-decimal token is 1000000.
 Lists in the environment are separated by commas.
 
 The gateway refuses to start on a setting that would lose money later, and names the setting.
@@ -39,7 +40,8 @@ EXAMPLE = """\
 url = "http://127.0.0.1:8080"
 
 [price]
-per_unit = 25                      # $25 per million output tokens, with a 6-decimal dollar
+input = "0.10"                     # dollars for a million tokens of the prompt
+output = "0.40"                    # and of the answer
 
 [payment]
 realm = "llm.example.com"
@@ -109,6 +111,7 @@ def _type_name(hint: Any) -> str:
     names = {
         str: "text",
         Secret: "text",
+        Money: "amount in quotes",
         int: "whole number",
         float: "number",
         bool: "true or false",

@@ -35,9 +35,12 @@ class SettlerConfig(WatchConfig, frozen=True, kw_only=True):
     sponsoring: Sponsoring = Sponsoring()
 
     def __post_init__(self) -> None:
-        if (self.settlement.settle_units is not None) and self.price is None:
+        if (self.settlement.settle_units is not None) and (
+            self.price is None or self.price.per_unit is None
+        ):
             raise ValueError(
-                "`settlement.settle_units` needs `price.per_unit`, the price of a unit"
+                "`settlement.settle_units` needs `price.per_unit`, the price of a unit; with "
+                "prices per million tokens set `settlement.settle_value`"
             )
         require_development(self.chain, payee=self.payee, relayer=self.relayer)
 

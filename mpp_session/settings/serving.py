@@ -1,10 +1,12 @@
 """Settings of what is sold: the gateway's socket, the model server, prices and challenges."""
 
 import re
-from typing import Annotated, Final, Literal
+from collections.abc import Callable
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 from msgspec import Meta
 
+from channel.errors import ConfigError
 from channel.limits import (
     ABANDONED_UNITS_MAX,
     BODY_S_MAX,
@@ -21,9 +23,12 @@ from channel.limits import (
     STREAM_PAUSE_S,
     VOUCHERS_PER_SECOND_MAX,
 )
+from channel.tariff import Rate, Tariff, describe_rate, parse_money, parse_rate
+from channel.types import TokenUnit
 from mpp_session.settings.values import (
     INT64_MAX,
     TOKENS_MAX,
+    Money,
     Positive,
     Secret,
     Section,
@@ -36,6 +41,7 @@ __all__ = [
     "Payment",
     "Price",
     "Upstream",
+    "describe_tariff",
 ]
 
 _PRICE_MAX: Final = 10**18  # a billion tokens at this price still fit `uint128`
@@ -163,7 +169,8 @@ class Upstream(Section, frozen=True):
         bool,
         Meta(
             description="Whether messages may contain images, sounds and files. Reading them is "
-            "not charged, and the model server fetches links."
+            "charged for no more tokens than the request has bytes, and the model server fetches "
+            "links."
         ),
     ] = False
     abandoned_units_max: Annotated[
@@ -203,9 +210,9 @@ class Upstream(Section, frozen=True):
     body_bytes_max: Annotated[
         Positive,
         Meta(
-            description="Largest request body in bytes: prompt, tools and all. Only output is "
-            "charged, so this bounds what the input of a request for one token may "
-            "cost you. The default is 16 bytes for each of 4096 tokens."
+            description="Largest request body in bytes: prompt, tools and all. Without "
+            "`price.input` this bounds what the input of a request for one token may cost you. The "
+            "default is 16 bytes for each of 4096 tokens."
         ),
     ] = REQUEST_BYTES_MAX
     connect_timeout_s: Annotated[
@@ -235,17 +242,152 @@ class Upstream(Section, frozen=True):
 
 
 class Price(Section, frozen=True):
-    """The price of an output token."""
+    """What a request costs: `per_unit` for output alone, or prices for a million tokens.
+
+    Prices for a million tokens are amounts of the token, such as `"0.40"` of a dollar token; its
+    symbol may follow (`"0.40 USDC"`). Give `output`, and usually `input`. A kind of tokens without
+    a price of its own costs what the wider kind costs: cached input as `input`, reasoning as
+    `output`. Without `input` the prompt is free.
+    """
 
     per_unit: Annotated[
-        int,
+        Annotated[int, Meta(ge=1, le=_PRICE_MAX)] | None,
         Meta(
-            ge=1,
-            le=_PRICE_MAX,
-            description="Base units of the token for one unit of output: with a 6-decimal dollar "
-            "token, 25 is $25 per million units.",
+            description="Base units of the token for one output token, instead of the prices "
+            "below: with a 6-decimal dollar token, 25 is $25 per million. The unit is called "
+            "`llm_token`, and the prompt is free.",
         ),
-    ]
+    ] = None
+    output: Annotated[
+        Money | None,
+        Meta(description='Price of a million output tokens, such as `"0.40"`.'),
+    ] = None
+    input: Annotated[
+        Money | None,
+        Meta(
+            description='Price of a million tokens of the prompt, such as `"0.10"`. The template '
+            "that the model server puts around the messages counts."
+        ),
+    ] = None
+    cached_input: Annotated[
+        Money | None,
+        Meta(
+            description="Price of a million tokens of the prompt that the model server reports as "
+            "read from its cache."
+        ),
+    ] = None
+    cache_write: Annotated[
+        Money | None,
+        Meta(
+            description="Price of a million tokens of the prompt that the model server reports as "
+            "written to its cache."
+        ),
+    ] = None
+    reasoning: Annotated[
+        Money | None,
+        Meta(
+            description="Price of a million output tokens that the model server reports as "
+            "reasoning, or sends as such."
+        ),
+    ] = None
+    minimum: Annotated[
+        Money | None,
+        Meta(description="Least price of one request that used any tokens."),
+    ] = None
+    maximum: Annotated[
+        Money | None,
+        Meta(description="Greatest price of one request, whatever it used."),
+    ] = None
+
+    def __post_init__(self) -> None:
+        others = [name for name, _ in _KINDS if getattr(self, name) is not None]
+        others += [name for name in ("minimum", "maximum") if getattr(self, name) is not None]
+        if self.per_unit is None and self.output is None:
+            raise ValueError(
+                'no price for output: set `output`, such as "0.40" for a million tokens, or '
+                "`per_unit` in base units"
+            )
+        if self.per_unit is not None and others:
+            raise ValueError(
+                f"`per_unit` and `{others[0]}` are both given: remove `per_unit`, or all prices "
+                "for a million tokens"
+            )
+        for name in ("cached_input", "cache_write"):
+            if getattr(self, name) is not None and self.input is None:
+                raise ValueError(f"`{name}` needs `input`, the price of the other input tokens")
+
+    def tariff(self, unit: TokenUnit | None) -> Tariff:
+        """Return the tariff of a request, in base units of the token.
+
+        Raises:
+            ConfigError: A price names another token, is out of range, or is finer than the token
+                allows; or it needs the token's decimals, and `unit` is None. The error names the
+                setting.
+        """
+        if self.per_unit is not None:
+            return Tariff.of("llm_token", self.per_unit)
+        if unit is None:
+            raise ConfigError(
+                "`price.output` is in whole tokens, and the token tells no decimals: set "
+                "`price.per_unit`, in base units, instead"
+            )
+        rates = [
+            _read(name, parse_rate, kind, f"{price} / 1M", unit)
+            for name, kind in _KINDS
+            if (price := getattr(self, name)) is not None
+        ]
+        least, most = (
+            None if price is None else _read(name, parse_money, price, unit)
+            for name, price in (("minimum", self.minimum), ("maximum", self.maximum))
+        )
+        for rate in rates:
+            if rate.exceeds(Rate(rate.kind, _PRICE_MAX)):
+                raise ConfigError(f"`price`: {rate.kind} costs over {_PRICE_MAX} base units")
+        try:
+            return Tariff(tuple(rates), least or 0, most)
+        except ConfigError as error:
+            raise ConfigError(f"`price`: {error}") from None
+
+
+def describe_tariff(tariff: Tariff, unit: TokenUnit | None) -> str:
+    """Return a gateway's tariff as people read it: `0.10 USDC / 1M input tokens, ...`."""
+    if unit is None:
+        amount, name = tariff.unit()
+        return f"{amount} base units / {name.replace('_', ' ')}"
+    rates = sorted(tariff.rates, key=lambda rate: _SHOWN.index(rate.kind))
+    parts = [describe_rate(rate, unit) for rate in rates]
+    if tariff.minimum:
+        parts.append(f"at least {unit.format(tariff.minimum)}")
+    if tariff.maximum is not None:
+        parts.append(f"at most {unit.format(tariff.maximum)}")
+    return ", ".join(parts)
+
+
+_SHOWN: Final = (
+    "llm_token",
+    "input_token",
+    "cached_input_token",
+    "cache_write_token",
+    "output_token",
+    "reasoning_token",
+)
+_KINDS: Final = (
+    ("output", "output_token"),
+    ("input", "input_token"),
+    ("cached_input", "cached_input_token"),
+    ("cache_write", "cache_write_token"),
+    ("reasoning", "reasoning_token"),
+)
+"""Settings and the kinds of usage that they price; the first is the main rate of a tariff."""
+
+_Read = TypeVar("_Read")
+
+
+def _read(name: str, parse: Callable[..., _Read], *arguments: Any) -> _Read:
+    try:
+        return parse(*arguments)
+    except ConfigError as error:
+        raise ConfigError(f"`price.{name}`: {error}") from None
 
 
 class Payment(Section, frozen=True):

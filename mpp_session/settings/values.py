@@ -1,7 +1,7 @@
 """Types of settings: a section, a secret, an address, a URL."""
 
 import re
-from typing import Annotated, Final
+from typing import Annotated, Any, Final, Self
 from urllib.parse import urlsplit
 
 import msgspec
@@ -14,9 +14,11 @@ __all__ = [
     "INT64_MAX",
     "TOKENS_MAX",
     "HexAddress",
+    "Money",
     "Positive",
     "Secret",
     "Section",
+    "decode_value",
     "is_loopback",
     "parse_address",
     "require_bearer",
@@ -25,6 +27,7 @@ __all__ = [
 
 INT64_MAX: Final = 2**63 - 1
 TOKENS_MAX: Final = 10**9
+_MONEY: Final = re.compile(r"[0-9]{1,30}(\.[0-9]{1,30})?( [A-Za-z][A-Za-z0-9.+-]{0,15})?")
 _VISIBLE: Final = re.compile("[!-~]+")
 
 HexAddress = Annotated[str, Meta(pattern=r"^0x[0-9a-fA-F]{40}$")]
@@ -53,8 +56,42 @@ class Secret:
         return "Secret(...)"
 
 
+class Money(str):
+    """An amount of the token as people write it: `"0.40"`, `"0.40 USDC"`.
+
+    The token's decimals make it a number, and are known once the chain answers.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, text: object) -> Self:
+        """Check the form.
+
+        Raises:
+            ValueError: It is no text, or no decimal of the token.
+        """
+        if not isinstance(text, str) or not _MONEY.fullmatch(text):
+            raise ValueError(
+                f'expected an amount of the token in quotes, such as "0.40", found {text!r:.80}'
+            )
+        return super().__new__(cls, text)
+
+
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One table of the file."""
+
+
+def decode_value(kind: type, value: Any) -> Any:
+    """Return a setting of a type that msgspec does not know: its `dec_hook`.
+
+    Raises:
+        ValueError: The value has not its form.
+    """
+    if kind is Money:
+        return Money(value)
+    if kind is Secret and isinstance(value, str):
+        return Secret(value)
+    raise ValueError("Expected `str`")
 
 
 def parse_address(text: str) -> Address:

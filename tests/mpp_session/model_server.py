@@ -44,6 +44,9 @@ class ModelServer:
         """Sent instead of everything else."""
         self.usage: dict[str, Any] | None = None
         """Usage of an answer in one piece, instead of the number of words."""
+        self.tokens: int | None = None
+        """What its tokenizer counts; None: it has none."""
+        self.tokenized = 0
         self.breaks_off = False
         self.seen: list[Seen] = []
         self.sent = 0
@@ -96,6 +99,12 @@ class ModelServer:
             self.cancelled.set()
             raise
 
+    async def tokenize(self, request: Request) -> Response:
+        self.tokenized += 1
+        if self.tokens is None or "messages" not in await request.json():
+            return Response(status_code=404)
+        return JSONResponse({"count": self.tokens})
+
     async def models(self, request: Request) -> Response:
         self.seen.append(Seen(request.url.path, dict(request.headers), {}))
         return JSONResponse({"object": "list", "data": [{"id": "tiny"}]})
@@ -124,6 +133,7 @@ async def model_server() -> AsyncIterator[ModelServer]:
     routes = [
         Route("/v1/chat/completions", server.complete, methods=["POST"]),
         Route("/v1/models", server.models),
+        Route("/tokenize", server.tokenize, methods=["POST"]),
     ]
     async with serve(Starlette(routes=routes)) as url:
         server.url = url

@@ -444,4 +444,4 @@ async def test_each_of_several_workers_has_so_long_to_start(devnet: TestChain) -
         },
     )
     with pytest.raises(CommandError, match=r"did not serve within 0\.01 s: raise listen"):
-        await run_workers(config, announce=lambda _: None, stopping=asyncio.Event())
+        await run_workers(config, announce=lambda *_: None, stopping=asyncio.Event())

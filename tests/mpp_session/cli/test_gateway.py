@@ -86,6 +86,37 @@ def test_it_announces_itself_and_ends_with_its_input(
     assert (tmp_path / "ledger.db").exists()
 
 
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--price", "7"], "costs 7 dUSD / 1M llm tokens"),
+        (
+            ["--input-price", "0.10", "--output-price", "0.40 dUSD"],
+            "costs 0.10 dUSD / 1M input tokens, 0.40 dUSD / 1M output tokens",
+        ),
+    ],
+)
+def test_it_says_what_a_million_tokens_cost(
+    start: Run, devnet: TestChain, tmp_path: Path, flags: list[str], said: str
+) -> None:
+    given = variables(devnet, tmp_path)
+    del given["MPP_SESSION_PRICE_PER_UNIT"]
+    done = start("gateway", "--until-eof", *flags, **given)
+    assert done.returncode == 0, done.stderr
+    assert said in done.stdout
+
+
+def test_a_price_in_another_token_is_one_line(
+    start: Run, devnet: TestChain, tmp_path: Path
+) -> None:
+    given = variables(devnet, tmp_path)
+    del given["MPP_SESSION_PRICE_PER_UNIT"]
+    done = start("gateway", "--until-eof", "--output-price", "0.40 EURC", **given)
+    assert done.returncode == 2
+    assert "`price.output`: " in done.stderr
+    assert "expected a price in dUSD, found '0.40 EURC" in done.stderr
+
+
 def test_its_log_is_json_where_that_is_asked_for_and_its_settlers_is_too(
     start: Run, devnet: TestChain, tmp_path: Path
 ) -> None:

@@ -63,6 +63,18 @@ def test_all_is_well_and_a_monitor_hears_zero(run: Run, devnet: TestChain, ledge
     assert "0 open, 0 closing, 0 stopped" in shown.stdout
 
 
+def test_the_prices_of_its_settings_are_shown_for_a_million_tokens(
+    run: Run, devnet: TestChain, ledger: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "gateway.toml"
+    file.write_text('[price]\ninput = "0.10"\noutput = "0.40"\nminimum = "0.0001"\n')
+    done = run("status", "--config", str(file), **variables(devnet, ledger))
+    said = " ".join(done.stdout.split())
+    assert (
+        "prices 0.10 dUSD / 1M input tokens, 0.40 dUSD / 1M output tokens, at least 0.0001" in said
+    )
+
+
 def test_a_monitor_hears_twenty_when_money_is_at_stake(
     run: Run, devnet: TestChain, ledger: Path
 ) -> None:

@@ -24,6 +24,11 @@ from tests.mpp_session.serving import serve
 from tests.mpp_session.settling import settling
 
 PRICE = 25
+KINDS = dict.fromkeys(
+    ("input_token", "cached_input_token", "cache_write_token", "output_token", "reasoning_token"),
+    1000,
+)
+"""What the agent pays at most for a token of these kinds, in base units."""
 
 
 class Running(msgspec.Struct):
@@ -101,7 +106,7 @@ def open_agent(devnet: TestChain, tmp_path: Path) -> OpenAgent:
         limits = TokenLimits(
             chain_id=values.chain_id,
             token=values.token,
-            unit_price_max={"llm_chunk": PRICE, "llm_token": PRICE},
+            unit_price_max={"llm_chunk": PRICE, "llm_token": PRICE} | KINDS,
             deposit_max=10**6,
             budget=10**6,
         )

@@ -304,7 +304,7 @@ async def test_what_the_model_server_says_is_passed_on_or_named_and_not_charged(
 async def test_a_long_prompt_is_refused_before_the_model_runs(
     run_gateway: RunGateway, open_agent: OpenAgent, model: ModelServer, size: int
 ) -> None:
-    """O-04: what is read is not charged, so it is bounded; tools and biases are part of it."""
+    """O-04: where input is free, its size is bounded; tools and biases are part of it."""
     fields: dict[str, Any] = {"max_tokens": 1, "tools": [{"type": "function"}]}
     payload = body(**fields)
     room = size - len(json.dumps(payload).encode())

@@ -295,3 +295,84 @@ def test_an_unreadable_answer_is_the_model_servers_fault(body: bytes) -> None:
 def test_an_answer_longer_than_was_asked_for_is_not_sold() -> None:
     with pytest.raises(UpstreamError, match="longer"):
         read_whole(whole("x", usage={"completion_tokens": 6}), units_max=5)
+
+
+def answer_of(message: dict[str, Any], **usage: Any) -> bytes:
+    return json.dumps({"choices": [{"message": message}], "usage": usage}).encode()
+
+
+@pytest.mark.parametrize(
+    ("chunk", "said"),
+    [
+        (usage(1, prompt_tokens=33), (33, None, None)),
+        (
+            usage(1, prompt_tokens=33, prompt_tokens_details={"cached_tokens": 32}),
+            (33, 32, None),
+        ),
+        (
+            usage(
+                1,
+                prompt_tokens=33,
+                prompt_tokens_details={"cached_tokens": 0, "cache_write_tokens": 30},
+            ),
+            (33, 0, 30),
+        ),
+        (content("x", timings={"predicted_n": 1, "prompt_n": 1, "cache_n": 32}), (33, 32, None)),
+        (content("x", timings={"predicted_n": 1}), (None, None, None)),
+        (usage(1, prompt_tokens=-3, prompt_tokens_details="all"), (None, None, None)),
+        (usage(1, prompt_tokens="33"), (None, None, None)),
+        (usage(1, prompt_tokens=33, prompt_tokens_details={"cached_tokens": -1}), (33, None, None)),
+    ],
+)
+def test_what_a_server_reports_of_the_prompt_is_read(chunk: str, said: tuple[Any, ...]) -> None:
+    one = counter("llama.cpp")
+    one.count(chunk)
+    assert (one.prompt.tokens, one.prompt.cached, one.prompt.written) == said
+
+
+def test_of_several_choices_the_first_read_the_prompt() -> None:
+    """The others find it in the cache that the first one filled."""
+    one = counter("llama.cpp", choices=2)
+    for index, cached in enumerate((0, 32)):
+        timings = {"predicted_n": 1, "prompt_n": 33 - cached, "cache_n": cached}
+        one.count(content("x", index=index, timings=timings))
+    assert (one.prompt.tokens, one.prompt.cached) == (33, 0)
+
+
+def test_reasoning_that_is_sent_or_reported_is_told_apart() -> None:
+    one = counter("usage")
+    thought = event(choices=[{"index": 0, "delta": {"reasoning_content": "hm"}}])
+    said = []
+    details = {"completion_tokens_details": {"reasoning_tokens": 6}}
+    for chunk in (thought, thought, content("42"), end(), usage(9, **details)):
+        one.count(chunk)
+        said.append((one.total, one.reasoning))
+    assert said == [(1, 1), (2, 2), (3, 2), (3, 2), (9, 6)]
+
+
+def test_an_answer_has_started_once_a_choice_has() -> None:
+    """O-04: its prompt was read, even if the answer stays empty; an error has no choice."""
+    failed, empty = counter(), counter()
+    failed.count(event(error={"message": "no GPU"}))
+    empty.count(end())
+    assert (failed.has_answered, empty.has_answered) == (False, True)
+
+
+def test_an_answer_in_one_piece_reports_its_prompt_and_its_reasoning() -> None:
+    details = {
+        "prompt_tokens_details": {"cached_tokens": 8},
+        "completion_tokens_details": {"reasoning_tokens": 5},
+    }
+    body = answer_of({"content": "42"}, completion_tokens=6, prompt_tokens=20, **details)
+    answer = read_whole(body, units_max=9)
+    assert (answer.units, answer.reasoning) == (6, 5)
+    assert (answer.prompt.tokens, answer.prompt.cached) == (20, 8)
+
+
+@pytest.mark.parametrize("reported", [None, -4, 10**9])
+def test_reasoning_is_never_more_than_the_output(reported: int | None) -> None:
+    """Where the server does not tell, reasoning is its share of the text."""
+    usage = {"completion_tokens": 8, "completion_tokens_details": {"reasoning_tokens": reported}}
+    message = {"content": "four", "reasoning_content": "and twelve.."}
+    expected = {None: 6, -4: 0, 10**9: 8}[reported]
+    assert read_whole(answer_of(message, **usage), units_max=9).reasoning == expected

@@ -23,7 +23,7 @@ async def test_the_openai_client_shows_what_it_costs_and_how_to_pay(
                 model="tiny", messages=[{"role": "user", "content": "hi"}], stream=is_stream
             )
         assert caught.value.status_code == 402
-        assert f"{PRICE} base units" in str(caught.value)
+        assert f"{PRICE} dUSD / 1M llm tokens" in str(caught.value)
         assert "dUSD" in str(caught.value)
         assert "mpp-session pay" in str(caught.value)
         assert caught.value.code == "payment-required"

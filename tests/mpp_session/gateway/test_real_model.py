@@ -202,3 +202,81 @@ async def test_a_payer_counts_several_choices_whose_chunks_hold_many_tokens(
         assert charged >= 2 * 3 * 40
         (account,) = await agent.payments.channels()
         assert charged - 2 <= account.units <= charged, "but for the tokens that end the texts"
+
+
+MONEY: dict[str, Any] = {"price__per_unit": None, "price__input": "1", "price__output": "1000"}
+"""In base units, 1 for a token read and 1000 for one made, so that `spent` tells both."""
+READ_CASES = {
+    name: CASES[name]
+    for name in (
+        "plain",
+        "n=2",
+        "tools",
+        "tools that must be called",
+        "stop holds text back",
+        "stop at once, n=2",
+        "JSON mode",
+        "logprobs",
+    )
+}
+
+
+async def usage_of(real: str, case: dict[str, Any], *, is_stream: bool) -> tuple[int, int]:
+    """What the server itself counts of the same request: tokens read, and made by all choices."""
+    options = {"stream_options": {"include_usage": True}} if is_stream else {}
+    body = {"messages": MESSAGES, "max_tokens": 4, "stream": is_stream, **case, **options}
+    async with httpx.AsyncClient() as client:
+        answer = await client.post(f"{real}/v1/chat/completions", json=body, timeout=60)
+    if is_stream:
+        lines = [line[6:] for line in answer.text.splitlines() if line.startswith("data: {")]
+        records = [one["usage"] for one in map(json.loads, lines) if one.get("usage")]
+    else:
+        records = [answer.json()["usage"]]
+    assert len(records) == (case.get("n", 1) if is_stream else 1)
+    return records[0]["prompt_tokens"], sum(one["completion_tokens"] for one in records)
+
+
+@pytest.mark.parametrize("is_stream", [True, False])
+async def test_input_and_output_are_charged_as_the_server_counts_them(
+    run_gateway: RunGateway, open_agent: OpenAgent, real: str, *, is_stream: bool
+) -> None:
+    """O-04: streamed and not, several choices, tools, stops; greedy, so that both runs are one."""
+    greedy = {"temperature": 0, "seed": 1}
+    async with (
+        run_gateway(upstream__url=real, upstream__fields=FIELDS, **MONEY) as gateway,
+        open_agent() as agent,
+    ):
+        wrong, spent = {}, 0
+        for name, case in READ_CASES.items():
+            if not is_stream and case.get("n", 1) > 1:
+                continue  # refused: the server counts one choice only
+            status = await ask(agent, gateway, stream=is_stream, **greedy, **case)
+            state = await gateway.channel()
+            made_now, read = divmod(state.spent - spent, 1000)
+            spent = state.spent
+            expected = await usage_of(real, {**greedy, **case}, is_stream=is_stream)
+            if (status, read, made_now, state.reserved) != (200, *expected, 0):
+                wrong[name] = (status, read, made_now, expected, state.reserved)
+        assert wrong == {}
+
+
+async def test_what_the_real_server_reads_from_its_cache_has_its_own_rate(
+    run_gateway: RunGateway, open_agent: OpenAgent, real: str
+) -> None:
+    """The same prompt twice: the second time nearly all of it comes from the cache."""
+    shares = {**MONEY, "price__cached_input": "0.1", "price__output": "10"}
+    async with (
+        run_gateway(upstream__url=real, upstream__fields=FIELDS, **shares) as gateway,
+        open_agent() as agent,
+    ):
+        text = f"Say hello to {'a dozen of us ' * 20}."
+        costs = [0]
+        for _ in range(2):
+            messages = [{"role": "user", "content": text}]
+            body = {"messages": messages, "max_tokens": 2, "stream": True, "ignore_eos": True}
+            answer = await agent.post(gateway.completions, json=body)
+            assert answer.status_code == 200
+            assert "cached_input_token=" in answer.text or not costs[1:]
+            costs.append((await gateway.channel()).spent)
+        first, second = costs[1], costs[2] - costs[1]
+        assert first > second > 20

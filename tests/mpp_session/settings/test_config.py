@@ -2,6 +2,7 @@
 
 import math
 import os
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import msgspec
 import pytest
 
 from channel.errors import ConfigError
+from channel.tariff import Rate, Tariff
+from channel.types import TokenUnit
 from mpp_session.settings import Config, Secret, TowerConfig, names_key
 from mpp_session.settings.config import (
     default_state_dir,
@@ -35,6 +38,7 @@ FILE: dict[str, dict[str, Any]] = {
     "payee": {"address": "0x" + "3c" * 20},
     "ledger": {"url": "sqlite:////var/lib/mpp-session/ledger.db"},
 }
+USDC = TokenUnit("USDC", 6)
 ENVIRONMENT = {"MPP_SESSION_PAYEE_KEY": KEY, "PATH": "/bin"}
 
 
@@ -126,6 +130,12 @@ def test_an_unknown_environment_variable_of_ours_is_refused(tmp_path: Path) -> N
         load(tmp_path, {**ENVIRONMENT, "MPP_SESSION_LEDGER_URI": "x"})
 
 
+PER_MILLION: dict[str, Any] = {
+    "price__per_unit": None,
+    "price__output": "0.40",
+    "price__input": "0.10",
+}
+
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"listen__shutdown_s": math.inf}, "listen.shutdown_s"),
     ({"listen__host": ""}, "listen.host"),
@@ -169,6 +179,15 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"listen__port": 65536}, "listen.port"),
     ({"price__per_unit": 10**18 + 1}, "price.per_unit"),
     ({"upstream__max_tokens": 10**9 + 1}, "upstream.max_tokens"),
+    ({"price__per_unit": None}, r"`price`: no price for output: set `output`, such as \"0.40\""),
+    ({"price__output": "0.40"}, "`per_unit` and `output` are both given"),
+    ({"price__minimum": "0.01"}, "`per_unit` and `minimum` are both given"),
+    ({**PER_MILLION, "price__output": 0.4}, r"`price.output`: .*quotes, such as \"0.40\", found 0"),
+    ({**PER_MILLION, "price__output": "0,40"}, r"`price.output`: .*found '0,40'"),
+    ({**PER_MILLION, "price__input": "0.10 / 1M"}, r"`price.input`: .*found '0.10 / 1M'"),
+    ({**PER_MILLION, "price__input": "-1"}, r"`price.input`: .*found '-1'"),
+    ({**PER_MILLION, "price__input": None, "price__cached_input": "1"}, "`cached_input` needs"),
+    ({**PER_MILLION, "settlement__settle_units": 9}, "set `settlement.settle_value`"),
 ]
 
 
@@ -179,6 +198,79 @@ def test_what_would_lose_money_later_does_not_start(
     """CHAL-08, CHAL-09, CHAL-04, F-69, F-102, F-106, F-107: refused with the setting's name."""
     with pytest.raises(ConfigError, match=said):
         load(tmp_path, **changes)
+
+
+def test_prices_for_a_million_tokens_become_exact_rates(tmp_path: Path) -> None:
+    """A token that costs less than a base unit has a price all the same."""
+    price = load(
+        tmp_path,
+        **PER_MILLION,
+        price__cached_input="0.025 USDC",
+        price__cache_write="0.125",
+        price__reasoning="0.6",
+        price__minimum="0.0001",
+        price__maximum="0.5 usdc",
+    ).price
+    tariff = price.tariff(USDC)
+    usage = {
+        "output_token": 7,
+        "input_token": 30,
+        "cached_input_token": 20,
+        "cache_write_token": 4,
+        "reasoning_token": 10,
+    }
+    assert tariff.main == Rate("output_token", 400_000, 10**6)
+    assert tariff.kinds == tuple(usage)
+    assert (tariff.minimum, tariff.maximum) == (100, 500_000)
+    scale = 10**4
+    exact = {kind: Fraction(tariff.cost({kind: n * scale})) / scale for kind, n in usage.items()}
+    assert exact == {
+        "output_token": Fraction("2.8"),
+        "input_token": 3,
+        "cached_input_token": Fraction("0.5"),
+        "cache_write_token": Fraction("0.5"),
+        "reasoning_token": 6,
+    }
+
+
+def test_a_price_in_base_units_is_the_plain_tariff_of_before(tmp_path: Path) -> None:
+    """Old clients know no other; no token's decimals are needed."""
+    assert load(tmp_path).price.tariff(None) == Tariff.of("llm_token", 25)
+
+
+def test_prices_come_from_the_environment_too(tmp_path: Path) -> None:
+    variables = {
+        "MPP_SESSION_PRICE_INPUT": "0.10",
+        "MPP_SESSION_PRICE_OUTPUT": "0.40 USDC",
+        "MPP_SESSION_PRICE_MINIMUM": "0.000001",
+    }
+    price = load(tmp_path, {**ENVIRONMENT, **variables}, price__per_unit=None).price
+    assert [rate.amount for rate in price.tariff(USDC).rates] == [400_000, 100_000]
+    assert price.tariff(USDC).minimum == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"price__output": "0.40 EURC"}, "`price.output`: .*expected a price in USDC"),
+        ({"price__output": "0"}, "`price`: output_token: .*must not be free"),
+        ({"price__input": "0." + "0" * 29 + "1"}, "`price.input`: "),
+        ({"price__input": "9" * 30}, "`price`: input_token costs over"),
+        ({"price__minimum": "0.0000001"}, "`price.minimum`: .* at most 6 decimals"),
+        ({"price__minimum": "2", "price__maximum": "1"}, "`price`: expected minimum and maximum"),
+    ],
+)
+def test_a_price_that_does_not_fit_the_token_is_named(
+    tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    price = load(tmp_path, **{**PER_MILLION, **changes}).price
+    with pytest.raises(ConfigError, match=said):
+        price.tariff(USDC)
+
+
+def test_a_token_without_decimals_has_prices_in_base_units_only(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"set `price\.per_unit`, in base units, instead"):
+        load(tmp_path, **PER_MILLION).price.tariff(None)
 
 
 def test_a_payee_needs_a_key(tmp_path: Path) -> None:
