@@ -13,7 +13,7 @@ import logging
 import re
 import time
 from collections.abc import AsyncIterable, Coroutine, Mapping
-from typing import Any, Final, TypeAlias
+from typing import Any, TypeAlias
 
 import msgspec
 from starlette.responses import Response
@@ -191,23 +191,22 @@ class _Stream:
                 self._is_idle = False
             if gone.done():
                 return
-            frame, units, usage, held = _read_chunk(chunk, reservation.main_kind)
-            if usage or self._frames_usage or not isinstance(held, int):
-                if not await self._is_covered_by_kind(units, usage, held):
-                    return
-            elif reservation.covered_units < self._frames_units + units + held:
-                await self._write()
-                needed = units + held
-                if reservation.covered_units < needed and not await self._is_covered(
-                    reservation.price_of(needed)
-                ):
-                    return
+            if isinstance(chunk, str):  # nearly every one: its path is kept short
+                frame, units, held, others = format_event(chunk), 1, 0, None
+            else:
+                frame, units, held, others = _read_chunk(chunk, reservation.main_kind)
+            if (
+                others is not None
+                or self._frames_usage
+                or reservation.covered_units < self._frames_units + units + held
+            ) and not await self._is_room(units + held, others):
+                return
             now = clock()
             self._frames.append(frame)
             self._frames_bytes += len(frame)
             self._frames_units += units
-            if usage:
-                self._frames_usage = _sum(self._frames_usage, usage)
+            if others is not None:
+                self._frames_usage = _sum(self._frames_usage, others[0])
             if now - came_at > _TOGETHER_S_MAX or self._frames_bytes >= _WRITE_BYTES_MAX:
                 await self._write()
             came_at = now
@@ -237,12 +236,12 @@ class _Stream:
         if self._reservation.stopped_by is not None:  # stopped while not idle
             raise asyncio.CancelledError
 
-    async def _is_covered_by_kind(self, units: int, usage: Usage, held: Usage | int) -> bool:
-        """Whether an event of several kinds is reserved beside those that wait to be sent."""
+    async def _is_room(self, units: int, others: "_Others | None") -> bool:
+        """Whether an event is reserved beside those that wait to be sent."""
         reservation = self._reservation
         main = reservation.main_kind
-        needed = _sum(usage, {main: units}, {main: held} if isinstance(held, int) else held)
-        waiting = _sum(self._frames_usage, {main: self._frames_units})
+        needed = _sum({main: units}, *(others or ()))
+        waiting = _sum({main: self._frames_units}, self._frames_usage)
         if reservation.covered >= reservation.price_of(_sum(waiting, needed)):
             return True
         await self._write()
@@ -308,39 +307,39 @@ class _Stream:
         await self._producer.close()
 
 
-_NO_USAGE: Final[Usage] = {}
+_Others: TypeAlias = tuple[Usage, Usage]
+"""What an event uses and what it holds, of other kinds than the main one."""
 
 
-def _read_chunk(chunk: Chunk, main: str) -> tuple[bytes, int, Usage, Usage | int]:
-    """Return the bytes to send, the units of the main kind, those of others, and what to hold."""
-    if isinstance(chunk, str):
-        return format_event(chunk), 1, _NO_USAGE, 0
-    units, usage = chunk.units, chunk.usage
-    if usage is not None and usage.keys() <= {main}:
-        units, usage = usage.get(main, 0), None
-    stated = units if usage is None else usage
-    others = _NO_USAGE if usage is None else {kind: n for kind, n in usage.items() if kind != main}
-    if usage is not None:
-        units = usage.get(main, 0)
+def _read_chunk(chunk: Event | Frame, main: str) -> tuple[bytes, int, int, _Others | None]:
+    """Return the bytes to send, the units that it uses and holds, and those of other kinds."""
+    used = {main: chunk.units} if chunk.usage is None else chunk.usage
+    held = {main: chunk.held} if isinstance(chunk.held, int) else chunk.held
+    units = used.get(main, 0)
+    others = _without(used, main), _without(held, main)
+    kinds = others if any(others) else None
     if isinstance(chunk, Event):
         if (chunk.event or "").startswith(_RESERVED):
             raise ValueError(
                 f"{chunk.event}: the gate reserves event names that begin with {_RESERVED}; "
                 "use another name"
             )
-        frame = format_event(
-            chunk.data, chunk.event, units=units if usage is None else 1, usage=usage
-        )
-        return frame, units, others, chunk.held
+        stated = used if others[0] else None
+        frame = format_event(chunk.data, chunk.event, units=units, usage=stated)
+        return frame, units, held.get(main, 0), kinds
     raw = chunk.raw
     if (b"event" in raw or b"payment-" in raw) and _OURS.search(raw):
         # Another server's payment events have no meaning here.
-        return b": dropped\n\n", 0, _NO_USAGE, chunk.held
+        return b": dropped\n\n", 0, held.get(main, 0), None
     # Without its end it would merge with the next event: a forgery's other half, or the receipt.
     frame = raw if raw.endswith(_ENDS) else raw + b"\n\n"
     if chunk.usage is not None:
-        frame = format_event_usage(stated).encode("ascii") + frame
-    return frame, units, others, chunk.held
+        frame = format_event_usage(used if others[0] else units).encode("ascii") + frame
+    return frame, units, held.get(main, 0), kinds
+
+
+def _without(usage: Usage, main: str) -> Usage:
+    return {kind: units for kind, units in usage.items() if units and kind != main}
 
 
 def _sum(*usages: Usage) -> dict[str, int]:

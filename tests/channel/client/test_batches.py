@@ -116,4 +116,4 @@ def test_the_gate_writes_what_the_payer_reads_and_lets_nobody_else_write_it() ->
     assert _read_chunk(Event("one"), "row")[0] == b"data: one\n\n"
     for field in (b"payment-units: 9", b"payment-usage: row=9"):
         frame, *used = _read_chunk(Frame(field + b"\ndata: x\n\n"), "row")
-        assert (frame, used) == (b": dropped\n\n", [0, {}, 0])
+        assert (frame, used) == (b": dropped\n\n", [0, 0, None])
