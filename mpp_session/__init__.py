@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from channel.client.payments import Summary as Summary
     from channel.client.policy.policy import Policy as Policy
     from channel.client.policy.policy import TokenLimits as TokenLimits
+    from channel.client.policy.quote import Quote as Quote
     from channel.client.store.sqlite import PaymentStore as PaymentStore
     from channel.errors import AgentError as AgentError
     from channel.errors import BudgetExceededError as BudgetExceededError
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from channel.http.middleware import PaymentGate as PaymentGate
     from channel.http.pricing import Price as Price
     from channel.http.pricing import Route as Route
+    from channel.types import TokenUnit as TokenUnit
     from mpp_session.agent.client import PayingClient as PayingClient
     from mpp_session.agent.client import build_client as build_client
     from mpp_session.agent.client import load_keystore as load_keystore
@@ -63,11 +65,13 @@ _HOMES = {
     "Payments": "channel.client.payments",
     "Policy": "channel.client.policy.policy",
     "Price": "channel.http.pricing",
+    "Quote": "channel.client.policy.quote",
     "Route": "channel.http.pricing",
     "Summary": "channel.client.payments",
     "SyncPayingClient": "mpp_session.agent.sync_client",
     "SyncPayments": "mpp_session.agent.sync_client",
     "TokenLimits": "channel.client.policy.policy",
+    "TokenUnit": "channel.types",
     "build_client": "mpp_session.agent.client",
     "httpx2_transport": "mpp_session.agent.httpx2_transport",
     "load_keystore": "mpp_session.agent.client",

@@ -1,4 +1,4 @@
-"""An agent's operations on its channels: list, close, leave without the server, sum up."""
+"""An agent's operations on its channels: list, close, leave without the server, sum up; quotes."""
 
 import asyncio
 import logging
@@ -8,9 +8,10 @@ import msgspec
 from msgspec.structs import replace
 
 from channel.client.http.management import HeadManagementClient
-from channel.client.http.transport import is_safe, origin_of
+from channel.client.http.transport import expect, is_safe, origin_of, route_of
 from channel.client.payment.closing import close_channel
 from channel.client.payment.payer import Payer
+from channel.client.policy.quote import Quote, quote_of
 from channel.client.store.record import ChannelRecord
 from channel.errors import ChainUnavailableError, ChannelUnusableError, OfferRefusedError
 from channel.types import Address, ChannelId, TokenUnit, TxHash
@@ -74,6 +75,29 @@ class Payments:
             _add_up(*group, records, unit=await self._unit(*group, records[0].origin))
             for group, records in groups.items()
         ]
+
+    async def quote(self, request: httpx.Request) -> Quote:
+        """Return what a request can cost at most under the server's current offer.
+
+        Nothing is signed, and the request is not sent: a HEAD asks for the offer unless a fresh one
+        is known. `client.build_request(...)` makes the request, whose body is read.
+
+        Raises:
+            OfferRefusedError: The policy does not allow what the server asks.
+            PaymentRefusedError: The server offers nothing, as for a request that is free.
+            httpx.TransportError: The server cannot be reached.
+        """
+        content = await request.aread()
+        origin = origin_of(request.url)
+        self._require_safe(request.url, origin, "payment over")
+        management = HeadManagementClient(
+            self._inner, request.url, headers=request.headers, extensions=request.extensions
+        )
+        route = request.method, route_of(request.url)
+        offer, limits = await self._payer.find_offer(route, origin, management)
+        cost = self._payer.count(offer.request, expect(request, content))
+        unit = limits.unit or await self._unit(limits.chain_id, limits.token, origin)
+        return quote_of(origin, cost, limits, unit=unit)
 
     async def close(self, which: ChannelId | str | None = None) -> list[ChannelRecord]:
         """Close channels with their servers at exactly what was spent, and return their records.
@@ -154,12 +178,12 @@ class Payments:
 
     async def _close(self, record: ChannelRecord) -> ChannelRecord:
         url = httpx.URL(record.url)
-        allow_loopback_http = self._payer.policy.allow_loopback_http
-        if not is_safe(url, allow_loopback_http=allow_loopback_http):
-            raise OfferRefusedError(
-                field="a close over", asked="plain http", allowed="https", origin=record.origin
-            )
+        self._require_safe(url, record.origin, "a close over")
         return await close_channel(self._payer, record, HeadManagementClient(self._inner, url))
+
+    def _require_safe(self, url: httpx.URL, origin: str, field: str) -> None:
+        if not is_safe(url, allow_loopback_http=self._payer.policy.allow_loopback_http):
+            raise OfferRefusedError(field=field, asked="plain http", allowed="https", origin=origin)
 
 
 def _add_up(

@@ -21,6 +21,7 @@ from channel.client.funding.signer import Signer
 from channel.client.http.blocking import LoopThread, SyncPayingTransport
 from channel.client.payments import Payments, Summary
 from channel.client.policy.policy import Policy
+from channel.client.policy.quote import Quote
 from channel.client.store.record import ChannelRecord
 from channel.types import Address, ChannelId, TxHash
 from mpp_session.agent.client import TIMEOUT_S, open_client
@@ -42,6 +43,11 @@ class SyncPayments:
     def summary(self) -> list[Summary]:
         """See `Payments.summary`."""
         return self._loop.run(self._payments.summary())
+
+    def quote(self, request: httpx.Request) -> Quote:
+        """See `Payments.quote`."""
+        request.read()
+        return self._loop.run(self._payments.quote(request))
 
     def close(self, which: ChannelId | str | None = None) -> list[ChannelRecord]:
         """See `Payments.close`."""

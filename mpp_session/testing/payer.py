@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Final
 
 from channel.client.policy.policy import Policy, TokenLimits
+from channel.types import TokenUnit
 from mpp_session.agent.client import PayingClient, open_client
 from mpp_session.agent.sync_client import SyncPayingClient, open_sync_client
 from settlement.dev.devnet import DevAccount, DevnetValues
 
 __all__ = ["UNIT_PRICE_MAX", "TestPayer"]
 
-UNIT_PRICE_MAX: Final[Mapping[str, int]] = {"llm_token": 1_000, "request": 1_000_000}
+UNIT_PRICE_MAX: Final[Mapping[str, int | str]] = {"llm_token": 1_000, "request": 1_000_000}
 _DEPOSIT_MAX: Final = 10_000_000
 _BUDGET: Final = 100_000_000
 
@@ -33,14 +34,15 @@ class TestPayer:
         """Address and key."""
         return self._values.accounts[self._name]
 
-    def policy(self, unit_price_max: Mapping[str, int] = UNIT_PRICE_MAX) -> Policy:
-        """Return a policy for the devnet: these unit types at most at these prices."""
+    def policy(self, unit_price_max: Mapping[str, int | str] = UNIT_PRICE_MAX) -> Policy:
+        """Return a policy for the devnet: these kinds at most at these prices."""
         limits = TokenLimits(
             chain_id=self._values.chain_id,
             token=self._values.token,
             unit_price_max=unit_price_max,
             deposit_max=_DEPOSIT_MAX,
             budget=_BUDGET,
+            unit=TokenUnit(self._values.token_symbol, self._values.token_decimals),
         )
         return Policy(limits=(limits,), allow_loopback_http=True)
 

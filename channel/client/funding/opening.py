@@ -22,6 +22,7 @@ from channel.client.funding.deposit import Depositor, is_over
 from channel.client.funding.keys import VoucherKeys
 from channel.client.policy.funding_method import permit2_of, usable_types
 from channel.client.policy.policy import (
+    Amounts,
     Offer,
     Policy,
     TokenLimits,
@@ -80,7 +81,7 @@ class ChannelOpener:
         taken: set[ChannelKey],
         is_checked: bool,
         url: str,
-        needed: int,
+        amounts: Amounts,
     ) -> tuple[ChannelRecord, Source]:
         """Return a channel in state `open` or `opening`: this one, a stored one or a new one.
 
@@ -92,7 +93,7 @@ class ChannelOpener:
             taken: The channels that other slots use.
             is_checked: Whether `record` was compared with the chain before (CLIENT-05).
             url: Stored with a new channel.
-            needed: What a new channel must cover.
+            amounts: What the request costs, which a new channel must cover.
 
         Raises:
             AgentError: See `find` and `prepare`.
@@ -109,7 +110,8 @@ class ChannelOpener:
             record = None if has_ended else record
         if record is not None:
             return record, source
-        return await self.prepare(scope, offer, limits, url=url, needed=needed), "new"
+        record = await self.prepare(scope, offer, limits, url=url, amounts=amounts)
+        return record, "new"
 
     async def find(self, scope: Scope, taken: set[ChannelKey]) -> ChannelRecord | None:
         """Return a usable channel of this scope, or None.
@@ -138,17 +140,24 @@ class ChannelOpener:
         return None
 
     async def prepare(
-        self, scope: Scope, offer: Offer, limits: TokenLimits, *, url: str, needed: int
+        self,
+        scope: Scope,
+        offer: Offer,
+        limits: TokenLimits,
+        *,
+        url: str,
+        amounts: Amounts,
     ) -> ChannelRecord:
         """Store a new channel in state `opening`, before anything leaves this process.
 
         A deposit by signature is signed and stored with it. An account with less than the suitable
-        deposit deposits what it has, if that covers `needed`.
+        deposit deposits what it has, if that covers the first cost.
 
         Raises:
             AgentError: The escrow is not trusted, the first cost exceeds the allowed deposit or
                 budget, the account can make no deposit, or the origin has too many channels.
         """
+        needed, ahead = amounts.cost, amounts.ahead - amounts.cost
         require_deposit(limits, needed, scope.origin)
         budget = budget_of(self._policy, limits)
         await self._store.require_budget(scope, needed, budget=budget, now=self._now())
@@ -158,7 +167,7 @@ class ChannelOpener:
             chain.read_means(scope.token, permit2_of(offer.request)),
         )
         locked = locked_budget_of(limits)
-        wanted = deposit_size(self._policy, limits, offer.request, needed)
+        wanted = deposit_size(self._policy, limits, offer.request, needed, ahead=ahead)
         salt = self._random_bytes(SALT_BYTES)
         signer = self._keys.signer(salt).address
         terms = ChannelTerms(

@@ -21,7 +21,7 @@ from channel.wire.sse import (
     RECEIPT_EVENT,
     EventSplitter,
     parse_event,
-    parse_event_units,
+    parse_event_usage,
 )
 
 __all__ = ["PaidEvents"]
@@ -161,7 +161,7 @@ class PaidEvents(httpx.AsyncByteStream):
             await self._paid.take_receipt(text)
         else:
             self._is_done = text == DONE
-            self._paid.count(text, parse_event_units(block))
+            self._paid.count(text, parse_event_usage(block))
             return False
         return True
 

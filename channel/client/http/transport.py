@@ -15,14 +15,20 @@ import secrets
 
 import httpx
 
-from channel.client.http.bodies import RequestBody, bound_coding, read_reply, read_request_body
+from channel.client.http.bodies import (
+    KEPT_BODY_BYTES_MAX,
+    RequestBody,
+    bound_coding,
+    read_reply,
+    read_request_body,
+)
 from channel.client.http.events import PaidEvents
 from channel.client.http.management import ACCEPT_PAYMENT, HeadManagementClient
 from channel.client.payment.management import Header, Reply
 from channel.client.payment.payer import Payer
 from channel.client.payment.request import PaidRequest
 from channel.client.payment.retry import LostKeys, answer_refusal, is_from_sdk
-from channel.client.policy.meter import read_expectation
+from channel.client.policy.meter import Expectation, read_expectation
 from channel.client.policy.policy import HEADERS
 from channel.errors import (
     MppSessionError,
@@ -36,7 +42,7 @@ from channel.wire.challenge import SCHEME
 from channel.wire.coding import ACCEPT_ENCODING
 from channel.wire.sse import CONTENT_TYPE
 
-__all__ = ["PayingTransport", "is_safe", "origin_of"]
+__all__ = ["PayingTransport", "expect", "is_safe", "origin_of", "route_of"]
 
 ROUNDS_MAX = 40
 KEY_BYTES = 18
@@ -268,17 +274,28 @@ class PayingTransport(httpx.AsyncBaseTransport):
         return PaidRequest(
             method=request.method,
             origin=origin,
-            url=str(request.url.copy_with(userinfo=b"", query=None, fragment=None)),
+            url=route_of(request.url),
             management=HeadManagementClient(
                 self._management,
                 request.url,
                 headers=request.headers,
                 extensions=request.extensions,
             ),
-            expectation=read_expectation(body.content, request.headers.get("Accept", "")),
+            expectation=expect(request, body.content),
             idempotency_key=key,
             is_key_ours=given is None,
         )
+
+
+def route_of(url: httpx.URL) -> str:
+    """Return the address by which a challenge is remembered: without what may hold secrets."""
+    return str(url.copy_with(userinfo=b"", query=None, fragment=None))
+
+
+def expect(request: httpx.Request, content: bytes | None) -> Expectation:
+    """Return what to expect of the answer to a request; `content` is None where it is too long."""
+    accept = request.headers.get("Accept", "")
+    return read_expectation(content, accept, long_bytes=KEPT_BODY_BYTES_MAX)
 
 
 def origin_of(url: httpx.URL) -> str:

@@ -83,6 +83,11 @@ class Tab:
         return sum(request.cost for request in self.requests)
 
     @property
+    def ahead(self) -> int:
+        """What those may cost for input beside that."""
+        return sum(request.ahead for request in self.requests)
+
+    @property
     def allowance(self) -> int:
         """How far vouchers may exceed the count now: everything in flight and one step."""
         return sum(request.cost_max for request in self.requests) + self.step_max
@@ -144,8 +149,8 @@ class Tab:
     ) -> ChannelRecord:
         """Make the amount of the next voucher durable, and return the channel with it.
 
-        A stream's voucher includes one further step, if the limits allow it. What `require` has
-        checked is not checked again after a top-up.
+        If the limits allow it, a stream's voucher includes one further step, and that of an answer
+        in one piece its input. What `require` has checked is not checked again after a top-up.
 
         Raises:
             BudgetExceededError: It exceeds the policy's caps or the budgets.
@@ -155,7 +160,9 @@ class Tab:
         allowance = max(self.allowance, needed - counts.claimable)
         cap = deposit if limits.cumulative_max is None else limits.cumulative_max
         is_stream = request.is_streaming or (expectation.is_stream and not expectation.is_guess)
-        ahead = max(counts.counted, counts.spent) + self.allowance if is_stream else needed
+        ahead = needed + self.ahead
+        if is_stream:
+            ahead = max(counts.counted, counts.spent) + self.allowance
 
         def choose(current: ChannelRecord, budget_left: int) -> int:
             amount = choose_amount(
@@ -310,6 +317,7 @@ class ChannelPool:
         request.offer, request.limits, request.amounts = offer, limits, amounts
         request.challenge_ids.add(offer.challenge.id)
         request.cost, request.cost_max, request.step = amounts.cost, amounts.cost_max, amounts.step
+        request.ahead = amounts.ahead - amounts.cost
         if is_new and request.slot.tab is not None:
             request.slot.tab.add(request)
         elif request.has_channel:

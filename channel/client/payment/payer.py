@@ -22,7 +22,7 @@ from channel.chain import PayerChain
 from channel.client.funding.keys import VoucherKeys
 from channel.client.funding.opening import ChannelOpener
 from channel.client.payment.channel_pool import ChannelPool
-from channel.client.payment.management import Header, Reply, build_header
+from channel.client.payment.management import Header, ManagementClient, Reply, build_header
 from channel.client.payment.receipts import ReceiptChecker
 from channel.client.payment.request import PaidRequest
 from channel.client.payment.stream import PaidStream
@@ -35,6 +35,7 @@ from channel.client.policy.decisions import (
     decide,
     deposit_pause_s,
 )
+from channel.client.policy.meter import Expectation
 from channel.client.policy.policy import (
     Offer,
     Policy,
@@ -44,16 +45,20 @@ from channel.client.policy.policy import (
     require_chain,
     require_offer,
 )
+from channel.client.policy.prices import main_kind, require_no_rise
 from channel.client.policy.stages import NEXT, Outcome, Stage
+from channel.client.policy.usage import RequestCost
 from channel.client.store.record import ChannelRecord, Scope, read_receipt
 from channel.client.store.sqlite import PaymentStore
 from channel.errors import (
     DepositPendingError,
+    OfferRefusedError,
     PaymentOutcomeUnknownError,
     PaymentRefusedError,
     ReceiptViolationError,
     UnsettledClaimError,
 )
+from channel.wire.challenge import SessionRequest
 from channel.wire.payload import VoucherPayload
 from channel.wire.problem import Problem, parse_problem
 
@@ -61,6 +66,8 @@ __all__ = ["Payer"]
 
 REMEMBERED_MAX = 256
 UNKNOWN_CHANNEL = "session/channel-not-found"
+CHUNK_UNIT = "llm_chunk"
+"""The unit of a route priced by the chunk, regardless of the model server's own counts."""
 
 
 class Payer:
@@ -101,7 +108,43 @@ class Payer:
         if offer is None or not offer.is_fresh(self.now()):
             return None
         limits = require_offer(self.policy, offer, request.origin, self.now())
+        request.is_prepaid = True
         return await self._pay(request, offer, limits)
+
+    def count(self, asked: SessionRequest, expectation: Expectation) -> RequestCost:
+        """Return the count of a request under an offer, with nothing counted."""
+        return RequestCost(
+            asked.pricing,
+            expectation,
+            units_max=self.policy.request_units_max,
+            believes_counts=main_kind(asked) != CHUNK_UNIT,
+        )
+
+    async def find_offer(
+        self, route: tuple[str, str], origin: str, management: ManagementClient
+    ) -> tuple[Offer, TokenLimits]:
+        """Return the current offer of a route, and the limits that allow it; nothing is paid.
+
+        Without a remembered, fresh one the server is asked by a HEAD.
+
+        Raises:
+            OfferRefusedError: The policy does not allow it.
+            PaymentRefusedError: The server offers none.
+        """
+        offer = self._remembered.get(route)
+        if offer is not None and offer.is_fresh(self.now()):
+            return offer, require_offer(self.policy, offer, origin, self.now())
+        reply = await management.head(None)
+        chosen = choose_offer(
+            self.policy, reply.challenges, origin, self.now(), others=reply.others
+        )
+        if chosen is None:
+            raise PaymentRefusedError(
+                status=reply.status,
+                problem_type="without a challenge",
+                detail="a HEAD is not asked to pay, so the request may be free",
+            )
+        return chosen
 
     async def answer(self, request: PaidRequest, reply: Reply) -> Header | None:
         """Return the credential for sending the request again, or None to return the answer.
@@ -208,7 +251,8 @@ class Payer:
         """
         if not request.is_sent:
             return False
-        value = request.cost + (request.step if request.expectation.is_stream else 0)
+        value = request.cost + request.ahead
+        value += request.step if request.expectation.is_stream else 0
         request.begin_counting()
         request.tab.lose(value, lost_max=request.amounts.lost_max)
         return True
@@ -253,7 +297,23 @@ class Payer:
             await self.opener.notice_opened(await self.store.get(request.tab.key))
         chosen = choose_offer(self.policy, reply.challenges, request.origin, self.now())
         offer, limits = chosen or (request.offer, request.limits)
+        if step is not Step.REFRESH or not request.is_prepaid:
+            self._require_no_rise(request, offer, limits)
         return await self._pay(request, offer, limits, claimed=claimed)
+
+    def _require_no_rise(self, request: PaidRequest, offer: Offer, limits: TokenLimits) -> None:
+        """Check that a fresh challenge within one request does not raise its price (F-95).
+
+        A remembered challenge may have ended with the price that it stated: then the caps decide.
+        """
+        before, after = request.offer.request, offer.request
+        if (before.chain_id, before.currency) != (after.chain_id, after.currency):
+            return
+        try:
+            require_no_rise(before, after, unit=limits.unit, origin=request.origin)
+        except OfferRefusedError:
+            self._remembered.pop(request.route, None)  # the next request asks for the price
+            raise
 
     async def _deposit_alone(self, request: PaidRequest) -> bool:
         """Open at this account's own cost a channel whose attached deposit was not made.
@@ -374,7 +434,8 @@ class Payer:
             asked.recipient,
             asked.currency,
         )
-        amounts = amounts_of(self.policy, asked, request.expectation)
+        request.usage = self.count(asked, request.expectation)
+        amounts = amounts_of(self.policy, asked, request.usage)
         await self.pool.enter(request, scope, offer, limits, amounts)
 
     async def _obtain(self, request: PaidRequest) -> tuple[ChannelRecord, bool]:
@@ -392,7 +453,7 @@ class Payer:
             taken=self.pool.taken(slot.scope),
             is_checked=slot.is_checked,
             url=request.url,
-            needed=request.cost,
+            amounts=request.amounts,
         )
         self.pool.use(request, record)
         if source == "store":  # also while `opening`: its deposit carried the first voucher

@@ -1,6 +1,6 @@
 """Checks receipts against the record and stores them; a false one stops the channel (CLIENT-09)."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from functools import partial
 
 from msgspec.structs import replace
@@ -8,6 +8,7 @@ from msgspec.structs import replace
 from channel.client.payment.channel_pool import ChannelPool, Tab
 from channel.client.payment.management import Presented
 from channel.client.payment.request import PaidRequest
+from channel.client.policy.usage import Counted
 from channel.client.store.record import (
     adopt_receipt,
     count_received,
@@ -33,18 +34,17 @@ class ReceiptChecker:
     async def accept(self, request: PaidRequest, text: str | None) -> None:
         """Count an answer that is not a stream, and accept its receipt.
 
-        Only the server knows the number of units; at most what the request may cost is counted. An
-        answer without a receipt counts as one unit.
+        Only the server knows its usage; at most what the request may cost is counted. An answer
+        without a receipt counts as one unit.
 
         Raises:
             ReceiptViolationError: The receipt is wrong; the channel is stopped.
         """
         receipt = None if text is None else await self._read(request.tab.key, text)
-        units = 1 if receipt is None or receipt.units is None else receipt.units
-        units = min(units, request.cost_max // request.amounts.unit)
+        units, usage = (None, None) if receipt is None else (receipt.units, receipt.usage)
         is_alone = request.tab.requests <= {request}
+        await self._count(request, lambda: request.usage.take_answer(units, usage))
         request.begin_counting()
-        request.tab.change(partial(count_received, value=units * request.amounts.unit, units=units))
         if receipt is None or text is None:
             await request.tab.store(self._store)
         else:
@@ -75,6 +75,9 @@ class ReceiptChecker:
                 field=RECEIPT_EVENT, said=f"unreadable ({error})", expected="a receipt"
             ) from error
         is_final = request.tab.requests <= {request}
+        usage = receipt.usage or {}
+        await self._count(request, lambda: request.usage.take_rest(usage))
+        request.cost_max = 0
         await self._adopt(request, receipt, format_receipt(receipt), is_final=is_final)
 
     async def accept_presented(self, request: PaidRequest, presented: Presented) -> None:
@@ -129,6 +132,17 @@ class ReceiptChecker:
             spent_min=request.spent_before.get(tab.key, 0) if is_ours else 0,
             is_final=is_final,
         )
+
+    async def _count(self, request: PaidRequest, take: Callable[[], Counted | None]) -> None:
+        """Count what a receipt states."""
+        try:
+            counted = take()
+        except ReceiptViolationError:
+            await self.stop(request.tab.key)
+            raise
+        if counted is not None:
+            change = partial(count_received, value=counted.value, units=counted.units)
+            request.tab.change(change)
 
     async def _read(self, key: ChannelKey, text: str) -> Receipt:
         try:

@@ -6,6 +6,7 @@ from channel.client.payment.management import Header, ManagementClient
 from channel.client.policy.decisions import RetryState
 from channel.client.policy.meter import Expectation
 from channel.client.policy.policy import Amounts, Offer, TokenLimits
+from channel.client.policy.usage import RequestCost
 from channel.types import Address, ChannelKey
 
 if TYPE_CHECKING:
@@ -22,7 +23,9 @@ class PaidRequest:
     """The offer that was answered last; this and what follows are set when it enters a slot."""
     limits: TokenLimits
     amounts: Amounts
-    """What its units cost under the offer."""
+    """What it costs under the offer."""
+    usage: RequestCost
+    """What is counted of it, by kind. A stream keeps the tariff with which it began."""
     source: tuple[int, Address]
     """Chain id and address of the payer, as a credential states them (CRED-02)."""
     slot: "ChannelSlot"
@@ -54,6 +57,8 @@ class PaidRequest:
         self.retry = RetryState()
         self.header: Header | None = None
         """The last credential that was sent."""
+        self.is_prepaid = False
+        """Whether the first offer that it answered was remembered from an earlier request."""
         self.is_streaming = False
         """Whether its answer is a stream that has begun."""
         self.is_waiting = False
@@ -73,9 +78,10 @@ class PaidRequest:
         """`spent` as known when this request first used the channel."""
         self.attached_deposit: VoucherWithDeposit | None = None
         """The voucher and deposit of the request itself, until the deposit is confirmed."""
-        self.cost = self.cost_max = 0
-        """What it has in flight, in base units: its first cost, and the most it may cost. Zero from
-        the moment that what arrives is counted."""
+        self.cost = self.ahead = self.cost_max = 0
+        """What it has in flight, in base units: its first cost; what the limits may allow beside
+        that for input; and the most it may cost. From the moment that what arrives is counted it is
+        only the input of a stream that may still be stated."""
         self.step = 0
         """How far its vouchers may exceed the count, in base units."""
         self.is_sent = False
@@ -84,6 +90,7 @@ class PaidRequest:
         """Whether another request was in flight on the channel since this one was sent."""
 
     def begin_counting(self) -> None:
-        """Stop being in flight: what arrives is counted from now on."""
-        self.cost = self.cost_max = 0
+        """Stop being in flight, except for input: what arrives is counted from now on."""
+        self.cost = self.ahead = 0
+        self.cost_max = self.usage.in_flight
         self.is_sent = False

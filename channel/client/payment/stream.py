@@ -18,7 +18,7 @@ from channel.client.payment.receipts import ReceiptChecker
 from channel.client.payment.request import PaidRequest
 from channel.client.payment.vouchers import VoucherIssuer, VoucherWithDeposit
 from channel.client.policy.decisions import SETTLE_TRIES_MAX, SETTLE_WAIT_S_STEP
-from channel.client.policy.meter import UnitMeter
+from channel.client.policy.prices import worth
 from channel.client.policy.rate import DeliveryRate
 from channel.client.store.record import ChannelRecord, count_received, count_unread
 from channel.client.store.sqlite import PaymentStore
@@ -29,6 +29,7 @@ from channel.errors import (
     UnsettledClaimError,
     WireError,
 )
+from channel.tariff import Usage
 from channel.wire.sse import NEED_VOUCHER_EVENT, parse_need_voucher
 
 __all__ = ["PaidStream"]
@@ -36,9 +37,6 @@ __all__ = ["PaidStream"]
 IDLE_NEEDS_MAX = 3
 SHARED_NEEDS_MAX = 32
 """The same when concurrent or broken requests may use what was signed for this stream."""
-UNITS_MAX = 2**63
-CHUNK_UNIT = "llm_chunk"
-"""The unit of a route priced by the chunk, regardless of the model server's own counts."""
 
 _log = logging.getLogger(__name__)
 
@@ -65,10 +63,8 @@ class PaidStream:
         self._now = now
         self._sleep = sleep
         self._rate = DeliveryRate(now())
-        self._meter = UnitMeter(believes_counts=request.offer.request.unit_type != CHUNK_UNIT)
         self._unpaid = 0
         """What arrived since this stream's last voucher, in base units."""
-        self._units_left = _greatest_length(request)
         self._idle_needs = 0
         self._refill: asyncio.Task[None] | None = None
         self._funding: asyncio.Task[None] | None = None
@@ -80,38 +76,35 @@ class PaidStream:
         self.has_receipt = False
         """Whether the final receipt arrived and was possible."""
 
-    def count(self, data: str, said_units: int | None = None) -> None:
-        """Count one event, up to the number of units that the request allows.
+    def count(self, data: str, stated: Usage | int | None = None) -> None:
+        """Count one event; see `RequestCost.take_event`.
 
-        The event's own statement is used when it is lower than this client's count. For a batch it
-        may be higher, up to the bytes of its text, because a unit is at least a byte long.
+        Raises:
+            ReceiptViolationError: It states a kind that the offer does not price.
         """
-        units = self._meter.count(data)
-        if said_units is not None:
-            units = min(said_units, max(units, len(data)))
-        units = min(units, self._units_left)
-        if not units:
+        counted = self._request.usage.take_event(data, stated)
+        if counted is None:
             return
-        self._units_left -= units
-        value = units * self._request.amounts.unit
+        value, units, delivered = counted
         self._request.begin_counting()
         self._request.tab.change(partial(count_received, value=value, units=units))
         self._end_settling()
         self._unpaid += value
         self._idle_needs = 0
-        self._rate.add(units)
+        self._rate.add(delivered)
         if self._refill is None and self._is_running_low:
             self._refill = asyncio.create_task(self._pay_ahead())
 
     @property
     def _is_running_low(self) -> bool:
-        return 2 * self._unpaid > self._request.step > self._request.amounts.unit
+        request, amounts = self._request, self._request.amounts
+        return 2 * self._unpaid > request.step and amounts.step_max > amounts.unit
 
     def _grow_step(self) -> None:
         """Adapt the step to the stream's rate; a step of 1 in the policy stays 1."""
         self._rate.measure(self._now())
         request, amounts = self._request, self._request.amounts
-        wanted = min(self._rate.step_units * amounts.unit, amounts.step_max)
+        wanted = min(self._rate.step, amounts.step_max)
         request.tab.grow_step(request, wanted)
 
     async def need_voucher(self, data: str) -> None:
@@ -236,10 +229,10 @@ class PaidStream:
         request, limits = self._request, self._request.limits
         if self._funding is not None or not self._may_fund:
             return
-        unit = request.amounts.unit
-        lead = max(request.step, self._rate.lead_units * unit)
+        lead = max(request.step, self._rate.lead)
+        rest = worth(request.usage.tariff, request.usage.units_left)
         caps = (limits.deposit_max, limits.cumulative_max)
-        goal = record.counted + min(lead, self._units_left * unit)
+        goal = record.counted + min(lead, rest)
         goal = min(goal, *(cap for cap in caps if cap is not None))
         if goal > record.deposit:
             self._funding = asyncio.create_task(self._fund(goal))
@@ -265,16 +258,18 @@ class PaidStream:
     async def end(self, *, is_broken: bool) -> None:
         """Count the rest and release the channel.
 
-        What the caller left unread was delivered, up to one step. What a broken connection lost is
-        granted within the policy's bound, because a server could break connections deliberately.
-        Both apply only until the next receipt states what was spent.
+        What the caller left unread was delivered, up to one step and the input that was not stated.
+        What a broken connection lost is granted within the policy's bound, because a server could
+        break connections deliberately. Both apply only until the next receipt states what was
+        spent.
         """
         request, tab = self._request, self._request.tab
         try:
             if not self.has_receipt:
                 request.begin_counting()
                 counts = tab.counts
-                unread = max(0, min(request.step, counts.signed - counts.counted - tab.in_flight))
+                unread = request.step + request.usage.unseen
+                unread = max(0, min(unread, counts.signed - counts.counted - tab.in_flight))
                 if is_broken:
                     tab.lose(unread, lost_max=request.amounts.lost_max)
                 else:
@@ -292,13 +287,3 @@ class PaidStream:
 async def _finish(task: asyncio.Task[None] | None) -> None:
     if task is not None:
         await asyncio.wait({task})
-
-
-def _greatest_length(request: PaidRequest) -> int:
-    """Return how many units an answer may count at most: twice what its request names.
-
-    Twice, because servers differ in how they cut text into tokens. A server that sends events
-    without end is paid for no more than these.
-    """
-    bound = request.expectation.units_max
-    return UNITS_MAX if bound is None else 2 * bound

@@ -23,6 +23,7 @@ from channel.client.policy.policy import (
     choose_offer,
     require_deposit,
 )
+from channel.client.policy.prices import main_kind, require_no_rise
 from channel.client.store.record import ChannelRecord
 from channel.client.store.sqlite import PaymentStore
 from channel.errors import DepositPendingError, OfferRefusedError, PaymentRefusedError
@@ -209,7 +210,7 @@ class VoucherIssuer:
         offer = presented.offer
         if offer is not request.offer:
             request.offer = offer
-            request.amounts = amounts_of(self._policy, offer.request, request.expectation)
+            request.amounts = amounts_of(self._policy, offer.request, request.usage)
             request.challenge_ids.add(offer.challenge.id)
         # The receipt of a top-up proves no voucher key, so it shows public amounts only (O-20).
         if not isinstance(payload, TopUpHash | TopUpAuthorization | TopUpPermit2):
@@ -269,16 +270,17 @@ class VoucherIssuer:
                 problem_type="without a challenge",
                 detail="the server refused a HEAD without naming what it asks",
             )
-        new = chosen[0]
-        if new.request.unit_price > old.request.unit_price:
-            raise OfferRefusedError(
-                field="amount",
-                asked=new.request.unit_price,
-                allowed=f"{old.request.unit_price}, as it was offered before",
-                origin=request.origin,
-            )
-        for field in ("chain_id", "escrow", "currency", "recipient", "unit_type"):
-            if getattr(new.request, field) != getattr(old.request, field):
+        new, limits = chosen
+        before, after = old.request, new.request
+        require_no_rise(before, after, unit=limits.unit, origin=request.origin)
+        for field, is_same in (
+            *(
+                (name, getattr(after, name) == getattr(before, name))
+                for name in ("chain_id", "escrow", "currency", "recipient")
+            ),
+            ("unit_type", main_kind(after) == main_kind(before)),
+        ):
+            if not is_same:
                 raise OfferRefusedError(
                     field=field,
                     asked="another one",

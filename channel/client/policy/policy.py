@@ -12,7 +12,6 @@ import msgspec
 from channel.chain import PayerChain
 from channel.client.policy.budget import Budget, LockedBudget
 from channel.client.policy.funding_method import usable_types
-from channel.client.policy.meter import Expectation
 from channel.client.policy.prices import (
     main_kind,
     read_cap,
@@ -20,6 +19,7 @@ from channel.client.policy.prices import (
     require_rates,
     worth,
 )
+from channel.client.policy.usage import RequestCost
 from channel.errors import BudgetExceededError, OfferRefusedError, WireError
 from channel.types import Address, TokenUnit
 from channel.wire.challenge import (
@@ -57,7 +57,6 @@ DESCRIBED_CHARS_MAX = 64
 FOREIGN = "method/intent"
 """The field in the refusal of another method's offer, which no policy can allow."""
 LOCKED_ORIGINS = 4
-REQUEST_UNIT = "request"
 
 _NOBODY = Address(bytes(20))
 _NO_REQUEST = SessionRequest(
@@ -127,7 +126,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     """Most units of a kind that one answer which is not a stream may cost. Of input it is the
     bytes of the prompt."""
     lost_units_max: int = 256
-    """Units of a channel that may be lost to broken connections before it is given up."""
+    """Units of a channel that may be lost to broken connections before it is given up, beside the
+    input of the request that is lost."""
     channels_per_origin_max: int = 4
     """Channels with a deposit at the same time, for one origin and token."""
     parallel_streams_max: int = 1
@@ -172,9 +172,11 @@ class Amounts(msgspec.Struct, frozen=True, gc=False):
     """What one request costs under an offer, in base units."""
 
     unit: int
-    """The price of one unit."""
+    """The price of one unit of the main kind, at least one."""
     cost: int
     """The first cost, which is signed before the request is served."""
+    ahead: int
+    """The same with all that the prompt may cost, signed where the limits allow it."""
     cost_max: int
     """The most it may cost before any of it is counted."""
     step: int
@@ -355,24 +357,22 @@ def step_value(policy: Policy, request: SessionRequest) -> int:
     return worth(request.pricing, step_units(policy, request))
 
 
-def amounts_of(policy: Policy, request: SessionRequest, expectation: Expectation) -> Amounts:
-    """Return what a request costs that is expected to be answered so.
+def amounts_of(policy: Policy, request: SessionRequest, cost: RequestCost) -> Amounts:
+    """Return what a request costs under an offer.
 
-    A stream is paid as it is delivered. Any other answer whose unit is not the request is paid
-    from a reservation for its greatest length, which the request's own body may bound.
+    A stream is paid as it is delivered. Any other answer is paid from a reservation for its
+    greatest length, which the request's own body may bound.
     """
-    price, step = request.unit_price, step_value(policy, request)
-    first = most = 1
-    if not expectation.is_stream and request.unit_type != REQUEST_UNIT:
-        most = min(expectation.units_max or policy.request_units_max, policy.request_units_max)
-        first = 1 if expectation.units_max is None else most
+    tariff, step = request.pricing, step_value(policy, request)
+    grows = step_units(policy, request) > 1
     return Amounts(
-        unit=price,
-        cost=first * price,
-        cost_max=most * price,
+        unit=worth(tariff, 1),
+        cost=cost.first,
+        ahead=cost.first_known,
+        cost_max=cost.greatest,
         step=step,
-        step_max=policy.voucher_step_max * price if step > price else step,
-        lost_max=policy.lost_units_max * price,
+        step_max=max(step, worth(tariff, policy.voucher_step_max)) if grows else step,
+        lost_max=worth(tariff, policy.lost_units_max) + cost.first_known - cost.first,
     )
 
 
@@ -396,14 +396,17 @@ def locked_budget_of(limits: TokenLimits) -> LockedBudget:
     return LockedBudget(origin_max=origin_max, total_max=total_max)
 
 
-def deposit_size(policy: Policy, limits: TokenLimits, request: SessionRequest, needed: int) -> int:
+def deposit_size(
+    policy: Policy, limits: TokenLimits, request: SessionRequest, needed: int, *, ahead: int = 0
+) -> int:
     """Return the deposit for a new channel: the least of suggestion, expectation and cap (F-92).
 
-    Never below `needed`, which the caller has already checked against the cap.
+    Never below `needed`, which the caller has already checked against the cap. The expectation is
+    of the main kind, so `ahead`, what the first request may cost for input, comes on top.
     """
     expected = worth(request.pricing, policy.expected_units)
     suggested = expected if request.suggested_deposit is None else request.suggested_deposit
-    return max(needed, min(suggested, expected, limits.deposit_max))
+    return max(needed, min(min(suggested, expected) + ahead, limits.deposit_max))
 
 
 def top_up_size(

@@ -16,38 +16,38 @@ MEASURED_S_MIN: Final = 0.1
 
 
 class DeliveryRate:
-    """Units and seconds of one stream, without the seconds in which it waited for the payer."""
+    """Value and seconds of one stream, without the seconds in which it waited for the payer."""
 
     def __init__(self, now: float) -> None:
         self._mark = now
-        self._units = 0
+        self._value = 0
         self._per_s = 0.0
         self._delivered = 0
 
-    def add(self, units: int) -> None:
-        """Count units that arrived."""
-        self._units += units
-        self._delivered += units
+    def add(self, value: int) -> None:
+        """Count what arrived, in base units."""
+        self._value += value
+        self._delivered += value
 
     def measure(self, now: float) -> None:
         """Update the rate with the time since the last call, if that is long enough."""
         elapsed_s = now - self._mark
         if elapsed_s < MEASURED_S_MIN:
             return
-        per_s = self._units / elapsed_s
+        per_s = self._value / elapsed_s
         self._per_s = (self._per_s + per_s) / 2 if self._per_s else per_s
-        self._mark, self._units = now, 0
+        self._mark, self._value = now, 0
 
     def leave_out(self, seconds: float) -> None:
         """Exclude a pause from the measured time."""
         self._mark += max(0.0, seconds)
 
     @property
-    def step_units(self) -> int:
-        """The number of units for a step."""
+    def step(self) -> int:
+        """The value of a step."""
         return min(int(self._per_s * STEP_S), self._delivered)
 
     @property
-    def lead_units(self) -> int:
-        """The number of units that arrive while a deposit is mined."""
+    def lead(self) -> int:
+        """The value that arrives while a deposit is mined."""
         return int(self._per_s * LEAD_S)

@@ -33,14 +33,11 @@ class Counted(NamedTuple):
     """What one call counted."""
 
     value: int
-    """In base units."""
+    """In base units; 0 where a base unit is many units."""
     units: int
     """Of the main kind."""
     delivered: int
     """The part of `value` that is no input: by it a stream's pace is measured."""
-
-
-_NOTHING: Final = Counted(0, 0, 0)
 
 
 class RequestCost:
@@ -123,6 +120,12 @@ class RequestCost:
         return max(0, self._unstated.charged - self._counted.charged)
 
     @property
+    def unseen(self) -> int:
+        """The same where nothing of it was stated, so that all of it may have been charged."""
+        known = any(self._groups[kind][1] in ("input", "request") for kind in self.usage)
+        return 0 if known else self.in_flight
+
+    @property
     def units_left(self) -> int:
         """Units of the main kind that may still be counted."""
         return self._left[self._groups[self.tariff.main.kind][0]]
@@ -182,8 +185,8 @@ class RequestCost:
         except ConfigError:  # more than any channel can hold, so the policy's caps refuse it
             return AMOUNT_MAX
 
-    def take_event(self, data: str, stated: Usage | int | None = None) -> Counted:
-        """Count one event of a stream.
+    def take_event(self, data: str, stated: Usage | int | None = None) -> Counted | None:
+        """Count one event of a stream; None where it used nothing.
 
         Its own statement is used where it is lower than this client's count. For a batch it may
         be higher, up to the bytes of its text, because a unit is at least a byte long.
@@ -198,7 +201,7 @@ class RequestCost:
         units = self._meter.count(data)
         main = self.tariff.main.kind
         if stated is None:
-            return self._take({main: units}) if units else _NOTHING
+            return self._take({main: units}) if units else None
         room = max(units, len(data))
         usage: dict[str, int] = {}
         for kind, said in ({main: stated} if isinstance(stated, int) else stated).items():
@@ -210,7 +213,7 @@ class RequestCost:
             room -= usage[kind]
         return self._take(usage)
 
-    def take_answer(self, units: int | None, usage: Usage | None) -> Counted:
+    def take_answer(self, units: int | None, usage: Usage | None) -> Counted | None:
         """Count an answer in one piece, by its receipt; without a statement it is one unit.
 
         Raises:
@@ -222,7 +225,7 @@ class RequestCost:
             self._require_priced(kind, said)
         return self._take(usage)
 
-    def take_rest(self, usage: Usage) -> Counted:
+    def take_rest(self, usage: Usage) -> Counted | None:
         """Count what the receipt of a stream states and no event did, except output.
 
         Raises:
@@ -247,8 +250,8 @@ class RequestCost:
             )
         return found[1]
 
-    def _take(self, usage: Usage) -> Counted:
-        """Count this within the bounds, input first."""
+    def _take(self, usage: Usage) -> Counted | None:
+        """Count this within the bounds, input first; None where there is none."""
         taken: tuple[dict[str, int], dict[str, int]] = ({}, {})
         for kind, said in usage.items():
             group, role = self._groups[kind]
@@ -259,6 +262,8 @@ class RequestCost:
                 if self._unstated is not None and role in ("output", "other"):
                     self._unstated.add({group: units})
         known, delivered = taken
+        if not known and not delivered:
+            return None
         first = self._counted.add(known) if known else 0
         then = self._counted.add(delivered) if delivered else 0
         main = self.tariff.main.kind

@@ -16,8 +16,8 @@ def test_a_step_lasts_half_a_second_of_a_fast_stream() -> None:
     """VCH-09: two half steps a second each way, far from any server's limit."""
     rate = DeliveryRate(0.0)
     run(rate, per_s=1_000, seconds=3)
-    assert 490 <= rate.step_units <= 500 == 1_000 * STEP_S
-    assert 3_900 <= rate.lead_units <= 4_000 == 1_000 * LEAD_S
+    assert 490 <= rate.step <= 500 == 1_000 * STEP_S
+    assert 3_900 <= rate.lead <= 4_000 == 1_000 * LEAD_S
 
 
 def test_a_burst_says_nothing() -> None:
@@ -25,7 +25,7 @@ def test_a_burst_says_nothing() -> None:
     rate = DeliveryRate(0.0)
     rate.add(500)
     rate.measure(MEASURED_S_MIN / 2)
-    assert (rate.step_units, rate.lead_units) == (0, 0)
+    assert (rate.step, rate.lead) == (0, 0)
 
 
 def test_a_pause_does_not_count() -> None:
@@ -34,7 +34,7 @@ def test_a_pause_does_not_count() -> None:
     run(rate, per_s=1_000, seconds=1)
     rate.leave_out(60.0)
     run(rate, per_s=1_000, seconds=1, began=61.0)
-    assert rate.step_units >= 490
+    assert rate.step >= 490
 
 
 @given(st.lists(st.tuples(st.integers(1, 10_000), st.floats(0, 10, allow_nan=False)), max_size=30))
@@ -47,5 +47,5 @@ def test_a_step_is_never_larger_than_what_was_delivered(
         rate.add(units)
         now += seconds
         rate.measure(now)
-        assert 0 <= rate.step_units <= sum(count for count, _ in events)
-    assert rate.step_units <= sum(count for count, _ in events)
+        assert 0 <= rate.step <= sum(count for count, _ in events)
+    assert rate.step <= sum(count for count, _ in events)

@@ -56,7 +56,7 @@ def test_an_event_is_counted_as_it_states() -> None:
     assert cost.usage == {"input_token": 200, "output_token": 1, "request": 1}
     assert counted == (26, 1, 1)
     assert cost.take_event(text("one two three"), 3) == (1, 3, 1)
-    assert cost.take_event("[DONE]", 0) == (0, 0, 0)
+    assert cost.take_event("[DONE]", 0) is None
     assert cost.charged == MODEL.cost({"input_token": 200, "output_token": 4, "request": 1})
 
 
@@ -82,7 +82,7 @@ def test_what_is_no_input_is_counted_as_far_as_the_text_bears_it() -> None:
     said = {"output_token": 10**9, "reasoning_token": 10**9, "image": 10**9}
     counted = cost.take_event("12345", said)
     assert cost.usage == {"output_token": 5}
-    assert counted.delivered == counted.value == 2
+    assert counted == (2, 5, 2)
     cost.take_event("12345", {"image": 2, "output_token": 9})
     assert cost.usage == {"output_token": 8, "image": 2}
 
@@ -132,8 +132,8 @@ def test_an_answer_in_one_piece_is_counted_by_its_receipt() -> None:
     cost = answer(named=100)
     counted = cost.take_answer(None, {"input_token": 57, "output_token": 35, "request": 1})
     assert counted == (25, 35, 14)
-    assert answer().take_answer(None, None).units == 1
-    assert answer().take_answer(7, None).units == 7
+    assert answer().take_answer(None, None) == (1, 1, 1)
+    assert answer().take_answer(7, None) == (3, 7, 3)
 
 
 def test_an_answer_in_one_piece_is_counted_within_the_bounds() -> None:
@@ -207,11 +207,12 @@ def test_no_statement_makes_a_request_dearer_than_its_bounds(
     for usage in data.draw(usages):
         before = running.charged, running.charged + running.in_flight
         counted = running.take_event("x" * data.draw(st.integers(0, 400)), usage)
-        assert running.charged == before[0] + counted.value == tariff.cost(running.usage)
+        value, _, delivered = counted or (0, 0, 0)
+        assert running.charged == before[0] + value == tariff.cost(running.usage)
         assert running.in_flight >= 0
         # What was in flight pays for what was stated of input, whatever else arrived.
         assert running.charged + running.in_flight >= before[1]
-        assert 0 <= counted.delivered <= counted.value
+        assert 0 <= delivered <= value
 
 
 @given(tariffs(), st.data())
