@@ -10,6 +10,7 @@ from typing import Any, Final, Protocol, Self
 
 from channel.client.policy.policy import Policy, TokenLimits
 from channel.client.store.record import ChannelRecord
+from channel.tariff import Tariff
 from mpp_session.agent.amounts import TokenUnit
 from mpp_session.agent.client import PayingClient, open_client
 from mpp_session.demo.chain_view import read_balances, read_channel, read_transactions
@@ -17,15 +18,18 @@ from mpp_session.demo.child import Child, run_child
 from mpp_session.demo.model import MODEL_NAME
 from mpp_session.demo.report import Answer, DemoReport
 from mpp_session.errors import ChildError, CommandError
+from mpp_session.settings import Money, Price
 from settlement.dev.devnet import GASLESS, Devnet
 
-__all__ = ["PROMPTS", "UNIT_PRICE", "AnswerScreen", "Screen", "run_demo"]
+__all__ = ["PROMPTS", "AnswerScreen", "Screen", "run_demo"]
 
 PROMPTS: Final = (
     "What is the capital of France? Answer in one sentence.",
     "Write two sentences about why honest accounts matter.",
 )
-UNIT_PRICE: Final = 25
+INPUT_PRICE: Final = "0.10"
+OUTPUT_PRICE: Final = "0.40"
+"""For a million tokens each, in whole tokens of the demo's dollar."""
 _MAX_TOKENS: Final = 120
 _CHECKED: Final = r"(\d+) voucher signatures checked"
 
@@ -68,10 +72,13 @@ async def run_demo(screen: Screen, folder: Path) -> DemoReport:
         model = await open_.enter_async_context(_run_model(folder))
         clock.done(f"{MODEL_NAME} behind llama.cpp's server")
         token = TokenUnit(devnet.values.token_symbol, devnet.values.token_decimals)
+        tariff = Price(input=Money(INPUT_PRICE), output=Money(OUTPUT_PRICE)).tariff(token)
         before, first_block = await read_balances(devnet), await devnet.rpc.block_number()
         async with _run_gateway(folder, model.found[1]) as gateway:
-            clock.done(f"The gateway, {token.format(UNIT_PRICE)} for an output token")
-            answers, account = await _be_an_agent(devnet, gateway, folder, screen)
+            clock.done(
+                f"The gateway, {INPUT_PRICE} / {OUTPUT_PRICE} {token.symbol} for 1M tokens in / out"
+            )
+            answers, account = await _be_an_agent(devnet, gateway, folder, screen, tariff)
             clock.restart()
         clock.done("The gateway has stopped, its ledger is closed")
         fact = await read_channel(devnet, account.key.channel_id)
@@ -79,7 +86,7 @@ async def run_demo(screen: Screen, folder: Path) -> DemoReport:
             raise CommandError("the escrow does not show the channel as closed")
         return DemoReport(
             token=token,
-            unit_price=UNIT_PRICE,
+            tariff=tariff,
             answers=tuple(answers),
             vouchers_signed=account.vouchers,
             signature_checks=await _count_checks(gateway),
@@ -103,7 +110,8 @@ def _run_model(folder: Path) -> Any:
 async def _run_gateway(folder: Path, upstream: str) -> AsyncIterator[Child]:
     command = [sys.executable, "-m", "mpp_session.cli", "gateway", "--until-eof", "--port=0"]
     command += [f"--devnet={folder / 'devnet.json'}", f"--upstream={upstream}"]
-    command += ["--counts=llama.cpp", f"--price={UNIT_PRICE}"]
+    command += ["--counts=llama.cpp"]
+    command += [f"--input-price={INPUT_PRICE}", f"--output-price={OUTPUT_PRICE}"]
     log = folder / "gateway.log"
     ready = r"listening on (http://\S+)"
     async with run_child("the gateway", command, log=log, ready=ready) as child:
@@ -116,7 +124,7 @@ async def _run_gateway(folder: Path, upstream: str) -> AsyncIterator[Child]:
 
 
 async def _be_an_agent(
-    devnet: Devnet, gateway: Child, folder: Path, screen: Screen
+    devnet: Devnet, gateway: Child, folder: Path, screen: Screen, tariff: Tariff
 ) -> tuple[list[Answer], ChannelRecord]:
     """Ask, pay as the answers arrive, and close."""
     values = devnet.values
@@ -125,7 +133,11 @@ async def _be_an_agent(
             TokenLimits(
                 chain_id=values.chain_id,
                 token=values.token,
-                unit_price_max={"llm_token": UNIT_PRICE},
+                unit_price_max={
+                    "input_token": f"{INPUT_PRICE} / 1M",
+                    "output_token": f"{OUTPUT_PRICE} / 1M",
+                },
+                unit=TokenUnit(values.token_symbol, values.token_decimals),
                 deposit_max=10**values.token_decimals,
                 budget=10**values.token_decimals,
             ),
@@ -139,7 +151,7 @@ async def _be_an_agent(
         policy=policy,
         store=folder / "agent.db",
     ) as client:
-        answers = [await _ask(client, url, prompt, screen) for prompt in PROMPTS]
+        answers = [await _ask(client, url, prompt, screen, tariff) for prompt in PROMPTS]
         clock = _Clock(screen)
         closed = await client.payments.close(url)
         clock.done("The channel is closed, the unused deposit is refunded")
@@ -148,12 +160,14 @@ async def _be_an_agent(
     return answers, closed[0]
 
 
-async def _ask(client: PayingClient, url: str, prompt: str, screen: Screen) -> Answer:
+async def _ask(
+    client: PayingClient, url: str, prompt: str, screen: Screen, tariff: Tariff
+) -> Answer:
     """Ask one question through the plain OpenAI client, and show the answer as it arrives."""
     import openai  # noqa: PLC0415 -- only the demo needs it, and it is slow to import
 
     began = time.monotonic()
-    before = await _units(client)
+    before = await _paid(client)
     http_client: Any = client  # openai's types accept only httpx.AsyncClient of its own version
     model = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="unused", http_client=http_client)
     stream = await model.chat.completions.create(
@@ -164,22 +178,24 @@ async def _ask(client: PayingClient, url: str, prompt: str, screen: Screen) -> A
         max_tokens=_MAX_TOKENS,
         temperature=0,
     )
-    text, tokens, reported = "", 0, 0
+    text, tokens, read, made = "", 0, 0, 0
     with screen.answer(prompt) as shown:
         async for chunk in stream:
             piece = chunk.choices[0].delta.content if chunk.choices else None
             if piece:
                 text, tokens = text + piece, tokens + 1
-                shown.token(piece, tokens, tokens * UNIT_PRICE)
+                shown.token(piece, tokens, tariff.cost({"output_token": tokens}))
             if chunk.usage is not None:
-                reported = chunk.usage.completion_tokens
-        units = await _units(client) - before
-        shown.token("", units, units * UNIT_PRICE)
-    return Answer(prompt, text, reported, units, time.monotonic() - began)
+                read, made = chunk.usage.prompt_tokens, chunk.usage.completion_tokens
+        units, cost = (now - then for now, then in zip(await _paid(client), before, strict=True))
+        shown.token("", units, cost)
+    return Answer(prompt, text, read, made, units, cost, time.monotonic() - began)
 
 
-async def _units(client: PayingClient) -> int:
-    return sum(account.units for account in await client.payments.channels())
+async def _paid(client: PayingClient) -> tuple[int, int]:
+    """Return output tokens and base units that the receipts charge so far."""
+    channels = await client.payments.channels()
+    return sum(one.units for one in channels), sum(one.spent for one in channels)
 
 
 async def _count_checks(gateway: Child) -> int:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import msgspec
 from rich.table import Table
 
+from channel.tariff import Tariff, Usage, format_rate
 from channel.types import TxHash
 from mpp_session.agent.amounts import TokenUnit
 
@@ -20,10 +21,14 @@ class Answer(msgspec.Struct, frozen=True):
 
     prompt: str
     text: str
-    tokens: int
+    input_tokens: int
+    """Tokens of the prompt that the model server reported."""
+    output_tokens: int
     """Output tokens that the model server reported."""
     units: int
-    """Units that the provider's receipt charges."""
+    """Output tokens that the provider's receipt charges."""
+    cost: int
+    """Base units that the provider's receipt charges."""
     seconds: float
 
 
@@ -46,11 +51,15 @@ class Balances(msgspec.Struct, frozen=True):
     escrow: int
 
 
+def _usage(answer: Answer) -> Usage:
+    return {"input_token": answer.input_tokens, "output_token": answer.output_tokens}
+
+
 class DemoReport(msgspec.Struct, frozen=True, kw_only=True):
     """All figures of one demo."""
 
     token: TokenUnit
-    unit_price: int
+    tariff: Tariff
     answers: tuple[Answer, ...]
     vouchers_signed: int
     signature_checks: int
@@ -69,10 +78,9 @@ class DemoReport(msgspec.Struct, frozen=True, kw_only=True):
         """The refund of the close."""
         return self.deposit - self.paid
 
-    @property
-    def units(self) -> int:
-        """Units charged."""
-        return sum(answer.units for answer in self.answers)
+    def used(self, kind: str) -> int:
+        """Return the tokens of a kind that the model server reported for all answers."""
+        return sum(_usage(answer)[kind] for answer in self.answers)
 
     def mismatches(self) -> list[str]:
         """Return every claim about the amounts that does not hold; empty if all agree."""
@@ -85,9 +93,11 @@ class DemoReport(msgspec.Struct, frozen=True, kw_only=True):
         yield "the escrow holds nothing of it", after.escrow == before.escrow
         yield "the deposit covers what was paid", 0 < paid <= self.deposit
         yield "the chain paid out what the last receipt says", paid == self.receipt_spent
-        yield "every unit was paid at its price", paid == self.units * self.unit_price
+        yield "the answers came to what was paid", paid == sum(one.cost for one in self.answers)
         for answer in self.answers:
-            yield "each token of the model is one unit", answer.units == answer.tokens
+            yield "each token of the answer is one unit", answer.units == answer.output_tokens
+            exact = self.tariff.cost(_usage(answer))
+            yield "each token was paid at its price, input and output", answer.cost == exact
         sent = [(transaction.name, transaction.sender) for transaction in self.transactions]
         yield "the payer never had ether", before.payer_wei == after.payer_wei == 0
         yield (
@@ -117,7 +127,10 @@ class DemoReport(msgspec.Struct, frozen=True, kw_only=True):
     def rows(self) -> Iterator[tuple[str, str]]:
         """Return name and value of each figure, formatted for people."""
         show = self.token.format
-        yield "tokens paid for", f"{self.units:,} at {show(self.unit_price)}"
+        for kind, name in (("input_token", "input tokens"), ("output_token", "output tokens")):
+            rate = self.tariff.rate_of(kind)
+            if rate is not None:
+                yield name, f"{self.used(kind):,} at {format_rate(rate, self.token)}"
         yield "vouchers signed", f"{self.vouchers_signed:,}"
         yield "signature checks by the provider", f"{self.signature_checks:,}"
         wei = f"{self.before.payer_wei:,} wei before, {self.after.payer_wei:,} wei after"

@@ -254,12 +254,17 @@ class _Chunks:
             return self._fail(error)
         if data == DONE:
             return self._end()
-        if counter.is_usage_only:  # free, so that the client learns what to pay next
-            is_shown = self._chat.wants_usage or counter.total - self._asked > _HIDDEN_UNITS_MAX
-            return self._give(data) if is_shown else _USAGE
+        return self._pass_on(data)
+
+    def _pass_on(self, data: str) -> Event | Frame:
+        due = self._counter.total - self._asked
+        if self._counter.is_usage_only:
+            if not self._chat.wants_usage and due <= _HIDDEN_UNITS_MAX:
+                return _USAGE
+            if self._bill.kinds.is_plain:  # free, so that the client learns what to pay next
+                return Frame(format_event(data), units=0)
         # An event with more was not counted ahead: the difference is charged with the next one.
-        units = min(counter.total - self._asked, RESERVATION_STEP_UNITS)
-        return self._sell(data, units)
+        return self._sell(data, min(due, RESERVATION_STEP_UNITS))
 
     def _give(self, data: str) -> Event | Frame:
         """Return an event that sells nothing."""

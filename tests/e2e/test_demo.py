@@ -33,9 +33,10 @@ def test_the_demo_ends_0_and_every_figure_adds_up(tmp_path: Path) -> None:
     assert len(report["answers"]) == 2
     for answer in report["answers"]:
         assert answer["text"]
-        assert answer["units"] == answer["tokens"] > 0
-    units = sum(answer["units"] for answer in report["answers"])
-    assert report["paid"] == units * report["unit_price"]
+        assert answer["units"] == answer["output_tokens"] > 0
+        tenths = answer["input_tokens"] + 4 * answer["output_tokens"]  # 0.10 and 0.40 a million
+        assert answer["cost"] == -(-tenths // 10)
+    assert report["paid"] == sum(answer["cost"] for answer in report["answers"])
     assert report["vouchers_signed"] >= 2
     assert report["signature_checks"] >= report["vouchers_signed"]
     assert done.stderr.count("....") >= 6  # a progress line for each step

@@ -1,5 +1,6 @@
 """A demo's figures that add up, to take apart in tests."""
 
+from channel.tariff import Rate, Tariff
 from channel.types import tx_hash
 from mpp_session.agent.amounts import TokenUnit
 from mpp_session.demo.report import Answer, Balances, DemoReport, Transaction
@@ -8,15 +9,21 @@ __all__ = ["report"]
 
 
 def report() -> DemoReport:
-    """100 tokens at 25 base units from a deposit of 4000."""
-    answers = tuple(Answer("Why?", "Because.", tokens, tokens, 0.5) for tokens in (60, 40))
+    """Two answers of 0.1 base units for a token read and 0.4 for one made, rounded up: 2500."""
+    tariff = Tariff(
+        (Rate("output_token", 400_000, 10**6), Rate("input_token", 100_000, 10**6)),
+    )
+    answers = tuple(
+        Answer("Why?", "Because.", read, made, made, cost, 0.5)
+        for read, made, cost in ((43, 3989, 1600), (1000, 2000, 900))
+    )
     transactions = tuple(
         Transaction(name, sender, tx_hash(bytes([number]) * 32), 50_000, 10**14)
         for number, (name, sender) in enumerate([("open", "payee"), ("close", "payee")])
     )
     return DemoReport(
         token=TokenUnit("dUSD", 6),
-        unit_price=25,
+        tariff=tariff,
         answers=answers,
         vouchers_signed=7,
         signature_checks=7,

@@ -15,14 +15,20 @@ def test_figures_that_add_up_have_no_mismatch() -> None:
     assert report().mismatches() == []
 
 
+def spoiled(report: DemoReport, **changes: int) -> DemoReport:
+    return replace(report, answers=(replace(report.answers[0], **changes), report.answers[1]))
+
+
 WRONG: list[tuple[str, Callable[[DemoReport], DemoReport]]] = [
     ("payer is short", lambda r: replace(r, after=Balances(7501, 0, 2500, 0))),
     ("payee has exactly", lambda r: replace(r, after=Balances(7500, 0, 2499, 0))),
     ("escrow holds nothing", lambda r: replace(r, after=Balances(7500, 0, 2500, 1))),
     ("deposit covers", lambda r: replace(r, deposit=2499)),
     ("last receipt says", lambda r: replace(r, receipt_spent=2501)),
-    ("at its price", lambda r: replace(r, unit_price=24)),
-    ("one unit", lambda r: replace(r, answers=(replace(r.answers[0], tokens=61), r.answers[1]))),
+    ("answers came to what was paid", lambda r: replace(r, answers=r.answers[:1])),
+    ("at its price", lambda r: spoiled(r, cost=1601)),
+    ("input and output", lambda r: spoiled(r, input_tokens=45)),
+    ("one unit", lambda r: spoiled(r, units=3990)),
     (
         "only the payee sent transactions: open and close",
         lambda r: replace(r, transactions=r.transactions[1:]),
@@ -56,7 +62,8 @@ def test_the_table_shows_every_figure() -> None:
     console.print(report().table())
     text = console.export_text()
     for figure in (
-        "100 at 0.000025",
+        "1,043 at 0.10 dUSD / 1M",
+        "5,989 at 0.40 dUSD / 1M",
         "100,000",
         "open, gas paid by the payee",
         "0.004000",

@@ -55,6 +55,18 @@ async def test_the_first_sold_event_states_input_and_output(
         assert await spent(gateway) == (7, 3)
 
 
+async def test_a_payer_counts_what_the_usage_record_adds(
+    run_gateway: RunGateway, open_agent: OpenAgent, model: ModelServer
+) -> None:
+    """Tokens that no chunk shows are sold with the record that tells of them."""
+    model.tokens, model.pieces = 7, [WORD, end(), usage(4, 9), DONE]
+    payload = body(stream=True, max_tokens=9, stream_options={"include_usage": True})
+    async with run_gateway(**RATES) as gateway, open_agent() as agent:
+        answer = await agent.post(gateway.completions, json=payload)
+        assert statements(answer.text)[-1] == {"input_token": 2, "output_token": 3}
+        assert await spent(gateway) == (9, 4)
+
+
 @pytest.mark.parametrize("counts", [(7, 9, 9), (7, 5, 7), (None, 9, 9)])
 async def test_an_answer_in_one_piece_is_charged_the_larger_count(
     run_gateway: RunGateway,
