@@ -4,8 +4,7 @@ Used by the command `pay`. An agent in Python starts at `mpp_session.agent.clien
 """
 
 import asyncio
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import httpx
@@ -20,15 +19,17 @@ from channel.errors import (
     BudgetExceededError,
     ConfigError,
     MppSessionError,
-    OfferRefusedError,
     StoreError,
+    WireError,
 )
 from channel.limits import ANSWER_DEPTH_MAX, REFUSAL_CHARS_MAX
+from channel.tariff import describe_rate
 from channel.types import Address
 from channel.wire.depth import is_shallow
 from channel.wire.problem import parse_problem
+from channel.wire.receipt import parse_receipt
 from channel.wire.sse import CONTENT_TYPE, EventSplitter, parse_event
-from mpp_session.agent.amounts import TokenUnit
+from mpp_session.agent.amounts import BASE_UNITS, TokenUnit
 from mpp_session.agent.client import PayingClient, open_client
 from mpp_session.errors import CommandError
 
@@ -60,6 +61,11 @@ class PaidOutcome(msgspec.Struct, frozen=True, kw_only=True):
     status: int
     text: str
     units: int = 0
+    """Of the offer's main kind."""
+    usage: Mapping[str, int] = msgspec.field(default_factory=dict)
+    """Units by kind as the receipt states them, where the offer has several rates."""
+    prices: Sequence[str] = ()
+    """The offer's rates as people read them."""
     paid: int = 0
     vouchers: int = 0
     deposit: int = 0
@@ -137,20 +143,13 @@ async def describe_left(store: Path, url: str, unit: TokenUnit) -> str:
 
 
 def _describe_refusal(error: MppSessionError, unit: TokenUnit) -> str:
-    """Return an error's words, with its amounts as people read them (O-64)."""
+    """Return an error's words, with its amounts and flags as people read them (O-64)."""
     if isinstance(error, BudgetExceededError) and error.limit != "channels_per_origin_max":
         return (
             f"Paying {error.origin} would bring {error.limit} to {unit.format(error.asked)}; "
             f"the policy allows {unit.format(error.allowed)}."
         )
-    if isinstance(error, OfferRefusedError) and not error.offers and isinstance(error.asked, int):
-        price_max = re.fullmatch(r"1 to (\d+)", str(error.allowed))
-        if error.field.startswith("amount") and price_max:
-            return (
-                f"{error.origin} asks for {error.field} {unit.format(error.asked)}; "
-                f"the policy allows at most {unit.format(int(price_max[1]))}."
-            )
-    return str(error)
+    return str(error).replace("unit_price_max", "--price-max")
 
 
 def _describe(account: ChannelRecord, unit: TokenUnit) -> str:
@@ -187,6 +186,8 @@ async def _pay(
     if not used:
         return PaidOutcome(status=status, text=text)
     account = used[-1]
+    usage = _read_usage(account)
+    prices = await _read_prices(client, ask)
     is_closed = False
     if not keep_open:
         try:
@@ -201,6 +202,8 @@ async def _pay(
         status=status,
         text=text,
         units=account.units - (earlier.units if earlier else 0),
+        usage=usage,
+        prices=prices,
         paid=account.spent - (earlier.spent if earlier else 0),
         vouchers=account.vouchers - (earlier.vouchers if earlier else 0),
         deposit=0 if account.state == "opening" else account.deposit,
@@ -209,6 +212,24 @@ async def _pay(
         open_tx=None if earlier else await client.payments.find_opening(account.key.channel_id),
         close_tx=account.end_tx,
     )
+
+
+def _read_usage(account: ChannelRecord) -> Mapping[str, int]:
+    try:
+        return parse_receipt(account.receipt).usage or {}
+    except WireError:
+        return {}
+
+
+async def _read_prices(client: PayingClient, ask: _Ask) -> Sequence[str]:
+    """Return the rates of the offer that was just paid, which the client remembers."""
+    try:
+        request = client.build_request(ask.method, ask.url, content=ask.content)
+        quote = await client.payments.quote(request)
+    except (MppSessionError, httpx.HTTPError):
+        return ()
+    unit = quote.unit or BASE_UNITS
+    return [describe_rate(rate, unit) for rate in quote.tariff.rates]
 
 
 async def _send(client: PayingClient, ask: _Ask, show: Callable[[str], None]) -> tuple[int, str]:

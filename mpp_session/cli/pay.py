@@ -29,8 +29,17 @@ __all__ = ["NAME", "command"]
 NAME: Final = "pay"
 
 _CHAT_PATH: Final = "/v1/chat/completions"
-_PRICE_MAX: Final = {"llm_token": 100, "llm_chunk": 100, "request": 10_000}
-"""Unit types that this command agrees to, with the greatest price of each, in base units."""
+_TOKENS: Final = (
+    "output_token",
+    "reasoning_token",
+    "input_token",
+    "cached_input_token",
+    "cache_write_token",
+    "llm_token",
+    "llm_chunk",
+)
+_PRICE_MAX: Final = {**dict.fromkeys(_TOKENS, 100), "request": 10_000}
+"""Kinds that this command agrees to, with the greatest price of each unit, in base units."""
 _NEVER_SOLD: Final = frozenset({"CONNECT", "HEAD", "TRACE"})
 """HEAD carries the protocol's own messages, the others are for proxies."""
 
@@ -75,20 +84,28 @@ def command(  # noqa: PLR0913 -- each is a flag
         ),
     ] = None,
     price_max: Annotated[
-        int | None,
+        list[str] | None,
         typer.Option(
-            help="Most to pay for one unit, in base units of the token; 10,000 for a request and "
-            "100 for a token if not given."
+            metavar="[KIND=]PRICE",
+            help='Most to pay, in money ("0.60 / 1M") or in base units of the token for one unit '
+            "(100); for one kind (input_token=...), else for every kind of token, or where PRICE "
+            "is for one unit for a request, too. Repeat it for several kinds. 10,000 base units "
+            "for a request and 100 for a token if not given.",
         ),
     ] = None,
     deposit_max: Annotated[
-        int, typer.Option(help="Most to deposit in one channel, in base units.")
-    ] = 1_000_000,
-    budget: Annotated[
-        int | None,
+        str,
         typer.Option(
-            help="Most to sign for one server in a day, in base units, over all runs with this "
-            "store; as much as --deposit-max if not given."
+            metavar="AMOUNT",
+            help='Most to deposit in one channel, in base units or in money ("1.00 usdc").',
+        ),
+    ] = "1000000",
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="AMOUNT",
+            help="Most to sign for one server in a day, over all runs with this store; as much as "
+            "--deposit-max if not given.",
         ),
     ] = None,
     store: Annotated[
@@ -107,6 +124,7 @@ def command(  # noqa: PLR0913 -- each is a flag
     \b
     mpp-session pay http://127.0.0.1:8000/joke --devnet devnet.json
     mpp-session pay http://127.0.0.1:8402 --devnet devnet.json --prompt "Who are you?"
+        --price-max "0.60 / 1M" --price-max "input_token=0.15 / 1M"
     mpp-session pay https://llm.example.com --prompt "Hello" --rpc-url https://node.example.com
         --chain-id 8453 --token 0x8335... --keystore agent.json --password-file agent.password
     """  # noqa: D301 -- \b keeps the examples' lines apart
@@ -118,7 +136,7 @@ def command(  # noqa: PLR0913 -- each is a flag
         raise CommandError(f"{url} names no path: add one, or give --prompt or --json-body")
     verb = _method(method, has_body=has_body)
     target = url.rstrip("/") + _CHAT_PATH if has_body and not has_path else url
-    caps = _Caps(price_max, deposit_max, deposit_max if budget is None else budget)
+    caps = _Caps(price_max or [], deposit_max, deposit_max if budget is None else budget)
     if devnet is not None:
         payer = _devnet_wallet(devnet, caps)
     else:
@@ -130,8 +148,7 @@ def command(  # noqa: PLR0913 -- each is a flag
             password_file=password_file,
         )
         currency = _address("--token", token)
-        policy = caps.policy(account.chain_id, currency)
-        payer = _wallet(account, policy, currency, wallet, voucher_keys)
+        payer = _wallet(account, caps, currency, wallet, voucher_keys)
     from mpp_session.agent.pay import describe_left, pay
 
     path = store or payer.store
@@ -196,18 +213,19 @@ def _devnet_wallet(path: Path, caps: "_Caps") -> "Wallet":
     from settlement.dev.devnet import GASLESS
 
     values = read_devnet(path)
+    unit = TokenUnit(values.token_symbol, values.token_decimals)
     return Wallet(
         rpc_url=values.rpc_url,
         private_key=values.accounts[GASLESS].private_key,
-        policy=caps.policy(values.chain_id, values.token),
-        unit=TokenUnit(values.token_symbol, values.token_decimals),
+        policy=caps.policy(values.chain_id, values.token, unit),
+        unit=unit,
         store=devnet_store(path),
     )
 
 
 def _wallet(
     account: KeyedAccount,
-    policy: "Policy",
+    caps: "_Caps",
     token: "Address",
     contract: str | None,
     voucher_keys: Path | None,
@@ -223,11 +241,12 @@ def _wallet(
     if voucher_keys is not None:
         keys = asyncio.run(load_channel_keys(voucher_keys, account.password))
     units = asyncio.run(read_units(account.rpc_url, account.chain_id, [token]))
+    unit = units.get(token)
     return Wallet(
         rpc_url=account.rpc_url,
         private_key=account.private_key,
-        policy=policy,
-        unit=units.get(token, BASE_UNITS),
+        policy=caps.policy(account.chain_id, token, unit),
+        unit=unit or BASE_UNITS,
         store=store_path(),
         contract=None if contract is None else _address("--wallet", contract),
         keys=keys,
@@ -244,26 +263,64 @@ def _address(flag: str, text: str | None) -> "Address":
 
 
 class _Caps(NamedTuple):
-    """What the flags allow, in base units."""
+    """What the flags allow, as they were typed."""
 
-    price_max: int | None
-    deposit_max: int
-    budget: int
+    price_max: list[str]
+    deposit_max: str
+    budget: str
 
-    def policy(self, chain_id: int, token: "Address") -> "Policy":
+    def policy(self, chain_id: int, token: "Address", unit: "TokenUnit | None") -> "Policy":
+        """Return the policy; `unit` is the token's, None where no node names it.
+
+        Raises:
+            CommandError: A flag cannot be read.
+        """
         from channel.client.policy.policy import Policy, TokenLimits
+        from channel.errors import ConfigError
 
-        limits = TokenLimits(
-            chain_id=chain_id,
-            token=token,
-            unit_price_max={
-                name: default if self.price_max is None else self.price_max
-                for name, default in _PRICE_MAX.items()
-            },
-            deposit_max=self.deposit_max,
-            budget=self.budget,
-        )
+        try:
+            limits = TokenLimits(
+                chain_id=chain_id,
+                token=token,
+                unit_price_max=self._prices(),
+                deposit_max=_amount(self.deposit_max, unit),
+                budget=_amount(self.budget, unit),
+                unit=unit,
+            )
+        except ConfigError as error:
+            raise CommandError(f"--price-max: {error}") from None
         return Policy(limits=(limits,), allow_loopback_http=True)
+
+    def _prices(self) -> dict[str, int | str]:
+        """Return the greatest price of each kind: those of named kinds count before the others."""
+        prices: dict[str, int | str] = dict(_PRICE_MAX)
+        named: dict[str, int | str] = {}
+        for text in self.price_max:
+            kind, is_named, price = text.rpartition("=")
+            value = int(price) if price.isascii() and price.isdigit() else price
+            if is_named:
+                named[kind.strip()] = value
+            else:
+                prices |= dict.fromkeys(_TOKENS if "/" in price else prices, value)
+        return prices | named
+
+
+def _amount(text: str, unit: "TokenUnit | None") -> int:
+    """Return an amount of money, or of base units, in base units."""
+    from channel.errors import ConfigError
+    from channel.tariff import parse_money
+
+    if text.isascii() and text.isdigit():
+        return int(text)
+    if unit is None:
+        raise CommandError(
+            f"--deposit-max, --budget: {text!r} is money, and the node does not name the token: "
+            "give base units, a whole number"
+        )
+    try:
+        return parse_money(text, unit)
+    except ConfigError as error:
+        raise CommandError(f"--deposit-max, --budget: {error}") from None
 
 
 def _show(piece: str) -> None:
@@ -275,14 +332,22 @@ def _show(piece: str) -> None:
 def _row(outcome: "PaidOutcome") -> dict[str, Any]:
     """Return the outcome for programs, amounts as text."""
     amounts = ("paid", "deposit", "refunded")
-    fields = {name: getattr(outcome, name) for name in outcome.__struct_fields__}
+    names = [name for name in outcome.__struct_fields__ if name != "prices"]
+    fields = {name: getattr(outcome, name) for name in names}
     return {**fields, **{name: str(fields[name]) for name in amounts}}
+
+
+def _received(outcome: "PaidOutcome") -> str:
+    if not outcome.usage:
+        return count(outcome.units, "unit")
+    return ", ".join(count(units, kind.replace("_", " ")) for kind, units in outcome.usage.items())
 
 
 def _print(outcome: "PaidOutcome", unit: "TokenUnit") -> None:
     report()
     pairs = [
-        ("received", count(outcome.units, "unit")),
+        ("received", _received(outcome)),
+        *(("price", line) for line in outcome.prices),
         ("paid", unit.format(outcome.paid)),
         ("vouchers", f"{outcome.vouchers:,}"),
         ("deposit", unit.format(outcome.deposit)),

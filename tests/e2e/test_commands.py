@@ -178,7 +178,8 @@ async def test_a_price_above_the_limit_is_refused_and_nothing_is_paid(
             code, shown, said = await commands(*arguments, "--price-max=24")
             spare = await commands(*arguments, "--budget=24")
         assert (code, shown) == (1, "")
-        assert "llm_token 0.000025 dUSD; the policy allows at most 0.000024 dUSD" in said  # O-64
+        words = "llm_token 25 dUSD / 1M; the policy allows at most 24 dUSD / 1M"
+        assert words in said  # O-64
         assert "Traceback" not in said
         assert spare[:2] == (1, "")
         assert "to 0.000025 dUSD; the policy allows 0.000024 dUSD" in spare[2]  # O-64

@@ -17,9 +17,12 @@ from channel.errors import BudgetExceededError, OfferRefusedError, OverclaimErro
 from channel.http import Event, PaidEventStream, Price, Route, metered
 from channel.state.channel_state import ChannelState
 from channel.tariff import Rate, Tariff
+from channel.types import TokenUnit
 from channel.wire.receipt import parse_receipt
 from mpp_session.agent.client import PayingClient
-from mpp_session.testing import TestPayer, TestProvider
+from mpp_session.agent.pay import Wallet, pay
+from mpp_session.cli.pay import _received
+from mpp_session.testing import TestChain, TestPayer, TestProvider
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -259,6 +262,37 @@ async def test_the_budget_holds_for_input(
             await stream(client, f"{url}/chat", body)
         (account,) = await client.payments.channels()
         assert account.signed <= 50
+
+
+async def test_pay_shows_prices_and_usage_by_kind(
+    devnet: TestChain, sponsoring_provider: TestProvider, payer: TestPayer
+) -> None:
+    """Money by the million, as people quote it; base units are for programs."""
+    url = await asyncio.to_thread(serve, sponsoring_provider, Shop())
+    wallet = Wallet(
+        rpc_url=devnet.values.rpc_url,
+        private_key=payer.account.private_key,
+        policy=payer.policy(CAPS),
+        unit=TokenUnit("dUSD", 6),
+        store=payer.store,
+    )
+    body = {"stream": True, "input": 57, "output": 35, "prompt": "x" * 100}
+    outcome = await pay(
+        f"{url}/chat",
+        json.dumps(body).encode(),
+        wallet,
+        store=payer.store,
+        keep_open=False,
+        show=lambda _: None,
+    )
+    usage = {"input_token": 57, "cached_input_token": 7, "output_token": 35}
+    assert (outcome.paid, outcome.usage) == (MODEL.cost(usage), usage)
+    assert outcome.prices == [
+        "0.40 dUSD / 1M output tokens",
+        "0.10 dUSD / 1M input tokens",
+        "0.01 dUSD / 1M cached input tokens",
+    ]
+    assert _received(outcome) == "57 input tokens, 7 cached input tokens, 35 output tokens"
 
 
 def test_the_sync_client_quotes(sponsoring_provider: TestProvider, payer: TestPayer) -> None:

@@ -94,7 +94,8 @@ class ChannelRecord(msgspec.Struct, frozen=True, kw_only=True):
     """According to the last receipt, like `spent`."""
     spent: int = 0
     receipt: str = ""
-    """The last receipt as received, kept as evidence."""
+    """The last receipt as received, kept as evidence. Of those with one `spent` it is the one that
+    states what a request used."""
     settled: int = 0
     """What the payee was paid on chain, once known."""
     close_requested_at: int = 0
@@ -277,7 +278,10 @@ def adopt_receipt(
         is_final: Whether nothing is in flight on this channel any more, so that `spent` is
             complete. If it is below the agent's count, less is signed in advance (F-35).
     """
-    is_newer = receipt.spent >= record.spent
+    is_of_request = receipt.units is not None or receipt.usage is not None
+    is_newer = receipt.spent > record.spent or (
+        receipt.spent == record.spent and (is_of_request or not record.receipt)
+    )
     spent = max(record.spent, receipt.spent)
     uncharged = max(0, record.claimable - spent)
     return replace(
