@@ -12,7 +12,7 @@ import stat
 from pathlib import Path
 from typing import Final
 
-__all__ = ["create_own", "open_own", "open_regular", "require_own"]
+__all__ = ["create_own", "open_own", "open_regular", "require_own", "write_new"]
 
 _BESIDE: Final = ("", "-wal", "-shm", "-journal")
 """The suffixes of the files that SQLite creates for a database."""
@@ -108,3 +108,15 @@ def _require_own(path: Path | str, found: os.stat_result) -> None:
 
 def _refused(path: Path | str, reason: str) -> OSError:
     return PermissionError(errno.EPERM, f"the file {reason}", str(path))
+
+
+def write_new(path: Path | str, content: bytes) -> None:
+    """Write a new file of mode 0600 that is on disk when this returns; nothing is written over.
+
+    Raises:
+        OSError: It exists, or cannot be written.
+    """
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())

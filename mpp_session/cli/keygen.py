@@ -31,10 +31,9 @@ def command(
     mpp-session keygen agent.json
     mpp-session keygen payee.json --password-file payee.password --json
     """  # noqa: D301 -- \b keeps the examples' lines apart
-    import os
-
     from coincurve import PrivateKey
 
+    from channel.files import write_new
     from channel.verify.signature import address_of
     from mpp_session.agent.keystore import encrypt_keystore, read_password
 
@@ -49,11 +48,7 @@ def command(
     key = PrivateKey().secret
     content = encrypt_keystore(key, password)
     try:
-        fd = os.open(keystore, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(fd, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        write_new(keystore, content)
     except OSError as error:
         raise CommandError(f"{keystore} cannot be written: {error.strerror}") from None
     account = address_of(key)

@@ -21,12 +21,19 @@ from channel.errors import ChainUnavailableError, ConfigError, LedgerUnavailable
 from channel.ledger.interface import Ledger
 from channel.ledger.queries import TablesMissingError
 from channel.ledger.url import find_sqlite_path, open_ledger
+from channel.types import TokenUnit
 from mpp_session.agent.amounts import format_ether
 from mpp_session.chain_watch import connect_escrow, node_limits
 from mpp_session.keys import load_signer
 from mpp_session.operator.status import Level, judge_views
 from mpp_session.process.clock import require_clock
-from mpp_session.settings import DEVELOPMENT_CHAINS, ProviderConfig, SettlerConfig, parse_address
+from mpp_session.settings import (
+    DEVELOPMENT_CHAINS,
+    ProviderConfig,
+    SettlerConfig,
+    describe_tariff,
+    parse_address,
+)
 from settlement.escrow.payout_check import find_payout_obstacle
 from settlement.escrow.reader import EscrowReader
 from settlement.escrow.token_name import read_token_name
@@ -79,7 +86,7 @@ async def examine(config: ProviderConfig, path: Path | None) -> AsyncIterator[Ch
     async with _connect(config) as (reader, fault):
         if reader is None:
             yield Check("nodes", Verdict.FAULT, fault, _NODES)
-            for name in ("clock", "escrow", "token", "gas"):
+            for name in ("clock", "escrow", "token", "price", "gas"):
                 yield Check(name, Verdict.SKIPPED, "no node answers")
         else:
             for name, check in _CHAIN_CHECKS:
@@ -215,6 +222,18 @@ async def _token(config: ProviderConfig, reader: EscrowReader) -> Check:
     return Check("token", Verdict.OK, f"{symbol}, {decimals} decimals")
 
 
+async def _price(config: ProviderConfig, reader: EscrowReader) -> Check:
+    if config.price is None:
+        return Check("price", Verdict.SKIPPED, "the application has its own prices")
+    name = await read_token_name(reader.rpc, parse_address(config.chain.token))
+    unit = None if name is None else TokenUnit(*name)
+    try:
+        tariff = config.price.tariff(unit)
+    except ConfigError as error:
+        return Check("price", Verdict.FAULT, str(error), 'write it as `output = "0.40"`')
+    return Check("price", Verdict.OK, describe_tariff(tariff, unit))
+
+
 async def _gas(config: ProviderConfig, reader: EscrowReader) -> Check:
     account = parse_address(config.relayer.address or config.payee.address)
     block = await reader.rpc.block()
@@ -243,6 +262,7 @@ _CHAIN_CHECKS: Final[
     ("clock", _clock),
     ("escrow", _escrow),
     ("token", _token),
+    ("price", _price),
     ("gas", _gas),
 )
 

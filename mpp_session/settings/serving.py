@@ -296,7 +296,7 @@ class Price(Section, frozen=True):
     ] = None
     maximum: Annotated[
         Money | None,
-        Meta(description="Greatest price of one request, whatever it used."),
+        Meta(description="Greatest price of one request with any usage."),
     ] = None
 
     def __post_init__(self) -> None:

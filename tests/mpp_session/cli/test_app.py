@@ -27,6 +27,7 @@ def test_the_commands_are_those_of_the_manual(start: Run) -> None:
         "doctor",
         "earnings",
         "gateway",
+        "init",
         "keygen",
         "pay",
         "recover",

@@ -47,6 +47,7 @@ def test_where_all_is_well_nothing_is_a_fault(
         "clock": "ok",
         "escrow": "ok",
         "token": "ok",
+        "price": "ok",
         "gas": "ok",
         "disk": "ok",
         "books": "ok",
@@ -81,6 +82,17 @@ def test_a_fault_is_one_line_with_a_remedy_and_the_exit_code_says_so(  # noqa: P
     assert rest.startswith("        > ")
     assert SECRET not in shown.stdout + shown.stderr
     assert "Traceback" not in shown.stderr
+
+
+def test_a_price_finer_than_the_token_is_a_fault(
+    run: Run, devnet: TestChain, tmp_path: Path
+) -> None:
+    """Only the chain states how fine the token is."""
+    given = variables(devnet, tmp_path, PRICE_OUTPUT="0.40", PRICE_MINIMUM="0.0000001")
+    del given["MPP_SESSION_PRICE_PER_UNIT"]
+    found = check_of(json.loads(run("doctor", "--json", **given).stdout), "price")
+    assert found["verdict"] == "fault"
+    assert "`price.minimum`" in found["found"]
 
 
 def test_invalid_settings_are_the_only_fault_and_exit_with_two(run: Run) -> None:
