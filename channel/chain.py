@@ -9,6 +9,7 @@ from typing import Protocol
 
 import msgspec
 
+from channel.errors import SettlementPendingError, TransactionRevertedError
 from channel.types import (
     Address,
     ChannelFact,
@@ -24,8 +25,7 @@ from channel.types import (
 __all__ = [
     "AuthorizedPull",
     "ChainReader",
-    "ChannelCloser",
-    "CloseResult",
+    "CloseRefusals",
     "DepositSponsor",
     "OpenedLog",
     "PayerChain",
@@ -61,14 +61,6 @@ class TransactionEvidence(msgspec.Struct, frozen=True, gc=False):
     """Blocks from the transaction's to the head, both included: 1 when it is in the head."""
     opened: tuple[OpenedLog, ...]
     topped_up: tuple[ToppedUpLog, ...]
-
-
-class CloseResult(msgspec.Struct, frozen=True, gc=False):
-    """A closed channel, and the transaction that closed it."""
-
-    tx_hash: TxHash
-    fact: ChannelFact
-    gas_used: int
 
 
 class AuthorizedPull(msgspec.Struct, frozen=True, gc=False):
@@ -144,21 +136,14 @@ class ChainReader(Protocol):
         """Ask a contract signer by ERC-1271, with the same gas cap as the escrow's (ENC-07)."""
 
 
-class ChannelCloser(Protocol):
-    """Gets a close mined. Web workers hold no key: their implementation waits for the settler."""
+class CloseRefusals(Protocol):
+    """Why the settler does not get a close mined: the ledger shows only that it does not."""
 
-    async def close_channel(
-        self, key: ChannelKey, cumulative_amount: int, signature: bytes
-    ) -> CloseResult:
-        """Close the channel at `cumulative_amount` and return once it is mined.
+    async def why_given_up(self, key: ChannelKey) -> TransactionRevertedError | None:
+        """Return the escrow's refusal of a close that the settler gave up; None if unknown."""
 
-        Calling it again for a closed channel returns the first close.
-
-        Raises:
-            TransactionRevertedError: The escrow refused; nothing changed on chain.
-            SettlementPendingError: Not mined within the bound; ask again (F-75).
-            ChainUnavailableError: Nothing was broadcast.
-        """
+    async def why_pending(self, key: ChannelKey) -> SettlementPendingError | None:
+        """Return the escrow's refusal of a close that the settler repeats; None if unknown."""
 
 
 class DepositSponsor(Protocol):

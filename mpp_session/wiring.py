@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import msgspec
 
-from channel.chain import ChannelCloser, DepositSponsor
+from channel.chain import CloseRefusals, DepositSponsor
 from channel.engine import Engine, EngineSettings, SponsorTerms, verifying_threads
 from channel.errors import LedgerUnavailableError
 from channel.ledger.interface import Ledger
@@ -32,7 +32,7 @@ from mpp_session.sponsoring import build_sponsoring
 from settlement.escrow.reader import EscrowReader
 from settlement.escrow.token_name import read_token_name
 from settlement.settle.exposure import ExposureGate
-from settlement.settle.waiting import WaitingCloser
+from settlement.settle.refusals import JournalRefusals
 from settlement.sponsor.orders.url import open_orders
 from settlement.tx.journal.interface import SettlerJournal
 from settlement.tx.journal.url import open_journal
@@ -133,12 +133,11 @@ async def build_parts(
         sponsored = await build_sponsoring(
             config, reader, orders, token=token, sender=_gas_account(config)
         )
-        closer = WaitingCloser(ledger, journal, wait_s=config.settlement.close_timeout_s)
         engine = _build_engine(
             config,
             ledger,
             reader,
-            closer,
+            JournalRefusals(journal),
             gate=gate,
             sponsored=sponsored,
             threads=verifying_threads(processes),
@@ -166,7 +165,7 @@ def _build_engine(
     config: ProviderConfig,
     ledger: Ledger,
     reader: EscrowReader,
-    closer: ChannelCloser,
+    refusals: CloseRefusals,
     *,
     gate: ExposureGate,
     sponsored: tuple[SponsorTerms, DepositSponsor] | None,
@@ -178,9 +177,9 @@ def _build_engine(
     return Engine(
         ledger=ledger,
         chain=reader,
-        closer=closer,
         admission=gate,
         sponsor=sponsor,
+        refusals=refusals,
         now=clock.now,
         binder=ChallengeBinder([secret.reveal().encode() for secret in payment.secrets]),
         settings=EngineSettings(
@@ -194,6 +193,7 @@ def _build_engine(
             vouchers_per_second=payment.vouchers_per_second,
             reservation_step_units=payment.reservation_step_units,
             reservation_lease_s=payment.reservation_lease_s,
+            close_timeout_s=config.settlement.close_timeout_s,
             verifying_threads=threads,
             takes_contract_signatures=config.exposure.contract_signed_max > 0,
             sponsor=terms,

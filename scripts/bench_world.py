@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, Final, cast
 
-from channel.chain import CloseResult, TransactionEvidence
+from channel.chain import TransactionEvidence
 from channel.engine import Engine, EngineSettings, Offer
 from channel.ledger.interface import Applied, Ledger, RequestUpdate
 from channel.state.channel_state import ChannelState
@@ -106,12 +106,6 @@ class ConstantChain:
         del signer, digest, signature
         return False
 
-    async def close_channel(
-        self, key: ChannelKey, cumulative_amount: int, signature: bytes
-    ) -> CloseResult:
-        """Not implemented: no benchmark closes a channel."""
-        raise NotImplementedError
-
 
 class MemoryLedger:
     """The rules without a disk, for the one row that measures it."""
@@ -150,7 +144,6 @@ class World:
         self.engine = Engine(
             ledger=self.ledger,
             chain=ConstantChain(),
-            closer=ConstantChain(),
             binder=ChallengeBinder([SECRET]),
             settings=SETTINGS,
         )

@@ -70,6 +70,7 @@ DEFAULTS = {
     "payment.reservation_lease_s": "RESERVATION_LEASE_S",
     "payment.reservation_step_units": "RESERVATION_STEP_UNITS",
     "payment.vouchers_per_second": "VOUCHERS_PER_SECOND_MAX",
+    "settlement.close_timeout_s": "CLOSE_TIMEOUT_S",
     "sponsoring.deposit_min": "SPONSORED_DEPOSIT_MIN",
     "sponsoring.deposits_per_address": "SPONSORED_PER_SOURCE_MAX",
     "sponsoring.gas_per_deposit_max": "SPONSORED_GAS_MAX",
@@ -80,6 +81,7 @@ DEFAULTS = {
 """Bounds that an operator sets: the tests of the setting cross it at another value."""
 
 ENGINE_DEFAULTS = {
+    "close_timeout_s": "CLOSE_TIMEOUT_S",
     "close_wait_s": "CLOSE_WAIT_S_MAX",
     "fact_age_s_max": "FACT_AGE_S_MAX",
     "fact_ttl_s": "FACT_TTL_S",

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from msgspec.structs import replace
 
-from channel.chain import ChainReader, ChannelCloser, DepositSponsor
+from channel.chain import ChainReader, CloseRefusals, DepositSponsor
 from channel.engine.acceptance import Acceptance, shown_max
 from channel.engine.admission import Admission, Unbounded
 from channel.engine.challenger import Authenticated, Challenger
@@ -72,20 +72,22 @@ class Engine:
         *,
         ledger: Ledger,
         chain: ChainReader,
-        closer: ChannelCloser,
         binder: ChallengeBinder,
         settings: EngineSettings,
         admission: Admission | None = None,
         sponsor: DepositSponsor | None = None,
+        refusals: CloseRefusals | None = None,
         now: Callable[[], float] = time.time,
         new_id: Callable[[], bytes] | None = None,
     ) -> None:
         """Build an engine. It does nothing until the first request.
 
+        The engine only decides a close: a settler on the same ledger must send and record it.
         `admission` bounds the total at risk; without it there is no bound. `sponsor` submits
-        payers' deposits on the terms of `settings.sponsor`: give both, or neither. `now` is
-        wall-clock time in Unix seconds. `new_id` returns 16 unpredictable bytes; the default
-        reads them from the operating system.
+        payers' deposits on the terms of `settings.sponsor`: give both, or neither. `refusals` says
+        why a close failed; without it, a close that the escrow refused is answered as pending.
+        `now` is wall-clock time in Unix seconds. `new_id` returns 16 unpredictable bytes; the
+        default reads them from the operating system.
 
         Raises:
             ConfigError: Only one of `sponsor` and `settings.sponsor` is given, or the credential
@@ -129,11 +131,12 @@ class Engine:
         )
         self._closing = Closing(
             ledger=ledger,
-            closer=closer,
             facts=self._facts,
             renewer=self._renewer,
             background=self._background,
             wait_s=settings.close_wait_s,
+            timeout_s=settings.close_timeout_s,
+            refusals=refusals,
         )
 
     @property

@@ -8,6 +8,7 @@ from channel.errors import ConfigError
 from channel.limits import (
     CHAIN_CHECKS_PER_SOURCE_MAX,
     CHALLENGE_LIFETIME_S,
+    CLOSE_TIMEOUT_S,
     CLOSE_WAIT_S_MAX,
     FACT_AGE_S_MAX,
     FACT_TTL_S,
@@ -71,6 +72,9 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Age of a chain fact beyond which a voucher waits for the new read (VCH-10)."""
     transaction_wait_s: float = TRANSACTION_WAIT_S_MAX
     close_wait_s: float = CLOSE_WAIT_S_MAX
+    """Seconds a close waits for running requests before it ends them."""
+    close_timeout_s: float = CLOSE_TIMEOUT_S
+    """Seconds a close waits for the settler before the answer says to repeat it (decision 14)."""
     verifying_threads: int = msgspec.field(default_factory=verifying_threads)
     """Threads that verify concurrent vouchers, including the event loop's own."""
     takes_contract_signatures: bool = False

@@ -7,6 +7,7 @@ from msgspec import Meta
 from channel.limits import (
     AUTHORIZATION_MARGIN_S,
     CHANNELS_CACHED_MAX,
+    CLOSE_TIMEOUT_S,
     GRACE_PERIOD_S_MIN,
     SPONSORED_DEPOSIT_MIN,
     SPONSORED_GAS_MAX,
@@ -178,7 +179,7 @@ class Settlement(Section, frozen=True):
             description="How long a client's close request waits for the close to be mined before"
             " the answer says to retry.",
         ),
-    ] = 30.0
+    ] = CLOSE_TIMEOUT_S
 
 
 class Exposure(Section, frozen=True):

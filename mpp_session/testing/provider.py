@@ -24,13 +24,15 @@ from channel.types import Address, TokenUnit
 from channel.verify.challenge_id import ChallengeBinder
 from mpp_session.one_ledger import lock_payee, payee_name
 from mpp_session.testing.chain import TestChain
+from mpp_session.testing.settling import open_sender, settle_closes
 from mpp_session.testing.sponsoring import PaidGas, pay_gas
 from settlement.escrow.reader import EscrowReader
 from settlement.escrow.token_name import read_token_name
 from settlement.node.rpc import Rpc
+from settlement.settle.quarantine import Quarantine
+from settlement.settle.refusals import JournalRefusals
 from settlement.settle.settler import EscrowSettler
-from settlement.tx.manager import TxManager
-from settlement.watch.watcher import ChannelWatcher, Sweep
+from settlement.watch.watcher import Sweep
 
 __all__ = ["JOKE", "ROUTES", "WORDS", "TestProvider", "build_application"]
 
@@ -85,7 +87,7 @@ class TestProvider:
     @property
     def payee(self) -> Address:
         """The address that is paid."""
-        return self._settler.payee
+        return self._chain.account("payee").address
 
     def serve(self, app: ASGIApp, routes: Sequence[Route]) -> str:
         """Sell `routes` of an ASGI application of yours; return its URL."""
@@ -98,8 +100,7 @@ class TestProvider:
 
     def sweep(self) -> Sweep:
         """Read the chain now, and close or settle what is due, as a gateway does periodically."""
-        watcher = ChannelWatcher(self._reader, self._ledger, self._settler)
-        return self._chain.run(watcher.sweep())
+        return self._chain.run(self._watcher.sweep())
 
     async def _start(self) -> None:
         values = self._chain.values
@@ -114,22 +115,27 @@ class TestProvider:
         name = await payee_name(self._reader, signer.address)
         books = await self._ledger.identity(name)
         await self._open.enter_async_context(lock_payee(name, books, is_shared=False))
+        sender, journal = await self._open.enter_async_context(
+            open_sender(rpc, signer, self._directory)
+        )
         paid: PaidGas | None = None
         if self._pays_gas:
-            paying = pay_gas(self._reader, signer, values.token, self._directory)
+            paying = pay_gas(self._reader, sender, journal, values.token, self._directory)
             paid = await self._open.enter_async_context(paying)
-        sender = TxManager(rpc, signer) if paid is None else paid.sender
-        self._settler = EscrowSettler(self._reader, sender)
-        self._open.push_async_callback(self._settler.tasks.drain)
+        settler = EscrowSettler(self._reader, sender, quarantine=Quarantine(journal))
+        self._open.push_async_callback(settler.tasks.drain)
+        self._watcher = await self._open.enter_async_context(
+            settle_closes(self._reader, self._ledger, settler, signer.address)
+        )
         self._engine = Engine(
             ledger=self._ledger,
             chain=self._reader,
-            closer=self._settler,
             sponsor=None if paid is None else paid.sponsor,
+            refusals=JournalRefusals(journal),
             binder=ChallengeBinder([secrets.token_bytes(SECRET_BYTES_MIN)]),
             settings=EngineSettings(
                 realm="test provider",
-                payee=self._settler.payee,
+                payee=signer.address,
                 token=values.token,
                 sponsor=None if paid is None else paid.terms,
             ),

@@ -13,7 +13,6 @@ from typing import Final, Protocol
 
 import msgspec
 
-from channel.chain import CloseResult
 from channel.errors import (
     ChannelFinalizedError,
     InvariantError,
@@ -39,6 +38,7 @@ from channel.tasks import Tasks
 from channel.types import ChannelFact, ChannelKey
 from settlement.alarms import AlarmKind, Alarms
 from settlement.errors import ChannelQuarantinedError, FeeAboveBudgetError, GasHourUsedError
+from settlement.settle.jobs import CloseResult
 from settlement.settle.schedule import Action, Due
 
 __all__ = ["CloseExecutor", "Done", "SettledChannel", "Settler", "report_loss"]
@@ -82,7 +82,15 @@ class Settler(Protocol):
         value: int = 0,
         deadline: int = 0,
     ) -> CloseResult:
-        """See `channel.chain.ChannelCloser.close_channel`."""
+        """Close the channel at `cumulative_amount` and return once it is mined.
+
+        Calling it again for a closed channel returns the first close.
+
+        Raises:
+            TransactionRevertedError: The escrow refused; nothing changed on chain.
+            SettlementPendingError: Not mined within the bound; ask again (F-75).
+            ChainUnavailableError: Nothing was broadcast.
+        """
 
     async def settle_channel(
         self,

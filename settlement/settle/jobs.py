@@ -7,19 +7,26 @@ from typing import Final
 
 import msgspec
 
-from channel.chain import CloseResult
 from channel.errors import SettlementPendingError
 from channel.types import ChannelFact, ChannelId, TxHash
 from settlement.tx.state import Purpose
 from settlement.types import BatchEntry
 
-__all__ = ["Job", "JobQueue", "JobResult", "SettleResult"]
+__all__ = ["CloseResult", "Job", "JobQueue", "JobResult", "SettleResult"]
 
 
 _BATCH_BYTES_MAX: Final = 96 * 1024
 """Nodes relay no transaction above 128 KiB; a wallet's signature has up to four."""
 _ENTRY_BYTES: Final = 192
 """Bytes of an entry beside its signature."""
+
+
+class CloseResult(msgspec.Struct, frozen=True, gc=False):
+    """A closed channel, and the transaction that closed it."""
+
+    tx_hash: TxHash
+    fact: ChannelFact
+    gas_used: int
 
 
 class SettleResult(msgspec.Struct, frozen=True, gc=False):

@@ -11,7 +11,6 @@ import logging
 from collections.abc import Sequence
 from typing import Final
 
-from channel.chain import CloseResult
 from channel.errors import ChainUnavailableError, MppSessionError
 from channel.ledger.interface import Ledger
 from channel.types import ChannelFact, ChannelId, TxHash
@@ -21,7 +20,7 @@ from settlement.errors import (
     contract_reverted,
 )
 from settlement.escrow.reader import EscrowReader
-from settlement.settle.jobs import Job, JobResult, SettleResult
+from settlement.settle.jobs import CloseResult, Job, JobResult, SettleResult
 from settlement.settle.quarantine import Quarantine
 from settlement.tx.state import Purpose
 from settlement.types import EntrySkippedLog, Receipt, RevertReason

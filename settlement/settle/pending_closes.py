@@ -1,6 +1,6 @@
 """Finds closes that web workers have decided, as soon as they are in the ledger.
 
-A worker stores its decision in the ledger before it waits (`settlement.settle.waiting`). The ledger
+A worker stores its decision in the ledger before it waits (`channel.engine.closing`). The ledger
 wakes this loop: at once on PostgreSQL, within a few hundredths of a second on SQLite. A periodic
 look finds closes that no wake-up announced.
 """

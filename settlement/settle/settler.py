@@ -14,7 +14,6 @@ from typing import Final
 
 import msgspec
 
-from channel.chain import CloseResult
 from channel.errors import (
     ConfigError,
     InvariantError,
@@ -35,7 +34,7 @@ from settlement.errors import (
 )
 from settlement.escrow.payout_calls import OwnCalls, PayoutCalls, build_simulation
 from settlement.escrow.reader import EscrowReader
-from settlement.settle.jobs import Job, JobQueue, JobResult, SettleResult
+from settlement.settle.jobs import CloseResult, Job, JobQueue, JobResult, SettleResult
 from settlement.settle.outcomes import Outcomes
 from settlement.settle.quarantine import Quarantine
 from settlement.tx.fees import GasBudget
@@ -63,7 +62,7 @@ class SettlerLimits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EscrowSettler:
-    """Settles and closes the channels of one payee in one escrow (`channel.chain.ChannelCloser`).
+    """Settles and closes the channels of one payee in one escrow.
 
     It does not choose the voucher (`channel.state.ladder` does). The caller must make the ledger
     durable before it passes a voucher here (decision 5).

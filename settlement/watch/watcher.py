@@ -188,6 +188,11 @@ class ChannelWatcher:
             await self._turn()
             await self._blocks.wait()
 
+    async def aclose(self) -> None:
+        """Stop what `sweep` or `begin_pending` has started; `run` does it itself."""
+        if self._executor is not None:
+            await self._executor.tasks.aclose()
+
     async def sweep(self) -> Sweep:
         """Look at every open channel once, carry out what is due, and wait until that is done.
 

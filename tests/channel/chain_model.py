@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 from msgspec.structs import replace
 
-from channel.chain import CloseResult, OpenedLog, ToppedUpLog, TransactionEvidence
-from channel.errors import MppSessionError, TransactionRevertedError
+from channel.chain import OpenedLog, ToppedUpLog, TransactionEvidence
+from channel.errors import MppSessionError, SettlementPendingError, TransactionRevertedError
 from channel.types import (
     Address,
     ChannelFact,
@@ -26,7 +26,7 @@ ESCROW = Address(b"\xe5" * 20)
 
 
 class ChainModel:
-    """Implements `ChainReader` and `ChannelCloser`."""
+    """Implements `ChainReader` and `CloseRefusals`."""
 
     chain_id = CHAIN_ID
     escrow = ESCROW
@@ -121,9 +121,9 @@ class ChainModel:
         await self._answer()
         return (signer, digest, signature) in self.wallet_signatures
 
-    async def close_channel(
+    async def close(
         self, key: ChannelKey, cumulative_amount: int, signature: bytes
-    ) -> CloseResult:
+    ) -> tuple[TxHash, ChannelFact]:
         await self._answer()
         if self.close_fails_with is not None:
             raise self.close_fails_with
@@ -131,7 +131,15 @@ class ChainModel:
             self.closed.append((key.channel_id, cumulative_amount, signature))
             self.change(key, settled=cumulative_amount, is_finalized=True)
         fact = replace(self.facts[key.channel_id], block_number=self.block)
-        return CloseResult(TxHash(keccak(b"close" + key.channel_id)), fact, 60_000)
+        return TxHash(keccak(b"close" + key.channel_id)), fact
+
+    async def why_given_up(self, key: ChannelKey) -> TransactionRevertedError | None:  # noqa: ARG002
+        error = self.close_fails_with
+        return error if isinstance(error, TransactionRevertedError) else None
+
+    async def why_pending(self, key: ChannelKey) -> SettlementPendingError | None:  # noqa: ARG002
+        error = self.close_fails_with
+        return error if isinstance(error, SettlementPendingError) else None
 
     async def _answer(self) -> None:
         await asyncio.sleep(self.delay_s)

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from channel.wire.payload import ClosePayload, OpenHash, Payload, TopUpHash, Vou
 from channel.wire.problem import OWN_BASE, PROBLEM_BASE, problem_uri
 from channel.wire.receipt import Receipt, parse_receipt
 from tests.channel.chain_model import CHAIN_ID, ChainModel
+from tests.channel.settling import settling
 from tests.waiting import PATIENCE_S
 
 REALM = "api.example.com"
@@ -49,6 +50,7 @@ SETTINGS = EngineSettings(
     vouchers_per_second=10_000,
     transaction_wait_s=PATIENCE_S,
     close_wait_s=PATIENCE_S,
+    close_timeout_s=PATIENCE_S,
 )
 
 
@@ -127,10 +129,10 @@ class Desk:
         self.engine = Engine(
             ledger=ledger,
             chain=chain,
-            closer=chain,
             binder=ChallengeBinder([SECRET]),
             settings=settings,
             admission=admission,
+            refusals=chain,
             now=clock,
         )
         self.payer = Payer(chain)
@@ -155,15 +157,23 @@ async def open_desk(
     settings: EngineSettings = SETTINGS,
     *,
     admission: Admission | None = None,
+    has_settler: bool = True,
     **changes: Any,
 ) -> AsyncIterator[Desk]:
-    """Open an engine on a ledger file; closes both."""
+    """Open an engine on a ledger file, and a settler beside it; closes all.
+
+    Without a settler, a test writes to the ledger what one would.
+    """
     ledger = await SqliteLedger.open(path / "ledger.sqlite", exclusive=True)
     desk = Desk(ledger, ChainModel(), Clock(), replace(settings, **changes), admission)
     try:
-        yield desk
+        beside = settling(ledger, desk.chain, desk.engine.settings.payee)
+        async with beside if has_settler else nullcontext():
+            try:
+                yield desk
+            finally:
+                await desk.engine.aclose()
     finally:
-        await desk.engine.aclose()
         await ledger.close()
 
 

@@ -19,6 +19,7 @@ from channel.http import Event, PaidEventStream, PaymentGate, Price, Route
 from channel.ledger.interface import Ledger
 from channel.ledger.url import open_ledger
 from channel.verify.challenge_id import ChallengeBinder
+from mpp_session.testing.settling import settle_closes
 from settlement.dev.devnet import Devnet
 from settlement.escrow.reader import EscrowReader
 from settlement.settle.settler import EscrowSettler
@@ -106,7 +107,6 @@ async def open_shop(
     engine = Engine(
         ledger=ledger,
         chain=reader,
-        closer=settler,
         sponsor=paid_for["sponsor"],
         binder=ChallengeBinder([b"a secret of this test, long enough"]),
         settings=EngineSettings(
@@ -147,7 +147,8 @@ async def open_shop(
         ],
     )
     try:
-        async with serving(app) as url:
+        payee = values.accounts["payee"].address
+        async with settle_closes(reader, ledger, settler, payee), serving(app) as url:
             yield Shop(url, ledger, engine, served)
     finally:
         await engine.aclose()

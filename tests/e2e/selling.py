@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route as AppRoute
 
 from channel.engine import Engine, EngineSettings, SponsorTerms
+from channel.errors import ChainUnavailableError
 from channel.http import PaidEventStream, PaymentGate, Price, Route
 from channel.ledger.sqlite import SqliteLedger
 from channel.state.channel_state import ChannelState
@@ -31,10 +32,18 @@ from channel.verify.typed_data import derive_channel_id, voucher_digest
 from channel.wire.challenge import Challenge, parse_challenges
 from channel.wire.credential import Credential, format_credential
 from channel.wire.payload import ClosePayload, OpenHash, Payload, TopUpHash, VoucherPayload
+from mpp_session.testing.settling import open_sender, settle_closes
 from settlement.dev.devnet import Devnet
 from settlement.escrow.payer import PayerAccount
 from settlement.escrow.reader import EscrowReader
+from settlement.node.values import parse_quantity
+from settlement.settle.executor import SettledChannel, Settler
+from settlement.settle.jobs import CloseResult
+from settlement.settle.quarantine import Quarantine
+from settlement.settle.refusals import JournalRefusals
 from settlement.settle.settler import EscrowSettler
+from settlement.tx.journal.interface import SettlerJournal
+from settlement.tx.manager import TxManager
 from tests.mpp_session.serving import serve
 from tests.waiting import PATIENCE_S
 
@@ -130,21 +139,47 @@ class Payer:
         )
 
 
+class ReplaceableSettler:
+    """The settler that a test gives it; with None, one whose node is down."""
+
+    def __init__(self, settler: Settler) -> None:
+        self.by: Settler | None = settler
+
+    async def close_channel(self, *args: Any, **options: Any) -> CloseResult:
+        if self.by is None:
+            raise ChainUnavailableError("No node answers.")
+        return await self.by.close_channel(*args, **options)
+
+    async def settle_channel(self, *args: Any, **options: Any) -> SettledChannel:
+        if self.by is None:
+            raise ChainUnavailableError("No node answers.")
+        return await self.by.settle_channel(*args, **options)
+
+
 class Provider:
     """What a test needs to reach: the server's URL, its books, its chain."""
 
     def __init__(
-        self, chain: Devnet, ledger: SqliteLedger, settings: EngineSettings, **parts: Any
+        self,
+        chain: Devnet,
+        ledger: SqliteLedger,
+        settings: EngineSettings,
+        sender: TxManager,
+        journal: SettlerJournal,
+        **parts: Any,
     ) -> None:
         self.chain = chain
         self.ledger = ledger
         self.clock = Clock()
         self.reader = EscrowReader(chain.rpc, chain.values.escrow)
-        self.settler = EscrowSettler(self.reader, chain.sender("payee"))
+        self.journal = journal
+        quarantine = Quarantine(journal, clock=self.clock)
+        self.settler = EscrowSettler(self.reader, sender, quarantine=quarantine)
+        self.settles = ReplaceableSettler(self.settler)
         self.engine = Engine(
             ledger=ledger,
             chain=parts.get("reader", self.reader),
-            closer=parts.get("closer", self.settler),
+            refusals=JournalRefusals(journal),
             binder=ChallengeBinder([SECRET]),
             settings=settings,
             sponsor=parts.get("sponsor"),
@@ -154,6 +189,11 @@ class Provider:
         self.payer = Payer(chain)
         self.served = 0
         self.client: httpx.AsyncClient
+
+    def settler_of(self, account: str) -> EscrowSettler:
+        """Return a settler with another account's key: the escrow refuses what it sends."""
+        sender = self.chain.sender(account)
+        return EscrowSettler(self.reader, sender, quarantine=Quarantine(self.journal))
 
     def app(self) -> PaymentGate:
         async def joke(_: Request) -> Response:
@@ -249,14 +289,13 @@ async def provide(
     path: Path,
     *,
     reader: Any = None,
-    closer: Any = None,
     sponsor: Any = None,
     admission: Any = None,
     sponsor_terms: SponsorTerms | None = None,
     build: Callable[[Provider], PaymentGate] = Provider.app,
     **changes: Any,
 ) -> AsyncIterator[Provider]:
-    """Serve on a free port; everything is closed at the end."""
+    """Serve on a free port, and settle; everything is closed at the end."""
     settings = EngineSettings(
         realm="jokes.example",
         payee=chain.account("payee").address,
@@ -268,16 +307,28 @@ async def provide(
         sponsor=sponsor_terms,
     )
     ledger = await SqliteLedger.open(path / "ledger.sqlite", exclusive=True)
-    parts = {"reader": reader, "closer": closer, "sponsor": sponsor, "admission": admission}
+    parts = {"reader": reader, "sponsor": sponsor, "admission": admission}
     given = {name: part for name, part in parts.items() if part}
-    provider = Provider(chain, ledger, replace(settings, **changes), **given)
-    try:
-        async with (
-            serve(build(provider)) as url,
-            httpx.AsyncClient(base_url=url, timeout=PATIENCE_S, trust_env=False) as client,
-        ):
-            provider.client = client
-            yield provider
-    finally:
-        await provider.engine.aclose()
-        await ledger.close()
+    async with AsyncExitStack() as open_:
+        open_.push_async_callback(ledger.close)
+        sender, journal = await open_.enter_async_context(
+            open_sender(chain.rpc, chain.signer("payee"), path)
+        )
+        settings = replace(settings, **changes)
+        provider = Provider(chain, ledger, settings, sender, journal, **given)
+        open_.push_async_callback(provider.settler.aclose)
+        await open_.enter_async_context(
+            settle_closes(provider.reader, ledger, provider.settles, settings.payee)
+        )
+        open_.push_async_callback(provider.engine.aclose)
+        url = await open_.enter_async_context(serve(build(provider)))
+        provider.client = await open_.enter_async_context(
+            httpx.AsyncClient(base_url=url, timeout=PATIENCE_S, trust_env=False)
+        )
+        yield provider
+
+
+async def sent_by_payee(seller: Provider) -> int:
+    """Return how many transactions of the payee are mined."""
+    account = "0x" + seller.chain.account("payee").address.hex()
+    return parse_quantity(await seller.chain.rpc.read("eth_getTransactionCount", account, "latest"))

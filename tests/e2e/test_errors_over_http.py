@@ -14,19 +14,30 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from channel.chain import ChannelCloser, CloseResult
 from channel.errors import ChainUnavailableError
 from channel.state.channel_state import ChannelState
 from channel.types import Address, ChannelId, ChannelKey, SignedVoucher, TxHash
 from channel.wire.challenge import Challenge, parse_challenges
 from channel.wire.credential import Credential, format_credential
 from channel.wire.encoding import decode_base64url, encode_base64url, format_timestamp
-from channel.wire.payload import VoucherPayload
+from channel.wire.payload import ClosePayload, VoucherPayload
 from channel.wire.problem import problem_uri
+from channel.wire.receipt import parse_receipt
 from settlement.dev.devnet import Devnet
-from tests.e2e.selling import DELTA, DEPOSIT, JOKE, PRICE, TOKENS, Provider, provide
+from tests.e2e.selling import (
+    DELTA,
+    DEPOSIT,
+    JOKE,
+    PRICE,
+    TOKENS,
+    Provider,
+    provide,
+    sent_by_payee,
+)
 from tests.settlement.channels import send_blindly, set_paused
-from tests.waiting import HASTY_S
+from tests.settlement.senders import are_pooled
+from tests.settlement.wallets import deploy_wallet
+from tests.waiting import HASTY_S, until
 
 ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
 
@@ -472,21 +483,49 @@ async def test_a_top_up_of_a_channel_never_opened_here(seller: Provider) -> None
     assert await seller.books() is None
 
 
-async def test_a_close_that_reverts_moves_nothing_and_the_channel_goes_on(
+async def test_a_close_that_the_escrow_refuses_moves_nothing_and_the_channel_goes_on(
     seller: Provider,
 ) -> None:
-    """CLOSE-04, ERR-02, F-39, F-87: the token is paused, then it is not."""
+    """CLOSE-04, ERR-02, F-39: here the settler has the key of another account."""
     await seller.opened(100)
     assert (await seller.send(seller.payer.voucher(100))).status_code == 200
-    await set_paused(seller.chain, on=True)
+    seller.settles.by = seller.settler_of("stranger")
     answer = await seller.send(seller.payer.closing(PRICE), method="POST")
-    require_problem(answer, 402, "session/insufficient-balance")
+    require_problem(answer, 409, "session/transaction-reverted")
     assert (await seller.send(seller.payer.voucher(100))).status_code == 200
-    await set_paused(seller.chain, on=False)
+    seller.settles.by = seller.settler
     closed = await seller.send(seller.payer.closing(2 * PRICE), method="POST")
     assert closed.status_code == 200
     payee = seller.chain.account("payee").address
     assert await seller.chain.token_balance(payee) >= 2 * PRICE
+
+
+async def test_a_close_that_is_mined_and_reverts_is_a_close_that_was_not_made(
+    chain: Devnet, tmp_path: Path
+) -> None:
+    """CLOSE-04, ERR-02, F-76: a contract takes its voucher back before the block."""
+    async with provide(chain, tmp_path, takes_contract_signatures=True) as seller:
+        wallet = await deploy_wallet(chain.deployer, "agrees")
+        code = "0x" + (await chain.rpc.code(wallet)).hex()
+        await seller.payer.open(signer=wallet)
+        word = b"the contract says yes to this"
+        voucher = replace(seller.payer.sign(100), signature=word)
+        opening = replace(seller.payer.opening(), voucher=voucher)
+        assert (await seller.send(opening)).status_code == 200
+        sent = await sent_by_payee(seller)
+        close = ClosePayload(replace(voucher, cumulative_amount=PRICE))
+        async with chain.mining_paused():
+            closing = asyncio.create_task(seller.send(close, method="POST"))
+            await until(lambda: are_pooled(chain, 1))
+            await chain.rpc.command("anvil_setCode", "0x" + wallet.hex(), "0x5f5ffd")  # reverts
+        require_problem(await closing, 402, "session/invalid-signature")
+        assert await sent_by_payee(seller) == sent + 1
+        fact = await seller.reader.read_channel(seller.payer.key.channel_id)
+        assert fact is not None
+        assert (fact.is_finalized, fact.settled) == (False, 0)
+        await chain.rpc.command("anvil_setCode", "0x" + wallet.hex(), code)
+        more = VoucherPayload(replace(voucher, cumulative_amount=200))
+        assert (await seller.send(more)).status_code == 200
 
 
 async def test_two_credentials_in_one_request(seller: Provider) -> None:
@@ -603,37 +642,77 @@ async def test_a_node_that_is_down_invites_nobody_to_pay_again(
         assert await seller.books() is None
 
 
-class _SettlerDown:
-    """A settler whose node is down until it is given one that works."""
+async def repeat_until_made(seller: Provider, payload: ClosePayload) -> httpx.Response:
+    """Repeat a close for as long as it is answered as pending; return the other answer."""
+    while True:
+        answer = await seller.send(payload, method="POST")
+        if answer.status_code != 503:
+            return answer
+        require_problem(answer, 503, "payment-unavailable", offers=False)
+        assert int(answer.headers["retry-after"]) > 0
 
-    working: ChannelCloser | None = None
 
-    async def close_channel(
-        self, key: ChannelKey, cumulative_amount: int, signature: bytes
-    ) -> CloseResult:
-        if self.working is None:
-            raise ChainUnavailableError("No node answers.")
-        return await self.working.close_channel(key, cumulative_amount, signature)
+async def require_one_close(
+    seller: Provider, closed: httpx.Response, amount: int, *, sent_before: int
+) -> None:
+    """Hold that one transaction closed the channel, and that every repeat is answered with it."""
+    assert closed.status_code == 200, closed.text
+    again = await seller.send(seller.payer.closing(amount + 1), method="POST")
+    first, second = (parse_receipt(each.headers["payment-receipt"]) for each in (closed, again))
+    assert first.tx_hash is not None
+    assert first.tx_hash == second.tx_hash
+    assert await sent_by_payee(seller) == sent_before + 1
+    fact = await seller.reader.read_channel(seller.payer.key.channel_id)
+    assert fact is not None
+    assert (fact.is_finalized, fact.settled) == (True, amount)
 
 
 async def test_a_close_that_cannot_be_broadcast_yet_is_found_by_its_repeat(
     chain: Devnet, tmp_path: Path
 ) -> None:
     """F-75: 503 without a challenge; the close is owed, and made with what was decided first."""
-    closer = _SettlerDown()
-    async with provide(chain, tmp_path, closer=closer) as seller:
+    async with provide(chain, tmp_path, close_timeout_s=1) as seller:
+        seller.settles.by = None
         await seller.opened(100)
-        answer = await seller.send(seller.payer.closing(50), method="POST")
-        require_problem(answer, 503, "payment-unavailable", offers=False)
-        books = await seller.books()
-        assert books is not None
-        assert books.closing_with is not None
-        assert books.closing_with.cumulative_amount == 50
+        sent = await sent_by_payee(seller)
+        for amount in (50, 50, 60):  # the same request again, and another one
+            answer = await seller.send(seller.payer.closing(amount), method="POST")
+            require_problem(answer, 503, "payment-unavailable", offers=False)
+            assert answer.headers["retry-after"] == "5"
+            books = await seller.books()
+            assert books is not None
+            assert books.closing_with is not None
+            assert books.closing_with.cumulative_amount == 50
         answer = await seller.send(seller.payer.voucher(200))
         require_problem(answer, 410, "session/channel-finalized")
-        closer.working = seller.settler
-        answer = await seller.send(seller.payer.closing(60), method="POST")
-        assert answer.status_code == 200
-        fact = await seller.reader.read_channel(seller.payer.key.channel_id)
-        assert fact is not None
-        assert (fact.is_finalized, fact.settled) == (True, 50)
+        seller.settles.by = seller.settler
+        closed = await repeat_until_made(seller, seller.payer.closing(60))
+        await require_one_close(seller, closed, 50, sent_before=sent)
+
+
+async def test_a_close_is_made_once_a_paused_token_moves_again(
+    chain: Devnet, tmp_path: Path
+) -> None:
+    """F-75, F-79, F-87, decision 14: the payer is not at fault, and not asked to pay again.
+
+    Nothing is broadcast and nothing reverts, so CLOSE-04 does not apply: the close stays decided.
+    """
+    async with provide(chain, tmp_path, close_timeout_s=1) as seller:
+        await seller.opened(100)
+        assert (await seller.send(seller.payer.voucher(100))).status_code == 200
+        sent = await sent_by_payee(seller)
+        await set_paused(chain, on=True)
+        for _ in range(2):
+            answer = await seller.send(seller.payer.closing(2 * PRICE), method="POST")
+            problem = require_problem(answer, 503, "payment-unavailable", offers=False)
+            assert answer.headers["retry-after"] == "5"
+        (refused,) = await seller.journal.quarantined()
+        assert (refused.key, refused.reason) == (seller.payer.key, "TOKEN_REFUSED")
+        assert "the token refused to move" in problem["detail"]
+        answer = await seller.send(seller.payer.voucher(200))
+        require_problem(answer, 410, "session/channel-finalized")
+        assert await sent_by_payee(seller) == sent
+        await set_paused(chain, on=False)
+        seller.clock.ahead_s += 15  # the first delay of the quarantine
+        closed = await repeat_until_made(seller, seller.payer.closing(2 * PRICE))
+        await require_one_close(seller, closed, 2 * PRICE, sent_before=sent)

@@ -18,14 +18,12 @@ from mpp_session.testing import TestChain
 from settlement.alarms import Alarms
 from settlement.dev.devnet import Devnet
 from settlement.escrow.reader import EscrowReader
-from settlement.node.values import parse_quantity
 from settlement.settle.executor import CloseExecutor
 from settlement.settle.schedule import Moment, SettlePolicy, Watched
 from settlement.settle.settler import EscrowSettler
 from tests.e2e.provider import JOKE_PRICE, open_shop
-from tests.e2e.selling import Provider, provide
+from tests.e2e.selling import Provider, provide, sent_by_payee
 from tests.e2e.test_agent import agent_of
-from tests.settlement.channels import set_paused
 from tests.settlement.planning import plan
 
 PUBLIC, SPENT, ACCEPTED = 100, 160, 300
@@ -85,11 +83,6 @@ def figures(answer: httpx.Response) -> set[str]:
     if answer.content:
         found |= set(map(str, answer.json().values()))
     return found
-
-
-async def sent_by_payee(seller: Provider) -> int:
-    account = "0x" + seller.chain.account("payee").address.hex()
-    return parse_quantity(await seller.chain.rpc.read("eth_getTransactionCount", account, "latest"))
 
 
 @pytest.mark.parametrize(
@@ -201,9 +194,9 @@ async def test_a_signature_asks_for_a_close_once(seller: Provider) -> None:
     await deliver(seller, PUBLIC)
     await seller.ledger.apply(seller.payer.key, [Publish(PUBLIC)])
     asked = ClosePayload(signed_anew(seller, PUBLIC, 1))
-    await set_paused(seller.chain, on=True)
-    assert (await seller.send(asked, method="POST")).status_code == 402  # the token refuses
-    await set_paused(seller.chain, on=False)
+    seller.settles.by = seller.settler_of("stranger")
+    assert (await seller.send(asked, method="POST")).status_code == 409
+    seller.settles.by = seller.settler
     await refused(seller, asked)
     again = await seller.send(ClosePayload(signed_anew(seller, PUBLIC, 2)), method="POST")
     assert again.status_code == 200, again.text

@@ -25,7 +25,7 @@ from eth_account import Account
 from channel.client.policy.policy import Policy, TokenLimits
 from channel.client.store.sqlite import PaymentStore
 from channel.engine import Engine, EngineSettings
-from channel.errors import ChainUnavailableError, MppSessionError, SettlementPendingError
+from channel.errors import ChainUnavailableError, MppSessionError
 from channel.http import PaymentGate
 from channel.ledger.sqlite import SqliteLedger
 from channel.state.channel_state import ChannelState
@@ -42,6 +42,7 @@ from settlement.escrow.payer import PayerAccount
 from settlement.escrow.reader import EscrowReader, ReaderLimits
 from settlement.node.rpc import Rpc, RpcLimits
 from settlement.settle.exposure import ExposureGate
+from settlement.settle.pending_closes import PendingCloses
 from settlement.settle.quarantine import Quarantine
 from settlement.settle.schedule import SettlePolicy
 from settlement.settle.settler import EscrowSettler, SettlerLimits
@@ -149,22 +150,14 @@ class Provider:
         self.reader = EscrowReader(
             rpc, chain.values.escrow, limits=ReaderLimits(lag_s_max=1.0, lag_poll_s=0.05)
         )
-        self._settler: EscrowSettler | None = None
         self._open: AsyncExitStack | None = None
         self._running: list[asyncio.Task[None]] = []
         self.policy = SettlePolicy(settle_value=600, settle_age_s=20, patience_s=3)
-
-    async def close_channel(self, *args: Any, **kwargs: Any) -> Any:
-        """Close by whoever settles now: the engine outlives the settler."""
-        if self._settler is None:
-            raise SettlementPendingError("The settler is down; ask again.")
-        return await self._settler.close_channel(*args, **kwargs)
 
     def engine(self) -> Engine:
         return Engine(
             ledger=self.ledger,
             chain=self.reader,
-            closer=self,
             binder=ChallengeBinder([secrets.token_bytes(32)]),
             settings=EngineSettings(
                 realm="soak",
@@ -172,6 +165,7 @@ class Provider:
                 token=self._chain.values.token,
                 confirmations=CONFIRMATIONS,
                 transaction_wait_s=4.0,
+                close_timeout_s=20,
                 reservation_lease_s=5,
             ),
         )
@@ -210,16 +204,22 @@ class Provider:
             policy=self.policy,
             health=HealthChecks(self.reader, self.alarms, ExposureGate(), gas_account=None),
         )
+        pending = PendingCloses(
+            self.ledger,
+            watcher.begin_pending,
+            chain_id=self._rpc.chain_id,
+            escrow=self.reader.escrow,
+            payee=payee.address,
+        )
         self._open.push_async_callback(settler.aclose)
-        self._settler = settler
         self._running = [
             asyncio.create_task(watcher.run()),
             asyncio.create_task(sender.run()),
+            asyncio.create_task(pending.run()),
         ]
 
     async def kill(self) -> None:
         """Stop the settler wherever it is."""
-        self._settler = None
         for task in self._running:
             task.cancel()
         results = await asyncio.gather(*self._running, return_exceptions=True)

@@ -23,6 +23,7 @@ from tests.channel.http.test_events import (
     streaming,
 )
 from tests.channel.selling import PRICE, SETTINGS, Clock, Desk
+from tests.channel.settling import settling
 
 
 class Worker:
@@ -41,9 +42,11 @@ async def workers(postgres_url: str) -> AsyncIterator[tuple[Worker, Worker]]:
     ledgers = [await open_ledger(postgres_url, exclusive=False) for _ in range(2)]
     first, second = (Worker(ledger, chain, clock) for ledger in ledgers)
     second.desk.payer = first.desk.payer
-    yield first, second
-    for worker, ledger in zip((first, second), ledgers, strict=True):
-        await worker.desk.engine.aclose()
+    async with settling(ledgers[0], chain, SETTINGS.payee):
+        yield first, second
+        for worker in (first, second):
+            await worker.desk.engine.aclose()
+    for ledger in ledgers:
         await ledger.close()
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from channel.chain import CloseResult
 from channel.types import ChannelId
 from settlement import abi
 from settlement.dev.devnet import Devnet
@@ -19,6 +18,7 @@ from settlement.errors import (
 from settlement.escrow.payout_calls import RelayedCalls
 from settlement.escrow.reader import EscrowReader
 from settlement.node.rpc import Rpc
+from settlement.settle.jobs import CloseResult
 from settlement.settle.quarantine import Quarantine
 from settlement.settle.settler import EscrowSettler, SettlerLimits
 from settlement.tx.fees import GasBudget

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from channel.chain import CloseResult
 from channel.errors import InvariantError, SettlementPendingError
 from settlement import abi
 from settlement.dev.devnet import Devnet
@@ -17,6 +16,7 @@ from settlement.errors import (
 )
 from settlement.escrow.reader import EscrowReader
 from settlement.node.rpc import Rpc
+from settlement.settle.jobs import CloseResult
 from settlement.settle.quarantine import Quarantine
 from settlement.settle.settler import EscrowSettler, SettlerLimits
 from settlement.tx.journal.interface import SettlerJournal

@@ -32,7 +32,6 @@ def with_secrets(desk: Desk, *secrets: bytes) -> Engine:
     return Engine(
         ledger=desk.ledger,
         chain=desk.chain,
-        closer=desk.chain,
         binder=ChallengeBinder(secrets),
         settings=SETTINGS,
         now=desk.clock,

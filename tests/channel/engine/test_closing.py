@@ -1,25 +1,32 @@
 """Closing by consent: every step is durable before the next, and repeats without harm."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from contextlib import closing as closing_file
 from pathlib import Path
+from sqlite3 import Connection, connect
 from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
 from channel.engine import Engine, Hold
+from channel.engine.outcome import Outcome
 from channel.errors import (
     AmountExceedsDepositError,
     ChainUnavailableError,
     ChannelFinalizedError,
+    ChannelNotFoundError,
     PublicVoucherError,
     ReservationEndedError,
     SettlementPendingError,
     SignerMismatchError,
     TransactionRevertedError,
 )
+from channel.ledger.batch import Job
 from channel.ledger.interface import Applied
+from channel.ledger.sqlite_books import SqliteBooks, Written
 from channel.state.commands import (
     AbortClose,
     BeginClose,
@@ -27,11 +34,12 @@ from channel.state.commands import (
     CommitClose,
     Observe,
     Publish,
+    RecordClose,
     Release,
     Spend,
     StreamPolicy,
 )
-from channel.types import ChannelKey, VerifiedVoucher
+from channel.types import ChannelKey, TxHash, VerifiedVoucher
 from channel.verify.challenge_id import ChallengeBinder
 from channel.verify.voucher import verify_voucher
 from channel.wire.payload import ClosePayload
@@ -49,6 +57,8 @@ from tests.channel.selling import (
     open_desk,
 )
 from tests.waiting import PATIENCE_S, until
+
+SHORT_S = 0.05
 
 
 async def spend(desk: Desk, units: int, amount: int) -> None:
@@ -276,17 +286,102 @@ async def test_a_close_that_reverted_leaves_a_channel_that_goes_on(tmp_path: Pat
         await perform(desk, desk.payer.voucher(50), hold(desk))
 
 
+def is_waiting() -> bool:
+    """Whether a close runs that waits for the settler."""
+    return any("Closing._close" in repr(task) for task in asyncio.all_tasks())
+
+
 async def test_a_pending_close_is_found_by_its_repeat(tmp_path: Path) -> None:
     """F-75: pending is neither success nor failure, and the first decision stands."""
-    async with open_desk(tmp_path) as desk:
+    async with open_desk(tmp_path, close_timeout_s=SHORT_S) as desk:
         await opened(desk)
         desk.chain.close_fails_with = SettlementPendingError("Not mined yet.")
-        with pytest.raises(SettlementPendingError):
-            await perform(desk, desk.payer.closing(10))
-        assert (await desk.books()).published == 10
+        for amount in (10, 10, 20):  # a repeat while it is pending is pending as well
+            with pytest.raises(SettlementPendingError, match="Not mined yet"):
+                await perform(desk, desk.payer.closing(amount))
+            state = await desk.books()
+            assert state.closing_with is not None
+            assert (state.closing_with.cumulative_amount, state.published) == (10, 10)
+        patient = worker_beside(desk)
+        closing = paid(desk, desk.payer.closing(20))
+        repeats = [asyncio.create_task(patient.perform(closing)) for _ in range(2)]
+        await until(is_waiting)
+        assert desk.chain.closed == []
         desk.chain.close_fails_with = None
-        await perform(desk, desk.payer.closing(20))
-        assert desk.chain.closed[0][1] == 10
+        outcomes = await asyncio.gather(*repeats)
+        assert [amount for _, amount, _ in desk.chain.closed] == [10]
+        assert {outcome.tx_hash for outcome in outcomes} == {(await desk.books()).close_tx}
+        await patient.aclose()
+
+
+def worker_beside(desk: Desk) -> Engine:
+    """Another worker on the same books, which waits longer for a close."""
+    return Engine(
+        ledger=desk.ledger,
+        chain=desk.chain,
+        binder=ChallengeBinder([SECRET]),
+        settings=SETTINGS,
+        now=desk.clock,
+    )
+
+
+@asynccontextmanager
+async def decided(path: Path, **changes: Any) -> AsyncIterator[tuple[Desk, asyncio.Task[Outcome]]]:
+    """A close at 10 that a worker waits for, on books that no settler writes to."""
+    async with open_desk(path, has_settler=False, **changes) as desk:
+        await opened(desk)
+        closing = asyncio.create_task(perform(desk, desk.payer.closing(10)))
+        await until(lambda: is_decided(desk))
+        yield desk, closing
+
+
+async def is_decided(desk: Desk) -> bool:
+    return (await desk.books()).closing_with is not None
+
+
+async def record(desk: Desk) -> TxHash:
+    """Write what a settler writes once the close is mined."""
+    tx_hash, fact = await desk.chain.close(desk.payer.key, 10, b"")
+    (await desk.ledger.apply(desk.payer.key, [RecordClose(fact, tx_hash)])).require()
+    return tx_hash
+
+
+async def test_a_close_is_answered_with_what_the_settler_records(tmp_path: Path) -> None:
+    """CLOSE-05: its transaction, and what the chain says."""
+    async with decided(tmp_path) as (desk, closing):
+        assert not closing.done()
+        tx_hash = await record(desk)
+        outcome = await closing
+        assert outcome.tx_hash == tx_hash
+        assert outcome.state == await desk.books()
+        assert (outcome.state.settled, outcome.state.is_finalized) == (10, True)
+        assert outcome.state.fact_block == desk.chain.block
+
+
+async def test_a_close_waits_for_the_settler_for_a_bounded_time(tmp_path: Path) -> None:
+    """F-75: the close stays decided."""
+    async with decided(tmp_path, close_timeout_s=SHORT_S) as (desk, closing):
+        with pytest.raises(SettlementPendingError, match="is being mined"):
+            await closing
+        assert await is_decided(desk)
+
+
+async def test_a_close_that_the_settler_withdraws_is_pending(tmp_path: Path) -> None:
+    """F-75: for a reason that is not known; the channel continues."""
+    async with decided(tmp_path) as (desk, closing):
+        await desk.ledger.apply(desk.payer.key, [AbortClose()])
+        with pytest.raises(SettlementPendingError, match="withdrawn"):
+            await closing
+        await perform(desk, desk.payer.voucher(50), hold(desk))
+
+
+async def test_a_close_of_a_channel_that_leaves_the_books_is_not_found(tmp_path: Path) -> None:
+    """An older copy of the ledger was put in its place, say."""
+    async with decided(tmp_path) as (_, closing):
+        with closing_file(connect(tmp_path / "ledger.sqlite")) as other, other:
+            other.execute("DELETE FROM channel")
+        with pytest.raises(ChannelNotFoundError):
+            await closing
 
 
 async def test_a_close_begun_by_a_dead_process_is_taken_up(tmp_path: Path) -> None:
@@ -361,7 +456,6 @@ class Slow:
         self.engine = Engine(
             ledger=desk.ledger,
             chain=self.chain,
-            closer=self.chain,
             binder=ChallengeBinder([SECRET]),
             settings=SETTINGS,
             now=desk.clock,
@@ -381,7 +475,6 @@ async def test_a_close_that_another_worker_has_made_answers_with_its_transaction
         slow.chain.answers.set()
         assert (await closing).tx_hash == made.tx_hash
         assert [amount for _, amount, _ in desk.chain.closed] == [2 * PRICE]
-        assert slow.chain.closed == []
         await slow.engine.aclose()
 
 
@@ -393,11 +486,7 @@ async def test_a_close_that_the_end_of_the_process_cuts_off_stays_owed(
         await opened(desk, 5 * PRICE)
         desk.chain.answers.clear()
         closing = asyncio.create_task(perform(desk, desk.payer.closing(2 * PRICE)))
-
-        async def is_decided() -> bool:
-            return (await desk.books()).closing_with is not None
-
-        await until(is_decided)
+        await until(lambda: is_decided(desk))
         (cut_off,) = [task for task in asyncio.all_tasks() if "Closing._close" in repr(task)]
         cut_off.cancel()  # as `asyncio.run` does at its end
         with pytest.raises(asyncio.CancelledError):
@@ -417,3 +506,25 @@ async def test_a_channel_that_ended_without_our_close_is_not_closed(tmp_path: Pa
         with pytest.raises(ChannelFinalizedError):
             await perform(desk, desk.payer.closing(PRICE))
         assert desk.chain.closed == []
+
+
+async def test_a_close_takes_three_synced_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine begins and decides it, the settler records it; no process writes it again."""
+    written: list[Command] = []
+    write_batch = SqliteBooks.write_batch
+
+    def counted(books: SqliteBooks, connection: Connection, jobs: Sequence[Job]) -> Written:
+        before = connection.total_changes
+        done = write_batch(books, connection, jobs)
+        if connection.total_changes > before:
+            written.extend(command for job in jobs for command in job.commands)
+        return done
+
+    async with open_desk(tmp_path) as desk:
+        await opened(desk)
+        monkeypatch.setattr(SqliteBooks, "write_batch", counted)
+        await perform(desk, desk.payer.closing(10))
+        await desk.engine.aclose()
+    assert [type(command) for command in written] == [BeginClose, CommitClose, RecordClose]

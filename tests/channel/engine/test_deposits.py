@@ -60,7 +60,6 @@ class Shop:
         self.engine = Engine(
             ledger=desk.ledger,
             chain=desk.chain,
-            closer=desk.chain,
             binder=ChallengeBinder([SECRET]),
             settings=replace(SETTINGS, sponsor=TERMS, transaction_wait_s=transaction_wait_s),
             sponsor=self.relay,

@@ -436,7 +436,6 @@ async def test_credentials_travel_in_a_field_of_the_protocol_alone(
             Engine(
                 ledger=desk.ledger,
                 chain=desk.chain,
-                closer=desk.chain,
                 binder=ChallengeBinder([SECRET]),
                 settings=replace(SETTINGS, credential_header=field),
             )

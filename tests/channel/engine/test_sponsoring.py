@@ -186,7 +186,6 @@ async def test_gas_that_nobody_pays_is_not_promised(tmp_path: Path) -> None:
             Engine(
                 ledger=desk.ledger,
                 chain=desk.chain,
-                closer=desk.chain,
                 binder=ChallengeBinder([SECRET]),
                 settings=replace(SETTINGS, sponsor=promised),
             )

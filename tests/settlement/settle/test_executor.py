@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from channel.chain import CloseResult
 from channel.errors import InvariantError
 from channel.ledger.sqlite import SqliteLedger
 from channel.state.channel_state import LadderVoucher
@@ -20,6 +19,7 @@ from settlement.escrow.payer import PayerAccount
 from settlement.escrow.payout_calls import OwnCalls
 from settlement.escrow.reader import EscrowReader
 from settlement.settle.executor import CloseExecutor, Done
+from settlement.settle.jobs import CloseResult
 from settlement.settle.quarantine import Quarantine
 from settlement.settle.schedule import Action, Due, Moment, Reason, SettlePolicy, Watched
 from settlement.settle.settler import EscrowSettler, SettleResult
@@ -231,6 +231,18 @@ async def test_a_channel_has_one_thing_done_at_a_time(
     executor.submit([close, close])
     assert await executor.carry_out([close, close]) == Done(closed=2)
     assert (await books.state(channel_id)).settled == 400
+
+
+async def test_a_close_that_another_settler_has_recorded_is_not_sent_again(
+    books: Books, ledger: SqliteLedger, settler: EscrowSettler
+) -> None:
+    """O-98, F-40: one close, one transaction, whichever process finds it due."""
+    channel_id = await books.open(accepted=400, spent=400)
+    close = due(books, channel_id, Action.CLOSE)
+    assert await CloseExecutor(ledger, settler, Alarms()).carry_out([close]) == Done(closed=1)
+    other = Stubborn(settler)
+    assert await CloseExecutor(ledger, other, Alarms()).carry_out([close]) == Done(closed=1)
+    assert other.closes == 0
 
 
 async def test_a_close_that_ends_for_less_than_was_delivered_is_told(

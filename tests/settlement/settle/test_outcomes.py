@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from channel.chain import CloseResult
 from channel.errors import SettlementPendingError
 from channel.types import ChannelId, TxHash
 from settlement import abi
@@ -15,7 +14,7 @@ from settlement.dev.devnet import Devnet
 from settlement.errors import ContractRevertedError, contract_reverted
 from settlement.escrow.payout_calls import AUTHORIZATION_LIFE_S, RelayedCalls
 from settlement.escrow.reader import EscrowReader
-from settlement.settle.jobs import Job
+from settlement.settle.jobs import CloseResult, Job
 from settlement.settle.outcomes import Outcomes
 from settlement.settle.quarantine import Quarantine
 from settlement.settle.settler import EscrowSettler

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from channel.chain import CloseResult
 from channel.errors import InvariantError
 from channel.ledger.interface import Applied
 from channel.ledger.maintenance import repair
@@ -27,6 +26,7 @@ from settlement.dev.devnet import Devnet
 from settlement.escrow.payer import PayerAccount
 from settlement.escrow.reader import EscrowReader
 from settlement.node.rpc import Rpc, RpcLimits
+from settlement.settle.jobs import CloseResult
 from settlement.settle.settler import EscrowSettler, SettleResult
 from settlement.tx.manager import TxLimits, TxManager
 from settlement.watch.watcher import ChannelWatcher, Sweep, WatchLimits
