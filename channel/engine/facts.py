@@ -27,7 +27,7 @@ from channel.ledger.interface import Ledger
 from channel.limits import CHAIN_CHECKS_MAX, CHAIN_CHECKS_PER_SOURCE_MAX, FACT_AGES_MAX
 from channel.state.channel_state import ChannelState
 from channel.state.commands import Observe
-from channel.state.transitions import is_known
+from channel.state.transitions import is_for_settler, is_known
 from channel.tasks import Tasks
 from channel.types import ChannelFact, ChannelId, ChannelKey, TxHash
 
@@ -94,7 +94,7 @@ class ChainFacts:
         if state is None or fact is None:
             raise ChannelStoppedError("The chain does not know this channel.")
         self.mark_read(key)
-        if is_known(state, fact):
+        if is_known(state, fact) or is_for_settler(state, fact):
             return state
         return (await self._ledger.apply(key, [Observe(fact)])).require()
 

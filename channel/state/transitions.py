@@ -38,6 +38,7 @@ from channel.types import ChannelFact, ChannelKey, VerifiedVoucher
 
 __all__ = [
     "as_public",
+    "is_for_settler",
     "is_known",
     "proves_key",
     "require_consent",
@@ -348,6 +349,15 @@ def is_known(state: ChannelState, fact: ChannelFact) -> bool:
         and fact.close_requested_at == state.close_requested_at
         and fact.is_finalized == state.is_finalized
     )
+
+
+def is_for_settler(state: ChannelState, fact: ChannelFact) -> bool:
+    """Whether a fact shows the end of a channel whose close was decided and is not recorded.
+
+    The settler records that end together with its transaction. Without the transaction, the
+    payer's repeat could not be answered, and the settler would no longer find the close (CLOSE-05).
+    """
+    return fact.is_finalized and not state.is_finalized and state.closing_with is not None
 
 
 def _publish(state: ChannelState, command: c.Publish) -> ChannelState:

@@ -15,7 +15,7 @@ from channel.ledger.interface import Ledger
 from channel.limits import EXITS_BELIEVED_MAX
 from channel.state.channel_state import ChannelState
 from channel.state.commands import Observe
-from channel.state.transitions import is_known
+from channel.state.transitions import is_for_settler, is_known
 from channel.types import Address, ChannelFact, ChannelId, ChannelKey
 from settlement.alarms import AlarmKind, Alarms
 from settlement.escrow.reader import EscrowReader
@@ -259,8 +259,8 @@ class ChannelObserver:
         fact = fact or _never_opened(state, head)
         if is_known(state, fact) and not is_older:
             return state
-        if fact.is_finalized and not state.is_finalized and state.closing_with is not None:
-            return state  # perhaps the settler's close: it is recorded with its transaction
+        if is_for_settler(state, fact):
+            return state
         observe = Observe(fact, is_rollback=is_rollback, at=head.timestamp)
         after = (await self._ledger.apply(state.key, [observe])).require()
         self._report(state, after)

@@ -384,6 +384,26 @@ async def test_a_close_of_a_channel_that_leaves_the_books_is_not_found(tmp_path:
             await closing
 
 
+async def test_a_repeat_between_the_block_and_its_record_gets_the_transaction(
+    tmp_path: Path,
+) -> None:
+    """CLOSE-05, F-75: what it reads of the chain does not hide the close from the settler."""
+    async with decided(tmp_path) as (desk, closing):
+        desk.chain.change(desk.payer.key, settled=10, is_finalized=True)  # mined
+        desk.clock.advance(100)  # the repeat reads the chain
+        reads = desk.chain.reads
+        other = worker_beside(desk)
+        repeat = asyncio.create_task(other.perform(paid(desk, desk.payer.closing(10))))
+        await until(lambda: desk.chain.reads > reads)
+        await asyncio.sleep(SHORT_S)
+        assert not repeat.done()
+        (owed,) = await desk.ledger.list_pending_closes()
+        assert owed.key == desk.payer.key
+        tx_hash = await record(desk)
+        assert [(await each).tx_hash for each in (closing, repeat)] == [tx_hash] * 2
+        await other.aclose()
+
+
 async def test_a_close_begun_by_a_dead_process_is_taken_up(tmp_path: Path) -> None:
     """CLOSE-05: BeginClose was durable, nothing else was."""
     async with open_desk(tmp_path) as desk:
