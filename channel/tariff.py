@@ -231,7 +231,7 @@ class RunningCost:
         self._is_capped = tariff.maximum is not None
         self._maximum = AMOUNT_MAX if tariff.maximum is None else tariff.maximum
         self._exact = 0
-        """The exact cost before minimum and maximum, in parts of a base unit: `_denominator` make one."""
+        """The exact cost before minimum and maximum; `_denominator` is one base unit."""
         self.charged = 0
         """The cost of `usage`, in base units."""
         self.usage: dict[str, int] = {}
