@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from channel.client.policy.policy import Policy
 from channel.errors import ChannelUnusableError, OfferRefusedError, PaymentRefusedError
+from channel.tariff import Tariff
 from channel.types import Address, ChannelId
 from channel.wire.payload import ClosePayload, VoucherPayload
 from tests.channel.client.conftest import Agent, OpenAgent, policy_of
@@ -250,3 +251,49 @@ async def test_a_summary_is_readable(agent: Agent, provider: Provider) -> None:
 
 def test_the_tests_policy_is_as_strict_as_the_default() -> None:
     assert policy_of() == Policy(limits=policy_of().limits)
+
+
+async def test_a_quote_asks_for_the_offer_and_signs_nothing(
+    agent: Agent, provider: Provider
+) -> None:
+    """Of a plain price, too; afterwards the remembered offer answers."""
+    request = agent.client.build_request("GET", "/joke")
+    quote = await agent.payments.quote(request)
+    assert (quote.amount, quote.usage, quote.amounts) == (10, {"request": 1}, {"request": 10})
+    assert quote.tariff == Tariff.of("request", 10)
+    assert [seen.method for seen in provider.seen] == ["HEAD"]
+    assert await agent.payments.channels() == []
+    assert (await agent.client.send(request)).status_code == 200
+    asked = len(provider.seen)
+    assert await agent.payments.quote(request) == quote
+    assert len(provider.seen) == asked
+
+
+async def test_a_quote_is_within_the_limits(open_agent: OpenAgent, provider: Provider) -> None:
+    """A stream without a length costs what the policy lets it, at most."""
+    agent = await open_agent(policy_of({"deposit_max": 700, "budget": 900}))
+    provider.offer = {"unit_type": "llm_token"}
+    whole = agent.client.build_request("POST", "/chat", json={"stream": True})
+    quote = await agent.payments.quote(whole)
+    assert (quote.amount, quote.usage) == (700, {"llm_token": None})
+    assert quote.amounts == {"llm_token": None}
+    short = agent.client.build_request("POST", "/chat", json={"stream": True, "max_tokens": 3})
+    assert (await agent.payments.quote(short)).amount == 60
+    assert str(await agent.payments.quote(short)).startswith("at most ")
+
+
+async def test_there_is_no_quote_for_what_is_free_or_not_allowed(
+    agent: Agent, provider: Provider
+) -> None:
+    """CLIENT-01, CORE-13."""
+    request = agent.client.build_request("GET", "/joke")
+    provider.override = lambda _: httpx.Response(200)
+    with pytest.raises(PaymentRefusedError, match="the request may be free"):
+        await agent.payments.quote(request)
+    provider.override = lambda _: None
+    provider.offer = {"unit_price": 51}
+    with pytest.raises(OfferRefusedError, match="amount per request 51"):
+        await agent.payments.quote(request)
+    with pytest.raises(OfferRefusedError, match="payment over plain http"):
+        await agent.payments.quote(agent.client.build_request("GET", "http://api.example/joke"))
+    assert await agent.payments.channels() == []

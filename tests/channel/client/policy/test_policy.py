@@ -7,8 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from channel.client.policy.meter import Expectation
 from channel.client.policy.policy import (
+    Amounts,
     Offer,
+    amounts_of,
     choose_offer,
     deposit_size,
     require_deposit,
@@ -16,7 +19,9 @@ from channel.client.policy.policy import (
     step_value,
     top_up_size,
 )
+from channel.client.policy.usage import RequestCost
 from channel.errors import BudgetExceededError, OfferRefusedError
+from channel.tariff import Rate, Tariff
 from channel.types import Address
 from channel.wire.challenge import Challenge, format_challenge, format_session_request
 from channel.wire.encoding import format_timestamp
@@ -169,6 +174,29 @@ def test_the_deposit_is_the_least_of_suggestion_expectation_and_cap() -> None:
     assert deposit_size(policy, limits, session_request(suggested_deposit=10**20), 10) == 1_000
     assert deposit_size(policy, limits_of(deposit_max=700), session_request(), 10) == 700
     assert deposit_size(policy, limits, session_request(suggested_deposit=0), 10) == 10
+
+
+def test_input_of_the_first_request_is_deposited_on_top() -> None:
+    """F-92: within the cap. What a prompt may cost is no part of what units of output cost."""
+    policy = policy_of(expected_units=100)
+    limits = limits_of(deposit_max=5_000)
+    asked = session_request(suggested_deposit=300)
+    assert deposit_size(policy, limits, asked, 10, ahead=2_000) == 2_300
+    assert deposit_size(policy, limits, asked, 10, ahead=9_000) == 5_000
+
+
+def test_what_a_request_costs_follows_from_offer_and_policy() -> None:
+    """A stream of a tariff: 964 tokens of input at 1 for 10, and 26 for 64 tokens of output."""
+    policy = policy_of(lost_units_max=100, voucher_step_max=1_000)
+    tariff = Tariff((Rate("output_token", 4, 10), Rate("input_token", 1, 10)))
+    asked = session_request(unit_price=2, unit_type="5_output_tokens", tariff=tariff)
+    expectation = Expectation(is_stream=True, units_max=None, prompt_bytes=900)
+    cost = RequestCost(tariff, expectation, units_max=4096)
+    assert amounts_of(policy, asked, cost) == Amounts(
+        unit=1, cost=1, ahead=97, cost_max=97, step=26, step_max=400, lost_max=40 + 96
+    )
+    one = policy_of(voucher_step=1)
+    assert amounts_of(one, asked, cost).step_max == amounts_of(one, asked, cost).step == 1
 
 
 def test_a_top_up_covers_what_is_needed_and_stays_below_the_cap() -> None:

@@ -208,6 +208,17 @@ def test_receipts_out_of_order_leave_the_greatest() -> None:
     assert (account.accepted, account.spent, account.receipt) == (100, 50, "new")
 
 
+def test_the_receipt_that_states_a_usage_is_kept() -> None:
+    """A voucher's own receipt may come behind that of the stream which it paid for."""
+    used = receipt_of(spent=50, usage={"output_token": 5})
+    account = adopt_receipt(account_of(signed=100), used, "used", is_final=True)
+    account = adopt_receipt(account, receipt_of(spent=50), "voucher", is_final=False)
+    assert account.receipt == "used"
+    account = adopt_receipt(account, receipt_of(spent=50, units=0), "next", is_final=False)
+    account = adopt_receipt(account, receipt_of(spent=51), "more", is_final=False)
+    assert account.receipt == "more"
+
+
 def test_the_chain_says_what_a_channel_is() -> None:
     fact = ChannelFact(KEY, TERMS, 2_000, 300, 0, False, 9)  # noqa: FBT003
     account = adopt_fact(account_of(), fact)
