@@ -176,6 +176,28 @@ async def test_a_long_prompt_is_covered_by_the_first_deposit(
         await require_equal(client, sponsoring_provider, cost)
 
 
+async def test_requests_beside_a_stream_share_one_exact_account(
+    sponsoring_provider: TestProvider, payer: TestPayer
+) -> None:
+    """F-94: input in flight of each, on one channel; each is rounded up for itself."""
+    url = await asyncio.to_thread(serve, sponsoring_provider, Shop())
+    async with payer.client(payer.policy(CAPS)) as client:
+        body = {"input": 157, "prompt": "x" * 200}
+
+        async def ask() -> None:
+            short = body | {"output": 35, "max_tokens": 100}
+            (await client.post(f"{url}/chat", json=short)).raise_for_status()
+
+        await asyncio.gather(
+            stream(client, f"{url}/chat", body | {"stream": True, "output": 700}),
+            *(ask() for _ in range(12)),
+        )
+        used = {"input_token": 157, "cached_input_token": 7}
+        cost = 12 * MODEL.cost(used | {"output_token": 35})
+        cost += MODEL.cost(used | {"output_token": 700})
+        await require_equal(client, sponsoring_provider, cost)
+
+
 async def test_rows_are_sold_in_batches(
     sponsoring_provider: TestProvider, payer: TestPayer
 ) -> None:

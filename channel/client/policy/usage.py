@@ -66,6 +66,9 @@ class RequestCost:
         self._units_max = units_max
         self._meter = UnitMeter(believes_counts=believes_counts)
         self._groups, self._dearest = _group(tariff, is_stream=expectation.is_stream)
+        self._main = tariff.main.kind
+        self._main_group = self._groups[self._main]
+        """Its group is the first of `_dearest`, too."""
         self._bounds = {
             group: self._bound(role, expectation) for group, role in self._groups.values()
         }
@@ -128,7 +131,7 @@ class RequestCost:
     @property
     def units_left(self) -> int:
         """Units of the main kind that may still be counted."""
-        return self._left[self._groups[self.tariff.main.kind][0]]
+        return self._left[self._main_group[0]]
 
     @property
     def first(self) -> int:
@@ -170,7 +173,7 @@ class RequestCost:
         return self._price(self._bounds)
 
     def _first_usage(self) -> dict[str, int]:
-        usage = {self._groups[self.tariff.main.kind][0]: 1}
+        usage = {self._main_group[0]: 1}
         if not self._is_stream and self._is_bounded:
             usage |= {
                 group: self._bounds[group]
@@ -199,9 +202,9 @@ class RequestCost:
             ReceiptViolationError: It states a kind that the offer does not price.
         """
         units = self._meter.count(data)
-        main = self.tariff.main.kind
         if stated is None:
-            return self._take({main: units}) if units else None
+            return self._take_main(units)
+        main = self._main
         room = max(units, len(data))
         usage: dict[str, int] = {}
         for kind, said in ({main: stated} if isinstance(stated, int) else stated).items():
@@ -220,7 +223,7 @@ class RequestCost:
             ReceiptViolationError: It states a kind that the offer does not price.
         """
         if usage is None:
-            usage = {self.tariff.main.kind: 1 if units is None else units}
+            usage = {self._main: 1 if units is None else units}
         for kind, said in usage.items():
             self._require_priced(kind, said)
         return self._take(usage)
@@ -250,6 +253,20 @@ class RequestCost:
             )
         return found[1]
 
+    def _take_main(self, units: int) -> Counted | None:
+        """Count units of the main kind alone, as `_take` does: nearly every event."""
+        group, role = self._main_group
+        if role != "output":
+            return self._take({self._main: units})
+        units = min(units, self._left[group])
+        if not units:
+            return None
+        self._left[group] -= units
+        if self._unstated is not None:
+            self._unstated.add_main(units)
+        value = self._counted.add_main(units)
+        return Counted(value, units, value)
+
     def _take(self, usage: Usage) -> Counted | None:
         """Count this within the bounds, input first; None where there is none."""
         taken: tuple[dict[str, int], dict[str, int]] = ({}, {})
@@ -266,7 +283,7 @@ class RequestCost:
             return None
         first = self._counted.add(known) if known else 0
         then = self._counted.add(delivered) if delivered else 0
-        main = self.tariff.main.kind
+        main = self._main
         return Counted(first + then, known.get(main, 0) + delivered.get(main, 0), then)
 
 
