@@ -14,15 +14,13 @@ from typing import Final, NamedTuple
 
 from channel.client.policy.meter import Expectation, UnitMeter
 from channel.errors import ConfigError, ReceiptViolationError
-from channel.limits import AMOUNT_MAX
+from channel.limits import AMOUNT_MAX, PROMPT_TOKENS_BESIDE
 from channel.tariff import Rate, RunningCost, Tariff, Usage
 
 __all__ = ["UNBOUNDED", "Counted", "RequestCost"]
 
 UNBOUNDED: Final = 2**63
 """More units than any request has: of a stream whose request names no length."""
-PROMPT_TOKENS_BESIDE: Final = 64
-"""Tokens of input that no byte of the body stands for, such as those of a model's template."""
 
 _INPUT: Final = frozenset({"input_token", "cached_input_token", "cache_write_token"})
 _OUTPUT: Final = frozenset({"output_token", "reasoning_token"})
