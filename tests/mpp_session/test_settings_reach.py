@@ -20,7 +20,7 @@ import msgspec
 import pytest
 
 from channel.verify.challenge_id import ChallengeBinder
-from channel.wire.challenge import Challenge
+from channel.wire.challenge import Challenge, SessionRequest
 from mpp_session import settings
 from mpp_session.devnet_file import devnet_settings
 from mpp_session.errors import CommandError
@@ -55,12 +55,27 @@ DERIVED: dict[str, Callable[[Any], float]] = {
 }
 """What an object keeps instead of the number itself."""
 
+PRICES = {
+    "input": ("0.11", 110_000),
+    "output": ("0.42", 420_000),
+    "cached_input": ("0.03", 30_000),
+    "cache_write": ("0.14", 140_000),
+    "reasoning": ("0.53", 530_000),
+    "minimum": ("0.000007", 7),
+    "maximum": ("0.9", 900_000),
+}
+"""Prices as they are set, and in base units of a token with six decimals."""
+
 ELSEWHERE = {
     "listen.host": "the socket is bound before anything is built: tests/e2e",
     "payee.keystore_file": "one of three ways to give a key: tests/mpp_session/test_keys.py",
     "payee.password_file": "as the keystore",
     "payee.signer_url": "as `relayer.signer_url`, by the same code",
     "payee.signer_token": "as `relayer.signer_token`, by the same code",
+    **dict.fromkeys(
+        [f"price.{name}" for name in PRICES],
+        "instead of price.per_unit: test_every_price_of_a_million_tokens_is_in_the_offer",
+    ),
     "relayer.keystore_file": "as the payee's, by the same code",
     "relayer.password_file": "as the payee's, by the same code",
 }
@@ -397,6 +412,48 @@ async def test_each_secret_of_challenges_is_known(built: dict[str, Any], number:
     id_ = ChallengeBinder([WORDS["payment.secrets"][number].encode()]).bind(**slots)
     assert binder.is_bound(Challenge(id=id_, **slots))
     assert (binder.bind(**slots) == id_) is (number == 0)
+
+
+async def test_every_price_of_a_million_tokens_is_in_the_offer(
+    devnet: TestChain, tmp_path: Path
+) -> None:
+    """O-93: what a client is offered has each of them, and in its own place."""
+    (tmp_path / "state").mkdir()
+    defaults = {
+        **devnet_settings(devnet.values),
+        **WORDS,
+        "ledger.url": f"sqlite:///{tmp_path / 'gateway.db'}",
+        "ledger.state_dir": str(tmp_path / "state"),
+        **{f"price.{name}": text for name, (text, _) in PRICES.items()},
+    }
+    del defaults["relayer.signer_url"], defaults["relayer.signer_token"]
+    config = load_config(None, environment={}, defaults=defaults)
+    async with (
+        build_parts(config) as parts,
+        Upstream.connect(config.upstream) as upstream,
+    ):
+        gateway = Gateway(config, parts.engine, upstream, stop=lambda: None, unit=parts.unit)
+        requests = [each for each in objects(gateway) if isinstance(each, SessionRequest)]
+    (tariff,) = {request.tariff for request in requests}
+    assert tariff is not None
+    names = {"output": "output_token", "input": "input_token", "reasoning": "reasoning_token"}
+    names |= {"cached_input": "cached_input_token", "cache_write": "cache_write_token"}
+    assert {rate.kind: (rate.amount, rate.per) for rate in tariff.rates} == {
+        kind: (PRICES[name][1], 10**6) for name, kind in names.items()
+    }
+    assert (tariff.minimum, tariff.maximum) == (PRICES["minimum"][1], PRICES["maximum"][1])
+
+
+def objects(root: Any) -> Iterator[Any]:
+    """Yield every object that can be reached from one."""
+    seen: set[int] = set()
+    todo = [root]
+    while todo:
+        value = todo.pop()
+        if id(value) not in seen and not isinstance(value, type | types.ModuleType | WatchConfig):
+            seen.add(id(value))
+            yield value
+            todo += [each for _, each in fields(value)]
 
 
 def hasty(devnet: TestChain, **changes: Any) -> Config:
