@@ -259,6 +259,11 @@ class RouteTable:
         mount, routes = self._find(scope)
         return [self._price_for(scope, mount, route) for route in routes if route.price is not None]
 
+    def listed(self) -> Iterator[tuple[Route, Priced | None]]:
+        """Yield every route, with None for a price that is free or depends on the request."""
+        for _, route in self._routes:
+            yield route, self._fixed.get((route.method, route.path))
+
     def is_free(self, scope: Mapping[str, Any], method: str) -> bool:
         """Whether a method of a priced path is listed without a price."""
         _, routes = self._find(scope)

@@ -16,7 +16,14 @@ from channel.wire.challenge import SessionRequest
 from channel.wire.encoding import format_checksum_address
 from channel.wire.tariff import tariff_object
 
-__all__ = ["PAGE_HEADERS", "describe_price", "explain", "format_page", "wants_page"]
+__all__ = [
+    "PAGE_HEADERS",
+    "describe_price",
+    "explain",
+    "format_page",
+    "format_price",
+    "wants_page",
+]
 
 PAGE_HEADERS: Headers = (
     (b"content-type", b"text/html; charset=utf-8"),
@@ -72,13 +79,17 @@ def _members(priced: Priced, unit: TokenUnit | None) -> dict[str, object]:
 
 
 def _sentence(priced: Priced, unit: TokenUnit | None) -> str:
-    asked = priced.offer.request
+    return f"It costs {format_price(priced, unit)}, {_where(priced.offer.request)}."
+
+
+def format_price(priced: Priced, unit: TokenUnit | None) -> str:
+    """Return the price of a route for people, and the units of a request that has several."""
     units = (
         ""
         if priced.route.metered or priced.offer.units == 1
         else f", {priced.offer.units} a request"
     )
-    return f"It costs {_describe(asked, unit)}{units}, {_where(asked)}."
+    return _describe(priced.offer.request, unit) + units
 
 
 def _describe(asked: SessionRequest, unit: TokenUnit | None) -> str:

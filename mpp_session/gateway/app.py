@@ -4,13 +4,17 @@ from collections.abc import Callable
 
 from starlette.routing import Route as AppRoute
 from starlette.routing import Router
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from channel.engine import Engine
+from channel.errors import ConfigError
 from channel.http import PaymentGate, Price, Route
 from channel.state.commands import StreamPolicy
 from channel.types import TokenUnit
+from mpp_session.discovery.service import Service, describe_service, public_url
+from mpp_session.discovery.site import PATHS, DiscoverySite
 from mpp_session.gateway.completions import PATH, ChatCompletions
+from mpp_session.gateway.descriptions import MODELS_PATH, describe_completions, describe_models
 from mpp_session.gateway.errors import NotServedError
 from mpp_session.gateway.free import free_routes, problem_response
 from mpp_session.gateway.readiness import Readiness
@@ -50,6 +54,7 @@ class Gateway:
             suggested_deposit=payment.suggested_deposit,
             description="Tokens of a language model",
         )
+        _require_own_paths(config)
         self._gate = PaymentGate(
             Router(
                 [
@@ -75,13 +80,16 @@ class Gateway:
             unit=unit,
             stop_worker=stop,
         )
+        self._app: ASGIApp = self._gate
+        if config.discovery.enabled:
+            self._app = DiscoverySite(self._gate, _describe(self._gate, config), self._gate.table)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["type"] == "http" and scope["path"] == PATH + "/":
             await _not_served(scope, receive, send)  # a gate below a mount would sell it
             return
-        await self._gate(scope, receive, send)
+        await self._app(scope, receive, send)
 
     async def watch_model_server(self) -> None:
         """Probe the model server repeatedly while the gateway serves."""
@@ -90,6 +98,37 @@ class Gateway:
     def end_streams(self) -> None:
         """End every running stream now, with its receipt."""
         self._gate.engine.end_streams()
+
+
+def _require_own_paths(config: Config) -> None:
+    """Check that no free path is one that the gateway answers itself.
+
+    Raises:
+        ConfigError: One is.
+    """
+    for entry in config.upstream.free if config.discovery.enabled else ():
+        if entry.partition(" ")[2] in PATHS:
+            raise ConfigError(
+                f"`upstream.free` holds {entry!r}, where the gateway publishes its own description "
+                "of what it sells: remove it, or set `discovery.enabled = false`"
+            )
+
+
+def _describe(gate: PaymentGate, config: Config) -> Service:
+    free = (entry.partition(" ") for entry in config.upstream.free)
+    return describe_service(
+        gate,
+        config.discovery,
+        chain_id=config.chain.id,
+        descriptions={
+            ("POST", PATH): describe_completions(config.upstream),
+            ("GET", MODELS_PATH): describe_models(),
+        },
+        free=[(method, path) for method, _, path in free],
+        url=public_url(config.discovery, config.payment.realm, config.listen),
+        what="Tokens of a language model, over the API that OpenAI's clients speak.",
+        categories=("compute",),
+    )
 
 
 async def _not_served(scope: Scope, receive: Receive, send: Send) -> None:

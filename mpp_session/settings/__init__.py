@@ -7,6 +7,7 @@ compares the two. The constructors check what they can without a node or a file;
 
 from mpp_session.settings.books import Exposure, Ledger, Settlement, Sponsoring, Tower
 from mpp_session.settings.chain import DEVELOPMENT_CHAINS, Chain, Payee, Relayer, names_key
+from mpp_session.settings.discovery import Discovery
 from mpp_session.settings.programs import (
     Config,
     ProviderConfig,
@@ -21,6 +22,7 @@ __all__ = [
     "DEVELOPMENT_CHAINS",
     "Chain",
     "Config",
+    "Discovery",
     "Exposure",
     "Ledger",
     "Listen",

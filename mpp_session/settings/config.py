@@ -58,6 +58,7 @@ _ORDER: Final = (
     "price",
     "payment",
     "listen",
+    "discovery",
     "chain",
     "payee",
     "relayer",

@@ -106,6 +106,8 @@ def _type_name(hint: Any) -> str:
         return _type_name(next(part for part in get_args(hint) if part is not NoneType))
     if get_origin(hint) is Literal:
         return "one of " + ", ".join(f'`"{choice}"`' for choice in get_args(hint))
+    if get_origin(hint) is tuple and get_origin(get_args(hint)[0]) is Literal:
+        return "list of " + ", ".join(f'`"{choice}"`' for choice in get_args(get_args(hint)[0]))
     if get_origin(hint) is tuple:
         return "list of " + _type_name(get_args(hint)[0]) + "s"
     names = {

@@ -4,6 +4,7 @@ import msgspec
 
 from mpp_session.settings.books import Exposure, Ledger, Settlement, Sponsoring, Tower
 from mpp_session.settings.chain import Chain, Payee, Relayer, names_key, require_development
+from mpp_session.settings.discovery import Discovery
 from mpp_session.settings.serving import Listen, Payment, Price, Upstream
 
 __all__ = [
@@ -66,6 +67,7 @@ class ProviderConfig(SettlerConfig, frozen=True, kw_only=True):
     """Settings of a seller: a gateway, or an application that sells by itself."""
 
     payment: Payment
+    discovery: Discovery = Discovery()
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -6,6 +6,7 @@ locks it and `scripts/test` installs it. A Python client goes into the group `te
 """
 
 import asyncio
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ import msgspec
 
 from tests.waiting import PATIENCE_S
 
-__all__ = ["Said", "ask_clients"]
+__all__ = ["Said", "ask_clients", "check_discovery"]
 
 _PROGRAM = Path(__file__).with_name("clients.mjs")
+_CHECKERS = Path(__file__).with_name("discovery.mjs")
 
 
 class Said(msgspec.Struct):
@@ -32,13 +34,31 @@ class Said(msgspec.Struct):
 
 async def ask_clients(url: str, *names: str) -> dict[str, Said]:
     """Let the named clients of `clients.mjs` ask `url`, one after the other; without names all."""
+    lines = await _run(_PROGRAM, url, *names)
+    return {one.client: one for one in (msgspec.json.decode(line, type=Said) for line in lines)}
+
+
+async def check_discovery(url: str, home: Path) -> dict[str, list[str]]:
+    """Return what each checker of `discovery.mjs` found, as `severity: what`.
+
+    `home` is an empty folder: mppx pays with a wallet that it finds at home.
+    """
+    lines = await _run(_CHECKERS, url, HOME=str(home), XDG_CONFIG_HOME=str(home))
+    return {one["name"]: one["found"] for one in map(msgspec.json.decode, lines)}
+
+
+async def _run(program: Path, *arguments: str, **variables: str) -> list[bytes]:
+    """Run a program and return the lines that it printed."""
     node = shutil.which("node")
     assert node is not None, "scripts/test installs node"
     process = await asyncio.create_subprocess_exec(
-        node, str(_PROGRAM), url, *names, stdout=asyncio.subprocess.PIPE
+        node,
+        str(program),
+        *arguments,
+        stdout=asyncio.subprocess.PIPE,
+        env={**os.environ, **variables},
     )
     async with asyncio.timeout(PATIENCE_S):
         out, _ = await process.communicate()
-    said = [msgspec.json.decode(line, type=Said) for line in out.splitlines()]
     assert process.returncode == 0
-    return {one.client: one for one in said}
+    return out.splitlines()

@@ -68,6 +68,7 @@ PRICES = {
 
 ELSEWHERE = {
     "listen.host": "the socket is bound before anything is built: tests/e2e",
+    "discovery.enabled": "false, and nothing is built: tests/mpp_session/gateway/test_app.py",
     "payee.keystore_file": "one of three ways to give a key: tests/mpp_session/test_keys.py",
     "payee.password_file": "as the keystore",
     "payee.signer_url": "as `relayer.signer_url`, by the same code",
@@ -180,6 +181,12 @@ WORDS: dict[str, Any] = {
     ],
     "payment.stream_policy": "reject",
     "payment.credential_header": "Payment-Authorization",
+    "discovery.title": "The title",
+    "discovery.description": "What is sold.",
+    "discovery.contact": "seller@reached.example",
+    "discovery.url": "https://reached.example",
+    "discovery.compat": ["agentcash"],
+    "discovery.currency": "EUR",
     "chain.ws_url": "ws://127.0.0.1:9/heads",
     "relayer.signer_url": "http://127.0.0.1:9/sign",
     "relayer.signer_token": "the-token-of-the-signer",
@@ -329,6 +336,12 @@ WORD_PLACES: dict[str, list[tuple[str, Any]]] = {
     "payment.realm": [("gateway: settings.realm", "reached")],
     "payment.stream_policy": [("gateway: route.stream_policy", "reject")],
     "payment.credential_header": [("gateway: settings.credential_header", "Payment-Authorization")],
+    "discovery.title": [("gateway: service.title", "The title")],
+    "discovery.description": [("gateway: service.description", "What is sold.")],
+    "discovery.contact": [("gateway: service.contact", "seller@reached.example")],
+    "discovery.url": [("gateway: service.url", "https://reached.example")],
+    "discovery.compat": [("gateway: compat.0", "agentcash")],
+    "discovery.currency": [("gateway: service.currency", "EUR")],
     "chain.ws_url": [
         ("gateway: blocks.ws_url", "ws://127.0.0.1:9/heads"),
         ("settler: blocks.ws_url", "ws://127.0.0.1:9/heads"),

@@ -1,11 +1,13 @@
 """What programs that cannot pay show of a refusal (O-43)."""
 
 import json
+from pathlib import Path
 
 import httpx
 import openai
 import pytest
 
+from tests.foreign.running import check_discovery
 from tests.mpp_session.gateway.conftest import PRICE, RunGateway
 
 
@@ -47,3 +49,26 @@ async def test_every_refusal_of_the_gateway_has_the_message_where_clients_look(
             body = json.loads(answer.content)
             assert body["error"]["message"] == body["detail"]
             assert body["error"]["code"]
+
+
+@pytest.mark.parametrize("compat", [(), ("agentcash",)], ids=["draft", "agentcash"])
+async def test_checkers_of_discovery_find_no_fault(
+    run_gateway: RunGateway, tmp_path: Path, compat: tuple[str, ...]
+) -> None:
+    """DISC-08: OpenAPI's schema, `mppx validate`, and AgentCash's reader."""
+    (tmp_path / "home").mkdir()
+    told = {"payment__realm": "127.0.0.1", "discovery__contact": "seller@example.com"}
+    async with run_gateway(discovery__compat=compat, **told) as gateway:
+        found = await check_discovery(gateway.url, tmp_path / "home")
+    assert found["openapi"] == ["pass: valid"]
+    severities = [line.partition(":")[0] for line in found["mppx"]]
+    assert set(severities) == {"pass", "skip"}, found["mppx"]
+    (skipped,) = [line for line in found["mppx"] if line.startswith("skip")]
+    assert "no wallet" in skipped
+    assert len(severities) >= 18
+    paid = "pass: POST /v1/chat/completions paid"
+    first, *free = found["agentcash"][:3]
+    assert first == (f"{paid} from 0 USD mpp" if compat else paid)
+    assert free == ["pass: GET /v1/models unprotected", "pass: GET /health unprotected"]
+    if compat:
+        assert found["agentcash"][3:] == []
