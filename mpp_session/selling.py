@@ -26,6 +26,8 @@ from channel.http.asgi import send_problem
 from channel.state.commands import StreamPolicy
 from channel.tasks import Tasks
 from mpp_session.devnet_file import selling_settings
+from mpp_session.discovery.service import describe_service, public_url
+from mpp_session.discovery.site import DiscoverySite
 from mpp_session.errors import CommandError
 from mpp_session.process.os_limits import forbid_core_files
 from mpp_session.process.signals import before_signals
@@ -45,6 +47,7 @@ def sell(
     config: Path | str | None = None,
     devnet: Path | str | None = None,
     credential_header: Literal["Payment-Authorization"] | None = None,
+    discovery: bool = False,
 ) -> "SellingApp":
     """Return the application behind a gate that sells `routes`.
 
@@ -56,8 +59,15 @@ def sell(
             that neither `config` nor the environment gives. It is read when the server starts.
         credential_header: Header field for credentials, which leaves `Authorization` to the
             application; `payment.credential_header` if None.
+        discovery: Whether `/openapi.json`, `/llms.txt` and `/` describe what is sold, instead of
+            what the application serves there; see the settings `[discovery]`.
     """
-    return SellingApp(app, routes, load=lambda: _load(config, devnet, credential_header))
+    return SellingApp(
+        app,
+        routes,
+        load=lambda: _load(config, devnet, credential_header),
+        discovery=discovery,
+    )
 
 
 def _load(
@@ -84,11 +94,18 @@ class SellingApp:
     """
 
     def __init__(
-        self, app: ASGIApp, routes: Sequence[Route], *, load: Callable[[], ProviderConfig]
+        self,
+        app: ASGIApp,
+        routes: Sequence[Route],
+        *,
+        load: Callable[[], ProviderConfig],
+        discovery: bool = False,
     ) -> None:
         self._app = app
         self._routes = routes
         self._load = load
+        self._discovery = discovery
+        self._entry: PaymentGate | DiscoverySite | None = None
         self.gate: PaymentGate | None = None
         """Receives the requests while the ledger is open."""
         self._own_life: asyncio.Task[None] | None = None
@@ -103,10 +120,10 @@ class SellingApp:
             return
         if not self._is_ready.is_set():
             await self._start()
-        if self.gate is not None:
+        if self._entry is not None:
             if self._own_life is not None:
                 scope["state"] = {**scope.get("state", {}), **self._state}
-            await self.gate(scope, receive, send)
+            await self._entry(scope, receive, send)
         elif scope["type"] == "http":
             await send_problem(send, OperatorError("The server sells nothing now."), ())
         else:
@@ -160,6 +177,8 @@ class SellingApp:
                     routes=routes,
                     unit=parts.unit,
                 )
+                is_described = self._discovery and config.discovery.enabled
+                entry = _describe(gate, config) if is_described else gate
             except Exception as error:  # noqa: BLE001 - a server reads an exception as no lifespan
                 await send(_failed(error))
                 return
@@ -168,14 +187,25 @@ class SellingApp:
                 guards.start(work, name=name).add_done_callback(_stop_server)
             # A server waits for its streams before it announces its shutdown (O-32).
             open_.enter_context(before_signals(parts.engine.end_streams))
-            self.gate = gate
+            self.gate, self._entry = gate, entry
             try:
                 ended = await _pass_on(self._app, scope, started, receive, send)
             finally:
-                self.gate = None
+                self.gate = self._entry = None
         # The ledger is closed before the server hears that shutdown is complete.
         if ended is not None:
             await send(ended)
+
+
+def _describe(gate: PaymentGate, config: ProviderConfig) -> DiscoverySite:
+    """Return the gate behind a description of what it sells."""
+    service = describe_service(
+        gate,
+        config.discovery,
+        chain_id=config.chain.id,
+        url=public_url(config.discovery, config.payment.realm),
+    )
+    return DiscoverySite(gate, service, gate.table)
 
 
 def _with_settings(route: Route, payment: Payment) -> Route:

@@ -101,6 +101,34 @@ async def test_on_a_devnet_its_file_is_all_that_is_needed(
     assert (tmp_path / "devnet.ledger.db").exists()
 
 
+async def test_an_application_describes_what_it_sells_if_it_is_asked_to(
+    devnet: TestChain, tmp_path: Path
+) -> None:
+    """DISC-04: at the price of the challenge; otherwise its own pages stay as they are."""
+    config = build_config(devnet, "http://127.0.0.1:9", tmp_path, payment__realm="jokes.example")
+    selling = SellingApp(WITH_A_LIFE, ROUTES, load=lambda: config, discovery=True)
+    async with serve(selling) as url, httpx.AsyncClient(base_url=url) as client:
+        document = (await client.get("/openapi.json")).json()
+        asked = await client.get("/joke")
+        assert (await client.get("/free")).text == "free"
+    (challenge,) = parse_challenges(asked.headers.get_list("www-authenticate"))
+    (offer,) = document["paths"]["/joke"]["get"]["x-payment-info"]["offers"]
+    assert offer["amount"] == str(parse_session_request(challenge.request).unit_price)
+    assert document["servers"] == [{"url": "https://jokes.example"}]
+
+
+@pytest.mark.parametrize(("discovery", "enabled"), [(False, True), (True, False)])
+async def test_an_application_keeps_its_own_pages(
+    devnet: TestChain, tmp_path: Path, *, discovery: bool, enabled: bool
+) -> None:
+    config = build_config(devnet, "http://127.0.0.1:9", tmp_path, discovery__enabled=enabled)
+    selling = SellingApp(WITH_A_LIFE, ROUTES, load=lambda: config, discovery=discovery)
+    async with serve(selling) as url, httpx.AsyncClient(base_url=url) as client:
+        for path in ("/openapi.json", "/llms.txt", "/"):
+            answer = await client.get(path)
+            assert (answer.status_code, answer.text) == (404, "Not Found")
+
+
 async def test_a_devnet_that_is_not_there_fails_the_start(tmp_path: Path) -> None:
     """O-61: with what to do first."""
     app = sell(WITH_A_LIFE, ROUTES, devnet=str(tmp_path / "devnet.json"))
