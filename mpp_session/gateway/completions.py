@@ -227,6 +227,10 @@ class _Chunks:
         self._asked = 0
         """Output tokens of the events so far; the server's higher count is charged with the next
         event."""
+        self._next: Event | Frame | None = None
+        """An event whose output the one before it has sold."""
+        self._is_told = False
+        """Whether the client was shown a usage record, and counts by it."""
         self._is_summed_up = False
         self._has_ended = False
         self._is_answered = False
@@ -237,6 +241,9 @@ class _Chunks:
         return self
 
     async def __anext__(self) -> Event | Frame:
+        if self._next is not None:
+            event, self._next = self._next, None
+            return event
         if self._has_ended:
             raise StopAsyncIteration
         counter = self._counter
@@ -261,30 +268,39 @@ class _Chunks:
         if self._counter.is_usage_only:
             if not self._chat.wants_usage and due <= _HIDDEN_UNITS_MAX:
                 return _USAGE
-            if self._bill.kinds.is_plain:  # free, so that the client learns what to pay next
-                return Frame(format_event(data), units=0)
-        # An event with more was not counted ahead: the difference is charged with the next one.
-        return self._sell(data, min(due, RESERVATION_STEP_UNITS))
+            if self._bill.kinds.is_plain or due > RESERVATION_STEP_UNITS:
+                return self._tell(data)
+        return self._sell(data, due)
 
-    def _give(self, data: str) -> Event | Frame:
-        """Return an event that sells nothing."""
-        return Frame(format_event(data), 0) if self._bill.kinds.is_plain else Event(data, usage={})
+    def _tell(self, usage: str) -> Frame:
+        """Return a usage record: free, so that the client learns what to pay next."""
+        self._is_told = True
+        return Frame(format_event(usage), units=0)
 
-    def _sell(self, data: str, units: int) -> Event | Frame:
+    def _sell(self, data: str, due: int) -> Event | Frame:
         """Return an event and what it sells; with the first output also the prompt.
 
-        Without a price for input, the event states none: it has the model server's own counts.
+        An event with more than a step was not counted ahead: the rest is charged with the next one.
+        The client counts such an event, like a usage record, by the model server's own numbers in
+        it. A statement of less would take their place, so it stands in a comment before the event.
         """
+        has_ended, kinds = self._has_ended, self._bill.kinds
+        units = due if has_ended else min(due, RESERVATION_STEP_UNITS)
         self._asked += units
-        must_hold = self._must_prepay and not self._has_ended
+        must_hold = self._must_prepay and not has_ended
         left = max(0, self._chat.units_max - self._asked) if must_hold else 0
-        held = {self._bill.kinds.dearest_output: left}
-        if self._bill.kinds.is_plain:
+        if kinds.is_plain:
             return Frame(format_event(data), units, left)
+        held = {kinds.dearest_output: left}
         usage = self._bill.output(units, self._counter.reasoning)
-        if self._asked or self._is_answered:
-            usage |= self._bill.prompt(self._counter.prompt, is_over=self._has_ended)
-        return Event(data, usage=usage, held=held)
+        is_counted = bool(usage) and (self._is_told or units < due)
+        prompt = {}
+        if (self._asked or self._is_answered) and (has_ended or not is_counted):
+            prompt = self._bill.prompt(self._counter.prompt, is_over=has_ended)
+        if not is_counted:
+            return Event(data, usage=usage | prompt, held=held)
+        self._next = Event(data, usage=prompt) if has_ended else Frame(format_event(data), 0)
+        return Frame(_USAGE.raw, usage=usage, held=held)
 
     def _end(self) -> Event | Frame:
         """Charge what is not charged yet; without server counts, send the price first."""
@@ -295,7 +311,7 @@ class _Chunks:
             if self._bill.kinds.input:
                 usage["prompt_tokens"] = self._bill.tokens(self._counter.prompt)
             said = msgspec.json.encode({"choices": [], "usage": usage}).decode()
-            return self._give(said)
+            return self._tell(said)
         self._has_ended = True
         self._is_answered = self._counter.has_answered
         return self._sell(DONE, self._counter.total - self._asked)
