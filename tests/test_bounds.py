@@ -18,6 +18,7 @@ OURS = {
     "ATTEMPTS_MAX": "how often a voucher is sent",
     "BATCH_MAX": "questions that we ask a node at once",
     "BEHIND_S_MAX": "how far this clock may be off",
+    "CRAWLED_BYTES_MAX": "of our own document, when it is longer than crawlers read",
     "DEPOSIT_MAX": "of a helper for tests",
     "DEPOSIT_MIN": "of a helper for tests",
     "DEVELOPMENT_S_MAX": "how far this clock may be off",

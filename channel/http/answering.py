@@ -192,7 +192,7 @@ class Answer:
 
     def unrepeatable(self) -> StoredResponse | None:
         """Return the stored answer for repeats of the key when the real one cannot be stored."""
-        if not self._reservation.has_claim or not self._reservation.units:
+        if not self._reservation.has_claim or not self._reservation.usage:
             return None
         body = format_problem(_NOT_REPEATABLE)
         headers = (

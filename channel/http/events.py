@@ -26,6 +26,8 @@ from channel.limits import PRODUCER_CLOSE_S_MAX
 from channel.tariff import Usage
 from channel.wire.sse import (
     CONTENT_TYPE,
+    DONE,
+    UNITS_FIELD,
     format_event,
     format_event_usage,
     format_payment_receipt_event,
@@ -316,6 +318,8 @@ def _read_chunk(chunk: Event | Frame, main: str) -> tuple[bytes, int, int, _Othe
     used = {main: chunk.units} if chunk.usage is None else chunk.usage
     held = {main: chunk.held} if isinstance(chunk.held, int) else chunk.held
     units = used.get(main, 0)
+    if units < 0:  # summed up with other events, it would hide what they cost
+        raise ValueError(f"expected an event of at least 0 units, found {units}")
     others = _without(used, main), _without(held, main)
     kinds = others if any(others) else None
     if isinstance(chunk, Event):
@@ -326,6 +330,8 @@ def _read_chunk(chunk: Event | Frame, main: str) -> tuple[bytes, int, int, _Othe
             )
         stated = used if others[0] else None
         frame = format_event(chunk.data, chunk.event, units=units, usage=stated)
+        if units == 1 and stated is None and chunk.data == DONE:  # readers count nothing for it
+            frame = f"{UNITS_FIELD}: 1\n".encode() + frame
         return frame, units, held.get(main, 0), kinds
     raw = chunk.raw
     if (b"event" in raw or b"payment-" in raw) and _OURS.search(raw):

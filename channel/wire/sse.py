@@ -21,6 +21,7 @@ from channel.wire.tariff import parse_usage, usage_object
 
 __all__ = [
     "CONTENT_TYPE",
+    "DONE",
     "NEED_VOUCHER_EVENT",
     "RECEIPT_EVENT",
     "EventSplitter",
@@ -36,6 +37,8 @@ __all__ = [
 ]
 
 CONTENT_TYPE = "text/event-stream"
+DONE = "[DONE]"
+"""The last event of a model's answer; readers count nothing for it unless it states its units."""
 NEED_VOUCHER_EVENT = "payment-need-voucher"
 RECEIPT_EVENT = "payment-receipt"
 UNITS_FIELD = "payment-units"

@@ -28,7 +28,7 @@ from channel.types import Address
 from channel.wire.depth import is_shallow
 from channel.wire.problem import parse_problem
 from channel.wire.receipt import parse_receipt
-from channel.wire.sse import CONTENT_TYPE, EventSplitter, parse_event
+from channel.wire.sse import CONTENT_TYPE, DONE, EventSplitter, parse_event
 from mpp_session.agent.amounts import BASE_UNITS, TokenUnit
 from mpp_session.agent.client import PayingClient, open_client
 from mpp_session.errors import CommandError
@@ -268,7 +268,7 @@ class _Completion(msgspec.Struct):
 
 def _read_chunk(data: str) -> str:
     """Return the text of a chat completion chunk; return any other event unchanged."""
-    if data == "[DONE]":
+    if data == DONE:
         return ""
     completion = _decode(data.encode())
     return f"{data}\n" if completion is None else _join(completion)

@@ -26,12 +26,11 @@ from channel.http import Event, Frame, PaidEventStream
 from channel.http.metering import Meter, metered, require_meter
 from channel.limits import LENGTH_DIGITS_MAX, RESERVATION_STEP_UNITS
 from channel.tariff import Tariff
-from channel.wire.sse import format_event
+from channel.wire.sse import DONE, format_event
 from mpp_session.gateway.abandoned import AbandonedWork
 from mpp_session.gateway.billing import Bill, Kinds
 from mpp_session.gateway.chat import ChatRequest, parse_chat_request, scan_request
 from mpp_session.gateway.counting import (
-    DONE,
     PromptReport,
     UnitCounter,
     is_error,

@@ -14,7 +14,6 @@ from mpp_session.gateway.errors import UpstreamError
 
 __all__ = [
     "BYTES_PER_TOKEN",
-    "DONE",
     "PromptReport",
     "ServerKind",
     "UnitCounter",
@@ -22,9 +21,6 @@ __all__ = [
     "is_error",
     "read_whole",
 ]
-
-DONE: Final = "[DONE]"
-"""The last event of a stream."""
 
 ServerKind: TypeAlias = Literal["llama.cpp", "vllm", "usage", "chunks"]
 """How a model server counts.

@@ -5,8 +5,7 @@ from collections.abc import AsyncIterator
 import httpx
 
 from channel.errors import WireError
-from channel.wire.sse import CONTENT_TYPE, EventSplitter, parse_event
-from mpp_session.gateway.counting import DONE
+from channel.wire.sse import CONTENT_TYPE, DONE, EventSplitter, parse_event
 from mpp_session.gateway.errors import UpstreamError
 from mpp_session.gateway.upstream import read_pieces
 

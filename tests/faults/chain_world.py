@@ -30,7 +30,7 @@ from tests.settlement.books import NOW, Books, request_close
 from tests.settlement.channels import Channels
 from tests.waiting import PATIENCE_S
 
-__all__ = ["World", "chain_world", "fill_books"]
+__all__ = ["WATCH", "World", "chain_world", "fill_books"]
 
 RPC = RpcLimits(timeout_s=2.0, read_attempts_max=2, retry_delay_s=0.01)
 READER = ReaderLimits(lag_s_max=0.2, lag_poll_s=0.02)

@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import AsyncIterator
-from typing import Final
 
 import httpx
 
@@ -17,6 +16,7 @@ from channel.client.payment.stream import PaidStream
 from channel.errors import PaymentRefusedError, WireError
 from channel.limits import RECEIPT_WAIT_S_MAX
 from channel.wire.sse import (
+    DONE,
     NEED_VOUCHER_EVENT,
     RECEIPT_EVENT,
     EventSplitter,
@@ -25,8 +25,6 @@ from channel.wire.sse import (
 )
 
 __all__ = ["PaidEvents"]
-
-DONE: Final = "[DONE]"
 
 
 class PaidEvents(httpx.AsyncByteStream):

@@ -11,6 +11,7 @@ import msgspec
 
 from channel.limits import CHOICES_MAX, REQUEST_DEPTH_MAX
 from channel.wire.depth import is_shallow
+from channel.wire.sse import DONE
 
 __all__ = ["Expectation", "UnitMeter", "read_expectation"]
 
@@ -119,7 +120,7 @@ class UnitMeter:
 
     def count(self, data: str) -> int:
         """Return how many units this event adds."""
-        if data == "[DONE]":
+        if data == DONE:
             return 0
         chunk = _read_chunk(data.encode("utf-8", "replace"))
         if chunk is None:

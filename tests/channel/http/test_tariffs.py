@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route as AppRoute
 
 from channel.errors import ConfigError
@@ -214,6 +214,7 @@ async def test_events_state_what_they_cost(tmp_path: Path) -> None:
         Event("d", usage={}),
         Frame(b"data: e", usage={"input_token": 2}),
         Frame(b"data: f\n\n", usage={"output_token": 1}),
+        Event("[DONE]", usage={"output_token": 1}),
     ]
     async with open_desk(tmp_path) as desk:
         gate = gate_of(desk, streaming(*chunks))
@@ -227,10 +228,11 @@ async def test_events_state_what_they_cost(tmp_path: Path) -> None:
             0,
             {"input_token": 2},
             None,
+            1,  # which readers would count as nothing
             None,
         ]
         assert [parse_event_usage(block) for block in blocks] == stated
-        assert final_receipt(visit).usage == {"input_token": 59, "output_token": 6}
+        assert final_receipt(visit).usage == {"input_token": 59, "output_token": 7}
 
 
 async def test_another_servers_usage_has_no_meaning(tmp_path: Path) -> None:
@@ -253,6 +255,38 @@ async def test_rows_are_sold_in_batches(tmp_path: Path) -> None:
         await visit.answer()
         assert visit.text.count("payment-units: 500\n") == 10
         assert (final_receipt(visit).units, final_receipt(visit).spent) == (5000, 5000)
+
+
+async def test_an_event_of_less_than_nothing_ends_the_stream(tmp_path: Path) -> None:
+    """Added up with its neighbours it would hide what they cost."""
+    async with open_desk(tmp_path) as desk:
+        gate = gate_of(desk, streaming("a", "b", Event("c", units=-2)))
+        visit = await buy(desk, gate, await opened(desk, gate), 100)
+        with pytest.raises(ValueError, match="at least 0 units"):
+            await visit.answer()
+        assert (await desk.books()).spent == ceil(Fraction("0.4") * 2)
+
+
+async def test_an_answer_that_sold_input_alone_was_paid_for(tmp_path: Path) -> None:
+    """IDEM-05: a repeat of its key says so, and costs nothing."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        async with metered(scope) as meter:
+            await meter.hold(input_token=57)
+            await meter.spend(input_token=57)
+            await StreamingResponse(iter(["read"]))(scope, receive, send)
+
+    async with open_desk(tmp_path) as desk:
+        gate = gate_of(desk, app)
+        challenge = await opened(desk, gate)
+        credential = desk.payer.credential(challenge, desk.payer.voucher(100))
+        headers = {"authorization": format_credential(credential), "idempotency-key": "one"}
+        visit = Visit(gate, "GET", "/stream", headers=headers)
+        assert (await visit.answer()).status == 200
+        again = await Visit(gate, "GET", "/stream", headers=headers).answer()
+        assert again.status == 409
+        assert b"answered and paid for" in again.body
+        assert (await desk.books()).spent == 6
 
 
 class TestMetering:
