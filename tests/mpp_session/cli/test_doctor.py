@@ -151,7 +151,7 @@ def test_books_that_are_no_ledger_are_a_fault(run: Run, devnet: TestChain, tmp_p
         sqlite3.connect(path).execute("SELECT 1 FROM channels")
 
 
-def test_the_report_for_a_helper_has_no_secret_and_no_key_of_a_url(
+def test_the_report_for_support_has_no_secret_and_no_key_of_a_url(
     run: Run, devnet: TestChain, tmp_path: Path
 ) -> None:
     """Nodes and databases have keys and passwords in their URLs."""
