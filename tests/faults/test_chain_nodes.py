@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -223,6 +224,14 @@ def far_ahead(node: LyingNode) -> None:
     node.lies["eth_getBlockByHash"] = by_hash
 
 
+async def asked_first(nodes: Sequence[LyingNode]) -> LyingNode:
+    """Return the node that each look asks: on a busy machine another one may have been slow."""
+    before = [node.calls for node in nodes]
+    await asyncio.sleep(0.5)
+    rises = [node.calls - calls for node, calls in zip(nodes, before, strict=True)]
+    return nodes[rises.index(max(rises))]
+
+
 async def test_a_node_that_was_far_ahead_for_a_moment_blinds_nobody(
     world: World, chain: Devnet
 ) -> None:
@@ -231,17 +240,18 @@ async def test_a_node_that_was_far_ahead_for_a_moment_blinds_nobody(
     The two others are not behind it, and what was taken over from it is read again.
     """
     channel_id = await world.books.open(accepted=400, spent=400)
-    async with world.beside(2):
+    async with world.beside(2) as others:
         await catch_up(chain)
         await chain.mine(10)
         head = await chain.rpc.block_number()
         # A comparison comes with each sweep: so late, that the node is looked at before it.
         async with world.watching(limits=replace(WATCH, interval_s=4.0)) as watcher:
             await until(lambda: has_seen(watcher, head))
-            far_ahead(world.node)
+            node = await asked_first([world.node, *others])
+            far_ahead(node)
             await until(lambda: has_seen(watcher, 10**6))
             await world.until_rings(AlarmKind.NODES_DISAGREE, level=1)
-            world.node.heal()
+            node.heal()
             await world.leave(channel_id)
             await world.until(channel_id, is_finalized=True)
             await world.until_rings(AlarmKind.NODE_BEHIND, is_ringing=False)
