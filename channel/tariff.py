@@ -7,8 +7,8 @@ number, and no rounding can be repeated to a payer's or a seller's harm.
 """
 
 import re
-from collections.abc import Mapping
-from functools import lru_cache
+from collections.abc import Mapping, Sequence
+from functools import lru_cache, reduce
 from math import gcd, lcm
 from typing import Final
 
@@ -31,6 +31,8 @@ __all__ = [
     "RunningCost",
     "Tariff",
     "Usage",
+    "cheapest_of",
+    "dearest_of",
     "describe_rate",
     "format_rate",
     "is_kind",
@@ -194,11 +196,18 @@ class Tariff(msgspec.Struct, frozen=True, gc=False, cache_hash=True):
 
     def dearest(self, kind: str) -> Rate | None:
         """Return the highest rate that a unit of this kind can reach; None without a rate."""
-        found: Rate | None = None
-        for rate in self.rates:
-            if rate.kind == kind and (found is None or rate.exceeds(found)):
-                found = rate
-        return found
+        rates = [rate for rate in self.rates if rate.kind == kind]
+        return dearest_of(rates) if rates else None
+
+
+def dearest_of(rates: Sequence[Rate]) -> Rate:
+    """Return the highest of one or more rates; the first of equal ones."""
+    return reduce(lambda found, rate: rate if rate.exceeds(found) else found, rates)
+
+
+def cheapest_of(rates: Sequence[Rate]) -> Rate:
+    """Return the lowest of one or more rates; the first of equal ones."""
+    return reduce(lambda found, rate: rate if found.exceeds(rate) else found, rates)
 
 
 class RunningCost:

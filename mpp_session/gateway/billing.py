@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 
 from channel.limits import PROMPT_TOKENS_BESIDE
-from channel.tariff import Rate, Tariff, Usage
+from channel.tariff import Tariff, Usage, cheapest_of, dearest_of
 from mpp_session.gateway.counting import BYTES_PER_TOKEN, PromptReport
 from mpp_session.gateway.prompt import PromptCount
 
@@ -43,13 +43,13 @@ class Kinds(msgspec.Struct, frozen=True):
         outputs = [tariff.main, *[rates[kind] for kind in (_REASONING,) if kind in rates]]
         return cls(
             output=tariff.main.kind,
-            dearest_output=_dearest(outputs).kind,
+            dearest_output=dearest_of(outputs).kind,
             input=_INPUT in rates,
             cached=_CACHED in rates,
             written=_WRITTEN in rates,
             reasoning=_REASONING in rates,
-            dearest_input=_dearest(inputs).kind if inputs else _INPUT,
-            cheapest_input=_cheapest(inputs).kind if inputs else _INPUT,
+            dearest_input=dearest_of(inputs).kind if inputs else _INPUT,
+            cheapest_input=cheapest_of(inputs).kind if inputs else _INPUT,
         )
 
     @property
@@ -60,22 +60,6 @@ class Kinds(msgspec.Struct, frozen=True):
     def made(self, usage: Usage) -> int:
         """Return the output tokens in a usage."""
         return usage.get(self.output, 0) + usage.get(_REASONING, 0)
-
-
-def _dearest(rates: list[Rate]) -> Rate:
-    found = rates[0]
-    for rate in rates[1:]:
-        if rate.exceeds(found):
-            found = rate
-    return found
-
-
-def _cheapest(rates: list[Rate]) -> Rate:
-    found = rates[0]
-    for rate in rates[1:]:
-        if found.exceeds(rate):
-            found = rate
-    return found
 
 
 class Bill:

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 from channel.client.policy.meter import Expectation, UnitMeter
 from channel.errors import ConfigError, ReceiptViolationError
 from channel.limits import AMOUNT_MAX, PROMPT_TOKENS_BESIDE
-from channel.tariff import Rate, RunningCost, Tariff, Usage
+from channel.tariff import Rate, RunningCost, Tariff, Usage, dearest_of
 
 __all__ = ["UNBOUNDED", "Counted", "RequestCost"]
 
@@ -304,7 +304,8 @@ def _group(tariff: Tariff, *, is_stream: bool) -> tuple[_Groups, Tariff]:
         if len(members) == 1:
             rates += [rate for rate in tariff.rates if rate.kind == name]
         else:
-            rates.append(_dearest(name, [r for r in tariff.rates if r.kind in members]))
+            dearest = dearest_of([rate for rate in tariff.rates if rate.kind in members])
+            rates.append(Rate(name, dearest.amount, dearest.per))
     return groups, Tariff(tuple(rates), tariff.minimum, tariff.maximum)
 
 
@@ -314,11 +315,3 @@ def _role(kind: str, main: str) -> str:
     if kind == _REQUEST:
         return "request"
     return "output" if kind in _OUTPUT or kind == main else "other"
-
-
-def _dearest(kind: str, rates: list[Rate]) -> Rate:
-    dearest = rates[0]
-    for rate in rates:
-        if rate.exceeds(dearest):
-            dearest = rate
-    return Rate(kind, dearest.amount, dearest.per)
