@@ -31,7 +31,6 @@ __all__ = [
     "format_need_voucher",
     "format_payment_receipt_event",
     "parse_event",
-    "parse_event_units",
     "parse_event_usage",
     "parse_need_voucher",
 ]
@@ -156,12 +155,6 @@ def parse_event(block: bytes) -> tuple[str, str] | None:
     return (name or "message", "\n".join(lines)) if lines else None
 
 
-def parse_event_units(block: bytes) -> int | None:
-    """Return the units that an event states; None when it states none."""
-    found = _UNITS.search(block) if b"payment-units" in block else None
-    return None if found is None else int(found[1])
-
-
 def parse_event_usage(block: bytes) -> dict[str, int] | int | None:
     """Return what an event states: its usage by kind, or its units of the main kind.
 
@@ -169,8 +162,10 @@ def parse_event_usage(block: bytes) -> dict[str, int] | int | None:
     """
     if b"payment-u" not in block:  # nearly every token
         return None
-    found = _USAGE.search(block)
-    return parse_event_units(block) if found is None else _read_usage(found[1].decode("ascii"))
+    if (usage := _USAGE.search(block)) is not None:
+        return _read_usage(usage[1].decode("ascii"))
+    units = _UNITS.search(block)
+    return None if units is None else int(units[1])
 
 
 def _read_usage(text: str) -> dict[str, int] | None:

@@ -7,7 +7,7 @@ import pytest
 
 from channel.errors import OverclaimError
 from channel.http.events import Event, Frame, _read_chunk
-from channel.wire.sse import format_event, parse_event, parse_event_units
+from channel.wire.sse import format_event, parse_event, parse_event_usage
 from tests.channel.client.conftest import Agent, OpenAgent, policy_of
 from tests.channel.client.exchanges import read_stream, sell_stream
 from tests.channel.client.provider import Books, Provider, Seen
@@ -105,13 +105,13 @@ async def test_a_batch_beyond_the_step_is_refused(agent: Agent, provider: Provid
     ],
 )
 def test_an_event_says_its_units_on_a_line_of_its_own(block: bytes, units: Any) -> None:
-    assert parse_event_units(block) == units
+    assert parse_event_usage(block) == units
 
 
 def test_the_gate_writes_what_the_payer_reads_and_lets_nobody_else_write_it() -> None:
     """O-09, F-55: text and other servers' events cannot say what they cost."""
     frame, *_ = _read_chunk(Event("a\npayment-units: 9\nb", units=3), "row")
-    assert parse_event_units(frame) == 3
+    assert parse_event_usage(frame) == 3
     assert parse_event(frame) == ("message", "a\npayment-units: 9\nb")
     assert _read_chunk(Event("one"), "row")[0] == b"data: one\n\n"
     for field in (b"payment-units: 9", b"payment-usage: row=9"):
