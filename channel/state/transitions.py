@@ -218,7 +218,9 @@ def _raise_accepted(
 def _reserve(state: ChannelState, command: c.Reserve) -> ChannelState:
     """Hold an amount before service (F-24, F-44, F-45). A repeat changes nothing."""
     if not 0 <= command.amount_min <= command.amount_max:
-        raise InvariantError(f"{command.amount_min} to {command.amount_max} is no range of amounts")
+        raise InvariantError(
+            f"expected a least amount of 0 to {command.amount_max}, found {command.amount_min}"
+        )
     require_open(state)
     if state.find_reservation(command.reservation_id) is not None:
         return state

@@ -40,7 +40,7 @@ def command(
     Each check is one line, and each fault has a remedy below it. Settings come from where
     `mpp-session gateway` takes them. Nothing is changed; the model server is asked for one token.
 
-    The exit code is 0 if there is no fault, 1 if there is one, 2 if the settings are invalid.
+    It exits with 0 when it finds no fault, 1 when it finds one, 2 when the settings are invalid.
     Advice does not count as a fault.
 
     \b

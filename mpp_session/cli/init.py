@@ -105,12 +105,12 @@ def _ask(flag: str, question: str, default: str | None = None) -> str:
     """Ask a person; a script must give the flag.
 
     Raises:
-        CommandError: Standard input is no terminal.
+        CommandError: The command cannot ask, because standard input is not a terminal.
     """
     import sys
 
     if not sys.stdin.isatty():
-        raise CommandError(f"{flag} is missing: there is no terminal to ask on")
+        raise CommandError(f"{flag} is missing, and this command cannot ask for it: no terminal")
     return str(typer.prompt(question, default=default, err=True)).strip()
 
 
@@ -130,7 +130,7 @@ def _read_price(text: str, deployment: "Deployment") -> tuple[str | None, str]:
     """Return the prices of input and output; one number is the output's.
 
     Raises:
-        ConfigError: A number is no price in this token.
+        ConfigError: The command cannot read a number as a price in this token.
     """
     from channel.tariff import Tariff, parse_rate
     from channel.types import TokenUnit
