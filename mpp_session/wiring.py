@@ -20,7 +20,6 @@ from channel.engine import Engine, EngineSettings, SponsorTerms, verifying_threa
 from channel.errors import LedgerUnavailableError
 from channel.ledger.interface import Ledger
 from channel.ledger.url import open_ledger
-from channel.types import Address
 from channel.verify.challenge_id import ChallengeBinder
 from mpp_session.agent.amounts import TokenUnit
 from mpp_session.chain_watch import build_gate, build_watcher, connect_escrow
@@ -30,7 +29,7 @@ from mpp_session.process.clock import ServiceClock, require_clock
 from mpp_session.settings import ProviderConfig, parse_address
 from mpp_session.sponsoring import build_sponsoring
 from settlement.escrow.reader import EscrowReader
-from settlement.escrow.token_name import read_token_name
+from settlement.escrow.token_name import read_token_unit
 from settlement.settle.exposure import ExposureGate
 from settlement.settle.refusals import JournalRefusals
 from settlement.sponsor.orders.url import open_orders
@@ -120,7 +119,7 @@ async def build_parts(
         if config.settlement.start:  # not on a refused ledger: it would close for too little
             child = await open_.enter_async_context(start_settler(config))
         journal = await open_journal(  # the settler's: it holds the last look at the chain
-            config.ledger.url, chain_id=config.chain.id, account=_gas_account(config)
+            config.ledger.url, chain_id=config.chain.id, account=config.gas_account
         )
         open_.push_async_callback(journal.close)
         await _require_clock(reader, journal)
@@ -131,7 +130,7 @@ async def build_parts(
         )
         open_.push_async_callback(orders.close)
         sponsored = await build_sponsoring(
-            config, reader, orders, token=token, sender=_gas_account(config)
+            config, reader, orders, token=token, sender=config.gas_account
         )
         engine = _build_engine(
             config,
@@ -150,14 +149,13 @@ async def build_parts(
             ledger,
             None,
             payee=payee,
-            gas_account=_gas_account(config),
+            gas_account=config.gas_account,
             gate=gate,
             journal=journal,
         )
         if child is not None:
             await child.ready()
-        name = await read_token_name(reader.rpc, token)
-        unit = None if name is None else TokenUnit(*name)
+        unit = await read_token_unit(reader.rpc, token)
         yield Parts(config, ledger, reader, engine, watcher, child, clock, guard, unit, is_first)
 
 
@@ -199,11 +197,6 @@ def _build_engine(
             sponsor=terms,
         ),
     )
-
-
-def _gas_account(config: ProviderConfig) -> Address:
-    """Return the account whose ether pays for settling."""
-    return parse_address(config.relayer.address or config.payee.address)
 
 
 async def _expire_reservations(engine: Engine, interval_s: float) -> None:

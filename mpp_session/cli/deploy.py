@@ -104,16 +104,16 @@ def command(
 
 async def _survey(url: str, token: "Address") -> _Survey:
     from settlement.dev.deploy import list_missing, quote_deployment, verify_escrow
-    from settlement.escrow.token_name import read_token_name
+    from settlement.escrow.token_name import read_token_unit
     from settlement.node.rpc import Rpc
 
     async with await Rpc.connect(url) as rpc:
         missing = await list_missing(rpc, token)
-        name = await read_token_name(rpc, token)
+        unit = await read_token_unit(rpc, token)
         return _Survey(
             chain_id=rpc.chain_id,
             token=token,
-            symbol="without a symbol" if name is None else name[0],
+            symbol="without a symbol" if unit is None else unit.symbol,
             missing=missing,
             quote=await quote_deployment(rpc, token, missing),
             deployment=None if missing else await verify_escrow(rpc, token),

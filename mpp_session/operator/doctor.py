@@ -21,7 +21,6 @@ from channel.errors import ChainUnavailableError, ConfigError, LedgerUnavailable
 from channel.ledger.interface import Ledger
 from channel.ledger.queries import TablesMissingError
 from channel.ledger.url import find_sqlite_path, open_ledger
-from channel.types import TokenUnit
 from mpp_session.agent.amounts import format_ether
 from mpp_session.chain_watch import connect_escrow, node_limits
 from mpp_session.keys import load_signer
@@ -36,7 +35,7 @@ from mpp_session.settings import (
 )
 from settlement.escrow.payout_check import find_payout_obstacle
 from settlement.escrow.reader import EscrowReader
-from settlement.escrow.token_name import read_token_name
+from settlement.escrow.token_name import read_token_unit
 from settlement.settle.exposure import gas_reserve_wei
 from settlement.tx.journal.url import open_journal
 from settlement.watch.health import HealthLimits
@@ -210,23 +209,21 @@ async def _token(config: ProviderConfig, reader: EscrowReader) -> Check:
             f"it would not pay 0x{payee.hex()}: {why}",
             "use another payee, or ask the token's issuer",
         )
-    name = await read_token_name(reader.rpc, token)
-    if name is None:
+    unit = await read_token_unit(reader.rpc, token)
+    if unit is None:
         return Check(
             "token",
             Verdict.ADVICE,
             f"0x{token.hex()} states no symbol or decimals: amounts are shown in base units",
             "check `chain.token`",
         )
-    symbol, decimals = name
-    return Check("token", Verdict.OK, f"{symbol}, {decimals} decimals")
+    return Check("token", Verdict.OK, f"{unit.symbol}, {unit.decimals} decimals")
 
 
 async def _price(config: ProviderConfig, reader: EscrowReader) -> Check:
     if config.price is None:
         return Check("price", Verdict.SKIPPED, "the application has its own prices")
-    name = await read_token_name(reader.rpc, parse_address(config.chain.token))
-    unit = None if name is None else TokenUnit(*name)
+    unit = await read_token_unit(reader.rpc, parse_address(config.chain.token))
     try:
         tariff = config.price.tariff(unit)
     except ConfigError as error:
@@ -235,7 +232,7 @@ async def _price(config: ProviderConfig, reader: EscrowReader) -> Check:
 
 
 async def _gas(config: ProviderConfig, reader: EscrowReader) -> Check:
-    account = parse_address(config.relayer.address or config.payee.address)
+    account = config.gas_account
     block = await reader.rpc.block()
     balance = await reader.rpc.balance_wei(account)
     limits = HealthLimits(closes_reserved_min=config.exposure.closes_reserved_min)
@@ -328,10 +325,12 @@ async def _look(ledger: Ledger) -> Check:
 async def _settler(config: ProviderConfig) -> Check:
     if _new_file(config) is not None:
         return Check("settler", Verdict.SKIPPED, "none ever ran on these books")
-    account = parse_address(config.relayer.address or config.payee.address)
     try:
         journal = await open_journal(
-            config.ledger.url, chain_id=config.chain.id, account=account, read_only=True
+            config.ledger.url,
+            chain_id=config.chain.id,
+            account=config.gas_account,
+            read_only=True,
         )
     except TablesMissingError:
         return Check("settler", Verdict.SKIPPED, "none ever ran on these books")

@@ -17,10 +17,8 @@ from channel.files import write_new
 from channel.types import Address, TokenUnit
 from channel.verify.signature import address_of
 from mpp_session.agent.keystore import encrypt_keystore
-from settlement import abi
-from settlement.errors import ContractRevertedError
 from settlement.escrow.reader import EscrowReader
-from settlement.escrow.token_name import read_token_name
+from settlement.escrow.token_name import read_token_unit
 from settlement.node.rpc import Rpc
 
 __all__ = [
@@ -70,13 +68,8 @@ async def read_deployment(rpc_url: str, escrow: Address) -> Deployment:
     async with await Rpc.connect(rpc_url) as rpc:
         reader = EscrowReader(rpc, escrow)
         await reader.require_deployment()
-        try:
-            token = abi.token.decode_address(await rpc.call(escrow, abi.token.encode()))
-        except ContractRevertedError as error:  # pragma: no cover - checked a call ago
-            raise ConfigError(f"0x{escrow.hex()} names no token") from error
-        name = await read_token_name(rpc, token)
-        unit = None if name is None else TokenUnit(*name)
-        return Deployment(rpc.chain_id, escrow, token, unit)
+        token = await reader.read_token()
+        return Deployment(rpc.chain_id, escrow, token, await read_token_unit(rpc, token))
 
 
 def write_key(keystore: Path, password: Path, key: bytes | None = None) -> Address:

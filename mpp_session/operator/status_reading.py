@@ -18,13 +18,12 @@ from channel.state.channel_state import ChannelState
 from channel.state.commands import Observe
 from channel.state.transitions import transition
 from channel.types import Address
-from mpp_session.agent.amounts import TokenUnit
 from mpp_session.chain_watch import build_policy, connect_escrow, node_limits
 from mpp_session.operator.status import Books, ChainView, JournalView, Status, count_channel, judge
 from mpp_session.settings import WatchConfig, parse_address
 from settlement.escrow.payout_check import find_payout_obstacle
 from settlement.escrow.reader import EscrowReader
-from settlement.escrow.token_name import read_token_name
+from settlement.escrow.token_name import read_token_unit
 from settlement.settle.exposure import gas_reserve_wei
 from settlement.settle.schedule import Moment, value_at_risk
 from settlement.sponsor.orders.interface import GWEI
@@ -115,7 +114,7 @@ async def _with_chain(
         moment = Moment(now=head.timestamp, grace_period_s=grace_period_s)
         books = await _add_up(config, ledger, payee, moment, seen=(reader, head))
         health = HealthLimits(closes_reserved_min=config.exposure.closes_reserved_min)
-        name = await read_token_name(rpc, parse_address(config.chain.token))
+        unit = await read_token_unit(rpc, parse_address(config.chain.token))
         nodes = await rpc.compare_nodes(depth=node_limits(config.chain).compare_depth)
         return books, ChainView(
             chain_id=rpc.chain_id,
@@ -128,7 +127,7 @@ async def _with_chain(
                 base_fee_wei=head.base_fee_wei or 0,
             ),
             nodes=tuple(nodes),
-            unit=None if name is None else TokenUnit(*name),
+            unit=unit,
             nonces_used=await rpc.nonces_used(gas_account),
             payout_obstacle=await find_payout_obstacle(
                 reader,

@@ -7,7 +7,7 @@ from typing import Final
 from channel.errors import ChainUnavailableError, ConfigError
 from channel.types import Address
 from mpp_session.agent.amounts import TokenUnit
-from settlement.escrow.token_name import read_token_name
+from settlement.escrow.token_name import read_token_unit
 from settlement.node.rpc import Rpc
 
 __all__ = ["read_units"]
@@ -27,9 +27,9 @@ async def read_units(
             await Rpc.connect(rpc_url, chain_id=chain_id) as rpc,
         ):
             for token in tokens:
-                name = await read_token_name(rpc, token)
-                if name is not None:
-                    found[token] = TokenUnit(*name)
+                unit = await read_token_unit(rpc, token)
+                if unit is not None:
+                    found[token] = unit
     except (TimeoutError, ChainUnavailableError, ConfigError):
         pass  # amounts are shown in base units
     return found

@@ -41,7 +41,7 @@ from mpp_session.process.leader import (
 from mpp_session.settings import SettlerConfig, parse_address
 from settlement.escrow.payout_calls import RelayedCalls
 from settlement.escrow.reader import EscrowReader
-from settlement.escrow.token_name import read_token_name
+from settlement.escrow.token_name import read_token_unit
 from settlement.presigned.cover import CoverPolicy
 from settlement.presigned.export import TowerExport
 from settlement.presigned.file import TowerFile
@@ -257,13 +257,13 @@ async def _settle_all(parts: SettlerParts, limits: LeaseLimits) -> SettledNow:
         await settler.aclose()
     after = [await parts.ledger.load(state.key) for state in before]
     paid = sum(now.settled - then.settled for then, now in zip(before, after, strict=True) if now)
-    name = await read_token_name(parts.reader.rpc, parse_address(parts.config.chain.token))
+    unit = await read_token_unit(parts.reader.rpc, parse_address(parts.config.chain.token))
     return SettledNow(
         channels=swept[0].settled,
         closed=swept[0].closed,
         waiting=swept[0].waiting,
         amount=paid,
-        unit=BASE_UNITS if name is None else TokenUnit(*name),
+        unit=unit or BASE_UNITS,
     )
 
 

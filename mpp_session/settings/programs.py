@@ -2,10 +2,12 @@
 
 import msgspec
 
+from channel.types import Address
 from mpp_session.settings.books import Exposure, Ledger, Settlement, Sponsoring, Tower
 from mpp_session.settings.chain import Chain, Payee, Relayer, names_key, require_development
 from mpp_session.settings.discovery import Discovery
 from mpp_session.settings.serving import Listen, Payment, Price, Upstream
+from mpp_session.settings.values import parse_address
 
 __all__ = [
     "Config",
@@ -34,6 +36,11 @@ class SettlerConfig(WatchConfig, frozen=True, kw_only=True):
     price: Price | None = None
     """Needed for settling by units."""
     sponsoring: Sponsoring = Sponsoring()
+
+    @property
+    def gas_account(self) -> Address:
+        """The account whose ether pays for settling."""
+        return parse_address(self.relayer.address or self.payee.address)
 
     def __post_init__(self) -> None:
         if (self.settlement.settle_units is not None) and (

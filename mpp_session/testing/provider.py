@@ -20,14 +20,14 @@ from channel.http.asgi import ASGIApp
 from channel.ledger.sqlite import SqliteLedger
 from channel.limits import SECRET_BYTES_MIN
 from channel.state.channel_state import ChannelState
-from channel.types import Address, TokenUnit
+from channel.types import Address
 from channel.verify.challenge_id import ChallengeBinder
 from mpp_session.one_ledger import lock_payee, payee_name
 from mpp_session.testing.chain import TestChain
 from mpp_session.testing.settling import open_sender, settle_closes
 from mpp_session.testing.sponsoring import PaidGas, pay_gas
 from settlement.escrow.reader import EscrowReader
-from settlement.escrow.token_name import read_token_name
+from settlement.escrow.token_name import read_token_unit
 from settlement.node.rpc import Rpc
 from settlement.settle.quarantine import Quarantine
 from settlement.settle.refusals import JournalRefusals
@@ -107,8 +107,7 @@ class TestProvider:
         rpc = await self._open.enter_async_context(await Rpc.connect(values.rpc_url))
         self._reader = EscrowReader(rpc, values.escrow)
         await self._reader.require_deployment(token=values.token)
-        named = await read_token_name(rpc, values.token)
-        self._unit = None if named is None else TokenUnit(*named)
+        self._unit = await read_token_unit(rpc, values.token)
         self._ledger = await SqliteLedger.open(self._directory / "ledger.db", exclusive=True)
         self._open.push_async_callback(self._ledger.close)
         signer = self._chain.signer("payee")

@@ -28,7 +28,7 @@ from settlement.errors import (
 )
 from settlement.escrow.reader import EscrowReader
 from settlement.escrow.token_domain import read_token_domain
-from settlement.escrow.token_name import read_token_name
+from settlement.escrow.token_name import read_token_unit
 from settlement.node import questions
 from settlement.node.transport import Call
 from settlement.node.values import parse_block, parse_bytes, parse_quantity
@@ -151,10 +151,10 @@ class PayerAccount:
     async def read_token_unit(self, token: Address) -> TokenUnit | None:
         """See `PayerChain`. A token keeps its name: it is asked for once."""
         if token not in self._token_units:
-            name = await read_token_name(self._sender.rpc, token)
-            if name is None:
+            unit = await read_token_unit(self._sender.rpc, token)
+            if unit is None:
                 return None
-            self._token_units[token] = TokenUnit(*name)
+            self._token_units[token] = unit
         return self._token_units[token]
 
     async def sign(self, digest: bytes) -> bytes:

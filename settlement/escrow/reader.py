@@ -86,7 +86,7 @@ class EscrowReader:
             msg = f"There is no escrow at {where}."
             raise ConfigError(msg)
         try:
-            served = abi.token.decode_address(await self.rpc.call(self._escrow, abi.token.encode()))
+            served = await self.read_token()
             separator = await self.rpc.call(self._escrow, abi.domain_separator.encode())
         except ContractRevertedError:
             msg = f"The contract at {where} is not a session escrow: check the escrow's address."
@@ -101,6 +101,10 @@ class EscrowReader:
         if grace_period_s < GRACE_PERIOD_S_MIN:
             msg = f"The grace period of {where} is {grace_period_s} s, below {GRACE_PERIOD_S_MIN}."
             raise ConfigError(msg)
+
+    async def read_token(self) -> Address:
+        """Return the token that the escrow serves."""
+        return abi.token.decode_address(await self.rpc.call(self._escrow, abi.token.encode()))
 
     async def read_grace_period_s(self) -> int:
         """Return the seconds a payer must wait after requesting a close (F-69)."""

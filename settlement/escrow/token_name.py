@@ -2,18 +2,18 @@
 
 import asyncio
 
-from channel.types import Address
+from channel.types import Address, TokenUnit
 from settlement import abi
 from settlement.errors import ContractRevertedError
 from settlement.node.rpc import Rpc
 
-__all__ = ["read_token_name"]
+__all__ = ["read_token_unit"]
 
 _SYMBOL_CHARS_MAX = 16
 _DECIMALS_MAX = 36
 
 
-async def read_token_name(rpc: Rpc, token: Address) -> tuple[str, int] | None:
+async def read_token_unit(rpc: Rpc, token: Address) -> TokenUnit | None:
     """Return symbol and decimals of a token; None if it has none or returns invalid ones.
 
     Raises:
@@ -33,4 +33,4 @@ async def read_token_name(rpc: Rpc, token: Address) -> tuple[str, int] | None:
         return None
     text, places = str(symbol[0]), int(str(decimals[0]))
     is_plain = 0 < len(text) <= _SYMBOL_CHARS_MAX and text.isprintable() and text.isascii()
-    return (text, places) if is_plain and places <= _DECIMALS_MAX else None
+    return TokenUnit(text, places) if is_plain and places <= _DECIMALS_MAX else None
