@@ -152,7 +152,7 @@ class World:
             http_method="GET",
             route="/paid",
         )
-        self.challenge = self.engine.issue_challenge(self.offer)
+        self.challenge = self.engine.challenger.issue(self.offer)
 
     async def open(self, keys: Sequence[ChannelKey]) -> None:
         """Add channels to the ledger, as if they had been opened on chain."""
@@ -164,7 +164,7 @@ class World:
     async def voucher(self, header: str) -> str:
         """Handle one voucher, from its header to the receipt's header."""
         credential = parse_credential(select_credential([header]) or "")
-        paid = self.engine.authenticate(credential, [self.offer])
+        paid = self.engine.challenger.authenticate(credential, [self.offer])
         outcome = await self.engine.perform(paid)
         return format_receipt(self.engine.receipt(paid, outcome))
 

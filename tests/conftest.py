@@ -76,7 +76,7 @@ def _no_blocking_call() -> Iterator[BlockBuster]:
         for name in ("threading.Lock.acquire", "threading.Lock.acquire_lock"):
             blockbuster.functions[name].can_block_in("coverage/collector.py", "lock_data")
             # for the one signature that another core is at: 30 us, and a bound
-            blockbuster.functions[name].can_block_in("channel/engine/verifying.py", "_end_turn")
+            blockbuster.functions[name].can_block_in("channel/engine/verify_pool.py", "_end_turn")
         yield blockbuster
 
 

@@ -12,7 +12,7 @@ from channel.engine.reservation import held_amount
 from channel.errors import LedgerUnavailableError
 from channel.ledger.interface import Applied, ClaimRequest, ConsumeProof, Ledger
 from channel.state.channel_state import ChannelState, ReservationKind
-from channel.state.commands import AcceptVoucher, Command, Reserve
+from channel.state.commands import AcceptVoucher, Command, OpenChannel, Reserve
 from channel.state.transitions import proves_key
 from channel.types import ChannelKey, VerifiedVoucher
 
@@ -43,10 +43,6 @@ class Acceptance:
         """Return the time for the ledger, in Unix seconds."""
         return int(self._now())
 
-    def voucher(self, paid: Authenticated, verified: VerifiedVoucher) -> AcceptVoucher:
-        """Return the command that accepts a voucher under the terms of its challenge."""
-        return AcceptVoucher(verified, paid.asked.min_voucher_delta, self.now())
-
     def require_rate(self, verified: VerifiedVoucher, state: ChannelState | None) -> None:
         """Count a verified voucher against the rate of its channel.
 
@@ -74,16 +70,23 @@ class Acceptance:
     async def accept(
         self,
         paid: Authenticated,
-        first: Sequence[Command],
         verified: VerifiedVoucher,
         hold: Hold | None,
         *,
         known: ChannelState,
+        first: Sequence[Command] = (),
         proof: ConsumeProof | None = None,
     ) -> Outcome:
-        """Apply `first` and a content request's reservation in one durable transaction."""
+        """Apply `first`, the voucher and a content request's reservation in one transaction.
+
+        The voucher is accepted under the terms of its challenge, unless `first` opens the channel
+        with it. The transaction is durable when this returns.
+        """
+        commands = [*first]
+        if not any(isinstance(command, OpenChannel) for command in first):
+            commands.append(AcceptVoucher(verified, paid.asked.min_voucher_delta, self.now()))
         if hold is None:
-            applied = await self._apply(verified, known, first, proof=proof)
+            applied = await self._apply(verified, known, commands, proof=proof)
             state = applied.require()
             return Outcome(state=state, shown_max=shown_max(state, verified))
         claim = None
@@ -97,7 +100,7 @@ class Acceptance:
         held = 0
         try:
             applied = await self._apply(
-                verified, known, [*first, reserve], request=request, proof=proof
+                verified, known, [*commands, reserve], request=request, proof=proof
             )
             held = held_amount(applied.state, hold.reservation_id)
         except (asyncio.CancelledError, LedgerUnavailableError):

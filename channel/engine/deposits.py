@@ -36,7 +36,6 @@ from channel.engine.outcome import Hold, Outcome
 from channel.engine.rate_limit import RateLimiter
 from channel.engine.reservation import least_amount
 from channel.engine.settings import SponsorTerms
-from channel.engine.signatures import SignatureCheck
 from channel.engine.sponsoring import (
     SponsoredOpening,
     SponsoredTopUp,
@@ -45,6 +44,7 @@ from channel.engine.sponsoring import (
     require_key_signature,
     split_merged,
 )
+from channel.engine.voucher_verifier import VoucherVerifier
 from channel.errors import (
     ChannelFinalizedError,
     ChannelNotFoundError,
@@ -60,7 +60,7 @@ from channel.errors import (
 from channel.ledger.interface import ConsumeProof, Ledger, load_known
 from channel.limits import AMOUNT_MAX, FACT_AGES_MAX
 from channel.state.channel_state import ChannelState
-from channel.state.commands import Observe, OpenChannel
+from channel.state.commands import AcceptVoucher, Observe, OpenChannel
 from channel.state.transitions import require_open, transition
 from channel.types import ChannelFact, ChannelKey, ChannelTerms, TxHash, VerifiedVoucher
 from channel.wire.funding import Deposit
@@ -68,7 +68,10 @@ from channel.wire.payload import (
     OpenAuthorization,
     OpenHash,
     OpenPermit2,
+    Payload,
+    TopUpAuthorization,
     TopUpHash,
+    TopUpPermit2,
     VoucherPayload,
 )
 
@@ -92,21 +95,48 @@ class Deposits:
         *,
         ledger: Ledger,
         facts: ChainFacts,
-        signatures: SignatureCheck,
+        vouchers: VoucherVerifier,
         acceptance: Acceptance,
         admission: Admission,
         sponsoring: Sponsoring | None,
     ) -> None:
         self._ledger = ledger
         self._facts = facts
-        self._signatures = signatures
+        self._vouchers = vouchers
         self._acceptance = acceptance
         self._admission = admission
         self._sponsoring = sponsoring
         self._credited: OrderedDict[tuple[ChannelKey, TxHash, int], None] = OrderedDict()
 
+    async def make(self, paid: Authenticated, payload: Payload, hold: Hold | None) -> Outcome:
+        """Do what a credential with a deposit asks; errors as the method of each kind."""
+        match payload:
+            case OpenHash():
+                return await self.open(paid, payload, hold)
+            case OpenAuthorization() | OpenPermit2():
+                return await self.open_sponsored(paid, payload, hold)
+            case TopUpHash():
+                return await self.top_up(paid, payload)
+            case TopUpAuthorization() | TopUpPermit2():
+                return await self.top_up_sponsored(paid, payload)
+            case VoucherPayload(deposit=Deposit() as deposit):
+                return await self.merged(paid, payload, deposit, hold)
+        raise MalformedPayloadError("payload: expected a deposit, found none")
+
     async def open(self, paid: Authenticated, payload: OpenHash, hold: Hold | None) -> Outcome:
-        """Add a channel that its payer opened to the ledger; see `Engine.open`."""
+        """Add a channel that its payer opened to the ledger (OPEN).
+
+        For a known channel this is only a voucher: it neither resets `spent` nor asks the chain
+        (F-25).
+
+        Raises:
+            MalformedPayloadError: The channel id does not follow from the terms.
+            InvalidSignatureError, SignerMismatchError: As for a voucher, before any cost.
+            TransactionRevertedError: The opening reverted.
+            VerificationFailedError: The chain does not show it, or not yet.
+            OpeningsPausedError: There is not enough gas to defend one more channel.
+            PeerError: As for a voucher.
+        """
         terms = require_terms(paid, payload)
         verified, state = await self._prove(paid, payload, terms)
         if state is not None:
@@ -125,10 +155,16 @@ class Deposits:
         *,
         is_merged: bool = False,
     ) -> Outcome:
-        """Open a channel for its payer and add it to the ledger; see `Engine.open`.
+        """Open a channel for its payer and add it to the ledger (OPEN).
 
         A deposit attached to a voucher (`is_merged`) must be the one that opened a known channel.
         A credential of its own for a known channel is a repeat in any case (OPEN-10, VCH-07).
+
+        Raises:
+            DepositTooSmallError, AuthorizationExpiredError: Too small, or expiring too soon.
+            SponsoringPausedError, TooManyDepositsError: No gas is paid now, or for this payer.
+            SettlementPendingError: Submitted, and not mined within the bound; ask again.
+            PeerError: As for `open`.
         """
         terms = require_terms(paid, payload)
         require_source(paid, terms)
@@ -147,7 +183,18 @@ class Deposits:
         return await self._record(paid, verified, hold, opened, evidence)
 
     async def top_up(self, paid: Authenticated, payload: TopUpHash) -> Outcome:
-        """See `Engine.top_up`."""
+        """Record the deposit after a top-up that the payer sent (TOPUP).
+
+        `accepted` and `spent` never change. The deposit is the chain's absolute value, so a repeat
+        adds nothing (F-29). For a channel that was never opened here, the answer shows the chain's
+        values and nothing is stored; the payee pays no gas for it.
+
+        Raises:
+            ChannelNotFoundError: The escrow has no such channel for this payee.
+            ChannelFinalizedError: It has ended.
+            TransactionRevertedError: The top-up reverted.
+            VerificationFailedError: The chain does not show it, or shows another amount.
+        """
         state = await self._ledger.load(paid.key)
         if state is not None:
             _require_not_ended(state)
@@ -167,7 +214,13 @@ class Deposits:
         return _mined(Outcome(state=applied.require()), evidence)
 
     async def top_up_sponsored(self, paid: Authenticated, payload: SponsoredTopUp) -> Outcome:
-        """See `Engine.top_up`. Only for channels in this ledger that may still be used."""
+        """Submit a top-up that the payer signed, and record it as `top_up` does.
+
+        Only for channels in this ledger that may still be used.
+
+        Raises:
+            PeerError, OperatorError: As for `top_up`, and as for `open_sponsored`.
+        """
         state = await load_known(self._ledger, paid.key)
         _require_not_ended(state)
         if state.is_closing:  # the close would be mined first, and this would pay for a revert
@@ -208,18 +261,18 @@ class Deposits:
         require_open(state)  # only the payer's own transaction cancels a close (AMB-16, AMB-27)
         require_source(paid, state.terms)
         signed = build_top_up_deposit(paid, whole, state.terms)
-        verified = await self._signatures.require(
+        verified = await self._vouchers.verify(
             payload.voucher, paid.key, state.terms.signer, client=paid.client
         )
         self._acceptance.require_rate(verified, state)
-        accept = self._acceptance.voucher(paid, verified)
+        accept = AcceptVoucher(verified, paid.asked.min_voucher_delta, self._acceptance.now())
         transition(_as_topped_up(state, signed), accept)
         self._acceptance.require_promise(verified, state)
         evidence = await self._make(paid, signed, state.terms)
         proof = require_topped_up(evidence, paid.key.channel_id, signed.amount)
         fact = await self._read(paid.key, evidence)
         outcome = await self._acceptance.accept(
-            paid, [Observe(fact), accept], verified, hold, known=state, proof=proof
+            paid, verified, hold, known=state, first=[Observe(fact)], proof=proof
         )
         self._facts.mark_read(paid.key)
         return _mined(outcome, evidence)
@@ -230,14 +283,13 @@ class Deposits:
         """Treat an opening of a known channel as the voucher it carries (OPEN-10, F-25)."""
         require_open(state)
         await self._facts.require_fresh(paid.key)
-        accept = self._acceptance.voucher(paid, verified)
-        return await self._acceptance.accept(paid, [accept], verified, hold, known=state)
+        return await self._acceptance.accept(paid, verified, hold, known=state)
 
     async def _prove(
         self, paid: Authenticated, payload: Opening, terms: ChannelTerms
     ) -> tuple[VerifiedVoucher, ChannelState | None]:
         """Return the first voucher, verified, and the channel if the ledger has it."""
-        verified = await self._signatures.require(
+        verified = await self._vouchers.verify(
             payload.voucher, paid.key, terms.signer, client=paid.client
         )
         state = await self._ledger.load(paid.key)
@@ -263,7 +315,7 @@ class Deposits:
         fact, proof = opened
         opening = OpenChannel(fact, verified, self._acceptance.now())
         outcome = await self._acceptance.accept(
-            paid, [opening], verified, hold, known=build_unopened(fact), proof=proof
+            paid, verified, hold, known=build_unopened(fact), first=[opening], proof=proof
         )
         self._facts.mark_read(paid.key)
         return _mined(outcome, evidence)

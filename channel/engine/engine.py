@@ -10,7 +10,7 @@ Every refusal happens before `apply`, or in it: then nothing has changed.
 """
 
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 
 from msgspec.structs import replace
 
@@ -23,15 +23,13 @@ from channel.engine.deposits import Deposits, Sponsoring
 from channel.engine.facts import ChainFacts
 from channel.engine.ids import RandomIds
 from channel.engine.lease_renewer import LeaseRenewer
-from channel.engine.offer import Offer
 from channel.engine.opening import require_source
 from channel.engine.outcome import Hold, Outcome
 from channel.engine.rate_limit import RateLimiter
 from channel.engine.reservation import RunningReservation, least_amount, step_amount
 from channel.engine.settings import EngineSettings
-from channel.engine.signatures import SignatureCheck
-from channel.engine.sponsoring import SponsoredOpening, SponsoredTopUp
-from channel.engine.verifying import VoucherVerifier
+from channel.engine.verify_pool import VerifyPool
+from channel.engine.voucher_verifier import VoucherVerifier
 from channel.errors import (
     AmountExceedsDepositError,
     ChannelFinalizedError,
@@ -45,18 +43,11 @@ from channel.state.requests import RequestClaim
 from channel.state.transitions import as_public, require_consent, require_open
 from channel.tariff import Tariff, Usage
 from channel.tasks import Tasks, log_failure
-from channel.types import ChannelId, TxHash
+from channel.types import TxHash
 from channel.verify.challenge_id import ChallengeBinder
-from channel.wire.challenge import PAYMENT_AUTHORIZATION, Challenge, SessionRequest
-from channel.wire.credential import Credential
+from channel.wire.challenge import PAYMENT_AUTHORIZATION, SessionRequest
 from channel.wire.payload import (
     ClosePayload,
-    OpenAuthorization,
-    OpenHash,
-    OpenPermit2,
-    TopUpAuthorization,
-    TopUpHash,
-    TopUpPermit2,
     VoucherPayload,
 )
 from channel.wire.receipt import Receipt
@@ -104,13 +95,13 @@ class Engine:
         self._ledger = ledger
         self._chain = chain
         self._background = Tasks(report=log_failure)
-        self._challenger = Challenger(binder=binder, settings=settings, now=now, new_id=new_id)
+        self.challenger = Challenger(binder=binder, settings=settings, now=now, new_id=new_id)
         self._facts = ChainFacts(
             ledger=ledger, chain=chain, settings=settings, now=now, background=self._background
         )
-        self._verifier = VoucherVerifier(settings.verifying_threads)
-        self._signatures = SignatureCheck(
-            chain=chain, facts=self._facts, settings=settings, verifier=self._verifier, now=now
+        self._pool = VerifyPool(settings.verifying_threads)
+        self._vouchers = VoucherVerifier(
+            chain=chain, facts=self._facts, settings=settings, pool=self._pool, now=now
         )
         self._renewer = LeaseRenewer(ledger=ledger, now=now, lease_s=settings.reservation_lease_s)
         self._admission = admission = admission or Unbounded()
@@ -124,7 +115,7 @@ class Engine:
         self._deposits = Deposits(
             ledger=ledger,
             facts=self._facts,
-            signatures=self._signatures,
+            vouchers=self._vouchers,
             acceptance=self._acceptance,
             admission=admission,
             sponsoring=_sponsoring(settings, sponsor, now),
@@ -142,7 +133,7 @@ class Engine:
     @property
     def signatures_checked(self) -> int:
         """How many voucher signatures this engine has checked."""
-        return self._signatures.checked
+        return self._vouchers.checked
 
     def ask(
         self,
@@ -180,46 +171,26 @@ class Engine:
             tariff=tariff,
         )
 
-    def issue_challenge(self, offer: Offer, channel_id: ChannelId | None = None) -> Challenge:
-        """Return a fresh challenge for an offer. Stateless: the server stores nothing."""
-        return self._challenger.issue(offer, channel_id)
-
-    def authenticate(
-        self, credential: Credential, offers: Sequence[Offer], *, client: bytes = b""
-    ) -> Authenticated:
-        """Return the credential as one that answers this server's challenge for one of `offers`.
-
-        `client` is the client's address, or empty when unknown.
-
-        Raises:
-            PeerError: See `Challenger.authenticate`.
-        """
-        return self._challenger.authenticate(credential, offers, client=client)
-
     async def perform(self, paid: Authenticated, hold: Hold | None = None) -> Outcome:
         """Do what the credential asks. With `hold`, also reserve for a content request.
 
         Raises:
-            PeerError: Refused; see the method of the action.
+            PeerError: Refused; see `Deposits` and the methods below.
             OperatorError: It could not be decided or made durable.
         """
         payload = paid.credential.payload
         match payload:
-            case VoucherPayload():
-                return await self.voucher(paid, payload, hold)
-            case OpenHash() | OpenAuthorization() | OpenPermit2():
-                return await self.open(paid, payload, hold)
-            case TopUpHash() | TopUpAuthorization() | TopUpPermit2():
-                return await self.top_up(paid, payload)
+            case VoucherPayload() if payload.deposit is None:
+                return await self._voucher(paid, payload, hold)
             case ClosePayload():
-                return await self.close(paid, payload)
+                return await self._close(paid, payload)
+            case _:
+                return await self._deposits.make(paid, payload, hold)
 
-    async def voucher(
+    async def _voucher(
         self, paid: Authenticated, payload: VoucherPayload, hold: Hold | None = None
     ) -> Outcome:
         """Accept a voucher (VCH-02), and reserve for a content request in the same transaction.
-
-        An attached deposit is made before that (VCH-07); see `Deposits.merged`.
 
         Raises:
             ChannelNotFoundError: The channel was never opened here.
@@ -231,68 +202,21 @@ class Engine:
             DeltaTooSmallError, AmountExceedsDepositError: See `transitions`.
             InsufficientBalanceError: The voucher was accepted, but does not cover the request.
         """
-        if payload.deposit is not None:
-            return await self._deposits.merged(paid, payload, payload.deposit, hold)
         state = await load_known(self._ledger, paid.key)
         if hold is not None or not state.has_stream:
             paid.require_current()
         require_open(state)
         require_source(paid, state.terms)
-        verified = await self._signatures.require(
+        verified = await self._vouchers.verify(
             payload.voucher, paid.key, state.terms.signer, client=paid.client
         )
         self._acceptance.require_rate(verified, state)
         await self._facts.require_fresh(paid.key)
         if verified.cumulative_amount > state.deposit:
             await self._facts.refresh(paid.key)  # F-50: there may be an unseen top-up
-        accept = self._acceptance.voucher(paid, verified)
-        return await self._acceptance.accept(paid, [accept], verified, hold, known=state)
+        return await self._acceptance.accept(paid, verified, hold, known=state)
 
-    async def open(
-        self,
-        paid: Authenticated,
-        payload: OpenHash | SponsoredOpening,
-        hold: Hold | None = None,
-    ) -> Outcome:
-        """Add a channel to the ledger that its payer opened, or signed to open (OPEN).
-
-        For a known channel this is only a voucher: it neither resets `spent` nor asks the chain
-        (F-25).
-
-        Raises:
-            MalformedPayloadError: The channel id does not follow from the terms.
-            InvalidSignatureError, SignerMismatchError: As for a voucher, before any cost.
-            TransactionRevertedError: The opening reverted.
-            VerificationFailedError: The chain does not show it, or not yet.
-            OpeningsPausedError: There is not enough gas to defend one more channel.
-            DepositTooSmallError, AuthorizationExpiredError: Too small, or expiring too soon.
-            SponsoringPausedError, TooManyDepositsError: No gas is paid now, or for this payer.
-            SettlementPendingError: Submitted, and not mined within the bound; ask again.
-            PeerError: As for a voucher.
-        """
-        if isinstance(payload, OpenHash):
-            return await self._deposits.open(paid, payload, hold)
-        return await self._deposits.open_sponsored(paid, payload, hold)
-
-    async def top_up(self, paid: Authenticated, payload: TopUpHash | SponsoredTopUp) -> Outcome:
-        """Record the deposit after a top-up, the payer's own or one the payee submits (TOPUP).
-
-        `accepted` and `spent` never change. The deposit is the chain's absolute value, so a repeat
-        adds nothing (F-29). For a channel that was never opened here, the answer shows the chain's
-        values and nothing is stored; the payee pays no gas for it.
-
-        Raises:
-            ChannelNotFoundError: The escrow has no such channel for this payee.
-            ChannelFinalizedError: It has ended.
-            TransactionRevertedError: The top-up reverted.
-            VerificationFailedError: The chain does not show it, or shows another amount.
-            PeerError, OperatorError: As for an opening that the payee submits.
-        """
-        if isinstance(payload, TopUpHash):
-            return await self._deposits.top_up(paid, payload)
-        return await self._deposits.top_up_sponsored(paid, payload)
-
-    async def close(self, paid: Authenticated, payload: ClosePayload) -> Outcome:
+    async def _close(self, paid: Authenticated, payload: ClosePayload) -> Outcome:
         """Close the channel with its payer's consent; see `closing` for the steps.
 
         A repeat after the close returns the same transaction (CLOSE-05), after the same signature
@@ -308,7 +232,7 @@ class Engine:
         """
         state = await load_known(self._ledger, paid.key)
         require_source(paid, state.terms)
-        verified = await self._signatures.require(
+        verified = await self._vouchers.verify(
             payload.voucher, paid.key, state.terms.signer, client=paid.client
         )
         self._acceptance.require_rate(verified, state)
@@ -413,7 +337,7 @@ class Engine:
     async def aclose(self) -> None:
         """Finish the background work. The ledger stays open: its opener closes it."""
         await self._renewer.close()
-        self._verifier.close()
+        self._pool.close()
         await self._background.drain()
 
 

@@ -294,14 +294,14 @@ class _Exchange:
         """Do what the credential asks; the handler is not called (F-12, F-13)."""
         offers = [one.offer for one in self._priced]
         client = read_client(self._scope)
-        paid = self._engine.authenticate(credential, offers, client=client)
+        paid = self._engine.challenger.authenticate(credential, offers, client=client)
         outcome = await self._engine.perform(paid)
         await send_empty(self._send, self._engine.receipt(paid, outcome))
 
     async def _serve(self, credential: Credential, own: Priced) -> None:
         """Reserve the price, run the handler, and spend when it answers with success."""
         client = read_client(self._scope)
-        paid = self._engine.authenticate(credential, [own.offer], client=client)
+        paid = self._engine.challenger.authenticate(credential, [own.offer], client=client)
         self._gate.failed.check(paid.key.channel_id)
         room = self._gate.bodies.room(paid.key.channel_id, client)
         self._body.bound(room, self._gate.body_timeout_s)
@@ -422,7 +422,7 @@ class _Exchange:
             if error.status == PAYMENT_REQUIRED:
                 price, sentence = describe_price(offered, self._gate.unit)
             ranked = rank_offers(read_preference(self._fields), [(METHOD, INTENT)] * len(offered))
-            challenges = [self._engine.issue_challenge(offered[i].offer, hint) for i in ranked]
+            challenges = [self._engine.challenger.issue(offered[i].offer, hint) for i in ranked]
         detail = explain(error, sentence)
         if wants_page(read_accept(self._fields)):
             body, headers = format_page(error, detail), PAGE_HEADERS

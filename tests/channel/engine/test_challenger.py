@@ -24,7 +24,7 @@ async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
 
 
 def credential(desk: Desk, offer: Offer | None = None, engine: Engine | None = None) -> Credential:
-    challenge = (engine or desk.engine).issue_challenge(offer or desk.offer)
+    challenge = (engine or desk.engine).challenger.issue(offer or desk.offer)
     return desk.payer.credential(challenge, desk.payer.voucher(50))
 
 
@@ -40,7 +40,7 @@ def with_secrets(desk: Desk, *secrets: bytes) -> Engine:
 
 async def test_no_two_challenges_have_one_id(desk: Desk) -> None:
     """CHAL-10: 128 random bits each, and the route's scope."""
-    challenges = [desk.engine.issue_challenge(desk.offer) for _ in range(100)]
+    challenges = [desk.engine.challenger.issue(desk.offer) for _ in range(100)]
     assert len({challenge.id for challenge in challenges}) == 100
     scope = parse_opaque(challenges[0].opaque or "")
     assert len(scope.pop("nonce")) == 22
@@ -51,7 +51,7 @@ async def test_a_bound_challenge_keeps_its_price_when_prices_change(desk: Desk) 
     """Decision 6, CHAL-06."""
     promised = credential(desk)
     dearer = replace(desk.offer, request=replace(desk.offer.request, unit_price=PRICE * 2))
-    authenticated = desk.engine.authenticate(promised, [dearer])
+    authenticated = desk.engine.challenger.authenticate(promised, [dearer])
     assert authenticated.asked.unit_price == PRICE
 
 
@@ -74,14 +74,14 @@ async def test_where_money_goes_must_be_as_it_is_now(desk: Desk, change: dict[st
     promised = credential(desk)
     changed = replace(desk.offer, request=replace(desk.offer.request, **change))
     with pytest.raises(ChallengeNotFoundError):
-        desk.engine.authenticate(promised, [changed])
+        desk.engine.challenger.authenticate(promised, [changed])
 
 
 async def test_what_is_for_display_may_differ(desk: Desk) -> None:
     """CHAL-06: suggestedDeposit, description and channelId are not pinned."""
     promised = credential(desk)
     asked = replace(desk.offer.request, suggested_deposit=5, description="Jokes")
-    desk.engine.authenticate(promised, [replace(desk.offer, request=asked)])
+    desk.engine.challenger.authenticate(promised, [replace(desk.offer, request=asked)])
 
 
 async def test_a_challenge_is_good_for_its_own_route_alone(desk: Desk) -> None:
@@ -89,18 +89,18 @@ async def test_a_challenge_is_good_for_its_own_route_alone(desk: Desk) -> None:
     promised = credential(desk)
     for change in ({"http_method": "POST"}, {"route": "/dear"}, {"variant": "large"}):
         with pytest.raises(ChallengeNotFoundError):
-            desk.engine.authenticate(promised, [replace(desk.offer, **change)])
+            desk.engine.challenger.authenticate(promised, [replace(desk.offer, **change)])
 
 
 async def test_a_challenge_lives_until_the_second_it_expires(desk: Desk) -> None:
     """CHAL-07, CHAL-14: many times, then never again."""
     promised = credential(desk)
     for _ in range(3):
-        assert not desk.engine.authenticate(promised, [desk.offer]).is_expired
+        assert not desk.engine.challenger.authenticate(promised, [desk.offer]).is_expired
     desk.clock.advance(298)
-    assert not desk.engine.authenticate(promised, [desk.offer]).is_expired
+    assert not desk.engine.challenger.authenticate(promised, [desk.offer]).is_expired
     desk.clock.advance(2)
-    assert desk.engine.authenticate(promised, [desk.offer]).is_expired
+    assert desk.engine.challenger.authenticate(promised, [desk.offer]).is_expired
 
 
 async def test_secrets_rotate_with_overlap(desk: Desk) -> None:
@@ -108,24 +108,24 @@ async def test_secrets_rotate_with_overlap(desk: Desk) -> None:
     new = b"another secret of thirty-two bytes"
     old = credential(desk)
     rotated, dropped = with_secrets(desk, new, SECRET), with_secrets(desk, new)
-    rotated.authenticate(old, [desk.offer])
-    dropped.authenticate(credential(desk, engine=rotated), [desk.offer])
+    rotated.challenger.authenticate(old, [desk.offer])
+    dropped.challenger.authenticate(credential(desk, engine=rotated), [desk.offer])
     with pytest.raises(ChallengeNotFoundError):
-        dropped.authenticate(old, [desk.offer])
+        dropped.challenger.authenticate(old, [desk.offer])
 
 
 async def test_a_hint_names_the_payers_channel(desk: Desk) -> None:
     """CHAL-15: and changes nothing that is pinned."""
-    challenge = desk.engine.issue_challenge(desk.offer, desk.payer.key.channel_id)
+    challenge = desk.engine.challenger.issue(desk.offer, desk.payer.key.channel_id)
     assert parse_session_request(challenge.request).channel_id == desk.payer.key.channel_id
     hinted = desk.payer.credential(challenge, desk.payer.voucher(50))
-    desk.engine.authenticate(hinted, [desk.offer])
+    desk.engine.challenger.authenticate(hinted, [desk.offer])
 
 
 async def test_issuing_remembers_nothing(desk: Desk) -> None:
     """F-100, F-109: another worker with the same secret takes the challenge."""
     await asyncio.sleep(0)
-    with_secrets(desk, SECRET).authenticate(credential(desk), [desk.offer])
+    with_secrets(desk, SECRET).challenger.authenticate(credential(desk), [desk.offer])
 
 
 def bound(genuine: Challenge, **changes: str | None) -> Challenge:
@@ -163,19 +163,19 @@ async def test_a_secret_alone_makes_no_challenge_of_ours(
 
     No challenge of a session binds a body, so one with a digest is not of this engine.
     """
-    genuine = desk.engine.issue_challenge(desk.offer)
-    desk.engine.authenticate(
+    genuine = desk.engine.challenger.issue(desk.offer)
+    desk.engine.challenger.authenticate(
         desk.payer.credential(bound(genuine), desk.payer.voucher(50)), [desk.offer]
     )
     foreign = desk.payer.credential(bound(genuine, **change), desk.payer.voucher(50))
     with pytest.raises(ChallengeNotFoundError):
-        desk.engine.authenticate(foreign, [desk.offer])
+        desk.engine.challenger.authenticate(foreign, [desk.offer])
 
 
 @pytest.mark.parametrize("expires", [None, "tomorrow"])
 async def test_a_challenge_without_an_end_has_ended(desk: Desk, expires: str | None) -> None:
     """O-98, F-112: its price would be promised for ever."""
-    endless = bound(desk.engine.issue_challenge(desk.offer), expires=expires)
+    endless = bound(desk.engine.challenger.issue(desk.offer), expires=expires)
     credential = desk.payer.credential(endless, desk.payer.voucher(50))
     with pytest.raises(ChallengeExpiredError):
-        desk.engine.authenticate(credential, [desk.offer]).require_current()
+        desk.engine.challenger.authenticate(credential, [desk.offer]).require_current()

@@ -75,8 +75,8 @@ class Shop:
 
 
 async def send(desk: Desk, engine: Engine, offer: Offer, payload: Payload) -> Outcome:
-    credential = desk.payer.credential(engine.issue_challenge(offer), payload)
-    return await engine.perform(engine.authenticate(credential, [offer]))
+    credential = desk.payer.credential(engine.challenger.issue(offer), payload)
+    return await engine.perform(engine.challenger.authenticate(credential, [offer]))
 
 
 async def top_up(desk: Desk, number: int, amount: int) -> Payload:

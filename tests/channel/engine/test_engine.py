@@ -49,8 +49,10 @@ from tests.waiting import HASTY_S, PATIENCE_S, until
 
 
 def paid(desk: Desk, payload: Payload) -> Authenticated:
-    challenge = desk.engine.issue_challenge(desk.offer)
-    return desk.engine.authenticate(desk.payer.credential(challenge, payload), [desk.offer])
+    challenge = desk.engine.challenger.issue(desk.offer)
+    return desk.engine.challenger.authenticate(
+        desk.payer.credential(challenge, payload), [desk.offer]
+    )
 
 
 def hold(desk: Desk, units: int = 1) -> Hold:
@@ -192,18 +194,18 @@ async def test_strangers_can_keep_only_so_many_node_checks_running(tmp_path: Pat
             stranger = Payer(desk.chain, (1000 + number).to_bytes(32))
             stranger.open_on_chain()
             stranger.open_tx = TxHash(number.to_bytes(32))
-            challenge = desk.engine.issue_challenge(desk.offer)
+            challenge = desk.engine.challenger.issue(desk.offer)
             credential = stranger.credential(challenge, stranger.opening())
-            authenticated = desk.engine.authenticate(credential, [desk.offer])
+            authenticated = desk.engine.challenger.authenticate(credential, [desk.offer])
             attempts.append(asyncio.create_task(desk.engine.perform(authenticated)))
         await until(lambda: sum(attempt.done() for attempt in attempts) >= 8)
         wallet = Payer(desk.chain, b"\x07" * 32)
         wallet.open_on_chain()
-        challenge = desk.engine.issue_challenge(desk.offer)
+        challenge = desk.engine.challenger.issue(desk.offer)
         by_wallet = replace(wallet.opening(), voucher=replace(wallet.sign(1), signature=b"other"))
         credential = wallet.credential(challenge, by_wallet)
         with pytest.raises(InvalidSignatureError):  # the wallet's word, not 429
-            await desk.engine.perform(desk.engine.authenticate(credential, [desk.offer]))
+            await desk.engine.perform(desk.engine.challenger.authenticate(credential, [desk.offer]))
         assert sum(attempt.done() for attempt in attempts) == 8
         desk.chain.reverted |= {TxHash(number.to_bytes(32)) for number in range(len(attempts))}
         results = await asyncio.gather(*attempts, return_exceptions=True)
@@ -285,12 +287,12 @@ async def test_an_expired_challenge_takes_vouchers_only_while_a_stream_lives(
         authenticated = paid(desk, desk.payer.voucher(50))
         credential = authenticated.credential
         desk.clock.advance(301)
-        expired = desk.engine.authenticate(credential, [desk.offer])
+        expired = desk.engine.challenger.authenticate(credential, [desk.offer])
         with pytest.raises(ChallengeNotFoundError):
             await desk.engine.perform(expired)
         closing = replace(credential, payload=desk.payer.closing(0))
         with pytest.raises(ChallengeNotFoundError):
-            desk.engine.authenticate(closing, [desk.offer])
+            desk.engine.challenger.authenticate(closing, [desk.offer])
 
 
 async def test_proofs_that_are_not_offered_are_refused(tmp_path: Path) -> None:
@@ -412,10 +414,10 @@ async def test_a_voucher_needs_no_source(tmp_path: Path) -> None:
     """O-98, CRED-02: its signature says whose it is; a source that is given must be the payer's."""
     async with open_desk(tmp_path) as desk:
         await opened(desk)
-        challenge = desk.engine.issue_challenge(desk.offer)
+        challenge = desk.engine.challenger.issue(desk.offer)
         for amount, source in ((50, None), (60, (31337, Address(b"\x01" * 20)))):
             credential = desk.payer.credential(challenge, desk.payer.voucher(amount))
-            authenticated = desk.engine.authenticate(
+            authenticated = desk.engine.challenger.authenticate(
                 replace(credential, source=source), [desk.offer]
             )
             if source is None:
@@ -446,10 +448,10 @@ async def test_an_opening_must_be_the_payers_own(tmp_path: Path) -> None:
     async with open_desk(tmp_path, transaction_wait_s=HASTY_S) as desk:
         desk.payer.open_on_chain()
         opening = desk.payer.opening()
-        challenge = desk.engine.issue_challenge(desk.offer)
+        challenge = desk.engine.challenger.issue(desk.offer)
         for source in (None, (1, desk.payer.address), (31337, Address(b"\x01" * 20))):
             credential = replace(desk.payer.credential(challenge, opening), source=source)
-            authenticated = desk.engine.authenticate(credential, [desk.offer])
+            authenticated = desk.engine.challenger.authenticate(credential, [desk.offer])
             with pytest.raises(MalformedPayloadError):
                 await desk.engine.perform(authenticated)
         other = Payer(desk.chain, STRANGER_KEY)

@@ -47,9 +47,9 @@ async def test_a_fact_whose_age_was_forgotten_is_read_before_its_voucher_counts(
         await opened(desk)
         other = Payer(desk.chain, STRANGER_KEY)
         other.open_on_chain()
-        challenge = desk.engine.issue_challenge(desk.offer)
+        challenge = desk.engine.challenger.issue(desk.offer)
         opening = other.credential(challenge, other.opening())
-        await desk.engine.perform(desk.engine.authenticate(opening, [desk.offer]))
+        await desk.engine.perform(desk.engine.challenger.authenticate(opening, [desk.offer]))
         desk.chain.change(desk.payer.key, is_finalized=True)
         with pytest.raises(ChannelFinalizedError):
             await perform(desk, desk.payer.voucher(10))
@@ -284,6 +284,8 @@ class Stranger:
         self._payload = replace(self._payer.opening(), tx_hash=tx_hash)
 
     def asked(self, client: bytes) -> Authenticated:
-        challenge = self._desk.engine.issue_challenge(self._desk.offer)
+        challenge = self._desk.engine.challenger.issue(self._desk.offer)
         credential = self._payer.credential(challenge, self._payload)
-        return self._desk.engine.authenticate(credential, [self._desk.offer], client=client)
+        return self._desk.engine.challenger.authenticate(
+            credential, [self._desk.offer], client=client
+        )

@@ -189,10 +189,12 @@ async def test_gas_that_nobody_pays_is_not_promised(tmp_path: Path) -> None:
                 binder=ChallengeBinder([SECRET]),
                 settings=replace(SETTINGS, sponsor=promised),
             )
-        challenge = desk.engine.issue_challenge(desk.offer)
+        challenge = desk.engine.challenger.issue(desk.offer)
         payload = case_of("eip3009Open", EVM["eip3009Open"][0]).payload
         with pytest.raises(MalformedPayloadError, match="credentialTypes"):
-            desk.engine.authenticate(desk.payer.credential(challenge, payload), [desk.offer])
+            desk.engine.challenger.authenticate(
+                desk.payer.credential(challenge, payload), [desk.offer]
+            )
 
 
 @pytest.mark.parametrize(
@@ -221,17 +223,17 @@ async def test_a_deposit_on_a_voucher_needs_a_challenge_that_offers_it_now(
     async with open_desk(tmp_path) as desk:
         desk.payer.open_on_chain()
         offer = replace(desk.offer, request=replace(desk.offer.request, credential_types=types))
-        challenge = desk.engine.issue_challenge(offer)
+        challenge = desk.engine.challenger.issue(offer)
         desk.clock.advance(SETTINGS.challenge_lifetime_s + late_s)
         payload = VoucherPayload(desk.payer.sign(50), deposit)
         credential = desk.payer.credential(challenge, payload)
         if refusal is None:
-            assert desk.engine.authenticate(credential, [offer]).key == desk.payer.key
+            assert desk.engine.challenger.authenticate(credential, [offer]).key == desk.payer.key
         else:
             with pytest.raises(refusal):
-                desk.engine.authenticate(credential, [offer])
+                desk.engine.challenger.authenticate(credential, [offer])
         alone = desk.payer.credential(challenge, desk.payer.voucher(50))
-        assert desk.engine.authenticate(alone, [offer]).is_expired is (late_s >= 0)
+        assert desk.engine.challenger.authenticate(alone, [offer]).is_expired is (late_s >= 0)
 
 
 def test_authenticated_has_what_these_functions_look_at() -> None:

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from channel.engine import verifying
-from channel.engine.verifying import VoucherVerifier
+from channel.engine import verify_pool
+from channel.engine.verify_pool import VerifyPool
 from channel.errors import InvalidSignatureError, SignerMismatchError
 from channel.types import Address, ChannelId, ChannelKey, SignedVoucher, VerifiedVoucher
 from channel.verify.signature import address_of, sign
@@ -24,21 +24,21 @@ def voucher(amount: int, *, signed_amount: int | None = None) -> SignedVoucher:
 
 
 @pytest.fixture(params=[1, 2, 4], ids="{} threads".format)
-def verifier(request: pytest.FixtureRequest) -> Iterator[VoucherVerifier]:
-    made = VoucherVerifier(request.param)
+def verifier(request: pytest.FixtureRequest) -> Iterator[VerifyPool]:
+    made = VerifyPool(request.param)
     yield made
     made.close()
 
 
 async def ask_for(
-    verifier: VoucherVerifier, vouchers: list[SignedVoucher]
+    verifier: VerifyPool, vouchers: list[SignedVoucher]
 ) -> list[VerifiedVoucher | BaseException]:
     calls = [verifier.verify(one, KEY, SIGNER) for one in vouchers]
     return await asyncio.gather(*calls, return_exceptions=True)
 
 
 async def test_each_of_many_gets_its_own_answer_turn_after_turn(
-    verifier: VoucherVerifier,
+    verifier: VerifyPool,
 ) -> None:
     """VCH-02, F-14: good, forged and malformed ones mixed, in crowds and alone."""
     amount = 0
@@ -63,7 +63,7 @@ async def test_each_of_many_gets_its_own_answer_turn_after_turn(
                 assert answer == VerifiedVoucher(KEY, one.cumulative_amount, one.signature)
 
 
-async def test_a_cancelled_caller_harms_no_other(verifier: VoucherVerifier) -> None:
+async def test_a_cancelled_caller_harms_no_other(verifier: VerifyPool) -> None:
     await ask_for(verifier, [voucher(amount) for amount in range(1, 30)])  # a crowd
     calls = [asyncio.ensure_future(verifier.verify(voucher(n), KEY, SIGNER)) for n in range(1, 40)]
     await asyncio.sleep(0)
@@ -77,15 +77,15 @@ async def test_the_loop_does_not_wait_for_a_helper_that_is_late(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A helper without a processor delays those it holds, not the event loop."""
-    monkeypatch.setattr(verifying, "_LAST_ONE_S", 0)
-    verifier = VoucherVerifier(2)
+    monkeypatch.setattr(verify_pool, "_LAST_ONE_S", 0)
+    verifier = VerifyPool(2)
     for _ in range(20):
         answers = await ask_for(verifier, [voucher(amount) for amount in range(1, 65)])
         assert all(isinstance(answer, VerifiedVoucher) for answer in answers)
     verifier.close()
 
 
-async def test_after_the_end_the_loop_verifies_alone(verifier: VoucherVerifier) -> None:
+async def test_after_the_end_the_loop_verifies_alone(verifier: VerifyPool) -> None:
     crowd = [voucher(amount) for amount in range(1, 30)]
     await ask_for(verifier, crowd)
     waiting = asyncio.ensure_future(ask_for(verifier, crowd))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from channel.engine import signatures
+from channel.engine import voucher_verifier
 from channel.engine.outcome import Outcome
 from channel.errors import (
     InvalidSignatureError,
@@ -34,12 +34,12 @@ def forged(payer: Payer, signature: bytes = bytes(65)) -> VoucherPayload:
 
 
 async def send(desk: Desk, payer: Payer, *, client: bytes = b"") -> Outcome:
-    challenge = desk.engine.issue_challenge(desk.offer)
+    challenge = desk.engine.challenger.issue(desk.offer)
     credential = payer.credential(
         challenge, replace(payer.opening(), voucher=forged(payer).voucher)
     )
     return await desk.engine.perform(
-        desk.engine.authenticate(credential, [desk.offer], client=client)
+        desk.engine.challenger.authenticate(credential, [desk.offer], client=client)
     )
 
 
@@ -111,7 +111,7 @@ async def test_signers_without_code_are_remembered_in_bounds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """O-98, O-25: one that was forgotten is asked about again, and is paid nothing either way."""
-    monkeypatch.setattr(signatures, "CODELESS_SIGNERS_MAX", 2)
+    monkeypatch.setattr(voucher_verifier, "CODELESS_SIGNERS_MAX", 2)
     async with open_desk(tmp_path, takes_contract_signatures=True) as desk:
         payers = []
         for number in range(3):

@@ -13,7 +13,7 @@ from typing import Final, TypeAlias
 from channel.types import Address, ChannelKey, SignedVoucher, VerifiedVoucher
 from channel.verify.voucher import verify_voucher
 
-__all__ = ["VoucherVerifier"]
+__all__ = ["VerifyPool"]
 
 _Waiting: TypeAlias = tuple[SignedVoucher, ChannelKey, Address, "asyncio.Future[VerifiedVoucher]"]
 _Answer: TypeAlias = tuple["asyncio.Future[VerifiedVoucher]", VerifiedVoucher | Exception]
@@ -25,7 +25,7 @@ _LAST_ONE_S: Final = 0.002
 it, so that one turn's vouchers share a commit, but not for a thread that gets no processor."""
 
 
-class VoucherVerifier:
+class VerifyPool:
     """`verify_voucher` for one event loop, with this many threads, including the loop's own."""
 
     def __init__(self, threads: int) -> None:

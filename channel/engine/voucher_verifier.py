@@ -13,7 +13,7 @@ from channel.chain import ChainReader
 from channel.engine.facts import ChainFacts
 from channel.engine.rate_limit import RateLimiter
 from channel.engine.settings import EngineSettings
-from channel.engine.verifying import VoucherVerifier
+from channel.engine.verify_pool import VerifyPool
 from channel.errors import InvalidSignatureError, SignerMismatchError
 from channel.limits import (
     CODELESS_SIGNERS_MAX,
@@ -25,7 +25,7 @@ from channel.types import Address, ChannelKey, SignedVoucher, VerifiedVoucher
 from channel.verify.typed_data import voucher_digest
 from channel.verify.voucher import verify_wallet_voucher
 
-__all__ = ["SignatureCheck"]
+__all__ = ["VoucherVerifier"]
 
 _HINT: Final = (
     "This server does not accept vouchers that only a contract verifies: name an ordinary key (an "
@@ -35,7 +35,7 @@ _HINT: Final = (
 _ALL: Final = b"all"
 
 
-class SignatureCheck:
+class VoucherVerifier:
     """The only way from a payload's voucher to a verified one, for every action (F-14)."""
 
     def __init__(
@@ -44,10 +44,10 @@ class SignatureCheck:
         chain: ChainReader,
         facts: ChainFacts,
         settings: EngineSettings,
-        verifier: VoucherVerifier,
+        pool: VerifyPool,
         now: Callable[[], float],
     ) -> None:
-        self._verifier = verifier
+        self._pool = pool
         self._chain = chain
         self._facts = facts
         self._takes_contracts = settings.takes_contract_signatures
@@ -60,7 +60,7 @@ class SignatureCheck:
         self.checked = 0
         """How many signatures were checked since the start."""
 
-    async def require(
+    async def verify(
         self, voucher: SignedVoucher, key: ChannelKey, signer: Address, *, client: bytes = b""
     ) -> VerifiedVoucher:
         """Return the voucher, verified against `signer`: a key, or a contract if allowed.
@@ -77,7 +77,7 @@ class SignatureCheck:
         """
         self.checked += 1
         try:
-            return await self._verifier.verify(voucher, key, signer)
+            return await self._pool.verify(voucher, key, signer)
         except (InvalidSignatureError, SignerMismatchError) as not_a_key:
             if not self._takes_contracts:
                 raise type(not_a_key)(f"{not_a_key} {_HINT}") from None
