@@ -28,6 +28,15 @@ if TYPE_CHECKING:
     from channel.errors import PaymentRefusedError as PaymentRefusedError
     from channel.http.events import Event as Event
     from channel.http.events import PaidEventStream as PaidEventStream
+    from channel.http.hooks import AlarmEvent as AlarmEvent
+    from channel.http.hooks import ChallengeEvent as ChallengeEvent
+    from channel.http.hooks import Fanout as Fanout
+    from channel.http.hooks import Hooks as Hooks
+    from channel.http.hooks import OpenEvent as OpenEvent
+    from channel.http.hooks import ReceiptEvent as ReceiptEvent
+    from channel.http.hooks import RefusalEvent as RefusalEvent
+    from channel.http.hooks import SettleEvent as SettleEvent
+    from channel.http.hooks import SpendEvent as SpendEvent
     from channel.http.metering import Meter as Meter
     from channel.http.metering import metered as metered
     from channel.http.middleware import PaymentGate as PaymentGate
@@ -48,14 +57,19 @@ if TYPE_CHECKING:
 _HOMES = {
     "AccountSigner": "channel.client.funding.signer",
     "AgentError": "channel.errors",
+    "AlarmEvent": "channel.http.hooks",
     "BudgetExceededError": "channel.errors",
+    "ChallengeEvent": "channel.http.hooks",
     "ChannelKeys": "channel.client.funding.keys",
     "ConfigError": "channel.errors",
     "Event": "channel.http.events",
+    "Fanout": "channel.http.hooks",
+    "Hooks": "channel.http.hooks",
     "LocalSigner": "channel.client.funding.signer",
     "Meter": "channel.http.metering",
     "MppSessionError": "channel.errors",
     "OfferRefusedError": "channel.errors",
+    "OpenEvent": "channel.http.hooks",
     "PaidEventStream": "channel.http.events",
     "PayingClient": "mpp_session.agent.client",
     "PayingTransport": "channel.client.http.transport",
@@ -66,7 +80,11 @@ _HOMES = {
     "Policy": "channel.client.policy.policy",
     "Price": "channel.http.pricing",
     "Quote": "channel.client.policy.quote",
+    "ReceiptEvent": "channel.http.hooks",
+    "RefusalEvent": "channel.http.hooks",
     "Route": "channel.http.pricing",
+    "SettleEvent": "channel.http.hooks",
+    "SpendEvent": "channel.http.hooks",
     "Summary": "channel.client.payments",
     "SyncPayingClient": "mpp_session.agent.sync_client",
     "SyncPayments": "mpp_session.agent.sync_client",

@@ -23,6 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from channel.errors import MppSessionError, OperatorError
 from channel.http import PaymentGate, Price, Route
 from channel.http.asgi import send_problem
+from channel.http.hooks import Hooks
 from channel.state.commands import StreamPolicy
 from channel.tasks import Tasks
 from mpp_session.devnet_file import selling_settings
@@ -48,6 +49,7 @@ def sell(
     devnet: Path | str | None = None,
     credential_header: Literal["Payment-Authorization"] | None = None,
     discovery: bool = False,
+    hooks: Hooks | None = None,
 ) -> "SellingApp":
     """Return the application behind a gate that sells `routes`.
 
@@ -61,12 +63,14 @@ def sell(
             application; `payment.credential_header` if None.
         discovery: Whether `/openapi.json`, `/llms.txt` and `/` describe what is sold, instead of
             what the application serves there; see the settings `[discovery]`.
+        hooks: Called for every challenge, refusal, deposit, charge and receipt: see `Hooks`.
     """
     return SellingApp(
         app,
         routes,
         load=lambda: _load(config, devnet, credential_header),
         discovery=discovery,
+        hooks=hooks,
     )
 
 
@@ -100,11 +104,13 @@ class SellingApp:
         *,
         load: Callable[[], ProviderConfig],
         discovery: bool = False,
+        hooks: Hooks | None = None,
     ) -> None:
         self._app = app
         self._routes = routes
         self._load = load
         self._discovery = discovery
+        self._hooks = hooks
         self._entry: PaymentGate | DiscoverySite | None = None
         self.gate: PaymentGate | None = None
         """Receives the requests while the ledger is open."""
@@ -176,6 +182,7 @@ class SellingApp:
                     engine=parts.engine,
                     routes=routes,
                     unit=parts.unit,
+                    hooks=self._hooks,
                 )
                 is_described = self._discovery and config.discovery.enabled
                 entry = _describe(gate, config) if is_described else gate

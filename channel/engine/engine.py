@@ -263,11 +263,13 @@ class Engine:
         *,
         is_metered: bool,
         claim: Callable[[bytes], Awaitable[RequestClaim]] | None = None,
+        reservation_id: bytes | None = None,
     ) -> Hold:
         """Return what a content request reserves under the tariff of its challenge.
 
         A request at a fixed price reserves that. A metered one needs the price of one unit of the
-        main kind, and reserves a step if that is covered.
+        main kind, and reserves a step if that is covered. `reservation_id` is 16 bytes of `new_id`;
+        fresh ones if None.
         """
         tariff = paid.asked.pricing
         if is_metered:
@@ -275,7 +277,12 @@ class Engine:
             most = max(least, step_amount(tariff, self.settings.reservation_step_units))
         else:
             least = most = tariff.cost({tariff.main.kind: paid.units})
-        return Hold(reservation_id=self.new_id(), amount_min=least, amount_max=most, claim=claim)
+        return Hold(
+            reservation_id=reservation_id or self.new_id(),
+            amount_min=least,
+            amount_max=most,
+            claim=claim,
+        )
 
     def reservation(self, paid: Authenticated, hold: Hold, outcome: Outcome) -> RunningReservation:
         """Return the owner's side of what `perform` reserved; its lease is renewed from now on."""

@@ -8,7 +8,7 @@ a request's is released. Neither can exceed what was reserved.
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
 from functools import cached_property
 from typing import Any
@@ -93,6 +93,8 @@ class RunningReservation:
         self.is_finished = False
         self.stopped_by: ProblemError | None = None
         """Why the stream must end; None while it may continue."""
+        self.on_spent: Callable[[RunningReservation, int, int], None] | None = None
+        """Called with each amount that became `spent`, and the request's cost up to then."""
         self._id = hold.reservation_id
         self._claim = outcome.claim
         self._cost = RunningCost(tariff)
@@ -437,6 +439,8 @@ class RunningReservation:
         if held is not None:
             self._lease_expires_at = held.lease_expires_at
             self._renewer.renewed(self._id, held.lease_expires_at)
+        if spent is not None and self.on_spent is not None:
+            self.on_spent(self, spent.charged - before, spent.charged)
 
     def _take_room(self, amount: int) -> ProblemError | None:
         """Count what is about to be owed: `amount` reserved in addition to what was sent."""

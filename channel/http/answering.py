@@ -1,6 +1,7 @@
 """Sends the handler's answer, after it is paid for (F-48, ACC-03)."""
 
 from collections.abc import Awaitable
+from time import monotonic
 from typing import Final
 
 from channel.errors import ConfigError, OutcomeUnknownError, ProblemError
@@ -39,6 +40,14 @@ class Answer:
         self.is_client_gone = False
         self.status: int | None = None
         """Of a handler's refusal, for which nothing was sold."""
+        self.sent_status: int | None = None
+        """Of the answer, once it has started."""
+        self.is_timed = False
+        """Whether to note when the first content is sent."""
+        self.first_sent: float | None = None
+        """When that was, of `time.monotonic`."""
+        self._is_direct = False
+        """Whether messages pass as they are: the hot path of a stream."""
         self._send = send
         self._body = body
         self._meter = meter
@@ -57,9 +66,13 @@ class Answer:
             ProblemError: The answer must not be sent.
         """
         # The hot path of a stream adds no frame of its own.
-        return self._send(message) if self.has_started else self._begin(message)
+        return self._send(message) if self._is_direct else self._begin(message)
 
     async def _begin(self, message: Message) -> None:
+        if self.has_started:
+            self._note_content(message)
+            await self._send(message)
+            return
         if self.refusal is not None or self.is_client_gone:
             return  # for example a framework's answer to the refusal raised into it
         if message["type"] == "http.response.start":
@@ -155,15 +168,22 @@ class Answer:
 
     async def _forward(self, message: Message, headers: Headers) -> None:
         self.has_started = True
+        self._is_direct = not self.is_timed
+        self.sent_status = message["status"]
         self._body.release()
         await self._send({**message, "headers": headers})
+
+    def _note_content(self, message: Message) -> None:
+        if message["type"] != "http.response.body" or message.get("body"):
+            self._is_direct = True
+            self.first_sent = monotonic()
 
     async def _record(self, recording: "_Recording", message: Message) -> None:
         """Collect the answer until it is complete; then store it with the charge, and send it."""
         recording.body += message.get("body", b"")
         if len(recording.body) > recording.length:  # longer than its Content-Length
             await self._forgo(recording)
-            await self._send({**message, "body": bytes(recording.body)})
+            await self.send({**message, "body": bytes(recording.body)})
             return
         if message.get("more_body", False):
             return
@@ -178,7 +198,7 @@ class Answer:
             raise
         self._recording = None
         await self._forward(recording.start, with_receipt(recording.headers, self._meter.receipt()))
-        await self._send({"type": "http.response.body", "body": stored.body})
+        await self.send({"type": "http.response.body", "body": stored.body})
 
     async def _forgo(self, recording: "_Recording") -> None:
         """Charge for an answer that cannot be stored, and begin it."""

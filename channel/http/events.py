@@ -157,6 +157,7 @@ class _Stream:
             stopped.cancel()
             await self.close()
         if is_gone:
+            self._meter.is_client_gone = True
             await self._reservation.finish()  # only what was sent is spent (SSE-07)
             return
         failure = None if pump.cancelled() else pump.exception()

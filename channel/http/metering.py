@@ -45,6 +45,11 @@ class Meter:
         """Whether the handler has counted, even 0 units; otherwise nothing may be sent."""
         self.has_held = False
         """Whether the handler has reserved its greatest cost."""
+        self.is_client_gone = False
+        """Whether the client left while the answer was under way."""
+        self.reported: Usage | None = None
+        """The usage that the handler's own source reports, such as a model server. It changes no
+        bill: hooks compare it with what was delivered."""
         self.announce: Callable[[bytes], Awaitable[None]] | None = None
         """Sends a protocol event between those of the handler, once it sends events."""
         self._engine = engine

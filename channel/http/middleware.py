@@ -39,6 +39,7 @@ from channel.http.asgi import (
     without_body,
 )
 from channel.http.bodies import BodyBounds
+from channel.http.hooks import HookCalls, Hooks
 from channel.http.metering import METER, Meter
 from channel.http.pricing import WEBSOCKET, Priced, Route, RouteTable
 from channel.http.refusals import (
@@ -64,6 +65,7 @@ from channel.http.request import (
     require_no_override,
 )
 from channel.http.tarpit import Tarpit
+from channel.http.telling import RequestTeller
 from channel.limits import (
     BODY_S_MAX,
     FAILED_REQUESTS_MAX,
@@ -104,7 +106,7 @@ class PaymentGate:
     ])
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 -- its parts and settings, by name
         self,
         app: ASGIApp,
         *,
@@ -114,6 +116,7 @@ class PaymentGate:
         body_timeout_s: float = BODY_S_MAX,
         ready: Callable[[], Awaitable[None] | None] | None = None,
         unit: TokenUnit | None = None,
+        hooks: Hooks | None = None,
         stop_worker: Callable[[], None] = _stop_worker,
     ) -> None:
         """Wrap `app`.
@@ -127,6 +130,8 @@ class PaymentGate:
 
         `unit` is the token's symbol and decimals: prices may then be texts such as
         `"0.40 / 1M"`, and refusals quote them so.
+
+        `hooks` hear what happens to each request for a priced path: see `channel.http.hooks`.
 
         Raises:
             ConfigError: See `RouteTable`.
@@ -146,6 +151,7 @@ class PaymentGate:
         )
         self.ready = ready
         self.unit = unit
+        self.calls = HookCalls(hooks)
         self._stop_worker = stop_worker
         self._is_broken = False
 
@@ -158,6 +164,9 @@ class PaymentGate:
                 self._require_free(scope)
             priced = self.table.match(scope) if scope["type"] == "http" else ()
         except ProblemError as error:  # for example of a price that depends on the request
+            if self.calls.refusal:
+                teller = RequestTeller(self.calls, self.engine.new_id(), None, self.engine.now)
+                teller.refused(error, ())
             if scope["type"] == "websocket":
                 await send_refused_websocket(scope, receive, send, error)
             else:
@@ -232,6 +241,11 @@ class _Exchange:
             if one.route.method == self._method:
                 self._own = one
                 break
+        self._id = gate.engine.new_id()
+        self._teller = None
+        if gate.calls:
+            one = self._own or priced[0]
+            self._teller = RequestTeller(gate.calls, self._id, one, gate.engine.now)
         self._credential: Credential | None = None
         self._is_proven = False
         """Whether the payer's voucher is verified, and its body is being read."""
@@ -257,6 +271,8 @@ class _Exchange:
                 await self._require_ready()
             raise PaymentRequiredError("This resource must be paid for.")
         credential = self._credential = parse_credential(raw)
+        if self._teller is not None:
+            self._teller.presents(credential)
         query: bytes = self._scope.get("query_string", b"")
         if is_management(self._method, self._fields, query, credential.payload):
             if brings_deposit(credential.payload):
@@ -296,6 +312,9 @@ class _Exchange:
         client = read_client(self._scope)
         paid = self._engine.challenger.authenticate(credential, offers, client=client)
         outcome = await self._engine.perform(paid)
+        if self._teller is not None:
+            self._teller.accepted(paid, outcome)
+            self._teller.managed(paid, outcome)
         await send_empty(self._send, self._engine.receipt(paid, outcome))
 
     async def _serve(self, credential: Credential, own: Priced) -> None:
@@ -311,14 +330,23 @@ class _Exchange:
             self._body.release()
 
     async def _buy(self, paid: Authenticated, own: Priced) -> None:
-        hold = self._engine.hold(paid, is_metered=own.route.metered, claim=self._read_claim(own))
+        hold = self._engine.hold(
+            paid,
+            is_metered=own.route.metered,
+            claim=self._read_claim(own),
+            reservation_id=self._id,
+        )
         try:
             outcome = await self._engine.perform(paid, hold)
         except PeerError as error:
             if self._is_proven:
                 self._count(paid, 0, error.status)
             raise
+        if self._teller is not None:
+            self._teller.accepted(paid, outcome)
         if outcome.stored is not None:
+            if self._teller is not None:
+                self._teller.repeated(outcome, outcome.stored.status)
             receipt = self._engine.receipt(paid, outcome)
             await send_stored(self._send, outcome.stored, receipt, is_head=False)
             return
@@ -339,9 +367,17 @@ class _Exchange:
             units=paid.units,
             is_metered=own.route.metered,
         )
+        if self._teller is not None:
+            self._teller.begins(reservation, answer)
+        failure: BaseException | None = None
         try:
             await self._run_handler(own, meter, answer)
+        except BaseException as error:
+            failure = error
+            raise
         finally:
+            if self._teller is not None:
+                self._teller.ended(meter, answer, failure)
             status = answer.status if answer.refusal is None else answer.refusal.status
             # Vouchers that each pay a base unit are no flood, and neither are those of each unit.
             self._count(paid, min(sum(meter.usage.values()), meter.cost), status)
@@ -423,6 +459,8 @@ class _Exchange:
                 price, sentence = describe_price(offered, self._gate.unit)
             ranked = rank_offers(read_preference(self._fields), [(METHOD, INTENT)] * len(offered))
             challenges = [self._engine.challenger.issue(offered[i].offer, hint) for i in ranked]
+        if self._teller is not None:
+            self._teller.refused(error, challenges)
         detail = explain(error, sentence)
         if wants_page(read_accept(self._fields)):
             body, headers = format_page(error, detail), PAGE_HEADERS
