@@ -18,9 +18,11 @@ from channel.client.store.record import ChannelRecord, adopt_fact
 from channel.client.store.sqlite import PaymentStore
 from channel.errors import ChannelUnusableError
 from channel.types import Address, ChannelFact, ChannelId, ChannelKey, TxHash
+from mpp_session.agent.amounts import BASE_UNITS, TokenUnit
 from settlement.errors import ChannelFinalizedRevertError, ContractRevertedError
 from settlement.escrow.payer import PayerAccount
 from settlement.escrow.reader import EscrowReader
+from settlement.escrow.token_name import read_token_unit
 from settlement.node.rpc import Rpc
 from settlement.types import RevertReason
 
@@ -56,6 +58,8 @@ class Leaving(msgspec.Struct, frozen=True, kw_only=True):
     """Delivered by the payer's own count: what a close by the server would pay."""
     signed: int = 0
     """Signed in vouchers that the payee holds and may settle."""
+    unit: TokenUnit = BASE_UNITS
+    """How people write amounts of the channel's token."""
 
     @property
     def refunded(self) -> int:
@@ -139,6 +143,7 @@ class _WayOut:
         self._store = store
         self._tell = tell
         self._grace_periods_s: dict[Address, int] = {}
+        self._units: dict[Address, TokenUnit] = {}
 
     async def ask(self, channel: ChannelRecord) -> Leaving:
         """Start the grace period, unless it runs or the channel has ended."""
@@ -152,6 +157,7 @@ class _WayOut:
                     stage=Stage.LEAVING,
                     delivered=channel.counted,
                     signed=min(channel.signed, channel.deposit),
+                    unit=await self._unit(channel.terms.token),
                 )
             )
         if fact is None:
@@ -228,7 +234,13 @@ class _WayOut:
             settled=fact.settled,
             ready_at=fact.close_requested_at + grace_s if fact.close_requested_at else 0,
             tx_hash=tx_hash,
+            unit=await self._unit(fact.terms.token),
         )
+
+    async def _unit(self, token: Address) -> TokenUnit:
+        if token not in self._units:
+            self._units[token] = await read_token_unit(self._rpc, token) or BASE_UNITS
+        return self._units[token]
 
     async def _grace_period_s(self, escrow: Address) -> int:
         if escrow not in self._grace_periods_s:

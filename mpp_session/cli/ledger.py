@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Final, TypeVar
 import typer
 
 from channel.errors import ConfigError
-from mpp_session.cli.books import Books
+from mpp_session.cli.books import Books, name_tokens
 from mpp_session.cli.output import count, format_id, print_json, report, say
 from mpp_session.errors import CommandError
 
@@ -81,7 +81,7 @@ def repair(
     Raises what they say is accepted and spent: without amounts to what the chain has settled, the
     least that is surely true. Give more if you know more, from the payer's receipts or a log.
     Nothing is ever lowered, and what cannot be true (spent + reserved <= accepted <= deposit) is
-    refused. Amounts are base units.
+    refused. The amounts of the options are base units.
 
     \b
     mpp-session ledger repair 0x5f3c... --config gateway.toml
@@ -89,22 +89,24 @@ def repair(
     """  # noqa: D301 -- \b keeps the examples' lines apart
     from channel.ledger import maintenance
 
-    async def work(books: "Ledger") -> "ChannelState":
-        state = await _find(books, channel_id)
+    async def work(opened: "Ledger") -> "ChannelState":
+        state = await _find(opened, channel_id)
         return await maintenance.repair(
-            books,
+            opened,
             state.key,
             accepted=state.settled if accepted is None else accepted,
             spent=state.settled if spent is None else spent,
         )
 
-    state = _run(Books.find(config, ledger).url, work)
+    books = Books.find(config, ledger)
+    state = _run(books.url, work)
     amounts = {"accepted": state.accepted, "spent": state.spent, "settled": state.settled}
     if as_json:
         shown = {name: str(amount) for name, amount in amounts.items()}
         print_json({"channel_id": state.key.channel_id, "stopped": state.is_stopped, **shown})
         return
-    said = ", ".join(f"{name} {amount:,}" for name, amount in amounts.items())
+    show = name_tokens(books, [state])[state.terms.token].format
+    said = ", ".join(f"{name} {show(amount)}" for name, amount in amounts.items())
     say(f"channel {format_id(state.key.channel_id)}: {said}")
     if state.is_stopped:
         say("it is still stopped")

@@ -12,6 +12,7 @@ from mpp_session.cli.status import devnet_defaults
 from mpp_session.errors import CommandError
 
 if TYPE_CHECKING:
+    from mpp_session.agent.amounts import TokenUnit
     from mpp_session.operator.recovery import Recovered
     from mpp_session.settings import WatchConfig
 
@@ -69,28 +70,33 @@ def command(
     )
     if from_block < 0:
         raise ConfigError("--from-block is below 0")
-    found = asyncio.run(_recover(settings, payee, export, repairs=repair, from_block=from_block))
+    found, unit = asyncio.run(
+        _recover(settings, payee, export, repairs=repair, from_block=from_block)
+    )
     if as_json:
         print_json([_row(each) for each in found])
     else:
-        _print(found)
+        _print(found, unit)
     if any(each.verdict.name in _UNCOLLECTABLE for each in found):
         raise typer.Exit(3)
 
 
 async def _recover(
     settings: "WatchConfig", payee: str, export: Path, *, repairs: bool, from_block: int
-) -> "list[Recovered]":
+) -> "tuple[list[Recovered], TokenUnit]":
+    """Return the channels, and how people write amounts of the token."""
     from channel.ledger.url import open_ledger
+    from mpp_session.agent.amounts import BASE_UNITS
     from mpp_session.chain_watch import connect_escrow
     from mpp_session.operator.recovery import recover_channels
     from mpp_session.settings import parse_address
+    from settlement.escrow.token_name import read_token_unit
 
     ledger = await open_ledger(settings.ledger.url, exclusive=True)
     try:
         async with connect_escrow(settings.chain) as reader:
             await reader.require_deployment()
-            return await recover_channels(
+            found = await recover_channels(
                 ledger,
                 reader,
                 parse_address(payee),
@@ -98,6 +104,8 @@ async def _recover(
                 repairs=repairs,
                 from_block=from_block,
             )
+            unit = await read_token_unit(reader.rpc, parse_address(settings.chain.token))
+            return found, unit or BASE_UNITS
     finally:
         await ledger.close()
 
@@ -140,7 +148,7 @@ def _row(each: "Recovered") -> dict[str, Any]:
     }
 
 
-def _print(found: "list[Recovered]") -> None:
+def _print(found: "list[Recovered]", unit: "TokenUnit") -> None:
     if not found:
         say("no channels")
         return
@@ -150,11 +158,11 @@ def _print(found: "list[Recovered]") -> None:
                 "channel": format_id(each.key.channel_id),
                 "payer": format_id(each.payer),
                 "verdict": each.verdict.value,
-                **{name: f"{getattr(each, name):,}" for name in _AMOUNTS},
+                **{name: unit.format(getattr(each, name)) for name in _AMOUNTS},
             }
             for each in found
         ],
         right=_AMOUNTS,
     )
     claim = sum(each.claim for each in found)
-    say(f"{count(len(found), 'channel')}, {claim:,} base units to collect")
+    say(f"{count(len(found), 'channel')}, {unit.format(claim)} to collect")

@@ -124,16 +124,16 @@ async def _withdraw(
 
 
 def _tell(leaving: "Leaving") -> None:
-    line = f"{format_id(leaving.key.channel_id)}: {leaving.stage.value}"
+    line, show = f"{format_id(leaving.key.channel_id)}: {leaving.stage.value}", leaving.unit.format
     if leaving.stage.name == "WAITING":
         line += f", {format_time(leaving.ready_at)}"
     elif leaving.stage.name == "LEAVING":
         line += (
-            f": {leaving.delivered:,} delivered, {leaving.signed:,} signed, and the provider may "
-            f"take up to that. While it answers, a close pays what it delivered"
+            f": {show(leaving.delivered)} delivered, {show(leaving.signed)} signed, and the "
+            "provider may take up to that. While it answers, a close pays what it delivered"
         )
     elif leaving.deposit:
-        line += f", {leaving.refunded:,} back, {leaving.settled:,} paid"
+        line += f", {show(leaving.refunded)} back, {show(leaving.settled)} paid"
     report(line)
 
 
