@@ -17,6 +17,7 @@ from channel.tasks import Tasks
 from mpp_session.errors import CommandError
 from mpp_session.gateway.app import Gateway
 from mpp_session.gateway.connections import SWEEP_TICKS, Door, connections_max, protocol
+from mpp_session.gateway.operator_port import open_operator_port
 from mpp_session.gateway.sockets import bind, listen, listening_url
 from mpp_session.gateway.upstream import Upstream
 from mpp_session.gateway.workers import Announce, run_workers
@@ -75,18 +76,20 @@ async def serve_on(
         gateway = Gateway(config, parts.engine, upstream, stop=broken.set, unit=parts.unit)
         server = _build_server(gateway, config.listen)
         collect_seldom()
-        listen(listener, config.listen)
-        announce(listening_url(listener), describe_tariff(gateway.tariff, parts.unit))
-        guards = {
-            **parts.background(),
-            "keeping consistent books": _fail_when(broken),
-            "watching the model server": gateway.watch_model_server(),
-        }
-        serving = server.serve(sockets=[listener])
-        try:
-            await _run_until(stopping, serving, guards, stop=partial(_stop, server, gateway))
-        finally:
-            _log.info("stopped; %d voucher signatures checked", parts.engine.signatures_checked)
+        with open_operator_port(config.admin, [], is_first=number == 0) as operator_port:
+            listen(listener, config.listen)
+            announce(listening_url(listener), describe_tariff(gateway.tariff, parts.unit))
+            guards = {
+                **parts.background(),
+                **operator_port,
+                "keeping consistent books": _fail_when(broken),
+                "watching the model server": gateway.watch_model_server(),
+            }
+            serving = server.serve(sockets=[listener])
+            try:
+                await _run_until(stopping, serving, guards, stop=partial(_stop, server, gateway))
+            finally:
+                _log.info("stopped; %d voucher signatures checked", parts.engine.signatures_checked)
 
 
 def _build_server(gateway: ASGIApp, settings: Listen) -> uvicorn.Server:

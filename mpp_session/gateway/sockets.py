@@ -4,11 +4,38 @@ import socket
 from typing import Final
 
 from mpp_session.errors import CommandError
-from mpp_session.settings import Listen
+from mpp_session.settings import ADMIN_PORT, Admin, Listen
 
-__all__ = ["bind", "listen", "listening_url"]
+__all__ = ["bind", "bind_admin", "listen", "listening_url"]
 
 _BACKLOG: Final = 2048
+_ADMIN_BACKLOG: Final = 100
+
+
+def bind_admin(settings: Admin) -> socket.socket:
+    """Open the operator's port; if the settings name none, its usual one or else a free one.
+
+    Connections queue until the server accepts them.
+
+    Raises:
+        CommandError: The address cannot be bound.
+    """
+    if settings.port is not None:
+        return _open(settings.host, settings.port)
+    try:
+        return _open(settings.host, ADMIN_PORT)
+    except CommandError:
+        return _open(settings.host, 0)
+
+
+def _open(host: str, port: int) -> socket.socket:
+    listener = _bind(host, port)
+    try:
+        listener.listen(_ADMIN_BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise _refused(host, port, error) from None
+    return listener
 
 
 def bind(settings: Listen) -> socket.socket:
@@ -17,17 +44,21 @@ def bind(settings: Listen) -> socket.socket:
     Raises:
         CommandError: The address cannot be bound.
     """
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    return _bind(settings.host, settings.port)
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # asyncio disables Nagle's algorithm if the protocol is TCP, but not if it is 0.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        listener.bind((settings.host, settings.port))
+        listener.bind((host, port))
     except (OSError, UnicodeError) as error:  # an invalid name fails before the lookup
         listener.close()
-        raise _refused(settings, error) from None
+        raise _refused(host, port, error) from None
     return listener
 
 
@@ -40,7 +71,7 @@ def listen(listener: socket.socket, settings: Listen) -> None:
     try:
         listener.listen(_BACKLOG)
     except OSError as error:
-        raise _refused(settings, error) from None
+        raise _refused(settings.host, settings.port, error) from None
 
 
 def listening_url(listener: socket.socket) -> str:
@@ -49,6 +80,6 @@ def listening_url(listener: socket.socket) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
-def _refused(settings: Listen, error: OSError | UnicodeError) -> CommandError:
+def _refused(host: str, port: int, error: OSError | UnicodeError) -> CommandError:
     reason = error.strerror if isinstance(error, OSError) else error
-    return CommandError(f"cannot listen on {settings.host}:{settings.port}: {reason}")
+    return CommandError(f"cannot listen on {host}:{port}: {reason}")

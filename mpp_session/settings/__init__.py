@@ -5,6 +5,7 @@ compares the two. The constructors check what they can without a node or a file;
 `mpp_session.wiring` checks the rest before anything is served.
 """
 
+from mpp_session.settings.admin import ADMIN_PORT, Admin
 from mpp_session.settings.books import Exposure, Ledger, Settlement, Sponsoring, Tower
 from mpp_session.settings.chain import DEVELOPMENT_CHAINS, Chain, Payee, Relayer, names_key
 from mpp_session.settings.discovery import Discovery
@@ -19,7 +20,9 @@ from mpp_session.settings.serving import Listen, Payment, Price, Upstream, descr
 from mpp_session.settings.values import Money, Secret, parse_address
 
 __all__ = [
+    "ADMIN_PORT",
     "DEVELOPMENT_CHAINS",
+    "Admin",
     "Chain",
     "Config",
     "Discovery",

@@ -59,6 +59,7 @@ _ORDER: Final = (
     "payment",
     "listen",
     "discovery",
+    "admin",
     "chain",
     "payee",
     "relayer",

@@ -3,6 +3,7 @@
 import msgspec
 
 from channel.types import Address
+from mpp_session.settings.admin import Admin
 from mpp_session.settings.books import Exposure, Ledger, Settlement, Sponsoring, Tower
 from mpp_session.settings.chain import Chain, Payee, Relayer, names_key, require_development
 from mpp_session.settings.discovery import Discovery
@@ -98,6 +99,7 @@ class Config(ProviderConfig, frozen=True, kw_only=True):
     upstream: Upstream
     price: Price
     listen: Listen = Listen()
+    admin: Admin = Admin()
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -42,6 +42,7 @@ from settlement.tx.journal.sqlite import SqliteJournal
 GIVEN = {
     "chain.id": "it is the node's; another is refused",
     "listen.port": "the socket is bound before anything is built",
+    "admin.port": "the socket is bound before anything is built",
     "listen.start_timeout_s": "read where a worker is started: below",
     "settlement.start_timeout_s": "read where a settler is started: below",
     "listen.workers": "more than one is more processes: tests/e2e/test_workers.py",
@@ -67,6 +68,10 @@ PRICES = {
 """Prices as they are set, and in base units of a token with six decimals."""
 
 ELSEWHERE = {
+    **dict.fromkeys(
+        ("admin.enabled", "admin.host", "admin.allow_remote", "admin.names"),
+        "opened after everything is built: tests/mpp_session/gateway/test_operator_port.py",
+    ),
     "listen.host": "the socket is bound before anything is built: tests/e2e",
     "discovery.enabled": "false, and nothing is built: tests/mpp_session/gateway/test_app.py",
     "payee.keystore_file": "one of three ways to give a key: tests/mpp_session/test_keys.py",
@@ -420,7 +425,7 @@ async def test_every_text_and_switch_is_where_it_decides(
 @pytest.mark.parametrize("number", [0, 1])
 async def test_each_secret_of_challenges_is_known(built: dict[str, Any], number: int) -> None:
     """O-93: `payment.secrets`; the first one signs, and what each signed is taken."""
-    binder = built["gateway"][2].engine._challenger._binder  # noqa: SLF001 -- what was built
+    binder = built["gateway"][2].engine.challenger._binder  # noqa: SLF001 -- what was built
     slots = {"realm": "reached", "method": "evm", "intent": "session", "request": "e30"}
     id_ = ChallengeBinder([WORDS["payment.secrets"][number].encode()]).bind(**slots)
     assert binder.is_bound(Challenge(id=id_, **slots))

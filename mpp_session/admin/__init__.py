@@ -1,0 +1,1 @@
+"""The operator's port: a second socket of the gateway that only this machine reaches."""
