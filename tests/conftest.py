@@ -44,6 +44,14 @@ settings.register_profile(
 settings.load_profile("mpp-session")
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Store what a worker measured while the main process waits: later it may be killed."""
+    measured = Coverage.current()
+    if measured is not None and hasattr(session.config, "workerinput"):
+        measured.stop()
+        measured.save()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the tests that take longest at the front."""
     items.sort(key=lambda item: item.path.name not in LONGEST)

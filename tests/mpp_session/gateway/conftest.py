@@ -22,6 +22,7 @@ from mpp_session.wiring import Parts, build_parts
 from tests.mpp_session.model_server import ModelServer, model_server
 from tests.mpp_session.serving import serve
 from tests.mpp_session.settling import settling
+from tests.waiting import PATIENCE_S
 
 PRICE = 25
 KINDS = dict.fromkeys(
@@ -53,6 +54,12 @@ class Running(msgspec.Struct):
 
 RunGateway = Callable[..., AbstractAsyncContextManager[Running]]
 OpenAgent = Callable[..., AbstractAsyncContextManager[PayingClient]]
+
+
+@pytest.fixture(autouse=True)
+def _a_tokenizer_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine a tokenizer's answer may take longer than a gateway waits for it."""
+    monkeypatch.setattr("mpp_session.gateway.prompt.PROMPT_COUNT_S_MAX", PATIENCE_S)
 
 
 @pytest.fixture
