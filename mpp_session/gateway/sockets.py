@@ -1,15 +1,22 @@
-"""The listening socket: bound first, opened to clients after the checks have passed."""
+"""The listening socket: bound first, opened to clients after the checks have passed.
+
+systemd may hold it instead (`mpp-session.socket` in docs/deploy): clients that connect while the
+gateway restarts then wait for the new process.
+"""
 
 import socket
 from typing import Final
 
 from mpp_session.errors import CommandError
 from mpp_session.settings import ADMIN_PORT, Admin, Listen
+from mpp_session.settings.config import take_passed_sockets
 
 __all__ = ["bind", "bind_admin", "listen", "listening_url"]
 
 _BACKLOG: Final = 2048
 _ADMIN_BACKLOG: Final = 100
+_INHERITED_FD: Final = 3
+"""Where systemd passes the first socket: `sd_listen_fds(3)`."""
 
 
 def bind_admin(settings: Admin) -> socket.socket:
@@ -39,12 +46,13 @@ def _open(host: str, port: int) -> socket.socket:
 
 
 def bind(settings: Listen) -> socket.socket:
-    """Bind the address. Connections are still refused.
+    """Bind the address. Connections are still refused, unless systemd passes the socket.
 
     Raises:
-        CommandError: The address cannot be bound.
+        CommandError: The address cannot be bound, or systemd passes something else.
     """
-    return _bind(settings.host, settings.port)
+    inherited = _inherit()
+    return _bind(settings.host, settings.port) if inherited is None else inherited
 
 
 def _bind(host: str, port: int) -> socket.socket:
@@ -59,6 +67,25 @@ def _bind(host: str, port: int) -> socket.socket:
     except (OSError, UnicodeError) as error:  # an invalid name fails before the lookup
         listener.close()
         raise _refused(host, port, error) from None
+    return listener
+
+
+def _inherit() -> socket.socket | None:
+    """Return the socket that systemd passes to this process; None without one."""
+    count = take_passed_sockets()
+    if not count:
+        return None
+    if count > 1:
+        raise CommandError(f"systemd passes {count} sockets: the gateway listens on one")
+    try:
+        # -1: the socket's own protocol. Not every system reports it, and asyncio needs it.
+        listener = socket.socket(-1, -1, socket.IPPROTO_TCP, fileno=_INHERITED_FD)
+    except OSError as error:
+        raise CommandError(f"systemd passes no socket: {error.strerror}") from None
+    is_tcp = listener.family in (socket.AF_INET, socket.AF_INET6)
+    if not is_tcp or listener.type != socket.SOCK_STREAM:
+        raise CommandError("systemd passes no TCP socket: correct `ListenStream=` of its unit")
+    listener.set_inheritable(False)
     return listener
 
 

@@ -44,6 +44,7 @@ __all__ = [
     "load_values",
     "load_watch_config",
     "settler_environment",
+    "take_passed_sockets",
     "without_keys",
 ]
 
@@ -257,6 +258,15 @@ def default_state_dir() -> Path:
 def bare_environment() -> dict[str, str]:
     """Return this process's environment without our settings, for a worker."""
     return {k: v for k, v in os.environ.items() if not k.startswith(ENVIRONMENT_PREFIX)}
+
+
+def take_passed_sockets() -> int:
+    """Return how many sockets systemd passes to this process: `sd_listen_fds(3)`.
+
+    The variables that announce them are removed, so that no child of this process takes them.
+    """
+    pid, count = os.environ.pop("LISTEN_PID", ""), os.environ.pop("LISTEN_FDS", "")
+    return int(count) if pid == str(os.getpid()) and count.isdecimal() else 0
 
 
 def settler_environment(config: SettlerConfig) -> dict[str, str]:

@@ -16,7 +16,14 @@ from settlement.dev.devnet import DevnetValues
 from tests.e2e.warm import Forge, Forked
 from tests.waiting import PATIENCE_S
 
-__all__ = ["GatewayProcess", "free_port", "gateway_command", "gateway_variables", "policy_for"]
+__all__ = [
+    "ROOT",
+    "GatewayProcess",
+    "free_port",
+    "gateway_command",
+    "gateway_variables",
+    "policy_for",
+]
 
 ROOT = Path(__file__).parents[2]
 PRICE = 25

@@ -1,7 +1,10 @@
 """A gateway as a process: it ends without losing a receipt, and defends what it is owed."""
 
 import asyncio
+import json
+import re
 import signal
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,6 +18,7 @@ from mpp_session.testing.chain import TestChain
 from settlement.escrow.reader import EscrowReader
 from tests.e2e.gateways import (
     PRICE,
+    ROOT,
     GatewayProcess,
     free_port,
     gateway_command,
@@ -110,3 +114,21 @@ async def until_finalized(devnet: TestChain, channel_id: ChannelId) -> ChannelFa
             if fact is not None and fact.is_finalized:
                 return fact
             await asyncio.sleep(0.05)
+
+
+async def test_the_container_s_health_check_passes_while_the_gateway_serves(
+    devnet: TestChain, tmp_path: Path, forge: Forge
+) -> None:
+    """The very command of the container file, but for the port."""
+    text = (ROOT / "docs/deploy/Containerfile").read_text()
+    found = re.search(r"HEALTHCHECK .*\\\n\s+CMD (\[.*\])", text)
+    assert found is not None
+    async with model_server() as model, paid_gateway(devnet, model, tmp_path, forge) as running:
+        gateway, _ = running
+        _, *arguments = json.loads(found.group(1).replace("http://127.0.0.1:8402", gateway.url))
+        for is_healthy in (True, False):
+            check = await asyncio.create_subprocess_exec(
+                sys.executable, *arguments, stderr=asyncio.subprocess.DEVNULL
+            )
+            assert (await check.wait() == 0) is is_healthy
+            await gateway.end()

@@ -19,11 +19,16 @@ class _Server(uvicorn.Server):
 
 
 @contextlib.asynccontextmanager
-async def serve(app: ASGIApp) -> AsyncIterator[str]:
+async def serve(app: ASGIApp, *, head_bytes_max: int | None = None) -> AsyncIterator[str]:
     """Serve `app` under uvicorn and yield its base URL."""
     # The parser that the gateway uses; httptools, which comes with a framework, is another.
     config = uvicorn.Config(
-        app, port=0, http="h11", log_level="warning", timeout_graceful_shutdown=2
+        app,
+        port=0,
+        http="h11",
+        log_level="warning",
+        timeout_graceful_shutdown=2,
+        h11_max_incomplete_event_size=head_bytes_max,
     )
     server = _Server(config)
     task = asyncio.create_task(server.serve())
