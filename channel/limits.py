@@ -167,7 +167,7 @@ PROBE_S_MAX: Final = 5.0
 PROMPT_COUNT_S_MAX: Final = 2.0
 # A prompt has at most as many tokens as its request has bytes, and these for the template.
 PROMPT_TOKENS_BESIDE: Final = 64
-# How much of a redirect's target the log shows.
+# How much of a redirect's target, or of bytes that are not HTTP, the log shows.
 LOCATION_CHARS_MAX: Final = 200
 
 # Nodes of the chain. One may be overloaded, broken or malicious.

@@ -2,7 +2,6 @@
 
 from typing import Final
 
-import httpx
 import msgspec
 from starlette.datastructures import Headers
 
@@ -63,7 +62,7 @@ async def _models(upstream: Upstream, timeout_s: float) -> tuple[str, ...]:
     try:
         _, body = await upstream.get("/v1/models", timeout_s)
         return tuple(model.id for model in msgspec.json.decode(body, type=_Models).data)
-    except (httpx.HTTPError, UpstreamError, msgspec.DecodeError, UnicodeDecodeError):
+    except (OSError, UpstreamError, msgspec.DecodeError, UnicodeDecodeError):
         return ()
 
 

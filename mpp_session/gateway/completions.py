@@ -15,7 +15,6 @@ from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack
 from typing import Any, Final, TypeVar
 
-import httpx
 import msgspec
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -37,6 +36,7 @@ from mpp_session.gateway.counting import (
     read_whole,
 )
 from mpp_session.gateway.errors import (
+    ConnectTimeoutError,
     RequestTooLargeError,
     UnsupportedCodingError,
     UpstreamError,
@@ -45,7 +45,7 @@ from mpp_session.gateway.errors import (
 from mpp_session.gateway.events import is_event_stream, read_events
 from mpp_session.gateway.prompt import PromptCount, PromptCounter
 from mpp_session.gateway.readiness import Readiness
-from mpp_session.gateway.upstream import Upstream, read_body, returned_headers
+from mpp_session.gateway.upstream import Upstream, UpstreamAnswer, read_body, returned_headers
 from mpp_session.settings import Upstream as UpstreamSettings
 
 __all__ = ["PATH", "ChatCompletions"]
@@ -118,9 +118,7 @@ class ChatCompletions:
                 await self._leave(meter, chat, bill, chat.units_max)
                 raise
             except UpstreamTimeoutError as error:
-                if not isinstance(
-                    error.__cause__, httpx.ConnectTimeout
-                ):  # the model has the request
+                if not isinstance(error.__cause__, ConnectTimeoutError):  # the model has it
                     self._abandoned.add_unanswered(meter.reservation.key, chat.units_max)
                 raise
             headers = returned_headers(response)
@@ -156,7 +154,7 @@ class ChatCompletions:
             reservation.take(usage)
             await reservation.flush()
 
-    async def _fetch(self, request: Request, chat: ChatRequest) -> tuple[httpx.Response, bytes]:
+    async def _fetch(self, request: Request, chat: ChatRequest) -> tuple[UpstreamAnswer, bytes]:
         async with self._upstream.request("POST", PATH, request.headers, chat.body) as response:
             return response, await read_body(response)
 
@@ -205,7 +203,7 @@ class _Chunks:
 
     def __init__(
         self,
-        response: httpx.Response,
+        response: UpstreamAnswer,
         counter: UnitCounter,
         connection: AsyncExitStack,
         *,
@@ -371,7 +369,7 @@ class _Stream(PaidEventStream):
             await self._chunks.aclose()
 
 
-async def _refuse_whole(response: httpx.Response) -> Response:
+async def _refuse_whole(response: UpstreamAnswer) -> Response:
     """Answer for a model server that sent one piece where a stream was requested (O-48).
 
     Raises:

@@ -3,6 +3,7 @@
 from channel.errors import OperatorError, PeerError
 
 __all__ = [
+    "ConnectTimeoutError",
     "ModelServerDownError",
     "NotServedError",
     "RequestTooLargeError",
@@ -10,6 +11,10 @@ __all__ = [
     "UpstreamError",
     "UpstreamTimeoutError",
 ]
+
+
+class ConnectTimeoutError(TimeoutError):
+    """There was no connection in time: the model server has not seen the request."""
 
 
 class UpstreamError(OperatorError):

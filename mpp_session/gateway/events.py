@@ -2,23 +2,21 @@
 
 from collections.abc import AsyncIterator
 
-import httpx
-
 from channel.errors import WireError
 from channel.wire.sse import CONTENT_TYPE, DONE, EventSplitter, parse_event
 from mpp_session.gateway.errors import UpstreamError
-from mpp_session.gateway.upstream import read_pieces
+from mpp_session.gateway.upstream import UpstreamAnswer, read_pieces
 
 __all__ = ["is_event_stream", "read_events"]
 
 
-def is_event_stream(response: httpx.Response) -> bool:
+def is_event_stream(response: UpstreamAnswer) -> bool:
     """Whether an answer is a stream of events."""
     kind: str = response.headers.get("content-type", "").partition(";")[0]
     return kind.strip().lower() == CONTENT_TYPE
 
 
-async def read_events(response: httpx.Response) -> AsyncIterator[str | None]:
+async def read_events(response: UpstreamAnswer) -> AsyncIterator[str | None]:
     """Yield the data of each event up to and including `[DONE]`; None for an event without data.
 
     Event names are dropped: a chat completion has none, and a model server must not be able to send

@@ -13,7 +13,6 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeAlias
 
-import httpx
 import msgspec
 
 from channel.errors import MppSessionError
@@ -85,7 +84,7 @@ class PromptCounter:
             except _NotServedError:
                 if not self._is_proven:
                     self._ways = tuple(one for one in self._ways if one is not way)
-            except (TimeoutError, httpx.HTTPError, UpstreamError):
+            except (OSError, UpstreamError):
                 self._rests_until = time.monotonic() + _REST_S
                 return None
             else:

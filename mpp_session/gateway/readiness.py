@@ -11,13 +11,12 @@ import time
 from collections.abc import Awaitable
 from typing import Any, Final
 
-import httpx
 import msgspec
 
 from channel.limits import ANSWER_DEPTH_MAX, PROBE_S_MAX
 from channel.wire.depth import is_shallow
 from mpp_session.gateway.counting import ServerKind
-from mpp_session.gateway.errors import ModelServerDownError, UpstreamError
+from mpp_session.gateway.errors import ConnectTimeoutError, ModelServerDownError, UpstreamError
 from mpp_session.gateway.upstream import Upstream
 from mpp_session.settings import Upstream as UpstreamSettings
 
@@ -112,13 +111,15 @@ class Readiness:
         asked_at = time.monotonic()
         try:
             status, _ = await self._upstream.get("/health", self._timeout_s)
-        except httpx.ReadTimeout:
+        except ConnectTimeoutError as error:
+            return str(error)
+        except TimeoutError:
             # A busy server may be slow to answer. It is up if it answers other requests.
             self._silent += 1
             is_busy = self._upstream.answered_at > asked_at - _FRESH_UP_S or self._silent == 1
             return None if is_busy else f"no answer within {self._timeout_s:g} s"
-        except httpx.HTTPError as error:
-            return f"{type(error).__name__}: {error}"
+        except ConnectionError as error:
+            return str(error)
         except UpstreamError:
             status = 200  # an invalid answer still shows that the server is up
         self._silent = 0
@@ -139,7 +140,7 @@ class Readiness:
         try:
             status, body = await self._upstream.get(path, self._timeout_s)
             value = msgspec.json.decode(body) if is_shallow(body, ANSWER_DEPTH_MAX) else None
-        except (httpx.HTTPError, UpstreamError, msgspec.DecodeError, UnicodeDecodeError):
+        except (OSError, UpstreamError, msgspec.DecodeError, UnicodeDecodeError):
             return {}
         return value if status == 200 and isinstance(value, dict) else {}  # noqa: PLR2004
 

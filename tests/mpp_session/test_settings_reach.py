@@ -332,8 +332,10 @@ def place(path: str) -> str:
 
 
 WORD_PLACES: dict[str, list[tuple[str, Any]]] = {
-    "upstream.url": [("gateway: upstream.url", "http://127.0.0.1:9/models/")],
-    "upstream.api_key": [("gateway: upstream.api_key", "the-key-of-the-model-server")],
+    "upstream.url": [("gateway: upstream.url", "http://127.0.0.1:9/models")],
+    "upstream.api_key": [
+        ("gateway: own_headers.authorization", "Bearer the-key-of-the-model-server")
+    ],
     "upstream.counts": [("gateway: self.counts", "usage")],
     "upstream.fields": [("gateway: fields.0", "grammar")],
     "upstream.media": [("gateway: settings.media", True)],

@@ -90,7 +90,7 @@ async def test_a_close_is_taken_while_the_model_server_is_away(
         assert (await agent.post(gateway.completions, json=body())).status_code == 200
         readiness = gateway.gateway._readiness  # noqa: SLF001 -- the test takes the server away
         upstream = readiness._upstream  # noqa: SLF001
-        upstream._client.base_url = "http://127.0.0.1:9"  # noqa: SLF001
+        upstream.url = "http://127.0.0.1:9"
         upstream.failed_at = float("inf")
         assert (await agent.post(gateway.completions, json=body())).status_code == 503
         (closed,) = await agent.payments.close(gateway.url)

@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncIterator
 
-import httpx
 import pytest
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
@@ -12,14 +11,14 @@ from starlette.routing import Route
 
 from channel.limits import ANSWER_BYTES_MAX, LOCATION_CHARS_MAX, PROBE_BYTES_MAX
 from mpp_session.gateway.errors import UpstreamError
-from mpp_session.gateway.upstream import Upstream, read_body
+from mpp_session.gateway.upstream import Upstream, UpstreamAnswer, read_body
 from mpp_session.settings import Upstream as UpstreamSettings
 from tests.mpp_session.serving import serve
 
 PIECE = bytes(4 * 1024 * 1024)
 
 
-def answer_of(size: int) -> httpx.Response:
+def answer_of(size: int) -> UpstreamAnswer:
     """An answer of so many bytes, which arrives in pieces."""
 
     async def pieces() -> AsyncIterator[bytes]:
@@ -27,7 +26,7 @@ def answer_of(size: int) -> httpx.Response:
             yield PIECE
         yield bytes(size % len(PIECE))
 
-    return httpx.Response(200, content=pieces())
+    return UpstreamAnswer(200, {}, pieces)
 
 
 async def test_an_answer_in_one_piece_has_at_most_so_many_bytes() -> None:
