@@ -95,7 +95,10 @@ class RunningReservation:
         """Why the stream must end; None while it may continue."""
         self.on_spent: Callable[[RunningReservation, int, int], None] | None = None
         """Called with each amount that became `spent`, and the request's cost up to then."""
-        self._id = hold.reservation_id
+        self.id = self._id = hold.reservation_id
+        """Names this request: one reservation is made for each."""
+        self.tariff = tariff
+        """What it costs, by the challenge that it was paid under."""
         self._claim = outcome.claim
         self._cost = RunningCost(tariff)
         """What this request has sent so far."""

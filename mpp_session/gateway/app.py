@@ -46,7 +46,7 @@ class Gateway:
         self.tariff = tariff = config.price.tariff(unit)
         """What a completion costs."""
         self._readiness = Readiness(upstream, config.upstream)
-        completions = ChatCompletions(upstream, config.upstream, self._readiness, tariff)
+        completions = ChatCompletions(upstream, config.upstream, self._readiness, unit)
         payment = config.payment
         price = Price(
             tariff=tariff,

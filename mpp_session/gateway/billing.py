@@ -5,12 +5,14 @@ ran, or as the server's usage reports it, whichever is more. While neither is kn
 share has a price of its own and is not reported yet, input waits for the report, until the end.
 """
 
+from functools import lru_cache
 from typing import Final
 
 import msgspec
 
 from channel.limits import PROMPT_TOKENS_BESIDE
 from channel.tariff import Tariff, Usage, cheapest_of, dearest_of
+from channel.types import TokenUnit
 from mpp_session.gateway.counting import BYTES_PER_TOKEN, PromptReport
 from mpp_session.gateway.prompt import PromptCount
 
@@ -25,6 +27,7 @@ _REASONING: Final = "reasoning_token"
 class Kinds(msgspec.Struct, frozen=True):
     """The kinds that a tariff prices, out of those that a model server reports."""
 
+    tariff: Tariff
     output: str
     """The main kind: an output token."""
     dearest_output: str
@@ -38,19 +41,7 @@ class Kinds(msgspec.Struct, frozen=True):
     @classmethod
     def of(cls, tariff: Tariff) -> "Kinds":
         """Return the kinds of a gateway's tariff, of which output is the main one."""
-        rates = {rate.kind: rate for rate in tariff.rates}
-        inputs = [rates[kind] for kind in (_INPUT, _CACHED, _WRITTEN) if kind in rates]
-        outputs = [tariff.main, *[rates[kind] for kind in (_REASONING,) if kind in rates]]
-        return cls(
-            output=tariff.main.kind,
-            dearest_output=dearest_of(outputs).kind,
-            input=_INPUT in rates,
-            cached=_CACHED in rates,
-            written=_WRITTEN in rates,
-            reasoning=_REASONING in rates,
-            dearest_input=dearest_of(inputs).kind if inputs else _INPUT,
-            cheapest_input=cheapest_of(inputs).kind if inputs else _INPUT,
-        )
+        return _kinds_of(tariff)
 
     @property
     def is_plain(self) -> bool:
@@ -62,12 +53,41 @@ class Kinds(msgspec.Struct, frozen=True):
         return usage.get(self.output, 0) + usage.get(_REASONING, 0)
 
 
+@lru_cache(maxsize=1024)
+def _kinds_of(tariff: Tariff) -> Kinds:
+    rates = {rate.kind: rate for rate in tariff.rates}
+    inputs = [rates[kind] for kind in (_INPUT, _CACHED, _WRITTEN) if kind in rates]
+    outputs = [tariff.main, *[rates[kind] for kind in (_REASONING,) if kind in rates]]
+    return Kinds(
+        tariff=tariff,
+        output=tariff.main.kind,
+        dearest_output=dearest_of(outputs).kind,
+        input=_INPUT in rates,
+        cached=_CACHED in rates,
+        written=_WRITTEN in rates,
+        reasoning=_REASONING in rates,
+        dearest_input=dearest_of(inputs).kind if inputs else _INPUT,
+        cheapest_input=cheapest_of(inputs).kind if inputs else _INPUT,
+    )
+
+
 class Bill:
     """What one request is charged. Each token is returned once, when it is due."""
 
-    def __init__(self, kinds: Kinds, counted: PromptCount, *, bytes_received: int) -> None:
+    def __init__(
+        self,
+        kinds: Kinds,
+        counted: PromptCount,
+        *,
+        bytes_received: int,
+        unit: TokenUnit | None = None,
+    ) -> None:
         """Begin with the count of the prompt before the model ran."""
         self.kinds = kinds
+        self.unit = unit
+        """In which the cost is shown."""
+        self.used: dict[str, int] = {}
+        """Everything returned so far, by kind."""
         self._counted = counted
         self._bytes_received = bytes_received
         self._read = 0
@@ -84,14 +104,17 @@ class Bill:
         """Return the usage of more output tokens; `reasoning` is the count of all so far."""
         kinds = self.kinds
         if not kinds.reasoning or reasoning <= self._reasoning:
-            return {kinds.output: units} if units else {}
+            return self._use({kinds.output: units})
         thought = min(units, reasoning - self._reasoning)
         self._reasoning += thought
-        return {
-            kind: number
-            for kind, number in ((kinds.output, units - thought), (_REASONING, thought))
-            if number
-        }
+        return self._use({kinds.output: units - thought, _REASONING: thought})
+
+    def _use(self, usage: Usage) -> dict[str, int]:
+        """Note what is due, and return it without kinds of which nothing is."""
+        due = {kind: number for kind, number in usage.items() if number}
+        for kind, number in due.items():
+            self.used[kind] = self.used.get(kind, 0) + number
+        return due
 
     def prompt(
         self, report: PromptReport, *, is_over: bool = False, is_left: bool = False
@@ -119,14 +142,13 @@ class Bill:
             return {}
         if self._read:
             self._read = tokens
-            return {_INPUT: more}
+            return self._use({_INPUT: more})
         self._read = tokens
         if is_left and is_shared:
-            return {kinds.cheapest_input: tokens}
+            return self._use({kinds.cheapest_input: tokens})
         cached = min(report.cached or 0, tokens) if kinds.cached else 0
         written = min(report.written or 0, tokens - cached) if kinds.written else 0
-        usage = {_INPUT: tokens - cached - written, _CACHED: cached, _WRITTEN: written}
-        return {kind: number for kind, number in usage.items() if number}
+        return self._use({_INPUT: tokens - cached - written, _CACHED: cached, _WRITTEN: written})
 
     def tokens(self, report: PromptReport) -> int:
         """Return the number of the prompt's tokens, as far as it is known."""

@@ -145,6 +145,7 @@ def parse_chat_request(
     if not bounds:
         sent["max_tokens"] = bound
     options = _read(fields, "stream_options", _StreamOptions, "an object")
+    accounting = _read(fields, "usage", _UsageOptions, "an object")
     if is_stream:
         sent |= _counting_fields(kind)
     return ChatRequest(
@@ -155,12 +156,19 @@ def parse_chat_request(
         is_stream=is_stream,
         choices=choices,
         tokens_max=bound,
-        wants_usage=options is not None and bool(options.include_usage),
+        wants_usage=(options is not None and bool(options.include_usage))
+        or (accounting is not None and bool(accounting.include)),
     )
 
 
 class _StreamOptions(msgspec.Struct):
     include_usage: bool | None = None
+
+
+class _UsageOptions(msgspec.Struct):
+    """OpenRouter's name for the same."""
+
+    include: bool | None = None
 
 
 def _counting_fields(kind: ServerKind) -> dict[str, Any]:

@@ -11,6 +11,7 @@ upstream   an error of the model server: nothing is charged
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack
 from typing import Any, Final, TypeVar
@@ -24,11 +25,12 @@ from channel.errors import BadRequestError, StoppingError
 from channel.http import Event, Frame, PaidEventStream
 from channel.http.metering import Meter, metered, require_meter
 from channel.limits import LENGTH_DIGITS_MAX, RESERVATION_STEP_UNITS
-from channel.tariff import Tariff
+from channel.types import TokenUnit
 from channel.wire.sse import DONE, format_event
 from mpp_session.gateway.abandoned import AbandonedWork
 from mpp_session.gateway.billing import Bill, Kinds
 from mpp_session.gateway.chat import ChatRequest, parse_chat_request, scan_request
+from mpp_session.gateway.costs import with_cost
 from mpp_session.gateway.counting import (
     PromptReport,
     UnitCounter,
@@ -48,16 +50,22 @@ from mpp_session.gateway.readiness import Readiness
 from mpp_session.gateway.upstream import Upstream, UpstreamAnswer, read_body, returned_headers
 from mpp_session.settings import Upstream as UpstreamSettings
 
-__all__ = ["PATH", "ChatCompletions"]
+__all__ = ["GENERATION_HEADER", "PATH", "ChatCompletions"]
 
 PATH: Final = "/v1/chat/completions"
+GENERATION_HEADER: Final = "x-generation-id"
+"""Names a paid request, as in `gen-` and its reservation's id in hexadecimal."""
 
 _log: Final = logging.getLogger(__name__)
 
 _BAD_GATEWAY: Final = 502
 _KEEP_ALIVE: Final = Frame(b": keep-alive\n\n", units=0)
 _USAGE: Final = Frame(b": usage\n\n", units=0)
-"""Replaces a usage record that the gateway requested and the client did not."""
+"""Replaces a usage record: the client is shown one at the end if it asked for it."""
+_END: Final = Frame(format_event(DONE), units=0)
+"""An end that sells nothing: the record before it did."""
+_KEPT: Final = ("id", "object", "created", "model", "system_fingerprint", "service_tier", "usage")
+"""Fields of a chunk that a usage record has, too."""
 _HIDDEN_UNITS_MAX: Final = RESERVATION_STEP_UNITS
 """Most units a client pays without seeing their usage record; above it sees the record."""
 _READ_BYTES_PER_UNIT: Final = 64
@@ -70,9 +78,13 @@ class ChatCompletions:
     """The endpoint, and its running streams."""
 
     def __init__(
-        self, upstream: Upstream, settings: UpstreamSettings, readiness: Readiness, tariff: Tariff
+        self,
+        upstream: Upstream,
+        settings: UpstreamSettings,
+        readiness: Readiness,
+        unit: TokenUnit | None,
     ) -> None:
-        self._kinds = Kinds.of(tariff)
+        self._unit = unit
         self._prompts = PromptCounter(upstream, readiness)
         self._upstream = upstream
         self._settings = settings
@@ -86,6 +98,9 @@ class ChatCompletions:
             PeerError: The request cannot be parsed or priced; nothing is charged.
             UpstreamError: The model server failed; nothing is charged.
         """
+        reservation = require_meter(request.scope).reservation
+        # The tariff of the challenge that paid: prices may have changed since.
+        kinds = Kinds.of(reservation.tariff)
         chat = parse_chat_request(
             await _read_request(request, self._settings.body_bytes_max),
             max_tokens=self._settings.max_tokens,
@@ -94,14 +109,16 @@ class ChatCompletions:
             more_fields=self._settings.fields,
             allows_media=self._settings.media,
         )
-        if self._kinds.input:
+        if kinds.input:
             counted = await self._prompts.count(chat)
         else:
             counted = PromptCount(0, is_exact=True)
-        bill = Bill(self._kinds, counted, bytes_received=chat.bytes_received)
-        if chat.is_stream:
-            return await self._stream(request, chat, bill)
-        return await self._whole(request, chat, bill)
+        bill = Bill(kinds, counted, bytes_received=chat.bytes_received, unit=self._unit)
+        sell = self._stream if chat.is_stream else self._whole
+        response = await sell(request, chat, bill)
+        if 200 <= response.status_code < 300:  # noqa: PLR2004
+            response.headers[GENERATION_HEADER] = f"gen-{reservation.id.hex()}"
+        return response
 
     async def _whole(self, request: Request, chat: ChatRequest, bill: Bill) -> Response:
         async with metered(request.scope) as meter:
@@ -136,6 +153,7 @@ class ChatCompletions:
                 usage = bill.output(answer.units, answer.reasoning)
                 await meter.spend(usage | bill.prompt(answer.prompt, is_over=True))
                 self._abandoned.make_up(meter.reservation.key, answer.units)
+                body = with_cost(body, meter.cost, meter.usage, bill.unit)
             return Response(body, response.status_code, headers)
 
     async def _leave(self, meter: Meter, chat: ChatRequest, bill: Bill, units: int) -> None:
@@ -163,7 +181,7 @@ class ChatCompletions:
         must_prepay = self._abandoned.must_prepay(meter.reservation.key)
         if must_prepay:
             await meter.hold(bill.most(chat.units_max))
-        elif self._kinds.input:
+        elif bill.kinds.input:
             await meter.hold(bill.most(min(chat.units_max, RESERVATION_STEP_UNITS)))
         async with AsyncExitStack() as opening:
             asking = opening.enter_async_context(
@@ -224,11 +242,14 @@ class _Chunks:
         self._asked = 0
         """Output tokens of the events so far; the server's higher count is charged with the next
         event."""
-        self._next: Event | Frame | None = None
-        """An event whose output the one before it has sold."""
+        self._ready: deque[Event | Frame] = deque()
+        """Events that follow the last one without another from the model server."""
+        self._record: str | None = None
+        """The last chunk with a usage record."""
+        self._last = "{}"
+        """The last chunk."""
         self._is_told = False
         """Whether the client was shown a usage record, and counts by it."""
-        self._is_summed_up = False
         self._has_ended = False
         self._is_answered = False
         """Whether the answer is complete, even if it is empty: its prompt was read."""
@@ -238,14 +259,13 @@ class _Chunks:
         return self
 
     async def __anext__(self) -> Event | Frame:
-        if self._next is not None:
-            event, self._next = self._next, None
-            return event
+        if self._ready:
+            return self._ready.popleft()
         if self._has_ended:
             raise StopAsyncIteration
         counter = self._counter
         try:
-            data = DONE if self._is_summed_up else await anext(self._events)
+            data = await anext(self._events)
             if data is None:
                 return _KEEP_ALIVE
             if data != DONE:
@@ -261,11 +281,14 @@ class _Chunks:
         return self._pass_on(data)
 
     def _pass_on(self, data: str) -> Event | Frame:
-        due = self._counter.total - self._asked
-        if self._counter.is_usage_only:
-            if not self._chat.wants_usage and due <= _HIDDEN_UNITS_MAX:
-                return _USAGE
-            if self._bill.kinds.is_plain or due > RESERVATION_STEP_UNITS:
+        counter = self._counter
+        due = counter.total - self._asked
+        self._last = data
+        if counter.has_usage:
+            self._record = data
+            if counter.is_usage_only:
+                if due <= _HIDDEN_UNITS_MAX or counter.is_complete:
+                    return _USAGE  # until the end
                 return self._tell(data)
         return self._sell(data, due)
 
@@ -296,22 +319,57 @@ class _Chunks:
             prompt = self._bill.prompt(self._counter.prompt, is_over=has_ended)
         if not is_counted:
             return Event(data, usage=usage | prompt, held=held)
-        self._next = Event(data, usage=prompt) if has_ended else Frame(format_event(data), 0)
+        self._ready.append(Event(data, usage=prompt) if has_ended else Frame(format_event(data), 0))
         return Frame(_USAGE.raw, usage=usage, held=held)
 
     def _end(self) -> Event | Frame:
-        """Charge what is not charged yet; without server counts, send the price first."""
-        if self._counter.uncounted:
-            self._counter.finish()
-            self._is_summed_up = True
-            usage = {"completion_tokens": self._counter.total}
-            if self._bill.kinds.input:
-                usage["prompt_tokens"] = self._bill.tokens(self._counter.prompt)
-            said = msgspec.json.encode({"choices": [], "usage": usage}).decode()
-            return self._tell(said)
+        """Charge what is not charged yet, and show the usage record to a client that wants it.
+
+        A client also sees it if it could not count what is charged: before it pays for that.
+        """
+        counter = self._counter
+        is_uncounted = counter.uncounted > 0
+        counter.finish()
+        due = counter.total - self._asked
         self._has_ended = True
-        self._is_answered = self._counter.has_answered
-        return self._sell(DONE, self._counter.total - self._asked)
+        self._is_answered = counter.has_answered
+        must_tell = is_uncounted or due > _HIDDEN_UNITS_MAX
+        if not (must_tell or self._chat.wants_usage):
+            return self._sell(DONE, due)
+        if must_tell or self._bill.kinds.is_plain:
+            self._is_told = True
+            self._ready.appendleft(self._sell(DONE, due))
+            return self._tell(self._sum_up())
+        used = self._bill.output(due, counter.reasoning)
+        self._asked += due
+        if self._asked or self._is_answered:
+            used |= self._bill.prompt(counter.prompt, is_over=True)
+        self._ready.append(_END)
+        return Event(self._sum_up(), usage=used)
+
+    def _sum_up(self) -> str:
+        """Return the record of the whole answer, with its cost.
+
+        The numbers are the model server's, except for those that it did not report, or reported of
+        one choice of several.
+        """
+        counter, bill = self._counter, self._bill
+        said = msgspec.json.decode(self._record or self._last, type=dict[str, msgspec.Raw])
+        record: dict[str, Any] = {name: said[name] for name in _KEPT if name in said}
+        record["choices"] = []
+        read = counter.prompt.tokens
+        if read is None and bill.kinds.input:
+            read = bill.tokens(counter.prompt)
+        if self._record is None or counter.is_of_choice:
+            counts = {"completion_tokens": counter.total}
+            if read is not None:
+                counts |= {"prompt_tokens": read, "total_tokens": read + counter.total}
+            usage = msgspec.json.decode(said.get("usage", b"{}"))
+            record["usage"] = (usage if isinstance(usage, dict) else {}) | counts
+        kinds = bill.kinds
+        used = {kinds.output: self._asked} if kinds.is_plain else bill.used
+        cost = kinds.tariff.cost(used)
+        return with_cost(msgspec.json.encode(record), cost, used, bill.unit).decode()
 
     def _fail(self, error: UpstreamError) -> Event | Frame:
         """End with an event that gives the reason. Delivered output stays paid."""

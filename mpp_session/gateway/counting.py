@@ -278,8 +278,12 @@ class UnitCounter:
         """Units of `total` that are reasoning; what is counted as either is never moved."""
         self.prompt = PromptReport()
         """What the server reported of the prompt so far."""
+        self.has_usage = False
+        """Whether the last chunk had a usage record."""
         self.is_usage_only = False
         """Whether the last chunk had only a usage record."""
+        self.is_of_choice = kind == "llama.cpp" and choices > 1
+        """Whether a usage record is that of one choice of several."""
 
     @property
     def has_answered(self) -> bool:
@@ -310,9 +314,9 @@ class UnitCounter:
             self._count_choice(choice)
         if chunk.timings is not None and (choices or self._kind == "llama.cpp"):
             self._note(choices[0].index if choices else self._last, chunk.timings.predicted_n)
-        self.is_usage_only = False
+        self.has_usage = chunk.usage is not None
+        self.is_usage_only = self.has_usage and not choices
         if chunk.usage is not None:
-            self.is_usage_only = not choices
             made = _made(chunk.usage)
             if made is not None:
                 self._note_usage(made, choices)
