@@ -149,6 +149,8 @@ CHOICES_MAX: Final = 128
 REQUEST_DEPTH_MAX: Final = 64
 # OpenAI allows four; the model server searches for each with every token.
 STOPS_MAX: Final = 16
+# Of a model's name, which is part of a challenge.
+MODEL_CHARS_MAX: Final = 255
 # Of each stop sequence: a server may hold back that much text, generated and not yet charged.
 STOP_BYTES_MAX: Final = 64
 # A 64-bit Content-Length has no more digits, and longer ones are slow to parse.

@@ -221,8 +221,10 @@ def _with_settings(route: Route, payment: Payment) -> Route:
     if callable(price):
         of_request = price
 
-        def priced(scope: Mapping[str, Any]) -> Price:
-            return _with_amounts(of_request(scope), payment)
+        def priced(scope: Mapping[str, Any]) -> Sequence[Price]:
+            asked = of_request(scope)
+            several = [asked] if isinstance(asked, Price) else asked
+            return [_with_amounts(one, payment) for one in several]
 
         price = priced
     elif price is not None:

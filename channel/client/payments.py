@@ -7,7 +7,7 @@ import httpx
 import msgspec
 from msgspec.structs import replace
 
-from channel.client.http.management import HeadManagementClient
+from channel.client.http.management import MODEL_FIELD, HeadManagementClient
 from channel.client.http.transport import expect, is_safe, origin_of, route_of
 from channel.client.payment.closing import close_channel
 from channel.client.payment.payer import Payer
@@ -90,12 +90,16 @@ class Payments:
         content = await request.aread()
         origin = origin_of(request.url)
         self._require_safe(request.url, origin, "payment over")
+        expectation = expect(request, content)
+        headers = request.headers.copy()
+        if expectation.model.isascii() and expectation.model.isprintable():
+            headers[MODEL_FIELD] = expectation.model
         management = HeadManagementClient(
-            self._inner, request.url, headers=request.headers, extensions=request.extensions
+            self._inner, request.url, headers=headers, extensions=request.extensions
         )
-        route = request.method, route_of(request.url)
+        route = request.method, route_of(request.url), expectation.model
         offer, limits = await self._payer.find_offer(route, origin, management)
-        cost = self._payer.count(offer.request, expect(request, content))
+        cost = self._payer.count(offer.request, expectation)
         unit = limits.unit or await self._unit(limits.chain_id, limits.token, origin)
         return quote_of(origin, cost, limits, unit=unit)
 

@@ -30,7 +30,7 @@ from channel.wire.credential import Credential
 from channel.wire.encoding import encode_base64url, format_timestamp, parse_timestamp
 from channel.wire.payload import ClosePayload, VoucherPayload
 
-__all__ = ["Authenticated", "Challenger"]
+__all__ = ["Authenticated", "Challenger", "read_variant"]
 
 _SCOPE = ("nonce", "http_method", "route", "variant")
 _UNITS = "units"
@@ -117,9 +117,17 @@ class Challenger:
         )
 
     def authenticate(
-        self, credential: Credential, offers: Sequence[Offer], *, client: bytes = b""
+        self,
+        credential: Credential,
+        offers: Sequence[Offer],
+        *,
+        client: bytes = b"",
+        is_sale: bool = True,
     ) -> Authenticated:
         """Return the credential as one that answers this server's challenge for one of `offers`.
+
+        Without `is_sale` the request only manages the channel, such as a voucher for a running
+        stream. Its challenge may then be for a variant or for kinds that are not sold any more.
 
         Order: method and intent, HMAC, realm, field, digest, scope, pinned terms, types.
 
@@ -138,9 +146,9 @@ class Challenger:
             raise ChallengeNotFoundError("The challenge is for another realm or field.")
         if echo.digest is not None:  # a session's challenge covers no body (CHAL-11)
             raise ChallengeNotFoundError("The challenge is for one request body.")
-        offer = _match_scope(echo.opaque, offers)
+        offer = _match_scope(echo.opaque, offers, is_sale=is_sale)
         asked = _read_request(echo.request)
-        offer.require_pinned(asked)
+        offer.require_pinned(asked, is_sale=is_sale)
         payload = credential.payload
         _require_offered(credential, asked)
         authenticated = Authenticated(
@@ -157,10 +165,21 @@ class Challenger:
         return authenticated
 
 
-def _match_scope(opaque: str | None, offers: Sequence[Offer]) -> Offer:
+def read_variant(opaque: str | None) -> str:
+    """Return the variant that a challenge states; empty if none, or if it states no scope."""
+    try:
+        return _read_scope(opaque)[-1]
+    except ChallengeNotFoundError:
+        return ""
+
+
+def _match_scope(opaque: str | None, offers: Sequence[Offer], *, is_sale: bool) -> Offer:
     scope = _read_scope(opaque)
     for offer in offers:
         if offer.scope == scope:
+            return offer
+    for offer in () if is_sale else offers:
+        if offer.scope[:-1] == scope[:-1]:
             return offer
     raise ChallengeNotFoundError("The challenge is for another route.")
 

@@ -25,13 +25,13 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
         """Return what a challenge of this offer is bound to besides its request."""
         return self.http_method, self.route, self.variant
 
-    def require_pinned(self, asked: SessionRequest) -> None:
+    def require_pinned(self, asked: SessionRequest, *, is_sale: bool = True) -> None:
         """Check that a challenge of this offer asks for what the offer asks for now.
 
         The rates and `min_voucher_delta` may differ: the challenge is proven to be this server's,
         for this scope and unexpired, so the server promised its price (decision 6). Everything
         that decides where money goes and how it is proven must be unchanged, and the challenge
-        must price every kind that is sold now.
+        must price every kind that is sold now; without `is_sale` nothing is.
 
         Raises:
             ChallengeNotFoundError: The route has changed since; a fresh challenge shows how.
@@ -42,7 +42,7 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
             and asked.recipient == now.recipient
             and asked.chain_id == now.chain_id
             and asked.escrow == now.escrow
-            and _prices_the_same(asked, now)
+            and (not is_sale or _prices_the_same(asked, now))
             and asked.fee_payer == now.fee_payer
             and asked.credential_types == now.credential_types
             and asked.permit2 == now.permit2

@@ -26,12 +26,15 @@ class BodyBounds:
     def __init__(self) -> None:
         self._held: Counter[tuple[bytes, bytes]] = Counter()
 
-    def room(self, channel_id: ChannelId, source: bytes) -> "BodyRoom":
-        """Return the counter for one request's body; `source` is empty when unknown."""
-        bounds = {
-            (b"channel", bytes(channel_id)): BODIES_PER_CHANNEL_BYTES_MAX,
-            _ALL: BODIES_BYTES_MAX,
-        }
+    def room(self, channel_id: ChannelId | None, source: bytes) -> "BodyRoom":
+        """Return the counter for one request's body.
+
+        `channel_id` is None before a channel is proven; `source` is empty when unknown.
+        """
+        bounds: dict[tuple[bytes, bytes], int] = {}
+        if channel_id is not None:
+            bounds[b"channel", bytes(channel_id)] = BODIES_PER_CHANNEL_BYTES_MAX
+        bounds[_ALL] = BODIES_BYTES_MAX
         if source:
             bounds[b"source", source] = BODIES_PER_SOURCE_BYTES_MAX
         return BodyRoom(self._held, bounds)

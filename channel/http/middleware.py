@@ -13,6 +13,7 @@ from typing import Final
 from starlette.requests import ClientDisconnect
 
 from channel.engine import Authenticated, Engine, RateLimiter
+from channel.engine.challenger import read_variant
 from channel.errors import (
     InsufficientBalanceError,
     InvariantError,
@@ -41,7 +42,7 @@ from channel.http.asgi import (
 from channel.http.bodies import BodyBounds
 from channel.http.hooks import HookCalls, Hooks
 from channel.http.metering import METER, Meter
-from channel.http.pricing import WEBSOCKET, Priced, Route, RouteTable
+from channel.http.pricing import VARIANT, WEBSOCKET, Priced, Route, RouteTable
 from channel.http.refusals import (
     PAGE_HEADERS,
     describe_price,
@@ -139,7 +140,8 @@ class PaymentGate:
         self.app = app
         self.engine = engine
         self.pause_s = pause_s
-        self.table = RouteTable(routes, engine, roots=_find_roots(app), unit=unit)
+        self._roots = _find_roots(app)
+        self.table = RouteTable(routes, engine, roots=self._roots, unit=unit)
         self.tarpit = Tarpit(engine.now)
         self.body_timeout_s = body_timeout_s
         self.bodies = BodyBounds()
@@ -154,6 +156,14 @@ class PaymentGate:
         self.calls = HookCalls(hooks)
         self._stop_worker = stop_worker
         self._is_broken = False
+
+    def replace_routes(self, routes: Sequence[Route]) -> None:
+        """Sell these routes from now on. Running requests keep theirs, and their prices.
+
+        Raises:
+            ConfigError: See `RouteTable`; then nothing changes.
+        """
+        self.table = RouteTable(routes, self.engine, roots=self._roots, unit=self.unit)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, or pass on one without a price."""
@@ -308,9 +318,14 @@ class _Exchange:
 
     async def _manage(self, credential: Credential) -> None:
         """Do what the credential asks; the handler is not called (F-12, F-13)."""
+        variant = read_variant(credential.challenge.opaque)
+        if variant and any(callable(one.route.price) for one in self._priced):
+            self._priced = self._gate.table.match({**self._scope, VARIANT: variant})
         offers = [one.offer for one in self._priced]
         client = read_client(self._scope)
-        paid = self._engine.challenger.authenticate(credential, offers, client=client)
+        paid = self._engine.challenger.authenticate(
+            credential, offers, client=client, is_sale=False
+        )
         outcome = await self._engine.perform(paid)
         if self._teller is not None:
             self._teller.accepted(paid, outcome)
@@ -454,7 +469,8 @@ class _Exchange:
         sentence = None
         if error.offers_challenge and isinstance(error, PeerError):
             hint = channel_id if isinstance(error, InsufficientBalanceError) else None
-            offered = [self._own] if self._own is not None else self._priced
+            own = [one for one in self._priced if one.route.method == self._method]
+            offered = own or self._priced
             if error.status == PAYMENT_REQUIRED:
                 price, sentence = describe_price(offered, self._gate.unit)
             ranked = rank_offers(read_preference(self._fields), [(METHOD, INTENT)] * len(offered))

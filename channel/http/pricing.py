@@ -21,10 +21,13 @@ from channel.wire.challenge import SessionRequest
 from channel.wire.encoding import canonical_json
 from channel.wire.tariff import tariff_object
 
-__all__ = ["WEBSOCKET", "Price", "PriceOf", "Priced", "Route", "RouteTable"]
+__all__ = ["VARIANT", "WEBSOCKET", "Price", "PriceOf", "Priced", "Route", "RouteTable"]
 
 WEBSOCKET: Final = "WEBSOCKET"
 """The method of a `Route` that lets websockets pass under a priced path, without a price."""
+
+VARIANT: Final = "channel.variant"
+"""The scope's entry with the variant of a credential that manages a channel, for a `PriceOf`."""
 
 _PLAIN = "/{}:!$&'()*+,;=@~"
 _PARAMETER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)(:path)?\}")
@@ -156,10 +159,13 @@ def _require_unit(name: str, text: str, unit: TokenUnit | None) -> TokenUnit:
     return unit
 
 
-PriceOf: TypeAlias = Callable[[Mapping[str, Any]], Price]
+PriceOf: TypeAlias = Callable[[Mapping[str, Any]], Price | Sequence[Price]]
 """A price that depends on the request: a pure function of the ASGI scope, never of the body.
 
-An error of `channel.errors` that it raises is the answer.
+Several prices, each with a `variant` of its own, mean that the request does not say which it is
+for, such as a HEAD: each is offered. If the scope has `VARIANT`, the credential of a request that
+buys nothing is for that variant; it may be unknown. An error of `channel.errors` that it raises is
+the answer.
 """
 
 
@@ -257,7 +263,12 @@ class RouteTable:
             if known is not None:
                 return known
         mount, routes = self._find(scope)
-        return [self._price_for(scope, mount, route) for route in routes if route.price is not None]
+        return [
+            priced
+            for route in routes
+            if route.price is not None
+            for priced in self._prices_for(scope, mount, route)
+        ]
 
     def listed(self) -> Iterator[tuple[Route, Priced | None]]:
         """Yield every route, with None for a price that is free or depends on the request."""
@@ -316,15 +327,19 @@ class RouteTable:
         root: str = scope.get("root_path", "")
         return [root, *self._roots] if root else self._roots
 
-    def _price_for(self, scope: Mapping[str, Any], mount: str, route: Route) -> Priced:
-        priced = self._fixed.get((route.method, route.path))
-        if priced is None:
+    def _prices_for(self, scope: Mapping[str, Any], mount: str, route: Route) -> list[Priced]:
+        fixed = self._fixed.get((route.method, route.path))
+        found = [] if fixed is None else [fixed]
+        if fixed is None:
             price = route.price
             if not callable(price):  # pragma: no cover - always in _fixed
                 raise ConfigError(f"{route.method} {route.path} has no price")
-            as_asked = {**scope, "path": scope["path"].rstrip("/") or "/"}
-            priced = self._price(route, price(as_asked), is_variable=True)
-        return _below(mount, priced) if mount else priced
+            asked = price({**scope, "path": scope["path"].rstrip("/") or "/"})
+            several = [asked] if isinstance(asked, Price) else asked
+            if not several:  # without a price it would be served unpaid
+                raise ConfigError(f"{route.method} {route.path} has no price")
+            found = [self._price(route, one, is_variable=True) for one in several]
+        return [_below(mount, priced) for priced in found] if mount else found
 
     def _price(self, route: Route, price: Price, *, is_variable: bool = False) -> Priced:
         tariff = price.tariff_in(self._unit)

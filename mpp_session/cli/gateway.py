@@ -112,7 +112,8 @@ def devnet_defaults(
     from mpp_session.devnet_file import selling_settings
     from mpp_session.settings.config import load_values
 
-    has_price = any(name.startswith("price.") for name in load_values(config, flags=flags))
+    given = load_values(config, flags=flags)
+    has_price = any(name.startswith(("price.", "prices.")) for name in given)
     price = {} if has_price else {"price.per_unit": _DEVNET_PRICE}
     return {**selling_settings(path), **price}
 

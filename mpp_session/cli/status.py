@@ -56,8 +56,9 @@ def command(
 
     from mpp_session.operator.status import to_json
     from mpp_session.operator.status_reading import collect_status
-    from mpp_session.settings import describe_tariff, parse_address
-    from mpp_session.settings.config import load_price, load_watch_config
+    from mpp_session.prices.table import PriceTable
+    from mpp_session.settings import parse_address
+    from mpp_session.settings.config import load_price_rows, load_watch_config
 
     settings, payee, gas_account = load_watch_config(
         config,
@@ -65,7 +66,7 @@ def command(
         defaults=devnet_defaults(devnet) if devnet is not None else None,
     )
     require_there(settings.ledger.url)
-    price = load_price(config)
+    rows = load_price_rows(config)
     status = asyncio.run(
         collect_status(settings, parse_address(payee), gas_account=parse_address(gas_account))
     )
@@ -73,7 +74,7 @@ def command(
         print_json(to_json(status))
     else:
         unit = status.unit
-        prices = None if price is None else describe_tariff(price.tariff(unit), unit)
+        prices = PriceTable(rows, unit).describe() if rows else None
         _print(to_json(status), unit.format, prices)
     raise typer.Exit(int(status.level))
 

@@ -1,6 +1,7 @@
 """The gateway as an ASGI application: paid routes, free routes, and 404 for everything else."""
 
 from collections.abc import Callable
+from typing import Final
 
 from starlette.routing import Route as AppRoute
 from starlette.routing import Router
@@ -8,7 +9,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from channel.engine import Engine
 from channel.errors import ConfigError
-from channel.http import PaymentGate, Price, Route
+from channel.http import PaymentGate, Route
 from channel.state.commands import StreamPolicy
 from channel.types import TokenUnit
 from mpp_session.discovery.service import Service, describe_service, public_url
@@ -17,11 +18,16 @@ from mpp_session.gateway.completions import PATH, ChatCompletions
 from mpp_session.gateway.descriptions import MODELS_PATH, describe_completions, describe_models
 from mpp_session.gateway.errors import NotServedError
 from mpp_session.gateway.free import free_routes, problem_response
+from mpp_session.gateway.model_prices import ModelPrices, ModelReader
 from mpp_session.gateway.readiness import Readiness
 from mpp_session.gateway.upstream import Upstream
+from mpp_session.prices.table import PriceTable
 from mpp_session.settings import Config
 
 __all__ = ["Gateway"]
+
+_ENDPOINTS: Final = {"chat.completions": PATH}
+"""The paths that are sold, by the names that the price table gives them."""
 
 
 class Gateway:
@@ -43,17 +49,11 @@ class Gateway:
         Raises:
             ConfigError: A price does not fit the token.
         """
-        self.tariff = tariff = config.price.tariff(unit)
-        """What a completion costs."""
+        self._payment = config.payment
+        self.prices = ModelPrices(PriceTable(config.price_rows, unit), config.payment)
+        """What is sold at which price, now."""
         self._readiness = Readiness(upstream, config.upstream)
         completions = ChatCompletions(upstream, config.upstream, self._readiness, unit)
-        payment = config.payment
-        price = Price(
-            tariff=tariff,
-            min_voucher_delta=payment.min_voucher_delta,
-            suggested_deposit=payment.suggested_deposit,
-            description="Tokens of a language model",
-        )
         _require_own_paths(config)
         self._gate = PaymentGate(
             Router(
@@ -65,24 +65,23 @@ class Gateway:
                 redirect_slashes=False,
             ),
             engine=engine,
-            routes=[
-                Route(
-                    method="POST",
-                    path=PATH,
-                    price=price,
-                    metered=True,
-                    stream_policy=StreamPolicy[payment.stream_policy.upper()],
-                )
-            ],
-            pause_s=payment.pause_timeout_s,
+            routes=self._routes(),
+            pause_s=config.payment.pause_timeout_s,
             body_timeout_s=config.listen.body_timeout_s,
             ready=self._readiness.require,
             unit=unit,
             stop_worker=stop,
         )
-        self._app: ASGIApp = self._gate
+        reader = ModelReader(
+            self._gate,
+            self.prices,
+            {path: endpoint for endpoint, path in _ENDPOINTS.items()},
+            bytes_max=config.upstream.body_bytes_max,
+            timeout_s=config.listen.body_timeout_s,
+        )
+        self._app: ASGIApp = reader
         if config.discovery.enabled:
-            self._app = DiscoverySite(self._gate, _describe(self._gate, config), self._gate.table)
+            self._app = DiscoverySite(reader, _describe(self._gate, config), self._gate.table)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -90,6 +89,19 @@ class Gateway:
             await _not_served(scope, receive, send)  # a gate below a mount would sell it
             return
         await self._app(scope, receive, send)
+
+    def _routes(self) -> list[Route]:
+        policy = StreamPolicy[self._payment.stream_policy.upper()]
+        return [
+            Route(
+                method="POST",
+                path=path,
+                price=self.prices.price(endpoint),
+                metered=True,
+                stream_policy=policy,
+            )
+            for endpoint, path in _ENDPOINTS.items()
+        ]
 
     async def watch_model_server(self) -> None:
         """Probe the model server repeatedly while the gateway serves."""

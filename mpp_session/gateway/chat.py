@@ -23,7 +23,7 @@ from channel.wire.depth import scan_json
 from mpp_session.gateway.counting import ServerKind
 from mpp_session.gateway.schemas import require_small_schema
 
-__all__ = ["FIELDS", "ChatRequest", "parse_chat_request", "scan_request"]
+__all__ = ["FIELDS", "ChatRequest", "parse_chat_request", "read_model", "scan_request"]
 
 
 _TOKEN_BOUNDS: Final = ("max_tokens", "max_completion_tokens")
@@ -159,6 +159,17 @@ def parse_chat_request(
         wants_usage=(options is not None and bool(options.include_usage))
         or (accounting is not None and bool(accounting.include)),
     )
+
+
+def read_model(body: bytes) -> str:
+    """Return the model that a body names, which `scan_request` accepted; empty if it names none.
+
+    Raises:
+        BadRequestError: The body is not a JSON object, names a field twice, or its model is no
+            text.
+    """
+    model: str | None = _read(_read_object(body), "model", str, "a text")
+    return model or ""
 
 
 class _StreamOptions(msgspec.Struct):

@@ -4,6 +4,7 @@ from channel.errors import OperatorError, PeerError
 
 __all__ = [
     "ConnectTimeoutError",
+    "ModelNotSoldError",
     "ModelServerDownError",
     "NotServedError",
     "RequestTooLargeError",
@@ -48,6 +49,15 @@ class NotServedError(PeerError):
     status = 404
     problem_type = "not-found"
     title = "Not Found"
+    offers_challenge = False
+
+
+class ModelNotSoldError(PeerError):
+    """No price is listed for this model under this endpoint: it is not sold."""
+
+    status = 404
+    problem_type = "model-not-sold"
+    title = "Model Not Sold"
     offers_challenge = False
 
 

@@ -24,7 +24,7 @@ from mpp_session.gateway.workers import Announce, run_workers
 from mpp_session.process.gc_tuning import collect_seldom
 from mpp_session.process.os_limits import raise_open_files
 from mpp_session.process.signals import stop_at_eof, stop_on_signals
-from mpp_session.settings import Config, Listen, describe_tariff
+from mpp_session.settings import Config, Listen
 from mpp_session.wiring import build_parts
 
 __all__ = ["run_gateway", "serve_on"]
@@ -78,7 +78,7 @@ async def serve_on(
         collect_seldom()
         with open_operator_port(config.admin, [], is_first=number == 0) as operator_port:
             listen(listener, config.listen)
-            announce(listening_url(listener), describe_tariff(gateway.tariff, parts.unit))
+            announce(listening_url(listener), gateway.prices.table.describe())
             guards = {
                 **parts.background(),
                 **operator_port,

@@ -25,12 +25,13 @@ from mpp_session.agent.amounts import format_ether
 from mpp_session.chain_watch import connect_escrow, node_limits
 from mpp_session.keys import load_signer
 from mpp_session.operator.status import Level, judge_views
+from mpp_session.prices.table import PriceTable
 from mpp_session.process.clock import require_clock
 from mpp_session.settings import (
     DEVELOPMENT_CHAINS,
+    Config,
     ProviderConfig,
     SettlerConfig,
-    describe_tariff,
     parse_address,
 )
 from settlement.escrow.payout_check import find_payout_obstacle
@@ -221,14 +222,14 @@ async def _token(config: ProviderConfig, reader: EscrowReader) -> Check:
 
 
 async def _price(config: ProviderConfig, reader: EscrowReader) -> Check:
-    if config.price is None:
+    if not isinstance(config, Config):
         return Check("price", Verdict.SKIPPED, "the application has its own prices")
     unit = await read_token_unit(reader.rpc, parse_address(config.chain.token))
     try:
-        tariff = config.price.tariff(unit)
+        table = PriceTable(config.price_rows, unit)
     except ConfigError as error:
         return Check("price", Verdict.FAULT, str(error), 'write it as `output = "0.40"`')
-    return Check("price", Verdict.OK, describe_tariff(tariff, unit))
+    return Check("price", Verdict.OK, table.describe())
 
 
 async def _gas(config: ProviderConfig, reader: EscrowReader) -> Check:

@@ -16,7 +16,15 @@ from mpp_session.settings.programs import (
     TowerConfig,
     WatchConfig,
 )
-from mpp_session.settings.serving import Listen, Payment, Price, Upstream, describe_tariff
+from mpp_session.settings.serving import (
+    Listen,
+    Payment,
+    Price,
+    PriceRow,
+    Prices,
+    Upstream,
+    describe_tariff,
+)
 from mpp_session.settings.values import Money, Secret, parse_address
 
 __all__ = [
@@ -33,6 +41,8 @@ __all__ = [
     "Payee",
     "Payment",
     "Price",
+    "PriceRow",
+    "Prices",
     "ProviderConfig",
     "Relayer",
     "Secret",

@@ -22,12 +22,14 @@ from channel.errors import ConfigError
 from mpp_session.settings import (
     Config,
     Price,
+    PriceRow,
     ProviderConfig,
     Secret,
     SettlerConfig,
     TowerConfig,
     WatchConfig,
 )
+from mpp_session.settings.price_rows import read_price_file, read_price_rows
 from mpp_session.settings.values import decode_value
 
 __all__ = [
@@ -35,14 +37,16 @@ __all__ = [
     "Setting",
     "bare_environment",
     "default_state_dir",
+    "list_row_fields",
     "list_settings",
     "load_config",
-    "load_price",
+    "load_price_rows",
     "load_provider_config",
     "load_settler_config",
     "load_tower_config",
     "load_values",
     "load_watch_config",
+    "section_type",
     "settler_environment",
     "take_passed_sockets",
     "without_keys",
@@ -57,6 +61,7 @@ _Kind = TypeVar("_Kind", bound=WatchConfig)
 _ORDER: Final = (
     "upstream",
     "price",
+    "prices",
     "payment",
     "listen",
     "discovery",
@@ -71,6 +76,8 @@ _ORDER: Final = (
     "tower",
 )
 """Descriptions of the sections, for the page of settings."""
+_ROWS: Final = "prices.rows"
+"""The name here of the `[[prices]]` tables, which are no setting: only a file has them."""
 _ENVIRONMENT_ONLY: Final = frozenset({"payee.key", "relayer.key"})
 
 
@@ -105,11 +112,31 @@ def list_settings() -> dict[str, Setting]:
     """Return every setting by its name, in the order of the documentation."""
     found = {}
     for section in sorted(msgspec.structs.fields(Config), key=lambda f: _ORDER.index(f.name)):
-        hints = get_type_hints(section.type, include_extras=True)
-        for field in msgspec.structs.fields(section.type):
+        kind = section_type(section.type)
+        hints = get_type_hints(kind, include_extras=True)
+        for field in msgspec.structs.fields(kind):
             name = f"{section.name}.{field.name}"
+            if name == _ROWS:
+                continue
             hint = hints[field.name]
             found[name] = Setting(name, hint, field.default, _description(hint))
+    return found
+
+
+def list_row_fields() -> list[Setting]:
+    """Return the fields of a `[[prices]]` table that `[price]` has not."""
+    hints = get_type_hints(PriceRow, include_extras=True)
+    defaults = {field.name: field.default for field in msgspec.structs.fields(PriceRow)}
+    return [
+        Setting(f"prices.{name}", hints[name], default, _description(hints[name]))
+        for name, default in defaults.items()
+        if name not in Price.__struct_fields__
+    ]
+
+
+def section_type(hint: Any) -> type[msgspec.Struct]:
+    """Return the type of a section, which may be optional."""
+    found: type[msgspec.Struct] = next(iter(get_args(hint)), hint)
     return found
 
 
@@ -133,7 +160,22 @@ def load_config(
         ConfigError: The file cannot be read, a name is unknown, or a value is missing or invalid.
     """
     given = load_values(path, environment=environment, flags=flags, defaults=defaults)
+    rows = _read_rows(given)
+    if rows:
+        given[_ROWS] = rows
+    elif not any(name.startswith("price.") for name in given):
+        given["price.output"] = None  # the error says how to give a price
     return _convert(given, Config)
+
+
+def _read_rows(given: Mapping[str, Any]) -> tuple[PriceRow, ...]:
+    """Return the rows of prices, of the file of settings or of another one."""
+    file, rows = given.get("prices.file"), given.get(_ROWS)
+    if file is not None and rows is not None:
+        raise ConfigError("`prices.file` and `[[prices]]` are both given: remove one")
+    if file is not None:
+        return read_price_file(Path(str(file)))
+    return () if rows is None else read_price_rows(rows)
 
 
 def load_provider_config(
@@ -189,22 +231,25 @@ def load_watch_config(
     return config, payee, gas_account
 
 
-def load_price(path: Path | None = None) -> Price | None:
-    """Read and check the prices of a gateway's settings; None if there are none.
+def load_price_rows(
+    path: Path | None = None, *, flags: Mapping[str, Any] | None = None
+) -> tuple[PriceRow, ...]:
+    """Read and check the prices of a gateway's settings, and no others; empty if there are none.
 
     Raises:
         ConfigError: As for `load_config`.
     """
-    given = load_values(path)
+    given = load_values(path, flags=flags)
+    rows = _read_rows(given)
     prices = {
         name.partition(".")[2]: value
         for name, value in given.items()
         if name.partition(".")[0] == "price"
     }
+    if rows or not prices:
+        return rows
     try:
-        return (
-            msgspec.convert(prices, Price, strict=False, dec_hook=decode_value) if prices else None
-        )
+        return (msgspec.convert(prices, PriceRow, strict=False, dec_hook=decode_value),)
     except msgspec.ValidationError as error:
         raise ConfigError(_explain(error)) from None
 
@@ -348,6 +393,8 @@ def load_values(
     """
     settings = list_settings()
     from_file = {} if path is None else _read_file(path, settings)
+    if "prices.file" in from_file and path is not None:
+        from_file["prices.file"] = str(path.parent / str(from_file["prices.file"]))
     from_environment = _read_environment(
         os.environ if environment is None else environment, settings
     )
@@ -358,7 +405,7 @@ def load_values(
     _require_absolute(from_environment)
     for source in (defaults or {}, from_file, from_environment, from_flags):
         for name, value in source.items():
-            if name not in settings:
+            if name not in settings and name != _ROWS:
                 raise ConfigError(_unknown("setting", name, settings))
             given[name] = value
     return given
@@ -405,6 +452,9 @@ def _read_file(path: Path, settings: Mapping[str, Setting]) -> dict[str, Any]:
     sections = {name.partition(".")[0] for name in settings}
     found = {}
     for section, table in tables.items():
+        if section == "prices" and isinstance(table, list):
+            found[_ROWS] = table
+            continue
         if section not in sections or not isinstance(table, dict):
             raise ConfigError(f"{path}: {_unknown('section', section, sections)}")
         for key, value in table.items():

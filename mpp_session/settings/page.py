@@ -5,14 +5,15 @@ python -m mpp_session.settings.page > docs/reference/configuration.md
 
 import inspect
 import sys
+from datetime import datetime
 from textwrap import fill
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import msgspec
 
-from mpp_session.settings import Config, Money, Secret
-from mpp_session.settings.config import Setting, list_settings
+from mpp_session.settings import Config, Money, PriceRow, Secret
+from mpp_session.settings.config import Setting, list_row_fields, list_settings, section_type
 
 __all__ = ["render_settings"]
 
@@ -71,19 +72,24 @@ def render_settings() -> str:
     settings = list_settings()
     sections = {section.name: section for section in msgspec.structs.fields(Config)}
     for section in [sections[name] for name in dict.fromkeys(s.section for s in settings.values())]:
-        purpose = inspect.cleandoc(section.type.__doc__ or "")
+        purpose = inspect.cleandoc(section_type(section.type).__doc__ or "")
         parts.append(f"\n## [{section.name}]\n\n{purpose}\n")
         prefix = f"{section.name}."
         parts += [_row(setting) for name, setting in settings.items() if name.startswith(prefix)]
+        if section.name == "prices":
+            parts.append(f"\n## [[prices]]\n\n{inspect.cleandoc(PriceRow.__doc__ or '')}\n\n")
+            parts.append("The fields of `[price]`, and:\n")
+            parts += [_row(field, has_variable=False) for field in list_row_fields()]
     return "".join(parts)
 
 
-def _row(setting: Setting) -> str:
+def _row(setting: Setting, *, has_variable: bool = True) -> str:
     name = setting.name.partition(".")[2]
     default = "required" if setting.is_required else f"default {_literal(setting.default)}"
+    variable = f"; `{setting.environment_name}`" if has_variable else ""
     return (
-        f"\n### `{name}`\n\n{_type_name(setting.type)}, {default}; "
-        f"`{setting.environment_name}`\n\n{fill(setting.description, 100)}\n"
+        f"\n### `{name}`\n\n{_type_name(setting.type)}, {default}{variable}\n\n"
+        f"{fill(setting.description, 100)}\n"
     )
 
 
@@ -117,6 +123,7 @@ def _type_name(hint: Any) -> str:
         int: "whole number",
         float: "number",
         bool: "true or false",
+        datetime: "time",
     }
     return names[hint]
 

@@ -7,7 +7,7 @@ from mpp_session.settings.admin import Admin
 from mpp_session.settings.books import Exposure, Ledger, Settlement, Sponsoring, Tower
 from mpp_session.settings.chain import Chain, Payee, Relayer, names_key, require_development
 from mpp_session.settings.discovery import Discovery
-from mpp_session.settings.serving import Listen, Payment, Price, Upstream
+from mpp_session.settings.serving import Listen, Payment, Price, PriceRow, Prices, Upstream
 from mpp_session.settings.values import parse_address
 
 __all__ = [
@@ -97,12 +97,24 @@ class Config(ProviderConfig, frozen=True, kw_only=True):
     """All settings of one gateway. An instance exists only if every setting is valid."""
 
     upstream: Upstream
-    price: Price
+    prices: Prices = Prices()
     listen: Listen = Listen()
     admin: Admin = Admin()
 
+    @property
+    def price_rows(self) -> tuple[PriceRow, ...]:
+        """The prices, in order. `[price]` is one row, for every model."""
+        if self.price is None:
+            return self.prices.rows
+        return (PriceRow(**msgspec.structs.asdict(self.price)),)
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        if (self.price is None) == (not self.prices.rows):
+            raise ValueError(
+                "expected either `[price]`, for every model, or `[[prices]]`, a table for each, "
+                f"found {'neither' if self.price is None else 'both'}"
+            )
         if self.listen.workers > 1 and self.ledger.url.startswith("sqlite:"):
             raise ValueError(
                 "`listen.workers` above 1 needs a ledger in PostgreSQL: only one process can "

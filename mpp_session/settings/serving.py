@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from datetime import datetime
 from typing import Annotated, Any, Final, Literal, TypeVar
 
 from msgspec import Meta
@@ -40,11 +41,14 @@ __all__ = [
     "Listen",
     "Payment",
     "Price",
+    "PriceRow",
+    "Prices",
     "Upstream",
     "describe_tariff",
 ]
 
 _PRICE_MAX: Final = 10**18  # a billion tokens at this price still fit `uint128`
+_PATTERN: Final = "^[!-~]([ -~]{0,254}[!-~])?$"
 _FREE_PATH: Final = re.compile(r"(GET|HEAD) /[!-~]*")
 
 _NEVER_FIELDS: Final = frozenset(
@@ -302,7 +306,7 @@ class Price(Section, frozen=True):
     def __post_init__(self) -> None:
         others = [name for name, _ in _KINDS if getattr(self, name) is not None]
         others += [name for name in ("minimum", "maximum") if getattr(self, name) is not None]
-        if self.per_unit is None and self.output is None:
+        if self.per_unit is None and self.output is None and self._sells_output:
             raise ValueError(
                 'no price for output: set `output`, such as "0.40" for a million tokens, or '
                 "`per_unit` in base units"
@@ -315,6 +319,10 @@ class Price(Section, frozen=True):
         for name in ("cached_input", "cache_write"):
             if getattr(self, name) is not None and self.input is None:
                 raise ValueError(f"`{name}` needs `input`, the price of the other input tokens")
+
+    @property
+    def _sells_output(self) -> bool:
+        return True
 
     def tariff(self, unit: TokenUnit | None) -> Tariff:
         """Return the tariff of a request, in base units of the token.
@@ -347,6 +355,71 @@ class Price(Section, frozen=True):
             return Tariff(tuple(rates), least or 0, most)
         except ConfigError as error:
             raise ConfigError(f"`price`: {error}") from None
+
+
+class PriceRow(Price, frozen=True, kw_only=True):
+    """What the requests for some models cost. The first row that fits a request counts."""
+
+    model: Annotated[
+        str,
+        Meta(
+            pattern=_PATTERN,
+            description="The models that it prices: a name as clients send it, or a pattern, in "
+            "which `*` stands for any characters.",
+        ),
+    ] = "*"
+    endpoint: Annotated[
+        str,
+        Meta(
+            pattern="^[!-~]{1,255}$",
+            description="The endpoint that it prices: `chat.completions`, `completions`, "
+            "`responses`, `embeddings`; `*` for all.",
+        ),
+    ] = "*"
+    valid_from: Annotated[
+        Annotated[datetime, Meta(tz=True)] | None,
+        Meta(
+            description="When it begins to count, with a time zone: `2026-12-01T00:00:00Z`. Put it "
+            "before the row that counts until then.",
+        ),
+    ] = None
+    description: Annotated[
+        Annotated[str, Meta(min_length=1, max_length=500)] | None,
+        Meta(description="Shown with the price."),
+    ] = None
+    context_length: Annotated[
+        Annotated[int, Meta(ge=1, le=TOKENS_MAX)] | None,
+        Meta(description="Most tokens of prompt and answer. For display."),
+    ] = None
+    max_output: Annotated[
+        Annotated[int, Meta(ge=1, le=TOKENS_MAX)] | None,
+        Meta(description="Most tokens of an answer. For display."),
+    ] = None
+    modalities: Annotated[
+        tuple[Literal["text", "image", "audio", "video", "file"], ...],
+        Meta(min_length=1, description="What the models take. For display."),
+    ] = ("text",)
+
+    @property
+    def _sells_output(self) -> bool:
+        return self.endpoint != "embeddings" or self.input is None
+
+
+class Prices(Section, frozen=True):
+    """Different prices for several models: a `[[prices]]` table for each, or a file of them.
+
+    Instead of `[price]`, which is one price for every model.
+    """
+
+    file: Annotated[
+        Annotated[str, Meta(min_length=1)] | None,
+        Meta(
+            description="A TOML file of `[[prices]]` tables. A relative path is relative to the "
+            "file that names it.",
+        ),
+    ] = None
+    rows: tuple[PriceRow, ...] = ()
+    """The tables, of this file or of the other."""
 
 
 def describe_tariff(tariff: Tariff, unit: TokenUnit | None) -> str:

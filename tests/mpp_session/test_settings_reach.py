@@ -82,6 +82,7 @@ ELSEWHERE = {
         [f"price.{name}" for name in PRICES],
         "instead of price.per_unit: test_every_price_of_a_million_tokens_is_in_the_offer",
     ),
+    "prices.file": "instead of `[price]`: tests/mpp_session/settings/test_price_rows.py",
     "relayer.keystore_file": "as the payee's, by the same code",
     "relayer.password_file": "as the payee's, by the same code",
 }

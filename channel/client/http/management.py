@@ -10,9 +10,11 @@ from channel.client.payment.management import Header, Reply
 from channel.errors import ChannelBusyError
 from channel.wire.challenge import INTENT, METHOD
 
-__all__ = ["ACCEPT_PAYMENT", "HeadManagementClient"]
+__all__ = ["ACCEPT_PAYMENT", "MODEL_FIELD", "HeadManagementClient"]
 
 ACCEPT_PAYMENT: Final = f"{METHOD}/{INTENT}"
+MODEL_FIELD: Final = "Payment-Model"
+"""Names the model of a HEAD that asks for an offer: it has no body that would."""
 ATTEMPTS_MAX: Final = 3
 TIMEOUT_S: Final = {"connect": 10.0, "read": 60.0, "write": 10.0, "pool": 10.0}
 

@@ -100,7 +100,7 @@ class Payer:
             now=now,
             sleep=sleep,
         )
-        self._remembered: OrderedDict[tuple[str, str], Offer] = OrderedDict()
+        self._remembered: OrderedDict[tuple[str, str, str], Offer] = OrderedDict()
 
     async def prepay(self, request: PaidRequest) -> Header | None:
         """Return a credential for a route with a known, fresh challenge; otherwise None."""
@@ -121,7 +121,7 @@ class Payer:
         )
 
     async def find_offer(
-        self, route: tuple[str, str], origin: str, management: ManagementClient
+        self, route: tuple[str, str, str], origin: str, management: ManagementClient
     ) -> tuple[Offer, TokenLimits]:
         """Return the current offer of a route, and the limits that allow it; nothing is paid.
 
@@ -489,7 +489,7 @@ class Payer:
             await self.issuer.confirm_deposit(request, request.attached_deposit, receipt)
         _unlock(request)
 
-    def _remember(self, route: tuple[str, str], offer: Offer) -> None:
+    def _remember(self, route: tuple[str, str, str], offer: Offer) -> None:
         self._remembered[route] = offer
         self._remembered.move_to_end(route)
         if len(self._remembered) > REMEMBERED_MAX:

@@ -47,8 +47,9 @@ class PaidRequest:
         self.origin = origin
         self.url = url
         """Without the query, which may hold secrets: it is stored with the channel."""
-        self.route = method, url
-        """The key for remembering a challenge: close to the server's own idea of a route."""
+        self.route = method, url, expectation.model
+        """The key for remembering a challenge: close to the server's own idea of a route, which may
+        sell several models under one address, at different prices."""
         self.management = management
         self.expectation = expectation
         self.idempotency_key = idempotency_key

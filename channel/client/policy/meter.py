@@ -26,6 +26,8 @@ class Expectation(msgspec.Struct, frozen=True, gc=False):
     """Whether only `Accept` suggests a stream; then nothing is signed before it begins."""
     prompt_bytes: int = 0
     """The length of the body: no token of input is shorter than a byte."""
+    model: str = ""
+    """The model that the body names: a server may price each by itself."""
 
 
 class _Body(msgspec.Struct):
@@ -33,6 +35,7 @@ class _Body(msgspec.Struct):
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
     n: int | None = None
+    model: Any = None
 
 
 _decode_body = msgspec.json.Decoder(_Body).decode
@@ -66,6 +69,7 @@ def read_expectation(body: bytes | None, accept: str, *, long_bytes: int = 0) ->
         min(bounds) * choices if bounds else None,
         is_guess and fields.stream is None,
         prompt_bytes,
+        fields.model if isinstance(fields.model, str) else "",
     )
 
 

@@ -50,7 +50,7 @@ def test_it_writes_settings_that_load_and_a_key_that_is_the_payees(
     assert config.chain.id == devnet.values.chain_id
     assert config.chain.token == "0x" + devnet.values.token.hex()
     assert config.upstream.url == model_url
-    assert (config.price.input, config.price.output) == ("0.10", "0.40")
+    assert (config.price_rows[0].input, config.price_rows[0].output) == ("0.10", "0.40")
     assert config.ledger.url.endswith("of%20mine/books.db")
     key = decrypt_keystore(folder / "payee.json", read_password(folder / "payee.password"))
     assert len(key) == 32

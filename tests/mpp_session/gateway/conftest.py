@@ -80,6 +80,8 @@ def build_config(devnet: TestChain, upstream: str, folder: Path, **settings: Any
         "settlement.start": False,
     }
     flags = {name.replace("__", "."): value for name, value in settings.items()}
+    if any(name.startswith("prices.") for name in flags):
+        del defaults["price.per_unit"]
     return load_config(None, environment={}, defaults=defaults, flags=flags)
 
 

@@ -71,7 +71,7 @@ def load(tmp_path: Path, environment: dict[str, str] | None = None, **changes: A
 
 def test_a_file_with_the_required_settings_is_enough(tmp_path: Path) -> None:
     config = load(tmp_path)
-    assert config.price.per_unit == 25
+    assert config.price_rows[0].per_unit == 25
     assert config.payment.secrets == (Secret(SECRET),)
     assert config.listen.port == 8402
 
@@ -81,7 +81,7 @@ def test_a_flag_wins_over_the_environment_and_that_over_the_file(tmp_path: Path)
     variables = {**ENVIRONMENT, "MPP_SESSION_LISTEN_PORT": "2", "MPP_SESSION_PRICE_PER_UNIT": "7"}
     config = load_config(path, environment=variables, flags={"listen.port": 3})
     assert config.listen.port == 3
-    assert config.price.per_unit == 7
+    assert config.price_rows[0].per_unit == 7
     assert config.listen.host == "10.0.0.1"
 
 
@@ -90,7 +90,7 @@ def test_defaults_of_a_devnet_yield_to_the_file(tmp_path: Path) -> None:
     config = load_config(
         path, environment=ENVIRONMENT, defaults={"price.per_unit": 1, "listen.port": 99}
     )
-    assert (config.price.per_unit, config.listen.port) == (25, 99)
+    assert (config.price_rows[0].per_unit, config.listen.port) == (25, 99)
 
 
 def test_lists_come_from_the_environment_separated_by_commas(tmp_path: Path) -> None:
@@ -210,7 +210,7 @@ def test_prices_for_a_million_tokens_become_exact_rates(tmp_path: Path) -> None:
         price__reasoning="0.6",
         price__minimum="0.0001",
         price__maximum="0.5 usdc",
-    ).price
+    ).price_rows[0]
     tariff = price.tariff(USDC)
     usage = {
         "output_token": 7,
@@ -235,7 +235,7 @@ def test_prices_for_a_million_tokens_become_exact_rates(tmp_path: Path) -> None:
 
 def test_a_price_in_base_units_is_the_plain_tariff_of_before(tmp_path: Path) -> None:
     """Old clients know no other; no token's decimals are needed."""
-    assert load(tmp_path).price.tariff(None) == Tariff.of("llm_token", 25)
+    assert load(tmp_path).price_rows[0].tariff(None) == Tariff.of("llm_token", 25)
 
 
 def test_prices_come_from_the_environment_too(tmp_path: Path) -> None:
@@ -244,7 +244,7 @@ def test_prices_come_from_the_environment_too(tmp_path: Path) -> None:
         "MPP_SESSION_PRICE_OUTPUT": "0.40 USDC",
         "MPP_SESSION_PRICE_MINIMUM": "0.000001",
     }
-    price = load(tmp_path, {**ENVIRONMENT, **variables}, price__per_unit=None).price
+    price = load(tmp_path, {**ENVIRONMENT, **variables}, price__per_unit=None).price_rows[0]
     assert [rate.amount for rate in price.tariff(USDC).rates] == [400_000, 100_000]
     assert price.tariff(USDC).minimum == 1
 
@@ -263,14 +263,14 @@ def test_prices_come_from_the_environment_too(tmp_path: Path) -> None:
 def test_a_price_that_does_not_fit_the_token_is_named(
     tmp_path: Path, changes: dict[str, Any], said: str
 ) -> None:
-    price = load(tmp_path, **{**PER_MILLION, **changes}).price
+    price = load(tmp_path, **{**PER_MILLION, **changes}).price_rows[0]
     with pytest.raises(ConfigError, match=said):
         price.tariff(USDC)
 
 
 def test_a_token_without_decimals_has_prices_in_base_units_only(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"set `price\.per_unit`, in base units, instead"):
-        load(tmp_path, **PER_MILLION).price.tariff(None)
+        load(tmp_path, **PER_MILLION).price_rows[0].tariff(None)
 
 
 def test_a_payee_needs_a_key(tmp_path: Path) -> None:

@@ -228,8 +228,8 @@ async def test_a_body_too_long_to_keep_says_so(
     with pytest.raises(BodyNotReplayableError, match="small request first"):
         await agent.client.post("/joke", content=chunks())
     await agent.client.get("/joke")
-    agent.payer._remembered["POST", f"{BASE}/joke"] = agent.payer._remembered[  # noqa: SLF001
-        "GET", f"{BASE}/joke"
+    agent.payer._remembered["POST", f"{BASE}/joke", ""] = agent.payer._remembered[  # noqa: SLF001
+        "GET", f"{BASE}/joke", ""
     ]
     assert (await agent.client.post("/joke", content=chunks())).status_code == 200
     assert provider.seen[-1].body == b"chunk" * 5

@@ -1,0 +1,141 @@
+"""The table of prices: which row a request is sold under, and its tariff (pure).
+
+The first row counts that fits endpoint, model and time. A request that no row fits is not sold.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from channel.errors import ConfigError
+from channel.limits import MODEL_CHARS_MAX
+from channel.tariff import Tariff
+from channel.types import TokenUnit
+from mpp_session.settings import PriceRow, describe_tariff
+from mpp_session.settings.price_rows import name_row
+
+__all__ = ["Listing", "PriceTable"]
+
+_SHOWN_MAX: Final = 5
+
+
+class Listing(msgspec.Struct, frozen=True):
+    """A row of the table, and its price in base units of the token."""
+
+    row: PriceRow
+    tariff: Tariff
+
+    @property
+    def is_pattern(self) -> bool:
+        """Whether it prices the models of a pattern, and not one model by its name."""
+        return "*" in self.row.model
+
+    def covers(self, endpoint: str, model: str) -> bool:
+        """Whether it prices this endpoint and model; a pattern is covered by a wider one."""
+        return self.row.endpoint in ("*", endpoint) and _matches(self.row.model, model)
+
+    def counts_at(self, at: float) -> bool:
+        """Whether it counts at this time, in seconds since 1970."""
+        return self.row.valid_from is None or self.row.valid_from.timestamp() <= at
+
+
+class PriceTable:
+    """All prices of a gateway. An instance exists only if every row is valid."""
+
+    def __init__(self, rows: Sequence[PriceRow], unit: TokenUnit | None) -> None:
+        """Compute the tariffs, in base units of the token with this unit.
+
+        Raises:
+            ConfigError: There is no row, a price does not fit the token, or a row is never used
+                because one before it fits the same requests. The error names row and field.
+        """
+        if not rows:
+            raise ConfigError("`prices`: no row: nothing would be sold")
+        self.unit = unit
+        self.listings = tuple(
+            Listing(row, _tariff(number, row, unit)) for number, row in enumerate(rows, 1)
+        )
+        for number, later in enumerate(self.listings):
+            for before, earlier in enumerate(self.listings[:number]):
+                if _hides(earlier, later):
+                    raise ConfigError(
+                        f"{name_row(number + 1, later.row)} is never used, because row "
+                        f"{before + 1} comes first and prices the same requests: put the narrower "
+                        "one first, or remove one"
+                    )
+
+    def describe(self) -> str:
+        """Return the prices as people read them, of the first few models."""
+        shown = self.listings[:_SHOWN_MAX]
+        if len(self.listings) == 1 and shown[0].row.model == "*":
+            return describe_tariff(shown[0].tariff, self.unit)
+        parts = [f"{one.row.model}: {describe_tariff(one.tariff, self.unit)}" for one in shown]
+        left = len(self.listings) - len(shown)
+        return "; ".join([*parts, f"{left} more"] if left else parts)
+
+    def find(self, endpoint: str, model: str, at: float) -> Listing | None:
+        """Return the price of a model's requests at a time; None if it is not sold.
+
+        `model` is the name in the request; empty if it names none, which only `*` prices.
+        """
+        if len(model) > MODEL_CHARS_MAX:
+            return None
+        return next((one for one in self.at(endpoint, at) if one.covers(endpoint, model)), None)
+
+    def at(self, endpoint: str, at: float) -> list[Listing]:
+        """Return the listings of an endpoint that count at a time, in order."""
+        return [
+            one
+            for one in self.listings
+            if one.row.endpoint in ("*", endpoint) and one.counts_at(at)
+        ]
+
+    def only(self, endpoint: str) -> Listing | None:
+        """Return the price of an endpoint that has one for all models and times; or None."""
+        fitting = (one for one in self.listings if one.row.endpoint in ("*", endpoint))
+        first = next(fitting, None)
+        is_only = first is not None and first.row.model == "*" and first.row.valid_from is None
+        return first if is_only else None
+
+    def models(self, endpoint: str, at: float) -> tuple[str, ...]:
+        """Return the names and patterns that are sold under an endpoint at a time."""
+        return tuple(dict.fromkeys(one.row.model for one in self.at(endpoint, at)))
+
+
+def _tariff(number: int, row: PriceRow, unit: TokenUnit | None) -> Tariff:
+    try:
+        return row.tariff(unit)
+    except ConfigError as error:
+        text = str(error).replace("`price.", "`").removeprefix("`price`: ")
+        raise ConfigError(f"{name_row(number, row)}: {text}") from None
+
+
+def _hides(earlier: Listing, later: Listing) -> bool:
+    first, second = earlier.row, later.row
+    begins = first.valid_from is None or (
+        second.valid_from is not None and first.valid_from <= second.valid_from
+    )
+    return (
+        begins and first.endpoint in ("*", second.endpoint) and _matches(first.model, second.model)
+    )
+
+
+def _matches(pattern: str, model: str) -> bool:
+    """Whether a name fits a pattern, in which `*` stands for any characters.
+
+    The parts between the stars are looked for one by one, so a long name costs no more than its
+    length for each part.
+    """
+    first, *others = pattern.split("*")
+    if not others:
+        return model == pattern
+    if not model.startswith(first):
+        return False
+    at = len(first)
+    for part in others[:-1]:
+        found = model.find(part, at)
+        if found < 0:
+            return False
+        at = found + len(part)
+    return model.endswith(others[-1]) and at + len(others[-1]) <= len(model)
