@@ -133,13 +133,8 @@ PROSE = (
 PROSE_SUFFIXES = {".py", ".sql", ".md", ".toml", ""}
 """The scripts that users call have no suffix."""
 ALLOWED = {
-    # "at once" still stands in both for "immediately": to be replaced, then taken out here
-    "settlement/": frozenset({"at once"}),
-    "mpp_session/": frozenset({"at once"}),
     # the name of a file, which fixtures of users may look for
-    "mpp_session/testing/payer.py": frozenset({"at once", "purse"}),
-    # written by `scripts/docs` from the settings of mpp_session: goes with the entry above
-    "docs/reference/configuration.md": frozenset({"at once"}),
+    "mpp_session/testing/payer.py": frozenset({"purse"}),
     # faults 37, 66, 75 and 77 stand in the words of the reports that they come from
     "docs/engineering/failures.md": frozenset({"at once", "told", "lane"}),
     # the constant NOBODY, the zero address

@@ -47,7 +47,7 @@ def _load(path: Path, password: str) -> ChannelKeys:
 def _create(path: Path, password: str) -> None:
     """Write a new secret durably and atomically, before anything is signed with it.
 
-    If two processes start at once, one creates the file and both use it.
+    If two processes start together, one creates the file and both use it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     keystore = encrypt_keystore(secrets.token_bytes(_SECRET_BYTES), password)

@@ -248,7 +248,7 @@ class _Chunks:
         """The last chunk with a usage record."""
         self._last = "{}"
         """The last chunk."""
-        self._is_told = False
+        self._is_usage_sent = False
         """Whether the client was shown a usage record, and counts by it."""
         self._has_ended = False
         self._is_answered = False
@@ -294,7 +294,7 @@ class _Chunks:
 
     def _tell(self, usage: str) -> Frame:
         """Return a usage record: free, so that the client learns what to pay next."""
-        self._is_told = True
+        self._is_usage_sent = True
         return Frame(format_event(usage), units=0)
 
     def _sell(self, data: str, due: int) -> Event | Frame:
@@ -313,7 +313,7 @@ class _Chunks:
             return Frame(format_event(data), units, left)
         held = {kinds.dearest_output: left}
         usage = self._bill.output(units, self._counter.reasoning)
-        is_counted = bool(usage) and (self._is_told or units < due)
+        is_counted = bool(usage) and (self._is_usage_sent or units < due)
         prompt = {}
         if (self._asked or self._is_answered) and (has_ended or not is_counted):
             prompt = self._bill.prompt(self._counter.prompt, is_over=has_ended)
@@ -337,7 +337,7 @@ class _Chunks:
         if not (must_tell or self._chat.wants_usage):
             return self._sell(DONE, due)
         if must_tell or self._bill.kinds.is_plain:
-            self._is_told = True
+            self._is_usage_sent = True
             self._ready.appendleft(self._sell(DONE, due))
             return self._tell(self._sum_up())
         used = self._bill.output(due, counter.reasoning)
@@ -396,7 +396,7 @@ class _Chunks:
         """Charge what was read and delivered but not counted; record what was not delivered.
 
         If the client stopped paying, the model may have generated on in the meantime; if the client
-        left, the model stopped at once.
+        left, the model stopped immediately.
         """
         reservation, counter = self._meter.reservation, self._counter
         left = max(0, self._chat.units_max - self._bill.kinds.made(reservation.usage))

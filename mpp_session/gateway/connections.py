@@ -136,7 +136,7 @@ class Connection(H11Protocol):
         self._since = 0.0
 
     def connection_made(self, transport: Any) -> None:
-        """Accept a connection, or refuse it at once."""
+        """Accept a connection, or refuse it immediately."""
         transport.max_size = READ_BYTES_MAX  # asyncio's: bytes read in one turn of the loop
         super().connection_made(transport)
         self.source = read_client({"client": self.client})

@@ -2,7 +2,7 @@
 
 Both belong to a pipe, a terminal or a supervisor, and each of those may stop reading. A write would
 then block, perhaps for ever, and so would the closing of channels. A long-running program therefore
-redirects each descriptor into a pipe of its own. One thread reads that pipe at once into a bounded
+redirects each descriptor into a pipe of its own. One thread reads that pipe into a bounded
 queue; another writes the queue out, and only it may block. Lines that find no room are dropped and
 counted, and the count is written once the reader reads again.
 """
@@ -100,7 +100,7 @@ class _Relay:
         return int(struct.unpack("i", answer)[0])
 
     def _collect(self) -> None:
-        """Read the pipe at once, by whole lines unless they are longer than one read."""
+        """Read the pipe as it fills, by whole lines unless they are longer than one read."""
         rest = b""
         while True:
             select.select([self._reader], [], [])

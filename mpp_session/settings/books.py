@@ -268,7 +268,7 @@ class Sponsoring(Section, frozen=True):
         Meta(
             description="Most gas that one deposit may use. With a key's signature it uses about "
             "150,000. A contract wallet adds its own check, and could otherwise use "
-            "up the hour's gas at once."
+            "up the hour's gas with one deposit."
         ),
     ] = SPONSORED_GAS_MAX
     gas_price_max_wei: Annotated[Positive, Meta(description="Most to pay per unit of gas.")] = (

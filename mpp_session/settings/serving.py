@@ -83,8 +83,8 @@ class Listen(Section, frozen=True):
         Meta(
             gt=0,
             le=3600,
-            description="How long running answers may take to end after SIGTERM. Streams end at "
-            "once, each with its final receipt.",
+            description="How long running answers may take to end after SIGTERM. Streams end "
+            "immediately, each with its final receipt.",
         ),
     ] = 10.0
     workers: Annotated[

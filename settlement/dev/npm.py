@@ -2,7 +2,7 @@
 
 A checkout has them in `contracts/node_modules`. Without a checkout they are installed into the
 user's cache folder: first into a temporary folder, which is then renamed, so that two processes can
-install at once and an interrupted one leaves nothing behind.
+install concurrently and an interrupted one leaves nothing behind.
 """
 
 import asyncio

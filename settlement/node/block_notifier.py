@@ -57,7 +57,7 @@ class BlockNotifier:
         self._woke_at = clock()
 
     async def listen(self) -> None:
-        """Keep the subscription running for ever. Returns at once without a websocket URL."""
+        """Keep the subscription running for ever. Without a websocket URL, return."""
         delay_s = self._reconnect_s
         while self._ws_url is not None:
             made = self.subscriptions

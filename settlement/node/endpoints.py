@@ -142,7 +142,7 @@ class Endpoints:
     async def ask_each(
         self, use: Callable[[NodeTransport], Awaitable[_T]]
     ) -> list[_T | ChainUnavailableError]:
-        """Ask every node at once, including those in cool-down or left out; return every answer."""
+        """Ask all nodes concurrently, also those in cool-down or left out; return every answer."""
 
         async def ask(endpoint: Endpoint) -> _T | ChainUnavailableError:
             try:
@@ -156,7 +156,7 @@ class Endpoints:
     async def ask_believed(
         self, use: Callable[[NodeTransport], Awaitable[_T]], *, timeout_s: float | None = None
     ) -> list[_T]:
-        """Ask every node that is not left out, at once; return only the answers that came.
+        """Ask all nodes that are not left out, concurrently; return only the answers that came.
 
         The caller can then compare the answers of several nodes.
         """

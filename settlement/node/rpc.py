@@ -439,7 +439,7 @@ class Rpc:
             except RpcRefusedError:
                 raise  # an answer, and by now every node's
             except ChainUnavailableError:
-                pause_s = 0.0 if attempt < self.node_count else delay_s  # another node: at once
+                pause_s = 0.0 if attempt < self.node_count else delay_s  # another node: no pause
                 if clock() + pause_s >= deadline:
                     raise
                 await asyncio.sleep(pause_s)

@@ -2,9 +2,9 @@
 
 It runs beside the watcher, in the process that holds the payee's key. Before a voucher at or below
 `spent` leaves, the ledger marks it public, as before a settle: a thief of the file can buy nothing
-with it. Each channel shown is judged at once, from values alone. Signing and writing run in a task
-of their own, so that a slow signing service or disk does not hold up settles and closes. Failed
-signatures and writes are retried, with an alarm.
+with it. Each channel shown is judged immediately, from values alone. Signing and writing run in
+a task of their own, so that a slow signing service or disk does not hold up settles and closes.
+Failed signatures and writes are retried, with an alarm.
 """
 
 import asyncio

@@ -157,7 +157,7 @@ class CloseExecutor:
         )
 
     def submit(self, dues: Sequence[Due]) -> None:
-        """Start all actions and return at once.
+        """Start all actions and return without waiting for them.
 
         Skips a channel with a running action, and an action that failed just now.
         """

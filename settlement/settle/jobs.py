@@ -127,9 +127,9 @@ class JobQueue:
         self._waiting.sort(key=Job.urgency)
         first = self._waiting[0]
         kind = (first.purpose, first.batch_max)
-        alike = [job for job in self._waiting if (job.purpose, job.batch_max) == kind]
+        same_kind = [job for job in self._waiting if (job.purpose, job.batch_max) == kind]
         bound = min(self._batch_max, first.batch_max or self._batch_max)
-        batch = _fitting(_one_each(alike)[:bound])
+        batch = _fitting(_one_each(same_kind)[:bound])
         taken = set(map(id, batch))
         self._waiting = [job for job in self._waiting if id(job) not in taken]
         return batch

@@ -1,8 +1,8 @@
 """Finds closes that web workers have decided, as soon as they are in the ledger.
 
 A worker stores its decision in the ledger before it waits (`channel.engine.closing`). The ledger
-wakes this loop: at once on PostgreSQL, within a few hundredths of a second on SQLite. A periodic
-look finds closes that no wake-up announced.
+wakes this loop: immediately on PostgreSQL, within a few hundredths of a second on SQLite.
+A periodic look finds closes that no wake-up announced.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ class PendingCloses:
     ) -> None:
         """Look for closes of one payee's channels in one escrow.
 
-        `begin` starts closing channels and returns at once. It skips channels being closed already.
+        `begin` starts closing channels and does not wait. It skips channels being closed already.
         """
         self._ledger = ledger
         self._begin = begin

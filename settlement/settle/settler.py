@@ -1,7 +1,7 @@
 """Sends the payee's settles and closes, many channels in one transaction.
 
 Requests that arrive while a transaction is prepared go into the next one: a lone close waits for
-nothing, and a hundred at once share their gas. Each entry is simulated alone before it is sent, so
+nothing, and a hundred together share their gas. Each entry is simulated alone before it is sent, so
 that one the escrow would refuse costs the others nothing (F-79). An entry refused only in the block
 is skipped by the escrow with a reason. A request for a channel whose transaction is open joins it,
 also after a restart (F-40).
@@ -180,7 +180,7 @@ class EscrowSettler:
                 self.tasks.start(self._see_through(jobs, tx.versions[0].tx_hash))
 
     async def aclose(self) -> None:
-        """Stop at once. Sent transactions are in the journal, and the next process resumes them."""
+        """Stop now. Sent transactions are in the journal, and the next process resumes them."""
         await self.tasks.aclose()
         for job in self._queue.unanswered():
             job.fail(SettlementPendingError("The settler has stopped: retry later."))
@@ -333,7 +333,7 @@ class EscrowSettler:
     async def _refuse_all(self, jobs: Sequence[Job], error: ContractRevertedError) -> None:
         """Answer the refusal of a whole batch; smaller batches then show whose refusal it is.
 
-        A refusal by a block has cost gas: each job is then retried alone at once.
+        A refusal by a block has cost gas: each job is then retried alone, without a pause.
         """
         if len(jobs) == 1:
             await self._refuse(jobs[0], error)

@@ -55,7 +55,7 @@ class UnclaimedChannels:
         """Look for openings older than `age_s` whose block is at least `confirmations` deep.
 
         `latest` gives the time of last use, in Unix seconds, of an added channel: the greatest of
-        the clocks, so that it is not closed as idle at once. Default: this machine's clock.
+        the clocks, so that it is not closed as idle immediately. Default: this machine's clock.
         """
         self._orders = orders
         self._ledger = ledger

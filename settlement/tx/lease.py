@@ -49,7 +49,7 @@ async def wait_for_lease(
     alarms = alarms or Alarms()
     clock = asyncio.get_running_loop().time
     answered_at = clock()
-    has_told = False
+    has_reported = False
     log_once = LogOnce(_log, "lease request failed, will retry: %s")
     while True:
         try:
@@ -58,8 +58,8 @@ async def wait_for_lease(
             alarms.end(AlarmKind.BOOKS_AWAY)
             if fence is not None:
                 return fence
-            if not has_told:
-                has_told = True
+            if not has_reported:
+                has_reported = True
                 on_standby(await journal.lease_holder() or "another settler")
         except LedgerUnavailableError as error:
             log_once.make(error)

@@ -7,7 +7,7 @@
     MINED, REVERTED, FINAL -> SENT   a reorg removed its block: the same bytes are sent again
 
 A nonce is assigned once, with the bytes. A higher fee adds a version on the same nonce; all
-versions are kept, because any of them may be mined. A revert is permanent at once (F-76); FINAL
+versions are kept, because any of them may be mined. A revert is permanent immediately (F-76); FINAL
 only adds that its block is deep. An event that does not apply to a state leaves it unchanged, so
 repeating an event is harmless.
 """

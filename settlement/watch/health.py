@@ -137,7 +137,7 @@ class HealthChecks:
         """Leave out closes for exits that only one node shows, if there are very many.
 
         A node with true blocks can falsely report that every payer requested a close, and so have
-        every customer's channel closed (O-88). A few are acted on at once. If there are many, a
+        every customer's channel closed (O-88). A few are acted on immediately. If there are many, a
         second node must confirm them; until then they wait, but no longer than half of their grace
         period.
         """

@@ -44,7 +44,7 @@ STILL_S_MAX: Final = 300.0
 
 
 class WatchLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """How often to look, and how much to do at once."""
+    """How often to look, and how much to do concurrently."""
 
     interval_s: float = 15.0
     """Seconds between two sweeps of every open channel."""
@@ -55,7 +55,7 @@ class WatchLimits(msgspec.Struct, frozen=True, kw_only=True):
     retry_s: float = 2.0
     """Seconds before a retry after a refusal by the escrow; doubles each time, up to a minute."""
     confirmations: int = 1
-    """How deep a deposit must be to count. Facts to the payee's disadvantage count at once."""
+    """How deep a deposit must be to count. Facts to the payee's disadvantage count at any depth."""
     half_closed_s_max: float = 60.0
     """Seconds a close may take to choose its voucher before its process counts as dead."""
     away_s_max: float = 60.0

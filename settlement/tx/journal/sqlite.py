@@ -37,8 +37,8 @@ class SqliteJournal:
     """See `interface.SettlerJournal`. Make one with `open`.
 
     Processes that share a SQLite file run on one machine. The lease therefore uses this machine's
-    clock, and its holder also locks a file. A standby replaces a killed holder at once, and a hung
-    one when its lease expires.
+    clock, and its holder also locks a file. A standby replaces a killed holder immediately, and
+    a hung one when its lease expires.
     """
 
     is_durable = True
