@@ -8,6 +8,7 @@ import typer
 from mpp_session.cli.output import count, print_json, say
 
 if TYPE_CHECKING:
+    from mpp_session.gateway.checkup import ModelServer
     from mpp_session.operator.doctor import Check
     from mpp_session.settings import Config
 
@@ -84,12 +85,28 @@ async def _examine(settings: "Config", path: Path | None, *, as_json: bool) -> "
     async for check in examine(settings, path):
         checks.append(check)
         _show([check], as_json=as_json)
-    checks.append(await _model_server(settings))
-    _show(checks[-1:], as_json=as_json)
+    for check in [*await _model_server(settings), await _outside(settings)]:
+        checks.append(check)
+        _show([check], as_json=as_json)
     return checks
 
 
-async def _model_server(settings: "Config") -> "Check":
+async def _outside(settings: "Config") -> "Check":
+    """Look at the gateway as its clients do: through the proxy in front of it."""
+    from mpp_session.gateway.paced import look_from_outside
+    from mpp_session.operator.doctor import Check, Verdict
+
+    name, url = "proxy", settings.discovery.url
+    if url is None:
+        return Check(name, Verdict.SKIPPED, "`discovery.url` names no public address")
+    found = await look_from_outside(url.rstrip("/"), settings.payment.realm)
+    if found.fault:
+        verdict = Verdict.FAULT if found.is_reached else Verdict.ADVICE
+        return Check(name, verdict, found.fault, found.remedy)
+    return Check(name, Verdict.OK, f"{url} passes event streams on as they come")
+
+
+async def _model_server(settings: "Config") -> "list[Check]":
     from mpp_session.gateway.checkup import look_at_model_server
     from mpp_session.operator.doctor import Check, Verdict
 
@@ -97,16 +114,37 @@ async def _model_server(settings: "Config") -> "Check":
     found = await look_at_model_server(settings.upstream)
     if found.fault is not None:
         remedy = "start it, or correct `upstream.url` or `upstream.api_key`"
-        return Check(name, Verdict.FAULT, f"{url}: {found.fault}", remedy)
+        down = Check("tokenizer", Verdict.SKIPPED, "the model server is not there")
+        return [Check(name, Verdict.FAULT, f"{url}: {found.fault}", remedy), down]
     models = ", ".join(found.models) or "names no model"
     if not found.has_usage:
-        return Check(
+        server = Check(
             name,
             Verdict.ADVICE,
             f"{url}: {models}; its answers report no usage, so tokens are estimated from bytes",
             "use a server that reports `usage`, such as llama.cpp or vLLM",
         )
-    return Check(name, Verdict.OK, f"{url}: {models}; output counted as {found.kind}")
+    else:
+        server = Check(name, Verdict.OK, f"{url}: {models}; output counted as {found.kind}")
+    return [server, _tokenizer(settings, found)]
+
+
+def _tokenizer(settings: "Config", found: "ModelServer") -> "Check":
+    """Judge whether the input is counted before the model runs, if it has a price."""
+    from mpp_session.operator.doctor import Check, Verdict
+
+    name = "tokenizer"
+    if all(row.input is None for row in settings.price_rows):
+        return Check(name, Verdict.SKIPPED, "input has no price")
+    if found.counts_prompts:
+        return Check(name, Verdict.OK, "the model server counts prompts before it runs")
+    charged = "its usage is charged" if found.has_usage else "a token for four bytes is charged"
+    return Check(
+        name,
+        Verdict.ADVICE,
+        f"the model server does not count prompts: a token for each byte is reserved, {charged}",
+        "use a server with a tokenizer's endpoint, such as llama.cpp, vLLM or SGLang",
+    )
 
 
 def _show(checks: "list[Check]", *, as_json: bool) -> None:

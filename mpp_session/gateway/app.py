@@ -19,6 +19,7 @@ from mpp_session.gateway.descriptions import MODELS_PATH, describe_completions, 
 from mpp_session.gateway.errors import NotServedError
 from mpp_session.gateway.free import free_routes, problem_response
 from mpp_session.gateway.model_prices import ModelPrices, ModelReader
+from mpp_session.gateway.paced import paced_route
 from mpp_session.gateway.readiness import Readiness
 from mpp_session.gateway.upstream import Upstream
 from mpp_session.prices.table import PriceTable
@@ -59,6 +60,7 @@ class Gateway:
             Router(
                 [
                     AppRoute(PATH, completions.answer, methods=["POST"]),
+                    paced_route(config.payment.realm),
                     *free_routes(upstream, config.upstream.free),
                 ],
                 default=_not_served,

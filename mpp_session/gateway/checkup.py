@@ -1,11 +1,13 @@
 """Looks at the model server for `mpp-session doctor`: its kind, its models, its usage."""
 
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 from starlette.datastructures import Headers
 
+from mpp_session.gateway.chat import parse_chat_request
 from mpp_session.gateway.errors import UpstreamError
+from mpp_session.gateway.prompt import PromptCounter
 from mpp_session.gateway.readiness import Readiness
 from mpp_session.gateway.upstream import Upstream, read_body
 from mpp_session.settings import Upstream as UpstreamSettings
@@ -25,6 +27,8 @@ class ModelServer(msgspec.Struct, frozen=True, kw_only=True):
     models: tuple[str, ...] = ()
     has_usage: bool = False
     """Whether an answer in one piece reports how many tokens it has."""
+    counts_prompts: bool = False
+    """Whether it counts the tokens of a prompt before the model runs, exactly."""
 
 
 class _Model(msgspec.Struct):
@@ -52,10 +56,23 @@ async def look_at_model_server(settings: UpstreamSettings) -> ModelServer:
             return ModelServer(fault=fault)
         models = await _models(upstream, settings.connect_timeout_s)
         try:
-            has_usage = await _reports_usage(upstream, models[0] if models else "default")
+            has_usage = await _reports_usage(upstream, models)
         except UpstreamError as error:
             return ModelServer(fault=str(error), kind=readiness.kind, models=models)
-        return ModelServer(kind=readiness.kind, models=models, has_usage=has_usage)
+        return ModelServer(
+            kind=readiness.kind,
+            models=models,
+            has_usage=has_usage,
+            counts_prompts=await _counts_prompts(upstream, readiness, models),
+        )
+
+
+async def _counts_prompts(
+    upstream: Upstream, readiness: Readiness, models: tuple[str, ...]
+) -> bool:
+    body = msgspec.json.encode(_simplest(models))
+    chat = parse_chat_request(body, max_tokens=1, default_max_tokens=1, kind=readiness.kind)
+    return (await PromptCounter(upstream, readiness).count(chat)).is_exact
 
 
 async def _models(upstream: Upstream, timeout_s: float) -> tuple[str, ...]:
@@ -66,22 +83,28 @@ async def _models(upstream: Upstream, timeout_s: float) -> tuple[str, ...]:
         return ()
 
 
-async def _reports_usage(upstream: Upstream, model: str) -> bool:
+def _simplest(models: tuple[str, ...]) -> dict[str, Any]:
+    return {
+        "model": models[0] if models else "default",
+        "max_tokens": 1,
+        "messages": [{"role": "user", "content": "Hi"}],
+    }
+
+
+async def _reports_usage(upstream: Upstream, models: tuple[str, ...]) -> bool:
     """Return whether an answer of one token states its usage.
 
     Raises:
         UpstreamError: The server refuses the simplest request.
     """
-    asked = {
-        "model": model,
-        "max_tokens": 1,
-        "messages": [{"role": "user", "content": "Hi"}],
-    }
+    asked = _simplest(models)
     headers = Headers({"content-type": "application/json"})
     async with upstream.request("POST", _CHAT, headers, msgspec.json.encode(asked)) as response:
         body = await read_body(response)
         if response.status_code != 200:  # noqa: PLR2004
-            raise UpstreamError(f"POST {_CHAT} for model {model!r} gives {response.status_code}.")
+            raise UpstreamError(
+                f"POST {_CHAT} for model {asked['model']!r} gives {response.status_code}."
+            )
     try:
         usage = msgspec.json.decode(body, type=_Answer).usage
     except (msgspec.DecodeError, UnicodeDecodeError):

@@ -45,6 +45,8 @@ __all__ = ["Check", "Verdict", "examine", "unreadable"]
 
 _DISK_BYTES_MIN: Final = 1024**3
 _LOOK_S_MAX: Final = 120
+_TOWER_S_MAX: Final = 180
+"""The settler writes a line each minute, if only to show that it writes."""
 _READABLE_BY_OTHERS: Final = 0o077
 
 
@@ -97,6 +99,7 @@ async def examine(config: ProviderConfig, path: Path | None) -> AsyncIterator[Ch
     yield _disk(config)
     yield await _books(config)
     yield await _settler(config)
+    yield await asyncio.to_thread(_watchtower, config)
 
 
 _NODES: Final = "check `chain.rpc_url` and `chain.id`, and that the node can be reached from here"
@@ -357,3 +360,39 @@ async def _settler(config: ProviderConfig) -> Check:
             "see the alarm in docs/guide/operating.md",
         )
     return Check("settler", Verdict.OK, f"{holder}, looked {age_s} s ago")
+
+
+def _watchtower(config: ProviderConfig) -> Check:
+    """Look at the file that a watchtower on another machine gets copies of."""
+    name, file = "watchtower", config.tower.export_file
+    if file is None:
+        if config.chain.id in DEVELOPMENT_CHAINS:
+            return Check(name, Verdict.SKIPPED, "a development chain needs none")
+        return Check(
+            name,
+            Verdict.ADVICE,
+            "none: while no settler runs for a grace period, payers take back what they owe",
+            "set `tower.export_file`, and run `mpp-session settle --watchtower` on another machine",
+        )
+    try:
+        age_s = int(time.time() - Path(file).stat().st_mtime)
+    except FileNotFoundError:
+        if _new_file(config) is not None:
+            return Check(name, Verdict.SKIPPED, f"the settler's first start makes {file}")
+        age_s = None
+    except OSError as error:
+        return Check(
+            name,
+            Verdict.FAULT,
+            f"{file} cannot be read: {error.strerror}",
+            f"give {file} to the user of settler and doctor",
+        )
+    if age_s is None or age_s > _TOWER_S_MAX:
+        old = "is missing" if age_s is None else f"got no line for {age_s} s"
+        return Check(
+            name,
+            Verdict.FAULT,
+            f"{file} {old}: a watchtower knows of no newer voucher",
+            "start `mpp-session settle`; if it runs, see `tower-unfed` in docs/guide/operating.md",
+        )
+    return Check(name, Verdict.OK, f"{file} got its last line {age_s} s ago")

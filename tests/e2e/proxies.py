@@ -46,10 +46,11 @@ _CADDY_OPTIONS = """
 
 
 class Proxy(NamedTuple):
-    """Where a running proxy answers, and how a client comes to trust it."""
+    """Where a running proxy answers, and what a client trusts it by."""
 
     url: str
     verify: ssl.SSLContext
+    root: Path
 
 
 def _changed(text: str, changes: dict[str, str]) -> str:
@@ -59,7 +60,9 @@ def _changed(text: str, changes: dict[str, str]) -> str:
     return text
 
 
-async def _nginx(folder: Path, port: int, server: str) -> tuple[list[str], Path]:
+async def _nginx(
+    folder: Path, port: int, server: str, faults: dict[str, str]
+) -> tuple[list[str], Path]:
     certificate, key = folder / "certificate.pem", folder / "key.pem"
     await _make_certificate(certificate, key)
     site = _changed(
@@ -72,13 +75,16 @@ async def _nginx(folder: Path, port: int, server: str) -> tuple[list[str], Path]
             "/etc/ssl/private/api.example.com.key": str(key),
         },
     )
+    for name, value in faults.items():
+        site, count = re.subn(rf"(?m)^( *){name} .*", rf"\1{value}", site)
+        assert count == 1
     (folder / "site.conf").write_text(site)
     (folder / "nginx.conf").write_text(_NGINX_CONF.format(folder=folder))
     nginx = str(require_program("nginx"))
     return [nginx, "-p", str(folder), "-e", "stderr", "-c", str(folder / "nginx.conf")], certificate
 
 
-async def _caddy(folder: Path, port: int, server: str) -> tuple[list[str], Path]:
+async def _caddy(folder: Path, port: int, server: str, _: dict[str, str]) -> tuple[list[str], Path]:
     site = _changed(
         (DEPLOY / "Caddyfile").read_text(),
         {"api.example.com {": f"https://localhost:{port} {{", "127.0.0.1:8402": server},
@@ -86,22 +92,26 @@ async def _caddy(folder: Path, port: int, server: str) -> tuple[list[str], Path]
     options = _CADDY_OPTIONS.format(folder=folder, port=free_port())
     (folder / "Caddyfile").write_text(options + site)
     caddy = str(require_program("caddy"))
-    chain = folder / "storage" / "certificates" / "local" / "localhost" / "localhost.crt"
-    return [caddy, "run", "--adapter", "caddyfile", "--config", str(folder / "Caddyfile")], chain
+    root = folder / "storage" / "pki" / "authorities" / "local" / "root.crt"
+    return [caddy, "run", "--adapter", "caddyfile", "--config", str(folder / "Caddyfile")], root
 
 
 PROXIES = {"nginx": _nginx, "caddy": _caddy}
 
 
 @contextlib.asynccontextmanager
-async def run_proxy(name: str, folder: Path, server_url: str) -> AsyncIterator[Proxy]:
+async def run_proxy(
+    name: str, folder: Path, server_url: str, **faults: str
+) -> AsyncIterator[Proxy]:
     """Run a proxy with its file of docs/deploy; only names, ports and certificates are changed.
+
+    A test of a fault gives the directives that nginx has instead, by name.
 
     The certificate is made here, and the context trusts it alone.
     """
     await asyncio.to_thread(folder.mkdir)
     port, server = free_port(), server_url.removeprefix("http://")
-    command, chain = await PROXIES[name](folder, port, server)
+    command, root = await PROXIES[name](folder, port, server, faults)
     log = folder / "log"
     with log.open("wb") as output:
         process = await asyncio.create_subprocess_exec(
@@ -113,8 +123,8 @@ async def run_proxy(name: str, folder: Path, server_url: str) -> AsyncIterator[P
             while trust is None:
                 assert process.returncode is None, log.read_text()
                 await asyncio.sleep(0.02)
-                trust = await _connect(port, chain)
-        yield Proxy(f"https://localhost:{port}", trust)
+                trust = await _connect(port, root)
+        yield Proxy(f"https://localhost:{port}", trust, root)
     finally:
         if process.returncode is None:
             process.send_signal(signal.SIGTERM)
@@ -122,11 +132,10 @@ async def run_proxy(name: str, folder: Path, server_url: str) -> AsyncIterator[P
     assert not re.search(r"\[(emerg|alert|crit)\]|panic", log.read_text()), log.read_text()
 
 
-async def _connect(port: int, chain: Path) -> ssl.SSLContext | None:
+async def _connect(port: int, root: Path) -> ssl.SSLContext | None:
     """Return what trusts the server on `port`; None if it is not ready."""
     try:
-        trust = ssl.create_default_context(cafile=str(chain))
-        trust.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # a certificate of this machine alone
+        trust = ssl.create_default_context(cafile=str(root))
         _, writer = await asyncio.open_connection("localhost", port, ssl=trust)
     except OSError:
         return None

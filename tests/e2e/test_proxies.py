@@ -1,8 +1,10 @@
 """The nginx and Caddy examples of docs/deploy: real proxies in front of a real gateway."""
 
 import asyncio
+import json
 import re
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,6 +56,7 @@ class Shop(NamedTuple):
 
     proxy: Proxy
     gateway: GatewayProcess
+    variables: dict[str, str]
     model: ModelServer
     customer: Customer
 
@@ -78,7 +81,7 @@ async def shop(
             run_proxy(proxy_name, tmp_path / "proxy", gateway.url) as proxy,
             httpx.AsyncClient(verify=proxy.verify, timeout=PATIENCE_S, trust_env=False) as client,
         ):
-            yield Shop(proxy, gateway, model, Customer(chain, client))
+            yield Shop(proxy, gateway, variables, model, Customer(chain, client))
 
 
 async def test_each_chunk_of_a_paid_stream_arrives_before_the_model_makes_the_next(
@@ -133,6 +136,59 @@ async def test_clients_of_a_gateway_that_is_away_are_told_when_to_come_back(shop
     assert answer.json()["status"] == 503
     await shop.gateway.start()
     assert (await shop.customer.client.post(shop.proxy.url + PATH, json={})).status_code == 402
+
+
+async def diagnose(shop: Shop, forge: Forge, folder: Path, url: str, root: Path) -> dict[str, str]:
+    """Return what `mpp-session doctor` finds of the proxy at a public address."""
+    variables = shop.variables | {
+        "MPP_SESSION_DISCOVERY_URL": url,
+        "SSL_CERT_FILE": str(root),
+    }
+    done = await asyncio.to_thread(forge.run, ["doctor", "--json"], variables, folder)
+    checks: list[dict[str, str]] = json.loads(done.stdout)["checks"]
+    return next(check for check in checks if check["name"] == "proxy")
+
+
+async def test_doctor_finds_the_examples_right_and_a_gateway_that_is_away(
+    shop: Shop, forge: Forge, tmp_path: Path
+) -> None:
+    ask = partial(diagnose, shop, forge, tmp_path, root=shop.proxy.root)
+    assert (await ask(shop.proxy.url))["verdict"] == "ok"
+    elsewhere = await ask(shop.model.url)
+    assert (elsewhere["verdict"], "not as this gateway" in elsewhere["found"]) == ("fault", True)
+    await shop.gateway.end()
+    away = await ask(shop.proxy.url)
+    assert (away["verdict"], "does not reach" in away["found"]) == ("advice", True)
+
+
+@pytest.mark.parametrize("proxy_name", ["nginx"], indirect=True)
+@pytest.mark.parametrize(
+    ("directive", "fault", "said"),
+    [
+        (
+            "proxy_buffering",
+            "proxy_buffering on; proxy_ignore_headers X-Accel-Buffering;",
+            "holds event streams back",
+        ),
+        (
+            "proxy_set_header X-Forwarded-For",
+            "proxy_set_header X-Forwarded-For $http_x_forwarded_for;",
+            "clients can choose their address",
+        ),
+    ],
+)
+async def test_doctor_names_what_a_proxy_does_wrong_and_the_directive_that_ends_it(  # noqa: PLR0917
+    shop: Shop, forge: Forge, tmp_path: Path, directive: str, fault: str, said: str
+) -> None:
+    """The remedy is run as it is printed: its directive takes the place of the wrong one."""
+    for number, verdict in enumerate(("fault", "ok")):
+        folder = tmp_path / f"wrong-{number}"
+        async with run_proxy("nginx", folder, shop.gateway.url, **{directive: fault}) as wrong:
+            found = await diagnose(shop, forge, tmp_path, wrong.url, wrong.root)
+        assert found["verdict"] == verdict, found
+        if verdict == "fault":
+            assert said in found["found"]
+            fault = re.findall(rf"{directive} [^;]*;", found["remedy"])[0]
 
 
 async def test_the_longest_offers_and_credentials_pass(proxy_name: str, tmp_path: Path) -> None:

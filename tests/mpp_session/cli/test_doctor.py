@@ -1,7 +1,12 @@
 """`mpp-session doctor`: each fault is one line with its remedy, and the remedy ends the fault."""
 
+import asyncio
 import json
+import os
+import re
+import signal
 import sqlite3
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,9 +15,12 @@ import pytest
 
 from mpp_session.testing.chain import TestChain
 from settlement.node.rpc import Rpc
-from tests.mpp_session.cli.conftest import Run
+from tests.e2e.warm import Forge
+from tests.mpp_session.cli.conftest import Run, environment
 from tests.mpp_session.cli.test_gateway import SECRET, variables
 from tests.mpp_session.gateway.real_model import real_model
+from tests.mpp_session.model_server import model_server
+from tests.waiting import PATIENCE_S
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +60,10 @@ def test_where_all_is_well_nothing_is_a_fault(
         "disk": "ok",
         "books": "ok",
         "settler": "skipped",
+        "watchtower": "skipped",
         "model server": "ok",
+        "tokenizer": "skipped",
+        "proxy": "skipped",
     }
     assert "counted as llama.cpp" in check_of(document, "model server")["found"]
     assert not (tmp_path / "ledger.db").exists()
@@ -138,6 +149,66 @@ def test_the_remedy_for_a_readable_file_of_secrets_ends_the_advice(
     assert before["remedy"] == f"chmod 600 {file}"
     file.chmod(0o600)
     assert check_of(json.loads(run(*ask, **given).stdout), "secrets")["verdict"] == "ok"
+
+
+def test_priced_input_is_counted_by_a_server_with_a_tokenizer(
+    run: Run, devnet: TestChain, tmp_path: Path, model_url: str
+) -> None:
+    given = variables(devnet, tmp_path, UPSTREAM_URL=model_url, PRICE_OUTPUT="1", PRICE_INPUT="1")
+    del given["MPP_SESSION_PRICE_PER_UNIT"]
+    found = check_of(json.loads(run("doctor", "--json", **given).stdout), "tokenizer")
+    assert found["verdict"] == "ok", found
+
+
+async def test_the_remedy_for_a_server_without_a_tokenizer_is_one_that_has_it(
+    run: Run, devnet: TestChain, tmp_path: Path
+) -> None:
+    async with model_server() as model:
+        given = variables(
+            devnet, tmp_path, UPSTREAM_URL=model.url, PRICE_OUTPUT="1", PRICE_INPUT="1"
+        )
+        del given["MPP_SESSION_PRICE_PER_UNIT"]
+        without = await asyncio.to_thread(run, "doctor", "--json", **given)
+        found = check_of(json.loads(without.stdout), "tokenizer")
+        assert found["verdict"] == "advice"
+        assert "vLLM" in found["remedy"]
+        model.tokens = 9
+        having = await asyncio.to_thread(run, "doctor", "--json", **given)
+    assert check_of(json.loads(having.stdout), "tokenizer")["verdict"] == "ok"
+
+
+def test_the_remedy_for_a_tower_that_gets_nothing_is_a_settler(
+    run: Run, devnet: TestChain, tmp_path: Path, forge: Forge
+) -> None:
+    """The file has not grown for an hour; the settler that the line names makes it grow."""
+    file = tmp_path / "settles.jsonl"
+    given = variables(devnet, tmp_path, TOWER_EXPORT_FILE=str(file))
+    file.write_text("{}\n")
+    file.chmod(0o600)
+    hour_ago = time.time() - 3600
+    os.utime(file, (hour_ago, hour_ago))
+    old = check_of(json.loads(run("doctor", "--json", **given).stdout), "watchtower")
+    assert old["verdict"] == "fault"
+    assert re.search(r"got no line for 36\d\d s", old["found"])
+    assert old["remedy"].startswith("start `mpp-session settle`")
+    settler = forge.start(["settle"], environment(given), tmp_path / "settler.log")
+    try:
+        deadline = time.monotonic() + PATIENCE_S
+        while file.stat().st_mtime <= hour_ago and time.monotonic() < deadline:
+            time.sleep(0.1)
+    finally:
+        settler.send_signal(signal.SIGTERM)
+        asyncio.run(settler.wait())
+    fresh = check_of(json.loads(run("doctor", "--json", **given).stdout), "watchtower")
+    assert fresh["verdict"] == "ok", fresh
+
+
+def test_a_tower_s_file_that_the_first_settler_makes_is_no_fault_before_it(
+    run: Run, devnet: TestChain, tmp_path: Path
+) -> None:
+    given = variables(devnet, tmp_path, TOWER_EXPORT_FILE=str(tmp_path / "settles.jsonl"))
+    found = check_of(json.loads(run("doctor", "--json", **given).stdout), "watchtower")
+    assert found["verdict"] == "skipped"
 
 
 def test_books_that_are_no_ledger_are_a_fault(run: Run, devnet: TestChain, tmp_path: Path) -> None:
