@@ -27,8 +27,8 @@ mpp-session --help
 {table}
 
 Exit codes: 0 done; 1 failed; 2 wrong usage or settings; 130 interrupted. An error is one line on
-standard error. Amounts are shown in the token, with its symbol. With `--json` they are whole numbers
-in base units: 1 dollar of a 6-decimal token is 1000000.
+standard error. Amounts are shown in the token, with its symbol. With `--json` they are whole
+numbers in base units: 1 dollar of a 6-decimal token is 1000000.
 
 *Written from `mpp_session/cli` by `python -m mpp_session.cli.page`; do not edit.*
 """
