@@ -21,7 +21,7 @@ from channel.verify.typed_data import (
     top_up_permit_digest,
     top_up_witness,
 )
-from local_chain import NOBODY, UNLIMITED, Account, Chain, Contract
+from local_chain import UNLIMITED, ZERO_ADDRESS, Account, Chain, Contract
 from settlement.addresses import PERMIT2
 from settlement.artifacts import load_artifact
 
@@ -58,7 +58,7 @@ class Bench:
         """Open a channel; return its id and the gas used."""
         self._channels += 1
         salt = keccak(b"salt" + bytes([self._channels]))
-        signer = self.signer.address if self.signer else NOBODY
+        signer = self.signer.address if self.signer else ZERO_ADDRESS
         terms = (self.payee, self.token.address, DEPOSIT, salt, signer)
         receipt = self.escrow.send("open", *terms, sender=payer.address)
         ((_, opened),) = self.escrow.events(receipt)
@@ -151,7 +151,7 @@ class RelayedBench(Bench):
     def by_authorization(self, payer: Account, channel_id: bytes) -> Iterator[tuple[str, int]]:
         """An open and a top-up by EIP-3009."""
         salt = keccak(b"by authorization")
-        open_ = (self.payee, self.token.address, DEPOSIT, salt, NOBODY, payer.address)
+        open_ = (self.payee, self.token.address, DEPOSIT, salt, ZERO_ADDRESS, payer.address)
         given = self.authorized(payer, DEPOSIT, open_nonce(self.terms(payer), salt))
         yield self.submit("openWithAuthorization", *open_, *given)
         id_, funder = ChannelId(channel_id), raw(payer.address)
@@ -168,10 +168,10 @@ class RelayedBench(Bench):
             amount=DEPOSIT,
             nonce=1,
             deadline=FAR_AWAY,
-            witness=open_witness(raw(self.payee), salt, raw(NOBODY)),
+            witness=open_witness(raw(self.payee), salt, raw(ZERO_ADDRESS)),
             **terms,
         )
-        open_ = (self.payee, self.token.address, DEPOSIT, salt, NOBODY, payer.address)
+        open_ = (self.payee, self.token.address, DEPOSIT, salt, ZERO_ADDRESS, payer.address)
         yield self.submit("openWithPermit2", *open_, 1, FAR_AWAY, payer.sign(digest))
         digest = top_up_permit_digest(
             domain,
@@ -187,7 +187,7 @@ class RelayedBench(Bench):
     def terms(self, payer: Account) -> ChannelTerms:
         """A channel's terms, as the engine names them."""
         token, payee = raw(self.token.address), raw(self.payee)
-        return ChannelTerms(raw(payer.address), payee, token, raw(NOBODY))
+        return ChannelTerms(raw(payer.address), payee, token, raw(ZERO_ADDRESS))
 
     def authorized(
         self, payer: Account, amount: int, nonce: bytes

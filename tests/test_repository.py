@@ -137,10 +137,6 @@ ALLOWED = {
     "mpp_session/testing/payer.py": frozenset({"purse"}),
     # faults 37, 66, 75 and 77 stand in the words of the reports that they come from
     "docs/engineering/failures.md": frozenset({"at once", "told", "lane"}),
-    # the constant NOBODY, the zero address
-    "scripts/gas_bench.py": frozenset({"nobody"}),
-    "scripts/local_chain.py": frozenset({"nobody"}),
-    "scripts/third_party.py": frozenset({"nobody"}),
 }
 """By a path's beginning, the longest that fits, the words that are let through, and why."""
 

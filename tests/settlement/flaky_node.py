@@ -25,7 +25,7 @@ Fault = Literal[
 """What happens to a request: nothing; no answer ever; the connection is cut before the node sees
 it, or after it did; HTTP 503; a bid too low; any other JSON-RPC error; a nonce that it does not
 like; a transaction that it has tried out; bytes that are not JSON; too many of them; JSON that is
-not RPC, or a list of it; more questions at once than it takes."""
+not RPC, or a list of it; more questions in a batch than it takes."""
 
 _BODIES: dict[Fault, bytes] = {
     "garbage": b"<html>busy</html>",
@@ -50,15 +50,15 @@ class FlakyNode:
         self.method = ""
         self.times = 10**9
         self.lies: dict[str, Any] = {}
-        """Results by method, told in place of the node's own: as they are, or by the parameters."""
+        """Results by method, in place of the node's own: a value or a function of parameters."""
         self.errors: dict[str, Any] = {}
         """Errors by method, in place of results."""
         self.gas_max: int | None = None
         """The most gas that it estimates for a transaction; None for as much as it takes."""
         self.log_blocks_max: int | None = None
-        """In how many blocks it searches for events at once; None for any."""
+        """Most blocks that one search for events may span; None for any number."""
         self.batch_max: int | None = None
-        """How many questions it takes at once; None for any number."""
+        """Most questions that it takes in a batch; None for any number."""
         self.go_on = asyncio.Event()
         """Ends what hangs: then the node answers as if it had not."""
         self.seen: list[str] = []
@@ -109,9 +109,9 @@ class FlakyNode:
         if fault == "swallow":
             return False
         bounded = {"eth_estimateGas": self.gas_max, "eth_getLogs": self.log_blocks_max}
-        told = self.lies.keys() | self.errors.keys()
-        told |= {method for method, bound in bounded.items() if bound is not None}
-        if told & set(methods):
+        altered = self.lies.keys() | self.errors.keys()
+        altered |= {method for method, bound in bounded.items() if bound is not None}
+        if altered & set(methods):
             await _answer(writer, self._lie(asked, answer.split(b"\r\n\r\n", 1)[1]))
             return True
         writer.write(answer)

@@ -47,7 +47,7 @@ def pay_one(chain: Devnet) -> bytes:
 
 
 async def insist(ask: Callable[[], Awaitable[_Answer]]) -> _Answer:
-    """Ask as callers do who are told that it is pending: again."""
+    """Ask again while the answer is that the transaction is pending, as callers do."""
     async with asyncio.timeout(PATIENCE_S):
         while True:
             with suppress(SettlementPendingError):

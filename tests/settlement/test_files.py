@@ -1,4 +1,4 @@
-"""O-84: no file that somebody put where we look holds up a process, or leads it elsewhere."""
+"""O-84: no file that another user left where we look blocks a process, or leads it elsewhere."""
 
 import asyncio
 import json
@@ -60,7 +60,7 @@ async def test_the_file_between_provider_and_tower_is_a_file(what: str, tmp_path
 async def test_the_new_file_beside_it_is_made_for_its_owner_alone(
     what: str, tmp_path: Path
 ) -> None:
-    """O-84: whatever lies at its name goes, and nothing is written through it."""
+    """O-84: any file of that name is removed, and nothing is written through it."""
     path, beside = tmp_path / "settles.jsonl", tmp_path / "settles.jsonl.new"
     file = await TowerFile.open(path)
     if what == "a file of others":

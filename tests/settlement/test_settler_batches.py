@@ -1,4 +1,4 @@
-"""Many channels in one transaction, by the payee or by anybody for it; a bad one harms no other."""
+"""Many channels in one transaction, by the payee or a relayer; a bad one harms no other."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -79,7 +79,7 @@ async def gas_capped(chain: Devnet, gas_max: int) -> AsyncIterator[Rpc]:
 async def close_all(
     settler: EscrowSettler, channels: Channels, ids: Ids, *, amount: int = 400
 ) -> list[object]:
-    """Ask for all closes at once; return what each one got."""
+    """Request all closes concurrently; return what each request got."""
     closes = [
         settler.close_channel(channels.key(one), amount, channels.sign(one, amount)) for one in ids
     ]
@@ -87,7 +87,7 @@ async def close_all(
 
 
 @pytest.mark.parametrize("by", ["payee", "stranger"])
-async def test_closes_asked_for_at_once_share_a_transaction(
+async def test_closes_requested_together_share_a_transaction(
     chain: Devnet,
     settler: EscrowSettler,
     relayed: EscrowSettler,
@@ -131,7 +131,7 @@ async def test_a_batch_has_the_earliest_deadline_of_its_channels(
 
 
 @pytest.mark.parametrize("by", ["payee", "stranger"])
-async def test_settles_asked_for_at_once_share_a_transaction(
+async def test_settles_requested_together_share_a_transaction(
     chain: Devnet,
     settler: EscrowSettler,
     relayed: EscrowSettler,
@@ -166,7 +166,7 @@ async def test_one_channel_alone_is_relayed_too(
 async def test_what_would_be_refused_is_left_out_before_it_costs_gas(
     chain: Devnet, settler: EscrowSettler, channels: Channels
 ) -> None:
-    """F-79: a voucher of somebody else's among five, and one beyond its deposit."""
+    """F-79: a voucher of another signer among five, and one beyond its deposit."""
     ids, sent = await open_many(channels, 5), await sent_by(chain, "payee")
     forged, greedy, *good = ids
     results = await asyncio.gather(
@@ -221,7 +221,7 @@ async def test_what_needs_too_much_gas_together_goes_apart(
 ) -> None:
     """F-20, F-66, F-79: wallets that agree, and burn all they may, in one lot with honest payers.
 
-    A node refuses so much gas for one transaction; smaller ones are mined, and nobody waits.
+    A node refuses so much gas for one transaction; smaller ones are mined, and no close waits.
     """
     wallet = await deploy_wallet(chain.sender("stranger"), "agrees late")
     wasteful = [await channels.open(signer=wallet) for _ in range(6)]

@@ -96,10 +96,10 @@ async def test_what_finds_no_room_is_asked_for_again(
     assert await sent_by(chain, "payee") == 2
 
 
-async def test_what_waits_for_room_is_told_that_its_settler_stops(
+async def test_a_job_that_waits_for_room_learns_that_its_settler_stops(
     chain: Devnet, reader: EscrowReader, channels: Channels, journal: SqliteJournal
 ) -> None:
-    """O-98, F-80: at once; the next process sends what was not sent, and nothing twice."""
+    """O-98, F-80: immediately; the next process sends what was not sent, and nothing twice."""
     ids = await open_many(channels, 3)
     async with chain.mining_paused():
         stopping = settler_of(chain, reader, journal, _ONE_AT_A_TIME)
@@ -120,7 +120,7 @@ async def test_what_waits_for_room_is_told_that_its_settler_stops(
 async def test_a_settler_that_stops_before_it_signs_leaves_nothing_behind(
     chain: Devnet, reader: EscrowReader, channels: Channels, journal: SqliteJournal
 ) -> None:
-    """O-98, F-80: its node hangs in the simulation; who waits is told, and asks the next one."""
+    """O-98, F-80: its node hangs in the simulation; the caller gets an error, and asks the next."""
     ids = await open_many(channels, 1)
     async with flaky_node(chain.values.rpc_url) as node, await Rpc.connect(node.url) as rpc:
         sender = TxManager(rpc, chain.signer("payee"), journal=journal)
@@ -207,8 +207,8 @@ async def test_a_journal_that_contradicts_itself_stops_the_settler(
         closing = asyncio.create_task(close_all(settler, channels, ids))
         await until(lambda: has_sent(journal))
         await run_sql(url, "UPDATE chain_transaction SET purpose = 77")
-    (told,) = await closing
-    assert isinstance(told, InvariantError)
+    (error,) = await closing
+    assert isinstance(error, InvariantError)
     await settler.tasks.drain()
     with pytest.raises(InvariantError, match="journal"):
         settler.tasks.require_sound()
@@ -229,7 +229,7 @@ async def test_what_its_block_refuses_is_written_down_or_the_settler_stops(
     tmp_path: Path,
     is_lost: bool,
 ) -> None:
-    """O-98, F-79, F-110: beside an honest payer's close, which is paid and told in any case."""
+    """O-98, F-79, F-110: beside an honest payer's close, which is paid and answered in any case."""
     settler = EscrowSettler(reader, chain.sender("payee"), quarantine=Quarantine(journal))
     wallet = await deploy_wallet(chain.sender("stranger"), "agrees")
     other = await open_one(chain, tmp_path)

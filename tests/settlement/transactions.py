@@ -1,5 +1,5 @@
 """Transactions, versions and inclusions for tests of the journal, with what does not matter left
-out. Bytes here are signed by nobody."""
+out. No key has signed the bytes here."""
 
 from channel.types import Address, TxHash
 from settlement.tx.fees import Fee

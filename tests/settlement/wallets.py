@@ -28,7 +28,7 @@ async def deploy_wallet(sender: TxManager, behaviour: str) -> Address:
 
 
 async def deploy_owned_wallet(sender: TxManager, owner: Address) -> Address:
-    """Deploy a wallet that takes its owner's plain signature, and nobody else's."""
+    """Deploy a wallet that takes only its owner's plain signature."""
     # memory: hash, v, r, s as ecrecover wants them; the call's own words are at 4, 0xa4, 0x64, 0x84
     recover = "6004355f5260a4355f1a602052606435604052608435606052" + "60205f60805f60015afa50"
     answer = f"5f5173{owner.hex()}14" + f"63{_MAGIC}60e01b02" + "5f5260205ff3"

@@ -143,7 +143,7 @@ def test_close_batch_takes_forfeits_too(world: World) -> None:
 
 
 @pytest.mark.parametrize("mode", [1, 2, 3, 4])
-def test_a_payer_who_cannot_be_refunded_blocks_nobody(
+def test_a_failed_refund_blocks_no_other_channel(
     chain: Chain, mocks: dict[str, Any], mode: int
 ) -> None:
     """F-79, F-86: revert, all gas burnt, garbage, a bomb of return data: the refund is held."""
@@ -240,7 +240,7 @@ def test_a_wallet_that_misbehaves_is_skipped(
     wallet = deploy_mock(chain, mocks, "OddWallet")
     wallet.send("set", mode, 0)
     odd, good = world.open(signer=wallet.address), world.open(salt=1)
-    entries = [(odd, 10, b"whatever"), world.voucher(good, 10)]
+    entries = [(odd, 10, b"invalid"), world.voucher(good, 10)]
     receipt = world.escrow.send("settleBatch", entries, sender=world.payee.address)
     assert skipped(world, receipt) == {odd: selector("InvalidSignature")}
     assert world.balance(world.payee.address) == PLENTY + 10
@@ -253,7 +253,7 @@ def test_a_relayer_cannot_starve_an_entry_of_gas(
     wallet = deploy_mock(chain, mocks, "OddWallet")
     wallet.send("set", 8, 300_000)
     slow, plain = world.open(signer=wallet.address), world.open(salt=1)
-    entries = [world.voucher(plain, 10), (slow, 10, b"whatever")]
+    entries = [world.voucher(plain, 10), (slow, 10, b"invalid")]
     signed = sign_batch(world, "Settle", entries)
     outcomes: set[int | str] = set()
     for gas in range(100_000, 1_000_000, 12_345):

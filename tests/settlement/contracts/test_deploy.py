@@ -43,7 +43,7 @@ def test_the_contract_computes_what_we_compute(
 
 
 def test_the_factory_announces_and_never_deploys_twice(chain: Chain, mocks: dict[str, Any]) -> None:
-    """Anyone may deploy; whoever does, the result is the same."""
+    """Anyone may deploy; the result is the same from every sender."""
     factory = Contract(chain, hex_of(factory_address()), load_artifact("EscrowFactory").abi)
     token = chain.deploy(bytes.fromhex(mocks["PlainToken"]["evm"]["bytecode"]["object"]))
     expected = hex_of(escrow_address(address(bytes.fromhex(token[2:]))))

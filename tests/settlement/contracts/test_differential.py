@@ -21,7 +21,7 @@ from channel.types import (
 )
 from channel.verify.typed_data import voucher_digest
 from channel.verify.voucher import verify_voucher
-from local_chain import NOBODY, Account
+from local_chain import ZERO_ADDRESS, Account
 from tests.settlement.contracts.world import GRACE_S, PLENTY, World, reverts
 
 HISTORIES = int(os.environ.get("DIFFERENTIAL_HISTORIES", "500"))  # 10,000 nightly
@@ -40,7 +40,7 @@ class History:
     def __init__(self, world: World, rng: Random, salt: int) -> None:
         self.world, self.rng = world, rng
         self.signer = world.signer if rng.random() < 0.5 else world.payer
-        named = self.signer.address if self.signer is world.signer else NOBODY
+        named = self.signer.address if self.signer is world.signer else ZERO_ADDRESS
         deposit = rng.randint(1, rng.choice([3, 1000, 10**9]))
         channel_id = world.open(salt, named, deposit)
         self.key = ChannelKey(

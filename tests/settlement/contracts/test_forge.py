@@ -16,7 +16,7 @@ TESTS = CONTRACTS / "test"
 def test_forge_tests_pass() -> None:
     """CONTRACT-01 to 14, RELAY-01 to 07, F-16 to F-20, F-62, F-79, F-83, F-85, F-86, F-89.
 
-    Among them 50,000 calls by everybody over every function; FOUNDRY_PROFILE=nightly plays
+    They include 50,000 calls of all functions by all roles; FOUNDRY_PROFILE=nightly makes
     1,000,000.
     """
     done = forge_runner.run(["test"], capture=True)

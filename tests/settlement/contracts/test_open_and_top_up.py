@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from local_chain import NOBODY, Chain, RevertedError
+from local_chain import ZERO_ADDRESS, Chain, RevertedError
 from tests.settlement.contracts.world import (
     DEPOSIT,
     World,
@@ -18,7 +18,7 @@ UINT128_MAX = 2**128 - 1
 OTHER = "0x" + "11" * 20
 
 
-@pytest.mark.parametrize("signer", [NOBODY, OTHER])
+@pytest.mark.parametrize("signer", [ZERO_ADDRESS, OTHER])
 def test_open_pulls_the_deposit_and_records_the_terms(world: World, signer: str) -> None:
     """CONTRACT-01, CONTRACT-14: caller is payer, the event names every term."""
     before = world.balance(world.payer.address)
@@ -67,7 +67,7 @@ def test_open_returns_the_channel_id(world: World) -> None:
 def test_every_term_changes_the_id(world: World, field: int) -> None:
     """CONTRACT-01: payer, payee, token, salt and signer all count."""
     terms: list[Any] = [world.payer.address, world.payee.address, world.token.address]
-    terms += [bytes(32), NOBODY]
+    terms += [bytes(32), ZERO_ADDRESS]
     changed = [*terms]
     changed[field] = (1).to_bytes(32) if field == 3 else OTHER
     first = world.escrow.call("computeChannelId", *terms)
@@ -94,7 +94,9 @@ def test_another_token_is_refused(world: World) -> None:
 def test_the_zero_payee_is_refused(world: World) -> None:
     _, token, deposit, salt, signer = world.terms()
     with reverts("InvalidPayee"):
-        world.escrow.send("open", NOBODY, token, deposit, salt, signer, sender=world.payer.address)
+        world.escrow.send(
+            "open", ZERO_ADDRESS, token, deposit, salt, signer, sender=world.payer.address
+        )
 
 
 @pytest.mark.parametrize(
@@ -125,7 +127,7 @@ def test_open_without_allowance_moves_nothing(world: World) -> None:
     terms = world.terms()
     with pytest.raises(RevertedError):
         world.escrow.send("open", *terms, sender=world.payer.address)
-    assert world.channel(world.id_of(world.payer.address, terms)).payer == NOBODY
+    assert world.channel(world.id_of(world.payer.address, terms)).payer == ZERO_ADDRESS
 
 
 def test_a_token_that_keeps_a_fee_is_refused(chain: Chain, mocks: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ import pytest
 from eth_abi.abi import encode
 
 from channel.verify.typed_data import keccak
-from local_chain import NOBODY, UNLIMITED, Account, RevertedError
+from local_chain import UNLIMITED, ZERO_ADDRESS, Account, RevertedError
 from tests.settlement.contracts.world import DEPOSIT, ONE_HOUR_S, PLENTY, World, reverts
 
 PERMIT2 = "0x000000000022d473030f116ddee9f6b43ac78ba3"
@@ -153,7 +153,7 @@ def top_up_arguments(world: World, rail: str, *arguments: Any) -> tuple[Any, ...
     return make(world, *arguments)
 
 
-@pytest.mark.parametrize("signer", [NOBODY, OTHER])
+@pytest.mark.parametrize("signer", [ZERO_ADDRESS, OTHER])
 def test_a_stranger_opens_the_payers_channel(world: World, rail: str, signer: str) -> None:
     """CONTRACT-01, CONTRACT-09, CONTRACT-10, RELAY-06: `from` is the payer and pays."""
     arguments = open_arguments(world, rail, world.terms(signer=signer))
@@ -168,7 +168,7 @@ def test_a_stranger_opens_the_payers_channel(world: World, rail: str, signer: st
 
 
 def test_an_overtaken_open_leaves_the_intended_channel(world: World, rail: str) -> None:
-    """AMB-10, F-83: the second submitter is told the channel exists, and it is the one signed."""
+    """AMB-10, F-83: the second submitter's error says that the signed channel exists."""
     arguments = open_arguments(world, rail)
     world.escrow.send(f"openWith{rail}", *arguments, sender=world.stranger.address)
     with reverts("ChannelAlreadyExists"):
@@ -228,7 +228,7 @@ def test_a_cancelled_authorization_opens_nothing(world: World) -> None:
         world.escrow.send("openWithAuthorization", *arguments)
 
 
-def test_nobody_takes_the_authorization_to_the_token_directly(world: World) -> None:
+def test_a_stranger_cannot_take_the_authorization_to_the_token(world: World) -> None:
     """RELAY-06: receiveWithAuthorization pays only the caller it names."""
     payee, token, deposit, salt, signer, payer, after, before, nonce, signature = open_authorized(
         world
@@ -254,7 +254,7 @@ def test_nobody_takes_the_authorization_to_the_token_directly(world: World) -> N
         {"deadline": 1},
         {"permitted": {"token": OTHER, "amount": DEPOSIT}},
         {"permitted": {"token": None, "amount": DEPOSIT + 1}},
-        {"witness": {"payee": OTHER, "salt": bytes(32), "authorizedSigner": NOBODY}},
+        {"witness": {"payee": OTHER, "salt": bytes(32), "authorizedSigner": ZERO_ADDRESS}},
     ],
 )
 def test_a_permit_for_anything_else_is_refused(world: World, changed: dict[str, Any]) -> None:
@@ -290,7 +290,7 @@ def test_the_same_bounds_hold_on_the_relayed_paths(
 def test_a_relayed_top_up_that_the_payer_sends_cancels_a_pending_close(
     world: World, rail: str, funder: str
 ) -> None:
-    """CONTRACT-03, TOPUP-05: its own transaction says that it stays, whoever funds it."""
+    """CONTRACT-03, TOPUP-05: its own transaction shows that the channel stays open."""
     channel_id = world.open()
     world.escrow.send("requestClose", channel_id, sender=world.payer.address)
     arguments = top_up_arguments(world, rail, channel_id, 77, getattr(world, funder))
@@ -364,7 +364,7 @@ def test_a_top_up_goes_to_the_channel_it_was_signed_for(world: World, rail: str)
 
 
 def test_an_open_cannot_be_spent_as_a_top_up(world: World) -> None:
-    """F-23: five words and four words never hash alike, and the token takes each nonce once."""
+    """F-23: five words never hash to the same as four, and the token takes each nonce once."""
     channel_id = world.open()
     terms = world.terms(salt=9)
     payer, after, before, nonce, signature = open_authorized(world, terms)[5:]

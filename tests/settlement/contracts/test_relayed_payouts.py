@@ -151,7 +151,7 @@ def test_a_relayed_settle_must_increase(world: World) -> None:
 
 
 def test_an_authorization_is_for_one_escrow(world: World, kind: str) -> None:
-    """SEC-03: under another domain the signature is nobody's."""
+    """SEC-03: under another domain no account has made the signature."""
     channel_id = world.open()
     signed = [*arguments(world, kind, channel_id)]
     assert isinstance(world.payee, Account)

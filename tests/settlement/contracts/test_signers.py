@@ -182,8 +182,8 @@ def test_too_little_gas_for_a_wallet_is_no_verdict(
         world.escrow.call("settle", channel_id, 5, b"x", sender=world.payee.address, gas=450_000)
 
 
-def test_nobody_signs_for_the_zero_address(world: World) -> None:
-    """F-17: a failed recovery gives zero, and zero is nobody."""
+def test_no_signature_is_valid_for_the_zero_address(world: World) -> None:
+    """F-17: a failed recovery gives the zero address, which is no signer."""
     channel_id = world.open()
     assert not asks(world, "0x" + "00" * 20, (channel_id, 5, b"\x00" * 65))
     assert not asks(world, "0x" + "00" * 20, (channel_id, 5, b""))

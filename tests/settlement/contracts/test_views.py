@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from channel.verify.typed_data import keccak
-from local_chain import NOBODY, Chain, Contract
+from local_chain import ZERO_ADDRESS, Chain, Contract
 from settlement.artifacts import load_artifact
 from tests.settlement.contracts.world import DEPOSIT, ChannelView, World
 
@@ -25,7 +25,7 @@ def test_get_channels_returns_many_in_order(world: World) -> None:
     ids = [world.open(salt=1), b"\x01" * 32, world.open(salt=2, signer=world.signer.address)]
     found = [ChannelView(*fields) for fields in world.escrow.call("getChannels", ids)]
     assert found == [world.channel(channel_id) for channel_id in ids]
-    assert found[1] == (False, 0, NOBODY, NOBODY, NOBODY, NOBODY, 0, 0)
+    assert found[1] == (False, 0, ZERO_ADDRESS, ZERO_ADDRESS, ZERO_ADDRESS, ZERO_ADDRESS, 0, 0)
     assert found[2].authorized_signer == world.signer.address
     assert world.escrow.call("getChannels", []) == ()
 

@@ -12,7 +12,7 @@ from eth_abi.abi import encode
 from eth_account import Account as EthAccount
 
 from channel.verify.typed_data import keccak
-from local_chain import NOBODY, UNLIMITED, Account, Chain, Contract, RevertedError
+from local_chain import UNLIMITED, ZERO_ADDRESS, Account, Chain, Contract, RevertedError
 from settlement.artifacts import ContractName, load_artifact
 
 GRACE_S = 15 * 60
@@ -51,7 +51,9 @@ class World:
         self.token.send("mint", holder, PLENTY)
         self.token.send("approve", self.escrow.address, UNLIMITED, sender=holder)
 
-    def terms(self, salt: int = 0, signer: str = NOBODY, deposit: int = DEPOSIT) -> tuple[Any, ...]:
+    def terms(
+        self, salt: int = 0, signer: str = ZERO_ADDRESS, deposit: int = DEPOSIT
+    ) -> tuple[Any, ...]:
         """Arguments of open."""
         return (self.payee.address, self.token.address, deposit, salt.to_bytes(32), signer)
 
@@ -162,7 +164,7 @@ def _domain_fields(domain: dict[str, Any]) -> list[dict[str, str]]:
 
 @contextmanager
 def reverts(error: str, *values: object, within: str = "SessionEscrow") -> Iterator[None]:
-    """Expect a typed error of ours: its selector, and its arguments if any are given."""
+    """Expect a typed error of the escrow: its selector, and its arguments if any are given."""
     artifact = load_artifact(cast("ContractName", within))
     (entry,) = [e for e in artifact.abi if e["type"] == "error" and e["name"] == error]
     types = [part["type"] for part in entry["inputs"]]

@@ -32,7 +32,7 @@ async def test_stop_ends_the_chain_and_may_be_repeated() -> None:
     assert await _is_gone(anvil.url)
 
 
-async def test_a_program_that_ends_at_once_is_reported_with_what_it_said(tmp_path: Path) -> None:
+async def test_a_program_that_exits_immediately_is_reported_with_its_output(tmp_path: Path) -> None:
     program = _script(tmp_path / "anvil", "echo no such luck; exit 3")
     with pytest.raises(AnvilError, match="no such luck"):
         await Anvil.start(program)
@@ -72,7 +72,7 @@ async def test_a_real_program_on_the_path_is_used_and_npms_script_is_not(
     assert await find_anvil() == packaged
 
 
-async def test_a_machine_npm_has_no_anvil_for_is_told_what_to_do(
+async def test_the_error_says_what_to_do_where_npm_has_no_anvil(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -113,7 +113,7 @@ def _script(path: Path, body: str) -> Path:
 async def _is_gone(url: str) -> bool:
     try:
         rpc = await Rpc.connect(url, limits=_ONE_TRY)
-    except Exception:  # noqa: BLE001 -- whatever it is, nobody answers
+    except Exception:  # noqa: BLE001 -- any failure shows that no node answers
         return True
     await rpc.close()
     return False

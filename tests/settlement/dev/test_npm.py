@@ -10,7 +10,7 @@ import pytest
 from settlement.dev import npm
 from settlement.errors import AnvilError
 
-_PACKAGE = "@somebody/something"
+_PACKAGE = "@vendor/package"
 
 
 @pytest.fixture
@@ -51,17 +51,19 @@ async def test_a_package_is_installed_once(tmp_path: Path, monkeypatch: pytest.M
     said: list[str] = []
     first = await install(tmp_path, said)
     assert await install(tmp_path, said) == first
-    assert said == ["Installing @somebody/something 1.2.3 with npm"]
+    assert said == ["Installing @vendor/package 1.2.3 with npm"]
     asked = await asyncio.to_thread((tmp_path / "bin" / "npm.log").read_text)
     assert asked.count("\n") == 1
     assert "--ignore-scripts" in asked
-    assert asked.endswith("@somebody/something@1.2.3\n")
+    assert asked.endswith("@vendor/package@1.2.3\n")
     home = first.parent
     assert await asyncio.to_thread(os.listdir, home) == ["node_modules"]
 
 
 @pytest.mark.usefixtures("outside_a_checkout")
-async def test_two_can_install_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_two_processes_can_install_concurrently(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As xdist's workers do on a fresh machine."""
     fake_npm(tmp_path, monkeypatch, f"sleep 0.1; {_INSTALLS}")
     said: list[str] = []
@@ -100,7 +102,7 @@ async def test_the_npm_of_a_python_package_serves_where_none_is_on_the_path(
 
 
 @pytest.mark.usefixtures("outside_a_checkout")
-async def test_a_machine_without_npm_is_told_what_to_do(
+async def test_the_error_says_what_to_do_without_npm(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))

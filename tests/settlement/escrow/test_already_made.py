@@ -21,10 +21,10 @@ AMOUNT = 500
 
 
 @pytest.mark.parametrize("kind", ["authorization", "permit2"])
-async def test_an_equal_amount_is_somebody_elses(
+async def test_a_transaction_of_an_equal_amount_is_not_taken_for_ours(
     devnet: TestChain, tmp_path: Path, kind: str
 ) -> None:
-    """AMB-10, TOPUP-04, F-83: a stranger's top-up of the same size makes nobody else's."""
+    """AMB-10, TOPUP-04, F-83: a stranger's top-up of the same size is not the payer's."""
     async with devnet.connect() as chain, sponsor_deposits(chain, tmp_path) as one:
         await one.payer.approve_permit2()
         assert (await one.provider.manage(await one.payer.opening(PRICE))).status_code == 200

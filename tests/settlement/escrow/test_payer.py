@@ -31,7 +31,7 @@ from settlement.types import RevertReason
 from tests.settlement.channels import DEPOSIT, Channels, set_paused
 from tests.settlement.wallets import deploy_code, deploy_wallet
 
-NOBODY = ChannelId(b"\x07" * 32)
+NO_CHANNEL = ChannelId(b"\x07" * 32)
 
 
 async def allowance(chain: Devnet) -> int:
@@ -49,7 +49,7 @@ async def test_the_escrow_of_our_factory_is_trusted(chain: Devnet, account: Paye
 async def test_an_escrow_of_the_servers_own_is_refused(
     chain: Devnet, account: PayerAccount
 ) -> None:
-    """F-91: the very same code at another address, too: nobody vouches for it."""
+    """F-91: also the same code at another address, which no operator vouches for."""
     thief = Address(b"\x66" * 20)
     code = await chain.rpc.code(chain.values.escrow)
     await chain.rpc.command("anvil_setCode", "0x" + thief.hex(), "0x" + code.hex())
@@ -125,7 +125,7 @@ async def test_the_chains_time_counts_where_it_is_ahead(
     began = int(time.time())
     means = await account.read_means(chain.values.token, PERMIT2)
     assert means.now >= began
-    assert means.head_at == (await chain.rpc.block()).timestamp  # and no clock of ours
+    assert means.head_at == (await chain.rpc.block()).timestamp  # and not this machine's clock
     await chain.advance(10**6)
     means = await account.read_means(chain.values.token, PERMIT2)
     assert means.now == means.head_at == (await chain.rpc.block()).timestamp
@@ -191,15 +191,15 @@ async def test_a_wallet_signs_and_sends_nothing_from_here(chain: Devnet) -> None
     )
     means = await account.read_means(chain.values.token, PERMIT2)
     assert (account.account, means.can_pay_gas, means.balance) == (wallet, False, 0)
-    assert recover(NOBODY, await account.sign(NOBODY)) == chain.account("payer").address
+    assert recover(NO_CHANNEL, await account.sign(NO_CHANNEL)) == chain.account("payer").address
     with pytest.raises(WalletSendsError):
-        await account.request_close(escrow=chain.values.escrow, channel_id=NOBODY)
+        await account.request_close(escrow=chain.values.escrow, channel_id=NO_CHANNEL)
 
 
-async def test_an_account_without_ether_is_told_so_before_anything_is_sent(chain: Devnet) -> None:
+async def test_an_account_without_ether_is_refused_before_anything_is_sent(chain: Devnet) -> None:
     account = PayerAccount(chain.sender(GASLESS))
     with pytest.raises(NoGasError, match="send it some"):
-        await account.request_close(escrow=chain.values.escrow, channel_id=NOBODY)
+        await account.request_close(escrow=chain.values.escrow, channel_id=NO_CHANNEL)
 
 
 # -- open_channel, top_up
@@ -279,7 +279,7 @@ async def test_a_token_that_wants_its_allowance_reset_gets_it(
         await payer.send(token, abi.approve.encode(chain.values.escrow, DEPOSIT))
     with pytest.raises(ContractRevertedError):  # the escrow serves another token: that is all
         await account.top_up(
-            escrow=chain.values.escrow, token=token, channel_id=NOBODY, amount=DEPOSIT
+            escrow=chain.values.escrow, token=token, channel_id=NO_CHANNEL, amount=DEPOSIT
         )
     question = abi.allowance.encode(payer.address, chain.values.escrow)
     assert abi.allowance.decode_int(await chain.rpc.call(token, question)) == DEPOSIT
@@ -317,7 +317,7 @@ async def test_the_same_terms_twice_are_refused(
     assert caught.value.reason is RevertReason.CHANNEL_ALREADY_EXISTS
 
 
-async def test_a_channel_to_nobody_is_refused(
+async def test_a_channel_to_the_zero_address_is_refused(
     chain: Devnet, account: PayerAccount, channels: Channels
 ) -> None:
     with pytest.raises(ContractRevertedError) as caught:
@@ -382,7 +382,7 @@ async def test_a_payer_can_leave_without_the_payee(token: TokenChoice) -> None:
         assert fact.is_finalized
 
 
-# -- openings that nobody answered for (F-75, CLIENT-05)
+# -- openings whose outcome is unknown (F-75, CLIENT-05)
 
 
 async def test_an_opening_that_was_not_mined_in_time_is_found_later(

@@ -22,7 +22,7 @@ from tests.settlement.flaky_node import flaky_node
 from tests.settlement.wallets import deploy_look_alike, deploy_wallet
 from tests.waiting import PATIENCE_S
 
-NOBODY = ChannelId(b"\x07" * 32)
+NO_CHANNEL = ChannelId(b"\x07" * 32)
 
 
 # -- require_deployment (OPEN-09, decision 15)
@@ -85,7 +85,7 @@ async def test_a_channel_is_read_as_opened(reader: EscrowReader, channels: Chann
 
 
 async def test_a_channel_that_never_existed_is_none(reader: EscrowReader) -> None:
-    assert await reader.read_channel(NOBODY) is None
+    assert await reader.read_channel(NO_CHANNEL) is None
 
 
 async def test_a_channel_is_read_at_the_block_asked_for(
@@ -118,10 +118,10 @@ async def test_many_channels_come_in_order_and_of_one_block(
 ) -> None:
     """More than fit one call, an unknown one among them."""
     asked = [await channels.open(deposit) for deposit in (1, 2, 3, 4, 5)]
-    asked.insert(2, NOBODY)
+    asked.insert(2, NO_CHANNEL)
     facts = await reader.read_channels(asked)
     assert [fact and fact.deposit for fact in facts] == [1, 2, None, 3, 4, 5]
-    assert [fact.key.channel_id for fact in facts if fact] == [a for a in asked if a != NOBODY]
+    assert [fact.key.channel_id for fact in facts if fact] == [a for a in asked if a != NO_CHANNEL]
     assert len({fact.block_number for fact in facts if fact}) == 1
     assert await reader.read_channels([]) == []
 
@@ -144,7 +144,7 @@ async def test_a_node_that_lags_is_waited_for(chain: Devnet, channels: Channels)
 async def test_a_node_that_lags_too_long_is_reported(chain: Devnet, reader: EscrowReader) -> None:
     ahead = await chain.rpc.block_number() + 1
     with pytest.raises(RpcRefusedError):
-        await reader.read_channel(NOBODY, block_number=ahead)
+        await reader.read_channel(NO_CHANNEL, block_number=ahead)
 
 
 # -- read_transaction (OPEN-02, OPEN-03, TOPUP-03)
@@ -185,11 +185,13 @@ async def test_a_transaction_without_receipt_is_none(chain: Devnet, reader: Escr
     assert await reader.read_transaction(TxHash(os.urandom(32))) is None
 
 
-async def test_a_reverted_transaction_is_an_error_at_once(
+async def test_a_reverted_transaction_is_an_error_without_waiting(
     chain: Devnet, reader: EscrowReader
 ) -> None:
     """F-76: status 0 is final."""
-    tx_hash = await send_blindly(chain, reader.escrow, abi.withdraw.encode(NOBODY), by="stranger")
+    tx_hash = await send_blindly(
+        chain, reader.escrow, abi.withdraw.encode(NO_CHANNEL), by="stranger"
+    )
     with pytest.raises(TransactionRevertedError) as caught:
         await reader.read_transaction(tx_hash)
     assert isinstance(caught.value, ContractRevertedError)
@@ -199,7 +201,7 @@ async def test_a_reverted_transaction_is_an_error_at_once(
 async def test_a_look_alike_log_of_another_contract_is_no_evidence(
     chain: Devnet, reader: EscrowReader, channels: Channels
 ) -> None:
-    """F-84: anybody can emit `ChannelOpened`; only our escrow's counts."""
+    """F-84: any contract can emit `ChannelOpened`; only the escrow's log counts."""
     channel_id = await channels.open()
     topics = [abi.CHANNEL_OPENED_TOPIC, channel_id, b"\x11" * 32, b"\x22" * 32]
     liar = await deploy_look_alike(chain.deployer, topics, bytes(128))
@@ -213,7 +215,7 @@ async def test_a_look_alike_log_of_another_contract_is_no_evidence(
 async def test_a_wrapped_opening_is_evidence(
     chain: Devnet, reader: EscrowReader, channels: Channels
 ) -> None:
-    """OPEN-03: the escrow's log decides, whoever the transaction was sent to."""
+    """OPEN-03: the escrow's log decides, not the address that the transaction was sent to."""
     multicall = abi.Function("aggregate((address,bytes)[])")
     values = chain.values
     await chain.fund(values.multicall3, amount=DEPOSIT)
@@ -242,14 +244,14 @@ async def test_logs_are_found_in_ranges_a_public_node_answers(
     assert found is not None
     assert found.tx_hash == tx_hash
     assert await account.find_opening(escrow=reader.escrow, channel_id=channel_id) == tx_hash
-    assert await account.find_opening(escrow=reader.escrow, channel_id=NOBODY) is None
+    assert await account.find_opening(escrow=reader.escrow, channel_id=NO_CHANNEL) is None
     assert await reader.find_closing(channel_id) is None
 
 
 async def test_a_node_that_searches_fewer_blocks_is_asked_for_fewer(
     chain: Devnet, channels: Channels
 ) -> None:
-    """CLIENT-05, F-108: some allow ten thousand blocks at once, some ten; no two say no alike."""
+    """CLIENT-05, F-108: some search 10,000 blocks, some ten; each refuses in its own words."""
     opened, top_ups = [], []
     for _ in range(3):
         opened.append(await channels.open())

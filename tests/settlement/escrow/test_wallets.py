@@ -1,4 +1,4 @@
-"""Whose vouchers depend on a contract: told from the voucher that would be used."""
+"""The voucher that would be used shows whether a channel depends on a contract wallet."""
 
 import pytest
 from msgspec.structs import replace

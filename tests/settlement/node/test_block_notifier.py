@@ -34,7 +34,7 @@ async def test_without_a_websocket_it_is_time_again_after_a_while() -> None:
     assert signal.subscriptions == 0
 
 
-async def test_a_new_block_wakes_at_once(chain: Devnet) -> None:
+async def test_a_new_block_wakes_the_waiter_immediately(chain: Devnet) -> None:
     signal = BlockNotifier(
         poll_interval_s=3600, ws_url=chain.values.rpc_url.replace("http://", "ws://")
     )

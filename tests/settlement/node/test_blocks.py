@@ -1,4 +1,4 @@
-"""The canonical tail: what a new head means, whatever the chain did meanwhile."""
+"""The canonical tail: what a new head means after any change of the chain."""
 
 import hashlib
 import itertools

@@ -88,7 +88,7 @@ async def test_nodes_of_another_chain_are_refused_at_the_start(
 async def test_one_node_of_another_chain_is_asked_nothing(
     chain: Devnet, nodes: list[FlakyNode], *, is_away: bool
 ) -> None:
-    """SEC-09, O-80: one node keeps nobody from starting, and one that was away never answers."""
+    """SEC-09, O-80: a process starts with one node, and a node that was away never answers."""
     nodes[1].lies["eth_chainId"] = "0x1"
     if is_away:
         nodes[1].fail("drop", times=1)
@@ -182,7 +182,7 @@ async def test_nodes_can_be_avoided_unless_none_is_left(rpc: Rpc, nodes: list[Fl
     assert [len(node.seen) for node in nodes] == [0, 0, 2]
 
 
-async def test_nodes_that_show_different_blocks_are_told_apart(
+async def test_nodes_that_show_different_blocks_are_found(
     rpc: Rpc, nodes: list[FlakyNode], chain: Devnet
 ) -> None:
     """At a depth where they should agree; one that is away, or lags, is no disagreement."""
@@ -238,7 +238,7 @@ async def test_a_node_that_changes_its_chain_is_left_until_it_is_back(
     assert nodes[0].seen == ["eth_chainId", "eth_blockNumber"]
 
 
-async def test_who_is_left_out_is_not_asked_whoever_else_is_away(
+async def test_a_node_that_is_left_out_is_not_asked_when_all_others_are_away(
     rpc: Rpc, nodes: list[FlakyNode]
 ) -> None:
     """SEC-09: no facts are better than facts of another chain; until it is taken in again."""

@@ -36,7 +36,7 @@ def test_a_majority_of_all_is_believed_and_the_others_are_left_out() -> None:
     assert judge("baaab") == Quorum(left_out=frozenset("04"))
 
 
-def test_without_a_majority_nobody_is_believed_more() -> None:
+def test_without_a_majority_no_node_is_believed_more() -> None:
     """SEC-09: nor of those alone that answer."""
     assert judge("ab") == Quorum(disputing=("0", "1"))
     assert judge("ab-") == Quorum(disputing=("0", "1"))
@@ -110,7 +110,7 @@ def test_of_two_nodes_or_of_few_that_answer_none_is_too_far_ahead() -> None:
 def test_of_an_honest_majority_none_is_ahead_and_every_liar_is(
     honest: list[int], others: list[int | None]
 ) -> None:
-    """SEC-09: whatever the few others show."""
+    """SEC-09: the few others change nothing."""
     others = others[: len(honest) - 1]
     heads = [*honest, *others]
     found = ahead([at(str(n), number) for n, number in enumerate(heads)])

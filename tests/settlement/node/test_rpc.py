@@ -88,7 +88,7 @@ async def test_tries_are_bounded_and_the_error_is_typed(
     assert node.url not in str(caught.value)
 
 
-async def test_a_command_is_sent_once_whatever_happens(hasty: Rpc, node: FlakyNode) -> None:
+async def test_a_command_is_sent_once_after_any_fault(hasty: Rpc, node: FlakyNode) -> None:
     """F-82: nothing behind our back sends a change twice."""
     for fault in ("drop", "swallow", "error", "hang"):
         node.seen.clear()
@@ -109,7 +109,7 @@ async def test_fifty_calls_to_a_node_that_hangs_all_end(hasty: Rpc, node: FlakyN
 async def test_the_nodes_address_is_in_no_error_and_no_log(
     chain: Devnet, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """F-103: it carries the access key, also after somebody's `dictConfig` woke every logger."""
+    """F-103: it carries the access key, also after a `dictConfig` has enabled every logger."""
     secret = "k3y-in-the-path"  # noqa: S105
     for logger in logging.Logger.manager.loggerDict.values():
         if isinstance(logger, logging.Logger):
@@ -217,7 +217,7 @@ async def test_a_block_the_node_lacks_is_unavailable(chain: Devnet) -> None:
         await chain.rpc.block(10**6)
 
 
-async def test_a_node_that_takes_few_questions_at_once_is_asked_in_parts(
+async def test_a_node_that_takes_small_batches_is_asked_in_parts(
     chain: Devnet, rpc: Rpc, node: FlakyNode
 ) -> None:
     """F-66: some take a thousand, some three; a flood of exits is simulated all the same."""

@@ -57,7 +57,7 @@ async def test_two_of_the_same_have_nonces_of_their_own() -> None:
 
 
 async def test_the_payees_key_signed_exactly_this() -> None:
-    """RELAY-02: amount, channel, nonce and deadline; nobody else's signature will do."""
+    """RELAY-02: amount, channel, nonce and deadline; only the payee's signature is valid."""
     signed = await settle()
     assert signed.is_signed_by_key()
     for changed in (

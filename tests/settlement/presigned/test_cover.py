@@ -103,7 +103,7 @@ def test_a_newer_one_is_due_by_age() -> None:
     assert is_due(510, last=500, vouchers=(510,), spent=510, since=NOW - 300)
 
 
-def test_a_newer_one_is_due_at_once_when_the_payer_leaves() -> None:
+def test_a_newer_one_is_due_immediately_when_the_payer_leaves() -> None:
     assert is_due(501, last=500, vouchers=(501,), spent=501, asked_at=NOW)
     assert not is_due(501, last=501, vouchers=(501,), spent=501, asked_at=NOW)
 

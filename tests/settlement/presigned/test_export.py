@@ -118,7 +118,7 @@ async def test_after_a_restart_nothing_is_signed_twice(tmp_path: Path) -> None:
         assert file.newest[state.key] == first
 
 
-async def test_a_line_that_somebody_put_there_covers_nothing(tmp_path: Path) -> None:
+async def test_a_line_that_a_stranger_wrote_covers_nothing(tmp_path: Path) -> None:
     """It would keep the real one from being signed."""
     state = await known(tmp_path, channel(vouchers=(500,), spent=500))
     async with exporting(tmp_path) as (export, file):

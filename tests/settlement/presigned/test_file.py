@@ -1,4 +1,4 @@
-"""The file between provider and tower: whole lines, each once, whatever is cut or replaced."""
+"""The file between provider and tower: whole lines, each once, also when it is cut or replaced."""
 
 import os
 import shutil
@@ -151,7 +151,7 @@ async def test_a_longer_file_that_was_copied_over_the_first_is_read_from_its_sta
 
 
 @pytest.mark.parametrize("is_gone", [True, False])
-async def test_a_file_that_somebody_took_away_or_emptied_is_written_again(
+async def test_a_file_that_was_removed_or_emptied_is_written_again(
     path: Path, *, is_gone: bool
 ) -> None:
     """What was handed out counts as handed out: a tower that starts now must find it."""
@@ -167,7 +167,7 @@ async def test_a_file_that_somebody_took_away_or_emptied_is_written_again(
 
 
 async def test_what_has_no_end_is_not_kept_waiting_for(path: Path) -> None:
-    """A line longer than any of ours is left out, and what follows is read."""
+    """The reader leaves out a line longer than the export writes, and reads what follows."""
     put(path, b"x" * (TOWER_LINE_BYTES_MAX + 1))
     reader = TowerFileReader(path)
     await reader.read_new()

@@ -71,10 +71,10 @@ async def test_a_sweep_counts_what_is_at_risk_and_must_be_defended() -> None:
     assert (found.totals.at_risk, found.totals.defended) == (450, 1)
 
 
-async def test_a_close_that_nobody_decides_is_told_after_a_while() -> None:
+async def test_a_close_that_stays_undecided_is_reported_after_a_while() -> None:
     """F-40: its process died between the two steps."""
     half = replace(channel(vouchers=(900,), spent=900), is_closing=True)
-    for longest_s, told in ((3600.0, []), (0.0, [half.key])):
+    for longest_s, reported in ((3600.0, []), (0.0, [half.key])):
         known, found = DueList(POLICY, half_closed_s_max=longest_s), SweepState()
         known.take_in_round(half, moment(), found)
-        assert known.end_round(found) == told
+        assert known.end_round(found) == reported

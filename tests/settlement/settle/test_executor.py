@@ -47,7 +47,7 @@ def books(reader: EscrowReader, ledger: SqliteLedger, channels: Channels) -> Boo
 
 
 class Stubborn:
-    """A settler whose closes are refused, as no escrow of ours would; its settles are real."""
+    """A settler whose closes are refused, as the escrow never does; its settles are real."""
 
     def __init__(self, settler: EscrowSettler) -> None:
         self._settler = settler
@@ -198,7 +198,7 @@ async def test_what_is_bought_between_plan_and_close_keeps_the_channel_open(
 async def test_who_is_refused_is_left_alone_for_a_while(
     books: Books, ledger: SqliteLedger, settler: EscrowSettler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """F-79: longer each time; asked for by name it is tried at once."""
+    """F-79: longer each time; a request for that channel is tried immediately."""
     channel_id = await books.open(accepted=400, spent=400)
     stubborn = Stubborn(settler)
     executor = CloseExecutor(ledger, stubborn, Alarms(), retry_s=20)
@@ -223,7 +223,7 @@ async def test_who_is_refused_is_left_alone_for_a_while(
 async def test_a_channel_has_one_thing_done_at_a_time(
     books: Books, ledger: SqliteLedger, settler: EscrowSettler, chain: Devnet, account: PayerAccount
 ) -> None:
-    """F-40: whoever asks meanwhile gets the same close."""
+    """F-40: a caller that asks meanwhile gets the same close."""
     channel_id = await books.open(accepted=400, spent=400)
     await request_close(chain, account, channel_id)
     executor = CloseExecutor(ledger, settler, Alarms())
@@ -245,7 +245,7 @@ async def test_a_close_that_another_settler_has_recorded_is_not_sent_again(
     assert other.closes == 0
 
 
-async def test_a_close_that_ends_for_less_than_was_delivered_is_told(
+async def test_a_close_that_ends_for_less_than_was_delivered_is_reported(
     books: Books, ledger: SqliteLedger, settler: EscrowSettler, chain: Devnet, account: PayerAccount
 ) -> None:
     """F-64: its payer withdrew between the plan and the close."""

@@ -66,7 +66,7 @@ def test_without_bounds_everything_is_taken() -> None:
     assert not gate.is_crowded
 
 
-def test_a_channel_is_bounded_by_what_is_unsettled_and_told_what_is_taken() -> None:
+def test_a_channel_is_bounded_by_what_is_unsettled_and_the_refusal_says_how_much_fits() -> None:
     """F-64: settling makes room."""
     gate = ExposureGate(ExposureLimits(channel_max=100))
     promise(gate, KEY, 100, accepted=90, settled=0)
@@ -83,7 +83,7 @@ def test_a_repeat_is_never_refused() -> None:
 
 
 def test_promises_take_no_room_from_others() -> None:
-    """F-66, F-98: who deposits, signs up to the bound and buys nothing keeps nobody out."""
+    """F-66, F-98: a payer who signs up to the bound and buys nothing keeps no other payer out."""
     gate = ExposureGate(ExposureLimits(total_max=1000))
     promise(gate, KEY, 10**9, accepted=0, settled=0)
     assert (gate.total, gate.is_crowded) == (0, False)
@@ -92,7 +92,7 @@ def test_promises_take_no_room_from_others() -> None:
 
 
 def test_all_channels_together_are_bounded_between_two_sweeps_too() -> None:
-    """F-66: what this process holds counts at once, not only with the next sweep."""
+    """F-66: what this process holds counts immediately, not only with the next sweep."""
     gate = ExposureGate(ExposureLimits(total_max=1000))
     gate.end_sweep(400)
     assert not gate.is_crowded
@@ -121,7 +121,7 @@ def test_what_is_held_while_a_sweep_looks_is_not_forgotten_with_it() -> None:
 
 
 def test_room_that_was_not_used_is_given_back() -> None:
-    """F-98: what was held and not delivered keeps nobody else out."""
+    """F-98: what was held and not delivered keeps no other payer out."""
     gate = ExposureGate(ExposureLimits(total_max=1000))
     gate.take_room(1000)
     assert gate.is_full
@@ -222,7 +222,7 @@ ACTS = ["hold", "deliver", "settle", "begin", "read", "end"]
     ]
 )
 def test_of_one_process_the_total_never_passes_its_bound(acts: list[tuple[str, int, int]]) -> None:
-    """F-66: whatever is held, delivered, given back and settled, and whenever the sweep looks."""
+    """F-66: for any order of holds, deliveries, releases, settles and sweeps."""
     shop = Shop(1000)
     for name, where, amount in acts:
         shop.act(name, where, amount)
@@ -249,7 +249,7 @@ def looked(**limits: int) -> ExposureGate:
 
 
 def test_one_signer_is_bounded_over_all_its_channels() -> None:
-    """O-01: whatever signs; and others are not kept out by it."""
+    """O-01: for every kind of signer; it keeps no other payer out."""
     gate = looked(channel_max=100, signer_max=250)
     for number in (1, 2):
         promise(gate, key(number), 100, accepted=0, settled=0)

@@ -1,4 +1,4 @@
-"""What waits to be sent: the most urgent first, what is alike together, the same thing once."""
+"""Jobs that wait to be sent: the most urgent first, those of one kind together, each once."""
 
 import asyncio
 
@@ -94,7 +94,7 @@ async def test_a_lot_is_no_longer_than_what_nodes_pass_on() -> None:
 
 
 async def test_the_same_is_joined_until_it_is_answered() -> None:
-    """F-40: a close whatever its amount; a settle for the same amount."""
+    """F-40: a close of any amount; a settle for the same amount."""
     queue = JobQueue(batch_max=100)
     close, settle = job(1, Purpose.CLOSE, amount=5), job(1, amount=5)
     queue.register(close)

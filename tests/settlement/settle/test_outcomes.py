@@ -50,7 +50,7 @@ def relayed(chain: Devnet, reader: EscrowReader, journal: SqliteJournal) -> Escr
 
 
 async def overtaken(chain: Devnet, asking: Sequence[Awaitable[Any]]) -> list[Any]:
-    """Ask for all of it, and let somebody copy what is sent and have it mined first."""
+    """Ask for all of it, while a stranger copies what is sent and has it mined first."""
     async with chain.mining_paused():
         running = [asyncio.ensure_future(one) for one in asking]
         await until(lambda: are_pooled(chain, 1))
@@ -60,7 +60,7 @@ async def overtaken(chain: Devnet, asking: Sequence[Awaitable[Any]]) -> list[Any
 
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("purpose", [Purpose.SETTLE, Purpose.CLOSE])
-async def test_a_relayed_payout_that_somebody_copied_first_is_done(
+async def test_a_relayed_payout_that_a_copier_had_mined_first_is_done(
     chain: Devnet,
     relayed: EscrowSettler,
     channels: Channels,
@@ -99,7 +99,7 @@ REASONS = sorted(RevertReason.__members__)
 
 
 @pytest.mark.parametrize("how", ["settled", "settled above", "closed"])
-async def test_whatever_was_said_what_is_settled_is_done(
+async def test_a_settle_that_is_on_chain_is_done_after_any_error(
     chain: Devnet,
     reader: EscrowReader,
     channels: Channels,

@@ -1,4 +1,4 @@
-"""Closes that workers decided are found at once, and tried no more often than is worth it."""
+"""The settler finds a worker's close immediately, and retries it no more often than useful."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -33,7 +33,7 @@ class Owing:
         self.ledger, self.journal, self.node, self.books = ledger, journal, node, books
 
     async def decide(self) -> ChannelId:
-        """Decide a close, as a web worker does, and wake whoever carries it out."""
+        """Decide a close, as a web worker does, and wake the process that carries it out."""
         channel_id = await self.books.open(accepted=9, spent=9)
         state = await self.books.state(channel_id)
         commit = CommitClose(closing_voucher(state, None))
@@ -76,7 +76,7 @@ async def owing(
             await ledger.close()
 
 
-async def test_a_close_that_a_worker_decides_is_carried_out_at_once(
+async def test_a_close_that_a_worker_decides_is_carried_out_immediately(
     chain: Devnet, channels: Channels, tmp_path: Path
 ) -> None:
     """F-40: it need not wait for a sweep."""

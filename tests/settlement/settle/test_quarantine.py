@@ -1,4 +1,4 @@
-"""When a channel that the chain refuses is tried again, whatever the clock does meanwhile."""
+"""When a channel that the chain refuses is tried again, also after a jump of the clock."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -167,7 +167,7 @@ async def test_what_has_ended_leaves_quarantine(
     chain: Devnet,
     ledger: SqliteLedger,  # noqa: F811 -- the fixture
 ) -> None:
-    """F-64: its payer withdrew. Nobody asks for it again, and a monitor must not cry for ever."""
+    """F-64: its payer withdrew. No caller asks for it again, and its alarm must end."""
     books = Books(reader, ledger, channels)
     gone, owed = [await books.open(accepted=9, spent=9) for _ in range(2)]
     quarantine = Quarantine(journal)

@@ -143,7 +143,7 @@ def test_what_was_promised_and_not_delivered_is_never_settled() -> None:
     assert why(state, age_s=99 * HOUR_S) is None
 
 
-def test_a_channel_nobody_uses_is_closed() -> None:
+def test_an_idle_channel_is_closed() -> None:
     """F-101."""
     month_s = 30 * 24 * HOUR_S
     state = channel(vouchers=(5,), spent=5, settled=5, active_at=NOW - month_s)
@@ -220,8 +220,8 @@ def test_in_the_last_quarter_a_refused_close_is_followed_by_a_settle() -> None:
     assert (early.action, early.is_late) == (Action.CLOSE, False)
 
 
-def test_a_close_that_was_decided_is_owed_whatever_it_costs() -> None:
-    """SETTLE-04: who decided it may be dead, the payer may hold a receipt."""
+def test_a_close_that_was_decided_is_owed_at_any_cost() -> None:
+    """SETTLE-04: the process that decided it may be dead, and the payer may hold a receipt."""
     state = replace(
         channel(vouchers=(1,), spent=1), is_closing=True, closing_with=LadderVoucher(1, bytes(65))
     )

@@ -23,7 +23,7 @@ from tests.settlement.channels import DEPOSIT, Channels, set_paused
 from tests.settlement.senders import insist, until_sent
 
 GWEI = 10**9
-NOBODY = ChannelId(b"\x07" * 32)
+NO_CHANNEL = ChannelId(b"\x07" * 32)
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ async def test_concurrent_closes_are_one_transaction(
     assert await transactions_of(chain, "payee") == sent + 1
 
 
-async def test_a_close_goes_on_when_nobody_waits_any_more(
+async def test_a_close_goes_on_after_its_last_waiter_has_left(
     settler: EscrowSettler, channels: Channels, reader: EscrowReader
 ) -> None:
     """F-42: a client that leaves does not leave half a close behind."""
@@ -222,9 +222,9 @@ async def test_a_key_that_is_not_the_payees_is_refused(
 async def test_a_channel_of_another_escrow_is_not_touched(
     settler: EscrowSettler, channels: Channels
 ) -> None:
-    key = channels.key(NOBODY)
-    elsewhere = ChannelKey(key.chain_id, Address(b"\x09" * 20), NOBODY)
-    other_chain = ChannelKey(1, key.escrow, NOBODY)
+    key = channels.key(NO_CHANNEL)
+    elsewhere = ChannelKey(key.chain_id, Address(b"\x09" * 20), NO_CHANNEL)
+    other_chain = ChannelKey(1, key.escrow, NO_CHANNEL)
     for foreign in (elsewhere, other_chain):
         with pytest.raises(ConfigError, match="is of escrow"):
             await settler.close_channel(foreign, 0, b"")
@@ -279,7 +279,7 @@ async def test_a_payer_the_token_has_blacklisted_does_not_stop_the_payee(
 
 @pytest.mark.parametrize("token", ["dusd", "usdc"])
 async def test_a_token_that_refuses_says_so_in_words_or_not(token: TokenChoice) -> None:
-    """F-87, ERR-02: a pause is the token's refusal, told before any gas is spent."""
+    """F-87, ERR-02: a pause is the token's refusal, reported before any gas is spent."""
     async with Devnet.start(token=token) as chain:
         channels = Channels(chain, PayerAccount(chain.sender("payer")))
         reader = EscrowReader(chain.rpc, chain.values.escrow)

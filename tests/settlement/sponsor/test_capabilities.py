@@ -11,7 +11,7 @@ from settlement.sponsor.capabilities import Capabilities, probe, require_gas
 
 PAUSE = Function("pause()")
 BLACKLIST = Function("blacklist(address)")
-SWALLOWS = "0x60206000f3"  # returns a word of zeros, whatever it is asked
+SWALLOWS = "0x60206000f3"  # returns a word of zeros to every call
 
 
 async def found(chain: Devnet, reader: EscrowReader) -> Capabilities:
@@ -47,7 +47,7 @@ async def test_a_token_that_would_refuse_is_not_promised(
 async def test_a_token_without_the_overload_is_found_out(
     chain: Devnet, reader: EscrowReader
 ) -> None:
-    """F-88: a domain and no `receiveWithAuthorization` of ours: bridged dollars."""
+    """F-88: a domain and no standard `receiveWithAuthorization`: bridged dollars."""
     permit2 = "0x" + (await chain.rpc.code(PERMIT2)).hex()
     await put_code(chain, chain.values.token, permit2)
     capabilities = await found(chain, reader)
@@ -65,7 +65,7 @@ async def test_a_token_without_a_domain_is_found_out(chain: Devnet, reader: Escr
 async def test_a_contract_that_takes_everything_is_found_out(
     chain: Devnet, reader: EscrowReader
 ) -> None:
-    """F-88: like a wrapped coin whose fallback succeeds: what nobody signed passes, too."""
+    """F-88: like a wrapped coin whose fallback succeeds: unsigned calls pass, too."""
     await put_code(chain, chain.values.token, SWALLOWS)
     capabilities = await found(chain, reader)
     assert "with an invalid signature" in capabilities.obstacles["authorization"]

@@ -36,7 +36,7 @@ HASTY = replace(LIMITS, wait_s=0.05)
 async def taken(
     devnet: TestChain, folder: Path, **of_opening: Any
 ) -> AsyncIterator[tuple[Sponsored, Any]]:
-    """A deposit that is on disk, and nobody who sends it."""
+    """A deposit that is on disk while no process sends it."""
     async with (
         devnet.connect() as chain,
         sponsor_deposits(chain, folder, limits=HASTY, sends=False) as one,
@@ -296,7 +296,7 @@ async def is_in_pool(one: Sponsored) -> bool:
 
 
 async def use_nonce_elsewhere(one: Sponsored, *, nonce: int) -> None:
-    """Somebody uses the payee's key by hand, and bids more than a deposit may cost."""
+    """A person uses the payee's key by hand, and bids more than a deposit may cost."""
     payee = "0x" + one.chain.account("payee").address.hex()
     await one.chain.rpc.command("anvil_impersonateAccount", payee)
     transfer = {

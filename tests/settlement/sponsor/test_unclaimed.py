@@ -23,7 +23,7 @@ HASTY = replace(LIMITS, wait_s=0.05)
 
 
 def claimer(sponsored: Sponsored, **changes: float) -> UnclaimedChannels:
-    """One that waits for nobody."""
+    """One that does not wait for the payer."""
     return UnclaimedChannels(
         sponsored.orders,
         sponsored.provider.ledger,
@@ -52,7 +52,7 @@ async def books(sponsored: Sponsored) -> ChannelState | None:
     return await sponsored.provider.ledger.load(sponsored.payer.key)
 
 
-async def test_the_books_take_a_channel_that_nobody_claims(
+async def test_the_books_take_a_channel_that_no_client_claims(
     devnet: TestChain, tmp_path: Path
 ) -> None:
     """OPEN-08, F-42: with its first voucher, once; its payer finds it, and pays by it."""

@@ -17,12 +17,12 @@ __all__ = ["tower"]
 
 @pytest.fixture
 async def chain() -> AsyncIterator[Devnet]:
-    """A chain that nobody had before."""
+    """A new chain, used by no other test."""
     async with Devnet.start() as started:
         yield started
 
 
-async def test_a_height_that_no_node_shows_any_more_blinds_nobody(
+async def test_the_tower_goes_on_from_a_height_that_no_node_shows_any_more(
     tower: Tower,
     chain: Devnet,
     channels: Channels,

@@ -155,7 +155,7 @@ async def test_it_settles_for_a_payee_who_is_not_there(
 async def test_it_does_nothing_while_the_payee_settles_itself(
     tower: Tower, chain: Devnet, channels: Channels, account: PayerAccount
 ) -> None:
-    """F-110: the two are never at odds; whoever comes second finds nothing to do."""
+    """F-110: the two never conflict; the second finds nothing to do."""
     channel_id = await channels.open()
     await tower.give(await tower.sign(channel_id, 700))
     await request_close(chain, account, channel_id)
@@ -199,7 +199,7 @@ async def test_an_exit_that_is_taken_back_is_left_alone(
 async def test_many_exits_are_all_settled(
     tower: Tower, chain: Devnet, channels: Channels, account: PayerAccount
 ) -> None:
-    """F-66: each in a transaction of its own, all under way at once."""
+    """F-66: each in a transaction of its own, all under way together."""
     ids = [await channels.open() for _ in range(12)]
     await tower.give(*[await tower.sign(each, 100 + n) for n, each in enumerate(ids)])
     for each in ids:
@@ -342,7 +342,7 @@ async def test_one_that_is_worth_less_and_lives_longer_serves_when_the_other_has
 async def test_one_that_lives_longer_serves_after_a_restart_too(
     tower: Tower, chain: Devnet, channels: Channels, account: PayerAccount
 ) -> None:
-    """RELAY-04: the whole file comes at once, before the chain's time is known."""
+    """RELAY-04: the whole file arrives before the chain's time is known."""
     channel_id = await channels.open()
     expired = await tower.sign(channel_id, 900, life_s=GRACE_S)
     await chain.advance(GRACE_S + 1)
@@ -447,7 +447,7 @@ async def test_what_is_no_line_does_no_harm(tower: Tower, channels: Channels) ->
 # -- what it cannot do
 
 
-async def test_it_can_close_nothing_and_pay_nobody_else(
+async def test_it_can_close_no_channel_and_pay_only_the_payee(
     tower: Tower, chain: Devnet, channels: Channels
 ) -> None:
     """F-67, F-81, RELAY-05: neither by its code nor with what it has in its hands."""
@@ -543,7 +543,7 @@ async def test_a_node_that_fell_behind_is_not_believed(tower: Tower, chain: Devn
 async def test_a_node_with_a_chain_of_its_own_hides_no_exit(
     chain: Devnet, tower: Tower, channels: Channels, account: PayerAccount
 ) -> None:
-    """F-63, SEC-09: two of three show another block, so the first is asked no more, and told of."""
+    """F-63, SEC-09: two of three show another block; the first is dropped with an alarm."""
     channel_id = await channels.open()
     await chain.mine(9)
     async with AsyncExitStack() as open_:
@@ -570,7 +570,7 @@ async def test_a_node_with_a_chain_of_its_own_hides_no_exit(
     assert await tower.settled(channel_id) == 700
 
 
-async def test_a_line_that_the_node_will_not_simulate_blinds_nobody(
+async def test_a_line_that_the_node_will_not_simulate_hides_no_other(
     chain: Devnet, tower: Tower, channels: Channels, account: PayerAccount
 ) -> None:
     """F-79: a payer's wallet can be made so that its check takes too long for a node."""

@@ -70,7 +70,7 @@ async def test_what_ended_long_ago_is_known_from_the_journal_alone(tmp_path: Pat
 
 
 async def test_of_receipts_the_newest_are_kept() -> None:
-    """O-98: whoever waits has the one that came last; memory is bounded."""
+    """O-98: each waiting caller gets the newest; memory is bounded."""
     cache = TxCache(MemoryJournal())
     receipts = [receipt(number) for number in range(_KEPT + 1)]
     for each in receipts:

@@ -27,7 +27,7 @@ def test_the_bid_is_twice_the_base_fee_and_a_tip() -> None:
     assert choose_fee(base_fee_wei=100, suggested_tip_wei=7, policy=policy) == Fee(207, 7)
 
 
-def test_a_tip_nobody_mines_is_raised() -> None:
+def test_a_tip_too_low_to_be_mined_is_raised() -> None:
     """F-77: a node may suggest 1 wei, or none."""
     policy = FeePolicy(tip_wei_min=50)
     assert choose_fee(base_fee_wei=100, suggested_tip_wei=1, policy=policy) == Fee(250, 50)
@@ -92,7 +92,7 @@ def test_what_is_not_worth_its_gas_waits() -> None:
 
 @given(base_fee=_WEI, tip=_WEI, room=_WEI, gas=st.integers(21_000, 10**7))
 def test_no_bid_costs_more_than_its_budget(base_fee: int, tip: int, room: int, gas: int) -> None:
-    """F-78: whatever the market does."""
+    """F-78: for every price of the market."""
     budget = (base_fee + room) * gas
     ceiling = fee_ceiling(gas=gas, budget_wei=budget, remaining_s=0, policy=FeePolicy())
     fee = choose_fee(
@@ -106,7 +106,7 @@ def test_no_bid_costs_more_than_its_budget(base_fee: int, tip: int, room: int, g
 def test_a_raise_is_an_eighth_in_both_fields_and_within_the_ceiling(
     first: int, tip: int, base_fee: int, suggested: int, ceiling: int | None
 ) -> None:
-    """F-77: less, no node takes for a replacement; more than the ceiling, nobody pays."""
+    """F-77: a node takes no smaller raise as a replacement; the ceiling is never exceeded."""
     fee = Fee(max_fee_wei=max(first, tip), tip_wei=tip)
     for _ in range(5):
         raised = raise_fee(
@@ -125,7 +125,7 @@ def test_a_raise_is_an_eighth_in_both_fields_and_within_the_ceiling(
         fee = raised
 
 
-def test_a_raise_follows_the_base_fee_at_once() -> None:
+def test_one_raise_follows_the_whole_rise_of_the_base_fee() -> None:
     raised = raise_fee(
         Fee(200, 10),
         base_fee_wei=2_000,
@@ -178,8 +178,8 @@ def test_a_later_transaction_lends_its_budget_to_those_before_it() -> None:
         max_size=6,
     )
 )
-def test_nobody_pays_more_than_the_budgets_of_all(stakes: list[Stake]) -> None:
-    """F-78: each ceiling times the gas up to whoever lends is within the lender's budget."""
+def test_no_transaction_costs_more_than_the_budgets_of_all(stakes: list[Stake]) -> None:
+    """F-78: each ceiling times the gas up to the lender is within the lender's budget."""
     ceilings = queue_ceilings(stakes, FeePolicy())
     for first, ceiling in enumerate(ceilings):
         assert ceiling is not None

@@ -29,7 +29,7 @@ class Full:
 
 
 async def test_a_database_that_takes_nothing_rings_until_it_does(tmp_path: Path) -> None:
-    """F-64: no settler can work then, and nobody else would say so."""
+    """F-64: no settler can work then, and only this alarm says so."""
     inner = await SqliteJournal.open(
         tmp_path / "ledger.db", chain_id=1, account=Address(b"\x01" * 20)
     )

@@ -88,7 +88,7 @@ async def test_concurrent_sends_of_one_key_have_a_nonce_each(chain: Devnet) -> N
 
 
 async def test_a_node_that_refuses_leaves_the_nonce_free(chain: Devnet) -> None:
-    poor = TxManager(chain.rpc, chain.signer("nobody has paid me"))
+    poor = TxManager(chain.rpc, chain.signer("an account without ether"))
     with pytest.raises((RpcRefusedError, ContractRevertedError)):
         await poor.send(chain.account("payee").address, b"", value_wei=1)
     await chain.fund(poor.address, ether=1)
@@ -164,7 +164,7 @@ async def test_a_broadcast_that_never_arrived_is_repeated_byte_for_byte(chain: D
         assert await received(chain) == 1
 
 
-async def test_a_receipt_nobody_gives_is_pending(chain: Devnet) -> None:
+async def test_a_transaction_without_a_receipt_is_pending(chain: Devnet) -> None:
     """F-75: absence is never failure, and a node that is away is not absence."""
     async with flaky_sender(chain, _IMPATIENT) as (node, sender):
         node.fail("error", method=RECEIPT)
@@ -173,7 +173,7 @@ async def test_a_receipt_nobody_gives_is_pending(chain: Devnet) -> None:
             await sender.resume(tx_hash)
         assert isinstance(caught.value, SettlementPendingError)
         assert caught.value.status == 503
-        assert not caught.value.offers_challenge  # nobody is invited to pay again
+        assert not caught.value.offers_challenge  # the payer is not invited to pay again
         node.fail("none")
         assert (await insist(lambda: sender.resume(tx_hash))).is_success
         assert await received(chain) == 1
@@ -212,7 +212,7 @@ async def test_a_node_that_runs_what_it_is_sent_says_no_like_any_other(chain: De
 
 
 async def test_what_was_broadcast_and_not_noted_is_not_broadcast_again(chain: Devnet) -> None:
-    """F-75, F-80: whoever asked hears its hash; an error would have it send a second one."""
+    """F-75, F-80: the caller gets its hash; after an error it would send a second one."""
     journal = FailingJournal(MemoryJournal(), before=[Sent])
     sender = TxManager(chain.rpc, chain.signer("stranger"), journal=journal, limits=_QUICK)
     async with chain.mining_paused():
@@ -222,7 +222,7 @@ async def test_what_was_broadcast_and_not_noted_is_not_broadcast_again(chain: De
 
 
 async def test_a_signature_whose_answer_was_lost_holds_nothing_up(chain: Devnet) -> None:
-    """F-77, F-80: its nonce is given, and nobody knows; the next one must not wait for ever."""
+    """F-77, F-80: its nonce is taken, but unrecorded; the next one must not wait for ever."""
     journal = FailingJournal(MemoryJournal(), before=[Abandoned], after=[Signed])
     sender = TxManager(chain.rpc, chain.signer("stranger"), journal=journal, limits=_QUICK)
     with pytest.raises(LedgerUnavailableError):
@@ -235,7 +235,7 @@ async def test_a_signature_whose_answer_was_lost_holds_nothing_up(chain: Devnet)
 async def test_a_look_that_the_journal_does_not_take_is_made_again(
     chain: Devnet, journal: SqliteJournal
 ) -> None:
-    """O-98, F-75: nobody waits for it; what the chain says is on disk once the database is back."""
+    """O-98, F-75: no caller waits for it; its outcome is on disk once the database is back."""
     failing = FailingJournal(journal, before=[Included, Included])
     sender = TxManager(chain.rpc, chain.signer("stranger"), journal=failing, limits=_QUICK)
     tx_hash = await sender.broadcast(chain.values.token, pay_one(chain))
@@ -273,7 +273,7 @@ async def test_a_lease_lost_while_it_is_signed_keeps_it_from_going_out(
 async def test_a_settler_whose_lease_is_lost_stops_looking(
     chain: Devnet, journal: SqliteJournal, tmp_path: Path
 ) -> None:
-    """O-98, F-110: the other one sees its transactions through; both at once would raise bids."""
+    """O-98, F-110: the other one completes its transactions; both together would raise bids."""
     sender = TxManager(chain.rpc, chain.signer("stranger"), journal=journal, limits=_QUICK)
     async with chain.mining_paused():
         tx_hash = await sender.broadcast(chain.values.token, pay_one(chain))
@@ -294,9 +294,9 @@ async def test_a_settler_whose_lease_is_lost_stops_looking(
 async def test_a_nonce_used_elsewhere_while_it_is_signed_is_not_ours(
     chain: Devnet, journal: SqliteJournal, times: int
 ) -> None:
-    """O-98, F-113: it is signed anew for the next one; after three the caller is told.
+    """O-98, F-113: it is signed anew for the next one; after three the caller gets an error.
 
-    Whatever it is told, nothing of it is out that could be mined one day.
+    After any error, no node has bytes of it that could be mined one day.
     """
 
     async def use_key() -> None:
@@ -366,7 +366,7 @@ async def test_bytes_refused_after_a_raise_stay_pending(
 async def test_a_node_that_wants_more_than_a_transaction_is_worth_is_waited_for(
     chain: Devnet, journal: SqliteJournal, budget_wei: int | None
 ) -> None:
-    """O-98, F-78: a bid is raised three times at once, and never above a quarter of its budget."""
+    """O-98, F-78: three raises run together, and the bid stays within a quarter of its budget."""
     await chain.rpc.command("anvil_setNextBlockBaseFeePerGas", hex(10**8))
     await chain.mine()
     async with flaky_node(chain.values.rpc_url) as node, await Rpc.connect(node.url) as rpc:

@@ -95,7 +95,7 @@ async def test_the_next_process_sends_the_same_bytes(chain: Devnet, journal: Sql
 async def test_what_was_only_wanted_is_decided_anew(
     chain: Devnet, journal: SqliteJournal, sender: TxManager
 ) -> None:
-    """F-80: nobody has it, and the books may say something else by now."""
+    """F-80: no node has it, and the books may say something else by now."""
     receipt = await sender.send(chain.values.token, pay_one(chain))
     tx = await journal.find(receipt.tx_hash)
     assert tx is not None
@@ -120,7 +120,7 @@ async def test_what_was_mined_meanwhile_is_found(chain: Devnet, journal: SqliteJ
 async def test_a_revert_is_remembered_with_its_reason(
     chain: Devnet, journal: SqliteJournal, sender: TxManager
 ) -> None:
-    """F-76, SETTLE-03: and said again by whoever asks later."""
+    """F-76, SETTLE-03: a later caller gets the same answer."""
     everything = abi.transfer.encode(chain.account("payee").address, 1_000_000 * 10**6)
     async with chain.mining_paused():
         await sender.broadcast(chain.values.token, everything)
@@ -148,7 +148,7 @@ async def test_a_refusal_leaves_no_nonce_and_its_reason(
 async def test_a_settler_that_lost_its_lease_signs_nothing(
     chain: Devnet, journal: SqliteJournal, sender: TxManager, tmp_path: Path
 ) -> None:
-    """F-110: fenced inside the write, whatever it believes."""
+    """F-110: the write itself checks the fence, not the process."""
     await journal.release_lease()
     async with open_journal(chain, tmp_path):
         with pytest.raises(LeaseLostError):
@@ -251,7 +251,9 @@ async def test_a_cheap_one_does_not_hold_up_a_dear_one(
     assert all(receipt.gas_price_wei > 20 * _GWEI for receipt in receipts)
 
 
-async def test_a_tip_nobody_takes_is_raised_in_time(chain: Devnet, journal: SqliteJournal) -> None:
+async def test_a_tip_that_no_miner_takes_is_raised_in_time(
+    chain: Devnet, journal: SqliteJournal
+) -> None:
     """F-77: it could be mined and is not: after a while it bids more."""
     limits = TxLimits(poll_max_s=0.02, resend_after_s=0.1, bump_after_s=0)
     patient = sender_of(chain, journal, limits=limits)
@@ -329,7 +331,7 @@ async def test_a_dropped_transaction_is_sent_again(
     assert len(tx.versions) == 1
 
 
-async def test_a_nonce_that_somebody_else_used_is_noticed(
+async def test_a_nonce_that_was_used_elsewhere_is_noticed(
     chain: Devnet, journal: SqliteJournal, sender: TxManager
 ) -> None:
     """F-113: the key was used elsewhere; ours is not mined, and says so."""
@@ -427,7 +429,7 @@ async def test_the_same_bytes_again_are_no_error(chain: Devnet) -> None:
 
 
 async def test_a_bid_the_node_finds_too_low_is_raised_on_the_same_nonce(chain: Devnet) -> None:
-    """F-77: an eighth more in both fields, at once; whichever is mined wins."""
+    """F-77: an eighth more in both fields together; the version that is mined wins."""
     async with flaky_sender(chain) as (node, sender):
         node.fail("refuse", method=SEND, times=1)
         receipt = await sender.send(chain.values.token, pay_one(chain))

@@ -1,4 +1,4 @@
-"""A revert is final at once (F-76), and says why as far as anybody can."""
+"""A revert is final immediately (F-76), and gives its reason where a node knows it."""
 
 import pytest
 
@@ -44,7 +44,7 @@ async def test_a_revert_that_only_its_own_block_explains_is_explained(chain: Dev
     assert (later.value.reason, later.value.tx_hash) == (RevertReason.UNKNOWN, tx_hash)
 
 
-async def test_a_revert_is_final_also_when_nobody_can_say_why(chain: Devnet) -> None:
+async def test_a_revert_is_final_also_without_a_reason(chain: Devnet) -> None:
     async with flaky_sender(chain) as (node, sender):
         everything = abi.transfer.encode(chain.account("payee").address, 1_000_000 * 10**6)
         async with chain.mining_paused():

@@ -62,7 +62,7 @@ REVERTED = (signed(3), Sent(), Included(inclusion(is_success=False), "NOT_PAYEE"
         ((Overtaken(),), TxStatus.INTENT),
         ((signed(3), Unmined()), TxStatus.SIGNED),
         ((signed(3), Sent(), Confirmed()), TxStatus.SENT),
-        ((signed(3), Sent(), Abandoned("no")), TxStatus.SENT),  # somebody may have it
+        ((signed(3), Sent(), Abandoned("no")), TxStatus.SENT),  # a node may have it
         ((*MINED, Overtaken()), TxStatus.MINED),
         ((*MINED, Sent()), TxStatus.MINED),
         ((signed(3), Overtaken(), Included(inclusion())), TxStatus.REPLACED),
@@ -101,7 +101,7 @@ def test_a_bumped_transaction_cannot_be_given_up() -> None:
     assert (tx.status, tx.nonce) == (TxStatus.SIGNED, 3)
 
 
-def test_a_nonce_that_nobody_can_have_is_free_again() -> None:
+def test_a_nonce_that_was_never_sent_is_free_again() -> None:
     tx = after(signed(3), Abandoned("insufficient funds"))
     assert (tx.nonce, tx.reason) == (None, "insufficient funds")
 
@@ -141,7 +141,9 @@ def test_whole_lives_keep_the_order_of_things(events: list[Event]) -> None:
     tx = advance(wanted(), signed(7))
     for event in events:
         before, tx = tx, advance(tx, event)
-        assert advance(tx, event) == tx or isinstance(event, Unmined)  # told twice, no harm
+        assert advance(tx, event) == tx or isinstance(
+            event, Unmined
+        )  # a repeated event does no harm
         assert tx.versions[: len(before.versions)] == before.versions
         bids = [one.fee.max_fee_wei for one in tx.versions]
         assert bids == sorted(set(bids))
@@ -199,7 +201,7 @@ def test_depth_is_counted_with_the_block_itself() -> None:
         assert (Confirmed() in found) is is_deep
 
 
-def test_a_known_inclusion_is_not_told_again() -> None:
+def test_a_known_inclusion_is_not_reported_again() -> None:
     tx = advance(SENT, Included(inclusion()))
     assert look(tx, receipt(), head=50, deep=2) == []
     assert look(tx, receipt(), head=51, deep=2) == [Confirmed()]
@@ -216,7 +218,7 @@ def test_a_node_that_lags_says_nothing() -> None:
     assert look(advance(SENT, Included(inclusion(block=50))), head=49) == []
 
 
-def test_a_used_nonce_without_a_receipt_is_somebody_elses() -> None:
+def test_a_used_nonce_without_a_receipt_was_used_elsewhere() -> None:
     assert look(SENT, used=4) == [Overtaken()]
     assert look(SENT, receipt(), used=4) == [Included(inclusion()), Confirmed()]
 

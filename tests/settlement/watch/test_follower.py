@@ -50,12 +50,12 @@ async def test_other_payees_channels_are_not_asked_for(
     reader: EscrowReader, channels: Channels, chain: Devnet
 ) -> None:
     theirs = ChainFollower(reader, payee=chain.account("stranger").address, limits=LIMITS)
-    everybody = ChainFollower(reader, limits=LIMITS)
+    everyone = ChainFollower(reader, limits=LIMITS)
     await theirs.step()
-    await everybody.step()
+    await everyone.step()
     channel_id = await channels.open()
     assert (await theirs.step()).touched == frozenset()
-    assert (await everybody.step()).touched == {channel_id}
+    assert (await everyone.step()).touched == {channel_id}
 
 
 async def test_a_reorg_names_what_it_took_back(

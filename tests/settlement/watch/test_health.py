@@ -75,7 +75,7 @@ async def test_openings_pause_when_gas_runs_low_and_go_on_when_there_is_more(
     assert alarms.ringing == []
 
 
-async def test_what_is_unsettled_in_all_is_counted_and_told(
+async def test_the_unsettled_total_is_counted_and_reported(
     health: HealthChecks, gate: ExposureGate, alarms: Alarms, chain: Devnet
 ) -> None:
     """F-66."""
@@ -138,8 +138,8 @@ async def test_a_wallet_that_burns_or_lies_is_no_yes(
     assert len([a for a in alarms.ringing if a.kind is AlarmKind.SIGNER_CHANGED]) == 3
 
 
-def test_a_key_is_told_from_a_wallet_without_a_node() -> None:
-    """F-18: a signature that recovers to its signer is taken whatever code the account has."""
+def test_a_key_is_distinguished_from_a_wallet_without_a_node() -> None:
+    """F-18: a signature that recovers to its signer is taken, with any code at the account."""
     signers = WalletSigners()
     state = channel(vouchers=(5,), spent=5)
     assert signers.is_wallet(state)
@@ -224,7 +224,7 @@ class Refusing:
 async def test_what_the_chain_refuses_to_settle_is_served_no_more(
     chain: Devnet, reader: EscrowReader, alarms: Alarms, gate: ExposureGate
 ) -> None:
-    """F-20, F-87: a wallet says yes to whoever asks, and no in the block: no bound is needed."""
+    """F-20, F-87: a wallet agrees when asked, and refuses in the block: no bound is needed."""
     state = await _wallet_channel(chain, "agrees")
     refused = Quarantined(key=state.key, reason="INVALID_SIGNATURE", tries=1, since=1, retry_at=2)
     others = replace(refused, key=replace(state.key, escrow=Address(b"\x07" * 20)), tries=9)
@@ -272,7 +272,7 @@ class Deaf(EscrowReader):
         return await super().is_valid_wallet_signature(signer, digest, signature)
 
 
-async def test_a_wallet_nobody_can_ask_hides_no_other(
+async def test_a_wallet_that_cannot_be_asked_hides_no_other(
     chain: Devnet, alarms: Alarms, gate: ExposureGate
 ) -> None:
     """F-20: its payer could make it so, to hide another one of its own."""

@@ -1,4 +1,4 @@
-"""Several nodes of one chain: who lags is asked no more, and who disagrees is told of."""
+"""Several nodes of one chain: one that lags is asked no more; one that disagrees is reported."""
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack

@@ -10,7 +10,7 @@ from settlement.watch.watch_alarms import WatchAlarms
 from tests.settlement.settle.test_schedule import NOW, channel
 
 
-def told(alarms: Alarms) -> list[tuple[AlarmKind, int]]:
+def ringing(alarms: Alarms) -> list[tuple[AlarmKind, int]]:
     return [(alarm.kind, alarm.level) for alarm in alarms.ringing]
 
 
@@ -52,11 +52,11 @@ def test_an_exit_that_is_cancelled_is_over_though_its_close_is_owed() -> None:
     alarms = Alarms()
     telling, state = build(alarms), channel(vouchers=(900,), spent=900, asked_at=NOW)
     telling.graces({state.key: state}, at(675))
-    assert told(alarms) == [(AlarmKind.GRACE_RUNS, 75)]
+    assert ringing(alarms) == [(AlarmKind.GRACE_RUNS, 75)]
     telling.graces({state.key: replace(state, close_requested_at=0)}, at(700))
     assert not alarms.ringing
     telling.graces({state.key: replace(state, close_requested_at=NOW + 700)}, at(925))
-    assert told(alarms) == [(AlarmKind.GRACE_RUNS, 25)]
+    assert ringing(alarms) == [(AlarmKind.GRACE_RUNS, 25)]
 
 
 def test_books_that_are_behind_ring_until_they_are_repaired() -> None:
@@ -66,7 +66,7 @@ def test_books_that_are_behind_ring_until_they_are_repaired() -> None:
     state = channel(vouchers=(9,), spent=9, settled=20)
     for _ in range(2):
         telling.books([state])
-    assert told(alarms) == [(AlarmKind.BOOKS_BEHIND, 0)]
+    assert ringing(alarms) == [(AlarmKind.BOOKS_BEHIND, 0)]
     telling.books([])
     assert not alarms.ringing
 
@@ -79,7 +79,7 @@ def test_every_deep_reorg_rings_and_is_over_when_as_much_was_built_again() -> No
     assert not alarms.ringing
     telling.reorg(90, head_number=100, is_deep=True)
     telling.reorg(80, head_number=101, is_deep=True)
-    assert told(alarms) == [(AlarmKind.DEEP_REORG, 2)]
+    assert ringing(alarms) == [(AlarmKind.DEEP_REORG, 2)]
     telling.grown(121)
     assert alarms.ringing
     telling.grown(122)
@@ -93,7 +93,7 @@ def test_a_chain_that_is_away_rings_when_it_lasts() -> None:
     telling.unanswered(159.0, TimeoutError("no node"))
     assert not alarms.ringing
     telling.unanswered(160.0, TimeoutError("no node"))
-    assert told(alarms) == [(AlarmKind.CHAIN_AWAY, 0)]
+    assert ringing(alarms) == [(AlarmKind.CHAIN_AWAY, 0)]
     telling.answered(161.0)
     assert not alarms.ringing
 
@@ -105,7 +105,7 @@ def test_a_chain_that_was_never_there_rings_too() -> None:
     telling.unanswered(5.0, TimeoutError("no node"))
     assert not alarms.ringing
     telling.unanswered(65.0, TimeoutError("no node"))
-    assert told(alarms) == [(AlarmKind.CHAIN_AWAY, 0)]
+    assert ringing(alarms) == [(AlarmKind.CHAIN_AWAY, 0)]
 
 
 def test_a_chain_that_shows_no_new_block_rings_and_another_node_is_asked_now_and_then() -> None:
@@ -114,7 +114,7 @@ def test_a_chain_that_shows_no_new_block_rings_and_another_node_is_asked_now_and
     telling = WatchAlarms(alarms, away_s_max=60.0, skew_s_max=60.0, still_s_max=300.0)
     asked = [telling.moved(float(now), is_new=now == 0) for now in range(0, 1000, 100)]
     assert asked == [False, False, False, True, False, False, True, False, False, True]
-    assert told(alarms) == [(AlarmKind.CHAIN_STILL, 0)]
+    assert ringing(alarms) == [(AlarmKind.CHAIN_STILL, 0)]
     assert not telling.moved(1000.0, is_new=True)
     assert not alarms.ringing
     patient = build(alarms)
@@ -129,7 +129,7 @@ def test_a_short_grace_a_clock_that_is_off_and_a_deep_reorg_ring() -> None:
     telling.grace_period(599)
     telling.skew(-61.0)
     telling.reorg(77, head_number=99, is_deep=True)
-    assert told(alarms) == [
+    assert ringing(alarms) == [
         (AlarmKind.GRACE_SHORT, 0),
         (AlarmKind.CLOCK_SKEW, 0),
         (AlarmKind.DEEP_REORG, 1),
@@ -137,7 +137,7 @@ def test_a_short_grace_a_clock_that_is_off_and_a_deep_reorg_ring() -> None:
     telling.grace_period(600)
     telling.skew(60.0)
     telling.reorg(78, head_number=99, is_deep=False)
-    assert told(alarms) == [(AlarmKind.DEEP_REORG, 1)]
+    assert ringing(alarms) == [(AlarmKind.DEEP_REORG, 1)]
 
 
 async def test_a_node_that_lags_rings_when_it_lasts_and_another_is_asked() -> None:
@@ -147,6 +147,6 @@ async def test_a_node_that_lags_rings_when_it_lasts_and_another_is_asked() -> No
     assert not patient.behind(9, is_behind=True)
     assert not alarms.ringing
     assert hasty.behind(9, is_behind=True)
-    assert told(alarms) == [(AlarmKind.NODE_BEHIND, 0)]
+    assert ringing(alarms) == [(AlarmKind.NODE_BEHIND, 0)]
     assert not hasty.behind(9, is_behind=False)
     assert not alarms.ringing

@@ -73,7 +73,7 @@ async def test_channels_that_did_not_change_cost_no_write(
 
 
 async def test_a_top_up_is_heard(watcher: ChannelWatcher, books: Books, channels: Channels) -> None:
-    """F-50: also one that nobody told us of."""
+    """F-50: also one that no client has announced."""
     channel_id = await books.open()
     await channels.top_up(channel_id, 77)
     assert (await watcher.sweep()).changed == 1
@@ -110,7 +110,7 @@ async def test_a_withdrawn_channel_is_heard_with_what_it_cost(
     account: PayerAccount,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """F-64: if we were down for the whole grace period, somebody must know."""
+    """F-64: if we were down for the whole grace period, the operator must know."""
     channel_id = await books.open(accepted=9, spent=9)
     await request_close(chain, account, channel_id)
     await chain.advance(900)
@@ -144,7 +144,7 @@ async def test_an_opening_that_a_reorg_took_back_freezes_and_thaws(
     assert (back.deposit, back.spent, back.is_stopped) == (DEPOSIT, 4, False)
 
 
-async def test_a_deposit_counts_when_it_is_deep_and_an_exit_at_once(
+async def test_a_deposit_counts_when_it_is_deep_and_an_exit_immediately(
     chain: Devnet,
     reader: EscrowReader,
     ledger: SqliteLedger,
@@ -255,7 +255,7 @@ async def test_what_runs_may_end_first_but_not_for_ever(
 ) -> None:
     """Decision 8: a close waits for reservations, then ends them; a stream's becomes `spent`.
 
-    F-111: how long it waits is told by the blocks, whatever this machine's clock says.
+    F-111: the blocks show how long it waits, not this machine's clock.
     """
     channel_id = await books.open(accepted=50, spent=20)
     await books.reserve(channel_id, 30, name=b"s")
@@ -272,7 +272,7 @@ async def test_what_runs_may_end_first_but_not_for_ever(
 async def test_a_close_decided_before_a_crash_is_carried_out(
     watcher: ChannelWatcher, books: Books, ledger: SqliteLedger
 ) -> None:
-    """SETTLE-04: the intent is durable; whoever comes next owes the channel its close."""
+    """SETTLE-04: the intent is durable; the next process owes the channel its close."""
     channel_id = await books.open(accepted=10, spent=10)
     state = await books.state(channel_id)
     commit = CommitClose(closing_voucher(state, None))
@@ -318,7 +318,7 @@ class Deciding:
 async def test_a_close_that_is_decided_at_the_last_moment_is_owed(
     reader: EscrowReader, ledger: SqliteLedger, books: Books
 ) -> None:
-    """SETTLE-04: its voucher is public and its payer was told; only an undecided one is let go."""
+    """SETTLE-04: its voucher is public and its payer answered; only an undecided one is undone."""
     channel_id = await books.open(accepted=10, spent=10)
     (await ledger.apply(books.key(channel_id), [BeginClose()])).require()
     limits = WatchLimits(half_closed_s_max=0)

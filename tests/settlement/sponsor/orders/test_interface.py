@@ -79,7 +79,7 @@ async def test_an_order_that_is_cancelled_holds_up_no_other(
         await other.close()
 
 
-async def test_what_is_placed_is_there_for_whoever_looks(
+async def test_another_process_reads_the_order_that_was_placed(
     orders: DepositOrders, journal_url: str
 ) -> None:
     """F-80: another process sees it, with every field as it was."""
@@ -96,7 +96,7 @@ async def test_what_is_placed_is_there_for_whoever_looks(
 
 
 async def test_a_repeat_is_the_same_order(orders: DepositOrders) -> None:
-    """OPEN-10: whatever has become of it, and it takes no more gas."""
+    """OPEN-10: in any state of the order, and it takes no more gas."""
     await orders.place(order(1), LIMITS)
     again = await orders.place(order(1, gas_gwei=95), LIMITS)
     assert again.gas_gwei == 10
@@ -195,7 +195,7 @@ async def test_two_workers_cannot_share_the_last_gas(
     assert len(await orders.list_open()) == 3
 
 
-async def test_what_somebody_else_made_is_recorded_once(orders: DepositOrders) -> None:
+async def test_a_deposit_that_a_stranger_made_is_recorded_once(orders: DepositOrders) -> None:
     """AMB-10: it costs us nothing, and what we have sent ourselves stays ours."""
     made = replace(order(1), status=OrderStatus.MADE, tx_hash=TX, gas_gwei=0)
     await orders.adopt(made)

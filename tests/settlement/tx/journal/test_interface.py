@@ -139,7 +139,7 @@ class TestNonces:
                 await journal.record(second.tx_id, [replace(signed(nonce, 3), fills_gap=True)])
         assert await journal.next_nonce() == 6
 
-    async def test_one_that_nobody_can_have_had_is_free_again(
+    async def test_a_nonce_that_no_node_can_have_seen_is_free_again(
         self, journal: SettlerJournal
     ) -> None:
         """Also for the very same bytes."""
@@ -150,7 +150,9 @@ class TestNonces:
         again = await journal.record(second.tx_id, [signed(0, 1)])
         assert await journal.find(again.newest.tx_hash) == again
 
-    async def test_one_that_somebody_else_used_stays_used(self, journal: SettlerJournal) -> None:
+    async def test_a_nonce_that_another_transaction_used_stays_used(
+        self, journal: SettlerJournal
+    ) -> None:
         tx = await journal.add(INTENT, at=NOW)
         await journal.record(tx.tx_id, [signed(0), Overtaken()])
         assert await journal.next_nonce() == 1
@@ -190,7 +192,7 @@ async def test_a_write_that_is_cancelled_leaves_nothing_half_begun(open_one: Ope
 class TestLease:
     """Decision 10, F-110."""
 
-    async def test_one_has_it_and_the_others_are_told_who(
+    async def test_one_process_has_it_and_the_others_learn_which(
         self, journal: SettlerJournal, open_one: OpenJournal
     ) -> None:
         second = await open_one()
@@ -215,7 +217,9 @@ class TestLease:
         await asyncio.sleep(0.35)
         assert await second.take_lease("second", ttl_s=600) is None
 
-    async def test_whoever_was_overtaken_writes_nothing_more(self, open_one: OpenJournal) -> None:
+    async def test_a_process_that_lost_the_lease_writes_nothing_more(
+        self, open_one: OpenJournal
+    ) -> None:
         """A paused settler wakes up and believes it still has the key."""
         paused, other = await open_one(), await open_one()
         await paused.take_lease("paused", ttl_s=0.1)
@@ -263,7 +267,7 @@ class TestQuarantine:
 
 
 class TestSent:
-    async def test_what_was_signed_since_then_is_found_whatever_became_of_it(
+    async def test_transactions_signed_since_then_are_found_in_any_state(
         self, journal: SettlerJournal
     ) -> None:
         """O-88: what an hour cost; what has no nonce cost nothing."""
@@ -282,7 +286,7 @@ class TestDistrust:
     async def test_whose_contract_broke_its_word_is_remembered_once_and_for_good(
         self, journal: SettlerJournal, open_one: OpenJournal
     ) -> None:
-        """O-01: for whoever gives credit, in every process."""
+        """O-01: for the credit decisions of every process."""
         signer, payer = Address(b"\x51" * 20), Address(b"\x52" * 20)
         await journal.distrust([signer, payer], at=NOW)
         await journal.distrust([signer], at=NOW + 9)
@@ -344,7 +348,7 @@ class TestDatabase:
             await open_one()
         assert await journal.open_transactions() == []
 
-    async def test_a_row_nobody_here_wrote_is_a_bug_and_not_a_guess(
+    async def test_an_impossible_row_is_a_bug_and_not_a_guess(
         self, journal: SettlerJournal, journal_url: str
     ) -> None:
         await journal.add(INTENT, at=NOW)
@@ -352,7 +356,7 @@ class TestDatabase:
         with pytest.raises(InvariantError, match="journal"):
             await journal.open_transactions()
 
-    async def test_two_processes_may_create_it_at_once(self, open_one: OpenJournal) -> None:
+    async def test_four_openings_may_create_it_concurrently(self, open_one: OpenJournal) -> None:
         journals = await asyncio.gather(*[open_one() for _ in range(4)])
         assert [await one.open_transactions() for one in journals] == [[]] * 4
 
