@@ -270,6 +270,10 @@ class RouteTable:
             for priced in self._prices_for(scope, mount, route)
         ]
 
+    def price(self, route: Route, price: Price) -> Priced:
+        """Return one price of a route whose price depends on the request, as it is offered."""
+        return self._price(route, price, is_variable=True)
+
     def listed(self) -> Iterator[tuple[Route, Priced | None]]:
         """Yield every route, with None for a price that is free or depends on the request."""
         for _, route in self._routes:

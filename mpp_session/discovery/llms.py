@@ -24,6 +24,7 @@ def _lines(service: Service) -> Iterator[str]:
     yield "\n## Prices\n"
     for one in service.paid:
         yield f"- `{one.method} {one.path}`: {_said(one)}{one.price}"
+        yield from (f"  - `{variant.name}`: {variant.price}" for variant in one.variants)
     if service.free:
         yield "\n## Free\n"
         yield from (f"- `{one.method} {one.path}`" for one in service.free)

@@ -6,6 +6,7 @@ It is advice: the challenge of a 402 alone says what is paid (DISC-07).
 from decimal import Decimal
 from typing import Any, Final
 
+from channel.http.pricing import Priced
 from channel.wire.challenge import INTENT, METHOD
 from channel.wire.encoding import format_checksum_address
 from channel.wire.problem import PROBLEM_CONTENT_TYPE
@@ -102,27 +103,32 @@ def _operation(service: Service, operation: Operation) -> dict[str, Any]:
 
 def _payment_info(service: Service, operation: Operation) -> dict[str, Any]:
     """Return the offers: for each challenge one, with its price of one unit (DISC-04)."""
-    priced = operation.priced
     currency = format_checksum_address(service.token)
     where = f"on chain {service.chain_id}"
-    if priced is None:
-        amount, said = None, f"The price {operation.price}, {where}"
-    else:
-        asked = priced.offer.request
-        amount = str(asked.unit_price)
-        said = f"per {asked.unit_type} {where}: {operation.price}"
-    offer = {
-        "intent": INTENT,
-        "method": METHOD,
-        "amount": amount,
-        "currency": currency,
-        "description": said,
-    }
-    info: dict[str, Any] = {"offers": [offer]}
+    offers = [
+        _offer(one.priced, currency, f"{one.name}: per ", f" {where}: {one.price}")
+        for one in operation.variants
+    ]
+    if not offers and operation.priced is not None:
+        offers = [_offer(operation.priced, currency, "per ", f" {where}: {operation.price}")]
+    if not offers:
+        offers = [_offer(None, currency, f"The price {operation.price}, {where}")]
+    info: dict[str, Any] = {"offers": offers}
     if "agentcash" in service.compat:
         info["price"] = _price(service, operation)
         info["protocols"] = [{"mpp": {"method": METHOD, "intent": INTENT, "currency": currency}}]
     return info
+
+
+def _offer(priced: Priced | None, currency: str, before: str, after: str = "") -> dict[str, Any]:
+    asked = None if priced is None else priced.offer.request
+    return {
+        "intent": INTENT,
+        "method": METHOD,
+        "amount": None if asked is None else str(asked.unit_price),
+        "currency": currency,
+        "description": before if asked is None else f"{before}{asked.unit_type}{after}",
+    }
 
 
 def _price(service: Service, operation: Operation) -> dict[str, str]:

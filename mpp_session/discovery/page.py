@@ -45,7 +45,7 @@ def _lines(service: Service) -> Iterator[str]:
     yield f"<p>{html.escape(service.description)}</p>"
     yield "<h2>Prices</h2><dl>"
     for one in service.paid:
-        yield f"<dt><code>{_name(one)}</code></dt><dd>{html.escape(one.price)}</dd>"
+        yield f"<dt><code>{_name(one)}</code></dt><dd>{html.escape(one.price)}{_variants(one)}</dd>"
     yield "</dl>"
     yield (
         f"<p>Paid in the token <code>{format_checksum_address(service.token)}</code> on chain "
@@ -68,6 +68,14 @@ def _lines(service: Service) -> Iterator[str]:
 
 def _name(operation: Operation) -> str:
     return html.escape(f"{operation.method} {operation.path}")
+
+
+def _variants(operation: Operation) -> str:
+    items = [
+        f"<li><code>{html.escape(one.name)}</code>: {html.escape(one.price)}</li>"
+        for one in operation.variants
+    ]
+    return f"<ul>{''.join(items)}</ul>" if items else ""
 
 
 def _contact(contact: str) -> str:

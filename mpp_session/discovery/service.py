@@ -7,12 +7,19 @@ from typing import Any, Final
 import msgspec
 
 from channel.http.middleware import PaymentGate
-from channel.http.pricing import Priced, Route
+from channel.http.pricing import Price, Priced, Route
 from channel.http.refusals import format_price
 from channel.types import Address, TokenUnit
 from mpp_session.settings import Discovery, Listen
 
-__all__ = ["Description", "Operation", "Service", "describe_service", "public_url"]
+__all__ = [
+    "Description",
+    "Operation",
+    "Service",
+    "Variant",
+    "describe_service",
+    "public_url",
+]
 
 _PARAMETER: Final = re.compile(r"\{([^{}:]+)(?::[^{}]*)?\}")
 _HOST_NAME: Final = re.compile(r"(?:[a-z0-9](?:[a-z0-9-]*[a-z0-9])?\.)+[a-z]{2,}", re.IGNORECASE)
@@ -20,6 +27,7 @@ _METHODS: Final = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST"
 """Those that OpenAPI 3.1 can describe."""
 _EVERYWHERE: Final = frozenset({"0.0.0.0", "::"})  # noqa: S104 -- compared only
 _DEPENDS: Final = "depends on the request"
+_NO_VARIANTS: Final[Mapping[tuple[str, str], Sequence[tuple[str, Price]]]] = {}
 _NONE: Final[Mapping[tuple[str, str], "Description"]] = {}
 _PAID: Final = (
     "Each request is paid for by the Machine Payments Protocol (HTTP 402, method evm, intent "
@@ -37,6 +45,16 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
     """The content of a success, by media type; None if it is not known."""
 
 
+class Variant(msgspec.Struct, frozen=True):
+    """One of several prices of an operation."""
+
+    name: str
+    """What the price is for, such as a model's name or a pattern of names."""
+    priced: Priced
+    price: str
+    """The price for people."""
+
+
 class Operation(msgspec.Struct, frozen=True, kw_only=True):
     """One method and path of a service."""
 
@@ -51,6 +69,8 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     """The price and its challenge; None if it is free or depends on the request."""
     price: str = ""
     """The price for people; empty if it is free."""
+    variants: tuple[Variant, ...] = ()
+    """The prices of which a request's content chooses one."""
     description: Description
 
 
@@ -84,13 +104,14 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
         return [one for one in self.operations if not one.is_paid]
 
 
-def describe_service(
+def describe_service(  # noqa: PLR0913 -- what a gate does not know of its service
     gate: PaymentGate,
     settings: Discovery,
     *,
     chain_id: int,
     descriptions: Mapping[tuple[str, str], Description] = _NONE,
     free: Sequence[tuple[str, str]] = (),
+    variants: Mapping[tuple[str, str], Sequence[tuple[str, Price]]] = _NO_VARIANTS,
     url: str | None,
     what: str = "",
     categories: tuple[str, ...] = (),
@@ -103,13 +124,15 @@ def describe_service(
         chain_id: The chain that is paid on.
         descriptions: By method and path, as the routes state them.
         free: Methods and paths that are served beside the gate's routes, without payment.
+        variants: By method and path, the prices of a route that has one for each model, with the
+            name of each.
         url: The public address, if it is known.
         what: What the service sells, if the settings do not say it.
         categories: Of the draft's vocabulary: compute, data, media, ...
     """
     engine = gate.engine.settings
     operations = [
-        *_operations(gate, descriptions),
+        *_operations(gate, descriptions, variants),
         *(_free(method, path, descriptions) for method, path in free),
     ]
     named = {(one.method, one.path): one for one in reversed(operations)}  # the first one counts
@@ -129,7 +152,9 @@ def describe_service(
 
 
 def _operations(
-    gate: PaymentGate, descriptions: Mapping[tuple[str, str], Description]
+    gate: PaymentGate,
+    descriptions: Mapping[tuple[str, str], Description],
+    variants: Mapping[tuple[str, str], Sequence[tuple[str, Price]]],
 ) -> Iterator[Operation]:
     for route, priced in gate.table.listed():
         if route.method not in _METHODS:
@@ -137,6 +162,7 @@ def _operations(
         if route.price is None:
             yield _free(route.method, route.path, descriptions)
             continue
+        several = variants.get((route.method, route.path), ()) if priced is None else ()
         yield Operation(
             method=route.method,
             path=_PARAMETER.sub(r"{\1}", route.path),
@@ -145,8 +171,14 @@ def _operations(
             is_metered=route.metered,
             priced=priced,
             price=_DEPENDS if priced is None else _one_line(format_price(priced, gate.unit)),
+            variants=tuple(_variant(gate, route, name, price) for name, price in several),
             description=descriptions.get((route.method, route.path)) or _describe(route, priced),
         )
+
+
+def _variant(gate: PaymentGate, route: Route, name: str, price: Price) -> Variant:
+    priced = gate.table.price(route, price)
+    return Variant(_one_line(name), priced, _one_line(format_price(priced, gate.unit)))
 
 
 def _free(method: str, path: str, descriptions: Mapping[tuple[str, str], Description]) -> Operation:

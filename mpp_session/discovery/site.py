@@ -53,6 +53,10 @@ class DiscoverySite:
         for path in PATHS:
             _require_unsold(table, path)
         self._app = app
+        self.publish(service)
+
+    def publish(self, service: Service) -> None:
+        """Write the answers anew, for example when prices have changed."""
         self.service = service
         document = msgspec.json.encode(openapi_document(service))
         if len(document) > _CRAWLED_BYTES_MAX:

@@ -1,8 +1,10 @@
 """The gateway as an ASGI application: paid routes, free routes, and 404 for everything else."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Final
 
+from msgspec.structs import replace
 from starlette.routing import Route as AppRoute
 from starlette.routing import Router
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -12,21 +14,25 @@ from channel.errors import ConfigError
 from channel.http import PaymentGate, Route
 from channel.state.commands import StreamPolicy
 from channel.types import TokenUnit
-from mpp_session.discovery.service import Service, describe_service, public_url
+from mpp_session.discovery.service import Description, Service, describe_service, public_url
 from mpp_session.discovery.site import PATHS, DiscoverySite
 from mpp_session.gateway.completions import PATH, ChatCompletions
 from mpp_session.gateway.descriptions import MODELS_PATH, describe_completions, describe_models
 from mpp_session.gateway.errors import NotServedError
 from mpp_session.gateway.free import free_routes, problem_response
 from mpp_session.gateway.model_prices import ModelPrices, ModelReader
+from mpp_session.gateway.models import ModelList
 from mpp_session.gateway.paced import paced_route
 from mpp_session.gateway.readiness import Readiness
 from mpp_session.gateway.upstream import Upstream
 from mpp_session.prices.table import PriceTable
-from mpp_session.settings import Config
+from mpp_session.settings import Config, PriceRow
 
 __all__ = ["Gateway"]
 
+_MODELS: Final = f"GET {MODELS_PATH}"
+_PUBLISHED: Final = 50
+"""Prices in the documents; `GET /v1/models` has them all."""
 _ENDPOINTS: Final = {"chat.completions": PATH}
 """The paths that are sold, by the names that the price table gives them."""
 
@@ -51,17 +57,29 @@ class Gateway:
             ConfigError: A price does not fit the token.
         """
         self._payment = config.payment
+        self._unit = unit
         self.prices = ModelPrices(PriceTable(config.price_rows, unit), config.payment)
         """What is sold at which price, now."""
         self._readiness = Readiness(upstream, config.upstream)
         completions = ChatCompletions(upstream, config.upstream, self._readiness, unit)
         _require_own_paths(config)
+        models = ModelList(
+            upstream,
+            self.prices,
+            tuple(_ENDPOINTS),
+            owner=config.payment.realm,
+            timeout_s=config.upstream.connect_timeout_s,
+        )
+        free = [entry for entry in config.upstream.free if entry != _MODELS]
+        lists_models = _MODELS in config.upstream.free
+        own = [AppRoute(MODELS_PATH, models.answer)] if lists_models else []
         self._gate = PaymentGate(
             Router(
                 [
                     AppRoute(PATH, completions.answer, methods=["POST"]),
                     paced_route(config.payment.realm),
-                    *free_routes(upstream, config.upstream.free),
+                    *own,
+                    *free_routes(upstream, free),
                 ],
                 default=_not_served,
                 redirect_slashes=False,
@@ -82,15 +100,66 @@ class Gateway:
             timeout_s=config.listen.body_timeout_s,
         )
         self._app: ASGIApp = reader
+        self._config = config
+        self._site: DiscoverySite | None = None
+        self._published_until = math.inf
         if config.discovery.enabled:
-            self._app = DiscoverySite(reader, _describe(self._gate, config), self._gate.table)
+            self._app = self._site = DiscoverySite(reader, self._describe(), self._gate.table)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["type"] == "http" and scope["path"] == PATH + "/":
             await _not_served(scope, receive, send)  # a gate below a mount would sell it
             return
+        if self.prices.now() >= self._published_until:
+            self._publish()
         await self._app(scope, receive, send)
+
+    def replace_prices(self, rows: Sequence[PriceRow]) -> None:
+        """Sell at these prices from now on. Running requests keep the prices that they began with.
+
+        Raises:
+            ConfigError: A row is not valid; then nothing changes.
+        """
+        before, self.prices.table = self.prices.table, PriceTable(rows, self._unit)
+        try:
+            self._gate.replace_routes(self._routes())
+        except ConfigError:
+            self.prices.table = before
+            raise
+        self._publish()
+
+    def _publish(self) -> None:
+        if self._site is not None:
+            self._site.publish(self._describe())
+
+    def _describe(self) -> Service:
+        table, at, config = self.prices.table, self.prices.now(), self._config
+        self._published_until = table.next_change(at)
+        description = describe_completions(config.upstream)
+        variants = {
+            ("POST", path): [
+                (model, self.prices.price_of(found, model))
+                for model in table.models(endpoint, at)[:_PUBLISHED]
+                if (found := table.find(endpoint, model, at)) is not None
+            ]
+            for endpoint, path in _ENDPOINTS.items()
+        }
+        free = (entry.partition(" ") for entry in config.upstream.free)
+        return describe_service(
+            self._gate,
+            config.discovery,
+            chain_id=config.chain.id,
+            descriptions={
+                ("POST", PATH): _with_model(description, table, at),
+                ("GET", MODELS_PATH): describe_models(),
+            },
+            free=[(method, path) for method, _, path in free],
+            variants=variants,
+            url=public_url(config.discovery, config.payment.realm, config.listen),
+            what="Tokens of a language model, over the API that OpenAI's clients speak.",
+            categories=("compute",),
+        )
 
     def _routes(self) -> list[Route]:
         policy = StreamPolicy[self._payment.stream_policy.upper()]
@@ -128,21 +197,14 @@ def _require_own_paths(config: Config) -> None:
             )
 
 
-def _describe(gate: PaymentGate, config: Config) -> Service:
-    free = (entry.partition(" ") for entry in config.upstream.free)
-    return describe_service(
-        gate,
-        config.discovery,
-        chain_id=config.chain.id,
-        descriptions={
-            ("POST", PATH): describe_completions(config.upstream),
-            ("GET", MODELS_PATH): describe_models(),
-        },
-        free=[(method, path) for method, _, path in free],
-        url=public_url(config.discovery, config.payment.realm, config.listen),
-        what="Tokens of a language model, over the API that OpenAI's clients speak.",
-        categories=("compute",),
-    )
+def _with_model(description: Description, table: PriceTable, at: float) -> Description:
+    """Return a description whose example asks for a model that is sold."""
+    sold = table.models("chat.completions", at)
+    body = description.body
+    if body is None or "example" not in body or not sold or "*" in sold:
+        return description
+    example = {**body["example"], "model": next((one for one in sold if "*" not in one), sold[0])}
+    return replace(description, body={**body, "example": example})
 
 
 async def _not_served(scope: Scope, receive: Receive, send: Send) -> None:

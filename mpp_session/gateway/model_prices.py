@@ -92,7 +92,9 @@ class ModelPrices:
     ) -> Price | Sequence[Price]:
         state = scope.get("state", {})
         if MODEL not in state:
-            raise BadRequestError("This spelling of the path is not sold.")
+            raise BadRequestError(
+                "The model of this request was not read. Ask again, at the path as it is published."
+            )
         model, at = scope.get(VARIANT, state[MODEL]), self.now()
         if model is not None:
             found = table.find(endpoint, model, at)

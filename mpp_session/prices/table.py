@@ -3,6 +3,7 @@
 The first row counts that fits endpoint, model and time. A request that no row fits is not sold.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Final
 
@@ -97,6 +98,15 @@ class PriceTable:
         first = next(fitting, None)
         is_only = first is not None and first.row.model == "*" and first.row.valid_from is None
         return first if is_only else None
+
+    def next_change(self, after: float) -> float:
+        """Return when the next row begins to count, in seconds since 1970, or infinity."""
+        times = [
+            one.row.valid_from.timestamp()
+            for one in self.listings
+            if one.row.valid_from is not None and not one.counts_at(after)
+        ]
+        return min(times, default=math.inf)
 
     def models(self, endpoint: str, at: float) -> tuple[str, ...]:
         """Return the names and patterns that are sold under an endpoint at a time."""

@@ -191,7 +191,8 @@ class Upstream(Section, frozen=True):
         tuple[str, ...],
         Meta(
             description="Requests passed on without payment. Every other request except `POST "
-            "/v1/chat/completions` is answered 404."
+            "/v1/chat/completions` is answered 404. `GET /v1/models` is answered by the gateway "
+            "itself: the models that have a price."
         ),
     ] = ("GET /v1/models", "GET /health")
     max_tokens: Annotated[

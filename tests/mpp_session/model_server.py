@@ -47,6 +47,9 @@ class ModelServer:
         self.tokens: int | None = None
         """What its tokenizer counts; None: it has none."""
         self.tokenized = 0
+        self.models_served = ["tiny"]
+        self.models_answer: Response | None = None
+        """Sent instead of that list."""
         self.breaks_off = False
         self.seen: list[Seen] = []
         self.sent = 0
@@ -107,7 +110,10 @@ class ModelServer:
 
     async def models(self, request: Request) -> Response:
         self.seen.append(Seen(request.url.path, dict(request.headers), {}))
-        return JSONResponse({"object": "list", "data": [{"id": "tiny"}]})
+        if self.models_answer is not None:
+            return self.models_answer
+        served = [{"id": name} for name in self.models_served]
+        return JSONResponse({"object": "list", "data": served})
 
 
 def sse(data: str) -> str:

@@ -15,7 +15,7 @@ async def test_a_free_path_is_passed_on_with_its_query(
 ) -> None:
     async with run_gateway() as gateway, httpx.AsyncClient() as client:
         response = await client.get(f"{gateway.url}/v1/models?limit=1")
-        assert response.json()["data"] == [{"id": "tiny"}]
+        assert [one["id"] for one in response.json()["data"]] == ["tiny"]
         assert (await client.head(f"{gateway.url}/v1/models")).status_code == 200
         assert await gateway.channels() == []
     assert model.seen[0].path == "/v1/models"
@@ -79,7 +79,7 @@ async def test_whatever_host_is_asked_for_the_path_is_answered(
     async with run_gateway() as gateway, httpx.AsyncClient() as client:
         named = {b"host": host.encode()}
         response = await client.get(f"{gateway.url}/v1/models?limit=1", headers=named)
-        assert response.json()["data"] == [{"id": "tiny"}]
+        assert [one["id"] for one in response.json()["data"]] == ["tiny"]
 
 
 async def test_a_free_path_is_configuration(run_gateway: RunGateway, model: ModelServer) -> None:

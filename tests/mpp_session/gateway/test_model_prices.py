@@ -3,14 +3,16 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
 import pytest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from channel.errors import OfferRefusedError
+from channel.errors import ConfigError, OfferRefusedError
 from channel.wire.challenge import parse_challenges, parse_session_request
+from mpp_session.settings.price_rows import read_price_rows
 from tests.mpp_session.gateway.conftest import OpenAgent, RunGateway, Running
 from tests.mpp_session.model_server import ModelServer
 from tests.mpp_session.serving import serve
@@ -240,3 +242,62 @@ async def test_the_policy_decides_by_the_price_of_the_model(
         answer = await agent.post(gateway.completions, json=body("cheap"))
         assert answer.status_code == 200
     assert [seen.body["model"] for seen in model.seen] == ["cheap"]
+
+
+async def test_a_running_stream_keeps_its_price_when_prices_change(
+    run_gateway: RunGateway, open_agent: OpenAgent, model: ModelServer
+) -> None:
+    """F-31: also if its model is not sold any more: its vouchers are still accepted."""
+    model.held.add("held")
+    model.words = ["w"] * 100
+    rows = [{"model": "cheap", "output": "900"}, {"model": "dear-1", "output": "1", "input": "1"}]
+    async with run_gateway(prices__rows=rows) as gateway, open_agent() as agent:
+        asked = body("cheap", stream=True, user="held", max_tokens=100)
+        async with agent.stream("POST", gateway.completions, json=asked) as answer:
+            lines = answer.aiter_lines()
+            while '"content"' not in await anext(lines):
+                pass
+            gateway.gateway.replace_prices(read_price_rows(rows[1:]))
+            refused = await agent.post(gateway.completions, json=body("cheap"))
+            assert refused.status_code == 404
+            model.held.clear()
+            received = [line async for line in lines]
+        assert "data: [DONE]" in received
+        assert (await gateway.channel()).spent == 100 * 900
+
+
+async def test_invalid_prices_change_nothing(run_gateway: RunGateway) -> None:
+    async with run_gateway(prices__rows=ROWS) as gateway, httpx.AsyncClient() as client:
+        bad = read_price_rows([ROWS[0], {"model": "x", "output": "1 EUR"}])
+        with pytest.raises(ConfigError, match=r"row 2 \(model x\): `output`"):
+            gateway.gateway.replace_prices(bad)
+        asked = await client.post(gateway.completions, json=body("cheap"))
+        assert prices_of(asked) == [400_000]
+        assert (await client.post(gateway.completions, json=body("x"))).status_code == 404
+
+
+async def test_a_challenge_keeps_its_price_until_it_expires(
+    run_gateway: RunGateway, open_agent: OpenAgent
+) -> None:
+    """Decision 6: the client was promised that price; its next challenge has the new one."""
+    async with run_gateway(prices__rows=ROWS) as gateway, open_agent() as agent:
+        await agent.post(gateway.completions, json=body("cheap"))
+        before = (await gateway.channel()).spent
+        gateway.gateway.replace_prices(read_price_rows([{"model": "cheap", "output": "900"}]))
+        await agent.post(gateway.completions, json=body("cheap"))
+        assert (await gateway.channel()).spent - before == before
+        async with httpx.AsyncClient() as client:
+            asked = await client.post(gateway.completions, json=body("cheap"))
+        assert prices_of(asked) == [900 * 10**6]
+
+
+async def test_a_row_begins_to_count_while_the_gateway_serves(run_gateway: RunGateway) -> None:
+    begins = datetime.now(UTC) + timedelta(seconds=2)
+    rows = [{"model": "cheap", "output": "1", "valid_from": begins}, ROWS[0]]
+    async with run_gateway(prices__rows=rows) as gateway, httpx.AsyncClient() as client:
+        shown = "0.40 dUSD / 1M output tokens"
+        assert shown in (await client.get(f"{gateway.url}/llms.txt")).text
+        assert prices_of(await client.post(gateway.completions, json=body())) == [400_000]
+        await asyncio.sleep(2.1)
+        assert prices_of(await client.post(gateway.completions, json=body())) == [10**6]
+        assert shown not in (await client.get(f"{gateway.url}/llms.txt")).text
