@@ -96,6 +96,10 @@ WATCHES_MAX: Final = 100_000
 MARKER_ENTRIES: Final = 256
 MARKER_SYNC_S: Final = 1.0
 LEDGER_LOOK_S: Final = 60.0
+# Characters of a route or a model's name in the accounts; the rest is cut.
+CHARGE_TEXT_CHARS_MAX: Final = 256
+CHARGES_PER_PAGE_MAX: Final = 1000
+CHARGES_DAYS: Final = 400
 STORED_RESPONSE_BYTES_MAX: Final = 1024 * 1024
 IDEMPOTENCY_LIFETIME_S: Final = 24 * 3600
 STORED_RESPONSES_PER_CHANNEL_MAX: Final = 1000

@@ -109,6 +109,7 @@ async def build_parts(
             config.ledger.url,
             exclusive=True,
             channels_cached_max=config.ledger.channels_cached,
+            accounts=config.ledger.accounts,
         )
         open_.push_async_callback(ledger.close)
         reader = await open_.enter_async_context(connect_escrow(config.chain))

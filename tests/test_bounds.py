@@ -63,6 +63,7 @@ OURS = {
 
 DEFAULTS = {
     "ledger.channels_cached": "CHANNELS_CACHED_MAX",
+    "ledger.charges_days": "CHARGES_DAYS",
     "listen.body_timeout_s": "BODY_S_MAX",
     "listen.connections_max": "CONNECTIONS_MAX",
     "listen.head_timeout_s": "HEAD_S_MAX",

@@ -134,6 +134,7 @@ class Acceptance:
             presented=verified.cumulative_amount,
             min_voucher_delta=paid.asked.min_voucher_delta,
             lease_expires_at=self._renewer.lease(),
+            note=hold.note,
         )
 
 

@@ -124,7 +124,9 @@ class Closing:
                     return state
                 remaining_s = deadline - loop.time()
                 if remaining_s <= 0 or not await watch.changed(remaining_s):
-                    return (await self._ledger.apply(key, [EndReservations()])).require()
+                    return (
+                        await self._ledger.apply(key, [EndReservations(by_close=True)])
+                    ).require()
 
     async def _abort(self, key: ChannelKey) -> None:
         """Let the channel continue, with the chain's current facts (F-39)."""

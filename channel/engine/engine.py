@@ -39,6 +39,7 @@ from channel.errors import (
 )
 from channel.ledger.interface import Ledger, load_known
 from channel.limits import SPONSORED_PERIOD_S
+from channel.state.charges import encode_note
 from channel.state.requests import RequestClaim
 from channel.state.transitions import as_public, require_consent, require_open
 from channel.tariff import Tariff, Usage
@@ -53,6 +54,8 @@ from channel.wire.payload import (
 from channel.wire.receipt import Receipt
 
 __all__ = ["Engine"]
+
+_SECONDS_MAX = 2**32 - 1
 
 
 class Engine:
@@ -268,8 +271,8 @@ class Engine:
         """Return what a content request reserves under the tariff of its challenge.
 
         A request at a fixed price reserves that. A metered one needs the price of one unit of the
-        main kind, and reserves a step if that is covered. `reservation_id` is 16 bytes of `new_id`;
-        fresh ones if None.
+        main kind, and reserves a step if that is covered. `reservation_id` is one of
+        `new_request_id`; a new one if None.
         """
         tariff = paid.asked.pricing
         if is_metered:
@@ -277,12 +280,18 @@ class Engine:
             most = max(least, step_amount(tariff, self.settings.reservation_step_units))
         else:
             least = most = tariff.cost({tariff.main.kind: paid.units})
+        offer = paid.offer
         return Hold(
-            reservation_id=reservation_id or self.new_id(),
+            reservation_id=reservation_id or self.new_request_id(),
             amount_min=least,
             amount_max=most,
+            note=encode_note(f"{offer.http_method} {offer.route}", offer.variant),
             claim=claim,
         )
+
+    def new_request_id(self) -> bytes:
+        """Return an id of 12 random bytes behind the time, by which the accounts index it."""
+        return (int(self.now()) & _SECONDS_MAX).to_bytes(4, "big") + self.new_id()[4:]
 
     def reservation(self, paid: Authenticated, hold: Hold, outcome: Outcome) -> RunningReservation:
         """Return the owner's side of what `perform` reserved; its lease is renewed from now on."""

@@ -19,6 +19,8 @@ class Hold(msgspec.Struct, frozen=True, kw_only=True):
     """What the request costs at least, in base units."""
     amount_max: int
     """What it may hold, as far as that is covered."""
+    note: bytes = b""
+    """What the accounts say about the request from its start (`ChargeNote`, encoded)."""
     claim: Callable[[bytes], Awaitable[RequestClaim]] | None = None
     """Reads the request for its idempotency key, if any; called once the payer is known."""
 

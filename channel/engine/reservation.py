@@ -28,6 +28,7 @@ from channel.errors import (
 from channel.ledger.interface import ForgetRequest, Ledger, RequestUpdate, StoreResponse, Watch
 from channel.limits import AMOUNT_MAX
 from channel.state.channel_state import ChannelState, ReservationKind
+from channel.state.charges import ChargeEnd, ChargeOutcome
 from channel.state.commands import Command, Extend, Release, Reserve, Spend, StreamPolicy
 from channel.state.requests import StoredResponse
 from channel.state.transitions import required_cumulative
@@ -95,10 +96,15 @@ class RunningReservation:
         """Why the stream must end; None while it may continue."""
         self.on_spent: Callable[[RunningReservation, int, int], None] | None = None
         """Called with each amount that became `spent`, and the request's cost up to then."""
+        self.outcome = ChargeOutcome.DONE
+        """For the accounts: how the request ends. Set it before `finish`."""
+        self.response_id = ""
+        """For the accounts: the id that the answer states. Set it before `finish`."""
         self.id = self._id = hold.reservation_id
         """Names this request: one reservation is made for each."""
         self.tariff = tariff
         """What it costs, by the challenge that it was paid under."""
+        self._note = hold.note
         self._claim = outcome.claim
         self._cost = RunningCost(tariff)
         """What this request has sent so far."""
@@ -328,22 +334,24 @@ class RunningReservation:
         # What the handler held stays held: its work may have begun.
         step = self._ahead(max(least, self._held))
         refusal = self._take_room(step)
+        if refusal is None:
+            refusal = await self._apply(
+                Reserve(
+                    reservation_id=self._id,
+                    kind=ReservationKind.STREAM,
+                    amount_min=least,
+                    amount_max=step,
+                    presented=AMOUNT_MAX,  # the voucher was checked when the request came
+                    min_voucher_delta=self._min_voucher_delta,
+                    lease_expires_at=self._renewer.lease(self._id),
+                    stream_policy=policy,
+                    note=self._note,
+                    replaces=True,
+                )
+            )
         if refusal is not None:
             await self._apply(Release(self._id))
-            return refusal
-        return await self._apply(
-            Release(self._id),
-            Reserve(
-                reservation_id=self._id,
-                kind=ReservationKind.STREAM,
-                amount_min=least,
-                amount_max=step,
-                presented=AMOUNT_MAX,  # the voucher was checked when the request came
-                min_voucher_delta=self._min_voucher_delta,
-                lease_expires_at=self._renewer.lease(self._id),
-                stream_policy=policy,
-            ),
-        )
+        return refusal
 
     def _ahead(self, amount: int) -> int:
         """Return what to reserve: a step or more, never above the tariff's maximum."""
@@ -381,7 +389,8 @@ class RunningReservation:
     async def _finish(self, response: StoredResponse | None) -> ProblemError | None:
         # Durable after this: `spent` covers everything sent, and nothing is reserved.
         self._renewer.drop(self._id)
-        return await self._apply(Release(self._id), request=self._request_update(response))
+        end = ChargeEnd(self.outcome, dict(self.usage), self.response_id)
+        return await self._apply(Release(self._id, end), request=self._request_update(response))
 
     async def _apply(
         self,

@@ -23,6 +23,7 @@ from channel.http.asgi import Receive, Scope, Send
 from channel.http.metering import Meter, format_need, require_meter
 from channel.http.producer import Producer
 from channel.limits import PRODUCER_CLOSE_S_MAX
+from channel.state.charges import ChargeOutcome
 from channel.tariff import Usage
 from channel.wire.sse import (
     CONTENT_TYPE,
@@ -158,6 +159,7 @@ class _Stream:
             await self.close()
         if is_gone:
             self._meter.is_client_gone = True
+            self._reservation.outcome = ChargeOutcome.LEFT
             await self._reservation.finish()  # only what was sent is spent (SSE-07)
             return
         failure = None if pump.cancelled() else pump.exception()
@@ -184,11 +186,13 @@ class _Stream:
     async def _pump_all(self, gone: "asyncio.Task[None]") -> None:
         reservation, clock = self._reservation, time.monotonic
         came_at = 0.0
+        reservation.outcome = ChargeOutcome.FAILED  # until the producer has ended
         while reservation.stopped_by is None:
             self._is_idle = True
             try:
                 chunk = await self._producer.next()
             except StopAsyncIteration:
+                reservation.outcome = ChargeOutcome.DONE
                 return
             finally:
                 self._is_idle = False

@@ -75,6 +75,7 @@ from channel.limits import (
     REQUEST_BYTES_MAX,
     STREAM_PAUSE_S_MAX,
 )
+from channel.state.charges import ChargeOutcome
 from channel.state.commands import StreamPolicy
 from channel.state.requests import RequestClaim
 from channel.types import TokenUnit
@@ -251,7 +252,7 @@ class _Exchange:
             if one.route.method == self._method:
                 self._own = one
                 break
-        self._id = gate.engine.new_id()
+        self._id = gate.engine.new_request_id()
         self._teller = None
         if gate.calls:
             one = self._own or priced[0]
@@ -414,8 +415,10 @@ class _Exchange:
         if own.route.metered:
             self._scope[METER] = meter
         self._body.begin_handling()
+        is_ended = False
         try:
             await self._gate.app(self._scope, self._body.receive, answer.send)
+            is_ended = True
         except ProblemError as error:
             answer.refusal = answer.refusal or error
         except ClientDisconnect:
@@ -426,6 +429,10 @@ class _Exchange:
                 raise
         finally:
             self.has_started = answer.has_started
+            if answer.is_client_gone:
+                meter.reservation.outcome = ChargeOutcome.LEFT
+            elif not is_ended or answer.refusal is not None:
+                meter.reservation.outcome = ChargeOutcome.FAILED
             if not answer.has_started:
                 meter.reservation.give_back()  # F-48: nothing was sent
             await meter.reservation.finish(answer.unrepeatable())

@@ -30,6 +30,8 @@ from channel.limits import (
     STORED_RESPONSE_BYTES_MAX,
 )
 from channel.state.channel_state import ChannelState
+from channel.state.charges import Charge
+from channel.state.charging import charges_of
 from channel.state.commands import Command, Reserve
 from channel.state.requests import RequestRecord, StoredResponse, decide_request
 from channel.state.transitions import transition
@@ -97,8 +99,8 @@ class ProofId(msgspec.Struct, frozen=True, gc=False):
 class Books:
     """The rows that a batch has read, and the rows that it has changed.
 
-    The backend fills the first three before `decide` and writes the last three after it. They
-    are valid only after the commit has succeeded.
+    The backend fills the first three before `decide` and writes the others after it. They are
+    valid only after the commit has succeeded.
     """
 
     def __init__(self) -> None:
@@ -108,6 +110,7 @@ class Books:
         self.changed_states: dict[ChannelKey, ChannelState] = {}
         self.changed_requests: dict[RequestId, RequestRecord | None] = {}
         self.consumed: dict[ProofId, ChannelKey] = {}
+        self.charges: list[tuple[ChannelKey, Charge]] = []
 
 
 def request_id(key: ChannelKey, request: RequestUpdate) -> RequestId:
@@ -151,8 +154,9 @@ def _run_job(job: Job, books: Books) -> Applied:
         _require_unused(job.key, job.proof, books)
         if job.proof.is_single and proof_id(job.key, job.proof) in books.proofs:
             _require_closing(before)
-    state, refusal = _run_commands(before, job.commands)
+    state, refusal, charges = _run_commands(before, job.commands)
     result = _applied(state, refusal)
+    books.charges += [(job.key, charge) for charge in charges]
     if state is not before:
         books.states[job.key] = books.changed_states[job.key] = result.state
     if job.proof is not None and (refusal is None or state is not before):
@@ -177,14 +181,17 @@ def _is_public(state: ChannelState | None, commands: Iterable[Command]) -> bool:
 
 def _run_commands(
     state: ChannelState | None, commands: Iterable[Command]
-) -> tuple[ChannelState | None, ProblemError | None]:
-    """Return the state after the commands up to the first refusal, and that refusal."""
+) -> tuple[ChannelState | None, ProblemError | None, list[Charge]]:
+    """Return the state after the commands up to the first refusal, that refusal, and charges."""
+    charges: list[Charge] = []
     for command in commands:
         try:
-            state = transition(state, command)
+            after = transition(state, command)
         except ProblemError as error:
-            return state, error.with_traceback(None)
-    return state, None
+            return state, error.with_traceback(None), charges
+        charges += charges_of(state, command, after)
+        state = after
+    return state, None, charges
 
 
 def _applied(

@@ -14,6 +14,7 @@ from typing import Protocol
 import msgspec
 
 from channel.errors import ChannelNotFoundError, ProblemError
+from channel.ledger.accounts import ChargeDay, ChargeRow
 from channel.ledger.marker import BooksId, Marker
 from channel.state.channel_state import ChannelState
 from channel.state.commands import Command
@@ -182,14 +183,30 @@ class Ledger(Protocol):
 
         The newest `STORED_RESPONSES_PER_CHANNEL_MAX` answers of a channel stay, unless all answers
         together exceed `STORED_BYTES_MAX`; then the oldest of all are deleted. The key of a deleted
-        answer stays: a repeat gets "outcome unknown" and is not charged. Returns how many rows and
-        answers were deleted.
+        answer stays: a repeat gets "outcome unknown" and is not charged. Entries of the accounts
+        beyond their age are added up by day. Returns how many rows and answers were deleted.
         """
+
+    async def list_charges(
+        self, since: int, until: int, *, after: ChargeRow | None = None, limit: int = 1000
+    ) -> list[ChargeRow]:
+        """Return entries of the accounts from `since` to before `until`, in Unix seconds.
+
+        In order of time, a page at a time. The time of an entry is that of its commit, so a
+        period that has passed gets no more entries.
+        """
+
+    async def find_charges(self, reservation_id: bytes) -> list[ChargeRow]:
+        """Return the entries of a request: one, or none while it runs or after it sold nothing."""
+
+    async def list_charge_days(self, since: int, until: int) -> list[ChargeDay]:
+        """Return what deleted entries add up to, for days from `since` to before `until`."""
 
     async def faults(self) -> list[str]:
         """Return what is wrong with the stored rows, one sentence each; empty when nothing is.
 
-        Reads every row: for an operator's check, not for a running gateway.
+        Reads every row: for an operator's check, not for a running gateway. Each channel's
+        charges must add up to its `spent`.
         """
 
     async def identity(self, marker: str) -> BooksId:

@@ -111,7 +111,9 @@ async def close_all(ledger: Ledger, payee: Address) -> int:
             if state.terms.payee != payee:
                 continue
             count += 1
-            begun = (await ledger.apply(state.key, [EndReservations(), BeginClose()])).require()
+            begun = (
+                await ledger.apply(state.key, [EndReservations(by_close=True), BeginClose()])
+            ).require()
             commit = CommitClose(closing_voucher(begun, None))
             (await ledger.apply(state.key, [commit])).require()
     return count

@@ -9,7 +9,9 @@ from typing import Any, Final, TypeVar
 import asyncpg
 
 from channel.errors import LedgerUnavailableError
+from channel.ledger import postgres_accounts as accounts
 from channel.ledger import postgres_connection as pg
+from channel.ledger.accounts import AccountSettings, ChargeDay, ChargeRow, last_day
 from channel.ledger.batch import Job, job_of
 from channel.ledger.group_commit import GroupCommit
 from channel.ledger.interface import Applied, ConsumeProof, RequestUpdate, Soundness
@@ -28,6 +30,7 @@ from channel.limits import (
     CACHE_TRUSTED_S,
     CHANNELS_CACHED_MAX,
     CHANNELS_PER_PAGE_MAX,
+    CHARGES_PER_PAGE_MAX,
     COMMIT_TRIES_MAX,
     LEDGER_REMOTE_POLL_S,
     PRUNE_BATCH_MAX,
@@ -68,8 +71,11 @@ class PostgresLedger:
         exclusive: bool,
         read_only: bool = False,
         channels_cached_max: int = CHANNELS_CACHED_MAX,
+        accounts: AccountSettings,
+        wall: Callable[[], float],
     ) -> None:
         self._dsn = dsn
+        self._accounts = accounts
         self._read_only = read_only
         self._is_gateway = exclusive
         self._marker: Marker | None = None
@@ -78,7 +84,7 @@ class PostgresLedger:
         self._is_behind = False
         """Whether commits are lost for good; the operator must look, then start again."""
         self._trusted_s = CACHE_TRUSTED_S if exclusive else float("-inf")
-        self._books = PostgresBooks(notify_on, channels_cached_max)
+        self._books = PostgresBooks(notify_on, channels_cached_max, accounts, wall)
         self._commits: GroupCommit[Job, Applied] = GroupCommit(self._commit)
         self._loads: GroupCommit[ChannelKey, ChannelState | None] = GroupCommit(self._load)
         self._watchers = Watchers()
@@ -97,10 +103,13 @@ class PostgresLedger:
         exclusive: bool,
         read_only: bool = False,
         channels_cached_max: int = CHANNELS_CACHED_MAX,
+        accounts: AccountSettings = AccountSettings(),  # noqa: B008 - frozen
+        now: Callable[[], float] = time.time,
     ) -> "PostgresLedger":
         """Open the ledger. Several gateways may; their leases show which owner has died.
 
-        With `read_only` nothing is changed, not even tables of an older version.
+        With `read_only` nothing is changed, not even tables of an older version. `now` is the
+        time of the accounts, in Unix seconds.
 
         Raises:
             ConfigError: The server does not make commits durable, its clock disagrees with a
@@ -120,6 +129,8 @@ class PostgresLedger:
                 exclusive=exclusive,
                 read_only=read_only,
                 channels_cached_max=channels_cached_max,
+                accounts=accounts,
+                wall=now,
             )
         except pg.FAILURES as error:
             raise LedgerUnavailableError(f"PostgreSQL: {error}") from error
@@ -219,7 +230,34 @@ class PostgresLedger:
             dropped += len(gone)
             surplus -= freed
             answers.total -= freed
+        return dropped + await self._prune_charges(last_day(now - self._accounts.kept_s))
+
+    async def _prune_charges(self, before: int) -> int:
+        dropped, step = 0, PRUNE_BATCH_MAX
+        while step == PRUNE_BATCH_MAX:
+            step = await self._read(lambda connection: accounts.prune_charges(connection, before))
+            dropped += step
         return dropped
+
+    async def list_charges(
+        self, since: int, until: int, *, after: ChargeRow | None = None, limit: int = 1000
+    ) -> list[ChargeRow]:
+        """See `interface.Ledger.list_charges`."""
+        start = (-1, -1) if after is None else (after.at, after.row_id)
+        limit = min(limit, CHARGES_PER_PAGE_MAX)
+        return await self._read(
+            lambda connection: accounts.list_charges(connection, start, since, until, limit)
+        )
+
+    async def find_charges(self, reservation_id: bytes) -> list[ChargeRow]:
+        """See `interface.Ledger.find_charges`."""
+        return await self._read(
+            lambda connection: accounts.find_charges(connection, reservation_id)
+        )
+
+    async def list_charge_days(self, since: int, until: int) -> list[ChargeDay]:
+        """See `interface.Ledger.list_charge_days`."""
+        return await self._read(lambda connection: accounts.list_days(connection, since, until))
 
     async def _fetch(self, query: str, *arguments: Any) -> Any:
         return await self._read(lambda connection: connection.fetch(SQL[query], *arguments))
@@ -251,7 +289,7 @@ class PostgresLedger:
                 f"channel {row[3].hex()}: {fault}" for row in rows if (fault := row_fault(row, int))
             ]
             start = tuple(rows[-1][1:4])
-        return found
+        return found or await self._read(_balance_faults)
 
     async def identity(self, marker: str) -> BooksId:
         """See `interface.Ledger.identity`."""
@@ -442,3 +480,9 @@ class PostgresLedger:
             lambda connection: connection.fetch(SQL["select_revisions"], *columns)
         )
         return {key_of_row(row[:3]): row[3] for row in rows}
+
+
+async def _balance_faults(connection: asyncpg.Connection) -> list[str]:
+    if not await connection.fetchval(SQL["has_accounts"]):
+        return []  # only read, and of an older version
+    return await accounts.balance_faults(connection)

@@ -5,16 +5,18 @@ revisions; it reads again only the states that are older in memory.
 """
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 import asyncpg
 
 from channel.errors import InvariantError
+from channel.ledger.accounts import AccountSettings
 from channel.ledger.answers import AnswerBounds
 from channel.ledger.batch import Books, Job, ProofId, RequestId, decide, proof_id, request_id
 from channel.ledger.cache import Cache
 from channel.ledger.interface import Applied, StoreResponse
+from channel.ledger.postgres_accounts import write_charges
 from channel.ledger.queries import load_queries
 from channel.ledger.rows import (
     account_values,
@@ -48,10 +50,18 @@ class Conflict(Exception):  # noqa: N818 - not an error: the batch is decided ag
 class PostgresBooks:
     """The most recently used states, and how a batch runs on a connection."""
 
-    def __init__(self, notify_on: str, channels_cached_max: int = CHANNELS_CACHED_MAX) -> None:
+    def __init__(
+        self,
+        notify_on: str,
+        channels_cached_max: int = CHANNELS_CACHED_MAX,
+        accounts: AccountSettings = AccountSettings(),  # noqa: B008 - frozen
+        wall: Callable[[], float] = time.time,
+    ) -> None:
         self._cache: Cache[ChannelKey, Entry] = Cache(channels_cached_max)
         self._keys: Cache[int, ChannelKey] = Cache(channels_cached_max)
         self._notify_on = notify_on
+        self._accounts = accounts
+        self._wall = wall
         self.answers = AnswerBounds()
 
     def peek(self, key: ChannelKey, since: float) -> ChannelState | None:
@@ -183,6 +193,8 @@ class PostgresBooks:
             ids.update({key_of_row(row[1:4]): row[0] for row in inserted})
         await _write_requests(connection, books, ids, self.answers)
         await _write_proofs(connection, books, ids)
+        at = int(self._wall())
+        await write_charges(connection, books.charges, ids, at=at, settings=self._accounts)
         if awaited:
             await connection.execute(SQL["notify"], self._notify_on, awaited)
 

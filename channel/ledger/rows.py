@@ -45,8 +45,12 @@ __all__ = [
 Row = Sequence[Any]
 
 _AMOUNT_BYTES: Final = 16
-# kind, is_replaced, length of the id, lease, amount; the id follows
+# kind, flags, length of the id, lease, amount; the id follows, and then what the flags announce
 _RESERVATION: Final = struct.Struct(">BBBq16s")
+_REPLACED: Final = 1
+_ACCOUNTED: Final = 2
+# what the request has spent, length of its note; the note follows
+_ACCOUNT: Final = struct.Struct(">16sH")
 _headers_encoder = msgspec.msgpack.Encoder()
 _headers_decoder = msgspec.msgpack.Decoder(tuple[tuple[bytes, bytes], ...])
 
@@ -167,19 +171,23 @@ def encode_reservations(reservations: Sequence[Reservation]) -> bytes | None:
     """Return all reservations of a channel as one value; None when there are none."""
     if not reservations:
         return None
-    return b"".join(
-        [
-            _RESERVATION.pack(
-                held.kind,
-                held.is_replaced,
-                len(held.reservation_id),
-                held.lease_expires_at,
-                amount_bytes(held.amount),
-            )
-            + held.reservation_id
-            for held in reservations
-        ]
+    return b"".join([_encode_reservation(held) for held in reservations])
+
+
+def _encode_reservation(held: Reservation) -> bytes:
+    is_accounted = held.spent or held.note
+    flags = (_REPLACED if held.is_replaced else 0) | (_ACCOUNTED if is_accounted else 0)
+    head = _RESERVATION.pack(
+        held.kind,
+        flags,
+        len(held.reservation_id),
+        held.lease_expires_at,
+        amount_bytes(held.amount),
     )
+    if not is_accounted:
+        return head + held.reservation_id
+    account = _ACCOUNT.pack(amount_bytes(held.spent), len(held.note))
+    return head + held.reservation_id + account + held.note
 
 
 def decode_reservations(value: bytes) -> tuple[Reservation, ...]:
@@ -187,18 +195,28 @@ def decode_reservations(value: bytes) -> tuple[Reservation, ...]:
     found = []
     at = 0
     while at < len(value):
-        kind, is_replaced, id_bytes, lease, amount = _RESERVATION.unpack_from(value, at)
-        at += _RESERVATION.size + id_bytes
+        kind, flags, id_bytes, lease, amount = _RESERVATION.unpack_from(value, at)
+        at += _RESERVATION.size
+        reservation_id = value[at : at + id_bytes]
+        at += id_bytes
+        spent, note = 0, b""
+        if flags & _ACCOUNTED:
+            held_spent, note_bytes = _ACCOUNT.unpack_from(value, at)
+            at += _ACCOUNT.size
+            spent, note = bytes_amount(held_spent), value[at : at + note_bytes]
+            at += note_bytes
         if at > len(value):
             msg = "a reservation is cut off"
             raise ValueError(msg)
         found.append(
             Reservation(
-                reservation_id=value[at - id_bytes : at],
+                reservation_id=reservation_id,
                 kind=ReservationKind(kind),
                 amount=bytes_amount(amount),
                 lease_expires_at=lease,
-                is_replaced=bool(is_replaced),
+                is_replaced=bool(flags & _REPLACED),
+                spent=spent,
+                note=note,
             )
         )
     return tuple(found)

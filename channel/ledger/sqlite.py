@@ -2,14 +2,16 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Final
 
 from channel.errors import LedgerUnavailableError, StorageFailedError
+from channel.ledger import sqlite_accounts as accounts
 from channel.ledger import sqlite_books as sql
+from channel.ledger.accounts import AccountSettings, ChargeDay, ChargeRow, last_day
 from channel.ledger.batch import Job, job_of
 from channel.ledger.group_commit import ThreadGroupCommit
 from channel.ledger.interface import Applied, ConsumeProof, RequestUpdate, Soundness
@@ -26,6 +28,7 @@ from channel.limits import (
     CACHE_TRUSTED_S,
     CHANNELS_CACHED_MAX,
     CHANNELS_PER_PAGE_MAX,
+    CHARGES_PER_PAGE_MAX,
     LEDGER_POLL_S,
     PRUNE_BATCH_MAX,
 )
@@ -52,13 +55,16 @@ class SqliteLedger:
         lock: ProcessLock | None,
         *,
         channels_cached_max: int = CHANNELS_CACHED_MAX,
+        accounts: AccountSettings,
+        now: Callable[[], float],
     ) -> None:
         self._connection = connection
         self._lock = lock
+        self._accounts = accounts
         self._marker: Marker | None = None
         self._fault: str | None = None
         """Why nothing is accepted: commits were lost, or may be."""
-        self._books = sql.SqliteBooks(channels_cached_max)
+        self._books = sql.SqliteBooks(channels_cached_max, accounts, now)
         self._commits: ThreadGroupCommit[Job, Applied] = ThreadGroupCommit(
             self._commit, connection.post
         )
@@ -78,10 +84,13 @@ class SqliteLedger:
         exclusive: bool,
         read_only: bool = False,
         channels_cached_max: int = CHANNELS_CACHED_MAX,
+        accounts: AccountSettings = AccountSettings(),  # noqa: B008 - frozen
+        now: Callable[[], float] = time.time,
     ) -> "SqliteLedger":
         """Open the ledger; with `exclusive`, for the gateway, end its predecessor's reservations.
 
-        With `read_only` nothing is changed, not even tables of an older version.
+        With `read_only` nothing is changed, not even tables of an older version. `now` is the
+        time of the accounts, in Unix seconds.
 
         Raises:
             ConfigError: Another gateway has it open, it cannot be made durable, or a newer
@@ -95,7 +104,13 @@ class SqliteLedger:
             await lock.acquire()
         try:
             connection = await connect(path, read_only=read_only)
-            ledger = cls(connection, lock, channels_cached_max=channels_cached_max)
+            ledger = cls(
+                connection,
+                lock,
+                channels_cached_max=channels_cached_max,
+                accounts=accounts,
+                now=now,
+            )
         except BaseException:
             if lock is not None:
                 lock.release()
@@ -196,7 +211,36 @@ class SqliteLedger:
             dropped += step
             surplus -= freed
             answers.total -= freed
+        return dropped + await self._prune_charges(last_day(now - self._accounts.kept_s))
+
+    async def _prune_charges(self, before: int) -> int:
+        dropped, step = 0, PRUNE_BATCH_MAX
+        while step == PRUNE_BATCH_MAX:
+            step = await self._connection.run_transaction(
+                partial(accounts.prune_charges, before=before)
+            )
+            dropped += step
         return dropped
+
+    async def list_charges(
+        self, since: int, until: int, *, after: ChargeRow | None = None, limit: int = 1000
+    ) -> list[ChargeRow]:
+        """See `interface.Ledger.list_charges`."""
+        return await self._connection.run(
+            accounts.list_charges,
+            (-1, -1) if after is None else (after.at, after.row_id),
+            since,
+            until,
+            min(limit, CHARGES_PER_PAGE_MAX),
+        )
+
+    async def find_charges(self, reservation_id: bytes) -> list[ChargeRow]:
+        """See `interface.Ledger.find_charges`."""
+        return await self._connection.run(accounts.find_charges, reservation_id)
+
+    async def list_charge_days(self, since: int, until: int) -> list[ChargeDay]:
+        """See `interface.Ledger.list_charge_days`."""
+        return await self._connection.run(accounts.list_days, since, until)
 
     async def faults(self) -> list[str]:
         """See `interface.Ledger.faults`."""

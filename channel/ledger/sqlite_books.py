@@ -5,11 +5,13 @@ One object belongs to one connection, and only its thread uses it, except for `p
 
 import json
 import sqlite3
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
 from channel.errors import InvariantError
+from channel.ledger.accounts import AccountSettings
 from channel.ledger.answers import AnswerBounds
 from channel.ledger.batch import Books, Job, RequestId, decide, proof_id, request_id
 from channel.ledger.cache import Cache
@@ -28,6 +30,7 @@ from channel.ledger.rows import (
     row_fault,
     term_values,
 )
+from channel.ledger.sqlite_accounts import balance_faults, write_charges
 from channel.limits import (
     CHANNELS_CACHED_MAX,
     CHANNELS_PER_PAGE_MAX,
@@ -44,6 +47,7 @@ __all__ = [
     "faults",
     "forget_answers",
     "forget_oldest",
+    "has_accounts",
     "leased",
     "list_channels",
     "list_foreign",
@@ -64,9 +68,16 @@ class SqliteBooks:
     unchanged, because other processes may write to the file (decision 9).
     """
 
-    def __init__(self, channels_cached_max: int = CHANNELS_CACHED_MAX) -> None:
+    def __init__(
+        self,
+        channels_cached_max: int = CHANNELS_CACHED_MAX,
+        accounts: AccountSettings = AccountSettings(),  # noqa: B008 - frozen
+        now: Callable[[], float] = time.time,
+    ) -> None:
         self._cache: Cache[ChannelKey, tuple[int, ChannelState]] = Cache(channels_cached_max)
         self._data_version = -1
+        self._accounts = accounts
+        self._now = now
         self.answers = AnswerBounds()
 
     def peek(self, key: ChannelKey) -> ChannelState | None:
@@ -210,6 +221,8 @@ class SqliteBooks:
             if rows:
                 connection.executemany(_SQL[name], rows)
         _write_requests(connection, books, ids, self.answers)
+        at = int(self._now())
+        write_charges(connection, books.charges, ids, at=at, settings=self._accounts)
         for proof, key in books.consumed.items():
             columns = (proof.chain_id, proof.tx_hash, proof.log_index, ids[key])
             connection.execute(_SQL["insert_proof"], columns)
@@ -265,7 +278,14 @@ def faults(connection: sqlite3.Connection) -> list[str]:
     ).fetchall():
         found += [f"channel {row[3].hex()}: {fault}" for row in rows if (fault := row_fault(row))]
         start = tuple(rows[-1][1:4])
+    if not found and has_accounts(connection):
+        found = balance_faults(connection)
     return found
+
+
+def has_accounts(connection: sqlite3.Connection) -> bool:
+    """Whether the tables have the accounts: a version that is only read may be older."""
+    return connection.execute(_SQL["has_accounts"]).fetchone() is not None
 
 
 def leased(connection: sqlite3.Connection, until: int, limit: int) -> list[ChannelKey]:

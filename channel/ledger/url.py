@@ -1,9 +1,12 @@
 """Tells which database a URL names: for the ledger, the journal and the deposit orders."""
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from channel.errors import ConfigError
+from channel.ledger.accounts import AccountSettings
 from channel.ledger.interface import Ledger
 from channel.ledger.postgres import PostgresLedger
 from channel.ledger.sqlite import SqliteLedger
@@ -18,6 +21,8 @@ async def open_ledger(
     exclusive: bool,
     read_only: bool = False,
     channels_cached_max: int = CHANNELS_CACHED_MAX,
+    accounts: AccountSettings = AccountSettings(),  # noqa: B008 - frozen
+    now: Callable[[], float] = time.time,
 ) -> Ledger:
     """Open the ledger a URL names.
 
@@ -25,7 +30,7 @@ async def open_ledger(
     for the gateway: on SQLite only one gateway may have the file open. On PostgreSQL several
     gateways may. `read_only` is for commands that change nothing: it creates no file and no table,
     and leaves those of an older version as they are. `channels_cached_max` states are kept in
-    memory, at 1 kB each.
+    memory, at 1 kB each. `now` is the time of the accounts, in Unix seconds.
 
     Raises:
         ConfigError: An unknown kind of ledger; or one in memory, which would lose every debt at
@@ -39,12 +44,16 @@ async def open_ledger(
             exclusive=exclusive,
             read_only=read_only,
             channels_cached_max=channels_cached_max,
+            accounts=accounts,
+            now=now,
         )
     return await PostgresLedger.open(
         url,
         exclusive=exclusive,
         read_only=read_only,
         channels_cached_max=channels_cached_max,
+        accounts=accounts,
+        now=now,
     )
 
 

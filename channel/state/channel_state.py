@@ -38,6 +38,10 @@ class Reservation(msgspec.Struct, frozen=True, gc=False):
     """Unix seconds after which the owner counts as dead."""
     is_replaced: bool = False
     """A newer stream replaced it: the held amount may be spent, but is not refilled."""
+    spent: int = 0
+    """What its request has spent so far; it is entered in the accounts when the request ends."""
+    note: bytes = b""
+    """A `charges.ChargeNote` for that entry, encoded; empty for none."""
 
 
 class LadderVoucher(msgspec.Struct, frozen=True, gc=False):
@@ -139,5 +143,5 @@ def require_invariants(state: ChannelState) -> None:
     ):
         raise InvariantError(f"a kept voucher is on the wrong side of spent {spent}")
     for held in state.reservations:
-        if held.amount < 0:
-            raise InvariantError(f"a reservation holds {held.amount}")
+        if held.amount < 0 or not 0 <= held.spent <= spent:
+            raise InvariantError(f"a reservation holds {held.amount}, has spent {held.spent}")

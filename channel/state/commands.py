@@ -5,6 +5,7 @@ from enum import IntEnum
 import msgspec
 
 from channel.state.channel_state import ChannelState, LadderVoucher, ReservationKind
+from channel.state.charges import ChargeEnd
 from channel.types import ChannelFact, VerifiedVoucher
 
 __all__ = [
@@ -68,6 +69,10 @@ class Reserve(msgspec.Struct, frozen=True, gc=False):
     min_voucher_delta: int
     lease_expires_at: int
     stream_policy: StreamPolicy = StreamPolicy.REPLACE
+    note: bytes = b""
+    """A `charges.ChargeNote` for the accounts, encoded; empty for none."""
+    replaces: bool = False
+    """End the owner's earlier reservation of this id; the new one takes over what it has spent."""
 
 
 class Extend(msgspec.Struct, frozen=True, gc=False):
@@ -100,6 +105,8 @@ class Release(msgspec.Struct, frozen=True, gc=False):
     """Give back the rest of a reservation, and end it. Repeating it changes nothing."""
 
     reservation_id: bytes
+    end: ChargeEnd | None = None
+    """For the accounts: how the request ended; None when nothing of it is known."""
 
 
 class ExpireReservations(msgspec.Struct, frozen=True, gc=False):
@@ -112,6 +119,9 @@ class ExpireReservations(msgspec.Struct, frozen=True, gc=False):
 
 class EndReservations(msgspec.Struct, frozen=True, gc=False):
     """End every reservation as if its owner had died: before a forced close, or at start-up."""
+
+    by_close: bool = False
+    """For the accounts: whether a close ends them."""
 
 
 class Observe(msgspec.Struct, frozen=True, gc=False):

@@ -222,8 +222,11 @@ def _reserve(state: ChannelState, command: c.Reserve) -> ChannelState:
             f"expected a least amount of 0 to {command.amount_max}, found {command.amount_min}"
         )
     require_open(state)
-    if state.find_reservation(command.reservation_id) is not None:
-        return state
+    known = state.find_reservation(command.reservation_id)
+    if known is not None:
+        if not command.replaces:
+            return state
+        state = _without_reservation(state, known)
     if command.presented <= state.published:
         raise _public_voucher(
             state, command.presented, command.amount_min, command.min_voucher_delta
@@ -236,7 +239,14 @@ def _reserve(state: ChannelState, command: c.Reserve) -> ChannelState:
     amount = min(command.amount_max, state.available)
     if amount < command.amount_min:
         raise _insufficient(state, command.amount_min, command.min_voucher_delta)
-    held = Reservation(command.reservation_id, command.kind, amount, command.lease_expires_at)
+    held = Reservation(
+        command.reservation_id,
+        command.kind,
+        amount,
+        command.lease_expires_at,
+        spent=0 if known is None else known.spent,
+        note=command.note if known is None else known.note,
+    )
     running = state.reservations
     if is_stream and command.stream_policy is c.StreamPolicy.REPLACE:
         running = tuple([_replaced(other) for other in running])
@@ -267,7 +277,8 @@ def _spend(state: ChannelState, command: c.Spend) -> ChannelState:
     if not 0 <= command.amount <= held.amount:
         msg = f"cannot spend {command.amount} of a reservation of {held.amount}"
         raise InvariantError(msg)
-    after = _with_reservation(state, replace(held, amount=held.amount - command.amount))
+    left, spent = held.amount - command.amount, held.spent + command.amount
+    after = _with_reservation(state, replace(held, amount=left, spent=spent))
     return _set_spent(after, state.spent + command.amount)
 
 

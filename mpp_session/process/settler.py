@@ -154,7 +154,9 @@ async def build_settler(config: SettlerConfig) -> AsyncIterator[SettlerParts]:
         if config.relayer.address is not None:
             relayer = await open_.enter_async_context(open_signer(config.relayer))
         sender = relayer or payee
-        ledger = await open_ledger(config.ledger.url, exclusive=False)
+        ledger = await open_ledger(
+            config.ledger.url, exclusive=False, accounts=config.ledger.accounts
+        )
         open_.push_async_callback(ledger.close)
         reader = await open_.enter_async_context(connect_escrow(config.chain))
         await reader.require_deployment(token=parse_address(config.chain.token))

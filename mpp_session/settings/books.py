@@ -4,9 +4,11 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
+from channel.ledger.accounts import DAY_S, AccountSettings
 from channel.limits import (
     AUTHORIZATION_MARGIN_S,
     CHANNELS_CACHED_MAX,
+    CHARGES_DAYS,
     CLOSE_TIMEOUT_S,
     GRACE_PERIOD_S_MIN,
     SPONSORED_DEPOSIT_MIN,
@@ -53,6 +55,28 @@ class Ledger(Section, frozen=True):
             "each. A voucher of another channel costs one read of the database.",
         ),
     ] = CHANNELS_CACHED_MAX
+    charges: Annotated[
+        bool,
+        Meta(
+            description="Keep one row for each paid request: time, channel, route, model, usage, "
+            "amount and outcome. `export` and `GET /v1/generation` read them. `false` keeps the "
+            "sum of each channel only."
+        ),
+    ] = True
+    charges_days: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=36_500,
+            description="Days for which those rows are kept. Older ones are added up by day, "
+            "route, model and outcome, so that totals still equal the ledger.",
+        ),
+    ] = CHARGES_DAYS
+
+    @property
+    def accounts(self) -> AccountSettings:
+        """What the ledger keeps of paid requests."""
+        return AccountSettings(is_kept=self.charges, kept_s=self.charges_days * DAY_S)
 
     def __post_init__(self) -> None:
         if ":memory:" in self.url or "mode=memory" in self.url or self.url == "sqlite://":

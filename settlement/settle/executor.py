@@ -242,7 +242,7 @@ class CloseExecutor:
         """Return the voucher to close with, once it is durable; None while a request runs."""
         begin: list[Command] = [BeginClose(only_if_idle=due.idle)]
         if due.ends_reservations:
-            begin.append(EndReservations())
+            begin.append(EndReservations(by_close=True))
         state = (await self._ledger.apply(due.key, begin)).require()
         if state.closing_with is None:
             if state.reservations:

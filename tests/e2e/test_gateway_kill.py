@@ -239,7 +239,7 @@ async def test_killed_twenty_times_under_load_every_unit_is_accounted_for(
         assert await gateway.end(signal.SIGTERM) == 0, gateway.said()
     ledger = await open_ledger(books[0], exclusive=True)
     await ledger.end_all_reservations()  # as when their leases have run out
-    assert await ledger.faults() == []
+    assert await ledger.faults() == []  # each channel's charges add up to its spent
     states = {state.key: state for state in await ledger.list_channels()}
     await ledger.close()
     for shopper in crowd.shoppers:

@@ -64,6 +64,7 @@ def run_and_kill(url: str, after_s: float) -> dict[int, tuple[int, int]]:
 async def read_back(url: str) -> dict[int, tuple[int, int]]:
     ledger = await open_ledger(url, exclusive=True)
     states = await ledger.list_channels()
+    assert await ledger.faults() == []  # each channel's charges add up to its spent
     await ledger.close()
     numbers = {key_of(number): number for number in range(CHANNELS)}
     assert all(state.reservations == () for state in states)

@@ -51,6 +51,7 @@ GIVEN = {
 
 DERIVED: dict[str, Callable[[Any], float]] = {
     "ledger.channels_cached": lambda entries: entries // 2,  # two generations of a cache
+    "ledger.charges_days": lambda days: days * 86_400,
     "listen.shutdown_s": math.ceil,  # uvicorn counts whole seconds
     "sponsoring.gas_budget_wei": lambda wei: wei // 10**9,  # orders are kept in gwei
 }
@@ -194,6 +195,7 @@ WORDS: dict[str, Any] = {
     "discovery.compat": ["agentcash"],
     "discovery.currency": "EUR",
     "chain.ws_url": "ws://127.0.0.1:9/heads",
+    "ledger.charges": False,
     "relayer.signer_url": "http://127.0.0.1:9/sign",
     "relayer.signer_token": "the-token-of-the-signer",
     "settlement.start": False,
@@ -353,6 +355,10 @@ WORD_PLACES: dict[str, list[tuple[str, Any]]] = {
     "chain.ws_url": [
         ("gateway: blocks.ws_url", "ws://127.0.0.1:9/heads"),
         ("settler: blocks.ws_url", "ws://127.0.0.1:9/heads"),
+    ],
+    "ledger.charges": [
+        ("gateway: accounts.is_kept", False),
+        ("settler: accounts.is_kept", False),
     ],
     "relayer.signer_url": [("settler: sender.url", "http://127.0.0.1:9/sign")],
     "relayer.signer_token": [("settler: headers.authorization", "Bearer the-token-of-the-signer")],

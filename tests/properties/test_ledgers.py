@@ -4,6 +4,7 @@ import asyncio
 import tempfile
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
+from itertools import chain
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -20,6 +21,7 @@ from channel.ledger.sqlite import SqliteLedger
 from channel.ledger.url import open_ledger
 from channel.state import commands as c
 from channel.state.channel_state import ChannelState, ReservationKind
+from channel.state.charges import ChargeEnd, ChargeOutcome
 from channel.state.transitions import transition
 from channel.types import ChannelKey
 from tests.channel.books import LEASE, accepting, fact, key_of, opening, reserving
@@ -30,6 +32,7 @@ WORKERS = 2
 names = st.sampled_from([b"a", b"b"])
 kinds = st.sampled_from(ReservationKind)
 small = st.integers(0, 30)
+ends = st.none() | st.just(ChargeEnd(ChargeOutcome.DONE, {"output_token": 3}))
 
 
 class Call(msgspec.Struct, frozen=True):
@@ -51,6 +54,12 @@ class SweepState(msgspec.Struct, frozen=True):
     crash_after: int | None
 
 
+def restarting(name: bytes, amount: int) -> c.Reserve:
+    """A request's reservation that becomes a stream's."""
+    asked = reserving(name, amount, kind=ReservationKind.STREAM)
+    return msgspec.structs.replace(asked, replaces=True)
+
+
 def commands_for(key: ChannelKey) -> st.SearchStrategy[c.Command]:
     """Whatever may be asked of a channel, sensible or not; nothing that is a bug to ask."""
     return st.one_of(
@@ -59,8 +68,11 @@ def commands_for(key: ChannelKey) -> st.SearchStrategy[c.Command]:
         st.builds(reserving, names, st.integers(1, 30), kind=kinds),
         st.builds(c.Extend, names, small, small, st.just(1), st.just(LEASE)),
         st.builds(c.Spend, names, st.just(0)),
-        st.builds(c.Release, names),
+        st.builds(restarting, names, st.integers(1, 30)),
+        st.builds(c.Release, names, ends),
         st.just(c.ExpireReservations(LEASE)),
+        st.builds(c.EndReservations, st.booleans()),
+        st.builds(c.Repair, st.just(0), small),
         st.builds(c.Publish, small),
         st.just(c.BeginClose()),
         st.just(c.AbortClose()),
@@ -69,8 +81,12 @@ def commands_for(key: ChannelKey) -> st.SearchStrategy[c.Command]:
 
 
 def calls_for(channel: int) -> st.SearchStrategy[Call]:
-    commands = st.lists(commands_for(key_of(channel)), min_size=1, max_size=3)
-    return st.builds(lambda chosen: Call(channel, tuple(chosen)), commands)
+    single = st.tuples(commands_for(key_of(channel)))
+    spending = st.builds(
+        lambda name, amount: (restarting(name, amount), c.Spend(name, 1)), names, st.integers(1, 30)
+    )
+    several = st.lists(single | spending, min_size=1, max_size=3)
+    return st.builds(lambda chosen: Call(channel, tuple(chain(*chosen))), several)
 
 
 rounds = st.builds(
@@ -147,11 +163,24 @@ class History:
             found = await fresh.load(key_of(channel))
             assert found in possible
             self._books[channel] = found
+        assert await fresh.faults() == []
         await fresh.close()
 
     async def _check(self, ledger: Ledger) -> None:
         for channel, state in self._books.items():
             assert await ledger.load(key_of(channel)) == state
+        await require_accounts(ledger, [one for one in self._books.values() if one is not None])
+
+
+async def require_accounts(ledger: Ledger, states: Sequence[ChannelState]) -> None:
+    """Each channel's charges add up to what it has spent; `faults` says so, and so do the rows."""
+    assert await ledger.faults() == []
+    charged: dict[ChannelKey, int] = {}
+    for row in await ledger.list_charges(0, 2**62):
+        charged[row.key] = charged.get(row.key, 0) + row.amount
+    for state in states:
+        running = sum(held.spent for held in state.reservations)
+        assert state.spent == charged.get(state.key, 0) + running
 
 
 async def crash(ledger: Ledger, asked: Sequence["asyncio.Future[Applied]"]) -> None:

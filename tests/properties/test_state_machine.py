@@ -15,6 +15,8 @@ from hypothesis.stateful import (
 from channel.errors import ProblemError
 from channel.state import commands as c
 from channel.state.channel_state import ChannelState, ReservationKind
+from channel.state.charges import ChargeEnd, ChargeOutcome
+from channel.state.charging import charges_of
 from channel.state.ladder import closing_voucher, forced_settling_voucher, settling_voucher
 from channel.state.transitions import required_cumulative, transition
 from channel.types import ChannelFact
@@ -31,6 +33,9 @@ kinds = st.sampled_from(ReservationKind)
 policies = st.sampled_from(c.StreamPolicy)
 rarely = st.sampled_from([False] * 9 + [True])
 times = st.integers(NOW, NOW + 50)
+ends = st.none() | st.builds(
+    ChargeEnd, st.sampled_from(ChargeOutcome), st.just({"output_token": 1})
+)
 
 
 class Channel(RuleBasedStateMachine):
@@ -50,6 +55,8 @@ class Channel(RuleBasedStateMachine):
         self.block = 100
         self.vouchers = {0}
         self.delivered = 0
+        self.charged = 0
+        """The sum of all entries of the accounts."""
         self.public = 0
         self.shown: set[bytes] = set()
         """Signatures that were handed to the chain."""
@@ -73,6 +80,7 @@ class Channel(RuleBasedStateMachine):
         assert after.accepted >= before.accepted
         assert after.published >= before.published
         assert after.is_finalized or not before.is_finalized or isinstance(command, c.Observe)
+        self.charged += sum(charge.amount for charge in charges_of(before, command, after))
         self.state = after
         return True
 
@@ -122,6 +130,30 @@ class Channel(RuleBasedStateMachine):
             assert low <= self.held()[name] == min(available, high)
             assert presented > self.public, "a public voucher bought something"
 
+    @rule(name=names, price=prices, several=st.tuples(units, units, times, policies))
+    def begin_a_stream(
+        self, name: bytes, price: int, several: tuple[int, int, int, c.StreamPolicy]
+    ) -> None:
+        """A request's reservation becomes a stream's, and its charge stays one."""
+        low, high, lease, how = several
+        low, high = sorted((low * price, high * price))
+        known = self.state.find_reservation(name)
+        asked = c.Reserve(
+            name, ReservationKind.STREAM, low, high, 2**127, 1, lease, how, b"", replaces=True
+        )
+        available = self.state.available + (0 if known is None else known.amount)
+        if self.do(asked):
+            assert low <= self.held()[name] == min(available, high)
+
+    @rule(more=st.integers(0, 20))
+    def repair(self, more: int) -> None:
+        """An operator raises `spent`; rarely, so that most histories are without."""
+        if more > 2:
+            return
+        spent = self.state.spent + more
+        if self.do(c.Repair(self.state.accepted, spent)):
+            self.delivered = spent
+
     @rule(name=names, low=amounts, high=amounts, lease=times)
     def extend(self, name: bytes, low: int, high: int, lease: int) -> None:
         before, available = self.held().get(name, 0), self.state.available
@@ -134,9 +166,9 @@ class Channel(RuleBasedStateMachine):
         if self.do(c.Spend(name, amount)):
             self.delivered += amount
 
-    @rule(name=names)
-    def release(self, name: bytes) -> None:
-        assert self.do(c.Release(name))
+    @rule(name=names, end=ends)
+    def release(self, name: bytes, end: ChargeEnd | None) -> None:
+        assert self.do(c.Release(name, end))
         assert name not in self.held()
         assert transition(self.state, c.Release(name)) is self.state
 
@@ -224,6 +256,7 @@ class Channel(RuleBasedStateMachine):
         type(self).steps += 1
         state = self.state
         assert state.spent == self.delivered
+        assert state.spent == self.charged + sum(held.spent for held in state.reservations)
         assert state.spent + state.reserved <= state.accepted <= state.deposit == self.deposit
         assert state.available == state.accepted - state.spent - state.reserved
         assert state.settled == self.settled <= state.deposit

@@ -1,10 +1,12 @@
 """Row <-> value without loss, and a row that is none of ours is named, not believed."""
 
 import sqlite3
+import struct
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from channel.errors import InvariantError
 from channel.ledger.rows import (
@@ -25,6 +27,8 @@ reservations = st.builds(
     amounts,
     st.integers(0, 2**63 - 1),
     st.booleans(),
+    amounts,
+    st.binary(max_size=600),
 )
 
 
@@ -33,6 +37,14 @@ def test_reservations_come_back_as_they_were(held: list[Reservation]) -> None:
     encoded = encode_reservations(held)
     assert (encoded is None) == (not held)
     assert encoded is None or decode_reservations(encoded) == tuple(held)
+
+
+def test_a_reservation_of_an_older_version_is_read() -> None:
+    """F-108: without what it has spent, and without a note."""
+    old = bytes.fromhex("0101" + "01" + "000000006b49d23c" + "00" * 15 + "07" + "73")
+    held = Reservation(b"s", ReservationKind.STREAM, 7, 0x6B49D23C, is_replaced=True)
+    assert decode_reservations(old) == (held,)
+    assert encode_reservations([held]) == old
 
 
 @given(amounts, st.binary(max_size=200))
@@ -54,6 +66,10 @@ def test_a_cut_off_value_is_refused(cut: int) -> None:
     assert encoded is not None
     with pytest.raises((ValueError, OSError, IndexError, Exception)):
         decode_reservations(encoded[:cut])
+    accounted = encode_reservations([replace(held, spent=1, note=b"note")])
+    assert accounted is not None
+    with pytest.raises((ValueError, struct.error)):
+        decode_reservations(accounted[: cut + 5])
     with pytest.raises(ValueError, match="16 bytes"):
         decode_voucher(encode_voucher(LadderVoucher(5, b""))[:15])
 

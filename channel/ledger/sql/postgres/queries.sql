@@ -273,3 +273,91 @@ SELECT count(*) FILTER (WHERE state IS DISTINCT FROM 'backup'),
 -- show --
 -- Shows other sessions that a gateway serves with this database, until this session ends.
 SELECT pg_advisory_lock_shared($1, $2)
+
+-- insert_charges --
+-- Entries of the accounts.
+INSERT INTO charge (channel, at, reservation_id, outcome, is_stream, route, variant, usage,
+                    response_id, amount)
+SELECT channel, at, reservation_id, outcome, is_stream, route, variant, usage, response_id,
+       amount::numeric
+  FROM unnest($1::bigint[], $2::bigint[], $3::bytea[], $4::text[], $5::boolean[], $6::text[],
+              $7::text[], $8::text[], $9::text[], $10::text[])
+    AS new (channel, at, reservation_id, outcome, is_stream, route, variant, usage, response_id,
+            amount)
+
+-- add_balances --
+-- More of a channel's `spent` has no row: listed nowhere, or deleted.
+INSERT INTO charge_balance (channel, unlisted, pruned)
+SELECT channel, unlisted::numeric, pruned::numeric
+  FROM unnest($1::bigint[], $2::text[], $3::text[]) AS new (channel, unlisted, pruned)
+ ORDER BY channel
+    ON CONFLICT (channel) DO UPDATE
+   SET unlisted = charge_balance.unlisted + excluded.unlisted,
+       pruned = charge_balance.pruned + excluded.pruned
+
+-- select_charges --
+-- Entries of a time, in order, after an entry.
+SELECT charge.id, at, reservation_id, outcome, is_stream, route, variant, usage, response_id,
+       amount::text, chain_id, escrow, channel_id, payer, payee, token
+  FROM charge JOIN channel ON channel.id = charge.channel
+ WHERE at < $4 AND (at, charge.id) > ($1, $2) AND at >= $3
+ ORDER BY at, charge.id
+ LIMIT $5
+
+-- find_charges --
+-- The entries of a request.
+SELECT charge.id, at, reservation_id, outcome, is_stream, route, variant, usage, response_id,
+       amount::text, chain_id, escrow, channel_id, payer, payee, token
+  FROM charge JOIN channel ON channel.id = charge.channel
+ WHERE reservation_id = $1
+ ORDER BY charge.id
+ LIMIT $2
+
+-- take_old_charges --
+-- Deletes the oldest entries before a time, a bounded number, and returns them.
+DELETE FROM charge
+ USING channel
+ WHERE channel.id = charge.channel
+   AND charge.id = ANY (ARRAY(SELECT id FROM charge WHERE at < $1 ORDER BY at LIMIT $2))
+RETURNING charge.id, charge.channel, at, outcome, route, variant, usage, amount::text, chain_id,
+          payee, token, reservation_id IS NOT NULL
+
+-- lock_days --
+-- Lets one transaction at a time add up days.
+SELECT pg_advisory_xact_lock($1)
+
+-- select_day --
+-- What was added up for a day.
+SELECT requests, usage, amount::text
+  FROM charge_day
+ WHERE day = $1 AND chain_id = $2 AND payee = $3 AND token = $4 AND route = $5 AND variant = $6
+   AND outcome = $7
+
+-- upsert_day --
+-- What is added up for a day from now on.
+INSERT INTO charge_day (day, chain_id, payee, token, route, variant, outcome,
+                        requests, usage, amount)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10::text::numeric)
+    ON CONFLICT (day, chain_id, payee, token, route, variant, outcome) DO UPDATE
+   SET requests = excluded.requests, usage = excluded.usage, amount = excluded.amount
+
+-- select_days --
+-- What was added up for some days, in order.
+SELECT day, chain_id, payee, token, route, variant, outcome, requests, usage, amount::text
+  FROM charge_day
+ WHERE day >= $1 AND day < $2
+ ORDER BY day, chain_id, payee, token, route, variant, outcome
+
+-- select_balances --
+-- Every channel, and what its entries add up to.
+SELECT channel.id, channel_id, spent::text, reservations,
+       coalesce(unlisted, 0)::text, coalesce(pruned, 0)::text, coalesce(listed, 0)::text
+  FROM channel
+  LEFT JOIN charge_balance ON charge_balance.channel = channel.id
+  LEFT JOIN (SELECT channel, sum(amount) AS listed FROM charge GROUP BY channel) AS entries
+       ON entries.channel = channel.id
+ ORDER BY channel.id
+
+-- has_accounts --
+-- Whether the tables have the accounts.
+SELECT to_regclass('charge') IS NOT NULL

@@ -190,3 +190,86 @@ SELECT ledger_id, EXISTS (SELECT 1 FROM ledger_marker WHERE name = ?) FROM ledge
 -- insert_marker --
 -- Records that a marker exists outside the database.
 INSERT INTO ledger_marker (name) VALUES (?) ON CONFLICT DO NOTHING
+
+-- insert_charge --
+-- An entry of the accounts.
+INSERT INTO charge (channel, at, reservation_id, outcome, is_stream, route, variant, usage,
+                    response_id, amount)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+
+-- select_balance --
+-- What of a channel's `spent` has no row.
+SELECT unlisted, pruned FROM charge_balance WHERE channel = ?
+
+-- upsert_balance --
+-- What of a channel's `spent` has no row from now on.
+INSERT INTO charge_balance (channel, unlisted, pruned) VALUES (?, ?, ?)
+    ON CONFLICT (channel) DO UPDATE
+   SET unlisted = excluded.unlisted, pruned = excluded.pruned
+
+-- select_charges --
+-- Entries of a time, in order, after an entry.
+SELECT charge.id, at, reservation_id, outcome, is_stream, route, variant, usage, response_id,
+       amount, chain_id, escrow, channel_id, payer, payee, token
+  FROM charge JOIN channel ON channel.id = charge.channel
+ WHERE at < ?4 AND (at, charge.id) > (?1, ?2) AND at >= ?3
+ ORDER BY at, charge.id
+ LIMIT ?5
+
+-- find_charges --
+-- The entries of a request.
+SELECT charge.id, at, reservation_id, outcome, is_stream, route, variant, usage, response_id,
+       amount, chain_id, escrow, channel_id, payer, payee, token
+  FROM charge JOIN channel ON channel.id = charge.channel
+ WHERE reservation_id = ?
+ ORDER BY charge.id
+ LIMIT ?
+
+-- select_old_charges --
+-- The oldest entries before a time, a bounded number.
+SELECT charge.id, channel, at, outcome, route, variant, usage, amount, chain_id, payee, token,
+       reservation_id IS NOT NULL
+  FROM charge JOIN channel ON channel.id = charge.channel
+ WHERE at < ?
+ ORDER BY at
+ LIMIT ?
+
+-- delete_charges --
+-- Deletes these entries: they are added up in charge_day.
+DELETE FROM charge WHERE id IN (SELECT value FROM json_each(?))
+
+-- select_day --
+-- What was added up for a day.
+SELECT requests, usage, amount
+  FROM charge_day
+ WHERE day = ? AND chain_id = ? AND payee = ? AND token = ? AND route = ? AND variant = ?
+   AND outcome = ?
+
+-- upsert_day --
+-- What is added up for a day from now on.
+INSERT INTO charge_day (day, chain_id, payee, token, route, variant, outcome,
+                        requests, usage, amount)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+    ON CONFLICT (day, chain_id, payee, token, route, variant, outcome) DO UPDATE
+   SET requests = excluded.requests, usage = excluded.usage, amount = excluded.amount
+
+-- select_days --
+-- What was added up for some days, in order.
+SELECT day, chain_id, payee, token, route, variant, outcome, requests, usage, amount
+  FROM charge_day
+ WHERE day >= ? AND day < ?
+ ORDER BY day, chain_id, payee, token, route, variant, outcome
+
+-- select_amounts --
+-- The amount of every entry.
+SELECT channel, amount FROM charge
+
+-- select_balances --
+-- Every channel with what its entries must add up to.
+SELECT channel.id, channel_id, spent, reservations, unlisted, pruned
+  FROM channel LEFT JOIN charge_balance ON charge_balance.channel = channel.id
+ ORDER BY channel.id
+
+-- has_accounts --
+-- Whether the tables have the accounts.
+SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'charge'

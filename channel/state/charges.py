@@ -1,0 +1,95 @@
+"""The entries of the accounts: what one request was charged, or why `spent` grew without one."""
+
+from collections.abc import Mapping
+from enum import StrEnum
+from functools import lru_cache
+from typing import Final
+
+import msgspec
+
+from channel.limits import CHARGE_TEXT_CHARS_MAX
+
+__all__ = [
+    "Charge",
+    "ChargeEnd",
+    "ChargeNote",
+    "ChargeOutcome",
+    "decode_note",
+    "encode_note",
+]
+
+
+class ChargeOutcome(StrEnum):
+    """How a paid request ended, or why `spent` grew without one."""
+
+    DONE = "done"
+    """Its answer was complete."""
+    LEFT = "left"
+    """The client left before the end; what was sent until then is charged."""
+    FAILED = "failed"
+    """Its answer ended early: an error, a stop, or a voucher that did not come."""
+    EXPIRED = "expired"
+    """Its process died: a stream's reserved step counts as sent."""
+    CLOSED = "closed"
+    """A close ended it; a stream's reserved step counts as sent."""
+    REPAIRED = "repaired"
+    """No request: an operator raised `spent`."""
+    BEFORE = "before"
+    """No request: spent when the channel came into this ledger, on chain or in another ledger."""
+
+
+class ChargeNote(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What the books say about a request from its start, besides its amount."""
+
+    route: str
+    """Method and path template."""
+    variant: str = ""
+    """What else its price depends on, such as a model's name."""
+
+
+class ChargeEnd(msgspec.Struct, frozen=True, gc=False):
+    """What the books say about a request at its end, besides its amount."""
+
+    outcome: ChargeOutcome
+    usage: Mapping[str, int]
+    """Units by kind."""
+    response_id: str = ""
+    """The id that the answer itself states; empty when there is none."""
+
+
+class Charge(msgspec.Struct, frozen=True, gc=False):
+    """One entry: how much of `spent` belongs to one request, or to what was no request."""
+
+    amount: int
+    outcome: ChargeOutcome
+    reservation_id: bytes = b""
+    """Of the request; empty when there was none."""
+    is_stream: bool = False
+    note: bytes = b""
+    """An encoded `ChargeNote`, or empty."""
+    usage: Mapping[str, int] | None = None
+    """Units by kind; None when they are unknown."""
+    response_id: str = ""
+
+
+_encoder: Final = msgspec.msgpack.Encoder()
+_decoder: Final = msgspec.msgpack.Decoder(ChargeNote)
+
+
+@lru_cache(maxsize=4096)
+def encode_note(route: str, variant: str = "") -> bytes:
+    """Return a `ChargeNote` for a reservation to carry. Longer texts are cut."""
+    return _encoder.encode(ChargeNote(_cut(route), _cut(variant)))
+
+
+def decode_note(note: bytes) -> ChargeNote:
+    """Return what `encode_note` encoded; empty texts for an empty note.
+
+    Raises:
+        ValueError: It is no encoded note.
+    """
+    return _decoder.decode(note) if note else ChargeNote("")
+
+
+def _cut(text: str) -> str:
+    return text[:CHARGE_TEXT_CHARS_MAX]
