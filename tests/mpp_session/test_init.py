@@ -47,5 +47,5 @@ def test_it_says_its_version() -> None:
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
-    with pytest.raises(AttributeError, match="no attribute 'Purse'"):
-        mpp_session.Purse  # noqa: B018 -- the look is what fails
+    with pytest.raises(AttributeError, match="no attribute 'Unknown'"):
+        mpp_session.Unknown  # noqa: B018 -- the look is what fails

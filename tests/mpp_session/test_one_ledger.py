@@ -239,7 +239,7 @@ async def test_workers_share_one_database_and_no_other(
 async def test_a_machine_that_joins_takes_the_word_of_one_that_serves(
     devnet: TestChain, tmp_path: Path, postgres_url: str
 ) -> None:
-    """O-06: without a marker of its own; when nobody serves, nobody's word is there."""
+    """O-06: without a marker of its own; while no machine serves, it has no word to take."""
     here = selling(devnet, tmp_path, postgres_url, **{"ledger.state_dir": str(tmp_path / "1")})
     there = selling(devnet, tmp_path, postgres_url, **{"ledger.state_dir": str(tmp_path / "2")})
     third = selling(devnet, tmp_path, postgres_url, **{"ledger.state_dir": str(tmp_path / "3")})
@@ -602,7 +602,7 @@ def lock(folder: Path, place: str, *, is_shared: bool = False) -> MachineLock:
 
 
 async def test_what_lies_where_a_lock_should_be(tmp_path: Path) -> None:
-    """O-05: stale locks and strangers' files keep nobody out; what takes a lock's name is named."""
+    """O-05: stale locks and strangers' files block no start; what takes a lock's name is named."""
     (tmp_path / "mpp-session-payee-0123456789abcdef.lock").write_bytes(b"stale")
     (tmp_path / "mpp-session-payee-fedcba9876543210.lock").symlink_to(tmp_path / "nothing")
     os.mkfifo(tmp_path / "mpp-session-payee-fifo.lock")
@@ -635,7 +635,7 @@ async def test_a_folder_that_takes_no_lock_is_named_with_what_it_has_to_be(tmp_p
         await lock(tmp_path / "none", "one").acquire()
 
 
-async def test_two_that_come_at_once_see_each_other(tmp_path: Path) -> None:
+async def test_of_processes_that_start_together_one_gets_the_lock(tmp_path: Path) -> None:
     many = [lock(tmp_path, f"place {number}") for number in range(8)]
     taken = await asyncio.gather(*[each.acquire() for each in many], return_exceptions=True)
     assert sum(not isinstance(each, ConfigError) for each in taken) == 1
@@ -707,7 +707,7 @@ def test_the_file_system_of_memory_is_known() -> None:
     assert one_ledger._file_system("/proc/self/stat") == "proc"  # noqa: SLF001
 
 
-def test_a_system_that_does_not_say_where_a_file_is_keeps_nobody_out(
+def test_a_system_that_does_not_say_where_a_file_is_blocks_no_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """O-98, O-87: as one without /proc."""

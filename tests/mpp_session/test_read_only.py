@@ -1,4 +1,4 @@
-"""O-86: what only reads changes nothing, neither files nor tables, of whatever version they are."""
+"""O-86: a command that only reads changes neither files nor tables of any version."""
 
 import asyncio
 import sqlite3

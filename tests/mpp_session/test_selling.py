@@ -1,4 +1,4 @@
-"""An application of one's own behind a gate, whatever it says to the server about its life."""
+"""A user's application behind a gate, with or without support for the lifespan protocol."""
 
 import asyncio
 import logging
@@ -148,7 +148,7 @@ async def test_a_devnet_that_is_not_there_fails_the_start(tmp_path: Path) -> Non
 async def test_a_server_ends_with_what_guards_the_money(
     devnet: TestChain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """F-64: nobody is served by a process that no longer watches the chain."""
+    """F-64: a process that no longer watches the chain serves no client."""
     asked = asyncio.Event()
     before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
     monkeypatch.setattr(ChannelWatcher, "run", _fail)
@@ -295,7 +295,7 @@ def stopped() -> Iterator[list[int]]:
 
 
 async def say(app: ASGIApp) -> list[Any]:
-    """What an application says to a server that starts it and stops it at once."""
+    """Return the application's messages to a server that starts it and then stops it."""
     heard = [{"type": "lifespan.shutdown"}, {"type": "lifespan.startup"}]
     said: list[Any] = []
 
@@ -315,7 +315,7 @@ async def say(app: ASGIApp) -> list[Any]:
 async def test_the_error_that_keeps_a_server_from_starting_is_shown(
     error: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """O-59: whatever `load` raises; a server would take it for want of the lifespan protocol."""
+    """O-59: for any error of `load`; a server would take it for a missing lifespan protocol."""
 
     def fail() -> Any:
         raise error

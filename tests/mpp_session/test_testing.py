@@ -105,7 +105,7 @@ async def test_an_application_of_ones_own_is_sold(provider: TestProvider, payer:
             await client.get(f"{url}/weather/Rome")
 
 
-def test_whoever_does_not_pay_is_asked_to(provider: TestProvider) -> None:
+def test_a_request_without_payment_is_asked_to_pay(provider: TestProvider) -> None:
     """CORE-01, CORE-02."""
     answer = httpx.get(f"{provider.url}/joke")
     assert answer.status_code == 402
@@ -129,7 +129,7 @@ async def test_the_provider_defends_itself(
 # -- without gas
 
 
-async def test_an_account_without_ether_pays_whoever_pays_its_gas(
+async def test_an_account_without_ether_pays_a_provider_that_pays_its_gas(
     sponsoring_provider: TestProvider, gasless_payer: TestPayer, devnet: TestChain
 ) -> None:
     """RELAY-06: one request opens the channel, and it sends no transaction of its own."""
@@ -144,7 +144,7 @@ async def test_an_account_without_ether_pays_whoever_pays_its_gas(
         assert await chain.rpc.balance_wei(agent) == 0
 
 
-async def test_an_account_without_ether_is_told_what_it_needs_elsewhere(
+async def test_an_account_without_ether_learns_what_it_needs_elsewhere(
     provider: TestProvider, gasless_payer: TestPayer
 ) -> None:
     async with gasless_payer.client() as client:
@@ -160,7 +160,7 @@ def test_the_types_can_be_named_for_annotations() -> None:
 # -- a plugin that costs nothing
 
 
-def test_the_manual_runs_in_somebody_elses_project(tmp_path: Path) -> None:
+def test_the_manual_runs_in_a_users_project(tmp_path: Path) -> None:
     """docs/guide/testing.md, its blocks, word for word."""
     blocks = re.findall(r"```python\n(.*?)```", MANUAL.read_text(), re.DOTALL)
     for number, block in enumerate(blocks):

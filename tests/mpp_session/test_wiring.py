@@ -26,8 +26,8 @@ from tests.waiting import until
 
 
 async def test_books_that_are_lost_end_what_the_gateway_ends_with(tmp_path: Path) -> None:
-    """F-51: a gateway that nobody asks anything must not stay up on books it cannot keep."""
-    with suppress(StorageFailedError):  # the desk's settler may have looked, and ends with it
+    """F-51: an idle gateway must not stay up on books it cannot keep."""
+    with suppress(StorageFailedError):  # the settler may have looked, and ends with it
         async with open_desk(tmp_path) as desk:
             shutil.move(tmp_path / "ledger.sqlite", tmp_path / "elsewhere")
             with pytest.raises(StorageFailedError):
@@ -97,7 +97,7 @@ async def test_books_that_are_away_are_pruned_later(
 async def test_a_clock_is_held_against_a_node_that_answers_late(
     devnet: TestChain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, off_s: int
 ) -> None:
-    """O-98, O-90: none has shown its head when all were asked at once; it is asked again."""
+    """O-98, O-90: no node has shown its head when all are asked together; they are asked again."""
     wall = time.time() + off_s
     monkeypatch.setattr(wiring, "time", SimpleNamespace(time=lambda: wall))
     values = devnet.values

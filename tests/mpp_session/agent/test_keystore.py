@@ -1,4 +1,4 @@
-"""A password is the first line of its file, whoever wrote it; what is none is said in one line.
+"""A password is the first line of its file, with any line ending; other files are refused.
 
 What becomes of the key is tested with `mpp_session.agent.client.load_keystore`.
 """

@@ -167,7 +167,7 @@ async def test_a_channel_that_stays_open_is_used_by_the_next(
     assert (first.paid, second.paid) == (PRICE, PRICE)
 
 
-async def test_a_refusal_is_told_and_not_shown(
+async def test_a_refusal_is_returned_and_not_shown(
     sponsoring_provider: TestProvider, wallet: Wallet
 ) -> None:
     """What was paid for goes to standard output, and nothing else."""

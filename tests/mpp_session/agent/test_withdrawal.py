@@ -34,7 +34,7 @@ class Payer:
         self.store = store
         self.rpc = rpc
         self.account = account
-        self.told: list[Stage] = []
+        self.stages: list[Stage] = []
         self.is_asked = asyncio.Event()
 
     async def leave(
@@ -51,7 +51,7 @@ class Payer:
         )
 
     def _hear(self, leaving: Leaving) -> None:
-        self.told.append(leaving.stage)
+        self.stages.append(leaving.stage)
         self.is_asked.set()
 
     async def channel(self) -> ChannelRecord:
@@ -78,9 +78,9 @@ async def test_a_payer_hears_what_may_be_taken_before_it_leaves(agent: Payer) ->
     channel = await agent.channel()
     await agent.store.update(channel.key, lambda one: replace(one, signed=one.counted + 600))
     await agent.leave()
-    assert agent.told[0] is Stage.LEAVING
+    assert agent.stages[0] is Stage.LEAVING
     await agent.leave()
-    assert agent.told.count(Stage.LEAVING) == 1
+    assert agent.stages.count(Stage.LEAVING) == 1
 
 
 async def test_the_whole_deposit_comes_back_when_the_server_does_nothing(agent: Payer) -> None:
@@ -111,7 +111,7 @@ async def test_it_waits_by_the_blocks_and_not_by_this_clock(agent: Payer) -> Non
     async with asyncio.timeout(PATIENCE_S):
         (out,) = await leaving
     assert out.stage is Stage.WITHDRAWN
-    assert agent.told == [Stage.WAITING, Stage.WITHDRAWN]
+    assert agent.stages == [Stage.WAITING, Stage.WITHDRAWN]
 
 
 async def test_a_server_that_closes_meanwhile_is_paid_what_it_delivered(
@@ -170,7 +170,7 @@ async def test_a_channel_that_was_never_opened_is_said(agent: Payer) -> None:
     assert (out.stage, out.refunded) == (Stage.NEVER_OPENED, 0)
 
 
-async def test_a_channel_of_somebody_else_is_refused(agent: Payer) -> None:
+async def test_a_channel_of_another_payer_is_refused(agent: Payer) -> None:
     with pytest.raises(ChannelUnusableError, match="no channel 0x0202"):
         await agent.leave([ChannelId(b"\x02" * 32)])
     key = KeySigner(agent.chain.account("stranger").private_key)

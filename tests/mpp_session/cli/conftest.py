@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def environment(variables: dict[str, str]) -> dict[str, str]:
-    """These variables and the machine's, without those of ours that somebody has set."""
+    """Return these variables and the machine's, without any setting of mpp-session among the latter."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("MPP_SESSION_")}
     return {**inherited, "PYTHONPATH": str(ROOT), "COLUMNS": "100", **variables}
 

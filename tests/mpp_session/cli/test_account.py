@@ -1,4 +1,4 @@
-"""What is missing of an account is named, all at once, and its key is shown nowhere."""
+"""One error names all that an account lacks, and no output shows its key."""
 
 from pathlib import Path
 

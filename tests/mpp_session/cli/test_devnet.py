@@ -199,7 +199,7 @@ def test_a_devnets_settings_name_its_payee(devnet: TestChain, tmp_path: Path) ->
 
 
 def test_a_devnets_gateway_does_not_count_the_deposits_of_an_hour(devnet: TestChain) -> None:
-    """O-60: whoever tries things out opens many channels, and the ether is worth nothing."""
+    """O-60: a developer opens many channels in tests, and the ether is worth nothing."""
     settings = devnet_settings(devnet.values)
     for name in ("deposits_per_payer", "deposits_per_address"):
         assert settings[f"sponsoring.{name}"] >= 10**6

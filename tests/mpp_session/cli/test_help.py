@@ -1,4 +1,4 @@
-"""Help is there at once: a command imports its work when it runs (O-65)."""
+"""Help appears fast: a command imports its work when it runs (O-65)."""
 
 import json
 import subprocess

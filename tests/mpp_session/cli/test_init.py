@@ -94,7 +94,7 @@ def test_nothing_is_written_over_and_nothing_is_left_half_written(
     ("missing", "said"),
     [("--rpc", "--rpc is missing"), ("--price", "--price is missing")],
 )
-def test_a_script_is_told_which_flag_is_missing(
+def test_the_error_names_the_flag_that_a_script_lacks(
     run: Run, devnet: TestChain, tmp_path: Path, missing: str, said: str
 ) -> None:
     given = flags(devnet, "http://127.0.0.1:9")
@@ -164,9 +164,7 @@ def other_server() -> Iterator[str]:
         server.server_close()
 
 
-def test_the_file_is_toml_whatever_the_answers_hold(
-    run: Run, devnet: TestChain, tmp_path: Path
-) -> None:
+def test_the_file_is_toml_for_any_answers(run: Run, devnet: TestChain, tmp_path: Path) -> None:
     given = flags(devnet, "http://127.0.0.1:9")
     given[given.index("--realm") + 1] = 'a "b" \\ c'
     assert run("init", *given).returncode == 0

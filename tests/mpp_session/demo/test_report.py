@@ -45,7 +45,7 @@ WRONG: list[tuple[str, Callable[[DemoReport], DemoReport]]] = [
 
 
 @pytest.mark.parametrize(("said", "spoil"), WRONG)
-def test_one_base_unit_or_one_transaction_amiss_is_told(
+def test_one_base_unit_or_one_transaction_amiss_is_reported(
     said: str, spoil: Callable[[DemoReport], DemoReport]
 ) -> None:
     mismatches = spoil(report()).mismatches()

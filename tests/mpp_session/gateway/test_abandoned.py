@@ -1,4 +1,4 @@
-"""Work that nobody pays for is bounded for each channel, and then paid in advance (O-07)."""
+"""Unpaid work is bounded for each channel, and then paid in advance (O-07)."""
 
 import asyncio
 from typing import Any
@@ -91,12 +91,12 @@ async def test_answers_left_again_and_again_are_paid_for(
         assert spent == [0, 0, 40, 80]
         model.may_answer.set()
         answer = await agent.post(gateway.completions, json=body(max_tokens=40))
-        assert answer.status_code == 200, "and whoever pays is served"
+        assert answer.status_code == 200, "and a client that pays is served"
         assert (await gateway.channel()).spent == 83 * PRICE
 
 
 @pytest.mark.parametrize("is_stream", [True, False])
-async def test_prompts_that_are_read_for_nobody_again_and_again_are_paid_for(
+async def test_prompts_that_are_read_and_abandoned_repeatedly_are_paid_for(
     run_gateway: RunGateway, open_agent: OpenAgent, model: ModelServer, *, is_stream: bool
 ) -> None:
     """O-07: a long prompt for one token, left while the model reads it, was free without end."""

@@ -285,7 +285,7 @@ ANSWERS: dict[str, tuple[Any, bool, int, str, int]] = {
 async def test_what_the_model_server_says_is_passed_on_or_named_and_not_charged(
     run_gateway: RunGateway, open_agent: OpenAgent, model: ModelServer
 ) -> None:
-    """O-48, O-23: nothing is lost, cut, or told as something else; no coding without a bound."""
+    """O-48, O-23: nothing is lost, cut, or changed; every coding has a bound."""
     wrong, spent = {}, 0
     async with run_gateway() as gateway, open_agent() as agent:
         for name, (build, is_stream, status, text, units) in ANSWERS.items():

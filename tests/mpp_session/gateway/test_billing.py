@@ -30,7 +30,7 @@ def report(*numbers: int | None) -> PromptReport:
     return PromptReport(*numbers)
 
 
-def test_a_counted_prompt_is_due_at_once_and_only_once() -> None:
+def test_a_counted_prompt_is_due_immediately_and_only_once() -> None:
     one = bill(INPUT)
     assert one.prompt(report()) == {"input_token": 30}
     assert one.prompt(report(30), is_over=True) == {}
@@ -52,7 +52,7 @@ def test_an_estimate_is_held_and_the_report_is_charged() -> None:
     assert one.prompt(report(50)) == {"input_token": 50}
 
 
-def test_a_prompt_that_nobody_counted_is_charged_by_its_bytes_at_the_end() -> None:
+def test_an_uncounted_prompt_is_charged_by_its_bytes_at_the_end() -> None:
     """Four bytes a token, as the text of an answer that no server counted."""
     one = bill(INPUT, tokens=MOST, is_exact=False)
     assert one.prompt(report()) == {}
@@ -87,7 +87,7 @@ def test_a_server_that_reports_no_cache_has_none() -> None:
 
 
 def test_a_client_that_leaves_before_the_report_pays_the_lower_rate() -> None:
-    """O-04: the prompt was read; how much of it from the cache, nobody has said."""
+    """O-04: the prompt was read; no report says how much of it came from the cache."""
     assert bill(INPUT, CACHED).prompt(report(), is_left=True) == {"cached_input_token": 30}
     assert bill(INPUT, WRITTEN).prompt(report(), is_left=True) == {"input_token": 30}
     assert bill(INPUT).prompt(report(), is_left=True) == {"input_token": 30}

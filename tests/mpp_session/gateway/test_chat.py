@@ -94,7 +94,7 @@ def test_each_choice_may_use_the_whole_bound() -> None:
 def test_several_choices_need_a_server_that_counts_them_all(
     kind: ServerKind, *, is_stream: bool, is_served: bool
 ) -> None:
-    """O-02: refused before the model runs, where nobody would say what all of them have."""
+    """O-02: refused before the model runs, if no report would give the total of all choices."""
     body = {"n": 2, "max_tokens": 5, "stream": is_stream}
     if is_served:
         assert parse(body, kind=kind).choices == 2
@@ -129,7 +129,7 @@ UNKNOWN = [
 
 
 @pytest.mark.parametrize("name", UNKNOWN)
-def test_a_field_that_nobody_listed_does_not_reach_the_model(name: str) -> None:
+def test_a_field_that_is_not_listed_does_not_reach_the_model(name: str) -> None:
     """O-03: names are compared to the letter; a server may read them in another case."""
     assert sent(parse({"max_tokens": 9, name: {"n": 50}})) == {"max_tokens": 9}
 
@@ -153,7 +153,7 @@ def test_a_field_that_the_operator_lists_does() -> None:
     ],
 )
 def test_a_name_written_twice_is_refused(body: bytes) -> None:
-    """O-03: which of the two counts is for nobody to guess."""
+    """O-03: the gateway cannot know which of the two the model server uses."""
     with pytest.raises(BadRequestError, match="twice"):
         parse(body)
 
@@ -170,7 +170,7 @@ def test_a_name_written_twice_is_refused(body: bytes) -> None:
 def test_a_server_is_asked_for_all_that_it_can_count(
     kind: ServerKind, asked: dict[str, Any]
 ) -> None:
-    """O-03: whatever the client says of it."""
+    """O-03: for any value that the client sends."""
     for options in ({}, {"stream_options": {"include_usage": False, "x": 1}}):
         body = {"stream": True, "max_tokens": 3, **options}
         request = parse(body, kind=kind)
@@ -244,7 +244,7 @@ def test_a_stream_needs_no_bound_but_never_has_none() -> None:
     ],
 )
 def test_what_cannot_be_bounded_is_a_bad_request(body: object) -> None:
-    """F-02: never a 500, whatever the bytes."""
+    """F-02: never a 500, for any bytes."""
     with pytest.raises(BadRequestError):
         parse(body)
 

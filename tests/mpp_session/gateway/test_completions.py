@@ -276,7 +276,7 @@ async def test_a_stream_that_breaks_off_is_paid_as_far_as_it_came_and_says_so(
 async def test_what_is_no_chunk_ends_the_stream_without_a_crash(
     run_gateway: RunGateway, open_agent: OpenAgent, model: ModelServer, pieces: list[str]
 ) -> None:
-    """F-02, F-55: nothing a model server sends passes for an event of ours, or ends us."""
+    """F-02, F-55: nothing a model server sends passes for a payment event, or ends the gateway."""
     model.pieces = [*pieces, chunk(content="never"), sse("[DONE]")]
     async with run_gateway() as gateway, open_agent() as agent:
         events = await read_stream(agent, gateway.completions)

@@ -130,7 +130,7 @@ async def test_a_trickle_is_no_progress() -> None:
 
 
 async def test_who_does_not_read_is_let_go_and_who_reads_slowly_is_not() -> None:
-    """O-26: an answer that nobody takes holds memory, a worker's time and a descriptor."""
+    """O-26: an answer that no client reads holds memory, a worker's time and a descriptor."""
     asked = GET.replace(b"/x", b"/long")
     async with serving(read_timeout_s=1.5) as served:
         _, lazy = await served.connect(sent=asked)
@@ -157,7 +157,7 @@ async def test_a_request_in_progress_has_no_deadline() -> None:
 async def test_as_many_connect_as_may_and_the_idle_ones_make_room(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """O-26: whoever holds connections and asks for nothing keeps nobody out."""
+    """O-26: a client that holds idle connections keeps no other client out."""
     async with serving(connections_max=8) as served:
         busy, _ = await served.connect(sent=HEAD + b"content-length: 1\r\n\r\n")
         await until(lambda: any(not each.is_idle() for each in served.connections))
@@ -170,7 +170,7 @@ async def test_as_many_connect_as_may_and_the_idle_ones_make_room(
     assert "8 clients are connected" in caplog.text
 
 
-async def test_when_all_are_busy_the_next_one_is_refused_at_once() -> None:
+async def test_when_all_are_busy_the_next_one_is_refused_immediately() -> None:
     """O-26: one connection above the bound."""
     async with serving(connections_max=2) as served:
         for _ in range(2):
@@ -217,7 +217,7 @@ def test_fewer_connect_where_fewer_files_may_be_open(caplog: pytest.LogCaptureFi
     ids=["lines", "words", "tabs", "words in trailers", "chunks", "chunks with extensions"],
 )
 async def test_a_request_that_is_dear_to_read_is_refused(within: bytes, beyond: bytes) -> None:
-    """O-22: 80 KB of `a: x x x` held h11, and with it everybody, for 1.3 s."""
+    """O-22: 80 KB of `a: x x x` held h11, and with it every client, for 1.3 s."""
     async with serving() as served:
         closing = HEAD + b"connection: close\r\n"
         assert (await served.answer(closing + within + b"\r\n")).startswith(b"HTTP/1.1 200")

@@ -50,9 +50,9 @@ def test_a_cost_is_written_exactly_and_without_an_exponent(amount: int, decimals
 def test_nothing_else_in_an_answer_changes() -> None:
     """Numbers that no double holds, and fields that only the model server knows."""
     answer = b'{"x":1e400,"id":9999999999999999999999,"usage":{"more":[1.10],"total_tokens":3}}'
-    told = with_cost(answer, 242, {"output_token": 3}, DUSD)
-    assert told.startswith(answer[:-2])
-    assert told[len(answer) - 2 :] == (
+    priced = with_cost(answer, 242, {"output_token": 3}, DUSD)
+    assert priced.startswith(answer[:-2])
+    assert priced[len(answer) - 2 :] == (
         b',"cost":0.000242,"cost_details":{"amount":"242","usage":{"output_token":3},'
         b'"currency":"dUSD"}}}'
     )
@@ -60,8 +60,8 @@ def test_nothing_else_in_an_answer_changes() -> None:
 
 @pytest.mark.parametrize("record", ["", ',"usage":null', ',"usage":[1]'])
 def test_an_answer_without_a_usage_record_gets_one(record: str) -> None:
-    told = json.loads(with_cost(f'{{"x":1{record}}}'.encode(), 5, {}, None))
-    assert told == {"x": 1, "usage": {"cost_details": {"amount": "5", "usage": {}}}}
+    priced = json.loads(with_cost(f'{{"x":1{record}}}'.encode(), 5, {}, None))
+    assert priced == {"x": 1, "usage": {"cost_details": {"amount": "5", "usage": {}}}}
 
 
 def records(text: str) -> list[dict[str, Any]]:
@@ -78,13 +78,13 @@ async def test_an_answer_in_one_piece_states_what_it_cost(
     model.tokens, model.usage = 70, DETAILS
     async with run_gateway(**rates) as gateway, open_agent() as agent:
         answer = await agent.post(gateway.completions, json=body(max_tokens=9))
-        told = answer.json()["usage"]
+        record = answer.json()["usage"]
         spent = (await gateway.channel()).spent
         assert spent == (70 + 3000 if rates else 3 * PRICE)
-        assert told["cost_details"]["amount"] == str(spent)
-        assert told["cost_details"]["currency"] == "dUSD"
+        assert record["cost_details"]["amount"] == str(spent)
+        assert record["cost_details"]["currency"] == "dUSD"
         assert format_whole(spent, 6) in answer.text.partition('"cost":')[2]
-        assert {name: told[name] for name in DETAILS} == DETAILS
+        assert {name: record[name] for name in DETAILS} == DETAILS
         assert parse_receipt(answer.headers["payment-receipt"]).spent == spent
 
 
@@ -124,7 +124,7 @@ STREAMS: dict[str, list[str]] = {
     "reported with choices": [WITH_CHOICES, end(), DONE],
     "never reported": [chunk(content="x"), end(), DONE],
     "never reported, in lumps": [chunk(content="word " * 40), end(), DONE],
-    "told beyond a step": [chunk(content="word " * 20), end(), usage(70), DONE],
+    "reported beyond a step": [chunk(content="word " * 20), end(), usage(70), DONE],
     "reported twice": [chunk(content="x"), end(), usage(1), usage(3), DONE],
     "reported as nothing": [chunk(content="x"), end(), usage(0), DONE],
     "empty": [chunk(role="assistant"), end(), DONE],
@@ -158,10 +158,10 @@ async def test_several_choices_have_one_record_of_all(
     async with run_gateway(upstream__counts="llama.cpp") as gateway, open_agent() as agent:
         payload = body(stream=True, max_tokens=9, n=2, **ASKED[0])
         answer = await agent.post(gateway.completions, json=payload)
-        (told,) = records(answer.text)
-        assert told["completion_tokens"] == 4
-        assert told["total_tokens"] == 9
-        assert told["cost_details"]["amount"] == str(4 * PRICE)
+        (record,) = records(answer.text)
+        assert record["completion_tokens"] == 4
+        assert record["total_tokens"] == 9
+        assert record["cost_details"]["amount"] == str(4 * PRICE)
         assert (await gateway.channel()).spent == 4 * PRICE
 
 

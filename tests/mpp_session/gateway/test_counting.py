@@ -339,7 +339,7 @@ def test_of_several_choices_the_first_read_the_prompt() -> None:
     assert (one.prompt.tokens, one.prompt.cached) == (33, 0)
 
 
-def test_reasoning_that_is_sent_or_reported_is_told_apart() -> None:
+def test_reasoning_is_counted_apart_when_sent_or_reported() -> None:
     one = counter("usage")
     thought = event(choices=[{"index": 0, "delta": {"reasoning_content": "hm"}}])
     said = []

@@ -57,8 +57,8 @@ async def test_checkers_of_discovery_find_no_fault(
 ) -> None:
     """DISC-08: OpenAPI's schema, `mppx validate`, and AgentCash's reader."""
     (tmp_path / "home").mkdir()
-    told = {"payment__realm": "127.0.0.1", "discovery__contact": "seller@example.com"}
-    async with run_gateway(discovery__compat=compat, **told) as gateway:
+    settings = {"payment__realm": "127.0.0.1", "discovery__contact": "seller@example.com"}
+    async with run_gateway(discovery__compat=compat, **settings) as gateway:
         found = await check_discovery(gateway.url, tmp_path / "home")
     assert found["openapi"] == ["pass: valid"]
     severities = [line.partition(":")[0] for line in found["mppx"]]

@@ -1,6 +1,6 @@
 """O-02, O-03 on llama.cpp's own server: what is charged is what it made, or it made nothing.
 
-The server's own counter of predicted tokens says what it made, whatever its answers say.
+The server's own counter of predicted tokens says what it made, independently of its answers.
 """
 
 import json
@@ -42,7 +42,7 @@ CASES: dict[str, dict[str, Any]] = {
     "no bound in one piece": {"max_tokens": None, "grammar": EMOJI},
     "emoji": {"grammar": EMOJI, "max_tokens": 24},
     "stop holds text back": {"grammar": 'root ::= "a"{90}', "stop": ["a" * 64], "max_tokens": 20},
-    "stop at once, n=2": {"grammar": 'root ::= "a"{90}', "stop": ["aaaaa"], "n": 2},
+    "stop immediately, n=2": {"grammar": 'root ::= "a"{90}', "stop": ["aaaaa"], "n": 2},
     "logprobs": {"logprobs": True, "top_logprobs": 2},
     "logprobs of what is held back": {
         "logprobs": True,
@@ -114,7 +114,7 @@ async def test_charged_is_what_the_server_made(
 async def test_a_server_of_which_nothing_is_known_is_charged_right_too(
     run_gateway: RunGateway, open_agent: OpenAgent, real: str, *, is_stream: bool
 ) -> None:
-    """The same server, but nobody asks it for counts in each chunk: `usage` at the end does."""
+    """The same server, without counts in each chunk: the gateway counts by `usage` at the end."""
     names = ["plain", "n=4", "emoji", "stop holds text back", "logprobs", "JSON mode"]
     async with (
         run_gateway(
@@ -214,7 +214,7 @@ READ_CASES = {
         "tools",
         "tools that must be called",
         "stop holds text back",
-        "stop at once, n=2",
+        "stop immediately, n=2",
         "JSON mode",
         "logprobs",
     )

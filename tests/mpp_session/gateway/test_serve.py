@@ -1,4 +1,4 @@
-"""Whatever guards the money and ends, ends the gateway, and loudly."""
+"""When a task that guards the money ends, the gateway ends with an error."""
 
 import asyncio
 import contextlib
@@ -17,7 +17,7 @@ from mpp_session.settings import Listen
 
 
 class Server:
-    """Serves until it is told to stop."""
+    """Serves until the test stops it."""
 
     def __init__(self) -> None:
         self.stopping = asyncio.Event()
@@ -94,7 +94,7 @@ def test_a_host_that_is_none_is_one_line(host: str) -> None:
         bind(Listen(host=host, port=0))
 
 
-async def test_who_asks_for_a_websocket_is_answered_as_anybody_else(
+async def test_a_websocket_request_is_answered_as_any_other(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """DESIGN 5: never a 500, and no trace in the log for every stranger who tries."""
@@ -123,7 +123,7 @@ async def test_who_asks_for_a_websocket_is_answered_as_anybody_else(
     assert not [record for record in caplog.records if record.exc_info]
 
 
-async def test_a_head_of_any_size_is_not_taken_whatever_else_is_installed() -> None:
+async def test_a_large_head_is_refused_with_any_parser_installed() -> None:
     """CORE-14, F-02: the bound is h11's, and uvicorn would rather take another parser."""
     settings = Listen(port=0)
     server = _build_server(_not_served, settings)

@@ -63,7 +63,7 @@ async def test_the_model_servers_head_has_a_deadline(head: bytes) -> None:
     ids=["its head", "its body"],
 )
 async def test_a_nodes_answer_has_a_deadline(head: bytes) -> None:
-    """O-91: head and body alike."""
+    """O-91: for the head and the body."""
     async with trickling(head) as url, asyncio.timeout(PATIENCE_S):
         with pytest.raises(ChainUnavailableError, match=r"within 0\.3 s"):
             await Rpc.connect(url, limits=RpcLimits(timeout_s=0.3, read_attempts_max=1))

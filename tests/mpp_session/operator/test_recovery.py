@@ -94,7 +94,7 @@ async def test_a_repeat_and_an_older_export_change_nothing(disaster: Disaster) -
 
 
 async def test_channels_in_no_export_are_found_on_chain(disaster: Disaster) -> None:
-    """F-108: nothing can be collected without a voucher; somebody must know, and where from."""
+    """F-108: nothing can be collected without a voucher; the operator must learn of them."""
     await disaster.books.open(accepted=9)
     await disaster.export()
     head = await disaster.chain.rpc.block_number()

@@ -1,4 +1,4 @@
-"""What a provider is told about itself: everything that needs a person, and nothing else."""
+"""What `status` reports to a provider: everything that needs a person, and nothing else."""
 
 import pytest
 from msgspec.structs import replace

@@ -1,4 +1,4 @@
-"""Reading how a provider stands: books, journal and chain together, whoever else runs."""
+"""Reading how a provider stands: books, journal and chain, while other processes run."""
 
 import time
 from pathlib import Path
@@ -105,7 +105,7 @@ async def test_books_journal_and_chain_are_read_together(
     assert document["sponsored_wei"] == str(30 * 10**9)
 
 
-async def test_an_exit_is_told_though_nobody_told_the_books(
+async def test_an_exit_is_reported_that_the_books_do_not_know(
     devnet: TestChain, config: WatchConfig, tmp_path: Path
 ) -> None:
     """F-64: neither gateway nor settler runs, and a payer leaves: that is when it matters."""
@@ -126,7 +126,7 @@ async def test_an_exit_is_told_though_nobody_told_the_books(
     assert Finding(Level.CRITICAL, "no settler runs") in status.findings
 
 
-async def test_without_a_node_the_books_are_told_all_the_same(
+async def test_without_a_node_the_books_are_still_reported(
     config: WatchConfig, tmp_path: Path, devnet: TestChain
 ) -> None:
     """F-64, O-69: the grace runs on; with nothing owed it is for today."""
@@ -139,7 +139,7 @@ async def test_without_a_node_the_books_are_told_all_the_same(
     assert to_json(status)["head"] is None
 
 
-async def test_a_token_that_would_not_pay_is_told_and_stops_what_a_gateway_sells(
+async def test_a_token_that_would_not_pay_is_reported_and_stops_sales(
     devnet: TestChain, config: WatchConfig, tmp_path: Path
 ) -> None:
     """O-13: by `status`, whether anything runs or not, and by what a gateway is built of."""
@@ -171,7 +171,7 @@ async def test_a_token_that_would_not_pay_is_told_and_stops_what_a_gateway_sells
             await ledger.close()
 
 
-async def test_a_close_that_is_not_of_these_books_is_told_and_stops_openings(
+async def test_a_close_that_is_not_of_these_books_is_reported_and_stops_openings(
     devnet: TestChain, config: WatchConfig, tmp_path: Path
 ) -> None:
     """O-89: by `status`, whether anything runs or not, and by what a gateway is built of."""

@@ -83,7 +83,7 @@ async def test_one_that_was_not_started_is_not_ready(devnet: TestChain, tmp_path
 async def test_killed_it_is_started_again_and_goes_on(
     devnet: TestChain, chain: Devnet, tmp_path: Path
 ) -> None:
-    """F-64: whoever kills it, as often as it is killed."""
+    """F-64: as often as it is killed."""
     config = settings(devnet, tmp_path)
     ledger = await open_ledger(config.ledger.url, exclusive=False)
     async with start_settler(config) as child:
@@ -103,7 +103,7 @@ async def test_killed_it_is_started_again_and_goes_on(
 
 
 async def test_it_ends_when_its_parent_is_killed(devnet: TestChain, tmp_path: Path) -> None:
-    """Decision 14: nobody is left who settles for a gateway that is gone; kill -9 included."""
+    """Decision 14: no settler outlives its gateway, also after kill -9."""
     program = (
         "import asyncio\n"
         "from mpp_session.settings.config import load_settler_config\n"
@@ -135,7 +135,7 @@ async def test_it_ends_when_its_parent_is_killed(devnet: TestChain, tmp_path: Pa
         await until(is_gone)
 
 
-def test_it_is_told_its_settings_and_no_secret_of_the_gateway(
+def test_it_gets_its_settings_and_no_secret_of_the_gateway(
     devnet: TestChain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """F-104: the secrets of challenges are no business of the settler's."""
@@ -144,6 +144,6 @@ def test_it_is_told_its_settings_and_no_secret_of_the_gateway(
         devnet, tmp_path, SETTLEMENT_SETTLE_VALUE="77", TOWER_EXPORT_FILE="settles.jsonl"
     )
     assert config.tower.export_file == "settles.jsonl"
-    told = settler_environment(config)
-    assert "MPP_SESSION_PAYMENT_SECRETS" not in told
-    assert load_settler_config(environment=told) == config
+    environment = settler_environment(config)
+    assert "MPP_SESSION_PAYMENT_SECRETS" not in environment
+    assert load_settler_config(environment=environment) == config

@@ -13,7 +13,7 @@ MAINNET, ANVIL = 1, 31337
 
 
 class Machine:
-    """A machine whose clock somebody sets."""
+    """A machine whose clock the test sets."""
 
     def __init__(self) -> None:
         self.passed, self.set_by = 0.0, 0.0

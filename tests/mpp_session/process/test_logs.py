@@ -14,7 +14,7 @@ import json, logging, sys
 from mpp_session.process.logs import log_arguments, log_to_stderr
 from mpp_session.process.relay import drain
 log_to_stderr(sys.argv[1], as_json=sys.argv[2] == "json")
-ours, other = logging.getLogger("mpp_session.x"), logging.getLogger("somebody")
+ours, other = logging.getLogger("mpp_session.x"), logging.getLogger("library")
 for log in (ours, other):
     for level in (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR):
         log.log(level, "%s says %d", log.name, level)
@@ -37,8 +37,8 @@ def log(tmp_path: Path, *arguments: str) -> tuple[str, list[str]]:
         text=True,
         check=True,
     )
-    told: list[str] = json.loads(done.stdout)
-    return done.stderr, told
+    flags: list[str] = json.loads(done.stdout)
+    return done.stderr, flags
 
 
 @pytest.mark.parametrize(
@@ -54,19 +54,19 @@ def test_lines_are_logged_from_a_level_on(
     tmp_path: Path, level: str, ours: list[int], others: list[int]
 ) -> None:
     """O-68: what libraries say below `info` is never logged."""
-    said, told = log(tmp_path, level, "text")
+    said, flags = log(tmp_path, level, "text")
     assert [n for n in (10, 20, 30, 40) if f"mpp_session.x says {n}" in said] == ours
-    assert [n for n in (10, 20, 30, 40) if f"somebody says {n}" in said] == others
-    assert told == ["--log-level", level]
+    assert [n for n in (10, 20, 30, 40) if f"library says {n}" in said] == others
+    assert flags == ["--log-level", level]
 
 
 def test_json_is_one_document_a_line_with_the_trace_inside(tmp_path: Path) -> None:
-    """O-68: a log collector reads it without rules of its own; a child logs alike."""
-    said, told = log(tmp_path, "warning", "json")
+    """O-68: a log collector reads it without rules of its own; a child logs in the same way."""
+    said, flags = log(tmp_path, "warning", "json")
     lines = [json.loads(line) for line in said.splitlines()]
     assert [line["level"] for line in lines] == ["warning", "error", "warning", "error", "error"]
     assert lines[0]["logger"] == "mpp_session.x"
     assert lines[0]["time"].endswith("+00:00")
     assert lines[-1]["message"] == "a fault\nof two lines"
     assert "ZeroDivisionError" in lines[-1]["trace"]
-    assert told == ["--log-level", "warning", "--log-json"]
+    assert flags == ["--log-level", "warning", "--log-json"]

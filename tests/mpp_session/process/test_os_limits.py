@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def run(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run a program that may write core files as far as anybody may."""
+    """Run a program with the highest limit of core files that this user may set."""
     return subprocess.run(  # noqa: S603 -- ours
         [
             sys.executable,
@@ -50,7 +50,7 @@ def test_a_crash_leaves_no_memory_behind(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["mpp_session.cli", "mpp_session.gateway.worker"])
-def test_every_program_of_ours_forbids_it_first(command: str) -> None:
+def test_each_of_our_programs_forbids_it_first(command: str) -> None:
     """O-92: gateway, worker, settler, watchtower, `pay`: before a key is read."""
     code = (
         "import sys, runpy, resource\n"

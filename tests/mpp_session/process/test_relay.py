@@ -1,4 +1,4 @@
-"""O-82: no write of a program waits for who reads its output, whatever wrote it."""
+"""O-82: no write of a program, by Python or a library, waits for the reader of its output."""
 
 import fcntl
 import os
@@ -36,7 +36,7 @@ def start(script: str, *, stdout: int, stderr: int) -> subprocess.Popen[bytes]:
 
 
 @pytest.mark.parametrize("writer", WRITERS)
-def test_a_full_pipe_holds_nobody_up(writer: str) -> None:
+def test_a_full_pipe_blocks_no_writer(writer: str) -> None:
     """O-82: 30 kB into a pipe of 4 KiB that is not read; the program ends all the same."""
     reader, pipe = os.pipe()
     fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)

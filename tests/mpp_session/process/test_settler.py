@@ -105,7 +105,7 @@ async def test_it_does_not_start(
 async def test_a_node_that_is_away_is_no_setting(
     forge: Forge, devnet: TestChain, tmp_path: Path
 ) -> None:
-    """Exit code 1: whoever supervises it tries again."""
+    """Exit code 1: the supervisor tries again."""
     ledger = f"sqlite:///{tmp_path / 'ledger.db'}"
     variables = settler_variables(devnet, ledger, CHAIN_RPC_URL="http://127.0.0.1:9")
     process, log = Settlers(forge, tmp_path, variables).start()
@@ -155,7 +155,7 @@ async def test_one_that_hangs_is_replaced_and_stands_by_when_it_is_back(
     assert states == ["settling", "standing by"]  # and holds up the one that settles no longer
 
 
-async def test_one_that_ends_in_order_is_replaced_at_once(settlers: Settlers) -> None:
+async def test_a_settler_that_ends_in_order_is_replaced_immediately(settlers: Settlers) -> None:
     """It gives its lease back."""
     first, said = settlers.start()
     await said.until("settling")
@@ -170,7 +170,7 @@ async def test_one_that_ends_in_order_is_replaced_at_once(settlers: Settlers) ->
 async def test_killed_and_started_again_it_goes_on(
     settlers: Settlers, ledger: Ledger, chain: Devnet
 ) -> None:
-    """F-64, F-75: what was owed while nobody was there is closed by the next one."""
+    """F-64, F-75: the next settler closes what became due while none ran."""
     first, said = settlers.start()
     await said.until("settling")
     first.send_signal(signal.SIGKILL)
@@ -195,7 +195,7 @@ async def built(devnet: TestChain, folder: Path, **changes: str) -> AsyncIterato
 async def test_a_file_for_the_tower_that_cannot_be_written_is_a_setting(
     devnet: TestChain, tmp_path: Path
 ) -> None:
-    """O-98, decision 15: else nobody would watch while this settler is away."""
+    """O-98, decision 15: else no process would watch while this settler is away."""
     settings = {"TOWER_EXPORT_FILE": "/proc/none/settles", "TOWER_LIFE_S": "7200"}
     async with built(devnet, tmp_path, **settings) as parts:
         with pytest.raises(ConfigError, match=r"`tower\.export_file` cannot be written"):

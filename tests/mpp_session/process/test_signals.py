@@ -1,4 +1,4 @@
-"""Which signals end a program of ours in order, and what a server of somebody else's is spared."""
+"""Which signals end a program in order, and which handlers of another server stay unchanged."""
 
 import asyncio
 import signal
@@ -26,7 +26,7 @@ def _as_before() -> Iterator[None]:
 
 @pytest.mark.parametrize("name", ENDING)
 async def test_what_would_end_a_program_ends_it_in_order(name: str) -> None:
-    """O-28: a receipt is owed for what was delivered, whoever sends which signal."""
+    """O-28: a receipt is owed for what was delivered, after any signal."""
     stopping = asyncio.Event()
     stop_on_signals(stopping)
     signal.raise_signal(getattr(signal, name))

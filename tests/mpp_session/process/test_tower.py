@@ -31,7 +31,7 @@ async def test_a_watchtower_does_not_start(
     changes: dict[str, str | None],
     said: str,
 ) -> None:
-    """Decision 15: above all not with a key of the payee's, where nobody would guard it."""
+    """Decision 15: above all not with the payee's key, which is unguarded there."""
     account = devnet.values.accounts["stranger"]
     own: dict[str, str | None] = {
         "RELAYER_ADDRESS": "0x" + account.address.hex(),

@@ -101,7 +101,7 @@ def test_lists_come_from_the_environment_separated_by_commas(tmp_path: Path) -> 
     assert config.payment.secrets == (Secret(newer), Secret(SECRET))
 
 
-def test_every_missing_setting_is_named_at_once() -> None:
+def test_one_error_names_every_missing_setting() -> None:
     required = [setting.name for setting in list_settings().values() if setting.is_required]
     with pytest.raises(ConfigError) as caught:
         load_config(None, environment={})
@@ -124,7 +124,7 @@ def test_unknown_names_in_the_file_are_refused_with_the_nearest_one(
         load(tmp_path, **changes)
 
 
-def test_an_unknown_environment_variable_of_ours_is_refused(tmp_path: Path) -> None:
+def test_an_unknown_environment_variable_with_our_prefix_is_refused(tmp_path: Path) -> None:
     """F-106: also when only the environment names it."""
     with pytest.raises(ConfigError, match="did you mean `MPP_SESSION_LEDGER_URL`"):
         load(tmp_path, {**ENVIRONMENT, "MPP_SESSION_LEDGER_URI": "x"})
@@ -286,7 +286,7 @@ def test_a_relayer_needs_a_key_where_a_settler_is_started(tmp_path: Path) -> Non
     assert config.relayer.address == RELAYER
 
 
-def test_what_only_serves_is_told_of_no_key(tmp_path: Path) -> None:
+def test_a_process_that_only_serves_gets_no_key(tmp_path: Path) -> None:
     """F-104, decision 14: neither the payee's nor the relayer's, nor where one is."""
     environment = {**ENVIRONMENT, "MPP_SESSION_RELAYER_SIGNER_TOKEN": "a-token"}
     config = load(
@@ -295,14 +295,14 @@ def test_what_only_serves_is_told_of_no_key(tmp_path: Path) -> None:
         relayer__address=RELAYER,
         relayer__signer_url="https://signer.example",
     )
-    told = without_keys(config)
-    for section in (told.payee, told.relayer):
+    serving = without_keys(config)
+    for section in (serving.payee, serving.relayer):
         assert not names_key(section)
         assert section.password_file is None
         assert section.signer_token is None
-    assert (told.payee.address, told.relayer.address) == (config.payee.address, RELAYER)
-    assert not told.settlement.start
-    text = msgspec.json.encode(told, enc_hook=lambda secret: secret.reveal()).decode()
+    assert (serving.payee.address, serving.relayer.address) == (config.payee.address, RELAYER)
+    assert not serving.settlement.start
+    text = msgspec.json.encode(serving, enc_hook=lambda secret: secret.reveal()).decode()
     assert KEY[2:] not in text
     assert "signer.example" not in text
     assert "a-token" not in text

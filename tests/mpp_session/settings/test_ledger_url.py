@@ -1,4 +1,4 @@
-"""O-67: a ledger of a relative path is one file, from whatever folder a command is started."""
+"""O-67: a ledger of a relative path is one file for commands from any folder."""
 
 from pathlib import Path
 
