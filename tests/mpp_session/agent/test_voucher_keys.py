@@ -16,7 +16,7 @@ SECRET = b"\x05" * 32
 
 
 async def test_the_secret_is_made_once_and_is_never_plain(tmp_path: Path) -> None:
-    """CLIENT-11, F-103: a keystore as Ethereum wallets write them; two concurrent calls make one."""
+    """CLIENT-11, F-103: a keystore as Ethereum wallets write it; two calls make one file."""
     path = tmp_path / "agent" / "voucher-keys.json"
     first, second = await asyncio.gather(
         load_channel_keys(path, "open"), load_channel_keys(path, "open")

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def environment(variables: dict[str, str]) -> dict[str, str]:
-    """Return these variables and the machine's, without any setting of mpp-session among the latter."""
+    """Return these variables and the machine's, without the machine's MPP_SESSION_ ones."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("MPP_SESSION_")}
     return {**inherited, "PYTHONPATH": str(ROOT), "COLUMNS": "100", **variables}
 
