@@ -48,7 +48,8 @@ READ_S_MAX: Final = 30
 ACCEPTED_TOGETHER_MAX: Final = 16
 # A credential of the greatest size, and the cookies that a browser sends beside it.
 HEAD_BYTES_MAX: Final = AUTHORIZATION_BYTES_MAX + 16 * 1024
-# Of one connection in one turn of the event loop, so that the other connections get theirs.
+# Of one connection in one turn of asyncio's loop, so that the other connections get theirs. uvloop
+# reads into a buffer of its own, of 256,000 bytes.
 READ_BYTES_MAX: Final = 64 * 1024
 HEAD_LINES_MAX: Final = 256
 HEAD_WORDS_MAX: Final = 2048

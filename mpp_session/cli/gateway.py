@@ -91,8 +91,10 @@ def command(  # noqa: PLR0913 -- each is a flag
     defaults = None if devnet is None else devnet_defaults(devnet, config, flags)
     settings = load_config(config, flags=flags, defaults=defaults)
     from mpp_session.gateway.serve import run_gateway
+    from mpp_session.process.event_loop import run_server
 
-    asyncio.run(
+    run = asyncio.run if settings.listen.workers > 1 else run_server
+    run(
         run_gateway(
             settings,
             announce=lambda url, prices: _announce(url, prices, settings, as_json=as_json),

@@ -6,6 +6,7 @@ therefore checks every connection twice a second. It also checks each head befor
 h11's patterns take time quadratic in the words of a line (O-22, O-24, O-26).
 """
 
+import contextlib
 import logging
 import time
 from collections import Counter
@@ -137,7 +138,8 @@ class Connection(H11Protocol):
 
     def connection_made(self, transport: Any) -> None:
         """Accept a connection, or refuse it immediately."""
-        transport.max_size = READ_BYTES_MAX  # asyncio's: bytes read in one turn of the loop
+        with contextlib.suppress(AttributeError):  # uvloop reads 256,000 bytes in one turn
+            transport.max_size = READ_BYTES_MAX  # asyncio's: bytes read in one turn of the loop
         super().connection_made(transport)
         self.source = read_client({"client": self.client})
         if not self._door.admit(self, self.connections):

@@ -11,6 +11,7 @@ import msgspec
 from channel.errors import ConfigError, MppSessionError
 from mpp_session.gateway.serve import serve_on
 from mpp_session.gateway.workers import Report, Task, read_task
+from mpp_session.process.event_loop import run_server
 from mpp_session.process.logs import log_to_stderr
 from mpp_session.process.os_limits import forbid_core_files
 from mpp_session.process.relay import drain
@@ -29,7 +30,7 @@ def main() -> int:
     forbid_core_files()
     task = read_task(sys.stdin.buffer.readline())
     try:
-        asyncio.run(_serve(task))
+        run_server(_serve(task))
     except MppSessionError as error:
         is_refusal = isinstance(error, ConfigError)
         _report(Report(error=str(error), is_refusal=is_refusal))

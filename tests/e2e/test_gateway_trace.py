@@ -61,9 +61,9 @@ def sent_to_agents(events: list[Event], ledger: Path) -> Iterator[Sent]:
     for event in events:
         if event.is_sync and event.target == f"{ledger}-wal":
             syncs += 1
-        elif event.call == "recvfrom":
+        elif event.call in {"recvfrom", "read"}:
             asked_at[event.target] = syncs
-        elif event.target.startswith("socket:") and event.call.startswith("send"):
+        elif event.target.startswith("socket:"):
             yield Sent(event.data, syncs, syncs - asked_at.get(event.target, 0))
 
 

@@ -3,9 +3,9 @@
     python tests/faults/tracer.py EVENTS COMMAND [ARGUMENT...]
 
 Writes one JSON object a line to the file EVENTS, in the order the kernel saw them: a sync or a
-receive when it has returned, a write or send when it begins. So a sync that stands before a
-send was on disk before the first byte of the send could leave. Linux on x86-64 and arm64, by
-ptrace alone: what strace does, without asking for strace.
+receive when it has returned, a write or send when it begins. A `read` is one from a socket. So a
+sync that stands before a send was on disk before the first byte of the send could leave. Linux on
+x86-64 and arm64, by ptrace alone: what strace does, without asking for strace.
 
     with trace(command, events) as process: ...
     for event in read_events(events): ...
@@ -32,7 +32,7 @@ SENDS: Final = {
     "x86_64": {1: "write", 18: "pwrite64", 20: "writev", 44: "sendto", 46: "sendmsg"},
     "aarch64": {64: "write", 68: "pwrite64", 66: "writev", 206: "sendto", 211: "sendmsg"},
 }
-RECEIVES: Final = {"x86_64": {45: "recvfrom"}, "aarch64": {207: "recvfrom"}}
+RECEIVES: Final = {"x86_64": {0: "read", 45: "recvfrom"}, "aarch64": {63: "read", 207: "recvfrom"}}
 POINTS_AT_BYTES: Final = ("write", "pwrite64", "sendto")
 
 TRACEME, CONT_SYSCALL, SETOPTIONS, SYSCALL_INFO = 0, 24, 0x4200, 0x420E
@@ -169,15 +169,16 @@ class _Tracer:
         if info.op == ENTRY:
             number, arguments = info.number_or_result, info.arguments
             if number in self._returning:
-                target = _target(pid, arguments[0])
-                self._entered[pid] = (self._returning[number], target, arguments[1])
+                call, target = self._returning[number], _target(pid, arguments[0])
+                if call != "read" or target.startswith("socket:"):
+                    self._entered[pid] = (call, target, arguments[1])
             elif number in self._sends:
                 call = self._sends[number]
                 self._record(call, _target(pid, arguments[0]), _sent(pid, call, arguments))
         elif info.op == EXIT and pid in self._entered:
             call, target, address = self._entered.pop(pid)
             result = info.number_or_result
-            if result == 0 or (call == "recvfrom" and result > 0):
+            if result == 0 or (call in {"recvfrom", "read"} and result > 0):
                 self._record(call, target, _memory(pid, address, min(result, DATA_BYTES_MAX)))
 
     def _record(self, call: str, target: str, data: bytes) -> None:

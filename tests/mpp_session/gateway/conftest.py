@@ -1,5 +1,6 @@
 """A gateway before a model server that a test controls, a real chain, and an agent that pays."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
@@ -8,6 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import uvloop
 
 from channel.client.policy.policy import Policy, TokenLimits
 from channel.state.channel_state import ChannelState
@@ -24,12 +26,22 @@ from tests.mpp_session.serving import serve
 from tests.mpp_session.settling import settling
 from tests.waiting import PATIENCE_S
 
+ON_BOTH_LOOPS = {"test_connections.py", "test_connector.py"}
 PRICE = 25
 KINDS = dict.fromkeys(
     ("input_token", "cached_input_token", "cache_write_token", "output_token", "reasoning_token"),
     1000,
 )
 """What the agent pays at most for a token of these kinds, in base units."""
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """What depends on how a loop reads and writes is tried on the one with uvloop and without."""
+    del config
+    loops: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop}
+    return loops | ({"uvloop": uvloop.new_event_loop} if item.path.name in ON_BOTH_LOOPS else {})
 
 
 class Running(msgspec.Struct):
