@@ -88,15 +88,25 @@ class Closing:
         closing = partial(self._close, key, presented)
         return await asyncio.shield(self._background.share(("close", key), closing))
 
+    async def decide(self, key: ChannelKey) -> None:
+        """Decide the payee's own close, which the settler then sends. Goes on if cancelled (F-42).
+
+        Raises:
+            ChannelFinalizedError: The channel has ended.
+            SettlementPendingError: Another close of it is under way.
+        """
+        deciding = partial(self._decide, key, None)
+        await asyncio.shield(self._background.share(("payee's close", key), deciding))
+
     async def _close(self, key: ChannelKey, presented: VerifiedVoucher) -> Outcome:
         await self._decide(key, presented)
         return await self._settled(key)
 
-    async def _decide(self, key: ChannelKey, presented: VerifiedVoucher) -> None:
+    async def _decide(self, key: ChannelKey, presented: VerifiedVoucher | None) -> None:
         """Return once the voucher of the close is durable."""
         for _ in range(_COMMIT_TRIES):
             # However this close ends, its signature may be public from here on (O-21).
-            used = ConsumeProof(TxHash(keccak(presented.signature)), _SIGNATURE, is_single=True)
+            used = None if presented is None else _consume(presented)
             state = (await self._ledger.apply(key, [BeginClose(presented)], proof=used)).require()
             if state.closing_with is not None:
                 return
@@ -162,3 +172,7 @@ class Closing:
         """Record what the chain shows now, if a node answers: it may be why the close failed."""
         with suppress(ChainUnavailableError, ChannelStoppedError):
             await self._facts.refresh(key)
+
+
+def _consume(presented: VerifiedVoucher) -> ConsumeProof:
+    return ConsumeProof(TxHash(keccak(presented.signature)), _SIGNATURE, is_single=True)

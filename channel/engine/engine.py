@@ -44,7 +44,7 @@ from channel.state.requests import RequestClaim
 from channel.state.transitions import as_public, require_consent, require_open
 from channel.tariff import Tariff, Usage
 from channel.tasks import Tasks, log_failure
-from channel.types import TxHash
+from channel.types import ChannelKey, TxHash
 from channel.verify.challenge_id import ChallengeBinder
 from channel.wire.challenge import PAYMENT_AUTHORIZATION, SessionRequest
 from channel.wire.payload import (
@@ -334,6 +334,20 @@ class Engine:
             tx_hash=outcome.tx_hash,
             confirmations=outcome.confirmations,
         )
+
+    async def decide_close(self, key: ChannelKey) -> None:
+        """Decide to close a channel without its payer's request; the settler sends the close.
+
+        New requests are refused; running ones get `close_wait_s` to end. The payer gets back what
+        is not spent. Continues even if the caller is cancelled.
+
+        Raises:
+            ChannelNotFoundError: The channel is not known here.
+            ChannelFinalizedError: It has ended.
+            SettlementPendingError: Another close of it is under way.
+        """
+        await load_known(self._ledger, key)
+        await self._closing.decide(key)
 
     def end_streams(self) -> None:
         """Make every running stream end now, with its receipt, because the program stops."""

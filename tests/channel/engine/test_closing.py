@@ -548,3 +548,32 @@ async def test_a_close_takes_three_synced_writes(
         await perform(desk, desk.payer.closing(10))
         await desk.engine.aclose()
     assert [type(command) for command in written] == [BeginClose, CommitClose, RecordClose]
+
+
+# -- by the payee alone
+
+
+async def test_the_payee_closes_what_is_spent_and_the_payer_gets_the_rest(tmp_path: Path) -> None:
+    async with open_desk(tmp_path) as desk:
+        await opened(desk)
+        await spend(desk, 3, 3 * PRICE)
+        await desk.engine.decide_close(desk.payer.key)
+        await until(lambda: _is_finalized(desk))
+        books = await desk.books()
+    assert (books.settled, books.spent, books.deposit) == (3 * PRICE, 3 * PRICE, DEPOSIT)
+
+
+async def test_the_payee_closes_a_channel_once_and_only_one_that_is_known(tmp_path: Path) -> None:
+    async with open_desk(tmp_path) as desk:
+        desk.payer.open_on_chain()
+        with pytest.raises(ChannelNotFoundError):
+            await desk.engine.decide_close(desk.payer.key)
+        await opened(desk)
+        await desk.engine.decide_close(desk.payer.key)
+        await until(lambda: _is_finalized(desk))
+        with pytest.raises(ChannelFinalizedError):
+            await desk.engine.decide_close(desk.payer.key)
+
+
+async def _is_finalized(desk: Desk) -> bool:
+    return (await desk.books()).is_finalized
