@@ -38,6 +38,7 @@ from mpp_session.process.leader import (
     release,
     while_leader,
 )
+from mpp_session.process.orders import SettleOrders
 from mpp_session.settings import SettlerConfig, parse_address
 from settlement.escrow.payout_calls import RelayedCalls
 from settlement.escrow.reader import EscrowReader
@@ -315,6 +316,7 @@ async def _settle(
             _prune(parts.journal, watcher),
             owed.run(),
             deposits.run(),
+            SettleOrders(parts.journal, watcher).run(),
             UnclaimedChannels(
                 parts.orders,
                 parts.ledger,

@@ -29,7 +29,7 @@ from settlement.node.block_notifier import BlockNotifier
 from settlement.node.chain_clock import ChainClock
 from settlement.settle.due import DueList, SweepState
 from settlement.settle.executor import CloseExecutor, Settler
-from settlement.settle.schedule import Due, Moment, SettlePolicy, choose
+from settlement.settle.schedule import Due, Moment, SettlePolicy, Watched, choose, decide
 from settlement.types import BlockRef
 from settlement.watch.follower import ChainFollower, FollowLimits, Step
 from settlement.watch.health import HealthChecks
@@ -207,6 +207,29 @@ class ChannelWatcher:
             return sweep
         done = await self._executor.carry_out(dues)
         return replace(sweep, closed=done.closed, settled=done.settled, waiting=done.waiting)
+
+    async def settle_all(self) -> Sweep:
+        """Settle every unsettled amount on open channels, however small, as the ledger shows them.
+
+        Closes that are owed are made, too. Gas may cost as much as is settled, and no more. Returns
+        once all that is mined.
+
+        Raises:
+            ChainUnavailableError: No block was seen yet, or this watcher has no settler.
+            LedgerUnavailableError: The channels could not be read.
+            InvariantError: A bug.
+        """
+        if self._executor is None or self.head is None:
+            raise ChainUnavailableError("No block was seen yet.")
+        policy = replace(self._policy, settle_value=1, gas_share_max_percent=100)
+        moment = self._moment()
+        read, dues = 0, []
+        async for page in self._observer.pages(None):
+            read += len(page)
+            found = [decide(Watched(state=state), moment, policy) for state in page]
+            dues += [due for due in found if due is not None]
+        done = await self._executor.carry_out(choose(dues, moment, policy))
+        return Sweep(read=read, closed=done.closed, settled=done.settled, waiting=done.waiting)
 
     async def look(self) -> Sweep:
         """Look at the head and the channels it touched; at every channel only when that is due.

@@ -7,6 +7,7 @@ newest (decision 10: one settler per key). A settler that was paused and replace
 neither sign nor record anything.
 """
 
+import enum
 from collections.abc import Sequence
 from typing import Final, Protocol
 
@@ -21,6 +22,8 @@ __all__ = [
     "SENT_MAX",
     "Journal",
     "Look",
+    "Order",
+    "OrderName",
     "Quarantined",
     "Refusals",
     "SettlerJournal",
@@ -88,6 +91,31 @@ class Look(msgspec.Struct, frozen=True, gc=False):
     block_time: int
     looked_at: int
     """Unix seconds of the settler's machine."""
+
+
+class OrderName(enum.Enum):
+    """What an operator may order while the programs run."""
+
+    SETTLE = "settle"
+    """The settler settles everything, however little, and ends the order."""
+    PAUSE = "pause"
+    """The gateways sell nothing while the order stands."""
+
+
+class Order(msgspec.Struct, frozen=True, gc=False):
+    """An operator's order."""
+
+    placed_at: int
+    """Unix seconds."""
+    ended_at: int | None
+    """When it was carried out or withdrawn; None while it stands."""
+    outcome: str
+    """What carrying it out did, one sentence."""
+
+    @property
+    def stands(self) -> bool:
+        """Whether it is neither carried out nor withdrawn."""
+        return self.ended_at is None
 
 
 class Refusals(Protocol):
@@ -160,6 +188,18 @@ class SettlerJournal(Journal, Refusals, Protocol):
 
     async def note_look(self, look: Look) -> None:
         """Record the newest block seen, for `status` and the gateway."""
+
+    async def order(self, name: OrderName) -> Order | None:
+        """Return the newest order of a kind, or None if there never was one."""
+
+    async def place_order(self, name: OrderName, *, at: int) -> None:
+        """Place an order at a time in Unix seconds. One that stands already stays as it is.
+
+        Any process may place and end orders: it needs no lease.
+        """
+
+    async def end_order(self, name: OrderName, *, at: int, outcome: str) -> None:
+        """Record that an order was carried out or withdrawn; without one, nothing changes."""
 
     async def last_look(self) -> Look | None:
         """Return the last look of a settler of this key, or None if no settler ever looked."""

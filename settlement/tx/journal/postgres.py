@@ -13,7 +13,15 @@ from channel.ledger.queries import load_queries, load_schema
 from channel.limits import DISTRUSTED_MAX
 from channel.types import Address, ChannelKey, TxHash
 from settlement.errors import LeaseLostError, NonceTakenError
-from settlement.tx.journal.interface import LEASE_S_MAX, PRUNED_AT_ONCE, SENT_MAX, Look, Quarantined
+from settlement.tx.journal.interface import (
+    LEASE_S_MAX,
+    PRUNED_AT_ONCE,
+    SENT_MAX,
+    Look,
+    Order,
+    OrderName,
+    Quarantined,
+)
 from settlement.tx.journal.rows import (
     intent_values,
     quarantined_from_row,
@@ -209,6 +217,22 @@ class PostgresJournal:
         async with self._database.use() as connection:
             row = await connection.fetchrow(_SQL["select_look"], *self._scope)
         return None if row is None else Look(*row)
+
+    async def order(self, name: OrderName) -> Order | None:
+        """See `interface.SettlerJournal.order`."""
+        async with self._database.use() as connection:
+            row = await connection.fetchrow(_SQL["select_order"], *self._scope, name.value)
+        return None if row is None else Order(*row)
+
+    async def place_order(self, name: OrderName, *, at: int) -> None:
+        """See `interface.SettlerJournal.place_order`."""
+        async with self._database.transaction() as connection:
+            await connection.execute(_SQL["place_order"], *self._scope, name.value, at)
+
+    async def end_order(self, name: OrderName, *, at: int, outcome: str) -> None:
+        """See `interface.SettlerJournal.end_order`."""
+        async with self._database.transaction() as connection:
+            await connection.execute(_SQL["end_order"], at, outcome, *self._scope, name.value)
 
     async def close(self) -> None:
         """See `interface.SettlerJournal.close`."""

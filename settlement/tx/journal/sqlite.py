@@ -15,7 +15,15 @@ from channel.ledger.sqlite_connection import ProcessLock, SqliteConnection, conn
 from channel.limits import DISTRUSTED_MAX
 from channel.types import Address, ChannelKey, TxHash
 from settlement.errors import LeaseLostError, NonceTakenError
-from settlement.tx.journal.interface import LEASE_S_MAX, PRUNED_AT_ONCE, SENT_MAX, Look, Quarantined
+from settlement.tx.journal.interface import (
+    LEASE_S_MAX,
+    PRUNED_AT_ONCE,
+    SENT_MAX,
+    Look,
+    Order,
+    OrderName,
+    Quarantined,
+)
 from settlement.tx.journal.rows import (
     intent_values,
     quarantined_from_row,
@@ -187,6 +195,24 @@ class SqliteJournal:
             lambda db: db.execute(_SQL["select_look"], self._scope).fetchall()
         )
         return Look(*found[0]) if found else None
+
+    async def order(self, name: OrderName) -> Order | None:
+        """See `interface.SettlerJournal.order`."""
+        found: list[tuple[int, int | None, str]]
+        found = await self._connection.run(
+            lambda db: db.execute(_SQL["select_order"], [*self._scope, name.value]).fetchall()
+        )
+        return Order(*found[0]) if found else None
+
+    async def place_order(self, name: OrderName, *, at: int) -> None:
+        """See `interface.SettlerJournal.place_order`."""
+        values = [*self._scope, name.value, at]
+        await self._connection.run_transaction(lambda db: db.execute(_SQL["place_order"], values))
+
+    async def end_order(self, name: OrderName, *, at: int, outcome: str) -> None:
+        """See `interface.SettlerJournal.end_order`."""
+        values = [at, outcome, *self._scope, name.value]
+        await self._connection.run_transaction(lambda db: db.execute(_SQL["end_order"], values))
 
     async def close(self) -> None:
         """See `interface.SettlerJournal.close`."""

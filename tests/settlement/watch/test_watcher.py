@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from channel.errors import InvariantError
+from channel.errors import ChainUnavailableError, InvariantError
 from channel.ledger.interface import Applied
 from channel.ledger.maintenance import repair
 from channel.ledger.sqlite import SqliteLedger
@@ -451,3 +451,25 @@ async def test_the_loop_goes_on_when_the_node_was_away(
             loop.cancel()
             await asyncio.gather(loop, return_exceptions=True)
     assert (await books.state(channel_id)).settled == 10
+
+
+# -- on an operator's order
+
+
+async def test_everything_is_settled_however_little_it_is(
+    watcher: ChannelWatcher, books: Books
+) -> None:
+    """O-68: what a sweep leaves until it is worth its gas."""
+    paid, nothing = await books.open(accepted=5, spent=5), await books.open()
+    assert (await watcher.sweep()).settled == 0
+    assert await watcher.settle_all() == Sweep(read=2, settled=1)
+    assert (await books.state(paid)).settled == 5
+    assert (await books.state(nothing)).settled == 0
+    assert (await watcher.settle_all()).settled == 0
+
+
+async def test_without_a_settler_nothing_is_settled_on_an_order(
+    reader: EscrowReader, ledger: SqliteLedger
+) -> None:
+    with pytest.raises(ChainUnavailableError):
+        await ChannelWatcher(reader, ledger, None).settle_all()

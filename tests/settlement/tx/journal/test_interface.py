@@ -12,7 +12,7 @@ from channel.ledger.url import sqlite_path
 from channel.types import Address, ChannelId, ChannelKey, TxHash
 from settlement.errors import LeaseLostError, NonceTakenError
 from settlement.tx.journal import postgres, sqlite
-from settlement.tx.journal.interface import Quarantined, SettlerJournal
+from settlement.tx.journal.interface import Order, OrderName, Quarantined, SettlerJournal
 from settlement.tx.state import (
     Abandoned,
     Bumped,
@@ -393,3 +393,27 @@ async def test_a_lease_is_not_taken_in_the_middle_of_a_record(
     assert await taking is not None
     assert [each.nonce for each in await second.open_transactions()] == [0]
     await server.close()
+
+
+class TestOrders:
+    async def test_an_order_stands_until_it_ends_in_every_process(
+        self, open_one: OpenJournal
+    ) -> None:
+        gateway, settler = await open_one(), await open_one()
+        assert await settler.order(OrderName.SETTLE) is None
+        await gateway.place_order(OrderName.SETTLE, at=10)
+        await gateway.place_order(OrderName.SETTLE, at=20)
+        assert await settler.order(OrderName.SETTLE) == Order(10, None, "")
+        await settler.end_order(OrderName.SETTLE, at=30, outcome="2 settled")
+        await settler.end_order(OrderName.SETTLE, at=40, outcome="nothing")
+        assert await gateway.order(OrderName.SETTLE) == Order(10, 30, "2 settled")
+        await gateway.place_order(OrderName.SETTLE, at=50)
+        assert await settler.order(OrderName.SETTLE) == Order(50, None, "")
+
+    async def test_each_kind_and_each_key_has_orders_of_its_own(
+        self, open_one: OpenJournal
+    ) -> None:
+        mine, another = await open_one(), await open_one(Address(b"\xb3" * 20))
+        await mine.place_order(OrderName.PAUSE, at=10)
+        assert await mine.order(OrderName.SETTLE) is None
+        assert await another.order(OrderName.PAUSE) is None

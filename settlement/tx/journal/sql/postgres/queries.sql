@@ -174,3 +174,23 @@ SELECT id, recipient, calldata, value_wei, purpose, budget_wei, deadline,
  WHERE chain_id = $1 AND account = $2 AND nonce IS NOT NULL AND added_at >= $3
  ORDER BY nonce DESC
  LIMIT $4
+
+-- select_order --
+-- The newest order of a kind.
+SELECT placed_at, ended_at, outcome
+  FROM operator_order
+ WHERE chain_id = $1 AND account = $2 AND name = $3
+
+-- place_order --
+-- It stands from now on; one that stands already keeps its time.
+INSERT INTO operator_order (chain_id, account, name, placed_at, ended_at, outcome)
+VALUES ($1, $2, $3, $4, NULL, '')
+    ON CONFLICT (chain_id, account, name) DO UPDATE
+   SET placed_at = excluded.placed_at, ended_at = NULL, outcome = ''
+ WHERE operator_order.ended_at IS NOT NULL
+
+-- end_order --
+-- It was carried out or withdrawn.
+UPDATE operator_order
+   SET ended_at = $1, outcome = $2
+ WHERE chain_id = $3 AND account = $4 AND name = $5 AND ended_at IS NULL

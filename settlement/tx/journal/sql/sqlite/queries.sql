@@ -159,3 +159,23 @@ SELECT id, recipient, calldata, value_wei, purpose, budget_wei, deadline,
  WHERE chain_id = ? AND account = ? AND nonce IS NOT NULL AND added_at >= ?
  ORDER BY nonce DESC
  LIMIT ?
+
+-- select_order --
+-- The newest order of a kind.
+SELECT placed_at, ended_at, outcome
+  FROM operator_order
+ WHERE chain_id = ? AND account = ? AND name = ?
+
+-- place_order --
+-- It stands from now on; one that stands already keeps its time.
+INSERT INTO operator_order (chain_id, account, name, placed_at, ended_at, outcome)
+VALUES (?, ?, ?, ?, NULL, '')
+    ON CONFLICT (chain_id, account, name) DO UPDATE
+   SET placed_at = excluded.placed_at, ended_at = NULL, outcome = ''
+ WHERE operator_order.ended_at IS NOT NULL
+
+-- end_order --
+-- It was carried out or withdrawn.
+UPDATE operator_order
+   SET ended_at = ?, outcome = ?
+ WHERE chain_id = ? AND account = ? AND name = ? AND ended_at IS NULL
