@@ -43,7 +43,8 @@ MppSessionError
 │   ├── ExposureLimitError            503  exposure-limit: a settlement must be mined first
 │   ├── SponsoringPausedError         503  sponsoring-paused: the payee pays no gas for payers now
 │   ├── StoppingError                 the program is stopping: a stream ends early, with its receipt
-│   └── OpeningsPausedError           503  openings-paused: not enough gas for one more channel
+│   ├── OpeningsPausedError           503  openings-paused: not enough gas for one more channel
+│   └── SalesPausedError              503  sales-paused: the operator sells nothing now
 ├── AgentError                      raised on the paying side, before or instead of paying
 │   ├── OfferRefusedError             a 402 asks what the policy does not allow
 │   ├── BudgetExceededError           paying this would pass a limit of the policy
@@ -117,6 +118,7 @@ __all__ = [
     "ReceiptViolationError",
     "RequestInFlightError",
     "ReservationEndedError",
+    "SalesPausedError",
     "SettlementPendingError",
     "SignatureUsedError",
     "SignerMismatchError",
@@ -549,6 +551,14 @@ class OpeningsPausedError(OperatorError):
 
     problem_type = "openings-paused"
     title = "New Channels Are Paused"
+    retry_after_s = 60
+
+
+class SalesPausedError(OperatorError):
+    """The operator has paused sales. What is sold already is served, settled and closed."""
+
+    problem_type = "sales-paused"
+    title = "Sales Are Paused"
     retry_after_s = 60
 
 

@@ -215,6 +215,14 @@ LOG_KINDS_MAX: Final = 1024
 # Lines that wait while the reader of standard error stalls.
 LOG_QUEUED_BYTES_MAX: Final = 1024 * 1024
 
+# The dashboard on the operator's port. What any program of this machine can ask of it.
+# Wrong log-in tokens in a minute, of all clients together.
+LOGIN_TRIES_MAX: Final = 10
+# Pages that listen to live events at the same time: each costs a look at the ledger a second.
+EVENT_STREAMS_MAX: Final = 16
+# The dashboard's forms have two short fields.
+FORM_BYTES_MAX: Final = 4096
+
 # Paying clients. What a provider can make one wait for or remember.
 # For the receipt after the end of a stream; without a receipt the stream is still paid.
 RECEIPT_WAIT_S_MAX: Final = 2.0

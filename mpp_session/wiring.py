@@ -58,6 +58,8 @@ class Parts(msgspec.Struct, frozen=True):
     """The settler, if this process started it."""
     clock: ServiceClock
     guard: LedgerGuard
+    journal: SettlerJournal
+    """The settler's, which holds the operator's orders too."""
     unit: TokenUnit | None = None
     """How people write amounts of the token; None if the token reports no name."""
     is_first: bool = True
@@ -157,7 +159,9 @@ async def build_parts(
         if child is not None:
             await child.ready()
         unit = await read_token_unit(reader.rpc, token)
-        yield Parts(config, ledger, reader, engine, watcher, child, clock, guard, unit, is_first)
+        yield Parts(
+            config, ledger, reader, engine, watcher, child, clock, guard, journal, unit, is_first
+        )
 
 
 def _build_engine(

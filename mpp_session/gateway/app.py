@@ -1,7 +1,7 @@
 """The gateway as an ASGI application: paid routes, free routes, and 404 for everything else."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 from msgspec.structs import replace
@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from channel.engine import Engine
 from channel.errors import ConfigError
 from channel.http import PaymentGate, Route
+from channel.http.hooks import Hooks
 from channel.state.commands import StreamPolicy
 from channel.types import TokenUnit
 from mpp_session.discovery.service import Description, Service, describe_service, public_url
@@ -26,6 +27,7 @@ from mpp_session.gateway.paced import paced_route
 from mpp_session.gateway.readiness import Readiness
 from mpp_session.gateway.upstream import Upstream
 from mpp_session.prices.table import PriceTable
+from mpp_session.process.sales import Sales
 from mpp_session.settings import Config, PriceRow
 
 __all__ = ["Gateway"]
@@ -48,10 +50,13 @@ class Gateway:
         *,
         stop: Callable[[], None],
         unit: TokenUnit | None = None,
+        hooks: Hooks | None = None,
+        sales: Sales | None = None,
     ) -> None:
         """Build it. `stop` is called when the ledger is found to contradict itself.
 
         `unit` is the token's, for prices in whole tokens and for showing amounts to people.
+        `hooks` hear what the gate sells. `sales` may pause all sales; they go on if None.
 
         Raises:
             ConfigError: A price does not fit the token.
@@ -61,6 +66,7 @@ class Gateway:
         self.prices = ModelPrices(PriceTable(config.price_rows, unit), config.payment)
         """What is sold at which price, now."""
         self._readiness = Readiness(upstream, config.upstream)
+        self._sales = sales
         completions = ChatCompletions(upstream, config.upstream, self._readiness, unit)
         _require_own_paths(config)
         models = ModelList(
@@ -88,8 +94,9 @@ class Gateway:
             routes=self._routes(),
             pause_s=config.payment.pause_timeout_s,
             body_timeout_s=config.listen.body_timeout_s,
-            ready=self._readiness.require,
+            ready=self._require_ready,
             unit=unit,
+            hooks=hooks,
             stop_worker=stop,
         )
         reader = ModelReader(
@@ -173,6 +180,16 @@ class Gateway:
             )
             for endpoint, path in _ENDPOINTS.items()
         ]
+
+    @property
+    def model_server_fault(self) -> str | None:
+        """Why the model server cannot be sold, as last seen; None if it can."""
+        return self._readiness.fault
+
+    def _require_ready(self) -> Awaitable[None] | None:
+        if self._sales is not None:
+            self._sales.require()
+        return self._readiness.require()
 
     async def watch_model_server(self) -> None:
         """Probe the model server repeatedly while the gateway serves."""

@@ -58,6 +58,11 @@ class Readiness:
         """How the server counts: as configured, or as detected."""
         return self._found if self._counts == "auto" else self._counts
 
+    @property
+    def fault(self) -> str | None:
+        """Why the server cannot be sold, as the last probe found; None if it can."""
+        return self._cause
+
     def require(self) -> Awaitable[None] | None:
         """Return None if the server is known to answer; otherwise an awaitable that probes it.
 

@@ -14,15 +14,18 @@ from starlette.types import ASGIApp
 
 from channel.limits import ACCEPTED_TOGETHER_MAX, HEAD_BYTES_MAX
 from channel.tasks import Tasks
+from mpp_session.dashboard.feed import Feed
 from mpp_session.errors import CommandError
 from mpp_session.gateway.app import Gateway
 from mpp_session.gateway.connections import SWEEP_TICKS, Door, connections_max, protocol
+from mpp_session.gateway.dashboard import build_dashboard
 from mpp_session.gateway.operator_port import open_operator_port
 from mpp_session.gateway.sockets import bind, listen, listening_url
 from mpp_session.gateway.upstream import Upstream
 from mpp_session.gateway.workers import Announce, run_workers
 from mpp_session.process.gc_tuning import collect_seldom
 from mpp_session.process.os_limits import raise_open_files
+from mpp_session.process.sales import Sales
 from mpp_session.process.signals import stop_at_eof, stop_on_signals
 from mpp_session.settings import Config, Listen
 from mpp_session.wiring import build_parts
@@ -73,16 +76,30 @@ async def serve_on(
         Upstream.connect(config.upstream) as upstream,
     ):
         broken = asyncio.Event()
-        gateway = Gateway(config, parts.engine, upstream, stop=broken.set, unit=parts.unit)
+        feed, sales = Feed(), Sales(parts.journal)
+        await sales.look()
+        gateway = Gateway(
+            config,
+            parts.engine,
+            upstream,
+            stop=broken.set,
+            unit=parts.unit,
+            hooks=feed if config.admin.enabled and parts.is_first else None,
+            sales=sales,
+        )
+        routes, token = await build_dashboard(config, parts, gateway, feed=feed, sales=sales)
         server = _build_server(gateway, config.listen)
         collect_seldom()
-        with open_operator_port(config.admin, [], is_first=number == 0) as operator_port:
+        with open_operator_port(
+            config.admin, routes, is_first=number == 0, token=token
+        ) as operator_port:
             listen(listener, config.listen)
             announce(listening_url(listener), gateway.prices.table.describe())
             guards = {
                 **parts.background(),
                 **operator_port,
                 "keeping consistent books": _fail_when(broken),
+                "watching for a pause of sales": sales.run(),
                 "watching the model server": gateway.watch_model_server(),
             }
             serving = server.serve(sockets=[listener])

@@ -5,15 +5,16 @@ from typing import Annotated, Final
 
 from msgspec import Meta
 
-from mpp_session.settings.values import Section
+from mpp_session.settings.values import Secret, Section
 
-__all__ = ["ADMIN_PORT", "Admin"]
+__all__ = ["ADMIN_PORT", "TOKEN_CHARS_MIN", "Admin"]
 
 ADMIN_PORT: Final = 8403
+TOKEN_CHARS_MIN: Final = 32
 
 
 class Admin(Section, frozen=True, kw_only=True):
-    """The gateway's second socket, for its operator: `/metrics`, `/healthz` and `/readyz`.
+    """The gateway's second socket, for its operator: dashboard, `/metrics` and health.
 
     It sells nothing and has no TLS, so it is open to this machine only. With several workers the
     first one answers for all.
@@ -42,6 +43,14 @@ class Admin(Section, frozen=True, kw_only=True):
             "metrics say what the gateway earns: let only a network of your own reach it."
         ),
     ] = False
+    token: Annotated[
+        Secret | None,
+        Meta(
+            description="Log-in token of the dashboard, 32 characters or more. If not set, the "
+            "gateway makes one and keeps it in `dashboard.token` of `ledger.state_dir`, readable "
+            "by its user alone."
+        ),
+    ] = None
     names: Annotated[
         tuple[str, ...],
         Meta(
@@ -52,6 +61,11 @@ class Admin(Section, frozen=True, kw_only=True):
     ] = ()
 
     def __post_init__(self) -> None:
+        if self.token is not None and len(self.token.reveal()) < TOKEN_CHARS_MIN:
+            raise ValueError(
+                f"expected `admin.token` with {TOKEN_CHARS_MIN} characters or more, found "
+                f"{len(self.token.reveal())}: make one with `openssl rand -hex 32`"
+            )
         if not self.allow_remote and not _is_loopback(self.host):
             raise ValueError(
                 f"expected `admin.host` as an address of this machine's loopback, found "

@@ -70,7 +70,7 @@ PRICES = {
 
 ELSEWHERE = {
     **dict.fromkeys(
-        ("admin.enabled", "admin.host", "admin.allow_remote", "admin.names"),
+        ("admin.enabled", "admin.host", "admin.allow_remote", "admin.names", "admin.token"),
         "opened after everything is built: tests/mpp_session/gateway/test_operator_port.py",
     ),
     "listen.host": "the socket is bound before anything is built: tests/e2e",
@@ -339,7 +339,7 @@ WORD_PLACES: dict[str, list[tuple[str, Any]]] = {
     "upstream.api_key": [
         ("gateway: own_headers.authorization", "Bearer the-key-of-the-model-server")
     ],
-    "upstream.counts": [("gateway: self.counts", "usage")],
+    "upstream.counts": [("gateway: readiness.counts", "usage")],
     "upstream.fields": [("gateway: fields.0", "grammar")],
     "upstream.media": [("gateway: settings.media", True)],
     "upstream.free": [("gateway: 1.path", "/free")],

@@ -1,0 +1,88 @@
+"""Turns a provider's status into what the overview shows of its health (pure)."""
+
+from typing import Final
+
+from mpp_session.dashboard.pages.overview import Health
+from mpp_session.dashboard.show import ago, count
+from mpp_session.operator.status import Level, Status
+
+__all__ = ["judge_health"]
+
+_KINDS: Final = {Level.FINE: "good", Level.WARNING: "warn", Level.CRITICAL: "bad"}
+_OLD_LOOK_S: Final = 120
+
+
+def judge_health(
+    status: Status | str, model_server: str | None, *, has_tower: bool
+) -> tuple[tuple[tuple[str, str], ...], tuple[Health, ...]]:
+    """Return the findings, by kind and text, and the parts that must work.
+
+    `status` is a text where it could not be read; `model_server` is why that does not answer.
+    """
+    model = (
+        Health(name="Model server", state="answers", kind="good")
+        if model_server is None
+        else Health(name="Model server", state="away", kind="bad", detail=model_server)
+    )
+    if isinstance(status, str):
+        database = Health(name="Database", state="away", kind="bad", detail=status)
+        return (("bad", status),), (database, model)
+    findings = tuple((_KINDS[each.level], each.text) for each in status.findings)
+    database = Health(name="Database", state="answers", kind="good")
+    return findings, (
+        _settler(status),
+        _chain(status),
+        database,
+        model,
+        _tower(has_tower=has_tower),
+    )
+
+
+def _settler(status: Status) -> Health:
+    holder, look = status.journal.holder, status.journal.look
+    if holder is None:
+        return Health(
+            name="Settler",
+            state="absent",
+            kind="bad" if status.books.at_risk else "warn",
+            detail="nothing is settled or closed until one runs",
+        )
+    pending = count(len(status.journal.pending), "transaction") + " under way"
+    if look is None:
+        return Health(name="Settler", state="running", kind="good", detail=pending)
+    age_s = status.asked_at - look.looked_at
+    is_old = age_s > _OLD_LOOK_S
+    return Health(
+        name="Settler",
+        state="blind" if is_old else "running",
+        kind="warn" if is_old else "good",
+        detail=f"looked at block {look.block_number:,} {ago(age_s)}, {pending}",
+    )
+
+
+def _chain(status: Status) -> Health:
+    chain = status.chain
+    if chain is None:
+        return Health(name="Chain", state="away", kind="bad", detail="no node answers")
+    answering = sum(node.head is not None for node in chain.nodes)
+    is_whole = answering == len(chain.nodes)
+    return Health(
+        name="Chain",
+        state="answers" if is_whole else "partly",
+        kind="good" if is_whole else "warn",
+        detail=f"chain {chain.chain_id}, block {chain.head.number:,}, "
+        f"{answering} of {count(len(chain.nodes), 'node')}",
+    )
+
+
+def _tower(*, has_tower: bool) -> Health:
+    if has_tower:
+        return Health(
+            name="Watchtower", state="supplied", kind="good", detail="settles are signed ahead"
+        )
+    return Health(
+        name="Watchtower",
+        state="none",
+        kind="",
+        detail="set `tower.export_file` and run one on another machine",
+    )

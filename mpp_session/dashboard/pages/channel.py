@@ -1,0 +1,120 @@
+"""One channel and its whole history: amounts, events, settlements, charges (pure)."""
+
+from collections.abc import Sequence
+from typing import Final
+
+from channel.state.channel_state import ChannelState, ReservationKind
+from channel.types import TokenUnit
+from mpp_session.dashboard.feed import Cycle
+from mpp_session.dashboard.html import Child, Markup, el, join
+from mpp_session.dashboard.pages.cycles import timeline
+from mpp_session.dashboard.pages.settlements import settlement_table
+from mpp_session.dashboard.reading import Settlement, name_state
+from mpp_session.dashboard.show import (
+    ago,
+    amount,
+    badge,
+    clock_time,
+    empty,
+    figure,
+    numbers,
+    section,
+    whole_id,
+)
+from settlement.settle.schedule import value_at_risk
+
+__all__ = ["channel"]
+
+_KINDS: Final = {ReservationKind.STREAM: "stream", ReservationKind.REQUEST: "request"}
+
+
+def channel(
+    state: ChannelState,
+    settlements: Sequence[Settlement],
+    cycles: Sequence[Cycle],
+    unit: TokenUnit,
+    now: float,
+) -> Markup:
+    """Return the page's content."""
+    at_risk = 0 if state.is_finalized else value_at_risk(state)
+    return join(
+        el("p", whole_id(state.key.channel_id), " ", badge(*name_state(state))),
+        el(
+            "dl",
+            figure("Spent", amount(state.spent, unit), "delivered and charged"),
+            figure("Settled", amount(state.settled, unit), "paid out on chain"),
+            figure("At risk", amount(at_risk, unit), "delivered, not yet settled"),
+            figure("Deposit", amount(state.deposit, unit), _left(state, unit)),
+            class_="figures",
+        ),
+        _actions(state),
+        section("Facts", numbers(_facts(state, unit, now))),
+        section(
+            "Settlements",
+            settlement_table(settlements, unit, only=state.key.channel_id)
+            if settlements
+            else empty(
+                "Nothing was sent to the chain for this channel.",
+                "The settler settles once enough is unsettled, or for long enough.",
+            ),
+        ),
+        section(
+            "Requests",
+            el("ol", [timeline(each, unit) for each in reversed(cycles)], class_="cycles")
+            if cycles
+            else empty(
+                "No recent request.",
+                "The last 200 payment cycles since the gateway started are kept.",
+            ),
+        ),
+    )
+
+
+def _left(state: ChannelState, unit: TokenUnit) -> str:
+    left = max(0, state.deposit - state.spent - state.reserved)
+    return f"{unit.format(left)} not used"
+
+
+def _actions(state: ChannelState) -> Markup | None:
+    if state.is_finalized or state.closing_with is not None:
+        return None
+    target = f"/channels/0x{state.key.channel_id.hex()}/close"
+    return section(
+        "Actions",
+        el("p", el("a", "Close this channel", href=target, class_="button"), class_="actions"),
+    )
+
+
+def _facts(state: ChannelState, unit: TokenUnit, now: float) -> list[tuple[str, Child]]:
+    terms = state.terms
+    facts: list[tuple[str, Child]] = [
+        ("Payer", whole_id(terms.payer)),
+        ("Signs vouchers", whole_id(terms.signer)),
+        ("Payee", whole_id(terms.payee)),
+        ("Token", whole_id(terms.token)),
+        ("Escrow", join(whole_id(state.key.escrow), f" on chain {state.key.chain_id}")),
+        ("Accepted", join(amount(state.accepted, unit), ", the highest voucher")),
+        ("Public", join(amount(state.published, unit), ", the highest voucher ever sent")),
+    ]
+    if state.active_at:
+        at = join(clock_time(state.active_at), ", ", ago(now - state.active_at))
+        facts.append(("Last voucher", at))
+    facts += [
+        (
+            f"Running {_KINDS[held.kind]}",
+            join(amount(held.amount, unit), " reserved, until ", clock_time(held.lease_expires_at)),
+        )
+        for held in state.reservations
+    ]
+    if state.close_requested_at:
+        facts.append(("Payer asked to close", clock_time(state.close_requested_at)))
+    if state.close_tx:
+        facts.append(("Closed by", whole_id(state.close_tx)))
+    if state.is_finalized:
+        refund = state.deposit - state.settled
+        facts.append(("Given back to the payer", amount(refund, unit)))
+    facts.append(("Chain facts of block", f"{state.fact_block:,}"))
+    if state.foreign_block:
+        text = "with the payee's key, but not by this ledger"
+        facts.append((f"Paid out at block {state.foreign_block:,}", text))
+    return facts

@@ -1,0 +1,72 @@
+"""Builds the dashboard of a gateway from the gateway's parts."""
+
+import asyncio
+import logging
+from pathlib import Path
+from typing import Final
+
+from starlette.routing import Route
+
+from channel.types import TokenUnit
+from mpp_session.dashboard.access import Access
+from mpp_session.dashboard.feed import Feed
+from mpp_session.dashboard.pages.prices import PriceShown
+from mpp_session.dashboard.site import Dashboard
+from mpp_session.dashboard.token_file import read_or_make_token
+from mpp_session.gateway.app import Gateway
+from mpp_session.prices.table import Listing
+from mpp_session.process.sales import Sales
+from mpp_session.settings import Config, Secret, describe_tariff
+from mpp_session.settings.config import default_state_dir
+from mpp_session.wiring import Parts
+
+__all__ = ["TOKEN_FILE", "build_dashboard"]
+
+_log: Final = logging.getLogger(__name__)
+
+TOKEN_FILE: Final = "dashboard.token"  # noqa: S105 - a name
+
+
+async def build_dashboard(
+    config: Config, parts: Parts, gateway: Gateway, *, feed: Feed, sales: Sales
+) -> tuple[list[Route], Secret | None]:
+    """Return the routes of the dashboard, and its log-in token.
+
+    Without a dashboard, because the operator's port is switched off: no route, and None.
+
+    Raises:
+        ConfigError: The file of the log-in token cannot be used.
+    """
+    if not config.admin.enabled or not parts.is_first:
+        return [], None
+    token = config.admin.token
+    if token is None:
+        state_dir = config.ledger.state_dir
+        path = (default_state_dir() if state_dir is None else Path(state_dir)) / TOKEN_FILE
+        token = await asyncio.to_thread(read_or_make_token, path)
+        _log.info("the dashboard's log-in token is in %s", path)
+    dashboard = Dashboard(
+        config,
+        ledger=parts.ledger,
+        engine=parts.engine,
+        journal=parts.journal,
+        sales=sales,
+        feed=feed,
+        access=Access(token),
+        unit=parts.unit,
+        processes=config.listen.workers,
+        prices=lambda: [_show(listing, parts.unit) for listing in gateway.prices.table.listings],
+        model_server=lambda: gateway.model_server_fault,
+    )
+    return dashboard.routes, token
+
+
+def _show(listing: Listing, unit: TokenUnit | None) -> PriceShown:
+    row = listing.row
+    since = "" if row.valid_from is None else f"from {row.valid_from:%Y-%m-%d %H:%M %Z}"
+    return PriceShown(
+        model=row.model,
+        endpoint=row.endpoint,
+        price=describe_tariff(listing.tariff, unit),
+        note=", ".join(filter(None, (since, row.description))),
+    )

@@ -1,0 +1,53 @@
+"""A real Chromium, which fails the test for each violation of the pages' policy."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Literal
+
+import pytest
+from playwright.async_api import BrowserContext, Page, ViewportSize, async_playwright
+
+from debian import find_program
+
+__all__ = ["DESKTOP", "PHONE", "open_page"]
+
+DESKTOP = ViewportSize(width=1200, height=800)
+PHONE = ViewportSize(width=360, height=740)
+
+
+@asynccontextmanager
+async def open_page(
+    *, size: ViewportSize = DESKTOP, scheme: Literal["light", "dark"] = "light"
+) -> AsyncIterator[Page]:
+    """Open an empty page; at its end check that no script failed and no policy was violated."""
+    found = find_program("chromium")
+    if found.path is None:
+        pytest.skip(found.reason)
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(
+            executable_path=str(found.path), args=["--no-sandbox"]
+        )
+        try:
+            context = await browser.new_context(viewport=size, color_scheme=scheme)
+            page = await context.new_page()
+            faults: list[str] = []
+            await _collect(context, page, faults)
+            yield page
+            assert not faults
+        finally:
+            await browser.close()
+
+
+async def _collect(context: BrowserContext, page: Page, faults: list[str]) -> None:
+    """Chromium reports a violated policy, and a script's failure, as errors of its console."""
+    page.on("console", lambda said: faults.append(said.text) if said.type == "error" else None)
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.on("dialog", lambda dialog: faults.append(f"a dialog: {dialog.message}"))
+
+    def report(directive: str) -> None:
+        faults.append(directive)
+
+    await context.expose_function("report", report)
+    await context.add_init_script(
+        "addEventListener('securitypolicyviolation', e => report(e.violatedDirective))"
+    )
