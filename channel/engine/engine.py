@@ -95,7 +95,7 @@ class Engine:
         self.settings = settings
         self.new_id = new_id = new_id or RandomIds()
         self.now = now
-        self._ledger = ledger
+        self.ledger = ledger
         self._chain = chain
         self._background = Tasks(report=log_failure)
         self.challenger = Challenger(binder=binder, settings=settings, now=now, new_id=new_id)
@@ -205,7 +205,7 @@ class Engine:
             DeltaTooSmallError, AmountExceedsDepositError: See `transitions`.
             InsufficientBalanceError: The voucher was accepted, but does not cover the request.
         """
-        state = await load_known(self._ledger, paid.key)
+        state = await load_known(self.ledger, paid.key)
         if hold is not None or not state.has_stream:
             paid.require_current()
         require_open(state)
@@ -233,7 +233,7 @@ class Engine:
             ChannelFinalizedError: It has ended, but not by this server's close.
             TransactionRevertedError, SettlementPendingError: See `Closing.close`.
         """
-        state = await load_known(self._ledger, paid.key)
+        state = await load_known(self.ledger, paid.key)
         require_source(paid, state.terms)
         verified = await self._vouchers.verify(
             payload.voucher, paid.key, state.terms.signer, client=paid.client
@@ -254,7 +254,7 @@ class Engine:
             outcome = await self._closing.close(paid.key, verified)
         except ChannelFinalizedError:
             # Another worker may have closed it since the check: return its transaction.
-            state = (await self._ledger.apply(paid.key, [])).state
+            state = (await self.ledger.apply(paid.key, [])).state
             if not state.close_tx:
                 raise
             return Outcome(state=state, tx_hash=TxHash(state.close_tx), shown_max=shown)
@@ -301,7 +301,7 @@ class Engine:
             tariff=paid.asked.pricing,
             min_voucher_delta=paid.asked.min_voucher_delta,
             step_units=self.settings.reservation_step_units,
-            ledger=self._ledger,
+            ledger=self.ledger,
             renewer=self._renewer,
             background=self._background,
             admission=self._admission,

@@ -21,6 +21,7 @@ from mpp_session.gateway.completions import PATH, ChatCompletions
 from mpp_session.gateway.descriptions import MODELS_PATH, describe_completions, describe_models
 from mpp_session.gateway.errors import NotServedError
 from mpp_session.gateway.free import free_routes, problem_response
+from mpp_session.gateway.generation import GENERATION_PATH, Generations
 from mpp_session.gateway.model_prices import ModelPrices, ModelReader
 from mpp_session.gateway.models import ModelList
 from mpp_session.gateway.paced import paced_route
@@ -79,6 +80,9 @@ class Gateway:
         free = [entry for entry in config.upstream.free if entry != _MODELS]
         lists_models = _MODELS in config.upstream.free
         own = [AppRoute(MODELS_PATH, models.answer)] if lists_models else []
+        if config.ledger.charges:
+            generations = Generations(engine.ledger, engine.now, unit)
+            own.append(AppRoute(GENERATION_PATH, generations.answer))
         self._gate = PaymentGate(
             Router(
                 [

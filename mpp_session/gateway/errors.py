@@ -4,6 +4,7 @@ from channel.errors import OperatorError, PeerError
 
 __all__ = [
     "ConnectTimeoutError",
+    "GenerationUnknownError",
     "ModelNotSoldError",
     "ModelServerDownError",
     "NotServedError",
@@ -58,6 +59,15 @@ class ModelNotSoldError(PeerError):
     status = 404
     problem_type = "model-not-sold"
     title = "Model Not Sold"
+    offers_challenge = False
+
+
+class GenerationUnknownError(PeerError):
+    """No paid request of this id has ended here, or it is no longer kept."""
+
+    status = 404
+    problem_type = "generation-unknown"
+    title = "Generation Unknown"
     offers_challenge = False
 
 
