@@ -346,7 +346,7 @@ class Engine:
             ChannelFinalizedError: It has ended.
             SettlementPendingError: Another close of it is under way.
         """
-        await load_known(self._ledger, key)
+        await load_known(self.ledger, key)
         await self._closing.decide(key)
 
     def end_streams(self) -> None:
