@@ -32,7 +32,7 @@ _RESERVED: list[socket.socket] = []
 
 
 def free_port() -> int:
-    """Return a port that nobody else is given while this process lives, nor after a `kill -9`.
+    """Return a port that no other process gets while this one lives, nor after a `kill -9`.
 
     It stays bound, and is not listened on. Linux lets a gateway bind it all the same, since both
     say that it may be used again, and gives it neither to a server that asks for any port nor to

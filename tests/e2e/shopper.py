@@ -1,4 +1,4 @@
-"""A customer who never stops buying, whatever becomes of the gateways, and counts what arrives."""
+"""A customer who buys without a pause while gateways die, and counts what arrives."""
 
 import asyncio
 import random
@@ -28,7 +28,7 @@ class Shopper:
         self.broken = 0
         """Streams that the gateway took and that ended without a receipt, or without a word."""
         self.lost = 0
-        """Requests of which nobody knows how they ended: not charged, says the gateway."""
+        """Requests whose outcome the gateway cannot know: it says that it charged nothing."""
         self.repeated = 0
         """Answers that came only for a repeat of their key."""
         self.acknowledged = 0

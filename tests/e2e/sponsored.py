@@ -213,7 +213,7 @@ async def sponsor_deposits(
     database: str | None = None,
     **changes: Any,
 ) -> AsyncIterator[Sponsored]:
-    """Serve, and submit what payers sign; without `sends` nobody broadcasts.
+    """Serve, and submit what payers sign; without `sends` no process broadcasts.
 
     Orders and journal are in the books' own file, or in another `database`.
     """

@@ -79,7 +79,7 @@ async def test_twenty_parallel_requests_one_channel_one_refund(
 
 
 async def test_the_openai_client_streams_over_it(devnet: TestChain, tmp_path: Path) -> None:
-    """CLIENT-07, SSE-01 to SSE-04: it never sees an event of ours."""
+    """CLIENT-07, SSE-01 to SSE-04: it never sees a payment event."""
     async with (
         devnet.connect() as chain,
         open_shop(chain, tmp_path, tokens=300) as shop,
@@ -119,7 +119,7 @@ async def test_a_long_stream_is_topped_up_on_chain(devnet: TestChain, tmp_path: 
 async def test_requests_are_paid_for_beside_a_stream(
     devnet: TestChain, tmp_path: Path, *, is_gasless: bool
 ) -> None:
-    """F-41, ACC-06: on one channel, from its opening on, whatever the stream has reserved."""
+    """F-41, ACC-06: on one channel, from its opening on, beside any reservation of the stream."""
     async with AsyncExitStack() as stack:
         chain = await stack.enter_async_context(devnet.connect())
         sponsoring = None
@@ -151,7 +151,7 @@ def slowed(step: Any, chance: random.Random) -> Any:
 
 
 def slow_every_step(monkeypatch: pytest.MonkeyPatch, chance: random.Random) -> None:
-    """Have whatever the client waits for take a while more: as on a slow machine, in any order."""
+    """Delay each step that the client waits for: as on a slow machine, in any order."""
     for owner, name in (
         (PaymentStore, "_run"),
         (PayingTransport, "_send_once"),
@@ -165,7 +165,7 @@ def slow_every_step(monkeypatch: pytest.MonkeyPatch, chance: random.Random) -> N
 async def test_impatient_callers_leave_channels_that_work(
     devnet: TestChain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_slow: bool
 ) -> None:
-    """F-41, F-75, CLIENT-06, O-14: whatever is cancelled, nobody else is refused for it."""
+    """F-41, F-75, CLIENT-06, O-14: a cancelled request causes no refusal of another."""
     chance = random.Random(1)  # noqa: S311 -- no secret
     if is_slow:
         slow_every_step(monkeypatch, chance)
@@ -197,7 +197,7 @@ async def test_impatient_callers_leave_channels_that_work(
 
 
 async def test_a_stream_that_is_left_costs_what_was_sent(devnet: TestChain, tmp_path: Path) -> None:
-    """SSE-07, F-56: and the channel serves the next one at once."""
+    """SSE-07, F-56: and the channel serves the next one immediately."""
     async with (
         devnet.connect() as chain,
         open_shop(chain, tmp_path, tokens=2_000) as shop,
@@ -215,7 +215,7 @@ async def test_a_stream_that_is_left_costs_what_was_sent(devnet: TestChain, tmp_
 
 
 async def test_a_payer_leaves_without_its_server(devnet: TestChain, tmp_path: Path) -> None:
-    """CLOSE-08, CLIENT-12: from the purse and the chain alone."""
+    """CLOSE-08, CLIENT-12: from the payment store and the chain alone."""
     payer = devnet.values.accounts["payer"].address
     async with devnet.connect() as chain:
         before = await chain.token_balance(payer)
@@ -239,7 +239,7 @@ async def test_a_payer_leaves_without_its_server(devnet: TestChain, tmp_path: Pa
 async def test_an_agent_killed_while_it_opens_deposits_once(
     devnet: TestChain, tmp_path: Path
 ) -> None:
-    """CLIENT-05, CLIENT-12: kill -9 after the deposit was mined and before anyone was told."""
+    """CLIENT-05, CLIENT-12: kill -9 after the deposit was mined, before the server has its voucher."""
     program = f"""
         import asyncio, os, signal
         from pathlib import Path

@@ -55,7 +55,7 @@ async def test_by_default_a_contracts_word_buys_nothing(devnet: TestChain, tmp_p
 
 
 @pytest.mark.parametrize("delegated", [False, True], ids=["key", "delegated key (EIP-7702)"])
-async def test_a_key_that_a_channel_names_is_taken_whatever_code_it_has(
+async def test_a_key_that_a_channel_names_is_taken_with_any_code(
     devnet: TestChain, tmp_path: Path, *, delegated: bool
 ) -> None:
     """O-01, F-18: the escrow tries the key first, and so its voucher can not be taken back."""

@@ -114,8 +114,8 @@ async def test_an_application_keeps_authorization_for_itself(
         answer = await client.get("/joke", headers=OURS)
         assert answer.status_code == 200, answer.text
         assert answer.headers["cache-control"] == "private"
-        told = await client.get("/story", headers=OURS)
-        assert told.text.count(f"for {OURS['Authorization']}") == 50
+        answered = await client.get("/story", headers=OURS)
+        assert answered.text.count(f"for {OURS['Authorization']}") == 50
         (account,) = await client.payments.channels()
         assert account.spent == 10 + 50 * 5
 

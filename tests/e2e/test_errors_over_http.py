@@ -347,7 +347,7 @@ async def test_reordered_vouchers_end_at_the_highest(seller: Provider) -> None:
 
 
 async def test_a_settled_voucher_buys_nothing(seller: Provider) -> None:
-    """VCH-04, decision 5, F-32: whatever is left of it, it is public."""
+    """VCH-04, decision 5, F-32: it is public, also if a part of it is unspent."""
     await seller.opened(100)
     voucher = seller.payer.sign(100)
     await seller.settler.settle_channel(seller.payer.key, 100, voucher.signature)
@@ -392,7 +392,7 @@ async def test_a_finalized_channel(seller: Provider) -> None:
 
 
 async def test_a_channel_with_a_pending_close(seller: Provider) -> None:
-    """VCH-02 step 1, AMB-14: seen on chain at once, refused from then on; a close still works."""
+    """VCH-02 step 1, AMB-14: seen on chain, and refused from then on; a close still works."""
     await seller.opened(100)
     await seller.payer.request_close()
     for payload in (seller.payer.voucher(200), seller.payer.opening(200)):
@@ -413,7 +413,7 @@ async def test_an_opening_on_a_channel_with_a_pending_close(seller: Provider) ->
 
 
 async def test_a_reverted_opening(seller: Provider) -> None:
-    """OPEN-02, F-76: final at once."""
+    """OPEN-02, F-76: final immediately."""
     await seller.payer.open()
     tx_hash = await _revert(seller)
     opening = replace(seller.payer.opening(100), tx_hash=tx_hash)
@@ -555,7 +555,7 @@ async def test_more_vouchers_a_second_than_are_taken(chain: Devnet, tmp_path: Pa
         )
         statuses = [(await seller.send(forged, method="HEAD")).status_code for _ in range(8)]
         assert statuses[0] == 402
-        # At once, because a refusal comes late.
+        # Concurrently, because each refusal is delayed.
         asked = [seller.send(credential, method="HEAD") for _ in range(8)]
         statuses = [answer.status_code for answer in await asyncio.gather(*asked)]
         assert (statuses.count(200), statuses.count(429)) == (5, 3)
@@ -625,7 +625,7 @@ class _NodeDown:
     has_code = confirm_deposits = _unavailable
 
 
-async def test_a_node_that_is_down_invites_nobody_to_pay_again(
+async def test_a_node_that_is_down_invites_no_payer_to_pay_again(
     chain: Devnet, tmp_path: Path
 ) -> None:
     """ERR's last line, F-15: 503, Retry-After, and no challenge."""

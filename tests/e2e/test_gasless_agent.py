@@ -177,7 +177,7 @@ async def test_permit2_takes_one_approval_and_then_signatures(
 async def test_an_agent_with_ether_opens_by_itself_while_no_gas_is_paid(
     devnet: TestChain, tmp_path: Path
 ) -> None:
-    """F-98: one with dollars alone is told why; the provider pays for neither."""
+    """F-98: one with dollars alone gets the reason; the provider pays for neither."""
     async with (
         devnet.connect() as chain,
         sponsored(chain, tmp_path, gas_gwei=1) as sponsoring,
@@ -249,7 +249,9 @@ async def test_a_contract_wallet_pays_with_its_owners_signature(
         assert await chain.token_balance(wallet) == 100_000 - JOKE_PRICE
 
 
-async def test_twenty_at_once_make_one_deposit(devnet: TestChain, tmp_path: Path) -> None:
+async def test_twenty_concurrent_requests_make_one_deposit(
+    devnet: TestChain, tmp_path: Path
+) -> None:
     """F-41, VCH-06: the others wait for it, whichever way it goes."""
     async with (
         devnet.connect() as chain,

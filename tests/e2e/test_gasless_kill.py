@@ -106,7 +106,7 @@ async def test_an_agent_killed_at_any_request_deposits_once_and_goes_on(
         assert [again for _, again in ends] == [0] * len(ends)
         assert sum(end == -9 for end, _ in ends) >= len(ends) - 2  # some make fewer requests
         opened, deposits = await _deposits(chain, first)
-        assert len(opened) == 2 * KILLS  # killed or not, a purse opens one channel
+        assert len(opened) == 2 * KILLS  # killed or not, a client opens one channel
         assert len(deposits) == len(set(deposits))
         reader = EscrowReader(chain.rpc, chain.values.escrow)
         facts = [await reader.read_channel(channel_id) for channel_id in opened]

@@ -34,7 +34,7 @@ ONE_LUMP = chunk(timings=600, content="word " * 600)
 @pytest.mark.parametrize(
     ("counts", "pieces"),
     [("usage", [*LUMPS, END, USAGE, DONE]), ("llama.cpp", [ONE_LUMP, END, USAGE, DONE])],
-    ids=["told by the usage record", "told by one chunk"],
+    ids=["counted by the usage record", "counted by one chunk"],
 )
 async def test_tokens_beyond_a_step_that_the_server_tells_are_paid(
     devnet: TestChain,

@@ -73,7 +73,7 @@ async def shop(
 
 
 async def test_a_retry_anywhere_gets_the_answer_and_is_not_charged(shop: Shop) -> None:
-    """IDEM-01, IDEM-02, IDEM-03, F-26, F-27, F-28: at once, under a new challenge, at another
+    """IDEM-01, IDEM-02, IDEM-03, F-26, F-27, F-28: immediately, under a new challenge, at another
     worker, and after a restart; only another body is refused."""
     customer = shop.customer
     async with shop.gateway() as (one, _):

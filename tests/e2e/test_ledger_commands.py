@@ -133,7 +133,7 @@ async def test_yesterdays_books_sell_nothing_again(
 ) -> None:
     """O-06: nothing was settled since the backup; the same vouchers buy nothing, before and after.
 
-    Killed at once, so that what the marker knows is what it knew at the last answer.
+    Kill it immediately, so that the marker knows only what it knew at the last answer.
     """
     path, copy = tmp_path / "ledger.db", tmp_path / "copy.db"
     async with (

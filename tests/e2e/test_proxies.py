@@ -127,7 +127,7 @@ async def test_a_body_beyond_the_bound_gets_the_gateway_s_typed_problem(
     assert answer.json()["type"].endswith("/content-too-large")
 
 
-async def test_clients_of_a_gateway_that_is_away_are_told_when_to_come_back(shop: Shop) -> None:
+async def test_clients_of_a_gateway_that_is_away_learn_when_to_retry(shop: Shop) -> None:
     await shop.gateway.end()
     answer = await shop.customer.client.post(shop.proxy.url + PATH, json={})
     assert answer.status_code == 503

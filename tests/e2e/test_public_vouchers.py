@@ -188,7 +188,7 @@ async def test_what_the_chain_does_not_show_any_more_or_not_yet_is_public_too(
 
 
 async def test_a_signature_asks_for_a_close_once(seller: Provider) -> None:
-    """O-21: of a close that was refused; anybody may have read it, and sends it later."""
+    """O-21: a stranger may have read a refused close, and send it later."""
     await seller.opened()
     assert (await seller.manage(seller.payer.voucher(PUBLIC))).status_code == 200
     await deliver(seller, PUBLIC)
@@ -203,7 +203,7 @@ async def test_a_signature_asks_for_a_close_once(seller: Provider) -> None:
 
 
 async def test_a_client_that_signs_without_entropy_can_close(seller: Provider) -> None:
-    """O-21: its last voucher is its close (RFC 6979), which nobody has seen yet."""
+    """O-21: its last voucher is its close (RFC 6979), which no stranger has seen yet."""
     await seller.opened()
     voucher = seller.payer.sign(PUBLIC)
     assert (await seller.manage(VoucherPayload(voucher))).status_code == 200
@@ -217,7 +217,7 @@ async def test_a_client_that_signs_without_entropy_can_close(seller: Provider) -
 async def test_a_client_that_signs_without_entropy_can_close_after_a_settle(
     seller: Provider, way: str
 ) -> None:
-    """O-21: at once for one base unit more, as it is told; or for nothing once it is idle."""
+    """O-21: for one base unit more, as the error says; or for nothing once it is idle."""
     await seller.opened()
     voucher = await used_up(seller)
     answer = await seller.send(ClosePayload(voucher), method="POST")

@@ -1,6 +1,6 @@
-"""Whoever reads the chain holds our vouchers: they authorise nothing (decision 5).
+"""Every reader of the chain holds our vouchers: they authorise nothing (decision 5).
 
-Each test settles on chain, and takes the voucher from the transaction that everybody can read.
+Each test settles on chain, and takes the voucher from the transaction, which is public.
 """
 
 import pytest
@@ -26,7 +26,7 @@ async def read_from_chain(seller: Provider, tx_hash: TxHash | None) -> SignedVou
 
 
 async def publish(seller: Provider, amount: int) -> SignedVoucher:
-    """Settle up to an amount, and return what everybody reads then."""
+    """Settle up to an amount, and return the voucher that is public then."""
     signature = seller.payer.sign(amount).signature
     result = await seller.settler.settle_channel(seller.payer.key, amount, signature)
     published = await read_from_chain(seller, result.tx_hash)
@@ -56,7 +56,7 @@ async def test_a_published_voucher_buys_nothing_and_repeats_nothing(
 
 
 async def test_a_published_voucher_above_spent_closes_nothing(seller: Provider) -> None:
-    """CLOSE-02, F-33: else anybody could give the payee what was never delivered."""
+    """CLOSE-02, F-33: else a stranger could give the payee what was never delivered."""
     await seller.opened()
     await seller.send(seller.payer.voucher(PROMISED))
     published = await publish(seller, PROMISED)

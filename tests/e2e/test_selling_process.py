@@ -1,4 +1,4 @@
-"""An application of one's own under another one's server, told to stop in mid-stream."""
+"""A user's application under a third party's server, which is stopped in mid-stream."""
 
 import asyncio
 import signal
@@ -59,7 +59,7 @@ async def test_a_stream_without_end_ends_with_its_receipt_when_uvicorn_stops(
     of_gateways = ("UPSTREAM_URL", "PRICE_PER_UNIT")
     for name in of_gateways:
         del variables[f"MPP_SESSION_{name}"]
-    # The port is told to uvicorn; that setting is a gateway's, and only the helper reads it.
+    # uvicorn gets the port as a flag; the setting is a gateway's, and only the helper reads it.
     command = [
         "env",
         "-u",

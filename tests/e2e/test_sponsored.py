@@ -93,7 +93,7 @@ async def test_an_opening_rides_on_a_voucher(sponsored: Sponsored, kind: str) ->
 async def test_a_retried_credential_is_broadcast_once_and_resets_nothing(
     sponsored: Sponsored,
 ) -> None:
-    """OPEN-10, F-25, F-29: the same opening and top-up again and again, also at once."""
+    """OPEN-10, F-25, F-29: the same opening and top-up repeatedly, also concurrently."""
     provider, payer = sponsored.provider, sponsored.payer
     opening = await payer.opening(3 * PRICE)
     answers = await asyncio.gather(*[provider.send(opening) for _ in range(3)])
@@ -108,10 +108,10 @@ async def test_a_retried_credential_is_broadcast_once_and_resets_nothing(
     assert await sponsored.sent() == 2
 
 
-async def test_a_top_up_that_anybody_repeats_asks_no_node(
+async def test_a_top_up_that_a_stranger_repeats_asks_no_node(
     sponsored: Sponsored, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """F-98, TOPUP-06: it is public on the chain; its signature no longer matters to anybody."""
+    """F-98, TOPUP-06: it is public on the chain; its signature no longer matters."""
     payer, provider = sponsored.payer, sponsored.provider
     assert (await provider.manage(await payer.opening(PRICE))).status_code == 200
     top_up = await payer.top_up(amount=500)
@@ -158,7 +158,7 @@ async def test_a_channel_that_is_being_closed_gets_no_gas(sponsored: Sponsored) 
 
 
 async def test_gas_is_not_paid_for_channels_of_others(sponsored: Sponsored) -> None:
-    """TOPUP-07, F-98: never opened here, whatever the chain says of it."""
+    """TOPUP-07, F-98: never opened here, though it exists on chain."""
     answer = await sponsored.provider.manage(await sponsored.payer.top_up())
     assert (answer.status_code, await sponsored.sent()) == (410, 0)
 

@@ -1,4 +1,4 @@
-"""O-82: a gateway and its settler whose output nobody reads go on, and are paid."""
+"""O-82: a gateway and its settler whose output is not read go on, and are paid."""
 
 import sys
 from pathlib import Path

@@ -28,7 +28,7 @@ HALF = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n"
 STRANGERS = 300
 
 
-async def test_half_heads_keep_nobody_out_where_few_files_may_be_open(
+async def test_half_heads_keep_no_client_out_where_few_files_may_be_open(
     devnet: TestChain, tmp_path: Path
 ) -> None:
     """O-26, O-92: `ulimit -n 128`, and more strangers than that; no key in a core file."""

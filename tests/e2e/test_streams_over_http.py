@@ -25,7 +25,7 @@ PATH = "/tokens"
 
 
 class Producer:
-    """Emits numbered events, at a pace, until told to stop; knows when it was closed."""
+    """Emits numbered events, at a pace, until the test stops it; knows when it was closed."""
 
     def __init__(self) -> None:
         self.produced = 0

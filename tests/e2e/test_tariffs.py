@@ -52,7 +52,7 @@ CAPS: dict[str, int | str] = {
 
 
 class Shop:
-    """A model that reads as many tokens as it is told, and rows in batches."""
+    """A model that reads as many tokens as the request says, and rows in batches."""
 
     def __init__(self) -> None:
         self.extra = 0

@@ -1,4 +1,4 @@
-"""Several gateways on one PostgreSQL: one account, whoever is asked (decision 9, A14)."""
+"""Several gateways on one PostgreSQL: one account at all of them (decision 9, A14)."""
 
 import asyncio
 import contextlib
@@ -261,7 +261,7 @@ async def workers(
 
 
 def has_settings(process: int) -> bool:
-    """Whether a process can read a key of ours in its environment; Linux tells."""
+    """Whether a process has a key of the gateway in its environment, by /proc."""
     environment = Path(f"/proc/{process}/environ")
     return environment.exists() and b"MPP_SESSION_" in environment.read_bytes()
 

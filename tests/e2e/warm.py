@@ -1,4 +1,4 @@
-"""Programs that start at once: forked from a process that has imported them already.
+"""Programs that start fast: forked from a process that has imported them already.
 
 Importing takes ten times as long as starting. A test that kills a gateway twenty times is about
 the twenty deaths, one of a refused setting about the refusal; what is forked is the whole program,

@@ -1,7 +1,7 @@
 """A node that lies: an HTTP proxy in front of a real one, with the faults of real ones.
 
-What is asked goes to the real chain unless a fault says otherwise, so that whatever comes back is
-what some node could say. Chance comes from a seeded generator: a run can be repeated.
+Each question goes to the real chain unless a fault says otherwise, so that every answer is one
+that some node could give. Chance comes from a seeded generator: a run can be repeated.
 """
 
 import asyncio
@@ -42,13 +42,13 @@ class LyingNode:
         self.stale_at: int | None = None
         """A head this node stays at; newer blocks are unknown to it."""
         self.keeps_transactions = False
-        """What is sent is taken, and told to nobody."""
+        """The node accepts transactions, and forwards none."""
         self.has_no_logs = False
         """Every search for events finds nothing."""
         self.lies: dict[str, Callable[[list[Any], Any], Any]] = {}
         """By method: from parameters and the true result to what is said."""
         self.odd: OddAnswer | None = None
-        """What is said in place of the truth, whatever that is (`tests.faults.odd_answers`)."""
+        """The answer in place of the true one (`tests.faults.odd_answers`)."""
         self.odd_methods: set[str] = set()
         """To which methods alone, also in a batch with others; to every one if empty."""
         self.odd_times = 10**9
@@ -160,6 +160,6 @@ def _cut(request: web.Request) -> web.Response:
 
 @asynccontextmanager
 async def lying_node(url: str, *, seed: int = 1) -> AsyncIterator[LyingNode]:
-    """Serve a node that lies in front of the one at `url`; honest until told otherwise."""
+    """Serve a node that lies in front of the one at `url`; honest until a test changes it."""
     async with LyingNode(url, seed=seed).serve() as node:
         yield node

@@ -68,7 +68,7 @@ class SoakLimits(msgspec.Struct, frozen=True, kw_only=True):
     """How much of everything."""
 
     agents: int = 200
-    """Each has a key and a purse, and opens channel after channel."""
+    """Each has a key and a payment store, and opens channel after channel."""
     seconds: float = 60.0
     seed: int = 1
     deposit: int = 2_000
@@ -171,7 +171,7 @@ class Provider:
         )
 
     async def start(self) -> None:
-        """Go on with whatever is in the books and the journal."""
+        """Go on from the books and the journal."""
         self._open = AsyncExitStack()
         payee = KeySigner(self._chain.account("payee").private_key)
         journal = await SqliteJournal.open(
@@ -237,7 +237,7 @@ class Provider:
 
 
 class Agent:
-    """Buys, hangs up, closes, leaves: whatever comes to its mind."""
+    """Buys, hangs up, closes and leaves, by chance."""
 
     def __init__(self, number: int, chain: Devnet, url: str, directory: Path, rng: Any) -> None:
         self.key = bytes(keccak(f"soak agent {number}".encode()))
@@ -288,7 +288,7 @@ class Agent:
 
     @asynccontextmanager
     async def client(self, deposit: int) -> AsyncIterator[PayingClient]:
-        """Open its purse and its node, which may be too busy to answer for a while."""
+        """Open its payment store and its node, which may be too busy to answer for a while."""
         async with AsyncExitStack() as open_:
             client: PayingClient | None = None
             while client is None:
@@ -475,7 +475,7 @@ async def _fund(chain: Devnet, agents: Sequence[Agent]) -> None:
     ]
     hashes = await asyncio.gather(*senders)
     await asyncio.gather(*[chain.deployer.resume(tx_hash) for tx_hash in hashes])
-    await chain.mine(REORG_DEPTH_MAX + 1)  # ether that Anvil was told of is in no block yet
+    await chain.mine(REORG_DEPTH_MAX + 1)  # ether that Anvil was asked to give is in no block yet
 
 
 async def _held(chain: Devnet, agents: Sequence[Agent]) -> int:
@@ -495,17 +495,17 @@ async def _live(
         for agent in agents
     ]
     try:
-        told_at = loop.time()
+        reported_at = loop.time()
         while not all(task.done() for task in living):
             pending = [task for task in living if not task.done()]
             await asyncio.wait(pending, timeout=0.5)
             for task in (going_wrong, *living):
                 if task.done():
                     task.result()
-            if loop.time() - told_at >= TELL_S:
-                told_at = loop.time()
+            if loop.time() - reported_at >= TELL_S:
+                reported_at = loop.time()
                 bought = sum(agent.done["joke"] + agent.done["words"] for agent in agents)
-                tell(f"{max(0, ends_at - told_at):.0f} s left, {bought} answers bought")
+                tell(f"{max(0, ends_at - reported_at):.0f} s left, {bought} answers bought")
     finally:
         for task in living:
             task.cancel()

@@ -14,7 +14,7 @@ from tests.faults.test_chain_reorg import take_back
 
 @pytest.fixture
 async def chain() -> AsyncIterator[Devnet]:
-    """A chain that nobody had before."""
+    """A new chain, used by no other test."""
     async with Devnet.start() as started:
         yield started
 
@@ -22,7 +22,7 @@ async def chain() -> AsyncIterator[Devnet]:
 async def test_a_close_taken_back_deeper_than_we_walk_is_made_again(
     world: World, chain: Devnet
 ) -> None:
-    """F-70, F-71: where the fork is, nobody knows then; only that all we knew may be gone."""
+    """F-70, F-71: the place of the fork is unknown then; all that we knew may be gone."""
     before = await world.paid()
     channel_id = await world.books.open(accepted=400, spent=400)
     await world.leave(channel_id)

@@ -92,7 +92,7 @@ async def test_who_was_down_for_the_whole_grace_closes_as_long_as_the_payer_wait
     assert not world.rings(AlarmKind.CHANNEL_LOST)
 
 
-async def test_what_was_lost_is_told(world: World, chain: Devnet) -> None:
+async def test_a_loss_is_reported(world: World, chain: Devnet) -> None:
     """F-64: the payer was faster."""
     channel_id = await world.books.open(accepted=400, spent=400)
     await world.leave(channel_id)
@@ -149,7 +149,7 @@ async def test_a_blacklisted_payer_cannot_hold_up_what_is_owed(world: World, cha
     assert await world.paid() == before + 400
 
 
-async def test_a_wallet_that_changes_its_mind_is_told_and_tried_until_it_agrees(
+async def test_a_wallet_that_changes_its_mind_is_reported_and_retried(
     world: World, chain: Devnet
 ) -> None:
     """F-19, F-20: the escrow takes the voucher only as long as the wallet does."""

@@ -1,4 +1,4 @@
-"""The payee's key in other hands, and two books for one payee: told at once (O-05, O-89)."""
+"""A thief of the payee's key, and two books for one payee, ring an alarm (O-05, O-89)."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -44,10 +44,10 @@ async def close_before_the_grace_is_over(
 @pytest.mark.parametrize(
     "steal", [close_for_nothing, settle_a_voucher, close_before_the_grace_is_over]
 )
-async def test_whoever_uses_the_payees_key_is_told_of_and_nothing_is_opened(
+async def test_foreign_use_of_the_payees_key_is_reported_and_stops_openings(
     world: World, chain: Devnet, steal: Theft, *, relayed: bool
 ) -> None:
-    """O-89: at once, for as long as nobody accounts for it, and not for our own settles."""
+    """O-89: immediately, until the operator accounts for it; not for our own settles."""
     payee = chain.signer("payee")
     thief = EscrowSettler(world.reader, TxManager(chain.rpc, payee))
     if relayed:
@@ -66,7 +66,7 @@ async def test_whoever_uses_the_payees_key_is_told_of_and_nothing_is_opened(
     assert AlarmKind.FOREIGN_PAYOUT in {alarm.kind for alarm in world.alarms.ringing}
     with pytest.raises(OpeningsPausedError):
         world.gate.require_openings()
-    assert world.gate.is_crowded, "what is owed is settled at once"
+    assert world.gate.is_crowded, "what is owed is settled immediately"
     restarted = world.watcher()
     await restarted.sweep()  # with the settler: all that is left is collected
     assert world.gate.is_key_shared, "a restart forgets nothing"
@@ -81,7 +81,7 @@ async def test_whoever_uses_the_payees_key_is_told_of_and_nothing_is_opened(
 async def test_our_own_settles_closes_and_withdrawals_ring_nothing(
     world: World, chain: Devnet
 ) -> None:
-    """O-89: no false alarm, whoever mines them."""
+    """O-89: no false alarm, whether the payer or we send them."""
     async with world.watching():
         settled = await world.books.open(accepted=400, spent=400)
         leaving = await world.books.open(accepted=400, spent=400)

@@ -70,7 +70,7 @@ def leaving(channel: list[int]) -> None:
 
 
 async def test_a_deposit_that_one_node_invents_does_not_count(world: World) -> None:
-    """O-88: told of, and that node is asked last; a real one counts."""
+    """O-88: an alarm names that node, and it is asked last; a real deposit counts."""
     channel_id = await world.books.open(accepted=400, spent=400)
     async with world.beside(1):
         lie_about_channels(world.node, richer)
@@ -179,7 +179,7 @@ async def test_very_many_exits_need_a_second_nodes_word(world: World) -> None:
 
 
 async def test_very_many_exits_that_are_real_are_answered(world: World) -> None:
-    """O-88: at once, since both nodes show them."""
+    """O-88: immediately, since both nodes show them."""
     ids = [await world.books.open(accepted=10, spent=10) for _ in range(MANY)]
     async with world.beside(1), world.watching():
         for channel_id in ids:
@@ -226,7 +226,7 @@ async def close(world: World, settler: EscrowSettler, *, deadline: int = 0) -> C
 async def test_an_hours_closes_cost_no_more_than_is_allowed(
     world: World, chain: Devnet, tmp_path: Path
 ) -> None:
-    """O-88: to the wei, over restarts; a deadline that is near is kept whatever it costs."""
+    """O-88: to the wei, over restarts; a deadline that is near is kept at any cost."""
     now = [time.time()]  # by which the journal says when it sent, unlike the chain
 
     async def settler(journal: SqliteJournal, limit_wei: int) -> EscrowSettler:
@@ -253,7 +253,7 @@ async def test_an_hours_closes_cost_no_more_than_is_allowed(
         await close(world, await settler(journal, spent_wei))
 
 
-async def test_what_the_hour_leaves_no_room_for_is_told_and_done_later(
+async def test_closes_beyond_the_hours_gas_are_reported_and_done_later(
     world: World, chain: Devnet, tmp_path: Path
 ) -> None:
     """O-88: the alarm rings while closes wait, and is over with the next that is made."""
@@ -316,7 +316,7 @@ async def test_an_exit_that_one_node_hides_is_heard_from_another(world: World) -
 async def test_what_one_node_says_against_a_channel_ends_nothing(
     world: World, lie: Callable[[list[int]], None], others: int
 ) -> None:
-    """O-88: every channel ended, empty, or paid out to somebody: no other node says so."""
+    """O-88: every channel ended, empty, or paid out to a stranger: no other node says so."""
     ids = [await world.books.open(accepted=400, spent=300) for _ in range(3)]
     async with world.beside(others):
         lie_about_channels(world.node, lie)

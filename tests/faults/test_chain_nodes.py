@@ -49,7 +49,7 @@ async def test_a_node_without_events_is_made_good_by_the_sweep(world: World) -> 
     assert state.settled == 400
 
 
-async def test_a_node_left_behind_is_told_and_believed_nothing(world: World, chain: Devnet) -> None:
+async def test_a_node_left_behind_is_reported_and_not_believed(world: World, chain: Devnet) -> None:
     """F-72: it shows an old head, then catches up; the exit is answered then."""
     channel_id = await world.books.open(accepted=400, spent=400)
     async with world.watching() as watcher:
@@ -125,7 +125,7 @@ async def test_a_second_node_takes_over_within_the_grace(world: World) -> None:
 async def test_a_node_that_keeps_transactions_to_itself_delays_a_close_and_no_more(
     world: World,
 ) -> None:
-    """F-64, F-75: it answers everything, takes what is sent, and tells nobody of it."""
+    """F-64, F-75: it answers everything, accepts transactions, and forwards none."""
     channel_id = await world.books.open(accepted=400, spent=400)
     world.node.keeps_transactions = True
     async with world.beside(1), world.watching():
@@ -134,7 +134,7 @@ async def test_a_node_that_keeps_transactions_to_itself_delays_a_close_and_no_mo
     assert state.settled == 400
 
 
-async def test_two_nodes_on_different_forks_are_told_apart(world: World, chain: Devnet) -> None:
+async def test_two_nodes_on_different_forks_are_found(world: World, chain: Devnet) -> None:
     """SEC-09."""
     async with (
         lying_node(chain.values.rpc_url) as second,
@@ -232,7 +232,7 @@ async def asked_first(nodes: Sequence[LyingNode]) -> LyingNode:
     return nodes[rises.index(max(rises))]
 
 
-async def test_a_node_that_was_far_ahead_for_a_moment_blinds_nobody(
+async def test_a_node_that_was_far_ahead_for_a_moment_stops_no_watching(
     world: World, chain: Devnet
 ) -> None:
     """SEC-09, F-64: of three nodes one, believed first, shows a million blocks that are not.

@@ -1,4 +1,4 @@
-"""O-80: whatever a node answers is that node's fault: nothing ends, every channel is settled.
+"""O-80: an odd answer is its node's fault: no process ends, and every channel is settled.
 
 `tests/faults/odd_answers.py` holds what a node may say. Each is said by one node of three, the
 preferred one, and by a node that is alone; real Anvil answers behind it.
@@ -75,17 +75,17 @@ async def test_one_node_of_three_may_answer_anything(world: World) -> None:
     async with world.beside(2), beside(world):
         for name, odd in ODD_ANSWERS.items():
             world.node.odd = odd
-            with told(name):
+            with Naming(name):
                 await close_one()
         for number, method in enumerate(METHODS):
             for name in list(ODD_ANSWERS)[number :: len(ODD_ANSWERS) // 2]:
                 world.node.odd, world.node.odd_methods = ODD_ANSWERS[name], {method}
-                with told(f"{name} to {method}"):
+                with Naming(f"{name} to {method}"):
                     await close_one()
     assert await world.paid() == before + 400 * opened
 
 
-class told:  # noqa: N801 -- reads as a statement
+class Naming:
     """Name what was tried in the error of what failed by it."""
 
     def __init__(self, what: str) -> None:
@@ -153,7 +153,7 @@ async def test_a_node_that_is_alone_and_answers_anything_is_unavailable(chain: D
             node.odd = odd
             for question, read in list(ALL.items())[number % 2 :: 2]:
                 simulated = (ContractRevertedError, ConfigError) if question in SIMULATIONS else ()
-                with told(f"{name} to {question}"), suppress(ChainUnavailableError, *simulated):
+                with Naming(f"{name} to {question}"), suppress(ChainUnavailableError, *simulated):
                     await read(reader)
 
 

@@ -121,7 +121,7 @@ async def test_nothing_more_is_sold_while_the_token_would_not_pay(
 async def test_a_token_is_judged_as_the_escrow_judges_it(
     chain: Devnet, code: str, why: str | None
 ) -> None:
-    """O-13: whatever the token does that makes a payout fail."""
+    """O-13: for each way in which the token makes a payout fail."""
     reader = EscrowReader(chain.rpc, chain.values.escrow)
     token, payee = chain.values.token, chain.account("payee").address
     await chain.rpc.command("anvil_setCode", "0x" + token.hex(), code)

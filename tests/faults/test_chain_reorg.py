@@ -1,7 +1,7 @@
 """Reorgs of everything that moves money: chain facts go back and forward, `spent` never moves.
 
-Anvil's own reorg takes blocks back and mines empty ones in their place; what was in them is sent
-again by the test, or by nobody.
+Anvil's own reorg takes blocks back and mines empty ones in their place; the test sends their
+transactions again, or not.
 """
 
 import pytest
@@ -130,10 +130,10 @@ async def test_a_close_that_is_taken_back_is_made_again_and_paid_once(
     assert await world.paid() == before + 400
 
 
-async def test_a_close_taken_back_while_nobody_watched_is_made_again(
+async def test_a_close_taken_back_while_no_settler_ran_is_made_again(
     world: World, chain: Devnet
 ) -> None:
-    """F-52: who starts looks also at what ended lately, not only at what is open."""
+    """F-52: a starting settler checks also the channels that ended lately, not only open ones."""
     before = await world.paid()
     channel_id = await world.books.open(accepted=400, spent=400)
     await world.leave(channel_id)

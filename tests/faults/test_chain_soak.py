@@ -1,4 +1,4 @@
-"""The short form of `scripts/soak`: everything at once, and the books fit the chain."""
+"""The short form of `scripts/soak`: all faults together, and the books fit the chain."""
 
 from pathlib import Path
 

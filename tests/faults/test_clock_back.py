@@ -1,4 +1,4 @@
-"""O-85: a clock that is set back keeps nobody dead alive: each kind of lease, on both databases."""
+"""O-85: a lease of a dead process ends after the clock is set back: each kind, both databases."""
 
 import asyncio
 import sqlite3

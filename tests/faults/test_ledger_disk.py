@@ -64,8 +64,8 @@ async def main(path):
 asyncio.run(main(sys.argv[1]))
 """
 
-# One connection's sync fails, while the disk takes those of the others: whoever went on now would
-# be told that it is durable. At the end the process is killed, and leaves its log behind.
+# One connection's sync fails, while the disk takes those of the others: if the ledger went on, it
+# would acknowledge writes that are lost. At the end the test kills it, and its log stays behind.
 FAILED_SYNC = """
 import asyncio, os, signal, sqlite3, sys
 from channel.errors import StorageFailedError

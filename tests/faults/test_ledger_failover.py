@@ -101,10 +101,10 @@ async def test_each_new_connection_is_looked_at(
 
 
 @pytest.mark.parametrize("where", ["SYSTEM", "ROLE postgres", "DATABASE postgres"])
-async def test_a_commit_waits_for_the_disk_whoever_says_otherwise(
+async def test_a_commit_waits_for_the_disk_against_any_default(
     postgres_url: str, admin: asyncpg.Connection, where: str
 ) -> None:
-    """O-87: what a session may set for itself, ours sets."""
+    """O-87: our sessions set each option that a session may set for itself."""
     ledger = await PostgresLedger.open(postgres_url, exclusive=True)
     async with set_off(admin, where, "synchronous_commit"):
         assert (await ledger.look()).fault is None

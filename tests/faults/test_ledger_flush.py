@@ -8,7 +8,7 @@ from tests.channel.books import KEY, accepting, opening
 
 VOUCHERS = 60
 RECORD_BYTES_MIN = 100
-"""Less than any commit of ours writes: what the server itself may add meanwhile."""
+"""Less than one commit of the ledger writes: what the server itself may add meanwhile."""
 
 
 async def unflushed(url: str, synchronous_commit: str) -> int:

@@ -13,7 +13,7 @@ CHANNELS = 9
 VOUCHERS = 25
 
 # One process stores vouchers, first one at a time, then eight at a time. On a socket it says
-# when it asks for one to be stored, and when it was told that this is done.
+# when it asks for one to be stored, and when that was acknowledged.
 PROGRAM = """
 import asyncio, socket, sys
 from channel.ledger.sqlite import SqliteLedger
@@ -45,7 +45,7 @@ def early_acknowledgements(events: Iterable[Event], log: str) -> tuple[list[byte
     """Return whose acknowledgement left with no write and sync of `log` since it was asked for.
 
     Also how many acknowledgements there were. A batch's acknowledgements follow one sync, and
-    what the next batch is writing meanwhile is nobody's yet.
+    what the next batch is writing meanwhile is not acknowledged yet.
     """
     early = []
     written = synced = acknowledged = 0

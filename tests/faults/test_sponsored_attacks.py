@@ -36,7 +36,7 @@ async def sponsored(usdc: TestChain, tmp_path: Path) -> AsyncIterator[Sponsored]
 
 
 def opening_call(payer: GaslessPayer, payload: Any, **changes: Any) -> bytes:
-    """The relayed call by anybody else, perhaps with other terms."""
+    """The relayed call by a stranger, perhaps with other terms."""
     inner = payload.authorization
     terms = {
         "payee": payer.terms.payee,
@@ -70,7 +70,7 @@ async def put(chain: Devnet, name: str, to: bytes, calldata: bytes, *, tip_gwei:
 
 
 async def overtake(chain: Devnet, call: bytes) -> None:
-    """A stranger's call of the escrow, ahead of ours in the block."""
+    """Have a stranger call the escrow, ahead of the provider in the block."""
     await put(chain, "stranger", chain.values.escrow, call, tip_gwei=50)
 
 
@@ -141,7 +141,7 @@ async def test_blacklisted_between_check_and_mining(sponsored: Sponsored) -> Non
 
 @pytest.mark.parametrize("when", ["in the same block", "before our check"])
 async def test_front_run_by_the_same_call_is_adopted(sponsored: Sponsored, when: str) -> None:
-    """AMB-10, OPEN-11, F-83: the intended channel is there, whoever paid for it: success."""
+    """AMB-10, OPEN-11, F-83: the intended channel exists, so a stranger's payment is success."""
     payer, chain = sponsored.payer, sponsored.chain
     payload = await payer.opening(PRICE)
     call = opening_call(payer, payload)
@@ -159,7 +159,7 @@ async def test_front_run_by_the_same_call_is_adopted(sponsored: Sponsored, when:
 
 
 async def test_an_authorization_that_was_never_valid_is_no_crash(sponsored: Sponsored) -> None:
-    """F-01, AMB-10: `validBefore` of 0, for a channel that somebody has opened; no 500."""
+    """F-01, AMB-10: `validBefore` of 0, for a channel that a stranger has opened; no 500."""
     payer, chain = sponsored.payer, sponsored.chain
     call = opening_call(payer, await payer.opening(PRICE))
     await chain.sender("stranger").send(chain.values.escrow, call)
@@ -224,7 +224,7 @@ async def test_when_the_voucher_fails_after_all_the_deposit_is_kept(sponsored: S
     assert (books.deposit, books.accepted) == (DEPOSIT + 500, PRICE + 20)
 
 
-async def test_while_it_is_under_way_the_client_is_told_to_come_back(
+async def test_while_it_is_under_way_the_client_is_asked_to_retry(
     usdc: TestChain, tmp_path: Path
 ) -> None:
     """F-75, F-82: a bounded wait, 503 with Retry-After and no challenge; the retry finds it."""
@@ -259,7 +259,7 @@ async def test_gas_above_the_ceiling_is_not_paid(sponsored: Sponsored) -> None:
 
 
 @pytest.mark.parametrize("forged", [b"\x00", b"\x00" * 65], ids=["short", "long"])
-async def test_nobody_uses_up_the_share_of_a_payer_it_names(
+async def test_a_stranger_cannot_use_up_the_share_of_a_payer(
     usdc: TestChain, tmp_path: Path, forged: bytes
 ) -> None:
     """F-98: top-ups that name a victim as their funder, and look like one that was made."""
@@ -288,7 +288,7 @@ async def test_nobody_uses_up_the_share_of_a_payer_it_names(
         assert await running.sent() == 2
 
 
-async def present_at_once(
+async def present_together(
     sponsored: Sponsored, credentials: list[Credential]
 ) -> list[httpx.Response]:
     """Present deposits before the first of them is mined."""
@@ -309,7 +309,7 @@ async def test_one_nonce_signed_for_many_windows_costs_gas_once(sponsored: Spons
         await provider.credential(await payer.opening(PRICE, window=Window(0, now + 3600 + later)))
         for later in range(5)
     ]
-    answers = await present_at_once(sponsored, credentials)
+    answers = await present_together(sponsored, credentials)
     assert sorted(answer.status_code for answer in answers) == [200, 402, 402, 402, 402]
     assert await sponsored.sent() == 1
 
@@ -324,7 +324,7 @@ async def test_one_balance_signed_away_many_times_costs_gas_once(sponsored: Spon
         poor.next_channel()
         credential = await provider.credential(await poor.opening(PRICE))
         credentials.append(replace(credential, source=(poor.key.chain_id, poor.address)))
-    answers = await present_at_once(sponsored, credentials)
+    answers = await present_together(sponsored, credentials)
     assert sorted(answer.status_code for answer in answers) == [200, 402, 402, 402, 402]
     assert await sponsored.sent() == 1
 

@@ -219,12 +219,12 @@ async def test_a_top_up_with_a_wrong_field_costs_no_gas(sponsored: Sponsored, ki
 
 
 @pytest.mark.parametrize("kind", ["authorization", "permit2"])
-async def test_an_amount_beyond_any_channel_stops_nobody(
+async def test_an_amount_beyond_any_channel_stops_no_worker(
     sponsored: Sponsored, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """F-01, VCH-06: a sum above uint128 is the payer's mistake, not a contradiction of the books.
 
-    A worker that finds one ends itself: anybody with a channel could have ended them all.
+    A worker that finds one ends itself: any payer with a channel could have ended them all.
     """
     ended: list[int] = []
     monkeypatch.setattr(signal, "raise_signal", ended.append)

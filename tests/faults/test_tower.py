@@ -150,7 +150,7 @@ async def test_a_dead_providers_channel_is_settled_within_the_grace(
 async def test_a_provider_that_is_back_and_its_tower_pay_the_payee_once(
     site: Site, chain: Devnet
 ) -> None:
-    """F-80, F-110: whoever is first, a settle and a close of one channel never pay twice."""
+    """F-80, F-110: in either order, a settle and a close of one channel never pay twice."""
     payee = chain.account("payee").address
     before = await chain.token_balance(payee)
     channel_id = await site.books.open(accepted=600, spent=600)

@@ -46,8 +46,8 @@ class Call(msgspec.Struct, frozen=True):
         return key_of(self.channel)
 
 
-class SweepState(msgspec.Struct, frozen=True):
-    """Calls made at once by one worker, and after how many turns it crashes, if it does."""
+class CallBatch(msgspec.Struct, frozen=True):
+    """Concurrent calls of one worker, and after how many turns it crashes, if it does."""
 
     worker: int
     calls: tuple[Call, ...]
@@ -61,7 +61,7 @@ def restarting(name: bytes, amount: int) -> c.Reserve:
 
 
 def commands_for(key: ChannelKey) -> st.SearchStrategy[c.Command]:
-    """Whatever may be asked of a channel, sensible or not; nothing that is a bug to ask."""
+    """All commands that a channel may get, sensible or not, without those that are bugs."""
     return st.one_of(
         st.builds(opening, small, st.just(key)),
         st.builds(accepting, st.integers(0, 200), st.just(key)),
@@ -90,7 +90,7 @@ def calls_for(channel: int) -> st.SearchStrategy[Call]:
 
 
 rounds = st.builds(
-    SweepState,
+    CallBatch,
     st.integers(0, WORKERS - 1),
     st.lists(st.integers(0, CHANNELS - 1).flatmap(calls_for), min_size=1, max_size=6).map(tuple),
     st.none() | st.integers(0, 12),
@@ -116,7 +116,7 @@ class History:
         self._workers: list[Ledger | None] = [None] * WORKERS
         self._books: dict[int, ChannelState | None] = dict.fromkeys(range(CHANNELS))
 
-    async def run(self, history: Sequence[SweepState]) -> None:
+    async def run(self, history: Sequence[CallBatch]) -> None:
         for one in history:
             worker = self._workers[one.worker] or await self._open()
             self._workers[one.worker] = worker
@@ -126,7 +126,7 @@ class History:
                 await self._check(left)
                 await left.close()
 
-    async def _run_round(self, worker: Ledger, one: SweepState) -> None:
+    async def _run_round(self, worker: Ledger, one: CallBatch) -> None:
         asked = [asyncio.ensure_future(worker.apply(call.key, call.commands)) for call in one.calls]
         if one.crash_after is None:
             answers = await asyncio.gather(*asked, return_exceptions=True)
@@ -204,7 +204,7 @@ async def crash(ledger: Ledger, asked: Sequence["asyncio.Future[Applied]"]) -> N
 @pytest.mark.timeout(300)
 @given(histories)
 @settings(max_examples=60)
-def test_sqlite_holds_what_the_rules_say_whatever_crashes(history: list[SweepState]) -> None:
+def test_sqlite_holds_what_the_rules_say_after_any_crash(history: list[CallBatch]) -> None:
     """F-36, F-38, F-42, F-51, ACC-02, ACC-04."""
 
     async def main(path: Path) -> None:
@@ -218,8 +218,8 @@ def test_sqlite_holds_what_the_rules_say_whatever_crashes(history: list[SweepSta
 @pytest.mark.usefixtures("_asyncpg_may_stat")
 @given(history=histories)
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_postgres_holds_what_the_rules_say_whatever_crashes(
-    postgres_server: str, history: list[SweepState]
+def test_postgres_holds_what_the_rules_say_after_any_crash(
+    postgres_server: str, history: list[CallBatch]
 ) -> None:
     """F-36, F-38, F-42, F-51, ACC-02, ACC-04."""
     schema = f"history_{uuid.uuid4().hex}"

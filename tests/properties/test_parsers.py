@@ -1,4 +1,4 @@
-"""Whatever arrives, every reader answers with a value or with its own typed refusal.
+"""For any input, every reader answers with a value or with its own typed refusal.
 
 20,000 inputs in the test command, over all readers; `PARSER_INPUTS=1000000` asks for more. Inputs
 are both arbitrary and nearly right: texts that a reader takes, damaged in a place or two.

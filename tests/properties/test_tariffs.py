@@ -195,7 +195,7 @@ async def run(
 @given(tariffs(), histories)
 @settings(max_examples=40, deadline=None)
 def test_sqlite_charges_what_was_delivered(tariff: Tariff, history: list[tuple[str, Any]]) -> None:
-    """ACC-03, ACC-05, F-42, F-48: exact under every tariff, whatever fails meanwhile."""
+    """ACC-03, ACC-05, F-42, F-48: exact under every tariff, with any failure meanwhile."""
     with tempfile.TemporaryDirectory() as folder:
         url = f"sqlite:///{Path(folder) / 'ledger.db'}"
         asyncio.run(run(lambda: open_ledger(url, exclusive=True), tariff, history))
