@@ -110,7 +110,7 @@ async def test_a_ledger_is_not_opened_through_a_trap(
 
 @pytest.mark.parametrize("suffix", ["", "-wal"])
 @pytest.mark.parametrize("trap", TRAPS)
-async def test_a_purse_is_not_opened_through_a_trap(
+async def test_a_payment_store_is_not_opened_through_a_trap(
     tmp_path: Path, victim: Path, trap: Trap, suffix: str
 ) -> None:
     """O-31: the agent's store."""

@@ -50,7 +50,7 @@ async def agent_of(
         rpc_url=values.rpc_url,
         private_key=values.accounts["payer"].private_key,
         policy=policy_of(values, **changes),
-        store=folder / "purse.db",
+        store=folder / "store.db",
         base_url=url,
     ) as client:
         yield client
@@ -239,7 +239,7 @@ async def test_a_payer_leaves_without_its_server(devnet: TestChain, tmp_path: Pa
 async def test_an_agent_killed_while_it_opens_deposits_once(
     devnet: TestChain, tmp_path: Path
 ) -> None:
-    """CLIENT-05, CLIENT-12: kill -9 after the deposit was mined, before the server has its voucher."""
+    """CLIENT-05, CLIENT-12: kill -9 after the deposit was mined, before the server knows."""
     program = f"""
         import asyncio, os, signal
         from pathlib import Path
@@ -262,7 +262,7 @@ async def test_an_agent_killed_while_it_opens_deposits_once(
                 rpc_url=values.rpc_url,
                 private_key=values.accounts["payer"].private_key,
                 policy=policy_of(values),
-                store={str(tmp_path / "purse.db")!r},
+                store={str(tmp_path / "store.db")!r},
             ) as client:
                 await client.get(URL)
 
@@ -298,7 +298,7 @@ async def test_a_voucher_key_of_its_own_can_move_no_deposit(
             rpc_url=devnet.values.rpc_url,
             private_key="0x" + devnet.values.accounts["payer"].private_key.hex(),
             policy=policy_of(devnet.values),
-            store=tmp_path / "purse.db",
+            store=tmp_path / "store.db",
             signer=key,
             base_url=shop.url,
         ) as client,

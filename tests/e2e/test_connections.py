@@ -27,7 +27,7 @@ async def client_of(
     devnet: TestChain, folder: Path, *, connections: int, has_management: bool = False
 ) -> AsyncIterator[PayingClient]:
     """An agent with so many connections, at a shop of its own."""
-    store = await PaymentStore.open(folder / "purse.db")
+    store = await PaymentStore.open(folder / "store.db")
     async with devnet.connect() as chain, open_shop(chain, folder, tokens=TOKENS) as shop:
         account = PayerAccount(chain.sender("payer"))
         async with build_client(

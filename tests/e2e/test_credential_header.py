@@ -107,7 +107,7 @@ async def test_an_application_keeps_authorization_for_itself(
             rpc_url=values.rpc_url,
             private_key=values.accounts["payer"].private_key,
             policy=Policy(limits=(limits,), allow_loopback_http=True),
-            store=tmp_path / "purse.db",
+            store=tmp_path / "store.db",
             base_url=url,
         ) as client,
     ):

@@ -49,7 +49,7 @@ async def agent_of(
         rpc_url=values.rpc_url,
         private_key=values.accounts[GASLESS].private_key,
         policy=policy_of(values, **of),
-        store=folder / "purse.db",
+        store=folder / "store.db",
         base_url=url,
         **(more or {}),
     ) as client:

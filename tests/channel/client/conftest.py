@@ -1,4 +1,4 @@
-"""An agent with a purse of its own, and a provider on a paper chain."""
+"""An agent with a payment store of its own, and a provider on a paper chain."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, suppress
@@ -86,7 +86,7 @@ async def open_agent(
             transport: httpx.AsyncBaseTransport = provider,
             signer: Signer | None = None,
             keys: VoucherKeys | None = None,
-            file: str = "purse.db",
+            file: str = "store.db",
             beside: bool = False,
             now: Callable[[], float] = lambda: NOW,
             **options: Any,

@@ -1,7 +1,7 @@
-"""Time on paper: whatever takes a while takes one that is drawn, and nothing is waited for.
+"""Time on paper: each step takes a drawn time, and no test waits.
 
-A loop of its own keeps the clock. What a client's purse writes, what travels, and what a server
-thinks about ends at a drawn moment, so that one seed is one order of all steps, and the next seed
+A loop of its own keeps the clock. Each write of a client's store, each message and each step of a
+server ends at a drawn moment, so that one seed is one order of all steps, and the next seed
 another one. A run in which nothing can ever happen again is an error, not a hang.
 """
 

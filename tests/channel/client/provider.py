@@ -520,15 +520,15 @@ def deposit_of(seen: Seen) -> Deposit | None:
         )
     if isinstance(payload, TopUpAuthorization | TopUpPermit2):
         salt = payload.salt if isinstance(payload, TopUpAuthorization) else None
-        nobody = Address(bytes(20))
+        zero_address = Address(bytes(20))
         assert (
             payload.additional_deposit
             == Deposit(
-                "topUp", payload.type, payload.authorization, payload.signature, salt, nobody
+                "topUp", payload.type, payload.authorization, payload.signature, salt, zero_address
             ).amount
         )
         return Deposit(
-            "topUp", payload.type, payload.authorization, payload.signature, salt, nobody
+            "topUp", payload.type, payload.authorization, payload.signature, salt, zero_address
         )
     return None
 

@@ -108,7 +108,7 @@ def test_an_event_says_its_units_on_a_line_of_its_own(block: bytes, units: Any) 
     assert parse_event_usage(block) == units
 
 
-def test_the_gate_writes_what_the_payer_reads_and_lets_nobody_else_write_it() -> None:
+def test_only_the_gate_can_write_the_units_that_the_payer_reads() -> None:
     """O-09, F-55: text and other servers' events cannot say what they cost."""
     frame, *_ = _read_chunk(Event("a\npayment-units: 9\nb", units=3), "row")
     assert parse_event_usage(frame) == 3

@@ -1,4 +1,4 @@
-"""O-95: bounds that hold for one request hold for many at once, at a cap, and after a timeout."""
+"""O-95: bounds of one request hold for concurrent ones, at a cap, and after a timeout."""
 
 import asyncio
 from typing import Any
@@ -28,7 +28,7 @@ def boast(provider: Provider, units: int) -> None:
 async def test_a_servers_count_of_units_is_bounded_in_parallel_too(
     agent: Agent, provider: Provider, count: int, units: int
 ) -> None:
-    """O-95, F-94: a request that costs one unit counts as one, whatever runs beside it."""
+    """O-95, F-94: a request that costs one unit counts as one, beside any other request."""
     boast(provider, units)
     for _ in range(3):
         await asyncio.gather(*(agent.client.get("/joke") for _ in range(count)))

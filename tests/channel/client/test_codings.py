@@ -1,4 +1,4 @@
-"""O-23: no answer is unpacked without a bound, whatever it is and whoever reads it."""
+"""O-23: every reader of every answer unpacks it within a bound."""
 
 import gzip
 import json

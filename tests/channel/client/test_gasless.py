@@ -108,7 +108,7 @@ async def test_what_is_signed_is_on_disk_before_it_is_sent(
     for _ in range(5):
         stored: list[Deposit | None] = []
         provider.seen.clear()
-        store = await PaymentStore.open(tmp_path / "purse.db")
+        store = await PaymentStore.open(tmp_path / "store.db")
         handle = provider.handle_async_request
 
         async def look(request: httpx.Request) -> httpx.Response:
@@ -153,7 +153,7 @@ async def test_an_agent_that_can_do_nothing_the_server_takes_says_what_it_needs(
     assert not deposits(provider)
 
 
-async def test_a_smaller_purse_makes_a_smaller_deposit(agent: Agent, chain: PaperChain) -> None:
+async def test_a_smaller_balance_makes_a_smaller_deposit(agent: Agent, chain: PaperChain) -> None:
     """F-92: the least of suggestion, expectation, cap, and what the account holds."""
     chain.means["balance"] = 70
     assert (await agent.client.get("/joke")).status_code == 200
@@ -204,7 +204,7 @@ async def test_an_opening_that_landed_with_too_small_a_voucher_is_topped_up(
     assert (account.state, account.deposit, account.signed) == ("open", 50, 50)
 
 
-async def test_a_first_deposit_covers_whoever_pays_first(
+async def test_a_first_deposit_covers_the_first_of_concurrent_requests(
     open_agent: OpenAgent, chain: PaperChain
 ) -> None:
     """F-41: the others wait for it, and top up once it is there."""
@@ -215,7 +215,7 @@ async def test_a_first_deposit_covers_whoever_pays_first(
     assert [account.spent for account in await agent.payments.channels()] == [50]
 
 
-# -- many at once
+# -- concurrent requests
 
 
 async def test_where_others_wait_the_deposit_goes_ahead_by_itself(
@@ -284,14 +284,14 @@ def no_gas(
 
 
 @pytest.mark.parametrize("kind", ["sponsoring-paused", "rate-limited"])
-@pytest.mark.parametrize("at_once", [1, 5])
+@pytest.mark.parametrize("together", [1, 5])
 async def test_where_no_gas_is_paid_an_account_with_ether_pays_its_own(
-    agent: Agent, provider: Provider, chain: PaperChain, kind: str, at_once: int
+    agent: Agent, provider: Provider, chain: PaperChain, kind: str, together: int
 ) -> None:
     """F-98, OPEN-10: with the same salt, so that the signed deposit cannot be made besides."""
     chain.means = {"can_pay_gas": True}
     provider.override = no_gas(provider, kind, retry_after_s=600)
-    answers = await asyncio.gather(*(agent.client.get("/joke") for _ in range(at_once)))
+    answers = await asyncio.gather(*(agent.client.get("/joke") for _ in range(together)))
     assert {answer.status_code for answer in answers} == {200}
     assert chain.deposited == [1_000]
     (signed,) = set(deposits(provider))
@@ -484,7 +484,7 @@ async def test_what_is_signed_again_is_held_against_the_policy_of_today(
     with pytest.raises(BudgetExceededError, match="deposit_max"):
         await careful.client.get("/joke")
     assert len(deposits(provider)) == signed
-    chain.now += VALID_S  # nobody can use it any more: a smaller one is as good as the first
+    chain.now += VALID_S  # it has expired: a smaller one is as good as the first
     with pytest.raises(BudgetExceededError if purpose == "open" else DepositPendingError):
         await careful.client.get("/joke")
     (account,) = await careful.payments.channels()
@@ -494,7 +494,7 @@ async def test_what_is_signed_again_is_held_against_the_policy_of_today(
 async def test_a_top_up_that_was_signed_meanwhile_is_not_let_go_of(
     open_agent: OpenAgent, provider: Provider, chain: PaperChain
 ) -> None:
-    """F-75: whatever came into the store while the chain was asked about the one before."""
+    """F-75: another call may change the store while the client asks the chain."""
     agent = await open_agent(policy_of(expected_units=2))
     for _ in range(4):
         await agent.client.get("/joke")  # the third is topped up for: that one is used
@@ -703,7 +703,7 @@ async def test_a_signed_top_up_of_a_kind_that_is_not_taken_any_more_is_not_doubl
 async def test_a_deposit_is_not_shown_under_an_offer_that_does_not_take_it(
     open_agent: OpenAgent, provider: Provider, chain: PaperChain
 ) -> None:
-    """CLIENT-02, F-75: nor doubled, until nobody can make it any more."""
+    """CLIENT-02, F-75: nor doubled, until it has expired."""
     policy = policy_of(expected_units=2)
     agent = await open_agent(policy)
     await agent.client.get("/joke")
@@ -728,7 +728,7 @@ async def test_a_deposit_is_not_shown_under_an_offer_that_does_not_take_it(
     assert len(deposits(provider)) == 2  # the opening, and the top-up that was refused
 
 
-async def test_a_channel_that_nobody_answered_for_is_closed_as_any_other(
+async def test_a_channel_with_a_lost_opening_is_closed_as_any_other(
     open_agent: OpenAgent, provider: Provider
 ) -> None:
     """CLOSE-06, OPEN-10: its opening is shown again first, for what the server delivered."""
@@ -745,7 +745,7 @@ async def test_a_channel_that_nobody_answered_for_is_closed_as_any_other(
 async def test_a_channel_that_was_never_deposited_for_ends_when_its_signature_does(
     open_agent: OpenAgent, provider: Provider, chain: PaperChain
 ) -> None:
-    """F-75: not before, for whoever has the signature could still use it."""
+    """F-75: not before, for a holder of the signature could still use it."""
     weak = Weak(provider)
     agent = await open_agent(transport=weak)
     weak.requests_lost = 2
@@ -801,7 +801,7 @@ async def test_each_channel_has_a_voucher_key_that_moves_no_deposit(
 async def test_a_channel_of_another_key_is_not_used(
     open_agent: OpenAgent, chain: PaperChain
 ) -> None:
-    """F-22: whoever signs for it now could not."""
+    """F-22: the client has another key now, and could not sign for the channel."""
     first = await open_agent(keys=ChannelKeys(b"\x05" * 32))
     await first.client.get("/joke")
     second = await open_agent(keys=ChannelKeys(b"\x06" * 32))
@@ -809,7 +809,9 @@ async def test_a_channel_of_another_key_is_not_used(
     assert len(chain.deposited) == 2
 
 
-async def test_the_opening_is_what_the_server_was_told(agent: Agent, provider: Provider) -> None:
+async def test_the_opening_matches_what_the_server_received(
+    agent: Agent, provider: Provider
+) -> None:
     """OPEN-08, CRED-02: with a first voucher, and the payer as the source."""
     await agent.client.get("/joke")
     (seen,) = provider.paid

@@ -1,4 +1,4 @@
-"""O-14: in whatever order the steps of one channel's requests come, an honest server is believed.
+"""O-14: for any order of the steps of a channel's requests, an honest server is believed.
 
 Eight callers share a paying client, three in ten give up, answers get lost and streams break. One
 seed is one order of every step. Nothing is waited for but on paper.
@@ -133,12 +133,12 @@ def run(tmp_path: Path, seed: int, **changes: Any) -> None:
 
 @pytest.mark.parametrize("start", range(0, SEEDS, 10))
 def test_an_honest_server_is_never_called_an_overclaimer(tmp_path: Path, start: int) -> None:
-    """O-14, F-41, F-94, CLIENT-06: nor is anybody refused who has patience."""
+    """O-14, F-41, F-94, CLIENT-06: and every caller that waits is served."""
     for seed in range(start, start + 10):
         run(tmp_path, seed)
 
 
-def test_more_may_be_lost_than_the_policy_grants_and_nobody_has_lied(tmp_path: Path) -> None:
+def test_losses_beyond_the_policy_are_refused_without_calling_it_a_lie(tmp_path: Path) -> None:
     """O-14: what is beyond `lost_units_max` is refused, and not called an overclaim."""
     refused = 0
     for seed in range(1, 2 * LOSSES, 2):
@@ -187,7 +187,7 @@ def thieving(shops: list[PaperShop], loop: DrawnLoop, chain: PaperChain, loss: f
 
 @pytest.mark.parametrize("start", range(0, THIEVES, 10))
 def test_no_thief_gets_more_in_any_order(tmp_path: Path, start: int) -> None:
-    """O-14, O-95, F-94: counted, in flight, lost and one step, whatever runs side by side."""
+    """O-14, O-95, F-94: at most what is counted, in flight, lost and one step."""
     for seed in range(start, start + 10):
         shops: list[PaperShop] = []
         with contextlib.suppress(AgentError):

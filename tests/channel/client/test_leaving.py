@@ -50,7 +50,7 @@ async def test_nothing_is_signed_ahead_where_nothing_streams(
     assert account.ahead == 0
 
 
-async def test_a_stream_that_nobody_announced_is_paid_as_it_comes(
+async def test_a_stream_that_was_not_announced_is_paid_as_it_arrives(
     agent: Agent, provider: Provider
 ) -> None:
     """O-11: signed ahead from its beginning, and not before."""

@@ -1,4 +1,4 @@
-"""O-08: what lies in deposits is bounded, for one server and for all, whoever asks for it."""
+"""O-08: the sum of deposits is bounded, for each server and for all of them."""
 
 from typing import Any
 
@@ -110,7 +110,7 @@ async def test_a_top_up_counts_as_well(
     assert len(chain.deposited) > 1
 
 
-async def test_a_deposit_that_nobody_has_seen_counts_until_it_is_over(
+async def test_a_deposit_that_was_never_seen_counts_until_it_expires(
     open_agent: OpenAgent, provider: Provider, chain: PaperChain
 ) -> None:
     """O-08: servers keep a signed deposit and answer nothing."""

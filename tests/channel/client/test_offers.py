@@ -75,7 +75,7 @@ async def test_x402_beside_a_session_is_named_too(
 
 
 async def test_a_402_of_x402_alone_is_the_callers(agent: Agent, provider: Provider) -> None:
-    """A payment of a kind that is none of ours, for the caller to make."""
+    """The client cannot make an x402 payment, so the caller gets the 402."""
     provider.override = lambda _: httpx.Response(
         402, headers={"PAYMENT-REQUIRED": "e30="}, content=X402
     )

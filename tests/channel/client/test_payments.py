@@ -114,7 +114,7 @@ async def test_after_a_close_the_next_request_opens_anew(agent: Agent, chain: Pa
 async def test_a_server_that_will_not_close_leaves_the_way_over_the_chain(
     agent: Agent, provider: Provider, chain: PaperChain
 ) -> None:
-    """CLOSE-08, CLIENT-12: without the server, from what the purse knows."""
+    """CLOSE-08, CLIENT-12: without the server, from the payment store."""
     await agent.client.get("/joke")
     provider.override = lambda seen: httpx.Response(500) if only(ClosePayload)(seen) else None
     with pytest.raises(PaymentRefusedError, match="500 a HEAD with action close"):

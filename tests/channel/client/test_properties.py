@@ -1,7 +1,7 @@
-"""Whatever a server does, an agent signs no more than its count, one step and its policy allow.
+"""For any server, an agent signs no more than its count, one step and its policy allow.
 
 The server's behaviour is drawn: each answer is honest or one of many lies, in any order, over
-plain requests and streams. What is checked is the purse and every voucher that ever left.
+plain requests and streams. The test checks the payment store and every voucher that ever left.
 """
 
 import contextlib
@@ -129,7 +129,7 @@ class Hostile(Provider):
         return None
 
     async def events(self, seen: Seen, books: Books) -> AsyncIterator[bytes]:
-        """Deliver and ask as planned, whatever was paid."""
+        """Deliver and ask as planned, independently of what was paid."""
         assert seen.credential is not None
         channel_id = ChannelId(seen.credential.payload.channel_id)
         for event in self.plan[2]:
@@ -176,7 +176,7 @@ async def no_sleep(_seconds: float) -> None:
     return None
 
 
-async def check_purse(
+async def check_store(
     store: PaymentStore, provider: Hostile, chain: PaperChain, budget: int
 ) -> None:
     accounts = await store.records()
@@ -204,7 +204,7 @@ async def play(
     plans: list[Any], budget: int, *, is_sponsored: bool = False, keeps_deposits: bool = False
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        store = await PaymentStore.open(Path(folder) / "purse.db")
+        store = await PaymentStore.open(Path(folder) / "store.db")
         chain = PaperChain()
         provider = Hostile(chain)
         provider.delivered = {}
@@ -212,7 +212,7 @@ async def play(
 
         def behave(seen: Seen) -> httpx.Response | None:
             if keeps_deposits and seen.credential is not None:
-                provider.fund(seen)  # takes the money, whatever it says then
+                provider.fund(seen)  # takes the money before any answer
             return provider.behave(seen)
 
         provider.override = behave
@@ -235,7 +235,7 @@ async def play(
                 provider.is_mended = False
                 with contextlib.suppress(MppSessionError, httpx.TransportError):
                     await client.post("/x", json={"stream": is_stream})
-                await check_purse(store, provider, chain, budget)
+                await check_store(store, provider, chain, budget)
         await store.close()
 
 

@@ -118,7 +118,7 @@ async def test_a_503_is_asked_again_with_the_same_credential_and_then_handed_on(
     ("retry_after", "waited"),
     [("86400", 10.0), ("Wed, 21 Oct 2026 07:28:00 GMT", 1.0), ("-5", 1.0), ("9" * 50, 1.0)],
 )
-async def test_a_wait_is_bounded_whatever_is_asked(
+async def test_a_wait_is_bounded_for_any_retry_after(
     agent: Agent, provider: Provider, retry_after: str, waited: float
 ) -> None:
     await agent.client.get("/joke")
@@ -133,7 +133,7 @@ async def test_a_wait_is_bounded_whatever_is_asked(
     assert set(agent.waited) == {waited}
 
 
-async def test_an_outcome_nobody_knows_is_said(agent: Agent, provider: Provider) -> None:
+async def test_an_unknown_outcome_is_an_error(agent: Agent, provider: Provider) -> None:
     await agent.client.get("/joke")
     provider.override = lambda _: provider.refuse("outcome-unknown", 409)
     with pytest.raises(PaymentOutcomeUnknownError) as caught:
@@ -156,7 +156,7 @@ async def test_a_lost_answer_is_asked_for_again_and_charged_once(
 async def test_an_answer_lost_twice_is_an_unknown_outcome(
     open_agent: OpenAgent, provider: Provider
 ) -> None:
-    """F-26, CLIENT-08: told with the key under which it is safe to ask again."""
+    """F-26, CLIENT-08: the error has the key under which it is safe to ask again."""
     broken = Broken(provider)
     agent = await open_agent(transport=broken)
     broken.failures = [httpx.ReadError("gone"), httpx.ReadTimeout("slow")]
@@ -183,7 +183,7 @@ async def test_a_body_too_long_for_a_key_is_not_paid_for_twice(
 
 
 class Slow(httpx.AsyncBaseTransport):
-    """Serves, charges, and keeps the answer back while it is told to."""
+    """Serves, charges, and keeps the answer back while the test says so."""
 
     def __init__(self, inner: Provider) -> None:
         self.inner = inner
@@ -215,7 +215,7 @@ async def give_up(agent: Agent, slow: Slow, *, is_stream: bool = False) -> None:
 async def test_a_caller_that_waits_no_longer_can_go_on_paying(
     open_agent: OpenAgent, provider: Provider, tokens: int
 ) -> None:
-    """CLIENT-06: what was served to nobody is granted, within the bound for lost answers."""
+    """CLIENT-06: the client grants answers that no caller got, within the bound for lost ones."""
     if tokens:
         sell_stream(provider, tokens)
     slow = Slow(provider)

@@ -1,4 +1,4 @@
-"""O-12, O-42: under an SDK that retries, an answer is paid once and a refusal says why, at once."""
+"""O-12, O-42: under an SDK that retries, an answer is paid once; a refusal gives its reason, unretried."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -74,7 +74,7 @@ async def test_an_answer_that_is_still_being_made_is_asked_for_under_the_same_ke
 async def test_a_caller_that_repeats_a_lost_request_pays_for_it_once(
     open_agent: OpenAgent, provider: Provider, body: bytes
 ) -> None:
-    """O-12: whatever retries, and not only an SDK that says so."""
+    """O-12: for any client that retries, not only for an SDK that announces it."""
     broken = Broken(provider)
     agent = await open_agent(transport=broken)
     broken.failures = [httpx.ReadTimeout("lost") for _ in range(2)]

@@ -1,4 +1,4 @@
-"""Requests that cost us memory or work and buy nothing are bounded, and keep nobody else out."""
+"""Unpaid requests that cost memory or work are bounded, and keep no payer out."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -73,7 +73,7 @@ async def reading(_scope: Any, receive: Any, send: Any) -> None:
         (BODIES_BYTES_MAX, [(n, b"%d" % n) for n in range(10, 18)], (1, b"mine")),
         (BODIES_BYTES_MAX, [(n, b"") for n in range(10, 18)], (1, b"")),
     ],
-    ids=["of one channel", "of one address", "in all", "in all, of addresses nobody knows"],
+    ids=["of one channel", "of one address", "in all", "in all, of unknown addresses"],
 )
 def test_bytes_of_bodies_are_bounded(
     most: int, others: list[tuple[int, bytes]], mine: tuple[int, bytes]
@@ -155,7 +155,7 @@ async def test_a_body_that_does_not_end_is_refused_in_time(
 
 
 async def test_a_framework_that_calls_it_a_bad_request_says_nothing_new(shop: Shop) -> None:
-    """O-24: FastAPI answers 400 to whatever is raised while it reads a body."""
+    """O-24: FastAPI answers 400 to any error while it reads a body."""
     shop.gate = PaymentGate(
         fastapi_app(),
         engine=shop.desk.engine,

@@ -153,10 +153,10 @@ STREAMS = (streamed, after_its_first, begun)
 
 
 def must_refuse(fault: str, handler: Handler, *, is_keyed: bool) -> bool:
-    """Whether nothing of it is paid for at the moment of the fault.
+    """Whether no part of the answer is paid for at the moment of the fault.
 
     Without a key an answer is charged when it begins. A stream takes a reservation of its own when
-    it begins, and what that holds may be sent whatever happens then: it is spent at its end.
+    it begins. What that holds may be sent after any fault, and is spent at its end.
     """
     if handler is in_pieces:
         return is_keyed

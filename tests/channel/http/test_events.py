@@ -193,7 +193,7 @@ async def test_a_slow_reader_is_charged_one_write_ahead_at_most(tmp_path: Path) 
 
 
 class Quick:
-    """A producer that has its events ready, and then works without letting anybody else.
+    """A producer that has its events ready, and then works without yielding to other tasks.
 
     Its work takes no time but on the stream's clock, and no time passes there without it.
     """
@@ -270,7 +270,7 @@ async def test_events_leave_before_the_producer_is_waited_for(tmp_path: Path) ->
 async def test_a_stream_stopped_while_it_writes_does_not_wait_for_its_producer(
     tmp_path: Path,
 ) -> None:
-    """ACC-06, F-56: told to end in the middle of a write, it ends with that write."""
+    """ACC-06, F-56: a stream that is asked to end in the middle of a write ends with that write."""
     async with open_desk(tmp_path) as desk:
         older, newer = Tokens(), Tokens("z")
         gate = gate_of(desk, older, newer)
@@ -306,7 +306,7 @@ async def test_a_stream_stopped_while_it_asks_for_a_voucher_does_not_wait_for_on
         gate = PaymentGate(app, engine=desk.engine, routes=[METERED], pause_s=10 * PATIENCE_S)
         visit = await started(desk, gate, 4 * PRICE)
         await visit.until(has(visit, "message", 4))
-        visit.gate.clear()  # the question is on its way out, and nobody takes it
+        visit.gate.clear()  # the question is on its way out, and the client does not read it
         tokens.queue.put_nowait("e")
         await until(lambda: visit.is_writing)
         stopping[0].stop(StreamReplacedError("A newer stream on this channel took over."))
@@ -368,7 +368,7 @@ async def test_a_frame_that_was_cut_off_swallows_no_event_and_makes_none(
 
 
 async def test_an_application_cannot_speak_for_the_gate(tmp_path: Path) -> None:
-    """F-55: an event of ours by name is a bug of the application's, and costs nothing."""
+    """F-55: an event with the name of a payment event is the application's bug, and is free."""
     async with open_desk(tmp_path) as desk:
         tokens = Tokens(Event("{}", "payment-receipt"))
         visit = await started(desk, gate_of(desk, tokens), 8 * PRICE)
@@ -378,7 +378,7 @@ async def test_an_application_cannot_speak_for_the_gate(tmp_path: Path) -> None:
 
 
 async def test_a_newer_stream_takes_the_place_of_the_running_one(tmp_path: Path) -> None:
-    """ACC-06: the older ends at once, with its receipt, and pays for its own units."""
+    """ACC-06: the older ends immediately, with its receipt, and pays for its own units."""
     async with open_desk(tmp_path) as desk:
         older, newer = Tokens("a"), Tokens("b", "c")
         gate = gate_of(desk, older, newer)

@@ -223,7 +223,7 @@ async def test_a_stream_that_is_not_paid_further_is_done_with_what_was_paid(shop
     assert (receipt.cost, receipt.usage) == (40, {"token": 40})
 
 
-async def test_a_client_that_leaves_is_told_as_left(shop: Shop) -> None:
+async def test_a_client_that_leaves_is_reported_as_left(shop: Shop) -> None:
     shop.app.go_on.clear()
     text = await shop.credential(shop.desk.payer.voucher(TOKENS), "/stream")
     shop.notes.events.clear()
@@ -261,14 +261,14 @@ async def test_a_refusal_of_the_application_has_no_problem_type(shop: Shop) -> N
     assert len(shop.notes.events) == 1
 
 
-async def test_a_problem_that_the_handler_raises_is_told_once(shop: Shop) -> None:
+async def test_a_problem_that_the_handler_raises_is_reported_once(shop: Shop) -> None:
     shop.app.error = BadRequestError("no")
     assert (await shop.pay(PRICE)).status == 400
     assert shop.notes.only(RefusalEvent).problem_type == "bad-request"
     assert len(shop.notes.events) == 1
 
 
-async def test_a_bug_of_the_handler_is_told_as_failed(shop: Shop) -> None:
+async def test_a_bug_of_the_handler_is_reported_as_failed(shop: Shop) -> None:
     shop.app.error = KeyError("bug")
     with pytest.raises(KeyError):
         await shop.pay(PRICE)
@@ -276,7 +276,7 @@ async def test_a_bug_of_the_handler_is_told_as_failed(shop: Shop) -> None:
     assert (receipt.outcome, receipt.status, receipt.cost) == ("failed", None, 0)
 
 
-async def test_a_stored_answer_is_told_as_a_repeat_that_costs_nothing(shop: Shop) -> None:
+async def test_a_stored_answer_is_reported_as_a_repeat_that_costs_nothing(shop: Shop) -> None:
     key = {"idempotency-key": "k1"}
     assert (await shop.pay(PRICE, **key)).status == 200
     first = shop.notes.only(ReceiptEvent)
@@ -287,7 +287,7 @@ async def test_a_stored_answer_is_told_as_a_repeat_that_costs_nothing(shop: Shop
     assert shop.notes.of(SpendEvent) == []
 
 
-async def test_another_spelling_of_a_sold_path_is_told_as_refused(shop: Shop) -> None:
+async def test_another_spelling_of_a_sold_path_is_reported_as_refused(shop: Shop) -> None:
     shop.notes.events.clear()
     assert (await ask(shop.gate, "GET", "/PAID")).status == 404
     event = shop.notes.only(RefusalEvent)

@@ -30,7 +30,7 @@ ROUTES = [
 
 
 class App:
-    """Answers with a count of its calls, or as told."""
+    """Answers with a count of its calls, or as the test says."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -197,7 +197,7 @@ async def test_no_spelling_of_a_method_is_served_unpaid(shop: Shop, method: str)
 
 
 async def test_a_route_of_any_characters_keeps_its_answers(tmp_path: Path) -> None:
-    """IDEM-02: an idempotency key belongs to a route, whatever that is called."""
+    """IDEM-02: an idempotency key belongs to a route of any name."""
     async with open_desk(tmp_path) as desk:
         served = App()
         route = Route(method="GET", path="/café/{name}", price=Price(unit_price=1, unit_type="u"))
@@ -409,7 +409,7 @@ async def test_books_that_cannot_be_written_serve_nothing(shop: Shop) -> None:
 
 
 async def test_parallel_requests_share_a_channel_and_pay_for_each(shop: Shop) -> None:
-    """ACC-08, F-24: ten at once, each paid for once; the eleventh is refused."""
+    """ACC-08, F-24: ten together, each paid for once; the eleventh is refused."""
     shop.app.go_on.clear()
     visits = [await shop.visit(10 * PRICE) for _ in range(11)]
     await until(lambda: shop.app.calls == 10 and any(visit.task.done() for visit in visits))
@@ -478,7 +478,7 @@ async def test_a_key_in_use_is_refused_until_its_request_is_answered(shop: Shop)
 async def test_an_answer_that_is_not_kept_is_not_charged_twice(
     shop: Shop, *, is_long: bool
 ) -> None:
-    """IDEM-05, F-27: the repeat is told so, with 409."""
+    """IDEM-05, F-27: the repeat gets 409."""
     if is_long:
         shop.app.body = b"x" * (STORED_RESPONSE_BYTES_MAX + 1)
     else:
@@ -505,7 +505,7 @@ async def test_a_body_too_large_to_compare_is_refused_before_it_costs(shop: Shop
 
 
 async def test_an_unpaid_request_is_never_buffered(shop: Shop) -> None:
-    """F-98: the body of a request is read only once its voucher is proven to be one of ours."""
+    """F-98: the body of a request is read only once its voucher is proven to be valid."""
     forged = VoucherPayload(replace(shop.desk.payer.sign(100), signature=bytes(65)))
     for headers in ({}, {"authorization": await shop.credential(forged, method="POST")}):
         keyed = {"idempotency-key": "one", **headers}

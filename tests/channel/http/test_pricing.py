@@ -61,7 +61,7 @@ async def test_templates_match_as_in_a_router(desk: Desk) -> None:
 async def test_no_spelling_of_a_path_is_served_unpaid(
     desk: Desk, template: str, path: str, end: str
 ) -> None:
-    """F-12, F-31: whatever the router serves under a template, the gate has priced."""
+    """F-12, F-31: the gate prices every path that the router serves under a template."""
     router = Router([AppRoute(template, PlainTextResponse("sold"))])
     served = router.routes[0].matches({"type": "http", "method": "GET", "path": path + end})
     if served[0] is Match.FULL:
@@ -231,7 +231,7 @@ async def test_a_named_variant_keeps_the_price_of_its_challenge(desk: Desk) -> N
 async def test_a_challenge_keeps_the_units_of_a_fixed_price(
     desk: Desk, units: tuple[int, int]
 ) -> None:
-    """Decision 6: an album of three songs costs three under its challenge, whatever comes."""
+    """Decision 6: an album of three songs costs three under its challenge, also after a change."""
 
     def sold_for(count: int) -> PaymentGate:
         route = Route(method="GET", path="/album", price=price(units=count))

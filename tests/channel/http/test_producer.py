@@ -32,7 +32,7 @@ class Consumer:
 
 
 async def test_a_wait_is_announced_and_what_is_there_is_not_waited_for() -> None:
-    """Items that come at once are taken at once; before each wait the consumer may act."""
+    """Items that are ready are taken without a wait; before each wait the consumer may act."""
 
     async def items() -> AsyncIterator[str]:
         yield "a"
@@ -75,7 +75,7 @@ async def test_any_async_iterator_will_do() -> None:
 
 
 async def test_a_failure_is_the_producers_own() -> None:
-    """Raised at once or after a wait, it comes out as it was."""
+    """Raised immediately or after a wait, it comes out unchanged."""
 
     async def items(waits: int) -> AsyncIterator[str]:
         for _ in range(waits):
@@ -190,7 +190,7 @@ async def test_a_timeout_of_the_producers_own_is_its_own() -> None:
 
 
 class Slow:
-    """A producer that closes when it is told to."""
+    """A producer that closes when the test says so."""
 
     def __init__(self) -> None:
         self.go_on = asyncio.Event()

@@ -188,7 +188,7 @@ async def test_a_price_by_path_is_not_that_of_another_path(desk: Desk) -> None:
 
 
 async def test_a_cheap_template_does_not_buy_what_a_dear_one_sells(desk: Desk) -> None:
-    """O-40: BlackSheep takes `/a/B` for `/a/b`, whatever `/a/{x}` costs."""
+    """O-40: BlackSheep takes `/a/B` for `/a/b`, for any price of `/a/{x}`."""
     routes = [
         Route(method="GET", path="/a/b", price=Price(unit_price=100, unit_type="u")),
         Route(method="GET", path="/a/{x}", price=Price(unit_price=1, unit_type="u")),
@@ -203,7 +203,7 @@ async def test_a_cheap_template_does_not_buy_what_a_dear_one_sells(desk: Desk) -
 
 
 class Everything:
-    """Answers every method alike, as a function of Django's does."""
+    """Answers every method in the same way, as a Django view function does."""
 
     def __init__(self) -> None:
         self.calls = 0

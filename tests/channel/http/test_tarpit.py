@@ -1,4 +1,4 @@
-"""Answers that come late: who floods waits, and nobody else."""
+"""Delayed refusals: only the sender of a flood waits."""
 
 import asyncio
 from pathlib import Path
@@ -41,11 +41,11 @@ async def is_late(tarpit: Tarpit, refusal: ProblemError, scope: dict[str, Any] =
     return not done
 
 
-async def test_the_payer_is_served_at_once_while_forgers_wait() -> None:
+async def test_the_payer_is_served_immediately_while_forgers_wait() -> None:
     """F-99: a forgery's refusal comes late beyond a rate, from one address, and no other's."""
     clock = Clock()
     tarpit = Tarpit(clock)
-    forged = SignerMismatchError("Somebody else signed it.")
+    forged = SignerMismatchError("Another key signed it.")
     kinds = [await is_late(tarpit, forged) for _ in range(BAD_CREDENTIALS_PER_SECOND_MAX + 5)]
     assert kinds == [False] * BAD_CREDENTIALS_PER_SECOND_MAX + [True] * 5
     assert await is_late(tarpit, InvalidSignatureError("r"))
@@ -57,14 +57,14 @@ async def test_the_payer_is_served_at_once_while_forgers_wait() -> None:
 
 
 async def test_first_offers_come_late_beyond_a_rate_from_one_address() -> None:
-    """O-22: whoever asks for prices without end pays nothing for them."""
+    """O-22: a client can ask for prices without end and without paying."""
     clock = Clock()
     tarpit = Tarpit(clock)
     unpaid = PaymentRequiredError("This resource must be paid for.")
     kinds = [await is_late(tarpit, unpaid) for _ in range(UNPAID_PER_SECOND_MAX + 1)]
     assert kinds == [False] * UNPAID_PER_SECOND_MAX + [True]
     assert not await is_late(tarpit, unpaid, OTHER)
-    assert not await is_late(tarpit, SignerMismatchError("Somebody else signed it."))
+    assert not await is_late(tarpit, SignerMismatchError("Another key signed it."))
 
 
 @pytest.mark.parametrize(
@@ -72,19 +72,19 @@ async def test_first_offers_come_late_beyond_a_rate_from_one_address() -> None:
     [BROKE, ChallengeNotFoundError("expired"), LedgerUnavailableError("disk")],
     ids=["too little paid", "expired", "our fault"],
 )
-async def test_what_happens_to_honest_payers_is_answered_at_once(refusal: ProblemError) -> None:
-    """However often: it is not by their fault, or mended by the next request."""
+async def test_errors_of_honest_payers_are_answered_immediately(refusal: ProblemError) -> None:
+    """At any rate: the error is not their fault, or the next request corrects it."""
     tarpit = Tarpit(Clock())
     assert not any([await is_late(tarpit, refusal) for _ in range(50)])
 
 
 async def test_a_rate_that_was_passed_is_said_late() -> None:
-    """VCH-09: who sends too much is not invited to send the next at once."""
+    """VCH-09: a client over its rate is not invited to send the next immediately."""
     assert await is_late(Tarpit(Clock()), TooManyRequestsError("slow down"))
 
 
 async def test_so_many_wait_and_no_more() -> None:
-    """F-100: those beyond are answered at once, and places are free again after the wait."""
+    """F-100: requests beyond are answered immediately, and places are free after the wait."""
     tarpit = Tarpit(Clock(), delay_s=0.01, waiting_max=3)
     refusal = TooManyRequestsError("slow down")
     waiting = [asyncio.ensure_future(tarpit.wait(refusal, SCOPE)) for _ in range(5)]

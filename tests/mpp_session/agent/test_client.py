@@ -33,7 +33,7 @@ async def test_a_client_is_an_httpx_client_with_payments(devnet: TestChain, tmp_
         rpc_url=devnet.values.rpc_url,
         private_key=account.private_key,
         policy=POLICY,
-        store=tmp_path / "purse.db",
+        store=tmp_path / "store.db",
         base_url="https://api.example",
         timeout_s=7.0,
     ) as client:
@@ -42,7 +42,7 @@ async def test_a_client_is_an_httpx_client_with_payments(devnet: TestChain, tmp_
         assert client.base_url.host == "api.example"
         assert client.timeout.read == 7.0
         assert await client.payments.channels() == []
-    assert (tmp_path / "purse.db").stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "store.db").stat().st_mode & 0o777 == 0o600
 
 
 async def test_a_node_of_another_chain_is_refused(devnet: TestChain, tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ async def test_what_is_no_key_is_refused_without_being_shown(
     """F-103."""
     with pytest.raises(ConfigError, match="private key") as caught:
         async with open_client(
-            rpc_url=NOWHERE, private_key=key, policy=POLICY, store=tmp_path / "purse.db"
+            rpc_url=NOWHERE, private_key=key, policy=POLICY, store=tmp_path / "store.db"
         ):
             pytest.fail("opened")
     assert str(key) not in str(caught.value)
@@ -83,7 +83,7 @@ async def test_a_policy_names_one_chain(limits: tuple[TokenLimits, ...], tmp_pat
             rpc_url=NOWHERE,
             private_key=KEY,
             policy=Policy(limits=limits),
-            store=tmp_path / "purse.db",
+            store=tmp_path / "store.db",
         ):
             pytest.fail("opened")
 
@@ -91,7 +91,7 @@ async def test_a_policy_names_one_chain(limits: tuple[TokenLimits, ...], tmp_pat
 async def test_a_node_that_is_not_there_is_said(tmp_path: Path) -> None:
     with pytest.raises(ChainUnavailableError):
         async with open_client(
-            rpc_url=NOWHERE, private_key=KEY, policy=POLICY, store=tmp_path / "purse.db"
+            rpc_url=NOWHERE, private_key=KEY, policy=POLICY, store=tmp_path / "store.db"
         ):
             pytest.fail("opened")
 

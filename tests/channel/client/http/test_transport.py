@@ -42,7 +42,9 @@ async def test_a_paid_request_looks_like_any_other(agent: Agent, provider: Provi
     assert provider.seen[0].headers["Accept-Payment"] == "evm/session"
 
 
-async def test_a_known_route_is_paid_at_once(agent: Agent, provider: Provider) -> None:
+async def test_a_known_route_is_paid_with_its_first_request(
+    agent: Agent, provider: Provider
+) -> None:
     await agent.client.get("/joke")
     provider.seen.clear()
     await agent.client.get("/joke?a=b")
@@ -191,7 +193,7 @@ async def test_vouchers_rise_by_what_the_offer_asks(agent: Agent, provider: Prov
 
 
 async def test_a_rise_that_is_too_small_is_raised_once(agent: Agent, provider: Provider) -> None:
-    """A server whose books are ahead of ours, within one step."""
+    """The server's books are ahead of the client's, within one step."""
     await agent.client.get("/joke")
     refusals = iter(
         [provider.refuse("session/delta-too-small", acceptedCumulative=20, minVoucherDelta=10)]
@@ -264,7 +266,7 @@ async def test_a_problem_that_is_handed_on_can_be_read(agent: Agent, provider: P
 
 
 async def test_a_problem_of_any_length_is_handed_on_whole(agent: Agent, provider: Provider) -> None:
-    """A body that nobody may hold in memory is still the caller's."""
+    """The client hands on a body that is too large to hold in memory."""
     body = json.dumps({"type": "about:blank", "detail": "x" * 300_000}).encode()
 
     async def pieces() -> AsyncIterator[bytes]:
@@ -403,7 +405,7 @@ async def test_a_channel_that_closes_while_it_opens_is_not_used(
     assert (first.state, second.state) == ("closed", "open")
 
 
-async def test_an_opening_that_nobody_can_name_is_said(
+async def test_an_opening_that_no_node_shows_is_reported(
     open_agent: OpenAgent, chain: PaperChain
 ) -> None:
     """CLIENT-05: a node without logs."""

@@ -157,7 +157,7 @@ async def test_a_stream_that_the_caller_leaves_can_be_followed_by_others(
 async def test_a_caller_that_stops_at_done_leaves_no_receipt_behind(
     agent: Agent, provider: Provider, *, is_one_packet: bool
 ) -> None:
-    """SSE-04: as the openai client does, whatever comes after, and in whatever packets."""
+    """SSE-04: as the openai client does, with any later bytes, in packets of any size."""
     sell_stream(provider, 3)
     honest = provider.events
 
@@ -212,7 +212,7 @@ async def test_a_caller_that_drains_gets_to_the_end(agent: Agent, provider: Prov
 
     async def receipt_last(seen: Seen, books: Books) -> AsyncIterator[bytes]:
         events = [event async for event in honest(seen, books)]
-        for event in [*events[:-2], events[-1], events[-2], b"data: whatever\n\n"]:
+        for event in [*events[:-2], events[-1], events[-2], b"data: more\n\n"]:
             yield event
 
     provider.speak = receipt_last
@@ -229,7 +229,7 @@ async def test_a_caller_that_drains_gets_to_the_end(agent: Agent, provider: Prov
 async def test_a_stream_that_ends_without_a_receipt_is_granted_within_a_bound(
     open_agent: OpenAgent, provider: Provider
 ) -> None:
-    """F-94: whoever stops at `[DONE]`, as the openai client does, left nothing unread."""
+    """F-94: a caller that stops at `[DONE]`, as the openai client does, left nothing unread."""
     agent = await open_agent(policy_of(lost_units_max=100))
     sell_stream(provider, 200)
 

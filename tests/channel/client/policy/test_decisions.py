@@ -105,7 +105,7 @@ FUNDING = PAID | {"is_funding": True}
 def test_a_deposit_that_is_being_mined_is_waited_for_and_a_pause_is_not(
     status: int, kind: str, tried: dict[str, Any], retry_after_s: float | None, step: Step
 ) -> None:
-    """F-75: whoever answers 503 for it, with a problem or without; bounded in time and number."""
+    """F-75: for any 503, with a problem or without; bounded in time and number."""
     problem = Problem(type=kind) if kind else None
     known = RetryState(**(FUNDING | tried))
     assert decide(status, problem, known, retry_after_s=retry_after_s) is step

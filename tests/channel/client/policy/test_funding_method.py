@@ -73,7 +73,7 @@ def test_the_first_way_that_the_account_can_go_is_gone(
 
 
 def test_what_is_missing_is_said_for_each_way() -> None:
-    """CLIENT-02: whoever runs the agent knows what to send or to approve."""
+    """CLIENT-02: the agent's operator learns what to send or to approve."""
     with pytest.raises(CannotFundError) as caught:
         choose(means_of(token_domain=None))
     assert caught.value.needs == {
@@ -85,7 +85,7 @@ def test_what_is_missing_is_said_for_each_way() -> None:
     assert "https://api.example" in str(caught.value)
 
 
-def test_an_account_without_the_money_is_told_so_whatever_the_way() -> None:
+def test_an_account_without_the_money_is_refused_for_each_method() -> None:
     with pytest.raises(CannotFundError, match=r"needs 101 base units .* found 100"):
         choose(means_of(balance=100), amount=101)
     assert choose(means_of(balance=101), amount=101) == FundingWay("authorization")

@@ -141,7 +141,7 @@ def test_no_challenge_of_the_scheme_is_nothing_to_refuse() -> None:
     assert choose_offer(policy_of(), [], ORIGIN, NOW) is None
 
 
-def test_of_several_refusals_the_one_for_our_own_method_is_told() -> None:
+def test_of_several_refusals_the_one_for_our_own_method_is_raised() -> None:
     lines = [
         format_challenge(challenge_of(method="tempo")),
         format_challenge(challenge_of({"unit_price": 1_000})),

@@ -114,7 +114,7 @@ def test_a_kind_that_was_not_offered_is_refused_by_name(kind: str) -> None:
         stream().take_rest({kind: 1})
 
 
-def test_a_stream_of_one_kind_counts_events_whatever_its_name() -> None:
+def test_a_stream_of_one_kind_of_any_name_counts_events() -> None:
     """O-09: rows in batches, and a stream priced by what is called a request."""
     for kind in ("row", "request", "input_token"):
         cost = stream(Tariff.of(kind, 7), prompt=0)
@@ -210,7 +210,7 @@ def test_no_statement_makes_a_request_dearer_than_its_bounds(
         value, _, delivered = counted or (0, 0, 0)
         assert running.charged == before[0] + value == tariff.cost(running.usage)
         assert running.in_flight >= 0
-        # What was in flight pays for what was stated of input, whatever else arrived.
+        # What was in flight pays for the stated input, besides anything else that arrived.
         assert running.charged + running.in_flight >= before[1]
         assert 0 <= delivered <= value
 

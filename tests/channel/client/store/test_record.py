@@ -194,7 +194,7 @@ def test_what_a_receipt_leaves_out_may_be_charged_later() -> None:
 
 
 def test_what_was_not_charged_is_granted_once_again_not_twice() -> None:
-    """O-14, F-94: leaving stream after stream adds up to nothing that can be claimed at once."""
+    """O-14, F-94: the grants for several left streams do not add up to one large claim."""
     account = account_of(signed=1_000, received=65, waived=15)
     assert count_unread(account, value=10).claimable == 65
     assert count_unread(account, value=40).claimable == 65 + 25

@@ -1,4 +1,4 @@
-"""The purse: durable before it is acknowledged, one process or two, this user's alone."""
+"""The payment store: durable before it acknowledges, for one process or two, private to a user."""
 
 import asyncio
 import os
@@ -75,18 +75,18 @@ async def test_every_field_comes_back(tmp_path: Path) -> None:
         close_requested_at=5,
         state="closing",
     )
-    store = await opened(tmp_path / "purse.db", account)
+    store = await opened(tmp_path / "store.db", account)
     assert await store.load(KEY) == account
     assert await store.records() == [account]
     await store.close()
-    store = await PaymentStore.open(tmp_path / "purse.db")
+    store = await PaymentStore.open(tmp_path / "store.db")
     assert await store.load(KEY) == account
     await store.close()
 
 
 async def test_signed_deposits_come_back_as_they_were_signed(tmp_path: Path) -> None:
     """F-75: of every kind, for what is presented again must be the same."""
-    path = tmp_path / "purse.db"
+    path = tmp_path / "store.db"
     for deposit in DEPOSITS:
         store = await opened(path, account_of(opening=deposit, top_up=deposit))
         await store.close()
@@ -98,7 +98,7 @@ async def test_signed_deposits_come_back_as_they_were_signed(tmp_path: Path) -> 
 
 
 async def test_a_deposit_that_was_tampered_with_is_not_sent(tmp_path: Path) -> None:
-    path = tmp_path / "purse.db"
+    path = tmp_path / "store.db"
     store = await opened(path, account_of(opening=DEPOSITS[0]))
     await store.close()
     with closing(sqlite3.connect(path)) as connection, connection:
@@ -113,11 +113,11 @@ async def test_a_deposit_that_was_tampered_with_is_not_sent(tmp_path: Path) -> N
     ("version", "columns"),
     [(1, ("opening", "top_up", "waived", "goal")), (2, ("waived", "goal"))],
 )
-async def test_a_purse_of_an_older_version_is_brought_up(
+async def test_a_store_of_an_older_version_is_migrated(
     tmp_path: Path, version: int, columns: tuple[str, ...]
 ) -> None:
     """Nothing that was signed is forgotten by an upgrade."""
-    path = tmp_path / "purse.db"
+    path = tmp_path / "store.db"
     store = await opened(path, account_of(signed=7))
     await store.close()
     with closing(sqlite3.connect(path)) as connection, connection:
@@ -134,17 +134,17 @@ async def test_a_purse_of_an_older_version_is_brought_up(
 
 
 async def test_the_file_is_its_owners_alone(tmp_path: Path) -> None:
-    with (tmp_path / "purse.db").open("xb"):
-        (tmp_path / "purse.db").chmod(0o644)
-    store = await opened(tmp_path / "purse.db", account_of())
+    with (tmp_path / "store.db").open("xb"):
+        (tmp_path / "store.db").chmod(0o644)
+    store = await opened(tmp_path / "store.db", account_of())
     modes = {entry.name: entry.stat().st_mode & 0o777 for entry in os.scandir(tmp_path)}
-    assert modes == {"purse.db": 0o600, "purse.db-wal": 0o600, "purse.db-shm": 0o600}
+    assert modes == {"store.db": 0o600, "store.db-wal": 0o600, "store.db-shm": 0o600}
     await store.close()
 
 
 async def test_commits_are_synchronous(tmp_path: Path) -> None:
     """CLIENT-06: what was acknowledged survives a power cut."""
-    store = await opened(tmp_path / "purse.db")
+    store = await opened(tmp_path / "store.db")
     assert store._connection.execute("PRAGMA synchronous").fetchone()[0] == 2  # noqa: SLF001
     assert store._connection.execute("PRAGMA journal_mode").fetchone()[0] == "wal"  # noqa: SLF001
     await store.close()
@@ -152,7 +152,7 @@ async def test_commits_are_synchronous(tmp_path: Path) -> None:
 
 async def test_signed_never_falls(tmp_path: Path) -> None:
     """CLIENT-06."""
-    store = await opened(tmp_path / "purse.db", account_of())
+    store = await opened(tmp_path / "store.db", account_of())
     assert (await signed(store, 100)).signed == 100
     assert (await signed(store, 40)).signed == 100
     assert (await signed(store, 100)).vouchers == 1
@@ -160,7 +160,7 @@ async def test_signed_never_falls(tmp_path: Path) -> None:
 
 
 async def test_what_change_raises_leaves_everything_as_it_was(tmp_path: Path) -> None:
-    store = await opened(tmp_path / "purse.db", account_of())
+    store = await opened(tmp_path / "store.db", account_of())
 
     def refuse(_account: ChannelRecord, _left: int) -> int:
         raise OverclaimError(asked=2, allowed=1, received=0)
@@ -173,7 +173,7 @@ async def test_what_change_raises_leaves_everything_as_it_was(tmp_path: Path) ->
 
 async def test_a_budget_is_kept_over_a_rolling_window(tmp_path: Path) -> None:
     """F-96: many small payments count together, and age out."""
-    store = await opened(tmp_path / "purse.db", account_of())
+    store = await opened(tmp_path / "store.db", account_of())
     await signed(store, 60, budget=100)
     await signed(store, 100, budget=100, now=NOW + 1_800)
     with pytest.raises(BudgetExceededError) as caught:
@@ -185,10 +185,10 @@ async def test_a_budget_is_kept_over_a_rolling_window(tmp_path: Path) -> None:
 
 async def test_the_budget_survives_a_restart(tmp_path: Path) -> None:
     """F-96."""
-    store = await opened(tmp_path / "purse.db", account_of())
+    store = await opened(tmp_path / "store.db", account_of())
     await signed(store, 100, budget=100)
     await store.close()
-    store = await PaymentStore.open(tmp_path / "purse.db")
+    store = await PaymentStore.open(tmp_path / "store.db")
     with pytest.raises(BudgetExceededError):
         await signed(store, 101, budget=100)
     assert await signed_since(store, NOW - 60) == 100
@@ -197,7 +197,7 @@ async def test_the_budget_survives_a_restart(tmp_path: Path) -> None:
 
 
 async def test_choosing_sees_what_is_left_of_the_budget(tmp_path: Path) -> None:
-    store = await opened(tmp_path / "purse.db", account_of())
+    store = await opened(tmp_path / "store.db", account_of())
     await signed(store, 70)
     seen = []
 
@@ -212,7 +212,7 @@ async def test_choosing_sees_what_is_left_of_the_budget(tmp_path: Path) -> None:
 
 async def test_an_origin_has_so_many_channels_with_a_deposit(tmp_path: Path) -> None:
     """F-97: a server that ends every channel does not collect deposits without end."""
-    store = await PaymentStore.open(tmp_path / "purse.db")
+    store = await PaymentStore.open(tmp_path / "store.db")
     keys = [replace(KEY, channel_id=ChannelId(bytes([number]) * 32)) for number in range(4)]
     await store.add(account_of(key=keys[0]), channels_max=2, locked=UNBOUND)
     await store.add(account_of(key=keys[1], state="closed"), channels_max=2, locked=UNBOUND)
@@ -228,7 +228,7 @@ async def test_an_origin_has_so_many_channels_with_a_deposit(tmp_path: Path) -> 
 
 async def test_a_cancelled_change_is_whole_or_not_at_all(tmp_path: Path) -> None:
     """F-42."""
-    store = await opened(tmp_path / "purse.db", account_of())
+    store = await opened(tmp_path / "store.db", account_of())
     for amount in range(1, 30):
         task = asyncio.create_task(signed(store, amount))
         await asyncio.sleep(0)
@@ -239,9 +239,9 @@ async def test_a_cancelled_change_is_whole_or_not_at_all(tmp_path: Path) -> None
     await store.close()
 
 
-async def test_two_processes_share_a_purse(tmp_path: Path) -> None:
+async def test_two_processes_share_a_store(tmp_path: Path) -> None:
     """Amounts of both are seen by both: neither signs below the other."""
-    path = tmp_path / "purse.db"
+    path = tmp_path / "store.db"
     first = await opened(path, account_of())
     second = await PaymentStore.open(path)
     await asyncio.gather(
@@ -254,7 +254,7 @@ async def test_two_processes_share_a_purse(tmp_path: Path) -> None:
 
 async def test_an_acknowledged_amount_survives_a_killed_process(tmp_path: Path) -> None:
     """CLIENT-06: between persist and send nothing is forgotten."""
-    path = tmp_path / "purse.db"
+    path = tmp_path / "store.db"
     store = await opened(path, account_of())
     await store.close()
     program = f"""
@@ -264,8 +264,8 @@ async def test_an_acknowledged_amount_survives_a_killed_process(tmp_path: Path) 
         from tests.channel.client.store.test_record import KEY
 
         async def main():
-            purse = await PaymentStore.open({str(path)!r})
-            await purse.sign_for(
+            store = await PaymentStore.open({str(path)!r})
+            await store.sign_for(
                 KEY, lambda account, left: 77, budget=Budget(origin_max=100, window_s=60), now={NOW}
             )
             os.kill(os.getpid(), signal.SIGKILL)
@@ -284,15 +284,15 @@ async def test_an_acknowledged_amount_survives_a_killed_process(tmp_path: Path) 
 
 
 async def test_a_channel_that_is_not_there_cannot_be_changed(tmp_path: Path) -> None:
-    store = await PaymentStore.open(tmp_path / "purse.db")
+    store = await PaymentStore.open(tmp_path / "store.db")
     assert await store.load(KEY) is None
     with pytest.raises(StoreError, match="not in the payment store"):
         await store.update(KEY, lambda account: account)
     await store.close()
 
 
-async def test_a_purse_of_a_newer_version_is_left_alone(tmp_path: Path) -> None:
-    path = tmp_path / "purse.db"
+async def test_a_store_of_a_newer_version_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "store.db"
     connection = sqlite3.connect(path)
     connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
     connection.close()
@@ -302,17 +302,17 @@ async def test_a_purse_of_a_newer_version_is_left_alone(tmp_path: Path) -> None:
         await PaymentStore.open(path)
 
 
-async def test_what_is_no_purse_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "purse.db"
+async def test_a_file_that_is_no_store_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "store.db"
     path.write_bytes(b"no database, by far not, not even a page of one" * 100)
     with pytest.raises(StoreError, match="cannot be opened"):
         await PaymentStore.open(path)
     with pytest.raises(StoreError, match="cannot be opened"):
-        await PaymentStore.open(tmp_path / "no folder" / "purse.db")
+        await PaymentStore.open(tmp_path / "no folder" / "store.db")
 
 
-async def test_a_closed_purse_signs_nothing(tmp_path: Path) -> None:
-    store = await opened(tmp_path / "purse.db", account_of())
+async def test_a_closed_store_signs_nothing(tmp_path: Path) -> None:
+    store = await opened(tmp_path / "store.db", account_of())
     await store.close()
     with pytest.raises(StoreError, match="closed"):
         await signed(store, 1)
@@ -320,19 +320,19 @@ async def test_a_closed_purse_signs_nothing(tmp_path: Path) -> None:
 
 async def test_a_disk_that_fails_signs_nothing(tmp_path: Path) -> None:
     """F-51: no amount is acknowledged that was not written."""
-    store = await opened(tmp_path / "purse.db", account_of())
+    store = await opened(tmp_path / "store.db", account_of())
     store._connection.execute("PRAGMA query_only = ON")  # noqa: SLF001
     with pytest.raises(StoreError, match="failed"):
         await signed(store, 5)
     await store.close()
-    store = await PaymentStore.open(tmp_path / "purse.db")
+    store = await PaymentStore.open(tmp_path / "store.db")
     assert (await signed(store, 0)).signed == 0
     await store.close()
 
 
-async def test_clients_that_start_at_once_wait_for_each_other(tmp_path: Path) -> None:
+async def test_clients_that_start_together_wait_for_each_other(tmp_path: Path) -> None:
     """F-41: also for the first look at a new file, for which SQLite would not wait."""
-    path = tmp_path / "purse.db"
+    path = tmp_path / "store.db"
     other = await asyncio.to_thread(sqlite3.connect, path, check_same_thread=False)
     await asyncio.to_thread(other.execute, "BEGIN IMMEDIATE")
     opening = asyncio.create_task(PaymentStore.open(path))
@@ -347,7 +347,7 @@ async def test_counts_of_a_write_that_is_cancelled_are_written_with_the_next(
     tmp_path: Path,
 ) -> None:
     """F-94, O-14: a stream that ends drops its voucher ahead while the disk is still busy."""
-    store = await opened(tmp_path / "purse.db", account_of())
+    store = await opened(tmp_path / "store.db", account_of())
     tab, may_go_on = Tab(account_of()), threading.Event()
 
     def occupy(account: ChannelRecord) -> ChannelRecord:
