@@ -1,4 +1,4 @@
-"""O-12, O-42: under an SDK that retries, an answer is paid once; a refusal gives its reason, unretried."""
+"""O-12, O-42: under an SDK that retries, an answer is paid once and a refusal is final."""
 
 import asyncio
 from collections.abc import AsyncIterator
