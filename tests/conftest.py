@@ -1,4 +1,4 @@
-"""What holds for every test: nothing of ours blocks the event loop, properties may take time.
+"""What holds for every test: our code does not block the event loop, properties may take time.
 
 A server that tests share is here, so that a process of the test run starts one of it and no more.
 """
@@ -79,7 +79,7 @@ def _unmeasured_repetition(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _no_blocking_call() -> Iterator[BlockBuster]:
-    """Fail the test in which code of ours, called from a coroutine, sleeps or waits for I/O."""
+    """Fail the test in which our code, called from a coroutine, sleeps or waits for I/O."""
     with blockbuster_ctx(scanned_modules=OURS) as blockbuster:
         for name in ("threading.Lock.acquire", "threading.Lock.acquire_lock"):
             blockbuster.functions[name].can_block_in("coverage/collector.py", "lock_data")
@@ -90,7 +90,7 @@ def _no_blocking_call() -> Iterator[BlockBuster]:
 
 @pytest.fixture(scope="session")
 def forge() -> Iterator[Forge]:
-    """Starts gateways at once, for tests that start many."""
+    """Starts gateways fast, for tests that start many."""
     forge = Forge()
     yield forge
     forge.close()

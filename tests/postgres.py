@@ -80,7 +80,7 @@ def _serving(packages: Path, folder: Path) -> Iterator[str]:
 def standby(server_url: str) -> Iterator[Standby]:
     """A standby of `postgres_server`, connected to it.
 
-    Skips where the server is none of ours.
+    Skips where this process did not start the server.
     """
     folder = Path(parse_qs(urlsplit(server_url).query)["host"][0])
     if str(folder) not in _clusters:
@@ -117,7 +117,7 @@ def _running(
             time.sleep(0.05)
         yield "postgresql://postgres@/postgres?" + urlencode({"host": folder, "port": port})
     finally:
-        server.send_signal(signal.SIGINT)  # at once, whoever is connected
+        server.send_signal(signal.SIGINT)  # immediately, even with clients
         server.wait(START_S)
 
 

@@ -16,7 +16,7 @@ BOUNDS = {name: value for name, value in vars(limits).items() if name.isupper()}
 OURS = {
     "AHEAD_S_MAX": "how far this clock may be off",
     "ATTEMPTS_MAX": "how often a voucher is sent",
-    "BATCH_MAX": "questions that we ask a node at once",
+    "BATCH_MAX": "questions that we ask a node in one batch",
     "BEHIND_S_MAX": "how far this clock may be off",
     "CRAWLED_BYTES_MAX": "of our own document, when it is longer than crawlers read",
     "DEPOSIT_MAX": "of a helper for tests",
@@ -25,7 +25,7 @@ OURS = {
     "DISK_BYTES_MIN": "when a check of the disk advises",
     "ENDED_MAX": "of a journal for scripts and tests",
     "EXIT_STAGE_MAX": "when we act",
-    "HASHES_PER_LOOK_MAX": "questions that we ask a node at once",
+    "HASHES_PER_LOOK_MAX": "questions that we ask a node in one batch",
     "HIDDEN_UNITS_MAX": "what an answer shows; it is RESERVATION_STEP_UNITS",
     "IDLE_S_MAX": "how long we keep a connection",
     "INT64_MAX": "of a column of the books",

@@ -180,10 +180,10 @@ async def test_what_it_prints_works_together_on_one_devnet(folder: Path) -> None
             paid = await shell.run("mpp-session pay http://127.0.0.1:8000/joke")
             assert "A payer walks into a channel." in paid
             assert "0.000250 dUSD" in paid
-            told = await shell.run("python agent.py")
-            assert told.startswith("A payer walks into a channel.\n")
-            assert "data: token\n" in told
-            assert f"paid {250 + 8 * 25}, refunded {100_000 - 450}" in told
+            output = await shell.run("python agent.py")
+            assert output.startswith("A payer walks into a channel.\n")
+            assert "data: token\n" in output
+            assert f"paid {250 + 8 * 25}, refunded {100_000 - 450}" in output
             assert "1 passed" in await shell.run("pytest")
         assert "Application shutdown complete" in (folder / "uvicorn.log").read_text()
         serving = shell.running(

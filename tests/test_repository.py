@@ -1,4 +1,4 @@
-"""What holds for the repository as a whole, whatever is added to it."""
+"""What holds for the repository as a whole, for every file in it."""
 
 import ast
 import re
@@ -47,7 +47,7 @@ def places(*matching: tuple[Path, ast.AST]) -> list[str]:
     ("what", "pattern"),
     [
         ("the host of a package registry", r"(?:pypi|pythonhosted|npmjs|yarnpkg)\.(?:org|com)"),
-        ("a path of somebody's machine", r"(?<![\w.~-])/(?:root|home|Users|work|tmp/w)/\w"),
+        ("a path of a developer's machine", r"(?<![\w.~-])/(?:root|home|Users|work|tmp/w)/\w"),
         ("an e-mail address", r"\b[\w.+-]+@(?!example\.)[\w-]+\.(?:com|dev|edu|io|net|org)\b"),
         ("a private key block", r"BEGIN (?:EC |RSA |OPENSSH )?PRIVATE KEY"),
     ],
@@ -62,7 +62,7 @@ def test_no_tracked_file_contains(what: str, pattern: str) -> None:
 
 
 def test_locks_name_no_place_to_download_from() -> None:
-    """Whoever installs brings their own index; every Python package is pinned by its hashes."""
+    """Users install from their own index; every Python package is pinned by its hashes."""
     for lock in sorted((ROOT / "requirements").glob("*.txt")):
         for line in lock.read_text().splitlines():
             assert re.match(r"#|[\w.-]+==[\w.]+( ; .*)? \\$|    --hash=sha256:", line), (lock, line)

@@ -60,6 +60,6 @@ async def within(seconds: float) -> AsyncIterator[None]:
 
 
 def put_ahead(seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the event loop's clock show so much more than it would, in all: nobody waits for it."""
+    """Set the event loop's clock ahead by so many seconds, so that no test waits for them."""
     loop = asyncio.get_running_loop()
     monkeypatch.setattr(loop, "time", lambda: type(loop).time(loop) + seconds)

@@ -1,6 +1,6 @@
 """Channels, facts and vouchers for tests of the books, with what does not matter left out.
 
-Signatures here are bytes that nobody checks: `channel.state` and `channel.ledger` are handed
+Signatures here are bytes without meaning: `channel.state` and `channel.ledger` are handed
 `VerifiedVoucher`s and keep what is in them.
 """
 

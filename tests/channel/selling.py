@@ -68,7 +68,7 @@ class Clock:
 
 
 class Payer:
-    """Somebody with a key who opens channels in the chain model and signs vouchers."""
+    """A payer with a key, who opens channels in the chain model and signs vouchers."""
 
     def __init__(self, chain: ChainModel, private_key: bytes = PAYER_KEY) -> None:
         self.chain = chain
@@ -292,7 +292,7 @@ class Visit:
 
     @property
     def unread(self) -> int:
-        """Messages of the request that nobody has asked for."""
+        """Messages of the request that the application has not read."""
         return self._incoming.qsize()
 
     @property

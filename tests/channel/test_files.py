@@ -1,4 +1,4 @@
-"""What is worth money is written to no file that somebody else can read, change or point away."""
+"""Keys and money are written to no file that another user can read, change or redirect."""
 
 import os
 import stat
@@ -47,13 +47,13 @@ TRAPS = [link, link_to_nothing, second_name, open_to_all, pipe, folder]
 @pytest.fixture
 def victim(tmp_path: Path) -> Path:
     path = tmp_path / "victim"
-    path.write_text("dear to somebody")
+    path.write_text("the contents before")
     return path
 
 
 def left_alone(victim: Path) -> bool:
     beside = victim.with_name("made by following")
-    return victim.read_text() == "dear to somebody" and not beside.exists()
+    return victim.read_text() == "the contents before" and not beside.exists()
 
 
 @pytest.mark.parametrize("trap", TRAPS)
@@ -67,7 +67,7 @@ def test_a_file_is_opened_as_itself_or_not_at_all(tmp_path: Path, victim: Path, 
 
 
 def test_what_is_made_is_its_owners_alone(tmp_path: Path) -> None:
-    """O-31, decision 14: whatever the umask."""
+    """O-31, decision 14: under any umask."""
     before = os.umask(0)
     try:
         os.close(open_own(tmp_path / "one"))

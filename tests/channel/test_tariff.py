@@ -51,7 +51,7 @@ RATES = st.builds(
 
 @st.composite
 def tariffs(draw: st.DrawFn) -> Tariff:
-    """Draw rates with steps, free kinds and bounds of the whole; several may round alike."""
+    """Draw rates with steps, free kinds and bounds of the whole; several may round equally."""
     rates: list[Rate] = []
     for place, kind in enumerate(NAMES[: draw(st.integers(1, 3))]):
         above = 0

@@ -36,7 +36,7 @@ class Work:
         return self.runs
 
 
-async def test_a_task_that_nobody_refers_to_runs_to_its_end() -> None:
+async def test_a_task_without_references_runs_to_its_end() -> None:
     """F-42: the event loop itself refers weakly to its tasks."""
     tasks = Tasks()
     futures: weakref.WeakSet[asyncio.Future[None]] = weakref.WeakSet()
@@ -73,7 +73,7 @@ async def test_a_task_outlives_the_caller_that_waits_for_it() -> None:
     assert work.ended == ["done"]
 
 
-async def test_the_owner_hears_of_a_bug_at_once() -> None:
+async def test_a_bug_reaches_the_owner_immediately() -> None:
     """It polls nothing: the wait for the failure itself raises."""
     tasks = Tasks()
     tasks.require_sound()
@@ -202,7 +202,7 @@ async def test_a_bounded_wait_leaves_what_hangs_for_the_end() -> None:
 async def test_a_failure_in_the_background_is_logged_and_a_bug_with_its_place(
     error: Exception, level: int, *, is_placed: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """O-98, F-42: nobody waits for it, so the log alone can tell."""
+    """O-98, F-42: no caller waits for the task, so only the log can report it."""
 
     async def fail() -> None:
         raise error
@@ -229,7 +229,7 @@ async def test_the_first_to_end_ends_all(*, fails: bool) -> None:
 
 
 async def test_a_cancelled_wait_for_the_first_cancels_all() -> None:
-    """As when a process is told to stop."""
+    """As when a process is asked to stop."""
     one, other = Work(), Work()
     waiting = asyncio.create_task(first_of(one(), other()))
     await until(lambda: other.runs == 1)

@@ -25,7 +25,7 @@ def gate(total_max: int = ROOM) -> ExposureGate:
     return ExposureGate(ExposureLimits(total_max=total_max))
 
 
-async def test_who_signs_much_and_buys_nothing_keeps_nobody_out(tmp_path: Path) -> None:
+async def test_a_payer_who_signs_much_and_buys_nothing_keeps_no_other_out(tmp_path: Path) -> None:
     """F-98, F-66: a promise costs nothing to sign, with a deposit or without."""
     admission = gate(5 * PRICE)
     async with open_desk(tmp_path, admission=admission, transaction_wait_s=0) as desk:
@@ -86,7 +86,7 @@ async def test_a_stream_takes_room_step_by_step_and_ends_at_the_bound(tmp_path: 
 
 
 async def test_what_would_pass_the_bound_is_refused_and_moves_nothing(tmp_path: Path) -> None:
-    """F-66: what fits is served at once."""
+    """F-66: a smaller request, which fits, is served."""
     async with open_desk(tmp_path, admission=gate(5 * PRICE)) as desk:
         await opened(desk, PRICE)
         before = await desk.books()

@@ -156,7 +156,7 @@ def bound(genuine: Challenge, **changes: str | None) -> Challenge:
     ],
     ids=str,
 )
-async def test_a_secret_alone_makes_no_challenge_of_ours(
+async def test_a_secret_alone_makes_no_valid_challenge(
     desk: Desk, change: dict[str, str | None]
 ) -> None:
     """O-98, CHAL-05, CHAL-11, AMB-03: another program that shares the secret sells what is its own.

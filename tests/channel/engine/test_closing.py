@@ -246,7 +246,7 @@ async def test_a_stream_that_outlives_the_wait_is_spent_whole(tmp_path: Path) ->
 
 
 async def test_closes_at_the_same_time_are_one(tmp_path: Path) -> None:
-    """F-40: everybody gets the same transaction."""
+    """F-40: every caller gets the same transaction."""
     async with open_desk(tmp_path) as desk:
         await opened(desk)
         desk.chain.delay_s = 0.02

@@ -27,7 +27,7 @@ TERMS = SponsorTerms(
 
 
 class Relay:
-    """Makes each signed top-up at once, in the chain model; implements `DepositSponsor`."""
+    """Makes each signed top-up immediately, in the chain model; implements `DepositSponsor`."""
 
     def __init__(self, desk: Desk) -> None:
         self._chain = desk.chain
@@ -52,7 +52,7 @@ class Relay:
 
 
 class Shop:
-    """An engine that pays the gas, on the desk's books."""
+    """An engine that pays the gas, on the same books."""
 
     def __init__(self, desk: Desk, transaction_wait_s: float) -> None:
         self.desk = desk
@@ -127,7 +127,7 @@ async def test_a_top_up_is_credited_once_also_when_it_is_no_longer_remembered(
 async def test_a_top_up_that_the_escrow_does_not_show_is_credited_by_its_repeat(
     tmp_path: Path,
 ) -> None:
-    """O-98, F-72: a node without the channel adds nothing, and nobody pays a second time."""
+    """O-98, F-72: a node without the channel adds nothing, and the payer does not pay twice."""
     async with open_shop(tmp_path, transaction_wait_s=HASTY_S) as shop:
         chain = shop.desk.chain
         payload = await top_up(shop.desk, 1, 500)

@@ -172,7 +172,7 @@ async def test_a_deposit_counts_when_it_is_deep_enough(tmp_path: Path) -> None:
         assert (await perform(desk, top_up)).state.deposit == DEPOSIT + 500
 
 
-async def test_a_transaction_that_reverted_is_final_at_once(tmp_path: Path) -> None:
+async def test_a_transaction_that_reverted_is_final_immediately(tmp_path: Path) -> None:
     """OPEN-02, F-76."""
     async with open_desk(tmp_path, transaction_wait_s=3600) as desk:
         desk.payer.open_on_chain()
@@ -185,7 +185,7 @@ async def test_a_transaction_that_reverted_is_final_at_once(tmp_path: Path) -> N
 async def test_strangers_can_keep_only_so_many_node_checks_running(tmp_path: Path) -> None:
     """F-98, F-99: openings without a transaction behind them wait in bounded number.
 
-    They leave room for whoever needs one answer of a node: a wallet's voucher is asked about.
+    They leave room for checks that need one answer of a node, such as a wallet's voucher.
     """
     async with open_desk(tmp_path, transaction_wait_s=PATIENCE_S) as desk:
         attempts = []
@@ -244,7 +244,7 @@ async def test_a_keys_signature_never_asks_the_chain(tmp_path: Path) -> None:
 
 
 async def test_replays_of_a_public_voucher_do_not_use_up_the_payers_rate(tmp_path: Path) -> None:
-    """VCH-09, decision 5: what is public anybody can send."""
+    """VCH-09, decision 5: a stranger can send a public voucher."""
     async with open_desk(tmp_path, vouchers_per_second=5) as desk:
         await opened(desk, 50)
         await desk.ledger.apply(desk.payer.key, [Publish(50)])
@@ -331,7 +331,7 @@ async def test_a_strangers_channel_is_not_the_payers(tmp_path: Path) -> None:
 
 
 async def test_a_cancelled_request_leaves_nothing_held(tmp_path: Path) -> None:
-    """F-42: the reservation that was queued is made, and given back at once."""
+    """F-42: the queued reservation is made, and given back immediately."""
     async with open_desk(tmp_path) as desk:
         await opened(desk)
         task = asyncio.create_task(perform(desk, desk.payer.voucher(50), hold(desk)))
@@ -401,7 +401,7 @@ async def test_a_payers_top_up_reopens_a_channel_with_a_pending_close(tmp_path: 
         await perform(desk, desk.payer.voucher(50), hold(desk))
 
 
-async def test_a_top_up_of_somebody_elses_channel_is_not_found(tmp_path: Path) -> None:
+async def test_a_top_up_of_another_payees_channel_is_not_found(tmp_path: Path) -> None:
     """TOPUP-07: it exists, and pays another payee."""
     async with open_desk(tmp_path) as desk:
         desk.payer.terms = replace(desk.payer.terms, payee=Address(b"\x99" * 20))
@@ -432,7 +432,7 @@ async def test_a_voucher_needs_no_source(tmp_path: Path) -> None:
 async def test_credentials_travel_in_a_field_of_the_protocol_alone(
     tmp_path: Path, field: str
 ) -> None:
-    """O-98, decision 15: in any other nobody would find them, and nothing would be sold."""
+    """O-98, decision 15: a credential in another field would not be found, and buy nothing."""
     async with open_desk(tmp_path) as desk:
         with pytest.raises(ConfigError, match=field):
             Engine(

@@ -93,7 +93,7 @@ async def test_the_first_voucher_after_a_long_pause_waits_for_the_chain(tmp_path
 
 
 async def test_a_clock_that_was_set_back_makes_no_fact_young(tmp_path: Path) -> None:
-    """VCH-10, F-63: what was read in its future has an age that nobody knows."""
+    """VCH-10, F-63: a fact read in the clock's future has an unknown age."""
     async with open_desk(tmp_path) as desk:
         await opened(desk)
         desk.clock.advance(-3600)
@@ -174,7 +174,7 @@ async def test_a_channel_that_vanished_from_the_chain_is_not_served(tmp_path: Pa
             await perform(desk, desk.payer.voucher(10))
 
 
-async def test_a_deposit_rises_when_deep_and_falls_at_once(tmp_path: Path) -> None:
+async def test_a_deposit_rises_when_deep_and_falls_immediately(tmp_path: Path) -> None:
     """OPEN-12, F-49, F-70: the head is believed where it says less."""
     async with open_desk(tmp_path, confirmations=3) as desk:
         desk.payer.open_on_chain()
@@ -203,7 +203,7 @@ async def test_a_top_up_counts_from_the_block_that_makes_it_deep(
 
 
 async def test_one_source_cannot_take_every_place(tmp_path: Path) -> None:
-    """F-98: invented transactions from one address leave room for everybody else's."""
+    """F-98: invented transactions from one address leave room for those of others."""
     async with open_desk(tmp_path, transaction_wait_s=PATIENCE_S) as desk:
         desk.payer.open_on_chain()
         invented = TxHash(b"\x09" * 32)
@@ -229,7 +229,7 @@ async def test_one_source_cannot_take_every_place(tmp_path: Path) -> None:
 async def test_how_many_places_an_address_has_is_a_setting(
     tmp_path: Path, of_address_max: int
 ) -> None:
-    """O-35: nine agents behind one proxy, at once; one more than the setting is refused."""
+    """O-35: nine agents behind one proxy, together; one more than the setting is refused."""
     async with open_desk(
         tmp_path, transaction_wait_s=PATIENCE_S, chain_checks_per_address=of_address_max
     ) as desk:
@@ -275,7 +275,7 @@ async def test_one_signer_has_a_few_places_wherever_it_comes_from(tmp_path: Path
 
 
 class Stranger:
-    """Somebody with a key of its own, who claims that a transaction opened a channel."""
+    """A stranger with a key, who claims that a transaction opened a channel."""
 
     def __init__(self, desk: Desk, private_key: bytes, tx_hash: TxHash) -> None:
         self._desk = desk

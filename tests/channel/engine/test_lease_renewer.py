@@ -1,4 +1,4 @@
-"""Leases: kept while their owner lives, ended when nobody does."""
+"""Leases: renewed while their owner lives, ended after that."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -164,7 +164,7 @@ async def test_the_loop_goes_on_after_the_books_were_away(
 async def test_when_a_program_stops_every_stream_ends_and_each_later_one(
     desk: Desk, renewer: LeaseRenewer
 ) -> None:
-    """O-32: one may be about to begin while the server is told to stop."""
+    """O-32: a stream may be about to begin while the server is asked to stop."""
     reason = StoppingError("The server is stopping.")
     stopped: list[ProblemError] = []
     other = ChannelKey(desk.payer.key.chain_id, desk.payer.key.escrow, ChannelId(bytes(32)))

@@ -15,7 +15,7 @@ class Clock:
 
 
 def test_a_burst_then_the_steady_rate() -> None:
-    """VCH-09: ten at once, then one every tenth of a second."""
+    """VCH-09: ten together, then one every tenth of a second."""
     clock = Clock()
     limiter = RateLimiter(10, clock)
     for _ in range(10):

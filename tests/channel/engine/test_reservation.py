@@ -137,7 +137,7 @@ async def test_a_stream_that_finds_no_room_holds_nothing(tmp_path: Path) -> None
 
 
 async def test_the_count_survives_cancellation_wherever_it_comes(tmp_path: Path) -> None:
-    """F-42: whatever was interrupted, what was taken is what is spent, to the unit."""
+    """F-42: after any interruption, what was taken is what is spent, to the unit."""
     chance = random.Random(7)  # noqa: S311 - a repeatable history, not a secret
     async with open_desk(tmp_path, reservation_step_units=4) as desk:
         await opened(desk)
@@ -198,7 +198,7 @@ async def test_a_reservation_that_ended_covers_nothing(tmp_path: Path) -> None:
 
 
 async def test_a_replaced_stream_gets_no_further_step(tmp_path: Path) -> None:
-    """ACC-06: told at once in this process, and refused by the books in any."""
+    """ACC-06: this process stops it immediately, and the books refuse it in any process."""
     async with open_desk(tmp_path, reservation_step_units=2) as desk:
         await opened(desk)
         older = await running(desk, 40 * PRICE)
@@ -212,7 +212,7 @@ async def test_a_replaced_stream_gets_no_further_step(tmp_path: Path) -> None:
 
 
 class Outage:
-    """A database that is lost during a commit: made or not, nobody is told which."""
+    """A database that is lost during a commit; the caller cannot know whether it was made."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._apply = ledger.apply
@@ -234,7 +234,7 @@ class Outage:
 async def test_what_was_perhaps_spent_is_spent_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str, *, is_made: bool
 ) -> None:
-    """F-42, F-51: whoever was not told looks before it goes on; the count stays right."""
+    """F-42, F-51: after a lost answer it reads before it goes on; the count stays right."""
     async with open_desk(tmp_path, reservation_step_units=4) as desk:
         await opened(desk)
         outage = Outage(desk.ledger)
@@ -280,7 +280,7 @@ async def test_a_stream_over_a_database_that_is_lost_again_and_again_pays_for_wh
 async def test_a_request_whose_end_was_lost_is_let_go_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lasts: int, *, is_made: bool
 ) -> None:
-    """O-91: at once when the books answer, not when its lease runs out; what was made stays."""
+    """O-91: when the books answer, not when its lease expires; what was made stays."""
     async with open_desk(tmp_path) as desk:
         await opened(desk)
         outage = Outage(desk.ledger)

@@ -178,7 +178,7 @@ def test_a_deposit_on_a_voucher_is_what_it_would_be_by_itself(kind: str, entry: 
     assert split_merged(VoucherPayload(voucher, deposit), deposit) == whole
 
 
-async def test_gas_that_nobody_pays_is_not_promised(tmp_path: Path) -> None:
+async def test_gas_is_not_promised_without_a_sponsor(tmp_path: Path) -> None:
     """CHAL-04, decision 15; and without a promise a signed deposit is a payload not offered."""
     promised = SponsorTerms(credential_types=("authorization", "hash"), token_domain=bytes(32))
     async with open_desk(tmp_path) as desk:

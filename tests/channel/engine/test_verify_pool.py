@@ -1,4 +1,4 @@
-"""Many vouchers at once on several cores: each caller gets the answer to its own."""
+"""Many vouchers concurrently on several cores: each caller gets the answer to its own."""
 
 import asyncio
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ KEY = ChannelKey(31337, Address(b"\xe5" * 20), ChannelId(b"\x0c" * 32))
 
 
 def voucher(amount: int, *, signed_amount: int | None = None) -> SignedVoucher:
-    """Return a voucher; a signature over another amount is somebody else's."""
+    """Return a voucher; a signature over another amount recovers another signer."""
     digest = voucher_digest(KEY, amount if signed_amount is None else signed_amount)
     return SignedVoucher(KEY.channel_id, amount, sign(PRIVATE_KEY, digest))
 

@@ -207,7 +207,7 @@ async def test_old_rows_are_added_up_by_day_and_totals_stay(ledger_url: str, sho
     assert await ledger.list_charge_days(NOW // DAY_S + 3, END_OF_TIME) == []
 
 
-async def test_more_old_rows_than_one_commit_takes_are_added_up_by_two_at_once(
+async def test_two_processes_together_add_up_more_old_rows_than_one_commit_takes(
     ledger_url: str, shop: Shop
 ) -> None:
     """PRUNE_BATCH_MAX: in several commits, and no row twice when two processes prune."""

@@ -1,4 +1,4 @@
-"""Whatever arrives while a commit runs goes into the next; nobody is answered early."""
+"""Calls that arrive while a commit runs go into the next; no call is answered early."""
 
 import asyncio
 import threading
@@ -16,7 +16,7 @@ Commits: TypeAlias = GroupCommit[int, int] | ThreadGroupCommit[int, int]
 
 
 class Disk:
-    """Commits when it is told to, and remembers what it was given."""
+    """Commits when the test says so, and remembers what it was given."""
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
@@ -87,7 +87,7 @@ async def occupied(disk: Disk, commits: Commits) -> "list[asyncio.Future[int]]":
     return calls
 
 
-async def test_nobody_is_answered_before_the_commit_has_returned(disk: Disk) -> None:
+async def test_no_call_is_answered_before_the_commit_has_returned(disk: Disk) -> None:
     """Decision 3."""
     calls = await occupied(disk, disk.start())
     await asyncio.sleep(0.01)
@@ -200,7 +200,7 @@ async def test_a_bug_ends_it_for_good_but_answers_those_that_were_committed(disk
         await commits.submit(4)
 
 
-async def test_nobody_waits_for_ever_when_the_writer_breaks(disk: Disk) -> None:
+async def test_no_call_waits_for_ever_when_the_writer_breaks(disk: Disk) -> None:
     commits = disk.start()
     calls = await occupied(disk, commits)
     calls += submit(commits, 2)
@@ -230,7 +230,7 @@ async def test_closing_commits_what_is_queued_and_refuses_what_is_new(disk: Disk
     await commits.close()
 
 
-async def test_what_nobody_foresaw_is_a_bug_and_stops_the_worker(disk: Disk) -> None:
+async def test_an_unexpected_error_is_a_bug_and_stops_the_worker(disk: Disk) -> None:
     """Habit 7: books that answer 503 for ever would look as if they were only away."""
     disk.error = OverflowError("int too large to convert")
     disk.may_commit.set()
@@ -258,7 +258,7 @@ async def test_after_a_disk_that_failed_nothing_is_committed(disk: Disk) -> None
 
 
 @pytest.mark.parametrize("disk", ["thread"], indirect=True)
-async def test_a_thread_that_has_ended_answers_everybody(disk: Disk) -> None:
+async def test_a_thread_that_has_ended_answers_every_call(disk: Disk) -> None:
     commits = disk.start()
     assert disk.thread is not None
     disk.thread.shutdown()

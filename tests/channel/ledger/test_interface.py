@@ -151,7 +151,7 @@ class TestApply:
         await asyncio.gather(*calls, return_exceptions=True)
         assert (await ledger.apply(KEY, [accepting(1)])).state.accepted == 30
 
-    async def test_a_bug_stops_the_ledger_for_good_and_harms_nobody_else(
+    async def test_a_bug_stops_the_ledger_for_good_and_harms_no_other_call(
         self, ledger: Ledger
     ) -> None:
         await ledger.apply(KEY, [opening(50), reserving(b"r", 10)])
@@ -275,7 +275,7 @@ class TestRequests:
     async def test_a_voucher_published_meanwhile_repeats_no_answer(
         self, ledger: Ledger, open_ledger: OpenLedger
     ) -> None:
-        """Decision 5: decided on the newest state, whatever the gateway knew when it asked."""
+        """Decision 5: decided on the newest state, not on what the gateway knew."""
         await self.answer(ledger)
         settler = await open_ledger()
         assert (await settler.apply(KEY, [c.Publish(50)])).refusal is None
@@ -290,7 +290,7 @@ class TestRequests:
             assert isinstance(applied.refusal, InsufficientBalanceError) is not is_repeated
             assert applied.state.spent == 10
 
-    async def test_a_repeat_while_it_runs_is_told_to_wait(self, ledger: Ledger) -> None:
+    async def test_a_repeat_while_it_runs_is_asked_to_wait(self, ledger: Ledger) -> None:
         commands: list[c.Command] = [reserving(b"other", 10)]
         retry = ClaimRequest(replace(CLAIM, reservation_id=b"other"))
         applied = await ledger.apply(KEY, commands, request=retry)
@@ -496,7 +496,7 @@ class TestRequests:
         claims[rich].append(await self.store(ledger, rich, 7, 1_000))
         assert await self.kept(ledger, rich, claims[rich]) == [True] * 5
 
-    async def test_no_channel_keeps_more_bytes_than_one_bound_whatever_it_paid(
+    async def test_no_channel_keeps_more_bytes_than_one_bound_for_any_payment(
         self, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """O-10, issue 10 B: at the bound all are kept; with one byte more the oldest goes."""
@@ -654,7 +654,7 @@ class TestWatch:
             assert await watch.changed(PATIENCE_S)
             await quiet(watch)
 
-    async def test_a_change_during_the_call_wakes_it_at_once(self, ledger: Ledger) -> None:
+    async def test_a_change_during_the_call_wakes_it_immediately(self, ledger: Ledger) -> None:
         """F-109."""
         await ledger.apply(KEY, [opening(0)])
         async with ledger.watch(KEY) as watch:

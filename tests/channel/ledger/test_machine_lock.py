@@ -19,7 +19,7 @@ def lock(folder: Path) -> MachineLock:
     return MachineLock("payee", "place", is_shared=False, folder=folder)
 
 
-async def test_a_lock_that_somebody_keeps_is_refused_in_bounded_time(
+async def test_a_lock_that_another_process_keeps_is_refused_in_bounded_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """O-98: by its name, so that an operator can find whose it is; then it can be taken."""
@@ -36,7 +36,7 @@ async def test_a_lock_that_somebody_keeps_is_refused_in_bounded_time(
 
 @pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
 async def test_what_is_no_file_is_no_lock(tmp_path: Path, make: Any) -> None:
-    """O-98: of a directory, or a pipe, nobody knows what locking it means."""
+    """O-98: a lock on a directory or a pipe has no defined meaning."""
     make(tmp_path / "mpp-session-payee.lock")
     with pytest.raises(ConfigError, match="is not a regular file"):
         await lock(tmp_path).acquire()

@@ -48,7 +48,7 @@ def state(number: int) -> ChannelState:
 
 
 def test_a_head_that_cannot_be_read_is_damage(marker: Marker, path: Path) -> None:
-    """O-98: whose marker it is nobody can tell, so it is not taken for a new one."""
+    """O-98: the owner of such a marker is unknown, so it is not taken for a new one."""
     marker.note([state(5)])
     marker.close()
     content = path.read_bytes()

@@ -114,7 +114,7 @@ async def test_a_stream_survives_the_loss_of_the_listening_connection(
     assert min(times) < LEDGER_REMOTE_POLL_S / 2
 
 
-async def test_a_change_nobody_is_told_of_is_found_by_the_poll(
+async def test_a_change_without_a_notification_is_found_by_the_poll(
     workers: list[PostgresLedger],
 ) -> None:
     one, other = workers
@@ -173,7 +173,7 @@ async def test_a_gateway_whose_clock_is_wrong_does_not_start(
 async def test_a_server_that_became_a_standby_is_left_for_the_one_that_took_over(
     workers: list[PostgresLedger],
 ) -> None:
-    """F-51: it goes on answering, and refuses every write for as long as somebody listens to it."""
+    """F-51: it goes on answering, and refuses every write while clients are connected."""
     one, _ = workers
     await one.apply(KEY, [opening(10)])
     writer = one._writer  # noqa: SLF001 - the fault
@@ -184,10 +184,10 @@ async def test_a_server_that_became_a_standby_is_left_for_the_one_that_took_over
     assert (await one.apply(KEY, [accepting(20)])).require().accepted == 20
 
 
-async def test_workers_that_open_the_same_channels_at_once_agree(
+async def test_workers_that_open_the_same_channels_together_agree(
     workers: list[PostgresLedger],
 ) -> None:
-    """F-25, F-36: whoever is second builds on the first."""
+    """F-25, F-36: the second builds on the first."""
     calls = [
         ledger.apply(key_of(number), [opening(amount, key_of(number))])
         for number in range(20)
@@ -277,9 +277,7 @@ async def test_a_commit_that_collides_is_tried_so_often(
 
 
 @pytest.mark.parametrize("value", ["off", "local", "remote_write"])
-async def test_a_session_waits_for_the_disk_whatever_its_url_says(
-    postgres_url: str, value: str
-) -> None:
+async def test_a_session_waits_for_the_disk_against_its_url(postgres_url: str, value: str) -> None:
     """Decision 3, O-87: what a session may set for itself, ours sets."""
     connection = await postgres_connection.connect(f"{postgres_url}&synchronous_commit={value}")
     assert await connection.fetchval("SHOW synchronous_commit") == "on"
@@ -312,7 +310,7 @@ async def test_many_workers_may_start_on_an_empty_database(postgres_url: str) ->
 @pytest.mark.usefixtures("_asyncpg_may_stat")
 async def test_a_server_that_is_not_there_is_a_clear_error() -> None:
     with pytest.raises(LedgerUnavailableError, match="PostgreSQL"):
-        await PostgresLedger.open("postgresql://nobody@127.0.0.1:1/none", exclusive=True)
+        await PostgresLedger.open("postgresql://nouser@127.0.0.1:1/none", exclusive=True)
 
 
 async def test_a_new_worker_does_not_end_what_another_holds(
@@ -352,7 +350,7 @@ async def test_a_worker_that_may_not_make_the_tables_says_so(
         await PostgresLedger.open(postgres_url, exclusive=True)
 
 
-async def test_a_row_somebody_keeps_locked_is_an_error_in_bounded_time(
+async def test_a_row_that_stays_locked_is_an_error_in_bounded_time(
     workers: list[PostgresLedger], admin: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """F-36: a lock that is not given back does not hold up the others for ever."""
@@ -374,7 +372,7 @@ async def test_a_refused_connection_is_an_error_until_the_server_is_back(
     await one.apply(KEY, [opening(10), streaming(b"s", 5)])
     real = one._dsn  # noqa: SLF001 - the fault
     for part in (one, one._listener):  # noqa: SLF001
-        monkeypatch.setattr(part, "_dsn", "postgresql://nobody@127.0.0.1:1/none")
+        monkeypatch.setattr(part, "_dsn", "postgresql://nouser@127.0.0.1:1/none")
     await end_connections(admin, "%")
     await asyncio.sleep(0.3)
     with pytest.raises(LedgerUnavailableError):
@@ -484,7 +482,7 @@ async def test_a_look_that_the_server_refuses_is_an_error_and_the_next_goes_on(
     assert await ledger.prune(0) == 0
 
 
-async def test_workers_that_prune_at_once_both_end(
+async def test_workers_that_prune_together_both_end(
     workers: list[PostgresLedger], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """O-98, O-10: one finds that the other has dropped what it was about to."""

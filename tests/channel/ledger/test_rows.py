@@ -1,4 +1,4 @@
-"""Row <-> value without loss, and a row that is none of ours is named, not believed."""
+"""Row <-> value without loss, and an error names a row that no ledger wrote."""
 
 import sqlite3
 import struct

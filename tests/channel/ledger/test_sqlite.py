@@ -87,7 +87,9 @@ async def test_the_books_are_their_owners_alone(path: Path) -> None:
 class TestOneGateway:
     """Decision 9."""
 
-    async def test_a_second_gateway_is_told_who_has_the_ledger(self, path: Path) -> None:
+    async def test_the_error_of_a_second_gateway_names_the_owner_of_the_ledger(
+        self, path: Path
+    ) -> None:
         first = await SqliteLedger.open(path, exclusive=True)
         with pytest.raises(ConfigError, match=f"process {os.getpid()}"):
             await SqliteLedger.open(path, exclusive=True)
@@ -202,7 +204,7 @@ class TestOpening:
     async def test_who_creates_it_second_waits_for_the_first(
         self, path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """O-98, F-37: SQLite itself waits for nobody when it is to begin a log; in bounded time."""
+        """O-98, F-37: in bounded time; SQLite itself does not wait before it begins a log."""
         first = sqlite3.connect(path, isolation_level=None)
         first.execute("BEGIN IMMEDIATE")
         with monkeypatch.context() as impatient:
@@ -218,7 +220,7 @@ class TestOpening:
         assert (await ledger.apply(KEY, [opening(50)])).state.accepted == 50
         await ledger.close()
 
-    async def test_many_processes_may_create_it_at_once(self, path: Path) -> None:
+    async def test_many_processes_may_create_it_concurrently(self, path: Path) -> None:
         """F-37."""
         opened = await asyncio.gather(*[SqliteLedger.open(path, exclusive=False) for _ in range(6)])
         for ledger in opened:
@@ -290,7 +292,7 @@ class TestMemory:
         await other.close()
         await ledger.close()
 
-    async def test_another_process_may_prune_at_once(
+    async def test_another_process_may_prune_concurrently(
         self, path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """O-98, O-10: one finds that the other has dropped what it was about to, and ends."""

@@ -38,7 +38,7 @@ def holding(name: bytes, amount: int, kind: ReservationKind) -> c.Reserve:
 
 
 @pytest.mark.parametrize("kind", ReservationKind)
-def test_a_request_is_one_entry_whatever_it_was_spent_in(kind: ReservationKind) -> None:
+def test_a_request_of_any_kind_is_one_entry(kind: ReservationKind) -> None:
     entered = charges(
         opening(100),
         holding(b"r", 10, kind),

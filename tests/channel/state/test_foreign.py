@@ -1,4 +1,4 @@
-"""Who settled or closed: these books, the payer, or somebody else with the payee's key (O-89)."""
+"""Who settled or closed: these books, the payer, or a thief of the payee's key (O-89)."""
 
 from typing import Any
 
@@ -69,7 +69,7 @@ def test_what_these_books_did_not_make_is_noted(
         "our settle, copied",
         "our close",
         "a withdrawal",
-        "a withdrawal, nobody knows when",
+        "a withdrawal at an unknown time",
         "a request",
         "a top-up",
     ],
@@ -82,7 +82,7 @@ def test_what_these_books_or_the_payer_did_is_not(
 
 
 def test_a_close_that_was_recorded_though_it_is_not_ours_is_noted() -> None:
-    """O-89: whoever waited for our close is answered with the one that was faster."""
+    """O-89: a caller that waits for our close gets the foreign one, which was faster."""
     close = RecordClose(fact(settled=0, is_finalized=True, block=109), b"t" * 32)
     assert run(*OPEN, *DECIDED, close).foreign_block == 109
     ours = RecordClose(fact(settled=80, is_finalized=True, block=109), b"t" * 32)

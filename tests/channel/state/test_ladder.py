@@ -82,7 +82,7 @@ def test_the_payers_close_is_taken_when_it_covers_spent(presented: int, taken: i
 
 
 def test_a_public_close_is_taken_only_when_it_equals_spent() -> None:
-    """CLOSE-02: anybody could have sent an amount that was on chain."""
+    """CLOSE-02: a stranger could have sent an amount that was on chain."""
     state = run(Observe(fact(settled=8, block=200)), state=spent_to(5, 10, 20))
     assert closing_voucher(state, voucher(8)) == LadderVoucher(8, b"")
     spent = spent_to(12, 10, 20)

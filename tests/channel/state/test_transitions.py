@@ -198,7 +198,7 @@ class TestReserve:
             run(opening(0), reserving(b"r", 1, presented=0))
 
     def test_a_public_voucher_buys_nothing(self) -> None:
-        """Decision 5, VCH-04, F-32: whatever is available."""
+        """Decision 5, VCH-04, F-32: also while value is available."""
         state = run(opening(100), c.Publish(100))
         with pytest.raises(InsufficientBalanceError) as refused:
             run(reserving(b"r", 1, presented=100), state=state)
@@ -265,7 +265,7 @@ class TestStream:
             run(extending(b"s", 32, amount_min=8), state=state)
         assert refused.value.required_cumulative == 8
 
-    def test_a_stream_at_zero_is_told_what_it_needs(self) -> None:
+    def test_a_stream_at_zero_learns_what_it_needs(self) -> None:
         """ACC-05, SSE-02."""
         state = run(opening(10), streaming(b"s", 10), c.Spend(b"s", 10))
         with pytest.raises(InsufficientBalanceError) as refused:
@@ -440,7 +440,7 @@ class TestClose:
             ],
         ],
     )
-    def test_a_close_that_was_overtaken_is_refused_and_stops_nobody(
+    def test_a_close_that_was_overtaken_is_refused_and_stops_no_worker(
         self, before: list[c.Command]
     ) -> None:
         """Two closes may race (F-40); the loser asks again."""
@@ -477,7 +477,7 @@ class TestRepair:
     @pytest.mark.parametrize(
         ("accepted", "spent"), [(50, 51), (DEPOSIT + 1, 50), (50, AMOUNT_MAX + 1)]
     )
-    def test_an_impossible_repair_is_refused_and_stops_nobody(
+    def test_an_impossible_repair_is_refused_and_stops_no_worker(
         self, accepted: int, spent: int
     ) -> None:
         with pytest.raises(ChannelStoppedError):

@@ -46,7 +46,7 @@ def test_another_implementation_agrees_on_signature_and_signer(key: bytes, diges
 
 
 @given(KEYS, DIGESTS)
-def test_the_other_v_is_somebody_else(key: bytes, digest: bytes) -> None:
+def test_the_other_v_recovers_another_signer(key: bytes, digest: bytes) -> None:
     """F-16: verifying with the known key would accept it, and the contract would not."""
     try:
         other = recover(digest, flipped(sign(key, digest)))
@@ -56,7 +56,7 @@ def test_the_other_v_is_somebody_else(key: bytes, digest: bytes) -> None:
 
 
 def test_verification_by_key_would_fall_into_the_trap() -> None:
-    """F-16: why signers are recovered: r and s alone satisfy the key whatever v says."""
+    """F-16: why signers are recovered: r and s alone satisfy the key with either v."""
     public = PrivateKey(KEY).public_key
     from_right = PrivateKey(KEY).sign(DIGEST, hasher=None)
     assert public.verify(from_right, DIGEST, hasher=None)
@@ -112,15 +112,15 @@ def test_the_greatest_low_s_is_canonical() -> None:
     require_canonical(word(ORDER - 1) + word(1) + b"\x1c")
 
 
-def test_an_r_that_is_no_point_recovers_nobody() -> None:
+def test_an_r_that_is_no_point_recovers_no_signer() -> None:
     """F-17: never address zero, always a refusal. No point has the x of 5."""
     with pytest.raises(InvalidSignatureError, match="No key"):
         recover(DIGEST, word(5) + word(1) + b"\x1b")
 
 
 @given(st.binary(min_size=65, max_size=65), DIGESTS)
-def test_any_65_bytes_recover_somebody_or_are_refused(signature: bytes, digest: bytes) -> None:
-    """F-17: a typed refusal and no other error; nobody has address zero."""
+def test_any_65_bytes_recover_a_signer_or_are_refused(signature: bytes, digest: bytes) -> None:
+    """F-17: a typed refusal and no other error; no signer has address zero."""
     with contextlib.suppress(InvalidSignatureError):
         assert recover(digest, signature[:64] + b"\x1b") != bytes(20)
 

@@ -105,7 +105,7 @@ def test_golden_calls_are_the_abi_encoding_of_their_arguments(entry: Entry) -> N
 
 
 def test_every_list_of_the_vectors_has_its_tests() -> None:
-    """A list added to the vectors fails here until somebody reads it."""
+    """A list added to the vectors fails here until a test reads it."""
     assert {name for name, value in EVM.items() if isinstance(value, list)} == {
         "channelId",
         "voucher",

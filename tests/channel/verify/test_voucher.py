@@ -59,9 +59,7 @@ def test_golden_vouchers_are_accepted_or_refused_as_the_contract_does(entry: Ent
 
 
 @given(AMOUNTS, AMOUNTS, st.sampled_from(["amount", "chain", "escrow", "channel", "key"]))
-def test_a_voucher_altered_in_anything_is_somebody_elses(
-    amount: int, other: int, what: str
-) -> None:
+def test_a_voucher_with_any_part_altered_is_refused(amount: int, other: int, what: str) -> None:
     """SEC-03, F-14, F-23: amount, chain, escrow, channel, signer."""
     voucher, key = signed(amount), KEY
     if what == "amount":
@@ -100,8 +98,8 @@ def test_a_voucher_for_another_channel_is_refused_before_its_signature_is_read()
         verify_wallet_voucher(voucher, KEY, is_valid=True)
 
 
-def test_nobody_signs_as_address_zero() -> None:
-    """F-17: an unset signer is never matched, whatever is recovered."""
+def test_no_signature_is_valid_for_address_zero() -> None:
+    """F-17: no recovered address matches an unset signer."""
     with pytest.raises(SignerMismatchError):
         verify_voucher(signed(1), KEY, ZERO_ADDRESS)
 

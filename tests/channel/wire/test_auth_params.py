@@ -83,7 +83,7 @@ def test_a_quoted_pair_stands_for_its_second_character() -> None:
     assert only(r'Payment a="\"\\\x\u12"').params == {"a": '"\\xu12'}
 
 
-def test_schemes_mixed_on_one_line_are_told_apart() -> None:
+def test_schemes_mixed_on_one_line_are_separated() -> None:
     """CORE-09, F-08: commas separate challenges, parameters, and stand in quoted strings."""
     line = (
         'Bearer realm="contact Payment support, please", error="x", Payment id="1", realm="a,b",'

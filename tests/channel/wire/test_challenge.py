@@ -94,7 +94,7 @@ def test_several_challenges_of_one_line_are_found(entry: Entry) -> None:
     assert [challenge.id for challenge in found] == entry["ids"] == entry["mppx"]
 
 
-def test_other_schemes_are_skipped_whatever_they_hold() -> None:
+def test_other_schemes_are_skipped_with_any_contents() -> None:
     """CORE-09: only a malformed Payment challenge is our concern."""
     lines = ['Bearer realm="unterminated', 'Basic realm="x"', format_challenge(CHALLENGE), ""]
     assert parse_challenges(lines) == (CHALLENGE,)

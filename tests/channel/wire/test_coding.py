@@ -1,4 +1,4 @@
-"""Content codings are undone within a bound, whatever the bytes stand for (O-23)."""
+"""Content codings of any bytes are undone within a bound (O-23)."""
 
 import gzip
 import tracemalloc

@@ -140,13 +140,13 @@ def test_the_one_payment_credential_is_selected(values: list[str], selected: str
     ],
 )
 def test_two_payment_credentials_are_a_bad_request(values: list[str]) -> None:
-    """CORE-10: two lines, two elements, or two fields; alike or not."""
+    """CORE-10: two lines, two elements, or two fields; equal or not."""
     with pytest.raises(BadRequestError, match="More than one"):
         select_credential(values)
 
 
 def test_an_oversize_credential_is_refused_undecoded() -> None:
-    """CORE-14, F-02: 64 KiB, whatever it holds."""
+    """CORE-14, F-02: 64 KiB, with any contents."""
     most = "Payment " + "A" * (AUTHORIZATION_BYTES_MAX - 8)
     assert select_credential([most]) == most
     with pytest.raises(MalformedCredentialError):
@@ -341,7 +341,7 @@ thread.join()
 """
 
 
-def test_a_deeply_nested_credential_is_refused_whatever_the_recursion_limit_is() -> None:
+def test_a_deeply_nested_credential_is_refused_under_any_recursion_limit() -> None:
     """F-02, SEC-10: a dependency raises the limit on import; then only our bound is left."""
     command = [sys.executable, "-c", DEEP]
     root = Path(__file__).resolve().parents[3]
@@ -416,7 +416,7 @@ def test_the_short_way_answers_only_what_the_long_way_answers(text: bytes) -> No
 
 
 @given(texts(), st.integers(0, 10_000), st.binary(max_size=3))
-def test_damaged_texts_are_judged_alike_too(text: bytes, at: int, damage: bytes) -> None:
+def test_damaged_texts_are_judged_the_same_too(text: bytes, at: int, damage: bytes) -> None:
     """F-03."""
     at %= len(text)
     damaged = text[:at] + damage + text[at + len(damage) :]

@@ -202,7 +202,7 @@ def test_the_size_of_json_is_bounded_before_it_is_read() -> None:
 
 @pytest.mark.parametrize("brackets", ["[]", "{}"])
 def test_the_depth_of_json_is_bounded_before_it_is_read(brackets: str) -> None:
-    """F-02, SEC-10: 16 levels are read; 17 and 30,000 are refused alike."""
+    """F-02, SEC-10: 16 levels are read; 17 and 30,000 are refused."""
     opening, closing = ('{"a":', "}") if brackets == "{}" else ("[", "]")
 
     def nested(depth: int) -> str:
@@ -227,7 +227,7 @@ def test_escaped_quotes_do_not_slow_the_scan_for_depth() -> None:
         parse_json("[" * 17 + '"' + '\\"' * 30_000 + "\\")
 
 
-def test_finite_floats_are_read_where_nobody_asks_for_them() -> None:
+def test_finite_floats_are_read_in_unknown_members() -> None:
     """CRED-04: an unknown member may hold what our own never do."""
     assert parse_json(b'{"a":1.5,"b":-0.0}') == {"a": 1.5, "b": 0.0}
 

@@ -18,7 +18,7 @@ from channel.wire.fields import (
 
 
 def test_a_refusal_names_the_field_and_the_reason() -> None:
-    """ERR-02: the peer is told what to mend."""
+    """ERR-02: the error tells the peer what to correct."""
     with pytest.raises(WireError, match=r"^a: missing$"):
         required({}, "a", parse_bool)
     with pytest.raises(WireError, match=r"^a: not a boolean$"):

@@ -57,7 +57,7 @@ def test_payloads_come_back(payload: Payload) -> None:
     assert parse_payload(format_payload(payload)) == payload
 
 
-def test_the_vouchers_own_signature_is_told_from_the_fundings() -> None:
+def test_the_vouchers_signature_is_separate_from_the_fundings() -> None:
     """OPEN table: `signature` is the voucher's for hash, `voucherSignature` otherwise."""
     for form in ("open hash", "open authorization", "open permit2"):
         payload = parse_payload(PAYLOADS[form])

@@ -87,7 +87,7 @@ STATUSES = {
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_a_registered_type_has_its_registered_status(kind: type[ProblemError]) -> None:
-    """O-56, ERR-02: what no draft registers is under this project's own URI, whatever it is."""
+    """O-56, ERR-02: a type that no draft registers is under this project's own URI."""
     if kind.problem_type in REGISTERED and kind is not errors.MalformedPayloadError:  # AMB-12
         assert kind.status == STATUSES.get(kind.problem_type, 402)
     body = json.loads(format_problem(make(kind)))

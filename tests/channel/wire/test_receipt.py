@@ -108,7 +108,7 @@ def test_unknown_members_are_ignored() -> None:
 def test_a_receipt_that_is_none_is_refused_by_the_name_of_its_field(
     name: str, value: object
 ) -> None:
-    """RCPT table, ENC-03, CLIENT-09: a client checks what it was told, so it must be told."""
+    """RCPT table, ENC-03, CLIENT-09: a client checks each field, so each must be there."""
     wire = {n: v for n, v in GOLDEN.items() if n != name}
     if value is not ...:
         wire[name] = value
@@ -140,7 +140,7 @@ def test_an_amount_beyond_uint128_is_no_receipt() -> None:
 
 
 def test_a_usage_of_several_kinds_is_stated_by_kind() -> None:
-    """TARIFF-07, RCPT-04: a member of ours in place of `units`, of integers and not amounts."""
+    """TARIFF-07, RCPT-04: a member of this project replaces `units`: integers, not amounts."""
     usage = {"input_token": 57, "output_token": 35}
     wire = {name: value for name, value in GOLDEN.items() if name != "units"} | {"usage": usage}
     receipt = parse_receipt_json(json.dumps(wire))

@@ -293,12 +293,12 @@ def test_however_it_arrives_a_stream_holds_the_same_events(
     """F-56: a chunk that is sold is counted once, wherever the network cut it."""
     stream, chunks = cut
     whole, piecewise = EventSplitter(), EventSplitter()
-    at_once = [parse_event(event) for event in [*whole.feed(stream), whole.flush()]]
+    whole_events = [parse_event(event) for event in [*whole.feed(stream), whole.flush()]]
     bit_by_bit = [
         parse_event(event)
         for event in [*(e for chunk in chunks for e in piecewise.feed(chunk)), piecewise.flush()]
     ]
-    assert [e for e in bit_by_bit if e] == [e for e in at_once if e]
+    assert [e for e in bit_by_bit if e] == [e for e in whole_events if e]
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\r", b"\r\n"])

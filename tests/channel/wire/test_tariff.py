@@ -113,7 +113,7 @@ def test_a_plain_price_stays_as_the_draft_has_it() -> None:
     [("amount", "3"), ("unitType", "20_input_tokens"), ("unitType", "output_token")],
 )
 def test_a_main_rate_that_is_not_the_shown_price_is_refused(name: str, value: str) -> None:
-    """TARIFF-04: a reader of the draft and a reader of tariffs must be told one price."""
+    """TARIFF-04: a reader of the draft and a reader of tariffs must find one price."""
     wire = request_object() | {"tariff": GOLDEN["tariffs"][0]["tariff"]}
     assert parse_session_request_object(wire).tariff is not None
     with pytest.raises(WireError, match="tariff: its main rate is 1 for each 50_output_tokens"):
