@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from mpp_session.agent.sync_client import SyncPayments as SyncPayments
     from mpp_session.agent.sync_client import open_sync_client as open_sync_client
     from mpp_session.devnet_file import read_devnet as read_devnet
+    from mpp_session.observe.metrics import PrometheusHooks as PrometheusHooks
     from mpp_session.selling import sell as sell
 
 _HOMES = {
@@ -79,6 +80,7 @@ _HOMES = {
     "Payments": "channel.client.payments",
     "Policy": "channel.client.policy.policy",
     "Price": "channel.http.pricing",
+    "PrometheusHooks": "mpp_session.observe.metrics",
     "Quote": "channel.client.policy.quote",
     "ReceiptEvent": "channel.http.hooks",
     "RefusalEvent": "channel.http.hooks",

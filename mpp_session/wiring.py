@@ -160,7 +160,17 @@ async def build_parts(
             await child.ready()
         unit = await read_token_unit(reader.rpc, token)
         yield Parts(
-            config, ledger, reader, engine, watcher, child, clock, guard, journal, unit, is_first
+            config=config,
+            ledger=ledger,
+            reader=reader,
+            engine=engine,
+            watcher=watcher,
+            settler=child,
+            clock=clock,
+            guard=guard,
+            journal=journal,
+            unit=unit,
+            is_first=is_first,
         )
 
 

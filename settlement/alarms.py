@@ -6,7 +6,8 @@ docs/guide/operating.md says under the same names what to do.
 
 import enum
 import logging
-from typing import Final
+from collections.abc import Callable
+from typing import Final, TypeAlias
 
 import msgspec
 
@@ -80,11 +81,17 @@ class Alarm(msgspec.Struct, frozen=True):
     text: str
 
 
+OnChange: TypeAlias = Callable[[Alarm, bool], None]
+"""Takes an alarm that rings or rises, with True, and one that ends, with False."""
+
+
 class Alarms:
     """The alarms that ring now."""
 
     def __init__(self) -> None:
         self._ringing: dict[tuple[AlarmKind, str], Alarm] = {}
+        self.on_change: OnChange | None = None
+        """Called with each change. It must not raise."""
 
     @property
     def ringing(self) -> list[Alarm]:
@@ -95,13 +102,18 @@ class Alarms:
         """Start an alarm or raise its level; logged once for each level."""
         before = self._ringing.get((kind, subject))
         if before is None or before.level < level:
-            self._ringing[kind, subject] = Alarm(kind, subject, level, text)
+            alarm = self._ringing[kind, subject] = Alarm(kind, subject, level, text)
             _log.error("alarm %s%s: %s", kind.value, _named(subject), text)
+            if self.on_change is not None:
+                self.on_change(alarm, True)  # noqa: FBT003 - positional in the callback's type
 
     def end(self, kind: AlarmKind, *, subject: str = "") -> None:
         """End an alarm. Nothing happens if it does not ring."""
-        if self._ringing.pop((kind, subject), None) is not None:
+        alarm = self._ringing.pop((kind, subject), None)
+        if alarm is not None:
             _log.warning("alarm %s%s: over", kind.value, _named(subject))
+            if self.on_change is not None:
+                self.on_change(alarm, False)  # noqa: FBT003 - as above
 
 
 def _named(subject: str) -> str:

@@ -6,6 +6,7 @@ module knows neither SQL nor channels.
 """
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
@@ -14,11 +15,13 @@ from typing import Generic, TypeAlias, TypeVar
 from channel.errors import InvariantError, LedgerUnavailableError, MppSessionError
 from channel.limits import COMMIT_BATCH_MAX, COMMIT_QUEUE_MAX
 
-__all__ = ["GroupCommit", "ThreadGroupCommit"]
+__all__ = ["GroupCommit", "OnCommit", "ThreadGroupCommit"]
 
 J = TypeVar("J")
 R = TypeVar("R")
 _Batch: TypeAlias = "list[tuple[J, asyncio.Future[R]]]"
+OnCommit: TypeAlias = Callable[[int, float], None]
+"""Takes the number of jobs in a commit, and its seconds."""
 
 
 class GroupCommit(Generic[J, R]):
@@ -36,6 +39,8 @@ class GroupCommit(Generic[J, R]):
         batch_max: int = COMMIT_BATCH_MAX,
         queue_max: int = COMMIT_QUEUE_MAX,
     ) -> None:
+        self.on_commit: OnCommit | None = None
+        """Called after each commit that did not fail. It must not raise."""
         self._commit = commit
         self._jobs: _Jobs[J, R] = _Jobs(batch_max, queue_max)
         self._writer: asyncio.Task[None] | None = None
@@ -61,8 +66,11 @@ class GroupCommit(Generic[J, R]):
     async def _write(self) -> None:
         try:
             while batch := self._jobs.take():
+                began = time.monotonic()
                 try:
                     self._jobs.answer(batch, await self._commit([job for job, _ in batch]))
+                    if self.on_commit is not None:
+                        self.on_commit(len(batch), time.monotonic() - began)
                 except Exception as error:  # noqa: BLE001 - a bug, see `fail`
                     self._jobs.fail(batch, error)
                 except BaseException:
@@ -92,6 +100,8 @@ class ThreadGroupCommit(Generic[J, R]):
 
         `post` raises `LedgerUnavailableError` when its thread has ended.
         """
+        self.on_commit: OnCommit | None = None
+        """See `GroupCommit.on_commit`; called in the event loop."""
         self._commit = commit
         self._post = post
         self._jobs: _Jobs[J, R] = _Jobs(batch_max, queue_max)
@@ -129,6 +139,7 @@ class ThreadGroupCommit(Generic[J, R]):
     def _run_batch(self) -> None:
         """Run in the thread. The loop posts nothing more before it has seen the result."""
         batch = self._jobs.take()
+        began = time.monotonic()
         try:
             results = self._commit([job for job, _ in batch])
         except Exception as error:  # noqa: BLE001 - a bug, see `fail`
@@ -136,8 +147,15 @@ class ThreadGroupCommit(Generic[J, R]):
         except BaseException:  # noqa: BLE001 - this thread has no caller to raise it to
             done = partial(self._jobs.lose, batch)
         else:
-            done = partial(self._jobs.answer, batch, results)
+            done = partial(self._answer, batch, results, time.monotonic() - began)
         self._loop.call_soon_threadsafe(self._end_batch, len(batch), done)
+
+    def _answer(
+        self, batch: "_Batch[J, R]", results: Sequence[R | Exception], seconds: float
+    ) -> None:
+        self._jobs.answer(batch, results)
+        if self.on_commit is not None:
+            self.on_commit(len(batch), seconds)
 
     def _end_batch(self, size: int, done: Callable[[], None]) -> None:
         self._batch_before = size

@@ -15,6 +15,7 @@ import msgspec
 
 from channel.errors import ChannelNotFoundError, ProblemError
 from channel.ledger.accounts import ChargeDay, ChargeRow
+from channel.ledger.group_commit import OnCommit
 from channel.ledger.marker import BooksId, Marker
 from channel.state.channel_state import ChannelState
 from channel.state.commands import Command
@@ -221,6 +222,9 @@ class Ledger(Protocol):
 
     async def look(self) -> Soundness:
         """Check that a commit still means "on disk", and that none was lost (see `guard`)."""
+
+    def report_commits(self, report: OnCommit) -> None:
+        """Call `report` after each commit with its number of jobs and its seconds."""
 
     async def close(self) -> None:
         """Commit what is queued, then release the database."""

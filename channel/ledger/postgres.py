@@ -13,7 +13,7 @@ from channel.ledger import postgres_accounts as accounts
 from channel.ledger import postgres_connection as pg
 from channel.ledger.accounts import AccountSettings, ChargeDay, ChargeRow, last_day
 from channel.ledger.batch import Job, job_of
-from channel.ledger.group_commit import GroupCommit
+from channel.ledger.group_commit import GroupCommit, OnCommit
 from channel.ledger.interface import Applied, ConsumeProof, RequestUpdate, Soundness
 from channel.ledger.marker import BooksId, Marker, find_loss
 from channel.ledger.postgres_books import (
@@ -311,6 +311,10 @@ class PostgresLedger:
         if found.fault is None:
             await self._listener.show()
         return found
+
+    def report_commits(self, report: OnCommit) -> None:
+        """See `interface.Ledger.report_commits`."""
+        self._commits.on_commit = report
 
     async def look(self) -> Soundness:
         """See `interface.Ledger.look`."""

@@ -13,7 +13,7 @@ from channel.ledger import sqlite_accounts as accounts
 from channel.ledger import sqlite_books as sql
 from channel.ledger.accounts import AccountSettings, ChargeDay, ChargeRow, last_day
 from channel.ledger.batch import Job, job_of
-from channel.ledger.group_commit import ThreadGroupCommit
+from channel.ledger.group_commit import OnCommit, ThreadGroupCommit
 from channel.ledger.interface import Applied, ConsumeProof, RequestUpdate, Soundness
 from channel.ledger.marker import BooksId, Marker, find_loss
 from channel.ledger.sqlite_connection import (
@@ -260,6 +260,10 @@ class SqliteLedger:
         await self._connection.run_transaction(partial(sql.mark, marker=marker.name))
         self._marker = marker
         return await self.look()
+
+    def report_commits(self, report: OnCommit) -> None:
+        """See `interface.Ledger.report_commits`."""
+        self._commits.on_commit = report
 
     async def look(self) -> Soundness:
         """See `interface.Ledger.look`."""

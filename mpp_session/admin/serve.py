@@ -13,7 +13,7 @@ __all__ = ["serve_admin"]
 
 _STOP_S: Final = 1
 """Seconds that running answers get at the end, such as a page's live events."""
-_CONNECTIONS_MAX: Final = 100
+_CONNECTIONS: Final = 100
 
 
 async def serve_admin(listener: socket.socket, app: ASGIApp) -> None:
@@ -27,7 +27,7 @@ async def serve_admin(listener: socket.socket, app: ASGIApp) -> None:
             log_config=None,
             access_log=False,
             server_header=False,
-            limit_concurrency=_CONNECTIONS_MAX,
+            limit_concurrency=_CONNECTIONS,
             timeout_graceful_shutdown=_STOP_S,
         )
     )

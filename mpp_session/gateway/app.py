@@ -199,6 +199,16 @@ class Gateway:
         """Probe the model server repeatedly while the gateway serves."""
         await self._readiness.run()
 
+    async def require_model_server(self) -> None:
+        """Return if the model server answers, by a look that is seconds old at most.
+
+        Raises:
+            ModelServerDownError: It does not.
+        """
+        asking = self._readiness.require()
+        if asking is not None:
+            await asking
+
     def end_streams(self) -> None:
         """End every running stream now, with its receipt."""
         self._gate.engine.end_streams()

@@ -53,6 +53,10 @@ class ModelPrices:
         self.now = now
         self._payment = payment
 
+    def name_of(self, model: str) -> str | None:
+        """Return the name or pattern under which the current table has a model."""
+        return self.table.name_of(model)
+
     def price(self, endpoint: str) -> Price | PriceOf:
         """Return the price of an endpoint, for its route."""
         only = self.table.only(endpoint)

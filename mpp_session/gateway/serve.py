@@ -10,8 +10,10 @@ from functools import partial
 from typing import Any, Final
 
 import uvicorn
+from prometheus_client import CollectorRegistry
 from starlette.types import ASGIApp
 
+from channel.http.hooks import Fanout, Hooks
 from channel.limits import ACCEPTED_TOGETHER_MAX, HEAD_BYTES_MAX
 from channel.tasks import Tasks
 from mpp_session.dashboard.feed import Feed
@@ -23,6 +25,10 @@ from mpp_session.gateway.operator_port import open_operator_port
 from mpp_session.gateway.sockets import bind, listen, listening_url
 from mpp_session.gateway.upstream import Upstream
 from mpp_session.gateway.workers import Announce, run_workers
+from mpp_session.observe.health import HealthPages, HealthSite
+from mpp_session.observe.metrics import PrometheusHooks
+from mpp_session.observe.provider import Observed
+from mpp_session.observe.scrape import scraped_registry
 from mpp_session.process.gc_tuning import collect_seldom
 from mpp_session.process.os_limits import raise_open_files
 from mpp_session.process.sales import Sales
@@ -78,25 +84,39 @@ async def serve_on(
         broken = asyncio.Event()
         feed, sales = Feed(), Sales(parts.journal)
         await sales.look()
+        counted = CollectorRegistry()
+        metrics = PrometheusHooks(counted)
+        shows = config.admin.enabled and parts.is_first
+        hooks: Hooks = Fanout(metrics, feed) if shows else metrics
         gateway = Gateway(
             config,
             parts.engine,
             upstream,
             stop=broken.set,
             unit=parts.unit,
-            hooks=feed if config.admin.enabled and parts.is_first else None,
+            hooks=hooks,
             sales=sales,
         )
+        metrics.name_of = gateway.prices.name_of
+        observed = Observed(
+            parts,
+            hooks,
+            registry=scraped_registry(counted),
+            model_server=gateway.require_model_server,
+        )
+        parts.ledger.report_commits(metrics.count_commit)
+        pages = HealthPages(observed.health, is_public=True)
         routes, token = await build_dashboard(config, parts, gateway, feed=feed, sales=sales)
-        server = _build_server(gateway, config.listen)
+        server = _build_server(HealthSite(gateway, pages), config.listen)
         collect_seldom()
         with open_operator_port(
-            config.admin, routes, is_first=number == 0, token=token
+            config.admin, [*observed.routes(), *routes], is_first=number == 0, token=token
         ) as operator_port:
             listen(listener, config.listen)
             announce(listening_url(listener), gateway.prices.table.describe())
             guards = {
                 **parts.background(),
+                **observed.background(),
                 **operator_port,
                 "keeping consistent books": _fail_when(broken),
                 "watching for a pause of sales": sales.run(),

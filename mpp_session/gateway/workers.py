@@ -10,9 +10,11 @@ then the workers end.
 import asyncio
 import contextlib
 import logging
+import shutil
 import signal
 import socket
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Final, TypeAlias
 
@@ -26,7 +28,7 @@ from mpp_session.process.child import start_settler
 from mpp_session.process.logs import log_arguments
 from mpp_session.process.relay import child_stderr
 from mpp_session.settings import Config, Money, Secret
-from mpp_session.settings.config import bare_environment, without_keys
+from mpp_session.settings.config import COUNTS_VARIABLE, bare_environment, without_keys
 from mpp_session.settings.values import decode_value
 
 __all__ = ["Announce", "Report", "Task", "read_task", "run_workers"]
@@ -78,8 +80,11 @@ async def run_workers(config: Config, *, announce: Announce, stopping: asyncio.E
         if config.settlement.start:
             settler = await open_.enter_async_context(start_settler(config))
         settings = without_keys(config)
+        # Where the workers count together, those that were killed included.
+        counts = await asyncio.to_thread(tempfile.mkdtemp, prefix="mpp-session-counts-")
+        open_.push_async_callback(asyncio.to_thread, shutil.rmtree, counts, ignore_errors=True)
         workers = [
-            await open_.enter_async_context(_Worker(settings, number, listener).running())
+            await open_.enter_async_context(_Worker(settings, number, listener, counts).running())
             for number in range(config.listen.workers)
         ]
         await asyncio.gather(
@@ -95,8 +100,9 @@ async def run_workers(config: Config, *, announce: Announce, stopping: asyncio.E
 class _Worker:
     """One worker, across the processes that run it."""
 
-    def __init__(self, config: Config, number: int, listener: socket.socket) -> None:
+    def __init__(self, config: Config, number: int, listener: socket.socket, counts: str) -> None:
         self._config = config
+        self._counts = counts
         self._number = number
         self._listener = listener
         self._process: asyncio.subprocess.Process | None = None
@@ -183,7 +189,7 @@ class _Worker:
             stdout=asyncio.subprocess.PIPE,
             stderr=child_stderr(),
             pass_fds=(fd,),
-            env=bare_environment(),
+            env={**bare_environment(), COUNTS_VARIABLE: self._counts},
             process_group=0,  # Ctrl-C reaches only the parent, which ends the workers in order
         )
         if process.stdin is not None:

@@ -108,6 +108,12 @@ class PriceTable:
         ]
         return min(times, default=math.inf)
 
+    def name_of(self, model: str) -> str | None:
+        """Return the name or pattern of the first row for a model; None if none is for it."""
+        return next(
+            (one.row.model for one in self.listings if _matches(one.row.model, model)), None
+        )
+
     def models(self, endpoint: str, at: float) -> tuple[str, ...]:
         """Return the names and patterns that are sold under an endpoint at a time."""
         return tuple(dict.fromkeys(one.row.model for one in self.at(endpoint, at)))

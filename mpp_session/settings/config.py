@@ -33,9 +33,11 @@ from mpp_session.settings.price_rows import read_price_file, read_price_rows
 from mpp_session.settings.values import decode_value
 
 __all__ = [
+    "COUNTS_VARIABLE",
     "ENVIRONMENT_PREFIX",
     "Setting",
     "bare_environment",
+    "counts_folder",
     "default_state_dir",
     "list_row_fields",
     "list_settings",
@@ -55,6 +57,8 @@ __all__ = [
 _log: Final = logging.getLogger(__name__)
 
 ENVIRONMENT_PREFIX: Final = "MPP_SESSION_"
+COUNTS_VARIABLE: Final = "PROMETHEUS_MULTIPROC_DIR"
+"""Names the folder in which processes count together: prometheus-client reads it when imported."""
 _SQLITE: Final = "sqlite:///"
 _Kind = TypeVar("_Kind", bound=WatchConfig)
 
@@ -298,6 +302,11 @@ def default_state_dir() -> Path:
             "`ledger.state_dir` to a directory that outlives this process and this container"
         ) from error
     return home / "mpp-session"
+
+
+def counts_folder() -> str | None:
+    """Return the folder in which the processes of one gateway count together; None if alone."""
+    return os.environ.get(COUNTS_VARIABLE) or None
 
 
 def bare_environment() -> dict[str, str]:

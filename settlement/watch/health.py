@@ -119,6 +119,10 @@ class HealthChecks:
         self._by_tower: set[ChannelKey] = set()
         """Channels that a tower settled above what was delivered, with a settle it was handed."""
         self._asked = 0
+        self.balance_wei: int | None = None
+        """Ether of the account that pays the gas; None before it is read."""
+        self.reserve_wei: int | None = None
+        """Ether that it needs, by the last check."""
         self._nodes = nodes or NodeGuard(reader, alarms)
 
     def show(self, state: ChannelState, *, now: int) -> None:
@@ -296,6 +300,7 @@ class HealthChecks:
         if self.gate.is_gas_low:  # gas prices vary with each block: require a margin to end it
             reserve += reserve // _SPARE_DIVISOR
         balance = await self._reader.rpc.balance_wei(self._gas_account)
+        self.balance_wei, self.reserve_wei = balance, reserve
         self.gate.is_gas_low = balance < reserve
         name = f"0x{self._gas_account.hex()}"
         if balance < reserve:

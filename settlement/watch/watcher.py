@@ -10,7 +10,7 @@ then decides what to close or settle, and `CloseExecutor` carries it out concurr
 import asyncio
 import logging
 from collections.abc import Iterable, Sequence
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 from msgspec.structs import replace
@@ -36,7 +36,7 @@ from settlement.watch.health import HealthChecks
 from settlement.watch.observer import ChannelObserver
 from settlement.watch.watch_alarms import WatchAlarms
 
-__all__ = ["STILL_S_MAX", "ChannelWatcher", "Sweep", "WatchLimits"]
+__all__ = ["STILL_S_MAX", "ChannelListener", "ChannelWatcher", "Sweep", "WatchLimits"]
 
 _log: Final = logging.getLogger(__name__)
 
@@ -78,6 +78,19 @@ class Sweep(msgspec.Struct, frozen=True):
     """Closes that wait for a running request, a receipt or a node; retried at the next look."""
 
 
+class ChannelListener(Protocol):
+    """Sees each channel as it was just read. Its methods are quick, and must not raise."""
+
+    def begin_sweep(self) -> None:
+        """Every open channel follows, until `end_sweep`."""
+
+    def show(self, state: ChannelState) -> None:
+        """See one channel, in a sweep or because the chain touched it."""
+
+    def end_sweep(self) -> None:
+        """Every open channel was shown."""
+
+
 class ChannelWatcher:
     """Keeps one ledger in step with one escrow, and closes and settles what is due."""
 
@@ -111,6 +124,8 @@ class ChannelWatcher:
         self._policy = policy or SettlePolicy()
         self.alarms = Alarms() if health is None else health.alarms
         self.clock = ChainClock()
+        self.listener: ChannelListener | None = None
+        """Sees each channel that is read; set before `run`."""
         self._blocks = heads or BlockNotifier(poll_interval_s=self._limits.poll_interval_s)
         self._follower = ChainFollower(reader, payee=payee, limits=self._limits.follow)
         self._observer = ChannelObserver(
@@ -133,7 +148,7 @@ class ChannelWatcher:
                 retry_s=self._limits.retry_s,
             )
         )
-        self._health = health
+        self.health = health
         self._due_list = (
             DueList(self._policy, half_closed_s_max=self._limits.half_closed_s_max)
             if health is None
@@ -279,8 +294,8 @@ class ChannelWatcher:
             dues = self._choose(self._decide(self._due_list.owed.values()))
             return Sweep(), await self._believed(dues, step.head)
         if loop.time() - self._swept_at >= self._limits.interval_s:
-            if self._health is not None:
-                await self._health.begin()
+            if self.health is not None:
+                await self.health.begin()
             await self._read_grace_period()
             began = loop.time()
             sweep, dues = await self._read_all(step.head)
@@ -301,7 +316,7 @@ class ChannelWatcher:
 
         Otherwise every other node would count as lagging behind that head for ever.
         """
-        forked_at = None if self._health is None else await self._health.find_fork(head)
+        forked_at = None if self.health is None else await self.health.find_fork(head)
         if forked_at is not None:
             self._follower.forget()
             before = forked_at if self._forked_at is None else self._forked_at
@@ -349,6 +364,8 @@ class ChannelWatcher:
         read, changed, newest = 0, 0, 0
         dues: list[Due] = []
         found = SweepState()
+        if self.listener is not None:
+            self.listener.begin_sweep()
         async for page in self._observer.pages(self._unsure_above):
             states = await self._take(page, head)
             read += len(page)
@@ -357,18 +374,22 @@ class ChannelWatcher:
             moment = self._moment()
             for state in states:
                 dues += self._due_list.take_in_round(state, moment, found)
-                if self._health is not None:
-                    self._health.show(state, now=moment.now)
+                if self.health is not None:
+                    self.health.show(state, now=moment.now)
+                if self.listener is not None:
+                    self.listener.show(state)
+        if self.listener is not None:
+            self.listener.end_sweep()
         await self._reopen(self._due_list.end_round(found))
         self._telling.books(found.behind)
-        if self._health is not None:
-            await self._health.check(head, found.totals)
+        if self.health is not None:
+            await self.health.check(head, found.totals)
         self._newest_fact = newest
         return Sweep(read=read, changed=changed), dues
 
     def _doubt_from(self, newest: int) -> int | None:
         """Return the block above which to read facts again: most nodes do not have it yet."""
-        return None if self._health is None else self._health.fork_below(newest)
+        return None if self.health is None else self.health.fork_below(newest)
 
     async def _read_some(
         self, channel_ids: set[ChannelId], head: BlockRef
@@ -378,14 +399,17 @@ class ChannelWatcher:
         states = await self._take(page, head)
         moment = self._moment()
         dues = [due for state in states for due in self._due_list.take(state, moment)]
-        if self._health is not None:
+        if self.health is not None:
             for state in states:
-                self._health.show(state, now=moment.now)
+                self.health.show(state, now=moment.now)
+        if self.listener is not None:
+            for state in states:
+                self.listener.show(state)
         changed = sum(a is not b for a, b in zip(page, states, strict=True))
         return Sweep(read=len(page), changed=changed), dues
 
     async def _take(self, page: Sequence[ChannelState], head: BlockRef) -> list[ChannelState]:
-        is_disputed = self._health is not None and self._health.gate.is_disputed
+        is_disputed = self.health is not None and self.health.gate.is_disputed
         return await self._observer.take(
             page, head, self._forked_at, believes_deposits=not is_disputed
         )
@@ -408,9 +432,9 @@ class ChannelWatcher:
 
     async def _believed(self, dues: list[Due], head: BlockRef) -> list[Due]:
         """Return what is due, without exits that one node may have invented."""
-        if self._health is None:
+        if self.health is None:
             return dues
-        return await self._health.believe_exits(dues, self._due_list.owed, head)
+        return await self.health.believe_exits(dues, self._due_list.owed, head)
 
     def _choose(self, dues: Sequence[Due]) -> list[Due]:
         return choose(dues, self._moment(), self._policy)
@@ -422,5 +446,5 @@ class ChannelWatcher:
             earliest=self.clock.earliest(),
             grace_period_s=self._grace_period_s or GRACE_PERIOD_S_MIN,
             gas_price_wei=0 if head is None else head.base_fee_wei or 0,
-            is_crowded=self._health is not None and self._health.gate.is_crowded,
+            is_crowded=self.health is not None and self.health.gate.is_crowded,
         )

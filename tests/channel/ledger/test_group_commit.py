@@ -265,3 +265,19 @@ async def test_a_thread_that_has_ended_answers_every_call(disk: Disk) -> None:
     with pytest.raises(LedgerUnavailableError):
         await commits.submit(1)
     await commits.close()
+
+
+async def test_each_commit_that_succeeds_is_reported_with_its_jobs_and_time(disk: Disk) -> None:
+    commits = disk.start()
+    reports: list[tuple[int, float]] = []
+    commits.on_commit = lambda jobs, seconds: reports.append((jobs, seconds))
+    disk.may_commit.set()
+    await asyncio.gather(*submit(commits, 1, 2))
+    assert sum(jobs for jobs, _ in reports) == 2
+    assert all(0 <= seconds < PATIENCE_S for _, seconds in reports)
+    disk.error = LedgerUnavailableError("The disk is full.")
+    before = len(reports)
+    with pytest.raises(LedgerUnavailableError):
+        await submit(commits, 3)[0]
+    assert len(reports) == before
+    await commits.close()

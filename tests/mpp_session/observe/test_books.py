@@ -1,0 +1,115 @@
+"""Sums of a sweep, and settlements told once."""
+
+import pytest
+from msgspec.structs import replace
+
+from channel.http.hooks import HookCalls, Hooks, SettleEvent
+from channel.state.channel_state import ChannelState
+from channel.types import ChannelId
+from mpp_session.observe.books import BooksView
+from tests.channel.selling import PRICE, Desk, open_desk
+
+
+class Settled(Hooks):
+    def __init__(self) -> None:
+        self.heard: list[tuple[int, int, bool]] = []
+
+    def on_settle(self, event: SettleEvent) -> None:
+        self.heard.append((event.amount, event.settled, event.is_final))
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 2_000_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class View:
+    """A view, with what it tells, and a channel to show it."""
+
+    def __init__(self, state: ChannelState) -> None:
+        self.told = Settled()
+        self.clock = Clock()
+        self.books = BooksView(HookCalls(self.told), now=self.clock)
+        self.state = replace(state, active_at=int(self.clock.now) - 100)
+
+    def sweep(self, *states: ChannelState) -> None:
+        self.books.begin_sweep()
+        for state in states:
+            self.books.show(state)
+        self.books.end_sweep()
+
+
+@pytest.fixture
+async def view(tmp_path: object) -> View:
+    async with open_desk(tmp_path) as desk:  # type: ignore[arg-type]
+        state = await opened(desk)
+    return View(replace(state, accepted=8 * PRICE, spent=5 * PRICE))
+
+
+async def opened(desk: Desk) -> ChannelState:
+    payer = desk.payer
+    payer.open_on_chain()
+    offer = desk.engine.challenger.issue(desk.offer)
+    paid = desk.engine.challenger.authenticate(
+        payer.credential(offer, payer.opening(8 * PRICE)), [desk.offer]
+    )
+    return (await desk.engine.perform(paid)).state
+
+
+def other(state: ChannelState) -> ChannelState:
+    return replace(state, key=replace(state.key, channel_id=ChannelId(b"\x02" * 32)))
+
+
+async def test_a_sweep_adds_up_what_is_open(view: View) -> None:
+    closing = replace(other(view.state), close_requested_at=1)
+    view.sweep(view.state, closing)
+    sums = view.books.sums
+    assert sums is not None
+    assert (sums.open, sums.closing, sums.stopped) == (2, 1, 0)
+    assert (sums.at_risk, sums.unsettled, sums.undelivered) == (
+        2 * 5 * PRICE,
+        2 * 8 * PRICE,
+        2 * 3 * PRICE,
+    )
+    assert sums.deposited == 2_000
+
+
+async def test_a_settlement_is_told_once_with_what_it_paid(view: View) -> None:
+    settled = replace(view.state, settled=3 * PRICE, published=3 * PRICE)
+    view.sweep(view.state)
+    view.books.show(settled)
+    view.sweep(settled)
+    assert view.told.heard == [(3 * PRICE, 3 * PRICE, False)]
+    view.sweep(view.state)  # a reorg took it back, and it is mined again
+    view.sweep(settled)
+    assert len(view.told.heard) == 1
+
+
+async def test_a_close_is_told_once(view: View) -> None:
+    view.sweep(view.state)
+    closed = replace(view.state, settled=5 * PRICE, is_finalized=True)
+    view.books.show(closed)
+    view.sweep()
+    view.books.show(closed)
+    assert view.told.heard == [(5 * PRICE, 5 * PRICE, True)]
+    assert view.books.sums is not None
+    assert view.books.sums.open == 0
+
+
+async def test_what_was_settled_before_is_not_told(view: View) -> None:
+    view.sweep(replace(view.state, settled=3 * PRICE))
+    view.books.show(replace(other(view.state), is_finalized=True, settled=PRICE))
+    assert view.told.heard == []
+
+
+async def test_the_lag_is_the_age_of_what_is_not_settled(view: View) -> None:
+    view.sweep(view.state)
+    assert view.books.settlement_lag_s == 100
+    view.clock.now += 50
+    view.sweep(view.state)
+    assert view.books.settlement_lag_s == 150
+    view.sweep(replace(view.state, settled=5 * PRICE))
+    assert view.books.settlement_lag_s == 0
