@@ -1,4 +1,4 @@
-"""A PostgreSQL for tests: the one `DATABASE_URL` names, or one that a package brings.
+"""PostgreSQL for tests: the server that `DATABASE_URL` names, or one from a package.
 
 Every test gets an empty schema of its own.
 """
@@ -58,9 +58,9 @@ def postgres_server() -> Iterator[str]:
 
 @contextmanager
 def _serving(packages: Path, folder: Path) -> Iterator[str]:
-    """Run a server of this process alone: the package's own way takes a lock of the machine."""
+    """Run a server for this process alone: the package's own function locks the whole machine."""
     how: dict[str, Any] = {"cwd": folder, "env": _without_settings(os.environ)}
-    if os.geteuid() == 0:  # as whom it does not run, nor from a folder that is root's alone
+    if os.geteuid() == 0:  # PostgreSQL does not run as root, and others cannot read root's folders
         for found in packages.glob("pgserver*"):
             shutil.copytree(found, folder / found.name)
         packages = folder
@@ -122,7 +122,7 @@ def _running(
 
 
 def _without_settings(variables: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment without what PostgreSQL's programs would read there."""
+    """Return the environment without the variables that PostgreSQL's programs read."""
     return {name: value for name, value in variables.items() if not name.startswith("PG")}
 
 
@@ -141,7 +141,7 @@ async def postgres_url(postgres_server: str, _asyncpg_may_stat: None) -> AsyncIt
     await connection.execute(f"CREATE SCHEMA {schema}")
     joined = "&" if "?" in postgres_server else "?"
     yield postgres_server + joined + urlencode({"search_path": schema})
-    for _ in range(10):  # a server process of one that was killed may be at work in it still
+    for _ in range(10):  # the server may still work for a client that was killed
         with suppress(asyncpg.DeadlockDetectedError):
             await connection.execute(f"DROP SCHEMA {schema} CASCADE")
             break

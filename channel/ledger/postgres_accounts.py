@@ -77,7 +77,7 @@ async def find_charges(connection: asyncpg.Connection, reservation_id: bytes) ->
 
 
 async def list_days(connection: asyncpg.Connection, since: int, until: int) -> list[ChargeDay]:
-    """Return what was added up for the days from `since` to before `until`, in order."""
+    """Return the totals of the days from `since` to before `until`, in order."""
     rows = await connection.fetch(_SQL["select_days"], since, until)
     return [day_from_row(DayId(*row[:7]), row[7:], int) for row in rows]
 

@@ -1,7 +1,7 @@
 """One batch on PostgreSQL: lock rows in order, call `decide`, write rows, commit.
 
-A state is kept in memory with its row's `revision`. A batch first locks its rows and gets their
-revisions; it reads again only the states that are older in memory.
+A worker keeps states in memory, each with its row's `revision`. A batch first locks its rows and
+gets their revisions. It reads a state again only if the revision in memory is older.
 """
 
 import time

@@ -63,7 +63,7 @@ class SqliteLedger:
         self._accounts = accounts
         self._marker: Marker | None = None
         self._fault: str | None = None
-        """Why nothing is accepted: commits were lost, or may be."""
+        """The reason to refuse every call: commits are lost, or may be. None if sound."""
         self._books = sql.SqliteBooks(channels_cached_max, accounts, now)
         self._commits: ThreadGroupCommit[Job, Applied] = ThreadGroupCommit(
             self._commit, connection.post

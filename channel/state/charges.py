@@ -39,7 +39,7 @@ class ChargeOutcome(StrEnum):
 
 
 class ChargeNote(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """What the books say about a request from its start, besides its amount."""
+    """What the accounts record at a request's start, besides its amount."""
 
     route: str
     """Method and path template."""
@@ -48,7 +48,7 @@ class ChargeNote(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class ChargeEnd(msgspec.Struct, frozen=True, gc=False):
-    """What the books say about a request at its end, besides its amount."""
+    """What the accounts record at a request's end, besides its amount."""
 
     outcome: ChargeOutcome
     usage: Mapping[str, int]
@@ -58,12 +58,12 @@ class ChargeEnd(msgspec.Struct, frozen=True, gc=False):
 
 
 class Charge(msgspec.Struct, frozen=True, gc=False):
-    """One entry: how much of `spent` belongs to one request, or to what was no request."""
+    """One entry: the part of `spent` that one request, or a change without a request, added."""
 
     amount: int
     outcome: ChargeOutcome
     reservation_id: bytes = b""
-    """Of the request; empty when there was none."""
+    """The request's reservation; empty without a request."""
     is_stream: bool = False
     note: bytes = b""
     """An encoded `ChargeNote`, or empty."""

@@ -65,7 +65,7 @@ INTENT: Final = "session"
 """The one method and intent that this package speaks."""
 SCHEME = "Payment"
 PAYMENT_AUTHORIZATION = "Payment-Authorization"
-"""The only other field that a challenge may select, in exactly this spelling (CHAL-12)."""
+"""The only field besides `Authorization` that a challenge may select, spelled so (CHAL-12)."""
 DEFAULT_CREDENTIAL_TYPES = ("hash",)
 CREDENTIAL_TYPES_MAX = 8
 
@@ -117,12 +117,12 @@ class SessionRequest(msgspec.Struct, frozen=True, kw_only=True):
     permit2: Address | None = None
     """The address of Permit2, when it is not the canonical one."""
     tariff: Tariff | None = None
-    """Every rate; None when `unit_price` says all. Its main rate is `unit_price` and `unit_type`,
-    as `Tariff.unit` returns them."""
+    """All rates; None if `unit_price` is the only one. Its main rate is `unit_price` for each
+    `unit_type`, as `Tariff.unit` returns them."""
 
     @property
     def pricing(self) -> Tariff:
-        """What a request costs; of a plain request, `unit_price` for each unit."""
+        """The tariff of the session; without one, `unit_price` for each unit."""
         return self.tariff or plain_tariff(self.unit_type, self.unit_price)
 
 
@@ -304,7 +304,7 @@ def parse_session_request_object(wire: Mapping[str, Any]) -> SessionRequest:
 
 
 def _require_main_rate(request: SessionRequest) -> None:
-    """Refuse a tariff whose main rate is not what a reader without tariffs is shown."""
+    """Refuse a tariff whose main rate differs from `unit_price`, which other clients read."""
     if request.tariff is None:
         return
     main = request.tariff.unit()

@@ -1,4 +1,4 @@
-"""Which books a command is about, and what is read from them."""
+"""The ledger that a command works on, and what a command reads from it."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
@@ -32,10 +32,10 @@ class Books(NamedTuple):
         *,
         may_be_new: bool = False,
     ) -> Self:
-        """Return the books that the flags, the environment and the file name.
+        """Return the ledger that the flags, the environment or the settings file give.
 
         Raises:
-            ConfigError: None are named, or there are none yet and they may not be made.
+            ConfigError: No ledger is given, or it does not exist and the command may not create it.
         """
         from mpp_session.settings.config import load_values
 
@@ -55,10 +55,10 @@ class Books(NamedTuple):
 
 
 def require_there(url: str) -> None:
-    """Check that a ledger in a file is there: to open it would make one.
+    """Check that the file of a SQLite ledger exists, because opening the ledger would create it.
 
     Raises:
-        ConfigError: It is not, or the URL names none.
+        ConfigError: The file does not exist, or the URL is not one of a ledger.
     """
     from channel.ledger.url import sqlite_path
 
@@ -89,7 +89,7 @@ async def _read(url: str, *, open_only: bool) -> "list[ChannelState]":
 
 
 def name_tokens(books: Books, states: "Sequence[ChannelState]") -> "dict[Address, TokenUnit]":
-    """Return the unit of each token in these channels; base units where no node names it."""
+    """Return the unit of each token in these channels; base units if no node names the unit."""
     import asyncio
 
     from mpp_session.agent.amounts import BASE_UNITS

@@ -37,10 +37,10 @@ def command(
 ) -> None:
     """Write the settings of a gateway, its payee's key and its secret.
 
-    Each question has a flag, and is not asked when the flag is given. Model servers on this machine
-    are found at their usual ports. The escrow names its token, and the node its chain. Three files
-    are written, readable by you alone: gateway.toml, payee.json (the encrypted key, its only copy)
-    and payee.password. Nothing is written over.
+    Each question has a flag that answers it. Model servers on this machine are found at their usual
+    ports. The escrow names its token, and the node its chain. The command writes three files that
+    only you can read: gateway.toml, payee.json (the encrypted key, its only copy) and
+    payee.password. It overwrites no file.
 
     \b
     mpp-session init
@@ -102,7 +102,7 @@ def command(
 
 
 def _ask(flag: str, question: str, default: str | None = None) -> str:
-    """Ask a person; a script must give the flag.
+    """Ask the user; a script must give the flag instead.
 
     Raises:
         CommandError: The command cannot ask, because standard input is not a terminal.
@@ -127,7 +127,7 @@ def _ask_upstream() -> str:
 
 
 def _read_price(text: str, deployment: "Deployment") -> tuple[str | None, str]:
-    """Return the prices of input and output; one number is the output's.
+    """Return the prices of input and output. A single number is the price of output.
 
     Raises:
         ConfigError: The command cannot read a number as a price in this token.

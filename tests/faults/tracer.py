@@ -59,7 +59,7 @@ class Event(NamedTuple):
 def trace(
     command: Sequence[str], events: Path, **options: Any
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a command under the tracer until the block ends; it is sent SIGTERM then.
+    """Run a command under the tracer until the block ends; then send it SIGTERM.
 
     The command inherits standard output; signals go to the tracer, which passes them on.
     """

@@ -1,4 +1,4 @@
-"""Senders through a node that fails, or over a journal that does, and something to send."""
+"""Senders whose node or journal fails, and a transaction for them to send."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Container, Sequence
@@ -33,7 +33,7 @@ _QUICK = TxLimits(mined_within_s=PATIENCE_S, poll_max_s=0.02, resend_after_s=0.0
 async def flaky_sender(
     chain: Devnet, limits: TxLimits = _QUICK, *, node_s: float = PATIENCE_S
 ) -> AsyncIterator[tuple[FlakyNode, TxManager]]:
-    """A sender whose only node has faults, and is given up when it hangs for `node_s`."""
+    """Yield a sender whose only node has faults; a call of it times out after `node_s`."""
     rpc_limits = RpcLimits(timeout_s=node_s, read_attempts_max=2, retry_delay_s=0.01)
     async with (
         flaky_node(chain.values.rpc_url) as node,
@@ -65,7 +65,7 @@ async def until_sent(ask: Callable[[], Awaitable[object]]) -> TxHash:
 
 
 async def are_pooled(chain: Devnet, count: int) -> bool:
-    """Whether so many transactions wait to be mined."""
+    """Return whether `count` transactions wait to be mined."""
     status = await chain.rpc.read("txpool_status")
     return int(status["pending"], 16) == count
 
@@ -93,7 +93,7 @@ async def received(chain: Devnet) -> int:
 
 
 class Interrupted(KeySigner):
-    """A signing service: before some of its signatures, counted from one, something happens."""
+    """A signing service that runs a test's code before some of its signatures, counted from 1."""
 
     def __init__(
         self,

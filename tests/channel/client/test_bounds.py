@@ -71,7 +71,7 @@ async def test_a_stream_ends_at_the_cap_and_is_not_signed_beyond_it(
 async def test_a_least_rise_does_not_pass_the_cap(
     open_agent: OpenAgent, provider: Provider
 ) -> None:
-    """O-95: nor does what a server asks for at least."""
+    """O-95: nor does the least amount that a server asks for."""
     provider.offer = {"min_voucher_delta": 20}
     agent = await open_agent(policy_of({"cumulative_max": 25}))
     assert (await agent.client.get("/joke")).status_code == 200
@@ -88,7 +88,7 @@ AFTER = [httpx.ReadTimeout, httpx.ReadError, httpx.RemoteProtocolError, httpx.Wr
 async def test_a_credential_that_left_counts_however_the_answer_was_lost(
     open_agent: OpenAgent, provider: Provider, error: type[Exception], *, is_stream: bool
 ) -> None:
-    """O-95, F-26: sent once more under its key, then said to be unknown, and counted as lost."""
+    """O-95, F-26: the client retries once under its key, then raises, and counts it as lost."""
     if is_stream:
         sell_stream(provider, 3)
     broken = Broken(provider)
@@ -107,7 +107,7 @@ async def test_a_credential_that_left_counts_however_the_answer_was_lost(
 async def test_a_credential_that_never_left_costs_nothing(
     open_agent: OpenAgent, provider: Provider, error: type[Exception]
 ) -> None:
-    """O-95: and is not sent again by us."""
+    """O-95: and the client does not send it again."""
 
     class Unreachable(Broken):
         async def handle_async_request(self, request: httpx.Request) -> httpx.Response:

@@ -1,4 +1,4 @@
-"""The gate: unpaid is refused, paid is served once, and what fails is not charged."""
+"""The gate refuses unpaid requests, serves paid ones once, and does not charge failures."""
 
 import asyncio
 import logging
@@ -113,7 +113,7 @@ async def shop(tmp_path: Path) -> AsyncIterator[Shop]:
         yield opened
 
 
-# -- what is let through and what is not
+# -- which requests pass
 
 
 async def test_a_paid_request_is_served_once_and_spent(shop: Shop) -> None:
@@ -131,7 +131,7 @@ async def test_a_paid_request_is_served_once_and_spent(shop: Shop) -> None:
 
 
 async def test_a_hint_before_the_answer_passes_and_the_answer_is_charged_once(shop: Shop) -> None:
-    """O-98, ACC-03: as the extension for early hints sends it; it is no content."""
+    """O-98, ACC-03: the ASGI extension for early hints sends one, which is not content."""
     hint = {"type": "http.response.early_hint", "links": [b"</style.css>; rel=preload"]}
     shop.app.before = [hint]
     visit = await shop.visit(11 * PRICE)
@@ -296,7 +296,7 @@ async def test_preferences_never_leave_a_402_without_a_challenge(shop: Shop) -> 
 
 @pytest.mark.parametrize("status", [301, 304, 400, 404, 500, 503])
 async def test_only_success_is_paid_for(shop: Shop, status: int) -> None:
-    """F-48, CORE-07: the answer goes out as it is, without a receipt, even the handler's own."""
+    """F-48, CORE-07: the gate sends the answer unchanged, but without any receipt header."""
     shop.app.status = status
     shop.app.headers = [(b"payment-receipt", b"forged")]
     answer = await shop.send(shop.desk.payer.voucher(10 * PRICE))
@@ -307,7 +307,7 @@ async def test_only_success_is_paid_for(shop: Shop, status: int) -> None:
 
 
 async def test_a_handler_cannot_forge_a_receipt(shop: Shop) -> None:
-    """RCPT-01: there is one, and it is ours."""
+    """RCPT-01: the answer has one receipt, the gate's."""
     shop.app.headers = [(b"Payment-Receipt", b"forged")]
     answer = await shop.send(shop.desk.payer.voucher(10 * PRICE))
     assert len(answer.all("payment-receipt")) == 1
@@ -315,7 +315,7 @@ async def test_a_handler_cannot_forge_a_receipt(shop: Shop) -> None:
 
 
 async def test_a_handler_that_raises_is_not_paid_for(shop: Shop) -> None:
-    """F-48: and its error is its own, for its own server to handle."""
+    """F-48: and its error goes on to the server unchanged."""
     shop.app.error = RuntimeError("broken")
     with pytest.raises(RuntimeError, match="broken"):
         await shop.send(shop.desk.payer.voucher(10 * PRICE))
@@ -323,7 +323,7 @@ async def test_a_handler_that_raises_is_not_paid_for(shop: Shop) -> None:
 
 
 async def test_an_answer_that_breaks_off_while_it_is_kept_is_not_paid_for(shop: Shop) -> None:
-    """F-48, IDEM-05: with a key nothing leaves before the whole is there; the key is free again."""
+    """F-48, IDEM-05: with a key the gate sends only complete answers; the key is free again."""
 
     async def broken(_scope: Any, _receive: Any, send: Any) -> None:
         headers = [(b"content-length", b"7")]

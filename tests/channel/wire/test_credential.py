@@ -1,4 +1,4 @@
-"""`Authorization: Payment`: one credential, read strictly, in one of two ways that agree."""
+"""`Authorization: Payment`: one credential, read strictly; a quick and a full reader agree."""
 
 import json
 import subprocess
@@ -62,7 +62,7 @@ challenges = st.builds(
 
 
 def with_source(payload: Payload, source: tuple[int, Address] | None) -> tuple[int, Address] | None:
-    """Return a source wherever one is required."""
+    """Return a source if the payload requires one."""
     return source or (
         (1, Address(bytes(20))) if isinstance(payload, OpenHash | TopUpHash) else None
     )

@@ -132,7 +132,7 @@ def test_a_body_that_is_no_object_explains_nothing(body: bytes) -> None:
 
 
 def test_what_is_malformed_in_a_problem_is_left_out() -> None:
-    """CLIENT-08: a body only explains a status that says enough."""
+    """CLIENT-08: the status alone decides; the body only explains it."""
     body = {
         "type": 5,
         "title": ["x"],

@@ -1,4 +1,4 @@
-"""`mpp-session doctor`: each fault is one line with its remedy, and the remedy ends the fault."""
+"""`mpp-session doctor` shows each fault as a line with a remedy, and the remedy ends the fault."""
 
 import asyncio
 import json
@@ -107,7 +107,7 @@ def test_a_price_finer_than_the_token_is_a_fault(
 
 
 def test_invalid_settings_are_the_only_fault_and_exit_with_two(run: Run) -> None:
-    """Nothing else can be looked at; the line names what is missing."""
+    """Without settings there is nothing else to check; the line names the missing setting."""
     done = run("doctor", "--json", MPP_SESSION_UPSTREAM_URL="http://127.0.0.1:9")
     document = json.loads(done.stdout)
     assert done.returncode == 2
@@ -124,7 +124,7 @@ async def set_balance(devnet: TestChain, account: str, wei: int) -> None:
 async def test_the_remedy_for_missing_gas_ends_the_fault(
     run: Run, devnet: TestChain, tmp_path: Path
 ) -> None:
-    """What the line says to send is enough."""
+    """The amount that the line asks for is enough."""
     given = variables(devnet, tmp_path)
     await set_balance(devnet, "payee", 0)
     poor = check_of(json.loads(run("doctor", "--json", **given).stdout), "gas")

@@ -71,7 +71,7 @@ async def test_a_close_at_nothing_needs_no_signature(
 async def test_a_repeated_close_returns_the_first(
     chain: Devnet, settler: EscrowSettler, channels: Channels, reader: EscrowReader
 ) -> None:
-    """F-40: also by a settler that knows nothing of the first, and blocks later."""
+    """F-40: also at a new settler that does not know of the first, and some blocks later."""
     channel_id = await channels.open()
     key, signature = channels.key(channel_id), channels.sign(channel_id, 5)
     first = await settler.close_channel(key, 5, signature)
@@ -182,7 +182,7 @@ async def test_a_lone_close_is_priced_by_the_gas_it_uses(
 async def test_a_close_under_way_bids_for_the_deadline_its_payer_sets(
     chain: Devnet, reader: EscrowReader, channels: Channels
 ) -> None:
-    """F-64, F-77: begun with nothing pressing; then gas rises, and the payer asks for the rest."""
+    """F-64, F-77: it begins without a deadline; then gas rises, and the payer requests a close."""
     limits = TxLimits(mined_within_s=0.3, poll_max_s=0.02)
     sender = TxManager(chain.rpc, chain.signer("payee"), limits=limits)
     settler = EscrowSettler(reader, sender, budget=GasBudget())

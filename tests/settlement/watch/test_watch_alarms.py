@@ -1,4 +1,4 @@
-"""What the watcher rings, when it gets worse, and when it is over."""
+"""Which alarms the watcher rings, when their level rises, and when they end."""
 
 from collections.abc import Callable
 
@@ -60,7 +60,7 @@ def test_an_exit_that_is_cancelled_is_over_though_its_close_is_owed() -> None:
 
 
 def test_books_that_are_behind_ring_until_they_are_repaired() -> None:
-    """SETTLE-05: by another process; and also after a restart, when nothing new happens."""
+    """SETTLE-05: by another process; also after a restart without a new event."""
     alarms = Alarms()
     telling = build(alarms)
     state = channel(vouchers=(9,), spent=9, settled=20)
