@@ -44,8 +44,8 @@ UNITS_FIELD = "payment-units"
 """A line of an event that states its units when they are not 1. The format requires readers to
 ignore fields that they do not know."""
 USAGE_FIELD = "payment-usage"
-"""The same by kind, `input_token=57,output_token=1`: what an event used that is not some units of
-the main kind alone."""
+"""The line of an event that has units of other kinds than the main one:
+`input_token=57,output_token=1`."""
 
 # The three line ends of the format, and no others: U+2028, U+0085 or \x0b inside a line are text.
 _LINE_END = re.compile("\r\n|\r|\n")

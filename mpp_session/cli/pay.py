@@ -87,10 +87,10 @@ def command(  # noqa: PLR0913 -- each is a flag
         list[str] | None,
         typer.Option(
             metavar="[KIND=]PRICE",
-            help='Most to pay, in money ("0.60 / 1M") or in base units of the token for one unit '
-            "(100); for one kind (input_token=...), else for every kind of token, or where PRICE "
-            "is for one unit for a request, too. Repeat it for several kinds. 10,000 base units "
-            "for a request and 100 for a token if not given.",
+            help='Greatest price to pay: money ("0.60 / 1M"), or base units of the token for one '
+            "unit (100). KIND=PRICE sets one kind (input_token=...). PRICE alone sets every kind "
+            "of token, and without a / also requests. Repeat it for several kinds. If not given: "
+            "10,000 base units for a request and 100 for a token.",
         ),
     ] = None,
     deposit_max: Annotated[
@@ -292,7 +292,7 @@ class _Caps(NamedTuple):
         return Policy(limits=(limits,), allow_loopback_http=True)
 
     def _prices(self) -> dict[str, int | str]:
-        """Return the greatest price of each kind: those of named kinds count before the others."""
+        """Return the greatest price of each kind. A price for a named kind overrides the others."""
         prices: dict[str, int | str] = dict(_PRICE_MAX)
         named: dict[str, int | str] = {}
         for text in self.price_max:

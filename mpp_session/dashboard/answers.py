@@ -41,7 +41,7 @@ def send_page(page: Markup, status: int = 200, **headers: str) -> Response:
 
 
 def refuse(status: int, text: str, *, title: str = "Not answered") -> Response:
-    """Return a page that says why there is no other."""
+    """Return a page that gives the reason of a refusal."""
     back = el("p", el("a", "Go to the overview", href="/"))
     return send_page(bare_page(title, el("p", text), back), status)
 
@@ -68,7 +68,7 @@ async def read_form(request: Request) -> dict[str, str]:
     """Return the fields of a form.
 
     Raises:
-        BadRequestError: It is no form, is longer than any of ours, or names a field twice.
+        BadRequestError: It is no form, is longer than the bound, or names a field twice.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/x-www-form-urlencoded":

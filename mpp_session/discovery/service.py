@@ -86,7 +86,7 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
     compat: tuple[str, ...]
     """Registries whose own members the OpenAPI document states as well."""
     currency: str
-    """The currency that one whole token is worth one of."""
+    """The currency of which one whole token is worth one unit."""
     token: Address
     chain_id: int
     unit: TokenUnit | None

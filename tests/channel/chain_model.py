@@ -1,7 +1,7 @@
-"""An escrow in memory, for tests of what the engine makes of the chain's answers.
+"""An escrow in memory, for tests of how the engine uses the chain's answers.
 
-It keeps what a `SessionEscrow` would show, and nothing of how: that the real one shows it too is
-tested on Anvil. `fail_with`, `delay_s` and `answers` stand for a node that is down or slow.
+It keeps only what a `SessionEscrow` shows. Tests on Anvil check that the real escrow shows the
+same. `fail_with`, `delay_s` and `answers` stand for a node that is down or slow.
 """
 
 import asyncio
@@ -48,9 +48,9 @@ class ChainModel:
         self.close_fails_with: MppSessionError | None = None
         self.delay_s = 0.0
         self.blocks_behind = 0
-        """Of the node that is asked for a channel, behind the one asked for a transaction."""
+        """How far the node asked for channels lags behind the one asked for transactions."""
         self.answers = asyncio.Event()
-        """Clear it, and every question waits."""
+        """While it is clear, every question waits."""
         self.answers.set()
 
     def open(self, terms: ChannelTerms, salt: bytes, deposit: int) -> tuple[ChannelKey, TxHash]:

@@ -162,7 +162,7 @@ class GaslessPayer:
         return ClosePayload(self.sign(amount))
 
     async def approve_permit2(self) -> None:
-        """Once, while it has ether: what Permit2 needs of every payer."""
+        """Approve Permit2 once, with borrowed ether: every payer must do that."""
         await self.chain.fund(self.address, ether=1)
         sender = TxManager(self.chain.rpc, self.chain.signer("gasless"))
         await sender.send(self.terms.token, abi.approve.encode(PERMIT2, 2**256 - 1))
@@ -170,7 +170,7 @@ class GaslessPayer:
 
 
 class Sponsored:
-    """What a test of sponsored deposits needs to reach."""
+    """The parts that a test of sponsored deposits uses."""
 
     def __init__(
         self,
@@ -188,7 +188,7 @@ class Sponsored:
         self.chain = provider.chain
 
     async def sent(self) -> int:
-        """How many transactions the payee's account has had mined: each one cost gas."""
+        """Return how many transactions of the payee were mined; each one cost gas."""
         account = "0x" + self.chain.account("payee").address.hex()
         count = await self.chain.rpc.read("eth_getTransactionCount", account, "latest")
         return parse_quantity(count)

@@ -1,4 +1,4 @@
-"""A full or failing disk acknowledges nothing, loses nothing, and is no end (F-51)."""
+"""On a full or failing disk the ledger acknowledges and loses nothing, and recovers (F-51)."""
 
 import asyncio
 import os

@@ -1,7 +1,6 @@
-"""Books that any released version wrote open in this one, with nothing lost (F-108).
+"""This version opens the books of every released version without a loss (F-108).
 
-`released/` holds what each version left behind; a file is added with each release and never
-changed.
+`released/` holds the books of each version. Each release adds a file, which never changes.
 """
 
 import sqlite3
@@ -37,7 +36,7 @@ def read(name: str) -> str:
 
 
 async def require_all_kept(ledger: Ledger, tmp_path: Path) -> None:
-    """Compare with the same history lived through in this version."""
+    """Compare with the same history written by this version."""
     assert await ledger.faults() == []
     expected = await open_ledger(f"sqlite:///{tmp_path / 'expected.db'}", exclusive=False)
     await fill(expected)

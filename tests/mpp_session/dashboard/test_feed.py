@@ -1,4 +1,4 @@
-"""What the gate tells becomes live streams, payment cycles and sums, in bounded memory."""
+"""The feed turns a gate's events into live streams, payment cycles and sums, in bounded memory."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Anvil as a child process: found, started, stopped, and gone when we are (F-113's host)."""
+"""Anvil as a child process: found, started, stopped, and ended with its parent."""
 
 import asyncio
 import os
@@ -47,7 +47,7 @@ async def test_a_taken_port_is_reported() -> None:
 
 
 async def test_the_chain_goes_down_with_a_parent_that_is_killed() -> None:
-    """kill -9 leaves no time for cleanup, and still no chain behind."""
+    """kill -9 leaves no time for cleanup, but the chain still ends."""
     parent = await asyncio.create_subprocess_exec(
         sys.executable, "-c", _PARENT, stdout=asyncio.subprocess.PIPE
     )

@@ -1,4 +1,4 @@
-"""npm's packages: found where they are, installed whole or not at all."""
+"""npm's packages: found in a checkout, or installed whole or not at all."""
 
 import asyncio
 import os
@@ -46,7 +46,7 @@ async def test_a_checkouts_own_package_is_used() -> None:
 
 @pytest.mark.usefixtures("outside_a_checkout")
 async def test_a_package_is_installed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With one line of progress, no scripts of strangers run, and nothing left beside it."""
+    """With one line of progress, without install scripts, and without leftover files."""
     fake_npm(tmp_path, monkeypatch, _INSTALLS)
     said: list[str] = []
     first = await install(tmp_path, said)

@@ -1,4 +1,4 @@
-"""A payer deposits only where it trusts, with no more allowance than it needs, and can leave."""
+"""A payer deposits only in trusted escrows, with no more allowance than needed, and can leave."""
 
 import asyncio
 import time
@@ -85,7 +85,7 @@ async def test_another_factory_can_be_pinned(chain: Devnet) -> None:
         await account.require_escrow(chain.values.escrow, chain.values.token)
 
 
-# -- with what a channel can be funded
+# -- means to fund a channel
 
 
 @asynccontextmanager
@@ -134,7 +134,7 @@ async def test_the_chains_time_counts_where_it_is_ahead(
 async def test_a_token_whose_words_do_not_make_its_domain_gets_no_signature(
     chain: Devnet, account: PayerAccount
 ) -> None:
-    """F-21: one that says another token's separator, one without any, and no contract at all."""
+    """F-21: a token with another's separator, one without a separator, and no contract at all."""
     separator = await chain.rpc.call(chain.values.token, abi.token_domain_separator.encode())
     liar = await deploy_code(chain.deployer, b"\x7f" + separator + bytes.fromhex("5f5260205ff3"))
     for token in (liar, chain.values.multicall3, Address(b"\x01" * 20)):

@@ -1,4 +1,4 @@
-"""The settler's side of a sponsored deposit: sent once, in time, at a price, or not at all."""
+"""The settler sends a sponsored deposit once, in time and within its price, or not at all."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -49,7 +49,7 @@ async def taken(
 async def send(
     one: Sponsored, *, until: OrderStatus = OrderStatus.MADE, at: int | None = None
 ) -> DepositOrder:
-    """Let a settler look until the order has ended, by this clock or that of the machine."""
+    """Run a settler until the order has ended, by the given clock or the machine's."""
     (order,) = await one.orders.list_open()
     running = asyncio.create_task(
         DepositSender(
@@ -86,7 +86,7 @@ async def test_what_it_cost_replaces_what_it_might(devnet: TestChain, tmp_path: 
 
 
 async def test_too_late_to_be_mined_is_not_sent(devnet: TestChain, tmp_path: Path) -> None:
-    """OPEN-05, F-111: the chain's clock says that it would pay for a revert."""
+    """OPEN-05, F-111: by the chain's clock the deposit has expired, and would revert."""
     async with devnet.connect() as chain:
         await chain.mine()  # the head may be a snapshot's, of any time ago
         now = (await chain.rpc.block()).timestamp
@@ -121,7 +121,7 @@ async def test_dearer_than_reserved_is_not_sent_and_may_come_again(
 async def test_what_the_journal_has_is_joined_and_not_sent_again(
     devnet: TestChain, tmp_path: Path
 ) -> None:
-    """F-80, F-74: a settler died after it broadcast, before it wrote that down."""
+    """F-80, F-74: a settler died after the broadcast and before it recorded it."""
     async with taken(devnet, tmp_path) as (one, payload):
         (order,) = await one.orders.list_open()
         async with one.chain.mining_paused():
@@ -138,7 +138,7 @@ async def test_what_the_journal_has_is_joined_and_not_sent_again(
 async def test_what_was_mined_and_forgotten_is_found_on_the_chain(
     devnet: TestChain, tmp_path: Path
 ) -> None:
-    """F-80, AMB-10: the journal ended it; the order does not know; no second transaction."""
+    """F-80, AMB-10: the journal has the end and the order does not; no second transaction."""
     async with taken(devnet, tmp_path) as (one, payload):
         (order,) = await one.orders.list_open()
         await one.sender.send(order.key.escrow, order.calldata, deadline=order.deadline)
@@ -151,7 +151,7 @@ async def test_what_was_mined_and_forgotten_is_found_on_the_chain(
 async def test_what_reverted_and_was_forgotten_is_not_sent_again(
     devnet: TestChain, tmp_path: Path
 ) -> None:
-    """F-76, F-80: the journal ended it; the order does not know; a revert is final all the same."""
+    """F-76, F-80: the journal has the end and the order does not; the revert is still final."""
     async with taken(devnet, tmp_path) as (one, _):
         (order,) = await one.orders.list_open()
         chain, payer = one.chain, one.payer
@@ -170,7 +170,7 @@ async def test_what_reverted_and_was_forgotten_is_not_sent_again(
 async def test_a_nonce_taken_from_elsewhere_costs_no_deposit(
     devnet: TestChain, tmp_path: Path
 ) -> None:
-    """F-74: the key was used by hand; the payer's repeat has it sent again, with another nonce."""
+    """F-74: a person used the key by hand; after the payer's repeat it is sent with a new nonce."""
     async with taken(devnet, tmp_path) as (one, payload):
         async with one.chain.mining_paused():
             sending = asyncio.create_task(send(one, until=OrderStatus.REFUSED))
@@ -184,7 +184,7 @@ async def test_a_nonce_taken_from_elsewhere_costs_no_deposit(
 
 
 async def test_a_signer_that_is_away_ends_no_settler(devnet: TestChain, tmp_path: Path) -> None:
-    """F-104: it settles and defends channels beside; the deposit is tried again."""
+    """F-104: the settler goes on settling other channels, and retries the deposit."""
     async with taken(devnet, tmp_path) as (one, payload):
         signer = AbsentSigner(one.chain.account("payee").private_key)
         one.sender = TxManager(one.chain.rpc, signer, journal=one.journal)
@@ -212,7 +212,7 @@ async def test_what_the_journal_did_not_answer_is_joined(
 async def test_what_could_not_be_sent_for_an_hour_makes_room(
     devnet: TestChain, tmp_path: Path
 ) -> None:
-    """F-98: it is signed for ever, and would be tried for ever; the payer's repeat is taken."""
+    """F-98: its signature never expires, but retries end; the payer's repeat is accepted."""
     async with taken(devnet, tmp_path, window=Window(0, 2**256 - 1)) as (one, payload):
         (order,) = await one.orders.list_open()
         await one.orders.update(order.order_id, OrderStatus.REFUSED)
@@ -229,7 +229,7 @@ async def test_what_could_not_be_sent_for_an_hour_makes_room(
 async def test_a_deposit_is_sent_until_so_long_after_it_was_wanted(
     devnet: TestChain, tmp_path: Path, beyond: int
 ) -> None:
-    """F-98, issue 10 B: in the last second still; a second later it is given up."""
+    """F-98, issue 10 B: it is sent in the last second, and given up a second later."""
     async with taken(devnet, tmp_path, window=Window(0, 2**256 - 1)) as (one, _):
         (order,) = await one.orders.list_open()
         at = order.wanted_at + DEPOSIT_WANTED_S_MAX + beyond
@@ -239,7 +239,7 @@ async def test_a_deposit_is_sent_until_so_long_after_it_was_wanted(
 
 
 async def test_a_settler_without_the_lease_sends_nothing(devnet: TestChain, tmp_path: Path) -> None:
-    """F-110: another one has the key; this one ends."""
+    """F-110: another settler has the lease; this one ends."""
     async with taken(devnet, tmp_path) as (one, _):
         other = await open_other(tmp_path, one.chain)
         try:
@@ -275,7 +275,7 @@ class AbsentSigner(KeySigner):
 
 
 async def move_away(chain: Devnet, name: str, amount: int) -> None:
-    """Have the token leave an account, ahead of all that is in the pool."""
+    """Move tokens out of an account, ahead of every transaction in the pool."""
     account = "0x" + chain.account(name).address.hex()
     transfer = abi.transfer.encode(chain.account("stranger").address, amount)
     await chain.rpc.command("anvil_setBalance", account, hex(10**18))

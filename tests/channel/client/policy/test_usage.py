@@ -1,4 +1,4 @@
-"""A request's usage is counted by what arrived, and priced as the server prices it."""
+"""The client counts a request's usage by what arrived, and prices it as the server does."""
 
 import json
 
@@ -156,11 +156,11 @@ def test_the_receipt_of_a_stream_states_what_no_event_did() -> None:
     assert cost.usage == {"output_token": 1, "input_token": 57, "request": 1, "image": UNITS_MAX}
 
 
-# -- what is paid before it is counted
+# -- usage that is paid before it is counted
 
 
 def test_a_plain_price_costs_what_it_did() -> None:
-    """A stream its first unit, an answer its greatest length, a request one."""
+    """A stream begins with one unit, an answer with its greatest length, a request with one."""
     price = Tariff.of("llm_token", 10)
     for cost, costs in (
         (stream(price, prompt=10**6), (10, 10, 10)),
