@@ -1,6 +1,6 @@
 """`GET /v1/generation?id=`: what a paid request has cost, from the accounts, as OpenRouter answers.
 
-The id is a request's reservation, which only its client was told. The answer names no payer and no
+The id is a request's reservation, which only its client knows. The answer names no payer and no
 channel. What the accounts do not know is left out; it is never 0.
 """
 

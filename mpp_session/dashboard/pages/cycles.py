@@ -24,19 +24,19 @@ _LONG_S: Final = 10
 
 def cycles(kept: Sequence[Cycle], unit: TokenUnit, *, processes: int = 1) -> Markup:
     """Return the page's content, the newest cycle first."""
-    told = (
+    intro = (
         f"The last {CYCLES_KEPT} requests for a path with a price since the gateway started, each "
         "from its challenge to its receipt. Times count from the arrival of the first request."
     )
     if processes > 1:
-        told += f" Requests of one of {processes} worker processes."
+        intro += f" Requests of one of {processes} worker processes."
     if not kept:
         body: Markup = empty(
             "No request came yet.", "Ask for a path with a price, with or without paying."
         )
     else:
         body = el("ol", [timeline(each, unit) for each in reversed(kept)], class_="cycles")
-    return join(el("p", told), body)
+    return join(el("p", intro), body)
 
 
 def timeline(cycle: Cycle, unit: TokenUnit) -> Markup:

@@ -14,14 +14,16 @@ _COLUMNS: Final = ("Problem", "Status", "Number", "Last", "What the client read"
 
 def refusals(kept: Sequence[Refused], now: float, started_at: float) -> Markup:
     """Return the page's content, the most frequent first."""
-    told = el(
+    intro = el(
         "p",
         f"Counted since the gateway started {ago(now - started_at)}. A request without a "
         "credential is answered 402 with an offer: that is no refusal. ",
-        "What each problem means stands in the reference of errors.",
+        "The reference of errors says what each problem means.",
     )
     if not kept:
-        return join(told, empty("Nothing was refused.", "Refused payments stand here by problem."))
+        return join(
+            intro, empty("Nothing was refused.", "Refused payments are listed here by problem.")
+        )
     rows: list[list[Child]] = [
         [
             el("code", each.problem_type or "application"),
@@ -35,7 +37,7 @@ def refusals(kept: Sequence[Refused], now: float, started_at: float) -> Markup:
         ]
         for each in sorted(kept, key=lambda each: (-each.number, -each.last_at))
     ]
-    return join(told, table(_COLUMNS, rows, caption="Refusals by problem", right=[1, 2]))
+    return join(intro, table(_COLUMNS, rows, caption="Refusals by problem", right=[1, 2]))
 
 
 def _where(each: Refused) -> Child:
