@@ -119,6 +119,7 @@ __all__ = [
     "RequestInFlightError",
     "ReservationEndedError",
     "SalesPausedError",
+    "ServerBusyError",
     "SettlementPendingError",
     "SignatureUsedError",
     "SignerMismatchError",
@@ -523,6 +524,14 @@ class ChannelStoppedError(OperatorError):
     chain has settled more than this ledger ever accepted: the ledger is an old copy, and the
     operator must run `mpp-session ledger repair` (F-52, SETTLE-05).
     """
+
+
+class ServerBusyError(OperatorError):
+    """As many paid requests run as the operator allows. Nothing was charged (O-24)."""
+
+    problem_type = "server-busy"
+    title = "Server Busy"
+    retry_after_s = 1
 
 
 class ExposureLimitError(OperatorError):

@@ -182,6 +182,7 @@ class SellingApp:
                     engine=parts.engine,
                     routes=routes,
                     unit=parts.unit,
+                    limits=config.limits.of_gate(),
                     hooks=self._hooks,
                 )
                 is_described = self._discovery and config.discovery.enabled

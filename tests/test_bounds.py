@@ -57,6 +57,7 @@ OURS = {
     "TOKEN_CHARS_MIN": "of an operator's setting",
     "TOKENS_MAX": "of an operator's setting",
     "TOKEN_BYTES_MAX": "what is known of vocabularies",
+    "TOWER_S_MAX": "when a check of the watchtower's file rings",
     "UINT64_MAX": "of a field of the contract",
     "UNIT_PRICE_MAX": "of a helper for tests",
 }
@@ -66,6 +67,11 @@ OURS = {
 DEFAULTS = {
     "ledger.channels_cached": "CHANNELS_CACHED_MAX",
     "ledger.charges_days": "CHARGES_DAYS",
+    "limits.per_second_per_address": "REQUESTS_PER_SOURCE_AND_SECOND_MAX",
+    "limits.per_second_per_payer": "REQUESTS_PER_PAYER_AND_SECOND_MAX",
+    "limits.running_max": "RUNNING_REQUESTS_MAX",
+    "limits.running_per_address": "RUNNING_PER_SOURCE_MAX",
+    "limits.running_per_payer": "RUNNING_PER_PAYER_MAX",
     "listen.body_timeout_s": "BODY_S_MAX",
     "listen.connections_max": "CONNECTIONS_MAX",
     "listen.head_timeout_s": "HEAD_S_MAX",

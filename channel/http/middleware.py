@@ -7,7 +7,7 @@ the HMAC of its challenge, its signature, the ledger, and then the handler (CRED
 import logging
 import signal
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Final
 
 from starlette.requests import ClientDisconnect
@@ -65,6 +65,7 @@ from channel.http.request import (
     read_preference,
     require_no_override,
 )
+from channel.http.running import RequestLimits, RunningRequests
 from channel.http.tarpit import Tarpit
 from channel.http.telling import RequestTeller
 from channel.limits import (
@@ -78,7 +79,7 @@ from channel.limits import (
 from channel.state.charges import ChargeOutcome
 from channel.state.commands import StreamPolicy
 from channel.state.requests import RequestClaim
-from channel.types import TokenUnit
+from channel.types import Address, TokenUnit
 from channel.wire.accept_payment import rank_offers
 from channel.wire.challenge import INTENT, METHOD
 from channel.wire.credential import Credential, parse_credential
@@ -119,6 +120,7 @@ class PaymentGate:
         ready: Callable[[], Awaitable[None] | None] | None = None,
         unit: TokenUnit | None = None,
         hooks: Hooks | None = None,
+        limits: RequestLimits | None = None,
         stop_worker: Callable[[], None] = _stop_worker,
     ) -> None:
         """Wrap `app`.
@@ -133,6 +135,8 @@ class PaymentGate:
         `unit` is the token's symbol and decimals: prices may then be texts such as
         `"0.40 / 1M"`, and refusals quote them so.
 
+        `limits` bounds how many paid requests run and begin; None bounds neither.
+
         `hooks` hear what happens to each request for a priced path: see `channel.http.hooks`.
 
         Raises:
@@ -146,6 +150,7 @@ class PaymentGate:
         self.tarpit = Tarpit(engine.now)
         self.body_timeout_s = body_timeout_s
         self.bodies = BodyBounds()
+        self.running = None if limits is None else RunningRequests(limits, engine.now)
         self.failed = RateLimiter(
             FAILED_REQUESTS_MAX,
             engine.now,
@@ -340,8 +345,10 @@ class _Exchange:
         self._gate.failed.check(paid.key.channel_id)
         room = self._gate.bodies.room(paid.key.channel_id, client)
         self._body.bound(room, self._gate.body_timeout_s)
+        running = self._gate.running
         try:
-            await self._buy(paid, own)
+            with nullcontext() if running is None else running.of_client(client):
+                await self._buy(paid, own)
         finally:
             self._body.release()
 
@@ -387,7 +394,7 @@ class _Exchange:
             self._teller.begins(reservation, answer)
         failure: BaseException | None = None
         try:
-            await self._run_handler(own, meter, answer)
+            await self._run_handler(own, meter, answer, outcome.state.terms.payer)
         except BaseException as error:
             failure = error
             raise
@@ -411,13 +418,15 @@ class _Exchange:
             with suppress(TooManyRequestsError):
                 self._gate.failed.require(paid.key.channel_id)
 
-    async def _run_handler(self, own: Priced, meter: Meter, answer: Answer) -> None:
+    async def _run_handler(self, own: Priced, meter: Meter, answer: Answer, payer: Address) -> None:
         if own.route.metered:
             self._scope[METER] = meter
         self._body.begin_handling()
+        running = self._gate.running
         is_ended = False
         try:
-            await self._gate.app(self._scope, self._body.receive, answer.send)
+            with nullcontext() if running is None else running.of_payer(payer):
+                await self._gate.app(self._scope, self._body.receive, answer.send)
             is_ended = True
         except ProblemError as error:
             answer.refusal = answer.refusal or error

@@ -101,6 +101,7 @@ class Gateway:
             ready=self._require_ready,
             unit=unit,
             hooks=hooks,
+            limits=config.limits.of_gate(),
             stop_worker=stop,
         )
         reader = ModelReader(

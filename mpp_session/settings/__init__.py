@@ -9,6 +9,7 @@ from mpp_session.settings.admin import ADMIN_PORT, Admin
 from mpp_session.settings.books import Exposure, Ledger, Settlement, Sponsoring, Tower
 from mpp_session.settings.chain import DEVELOPMENT_CHAINS, Chain, Payee, Relayer, names_key
 from mpp_session.settings.discovery import Discovery
+from mpp_session.settings.limits import Limits
 from mpp_session.settings.programs import (
     Config,
     ProviderConfig,
@@ -36,6 +37,7 @@ __all__ = [
     "Discovery",
     "Exposure",
     "Ledger",
+    "Limits",
     "Listen",
     "Money",
     "Payee",

@@ -68,6 +68,7 @@ _ORDER: Final = (
     "prices",
     "payment",
     "listen",
+    "limits",
     "discovery",
     "admin",
     "chain",

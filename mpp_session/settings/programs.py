@@ -7,6 +7,7 @@ from mpp_session.settings.admin import Admin
 from mpp_session.settings.books import Exposure, Ledger, Settlement, Sponsoring, Tower
 from mpp_session.settings.chain import Chain, Payee, Relayer, names_key, require_development
 from mpp_session.settings.discovery import Discovery
+from mpp_session.settings.limits import Limits
 from mpp_session.settings.serving import Listen, Payment, Price, PriceRow, Prices, Upstream
 from mpp_session.settings.values import parse_address
 
@@ -76,6 +77,7 @@ class ProviderConfig(SettlerConfig, frozen=True, kw_only=True):
 
     payment: Payment
     discovery: Discovery = Discovery()
+    limits: Limits = Limits()
 
     def __post_init__(self) -> None:
         super().__post_init__()

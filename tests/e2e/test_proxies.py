@@ -138,6 +138,27 @@ async def test_clients_of_a_gateway_that_is_away_learn_when_to_retry(shop: Shop)
     assert (await shop.customer.client.post(shop.proxy.url + PATH, json={})).status_code == 402
 
 
+async def test_each_client_of_a_proxy_has_the_places_of_its_own_address(shop: Shop) -> None:
+    """What a client claims of its address gives it no further ones."""
+    await shop.gateway.end()
+    shop.variables["MPP_SESSION_LIMITS_RUNNING_PER_ADDRESS"] = "1"
+    await shop.gateway.start()
+    shop.model.held.add("customer")
+    url, customer = shop.proxy.url, shop.customer
+    await customer.open(url, 10**6)
+    async with customer.events(url, 8 * PRICE, user="customer") as events:
+        await anext(events)
+        for claimed in ({}, {"x-forwarded-for": "203.0.113.9"}):
+            refused = await customer.buy(url, 16 * PRICE, headers=claimed)
+            assert refused.status_code == 429
+            assert refused.headers["retry-after"] == "1"
+        transport = httpx.AsyncHTTPTransport(verify=shop.proxy.verify, local_address="127.0.0.7")
+        async with httpx.AsyncClient(transport=transport, timeout=PATIENCE_S) as client:
+            customer.client = client
+            assert (await customer.buy(url, 16 * PRICE)).status_code == 200
+        shop.model.held.clear()
+
+
 async def diagnose(shop: Shop, forge: Forge, folder: Path, url: str, root: Path) -> dict[str, str]:
     """Return what `mpp-session doctor` finds of the proxy at a public address."""
     variables = shop.variables | {

@@ -35,6 +35,7 @@ _COME_AGAIN = frozenset(
         "internal-payment-error",
         "payment-unavailable",
         "exposure-limit",
+        "server-busy",
     }
 )
 _PAUSED = frozenset({"sponsoring-paused", "openings-paused"})

@@ -50,6 +50,7 @@ PAID = {"has_paid": True}
         (429, "rate-limited", PAID | {"waits": 30}, Step.HAND_ON),
         (429, "", PAID, Step.HAND_ON),
         (503, "internal-payment-error", PAID, Step.WAIT),
+        (503, "server-busy", PAID, Step.WAIT),
         (503, "", PAID, Step.HAND_ON),
         (500, "", PAID, Step.HAND_ON),
         (404, "", {}, Step.HAND_ON),
