@@ -18,7 +18,14 @@ from settlement.errors import ContractRevertedError, RpcRefusedError, contract_r
 from settlement.node import questions
 from settlement.node.rpc import Rpc
 from settlement.node.values import parse_bytes, parse_count, parse_receipt
-from settlement.types import BlockRef, Log, Receipt, RevertReason
+from settlement.types import (
+    BlockRef,
+    ChannelClosedLog,
+    Log,
+    Receipt,
+    RevertReason,
+    SettledLog,
+)
 
 __all__ = ["EscrowReader", "ReaderLimits"]
 
@@ -306,6 +313,31 @@ class EscrowReader:
                 and isinstance(opened := abi.decode_log(log), OpenedLog)
             ]
         return found
+
+    async def find_payouts(
+        self, payee: Address, *, from_block: int, to_block: int
+    ) -> AsyncIterator[tuple[Log, SettledLog | ChannelClosedLog]]:
+        """Yield every settlement and end of a payee's channels in a range of blocks, in order."""
+        topics = [None, None, None, bytes(12) + payee]
+        async for logs in self._search(topics, from_block, to_block):
+            for log in logs:
+                event = abi.decode_log(log) if log.address == self._escrow else None
+                if isinstance(event, SettledLog | ChannelClosedLog):
+                    yield log, event
+
+    async def find_settled_before(self, closed: Log) -> int:
+        """Return a channel's settled total before the log of its end; 0 if none is found."""
+        furthest = self._limits.log_blocks_max * self._limits.log_searches_max
+        oldest = max(0, closed.block_number - furthest + 1)
+        topics = [None, closed.topics[1]]
+        async for logs in self._search(topics, oldest, closed.block_number, newest_first=True):
+            for log in reversed(logs):
+                event = abi.decode_log(log) if log.address == self._escrow else None
+                if isinstance(event, SettledLog):  # none follows the end
+                    return event.settled
+                if isinstance(event, OpenedLog):
+                    return 0
+        return 0
 
     def own_logs(self, receipt: Receipt) -> list[abi.EscrowLog]:
         """Return this escrow's events in a transaction; those of other contracts are left out."""
