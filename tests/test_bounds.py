@@ -42,6 +42,7 @@ OURS = {
     "NODES_MIN": "how many nodes an operator must name for a comparison",
     "OFFERED_MAX": "what a refusal offers",
     "PENDING_S_MAX": "our own pause",
+    "PLACES_MAX": "of decimals that we write",
     "POLL_S_MAX": "our own pause",
     "PRICE_MAX": "of an operator's setting",
     "RECONNECT_S_MAX": "our own pause",

@@ -23,6 +23,7 @@ from mpp_session.cli import (
     keygen,
     ledger,
     pay,
+    prices,
     recover,
     settle,
     spent,
@@ -66,6 +67,7 @@ for _group in (
 ):
     APP.command(_group.NAME)(_group.command)
 APP.add_typer(ledger.APP, name=ledger.NAME)
+APP.add_typer(prices.APP, name=prices.NAME)
 
 
 def _show_version(wanted: bool) -> None:  # noqa: FBT001 -- typer calls it so

@@ -73,7 +73,7 @@ def command(  # noqa: PLR0913 -- each is a flag
     import asyncio
 
     from mpp_session.process.logs import log_to_stderr
-    from mpp_session.settings.config import load_config
+    from mpp_session.settings.config import load_config, load_price_rows
 
     flags = {
         "upstream.url": upstream,
@@ -88,8 +88,11 @@ def command(  # noqa: PLR0913 -- each is a flag
     }
     flags = {name: value for name, value in flags.items() if value is not None}
     log_to_stderr(log_level.value, as_json=log_json)
-    defaults = None if devnet is None else devnet_defaults(devnet, config, flags)
-    settings = load_config(config, flags=flags, defaults=defaults)
+
+    def defaults() -> dict[str, Any] | None:
+        return None if devnet is None else devnet_defaults(devnet, config, flags)
+
+    settings = load_config(config, flags=flags, defaults=defaults())
     from mpp_session.gateway.serve import run_gateway
     from mpp_session.process.event_loop import run_server
 
@@ -99,6 +102,7 @@ def command(  # noqa: PLR0913 -- each is a flag
             settings,
             announce=lambda url, prices: _announce(url, prices, settings, as_json=as_json),
             until_eof=until_eof,
+            read_prices=lambda: load_price_rows(config, flags=flags, defaults=defaults()),
         )
     )
 

@@ -141,6 +141,15 @@ class Gateway:
             raise
         self._publish()
 
+    async def change_prices(self, config: Config) -> str:
+        """Sell at the prices of these settings, and return them for people; see `replace_prices`.
+
+        Raises:
+            ConfigError: As for `replace_prices`.
+        """
+        self.replace_prices(config.price_rows)
+        return self.prices.table.describe()
+
     def _publish(self) -> None:
         if self._site is not None:
             self._site.publish(self._describe())

@@ -22,6 +22,7 @@ from mpp_session.gateway.app import Gateway
 from mpp_session.gateway.connections import SWEEP_TICKS, Door, connections_max, protocol
 from mpp_session.gateway.dashboard import build_dashboard
 from mpp_session.gateway.operator_port import open_operator_port
+from mpp_session.gateway.reloading import PriceReloads, ReadPrices
 from mpp_session.gateway.sockets import bind, listen, listening_url
 from mpp_session.gateway.upstream import Upstream
 from mpp_session.gateway.workers import Announce, run_workers
@@ -32,7 +33,7 @@ from mpp_session.observe.scrape import scraped_registry
 from mpp_session.process.gc_tuning import collect_seldom
 from mpp_session.process.os_limits import raise_open_files
 from mpp_session.process.sales import Sales
-from mpp_session.process.signals import stop_at_eof, stop_on_signals
+from mpp_session.process.signals import reload_on_hangup, stop_at_eof, stop_on_signals
 from mpp_session.settings import Config, Listen
 from mpp_session.wiring import build_parts
 
@@ -41,12 +42,19 @@ __all__ = ["run_gateway", "serve_on"]
 _log: Final = logging.getLogger(__name__)
 
 
-async def run_gateway(config: Config, *, announce: Announce, until_eof: bool = False) -> None:
+async def run_gateway(
+    config: Config,
+    *,
+    announce: Announce,
+    until_eof: bool = False,
+    read_prices: ReadPrices | None = None,
+) -> None:
     """Serve until SIGTERM or SIGINT, or until standard input ends if that is requested.
 
     `announce` is called with the gateway's URL and prices once it answers. At the end every stream
     gets its final receipt, other requests get `listen.shutdown_s` to finish, and then the ledger is
-    closed.
+    closed. With `read_prices`, SIGHUP makes it sell at the prices that this returns; without it
+    SIGHUP ends the gateway, too.
 
     Raises:
         ConfigError: A check failed; nothing was served.
@@ -57,11 +65,19 @@ async def run_gateway(config: Config, *, announce: Announce, until_eof: bool = F
     stop_on_signals(stopping)
     if until_eof:
         stop_at_eof(stopping)
+    reloads = None
+    if read_prices is not None:
+        reloads = PriceReloads(config, read_prices)
+        reload_on_hangup(stopping, reloads.request)
     if config.listen.workers > 1:
-        await run_workers(config, announce=announce, stopping=stopping)
+        await run_workers(config, announce=announce, stopping=stopping, reloads=reloads)
         return
+
+    def reloading(gateway: Gateway) -> Mapping[str, Coroutine[Any, Any, None]]:
+        return {} if reloads is None else {"reloading prices": reloads.run(gateway.change_prices)}
+
     with bind(config.listen) as listener:
-        await serve_on(listener, config, announce=announce, stopping=stopping)
+        await serve_on(listener, config, announce=announce, stopping=stopping, beside=reloading)
 
 
 async def serve_on(
@@ -71,8 +87,11 @@ async def serve_on(
     announce: Announce,
     stopping: asyncio.Event,
     number: int = 0,
+    beside: Callable[[Gateway], Mapping[str, Coroutine[Any, Any, None]]] = lambda _: {},
 ) -> None:
     """Serve on a socket with this process until `stopping` is set.
+
+    `beside` returns further tasks that run with the gateway, by what they do.
 
     With several workers on one ledger, `number` 0 does what must be done once. Other arguments and
     errors as `run_gateway`.
@@ -121,6 +140,7 @@ async def serve_on(
                 "keeping consistent books": _fail_when(broken),
                 "watching for a pause of sales": sales.run(),
                 "watching the model server": gateway.watch_model_server(),
+                **beside(gateway),
             }
             serving = server.serve(sockets=[listener])
             try:

@@ -4,13 +4,15 @@ import asyncio
 import logging
 import socket
 import sys
-from typing import Final
+from collections.abc import Coroutine, Mapping
+from typing import Any, Final
 
 import msgspec
 
 from channel.errors import ConfigError, MppSessionError
+from mpp_session.gateway.app import Gateway
 from mpp_session.gateway.serve import serve_on
-from mpp_session.gateway.workers import Report, Task, read_task
+from mpp_session.gateway.workers import Report, Task, read_rows, read_task
 from mpp_session.process.event_loop import run_server
 from mpp_session.process.logs import log_to_stderr
 from mpp_session.process.os_limits import forbid_core_files
@@ -43,8 +45,22 @@ def main() -> int:
 
 async def _serve(task: Task) -> None:
     stopping = asyncio.Event()
+    serving: list[Gateway] = []
+
+    def change_prices(line: bytes) -> None:
+        try:
+            (gateway,) = serving
+            gateway.replace_prices(read_rows(line))
+            _report(Report(gateway.prices.table.describe()))
+        except ConfigError as error:
+            _report(Report(error=str(error), is_refusal=True))
+
+    def keep(gateway: Gateway) -> Mapping[str, Coroutine[Any, Any, None]]:
+        serving.append(gateway)
+        return {}
+
     stop_on_signals(stopping)
-    stop_at_eof(stopping)
+    stop_at_eof(stopping, change_prices)
     # -1: the socket's own protocol. Not every system reports it, and asyncio needs it.
     with socket.socket(-1, -1, socket.IPPROTO_TCP, fileno=task.socket_fd) as listener:
         await serve_on(
@@ -53,11 +69,12 @@ async def _serve(task: Task) -> None:
             announce=lambda _, prices: _report(Report(prices)),
             stopping=stopping,
             number=task.number,
+            beside=keep,
         )
 
 
 def _report(report: Report) -> None:
-    """Report to the parent, which reads one line and no more."""
+    """Report to the parent, which reads a line for the start and for each change of prices."""
     sys.stdout.buffer.write(msgspec.json.encode(report) + b"\n")
     sys.stdout.flush()
 

@@ -15,7 +15,7 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Final, TypeAlias
 
 import msgspec
@@ -23,15 +23,16 @@ import msgspec
 from channel.errors import ConfigError
 from channel.tasks import first_of
 from mpp_session.errors import CommandError
+from mpp_session.gateway.reloading import PriceReloads
 from mpp_session.gateway.sockets import bind, listening_url
 from mpp_session.process.child import start_settler
 from mpp_session.process.logs import log_arguments
 from mpp_session.process.relay import child_stderr
-from mpp_session.settings import Config, Money, Secret
+from mpp_session.settings import Config, Money, PriceRow, Secret
 from mpp_session.settings.config import COUNTS_VARIABLE, bare_environment, without_keys
 from mpp_session.settings.values import decode_value
 
-__all__ = ["Announce", "Report", "Task", "read_task", "run_workers"]
+__all__ = ["Announce", "Report", "Task", "read_rows", "read_task", "run_workers"]
 
 _log: Final = logging.getLogger(__name__)
 
@@ -65,10 +66,17 @@ class Report(msgspec.Struct, frozen=True):
     """Whether the settings are the cause."""
 
 
-async def run_workers(config: Config, *, announce: Announce, stopping: asyncio.Event) -> None:
+async def run_workers(
+    config: Config,
+    *,
+    announce: Announce,
+    stopping: asyncio.Event,
+    reloads: PriceReloads | None = None,
+) -> None:
     """Serve with `listen.workers` processes until `stopping` is set.
 
-    `announce` is called with the gateway's URL and prices once every worker answers.
+    `announce` is called with the gateway's URL and prices once every worker answers. `reloads`
+    change the prices of all workers, and of those that are restarted later.
 
     Raises:
         ConfigError: A worker refused the settings; nothing was served.
@@ -94,18 +102,47 @@ async def run_workers(config: Config, *, announce: Announce, stopping: asyncio.E
         announce(listening_url(listener), workers[0].prices)
         kept = [worker.keep() for worker in workers]
         settling = [] if settler is None else [settler.run()]
-        await first_of(*kept, *settling, stopping.wait())
+
+        async def change(changed: Config) -> str:
+            return await _change_prices(workers, without_keys(changed))
+
+        reloading = [] if reloads is None else [reloads.run(change)]
+        await first_of(*kept, *settling, *reloading, stopping.wait())
+
+
+async def _change_prices(workers: Sequence["_Worker"], config: Config) -> str:
+    """Sell at other prices on every worker, and return them for people.
+
+    Raises:
+        ConfigError: A worker refused them; all keep their own.
+        CommandError: No worker serves.
+    """
+    before = workers[0].config
+    try:
+        prices = [await worker.change_prices(config) for worker in workers]
+    except ConfigError:
+        for worker in workers:
+            with contextlib.suppress(ConfigError):
+                await worker.change_prices(before)
+        raise
+    taken = [text for text in prices if text is not None]
+    if not taken:
+        raise CommandError("no worker serves at the moment: reload again")
+    return taken[0]
 
 
 class _Worker:
     """One worker, across the processes that run it."""
 
     def __init__(self, config: Config, number: int, listener: socket.socket, counts: str) -> None:
-        self._config = config
+        self.config = config
+        self._started_with = config
         self._counts = counts
         self._number = number
         self._listener = listener
         self._process: asyncio.subprocess.Process | None = None
+        self._is_serving = False
+        self._changing = asyncio.Lock()
         self.prices = ""
         """What it sells at, once it serves."""
 
@@ -128,7 +165,7 @@ class _Worker:
         process = self._process
         if process is None or process.stdout is None:  # pragma: no cover - always started
             raise CommandError("the worker was not started")
-        patience_s = self._config.listen.start_timeout_s
+        patience_s = self.config.listen.start_timeout_s
         try:
             line = await asyncio.wait_for(process.stdout.readline(), patience_s)
         except TimeoutError:
@@ -143,7 +180,39 @@ class _Worker:
         if report.error is not None:
             raise (ConfigError if report.is_refusal else CommandError)(report.error)
         self.prices = report.prices
+        self._is_serving = True
         _log.info("worker %d serves as process %d", self._number, process.pid)
+        if self.config is not self._started_with:  # prices have changed while it started
+            with contextlib.suppress(ConfigError):  # it then keeps those that it began with
+                await self.change_prices(self.config)
+
+    async def change_prices(self, config: Config) -> str | None:
+        """Sell at other prices from now on, and return them for people.
+
+        None if it does not serve now: it will sell at them once it does.
+
+        Raises:
+            ConfigError: It refused them and keeps its own.
+        """
+        self.config = config
+        async with self._changing:
+            process = self._process
+            if not self._is_serving or process is None or process.stdin is None:
+                return None
+            rows = msgspec.json.encode(config.price_rows, enc_hook=_reveal)
+            try:
+                process.stdin.write(rows + b"\n")
+                await process.stdin.drain()
+                line = b"" if process.stdout is None else await process.stdout.readline()
+            except ConnectionError:
+                return None
+            if not line:
+                return None
+            report = msgspec.json.decode(line, type=Report)
+            if report.error is not None:
+                raise ConfigError(report.error)
+            self.prices = report.prices
+            return report.prices
 
     async def keep(self) -> None:
         """Restart the worker whenever it is killed.
@@ -155,6 +224,7 @@ class _Worker:
             code = await self._process.wait()
             if code >= 0:
                 raise CommandError(f"the gateway stopped because worker {self._number} did: {code}")
+            self._is_serving = False
             _log.warning("worker %d was killed by signal %d", self._number, -code)
             await self._start_again()
 
@@ -180,6 +250,7 @@ class _Worker:
 
     async def _start(self) -> None:
         fd = self._listener.fileno()
+        self._started_with = self.config
         self._process = process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -193,7 +264,7 @@ class _Worker:
             process_group=0,  # Ctrl-C reaches only the parent, which ends the workers in order
         )
         if process.stdin is not None:
-            process.stdin.write(_write_task(Task(self._config, self._number, fd)))
+            process.stdin.write(_write_task(Task(self.config, self._number, fd)))
             with contextlib.suppress(ConnectionError):  # it has ended: its report gives the reason
                 await process.stdin.drain()
 
@@ -204,7 +275,7 @@ class _Worker:
         with contextlib.suppress(ProcessLookupError):
             process.send_signal(signal.SIGTERM)
         try:
-            await asyncio.wait_for(process.wait(), self._config.listen.shutdown_s + _KILL_AFTER_S)
+            await asyncio.wait_for(process.wait(), self.config.listen.shutdown_s + _KILL_AFTER_S)
         except TimeoutError:
             _log.error("worker %d does not end; killing it", self._number)
             process.kill()
@@ -219,6 +290,11 @@ def _write_task(task: Task) -> bytes:
 def read_task(line: bytes) -> Task:
     """Decode the output of `_write_task`."""
     return msgspec.json.decode(line, type=Task, dec_hook=decode_value)
+
+
+def read_rows(line: bytes) -> tuple[PriceRow, ...]:
+    """Decode the prices that a running worker is sent."""
+    return msgspec.json.decode(line, type=tuple[PriceRow, ...], dec_hook=decode_value)
 
 
 def _reveal(value: Any) -> str:

@@ -16,7 +16,7 @@ from channel.types import TokenUnit
 from mpp_session.settings import PriceRow, describe_tariff
 from mpp_session.settings.price_rows import name_row
 
-__all__ = ["Listing", "PriceTable"]
+__all__ = ["Listing", "PriceTable", "matches"]
 
 _SHOWN_MAX: Final = 5
 
@@ -34,7 +34,7 @@ class Listing(msgspec.Struct, frozen=True):
 
     def covers(self, endpoint: str, model: str) -> bool:
         """Whether it prices this endpoint and model; a pattern is covered by a wider one."""
-        return self.row.endpoint in ("*", endpoint) and _matches(self.row.model, model)
+        return self.row.endpoint in ("*", endpoint) and matches(self.row.model, model)
 
     def counts_at(self, at: float) -> bool:
         """Whether it counts at this time, in seconds since 1970."""
@@ -110,9 +110,7 @@ class PriceTable:
 
     def name_of(self, model: str) -> str | None:
         """Return the name or pattern of the first row for a model; None if none is for it."""
-        return next(
-            (one.row.model for one in self.listings if _matches(one.row.model, model)), None
-        )
+        return next((one.row.model for one in self.listings if matches(one.row.model, model)), None)
 
     def models(self, endpoint: str, at: float) -> tuple[str, ...]:
         """Return the names and patterns that are sold under an endpoint at a time."""
@@ -133,11 +131,11 @@ def _hides(earlier: Listing, later: Listing) -> bool:
         second.valid_from is not None and first.valid_from <= second.valid_from
     )
     return (
-        begins and first.endpoint in ("*", second.endpoint) and _matches(first.model, second.model)
+        begins and first.endpoint in ("*", second.endpoint) and matches(first.model, second.model)
     )
 
 
-def _matches(pattern: str, model: str) -> bool:
+def matches(pattern: str, model: str) -> bool:
     """Whether a name fits a pattern, in which `*` stands for any characters.
 
     The parts between the stars are looked for one by one, so a long name costs no more than its

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, Final
 
-__all__ = ["before_signals", "stop_at_eof", "stop_on_signals"]
+__all__ = ["before_signals", "reload_on_hangup", "stop_at_eof", "stop_on_signals"]
 
 _RARE: Final = ("SIGALRM", "SIGIO", "SIGPROF", "SIGPWR", "SIGSTKFLT", "SIGVTALRM", "SIGXCPU")
 """Not on every system: power failure, a halting container, a CPU time limit."""
@@ -36,6 +36,30 @@ def stop_on_signals(stopping: asyncio.Event) -> None:
     for number in _ENDING:
         if signal.getsignal(number) is not signal.SIG_IGN:
             asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+
+
+def reload_on_hangup(stopping: asyncio.Event, reload: Callable[[], None]) -> None:
+    """Call `reload` on SIGHUP instead, unless it says that the process's terminal has closed.
+
+    Call it after `stop_on_signals`. A process that was started to ignore SIGHUP reloads always.
+    """
+    has_terminal = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN and _has_terminal()
+
+    def handle() -> None:
+        if has_terminal and not _has_terminal():
+            stopping.set()
+        else:
+            reload()
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, handle)
+
+
+def _has_terminal() -> bool:
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
 
 
 @contextlib.contextmanager
@@ -76,15 +100,20 @@ def before_signals(call: Callable[[], None]) -> Iterator[None]:
                 signal.signal(ours, theirs)
 
 
-def stop_at_eof(stopping: asyncio.Event) -> None:
-    """Wait for the end of standard input in a daemon thread."""
+def stop_at_eof(stopping: asyncio.Event, on_line: Callable[[bytes], None] | None = None) -> None:
+    """Wait for the end of standard input in a daemon thread. Calls `on_line` with each line."""
     loop = asyncio.get_running_loop()
 
     def wait() -> None:
         # not through sys.stdin, whose lock would be held when the interpreter exits
-        while os.read(0, 4096):
-            pass
+        rest = b""
         with contextlib.suppress(RuntimeError):  # the loop closed before the input ended
+            while piece := os.read(0, 4096):
+                if on_line is None:
+                    continue
+                *lines, rest = (rest + piece).split(b"\n")
+                for line in lines:
+                    loop.call_soon_threadsafe(on_line, line)
             loop.call_soon_threadsafe(stopping.set)
 
     threading.Thread(target=wait, daemon=True).start()

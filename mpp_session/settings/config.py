@@ -237,21 +237,26 @@ def load_watch_config(
 
 
 def load_price_rows(
-    path: Path | None = None, *, flags: Mapping[str, Any] | None = None
+    path: Path | None = None,
+    *,
+    flags: Mapping[str, Any] | None = None,
+    defaults: Mapping[str, Any] | None = None,
 ) -> tuple[PriceRow, ...]:
     """Read and check the prices of a gateway's settings, and no others; empty if there are none.
 
     Raises:
         ConfigError: As for `load_config`.
     """
-    given = load_values(path, flags=flags)
+    given = load_values(path, flags=flags, defaults=defaults)
     rows = _read_rows(given)
     prices = {
         name.partition(".")[2]: value
         for name, value in given.items()
         if name.partition(".")[0] == "price"
     }
-    if rows or not prices:
+    if rows and prices:
+        raise ConfigError("`[price]` and `[[prices]]` are both given: remove one")
+    if not prices:
         return rows
     try:
         return (msgspec.convert(prices, PriceRow, strict=False, dec_hook=decode_value),)

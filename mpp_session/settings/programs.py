@@ -1,7 +1,10 @@
 """All settings of one program: a gateway, a seller, a settler, a watchtower."""
 
+from collections.abc import Sequence
+
 import msgspec
 
+from channel.errors import ConfigError
 from channel.types import Address
 from mpp_session.settings.admin import Admin
 from mpp_session.settings.books import Exposure, Ledger, Settlement, Sponsoring, Tower
@@ -109,6 +112,22 @@ class Config(ProviderConfig, frozen=True, kw_only=True):
         if self.price is None:
             return self.prices.rows
         return (PriceRow(**msgspec.structs.asdict(self.price)),)
+
+    def with_prices(self, rows: Sequence[PriceRow]) -> "Config":
+        """Return these settings with other prices.
+
+        Raises:
+            ConfigError: Another setting does not allow them.
+        """
+        values = {name: getattr(self, name) for name in self.__struct_fields__}
+        short = {name: getattr(rows[0], name) for name in Price.__struct_fields__} if rows else {}
+        is_short = len(rows) == 1 and rows[0] == PriceRow(**short)
+        values["price"] = Price(**short) if is_short else None
+        values["prices"] = Prices() if is_short else Prices(file=self.prices.file, rows=tuple(rows))
+        try:
+            return Config(**values)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
 
     def __post_init__(self) -> None:
         super().__post_init__()

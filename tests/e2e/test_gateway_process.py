@@ -56,7 +56,7 @@ async def paid_gateway(
         yield gateway, client
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 async def test_a_signal_in_mid_stream_ends_it_with_its_receipt_and_exit_code_0(
     devnet: TestChain, tmp_path: Path, forge: Forge, number: signal.Signals
 ) -> None:

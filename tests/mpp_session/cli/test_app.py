@@ -8,12 +8,14 @@ from typer.testing import CliRunner
 
 from mpp_session.cli.app import APP
 from mpp_session.cli.ledger import APP as LEDGER
+from mpp_session.cli.prices import APP as PRICES
 from tests.mpp_session.cli.conftest import Run
 
 COMMANDS = sorted(info.name or "" for info in APP.registered_commands)
 GROUPED = [
-    f"ledger {info.name or info.callback.__name__}"
-    for info in LEDGER.registered_commands
+    f"{group} {info.name or info.callback.__name__}"
+    for group, app in (("ledger", LEDGER), ("prices", PRICES))
+    for info in app.registered_commands
     if info.callback
 ]
 
@@ -39,13 +41,16 @@ def test_the_commands_are_those_of_the_manual(start: Run) -> None:
     ]
     shown = start("--help")
     assert shown.returncode == 0
-    assert all(re.search(rf"(?m)^  {name} ", shown.stdout) for name in [*COMMANDS, "ledger"])
+    assert all(
+        re.search(rf"(?m)^  {name} ", shown.stdout) for name in [*COMMANDS, "ledger", "prices"]
+    )
     assert sorted(GROUPED) == [
-        f"ledger {name}" for name in ("adopt", "check", "export", "import", "repair")
+        *(f"ledger {name}" for name in ("adopt", "check", "export", "import", "repair")),
+        *(f"prices {name}" for name in ("check", "import", "reload", "show")),
     ]
 
 
-@pytest.mark.parametrize("group", [[], ["ledger"]])
+@pytest.mark.parametrize("group", [[], ["ledger"], ["prices"]])
 def test_a_list_of_commands_says_what_each_does_in_whole_sentences(
     run: Run, group: list[str]
 ) -> None:

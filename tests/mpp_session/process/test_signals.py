@@ -1,7 +1,13 @@
 """Which signals end a program in order, and which handlers of another server stay unchanged."""
 
 import asyncio
+import fcntl
+import os
+import pty
 import signal
+import subprocess
+import sys
+import termios
 from collections.abc import Iterator
 
 import pytest
@@ -99,3 +105,40 @@ async def test_outside_the_main_thread_nothing_is_done(server: list[int]) -> Non
             pass
 
     await asyncio.to_thread(asyncio.run, live())
+
+
+PROGRAM = """
+import asyncio, sys
+from mpp_session.process.signals import reload_on_hangup, stop_on_signals
+
+async def main():
+    stopping = asyncio.Event()
+    stop_on_signals(stopping)
+    reload_on_hangup(stopping, lambda: print("reload", file=sys.stderr, flush=True))
+    print("ready", file=sys.stderr, flush=True)
+    await stopping.wait()
+    print("stop", file=sys.stderr, flush=True)
+
+asyncio.run(main())
+"""
+
+
+def test_sighup_reloads_and_a_closing_terminal_stops() -> None:
+    """O-28: a terminal that closes sends the same signal as a supervisor that wants a reload."""
+    controller, terminal = pty.openpty()
+    with subprocess.Popen(  # noqa: S603 -- our own program
+        [sys.executable, "-c", PROGRAM],
+        stdin=terminal,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # noqa: PLW1509 -- no threads
+    ) as process:
+        assert process.stderr is not None
+        os.close(terminal)
+        assert process.stderr.readline() == "ready\n"
+        process.send_signal(signal.SIGHUP)
+        assert process.stderr.readline() == "reload\n"
+        os.close(controller)
+        assert process.stderr.readline() == "stop\n"
+        assert process.wait(PATIENCE_S) == 0

@@ -1,0 +1,103 @@
+"""Tells `mpp-session prices reload` which gateway processes run, and how their last reload ended.
+
+Each gateway holds a locked file in its state directory while it runs. So a stale file, whose
+process id another program may have by now, is recognised and never signalled.
+"""
+
+import contextlib
+import fcntl
+import logging
+import os
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from channel.files import open_own
+
+__all__ = ["ControlFile", "Running", "find_running", "open_control_file"]
+
+_log: Final = logging.getLogger(__name__)
+
+_SIZE: Final = 64 * 1024
+
+
+class Running(msgspec.Struct, frozen=True):
+    """A gateway that runs, as its file states it."""
+
+    pid: int
+    reloads: int = 0
+    """How many reloads have ended, well or not."""
+    problem: str | None = None
+    """Why the last one changed nothing; None if it did what it should."""
+    prices: str = ""
+    """What is sold, for people."""
+
+
+class ControlFile:
+    """The file of this process."""
+
+    def __init__(self, descriptor: int | None, state: Running) -> None:
+        self._descriptor = descriptor
+        self._state = state
+        self._write()
+
+    def note(self, problem: str | None, prices: str) -> None:
+        """Record that a reload has ended."""
+        self._state = Running(self._state.pid, self._state.reloads + 1, problem, prices)
+        self._write()
+
+    def _write(self) -> None:
+        if self._descriptor is None:
+            return
+        content = msgspec.json.encode(self._state)[:_SIZE].ljust(_SIZE)
+        with contextlib.suppress(OSError):  # a full disk does not end sales
+            os.pwrite(self._descriptor, content, 0)
+
+
+@contextlib.contextmanager
+def open_control_file(folder: Path, ledger_url: str) -> Iterator[ControlFile]:
+    """Hold this process's file while the context lasts. Without a folder, reloads need a signal."""
+    state = Running(os.getpid())
+    path = folder / f"{_prefix(ledger_url)}{state.pid}.json"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = open_own(path)
+    except OSError as error:
+        _log.warning("`prices reload` will not find this gateway; send it SIGHUP: %s", error)
+        yield ControlFile(None, state)
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield ControlFile(descriptor, state)
+    finally:
+        with contextlib.suppress(OSError):
+            path.unlink()
+        os.close(descriptor)
+
+
+def find_running(folder: Path, ledger_url: str) -> list[Running]:
+    """Return the gateways of these books that run on this machine. Removes stale files."""
+    found = []
+    for path in sorted(folder.glob(f"{_prefix(ledger_url)}*.json")):
+        try:
+            descriptor = open_own(path, os.O_RDWR)
+        except OSError:
+            continue
+        try:
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink(missing_ok=True)  # its process has ended
+                continue
+            with contextlib.suppress(msgspec.DecodeError):  # it is being written
+                text = os.pread(descriptor, _SIZE, 0)
+                found.append(msgspec.json.decode(text, type=Running))
+        finally:
+            os.close(descriptor)
+    return found
+
+
+def _prefix(ledger_url: str) -> str:
+    return f"gateway-{sha256(ledger_url.encode()).hexdigest()[:16]}-"
