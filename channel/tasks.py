@@ -1,20 +1,52 @@
-"""Owns tasks: keeps them alive, tells their owner of the first bug, and ends them all."""
+"""Owns tasks: keeps them alive, tells their owner of the first bug, and ends them all.
+
+A task works for one request, or for none: a log line can name it.
+"""
 
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Hashable
+from contextvars import ContextVar
 from functools import partial
 from typing import Any, Final, Self, TypeVar
 
 from channel.errors import MppSessionError
 
-__all__ = ["Tasks", "first_of", "log_failure"]
+__all__ = ["RequestMark", "Tasks", "current_request", "first_of", "log_failure"]
 
 T = TypeVar("T")
 
 _log: Final = logging.getLogger(__name__)
 
 _FINISH_S: Final = 5.0
+
+
+class RequestMark:
+    """Marks the current task, and those that it starts, as working for a request."""
+
+    __slots__ = ("_request_id",)
+
+    def __init__(self, request_id: bytes) -> None:
+        self._request_id = request_id
+        _current.set(self)
+
+    @property
+    def request_id(self) -> str:
+        """The id in hexadecimal; empty once the request has ended."""
+        return self._request_id.hex()
+
+    def end(self) -> None:
+        """Record that the request has ended: tasks that it started work for others from now on."""
+        self._request_id = b""
+
+
+_current: ContextVar[RequestMark | None] = ContextVar("request", default=None)
+
+
+def current_request() -> str:
+    """Return the id of the request that the current task works for; empty if for none."""
+    mark = _current.get()
+    return "" if mark is None else mark.request_id
 
 
 class Tasks:

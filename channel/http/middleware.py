@@ -79,6 +79,7 @@ from channel.limits import (
 from channel.state.charges import ChargeOutcome
 from channel.state.commands import StreamPolicy
 from channel.state.requests import RequestClaim
+from channel.tasks import RequestMark
 from channel.types import Address, TokenUnit
 from channel.wire.accept_payment import rank_offers
 from channel.wire.challenge import INTENT, METHOD
@@ -195,8 +196,10 @@ class PaymentGate:
         if self._is_broken:
             await exchange.refuse(_broken())
             return
+        mark = RequestMark(exchange.request_id)
         try:
             await exchange.run()
+            mark.end()
         except InvariantError as error:
             # A bug, or a failed disk. The ledger accepts no more, and acknowledged nothing.
             _log.critical("this worker stops: %s", error, exc_info=True)
@@ -257,11 +260,12 @@ class _Exchange:
             if one.route.method == self._method:
                 self._own = one
                 break
-        self._id = gate.engine.new_request_id()
+        self.request_id = gate.engine.new_request_id()
+        """The id of its reservation, if it gets one."""
         self._teller = None
         if gate.calls:
             one = self._own or priced[0]
-            self._teller = RequestTeller(gate.calls, self._id, one, gate.engine.now)
+            self._teller = RequestTeller(gate.calls, self.request_id, one, gate.engine.now)
         self._credential: Credential | None = None
         self._is_proven = False
         """Whether the payer's voucher is verified, and its body is being read."""
@@ -357,7 +361,7 @@ class _Exchange:
             paid,
             is_metered=own.route.metered,
             claim=self._read_claim(own),
-            reservation_id=self._id,
+            reservation_id=self.request_id,
         )
         try:
             outcome = await self._engine.perform(paid, hold)

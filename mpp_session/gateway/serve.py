@@ -30,6 +30,7 @@ from mpp_session.observe.health import HealthPages, HealthSite
 from mpp_session.observe.metrics import PrometheusHooks
 from mpp_session.observe.provider import Observed
 from mpp_session.observe.scrape import scraped_registry
+from mpp_session.observe.traced import open_tracing
 from mpp_session.process.gc_tuning import collect_seldom
 from mpp_session.process.os_limits import raise_open_files
 from mpp_session.process.sales import Sales
@@ -99,6 +100,7 @@ async def serve_on(
     async with (
         build_parts(config, is_first=number == 0, processes=config.listen.workers) as parts,
         Upstream.connect(config.upstream) as upstream,
+        open_tracing() as tracing,
     ):
         broken = asyncio.Event()
         feed, sales = Feed(), Sales(parts.journal)
@@ -107,6 +109,8 @@ async def serve_on(
         metrics = PrometheusHooks(counted)
         shows = config.admin.enabled and parts.is_first
         hooks: Hooks = Fanout(metrics, feed) if shows else metrics
+        if tracing is not None:
+            hooks = Fanout(hooks, tracing.hooks)
         gateway = Gateway(
             config,
             parts.engine,
@@ -126,7 +130,8 @@ async def serve_on(
         parts.ledger.report_commits(metrics.count_commit)
         pages = HealthPages(observed.health, is_public=True)
         routes, token = await build_dashboard(config, parts, gateway, feed=feed, sales=sales)
-        server = _build_server(HealthSite(gateway, pages), config.listen)
+        site: ASGIApp = HealthSite(gateway, pages)
+        server = _build_server(site if tracing is None else tracing.wrap(site), config.listen)
         collect_seldom()
         with open_operator_port(
             config.admin, [*observed.routes(), *routes], is_first=number == 0, token=token

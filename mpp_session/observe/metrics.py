@@ -25,7 +25,7 @@ from channel.http.hooks import (
     SpendEvent,
 )
 
-__all__ = ["PrometheusHooks", "problem_types"]
+__all__ = ["PrometheusHooks", "operation_of", "problem_types", "token_type_of"]
 
 OTHER: Final = "other"
 APPLICATION: Final = "application"
@@ -235,13 +235,13 @@ class PrometheusHooks(Hooks):
         if event.handled is not None:
             self.payment.observe(event.handled - event.received)
             self.handling.labels(model).observe(event.monotonic - event.handled)
-        operation = _operation(event.route)
+        operation = operation_of(event.route)
         if operation is None:
             return
         self.duration.labels(operation, model).observe(event.monotonic - event.received)
         tokens = 0
         for kind, units in event.usage.items():
-            kind_of = _TOKEN_TYPES.get(kind)
+            kind_of = token_type_of(kind)
             if kind_of is not None:
                 self.token_usage.labels(operation, model, kind_of).observe(units)
                 tokens += units if kind_of in {"output", "reasoning"} else 0
@@ -256,10 +256,15 @@ class PrometheusHooks(Hooks):
         return (self.name_of(variant) or OTHER) if variant else ""
 
 
-def _operation(route: str) -> str | None:
+def operation_of(route: str) -> str | None:
     """Return OpenTelemetry's name of what a route does; None if it is no model's."""
     path = route.partition(" ")[2]
     for end, name in _OPERATIONS.items():
         if path.endswith(end):
             return name
     return None
+
+
+def token_type_of(kind: str) -> str | None:
+    """Return OpenTelemetry's name of a kind of tokens; None for other units."""
+    return _TOKEN_TYPES.get(kind)

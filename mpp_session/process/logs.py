@@ -7,6 +7,7 @@ from typing import Final
 
 import msgspec
 
+from channel.tasks import current_request
 from mpp_session.process.log_limits import LinesPerMinute
 from mpp_session.process.relay import relay_output
 
@@ -18,7 +19,10 @@ _style: Final[list[str]] = []
 
 
 class JsonLines(logging.Formatter):
-    """One JSON document a line: `time`, `level`, `logger`, `message`, and `trace` of an error."""
+    """One JSON document a line: `time`, `level`, `logger`, `message`, and `trace` of an error.
+
+    A line of a request also has `request`, the id that its answer's `x-generation-id` holds.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         """Return a record as one line; a trace is inside it, its line ends escaped."""
@@ -28,6 +32,9 @@ class JsonLines(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
+        request_id = current_request()
+        if request_id:
+            line["request"] = f"gen-{request_id}"
         if record.exc_info:
             line["trace"] = self.formatException(record.exc_info)
         return msgspec.json.encode(line).decode()

@@ -51,6 +51,7 @@ __all__ = [
     "section_type",
     "settler_environment",
     "take_passed_sockets",
+    "wants_traces",
     "without_keys",
 ]
 
@@ -313,6 +314,19 @@ def default_state_dir() -> Path:
 def counts_folder() -> str | None:
     """Return the folder in which the processes of one gateway count together; None if alone."""
     return os.environ.get(COUNTS_VARIABLE) or None
+
+
+def wants_traces() -> bool:
+    """Whether the standard variables of OpenTelemetry name an exporter of traces."""
+    if os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
+        return False
+    exporter = os.environ.get("OTEL_TRACES_EXPORTER", "")
+    if exporter not in ("", "otlp"):
+        if exporter != "none":
+            _log.warning("OTEL_TRACES_EXPORTER is %r: expected otlp or none", exporter)
+        return False
+    named = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+    return exporter == "otlp" or any(os.environ.get(name) for name in named)
 
 
 def bare_environment() -> dict[str, str]:

@@ -8,7 +8,7 @@ import weakref
 import pytest
 
 from channel.errors import LedgerUnavailableError
-from channel.tasks import Tasks, first_of, log_failure
+from channel.tasks import RequestMark, Tasks, current_request, first_of, log_failure
 from tests.waiting import until
 
 
@@ -237,3 +237,27 @@ async def test_a_cancelled_wait_for_the_first_cancels_all() -> None:
     with pytest.raises(asyncio.CancelledError):
         await waiting
     assert one.ended == other.ended == ["cancelled"]
+
+
+async def test_a_task_is_of_the_request_that_started_it_until_that_has_ended() -> None:
+    """A task of the whole program may have been started by a request: it is of none afterwards."""
+    go_on = asyncio.Event()
+    found: list[str] = []
+
+    async def work() -> None:
+        found.append(current_request())
+        await go_on.wait()
+        found.append(current_request())
+
+    async def serve() -> asyncio.Task[None]:
+        mark = RequestMark(b"\x01" * 16)
+        task = asyncio.create_task(work())
+        await until(lambda: len(found) == 1)
+        mark.end()
+        return task
+
+    task = await asyncio.create_task(serve())
+    go_on.set()
+    await task
+    assert found == ["01" * 16, ""]
+    assert current_request() == ""
