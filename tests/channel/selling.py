@@ -112,7 +112,7 @@ class Payer:
         return Credential(challenge, payload, (CHAIN_ID, self.address))
 
 
-class Desk:
+class Provider:
     """An engine with everything around it, and one route to sell."""
 
     def __init__(
@@ -152,27 +152,27 @@ class Desk:
 
 
 @asynccontextmanager
-async def open_desk(
+async def open_provider(
     path: Path,
     settings: EngineSettings = SETTINGS,
     *,
     admission: Admission | None = None,
     has_settler: bool = True,
     **changes: Any,
-) -> AsyncIterator[Desk]:
+) -> AsyncIterator[Provider]:
     """Open an engine on a ledger file, and a settler beside it; closes all.
 
     Without a settler, a test writes to the ledger what one would.
     """
     ledger = await SqliteLedger.open(path / "ledger.sqlite", exclusive=True)
-    desk = Desk(ledger, ChainModel(), Clock(), replace(settings, **changes), admission)
+    provider = Provider(ledger, ChainModel(), Clock(), replace(settings, **changes), admission)
     try:
-        beside = settling(ledger, desk.chain, desk.engine.settings.payee)
+        beside = settling(ledger, provider.chain, provider.engine.settings.payee)
         async with beside if has_settler else nullcontext():
             try:
-                yield desk
+                yield provider
             finally:
-                await desk.engine.aclose()
+                await provider.engine.aclose()
     finally:
         await ledger.close()
 

@@ -15,7 +15,7 @@ import pytest
 from channel.http import PaidEventStream, PaymentGate, Price, Route
 from channel.wire.credential import format_credential
 from tests.channel.http.test_events import events
-from tests.channel.selling import PRICE, Desk, Visit, ask, open_desk
+from tests.channel.selling import PRICE, Provider, Visit, ask, open_provider
 
 PRICED = Price(unit_price=PRICE, unit_type="unit")
 ROUTES = [
@@ -47,9 +47,9 @@ async def turns(count: int) -> None:
         await asyncio.sleep(0.0002)
 
 
-async def start(desk: Desk, gate: PaymentGate, path: str, amount: int, key: str) -> Visit:
+async def start(provider: Provider, gate: PaymentGate, path: str, amount: int, key: str) -> Visit:
     challenge = (await ask(gate, "GET", path)).challenge
-    credential = desk.payer.credential(challenge, desk.payer.voucher(amount))
+    credential = provider.payer.credential(challenge, provider.payer.voucher(amount))
     headers = {"authorization": format_credential(credential)}
     if key:
         headers["idempotency-key"] = key
@@ -63,16 +63,16 @@ async def test_whenever_it_ends_nothing_stays_held(
     tmp_path: Path, path: str, how: str, *, keyed: bool
 ) -> None:
     """F-42, F-48, SSE-07: and `spent` covers what was emitted, by at most one request or unit."""
-    async with open_desk(tmp_path, reservation_step_units=4) as desk:
-        gate = PaymentGate(app, engine=desk.engine, routes=ROUTES)
-        desk.payer.open_on_chain(10**9)
+    async with open_provider(tmp_path, reservation_step_units=4) as provider:
+        gate = PaymentGate(app, engine=provider.engine, routes=ROUTES)
+        provider.payer.open_on_chain(10**9)
         challenge = (await ask(gate, "HEAD", "/fixed")).challenge
-        opening = desk.payer.credential(challenge, desk.payer.opening(10**6))
+        opening = provider.payer.credential(challenge, provider.payer.opening(10**6))
         assert (await ask(gate, "HEAD", "/fixed", opening)).status == 200
         spent = ended_early = 0
         for moment in range(MOMENTS):
             key = f"key {moment}" if keyed else ""
-            visit = await start(desk, gate, path, 10**6 + moment, key)
+            visit = await start(provider, gate, path, 10**6 + moment, key)
             await turns(moment)
             if how == "cancelled":
                 visit.task.cancel()
@@ -80,8 +80,10 @@ async def test_whenever_it_ends_nothing_stays_held(
                 visit.leave()
             await asyncio.wait({visit.task})
             ended_early += visit.task.cancelled()
-            await desk.engine.aclose()
-            state = (await desk.ledger.apply(desk.payer.key, [])).state  # after all that is queued
+            await provider.engine.aclose()
+            state = (
+                await provider.ledger.apply(provider.payer.key, [])
+            ).state  # after all that is queued
             assert state.reserved == 0, moment
             cost = state.spent - spent
             spent = state.spent
@@ -97,5 +99,5 @@ async def test_whenever_it_ends_nothing_stays_held(
         if how == "cancelled":
             assert ended_early > 0
         if keyed:
-            visit = await start(desk, gate, path, 10**6 + 100, "a new key")
+            visit = await start(provider, gate, path, 10**6 + 100, "a new key")
             assert (await visit.answer()).status == 200

@@ -22,7 +22,7 @@ from tests.channel.http.test_events import (
     started,
     streaming,
 )
-from tests.channel.selling import PRICE, SETTINGS, Clock, Desk
+from tests.channel.selling import PRICE, SETTINGS, Clock, Provider
 from tests.channel.settling import settling
 
 
@@ -30,10 +30,10 @@ class Worker:
     """An engine and a ledger connection of its own; the chain and the payer are shared."""
 
     def __init__(self, ledger: Ledger, chain: ChainModel, clock: Clock) -> None:
-        self.desk = Desk(ledger, chain, clock, SETTINGS)
+        self.provider = Provider(ledger, chain, clock, SETTINGS)
 
     def gate(self, *tokens: Tokens) -> PaymentGate:
-        return PaymentGate(streaming(*tokens), engine=self.desk.engine, routes=[METERED])
+        return PaymentGate(streaming(*tokens), engine=self.provider.engine, routes=[METERED])
 
 
 @pytest.fixture
@@ -41,11 +41,11 @@ async def workers(postgres_url: str) -> AsyncIterator[tuple[Worker, Worker]]:
     chain, clock = ChainModel(), Clock()
     ledgers = [await open_ledger(postgres_url, exclusive=False) for _ in range(2)]
     first, second = (Worker(ledger, chain, clock) for ledger in ledgers)
-    second.desk.payer = first.desk.payer
+    second.provider.payer = first.provider.payer
     async with settling(ledgers[0], chain, SETTINGS.payee):
         yield first, second
         for worker in (first, second):
-            await worker.desk.engine.aclose()
+            await worker.provider.engine.aclose()
     for ledger in ledgers:
         await ledger.close()
 
@@ -56,9 +56,9 @@ async def test_a_voucher_to_one_worker_wakes_the_stream_of_the_other(
     """F-109, VCH-08, SSE-03: and a challenge of one is good for the other."""
     first, second = workers
     tokens = Tokens(*"abcdef")
-    visit = await started(first.desk, first.gate(tokens), 4 * PRICE)
+    visit = await started(first.provider, first.gate(tokens), 4 * PRICE)
     await visit.until(has(visit, "payment-need-voucher"))
-    await pay(second.desk, second.gate(), 8 * PRICE)
+    await pay(second.provider, second.gate(), 8 * PRICE)
     await visit.until(has(visit, "message", 6))
     tokens.end()
     await visit.answer()
@@ -71,9 +71,9 @@ async def test_a_newer_stream_in_one_worker_ends_the_older_in_the_other(
     """ACC-06: at its next step, by the books alone."""
     first, second = workers
     older, newer = Tokens("a"), Tokens("b")
-    visit = await started(first.desk, first.gate(older), 80 * PRICE)
+    visit = await started(first.provider, first.gate(older), 80 * PRICE)
     await visit.until(has(visit, "message"))
-    later = await started(second.desk, second.gate(newer), 90 * PRICE)
+    later = await started(second.provider, second.gate(newer), 90 * PRICE)
     await later.until(has(later, "message"))
     for _ in range(60):
         older.queue.put_nowait("x")
@@ -82,7 +82,7 @@ async def test_a_newer_stream_in_one_worker_ends_the_older_in_the_other(
     assert emitted <= 32
     newer.end()
     await later.answer()
-    state = await first.desk.books()
+    state = await first.provider.books()
     assert (state.spent, state.reserved) == ((emitted + 1) * PRICE, 0)
 
 
@@ -91,11 +91,11 @@ async def test_copies_of_a_voucher_to_both_workers_pay_once(
 ) -> None:
     """F-24, F-36, ACC-02, CORE-16: the row decides, not the process."""
     first, second = workers
-    await opened(first.desk)
-    payload = first.desk.payer.voucher(3 * PRICE)
+    await opened(first.provider)
+    payload = first.provider.payer.voucher(3 * PRICE)
     results = await asyncio.gather(
         *[
-            perform(worker.desk, payload, hold(worker.desk))
+            perform(worker.provider, payload, hold(worker.provider))
             for worker in (first, second)
             for _ in range(20)
         ],
@@ -104,7 +104,7 @@ async def test_copies_of_a_voucher_to_both_workers_pay_once(
     served = [one for one in results if isinstance(one, Outcome)]
     refused = [one for one in results if isinstance(one, InsufficientBalanceError)]
     assert (len(served), len(refused)) == (3, 37)
-    assert (await first.desk.books()).reserved == 3 * PRICE
+    assert (await first.provider.books()).reserved == 3 * PRICE
 
 
 async def test_a_close_in_one_worker_ends_what_runs_in_the_other(
@@ -113,11 +113,11 @@ async def test_a_close_in_one_worker_ends_what_runs_in_the_other(
     """CLOSE-02, F-39: it waits for the stream's next step, and counts what that emitted."""
     first, second = workers
     tokens = Tokens("a")
-    visit = await started(first.desk, first.gate(tokens), 80 * PRICE)
+    visit = await started(first.provider, first.gate(tokens), 80 * PRICE)
     await visit.until(has(visit, "message"))
-    closing = asyncio.create_task(perform(second.desk, first.desk.payer.closing(PRICE)))
-    async with first.desk.ledger.watch(first.desk.payer.key) as watch:
-        while not (await first.desk.books()).is_closing:
+    closing = asyncio.create_task(perform(second.provider, first.provider.payer.closing(PRICE)))
+    async with first.provider.ledger.watch(first.provider.payer.key) as watch:
+        while not (await first.provider.books()).is_closing:
             await watch.changed(1)
     for _ in range(60):
         tokens.queue.put_nowait("x")
@@ -126,4 +126,4 @@ async def test_a_close_in_one_worker_ends_what_runs_in_the_other(
     emitted = [name for name, _ in events(visit)].count("message")
     assert outcome.state.is_finalized
     assert emitted * PRICE <= outcome.state.spent <= 32 * PRICE
-    assert first.desk.chain.closed[0][1] >= outcome.state.spent
+    assert first.provider.chain.closed[0][1] >= outcome.state.spent

@@ -38,7 +38,7 @@ from pathlib import Path
 from channel.http import Event, PaidEventStream, Price, Route
 from channel.wire.sse import EventSplitter, parse_event, parse_event_usage
 from tests.channel.http.test_tariffs import buy, gate_of
-from tests.channel.selling import ask, open_desk
+from tests.channel.selling import ask, open_provider
 from tests.faults.test_tariff_kill import RATES, STEP_UNITS
 
 async def produce(chance):
@@ -71,15 +71,15 @@ def app(chance):
     return stream
 
 async def main(folder, paid, seed):
-    async with open_desk(Path(folder), reservation_step_units=STEP_UNITS) as desk:
+    async with open_provider(Path(folder), reservation_step_units=STEP_UNITS) as provider:
         price = Price(rates=RATES)
         route = Route(method="GET", path="/stream", price=price, metered=True)
-        gate = gate_of(desk, app(random.Random(seed)), route)
+        gate = gate_of(provider, app(random.Random(seed)), route)
         challenge = (await ask(gate, "GET", "/stream")).challenge
-        desk.payer.open_on_chain(10**9)
-        credential = desk.payer.credential(challenge, desk.payer.opening(paid))
+        provider.payer.open_on_chain(10**9)
+        credential = provider.payer.credential(challenge, provider.payer.opening(paid))
         assert (await ask(gate, "HEAD", "/stream", credential)).status == 200
-        await (await buy(desk, gate, challenge, paid)).task
+        await (await buy(provider, gate, challenge, paid)).task
 
 asyncio.run(main(sys.argv[1], int(sys.argv[2]), sys.argv[3]))
 """

@@ -14,7 +14,7 @@ from x402 import x402Client
 from x402.http.clients.httpx import PaymentError, wrapHttpxWithPayment
 
 from channel.http import PaymentGate, Price, Route
-from tests.channel.selling import open_desk
+from tests.channel.selling import open_provider
 from tests.foreign.running import ask_clients
 from tests.mpp_session.serving import serve
 
@@ -40,8 +40,8 @@ class Unserved:
 @pytest.fixture
 async def gate(tmp_path: Path) -> AsyncIterator[str]:
     app = Unserved()
-    async with open_desk(tmp_path) as desk:
-        served = PaymentGate(app, engine=desk.engine, routes=ROUTES)
+    async with open_provider(tmp_path) as provider:
+        served = PaymentGate(app, engine=provider.engine, routes=ROUTES)
         async with serve(served) as url:
             yield url
     assert app.calls == 0

@@ -24,7 +24,7 @@ from channel.tariff import RunningCost, Tariff
 from tests.channel.chain_model import ChainModel
 from tests.channel.engine.test_engine import paid, perform
 from tests.channel.engine.test_reservation import Outage
-from tests.channel.selling import SETTINGS, Clock, Desk
+from tests.channel.selling import SETTINGS, Clock, Provider
 from tests.channel.test_tariff import NAMES, priced, tariffs
 
 STEP_UNITS = 6
@@ -48,8 +48,8 @@ histories = st.lists(moves, min_size=1, max_size=14)
 class Seller:
     """One channel's requests, one after another, held against a plain count of what was sent."""
 
-    def __init__(self, desk: "Mortal", outage: Outage, tariff: Tariff) -> None:
-        self.desk = desk
+    def __init__(self, provider: "Mortal", outage: Outage, tariff: Tariff) -> None:
+        self.provider = provider
         self.outage = outage
         self.tariff = tariff
         self.step = step_amount(tariff, STEP_UNITS)
@@ -59,19 +59,19 @@ class Seller:
         self.reservation: RunningReservation
 
     async def begin(self, *, is_stream: bool = True) -> None:
-        desk = self.desk
+        provider = self.provider
         self.sent = RunningCost(self.tariff)
-        voucher = desk.payer.voucher(self.spent + least_amount(self.tariff))
-        credential = paid(desk, voucher)
-        held = desk.engine.hold(credential, is_metered=True)
-        outcome = await desk.engine.perform(credential, held)
-        self.reservation = desk.engine.reservation(credential, held, outcome)
+        voucher = provider.payer.voucher(self.spent + least_amount(self.tariff))
+        credential = paid(provider, voucher)
+        held = provider.engine.hold(credential, is_metered=True)
+        outcome = await provider.engine.perform(credential, held)
+        self.reservation = provider.engine.reservation(credential, held, outcome)
         if is_stream:
             await self.reservation.start_stream(StreamPolicy.REPLACE)
 
     async def move(self, what: str, value: Any) -> None:
         await getattr(self, what)(value)
-        state = await self.desk.books()
+        state = await self.provider.books()
         assert state.spent + state.reserved <= state.accepted
         assert self.reservation.cost == self.sent.charged == self.tariff.cost(self.sent.usage)
         assert self.reservation.usage == self.sent.usage
@@ -84,7 +84,7 @@ class Seller:
             try:
                 await self.reservation.cover(self.reservation.price_of(used))
             except InsufficientBalanceError as need:
-                await perform(self.desk, self.desk.payer.voucher(need.required_cumulative))
+                await perform(self.provider, self.provider.payer.voucher(need.required_cumulative))
             except LedgerUnavailableError:
                 continue
             else:
@@ -114,7 +114,7 @@ class Seller:
             await self.reservation.flush()
         except LedgerUnavailableError:
             return
-        assert (await self.desk.books()).spent >= self.spent + self.reservation.cost - self.step
+        assert (await self.provider.books()).spent >= self.spent + self.reservation.cost - self.step
 
     async def outage_(self, is_made: bool) -> None:  # noqa: FBT001 - drawn by Hypothesis
         self.outage.lasts, self.outage.is_made = 1, is_made
@@ -144,10 +144,10 @@ class Seller:
             await self.finish(None)
             await self.reservation.finish()
             await self.begin(is_stream=False)
-        await self.desk.engine.aclose()
-        self.desk.revive()
-        await self.desk.ledger.apply(self.desk.payer.key, [EndReservations()])
-        state = await self.desk.books()
+        await self.provider.engine.aclose()
+        self.provider.revive()
+        await self.provider.ledger.apply(self.provider.payer.key, [EndReservations()])
+        state = await self.provider.books()
         beyond = state.spent - self.spent - self.sent.charged
         assert state.reserved == 0
         least = max(self.step, least_amount(self.tariff))
@@ -156,8 +156,8 @@ class Seller:
         await self.begin()
 
 
-class Mortal(Desk):
-    """A desk whose engine dies and is built anew on the same books."""
+class Mortal(Provider):
+    """A provider whose engine dies and is built anew on the same books."""
 
     def __init__(self, ledger: Ledger, tariff: Tariff) -> None:
         chosen = replace(SETTINGS, reservation_step_units=STEP_UNITS)
@@ -166,28 +166,28 @@ class Mortal(Desk):
         self.offer = replace(self.offer, request=self.engine.ask(tariff=tariff))
 
     def revive(self) -> None:
-        self.engine = Desk(self.ledger, self.chain, self.clock, self.settings).engine
+        self.engine = Provider(self.ledger, self.chain, self.clock, self.settings).engine
 
 
 async def run(
     open_one: Callable[[], Awaitable[Ledger]], tariff: Tariff, history: Sequence[tuple[str, Any]]
 ) -> None:
     ledger = await open_one()
-    desk = Mortal(ledger, tariff)
+    provider = Mortal(ledger, tariff)
     try:
-        desk.payer.open_on_chain(DEPOSIT)
-        await perform(desk, desk.payer.opening())
+        provider.payer.open_on_chain(DEPOSIT)
+        await perform(provider, provider.payer.opening())
         outage = Outage(ledger)
         ledger.apply = outage.apply  # type: ignore[method-assign] # the fault
-        seller = Seller(desk, outage, tariff)
+        seller = Seller(provider, outage, tariff)
         await seller.begin()
         for what, value in history:
             await seller.move("outage_" if what == "outage" else what, value)
         await seller.finish(None)
         await seller.reservation.finish()
-        assert (await desk.books()).spent == seller.spent
+        assert (await provider.books()).spent == seller.spent
     finally:
-        await desk.engine.aclose()
+        await provider.engine.aclose()
         await ledger.close()
 
 

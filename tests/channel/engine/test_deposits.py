@@ -17,7 +17,7 @@ from channel.verify.challenge_id import ChallengeBinder
 from channel.wire.payload import Payload, build_top_up
 from tests.channel.chain_model import ESCROW
 from tests.channel.engine.test_engine import opened, perform
-from tests.channel.selling import DEPOSIT, SECRET, SETTINGS, Desk, open_desk
+from tests.channel.selling import DEPOSIT, SECRET, SETTINGS, Provider, open_provider
 from tests.waiting import HASTY_S, PATIENCE_S
 
 TOKEN_DOMAIN = b"\xd0" * 32
@@ -29,9 +29,9 @@ TERMS = SponsorTerms(
 class Relay:
     """Makes each signed top-up immediately, in the chain model; implements `DepositSponsor`."""
 
-    def __init__(self, desk: Desk) -> None:
-        self._chain = desk.chain
-        self._facts = desk.chain.facts
+    def __init__(self, provider: Provider) -> None:
+        self._chain = provider.chain
+        self._facts = provider.chain.facts
         self.made: dict[bytes, TxHash] = {}
         self.is_node_empty = False
         """Whether the node that is asked next has no channel at all."""
@@ -54,51 +54,51 @@ class Relay:
 class Shop:
     """An engine that pays the gas, on the same books."""
 
-    def __init__(self, desk: Desk, transaction_wait_s: float) -> None:
-        self.desk = desk
-        self.relay = Relay(desk)
+    def __init__(self, provider: Provider, transaction_wait_s: float) -> None:
+        self.provider = provider
+        self.relay = Relay(provider)
         self.engine = Engine(
-            ledger=desk.ledger,
-            chain=desk.chain,
+            ledger=provider.ledger,
+            chain=provider.chain,
             binder=ChallengeBinder([SECRET]),
             settings=replace(SETTINGS, sponsor=TERMS, transaction_wait_s=transaction_wait_s),
             sponsor=self.relay,
-            now=desk.clock,
+            now=provider.clock,
         )
         request = replace(
-            desk.offer.request, fee_payer=True, credential_types=TERMS.credential_types
+            provider.offer.request, fee_payer=True, credential_types=TERMS.credential_types
         )
-        self.offer = replace(desk.offer, request=request)
+        self.offer = replace(provider.offer, request=request)
 
     async def send(self, payload: Payload) -> Outcome:
-        return await send(self.desk, self.engine, self.offer, payload)
+        return await send(self.provider, self.engine, self.offer, payload)
 
 
-async def send(desk: Desk, engine: Engine, offer: Offer, payload: Payload) -> Outcome:
-    credential = desk.payer.credential(engine.challenger.issue(offer), payload)
+async def send(provider: Provider, engine: Engine, offer: Offer, payload: Payload) -> Outcome:
+    credential = provider.payer.credential(engine.challenger.issue(offer), payload)
     return await engine.perform(engine.challenger.authenticate(credential, [offer]))
 
 
-async def top_up(desk: Desk, number: int, amount: int) -> Payload:
+async def top_up(provider: Provider, number: int, amount: int) -> Payload:
     """Sign a top-up; each `number` makes another one."""
     deposit = await sign_top_up_authorization(
-        LocalSigner(desk.payer.private_key),
+        LocalSigner(provider.payer.private_key),
         Domain(TOKEN_DOMAIN, ESCROW),
         Window(0, 2**32),
-        channel_id=desk.payer.key.channel_id,
+        channel_id=provider.payer.key.channel_id,
         salt=number.to_bytes(32),
         amount=amount,
     )
-    return build_top_up(deposit, desk.payer.key.channel_id)
+    return build_top_up(deposit, provider.payer.key.channel_id)
 
 
 @asynccontextmanager
 async def open_shop(
     tmp_path: Path, *, transaction_wait_s: float = PATIENCE_S
 ) -> AsyncIterator[Shop]:
-    async with open_desk(tmp_path) as desk:
-        await opened(desk)
-        shop = Shop(desk, transaction_wait_s)
+    async with open_provider(tmp_path) as provider:
+        await opened(provider)
+        shop = Shop(provider, transaction_wait_s)
         try:
             yield shop
         finally:
@@ -111,16 +111,16 @@ async def test_a_top_up_is_credited_once_also_when_it_is_no_longer_remembered(
     """O-98, F-29: a repeat adds nothing; only a forgotten one asks the node again."""
     monkeypatch.setattr(deposits, "FACT_AGES_MAX", 2)
     async with open_shop(tmp_path) as shop:
-        payloads = [await top_up(shop.desk, number, 100) for number in range(3)]
+        payloads = [await top_up(shop.provider, number, 100) for number in range(3)]
         for payload in payloads:
             await shop.send(payload)
-        reads = shop.desk.chain.transaction_reads
+        reads = shop.provider.chain.transaction_reads
         for payload in payloads[1:]:
             await shop.send(payload)
-        assert shop.desk.chain.transaction_reads == reads
+        assert shop.provider.chain.transaction_reads == reads
         await shop.send(payloads[0])
-        assert shop.desk.chain.transaction_reads == reads + 1
-        assert (await shop.desk.books()).deposit == DEPOSIT + 300
+        assert shop.provider.chain.transaction_reads == reads + 1
+        assert (await shop.provider.books()).deposit == DEPOSIT + 300
         assert len(shop.relay.made) == 3
 
 
@@ -129,24 +129,24 @@ async def test_a_top_up_that_the_escrow_does_not_show_is_credited_by_its_repeat(
 ) -> None:
     """O-98, F-72: a node without the channel adds nothing, and the payer does not pay twice."""
     async with open_shop(tmp_path, transaction_wait_s=HASTY_S) as shop:
-        chain = shop.desk.chain
-        payload = await top_up(shop.desk, 1, 500)
+        chain = shop.provider.chain
+        payload = await top_up(shop.provider, 1, 500)
         shop.relay.is_node_empty = True
         with pytest.raises(VerificationFailedError, match="does not show"):
             await shop.send(payload)
-        assert (await shop.desk.books()).deposit == DEPOSIT
+        assert (await shop.provider.books()).deposit == DEPOSIT
         shop.relay.is_node_empty = False
         assert (await shop.send(payload)).state.deposit == DEPOSIT + 500
-        assert chain.facts[shop.desk.payer.key.channel_id].deposit == DEPOSIT + 500
+        assert chain.facts[shop.provider.payer.key.channel_id].deposit == DEPOSIT + 500
 
 
 async def test_a_server_without_a_relayer_takes_no_signed_deposit(tmp_path: Path) -> None:
     """O-98, CHAL-04: though its route says that it does."""
-    async with open_desk(tmp_path) as desk:
-        await opened(desk)
-        request = replace(desk.offer.request, credential_types=TERMS.credential_types)
-        offer = replace(desk.offer, request=request)
+    async with open_provider(tmp_path) as provider:
+        await opened(provider)
+        request = replace(provider.offer.request, credential_types=TERMS.credential_types)
+        offer = replace(provider.offer, request=request)
         with pytest.raises(MalformedPayloadError, match="submits no deposits"):
-            await send(desk, desk.engine, offer, await top_up(desk, 1, 500))
-        assert (await desk.books()).deposit == DEPOSIT
-        await perform(desk, desk.payer.voucher(50))
+            await send(provider, provider.engine, offer, await top_up(provider, 1, 500))
+        assert (await provider.books()).deposit == DEPOSIT
+        await perform(provider, provider.payer.voucher(50))

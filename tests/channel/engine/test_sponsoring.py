@@ -42,7 +42,7 @@ from channel.wire.payload import (
     VoucherPayload,
 )
 from settlement.escrow.deposit_calls import build_deposit_call
-from tests.channel.selling import SECRET, SETTINGS, open_desk
+from tests.channel.selling import SECRET, SETTINGS, open_provider
 from tests.channel.vectors import EVM, Entry, hex32, name_of
 
 OTHER = Address(b"\x77" * 20)
@@ -181,19 +181,19 @@ def test_a_deposit_on_a_voucher_is_what_it_would_be_by_itself(kind: str, entry: 
 async def test_gas_is_not_promised_without_a_sponsor(tmp_path: Path) -> None:
     """CHAL-04, decision 15; and without a promise a signed deposit is a payload not offered."""
     promised = SponsorTerms(credential_types=("authorization", "hash"), token_domain=bytes(32))
-    async with open_desk(tmp_path) as desk:
+    async with open_provider(tmp_path) as provider:
         with pytest.raises(ConfigError):
             Engine(
-                ledger=desk.ledger,
-                chain=desk.chain,
+                ledger=provider.ledger,
+                chain=provider.chain,
                 binder=ChallengeBinder([SECRET]),
                 settings=replace(SETTINGS, sponsor=promised),
             )
-        challenge = desk.engine.challenger.issue(desk.offer)
+        challenge = provider.engine.challenger.issue(provider.offer)
         payload = case_of("eip3009Open", EVM["eip3009Open"][0]).payload
         with pytest.raises(MalformedPayloadError, match="credentialTypes"):
-            desk.engine.challenger.authenticate(
-                desk.payer.credential(challenge, payload), [desk.offer]
+            provider.engine.challenger.authenticate(
+                provider.payer.credential(challenge, payload), [provider.offer]
             )
 
 
@@ -220,20 +220,25 @@ async def test_a_deposit_on_a_voucher_needs_a_challenge_that_offers_it_now(
         whole.salt,
         whole.authorized_signer,
     )
-    async with open_desk(tmp_path) as desk:
-        desk.payer.open_on_chain()
-        offer = replace(desk.offer, request=replace(desk.offer.request, credential_types=types))
-        challenge = desk.engine.challenger.issue(offer)
-        desk.clock.advance(SETTINGS.challenge_lifetime_s + late_s)
-        payload = VoucherPayload(desk.payer.sign(50), deposit)
-        credential = desk.payer.credential(challenge, payload)
+    async with open_provider(tmp_path) as provider:
+        provider.payer.open_on_chain()
+        offer = replace(
+            provider.offer, request=replace(provider.offer.request, credential_types=types)
+        )
+        challenge = provider.engine.challenger.issue(offer)
+        provider.clock.advance(SETTINGS.challenge_lifetime_s + late_s)
+        payload = VoucherPayload(provider.payer.sign(50), deposit)
+        credential = provider.payer.credential(challenge, payload)
         if refusal is None:
-            assert desk.engine.challenger.authenticate(credential, [offer]).key == desk.payer.key
+            assert (
+                provider.engine.challenger.authenticate(credential, [offer]).key
+                == provider.payer.key
+            )
         else:
             with pytest.raises(refusal):
-                desk.engine.challenger.authenticate(credential, [offer])
-        alone = desk.payer.credential(challenge, desk.payer.voucher(50))
-        assert desk.engine.challenger.authenticate(alone, [offer]).is_expired is (late_s >= 0)
+                provider.engine.challenger.authenticate(credential, [offer])
+        alone = provider.payer.credential(challenge, provider.payer.voucher(50))
+        assert provider.engine.challenger.authenticate(alone, [offer]).is_expired is (late_s >= 0)
 
 
 def test_authenticated_has_what_these_functions_look_at() -> None:

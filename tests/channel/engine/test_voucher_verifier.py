@@ -24,7 +24,7 @@ from channel.verify.signature import sign
 from channel.verify.typed_data import voucher_digest
 from channel.wire.payload import VoucherPayload
 from tests.channel.engine.test_engine import opened, perform
-from tests.channel.selling import Desk, Payer, open_desk
+from tests.channel.selling import Payer, Provider, open_provider
 
 OTHER_KEY = b"\x09" * 32
 
@@ -33,19 +33,19 @@ def forged(payer: Payer, signature: bytes = bytes(65)) -> VoucherPayload:
     return VoucherPayload(SignedVoucher(payer.key.channel_id, 50, signature))
 
 
-async def send(desk: Desk, payer: Payer, *, client: bytes = b"") -> Outcome:
-    challenge = desk.engine.challenger.issue(desk.offer)
+async def send(provider: Provider, payer: Payer, *, client: bytes = b"") -> Outcome:
+    challenge = provider.engine.challenger.issue(provider.offer)
     credential = payer.credential(
         challenge, replace(payer.opening(), voucher=forged(payer).voucher)
     )
-    return await desk.engine.perform(
-        desk.engine.challenger.authenticate(credential, [desk.offer], client=client)
+    return await provider.engine.perform(
+        provider.engine.challenger.authenticate(credential, [provider.offer], client=client)
     )
 
 
-def contract_payer(desk: Desk, number: int) -> Payer:
+def contract_payer(provider: Provider, number: int) -> Payer:
     """A payer whose channel names a contract of its own."""
-    payer = Payer(desk.chain, (100 + number).to_bytes(32))
+    payer = Payer(provider.chain, (100 + number).to_bytes(32))
     signer = Address(number.to_bytes(20))
     payer.terms = replace(payer.terms, authorized_signer=signer)
     payer.open_on_chain()
@@ -61,50 +61,58 @@ async def test_what_only_a_contract_can_vouch_for_is_refused_with_a_hint(
     tmp_path: Path, signature: bytes
 ) -> None:
     """O-01, O-25: by default, and no node is asked; the payer's own vouchers are taken."""
-    async with open_desk(tmp_path) as desk:
-        await opened(desk)
-        reads = desk.chain.reads
-        desk.chain.contracts.add(desk.payer.terms.signer)
+    async with open_provider(tmp_path) as provider:
+        await opened(provider)
+        reads = provider.chain.reads
+        provider.chain.contracts.add(provider.payer.terms.signer)
         for _ in range(3):
             with pytest.raises((InvalidSignatureError, SignerMismatchError), match="ordinary key"):
-                await perform(desk, forged(desk.payer, signature))
-        assert (desk.chain.wallet_reads, desk.chain.code_reads, desk.chain.reads) == (0, 0, reads)
-        await perform(desk, desk.payer.voucher(50))
+                await perform(provider, forged(provider.payer, signature))
+        assert (provider.chain.wallet_reads, provider.chain.code_reads, provider.chain.reads) == (
+            0,
+            0,
+            reads,
+        )
+        await perform(provider, provider.payer.voucher(50))
 
 
 async def test_a_contract_as_signer_opens_nothing(tmp_path: Path) -> None:
     """O-01: not even with a first voucher of 0; a contract that names a key does."""
-    async with open_desk(tmp_path) as desk:
-        desk.payer.terms = replace(desk.payer.terms, authorized_signer=Address(b"\x77" * 20))
-        desk.payer.open_on_chain()
-        digest = voucher_digest(desk.payer.key, 0)
-        desk.chain.contracts.add(desk.payer.terms.authorized_signer)
-        desk.chain.wallet_signatures.add((desk.payer.terms.authorized_signer, digest, b"yes"))
-        voucher = SignedVoucher(desk.payer.key.channel_id, 0, b"yes")
+    async with open_provider(tmp_path) as provider:
+        provider.payer.terms = replace(
+            provider.payer.terms, authorized_signer=Address(b"\x77" * 20)
+        )
+        provider.payer.open_on_chain()
+        digest = voucher_digest(provider.payer.key, 0)
+        provider.chain.contracts.add(provider.payer.terms.authorized_signer)
+        provider.chain.wallet_signatures.add(
+            (provider.payer.terms.authorized_signer, digest, b"yes")
+        )
+        voucher = SignedVoucher(provider.payer.key.channel_id, 0, b"yes")
         with pytest.raises(InvalidSignatureError, match="authorizedSigner"):
-            await perform(desk, replace(desk.payer.opening(), voucher=voucher))
-        assert await desk.ledger.load(desk.payer.key) is None
+            await perform(provider, replace(provider.payer.opening(), voucher=voucher))
+        assert await provider.ledger.load(provider.payer.key) is None
 
 
 async def test_signers_without_code_are_asked_about_once_in_a_while(tmp_path: Path) -> None:
     """O-25: forgeries on ordinary channels cost no call each, however many channels there are."""
-    async with open_desk(tmp_path, takes_contract_signatures=True) as desk:
+    async with open_provider(tmp_path, takes_contract_signatures=True) as provider:
         payers = []
         for number in range(3):
-            payer = Payer(desk.chain, (500 + number).to_bytes(32))
+            payer = Payer(provider.chain, (500 + number).to_bytes(32))
             payer.open_on_chain()
             payers.append(payer)
         for _ in range(20):
             for payer in payers:
                 with pytest.raises(InvalidSignatureError):
-                    await send(desk, payer)
-        assert (desk.chain.code_reads, desk.chain.wallet_reads) == (3, 0)
+                    await send(provider, payer)
+        assert (provider.chain.code_reads, provider.chain.wallet_reads) == (3, 0)
         # One that gets code later is asked when what was known is old.
-        desk.chain.contracts.add(payers[0].terms.signer)
+        provider.chain.contracts.add(payers[0].terms.signer)
         digest = voucher_digest(payers[0].key, 50)
-        desk.chain.wallet_signatures.add((payers[0].terms.signer, digest, bytes(65)))
-        desk.clock.advance(CODELESS_TRUSTED_S)
-        assert (await send(desk, payers[0])).state.accepted == 50
+        provider.chain.wallet_signatures.add((payers[0].terms.signer, digest, bytes(65)))
+        provider.clock.advance(CODELESS_TRUSTED_S)
+        assert (await send(provider, payers[0])).state.accepted == 50
 
 
 async def test_signers_without_code_are_remembered_in_bounds(
@@ -112,59 +120,61 @@ async def test_signers_without_code_are_remembered_in_bounds(
 ) -> None:
     """O-98, O-25: one that was forgotten is asked about again, and is paid nothing either way."""
     monkeypatch.setattr(voucher_verifier, "CODELESS_SIGNERS_MAX", 2)
-    async with open_desk(tmp_path, takes_contract_signatures=True) as desk:
+    async with open_provider(tmp_path, takes_contract_signatures=True) as provider:
         payers = []
         for number in range(3):
-            payer = Payer(desk.chain, (500 + number).to_bytes(32))
+            payer = Payer(provider.chain, (500 + number).to_bytes(32))
             payer.open_on_chain()
             payers.append(payer)
         for payer in [*payers, *payers[1:], payers[0]]:
             with pytest.raises(InvalidSignatureError):
-                await send(desk, payer)
-        assert desk.chain.code_reads == 4
-        assert [await desk.ledger.load(payer.key) for payer in payers] == [None] * 3
+                await send(provider, payer)
+        assert provider.chain.code_reads == 4
+        assert [await provider.ledger.load(payer.key) for payer in payers] == [None] * 3
 
 
 async def test_one_address_asks_so_many_questions_and_no_more(tmp_path: Path) -> None:
     """O-25: however many signers it names; another address is answered meanwhile."""
-    async with open_desk(tmp_path, takes_contract_signatures=True) as desk:
+    async with open_provider(tmp_path, takes_contract_signatures=True) as provider:
         for number in range(CONTRACT_QUESTIONS_PER_SOURCE_MAX):
             with pytest.raises(InvalidSignatureError):
-                await send(desk, contract_payer(desk, number), client=b"one")
+                await send(provider, contract_payer(provider, number), client=b"one")
         with pytest.raises(TooManyRequestsError):
-            await send(desk, contract_payer(desk, 98), client=b"one")
+            await send(provider, contract_payer(provider, 98), client=b"one")
         with pytest.raises(InvalidSignatureError):
-            await send(desk, contract_payer(desk, 99), client=b"two")
-        assert desk.chain.code_reads == CONTRACT_QUESTIONS_PER_SOURCE_MAX + 1
-        desk.clock.advance(1)
+            await send(provider, contract_payer(provider, 99), client=b"two")
+        assert provider.chain.code_reads == CONTRACT_QUESTIONS_PER_SOURCE_MAX + 1
+        provider.clock.advance(1)
         with pytest.raises(InvalidSignatureError):
-            await send(desk, contract_payer(desk, 98), client=b"one")
+            await send(provider, contract_payer(provider, 98), client=b"one")
 
 
 async def test_all_addresses_together_ask_so_many_questions_and_no_more(tmp_path: Path) -> None:
     """O-25: from as many addresses as one likes, on one channel or on many."""
-    async with open_desk(tmp_path, takes_contract_signatures=True) as desk:
-        payers = [contract_payer(desk, number) for number in range(CONTRACT_QUESTIONS_MAX + 10)]
+    async with open_provider(tmp_path, takes_contract_signatures=True) as provider:
+        payers = [contract_payer(provider, number) for number in range(CONTRACT_QUESTIONS_MAX + 10)]
         results = [
-            await asyncio.gather(send(desk, payer, client=bytes([n])), return_exceptions=True)
+            await asyncio.gather(send(provider, payer, client=bytes([n])), return_exceptions=True)
             for n, payer in enumerate(payers)
         ]
         kinds = [type(result) for (result,) in results]
         assert kinds.count(TooManyRequestsError) == 10
-        assert desk.chain.code_reads == CONTRACT_QUESTIONS_MAX
+        assert provider.chain.code_reads == CONTRACT_QUESTIONS_MAX
 
 
 async def test_one_channel_asks_its_contract_so_often(tmp_path: Path) -> None:
     """VCH-09, F-99: and the payer's own vouchers are taken all the while."""
-    async with open_desk(tmp_path, takes_contract_signatures=True, vouchers_per_second=3) as desk:
-        await opened(desk)
-        desk.chain.contracts.add(desk.payer.terms.signer)  # a delegated account
-        desk.clock.advance(2)
+    async with open_provider(
+        tmp_path, takes_contract_signatures=True, vouchers_per_second=3
+    ) as provider:
+        await opened(provider)
+        provider.chain.contracts.add(provider.payer.terms.signer)  # a delegated account
+        provider.clock.advance(2)
         kinds = []
         for _ in range(10):
             with pytest.raises(ProblemError) as refusal:
-                await perform(desk, forged(desk.payer))
+                await perform(provider, forged(provider.payer))
             kinds.append(refusal.type)
         assert kinds == [InvalidSignatureError] * 3 + [TooManyRequestsError] * 7
-        assert desk.chain.wallet_reads == 3
-        await perform(desk, desk.payer.voucher(50))
+        assert provider.chain.wallet_reads == 3
+        await perform(provider, provider.payer.voucher(50))

@@ -22,7 +22,7 @@ from channel.limits import (
 from channel.types import ChannelId
 from channel.wire.payload import VoucherPayload
 from tests.channel.http.test_middleware import ROUTES, Shop
-from tests.channel.selling import PRICE, STRANGER_KEY, Payer, Visit, ask, open_desk
+from tests.channel.selling import PRICE, STRANGER_KEY, Payer, Visit, ask, open_provider
 from tests.waiting import until
 
 KEYED = {"idempotency-key": "one"}
@@ -30,8 +30,8 @@ KEYED = {"idempotency-key": "one"}
 
 @pytest.fixture
 async def shop(tmp_path: Path) -> AsyncIterator[Shop]:
-    async with open_desk(tmp_path) as desk:
-        shop = Shop(desk)
+    async with open_provider(tmp_path) as provider:
+        shop = Shop(provider)
         await shop.open(PRICE)
         yield shop
 
@@ -39,10 +39,10 @@ async def shop(tmp_path: Path) -> AsyncIterator[Shop]:
 @pytest.fixture
 async def slow_shop(tmp_path: Path) -> AsyncIterator[Shop]:
     """One with the rate of vouchers that an operator gets who sets none."""
-    async with open_desk(tmp_path, vouchers_per_second=VOUCHERS_PER_SECOND_MAX) as desk:
-        shop = Shop(desk)
+    async with open_provider(tmp_path, vouchers_per_second=VOUCHERS_PER_SECOND_MAX) as provider:
+        shop = Shop(provider)
         await shop.open(PRICE)
-        desk.clock.advance(1)
+        provider.clock.advance(1)
         yield shop
 
 
@@ -50,7 +50,7 @@ async def post(
     shop: Shop, amount: int, headers: dict[str, str], *, is_whole: bool = False
 ) -> Visit:
     """Begin a request of 400 bytes, and wait until they are read."""
-    text = await shop.credential(shop.desk.payer.voucher(amount), method="POST")
+    text = await shop.credential(shop.provider.payer.voucher(amount), method="POST")
     headers = {"authorization": text, **headers}
     visit = Visit(shop.gate, "POST", "/paid", headers=headers, body=b"x" * 400, is_whole=is_whole)
     await until(lambda: not visit.unread or visit.task.done())
@@ -108,7 +108,7 @@ async def test_a_channels_unfinished_bodies_take_so_much_memory_and_no_more(
     assert (await whole.answer()).status == 200
     second.leave()
     await second.task
-    books = await shop.desk.books()
+    books = await shop.provider.books()
     assert (books.spent, books.reserved) == (PRICE, 0)
 
 
@@ -150,7 +150,7 @@ async def test_a_body_that_does_not_end_is_refused_in_time(
     shop.gate.app, shop.gate.body_timeout_s = app, 0.05
     answer = await (await post(shop, 2 * PRICE, headers)).answer()
     assert (answer.status, answer.kind) == (408, "request-timeout")
-    books = await shop.desk.books()
+    books = await shop.provider.books()
     assert (books.spent, books.reserved) == (0, 0)
 
 
@@ -158,11 +158,11 @@ async def test_a_framework_that_calls_it_a_bad_request_says_nothing_new(shop: Sh
     """O-24: FastAPI answers 400 to any error while it reads a body."""
     shop.gate = PaymentGate(
         fastapi_app(),
-        engine=shop.desk.engine,
+        engine=shop.provider.engine,
         routes=[ROUTES[1].__class__(method="POST", path="/form", price=ROUTES[1].price)],
         body_timeout_s=0.05,
     )
-    text = await shop.credential(shop.desk.payer.voucher(2 * PRICE), "/form", "POST")
+    text = await shop.credential(shop.provider.payer.voucher(2 * PRICE), "/form", "POST")
     headers = {"authorization": text, "content-type": "application/json"}
     visit = Visit(shop.gate, "POST", "/form", headers=headers, body=b'{"a"', is_whole=False)
     assert (await visit.answer()).kind == "request-timeout"
@@ -189,48 +189,48 @@ async def test_a_channel_fails_so_often_and_then_waits(shop: Shop, way: str) -> 
     shop.app.error = BadRequestError("No.") if way == "raises" else None
     shop.app.status = 400
     for number in range(FAILED_REQUESTS_MAX):
-        assert (await shop.send(shop.desk.payer.voucher(PRICE + number))).status == 400
-    refused = await shop.send(shop.desk.payer.voucher(10 * PRICE))
+        assert (await shop.send(shop.provider.payer.voucher(PRICE + number))).status == 400
+    refused = await shop.send(shop.provider.payer.voucher(10 * PRICE))
     assert (refused.status, refused.kind) == (429, "rate-limited")
     assert "bought nothing" in refused.problem["detail"]
-    shop.desk.clock.advance(1)
+    shop.provider.clock.advance(1)
     shop.app.error, shop.app.status = None, 200
-    assert (await shop.send(shop.desk.payer.voucher(11 * PRICE))).status == 200
+    assert (await shop.send(shop.provider.payer.voucher(11 * PRICE))).status == 200
 
 
 async def test_only_who_holds_the_key_can_use_up_a_channels_failures(shop: Shop) -> None:
     """O-22, F-99."""
-    stranger = Payer(shop.desk.chain, STRANGER_KEY)
-    forged = VoucherPayload(stranger.sign(5 * PRICE, shop.desk.payer.key))
+    stranger = Payer(shop.provider.chain, STRANGER_KEY)
+    forged = VoucherPayload(stranger.sign(5 * PRICE, shop.provider.payer.key))
     for _ in range(FAILED_REQUESTS_MAX + 1):
         text = await shop.credential(forged, method="POST")
         answer = await ask(shop.gate, "POST", "/paid", text, headers=KEYED, body=b"x")
         assert answer.status == 402
-        shop.desk.clock.advance(1)
-    assert (await shop.send(shop.desk.payer.voucher(5 * PRICE))).status == 200
+        shop.provider.clock.advance(1)
+    assert (await shop.send(shop.provider.payer.voucher(5 * PRICE))).status == 200
 
 
 async def ask_underpaid(shop: Shop, number: int, size: int) -> int:
     headers = {"idempotency-key": f"{number}"}
-    voucher = shop.desk.payer.voucher(PRICE)
+    voucher = shop.provider.payer.voucher(PRICE)
     return (await shop.send(voucher, method="POST", headers=headers, body=b"x" * size)).status
 
 
 async def test_requests_that_are_refused_after_a_large_body_was_read_count(shop: Shop) -> None:
     """O-22: four MiB each, hashed for their key, and a voucher that does not cover the price."""
-    assert (await shop.send(shop.desk.payer.voucher(PRICE))).status == 200
+    assert (await shop.send(shop.provider.payer.voucher(PRICE))).status == 200
     for number in range(FAILED_REQUESTS_MAX):
         assert await ask_underpaid(shop, number, REQUEST_BYTES_MAX + 1) == 402
-    voucher = shop.desk.payer.voucher(2 * PRICE)
+    voucher = shop.provider.payer.voucher(2 * PRICE)
     assert (await shop.send(voucher, method="POST", headers=KEYED, body=b"x")).status == 429
 
 
 async def test_a_payer_who_must_raise_a_voucher_is_not_shut_out(shop: Shop) -> None:
     """O-22: such a body costs us less to read than the voucher to prove, which has its rate."""
-    assert (await shop.send(shop.desk.payer.voucher(PRICE))).status == 200
+    assert (await shop.send(shop.provider.payer.voucher(PRICE))).status == 200
     for number in range(FAILED_REQUESTS_MAX + 1):
         assert await ask_underpaid(shop, number, REQUEST_BYTES_MAX) == 402
-    voucher = shop.desk.payer.voucher(2 * PRICE)
+    voucher = shop.provider.payer.voucher(2 * PRICE)
     assert (await shop.send(voucher, method="POST", headers=KEYED, body=b"x")).status == 200
 
 
@@ -241,9 +241,9 @@ async def test_what_is_not_the_clients_fault_shuts_it_out_of_nothing(
     """O-22: an overloaded model, a handler that fails, a resource that has not changed."""
     shop.app.status = status
     for number in range(FAILED_REQUESTS_MAX + 1):
-        assert (await shop.send(shop.desk.payer.voucher(PRICE + number))).status == status
+        assert (await shop.send(shop.provider.payer.voucher(PRICE + number))).status == status
     shop.app.status = 200
-    assert (await shop.send(shop.desk.payer.voucher(11 * PRICE))).status == 200
+    assert (await shop.send(shop.provider.payer.voucher(11 * PRICE))).status == 200
 
 
 async def test_a_client_that_asks_again_for_what_is_being_served_is_not_shut_out(
@@ -265,12 +265,12 @@ async def test_a_client_that_asks_again_for_what_is_being_served_is_not_shut_out
 
 
 async def buy(shop: Shop, amount: int) -> int:
-    return (await shop.send(shop.desk.payer.voucher(amount))).status
+    return (await shop.send(shop.provider.payer.voucher(amount))).status
 
 
 async def send(shop: Shop, amount: int) -> int:
     """Show a voucher and buy nothing with it."""
-    return (await shop.send(shop.desk.payer.voucher(amount), method="HEAD")).status
+    return (await shop.send(shop.provider.payer.voucher(amount), method="HEAD")).status
 
 
 async def test_short_requests_back_to_back_do_not_wait_for_the_rate_of_vouchers(
@@ -278,7 +278,7 @@ async def test_short_requests_back_to_back_do_not_wait_for_the_rate_of_vouchers(
 ) -> None:
     """O-37: sixty in no time, each with its own voucher, and each pays."""
     assert [await buy(slow_shop, (2 + n) * PRICE) for n in range(60)] == [200] * 60
-    assert (await slow_shop.desk.books()).spent == 60 * PRICE
+    assert (await slow_shop.provider.books()).spent == 60 * PRICE
 
 
 async def test_vouchers_that_buy_nothing_are_held_to_the_rate(slow_shop: Shop) -> None:
@@ -291,7 +291,7 @@ async def test_what_is_bought_pays_for_as_many_vouchers_and_no_more(slow_shop: S
     """O-37: one cheap request does not open the door to a flood."""
     for number in range(VOUCHERS_PER_SECOND_MAX):
         assert await send(slow_shop, PRICE + number) == 200
-    slow_shop.desk.clock.advance(0.11)  # one more
+    slow_shop.provider.clock.advance(0.11)  # one more
     assert await buy(slow_shop, 5 * PRICE) == 200
     assert await send(slow_shop, 6 * PRICE) == 200
     assert await send(slow_shop, 7 * PRICE) == 429

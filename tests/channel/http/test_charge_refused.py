@@ -15,7 +15,7 @@ from channel.engine.admission import Unbounded
 from channel.errors import ExposureLimitError, LedgerUnavailableError
 from channel.http import Event, PaidEventStream, PaymentGate, Price, Route, metered
 from channel.wire.credential import format_credential
-from tests.channel.selling import PRICE, Answer, Desk, Visit, ask, open_desk
+from tests.channel.selling import PRICE, Answer, Provider, Visit, ask, open_provider
 
 SECRET = b"what is sold"
 UNITS = 3
@@ -38,8 +38,8 @@ class Bound(Unbounded):
 class Shop:
     """One application, and what goes wrong just before it answers."""
 
-    def __init__(self, desk: Desk, bound: Bound, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.desk = desk
+    def __init__(self, provider: Provider, bound: Bound, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.provider = provider
         self.bound = bound
         self.patch = monkeypatch
         self.break_it: Callable[[], Awaitable[None]] = self.nothing
@@ -48,13 +48,13 @@ class Shop:
         """Let it be."""
 
     async def lease_ended(self) -> None:
-        await self.desk.ledger.end_all_reservations()
+        await self.provider.ledger.end_all_reservations()
 
     async def books_failing(self) -> None:
         async def refuse(*_: Any, **__: Any) -> Any:
             raise LedgerUnavailableError("the disk is full")
 
-        self.patch.setattr(self.desk.ledger, "apply", refuse)
+        self.patch.setattr(self.provider.ledger, "apply", refuse)
 
     async def bound_full(self) -> None:
         self.bound.is_full = True
@@ -169,9 +169,9 @@ def must_refuse(fault: str, handler: Handler, *, is_keyed: bool) -> bool:
 async def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Shop]:
     bound = Bound()
     with monkeypatch.context() as patched:
-        async with open_desk(tmp_path, admission=bound, reservation_step_units=8) as desk:
-            desk.payer.open_on_chain()
-            yield Shop(desk, bound, patched)
+        async with open_provider(tmp_path, admission=bound, reservation_step_units=8) as provider:
+            provider.payer.open_on_chain()
+            yield Shop(provider, bound, patched)
             patched.undo()
 
 
@@ -180,12 +180,12 @@ async def buy(shop: Shop, handler: Handler, *, key: str = "") -> Answer:
         await handler(shop, scope, receive, send)
 
     route = Route(method="GET", path="/sold", price=PRICED, metered=handler in METERED)
-    gate = PaymentGate(app, engine=shop.desk.engine, routes=[route])
+    gate = PaymentGate(app, engine=shop.provider.engine, routes=[route])
     challenge = (await ask(gate, "GET", "/sold")).challenge
-    if await shop.desk.state() is None:
-        opening = shop.desk.payer.credential(challenge, shop.desk.payer.opening(60 * PRICE))
+    if await shop.provider.state() is None:
+        opening = shop.provider.payer.credential(challenge, shop.provider.payer.opening(60 * PRICE))
         assert (await ask(gate, "HEAD", "/sold", opening)).status == 200
-    paid = shop.desk.payer.credential(challenge, shop.desk.payer.voucher(60 * PRICE))
+    paid = shop.provider.payer.credential(challenge, shop.provider.payer.voucher(60 * PRICE))
     headers = {"authorization": format_credential(paid)}
     visit = Visit(gate, "GET", "/sold", headers=headers | ({"idempotency-key": key} if key else {}))
     with contextlib.suppress(LedgerUnavailableError):  # the server ends what has begun
@@ -214,8 +214,8 @@ async def test_what_cannot_be_charged_is_not_sent(
     shop.break_it = getattr(shop, fault)
     answer = await buy(shop, handler, key=key)
     shop.patch.undo()
-    await shop.desk.ledger.end_all_reservations()
-    spent = (await shop.desk.books()).spent
+    await shop.provider.ledger.end_all_reservations()
+    spent = (await shop.provider.books()).spent
     if must_refuse(fault, handler, is_keyed=bool(key)):
         assert SECRET not in answer.body
         assert answer.status >= 400
@@ -235,7 +235,7 @@ async def test_what_can_be_charged_is_sent(shop: Shop, handler: Handler) -> None
     visit = await buy(shop, handler)
     assert visit.status == 200
     units: dict[Handler, int] = {counted: UNITS, chunked: UNITS, begun: UNITS, more_than_held: 21}
-    assert (await shop.desk.books()).spent == units.get(handler, 1) * PRICE
+    assert (await shop.provider.books()).spent == units.get(handler, 1) * PRICE
 
 
 @pytest.mark.parametrize("key", ["", "a key"], ids=["once", "keyed"])
@@ -263,6 +263,6 @@ async def test_what_was_counted_before_a_failure_is_given_back(
             assert (await buy(shop, failing, key=key)).status == status
     finally:
         METERED.remove(failing)
-    books = await shop.desk.books()
+    books = await shop.provider.books()
     assert (books.spent, books.reserved) == (0, 0)
     assert SECRET in (await buy(shop, plain, key=key)).body  # the key is free again

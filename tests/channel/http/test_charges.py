@@ -14,19 +14,19 @@ from channel.ledger.accounts import ChargeRow
 from channel.state.charges import ChargeOutcome
 from channel.wire.credential import format_credential
 from tests.channel.http.test_events import Tokens, gate_of, has, started
-from tests.channel.selling import PRICE, Desk, Visit, ask, never_stop, open_desk
+from tests.channel.selling import PRICE, Provider, Visit, ask, never_stop, open_provider
 
 KINDS = Price(rates={"output_token": PRICE, "input_token": 3}, variant="small")
 
 
-async def charges(desk: Desk) -> list[ChargeRow]:
-    assert await desk.ledger.faults() == []
-    return await desk.ledger.list_charges(0, 2**62)
+async def charges(provider: Provider) -> list[ChargeRow]:
+    assert await provider.ledger.faults() == []
+    return await provider.ledger.list_charges(0, 2**62)
 
 
-async def one_charge(desk: Desk) -> ChargeRow:
-    (row,) = await charges(desk)
-    assert row.amount == (await desk.books()).spent
+async def one_charge(provider: Provider) -> ChargeRow:
+    (row,) = await charges(provider)
+    assert row.amount == (await provider.books()).spent
     return row
 
 
@@ -61,18 +61,18 @@ async def test_a_stream_is_one_row_that_says_how_it_ended(
     tmp_path: Path, ending: Callable[[Visit, Tokens], None], outcome: ChargeOutcome, units: int
 ) -> None:
     """However many steps it was paid in."""
-    async with open_desk(tmp_path, reservation_step_units=2) as desk:
+    async with open_provider(tmp_path, reservation_step_units=2) as provider:
         tokens = Tokens("a", "b", "c")
-        visit = await started(desk, gate_of(desk, tokens, pause_s=0.1), 8 * PRICE)
+        visit = await started(provider, gate_of(provider, tokens, pause_s=0.1), 8 * PRICE)
         await visit.until(has(visit, "message", 3))
-        assert await charges(desk) == []
+        assert await charges(provider) == []
         ending(visit, tokens)
         if ending is fail:
             with pytest.raises(RuntimeError, match="the model broke"):
                 await visit.task
         else:
             await visit.task
-        row = await one_charge(desk)
+        row = await one_charge(provider)
         assert (row.outcome, row.is_stream, row.route) == (outcome, True, "GET /stream")
         assert row.usage is not None
         assert [*row.usage.values()] == [units]
@@ -94,20 +94,20 @@ async def test_a_stream_that_starts_in_the_middle_of_its_answer_is_one_row(
             await meter.spend(3)
             await send({"type": "http.response.body", "body": b"cde"})
 
-    async with open_desk(tmp_path) as desk:
-        await buy(desk, app)
-        row = await one_charge(desk)
+    async with open_provider(tmp_path) as provider:
+        await buy(provider, app)
+        row = await one_charge(provider)
         assert (row.amount, row.is_stream) == (5 * PRICE, True)
 
 
-async def buy(desk: Desk, app: ASGIApp, **headers: str) -> int:
+async def buy(provider: Provider, app: ASGIApp, **headers: str) -> int:
     """Open a channel if there is none, buy once, and return the status."""
     price = KINDS if app is answering else Price(unit_price=PRICE, unit_type="output_token")
     route = Route(method="GET", path="/answer", price=price, metered=True)
-    gate = PaymentGate(app, engine=desk.engine, routes=[route], stop_worker=never_stop)
+    gate = PaymentGate(app, engine=provider.engine, routes=[route], stop_worker=never_stop)
     challenge = (await ask(gate, "GET", "/answer")).challenge
-    payer = desk.payer
-    if not desk.chain.facts:
+    payer = provider.payer
+    if not provider.chain.facts:
         payer.open_on_chain()
         opening = payer.credential(challenge, payer.opening())
         assert (await ask(gate, "HEAD", "/answer", opening)).status == 200
@@ -133,19 +133,19 @@ async def refusing(_: Any, __: Any, send: Any) -> None:
 
 async def test_an_answer_in_one_piece_is_a_row_with_its_kinds_and_ids(tmp_path: Path) -> None:
     """IDEM-05: a repeat of its key is none."""
-    async with open_desk(tmp_path) as desk:
+    async with open_provider(tmp_path) as provider:
         for _ in range(2):
-            assert await buy(desk, answering, **{"idempotency-key": "one"}) == 200
-        row = await one_charge(desk)
+            assert await buy(provider, answering, **{"idempotency-key": "one"}) == 200
+        row = await one_charge(provider)
         assert (row.route, row.variant) == ("GET /answer", "small")
         assert row.usage == {"input_token": 10, "output_token": 4}
         assert (row.outcome, row.is_stream) == (ChargeOutcome.DONE, False)
         assert row.response_id == "cmpl-7"
         assert len(row.reservation_id) == 16
-        assert int.from_bytes(row.reservation_id[:4], "big") == int(desk.clock())
+        assert int.from_bytes(row.reservation_id[:4], "big") == int(provider.clock())
 
 
 async def test_a_refused_request_is_no_row(tmp_path: Path) -> None:
-    async with open_desk(tmp_path) as desk:
-        assert await buy(desk, refusing) == 404
-        assert await charges(desk) == []
+    async with open_provider(tmp_path) as provider:
+        assert await buy(provider, refusing) == 404
+        assert await charges(provider) == []

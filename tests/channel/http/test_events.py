@@ -18,7 +18,7 @@ from channel.state.commands import StreamPolicy
 from channel.wire.credential import format_credential
 from channel.wire.receipt import Receipt, parse_receipt_json
 from channel.wire.sse import EventSplitter, parse_event
-from tests.channel.selling import PRICE, Desk, Visit, ask, open_desk
+from tests.channel.selling import PRICE, Provider, Visit, ask, open_provider
 from tests.waiting import PATIENCE_S, until
 
 METERED = Route(
@@ -61,24 +61,26 @@ def streaming(*tokens: Tokens) -> ASGIApp:
     return app
 
 
-def gate_of(desk: Desk, *tokens: Tokens, route: Route = METERED, **options: Any) -> PaymentGate:
-    return PaymentGate(streaming(*tokens), engine=desk.engine, routes=[route], **options)
+def gate_of(
+    provider: Provider, *tokens: Tokens, route: Route = METERED, **options: Any
+) -> PaymentGate:
+    return PaymentGate(streaming(*tokens), engine=provider.engine, routes=[route], **options)
 
 
-async def started(desk: Desk, gate: PaymentGate, amount: int) -> Visit:
+async def started(provider: Provider, gate: PaymentGate, amount: int) -> Visit:
     """Open the channel if need be and ask for a stream with a voucher of `amount`."""
     challenge = (await ask(gate, "HEAD", "/stream")).challenge
-    if not desk.chain.facts:
-        desk.payer.open_on_chain()
-        opening = desk.payer.credential(challenge, desk.payer.opening())
+    if not provider.chain.facts:
+        provider.payer.open_on_chain()
+        opening = provider.payer.credential(challenge, provider.payer.opening())
         assert (await ask(gate, "HEAD", "/stream", opening)).status == 200
-    credential = desk.payer.credential(challenge, desk.payer.voucher(amount))
+    credential = provider.payer.credential(challenge, provider.payer.voucher(amount))
     return Visit(gate, "GET", "/stream", headers={"authorization": format_credential(credential)})
 
 
-async def pay(desk: Desk, gate: PaymentGate, amount: int) -> None:
+async def pay(provider: Provider, gate: PaymentGate, amount: int) -> None:
     challenge = (await ask(gate, "HEAD", "/stream")).challenge
-    credential = desk.payer.credential(challenge, desk.payer.voucher(amount))
+    credential = provider.payer.credential(challenge, provider.payer.voucher(amount))
     answer = await ask(gate, "HEAD", "/stream", credential)
     assert answer.status == 200, answer.headers
 
@@ -100,10 +102,10 @@ def final_receipt(visit: Visit) -> Receipt:
 
 async def test_a_stream_begins_and_ends_with_a_receipt(tmp_path: Path) -> None:
     """SSE-04, SSE-05, RCPT-02, AMB-20: spent is cumulative, units are the request's."""
-    async with open_desk(tmp_path) as desk:
+    async with open_provider(tmp_path) as provider:
         tokens = Tokens("Hel", "lo")
         tokens.end()
-        visit = await started(desk, gate_of(desk, tokens), 8 * PRICE)
+        visit = await started(provider, gate_of(provider, tokens), 8 * PRICE)
         answer = await visit.answer()
         assert answer.header("content-type") == "text/event-stream; charset=utf-8"
         assert answer.header("cache-control") == "private, no-cache, no-transform"
@@ -114,27 +116,27 @@ async def test_a_stream_begins_and_ends_with_a_receipt(tmp_path: Path) -> None:
         receipt = final_receipt(visit)
         assert (receipt.spent, receipt.units) == (2 * PRICE, 2)
         assert visit.sent[-1]["more_body"] is False
-        state = await desk.books()
+        state = await provider.books()
         assert (state.spent, state.reserved) == (2 * PRICE, 0)
 
 
 async def test_exhaustion_asks_once_and_a_voucher_elsewhere_resumes(tmp_path: Path) -> None:
     """SSE-01, SSE-02, SSE-03, VCH-08, F-60."""
-    async with open_desk(tmp_path) as desk:
+    async with open_provider(tmp_path) as provider:
         tokens = Tokens(*"abcdef")
-        gate = gate_of(desk, tokens)
-        visit = await started(desk, gate, 4 * PRICE)
+        gate = gate_of(provider, tokens)
+        visit = await started(provider, gate, 4 * PRICE)
         await visit.until(has(visit, "payment-need-voucher"))
         names = [name for name, _ in events(visit)]
         assert names == ["message"] * 4 + ["payment-need-voucher"]
         assert msgspec.json.decode(events(visit)[-1][1]) == {
-            "channelId": "0x" + desk.payer.key.channel_id.hex(),
+            "channelId": "0x" + provider.payer.key.channel_id.hex(),
             "requiredCumulative": str(8 * PRICE),
             "acceptedCumulative": str(4 * PRICE),
             "deposit": "1000",
         }
-        assert (await desk.books()).spent == 4 * PRICE
-        await pay(desk, gate, 8 * PRICE)
+        assert (await provider.books()).spent == 4 * PRICE
+        await pay(provider, gate, 8 * PRICE)
         await visit.until(has(visit, "message", 6))
         tokens.end()
         await visit.answer()
@@ -144,9 +146,9 @@ async def test_exhaustion_asks_once_and_a_voucher_elsewhere_resumes(tmp_path: Pa
 
 async def test_a_pause_that_is_not_paid_ends_with_a_receipt(tmp_path: Path) -> None:
     """SSE-03: the producer is freed, and what was emitted is what was spent."""
-    async with open_desk(tmp_path) as desk:
+    async with open_provider(tmp_path) as provider:
         tokens = Tokens(*"abcdef")
-        visit = await started(desk, gate_of(desk, tokens, pause_s=0.1), 4 * PRICE)
+        visit = await started(provider, gate_of(provider, tokens, pause_s=0.1), 4 * PRICE)
         await visit.answer()
         assert tokens.closed.is_set()
         assert [name for name, _ in events(visit)] == [
@@ -159,15 +161,15 @@ async def test_a_pause_that_is_not_paid_ends_with_a_receipt(tmp_path: Path) -> N
 
 async def test_a_client_that_leaves_pays_for_what_was_emitted(tmp_path: Path) -> None:
     """SSE-07, F-56: the rest goes back, and the producer is closed."""
-    async with open_desk(tmp_path) as desk:
+    async with open_provider(tmp_path) as provider:
         tokens = Tokens("a", "b", "c")
-        visit = await started(desk, gate_of(desk, tokens), 8 * PRICE)
+        visit = await started(provider, gate_of(provider, tokens), 8 * PRICE)
         await visit.until(has(visit, "message", 3))
         visit.leave()
         async with asyncio.timeout(PATIENCE_S):
             await tokens.closed.wait()
             await visit.task
-        state = await desk.books()
+        state = await provider.books()
         assert (state.spent, state.reserved, state.available) == (3 * PRICE, 0, 5 * PRICE)
 
 
@@ -177,9 +179,9 @@ async def test_a_slow_reader_is_charged_one_write_ahead_at_most(tmp_path: Path) 
     What was in the write that was cut short is charged, whether its bytes went or not; what is
     behind it is not.
     """
-    async with open_desk(tmp_path) as desk:
+    async with open_provider(tmp_path) as provider:
         tokens = Tokens("a")
-        visit = await started(desk, gate_of(desk, tokens), 8 * PRICE)
+        visit = await started(provider, gate_of(provider, tokens), 8 * PRICE)
         await visit.until(has(visit, "message", 1))
         await asyncio.sleep(0.01)  # so that "b" does not come right behind "a"
         visit.gate.clear()
@@ -189,7 +191,7 @@ async def test_a_slow_reader_is_charged_one_write_ahead_at_most(tmp_path: Path) 
         await asyncio.sleep(0.05)  # in which no more is charged
         visit.leave()
         await visit.task
-        assert (await desk.books()).spent == 2 * PRICE
+        assert (await provider.books()).spent == 2 * PRICE
 
 
 class Quick:
@@ -218,12 +220,12 @@ class Quick:
         self.seen.append(len(events(visit)))
 
 
-async def quick_visit(desk: Desk, quick: Quick, count: int, visits: list[Visit]) -> Visit:
+async def quick_visit(provider: Provider, quick: Quick, count: int, visits: list[Visit]) -> Visit:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await PaidEventStream(quick(count))(scope, receive, send)
 
-    gate = PaymentGate(app, engine=desk.engine, routes=[METERED])
-    visits.append(await started(desk, gate, 60 * PRICE))
+    gate = PaymentGate(app, engine=provider.engine, routes=[METERED])
+    visits.append(await started(provider, gate, 60 * PRICE))
     return visits[0]
 
 
@@ -231,9 +233,9 @@ async def test_events_that_are_ready_leave_together_and_in_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """SSE-01, decision 8: in few writes, each covered whole by what was held before it."""
-    async with open_desk(tmp_path) as desk:
+    async with open_provider(tmp_path) as provider:
         visits: list[Visit] = []
-        visit = await quick_visit(desk, Quick(visits, monkeypatch), 50, visits)
+        visit = await quick_visit(provider, Quick(visits, monkeypatch), 50, visits)
         await visit.answer()
         assert [data for name, data in events(visit) if name == "message"] == [
             str(number) for number in range(50)
@@ -248,19 +250,19 @@ async def test_a_slow_producers_events_leave_one_by_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No event is kept back for the next: one that takes its time finds the last one gone."""
-    async with open_desk(tmp_path) as desk:
+    async with open_provider(tmp_path) as provider:
         visits: list[Visit] = []
         quick = Quick(visits, monkeypatch, work_s=0.002)
-        visit = await quick_visit(desk, quick, 6, visits)
+        visit = await quick_visit(provider, quick, 6, visits)
         await visit.answer()
         assert quick.seen == [0, 1, 2, 3, 4, 5, 6]
 
 
 async def test_events_leave_before_the_producer_is_waited_for(tmp_path: Path) -> None:
     """What came together is not kept back while the producer waits for more."""
-    async with open_desk(tmp_path) as desk:
+    async with open_provider(tmp_path) as provider:
         tokens = Tokens(*"abcdef")
-        visit = await started(desk, gate_of(desk, tokens), 8 * PRICE)
+        visit = await started(provider, gate_of(provider, tokens), 8 * PRICE)
         await visit.until(has(visit, "message", 6))
         tokens.end()
         await visit.answer()
@@ -271,16 +273,16 @@ async def test_a_stream_stopped_while_it_writes_does_not_wait_for_its_producer(
     tmp_path: Path,
 ) -> None:
     """ACC-06, F-56: a stream that is asked to end in the middle of a write ends with that write."""
-    async with open_desk(tmp_path) as desk:
+    async with open_provider(tmp_path) as provider:
         older, newer = Tokens(), Tokens("z")
-        gate = gate_of(desk, older, newer)
-        first = await started(desk, gate, 40 * PRICE)
+        gate = gate_of(provider, older, newer)
+        first = await started(provider, gate, 40 * PRICE)
         await first.until(lambda: bool(first.sent))
         first.gate.clear()
         for token in "abc":
             older.queue.put_nowait(token)
         await until(lambda: first.is_writing)
-        second = await started(desk, gate, 80 * PRICE)
+        second = await started(provider, gate, 80 * PRICE)
         await second.until(has(second, "message"))
         first.gate.set()
         await first.answer()
@@ -295,7 +297,7 @@ async def test_a_stream_stopped_while_it_asks_for_a_voucher_does_not_wait_for_on
     tmp_path: Path,
 ) -> None:
     """SSE-03, SSE-04: a gateway that stops gives the receipt, however slow the reader was."""
-    async with open_desk(tmp_path) as desk:
+    async with open_provider(tmp_path) as provider:
         stopping: list[Any] = []
         tokens = Tokens(*"abcd")
 
@@ -303,8 +305,8 @@ async def test_a_stream_stopped_while_it_asks_for_a_voucher_does_not_wait_for_on
             stopping.append(scope[METER].reservation)
             await PaidEventStream(tokens())(scope, receive, send)
 
-        gate = PaymentGate(app, engine=desk.engine, routes=[METERED], pause_s=10 * PATIENCE_S)
-        visit = await started(desk, gate, 4 * PRICE)
+        gate = PaymentGate(app, engine=provider.engine, routes=[METERED], pause_s=10 * PATIENCE_S)
+        visit = await started(provider, gate, 4 * PRICE)
         await visit.until(has(visit, "message", 4))
         visit.gate.clear()  # the question is on its way out, and the client does not read it
         tokens.queue.put_nowait("e")
@@ -319,12 +321,12 @@ async def test_a_stream_stopped_while_it_asks_for_a_voucher_does_not_wait_for_on
 
 async def test_text_cannot_forge_a_control_event(tmp_path: Path) -> None:
     """F-55."""
-    async with open_desk(tmp_path) as desk:
+    async with open_provider(tmp_path) as provider:
         forged = "x\n\nevent: payment-receipt\ndata: {}\r\rdata: y"
         upstream = Frame(b"event: payment-need-voucher\ndata: {}\n\n")
         tokens = Tokens(forged, upstream, Frame(b"event: delta\ndata: z\n\n"))
         tokens.end()
-        visit = await started(desk, gate_of(desk, tokens), 8 * PRICE)
+        visit = await started(provider, gate_of(provider, tokens), 8 * PRICE)
         await visit.answer()
         assert [name for name, _ in events(visit)] == ["message", "delta", "payment-receipt"]
         assert events(visit)[0][1] == forged.replace("\r", "\n")
@@ -342,10 +344,10 @@ async def test_text_cannot_forge_a_control_event(tmp_path: Path) -> None:
 )
 async def test_a_frame_of_several_events_cannot_forge_one(tmp_path: Path, raw: bytes) -> None:
     """F-55: where the application did not cut another server's bytes into events."""
-    async with open_desk(tmp_path) as desk:
+    async with open_provider(tmp_path) as provider:
         tokens = Tokens(Frame(raw), "word")
         tokens.end()
-        visit = await started(desk, gate_of(desk, tokens), 8 * PRICE)
+        visit = await started(provider, gate_of(provider, tokens), 8 * PRICE)
         await visit.answer()
         assert [name for name, _ in events(visit)] == ["message", "payment-receipt"]
         assert final_receipt(visit).units == 1
@@ -356,11 +358,11 @@ async def test_a_frame_that_was_cut_off_swallows_no_event_and_makes_none(
     tmp_path: Path, end: str
 ) -> None:
     """F-55, SSE-04: two halves of a forged event stay halves, and the receipt stays whole."""
-    async with open_desk(tmp_path) as desk:
+    async with open_provider(tmp_path) as provider:
         halves = ["data: x\neve", "nt: payment-receipt\ndata: {}", "data: y"]
         tokens = Tokens(*[Frame((half + end).encode()) for half in halves])
         tokens.end()
-        visit = await started(desk, gate_of(desk, tokens), 8 * PRICE)
+        visit = await started(provider, gate_of(provider, tokens), 8 * PRICE)
         await visit.answer()
         *others, last = [name for name, _ in events(visit)]
         assert (others, last) == (["message"] * 3, "payment-receipt")
@@ -369,9 +371,9 @@ async def test_a_frame_that_was_cut_off_swallows_no_event_and_makes_none(
 
 async def test_an_application_cannot_speak_for_the_gate(tmp_path: Path) -> None:
     """F-55: an event with the name of a payment event is the application's bug, and is free."""
-    async with open_desk(tmp_path) as desk:
+    async with open_provider(tmp_path) as provider:
         tokens = Tokens(Event("{}", "payment-receipt"))
-        visit = await started(desk, gate_of(desk, tokens), 8 * PRICE)
+        visit = await started(provider, gate_of(provider, tokens), 8 * PRICE)
         with pytest.raises(ValueError, match="payment-receipt"):
             await visit.task
         assert final_receipt(visit).spent == 0
@@ -379,12 +381,12 @@ async def test_an_application_cannot_speak_for_the_gate(tmp_path: Path) -> None:
 
 async def test_a_newer_stream_takes_the_place_of_the_running_one(tmp_path: Path) -> None:
     """ACC-06: the older ends immediately, with its receipt, and pays for its own units."""
-    async with open_desk(tmp_path) as desk:
+    async with open_provider(tmp_path) as provider:
         older, newer = Tokens("a"), Tokens("b", "c")
-        gate = gate_of(desk, older, newer)
-        first = await started(desk, gate, 40 * PRICE)
+        gate = gate_of(provider, older, newer)
+        first = await started(provider, gate, 40 * PRICE)
         await first.until(has(first, "message"))
-        second = await started(desk, gate, 80 * PRICE)
+        second = await started(provider, gate, 80 * PRICE)
         await second.until(has(second, "message", 2))
         await first.answer()
         assert final_receipt(first).units == 1
@@ -396,19 +398,19 @@ async def test_a_newer_stream_takes_the_place_of_the_running_one(tmp_path: Path)
 
 async def test_a_route_may_refuse_a_second_stream(tmp_path: Path) -> None:
     """ACC-06 by policy: 409, and the first one is left alone."""
-    async with open_desk(tmp_path) as desk:
+    async with open_provider(tmp_path) as provider:
         route = msgspec.structs.replace(METERED, stream_policy=StreamPolicy.REJECT)
         first_tokens = Tokens("a")
-        gate = gate_of(desk, first_tokens, Tokens("b"), route=route)
-        first = await started(desk, gate, 40 * PRICE)
+        gate = gate_of(provider, first_tokens, Tokens("b"), route=route)
+        first = await started(provider, gate, 40 * PRICE)
         await first.until(has(first, "message"))
-        second = await started(desk, gate, 80 * PRICE)
+        second = await started(provider, gate, 80 * PRICE)
         answer = await second.answer()
         assert (answer.status, answer.kind) == (409, "stream-active")
         assert answer.header("payment-receipt") is None
         first_tokens.end()
         await first.answer()
-        state = await desk.books()
+        state = await provider.books()
         assert (state.spent, state.reserved) == (PRICE, 0)
 
 
@@ -416,46 +418,46 @@ async def test_a_producer_that_fails_leaves_a_receipt_and_a_body_without_end(
     tmp_path: Path,
 ) -> None:
     """F-48, F-57: the units before the failure are spent, and the client can tell."""
-    async with open_desk(tmp_path) as desk:
+    async with open_provider(tmp_path) as provider:
         tokens = Tokens("a", "b")
         tokens.queue.put_nowait(RuntimeError("the model broke"))
-        visit = await started(desk, gate_of(desk, tokens), 8 * PRICE)
+        visit = await started(provider, gate_of(provider, tokens), 8 * PRICE)
         with pytest.raises(RuntimeError, match="the model broke"):
             await visit.task
         assert final_receipt(visit).spent == 2 * PRICE
         assert visit.sent[-1]["more_body"] is True
-        state = await desk.books()
+        state = await provider.books()
         assert (state.spent, state.reserved) == (2 * PRICE, 0)
 
 
 async def test_a_close_ends_the_stream_and_then_the_channel(tmp_path: Path) -> None:
     """CLOSE-02, F-39: the stream's last receipt and the close agree."""
-    async with open_desk(tmp_path) as desk:
+    async with open_provider(tmp_path) as provider:
         tokens = Tokens("a", "b", "c")
-        gate = gate_of(desk, tokens)
-        visit = await started(desk, gate, 8 * PRICE)
+        gate = gate_of(provider, tokens)
+        visit = await started(provider, gate, 8 * PRICE)
         await visit.until(has(visit, "message", 3))
         challenge = (await ask(gate, "HEAD", "/stream")).challenge
-        closing = desk.payer.credential(challenge, desk.payer.closing(3 * PRICE))
+        closing = provider.payer.credential(challenge, provider.payer.closing(3 * PRICE))
         closed = await ask(gate, "POST", "/stream", closing)
         assert closed.status == 200
         assert closed.receipt.spent == 3 * PRICE
         await visit.answer()
         assert final_receipt(visit).spent == 3 * PRICE
-        assert [amount for _, amount, _ in desk.chain.closed] == [3 * PRICE]
+        assert [amount for _, amount, _ in provider.chain.closed] == [3 * PRICE]
 
 
 async def test_a_requested_close_stops_a_stream_at_its_next_step(tmp_path: Path) -> None:
     """F-63, VCH-10: service stops when the payer has asked for the rest."""
-    async with open_desk(tmp_path) as desk:
+    async with open_provider(tmp_path) as provider:
         tokens = Tokens("a")
-        gate = gate_of(desk, tokens)
-        visit = await started(desk, gate, 80 * PRICE)
+        gate = gate_of(provider, tokens)
+        visit = await started(provider, gate, 80 * PRICE)
         await visit.until(has(visit, "message"))
-        desk.chain.change(desk.payer.key, close_requested_at=1_800_000_000)
-        desk.clock.advance(100)
+        provider.chain.change(provider.payer.key, close_requested_at=1_800_000_000)
+        provider.clock.advance(100)
         challenge = (await ask(gate, "HEAD", "/stream")).challenge
-        voucher = desk.payer.credential(challenge, desk.payer.voucher(90 * PRICE))
+        voucher = provider.payer.credential(challenge, provider.payer.voucher(90 * PRICE))
         assert (await ask(gate, "HEAD", "/stream", voucher)).status == 410
         for _ in range(60):
             tokens.queue.put_nowait("x")
@@ -468,41 +470,41 @@ async def test_a_requested_close_stops_a_stream_at_its_next_step(tmp_path: Path)
 
 async def test_a_step_is_held_ahead_and_no_more(tmp_path: Path) -> None:
     """Decision 8: what a death could cost is one step, at every moment of a long stream."""
-    async with open_desk(tmp_path, reservation_step_units=8) as desk:
+    async with open_provider(tmp_path, reservation_step_units=8) as provider:
         tokens = Tokens()
-        gate = gate_of(desk, tokens)
-        visit = await started(desk, gate, 100 * PRICE)
+        gate = gate_of(provider, tokens)
+        visit = await started(provider, gate, 100 * PRICE)
         for emitted in range(1, 60):
             tokens.queue.put_nowait("x")
             await visit.until(has(visit, "message", emitted))
-            state = await desk.books()
+            state = await provider.books()
             assert state.reserved <= 8 * PRICE
             assert state.spent <= emitted * PRICE <= state.spent + state.reserved
         tokens.end()
         await visit.answer()
-        assert (await desk.books()).spent == 59 * PRICE
+        assert (await provider.books()).spent == 59 * PRICE
 
 
 async def test_an_event_may_cost_several_units_or_none(tmp_path: Path) -> None:
     """Decision 8: a chunk may carry many tokens, more than a step holds."""
-    async with open_desk(tmp_path, reservation_step_units=4) as desk:
+    async with open_provider(tmp_path, reservation_step_units=4) as provider:
         tokens = Tokens(Event("many", units=50), Event("[DONE]", units=0))
         tokens.end()
-        visit = await started(desk, gate_of(desk, tokens), 60 * PRICE)
+        visit = await started(provider, gate_of(provider, tokens), 60 * PRICE)
         await visit.answer()
         assert final_receipt(visit).spent == 50 * PRICE
 
 
 async def test_a_chunk_dearer_than_what_is_left_says_what_it_needs(tmp_path: Path) -> None:
     """SSE-02: the voucher that is asked for covers the whole chunk."""
-    async with open_desk(tmp_path) as desk:
+    async with open_provider(tmp_path) as provider:
         tokens = Tokens("a", Event("many", units=50))
-        gate = gate_of(desk, tokens)
-        visit = await started(desk, gate, 8 * PRICE)
+        gate = gate_of(provider, tokens)
+        visit = await started(provider, gate, 8 * PRICE)
         await visit.until(has(visit, "payment-need-voucher"))
         need = msgspec.json.decode(events(visit)[-1][1])
         assert need["requiredCumulative"] == str(51 * PRICE)
-        await pay(desk, gate, 51 * PRICE)
+        await pay(provider, gate, 51 * PRICE)
         tokens.end()
         await visit.answer()
         assert final_receipt(visit).spent == 51 * PRICE
@@ -510,14 +512,14 @@ async def test_a_chunk_dearer_than_what_is_left_says_what_it_needs(tmp_path: Pat
 
 async def test_an_expired_challenge_still_feeds_its_live_stream(tmp_path: Path) -> None:
     """AMB-05, F-61: and buys nothing else."""
-    async with open_desk(tmp_path) as desk:
+    async with open_provider(tmp_path) as provider:
         tokens = Tokens(*"abcdef")
-        gate = gate_of(desk, tokens)
+        gate = gate_of(provider, tokens)
         old = (await ask(gate, "HEAD", "/stream")).challenge
-        visit = await started(desk, gate, 4 * PRICE)
+        visit = await started(provider, gate, 4 * PRICE)
         await visit.until(has(visit, "payment-need-voucher"))
-        desk.clock.advance(301)
-        voucher = desk.payer.credential(old, desk.payer.voucher(8 * PRICE))
+        provider.clock.advance(301)
+        voucher = provider.payer.credential(old, provider.payer.voucher(8 * PRICE))
         content = await ask(gate, "GET", "/stream", voucher)
         assert (content.status, content.kind) == (402, "payment-expired")
         assert (await ask(gate, "HEAD", "/stream", voucher)).status == 200
@@ -530,18 +532,18 @@ async def test_an_expired_challenge_still_feeds_its_live_stream(tmp_path: Path) 
 
 async def test_a_repeat_of_a_streams_key_is_refused_and_not_charged(tmp_path: Path) -> None:
     """IDEM-05: 409 while it runs and after it ended."""
-    async with open_desk(tmp_path) as desk:
+    async with open_provider(tmp_path) as provider:
         tokens = Tokens("a")
-        gate = gate_of(desk, tokens)
-        visit = await started(desk, gate, 40 * PRICE)
+        gate = gate_of(provider, tokens)
+        visit = await started(provider, gate, 40 * PRICE)
         await visit.until(has(visit, "message"))
         tokens.end()
         await visit.answer()
         keyed = Tokens("b")
-        gate = gate_of(desk, keyed, Tokens("never"))
+        gate = gate_of(provider, keyed, Tokens("never"))
         challenge = (await ask(gate, "HEAD", "/stream")).challenge
         credential = format_credential(
-            desk.payer.credential(challenge, desk.payer.voucher(80 * PRICE))
+            provider.payer.credential(challenge, provider.payer.voucher(80 * PRICE))
         )
         headers = {"authorization": credential, "idempotency-key": "one"}
         running = Visit(gate, "GET", "/stream", headers=headers)
@@ -552,19 +554,19 @@ async def test_a_repeat_of_a_streams_key_is_refused_and_not_charged(tmp_path: Pa
         await running.answer()
         after = await Visit(gate, "GET", "/stream", headers=headers).answer()
         assert (after.status, after.kind) == (409, "outcome-unknown")
-        assert (await desk.books()).spent == 2 * PRICE
+        assert (await provider.books()).spent == 2 * PRICE
 
 
 async def test_a_stream_that_emitted_nothing_frees_its_key(tmp_path: Path) -> None:
     """IDEM-05: nothing was served, so the key may be used again."""
-    async with open_desk(tmp_path) as desk:
+    async with open_provider(tmp_path) as provider:
         tokens = Tokens()
         second = Tokens("b")
         second.end()
-        gate = gate_of(desk, tokens, second)
-        desk.payer.open_on_chain()
+        gate = gate_of(provider, tokens, second)
+        provider.payer.open_on_chain()
         challenge = (await ask(gate, "HEAD", "/stream")).challenge
-        opening = desk.payer.credential(challenge, desk.payer.opening(40 * PRICE))
+        opening = provider.payer.credential(challenge, provider.payer.opening(40 * PRICE))
         headers = {"authorization": format_credential(opening), "idempotency-key": "one"}
         visit = Visit(gate, "GET", "/stream", headers=headers)
         await visit.until(lambda: bool(visit.sent))
@@ -577,11 +579,11 @@ async def test_a_stream_that_emitted_nothing_frees_its_key(tmp_path: Path) -> No
 
 async def test_no_more_is_emitted_when_the_books_cannot_be_written(tmp_path: Path) -> None:
     """F-51: a full disk ends the stream; nothing goes out that is not held durably."""
-    async with open_desk(tmp_path, reservation_step_units=4) as desk:
+    async with open_provider(tmp_path, reservation_step_units=4) as provider:
         tokens = Tokens()
-        visit = await started(desk, gate_of(desk, tokens), 80 * PRICE)
+        visit = await started(provider, gate_of(provider, tokens), 80 * PRICE)
         await visit.until(lambda: bool(visit.sent))
-        await desk.ledger.close()
+        await provider.ledger.close()
         for _ in range(20):
             tokens.queue.put_nowait("x")
         with pytest.raises(LedgerUnavailableError):

@@ -24,7 +24,7 @@ from channel.http.hooks import (
 )
 from channel.wire.credential import format_credential
 from channel.wire.payload import Payload
-from tests.channel.selling import PRICE, Answer, Desk, Visit, ask, open_desk
+from tests.channel.selling import PRICE, Answer, Provider, Visit, ask, open_provider
 
 TOKENS = 100
 ROUTES = [
@@ -122,34 +122,34 @@ class App:
 class Shop:
     """A gate with hooks, and an opened channel behind it."""
 
-    def __init__(self, desk: Desk, *hooks: Hooks) -> None:
-        self.desk = desk
+    def __init__(self, provider: Provider, *hooks: Hooks) -> None:
+        self.provider = provider
         self.app = App()
         self.notes = Notes()
         self.gate = PaymentGate(
-            self.app, engine=desk.engine, routes=ROUTES, hooks=Fanout(self.notes, *hooks)
+            self.app, engine=provider.engine, routes=ROUTES, hooks=Fanout(self.notes, *hooks)
         )
 
     async def credential(self, payload: Payload, path: str) -> str:
         answer = await ask(self.gate, "GET", path)
-        return format_credential(self.desk.payer.credential(answer.challenge, payload))
+        return format_credential(self.provider.payer.credential(answer.challenge, payload))
 
     async def pay(self, amount: int, path: str = "/paid", **headers: str) -> Answer:
-        text = await self.credential(self.desk.payer.voucher(amount), path)
+        text = await self.credential(self.provider.payer.voucher(amount), path)
         self.notes.events.clear()
         return await ask(self.gate, "GET", path, text, headers=headers)
 
     async def open(self) -> Answer:
-        self.desk.payer.open_on_chain()
-        text = await self.credential(self.desk.payer.opening(0), "/paid")
+        self.provider.payer.open_on_chain()
+        text = await self.credential(self.provider.payer.opening(0), "/paid")
         self.notes.events.clear()
         return await ask(self.gate, "HEAD", "/paid", text)
 
 
 @pytest.fixture
 async def shop(tmp_path: Path) -> AsyncIterator[Shop]:
-    async with open_desk(tmp_path) as desk:
-        opened = Shop(desk)
+    async with open_provider(tmp_path) as provider:
+        opened = Shop(provider)
         assert (await opened.open()).status == 200
         yield opened
 
@@ -162,22 +162,22 @@ async def test_a_request_without_a_credential_tells_of_its_challenges(shop: Shop
     assert event.issued == (answer.challenge.id,)
     assert (event.route, event.variant) == ("GET /paid", "small")
     assert (event.channel_id, event.payer, event.challenge_id) == (None, None, None)
-    assert event.at == shop.desk.clock()
+    assert event.at == shop.provider.clock()
     assert event.received <= event.monotonic
     assert len(event.request_id) == 32
 
 
 async def test_an_opening_tells_of_the_deposit_once(tmp_path: Path) -> None:
     """A repeat of the opening is a voucher: no channel is opened twice."""
-    async with open_desk(tmp_path) as desk:
-        shop = Shop(desk)
+    async with open_provider(tmp_path) as provider:
+        shop = Shop(provider)
         assert (await shop.open()).status == 200
         opened, receipt = shop.notes.only(OpenEvent), shop.notes.only(ReceiptEvent)
         assert (opened.action, opened.deposit) == ("open", 1_000)
-        assert opened.tx_hash == "0x" + desk.payer.open_tx.hex()
-        assert opened.payer == desk.payer.address
+        assert opened.tx_hash == "0x" + provider.payer.open_tx.hex()
+        assert opened.payer == provider.payer.address
         assert (receipt.action, receipt.outcome, receipt.cost) == ("open", "done", 0)
-        text = await shop.credential(desk.payer.opening(0), "/paid")
+        text = await shop.credential(provider.payer.opening(0), "/paid")
         shop.notes.events.clear()
         assert (await ask(shop.gate, "HEAD", "/paid", text)).status == 200
         assert shop.notes.of(OpenEvent) == []
@@ -185,7 +185,7 @@ async def test_an_opening_tells_of_the_deposit_once(tmp_path: Path) -> None:
 
 
 async def test_a_top_up_tells_of_the_whole_deposit(shop: Shop) -> None:
-    text = await shop.credential(shop.desk.payer.top_up(500), "/paid")
+    text = await shop.credential(shop.provider.payer.top_up(500), "/paid")
     shop.notes.events.clear()
     assert (await ask(shop.gate, "HEAD", "/paid", text)).status == 200
     opened = shop.notes.only(OpenEvent)
@@ -201,8 +201,8 @@ async def test_a_paid_request_tells_of_what_it_cost(shop: Shop) -> None:
     assert (receipt.action, receipt.outcome, receipt.status) == ("request", "done", 200)
     assert (receipt.cost, receipt.usage, receipt.reported) == (PRICE, {"request": 1}, None)
     assert (receipt.accepted, receipt.spent, receipt.deposit) == (PRICE, PRICE, 1_000)
-    assert receipt.channel_id == shop.desk.payer.key.channel_id
-    assert receipt.payer == shop.desk.payer.address
+    assert receipt.channel_id == shop.provider.payer.key.channel_id
+    assert receipt.payer == shop.provider.payer.address
     assert spent.request_id == receipt.request_id
     assert receipt.received <= receipt.handled <= receipt.first_sent <= receipt.monotonic
 
@@ -214,7 +214,7 @@ async def test_a_stream_tells_of_each_durable_part_and_they_add_up(shop: Shop) -
     assert sum(part.amount for part in parts) == receipt.cost == TOKENS
     assert [part.cost for part in parts] == sorted(part.cost for part in parts)
     assert receipt.usage == {"token": TOKENS}
-    assert (await shop.desk.books()).spent == TOKENS == parts[-1].spent
+    assert (await shop.provider.books()).spent == TOKENS == parts[-1].spent
 
 
 async def test_a_stream_that_is_not_paid_further_is_done_with_what_was_paid(shop: Shop) -> None:
@@ -225,7 +225,7 @@ async def test_a_stream_that_is_not_paid_further_is_done_with_what_was_paid(shop
 
 async def test_a_client_that_leaves_is_reported_as_left(shop: Shop) -> None:
     shop.app.go_on.clear()
-    text = await shop.credential(shop.desk.payer.voucher(TOKENS), "/stream")
+    text = await shop.credential(shop.provider.payer.voucher(TOKENS), "/stream")
     shop.notes.events.clear()
     visit = Visit(shop.gate, "GET", "/stream", headers={"authorization": text})
     await visit.until(lambda: visit.text.count("data:") >= TOKENS // 2)
@@ -248,7 +248,7 @@ async def test_a_refused_voucher_tells_of_the_problem_and_of_no_payment(shop: Sh
     event = shop.notes.only(RefusalEvent)
     assert event.problem_type == "session/insufficient-balance"
     assert event.issued == (answer.challenge.id,)
-    assert event.channel_id == shop.desk.payer.key.channel_id
+    assert event.channel_id == shop.provider.payer.key.channel_id
     assert event.challenge_id is not None
     assert len(shop.notes.events) == 1
 
@@ -297,13 +297,13 @@ async def test_another_spelling_of_a_sold_path_is_reported_as_refused(shop: Shop
 async def test_a_failing_hook_changes_no_answer_and_is_logged_once_a_minute(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with open_desk(tmp_path) as desk:
-        shop = Shop(desk, Broken())
+    async with open_provider(tmp_path) as provider:
+        shop = Shop(provider, Broken())
         with caplog.at_level(logging.ERROR):
             assert (await shop.open()).status == 200
             for amount in (PRICE, 2 * PRICE, 3 * PRICE):
                 assert (await shop.pay(amount)).status == 200
-        assert (await desk.books()).spent == 3 * PRICE
+        assert (await provider.books()).spent == 3 * PRICE
         assert sorted(record.getMessage() for record in caplog.records) == [
             "a hook failed: Broken.on_challenge",
             "a hook failed: Broken.on_receipt",

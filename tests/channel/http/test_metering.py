@@ -20,7 +20,7 @@ from channel.http import Event, PaidEventStream, PaymentGate, Price, Route, mete
 from channel.http.metering import METER
 from channel.wire.credential import format_credential
 from tests.channel.http.test_events import events, final_receipt
-from tests.channel.selling import PRICE, Answer, Desk, Visit, ask, never_stop, open_desk
+from tests.channel.selling import PRICE, Answer, Provider, Visit, ask, never_stop, open_provider
 
 PRICED = Price(unit_price=PRICE, unit_type="llm_token")
 ROUTES = [
@@ -67,7 +67,7 @@ async def lines(scope: Any) -> AsyncIterator[bytes]:
             yield b"%d\n" % number
 
 
-def fastapi_app(desk: Desk, *, outside: bool) -> Callable[..., Any]:
+def fastapi_app(provider: Provider, *, outside: bool) -> Callable[..., Any]:
     app = FastAPI()
 
     @app.get("/words")
@@ -95,12 +95,12 @@ def fastapi_app(desk: Desk, *, outside: bool) -> Callable[..., Any]:
         return {"has_meter": METER in request.scope}
 
     if outside:
-        return PaymentGate(app, engine=desk.engine, routes=ROUTES, stop_worker=never_stop)
-    app.add_middleware(PaymentGate, engine=desk.engine, routes=ROUTES, stop_worker=never_stop)
+        return PaymentGate(app, engine=provider.engine, routes=ROUTES, stop_worker=never_stop)
+    app.add_middleware(PaymentGate, engine=provider.engine, routes=ROUTES, stop_worker=never_stop)
     return app
 
 
-def starlette_app(desk: Desk, *, outside: bool) -> Callable[..., Any]:
+def starlette_app(provider: Provider, *, outside: bool) -> Callable[..., Any]:
     async def words(request: Request) -> Response:
         units = int(request.query_params.get("units", "4"))
         return JSONResponse(await count_words(request.scope, units))
@@ -131,14 +131,14 @@ def starlette_app(desk: Desk, *, outside: bool) -> Callable[..., Any]:
     ]
     if outside:
         inner = Starlette(routes=routes)
-        return PaymentGate(inner, engine=desk.engine, routes=ROUTES, stop_worker=never_stop)
-    gate = Middleware(PaymentGate, engine=desk.engine, routes=ROUTES, stop_worker=never_stop)
+        return PaymentGate(inner, engine=provider.engine, routes=ROUTES, stop_worker=never_stop)
+    gate = Middleware(PaymentGate, engine=provider.engine, routes=ROUTES, stop_worker=never_stop)
     return Starlette(routes=routes, middleware=[gate])
 
 
 class Kitchen:
-    def __init__(self, desk: Desk, app: Callable[..., Any]) -> None:
-        self.desk = desk
+    def __init__(self, provider: Provider, app: Callable[..., Any]) -> None:
+        self.provider = provider
         self.app = app
 
     async def get(self, target: str, amount: int = 20 * PRICE) -> Answer:
@@ -146,21 +146,21 @@ class Kitchen:
 
     async def visit(self, target: str, amount: int = 20 * PRICE, *, key: str = "") -> Visit:
         challenge = (await ask(self.app, "GET", target)).challenge
-        payload = self.desk.payer.voucher(amount)
-        credential = format_credential(self.desk.payer.credential(challenge, payload))
+        payload = self.provider.payer.voucher(amount)
+        credential = format_credential(self.provider.payer.credential(challenge, payload))
         headers = {"authorization": credential} | ({"idempotency-key": key} if key else {})
         return Visit(self.app, "GET", target, headers=headers)
 
 
 @pytest.fixture(params=[fastapi_app, starlette_app], ids=["fastapi", "starlette"])
 async def kitchen(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Kitchen]:
-    async with open_desk(tmp_path) as desk:
-        app = request.param(desk, outside=False)
-        desk.payer.open_on_chain()
+    async with open_provider(tmp_path) as provider:
+        app = request.param(provider, outside=False)
+        provider.payer.open_on_chain()
         challenge = (await ask(app, "GET", "/words")).challenge
-        opening = desk.payer.credential(challenge, desk.payer.opening(20 * PRICE))
+        opening = provider.payer.credential(challenge, provider.payer.opening(20 * PRICE))
         assert (await ask(app, "HEAD", "/words", opening)).status == 200
-        yield Kitchen(desk, app)
+        yield Kitchen(provider, app)
 
 
 async def test_a_whole_answer_costs_the_units_it_counted(kitchen: Kitchen) -> None:
@@ -168,7 +168,7 @@ async def test_a_whole_answer_costs_the_units_it_counted(kitchen: Kitchen) -> No
     answer = await kitchen.get("/words")
     assert (answer.status, answer.body) == (200, b'{"units":4}')
     assert (answer.receipt.units, answer.receipt.spent) == (4, 4 * PRICE)
-    state = await kitchen.desk.books()
+    state = await kitchen.provider.books()
     assert (state.spent, state.reserved) == (4 * PRICE, 0)
 
 
@@ -184,7 +184,7 @@ async def test_an_answer_that_fails_costs_nothing_however_much_it_counted(
     """F-48: more than one reservation step was counted, and none of it was emitted."""
     answer = await kitchen.get("/failing?units=90", 100 * PRICE)
     assert answer.status == 500
-    state = await kitchen.desk.books()
+    state = await kitchen.provider.books()
     assert (state.spent, state.reserved) == (0, 0)
 
 
@@ -195,7 +195,7 @@ async def test_what_was_not_held_before_is_held_when_it_is_spent(kitchen: Kitche
     refused = await kitchen.get("/counted?units=11", 100 * PRICE)
     assert (refused.status, refused.kind) == (402, "session/insufficient-balance")
     assert refused.problem["requiredCumulative"] == str(101 * PRICE)
-    state = await kitchen.desk.books()
+    state = await kitchen.provider.books()
     assert (state.spent, state.reserved) == (90 * PRICE, 0)
 
 
@@ -205,7 +205,7 @@ async def test_an_answer_that_is_not_covered_says_what_would_be(kitchen: Kitchen
     assert (answer.status, answer.kind) == (402, "session/insufficient-balance")
     assert answer.problem["requiredCumulative"] == str(30 * PRICE)
     assert answer.challenge.method == "evm"
-    state = await kitchen.desk.books()
+    state = await kitchen.provider.books()
     assert (state.spent, state.reserved) == (0, 0)
 
 
@@ -214,13 +214,13 @@ async def test_a_gate_around_the_application_works_as_one_inside(
     tmp_path: Path, build: Callable[..., Any]
 ) -> None:
     """The framework's own 500 for our refusal never goes out."""
-    async with open_desk(tmp_path) as desk:
-        app = build(desk, outside=True)
-        desk.payer.open_on_chain()
+    async with open_provider(tmp_path) as provider:
+        app = build(provider, outside=True)
+        provider.payer.open_on_chain()
         challenge = (await ask(app, "GET", "/words")).challenge
-        opening = desk.payer.credential(challenge, desk.payer.opening(20 * PRICE))
+        opening = provider.payer.credential(challenge, provider.payer.opening(20 * PRICE))
         assert (await ask(app, "HEAD", "/words", opening)).status == 200
-        kitchen = Kitchen(desk, app)
+        kitchen = Kitchen(provider, app)
         assert (await kitchen.get("/words")).receipt.spent == 4 * PRICE
         answer = await kitchen.get("/words?units=30")
         assert (answer.status, answer.kind) == (402, "session/insufficient-balance")
@@ -241,7 +241,7 @@ async def test_any_other_stream_spends_as_it_goes(kitchen: Kitchen) -> None:
     answer = await kitchen.get("/lines")
     assert answer.body == b"0\n1\n2\n"
     assert answer.receipt.spent == PRICE  # its head leaves with the first line
-    state = await kitchen.desk.books()
+    state = await kitchen.provider.books()
     assert (state.spent, state.reserved) == (3 * PRICE, 0)
 
 
@@ -260,18 +260,18 @@ async def test_a_metered_stream_is_charged_where_its_metering_ends(tmp_path: Pat
         response = StreamingResponse(pieces(scope), media_type="text/event-stream")
         await response(scope, receive, send)
 
-    async with open_desk(tmp_path) as desk:
-        gate = PaymentGate(app, engine=desk.engine, routes=ROUTES, stop_worker=never_stop)
-        desk.payer.open_on_chain()
+    async with open_provider(tmp_path) as provider:
+        gate = PaymentGate(app, engine=provider.engine, routes=ROUTES, stop_worker=never_stop)
+        provider.payer.open_on_chain()
         challenge = (await ask(gate, "GET", "/lines")).challenge
-        opening = desk.payer.credential(challenge, desk.payer.opening(20 * PRICE))
+        opening = provider.payer.credential(challenge, provider.payer.opening(20 * PRICE))
         visit = Visit(gate, "GET", "/lines", headers={"authorization": format_credential(opening)})
         await visit.until(lambda: "free" in visit.text)
-        state = await desk.books()
+        state = await provider.books()
         assert (state.spent, state.reserved) == (3 * PRICE, 0)
         go_on.set()
         assert (await visit.answer()).status == 200
-        assert (await desk.books()).spent == 3 * PRICE
+        assert (await provider.books()).spent == 3 * PRICE
 
 
 async def test_a_stream_that_is_not_covered_is_refused_before_it_begins(
@@ -282,7 +282,7 @@ async def test_a_stream_that_is_not_covered_is_refused_before_it_begins(
     answer = await kitchen.get("/lines")
     assert (answer.status, answer.kind) == (402, "session/insufficient-balance")
     assert answer.problem["requiredCumulative"] == str(21 * PRICE)
-    state = await kitchen.desk.books()
+    state = await kitchen.provider.books()
     assert (state.spent, state.reserved) == (18 * PRICE, 0)
 
 
@@ -307,13 +307,13 @@ async def test_units_are_spent_and_not_given_back(kitchen: Kitchen) -> None:
     """F-44: one way to charge, and it only rises."""
     with pytest.raises(ValueError, match="spent units stay spent"):
         await kitchen.get("/words?units=-1")
-    assert (await kitchen.desk.books()).spent == 0
+    assert (await kitchen.provider.books()).spent == 0
 
 
 async def test_a_mounted_gate_matches_below_its_mount(tmp_path: Path) -> None:
     """Routes are relative to where the gate stands."""
-    async with open_desk(tmp_path) as desk:
-        inner = starlette_app(desk, outside=True)
+    async with open_provider(tmp_path) as provider:
+        inner = starlette_app(provider, outside=True)
         app = Starlette(routes=[Mount("/api", inner)])
         assert (await ask(app, "GET", "/api/fixed")).status == 402
         assert (await ask(app, "GET", "/fixed")).status == 404

@@ -19,7 +19,7 @@ from channel.limits import (
 from channel.state.commands import EndReservations
 from channel.wire.credential import format_credential
 from channel.wire.payload import Payload, VoucherPayload
-from tests.channel.selling import PRICE, Answer, Desk, Visit, ask, open_desk
+from tests.channel.selling import PRICE, Answer, Provider, Visit, ask, open_provider
 from tests.waiting import until
 
 ROUTES = [
@@ -70,22 +70,24 @@ class App:
 class Shop:
     """A gate with an opened channel behind it."""
 
-    def __init__(self, desk: Desk) -> None:
-        self.desk = desk
+    def __init__(self, provider: Provider) -> None:
+        self.provider = provider
         self.app = App()
         self.stops = 0
-        self.gate = PaymentGate(self.app, engine=desk.engine, routes=ROUTES, stop_worker=self._stop)
+        self.gate = PaymentGate(
+            self.app, engine=provider.engine, routes=ROUTES, stop_worker=self._stop
+        )
 
     def _stop(self) -> None:
         self.stops += 1
 
     async def open(self, amount: int) -> None:
-        self.desk.payer.open_on_chain()
-        assert (await self.send(self.desk.payer.opening(amount), method="HEAD")).status == 200
+        self.provider.payer.open_on_chain()
+        assert (await self.send(self.provider.payer.opening(amount), method="HEAD")).status == 200
 
     async def credential(self, payload: Payload, path: str = "/paid", method: str = "GET") -> str:
         answer = await ask(self.gate, method, path)
-        return format_credential(self.desk.payer.credential(answer.challenge, payload))
+        return format_credential(self.provider.payer.credential(answer.challenge, payload))
 
     async def send(
         self,
@@ -100,14 +102,14 @@ class Shop:
         return await ask(self.gate, method, path, text, headers=headers, body=body)
 
     async def visit(self, amount: int, **headers: str) -> Visit:
-        text = await self.credential(self.desk.payer.voucher(amount))
+        text = await self.credential(self.provider.payer.voucher(amount))
         return Visit(self.gate, "GET", "/paid", headers={"authorization": text, **headers})
 
 
 @pytest.fixture
 async def shop(tmp_path: Path) -> AsyncIterator[Shop]:
-    async with open_desk(tmp_path) as desk:
-        opened = Shop(desk)
+    async with open_provider(tmp_path) as provider:
+        opened = Shop(provider)
         await opened.open(10 * PRICE)
         opened.app.calls = 0
         yield opened
@@ -119,14 +121,14 @@ async def shop(tmp_path: Path) -> AsyncIterator[Shop]:
 async def test_a_paid_request_is_served_once_and_spent(shop: Shop) -> None:
     """ACC-03, RCPT-01, RCPT-05, CORE-06."""
     shop.app.headers = [(b"cache-control", b"public, max-age=60, s-maxage=9"), (b"etag", b'"1"')]
-    answer = await shop.send(shop.desk.payer.voucher(11 * PRICE))
+    answer = await shop.send(shop.provider.payer.voucher(11 * PRICE))
     assert (answer.status, answer.body) == (200, b"content")
     assert answer.receipt.spent == PRICE
     assert answer.receipt.accepted == 11 * PRICE
     assert answer.receipt.units == 1
     assert answer.header("cache-control") == "private, max-age=60"
     assert answer.header("etag") == '"1"'
-    state = await shop.desk.books()
+    state = await shop.provider.books()
     assert (state.spent, state.reserved, shop.app.calls) == (PRICE, 0, 1)
 
 
@@ -139,31 +141,33 @@ async def test_a_hint_before_the_answer_passes_and_the_answer_is_charged_once(sh
     assert visit.sent[0] == hint
     assert [message["type"] for message in visit.sent].count("http.response.start") == 1
     assert visit.text == "content"
-    state = await shop.desk.books()
+    state = await shop.provider.books()
     assert (state.spent, state.reserved) == (PRICE, 0)
 
 
 async def test_a_request_of_several_units_costs_them_all(shop: Shop) -> None:
     """ACC-05, RCPT-02, AMB-19."""
-    answer = await shop.send(shop.desk.payer.voucher(10 * PRICE), path="/album")
+    answer = await shop.send(shop.provider.payer.voucher(10 * PRICE), path="/album")
     assert (answer.receipt.units, answer.receipt.spent) == (3, 3 * PRICE)
 
 
 async def test_a_request_of_several_units_is_refused_unless_all_are_paid_for(shop: Shop) -> None:
     """ACC-03, ACC-05: one of three units is left, and the handler does not run for them."""
     for _ in range(3):
-        assert (await shop.send(shop.desk.payer.voucher(10 * PRICE), path="/album")).status == 200
-    refused = await shop.send(shop.desk.payer.voucher(10 * PRICE), path="/album")
+        assert (
+            await shop.send(shop.provider.payer.voucher(10 * PRICE), path="/album")
+        ).status == 200
+    refused = await shop.send(shop.provider.payer.voucher(10 * PRICE), path="/album")
     assert (refused.status, refused.kind) == (402, "session/insufficient-balance")
     assert refused.problem["requiredCumulative"] == str(12 * PRICE)
-    state = await shop.desk.books()
+    state = await shop.provider.books()
     assert (state.spent, state.reserved) == (9 * PRICE, 0)
     assert (shop.app.calls, shop.stops) == (3, 0)
 
 
 async def test_every_challenge_of_a_channel_has_one_account(shop: Shop) -> None:
     """AMB-09, F-47: `spent` goes on where it was, in the books and in the receipts."""
-    first, second = [await shop.send(shop.desk.payer.voucher(11 * PRICE)) for _ in range(2)]
+    first, second = [await shop.send(shop.provider.payer.voucher(11 * PRICE)) for _ in range(2)]
     assert first.receipt.challenge_id != second.receipt.challenge_id
     assert (first.receipt.spent, second.receipt.spent) == (PRICE, 2 * PRICE)
 
@@ -173,9 +177,9 @@ async def test_neither_credential_nor_receipt_is_logged(
 ) -> None:
     """RCPT-03, CORE-13: at no level, whether it is served or refused."""
     caplog.set_level(logging.DEBUG)
-    channel_id = shop.desk.payer.key.channel_id.hex()
+    channel_id = shop.provider.payer.key.channel_id.hex()
     for amount in (11 * PRICE, 10**30):
-        text = await shop.credential(shop.desk.payer.voucher(amount))
+        text = await shop.credential(shop.provider.payer.voucher(amount))
         answer = await ask(shop.gate, "GET", "/paid", text)
         for secret in (text, answer.header("payment-receipt") or text, channel_id):
             assert secret not in caplog.text
@@ -198,14 +202,16 @@ async def test_no_spelling_of_a_method_is_served_unpaid(shop: Shop, method: str)
 
 async def test_a_route_of_any_characters_keeps_its_answers(tmp_path: Path) -> None:
     """IDEM-02: an idempotency key belongs to a route of any name."""
-    async with open_desk(tmp_path) as desk:
+    async with open_provider(tmp_path) as provider:
         served = App()
         route = Route(method="GET", path="/café/{name}", price=Price(unit_price=1, unit_type="u"))
-        gate = PaymentGate(served, engine=desk.engine, routes=[route])
-        desk.payer.open_on_chain()
+        gate = PaymentGate(served, engine=provider.engine, routes=[route])
+        provider.payer.open_on_chain()
         for _ in range(2):
             challenge = (await ask(gate, "GET", "/café/au lait")).challenge
-            text = format_credential(desk.payer.credential(challenge, desk.payer.opening(PRICE)))
+            text = format_credential(
+                provider.payer.credential(challenge, provider.payer.opening(PRICE))
+            )
             answer = await ask(
                 gate, "GET", "/café/au lait", text, headers={"idempotency-key": "one"}
             )
@@ -215,14 +221,14 @@ async def test_a_route_of_any_characters_keeps_its_answers(tmp_path: Path) -> No
 
 async def test_a_credential_on_an_unpriced_method_is_management_or_nothing(shop: Shop) -> None:
     """F-13: a channel can be closed with POST where only GET is sold."""
-    voucher = await shop.credential(shop.desk.payer.voucher(10 * PRICE), "/album")
+    voucher = await shop.credential(shop.provider.payer.voucher(10 * PRICE), "/album")
     refused = await ask(shop.gate, "POST", "/album", voucher, body=b"{}")
     assert (refused.status, refused.header("payment-receipt")) == (405, None)
     assert shop.app.calls == 0
-    closing = await shop.credential(shop.desk.payer.closing(PRICE), "/album")
+    closing = await shop.credential(shop.provider.payer.closing(PRICE), "/album")
     closed = await ask(shop.gate, "POST", "/album", closing)
     assert (closed.status, closed.body, shop.app.calls) == (200, b"", 0)
-    assert (await shop.desk.books()).is_finalized
+    assert (await shop.provider.books()).is_finalized
 
 
 @pytest.mark.parametrize(
@@ -243,13 +249,13 @@ async def test_a_voucher_is_content_or_management_by_method_and_framing(
 ) -> None:
     """RESP-01, RESP-02, AMB-04, F-12: never by looking into the body."""
     voucher = await shop.credential(
-        shop.desk.payer.voucher(11 * PRICE), method="POST" if method == "POST" else "GET"
+        shop.provider.payer.voucher(11 * PRICE), method="POST" if method == "POST" else "GET"
     )
     answer = await ask(shop.gate, method, target, voucher, headers=headers, body=body)
     assert answer.status == 200
     assert answer.receipt.accepted == 11 * PRICE
     assert shop.app.calls == is_content
-    assert (await shop.desk.books()).spent == is_content * PRICE
+    assert (await shop.provider.books()).spent == is_content * PRICE
     if not is_content:
         assert answer.body == b""
         assert answer.header("cache-control") == "private"
@@ -257,7 +263,7 @@ async def test_a_voucher_is_content_or_management_by_method_and_framing(
 
 async def test_a_close_with_a_body_never_reaches_the_handler(shop: Shop) -> None:
     """F-12, RESP-02."""
-    answer = await shop.send(shop.desk.payer.closing(PRICE), method="POST", body=b"{}")
+    answer = await shop.send(shop.provider.payer.closing(PRICE), method="POST", body=b"{}")
     assert (answer.status, answer.body, shop.app.calls) == (200, b"", 0)
 
 
@@ -265,19 +271,21 @@ async def test_the_handler_gets_its_body(shop: Shop) -> None:
     """F-59: the gate does not eat the request, with or without a key."""
     for headers in ({}, {"idempotency-key": "one"}):
         await shop.send(
-            shop.desk.payer.voucher(10 * PRICE), method="POST", headers=headers, body=b"hello"
+            shop.provider.payer.voucher(10 * PRICE), method="POST", headers=headers, body=b"hello"
         )
         assert shop.app.received == b"hello"
 
 
 async def test_another_field_may_carry_the_credential(tmp_path: Path) -> None:
     """CHAL-12: then Authorization is the application's own."""
-    async with open_desk(tmp_path, credential_header="Payment-Authorization") as desk:
-        shop = Shop(desk)
-        desk.payer.open_on_chain()
+    async with open_provider(tmp_path, credential_header="Payment-Authorization") as provider:
+        shop = Shop(provider)
+        provider.payer.open_on_chain()
         answer = await ask(shop.gate, "GET", "/paid")
         assert answer.challenge.header == "Payment-Authorization"
-        text = format_credential(desk.payer.credential(answer.challenge, desk.payer.opening(PRICE)))
+        text = format_credential(
+            provider.payer.credential(answer.challenge, provider.payer.opening(PRICE))
+        )
         refused = await ask(shop.gate, "GET", "/paid", text)
         assert (refused.status, refused.kind) == (402, "payment-required")
         headers = {"authorization": "Bearer app", "payment-authorization": text}
@@ -299,17 +307,17 @@ async def test_only_success_is_paid_for(shop: Shop, status: int) -> None:
     """F-48, CORE-07: the gate sends the answer unchanged, but without any receipt header."""
     shop.app.status = status
     shop.app.headers = [(b"payment-receipt", b"forged")]
-    answer = await shop.send(shop.desk.payer.voucher(10 * PRICE))
+    answer = await shop.send(shop.provider.payer.voucher(10 * PRICE))
     assert (answer.status, answer.body) == (status, b"content")
     assert answer.header("payment-receipt") is None
-    state = await shop.desk.books()
+    state = await shop.provider.books()
     assert (state.spent, state.reserved) == (0, 0)
 
 
 async def test_a_handler_cannot_forge_a_receipt(shop: Shop) -> None:
     """RCPT-01: the answer has one receipt, the gate's."""
     shop.app.headers = [(b"Payment-Receipt", b"forged")]
-    answer = await shop.send(shop.desk.payer.voucher(10 * PRICE))
+    answer = await shop.send(shop.provider.payer.voucher(10 * PRICE))
     assert len(answer.all("payment-receipt")) == 1
     assert answer.receipt.spent == PRICE
 
@@ -318,8 +326,8 @@ async def test_a_handler_that_raises_is_not_paid_for(shop: Shop) -> None:
     """F-48: and its error goes on to the server unchanged."""
     shop.app.error = RuntimeError("broken")
     with pytest.raises(RuntimeError, match="broken"):
-        await shop.send(shop.desk.payer.voucher(10 * PRICE))
-    assert (await shop.desk.books()).available == 10 * PRICE
+        await shop.send(shop.provider.payer.voucher(10 * PRICE))
+    assert (await shop.provider.books()).available == 10 * PRICE
 
 
 async def test_an_answer_that_breaks_off_while_it_is_kept_is_not_paid_for(shop: Shop) -> None:
@@ -336,7 +344,7 @@ async def test_an_answer_that_breaks_off_while_it_is_kept_is_not_paid_for(shop: 
     with pytest.raises(RuntimeError, match="broken"):
         await visit.task
     assert visit.sent == []
-    assert (await shop.desk.books()).available == 10 * PRICE
+    assert (await shop.provider.books()).available == 10 * PRICE
     shop.gate.app = shop.app
     again = await (await shop.visit(10 * PRICE, **{"idempotency-key": "one"})).answer()
     assert (again.status, again.body, again.receipt.spent) == (200, b"content", PRICE)
@@ -345,9 +353,9 @@ async def test_an_answer_that_breaks_off_while_it_is_kept_is_not_paid_for(shop: 
 async def test_a_handlers_typed_refusal_is_answered_as_a_problem(shop: Shop) -> None:
     """ERR: a PeerError raised inside is a 4xx, charged nothing."""
     shop.app.error = BadRequestError("No such joke.")
-    answer = await shop.send(shop.desk.payer.voucher(10 * PRICE))
+    answer = await shop.send(shop.provider.payer.voucher(10 * PRICE))
     assert (answer.status, answer.problem["detail"]) == (400, "No such joke.")
-    assert (await shop.desk.books()).available == 10 * PRICE
+    assert (await shop.provider.books()).available == 10 * PRICE
 
 
 async def test_a_client_that_leaves_before_the_answer_pays_nothing(shop: Shop) -> None:
@@ -360,7 +368,7 @@ async def test_a_client_that_leaves_before_the_answer_pays_nothing(shop: Shop) -
     shop.app.go_on.set()
     await visit.task
     assert visit.sent == []
-    assert (await shop.desk.books()).available == 10 * PRICE
+    assert (await shop.provider.books()).available == 10 * PRICE
 
 
 async def test_money_that_is_no_longer_held_pays_for_nothing(shop: Shop) -> None:
@@ -368,12 +376,12 @@ async def test_money_that_is_no_longer_held_pays_for_nothing(shop: Shop) -> None
     shop.app.go_on.clear()
     visit = await shop.visit(10 * PRICE)
     await shop.app.started.wait()
-    await shop.desk.ledger.apply(shop.desk.payer.key, [EndReservations()])
+    await shop.provider.ledger.apply(shop.provider.payer.key, [EndReservations()])
     shop.app.go_on.set()
     answer = await visit.answer()
     assert (answer.status, answer.kind) == (409, "reservation-ended")
     assert b"content" not in answer.body
-    assert (await shop.desk.books()).spent == 0
+    assert (await shop.provider.books()).spent == 0
 
 
 async def test_a_bug_in_the_books_stops_the_worker(
@@ -384,8 +392,8 @@ async def test_a_bug_in_the_books_stops_the_worker(
     async def broken(*_: object, **__: object) -> None:
         raise InvariantError("spent 2 > accepted 1")
 
-    credential = await shop.credential(shop.desk.payer.voucher(10 * PRICE))
-    monkeypatch.setattr(shop.desk.engine, "perform", broken)
+    credential = await shop.credential(shop.provider.payer.voucher(10 * PRICE))
+    monkeypatch.setattr(shop.provider.engine, "perform", broken)
     for _ in range(2):
         answer = await ask(shop.gate, "GET", "/paid", credential)
         assert (answer.status, answer.kind) == (503, "payment-unavailable")
@@ -397,8 +405,8 @@ async def test_a_bug_in_the_books_stops_the_worker(
 
 async def test_books_that_cannot_be_written_serve_nothing(shop: Shop) -> None:
     """F-51."""
-    credential = await shop.credential(shop.desk.payer.voucher(11 * PRICE))
-    await shop.desk.ledger.close()
+    credential = await shop.credential(shop.provider.payer.voucher(11 * PRICE))
+    await shop.provider.ledger.close()
     answer = await ask(shop.gate, "GET", "/paid", credential)
     assert (answer.status, answer.kind) == (503, "payment-unavailable")
     assert answer.header("retry-after") == "5"
@@ -417,7 +425,7 @@ async def test_parallel_requests_share_a_channel_and_pay_for_each(shop: Shop) ->
     shop.app.go_on.set()
     answers = [await visit.answer() for visit in visits]
     assert sorted(answer.status for answer in answers) == [200] * 10 + [402]
-    assert (await shop.desk.books()).spent == 10 * PRICE
+    assert (await shop.provider.books()).spent == 10 * PRICE
 
 
 # -- idempotency
@@ -427,9 +435,9 @@ async def test_a_repeat_gets_the_answer_again_and_a_receipt_of_today(shop: Shop)
     """IDEM-02, IDEM-03, F-27: also with a fresh challenge."""
     shop.app.headers = [(b"x-joke", b"7")]
     headers = {"idempotency-key": "one"}
-    first = await shop.send(shop.desk.payer.voucher(10 * PRICE), headers=headers)
-    await shop.send(shop.desk.payer.voucher(10 * PRICE))
-    again = await shop.send(shop.desk.payer.voucher(10 * PRICE), headers=headers)
+    first = await shop.send(shop.provider.payer.voucher(10 * PRICE), headers=headers)
+    await shop.send(shop.provider.payer.voucher(10 * PRICE))
+    again = await shop.send(shop.provider.payer.voucher(10 * PRICE), headers=headers)
     assert first.receipt.spent == PRICE
     assert (again.status, again.body, again.header("x-joke")) == (200, b"content", "7")
     assert again.receipt.spent == 2 * PRICE
@@ -440,24 +448,24 @@ async def test_a_key_is_free_again_when_nothing_was_served(shop: Shop) -> None:
     """IDEM-05, F-48."""
     headers = {"idempotency-key": "one"}
     shop.app.status = 500
-    assert (await shop.send(shop.desk.payer.voucher(100), headers=headers)).status == 500
+    assert (await shop.send(shop.provider.payer.voucher(100), headers=headers)).status == 500
     shop.app.status = 200
-    assert (await shop.send(shop.desk.payer.voucher(100), headers=headers)).status == 200
-    assert (await shop.desk.books()).spent == PRICE
+    assert (await shop.send(shop.provider.payer.voucher(100), headers=headers)).status == 200
+    assert (await shop.provider.books()).spent == PRICE
 
 
 async def test_a_stored_answer_is_kept_for_so_long(shop: Shop) -> None:
     """IDEM-02, issue 10 B: one second earlier it is given again; then its key buys anew."""
     headers = {"idempotency-key": "one"}
-    first = await shop.send(shop.desk.payer.voucher(100), headers=headers)
+    first = await shop.send(shop.provider.payer.voucher(100), headers=headers)
     assert (first.status, shop.app.calls) == (200, 1)
-    shop.desk.clock.advance(IDEMPOTENCY_LIFETIME_S - 1)
-    assert await shop.desk.ledger.prune(int(shop.desk.clock())) == 0
-    again = await shop.send(shop.desk.payer.voucher(100), headers=headers)
+    shop.provider.clock.advance(IDEMPOTENCY_LIFETIME_S - 1)
+    assert await shop.provider.ledger.prune(int(shop.provider.clock())) == 0
+    again = await shop.send(shop.provider.payer.voucher(100), headers=headers)
     assert (again.status, again.receipt.spent, shop.app.calls) == (200, PRICE, 1)
-    shop.desk.clock.advance(1)
-    assert await shop.desk.ledger.prune(int(shop.desk.clock())) == 1
-    anew = await shop.send(shop.desk.payer.voucher(100), headers=headers)
+    shop.provider.clock.advance(1)
+    assert await shop.provider.ledger.prune(int(shop.provider.clock())) == 1
+    anew = await shop.send(shop.provider.payer.voucher(100), headers=headers)
     assert (anew.status, anew.receipt.spent, shop.app.calls) == (200, 2 * PRICE, 2)
 
 
@@ -471,7 +479,7 @@ async def test_a_key_in_use_is_refused_until_its_request_is_answered(shop: Shop)
     assert again.header("retry-after") == "1"
     shop.app.go_on.set()
     assert (await visit.answer()).status == 200
-    assert (await shop.desk.books()).spent == PRICE
+    assert (await shop.provider.books()).spent == PRICE
 
 
 @pytest.mark.parametrize("is_long", [True, False], ids=["too-long", "no-length"])
@@ -484,19 +492,19 @@ async def test_an_answer_that_is_not_kept_is_not_charged_twice(
     else:
         shop.app.has_length = False
     headers = {"idempotency-key": "one"}
-    first = await shop.send(shop.desk.payer.voucher(100), headers=headers)
+    first = await shop.send(shop.provider.payer.voucher(100), headers=headers)
     assert (first.status, first.body) == (200, shop.app.body)
-    again = await shop.send(shop.desk.payer.voucher(100), headers=headers)
+    again = await shop.send(shop.provider.payer.voucher(100), headers=headers)
     assert (again.status, again.kind) == (409, "outcome-unknown")
     assert again.header("payment-receipt") is None
-    assert (shop.app.calls, (await shop.desk.books()).spent) == (1, PRICE)
+    assert (shop.app.calls, (await shop.provider.books()).spent) == (1, PRICE)
 
 
 async def test_a_body_too_large_to_compare_is_refused_before_it_costs(shop: Shop) -> None:
     """IDEM-03: bounded memory."""
     body = b"x" * (IDEMPOTENT_REQUEST_BYTES_MAX + 1)
     answer = await shop.send(
-        shop.desk.payer.voucher(100),
+        shop.provider.payer.voucher(100),
         method="POST",
         headers={"idempotency-key": "one"},
         body=body,
@@ -506,7 +514,7 @@ async def test_a_body_too_large_to_compare_is_refused_before_it_costs(shop: Shop
 
 async def test_an_unpaid_request_is_never_buffered(shop: Shop) -> None:
     """F-98: the body of a request is read only once its voucher is proven to be valid."""
-    forged = VoucherPayload(replace(shop.desk.payer.sign(100), signature=bytes(65)))
+    forged = VoucherPayload(replace(shop.provider.payer.sign(100), signature=bytes(65)))
     for headers in ({}, {"authorization": await shop.credential(forged, method="POST")}):
         keyed = {"idempotency-key": "one", **headers}
         visit = Visit(shop.gate, "POST", "/paid", headers=keyed, body=b"x" * 1000)
@@ -530,7 +538,7 @@ async def test_an_unpaid_request_is_never_buffered(shop: Shop) -> None:
 async def test_a_table_that_would_not_sell_is_refused(shop: Shop, routes: list[Route]) -> None:
     """Decision 15."""
     with pytest.raises(ConfigError):
-        PaymentGate(shop.app, engine=shop.desk.engine, routes=routes)
+        PaymentGate(shop.app, engine=shop.provider.engine, routes=routes)
 
 
 @pytest.mark.parametrize(
@@ -564,6 +572,6 @@ async def test_an_answer_that_is_not_the_one_announced_is_charged_before_it_goes
     whole = b"".join(message.get("body", b"") for message in messages)
     assert b"".join(message.get("body", b"") for message in visit.sent) == whole
     assert visit.sent[-1]["type"] == messages[-1]["type"]
-    assert (await shop.desk.books()).spent == PRICE
+    assert (await shop.provider.books()).spent == PRICE
     again = await (await shop.visit(10 * PRICE, **{"idempotency-key": "one"})).answer()
     assert (again.status, again.kind, shop.stops) == (409, "outcome-unknown", 0)

@@ -5,7 +5,7 @@ from pathlib import Path
 from channel.errors import OpeningsPausedError
 from channel.http import PaymentGate
 from tests.channel.http.test_middleware import ROUTES, App
-from tests.channel.selling import PRICE, ask, open_desk
+from tests.channel.selling import PRICE, ask, open_provider
 
 
 async def test_a_gate_that_is_not_ready_takes_vouchers_and_closes_alone(tmp_path: Path) -> None:
@@ -22,21 +22,21 @@ async def test_a_gate_that_is_not_ready_takes_vouchers_and_closes_alone(tmp_path
         asked += 1
         return None if is_ready else later()
 
-    async with open_desk(tmp_path) as desk:
-        desk.payer.open_on_chain()
+    async with open_provider(tmp_path) as provider:
+        provider.payer.open_on_chain()
         app = App()
-        gate = PaymentGate(app, engine=desk.engine, routes=ROUTES, ready=ready)  # type: ignore[arg-type]
+        gate = PaymentGate(app, engine=provider.engine, routes=ROUTES, ready=ready)  # type: ignore[arg-type]
         assert (await ask(gate, "GET", "/paid")).status == 503
         head = await ask(gate, "HEAD", "/paid")
         assert head.status == 402, "it may be about to close a channel"
-        opening = desk.payer.credential(head.challenge, desk.payer.opening())
+        opening = provider.payer.credential(head.challenge, provider.payer.opening())
         assert (await ask(gate, "HEAD", "/paid", opening)).status == 503
         assert (await ask(gate, "GET", "/paid", opening)).status == 503
-        assert await desk.ledger.list_channels() == []
+        assert await provider.ledger.list_channels() == []
         is_ready = True
         assert (await ask(gate, "HEAD", "/paid", opening)).status == 200
         is_ready = False
-        voucher = desk.payer.credential(head.challenge, desk.payer.voucher(PRICE))
+        voucher = provider.payer.credential(head.challenge, provider.payer.voucher(PRICE))
         assert (await ask(gate, "HEAD", "/paid", voucher)).status == 200
         assert (await ask(gate, "GET", "/paid", voucher)).status == 503
         assert app.calls == 0

@@ -12,7 +12,7 @@ from channel.http.refusals import format_page, wants_page
 from channel.types import SignedVoucher, TokenUnit
 from channel.wire.payload import VoucherPayload
 from tests.channel.http.test_middleware import App
-from tests.channel.selling import PRICE, ask, open_desk
+from tests.channel.selling import PRICE, ask, open_provider
 
 ROUTES = [
     Route(
@@ -32,8 +32,8 @@ USDC = TokenUnit("USDC", 6)
 
 async def test_a_402_says_price_unit_token_chain_and_how_to_pay(tmp_path: Path) -> None:
     """O-43: in `detail`, in `error.message` for clients of model servers, and for programs."""
-    async with open_desk(tmp_path) as desk:
-        gate = PaymentGate(App(), engine=desk.engine, routes=ROUTES, unit=USDC)
+    async with open_provider(tmp_path) as provider:
+        gate = PaymentGate(App(), engine=provider.engine, routes=ROUTES, unit=USDC)
         answer = await ask(gate, "POST", "/v1/chat/completions")
         assert answer.status == 402
         problem = json.loads(answer.body)
@@ -56,8 +56,8 @@ async def test_a_402_says_price_unit_token_chain_and_how_to_pay(tmp_path: Path) 
 
 async def test_a_fixed_price_says_its_units_and_every_offer_is_listed(tmp_path: Path) -> None:
     """O-43: without a name of the token the amount is in base units alone."""
-    async with open_desk(tmp_path) as desk:
-        gate = PaymentGate(App(), engine=desk.engine, routes=ROUTES)
+    async with open_provider(tmp_path) as provider:
+        gate = PaymentGate(App(), engine=provider.engine, routes=ROUTES)
         problem = json.loads((await ask(gate, "GET", "/album")).body)
         assert f"{PRICE} base units / song, 3 a request" in problem["detail"]
         assert [one["units"] for one in problem["price"]] == [3]
@@ -67,14 +67,14 @@ async def test_a_fixed_price_says_its_units_and_every_offer_is_listed(tmp_path: 
 async def test_a_refusal_of_what_was_paid_keeps_its_own_word_and_adds_the_price(
     tmp_path: Path,
 ) -> None:
-    async with open_desk(tmp_path) as desk:
-        desk.payer.open_on_chain()
-        gate = PaymentGate(App(), engine=desk.engine, routes=ROUTES)
+    async with open_provider(tmp_path) as provider:
+        provider.payer.open_on_chain()
+        gate = PaymentGate(App(), engine=provider.engine, routes=ROUTES)
         challenge = (await ask(gate, "GET", "/album")).challenge
-        opening = desk.payer.credential(challenge, desk.payer.opening())
+        opening = provider.payer.credential(challenge, provider.payer.opening())
         await ask(gate, "HEAD", "/album", opening)
-        forged = VoucherPayload(SignedVoucher(desk.payer.key.channel_id, PRICE, bytes(65)))
-        answer = await ask(gate, "GET", "/album", desk.payer.credential(challenge, forged))
+        forged = VoucherPayload(SignedVoucher(provider.payer.key.channel_id, PRICE, bytes(65)))
+        answer = await ask(gate, "GET", "/album", provider.payer.credential(challenge, forged))
         problem = json.loads(answer.body)
         assert answer.status == 402
         assert problem["type"].endswith("session/invalid-signature")
@@ -87,8 +87,8 @@ async def test_a_browser_is_shown_a_page_with_nothing_to_run_or_fetch(
     tmp_path: Path, path: str
 ) -> None:
     """O-43: with the challenge, and a policy that forbids all but text."""
-    async with open_desk(tmp_path) as desk:
-        gate = PaymentGate(App(), engine=desk.engine, routes=ROUTES, unit=USDC)
+    async with open_provider(tmp_path) as provider:
+        gate = PaymentGate(App(), engine=provider.engine, routes=ROUTES, unit=USDC)
         method = "GET" if path == "/album" else "POST"
         answer = await ask(gate, method, path, headers={"accept": BROWSER})
         assert answer.status == 402

@@ -23,7 +23,7 @@ from channel.http import PaymentGate, Price, Route
 from channel.http.pricing import RouteTable
 from channel.http.spelling import Unreadable, read_path
 from channel.limits import PATH_DECODINGS_MAX, UNICODE_PATH_CHARS_MAX
-from tests.channel.selling import Answer, Desk, Visit, ask, open_desk
+from tests.channel.selling import Answer, Provider, Visit, ask, open_provider
 from tests.frameworks import BUILDERS, SOLD, living
 
 PRICE = Price(unit_price=1, unit_type="joke")
@@ -33,8 +33,8 @@ PLAIN = ("/joke", "/img/big", "/files/a/b", "/sub/joke", "/files")
 
 
 @pytest.fixture
-async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
-    async with open_desk(tmp_path) as opened:
+async def provider(tmp_path: Path) -> AsyncIterator[Provider]:
+    async with open_provider(tmp_path) as opened:
         yield opened
 
 
@@ -88,10 +88,10 @@ async def get(app: Callable[..., Any], target: str, root: str = "") -> Answer:
 @pytest.mark.filterwarnings("default")  # the frameworks' own, on newer Pythons
 @pytest.mark.parametrize("root", ["", "/api"])
 @pytest.mark.parametrize("name", BUILDERS)
-async def test_no_spelling_is_served_unpaid(desk: Desk, name: str, root: str) -> None:
+async def test_no_spelling_is_served_unpaid(provider: Provider, name: str, root: str) -> None:
     """O-40: BlackSheep's `/JOKE`, `//joke` of Litestar, Quart and Flask, and all the others."""
     app = BUILDERS[name]()
-    gate = PaymentGate(app, engine=desk.engine, routes=ROUTES)
+    gate = PaymentGate(app, engine=provider.engine, routes=ROUTES)
     async with living(app):
         if not (root and name == "falcon"):  # which leaves the root where it is
             assert (await get(app, "/joke", root)).body == SOLD.encode()
@@ -121,11 +121,11 @@ PROBLEM = "application/problem+json"
     ],
 )
 async def test_frameworks_do_answer_under_other_spellings(
-    desk: Desk, name: str, target: str
+    provider: Provider, name: str, target: str
 ) -> None:
     """O-40: what the test above is about; without a gate each of these is served."""
     app = BUILDERS[name]()
-    gate = PaymentGate(app, engine=desk.engine, routes=ROUTES)
+    gate = PaymentGate(app, engine=provider.engine, routes=ROUTES)
     async with living(app):
         assert (await get(app, target)).body == SOLD.encode()
         refused = await get(gate, target)
@@ -136,10 +136,10 @@ async def test_frameworks_do_answer_under_other_spellings(
 
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("name", ["blacksheep", "litestar", "falcon"])
-async def test_a_slash_at_the_end_is_priced_as_without(desk: Desk, name: str) -> None:
+async def test_a_slash_at_the_end_is_priced_as_without(provider: Provider, name: str) -> None:
     """O-40: several frameworks serve both, and one that does not charges nothing for its 404."""
     app = BUILDERS[name]()
-    gate = PaymentGate(app, engine=desk.engine, routes=ROUTES)
+    gate = PaymentGate(app, engine=provider.engine, routes=ROUTES)
     async with living(app):
         assert (await get(app, "/joke/")).body == SOLD.encode()
         assert (await get(gate, "/joke/")).status == 402
@@ -147,17 +147,17 @@ async def test_a_slash_at_the_end_is_priced_as_without(desk: Desk, name: str) ->
 
 
 @pytest.mark.parametrize("target", ["/", "/jokes", "/free/Page", "/a//b", "/img", "/q/%25", "/é/x"])
-async def test_what_has_no_price_passes_as_it_is(desk: Desk, target: str) -> None:
+async def test_what_has_no_price_passes_as_it_is(provider: Provider, target: str) -> None:
     """O-40: the gate overlooks nothing of a path that it does not sell."""
 
     async def echo(scope: Any, receive: Any, send: Any) -> None:
         await PlainTextResponse(scope["path"])(scope, receive, send)
 
-    gate = PaymentGate(echo, engine=desk.engine, routes=ROUTES)
+    gate = PaymentGate(echo, engine=provider.engine, routes=ROUTES)
     assert (await get(gate, target)).body.decode() == unquote(target)
 
 
-async def test_a_path_that_no_client_sends_is_refused_without_work(desk: Desk) -> None:
+async def test_a_path_that_no_client_sends_is_refused_without_work(provider: Provider) -> None:
     """O-40, F-100: so many layers, and so many characters to fold, and not one more."""
     layers = PATH_DECODINGS_MAX - 2
     assert read_path("/%" + "25" * layers + "6a") == {"/j"}
@@ -166,34 +166,34 @@ async def test_a_path_that_no_client_sends_is_refused_without_work(desk: Desk) -
     assert read_path("/" + "é" * (UNICODE_PATH_CHARS_MAX - 1))
     with pytest.raises(Unreadable):
         read_path("/" + "é" * UNICODE_PATH_CHARS_MAX)
-    gate = PaymentGate(BUILDERS["starlette"](), engine=desk.engine, routes=ROUTES)
+    gate = PaymentGate(BUILDERS["starlette"](), engine=provider.engine, routes=ROUTES)
     assert (await get(gate, "/" + "%C3%A9" * UNICODE_PATH_CHARS_MAX)).status == 404
 
 
-async def test_a_price_by_path_is_not_that_of_another_path(desk: Desk) -> None:
+async def test_a_price_by_path_is_not_that_of_another_path(provider: Provider) -> None:
     """O-40: `/files/cheap/../dear` would be priced as one file and served as another."""
 
     def by_file(scope: Mapping[str, Any]) -> Price:
         return Price(unit_price=1 if "/cheap" in scope["path"] else 9, unit_type="file")
 
-    table = RouteTable([Route(method="GET", path="/f/{rest:path}", price=by_file)], desk.engine)
+    table = RouteTable([Route(method="GET", path="/f/{rest:path}", price=by_file)], provider.engine)
     assert [one.price.unit_price for one in table.match({"path": "/f/cheap"})] == [1]
     gate = PaymentGate(
         BUILDERS["starlette"](),
-        engine=desk.engine,
+        engine=provider.engine,
         routes=[Route(method="GET", path="/f/{rest:path}", price=by_file)],
     )
     for target in ("/f/cheap/../dear", "/f/cheap/%2e%2e/dear", "/f/cheap%5C..%5Cdear", "/f//dear"):
         assert (await get(gate, target)).status == 404
 
 
-async def test_a_cheap_template_does_not_buy_what_a_dear_one_sells(desk: Desk) -> None:
+async def test_a_cheap_template_does_not_buy_what_a_dear_one_sells(provider: Provider) -> None:
     """O-40: BlackSheep takes `/a/B` for `/a/b`, for any price of `/a/{x}`."""
     routes = [
         Route(method="GET", path="/a/b", price=Price(unit_price=100, unit_type="u")),
         Route(method="GET", path="/a/{x}", price=Price(unit_price=1, unit_type="u")),
     ]
-    gate = PaymentGate(BUILDERS["starlette"](), engine=desk.engine, routes=routes)
+    gate = PaymentGate(BUILDERS["starlette"](), engine=provider.engine, routes=routes)
     assert (await get(gate, "/a/c")).status == (await get(gate, "/a/b")).status == 402
     for target in ("/a/B", "/a/b%20", "/a/x/../b"):
         assert (await get(gate, target)).status == 404
@@ -214,10 +214,10 @@ class Everything:
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "OPTIONS", "TRACE", "PROPFIND", "get", "HEAD"])
-async def test_a_method_that_is_not_listed_is_not_served(desk: Desk, method: str) -> None:
+async def test_a_method_that_is_not_listed_is_not_served(provider: Provider, method: str) -> None:
     """O-40: a handler of every method would answer it as it answers the one that has a price."""
     app = Everything()
-    gate = PaymentGate(app, engine=desk.engine, routes=ROUTES)
+    gate = PaymentGate(app, engine=provider.engine, routes=ROUTES)
     answer = await ask(gate, method, "/joke")
     if method in {"get", "HEAD"}:
         assert answer.status == 402
@@ -227,7 +227,7 @@ async def test_a_method_that_is_not_listed_is_not_served(desk: Desk, method: str
     assert app.calls == 0
 
 
-async def test_a_method_that_is_listed_as_free_passes(desk: Desk) -> None:
+async def test_a_method_that_is_listed_as_free_passes(provider: Provider) -> None:
     """O-40: what is free beside what is sold is listed so; HEAD stays the gate's."""
     app = Everything()
     routes = [
@@ -236,7 +236,7 @@ async def test_a_method_that_is_listed_as_free_passes(desk: Desk) -> None:
         Route(method="GET", path="/files", price=None),
         Route(method="GET", path="/files/{rest:path}", price=PRICE),
     ]
-    gate = PaymentGate(app, engine=desk.engine, routes=routes)
+    gate = PaymentGate(app, engine=provider.engine, routes=routes)
     assert (await ask(gate, "GET", "/img/big")).body == SOLD.encode()
     assert (await ask(gate, "GET", "/files")).body == SOLD.encode()
     assert app.calls == 2
@@ -256,23 +256,27 @@ async def test_a_method_that_is_listed_as_free_passes(desk: Desk) -> None:
     ],
     ids=["nothing sold", "metered for nothing", "websocket"],
 )
-async def test_a_listing_that_contradicts_itself_is_refused(desk: Desk, route: Route) -> None:
+async def test_a_listing_that_contradicts_itself_is_refused(
+    provider: Provider, route: Route
+) -> None:
     with pytest.raises(ConfigError):
-        RouteTable([route], desk.engine)
+        RouteTable([route], provider.engine)
 
 
 @pytest.mark.parametrize("field", ["x-http-method-override", "x-http-method", "x-method-override"])
-async def test_a_field_does_not_change_the_method_that_is_sold(desk: Desk, field: str) -> None:
+async def test_a_field_does_not_change_the_method_that_is_sold(
+    provider: Provider, field: str
+) -> None:
     """O-40: `POST` at its price, taken by a middleware of the application's for the dear `GET`."""
     app = Everything()
     routes = [
         Route(method="GET", path="/joke", price=Price(unit_price=100, unit_type="joke")),
         Route(method="POST", path="/joke", price=PRICE),
     ]
-    gate = PaymentGate(app, engine=desk.engine, routes=routes)
-    desk.payer.open_on_chain()
+    gate = PaymentGate(app, engine=provider.engine, routes=routes)
+    provider.payer.open_on_chain()
     challenge = (await ask(gate, "POST", "/joke")).challenge
-    opening = desk.payer.credential(challenge, desk.payer.opening(1))
+    opening = provider.payer.credential(challenge, provider.payer.opening(1))
     overridden = await ask(gate, "POST", "/joke", opening, headers={field: "GET"}, body=b"{}")
     assert (overridden.status, app.calls) == (400, 0)
     assert (
@@ -283,7 +287,7 @@ async def test_a_field_does_not_change_the_method_that_is_sold(desk: Desk, field
 @pytest.mark.parametrize("field", ["x-http-method-override", "x-http-method", "x-method-override"])
 @pytest.mark.parametrize("method", ["POST", "OPTIONS"])
 async def test_a_field_does_not_make_a_free_method_one_that_is_sold(
-    desk: Desk, field: str, method: str
+    provider: Provider, field: str, method: str
 ) -> None:
     """O-40: a free `POST`, or a browser's question, taken for the `GET` that has a price."""
     app = Everything()
@@ -291,14 +295,14 @@ async def test_a_field_does_not_make_a_free_method_one_that_is_sold(
         Route(method="GET", path="/joke", price=PRICE),
         Route(method="POST", path="/joke", price=None),
     ]
-    gate = PaymentGate(app, engine=desk.engine, routes=routes)
+    gate = PaymentGate(app, engine=provider.engine, routes=routes)
     asks = {"origin": "https://a.example.com", "access-control-request-method": "GET"}
     overridden = await ask(gate, method, "/joke", headers={**asks, field: "GET"})
     assert (overridden.status, app.calls) == (400, 0)
     assert (await ask(gate, method, "/joke", headers=asks)).status == 200
 
 
-async def test_a_browser_may_ask_ahead_and_gets_no_content(desk: Desk) -> None:
+async def test_a_browser_may_ask_ahead_and_gets_no_content(provider: Provider) -> None:
     """O-40: a preflight has no credential; its answer has a head and nothing else."""
     preflight = {"origin": "https://a.example.com", "access-control-request-method": "GET"}
 
@@ -309,7 +313,7 @@ async def test_a_browser_may_ask_ahead_and_gets_no_content(desk: Desk) -> None:
         Starlette(routes=[AppRoute("/joke", joke)]),
         allow_origins=["*"],
     )
-    gate = PaymentGate(inner, engine=desk.engine, routes=ROUTES)
+    gate = PaymentGate(inner, engine=provider.engine, routes=ROUTES)
     answer = await ask(gate, "OPTIONS", "/joke", headers=preflight)
     assert (answer.status, answer.body) == (200, b"")
     assert answer.header("access-control-allow-origin") == "*"
@@ -320,7 +324,7 @@ async def test_a_browser_may_ask_ahead_and_gets_no_content(desk: Desk) -> None:
         await send({"type": "http.response.pathsend", "path": "/joke.txt"})
 
     for app in (Everything(), pathsend):
-        gate = PaymentGate(app, engine=desk.engine, routes=ROUTES)
+        gate = PaymentGate(app, engine=provider.engine, routes=ROUTES)
         visit = Visit(gate, "OPTIONS", "/joke", headers=preflight)
         assert (await visit.answer()).body == b""
         kinds = [message["type"] for message in visit.sent]
@@ -339,11 +343,11 @@ async def talk(socket: WebSocket) -> None:
 @pytest.mark.parametrize("path", ["/joke", "/JOKE", "//joke", "/img/big", "/sub/joke/"])
 @pytest.mark.parametrize("has_extension", [True, False])
 async def test_a_websocket_under_a_priced_path_is_refused(
-    desk: Desk, path: str, *, has_extension: bool
+    provider: Provider, path: str, *, has_extension: bool
 ) -> None:
     """O-40: its messages would be served unpaid."""
     app = Starlette(routes=[WebSocketRoute("/{rest:path}", talk)])
-    gate = PaymentGate(app, engine=desk.engine, routes=ROUTES)
+    gate = PaymentGate(app, engine=provider.engine, routes=ROUTES)
 
     async def server(scope: Any, receive: Any, send: Any) -> None:
         if not has_extension:
@@ -359,10 +363,10 @@ async def test_a_websocket_under_a_priced_path_is_refused(
         assert refused.value.headers["content-type"] == PROBLEM
 
 
-async def test_a_websocket_elsewhere_or_listed_as_free_passes(desk: Desk) -> None:
+async def test_a_websocket_elsewhere_or_listed_as_free_passes(provider: Provider) -> None:
     app = Starlette(routes=[WebSocketRoute("/{rest:path}", talk)])
     routes = [*ROUTES, Route(method="WEBSOCKET", path="/joke", price=None)]
-    client = TestClient(PaymentGate(app, engine=desk.engine, routes=routes))
+    client = TestClient(PaymentGate(app, engine=provider.engine, routes=routes))
     for path in ("/talk", "/joke"):
         with client.websocket_connect(path) as socket:
             assert socket.receive_text() == SOLD
@@ -372,11 +376,13 @@ async def test_a_websocket_elsewhere_or_listed_as_free_passes(desk: Desk) -> Non
 
 
 @pytest.mark.filterwarnings("ignore:The `root_path` parameter")
-async def test_an_application_with_a_root_path_sells_under_both_its_paths(desk: Desk) -> None:
+async def test_an_application_with_a_root_path_sells_under_both_its_paths(
+    provider: Provider,
+) -> None:
     """O-40, F-31: `FastAPI(root_path="/api")` serves `/joke` at `/api/joke`, too."""
     app = BUILDERS["fastapi"]()
     app.root_path = "/api"  # type: ignore[attr-defined]
-    gate = PaymentGate(app, engine=desk.engine, routes=ROUTES)
+    gate = PaymentGate(app, engine=provider.engine, routes=ROUTES)
     for target in ("/joke", "/api/joke"):
         assert (await get(app, target)).body == SOLD.encode()
         assert (await get(gate, target)).status == 402
@@ -385,18 +391,18 @@ async def test_an_application_with_a_root_path_sells_under_both_its_paths(desk: 
 
 @pytest.mark.filterwarnings("default")
 async def test_an_application_that_ignores_the_servers_root_is_priced_as_it_answers(
-    desk: Desk,
+    provider: Provider,
 ) -> None:
     """O-40: Falcon takes `/files/x` for itself, also where the server's root is `/files`."""
-    gate = PaymentGate(BUILDERS["falcon"](), engine=desk.engine, routes=ROUTES)
+    gate = PaymentGate(BUILDERS["falcon"](), engine=provider.engine, routes=ROUTES)
     assert (await get(gate, "/a/b", "/files")).status == 402
     assert (await get(gate, "/A/b", "/FILES")).status == 404
 
 
-async def test_a_gate_below_a_mount_reads_spellings_below_it(desk: Desk) -> None:
+async def test_a_gate_below_a_mount_reads_spellings_below_it(provider: Provider) -> None:
     """O-40, O-51: in Starlette's mount; BlackSheep inside it takes `/JOKE` for `/joke`."""
     app = BUILDERS["blacksheep"]()
-    gate = PaymentGate(app, engine=desk.engine, routes=ROUTES)
+    gate = PaymentGate(app, engine=provider.engine, routes=ROUTES)
     site = Starlette(routes=[Mount("/paid", gate)])
     async with living(app):
         assert (await get(site, "/paid/joke")).status == 402
@@ -404,9 +410,9 @@ async def test_a_gate_below_a_mount_reads_spellings_below_it(desk: Desk) -> None
             assert (await get(site, target)).status == 404
 
 
-async def test_a_gate_below_a_path_that_is_cut_off_is_bound_to_it(desk: Desk) -> None:
+async def test_a_gate_below_a_path_that_is_cut_off_is_bound_to_it(provider: Provider) -> None:
     """F-31, O-51: Litestar's mount shows `/joke/` for `/dear/joke`, and no root."""
-    table = RouteTable(ROUTES, desk.engine)
+    table = RouteTable(ROUTES, provider.engine)
     for raw in (b"/cheap/joke", b"/dear/joke", b"/dear/joke/"):
         (priced,) = table.match({"path": "/joke/", "raw_path": raw})
         assert priced.offer.route == raw.decode().rstrip("/")

@@ -24,7 +24,7 @@ from channel.wire.challenge import Challenge, parse_session_request
 from channel.wire.credential import format_credential
 from channel.wire.sse import EventSplitter, parse_event_usage
 from tests.channel.http.test_events import Tokens, events, final_receipt, has, pay
-from tests.channel.selling import Answer, Desk, Visit, ask, never_stop, open_desk
+from tests.channel.selling import Answer, Provider, Visit, ask, never_stop, open_provider
 
 USDC = TokenUnit("USDC", 6)
 DEPOSIT = 10**9
@@ -90,10 +90,10 @@ def route(price: Any = MODEL, path: str = "/stream", *, is_metered: bool = True)
     return Route(method="GET", path=path, price=price, metered=is_metered)
 
 
-def gate_of(desk: Desk, app: ASGIApp, *routes: Route, **options: Any) -> PaymentGate:
+def gate_of(provider: Provider, app: ASGIApp, *routes: Route, **options: Any) -> PaymentGate:
     return PaymentGate(
         app,
-        engine=desk.engine,
+        engine=provider.engine,
         routes=routes or [route()],
         unit=USDC,
         stop_worker=never_stop,
@@ -112,26 +112,26 @@ def streaming(*chunks: Chunk) -> ASGIApp:
     return app
 
 
-async def opened(desk: Desk, app: ASGIApp, path: str = "/stream") -> Challenge:
+async def opened(provider: Provider, app: ASGIApp, path: str = "/stream") -> Challenge:
     """Open the channel; return a challenge for the path."""
     challenge = (await ask(app, "GET", path)).challenge
-    desk.payer.open_on_chain(DEPOSIT)
-    credential = desk.payer.credential(challenge, desk.payer.opening())
+    provider.payer.open_on_chain(DEPOSIT)
+    credential = provider.payer.credential(challenge, provider.payer.opening())
     assert (await ask(app, "HEAD", path, credential)).status == 200
     return challenge
 
 
 async def buy(
-    desk: Desk, app: ASGIApp, challenge: Challenge, amount: int, path: str = "/stream"
+    provider: Provider, app: ASGIApp, challenge: Challenge, amount: int, path: str = "/stream"
 ) -> Visit:
-    credential = desk.payer.credential(challenge, desk.payer.voucher(amount))
+    credential = provider.payer.credential(challenge, provider.payer.voucher(amount))
     return Visit(app, "GET", path, headers={"authorization": format_credential(credential)})
 
 
 async def answered(
-    desk: Desk, app: ASGIApp, challenge: Challenge, amount: int, path: str = "/stream"
+    provider: Provider, app: ASGIApp, challenge: Challenge, amount: int, path: str = "/stream"
 ) -> Answer:
-    return await (await buy(desk, app, challenge, amount, path)).answer()
+    return await (await buy(provider, app, challenge, amount, path)).answer()
 
 
 @pytest.mark.parametrize(("minimum", "cost"), [(None, 20), ("0.00005", 50)])
@@ -140,13 +140,13 @@ async def test_a_thousand_tokens_at_two_cents_a_million_cost_twenty_base_units(
 ) -> None:
     """Exactly, or the minimum."""
     price = Price(rates={"output_token": "0.02 / 1M"}, minimum=minimum)
-    async with open_desk(tmp_path) as desk:
-        gate = gate_of(desk, streaming(*["x"] * 1000), route(price))
-        visit = await buy(desk, gate, await opened(desk, gate), 100)
+    async with open_provider(tmp_path) as provider:
+        gate = gate_of(provider, streaming(*["x"] * 1000), route(price))
+        visit = await buy(provider, gate, await opened(provider, gate), 100)
         await visit.answer()
         receipt = final_receipt(visit)
         assert (receipt.spent, receipt.units, receipt.usage) == (cost, 1000, None)
-        assert (await desk.books()).reserved == 0
+        assert (await provider.books()).reserved == 0
 
 
 @pytest.mark.parametrize("model", PUBLISHED)
@@ -161,9 +161,9 @@ async def test_a_published_price_is_configured_and_sold(tmp_path: Path, model: s
         units = chance.randrange(1, 4)
         chunks.append(Event("word", usage={"output_token": units}))
         others["output_token"] = others.get("output_token", 0) + units
-    async with open_desk(tmp_path) as desk:
-        gate = gate_of(desk, streaming(*chunks), route(price))
-        visit = await buy(desk, gate, await opened(desk, gate), DEPOSIT // 2)
+    async with open_provider(tmp_path) as provider:
+        gate = gate_of(provider, streaming(*chunks), route(price))
+        visit = await buy(provider, gate, await opened(provider, gate), DEPOSIT // 2)
         await visit.answer()
         receipt = final_receipt(visit)
         assert receipt.usage == others
@@ -173,17 +173,17 @@ async def test_a_published_price_is_configured_and_sold(tmp_path: Path, model: s
 async def test_a_stream_that_is_charged_chunk_by_chunk_costs_its_totals(tmp_path: Path) -> None:
     """Paused and paid again and again, in chunks of every size: the price of the totals."""
     chance = random.Random(5)  # noqa: S311 - a repeatable history, not a secret
-    async with open_desk(tmp_path, reservation_step_units=8) as desk:
+    async with open_provider(tmp_path, reservation_step_units=8) as provider:
         tokens = Tokens()
 
         async def app(scope: Any, receive: Any, send: Any) -> None:
             await PaidEventStream(tokens())(scope, receive, send)
 
-        gate = gate_of(desk, app)
-        challenge = await opened(desk, gate)
+        gate = gate_of(provider, app)
+        challenge = await opened(provider, gate)
         usage = {"input_token": 0, "output_token": 0}
         paid = 1
-        visit = await buy(desk, gate, challenge, paid)
+        visit = await buy(provider, gate, challenge, paid)
         for emitted in range(1, 120):
             used = {"output_token": chance.randrange(0, 9), "input_token": chance.randrange(0, 90)}
             for kind, units in used.items():
@@ -193,9 +193,9 @@ async def test_a_stream_that_is_charged_chunk_by_chunk_costs_its_totals(tmp_path
             if due > paid:
                 await visit.until(has(visit, "payment-need-voucher"))
                 paid = due + chance.randrange(3)
-                await pay(desk, gate, paid)
+                await pay(provider, gate, paid)
             await visit.until(has(visit, "message", emitted))
-            state = await desk.books()
+            state = await provider.books()
             assert state.spent <= due <= state.spent + state.reserved <= paid
         tokens.end()
         await visit.answer()
@@ -216,9 +216,9 @@ async def test_events_state_what_they_cost(tmp_path: Path) -> None:
         Frame(b"data: f\n\n", usage={"output_token": 1}),
         Event("[DONE]", usage={"output_token": 1}),
     ]
-    async with open_desk(tmp_path) as desk:
-        gate = gate_of(desk, streaming(*chunks))
-        visit = await buy(desk, gate, await opened(desk, gate), 100)
+    async with open_provider(tmp_path) as provider:
+        gate = gate_of(provider, streaming(*chunks))
+        visit = await buy(provider, gate, await opened(provider, gate), 100)
         await visit.answer()
         blocks = EventSplitter().feed(visit.text.encode())
         stated = [
@@ -236,10 +236,10 @@ async def test_events_state_what_they_cost(tmp_path: Path) -> None:
 
 
 async def test_another_servers_usage_has_no_meaning(tmp_path: Path) -> None:
-    async with open_desk(tmp_path) as desk:
+    async with open_provider(tmp_path) as provider:
         forged = Frame(b"payment-usage: output_token=0\ndata: x\n\n", usage={"output_token": 9})
-        gate = gate_of(desk, streaming(forged, "y"))
-        visit = await buy(desk, gate, await opened(desk, gate), 100)
+        gate = gate_of(provider, streaming(forged, "y"))
+        visit = await buy(provider, gate, await opened(provider, gate), 100)
         await visit.answer()
         assert "payment-usage" not in visit.text
         assert final_receipt(visit).usage == {"output_token": 1}
@@ -248,10 +248,10 @@ async def test_another_servers_usage_has_no_meaning(tmp_path: Path) -> None:
 async def test_rows_are_sold_in_batches(tmp_path: Path) -> None:
     """O-09: more units than a step, stated in each event."""
     price = Price(rates={"row": "0.001 / 1K"})
-    async with open_desk(tmp_path) as desk:
+    async with open_provider(tmp_path) as provider:
         rows = [Event("row\n" * 500, usage={"row": 500}) for _ in range(10)]
-        gate = gate_of(desk, streaming(*rows), route(price))
-        visit = await buy(desk, gate, await opened(desk, gate), 5000)
+        gate = gate_of(provider, streaming(*rows), route(price))
+        visit = await buy(provider, gate, await opened(provider, gate), 5000)
         await visit.answer()
         assert visit.text.count("payment-units: 500\n") == 10
         assert (final_receipt(visit).units, final_receipt(visit).spent) == (5000, 5000)
@@ -259,12 +259,12 @@ async def test_rows_are_sold_in_batches(tmp_path: Path) -> None:
 
 async def test_an_event_of_less_than_nothing_ends_the_stream(tmp_path: Path) -> None:
     """Added up with its neighbours it would hide what they cost."""
-    async with open_desk(tmp_path) as desk:
-        gate = gate_of(desk, streaming("a", "b", Event("c", units=-2)))
-        visit = await buy(desk, gate, await opened(desk, gate), 100)
+    async with open_provider(tmp_path) as provider:
+        gate = gate_of(provider, streaming("a", "b", Event("c", units=-2)))
+        visit = await buy(provider, gate, await opened(provider, gate), 100)
         with pytest.raises(ValueError, match="at least 0 units"):
             await visit.answer()
-        assert (await desk.books()).spent == ceil(Fraction("0.4") * 2)
+        assert (await provider.books()).spent == ceil(Fraction("0.4") * 2)
 
 
 async def test_an_answer_that_sold_input_alone_was_paid_for(tmp_path: Path) -> None:
@@ -276,17 +276,17 @@ async def test_an_answer_that_sold_input_alone_was_paid_for(tmp_path: Path) -> N
             await meter.spend(input_token=57)
             await StreamingResponse(iter(["read"]))(scope, receive, send)
 
-    async with open_desk(tmp_path) as desk:
-        gate = gate_of(desk, app)
-        challenge = await opened(desk, gate)
-        credential = desk.payer.credential(challenge, desk.payer.voucher(100))
+    async with open_provider(tmp_path) as provider:
+        gate = gate_of(provider, app)
+        challenge = await opened(provider, gate)
+        credential = provider.payer.credential(challenge, provider.payer.voucher(100))
         headers = {"authorization": format_credential(credential), "idempotency-key": "one"}
         visit = Visit(gate, "GET", "/stream", headers=headers)
         assert (await visit.answer()).status == 200
         again = await Visit(gate, "GET", "/stream", headers=headers).answer()
         assert again.status == 409
         assert b"answered and paid for" in again.body
-        assert (await desk.books()).spent == 6
+        assert (await provider.books()).spent == 6
 
 
 class TestMetering:
@@ -310,34 +310,34 @@ class TestMetering:
 
     async def test_it_is_charged_for_each(self, tmp_path: Path) -> None:
         """187 at 0.1 and 35 at 0.4 are 32.7."""
-        async with open_desk(tmp_path) as desk:
-            gate = gate_of(desk, self.app())
-            answer = await answered(desk, gate, await opened(desk, gate), 100)
+        async with open_provider(tmp_path) as provider:
+            gate = gate_of(provider, self.app())
+            answer = await answered(provider, gate, await opened(provider, gate), 100)
             assert answer.body == b'{"cost":33,"usage":{"input_token":187,"output_token":35}}'
             assert answer.receipt.usage == {"input_token": 187, "output_token": 35}
             assert (answer.receipt.units, answer.receipt.spent) == (None, 33)
-            assert (await desk.books()).reserved == 0
+            assert (await provider.books()).reserved == 0
 
     async def test_what_is_held_is_what_it_can_cost(self, tmp_path: Path) -> None:
         """F-45: 200 at 0.1 and 500 at 0.4."""
-        async with open_desk(tmp_path) as desk:
-            gate = gate_of(desk, self.app())
-            challenge = await opened(desk, gate)
-            visit = await buy(desk, gate, challenge, 219, "/stream?tokens=500")
+        async with open_provider(tmp_path) as provider:
+            gate = gate_of(provider, self.app())
+            challenge = await opened(provider, gate)
+            visit = await buy(provider, gate, challenge, 219, "/stream?tokens=500")
             refused = await visit.answer()
             assert (refused.status, refused.kind) == (402, "session/insufficient-balance")
             assert refused.problem["requiredCumulative"] == "220"
-            visit = await buy(desk, gate, challenge, 220, "/stream?tokens=500")
+            visit = await buy(provider, gate, challenge, 220, "/stream?tokens=500")
             assert (await visit.answer()).receipt.spent == 219
 
     @pytest.mark.parametrize(("query", "status"), [("fails=1", 500), ("unknown=1", 503)])
     async def test_what_fails_costs_nothing(self, tmp_path: Path, query: str, status: int) -> None:
         """F-48: neither a handler's failure nor a kind without a rate."""
-        async with open_desk(tmp_path) as desk:
-            gate = gate_of(desk, self.app())
-            visit = await buy(desk, gate, await opened(desk, gate), 100, f"/stream?{query}")
+        async with open_provider(tmp_path) as provider:
+            gate = gate_of(provider, self.app())
+            visit = await buy(provider, gate, await opened(provider, gate), 100, f"/stream?{query}")
             assert (await visit.answer()).status == status
-            state = await desk.books()
+            state = await provider.books()
             assert (state.spent, state.reserved) == (0, 0)
 
     async def test_a_number_and_a_usage_are_not_mixed(self, tmp_path: Path) -> None:
@@ -347,27 +347,27 @@ class TestMetering:
                     await meter.spend(3, input_token=2)
                 await meter.spend({"output_token": 3})
 
-        async with open_desk(tmp_path) as desk:
-            gate = gate_of(desk, app)
-            await (await buy(desk, gate, await opened(desk, gate), 100)).task
-            assert (await desk.books()).spent == 0
+        async with open_provider(tmp_path) as provider:
+            gate = gate_of(provider, app)
+            await (await buy(provider, gate, await opened(provider, gate), 100)).task
+            assert (await provider.books()).spent == 0
 
 
 async def test_a_maximum_ends_what_is_reserved_and_charged(tmp_path: Path) -> None:
     """Nothing beyond it is at risk if the process dies, and the stream goes on for nothing."""
     price = Price(tariff=Tariff((Rate("output_token", 2),), maximum=11))
-    async with open_desk(tmp_path, reservation_step_units=4) as desk:
+    async with open_provider(tmp_path, reservation_step_units=4) as provider:
         tokens = Tokens()
 
         async def app(scope: Any, receive: Any, send: Any) -> None:
             await PaidEventStream(tokens())(scope, receive, send)
 
-        gate = gate_of(desk, app, route(price))
-        visit = await buy(desk, gate, await opened(desk, gate), 100)
+        gate = gate_of(provider, app, route(price))
+        visit = await buy(provider, gate, await opened(provider, gate), 100)
         for emitted in range(1, 30):
             tokens.queue.put_nowait("x")
             await visit.until(has(visit, "message", emitted))
-            state = await desk.books()
+            state = await provider.books()
             assert state.spent <= min(11, 2 * emitted) <= state.spent + state.reserved <= 11
         tokens.end()
         await visit.answer()
@@ -383,15 +383,15 @@ async def test_a_fixed_price_is_a_number_of_main_units(tmp_path: Path) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await Response("bytes")(scope, receive, send)
 
-    async with open_desk(tmp_path) as desk:
-        gate = gate_of(desk, app, *routes)
-        challenge = await opened(desk, gate, "/a")
-        refused = await answered(desk, gate, challenge, 1499, "/a")
+    async with open_provider(tmp_path) as provider:
+        gate = gate_of(provider, app, *routes)
+        challenge = await opened(provider, gate, "/a")
+        refused = await answered(provider, gate, challenge, 1499, "/a")
         assert refused.problem["requiredCumulative"] == "1500"
-        answer = await answered(desk, gate, challenge, 1500, "/a")
+        answer = await answered(provider, gate, challenge, 1500, "/a")
         assert (answer.receipt.spent, answer.receipt.units) == (1500, 1500)
         challenge = (await ask(gate, "GET", "/b")).challenge
-        answer = await answered(desk, gate, challenge, 2000, "/b")
+        answer = await answered(provider, gate, challenge, 2000, "/b")
         assert answer.receipt.spent == 2000
 
 
@@ -403,14 +403,14 @@ class TestPinning:
     ) -> tuple[int, str | None, int]:
         """The status and kind of a purchase under an older challenge, and what was spent."""
         prices = [then]
-        async with open_desk(tmp_path) as desk:
+        async with open_provider(tmp_path) as provider:
             app = streaming(Event("x", usage=usage))
-            before = gate_of(desk, app, route(prices[0]))
-            challenge = await opened(desk, before)
-            after = gate_of(desk, app, route(now))
-            visit = await buy(desk, after, challenge, 1000)
+            before = gate_of(provider, app, route(prices[0]))
+            challenge = await opened(provider, before)
+            after = gate_of(provider, app, route(now))
+            visit = await buy(provider, after, challenge, 1000)
             answer = await visit.answer()
-            spent = (await desk.books()).spent
+            spent = (await provider.books()).spent
             return answer.status, None if answer.status == 200 else answer.kind, spent
 
     @pytest.mark.parametrize("rate", ["0.50 / 1M", "2 / 1M", "0.000001", "0.8 / 1M above 1"])
@@ -449,14 +449,16 @@ class TestPinning:
         def price_of(scope: Mapping[str, Any]) -> Price:
             return dear if b"dear" in scope["query_string"] else cheap
 
-        async with open_desk(tmp_path) as desk:
-            gate = gate_of(desk, streaming(Event("x", usage={"input_token": 10})), route(price_of))
-            challenge = await opened(desk, gate)
-            refused = await (await buy(desk, gate, challenge, 500, "/stream?dear")).answer()
+        async with open_provider(tmp_path) as provider:
+            gate = gate_of(
+                provider, streaming(Event("x", usage={"input_token": 10})), route(price_of)
+            )
+            challenge = await opened(provider, gate)
+            refused = await (await buy(provider, gate, challenge, 500, "/stream?dear")).answer()
             assert (refused.status, refused.kind) == (402, "session/challenge-not-found")
-            assert (await (await buy(desk, gate, challenge, 500)).answer()).status == 200
-            assert (await desk.books()).spent == 1
-            visit = await buy(desk, gate, refused.challenge, 600, "/stream?dear")
+            assert (await (await buy(provider, gate, challenge, 500)).answer()).status == 200
+            assert (await provider.books()).spent == 1
+            visit = await buy(provider, gate, refused.challenge, 600, "/stream?dear")
             await visit.answer()
             assert final_receipt(visit).spent == 151
 
@@ -467,12 +469,12 @@ class TestPinning:
         async def app(scope: Any, receive: Any, send: Any) -> None:
             await PaidEventStream(tokens())(scope, receive, send)
 
-        async with open_desk(tmp_path, reservation_step_units=4) as desk:
-            gate = gate_of(desk, app)
-            visit = await buy(desk, gate, await opened(desk, gate), 2)
+        async with open_provider(tmp_path, reservation_step_units=4) as provider:
+            gate = gate_of(provider, app)
+            visit = await buy(provider, gate, await opened(provider, gate), 2)
             await visit.until(has(visit, "message"))
-            dearer = gate_of(desk, app, route(Price(rates={"output_token": "75 / 1M"})))
-            await pay(desk, dearer, 500)
+            dearer = gate_of(provider, app, route(Price(rates={"output_token": "75 / 1M"})))
+            await pay(provider, dearer, 500)
             for _ in range(99):
                 tokens.queue.put_nowait("x")
             tokens.end()
@@ -489,8 +491,8 @@ class TestPrices:
         assert tariff.rate_of("input_token") == Rate("input_token", 100_000, 10**6)
 
     async def test_a_challenge_carries_it(self, tmp_path: Path) -> None:
-        async with open_desk(tmp_path) as desk:
-            gate = gate_of(desk, streaming())
+        async with open_provider(tmp_path) as provider:
+            gate = gate_of(provider, streaming())
             asked = parse_session_request((await ask(gate, "GET", "/stream")).challenge.request)
             assert asked.tariff == MODEL.tariff_in(USDC)
             assert (asked.unit_price, asked.unit_type) == (2, "5_output_tokens")
@@ -498,11 +500,11 @@ class TestPrices:
     async def test_one_whole_rate_is_the_plain_price(self, tmp_path: Path) -> None:
         """Clients of the draft alone see no difference."""
         plain = Price(unit_price=25, unit_type="output_token")
-        async with open_desk(tmp_path) as desk:
+        async with open_provider(tmp_path) as provider:
             asked = [
                 parse_session_request(
                     (
-                        await ask(gate_of(desk, streaming(), route(price)), "GET", "/stream")
+                        await ask(gate_of(provider, streaming(), route(price)), "GET", "/stream")
                     ).challenge.request
                 )
                 for price in (
@@ -548,21 +550,21 @@ class TestPrices:
     async def test_what_cannot_be_sold_fails_before_the_first_request(
         self, tmp_path: Path, rates: Any
     ) -> None:
-        async with open_desk(tmp_path) as desk:
+        async with open_provider(tmp_path) as provider:
             with pytest.raises(ConfigError):
-                gate_of(desk, streaming(), route(Price(rates=rates, units=4), is_metered=False))
+                gate_of(provider, streaming(), route(Price(rates=rates, units=4), is_metered=False))
 
     async def test_a_text_needs_a_token_that_has_a_name(self, tmp_path: Path) -> None:
-        async with open_desk(tmp_path) as desk:
+        async with open_provider(tmp_path) as provider:
             with pytest.raises(ConfigError, match="give whole base units as an int, or the gate"):
-                PaymentGate(streaming(), engine=desk.engine, routes=[route()])
+                PaymentGate(streaming(), engine=provider.engine, routes=[route()])
 
     async def test_people_read_it_with_the_tokens_symbol(self, tmp_path: Path) -> None:
         """O-43: and programs the exact rates."""
         price = Price(rates=MODEL.rates, minimum="0.0001", maximum="5")
-        async with open_desk(tmp_path) as desk:
+        async with open_provider(tmp_path) as provider:
             problem = (
-                await ask(gate_of(desk, streaming(), route(price)), "GET", "/stream")
+                await ask(gate_of(provider, streaming(), route(price)), "GET", "/stream")
             ).problem
             quoted = (
                 "0.40 USDC / 1M output tokens, 0.10 USDC / 1M input tokens, "
@@ -579,9 +581,9 @@ class TestPrices:
 
     async def test_a_price_without_a_named_token_is_in_base_units(self, tmp_path: Path) -> None:
         tariff = Tariff((Rate("output_token", 2, 5), Rate("output_token", 1, 1, 9)), minimum=3)
-        async with open_desk(tmp_path) as desk:
+        async with open_provider(tmp_path) as provider:
             gate = PaymentGate(
-                streaming(), engine=desk.engine, routes=[route(Price(tariff=tariff))]
+                streaming(), engine=provider.engine, routes=[route(Price(tariff=tariff))]
             )
             detail = (await ask(gate, "GET", "/stream")).problem["detail"]
             assert (
@@ -592,16 +594,16 @@ class TestPrices:
 
 async def test_the_owner_of_a_dead_stream_loses_a_step_of_money_at_most(tmp_path: Path) -> None:
     """Decision 8: a step is what `reservation_step_units` of the main kind cost."""
-    async with open_desk(tmp_path, reservation_step_units=32) as desk:
+    async with open_provider(tmp_path, reservation_step_units=32) as provider:
         tokens = Tokens(Event("x", usage={"input_token": 1000, "output_token": 1}))
 
         async def app(scope: Any, receive: Any, send: Any) -> None:
             await PaidEventStream(tokens())(scope, receive, send)
 
-        gate = gate_of(desk, app)
-        visit = await buy(desk, gate, await opened(desk, gate), 900)
+        gate = gate_of(provider, app)
+        visit = await buy(provider, gate, await opened(provider, gate), 900)
         await visit.until(has(visit, "message"))
-        state = await desk.books()
+        state = await provider.books()
         delivered = MODEL.tariff_in(USDC).cost({"input_token": 1000, "output_token": 1})
         assert delivered == 101
         step = 13  # 32 at 0.4
@@ -609,4 +611,4 @@ async def test_the_owner_of_a_dead_stream_loses_a_step_of_money_at_most(tmp_path
         visit.leave()
         await asyncio.wait({visit.task})
         assert [name for name, _ in events(visit)] == ["message"]
-        assert (await desk.books()).spent == delivered
+        assert (await provider.books()).spent == delivered

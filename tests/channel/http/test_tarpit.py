@@ -24,7 +24,7 @@ from channel.types import SignedVoucher
 from channel.wire.credential import format_credential
 from channel.wire.payload import VoucherPayload
 from tests.channel.http.test_middleware import ROUTES, App
-from tests.channel.selling import PRICE, Clock, Visit, ask, open_desk
+from tests.channel.selling import PRICE, Clock, Visit, ask, open_provider
 from tests.waiting import PATIENCE_S, put_ahead
 
 SCOPE: dict[str, Any] = {"client": ("203.0.113.1", 50000)}
@@ -98,17 +98,17 @@ async def test_a_flood_of_forgeries_does_not_keep_the_payer_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """F-99, VCH-09: same channel, same address, and the payer's voucher is taken meanwhile."""
-    async with open_desk(tmp_path) as desk:
-        desk.payer.open_on_chain()
-        gate = PaymentGate(App(), engine=desk.engine, routes=ROUTES)
-        gate.tarpit = Tarpit(desk.engine.now, delay_s=PATIENCE_S)  # however busy the machine
+    async with open_provider(tmp_path) as provider:
+        provider.payer.open_on_chain()
+        gate = PaymentGate(App(), engine=provider.engine, routes=ROUTES)
+        gate.tarpit = Tarpit(provider.engine.now, delay_s=PATIENCE_S)  # however busy the machine
         challenge = (await ask(gate, "GET", "/paid")).challenge
-        opening = desk.payer.credential(challenge, desk.payer.opening())
+        opening = provider.payer.credential(challenge, provider.payer.opening())
         assert (await ask(gate, "HEAD", "/paid", opening)).status == 200
-        forged = VoucherPayload(SignedVoucher(desk.payer.key.channel_id, PRICE, bytes(65)))
-        headers = {"authorization": format_credential(desk.payer.credential(challenge, forged))}
+        forged = VoucherPayload(SignedVoucher(provider.payer.key.channel_id, PRICE, bytes(65)))
+        headers = {"authorization": format_credential(provider.payer.credential(challenge, forged))}
         flood = [Visit(gate, "GET", "/paid", headers=headers) for _ in range(40)]
-        paid = desk.payer.credential(challenge, desk.payer.voucher(PRICE))
+        paid = provider.payer.credential(challenge, provider.payer.voucher(PRICE))
         assert (await ask(gate, "GET", "/paid", paid)).status == 200
         assert sum(not visit.sent for visit in flood) >= 20
         put_ahead(PATIENCE_S, monkeypatch)

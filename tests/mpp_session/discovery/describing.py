@@ -11,7 +11,7 @@ from mpp_session.discovery.service import Description, Service, describe_service
 from mpp_session.settings import Discovery
 from tests.channel.chain_model import CHAIN_ID
 from tests.channel.http.test_middleware import App
-from tests.channel.selling import open_desk
+from tests.channel.selling import open_provider
 
 USDC = TokenUnit("USDC", 6)
 TEXT = Description(
@@ -40,8 +40,8 @@ ROUTES = [
 async def gate(
     folder: Path, routes: Sequence[Route] = ROUTES, unit: TokenUnit | None = USDC
 ) -> AsyncIterator[PaymentGate]:
-    async with open_desk(folder) as desk:
-        yield PaymentGate(App(), engine=desk.engine, routes=routes, unit=unit)
+    async with open_provider(folder) as provider:
+        yield PaymentGate(App(), engine=provider.engine, routes=routes, unit=unit)
 
 
 def describe(gate: PaymentGate, **settings: Any) -> Service:

@@ -7,7 +7,7 @@ from channel.http.hooks import HookCalls, Hooks, SettleEvent
 from channel.state.channel_state import ChannelState
 from channel.types import ChannelId
 from mpp_session.observe.books import BooksView
-from tests.channel.selling import PRICE, Desk, open_desk
+from tests.channel.selling import PRICE, Provider, open_provider
 
 
 class Settled(Hooks):
@@ -44,19 +44,19 @@ class View:
 
 @pytest.fixture
 async def view(tmp_path: object) -> View:
-    async with open_desk(tmp_path) as desk:  # type: ignore[arg-type]
-        state = await opened(desk)
+    async with open_provider(tmp_path) as provider:  # type: ignore[arg-type]
+        state = await opened(provider)
     return View(replace(state, accepted=8 * PRICE, spent=5 * PRICE))
 
 
-async def opened(desk: Desk) -> ChannelState:
-    payer = desk.payer
+async def opened(provider: Provider) -> ChannelState:
+    payer = provider.payer
     payer.open_on_chain()
-    offer = desk.engine.challenger.issue(desk.offer)
-    paid = desk.engine.challenger.authenticate(
-        payer.credential(offer, payer.opening(8 * PRICE)), [desk.offer]
+    offer = provider.engine.challenger.issue(provider.offer)
+    paid = provider.engine.challenger.authenticate(
+        payer.credential(offer, payer.opening(8 * PRICE)), [provider.offer]
     )
-    return (await desk.engine.perform(paid)).state
+    return (await provider.engine.perform(paid)).state
 
 
 def other(state: ChannelState) -> ChannelState:
