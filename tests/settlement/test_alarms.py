@@ -1,9 +1,9 @@
-"""An alarm is told when it begins, rises and ends, and not in between."""
+"""Subscribers hear of an alarm when it begins, rises and ends, and not in between."""
 
 from settlement.alarms import Alarm, AlarmKind, Alarms
 
 
-def test_each_change_is_told_once() -> None:
+def test_each_change_is_reported_once() -> None:
     heard: list[tuple[str, int, bool]] = []
 
     def hear(alarm: Alarm, is_raised: bool) -> None:  # noqa: FBT001 - as `OnChange`

@@ -289,7 +289,7 @@ async def test_a_stream_of_events_asks_for_the_voucher_it_needs(
     assert (books.spent, books.reserved) == (5 * PRICE, 0)
 
 
-async def test_a_stream_of_events_that_nobody_pays_on_for_is_broken_off(provider: Provider) -> None:
+async def test_a_stream_of_events_without_further_payment_is_broken_off(provider: Provider) -> None:
     """O-98, ACC-03: after its pause; what was sent is charged, and nothing else goes out."""
     shop = Shop(
         provider, lambda request: count_lines(request, 5, "text/event-stream"), pause_s=0.05

@@ -24,7 +24,7 @@ async def served(tmp_path: Path) -> AsyncIterator[Served]:
 
 @pytest.fixture
 async def client(served: Served) -> AsyncIterator[httpx.AsyncClient]:
-    """Somebody who has logged in."""
+    """A browser that has logged in."""
     async with httpx.AsyncClient(base_url=served.url) as made:
         answer = await made.post("/login", data={"token": TOKEN})
         assert answer.status_code == 303

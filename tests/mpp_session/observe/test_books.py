@@ -1,4 +1,4 @@
-"""Sums of a sweep, and settlements told once."""
+"""Sums of a sweep; a hook gets each settlement once."""
 
 import pytest
 from msgspec.structs import replace
@@ -30,9 +30,9 @@ class View:
     """A view, with what it tells, and a channel to show it."""
 
     def __init__(self, state: ChannelState) -> None:
-        self.told = Settled()
+        self.hooks = Settled()
         self.clock = Clock()
-        self.books = BooksView(HookCalls(self.told), now=self.clock)
+        self.books = BooksView(HookCalls(self.hooks), now=self.clock)
         self.state = replace(state, active_at=int(self.clock.now) - 100)
 
     def sweep(self, *states: ChannelState) -> None:
@@ -77,32 +77,32 @@ async def test_a_sweep_adds_up_what_is_open(view: View) -> None:
     assert sums.deposited == 2_000
 
 
-async def test_a_settlement_is_told_once_with_what_it_paid(view: View) -> None:
+async def test_a_settlement_is_reported_once_with_what_it_paid(view: View) -> None:
     settled = replace(view.state, settled=3 * PRICE, published=3 * PRICE)
     view.sweep(view.state)
     view.books.show(settled)
     view.sweep(settled)
-    assert view.told.heard == [(3 * PRICE, 3 * PRICE, False)]
+    assert view.hooks.heard == [(3 * PRICE, 3 * PRICE, False)]
     view.sweep(view.state)  # a reorg took it back, and it is mined again
     view.sweep(settled)
-    assert len(view.told.heard) == 1
+    assert len(view.hooks.heard) == 1
 
 
-async def test_a_close_is_told_once(view: View) -> None:
+async def test_a_close_is_reported_once(view: View) -> None:
     view.sweep(view.state)
     closed = replace(view.state, settled=5 * PRICE, is_finalized=True)
     view.books.show(closed)
     view.sweep()
     view.books.show(closed)
-    assert view.told.heard == [(5 * PRICE, 5 * PRICE, True)]
+    assert view.hooks.heard == [(5 * PRICE, 5 * PRICE, True)]
     assert view.books.sums is not None
     assert view.books.sums.open == 0
 
 
-async def test_what_was_settled_before_is_not_told(view: View) -> None:
+async def test_what_was_settled_before_is_not_reported(view: View) -> None:
     view.sweep(replace(view.state, settled=3 * PRICE))
     view.books.show(replace(other(view.state), is_finalized=True, settled=PRICE))
-    assert view.told.heard == []
+    assert view.hooks.heard == []
 
 
 async def test_the_lag_is_the_age_of_what_is_not_settled(view: View) -> None:
