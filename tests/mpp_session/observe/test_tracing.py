@@ -20,7 +20,7 @@ from channel.wire.credential import format_credential
 from channel.wire.payload import Payload
 from mpp_session.observe.traced import open_tracing
 from mpp_session.observe.tracing import TraceHooks, TracingSite
-from tests.channel.selling import PRICE, Answer, Desk, ask, open_desk
+from tests.channel.selling import PRICE, Answer, Provider, ask, open_provider
 
 PATH = "/v1/chat/completions"
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -38,26 +38,26 @@ async def app(scope: Any, _: Any, send: Any) -> None:
 class Traced:
     """A gate whose spans are kept in memory, with an opened channel."""
 
-    def __init__(self, desk: Desk, provider: TracerProvider) -> None:
-        self.desk = desk
-        self.hooks = TraceHooks(provider)
+    def __init__(self, provider: Provider, tracers: TracerProvider) -> None:
+        self.provider = provider
+        self.hooks = TraceHooks(tracers)
         price = Price(unit_price=PRICE, unit_type="output_token", variant="small")
         gate = PaymentGate(
             app,
-            engine=desk.engine,
+            engine=provider.engine,
             routes=[Route(method="GET", path=PATH, price=price)],
             hooks=self.hooks,
         )
-        self.site = TracingSite(gate, provider)
+        self.site = TracingSite(gate, tracers)
 
     async def send(self, payload: Payload, method: str = "GET", **headers: str) -> Answer:
         offer = await ask(self.site, "GET", PATH)
-        text = format_credential(self.desk.payer.credential(offer.challenge, payload))
+        text = format_credential(self.provider.payer.credential(offer.challenge, payload))
         return await ask(self.site, method, PATH, text, headers=headers)
 
     async def open(self) -> None:
-        self.desk.payer.open_on_chain()
-        assert (await self.send(self.desk.payer.opening(0), "HEAD")).status == 200
+        self.provider.payer.open_on_chain()
+        assert (await self.send(self.provider.payer.opening(0), "HEAD")).status == 200
 
 
 @pytest.fixture
@@ -67,10 +67,10 @@ def exporter() -> InMemorySpanExporter:
 
 @pytest.fixture
 async def traced(tmp_path: Path, exporter: InMemorySpanExporter) -> AsyncIterator[Traced]:
-    provider = TracerProvider(shutdown_on_exit=False)
-    provider.add_span_processor(SimpleSpanProcessor(exporter))
-    async with open_desk(tmp_path) as desk:
-        shop = Traced(desk, provider)
+    tracers = TracerProvider(shutdown_on_exit=False)
+    tracers.add_span_processor(SimpleSpanProcessor(exporter))
+    async with open_provider(tmp_path) as provider:
+        shop = Traced(provider, tracers)
         await shop.open()
         exporter.clear()
         yield shop
@@ -87,7 +87,7 @@ def attributes(span: ReadableSpan) -> dict[str, Any]:
 async def test_a_paid_request_has_a_span_for_its_voucher_and_one_for_its_model(
     traced: Traced, exporter: InMemorySpanExporter
 ) -> None:
-    paid = await traced.send(traced.desk.payer.voucher(PRICE))
+    paid = await traced.send(traced.provider.payer.voucher(PRICE))
     assert paid.status == 200
     found = by_name(exporter)
     voucher, model = found["voucher"], found["chat small"]
@@ -111,12 +111,12 @@ async def test_a_settlement_links_to_the_requests_that_it_paid_for(
     traced: Traced, exporter: InMemorySpanExporter
 ) -> None:
     for amount in (PRICE, 2 * PRICE):
-        await traced.send(traced.desk.payer.voucher(amount))
+        await traced.send(traced.provider.payer.voucher(amount))
     requests = [s for s in exporter.get_finished_spans() if "mpp.outcome" in attributes(s)]
     event = SettleEvent(
         at=0.0,
         monotonic=0.0,
-        channel_id=traced.desk.payer.key.channel_id,
+        channel_id=traced.provider.payer.key.channel_id,
         payer=None,
         amount=2 * PRICE,
         settled=2 * PRICE,
@@ -137,7 +137,7 @@ async def test_a_request_joins_the_trace_of_its_client(
     traced: Traced, exporter: InMemorySpanExporter
 ) -> None:
     parent = f"00-{TRACE}-{CLIENT_SPAN}-01"
-    await traced.send(traced.desk.payer.voucher(PRICE), traceparent=parent)
+    await traced.send(traced.provider.payer.voucher(PRICE), traceparent=parent)
     request = next(s for s in exporter.get_finished_spans() if "mpp.outcome" in attributes(s))
     assert f"{request.context.trace_id:032x}" == TRACE
     assert request.parent is not None
@@ -147,7 +147,7 @@ async def test_a_request_joins_the_trace_of_its_client(
 async def test_a_refusal_says_why_and_no_span_holds_what_was_sent(
     traced: Traced, exporter: InMemorySpanExporter
 ) -> None:
-    payer = traced.desk.payer
+    payer = traced.provider.payer
     assert (await traced.send(payer.voucher(PRICE - 1))).status == 402
     challenge, refusal = exporter.get_finished_spans()
     assert attributes(challenge)["mpp.problem_type"] == "payment-required"
@@ -208,12 +208,12 @@ async def test_the_standard_variables_send_the_spans_to_a_collector(
 ) -> None:
     url, received = collector
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", url)
-    async with open_tracing() as tracing, open_desk(tmp_path) as desk:
+    async with open_tracing() as tracing, open_provider(tmp_path) as provider:
         assert tracing is not None
         price = Price(unit_price=PRICE, unit_type="request")
         gate = PaymentGate(
             app,
-            engine=desk.engine,
+            engine=provider.engine,
             routes=[Route(method="GET", path=PATH, price=price)],
             hooks=tracing.hooks,
         )
