@@ -156,6 +156,12 @@ TOP_LOGPROBS_MAX: Final = 20
 SCHEMA_VALUES_MAX: Final = 256
 PATTERN_CHARACTERS_MAX: Final = 512
 ABANDONED_UNITS_MAX: Final = 4096
+# Models named by clients whose usage is compared with the charge, each by itself.
+MODELS_COUNTED_MAX: Final = 256
+# OpenAI's own bound on the texts of one request for embeddings.
+EMBEDDED_TEXTS_MAX: Final = 2048
+# OpenAI's own bound on `logprobs` of a completion.
+LOGPROBS_MAX: Final = 5
 # OpenAI's own bound on `n`.
 CHOICES_MAX: Final = 128
 # Nesting of a body's brackets: real tools and schemas have some twenty, and decoders recurse.

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Final
 
 from msgspec.structs import replace
@@ -17,8 +18,9 @@ from channel.state.commands import StreamPolicy
 from channel.types import TokenUnit
 from mpp_session.discovery.service import Description, Service, describe_service, public_url
 from mpp_session.discovery.site import PATHS, DiscoverySite
-from mpp_session.gateway.completions import PATH, ChatCompletions
-from mpp_session.gateway.descriptions import MODELS_PATH, describe_completions, describe_models
+from mpp_session.gateway.answers import PaidAnswers
+from mpp_session.gateway.descriptions import MODELS_PATH, describe_endpoint, describe_models
+from mpp_session.gateway.endpoints import ENDPOINTS, GatewayEndpoint
 from mpp_session.gateway.errors import NotServedError
 from mpp_session.gateway.free import free_routes, problem_response
 from mpp_session.gateway.generation import GENERATION_PATH, Generations
@@ -36,8 +38,7 @@ __all__ = ["Gateway"]
 _MODELS: Final = f"GET {MODELS_PATH}"
 _PUBLISHED: Final = 50
 """Prices in the documents; `GET /v1/models` has them all."""
-_ENDPOINTS: Final = {"chat.completions": PATH}
-"""The paths that are sold, by the names that the price table gives them."""
+_SLASHED: Final = frozenset(f"{one.path}/" for one in ENDPOINTS)
 
 
 class Gateway:
@@ -68,12 +69,12 @@ class Gateway:
         """What is sold at which price, now."""
         self._readiness = Readiness(upstream, config.upstream)
         self._sales = sales
-        completions = ChatCompletions(upstream, config.upstream, self._readiness, unit)
+        self.answers = PaidAnswers(upstream, config.upstream, self._readiness, unit)
         _require_own_paths(config)
         models = ModelList(
             upstream,
             self.prices,
-            tuple(_ENDPOINTS),
+            tuple(one.name for one in ENDPOINTS),
             owner=config.payment.realm,
             timeout_s=config.upstream.connect_timeout_s,
         )
@@ -86,7 +87,10 @@ class Gateway:
         self._gate = PaymentGate(
             Router(
                 [
-                    AppRoute(PATH, completions.answer, methods=["POST"]),
+                    *[
+                        AppRoute(one.path, partial(self.answers.answer, one), methods=["POST"])
+                        for one in ENDPOINTS
+                    ],
                     paced_route(config.payment.realm),
                     *own,
                     *free_routes(upstream, free),
@@ -107,7 +111,7 @@ class Gateway:
         reader = ModelReader(
             self._gate,
             self.prices,
-            {path: endpoint for endpoint, path in _ENDPOINTS.items()},
+            {one.path: one.name for one in ENDPOINTS},
             bytes_max=config.upstream.body_bytes_max,
             timeout_s=config.listen.body_timeout_s,
         )
@@ -120,7 +124,7 @@ class Gateway:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        if scope["type"] == "http" and scope["path"] == PATH + "/":
+        if scope["type"] == "http" and scope["path"] in _SLASHED:
             await _not_served(scope, receive, send)  # a gate below a mount would sell it
             return
         if self.prices.now() >= self._published_until:
@@ -157,14 +161,14 @@ class Gateway:
     def _describe(self) -> Service:
         table, at, config = self.prices.table, self.prices.now(), self._config
         self._published_until = table.next_change(at)
-        description = describe_completions(config.upstream)
+        sold = self._sold()
         variants = {
-            ("POST", path): [
+            ("POST", one.path): [
                 (model, self.prices.price_of(found, model))
-                for model in table.models(endpoint, at)[:_PUBLISHED]
-                if (found := table.find(endpoint, model, at)) is not None
+                for model in table.models(one.name, at)[:_PUBLISHED]
+                if (found := table.find(one.name, model, at)) is not None
             ]
-            for endpoint, path in _ENDPOINTS.items()
+            for one in sold
         }
         free = (entry.partition(" ") for entry in config.upstream.free)
         return describe_service(
@@ -172,7 +176,12 @@ class Gateway:
             config.discovery,
             chain_id=config.chain.id,
             descriptions={
-                ("POST", PATH): _with_model(description, table, at),
+                **{
+                    ("POST", one.path): _with_model(
+                        describe_endpoint(one, config.upstream), table, one.name, at
+                    )
+                    for one in sold
+                },
                 ("GET", MODELS_PATH): describe_models(),
             },
             free=[(method, path) for method, _, path in free],
@@ -182,17 +191,28 @@ class Gateway:
             categories=("compute",),
         )
 
+    def _sold(self) -> list[GatewayEndpoint]:
+        """Return the endpoints for which the table has a price."""
+        return [
+            one
+            for one in ENDPOINTS
+            if any(
+                listing.row.endpoint in ("*", one.name) and one.is_sold_by(listing.tariff)
+                for listing in self.prices.table.listings
+            )
+        ]
+
     def _routes(self) -> list[Route]:
         policy = StreamPolicy[self._payment.stream_policy.upper()]
         return [
             Route(
                 method="POST",
-                path=path,
-                price=self.prices.price(endpoint),
+                path=one.path,
+                price=self.prices.price(one.name),
                 metered=True,
                 stream_policy=policy,
             )
-            for endpoint, path in _ENDPOINTS.items()
+            for one in self._sold()
         ]
 
     @property
@@ -238,9 +258,11 @@ def _require_own_paths(config: Config) -> None:
             )
 
 
-def _with_model(description: Description, table: PriceTable, at: float) -> Description:
+def _with_model(
+    description: Description, table: PriceTable, endpoint: str, at: float
+) -> Description:
     """Return a description whose example asks for a model that is sold."""
-    sold = table.models("chat.completions", at)
+    sold = table.models(endpoint, at)
     body = description.body
     if body is None or "example" not in body or not sold or "*" in sold:
         return description

@@ -21,6 +21,7 @@ __all__ = ["Bill", "Kinds"]
 _INPUT: Final = "input_token"
 _CACHED: Final = "cached_input_token"
 _WRITTEN: Final = "cache_write_token"
+_OUTPUT: Final = "output_token"
 _REASONING: Final = "reasoning_token"
 
 
@@ -28,9 +29,9 @@ class Kinds(msgspec.Struct, frozen=True):
     """The kinds that a tariff prices, out of those that a model server reports."""
 
     tariff: Tariff
-    output: str
-    """The main kind: an output token."""
-    dearest_output: str
+    output: str | None
+    """The main kind: an output token. None where input alone has a price."""
+    dearest_output: str | None
     input: bool
     cached: bool
     written: bool
@@ -46,22 +47,24 @@ class Kinds(msgspec.Struct, frozen=True):
     @property
     def is_plain(self) -> bool:
         """Whether output alone has a price, and one only."""
-        return not (self.input or self.reasoning)
+        return self.output is not None and not (self.input or self.reasoning)
 
     def made(self, usage: Usage) -> int:
         """Return the output tokens in a usage."""
-        return usage.get(self.output, 0) + usage.get(_REASONING, 0)
+        return usage.get(self.output or "", 0) + usage.get(_REASONING, 0)
 
 
 @lru_cache(maxsize=1024)
 def _kinds_of(tariff: Tariff) -> Kinds:
     rates = {rate.kind: rate for rate in tariff.rates}
     inputs = [rates[kind] for kind in (_INPUT, _CACHED, _WRITTEN) if kind in rates]
-    outputs = [tariff.main, *[rates[kind] for kind in (_REASONING,) if kind in rates]]
+    main = tariff.main if tariff.main not in inputs else rates.get(_OUTPUT)
+    outputs = [rates[kind] for kind in (_REASONING,) if kind in rates]
+    outputs = outputs if main is None else [main, *outputs]
     return Kinds(
         tariff=tariff,
-        output=tariff.main.kind,
-        dearest_output=dearest_of(outputs).kind,
+        output=None if main is None else main.kind,
+        dearest_output=dearest_of(outputs).kind if outputs else None,
         input=_INPUT in rates,
         cached=_CACHED in rates,
         written=_WRITTEN in rates,
@@ -95,7 +98,7 @@ class Bill:
 
     def most(self, units: int) -> dict[str, int]:
         """Return the dearest usage of the whole prompt and so many output tokens."""
-        usage = {self.kinds.dearest_output: units}
+        usage = {} if self.kinds.dearest_output is None else {self.kinds.dearest_output: units}
         if self.kinds.input:
             usage[self.kinds.dearest_input] = self._counted.tokens
         return usage
@@ -103,6 +106,8 @@ class Bill:
     def output(self, units: int, reasoning: int) -> dict[str, int]:
         """Return the usage of more output tokens; `reasoning` is the count of all so far."""
         kinds = self.kinds
+        if kinds.output is None:
+            return {}
         if not kinds.reasoning or reasoning <= self._reasoning:
             return self._use({kinds.output: units})
         thought = min(units, reasoning - self._reasoning)

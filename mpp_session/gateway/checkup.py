@@ -5,7 +5,8 @@ from typing import Any, Final
 import msgspec
 from starlette.datastructures import Headers
 
-from mpp_session.gateway.chat import parse_chat_request
+from mpp_session.gateway.endpoints.chat import parse_chat_request
+from mpp_session.gateway.endpoints.fields import Bounds
 from mpp_session.gateway.errors import UpstreamError
 from mpp_session.gateway.prompt import PromptCounter
 from mpp_session.gateway.readiness import Readiness
@@ -71,8 +72,9 @@ async def _counts_prompts(
     upstream: Upstream, readiness: Readiness, models: tuple[str, ...]
 ) -> bool:
     body = msgspec.json.encode(_simplest(models))
-    chat = parse_chat_request(body, max_tokens=1, default_max_tokens=1, kind=readiness.kind)
-    return (await PromptCounter(upstream, readiness).count(chat)).is_exact
+    bounds = Bounds(max_tokens=1, default_max_tokens=1, kind=readiness.kind)
+    asked = parse_chat_request(body, bounds)
+    return (await PromptCounter(upstream, readiness).count(asked)).is_exact
 
 
 async def _models(upstream: Upstream, timeout_s: float) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ An answer's units are the larger of the server's count and of what was delivered
 is ignored if it cannot be right: below the delivered units, negative, or above the requested bound.
 """
 
+from collections.abc import Callable
 from typing import Any, Final, Literal, TypeAlias, get_type_hints
 
 import msgspec
@@ -14,12 +15,24 @@ from mpp_session.gateway.errors import UpstreamError
 
 __all__ = [
     "BYTES_PER_TOKEN",
+    "Answer",
+    "Choice",
+    "OutputDetails",
+    "PromptDetails",
     "PromptReport",
+    "Reader",
     "ServerKind",
+    "Timings",
     "UnitCounter",
+    "UsageRecord",
     "WholeAnswer",
+    "decode_object",
     "is_error",
+    "read_answer",
+    "read_error",
+    "read_timings",
     "read_whole",
+    "size_of",
 ]
 
 ServerKind: TypeAlias = Literal["llama.cpp", "vllm", "usage", "chunks"]
@@ -58,7 +71,9 @@ class PromptReport(msgspec.Struct):
         self.written = other.written if self.written is None else self.written
 
 
-class _Timings(msgspec.Struct):
+class Timings(msgspec.Struct):
+    """llama.cpp's counts of one choice."""
+
     predicted_n: int = 0
     prompt_n: int | None = None
     cache_n: int | None = None
@@ -67,77 +82,124 @@ class _Timings(msgspec.Struct):
 class _LogProbs(msgspec.Struct):
     content: list[msgspec.Raw] | None = None
     refusal: list[msgspec.Raw] | None = None
+    tokens: list[msgspec.Raw] | None = None
+    """Of a completion; a chat has `content`."""
 
 
-class _Choice(msgspec.Struct):
+class Choice(msgspec.Struct):
+    """What a chunk, or a whole answer, holds of one choice."""
+
     index: int = 0
     delta: dict[str, Any] | None = None
     message: dict[str, Any] | None = None
     text: str | None = None
     logprobs: _LogProbs | None = None
     finish_reason: str | None = None
+    lump: int = 0
+    """Bytes of output that the reader of another protocol found."""
+    is_reasoning: bool = False
 
 
-class _PromptDetails(msgspec.Struct):
+class PromptDetails(msgspec.Struct):
+    """Shares of a prompt, as servers report them."""
+
     cached_tokens: int | None = None
     cache_write_tokens: int | None = None
 
 
-class _OutputDetails(msgspec.Struct):
+class OutputDetails(msgspec.Struct):
+    """Shares of an output, as servers report them."""
+
     reasoning_tokens: int | None = None
 
 
-class _Usage(msgspec.Struct):
+class UsageRecord(msgspec.Struct):
+    """What a model server reports of a request; None where it says nothing."""
+
     completion_tokens: int | None = None
     prompt_tokens: int | None = None
     total_tokens: int | None = None
-    prompt_tokens_details: _PromptDetails | None = None
-    completion_tokens_details: _OutputDetails | None = None
+    prompt_tokens_details: PromptDetails | None = None
+    completion_tokens_details: OutputDetails | None = None
 
 
-class _Answer(msgspec.Struct):
+class Answer(msgspec.Struct):
     """A chunk of a stream, or a whole answer."""
 
-    choices: list[_Choice] | None = None
-    timings: _Timings | None = None
-    usage: _Usage | None = None
+    choices: list[Choice] | None = None
+    timings: Timings | None = None
+    usage: UsageRecord | None = None
     error: msgspec.Raw | None = None
+    event: str | None = None
+    """The name of a stream's event, in protocols that have them."""
+    is_end: bool = False
+    """Whether a stream ends with it, in protocols without `[DONE]`."""
 
 
-_DECODER: Final = msgspec.json.Decoder(_Answer)
+Reader: TypeAlias = Callable[[bytes], Answer]
+"""Reads whole answers and chunks of one protocol. Raises UpstreamError for what is no object."""
+
+_DECODER: Final = msgspec.json.Decoder(Answer)
 
 
-def _decode(text: bytes) -> _Answer:
+def read_answer(text: bytes) -> Answer:
     """Decode the needed fields; unknown or odd ones are ignored (O-47).
 
     Raises:
         UpstreamError: The text is not a JSON object.
     """
-    if not is_shallow(text, ANSWER_DEPTH_MAX):
-        raise UpstreamError("The model server's answer is nested too deeply, or is not JSON.")
+    _require_shallow(text)
     try:
         return _DECODER.decode(text)
     except msgspec.ValidationError:
         pass
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise UpstreamError("The model server's answer is not JSON.") from None
+    value = decode_object(text)
+    choices = value.get("choices")
+    return Answer(
+        choices=[
+            _read_choice(one, position)
+            for position, one in enumerate(choices if isinstance(choices, list) else [])
+            if isinstance(one, dict)
+        ],
+        timings=read_timings(value),
+        usage=_read_usage(value.get("usage")),
+        error=read_error(value),
+    )
+
+
+def decode_object(text: bytes) -> dict[str, Any]:
+    """Return an answer of any form.
+
+    Raises:
+        UpstreamError: It is not a JSON object.
+    """
+    _require_shallow(text)
     try:
         value = msgspec.json.decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise UpstreamError("The model server's answer is not JSON.") from None
     if not isinstance(value, dict):
         raise UpstreamError("The model server's answer is not a JSON object.")
-    choices = value.get("choices")
-    return _Answer(
-        choices=[
-            _read_choice(one, position)
-            for position, one in enumerate(choices if isinstance(choices, list) else [])
-            if isinstance(one, dict)
-        ],
-        timings=_convert(value.get("timings"), _Timings),
-        usage=_read_usage(value.get("usage")),
-        error=msgspec.Raw(msgspec.json.encode(value.get("error"))),
-    )
+    return value
+
+
+def _require_shallow(text: bytes) -> None:
+    if not is_shallow(text, ANSWER_DEPTH_MAX):
+        raise UpstreamError("The model server's answer is nested too deeply, or is not JSON.")
+
+
+def read_error(value: dict[str, Any]) -> msgspec.Raw | None:
+    """Return the error in an answer; None if there is none."""
+    error = value.get("error")
+    return None if error is None else msgspec.Raw(msgspec.json.encode(error))
+
+
+def read_timings(value: dict[str, Any]) -> Timings | None:
+    """Return llama.cpp's own counts in a chunk."""
+    found: Timings | None = _convert(value.get("timings"), Timings)
+    return found
 
 
 def _convert(value: Any, kind: Any) -> Any:
@@ -147,7 +209,7 @@ def _convert(value: Any, kind: Any) -> Any:
         return None
 
 
-def _read_choice(value: dict[str, Any], position: int) -> _Choice:
+def _read_choice(value: dict[str, Any], position: int) -> Choice:
     index = value.get("index")
     logprobs = value.get("logprobs")
     parts: dict[str, Any] = {}
@@ -155,13 +217,13 @@ def _read_choice(value: dict[str, Any], position: int) -> _Choice:
         part = value.get(name)
         # A delta of another form is still output, and is not free.
         parts[name] = part if isinstance(part, dict) else {"content": part} if part else None
-    return _Choice(
+    return Choice(
         index=index if type(index) is int else position,
         text=_convert(value.get("text"), str),
         logprobs=_LogProbs(
             *[
                 [msgspec.Raw(b"0")] * len(tokens) if isinstance(tokens, list) else None
-                for tokens in (logprobs.get("content"), logprobs.get("refusal"))
+                for tokens in map(logprobs.get, ("content", "refusal", "tokens"))
             ]
         )
         if isinstance(logprobs, dict)
@@ -171,14 +233,14 @@ def _read_choice(value: dict[str, Any], position: int) -> _Choice:
     )
 
 
-def _read_usage(value: Any) -> _Usage | None:
+def _read_usage(value: Any) -> UsageRecord | None:
     if not isinstance(value, dict):
         return None
-    kinds = get_type_hints(_Usage)
-    return _Usage(**{name: _convert(value.get(name), kind) for name, kind in kinds.items()})
+    kinds = get_type_hints(UsageRecord)
+    return UsageRecord(**{name: _convert(value.get(name), kind) for name, kind in kinds.items()})
 
 
-def _made(usage: _Usage | None) -> int | None:
+def _made(usage: UsageRecord | None) -> int | None:
     """Return the tokens generated by a usage record; hidden reasoning is included.
 
     Some servers omit reasoning from `completion_tokens`, but never from the total.
@@ -191,7 +253,7 @@ def _made(usage: _Usage | None) -> int | None:
     return made
 
 
-def _read_prompt(answer: _Answer) -> PromptReport:
+def _read_prompt(answer: Answer) -> PromptReport:
     """Return what an answer or a chunk reports of the prompt; impossible numbers are dropped."""
     usage, timings, found = answer.usage, answer.timings, PromptReport()
     if usage is not None:
@@ -208,14 +270,16 @@ def _read_prompt(answer: _Answer) -> PromptReport:
     return found
 
 
-def _reasoned(usage: _Usage | None) -> int | None:
+def _reasoned(usage: UsageRecord | None) -> int | None:
     """Return the tokens that a usage record calls reasoning; None if it says nothing of them."""
     details = None if usage is None else usage.completion_tokens_details
     return None if details is None else details.reasoning_tokens
 
 
-def _is_reasoning(choice: _Choice) -> bool:
+def _is_reasoning(choice: Choice) -> bool:
     """Whether the output in a chunk's choice is reasoning alone."""
+    if choice.lump:
+        return choice.is_reasoning
     part = choice.delta or choice.message or {}
     return {name for name, value in part.items() if value and name != "role"} in (
         {_REASONING[0]},
@@ -224,23 +288,28 @@ def _is_reasoning(choice: _Choice) -> bool:
     )
 
 
-def _delivered(choice: _Choice) -> tuple[int, int]:
+def _delivered(choice: Choice) -> tuple[int, int]:
     """Return the least number of tokens in a choice, and the bytes of its text."""
     size = tokens = 0
     if choice.text:
-        size, tokens = _size(choice.text), 1
+        size, tokens = size_of(choice.text), 1
+    if choice.lump:
+        size, tokens = choice.lump, 1
     part = choice.delta or choice.message
     if part:
         for name, value in part.items():
             if value and name != "role":
                 tokens = 1
-                size += _size(value)
+                size += size_of(value)
     if choice.logprobs is not None:  # one entry for each token
-        tokens = max(tokens, len(choice.logprobs.content or ()), len(choice.logprobs.refusal or ()))
+        shown = choice.logprobs
+        lists = (shown.content, shown.refusal, shown.tokens)
+        tokens = max(tokens, *[len(one or ()) for one in lists])
     return tokens, size
 
 
-def _size(value: Any) -> int:
+def size_of(value: Any) -> int:
+    """Return the bytes of an output: of a text, or of anything else as JSON."""
     if isinstance(value, str):
         return len(value) if value.isascii() else len(value.encode("utf-8", "replace"))
     return len(msgspec.json.encode(value))
@@ -254,9 +323,17 @@ class UnitCounter:
     that reports it, and at the latest with the record before `[DONE]`.
     """
 
-    def __init__(self, kind: ServerKind, *, choices: int, tokens_max: int) -> None:
-        """Start at zero. `tokens_max` bounds each of the `choices`."""
+    def __init__(
+        self,
+        kind: ServerKind,
+        *,
+        choices: int,
+        tokens_max: int,
+        read: Reader | None = None,
+    ) -> None:
+        """Start at zero. `tokens_max` bounds each of the `choices`; `read` reads their chunks."""
         self._kind = kind
+        self._read = read_answer if read is None else read
         self._choices_max = choices
         self._tokens_max = tokens_max
         self._absurd = _absurd(tokens_max)
@@ -267,6 +344,8 @@ class UnitCounter:
         """Sum over all choices of the larger of both counts."""
         self._of_all = 0
         """The server's count of all choices together."""
+        self._has_reported = False
+        """Whether the server reported a count, even of nothing."""
         self._estimate = 0
         """Units of text beyond the counted ones, for chunks that no server counted."""
         self._last = 0
@@ -278,12 +357,22 @@ class UnitCounter:
         """Units of `total` that are reasoning; what is counted as either is never moved."""
         self.prompt = PromptReport()
         """What the server reported of the prompt so far."""
+        self.event: str | None = None
+        """The name of the last chunk's event, if its protocol has names."""
+        self.is_end = False
+        """Whether the last chunk ended the stream, in protocols without `[DONE]`."""
         self.has_usage = False
         """Whether the last chunk had a usage record."""
         self.is_usage_only = False
         """Whether the last chunk had only a usage record."""
         self.is_of_choice = kind == "llama.cpp" and choices > 1
         """Whether a usage record is that of one choice of several."""
+
+    @property
+    def reported(self) -> int | None:
+        """The server's own count of all output; None if it reported none."""
+        of_choices = sum(self._by_server.values())
+        return max(self._of_all, of_choices) or (0 if self._has_reported else None)
 
     @property
     def has_answered(self) -> bool:
@@ -308,8 +397,9 @@ class UnitCounter:
         Raises:
             UpstreamError: The chunk is not a JSON object, or the answer is longer than requested.
         """
-        chunk = _decode(data.encode("utf-8", "replace"))
+        chunk = self._read(data.encode("utf-8", "replace"))
         choices = chunk.choices or ()
+        self.event, self.is_end = chunk.event, chunk.is_end
         for choice in choices:
             self._count_choice(choice)
         if chunk.timings is not None and (choices or self._kind == "llama.cpp"):
@@ -319,6 +409,7 @@ class UnitCounter:
         if chunk.usage is not None:
             made = _made(chunk.usage)
             if made is not None:
+                self._has_reported = True
                 self._note_usage(made, choices)
         if chunk.usage is not None or chunk.timings is not None:
             self.prompt.note(_read_prompt(chunk))
@@ -336,7 +427,7 @@ class UnitCounter:
         self._estimate = 0
         return added
 
-    def _count_choice(self, choice: _Choice) -> None:
+    def _count_choice(self, choice: Choice) -> None:
         index = choice.index
         tokens, size = _delivered(choice)
         known = self._by_chunks.get(index)
@@ -385,17 +476,17 @@ def _absurd(bound: int) -> int:
     return 2 * bound + _SPARE
 
 
-def is_error(body: bytes) -> bool:
+def is_error(body: bytes, read: Reader | None = None) -> bool:
     """Whether a JSON object only reports an error.
 
     Raises:
         UpstreamError: The body is not a JSON object.
     """
-    answer = _decode(body)
+    answer = (read or read_answer)(body)
     return not answer.choices and _has_error(answer)
 
 
-def _has_error(answer: _Answer) -> bool:
+def _has_error(answer: Answer) -> bool:
     return answer.error is not None and bytes(answer.error) != b"null"
 
 
@@ -408,13 +499,15 @@ class WholeAnswer(msgspec.Struct, frozen=True):
     """Whether `units` is the server's own count."""
     is_error: bool = False
     """Whether the answer only reports an error."""
+    reported: int | None = None
+    """The server's own count."""
     reasoning: int = 0
     """Units of `units` that are reasoning."""
     prompt: PromptReport = msgspec.field(default_factory=PromptReport)
     """What the server reported of the prompt."""
 
 
-def read_whole(body: bytes, *, units_max: int) -> WholeAnswer:
+def read_whole(body: bytes, *, units_max: int, read: Reader | None = None) -> WholeAnswer:
     """Return the units of an unstreamed answer (F-57, O-02).
 
     A count below the delivered tokens is ignored; the text's length then decides, within
@@ -424,7 +517,7 @@ def read_whole(body: bytes, *, units_max: int) -> WholeAnswer:
         UpstreamError: The answer is not a JSON object, has neither choice nor error, or is longer
             than requested.
     """
-    answer = _decode(body)
+    answer = (read or read_answer)(body)
     if not answer.choices:
         if not _has_error(answer):
             raise UpstreamError("The model server's answer has no choice.")
@@ -433,10 +526,12 @@ def read_whole(body: bytes, *, units_max: int) -> WholeAnswer:
     for choice in answer.choices:
         tokens, size = _delivered(choice)
         text += size
-        thought += sum(_size((choice.message or {}).get(name) or "") for name in _REASONING)
+        thought += sum(size_of((choice.message or {}).get(name) or "") for name in _REASONING)
         least += max(tokens, -(-size // _TOKEN_BYTES_MAX))
         estimate += max(tokens, -(-size // BYTES_PER_TOKEN))
     made = _made(answer.usage)
+    if not units_max:
+        return WholeAnswer(0, is_believed=True, prompt=_read_prompt(answer))
     if made is None:
         return WholeAnswer(None)
     if made > units_max:
@@ -449,6 +544,7 @@ def read_whole(body: bytes, *, units_max: int) -> WholeAnswer:
     return WholeAnswer(
         units,
         is_believed=is_believed,
+        reported=made,
         reasoning=max(0, min(reasoning, units)),
         prompt=_read_prompt(answer),
     )

@@ -1,6 +1,7 @@
 """Splits a model server's stream into events, independent of packet boundaries."""
 
 from collections.abc import AsyncIterator
+from typing import Final
 
 from channel.errors import WireError
 from channel.wire.sse import CONTENT_TYPE, DONE, EventSplitter, parse_event
@@ -8,6 +9,9 @@ from mpp_session.gateway.errors import UpstreamError
 from mpp_session.gateway.upstream import UpstreamAnswer, read_pieces
 
 __all__ = ["is_event_stream", "read_events"]
+
+_BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
+"""Dropped before a stream's first event, as the HTML standard says."""
 
 
 def is_event_stream(response: UpstreamAnswer) -> bool:
@@ -25,21 +29,23 @@ async def read_events(response: UpstreamAnswer) -> AsyncIterator[str | None]:
     Raises:
         UpstreamError: An event is too long, or the connection broke off.
     """
-    splitter = EventSplitter()
+    splitter, mark = EventSplitter(), _BYTE_ORDER_MARK
     async for piece in read_pieces(response):
         for block in _split(splitter, piece):
-            data = _read_data(block)
+            data = _read_data(block.removeprefix(mark))
+            mark = b""
             yield data
             if data == DONE:
                 return
-    data = _read_data(splitter.flush())
+    data = _read_data(splitter.flush().removeprefix(mark))
     if data is not None:
         yield data
 
 
 def _read_data(block: bytes) -> str | None:
+    """Return an event's data; None for none, or for a `null` that llama.cpp sends (b6800)."""
     event = parse_event(block)
-    return (event[1] or None) if event is not None else None
+    return (event[1] or None) if event is not None and event[1] != "null" else None
 
 
 def _split(splitter: EventSplitter, piece: bytes) -> list[bytes]:

@@ -19,7 +19,7 @@ from channel.http.bodies import BodyBounds, BodyRoom
 from channel.http.pricing import VARIANT, PriceOf
 from channel.http.request import read_client
 from channel.limits import LENGTH_DIGITS_MAX
-from mpp_session.gateway.chat import read_model, scan_request
+from mpp_session.gateway.endpoints.fields import read_model, scan_request
 from mpp_session.gateway.errors import (
     ModelNotSoldError,
     RequestTooLargeError,

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from channel.errors import ProblemError
 from channel.limits import ANSWER_DEPTH_MAX
 from channel.wire.depth import is_shallow
-from mpp_session.gateway.chat import FIELDS
+from mpp_session.gateway.endpoints.chat import FIELDS
 from mpp_session.gateway.errors import UpstreamError
 from mpp_session.gateway.free import problem_response
 from mpp_session.gateway.model_prices import ModelPrices

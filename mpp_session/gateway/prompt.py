@@ -5,6 +5,9 @@ vLLM, SGLang     POST /tokenize with the messages
 llama-cpp-python POST /extras/tokenize/count with a text: an upper estimate, without the template
 others           an upper estimate: a token for each byte of the request, and a few
 
+A prompt without a template is texts, which the same endpoints count, and tokens as numbers, which
+are their own count. The input of a response is counted by POST /v1/responses/input_tokens.
+
 An estimate is only reserved. What is charged then follows from the server's usage.
 """
 
@@ -16,9 +19,9 @@ from typing import Any, Final, TypeAlias
 import msgspec
 
 from channel.errors import MppSessionError
-from channel.limits import ANSWER_DEPTH_MAX, PROMPT_COUNT_S_MAX, PROMPT_TOKENS_BESIDE
+from channel.limits import ANSWER_DEPTH_MAX, CHOICES_MAX, PROMPT_COUNT_S_MAX, PROMPT_TOKENS_BESIDE
 from channel.wire.depth import is_shallow
-from mpp_session.gateway.chat import ChatRequest
+from mpp_session.gateway.endpoints.fields import ModelRequest
 from mpp_session.gateway.errors import UpstreamError
 from mpp_session.gateway.readiness import Readiness
 from mpp_session.gateway.upstream import Upstream
@@ -45,7 +48,7 @@ class _NotServedError(MppSessionError):
     """The server has no such endpoint, or answers it in another form."""
 
 
-_Way: TypeAlias = Callable[["PromptCounter", ChatRequest], Awaitable[PromptCount]]
+_Way: TypeAlias = Callable[["PromptCounter", ModelRequest], Awaitable[PromptCount]]
 
 
 class PromptCounter:
@@ -60,27 +63,38 @@ class PromptCounter:
         self._ways: tuple[_Way, ...] = _WAYS
         self._is_proven = False
         """Whether the only way left has worked: an error is then about one prompt."""
+        self._unserved: set[str] = set()
+        """Paths of `ModelRequest.count_path` that the server does not have."""
         self._outages = readiness.outages
         self._rests_until = 0.0
 
-    async def count(self, chat: ChatRequest) -> PromptCount:
+    async def count(self, asked: ModelRequest) -> PromptCount:
         """Return the count, or an upper estimate. Never raises for what the server answers."""
-        most = chat.bytes_received + PROMPT_TOKENS_BESIDE
-        found = await self._find(chat)
+        most = asked.bytes_received + PROMPT_TOKENS_BESIDE
+        found = None
+        if asked.texts is not None and not asked.texts:
+            found = PromptCount(asked.tokens, is_exact=True)
+        elif len(asked.texts or ()) <= CHOICES_MAX:  # one question for each
+            found = await self._find(asked)
         if found is None or found.tokens <= 0:
             return PromptCount(most, is_exact=False)
         return PromptCount(min(found.tokens, most), is_exact=found.is_exact)
 
-    async def _find(self, chat: ChatRequest) -> PromptCount | None:
+    async def _find(self, asked: ModelRequest) -> PromptCount | None:
         if self._outages != self._readiness.outages:
             self._outages = self._readiness.outages
             self._ways, self._is_proven = _WAYS, False
+            self._unserved.clear()
         if time.monotonic() < self._rests_until:
+            return None
+        if asked.count_path is not None:
+            return await self._by_path(asked.count_path, asked)
+        if asked.texts is None and "messages" not in asked.fields:
             return None
         for way in self._ways:
             try:
                 async with asyncio.timeout(PROMPT_COUNT_S_MAX):
-                    found = await way(self, chat)
+                    found = await way(self, asked)
             except _NotServedError:
                 if not self._is_proven:
                     self._ways = tuple(one for one in self._ways if one is not way)
@@ -92,38 +106,64 @@ class PromptCounter:
                 return found
         return None
 
-    async def _by_template(self, chat: ChatRequest) -> PromptCount:
-        applied = await self._post("/apply-template", chat.body, chat)
-        text = {"content": applied.get("prompt"), "add_special": True, "parse_special": True}
-        if not isinstance(text["content"], str):
-            raise _NotServedError
-        answer = await self._post("/tokenize", msgspec.json.encode(text), chat)
-        tokens = answer.get("tokens")
-        if not isinstance(tokens, list):
-            raise _NotServedError
-        return PromptCount(len(tokens), is_exact=True)
+    async def _by_path(self, path: str, asked: ModelRequest) -> PromptCount | None:
+        """Ask for the count of a whole request, as OpenAI and llama.cpp tell it."""
+        if path in self._unserved:
+            return None
+        try:
+            async with asyncio.timeout(PROMPT_COUNT_S_MAX):
+                answer = await self._post(path, asked.body, asked)
+            return PromptCount(_read_count(answer, "input_tokens"), is_exact=True)
+        except _NotServedError:
+            self._unserved.add(path)
+        except (OSError, UpstreamError):
+            self._rests_until = time.monotonic() + _REST_S
+        return None
 
-    async def _by_messages(self, chat: ChatRequest) -> PromptCount:
+    async def _by_template(self, asked: ModelRequest) -> PromptCount:
+        count = asked.tokens
+        texts: list[object] = [*(asked.texts or ())]
+        if asked.texts is None:
+            texts = [(await self._post("/apply-template", asked.body, asked)).get("prompt")]
+        for prompt in texts:
+            text = {"content": prompt, "add_special": True, "parse_special": True}
+            if not isinstance(prompt, str):
+                raise _NotServedError
+            answer = await self._post("/tokenize", msgspec.json.encode(text), asked)
+            tokens = answer.get("tokens")
+            if not isinstance(tokens, list):
+                raise _NotServedError
+            count += len(tokens)
+        return PromptCount(count, is_exact=True)
+
+    async def _by_messages(self, asked: ModelRequest) -> PromptCount:
         kept = ("model", "messages", "tools", "chat_template_kwargs")
-        fields = {name: chat.fields[name] for name in kept if name in chat.fields}
-        fields["add_generation_prompt"] = True
-        answer = await self._post("/tokenize", msgspec.json.encode(fields), chat)
-        return PromptCount(_read_count(answer), is_exact=True)
+        fields = {name: asked.fields[name] for name in kept if name in asked.fields}
+        asking: list[dict[str, Any]] = [{"prompt": text} for text in asked.texts or ()]
+        if asked.texts is None:
+            asking = [{"add_generation_prompt": True}]
+        count = asked.tokens
+        for one in asking:
+            answer = await self._post("/tokenize", msgspec.json.encode(fields | one), asked)
+            count += _read_count(answer)
+        return PromptCount(count, is_exact=True)
 
-    async def _by_text(self, chat: ChatRequest) -> PromptCount:
+    async def _by_text(self, asked: ModelRequest) -> PromptCount:
         """Count the messages as JSON: its punctuation outweighs the template's."""
         kept = ("messages", "tools", "functions", "response_format")
-        fields = {name: chat.fields[name] for name in kept if name in chat.fields}
-        body = msgspec.json.encode({"input": msgspec.json.encode(fields).decode()})
-        answer = await self._post("/extras/tokenize/count", body, chat)
-        return PromptCount(_read_count(answer) + PROMPT_TOKENS_BESIDE, is_exact=False)
+        fields = {name: asked.fields[name] for name in kept if name in asked.fields}
+        count = asked.tokens + PROMPT_TOKENS_BESIDE
+        for text in asked.texts or [msgspec.json.encode(fields).decode()]:
+            body = msgspec.json.encode({"input": text})
+            count += _read_count(await self._post("/extras/tokenize/count", body, asked))
+        return PromptCount(count, is_exact=False)
 
-    async def _post(self, path: str, body: bytes, chat: ChatRequest) -> dict[str, Any]:
+    async def _post(self, path: str, body: bytes, asked: ModelRequest) -> dict[str, Any]:
         status, answer = await self._upstream.post(
             path,
             body,
             PROMPT_COUNT_S_MAX,
-            bytes_max=_ANSWER_BYTES_PER_BYTE * (len(chat.body) + PROMPT_TOKENS_BESIDE) + 4096,
+            bytes_max=_ANSWER_BYTES_PER_BYTE * (len(asked.body) + PROMPT_TOKENS_BESIDE) + 4096,
         )
         if status in _CLIENT_ERRORS or (status != _OK and self._is_proven):
             raise _NotServedError
@@ -145,8 +185,8 @@ _WAYS: Final[tuple[_Way, ...]] = (
 )
 
 
-def _read_count(answer: dict[str, Any]) -> int:
-    count = answer.get("count")
+def _read_count(answer: dict[str, Any], name: str = "count") -> int:
+    count = answer.get(name)
     if type(count) is not int:
         raise _NotServedError
     return count

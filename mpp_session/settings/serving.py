@@ -190,8 +190,8 @@ class Upstream(Section, frozen=True):
     free: Annotated[
         tuple[str, ...],
         Meta(
-            description="Requests passed on without payment. Every other request except `POST "
-            "/v1/chat/completions` is answered 404. `GET /v1/models` is answered by the gateway "
+            description="Requests passed on without payment. Every other request is answered 404, "
+            "except the paths that are sold. `GET /v1/models` is answered by the gateway "
             "itself: the models that have a price."
         ),
     ] = ("GET /v1/models", "GET /health")

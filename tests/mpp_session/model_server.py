@@ -44,6 +44,8 @@ class ModelServer:
         """Sent instead of everything else."""
         self.usage: dict[str, Any] | None = None
         """Usage of an answer in one piece, instead of the number of words."""
+        self.whole: dict[str, Any] | None = None
+        """An answer in one piece, instead of the words."""
         self.tokens: int | None = None
         """What its tokenizer counts; None: it has none."""
         self.tokenized = 0
@@ -79,6 +81,8 @@ class ModelServer:
                 self._stream(str(body.get("user"))), media_type="text/event-stream"
             )
         self.emitted[str(body.get("user"))] += len(self.words)
+        if self.whole is not None:
+            return JSONResponse(self.whole)
         usage = {"completion_tokens": len(self.words)} if self.usage is None else self.usage
         choice = {"index": 0, "message": {"role": "assistant", "content": "".join(self.words)}}
         return JSONResponse({"object": "chat.completion", "choices": [choice], "usage": usage})
@@ -137,7 +141,10 @@ async def model_server() -> AsyncIterator[ModelServer]:
     """Run one on a free port."""
     server = ModelServer()
     routes = [
-        Route("/v1/chat/completions", server.complete, methods=["POST"]),
+        *[
+            Route(f"/v1/{name}", server.complete, methods=["POST"])
+            for name in ("chat/completions", "completions", "responses", "embeddings")
+        ],
         Route("/v1/models", server.models),
         Route("/tokenize", server.tokenize, methods=["POST"]),
     ]

@@ -100,7 +100,24 @@ class _Chunk(msgspec.Struct):
     usage: _Usage | None = None
 
 
+class _ResponseUsage(msgspec.Struct):
+    output_tokens: int | None = None
+
+
+class _Response(msgspec.Struct):
+    usage: _ResponseUsage | None = None
+
+
+class _ResponseEvent(msgspec.Struct):
+    """An event of a stream of `/v1/responses`."""
+
+    type: str
+    delta: Any = None
+    response: _Response | None = None
+
+
 _decode_chunk = msgspec.json.Decoder(_Chunk).decode
+_decode_event = msgspec.json.Decoder(_ResponseEvent).decode
 
 
 class UnitMeter:
@@ -176,13 +193,26 @@ class _Count:
 
 
 def _read_chunk(text: bytes) -> _Chunk | None:
-    """Return a chunk of a chat completion, or None for another kind of event."""
+    """Return a chunk of a chat completion, or None for another kind of event.
+
+    Of a response, the events with output and the last one, which has the usage, are such chunks.
+    """
     if not is_shallow(text, REQUEST_DEPTH_MAX):
         return None
     try:
         return _decode_chunk(text)
     except msgspec.DecodeError:
+        pass
+    if b'"response.' not in text:
         return None
+    try:
+        event = _decode_event(text)
+    except msgspec.DecodeError:
+        return None
+    if event.type.endswith(".delta") and isinstance(event.delta, str):
+        return _Chunk([_Choice(text=event.delta)])
+    usage = None if event.response is None else event.response.usage
+    return None if usage is None else _Chunk([], usage=_Usage(usage.output_tokens))
 
 
 def _delivered(choice: _Choice) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from channel.types import Address, ChannelId, ChannelKey
 from mpp_session.agent.client import PayingClient
 from mpp_session.gateway.abandoned import AbandonedWork
 from tests.mpp_session.gateway.conftest import PRICE, OpenAgent, RunGateway, Running
-from tests.mpp_session.gateway.test_completions import _stolen_header
+from tests.mpp_session.gateway.test_answers import _stolen_header
 from tests.mpp_session.model_server import ModelServer, chunk, sse
 from tests.waiting import PATIENCE_S, until
 

@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 from decimal import Decimal
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ from channel.http import PaymentGate, Price, Route
 from channel.tariff import Rate, Tariff
 from channel.types import TokenUnit
 from channel.wire.receipt import parse_receipt
-from mpp_session.gateway.completions import PATH, ChatCompletions
+from mpp_session.gateway.answers import PaidAnswers
 from mpp_session.gateway.costs import format_whole, with_cost
+from mpp_session.gateway.endpoints import CHAT
 from mpp_session.gateway.readiness import Readiness
 from mpp_session.gateway.upstream import Upstream
 from mpp_session.testing.chain import TestChain
@@ -158,10 +160,10 @@ async def test_several_choices_have_one_record_of_all(
     async with run_gateway(upstream__counts="llama.cpp") as gateway, open_agent() as agent:
         payload = body(stream=True, max_tokens=9, n=2, **ASKED[0])
         answer = await agent.post(gateway.completions, json=payload)
-        (record,) = records(answer.text)
-        assert record["completion_tokens"] == 4
-        assert record["total_tokens"] == 9
-        assert record["cost_details"]["amount"] == str(4 * PRICE)
+        (said,) = records(answer.text)
+        assert said["completion_tokens"] == 4
+        assert said["total_tokens"] == 9
+        assert said["cost_details"]["amount"] == str(4 * PRICE)
         assert (await gateway.channel()).spent == 4 * PRICE
 
 
@@ -200,13 +202,15 @@ async def test_a_request_is_charged_by_the_tariff_that_it_was_paid_under(
         Upstream.connect(config.upstream) as upstream,
     ):
         readiness = Readiness(upstream, config.upstream)
-        completions = ChatCompletions(upstream, config.upstream, readiness, parts.unit)
+        answers = PaidAnswers(upstream, config.upstream, readiness, parts.unit)
         gate = PaymentGate(
-            Starlette(routes=[AppRoute(PATH, completions.answer, methods=["POST"])]),
+            Starlette(
+                routes=[AppRoute(CHAT.path, partial(answers.answer, CHAT), methods=["POST"])]
+            ),
             engine=parts.engine,
-            routes=[Route(method="POST", path=PATH, price=by_query, metered=True)],
+            routes=[Route(method="POST", path=CHAT.path, price=by_query, metered=True)],
         )
         async with serve(gate) as url, open_agent() as agent:
             for name, cost in (("a", 75), ("b", 120), ("a", 75)):
-                answer = await agent.post(f"{url}{PATH}?{name}", json=body(max_tokens=9))
+                answer = await agent.post(f"{url}{CHAT.path}?{name}", json=body(max_tokens=9))
                 assert answer.json()["usage"]["cost_details"]["amount"] == str(cost)

@@ -7,6 +7,7 @@ import httpx
 import openai
 import pytest
 
+from mpp_session.gateway.endpoints import ENDPOINTS
 from tests.foreign.running import check_discovery
 from tests.mpp_session.gateway.conftest import PRICE, RunGateway
 
@@ -63,12 +64,13 @@ async def test_checkers_of_discovery_find_no_fault(
     assert found["openapi"] == ["pass: valid"]
     severities = [line.partition(":")[0] for line in found["mppx"]]
     assert set(severities) == {"pass", "skip"}, found["mppx"]
-    (skipped,) = [line for line in found["mppx"] if line.startswith("skip")]
-    assert "no wallet" in skipped
+    skipped = [line for line in found["mppx"] if line.startswith("skip")]
+    assert skipped
+    assert all("no wallet" in line for line in skipped)
     assert len(severities) >= 18
-    paid = "pass: POST /v1/chat/completions paid"
-    first, *free = found["agentcash"][:3]
-    assert first == (f"{paid} from 0 USD mpp" if compat else paid)
-    assert free == ["pass: GET /v1/models unprotected", "pass: GET /health unprotected"]
+    price = " from 0 USD mpp" if compat else ""
+    paid = [f"pass: POST {one.path} paid{price}" for one in ENDPOINTS if one.has_output]
+    free = ["pass: GET /v1/models unprotected", "pass: GET /health unprotected"]
+    assert found["agentcash"][: len(paid) + 2] == [*paid, *free]
     if compat:
-        assert found["agentcash"][3:] == []
+        assert found["agentcash"][len(paid) + 2 :] == []

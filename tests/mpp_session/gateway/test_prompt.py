@@ -14,7 +14,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from mpp_session.gateway.chat import ChatRequest, parse_chat_request
+from mpp_session.gateway.endpoints.chat import parse_chat_request
+from mpp_session.gateway.endpoints.fields import Bounds, ModelRequest
 from mpp_session.gateway.prompt import PromptCount, PromptCounter
 from mpp_session.gateway.readiness import Readiness
 from mpp_session.gateway.upstream import Upstream
@@ -26,11 +27,10 @@ Answer = Callable[[dict[str, Any]], Response]
 TOOL = {"type": "function", "function": {"name": "greet", "parameters": {"type": "object"}}}
 
 
-def chat_of(**fields: Any) -> ChatRequest:
+def chat_of(**fields: Any) -> ModelRequest:
     body = {"model": "tiny", "messages": [{"role": "user", "content": "héllo"}], **fields}
-    return parse_chat_request(
-        json.dumps(body).encode(), max_tokens=9, default_max_tokens=9, kind="usage"
-    )
+    bounds = Bounds(max_tokens=9, default_max_tokens=9, kind="usage")
+    return parse_chat_request(json.dumps(body).encode(), bounds)
 
 
 class Tokenizer:

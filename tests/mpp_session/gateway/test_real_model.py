@@ -280,3 +280,79 @@ async def test_what_the_real_server_reads_from_its_cache_has_its_own_rate(
             costs.append((await gateway.channel()).spent)
         first, second = costs[1], costs[2] - costs[1]
         assert first > second > 20
+
+
+_FUNCTION: Any = TOOL["function"]
+OTHERS: dict[str, dict[str, Any]] = {
+    "a text": {"prompt": "The sky is"},
+    "tokens": {"prompt": [1, 2, 3]},
+    "several prompts": {"prompt": ["The sky is", "One two"]},
+    "several prompts of several answers": {"prompt": ["The sky is", [1, 2]], "n": 2},
+    "log probabilities": {"prompt": "The sky is", "logprobs": 3},
+    "a stop": {"prompt": "The sky is", "grammar": 'root ::= "a"{90}', "stop": ["aaaaa"]},
+    "a grammar of emoji": {"prompt": "x", "grammar": EMOJI, "max_tokens": 24},
+    "a response": {"input": "Say hello."},
+    "a response to a conversation": {
+        "instructions": "Be brief.",
+        "input": [{"role": "user", "content": [{"type": "input_text", "text": "Hello"}]}],
+    },
+    "a response in emoji": {"input": "x", "grammar": EMOJI, "max_tokens": 24},
+    "a response with a tool": {
+        "input": "Greet Ada.",
+        "tools": [{"type": "function", **_FUNCTION}],
+        "tool_choice": "required",
+    },
+}
+
+
+@pytest.mark.parametrize("is_stream", [True, False])
+async def test_other_endpoints_charge_what_the_server_made(
+    run_gateway: RunGateway, open_agent: OpenAgent, real: str, *, is_stream: bool
+) -> None:
+    """O-02, O-03: by its own counter, and the answer states the same."""
+    async with (
+        run_gateway(upstream__url=real, upstream__fields=FIELDS, **MONEY) as gateway,
+        open_agent() as agent,
+        httpx.AsyncClient() as bare,
+    ):
+        wrong, refused, spent, before = {}, set(), 0, await made(bare, real)
+        for name, case in OTHERS.items():
+            path = "completions" if "prompt" in case else "responses"
+            bound = "max_tokens" if "prompt" in case else "max_output_tokens"
+            fields = {bound: case.get("max_tokens", 4), **case, "stream": is_stream}
+            if path == "responses":
+                fields.pop("max_tokens", None)
+            payload = {**fields, "stream_options": {"include_usage": True}}
+            answer = await agent.post(f"{gateway.url}/v1/{path}", json=payload)
+            state, after = await gateway.channel(), await made(bare, real)
+            cost, made_now = state.spent - spent, after - before
+            spent, before = state.spent, after
+            if answer.status_code == 200:
+                stated = re.findall(r'"cost_details":\{"amount":"(\d+)"', answer.text)
+            else:
+                refused.add(name)
+                stated = ["0"]
+            if cost // 1000 != made_now or stated != [str(cost)] or state.reserved:
+                wrong[name] = (answer.status_code, cost, made_now, stated, answer.text)
+        assert wrong == {}
+        unsold = {"several prompts", "several prompts of several answers", "log probabilities"}
+        assert refused == (set() if is_stream else unsold)
+
+
+async def test_a_prompt_is_counted_before_the_model_runs_under_every_endpoint(
+    run_gateway: RunGateway, open_agent: OpenAgent, real: str
+) -> None:
+    """O-04: exactly, so that the server's usage adds nothing."""
+    async with run_gateway(upstream__url=real, **MONEY) as gateway, open_agent() as agent:
+        for path, asked in (
+            ("completions", {"prompt": "The sky is", "max_tokens": 2}),
+            ("completions", {"prompt": [5, 6, 7, 8], "max_tokens": 2}),
+            ("responses", {"input": "Say hello.", "max_output_tokens": 2}),
+            ("chat/completions", {"messages": MESSAGES, "max_tokens": 2}),
+        ):
+            answer = await agent.post(f"{gateway.url}/v1/{path}", json=asked)
+            usage = answer.json()["usage"]
+            read = usage.get("prompt_tokens") or usage["input_tokens"]
+            assert usage["cost_details"]["usage"]["input_token"] == read, path
+        totals = gateway.gateway.answers.check.totals
+        assert [one.large for one in totals.values()] == [0, 0, 0]

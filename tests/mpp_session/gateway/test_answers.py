@@ -1,4 +1,4 @@
-"""Chat completions, paid: a real gateway, ledger, chain and agent; the model server is ours."""
+"""Answers, paid: a real gateway, ledger, chain and agent; the model server is ours."""
 
 import asyncio
 import gzip
@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from channel.client.payments import Summary
 from channel.limits import LENGTH_DIGITS_MAX
 from mpp_session.agent.client import PayingClient
-from mpp_session.gateway.completions import _read_request
+from mpp_session.gateway.answers import _read_request
 from mpp_session.gateway.errors import RequestTooLargeError
 from tests.mpp_session.gateway.conftest import PRICE, OpenAgent, RunGateway
 from tests.mpp_session.model_server import ModelServer, chunk, sse

@@ -22,19 +22,21 @@ from channel.limits import (
     STOPS_MAX,
     TOP_LOGPROBS_MAX,
 )
-from mpp_session.gateway.chat import ChatRequest, parse_chat_request, scan_request
 from mpp_session.gateway.counting import ServerKind
+from mpp_session.gateway.endpoints.chat import parse_chat_request
+from mpp_session.gateway.endpoints.fields import Bounds, ModelRequest, scan_request
 
 
 def parse(
     body: object, *, kind: ServerKind = "usage", default: int = 50, **options: Any
-) -> ChatRequest:
+) -> ModelRequest:
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
     list(scan_request(raw))
-    return parse_chat_request(raw, max_tokens=100, default_max_tokens=default, kind=kind, **options)
+    bounds = Bounds(max_tokens=100, default_max_tokens=default, kind=kind, **options)
+    return parse_chat_request(raw, bounds)
 
 
-def sent(request: ChatRequest) -> dict[str, Any]:
+def sent(request: ModelRequest) -> dict[str, Any]:
     fields: dict[str, Any] = json.loads(request.body)
     return fields
 
@@ -307,10 +309,8 @@ def test_a_long_body_of_few_elements_is_looked_at_in_short_turns(value: bytes) -
     turns = [cpu_s(lambda: next(scan, None)) for _ in range(len(body) // JSON_WINDOW_BYTES + 1)]
     assert max(turns) < 0.05
     assert sum(1 for _ in scan_request(body)) == (len(body) - 1) // JSON_WINDOW_BYTES
-    assert (
-        cpu_s(lambda: parse_chat_request(body, max_tokens=100, default_max_tokens=0, kind="chunks"))
-        < 0.2
-    )
+    bounds = Bounds(max_tokens=100, default_max_tokens=0, kind="chunks")
+    assert cpu_s(lambda: parse_chat_request(body, bounds)) < 0.2
 
 
 def test_what_a_request_holds_is_bounded_by_one_element() -> None:
