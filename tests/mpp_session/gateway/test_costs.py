@@ -99,7 +99,7 @@ async def test_the_last_record_of_a_stream_states_what_it_cost(
     rates: dict[str, Any],
     asked: dict[str, Any],
 ) -> None:
-    """litellm#13264, #38797: with every way in which a server reports its counts, or does not."""
+    """litellm#13264, #27191, #38797: once, however a server reports its counts, or does not."""
     wrong = {}
     async with run_gateway(**rates) as gateway, open_agent() as agent:
         before = 0
