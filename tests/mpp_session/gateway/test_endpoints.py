@@ -71,9 +71,9 @@ async def test_an_answer_in_one_piece_costs_its_usage_and_says_so(
         assert answer.status_code == 200, answer.text
         spent = (await gateway.channel()).spent
         assert spent == (5 * 1000 + 9 if rates else 5 * PRICE)
-        told = answer.json()
-        assert told["usage"]["cost_details"]["amount"] == str(spent)
-        assert {**told, "usage": None} == {**model.whole, "usage": None}
+        stated = answer.json()
+        assert stated["usage"]["cost_details"]["amount"] == str(spent)
+        assert {**stated, "usage": None} == {**model.whole, "usage": None}
         assert parse_receipt(answer.headers["payment-receipt"]).spent == spent
 
 

@@ -194,7 +194,7 @@ async def test_an_error_under_a_success_status_is_502_and_free(
 async def test_gzip_is_read_and_a_line_without_end_is_not(
     run_gateway: RunGateway, open_agent: OpenAgent, model: ModelServer, dialect: Dialect
 ) -> None:
-    """O-23: a bound on each event, whatever its coding."""
+    """O-23: a bound on each event in any coding."""
     async with run_gateway() as gateway, open_agent() as agent:
         text = "".join(dialect.stream(WORDS, dialect.usage(3)))
         headers = {"content-encoding": "gzip"}
