@@ -1,9 +1,6 @@
 """`mpp-session prices`: check, show, reload and import the prices of a gateway."""
 
-import os
-import signal
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -26,8 +23,6 @@ APP: Final = typer.Typer(
     add_completion=False,
 )
 
-_RELOAD_S: Final = 30.0
-_POLL_S: Final = 0.05
 
 Config = Annotated[Path | None, typer.Option("--config", "-c", help="The gateway's settings.")]
 Devnet = Annotated[Path | None, typer.Option(help="Of a gateway that was started with --devnet.")]
@@ -96,39 +91,19 @@ def reload(*, config: Config = None, devnet: Devnet = None) -> None:
     \b
     mpp-session prices reload --config gateway.toml
     """  # noqa: D301 -- \b keeps the examples' lines apart
-    from mpp_session.process.control_file import find_running
+    from mpp_session.process.control_file import reload_running
     from mpp_session.settings.config import default_state_dir
 
     values = _values(config, devnet)
     url = str(values.get("ledger.url", ""))
     state_dir = values.get("ledger.state_dir")
     folder = Path(str(state_dir)) if state_dir else default_state_dir()
-    before = find_running(folder, url)
-    if not before:
-        raise CommandError(
-            "no gateway with these settings runs on this machine as this user: start it, or send "
-            "SIGHUP to its process"
-        )
-    for gateway in before:
-        os.kill(gateway.pid, signal.SIGHUP)
     problems = []
-    for gateway in before:
-        until = time.monotonic() + _RELOAD_S
-        while True:
-            now = {one.pid: one for one in find_running(folder, url)}.get(gateway.pid)
-            if now is None:
-                raise CommandError(f"the gateway with process id {gateway.pid} has ended")
-            if now.reloads > gateway.reloads:
-                break
-            if time.monotonic() > until:
-                raise CommandError(
-                    f"the gateway with process id {gateway.pid} does not answer: see its log"
-                )
-            time.sleep(_POLL_S)
-        if now.problem is None:
-            say(now.prices)
+    for gateway in reload_running(folder, url):
+        if gateway.problem is None:
+            say(gateway.prices)
         else:
-            problems.append(now.problem)
+            problems.append(gateway.problem)
     if problems:
         raise ConfigError(f"the prices are not changed: {problems[0]}")
 

@@ -9,16 +9,17 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
+from msgspec.structs import replace
 from starlette.requests import Request
 from starlette.responses import Response
 
 from channel.engine import Engine
-from channel.errors import BadRequestError
+from channel.errors import BadRequestError, ConfigError
 from channel.types import TokenUnit
 from mpp_session.dashboard.answers import redirect, send_page
 from mpp_session.dashboard.doors import Handler
 from mpp_session.dashboard.feed import Feed
-from mpp_session.dashboard.html import Markup
+from mpp_session.dashboard.html import Markup, el
 from mpp_session.dashboard.layout import Frame, page
 from mpp_session.dashboard.pages.actions import (
     close_page,
@@ -28,6 +29,7 @@ from mpp_session.dashboard.pages.actions import (
     settle_page,
 )
 from mpp_session.dashboard.reading import Reader
+from mpp_session.errors import CommandError
 from mpp_session.process.sales import Sales
 from settlement.tx.journal.interface import OrderName, SettlerJournal
 
@@ -59,7 +61,7 @@ class Actions:
         sales: Sales,
         feed: Feed,
         unit: TokenUnit,
-        reload_prices: Callable[[], Awaitable[str]] | None,
+        reload_prices: Callable[[], Awaitable[None]] | None,
     ) -> None:
         self._reader = reader
         self._engine = engine
@@ -114,13 +116,19 @@ class Actions:
         if request.method == "POST":
             await self._sales.resume()
             return redirect("/?done=resume")
-        return _ask(frame, "Resume sales?", resume_page(frame))
+        bare = replace(frame, is_paused=False)  # its banner would offer the same once more
+        return _ask(bare, "Resume sales?", resume_page(frame))
 
     async def _reload(self, request: Request, frame: Frame) -> Response:
         if self._reload_prices is None:
             raise BadRequestError("These prices are fixed until the gateway starts again.")
         if request.method == "POST":
-            await self._reload_prices()
+            try:
+                await self._reload_prices()
+            except (ConfigError, CommandError) as error:
+                text = f"The prices are as they were: {error}."
+                content = el("p", text, class_="banner bad", role="alert")
+                return _ask(frame, "Prices are not changed", content)
             return redirect("/prices?done=reload")
         return _ask(frame, "Reload prices?", reload_page(frame))
 

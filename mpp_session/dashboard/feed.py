@@ -17,7 +17,7 @@ from channel.http.hooks import (
     SpendEvent,
 )
 from channel.types import Address, ChannelId
-from mpp_session.dashboard.show import usage_text
+from mpp_session.dashboard.show import count, usage_text
 
 __all__ = ["CYCLES_KEPT", "RUNNING_KEPT", "Cycle", "Feed", "Live", "Refused", "Step"]
 
@@ -80,6 +80,10 @@ class Cycle(msgspec.Struct, kw_only=True):
     """`challenged`, `running`, `paid`, `managed`, `refused`, `left` or `failed`."""
     status: int | None = None
     cost: int = 0
+    vouchers: int = 0
+    """Accepted by requests of their own while it ran."""
+    voucher_at: float = 0.0
+    """When the last one of them was, on the monotonic clock."""
     steps: list[Step] = msgspec.field(default_factory=list)
 
     def add(self, name: str, moment: float, text: str, *, is_fault: bool = False) -> None:
@@ -117,6 +121,8 @@ class Feed(Hooks):
         """By the id of a challenge that no request has answered yet."""
         self._running: OrderedDict[str, Cycle] = OrderedDict()
         """By the id of a request that has a credential and has not ended."""
+        self._paying: OrderedDict[ChannelId, Cycle] = OrderedDict()
+        """The newest of them, by channel."""
 
     def on_challenge(self, event: ChallengeEvent) -> None:
         """See `Hooks.on_challenge`."""
@@ -176,6 +182,11 @@ class Feed(Hooks):
 
     def on_receipt(self, event: ReceiptEvent) -> None:
         """See `Hooks.on_receipt`."""
+        paying = self._find_paying(event)
+        if paying is not None:  # a long stream has thousands of vouchers: they are no cycles
+            paying.vouchers += 1
+            paying.voucher_at = event.monotonic
+            return
         cycle = self._continue(event)
         cycle.status, cycle.cost = event.status, event.cost
         if event.action != "request":
@@ -189,10 +200,19 @@ class Feed(Hooks):
                 cycle.add("Decision", event.handled, "accepted: an amount is reserved")
             if event.first_sent is not None:
                 cycle.add("First content", event.first_sent, "charged, then sent")
+            if cycle.vouchers:
+                text = f"{count(cycle.vouchers, 'more voucher')} on the way, this was the last"
+                cycle.add("Vouchers", cycle.voucher_at, text)
             usage = usage_text(event.usage)
             text = _ENDINGS[event.outcome] + (f": {usage}" if usage else "")
             cycle.add("Receipt", event.monotonic, text, is_fault=event.outcome == "failed")
         self._end(event)
+
+    def _find_paying(self, event: ReceiptEvent) -> Cycle | None:
+        """Return the running request that a separate voucher pays for, if it is one."""
+        if event.action != "voucher" or event.channel_id is None:
+            return None
+        return self._paying.get(event.channel_id)
 
     def _begin(self, event: RequestEvent) -> Cycle:
         self._number += 1
@@ -215,6 +235,9 @@ class Feed(Hooks):
             cycle.ending = "running"
             _trim(self._running, RUNNING_KEPT)
         cycle.channel_id, cycle.payer = event.channel_id, event.payer
+        if event.channel_id is not None:
+            self._paying[event.channel_id] = cycle
+            _trim(self._paying, RUNNING_KEPT)
         cycle.variant = event.variant or cycle.variant
         return cycle
 
@@ -233,7 +256,9 @@ class Feed(Hooks):
 
     def _end(self, event: RequestEvent) -> None:
         self.live.pop(event.request_id, None)
-        self._running.pop(event.request_id, None)
+        cycle = self._running.pop(event.request_id, None)
+        if event.channel_id is not None and self._paying.get(event.channel_id) is cycle:
+            self._paying.pop(event.channel_id, None)
 
 
 def _offers(number: int) -> str:

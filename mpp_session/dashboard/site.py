@@ -5,8 +5,9 @@ from.
 """
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Any, Final
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
@@ -30,19 +31,23 @@ from mpp_session.dashboard.live import events
 from mpp_session.dashboard.pages.channel import channel
 from mpp_session.dashboard.pages.channels import channels
 from mpp_session.dashboard.pages.cycles import cycles
-from mpp_session.dashboard.pages.overview import STREAMS_SHOWN, Overview, overview, stream_cells
+from mpp_session.dashboard.pages.overview import (
+    STREAMS_SHOWN,
+    Overview,
+    overview,
+    stream_cells,
+    sum_of_day,
+)
 from mpp_session.dashboard.pages.prices import PriceShown, prices
 from mpp_session.dashboard.pages.refusals import refusals
 from mpp_session.dashboard.pages.settlements import settlements
 from mpp_session.dashboard.reading import Reader
+from mpp_session.dashboard.revenue import HOUR_S, Revenue
 from mpp_session.process.sales import Sales
 from mpp_session.settings import ProviderConfig
 from settlement.tx.journal.interface import OrderName, SettlerJournal
 
 __all__ = ["Dashboard"]
-
-_HOUR_S: Final = 3600
-_DAY_HOURS: Final = 24
 
 
 class Dashboard:
@@ -61,7 +66,7 @@ class Dashboard:
         unit: TokenUnit | None,
         processes: int = 1,
         prices: Callable[[], Sequence[PriceShown]] = tuple,
-        reload_prices: Callable[[], Awaitable[str]] | None = None,
+        reload_prices: Callable[[], Awaitable[None]] | None = None,
         model_server: Callable[[], str | None] = lambda: None,
     ) -> None:
         """Show one provider's business.
@@ -77,11 +82,12 @@ class Dashboard:
             unit: How to write amounts; base units if None.
             processes: How many processes serve; only one of them feeds the lists of requests.
             prices: Returns the rows of today's prices.
-            reload_prices: Reads the prices again and says what changed; None if nothing can.
+            reload_prices: Reads the prices again, or raises why not; None if nothing can.
             model_server: Returns why the model server does not answer, or None.
         """
         self._config = config
         self._reader = Reader(config, ledger, journal)
+        self._revenue = Revenue(config, ledger)
         self._journal = journal
         self._sales = sales
         self._feed = feed
@@ -153,8 +159,8 @@ class Dashboard:
         data = Overview(
             now=time.time(),
             unit=self._unit,
-            earned=self._feed.earned,
-            earned_since=self._feed.started_at,
+            earned=await self._earned(),
+            earned_since=None if self._revenue.is_kept else self._feed.started_at,
             at_risk=found.at_risk,
             open_channels=len(found.states),
             paid_requests=self._feed.paid_requests,
@@ -181,7 +187,9 @@ class Dashboard:
             if any(entry.channel_id == channel_id for entry in each.entries)
         ]
         kept = [each for each in self._feed.cycles.values() if each.channel_id == channel_id]
-        content = channel(state, sent, kept, self._unit, time.time())
+        await self._revenue.look()
+        charges = self._revenue.of_channel(channel_id) if self._revenue.is_kept else None
+        content = channel(state, sent, kept, self._unit, time.time(), charges=charges)
         return self._send(request, frame, "Channel", content)
 
     async def _settlements(self, request: Request, frame: Frame) -> Response:
@@ -222,12 +230,19 @@ class Dashboard:
         finally:
             self._event_streams -= 1
 
+    async def _earned(self) -> Mapping[int, int]:
+        """Return base units by hour since 1970; what running streams have cost is in this hour."""
+        if not self._revenue.is_kept:
+            return self._feed.earned
+        await self._revenue.look()
+        running = sum(each.cost for each in self._feed.live.values())
+        return self._revenue.by_hour + Counter({int(time.time() // HOUR_S): running})
+
     async def _read_live(self) -> dict[str, Any]:
         """Return what the event stream sends: texts by figure, and the live streams."""
         found = await self._reader.channels(open_only=True)
         now, feed = time.time(), self._feed
-        hour = int(now // _HOUR_S)
-        revenue = sum(feed.earned.get(each, 0) for each in range(hour - _DAY_HOURS + 1, hour + 1))
+        revenue = sum_of_day(await self._earned(), now)
         newest = list(feed.live.values())[-STREAMS_SHOWN:][::-1]
         return {
             "figures": {

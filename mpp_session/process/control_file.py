@@ -8,6 +8,8 @@ import contextlib
 import fcntl
 import logging
 import os
+import signal
+import time
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
@@ -16,12 +18,15 @@ from typing import Final
 import msgspec
 
 from channel.files import open_own
+from mpp_session.errors import CommandError
 
-__all__ = ["ControlFile", "Running", "find_running", "open_control_file"]
+__all__ = ["ControlFile", "Running", "find_running", "open_control_file", "reload_running"]
 
 _log: Final = logging.getLogger(__name__)
 
 _SIZE: Final = 64 * 1024
+_RELOAD_S: Final = 30.0
+_POLL_S: Final = 0.05
 
 
 class Running(msgspec.Struct, frozen=True):
@@ -97,6 +102,38 @@ def find_running(folder: Path, ledger_url: str) -> list[Running]:
         finally:
             os.close(descriptor)
     return found
+
+
+def reload_running(folder: Path, ledger_url: str) -> list[Running]:
+    """Make the gateways of these books read their prices again; return how each took it. Blocks.
+
+    Raises:
+        CommandError: None runs here, one has ended meanwhile, or one does not answer.
+    """
+    before = find_running(folder, ledger_url)
+    if not before:
+        raise CommandError(
+            "no gateway with these settings runs on this machine as this user: start it, or send "
+            "SIGHUP to its process"
+        )
+    for gateway in before:
+        os.kill(gateway.pid, signal.SIGHUP)
+    until = time.monotonic() + _RELOAD_S
+    return [_wait(folder, ledger_url, gateway, until) for gateway in before]
+
+
+def _wait(folder: Path, ledger_url: str, gateway: Running, until: float) -> Running:
+    while True:
+        now = {one.pid: one for one in find_running(folder, ledger_url)}.get(gateway.pid)
+        if now is None:
+            raise CommandError(f"the gateway with process id {gateway.pid} has ended")
+        if now.reloads > gateway.reloads:
+            return now
+        if time.monotonic() > until:
+            raise CommandError(
+                f"the gateway with process id {gateway.pid} does not answer: see its log"
+            )
+        time.sleep(_POLL_S)
 
 
 def _prefix(ledger_url: str) -> str:

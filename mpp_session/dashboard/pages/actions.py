@@ -15,10 +15,14 @@ def settle_page(frame: Frame, found: Channels, unit: TokenUnit, *, has_settler: 
     """Return what settling now pays out."""
     due = [(s, v) for s in found.states if (v := _due(s))]
     if not due:
-        return join(
-            empty("Nothing is due.", "Everything that was delivered is settled already."),
-            _back("/"),
-        )
+        why = "Everything that was delivered is settled already."
+        if found.at_risk:
+            why = (
+                f"{unit.format(found.at_risk)} are delivered, and the payers' vouchers are for "
+                "more: a channel that stays open is settled at no more than was delivered. Wait "
+                "for more sales, or close the channel."
+            )
+        return join(empty("Nothing can be settled now.", why), _back("/"))
     total = sum(value for _, value in due)
     warning = None
     if not has_settler:

@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from typing import Final
 
+from channel.ledger.accounts import ChargeRow
 from channel.state.channel_state import ChannelState, ReservationKind
+from channel.state.charges import ChargeOutcome
 from channel.types import TokenUnit
 from mpp_session.dashboard.feed import Cycle
 from mpp_session.dashboard.html import Child, Markup, el, join
@@ -15,15 +17,26 @@ from mpp_session.dashboard.show import (
     amount,
     badge,
     clock_time,
+    count,
     empty,
     figure,
     numbers,
     section,
+    table,
+    usage_text,
     whole_id,
 )
 from settlement.settle.schedule import value_at_risk
 
-__all__ = ["channel"]
+__all__ = ["CHARGES_SHOWN", "channel"]
+
+CHARGES_SHOWN: Final = 200
+_OUTCOMES: Final = {
+    ChargeOutcome.DONE: "good",
+    ChargeOutcome.LEFT: "warn",
+    ChargeOutcome.FAILED: "bad",
+    ChargeOutcome.EXPIRED: "bad",
+}
 
 _KINDS: Final = {ReservationKind.STREAM: "stream", ReservationKind.REQUEST: "request"}
 
@@ -34,8 +47,10 @@ def channel(
     cycles: Sequence[Cycle],
     unit: TokenUnit,
     now: float,
+    *,
+    charges: Sequence[ChargeRow] | None = None,
 ) -> Markup:
-    """Return the page's content."""
+    """Return the page's content; `charges` is None if the ledger keeps no accounts."""
     at_risk = 0 if state.is_finalized else value_at_risk(state)
     return join(
         el("p", whole_id(state.key.channel_id), " ", badge(*name_state(state))),
@@ -58,6 +73,7 @@ def channel(
                 "The settler settles once enough is unsettled, or for long enough.",
             ),
         ),
+        section("Charges", _charges(charges, unit)),
         section(
             "Requests",
             el("ol", [timeline(each, unit) for each in reversed(cycles)], class_="cycles")
@@ -67,6 +83,34 @@ def channel(
                 "The last 200 payment cycles since the gateway started are kept.",
             ),
         ),
+    )
+
+
+def _charges(charges: Sequence[ChargeRow] | None, unit: TokenUnit) -> Markup:
+    if charges is None:
+        return empty(
+            "This ledger keeps no accounts.", "Set `ledger.charges = true` to keep each charge."
+        )
+    if not charges:
+        return empty(
+            "No charge in the last two days.",
+            "A request stands here once it has ended; `mpp-session export` reads older ones.",
+        )
+    rows: list[list[Child]] = [
+        [
+            clock_time(row.at),
+            row.variant or row.route or "no request",
+            badge(row.outcome, _OUTCOMES.get(row.outcome, "")),
+            "unknown" if row.usage is None else usage_text(row.usage),
+            amount(row.amount, unit),
+        ]
+        for row in charges[:CHARGES_SHOWN]
+    ]
+    columns = ["Time", "Model", "Outcome", "Units", "Charged"]
+    note = f"The newest {CHARGES_SHOWN} of {count(len(charges), 'charge')}."
+    return join(
+        table(columns, rows, caption="Charges, the newest first", right=[3, 4]),
+        el("p", note, class_="note") if len(charges) > CHARGES_SHOWN else None,
     )
 
 

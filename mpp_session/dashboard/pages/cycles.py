@@ -57,7 +57,7 @@ def timeline(cycle: Cycle, unit: TokenUnit) -> Markup:
     steps = [
         el(
             "li",
-            el("span", _after(each.after_s), class_="after n"),
+            el("span", _after(each.after_s), class_="when"),
             el("span", each.name),
             el("span", each.text, class_="text"),
             class_="fault" if each.is_fault else None,

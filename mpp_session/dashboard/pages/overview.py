@@ -6,7 +6,7 @@ from typing import Final
 import msgspec
 
 from channel.types import TokenUnit
-from mpp_session.dashboard.chart import revenue_chart
+from mpp_session.dashboard.chart import HOURS, revenue_chart
 from mpp_session.dashboard.feed import Live
 from mpp_session.dashboard.html import Child, Markup, el, join
 from mpp_session.dashboard.show import (
@@ -22,7 +22,7 @@ from mpp_session.dashboard.show import (
     usage_text,
 )
 
-__all__ = ["STREAMS_SHOWN", "Health", "Overview", "overview", "stream_cells"]
+__all__ = ["STREAMS_SHOWN", "Health", "Overview", "overview", "stream_cells", "sum_of_day"]
 
 STREAMS_SHOWN: Final = 50
 _COLUMNS: Final = ("Model", "Channel", "Started", "Units", "Charged")
@@ -62,7 +62,7 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True):
 def overview(data: Overview) -> Markup:
     """Return the page's content."""
     hour = int(data.now // _HOUR_S)
-    today = sum(data.earned.get(each, 0) for each in range(hour - 23, hour + 1))
+    today = sum_of_day(data.earned, data.now)
     since = (
         None if data.earned_since is None else f"counted from {ago(data.now - data.earned_since)}"
     )
@@ -110,6 +110,12 @@ def overview(data: Overview) -> Markup:
             el("p", "Each shows first what it will do.", class_="note"),
         ),
     )
+
+
+def sum_of_day(earned: Mapping[int, int], now: float) -> int:
+    """Return what was earned in the last 24 hours, the running one included."""
+    hour = int(now // _HOUR_S)
+    return sum(earned.get(each, 0) for each in range(hour - HOURS + 1, hour + 1))
 
 
 def stream_cells(live: Live, unit: TokenUnit, now: float) -> list[str]:

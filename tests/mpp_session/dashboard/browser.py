@@ -5,11 +5,14 @@ from contextlib import asynccontextmanager
 from typing import Literal
 
 import pytest
-from playwright.async_api import BrowserContext, Page, ViewportSize, async_playwright
+from playwright.async_api import BrowserContext, Page, ViewportSize, async_playwright, expect
 
 from debian import find_program
+from tests.waiting import PATIENCE_S
 
 __all__ = ["DESKTOP", "PHONE", "open_page"]
+
+expect.set_options(timeout=1000 * PATIENCE_S)
 
 DESKTOP = ViewportSize(width=1200, height=800)
 PHONE = ViewportSize(width=360, height=740)
@@ -17,7 +20,10 @@ PHONE = ViewportSize(width=360, height=740)
 
 @asynccontextmanager
 async def open_page(
-    *, size: ViewportSize = DESKTOP, scheme: Literal["light", "dark"] = "light"
+    *,
+    size: ViewportSize = DESKTOP,
+    scheme: Literal["light", "dark"] = "light",
+    scripts: bool = True,
 ) -> AsyncIterator[Page]:
     """Open an empty page; at its end check that no script failed and no policy was violated."""
     found = find_program("chromium")
@@ -28,12 +34,14 @@ async def open_page(
             executable_path=str(found.path), args=["--no-sandbox"]
         )
         try:
-            context = await browser.new_context(viewport=size, color_scheme=scheme)
+            context = await browser.new_context(
+                viewport=size, color_scheme=scheme, java_script_enabled=scripts
+            )
             page = await context.new_page()
             faults: list[str] = []
             await _collect(context, page, faults)
             yield page
-            assert not faults
+            assert faults == []
         finally:
             await browser.close()
 

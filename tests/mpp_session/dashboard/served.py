@@ -82,30 +82,33 @@ def channel_state(number: int = 1, *, spent: int = 0, settled: int = 0) -> Chann
     )
 
 
-def config_of(folder: Path) -> Config:
-    return load_config(
-        environment={
-            "MPP_SESSION_UPSTREAM_URL": "http://127.0.0.1:9",
-            "MPP_SESSION_PRICE_PER_UNIT": "25",
-            "MPP_SESSION_PAYMENT_REALM": "llm.example.com",
-            "MPP_SESSION_PAYMENT_SECRETS": "a secret of thirty-two bytes or more",
-            "MPP_SESSION_CHAIN_RPC_URL": f"http://127.0.0.1:{free_port()}",
-            "MPP_SESSION_CHAIN_ID": str(CHAIN_ID),
-            "MPP_SESSION_CHAIN_ESCROW": "0x" + ESCROW.hex(),
-            "MPP_SESSION_CHAIN_TOKEN": "0x" + "c3" * 20,
-            "MPP_SESSION_PAYEE_ADDRESS": "0x" + PAYEE.hex(),
-            "MPP_SESSION_LEDGER_URL": f"sqlite:///{folder / 'ledger.db'}",
-            "MPP_SESSION_SETTLEMENT_START": "false",
-        }
-    )
+def config_of(folder: Path, **changes: str) -> Config:
+    """Return a gateway's settings; `changes` by environment name, without its prefix."""
+    values = {
+        "UPSTREAM_URL": "http://127.0.0.1:9",
+        "PRICE_PER_UNIT": "25",
+        "PAYMENT_REALM": "llm.example.com",
+        "PAYMENT_SECRETS": "a secret of thirty-two bytes or more",
+        "CHAIN_RPC_URL": f"http://127.0.0.1:{free_port()}",
+        "CHAIN_ID": str(CHAIN_ID),
+        "CHAIN_ESCROW": "0x" + ESCROW.hex(),
+        "CHAIN_TOKEN": "0x" + "c3" * 20,
+        "PAYEE_ADDRESS": "0x" + PAYEE.hex(),
+        "LEDGER_URL": f"sqlite:///{folder / 'ledger.db'}",
+        "SETTLEMENT_START": "false",
+        **changes,
+    }
+    return load_config(environment={f"MPP_SESSION_{name}": text for name, text in values.items()})
 
 
 @asynccontextmanager
-async def serve_dashboard(folder: Path) -> AsyncIterator[Served]:
-    """Serve one whose ledger is empty."""
-    config = config_of(folder)
+async def serve_dashboard(folder: Path, **changes: str) -> AsyncIterator[Served]:
+    """Serve one whose ledger is empty; `changes` as for `config_of`."""
+    config = config_of(folder, **changes)
     ledger = await SqliteLedger.open(folder / "ledger.db", exclusive=True)
-    journal = await open_journal(config.ledger.url, chain_id=CHAIN_ID, account=PAYEE)
+    journal = await open_journal(
+        config.ledger.url, chain_id=config.chain.id, account=config.gas_account
+    )
     feed, sales = Feed(), Sales(journal)
     engine = Engine(
         ledger=ledger,

@@ -110,3 +110,19 @@ def test_memory_is_bounded() -> None:
     assert len(feed.cycles) == CYCLES_KEPT
     assert len(feed.live) == RUNNING_KEPT
     assert len(feed.refused) == 200
+
+
+def test_vouchers_of_a_running_stream_are_a_step_of_it_and_no_cycles() -> None:
+    feed = Feed()
+    feed.on_challenge(challenge(0, 1, "a"))
+    feed.on_spend(spend(1, 2, challenge_id="a"))
+    for number in range(3):
+        feed.on_receipt(receipt(2 + number, 10 + number, action="voucher", cost=0, usage={}))
+    feed.on_receipt(receipt(6, 2, challenge_id="a"))
+    (cycle,) = feed.cycles.values()
+    assert [(step.name, step.after_s) for step in cycle.steps][-2:] == [
+        ("Vouchers", 4),
+        ("Receipt", 6),
+    ]
+    feed.on_receipt(receipt(7, 20, action="voucher", cost=0, usage={}))
+    assert len(feed.cycles) == 2
