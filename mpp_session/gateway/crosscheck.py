@@ -73,7 +73,7 @@ class CrossCheck:
         """Start with nothing. `on_request` is called with each request, to make metrics of it."""
         self.totals: dict[tuple[str, str], Totals] = {}
         """By endpoint and model. Clients name models, so only so many are counted apart."""
-        self._on_request = on_request
+        self.on_request = on_request
         self._logged_at = -_LOG_INTERVAL_S
 
     def note(self, found: Difference) -> None:
@@ -91,8 +91,8 @@ class CrossCheck:
         if found.is_large:
             totals.large += 1
             self._warn(found)
-        if self._on_request is not None:
-            self._on_request(found)
+        if self.on_request is not None:
+            self.on_request(found)
 
     def _warn(self, found: Difference) -> None:
         now = time.monotonic()

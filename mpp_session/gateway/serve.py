@@ -20,6 +20,7 @@ from mpp_session.dashboard.feed import Feed
 from mpp_session.errors import CommandError
 from mpp_session.gateway.app import Gateway
 from mpp_session.gateway.connections import SWEEP_TICKS, Door, connections_max, protocol
+from mpp_session.gateway.crosscheck import Difference
 from mpp_session.gateway.dashboard import build_dashboard
 from mpp_session.gateway.operator_port import open_operator_port
 from mpp_session.gateway.reloading import PriceReloads, ReadPrices
@@ -121,6 +122,7 @@ async def serve_on(
             sales=sales,
         )
         metrics.name_of = gateway.prices.name_of
+        gateway.answers.check.on_request = partial(_count_difference, metrics)
         observed = Observed(
             parts,
             hooks,
@@ -152,6 +154,14 @@ async def serve_on(
                 await _run_until(stopping, serving, guards, stop=partial(_stop, server, gateway))
             finally:
                 _log.info("stopped; %d voucher signatures checked", parts.engine.signatures_checked)
+
+
+def _count_difference(metrics: PrometheusHooks, found: Difference) -> None:
+    """Count what was charged beside what the model server reported."""
+    if found.output_reported is not None:
+        metrics.count_reported(found.model, "output_token", found.output, found.output_reported)
+    if found.input and found.input_reported is not None:
+        metrics.count_reported(found.model, "input_token", found.input, found.input_reported)
 
 
 def _build_server(gateway: ASGIApp, settings: Listen) -> uvicorn.Server:

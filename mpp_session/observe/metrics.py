@@ -29,6 +29,8 @@ __all__ = ["PrometheusHooks", "operation_of", "problem_types", "token_type_of"]
 
 OTHER: Final = "other"
 APPLICATION: Final = "application"
+_ALL: Final = "*"
+"""The row of a price table that is for every model: it needs no label."""
 
 _SECONDS: Final = (
     *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
@@ -222,9 +224,14 @@ class PrometheusHooks(Hooks):
         for kind, units in event.usage.items():
             self.units.labels(model, kind).inc(units)
         for kind, units in (event.reported or {}).items():
-            self.checked.labels(model, kind, "reported").inc(units)
-            self.checked.labels(model, kind, "billed").inc(event.usage.get(kind, 0))
+            self.count_reported(event.variant, kind, event.usage.get(kind, 0), units)
         self._time(event, model)
+
+    def count_reported(self, variant: str, kind: str, billed: int, reported: int) -> None:
+        """Count units of a request as billed, and as its source reports them."""
+        model = self._model(variant)
+        self.checked.labels(model, kind, "billed").inc(billed)
+        self.checked.labels(model, kind, "reported").inc(reported)
 
     def count_commit(self, jobs: int, seconds: float) -> None:
         """Count a commit of the ledger: for `Ledger.report_commits`."""
@@ -253,7 +260,10 @@ class PrometheusHooks(Hooks):
                 self.per_token.labels(operation, model).observe(rest_s / (tokens - 1))
 
     def _model(self, variant: str) -> str:
-        return (self.name_of(variant) or OTHER) if variant else ""
+        name = self.name_of(variant) if variant else ""
+        if name is None:
+            return OTHER
+        return "" if name == _ALL else name
 
 
 def operation_of(route: str) -> str | None:

@@ -79,6 +79,8 @@ async def test_the_metrics_equal_the_books(customer: Customer, tmp_path: Path) -
             async with customer.events(seen.gateway.url, 100 * PRICE) as events:
                 async for _ in events:
                     pass
+            model.words = ["x"] * 4
+            assert (await customer.buy(seen.gateway.url, 100 * PRICE)).status_code == 200
             refused = await customer.buy(seen.gateway.url, 100 * PRICE, max_tokens=200)
             assert refused.status_code == 402
             found = await seen.scrape()
@@ -86,17 +88,20 @@ async def test_the_metrics_equal_the_books(customer: Customer, tmp_path: Path) -
             def value(name: str, **labels: str) -> float | None:
                 return found.get((name, frozenset(labels.items())))
 
-            cost = 20 * PRICE
+            cost = 24 * PRICE
             assert value("mpp_session_revenue_base_units_total", model="") == cost
-            assert value("mpp_session_units_total", model="", kind="llm_token") == 20
-            assert value("mpp_session_requests_total", model="", outcome="done") == 1
+            assert value("mpp_session_units_total", model="", kind="llm_token") == 24
+            checked = {"model": "", "kind": "output_token"}
+            for source in ("billed", "reported"):
+                assert value("mpp_session_checked_units_total", **checked, source=source) == 4
+            assert value("mpp_session_requests_total", model="", outcome="done") == 2
             assert value("mpp_session_deposits_total", action="open") == 1
             assert value("mpp_session_challenges_total", route="POST /v1/chat/completions") == 1
             problem = "session/insufficient-balance"
             assert value("mpp_session_refusals_total", problem=problem) == 1
             chat = {"gen_ai_operation_name": "chat", "gen_ai_request_model": ""}
-            assert value("gen_ai_server_time_to_first_token_seconds_count", **chat) == 1
-            assert value("gen_ai_server_request_duration_seconds_count", **chat) == 1
+            assert value("gen_ai_server_time_to_first_token_seconds_count", **chat) == 2
+            assert value("gen_ai_server_request_duration_seconds_count", **chat) == 2
             commits = value("mpp_session_commit_seconds_count")
             assert commits is not None
             assert commits >= 2
