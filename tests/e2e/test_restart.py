@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import signal
 import socket
 import sys
@@ -133,6 +134,36 @@ async def test_a_restart_leaves_books_equal_to_deliveries(
         one = crowd.customers[0]
         async with one.events(gateway.url, DEPOSIT) as events:
             assert '"content"' in [data async for _, data in first(events)][-1]
+
+
+async def test_a_reload_of_prices_drops_no_stream_and_reprices_none(
+    chain: Devnet, variables: dict[str, str], tmp_path: Path
+) -> None:
+    """SIGHUP, as `systemctl reload` sends it: new offers have the new price, streams the old."""
+    config = tmp_path / "gateway.toml"
+    config.write_text(f"[price]\nper_unit = {PRICE}\n")
+    del variables["MPP_SESSION_PRICE_PER_UNIT"]
+    command = [*gateway_command(), "--config", str(config)]
+    gateway = GatewayProcess(command, variables, tmp_path / "gateway.log")
+    async with audience(chain) as crowd, gateway.running():
+        await crowd.sit_down(gateway.url)
+        config.write_text(f"[price]\nper_unit = {2 * PRICE}\n")
+        os.kill(gateway.pid, signal.SIGHUP)
+        client = crowd.customers[0].client
+
+        async def asks_more() -> bool:
+            offer = (await client.post(gateway.url + PATH, json={})).json()["price"][0]
+            return bool(offer["amount"] == str(2 * PRICE))
+
+        await until(asks_more, every_s=0.1)
+        before = dict(crowd.received)
+        more = 2 * STREAMS_EACH
+        await until(lambda: all(crowd.received[each] > before[each] + more for each in before))
+        assert await gateway.end(signal.SIGTERM) == 0
+        await crowd.leave()
+    assert crowd.receipts == CUSTOMERS * STREAMS_EACH
+    for state in await list_books(variables["MPP_SESSION_LEDGER_URL"]):
+        assert state.spent == crowd.received[bytes(state.key.channel_id)] * PRICE
 
 
 async def first(events: AsyncIterator[tuple[str, str]]) -> AsyncIterator[tuple[str, str]]:
