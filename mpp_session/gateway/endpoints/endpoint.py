@@ -11,7 +11,7 @@ from mpp_session.gateway.endpoints.fields import Bounds, ModelRequest
 
 __all__ = ["GatewayEndpoint"]
 
-_INPUT: Final = "input_token"
+_INPUTS: Final = frozenset({"input_token", "cached_input_token", "cache_write_token"})
 
 
 class GatewayEndpoint(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,4 +38,6 @@ class GatewayEndpoint(msgspec.Struct, frozen=True, kw_only=True):
 
     def is_sold_by(self, tariff: Tariff) -> bool:
         """Whether a tariff has a price for what this endpoint does: never sold for nothing."""
-        return self.has_output or _INPUT in tariff.kinds
+        if self.has_output:
+            return not _INPUTS.issuperset(tariff.kinds)
+        return "input_token" in tariff.kinds

@@ -66,6 +66,23 @@ SAMPLING: Final = frozenset(
 counted."""
 
 
+_READ: Final = frozenset(
+    {
+        "background",
+        "conversation",
+        "echo",
+        "max_completion_tokens",
+        "max_output_tokens",
+        "max_tokens",
+        "n",
+        "previous_response_id",
+        "store",
+        "stream",
+    }
+)
+"""Fields with a meaning for the bill, which each endpoint reads by itself if it has them."""
+
+
 class Bounds(msgspec.Struct, frozen=True, kw_only=True):
     """What the operator allows in a request."""
 
@@ -141,10 +158,12 @@ def read_model(body: bytes) -> str:
 
 
 def select(fields: Fields, names: Collection[str], bounds: Bounds) -> dict[str, Any]:
-    """Return the fields that reach the model server."""
-    return {
-        name: value for name, value in fields.items() if name in names or name in bounds.more_fields
-    }
+    """Return the fields that reach the model server.
+
+    One that bounds an answer under some endpoint never passes unread under another.
+    """
+    more = frozenset(bounds.more_fields) - _READ
+    return {name: value for name, value in fields.items() if name in names or name in more}
 
 
 def bound_output(
