@@ -4,20 +4,28 @@ from typing import Final
 
 from mpp_session.dashboard.pages.overview import Health
 from mpp_session.dashboard.show import ago, count
+from mpp_session.operator.doctor import Check, Verdict
 from mpp_session.operator.status import Level, Status
 
 __all__ = ["judge_health"]
 
 _KINDS: Final = {Level.FINE: "good", Level.WARNING: "warn", Level.CRITICAL: "bad"}
+_TOWERS: Final = {
+    Verdict.OK: ("supplied", "good"),
+    Verdict.SKIPPED: ("none", ""),
+    Verdict.ADVICE: ("none", "warn"),
+    Verdict.FAULT: ("behind", "bad"),
+}
 _OLD_LOOK_S: Final = 120
 
 
 def judge_health(
-    status: Status | str, model_server: str | None, *, has_tower: bool
+    status: Status | str, model_server: str | None, tower: Check
 ) -> tuple[tuple[tuple[str, str], ...], tuple[Health, ...]]:
     """Return the findings, by kind and text, and the parts that must work.
 
-    `status` is a text where it could not be read; `model_server` is why that does not answer.
+    `status` is a text where it could not be read; `model_server` is why that does not answer;
+    `tower` is what the doctor finds of the watchtower.
     """
     model = (
         Health(name="Model server", state="answers", kind="good")
@@ -34,7 +42,7 @@ def judge_health(
         _chain(status),
         database,
         model,
-        _tower(has_tower=has_tower),
+        _tower(tower),
     )
 
 
@@ -75,14 +83,7 @@ def _chain(status: Status) -> Health:
     )
 
 
-def _tower(*, has_tower: bool) -> Health:
-    if has_tower:
-        return Health(
-            name="Watchtower", state="supplied", kind="good", detail="settles are signed ahead"
-        )
-    return Health(
-        name="Watchtower",
-        state="none",
-        kind="",
-        detail="set `tower.export_file` and run one on another machine",
-    )
+def _tower(found: Check) -> Health:
+    state, kind = _TOWERS[found.verdict]
+    detail = ": ".join(filter(None, (found.found, found.remedy)))
+    return Health(name="Watchtower", state=state, kind=kind, detail=detail)

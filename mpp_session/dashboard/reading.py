@@ -28,6 +28,8 @@ _PAGE: Final = 1000
 _CHANNEL_ID: Final = re.compile("[0-9a-fA-F]{64}")
 _STATUS_FRESH_S: Final = 5.0
 _CHANNELS_FRESH_S: Final = 1.0
+_REST: Final = 20
+"""For how many times as long as a reading took, its result is shown: paid requests go first."""
 
 
 class Channels(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,16 +92,16 @@ class Reader:
         """
         known = self._channels.get(open_only)
         now = time.monotonic()
-        if known is not None and now - known[0] < _CHANNELS_FRESH_S:
+        if known is not None and now < known[0]:
             return known[1]
         found = await self._read_channels(open_only=open_only)
-        self._channels[open_only] = (time.monotonic(), found)
+        self._channels[open_only] = (_fresh_until(now, _CHANNELS_FRESH_S), found)
         return found
 
     async def status(self) -> Status | str:
         """Return what `mpp-session status` shows, or why it cannot be read."""
         now = time.monotonic()
-        if self._status is not None and now - self._status[0] < _STATUS_FRESH_S:
+        if self._status is not None and now < self._status[0]:
             return self._status[1]
         if self._asking is None or self._asking.done():
             self._asking = asyncio.create_task(self._ask())
@@ -115,13 +117,14 @@ class Reader:
         ]
 
     async def _ask(self) -> Status | str:
+        began = time.monotonic()
         try:
             found: Status | str = await collect_status(
                 self._config, self._payee, gas_account=self._config.gas_account
             )
         except MppSessionError as error:
             found = str(error)
-        self._status = (time.monotonic(), found)
+        self._status = (_fresh_until(began, _STATUS_FRESH_S), found)
         return found
 
     async def _read_channels(self, *, open_only: bool) -> Channels:
@@ -151,6 +154,11 @@ def name_state(state: ChannelState) -> tuple[str, str]:
     if state.close_requested_at:
         return "close requested", "warn"
     return "open", "good"
+
+
+def _fresh_until(began: float, least_s: float) -> float:
+    now = time.monotonic()
+    return now + max(least_s, _REST * (now - began))
 
 
 def _by_risk(state: ChannelState) -> tuple[bool, int, int]:

@@ -4,6 +4,7 @@ The routes belong behind `mpp_session.admin.app.build_admin`, which checks where
 from.
 """
 
+import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -43,6 +44,7 @@ from mpp_session.dashboard.pages.refusals import refusals
 from mpp_session.dashboard.pages.settlements import settlements
 from mpp_session.dashboard.reading import Reader
 from mpp_session.dashboard.revenue import HOUR_S, Revenue
+from mpp_session.operator.doctor import check_watchtower
 from mpp_session.process.sales import Sales
 from mpp_session.settings import ProviderConfig
 from settlement.tx.journal.interface import OrderName, SettlerJournal
@@ -153,9 +155,8 @@ class Dashboard:
     async def _overview(self, request: Request, frame: Frame) -> Response:
         status = await self._reader.status()
         found = await self._reader.channels(open_only=True)
-        findings, health = judge_health(
-            status, self._model_server(), has_tower=self._config.tower.export_file is not None
-        )
+        tower = await asyncio.to_thread(check_watchtower, self._config)
+        findings, health = judge_health(status, self._model_server(), tower)
         data = Overview(
             now=time.time(),
             unit=self._unit,

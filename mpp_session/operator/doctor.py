@@ -41,7 +41,7 @@ from settlement.settle.exposure import gas_reserve_wei
 from settlement.tx.journal.url import open_journal
 from settlement.watch.health import HealthLimits
 
-__all__ = ["Check", "Verdict", "examine", "unreadable"]
+__all__ = ["Check", "Verdict", "check_watchtower", "examine", "unreadable"]
 
 _DISK_BYTES_MIN: Final = 1024**3
 _LOOK_S_MAX: Final = 120
@@ -99,7 +99,7 @@ async def examine(config: ProviderConfig, path: Path | None) -> AsyncIterator[Ch
     yield _disk(config)
     yield await _books(config)
     yield await _settler(config)
-    yield await asyncio.to_thread(_watchtower, config)
+    yield await asyncio.to_thread(check_watchtower, config)
 
 
 _NODES: Final = "check `chain.rpc_url` and `chain.id`, and that the node can be reached from here"
@@ -362,8 +362,8 @@ async def _settler(config: ProviderConfig) -> Check:
     return Check("settler", Verdict.OK, f"{holder}, looked {age_s} s ago")
 
 
-def _watchtower(config: ProviderConfig) -> Check:
-    """Look at the file that a watchtower on another machine gets copies of."""
+def check_watchtower(config: ProviderConfig) -> Check:
+    """Look at the file that a watchtower on another machine gets copies of. Reads a file."""
     name, file = "watchtower", config.tower.export_file
     if file is None:
         if config.chain.id in DEVELOPMENT_CHAINS:

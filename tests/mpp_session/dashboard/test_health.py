@@ -5,6 +5,7 @@ from msgspec.structs import replace
 
 from channel.types import Address
 from mpp_session.dashboard.health import judge_health
+from mpp_session.operator.doctor import Check, Verdict
 from mpp_session.operator.status import Books, ChainView, Finding, JournalView, Level, Status
 from settlement.node.nodes import EndpointView
 from settlement.tx.journal.interface import Look
@@ -25,9 +26,11 @@ FINE = Status(
     journal=JournalView(holder="settler@host", pending=(), quarantined=(), look=LOOK),
 )
 
+TOWER = Check("watchtower", Verdict.OK, "settles.jsonl got its last line 1 s ago")
+
 
 def kinds(status: Status | str, model_server: str | None = None) -> dict[str, str]:
-    _, health = judge_health(status, model_server, has_tower=True)
+    _, health = judge_health(status, model_server, TOWER)
     return {each.name: each.kind for each in health}
 
 
@@ -59,7 +62,9 @@ def test_what_is_wrong_is_shown_where_it_is(name: str, status: Status | str, kin
 
 
 def test_a_model_server_that_is_away_is_bad_and_says_why() -> None:
-    _, health = judge_health(FINE, "no answer within 5 s", has_tower=False)
+    _, health = judge_health(
+        FINE, "no answer within 5 s", Check("watchtower", Verdict.ADVICE, "none")
+    )
     shown = {each.name: each for each in health}
     assert (shown["Model server"].kind, shown["Model server"].detail) == (
         "bad",
@@ -70,5 +75,15 @@ def test_a_model_server_that_is_away_is_bad_and_says_why() -> None:
 
 def test_findings_keep_their_severity() -> None:
     found = (Finding(Level.CRITICAL, "one"), Finding(Level.WARNING, "two"))
-    findings, _ = judge_health(replace(FINE, findings=found), None, has_tower=True)
+    findings, _ = judge_health(replace(FINE, findings=found), None, TOWER)
     assert findings == (("bad", "one"), ("warn", "two"))
+
+
+@pytest.mark.parametrize(
+    ("verdict", "kind"),
+    [(Verdict.OK, "good"), (Verdict.SKIPPED, ""), (Verdict.ADVICE, "warn"), (Verdict.FAULT, "bad")],
+)
+def test_the_watchtower_is_shown_as_the_doctor_finds_it(verdict: Verdict, kind: str) -> None:
+    _, health = judge_health(FINE, None, Check("watchtower", verdict, "found", "do this"))
+    (shown,) = [each for each in health if each.name == "Watchtower"]
+    assert (shown.kind, shown.detail) == (kind, "found: do this")
