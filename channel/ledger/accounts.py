@@ -13,7 +13,7 @@ import msgspec
 
 from channel.ledger.rows import amount_bytes, bytes_amount, decode_reservations
 from channel.limits import CHARGES_DAYS
-from channel.state.charges import Charge, ChargeOutcome, decode_note
+from channel.state.charges import Charge, ChargeOutcome, decode_note, encode_note
 from channel.types import Address, ChannelId, ChannelKey
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "add_up_days",
     "balance_fault",
     "charge_from_row",
+    "charge_of_row",
     "charge_values",
     "day_from_row",
     "day_values",
@@ -151,6 +152,19 @@ def charge_from_row(row: Row, decode: Callable[[Any], int] = bytes_amount) -> Ch
         payer=Address(row[13]),
         payee=Address(row[14]),
         token=Address(row[15]),
+    )
+
+
+def charge_of_row(row: ChargeRow) -> Charge:
+    """Return an entry as what was entered."""
+    return Charge(
+        row.amount,
+        row.outcome,
+        row.reservation_id,
+        row.is_stream,
+        encode_note(row.route, row.variant),
+        row.usage,
+        row.response_id,
     )
 
 

@@ -4,7 +4,7 @@ Both backends read the rows that a batch needs, call `decide`, write what change
 `channel.state` makes every decision; this module only orders them (IDEM-05, decision 7).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -31,7 +31,7 @@ from channel.limits import (
 )
 from channel.state.channel_state import ChannelState
 from channel.state.charges import Charge
-from channel.state.charging import charges_of
+from channel.state.charging import CHARGING, charges_of
 from channel.state.commands import Command, Reserve
 from channel.state.requests import RequestRecord, StoredResponse, decide_request
 from channel.state.transitions import transition
@@ -154,9 +154,9 @@ def _run_job(job: Job, books: Books) -> Applied:
         _require_unused(job.key, job.proof, books)
         if job.proof.is_single and proof_id(job.key, job.proof) in books.proofs:
             _require_closing(before)
-    state, refusal, charges = _run_commands(before, job.commands)
+    state, refusal, charges = _run_commands(before, job)
     result = _applied(state, refusal)
-    books.charges += [(job.key, charge) for charge in charges]
+    books.charges += charges
     if state is not before:
         books.states[job.key] = books.changed_states[job.key] = result.state
     if job.proof is not None and (refusal is None or state is not before):
@@ -180,16 +180,18 @@ def _is_public(state: ChannelState | None, commands: Iterable[Command]) -> bool:
 
 
 def _run_commands(
-    state: ChannelState | None, commands: Iterable[Command]
-) -> tuple[ChannelState | None, ProblemError | None, list[Charge]]:
+    state: ChannelState | None, job: Job
+) -> tuple[ChannelState | None, ProblemError | None, Sequence[tuple[ChannelKey, Charge]]]:
     """Return the state after the commands up to the first refusal, that refusal, and charges."""
-    charges: list[Charge] = []
-    for command in commands:
+    charges: Sequence[tuple[ChannelKey, Charge]] = ()
+    for command in job.commands:
         try:
             after = transition(state, command)
         except ProblemError as error:
             return state, error.with_traceback(None), charges
-        charges += charges_of(state, command, after)
+        if type(command) in CHARGING:
+            entered = charges_of(state, command, after)
+            charges = [*charges, *[(job.key, charge) for charge in entered]]
         state = after
     return state, None, charges
 

@@ -200,6 +200,13 @@ class Ledger(Protocol):
     async def find_charges(self, reservation_id: bytes) -> list[ChargeRow]:
         """Return the entries of a request: one, or none while it runs or after it sold nothing."""
 
+    async def restore_charges(self, rows: Sequence[ChargeRow]) -> int:
+        """Enter rows of another ledger's export, with their times; return how many were entered.
+
+        Each takes its amount from what its channel has spent without a row. A row is left out if
+        that is less, its channel is not known, or the row is there already.
+        """
+
     async def list_charge_days(self, since: int, until: int) -> list[ChargeDay]:
         """Return what deleted entries add up to, for days from `since` to before `until`."""
 

@@ -2,7 +2,8 @@
 
 An export has one line of JSON for each channel, with everything needed to collect what the channel
 owes: terms, amounts and the signed vouchers. Its holder can settle in the payee's name, so protect
-it like a key. It holds no idempotency records: use the database's own backup for those.
+it like a key. A line for each charge follows. It holds no idempotency records and no charges that
+were added up by day: use the database's own backup for those.
 """
 
 from collections.abc import AsyncIterable, AsyncIterator
@@ -11,9 +12,11 @@ from typing import Annotated
 import msgspec
 
 from channel.errors import ConfigError, InvariantError
+from channel.ledger.accounts import ChargeRow
 from channel.ledger.interface import Ledger
 from channel.limits import AMOUNT_DIGITS_MAX, CHANNELS_PER_PAGE_MAX
 from channel.state.channel_state import ChannelState, LadderVoucher, require_invariants
+from channel.state.charges import ChargeOutcome
 from channel.state.commands import (
     BeginClose,
     CommitClose,
@@ -23,10 +26,19 @@ from channel.state.commands import (
 )
 from channel.state.ladder import closing_voucher
 from channel.state.transitions import transition
-from channel.types import Address, ChannelKey, ChannelTerms, address, base_units, channel_id
+from channel.types import (
+    ZERO_ADDRESS,
+    Address,
+    ChannelKey,
+    ChannelTerms,
+    address,
+    base_units,
+    channel_id,
+)
 
 __all__ = [
     "ExportedChannel",
+    "ExportedCharge",
     "ExportedVoucher",
     "check",
     "close_all",
@@ -36,6 +48,7 @@ __all__ = [
 ]
 
 FORMAT = 1
+_CHARGE = b'{"charge":'
 
 Amount = Annotated[str, msgspec.Meta(pattern=f"^(0|[1-9][0-9]{{0,{AMOUNT_DIGITS_MAX - 1}}})$")]
 Whole = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
@@ -78,7 +91,27 @@ class ExportedChannel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     foreign_block: Whole = 0
 
 
+class ExportedCharge(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A line of an export: one entry of the accounts."""
+
+    charge: int
+    """The format, and the first member, which tells this line from a channel's."""
+    chain_id: Whole
+    escrow: Hex
+    channel_id: Hex
+    at: Whole
+    reservation_id: Hex
+    outcome: ChargeOutcome
+    is_stream: bool
+    route: str
+    variant: str
+    usage: dict[str, Whole] | None
+    response_id: str
+    amount: Amount
+
+
 _encoder = msgspec.json.Encoder()
+_charge_decoder = msgspec.json.Decoder(ExportedCharge)
 _decoder = msgspec.json.Decoder(ExportedChannel)
 
 
@@ -120,7 +153,7 @@ async def close_all(ledger: Ledger, payee: Address) -> int:
 
 
 async def export_channels(ledger: Ledger) -> AsyncIterator[bytes]:
-    """Yield every channel as a line of JSON, in key order.
+    """Yield every channel as a line of JSON, in key order, and then every charge, by time.
 
     A stream's reservation counts as spent, as if its owner had died (decision 8).
     """
@@ -129,26 +162,79 @@ async def export_channels(ledger: Ledger) -> AsyncIterator[bytes]:
         for state in page:
             yield _encoder.encode(_exported(state)) + b"\n"
         after = page[-1].key
+    last: ChargeRow | None = None
+    while rows := await ledger.list_charges(0, 2**63 - 1, after=last):
+        for row in rows:
+            yield _encoder.encode(_exported_charge(row)) + b"\n"
+        last = rows[-1]
 
 
 async def import_channels(ledger: Ledger, lines: AsyncIterable[bytes]) -> int:
-    """Add the channels of an export that this ledger does not have; return how many lines.
+    """Add the channels of an export that this ledger does not have; return how many it holds.
+
+    Charges of these channels are entered with their times.
 
     Raises:
         ConfigError: A line was not exported by this program; the lines before it were added.
     """
-    count = 0
+    count = channels = 0
     async for line in lines:
         count += 1
         try:
+            if line.startswith(_CHARGE):
+                await ledger.restore_charges([_imported_charge(_charge_decoder.decode(line))])
+                continue
             state = _imported(_decoder.decode(line))
             require_invariants(state)
         except (msgspec.DecodeError, ValueError, InvariantError) as error:
             raise ConfigError(
                 f"line {count} of the export cannot be read: {error}; correct or remove that line"
             ) from error
+        channels += 1
         (await ledger.apply(state.key, [Restore(state)])).require()
-    return count
+    return channels
+
+
+def _exported_charge(row: ChargeRow) -> ExportedCharge:
+    return ExportedCharge(
+        charge=FORMAT,
+        chain_id=row.key.chain_id,
+        escrow=_hex(row.key.escrow),
+        channel_id=_hex(row.key.channel_id),
+        at=row.at,
+        reservation_id=_hex(row.reservation_id),
+        outcome=row.outcome,
+        is_stream=row.is_stream,
+        route=row.route,
+        variant=row.variant,
+        usage=None if row.usage is None else dict(row.usage),
+        response_id=row.response_id,
+        amount=str(row.amount),
+    )
+
+
+def _imported_charge(line: ExportedCharge) -> ChargeRow:
+    if line.charge != FORMAT:
+        msg = f"expected format {FORMAT}, found {line.charge}"
+        raise ValueError(msg)
+    return ChargeRow(
+        row_id=0,
+        at=line.at,
+        key=ChannelKey(
+            line.chain_id, address(_bytes(line.escrow)), channel_id(_bytes(line.channel_id))
+        ),
+        payer=ZERO_ADDRESS,
+        payee=ZERO_ADDRESS,
+        token=ZERO_ADDRESS,
+        reservation_id=_bytes(line.reservation_id),
+        outcome=line.outcome,
+        is_stream=line.is_stream,
+        route=line.route,
+        variant=line.variant,
+        usage=line.usage,
+        response_id=line.response_id,
+        amount=base_units(int(line.amount)),
+    )
 
 
 def _exported(state: ChannelState) -> ExportedChannel:

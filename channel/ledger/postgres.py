@@ -255,6 +255,10 @@ class PostgresLedger:
             lambda connection: accounts.find_charges(connection, reservation_id)
         )
 
+    async def restore_charges(self, rows: Sequence[ChargeRow]) -> int:
+        """See `interface.Ledger.restore_charges`."""
+        return await self._read(lambda connection: accounts.restore_charges(connection, rows))
+
     async def list_charge_days(self, since: int, until: int) -> list[ChargeDay]:
         """See `interface.Ledger.list_charge_days`."""
         return await self._read(lambda connection: accounts.list_days(connection, since, until))

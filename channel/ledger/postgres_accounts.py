@@ -14,6 +14,7 @@ from channel.ledger.accounts import (
     add_up_days,
     balance_fault,
     charge_from_row,
+    charge_of_row,
     charge_values,
     day_from_row,
     day_values,
@@ -21,6 +22,7 @@ from channel.ledger.accounts import (
     old_charge,
 )
 from channel.ledger.queries import load_queries
+from channel.ledger.rows import key_values
 from channel.limits import CHARGES_PER_PAGE_MAX, PRUNE_BATCH_MAX
 from channel.state.charges import Charge
 from channel.types import ChannelKey
@@ -31,6 +33,7 @@ __all__ = [
     "list_charges",
     "list_days",
     "prune_charges",
+    "restore_charges",
     "write_charges",
 ]
 
@@ -80,6 +83,25 @@ async def list_days(connection: asyncpg.Connection, since: int, until: int) -> l
     """Return the totals of the days from `since` to before `until`, in order."""
     rows = await connection.fetch(_SQL["select_days"], since, until)
     return [day_from_row(DayId(*row[:7]), row[7:], int) for row in rows]
+
+
+async def restore_charges(connection: asyncpg.Connection, rows: Sequence[ChargeRow]) -> int:
+    """Enter rows of an export: see `interface.Ledger.restore_charges`."""
+    entered = 0
+    async with connection.transaction():
+        for row in rows:
+            channel = await connection.fetchval(_SQL["select_id"], *key_values(row.key))
+            unlisted = await connection.fetchval(_SQL["lock_unlisted"], channel)
+            if unlisted is None or int(unlisted) < row.amount:
+                continue
+            same = (row.at, channel, row.reservation_id or None, str(row.amount))
+            if await connection.fetchval(_SQL["select_same_charge"], *same) is None:
+                values = charge_values(channel, row.at, charge_of_row(row), str)
+                await connection.execute(_SQL["insert_charges"], *_columns([values]))
+                less = (channel, str(-row.amount), "0")
+                await connection.execute(_SQL["add_balances"], *_columns([less]))
+                entered += 1
+    return entered
 
 
 async def prune_charges(connection: asyncpg.Connection, before: int) -> int:

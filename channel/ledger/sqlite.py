@@ -238,6 +238,10 @@ class SqliteLedger:
         """See `interface.Ledger.find_charges`."""
         return await self._connection.run(accounts.find_charges, reservation_id)
 
+    async def restore_charges(self, rows: Sequence[ChargeRow]) -> int:
+        """See `interface.Ledger.restore_charges`."""
+        return await self._connection.run_transaction(partial(accounts.restore_charges, rows=rows))
+
     async def list_charge_days(self, since: int, until: int) -> list[ChargeDay]:
         """See `interface.Ledger.list_charge_days`."""
         return await self._connection.run(accounts.list_days, since, until)

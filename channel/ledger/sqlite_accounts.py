@@ -13,6 +13,7 @@ from channel.ledger.accounts import (
     add_up_days,
     balance_fault,
     charge_from_row,
+    charge_of_row,
     charge_values,
     day_from_row,
     day_values,
@@ -20,7 +21,7 @@ from channel.ledger.accounts import (
     old_charge,
 )
 from channel.ledger.queries import load_queries
-from channel.ledger.rows import amount_bytes, bytes_amount
+from channel.ledger.rows import amount_bytes, bytes_amount, key_values
 from channel.limits import CHARGES_PER_PAGE_MAX, PRUNE_BATCH_MAX
 from channel.state.charges import Charge
 from channel.types import ChannelKey
@@ -31,6 +32,7 @@ __all__ = [
     "list_charges",
     "list_days",
     "prune_charges",
+    "restore_charges",
     "write_charges",
 ]
 
@@ -79,6 +81,24 @@ def list_days(connection: sqlite3.Connection, since: int, until: int) -> list[Ch
     """Return what was added up for the days from `since` to before `until`, in order."""
     rows = connection.execute(_SQL["select_days"], (since, until)).fetchall()
     return [day_from_row(DayId(*row[:7]), row[7:]) for row in rows]
+
+
+def restore_charges(connection: sqlite3.Connection, rows: Sequence[ChargeRow]) -> int:
+    """Enter rows of an export, in a transaction: see `interface.Ledger.restore_charges`."""
+    entered = 0
+    for row in rows:
+        found = connection.execute(_SQL["select_channel"], key_values(row.key)).fetchone()
+        channel = 0 if found is None else found[0]
+        balance = connection.execute(_SQL["select_balance"], (channel,)).fetchone()
+        if balance is None or bytes_amount(balance[0]) < row.amount:
+            continue
+        same = (row.at, channel, row.reservation_id or None, amount_bytes(row.amount))
+        if connection.execute(_SQL["select_same_charge"], same).fetchone() is None:
+            values = charge_values(channel, row.at, charge_of_row(row))
+            connection.execute(_SQL["insert_charge"], values)
+            _add_balance(connection, channel, unlisted=-row.amount)
+            entered += 1
+    return entered
 
 
 def prune_charges(connection: sqlite3.Connection, before: int) -> int:

@@ -82,6 +82,7 @@ def encode_note(route: str, variant: str = "") -> bytes:
     return _encoder.encode(ChargeNote(_cut(route), _cut(variant)))
 
 
+@lru_cache(maxsize=4096)
 def decode_note(note: bytes) -> ChargeNote:
     """Return what `encode_note` encoded; empty texts for an empty note.
 

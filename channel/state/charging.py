@@ -15,15 +15,14 @@ from channel.state import commands as c
 from channel.state.channel_state import ChannelState, Reservation, ReservationKind
 from channel.state.charges import Charge, ChargeOutcome
 
-__all__ = ["charges_of"]
+__all__ = ["CHARGING", "charges_of"]
 
 
 def charges_of(
     before: ChannelState | None, command: c.Command, after: ChannelState
 ) -> Sequence[Charge]:
-    """Return what to enter because `command` led from `before` to `after`."""
-    rule = _RULES.get(type(command))
-    return () if rule is None else rule(before, command, after)
+    """Return what to enter because `command`, one of `CHARGING`, led from `before` to `after`."""
+    return _RULES[type(command)](before, command, after)
 
 
 def _released(before: ChannelState | None, command: c.Release, _: ChannelState) -> list[Charge]:
@@ -100,3 +99,6 @@ _RULES: Final[dict[type, Callable[[ChannelState | None, Any, ChannelState], Sequ
     c.EndReservations: _all_ended,
     c.Repair: _repaired,
 }
+
+CHARGING: Final = frozenset(_RULES)
+"""The commands that can enter something. A voucher is none of them, and is not looked at."""

@@ -16,7 +16,7 @@ from channel.errors import ProblemError
 from channel.state import commands as c
 from channel.state.channel_state import ChannelState, ReservationKind
 from channel.state.charges import ChargeEnd, ChargeOutcome
-from channel.state.charging import charges_of
+from channel.state.charging import CHARGING, charges_of
 from channel.state.ladder import closing_voucher, forced_settling_voucher, settling_voucher
 from channel.state.transitions import required_cumulative, transition
 from channel.types import ChannelFact
@@ -80,7 +80,8 @@ class Channel(RuleBasedStateMachine):
         assert after.accepted >= before.accepted
         assert after.published >= before.published
         assert after.is_finalized or not before.is_finalized or isinstance(command, c.Observe)
-        self.charged += sum(charge.amount for charge in charges_of(before, command, after))
+        if type(command) in CHARGING:
+            self.charged += sum(charge.amount for charge in charges_of(before, command, after))
         self.state = after
         return True
 

@@ -9,10 +9,13 @@ import asyncpg
 import pytest
 from msgspec.structs import replace
 
+from channel.errors import ConfigError
 from channel.ledger.accounts import DAY_S, AccountSettings, ChargeDay, DayId
 from channel.ledger.interface import ClaimRequest, Ledger, StoreResponse
+from channel.ledger.maintenance import export_channels, import_channels
 from channel.ledger.queries import load_schema
-from channel.ledger.url import find_sqlite_path, open_ledger
+from channel.ledger.url import find_sqlite_path
+from channel.ledger.url import open_ledger as open_by_url
 from channel.limits import AMOUNT_MAX, CHARGES_PER_PAGE_MAX, PRUNE_BATCH_MAX
 from channel.state import commands as c
 from channel.state.charges import ChargeEnd, ChargeOutcome, encode_note
@@ -30,7 +33,9 @@ from tests.channel.books import (
     reserving,
     streaming,
 )
+from tests.channel.ledger.conftest import OpenLedger
 from tests.channel.ledger.test_interface import ANSWER, CLAIM
+from tests.channel.ledger.test_maintenance import each
 
 END_OF_TIME = 2**62
 USED = {"input_token": 5, "output_token": 10}
@@ -47,7 +52,7 @@ class Shop:
 
     async def open(self, url: str, *, is_kept: bool = True, exclusive: bool = False) -> Ledger:
         accounts = AccountSettings(is_kept=is_kept, kept_s=KEPT_S)
-        ledger = await open_ledger(url, exclusive=exclusive, accounts=accounts, now=lambda: self.at)
+        ledger = await open_by_url(url, exclusive=exclusive, accounts=accounts, now=lambda: self.at)
         self.ledgers.append(ledger)
         return ledger
 
@@ -299,6 +304,49 @@ async def test_a_lost_entry_is_a_fault_that_names_the_channel(
     assert "found 37" in fault
 
 
+async def test_an_export_carries_the_rows_and_the_sums_stay(
+    ledger_url: str, shop: Shop, tmp_path: Path
+) -> None:
+    """F-108: with their times; a second import, or one into a newer ledger, enters nothing."""
+    ledger = await shop.open(ledger_url)
+    await ledger.apply(KEY, [opening(100, seen=fact(settled=30))])
+    await pay(ledger, 7)
+    shop.at += 50
+    await pay(ledger, 8, name=b"q", outcome=ChargeOutcome.LEFT)
+    await ledger.apply(KEY, [c.Repair(100, 60)])
+    lines = [line async for line in export_channels(ledger)]
+    expected = await ledger.list_charges(0, END_OF_TIME)
+    shop.at += 10_000
+    others = [f"sqlite:///{tmp_path / 'other.db'}", ledger_url]
+    for url in others:
+        other = await shop.open(url)
+        for _ in range(2):
+            assert await import_channels(other, each(lines)) == 1
+            found = await other.list_charges(0, END_OF_TIME)
+            assert [replace(row, row_id=0) for row in found] == [
+                replace(row, row_id=0) for row in expected
+            ]
+            assert await other.faults() == []
+    broken = lines[-1].replace(b'"charge":1', b'"charge":2')
+    with pytest.raises(ConfigError, match="line 1 of the export cannot be read: expected format"):
+        await import_channels(ledger, each([broken]))
+
+
+async def test_rows_go_back_into_an_emptied_database(
+    open_ledger: OpenLedger, shop: Shop, tmp_path: Path
+) -> None:
+    """The other way round: out of SQLite, into each kind."""
+    source = await shop.open(f"sqlite:///{tmp_path / 'source.db'}")
+    await source.apply(KEY, [opening(100)])
+    await pay(source, 7)
+    lines = [line async for line in export_channels(source)]
+    ledger = await open_ledger()
+    assert await import_channels(ledger, each(lines)) == 1
+    assert await amounts(ledger) == [7]
+    assert await ledger.restore_charges(await source.list_charges(0, END_OF_TIME)) == 0
+    assert await ledger.faults() == []
+
+
 @pytest.fixture
 def old_books(tmp_path: Path) -> str:
     """Tables of the version before the accounts."""
@@ -315,6 +363,6 @@ def old_books(tmp_path: Path) -> str:
 
 async def test_books_of_an_older_version_are_checked_unchanged(old_books: str) -> None:
     """F-108: a command that only reads makes no accounts, and looks for none."""
-    ledger = await open_ledger(old_books, exclusive=False, read_only=True)
+    ledger = await open_by_url(old_books, exclusive=False, read_only=True)
     assert await ledger.faults() == []
     await ledger.close()

@@ -14,7 +14,7 @@ from channel.state.charges import (
     decode_note,
     encode_note,
 )
-from channel.state.charging import charges_of
+from channel.state.charging import CHARGING, charges_of
 from channel.state.transitions import transition
 from tests.channel.books import LEASE, fact, opening, reserving, run, streaming
 
@@ -28,7 +28,8 @@ def charges(*commands: c.Command, state: ChannelState | None = None) -> list[Cha
     entered: list[Charge] = []
     for command in commands:
         after = transition(state, command)
-        entered += charges_of(state, command, after)
+        if type(command) in CHARGING:
+            entered += charges_of(state, command, after)
         state = after
     return entered
 

@@ -361,3 +361,17 @@ SELECT channel.id, channel_id, spent::text, reservations,
 -- has_accounts --
 -- Whether the tables have the accounts.
 SELECT to_regclass('charge') IS NOT NULL
+
+-- select_id --
+-- The row of a channel.
+SELECT id FROM channel WHERE chain_id = $1 AND escrow = $2 AND channel_id = $3
+
+-- lock_unlisted --
+-- What of a channel's `spent` was never listed; no other process changes it until the end.
+SELECT unlisted::text FROM charge_balance WHERE channel = $1 FOR UPDATE
+
+-- select_same_charge --
+-- Whether an entry is there already.
+SELECT 1 FROM charge
+ WHERE at = $1 AND channel = $2 AND reservation_id IS NOT DISTINCT FROM $3
+   AND amount = $4::text::numeric

@@ -273,3 +273,7 @@ SELECT channel.id, channel_id, spent, reservations, unlisted, pruned
 -- has_accounts --
 -- Whether the tables have the accounts.
 SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'charge'
+
+-- select_same_charge --
+-- Whether an entry is there already.
+SELECT 1 FROM charge WHERE at = ? AND channel = ? AND reservation_id IS ? AND amount = ?
