@@ -5,6 +5,7 @@ the ledger; the settler, which has the key, does the rest (decision 14).
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
@@ -34,6 +35,8 @@ from mpp_session.process.sales import Sales
 from settlement.tx.journal.interface import OrderName, SettlerJournal
 
 __all__ = ["NOTICES", "Actions"]
+
+_log: Final = logging.getLogger(__name__)
 
 NOTICES: Final[Mapping[str, str]] = {
     "settle": "The order to settle is placed. Its transaction appears here once it is signed.",
@@ -85,6 +88,7 @@ class Actions:
     async def _settle(self, request: Request, frame: Frame) -> Response:
         if request.method == "POST":
             await self._journal.place_order(OrderName.SETTLE, at=int(time.time()))
+            _log.info("the operator ordered a settle of everything")
             return redirect("/settlements?done=settle")
         found = await self._reader.channels(open_only=True)
         has_settler = await self._journal.lease_holder() is not None
@@ -97,6 +101,7 @@ class Actions:
         if state.is_finalized or state.closing_with is not None:
             return redirect(target)
         if request.method == "POST":
+            _log.info("the operator closes channel 0x%s", state.key.channel_id.hex())
             closing = asyncio.ensure_future(self._engine.decide_close(state.key))
             done, _ = await asyncio.wait({closing}, timeout=_PATIENCE_S)
             if not done:
@@ -109,12 +114,14 @@ class Actions:
     async def _pause(self, request: Request, frame: Frame) -> Response:
         if request.method == "POST":
             await self._sales.pause()
+            _log.warning("the operator has paused sales")
             return redirect("/?done=pause")
         return _ask(frame, "Pause sales?", pause_page(frame, len(self._feed.live)))
 
     async def _resume(self, request: Request, frame: Frame) -> Response:
         if request.method == "POST":
             await self._sales.resume()
+            _log.warning("the operator has resumed sales")
             return redirect("/?done=resume")
         bare = replace(frame, is_paused=False)  # its banner would offer the same once more
         return _ask(bare, "Resume sales?", resume_page(frame))

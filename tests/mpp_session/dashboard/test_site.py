@@ -148,7 +148,9 @@ async def test_a_channel_of_another_payee_is_not_shown(
     assert (await client.get("/channels")).text.count("<tr>") == 0
 
 
-async def test_a_pause_holds_for_the_next_start(client: httpx.AsyncClient, served: Served) -> None:
+async def test_a_pause_holds_for_the_next_start_and_stands_in_the_log(
+    client: httpx.AsyncClient, served: Served, caplog: pytest.LogCaptureFixture
+) -> None:
     token = await form_token(client, "/actions/pause")
     answer = await client.post("/actions/pause", data={"form_token": token})
     assert answer.headers["location"] == "/?done=pause"
@@ -158,6 +160,8 @@ async def test_a_pause_holds_for_the_next_start(client: httpx.AsyncClient, serve
     assert served.sales.paused_at is not None
     await client.post("/actions/resume", data={"form_token": token})
     assert served.sales.paused_at is None
+    said = [record.getMessage() for record in caplog.records if "operator" in record.getMessage()]
+    assert said == ["the operator has paused sales", "the operator has resumed sales"]
 
 
 async def test_the_notice_of_the_address_is_never_a_text_of_the_address(

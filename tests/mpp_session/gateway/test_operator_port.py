@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
@@ -16,7 +17,7 @@ from starlette.routing import Route
 from mpp_session.errors import CommandError
 from mpp_session.gateway.operator_port import open_operator_port
 from mpp_session.gateway.sockets import bind_admin
-from mpp_session.settings import ADMIN_PORT, Admin
+from mpp_session.settings import ADMIN_PORT, Admin, Secret
 
 
 async def hello(_: Request) -> PlainTextResponse:
@@ -73,3 +74,23 @@ def test_a_usual_port_that_is_taken_gives_a_free_one() -> None:
         ports: list[Any] = [each.getsockname()[1] for each in (one, other)]
     assert ADMIN_PORT not in ports[1:]
     assert ports[0] != ports[1]
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_link_that_logs_in_is_for_a_terminal_alone(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    is_terminal: bool,  # noqa: FBT001
+) -> None:
+    """A service's output is kept in a log, where the token must not be."""
+    caplog.set_level(logging.DEBUG)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: is_terminal)
+    token = "a-log-in-token-of-thirty-two-chars"  # noqa: S105 - no secret
+    with open_operator_port(Admin(port=0), [], token=Secret(token)) as tasks:
+        for work in tasks.values():
+            work.close()
+    said = capsys.readouterr().out
+    link = rf"dashboard: http://127\.0\.0\.1:\d+/login#{token}\n"
+    assert re.fullmatch(link if is_terminal else "", said)
+    assert token not in caplog.text
