@@ -131,7 +131,7 @@ class PromptCounter:
                 raise _NotServedError
             answer = await self._post("/tokenize", msgspec.json.encode(text), asked)
             tokens = answer.get("tokens")
-            if not isinstance(tokens, list):
+            if not isinstance(tokens, list) or (prompt and not tokens):  # it read another field
                 raise _NotServedError
             count += len(tokens)
         return PromptCount(count, is_exact=True)

@@ -34,7 +34,10 @@ class _Body(msgspec.Struct):
     stream: bool | None = None
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
+    max_output_tokens: int | None = None
     n: int | None = None
+    prompt: Any = None
+    """A completion's: each prompt of a list has answers of its own."""
     model: Any = None
 
 
@@ -60,10 +63,12 @@ def read_expectation(body: bytes | None, accept: str, *, long_bytes: int = 0) ->
         return unread
     bounds = [
         bound
-        for bound in (fields.max_tokens, fields.max_completion_tokens)
+        for bound in (fields.max_tokens, fields.max_completion_tokens, fields.max_output_tokens)
         if bound is not None and bound > 0
     ]
     choices = fields.n if fields.n is not None and 1 <= fields.n <= CHOICES_MAX else 1
+    if isinstance(fields.prompt, list):
+        choices = min(CHOICES_MAX, choices * _count_prompts(fields.prompt))
     return Expectation(
         wants_events if fields.stream is None else fields.stream,
         min(bounds) * choices if bounds else None,
@@ -71,6 +76,11 @@ def read_expectation(body: bytes | None, accept: str, *, long_bytes: int = 0) ->
         prompt_bytes,
         fields.model if isinstance(fields.model, str) else "",
     )
+
+
+def _count_prompts(prompt: list[Any]) -> int:
+    """Return how many prompts a list is: one if it holds tokens as numbers."""
+    return 1 if not prompt or isinstance(prompt[0], int) else len(prompt)
 
 
 class _Timings(msgspec.Struct):

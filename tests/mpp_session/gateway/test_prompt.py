@@ -15,7 +15,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from mpp_session.gateway.endpoints.chat import parse_chat_request
+from mpp_session.gateway.endpoints.completions import parse_completion_request
 from mpp_session.gateway.endpoints.fields import Bounds, ModelRequest
+from mpp_session.gateway.endpoints.responses import parse_response_request
 from mpp_session.gateway.prompt import PromptCount, PromptCounter
 from mpp_session.gateway.readiness import Readiness
 from mpp_session.gateway.upstream import Upstream
@@ -221,3 +223,47 @@ async def test_the_real_llama_cpp_reads_as_many_tokens_as_it_counted() -> None:
                 if found != PromptCount(read, is_exact=True):
                     wrong[name] = (found, read)
     assert wrong == {}
+
+
+def text_of(prompt: Any) -> ModelRequest:
+    bounds = Bounds(max_tokens=9, default_max_tokens=9, kind="usage")
+    return parse_completion_request(json.dumps({"prompt": prompt}).encode(), bounds)
+
+
+@pytest.mark.parametrize(
+    ("answers", "prompt", "tokens"),
+    [
+        (LLAMA, "hello", 5),
+        (LLAMA, ["hello", "you"], 8),
+        (LLAMA, ["hello", [1, 2]], 7),
+        (VLLM, "hello", 1),
+        (VLLM, ["hello", "you"], 2),
+        ({}, [1, 2, 3], 3),
+        ({}, [[1, 2], [3]], 3),
+    ],
+)
+async def test_a_prompt_without_a_template_is_counted_text_by_text(
+    answers: dict[str, Answer], prompt: Any, tokens: int
+) -> None:
+    server = Tokenizer(answers)
+    async with counting(server) as (counter, _):
+        assert await counter.count(text_of(prompt)) == PromptCount(tokens, is_exact=True)
+    assert "/apply-template" not in server.asked
+
+
+async def test_a_response_is_counted_by_the_servers_own_answer() -> None:
+    """A server that has no such path is asked once, and again after it was away."""
+    path = "/v1/responses/input_tokens"
+    bounds = Bounds(max_tokens=9, default_max_tokens=9, kind="usage")
+    asked = parse_response_request(b'{"input": "hello"}', bounds)
+    server = Tokenizer({path: lambda _: JSONResponse({"input_tokens": 32})})
+    async with counting(server) as (counter, readiness):
+        assert await counter.count(asked) == PromptCount(32, is_exact=True)
+        server.answers = {}
+        for _ in range(3):
+            assert not (await counter.count(asked)).is_exact
+        assert server.asked[path] == 2
+        readiness.outages += 1
+        await counter.count(asked)
+        assert server.asked[path] == 3
+    assert server.bodies[0]["input"] == "hello"

@@ -128,6 +128,14 @@ def test_where_the_chunk_is_the_unit_a_count_of_tokens_is_another_thing() -> Non
             "",
             Expectation(is_stream=False, units_max=15),
         ),
+        (b'{"max_output_tokens": 7}', "", Expectation(is_stream=False, units_max=7)),
+        (
+            b'{"max_tokens": 7, "n": 2, "prompt": ["a", [1, 2], "c"]}',
+            "",
+            Expectation(is_stream=False, units_max=42),
+        ),
+        (b'{"max_tokens": 7, "prompt": [1, 2]}', "", Expectation(is_stream=False, units_max=7)),
+        (b'{"max_tokens": 7, "prompt": []}', "", Expectation(is_stream=False, units_max=7)),
         (b'{"max_tokens": 0}', "", WHOLE),
         (b'{"n": 100000, "max_tokens": 1}', "", Expectation(is_stream=False, units_max=1)),
         (b'{"stream": "yes"}', "", WHOLE),
@@ -145,6 +153,24 @@ def test_a_request_says_what_to_expect(
     body: bytes | None, accept: str, expected: Expectation
 ) -> None:
     assert read_expectation(body, accept) == replace(expected, prompt_bytes=len(body or b""))
+
+
+def test_output_and_usage_of_a_response_are_counted_and_its_other_events_are_one_unit() -> None:
+    """A count is accepted as far as the text of all deltas allows."""
+
+    def event(kind: str, **fields: Any) -> str:
+        return json.dumps({"type": f"response.{kind}", **fields})
+
+    def completed(made: int) -> str:
+        return event("completed", response={"usage": {"output_tokens": made}})
+
+    meter = UnitMeter()
+    assert meter.count(event("output_text.delta", delta="word word")) == 1
+    assert meter.count(completed(8)) == 7
+    assert UnitMeter().count(completed(8)) == 1
+    assert meter.count(completed(10**6)) == 2
+    assert meter.count(event("created", response={})) == 1
+    assert UnitMeter().count(json.dumps({"type": "response.x", "response": 3})) == 1
 
 
 def test_a_prompt_is_as_long_as_its_body() -> None:
