@@ -28,7 +28,7 @@ from channel.errors import (
 from channel.ledger.interface import ForgetRequest, Ledger, RequestUpdate, StoreResponse, Watch
 from channel.limits import AMOUNT_MAX
 from channel.state.channel_state import ChannelState, ReservationKind
-from channel.state.charges import ChargeEnd, ChargeOutcome
+from channel.state.charges import ChargeEnd, ChargeOutcome, clean_text
 from channel.state.commands import Command, Extend, Release, Reserve, Spend, StreamPolicy
 from channel.state.requests import StoredResponse
 from channel.state.transitions import required_cumulative
@@ -389,7 +389,7 @@ class RunningReservation:
     async def _finish(self, response: StoredResponse | None) -> ProblemError | None:
         # Durable after this: `spent` covers everything sent, and nothing is reserved.
         self._renewer.drop(self._id)
-        end = ChargeEnd(self.outcome, dict(self.usage), self.response_id)
+        end = ChargeEnd(self.outcome, dict(self.usage), clean_text(self.response_id))
         return await self._apply(Release(self._id, end), request=self._request_update(response))
 
     async def _apply(

@@ -14,6 +14,7 @@ __all__ = [
     "ChargeEnd",
     "ChargeNote",
     "ChargeOutcome",
+    "clean_text",
     "decode_note",
     "encode_note",
 ]
@@ -78,8 +79,8 @@ _decoder: Final = msgspec.msgpack.Decoder(ChargeNote)
 
 @lru_cache(maxsize=4096)
 def encode_note(route: str, variant: str = "") -> bytes:
-    """Return a `ChargeNote` for a reservation to carry. Longer texts are cut."""
-    return _encoder.encode(ChargeNote(_cut(route), _cut(variant)))
+    """Return a `ChargeNote` for a reservation to carry. Its texts are those of `clean_text`."""
+    return _encoder.encode(ChargeNote(clean_text(route), clean_text(variant)))
 
 
 @lru_cache(maxsize=4096)
@@ -92,5 +93,12 @@ def decode_note(note: bytes) -> ChargeNote:
     return _decoder.decode(note) if note else ChargeNote("")
 
 
-def _cut(text: str) -> str:
-    return text[:CHARGE_TEXT_CHARS_MAX]
+def clean_text(text: str) -> str:
+    """Return a text of a stranger as any database stores it: short, and printable.
+
+    PostgreSQL refuses a NUL, and would refuse the other requests of the batch with it.
+    """
+    text = text[:CHARGE_TEXT_CHARS_MAX]
+    if text.isprintable():
+        return text
+    return "".join([one if one.isprintable() else "\ufffd" for one in text])

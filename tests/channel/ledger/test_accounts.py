@@ -102,6 +102,15 @@ async def test_a_paid_request_is_a_row_with_what_is_known_of_it(
     assert await ledger.faults() == []
 
 
+async def test_a_model_with_any_name_is_entered(ledger_url: str, shop: Shop) -> None:
+    """PostgreSQL takes no NUL: the request would never end, nor those of its batch."""
+    ledger = await shop.open(ledger_url)
+    await ledger.apply(KEY, [opening(100)])
+    await pay(ledger, 7, note=encode_note("POST /v1/completions", "a\0\ud800" + "\U0001f600" * 300))
+    (row,) = await ledger.list_charges(0, END_OF_TIME)
+    assert row.variant.startswith("a\ufffd\ufffd\U0001f600")
+
+
 async def test_a_repeat_of_a_key_is_charged_and_entered_once(ledger_url: str, shop: Shop) -> None:
     """IDEM-05."""
     ledger = await shop.open(ledger_url)

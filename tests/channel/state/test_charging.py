@@ -11,6 +11,7 @@ from channel.state.charges import (
     ChargeEnd,
     ChargeNote,
     ChargeOutcome,
+    clean_text,
     decode_note,
     encode_note,
 )
@@ -137,6 +138,12 @@ def test_a_note_comes_back_and_is_cut() -> None:
     assert decode_note(b"") == ChargeNote("")
     long = decode_note(encode_note("r" * 5000, "v" * 5000))
     assert (len(long.route), len(long.variant)) == (CHARGE_TEXT_CHARS_MAX, CHARGE_TEXT_CHARS_MAX)
+
+
+@pytest.mark.parametrize("text", ["a\0b", "a\nb", "a\ud800b", "a\u202eb"])
+def test_a_text_that_a_database_refuses_is_made_one_that_it_takes(text: str) -> None:
+    """A client may choose the model's name, and must not stop the ledger by it."""
+    assert decode_note(encode_note("POST /x", text)).variant == "a\ufffdb" == clean_text(text)
 
 
 def test_the_greatest_amounts_are_entered() -> None:
