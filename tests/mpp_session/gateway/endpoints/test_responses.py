@@ -137,7 +137,7 @@ def test_the_counts_of_llama_cpp_in_each_event_are_exact() -> None:
     assert (counter.total, counter.reported) == (4, 4)
 
 
-def test_reasoning_is_told_apart() -> None:
+def test_reasoning_is_counted_apart() -> None:
     counter = count(delta("hm", "reasoning_text"), delta("hm", "reasoning_summary_text"))
     assert counter.reasoning == counter.total == 2
     counter.count(delta("a"))
