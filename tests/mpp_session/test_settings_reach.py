@@ -348,7 +348,7 @@ WORD_PLACES: dict[str, list[tuple[str, Any]]] = {
     "upstream.counts": [("gateway: readiness.counts", "usage")],
     "upstream.fields": [("gateway: fields.0", "grammar")],
     "upstream.media": [("gateway: settings.media", True)],
-    "upstream.free": [("gateway: 1.path", "/free")],
+    "upstream.free": [("gateway: 3.path", "/free")],
     "payment.realm": [("gateway: settings.realm", "reached")],
     "payment.stream_policy": [("gateway: route.stream_policy", "reject")],
     "payment.credential_header": [("gateway: settings.credential_header", "Payment-Authorization")],

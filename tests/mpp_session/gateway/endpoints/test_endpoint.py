@@ -12,7 +12,7 @@ from mpp_session.gateway.endpoints.fields import Bounds
 
 EVERY = pytest.mark.parametrize("endpoint", ENDPOINTS, ids=lambda one: one.name)
 OUTPUT, INPUT = Rate("output_token", 4), Rate("input_token", 1)
-PROMPTS = {
+PROMPTS: dict[str, dict[str, Any]] = {
     "chat.completions": {"messages": []},
     "completions": {"prompt": "x"},
     "responses": {"input": "x"},
