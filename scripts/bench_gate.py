@@ -12,13 +12,14 @@ from bench_load import (
     PaidStream,
     bench_server,
     challenge_of,
+    cpu_ms,
     flood,
     latencies_ms,
     read_free_stream,
     request_of,
     requests_per_second,
 )
-from bench_samples import Row, Run
+from bench_samples import Row, Run, raw_us
 from bench_world import headers_of, key_of
 
 __all__ = ["flood_rows", "gate_rows", "stream_rows"]
@@ -35,19 +36,22 @@ async def gate_rows(run: Run) -> AsyncIterator[Row]:
     """Measure paid requests a second, as a share of unpaid ones."""
     for server in ("uvicorn", "granian"):
         url = f"sqlite:///{run.folder}/{server}.db"
-        async with bench_server(server, url, max(REQUESTS)) as port:
+        async with bench_server(server, url, max(REQUESTS)) as (port, pid):
             challenge = await challenge_of(port, "/paid")
             done = 0
             for connections, requests in REQUESTS.items():
                 keys = [key_of(number) for number in range(connections)]
                 free = [[request_of("/free")] * requests for _ in keys]
-                samples = []
+                samples, costs = [], []
                 for _ in range(run.repeats):
                     columns = headers_of(challenge, keys, requests, start=done)
                     done += requests
                     paid = [[request_of("/paid", h) for h in column] for column in columns]
                     before = await requests_per_second(port, free)
+                    spent_ms = cpu_ms(pid)
                     rate = await requests_per_second(port, paid)
+                    spent_ms = cpu_ms(pid) - spent_ms
+                    costs.append((spent_ms * 1e3 / (connections * requests), raw_us()))
                     after = await requests_per_second(port, free)
                     samples.append((rate, 2 * rate / (before + after)))
                 yield Row(
@@ -59,12 +63,17 @@ async def gate_rows(run: Run) -> AsyncIterator[Row]:
                     is_more_better=True,
                     besides="share of the same endpoint unpaid",
                 )
+                yield Row.paired(
+                    f"CPU of a paid request, {server}, {connections} connections",
+                    costs,
+                    goal=5.0 if (server, connections) == ("uvicorn", 64) else None,
+                )
 
 
 async def flood_rows(run: Run) -> AsyncIterator[Row]:
     """Measure one channel's p99 while another is flooded with bad vouchers."""
     url = f"sqlite:///{run.folder}/flood.db"
-    async with bench_server("uvicorn", url, 2) as port:
+    async with bench_server("uvicorn", url, 2) as (port, _):
         challenge = await challenge_of(port, "/paid")
         samples: list[tuple[float, float]] = []
         rates: list[float] = []
@@ -91,7 +100,7 @@ async def flood_rows(run: Run) -> AsyncIterator[Row]:
 async def stream_rows(run: Run) -> AsyncIterator[Row]:
     """Measure metered events a second with live vouchers, as a share of unmetered ones."""
     url = f"sqlite:///{run.folder}/stream.db"
-    async with bench_server("uvicorn", url, max(STREAMS)) as port:
+    async with bench_server("uvicorn", url, max(STREAMS)) as (port, _):
         challenge = await challenge_of(port, "/stream")
         paid_before = 0
         for (what, how), (clients, tokens) in product(HOWS.items(), STREAMS.items()):

@@ -4,6 +4,7 @@ Requests are built before the clock starts, so that the client takes little of t
 """
 
 import asyncio
+import os
 import re
 import socket
 import subprocess
@@ -34,8 +35,10 @@ FLOODING: Final = 64
 
 
 @asynccontextmanager
-async def bench_server(server: str, ledger_url: str, channels: int) -> AsyncIterator[int]:
-    """Run the benchmarks' application in a process of its own; yield its port."""
+async def bench_server(
+    server: str, ledger_url: str, channels: int
+) -> AsyncIterator[tuple[int, int]]:
+    """Run the benchmarks' application in a process of its own; yield its port and its pid."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -45,16 +48,27 @@ async def bench_server(server: str, ledger_url: str, channels: int) -> AsyncIter
             *command, server, str(port), ledger_url, str(channels), stdout=log, stderr=log
         )
         try:
-            await _wait_for(port, process)
-            yield port
+            await wait_for(port, process)
+            yield port, process.pid
         finally:
             if process.returncode is None:
                 process.terminate()
             await process.wait()
 
 
-async def _wait_for(port: int, process: asyncio.subprocess.Process) -> None:
-    deadline = time.monotonic() + START_S_MAX
+def cpu_ms(pid: int) -> float:
+    """Return the processor time of a process and its children, by the kernel's count."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    own = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK") * 1e3
+    return own + sum(cpu_ms(int(child)) for child in children)
+
+
+async def wait_for(
+    port: int, process: asyncio.subprocess.Process, *, within_s: float = START_S_MAX
+) -> None:
+    """Wait until a process listens on a port."""
+    deadline = time.monotonic() + within_s
     while time.monotonic() < deadline and process.returncode is None:
         try:
             _, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -72,10 +86,10 @@ def request_of(target: str, authorization: str = "", method: str = "GET") -> byt
     return f"{method} {target} HTTP/1.1\r\nHost: bench\r\n{paid}\r\n".encode()
 
 
-async def challenge_of(port: int, target: str) -> Challenge:
+async def challenge_of(port: int, target: str, method: str = "GET") -> Challenge:
     """Send an unpaid request, and return the challenge of the 402."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(request_of(target))
+    writer.write(request_of(target, method=method))
     head = await reader.readuntil(b"\r\n\r\n")
     writer.close()
     found = _CHALLENGE.search(head)

@@ -18,7 +18,7 @@ import msgspec
 import _setup
 from bench_samples import Row, Run, raw_us
 
-__all__ = ["rows"]
+__all__ = ["Peer", "install", "rows"]
 
 VOUCHERS: Final = 300
 SCRIPTS: Final = Path(__file__).parent / "peers"
@@ -57,7 +57,7 @@ async def rows(run: Run) -> AsyncIterator[Row]:
             print(f"peers: {peer.name}: Node is not installed", file=sys.stderr)
             continue
         try:
-            command = _install_node(peer) if peer.is_of_node else _install(peer)
+            command = _install_node(peer) if peer.is_of_node else install(peer)
             taken = [(_best_us(command), raw_us()) for _ in range(run.repeats)]
         except subprocess.CalledProcessError as error:
             print(f"peers: {peer.name}: {error.stderr.strip()[-300:]}", file=sys.stderr)
@@ -65,7 +65,7 @@ async def rows(run: Run) -> AsyncIterator[Row]:
         yield Row.paired(f"peer: {peer.name}", taken, besides=f"in memory; {peer.packages[0]}")
 
 
-def _install(peer: Peer) -> list[str]:
+def install(peer: Peer) -> list[str]:
     """Return what runs the peer's script by its own Python; its environment is made once."""
     done = peer.folder / "installed"
     python = peer.folder / "bin" / "python"

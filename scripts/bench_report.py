@@ -16,6 +16,7 @@ from rich.table import Table
 import bench_chain
 import bench_gasless
 import bench_gate
+import bench_gateway
 import bench_ledger
 import bench_parts
 import bench_peers
@@ -36,6 +37,7 @@ GROUPS: Final[dict[str, Group]] = {
     "gate": bench_gate.gate_rows,
     "flood": bench_gate.flood_rows,
     "stream": bench_gate.stream_rows,
+    "proxy": bench_gateway.gateway_rows,
     "strangers": bench_strangers.stranger_rows,
     "chain": bench_chain.chain_rows,
     "gasless": bench_gasless.gasless_rows,

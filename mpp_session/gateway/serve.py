@@ -170,7 +170,8 @@ def _build_server(gateway: ASGIApp, settings: Listen) -> uvicorn.Server:
         uvicorn.Config(
             gateway,
             lifespan="off",
-            http=protocol(door),  # h11: httptools accepts a head of any size
+            # h11: httptools accepts a head of any size, and reads on behind an unanswered request
+            http=protocol(door),
             backlog=ACCEPTED_TOGETHER_MAX,
             ws="none",  # otherwise uvicorn finds web3's websocket library and accepts upgrades
             log_config=None,
