@@ -50,6 +50,7 @@ from mpp_session.gateway.errors import (
 )
 from mpp_session.gateway.events import is_event_stream, read_events
 from mpp_session.gateway.free import problem_response
+from mpp_session.gateway.generation import read_answer_id
 from mpp_session.gateway.prompt import PromptCount, PromptCounter
 from mpp_session.gateway.readiness import Readiness
 from mpp_session.gateway.upstream import Upstream, UpstreamAnswer, read_body, returned_headers
@@ -167,6 +168,7 @@ class PaidAnswers:
                 await meter.spend(usage | bill.prompt(answer.prompt, is_over=True))
                 job.note(answer.units, answer.reported, answer.prompt)
                 self._abandoned.make_up(meter.reservation.key, answer.units)
+                meter.reservation.response_id = read_answer_id(body)
                 body = with_cost(body, meter.cost, meter.usage, bill.unit)
             return Response(body, response.status_code, headers)
 

@@ -25,7 +25,7 @@ from mpp_session.gateway.costs import format_whole
 from mpp_session.gateway.errors import GenerationUnknownError
 from mpp_session.gateway.free import problem_response
 
-__all__ = ["GENERATION_PATH", "Generations", "describe_generation"]
+__all__ = ["GENERATION_PATH", "Generations", "describe_generation", "read_answer_id"]
 
 GENERATION_PATH: Final = "/v1/generation"
 
@@ -37,6 +37,13 @@ _TOKENS: Final = {
     "native_tokens_reasoning": ("reasoning_token",),
 }
 """OpenRouter's counts, and the kinds that each is the sum of."""
+
+
+class _Answer(msgspec.Struct):
+    id: str = ""
+
+
+_answer_decoder: Final = msgspec.json.Decoder(_Answer)
 
 
 class Generations:
@@ -96,6 +103,14 @@ def describe_generation(
         details["usage"] = dict(last.usage)
         data |= _count_tokens(last.usage)
     return data
+
+
+def read_answer_id(answer: bytes) -> str:
+    """Return the id that a whole answer states; empty if it states none."""
+    try:
+        return _answer_decoder.decode(answer).id
+    except msgspec.DecodeError:
+        return ""
 
 
 def _count_tokens(usage: Mapping[str, int]) -> dict[str, int]:

@@ -11,7 +11,7 @@ from channel.ledger.accounts import ChargeRow
 from channel.limits import GENERATIONS_PER_SECOND_MAX
 from channel.state.charges import ChargeOutcome
 from channel.types import Address, TokenUnit
-from mpp_session.gateway.generation import describe_generation
+from mpp_session.gateway.generation import describe_generation, read_answer_id
 from tests.channel.books import KEY
 from tests.mpp_session.gateway.conftest import OpenAgent, RunGateway
 from tests.mpp_session.model_server import ModelServer
@@ -78,6 +78,19 @@ def test_what_is_unknown_is_left_out_and_never_zero(
     assert data["cancelled"]
     assert data["cost_details"]["amount"] == "484"
     assert not {"model", "upstream_id", "total_cost", "usage"} & data.keys()
+
+
+@pytest.mark.parametrize(
+    ("answer", "found"),
+    [
+        (b'{"id": "chatcmpl-1", "choices": []}', "chatcmpl-1"),
+        (b'{"choices": []}', ""),
+        (b'{"id": 7}', ""),
+        (b"no JSON", ""),
+    ],
+)
+def test_the_id_of_an_answer_is_its_text_or_nothing(answer: bytes, found: str) -> None:
+    assert read_answer_id(answer) == found
 
 
 @pytest.mark.parametrize("stream", [False, True])
