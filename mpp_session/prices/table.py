@@ -19,6 +19,7 @@ from mpp_session.settings.price_rows import name_row
 __all__ = ["Listing", "PriceTable", "matches"]
 
 _SHOWN_MAX: Final = 5
+_KNOWN: Final = 4096
 
 
 class Listing(msgspec.Struct, frozen=True):
@@ -57,14 +58,23 @@ class PriceTable:
         self.listings = tuple(
             Listing(row, _tariff(number, row, unit)) for number, row in enumerate(rows, 1)
         )
-        for number, later in enumerate(self.listings):
-            for before, earlier in enumerate(self.listings[:number]):
+        self._known: dict[tuple[str, str], tuple[Listing, ...]] = {}
+        """The listings of models that were asked for lately."""
+        self._require_use()
+
+    def _require_use(self) -> None:
+        patterns: list[tuple[int, Listing]] = []
+        literals: dict[str, list[tuple[int, Listing]]] = {}
+        for number, later in enumerate(self.listings, 1):
+            same = literals.setdefault(later.row.model, [])
+            for before, earlier in (*patterns, *same):
                 if _hides(earlier, later):
                     raise ConfigError(
-                        f"{name_row(number + 1, later.row)} is never used, because row "
-                        f"{before + 1} comes first and prices the same requests: put the narrower "
-                        "one first, or remove one"
+                        f"{name_row(number, later.row)} is never used, because row {before} comes "
+                        "first and prices the same requests: put the narrower one first, or "
+                        "remove one"
                     )
+            (patterns if later.is_pattern else same).append((number, later))
 
     def describe(self) -> str:
         """Return the prices as people read them, of the first few models."""
@@ -82,7 +92,13 @@ class PriceTable:
         """
         if len(model) > MODEL_CHARS_MAX:
             return None
-        return next((one for one in self.at(endpoint, at) if one.covers(endpoint, model)), None)
+        fitting = self._known.get((endpoint, model))
+        if fitting is None:
+            fitting = tuple(one for one in self.listings if one.covers(endpoint, model))
+            if len(self._known) >= _KNOWN:
+                self._known.clear()
+            self._known[endpoint, model] = fitting
+        return next((one for one in fitting if one.counts_at(at)), None)
 
     def at(self, endpoint: str, at: float) -> list[Listing]:
         """Return the listings of an endpoint that count at a time, in order."""

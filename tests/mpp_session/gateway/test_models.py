@@ -122,7 +122,11 @@ async def require_agreement(gateway: Running, agent: Any, rows: list[dict[str, A
             used = {"output_token": USAGE["completion_tokens"]}
             used |= {"input_token": USAGE["prompt_tokens"]} if row.input is not None else {}
             cost = tariff.cost(used)
-            assert sum(one.spent for one in await gateway.channels()) - before == cost
+            spent = sum(one.spent for one in await gateway.channels())
+            assert spent - before == cost
+            receipt = parse_receipt(answer.headers["payment-receipt"])
+            assert receipt.spent == spent
+            assert (receipt.usage or {"output_token": receipt.units}) == used
             assert answer.json()["usage"]["cost_details"]["amount"] == str(cost)
 
 
