@@ -8,7 +8,7 @@ from typing import Final, TypeAlias
 
 from channel.errors import ConfigError
 from mpp_session.errors import CommandError
-from mpp_session.process.control_file import open_control_file
+from mpp_session.process.control_file import ControlFile
 from mpp_session.settings import Config, PriceRow
 from mpp_session.settings.config import default_state_dir
 
@@ -40,18 +40,26 @@ class PriceReloads:
         """
         ledger = self._config.ledger
         folder = Path(ledger.state_dir) if ledger.state_dir else default_state_dir()
-        with open_control_file(folder, ledger.url) as control:
+        control = await asyncio.to_thread(ControlFile, folder, ledger.url)
+        try:
             while True:
                 await self._wanted.wait()
                 self._wanted.clear()
-                try:
-                    rows = await asyncio.to_thread(self._read)
-                    config = self._config.with_prices(rows)
-                    prices = await change(config)
-                except (ConfigError, CommandError) as error:
-                    _log.error("prices are not changed: %s", error)
-                    control.note(str(error), "")
-                else:
-                    self._config = config
-                    _log.info("prices are changed: %s", prices)
-                    control.note(None, prices)
+                await self._change(change, control)
+        finally:
+            control.close()
+
+    async def _change(
+        self, change: Callable[[Config], Awaitable[str]], control: ControlFile
+    ) -> None:
+        try:
+            rows = await asyncio.to_thread(self._read)
+            config = self._config.with_prices(rows)
+            prices = await change(config)
+        except (ConfigError, CommandError) as error:
+            _log.error("prices are not changed: %s", error)
+            await asyncio.to_thread(control.note, str(error), "")
+            return
+        self._config = config
+        _log.info("prices are changed: %s", prices)
+        await asyncio.to_thread(control.note, None, prices)

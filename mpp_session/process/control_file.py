@@ -10,7 +10,6 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 from typing import Final
@@ -20,7 +19,7 @@ import msgspec
 from channel.files import open_own
 from mpp_session.errors import CommandError
 
-__all__ = ["ControlFile", "Running", "find_running", "open_control_file", "reload_running"]
+__all__ = ["ControlFile", "Running", "find_running", "reload_running"]
 
 _log: Final = logging.getLogger(__name__)
 
@@ -42,11 +41,20 @@ class Running(msgspec.Struct, frozen=True):
 
 
 class ControlFile:
-    """The file of this process."""
+    """The file of this process. Without a folder for it, a reload needs a signal."""
 
-    def __init__(self, descriptor: int | None, state: Running) -> None:
-        self._descriptor = descriptor
-        self._state = state
+    def __init__(self, folder: Path, ledger_url: str) -> None:
+        """Write and lock it."""
+        self._state = Running(os.getpid())
+        self._path = folder / f"{_prefix(ledger_url)}{self._state.pid}.json"
+        self._descriptor: int | None = None
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._descriptor = open_own(self._path)
+        except OSError as error:
+            _log.warning("`prices reload` will not find this gateway; send it SIGHUP: %s", error)
+            return
+        fcntl.flock(self._descriptor, fcntl.LOCK_EX)
         self._write()
 
     def note(self, problem: str | None, prices: str) -> None:
@@ -54,33 +62,20 @@ class ControlFile:
         self._state = Running(self._state.pid, self._state.reloads + 1, problem, prices)
         self._write()
 
+    def close(self) -> None:
+        """Remove it."""
+        if self._descriptor is not None:
+            with contextlib.suppress(OSError):
+                self._path.unlink()
+            os.close(self._descriptor)
+            self._descriptor = None
+
     def _write(self) -> None:
         if self._descriptor is None:
             return
         content = msgspec.json.encode(self._state)[:_SIZE].ljust(_SIZE)
         with contextlib.suppress(OSError):  # a full disk does not end sales
             os.pwrite(self._descriptor, content, 0)
-
-
-@contextlib.contextmanager
-def open_control_file(folder: Path, ledger_url: str) -> Iterator[ControlFile]:
-    """Hold this process's file while the context lasts. Without a folder, reloads need a signal."""
-    state = Running(os.getpid())
-    path = folder / f"{_prefix(ledger_url)}{state.pid}.json"
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = open_own(path)
-    except OSError as error:
-        _log.warning("`prices reload` will not find this gateway; send it SIGHUP: %s", error)
-        yield ControlFile(None, state)
-        return
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield ControlFile(descriptor, state)
-    finally:
-        with contextlib.suppress(OSError):
-            path.unlink()
-        os.close(descriptor)
 
 
 def find_running(folder: Path, ledger_url: str) -> list[Running]:
@@ -92,12 +87,14 @@ def find_running(folder: Path, ledger_url: str) -> list[Running]:
         except OSError:
             continue
         try:
+            text = os.pread(descriptor, _SIZE, 0)
+            if not text:
+                continue  # its process has just made it
             with contextlib.suppress(BlockingIOError):
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 path.unlink(missing_ok=True)  # its process has ended
                 continue
             with contextlib.suppress(msgspec.DecodeError):  # it is being written
-                text = os.pread(descriptor, _SIZE, 0)
                 found.append(msgspec.json.decode(text, type=Running))
         finally:
             os.close(descriptor)

@@ -10,6 +10,7 @@ from openai import AsyncOpenAI
 from starlette.responses import JSONResponse, Response
 
 from channel.wire.challenge import parse_challenges, parse_session_request
+from channel.wire.receipt import parse_receipt
 from channel.wire.tariff import tariff_object
 from mpp_session.settings import describe_tariff
 from mpp_session.settings.price_rows import read_price_rows

@@ -1,5 +1,6 @@
 """The price table: which row a request is sold under."""
 
+import time
 from datetime import UTC, datetime
 from typing import Any
 
@@ -99,3 +100,13 @@ def test_an_invalid_row_is_named(rows: tuple[dict[str, Any], ...], said: str) ->
 def test_an_empty_table_sells_nothing_and_is_refused() -> None:
     with pytest.raises(ConfigError, match="nothing would be sold"):
         PriceTable((), UNIT)
+
+
+def test_a_table_of_thousands_of_models_is_checked_and_searched_quickly() -> None:
+    """The gateway checks it in the loop that serves; each row with each would take seconds."""
+    rows = [{"model": f"model-{number}"} for number in range(5000)]
+    began = time.process_time()
+    table = table_of(*rows)
+    for number in range(4000):
+        assert table.find(CHAT, f"model-{number % 10}", 0) is not None
+    assert time.process_time() - began < 2

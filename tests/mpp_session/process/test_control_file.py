@@ -1,15 +1,16 @@
 """`prices reload` finds the gateways that run, and no other process."""
 
 import os
+from contextlib import closing
 from pathlib import Path
 
-from mpp_session.process.control_file import find_running, open_control_file
+from mpp_session.process.control_file import ControlFile, find_running
 
 URL = "sqlite:////books.db"
 
 
 def test_a_gateway_is_found_while_it_runs(tmp_path: Path) -> None:
-    with open_control_file(tmp_path / "state", URL) as control:
+    with closing(ControlFile(tmp_path / "state", URL)) as control:
         (found,) = find_running(tmp_path / "state", URL)
         assert (found.pid, found.reloads, found.problem) == (os.getpid(), 0, None)
         assert find_running(tmp_path / "state", "sqlite:////others.db") == []
@@ -22,7 +23,7 @@ def test_a_gateway_is_found_while_it_runs(tmp_path: Path) -> None:
 
 def test_a_file_that_was_left_behind_is_removed_and_not_believed(tmp_path: Path) -> None:
     """Its process id may be another program's by now."""
-    with open_control_file(tmp_path, URL):
+    with closing(ControlFile(tmp_path, URL)):
         (path,) = tmp_path.iterdir()
         content = path.read_bytes()
     path.write_bytes(content)
@@ -33,6 +34,6 @@ def test_a_file_that_was_left_behind_is_removed_and_not_believed(tmp_path: Path)
 
 def test_without_a_folder_the_gateway_serves_all_the_same(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with open_control_file(tmp_path / "file" / "below", URL) as control:
+    with closing(ControlFile(tmp_path / "file" / "below", URL)) as control:
         control.note(None, "")
     assert find_running(tmp_path / "file" / "below", URL) == []
