@@ -56,7 +56,8 @@ class PriceTable:
             raise ConfigError("`prices`: no row: nothing would be sold")
         self.unit = unit
         self.listings = tuple(
-            Listing(row, _tariff(number, row, unit)) for number, row in enumerate(rows, 1)
+            Listing(row, _tariff(number, row, unit, is_short=len(rows) == 1))
+            for number, row in enumerate(rows, 1)
         )
         self._known: dict[tuple[str, str], tuple[Listing, ...]] = {}
         """The listings of models that were asked for lately."""
@@ -133,10 +134,12 @@ class PriceTable:
         return tuple(dict.fromkeys(one.row.model for one in self.at(endpoint, at)))
 
 
-def _tariff(number: int, row: PriceRow, unit: TokenUnit | None) -> Tariff:
+def _tariff(number: int, row: PriceRow, unit: TokenUnit | None, *, is_short: bool) -> Tariff:
     try:
         return row.tariff(unit)
     except ConfigError as error:
+        if is_short and row.model == "*":  # `[price]`, as the error says
+            raise
         text = str(error).replace("`price.", "`").removeprefix("`price`: ")
         raise ConfigError(f"{name_row(number, row)}: {text}") from None
 

@@ -127,7 +127,7 @@ async def require_agreement(gateway: Running, agent: Any, rows: list[dict[str, A
             assert spent - before == cost
             receipt = parse_receipt(answer.headers["payment-receipt"])
             assert receipt.spent == spent
-            assert (receipt.usage or {"output_token": receipt.units}) == used
+            assert (receipt.usage or {"output_token": receipt.units or 0}) == used
             assert answer.json()["usage"]["cost_details"]["amount"] == str(cost)
 
 

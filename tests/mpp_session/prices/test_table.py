@@ -88,8 +88,8 @@ def test_a_name_too_long_for_a_challenge_is_not_sold() -> None:
         (({"model": "b*"}, {"model": "big"}), r"row 2 \(model big\) is never used, because row 1"),
         (({}, {"valid_from": datetime(2026, 12, 1, tzinfo=UTC)}), r"row 2 .* is never used"),
         (({"model": "a"}, {"output": "0.40 EUR"}), r"row 2 \(model \*\): `output`: .*dUSD.*EUR"),
-        (({"output": "0"},), r"row 1 .*the first rate .* must not be free"),
-        (({"minimum": "0.0000001"},), r"row 1 .*`minimum`: .*at most 6 decimals"),
+        (({"model": "m", "output": "0"},), r"row 1 .*the first rate .* must not be free"),
+        (({"model": "m", "minimum": "0.0000001"},), r"row 1 .*`minimum`: .*at most 6 decimals"),
     ],
 )
 def test_an_invalid_row_is_named(rows: tuple[dict[str, Any], ...], said: str) -> None:
