@@ -30,7 +30,8 @@ def refusals(kept: Sequence[Refused], now: float, started_at: float) -> Markup:
             each.status,
             f"{each.number:,}",
             ago(now - each.last_at),
-            join(
+            el(
+                "span",
                 each.detail or f"an answer with status {each.status}, which is not charged",
                 _where(each),
             ),

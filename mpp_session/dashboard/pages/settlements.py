@@ -97,7 +97,7 @@ def _state(tx: JournalTx) -> Markup:
         name, kind = ("final", "good") if is_success else ("reverted", "bad")
     else:
         name, kind = _STATES[tx.status]
-    return join(badge(name, kind), f" {tx.reason.lower()}" if tx.reason else None)
+    return el("span", badge(name, kind), f" {tx.reason.lower()}" if tx.reason else None)
 
 
 def _gas(tx: JournalTx) -> str:
