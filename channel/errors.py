@@ -40,6 +40,7 @@ MppSessionError
 │   ├── SettlementPendingError        503  the payee's transaction is sent and not yet mined
 │   ├── LedgerUnavailableError        503
 │   ├── ChannelStoppedError           503  ledger and chain disagree; the channel is stopped
+│   ├── ServerBusyError               503  server-busy: as many paid requests run as may
 │   ├── ExposureLimitError            503  exposure-limit: a settlement must be mined first
 │   ├── SponsoringPausedError         503  sponsoring-paused: the payee pays no gas for payers now
 │   ├── StoppingError                 the program is stopping: a stream ends early, with its receipt

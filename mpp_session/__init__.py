@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from channel.http.middleware import PaymentGate as PaymentGate
     from channel.http.pricing import Price as Price
     from channel.http.pricing import Route as Route
+    from channel.http.running import RequestLimits as RequestLimits
     from channel.types import TokenUnit as TokenUnit
     from mpp_session.agent.client import PayingClient as PayingClient
     from mpp_session.agent.client import build_client as build_client
@@ -84,6 +85,7 @@ _HOMES = {
     "Quote": "channel.client.policy.quote",
     "ReceiptEvent": "channel.http.hooks",
     "RefusalEvent": "channel.http.hooks",
+    "RequestLimits": "channel.http.running",
     "Route": "channel.http.pricing",
     "SettleEvent": "channel.http.hooks",
     "SpendEvent": "channel.http.hooks",

@@ -229,6 +229,8 @@ async def _price(config: ProviderConfig, reader: EscrowReader) -> Check:
         return Check("price", Verdict.SKIPPED, "the application has its own prices")
     unit = await read_token_unit(reader.rpc, parse_address(config.chain.token))
     try:
+        if config.price is not None:
+            config.price.tariff(unit)  # its errors name `[price]`; the table's name a row
         table = PriceTable(config.price_rows, unit)
     except ConfigError as error:
         return Check("price", Verdict.FAULT, str(error), 'write it as `output = "0.40"`')
