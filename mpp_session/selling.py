@@ -23,13 +23,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from channel.errors import MppSessionError, OperatorError
 from channel.http import PaymentGate, Price, Route
 from channel.http.asgi import send_problem
-from channel.http.hooks import Hooks
+from channel.http.hooks import HookCalls, Hooks
 from channel.state.commands import StreamPolicy
 from channel.tasks import Tasks
 from mpp_session.devnet_file import selling_settings
 from mpp_session.discovery.service import describe_service, public_url
 from mpp_session.discovery.site import DiscoverySite
 from mpp_session.errors import CommandError
+from mpp_session.observe.books import BooksView
 from mpp_session.process.os_limits import forbid_core_files
 from mpp_session.process.signals import before_signals
 from mpp_session.settings import Payment, ProviderConfig
@@ -63,7 +64,8 @@ def sell(
             application; `payment.credential_header` if None.
         discovery: Whether `/openapi.json`, `/llms.txt` and `/` describe what is sold, instead of
             what the application serves there; see the settings `[discovery]`.
-        hooks: Called for every challenge, refusal, deposit, charge and receipt: see `Hooks`.
+        hooks: Called for every challenge, refusal, deposit, charge, receipt, settlement and alarm:
+            see `Hooks`.
     """
     return SellingApp(
         app,
@@ -185,6 +187,9 @@ class SellingApp:
                     limits=config.limits.of_gate(),
                     hooks=self._hooks,
                 )
+                if self._hooks is not None:
+                    books = BooksView(HookCalls(self._hooks), now=parts.clock.now)
+                    books.listen_to(parts.watcher)
                 is_described = self._discovery and config.discovery.enabled
                 entry = _describe(gate, config) if is_described else gate
             except Exception as error:  # noqa: BLE001 - a server reads an exception as no lifespan

@@ -5,7 +5,9 @@ this process sees it: with each sweep, and when a block touches a channel.
 """
 
 import time
+from collections import OrderedDict
 from collections.abc import Callable
+from typing import Final
 
 import msgspec
 
@@ -15,8 +17,13 @@ from channel.wire.encoding import format_hex
 from settlement.alarms import Alarm
 from settlement.settle.exposure import exposure_of
 from settlement.settle.schedule import value_at_risk
+from settlement.watch.watcher import ChannelWatcher
 
 __all__ = ["BooksView", "Sums"]
+
+
+_ENDED_KEPT: Final = 4096
+"""Channels whose end is remembered: a block is looked at more than once."""
 
 
 class Sums(msgspec.Struct, kw_only=True):
@@ -60,12 +67,18 @@ class BooksView:
         self._known: dict[bytes, _Known] = {}
         self._seen: set[bytes] = set()
         self._oldest: float | None = None
+        self._ended: OrderedDict[bytes, None] = OrderedDict()
 
     @property
     def settlement_lag_s(self) -> float:
         """How long the oldest amount of the last sweep waits for its settlement, in seconds."""
         oldest = self._oldest
         return 0.0 if oldest is None else max(0.0, self._now() - oldest)
+
+    def listen_to(self, watcher: ChannelWatcher) -> None:
+        """Take in what this watcher sees from now on."""
+        watcher.listener = self
+        watcher.alarms.on_change = self.alarm
 
     def begin_sweep(self) -> None:
         """Every open channel follows."""
@@ -77,9 +90,7 @@ class BooksView:
         channel_id = state.key.channel_id
         before = self._known.get(channel_id)
         if state.is_finalized:
-            self._known.pop(channel_id, None)
-            if before is not None:
-                self._tell(state, max(0, state.settled - before.settled), is_final=True)
+            self._end(state, self._known.pop(channel_id, None))
             return
         paid = 0 if before is None else state.settled - before.settled
         if paid > 0:
@@ -96,6 +107,20 @@ class BooksView:
         if self._sweeping is not None:
             self._seen.add(channel_id)
             _add(self._sweeping, state, at_risk)
+
+    def _end(self, state: ChannelState, before: _Known | None) -> None:
+        """Tell once of a channel's last payout."""
+        channel_id = state.key.channel_id
+        if channel_id in self._ended:
+            return
+        self._ended[channel_id] = None
+        if len(self._ended) > _ENDED_KEPT:
+            self._ended.popitem(last=False)
+        if before is None and self.sums is None:
+            return  # shown by the first sweep: it was paid before this process began
+        # A channel that no sweep has shown open was opened since the last one.
+        settled = 0 if before is None else before.settled
+        self._tell(state, max(0, state.settled - settled), is_final=True)
 
     def end_sweep(self) -> None:
         """Every open channel was shown."""

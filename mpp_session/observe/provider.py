@@ -67,8 +67,7 @@ class Observed:
         )
         registry.register(self._gauges)
         if parts.is_first:
-            parts.watcher.listener = self.books
-            parts.watcher.alarms.on_change = self.books.alarm
+            self.books.listen_to(parts.watcher)
 
     def background(self) -> Mapping[str, Coroutine[Any, Any, None]]:
         """Return the tasks that must run while the provider serves, by name."""

@@ -10,6 +10,7 @@ import pytest
 from mpp_session.agent.client import open_client
 from mpp_session.testing.chain import TestChain
 from tests.e2e.gateways import PRICE, GatewayProcess, free_port, gateway_variables, policy_for
+from tests.waiting import until
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -20,7 +21,7 @@ from collections.abc import AsyncIterator
 from fastapi import FastAPI
 
 from channel.http import PaidEventStream, Price, Route
-from mpp_session.selling import sell
+from mpp_session import Hooks, SettleEvent, sell
 
 api = FastAPI()
 ROUTES = [
@@ -44,18 +45,19 @@ async def story() -> PaidEventStream:
     return PaidEventStream(words())
 
 
-app = sell(api, ROUTES)
+class Payouts(Hooks):
+    def on_settle(self, event: SettleEvent) -> None:
+        print("paid out", event.amount, event.is_final, flush=True)
+
+
+app = sell(api, ROUTES, hooks=Payouts())
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-async def test_a_stream_without_end_ends_with_its_receipt_when_uvicorn_stops(
-    devnet: TestChain, tmp_path: Path, number: signal.Signals
-) -> None:
-    """O-28, O-32: uvicorn waits for its streams for ever, and knows nothing of SIGHUP."""
+def build_shop(devnet: TestChain, tmp_path: Path, *, settles: bool) -> GatewayProcess:
     (tmp_path / "shop.py").write_text(SHOP)
     ledger, port = tmp_path / "ledger.db", free_port()
-    variables = gateway_variables(devnet.values, "", ledger, port, step_units=8, settles=False)
+    variables = gateway_variables(devnet.values, "", ledger, port, step_units=8, settles=settles)
     of_gateways = ("UPSTREAM_URL", "PRICE_PER_UNIT")
     for name in of_gateways:
         del variables[f"MPP_SESSION_{name}"]
@@ -71,7 +73,15 @@ async def test_a_stream_without_end_ends_with_its_receipt_when_uvicorn_stops(
         "--app-dir",
         str(tmp_path),
     ]
-    shop = GatewayProcess([*command, "--port", str(port)], variables, tmp_path / "shop.log")
+    return GatewayProcess([*command, "--port", str(port)], variables, tmp_path / "shop.log")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+async def test_a_stream_without_end_ends_with_its_receipt_when_uvicorn_stops(
+    devnet: TestChain, tmp_path: Path, number: signal.Signals
+) -> None:
+    """O-28, O-32: uvicorn waits for its streams for ever, and knows nothing of SIGHUP."""
+    shop = build_shop(devnet, tmp_path, settles=False)
     async with (
         shop.running(),
         open_client(
@@ -94,3 +104,25 @@ async def test_a_stream_without_end_ends_with_its_receipt_when_uvicorn_stops(
         assert account.spent == account.received == events * PRICE
         assert events < 1000
         assert "Traceback" not in shop.said()
+
+
+async def test_an_application_hears_of_its_payouts(devnet: TestChain, tmp_path: Path) -> None:
+    """`on_settle` of `sell(..., hooks=...)`: what the settler pays out, another process."""
+    shop = build_shop(devnet, tmp_path, settles=True)
+    async with (
+        shop.running(),
+        open_client(
+            rpc_url=devnet.values.rpc_url,
+            private_key=devnet.values.accounts["payer"].private_key,
+            policy=policy_for(devnet.values),
+            store=tmp_path / "agent.db",
+        ) as client,
+    ):
+        async with client.stream("GET", f"{shop.url}/story") as response:
+            async for line in response.aiter_lines():
+                if line.startswith("data:"):
+                    break
+        await client.payments.close()
+        (account,) = await client.payments.channels()
+        assert account.spent >= PRICE
+        await until(lambda: f"paid out {account.spent} True" in shop.said())

@@ -100,9 +100,19 @@ async def test_a_close_is_reported_once(view: View) -> None:
 
 
 async def test_what_was_settled_before_is_not_reported(view: View) -> None:
-    view.sweep(replace(view.state, settled=3 * PRICE))
-    view.books.show(replace(other(view.state), is_finalized=True, settled=PRICE))
+    ended = replace(other(view.state), is_finalized=True, settled=PRICE)
+    view.sweep(replace(view.state, settled=3 * PRICE), ended)
+    view.books.show(ended)
     assert view.hooks.heard == []
+
+
+async def test_the_close_of_a_channel_that_no_sweep_has_shown_is_reported(view: View) -> None:
+    """An agent may open, pay and close between two sweeps."""
+    view.sweep(view.state)
+    ended = replace(other(view.state), is_finalized=True, settled=PRICE)
+    view.books.show(ended)
+    view.sweep(view.state, ended)
+    assert view.hooks.heard == [(PRICE, PRICE, True)]
 
 
 async def test_the_lag_is_the_age_of_what_is_not_settled(view: View) -> None:
