@@ -129,4 +129,4 @@ def _announce(url: str, prices: str, config: "Config", *, as_json: bool) -> None
         print_json({"url": url, "upstream": config.upstream.url})
         return
     say(f"listening on {url}")
-    say(f"POST /v1/chat/completions costs {prices}")
+    say(f"prices: {prices}")

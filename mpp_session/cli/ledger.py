@@ -184,7 +184,7 @@ def export(
     ledger: Url = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write every channel with its vouchers and charges, a line of JSON each.
+    """Write channels with vouchers and charges, a line of JSON each.
 
     Anyone who has the file can collect in the payee's name: protect it like a key. The file is
     readable by its owner only. It contains no idempotency keys: for a full backup use the

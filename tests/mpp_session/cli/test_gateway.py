@@ -89,10 +89,10 @@ def test_it_announces_itself_and_ends_with_its_input(
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--price", "7"], "endpoints: 7 dUSD / 1M llm tokens"),
+        (["--price", "7"], "prices: 7 dUSD / 1M llm tokens"),
         (
             ["--input-price", "0.10", "--output-price", "0.40 dUSD"],
-            "endpoints: 0.10 dUSD / 1M input tokens, 0.40 dUSD / 1M output tokens",
+            "prices: 0.10 dUSD / 1M input tokens, 0.40 dUSD / 1M output tokens",
         ),
     ],
 )
