@@ -1,12 +1,12 @@
 """`mpp-session channels`: what is open, accepted, spent, settled, and at risk."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from mpp_session.cli.books import Books, name_tokens, read_channels
+from mpp_session.cli.options import ConfigPath, Devnet, LedgerUrl
 from mpp_session.cli.output import count, format_id, format_time, print_json, print_table, say
 
 if TYPE_CHECKING:
@@ -23,13 +23,9 @@ _AMOUNTS: Final = ("deposit", "accepted", "spent", "reserved", "settled", "at_ri
 
 def command(
     *,
-    config: Annotated[
-        Path | None, typer.Option("--config", "-c", help="The gateway's settings.")
-    ] = None,
-    devnet: Annotated[
-        Path | None, typer.Option(help="Of a gateway that was started with --devnet.")
-    ] = None,
-    ledger: Annotated[str | None, typer.Option(help="URL of the books, instead.")] = None,
+    config: ConfigPath = None,
+    devnet: Devnet = None,
+    ledger: LedgerUrl = None,
     all_: Annotated[bool, typer.Option("--all", help="Also those that have ended.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="For programs: amounts in base units.")

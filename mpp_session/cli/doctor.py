@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from mpp_session.cli.options import AsJson, ConfigPath
 from mpp_session.cli.output import count, print_json, say
 
 if TYPE_CHECKING:
@@ -21,9 +22,7 @@ _STYLES: Final = {"ok": "green", "advice": "yellow", "fault": "bold red", "skipp
 
 def command(
     *,
-    config: Annotated[
-        Path | None, typer.Option("--config", "-c", help="The gateway's settings.")
-    ] = None,
+    config: ConfigPath = None,
     devnet: Annotated[
         Path | None, typer.Option(help="Of a gateway that is started with --devnet.")
     ] = None,
@@ -34,7 +33,7 @@ def command(
         Path | None,
         typer.Option(help="Also write a report for support. It has no secrets."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Check what a gateway needs, and name each remedy.
 

@@ -1,11 +1,11 @@
 """`mpp-session earnings`: what a provider has earned."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from mpp_session.cli.books import Books, name_tokens, read_channels
+from mpp_session.cli.options import ConfigPath, Devnet, LedgerUrl
 from mpp_session.cli.output import count, format_id, print_json, print_pairs, say
 
 if TYPE_CHECKING:
@@ -20,13 +20,9 @@ _AMOUNTS: Final = ("delivered", "accepted", "settled", "at_risk", "lost", "refun
 
 def command(
     *,
-    config: Annotated[
-        Path | None, typer.Option("--config", "-c", help="The gateway's settings.")
-    ] = None,
-    devnet: Annotated[
-        Path | None, typer.Option(help="Of a gateway that was started with --devnet.")
-    ] = None,
-    ledger: Annotated[str | None, typer.Option(help="URL of the books, instead.")] = None,
+    config: ConfigPath = None,
+    devnet: Devnet = None,
+    ledger: LedgerUrl = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="For programs: amounts in base units, gas in wei.")
     ] = False,

@@ -12,6 +12,7 @@ import typer
 
 from channel.errors import ConfigError
 from mpp_session.cli.books import Books
+from mpp_session.cli.options import ConfigPath, Devnet, LedgerUrl
 from mpp_session.cli.output import count, report
 from mpp_session.errors import CommandError
 
@@ -66,13 +67,9 @@ def command(  # noqa: PLR0913 - one parameter an option
     chain: Annotated[
         bool, typer.Option("--chain/--no-chain", help="Read payouts and gas from a node, too.")
     ] = True,
-    config: Annotated[
-        Path | None, typer.Option("--config", "-c", help="The gateway's settings.")
-    ] = None,
-    devnet: Annotated[
-        Path | None, typer.Option(help="Of a gateway that was started with --devnet.")
-    ] = None,
-    ledger: Annotated[str | None, typer.Option(help="URL of the books, instead.")] = None,
+    config: ConfigPath = None,
+    devnet: Devnet = None,
+    ledger: LedgerUrl = None,
 ) -> None:
     """Write the charges, payouts, refunds and gas of a period.
 

@@ -10,6 +10,7 @@ import typer
 
 from channel.errors import ConfigError
 from mpp_session.cli.books import Books, name_tokens
+from mpp_session.cli.options import AsJson, ConfigPath, Devnet, LedgerUrl
 from mpp_session.cli.output import count, format_id, print_json, report, say
 from mpp_session.errors import CommandError
 
@@ -30,13 +31,9 @@ APP: Final = typer.Typer(
 
 _Answer = TypeVar("_Answer")
 
-Config = Annotated[Path | None, typer.Option("--config", "-c", help="The gateway's settings.")]
-Url = Annotated[str | None, typer.Option("--ledger", help="URL of the books, instead.")]
-AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
-
 
 @APP.command()
-def check(*, config: Config = None, ledger: Url = None, as_json: AsJson = False) -> None:
+def check(*, config: ConfigPath = None, ledger: LedgerUrl = None, as_json: AsJson = False) -> None:
     """Read every row; say what is wrong, and which channels are stopped.
 
     A channel is stopped when books and chain disagree: settled above accepted (an old backup),
@@ -72,8 +69,8 @@ def repair(
     spent: Annotated[
         int | None, typer.Option(help="Raise `spent` to this; to `settled` if not given.")
     ] = None,
-    config: Config = None,
-    ledger: Url = None,
+    config: ConfigPath = None,
+    ledger: LedgerUrl = None,
     as_json: AsJson = False,
 ) -> None:
     """Let a channel go on whose books are older than the chain.
@@ -115,10 +112,8 @@ def repair(
 @APP.command()
 def adopt(
     *,
-    config: Config = None,
-    devnet: Annotated[
-        Path | None, typer.Option(help="Of a gateway that was started with --devnet.")
-    ] = None,
+    config: ConfigPath = None,
+    devnet: Devnet = None,
     nothing_lost: Annotated[
         bool,
         typer.Option(
@@ -180,8 +175,8 @@ def export(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="A new file; standard output if none.")
     ] = None,
-    config: Config = None,
-    ledger: Url = None,
+    config: ConfigPath = None,
+    ledger: LedgerUrl = None,
     as_json: AsJson = False,
 ) -> None:
     """Write channels with vouchers and charges, a line of JSON each.
@@ -212,8 +207,8 @@ def export(
 def import_(
     source: Annotated[Path, typer.Argument(help="What `export` wrote; - for standard input.")],
     *,
-    config: Config = None,
-    ledger: Url = None,
+    config: ConfigPath = None,
+    ledger: LedgerUrl = None,
     as_json: AsJson = False,
 ) -> None:
     """Take over the channels of an export that these books do not know.

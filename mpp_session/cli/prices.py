@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from channel.errors import ConfigError
+from mpp_session.cli.options import AsJson, ConfigPath, Devnet
 from mpp_session.cli.output import count, print_json, print_table, report, say
 from mpp_session.errors import CommandError
 
@@ -24,13 +25,8 @@ APP: Final = typer.Typer(
 )
 
 
-Config = Annotated[Path | None, typer.Option("--config", "-c", help="The gateway's settings.")]
-Devnet = Annotated[Path | None, typer.Option(help="Of a gateway that was started with --devnet.")]
-AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
-
-
 @APP.command()
-def check(*, config: Config = None, devnet: Devnet = None, as_json: AsJson = False) -> None:
+def check(*, config: ConfigPath = None, devnet: Devnet = None, as_json: AsJson = False) -> None:
     """Read all prices as a reload would, and say what is wrong. Nothing changes.
 
     Exit code 2: a row is not valid, and it is named.
@@ -46,7 +42,7 @@ def check(*, config: Config = None, devnet: Devnet = None, as_json: AsJson = Fal
 
 
 @APP.command()
-def show(*, config: Config = None, devnet: Devnet = None, as_json: AsJson = False) -> None:
+def show(*, config: ConfigPath = None, devnet: Devnet = None, as_json: AsJson = False) -> None:
     """Show the prices in the settings, in the order in which they count.
 
     \b
@@ -81,7 +77,7 @@ def show(*, config: Config = None, devnet: Devnet = None, as_json: AsJson = Fals
 
 
 @APP.command()
-def reload(*, config: Config = None, devnet: Devnet = None) -> None:
+def reload(*, config: ConfigPath = None, devnet: Devnet = None) -> None:
     """Make the running gateway sell at the prices of its settings.
 
     The gateway reads them where it read them at its start, all of them or none: a row that is not

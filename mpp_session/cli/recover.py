@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from channel.errors import ConfigError
+from mpp_session.cli.options import AsJson, ConfigPath, Devnet
 from mpp_session.cli.output import count, format_id, print_json, print_table, report, say
 from mpp_session.cli.status import devnet_defaults
 from mpp_session.errors import CommandError
@@ -29,12 +30,8 @@ def command(
         Path, typer.Argument(help="What `mpp-session ledger export` wrote; the newest there is.")
     ],
     *,
-    config: Annotated[
-        Path | None, typer.Option("--config", "-c", help="The gateway's settings.")
-    ] = None,
-    devnet: Annotated[
-        Path | None, typer.Option(help="Of a gateway that was started with --devnet.")
-    ] = None,
+    config: ConfigPath = None,
+    devnet: Devnet = None,
     ledger: Annotated[str | None, typer.Option(help="URL of the new books, instead.")] = None,
     from_block: Annotated[
         int, typer.Option(help="Where to begin to look for channels in no export.")
@@ -45,7 +42,7 @@ def command(
             "--repair", help="Take for delivered what the chain shows as settled beyond the export."
         ),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Rebuild lost books from exported vouchers and the chain.
 

@@ -8,7 +8,7 @@ from typing import Annotated, Final, NamedTuple, TypeVar
 import typer
 
 from channel.errors import ConfigError, MppSessionError
-from mpp_session.cli.options import Level, LogJson, LogLevel
+from mpp_session.cli.options import ConfigPath, Level, LogJson, LogLevel
 from mpp_session.cli.output import count, print_json_line, say
 from mpp_session.errors import CommandError
 
@@ -21,9 +21,7 @@ _Config = TypeVar("_Config")
 
 def command(  # noqa: PLR0913 -- each is a flag
     *,
-    config: Annotated[
-        Path | None, typer.Option("--config", "-c", help="The gateway's settings.")
-    ] = None,
+    config: ConfigPath = None,
     devnet: Annotated[
         Path | None,
         typer.Option(help="Take chain, escrow, token, payee and key from a running devnet."),

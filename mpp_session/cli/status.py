@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from mpp_session.cli.books import require_there
+from mpp_session.cli.options import ConfigPath, Devnet, LedgerUrl
 from mpp_session.cli.output import (
     format_id,
     format_time,
@@ -31,13 +32,9 @@ Format = Callable[[int], str]
 
 def command(
     *,
-    config: Annotated[
-        Path | None, typer.Option("--config", "-c", help="The gateway's settings.")
-    ] = None,
-    devnet: Annotated[
-        Path | None, typer.Option(help="Of a gateway that was started with --devnet.")
-    ] = None,
-    ledger: Annotated[str | None, typer.Option(help="URL of the books, instead.")] = None,
+    config: ConfigPath = None,
+    devnet: Devnet = None,
+    ledger: LedgerUrl = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="For programs: amounts in base units.")
     ] = False,
