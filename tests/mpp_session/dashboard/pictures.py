@@ -83,6 +83,7 @@ async def _fill(served: Served, chain: DevnetValues) -> list[ChannelId]:
         )
     await served.add(*states)
     feed, hour = served.feed, int(now // HOUR_S)
+    feed.started_at = now - 24 * HOUR_S
     for each in range(24):
         feed.earned[hour - each] = int(1_000_000 * (3 + chance.random() * 4 - abs(12 - each) / 5))
     for number, state in enumerate(states):
