@@ -88,7 +88,7 @@ def decode_note(note: bytes) -> ChargeNote:
     """Return what `encode_note` encoded; empty texts for an empty note.
 
     Raises:
-        ValueError: It is no encoded note.
+        ValueError: `encode_note` did not write it.
     """
     return _decoder.decode(note) if note else ChargeNote("")
 

@@ -88,9 +88,9 @@ def reload(*, config: ConfigPath = None, devnet: Devnet = None) -> None:
     mpp-session prices reload --config gateway.toml
     """  # noqa: D301 -- \b keeps the examples' lines apart
     from mpp_session.process.control_file import reload_running
-    from mpp_session.settings.config import default_state_dir
+    from mpp_session.settings.config import default_state_dir, load_values
 
-    values = _values(config, devnet)
+    values = load_values(config, defaults=_defaults(config, devnet))
     url = str(values.get("ledger.url", ""))
     state_dir = values.get("ledger.state_dir")
     folder = Path(str(state_dir)) if state_dir else default_state_dir()
@@ -104,26 +104,23 @@ def reload(*, config: ConfigPath = None, devnet: Devnet = None) -> None:
         raise ConfigError(f"the prices are not changed: {problems[0]}")
 
 
-def _values(config: Path | None, devnet: Path | None) -> dict[str, Any]:
+def _defaults(config: Path | None, devnet: Path | None) -> dict[str, Any] | None:
     from mpp_session.cli.gateway import devnet_defaults
-    from mpp_session.settings.config import load_values
 
-    defaults = None if devnet is None else devnet_defaults(devnet, config)
-    return load_values(config, defaults=defaults)
+    return None if devnet is None else devnet_defaults(devnet, config)
 
 
 def _read_table(config: Path | None, devnet: Path | None) -> "PriceTable":
     import asyncio
 
-    from mpp_session.cli.gateway import devnet_defaults
     from mpp_session.operator.token_units import read_units
     from mpp_session.prices.table import PriceTable
     from mpp_session.settings import parse_address
-    from mpp_session.settings.config import load_price_rows
+    from mpp_session.settings.config import load_price_rows, load_values
 
-    defaults = None if devnet is None else devnet_defaults(devnet, config)
+    defaults = _defaults(config, devnet)
     rows = load_price_rows(config, defaults=defaults)
-    values = _values(config, devnet)
+    values = load_values(config, defaults=defaults)
     token, chain_id = values.get("chain.token"), str(values.get("chain.id", ""))
     unit = None
     if token is not None and chain_id.isdecimal():

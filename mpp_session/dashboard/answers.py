@@ -68,7 +68,7 @@ async def read_form(request: Request) -> dict[str, str]:
     """Return the fields of a form.
 
     Raises:
-        BadRequestError: It is no form, is longer than the bound, or names a field twice.
+        BadRequestError: The body is not a form, exceeds the bound, or names a field twice.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/x-www-form-urlencoded":

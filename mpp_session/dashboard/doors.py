@@ -93,6 +93,6 @@ async def _file(request: Request) -> Response:
     """Return a style or a script: they say nothing about the business."""
     found = FILES.get(request.path_params["name"])
     if found is None:
-        return refuse(404, "There is no such file.")
+        return refuse(404, "The dashboard has no such file.")
     content, kind = found
     return Response(content, 200, HEADERS, kind)

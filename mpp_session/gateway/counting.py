@@ -137,7 +137,8 @@ class Answer(msgspec.Struct):
 
 
 Reader: TypeAlias = Callable[[bytes], Answer]
-"""Reads whole answers and chunks of one protocol. Raises UpstreamError for what is no object."""
+"""Reads whole answers and chunks of one protocol. It raises UpstreamError for a text
+that is not a JSON object."""
 
 _DECODER: Final = msgspec.json.Decoder(Answer)
 

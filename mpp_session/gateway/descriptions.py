@@ -39,6 +39,14 @@ _USAGE: Final = {
         **_COSTS,
     },
 }
+
+
+def _choices(**shown: Any) -> dict[str, Any]:
+    """Return the schema of an answer's choices, each of which shows this beside its reason."""
+    properties = {"index": _COUNT, **shown, "finish_reason": {"type": ["string", "null"]}}
+    return {"type": "array", "items": {"type": "object", "properties": properties}}
+
+
 _ANSWER: Final[dict[str, Any]] = {
     "type": "object",
     "required": ["choices"],
@@ -47,17 +55,7 @@ _ANSWER: Final[dict[str, Any]] = {
         "object": _TEXT,
         "created": {"type": "integer"},
         "model": _TEXT,
-        "choices": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "properties": {
-                    "index": _COUNT,
-                    "message": _MESSAGE,
-                    "finish_reason": {"type": ["string", "null"]},
-                },
-            },
-        },
+        "choices": _choices(message=_MESSAGE),
         "usage": _USAGE,
     },
 }
@@ -87,17 +85,7 @@ _COMPLETION: Final = {
     "required": ["choices"],
     "properties": {
         **_ANSWER["properties"],
-        "choices": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "properties": {
-                    "index": _COUNT,
-                    "text": _TEXT,
-                    "finish_reason": {"type": ["string", "null"]},
-                },
-            },
-        },
+        "choices": _choices(text=_TEXT),
     },
 }
 _COMPLETION_EXAMPLE: Final = {

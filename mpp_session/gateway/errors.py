@@ -63,7 +63,7 @@ class ModelNotSoldError(PeerError):
 
 
 class GenerationUnknownError(PeerError):
-    """No paid request of this id has ended here, or it is no longer kept."""
+    """The books have no request of this id: it runs still, was never paid, or was pruned."""
 
     status = 404
     problem_type = "generation-unknown"

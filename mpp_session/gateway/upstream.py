@@ -167,8 +167,8 @@ class Upstream:
         """Return status and body of the gateway's own request, at most 1 MiB.
 
         Raises:
-            ConnectTimeoutError: There is no connection in time.
-            TimeoutError: There is no answer in time.
+            ConnectTimeoutError: The server took no connection in time.
+            TimeoutError: The server did not answer in time.
             ConnectionError: There is no answer.
             UpstreamError: The answer cannot be read.
         """
@@ -206,7 +206,7 @@ class Upstream:
         """Send a request, and return its answer's head.
 
         Raises:
-            ConnectTimeoutError: There is no connection in time.
+            ConnectTimeoutError: The server took no connection in time.
             TimeoutError: There is no head in time.
             ConnectionError: The server cannot be reached, breaks off, or does not speak HTTP.
         """

@@ -1,13 +1,14 @@
 """A user's application under a third party's server, which is stopped in mid-stream."""
 
 import asyncio
+import contextlib
 import signal
 import sys
 from pathlib import Path
 
 import pytest
 
-from mpp_session.agent.client import open_client
+from mpp_session.agent.client import PayingClient, open_client
 from mpp_session.testing.chain import TestChain
 from tests.e2e.gateways import PRICE, GatewayProcess, free_port, gateway_variables, policy_for
 from tests.waiting import until
@@ -76,6 +77,17 @@ def build_shop(devnet: TestChain, tmp_path: Path, *, settles: bool) -> GatewayPr
     return GatewayProcess([*command, "--port", str(port)], variables, tmp_path / "shop.log")
 
 
+def open_agent(
+    devnet: TestChain, tmp_path: Path
+) -> contextlib.AbstractAsyncContextManager[PayingClient]:
+    return open_client(
+        rpc_url=devnet.values.rpc_url,
+        private_key=devnet.values.accounts["payer"].private_key,
+        policy=policy_for(devnet.values),
+        store=tmp_path / "agent.db",
+    )
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 async def test_a_stream_without_end_ends_with_its_receipt_when_uvicorn_stops(
     devnet: TestChain, tmp_path: Path, number: signal.Signals
@@ -84,12 +96,7 @@ async def test_a_stream_without_end_ends_with_its_receipt_when_uvicorn_stops(
     shop = build_shop(devnet, tmp_path, settles=False)
     async with (
         shop.running(),
-        open_client(
-            rpc_url=devnet.values.rpc_url,
-            private_key=devnet.values.accounts["payer"].private_key,
-            policy=policy_for(devnet.values),
-            store=tmp_path / "agent.db",
-        ) as client,
+        open_agent(devnet, tmp_path) as client,
     ):
         events, ending = 0, None
         async with client.stream("GET", f"{shop.url}/story") as response:
@@ -111,12 +118,7 @@ async def test_an_application_hears_of_its_payouts(devnet: TestChain, tmp_path: 
     shop = build_shop(devnet, tmp_path, settles=True)
     async with (
         shop.running(),
-        open_client(
-            rpc_url=devnet.values.rpc_url,
-            private_key=devnet.values.accounts["payer"].private_key,
-            policy=policy_for(devnet.values),
-            store=tmp_path / "agent.db",
-        ) as client,
+        open_agent(devnet, tmp_path) as client,
     ):
         async with client.stream("GET", f"{shop.url}/story") as response:
             async for line in response.aiter_lines():

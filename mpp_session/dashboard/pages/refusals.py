@@ -17,7 +17,7 @@ def refusals(kept: Sequence[Refused], now: float, started_at: float) -> Markup:
     intro = el(
         "p",
         f"Counted since the gateway started {ago(now - started_at)}. A request without a "
-        "credential is answered 402 with an offer: that is no refusal. ",
+        "credential gets 402 with an offer, and does not count. ",
         "The reference of errors says what each problem means.",
     )
     if not kept:

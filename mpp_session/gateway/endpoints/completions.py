@@ -46,7 +46,7 @@ def parse_completion_request(body: bytes, bounds: Bounds) -> ModelRequest:
     """Parse a body that `scan_request` accepted, and bound its cost.
 
     Raises:
-        BadRequestError: See `parse_chat_request`; or there is no prompt, or more answers are asked
+        BadRequestError: See `parse_chat_request`; or it has no prompt, or more answers are asked
             for than OpenAI allows.
     """
     fields = read_object(body)

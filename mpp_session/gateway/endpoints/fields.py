@@ -325,7 +325,7 @@ def read_members(value: bytes | msgspec.Raw) -> Fields:
 
     Raises:
         BadRequestError: It names one twice.
-        msgspec.DecodeError: It is no object.
+        msgspec.DecodeError: The text is not a JSON object.
     """
     members: Fields = {}
     for name, member in _MEMBERS.decode(value).items():
