@@ -148,7 +148,9 @@ CONTRAST = """
 async def test_the_keyboard_alone_logs_in_pauses_sales_and_sells_again(served: Served) -> None:
     async with open_page() as page:
         await page.goto(f"{served.url}/login")
-        await page.keyboard.type(TOKEN)  # the field has the focus
+        # The browser moves the focus to the field when it first draws the page, after its load.
+        await expect(page.get_by_label("Token of this gateway's dashboard")).to_be_focused()
+        await page.keyboard.type(TOKEN)
         await page.keyboard.press("Enter")
         await expect(page.get_by_role("heading", name="Overview")).to_be_visible()
         await page.keyboard.press("Tab")
