@@ -10,8 +10,9 @@ from channel.types import Address
 from mpp_session.settings import ProviderConfig
 from settlement.escrow.reader import EscrowReader
 from settlement.sponsor.capabilities import probe, require_gas
-from settlement.sponsor.orders.interface import GWEI, DepositOrders, OrderLimits
+from settlement.sponsor.orders.interface import DepositOrders
 from settlement.sponsor.worker import SponsorLimits, WaitingSponsor
+from settlement.tx.orders import GWEI, OrderLimits
 
 __all__ = ["build_sponsoring"]
 

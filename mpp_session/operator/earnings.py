@@ -11,10 +11,10 @@ from channel.ledger.queries import TablesMissingError
 from channel.state.channel_state import ChannelState
 from channel.types import Address
 from settlement.settle.schedule import value_at_risk
-from settlement.sponsor.orders.interface import GWEI
 from settlement.sponsor.orders.url import open_orders
 from settlement.tx.gas_hour import payout_cost_wei
 from settlement.tx.journal.url import open_journal
+from settlement.tx.orders import GWEI
 
 __all__ = ["Earned", "GasSpent", "add_up", "read_gas"]
 

@@ -26,10 +26,10 @@ from settlement.escrow.reader import EscrowReader
 from settlement.escrow.token_name import read_token_unit
 from settlement.settle.exposure import gas_reserve_wei
 from settlement.settle.schedule import Moment, value_at_risk
-from settlement.sponsor.orders.interface import GWEI
 from settlement.sponsor.orders.url import open_orders
 from settlement.tx.gas_hour import HOUR_S, payout_cost_wei
 from settlement.tx.journal.url import open_journal
+from settlement.tx.orders import GWEI
 from settlement.types import BlockRef
 from settlement.watch.health import HealthLimits
 

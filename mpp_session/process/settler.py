@@ -51,13 +51,14 @@ from settlement.settle.quarantine import Quarantine
 from settlement.settle.settler import EscrowSettler, SettlerLimits
 from settlement.sponsor.orders.interface import DepositOrders
 from settlement.sponsor.orders.url import open_orders
-from settlement.sponsor.sender import WANTED_LOOK_S, DepositSender
+from settlement.sponsor.sender import DepositSender
 from settlement.sponsor.unclaimed import UnclaimedChannels
 from settlement.tx.gas_hour import GasHour
 from settlement.tx.journal.interface import SettlerJournal
 from settlement.tx.journal.url import open_journal
 from settlement.tx.lease import LeaseLimits, keep_lease
 from settlement.tx.manager import TxManager
+from settlement.tx.order_sender import WANTED_LOOK_S
 from settlement.tx.signer import Signer
 from settlement.watch.watcher import ChannelWatcher, Sweep
 

@@ -14,12 +14,12 @@ from channel.types import Address
 from mpp_session.testing.settling import ledger_url
 from settlement.escrow.reader import EscrowReader
 from settlement.sponsor.capabilities import probe
-from settlement.sponsor.orders.interface import GWEI, OrderLimits
 from settlement.sponsor.orders.url import open_orders
 from settlement.sponsor.sender import DepositSender
 from settlement.sponsor.worker import SponsorLimits, WaitingSponsor
 from settlement.tx.journal.interface import SettlerJournal
 from settlement.tx.manager import TxManager
+from settlement.tx.orders import GWEI, OrderLimits
 
 __all__ = ["DEPOSIT_MIN", "PaidGas", "pay_gas"]
 

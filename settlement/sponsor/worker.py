@@ -35,11 +35,13 @@ from settlement.escrow.deposit_calls import (
 )
 from settlement.escrow.reader import EscrowReader
 from settlement.node import questions
-from settlement.node.values import parse_block, parse_bytes, parse_count, parse_price
-from settlement.sponsor.orders.interface import (
-    DepositOrder,
-    DepositOrders,
-    FirstVoucher,
+from settlement.node.values import parse_bytes
+from settlement.sponsor.orders.interface import DepositOrder, DepositOrders, FirstVoucher
+from settlement.tx.gas_quote import GasQuote, ask_gas_quote, parse_gas_quote
+from settlement.tx.orders import (
+    FEE_TOO_HIGH,
+    NONCE_TAKEN,
+    NOT_SENT,
     OrderLimits,
     OrderStatus,
     to_gwei,
@@ -48,9 +50,6 @@ from settlement.types import BlockRef, RevertReason
 
 __all__ = [
     "CLOSE_PENDING",
-    "FEE_TOO_HIGH",
-    "NONCE_TAKEN",
-    "NOT_SENT",
     "SponsorLimits",
     "WaitingSponsor",
 ]
@@ -58,18 +57,7 @@ __all__ = [
 CLOSE_PENDING: Final = "CLOSE_PENDING"
 """Refusal of an order: the payer requested a close of its channel."""
 
-FEE_TOO_HIGH: Final = "FEE_TOO_HIGH"
-"""Refusal of an order: gas became too expensive."""
-
-NONCE_TAKEN: Final = "NONCE_TAKEN"
-"""Refusal of an order: a transaction that is not in the journal used its nonce."""
-
-NOT_SENT: Final = "NOT_SENT"
-"""Refusal of an order: no node, or no signer, accepted it for too long."""
-
 _LOOK_S: Final = 0.05
-_GAS_MARGIN_PERCENT: Final = 25
-_FEE_HEADROOM: Final = 2
 
 
 class SponsorLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,13 +72,6 @@ class SponsorLimits(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds an authorization must still be valid by the chain's clock (OPEN-05)."""
     wait_s: float
     """Seconds a client waits for its deposit before the answer says to retry."""
-
-
-class _Quote(msgspec.Struct, frozen=True):
-    gas: int
-    head: BlockRef
-    price_wei: int
-    """Wei per unit of gas now, with the tip."""
 
 
 class WaitingSponsor:
@@ -164,7 +145,7 @@ class WaitingSponsor:
                 return order
             await asyncio.sleep(_LOOK_S)
 
-    async def _simulate(self, deposit: SponsoredDeposit, calldata: bytes) -> _Quote:
+    async def _simulate(self, deposit: SponsoredDeposit, calldata: bytes) -> GasQuote:
         """Run the call as the settler will, and price it, in one round trip.
 
         Raises:
@@ -172,15 +153,11 @@ class WaitingSponsor:
                 refunded, at the provider's cost.
         """
         escrow = "0x" + self._reader.escrow.hex()
-        request = {"from": "0x" + self._sender.hex(), "to": escrow, "data": "0x" + calldata.hex()}
         question = "0x" + abi.get_channel.encode(deposit.key.channel_id).hex()
         known, quote = await self._reader.rpc.parse_batch(
             [
                 questions.call({"to": escrow, "data": question}),
-                questions.call(request),
-                questions.estimate_gas(request),
-                questions.block(),
-                questions.TIP,
+                *ask_gas_quote(self._sender, self._reader.escrow, calldata),
             ],
             partial(_parse_quote, deposit.key),
         )
@@ -190,7 +167,7 @@ class WaitingSponsor:
             raise _close_pending()
         return quote
 
-    def _budget(self, quote: _Quote) -> int:
+    def _budget(self, quote: GasQuote) -> int:
         """Return the most that the transaction may cost, in wei.
 
         Raises:
@@ -204,9 +181,7 @@ class WaitingSponsor:
         price_max = self._limits.gas_price_max_wei
         if quote.price_wei > price_max:
             raise SponsoringPausedError("Gas costs more now than the server pays for deposits.")
-        gas = quote.gas * (100 + _GAS_MARGIN_PERCENT) // 100
-        bid_wei = max(_FEE_HEADROOM * _FEE_HEADROOM * quote.price_wei, 1)
-        return gas * min(price_max, bid_wei)
+        return quote.budget_wei(price_max)
 
     async def _adopt(self, order: DepositOrder) -> bool:
         call = parse_deposit_call(order.calldata)
@@ -233,14 +208,11 @@ class WaitingSponsor:
             )
 
 
-def _parse_quote(key: ChannelKey, said: Sequence[Any]) -> tuple[ChannelFact | None, _Quote]:
+def _parse_quote(key: ChannelKey, said: Sequence[Any]) -> tuple[ChannelFact | None, GasQuote]:
     """Return the state of the deposit's channel, and the quote for the call."""
-    channel, answer, gas, block, tip = said
-    parse_bytes(answer)
-    head = parse_block(block)
-    known = abi.decode_channel(key, parse_bytes(channel), block_number=head.number)
-    price_wei = (head.base_fee_wei or 0) + parse_price(tip)
-    return known, _Quote(gas=parse_count(gas), head=head, price_wei=price_wei)
+    quote = parse_gas_quote(said[1:])
+    known = abi.decode_channel(key, parse_bytes(said[0]), block_number=quote.head.number)
+    return known, quote
 
 
 def _first(voucher: VerifiedVoucher | None) -> FirstVoucher | None:

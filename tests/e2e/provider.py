@@ -24,12 +24,12 @@ from settlement.dev.devnet import Devnet
 from settlement.escrow.reader import EscrowReader
 from settlement.settle.settler import EscrowSettler
 from settlement.sponsor.capabilities import probe
-from settlement.sponsor.orders.interface import OrderLimits
 from settlement.sponsor.orders.url import open_orders
 from settlement.sponsor.sender import DepositSender
 from settlement.sponsor.worker import SponsorLimits, WaitingSponsor
 from settlement.tx.journal.url import open_journal
 from settlement.tx.manager import TxManager
+from settlement.tx.orders import OrderLimits
 
 JOKE_PRICE = 100
 TOKEN_PRICE = 10

@@ -42,13 +42,14 @@ from settlement.dev.devnet import Devnet
 from settlement.escrow.reader import EscrowReader
 from settlement.node.values import parse_quantity
 from settlement.sponsor.capabilities import probe
-from settlement.sponsor.orders.interface import DepositOrders, OrderLimits
+from settlement.sponsor.orders.interface import DepositOrders
 from settlement.sponsor.orders.url import open_orders
 from settlement.sponsor.sender import DepositSender
 from settlement.sponsor.worker import SponsorLimits, WaitingSponsor
 from settlement.tx.journal.interface import SettlerJournal
 from settlement.tx.journal.url import open_journal
 from settlement.tx.manager import TxLimits, TxManager
+from settlement.tx.orders import OrderLimits
 from tests.e2e.selling import DEPOSIT, Provider, provide
 
 LIMITS = SponsorLimits(

@@ -30,7 +30,7 @@ from settlement.dev.devnet import Devnet
 from settlement.escrow.reader import EscrowReader
 from settlement.node.values import parse_quantity
 from settlement.sponsor.capabilities import probe
-from settlement.sponsor.orders.interface import OrderStatus
+from settlement.tx.orders import OrderStatus
 from tests.e2e.gateways import GatewayProcess, free_port, gateway_command, gateway_variables
 from tests.e2e.selling import DEPOSIT
 from tests.e2e.sponsored import GaslessPayer, fund_payer

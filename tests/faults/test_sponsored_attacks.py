@@ -7,7 +7,7 @@ that the chain does not show.
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
@@ -20,11 +20,14 @@ from settlement import abi
 from settlement.abi import Function
 from settlement.dev.devnet import Devnet
 from settlement.node.values import parse_quantity
-from settlement.sponsor.orders.interface import DepositOrder, OrderLimits, OrderStatus
+from settlement.tx.orders import OrderLimits, OrderStatus
 from tests.e2e.selling import DEPOSIT, PRICE
 from tests.e2e.sponsored import LIMITS, GaslessPayer, Sponsored, fund_payer, sponsor_deposits
 from tests.settlement.senders import copy_from_pool
 from tests.waiting import HASTY_S, PATIENCE_S
+
+if TYPE_CHECKING:
+    from settlement.sponsor.orders.interface import DepositOrder
 
 BLACKLIST = Function("blacklist(address)")
 

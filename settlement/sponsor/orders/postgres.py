@@ -9,8 +9,9 @@ from channel.ledger import postgres_connection as pg
 from channel.ledger.queries import load_queries, load_schema
 from channel.limits import OPEN_ORDERS_MAX
 from channel.types import Address, TxHash
-from settlement.sponsor.orders.interface import DepositOrder, OrderLimits, OrderStatus
+from settlement.sponsor.orders.interface import DepositOrder
 from settlement.sponsor.orders.rows import order_from_row, order_values, require_room
+from settlement.tx.orders import OrderLimits, OrderStatus
 
 __all__ = ["PostgresOrders"]
 

@@ -6,7 +6,8 @@ from typing import Any, Final
 from channel.errors import SponsoringPausedError, TooManyDepositsError
 from channel.ledger.rows import amount_bytes, bytes_amount
 from channel.types import Address, ChannelId, ChannelKey, TxHash
-from settlement.sponsor.orders.interface import DepositOrder, FirstVoucher, OrderLimits, OrderStatus
+from settlement.sponsor.orders.interface import DepositOrder, FirstVoucher
+from settlement.tx.orders import OrderLimits, OrderStatus
 
 __all__ = ["order_from_row", "order_values", "require_room"]
 

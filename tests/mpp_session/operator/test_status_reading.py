@@ -22,10 +22,11 @@ from settlement import abi
 from settlement.escrow.payer import PayerAccount
 from settlement.escrow.reader import EscrowReader
 from settlement.settle.settler import EscrowSettler
-from settlement.sponsor.orders.interface import DepositOrder, OrderLimits
+from settlement.sponsor.orders.interface import DepositOrder
 from settlement.sponsor.orders.url import open_orders
 from settlement.tx.journal.interface import Look
 from settlement.tx.journal.sqlite import SqliteJournal
+from settlement.tx.orders import OrderLimits
 from tests.settlement.books import Books as OpenBooks
 from tests.settlement.books import request_close
 from tests.settlement.channels import Channels

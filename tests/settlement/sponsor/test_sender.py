@@ -15,13 +15,13 @@ from mpp_session.testing.chain import TestChain
 from settlement import abi
 from settlement.dev.devnet import Devnet
 from settlement.errors import ContractRevertedError, LeaseLostError, SignerError
-from settlement.sponsor.orders.interface import DepositOrder, OrderStatus
+from settlement.sponsor.orders.interface import DepositOrder
 from settlement.sponsor.sender import DepositSender
-from settlement.sponsor.worker import FEE_TOO_HIGH, NONCE_TAKEN, NOT_SENT
 from settlement.tx.encoding import UnsignedTx
 from settlement.tx.journal.sqlite import SqliteJournal
 from settlement.tx.journal.url import open_journal
 from settlement.tx.manager import TxManager
+from settlement.tx.orders import FEE_TOO_HIGH, NONCE_TAKEN, NOT_SENT, OrderStatus
 from settlement.tx.signer import KeySigner
 from settlement.tx.state import Abandoned, Sent, Signed, TxStatus
 from tests.e2e.selling import PRICE

@@ -12,14 +12,8 @@ from channel.wire.payload import OpenAuthorization, OpenPermit2
 from mpp_session.testing.chain import TestChain
 from settlement.escrow.reader import EscrowReader
 from settlement.node.rpc import Rpc
-from settlement.sponsor.orders.interface import OrderStatus
-from settlement.sponsor.worker import (
-    CLOSE_PENDING,
-    FEE_TOO_HIGH,
-    NONCE_TAKEN,
-    NOT_SENT,
-    WaitingSponsor,
-)
+from settlement.sponsor.worker import CLOSE_PENDING, WaitingSponsor
+from settlement.tx.orders import FEE_TOO_HIGH, NONCE_TAKEN, NOT_SENT, OrderStatus
 from tests.e2e.selling import DEPOSIT, PRICE
 from tests.e2e.sponsored import LIMITS, Sponsored, sponsor_deposits
 from tests.faults.proxy import lying_node

@@ -9,15 +9,9 @@ from msgspec.structs import replace
 from channel.errors import SponsoringPausedError, TooManyDepositsError
 from channel.types import Address, ChannelId, ChannelKey, TxHash
 from settlement.sponsor.orders import postgres, sqlite
-from settlement.sponsor.orders.interface import (
-    DepositOrder,
-    DepositOrders,
-    FirstVoucher,
-    OrderLimits,
-    OrderStatus,
-    to_gwei,
-)
+from settlement.sponsor.orders.interface import DepositOrder, DepositOrders, FirstVoucher
 from settlement.sponsor.orders.url import open_orders
+from settlement.tx.orders import OrderLimits, OrderStatus, to_gwei
 
 ESCROW = Address(b"\xe5" * 20)
 CHAIN_ID = 31337
