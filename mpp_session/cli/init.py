@@ -35,7 +35,7 @@ def command(
         Path | None, typer.Option(help="Take node, escrow and payee from a running devnet.")
     ] = None,
 ) -> None:
-    """Write the settings of a gateway, its payee's key and its secret.
+    """Write a gateway's settings, its payee's key and its secret.
 
     Each question has a flag that answers it. Model servers on this machine are found at their usual
     ports. The escrow names its token, and the node its chain. The command writes three files that

@@ -39,7 +39,7 @@ def command(
         bool, typer.Option("--json", help="For programs: amounts in base units.")
     ] = False,
 ) -> None:
-    """Say what is at risk, what is under way, and what needs a person.
+    """Say what is at risk, under way, and in need of a person.
 
     The exit code tells a monitor: 0 all is well; 10 a person should look today; 20 money that is
     owed now is lost if no person looks now; 1 it could not be found out; 2 wrong settings. No key

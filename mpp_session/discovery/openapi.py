@@ -3,13 +3,12 @@
 It is advice: the challenge of a 402 alone says what is paid (DISC-07).
 """
 
-from decimal import Decimal
 from typing import Any, Final
 
-from channel.http.pricing import Priced
 from channel.wire.challenge import INTENT, METHOD
 from channel.wire.encoding import format_checksum_address
 from channel.wire.problem import PROBLEM_CONTENT_TYPE
+from mpp_session.discovery.offers import list_offers, request_price
 from mpp_session.discovery.service import Operation, Service
 
 __all__ = ["openapi_document"]
@@ -103,52 +102,9 @@ def _operation(service: Service, operation: Operation) -> dict[str, Any]:
 
 def _payment_info(service: Service, operation: Operation) -> dict[str, Any]:
     """Return the offers: for each challenge one, with its price of one unit (DISC-04)."""
-    currency = format_checksum_address(service.token)
-    where = f"on chain {service.chain_id}"
-    offers = [
-        _offer(one.priced, currency, f"{one.name}: per ", f" {where}: {one.price}")
-        for one in operation.variants
-    ]
-    if not offers and operation.priced is not None:
-        offers = [_offer(operation.priced, currency, "per ", f" {where}: {operation.price}")]
-    if not offers:
-        offers = [_offer(None, currency, f"The price {operation.price}, {where}")]
-    info: dict[str, Any] = {"offers": offers}
+    info: dict[str, Any] = {"offers": [one.members for one in list_offers(service, operation)]}
     if "agentcash" in service.compat:
-        info["price"] = _price(service, operation)
+        currency = format_checksum_address(service.token)
+        info["price"] = request_price(service, operation)
         info["protocols"] = [{"mpp": {"method": METHOD, "intent": INTENT, "currency": currency}}]
     return info
-
-
-def _offer(priced: Priced | None, currency: str, before: str, after: str = "") -> dict[str, Any]:
-    asked = None if priced is None else priced.offer.request
-    return {
-        "intent": INTENT,
-        "method": METHOD,
-        "amount": None if asked is None else str(asked.unit_price),
-        "currency": currency,
-        "description": before if asked is None else f"{before}{asked.unit_type}{after}",
-    }
-
-
-def _price(service: Service, operation: Operation) -> dict[str, str]:
-    """Return the price of one request as AgentCash reads it, in whole tokens.
-
-    What is metered has no price beforehand, only bounds.
-    """
-    price = {"mode": "dynamic", "currency": service.currency}
-    priced, unit = operation.priced, service.unit
-    if priced is None or unit is None:
-        return price
-    tariff = priced.offer.request.pricing
-    if not operation.is_metered:
-        cost = tariff.cost({tariff.main.kind: priced.offer.units})
-        return {**price, "mode": "fixed", "amount": _decimal(cost, unit.decimals)}
-    price["min"] = _decimal(tariff.minimum, unit.decimals)
-    if tariff.maximum is not None:
-        price["max"] = _decimal(tariff.maximum, unit.decimals)
-    return price
-
-
-def _decimal(amount: int, decimals: int) -> str:
-    return f"{Decimal(amount).scaleb(-decimals):f}" if amount else "0"

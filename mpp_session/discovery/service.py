@@ -3,9 +3,11 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import msgspec
 
+from channel.errors import ConfigError
 from channel.http.middleware import PaymentGate
 from channel.http.pricing import Price, Priced, Route
 from channel.http.refusals import format_price
@@ -73,18 +75,26 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     """The prices of which a request's content chooses one."""
     description: Description
 
+    @property
+    def price_text(self) -> str:
+        """The price for people, on one line; where a request's content chooses it, all of them."""
+        if not self.variants:
+            return self.price
+        return "; ".join(f"{one.name}: {one.price}" for one in self.variants)
+
 
 class Service(msgspec.Struct, frozen=True, kw_only=True):
     """All that is published of a service."""
 
     title: str
+    realm: str
     description: str
     contact: str | None
     """An e-mail address or a URL."""
     url: str | None
     """The public address, without a slash at the end."""
     compat: tuple[str, ...]
-    """Registries whose own members the OpenAPI document states as well."""
+    """Registries whose own forms and members are published as well."""
     currency: str
     """The currency of which one whole token is worth one unit."""
     token: Address
@@ -102,6 +112,34 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
     def free(self) -> list[Operation]:
         """The operations without one."""
         return [one for one in self.operations if not one.is_paid]
+
+    def require_url(self) -> str:
+        """Return the public address, without a slash at the end.
+
+        Raises:
+            ConfigError: It is not known.
+        """
+        if self.url is None:
+            raise ConfigError(
+                "this form states whole URLs, and the public address of the service is not known: "
+                "set `discovery.url`"
+            )
+        return self.url
+
+    def require_public_url(self) -> str:
+        """Return the public address, for a registry that lists no others.
+
+        Raises:
+            ConfigError: It is not known, or not HTTPS with a host name.
+        """
+        url = self.require_url()
+        host = urlsplit(url).hostname or ""
+        if not url.startswith("https://") or not _HOST_NAME.fullmatch(host):
+            raise ConfigError(
+                f"registries list services at https:// and a host name, found {url}: set "
+                "`discovery.url` to the public address"
+            )
+        return url
 
 
 def describe_service(  # noqa: PLR0913 -- what a gate does not know of its service
@@ -138,6 +176,7 @@ def describe_service(  # noqa: PLR0913 -- what a gate does not know of its servi
     named = {(one.method, one.path): one for one in reversed(operations)}  # the first one counts
     return Service(
         title=_one_line(settings.title or engine.realm),
+        realm=engine.realm,
         description=_one_line(settings.description or f"{what} {_PAID}"),
         contact=settings.contact,
         url=url,

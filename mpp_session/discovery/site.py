@@ -5,25 +5,21 @@ other spelling goes to the gate, which refuses it.
 """
 
 import logging
+from collections.abc import Sequence
 from typing import Final
-
-import msgspec
 
 from channel.errors import ConfigError, OtherSpellingError
 from channel.http.asgi import ASGIApp, Headers, Receive, Scope, Send
 from channel.http.pricing import RouteTable
-from mpp_session.discovery.llms import llms_text
-from mpp_session.discovery.openapi import openapi_document
+from mpp_session.discovery.forms import JSON, served_forms
 from mpp_session.discovery.page import PAGE_POLICY, service_page
 from mpp_session.discovery.service import Service
 
-__all__ = ["PATHS", "DiscoverySite"]
+__all__ = ["DiscoverySite", "published_paths"]
 
 _log: Final = logging.getLogger(__name__)
 
-PATHS: Final = ("/openapi.json", "/llms.txt", "/")
-"""What is published; nothing with a price can have one of these paths."""
-
+_PAGE: Final = "/"
 _CRAWLED_BYTES_MAX: Final = 64 * 1024
 """Registries read no longer document (DISC-09)."""
 _READS: Final = frozenset({"GET", "HEAD"})
@@ -37,39 +33,48 @@ _HTML: Headers = (
     (b"content-security-policy", PAGE_POLICY.encode()),
     (b"referrer-policy", b"no-referrer"),
 )
-_JSON: Headers = ((b"content-type", b"application/json"), *_ANY_ORIGIN)
-_TEXT: Headers = ((b"content-type", b"text/plain; charset=utf-8"), *_ANY_ORIGIN)
+
+
+def published_paths(compat: Sequence[str]) -> list[str]:
+    """Return the paths that are answered with the setting `discovery.compat`."""
+    return [*(path for path, _ in served_forms(compat)), _PAGE]
 
 
 class DiscoverySite:
-    """Answers GET and HEAD of `PATHS`, and passes on everything else."""
+    """Answers GET and HEAD of `published_paths`, and passes on everything else."""
 
     def __init__(self, app: ASGIApp, service: Service, table: RouteTable) -> None:
         """Write the answers.
 
         Raises:
-            ConfigError: One of the paths has a price.
+            ConfigError: One of the paths has a price, or a form needs an address that is not set.
         """
-        for path in PATHS:
+        for path in published_paths(service.compat):
             _require_unsold(table, path)
         self._app = app
         self.publish(service)
 
     def publish(self, service: Service) -> None:
-        """Write the answers anew, for example when prices have changed."""
+        """Write the answers anew, for example when prices have changed.
+
+        Raises:
+            ConfigError: A form needs an address that is not set.
+        """
         self.service = service
-        document = msgspec.json.encode(openapi_document(service))
-        if len(document) > _CRAWLED_BYTES_MAX:
-            _log.warning(
-                "/openapi.json has %d bytes, and registries read no more than %d",
-                len(document),
-                _CRAWLED_BYTES_MAX,
-            )
         self._answers: dict[str, tuple[Headers, bytes]] = {
-            "/openapi.json": (_JSON, document),
-            "/llms.txt": (_TEXT, llms_text(service).encode()),
-            "/": (_HTML, service_page(service).encode()),
+            _PAGE: (_HTML, service_page(service).encode())
         }
+        for path, form in served_forms(service.compat):
+            document = form.render(service)
+            if form.content_type == JSON and len(document) > _CRAWLED_BYTES_MAX:
+                _log.warning(
+                    "%s has %d bytes, and registries read no more than %d",
+                    path,
+                    len(document),
+                    _CRAWLED_BYTES_MAX,
+                )
+            headers = ((b"content-type", form.content_type.encode()), *_ANY_ORIGIN)
+            self._answers[path] = (headers, document)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or pass it on."""

@@ -17,7 +17,7 @@ from channel.http.hooks import Hooks
 from channel.state.commands import StreamPolicy
 from channel.types import TokenUnit
 from mpp_session.discovery.service import Description, Service, describe_service, public_url
-from mpp_session.discovery.site import PATHS, DiscoverySite
+from mpp_session.discovery.site import DiscoverySite, published_paths
 from mpp_session.gateway.answers import PaidAnswers
 from mpp_session.gateway.descriptions import MODELS_PATH, describe_endpoint, describe_models
 from mpp_session.gateway.endpoints import ENDPOINTS, GatewayEndpoint
@@ -154,6 +154,11 @@ class Gateway:
         self.replace_prices(config.price_rows)
         return self.prices.table.describe()
 
+    @property
+    def service(self) -> Service | None:
+        """What is published now; None if nothing is."""
+        return None if self._site is None else self._site.service
+
     def _publish(self) -> None:
         if self._site is not None:
             self._site.publish(self._describe())
@@ -250,8 +255,9 @@ def _require_own_paths(config: Config) -> None:
     Raises:
         ConfigError: One is.
     """
-    for entry in config.upstream.free if config.discovery.enabled else ():
-        if entry.partition(" ")[2] in PATHS:
+    own = published_paths(config.discovery.compat) if config.discovery.enabled else ()
+    for entry in config.upstream.free:
+        if entry.partition(" ")[2] in own:
             raise ConfigError(
                 f"`upstream.free` holds {entry!r}, where the gateway publishes its own description "
                 "of what it sells: remove it, or set `discovery.enabled = false`"

@@ -17,6 +17,7 @@ from channel.http.hooks import Fanout, Hooks
 from channel.limits import ACCEPTED_TOGETHER_MAX, HEAD_BYTES_MAX
 from channel.tasks import Tasks
 from mpp_session.dashboard.feed import Feed
+from mpp_session.discovery.operator_page import form_route
 from mpp_session.errors import CommandError
 from mpp_session.gateway.app import Gateway
 from mpp_session.gateway.connections import SWEEP_TICKS, Door, connections_max, protocol
@@ -136,7 +137,10 @@ async def serve_on(
         server = _build_server(site if tracing is None else tracing.wrap(site), config.listen)
         collect_seldom()
         with open_operator_port(
-            config.admin, [*observed.routes(), *routes], is_first=number == 0, token=token
+            config.admin,
+            [*observed.routes(), form_route(lambda: gateway.service), *routes],
+            is_first=number == 0,
+            token=token,
         ) as operator_port:
             listen(listener, config.listen)
             announce(listening_url(listener), gateway.prices.table.describe())

@@ -46,11 +46,12 @@ class Discovery(Section, frozen=True, kw_only=True):
         ),
     ] = None
     compat: Annotated[
-        tuple[Literal["agentcash"], ...],
+        tuple[Literal["agentcash", "x402", "a2a"], ...],
         Meta(
-            description="Registries whose own members `/openapi.json` states as well. The draft "
-            "allows none beside `offers`, so there are none by default. `agentcash`: AgentCash, "
-            "MPPScan and x402scan."
+            description="Registries whose own forms are published as well; none by default. "
+            "`agentcash`: members of `/openapi.json` for AgentCash, MPPScan and x402scan, which "
+            "the draft does not allow. `x402`: `/.well-known/x402`. `a2a`: "
+            "`/.well-known/agent-card.json`."
         ),
     ] = ()
     currency: Annotated[

@@ -26,6 +26,7 @@ def test_the_commands_are_those_of_the_manual(start: Run) -> None:
         "demo",
         "deploy",
         "devnet",
+        "discovery",
         "doctor",
         "earnings",
         "export",

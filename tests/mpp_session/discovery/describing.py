@@ -1,6 +1,6 @@
 """Services of several routes, described as they are published."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -44,12 +44,21 @@ async def gate(
         yield PaymentGate(App(), engine=provider.engine, routes=routes, unit=unit)
 
 
-def describe(gate: PaymentGate, **settings: Any) -> Service:
+def describe(
+    gate: PaymentGate,
+    *,
+    variants: Mapping[tuple[str, str], Sequence[tuple[str, Price]]] | None = None,
+    descriptions: Mapping[tuple[str, str], Description] | None = None,
+    categories: tuple[str, ...] = (),
+    **settings: Any,
+) -> Service:
     return describe_service(
         gate,
         Discovery(**settings),
         chain_id=CHAIN_ID,
-        descriptions={("POST", "/text"): TEXT},
+        descriptions=descriptions or {("POST", "/text"): TEXT},
+        variants=variants or {},
+        categories=categories,
         free=[("GET", "/health"), ("GET", "/songs/{id}")],
         url=settings.get("url"),
     )

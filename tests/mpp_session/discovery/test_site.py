@@ -11,19 +11,27 @@ from starlette.routing import Mount, Router
 from channel.errors import ConfigError
 from channel.http import Price, Route
 from mpp_session.discovery.page import PAGE_POLICY
-from mpp_session.discovery.site import PATHS, DiscoverySite
+from mpp_session.discovery.site import DiscoverySite, published_paths
 from tests.channel.selling import ask
 from tests.mpp_session.discovery.describing import describe, gate
 
 PRICE = Price(unit_price=1, unit_type="request")
-TYPES = {"/openapi.json": "application/json", "/llms.txt": "text/plain", "/": "text/html"}
+ALL = ("agentcash", "x402", "a2a")
+TYPES = {
+    "/openapi.json": "application/json",
+    "/llms.txt": "text/plain",
+    "/.well-known/x402": "application/json",
+    "/.well-known/agent-card.json": "application/json",
+    "/": "text/html",
+}
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", published_paths(ALL))
 async def test_each_path_is_answered_free_and_may_be_cached(tmp_path: Path, path: str) -> None:
     """DISC-01, DISC-06: without the gate: nothing is verified, nothing is read from the books."""
     async with gate(tmp_path) as sold:
-        site = DiscoverySite(_unreachable, describe(sold), sold.table)
+        service = describe(sold, compat=ALL, url="https://a.example")
+        site = DiscoverySite(_unreachable, service, sold.table)
         answer = await ask(site, "GET", path, "Payment garbage")
         head = await ask(site, "HEAD", path)
     assert answer.status == head.status == 200
@@ -43,7 +51,14 @@ async def _unreachable(_scope: Any, _receive: Any, _send: Any) -> None:
 
 @pytest.mark.parametrize(
     ("method", "path"),
-    [("POST", "/"), ("GET", "/openapi.json/"), ("GET", "/OpenAPI.json"), ("GET", "//llms.txt")],
+    [
+        ("POST", "/"),
+        ("GET", "/openapi.json/"),
+        ("GET", "/OpenAPI.json"),
+        ("GET", "//llms.txt"),
+        ("GET", "/.well-known/x402"),
+        ("GET", "/.well-known/agent-card.json"),
+    ],
 )
 async def test_everything_else_goes_to_the_gate(tmp_path: Path, method: str, path: str) -> None:
     reached: list[str] = []
@@ -64,6 +79,12 @@ async def test_a_path_with_a_price_is_not_published_on(tmp_path: Path, path: str
     async with gate(tmp_path, [Route(method="GET", path=path, price=PRICE)]) as sold:
         with pytest.raises(ConfigError, match=r"has a price.*discovery\.enabled = false"):
             DiscoverySite(sold, describe(sold), sold.table)
+
+
+async def test_a_form_with_whole_urls_is_not_served_without_an_address(tmp_path: Path) -> None:
+    async with gate(tmp_path) as sold:
+        with pytest.raises(ConfigError, match=r"set `discovery\.url`"):
+            DiscoverySite(sold, describe(sold, compat=("x402",)), sold.table)
 
 
 async def test_below_a_mount_the_paths_follow_it(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ async def test_every_refusal_of_the_gateway_has_the_message_where_clients_look(
             assert body["error"]["code"]
 
 
-@pytest.mark.parametrize("compat", [(), ("agentcash",)], ids=["draft", "agentcash"])
+@pytest.mark.parametrize("compat", [(), ("agentcash", "x402", "a2a")], ids=["draft", "registries"])
 async def test_checkers_of_discovery_find_no_fault(
     run_gateway: RunGateway, tmp_path: Path, compat: tuple[str, ...]
 ) -> None:
