@@ -62,6 +62,10 @@ class Payments:
         self._payer = payer
         self._inner = inner
 
+    def over(self, inner: httpx.AsyncBaseTransport) -> "Payments":
+        """Return the same channels, managed through what `inner` sends."""
+        return Payments(self._payer, inner)
+
     async def channels(self) -> list[ChannelRecord]:
         """Return every channel ever opened with this store, oldest first."""
         return await self._payer.store.records()

@@ -46,9 +46,7 @@ TIMEOUT_S: Final = 60.0
 class PayingClient(httpx.AsyncClient):
     """An `httpx.AsyncClient` whose requests are paid for, and its channels."""
 
-    def __init__(
-        self, *, payments: Payments, transport: httpx.AsyncBaseTransport, **options: Any
-    ) -> None:
+    def __init__(self, *, payments: Payments, transport: PayingTransport, **options: Any) -> None:
         super().__init__(transport=transport, **options)
         self.payments = payments
         self.transport = transport

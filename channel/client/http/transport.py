@@ -81,6 +81,10 @@ class PayingTransport(httpx.AsyncBaseTransport):
         self._answers_refusals = answers_refusals
         self._lost_keys = LostKeys()
 
+    def over(self, inner: httpx.AsyncBaseTransport) -> "PayingTransport":
+        """Return a transport with the same payer for what `inner` sends; refusals are raised."""
+        return PayingTransport(self._payer, inner, answers_refusals=False)
+
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request, and pay for it if that is demanded and allowed.
 
