@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from channel.types import Address, TokenUnit
-from mpp_session.cli.pay import _Caps
+from mpp_session.cli.wallet import Caps
 from mpp_session.errors import CommandError
 from mpp_session.testing import TestChain
 from tests.mpp_session.cli.conftest import Run
@@ -53,14 +53,14 @@ def test_what_cannot_be_asked_is_refused(
 )
 def test_a_price_is_of_one_kind_or_of_all(flags: list[str], prices: dict[str, int | str]) -> None:
     """An integer is base units for one unit, as before."""
-    caps = _Caps(flags, "1.50 usdc", "2000000")
+    caps = Caps(flags, "1.50 usdc", "2000000")
     limits = caps.policy(1, Address(bytes(20)), TokenUnit("USDC", 6)).limits[0]
     assert {kind: limits.unit_price_max[kind] for kind in prices} == prices
     assert (limits.deposit_max, limits.budget) == (1_500_000, 2_000_000)
 
 
 def test_money_needs_a_token_with_a_name() -> None:
-    for caps in (_Caps(["0.60 / 1M"], "1", "1"), _Caps([], "1.00", "1")):
+    for caps in (Caps(["0.60 / 1M"], "1", "1"), Caps([], "1.00", "1")):
         with pytest.raises(
             CommandError, match=r"TokenLimits\.unit|the node does not name the token"
         ):
