@@ -9,7 +9,8 @@ from channel.limits import SPONSORED_PERIOD_S
 from channel.types import Address
 from mpp_session.settings import ProviderConfig
 from settlement.escrow.reader import EscrowReader
-from settlement.sponsor.capabilities import probe, require_gas
+from settlement.settle.gas_check import require_gas
+from settlement.sponsor.capabilities import probe
 from settlement.sponsor.orders.interface import DepositOrders
 from settlement.sponsor.worker import SponsorLimits, WaitingSponsor
 from settlement.tx.orders import GWEI, OrderLimits
@@ -41,7 +42,7 @@ async def build_sponsoring(
     capabilities = await probe(reader, token)
     types = capabilities.require(sponsoring.types)
     closes_min = config.exposure.closes_reserved_min
-    await require_gas(reader, sender, closes_min=closes_min)
+    await require_gas(reader.rpc, sender, closes_min=closes_min, setting="sponsoring.fee_payer")
     for name, why in capabilities.obstacles.items():
         _log.warning("deposits by %s are not offered: %s", name, why)
     terms = SponsorTerms(

@@ -30,6 +30,7 @@ __all__ = [
     "CHANNEL_CLOSED_TOPIC",
     "CHANNEL_OPENED_TOPIC",
     "TOPPED_UP_TOPIC",
+    "TRANSFER_TOPIC",
     "EscrowLog",
     "Function",
     "allowance",
@@ -70,6 +71,7 @@ __all__ = [
     "top_up_with_authorization",
     "top_up_with_permit2",
     "transfer",
+    "transfer_with_authorization",
     "version",
     "withdraw",
 ]
@@ -206,6 +208,11 @@ authorization_state = Function("authorizationState(address,bytes32)", ["bool"])
 receive_with_authorization = Function(
     "receiveWithAuthorization(address,address,uint256,uint256,uint256,bytes32,bytes)"
 )
+# With v, r and s: unlike the overload with `bytes`, every version of the token has it.
+transfer_with_authorization = Function(
+    "transferWithAuthorization"
+    "(address,address,uint256,uint256,uint256,bytes32,uint8,bytes32,bytes32)"
+)
 
 # Permit2.
 nonce_bitmap = Function("nonceBitmap(address,uint256)", ["uint256"])
@@ -308,6 +315,7 @@ _SETTLED = _topic("Settled(bytes32,address,address,uint256,uint256,uint256)")
 _CLOSE_REQUESTED = _topic("CloseRequested(bytes32,address,address,uint256)")
 CHANNEL_CLOSED_TOPIC = _topic("ChannelClosed(bytes32,address,address,uint256,uint256)")
 AUTHORIZATION_USED_TOPIC = _topic("AuthorizationUsed(address,bytes32)")
+TRANSFER_TOPIC = _topic("Transfer(address,address,uint256)")
 
 _PAYLOAD_WORDS = {
     CHANNEL_OPENED_TOPIC: 4,

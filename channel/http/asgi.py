@@ -26,6 +26,7 @@ __all__ = [
     "send_refused_websocket",
     "send_stored",
     "with_receipt",
+    "with_receipts",
     "without_body",
     "without_receipt",
 ]
@@ -40,8 +41,9 @@ Headers: TypeAlias = Sequence[tuple[bytes, bytes]]
 PROBLEM_HEADERS: Headers = ((b"content-type", PROBLEM_CONTENT_TYPE.encode("ascii")),)
 
 _RECEIPT = b"payment-receipt"
+_RECEIPTS = (_RECEIPT, b"payment-response")
 _CACHE = b"cache-control"
-_LENGTHS = frozenset((len(_RECEIPT), len(_CACHE)))
+_LENGTHS = frozenset(map(len, (*_RECEIPTS, _CACHE)))
 _FRAMING = (b"content-length", b"transfer-encoding", _RECEIPT)
 _KEPT_PRIVATE = (_CACHE, b"private")
 _DIRECTIVE = re.compile(r'(?:"(?:[^"\\]|\\.)*"|[^",])+')
@@ -59,7 +61,7 @@ def find_header(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> str | No
 
 def without_receipt(headers: Headers) -> list[tuple[bytes, bytes]]:
     """Return an application's headers without a receipt: only the gate issues one (CORE-07)."""
-    return [pair for pair in headers if pair[0].lower() != _RECEIPT]
+    return [pair for pair in headers if pair[0].lower() not in _RECEIPTS]
 
 
 def without_body(send: Send) -> Send:
@@ -83,6 +85,11 @@ def without_body(send: Send) -> Send:
 
 def with_receipt(headers: Headers, receipt: Receipt) -> list[tuple[bytes, bytes]]:
     """Return the headers with a receipt, and with a private Cache-Control (CORE-06)."""
+    return with_receipts(headers, ((_RECEIPT, format_receipt(receipt).encode("ascii")),))
+
+
+def with_receipts(headers: Headers, receipts: Headers) -> list[tuple[bytes, bytes]]:
+    """Return the headers with these receipts in place of the application's own."""
     kept, caching = [], []
     for pair in headers:
         name = pair[0]
@@ -92,10 +99,10 @@ def with_receipt(headers: Headers, receipt: Receipt) -> list[tuple[bytes, bytes]
         name = name.lower()
         if name == _CACHE:
             caching.append(pair[1].decode("latin-1"))
-        elif name != _RECEIPT:
+        elif name not in _RECEIPTS:
             kept.append(pair)
     kept.append((_CACHE, _make_private(caching)) if caching else _KEPT_PRIVATE)
-    kept.append((_RECEIPT, format_receipt(receipt).encode("ascii")))
+    kept += receipts
     return kept
 
 
@@ -156,10 +163,14 @@ async def send_problem(
     send: Send, error: ProblemError, challenges: Sequence[Challenge], *, is_head: bool = False
 ) -> None:
     """Answer with a problem body and, where they help, challenges. No cache may store it."""
+    lines = [
+        (b"www-authenticate", format_challenge(challenge).encode("latin-1"))
+        for challenge in challenges
+    ]
     await send_refusal(
         send,
         error,
-        challenges,
+        lines,
         body=format_problem(error),
         headers=PROBLEM_HEADERS,
         is_head=is_head,
@@ -169,13 +180,13 @@ async def send_problem(
 async def send_refusal(
     send: Send,
     error: ProblemError,
-    challenges: Sequence[Challenge],
+    offers: Headers,
     *,
     body: bytes,
     headers: Headers,
     is_head: bool = False,
 ) -> None:
-    """Answer with this body, whose type is in `headers`; otherwise like `send_problem`."""
+    """Answer with this body, whose type is in `headers`, and with the header lines of `offers`."""
     sent = [
         *headers,
         (b"content-length", str(len(body)).encode("ascii")),
@@ -185,10 +196,7 @@ async def send_refusal(
         sent.append((b"retry-after", str(error.retry_after_s).encode("ascii")))
     if error.allow is not None:
         sent.append((b"allow", error.allow.encode("ascii")))
-    sent += [
-        (b"www-authenticate", format_challenge(challenge).encode("latin-1"))
-        for challenge in challenges
-    ]
+    sent += offers
     await _send_whole(send, error.status, sent, body, is_head=is_head)
 
 

@@ -38,8 +38,9 @@ _log: Final = logging.getLogger(__name__)
 
 _LOG_INTERVAL_S: Final = 60.0
 
-Action: TypeAlias = Literal["request", "repeat", "open", "topUp", "voucher", "close"]
-"""What a credential did: buy an answer, ask for a stored one again, or manage its channel."""
+Action: TypeAlias = Literal["request", "repeat", "open", "topUp", "voucher", "close", "charge"]
+"""What a credential did: buy an answer, ask for a stored one again, or manage its channel. With
+`charge` it bought an answer by a single payment, and there is no channel."""
 Ending: TypeAlias = Literal["done", "left", "failed"]
 """How a paid request ended: answered, its client left, or it broke off."""
 

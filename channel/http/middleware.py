@@ -28,6 +28,7 @@ from channel.http.answering import Answer
 from channel.http.asgi import (
     PROBLEM_HEADERS,
     ASGIApp,
+    Message,
     Receive,
     Scope,
     Send,
@@ -43,6 +44,7 @@ from channel.http.bodies import BodyBounds
 from channel.http.hooks import HookCalls, Hooks
 from channel.http.metering import METER, Meter
 from channel.http.pricing import VARIANT, WEBSOCKET, Priced, Route, RouteTable
+from channel.http.rails import Charged, RailOffer, RailRequest, Rails
 from channel.http.refusals import (
     PAGE_HEADERS,
     describe_price,
@@ -82,7 +84,7 @@ from channel.state.requests import RequestClaim
 from channel.tasks import RequestMark
 from channel.types import Address, TokenUnit
 from channel.wire.accept_payment import rank_offers
-from channel.wire.challenge import INTENT, METHOD
+from channel.wire.challenge import INTENT, METHOD, Challenge, format_challenge
 from channel.wire.credential import Credential, parse_credential
 from channel.wire.problem import PAYMENT_REQUIRED, format_problem
 
@@ -122,6 +124,7 @@ class PaymentGate:
         unit: TokenUnit | None = None,
         hooks: Hooks | None = None,
         limits: RequestLimits | None = None,
+        rails: Rails | None = None,
         stop_worker: Callable[[], None] = _stop_worker,
     ) -> None:
         """Wrap `app`.
@@ -137,6 +140,8 @@ class PaymentGate:
         `"0.40 / 1M"`, and refusals quote them so.
 
         `limits` bounds how many paid requests run and begin; None bounds neither.
+
+        `rails` take other payments for routes with a price known in advance.
 
         `hooks` hear what happens to each request for a priced path: see `channel.http.hooks`.
 
@@ -160,6 +165,7 @@ class PaymentGate:
         )
         self.ready = ready
         self.unit = unit
+        self.rails = rails
         self.calls = HookCalls(hooks)
         self._stop_worker = stop_worker
         self._is_broken = False
@@ -282,6 +288,10 @@ class _Exchange:
 
     async def _run(self) -> None:
         raw = read_credential(self._fields, self._engine.settings.credential_header)
+        rails = self._gate.rails
+        if rails is not None and self._method != "HEAD" and rails.takes(self._scope, raw):
+            await self._serve_by(rails, raw)
+            return
         if raw is None:
             if self._own is None and self._method != "HEAD":
                 await self._pass_on()
@@ -355,6 +365,46 @@ class _Exchange:
                 await self._buy(paid, own)
         finally:
             self._body.release()
+
+    async def _serve_by(self, rails: Rails, raw: str | None) -> None:
+        """Let a rail take the payment and answer; the handler does not know the difference."""
+        require_no_override(self._fields, self._method)
+        await self._require_ready()
+        if self._own is None:
+            raise MethodNotSoldError(self._method, self._gate.table.methods(self._scope))
+        client = read_client(self._scope)
+        self._gate.failed.check(client)
+        self._body.bound(self._gate.bodies.room(None, client), self._gate.body_timeout_s)
+        running = self._gate.running
+        try:
+            with nullcontext() if running is None else running.of_client(client):
+                await rails.serve(
+                    RailRequest(
+                        request_id=self.request_id,
+                        scope=self._scope,
+                        body=self._body,
+                        send=self._send_noted,
+                        app=self._gate.app,
+                        priced=self._own,
+                        credential=raw,
+                        charged=self._tell_charged,
+                    )
+                )
+        except PeerError as error:
+            if error.status in _FAULTS | _STATES and client:
+                with suppress(TooManyRequestsError):
+                    self._gate.failed.require(client)
+            raise
+        finally:
+            self._body.release()
+
+    async def _send_noted(self, message: Message) -> None:
+        self.has_started = True
+        await self._send(message)
+
+    def _tell_charged(self, charged: Charged) -> None:
+        if self._teller is not None:
+            self._teller.charged(charged)
 
     async def _buy(self, paid: Authenticated, own: Priced) -> None:
         hold = self._engine.hold(
@@ -484,7 +534,8 @@ class _Exchange:
         await self._gate.tarpit.wait(error, self._scope)
         credential = self._credential
         channel_id = None if credential is None else credential.payload.channel_id
-        challenges = []
+        challenges: list[Challenge] = []
+        lines: list[tuple[bytes, bytes]] = []
         price: list[dict[str, object]] = []
         sentence = None
         if error.offers_challenge and isinstance(error, PeerError):
@@ -493,8 +544,15 @@ class _Exchange:
             offered = own or self._priced
             if error.status == PAYMENT_REQUIRED:
                 price, sentence = describe_price(offered, self._gate.unit)
-            ranked = rank_offers(read_preference(self._fields), [(METHOD, INTENT)] * len(offered))
-            challenges = [self._engine.challenger.issue(offered[i].offer, hint) for i in ranked]
+            more = await self._ask_rails(own)
+            kinds = [(METHOD, INTENT)] * len(offered) + [(one.method, one.intent) for one in more]
+            for index in rank_offers(read_preference(self._fields), kinds):
+                if index < len(offered):
+                    challenge = self._engine.challenger.issue(offered[index].offer, hint)
+                    challenges.append(challenge)
+                    lines.append((b"www-authenticate", format_challenge(challenge).encode()))
+                else:
+                    lines += more[index - len(offered)].headers
         if self._teller is not None:
             self._teller.refused(error, challenges)
         detail = explain(error, sentence)
@@ -513,8 +571,13 @@ class _Exchange:
         await send_refusal(
             self._send,
             error,
-            challenges,
+            lines,
             body=body,
             headers=headers,
             is_head=self._method == "HEAD",
         )
+
+    async def _ask_rails(self, own: Sequence[Priced]) -> Sequence[RailOffer]:
+        """Return the other ways to pay this request, if one price is known for it."""
+        rails = self._gate.rails
+        return () if rails is None or len(own) != 1 else await rails.offers(self._scope, own[0])

@@ -268,8 +268,10 @@ class RequestBody:
         self._is_whole = not message.get("more_body", False)
         return message
 
-    async def digest(self, scope: Scope) -> bytes:
+    async def digest(self, scope: Scope, *, what: str = "Idempotency-Key") -> bytes:
         """Return SHA-256 over method, target and body; the handler still gets the body.
+
+        `what` asks for it, in the error for a body that is too large.
 
         Raises:
             TooManyRequestsError: As for `receive`.
@@ -290,7 +292,7 @@ class RequestBody:
             size += len(body)
             if size > IDEMPOTENT_REQUEST_BYTES_MAX:
                 raise BadRequestError(
-                    f"Idempotency-Key: for bodies of at most {IDEMPOTENT_REQUEST_BYTES_MAX} bytes."
+                    f"{what}: for bodies of at most {IDEMPOTENT_REQUEST_BYTES_MAX} bytes."
                 )
             if not message.get("more_body", False):
                 return digest.digest()

@@ -19,6 +19,7 @@ from channel.http.hooks import (
 )
 from channel.http.metering import Meter
 from channel.http.pricing import Priced
+from channel.http.rails import Charged
 from channel.http.request import brings_deposit
 from channel.state.channel_state import ChannelState
 from channel.wire.challenge import Challenge
@@ -135,6 +136,34 @@ class RequestTeller:
                 reported=meter.reported,
                 handled=self._handled,
                 first_sent=answer.first_sent,
+            )
+
+    def charged(self, charged: Charged) -> None:
+        """Tell of a request that another rail than the session was paid by."""
+        amount = charged.amount
+        about = {
+            **self._about(),
+            "payer": charged.payer,
+            "challenge_id": charged.challenge_id,
+        }
+        usage = {} if self._priced is None else {self._priced.offer.request.pricing.main.kind: 1}
+        if self._calls.spend and amount:
+            self._calls.spend(
+                SpendEvent(amount=amount, cost=amount, usage=usage, spent=amount, **about)
+            )
+        if self._calls.receipt:
+            self._calls.receipt(
+                ReceiptEvent(
+                    action="charge",
+                    outcome="done" if charged.is_complete else "failed",
+                    status=charged.status,
+                    cost=amount,
+                    usage=usage,
+                    accepted=amount,
+                    spent=amount,
+                    deposit=amount,
+                    **about,
+                )
             )
 
     def _spent(self, reservation: RunningReservation, amount: int, cost: int) -> None:

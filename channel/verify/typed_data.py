@@ -32,6 +32,7 @@ __all__ = [
     "top_up_nonce",
     "top_up_permit_digest",
     "top_up_witness",
+    "transfer_authorization_digest",
     "voucher_digest",
 ]
 
@@ -82,6 +83,10 @@ _CLOSE_BATCH_TYPE = _type_hash(
 )
 _RECEIVE_TYPE = _type_hash(
     "ReceiveWithAuthorization(address from,address to,uint256 value,uint256 validAfter,"
+    "uint256 validBefore,bytes32 nonce)"
+)
+_TRANSFER_TYPE = _type_hash(
+    "TransferWithAuthorization(address from,address to,uint256 value,uint256 validAfter,"
     "uint256 validBefore,bytes32 nonce)"
 )
 _PERMITTED_TYPE = _type_hash(_PERMITTED)
@@ -235,6 +240,20 @@ def receive_authorization_digest(
 ) -> bytes:
     """Return the digest that the funder signs under the token's own domain (EIP-3009)."""
     return _digest(separator, _RECEIVE_TYPE, funder, to, value, valid_after, valid_before, nonce)
+
+
+def transfer_authorization_digest(
+    separator: bytes,
+    *,
+    funder: Address,
+    to: Address,
+    value: int,
+    valid_after: int,
+    valid_before: int,
+    nonce: bytes,
+) -> bytes:
+    """Return the digest for a transfer that anyone may submit; otherwise as the one to receive."""
+    return _digest(separator, _TRANSFER_TYPE, funder, to, value, valid_after, valid_before, nonce)
 
 
 def open_witness(payee: Address, salt: bytes, authorized_signer: Address) -> bytes:

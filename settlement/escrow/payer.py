@@ -145,7 +145,7 @@ class PayerAccount:
             domain = await read_token_domain(self._sender.rpc, token)
             if domain is None:
                 return None
-            self._token_domains[token] = domain
+            self._token_domains[token] = domain.separator
         return self._token_domains[token]
 
     async def read_token_unit(self, token: Address) -> TokenUnit | None:

@@ -6,17 +6,27 @@ signature is then valid only for this token on this chain, even if the token lie
 
 import asyncio
 
+import msgspec
+
 from channel.types import Address
 from channel.verify.typed_data import token_domain_separator
 from settlement import abi
 from settlement.errors import ContractRevertedError
 from settlement.node.rpc import Rpc
 
-__all__ = ["read_token_domain"]
+__all__ = ["TokenDomain", "read_token_domain"]
 
 
-async def read_token_domain(rpc: Rpc, token: Address) -> bytes | None:
-    """Return the separator under which the token accepts signatures, in one round trip.
+class TokenDomain(msgspec.Struct, frozen=True):
+    """The EIP-712 domain under which a token accepts signatures on its chain."""
+
+    name: str
+    version: str
+    separator: bytes
+
+
+async def read_token_domain(rpc: Rpc, token: Address) -> TokenDomain | None:
+    """Return the domain under which the token accepts signatures, in one round trip.
 
     None if the token has none, or reports one that does not follow from its name, its version, this
     chain and its own address.
@@ -31,8 +41,9 @@ async def read_token_domain(rpc: Rpc, token: Address) -> bytes | None:
         name, version = domain[1:2], domain[2:3]
     if said is None or name is None or version is None:
         return None
-    expected = token_domain_separator(str(name[0]), str(version[0]), rpc.chain_id, token)
-    return expected if said[0] == expected else None
+    texts = str(name[0]), str(version[0])
+    separator = token_domain_separator(*texts, rpc.chain_id, token)
+    return TokenDomain(*texts, separator) if said[0] == separator else None
 
 
 async def _ask(rpc: Rpc, token: Address, question: abi.Function) -> tuple[object, ...] | None:

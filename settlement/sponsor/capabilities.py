@@ -22,17 +22,14 @@ from settlement import abi
 from settlement.addresses import PERMIT2
 from settlement.errors import ContractRevertedError
 from settlement.escrow.reader import EscrowReader
-from settlement.settle.exposure import gas_reserve_wei
 from settlement.types import RevertReason
 
-__all__ = ["Capabilities", "DepositType", "probe", "require_gas"]
+__all__ = ["Capabilities", "DepositType", "probe"]
 
 DepositType = Literal["authorization", "permit2"]
 
 _FAR_FUTURE: Final = 2**48
 _UNKNOWN: Final = Address(b"\xff" * 20)
-_GAS_PER_DEPOSIT: Final = 200_000
-_GAS_PER_CLOSE: Final = 80_000
 
 
 class Capabilities(msgspec.Struct, frozen=True):
@@ -77,24 +74,6 @@ async def probe(reader: EscrowReader, token: Address) -> Capabilities:
     names: tuple[DepositType, ...] = ("authorization", "permit2")
     able = tuple(name for name in names if name not in obstacles)
     return Capabilities(able=able, token_domain=domain, obstacles=obstacles)
-
-
-async def require_gas(reader: EscrowReader, account: Address, *, closes_min: int) -> None:
-    """Check that the sending account can pay for closes and one deposit (decision 15).
-
-    Raises:
-        ConfigError: Its balance is too low to keep the promise.
-    """
-    head = await reader.rpc.block()
-    needed = gas_reserve_wei(
-        closes_min, gas_per_close=_GAS_PER_CLOSE, base_fee_wei=head.base_fee_wei or 0
-    ) + gas_reserve_wei(1, gas_per_close=_GAS_PER_DEPOSIT, base_fee_wei=head.base_fee_wei or 0)
-    balance = await reader.rpc.balance_wei(account)
-    if balance < max(1, needed):
-        raise ConfigError(
-            f"`sponsoring.fee_payer` is set, but 0x{account.hex()} has {balance} wei: send it at "
-            f"least {needed} wei, for {closes_min} closes and a deposit"
-        )
 
 
 async def _read_domain(reader: EscrowReader, token: Address) -> bytes:

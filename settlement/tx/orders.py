@@ -95,10 +95,6 @@ class Order(Protocol):
         """When it was placed, in Unix seconds."""
 
     @property
-    def status(self) -> OrderStatus:
-        """What became of it."""
-
-    @property
     def tx_hash(self) -> TxHash | None:
         """The transaction that was sent, or that had the same effect."""
 

@@ -173,6 +173,7 @@ class Provider:
         self.clock = Clock()
         self.reader = EscrowReader(chain.rpc, chain.values.escrow)
         self.journal = journal
+        self.sender = sender
         quarantine = Quarantine(journal, clock=self.clock)
         self.settler = EscrowSettler(self.reader, sender, quarantine=quarantine)
         self.settles = ReplaceableSettler(self.settler)

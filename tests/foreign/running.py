@@ -15,9 +15,10 @@ import msgspec
 
 from tests.waiting import PATIENCE_S
 
-__all__ = ["Said", "ask_clients", "check_discovery"]
+__all__ = ["Paid", "Said", "ask_clients", "check_discovery", "pay_by_clients"]
 
 _PROGRAM = Path(__file__).with_name("clients.mjs")
+_PAYERS = Path(__file__).with_name("payers.mjs")
 _CHECKERS = Path(__file__).with_name("discovery.mjs")
 
 
@@ -30,6 +31,22 @@ class Said(msgspec.Struct):
     """What it returned to its caller."""
     error: dict[str, Any] | None = None
     """Or what it raised: `name`, `message`, and `status` or `statusCode` where it has one."""
+
+
+class Paid(Said):
+    """What a client that can pay got for its money."""
+
+    status: int = 0
+    receipt: str | None = None
+    """Its `Payment-Receipt`."""
+    response: str | None = None
+    """Its `PAYMENT-RESPONSE`."""
+
+
+async def pay_by_clients(url: str, *names: str, **variables: str) -> dict[str, Paid]:
+    """Let the named clients of `payers.mjs` pay for `url`; the variables name key and token."""
+    lines = await _run(_PAYERS, url, *names, **variables)
+    return {one.client: one for one in (msgspec.json.decode(line, type=Paid) for line in lines)}
 
 
 async def ask_clients(url: str, *names: str) -> dict[str, Said]:

@@ -7,7 +7,7 @@ from settlement.abi import Function
 from settlement.addresses import PERMIT2
 from settlement.dev.devnet import MULTICALL3, Devnet
 from settlement.escrow.reader import EscrowReader
-from settlement.sponsor.capabilities import Capabilities, probe, require_gas
+from settlement.sponsor.capabilities import Capabilities, probe
 
 PAUSE = Function("pause()")
 BLACKLIST = Function("blacklist(address)")
@@ -91,12 +91,3 @@ async def test_nothing_that_works_is_nothing_to_promise(
     await chain.deployer.send(chain.values.token, PAUSE.encode())
     with pytest.raises(ConfigError, match=r"authorization: .*permit2: "):
         (await found(chain, reader)).require(())
-
-
-async def test_gas_must_be_at_hand(chain: Devnet, reader: EscrowReader) -> None:
-    """F-65, decision 15: for the closes that are reserved and one deposit."""
-    account = chain.account("payee").address
-    await require_gas(reader, account, closes_min=20)
-    await chain.rpc.command("anvil_setBalance", "0x" + account.hex(), "0x1")
-    with pytest.raises(ConfigError, match=r"at least \d+ wei, for 20 closes"):
-        await require_gas(reader, account, closes_min=20)

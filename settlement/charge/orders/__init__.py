@@ -1,0 +1,1 @@
+"""Charge orders, in the database of the ledger."""
