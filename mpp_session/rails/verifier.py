@@ -216,7 +216,7 @@ def _note_failure(event: Mapping[str, Any]) -> None:
 
 
 def _explain(failures: Sequence[Exception], result: PaymentRequired) -> PeerError:
-    """Return pympp's refusal as an error of ours: the gate owns the answer."""
+    """Return pympp's refusal as one of the gate's errors: the gate owns the answer."""
     if not failures:
         problem = json.loads(result.challenge.body or b"{}")
         return VerificationFailedError(str(problem.get("detail", "The payment was refused.")))

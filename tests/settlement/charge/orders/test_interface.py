@@ -162,7 +162,12 @@ async def test_an_authorization_paid_by_a_credit_stays_its_payers_until_it_is_se
     ],
 )
 async def test_what_was_not_paid_may_be_tried_again_by_its_payer(
-    orders: ChargeOrders, status: OrderStatus, reason: str, is_private: bool, may: bool
+    orders: ChargeOrders,
+    status: OrderStatus,
+    reason: str,
+    *,
+    is_private: bool,
+    may: bool,
 ) -> None:
     """What may have been broadcast is public: another could spend it on a request of its own."""
     assert await claims(orders, order())
