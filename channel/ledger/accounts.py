@@ -5,7 +5,6 @@ An entry is a row. Beyond `AccountSettings.kept_s` it is part of a day, and of i
 `pruned`. What was never a row is its channel's `unlisted`.
 """
 
-import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
@@ -207,11 +206,8 @@ def day_from_row(one: DayId, row: Row, decode: Callable[[Any], int] = bytes_amou
 def balance_fault(
     channel_id: bytes, spent: int, reservations: bytes | None, entries: int
 ) -> str | None:
-    """Return how a channel's entries disagree with its `spent`, or None."""
-    try:
-        running = decode_reservations(reservations or b"")
-    except (ValueError, struct.error):
-        return None  # the fault of the channel's row, which is stated as that
+    """Return how a sound channel's entries disagree with its `spent`, or None."""
+    running = decode_reservations(reservations or b"")
     expected = entries + sum(held.spent for held in running)
     if expected == spent:
         return None

@@ -8,6 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from channel.engine import Engine, Offer
+from channel.engine.challenger import read_variant
 from channel.errors import ChallengeExpiredError, ChallengeNotFoundError
 from channel.types import Address
 from channel.verify.challenge_id import ChallengeBinder
@@ -185,3 +186,9 @@ async def test_a_challenge_without_an_end_has_ended(
     credential = provider.payer.credential(endless, provider.payer.voucher(50))
     with pytest.raises(ChallengeExpiredError):
         provider.engine.challenger.authenticate(credential, [provider.offer]).require_current()
+
+
+@pytest.mark.parametrize("opaque", [None, "{", "bnVsbA", '{"variant":1}'])
+async def test_an_opaque_that_states_no_scope_states_no_variant(opaque: str | None) -> None:
+    """O-98: read before the challenge's id is checked, so a stranger may have written it."""
+    assert read_variant(opaque) == ""

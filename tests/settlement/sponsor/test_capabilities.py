@@ -12,6 +12,7 @@ from settlement.sponsor.capabilities import Capabilities, probe
 PAUSE = Function("pause()")
 BLACKLIST = Function("blacklist(address)")
 SWALLOWS = "0x60206000f3"  # returns a word of zeros to every call
+REVERTS = "0x60006000fd"  # refuses every call
 
 
 async def found(chain: Devnet, reader: EscrowReader) -> Capabilities:
@@ -73,7 +74,7 @@ async def test_a_contract_that_takes_everything_is_found_out(
     assert "escrow has no" in (await found(chain, reader)).obstacles["permit2"]
 
 
-@pytest.mark.parametrize("code", ["0x", SWALLOWS])
+@pytest.mark.parametrize("code", ["0x", SWALLOWS, REVERTS])
 async def test_permit2_must_be_what_it_is(chain: Devnet, reader: EscrowReader, code: str) -> None:
     """CHAL-04, F-90: code at its place that signs as it does."""
     await put_code(chain, PERMIT2, code)

@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from channel.errors import LedgerUnavailableError
 from channel.state.channel_state import ChannelState
 from mpp_session.testing.chain import TestChain
 from settlement import abi
 from settlement.dev.devnet import Devnet
 from settlement.errors import RpcRefusedError
+from settlement.sponsor.orders.interface import DepositOrder, DepositOrders, FirstVoucher
 from settlement.sponsor.unclaimed import UnclaimedChannels
 from tests.e2e.selling import DEPOSIT, PRICE
 from tests.e2e.sponsored import LIMITS, Sponsored, sponsor_deposits
@@ -22,10 +24,29 @@ from tests.waiting import until
 HASTY = replace(LIMITS, wait_s=0.05)
 
 
-def claimer(sponsored: Sponsored, **changes: float) -> UnclaimedChannels:
+class Orders:
+    """The orders of a database that is away for some looks, or with rows that were changed."""
+
+    def __init__(self, inner: DepositOrders, *, looks_lost: int = 0, **changes: Any) -> None:
+        self._inner = inner
+        self.looks_lost = looks_lost
+        self._changes = changes
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    async def list_unknown(self, wanted_before: int) -> list[DepositOrder]:
+        if self.looks_lost:
+            self.looks_lost -= 1
+            raise LedgerUnavailableError("PostgreSQL: the server is not there")
+        found = await self._inner.list_unknown(wanted_before)
+        return [replace(order, **self._changes) for order in found]
+
+
+def claimer(sponsored: Sponsored, *, orders: Any = None, **changes: float) -> UnclaimedChannels:
     """One that does not wait for the payer."""
     return UnclaimedChannels(
-        sponsored.orders,
+        orders or sponsored.orders,
         sponsored.provider.ledger,
         sponsored.provider.reader,
         **{"confirmations": 1, "age_s": -2, **changes},  # type: ignore[arg-type]
@@ -175,15 +196,29 @@ async def test_a_wallets_voucher_is_asked_about_again(
         assert await one.orders.list_unknown(2**40) == []
 
 
-async def test_it_goes_on_looking_by_itself(devnet: TestChain, tmp_path: Path) -> None:
-    """F-42: as a task of the settler."""
+async def test_a_first_voucher_that_no_key_signed_adds_nothing(
+    devnet: TestChain, tmp_path: Path
+) -> None:
+    """ENC-07: the order's row was changed; the escrow keeps the deposit for its payer."""
     async with devnet.connect() as chain, sponsor_deposits(chain, tmp_path, limits=HASTY) as one:
-        running = asyncio.create_task(claimer(one, look_s=0.02).run())
+        await abandon(one, chain)
+        orders = Orders(one.orders, first_voucher=FirstVoucher(PRICE, bytes(65)))
+        await claimer(one, orders=orders).look()
+        assert await books(one) is None
+        assert await one.orders.list_unknown(2**40) == []
+
+
+async def test_it_goes_on_looking_by_itself(devnet: TestChain, tmp_path: Path) -> None:
+    """F-42, F-64: as a task of the settler, also after the database was away."""
+    async with devnet.connect() as chain, sponsor_deposits(chain, tmp_path, limits=HASTY) as one:
+        orders = Orders(one.orders, looks_lost=2)
+        running = asyncio.create_task(claimer(one, orders=orders, look_s=0.02).run())
         await abandon(one, chain)
 
         async def is_known() -> bool:
             return await books(one) is not None
 
         await until(is_known)
+        assert orders.looks_lost == 0
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
