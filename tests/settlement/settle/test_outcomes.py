@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 
-from channel.errors import SettlementPendingError
+from channel.errors import ChainUnavailableError, SettlementPendingError
 from channel.types import ChannelId, TxHash
 from settlement import abi
 from settlement.dev.devnet import Devnet
 from settlement.errors import ContractRevertedError, contract_reverted
 from settlement.escrow.payout_calls import AUTHORIZATION_LIFE_S, RelayedCalls
 from settlement.escrow.reader import EscrowReader
+from settlement.node.rpc import Rpc
 from settlement.settle.jobs import CloseResult, Job
 from settlement.settle.outcomes import Outcomes
 from settlement.settle.quarantine import Quarantine
@@ -21,6 +22,7 @@ from settlement.settle.settler import EscrowSettler
 from settlement.tx.journal.sqlite import SqliteJournal
 from settlement.tx.state import Purpose
 from settlement.types import BatchEntry, RevertReason
+from tests.faults.proxy import lying_node
 from tests.settlement.channels import Channels
 from tests.settlement.senders import are_pooled, copy_from_pool
 from tests.waiting import until
@@ -171,3 +173,21 @@ async def test_what_ended_for_less_is_said_and_not_kept(
         await answered(outcomes, channels, channel_id, Purpose.SETTLE, "NONCE_ALREADY_USED")
     assert refused.value.reason is RevertReason.CHANNEL_FINALIZED
     assert await journal.quarantined() == []
+
+
+async def test_a_close_whose_log_the_node_hides_is_unknown_and_not_kept(
+    chain: Devnet, channels: Channels, journal: SqliteJournal
+) -> None:
+    """F-72: neither done nor refused; the node is asked again, and the channel is not set aside."""
+    channel_id = await channels.open()
+    call = abi.close.encode(channel_id, AMOUNT, channels.sign(channel_id, AMOUNT))
+    await chain.sender("payee").send(chain.values.escrow, call)
+    async with lying_node(chain.values.rpc_url) as node, await Rpc.connect(node.url) as rpc:
+        outcomes = Outcomes(EscrowReader(rpc, chain.values.escrow), Quarantine(journal))
+        node.has_no_logs = True
+        with pytest.raises(ChainUnavailableError, match="does not have the close's log"):
+            await answered(outcomes, channels, channel_id, Purpose.CLOSE, "CHANNEL_FINALIZED")
+        assert await journal.quarantined() == []
+        node.heal()
+        result = await answered(outcomes, channels, channel_id, Purpose.CLOSE, "CHANNEL_FINALIZED")
+        assert result.fact.is_finalized
