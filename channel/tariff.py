@@ -217,30 +217,12 @@ class RunningCost:
     that raises changes nothing; see `Tariff.cost` for what raises.
     """
 
-    __slots__ = (
-        "_bands",
-        "_denominator",
-        "_exact",
-        "_flat",
-        "_is_capped",
-        "_main",
-        "_maximum",
-        "_minimum",
-        "charged",
-        "usage",
-    )
+    __slots__ = ("_exact", "_prices", "charged", "usage")
 
     def __init__(self, tariff: Tariff) -> None:
-        self._denominator, self._bands = _compile(tariff)
-        self._main = tariff.rates[0].kind
-        bands = self._bands[self._main]
-        self._flat = bands[0][2] if len(bands) == 1 else 0
-        """The exact price of a unit of the main kind; 0 when its rate has steps."""
-        self._minimum = tariff.minimum
-        self._is_capped = tariff.maximum is not None
-        self._maximum = AMOUNT_MAX if tariff.maximum is None else tariff.maximum
+        self._prices = _compile(tariff)
         self._exact = 0
-        """The exact cost before minimum and maximum; `_denominator` is one base unit."""
+        """The exact cost before minimum and maximum; `_Prices.denominator` is one base unit."""
         self.charged = 0
         """The cost of `usage`, in base units."""
         self.usage: dict[str, int] = {}
@@ -249,12 +231,12 @@ class RunningCost:
     @property
     def main_units(self) -> int:
         """The units of the main kind so far."""
-        return self.usage.get(self._main, 0)
+        return self.usage.get(self._prices.main, 0)
 
     @property
     def left(self) -> int:
         """By how much the cost can still rise, in base units."""
-        return self._maximum - self.charged
+        return self._prices.maximum - self.charged
 
     def price_of(self, more: Usage) -> int:
         """Return by how much the cost rises if this is used, too."""
@@ -274,28 +256,30 @@ class RunningCost:
 
     def add_main(self, units: int) -> int:
         """Use units of the main kind, as `add` does; faster, because streams count this way."""
-        used = self.usage.get(self._main, 0)
-        if not self._flat or type(units) is not int or not 0 < units <= USAGE_MAX - used:
-            return self.add({self._main: units})
-        exact = self._exact + units * self._flat
-        cost = -(-exact // self._denominator)
-        if not self._minimum <= cost <= self._maximum:
-            cost = self._cost(exact, {self._main: units})
+        prices = self._prices
+        used = self.usage.get(prices.main, 0)
+        if not prices.flat or type(units) is not int or not 0 < units <= USAGE_MAX - used:
+            return self.add({prices.main: units})
+        exact = self._exact + units * prices.flat
+        cost = -(-exact // prices.denominator)
+        if not prices.minimum <= cost <= prices.maximum:
+            cost = self._cost(exact, {prices.main: units})
         rise = cost - self.charged
         self._exact, self.charged = exact, cost
-        self.usage[self._main] = used + units
+        self.usage[prices.main] = used + units
         return rise
 
     def main_within(self, amount: int) -> int:
         """Return how many units of the main kind, used now, cost at most `amount` more."""
+        prices = self._prices
         used = self.main_units
         budget = self.charged + amount
-        if self._is_capped and budget >= self._maximum:
+        if prices.is_capped and budget >= prices.maximum:
             return USAGE_MAX - used
-        if budget < self._minimum and not self.usage:
+        if budget < prices.minimum and not self.usage:
             return 0
-        exact, total = budget * self._denominator - self._exact, used
-        for _, end, price in self._bands[self._main]:
+        exact, total = budget * prices.denominator - self._exact, used
+        for _, end, price in prices.bands[prices.main]:
             if total >= end:
                 continue
             fitting = end - total if price == 0 else min(end - total, exact // price)
@@ -308,20 +292,17 @@ class RunningCost:
     def copy(self) -> "RunningCost":
         """Return a copy that counts on from here."""
         twin: RunningCost = object.__new__(RunningCost)
-        twin._denominator, twin._bands = self._denominator, self._bands
-        twin._main, twin._flat = self._main, self._flat
-        twin._minimum, twin._maximum = self._minimum, self._maximum
-        twin._is_capped = self._is_capped
-        twin._exact, twin.charged, twin.usage = self._exact, self.charged, self.usage.copy()
+        twin._prices, twin._exact = self._prices, self._exact
+        twin.charged, twin.usage = self.charged, self.usage.copy()
         return twin
 
     def _exact_with(self, more: Usage) -> int:
-        exact, usage = self._exact, self.usage
+        exact, usage, all_bands = self._exact, self.usage, self._prices.bands
         for kind, units in more.items():
-            bands = self._bands.get(kind)
+            bands = all_bands.get(kind)
             if bands is None:
                 raise ConfigError(
-                    f"expected usage of {', '.join(self._bands)}, found {kind!r}: the tariff has "
+                    f"expected usage of {', '.join(all_bands)}, found {kind!r}: the tariff has "
                     "no rate for it; add one, with 0 if it is free"
                 )
             start = usage.get(kind, 0)
@@ -336,19 +317,33 @@ class RunningCost:
         return exact
 
     def _cost(self, exact: int, more: Usage) -> int:
-        cost = -(-exact // self._denominator)
-        if cost < self._minimum and (self.usage or any(more.values())):
-            cost = self._minimum
-        if cost <= self._maximum:
+        prices = self._prices
+        cost = -(-exact // prices.denominator)
+        if cost < prices.minimum and (self.usage or any(more.values())):
+            cost = prices.minimum
+        if cost <= prices.maximum:
             return cost
-        if self._is_capped:
-            return self._maximum
+        if prices.is_capped:
+            return prices.maximum
         raise ConfigError("the usage costs more than any channel can hold")
 
 
 _Bands = tuple[tuple[int, int, int], ...]
 """The steps of one kind: from above which unit, to which unit, and the price of each, in the
 tariff's common denominator."""
+
+
+class _Prices(msgspec.Struct, frozen=True, gc=False):
+    """A tariff in whole numbers, computed once for all its requests."""
+
+    denominator: int
+    bands: Mapping[str, _Bands]
+    main: str
+    flat: int
+    """The exact price of a unit of the main kind; 0 when its rate has steps."""
+    minimum: int
+    maximum: int
+    is_capped: bool
 
 
 @lru_cache(maxsize=1024)
@@ -358,7 +353,7 @@ def plain_tariff(unit_type: str, unit_price: int) -> Tariff:
 
 
 @lru_cache(maxsize=1024)
-def _compile(tariff: Tariff) -> tuple[int, Mapping[str, _Bands]]:
+def _compile(tariff: Tariff) -> _Prices:
     # In lowest terms: 0.40 / 1M at six decimals counts in fifths, within a machine word.
     denominator = lcm(*(rate.per // gcd(rate.amount, rate.per) for rate in tariff.rates))
     bands: dict[str, _Bands] = {}
@@ -369,7 +364,16 @@ def _compile(tariff: Tariff) -> tuple[int, Mapping[str, _Bands]]:
             (rate.above, end, rate.amount * denominator // rate.per)
             for rate, end in zip(rates, ends, strict=True)
         )
-    return denominator, bands
+    main = bands[tariff.main.kind]
+    return _Prices(
+        denominator=denominator,
+        bands=bands,
+        main=tariff.main.kind,
+        flat=main[0][2] if len(main) == 1 else 0,
+        minimum=tariff.minimum,
+        maximum=AMOUNT_MAX if tariff.maximum is None else tariff.maximum,
+        is_capped=tariff.maximum is not None,
+    )
 
 
 def _between(bands: _Bands, start: int, end: int) -> int:

@@ -26,7 +26,7 @@ from channel.engine.lease_renewer import LeaseRenewer
 from channel.engine.opening import require_source
 from channel.engine.outcome import Hold, Outcome
 from channel.engine.rate_limit import RateLimiter
-from channel.engine.reservation import RunningReservation, least_amount, step_amount
+from channel.engine.reservation import RunningReservation, least_amount, main_cost, step_amount
 from channel.engine.settings import EngineSettings
 from channel.engine.verify_pool import VerifyPool
 from channel.engine.voucher_verifier import VoucherVerifier
@@ -279,7 +279,7 @@ class Engine:
             least = least_amount(tariff)
             most = max(least, step_amount(tariff, self.settings.reservation_step_units))
         else:
-            least = most = tariff.cost({tariff.main.kind: paid.units})
+            least = most = main_cost(tariff, paid.units)
         offer = paid.offer
         return Hold(
             reservation_id=reservation_id or self.new_request_id(),

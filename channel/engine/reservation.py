@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import msgspec
@@ -35,7 +35,7 @@ from channel.state.transitions import required_cumulative
 from channel.tariff import RunningCost, Tariff, Usage
 from channel.tasks import Tasks
 
-__all__ = ["RunningReservation", "held_amount", "least_amount", "step_amount"]
+__all__ = ["RunningReservation", "held_amount", "least_amount", "main_cost", "step_amount"]
 
 
 _log = logging.getLogger(__name__)
@@ -47,9 +47,15 @@ def held_amount(state: ChannelState, reservation_id: bytes) -> int:
     return 0 if held is None else held.amount
 
 
+@lru_cache(maxsize=1024)
+def main_cost(tariff: Tariff, units: int) -> int:
+    """Return what a request costs that uses so many units of the main kind."""
+    return tariff.cost({tariff.main.kind: units})
+
+
 def least_amount(tariff: Tariff) -> int:
     """Return what a request costs that uses one unit of the main kind."""
-    return tariff.cost({tariff.main.kind: 1})
+    return main_cost(tariff, 1)
 
 
 def step_amount(tariff: Tariff, units: int) -> int:
@@ -126,8 +132,8 @@ class RunningReservation:
         self._is_emitting = False  # until then counted units can be given back
         self._held = self._room
         self._taken = 0  # the cost of what is sent and not yet `spent`; never more than _held
-        self.covered_units = self._cost.main_within(self._held)
-        """Units of the main kind that may be sent without asking the ledger."""
+        self.covered_units = 0
+        """Units of the main kind that a stream may send without asking the ledger."""
         self._changing: asyncio.Task[ProblemError | None] | None = None
         self._may_prefetch = True
         self._doubt: _Doubt | None = None
@@ -294,7 +300,7 @@ class RunningReservation:
                 raise
             if refusal is not None and self._kind is ReservationKind.REQUEST:
                 raise refusal
-            if refusal is None and self.usage:
+            if refusal is None and self.usage and _log.isEnabledFor(logging.INFO):
                 _log.info(
                     "sold on channel 0x%s...: %s, %d base units",
                     self.key.channel_id[:4].hex(),  # a whole id in a log names its payer
@@ -444,7 +450,7 @@ class RunningReservation:
         held = state.find_reservation(self._id)
         amount = 0 if held is None else held.amount
         self._held = amount
-        self.covered_units = self._cost.main_within(amount - self._taken)
+        self.covered_units = 0 if held is None else self._cost.main_within(amount - self._taken)
         if not has_ended:  # an ended reservation may be spent
             self._admission.give_back(self._room - (self._durable.charged - before) - amount)
         self._room = amount
