@@ -27,6 +27,7 @@ class RateLimiter:
     ) -> None:
         self._per_period = per_period
         self._per_second = per_period / period_s
+        self._full = float(per_period)
         self._refusal = refusal
         self._what = what
         self._now = now
@@ -38,8 +39,7 @@ class RateLimiter:
         Raises:
             TooManyRequestsError: The bucket is empty.
         """
-        self.check(key)
-        self._buckets[key][0] -= 1
+        self._find(key)[0] -= 1
 
     def check(self, key: bytes) -> None:
         """Check that `key`'s bucket has a token, without taking it.
@@ -47,23 +47,29 @@ class RateLimiter:
         Raises:
             TooManyRequestsError: The bucket is empty.
         """
+        self._find(key)
+
+    def _find(self, key: bytes) -> list[float]:
+        """Return `key`'s bucket, filled up to now, if it has a token."""
         now = self._now()
         bucket = self._buckets.get(key)
         if bucket is None:
-            bucket = self._buckets[key] = [float(self._per_period), now]
+            bucket = self._buckets[key] = [self._full, now]
             if len(self._buckets) > RATE_KEYS_MAX:
                 self._buckets.popitem(last=False)
         else:
             self._buckets.move_to_end(key)
-            if now > bucket[1]:
-                earned = (now - bucket[1]) * self._per_second
-                bucket[0] = min(float(self._per_period), bucket[0] + earned)
+            passed = now - bucket[1]
+            if passed > 0:
+                tokens = bucket[0] + passed * self._per_second
+                bucket[0] = min(self._full, tokens)
             bucket[1] = now
         if bucket[0] < 1:
             raise self._refusal(f"More than {self._per_period} {self._what}.")
+        return bucket
 
     def earn(self, key: bytes, tokens: int) -> None:
         """Put tokens back into `key`'s bucket, as many as fit."""
         bucket = self._buckets.get(key)
         if bucket is not None:
-            bucket[0] = min(float(self._per_period), bucket[0] + tokens)
+            bucket[0] = min(self._full, bucket[0] + tokens)

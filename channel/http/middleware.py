@@ -93,6 +93,7 @@ __all__ = ["PaymentGate"]
 _log = logging.getLogger(__name__)
 
 _LAYERS_MAX: Final = 32
+_UNCOUNTED: Final = nullcontext()
 _STATES: Final = frozenset({402, 409, 410})
 """The state of the payer or of the ledger, which the next request may change."""
 _FAULTS: Final = frozenset(range(400, 500)) - _STATES - {425, 429}
@@ -361,7 +362,7 @@ class _Exchange:
         self._body.bound(room, self._gate.body_timeout_s)
         running = self._gate.running
         try:
-            with nullcontext() if running is None else running.of_client(client):
+            with _UNCOUNTED if running is None else running.of_client(client):
                 await self._buy(paid, own)
         finally:
             self._body.release()
@@ -479,7 +480,7 @@ class _Exchange:
         running = self._gate.running
         is_ended = False
         try:
-            with nullcontext() if running is None else running.of_payer(payer):
+            with _UNCOUNTED if running is None else running.of_payer(payer):
                 await self._gate.app(self._scope, self._body.receive, answer.send)
             is_ended = True
         except ProblemError as error:

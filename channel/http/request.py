@@ -49,7 +49,7 @@ _ACCEPT_PAYMENT = b"accept-payment"
 _ACCEPT = b"accept"
 _ORIGIN = b"origin"
 _REQUESTED_METHOD = b"access-control-request-method"
-_OVERRIDES = (b"x-http-method-override", b"x-http-method", b"x-method-override")
+_OVERRIDES = frozenset((b"x-http-method-override", b"x-http-method", b"x-method-override"))
 _NETWORK_BYTES = 8
 _OURS = frozenset(
     (
@@ -159,8 +159,8 @@ def require_no_override(fields: Fields, method: str) -> None:
     Raises:
         BadRequestError: One does.
     """
-    for name in _OVERRIDES:
-        if any(value.strip().upper() != method for value in fields.get(name, ())):
+    for name in _OVERRIDES & fields.keys():
+        if any(value.strip().upper() != method for value in fields[name]):
             raise BadRequestError(
                 f"{name.decode()}: send the method itself; this path has a price."
             )

@@ -48,12 +48,15 @@ class RequestTeller:
         self._now = now
         self._received = time.monotonic()
         self._credential: Credential | None = None
+        self._known: dict[str, Any] | None = None
+        """What all events of the request say about it, once one was told."""
         self._state: ChannelState | None = None
         self._handled: float | None = None
 
     def presents(self, credential: Credential) -> None:
         """Name the request's credential in every later event."""
         self._credential = credential
+        self._known = None
 
     def refused(self, error: ProblemError, issued: Sequence[Challenge]) -> None:
         """Tell of an answer with a problem."""
@@ -206,16 +209,24 @@ class RequestTeller:
             )
 
     def _about(self) -> dict[str, Any]:
-        priced, credential, state = self._priced, self._credential, self._state
+        if self._known is None:
+            self._known = self._describe()
+        state = self._state
         return {
+            **self._known,
             "at": self._now(),
             "monotonic": time.monotonic(),
+            "payer": None if state is None else state.terms.payer,
+        }
+
+    def _describe(self) -> dict[str, Any]:
+        priced, credential = self._priced, self._credential
+        return {
             "received": self._received,
             "request_id": self._request_id.hex(),
             "route": "" if priced is None else f"{priced.route.method} {priced.route.path}",
             "variant": "" if priced is None else priced.price.variant,
             "channel_id": None if credential is None else credential.payload.channel_id,
-            "payer": None if state is None else state.terms.payer,
             "challenge_id": None if credential is None else credential.challenge.id,
         }
 

@@ -10,7 +10,8 @@ documents it; what a process counted stays when it is killed.
 """
 
 from collections.abc import Callable, Collection, Iterator
-from typing import Final
+from functools import lru_cache
+from typing import Final, TypeVar
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
 
@@ -26,6 +27,8 @@ from channel.http.hooks import (
 )
 
 __all__ = ["PrometheusHooks", "operation_of", "problem_types", "token_type_of"]
+
+_Metric = TypeVar("_Metric", Counter, Histogram)
 
 OTHER: Final = "other"
 APPLICATION: Final = "application"
@@ -69,6 +72,23 @@ def _types_of(kind: type[ProblemError]) -> Iterator[str]:
         yield from _types_of(below)
 
 
+class _Series(dict[str | tuple[str, ...], _Metric]):
+    """The time series of one metric by their labels, each asked for once.
+
+    prometheus-client finds a series under a lock, after it has checked each label.
+    """
+
+    def __init__(self, metric: _Metric) -> None:
+        super().__init__()
+        self._metric: _Metric = metric
+
+    def __missing__(self, labels: str | tuple[str, ...]) -> _Metric:
+        values = (labels,) if isinstance(labels, str) else labels
+        series: _Metric = self._metric.labels(*values)
+        self[labels] = series
+        return series
+
+
 class PrometheusHooks(Hooks):
     """Counts requests, units and amounts. Amounts are in base units of the token."""
 
@@ -85,56 +105,80 @@ class PrometheusHooks(Hooks):
         """Returns the label of a variant, from a bounded set; None for others."""
         self._problems = problem_types()
         name = "mpp_session_"
-        self.challenges = Counter(
-            name + "challenges", "Requests answered with a challenge.", ["route"], registry=registry
+        self.challenges = _Series(
+            Counter(
+                name + "challenges",
+                "Requests answered with a challenge.",
+                ["route"],
+                registry=registry,
+            )
         )
-        self.refusals = Counter(
-            name + "refusals",
-            "Refused requests, by the type of the problem.",
-            ["problem"],
-            registry=registry,
+        self.refusals = _Series(
+            Counter(
+                name + "refusals",
+                "Refused requests, by the type of the problem.",
+                ["problem"],
+                registry=registry,
+            )
         )
-        self.credentials = Counter(
-            name + "credentials",
-            "Credentials accepted, each with a voucher or a deposit, by what they did.",
-            ["action"],
-            registry=registry,
+        self.credentials = _Series(
+            Counter(
+                name + "credentials",
+                "Credentials accepted, each with a voucher or a deposit, by what they did.",
+                ["action"],
+                registry=registry,
+            )
         )
-        self.deposits = Counter(
-            name + "deposits", "Deposits accepted.", ["action"], registry=registry
+        self.deposits = _Series(
+            Counter(name + "deposits", "Deposits accepted.", ["action"], registry=registry)
         )
-        self.requests = Counter(
-            name + "requests", "Paid requests that ended.", ["model", "outcome"], registry=registry
+        self.requests = _Series(
+            Counter(
+                name + "requests",
+                "Paid requests that ended.",
+                ["model", "outcome"],
+                registry=registry,
+            )
         )
-        self.zero_cost = Counter(
-            name + "zero_cost_requests",
-            "Requests answered to their end that cost nothing.",
-            ["model"],
-            registry=registry,
+        self.zero_cost = _Series(
+            Counter(
+                name + "zero_cost_requests",
+                "Requests answered to their end that cost nothing.",
+                ["model"],
+                registry=registry,
+            )
         )
-        self.revenue = Counter(
-            name + "revenue_base_units",
-            "Amounts spent by payers for what was delivered, durable.",
-            ["model"],
-            registry=registry,
+        self.revenue = _Series(
+            Counter(
+                name + "revenue_base_units",
+                "Amounts spent by payers for what was delivered, durable.",
+                ["model"],
+                registry=registry,
+            )
         )
-        self.units = Counter(
-            name + "units", "Units delivered and billed.", ["model", "kind"], registry=registry
+        self.units = _Series(
+            Counter(
+                name + "units", "Units delivered and billed.", ["model", "kind"], registry=registry
+            )
         )
-        self.checked = Counter(
-            name + "checked_units",
-            "Units of requests whose source reported a usage: as billed, and as reported.",
-            ["model", "kind", "source"],
-            registry=registry,
+        self.checked = _Series(
+            Counter(
+                name + "checked_units",
+                "Units of requests whose source reported a usage: as billed, and as reported.",
+                ["model", "kind", "source"],
+                registry=registry,
+            )
         )
         self.settled = Counter(
             name + "settled_base_units", "Amounts paid out by the escrow.", registry=registry
         )
-        self.settlements = Counter(
-            name + "settlements",
-            "Settlements and closes that the chain shows.",
-            ["final"],
-            registry=registry,
+        self.settlements = _Series(
+            Counter(
+                name + "settlements",
+                "Settlements and closes that the chain shows.",
+                ["final"],
+                registry=registry,
+            )
         )
         self.commits = Histogram(
             name + "commit_seconds",
@@ -151,78 +195,88 @@ class PrometheusHooks(Hooks):
             buckets=_FAST_SECONDS,
             registry=registry,
         )
-        self.handling = Histogram(
-            name + "model_seconds",
-            "From the payment to the end of the answer.",
-            ["model"],
-            buckets=_SECONDS,
-            registry=registry,
+        self.handling = _Series(
+            Histogram(
+                name + "model_seconds",
+                "From the payment to the end of the answer.",
+                ["model"],
+                buckets=_SECONDS,
+                registry=registry,
+            )
         )
         # The names of OpenTelemetry's semantic conventions, as Prometheus writes them.
         labels = ["gen_ai_operation_name", "gen_ai_request_model"]
-        self.duration = Histogram(
-            "gen_ai_server_request_duration_seconds",
-            "From the request to the end of its answer.",
-            labels,
-            buckets=_SECONDS,
-            registry=registry,
+        self.duration = _Series(
+            Histogram(
+                "gen_ai_server_request_duration_seconds",
+                "From the request to the end of its answer.",
+                labels,
+                buckets=_SECONDS,
+                registry=registry,
+            )
         )
-        self.first_token = Histogram(
-            "gen_ai_server_time_to_first_token_seconds",
-            "From the request to the first content of its answer.",
-            labels,
-            buckets=_SECONDS,
-            registry=registry,
+        self.first_token = _Series(
+            Histogram(
+                "gen_ai_server_time_to_first_token_seconds",
+                "From the request to the first content of its answer.",
+                labels,
+                buckets=_SECONDS,
+                registry=registry,
+            )
         )
-        self.per_token = Histogram(
-            "gen_ai_server_time_per_output_token_seconds",
-            "Time of each output token after the first.",
-            labels,
-            buckets=_FAST_SECONDS,
-            registry=registry,
+        self.per_token = _Series(
+            Histogram(
+                "gen_ai_server_time_per_output_token_seconds",
+                "Time of each output token after the first.",
+                labels,
+                buckets=_FAST_SECONDS,
+                registry=registry,
+            )
         )
-        self.token_usage = Histogram(
-            "gen_ai_client_token_usage",
-            "Tokens of one request.",
-            [*labels, "gen_ai_token_type"],
-            buckets=_TOKENS,
-            registry=registry,
+        self.token_usage = _Series(
+            Histogram(
+                "gen_ai_client_token_usage",
+                "Tokens of one request.",
+                [*labels, "gen_ai_token_type"],
+                buckets=_TOKENS,
+                registry=registry,
+            )
         )
 
     def on_challenge(self, event: ChallengeEvent) -> None:
         """Count a challenge."""
-        self.challenges.labels(event.route or OTHER).inc()
+        self.challenges[event.route or OTHER].inc()
 
     def on_refusal(self, event: RefusalEvent) -> None:
         """Count a refusal."""
         kind = event.problem_type or APPLICATION
         known = kind in self._problems or kind == APPLICATION
-        self.refusals.labels(kind if known else OTHER).inc()
+        self.refusals[kind if known else OTHER].inc()
 
     def on_open(self, event: OpenEvent) -> None:
         """Count a deposit."""
-        self.deposits.labels(event.action).inc()
+        self.deposits[event.action].inc()
 
     def on_spend(self, event: SpendEvent) -> None:
         """Count what became durable."""
-        self.revenue.labels(self._model(event.variant)).inc(event.amount)
+        self.revenue[self._model(event.variant)].inc(event.amount)
 
     def on_settle(self, event: SettleEvent) -> None:
         """Count what was paid out."""
-        self.settlements.labels("yes" if event.is_final else "no").inc()
+        self.settlements["yes" if event.is_final else "no"].inc()
         self.settled.inc(event.amount)
 
     def on_receipt(self, event: ReceiptEvent) -> None:
         """Count what a request used, and how long it took."""
-        self.credentials.labels(event.action).inc()
+        self.credentials[event.action].inc()
         if event.action != "request":
             return
         model = self._model(event.variant)
-        self.requests.labels(model, event.outcome).inc()
+        self.requests[model, event.outcome].inc()
         if event.outcome == "done" and not event.cost:
-            self.zero_cost.labels(model).inc()
+            self.zero_cost[model].inc()
         for kind, units in event.usage.items():
-            self.units.labels(model, kind).inc(units)
+            self.units[model, kind].inc(units)
         for kind, units in (event.reported or {}).items():
             self.count_reported(event.variant, kind, event.usage.get(kind, 0), units)
         self._time(event, model)
@@ -230,8 +284,8 @@ class PrometheusHooks(Hooks):
     def count_reported(self, variant: str, kind: str, billed: int, reported: int) -> None:
         """Count units of a request as billed, and as its source reports them."""
         model = self._model(variant)
-        self.checked.labels(model, kind, "billed").inc(billed)
-        self.checked.labels(model, kind, "reported").inc(reported)
+        self.checked[model, kind, "billed"].inc(billed)
+        self.checked[model, kind, "reported"].inc(reported)
 
     def count_commit(self, jobs: int, seconds: float) -> None:
         """Count a commit of the ledger: for `Ledger.report_commits`."""
@@ -241,23 +295,23 @@ class PrometheusHooks(Hooks):
     def _time(self, event: ReceiptEvent, model: str) -> None:
         if event.handled is not None:
             self.payment.observe(event.handled - event.received)
-            self.handling.labels(model).observe(event.monotonic - event.handled)
+            self.handling[model].observe(event.monotonic - event.handled)
         operation = operation_of(event.route)
         if operation is None:
             return
-        self.duration.labels(operation, model).observe(event.monotonic - event.received)
+        self.duration[operation, model].observe(event.monotonic - event.received)
         tokens = 0
         for kind, units in event.usage.items():
             kind_of = token_type_of(kind)
             if kind_of is not None:
-                self.token_usage.labels(operation, model, kind_of).observe(units)
+                self.token_usage[operation, model, kind_of].observe(units)
                 tokens += units if kind_of in {"output", "reasoning"} else 0
         if event.first_sent is not None:
             first_s = event.first_sent - event.received
-            self.first_token.labels(operation, model).observe(first_s)
+            self.first_token[operation, model].observe(first_s)
             if tokens > 1:
                 rest_s = event.monotonic - event.first_sent
-                self.per_token.labels(operation, model).observe(rest_s / (tokens - 1))
+                self.per_token[operation, model].observe(rest_s / (tokens - 1))
 
     def _model(self, variant: str) -> str:
         name = self.name_of(variant) if variant else ""
@@ -266,6 +320,7 @@ class PrometheusHooks(Hooks):
         return "" if name == _ALL else name
 
 
+@lru_cache(maxsize=1024)
 def operation_of(route: str) -> str | None:
     """Return OpenTelemetry's name of what a route does; None if it is no model's."""
     path = route.partition(" ")[2]

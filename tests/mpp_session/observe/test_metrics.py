@@ -1,7 +1,8 @@
 """No client adds a time series: labels come from the seller and from this project."""
 
 import msgspec
-from prometheus_client import CollectorRegistry, generate_latest
+import pytest
+from prometheus_client import CollectorRegistry, Counter, generate_latest
 
 from channel.http.hooks import ReceiptEvent, RefusalEvent
 from mpp_session.observe.metrics import PrometheusHooks
@@ -108,3 +109,22 @@ def test_a_route_that_is_no_models_has_no_token_times() -> None:
     counted.hooks.on_receipt(msgspec.structs.replace(RECEIPT, route="GET /joke"))
     assert b"gen_ai_request_model=" not in generate_latest(counted.registry)
     assert counted.value("mpp_session_requests_total", model="small", outcome="done") == 1
+
+
+def test_prometheus_client_is_asked_once_for_each_time_series(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Finding a series takes it longer than counting in it."""
+    asked: list[tuple[object, ...]] = []
+    find = Counter.labels
+
+    def labels(counter: Counter, *values: object) -> Counter:
+        asked.append(values)
+        return find(counter, *values)
+
+    monkeypatch.setattr(Counter, "labels", labels)
+    counted = Counted()
+    for _ in range(3):
+        counted.hooks.on_receipt(RECEIPT)
+    assert len(asked) == len(set(asked)) > 0
+    assert counted.value("mpp_session_units_total", model="small", kind="output_token") == 15
