@@ -49,7 +49,7 @@ class RequestTeller:
         self._received = time.monotonic()
         self._credential: Credential | None = None
         self._known: dict[str, Any] | None = None
-        """What all events of the request say about it, once one was told."""
+        """What every event of the request says about it; None before the first."""
         self._state: ChannelState | None = None
         self._handled: float | None = None
 
