@@ -150,6 +150,15 @@ TARPIT_DELAY_S: Final = 0.5
 TARPIT_WAITING_MAX: Final = 1024
 PRODUCER_CLOSE_S_MAX: Final = 2
 
+# Websockets.
+FRAME_BYTES_MAX: Final = 1024 * 1024
+FRAMES_AHEAD_MAX: Final = 256
+FRAMES_AHEAD_BYTES_MAX: Final = 4 * 1024 * 1024
+CREDENTIALS_AHEAD_MAX: Final = 32
+CREDENTIALS_REFUSED_MAX: Final = 8
+AUTHORIZATION_S_MAX: Final = 10
+SOCKET_IDLE_S_MAX: Final = 120
+
 # Model server. A prompt may have no price, so it is bounded; so is unpaid generation.
 REQUEST_BYTES_MAX: Final = 64 * 1024
 TOP_LOGPROBS_MAX: Final = 20

@@ -103,6 +103,8 @@ ENGINE_DEFAULTS = {
 """The same for what the engine is built with."""
 
 CROSSED_AS = {
+    "AUTHORIZATION_S_MAX": "channel/http/test_websocket.py::"
+    "test_a_first_frame_that_does_not_come_ends_the_connection",
     "COMMIT_BATCH_MAX": "channel/ledger/test_group_commit.py::test_a_batch_is_bounded",
     "COMMIT_QUEUE_MAX": "channel/ledger/test_group_commit.py::"
     "test_a_full_queue_refuses_and_does_not_grow",
@@ -124,6 +126,8 @@ CROSSED_AS = {
     "test_so_many_are_looked_at_together_and_more_wait",
     "PROBE_S_MAX": "mpp_session/gateway/test_readiness.py::"
     "test_a_server_that_is_busy_is_there_and_one_that_is_silent_is_not",
+    "SOCKET_IDLE_S_MAX": "channel/http/test_websocket.py::"
+    "test_an_idle_connection_ends_with_its_receipt",
     "STREAM_PAUSE_S_MAX": "channel/http/test_events.py::"
     "test_a_pause_that_is_not_paid_ends_with_a_receipt",
 }

@@ -18,6 +18,7 @@ from channel.http.request import ClientGoneError, RequestBody
 from channel.limits import STORED_RESPONSE_BYTES_MAX
 from channel.state.requests import StoredResponse
 from channel.wire.problem import PROBLEM_CONTENT_TYPE, format_problem
+from channel.wire.sse import NeedVoucher, format_need_voucher
 
 __all__ = ["Answer"]
 
@@ -156,8 +157,9 @@ class Answer:
             self._meter.announce = self._announce
         await self._forward(message, with_receipt(headers, self._meter.receipt()))
 
-    async def _announce(self, event: bytes) -> None:
-        await self._send({"type": "http.response.body", "body": event, "more_body": True})
+    async def _announce(self, need: NeedVoucher) -> None:
+        body = format_need_voucher(need)
+        await self._send({"type": "http.response.body", "body": body, "more_body": True})
 
     async def _spend(self, *, is_whole: bool) -> None:
         """Make what was counted `spent` and durable. A metered stream continues."""

@@ -18,12 +18,12 @@ __all__ = [
     "Receive",
     "Scope",
     "Send",
+    "denying_send",
     "find_header",
     "private_send",
     "send_empty",
     "send_problem",
     "send_refusal",
-    "send_refused_websocket",
     "send_stored",
     "with_receipt",
     "with_receipts",
@@ -200,16 +200,18 @@ async def send_refusal(
     await _send_whole(send, error.status, sent, body, is_head=is_head)
 
 
-async def send_refused_websocket(
-    scope: Scope, receive: Receive, send: Send, error: ProblemError
-) -> None:
-    """Refuse a websocket before it opens: with a problem if the server can, otherwise with 403."""
-    await receive()  # its `websocket.connect`
-    if "websocket.http.response" not in (scope.get("extensions") or {}):
-        await send({"type": "websocket.close", "code": 1008})
-        return
+def denying_send(scope: Scope, send: Send, code: int) -> Send:
+    """Return a `send` that gives an HTTP answer in place of a websocket.
+
+    A server without the extension for that refuses with 403 and no content; `code` is for servers
+    that accept first.
+    """
+    has_extension = "websocket.http.response" in (scope.get("extensions") or {})
 
     async def send_denial(message: Message) -> None:
-        await send({**message, "type": "websocket." + message["type"]})
+        if has_extension:
+            await send({**message, "type": "websocket." + message["type"]})
+        elif message["type"] == "http.response.start":
+            await send({"type": "websocket.close", "code": code})
 
-    await send_problem(send_denial, error, ())
+    return send_denial

@@ -20,7 +20,7 @@ from starlette.responses import Response
 
 from channel.errors import InsufficientBalanceError, PeerError, ProblemError
 from channel.http.asgi import Receive, Scope, Send
-from channel.http.metering import Meter, format_need, require_meter
+from channel.http.metering import Meter, describe_need, require_meter
 from channel.http.producer import Producer
 from channel.limits import PRODUCER_CLOSE_S_MAX
 from channel.state.charges import ChargeOutcome
@@ -31,6 +31,7 @@ from channel.wire.sse import (
     UNITS_FIELD,
     format_event,
     format_event_usage,
+    format_need_voucher,
     format_payment_receipt_event,
 )
 
@@ -299,7 +300,7 @@ class _Stream:
                 self._is_idle = False
 
     async def _announce(self, need: InsufficientBalanceError) -> None:
-        event = format_need(self._reservation.key.channel_id, need)
+        event = format_need_voucher(describe_need(self._reservation.key.channel_id, need))
         await self._send({"type": "http.response.body", "body": event, "more_body": True})
 
     async def close(self) -> None:

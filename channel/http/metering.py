@@ -11,9 +11,9 @@ from channel.state.commands import StreamPolicy
 from channel.tariff import Usage
 from channel.types import ChannelId
 from channel.wire.receipt import Receipt
-from channel.wire.sse import NeedVoucher, format_need_voucher
+from channel.wire.sse import NeedVoucher
 
-__all__ = ["METER", "Meter", "format_need", "metered", "require_meter"]
+__all__ = ["METER", "Meter", "describe_need", "metered", "require_meter"]
 
 METER: Final = "mpp_session.meter"
 """The key under which the gate puts the meter into a request's scope."""
@@ -50,8 +50,8 @@ class Meter:
         self.reported: Usage | None = None
         """The usage that the handler's own source reports, such as a model server. It changes no
         bill: hooks compare it with what was delivered."""
-        self.announce: Callable[[bytes], Awaitable[None]] | None = None
-        """Sends a protocol event between those of the handler, once it sends events."""
+        self.announce: Callable[[NeedVoucher], Awaitable[None]] | None = None
+        """Asks the payer for a voucher between what the handler sends, once it can be asked."""
         self._engine = engine
         self._paid = paid
         self._stream_policy = stream_policy
@@ -123,7 +123,7 @@ class Meter:
         self.reservation.take(used)
 
     async def _wait_for_voucher(
-        self, amount: int, announce: Callable[[bytes], Awaitable[None]]
+        self, amount: int, announce: Callable[[NeedVoucher], Awaitable[None]]
     ) -> None:
         announced = -1
         loop = asyncio.get_running_loop()
@@ -138,7 +138,7 @@ class Meter:
                         raise
                     if need.required_cumulative != announced:  # once per threshold (F-60)
                         announced = need.required_cumulative
-                        await announce(format_need(self.reservation.key.channel_id, need))
+                        await announce(describe_need(self.reservation.key.channel_id, need))
                     await watch.changed(remaining_s)
                 else:
                     return
@@ -196,15 +196,13 @@ def _read_usage(units: Usage | int | None, usage: Usage) -> Usage | int:
     return used
 
 
-def format_need(channel_id: ChannelId, need: InsufficientBalanceError) -> bytes:
-    """Return the event that names the voucher that a stream waits for (SSE-02)."""
-    return format_need_voucher(
-        NeedVoucher(
-            channel_id=channel_id,
-            required_cumulative=need.required_cumulative,
-            accepted=need.accepted,
-            deposit=need.deposit,
-        )
+def describe_need(channel_id: ChannelId, need: InsufficientBalanceError) -> NeedVoucher:
+    """Return the voucher that a stream waits for (SSE-02)."""
+    return NeedVoucher(
+        channel_id=channel_id,
+        required_cumulative=need.required_cumulative,
+        accepted=need.accepted,
+        deposit=need.deposit,
     )
 
 

@@ -4,6 +4,7 @@ Pure ASGI, without buffering (F-59). The cheap checks come first: size and form 
 the HMAC of its challenge, its signature, the ledger, and then the handler (CRED-06, F-99).
 """
 
+import asyncio
 import logging
 import signal
 from collections.abc import Awaitable, Callable, Sequence
@@ -15,6 +16,8 @@ from starlette.requests import ClientDisconnect
 from channel.engine import Authenticated, Engine, RateLimiter
 from channel.engine.challenger import read_variant
 from channel.errors import (
+    BadRequestError,
+    ConfigError,
     InsufficientBalanceError,
     InvariantError,
     MethodNotSoldError,
@@ -32,11 +35,11 @@ from channel.http.asgi import (
     Receive,
     Scope,
     Send,
+    denying_send,
     private_send,
     send_empty,
     send_problem,
     send_refusal,
-    send_refused_websocket,
     send_stored,
     without_body,
 )
@@ -70,8 +73,19 @@ from channel.http.request import (
 from channel.http.running import RequestLimits, RunningRequests
 from channel.http.tarpit import Tarpit
 from channel.http.telling import RequestTeller
+from channel.http.websocket import (
+    FOREIGN,
+    TOLERATED,
+    UNPAID,
+    PaidWebSocket,
+    framing_send,
+    read_first_frame,
+)
+from channel.http.websocket_meter import SocketMeter
 from channel.limits import (
+    AUTHORIZATION_S_MAX,
     BODY_S_MAX,
+    CREDENTIALS_REFUSED_MAX,
     FAILED_REQUESTS_MAX,
     FAILED_REQUESTS_PERIOD_S,
     IDEMPOTENCY_LIFETIME_S,
@@ -87,6 +101,8 @@ from channel.wire.accept_payment import rank_offers
 from channel.wire.challenge import INTENT, METHOD, Challenge, format_challenge
 from channel.wire.credential import Credential, parse_credential
 from channel.wire.problem import PAYMENT_REQUIRED, format_problem
+from channel.wire.receipt import Receipt
+from channel.wire.websocket import COUNTED_KINDS, SUBPROTOCOL
 
 __all__ = ["PaymentGate"]
 
@@ -184,22 +200,24 @@ class PaymentGate:
         if self.engine.settings.credential_header is not None and has_alternate_field(scope):
             send = private_send(send)
         try:
-            if scope["type"] == "websocket":
-                self._require_free(scope)
-            priced = self.table.match(scope) if scope["type"] == "http" else ()
+            priced = self._match(scope)
         except ProblemError as error:  # for example of a price that depends on the request
+            if scope["type"] not in ("http", "websocket"):
+                raise
             if self.calls.refusal:
                 teller = RequestTeller(self.calls, self.engine.new_id(), None, self.engine.now)
                 teller.refused(error, ())
             if scope["type"] == "websocket":
-                await send_refused_websocket(scope, receive, send, error)
+                await receive()  # its `websocket.connect`
+                await send_problem(denying_send(scope, send, FOREIGN), error, ())
             else:
                 await send_problem(send, error, (), is_head=scope["method"] == "HEAD")
             return
         if not priced:
             await self.app(scope, receive, send)
             return
-        exchange = _Exchange(self, scope, receive, send, priced)
+        kind = _Exchange if scope["type"] == "http" else _SocketExchange
+        exchange = kind(self, scope, receive, send, priced)
         if self._is_broken:
             await exchange.refuse(_broken())
             return
@@ -215,10 +233,16 @@ class PaymentGate:
             if not exchange.has_started:
                 await exchange.refuse(_broken())
 
-    def _require_free(self, scope: Scope) -> None:
-        """Check that a websocket's path has no price for requests."""
-        if self.table.sells(scope) and not self.table.is_free(scope, WEBSOCKET):
-            raise MethodNotSoldError("A websocket", self.table.methods(scope))
+    def _match(self, scope: Scope) -> Sequence[Priced]:
+        """Return the prices of a request or a websocket; none where the application serves it."""
+        kind = scope["type"]
+        if kind == "http":
+            return self.table.match(scope)
+        if kind == "websocket":
+            return self.table.match_websocket(scope)
+        if "path" in scope and self.table.sells(scope):
+            raise ConfigError(f"expected http or websocket on a path with a price, found {kind}")
+        return ()
 
 
 def _find_roots(app: ASGIApp) -> set[str]:
@@ -255,6 +279,7 @@ class _Exchange:
         self.has_started = False
         self._gate = gate
         self._engine = gate.engine
+        self._rails = gate.rails
         self._scope = scope
         self._body = RequestBody(receive)
         self._send = send
@@ -289,7 +314,7 @@ class _Exchange:
 
     async def _run(self) -> None:
         raw = read_credential(self._fields, self._engine.settings.credential_header)
-        rails = self._gate.rails
+        rails = self._rails
         if rails is not None and self._method != "HEAD" and rails.takes(self._scope, raw):
             await self._serve_by(rails, raw)
             return
@@ -330,6 +355,9 @@ class _Exchange:
             BadRequestError: A header field asks the application for another method.
         """
         require_no_override(self._fields, self._method)
+        is_probe = self._method == "GET" and self._credential is None
+        if is_probe and any(one.route.method == WEBSOCKET for one in self._priced):
+            raise PaymentRequiredError("A websocket on this path must be paid for.")
         if self._gate.table.is_free(self._scope, self._method):
             await self._gate.app(self._scope, self._body.receive, self._send)
         elif self._method == "OPTIONS" and is_preflight(self._fields):
@@ -580,5 +608,152 @@ class _Exchange:
 
     async def _ask_rails(self, own: Sequence[Priced]) -> Sequence[RailOffer]:
         """Return the other ways to pay this request, if one price is known for it."""
-        rails = self._gate.rails
+        rails = self._rails
         return () if rails is None or len(own) != 1 else await rails.offers(self._scope, own[0])
+
+
+class _SocketExchange(_Exchange):
+    """One websocket for a priced path, from its credential to its last receipt."""
+
+    def __init__(
+        self,
+        gate: PaymentGate,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        priced: Sequence[Priced],
+    ) -> None:
+        denying = denying_send(scope, send, UNPAID)
+        super().__init__(gate, {**scope, "method": WEBSOCKET}, receive, denying, priced)
+        # A refusal is for programs: a browser shows no page in place of a websocket.
+        self._fields = {name: kept for name, kept in self._fields.items() if name != b"accept"}
+        self._rails = None  # they pay for answers, and a websocket has none
+        self._receive = receive
+        self._send_raw = send
+        self._app_scope = scope
+        self._is_accepted = False
+
+    async def run(self) -> None:
+        await self._receive()  # its `websocket.connect`
+        field = self._engine.settings.credential_header
+        offered = list(self._scope.get("subprotocols") or ())
+        if read_credential(self._fields, field) is not None or SUBPROTOCOL not in offered:
+            await super().run()
+            return
+        offered.remove(SUBPROTOCOL)
+        self._app_scope = {**self._app_scope, "subprotocols": offered}
+        running = self._gate.running
+        source = read_client(self._scope)
+        with nullcontext() if running is None else running.of_client(source):
+            await self._run_by_frames((field or "authorization").lower().encode())
+
+    async def _run_by_frames(self, field: bytes) -> None:
+        """Accept the connection, and read its credential from the first frame (browsers)."""
+        await self._send_raw({"type": "websocket.accept", "subprotocol": SUBPROTOCOL})
+        self._is_accepted = True
+        self._send = framing_send(self._send_raw)
+        deadline = asyncio.get_running_loop().time() + AUTHORIZATION_S_MAX
+        try:
+            for _ in range(CREDENTIALS_REFUSED_MAX):
+                async with asyncio.timeout_at(deadline):
+                    authorization = await read_first_frame(self._receive)
+                if authorization is None:
+                    return
+                self._fields = {**self._fields, field: [authorization]}
+                try:
+                    await self._run()
+                except ProblemError as error:
+                    await self.refuse(error)
+                    if error.status not in TOLERATED:
+                        break
+                else:
+                    return
+        except TimeoutError:
+            await self.refuse(PaymentRequiredError("No credential came in time."))
+        except BadRequestError as error:
+            await self.refuse(error)
+        await self._send_raw({"type": "websocket.close", "code": UNPAID})
+
+    async def _manage(self, credential: Credential) -> None:
+        raise BadRequestError(
+            f"A websocket opens with a voucher or an opening; send {credential.payload.action} in "
+            "a frame, or in a HEAD request."
+        )
+
+    async def _serve(self, credential: Credential, own: Priced) -> None:
+        if self._is_accepted:  # the client is counted already
+            client = read_client(self._scope)
+            paid = self._engine.challenger.authenticate(credential, [own.offer], client=client)
+            self._gate.failed.check(paid.key.channel_id)
+            await self._buy(paid, own)
+        else:
+            await super()._serve(credential, own)
+
+    async def _buy(self, paid: Authenticated, own: Priced) -> None:
+        route = own.route
+        is_fixed = not route.metered and own.offer.request.pricing.main.kind not in COUNTED_KINDS
+        hold = self._engine.hold(paid, is_metered=not is_fixed, reservation_id=self.request_id)
+        outcome = await self._engine.perform(paid, hold)
+        if self._teller is not None:
+            self._teller.accepted(paid, outcome)
+        reservation = self._engine.reservation(paid, hold, outcome)
+        # From here on an amount is reserved: every way out ends the reservation.
+        meter = SocketMeter(
+            engine=self._engine,
+            paid=paid,
+            reservation=reservation,
+            stream_policy=route.stream_policy or StreamPolicy.REPLACE,
+            pause_s=self._gate.pause_s if route.pause_s is None else route.pause_s,
+        )
+        socket = PaidWebSocket(
+            receive=self._receive,
+            send=self._send_raw,
+            meter=meter,
+            route=route,
+            perform=self._perform,
+            refuse=self._refuse_frame,
+            is_accepted=self._is_accepted,
+        )
+        if self._teller is not None:
+            self._teller.begins(reservation, socket)
+        if route.metered:
+            self._app_scope = {**self._app_scope, METER: meter}
+        await self._run_socket(paid, meter, socket, outcome.state.terms.payer)
+
+    async def _run_socket(
+        self, paid: Authenticated, meter: SocketMeter, socket: PaidWebSocket, payer: Address
+    ) -> None:
+        running = self._gate.running
+        failure: BaseException | None = None
+        try:
+            with nullcontext() if running is None else running.of_payer(payer):
+                await socket.run(self._gate.app, self._app_scope)
+        except BaseException as error:
+            failure = error
+            raise
+        finally:
+            self.has_started = socket.has_started and not self._is_accepted
+            await meter.reservation.finish()
+            if self._teller is not None:
+                self._teller.ended(meter, socket, failure)
+            status = failure.status if isinstance(failure, ProblemError) else socket.status
+            self._count(paid, min(sum(meter.usage.values()), meter.cost), status)
+
+    async def _perform(self, credential: Credential) -> Receipt:
+        """Accept a further credential of a running connection."""
+        if brings_deposit(credential.payload):
+            await self._require_ready()
+        offers = [one.offer for one in self._priced]
+        client = read_client(self._scope)
+        paid = self._engine.challenger.authenticate(
+            credential, offers, client=client, is_sale=False
+        )
+        outcome = await self._engine.perform(paid)
+        if self._teller is not None:
+            self._teller.accepted(paid, outcome)
+            self._teller.managed(paid, outcome)
+        return self._engine.receipt(paid, outcome)
+
+    async def _refuse_frame(self, error: ProblemError) -> None:
+        self._send = framing_send(self._send_raw)
+        await self.refuse(error)

@@ -11,9 +11,10 @@ import msgspec
 from msgspec.structs import replace
 
 from channel.engine import Engine, Offer
-from channel.errors import ConfigError, OtherSpellingError
+from channel.errors import ConfigError, MethodNotSoldError, OtherSpellingError
 from channel.http.spelling import Unreadable, is_regular, read_path
-from channel.limits import AMOUNT_MAX, DESCRIPTION_CHARS_MAX
+from channel.http.websocket_meter import require_countable
+from channel.limits import AMOUNT_MAX, DESCRIPTION_CHARS_MAX, SOCKET_IDLE_S_MAX
 from channel.state.commands import StreamPolicy
 from channel.tariff import Rate, Tariff, parse_money, parse_rate, plain_tariff
 from channel.types import TokenUnit
@@ -24,7 +25,7 @@ from channel.wire.tariff import tariff_object
 __all__ = ["VARIANT", "WEBSOCKET", "Price", "PriceOf", "Priced", "Route", "RouteTable"]
 
 WEBSOCKET: Final = "WEBSOCKET"
-"""The method of a `Route` that lets websockets pass under a priced path, without a price."""
+"""The method of a `Route` that sells websockets, or with `price=None` lets them pass unpaid."""
 
 VARIANT: Final = "channel.variant"
 """The scope's entry with the variant of a credential that manages a channel, for a `PriceOf`."""
@@ -184,6 +185,8 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     it, or what the settings say."""
     pause_s: float | None = None
     """How long a stream waits for a voucher; None: the gate's own bound (SSE-03)."""
+    idle_s: float = SOCKET_IDLE_S_MAX
+    """How long a websocket stays open without a message or a voucher."""
 
 
 class Priced(msgspec.Struct, frozen=True):
@@ -215,7 +218,7 @@ class RouteTable:
 
         Raises:
             ConfigError: No routes, a method and path listed twice, a parameter of another kind, a
-                price that cannot be read, or something that cannot be sold: HEAD, a websocket.
+                price that cannot be read, or something that cannot be sold, such as HEAD.
         """
         self._engine = engine
         self._unit = unit
@@ -284,6 +287,21 @@ class RouteTable:
         _, routes = self._find(scope)
         return any(route.method == method and route.price is None for route in routes)
 
+    def match_websocket(self, scope: Mapping[str, Any]) -> Sequence[Priced]:
+        """Return the price of a websocket on this path; nothing where it is free.
+
+        Raises:
+            MethodNotSoldError: The path is sold under other methods only.
+            OtherSpellingError: As for `match`.
+        """
+        mount, routes = self._find(scope)
+        own = next((route for route in routes if route.method == WEBSOCKET), None)
+        if own is not None:
+            return [] if own.price is None else self._prices_for(scope, mount, own)
+        if any(route.price is not None for route in routes):
+            raise MethodNotSoldError("A websocket", self.methods(scope))
+        return []
+
     def sells(self, scope: Mapping[str, Any]) -> bool:
         """Whether this path has a price under any method.
 
@@ -348,6 +366,9 @@ class RouteTable:
     def _price(self, route: Route, price: Price, *, is_variable: bool = False) -> Priced:
         tariff = price.tariff_in(self._unit)
         tariff.cost({tariff.main.kind: price.units})  # a price beyond all bounds fails here
+        if route.method == WEBSOCKET:
+            name = f"{route.method} {route.path}"
+            require_countable(tariff, metered=route.metered, units=price.units, name=name)
         asked = self._engine.ask(
             unit_price=price.unit_price or 0,
             unit_type=price.unit_type or "",
@@ -388,8 +409,6 @@ def _require_sellable(route: Route) -> None:
     name = f"{route.method} {route.path}"
     if route.method != route.method.upper() or route.method == "HEAD":
         raise ConfigError(f"{name}: expected an upper-case method other than HEAD")
-    if route.method == WEBSOCKET and route.price is not None:
-        raise ConfigError(f"{name}: a websocket has no price; list it with None to let it through")
     if route.metered and route.price is None:
         raise ConfigError(f"{name}: a metered route needs a price")
 

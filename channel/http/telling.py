@@ -2,11 +2,10 @@
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from channel.engine import Authenticated, Outcome, RunningReservation
 from channel.errors import MppSessionError, PaymentRequiredError, ProblemError
-from channel.http.answering import Answer
 from channel.http.hooks import (
     Action,
     ChallengeEvent,
@@ -30,6 +29,17 @@ from channel.wire.payload import ClosePayload, Payload, VoucherPayload
 __all__ = ["RequestTeller"]
 
 _NOTHING: Final[dict[str, int]] = {}
+
+
+class Answered(Protocol):
+    """What is told of an answer; see `Answer`."""
+
+    has_started: bool
+    is_client_gone: bool
+    is_timed: bool
+    status: int | None
+    sent_status: int | None
+    first_sent: float | None
 
 
 class RequestTeller:
@@ -108,14 +118,14 @@ class RequestTeller:
         """Tell of a stored answer that was sent again."""
         self._receipt("repeat", outcome.state, status)
 
-    def begins(self, reservation: RunningReservation, answer: Answer) -> None:
+    def begins(self, reservation: RunningReservation, answer: Answered) -> None:
         """Tell of each part that is spent, from now on, and measure the answer."""
         self._handled = time.monotonic()
         answer.is_timed = bool(self._calls.receipt)
         if self._calls.spend:
             reservation.on_spent = self._spent
 
-    def ended(self, meter: Meter, answer: Answer, failure: BaseException | None) -> None:
+    def ended(self, meter: Meter, answer: Answered, failure: BaseException | None) -> None:
         """Tell how a paid request ended, unless the gate refuses it: then `refused` tells."""
         if answer.status is not None:
             if self._calls.refusal:

@@ -30,6 +30,7 @@ __all__ = [
     "format_event_usage",
     "format_need_voucher",
     "format_payment_receipt_event",
+    "need_voucher_object",
     "parse_event",
     "parse_event_usage",
     "parse_need_voucher",
@@ -107,15 +108,20 @@ def format_event_usage(usage: Usage | int) -> str:
     return f"{USAGE_FIELD}: {stated}\n"
 
 
-def format_need_voucher(need: NeedVoucher) -> bytes:
-    """Return the event that asks for a voucher, its JSON on one line (SSE-01)."""
-    body = {
+def need_voucher_object(need: NeedVoucher) -> dict[str, str]:
+    """Return the members that ask for a voucher (SSE-02)."""
+    return {
         "channelId": format_hex(need.channel_id),
         "requiredCumulative": format_amount(need.required_cumulative),
         "acceptedCumulative": format_amount(need.accepted),
         "deposit": format_amount(need.deposit),
     }
-    return format_event(msgspec.json.encode(body).decode("ascii"), NEED_VOUCHER_EVENT)
+
+
+def format_need_voucher(need: NeedVoucher) -> bytes:
+    """Return the event that asks for a voucher, its JSON on one line (SSE-01)."""
+    body = msgspec.json.encode(need_voucher_object(need))
+    return format_event(body.decode("ascii"), NEED_VOUCHER_EVENT)
 
 
 def format_payment_receipt_event(receipt: Receipt) -> bytes:

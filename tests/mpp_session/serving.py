@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterator
+from typing import Literal
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -19,13 +20,16 @@ class _Server(uvicorn.Server):
 
 
 @contextlib.asynccontextmanager
-async def serve(app: ASGIApp, *, head_bytes_max: int | None = None) -> AsyncIterator[str]:
+async def serve(
+    app: ASGIApp, *, head_bytes_max: int | None = None, ws: Literal["auto", "wsproto"] = "auto"
+) -> AsyncIterator[str]:
     """Serve `app` under uvicorn and yield its base URL."""
     # The parser that the gateway uses; httptools, which comes with a framework, is another.
     config = uvicorn.Config(
         app,
         port=0,
         http="h11",
+        ws=ws,
         log_level="warning",
         timeout_graceful_shutdown=2,
         h11_max_incomplete_event_size=head_bytes_max,

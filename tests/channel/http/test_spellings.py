@@ -252,9 +252,10 @@ async def test_a_method_that_is_listed_as_free_passes(provider: Provider) -> Non
     [
         Route(method="GET", path="/x", price=None),
         Route(method="GET", path="/x", price=None, metered=True),
-        Route(method="WEBSOCKET", path="/x", price=PRICE),
+        Route(method="WEBSOCKET", path="/x", price=Price(rates={"joke": 1, "second": 2})),
+        Route(method="WEBSOCKET", path="/x", price=Price(unit_price=1, unit_type="x", units=2)),
     ],
-    ids=["nothing sold", "metered for nothing", "websocket"],
+    ids=["nothing sold", "metered for nothing", "a websocket uncounted", "several connections"],
 )
 async def test_a_listing_that_contradicts_itself_is_refused(
     provider: Provider, route: Route
