@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 
 import httpx
 import msgspec
@@ -9,6 +11,7 @@ from msgspec.structs import replace
 
 from channel.client.http.management import MODEL_FIELD, HeadManagementClient
 from channel.client.http.transport import expect, is_safe, origin_of, route_of
+from channel.client.http.websocket import PayingWebSocket, open_websocket
 from channel.client.payment.closing import close_channel
 from channel.client.payment.payer import Payer
 from channel.client.policy.quote import Quote, quote_of
@@ -106,6 +109,12 @@ class Payments:
         cost = self._payer.count(offer.request, expectation)
         unit = limits.unit or await self._unit(limits.chain_id, limits.token, origin)
         return quote_of(origin, cost, limits, unit=unit)
+
+    def websocket(
+        self, url: str, *, headers: Mapping[str, str] | None = None, protocols: Sequence[str] = ()
+    ) -> AbstractAsyncContextManager[PayingWebSocket]:
+        """Open a websocket that is paid for; see `open_websocket`."""
+        return open_websocket(self._payer, self._inner, url, headers=headers, protocols=protocols)
 
     async def close(self, which: ChannelId | str | None = None) -> list[ChannelRecord]:
         """Close channels with their servers at exactly what was spent, and return their records.

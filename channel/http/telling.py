@@ -26,13 +26,13 @@ from channel.wire.credential import Credential
 from channel.wire.encoding import format_hex
 from channel.wire.payload import ClosePayload, Payload, VoucherPayload
 
-__all__ = ["RequestTeller"]
+__all__ = ["Answered", "RequestTeller"]
 
 _NOTHING: Final[dict[str, int]] = {}
 
 
 class Answered(Protocol):
-    """What is told of an answer; see `Answer`."""
+    """What an event states of an answer; see `Answer`."""
 
     has_started: bool
     is_client_gone: bool

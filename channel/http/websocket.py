@@ -76,6 +76,7 @@ __all__ = [
     "UNPAID",
     "PaidWebSocket",
     "framing_send",
+    "read_authorization",
     "read_first_frame",
 ]
 
@@ -104,9 +105,9 @@ class _End(msgspec.Struct, frozen=True):
     code: int = DONE
     outcome: ChargeOutcome = ChargeOutcome.DONE
     error: ProblemError | None = None
-    """What the client is told."""
+    """What the client reads."""
     failure: BaseException | None = None
-    """What the server is told."""
+    """What the server gets."""
     is_gone: bool = False
     is_asked: bool = False
     """Whether the client asked for the end, and may close its channel now."""
@@ -229,7 +230,7 @@ class PaidWebSocket:
             _log.warning("a websocket's application ignores its cancellation")
 
     def _end_of(self, handler: "asyncio.Task[None]") -> _End:
-        """Return how it ends; an application's error counts only while it was not told to end."""
+        """Return how it ends; an application's error counts only before the end."""
         is_over = handler.done() and not handler.cancelled()
         error = handler.exception() if is_over else None
         if not self._ending.done():

@@ -1,4 +1,4 @@
-"""The frames of a paid websocket: data and payment, told apart by the sender's envelope.
+"""The frames of a paid websocket: data and payment, each in an envelope of its sender.
 
 Each text frame is one JSON object whose member `mpp` names what it is. The application's text is a
 string inside a frame of the kind `message`, so no text can become a frame of another kind. A binary

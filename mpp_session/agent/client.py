@@ -14,8 +14,8 @@ The same client serves `openai.AsyncOpenAI(base_url=..., api_key="unused", http_
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Collection
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,6 +25,7 @@ from channel.chain import PayerChain
 from channel.client.funding.keys import OneKey, VoucherKeys
 from channel.client.funding.signer import AccountSigner, Signer
 from channel.client.http.transport import PayingTransport
+from channel.client.http.websocket import PayingWebSocket
 from channel.client.payment.payer import Payer
 from channel.client.payments import Payments
 from channel.client.policy.policy import Policy
@@ -51,6 +52,22 @@ class PayingClient(httpx.AsyncClient):
         self.payments = payments
         self.transport = transport
         """What pays: for a client of another kind."""
+
+    def websocket(
+        self, url: str, *, headers: Mapping[str, str] | None = None, protocols: Sequence[str] = ()
+    ) -> AbstractAsyncContextManager[PayingWebSocket]:
+        """Open a websocket and pay for its messages, within the policy.
+
+            async with client.websocket("wss://api.example/talk") as socket:
+                await socket.send("hello")
+                async for message in socket:
+                    print(message)
+
+        Raises:
+            AgentError: Paying would violate the policy, or did not help.
+            httpx.ConnectError: The connection could not be made.
+        """
+        return self.payments.websocket(url, headers=headers, protocols=protocols)
 
 
 def build_client(  # noqa: PLR0913 -- the parts it is put together from, once

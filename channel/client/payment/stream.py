@@ -20,6 +20,7 @@ from channel.client.payment.vouchers import VoucherIssuer, VoucherWithDeposit
 from channel.client.policy.decisions import SETTLE_TRIES_MAX, SETTLE_WAIT_S_STEP
 from channel.client.policy.prices import worth
 from channel.client.policy.rate import DeliveryRate
+from channel.client.policy.usage import Counted
 from channel.client.store.record import ChannelRecord, count_received, count_unread
 from channel.client.store.sqlite import PaymentStore
 from channel.errors import (
@@ -82,7 +83,23 @@ class PaidStream:
         Raises:
             ReceiptViolationError: It states a kind that the offer does not price.
         """
-        counted = self._request.usage.take_event(data, stated)
+        self._add(self._request.usage.take_event(data, stated))
+
+    def count_measured(self, usage: Usage) -> None:
+        """Count what this client measured by itself; kinds without a price cost nothing."""
+        self._add(self._request.usage.take_measured(usage))
+
+    @property
+    def main_kind(self) -> str:
+        """The kind that an event without a statement is counted as."""
+        return self._request.usage.tariff.main.kind
+
+    async def keep_up(self) -> None:
+        """Wait for the voucher under way if more than a step is unpaid: it goes first."""
+        if self._unpaid > self._request.step:
+            await _finish(self._refill)
+
+    def _add(self, counted: Counted | None) -> None:
         if counted is None:
             return
         value, units, delivered = counted

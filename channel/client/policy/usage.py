@@ -214,6 +214,10 @@ class RequestCost:
             room -= usage[kind]
         return self._take(usage)
 
+    def take_measured(self, usage: Usage) -> Counted | None:
+        """Count what this client measured by itself, as far as the offer prices it."""
+        return self._take({kind: units for kind, units in usage.items() if kind in self._groups})
+
     def take_answer(self, units: int | None, usage: Usage | None) -> Counted | None:
         """Count an answer in one piece, by its receipt; without a statement it is one unit.
 
