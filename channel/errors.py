@@ -624,7 +624,10 @@ class CannotFundError(AgentError):
 
     def __init__(self, *, account: bytes, origin: str, needs: Mapping[str, str]) -> None:
         wants = "; ".join(f"{kind}: {need}" for kind, need in needs.items())
-        super().__init__(f"0x{account.hex()} cannot make a deposit for {origin}. {wants}.")
+        super().__init__(
+            f"0x{account.hex()} cannot make a deposit for {origin}. {wants}. "
+            "Send the account what is missing."
+        )
         self.account = account
         self.origin = origin
         self.needs = dict(needs)

@@ -121,6 +121,12 @@ async def pay(
         raise
     except httpx.InvalidURL as error:
         raise CommandError(f"{url}: {error}") from error
+    except httpx.ConnectError as error:
+        left = await describe_left(store, url, wallet.unit)
+        raise CommandError(
+            f"{url}: {error}. Start the server, or name the address that it says it listens on. "
+            f"{left}"
+        ) from error
     except httpx.HTTPError as error:
         left = await describe_left(store, url, wallet.unit)
         raise CommandError(f"{url}: {error or type(error).__name__}. {left}") from error

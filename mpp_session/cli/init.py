@@ -60,12 +60,18 @@ def command(
     from mpp_session.settings import parse_address
 
     key = None
+    sponsoring = {}
     if devnet is not None:
-        from mpp_session.devnet_file import read_devnet
+        from mpp_session.devnet_file import devnet_settings, read_devnet
 
         values = read_devnet(devnet)
         rpc, escrow = rpc or values.rpc_url, escrow or format_id(values.escrow)
         realm, key = realm or "localhost", values.accounts["payee"].private_key
+        sponsoring = {
+            name.removeprefix("sponsoring."): value
+            for name, value in devnet_settings(values).items()
+            if name.startswith("sponsoring.")
+        }
     folder = folder.absolute()
     files = [folder / name for name in ("gateway.toml", "payee.json", "payee.password")]
     for file in files:
@@ -93,6 +99,7 @@ def command(
             payee=payee,
             keystore=keystore,
             password=password,
+            sponsoring=sponsoring,
         ),
     )
     for file in files:

@@ -5,6 +5,7 @@ written over. The key is made here and never shown.
 """
 
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote
@@ -56,6 +57,8 @@ class Answers(msgspec.Struct, frozen=True, kw_only=True):
     payee: Address
     keystore: Path
     password: Path
+    sponsoring: Mapping[str, bool | int]
+    """Settings of `[sponsoring]`; empty if payers pay the gas of their deposits."""
 
 
 async def read_deployment(rpc_url: str, escrow: Address) -> Deployment:
@@ -145,8 +148,20 @@ def _render(answers: Answers, secret: str) -> str:
             "# The books: one file for one gateway process, postgresql:// for several.",
             f"url = {_quote(books)}",
             "",
+            *_render_sponsoring(answers.sponsoring),
         ]
     )
+
+
+def _render_sponsoring(settings: Mapping[str, bool | int]) -> list[str]:
+    if not settings:
+        return []
+    return [
+        "[sponsoring]",
+        "# Payers sign their deposits, and the payee pays the gas of them.",
+        *[f"{name} = {msgspec.json.encode(value).decode()}" for name, value in settings.items()],
+        "",
+    ]
 
 
 def _quote(text: str) -> str:

@@ -14,6 +14,7 @@ from channel.limits import GRACE_PERIOD_S_MIN
 from channel.state.channel_state import ChannelState
 from channel.types import Address, ChannelId, TxHash
 from mpp_session.agent.amounts import BASE_UNITS, TokenUnit, format_ether
+from mpp_session.settings import DEVELOPMENT_CHAINS
 from settlement.node.nodes import EndpointView, judge_nodes, nodes_behind
 from settlement.settle.exposure import exposure_of
 from settlement.settle.schedule import Moment, SettlePolicy, grace_stage, owes_close, value_at_risk
@@ -246,7 +247,7 @@ def _judge_chain(status: Status, skew_s_max: float) -> list[Finding]:
         text = f"the escrow gives {chain.grace_period_s} s to answer an exit: it is not yours"
         found.append(Finding(status.worst, text))
     age_s = status.asked_at - chain.head.timestamp
-    if age_s > _STALE_HEAD_S:
+    if age_s > _STALE_HEAD_S and chain.chain_id not in DEVELOPMENT_CHAINS:
         found.append(Finding(Level.WARNING, f"the newest block is {age_s} s old"))
     elif -age_s > skew_s_max:
         found.append(Finding(Level.WARNING, f"this clock is {-age_s} s behind the chain's"))

@@ -475,7 +475,8 @@ def _read_file(path: Path, settings: Mapping[str, Setting]) -> dict[str, Any]:
     try:
         tables = tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+        remedy = "" if path.exists() else "; `mpp-session init` writes such a file"
+        raise ConfigError(f"{path} cannot be read: {error.strerror}{remedy}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not TOML: {error}") from None
     sections = {name.partition(".")[0] for name in settings}

@@ -90,7 +90,7 @@ class EscrowReader:
         """
         where = f"0x{self._escrow.hex()} on chain {self.chain_id}"
         if not await self.rpc.code(self._escrow):
-            msg = f"There is no escrow at {where}."
+            msg = f"There is no escrow at {where}: correct `chain.escrow` or `chain.rpc_url`."
             raise ConfigError(msg)
         try:
             served = await self.read_token()
@@ -100,7 +100,10 @@ class EscrowReader:
             raise ConfigError(msg) from None
         grace_period_s = await self.read_grace_period_s()
         if token is not None and served != token:
-            msg = f"The escrow at {where} serves token 0x{served.hex()}, not 0x{token.hex()}."
+            msg = (
+                f"The escrow at {where} serves token 0x{served.hex()}, not 0x{token.hex()}: "
+                "correct `chain.token` or `chain.escrow`."
+            )
             raise ConfigError(msg)
         if separator != domain_separator(self.chain_id, self._escrow):
             msg = f"The escrow at {where} signs under another EIP-712 domain."

@@ -258,7 +258,8 @@ class Endpoints:
         strange = [each for each in served if each != self.chain_id]
         if strange and (chain_id is None or len(strange) == len(served)):
             raise ConfigError(
-                f"The node serves chain {strange[0]}; the configuration says {self.chain_id}."
+                f"The node serves chain {strange[0]}; the configuration says {self.chain_id}: "
+                "correct `chain.id`, or name a node of that chain."
             )
         for endpoint in self._endpoints:
             if endpoint.chain_id != self.chain_id:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from mpp_session.agent.keystore import decrypt_keystore, read_password
+from mpp_session.devnet_file import devnet_settings
 from mpp_session.operator.model_servers import FoundServer, find_model_servers
 from mpp_session.settings.config import load_config
 from mpp_session.testing.chain import TestChain
@@ -170,3 +171,18 @@ def test_the_file_is_toml_for_any_answers(run: Run, devnet: TestChain, tmp_path:
     assert run("init", *given).returncode == 0
     document = tomllib.loads((tmp_path / "gateway.toml").read_text())
     assert document["payment"]["realm"] == 'a "b" \\ c'
+
+
+def test_on_a_devnet_the_payee_pays_the_gas_as_with_the_flag_devnet(
+    run: Run, devnet: TestChain, tmp_path: Path, model_url: str
+) -> None:
+    """The devnet's agent has no ether: without this it could not pay what `init` sells."""
+    file = tmp_path / "devnet.json"
+    devnet.values.write(file)
+    done = run("init", "--devnet", str(file), "--upstream", model_url, "--price", "0.10/0.40")
+    assert done.returncode == 0, done.stderr
+    config = load_config(tmp_path / "gateway.toml", environment={})
+    assert config.sponsoring.fee_payer
+    wanted = devnet_settings(devnet.values)
+    assert config.sponsoring.gas_budget_wei == wanted["sponsoring.gas_budget_wei"]
+    assert config.sponsoring.deposits_per_payer == wanted["sponsoring.deposits_per_payer"]

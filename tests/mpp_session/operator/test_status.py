@@ -288,3 +288,11 @@ def test_the_books_are_added_up_on_both_sides() -> None:
     assert (counted.open, counted.at_risk, counted.defended) == (2, 400, 1)
     assert (counted.unsettled, counted.undelivered) == (700, 300)
     assert counted.locked == 2 * 10_000_000 - 1100
+
+
+def test_an_old_block_is_a_warning_except_where_blocks_come_only_with_transactions() -> None:
+    """A local chain that is idle has no new blocks, and nothing is wrong with it."""
+    late = replace(FINE, asked_at=NOW + 3600)
+    assert "the newest block is 3600 s old" in [each.text for each in judge(late)]
+    local = replace(late, chain=replace(CHAIN, chain_id=31337))
+    assert not [each for each in judge(local) if "newest block" in each.text]

@@ -16,7 +16,7 @@ from mpp_session.settings import Discovery
         {"url": "https://a.example/?q"},
         {"title": ""},
         {"description": "x" * 1001},
-        {"compat": ["x402"]},
+        {"compat": ["yellow-pages"]},
         {"currency": "dollar"},
     ],
 )
