@@ -50,6 +50,7 @@ MppSessionError
 │   ├── OfferRefusedError             a 402 asks what the policy does not allow
 │   ├── BudgetExceededError           paying this would pass a limit of the policy
 │   ├── CannotFundError               the account can make no deposit in a way the server takes
+│   ├── ChargePendingError            a charge was signed for this request and may still be settled
 │   ├── DepositPendingError           a signed deposit is not mined yet; the next request resumes it
 │   ├── OverclaimError                the server asks for more than it has delivered
 │   ├── UnsettledClaimError           the server asks for more than may be signed now
@@ -70,6 +71,7 @@ refusals are tried is printed in docs/reference/errors.md.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 __all__ = [
@@ -89,6 +91,7 @@ __all__ = [
     "ChannelNotFoundError",
     "ChannelStoppedError",
     "ChannelUnusableError",
+    "ChargePendingError",
     "ConfigError",
     "DeltaTooSmallError",
     "DepositPendingError",
@@ -117,6 +120,7 @@ __all__ = [
     "ProblemError",
     "PublicVoucherError",
     "ReceiptViolationError",
+    "RefusedOffer",
     "RequestInFlightError",
     "ReservationEndedError",
     "SalesPausedError",
@@ -576,6 +580,38 @@ class AgentError(MppSessionError):
     """Raised on the paying side: an offer refused, a limit reached, a server caught lying."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class RefusedOffer:
+    """One offer of a 402 that was not taken, and what it would take (O-53).
+
+    What an offer states is None where it does not state it, or where it cannot be read.
+    """
+
+    method: str
+    """The method and intent, such as `evm/session`, or the scheme and network of x402."""
+    chain_id: int | None = None
+    token: str | None = None
+    amount: int | None = None
+    """In base units: for one request, or for one unit of a session."""
+    recipient: str | None = None
+    needs: str
+    """What it would take."""
+    setting: str | None = None
+    """The setting of `Policy` or `TokenLimits` that would allow it; None if there is none."""
+
+    def __str__(self) -> str:
+        """Return a sentence without its full stop."""
+        terms = [
+            "" if self.amount is None else f"{self.amount} base units",
+            "" if self.token is None else f"of {self.token}",
+            "" if self.chain_id is None else f"on chain {self.chain_id}",
+            "" if self.recipient is None else f"to {self.recipient}",
+        ]
+        said = " ".join(filter(None, terms))
+        setting = "" if self.setting is None else f" (set {self.setting})"
+        return f"{self.method}{said and f', {said},'} {self.needs}{setting}"
+
+
 class OfferRefusedError(AgentError):
     """A 402 demands what the agent's policy does not allow. Nothing was signed (CLIENT-01)."""
 
@@ -586,14 +622,22 @@ class OfferRefusedError(AgentError):
         asked: object,
         allowed: object,
         origin: str,
-        offers: Sequence[str] = (),
+        setting: str | None = None,
+        offers: Sequence[RefusedOffer] = (),
     ) -> None:
-        """Name the field, what was asked and what is allowed; with `offers`, each refusal."""
-        words = f"{origin} asks for {field} {asked}; the policy allows {allowed}."
+        """Name the field, what was asked and what is allowed; with `offers`, each refusal.
+
+        `setting` is the setting of the policy that decides.
+        """
+        is_named = setting is None or setting.rpartition(".")[2] in str(allowed)
+        found = "" if is_named else f" (set {setting})"
+        words = f"{origin} asks for {field} {asked}; the policy allows {allowed}{found}."
         if offers:
             each = " ".join(f"({place}) {offer}." for place, offer in enumerate(offers, 1))
-            words = f"{origin} makes {len(offers)} offers, and none can be taken. {each}"
+            count = "1 offer, and it" if len(offers) == 1 else f"{len(offers)} offers, and none"
+            words = f"{origin} makes {count} can{'not' * (len(offers) == 1)} be taken. {each}"
         super().__init__(words)
+        self.setting = setting
         self.offers = tuple(offers)
         self.field = field
         self.asked = asked
@@ -647,6 +691,24 @@ class DepositPendingError(AgentError):
         )
         self.origin = origin
         self.waited_s = waited_s
+
+
+class ChargePendingError(AgentError):
+    """A charge was signed for this request, and the server asks to be paid again.
+
+    It can use the first signature until that ends, or has used it. No second one is signed for the
+    same request before the first can no longer be settled.
+    """
+
+    def __init__(self, *, origin: str, amount: int, until: str, outcome: str) -> None:
+        super().__init__(
+            f"{origin} got a signature over {amount} base units for this request and asks to be "
+            f"paid again. {outcome} No second one is signed before {until}: repeat the request "
+            "until then to send the same signature, or later to pay anew."
+        )
+        self.origin = origin
+        self.amount = amount
+        self.until = until
 
 
 class OverclaimError(AgentError):

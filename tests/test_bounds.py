@@ -39,6 +39,7 @@ OURS = {
     "LOOK_S_MAX": "when a check of the settler rings",
     "MEASURED_S_MIN": "when we measure",
     "NAMED_MAX": "what a refusal names",
+    "NAME_CHARS_MAX": "how much of a name a refusal quotes",
     "NODES_MIN": "how many nodes an operator must name for a comparison",
     "OFFERED_MAX": "what a refusal offers",
     "PENDING_S_MAX": "our own pause",

@@ -15,6 +15,7 @@ from channel.client.http.websocket import PayingWebSocket, open_websocket
 from channel.client.payment.closing import close_channel
 from channel.client.payment.payer import Payer
 from channel.client.policy.quote import Quote, quote_of
+from channel.client.store.charge import ChargeRecord
 from channel.client.store.record import ChannelRecord
 from channel.errors import ChainUnavailableError, ChannelUnusableError, OfferRefusedError
 from channel.types import Address, ChannelId, TokenUnit, TxHash
@@ -72,6 +73,10 @@ class Payments:
     async def channels(self) -> list[ChannelRecord]:
         """Return every channel ever opened with this store, oldest first."""
         return await self._payer.store.records()
+
+    async def charges(self) -> list[ChargeRecord]:
+        """Return every payment for one request ever signed with this store, oldest first."""
+        return await self._payer.store.charges()
 
     async def summary(self) -> list[Summary]:
         """Return what was deposited, signed, spent and refunded, per chain and token."""

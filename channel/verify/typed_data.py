@@ -8,6 +8,7 @@ Solidity tests read too.
 from collections.abc import Iterable
 from functools import lru_cache
 
+import msgspec
 from sha3 import keccak_256  # type: ignore[import-untyped]
 
 from channel.types import Address, ChannelId, ChannelKey, ChannelTerms
@@ -16,6 +17,7 @@ __all__ = [
     "CANONICAL_PERMIT2",
     "OPEN_WITNESS_TYPE_STRING",
     "TOP_UP_WITNESS_TYPE_STRING",
+    "charge_nonce",
     "close_authorization_digest",
     "close_batch_authorization_digest",
     "derive_channel_id",
@@ -81,14 +83,12 @@ _CLOSE_BATCH_TYPE = _type_hash(
     "CloseBatchAuthorization(address payee,BatchEntry[] entries,uint256 nonce,uint256 deadline)"
     + _ENTRY
 )
-_RECEIVE_TYPE = _type_hash(
-    "ReceiveWithAuthorization(address from,address to,uint256 value,uint256 validAfter,"
+_AUTHORIZATION = (
+    "WithAuthorization(address from,address to,uint256 value,uint256 validAfter,"
     "uint256 validBefore,bytes32 nonce)"
 )
-_TRANSFER_TYPE = _type_hash(
-    "TransferWithAuthorization(address from,address to,uint256 value,uint256 validAfter,"
-    "uint256 validBefore,bytes32 nonce)"
-)
+_RECEIVE_TYPE = _type_hash(f"Receive{_AUTHORIZATION}")
+_TRANSFER_TYPE = _type_hash(f"Transfer{_AUTHORIZATION}")
 _PERMITTED_TYPE = _type_hash(_PERMITTED)
 _OPEN_WITNESS_TYPE = _type_hash(_OPEN_WITNESS)
 _TOP_UP_WITNESS_TYPE = _type_hash(_TOP_UP_WITNESS)
@@ -254,6 +254,15 @@ def transfer_authorization_digest(
 ) -> bytes:
     """Return the digest for a transfer that anyone may submit; otherwise as the one to receive."""
     return _digest(separator, _TRANSFER_TYPE, funder, to, value, valid_after, valid_before, nonce)
+
+
+def charge_nonce(challenge_id: str, realm: str) -> bytes:
+    """Return the EIP-3009 nonce that binds an authorization to the challenge of a charge.
+
+    The hash of the JSON array of both, as mppx and pympp compute it. The draft's own formula packs
+    the two strings without a border, and no released program takes it (AMB-30).
+    """
+    return keccak(msgspec.json.encode([challenge_id, realm]))
 
 
 def open_witness(payee: Address, salt: bytes, authorized_signer: Address) -> bytes:

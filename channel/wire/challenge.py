@@ -37,6 +37,7 @@ from channel.wire.fields import (
     parse_bool,
     parse_channel_id,
     parse_name,
+    parse_names,
     parse_object,
     parse_text,
     required,
@@ -50,6 +51,7 @@ __all__ = [
     "SCHEME",
     "Challenge",
     "SessionRequest",
+    "echo_challenge",
     "format_challenge",
     "format_opaque",
     "format_session_request",
@@ -67,7 +69,6 @@ SCHEME = "Payment"
 PAYMENT_AUTHORIZATION = "Payment-Authorization"
 """The only field besides `Authorization` that a challenge may select, spelled so (CHAL-12)."""
 DEFAULT_CREDENTIAL_TYPES = ("hash",)
-CREDENTIAL_TYPES_MAX = 8
 
 _METHOD = re.compile("[a-z][a-z0-9:_-]*").fullmatch
 _INTENT = re.compile("[A-Za-z0-9-]+").fullmatch
@@ -205,6 +206,15 @@ def format_challenge(challenge: Challenge) -> str:
     return f"{SCHEME} {format_auth_params(params)}"
 
 
+def echo_challenge(challenge: Challenge) -> dict[str, str]:
+    """Return the challenge's parameters exactly as on the wire, absent ones left out (CRED-01)."""
+    return {
+        name: value
+        for name in challenge.__struct_fields__
+        if (value := getattr(challenge, name)) is not None
+    }
+
+
 def format_session_request(request: SessionRequest) -> str:
     """Return the `request` parameter: base64url of the canonical JSON.
 
@@ -294,7 +304,7 @@ def parse_session_request_object(wire: Mapping[str, Any]) -> SessionRequest:
         channel_id=optional(details, "channelId", parse_channel_id),
         min_voucher_delta=optional(details, "minVoucherDelta", parse_amount) or 0,
         fee_payer=optional(details, "feePayer", parse_bool) or False,
-        credential_types=optional(details, "credentialTypes", _parse_names)
+        credential_types=optional(details, "credentialTypes", parse_names)
         or DEFAULT_CREDENTIAL_TYPES,
         permit2=optional(details, "permit2Contract", parse_address),
         tariff=optional(wire, "tariff", parse_tariff),
@@ -314,12 +324,6 @@ def _require_main_rate(request: SessionRequest) -> None:
             f"tariff: its main rate is {price} for each {name}, but the request names "
             f"{request.unit_price} for each {request.unit_type or 'unit'}"
         )
-
-
-def _parse_names(value: object) -> tuple[str, ...]:
-    if not isinstance(value, list) or not 0 < len(value) <= CREDENTIAL_TYPES_MAX:
-        raise WireError(f"not a list of 1 to {CREDENTIAL_TYPES_MAX} names")
-    return tuple(parse_text(name) for name in value)
 
 
 def parse_opaque(opaque: str) -> dict[str, str]:

@@ -21,7 +21,7 @@ from channel.errors import (
 )
 from channel.limits import AUTHORIZATION_BYTES_MAX
 from channel.types import Address, ChannelId, Redacted, SignedVoucher
-from channel.wire.challenge import SCHEME, Challenge
+from channel.wire.challenge import SCHEME, Challenge, echo_challenge
 from channel.wire.encoding import (
     decode_base64url,
     encode_base64url,
@@ -203,14 +203,8 @@ def format_credential(credential: Credential) -> str:
     Raises:
         WireError: An amount outside `uint128`.
     """
-    challenge = credential.challenge
-    echoed = {
-        name: value
-        for name in challenge.__struct_fields__
-        if (value := getattr(challenge, name)) is not None
-    }
     envelope: dict[str, object] = {
-        "challenge": echoed,
+        "challenge": echo_challenge(credential.challenge),
         "payload": format_payload(credential.payload),
     }
     if credential.source is not None:

@@ -17,6 +17,7 @@ __all__ = [
     "parse_bytes32",
     "parse_channel_id",
     "parse_name",
+    "parse_names",
     "parse_object",
     "parse_text",
     "parse_tx_hash",
@@ -24,6 +25,8 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+
+CREDENTIAL_TYPES_MAX = 8
 
 
 def required(wire: Mapping[str, Any], name: str, parse: Callable[[object], T]) -> T:
@@ -61,6 +64,13 @@ def parse_name(value: object) -> str:
     if not isinstance(value, str):
         raise WireError("not a string")
     return value
+
+
+def parse_names(value: object) -> tuple[str, ...]:
+    """Return a list of 1 to `CREDENTIAL_TYPES_MAX` strings, or raise `WireError`."""
+    if not isinstance(value, list) or not 0 < len(value) <= CREDENTIAL_TYPES_MAX:
+        raise WireError(f"not a list of 1 to {CREDENTIAL_TYPES_MAX} names")
+    return tuple(parse_text(name) for name in value)
 
 
 def parse_bool(value: object) -> bool:

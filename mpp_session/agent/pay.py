@@ -155,7 +155,8 @@ def _describe_refusal(error: MppSessionError, unit: TokenUnit) -> str:
             f"Paying {error.origin} would bring {error.limit} to {unit.format(error.asked)}; "
             f"the policy allows {unit.format(error.allowed)}."
         )
-    return str(error).replace("unit_price_max", "--price-max")
+    words = str(error).replace("TokenLimits.unit_price_max", "--price-max")
+    return words.replace("unit_price_max", "--price-max")
 
 
 def _describe(account: ChannelRecord, unit: TokenUnit) -> str:

@@ -22,6 +22,7 @@ from channel.client.http.blocking import LoopThread, SyncPayingTransport
 from channel.client.payments import Payments, Summary
 from channel.client.policy.policy import Policy
 from channel.client.policy.quote import Quote
+from channel.client.store.charge import ChargeRecord
 from channel.client.store.record import ChannelRecord
 from channel.types import Address, ChannelId, TxHash
 from mpp_session.agent.client import TIMEOUT_S, open_client
@@ -39,6 +40,10 @@ class SyncPayments:
     def channels(self) -> list[ChannelRecord]:
         """See `Payments.channels`."""
         return self._loop.run(self._payments.channels())
+
+    def charges(self) -> list[ChargeRecord]:
+        """See `Payments.charges`."""
+        return self._loop.run(self._payments.charges())
 
     def summary(self) -> list[Summary]:
         """See `Payments.summary`."""

@@ -8,9 +8,12 @@ Pure except for the signer: the caller reads domains and times and chooses salts
 decided beforehand whether a deposit is allowed.
 """
 
+from collections.abc import Callable
+
 import msgspec
 
-from channel.client.funding.signer import Signer
+from channel.chain import PayerChain
+from channel.client.funding.signer import AccountSigner, Signer
 from channel.types import ZERO_ADDRESS, Address, ChannelId, ChannelTerms
 from channel.verify.typed_data import (
     open_nonce,
@@ -20,12 +23,14 @@ from channel.verify.typed_data import (
     top_up_nonce,
     top_up_permit_digest,
     top_up_witness,
+    transfer_authorization_digest,
 )
 from channel.wire.funding import Deposit, OpenPermit, TopUpPermit, TransferAuthorization
 
 __all__ = [
     "Domain",
     "Window",
+    "sign_charge",
     "sign_open_authorization",
     "sign_open_permit",
     "sign_top_up_authorization",
@@ -38,7 +43,7 @@ class Domain(msgspec.Struct, frozen=True, gc=False):
 
     separator: bytes
     """EIP-712 domain separator: the token's own for an authorization, Permit2's for a permit."""
-    escrow: Address
+    taker: Address
     """`to` of an authorization, or the `spender` of a permit, which is signed but not sent."""
 
 
@@ -93,18 +98,40 @@ async def sign_top_up_authorization(
     return Deposit("topUp", "authorization", authorization, signature, salt, ZERO_ADDRESS)
 
 
-async def _sign_transfer(
-    signer: Signer, domain: Domain, window: Window, amount: int, nonce: bytes
+async def sign_charge(
+    chain: PayerChain, domain: Domain, window: Window, *, amount: int, nonce: bytes
+) -> tuple[TransferAuthorization, bytes]:
+    """Sign an EIP-3009 transfer that any party may send to the token, once.
+
+    Args:
+        chain: The account that pays.
+        domain: The token's domain, and the payee.
+        window: When it may be mined.
+        amount: In base units.
+        nonce: Not used by the account before.
+    """
+    return await _sign_transfer(
+        AccountSigner(chain), domain, window, amount, nonce, transfer_authorization_digest
+    )
+
+
+async def _sign_transfer(  # noqa: PLR0917 -- one message, field by field
+    signer: Signer,
+    domain: Domain,
+    window: Window,
+    amount: int,
+    nonce: bytes,
+    digest_of: Callable[..., bytes] = receive_authorization_digest,
 ) -> tuple[TransferAuthorization, bytes]:
     authorization = TransferAuthorization(
         funder=signer.address,
-        to=domain.escrow,
+        to=domain.taker,
         value=amount,
         valid_after=window.valid_after,
         valid_before=window.valid_before,
         nonce=nonce,
     )
-    digest = receive_authorization_digest(
+    digest = digest_of(
         domain.separator,
         funder=authorization.funder,
         to=authorization.to,
@@ -151,7 +178,7 @@ async def sign_open_permit(
         domain.separator,
         token=permit.token,
         amount=amount,
-        spender=domain.escrow,
+        spender=domain.taker,
         nonce=nonce,
         deadline=deadline,
         witness=open_witness(permit.payee, salt, permit.authorized_signer),
@@ -183,7 +210,7 @@ async def sign_top_up_permit(
         domain.separator,
         token=token,
         amount=amount,
-        spender=domain.escrow,
+        spender=domain.taker,
         nonce=nonce,
         deadline=deadline,
         witness=top_up_witness(channel_id),

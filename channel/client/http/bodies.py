@@ -13,6 +13,7 @@ from channel.errors import BodyNotReplayableError, WireError
 from channel.limits import PROBLEM_BYTES_MAX
 from channel.wire.coding import decode_pieces
 from channel.wire.problem import PROBLEM_CONTENT_TYPE
+from channel.wire.x402 import PAYMENT_REQUIRED, PAYMENT_RESPONSE
 
 __all__ = [
     "KEPT_BODY_BYTES_MAX",
@@ -95,8 +96,9 @@ def build_reply(response: httpx.Response, body: bytes = b"") -> Reply:
     return Reply(
         status=response.status_code,
         challenges=tuple(response.headers.get_list("WWW-Authenticate")),
-        others=("x402",) if "PAYMENT-REQUIRED" in response.headers else (),
+        x402=response.headers.get(PAYMENT_REQUIRED),
         receipt=response.headers.get("Payment-Receipt"),
+        settlement=response.headers.get(PAYMENT_RESPONSE),
         retry_after_s=_read_seconds(response.headers.get("Retry-After")),
         body=body,
     )

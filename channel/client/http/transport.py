@@ -24,10 +24,12 @@ from channel.client.http.bodies import (
 )
 from channel.client.http.events import PaidEvents
 from channel.client.http.management import ACCEPT_PAYMENT, HeadManagementClient
+from channel.client.payment.charges import purchase_of
 from channel.client.payment.management import Header, Reply
 from channel.client.payment.payer import Payer
-from channel.client.payment.request import PaidRequest
+from channel.client.payment.request import PaidRequest, Purchase
 from channel.client.payment.retry import LostKeys, answer_refusal, is_from_sdk
+from channel.client.policy.choice import accept_payment
 from channel.client.policy.meter import Expectation, read_expectation
 from channel.client.policy.policy import HEADERS
 from channel.errors import (
@@ -41,6 +43,7 @@ from channel.limits import IDEMPOTENT_REQUEST_BYTES_MAX
 from channel.wire.challenge import SCHEME
 from channel.wire.coding import ACCEPT_ENCODING
 from channel.wire.sse import CONTENT_TYPE
+from channel.wire.x402 import PAYMENT_REQUIRED, PAYMENT_SIGNATURE
 
 __all__ = ["PayingTransport", "expect", "is_safe", "origin_of", "route_of"]
 
@@ -49,6 +52,7 @@ KEY_BYTES = 18
 
 _ORIGIN = "channel.origin"
 _KEY = "channel.idempotency_key"
+_CHARGED = "channel.charged"
 _NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
@@ -80,6 +84,7 @@ class PayingTransport(httpx.AsyncBaseTransport):
         self._management = management or inner
         self._answers_refusals = answers_refusals
         self._lost_keys = LostKeys()
+        self._accept_payment = accept_payment(payer.policy) or ACCEPT_PAYMENT
 
     def over(self, inner: httpx.AsyncBaseTransport) -> "PayingTransport":
         """Return a transport with the same payer for what `inner` sends; refusals are raised."""
@@ -136,6 +141,8 @@ class PayingTransport(httpx.AsyncBaseTransport):
         """Send and pay until there is an answer for the caller."""
         header = await self._payer.prepay(paid_request)
         for _ in range(ROUNDS_MAX):
+            if paid_request.charge is not None:
+                request.extensions[_CHARGED] = paid_request.charge.purchase
             response = await self._send(request, body, header, paid_request)
             try:
                 response, reply = await read_reply(response)
@@ -247,7 +254,7 @@ class PayingTransport(httpx.AsyncBaseTransport):
         paid_request: PaidRequest,
     ) -> httpx.Response:
         headers = request.headers.copy()
-        headers["Accept-Payment"] = ACCEPT_PAYMENT
+        headers["Accept-Payment"] = self._accept_payment
         headers["Accept-Encoding"] = ACCEPT_ENCODING
         if header is not None:
             name, value = header
@@ -268,13 +275,19 @@ class PayingTransport(httpx.AsyncBaseTransport):
         return is_safe(url, allow_loopback_http=self._payer.policy.allow_loopback_http)
 
     def _paid_request(self, request: httpx.Request, origin: str, body: RequestBody) -> PaidRequest:
+        named = request.headers.get("Idempotency-Key")
         given = (
-            request.headers.get("Idempotency-Key")
+            named
             or request.extensions.get(_KEY)
             or self._lost_keys.take(request, body.content, self._payer.now())
         )
         key = given or secrets.token_urlsafe(KEY_BYTES)
         request.extensions[_KEY] = key
+        purchase = None
+        if body.content is not None:
+            digest = purchase_of(request.method, str(request.url), body.content, named)
+            is_first = request.extensions.get(_CHARGED) in (None, digest)
+            purchase = Purchase(digest, named is not None, is_first)
         return PaidRequest(
             method=request.method,
             origin=origin,
@@ -288,6 +301,7 @@ class PayingTransport(httpx.AsyncBaseTransport):
             expectation=expect(request, body.content),
             idempotency_key=key,
             is_key_ours=given is None,
+            purchase=purchase,
         )
 
 
@@ -326,7 +340,7 @@ def _is_loopback(host: str) -> bool:
 def _has_credential(headers: httpx.Headers) -> bool:
     """Return whether the caller pays by itself."""
     prefix = f"{SCHEME} ".lower()
-    return any(
+    return PAYMENT_SIGNATURE in headers or any(
         value.lower().startswith(prefix) for name in HEADERS for value in headers.get_list(name)
     )
 
@@ -339,8 +353,8 @@ async def _require_free(response: httpx.Response, origin: str, asked_origin: str
     """
     challenges = response.headers.get_list("WWW-Authenticate")
     prefix = f"{SCHEME} ".lower()
-    if response.status_code != httpx.codes.PAYMENT_REQUIRED or not any(
-        prefix in line.lower() for line in challenges
+    if response.status_code != httpx.codes.PAYMENT_REQUIRED or not (
+        PAYMENT_REQUIRED in response.headers or any(prefix in line.lower() for line in challenges)
     ):
         return
     await response.aclose()

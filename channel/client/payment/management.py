@@ -57,10 +57,12 @@ class Reply(msgspec.Struct, frozen=True):
     status: int
     challenges: tuple[str, ...] = ()
     """The `WWW-Authenticate` lines."""
-    others: tuple[str, ...] = ()
-    """Other protocols in which a 402 may be paid."""
+    x402: str | None = None
+    """`PAYMENT-REQUIRED` as received: what x402 payments a 402 takes."""
     receipt: str | None = None
     """`Payment-Receipt` as received."""
+    settlement: str | None = None
+    """`PAYMENT-RESPONSE` as received: the receipt of x402."""
     retry_after_s: float | None = None
     body: bytes = b""
 

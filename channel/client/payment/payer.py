@@ -22,11 +22,14 @@ from channel.chain import PayerChain
 from channel.client.funding.keys import VoucherKeys
 from channel.client.funding.opening import ChannelOpener
 from channel.client.payment.channel_pool import ChannelPool
+from channel.client.payment.charges import ChargePayer
 from channel.client.payment.management import Header, ManagementClient, Reply, build_header
 from channel.client.payment.receipts import ReceiptChecker
 from channel.client.payment.request import PaidRequest
 from channel.client.payment.stream import PaidStream
 from channel.client.payment.vouchers import VoucherIssuer, VoucherWithDeposit
+from channel.client.policy.charges import ChargeOffer
+from channel.client.policy.choice import REPEATED, SINGLE, choose_offer, choose_payment
 from channel.client.policy.decisions import (
     SETTLE_TRIES_MAX,
     SETTLE_WAIT_S_STEP,
@@ -41,7 +44,6 @@ from channel.client.policy.policy import (
     Policy,
     TokenLimits,
     amounts_of,
-    choose_offer,
     require_chain,
     require_offer,
 )
@@ -90,6 +92,7 @@ class Payer:
         self.chains = chains
         self.pool = ChannelPool(streams_max=policy.parallel_streams_max)
         self.opener = ChannelOpener(policy=policy, store=store, keys=keys, chains=chains, now=now)
+        self.charges = ChargePayer(policy=policy, store=store, chains=chains, now=now)
         self.receipts = ReceiptChecker(store, self.pool)
         self.issuer = VoucherIssuer(
             policy=policy,
@@ -103,7 +106,12 @@ class Payer:
         self._remembered: OrderedDict[tuple[str, str, str], Offer] = OrderedDict()
 
     async def prepay(self, request: PaidRequest) -> Header | None:
-        """Return a credential for a route with a known, fresh challenge; otherwise None."""
+        """Return a credential for a route with a known, fresh challenge; otherwise None.
+
+        A charge that was signed for an equal request, and was not answered, comes first.
+        """
+        if (header := await self.charges.resume(request)) is not None:
+            return header
         offer = self._remembered.get(request.route)
         if offer is None or not offer.is_fresh(self.now()):
             return None
@@ -135,9 +143,7 @@ class Payer:
         if offer is not None and offer.is_fresh(self.now()):
             return offer, require_offer(self.policy, offer, origin, self.now())
         reply = await management.head(None)
-        chosen = choose_offer(
-            self.policy, reply.challenges, origin, self.now(), others=reply.others
-        )
+        chosen = choose_offer(self.policy, reply.challenges, origin, self.now(), x402=reply.x402)
         if chosen is None:
             raise PaymentRefusedError(
                 status=reply.status,
@@ -152,6 +158,13 @@ class Payer:
         Waits where the server asks for it. Raises an `AgentError` where paying (again) would be
         wrong; then nothing more was signed.
         """
+        if request.charge is not None:
+            await self.charges.answer(request.charge, reply)
+            return None
+        return await self._answer(request, reply)
+
+    async def _answer(self, request: PaidRequest, reply: Reply) -> Header | None:
+        """Do the same for a request that nothing or a channel pays for."""
         self.note_unsent(request)  # it was answered, so it was not served
         problem = parse_problem(reply.body)
         step = decide(reply.status, problem, request.retry, retry_after_s=reply.retry_after_s)
@@ -175,18 +188,27 @@ class Payer:
             case Step.STOP:
                 raise _refused(reply, problem)
             case Step.PAY:
-                chosen = choose_offer(
-                    self.policy,
-                    reply.challenges,
-                    request.origin,
-                    self.now(),
-                    others=reply.others,
-                )
-                # None: only other payment protocols are offered, which the caller may use.
-                return None if chosen is None else await self._pay(request, *chosen)
+                return await self._pay_first(request, reply)
         if not request.has_slot:
             raise _refused(reply, problem)
         return await self._pay_again(request, step, reply, problem)
+
+    async def _pay_first(self, request: PaidRequest, reply: Reply) -> Header | None:
+        """Pay for a request by the best of the offers; None where nothing is offered."""
+        chosen = choose_payment(
+            self.policy,
+            reply.challenges,
+            request.origin,
+            self.now(),
+            x402=reply.x402,
+            order=SINGLE if await self.charges.is_first(request) else REPEATED,
+        )
+        if chosen is None:
+            return None
+        offer, limits = chosen
+        if isinstance(offer, ChargeOffer):
+            return await self.charges.pay(request, offer, limits)
+        return await self._pay(request, offer, limits)
 
     async def _wait(self, retry: RetryState, wait_s: float) -> None:
         pause_s = deposit_pause_s(retry.waits, wait_s) if retry.is_funding else wait_s
@@ -200,7 +222,10 @@ class Payer:
         Raises:
             ReceiptViolationError: The receipt is wrong; the channel is stopped.
         """
-        if request.has_slot:
+        if request.charge is not None:
+            await self.charges.accept(request, request.charge, reply)
+            self.release(request)
+        elif request.has_slot:
             await self._confirm_deposit(request, reply.receipt)
             await self.receipts.accept(request, reply.receipt)
             self.release(request)
@@ -212,6 +237,7 @@ class Payer:
             ReceiptViolationError: The receipt in its headers is wrong.
         """
         if not request.has_slot:
+            await self.accept(request, reply)  # at most a charge, which pays for all of it
             return None
         await self._confirm_deposit(request, reply.receipt)
         await self.receipts.begin_stream(request, reply.receipt)
@@ -242,6 +268,7 @@ class Payer:
         self._lose(request)
         _unlock(request)
         self.pool.leave(request)
+        self.charges.release(request)
 
     def _lose(self, request: PaidRequest) -> bool:
         """Count a sent and uncounted request as lost, within a bound; return whether it was one.

@@ -1,6 +1,6 @@
 """One request that is paid for: what was tried, under which terms, and what it has in flight."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from channel.client.payment.management import Header, ManagementClient
 from channel.client.policy.decisions import RetryState
@@ -12,8 +12,20 @@ from channel.types import Address, ChannelKey
 if TYPE_CHECKING:
     from channel.client.payment.channel_pool import ChannelSlot, Tab
     from channel.client.payment.vouchers import VoucherWithDeposit
+    from channel.client.store.charge import ChargeRecord
 
-__all__ = ["PaidRequest"]
+__all__ = ["PaidRequest", "Purchase"]
+
+
+class Purchase(NamedTuple):
+    """One request as a charge pays for it."""
+
+    digest: bytes
+    """By which a repetition of the request is recognised."""
+    is_key_given: bool
+    """Whether the request itself named its `Idempotency-Key`."""
+    may_charge: bool
+    """False after a redirect from an address that got a charge for the same request."""
 
 
 class PaidRequest:
@@ -43,6 +55,7 @@ class PaidRequest:
         expectation: Expectation,
         idempotency_key: str,
         is_key_ours: bool,
+        purchase: "Purchase | None" = None,
     ) -> None:
         self.origin = origin
         self.url = url
@@ -55,6 +68,10 @@ class PaidRequest:
         self.idempotency_key = idempotency_key
         self.is_key_ours = is_key_ours
         """False if the caller chose the key: the answer may then be that of an earlier request."""
+        self.purchase = purchase
+        """What a charge would pay for; None if the body cannot be repeated."""
+        self.charge: ChargeRecord | None = None
+        """What pays for it instead of a channel, once that is signed."""
         self.retry = RetryState()
         self.header: Header | None = None
         """The last credential that was sent."""

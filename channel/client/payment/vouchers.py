@@ -14,13 +14,13 @@ from channel.client.payment.channel_pool import ChannelSlot
 from channel.client.payment.management import Presented, Reply, deposit_type, present
 from channel.client.payment.receipts import ReceiptChecker
 from channel.client.payment.request import PaidRequest
+from channel.client.policy.choice import choose_offer
 from channel.client.policy.funding_method import usable_types
 from channel.client.policy.policy import (
     Offer,
     Policy,
     amounts_of,
     budget_of,
-    choose_offer,
     require_deposit,
 )
 from channel.client.policy.prices import main_kind, require_no_rise

@@ -5,7 +5,8 @@ sends can raise them (CLIENT-01, CLIENT-06, F-91 to F-96). A refusal names the f
 and what is allowed. Prices are compared in `prices`.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
+from typing import Literal
 
 import msgspec
 
@@ -28,7 +29,6 @@ from channel.wire.challenge import (
     PAYMENT_AUTHORIZATION,
     Challenge,
     SessionRequest,
-    parse_challenges,
     parse_session_request,
 )
 from channel.wire.encoding import format_checksum_address, format_timestamp, parse_timestamp
@@ -40,8 +40,8 @@ __all__ = [
     "TokenLimits",
     "amounts_of",
     "budget_of",
-    "choose_offer",
     "deposit_size",
+    "limits_for",
     "locked_budget_of",
     "require_chain",
     "require_deposit",
@@ -53,9 +53,6 @@ __all__ = [
 
 HEADERS = ("Authorization", PAYMENT_AUTHORIZATION)
 EXPIRY_MARGIN_S = 2
-DESCRIBED_CHARS_MAX = 64
-FOREIGN = "method/intent"
-"""The field in the refusal of another method's offer, which no policy can allow."""
 LOCKED_ORIGINS = 4
 
 _NOBODY = Address(bytes(20))
@@ -93,6 +90,9 @@ class TokenLimits(msgspec.Struct, frozen=True, kw_only=True):
     is asked in either case (F-91)."""
     recipients: frozenset[Address] | None = None
     """Payees that may be paid; None allows every payee."""
+    charge_max: int | None = None
+    """The most that one payment for one request may be, by a charge or x402; None: no such payment.
+    `Policy.pays` must name the way, too. Such payments count towards `budget`."""
     unit: TokenUnit | None = None
     """Symbol and decimals of the token, for prices in money and for the words of a refusal."""
 
@@ -110,6 +110,9 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     """Everything an agent may agree to."""
 
     limits: tuple[TokenLimits, ...]
+    pays: tuple[Literal["session", "charge", "x402"], ...] = ("session",)
+    """The ways to pay: a session, a charge for one request, and x402 (`exact`) for one request.
+    Where a server offers several, a session pays streams and all but a server's first request."""
     budget_window_s: int = 24 * 3600
     expected_units: int = 1000
     """How many units of the main kind a channel should last for; determines the deposit."""
@@ -187,70 +190,6 @@ class Amounts(msgspec.Struct, frozen=True, gc=False):
     """What the channel may lose to broken connections."""
 
 
-def choose_offer(
-    policy: Policy,
-    header_lines: Iterable[str],
-    origin: str,
-    now: float,
-    *,
-    others: Sequence[str] = (),
-) -> tuple[Offer, TokenLimits] | None:
-    """Return the first offer of a 402 that the policy allows, or None if it has no challenge.
-
-    `others` are further protocols in which it may be paid; a refusal names them.
-
-    Raises:
-        OfferRefusedError: There are challenges and none is allowed. It explains the first of this
-            method's, and of several what each would need.
-    """
-    refusals: list[tuple[Challenge, OfferRefusedError]] = []
-    for challenge in _read_challenges(header_lines, origin):
-        try:
-            offer = Offer.from_challenge(challenge)
-            return offer, require_offer(policy, offer, origin, now)
-        except WireError as error:
-            refusals.append((challenge, _unreadable("request", error, origin)))
-        except OfferRefusedError as error:
-            refusals.append((challenge, error))
-    if not refusals:
-        return None
-    ours = [error for _, error in refusals if error.field != FOREIGN]
-    first = (ours or [error for _, error in refusals])[0]
-    if len(refusals) == 1 and ours and not others:
-        raise first
-    raise OfferRefusedError(
-        field=first.field,
-        asked=first.asked,
-        allowed=first.allowed,
-        origin=origin,
-        offers=[
-            *(_describe(*refusal) for refusal in refusals),
-            *(f"{other} takes a client that pays so" for other in others),
-        ],
-    )
-
-
-def _describe(challenge: Challenge, error: OfferRefusedError) -> str:
-    """Return the name of an offer, and what it would take to accept it."""
-    name = f"{challenge.method}/{challenge.intent}"[:DESCRIBED_CHARS_MAX]
-    if error.field == FOREIGN:
-        return f"{name} takes a client that pays so; this one pays {METHOD}/{INTENT}"
-    return f"{name} asks for {error.field} {error.asked}; the policy allows {error.allowed}"
-
-
-def _read_challenges(header_lines: Iterable[str], origin: str) -> tuple[Challenge, ...]:
-    try:
-        return parse_challenges(header_lines)
-    except WireError as error:
-        raise _unreadable("WWW-Authenticate", error, origin) from error
-
-
-def _unreadable(field: str, error: WireError, origin: str) -> OfferRefusedError:
-    return OfferRefusedError(
-        field=field, asked=f"something unreadable ({error})", allowed="challenges", origin=origin
-    )
-
-
 def require_offer(policy: Policy, offer: Offer, origin: str, now: float) -> TokenLimits:
     """Return the limits that allow this offer; its description is never read (CLIENT-01).
 
@@ -264,7 +203,15 @@ def require_offer(policy: Policy, offer: Offer, origin: str, now: float) -> Toke
     if (challenge.method, challenge.intent) != (METHOD, INTENT):
         asked = f"{challenge.method}/{challenge.intent}"
         raise OfferRefusedError(
-            field=FOREIGN, asked=asked, allowed=f"{METHOD}/{INTENT}", origin=origin
+            field="method/intent", asked=asked, allowed=f"{METHOD}/{INTENT}", origin=origin
+        )
+    if "session" not in policy.pays:
+        raise OfferRefusedError(
+            field="a payment by",
+            asked="session",
+            allowed=" and ".join(policy.pays) or "none",
+            origin=origin,
+            setting="Policy.pays to a tuple with 'session'",
         )
     if not offer.is_fresh(now):
         raise OfferRefusedError(
@@ -284,7 +231,7 @@ def require_offer(policy: Policy, offer: Offer, origin: str, now: float) -> Toke
             allowed="hash, or authorization or permit2 at the server's cost",
             origin=origin,
         )
-    limits = _limits_for(policy, request, origin)
+    limits = limits_for(policy, request.chain_id, request.currency, origin)
     _require_parties(limits, request, origin)
     _require_price(policy, limits, request, origin)
     return limits
@@ -295,20 +242,28 @@ def require_chain(chains: Mapping[int, PayerChain], chain_id: int, origin: str) 
     chain = chains.get(chain_id)
     if chain is None:
         allowed = ", ".join(map(str, chains)) or "none"
-        raise OfferRefusedError(field="chainId", asked=chain_id, allowed=allowed, origin=origin)
+        raise OfferRefusedError(
+            field="chainId",
+            asked=chain_id,
+            allowed=allowed,
+            origin=origin,
+            setting="the client's chains",
+        )
     return chain
 
 
-def _limits_for(policy: Policy, request: SessionRequest, origin: str) -> TokenLimits:
+def limits_for(policy: Policy, chain_id: int, token: Address, origin: str) -> TokenLimits:
+    """Return the limits for a token on a chain, or raise `OfferRefusedError` if there are none."""
     for limits in policy.limits:
-        if (limits.chain_id, limits.token) == (request.chain_id, request.currency):
+        if (limits.chain_id, limits.token) == (chain_id, token):
             return limits
     raise OfferRefusedError(
         field="chainId and currency",
-        asked=_spelt(request.chain_id, request.currency),
+        asked=_spelt(chain_id, token),
         allowed=", ".join(_spelt(limits.chain_id, limits.token) for limits in policy.limits)
         or "none",
         origin=origin,
+        setting="Policy.limits",
     )
 
 
@@ -317,9 +272,9 @@ def _spelt(chain_id: int, token: Address) -> str:
 
 
 def _require_parties(limits: TokenLimits, request: SessionRequest, origin: str) -> None:
-    for field, asked, allowed in (
-        ("escrowContract", request.escrow, limits.escrows),
-        ("recipient", request.recipient, limits.recipients),
+    for field, asked, allowed, setting in (
+        ("escrowContract", request.escrow, limits.escrows, "TokenLimits.escrows"),
+        ("recipient", request.recipient, limits.recipients, "TokenLimits.recipients"),
     ):
         if allowed is not None and asked not in allowed:
             raise OfferRefusedError(
@@ -327,6 +282,7 @@ def _require_parties(limits: TokenLimits, request: SessionRequest, origin: str) 
                 asked=format_checksum_address(asked),
                 allowed=", ".join(sorted(map(format_checksum_address, allowed))) or "none",
                 origin=origin,
+                setting=setting,
             )
 
 
@@ -344,6 +300,7 @@ def _require_price(
             asked=request.min_voucher_delta,
             allowed=f"at most {delta_max}, by the voucher step",
             origin=origin,
+            setting="Policy.voucher_steps",
         )
 
 

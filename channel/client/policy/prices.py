@@ -81,6 +81,7 @@ def require_rates(
                 allowed=f"{', '.join(sorted(caps)) or 'none'}: cap {kind} in unit_price_max to pay "
                 "for it",
                 origin=origin,
+                setting="TokenLimits.unit_price_max",
             )
         cap = read_cap(kind, price, unit)
         if dearest.exceeds(cap):
@@ -89,6 +90,7 @@ def require_rates(
                 asked=asked,
                 allowed=f"at most {format_rate(cap, unit or BASE_UNITS)} by unit_price_max",
                 origin=origin,
+                setting="TokenLimits.unit_price_max",
             )
 
 
@@ -102,6 +104,7 @@ def _require_plain(
             asked=repr(request.unit_type),
             allowed=", ".join(sorted(caps)) or "none",
             origin=origin,
+            setting="TokenLimits.unit_price_max",
         )
     cap = read_cap(request.unit_type, price, unit)
     rate = Rate(cap.kind, request.unit_price)
@@ -112,6 +115,7 @@ def _require_plain(
         asked=request.unit_price if unit is None else format_rate(rate, unit),
         allowed=f"1 to {cap.amount}" if unit is None else f"at most {format_rate(cap, unit)}",
         origin=origin,
+        setting="TokenLimits.unit_price_max",
     )
 
 

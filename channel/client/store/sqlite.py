@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import msgspec
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 
 from channel.client.policy.budget import Bound, Budget, LockedBudget, require_within
+from channel.client.store.charge import ChargeRecord
 from channel.client.store.locks import ChannelLocks
 from channel.client.store.record import ChannelRecord, Scope
 from channel.errors import BudgetExceededError, StoreError, WireError
@@ -37,7 +38,7 @@ BUSY_TIMEOUT_S = 5.0
 OPEN_PAUSE_S = 0.01
 MINUTE_S = 60
 KEEP_S = 400 * 24 * 3600
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 _SQL = resources.files("channel.client.store") / "sql"
 _SCHEMA = (_SQL / "schema.sql").read_text()
@@ -202,17 +203,61 @@ class PaymentStore:
                 return before
             increase = amount - before.signed
             require_within(bounds, increase, before.origin)
-            minute = int(now // MINUTE_S)
-            minutes = self._minutes(purpose, now)
-            packed = _pack(minutes.get(minute, 0) + increase)
-            self._execute("store_minute", {**purpose, "minute": minute, "amount": packed})
-            since = now - max(KEEP_S, budget.window_s)
-            self._execute("delete_minutes", {"since": int(since // MINUTE_S)})
+            self._count(purpose, increase, budget, now)
             after = replace(before, signed=amount, vouchers=before.vouchers + 1)
             self._store(after)
             return after
 
         return await self._transact(run)
+
+    async def add_charge(self, record: ChargeRecord, *, budget: Budget, now: float) -> None:
+        """Store a charge and count it towards the budget, before it is signed.
+
+        Raises:
+            BudgetExceededError: It would exceed the budget for the window (F-96).
+            StoreError: A charge with this nonce was stored before.
+        """
+
+        def change() -> None:
+            if self._execute("has_charge", _charge_key(record)):
+                raise StoreError("an authorization with this nonce was signed before")
+            purpose = _charge_purpose(record)
+            require_within(self._bounds(purpose, budget, now), record.amount, record.origin)
+            self._count(purpose, record.amount, budget, now)
+            since = int(now - max(KEEP_S, budget.window_s))
+            self._execute("delete_charges", {"since": since})
+            self._execute("store_charge", _to_charge_row(record))
+
+        await self._transact(change)
+
+    async def update_charge(self, record: ChargeRecord) -> None:
+        """Replace credential, state and reference of a stored charge."""
+        await self._transact(lambda: self._execute("store_charge", _to_charge_row(record)))
+
+    async def charges_for(self, purchase: bytes) -> list[ChargeRecord]:
+        """Return the charges that were planned for a request, oldest first."""
+        rows = await self._run(lambda: self._execute("load_charges_for", {"purchase": purchase}))
+        return [_from_charge_row(row) for row in rows]
+
+    async def charges(self) -> list[ChargeRecord]:
+        """Return every charge, oldest first."""
+        rows = await self._run(lambda: self._execute("load_charges", {}))
+        return [_from_charge_row(row) for row in rows]
+
+    async def has_paid(self, origin: str, *, since: float) -> bool:
+        """Return whether an origin has a channel, or was paid for a request since then."""
+        values = {"origin": origin, "since": int(since)}
+        return bool(await self._run(lambda: self._execute("has_paid", values)))
+
+    def _count(
+        self, purpose: Mapping[str, object], increase: int, budget: Budget, now: float
+    ) -> None:
+        """Add what will be signed to its minute, and forget minutes that no window reaches."""
+        minute = int(now // MINUTE_S)
+        packed = _pack(self._minutes(purpose, now).get(minute, 0) + increase)
+        self._execute("store_minute", {**purpose, "minute": minute, "amount": packed})
+        since = now - max(KEEP_S, budget.window_s)
+        self._execute("delete_minutes", {"since": int(since // MINUTE_S)})
 
     async def locked_left(self, record: ChannelRecord, locked: LockedBudget) -> int:
         """Return how much more may be deposited in a channel, which need not be stored yet.
@@ -441,3 +486,23 @@ def _from_row(row: sqlite3.Row) -> ChannelRecord:
         terms=ChannelTerms(*(Address(row[name]) for name in _TERMS)),
         **fields,
     )
+
+
+def _charge_purpose(record: ChargeRecord) -> dict[str, object]:
+    return {"origin": record.origin, "chain_id": record.chain_id, "token": record.token}
+
+
+def _charge_key(record: ChargeRecord) -> dict[str, object]:
+    return {name: getattr(record, name) for name in ("chain_id", "token", "payer", "nonce")}
+
+
+def _to_charge_row(record: ChargeRecord) -> dict[str, object]:
+    return asdict(record) | {"amount": _pack(record.amount)}
+
+
+def _from_charge_row(row: sqlite3.Row) -> ChargeRecord:
+    fields: dict[str, Any] = {name: row[name] for name in row.keys()}  # noqa: SIM118 -- a Row's keys
+    fields |= {name: Address(row[name]) for name in ("token", "payer", "payee")}
+    fields["amount"] = _unpack(row["amount"])
+    fields["is_key_given"] = bool(row["is_key_given"])
+    return ChargeRecord(**fields)

@@ -6,10 +6,15 @@ from msgspec.structs import replace
 
 from channel.errors import OfferRefusedError
 from channel.wire.challenge import format_challenge
+from channel.wire.encoding import format_checksum_address
 from tests.channel.client.conftest import Agent, OpenAgent, policy_of
-from tests.channel.client.provider import Provider, Seen
+from tests.channel.client.provider import CHAIN_ID, PAYEE, TOKEN, Provider, Seen
 
 X402 = '{"x402Version": 2, "accepts": [{"scheme": "exact", "network": "eip155:8453"}]}'
+TERMS = (
+    f"10 base units of {format_checksum_address(TOKEN)} on chain {CHAIN_ID} "
+    f"to {format_checksum_address(PAYEE)}"
+)
 
 
 def offer(provider: Provider, *kinds: tuple[str, str]) -> None:
@@ -26,12 +31,14 @@ def offer(provider: Provider, *kinds: tuple[str, str]) -> None:
     provider.override = answer
 
 
-async def test_a_charge_is_not_blamed_on_the_policy(agent: Agent, provider: Provider) -> None:
+async def test_a_charge_names_the_setting_that_allows_it(agent: Agent, provider: Provider) -> None:
     offer(provider, ("evm", "charge"))
-    with pytest.raises(OfferRefusedError, match="this one pays evm/session") as caught:
+    with pytest.raises(OfferRefusedError, match=r"set Policy\.pays") as caught:
         await agent.client.get("/joke")
-    assert "policy" not in str(caught.value)
-    assert len(caught.value.offers) == 1
+    (refused,) = caught.value.offers
+    assert (refused.method, refused.amount, refused.chain_id) == ("evm/charge", 10, CHAIN_ID)
+    assert (refused.token, refused.recipient) == tuple(map(format_checksum_address, (TOKEN, PAYEE)))
+    assert refused.setting == "Policy.pays to a tuple with 'charge'"
 
 
 async def test_every_offer_is_named_with_what_it_would_take(
@@ -44,9 +51,12 @@ async def test_every_offer_is_named_with_what_it_would_take(
     assert (caught.value.field, caught.value.asked) == ("amount per request", 10)
     assert str(caught.value) == (
         "https://api.example:443 makes 3 offers, and none can be taken. "
-        "(1) tempo/session takes a client that pays so; this one pays evm/session. "
-        "(2) evm/charge takes a client that pays so; this one pays evm/session. "
-        "(3) evm/session asks for amount per request 10; the policy allows 1 to 9."
+        f"(1) tempo/session, {TERMS}, takes a client that pays so; this one pays evm/session, "
+        "evm/charge and x402 exact by EIP-3009. "
+        f"(2) evm/charge, {TERMS}, asks for a payment by charge; the policy allows session "
+        "(set Policy.pays to a tuple with 'charge'). "
+        f"(3) evm/session, {TERMS}, asks for amount per request 10; the policy allows 1 to 9 "
+        "(set TokenLimits.unit_price_max)."
     )
 
 
@@ -70,12 +80,14 @@ async def test_x402_beside_a_session_is_named_too(
     refusal = provider.refuse()
     refusal.headers["PAYMENT-REQUIRED"] = "e30="
     provider.override = lambda _: refusal
-    with pytest.raises(OfferRefusedError, match=r"\(1\) evm/session .* \(2\) x402 takes a client"):
+    with pytest.raises(OfferRefusedError, match=r"\(1\) evm/session,.* \(2\) x402 asks for"):
         await agent.client.get("/joke")
 
 
-async def test_a_402_of_x402_alone_is_the_callers(agent: Agent, provider: Provider) -> None:
-    """The client cannot make an x402 payment, so the caller gets the 402."""
+async def test_a_402_that_offers_nothing_readable_is_the_callers(
+    agent: Agent, provider: Provider
+) -> None:
+    """It may be of a protocol that another layer speaks."""
     provider.override = lambda _: httpx.Response(
         402, headers={"PAYMENT-REQUIRED": "e30="}, content=X402
     )

@@ -63,3 +63,38 @@ INSERT OR REPLACE INTO signed_minute VALUES (:origin, :chain_id, :token, :minute
 -- delete_minutes --
 -- Deletes the minutes that no window reaches any more.
 DELETE FROM signed_minute WHERE minute < :since;
+
+-- load_charges --
+-- Every charge, oldest first.
+SELECT * FROM charge ORDER BY rowid;
+
+-- load_charges_for --
+-- The charges of a request, oldest first.
+SELECT * FROM charge WHERE purchase = :purchase ORDER BY rowid;
+
+-- store_charge --
+-- Writes a charge; what it pays for never changes.
+INSERT INTO charge VALUES (
+    :chain_id, :token, :payer, :nonce, :purchase, :origin, :url, :way, :payee, :amount, :signed_at,
+    :valid_before, :idempotency_key, :is_key_given, :header, :credential, :state, :reference
+)
+ON CONFLICT (chain_id, token, payer, nonce) DO UPDATE SET
+    credential = excluded.credential,
+    state = excluded.state,
+    reference = excluded.reference;
+
+-- has_charge --
+-- Whether this authorization was planned before.
+SELECT 1 FROM charge
+WHERE chain_id = :chain_id AND token = :token AND payer = :payer AND nonce = :nonce;
+
+-- delete_charges --
+-- Deletes the charges that are over for longer than any window.
+DELETE FROM charge WHERE state IN ('done', 'over') AND signed_at < :since;
+
+-- has_paid --
+-- Whether an origin has a channel, or was paid for a request since a time.
+SELECT 1 FROM account WHERE origin = :origin AND state <> 'closed'
+UNION ALL
+SELECT 1 FROM charge WHERE origin = :origin AND signed_at >= :since
+LIMIT 1;

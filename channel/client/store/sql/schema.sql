@@ -42,3 +42,28 @@ CREATE TABLE IF NOT EXISTS signed_minute (
     amount    BLOB    NOT NULL,
     PRIMARY KEY (origin, chain_id, token, minute)
 ) STRICT;
+
+-- Payments for one request, by EIP-3009.
+CREATE TABLE IF NOT EXISTS charge (
+    chain_id         INTEGER NOT NULL,
+    token            BLOB    NOT NULL,
+    payer            BLOB    NOT NULL,
+    nonce            BLOB    NOT NULL,
+    purchase         BLOB    NOT NULL,  -- digest of the request
+    origin           TEXT    NOT NULL,
+    url              TEXT    NOT NULL,
+    way              TEXT    NOT NULL,  -- charge or x402
+    payee            BLOB    NOT NULL,
+    amount           BLOB    NOT NULL,
+    signed_at        INTEGER NOT NULL,  -- Unix seconds
+    valid_before     INTEGER NOT NULL,
+    idempotency_key  TEXT    NOT NULL,
+    is_key_given     INTEGER NOT NULL,
+    header           TEXT    NOT NULL,
+    credential       TEXT    NOT NULL,
+    state            TEXT    NOT NULL,  -- planned -> sent -> done, or over
+    reference        TEXT    NOT NULL,
+    PRIMARY KEY (chain_id, token, payer, nonce)
+) STRICT;
+
+CREATE INDEX IF NOT EXISTS charge_by_purchase ON charge (purchase);

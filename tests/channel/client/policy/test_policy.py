@@ -7,12 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from channel.client.policy.choice import choose_offer
 from channel.client.policy.meter import Expectation
 from channel.client.policy.policy import (
     Amounts,
     Offer,
     amounts_of,
-    choose_offer,
     deposit_size,
     require_deposit,
     require_offer,
