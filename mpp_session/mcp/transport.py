@@ -147,7 +147,7 @@ class McpTransport(httpx.AsyncBaseTransport):
         return httpx.Response(200, headers=_receipt_fields(meta))
 
     def _answer_error(self, request: httpx.Request, error: MCPError) -> httpx.Response:
-        """Return an answer for an error; -32042 with `elicitations` asks for no payment (MCP-15)."""
+        """Return an answer. -32042 with `elicitations` asks for no payment (MCP-15)."""
         data = error.data if isinstance(error.data, Mapping) else {}
         if error.code in (PAYMENT_REQUIRED_CODE, VERIFICATION_FAILED_CODE):
             return self._demand(request, data, 402 if data.get("challenges") else 500)

@@ -33,6 +33,7 @@ def test_the_commands_are_those_of_the_manual(start: Run) -> None:
         "gateway",
         "init",
         "keygen",
+        "mcp-proxy",
         "pay",
         "recover",
         "settle",

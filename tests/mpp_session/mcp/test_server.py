@@ -1,6 +1,7 @@
 """Tools, resources and prompts of an MCP server are served only when they are paid for."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from mcp import MCPError
 from mcp.server.context import ServerRequestContext
 from mcp_types import ReadResourceRequest, ReadResourceRequestParams
 
+from channel.limits import FAILED_REQUESTS_MAX
 from channel.wire.encoding import format_hex
 from mpp_session.mcp.operations import list_operations
 from mpp_session.mcp.wire import CREDENTIAL, RECEIPT, parse_challenge_object
@@ -367,6 +369,31 @@ async def test_the_server_advertises_the_method_and_intent(shop: Shop) -> None:
     experimental = shop.client.server_capabilities.experimental
     assert experimental is not None
     assert experimental["payment"]["methods"]["evm"]["intents"] == ["session"]
+
+
+async def test_calls_that_work_and_fail_are_bounded(one: Shop) -> None:
+    """A tool may work for long before it fails, and that costs its caller nothing."""
+    await one.open(PRICE)
+    credential = await one.answer(one.payer.voucher(2 * PRICE), "broken")
+    for _ in range(FAILED_REQUESTS_MAX):
+        assert (await one.call("broken", credential=credential)).is_error
+    error = await one.refusal("broken", credential=credential)
+    assert (error.code, error.data["httpStatus"]) == (-32043, 429)
+    assert error.data["retryAfter"] > 0
+    assert error.data["challenges"]
+    assert one.served == 1 + FAILED_REQUESTS_MAX
+
+
+async def test_no_credential_is_in_a_log(one: Shop, caplog: pytest.LogCaptureFixture) -> None:
+    """MCP-11: neither one that buys, nor one that is refused."""
+    caplog.set_level(logging.DEBUG)
+    credential = await opened(one)
+    await one.call("search", credential=credential)
+    await one.refusal("search", credential=credential)
+    await one.refusal("search", credential={**credential, "payload": {"signature": "0xdead"}})
+    written = "".join(record.getMessage() for record in caplog.records)
+    assert credential["payload"]["signature"] not in written
+    assert "0xdead" not in written
 
 
 async def test_a_credential_that_buys_nothing_runs_nothing(shop: Shop) -> None:
