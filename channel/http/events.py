@@ -35,7 +35,7 @@ from channel.wire.sse import (
     format_payment_receipt_event,
 )
 
-__all__ = ["Event", "Frame", "PaidEventStream"]
+__all__ = ["Event", "Frame", "PaidEventStream", "is_payment_event"]
 
 _log = logging.getLogger(__name__)
 
@@ -340,7 +340,7 @@ def _read_chunk(chunk: Event | Frame, main: str) -> tuple[bytes, int, int, _Othe
             frame = f"{UNITS_FIELD}: 1\n".encode() + frame
         return frame, units, held.get(main, 0), kinds
     raw = chunk.raw
-    if (b"event" in raw or b"payment-" in raw) and _OURS.search(raw):
+    if is_payment_event(raw):
         # Another server's payment events have no meaning here.
         return b": dropped\n\n", 0, held.get(main, 0), None
     # Without its end it would merge with the next event: a forgery's other half, or the receipt.
@@ -348,6 +348,11 @@ def _read_chunk(chunk: Event | Frame, main: str) -> tuple[bytes, int, int, _Othe
     if chunk.usage is not None:
         frame = format_event_usage(used if others[0] else units).encode("ascii") + frame
     return frame, units, held.get(main, 0), kinds
+
+
+def is_payment_event(raw: bytes) -> bool:
+    """Whether another server's event poses as one of the protocol: a stream drops it, uncharged."""
+    return (b"event" in raw or b"payment-" in raw) and _OURS.search(raw) is not None
 
 
 def _without(usage: Usage, main: str) -> Usage:

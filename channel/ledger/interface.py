@@ -200,6 +200,9 @@ class Ledger(Protocol):
     async def find_charges(self, reservation_id: bytes) -> list[ChargeRow]:
         """Return the entries of a request: one, or none while it runs or after it sold nothing."""
 
+    async def find_answers(self, response_id: str) -> list[ChargeRow]:
+        """Return the entries of the answers that state this id, of one request or of several."""
+
     async def restore_charges(self, rows: Sequence[ChargeRow]) -> int:
         """Enter rows of another ledger's export, with their times; return how many were entered.
 

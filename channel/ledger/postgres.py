@@ -8,7 +8,7 @@ from typing import Any, Final, TypeVar
 
 import asyncpg
 
-from channel.errors import LedgerUnavailableError
+from channel.errors import ConfigError, LedgerUnavailableError
 from channel.ledger import postgres_accounts as accounts
 from channel.ledger import postgres_connection as pg
 from channel.ledger.accounts import AccountSettings, ChargeDay, ChargeRow, last_day
@@ -24,6 +24,7 @@ from channel.ledger.postgres_books import (
     now,
     state_of_row,
 )
+from channel.ledger.queries import OLDER_TABLES
 from channel.ledger.rows import key_values, row_fault
 from channel.ledger.watching import Watcher, Watchers
 from channel.limits import (
@@ -255,6 +256,10 @@ class PostgresLedger:
             lambda connection: accounts.find_charges(connection, reservation_id)
         )
 
+    async def find_answers(self, response_id: str) -> list[ChargeRow]:
+        """See `interface.Ledger.find_answers`."""
+        return await self._read(lambda connection: accounts.find_answers(connection, response_id))
+
     async def restore_charges(self, rows: Sequence[ChargeRow]) -> int:
         """See `interface.Ledger.restore_charges`."""
         return await self._read(lambda connection: accounts.restore_charges(connection, rows))
@@ -426,6 +431,8 @@ class PostgresLedger:
                     self._reader = await self._connect()
                 return await work(self._reader)
             except pg.FAILURES as error:
+                if self._read_only and isinstance(error, asyncpg.UndefinedTableError):
+                    raise ConfigError(OLDER_TABLES) from error
                 if isinstance(error, pg.BROKEN) and self._reader is not None:
                     self._reader.terminate()
                     self._reader = None

@@ -29,6 +29,7 @@ from channel.types import ChannelKey
 
 __all__ = [
     "balance_faults",
+    "find_answers",
     "find_charges",
     "list_charges",
     "list_days",
@@ -76,6 +77,12 @@ async def list_charges(
 async def find_charges(connection: asyncpg.Connection, reservation_id: bytes) -> list[ChargeRow]:
     """Return the entries of a request."""
     rows = await connection.fetch(_SQL["find_charges"], reservation_id, CHARGES_PER_PAGE_MAX)
+    return [charge_from_row(row, int) for row in rows]
+
+
+async def find_answers(connection: asyncpg.Connection, response_id: str) -> list[ChargeRow]:
+    """Return the entries of the answers that state this id."""
+    rows = await connection.fetch(_SQL["find_answers"], response_id, CHARGES_PER_PAGE_MAX)
     return [charge_from_row(row, int) for row in rows]
 
 

@@ -9,9 +9,22 @@ import msgspec
 from channel.errors import ConfigError
 from channel.sql import parse_queries
 
-__all__ = ["Schema", "TablesMissingError", "load_queries", "load_schema"]
+__all__ = [
+    "OLDER_TABLES",
+    "Schema",
+    "TablesMissingError",
+    "load_queries",
+    "load_schema",
+]
 
 _MIGRATION: Final = re.compile(r"(\d{4})_\w+\.sql")
+
+
+OLDER_TABLES: Final = (
+    "an older version wrote the ledger, without the tables that this command reads, and a command "
+    "that only reads migrates nothing: use the version of the running gateway, or start the "
+    "gateway of this version once"
+)
 
 
 class TablesMissingError(ConfigError):

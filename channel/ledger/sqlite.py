@@ -238,6 +238,10 @@ class SqliteLedger:
         """See `interface.Ledger.find_charges`."""
         return await self._connection.run(accounts.find_charges, reservation_id)
 
+    async def find_answers(self, response_id: str) -> list[ChargeRow]:
+        """See `interface.Ledger.find_answers`."""
+        return await self._connection.run(accounts.find_answers, response_id)
+
     async def restore_charges(self, rows: Sequence[ChargeRow]) -> int:
         """See `interface.Ledger.restore_charges`."""
         return await self._connection.run_transaction(partial(accounts.restore_charges, rows=rows))

@@ -28,6 +28,7 @@ from channel.types import ChannelKey
 
 __all__ = [
     "balance_faults",
+    "find_answers",
     "find_charges",
     "list_charges",
     "list_days",
@@ -74,6 +75,13 @@ def find_charges(connection: sqlite3.Connection, reservation_id: bytes) -> list[
     """Return the entries of a request."""
     columns = (reservation_id, CHARGES_PER_PAGE_MAX)
     rows = connection.execute(_SQL["find_charges"], columns).fetchall()
+    return [charge_from_row(row) for row in rows]
+
+
+def find_answers(connection: sqlite3.Connection, response_id: str) -> list[ChargeRow]:
+    """Return the entries of the answers that state this id."""
+    columns = (response_id, CHARGES_PER_PAGE_MAX)
+    rows = connection.execute(_SQL["find_answers"], columns).fetchall()
     return [charge_from_row(row) for row in rows]
 
 

@@ -22,7 +22,7 @@ import aiosqlite
 
 from channel.errors import ConfigError, LedgerUnavailableError, StorageFailedError
 from channel.files import create_own, open_own
-from channel.ledger.queries import Schema, load_schema
+from channel.ledger.queries import OLDER_TABLES, Schema, load_schema
 from channel.limits import LEDGER_BUSY_S
 
 __all__ = [
@@ -150,6 +150,7 @@ class SqliteConnection(aiosqlite.Connection):
 
         Raises:
             LedgerUnavailableError: SQLite refused, or the connection is closed.
+            ConfigError: An older version wrote the tables, which are read only.
             StorageFailedError: No connection of this process may use the file any more.
         """
         self._require_sound()
@@ -159,6 +160,8 @@ class SqliteConnection(aiosqlite.Connection):
             if _is_fatal(error):
                 _failures[self._path] = str(error)
                 self._require_sound()
+            if self._read_only and "no such table" in str(error):
+                raise ConfigError(OLDER_TABLES) from error
             raise LedgerUnavailableError(f"SQLite: {error}") from error
         if _identity(self._path) != self._identity:
             _failures[self._path] = "the file was moved, or another put in its place"

@@ -110,6 +110,8 @@ async def _model_server(settings: "Config") -> "list[Check]":
     from mpp_session.operator.doctor import Check, Verdict
 
     name, url = "model server", settings.upstream.url
+    if all(row.path is not None for row in settings.price_rows):
+        return await _server(settings)
     found = await look_at_model_server(settings.upstream)
     if found.fault is not None:
         remedy = "start it, or correct `upstream.url` or `upstream.api_key`"
@@ -126,6 +128,19 @@ async def _model_server(settings: "Config") -> "list[Check]":
     else:
         server = Check(name, Verdict.OK, f"{url}: {models}; output counted as {found.kind}")
     return [server, _tokenizer(settings, found)]
+
+
+async def _server(settings: "Config") -> "list[Check]":
+    """Look at a server of which only paths are sold: it is asked for none of them."""
+    from mpp_session.gateway.checkup import look_at_server
+    from mpp_session.operator.doctor import Check, Verdict
+
+    url, fault = settings.upstream.url, await look_at_server(settings.upstream)
+    if fault is not None:
+        remedy = "start it, or correct `upstream.url` or `upstream.api_key`"
+        return [Check("server", Verdict.FAULT, f"{url}: {fault}", remedy)]
+    sold = count(len({row.sold_path for row in settings.price_rows}), "path")
+    return [Check("server", Verdict.OK, f"{url} answers; {sold} sold, and no model")]
 
 
 def _tokenizer(settings: "Config", found: "ModelServer") -> "Check":

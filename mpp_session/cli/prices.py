@@ -55,8 +55,8 @@ def show(*, config: ConfigPath = None, devnet: Devnet = None, as_json: AsJson = 
     table = _read_table(config, devnet)
     rows = [
         {
-            "model": one.row.model,
-            "endpoint": one.row.endpoint,
+            "model": "" if one.row.path is not None else one.row.model,
+            "endpoint": one.row.sold_path or one.row.endpoint,
             "valid_from": "" if one.row.valid_from is None else one.row.valid_from.isoformat(),
             "price": describe_tariff(one.tariff, table.unit),
         }
@@ -132,7 +132,7 @@ def _read_table(config: Path | None, devnet: Path | None) -> "PriceTable":
             )
         )
         unit = next(iter(found.values()), None)
-    if unit is None and any(row.per_unit is None for row in rows):
+    if unit is None and any(row.is_in_money for row in rows):
         raise CommandError(
             "the token's decimals are not known, because no node answers: check `chain.rpc_url` "
             "and `chain.token`"

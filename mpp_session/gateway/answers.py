@@ -12,22 +12,22 @@ upstream   an error of the model server: nothing is charged
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import msgspec
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
 
 from channel.errors import BadRequestError, StoppingError
-from channel.http import Event, Frame, PaidEventStream
+from channel.http import Event, Frame
 from channel.http.metering import METER, Meter, metered, require_meter
-from channel.limits import LENGTH_DIGITS_MAX, RESERVATION_STEP_UNITS
+from channel.limits import RESERVATION_STEP_UNITS
 from channel.types import TokenUnit
 from channel.wire.sse import DONE, format_event
 from mpp_session.gateway.abandoned import AbandonedWork
+from mpp_session.gateway.asking import ClosingStream, read_request, unless_gone
 from mpp_session.gateway.billing import Bill, Kinds
 from mpp_session.gateway.costs import with_cost
 from mpp_session.gateway.counting import (
@@ -43,8 +43,6 @@ from mpp_session.gateway.endpoints.fields import Bounds, ModelRequest, scan_requ
 from mpp_session.gateway.errors import (
     ConnectTimeoutError,
     NotServedError,
-    RequestTooLargeError,
-    UnsupportedCodingError,
     UpstreamError,
     UpstreamTimeoutError,
 )
@@ -56,7 +54,7 @@ from mpp_session.gateway.readiness import Readiness
 from mpp_session.gateway.upstream import Upstream, UpstreamAnswer, read_body, returned_headers
 from mpp_session.settings import Upstream as UpstreamSettings
 
-__all__ = ["GENERATION_HEADER", "PaidAnswers"]
+__all__ = ["GENERATION_HEADER", "PaidAnswers", "format_error"]
 
 GENERATION_HEADER: Final = "x-generation-id"
 """Names a paid request, as in `gen-` and its reservation's id in hexadecimal."""
@@ -75,8 +73,6 @@ _HIDDEN_UNITS_MAX: Final = RESERVATION_STEP_UNITS
 """Most units a client pays without seeing their usage record; above it sees the record."""
 _READ_BYTES_PER_UNIT: Final = 64
 """Weight of a prompt read for nothing: 16 of its tokens count as one generated token."""
-
-_Answer = TypeVar("_Answer")
 
 
 class PaidAnswers:
@@ -119,7 +115,9 @@ class PaidAnswers:
             more_fields=self._settings.fields,
             allows_media=self._settings.media,
         )
-        body = await _read_request(request, self._settings.body_bytes_max)
+        body = await read_request(request, self._settings.body_bytes_max)
+        for _ in scan_request(body):
+            await asyncio.sleep(0)  # let other tasks run between two windows of a long body
         asked = endpoint.parse(body, bounds)
         if kinds.input:
             counted = await self._prompts.count(asked)
@@ -143,7 +141,7 @@ class PaidAnswers:
             # Durable after this: a reservation for the most expensive answer possible.
             await meter.hold(bill.most(asked.units_max))
             try:
-                response, body = await _unless_gone(request, self._fetch(request, job))
+                response, body = await unless_gone(request, self._fetch(request, job))
             except ClientDisconnect:
                 await self._leave(meter, job, asked.units_max)
                 raise
@@ -208,7 +206,7 @@ class PaidAnswers:
                 self._upstream.request("POST", job.endpoint.path, request.headers, asked.body)
             )
             try:
-                response = await _unless_gone(request, asking)
+                response = await unless_gone(request, asking)
             except ClientDisconnect:
                 await self._leave(meter, job, min(asked.units_max, RESERVATION_STEP_UNITS))
                 raise
@@ -230,7 +228,7 @@ class PaidAnswers:
             for name, value in returned_headers(response).items()
             if name != "content-type"
         }
-        return _Stream(chunks, headers=headers)
+        return ClosingStream(chunks, headers=headers)
 
 
 class _Job(msgspec.Struct, frozen=True):
@@ -292,6 +290,8 @@ class _Chunks:
         self._is_answered = False
         """Whether the answer is complete, even if it is empty: its prompt was read."""
         self._is_closed = False
+        self._is_named = False
+        """Whether the first chunk was read, which states the answer's id."""
 
     def __aiter__(self) -> AsyncIterator[Event | Frame]:
         return self
@@ -316,6 +316,9 @@ class _Chunks:
         counter = self._counter
         if data and data != DONE:
             counter.count(data)
+            if not self._is_named:
+                self._is_named = True
+                self._meter.reservation.response_id = read_answer_id(data.encode())
             if not counter.is_end:
                 return self._pass_on(data)
             self._record = data
@@ -450,7 +453,7 @@ class _Chunks:
         self._has_ended = True
         self._counter.finish()
         name = self._endpoint.error_event
-        return self._sell(_format_error(error, name), self._counter.total - self._asked, name)
+        return self._sell(format_error(error, name), self._counter.total - self._asked, name)
 
     async def aclose(self) -> None:
         """Cancel running generation. Repeating it does nothing."""
@@ -490,20 +493,6 @@ class _Chunks:
         self._abandoned.add(reservation.key, unseen)
 
 
-class _Stream(PaidEventStream):
-    """A paid stream that stops the model server in any case."""
-
-    def __init__(self, chunks: _Chunks, *, headers: dict[str, str]) -> None:
-        super().__init__(chunks, headers=headers)
-        self._chunks = chunks
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            await self._chunks.aclose()
-
-
 async def _refuse_whole(response: UpstreamAnswer, read: Reader) -> Response:
     """Answer for a model server that sent one piece where a stream was requested (O-48).
 
@@ -521,50 +510,7 @@ async def _refuse_whole(response: UpstreamAnswer, read: Reader) -> Response:
     return Response(body, _BAD_GATEWAY, returned_headers(response))
 
 
-async def _read_request(request: Request, bytes_max: int) -> bytes:
-    coding = request.headers.get("content-encoding", "identity")
-    if coding.strip().lower() not in ("", "identity"):
-        raise UnsupportedCodingError("Send the body as it is, without a Content-Encoding.")
-    too_large = RequestTooLargeError(f"The body has more than {bytes_max} bytes.")
-    length = request.headers.get("content-length", "")
-    if len(length) > LENGTH_DIGITS_MAX or (length.isdecimal() and int(length) > bytes_max):
-        raise too_large  # unread
-    body = bytearray()
-    async for piece in request.stream():
-        body += piece
-        if len(body) > bytes_max:
-            raise too_large
-    whole = bytes(body)
-    for _ in scan_request(whole):
-        await asyncio.sleep(0)  # let other tasks run between two windows of a long body
-    return whole
-
-
-async def _unless_gone(request: Request, work: Coroutine[Any, Any, _Answer]) -> _Answer:
-    """Do the work; cancel it when the client leaves.
-
-    Raises:
-        ClientDisconnect: The client left, so no answer is sent.
-    """
-    working = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_wait_until_gone(request))
-    try:
-        await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientDisconnect
-        return await working
-    finally:
-        for task in (working, gone):
-            task.cancel()
-        await asyncio.wait({working, gone})
-
-
-async def _wait_until_gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-def _format_error(error: UpstreamError, name: str | None) -> str:
+def format_error(error: UpstreamError, name: str | None) -> str:
     """Return the event with which OpenAI's protocols report an error."""
     reason = {"message": error.detail, "type": error.problem_type, "code": error.status}
     body: dict[str, Any] = {"error": reason}

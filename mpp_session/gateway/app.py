@@ -19,14 +19,21 @@ from channel.types import TokenUnit
 from mpp_session.discovery.service import Description, Service, describe_service, public_url
 from mpp_session.discovery.site import DiscoverySite, published_paths
 from mpp_session.gateway.answers import PaidAnswers
-from mpp_session.gateway.descriptions import MODELS_PATH, describe_endpoint, describe_models
+from mpp_session.gateway.descriptions import (
+    MODELS_PATH,
+    describe_endpoint,
+    describe_models,
+    describe_path,
+)
 from mpp_session.gateway.endpoints import ENDPOINTS, GatewayEndpoint
 from mpp_session.gateway.errors import NotServedError
 from mpp_session.gateway.free import free_routes, problem_response
 from mpp_session.gateway.generation import GENERATION_PATH, Generations
 from mpp_session.gateway.model_prices import ModelPrices, ModelReader
 from mpp_session.gateway.models import ModelList
+from mpp_session.gateway.own_paths import own_routes
 from mpp_session.gateway.paced import paced_route
+from mpp_session.gateway.paths import PathAnswers
 from mpp_session.gateway.readiness import Readiness
 from mpp_session.gateway.upstream import Upstream
 from mpp_session.prices.table import PriceTable
@@ -70,7 +77,10 @@ class Gateway:
         self._readiness = Readiness(upstream, config.upstream)
         self._sales = sales
         self.answers = PaidAnswers(upstream, config.upstream, self._readiness, unit)
+        self.paths = PathAnswers(upstream, config.upstream)
+        self._config = config
         _require_own_paths(config)
+        self.paths.sell(self.prices.table)
         models = ModelList(
             upstream,
             self.prices,
@@ -80,7 +90,10 @@ class Gateway:
         )
         free = [entry for entry in config.upstream.free if entry != _MODELS]
         lists_models = _MODELS in config.upstream.free
-        own = [AppRoute(MODELS_PATH, models.answer)] if lists_models else []
+        own = []
+        if lists_models:
+            own.append(AppRoute(MODELS_PATH, models.answer))
+            own.append(AppRoute(f"{MODELS_PATH}/{{model:path}}", models.answer))
         if config.ledger.charges:
             generations = Generations(engine.ledger, engine.now, unit)
             own.append(AppRoute(GENERATION_PATH, generations.answer))
@@ -95,7 +108,7 @@ class Gateway:
                     *own,
                     *free_routes(upstream, free),
                 ],
-                default=_not_served,
+                default=self.paths,
                 redirect_slashes=False,
             ),
             engine=engine,
@@ -116,7 +129,6 @@ class Gateway:
             timeout_s=config.listen.body_timeout_s,
         )
         self._app: ASGIApp = reader
-        self._config = config
         self._site: DiscoverySite | None = None
         self._published_until = math.inf
         if config.discovery.enabled:
@@ -143,6 +155,7 @@ class Gateway:
         except ConfigError:
             self.prices.table = before
             raise
+        self.paths.sell(self.prices.table)
         self._publish()
 
     async def change_prices(self, config: Config) -> str:
@@ -188,12 +201,19 @@ class Gateway:
                     for one in sold
                 },
                 ("GET", MODELS_PATH): describe_models(),
+                **{
+                    (one.row.method or "", one.row.path): describe_path(one.row)
+                    for one in reversed(table.listings)
+                    if one.row.path is not None
+                },
             },
             free=[(method, path) for method, _, path in free],
             variants=variants,
             url=public_url(config.discovery, config.payment.realm, config.listen),
-            what="Tokens of a language model, over the API that OpenAI's clients speak.",
-            categories=("compute",),
+            what="Tokens of a language model, over the API that OpenAI's clients speak."
+            if table.sells_models()
+            else "Requests to a server.",
+            categories=("compute",) if table.sells_models() else (),
         )
 
     def _sold(self) -> list[GatewayEndpoint]:
@@ -202,22 +222,28 @@ class Gateway:
             one
             for one in ENDPOINTS
             if any(
-                listing.row.endpoint in ("*", one.name) and one.is_sold_by(listing.tariff)
+                listing.is_for(one.name) and one.is_sold_by(listing.tariff)
                 for listing in self.prices.table.listings
             )
         ]
 
     def _routes(self) -> list[Route]:
         policy = StreamPolicy[self._payment.stream_policy.upper()]
+        table, config = self.prices.table, self._config
+        models = [("POST", one.path, one.name) for one in self._sold()]
+        paths = [(*sold.split(" ", 1), sold) for sold in table.paths()]
         return [
-            Route(
-                method="POST",
-                path=one.path,
-                price=self.prices.price(one.name),
-                metered=True,
-                stream_policy=policy,
-            )
-            for one in self._sold()
+            *own_routes(table, config.upstream.free),
+            *[
+                Route(
+                    method=method,
+                    path=path,
+                    price=self.prices.price(name),
+                    metered=True,
+                    stream_policy=policy,
+                )
+                for method, path, name in [*models, *paths]
+            ],
         ]
 
     @property

@@ -13,7 +13,7 @@ from mpp_session.gateway.readiness import Readiness
 from mpp_session.gateway.upstream import Upstream, read_body
 from mpp_session.settings import Upstream as UpstreamSettings
 
-__all__ = ["ModelServer", "look_at_model_server"]
+__all__ = ["ModelServer", "look_at_model_server", "look_at_server"]
 
 _CHAT: Final = "/v1/chat/completions"
 
@@ -66,6 +66,12 @@ async def look_at_model_server(settings: UpstreamSettings) -> ModelServer:
             has_usage=has_usage,
             counts_prompts=await _counts_prompts(upstream, readiness, models),
         )
+
+
+async def look_at_server(settings: UpstreamSettings) -> str | None:
+    """Return why a server of which only paths are sold cannot be sold; None if it can."""
+    async with Upstream.connect(settings) as upstream:
+        return await Readiness(upstream, settings).look()
 
 
 async def _counts_prompts(

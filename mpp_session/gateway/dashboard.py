@@ -81,8 +81,8 @@ def _show(listing: Listing, unit: TokenUnit | None) -> PriceShown:
     row = listing.row
     since = "" if row.valid_from is None else f"from {row.valid_from:%Y-%m-%d %H:%M %Z}"
     return PriceShown(
-        model=row.model,
-        endpoint=row.endpoint,
+        model="" if row.path is not None else row.model,
+        endpoint=row.sold_path or row.endpoint,
         price=describe_tariff(listing.tariff, unit),
         note=", ".join(filter(None, (since, row.description))),
     )

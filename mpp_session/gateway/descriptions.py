@@ -6,9 +6,9 @@ from typing import Any, Final
 from channel.limits import CHOICES_MAX, LOGPROBS_MAX, TOP_LOGPROBS_MAX
 from mpp_session.discovery.service import Description
 from mpp_session.gateway.endpoints import GatewayEndpoint
-from mpp_session.settings import Upstream
+from mpp_session.settings import PriceRow, Upstream
 
-__all__ = ["MODELS_PATH", "describe_endpoint", "describe_models"]
+__all__ = ["MODELS_PATH", "describe_endpoint", "describe_models", "describe_path"]
 
 MODELS_PATH: Final = "/v1/models"
 
@@ -243,6 +243,15 @@ def describe_models() -> Description:
     return Description(
         summary="List of models, free",
         answers={"application/json": {"schema": _MODELS, "example": {"data": [{"id": "default"}]}}},
+    )
+
+
+def describe_path(row: PriceRow) -> Description:
+    """Return the description of a path of another server, of which only the row is known."""
+    takes_body = row.method in {"POST", "PUT", "PATCH"}
+    return Description(
+        summary=row.description or row.sold_path or "",
+        body={"schema": {}} if takes_body else None,
     )
 
 

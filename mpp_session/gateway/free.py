@@ -1,6 +1,8 @@
 """Routes passed on without payment, and the answer for paths that are not served."""
 
+import re
 from collections.abc import Sequence
+from urllib.parse import unquote
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -11,7 +13,7 @@ from channel.wire.problem import PROBLEM_CONTENT_TYPE, format_problem
 from mpp_session.gateway.errors import NotServedError
 from mpp_session.gateway.upstream import Upstream, read_body, returned_headers
 
-__all__ = ["free_routes", "problem_response"]
+__all__ = ["free_routes", "problem_response", "target_of"]
 
 
 def free_routes(upstream: Upstream, free: Sequence[str]) -> list[Route]:
@@ -19,7 +21,7 @@ def free_routes(upstream: Upstream, free: Sequence[str]) -> list[Route]:
 
     async def pass_on(request: Request) -> Response:
         try:
-            target = _target(request)
+            target = target_of(request)
             async with upstream.request(request.method, target, request.headers, None) as response:
                 body = await read_body(response)
                 return Response(body, response.status_code, returned_headers(response))
@@ -33,13 +35,15 @@ def free_routes(upstream: Upstream, free: Sequence[str]) -> list[Route]:
     return routes
 
 
-def _target(request: Request) -> str:
+def target_of(request: Request) -> str:
     """Return path and query undecoded: a decoded path could be decoded once more upstream.
 
     Raises:
-        NotServedError: The path leaves the template that it matches.
+        NotServedError: The path leaves the template that it matches, for some server: one that
+            decodes it twice, or that ignores what follows a `;` in a segment.
     """
-    if not {".", ".."}.isdisjoint(request.scope["path"].split("/")):
+    segments = re.split(r"[/\\]", unquote(request.scope["path"]))
+    if any(one.partition(";")[0].strip() in (".", "..") for one in segments):
         raise NotServedError("This gateway does not serve this path.")
     path: bytes = request.scope["raw_path"]
     query: bytes = request.scope["query_string"]

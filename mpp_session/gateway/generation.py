@@ -1,7 +1,7 @@
 """`GET /v1/generation?id=`: what a paid request has cost, from the accounts, as OpenRouter answers.
 
-The id is a request's reservation, which only its client knows. The answer names no payer and no
-channel. What the accounts do not know is left out; it is never 0.
+The id is a request's reservation, or the id that its answer stated: only its client knows them. The
+answer names no payer and no channel. What the accounts do not know is left out; it is never 0.
 """
 
 import re
@@ -18,8 +18,8 @@ from channel.errors import BadRequestError, ProblemError
 from channel.http.request import read_client
 from channel.ledger.accounts import ChargeRow
 from channel.ledger.interface import Ledger
-from channel.limits import GENERATIONS_PER_SECOND_MAX
-from channel.state.charges import ChargeOutcome
+from channel.limits import CHARGE_TEXT_CHARS_MAX, GENERATIONS_PER_SECOND_MAX
+from channel.state.charges import ChargeOutcome, clean_text
 from channel.types import TokenUnit
 from mpp_session.gateway.costs import format_whole
 from mpp_session.gateway.errors import GenerationUnknownError
@@ -29,7 +29,11 @@ __all__ = ["GENERATION_PATH", "Generations", "describe_generation", "read_answer
 
 GENERATION_PATH: Final = "/v1/generation"
 
-_ID: Final = re.compile("gen-([0-9a-f]{32})")
+_OWN: Final = "gen-"
+_ID: Final = re.compile(f"{_OWN}([0-9a-f]{{32}})")
+_ID_CHARS_MAX: Final = CHARGE_TEXT_CHARS_MAX
+_ANSWER_ID_CHARS_MIN: Final = 20
+"""A shorter id, such as Ollama's `chatcmpl-123`, could be guessed: it is not looked for."""
 _TOKENS: Final = {
     "native_tokens_prompt": ("input_token", "cached_input_token", "cache_write_token"),
     "native_tokens_cached": ("cached_input_token",),
@@ -39,8 +43,14 @@ _TOKENS: Final = {
 """OpenRouter's counts, and the kinds that each is the sum of."""
 
 
+class _Response(msgspec.Struct):
+    id: str = ""
+
+
 class _Answer(msgspec.Struct):
     id: str = ""
+    response: _Response | None = None
+    """Of an event of `/v1/responses`."""
 
 
 _answer_decoder: Final = msgspec.json.Decoder(_Answer)
@@ -61,16 +71,39 @@ class Generations:
         try:
             self._rate.require(read_client(request.scope))
             asked = request.query_params.get("id", "")
-            rows = await self._ledger.find_charges(_read_id(asked))
-            if not rows:
-                raise GenerationUnknownError(
-                    "No paid request of this id has ended here; its cost is known once it ends."
-                )
+            rows = await self._find(asked)
         except ProblemError as error:
             return problem_response(error)
         body = msgspec.json.encode({"data": describe_generation(asked, rows, self._unit)})
         headers = {"cache-control": "private, no-store"}
         return Response(body, headers=headers, media_type="application/json")
+
+    async def _find(self, asked: str) -> Sequence[ChargeRow]:
+        """Return the entries of one request.
+
+        Raises:
+            BadRequestError: The text is no id.
+            GenerationUnknownError: There is no such request, or there are several.
+        """
+        found = _ID.fullmatch(asked)
+        if found is not None:
+            rows = await self._ledger.find_charges(bytes.fromhex(found[1]))
+        elif not asked.startswith(_OWN) and _ANSWER_ID_CHARS_MIN <= len(asked) <= _ID_CHARS_MAX:
+            rows = await self._ledger.find_answers(clean_text(asked))
+        else:
+            raise BadRequestError(
+                "expected ?id= and the header x-generation-id of an answer, or the id in it, of "
+                f"{_ANSWER_ID_CHARS_MIN} characters or more"
+            )
+        if not rows:
+            raise GenerationUnknownError(
+                "No paid request of this id has ended here; its cost is known once it ends."
+            )
+        if len({row.reservation_id for row in rows}) > 1:
+            raise GenerationUnknownError(
+                "Several answers state this id. Ask with the header x-generation-id of one."
+            )
+        return rows
 
 
 def describe_generation(
@@ -106,11 +139,12 @@ def describe_generation(
 
 
 def read_answer_id(answer: bytes) -> str:
-    """Return the id that a whole answer states; empty if it states none."""
+    """Return the id that a whole answer, or a chunk of one, states; empty if it states none."""
     try:
-        return _answer_decoder.decode(answer).id
-    except msgspec.DecodeError:
+        found = _answer_decoder.decode(answer)
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return ""
+    return found.id if found.response is None else found.response.id
 
 
 def _count_tokens(usage: Mapping[str, int]) -> dict[str, int]:
@@ -123,13 +157,3 @@ def _count_tokens(usage: Mapping[str, int]) -> dict[str, int]:
         if f"native_tokens_{name}" in counts:
             counts[f"tokens_{name}"] = counts[f"native_tokens_{name}"]
     return counts
-
-
-def _read_id(asked: str) -> bytes:
-    found = _ID.fullmatch(asked)
-    if found is None:
-        raise BadRequestError(
-            "expected ?id=gen- and 32 hexadecimal digits, as the header x-generation-id of an "
-            "answer gives it"
-        )
-    return bytes.fromhex(found[1])

@@ -63,11 +63,24 @@ class ModelPrices:
         if only is not None:
             return self.price_of(only, "")
         table = self.table
+        if endpoint in table.paths():
+            return lambda _: self._price_now(table, endpoint)
 
         def price(scope: Mapping[str, Any]) -> Price | Sequence[Price]:
             return self._find(table, endpoint, scope)
 
         return price
+
+    def _price_now(self, table: PriceTable, path: str) -> Price:
+        """Return the price of a path whose rows count from different times on.
+
+        Raises:
+            ModelNotSoldError: None counts yet.
+        """
+        found = table.find(path, "", self.now())
+        if found is None:
+            raise ModelNotSoldError(f"{path} is not sold yet.")
+        return self.price_of(found, path)
 
     def price_of(self, listing: Listing, model: str) -> Price:
         """Return a listing as the price of a model; empty if it prices every model."""
@@ -77,7 +90,9 @@ class ModelPrices:
             variant=model,
             min_voucher_delta=payment.min_voucher_delta,
             suggested_deposit=payment.suggested_deposit,
-            description=listing.row.description or "Tokens of a language model",
+            description=listing.row.description
+            or listing.row.sold_path
+            or "Tokens of a language model",
         )
 
     def require(self, endpoint: str, model: str) -> Listing:

@@ -1,8 +1,8 @@
-"""`GET /v1/models`: what is sold and at which price, free, from the price table."""
+"""`GET /v1/models` and `/v1/models/{id}`: what is sold and at which price, free, from the table."""
 
 import time
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 from starlette.requests import Request
@@ -12,7 +12,7 @@ from channel.errors import ProblemError
 from channel.limits import ANSWER_DEPTH_MAX
 from channel.wire.depth import is_shallow
 from mpp_session.gateway.endpoints.chat import FIELDS
-from mpp_session.gateway.errors import UpstreamError
+from mpp_session.gateway.errors import ModelNotSoldError, NotServedError, UpstreamError
 from mpp_session.gateway.free import problem_response
 from mpp_session.gateway.model_prices import ModelPrices
 from mpp_session.gateway.upstream import Upstream
@@ -64,25 +64,35 @@ class ModelList:
         self._served: tuple[ServedModel, ...] = ()
         self._asked_at: float | None = None
 
-    async def answer(self, _: Request) -> Response:
-        """Answer with the list. The model server is asked only if a row is for a pattern."""
-        table = self._prices.table
+    async def answer(self, request: Request) -> Response:
+        """Answer with the list, or with the one model that the path names."""
         try:
-            is_needed = any(listing.is_pattern for listing in table.listings)
-            served = await self._list_served() if is_needed else ()
+            asked = request.path_params.get("model")
+            if asked == "":
+                raise NotServedError("This gateway does not serve this path.")
+            models = await self._list()
+            found = {"object": "list", "data": models} if asked is None else _pick(models, asked)
         except ProblemError as error:
             return problem_response(error)
-        models = list_models(
+        return Response(msgspec.json.encode(found), media_type="application/json")
+
+    async def _list(self) -> list[dict[str, Any]]:
+        """Return what is sold. The model server is asked only if a row is for a pattern.
+
+        Raises:
+            UpstreamError: It is needed, and does not say what it serves.
+        """
+        table = self._prices.table
+        is_needed = any(listing.is_pattern for listing in table.listings)
+        return list_models(
             table,
             self._endpoints,
-            served,
+            await self._list_served() if is_needed else (),
             at=self._prices.now(),
             created=self._began_at,
             owner=self._owner,
             parameters=_PARAMETERS,
         )
-        body = msgspec.json.encode({"object": "list", "data": models})
-        return Response(body, media_type="application/json")
 
     async def _list_served(self) -> Sequence[ServedModel]:
         """Return the model server's models, at most some seconds old.
@@ -103,3 +113,15 @@ class ModelList:
             raise UpstreamError("The model server does not list its models.") from error
         self._asked_at = time.monotonic()
         return self._served
+
+
+def _pick(models: Sequence[dict[str, Any]], asked: str) -> dict[str, Any]:
+    """Return one model.
+
+    Raises:
+        ModelNotSoldError: It is not listed.
+    """
+    for model in models:
+        if model["id"] == asked:
+            return model
+    raise ModelNotSoldError(f"The model {asked[:100]!r} is not sold here: see GET /v1/models.")

@@ -124,6 +124,7 @@ async def serve_on(
         )
         metrics.name_of = gateway.prices.name_of
         gateway.answers.check.on_request = partial(_count_difference, metrics)
+        gateway.paths.on_unreported = metrics.count_unreported
         observed = Observed(
             parts,
             hooks,

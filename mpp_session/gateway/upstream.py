@@ -1,9 +1,9 @@
 """The model server over HTTP: what is sent, what comes back, and what is never passed on.
 
-Headers are passed on by name in both directions; every other header is dropped. No credential,
-cookie or authorisation of a client reaches the model server, and no header of the model server can
-pass for a payment header. aiohttp speaks HTTP, because its parser is in C; only this module and
-`connector` know of it.
+Between a client and a model server, headers are passed on by name; every other one is dropped. For
+any other server all pass but some. No credential, cookie or authorisation of a client reaches a
+server in either case, and no header of a server can pass for a payment header. aiohttp speaks HTTP,
+because its parser is in C; only this module and `connector` know of it.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ import logging
 import math
 import re
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import Final, Self
 
@@ -36,7 +36,15 @@ from mpp_session.gateway.connector import Connector
 from mpp_session.gateway.errors import ConnectTimeoutError, UpstreamError, UpstreamTimeoutError
 from mpp_session.settings import Upstream as UpstreamSettings
 
-__all__ = ["Upstream", "UpstreamAnswer", "read_body", "read_pieces", "returned_headers"]
+__all__ = [
+    "Upstream",
+    "UpstreamAnswer",
+    "all_headers",
+    "forwarded_headers",
+    "read_body",
+    "read_pieces",
+    "returned_headers",
+]
 
 _log: Final = logging.getLogger(__name__)
 
@@ -63,6 +71,33 @@ _RESPONSE_HEADERS: Final = (
 _RESPONSE_PREFIXES: Final = ("openai-", "x-ratelimit-")
 _CONTROL: Final = re.compile(r"[^\t\x20-\x7e\x80-\xff]")
 """What no field value holds (RFC 9110, 5.5). aiohttp reads answers leniently."""
+_HOP_BY_HOP: Final = frozenset(
+    {
+        "connection",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
+"""Of one connection, not of the message (RFC 9110, 7.6.1)."""
+_REQUEST_KEPT: Final = _HOP_BY_HOP | {
+    *("accept-encoding", "content-length", "expect", "host"),  # written anew
+    *("authorization", "cookie", "forwarded", "x-real-ip"),
+    # The answer would be a part of what is sold, or say for free that a copy is still right.
+    *("if-match", "if-modified-since", "if-none-match", "if-range", "if-unmodified-since", "range"),
+}
+_ANSWER_KEPT: Final = _HOP_BY_HOP | {
+    *("accept-ranges", "content-encoding", "content-length", "date", "server"),
+    *("alt-svc", "set-cookie", "strict-transport-security", "www-authenticate"),
+}
+_KEPT_PREFIXES: Final = ("payment-", "x-forwarded-")
+"""What is not passed on between a client and any other HTTP server: credentials and cookies, claims
+about the client's address, payment headers, and what the gateway writes itself."""
 
 _BROKEN_BETWEEN_US: Final = frozenset({401, 402, 403, 407})
 """Refusals of the gateway itself: passed on, they would mislead the client."""
@@ -144,7 +179,16 @@ class Upstream:
             UpstreamError: The server cannot be reached, breaks off, refuses the gateway, redirects
                 it, or encodes its answer in an unsupported way.
         """
-        sent = {name: _as_utf8(headers[name]) for name in _REQUEST_HEADERS if name in headers}
+        sent = {name: headers[name] for name in _REQUEST_HEADERS if name in headers}
+        async with self.send(method, target, sent, body) as answer:
+            yield answer
+
+    @asynccontextmanager
+    async def send(
+        self, method: str, target: str, headers: Mapping[str, str], body: bytes | None
+    ) -> AsyncIterator[UpstreamAnswer]:
+        """Send a request with all of these headers; otherwise like `request`."""
+        sent = {name: _as_utf8(value) for name, value in headers.items()}
         try:
             response = await self._send(
                 method, target, sent, body, connect_s=self._connect_s, read_s=self._read_s
@@ -313,10 +357,10 @@ def _as_utf8(value: str) -> str:
 
 
 def _read_head(response: aiohttp.ClientResponse) -> UpstreamAnswer:
-    headers: dict[str, str] = {}
-    for raw_name, raw_value in response.raw_headers:
-        name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
-        headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    headers = _joined(
+        (name.decode("latin-1").lower(), value.decode("latin-1"))
+        for name, value in response.raw_headers
+    )
     connection = response.connection
     protocol = None if connection is None else connection.protocol
 
@@ -347,6 +391,39 @@ def returned_headers(answer: UpstreamAnswer) -> dict[str, str]:
         name: value
         for name, value in answer.headers.items()
         if name in _RESPONSE_HEADERS or name.startswith(_RESPONSE_PREFIXES)
+    }
+
+
+def forwarded_headers(headers: Headers) -> dict[str, str]:
+    """Return the headers of a request for any HTTP server: all but those that stay here."""
+    return _without(_joined(headers.items()), _REQUEST_KEPT)
+
+
+def all_headers(answer: UpstreamAnswer) -> dict[str, str]:
+    """Return the headers of any HTTP server's answer to pass on: all but those that stay here.
+
+    Raises:
+        UpstreamError: One holds control characters.
+    """
+    found = _without(answer.headers, _ANSWER_KEPT)
+    if any(_CONTROL.search(value) for value in found.values()):
+        raise UpstreamError("The server's answer cannot be read: not a header.")
+    return found
+
+
+def _joined(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    joined: dict[str, str] = {}
+    for name, value in pairs:
+        joined[name] = f"{joined[name]}, {value}" if name in joined else value
+    return joined
+
+
+def _without(headers: Mapping[str, str], kept: Collection[str]) -> dict[str, str]:
+    named = {one.strip().lower() for one in headers.get("connection", "").split(",")}
+    return {
+        name: value
+        for name, value in headers.items()
+        if name not in kept and name not in named and not name.startswith(_KEPT_PREFIXES)
     }
 
 

@@ -169,6 +169,12 @@ class PrometheusHooks(Hooks):
                 registry=registry,
             )
         )
+        self.unreported = Counter(
+            name + "unreported_usage",
+            "Answers of a sold path without the usage that its price row says they state.",
+            ["path", "kind"],
+            registry=registry,
+        )
         self.settled = Counter(
             name + "settled_base_units", "Amounts paid out by the escrow.", registry=registry
         )
@@ -286,6 +292,10 @@ class PrometheusHooks(Hooks):
         model = self._model(variant)
         self.checked[model, kind, "billed"].inc(billed)
         self.checked[model, kind, "reported"].inc(reported)
+
+    def count_unreported(self, sold: str, kind: str) -> None:
+        """Count an answer that does not state a kind that its row says it states."""
+        self.unreported.labels(sold, kind).inc()
 
     def count_commit(self, jobs: int, seconds: float) -> None:
         """Count a commit of the ledger: for `Ledger.report_commits`."""

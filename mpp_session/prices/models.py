@@ -82,7 +82,7 @@ def _names(
     """Yield the rows' names, and in place of a pattern the served ones that fit; each once."""
     seen = set()
     for listing in table.listings:
-        if not listing.counts_at(at):
+        if listing.row.path is not None or not listing.counts_at(at):
             continue
         names = [one.id for one in served] if listing.is_pattern else [listing.row.model]
         for name in names:

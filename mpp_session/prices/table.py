@@ -31,11 +31,21 @@ class Listing(msgspec.Struct, frozen=True):
     @property
     def is_pattern(self) -> bool:
         """Whether it prices the models of a pattern, and not one model by its name."""
-        return "*" in self.row.model
+        return self.row.path is None and "*" in self.row.model
+
+    @property
+    def name(self) -> str:
+        """What it prices, for people: a model, a pattern of models, or a path."""
+        return self.row.sold_path or self.row.model
+
+    def is_for(self, endpoint: str) -> bool:
+        """Whether it prices this endpoint; a path of another server is one of its own."""
+        path = self.row.sold_path
+        return self.row.endpoint in ("*", endpoint) if path is None else path == endpoint
 
     def covers(self, endpoint: str, model: str) -> bool:
         """Whether it prices this endpoint and model; a pattern is covered by a wider one."""
-        return self.row.endpoint in ("*", endpoint) and matches(self.row.model, model)
+        return self.is_for(endpoint) and matches(self.row.model, model)
 
     def counts_at(self, at: float) -> bool:
         """Whether it counts at this time, in seconds since 1970."""
@@ -67,7 +77,7 @@ class PriceTable:
         patterns: list[tuple[int, Listing]] = []
         literals: dict[str, list[tuple[int, Listing]]] = {}
         for number, later in enumerate(self.listings, 1):
-            same = literals.setdefault(later.row.model, [])
+            same = literals.setdefault(later.name, [])
             for before, earlier in (*patterns, *same):
                 if _hides(earlier, later):
                     raise ConfigError(
@@ -80,9 +90,9 @@ class PriceTable:
     def describe(self) -> str:
         """Return the prices as people read them, of the first few models."""
         shown = self.listings[:_SHOWN_MAX]
-        if len(self.listings) == 1 and shown[0].row.model == "*":
+        if len(self.listings) == 1 and shown[0].name == "*":
             return describe_tariff(shown[0].tariff, self.unit)
-        parts = [f"{one.row.model}: {describe_tariff(one.tariff, self.unit)}" for one in shown]
+        parts = [f"{one.name}: {describe_tariff(one.tariff, self.unit)}" for one in shown]
         left = len(self.listings) - len(shown)
         return "; ".join([*parts, f"{left} more"] if left else parts)
 
@@ -103,15 +113,11 @@ class PriceTable:
 
     def at(self, endpoint: str, at: float) -> list[Listing]:
         """Return the listings of an endpoint that count at a time, in order."""
-        return [
-            one
-            for one in self.listings
-            if one.row.endpoint in ("*", endpoint) and one.counts_at(at)
-        ]
+        return [one for one in self.listings if one.is_for(endpoint) and one.counts_at(at)]
 
     def only(self, endpoint: str) -> Listing | None:
         """Return the price of an endpoint that has one for all models and times; or None."""
-        fitting = (one for one in self.listings if one.row.endpoint in ("*", endpoint))
+        fitting = (one for one in self.listings if one.is_for(endpoint))
         first = next(fitting, None)
         is_only = first is not None and first.row.model == "*" and first.row.valid_from is None
         return first if is_only else None
@@ -126,8 +132,24 @@ class PriceTable:
         return min(times, default=math.inf)
 
     def name_of(self, model: str) -> str | None:
-        """Return the name or pattern of the first row for a model; None if none is for it."""
-        return next((one.row.model for one in self.listings if matches(one.row.model, model)), None)
+        """Return the name or pattern of the first row for a model or path; None if none is."""
+        return next(
+            (
+                one.name
+                for one in self.listings
+                if (matches(one.name, model) if one.row.path is None else one.name == model)
+            ),
+            None,
+        )
+
+    def paths(self) -> tuple[str, ...]:
+        """Return methods and paths of another server that have a price at any time, in order."""
+        paths = (one.row.sold_path for one in self.listings)
+        return tuple(dict.fromkeys(path for path in paths if path is not None))
+
+    def sells_models(self) -> bool:
+        """Whether any row is for models."""
+        return any(one.row.path is None for one in self.listings)
 
     def models(self, endpoint: str, at: float) -> tuple[str, ...]:
         """Return the names and patterns that are sold under an endpoint at a time."""
@@ -138,7 +160,7 @@ def _tariff(number: int, row: PriceRow, unit: TokenUnit | None, *, is_short: boo
     try:
         return row.tariff(unit)
     except ConfigError as error:
-        if is_short and row.model == "*":  # `[price]`, as the error says
+        if is_short and row.path is None and row.model == "*":  # `[price]`, as the error says
             raise
         text = str(error).replace("`price.", "`").removeprefix("`price`: ")
         raise ConfigError(f"{name_row(number, row)}: {text}") from None
@@ -146,11 +168,19 @@ def _tariff(number: int, row: PriceRow, unit: TokenUnit | None, *, is_short: boo
 
 def _hides(earlier: Listing, later: Listing) -> bool:
     first, second = earlier.row, later.row
-    begins = first.valid_from is None or (
-        second.valid_from is not None and first.valid_from <= second.valid_from
-    )
+    if first.path is not None or second.path is not None:
+        is_same = first.sold_path == second.sold_path
+        return is_same and _begins_before(first, second)
     return (
-        begins and first.endpoint in ("*", second.endpoint) and matches(first.model, second.model)
+        _begins_before(first, second)
+        and first.endpoint in ("*", second.endpoint)
+        and matches(first.model, second.model)
+    )
+
+
+def _begins_before(first: PriceRow, second: PriceRow) -> bool:
+    return first.valid_from is None or (
+        second.valid_from is not None and first.valid_from <= second.valid_from
     )
 
 

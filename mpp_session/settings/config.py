@@ -132,7 +132,12 @@ def list_settings() -> dict[str, Setting]:
 def list_row_fields() -> list[Setting]:
     """Return the fields of a `[[prices]]` table that `[price]` has not."""
     hints = get_type_hints(PriceRow, include_extras=True)
-    defaults = {field.name: field.default for field in msgspec.structs.fields(PriceRow)}
+    defaults = {
+        field.name: field.default
+        if field.default_factory is msgspec.NODEFAULT
+        else field.default_factory()
+        for field in msgspec.structs.fields(PriceRow)
+    }
     return [
         Setting(f"prices.{name}", hints[name], default, _description(hints[name]))
         for name, default in defaults.items()

@@ -98,6 +98,8 @@ def _literal(value: Any) -> str:
         return "none"
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"
+    if isinstance(value, dict):
+        return "`{}`"
     if isinstance(value, tuple):
         return "`[" + ", ".join(f'"{part}"' for part in value) + "]`"
     return f'`"{value}"`' if isinstance(value, str) else f"`{value}`"
@@ -117,6 +119,7 @@ def _type_name(hint: Any) -> str:
     if get_origin(hint) is tuple:
         return "list of " + _type_name(get_args(hint)[0]) + "s"
     names = {
+        dict: "table",
         str: "text",
         Secret: "text",
         Money: "amount in quotes",
@@ -125,7 +128,7 @@ def _type_name(hint: Any) -> str:
         bool: "true or false",
         datetime: "time",
     }
-    return names[hint]
+    return names[get_origin(hint) or hint]
 
 
 def _bounds(meta: msgspec.Meta) -> str:

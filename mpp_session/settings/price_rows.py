@@ -51,15 +51,18 @@ def read_price_file(path: Path) -> tuple[PriceRow, ...]:
 
 
 def name_row(number: int, row: PriceRow) -> str:
-    """Return how errors name a row: by its place, counted from 1, and its model."""
-    return f"`prices` row {number} (model {row.model})"
+    """Return how errors name a row: by its place, counted from 1, and its model or path."""
+    return f"`prices` row {number} ({row.sold_path or f'model {row.model}'})"
 
 
 def _read_row(number: int, table: Any) -> PriceRow:
-    model = table.get("model", "*") if isinstance(table, dict) else "?"
-    where = f"`prices` row {number} (model {model!s:.80})"
     if not isinstance(table, dict):
-        raise ConfigError(f"{where}: expected a table under `[[prices]]`, found {table!r:.80}")
+        raise ConfigError(
+            f"`prices` row {number} (model ?): expected a table under `[[prices]]`, "
+            f"found {table!r:.80}"
+        )
+    model, path = table.get("model", "*"), table.get("path")
+    where = f"`prices` row {number} ({f'model {model!s:.80}' if path is None else f'{path!s:.80}'})"
     unknown = sorted(table.keys() - PriceRow.__struct_fields__)
     if unknown:
         near = difflib.get_close_matches(unknown[0], PriceRow.__struct_fields__, n=1, cutoff=0.5)

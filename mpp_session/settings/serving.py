@@ -5,7 +5,7 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Annotated, Any, Final, Literal, TypeVar
 
-from msgspec import Meta
+from msgspec import Meta, field
 
 from channel.errors import ConfigError
 from channel.limits import (
@@ -24,7 +24,7 @@ from channel.limits import (
     STREAM_PAUSE_S,
     VOUCHERS_PER_SECOND_MAX,
 )
-from channel.tariff import Rate, Tariff, describe_rate, parse_money, parse_rate
+from channel.tariff import Rate, Tariff, describe_rate, is_kind, parse_money, parse_rate
 from channel.types import TokenUnit
 from mpp_session.settings.values import (
     INT64_MAX,
@@ -38,6 +38,7 @@ from mpp_session.settings.values import (
 )
 
 __all__ = [
+    "MEASURED_KINDS",
     "Listen",
     "Payment",
     "Price",
@@ -49,6 +50,12 @@ __all__ = [
 
 _PRICE_MAX: Final = 10**18  # a billion tokens at this price still fit `uint128`
 _PATTERN: Final = "^[!-~]([ -~]{0,254}[!-~])?$"
+_ROW_PATH: Final = "^/[!\"$-'*->@-~]*$"
+"""Without `?`, `#`, `(` and `)`: a template, as the routes of the gate have it."""
+_PARAMETER: Final = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)(?::path)?\}")
+_SOURCE: Final = r"^(json [^ .]+(\.[^ .]+)*|header [!#$%&'*+.^_`|~0-9A-Za-z-]+)$"
+MEASURED_KINDS: Final = frozenset({"request", "second", "byte"})
+"""Kinds of units that the gateway counts itself, without a statement of the server."""
 _FREE_PATH: Final = re.compile(r"(GET|HEAD) /[!-~]*")
 
 _NEVER_FIELDS: Final = frozenset(
@@ -335,18 +342,9 @@ class Price(Section, frozen=True):
         """
         if self.per_unit is not None:
             return Tariff.of("llm_token", self.per_unit)
-        if unit is None:
-            raise ConfigError(
-                "`price.output` is in whole tokens, and the token tells no decimals: set "
-                "`price.per_unit`, in base units, instead"
-            )
-        rates = [
-            _read(name, parse_rate, kind, f"{price} / 1M", unit)
-            for name, kind in _KINDS
-            if (price := getattr(self, name)) is not None
-        ]
+        rates = self._rates(unit)
         least, most = (
-            None if price is None else _read(name, parse_money, price, unit)
+            None if price is None else _read(name, parse_money, price, _require(name, unit))
             for name, price in (("minimum", self.minimum), ("maximum", self.maximum))
         )
         for rate in rates:
@@ -357,10 +355,56 @@ class Price(Section, frozen=True):
         except ConfigError as error:
             raise ConfigError(f"`price`: {error}") from None
 
+    def _rates(self, unit: TokenUnit | None) -> list[Rate]:
+        return [
+            _read(name, parse_rate, kind, f"{price} / 1M", _require("output", unit))
+            for name, kind in _KINDS
+            if (price := getattr(self, name)) is not None
+        ]
+
 
 class PriceRow(Price, frozen=True, kw_only=True):
-    """What the requests for some models cost. The first row that fits a request counts."""
+    """What the requests for some models, or for a path of any other server, cost.
 
+    The first row that fits a request counts.
+    """
+
+    method: Annotated[
+        Literal["GET", "POST", "PUT", "PATCH", "DELETE"] | None,
+        Meta(description="With `path`: the method of the requests that it prices."),
+    ] = None
+    path: Annotated[
+        Annotated[str, Meta(pattern=_ROW_PATH)] | None,
+        Meta(
+            description="A path of the server instead of a model: `/weather/{city}`, or "
+            "`/files/{rest:path}` with everything below. Its requests are passed on as they are."
+        ),
+    ] = None
+    rates: Annotated[
+        dict[str, str | int],
+        Meta(
+            description="With `path`: the price of each kind of unit, such as "
+            '`{ request = "0.001", byte = "0.05 / 1M" }`, the main one first. `request`, '
+            "`second` and `byte` are counted by the gateway; any other kind is yours and needs "
+            "`usage`. A whole number is in base units."
+        ),
+    ] = field(default_factory=dict)
+    usage: Annotated[
+        dict[str, Annotated[str, Meta(pattern=_SOURCE)]],
+        Meta(
+            description="With `path`: where the server states how many units of a kind a request "
+            'used, such as `{ row = "json usage.rows" }` for a member of its JSON answer, or '
+            '`{ page = "header x-pages" }`.'
+        ),
+    ] = field(default_factory=dict)
+    unreported: Annotated[
+        Literal["refuse", "maximum"],
+        Meta(
+            description="What happens to an answer in one piece that does not state its `usage` "
+            "as a whole number: it is not passed on (502, nothing is charged), or it costs "
+            "`maximum`."
+        ),
+    ] = "refuse"
     model: Annotated[
         str,
         Meta(
@@ -401,9 +445,71 @@ class PriceRow(Price, frozen=True, kw_only=True):
         Meta(min_length=1, description="What the models take. For display."),
     ] = ("text",)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.path is None:
+            for name in ("method", "rates", "usage"):
+                if getattr(self, name):
+                    raise ValueError(f"`{name}` needs `path`, the path of the server that is sold")
+            return
+        others = [name for name, _ in _KINDS if getattr(self, name) is not None]
+        others += ["per_unit"] if self.per_unit is not None else []
+        others += [name for name in ("model", "endpoint") if getattr(self, name) != "*"]
+        if others:
+            raise ValueError(
+                f"`path` and `{others[0]}` are both given: a path is priced by `rates`"
+            )
+        if self.method is None or not self.rates:
+            raise ValueError("`path` needs `method` and `rates`")
+        names = _PARAMETER.findall(self.path)
+        if len({*names}) < len(names) or set("{}").intersection(_PARAMETER.sub("", self.path)):
+            raise ValueError("`path` names its parts as `{name}` or `{name:path}`, each once")
+        self._require_sources()
+
+    def _require_sources(self) -> None:
+        """Check that each kind is counted in one way.
+
+        Raises:
+            ValueError: A kind is not.
+        """
+        for kind in self.usage:
+            if kind == "request" or kind not in self.rates:
+                raise ValueError(f"`usage` states {kind!r}, which `rates` does not price by it")
+        for kind in self.rates:
+            if not is_kind(kind):
+                raise ValueError(
+                    f"`rates` names {kind!r}: use lower-case letters, digits and _, a letter first"
+                )
+            if kind not in MEASURED_KINDS and kind not in self.usage:
+                raise ValueError(
+                    f"`rates` prices {kind!r}, which the gateway does not count: name where the "
+                    "server states it in `usage`"
+                )
+        if self.unreported == "maximum" and self.maximum is None:
+            raise ValueError('`unreported = "maximum"` needs `maximum`')
+
+    @property
+    def is_in_money(self) -> bool:
+        """Whether a price of it is in whole tokens, which need the token's decimals."""
+        if self.path is None:
+            return self.per_unit is None
+        bounds = (self.minimum, self.maximum)
+        return any(isinstance(price, str) for price in (*self.rates.values(), *bounds))
+
+    @property
+    def sold_path(self) -> str | None:
+        """Method and path of another server, as in `GET /weather/{city}`; None for models."""
+        return None if self.path is None else f"{self.method} {self.path}"
+
     @property
     def _sells_output(self) -> bool:
-        return self.endpoint != "embeddings" or self.input is None
+        is_embedding = self.endpoint == "embeddings" and self.input is not None
+        return self.path is None and not is_embedding
+
+    def _rates(self, unit: TokenUnit | None) -> list[Rate]:
+        if self.path is None:
+            return super()._rates(unit)
+        return [_read_path_rate(kind, price, unit) for kind, price in self.rates.items()]
 
 
 class Prices(Section, frozen=True):
@@ -428,7 +534,7 @@ def describe_tariff(tariff: Tariff, unit: TokenUnit | None) -> str:
     if unit is None:
         amount, name = tariff.unit()
         return f"{amount} base units / {name.replace('_', ' ')}"
-    rates = sorted(tariff.rates, key=lambda rate: _SHOWN.index(rate.kind))
+    rates = sorted(tariff.rates, key=lambda rate: _SHOWN.get(rate.kind, len(_SHOWN)))
     parts = [describe_rate(rate, unit) for rate in rates]
     if tariff.minimum:
         parts.append(f"at least {unit.format(tariff.minimum)}")
@@ -437,14 +543,20 @@ def describe_tariff(tariff: Tariff, unit: TokenUnit | None) -> str:
     return ", ".join(parts)
 
 
-_SHOWN: Final = (
-    "llm_token",
-    "input_token",
-    "cached_input_token",
-    "cache_write_token",
-    "output_token",
-    "reasoning_token",
-)
+_SHOWN: Final = {
+    kind: place
+    for place, kind in enumerate(
+        (
+            "llm_token",
+            "input_token",
+            "cached_input_token",
+            "cache_write_token",
+            "output_token",
+            "reasoning_token",
+        )
+    )
+}
+"""The order of the kinds of tokens; others follow in the order of their tariff."""
 _KINDS: Final = (
     ("output", "output_token"),
     ("input", "input_token"),
@@ -455,6 +567,27 @@ _KINDS: Final = (
 """Settings and the kinds of usage that they price; the first is the main rate of a tariff."""
 
 _Read = TypeVar("_Read")
+
+
+def _require(name: str, unit: TokenUnit | None) -> TokenUnit:
+    if unit is None:
+        raise ConfigError(
+            f"`price.{name}` is in whole tokens, and the token tells no decimals: set "
+            "`price.per_unit`, in base units, instead"
+        )
+    return unit
+
+
+def _read_path_rate(kind: str, price: str | int, unit: TokenUnit | None) -> Rate:
+    name = f"rates.{kind}"
+    if isinstance(price, int):
+        return _read(name, Rate, kind, price)
+    if unit is None:
+        raise ConfigError(
+            f"`price.{name}` is in whole tokens, and the token tells no decimals: write a whole "
+            "number of base units instead"
+        )
+    return _read(name, parse_rate, kind, price, unit)
 
 
 def _read(name: str, parse: Callable[..., _Read], *arguments: Any) -> _Read:

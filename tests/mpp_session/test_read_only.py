@@ -9,6 +9,7 @@ from typing import Any
 
 import asyncpg
 import pytest
+import typer
 from msgspec.structs import replace
 from typer.testing import CliRunner
 
@@ -18,6 +19,7 @@ from channel.ledger.queries import TablesMissingError
 from channel.ledger.url import open_ledger, sqlite_path
 from channel.types import Address
 from mpp_session.cli.channels import command as channels_command
+from mpp_session.cli.export import command as export_command
 from mpp_session.cli.ledger import APP
 from settlement.sponsor.orders.url import open_orders
 from settlement.tx.journal import postgres as postgres_journal
@@ -96,6 +98,23 @@ async def test_books_of_a_gateway_of_an_older_version_are_read_as_they_are(
     older(known)
     await (await open_ledger(url, exclusive=True)).close()
     assert await tables(url) == before
+
+
+@pytest.mark.parametrize("known", [4, 6])
+async def test_charges_of_books_without_them_are_refused_with_a_remedy(
+    url: str, older: Callable[[int], None], known: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An export said `no such table: charge_day`."""
+    with monkeypatch.context():
+        older(known)
+        await (await open_ledger(url, exclusive=False)).close()
+    monkeypatch.undo()
+    arguments = ["--from", "2026-10", "--ledger", url, "--no-chain"]
+    app = typer.Typer()
+    app.command()(export_command)
+    done = await asyncio.to_thread(CliRunner().invoke, app, arguments)
+    assert isinstance(done.exception, ConfigError), done.output
+    assert "start the gateway of this version once" in str(done.exception)
 
 
 @pytest.mark.parametrize("known", [1, 3])

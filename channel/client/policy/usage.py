@@ -203,7 +203,7 @@ class RequestCost:
         if stated is None:
             return self._take_main(units)
         main = self._main
-        room = max(units, len(data))
+        room = max(units, len(data) if data.isascii() else len(data.encode("utf-8", "replace")))
         usage: dict[str, int] = {}
         for kind, said in ({main: stated} if isinstance(stated, int) else stated).items():
             role = self._require_priced(kind, said)

@@ -73,11 +73,13 @@ async def pay(
     name: bytes = b"r",
     outcome: ChargeOutcome = ChargeOutcome.DONE,
     note: bytes = NOTE,
+    response_id: str | None = None,
 ) -> None:
     """Pay for one request in two transactions, as the engine does."""
     held = replace(reserving(name, amount), note=note)
     (await ledger.apply(key, [held])).require()
-    end = ChargeEnd(outcome, USED, f"id-{name.decode()}")
+    stated = f"id-{name.decode()}" if response_id is None else response_id
+    end = ChargeEnd(outcome, USED, stated)
     (await ledger.apply(key, [c.Spend(name, amount), c.Release(name, end)])).require()
 
 
@@ -99,7 +101,19 @@ async def test_a_paid_request_is_a_row_with_what_is_known_of_it(
     assert row.reservation_id == b"r"
     assert await ledger.find_charges(b"r") == [row]
     assert await ledger.find_charges(b"other") == []
+    assert await ledger.find_answers("id-r") == [row]
+    assert await ledger.find_answers("id") == []
     assert await ledger.faults() == []
+
+
+async def test_answers_without_an_id_are_not_found_by_their_having_none(
+    ledger_url: str, shop: Shop
+) -> None:
+    ledger = await shop.open(ledger_url)
+    await ledger.apply(KEY, [opening(100)])
+    await pay(ledger, 7, response_id="")
+    assert len(await ledger.list_charges(0, END_OF_TIME)) == 1
+    assert await ledger.find_answers("") == []
 
 
 async def test_a_model_with_any_name_is_entered(ledger_url: str, shop: Shop) -> None:

@@ -29,10 +29,13 @@ from tests.waiting import PATIENCE_S
 ON_BOTH_LOOPS = {"test_connections.py", "test_connector.py"}
 PRICE = 25
 KINDS = dict.fromkeys(
-    ("input_token", "cached_input_token", "cache_write_token", "output_token", "reasoning_token"),
+    (
+        *("input_token", "cached_input_token", "cache_write_token"),
+        *("output_token", "reasoning_token", "request", "second", "byte", "row"),
+    ),
     1000,
 )
-"""What the agent pays at most for a token of these kinds, in base units."""
+"""What the agent pays at most for a unit of these kinds, in base units."""
 
 
 def pytest_asyncio_loop_factories(

@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from channel.client.payments import Summary
 from channel.limits import LENGTH_DIGITS_MAX
 from mpp_session.agent.client import PayingClient
-from mpp_session.gateway.answers import _read_request
+from mpp_session.gateway.asking import read_request
 from mpp_session.gateway.errors import RequestTooLargeError
 from tests.mpp_session.gateway.conftest import PRICE, OpenAgent, RunGateway
 from tests.mpp_session.model_server import ModelServer, chunk, sse
@@ -423,10 +423,10 @@ async def test_a_content_length_has_at_most_so_many_digits() -> None:
         field = (b"content-length", length.encode())
         return Request({"type": "http", "method": "POST", "headers": [field]}, receive)
 
-    assert await _read_request(request("2".zfill(LENGTH_DIGITS_MAX)), 1000) == b"{}"
+    assert await read_request(request("2".zfill(LENGTH_DIGITS_MAX)), 1000) == b"{}"
     assert received == 1
     with pytest.raises(RequestTooLargeError):
-        await _read_request(request("2".zfill(LENGTH_DIGITS_MAX + 1)), 1000)
+        await read_request(request("2".zfill(LENGTH_DIGITS_MAX + 1)), 1000)
     assert received == 1
 
 

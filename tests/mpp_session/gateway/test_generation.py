@@ -14,6 +14,7 @@ from channel.types import Address, TokenUnit
 from mpp_session.gateway.generation import describe_generation, read_answer_id
 from tests.channel.books import KEY
 from tests.mpp_session.gateway.conftest import OpenAgent, RunGateway
+from tests.mpp_session.gateway.dialects import DIALECTS
 from tests.mpp_session.model_server import ModelServer
 
 ROWS: list[dict[str, Any]] = [{"model": "small", "output": "0.40", "input": "0.10"}]
@@ -86,6 +87,7 @@ def test_what_is_unknown_is_left_out_and_never_zero(
         (b'{"id": "chatcmpl-1", "choices": []}', "chatcmpl-1"),
         (b'{"choices": []}', ""),
         (b'{"id": 7}', ""),
+        (b'{"type": "response.created", "response": {"id": "resp_1"}}', "resp_1"),
         (b"no JSON", ""),
     ],
 )
@@ -121,6 +123,39 @@ async def test_the_id_of_an_answer_tells_what_the_ledger_charged(
         assert answer.headers["cache-control"] == "private, no-store"
 
 
+STATED = "chatcmpl-" + "x" * 32
+
+
+@pytest.mark.parametrize("path", ["chat/completions", "responses"])
+async def test_a_stream_is_found_by_the_id_that_its_chunks_state(
+    run_gateway: RunGateway, open_agent: OpenAgent, model: ModelServer, path: str
+) -> None:
+    """Unless several answers state it, or it is so short that it could be guessed."""
+    async with (
+        run_gateway(prices__rows=ROWS) as gateway,
+        open_agent() as agent,
+        httpx.AsyncClient() as other,
+    ):
+        url = f"{gateway.url}/v1/generation"
+        dialect = DIALECTS["chat" if path.startswith("chat") else "responses"]
+        for name, status in (("short", 400), (STATED, 200), (STATED, 404)):
+            pieces = dialect.stream(["x"], dialect.usage(1))
+            stated = [one.replace('{"object"', f'{{"id": "{name}", "object"') for one in pieces]
+            model.pieces = [one.replace('"id": "r"', f'"id": "{name}"') for one in stated]
+            fields = {**dialect.prompt(), "model": "small", "stream": True}
+            paid = await agent.post(f"{gateway.url}/v1/{path}", json=fields)
+            assert name in paid.text
+            answer = await other.get(url, params={"id": name})
+            assert answer.status_code == status, answer.text
+            if status == 200:
+                data = answer.json()["data"]
+                assert (data["id"], data["upstream_id"], data["streamed"]) == (name, name, True)
+                by_header = {"id": paid.headers["x-generation-id"]}
+                same = (await other.get(url, params=by_header)).json()["data"]
+                assert same == {**data, **by_header}
+        assert "Several answers" in answer.json()["detail"]
+
+
 async def test_what_is_no_id_or_unknown_is_refused_and_many_questions_too(
     run_gateway: RunGateway,
 ) -> None:
@@ -130,7 +165,8 @@ async def test_what_is_no_id_or_unknown_is_refused_and_many_questions_too(
         unknown = await client.get(url, params={"id": ID})
         assert unknown.status_code == 404
         assert unknown.json()["type"].endswith("/generation-unknown")
-        for text in ("", "gen-", ID + "0", "gen-" + "g" * 32, ID[4:]):
+        assert (await client.get(url, params={"id": ID[4:]})).status_code == 404
+        for text in ("", "gen-", ID + "0", "gen-" + "g" * 32, "x" * 257):
             assert (await client.get(url, params={"id": text})).status_code == 400
         asked = [client.get(url, params={"id": ID}) for _ in range(3 * GENERATIONS_PER_SECOND_MAX)]
         statuses = [answer.status_code for answer in await asyncio.gather(*asked)]

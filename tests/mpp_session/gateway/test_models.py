@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx
 import pytest
-from openai import AsyncOpenAI
+from openai import AsyncOpenAI, NotFoundError
 from starlette.responses import JSONResponse, Response
 
 from channel.wire.challenge import parse_challenges, parse_session_request
@@ -41,9 +41,24 @@ async def test_it_lists_what_is_sold(run_gateway: RunGateway, served: ModelServe
         await client.get(f"{gateway.url}/v1/models")
         openai = AsyncOpenAI(api_key="none", base_url=f"{gateway.url}/v1")
         assert [one.id async for one in openai.models.list()] == MODELS
+        assert (await openai.models.retrieve("dear-1")).id == "dear-1"
+        with pytest.raises(NotFoundError, match="'other' is not sold here"):
+            await openai.models.retrieve("other")
         await openai.close()
         assert await gateway.channels() == []
     assert [one.path for one in served.seen] == ["/v1/models"]  # asked once, within some seconds
+
+
+async def test_one_model_is_free_with_the_prices_of_the_list(run_gateway: RunGateway) -> None:
+    rows = [{"model": "org/small", "output": "0.40"}]
+    async with run_gateway(prices__rows=rows) as gateway, httpx.AsyncClient() as client:
+        (listed,) = (await client.get(f"{gateway.url}/v1/models")).json()["data"]
+        for name in ("org/small", "org%2Fsmall"):
+            answer = await client.get(f"{gateway.url}/v1/models/{name}")
+            assert (answer.status_code, answer.json()) == (200, listed)
+        missing = await client.get(f"{gateway.url}/v1/models/org")
+        assert (missing.status_code, missing.json()["status"]) == (404, 404)
+        assert missing.json()["type"].endswith("/model-not-sold")
 
 
 async def test_without_patterns_the_model_server_is_not_asked(

@@ -313,6 +313,15 @@ SELECT charge.id, at, reservation_id, outcome, is_stream, route, variant, usage,
  ORDER BY charge.id
  LIMIT $2
 
+-- find_answers --
+-- The entries of the answers that state an id.
+SELECT charge.id, at, reservation_id, outcome, is_stream, route, variant, usage, response_id,
+       amount::text, chain_id, escrow, channel_id, payer, payee, token
+  FROM charge JOIN channel ON channel.id = charge.channel
+ WHERE response_id = $1 AND response_id <> ''
+ ORDER BY charge.id
+ LIMIT $2
+
 -- take_old_charges --
 -- Deletes the oldest entries before a time, a bounded number, and returns them.
 DELETE FROM charge

@@ -225,6 +225,15 @@ SELECT charge.id, at, reservation_id, outcome, is_stream, route, variant, usage,
  ORDER BY charge.id
  LIMIT ?
 
+-- find_answers --
+-- The entries of the answers that state an id.
+SELECT charge.id, at, reservation_id, outcome, is_stream, route, variant, usage, response_id,
+       amount, chain_id, escrow, channel_id, payer, payee, token
+  FROM charge JOIN channel ON channel.id = charge.channel
+ WHERE response_id = ? AND response_id <> ''
+ ORDER BY charge.id
+ LIMIT ?
+
 -- select_old_charges --
 -- The oldest entries before a time, a bounded number.
 SELECT charge.id, channel, at, outcome, route, variant, usage, amount, chain_id, payee, token,
