@@ -229,11 +229,11 @@ class Gateway:
 
     def _routes(self) -> list[Route]:
         policy = StreamPolicy[self._payment.stream_policy.upper()]
-        table, config = self.prices.table, self._config
+        table = self.prices.table
         models = [("POST", one.path, one.name) for one in self._sold()]
         paths = [(*sold.split(" ", 1), sold) for sold in table.paths()]
         return [
-            *own_routes(table, config.upstream.free),
+            *own_routes(table, self._config),
             *[
                 Route(
                     method=method,

@@ -350,8 +350,8 @@ class _Events:
         except (UpstreamError, WireError) as error:
             _log.warning("a stream of %s broke off: %s", self._job.sold, error)
             known = error if isinstance(error, UpstreamError) else None
-            told = known or UpstreamError("The server sent an event that is too long.")
-            yield Event(format_error(told, None), "error", usage={})
+            shown = known or UpstreamError("The server sent an event that is too long.")
+            yield Event(format_error(shown, None), "error", usage={})
         self._has_ended = True
 
     def _sell(self, block: bytes) -> Frame:

@@ -179,11 +179,11 @@ FAULTS: dict[str, Answer] = {
 async def test_a_usage_that_is_not_stated_is_never_free(
     run_gateway: RunGateway, open_agent: OpenAgent, server: Server
 ) -> None:
-    """By default the answer stays here, and costs nothing; or it costs the maximum. It is told."""
-    told: list[tuple[str, str]] = []
+    """By default the answer stays here, and costs nothing; or it costs the maximum. It is counted."""
+    noted: list[tuple[str, str]] = []
     rows = (row("/a", **ROWS), row("/b", **ROWS, unreported="maximum"))
     async with shop(run_gateway, open_agent, server, *rows) as (gateway, agent):
-        gateway.gateway.paths.on_unreported = lambda *found: told.append(found)
+        gateway.gateway.paths.on_unreported = lambda *found: noted.append(found)
         wrong = {}
         for name, answer in FAULTS.items():
             server.answer = answer
@@ -196,7 +196,7 @@ async def test_a_usage_that_is_not_stated_is_never_free(
                 wrong[name] = (*found, refused.text)
             before = state.spent
         assert wrong == {}
-        assert told == [("GET /a", "row"), ("GET /b", "row")] * len(FAULTS)
+        assert noted == [("GET /a", "row"), ("GET /b", "row")] * len(FAULTS)
         assert state.spent == 300 * len(FAULTS)
 
 
