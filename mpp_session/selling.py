@@ -185,6 +185,7 @@ class SellingApp:
                     routes=routes,
                     unit=parts.unit,
                     limits=config.limits.of_gate(),
+                    rails=parts.rails,
                     hooks=self._hooks,
                 )
                 if self._hooks is not None:

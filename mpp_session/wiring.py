@@ -18,11 +18,13 @@ import msgspec
 from channel.chain import CloseRefusals, DepositSponsor
 from channel.engine import Engine, EngineSettings, SponsorTerms, verifying_threads
 from channel.errors import LedgerUnavailableError
+from channel.http.rails import Rails
 from channel.ledger.interface import Ledger
 from channel.ledger.url import open_ledger
 from channel.verify.challenge_id import ChallengeBinder
 from mpp_session.agent.amounts import TokenUnit
 from mpp_session.chain_watch import build_gate, build_watcher, connect_escrow
+from mpp_session.charging import open_rails
 from mpp_session.one_ledger import LedgerGuard, guard_ledger
 from mpp_session.process.child import SettlerChild, start_settler
 from mpp_session.process.clock import ServiceClock, require_clock
@@ -60,6 +62,8 @@ class Parts(msgspec.Struct, frozen=True):
     guard: LedgerGuard
     journal: SettlerJournal
     """The settler's, which holds the operator's orders too."""
+    rails: Rails | None = None
+    """The ways to pay beside the session, if `rails.charge` is set."""
     unit: TokenUnit | None = None
     """How people write amounts of the token; None if the token reports no name."""
     is_first: bool = True
@@ -159,6 +163,7 @@ async def build_parts(
         if child is not None:
             await child.ready()
         unit = await read_token_unit(reader.rpc, token)
+        rails = await open_.enter_async_context(open_rails(config, reader, unit, clock.now))
         yield Parts(
             config=config,
             ledger=ledger,
@@ -169,6 +174,7 @@ async def build_parts(
             clock=clock,
             guard=guard,
             journal=journal,
+            rails=rails,
             unit=unit,
             is_first=is_first,
         )

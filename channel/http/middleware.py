@@ -420,7 +420,7 @@ class _Exchange:
                     )
                 )
         except PeerError as error:
-            if error.status in _FAULTS | _STATES and client:
+            if client and error.status in _FAULTS | {PAYMENT_REQUIRED}:
                 with suppress(TooManyRequestsError):
                     self._gate.failed.require(client)
             raise

@@ -13,6 +13,7 @@ import uvicorn
 from prometheus_client import CollectorRegistry
 from starlette.types import ASGIApp
 
+from channel.errors import ConfigError
 from channel.http.hooks import Fanout, Hooks
 from channel.limits import ACCEPTED_TOGETHER_MAX, HEAD_BYTES_MAX
 from channel.tasks import Tasks
@@ -64,6 +65,11 @@ async def run_gateway(
         CommandError: The port is in use, or a guarding task ended.
         InvariantError: A bug in a guarding task.
     """
+    if config.rails.charge:
+        raise ConfigError(
+            "`rails.charge` is set, and every route of a gateway is metered: a single payment "
+            "needs a price known in advance. Remove it, or sell by an application of your own"
+        )
     stopping = asyncio.Event()
     stop_on_signals(stopping)
     if until_eof:

@@ -40,6 +40,9 @@ from mpp_session.process.leader import (
 )
 from mpp_session.process.orders import SettleOrders
 from mpp_session.settings import SettlerConfig, parse_address
+from settlement.charge.orders.interface import ChargeOrders
+from settlement.charge.orders.url import open_charges
+from settlement.charge.sender import ChargeSender
 from settlement.escrow.payout_calls import RelayedCalls
 from settlement.escrow.reader import EscrowReader
 from settlement.escrow.token_name import read_token_unit
@@ -81,6 +84,7 @@ class SettlerParts(msgspec.Struct, frozen=True):
     ledger: Ledger
     journal: SettlerJournal
     orders: DepositOrders
+    charges: ChargeOrders
     reader: EscrowReader
     sender: Signer
     """The account that sends and pays the gas."""
@@ -170,11 +174,18 @@ async def build_settler(config: SettlerConfig) -> AsyncIterator[SettlerParts]:
             config.ledger.url, chain_id=config.chain.id, escrow=reader.escrow
         )
         open_.push_async_callback(orders.close)
+        charges = await open_charges(
+            config.ledger.url,
+            chain_id=config.chain.id,
+            token=parse_address(config.chain.token),
+        )
+        open_.push_async_callback(charges.close)
         yield SettlerParts(
             config=config,
             ledger=ledger,
             journal=journal,
             orders=orders,
+            charges=charges,
             reader=reader,
             sender=sender,
             payee=None if relayer is None else payee,
@@ -296,7 +307,7 @@ async def _settle(
         escrow=parts.reader.escrow,
         payee=settler.payee,
     )
-    # Without sponsoring the only orders are from before it was switched off.
+    # Without sponsoring or charges the only orders are from before it was switched off.
     look_s = WANTED_LOOK_S if parts.config.sponsoring.fee_payer else _LEFT_OVER_LOOK_S
     deposits = DepositSender(
         parts.orders,
@@ -304,6 +315,15 @@ async def _settle(
         sender,
         parts.journal,
         look_s=look_s,
+        earliest=watcher.clock.earliest,
+    )
+    charges = ChargeSender(
+        parts.charges,
+        sender,
+        parts.journal,
+        token=parse_address(parts.config.chain.token),
+        payee=settler.payee,
+        look_s=WANTED_LOOK_S if parts.config.rails.charge else _LEFT_OVER_LOOK_S,
         earliest=watcher.clock.earliest,
     )
     announce(SETTLING, f"for 0x{settler.payee.hex()} on chain {parts.reader.chain_id}")
@@ -317,6 +337,7 @@ async def _settle(
             _prune(parts.journal, watcher),
             owed.run(),
             deposits.run(),
+            charges.run(),
             SettleOrders(parts.journal, watcher).run(),
             UnclaimedChannels(
                 parts.orders,

@@ -17,6 +17,7 @@ from mpp_session.settings.programs import (
     TowerConfig,
     WatchConfig,
 )
+from mpp_session.settings.rails import Rails
 from mpp_session.settings.serving import (
     Listen,
     Payment,
@@ -46,6 +47,7 @@ __all__ = [
     "PriceRow",
     "Prices",
     "ProviderConfig",
+    "Rails",
     "Relayer",
     "Secret",
     "Settlement",

@@ -79,6 +79,7 @@ _ORDER: Final = (
     "settlement",
     "exposure",
     "sponsoring",
+    "rails",
     "tower",
 )
 """Descriptions of the sections, for the page of settings."""

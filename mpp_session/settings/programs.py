@@ -11,6 +11,7 @@ from mpp_session.settings.books import Exposure, Ledger, Settlement, Sponsoring,
 from mpp_session.settings.chain import Chain, Payee, Relayer, names_key, require_development
 from mpp_session.settings.discovery import Discovery
 from mpp_session.settings.limits import Limits
+from mpp_session.settings.rails import Rails
 from mpp_session.settings.serving import Listen, Payment, Price, PriceRow, Prices, Upstream
 from mpp_session.settings.values import parse_address
 
@@ -41,6 +42,7 @@ class SettlerConfig(WatchConfig, frozen=True, kw_only=True):
     price: Price | None = None
     """Needed for settling by units."""
     sponsoring: Sponsoring = Sponsoring()
+    rails: Rails = Rails()
 
     @property
     def gas_account(self) -> Address:

@@ -1,7 +1,7 @@
 """A provider whose fixed prices are paid by charges and x402: worker and settler in one process."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from starlette.routing import Route as AppRoute
 
 from channel.http import PaymentGate, Price, Route
 from channel.http.hooks import Hooks, ReceiptEvent
+from channel.tasks import Tasks
 from channel.types import Address
 from mpp_session.rails.serving import ChargeRails
 from mpp_session.rails.verifier import ChargeTerms, ChargeVerifier
@@ -24,7 +25,9 @@ from settlement.charge.sender import ChargeSender
 from settlement.charge.worker import ChargeLimits, ChargeWorker
 from settlement.dev.devnet import Devnet
 from settlement.node.values import parse_quantity
-from tests.e2e.selling import SECRET, Provider, provide
+from settlement.tx.journal.interface import SettlerJournal
+from settlement.tx.manager import TxManager
+from tests.e2e.selling import SECRET, Clock, Provider, provide
 
 JOKE = "/joke"
 PRICE = 10_000
@@ -50,22 +53,48 @@ class Sales(Hooks):
 class Shop:
     """The parts that a test of charges uses."""
 
-    def __init__(self, provider: Provider, orders: ChargeOrders, worker: ChargeWorker) -> None:
+    def __init__(
+        self, provider: Provider, orders: ChargeOrders, worker: ChargeWorker, clock: Clock
+    ) -> None:
         self.provider = provider
         self.orders = orders
         self.worker = worker
+        self.clock = clock
         self.chain = provider.chain
         self.sales = Sales()
         self.served = 0
         self.fails = False
+        """Whether the handler breaks off."""
+        self.is_refusing = False
+        """Whether it answers that it cannot."""
+        self.may_go_on = asyncio.Event()
+        """What it waits for."""
+        self.may_go_on.set()
         self.seen: dict[str, str] = {}
         """The header fields of the last request that the application got."""
         self.url = ""
-        self.start_sender: Callable[[], Awaitable[None]]
 
     @property
     def client(self) -> httpx.AsyncClient:
         return self.provider.client
+
+    @asynccontextmanager
+    async def settler(self) -> AsyncIterator[None]:
+        """Run a new settler, which knows of earlier ones what journal and orders tell."""
+        sender = TxManager(self.chain.rpc, self.provider.sender.signer, journal=self.journal)
+        await sender.recover()
+        payee = self.chain.account("payee").address
+        charges = ChargeSender(
+            self.orders, sender, self.journal, token=self.chain.values.token, payee=payee
+        )
+        async with Tasks() as tasks:
+            tasks.start(sender.run())
+            tasks.start(charges.run())
+            yield
+
+    @property
+    def journal(self) -> SettlerJournal:
+        return self.provider.journal
 
     async def sent(self) -> int:
         """Return how many transactions of the payee were mined; each one cost gas."""
@@ -80,6 +109,9 @@ class Shop:
         async def joke(request: Request) -> Response:
             self.served += 1
             self.seen = dict(request.headers)
+            await self.may_go_on.wait()
+            if self.is_refusing:
+                return PlainTextResponse("no joke today", status_code=503)
             if self.fails:
                 raise RuntimeError("no joke today")
             body = await request.body()
@@ -138,8 +170,15 @@ async def open_shop(
             ledger_url(folder), chain_id=values.chain_id, token=values.token
         )
         open_.push_async_callback(orders.close)
+        clock = Clock()
         worker = ChargeWorker(
-            orders, chain.rpc, token=values.token, payee=payee, sender=payee, limits=limits
+            orders,
+            chain.rpc,
+            token=values.token,
+            payee=payee,
+            sender=payee,
+            limits=limits,
+            now=clock,
         )
         terms = ChargeTerms(
             chain_id=values.chain_id,
@@ -156,26 +195,13 @@ async def open_shop(
         shops: list[Shop] = []
 
         def build(provider: Provider) -> PaymentGate:
-            shops.append(Shop(provider, orders, worker))
+            shops.append(Shop(provider, orders, worker, clock))
             return shops[0].gate(rails)
 
         provider = await open_.enter_async_context(provide(chain, folder, build=build))
         shop = shops[0]
         shop.url = str(provider.client.base_url)
 
-        async def start_sender() -> None:
-            sender = provider.sender
-            charges = ChargeSender(
-                orders, sender, provider.journal, token=values.token, payee=payee
-            )
-            open_.push_async_callback(_stop, asyncio.create_task(charges.run()))
-
-        shop.start_sender = start_sender
         if sends:
-            await start_sender()
+            await open_.enter_async_context(shop.settler())
         yield shop
-
-
-async def _stop(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
