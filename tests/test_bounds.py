@@ -85,6 +85,8 @@ DEFAULTS = {
     "payment.reservation_step_units": "RESERVATION_STEP_UNITS",
     "payment.vouchers_per_second": "VOUCHERS_PER_SECOND_MAX",
     "settlement.close_timeout_s": "CLOSE_TIMEOUT_S",
+    "rails.amount_min": "CHARGE_AMOUNT_MIN",
+    "rails.margin_s": "AUTHORIZATION_MARGIN_S",
     "sponsoring.deposit_min": "SPONSORED_DEPOSIT_MIN",
     "sponsoring.deposits_per_address": "SPONSORED_PER_SOURCE_MAX",
     "sponsoring.gas_per_deposit_max": "SPONSORED_GAS_MAX",

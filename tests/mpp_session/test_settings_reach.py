@@ -54,6 +54,7 @@ DERIVED: dict[str, Callable[[Any], float]] = {
     "ledger.charges_days": lambda days: days * 86_400,
     "listen.shutdown_s": math.ceil,  # uvicorn counts whole seconds
     "sponsoring.gas_budget_wei": lambda wei: wei // 10**9,  # orders are kept in gwei
+    "rails.gas_budget_wei": lambda wei: wei // 10**9,
 }
 """What an object keeps instead of the number itself."""
 
@@ -207,6 +208,8 @@ WORDS: dict[str, Any] = {
     "settlement.start": False,
     "sponsoring.fee_payer": True,
     "sponsoring.types": ["authorization"],
+    "rails.charge": True,
+    "rails.x402": False,
 }
 """Texts, choices and switches as they are set, beside those of a devnet and of the test's folder:
 none is the default."""
@@ -370,6 +373,8 @@ WORD_PLACES: dict[str, list[tuple[str, Any]]] = {
     "relayer.signer_token": [("settler: headers.authorization", "Bearer the-token-of-the-signer")],
     "sponsoring.fee_payer": [("gateway: request.fee_payer", True)],
     "sponsoring.types": [("gateway: credential_types.0", "authorization")],
+    "rails.charge": [("gateway: terms.chain_id", 31337)],
+    "rails.x402": [("gateway: terms.x402", False)],
 }
 """Where each text, choice or switch has to be, and as what."""
 
