@@ -38,7 +38,9 @@ if TYPE_CHECKING:
     from channel.http.hooks import SettleEvent as SettleEvent
     from channel.http.hooks import SpendEvent as SpendEvent
     from channel.http.metering import Meter as Meter
+    from channel.http.metering import current_meter as current_meter
     from channel.http.metering import metered as metered
+    from channel.http.metering import require_meter as require_meter
     from channel.http.middleware import PaymentGate as PaymentGate
     from channel.http.pricing import Price as Price
     from channel.http.pricing import Route as Route
@@ -95,12 +97,14 @@ _HOMES = {
     "TokenLimits": "channel.client.policy.policy",
     "TokenUnit": "channel.types",
     "build_client": "mpp_session.agent.client",
+    "current_meter": "channel.http.metering",
     "httpx2_transport": "mpp_session.agent.httpx2_transport",
     "load_keystore": "mpp_session.agent.client",
     "metered": "channel.http.metering",
     "open_client": "mpp_session.agent.client",
     "open_sync_client": "mpp_session.agent.sync_client",
     "read_devnet": "mpp_session.devnet_file",
+    "require_meter": "channel.http.metering",
     "sell": "mpp_session.selling",
 }
 

@@ -5,6 +5,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
+from starlette.requests import HTTPConnection
+
 from channel.engine import Authenticated, Engine, Outcome, RunningReservation
 from channel.errors import ConfigError, InsufficientBalanceError, ProblemError
 from channel.state.commands import StreamPolicy
@@ -13,7 +15,7 @@ from channel.types import ChannelId
 from channel.wire.receipt import Receipt
 from channel.wire.sse import NeedVoucher
 
-__all__ = ["METER", "Meter", "describe_need", "metered", "require_meter"]
+__all__ = ["METER", "Meter", "current_meter", "describe_need", "metered", "require_meter"]
 
 METER: Final = "mpp_session.meter"
 """The key under which the gate puts the meter into a request's scope."""
@@ -216,3 +218,14 @@ def require_meter(scope: Mapping[str, Any]) -> Meter:
     if not isinstance(meter, Meter):
         raise ConfigError("this route has no meter: list it as metered in a PaymentGate")
     return meter
+
+
+async def current_meter(connection: HTTPConnection) -> Meter:
+    """Return the meter of this request or websocket: a dependency for FastAPI.
+
+        Counted = Annotated[Meter, Depends(current_meter)]
+
+    Raises:
+        ConfigError: As for `require_meter`.
+    """
+    return require_meter(connection.scope)
