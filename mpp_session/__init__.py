@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from channel.client.funding.signer import AccountSigner as AccountSigner
     from channel.client.funding.signer import LocalSigner as LocalSigner
     from channel.client.http.transport import PayingTransport as PayingTransport
+    from channel.client.http.websocket import PayingWebSocket as PayingWebSocket
     from channel.client.payments import Payments as Payments
     from channel.client.payments import Summary as Summary
     from channel.client.policy.policy import Policy as Policy
@@ -77,6 +78,7 @@ _HOMES = {
     "PaidEventStream": "channel.http.events",
     "PayingClient": "mpp_session.agent.client",
     "PayingTransport": "channel.client.http.transport",
+    "PayingWebSocket": "channel.client.http.websocket",
     "PaymentGate": "channel.http.middleware",
     "PaymentRefusedError": "channel.errors",
     "PaymentStore": "channel.client.store.sqlite",

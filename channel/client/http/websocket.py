@@ -14,7 +14,7 @@ import aiohttp
 import httpx
 
 from channel.client.http.bodies import build_reply
-from channel.client.http.management import ACCEPT_PAYMENT, HeadManagementClient
+from channel.client.http.management import ACCEPT_PAYMENT, TIMEOUT_S, HeadManagementClient
 from channel.client.http.transport import ROUNDS_MAX, is_safe, origin_of, route_of
 from channel.client.payment.management import Header, ManagementClient, Reply
 from channel.client.payment.payer import Payer
@@ -224,8 +224,11 @@ async def _begin(
     """Check the first receipt, and start to read."""
     if not request.has_slot:
         return PayingWebSocket(socket, None, courier)
-    async with asyncio.timeout(RECEIPT_WAIT_S_MAX):
-        first = await socket.receive()
+    try:
+        async with asyncio.timeout(TIMEOUT_S["read"]):
+            first = await socket.receive()
+    except TimeoutError:
+        raise httpx.ReadTimeout("no receipt came first on the websocket") from None
     frame = _read_frame(first.data) if first.type is aiohttp.WSMsgType.TEXT else None
     if not isinstance(frame, ReceiptFrame):
         await socket.close(code=_CLOSE_CODE)
@@ -275,8 +278,11 @@ class _Courier(ManagementClient):
             self._answer = asyncio.get_running_loop().create_future()
             self.on_waiting()
             try:
-                await socket.send_str(format_authorization_frame(credential[1]))
-                return await self._answer
+                async with asyncio.timeout(TIMEOUT_S["read"]):
+                    await socket.send_str(format_authorization_frame(credential[1]))
+                    return await self._answer
+            except TimeoutError:
+                raise httpx.ReadTimeout("no answer to a voucher on the websocket") from None
             except (ConnectionError, aiohttp.ClientError) as error:
                 raise httpx.WriteError(str(error)) from error
             finally:

@@ -147,7 +147,7 @@ async def url(provider: Provider) -> AsyncIterator[str]:
 async def test_a_priced_path_is_not_served_unpaid_over_a_websocket(
     provider: Provider, server: str
 ) -> None:
-    """Under real servers: 402 with a challenge, or 405 where no websocket is sold."""
+    """WS-01, under real servers: 402 with a challenge, or 405 where no websocket is sold."""
     inner = Starlette(routes=[WebSocketRoute("/{rest:path}", speak)])
     below = Starlette(routes=[Mount("/below", app=gate_of(provider, inner))])
     async with SERVERS[server](gate_of(provider, inner)) as url, SERVERS[server](below) as mounted:
@@ -240,7 +240,7 @@ async def test_messages_are_paid_for_and_the_last_receipt_says_so(
 
 
 async def test_a_browser_pays_in_its_first_frame(provider: Provider, url: str) -> None:
-    """It cannot set the header of its handshake."""
+    """WS-08: it cannot set the header of its handshake."""
     async with connect(provider, url, "/talk", PRICE, protocols=(SUBPROTOCOL, "chat")) as socket:
         assert socket.socket.protocol == SUBPROTOCOL
         await socket.expect("payment-receipt")
@@ -276,6 +276,7 @@ async def test_a_first_frame_that_does_not_pay_gets_a_challenge_and_a_bounded_nu
 async def test_a_short_balance_asks_for_a_voucher_and_goes_on_with_it(
     provider: Provider, url: str
 ) -> None:
+    """WS-04."""
     async with connect(provider, url, "/talk", PRICE) as socket:
         await socket.expect("payment-receipt")
         await socket.say("one")
@@ -376,7 +377,7 @@ async def test_an_idle_connection_ends_with_its_receipt(provider: Provider, url:
 
 
 async def test_a_client_that_leaves_pays_for_what_was_sent(provider: Provider, url: str) -> None:
-    """SSE-07 for websockets."""
+    """WS-03, and SSE-07 for websockets."""
     async with connect(provider, url, "/talk", 100 * PRICE) as socket:
         await socket.expect("payment-receipt")
         await socket.say("one")
@@ -389,7 +390,7 @@ async def test_a_client_that_leaves_pays_for_what_was_sent(provider: Provider, u
 
 
 async def test_a_channel_is_closed_over_its_connection(provider: Provider, url: str) -> None:
-    """The client asks, learns what was spent, and signs that."""
+    """WS-06: the client asks, learns what was spent, and signs that."""
     async with connect(provider, url, "/talk", 3 * PRICE) as socket:
         await socket.expect("payment-receipt")
         await socket.say("one")
@@ -465,7 +466,7 @@ async def test_a_giant_frame_ends_the_connection(provider: Provider, url: str) -
 async def test_the_applications_data_is_never_taken_for_payment(
     provider: Provider, url: str
 ) -> None:
-    """A text with a credential in it is a text; a credential in a binary frame is bytes."""
+    """WS-02: a text with a credential in it is a text; one in a binary frame is bytes."""
     async with connect(provider, url, "/talk", 9 * PRICE) as socket:
         await socket.expect("payment-receipt")
         voucher = provider.payer.credential(socket.challenge, provider.payer.voucher(50 * PRICE))
@@ -496,6 +497,7 @@ async def test_a_voucher_of_another_channel_or_signer_is_refused(
 
 
 async def test_a_replayed_voucher_pays_nothing(provider: Provider, url: str) -> None:
+    """WS-05."""
     async with connect(provider, url, "/talk", PRICE) as socket:
         await socket.expect("payment-receipt")
         await socket.say("one")
@@ -520,7 +522,7 @@ async def test_a_first_frame_that_does_not_come_ends_the_connection(
 
 
 async def test_a_flood_of_credentials_ends_the_connection(provider: Provider, url: str) -> None:
-    """Of refused ones after a number, and of any that come faster than they are checked."""
+    """WS-07: refused ones after a number, and any that come faster than they are checked."""
     async with connect(provider, url, "/talk", 9 * PRICE) as socket:
         await socket.expect("payment-receipt")
         for _ in range(CREDENTIALS_REFUSED_MAX + 1):

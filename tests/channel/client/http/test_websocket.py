@@ -200,7 +200,7 @@ async def test_a_conversation_is_paid_for_to_the_base_unit(open_agent: Opener, s
 async def test_a_long_answer_is_paid_for_in_vouchers_and_top_ups_within_the_step(
     open_agent: Opener,
 ) -> None:
-    """F-94: at no time is more signed than what arrived and one step."""
+    """WS-10, F-94: at no time is more signed than what arrived and one step."""
     agent = await open_agent(voucher_step=8, voucher_step_max=8, expected_units=50)
     async with sold(agent) as url, agent.open(url + "/talk") as socket:
         await socket.send("300")
