@@ -31,7 +31,7 @@ from mcp_types import (
 from msgspec.structs import replace
 from pydantic import TypeAdapter
 
-from channel.errors import PaymentOutcomeUnknownError, WireError
+from channel.errors import PaymentOutcomeUnknownError, PeerError, WireError
 from channel.limits import CHALLENGES_PER_RESPONSE_MAX
 from channel.wire.challenge import PAYMENT_AUTHORIZATION, format_challenge
 from channel.wire.credential import Credential, format_credential, parse_credential
@@ -104,16 +104,17 @@ class McpTransport(httpx.AsyncBaseTransport):
             PaymentOutcomeUnknownError: The connection ended after a credential was sent.
             MCPError: It ended before.
         """
-        credential = _read_credential(request.headers)
+        text = _read_field(request.headers)
+        credential = _read_session(text)
         if request.method == "HEAD":
             return await self._manage(request, credential)
         call: Call = request.extensions[CALL]
-        meta = self._build_meta(request.headers, credential)
+        meta = self._build_meta(request.headers, text, credential)
         try:
             call.result, call.error = await call.send(meta), None
         except MCPError as error:
             if error.code in _NO_ANSWER:
-                if credential is None:
+                if text is None:
                     raise
                 key = request.headers.get("Idempotency-Key", "")
                 raise PaymentOutcomeUnknownError(idempotency_key=key, reason=str(error)) from error
@@ -124,14 +125,20 @@ class McpTransport(httpx.AsyncBaseTransport):
             self._openings.pop(credential.payload.channel_id, None)
         return response
 
-    def _build_meta(self, headers: httpx.Headers, credential: Credential | None) -> dict[str, Any]:
-        if credential is None:
+    def _build_meta(
+        self, headers: httpx.Headers, text: str | None, credential: Credential | None
+    ) -> dict[str, Any]:
+        if text is None:
             return {}
-        payload = credential.payload
-        if isinstance(payload, VoucherPayload) and payload.channel_id in self._openings:
-            opening = replace(self._openings[payload.channel_id], voucher=payload.voucher)
-            credential = Credential(credential.challenge, opening, credential.source)
-        meta: dict[str, Any] = {CREDENTIAL: credential_object(format_credential(credential))}
+        payload = None if credential is None else credential.payload
+        if credential is not None and isinstance(payload, VoucherPayload):
+            opening = self._openings.get(payload.channel_id)
+            if opening is not None:
+                opening = replace(opening, voucher=payload.voucher)
+                text = format_credential(
+                    Credential(credential.challenge, opening, credential.source)
+                )
+        meta: dict[str, Any] = {CREDENTIAL: credential_object(text)}
         if "Idempotency-Key" in headers:
             meta[IDEMPOTENCY_KEY] = headers["Idempotency-Key"]
         return meta
@@ -221,10 +228,19 @@ def _build_request(method: str, name: str, meta: Any) -> Any:
     return CallToolRequest(params=CallToolRequestParams(name=name, arguments={}, _meta=meta))
 
 
-def _read_credential(headers: httpx.Headers) -> Credential | None:
+def _read_field(headers: httpx.Headers) -> str | None:
     """Return the credential with which the payer answers, in either field."""
-    values = [headers[name] for name in _FIELDS if name in headers]
-    return parse_credential(values[0]) if values else None
+    return next((headers[name] for name in _FIELDS if name in headers), None)
+
+
+def _read_session(text: str | None) -> Credential | None:
+    """Return a session's credential; None for another intent's, which is sent as it is."""
+    if text is None:
+        return None
+    try:
+        return parse_credential(text)
+    except PeerError:
+        return None
 
 
 def _read_challenges(found: object) -> list[str]:

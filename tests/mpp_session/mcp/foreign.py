@@ -13,6 +13,7 @@ import msgspec
 from mcp import Client, MCPError
 from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
 from mcp.server.mcpserver import MCPServer
+from mcp_types import Completion
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 
 from channel.client.funding.keys import OneKey
@@ -55,6 +56,8 @@ class Stranger:
         """Raised instead of the next result, after that was paid for."""
         self.loses: MCPError | None = None
         """Raised instead of the next answer to a credential, which was charged."""
+        self.sells = "tools/call"
+        """The method whose requests have a price."""
         self.ran = 0
 
     async def __call__(
@@ -64,7 +67,7 @@ class Stranger:
         if ctx.method in ("initialize", "server/discover"):
             return self._described(await call_next(ctx))
         params = ctx.params or {}
-        if ctx.method != "tools/call" or params.get("name") != "search":
+        if ctx.method != self.sells:
             return await call_next(ctx)
         meta = params.get("_meta") or {}
         paid = CREDENTIAL in meta
@@ -126,6 +129,18 @@ async def open_tools(
     @server.tool(structured_output=False)
     async def search(query: str) -> str:
         raise AssertionError(f"the middleware answers: {query}")
+
+    @server.resource("data://free/{name}")
+    async def page(name: str) -> str:
+        return f"page {name}"
+
+    @server.prompt()
+    async def advice(about: str) -> str:
+        return f"Buy {about}."
+
+    @server.completion()  # type: ignore[no-untyped-call,untyped-decorator] # it has no types
+    async def complete(*_: Any) -> Completion:
+        return Completion(values=["bonds"])
 
     async def sleep(_: float) -> None:
         return

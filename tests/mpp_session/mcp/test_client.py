@@ -3,9 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+import httpx
+import msgspec
 import pytest
 from mcp import MCPError, StdioServerParameters
-from mcp_types import CONNECTION_CLOSED
+from mcp_types import CONNECTION_CLOSED, CallToolResult
 
 from channel.errors import (
     ConfigError,
@@ -14,8 +16,11 @@ from channel.errors import (
     PaymentRefusedError,
     ReceiptViolationError,
 )
+from channel.wire.encoding import encode_base64url
 from channel.wire.payload import OpenHash, VoucherPayload
 from mpp_session.mcp.client import server_url
+from mpp_session.mcp.transport import CALL, Call, McpTransport
+from mpp_session.mcp.wire import CREDENTIAL
 from tests.channel.client.conftest import policy_of
 from tests.mpp_session.mcp.foreign import Stranger, open_tools
 from tests.mpp_session.mcp.shop import text
@@ -211,6 +216,33 @@ async def test_a_restart_goes_on_with_the_channel(stranger: Stranger, tmp_path: 
     async with open_tools(stranger, tmp_path) as tools:
         assert await search(tools) == "because"
     assert len(stranger.chain.deposited) == 1
+
+
+async def test_a_credential_of_another_intent_is_sent_as_it_is(
+    stranger: Stranger, tmp_path: Path
+) -> None:
+    """A charge: the payer decides what it pays, and this carries it."""
+    request = encode_base64url(b'{"amount":"5"}')
+    challenge = {"id": "i", "realm": "r", "method": "evm", "intent": "charge", "request": request}
+    credential = {"challenge": challenge, "payload": {"type": "authorization"}}
+    field = "Payment " + encode_base64url(msgspec.json.encode(credential))
+    sent: list[Any] = []
+
+    async def send(meta: Any) -> CallToolResult:
+        sent.append(meta)
+        return CallToolResult(content=[])
+
+    async with open_tools(stranger, tmp_path) as tools:
+        asked = httpx.Request(
+            "POST",
+            "https://api.example/mcp/tools/call/search",
+            headers={"Authorization": field},
+            extensions={CALL: Call(send)},
+        )
+        answer = await McpTransport(tools.client, "https://api.example").handle_async_request(asked)
+    assert answer.status_code == 200
+    plain = {**credential, "challenge": {**challenge, "request": {"amount": "5"}}}
+    assert sent == [{CREDENTIAL: plain}]
 
 
 def test_a_server_has_a_name_in_the_books() -> None:
