@@ -23,7 +23,7 @@ from channel.client.policy.budget import Bound, Budget, LockedBudget, require_wi
 from channel.client.store.charge import ChargeRecord
 from channel.client.store.locks import ChannelLocks
 from channel.client.store.record import ChannelRecord, Scope
-from channel.errors import BudgetExceededError, StoreError, WireError
+from channel.errors import BudgetExceededError, OfferRefusedError, StoreError, WireError
 from channel.files import create_own
 from channel.sql import parse_queries
 from channel.types import Address, ChannelId, ChannelKey, ChannelTerms, TxHash
@@ -215,12 +215,17 @@ class PaymentStore:
 
         Raises:
             BudgetExceededError: It would exceed the budget for the window (F-96).
-            StoreError: A charge with this nonce was stored before.
+            OfferRefusedError: A charge with this nonce was signed before.
         """
 
         def change() -> None:
             if self._execute("has_charge", _charge_key(record)):
-                raise StoreError("an authorization with this nonce was signed before")
+                raise OfferRefusedError(
+                    field="payment of",
+                    asked="an offer that was answered before",
+                    allowed="a fresh one",
+                    origin=record.origin,
+                )
             purpose = _charge_purpose(record)
             require_within(self._bounds(purpose, budget, now), record.amount, record.origin)
             self._count(purpose, record.amount, budget, now)

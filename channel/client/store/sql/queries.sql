@@ -73,20 +73,32 @@ SELECT * FROM charge ORDER BY rowid;
 SELECT * FROM charge WHERE purchase = :purchase ORDER BY rowid;
 
 -- store_charge --
--- Writes a charge; what it pays for never changes.
+-- Writes a charge. One that was only planned may be planned anew for another request.
 INSERT INTO charge VALUES (
     :chain_id, :token, :payer, :nonce, :purchase, :origin, :url, :way, :payee, :amount, :signed_at,
     :valid_before, :idempotency_key, :is_key_given, :header, :credential, :state, :reference
 )
 ON CONFLICT (chain_id, token, payer, nonce) DO UPDATE SET
+    purchase = excluded.purchase,
+    origin = excluded.origin,
+    url = excluded.url,
+    way = excluded.way,
+    payee = excluded.payee,
+    amount = excluded.amount,
+    signed_at = excluded.signed_at,
+    valid_before = excluded.valid_before,
+    idempotency_key = excluded.idempotency_key,
+    is_key_given = excluded.is_key_given,
+    header = excluded.header,
     credential = excluded.credential,
     state = excluded.state,
     reference = excluded.reference;
 
 -- has_charge --
--- Whether this authorization was planned before.
+-- Whether this authorization was signed before, and not only planned.
 SELECT 1 FROM charge
-WHERE chain_id = :chain_id AND token = :token AND payer = :payer AND nonce = :nonce;
+WHERE chain_id = :chain_id AND token = :token AND payer = :payer AND nonce = :nonce
+    AND state <> 'planned';
 
 -- delete_charges --
 -- Deletes the charges that are over for longer than any window.
