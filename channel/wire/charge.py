@@ -11,10 +11,10 @@ import msgspec
 from channel.errors import WireError
 from channel.limits import RECEIPT_BYTES_MAX, REQUEST_PARAM_BYTES_MAX
 from channel.types import Address
-from channel.wire.challenge import METHOD, SCHEME, Challenge, echo_challenge
+from channel.wire.challenge import METHOD, Challenge
+from channel.wire.credential import format_envelope
 from channel.wire.encoding import (
     decode_base64url,
-    encode_base64url,
     format_amount,
     format_checksum_address,
     format_hex,
@@ -91,16 +91,13 @@ def format_charge_credential(
     challenge: Challenge, authorization: TransferAuthorization, signature: bytes, *, chain_id: int
 ) -> str:
     """Return the value of the credential's field for a charge."""
-    envelope = {
-        "challenge": echo_challenge(challenge),
-        "payload": {
-            "type": AUTHORIZATION,
-            **authorization_object(authorization),
-            "signature": format_hex(signature),
-        },
-        "source": f"did:pkh:eip155:{chain_id}:{format_checksum_address(authorization.funder)}",
+    payload = {
+        "type": AUTHORIZATION,
+        **authorization_object(authorization),
+        "signature": format_hex(signature),
     }
-    return f"{SCHEME} {encode_base64url(msgspec.json.encode(envelope))}"
+    source = f"did:pkh:eip155:{chain_id}:{format_checksum_address(authorization.funder)}"
+    return format_envelope(challenge, payload, source)
 
 
 def parse_charge_receipt(text: str) -> str:

@@ -9,7 +9,8 @@ answers.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import msgspec
 
@@ -43,7 +44,15 @@ from channel.wire.payload import (
     parse_payload,
 )
 
-__all__ = ["Credential", "format_credential", "parse_credential", "select_credential"]
+__all__ = [
+    "Credential",
+    "Envelope",
+    "format_credential",
+    "format_envelope",
+    "parse_credential",
+    "parse_envelope",
+    "select_credential",
+]
 
 _PREFIX = f"{SCHEME} "
 _QUOTED = re.compile(r'"(?:[^"\\]++|\\.?)*+"?', re.DOTALL)
@@ -59,6 +68,14 @@ class Credential(Redacted, frozen=True):
     payload: Payload
     source: tuple[int, Address] | None = None
     """Chain id and address of the payer, as the client states them (CRED-02, CRED-03)."""
+
+
+class Envelope(Redacted, frozen=True):
+    """A credential of any method: its payload is not understood."""
+
+    challenge: Challenge
+    payload: Mapping[str, Any]
+    source: str | None = None
 
 
 class _RawVoucher(msgspec.Struct, frozen=True, gc=False, tag_field="action", tag="voucher"):
@@ -175,11 +192,19 @@ def _count_marks(raw: _RawEnvelope) -> int:
     return _MARKS_ALWAYS + 4 * present
 
 
-def _read_envelope(text: bytes) -> Credential:
-    """Return the meaning of a credential's JSON. This parser defines what is valid."""
-    envelope = parse_json_object(text)
+def parse_envelope(header_value: str) -> Envelope:
+    """Return a credential of any method, or raise `WireError`."""
+    envelope = parse_json_object(decode_base64url(_require_token(header_value)))
+    return Envelope(
+        _read_challenge(envelope),
+        required(envelope, "payload", parse_object),
+        optional(envelope, "source", parse_name),
+    )
+
+
+def _read_challenge(envelope: Mapping[str, Any]) -> Challenge:
     echoed = required(envelope, "challenge", parse_object)
-    challenge = Challenge(
+    return Challenge(
         id=required(echoed, "id", parse_name),
         realm=required(echoed, "realm", parse_name),
         method=required(echoed, "method", parse_name),
@@ -187,6 +212,12 @@ def _read_envelope(text: bytes) -> Credential:
         request=required(echoed, "request", parse_name),
         **{name: required(echoed, name, parse_name) for name in _OPTIONAL_SLOTS if name in echoed},
     )
+
+
+def _read_envelope(text: bytes) -> Credential:
+    """Return the meaning of a credential's JSON. This parser defines what is valid."""
+    envelope = parse_json_object(text)
+    challenge = _read_challenge(envelope)
     payload = parse_payload(required(envelope, "payload", parse_object))
     try:
         source = optional(envelope, "source", parse_source)
@@ -203,10 +234,15 @@ def format_credential(credential: Credential) -> str:
     Raises:
         WireError: An amount outside `uint128`.
     """
-    envelope: dict[str, object] = {
-        "challenge": echo_challenge(credential.challenge),
-        "payload": format_payload(credential.payload),
-    }
-    if credential.source is not None:
-        envelope["source"] = format_source(*credential.source)
+    source = None if credential.source is None else format_source(*credential.source)
+    return format_envelope(credential.challenge, format_payload(credential.payload), source)
+
+
+def format_envelope(
+    challenge: Challenge, payload: Mapping[str, object], source: str | None = None
+) -> str:
+    """Return the value of an `Authorization: Payment` field with a payload of any method."""
+    envelope: dict[str, object] = {"challenge": echo_challenge(challenge), "payload": payload}
+    if source is not None:
+        envelope["source"] = source
     return _PREFIX + encode_base64url(msgspec.json.encode(envelope))
