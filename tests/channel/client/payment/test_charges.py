@@ -1,4 +1,4 @@
-"""A charge is signed once for a request, wherever the client stops and whatever it is answered."""
+"""A charge is signed once for a request, wherever the client stops and however it is answered."""
 
 import asyncio
 import base64
@@ -117,8 +117,12 @@ def policy(*pays: Any, **limits: Any) -> Policy:
     return policy_of({"charge_max": PRICE, **limits}, pays=pays or ("charge", "x402"))
 
 
-def stop(*_: Any) -> Any:
+def stop() -> Any:
     raise StoppedError
+
+
+async def stop_signing(digest: bytes) -> bytes:
+    raise StoppedError(digest)
 
 
 @pytest.mark.parametrize("way", ["charge", "x402"])
@@ -132,7 +136,7 @@ async def test_wherever_the_process_stops_the_request_is_paid_once(
     signing = chain.sign
     agent = await open_agent(policy(way), transport=shop)
     if place == "before it is signed":
-        chain.sign = stop  # type: ignore[method-assign]
+        chain.sign = stop_signing  # type: ignore[method-assign]
     elif place == "before it arrives":
         shop.before = stop
     else:

@@ -129,7 +129,7 @@ def test_a_charge_beyond_the_policy_is_refused_with_its_reason(line: str, said: 
     ],
 )
 def test_an_x402_payment_that_cannot_be_made_is_named(terms: Any, said: str) -> None:
-    """O-53: beside an offer of ours, and by itself."""
+    """O-53: beside a session, and by itself."""
     for lines in ([], [format_challenge(challenge_of({"unit_price": 51}))]):
         with pytest.raises(OfferRefusedError) as refused:
             choose_payment(policy(), lines, ORIGIN, NOW, x402=header_of(terms))
