@@ -246,6 +246,7 @@ LOGIN_TRIES_MAX: Final = 10
 EVENT_STREAMS_MAX: Final = 16
 # The dashboard's forms have two short fields.
 FORM_BYTES_MAX: Final = 4096
+FEED_BYTES_MAX: Final = 8 * 1024 * 1024
 
 # Paying clients. What a provider can make one wait for or remember.
 # For the receipt after the end of a stream; without a receipt the stream is still paid.

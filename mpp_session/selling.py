@@ -15,7 +15,7 @@ import signal
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from msgspec.structs import replace
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -35,7 +35,10 @@ from mpp_session.process.os_limits import forbid_core_files
 from mpp_session.process.signals import before_signals
 from mpp_session.settings import Payment, ProviderConfig
 from mpp_session.settings.config import load_provider_config
-from mpp_session.wiring import build_parts
+from mpp_session.wiring import Parts, build_parts
+
+if TYPE_CHECKING:
+    from mpp_session.operated import Operated
 
 __all__ = ["SellingApp", "sell"]
 
@@ -51,6 +54,7 @@ def sell(
     credential_header: Literal["Payment-Authorization"] | None = None,
     discovery: bool = False,
     hooks: Hooks | None = None,
+    admin: bool = False,
 ) -> "SellingApp":
     """Return the application behind a gate that sells `routes`.
 
@@ -66,6 +70,8 @@ def sell(
             what the application serves there; see the settings `[discovery]`.
         hooks: Called for every challenge, refusal, deposit, charge, receipt, settlement and alarm:
             see `Hooks`.
+        admin: Whether the server opens the operator's port, with dashboard, metrics and health: see
+            the settings `[admin]`. Each process of a server opens its own.
     """
     return SellingApp(
         app,
@@ -73,6 +79,7 @@ def sell(
         load=lambda: _load(config, devnet, credential_header),
         discovery=discovery,
         hooks=hooks,
+        admin=admin,
     )
 
 
@@ -107,12 +114,14 @@ class SellingApp:
         load: Callable[[], ProviderConfig],
         discovery: bool = False,
         hooks: Hooks | None = None,
+        admin: bool = False,
     ) -> None:
         self._app = app
         self._routes = routes
         self._load = load
         self._discovery = discovery
         self._hooks = hooks
+        self._admin = admin
         self._entry: PaymentGate | DiscoverySite | None = None
         self.gate: PaymentGate | None = None
         """Receives the requests while the ledger is open."""
@@ -179,6 +188,8 @@ class SellingApp:
                 config = await asyncio.to_thread(self._load)  # it reads files
                 parts = await open_.enter_async_context(build_parts(config))
                 routes = [_with_settings(route, config.payment) for route in self._routes]
+                operated = await _operate(parts, self._hooks) if self._admin else None
+                hooks = self._hooks if operated is None else operated.hooks
                 gate = PaymentGate(
                     self._app,
                     engine=parts.engine,
@@ -186,18 +197,27 @@ class SellingApp:
                     unit=parts.unit,
                     limits=config.limits.of_gate(),
                     rails=parts.rails,
-                    hooks=self._hooks,
+                    hooks=hooks,
+                    ready=None if operated is None else operated.require_sales,
                 )
-                if self._hooks is not None:
+                if operated is None and self._hooks is not None:
                     books = BooksView(HookCalls(self._hooks), now=parts.clock.now)
                     books.listen_to(parts.watcher)
                 is_described = self._discovery and config.discovery.enabled
                 entry = _describe(gate, config) if is_described else gate
+                guarding = dict(parts.background())
+                if operated is not None:
+                    guarding |= await open_.enter_async_context(
+                        operated.open(
+                            gate,
+                            lambda: entry.service if isinstance(entry, DiscoverySite) else None,
+                        )
+                    )
             except Exception as error:  # noqa: BLE001 - a server reads an exception as no lifespan
                 await send(_failed(error))
                 return
             guards = await open_.enter_async_context(Tasks())
-            for name, work in parts.background().items():
+            for name, work in guarding.items():
                 guards.start(work, name=name).add_done_callback(_stop_server)
             # A server waits for its streams before it announces its shutdown (O-32).
             open_.enter_context(before_signals(parts.engine.end_streams))
@@ -209,6 +229,13 @@ class SellingApp:
         # The ledger is closed before the server hears that shutdown is complete.
         if ended is not None:
             await send(ended)
+
+
+async def _operate(parts: Parts, hooks: Hooks | None) -> "Operated":
+    """Return what the operator's port shows; its modules are imported only if it is wanted."""
+    from mpp_session.operated import Operated  # noqa: PLC0415
+
+    return await Operated.build(parts, hooks)
 
 
 def _describe(gate: PaymentGate, config: ProviderConfig) -> DiscoverySite:

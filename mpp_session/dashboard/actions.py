@@ -19,7 +19,7 @@ from channel.errors import BadRequestError, ConfigError
 from channel.types import TokenUnit
 from mpp_session.dashboard.answers import redirect, send_page
 from mpp_session.dashboard.doors import Handler
-from mpp_session.dashboard.feed import Feed
+from mpp_session.dashboard.gather import Feeds
 from mpp_session.dashboard.html import Markup, el
 from mpp_session.dashboard.layout import Frame, page
 from mpp_session.dashboard.pages.actions import (
@@ -62,7 +62,7 @@ class Actions:
         engine: Engine,
         journal: SettlerJournal,
         sales: Sales,
-        feed: Feed,
+        feeds: Feeds,
         unit: TokenUnit,
         reload_prices: Callable[[], Awaitable[None]] | None,
     ) -> None:
@@ -70,7 +70,7 @@ class Actions:
         self._engine = engine
         self._journal = journal
         self._sales = sales
-        self._feed = feed
+        self._feeds = feeds
         self._unit = unit
         self._reload_prices = reload_prices
 
@@ -116,7 +116,8 @@ class Actions:
             await self._sales.pause()
             _log.warning("the operator has paused sales")
             return redirect("/?done=pause")
-        return _ask(frame, "Pause sales?", pause_page(frame, len(self._feed.live)))
+        seen = await self._feeds.read()
+        return _ask(frame, "Pause sales?", pause_page(frame, len(seen.live)))
 
     async def _resume(self, request: Request, frame: Frame) -> Response:
         if request.method == "POST":

@@ -2,7 +2,7 @@
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, TypeVar
 
 import msgspec
@@ -19,7 +19,7 @@ from channel.http.hooks import (
 from channel.types import Address, ChannelId
 from mpp_session.dashboard.show import count, usage_text
 
-__all__ = ["CYCLES_KEPT", "RUNNING_KEPT", "Cycle", "Feed", "Live", "Refused", "Step"]
+__all__ = ["CYCLES_KEPT", "RUNNING_KEPT", "Cycle", "Feed", "Live", "Refused", "Seen", "Step"]
 
 CYCLES_KEPT: Final = 200
 RUNNING_KEPT: Final = 1000
@@ -80,6 +80,10 @@ class Cycle(msgspec.Struct, kw_only=True):
     """`challenged`, `running`, `paid`, `managed`, `refused`, `left` or `failed`."""
     status: int | None = None
     cost: int = 0
+    issued: list[str] = msgspec.field(default_factory=list)
+    """The ids of the challenges that it was answered with."""
+    answers: str | None = None
+    """The id of a challenge that another process may have issued: this one did not."""
     vouchers: int = 0
     """Accepted by requests of their own while it ran."""
     voucher_at: float = 0.0
@@ -104,6 +108,18 @@ class Refused(msgspec.Struct, kw_only=True):
     channel_id: ChannelId | None = None
 
 
+class Seen(msgspec.Struct, kw_only=True):
+    """What one or several processes have seen, the oldest first."""
+
+    started_at: float
+    live: list[Live]
+    cycles: list[Cycle]
+    refused: list[Refused]
+    earned: dict[int, int]
+    """Base units that became durable, by hour since 1970."""
+    paid_requests: int
+
+
 class Feed(Hooks):
     """Keeps what the dashboard shows of this process. Each list is bounded."""
 
@@ -124,14 +140,24 @@ class Feed(Hooks):
         self._paying: OrderedDict[ChannelId, Cycle] = OrderedDict()
         """The newest of them, by channel."""
 
+    def read(self) -> Seen:
+        """Return all that is kept."""
+        return Seen(
+            started_at=self.started_at,
+            live=list(self.live.values()),
+            cycles=list(self.cycles.values()),
+            refused=list(self.refused.values()),
+            earned=dict(self.earned),
+            paid_requests=self.paid_requests,
+        )
+
     def on_challenge(self, event: ChallengeEvent) -> None:
         """See `Hooks.on_challenge`."""
         cycle = self._begin(event)
         cycle.status = event.status
         cycle.add("Request", event.received, event.route)
         cycle.add(str(event.status), event.monotonic, _offers(len(event.issued)))
-        for each in event.issued:
-            self._challenged[each] = cycle
+        self._await(cycle, event.issued)
 
     def on_refusal(self, event: RefusalEvent) -> None:
         """See `Hooks.on_refusal`."""
@@ -150,8 +176,7 @@ class Feed(Hooks):
             f"{event.status} {name}: {event.detail}" if event.detail else f"{event.status} {name}"
         )
         cycle.add("Refused", event.monotonic, text, is_fault=True)
-        for each in event.issued:
-            self._challenged[each] = cycle
+        self._await(cycle, event.issued)
         self._end(event)
 
     def on_open(self, event: OpenEvent) -> None:
@@ -214,6 +239,12 @@ class Feed(Hooks):
             return None
         return self._paying.get(event.channel_id)
 
+    def _await(self, cycle: Cycle, issued: Sequence[str]) -> None:
+        """Continue a cycle with the request that answers one of these challenges."""
+        cycle.issued = list(issued)
+        for each in issued:
+            self._challenged[each] = cycle
+
     def _begin(self, event: RequestEvent) -> Cycle:
         self._number += 1
         cycle = self.cycles[self._number] = Cycle(
@@ -251,6 +282,7 @@ class Feed(Hooks):
             found.add("Credential", event.received, "answers the challenge")
             return found
         cycle = self._begin(event)
+        cycle.answers = event.challenge_id
         cycle.add("Credential", event.received, "under an earlier challenge")
         return cycle
 

@@ -7,7 +7,7 @@ from mpp_session.dashboard.show import ago, count
 from mpp_session.operator.doctor import Check, Verdict
 from mpp_session.operator.status import Level, Status
 
-__all__ = ["judge_health"]
+__all__ = ["judge_health", "judge_model"]
 
 _KINDS: Final = {Level.FINE: "good", Level.WARNING: "warn", Level.CRITICAL: "bad"}
 _TOWERS: Final = {
@@ -19,29 +19,32 @@ _TOWERS: Final = {
 _OLD_LOOK_S: Final = 120
 
 
+def judge_model(fault: str | None) -> Health:
+    """Return the health of a model server from why it does not answer; None if it does."""
+    if fault is None:
+        return Health(name="Model server", state="answers", kind="good")
+    return Health(name="Model server", state="away", kind="bad", detail=fault)
+
+
 def judge_health(
-    status: Status | str, model_server: str | None, tower: Check
+    status: Status | str, model: Health | None, tower: Check
 ) -> tuple[tuple[tuple[str, str], ...], tuple[Health, ...]]:
     """Return the findings, by kind and text, and the parts that must work.
 
-    `status` is a text where it could not be read; `model_server` is why that does not answer;
+    `status` is a text where it could not be read; `model` is the model server's, if there is one;
     `tower` is what the doctor finds of the watchtower.
     """
-    model = (
-        Health(name="Model server", state="answers", kind="good")
-        if model_server is None
-        else Health(name="Model server", state="away", kind="bad", detail=model_server)
-    )
+    models = () if model is None else (model,)
     if isinstance(status, str):
         database = Health(name="Database", state="away", kind="bad", detail=status)
-        return (("bad", status),), (database, model)
+        return (("bad", status),), (database, *models)
     findings = tuple((_KINDS[each.level], each.text) for each in status.findings)
     database = Health(name="Database", state="answers", kind="good")
     return findings, (
         _settler(status),
         _chain(status),
         database,
-        model,
+        *models,
         _tower(tower),
     )
 

@@ -1,25 +1,22 @@
-"""Revenue from the ledger's accounts: by hour, and the newest charges.
+"""Revenue from the ledger's accounts, by hour.
 
 The accounts are of every process and outlive a restart. They are read once, and then only what was
 added. A request has its row once it has ended.
 """
 
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Final
 
 from channel.ledger.accounts import ChargeRow
 from channel.ledger.interface import Ledger
 from channel.state.charges import ChargeOutcome
-from channel.types import ChannelId
 from mpp_session.settings import ProviderConfig, parse_address
 
-__all__ = ["CHARGES_KEPT", "HOUR_S", "Revenue"]
+__all__ = ["HOUR_S", "Revenue"]
 
 HOUR_S: Final = 3600
-CHARGES_KEPT: Final = 20_000
-"""Charges of all channels that are kept for the pages of channels."""
 _SHOWN_HOURS: Final = 48
 _PAGES_AT_A_LOOK: Final = 20
 _NO_REQUEST: Final = frozenset({ChargeOutcome.BEFORE, ChargeOutcome.REPAIRED})
@@ -39,7 +36,6 @@ class Revenue:
         )
         self._now = now
         self._after: ChargeRow | None = None
-        self._charges: deque[ChargeRow] = deque(maxlen=CHARGES_KEPT)
         self.is_kept = config.ledger.charges
         """Whether the ledger keeps accounts."""
         self.by_hour: Counter[int] = Counter()
@@ -64,14 +60,9 @@ class Revenue:
         for hour in [each for each in self.by_hour if each * HOUR_S < oldest]:
             del self.by_hour[hour]
 
-    def of_channel(self, channel_id: ChannelId) -> list[ChargeRow]:
-        """Return the kept charges of a channel, the newest first."""
-        return [row for row in reversed(self._charges) if row.key.channel_id == channel_id]
-
     def _add(self, rows: Iterable[ChargeRow]) -> None:
         for row in rows:
             if (row.key.chain_id, row.key.escrow, row.payee) != self._place:
                 continue
-            self._charges.append(row)
             if row.outcome not in _NO_REQUEST:
                 self.by_hour[row.at // HOUR_S] += row.amount

@@ -5,10 +5,11 @@ from.
 """
 
 import asyncio
+import re
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
@@ -24,8 +25,10 @@ from mpp_session.dashboard.access import Access
 from mpp_session.dashboard.actions import NOTICES, Actions
 from mpp_session.dashboard.answers import HEADERS, refuse, send_page
 from mpp_session.dashboard.doors import Doors
-from mpp_session.dashboard.feed import Feed
-from mpp_session.dashboard.health import judge_health
+from mpp_session.dashboard.feed import Seen
+from mpp_session.dashboard.gather import Feeds
+from mpp_session.dashboard.health import judge_health, judge_model
+from mpp_session.dashboard.history import History
 from mpp_session.dashboard.html import Child
 from mpp_session.dashboard.layout import Frame, page
 from mpp_session.dashboard.live import events
@@ -51,6 +54,8 @@ from settlement.tx.journal.interface import OrderName, SettlerJournal
 
 __all__ = ["Dashboard"]
 
+_MOMENT: Final = re.compile("[0-9]{1,12}")
+
 
 class Dashboard:
     """The dashboard of one gateway. `routes` goes to the admin port."""
@@ -63,13 +68,12 @@ class Dashboard:
         engine: Engine,
         journal: SettlerJournal,
         sales: Sales,
-        feed: Feed,
+        feeds: Feeds,
         access: Access,
         unit: TokenUnit | None,
-        processes: int = 1,
         prices: Callable[[], Sequence[PriceShown]] = tuple,
         reload_prices: Callable[[], Awaitable[None]] | None = None,
-        model_server: Callable[[], str | None] = lambda: None,
+        model_server: Callable[[], str | None] | None = None,
     ) -> None:
         """Show one provider's business.
 
@@ -79,22 +83,22 @@ class Dashboard:
             engine: Decides the close of a channel.
             journal: The settler's, where orders are placed.
             sales: Whether the gateway sells.
-            feed: What its gate reports.
+            feeds: Reads what the gates of all processes report.
             access: Checks tokens and sessions.
             unit: How to write amounts; base units if None.
-            processes: How many processes serve; only one of them feeds the lists of requests.
             prices: Returns the rows of today's prices.
             reload_prices: Reads the prices again, or raises why not; None if nothing can.
-            model_server: Returns why the model server does not answer, or None.
+            model_server: Returns why the model server does not answer, or None;
+                None if there is none.
         """
         self._config = config
         self._reader = Reader(config, ledger, journal)
         self._revenue = Revenue(config, ledger)
+        self._history = History(ledger)
         self._journal = journal
         self._sales = sales
-        self._feed = feed
+        self._feeds = feeds
         self._unit = unit or BASE_UNITS
-        self._processes = processes
         self._prices_now = prices
         self._model_server = model_server
         self._event_streams = 0
@@ -109,7 +113,7 @@ class Dashboard:
             engine=engine,
             journal=journal,
             sales=sales,
-            feed=feed,
+            feeds=feeds,
             unit=self._unit,
             reload_prices=reload_prices,
         )
@@ -155,20 +159,21 @@ class Dashboard:
     async def _overview(self, request: Request, frame: Frame) -> Response:
         status = await self._reader.status()
         found = await self._reader.channels(open_only=True)
+        seen = await self._feeds.read()
         tower = await asyncio.to_thread(check_watchtower, self._config)
-        findings, health = judge_health(status, self._model_server(), tower)
+        model = None if self._model_server is None else judge_model(self._model_server())
+        findings, health = judge_health(status, model, tower)
         data = Overview(
             now=time.time(),
             unit=self._unit,
-            earned=await self._earned(),
-            earned_since=None if self._revenue.is_kept else self._feed.started_at,
+            earned=await self._earned(seen),
+            earned_since=None if self._revenue.is_kept else seen.started_at,
             at_risk=found.at_risk,
             open_channels=len(found.states),
-            paid_requests=self._feed.paid_requests,
-            live=tuple(self._feed.live.values()),
+            paid_requests=seen.paid_requests,
+            live=tuple(seen.live),
             findings=findings,
             health=health,
-            processes=self._processes,
             is_paused=frame.is_paused,
         )
         return self._send(request, frame, "Overview", overview(data))
@@ -187,10 +192,16 @@ class Dashboard:
             for each in await self._reader.settlements()
             if any(entry.channel_id == channel_id for entry in each.entries)
         ]
-        kept = [each for each in self._feed.cycles.values() if each.channel_id == channel_id]
-        await self._revenue.look()
-        charges = self._revenue.of_channel(channel_id) if self._revenue.is_kept else None
-        content = channel(state, sent, kept, self._unit, time.time(), charges=charges)
+        seen = await self._feeds.read()
+        kept = [each for each in seen.cycles if each.channel_id == channel_id]
+        before = request.query_params.get("before", "")
+        history = None
+        if self._revenue.is_kept:
+            moment = int(before) if _MOMENT.fullmatch(before) else None
+            history = await self._history.read(state.key, moment)
+        content = channel(
+            state, sent, kept, self._unit, time.time(), history=history, is_newest=not before
+        )
         return self._send(request, frame, "Channel", content)
 
     async def _settlements(self, request: Request, frame: Frame) -> Response:
@@ -200,16 +211,16 @@ class Dashboard:
         return self._send(request, frame, "Settlements", content)
 
     async def _refusals(self, request: Request, frame: Frame) -> Response:
-        kept = list(self._feed.refused.values())
-        content = refusals(kept, time.time(), self._feed.started_at)
+        seen = await self._feeds.read()
+        content = refusals(seen.refused, time.time(), seen.started_at)
         return self._send(request, frame, "Refusals", content)
 
     async def _prices(self, request: Request, frame: Frame) -> Response:
         return self._send(request, frame, "Prices", prices(self._prices_now()))
 
     async def _cycles(self, request: Request, frame: Frame) -> Response:
-        kept = list(self._feed.cycles.values())
-        content = cycles(kept, self._unit, processes=self._processes)
+        seen = await self._feeds.read()
+        content = cycles(seen.cycles, self._unit)
         return self._send(request, frame, "Payment cycles", content)
 
     # Events.
@@ -231,25 +242,25 @@ class Dashboard:
         finally:
             self._event_streams -= 1
 
-    async def _earned(self) -> Mapping[int, int]:
+    async def _earned(self, seen: Seen) -> Mapping[int, int]:
         """Return base units by hour since 1970; what running streams have cost is in this hour."""
         if not self._revenue.is_kept:
-            return self._feed.earned
+            return seen.earned
         await self._revenue.look()
-        running = sum(each.cost for each in self._feed.live.values())
+        running = sum(each.cost for each in seen.live)
         return self._revenue.by_hour + Counter({int(time.time() // HOUR_S): running})
 
     async def _read_live(self) -> dict[str, Any]:
         """Return what the event stream sends: texts by figure, and the live streams."""
         found = await self._reader.channels(open_only=True)
-        now, feed = time.time(), self._feed
-        revenue = sum_of_day(await self._earned(), now)
-        newest = list(feed.live.values())[-STREAMS_SHOWN:][::-1]
+        now, seen = time.time(), await self._feeds.read()
+        revenue = sum_of_day(await self._earned(seen), now)
+        newest = seen.live[-STREAMS_SHOWN:][::-1]
         return {
             "figures": {
                 "revenue": self._unit.format(revenue),
                 "at_risk": self._unit.format(found.at_risk),
-                "live": f"{len(feed.live):,}",
+                "live": f"{len(seen.live):,}",
                 "channels": f"{len(found.states):,}",
             },
             "streams": [

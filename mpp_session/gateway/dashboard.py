@@ -1,68 +1,42 @@
-"""Builds the dashboard of a gateway from the gateway's parts."""
+"""Builds the dashboard of a gateway: its price table, and how its prices are reloaded."""
 
 import asyncio
-import logging
 from functools import partial
 from pathlib import Path
-from typing import Final
 
-from starlette.routing import Route
+from starlette.routing import BaseRoute
 
 from channel.errors import ConfigError
 from channel.types import TokenUnit
-from mpp_session.dashboard.access import Access
-from mpp_session.dashboard.feed import Feed
+from mpp_session.dashboard.build import build_dashboard, state_folder
+from mpp_session.dashboard.gather import Feeds
 from mpp_session.dashboard.pages.prices import PriceShown
-from mpp_session.dashboard.site import Dashboard
-from mpp_session.dashboard.token_file import read_or_make_token
 from mpp_session.gateway.app import Gateway
 from mpp_session.prices.table import Listing
 from mpp_session.process.control_file import reload_running
 from mpp_session.process.sales import Sales
-from mpp_session.settings import Config, Secret, describe_tariff
-from mpp_session.settings.config import default_state_dir
+from mpp_session.settings import Secret, describe_tariff
 from mpp_session.wiring import Parts
 
-__all__ = ["TOKEN_FILE", "build_dashboard"]
-
-_log: Final = logging.getLogger(__name__)
-
-TOKEN_FILE: Final = "dashboard.token"  # noqa: S105 - a name
+__all__ = ["build_gateway_dashboard"]
 
 
-async def build_dashboard(
-    config: Config, parts: Parts, gateway: Gateway, *, feed: Feed, sales: Sales
-) -> tuple[list[Route], Secret | None]:
-    """Return the routes of the dashboard, and its log-in token.
-
-    Without a dashboard, because the operator's port is switched off: no route, and None.
+async def build_gateway_dashboard(
+    parts: Parts, gateway: Gateway, *, feeds: Feeds, sales: Sales
+) -> tuple[list[BaseRoute], Secret | None]:
+    """Return the routes of the dashboard, and its log-in token: see `build_dashboard`.
 
     Raises:
         ConfigError: The file of the log-in token cannot be used.
     """
-    if not config.admin.enabled or not parts.is_first:
-        return [], None
-    token, state_dir = config.admin.token, config.ledger.state_dir
-    folder = Path(state_dir) if state_dir else default_state_dir()
-    if token is None:
-        path = folder / TOKEN_FILE
-        token = await asyncio.to_thread(read_or_make_token, path)
-        _log.info("the dashboard's log-in token is in %s", path)
-    dashboard = Dashboard(
-        config,
-        ledger=parts.ledger,
-        engine=parts.engine,
-        journal=parts.journal,
+    return await build_dashboard(
+        parts,
+        feeds=feeds,
         sales=sales,
-        feed=feed,
-        access=Access(token),
-        unit=parts.unit,
-        processes=config.listen.workers,
         prices=lambda: [_show(listing, parts.unit) for listing in gateway.prices.table.listings],
-        reload_prices=partial(_reload, folder, config.ledger.url),
+        reload_prices=partial(_reload, state_folder(parts), parts.config.ledger.url),
         model_server=lambda: gateway.model_server_fault,
     )
-    return dashboard.routes, token
 
 
 async def _reload(folder: Path, ledger_url: str) -> None:

@@ -7,6 +7,7 @@ import math
 import socket
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
 import uvicorn
@@ -18,12 +19,13 @@ from channel.http.hooks import Fanout, Hooks
 from channel.limits import ACCEPTED_TOGETHER_MAX, HEAD_BYTES_MAX
 from channel.tasks import Tasks
 from mpp_session.dashboard.feed import Feed
+from mpp_session.dashboard.gather import Feeds, serve_feed
 from mpp_session.discovery.operator_page import form_route
 from mpp_session.errors import CommandError
 from mpp_session.gateway.app import Gateway
 from mpp_session.gateway.connections import SWEEP_TICKS, Door, connections_max, protocol
 from mpp_session.gateway.crosscheck import Difference
-from mpp_session.gateway.dashboard import build_dashboard
+from mpp_session.gateway.dashboard import build_gateway_dashboard
 from mpp_session.gateway.operator_port import open_operator_port
 from mpp_session.gateway.reloading import PriceReloads, ReadPrices
 from mpp_session.gateway.sockets import bind, listen, listening_url
@@ -39,6 +41,7 @@ from mpp_session.process.os_limits import raise_open_files
 from mpp_session.process.sales import Sales
 from mpp_session.process.signals import reload_on_hangup, stop_at_eof, stop_on_signals
 from mpp_session.settings import Config, Listen
+from mpp_session.settings.config import counts_folder
 from mpp_session.wiring import build_parts
 
 __all__ = ["run_gateway", "serve_on"]
@@ -115,8 +118,9 @@ async def serve_on(
         await sales.look()
         counted = CollectorRegistry()
         metrics = PrometheusHooks(counted)
-        shows = config.admin.enabled and parts.is_first
-        hooks: Hooks = Fanout(metrics, feed) if shows else metrics
+        shared = counts_folder()
+        folder = None if shared is None else Path(shared)
+        hooks: Hooks = Fanout(metrics, feed) if config.admin.enabled else metrics
         if tracing is not None:
             hooks = Fanout(hooks, tracing.hooks)
         gateway = Gateway(
@@ -139,7 +143,9 @@ async def serve_on(
         )
         parts.ledger.report_commits(metrics.count_commit)
         pages = HealthPages(observed.health, is_public=True)
-        routes, token = await build_dashboard(config, parts, gateway, feed=feed, sales=sales)
+        routes, token = await build_gateway_dashboard(
+            parts, gateway, feeds=Feeds(feed, folder, config.listen.workers), sales=sales
+        )
         site: ASGIApp = HealthSite(gateway, pages)
         server = _build_server(site if tracing is None else tracing.wrap(site), config.listen)
         collect_seldom()
@@ -155,6 +161,7 @@ async def serve_on(
                 **parts.background(),
                 **observed.background(),
                 **operator_port,
+                **_tell_first(config, feed, folder, number),
                 "keeping consistent books": _fail_when(broken),
                 "watching for a pause of sales": sales.run(),
                 "watching the model server": gateway.watch_model_server(),
@@ -165,6 +172,15 @@ async def serve_on(
                 await _run_until(stopping, serving, guards, stop=partial(_stop, server, gateway))
             finally:
                 _log.info("stopped; %d voucher signatures checked", parts.engine.signatures_checked)
+
+
+def _tell_first(
+    config: Config, feed: Feed, folder: Path | None, number: int
+) -> Mapping[str, Coroutine[Any, Any, None]]:
+    """Return the task that tells the first worker what this one sells; none in the first."""
+    if folder is None or not number or not config.admin.enabled:
+        return {}
+    return {"telling the dashboard": serve_feed(feed, folder, number)}
 
 
 def _count_difference(metrics: PrometheusHooks, found: Difference) -> None:

@@ -130,7 +130,8 @@ class HealthSite:
 class HealthPages:
     """Answers `/healthz` and `/readyz`.
 
-    `/readyz` is 200 if everything works that selling needs, and 503 otherwise. `/healthz` is 200
+    `/readyz` is 200 if everything works that selling needs, and 503 otherwise. The body of both
+    says `degraded` if any part is down. `/healthz` is 200
     as long as this process answers: restarting it would repair nothing that its body shows.
     """
 
@@ -147,16 +148,16 @@ class HealthPages:
             return
         await self._health.look()
         asks_ready = scope["path"].endswith("/readyz")
-        is_ok = self._health.is_ready if asks_ready else self._health.is_whole
-        status = _DOWN if asks_ready and not is_ok else _OK
-        await _send(send, status, self._body(is_ok=is_ok), [], is_head=is_head)
+        status = _DOWN if asks_ready and not self._health.is_ready else _OK
+        await _send(send, status, self._body(), [], is_head=is_head)
 
-    def _body(self, *, is_ok: bool) -> bytes:
+    def _body(self) -> bytes:
         parts: dict[str, object] = {}
         for name, part in self._health.last.items():
             word = "ok" if part.is_ok else "down"
             parts[name] = word if self._is_public or part.is_ok else f"{word}: {part.why}"
-        return msgspec.json.encode({"status": "ok" if is_ok else "degraded", "parts": parts})
+        status = "ok" if self._health.is_whole else "degraded"
+        return msgspec.json.encode({"status": status, "parts": parts})
 
 
 async def _send(

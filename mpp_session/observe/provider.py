@@ -22,7 +22,8 @@ __all__ = ["Observed"]
 _CHAIN_AWAY_S: Final = 60.0
 """As the alarm `chain-away`."""
 _NEEDED: Final = frozenset({"database", "chain", "model_server"})
-"""Nothing can be sold without them. Without a settler it can, up to the bounds of exposure."""
+"""Nothing can be sold without them. Without a settler it can, up to the bounds of exposure, to
+payers who pay the gas of their deposits."""
 _UNSOUND: Final = frozenset({AlarmKind.BOOKS_UNSAFE, AlarmKind.BOOKS_AWAY})
 
 
@@ -55,7 +56,9 @@ class Observed:
         }
         if model_server is not None:
             checks["model_server"] = model_server
-        self.health = Health(checks, needed=_NEEDED & checks.keys())
+        # The settler sends the deposits whose gas the payee pays: without it no payer can begin.
+        begins = {"settler"} if parts.config.sponsoring.fee_payer else set()
+        self.health = Health(checks, needed=(_NEEDED | begins) & checks.keys())
         self._registry = registry
         self._gauges = ProviderGauges(
             books=self.books,

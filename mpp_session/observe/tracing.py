@@ -18,6 +18,7 @@ from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, Statu
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from channel.http.asgi import Headers
 from channel.http.hooks import (
     ChallengeEvent,
     Hooks,
@@ -59,7 +60,10 @@ def open_provider() -> TracerProvider:
 
 
 class TracingSite:
-    """Opens a span for each request, as a child of the client's span if it names one."""
+    """Opens a span for each request, as a child of the client's span if it names one.
+
+    The application's headers name the new span, so that what it asks for is traced below it.
+    """
 
     def __init__(self, app: ASGIApp, provider: TracerProvider) -> None:
         self._app = app
@@ -90,15 +94,23 @@ class TracingSite:
                     span.set_status(Status(StatusCode.ERROR))
             await send(message)
 
+        inner = {**scope, "headers": self._with_parent(scope["headers"], span)}
         with trace.use_span(span, record_exception=False, set_status_on_exception=False):
             try:
-                await self._app(scope, receive, send_traced)
+                await self._app(inner, receive, send_traced)
             except BaseException as error:
                 span.set_attribute("error.type", type(error).__name__)
                 span.set_status(Status(StatusCode.ERROR))
                 raise
             finally:
                 span.end()
+
+    def _with_parent(self, headers: Headers, span: Span) -> Headers:
+        """Return headers that name this span as the parent, for the model server behind it."""
+        carrier: dict[str, str] = {}
+        self._propagator.inject(carrier, trace.set_span_in_context(span))
+        named = [(name.encode(), value.encode()) for name, value in carrier.items()]
+        return [*(each for each in headers if each[0] not in _PARENT), *named]
 
 
 class TraceHooks(Hooks):

@@ -83,6 +83,7 @@ class ProviderConfig(SettlerConfig, frozen=True, kw_only=True):
     payment: Payment
     discovery: Discovery = Discovery()
     limits: Limits = Limits()
+    admin: Admin = Admin()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -106,7 +107,6 @@ class Config(ProviderConfig, frozen=True, kw_only=True):
     upstream: Upstream
     prices: Prices = Prices()
     listen: Listen = Listen()
-    admin: Admin = Admin()
 
     @property
     def price_rows(self) -> tuple[PriceRow, ...]:

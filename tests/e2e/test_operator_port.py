@@ -21,6 +21,7 @@ from tests.waiting import PATIENCE_S, until
 pytestmark = pytest.mark.timeout(180)
 
 DEPOSIT = 1_000_000
+TOKEN = "token-" * 6  # 32 characters or more
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
@@ -164,11 +165,24 @@ def revenue_of(worker: int) -> float:
     return float(sum(value for key, value, *_ in counts if "revenue" in key))
 
 
+async def shows_paid_cycles(seen: Observed, number: int) -> bool:
+    """Wait until the dashboard's page of payment cycles shows so many paid requests."""
+    async with httpx.AsyncClient(base_url=seen.admin_url, trust_env=False) as operator:
+        await operator.post("/login", data={"token": TOKEN})
+
+        async def shows() -> bool:
+            return (await operator.get("/cycles")).text.count(">paid<") == number
+
+        await until(shows)
+    return True
+
+
 async def test_two_workers_are_added_up_and_a_killed_one_is_not_forgotten(
     customer: Customer, postgres_url: str, tmp_path: Path
 ) -> None:
     async with model_server() as model:
-        seen = build(customer, model, tmp_path, LEDGER_URL=postgres_url, LISTEN_WORKERS="2")
+        changes = {"LEDGER_URL": postgres_url, "LISTEN_WORKERS": "2", "ADMIN_TOKEN": TOKEN}
+        seen = build(customer, model, tmp_path, **changes)
         async with seen.gateway.running():
 
             def served() -> list[int]:
@@ -188,6 +202,7 @@ async def test_two_workers_are_added_up_and_a_killed_one_is_not_forgotten(
             while not all(revenue_of(worker) for worker in served()):
                 await buy()
             assert await has(seen, "revenue_base_units_total", 3 * bought * PRICE, model="")
+            assert await shows_paid_cycles(seen, bought)
             os.kill(served()[1], signal.SIGKILL)
             await until(lambda: len(served()) >= 3)
             assert await has(seen, "revenue_base_units_total", 3 * bought * PRICE, model="")

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from typing import Final
 
-from channel.ledger.accounts import ChargeRow
 from channel.state.channel_state import ChannelState, ReservationKind
 from channel.state.charges import ChargeOutcome
 from channel.types import TokenUnit
 from mpp_session.dashboard.feed import Cycle
+from mpp_session.dashboard.history import HistoryPage
 from mpp_session.dashboard.html import Child, Markup, el, join
 from mpp_session.dashboard.pages.cycles import timeline
 from mpp_session.dashboard.pages.settlements import settlement_table
@@ -17,7 +17,6 @@ from mpp_session.dashboard.show import (
     amount,
     badge,
     clock_time,
-    count,
     empty,
     figure,
     numbers,
@@ -28,9 +27,8 @@ from mpp_session.dashboard.show import (
 )
 from settlement.settle.schedule import value_at_risk
 
-__all__ = ["CHARGES_SHOWN", "channel"]
+__all__ = ["channel"]
 
-CHARGES_SHOWN: Final = 200
 _OUTCOMES: Final = {
     ChargeOutcome.DONE: "good",
     ChargeOutcome.LEFT: "warn",
@@ -48,9 +46,10 @@ def channel(
     unit: TokenUnit,
     now: float,
     *,
-    charges: Sequence[ChargeRow] | None = None,
+    history: HistoryPage | None = None,
+    is_newest: bool = True,
 ) -> Markup:
-    """Return the page's content; `charges` is None if the ledger keeps no accounts."""
+    """Return the page's content; `history` is None if the ledger keeps no accounts."""
     at_risk = 0 if state.is_finalized else value_at_risk(state)
     return join(
         el("p", whole_id(state.key.channel_id), " ", badge(*name_state(state))),
@@ -73,7 +72,7 @@ def channel(
                 "The settler settles once enough is unsettled, or for long enough.",
             ),
         ),
-        section("Charges", _charges(charges, unit)),
+        section("Charges", _charges(state, history, unit, is_newest=is_newest)),
         section(
             "Requests",
             el("ol", [timeline(each, unit) for each in reversed(cycles)], class_="cycles")
@@ -86,16 +85,16 @@ def channel(
     )
 
 
-def _charges(charges: Sequence[ChargeRow] | None, unit: TokenUnit) -> Markup:
-    if charges is None:
+def _charges(
+    state: ChannelState, history: HistoryPage | None, unit: TokenUnit, *, is_newest: bool
+) -> Markup:
+    if history is None:
         return empty(
             "This ledger keeps no accounts.", "Set `ledger.charges = true` to keep each charge."
         )
-    if not charges:
-        return empty(
-            "No charge in the last two days.",
-            "A request stands here once it has ended; `mpp-session export` reads older ones.",
-        )
+    links = el("p", _links(state, history, is_newest=is_newest), class_="actions")
+    if not history.charges and history.older is None and is_newest:
+        return empty("No charge yet.", "A request stands here once it has ended.")
     rows: list[list[Child]] = [
         [
             clock_time(row.at),
@@ -104,14 +103,28 @@ def _charges(charges: Sequence[ChargeRow] | None, unit: TokenUnit) -> Markup:
             "unknown" if row.usage is None else usage_text(row.usage),
             amount(row.amount, unit),
         ]
-        for row in charges[:CHARGES_SHOWN]
+        for row in history.charges
     ]
     columns = ["Time", "Model", "Outcome", "Units", "Charged"]
-    note = f"The newest {CHARGES_SHOWN} of {count(len(charges), 'charge')}."
     return join(
-        table(columns, rows, caption="Charges, the newest first", right=[3, 4]),
-        el("p", note, class_="note") if len(charges) > CHARGES_SHOWN else None,
+        table(columns, rows, caption="Charges, the newest first", right=[3, 4])
+        if rows
+        else el("p", "No charge of this channel in the time that was read.", class_="note"),
+        links,
     )
+
+
+def _links(state: ChannelState, history: HistoryPage, *, is_newest: bool) -> list[Child]:
+    here = f"/channels/0x{state.key.channel_id.hex()}"
+    links: list[Child] = []
+    if not is_newest:
+        links.append(el("a", "Newest charges", href=f"{here}#charges", class_="button"))
+    if history.older is None:
+        links.append(el("span", "The books keep no older one.", class_="note"))
+    else:
+        older = f"{here}?before={history.older}#charges"
+        links.append(el("a", "Older charges", href=older, class_="button"))
+    return links
 
 
 def _left(state: ChannelState, unit: TokenUnit) -> str:

@@ -22,14 +22,12 @@ _MS: Final = 1000
 _LONG_S: Final = 10
 
 
-def cycles(kept: Sequence[Cycle], unit: TokenUnit, *, processes: int = 1) -> Markup:
+def cycles(kept: Sequence[Cycle], unit: TokenUnit) -> Markup:
     """Return the page's content, the newest cycle first."""
     intro = (
         f"The last {CYCLES_KEPT} requests for a path with a price since the gateway started, each "
         "from its challenge to its receipt. Times count from the arrival of the first request."
     )
-    if processes > 1:
-        intro += f" Requests of one of {processes} worker processes."
     if not kept:
         body: Markup = empty(
             "No request came yet.", "Ask for a path with a price, with or without paying."

@@ -55,7 +55,6 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True):
     findings: tuple[tuple[str, str], ...]
     """Kind and text."""
     health: tuple[Health, ...]
-    processes: int = 1
     is_paused: bool = False
 
 
@@ -141,13 +140,6 @@ def _streams(live: Iterable[Live], data: Overview) -> Child:
                 "a", short_id(each.channel_id), href=f"/channels/0x{each.channel_id.hex()}"
             )
         rows.append([model, channel, began, usage, amount(each.cost, data.unit)])
-    more = None
-    if data.processes > 1:
-        more = el(
-            "p",
-            f"Of one of {data.processes} worker processes; the sums above are of all.",
-            class_="note",
-        )
     return join(
         table(
             _COLUMNS,
@@ -157,7 +149,6 @@ def _streams(live: Iterable[Live], data: Overview) -> Child:
             key="stream-rows",
         ),
         empty("No stream is running.", "One appears here while its client pays for it."),
-        more,
     )
 
 

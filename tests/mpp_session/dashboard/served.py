@@ -23,6 +23,7 @@ from channel.verify.challenge_id import ChallengeBinder
 from mpp_session.admin.app import build_admin
 from mpp_session.dashboard.access import Access
 from mpp_session.dashboard.feed import Feed
+from mpp_session.dashboard.gather import Feeds
 from mpp_session.dashboard.pages.prices import PriceShown
 from mpp_session.dashboard.site import Dashboard
 from mpp_session.process.sales import Sales
@@ -122,7 +123,7 @@ async def serve_dashboard(folder: Path, **changes: str) -> AsyncIterator[Served]
         engine=engine,
         journal=journal,
         sales=sales,
-        feed=feed,
+        feeds=Feeds(feed),
         access=Access(Secret(TOKEN)),
         unit=UNIT,
         prices=lambda: [PriceShown(model="*", endpoint="*", price="25 base units / llm_token")],

@@ -4,7 +4,7 @@ import pytest
 from msgspec.structs import replace
 
 from channel.types import Address
-from mpp_session.dashboard.health import judge_health
+from mpp_session.dashboard.health import judge_health, judge_model
 from mpp_session.operator.doctor import Check, Verdict
 from mpp_session.operator.status import Books, ChainView, Finding, JournalView, Level, Status
 from settlement.node.nodes import EndpointView
@@ -30,7 +30,7 @@ TOWER = Check("watchtower", Verdict.OK, "settles.jsonl got its last line 1 s ago
 
 
 def kinds(status: Status | str, model_server: str | None = None) -> dict[str, str]:
-    _, health = judge_health(status, model_server, TOWER)
+    _, health = judge_health(status, judge_model(model_server), TOWER)
     return {each.name: each.kind for each in health}
 
 
@@ -63,7 +63,7 @@ def test_what_is_wrong_is_shown_where_it_is(name: str, status: Status | str, kin
 
 def test_a_model_server_that_is_away_is_bad_and_says_why() -> None:
     _, health = judge_health(
-        FINE, "no answer within 5 s", Check("watchtower", Verdict.ADVICE, "none")
+        FINE, judge_model("no answer within 5 s"), Check("watchtower", Verdict.ADVICE, "none")
     )
     shown = {each.name: each for each in health}
     assert (shown["Model server"].kind, shown["Model server"].detail) == (

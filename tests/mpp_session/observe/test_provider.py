@@ -6,6 +6,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 from prometheus_client import CollectorRegistry
 
 from channel.http.hooks import AlarmEvent, Hooks
@@ -14,6 +15,7 @@ from mpp_session.devnet_file import devnet_settings
 from mpp_session.gateway.errors import ModelServerDownError
 from mpp_session.observe.health import Part
 from mpp_session.observe.provider import Observed
+from mpp_session.settings import Sponsoring
 from mpp_session.settings.config import load_config
 from mpp_session.testing.chain import TestChain
 from mpp_session.wiring import Parts, build_parts
@@ -79,6 +81,7 @@ async def world(devnet: TestChain, tmp_path: Path) -> AsyncIterator[World]:
                 "ledger.url": f"sqlite:///{tmp_path / 'books.db'}",
                 "ledger.state_dir": str(tmp_path),
                 "settlement.start": False,
+                "sponsoring.fee_payer": False,
                 "settlement.poll_interval_s": 0.1,
             },
         )
@@ -116,6 +119,23 @@ async def test_a_settler_is_up_while_it_holds_the_lease(world: World) -> None:
     assert world.observed.health.is_whole
     await world.parts.journal.release_lease()
     await world.until_down("settler")
+
+
+async def test_without_a_settler_no_payer_can_begin_whose_gas_is_paid(world: World) -> None:
+    """The settler sends such deposits: a balancer must send no customers here."""
+    await world.until_ok("chain")
+    config = replace(world.parts.config, sponsoring=Sponsoring(fee_payer=True))
+    parts = replace(world.parts, config=config)
+    health = Observed(parts, None, registry=CollectorRegistry()).health
+    await health.look()
+    assert not health.is_ready
+    await world.parts.journal.take_lease("a settler", ttl_s=60)
+
+    async def is_ready() -> bool:
+        await health.look()
+        return health.is_ready
+
+    await until(is_ready)
 
 
 async def test_a_database_that_takes_no_write_is_down_until_it_does(world: World) -> None:

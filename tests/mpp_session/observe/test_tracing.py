@@ -144,6 +144,27 @@ async def test_a_request_joins_the_trace_of_its_client(
     assert f"{request.parent.span_id:016x}" == CLIENT_SPAN
 
 
+@pytest.mark.parametrize("headers", [{}, {"traceparent": f"00-{TRACE}-{CLIENT_SPAN}-01"}])
+async def test_what_stands_behind_the_gate_is_traced_below_the_request(
+    exporter: InMemorySpanExporter, headers: dict[str, str]
+) -> None:
+    """The gateway passes `traceparent` on, so the model server's spans hang below its own."""
+    seen: list[tuple[bytes, bytes]] = []
+
+    async def model(scope: Any, receive: Any, send: Any) -> None:
+        seen.extend(scope["headers"])
+        await app(scope, receive, send)
+
+    tracers = TracerProvider(shutdown_on_exit=False)
+    tracers.add_span_processor(SimpleSpanProcessor(exporter))
+    await ask(TracingSite(model, tracers), "GET", PATH, headers={**headers, "x-other": "kept"})
+    (span,) = exporter.get_finished_spans()
+    (parent,) = [value.decode() for name, value in seen if name == b"traceparent"]
+    assert parent.startswith(f"00-{span.context.trace_id:032x}-{span.context.span_id:016x}-")
+    assert (b"x-other", b"kept") in seen
+    assert headers == {} or TRACE in parent
+
+
 async def test_a_refusal_says_why_and_no_span_holds_what_was_sent(
     traced: Traced, exporter: InMemorySpanExporter
 ) -> None:
