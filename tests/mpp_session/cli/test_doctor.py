@@ -69,6 +69,23 @@ def test_where_all_is_well_nothing_is_a_fault(
     assert not (tmp_path / "ledger.db").exists()
 
 
+async def test_a_server_of_which_only_paths_are_sold_is_asked_for_no_model(
+    run: Run, devnet: TestChain, tmp_path: Path
+) -> None:
+    prices = '[[prices]]\nmethod = "GET"\npath = "/a"\nrates = { request = 25 }\n'
+    (tmp_path / "gateway.toml").write_text(prices)
+    async with model_server() as server:
+        settings = variables(devnet, tmp_path, UPSTREAM_URL=server.url)
+        del settings["MPP_SESSION_PRICE_PER_UNIT"]
+        arguments = ("doctor", "--json", "--config", str(tmp_path / "gateway.toml"))
+        done = await asyncio.to_thread(run, *arguments, **settings)
+        document = json.loads(done.stdout)
+        assert check_of(document, "server")["verdict"] == "ok", done.stdout
+        assert "1 path sold, and no model" in check_of(document, "server")["found"]
+        assert "GET /a: 0.000025 dUSD / request" in check_of(document, "price")["found"]
+        assert not any(one.path.startswith("/v1/chat") for one in server.seen)
+
+
 @pytest.mark.parametrize(
     ("name", "value", "check", "said"),
     [

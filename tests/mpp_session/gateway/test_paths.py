@@ -179,7 +179,7 @@ FAULTS: dict[str, Answer] = {
 async def test_a_usage_that_is_not_stated_is_never_free(
     run_gateway: RunGateway, open_agent: OpenAgent, server: Server
 ) -> None:
-    """By default the answer stays here, and costs nothing; or it costs the maximum. It is counted."""
+    """By default the answer stays here, and costs nothing; or it costs the maximum. Both count."""
     noted: list[tuple[str, str]] = []
     rows = (row("/a", **ROWS), row("/b", **ROWS, unreported="maximum"))
     async with shop(run_gateway, open_agent, server, *rows) as (gateway, agent):

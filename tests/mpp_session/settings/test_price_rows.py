@@ -120,3 +120,54 @@ def test_a_file_of_prices_is_refused_whole(tmp_path: Path, text: str | None, sai
         file.write_text(text)
     with pytest.raises(ConfigError, match=said):
         read_price_file(file)
+
+
+PATH: dict[str, object] = {"method": "GET", "path": "/things/{name}", "rates": {"request": 25}}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"method": None}, "`path` needs `method` and `rates`"),
+        ({"rates": {}}, "`path` needs `method` and `rates`"),
+        ({"method": "HEAD"}, "method"),
+        ({"path": "things"}, "path"),
+        ({"path": "/a?b=1"}, "path"),
+        ({"path": "/{a}/{a}"}, "each once"),
+        ({"path": "/{a"}, "each once"),
+        ({"path": "/{a:int}"}, "each once"),
+        ({"output": "1"}, "`path` and `output` are both given"),
+        ({"per_unit": 1}, "`path` and `per_unit` are both given"),
+        ({"model": "small"}, "`path` and `model` are both given"),
+        ({"endpoint": "completions"}, "`path` and `endpoint` are both given"),
+        ({"rates": {"row": 1}}, "does not count"),
+        ({"rates": {"Row": 1}}, "lower-case"),
+        ({"rates": {"request": 1.5}}, "rates"),
+        ({"usage": {"row": "json rows"}}, "does not price"),
+        ({"usage": {"request": "json rows"}}, "does not price"),
+        ({"rates": {"row": 1}, "usage": {"row": "rows"}}, "usage"),
+        ({"unreported": "maximum"}, "needs `maximum`"),
+        ({"unreported": "free"}, "unreported"),
+    ],
+)
+def test_a_row_of_a_path_is_whole_or_refused(change: dict[str, object], said: str) -> None:
+    fields = {name: value for name, value in {**PATH, **change}.items() if value is not None}
+    with pytest.raises(ConfigError, match=f"row 1 .*{said}"):
+        read_price_rows([fields])
+
+
+@pytest.mark.parametrize("field", ["method", "rates", "usage"])
+def test_fields_of_a_path_need_a_path(field: str) -> None:
+    value: object = "GET" if field == "method" else {"row": "json rows"}
+    with pytest.raises(ConfigError, match=f"`{field}` needs `path`"):
+        read_price_rows([{"output": "1", field: value}])
+
+
+def test_a_path_is_priced_in_money_or_in_base_units() -> None:
+    (row,) = read_price_rows([{**PATH, "rates": {"request": 25}}])
+    assert row.tariff(None).cost({"request": 2}) == 50
+    (row,) = read_price_rows([{**PATH, "rates": {"byte": "0.05 / 1M"}, "maximum": "0.25"}])
+    tariff = row.tariff(TokenUnit("USDC", 6))
+    assert (tariff.cost({"byte": 10**6}), tariff.maximum) == (50_000, 250_000)
+    with pytest.raises(ConfigError, match="whole number of base units"):
+        row.tariff(None)
