@@ -126,7 +126,7 @@ async def earned(chain: Devnet) -> int:
 async def test_each_foreign_server_is_paid_to_the_base_unit(
     chain: Devnet, shops: dict[str, Shop], tmp_path: Path, name: str, way: Any
 ) -> None:
-    """CLIENT-01, CHAL-12: and the receipt of each names the transaction."""
+    """CLIENT-13, CLIENT-14: and the receipt of each names the transaction."""
     before, shop = await earned(chain), shops[name]
     async with paying(chain, tmp_path, policy_of(chain, way)) as client:
         answer = await client.get(f"{shop.url}/joke")

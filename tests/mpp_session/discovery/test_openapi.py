@@ -92,7 +92,7 @@ async def test_an_offer_has_the_members_of_the_draft_alone(tmp_path: Path) -> No
 
 
 async def test_schemas_and_examples_are_in_the_document(tmp_path: Path) -> None:
-    """DISC-06."""
+    """DISC-06, DISC-10."""
     async with gate(tmp_path) as sold:
         paths = openapi_document(describe(sold))["paths"]
     text = paths["/text"]["post"]

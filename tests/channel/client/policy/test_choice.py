@@ -5,6 +5,8 @@ import json
 from typing import Any
 
 import pytest
+from mpp.methods.evm import challenge_hash
+from msgspec.structs import replace
 
 from channel.client.policy.charges import ChargeOffer, require_charge
 from channel.client.policy.choice import (
@@ -16,9 +18,11 @@ from channel.client.policy.choice import (
 )
 from channel.client.policy.policy import Policy
 from channel.errors import OfferRefusedError
+from channel.verify.typed_data import charge_nonce, keccak
 from channel.wire.challenge import Challenge, format_challenge
 from channel.wire.encoding import (
     canonical_json,
+    decode_base64url,
     encode_base64url,
     format_checksum_address,
     format_timestamp,
@@ -88,14 +92,14 @@ def chosen(lines: list[str], x402: str | None, order: Any, *pays: Any) -> str:
 def test_a_session_pays_repeated_use_and_a_charge_one_request(
     order: Any, pays: Any, taken: str
 ) -> None:
-    """In whichever order the server lists them, in one header or many."""
+    """CLIENT-15: in whichever order the server lists them, in one header or many."""
     x402 = header_of(exact())
     for lines in ([SESSION, charge_line()], [f"{charge_line()}, Bearer realm=x, {SESSION}"]):
         assert chosen(lines, x402, order, *pays) == taken
 
 
 def test_an_offer_that_is_too_dear_leaves_the_next() -> None:
-    """CLIENT-01: each is held against the limits by itself."""
+    """CLIENT-01, CLIENT-15: each is held against the limits by itself."""
     assert chosen([charge_line(31), charge_line(30)], None, SINGLE) == "charge"
     assert chosen([charge_line(31)], header_of(exact(31), exact(29)), SINGLE) == "x402"
 
@@ -175,3 +179,31 @@ def test_an_authorization_ends_with_its_offer_and_within_the_bound() -> None:
         assert isinstance(taken[0], ChargeOffer)
         assert taken[0].valid_before(now) == now + seconds
         assert require_charge(policy(), taken[0], ORIGIN, NOW).charge_max == 30
+
+
+@pytest.mark.parametrize("amount", ["0", "01", "1.5", "-1", "", 5, None])
+def test_a_session_without_a_positive_price_is_refused(amount: object) -> None:
+    """SESSION-01: as the generic intent has it."""
+    request = json.loads(decode_base64url(challenge_of().request)) | {"amount": amount}
+    encoded = encode_base64url(json.dumps(request).encode())
+    with pytest.raises(OfferRefusedError, match="amount"):
+        choose_offer(
+            policy(), [format_challenge(replace(challenge_of(), request=encoded))], ORIGIN, NOW
+        )
+
+
+@pytest.mark.parametrize("field", ["Authorization", "payment-authorization", "X-Pay"])
+def test_a_charge_that_selects_another_field_is_no_offer(field: str) -> None:
+    """CHAL-12: an unrecognised challenge; the right one is answered in the field it selects."""
+    line = charge_line().replace("id=", f'header="{field}", id=', 1)
+    assert choose_payment(policy(), [line], ORIGIN, NOW) is None
+    taken = choose_payment(policy(), [charge_line(header="Payment-Authorization")], ORIGIN, NOW)
+    assert taken is not None
+    assert taken[0].header == "Payment-Authorization"
+
+
+def test_the_nonce_of_a_charge_is_that_of_the_other_programs() -> None:
+    """AMB-30."""
+    text = json.dumps(["two", "api.example"], separators=(",", ":"))
+    assert charge_nonce("two", "api.example") == keccak(text.encode())
+    assert "0x" + charge_nonce("two", "a/\u00e9").hex() == challenge_hash("two", "a/\u00e9")
