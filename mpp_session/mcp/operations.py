@@ -25,6 +25,8 @@ _KEYS: Final[Mapping[str, str]] = {
     "resources/read": "uri",
     "prompts/get": "name",
 }
+_DECODINGS: Final = 4
+"""How often escapes are resolved: to the end it takes time quadratic in the length of a URI."""
 
 
 class Operation(msgspec.Struct, frozen=True):
@@ -125,7 +127,14 @@ def _parse_template(text: str) -> UriTemplate:
 
 
 def _decode(uri: str) -> str:
-    """Return a URI without any escape, however often it is escaped."""
-    while (decoded := unquote(uri)) != uri:
+    """Return a URI without any escape, also of escapes that are escaped.
+
+    Raises:
+        ValueError: They are escaped more often than any server reads them.
+    """
+    for _ in range(_DECODINGS):
+        decoded = unquote(uri)
+        if decoded == uri:
+            return uri
         uri = decoded
-    return uri
+    raise ValueError("the URI has escapes of escapes of escapes")

@@ -49,3 +49,10 @@ def test_any_name_is_one_path(name: str) -> None:
     assert found.find("prompts/get", {"name": name}) is None
     assert found.find("tools/call", {"name": 1}) is None
     assert found.find("ping", {}) is None
+
+
+def test_a_uri_of_nothing_but_escapes_is_refused_soon() -> None:
+    """Each resolves to one that is two characters shorter: there are as many as characters."""
+    operations = Operations(list_operations({}, {"data://a": PRICE}, {}, ()))
+    with pytest.raises(ValueError, match="escapes of escapes"):
+        operations.find("resources/read", {"uri": "data://" + "%" + "25" * 500_000})
