@@ -27,14 +27,33 @@ __all__ = [
     "ChainReader",
     "CloseRefusals",
     "DepositSponsor",
+    "EscrowInterface",
     "OpenedLog",
     "PayerChain",
     "PayerMeans",
     "PermittedPull",
     "SponsoredDeposit",
     "ToppedUpLog",
+    "TransactionBroadcaster",
     "TransactionEvidence",
 ]
+
+
+class EscrowInterface(msgspec.Struct, frozen=True, kw_only=True):
+    """How an escrow contract is called, and the name under which its vouchers are signed.
+
+    Everything else is the same in every method's escrow: the calls of the payee and the payer, the
+    events, and the members of a channel. The defaults describe `SessionEscrow` of `contracts/`.
+    """
+
+    domain: str = "EVM Payment Channel"
+    """Name of the EIP-712 domain, version 1."""
+    read_many: str = "getChannels(bytes32[])"
+    """Reads many channels in one call."""
+    top_up: str = "topUp(bytes32,uint128)"
+    has_extensions: bool = True
+    """It serves one token, which `TOKEN()` returns, settles and closes in batches, takes the
+    payee's and the funder's signatures from any sender, and asks contract signers (ERC-1271)."""
 
 
 class OpenedLog(msgspec.Struct, frozen=True, gc=False):
@@ -134,6 +153,19 @@ class ChainReader(Protocol):
         self, signer: Address, digest: bytes, signature: bytes
     ) -> bool:
         """Ask a contract signer by ERC-1271, with the same gas cap as the escrow's (ENC-07)."""
+
+
+class TransactionBroadcaster(Protocol):
+    """Sends transactions that their payers signed, in methods whose credentials carry them."""
+
+    async def broadcast(self, raw: bytes) -> bool:
+        """Send a signed transaction; return whether a node took it.
+
+        A node also refuses a transaction that it already has, or that is mined.
+
+        Raises:
+            ChainUnavailableError: No node answered.
+        """
 
 
 class CloseRefusals(Protocol):

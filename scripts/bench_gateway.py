@@ -24,12 +24,14 @@ from bench_load import challenge_of, cpu_ms, wait_for
 from bench_model import WORD
 from bench_samples import Row, Run
 from channel.client.policy.policy import Policy, TokenLimits
+from channel.methods.evm.method import EVM
 from channel.types import ChannelKey, SignedVoucher
 from channel.verify.signature import sign
-from channel.verify.typed_data import voucher_digest
 from channel.wire.challenge import Challenge
 from channel.wire.credential import Credential, format_credential
-from channel.wire.payload import VoucherPayload
+from channel.wire.payload import (
+    VoucherPayload,
+)
 from mpp_session.agent.client import open_client
 from settlement.dev.devnet import Devnet, DevnetValues
 from tests.e2e.gateways import (
@@ -95,7 +97,9 @@ class Payer(msgspec.Struct):
         number = stream % len(self.channels)
         channel, amount = self.channels[number], self.promised[number]
         voucher = SignedVoucher(
-            channel.channel_id, amount, sign(self.key, voucher_digest(channel, amount))
+            channel.channel_id,
+            amount,
+            sign(self.key, EVM.voucher_digest(channel, amount)),
         )
         if self.challenge is None:
             raise SystemExit("no challenge was asked for")

@@ -19,10 +19,13 @@ from typing import Final
 from msgspec.structs import replace
 
 from bench_world import PRICE, header_of, key_of
+from channel.methods.evm.method import EVM
 from channel.types import ChannelKey
 from channel.wire.challenge import Challenge, parse_challenges
-from channel.wire.credential import format_credential, parse_credential
-from channel.wire.payload import VoucherPayload
+from channel.wire.credential import format_credential
+from channel.wire.payload import (
+    VoucherPayload,
+)
 
 HERE: Final = Path(__file__).resolve().parent
 START_S_MAX: Final = 30.0
@@ -214,7 +217,7 @@ async def flood(port: int, challenge: Challenge, key: ChannelKey) -> AsyncIterat
 
     Yields a list with one number: the refusals so far.
     """
-    good = parse_credential(header_of(challenge, key, PRICE))
+    good = EVM.parse_credential(header_of(challenge, key, PRICE))
     if not isinstance(good.payload, VoucherPayload):
         raise TypeError(good)
     voucher = good.payload.voucher

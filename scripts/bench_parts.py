@@ -19,13 +19,14 @@ from bench_world import (
     World,
     key_of,
 )
+from channel.methods.evm.method import EVM
 from channel.types import SignedVoucher
 from channel.verify.challenge_id import ChallengeBinder
 from channel.verify.signature import recover, sign
-from channel.verify.typed_data import voucher_digest
-from channel.verify.voucher import verify_voucher
-from channel.wire.credential import Credential, format_credential, parse_credential
-from channel.wire.payload import VoucherPayload
+from channel.wire.credential import Credential, format_credential
+from channel.wire.payload import (
+    VoucherPayload,
+)
 from channel.wire.receipt import Receipt, format_receipt
 
 __all__ = ["rows"]
@@ -62,16 +63,17 @@ async def rows(run: Run) -> AsyncIterator[Row]:
     world = World(MemoryLedger())  # for its challenge
     challenge = world.challenge
     amounts = range(PRICE, PRICE * (VOUCHERS + 1), PRICE)
-    digests = [voucher_digest(KEY, amount) for amount in amounts]
+    digests = [EVM.voucher_digest(KEY, amount) for amount in amounts]
     vouchers = [
         SignedVoucher(KEY.channel_id, amount, sign(PAYER_KEY, digest))
         for amount, digest in zip(amounts, digests, strict=True)
     ]
     headers = [format_credential(Credential(challenge, VoucherPayload(v))) for v in vouchers]
-    echoes = [parse_credential(header).challenge for header in headers]
+    echoes = [EVM.parse_credential(header).challenge for header in headers]
     binder = ChallengeBinder([SECRET])
     unseen = msgspec.structs.replace(challenge, description="")  # which is never remembered
     receipt = Receipt(
+        method=EVM.name,
         challenge_id=challenge.id,
         channel_id=KEY.channel_id,
         chain_id=CHAIN_ID,
@@ -82,12 +84,16 @@ async def rows(run: Run) -> AsyncIterator[Row]:
     )
     signatures = [(d, v.signature) for d, v in zip(digests, vouchers, strict=True)]
     parts: list[tuple[str, Callable[[Any], object], Sequence[Any]]] = [
-        ("read a credential's header", parse_credential, headers),
+        ("read a credential's header", EVM.parse_credential, headers),
         ("challenge id, first time", binder.is_bound, [unseen] * VOUCHERS),
         ("challenge id, seen before", binder.is_bound, echoes),
-        ("EIP-712 digest", lambda amount: voucher_digest(KEY, amount), amounts),
+        ("EIP-712 digest", lambda amount: EVM.voucher_digest(KEY, amount), amounts),
         ("recover the signer, v included", lambda pair: recover(*pair), signatures),
-        ("verify a voucher: digest and signer", lambda v: verify_voucher(v, KEY, PAYER), vouchers),
+        (
+            "verify a voucher: digest and signer",
+            lambda v: EVM.verify_voucher(v, KEY, PAYER),
+            vouchers,
+        ),
         ("write a receipt's header", format_receipt, [receipt] * VOUCHERS),
         ("peer: eth_account, verify alone", _eth_account, vouchers[:100]),
     ]

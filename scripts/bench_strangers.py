@@ -22,12 +22,19 @@ import msgspec
 
 from bench_samples import Row, Run
 from channel.client.store.record import ChannelRecord
+from channel.methods.evm.method import EVM
+from channel.methods.evm.payload import (
+    TopUpHash,
+)
 from channel.types import Address, SignedVoucher, TxHash
 from channel.verify.signature import address_of, sign
-from channel.verify.typed_data import voucher_digest
 from channel.wire.challenge import parse_challenges
 from channel.wire.credential import Credential, format_credential
-from channel.wire.payload import ClosePayload, Payload, TopUpHash, VoucherPayload
+from channel.wire.payload import (
+    ClosePayload,
+    Payload,
+    VoucherPayload,
+)
 from mpp_session.agent.client import PayingClient, open_client
 from settlement.dev.devnet import Devnet, DevnetValues
 from tests.e2e.gateways import (
@@ -184,7 +191,7 @@ class _World:
             return format_credential(Credential(challenge, payload, source))
 
         def voucher(amount: int, key: bytes) -> SignedVoucher:
-            signature = sign(key, voucher_digest(account.key, amount))
+            signature = sign(key, EVM.voucher_digest(account.key, amount))
             return SignedVoucher(account.key.channel_id, amount, signature)
 
         known = TxHash(bytes.fromhex("11" * 32))

@@ -12,6 +12,7 @@ from typing import Any, Final, cast
 from channel.chain import TransactionEvidence
 from channel.engine import Engine, EngineSettings, Offer
 from channel.ledger.interface import Applied, Ledger, RequestUpdate
+from channel.methods.evm.method import EVM
 from channel.state.channel_state import ChannelState
 from channel.state.commands import Command, OpenChannel
 from channel.state.transitions import transition
@@ -27,16 +28,16 @@ from channel.types import (
 )
 from channel.verify.challenge_id import ChallengeBinder
 from channel.verify.signature import address_of, sign
-from channel.verify.typed_data import keccak, voucher_digest
-from channel.verify.voucher import verify_voucher
+from channel.verify.typed_data import keccak
 from channel.wire.challenge import Challenge
 from channel.wire.credential import (
     Credential,
     format_credential,
-    parse_credential,
     select_credential,
 )
-from channel.wire.payload import VoucherPayload
+from channel.wire.payload import (
+    VoucherPayload,
+)
 from channel.wire.receipt import format_receipt
 
 CHAIN_ID: Final = 31337
@@ -157,13 +158,13 @@ class World:
     async def open(self, keys: Sequence[ChannelKey]) -> None:
         """Add channels to the ledger, as if they had been opened on chain."""
         for key in keys:
-            voucher = verify_voucher(signed(key, 0), key, PAYER)
+            voucher = EVM.verify_voucher(signed(key, 0), key, PAYER)
             opening = OpenChannel(fact_of(key), voucher, int(time.time()))
             (await self.ledger.apply(key, [opening])).require()
 
     async def voucher(self, header: str) -> str:
         """Handle one voucher, from its header to the receipt's header."""
-        credential = parse_credential(select_credential([header]) or "")
+        credential = EVM.parse_credential(select_credential([header]) or "")
         paid = self.engine.challenger.authenticate(credential, [self.offer])
         outcome = await self.engine.perform(paid)
         return format_receipt(self.engine.receipt(paid, outcome))
@@ -171,7 +172,7 @@ class World:
 
 def signed(key: ChannelKey, amount: int) -> SignedVoucher:
     """Return the payer's voucher."""
-    return SignedVoucher(key.channel_id, amount, sign(PAYER_KEY, voucher_digest(key, amount)))
+    return SignedVoucher(key.channel_id, amount, sign(PAYER_KEY, EVM.voucher_digest(key, amount)))
 
 
 def header_of(challenge: Challenge, key: ChannelKey, amount: int) -> str:

@@ -14,21 +14,22 @@ from channel.errors import (
     MethodUnsupportedError,
     WireError,
 )
+from channel.methods.interface import SessionMethod
 from channel.types import ChannelId, ChannelKey
 from channel.verify.challenge_id import ChallengeBinder
 from channel.wire.challenge import (
     INTENT,
-    METHOD,
     Challenge,
     SessionRequest,
     format_opaque,
-    format_session_request,
     parse_opaque,
-    parse_session_request,
 )
 from channel.wire.credential import Credential
 from channel.wire.encoding import encode_base64url, format_timestamp, parse_timestamp
-from channel.wire.payload import ClosePayload, VoucherPayload
+from channel.wire.payload import (
+    ClosePayload,
+    VoucherPayload,
+)
 
 __all__ = ["Authenticated", "Challenger", "read_variant"]
 
@@ -87,7 +88,7 @@ class Challenger:
         asked = offer.request
         if channel_id is not None:
             asked = msgspec.structs.replace(asked, channel_id=channel_id)
-        request = _format_request(asked)
+        request = _format_request(self._settings.method, asked)
         expires = format_timestamp(self._now() + self._settings.challenge_lifetime_s)
         nonce = encode_base64url(self._new_id())
         scope = zip(_SCOPE, (nonce, *offer.scope), strict=True)
@@ -98,7 +99,7 @@ class Challenger:
         header = self._settings.credential_header
         challenge_id = self._binder.bind(
             realm=self._settings.realm,
-            method=METHOD,
+            method=self._settings.method.name,
             intent=INTENT,
             request=request,
             expires=expires,
@@ -108,7 +109,7 @@ class Challenger:
         return Challenge(
             id=challenge_id,
             realm=self._settings.realm,
-            method=METHOD,
+            method=self._settings.method.name,
             intent=INTENT,
             request=request,
             expires=expires,
@@ -138,8 +139,9 @@ class Challenger:
             MalformedPayloadError: Its kind of funding was not offered (CRED-05).
         """
         echo = credential.challenge
-        if echo.method != METHOD or echo.intent != INTENT:
-            raise MethodUnsupportedError(f"This route takes {METHOD}/{INTENT} credentials.")
+        method = self._settings.method
+        if echo.method != method.name or echo.intent != INTENT:
+            raise MethodUnsupportedError(f"This route takes {method.name}/{INTENT} credentials.")
         if not self._binder.is_bound(echo):
             raise ChallengeNotFoundError("The challenge was not issued here, or was altered.")
         if echo.realm != self._settings.realm or echo.header != self._settings.credential_header:
@@ -147,7 +149,7 @@ class Challenger:
         if echo.digest is not None:  # a session's challenge covers no body (CHAL-11)
             raise ChallengeNotFoundError("The challenge is for one request body.")
         offer = _match_scope(echo.opaque, offers, is_sale=is_sale)
-        asked = _read_request(echo.request)
+        asked = _read_request(method, echo.request)
         offer.require_pinned(asked, is_sale=is_sale)
         payload = credential.payload
         _require_offered(credential, asked)
@@ -200,8 +202,8 @@ def _require_offered(credential: Credential, asked: SessionRequest) -> None:
 
 
 @lru_cache(maxsize=1024)
-def _format_request(asked: SessionRequest) -> str:
-    return format_session_request(asked)
+def _format_request(method: SessionMethod, asked: SessionRequest) -> str:
+    return method.format_request(asked)
 
 
 @lru_cache(maxsize=8192)
@@ -219,9 +221,9 @@ def _read_units(opaque: str | None) -> int:
     return int(parse_opaque(opaque or "").get(_UNITS, "1"))
 
 
-def _read_request(request: str) -> SessionRequest:
+def _read_request(method: SessionMethod, request: str) -> SessionRequest:
     try:
-        return parse_session_request(request)
+        return method.parse_request(request)
     except WireError as error:
         raise ChallengeNotFoundError("The challenge's request is not a session's.") from error
 

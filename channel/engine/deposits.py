@@ -1,14 +1,15 @@
 """Opens channels and tops them up, by the payer's transaction or by its signature.
 
-By transaction (`hash`): the chain must show it. By signature (`authorization`, `permit2`): the
-payee submits it and pays the gas, in this order (VCH-07, AMB-26):
+The channel's method turns a payload into a plan. By the payer's transaction: the chain must show
+it; if the credential carries it signed, the server sends it first. By signature: the payee submits
+a deposit and pays the gas, in this order (VCH-07, AMB-26):
 
     fields, signatures of deposit and voucher      pure; a wallet's signature asks the chain
     the rules, as if the deposit were made          pure
     the operator's bounds, the simulation           a deposit that would revert is not broadcast
     take                                            durable: from here on the settler must send it
     wait, bounded                                   mined, by the settler or by a third party
-    the escrow's log, the channel's state           as for `hash`
+    the escrow's log, the channel's state           as for the payer's transaction
     apply                                           in the ledger, with the voucher
 
 A client that is interrupted repeats the credential, and continues from the last durable step.
@@ -18,17 +19,21 @@ from collections import OrderedDict
 
 from msgspec.structs import replace
 
-from channel.chain import DepositSponsor, SponsoredDeposit, TransactionEvidence
+from channel.chain import (
+    DepositSponsor,
+    SponsoredDeposit,
+    TransactionBroadcaster,
+    TransactionEvidence,
+)
 from channel.engine.acceptance import Acceptance
 from channel.engine.admission import Admission
 from channel.engine.challenger import Authenticated
 from channel.engine.facts import ChainFacts
 from channel.engine.opening import (
-    Opening,
     build_unopened,
+    read_source,
     require_opened,
     require_source,
-    require_terms,
     require_topped_up,
     require_usable,
 )
@@ -36,14 +41,6 @@ from channel.engine.outcome import Hold, Outcome
 from channel.engine.rate_limit import RateLimiter
 from channel.engine.reservation import least_amount
 from channel.engine.settings import SponsorTerms
-from channel.engine.sponsoring import (
-    SponsoredOpening,
-    SponsoredTopUp,
-    build_opening_deposit,
-    build_top_up_deposit,
-    require_key_signature,
-    split_merged,
-)
 from channel.engine.voucher_verifier import VoucherVerifier
 from channel.errors import (
     ChannelFinalizedError,
@@ -59,21 +56,12 @@ from channel.errors import (
 )
 from channel.ledger.interface import ConsumeProof, Ledger, load_known
 from channel.limits import AMOUNT_MAX, FACT_AGES_MAX
+from channel.methods.interface import OpeningPlan, PayerTransaction, SessionMethod, TopUpPlan
 from channel.state.channel_state import ChannelState
 from channel.state.commands import AcceptVoucher, Observe, OpenChannel
 from channel.state.transitions import require_open, transition
 from channel.types import ChannelFact, ChannelKey, ChannelTerms, TxHash, VerifiedVoucher
-from channel.wire.funding import Deposit
-from channel.wire.payload import (
-    OpenAuthorization,
-    OpenHash,
-    OpenPermit2,
-    Payload,
-    TopUpAuthorization,
-    TopUpHash,
-    TopUpPermit2,
-    VoucherPayload,
-)
+from channel.wire.payload import OpenPayload, Payload, TopUpPayload, VoucherPayload
 
 __all__ = ["Deposits", "Sponsoring"]
 
@@ -99,6 +87,8 @@ class Deposits:
         acceptance: Acceptance,
         admission: Admission,
         sponsoring: Sponsoring | None,
+        method: SessionMethod,
+        broadcaster: TransactionBroadcaster | None = None,
     ) -> None:
         self._ledger = ledger
         self._facts = facts
@@ -106,85 +96,86 @@ class Deposits:
         self._acceptance = acceptance
         self._admission = admission
         self._sponsoring = sponsoring
+        self._method = method
+        self._broadcaster = broadcaster
         self._credited: OrderedDict[tuple[ChannelKey, TxHash, int], None] = OrderedDict()
 
     async def make(self, paid: Authenticated, payload: Payload, hold: Hold | None) -> Outcome:
         """Do what a credential with a deposit asks; errors as the method of each kind."""
         match payload:
-            case OpenHash():
+            case OpenPayload():
                 return await self.open(paid, payload, hold)
-            case OpenAuthorization() | OpenPermit2():
-                return await self.open_sponsored(paid, payload, hold)
-            case TopUpHash():
+            case TopUpPayload():
                 return await self.top_up(paid, payload)
-            case TopUpAuthorization() | TopUpPermit2():
-                return await self.top_up_sponsored(paid, payload)
-            case VoucherPayload(deposit=Deposit() as deposit):
-                return await self.merged(paid, payload, deposit, hold)
+            case VoucherPayload() if payload.deposit is not None:
+                return await self.merged(paid, payload, hold)
         msg = "payload: expected a deposit, found none"
         raise MalformedPayloadError(msg)  # pragma: no cover - the engine asks for deposits alone
 
-    async def open(self, paid: Authenticated, payload: OpenHash, hold: Hold | None) -> Outcome:
-        """Add a channel that its payer opened to the ledger (OPEN).
-
-        For a known channel this is only a voucher: it neither resets `spent` nor asks the chain
-        (F-25).
-
-        Raises:
-            MalformedPayloadError: The channel id does not follow from the terms.
-            InvalidSignatureError, SignerMismatchError: As for a voucher, before any cost.
-            TransactionRevertedError: The opening reverted.
-            VerificationFailedError: The chain does not show it, or not yet.
-            OpeningsPausedError: There is not enough gas to defend one more channel.
-            PeerError: As for a voucher.
-        """
-        terms = require_terms(paid, payload)
-        verified, state = await self._prove(paid, payload, terms)
-        if state is not None:
-            return await self._repeat(paid, verified, hold, state)
-        self._admission.require_openings()
-        async with self._facts.bounded_check(paid.client, terms.signer, waits=True):
-            evidence = await self._facts.require_transaction(payload.tx_hash)
-            opened = await self._find_opened(paid, terms, evidence)
-        return await self._record(paid, verified, hold, opened, evidence)
-
-    async def open_sponsored(
+    async def open(
         self,
         paid: Authenticated,
-        payload: SponsoredOpening,
+        payload: OpenPayload,
         hold: Hold | None,
         *,
         is_merged: bool = False,
     ) -> Outcome:
-        """Open a channel for its payer and add it to the ledger (OPEN).
+        """Add a channel that its payer opened, or wants opened, to the ledger (OPEN).
 
-        A deposit attached to a voucher (`is_merged`) must be the one that opened a known channel.
-        A credential of its own for a known channel is a repeat in any case (OPEN-10, VCH-07).
+        For a known channel this is only a voucher: it neither resets `spent` nor asks the chain
+        (F-25). A deposit attached to a voucher (`is_merged`) must be the one that opened a known
+        channel. A credential of its own for a known channel is a repeat in any case (OPEN-10,
+        VCH-07).
 
         Raises:
+            MalformedPayloadError: The channel id does not follow from the terms, or a field
+                contradicts them.
+            InvalidSignatureError, SignerMismatchError: As for a voucher, before any cost.
+            TransactionRevertedError: The opening reverted.
+            VerificationFailedError: The chain does not show it, or not yet.
             DepositTooSmallError, AuthorizationExpiredError: Too small, or expiring too soon.
             SponsoringPausedError, TooManyDepositsError: No gas is paid now, or for this payer.
             SettlementPendingError: Submitted, and not mined within the bound; ask again.
-            PeerError: As for `open`.
+            OpeningsPausedError: There is not enough gas to defend one more channel.
+            PeerError: As for a voucher.
         """
-        terms = require_terms(paid, payload)
-        require_source(paid, terms)
-        deposit = build_opening_deposit(paid, payload, terms)
-        verified, state = await self._prove(paid, payload, terms)
+        source = read_source(paid)
+        plan = self._method.plan_opening(payload, key=paid.key, asked=paid.asked, source=source)
+        require_source(paid, plan.terms)
+        verified, state = await self._prove(paid, payload, plan.terms)
         if state is not None:
-            if is_merged and not await self._require_sponsoring().sponsor.is_taken(deposit):
+            if is_merged and not await self._is_taken(plan):
                 raise MalformedPayloadError("payload.deposit.action: the channel is open already.")
             return await self._repeat(paid, verified, hold, state)
-        expected = _as_opened(deposit, terms)
-        require_usable(expected, terms, least_amount(paid.asked.pricing))
+        if isinstance(plan.deposit, PayerTransaction):
+            self._admission.require_openings()
+            async with self._facts.bounded_check(paid.client, plan.terms.signer, waits=True):
+                evidence = await self._find(plan.deposit)
+                opened = await self._find_opened(paid, plan.terms, evidence)
+            return await self._record(paid, verified, hold, opened, evidence)
+        expected = _as_opened(plan.deposit, plan.terms)
+        require_usable(expected, plan.terms, least_amount(paid.asked.pricing))
         transition(None, OpenChannel(expected, verified, self._acceptance.now()))
         self._acceptance.require_promise(verified, build_unopened(expected))
-        evidence = await self._make(paid, deposit, terms, first=verified)
-        opened = await self._find_opened(paid, terms, evidence)
+        evidence = await self._make(paid, plan.deposit, plan.terms, first=verified)
+        opened = await self._find_opened(paid, plan.terms, evidence)
         return await self._record(paid, verified, hold, opened, evidence)
 
-    async def top_up(self, paid: Authenticated, payload: TopUpHash) -> Outcome:
-        """Record the deposit after a top-up that the payer sent (TOPUP).
+    async def top_up(self, paid: Authenticated, payload: TopUpPayload) -> Outcome:
+        """Record the deposit after a top-up (TOPUP), which is submitted if the payer signed it.
+
+        Raises:
+            PeerError, OperatorError: See below, and as for `open`.
+        """
+        plan = self._method.plan_top_up(payload, key=paid.key, asked=paid.asked)
+        if isinstance(plan.deposit, PayerTransaction):
+            return await self._top_up_by_payer(paid, plan, plan.deposit)
+        return await self._top_up_sponsored(paid, plan.deposit)
+
+    async def _top_up_by_payer(
+        self, paid: Authenticated, plan: TopUpPlan, transaction: PayerTransaction
+    ) -> Outcome:
+        """Record the deposit after a top-up by the payer's transaction.
 
         `accepted` and `spent` never change. The deposit is the chain's absolute value, so a repeat
         adds nothing (F-29). For a channel that was never opened here, the answer shows the chain's
@@ -202,25 +193,22 @@ class Deposits:
             require_source(paid, state.terms)
         self._admission.require_deposits()
         async with self._facts.bounded_check(paid.client, waits=True):
-            evidence = await self._facts.require_transaction(payload.tx_hash)
-            proof = require_topped_up(evidence, paid.key.channel_id, payload.additional_deposit)
+            evidence = await self._find(transaction)
+            proof = require_topped_up(evidence, paid.key.channel_id, plan.amount)
             fact = await self._facts.read(paid.key.channel_id, block_min=evidence.block_number)
         if fact is None or fact.terms.payee != paid.asked.recipient:
             raise ChannelNotFoundError("The escrow has no such channel for this payee.")
         if state is None:
             # Not in this ledger, and not stored: its payer has yet to open it here (TOPUP-07).
-            return Outcome(state=build_unopened(fact), tx_hash=payload.tx_hash)
+            return Outcome(state=build_unopened(fact), tx_hash=transaction.tx_hash)
         applied = await self._ledger.apply(paid.key, [Observe(fact)], proof=proof)
         self._facts.mark_read(paid.key)
         return _mined(Outcome(state=applied.require()), evidence)
 
-    async def top_up_sponsored(self, paid: Authenticated, payload: SponsoredTopUp) -> Outcome:
-        """Submit a top-up that the payer signed, and record it as `top_up` does.
+    async def _top_up_sponsored(self, paid: Authenticated, deposit: SponsoredDeposit) -> Outcome:
+        """Submit a top-up that the payer signed, and record it.
 
         Only for channels in this ledger that may still be used.
-
-        Raises:
-            PeerError, OperatorError: As for `top_up`, and as for `open_sponsored`.
         """
         state = await load_known(self._ledger, paid.key)
         _require_not_ended(state)
@@ -228,7 +216,6 @@ class Deposits:
             raise ChannelFinalizedError("The channel is being closed.")
         if state.close_requested_at:  # only the payer's own transaction cancels that (AMB-27)
             raise ChannelFinalizedError("The channel has a pending close requested by its payer.")
-        deposit = build_top_up_deposit(paid, payload, state.terms)
         tx_hash = await self._submit(paid, deposit, state.terms)
         credited = (paid.key, tx_hash, deposit.amount)
         if credited in self._credited:  # anyone can repeat it: ask no node again
@@ -245,7 +232,7 @@ class Deposits:
         return outcome
 
     async def merged(
-        self, paid: Authenticated, payload: VoucherPayload, deposit: Deposit, hold: Hold | None
+        self, paid: Authenticated, payload: VoucherPayload, hold: Hold | None
     ) -> Outcome:
         """Make the deposit attached to a voucher, then accept the voucher (VCH-06, VCH-07).
 
@@ -255,13 +242,15 @@ class Deposits:
             MalformedPayloadError: An `open` for a channel that was opened by another deposit.
             PeerError: As for an opening, or for a top-up and a voucher.
         """
-        whole = split_merged(payload, deposit)
-        if isinstance(whole, OpenAuthorization | OpenPermit2):
-            return await self.open_sponsored(paid, whole, hold, is_merged=True)
+        whole = self._method.split_merged(payload)
+        if isinstance(whole, OpenPayload):
+            return await self.open(paid, whole, hold, is_merged=True)
+        signed = self._method.plan_top_up(whole, key=paid.key, asked=paid.asked).deposit
+        if isinstance(signed, PayerTransaction):
+            raise MalformedPayloadError("payload.deposit: expected a signature of the funder")
         state = await load_known(self._ledger, paid.key)
         require_open(state)  # only the payer's own transaction cancels a close (AMB-16, AMB-27)
         require_source(paid, state.terms)
-        signed = build_top_up_deposit(paid, whole, state.terms)
         verified = await self._vouchers.verify(
             payload.voucher, paid.key, state.terms.signer, client=paid.client
         )
@@ -287,7 +276,7 @@ class Deposits:
         return await self._acceptance.accept(paid, verified, hold, known=state)
 
     async def _prove(
-        self, paid: Authenticated, payload: Opening, terms: ChannelTerms
+        self, paid: Authenticated, payload: OpenPayload, terms: ChannelTerms
     ) -> tuple[VerifiedVoucher, ChannelState | None]:
         """Return the first voucher, verified, and the channel if the ledger has it."""
         verified = await self._vouchers.verify(
@@ -296,6 +285,31 @@ class Deposits:
         state = await self._ledger.load(paid.key)
         self._acceptance.require_rate(verified, state)
         return verified, state
+
+    async def _is_taken(self, plan: OpeningPlan) -> bool:
+        """Whether exactly this deposit was submitted before."""
+        if isinstance(plan.deposit, PayerTransaction):
+            return False
+        return await self._require_sponsoring().sponsor.is_taken(plan.deposit)
+
+    async def _find(self, transaction: PayerTransaction) -> TransactionEvidence:
+        """Return the payer's transaction as the chain shows it, and send it if that is asked.
+
+        Raises:
+            TransactionRevertedError: It reverted; that is final.
+            VerificationFailedError: The node refused it, or it is not deep enough yet.
+        """
+        if not transaction.raw:
+            return await self._facts.require_transaction(transaction.tx_hash)
+        if self._broadcaster is None:
+            raise MalformedPayloadError("payload.type: this server sends no transactions.")
+        is_taken = await self._broadcaster.broadcast(transaction.raw)
+        try:
+            return await self._facts.require_transaction(transaction.tx_hash)
+        except VerificationFailedError as error:
+            if is_taken:
+                raise
+            raise VerificationFailedError(f"{error} The node refused it.") from error
 
     async def _find_opened(
         self, paid: Authenticated, terms: ChannelTerms, evidence: TransactionEvidence
@@ -372,7 +386,7 @@ class Deposits:
             )
         refusal: PeerError | None = None
         try:
-            require_key_signature(deposit, sponsoring.terms.token_domain, terms)
+            self._method.require_key_signature(deposit, sponsoring.terms.token_domain, terms)
         except (InvalidSignatureError, SignerMismatchError) as not_a_key:
             refusal = not_a_key  # unless a contract wallet at that address accepts it
         self._admission.require_openings()

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 
 from msgspec.structs import replace
 
-from channel.chain import ChainReader, CloseRefusals, DepositSponsor
+from channel.chain import ChainReader, CloseRefusals, DepositSponsor, TransactionBroadcaster
 from channel.engine.acceptance import Acceptance, shown_max
 from channel.engine.admission import Admission, Unbounded
 from channel.engine.challenger import Authenticated, Challenger
@@ -71,6 +71,7 @@ class Engine:
         admission: Admission | None = None,
         sponsor: DepositSponsor | None = None,
         refusals: CloseRefusals | None = None,
+        broadcaster: TransactionBroadcaster | None = None,
         now: Callable[[], float] = time.time,
         new_id: Callable[[], bytes] | None = None,
     ) -> None:
@@ -80,6 +81,7 @@ class Engine:
         `admission` bounds the total at risk; without it there is no bound. `sponsor` submits
         payers' deposits on the terms of `settings.sponsor`: give both, or neither. `refusals` says
         why a close failed; without it, a close that the escrow refused is answered as pending.
+        `broadcaster` sends payers' signed transactions, for a method whose credentials carry them.
         `now` is wall-clock time in Unix seconds. `new_id` returns 16 unpredictable bytes; the
         default reads them from the operating system.
 
@@ -102,7 +104,7 @@ class Engine:
         self._facts = ChainFacts(
             ledger=ledger, chain=chain, settings=settings, now=now, background=self._background
         )
-        self._pool = VerifyPool(settings.verifying_threads)
+        self._pool = VerifyPool(settings.verifying_threads, settings.method.escrow.domain)
         self._vouchers = VoucherVerifier(
             chain=chain, facts=self._facts, settings=settings, pool=self._pool, now=now
         )
@@ -122,6 +124,8 @@ class Engine:
             acceptance=self._acceptance,
             admission=admission,
             sponsoring=_sponsoring(settings, sponsor, now),
+            method=settings.method,
+            broadcaster=broadcaster,
         )
         self._closing = Closing(
             ledger=ledger,
@@ -170,7 +174,9 @@ class Engine:
             description=description,
             min_voucher_delta=min_voucher_delta,
             fee_payer=sponsor is not None,
-            credential_types=("hash",) if sponsor is None else sponsor.credential_types,
+            credential_types=self.settings.method.credential_types
+            if sponsor is None
+            else sponsor.credential_types,
             tariff=tariff,
         )
 
@@ -323,6 +329,7 @@ class Engine:
         if outcome.shown_max is not None:
             state = as_public(state, outcome.shown_max)
         return Receipt(
+            method=self.settings.method.name,
             challenge_id=paid.challenge_id,
             channel_id=state.key.channel_id,
             chain_id=state.key.chain_id,

@@ -1,7 +1,5 @@
 """Checks what the chain must show before an opening or a top-up counts (OPEN, TOPUP)."""
 
-from typing import TypeAlias
-
 from channel.chain import TransactionEvidence
 from channel.engine.challenger import Authenticated
 from channel.errors import (
@@ -14,48 +12,15 @@ from channel.errors import (
 from channel.ledger.interface import ConsumeProof
 from channel.state.channel_state import ChannelState, LadderVoucher
 from channel.types import Address, ChannelFact, ChannelId, ChannelTerms
-from channel.verify.typed_data import derive_channel_id
-from channel.wire.payload import OpenAuthorization, OpenHash, OpenPermit2
 
 __all__ = [
-    "Opening",
     "build_unopened",
+    "read_source",
     "require_opened",
     "require_source",
-    "require_terms",
     "require_topped_up",
     "require_usable",
 ]
-
-Opening: TypeAlias = OpenHash | OpenAuthorization | OpenPermit2
-
-
-def require_terms(paid: Authenticated, payload: Opening) -> ChannelTerms:
-    """Return the terms that this payload claims, if its channel id follows from them (OPEN-01).
-
-    For `hash` the payer is the source; for every other type it is the funder of the deposit.
-
-    Raises:
-        MalformedPayloadError: No source, a source on another chain, or another channel's id.
-    """
-    if isinstance(payload, OpenHash):
-        if paid.credential.source is None:
-            raise MalformedPayloadError("source: missing")
-        payer = _source_address(paid)
-    else:
-        payer = payload.authorization.funder
-    terms = ChannelTerms(
-        payer=payer,
-        payee=paid.asked.recipient,
-        token=paid.asked.currency,
-        authorized_signer=payload.authorized_signer,
-    )
-    derived = derive_channel_id(
-        terms, salt=payload.salt, escrow=paid.key.escrow, chain_id=paid.key.chain_id
-    )
-    if derived != payload.channel_id:
-        raise MalformedPayloadError("payload.channelId: not the id of a channel with these terms.")
-    return terms
 
 
 def require_source(paid: Authenticated, terms: ChannelTerms) -> None:
@@ -65,15 +30,21 @@ def require_source(paid: Authenticated, terms: ChannelTerms) -> None:
         MalformedPayloadError: It is on another chain.
         SignerMismatchError: It is neither.
     """
-    if paid.credential.source is None:
-        return
-    if _source_address(paid) not in (terms.payer, terms.signer):
+    source = read_source(paid)
+    if source is not None and source not in (terms.payer, terms.signer):
         raise SignerMismatchError("The source is neither the channel's payer nor its signer.")
 
 
-def _source_address(paid: Authenticated) -> Address:
+def read_source(paid: Authenticated) -> Address | None:
+    """Return the payer's address as the credential states it; None if it states none.
+
+    Raises:
+        MalformedPayloadError: It is on another chain.
+    """
     source = paid.credential.source
-    if source is None or source[0] != paid.key.chain_id:
+    if source is None:
+        return None
+    if source[0] != paid.key.chain_id:
         raise MalformedPayloadError("source: not on the chain of this offer.")
     return source[1]
 

@@ -21,6 +21,8 @@ from channel.limits import (
     VERIFYING_THREADS_MAX,
     VOUCHERS_PER_SECOND_MAX,
 )
+from channel.methods.interface import SessionMethod
+from channel.methods.registry import DEFAULT
 from channel.types import Address
 
 __all__ = ["EngineSettings", "SponsorTerms", "verifying_threads"]
@@ -52,6 +54,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     """From the configuration only, never from a request's Host (F-10)."""
     payee: Address
     token: Address
+    method: SessionMethod = DEFAULT
     confirmations: int = 1
     """Blocks on a deposit before it counts, its own included (OPEN-12)."""
     challenge_lifetime_s: int = CHALLENGE_LIFETIME_S

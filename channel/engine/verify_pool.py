@@ -26,9 +26,13 @@ it, so that one turn's vouchers share a commit, but not for a thread that gets n
 
 
 class VerifyPool:
-    """`verify_voucher` for one event loop, with this many threads, including the loop's own."""
+    """`verify_voucher` for one event loop and one EIP-712 domain.
 
-    def __init__(self, threads: int) -> None:
+    `threads` includes the loop's own.
+    """
+
+    def __init__(self, threads: int, domain: str) -> None:
+        self._domain = domain
         self._helpers = threads - 1
         self._pool = ThreadPoolExecutor(max(1, self._helpers), thread_name_prefix="verify")
         self._waiting: deque[_Waiting] = deque()
@@ -49,7 +53,7 @@ class VerifyPool:
                 answer: asyncio.Future[VerifiedVoucher] = self._loop.create_future()
                 self._waiting.append((voucher, key, signer, answer))
                 return await answer
-        return verify_voucher(voucher, key, signer)
+        return verify_voucher(voucher, key, signer, self._domain)
 
     def close(self) -> None:
         """End the helpers; the loop verifies what still waits."""
@@ -63,10 +67,10 @@ class VerifyPool:
             return
         queue, self._waiting = self._waiting, deque()
         shares = [
-            self._pool.submit(_take_all, queue)
+            self._pool.submit(_take_all, queue, self._domain)
             for _ in range(min(self._helpers, len(queue) // _SHARED_MIN))
         ]
-        _give(_take_all(queue))
+        _give(_take_all(queue, self._domain))
         for share in shares:
             self._collect(share)
 
@@ -78,7 +82,7 @@ class VerifyPool:
             share.add_done_callback(lambda late: loop.call_soon_threadsafe(_give, late.result()))
 
 
-def _take_all(queue: deque[_Waiting]) -> list[_Answer]:
+def _take_all(queue: deque[_Waiting], domain: str) -> list[_Answer]:
     """Verify from the queue until it is empty; other threads do the same concurrently."""
     done: list[_Answer] = []
     while True:
@@ -87,7 +91,7 @@ def _take_all(queue: deque[_Waiting]) -> list[_Answer]:
         except IndexError:
             return done
         try:
-            done.append((answer, verify_voucher(voucher, key, signer)))
+            done.append((answer, verify_voucher(voucher, key, signer, domain)))
         except Exception as error:  # noqa: BLE001 - every error belongs to this caller
             done.append((answer, error.with_traceback(None)))
 

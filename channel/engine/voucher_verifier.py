@@ -51,6 +51,7 @@ class VoucherVerifier:
         self._chain = chain
         self._facts = facts
         self._takes_contracts = settings.takes_contract_signatures
+        self._domain = settings.method.escrow.domain
         self._now = now
         self._of_channel = RateLimiter(settings.vouchers_per_second, now)
         questions = "signatures a second that only a contract can verify"
@@ -99,9 +100,8 @@ class VoucherVerifier:
             if not await self._chain.has_code(signer):
                 self._note_codeless(signer)
                 return False
-            return await self._chain.is_valid_wallet_signature(
-                signer, voucher_digest(key, voucher.cumulative_amount), voucher.signature
-            )
+            digest = voucher_digest(key, voucher.cumulative_amount, self._domain)
+            return await self._chain.is_valid_wallet_signature(signer, digest, voucher.signature)
 
     def _note_codeless(self, signer: Address) -> None:
         """Remember for a while that a signer has no code; it may be deployed later."""

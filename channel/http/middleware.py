@@ -98,8 +98,8 @@ from channel.state.requests import RequestClaim
 from channel.tasks import RequestMark
 from channel.types import Address, TokenUnit
 from channel.wire.accept_payment import rank_offers
-from channel.wire.challenge import INTENT, METHOD, Challenge, format_challenge
-from channel.wire.credential import Credential, parse_credential
+from channel.wire.challenge import INTENT, Challenge, format_challenge
+from channel.wire.credential import Credential
 from channel.wire.problem import PAYMENT_REQUIRED, format_problem
 from channel.wire.receipt import Receipt
 from channel.wire.websocket import COUNTED_KINDS, SUBPROTOCOL
@@ -326,7 +326,7 @@ class _Exchange:
             if self._method != "HEAD":  # HEAD may come before a close, which must always work
                 await self._require_ready()
             raise PaymentRequiredError("This resource must be paid for.")
-        credential = self._credential = parse_credential(raw)
+        credential = self._credential = self._engine.settings.method.parse_credential(raw)
         if self._teller is not None:
             self._teller.presents(credential)
         query: bytes = self._scope.get("query_string", b"")
@@ -574,7 +574,8 @@ class _Exchange:
             if error.status == PAYMENT_REQUIRED:
                 price, sentence = describe_price(offered, self._gate.unit)
             more = await self._ask_rails(own)
-            kinds = [(METHOD, INTENT)] * len(offered) + [(one.method, one.intent) for one in more]
+            own_kind = (self._engine.settings.method.name, INTENT)
+            kinds = [own_kind] * len(offered) + [(one.method, one.intent) for one in more]
             for index in rank_offers(read_preference(self._fields), kinds):
                 if index < len(offered):
                     challenge = self._engine.challenger.issue(offered[index].offer, hint)
@@ -584,7 +585,7 @@ class _Exchange:
                     lines += more[index - len(offered)].headers
         if self._teller is not None:
             self._teller.refused(error, challenges)
-        detail = explain(error, sentence)
+        detail = explain(error, sentence, self._engine.settings.method.name)
         if wants_page(read_accept(self._fields)):
             body, headers = format_page(error, detail), PAGE_HEADERS
         else:
@@ -710,6 +711,7 @@ class _SocketExchange(_Exchange):
             send=self._send_raw,
             meter=meter,
             route=route,
+            parse=self._engine.settings.method.parse_credential,
             perform=self._perform,
             refuse=self._refuse_frame,
             is_accepted=self._is_accepted,

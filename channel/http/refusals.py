@@ -35,11 +35,6 @@ PAGE_HEADERS: Headers = (
     (b"vary", b"accept"),
 )
 
-_HOW: str = (
-    "A client of the Machine Payments Protocol (method evm, intent session) pays by itself: "
-    "`mpp-session pay`, or the Python package mpp-session. The challenge is in WWW-Authenticate."
-)
-
 
 def wants_page(accept: str) -> bool:
     """Return whether a request comes from a browser, which would not show JSON well."""
@@ -123,12 +118,16 @@ def _where(asked: SessionRequest) -> str:
     return f"paid in the token {token} on chain {asked.chain_id} from a deposit in an escrow"
 
 
-def explain(error: ProblemError, price: str | None) -> str:
-    """Return the sentence for people."""
+def explain(error: ProblemError, price: str | None, method: str) -> str:
+    """Return the sentence for people; `method` is the payment method's name."""
     if price is None:
         return error.detail
     if isinstance(error, PaymentRequiredError):
-        return f"{error.detail} {price} {_HOW}"
+        return (
+            f"{error.detail} {price} A client of the Machine Payments Protocol (method {method}, "
+            "intent session) pays by itself: `mpp-session pay`, or the Python package mpp-session. "
+            "The challenge is in WWW-Authenticate."
+        )
     return f"{error.detail} {price}"
 
 

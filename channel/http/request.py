@@ -15,14 +15,7 @@ from channel.http.asgi import Headers, Message, Receive, Scope
 from channel.http.bodies import BodyRoom
 from channel.limits import IDEMPOTENCY_KEY_BYTES_MAX, IDEMPOTENT_REQUEST_BYTES_MAX
 from channel.wire.credential import select_credential
-from channel.wire.payload import (
-    ClosePayload,
-    Payload,
-    TopUpAuthorization,
-    TopUpHash,
-    TopUpPermit2,
-    VoucherPayload,
-)
+from channel.wire.payload import ClosePayload, Payload, TopUpPayload, VoucherPayload
 
 __all__ = [
     "ClientGoneError",
@@ -140,7 +133,7 @@ def is_management(method: str, fields: Fields, query: bytes, payload: Payload) -
     """
     if method == "HEAD":
         return True
-    if isinstance(payload, ClosePayload | TopUpHash | TopUpAuthorization | TopUpPermit2):
+    if isinstance(payload, ClosePayload | TopUpPayload):
         return True
     if method != "POST" or query:
         return False

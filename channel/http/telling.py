@@ -24,7 +24,7 @@ from channel.state.channel_state import ChannelState
 from channel.wire.challenge import Challenge
 from channel.wire.credential import Credential
 from channel.wire.encoding import format_hex
-from channel.wire.payload import ClosePayload, Payload, VoucherPayload
+from channel.wire.payload import ClosePayload, OpenPayload, Payload, VoucherPayload
 
 __all__ = ["Answered", "RequestTeller"]
 
@@ -251,5 +251,5 @@ def _funding(payload: Payload) -> Action:
     if isinstance(payload, VoucherPayload):
         is_opening = payload.deposit is not None and payload.deposit.action == "open"
     else:
-        is_opening = hasattr(payload, "voucher")
+        is_opening = isinstance(payload, OpenPayload)
     return "open" if is_opening else "topUp"

@@ -42,7 +42,7 @@ from channel.limits import (
 from channel.state.charges import ChargeOutcome
 from channel.tariff import Usage
 from channel.types import ChannelId
-from channel.wire.credential import Credential, parse_credential, select_credential
+from channel.wire.credential import Credential, select_credential
 from channel.wire.payload import ClosePayload
 from channel.wire.problem import parse_problem
 from channel.wire.receipt import Receipt
@@ -76,8 +76,8 @@ __all__ = [
     "UNPAID",
     "PaidWebSocket",
     "framing_send",
-    "read_authorization",
     "read_first_frame",
+    "select_authorization",
 ]
 
 _log: Final = logging.getLogger(__name__)
@@ -123,6 +123,7 @@ class PaidWebSocket:
         send: Send,
         meter: SocketMeter,
         route: Route,
+        parse: Callable[[str], Credential],
         perform: Callable[[Credential], Awaitable[Receipt]],
         refuse: Callable[[ProblemError], Awaitable[None]],
         is_accepted: bool,
@@ -134,6 +135,7 @@ class PaidWebSocket:
             send: The server's.
             meter: Counts and spends.
             route: Says whether the handler must count, and how long an idle connection lasts.
+            parse: Parses a credential; the method's.
             perform: Accepts a further credential.
             refuse: Sends the frame that refuses one.
             is_accepted: Whether the connection was accepted, for a credential in its first frame.
@@ -151,6 +153,7 @@ class PaidWebSocket:
         self._send = send
         self._meter = meter
         self._reservation = meter.reservation
+        self._parse = parse
         self._perform = perform
         self._refuse = refuse
         self._idle_s = route.idle_s
@@ -546,7 +549,7 @@ class PaidWebSocket:
                     self._is_closed.set()
 
     async def _present(self, text: str) -> None:
-        credential = read_authorization(text)
+        credential = self._parse(select_authorization(text))
         if credential.payload.channel_id != self._channel_id:
             raise BadRequestError("The credential is for another channel than this connection's.")
         is_close = isinstance(credential.payload, ClosePayload)
@@ -592,8 +595,8 @@ class PaidWebSocket:
         self._end(_End(IDLE))
 
 
-def read_authorization(text: str) -> Credential:
-    """Return the credential of an authorization frame.
+def select_authorization(text: str) -> str:
+    """Return the credential of an authorization frame, to be parsed.
 
     Raises:
         MalformedCredentialError: It is none.
@@ -601,7 +604,7 @@ def read_authorization(text: str) -> Credential:
     raw = select_credential([text])
     if raw is None:
         raise MalformedCredentialError("authorization: expected a Payment credential.")
-    return parse_credential(raw)
+    return raw
 
 
 async def read_first_frame(receive: Receive) -> str | None:

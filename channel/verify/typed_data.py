@@ -11,6 +11,7 @@ from functools import lru_cache
 import msgspec
 from sha3 import keccak_256  # type: ignore[import-untyped]
 
+from channel.chain import EscrowInterface
 from channel.types import Address, ChannelId, ChannelKey, ChannelTerms
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
 
 CANONICAL_PERMIT2 = Address(bytes.fromhex("000000000022d473030f116ddee9f6b43ac78ba3"))
 
+_OWN_DOMAIN = EscrowInterface().domain
 _PERMITTED = "TokenPermissions(address token,uint256 amount)"
 _OPEN_WITNESS = "ChannelOpenWitness(address payee,bytes32 salt,address authorizedSigner)"
 _TOP_UP_WITNESS = "ChannelTopUpWitness(bytes32 channelId)"
@@ -110,9 +112,9 @@ def _digest(separator: bytes, *values: int | bytes) -> bytes:
 
 
 @lru_cache(maxsize=1024)
-def domain_separator(chain_id: int, escrow: Address) -> bytes:
-    """Return the escrow's EIP-712 domain: `EVM Payment Channel`, version 1."""
-    return token_domain_separator("EVM Payment Channel", "1", chain_id, escrow)
+def domain_separator(chain_id: int, escrow: Address, domain: str = _OWN_DOMAIN) -> bytes:
+    """Return the escrow's EIP-712 domain, version 1; `domain` is the name that its method gives."""
+    return token_domain_separator(domain, "1", chain_id, escrow)
 
 
 def token_domain_separator(name: str, version: str, chain_id: int, token: Address) -> bytes:
@@ -129,16 +131,20 @@ def permit2_domain_separator(chain_id: int, permit2: Address = CANONICAL_PERMIT2
 
 
 @lru_cache(maxsize=1024)
-def _envelope(chain_id: int, escrow: Address) -> bytes:
-    return b"\x19\x01" + domain_separator(chain_id, escrow)
+def _envelope(chain_id: int, escrow: Address, domain: str) -> bytes:
+    return b"\x19\x01" + domain_separator(chain_id, escrow, domain)
 
 
-def voucher_digest(key: ChannelKey, cumulative_amount: int) -> bytes:
-    """Return the digest that a voucher's signer signs. The domain is cached: two hashes remain."""
+def voucher_digest(key: ChannelKey, cumulative_amount: int, domain: str) -> bytes:
+    """Return the digest that a voucher's signer signs under the escrow's EIP-712 domain.
+
+    `domain` is the name of the domain, which differs between methods, so that a voucher for the
+    escrow of one is none for the escrow of another. The domain is cached: two hashes remain.
+    """
     struct = keccak_256(
         _VOUCHER_TYPE + key.channel_id + cumulative_amount.to_bytes(32, "big")
     ).digest()
-    return bytes(keccak_256(_envelope(key.chain_id, key.escrow) + struct).digest())
+    return bytes(keccak_256(_envelope(key.chain_id, key.escrow, domain) + struct).digest())
 
 
 def settle_authorization_digest(

@@ -4,7 +4,7 @@ The escrow checks a signature as a key's first and as a wallet's (ERC-1271) seco
 the same: it asks the chain for the second where the operator accepts such vouchers (ENC-07):
 
     try:
-        verified = verify_voucher(voucher, key, signer)
+        verified = verify_voucher(voucher, key, signer, domain)
     except (InvalidSignatureError, SignerMismatchError):
         if the operator does not accept such vouchers, or the signer has no code: raise
         answer = await chain.is_valid_wallet_signature(signer, voucher_digest(...), signature)
@@ -19,10 +19,13 @@ from channel.verify.typed_data import voucher_digest
 __all__ = ["verify_voucher", "verify_wallet_voucher"]
 
 
-def verify_voucher(voucher: SignedVoucher, key: ChannelKey, signer: Address) -> VerifiedVoucher:
+def verify_voucher(
+    voucher: SignedVoucher, key: ChannelKey, signer: Address, domain: str
+) -> VerifiedVoucher:
     """Return the voucher as verified: signed by `signer` for this channel, escrow and chain.
 
-    `signer` comes from the channel on the chain, never from the credential (VCH-02).
+    `domain` is the name of the escrow's EIP-712 domain: see `voucher_digest`. `signer` comes from
+    the channel on the chain, never from the credential (VCH-02).
 
     Raises:
         InvalidSignatureError: Not canonical or unrecoverable (AMB-15).
@@ -30,7 +33,7 @@ def verify_voucher(voucher: SignedVoucher, key: ChannelKey, signer: Address) -> 
     """
     if voucher.channel_id != key.channel_id:
         raise SignerMismatchError("The voucher is for another channel.")
-    recovered = recover(voucher_digest(key, voucher.cumulative_amount), voucher.signature)
+    recovered = recover(voucher_digest(key, voucher.cumulative_amount, domain), voucher.signature)
     if recovered != signer or signer == ZERO_ADDRESS:
         raise SignerMismatchError("The voucher's signer may not sign for this channel.")
     return VerifiedVoucher(key, voucher.cumulative_amount, voucher.signature)

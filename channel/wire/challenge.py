@@ -1,12 +1,12 @@
 """A challenge and its content: `WWW-Authenticate: Payment`, request object, opaque map.
 
 A `Challenge` holds the raw wire strings, because its id is an HMAC over exactly those (CHAL-05).
-A `SessionRequest` is its decoded `request` parameter for method `evm`, intent `session`.
+A `SessionRequest` is its decoded `request` parameter for intent `session`. What a method adds to
+its `methodDetails`, the method formats and parses (`channel.methods`).
 """
 
 import re
-from collections.abc import Iterable, Mapping
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -30,14 +30,12 @@ from channel.wire.encoding import (
     parse_address,
     parse_amount,
     parse_json_object,
-    parse_safe_integer,
 )
 from channel.wire.fields import (
     optional,
     parse_bool,
     parse_channel_id,
     parse_name,
-    parse_names,
     parse_object,
     parse_text,
     required,
@@ -46,7 +44,6 @@ from channel.wire.tariff import parse_tariff, tariff_object
 
 __all__ = [
     "INTENT",
-    "METHOD",
     "PAYMENT_AUTHORIZATION",
     "SCHEME",
     "Challenge",
@@ -54,21 +51,17 @@ __all__ = [
     "echo_challenge",
     "format_challenge",
     "format_opaque",
-    "format_session_request",
     "parse_challenges",
     "parse_opaque",
-    "parse_session_request",
     "parse_session_request_object",
     "session_request_object",
 ]
 
-METHOD: Final = "evm"
 INTENT: Final = "session"
-"""The one method and intent that this package speaks."""
+"""The one intent that this package speaks."""
 SCHEME = "Payment"
 PAYMENT_AUTHORIZATION = "Payment-Authorization"
 """The only field besides `Authorization` that a challenge may select, spelled so (CHAL-12)."""
-DEFAULT_CREDENTIAL_TYPES = ("hash",)
 
 _METHOD = re.compile("[a-z][a-z0-9:_-]*").fullmatch
 _INTENT = re.compile("[A-Za-z0-9-]+").fullmatch
@@ -113,7 +106,7 @@ class SessionRequest(msgspec.Struct, frozen=True, kw_only=True):
     """The payer's channel to continue with."""
     min_voucher_delta: int = 0
     fee_payer: bool = False
-    credential_types: tuple[str, ...] = DEFAULT_CREDENTIAL_TYPES
+    credential_types: tuple[str, ...]
     """The kinds of funding that the server takes, in its order of preference."""
     permit2: Address | None = None
     """The address of Permit2, when it is not the canonical one."""
@@ -215,18 +208,17 @@ def echo_challenge(challenge: Challenge) -> dict[str, str]:
     }
 
 
-def format_session_request(request: SessionRequest) -> str:
-    """Return the `request` parameter: base64url of the canonical JSON.
+def session_request_object(
+    request: SessionRequest, details: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return the request with its wire names, without defaults.
+
+    `details` are the members of `methodDetails` that only the request's method has.
 
     Raises:
         ConfigError: The price is not positive (CHAL-02).
         WireError: The wire cannot carry one of the values.
     """
-    return encode_base64url(canonical_json(session_request_object(request)))
-
-
-def session_request_object(request: SessionRequest) -> dict[str, Any]:
-    """Return the request with its wire names, without defaults; see `format_session_request`."""
     if request.unit_price <= 0:
         raise ConfigError(
             f"expected a unit price above 0, found {request.unit_price}; set a positive price"
@@ -235,7 +227,7 @@ def session_request_object(request: SessionRequest) -> dict[str, Any]:
         "amount": format_amount(request.unit_price),
         "currency": format_checksum_address(request.currency),
         "recipient": format_checksum_address(request.recipient),
-        "methodDetails": _format_details(request),
+        "methodDetails": _format_details(request) | dict(details or {}),
     }
     if request.unit_type:
         wire["unitType"] = request.unit_type
@@ -261,31 +253,17 @@ def _format_details(request: SessionRequest) -> dict[str, Any]:
         details["minVoucherDelta"] = format_amount(request.min_voucher_delta)
     if request.fee_payer:
         details["feePayer"] = True
-    if request.credential_types != DEFAULT_CREDENTIAL_TYPES:
-        details["credentialTypes"] = list(request.credential_types)
-    if request.permit2 is not None:
-        details["permit2Contract"] = format_checksum_address(request.permit2)
     return details
 
 
-@lru_cache(maxsize=256)
-def parse_session_request(request: str) -> SessionRequest:
-    """Return the decoded `request` parameter of a challenge.
-
-    Cached: a server decodes the same few strings for every voucher, after it checked their HMAC.
-
-    Raises:
-        WireError: Not base64url of such an object, or larger than the bound.
-    """
-    if len(request) > REQUEST_PARAM_BYTES_MAX:
-        raise WireError(f"a request over {REQUEST_PARAM_BYTES_MAX} bytes")
-    return parse_session_request_object(
-        parse_json_object(decode_base64url(request), bytes_max=REQUEST_PARAM_BYTES_MAX)
-    )
-
-
-def parse_session_request_object(wire: Mapping[str, Any]) -> SessionRequest:
+def parse_session_request_object(
+    wire: Mapping[str, Any],
+    read_details: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+) -> SessionRequest:
     """Return the decoded request object; unknown fields are ignored.
+
+    `read_details` returns the fields that the method itself reads from `methodDetails`:
+    `chain_id`, `credential_types`, and any other that only this method has.
 
     Raises:
         WireError: A field is missing or malformed; the message names it.
@@ -295,7 +273,6 @@ def parse_session_request_object(wire: Mapping[str, Any]) -> SessionRequest:
         unit_price=required(wire, "amount", parse_amount),
         currency=required(wire, "currency", parse_address),
         recipient=required(wire, "recipient", parse_address),
-        chain_id=required(details, "chainId", parse_safe_integer),
         escrow=required(details, "escrowContract", parse_address),
         unit_type=optional(wire, "unitType", parse_text) or "",
         suggested_deposit=optional(wire, "suggestedDeposit", parse_amount),
@@ -304,10 +281,8 @@ def parse_session_request_object(wire: Mapping[str, Any]) -> SessionRequest:
         channel_id=optional(details, "channelId", parse_channel_id),
         min_voucher_delta=optional(details, "minVoucherDelta", parse_amount) or 0,
         fee_payer=optional(details, "feePayer", parse_bool) or False,
-        credential_types=optional(details, "credentialTypes", parse_names)
-        or DEFAULT_CREDENTIAL_TYPES,
-        permit2=optional(details, "permit2Contract", parse_address),
         tariff=optional(wire, "tariff", parse_tariff),
+        **read_details(details),
     )
     _require_main_rate(request)
     return request

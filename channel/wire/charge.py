@@ -11,7 +11,7 @@ import msgspec
 from channel.errors import WireError
 from channel.limits import RECEIPT_BYTES_MAX, REQUEST_PARAM_BYTES_MAX
 from channel.types import Address
-from channel.wire.challenge import METHOD, Challenge
+from channel.wire.challenge import Challenge
 from channel.wire.credential import format_envelope
 from channel.wire.encoding import (
     decode_base64url,
@@ -29,6 +29,7 @@ from channel.wire.funding import TransferAuthorization
 __all__ = [
     "AUTHORIZATION",
     "CHARGE",
+    "METHOD",
     "ChargeRequest",
     "authorization_object",
     "format_charge_credential",
@@ -36,6 +37,8 @@ __all__ = [
     "parse_charge_request",
 ]
 
+METHOD: Final = "evm"
+"""The method of the charges that this package reads."""
 CHARGE: Final = "charge"
 AUTHORIZATION: Final = "authorization"
 """The type of credential that this package makes for a charge."""

@@ -9,8 +9,8 @@ answers.
 """
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import msgspec
 
@@ -32,27 +32,22 @@ from channel.wire.encoding import (
     parse_json_object,
     parse_source,
 )
-from channel.wire.fields import optional, parse_name, parse_object, required
-from channel.wire.funding import parse_signature
-from channel.wire.payload import (
-    ClosePayload,
-    OpenHash,
-    Payload,
-    TopUpHash,
-    VoucherPayload,
-    format_payload,
-    parse_payload,
-)
+from channel.wire.fields import optional, parse_name, parse_object, parse_signature, required
+from channel.wire.payload import ClosePayload, Payload, VoucherPayload, format_payload
 
 __all__ = [
     "Credential",
     "Envelope",
+    "PayloadParser",
     "format_credential",
     "format_envelope",
     "parse_credential",
     "parse_envelope",
     "select_credential",
 ]
+
+PayloadParser: TypeAlias = Callable[[Mapping[str, Any]], Payload]
+"""A method's parser of payloads; raises `MalformedPayloadError`."""
 
 _PREFIX = f"{SCHEME} "
 _QUOTED = re.compile(r'"(?:[^"\\]++|\\.?)*+"?', re.DOTALL)
@@ -128,8 +123,8 @@ def select_credential(header_values: Sequence[str]) -> str | None:
     return found[0] if found else None
 
 
-def parse_credential(header_value: str) -> Credential:
-    """Return the meaning of a credential.
+def parse_credential(header_value: str, parse_payload: PayloadParser) -> Credential:
+    """Return the meaning of a credential, whose payload `parse_payload` reads.
 
     Raises:
         MalformedCredentialError: The envelope is malformed: scheme, base64url, JSON, challenge
@@ -139,7 +134,7 @@ def parse_credential(header_value: str) -> Credential:
     try:
         text = decode_base64url(_require_token(header_value))
         quick = _read_quickly(text)
-        return _read_envelope(text) if quick is None else quick
+        return _read_envelope(text, parse_payload) if quick is None else quick
     except WireError as error:
         raise MalformedCredentialError(f"credential: {error}") from error
 
@@ -214,7 +209,7 @@ def _read_challenge(envelope: Mapping[str, Any]) -> Challenge:
     )
 
 
-def _read_envelope(text: bytes) -> Credential:
+def _read_envelope(text: bytes, parse_payload: PayloadParser) -> Credential:
     """Return the meaning of a credential's JSON. This parser defines what is valid."""
     envelope = parse_json_object(text)
     challenge = _read_challenge(envelope)
@@ -223,7 +218,7 @@ def _read_envelope(text: bytes) -> Credential:
         source = optional(envelope, "source", parse_source)
     except WireError as error:
         raise MalformedPayloadError(str(error)) from error
-    if source is None and isinstance(payload, OpenHash | TopUpHash):
+    if source is None and payload.needs_source:
         raise MalformedPayloadError("source: missing")
     return Credential(challenge, payload, source)
 

@@ -7,18 +7,21 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from channel.errors import WireError
-from channel.limits import DESCRIPTION_CHARS_MAX
-from channel.types import ChannelId, TxHash
-from channel.wire.encoding import parse_hex
+from channel.limits import DESCRIPTION_CHARS_MAX, WALLET_SIGNATURE_BYTES_MAX
+from channel.types import ZERO_ADDRESS, Address, ChannelId, TxHash
+from channel.wire.encoding import format_address, parse_address, parse_hex, parse_hex_bytes
 
 __all__ = [
+    "format_authorized_signer",
     "optional",
+    "parse_authorized_signer",
     "parse_bool",
     "parse_bytes32",
     "parse_channel_id",
     "parse_name",
     "parse_names",
     "parse_object",
+    "parse_signature",
     "parse_text",
     "parse_tx_hash",
     "required",
@@ -100,3 +103,22 @@ def parse_channel_id(value: object) -> ChannelId:
 def parse_tx_hash(value: object) -> TxHash:
     """Return a transaction hash, or raise `WireError`."""
     return TxHash(parse_hex(value, 32))
+
+
+def parse_signature(value: object) -> bytes:
+    """Return 1 to 4096 bytes: 65 from a key, any length from a wallet (ENC-06).
+
+    Raises:
+        WireError: Not `0x` and hex digits, empty, or longer.
+    """
+    return parse_hex_bytes(value, size_max=WALLET_SIGNATURE_BYTES_MAX)
+
+
+def parse_authorized_signer(wire: Mapping[str, Any]) -> Address:
+    """Return `authorizedSigner`, zero when omitted (CLIENT-03), or raise `WireError`."""
+    return optional(wire, "authorizedSigner", parse_address) or ZERO_ADDRESS
+
+
+def format_authorized_signer(signer: Address) -> dict[str, str]:
+    """Return the member, or an empty dict when the payer signs its own vouchers."""
+    return {} if signer == ZERO_ADDRESS else {"authorizedSigner": format_address(signer)}

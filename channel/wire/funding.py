@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 from channel.errors import WireError
-from channel.limits import WALLET_SIGNATURE_BYTES_MAX
 from channel.types import ZERO_ADDRESS, Address, ChannelId, Redacted
 from channel.wire.encoding import (
     format_address,
@@ -12,17 +11,19 @@ from channel.wire.encoding import (
     format_hex,
     parse_address,
     parse_amount,
-    parse_hex_bytes,
     parse_uint256,
 )
 from channel.wire.fields import (
-    optional,
+    format_authorized_signer,
+    parse_authorized_signer,
     parse_bytes32,
     parse_channel_id,
     parse_name,
     parse_object,
+    parse_signature,
     required,
 )
+from channel.wire.payload import AttachedDeposit
 
 __all__ = [
     "Deposit",
@@ -30,13 +31,9 @@ __all__ = [
     "OpenPermit",
     "TopUpPermit",
     "TransferAuthorization",
-    "format_authorized_signer",
-    "format_deposit",
     "format_funding",
-    "parse_authorized_signer",
     "parse_deposit",
     "parse_open_permit",
-    "parse_signature",
     "parse_top_up_permit",
     "parse_transfer_authorization",
 ]
@@ -84,13 +81,12 @@ class TopUpPermit(Redacted, frozen=True, gc=False):
 Funding: TypeAlias = TransferAuthorization | OpenPermit | TopUpPermit
 
 
-class Deposit(Redacted, frozen=True):
-    """Funding attached to a voucher (VCH-06); the authorization holds its amount."""
+class Deposit(AttachedDeposit, frozen=True):
+    """Funding attached to a voucher (VCH-06), of type `authorization` or `permit2`.
 
-    action: str
-    """`open` or `topUp`."""
-    type: str
-    """`authorization` or `permit2`."""
+    The authorization holds its amount.
+    """
+
     authorization: Funding
     signature: bytes
     salt: bytes | None
@@ -104,24 +100,16 @@ class Deposit(Redacted, frozen=True):
         funding = self.authorization
         return funding.value if isinstance(funding, TransferAuthorization) else funding.amount
 
-
-def parse_signature(value: object) -> bytes:
-    """Return 1 to 4096 bytes: 65 from a key, any length from a wallet (ENC-06).
-
-    Raises:
-        WireError: Not `0x` and hex digits, empty, or longer.
-    """
-    return parse_hex_bytes(value, size_max=WALLET_SIGNATURE_BYTES_MAX)
-
-
-def parse_authorized_signer(wire: Mapping[str, Any]) -> Address:
-    """Return `authorizedSigner`, zero when omitted (CLIENT-03), or raise `WireError`."""
-    return optional(wire, "authorizedSigner", parse_address) or ZERO_ADDRESS
-
-
-def format_authorized_signer(signer: Address) -> dict[str, str]:
-    """Return the member, or an empty dict when the payer signs its own vouchers."""
-    return {} if signer == ZERO_ADDRESS else {"authorizedSigner": format_address(signer)}
+    def members(self) -> dict[str, Any]:
+        """Return the deposit with its wire names."""
+        wire: dict[str, Any] = {"action": self.action, "type": self.type}
+        if self.salt is not None:
+            wire["salt"] = format_hex(self.salt)
+        return wire | {
+            **format_authorized_signer(self.authorized_signer),
+            "authorization": format_funding(self.authorization),
+            "signature": format_hex(self.signature),
+        }
 
 
 def parse_transfer_authorization(value: object) -> TransferAuthorization:
@@ -194,18 +182,6 @@ def parse_deposit(value: object) -> Deposit:
         salt=required(wire, "salt", parse_bytes32) if opens or kind == "authorization" else None,
         authorized_signer=parse_authorized_signer(wire) if opens else ZERO_ADDRESS,
     )
-
-
-def format_deposit(deposit: Deposit) -> dict[str, Any]:
-    """Return the deposit with its wire names."""
-    wire: dict[str, Any] = {"action": deposit.action, "type": deposit.type}
-    if deposit.salt is not None:
-        wire["salt"] = format_hex(deposit.salt)
-    return wire | {
-        **format_authorized_signer(deposit.authorized_signer),
-        "authorization": format_funding(deposit.authorization),
-        "signature": format_hex(deposit.signature),
-    }
 
 
 def format_funding(funding: Funding) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from channel.errors import WireError
 from channel.limits import RECEIPT_BYTES_MAX
 from channel.tariff import Usage
 from channel.types import ChannelId, TxHash
-from channel.wire.challenge import INTENT, METHOD
+from channel.wire.challenge import INTENT
 from channel.wire.encoding import (
     decode_base64url,
     encode_base64url,
@@ -38,6 +38,7 @@ STATUS: Final = "success"
 class Receipt(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """The amounts of a channel after a payment (RCPT-02, RCPT-05). Amounts in base units."""
 
+    method: str
     challenge_id: str
     channel_id: ChannelId
     chain_id: int
@@ -55,7 +56,7 @@ class Receipt(msgspec.Struct, frozen=True, gc=False, kw_only=True):
 
 
 class _WireReceipt(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
-    method: Literal["evm"]
+    method: str
     intent: Literal["session"]
     status: Literal["success"]
     timestamp: str
@@ -91,7 +92,7 @@ def format_receipt_json(receipt: Receipt) -> str:
 def _to_wire(receipt: Receipt) -> _WireReceipt:
     channel_id = format_hex(receipt.channel_id)
     return _WireReceipt(
-        METHOD,
+        receipt.method,
         INTENT,
         STATUS,
         format_timestamp(receipt.timestamp),
@@ -112,7 +113,7 @@ def parse_receipt(header_value: str) -> Receipt:
     """Return the receipt in a `Payment-Receipt` field; unknown members are ignored (RCPT-04).
 
     Raises:
-        WireError: Too long, not base64url of JSON, not a receipt of an evm session.
+        WireError: Too long, not base64url of JSON, not a receipt of a session.
     """
     if len(header_value) > RECEIPT_BYTES_MAX:
         raise WireError(f"a receipt over {RECEIPT_BYTES_MAX} bytes")
@@ -122,10 +123,11 @@ def parse_receipt(header_value: str) -> Receipt:
 def parse_receipt_json(text: bytes | str) -> Receipt:
     """Return the receipt in its JSON, as an event carries it; see `parse_receipt`."""
     wire = parse_json_object(text, bytes_max=RECEIPT_BYTES_MAX)
-    for name, expected in (("method", METHOD), ("intent", INTENT), ("status", STATUS)):
+    for name, expected in (("intent", INTENT), ("status", STATUS)):
         if required(wire, name, parse_name) != expected:
             raise WireError(f"{name}: not {expected}")
     return Receipt(
+        method=required(wire, "method", parse_name),
         challenge_id=required(wire, "challengeId", parse_name),
         channel_id=_require_channel(wire),
         chain_id=required(wire, "chainId", parse_safe_integer),

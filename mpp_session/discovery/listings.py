@@ -11,7 +11,8 @@ from urllib.parse import urlsplit
 import msgspec
 
 from channel.errors import ConfigError
-from channel.wire.challenge import INTENT, METHOD
+from channel.methods.registry import DEFAULT
+from channel.wire.challenge import INTENT
 from channel.wire.encoding import format_checksum_address
 from mpp_session.discovery.offers import list_offers
 from mpp_session.discovery.service import Operation, Service
@@ -92,7 +93,7 @@ def mpp_entry(service: Service) -> dict[str, Any]:
         "intent": INTENT,
         "payments": [
             {
-                "method": METHOD,
+                "method": DEFAULT.name,
                 "currency": format_checksum_address(service.token),
                 "decimals": 0 if service.unit is None else service.unit.decimals,
             }

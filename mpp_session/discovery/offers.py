@@ -7,7 +7,8 @@ from typing import Any
 import msgspec
 
 from channel.http.pricing import Priced
-from channel.wire.challenge import INTENT, METHOD
+from channel.methods.registry import DEFAULT
+from channel.wire.challenge import INTENT
 from channel.wire.encoding import format_checksum_address
 from mpp_session.discovery.service import Operation, Service
 
@@ -29,7 +30,7 @@ class Offered(msgspec.Struct, frozen=True, kw_only=True):
         """The offer as draft-payment-discovery-01 writes it."""
         return {
             "intent": INTENT,
-            "method": METHOD,
+            "method": DEFAULT.name,
             "amount": self.amount,
             "currency": self.currency,
             "description": self.description,

@@ -5,7 +5,8 @@ It is advice: the challenge of a 402 alone says what is paid (DISC-07).
 
 from typing import Any, Final
 
-from channel.wire.challenge import INTENT, METHOD
+from channel.methods.registry import DEFAULT
+from channel.wire.challenge import INTENT
 from channel.wire.encoding import format_checksum_address
 from channel.wire.problem import PROBLEM_CONTENT_TYPE
 from mpp_session.discovery.offers import list_offers, request_price
@@ -106,5 +107,7 @@ def _payment_info(service: Service, operation: Operation) -> dict[str, Any]:
     if "agentcash" in service.compat:
         currency = format_checksum_address(service.token)
         info["price"] = request_price(service, operation)
-        info["protocols"] = [{"mpp": {"method": METHOD, "intent": INTENT, "currency": currency}}]
+        info["protocols"] = [
+            {"mpp": {"method": DEFAULT.name, "intent": INTENT, "currency": currency}}
+        ]
     return info

@@ -11,6 +11,7 @@ from channel.errors import ConfigError
 from channel.http.middleware import PaymentGate
 from channel.http.pricing import Price, Priced, Route
 from channel.http.refusals import format_price
+from channel.methods.registry import DEFAULT
 from channel.types import Address, TokenUnit
 from mpp_session.settings import Discovery, Listen
 
@@ -32,8 +33,8 @@ _DEPENDS: Final = "depends on the request"
 _NO_VARIANTS: Final[Mapping[tuple[str, str], Sequence[tuple[str, Price]]]] = {}
 _NONE: Final[Mapping[tuple[str, str], "Description"]] = {}
 _PAID: Final = (
-    "Each request is paid for by the Machine Payments Protocol (HTTP 402, method evm, intent "
-    "session)."
+    f"Each request is paid for by the Machine Payments Protocol (HTTP 402, method {DEFAULT.name}, "
+    "intent session)."
 )
 
 

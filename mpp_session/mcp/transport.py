@@ -33,14 +33,13 @@ from pydantic import TypeAdapter
 
 from channel.errors import PaymentOutcomeUnknownError, PeerError, WireError
 from channel.limits import CHALLENGES_PER_RESPONSE_MAX
+from channel.methods.registry import DEFAULT
 from channel.wire.challenge import PAYMENT_AUTHORIZATION, format_challenge
-from channel.wire.credential import Credential, format_credential, parse_credential
+from channel.wire.credential import Credential, format_credential
 from channel.wire.payload import (
     ClosePayload,
-    OpenHash,
-    TopUpAuthorization,
-    TopUpHash,
-    TopUpPermit2,
+    OpenPayload,
+    TopUpPayload,
     VoucherPayload,
 )
 from channel.wire.problem import PROBLEM_CONTENT_TYPE
@@ -66,7 +65,7 @@ CALL: Final = "mpp_session.mcp.call"
 """The request's extension with its `Call`."""
 _FIELDS: Final = ("Authorization", PAYMENT_AUTHORIZATION)
 _NO_ANSWER: Final = frozenset({CONNECTION_CLOSED, REQUEST_TIMEOUT})
-_MANAGING: Final = ClosePayload | TopUpHash | TopUpAuthorization | TopUpPermit2
+_MANAGING: Final = ClosePayload | TopUpPayload
 """Payloads that run nothing at any server."""
 _ANY: TypeAdapter[Any] = TypeAdapter(dict[str, Any])
 
@@ -90,7 +89,7 @@ class McpTransport(httpx.AsyncBaseTransport):
         self.base = base.rstrip("/")
         self._offers: dict[str, list[str]] = {}
         """The last challenges of each operation."""
-        self._openings: dict[ChannelId, OpenHash] = {}
+        self._openings: dict[ChannelId, OpenPayload] = {}
         """Openings on chain that the server has not been shown."""
 
     def url_of(self, method: str, name: str) -> str:
@@ -190,7 +189,7 @@ class McpTransport(httpx.AsyncBaseTransport):
             if known is not None:
                 return httpx.Response(402, headers=[("WWW-Authenticate", line) for line in known])
         elif not meta and not isinstance(credential.payload, _MANAGING):
-            if not isinstance(credential.payload, OpenHash):
+            if not isinstance(credential.payload, OpenPayload):
                 return httpx.Response(402)
             self._openings[credential.payload.channel_id] = credential.payload
             return httpx.Response(200)
@@ -238,7 +237,7 @@ def _read_session(text: str | None) -> Credential | None:
     if text is None:
         return None
     try:
-        return parse_credential(text)
+        return DEFAULT.parse_credential(text)
     except PeerError:
         return None
 

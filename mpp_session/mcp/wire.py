@@ -13,7 +13,8 @@ import msgspec
 
 from channel.errors import WireError
 from channel.limits import AUTHORIZATION_BYTES_MAX, RECEIPT_BYTES_MAX
-from channel.wire.challenge import INTENT, METHOD, SCHEME, Challenge, format_opaque
+from channel.methods.registry import DEFAULT
+from channel.wire.challenge import INTENT, SCHEME, Challenge, format_opaque
 from channel.wire.encoding import (
     canonical_json,
     decode_base64url,
@@ -51,7 +52,7 @@ HTTP. The draft has no such thing; servers that know it say so in their `CAPABIL
 PAYMENT_REQUIRED_CODE: Final = -32042
 VERIFICATION_FAILED_CODE: Final = -32043
 CAPABILITY: Final[Mapping[str, Any]] = {
-    "methods": {METHOD: {"intents": [INTENT], "management": MANAGEMENT}}
+    "methods": {DEFAULT.name: {"intents": [INTENT], "management": MANAGEMENT}}
 }
 """What a server advertises as `capabilities.experimental.payment` (MCP-10)."""
 

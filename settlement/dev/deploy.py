@@ -9,6 +9,7 @@ from typing import Final, Protocol
 import msgspec
 from eth_abi.abi import encode
 
+from channel.chain import EscrowInterface
 from channel.errors import ConfigError, OperatorError
 from channel.limits import GRACE_PERIOD_S_MIN
 from channel.types import Address
@@ -44,7 +45,7 @@ __all__ = [
 _DOMAIN_TYPEHASH: Final = keccak(
     b"EIP712Domain(string name,string version,uint256 chainId,address verifyingContract)"
 )
-_NAME_HASH: Final = keccak(b"EVM Payment Channel")
+_NAME_HASH: Final = keccak(EscrowInterface().domain.encode())
 _VERSION_HASH: Final = keccak(b"1")
 
 

@@ -1,6 +1,7 @@
 """Reads one escrow: the engine's view of the chain (`channel.chain.ChainReader`)."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -8,7 +9,7 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from channel.chain import OpenedLog, ToppedUpLog, TransactionEvidence
+from channel.chain import EscrowInterface, OpenedLog, ToppedUpLog, TransactionEvidence
 from channel.errors import ChainUnavailableError, ConfigError
 from channel.limits import GRACE_PERIOD_S_MIN
 from channel.types import Address, ChannelFact, ChannelId, ChannelKey, TxHash
@@ -28,6 +29,8 @@ from settlement.types import (
 )
 
 __all__ = ["EscrowReader", "ReaderLimits"]
+
+_log: Final = logging.getLogger(__name__)
 
 _Answer = TypeVar("_Answer")
 
@@ -62,8 +65,18 @@ class ReaderLimits(msgspec.Struct, frozen=True, kw_only=True):
 class EscrowReader:
     """Reads one escrow on one chain. Every method may raise `ChainUnavailableError`."""
 
-    def __init__(self, rpc: Rpc, escrow: Address, *, limits: ReaderLimits | None = None) -> None:
+    def __init__(
+        self,
+        rpc: Rpc,
+        escrow: Address,
+        *,
+        limits: ReaderLimits | None = None,
+        interface: EscrowInterface | None = None,
+    ) -> None:
+        """Read `escrow`, whose functions are those of `interface`; by default `SessionEscrow`'s."""
         self.rpc = rpc
+        self.interface = interface or EscrowInterface()
+        self._get_channels = abi.Function(self.interface.read_many)
         self._escrow = escrow
         self._limits = limits or ReaderLimits()
 
@@ -93,19 +106,19 @@ class EscrowReader:
             msg = f"There is no escrow at {where}: correct `chain.escrow` or `chain.rpc_url`."
             raise ConfigError(msg)
         try:
-            served = await self.read_token()
+            served = await self.read_token() if self.interface.has_extensions else token
             separator = await self.rpc.call(self._escrow, abi.domain_separator.encode())
         except ContractRevertedError:
             msg = f"The contract at {where} is not a session escrow: check the escrow's address."
             raise ConfigError(msg) from None
         grace_period_s = await self.read_grace_period_s()
-        if token is not None and served != token:
+        if served is not None and token is not None and served != token:
             msg = (
                 f"The escrow at {where} serves token 0x{served.hex()}, not 0x{token.hex()}: "
                 "correct `chain.token` or `chain.escrow`."
             )
             raise ConfigError(msg)
-        if separator != domain_separator(self.chain_id, self._escrow):
+        if separator != domain_separator(self.chain_id, self._escrow, self.interface.domain):
             msg = f"The escrow at {where} signs under another EIP-712 domain."
             raise ConfigError(msg)
         if grace_period_s < GRACE_PERIOD_S_MIN:
@@ -143,7 +156,7 @@ class EscrowReader:
         for start in range(0, len(channel_ids), size):
             keys = [self.key(channel_id) for channel_id in channel_ids[start : start + size]]
             block_number, page = await self._view_at(
-                abi.get_channels.encode([key.channel_id for key in keys]),
+                self._get_channels.encode([key.channel_id for key in keys]),
                 partial(_decode_page, keys),
                 block_number,
             )
@@ -164,7 +177,7 @@ class EscrowReader:
             ask = partial(
                 self.rpc.view,
                 self._escrow,
-                abi.get_channels.encode([key.channel_id for key in keys]),
+                self._get_channels.encode([key.channel_id for key in keys]),
                 partial(_decode_page, keys, number=block.number),
                 block_hash=block.hash,
             )
@@ -226,7 +239,7 @@ class EscrowReader:
         for start in range(0, len(channel_ids), size):
             asked = channel_ids[start : start + size]
             keys = [self.key(channel_id) for channel_id in asked]
-            calldata = abi.get_channels.encode(asked)
+            calldata = self._get_channels.encode(asked)
             said = []
             for answer in await self.rpc.call_each(
                 self._escrow, calldata, block_number=block_number
@@ -274,8 +287,11 @@ class EscrowReader:
         """Ask a contract signer by ERC-1271, with the same code that the escrow runs.
 
         Anything the wallet does within the escrow's gas cap, including a revert, is an answer. A
-        node that cannot answer raises `ChainUnavailableError`: neither yes nor no (F-15, F-20).
+        node that cannot answer raises `ChainUnavailableError`: neither yes nor no (F-15, F-20). An
+        escrow without such code takes no wallet's signature.
         """
+        if not self.interface.has_extensions:
+            return False
         answer = await self.rpc.view(
             self._escrow,
             abi.is_valid_voucher_signer.encode(signer, digest, signature),
@@ -283,6 +299,15 @@ class EscrowReader:
             gas=_WALLET_CALL_GAS,
         )
         return answer == 1
+
+    async def broadcast(self, raw: bytes) -> bool:
+        """See `channel.chain.TransactionBroadcaster.broadcast`."""
+        try:
+            await self.rpc.command(questions.SEND, "0x" + raw.hex())
+        except RpcRefusedError as error:
+            _log.info("a node refused a payer's transaction: %s", error)
+            return False
+        return True
 
     async def find_opening(self, channel_id: ChannelId) -> Log | None:
         """Return the channel's `ChannelOpened` log, or None (CLIENT-05)."""

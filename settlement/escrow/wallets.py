@@ -21,7 +21,9 @@ __all__ = ["WalletSigners"]
 class WalletSigners:
     """Remembers whether a channel's stored vouchers are a wallet's. Bounded."""
 
-    def __init__(self) -> None:
+    def __init__(self, domain: str) -> None:
+        """Judge vouchers under the EIP-712 domain of this name."""
+        self._domain = domain
         self._known = OrderedDict[tuple[ChannelKey, int], tuple[bytes, bool]]()
 
     def is_wallet(self, state: ChannelState) -> bool:
@@ -50,17 +52,17 @@ class WalletSigners:
         at = (state.key, voucher.cumulative_amount)
         known = self._known.get(at)
         if known is None or known[0] != voucher.signature:
-            known = self._known[at] = (voucher.signature, _is_wallet(state, voucher))
+            known = self._known[at] = (voucher.signature, _is_wallet(state, voucher, self._domain))
             self._known.move_to_end(at)
             if len(self._known) > WALLETS_KNOWN_MAX:
                 self._known.popitem(last=False)
         return known[1]
 
 
-def _is_wallet(state: ChannelState, voucher: LadderVoucher) -> bool:
+def _is_wallet(state: ChannelState, voucher: LadderVoucher, domain: str) -> bool:
     if not voucher.signature:
         return False  # no voucher is stored
-    digest = voucher_digest(state.key, voucher.cumulative_amount)
+    digest = voucher_digest(state.key, voucher.cumulative_amount, domain)
     try:
         return recover(digest, voucher.signature) != state.terms.signer
     except InvalidSignatureError:

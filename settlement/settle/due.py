@@ -60,13 +60,18 @@ class DueList:
         policy: SettlePolicy,
         *,
         half_closed_s_max: float,
+        domain: str,
         is_crowded: Callable[[Address], bool] = lambda _: False,
     ) -> None:
-        """Judge by `policy`. `is_crowded` says whether a signer is near its bound."""
+        """Judge by `policy`.
+
+        `domain` is the name of the escrow's EIP-712 domain. `is_crowded` says whether a signer is
+        near its bound.
+        """
         self._policy = policy
         self._is_crowded = is_crowded
         self._half_closed_s_max = half_closed_s_max
-        self._wallets = WalletSigners()
+        self._wallets = WalletSigners(domain)
         self._owed: dict[ChannelKey, ChannelState] = {}
         self._half_closed: dict[ChannelKey, float] = {}
         self._unsettled: dict[ChannelKey, tuple[int, int]] = {}

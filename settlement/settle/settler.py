@@ -97,7 +97,9 @@ class EscrowSettler:
         self._outcomes = Outcomes(reader, quarantine)
         self._limits = limits or SettlerLimits()
         self._hour = hour
-        self._queue = JobQueue(batch_max=self._limits.batch_max)
+        self._queue = JobQueue(
+            batch_max=self._limits.batch_max if reader.interface.has_extensions else 1
+        )
         self.tasks = Tasks(report=self._note)
         """The sending, and the open transactions: a failure is a bug or the lost lease."""
         self._room = asyncio.Semaphore(self._limits.batches_max)

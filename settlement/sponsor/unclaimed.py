@@ -126,9 +126,11 @@ class UnclaimedChannels:
             return None
         signed = SignedVoucher(order.key.channel_id, first.cumulative_amount, first.signature)
         try:
-            return verify_voucher(signed, order.key, signer)
+            return verify_voucher(signed, order.key, signer, self._reader.interface.domain)
         except PeerError:
-            digest = voucher_digest(order.key, first.cumulative_amount)
+            digest = voucher_digest(
+                order.key, first.cumulative_amount, self._reader.interface.domain
+            )
             if not await self._reader.is_valid_wallet_signature(signer, digest, first.signature):
                 return None
             return verify_wallet_voucher(signed, order.key, is_valid=True)

@@ -322,7 +322,7 @@ class HealthChecks:
             voucher = state.at_or_above_spent or state.highest
             takes = await self._reader.is_valid_wallet_signature(
                 state.terms.signer,
-                voucher_digest(state.key, voucher.cumulative_amount),
+                voucher_digest(state.key, voucher.cumulative_amount, self._reader.interface.domain),
                 voucher.signature,
             )
             name = f"0x{state.key.channel_id.hex()}"

@@ -150,11 +150,16 @@ class ChannelWatcher:
         )
         self.health = health
         self._due_list = (
-            DueList(self._policy, half_closed_s_max=self._limits.half_closed_s_max)
+            DueList(
+                self._policy,
+                half_closed_s_max=self._limits.half_closed_s_max,
+                domain=reader.interface.domain,
+            )
             if health is None
             else DueList(
                 self._policy,
                 half_closed_s_max=self._limits.half_closed_s_max,
+                domain=reader.interface.domain,
                 is_crowded=health.gate.is_signer_crowded,
             )
         )

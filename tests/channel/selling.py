@@ -14,6 +14,11 @@ from channel.engine import Engine, EngineSettings, Offer
 from channel.engine.admission import Admission
 from channel.ledger.interface import Ledger
 from channel.ledger.sqlite import SqliteLedger
+from channel.methods.evm.method import EVM
+from channel.methods.evm.payload import (
+    OpenHash,
+    TopUpHash,
+)
 from channel.state.channel_state import ChannelState
 from channel.types import (
     ZERO_ADDRESS,
@@ -25,10 +30,13 @@ from channel.types import (
 )
 from channel.verify.challenge_id import ChallengeBinder
 from channel.verify.signature import address_of, sign
-from channel.verify.typed_data import voucher_digest
 from channel.wire.challenge import Challenge, parse_challenges
 from channel.wire.credential import Credential, format_credential
-from channel.wire.payload import ClosePayload, OpenHash, Payload, TopUpHash, VoucherPayload
+from channel.wire.payload import (
+    ClosePayload,
+    Payload,
+    VoucherPayload,
+)
 from channel.wire.problem import OWN_BASE, PROBLEM_BASE, problem_uri
 from channel.wire.receipt import Receipt, parse_receipt
 from tests.channel.chain_model import CHAIN_ID, ChainModel
@@ -86,7 +94,7 @@ class Payer:
         self, amount: int, key: ChannelKey | None = None, *, entropy: bytes | None = None
     ) -> SignedVoucher:
         key = key or self.key
-        signature = sign(self.private_key, voucher_digest(key, amount), entropy=entropy)
+        signature = sign(self.private_key, EVM.voucher_digest(key, amount), entropy=entropy)
         return SignedVoucher(key.channel_id, amount, signature)
 
     def opening(self, amount: int = 0) -> OpenHash:

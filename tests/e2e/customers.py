@@ -8,7 +8,9 @@ import httpx
 
 from channel.wire.challenge import Challenge, parse_challenges
 from channel.wire.credential import Credential, format_credential
-from channel.wire.payload import Payload
+from channel.wire.payload import (
+    Payload,
+)
 from channel.wire.sse import EventSplitter, parse_event
 from settlement.dev.devnet import Devnet
 from tests.e2e.selling import Payer

@@ -17,6 +17,11 @@ from channel.engine import Engine, EngineSettings, SponsorTerms
 from channel.errors import ChainUnavailableError
 from channel.http import PaidEventStream, PaymentGate, Price, Route
 from channel.ledger.sqlite import SqliteLedger
+from channel.methods.evm.method import EVM
+from channel.methods.evm.payload import (
+    OpenHash,
+    TopUpHash,
+)
 from channel.state.channel_state import ChannelState
 from channel.types import (
     ZERO_ADDRESS,
@@ -28,10 +33,14 @@ from channel.types import (
 )
 from channel.verify.challenge_id import ChallengeBinder
 from channel.verify.signature import sign
-from channel.verify.typed_data import derive_channel_id, voucher_digest
+from channel.verify.typed_data import derive_channel_id
 from channel.wire.challenge import Challenge, parse_challenges
 from channel.wire.credential import Credential, format_credential
-from channel.wire.payload import ClosePayload, OpenHash, Payload, TopUpHash, VoucherPayload
+from channel.wire.payload import (
+    ClosePayload,
+    Payload,
+    VoucherPayload,
+)
 from mpp_session.testing.settling import open_sender, settle_closes
 from settlement.dev.devnet import Devnet
 from settlement.escrow.payer import PayerAccount
@@ -121,7 +130,7 @@ class Payer:
         self, amount: int, *, over: ChannelKey | None = None, key: bytes | None = None
     ) -> SignedVoucher:
         """Sign a voucher, on request over something else or with another key."""
-        signature = sign(key or self.private_key, voucher_digest(over or self.key, amount))
+        signature = sign(key or self.private_key, EVM.voucher_digest(over or self.key, amount))
         return SignedVoucher(self.key.channel_id, amount, signature)
 
     def voucher(self, amount: int) -> VoucherPayload:

@@ -18,23 +18,27 @@ from channel.client.funding.signing import (
     sign_top_up_permit,
 )
 from channel.engine import SponsorTerms
+from channel.methods.evm.method import EVM
+from channel.methods.evm.payload import (
+    OpenAuthorization,
+    OpenPermit2,
+    TopUpAuthorization,
+    TopUpPermit2,
+    build_open,
+    build_top_up,
+)
 from channel.types import ZERO_ADDRESS, ChannelKey, ChannelTerms, SignedVoucher
 from channel.verify.signature import sign
 from channel.verify.typed_data import (
     derive_channel_id,
     permit2_domain_separator,
-    voucher_digest,
 )
-from channel.wire.funding import Deposit
+from channel.wire.funding import (
+    Deposit,
+)
 from channel.wire.payload import (
     ClosePayload,
-    OpenAuthorization,
-    OpenPermit2,
-    TopUpAuthorization,
-    TopUpPermit2,
     VoucherPayload,
-    build_open,
-    build_top_up,
 )
 from settlement import abi
 from settlement.addresses import PERMIT2
@@ -91,7 +95,7 @@ class GaslessPayer:
         return Window(0, head.timestamp + _HOUR_S)
 
     def sign(self, amount: int) -> SignedVoucher:
-        signature = sign(self.private_key, voucher_digest(self.key, amount))
+        signature = sign(self.private_key, EVM.voucher_digest(self.key, amount))
         return SignedVoucher(self.key.channel_id, amount, signature)
 
     def next_channel(self) -> None:

@@ -6,10 +6,15 @@ import httpx
 import pytest
 from msgspec.structs import replace
 
+from channel.methods.evm.method import EVM
+from channel.methods.evm.payload import (
+    OpenHash,
+)
 from channel.types import Address, SignedVoucher
 from channel.verify.signature import sign
-from channel.verify.typed_data import voucher_digest
-from channel.wire.payload import OpenHash, VoucherPayload
+from channel.wire.payload import (
+    VoucherPayload,
+)
 from mpp_session.testing import TestChain
 from settlement.settle.exposure import ExposureGate, ExposureLimits
 from tests.e2e.selling import DEPOSIT, PRICE, Payer, Provider, provide
@@ -68,7 +73,8 @@ async def test_a_key_that_a_channel_names_is_taken_with_any_code(
             code = "0xef0100" + wallet.hex()
             await chain.rpc.command("anvil_setCode", "0x" + signer.address.hex(), code)
         voucher = replace(
-            payer.sign(0), signature=sign(signer.private_key, voucher_digest(payer.key, 20))
+            payer.sign(0),
+            signature=sign(signer.private_key, EVM.voucher_digest(payer.key, 20)),
         )
         answer = await provider.send(opening(payer, replace(voucher, cumulative_amount=20)))
         assert (answer.status_code, provider.served) == (200, 1)

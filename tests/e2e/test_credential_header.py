@@ -19,7 +19,9 @@ from channel.client.policy.policy import Policy, TokenLimits
 from channel.http import PaidEventStream, Price, Route
 from channel.wire.challenge import parse_challenges
 from channel.wire.credential import Credential, format_credential
-from channel.wire.payload import VoucherPayload
+from channel.wire.payload import (
+    VoucherPayload,
+)
 from mpp_session.agent.client import open_client
 from mpp_session.selling import sell
 from mpp_session.testing import TestChain

@@ -20,7 +20,10 @@ from channel.types import Address, ChannelId, ChannelKey, SignedVoucher, TxHash
 from channel.wire.challenge import Challenge, parse_challenges
 from channel.wire.credential import Credential, format_credential
 from channel.wire.encoding import decode_base64url, encode_base64url, format_timestamp
-from channel.wire.payload import ClosePayload, VoucherPayload
+from channel.wire.payload import (
+    ClosePayload,
+    VoucherPayload,
+)
 from channel.wire.problem import problem_uri
 from channel.wire.receipt import parse_receipt
 from settlement.dev.devnet import Devnet

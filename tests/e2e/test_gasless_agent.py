@@ -13,7 +13,9 @@ from channel.client.funding.keys import ChannelKeys
 from channel.client.policy.policy import Policy, TokenLimits
 from channel.errors import AgentError, CannotFundError
 from channel.types import ZERO_ADDRESS
-from channel.wire.funding import TransferAuthorization
+from channel.wire.funding import (
+    TransferAuthorization,
+)
 from mpp_session.agent.client import PayingClient, open_client
 from mpp_session.testing import TestChain
 from settlement.addresses import PERMIT2

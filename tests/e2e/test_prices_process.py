@@ -12,7 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
-from channel.wire.challenge import parse_challenges, parse_session_request
+from channel.methods.evm.method import EVM
+from channel.wire.challenge import parse_challenges
 from mpp_session.agent.client import open_client
 from mpp_session.testing.chain import TestChain
 from tests.e2e.gateways import (
@@ -56,7 +57,7 @@ async def offered(url: str, model: str = "tiny") -> int | None:
     if answer.status_code == httpx.codes.NOT_FOUND:
         return None
     (challenge,) = parse_challenges(answer.headers.get_list("www-authenticate"))
-    return parse_session_request(challenge.request).unit_price
+    return EVM.parse_request(challenge.request).unit_price
 
 
 @asynccontextmanager

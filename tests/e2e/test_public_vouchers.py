@@ -7,13 +7,20 @@ import httpx
 import msgspec
 import pytest
 
+from channel.methods.evm.method import EVM
+from channel.methods.evm.payload import (
+    OpenHash,
+)
 from channel.state.channel_state import ReservationKind
 from channel.state.commands import Command, Publish, Release, Reserve, Spend
 from channel.types import ZERO_ADDRESS, SignedVoucher
 from channel.verify.signature import sign
-from channel.verify.typed_data import voucher_digest
 from channel.wire.encoding import decode_base64url
-from channel.wire.payload import ClosePayload, OpenHash, Payload, VoucherPayload
+from channel.wire.payload import (
+    ClosePayload,
+    Payload,
+    VoucherPayload,
+)
 from mpp_session.testing import TestChain
 from settlement.alarms import Alarms
 from settlement.dev.devnet import Devnet
@@ -134,7 +141,7 @@ async def test_the_payer_sees_its_amounts(seller: Provider) -> None:
 
 def signed_anew(seller: Provider, amount: int, entropy: int) -> SignedVoucher:
     key = seller.payer.key
-    digest = voucher_digest(key, amount)
+    digest = EVM.voucher_digest(key, amount)
     signature = sign(seller.payer.private_key, digest, entropy=entropy.to_bytes(32))
     return SignedVoucher(key.channel_id, amount, signature)
 

@@ -5,11 +5,14 @@ Each test settles on chain, and takes the voucher from the transaction, which is
 
 import pytest
 
+from channel.methods.evm.method import EVM
 from channel.state.commands import Publish
 from channel.types import SignedVoucher, TxHash
 from channel.verify.signature import sign
-from channel.verify.typed_data import voucher_digest
-from channel.wire.payload import ClosePayload, VoucherPayload
+from channel.wire.payload import (
+    ClosePayload,
+    VoucherPayload,
+)
 from settlement.abi import decode_entries
 from tests.e2e.selling import DEPOSIT, PRICE, Provider
 
@@ -88,7 +91,7 @@ async def test_a_published_voucher_at_spent_closes_nothing_and_a_new_one_exactly
     fact = await seller.reader.read_channel(key.channel_id)
     assert fact is not None
     assert not fact.is_finalized
-    digest = voucher_digest(key, PRICE)
+    digest = EVM.voucher_digest(key, PRICE)
     signature = sign(seller.payer.private_key, digest, entropy=(1).to_bytes(32))
     fresh = SignedVoucher(key.channel_id, PRICE, signature)
     closed = await seller.send(ClosePayload(fresh), method="POST")

@@ -8,9 +8,9 @@ import pytest
 from msgspec.structs import replace
 
 from channel.chain import TransactionEvidence
+from channel.methods.evm.method import EVM
 from channel.state.commands import BeginClose
 from channel.types import TxHash
-from channel.wire.challenge import parse_session_request
 from channel.wire.receipt import parse_receipt
 from settlement.dev.devnet import Devnet
 from tests.e2e.selling import DEPOSIT, PRICE
@@ -41,7 +41,7 @@ async def test_an_open_by_authorization_is_served_in_one_request(sponsored: Spon
 
 async def test_the_challenge_says_what_is_offered(sponsored: Sponsored) -> None:
     """CHAL-03: feePayer and the ways of funding, the preferred one first."""
-    asked = parse_session_request((await sponsored.provider.challenge()).request)
+    asked = EVM.parse_request((await sponsored.provider.challenge()).request)
     assert asked.fee_payer
     assert asked.credential_types == ("authorization", "permit2", "hash")
 

@@ -24,7 +24,9 @@ from channel.ledger.sqlite_connection import connect
 from channel.ledger.url import open_ledger, sqlite_path
 from channel.wire.challenge import Challenge, parse_challenges
 from channel.wire.credential import Credential, format_credential
-from channel.wire.payload import Payload
+from channel.wire.payload import (
+    Payload,
+)
 from settlement import abi
 from settlement.dev.devnet import Devnet
 from settlement.escrow.reader import EscrowReader

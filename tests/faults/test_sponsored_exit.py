@@ -11,8 +11,10 @@ from msgspec.structs import replace
 
 from channel.client.funding.signer import LocalSigner
 from channel.client.funding.signing import sign_top_up_authorization
+from channel.methods.evm.payload import (
+    build_top_up,
+)
 from channel.state.commands import Observe
-from channel.wire.payload import build_top_up
 from settlement import abi
 from settlement.dev.devnet import Devnet
 from settlement.escrow.reader import EscrowReader

@@ -14,9 +14,9 @@ from msgspec.structs import replace
 
 from channel.client.funding.signing import Window
 from channel.limits import AMOUNT_MAX
+from channel.methods.evm.method import EVM
 from channel.types import Address
 from channel.verify.signature import sign
-from channel.verify.typed_data import voucher_digest
 from mpp_session.testing.chain import TestChain
 from settlement import abi
 from settlement.abi import Function
@@ -103,7 +103,7 @@ async def compact(payer: GaslessPayer, kind: str) -> Any:
 
 async def voucher_by_a_stranger(payer: GaslessPayer, kind: str) -> Any:
     payload = await payer.opening(PRICE, kind)
-    digest = voucher_digest(payer.key, PRICE)
+    digest = EVM.voucher_digest(payer.key, PRICE)
     forged = sign(payer.chain.account("stranger").private_key, digest)
     return replace(payload, voucher=replace(payload.voucher, signature=forged))
 

@@ -23,11 +23,14 @@ from starlette.types import ASGIApp
 
 from channel.errors import ConfigError, InvariantError
 from channel.http import Price, Route
+from channel.methods.evm.method import EVM
 from channel.state.commands import StreamPolicy
 from channel.types import ChannelId, SignedVoucher
-from channel.wire.challenge import parse_challenges, parse_session_request
+from channel.wire.challenge import parse_challenges
 from channel.wire.credential import Credential, format_credential
-from channel.wire.payload import VoucherPayload
+from channel.wire.payload import (
+    VoucherPayload,
+)
 from mpp_session.selling import SellingApp, sell
 from mpp_session.settings.config import load_provider_config
 from mpp_session.testing.chain import TestChain
@@ -94,7 +97,7 @@ async def test_on_a_devnet_its_file_is_all_that_is_needed(
     async with serve(sell(WITH_A_LIFE, ROUTES, devnet=path)) as url, httpx.AsyncClient() as client:
         asked = await client.get(f"{url}/joke")
     (challenge,) = parse_challenges(asked.headers.get_list("www-authenticate"))
-    asks = parse_session_request(challenge.request)
+    asks = EVM.parse_request(challenge.request)
     assert challenge.realm == "mine"
     assert asks.recipient == devnet.values.accounts["payee"].address
     assert asks.fee_payer is True
@@ -113,7 +116,7 @@ async def test_an_application_describes_what_it_sells_if_it_is_asked_to(
         assert (await client.get("/free")).text == "free"
     (challenge,) = parse_challenges(asked.headers.get_list("www-authenticate"))
     (offer,) = document["paths"]["/joke"]["get"]["x-payment-info"]["offers"]
-    assert offer["amount"] == str(parse_session_request(challenge.request).unit_price)
+    assert offer["amount"] == str(EVM.parse_request(challenge.request).unit_price)
     assert document["servers"] == [{"url": "https://jokes.example"}]
 
 
@@ -460,7 +463,7 @@ async def test_settings_reach_the_routes_that_say_nothing_themselves(
         asked = {}
         for path in ("/joke", "/image", "/own"):
             fields = (await client.get(path)).headers.get_list("www-authenticate")
-            request = parse_session_request(parse_challenges(fields)[0].request)
+            request = EVM.parse_request(parse_challenges(fields)[0].request)
             asked[path] = (request.min_voucher_delta, request.suggested_deposit)
         assert asked == {"/joke": (70, 90_000), "/image": (70, 90_000), "/own": (0, 50_000)}
         gate = app.gate

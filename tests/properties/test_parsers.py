@@ -21,15 +21,17 @@ from channel.errors import (
     MppSessionError,
     WireError,
 )
+from channel.methods.evm.method import EVM
+from channel.methods.evm.payload import (
+    parse_payload,
+)
 from channel.wire.accept_payment import parse_accept_payment, rank_offers
 from channel.wire.auth_params import parse_auth_challenges
 from channel.wire.challenge import (
     parse_challenges,
     parse_opaque,
-    parse_session_request,
-    parse_session_request_object,
 )
-from channel.wire.credential import parse_credential, select_credential
+from channel.wire.credential import select_credential
 from channel.wire.encoding import (
     decode_base64url,
     encode_base64url,
@@ -42,12 +44,11 @@ from channel.wire.encoding import (
     parse_timestamp,
     parse_uint256,
 )
-from channel.wire.payload import parse_payload
 from channel.wire.problem import parse_problem
 from channel.wire.receipt import parse_receipt, parse_receipt_json
 from channel.wire.sse import EventSplitter, parse_event, parse_need_voucher
+from tests.channel.methods.evm.payloads import DEPOSITS, PAYLOADS
 from tests.channel.vectors import WIRE
-from tests.channel.wire.payloads import DEPOSITS, PAYLOADS
 
 INPUTS = int(os.environ.get("PARSER_INPUTS", "20000"))
 
@@ -132,8 +133,8 @@ NEVER: Refusals = ()
 SCALAR_TEXTS = texts("0x" + "ab" * 20, "340282366920938463463374607431768211455", "0", "1e5")
 
 READERS: dict[str, Reader] = {
-    "credential": (parse_credential, texts(*CREDENTIALS), CREDENTIAL),
-    "credential's JSON": (parse_credential, texts(*ENVELOPES).map(as_header), CREDENTIAL),
+    "credential": (EVM.parse_credential, texts(*CREDENTIALS), CREDENTIAL),
+    "credential's JSON": (EVM.parse_credential, texts(*ENVELOPES).map(as_header), CREDENTIAL),
     "credentials selected": (
         select_credential,
         st.lists(texts(*CREDENTIALS[:2], "Bearer x, Payment y"), max_size=3),
@@ -146,9 +147,9 @@ READERS: dict[str, Reader] = {
     ),
     "challenges": (parse_challenges, st.lists(texts(*CHALLENGES), max_size=2), WIRE_ONLY),
     "auth-params": (parse_auth_challenges, texts(*CHALLENGES, "A b=c, D"), WIRE_ONLY),
-    "request": (parse_session_request, texts(*REQUESTS), WIRE_ONLY),
+    "request": (EVM.parse_request, texts(*REQUESTS), WIRE_ONLY),
     "request object": (
-        parse_session_request_object,
+        EVM.parse_request_object,
         altered([entry["request"] for entry in WIRE["challenges"]]),
         WIRE_ONLY,
     ),

@@ -5,8 +5,9 @@ import asyncio
 from eth_account import Account
 from msgspec.structs import replace
 
+from channel.methods.evm.method import EVM
 from channel.types import ZERO_ADDRESS, Address, ChannelId, ChannelKey, ChannelTerms, TxHash
-from channel.verify.typed_data import derive_channel_id, voucher_digest
+from channel.verify.typed_data import derive_channel_id
 from settlement import abi
 from settlement.dev.devnet import Devnet
 from settlement.escrow.payer import PayerAccount
@@ -58,7 +59,7 @@ class Channels:
 
     def sign(self, channel_id: ChannelId, amount: int, *, by: str = "payer") -> bytes:
         """Sign a voucher with eth_account: another implementation than the engine's own."""
-        digest = voucher_digest(self.key(channel_id), amount)
+        digest = EVM.voucher_digest(self.key(channel_id), amount)
         key = self._chain.account(by).private_key
         return bytes(Account.unsafe_sign_hash(digest, key).signature)
 

@@ -21,7 +21,10 @@ from channel.client.store.record import ChannelRecord
 from channel.errors import ChannelUnusableError
 from channel.verify.typed_data import permit2_domain_separator
 from channel.wire.challenge import SessionRequest
-from channel.wire.funding import Deposit, TransferAuthorization
+from channel.wire.funding import (
+    Deposit,
+    TransferAuthorization,
+)
 
 __all__ = ["Depositor", "is_over"]
 

@@ -25,7 +25,12 @@ from channel.verify.typed_data import (
     top_up_witness,
     transfer_authorization_digest,
 )
-from channel.wire.funding import Deposit, OpenPermit, TopUpPermit, TransferAuthorization
+from channel.wire.funding import (
+    Deposit,
+    OpenPermit,
+    TopUpPermit,
+    TransferAuthorization,
+)
 
 __all__ = [
     "Domain",

@@ -23,9 +23,13 @@ from channel.client.policy.policy import (
 from channel.client.store.record import ChannelRecord
 from channel.client.store.sqlite import PaymentStore
 from channel.errors import AgentError, ChannelUnusableError, TransactionRevertedError
+from channel.methods.evm.payload import (
+    TopUpHash,
+)
 from channel.types import ChannelKey
-from channel.wire.funding import Deposit
-from channel.wire.payload import TopUpHash
+from channel.wire.funding import (
+    Deposit,
+)
 
 __all__ = ["TopUps"]
 

@@ -8,11 +8,12 @@ import httpx
 from channel.client.http.bodies import build_reply
 from channel.client.payment.management import Header, Reply
 from channel.errors import ChannelBusyError
-from channel.wire.challenge import INTENT, METHOD
+from channel.methods.registry import DEFAULT
+from channel.wire.challenge import INTENT
 
 __all__ = ["ACCEPT_PAYMENT", "MODEL_FIELD", "HeadManagementClient"]
 
-ACCEPT_PAYMENT: Final = f"{METHOD}/{INTENT}"
+ACCEPT_PAYMENT: Final = f"{DEFAULT.name}/{INTENT}"
 MODEL_FIELD: Final = "Payment-Model"
 """Names the model of a HEAD that asks for an offer: it has no body that would."""
 ATTEMPTS_MAX: Final = 3

@@ -15,8 +15,16 @@ from channel.errors import (
     ReceiptViolationError,
     WireError,
 )
-from channel.wire.challenge import INTENT, METHOD, parse_challenges
-from channel.wire.payload import ClosePayload, Payload, VoucherPayload, build_open
+from channel.methods.evm.payload import (
+    build_open,
+)
+from channel.methods.registry import DEFAULT
+from channel.wire.challenge import INTENT, parse_challenges
+from channel.wire.payload import (
+    ClosePayload,
+    Payload,
+    VoucherPayload,
+)
 
 __all__ = ["close_channel"]
 
@@ -154,7 +162,7 @@ def _read_offers(header_lines: Iterable[str]) -> list[Offer]:
         return [
             Offer.from_challenge(challenge)
             for challenge in parse_challenges(header_lines)
-            if (challenge.method, challenge.intent) == (METHOD, INTENT)
+            if (challenge.method, challenge.intent) == (DEFAULT.name, INTENT)
         ]
     except WireError:
         return []

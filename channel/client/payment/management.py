@@ -22,14 +22,16 @@ from channel.errors import (
     DepositPendingError,
     PaymentRefusedError,
 )
+from channel.methods.evm.payload import (
+    OpenAuthorization,
+    OpenPermit2,
+    TopUpAuthorization,
+    TopUpPermit2,
+)
 from channel.types import Address
 from channel.wire.credential import Credential, format_credential
 from channel.wire.payload import (
-    OpenAuthorization,
-    OpenPermit2,
     Payload,
-    TopUpAuthorization,
-    TopUpPermit2,
     VoucherPayload,
 )
 from channel.wire.receipt import Receipt

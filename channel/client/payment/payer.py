@@ -61,7 +61,9 @@ from channel.errors import (
     UnsettledClaimError,
 )
 from channel.wire.challenge import SessionRequest
-from channel.wire.payload import VoucherPayload
+from channel.wire.payload import (
+    VoucherPayload,
+)
 from channel.wire.problem import Problem, parse_problem
 
 __all__ = ["Payer"]

@@ -27,20 +27,24 @@ from channel.client.policy.prices import main_kind, require_no_rise
 from channel.client.store.record import ChannelRecord
 from channel.client.store.sqlite import PaymentStore
 from channel.errors import DepositPendingError, OfferRefusedError, PaymentRefusedError
-from channel.types import SignedVoucher, TxHash
-from channel.verify.typed_data import voucher_digest
-from channel.wire.funding import Deposit
-from channel.wire.payload import (
+from channel.methods.evm.payload import (
     OpenAuthorization,
     OpenHash,
     OpenPermit2,
-    Payload,
     TopUpAuthorization,
     TopUpHash,
     TopUpPermit2,
-    VoucherPayload,
     build_open,
     build_top_up,
+)
+from channel.methods.registry import DEFAULT
+from channel.types import SignedVoucher, TxHash
+from channel.wire.funding import (
+    Deposit,
+)
+from channel.wire.payload import (
+    Payload,
+    VoucherPayload,
 )
 from channel.wire.receipt import Receipt
 
@@ -152,9 +156,8 @@ class VoucherIssuer:
             if (last.channel_id, last.cumulative_amount) == (key.channel_id, amount):
                 return last
         signer = self._keys.signer(record.salt)
-        voucher = SignedVoucher(
-            key.channel_id, amount, await signer.sign(voucher_digest(key, amount))
-        )
+        digest = DEFAULT.voucher_digest(key, amount)
+        voucher = SignedVoucher(key.channel_id, amount, await signer.sign(digest))
         if slot is not None:
             slot.last_voucher = voucher
         return voucher

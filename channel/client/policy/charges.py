@@ -12,8 +12,8 @@ import msgspec
 from channel.client.policy.policy import HEADERS, Policy, TokenLimits, limits_for
 from channel.errors import OfferRefusedError
 from channel.types import Address
-from channel.wire.challenge import METHOD, Challenge
-from channel.wire.charge import AUTHORIZATION, CHARGE, parse_charge_request
+from channel.wire.challenge import Challenge
+from channel.wire.charge import AUTHORIZATION, CHARGE, METHOD, parse_charge_request
 from channel.wire.encoding import format_checksum_address, format_timestamp, parse_timestamp
 from channel.wire.x402 import PAYMENT_SIGNATURE, Terms, parse_exact_request
 

@@ -18,8 +18,9 @@ from channel.client.policy.charges import (
 )
 from channel.client.policy.policy import Offer, Policy, TokenLimits, require_offer
 from channel.errors import OfferRefusedError, RefusedOffer, WireError
-from channel.wire.challenge import INTENT, METHOD, Challenge, parse_challenges
-from channel.wire.charge import CHARGE
+from channel.methods.registry import DEFAULT
+from channel.wire.challenge import INTENT, Challenge, parse_challenges
+from channel.wire.charge import CHARGE, METHOD
 from channel.wire.encoding import decode_base64url, parse_amount, parse_json_object
 from channel.wire.fields import parse_object, parse_text
 from channel.wire.x402 import PAYMENT_REQUIRED, Terms, parse_payment_required
@@ -40,7 +41,9 @@ _ALIEN: Final = "method/intent"
 """The field in the refusal of another protocol's offer, which no policy can allow."""
 _DISTANCES: Final = {_ALIEN: 2, "a payment by": 1}
 """By the field of a refusal: nothing allows another protocol, one setting another way."""
-_PAYS: Final = f"this one pays {METHOD}/{INTENT}, {METHOD}/{CHARGE} and x402 exact by EIP-3009"
+_PAYS: Final = (
+    f"this one pays {DEFAULT.name}/{INTENT}, {METHOD}/{CHARGE} and x402 exact by EIP-3009"
+)
 
 
 class _Stated(NamedTuple):
@@ -222,7 +225,7 @@ def _unreadable(field: str, error: WireError, origin: str) -> OfferRefusedError:
 def _explain(refused: Sequence[_Refusal], origin: str) -> OfferRefusedError:
     """Return the refusal of a 402: of the offer that came closest, and of each."""
     name, _, first = min(refused, key=lambda refusal: _DISTANCES.get(refusal.error.field, 0))
-    if len(refused) == 1 and first.field != _ALIEN and name == f"{METHOD}/{INTENT}":
+    if len(refused) == 1 and first.field != _ALIEN and name == f"{DEFAULT.name}/{INTENT}":
         return first
     return OfferRefusedError(
         field=first.field,
@@ -239,6 +242,6 @@ def _explain(refused: Sequence[_Refusal], origin: str) -> OfferRefusedError:
 
 def _needs(error: OfferRefusedError) -> str:
     if error.field == _ALIEN:
-        why = "" if error.allowed == f"{METHOD}/{INTENT}" else f" ({error.allowed})"
+        why = "" if error.allowed == f"{DEFAULT.name}/{INTENT}" else f" ({error.allowed})"
         return f"takes a client that pays so{why}; {_PAYS}"
     return f"asks for {error.field} {error.asked}; the policy allows {error.allowed}"

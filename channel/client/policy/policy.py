@@ -22,14 +22,13 @@ from channel.client.policy.prices import (
 )
 from channel.client.policy.usage import RequestCost
 from channel.errors import BudgetExceededError, OfferRefusedError, WireError
+from channel.methods.registry import DEFAULT
 from channel.types import Address, TokenUnit
 from channel.wire.challenge import (
     INTENT,
-    METHOD,
     PAYMENT_AUTHORIZATION,
     Challenge,
     SessionRequest,
-    parse_session_request,
 )
 from channel.wire.encoding import format_checksum_address, format_timestamp, parse_timestamp
 
@@ -57,7 +56,13 @@ LOCKED_ORIGINS = 4
 
 _NOBODY = Address(bytes(20))
 _NO_REQUEST = SessionRequest(
-    unit_price=0, currency=_NOBODY, recipient=_NOBODY, chain_id=0, escrow=_NOBODY, unit_type=""
+    unit_price=0,
+    currency=_NOBODY,
+    recipient=_NOBODY,
+    chain_id=0,
+    escrow=_NOBODY,
+    unit_type="",
+    credential_types=(),
 )
 
 
@@ -166,9 +171,9 @@ class Offer(msgspec.Struct, frozen=True):
         Raises:
             WireError: It is for this method, and its request cannot be parsed.
         """
-        if (challenge.method, challenge.intent) != (METHOD, INTENT):
+        if (challenge.method, challenge.intent) != (DEFAULT.name, INTENT):
             return cls(challenge, _NO_REQUEST)
-        return cls(challenge, parse_session_request(challenge.request))
+        return cls(challenge, DEFAULT.parse_request(challenge.request))
 
 
 class Amounts(msgspec.Struct, frozen=True, gc=False):
@@ -200,10 +205,10 @@ def require_offer(policy: Policy, offer: Offer, origin: str, now: float) -> Toke
         OfferRefusedError: It asks for something that is not allowed.
     """
     challenge, request = offer.challenge, offer.request
-    if (challenge.method, challenge.intent) != (METHOD, INTENT):
+    if (challenge.method, challenge.intent) != (DEFAULT.name, INTENT):
         asked = f"{challenge.method}/{challenge.intent}"
         raise OfferRefusedError(
-            field="method/intent", asked=asked, allowed=f"{METHOD}/{INTENT}", origin=origin
+            field="method/intent", asked=asked, allowed=f"{DEFAULT.name}/{INTENT}", origin=origin
         )
     if "session" not in policy.pays:
         raise OfferRefusedError(

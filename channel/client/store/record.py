@@ -18,8 +18,11 @@ import msgspec
 from msgspec.structs import replace
 
 from channel.errors import OverclaimError, ReceiptViolationError, WireError
+from channel.methods.registry import DEFAULT
 from channel.types import Address, ChannelFact, ChannelKey, ChannelTerms, TxHash
-from channel.wire.funding import Deposit
+from channel.wire.funding import (
+    Deposit,
+)
 from channel.wire.receipt import Receipt, parse_receipt
 
 __all__ = [
@@ -237,8 +240,10 @@ def require_receipt(
         spent_min: `spent` as known when the request was sent.
 
     Raises:
-        ReceiptViolationError: It names another channel, or impossible amounts.
+        ReceiptViolationError: It names another method or channel, or impossible amounts.
     """
+    if receipt.method != DEFAULT.name:
+        raise ReceiptViolationError(field="method", said=receipt.method, expected=DEFAULT.name)
     said_where = (receipt.chain_id, receipt.channel_id)
     if said_where != (record.key.chain_id, record.key.channel_id):
         raise ReceiptViolationError(

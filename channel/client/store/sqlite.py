@@ -27,7 +27,10 @@ from channel.errors import BudgetExceededError, OfferRefusedError, StoreError, W
 from channel.files import create_own
 from channel.sql import parse_queries
 from channel.types import Address, ChannelId, ChannelKey, ChannelTerms, TxHash
-from channel.wire.funding import Deposit, format_deposit, parse_deposit
+from channel.wire.funding import (
+    Deposit,
+    parse_deposit,
+)
 
 __all__ = ["PaymentStore"]
 
@@ -466,7 +469,7 @@ def _to_row(record: ChannelRecord) -> dict[str, object]:
 
 def _write_deposit(deposit: Deposit | None) -> str | None:
     """Return a signed deposit in its wire form, which `_read_deposit` parses strictly."""
-    return None if deposit is None else msgspec.json.encode(format_deposit(deposit)).decode()
+    return None if deposit is None else msgspec.json.encode(deposit.members()).decode()
 
 
 def _read_deposit(text: str | None) -> Deposit | None:

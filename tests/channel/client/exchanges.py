@@ -2,7 +2,9 @@
 
 import httpx
 
-from channel.wire.payload import VoucherPayload
+from channel.wire.payload import (
+    VoucherPayload,
+)
 from tests.channel.client.conftest import Agent
 from tests.channel.client.provider import (
     Provider,

@@ -12,6 +12,11 @@ from typing import Any, TypeVar
 import httpx
 
 from channel.errors import InsufficientBalanceError, ProblemError
+from channel.methods.evm.method import EVM
+from channel.methods.evm.payload import (
+    OpenHash,
+    TopUpHash,
+)
 from channel.state.channel_state import ChannelState, ReservationKind
 from channel.state.commands import (
     AcceptVoucher,
@@ -28,11 +33,12 @@ from channel.state.commands import (
 from channel.state.transitions import required_cumulative, transition
 from channel.types import ChannelId, SignedVoucher, TxHash, VerifiedVoucher
 from channel.verify.typed_data import keccak
-from channel.verify.voucher import verify_voucher
-from channel.wire.challenge import Challenge, format_challenge, format_session_request
-from channel.wire.credential import parse_credential, select_credential
+from channel.wire.challenge import Challenge, format_challenge
+from channel.wire.credential import select_credential
 from channel.wire.encoding import format_timestamp
-from channel.wire.payload import ClosePayload, OpenHash, TopUpHash
+from channel.wire.payload import (
+    ClosePayload,
+)
 from channel.wire.receipt import Receipt, format_receipt, format_receipt_json
 from channel.wire.sse import NeedVoucher, format_event, format_need_voucher
 from tests.channel.client.interleaving import DrawnLoop
@@ -101,7 +107,7 @@ class PaperShop(httpx.AsyncBaseTransport):
         text = select_credential(request.headers.get_list("Authorization"))
         if text is None:
             return self.refuse(request, "payment-required", 402)
-        credential = parse_credential(text)
+        credential = EVM.parse_credential(text)
         try:
             response = await self._serve(request, credential, gone)
         except ProblemError as error:
@@ -251,7 +257,7 @@ class PaperShop(httpx.AsyncBaseTransport):
 
     def _verify(self, voucher: SignedVoucher) -> VerifiedVoucher:
         fact = self.chain.facts[voucher.channel_id]
-        return verify_voucher(voucher, fact.key, fact.terms.signer)
+        return EVM.verify_voucher(voucher, fact.key, fact.terms.signer)
 
     def price(self, request: httpx.Request) -> tuple[int, str, int]:
         if request.url.path == "/joke":
@@ -267,7 +273,7 @@ class PaperShop(httpx.AsyncBaseTransport):
             realm="api.example",
             method="evm",
             intent="session",
-            request=format_session_request(asked),
+            request=EVM.format_request(asked),
             expires=format_timestamp(NOW + 300),
         )
 
@@ -292,6 +298,7 @@ class PaperShop(httpx.AsyncBaseTransport):
     def receipt(self, credential: Any, **more: Any) -> Receipt:
         state = self.states[credential.payload.channel_id]
         return Receipt(
+            method="evm",
             challenge_id=credential.challenge.id,
             channel_id=credential.payload.channel_id,
             chain_id=CHAIN_ID,

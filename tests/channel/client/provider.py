@@ -16,6 +16,15 @@ from msgspec.structs import replace
 
 from channel.chain import PayerMeans
 from channel.errors import AgentError, TransactionRevertedError
+from channel.methods.evm.method import EVM
+from channel.methods.evm.payload import (
+    OpenAuthorization,
+    OpenHash,
+    OpenPermit2,
+    TopUpAuthorization,
+    TopUpHash,
+    TopUpPermit2,
+)
 from channel.types import (
     Address,
     ChannelFact,
@@ -39,25 +48,21 @@ from channel.verify.typed_data import (
     top_up_nonce,
     top_up_permit_digest,
     top_up_witness,
-    voucher_digest,
 )
 from channel.wire.challenge import (
     Challenge,
     SessionRequest,
     format_challenge,
-    format_session_request,
 )
-from channel.wire.credential import Credential, parse_credential, select_credential
+from channel.wire.credential import Credential, select_credential
 from channel.wire.encoding import format_timestamp
-from channel.wire.funding import Deposit, TopUpPermit, TransferAuthorization
+from channel.wire.funding import (
+    Deposit,
+    TopUpPermit,
+    TransferAuthorization,
+)
 from channel.wire.payload import (
     ClosePayload,
-    OpenAuthorization,
-    OpenHash,
-    OpenPermit2,
-    TopUpAuthorization,
-    TopUpHash,
-    TopUpPermit2,
     VoucherPayload,
 )
 from channel.wire.receipt import Receipt, format_receipt, format_receipt_json
@@ -280,6 +285,7 @@ def session_request(**changes: Any) -> SessionRequest:
         "escrow": ESCROW,
         "unit_type": "request",
         "suggested_deposit": 1_000,
+        "credential_types": ("hash",),
     }
     return SessionRequest(**(values | changes))
 
@@ -333,7 +339,7 @@ class Provider(httpx.AsyncBaseTransport):
             "realm": "api.example",
             "method": "evm",
             "intent": "session",
-            "request": format_session_request(self.asked),
+            "request": EVM.format_request(self.asked),
             "expires": format_timestamp(self.now() + self.lifetime_s),
         }
         return Challenge(**(fields | self.challenge_changes))
@@ -353,7 +359,7 @@ class Provider(httpx.AsyncBaseTransport):
         body = b"".join([chunk async for chunk in request.stream])  # type: ignore[union-attr]
         values = request.headers.get_list("Authorization")
         text = select_credential(values)
-        credential = None if text is None else parse_credential(text)
+        credential = None if text is None else EVM.parse_credential(text)
         seen = Seen(request.method, request.url, request.headers, body, credential)
         self.seen.append(seen)
         await asyncio.sleep(0)
@@ -403,7 +409,7 @@ class Provider(httpx.AsyncBaseTransport):
             return self.receipted(seen, books, 200)
         assert isinstance(payload, WITH_VOUCHER)
         amount = payload.voucher.cumulative_amount
-        signer = recover(voucher_digest(fact.key, amount), payload.voucher.signature)
+        signer = recover(EVM.voucher_digest(fact.key, amount), payload.voucher.signature)
         assert signer == fact.terms.signer
         if isinstance(payload, ClosePayload):
             return self.close(seen, books, fact, amount)
@@ -454,6 +460,7 @@ class Provider(httpx.AsyncBaseTransport):
     def receipt(self, seen: Seen, books: Books, **more: Any) -> Receipt:
         assert seen.credential is not None
         fields: dict[str, Any] = {
+            "method": "evm",
             "challenge_id": seen.credential.challenge.id,
             "channel_id": seen.credential.payload.channel_id,
             "chain_id": CHAIN_ID,
@@ -508,6 +515,7 @@ def deposit_of(seen: Seen) -> Deposit | None:
     """The signed deposit of a request, alone or on a voucher, in one form."""
     payload = None if seen.credential is None else seen.credential.payload
     if isinstance(payload, VoucherPayload):
+        assert payload.deposit is None or isinstance(payload.deposit, Deposit)
         return payload.deposit
     if isinstance(payload, OpenAuthorization | OpenPermit2):
         return Deposit(

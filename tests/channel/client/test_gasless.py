@@ -22,9 +22,18 @@ from channel.errors import (
     PaymentRefusedError,
     TransactionRevertedError,
 )
+from channel.methods.evm.payload import (
+    OpenAuthorization,
+    TopUpAuthorization,
+)
 from channel.types import ZERO_ADDRESS, Address, TxHash
-from channel.wire.funding import Deposit, TransferAuthorization
-from channel.wire.payload import OpenAuthorization, TopUpAuthorization, VoucherPayload
+from channel.wire.funding import (
+    Deposit,
+    TransferAuthorization,
+)
+from channel.wire.payload import (
+    VoucherPayload,
+)
 from tests.channel.client.conftest import Agent, OpenAgent, policy_of
 from tests.channel.client.exchanges import read_stream
 from tests.channel.client.provider import NOW, Books, PaperChain, Provider, Seen, deposit_of
@@ -376,7 +385,7 @@ async def test_a_top_up_rides_on_the_voucher_that_needs_it(
     assert methods(provider) == ["GET"]
     payload: Any = provider.paid[0].credential and provider.paid[0].credential.payload
     assert isinstance(payload, VoucherPayload)
-    assert payload.deposit is not None
+    assert isinstance(payload.deposit, Deposit)
     assert (payload.deposit.amount, payload.voucher.cumulative_amount) == (20, 30)
     assert chain.deposited == [20, 20]
 

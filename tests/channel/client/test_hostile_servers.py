@@ -19,8 +19,10 @@ from channel.errors import (
     PaymentRefusedError,
     ReceiptViolationError,
 )
+from channel.methods.evm.payload import (
+    TopUpHash,
+)
 from channel.types import Address, ChannelId
-from channel.wire.payload import TopUpHash
 from channel.wire.sse import NeedVoucher, format_event, format_need_voucher
 from tests.channel.client.conftest import Agent, OpenAgent, policy_of
 from tests.channel.client.exchanges import only_voucher, read_stream, sell_stream

@@ -15,8 +15,8 @@ from channel.errors import (
     PaymentRefusedError,
     ReceiptViolationError,
 )
+from channel.methods.evm.method import EVM
 from channel.tariff import Rate, RunningCost, Tariff, Usage
-from channel.wire.challenge import session_request_object
 from channel.wire.encoding import canonical_json, encode_base64url
 from channel.wire.receipt import format_receipt_json
 from channel.wire.sse import NeedVoucher, format_event, format_need_voucher
@@ -353,7 +353,7 @@ async def test_a_tariff_that_contradicts_what_others_are_shown_is_refused(
 ) -> None:
     """CHAL-02: a reader that knows one rate only must see the main one."""
     offer(provider)
-    wire = session_request_object(provider.asked) | changes
+    wire = EVM.request_object(provider.asked) | changes
     provider.challenge_changes = {"request": encode_base64url(canonical_json(wire))}
     with pytest.raises(OfferRefusedError, match="its main rate is 2 for each 5_output_tokens"):
         await ask()

@@ -11,7 +11,10 @@ from channel.client.policy.policy import Policy
 from channel.errors import ChannelUnusableError, OfferRefusedError, PaymentRefusedError
 from channel.tariff import Tariff
 from channel.types import Address, ChannelId
-from channel.wire.payload import ClosePayload, VoucherPayload
+from channel.wire.payload import (
+    ClosePayload,
+    VoucherPayload,
+)
 from tests.channel.client.conftest import Agent, OpenAgent, policy_of
 from tests.channel.client.provider import BASE, CHAIN_ID, TOKEN, PaperChain, Provider, Seen
 

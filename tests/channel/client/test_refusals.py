@@ -15,9 +15,11 @@ from channel.errors import (
     PaymentRefusedError,
 )
 from channel.limits import IDEMPOTENT_REQUEST_BYTES_MAX
+from channel.methods.evm.payload import (
+    OpenHash,
+)
 from channel.types import Address
 from channel.verify.typed_data import keccak
-from channel.wire.payload import OpenHash
 from tests.channel.client.conftest import Agent, OpenAgent, policy_of
 from tests.channel.client.exchanges import Broken, sell_stream
 from tests.channel.client.provider import (

@@ -10,9 +10,10 @@ from msgspec.structs import replace
 from channel.engine import Engine, Offer
 from channel.engine.challenger import read_variant
 from channel.errors import ChallengeExpiredError, ChallengeNotFoundError
+from channel.methods.evm.method import EVM
 from channel.types import Address
 from channel.verify.challenge_id import ChallengeBinder
-from channel.wire.challenge import Challenge, parse_opaque, parse_session_request
+from channel.wire.challenge import Challenge, parse_opaque
 from channel.wire.credential import Credential
 from tests.channel.selling import PRICE, SECRET, SETTINGS, Provider, open_provider
 
@@ -122,7 +123,7 @@ async def test_secrets_rotate_with_overlap(provider: Provider) -> None:
 async def test_a_hint_names_the_payers_channel(provider: Provider) -> None:
     """CHAL-15: and changes nothing that is pinned."""
     challenge = provider.engine.challenger.issue(provider.offer, provider.payer.key.channel_id)
-    assert parse_session_request(challenge.request).channel_id == provider.payer.key.channel_id
+    assert EVM.parse_request(challenge.request).channel_id == provider.payer.key.channel_id
     hinted = provider.payer.credential(challenge, provider.payer.voucher(50))
     provider.engine.challenger.authenticate(hinted, [provider.offer])
 

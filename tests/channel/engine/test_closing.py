@@ -27,6 +27,7 @@ from channel.errors import (
 from channel.ledger.batch import Job
 from channel.ledger.interface import Applied
 from channel.ledger.sqlite_books import SqliteBooks, Written
+from channel.methods.evm.method import EVM
 from channel.state.commands import (
     AbortClose,
     BeginClose,
@@ -41,8 +42,9 @@ from channel.state.commands import (
 )
 from channel.types import ChannelKey, TxHash, VerifiedVoucher
 from channel.verify.challenge_id import ChallengeBinder
-from channel.verify.voucher import verify_voucher
-from channel.wire.payload import ClosePayload
+from channel.wire.payload import (
+    ClosePayload,
+)
 from tests.channel.books import reserving
 from tests.channel.chain_model import ChainModel
 from tests.channel.engine.test_engine import hold, opened, paid, perform
@@ -73,7 +75,7 @@ async def spend(provider: Provider, units: int, amount: int) -> None:
 
 def verified(provider: Provider, amount: int) -> VerifiedVoucher:
     payer = provider.payer
-    return verify_voucher(payer.sign(amount), payer.key, payer.address)
+    return EVM.verify_voucher(payer.sign(amount), payer.key, payer.address)
 
 
 async def has_begun(provider: Provider) -> bool:

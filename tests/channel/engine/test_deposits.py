@@ -12,9 +12,14 @@ from channel.client.funding.signer import LocalSigner
 from channel.client.funding.signing import Domain, Window, sign_top_up_authorization
 from channel.engine import Engine, Offer, Outcome, SponsorTerms, deposits
 from channel.errors import MalformedPayloadError, VerificationFailedError
+from channel.methods.evm.payload import (
+    build_top_up,
+)
 from channel.types import TxHash, VerifiedVoucher
 from channel.verify.challenge_id import ChallengeBinder
-from channel.wire.payload import Payload, build_top_up
+from channel.wire.payload import (
+    Payload,
+)
 from tests.channel.chain_model import ESCROW
 from tests.channel.engine.test_engine import opened, perform
 from tests.channel.selling import DEPOSIT, SECRET, SETTINGS, Provider, open_provider

@@ -25,14 +25,18 @@ from channel.errors import (
     VerificationFailedError,
 )
 from channel.limits import CHAIN_CHECKS_MAX
+from channel.methods.evm.method import EVM
+from channel.methods.evm.payload import (
+    OpenAuthorization,
+)
 from channel.state.commands import Publish, Release
 from channel.types import Address, TxHash
 from channel.verify.challenge_id import ChallengeBinder
-from channel.verify.typed_data import voucher_digest
-from channel.wire.payload import (
-    OpenAuthorization,
-    Payload,
+from channel.wire.funding import (
     TransferAuthorization,
+)
+from channel.wire.payload import (
+    Payload,
     VoucherPayload,
 )
 from tests.channel.selling import (
@@ -230,7 +234,7 @@ async def test_a_wallet_signs_through_the_chain_and_fails_closed(tmp_path: Path)
         opening = replace(provider.payer.opening(), voucher=replace(signed, signature=signature))
         with pytest.raises(InvalidSignatureError):
             await perform(provider, opening)
-        digest = voucher_digest(provider.payer.key, 50)
+        digest = EVM.voucher_digest(provider.payer.key, 50)
         provider.chain.wallet_signatures.add((wallet, digest, signature))
         provider.chain.fail_with = ChainUnavailableError("No node answers.")
         with pytest.raises(ChainUnavailableError):

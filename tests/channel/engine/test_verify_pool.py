@@ -8,9 +8,9 @@ import pytest
 from channel.engine import verify_pool
 from channel.engine.verify_pool import VerifyPool
 from channel.errors import InvalidSignatureError, SignerMismatchError
+from channel.methods.evm.method import EVM
 from channel.types import Address, ChannelId, ChannelKey, SignedVoucher, VerifiedVoucher
 from channel.verify.signature import address_of, sign
-from channel.verify.typed_data import voucher_digest
 
 PRIVATE_KEY = b"\x11" * 32
 SIGNER = address_of(PRIVATE_KEY)
@@ -19,13 +19,13 @@ KEY = ChannelKey(31337, Address(b"\xe5" * 20), ChannelId(b"\x0c" * 32))
 
 def voucher(amount: int, *, signed_amount: int | None = None) -> SignedVoucher:
     """Return a voucher; a signature over another amount recovers another signer."""
-    digest = voucher_digest(KEY, amount if signed_amount is None else signed_amount)
+    digest = EVM.voucher_digest(KEY, amount if signed_amount is None else signed_amount)
     return SignedVoucher(KEY.channel_id, amount, sign(PRIVATE_KEY, digest))
 
 
 @pytest.fixture(params=[1, 2, 4], ids="{} threads".format)
 def verifier(request: pytest.FixtureRequest) -> Iterator[VerifyPool]:
-    made = VerifyPool(request.param)
+    made = VerifyPool(request.param, EVM.escrow.domain)
     yield made
     made.close()
 
@@ -78,7 +78,7 @@ async def test_the_loop_does_not_wait_for_a_helper_that_is_late(
 ) -> None:
     """A helper without a processor delays those it holds, not the event loop."""
     monkeypatch.setattr(verify_pool, "_LAST_ONE_S", 0)
-    verifier = VerifyPool(2)
+    verifier = VerifyPool(2, EVM.escrow.domain)
     for _ in range(20):
         answers = await ask_for(verifier, [voucher(amount) for amount in range(1, 65)])
         assert all(isinstance(answer, VerifiedVoucher) for answer in answers)

@@ -19,10 +19,12 @@ from channel.limits import (
     CONTRACT_QUESTIONS_MAX,
     CONTRACT_QUESTIONS_PER_SOURCE_MAX,
 )
+from channel.methods.evm.method import EVM
 from channel.types import Address, SignedVoucher
 from channel.verify.signature import sign
-from channel.verify.typed_data import voucher_digest
-from channel.wire.payload import VoucherPayload
+from channel.wire.payload import (
+    VoucherPayload,
+)
 from tests.channel.engine.test_engine import opened, perform
 from tests.channel.selling import Payer, Provider, open_provider
 
@@ -83,7 +85,7 @@ async def test_a_contract_as_signer_opens_nothing(tmp_path: Path) -> None:
             provider.payer.terms, authorized_signer=Address(b"\x77" * 20)
         )
         provider.payer.open_on_chain()
-        digest = voucher_digest(provider.payer.key, 0)
+        digest = EVM.voucher_digest(provider.payer.key, 0)
         provider.chain.contracts.add(provider.payer.terms.authorized_signer)
         provider.chain.wallet_signatures.add(
             (provider.payer.terms.authorized_signer, digest, b"yes")
@@ -109,7 +111,7 @@ async def test_signers_without_code_are_asked_about_once_in_a_while(tmp_path: Pa
         assert (provider.chain.code_reads, provider.chain.wallet_reads) == (3, 0)
         # One that gets code later is asked when what was known is old.
         provider.chain.contracts.add(payers[0].terms.signer)
-        digest = voucher_digest(payers[0].key, 50)
+        digest = EVM.voucher_digest(payers[0].key, 50)
         provider.chain.wallet_signatures.add((payers[0].terms.signer, digest, bytes(65)))
         provider.clock.advance(CODELESS_TRUSTED_S)
         assert (await send(provider, payers[0])).state.accepted == 50

@@ -20,7 +20,9 @@ from channel.limits import (
     VOUCHERS_PER_SECOND_MAX,
 )
 from channel.types import ChannelId
-from channel.wire.payload import VoucherPayload
+from channel.wire.payload import (
+    VoucherPayload,
+)
 from tests.channel.http.test_middleware import ROUTES, Shop
 from tests.channel.selling import PRICE, STRANGER_KEY, Payer, Visit, ask, open_provider
 from tests.waiting import until

@@ -23,7 +23,9 @@ from channel.http.hooks import (
     SpendEvent,
 )
 from channel.wire.credential import format_credential
-from channel.wire.payload import Payload
+from channel.wire.payload import (
+    Payload,
+)
 from tests.channel.selling import PRICE, Answer, Provider, Visit, ask, open_provider
 
 TOKENS = 100

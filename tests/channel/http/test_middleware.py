@@ -18,7 +18,10 @@ from channel.limits import (
 )
 from channel.state.commands import EndReservations
 from channel.wire.credential import format_credential
-from channel.wire.payload import Payload, VoucherPayload
+from channel.wire.payload import (
+    Payload,
+    VoucherPayload,
+)
 from tests.channel.selling import PRICE, Answer, Provider, Visit, ask, open_provider
 from tests.waiting import until
 

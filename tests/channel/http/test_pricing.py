@@ -14,7 +14,7 @@ from channel.errors import BadRequestError, ConfigError, OtherSpellingError
 from channel.http import PaymentGate, Price, Route
 from channel.http.pricing import RouteTable
 from channel.limits import AMOUNT_MAX, DESCRIPTION_CHARS_MAX
-from channel.wire.challenge import parse_session_request
+from channel.methods.evm.method import EVM
 from tests.channel.selling import PRICE, Provider, ask, open_provider
 
 
@@ -138,7 +138,7 @@ async def test_the_greatest_price_can_be_asked(provider: Provider) -> None:
     gate = PaymentGate(
         app, engine=provider.engine, routes=[Route(method="GET", path="/", price=dearest)]
     )
-    asked = parse_session_request((await ask(gate, "GET", "/")).challenge.request)
+    asked = EVM.parse_request((await ask(gate, "GET", "/")).challenge.request)
     assert (asked.unit_price, asked.unit_type) == (AMOUNT_MAX, text)
 
 

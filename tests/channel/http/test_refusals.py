@@ -10,7 +10,9 @@ from channel.errors import PaymentRequiredError
 from channel.http import PaymentGate, Price, Route
 from channel.http.refusals import format_page, wants_page
 from channel.types import SignedVoucher, TokenUnit
-from channel.wire.payload import VoucherPayload
+from channel.wire.payload import (
+    VoucherPayload,
+)
 from tests.channel.http.test_middleware import App
 from tests.channel.selling import PRICE, ask, open_provider
 

@@ -7,7 +7,9 @@ import pytest
 
 from channel.http import PaymentGate
 from channel.http.running import RequestLimits
-from channel.wire.payload import VoucherPayload
+from channel.wire.payload import (
+    VoucherPayload,
+)
 from tests.channel.http.test_middleware import ROUTES, Shop
 from tests.channel.selling import PRICE, STRANGER_KEY, Answer, Payer, Visit, open_provider
 from tests.waiting import until

@@ -18,9 +18,10 @@ from channel.errors import ConfigError
 from channel.http import Event, Frame, PaidEventStream, PaymentGate, Price, Route, metered
 from channel.http.asgi import ASGIApp
 from channel.http.events import Chunk
+from channel.methods.evm.method import EVM
 from channel.tariff import Rate, Tariff, Usage
 from channel.types import TokenUnit
-from channel.wire.challenge import Challenge, parse_session_request
+from channel.wire.challenge import Challenge
 from channel.wire.credential import format_credential
 from channel.wire.sse import EventSplitter, parse_event_usage
 from tests.channel.http.test_events import Tokens, events, final_receipt, has, pay
@@ -493,7 +494,7 @@ class TestPrices:
     async def test_a_challenge_carries_it(self, tmp_path: Path) -> None:
         async with open_provider(tmp_path) as provider:
             gate = gate_of(provider, streaming())
-            asked = parse_session_request((await ask(gate, "GET", "/stream")).challenge.request)
+            asked = EVM.parse_request((await ask(gate, "GET", "/stream")).challenge.request)
             assert asked.tariff == MODEL.tariff_in(USDC)
             assert (asked.unit_price, asked.unit_type) == (2, "5_output_tokens")
 
@@ -502,7 +503,7 @@ class TestPrices:
         plain = Price(unit_price=25, unit_type="output_token")
         async with open_provider(tmp_path) as provider:
             asked = [
-                parse_session_request(
+                EVM.parse_request(
                     (
                         await ask(gate_of(provider, streaming(), route(price)), "GET", "/stream")
                     ).challenge.request

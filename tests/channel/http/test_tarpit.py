@@ -22,7 +22,9 @@ from channel.http.tarpit import Tarpit
 from channel.limits import BAD_CREDENTIALS_PER_SECOND_MAX, UNPAID_PER_SECOND_MAX
 from channel.types import SignedVoucher
 from channel.wire.credential import format_credential
-from channel.wire.payload import VoucherPayload
+from channel.wire.payload import (
+    VoucherPayload,
+)
 from tests.channel.http.test_middleware import ROUTES, App
 from tests.channel.selling import PRICE, Clock, Visit, ask, open_provider
 from tests.waiting import PATIENCE_S, put_ahead

@@ -10,12 +10,15 @@ from hypothesis import strategies as st
 
 from channel.errors import ConfigError, WireError
 from channel.limits import SECRET_BYTES_MIN
+from channel.methods.evm.method import EVM
 from channel.types import ChannelId, SignedVoucher
 from channel.verify.challenge_id import ChallengeBinder
 from channel.wire.challenge import Challenge, format_challenge, parse_challenges
-from channel.wire.credential import Credential, format_credential, parse_credential
+from channel.wire.credential import Credential, format_credential
 from channel.wire.encoding import encode_base64url
-from channel.wire.payload import VoucherPayload
+from channel.wire.payload import (
+    VoucherPayload,
+)
 from tests.channel.vectors import WIRE, Entry, name_of
 
 SECRET = WIRE["secretKey"].encode()
@@ -79,7 +82,7 @@ def test_an_id_is_private_to_its_server(order: str) -> None:
     (challenge,) = parse_challenges([format_challenge(msgspec.structs.replace(issued, id=made))])
     assert BINDER.is_bound(challenge) == (order == "the vectors'")
     payload = VoucherPayload(SignedVoucher(ChannelId(bytes(32)), 1, bytes(65)))
-    sent = parse_credential(format_credential(Credential(challenge, payload, None)))
+    sent = EVM.parse_credential(format_credential(Credential(challenge, payload, None)))
     assert sent.challenge == challenge
 
 

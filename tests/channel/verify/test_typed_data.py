@@ -7,6 +7,7 @@ from eth_abi.abi import encode
 from hypothesis import given
 from hypothesis import strategies as st
 
+from channel.methods.evm.method import EVM
 from channel.types import ZERO_ADDRESS, Address, ChannelId, ChannelKey, ChannelTerms
 from channel.verify.signature import address_of, recover, sign
 from channel.verify.typed_data import (
@@ -27,12 +28,12 @@ from channel.verify.typed_data import (
     top_up_nonce,
     top_up_permit_digest,
     top_up_witness,
-    voucher_digest,
 )
 from channel.wire.encoding import format_hex, parse_address, parse_hex
-from tests.channel.vectors import EVM, Entry, entry_of, hex32, key_of, name_of
+from tests.channel.vectors import EVM as VECTORS
+from tests.channel.vectors import Entry, entry_of, hex32, key_of, name_of
 
-CONSTANTS: dict[str, Any] = EVM["constants"]
+CONSTANTS: dict[str, Any] = VECTORS["constants"]
 
 
 def terms_of(entry: Entry, payer: str = "payer") -> ChannelTerms:
@@ -94,7 +95,7 @@ def test_type_strings_and_constants_are_the_drafts() -> None:
 # -- channels and vouchers
 
 
-@pytest.mark.parametrize("entry", EVM["channelId"], ids=name_of)
+@pytest.mark.parametrize("entry", VECTORS["channelId"], ids=name_of)
 def test_golden_channel_ids_are_derived(entry: Entry) -> None:
     """OPEN-01: the raw authorized signer goes in, never resolved to the payer."""
     terms, escrow = terms_of(entry), parse_address(entry["escrow"])
@@ -106,18 +107,18 @@ def test_golden_channel_ids_are_derived(entry: Entry) -> None:
 
 def test_a_signer_equal_to_the_payer_makes_another_channel() -> None:
     """OPEN-01, CLIENT-03."""
-    plain = entry_of(EVM["channelId"], "channelId_00")
-    named = entry_of(EVM["channelId"], "channelId_00_with_signer_equal_payer")
+    plain = entry_of(VECTORS["channelId"], "channelId_00")
+    named = entry_of(VECTORS["channelId"], "channelId_00_with_signer_equal_payer")
     assert terms_of(named).signer == terms_of(plain).signer == terms_of(plain).payer
     assert plain["channelId"] != named["channelId"]
 
 
-@pytest.mark.parametrize("entry", EVM["voucher"], ids=name_of)
+@pytest.mark.parametrize("entry", VECTORS["voucher"], ids=name_of)
 def test_golden_vouchers_are_digested_signed_and_recovered(entry: Entry) -> None:
     """Section 0, ENC-06, SEC-03: from 0 to 2**128 - 2, on five chains."""
     key = key_of(entry)
     assert domain_separator(key.chain_id, key.escrow) == hex32(entry, "domainSeparator")
-    digest = voucher_digest(key, int(entry["cumulativeAmount"]))
+    digest = EVM.voucher_digest(key, int(entry["cumulativeAmount"]))
     assert digest == keccak(
         b"\x19\x01" + hex32(entry, "domainSeparator") + hex32(entry, "structHash")
     )
@@ -140,7 +141,7 @@ def test_the_quick_voucher_digest_is_abi_encodings(key: ChannelKey, amount: int)
         encode(["bytes32", "bytes32", "uint128"], [voucher_type, key.channel_id, amount])
     )
     separator = domain_separator(key.chain_id, key.escrow)
-    assert voucher_digest(key, amount) == keccak(b"\x19\x01" + separator + struct)
+    assert EVM.voucher_digest(key, amount) == keccak(b"\x19\x01" + separator + struct)
 
 
 @given(KEYS, KEYS)
@@ -149,14 +150,14 @@ def test_another_channel_escrow_or_chain_is_another_digest(
 ) -> None:
     """SEC-03, F-23: no voucher serves twice."""
     if one != two:
-        assert voucher_digest(one, 1) != voucher_digest(two, 1)
-    assert voucher_digest(one, 1) != voucher_digest(one, 2)
+        assert EVM.voucher_digest(one, 1) != EVM.voucher_digest(two, 1)
+    assert EVM.voucher_digest(one, 1) != EVM.voucher_digest(one, 2)
 
 
 # -- what payees and funders sign
 
 
-@pytest.mark.parametrize("entry", EVM["settleAuthorization"], ids=name_of)
+@pytest.mark.parametrize("entry", VECTORS["settleAuthorization"], ids=name_of)
 def test_golden_settle_authorizations(entry: Entry) -> None:
     """RELAY-01."""
     amount, nonce, deadline = (int(entry[n]) for n in ("cumulativeAmount", "nonce", "deadline"))
@@ -166,7 +167,7 @@ def test_golden_settle_authorizations(entry: Entry) -> None:
     assert digest != close, "RELAY-05: one cannot stand for the other"
 
 
-@pytest.mark.parametrize("entry", EVM["closeAuthorization"], ids=name_of)
+@pytest.mark.parametrize("entry", VECTORS["closeAuthorization"], ids=name_of)
 def test_golden_close_authorizations(entry: Entry) -> None:
     """RELAY-01, RELAY-05."""
     amount, nonce, deadline = (int(entry[n]) for n in ("cumulativeAmount", "nonce", "deadline"))
@@ -174,7 +175,7 @@ def test_golden_close_authorizations(entry: Entry) -> None:
     assert_signed(entry, digest, "payee")
 
 
-@pytest.mark.parametrize("entry", EVM["eip3009Open"], ids=name_of)
+@pytest.mark.parametrize("entry", VECTORS["eip3009Open"], ids=name_of)
 def test_golden_authorizations_that_open(entry: Entry) -> None:
     """OPEN-05, F-21: the nonce is a formula, the domain the token's own."""
     terms, escrow = terms_of(entry, "from"), parse_address(entry["escrow"])
@@ -197,7 +198,7 @@ def test_golden_authorizations_that_open(entry: Entry) -> None:
     assert derived == hex32(entry, "channelId")
 
 
-@pytest.mark.parametrize("entry", EVM["eip3009TopUp"], ids=name_of)
+@pytest.mark.parametrize("entry", VECTORS["eip3009TopUp"], ids=name_of)
 def test_golden_authorizations_that_top_up(entry: Entry) -> None:
     """TOPUP-04."""
     nonce = top_up_nonce(
@@ -220,7 +221,7 @@ def test_golden_authorizations_that_top_up(entry: Entry) -> None:
     assert_signed(entry, digest, "from")
 
 
-@pytest.mark.parametrize("entry", EVM["permit2Open"], ids=name_of)
+@pytest.mark.parametrize("entry", VECTORS["permit2Open"], ids=name_of)
 def test_golden_permits_that_open(entry: Entry) -> None:
     """OPEN-06, CLIENT-03: spender signed, witness binds the terms, no version in the domain."""
     witness = open_witness(
@@ -251,7 +252,7 @@ def test_golden_permits_that_open(entry: Entry) -> None:
     assert derived == hex32(entry, "channelId")
 
 
-@pytest.mark.parametrize("entry", EVM["permit2TopUp"], ids=name_of)
+@pytest.mark.parametrize("entry", VECTORS["permit2TopUp"], ids=name_of)
 def test_golden_permits_that_top_up(entry: Entry) -> None:
     """TOPUP-01, TOPUP-04."""
     witness = top_up_witness(ChannelId(hex32(entry, "channelId")))

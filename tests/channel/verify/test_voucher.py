@@ -7,6 +7,10 @@ from hypothesis import strategies as st
 
 from channel.errors import InvalidSignatureError, PeerError, SignerMismatchError
 from channel.limits import AMOUNT_MAX
+from channel.methods.evm.method import EVM
+from channel.methods.evm.payload import (
+    parse_payload,
+)
 from channel.types import (
     ZERO_ADDRESS,
     Address,
@@ -16,11 +20,13 @@ from channel.types import (
     VerifiedVoucher,
 )
 from channel.verify.signature import address_of, sign
-from channel.verify.typed_data import voucher_digest
-from channel.verify.voucher import verify_voucher, verify_wallet_voucher
+from channel.verify.voucher import verify_wallet_voucher
 from channel.wire.encoding import parse_address
-from channel.wire.payload import VoucherPayload, parse_payload
-from tests.channel.vectors import EVM, Entry, key_of, name_of
+from channel.wire.payload import (
+    VoucherPayload,
+)
+from tests.channel.vectors import EVM as VECTORS
+from tests.channel.vectors import Entry, key_of, name_of
 
 SECRET = (7).to_bytes(32, "big")
 SIGNER = address_of(SECRET)
@@ -29,17 +35,19 @@ AMOUNTS = st.integers(0, AMOUNT_MAX)
 
 
 def signed(amount: int, *, key: ChannelKey = KEY, secret: bytes = SECRET) -> SignedVoucher:
-    return SignedVoucher(key.channel_id, amount, sign(secret, voucher_digest(key, amount)))
+    return SignedVoucher(key.channel_id, amount, sign(secret, EVM.voucher_digest(key, amount)))
 
 
 @given(AMOUNTS)
 def test_a_voucher_of_the_channels_signer_is_verified(amount: int) -> None:
     """VCH-02 steps 3 to 5: what comes out is what was signed."""
     voucher = signed(amount)
-    assert verify_voucher(voucher, KEY, SIGNER) == VerifiedVoucher(KEY, amount, voucher.signature)
+    assert EVM.verify_voucher(voucher, KEY, SIGNER) == VerifiedVoucher(
+        KEY, amount, voucher.signature
+    )
 
 
-READABLE = [v for v in EVM["voucherNegative"] if v["problem"] != "malformed-credential (400)"]
+READABLE = [v for v in VECTORS["voucherNegative"] if v["problem"] != "malformed-credential (400)"]
 
 
 @pytest.mark.parametrize("entry", READABLE, ids=name_of)
@@ -50,10 +58,10 @@ def test_golden_vouchers_are_accepted_or_refused_as_the_contract_does(entry: Ent
     assert isinstance(payload, VoucherPayload)
     key, signer = key_of(entry), parse_address(entry["expectedSigner"])
     if entry["expect"] == "accept":
-        assert verify_voucher(payload.voucher, key, signer).cumulative_amount == 250_000
+        assert EVM.verify_voucher(payload.voucher, key, signer).cumulative_amount == 250_000
         return
     with pytest.raises(PeerError) as refusal:
-        verify_voucher(payload.voucher, key, signer)
+        EVM.verify_voucher(payload.voucher, key, signer)
     assert refusal.value.problem_type == entry["problem"]
     assert refusal.value.status == 402
 
@@ -76,16 +84,16 @@ def test_a_voucher_with_any_part_altered_is_refused(amount: int, other: int, wha
     else:
         voucher = signed(amount, secret=(8).to_bytes(32, "big"))
     with pytest.raises((SignerMismatchError, InvalidSignatureError)):
-        verify_voucher(voucher, key, SIGNER)
+        EVM.verify_voucher(voucher, key, SIGNER)
 
 
 def test_a_signature_under_the_wrong_v_is_refused_also_right_after_the_right_one() -> None:
     """F-16: nothing remembered about a signer lets the other v pass."""
     voucher = signed(5)
-    assert verify_voucher(voucher, KEY, SIGNER)
+    assert EVM.verify_voucher(voucher, KEY, SIGNER)
     wrong = voucher.signature[:64] + bytes([55 - voucher.signature[64]])
     with pytest.raises((SignerMismatchError, InvalidSignatureError)):
-        verify_voucher(msgspec.structs.replace(voucher, signature=wrong), KEY, SIGNER)
+        EVM.verify_voucher(msgspec.structs.replace(voucher, signature=wrong), KEY, SIGNER)
 
 
 def test_a_voucher_for_another_channel_is_refused_before_its_signature_is_read() -> None:
@@ -93,7 +101,7 @@ def test_a_voucher_for_another_channel_is_refused_before_its_signature_is_read()
     other = msgspec.structs.replace(KEY, channel_id=ChannelId(bytes(32)))
     voucher = SignedVoucher(other.channel_id, 1, b"")
     with pytest.raises(SignerMismatchError, match="another channel"):
-        verify_voucher(voucher, KEY, SIGNER)
+        EVM.verify_voucher(voucher, KEY, SIGNER)
     with pytest.raises(SignerMismatchError, match="another channel"):
         verify_wallet_voucher(voucher, KEY, is_valid=True)
 
@@ -101,7 +109,7 @@ def test_a_voucher_for_another_channel_is_refused_before_its_signature_is_read()
 def test_no_signature_is_valid_for_address_zero() -> None:
     """F-17: no recovered address matches an unset signer."""
     with pytest.raises(SignerMismatchError):
-        verify_voucher(signed(1), KEY, ZERO_ADDRESS)
+        EVM.verify_voucher(signed(1), KEY, ZERO_ADDRESS)
 
 
 def test_a_wallets_answer_decides_for_its_own_form_of_signature() -> None:
@@ -116,7 +124,7 @@ def test_a_wallets_answer_decides_for_its_own_form_of_signature() -> None:
 def test_neither_voucher_prints_its_signature() -> None:
     """CORE-13, F-103."""
     voucher = signed(1)
-    for value in (voucher, verify_voucher(voucher, KEY, SIGNER)):
+    for value in (voucher, EVM.verify_voucher(voucher, KEY, SIGNER)):
         assert "signature=<withheld>" in repr(value)
         assert voucher.signature.hex() not in repr(value)
         assert "cumulative_amount=1" in repr(value)

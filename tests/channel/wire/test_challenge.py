@@ -16,18 +16,15 @@ from channel.limits import (
     REQUEST_PARAM_BYTES_MAX,
     SAFE_INTEGER_MAX,
 )
+from channel.methods.evm.method import EVM
 from channel.types import Address, ChannelId
 from channel.wire.challenge import (
     Challenge,
     SessionRequest,
     format_challenge,
     format_opaque,
-    format_session_request,
     parse_challenges,
     parse_opaque,
-    parse_session_request,
-    parse_session_request_object,
-    session_request_object,
 )
 from channel.wire.encoding import canonical_json, encode_base64url
 from tests.channel.vectors import WIRE, Entry, name_of
@@ -75,7 +72,7 @@ def test_golden_challenges_are_read_and_written_as_mppx_does(entry: Entry) -> No
 def test_golden_requests_are_canonical_json(entry: Entry) -> None:
     """F-07: the same bytes as another implementation's, and so the same id."""
     assert encode_base64url(canonical_json(entry["request"])) == entry["requestB64"]
-    request = parse_session_request(entry["requestB64"])
+    request = EVM.parse_request(entry["requestB64"])
     details = entry["request"]["methodDetails"]
     assert request.unit_price == int(entry["request"]["amount"])
     assert request.suggested_deposit == int(entry["request"]["suggestedDeposit"])
@@ -104,19 +101,25 @@ def test_other_schemes_are_skipped_with_any_contents() -> None:
 @given(REQUESTS)
 def test_requests_come_back(request: SessionRequest) -> None:
     """CHAL-02, CHAL-03."""
-    wire = format_session_request(request)
-    assert parse_session_request(wire) == request
-    assert parse_session_request_object(session_request_object(request)) == request
+    wire = EVM.format_request(request)
+    assert EVM.parse_request(wire) == request
+    assert EVM.parse_request_object(EVM.request_object(request)) == request
 
 
 def test_addresses_are_emitted_with_checksums_and_defaults_left_out() -> None:
     """CHAL-02, ENC-01."""
     token = Address(bytes.fromhex("5aaeb6053f3e94c9b9a09f33669435e7ef1beaed"))
     request = SessionRequest(
-        unit_price=1, currency=token, recipient=token, chain_id=1, escrow=token, unit_type=""
+        unit_price=1,
+        currency=token,
+        recipient=token,
+        chain_id=1,
+        escrow=token,
+        unit_type="",
+        credential_types=("hash",),
     )
     spelling = "0x5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAed"
-    assert session_request_object(request) == {
+    assert EVM.request_object(request) == {
         "amount": "1",
         "currency": spelling,
         "recipient": spelling,
@@ -127,9 +130,9 @@ def test_addresses_are_emitted_with_checksums_and_defaults_left_out() -> None:
 def test_a_price_of_nothing_is_a_configuration_error() -> None:
     """CHAL-02: amount > 0."""
     wire = WIRE["challenges"][0]["requestB64"]
-    free = msgspec.structs.replace(parse_session_request(wire), unit_price=0)
+    free = msgspec.structs.replace(EVM.parse_request(wire), unit_price=0)
     with pytest.raises(ConfigError, match="positive"):
-        format_session_request(free)
+        EVM.format_request(free)
 
 
 def request_object(**changes: object) -> dict[str, Any]:
@@ -192,12 +195,12 @@ DETAILS = {
 def test_a_malformed_request_is_refused_by_the_name_of_its_field(name: str, value: object) -> None:
     """CHAL-02, CHAL-03, ENC-02, ENC-03, F-03."""
     with pytest.raises(WireError, match=name):
-        parse_session_request_object(request_object(**{name: value}))
+        EVM.parse_request_object(request_object(**{name: value}))
 
 
 def test_what_a_request_leaves_out_has_the_drafts_defaults() -> None:
     """CHAL-03: no least rise, no fee payer, proof by transaction hash."""
-    request = parse_session_request_object(
+    request = EVM.parse_request_object(
         request_object(minVoucherDelta=..., unitType=..., suggestedDeposit=..., extra={"a": [1.5]})
     )
     assert (request.min_voucher_delta, request.fee_payer, request.unit_type) == (0, False, "")
@@ -209,7 +212,7 @@ def test_what_a_request_leaves_out_has_the_drafts_defaults() -> None:
 def test_a_request_that_is_no_object_is_refused(request_param: str) -> None:
     """CORE-14, F-02."""
     with pytest.raises(WireError):
-        parse_session_request(request_param)
+        EVM.parse_request(request_param)
 
 
 @pytest.mark.parametrize("slot", ["realm", "method", "intent", "expires", "digest"])

@@ -18,25 +18,26 @@ from channel.errors import (
     WireError,
 )
 from channel.limits import AUTHORIZATION_BYTES_MAX
+from channel.methods.evm.method import EVM
+from channel.methods.evm.payload import (
+    OpenHash,
+    TopUpHash,
+    parse_payload,
+)
 from channel.types import Address
 from channel.wire import credential as module
 from channel.wire.challenge import Challenge
 from channel.wire.credential import (
     Credential,
     format_credential,
-    parse_credential,
     select_credential,
 )
 from channel.wire.encoding import decode_base64url, encode_base64url
 from channel.wire.payload import (
-    OpenHash,
     Payload,
-    TopUpHash,
     format_payload,
-    parse_payload,
 )
-from tests.channel.vectors import WIRE, Entry, name_of
-from tests.channel.wire.payloads import (
+from tests.channel.methods.evm.payloads import (
     DEPOSITS,
     OTHER_SIGNATURE,
     PAYLOADS,
@@ -44,6 +45,7 @@ from tests.channel.wire.payloads import (
     addresses,
     payloads,
 )
+from tests.channel.vectors import WIRE, Entry, name_of
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=20)
 SLOTS = ("expires", "digest", "header", "opaque", "description")
@@ -81,13 +83,13 @@ def envelope_of(**changes: object) -> dict[str, Any]:
 @pytest.mark.parametrize("entry", WIRE["credentials"], ids=name_of)
 def test_golden_credentials_are_read_whole(entry: Entry) -> None:
     """CRED-01: the challenge is echoed unchanged; every payload form mppx writes is read."""
-    credential = parse_credential(entry["wire"])
+    credential = EVM.parse_credential(entry["wire"])
     assert credential.payload == parse_payload(entry["payload"])
     assert format_payload(credential.payload) == entry["payload"]
     for name in Challenge.__struct_fields__:
         assert getattr(credential.challenge, name) == entry["challenge"].get(name)
     assert (credential.source is None) == ("source" not in entry)
-    assert parse_credential(format_credential(credential)) == credential
+    assert EVM.parse_credential(format_credential(credential)) == credential
     written = json.loads(decode_base64url(format_credential(credential)[8:]))
     assert written == {n: entry[n] for n in ("challenge", "payload", "source") if n in entry}
 
@@ -98,7 +100,7 @@ def test_credentials_come_back(
 ) -> None:
     """CRED-01, CRED-02."""
     credential = Credential(challenge, payload, with_source(payload, source))
-    assert parse_credential(format_credential(credential)) == credential
+    assert EVM.parse_credential(format_credential(credential)) == credential
 
 
 # -- selection
@@ -152,7 +154,7 @@ def test_an_oversize_credential_is_refused_undecoded() -> None:
     with pytest.raises(MalformedCredentialError):
         select_credential([most, "x"])
     with pytest.raises(MalformedCredentialError, match="over"):
-        parse_credential(most + "A")
+        EVM.parse_credential(most + "A")
 
 
 # -- envelope
@@ -204,7 +206,7 @@ def test_an_oversize_credential_is_refused_undecoded() -> None:
 def test_an_undecodable_envelope_is_malformed(value: str) -> None:
     """CORE-03, CRED-01, F-02, F-03, F-11: 402 with a fresh challenge, never another error."""
     with pytest.raises(MalformedCredentialError) as refusal:
-        parse_credential(value)
+        EVM.parse_credential(value)
     assert (refusal.value.status, refusal.value.offers_challenge) == (402, True)
 
 
@@ -213,7 +215,9 @@ def test_an_undecodable_envelope_is_malformed(value: str) -> None:
 def test_the_scheme_is_read_in_any_case_and_padding_is_tolerated(scheme: str, pad: str) -> None:
     """CORE-08, 0.2."""
     token = wire_of(envelope_of())[8:]
-    assert parse_credential(f"{scheme} {token}{pad}").payload == parse_payload(PAYLOADS["voucher"])
+    assert EVM.parse_credential(f"{scheme} {token}{pad}").payload == parse_payload(
+        PAYLOADS["voucher"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -224,26 +228,26 @@ def test_the_scheme_is_read_in_any_case_and_padding_is_tolerated(scheme: str, pa
 def test_a_malformed_source_is_refused_like_a_payload(source: object, form: str) -> None:
     """CRED-02: 400."""
     with pytest.raises(MalformedPayloadError, match="source"):
-        parse_credential(wire_of(envelope_of(payload=PAYLOADS[form], source=source)))
+        EVM.parse_credential(wire_of(envelope_of(payload=PAYLOADS[form], source=source)))
 
 
 @pytest.mark.parametrize("form", PAYLOADS)
 def test_a_proof_by_hash_needs_a_source_and_nothing_else_does(form: str) -> None:
     """CRED-02: open and topUp by hash name the payer nowhere else."""
-    with_it = parse_credential(wire_of(envelope_of(payload=PAYLOADS[form], source=SOURCE)))
+    with_it = EVM.parse_credential(wire_of(envelope_of(payload=PAYLOADS[form], source=SOURCE)))
     assert with_it.source == (196, bytes.fromhex("ab" * 20))
     without = wire_of(envelope_of(payload=PAYLOADS[form]))
     if "hash" in form:
         with pytest.raises(MalformedPayloadError, match="source: missing"):
-            parse_credential(without)
+            EVM.parse_credential(without)
     else:
-        assert parse_credential(without).source is None
+        assert EVM.parse_credential(without).source is None
 
 
 def test_a_malformed_payload_in_a_readable_envelope_is_400() -> None:
     """AMB-12: the envelope's errors are 402, the payload's 400."""
     with pytest.raises(MalformedPayloadError) as refusal:
-        parse_credential(wire_of(envelope_of(payload={**PAYLOADS["voucher"], "signature": 5})))
+        EVM.parse_credential(wire_of(envelope_of(payload={**PAYLOADS["voucher"], "signature": 5})))
     assert refusal.value.status == 400
 
 
@@ -294,7 +298,7 @@ def test_a_member_named_twice_is_refused_wherever_it_stands(old: str, new: str) 
     """F-03: two readers of one credential must not see two credentials."""
     assert old in VOUCHER_TEXT
     with pytest.raises((MalformedCredentialError, MalformedPayloadError)):
-        parse_credential(wire_of(VOUCHER_TEXT.replace(old, new, 1)))
+        EVM.parse_credential(wire_of(VOUCHER_TEXT.replace(old, new, 1)))
 
 
 @pytest.mark.parametrize(
@@ -309,7 +313,7 @@ def test_a_member_named_twice_is_refused_wherever_it_stands(old: str, new: str) 
 )
 def test_other_spellings_of_the_same_credential_mean_the_same(old: str, new: str) -> None:
     """CRED-04: unknown members, escapes and blanks change nothing."""
-    assert parse_credential(wire_of(VOUCHER_TEXT.replace(old, new))) == parse_credential(
+    assert EVM.parse_credential(wire_of(VOUCHER_TEXT.replace(old, new))) == EVM.parse_credential(
         wire_of(VOUCHER_TEXT)
     )
 
@@ -317,21 +321,23 @@ def test_other_spellings_of_the_same_credential_mean_the_same(old: str, new: str
 def judge(text: bytes, *, quickly: bool) -> object:
     """Return what a reader makes of a text: a credential, or the type of its refusal."""
     try:
-        return module._read_quickly(text) if quickly else module._read_envelope(text)  # noqa: SLF001
+        if quickly:
+            return module._read_quickly(text)  # noqa: SLF001
+        return module._read_envelope(text, EVM.parse_payload)  # noqa: SLF001
     except (PeerError, WireError) as error:
         return type(error)
 
 
 DEEP = """
 import sys, threading
-from tests.channel.wire.test_credential import MalformedCredentialError, parse_credential, wire_of
+from tests.channel.wire.test_credential import EVM, MalformedCredentialError, wire_of
 sys.setrecursionlimit(100_000)
 threading.stack_size(512 * 1024)  # as small as some systems make it
 
 def refuse():
     for text in ("[" * 45_000, '{"x":' * 9_000, '{"x":' + "[" * 45_000, '{"x":' + '{"":' * 11_000):
         try:
-            parse_credential(wire_of(text))
+            EVM.parse_credential(wire_of(text))
         except MalformedCredentialError:
             print("refused")
 
@@ -428,7 +434,7 @@ def test_damaged_texts_are_judged_the_same_too(text: bytes, at: int, damage: byt
 @pytest.mark.parametrize("form", PAYLOADS)
 def test_a_printed_credential_holds_no_signature(form: str) -> None:
     """CORE-13, F-103."""
-    credential = parse_credential(wire_of(envelope_of(payload=PAYLOADS[form], source=SOURCE)))
+    credential = EVM.parse_credential(wire_of(envelope_of(payload=PAYLOADS[form], source=SOURCE)))
     for signature in (SIGNATURE, OTHER_SIGNATURE):
         assert signature[2:] not in repr(credential)
         assert repr(bytes.fromhex(signature[2:]))[2:-1] not in repr(credential)

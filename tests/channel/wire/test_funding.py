@@ -6,24 +6,32 @@ import pytest
 from hypothesis import given
 
 from channel.errors import MalformedPayloadError, WireError
+from channel.methods.evm.payload import (
+    parse_payload,
+)
 from channel.types import ZERO_ADDRESS
-from channel.wire.funding import Deposit, format_deposit, parse_deposit
-from channel.wire.payload import VoucherPayload, parse_payload
-from tests.channel.wire.payloads import DEPOSITS, PAYLOADS, deposits
+from channel.wire.funding import (
+    Deposit,
+    parse_deposit,
+)
+from channel.wire.payload import (
+    VoucherPayload,
+)
+from tests.channel.methods.evm.payloads import DEPOSITS, PAYLOADS, deposits
 
 
 @pytest.mark.parametrize("form", DEPOSITS)
 def test_each_deposit_is_read_whole_and_written_as_it_was(form: str) -> None:
     """VCH-06."""
     deposit = parse_deposit(DEPOSITS[form])
-    assert format_deposit(deposit) == DEPOSITS[form]
+    assert deposit.members() == DEPOSITS[form]
     assert f"{deposit.action} {deposit.type}" == form
 
 
 @given(deposits)
 def test_deposits_come_back(deposit: Deposit) -> None:
     """VCH-06."""
-    assert parse_deposit(format_deposit(deposit)) == deposit
+    assert parse_deposit(deposit.members()) == deposit
 
 
 @pytest.mark.parametrize("form", DEPOSITS)

@@ -78,7 +78,7 @@ def test_unknown_members_are_ignored() -> None:
     ("name", "value"),
     [
         *[(name, ...) for name in GOLDEN if name not in ("units", "txHash", "confirmations")],
-        ("method", "tempo"),
+        ("method", 5),
         ("intent", "charge"),
         ("status", "failure"),
         ("status", None),
@@ -128,6 +128,7 @@ def test_an_amount_beyond_uint128_is_no_receipt() -> None:
     """ENC-04."""
     receipt = parse_receipt_json(json.dumps(GOLDEN))
     wrong = Receipt(
+        method="evm",
         challenge_id="i",
         channel_id=receipt.channel_id,
         chain_id=1,

@@ -9,13 +9,8 @@ from hypothesis import strategies as st
 
 from channel.errors import WireError
 from channel.limits import AMOUNT_MAX, KIND_CHARS_MAX, RATES_MAX, REQUEST_PARAM_BYTES_MAX, USAGE_MAX
+from channel.methods.evm.method import EVM
 from channel.tariff import Rate, Tariff
-from channel.wire.challenge import (
-    format_session_request,
-    parse_session_request,
-    parse_session_request_object,
-    session_request_object,
-)
 from channel.wire.tariff import parse_tariff, parse_usage, tariff_object
 from tests.channel.tariff_model import VECTORS, product_tariff, refused_member
 from tests.channel.vectors import Entry, name_of
@@ -29,10 +24,10 @@ def test_golden_tariffs_are_read_and_written(entry: Entry) -> None:
     tariff = product_tariff(entry["tariff"])
     assert tariff_object(tariff) == entry["tariff"]
     assert parse_tariff(entry["tariff"]) == tariff
-    request = parse_session_request(entry["request"])
+    request = EVM.parse_request(entry["request"])
     assert request.pricing == request.tariff == tariff
     assert (str(request.unit_price), request.unit_type) == (entry["amount"], entry["unitType"])
-    assert format_session_request(request) == entry["request"]
+    assert EVM.format_request(request) == entry["request"]
 
 
 @pytest.mark.parametrize("entry", GOLDEN["malformed"], ids=name_of)
@@ -41,7 +36,7 @@ def test_a_malformed_tariff_is_refused_by_the_name_of_its_member(entry: Entry) -
     wire = request_object()
     wire["tariff"] = entry["tariff"]
     with pytest.raises(WireError, match=f"^tariff: .*{entry['member']}|^tariff: not an object"):
-        parse_session_request_object(wire)
+        EVM.parse_request_object(wire)
     assert refused_member(entry["tariff"]) == entry["member"]
 
 
@@ -94,17 +89,17 @@ def test_both_implementations_take_the_same_tariffs(wire: Any) -> None:
 
 def request_object() -> dict[str, Any]:
     """Return the golden request without a tariff."""
-    request = parse_session_request(GOLDEN["tariffs"][0]["request"])
-    wire = session_request_object(request)
+    request = EVM.parse_request(GOLDEN["tariffs"][0]["request"])
+    wire = EVM.request_object(request)
     del wire["tariff"]
     return wire
 
 
 def test_a_plain_price_stays_as_the_draft_has_it() -> None:
     """TARIFF-03, CHAL-02: no member, so clients without tariffs pay as before."""
-    request = parse_session_request_object(request_object())
+    request = EVM.parse_request_object(request_object())
     assert request.tariff is None
-    assert "tariff" not in session_request_object(request)
+    assert "tariff" not in EVM.request_object(request)
     assert request.pricing == Tariff.of("unit", 1)
 
 
@@ -115,12 +110,12 @@ def test_a_plain_price_stays_as_the_draft_has_it() -> None:
 def test_a_main_rate_that_is_not_the_shown_price_is_refused(name: str, value: str) -> None:
     """TARIFF-04: a reader of the draft and a reader of tariffs must find one price."""
     wire = request_object() | {"tariff": GOLDEN["tariffs"][0]["tariff"]}
-    assert parse_session_request_object(wire).tariff is not None
+    assert EVM.parse_request_object(wire).tariff is not None
     with pytest.raises(WireError, match="tariff: its main rate is 1 for each 50_output_tokens"):
-        parse_session_request_object(wire | {name: value})
+        EVM.parse_request_object(wire | {name: value})
     del wire["unitType"]
     with pytest.raises(WireError, match="for each unit"):
-        parse_session_request_object(wire)
+        EVM.parse_request_object(wire)
 
 
 def test_the_largest_tariff_fits_a_challenge() -> None:
@@ -131,11 +126,9 @@ def test_the_largest_tariff_fits_a_challenge() -> None:
     tariff = Tariff(rates, AMOUNT_MAX, AMOUNT_MAX)
     price, unit = tariff.unit()
     wire = request_object() | {"amount": str(price), "unitType": unit}
-    text = format_session_request(
-        parse_session_request_object(wire | {"tariff": tariff_object(tariff)})
-    )
+    text = EVM.format_request(EVM.parse_request_object(wire | {"tariff": tariff_object(tariff)}))
     assert len(text) < REQUEST_PARAM_BYTES_MAX
-    assert parse_session_request(text).tariff == tariff
+    assert EVM.parse_request(text).tariff == tariff
 
 
 @given(st.dictionaries(st.sampled_from(["row", "image"]), st.integers(0, USAGE_MAX)))

@@ -35,7 +35,14 @@ from channel.wire.websocket import (
 
 CHANNEL = ChannelId(b"\x01" * 32)
 RECEIPT = Receipt(
-    challenge_id="c", channel_id=CHANNEL, chain_id=1, accepted=5, spent=3, timestamp=0.0, units=3
+    method="evm",
+    challenge_id="c",
+    channel_id=CHANNEL,
+    chain_id=1,
+    accepted=5,
+    spent=3,
+    timestamp=0.0,
+    units=3,
 )
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from channel.errors import ConfigError
 from channel.http import Price, Route
-from channel.wire.challenge import parse_session_request
+from channel.methods.evm.method import EVM
 from mpp_session.cli.discovery import Form
 from mpp_session.discovery.forms import FORMS, served_forms
 from mpp_session.discovery.page import service_page
@@ -54,7 +54,7 @@ async def test_no_two_forms_disagree_about_a_price(tmp_path: Path, price: Price)
     async with gate(tmp_path, _routes(FIRST)) as sold:
         sold.replace_routes(_routes(price))
         answer = await ask(sold, "POST", "/text")
-        demanded = str(parse_session_request(answer.challenge.request).unit_price)
+        demanded = str(EVM.parse_request(answer.challenge.request).unit_price)
         shown = json.loads(answer.body)["price"][0]["display"]
         service = describe(sold, url=URL, compat=("agentcash", "x402", "a2a"))
     texts = {name: form.render(service).decode() for name, form in FORMS.items()}

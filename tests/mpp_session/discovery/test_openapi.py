@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from channel.http import Price, Route
-from channel.wire.challenge import parse_session_request
+from channel.methods.evm.method import EVM
 from channel.wire.encoding import format_checksum_address
 from mpp_session.discovery.openapi import openapi_document
 from tests.channel.chain_model import CHAIN_ID
@@ -58,7 +58,7 @@ async def test_the_offer_is_that_of_the_challenge(tmp_path: Path) -> None:
         ):
             answer = await ask(sold, method, path)
             challenge = answer.challenge
-            asked = parse_session_request(challenge.request)
+            asked = EVM.parse_request(challenge.request)
             (offer,) = paths[template][method.lower()]["x-payment-info"]["offers"]
             assert offer["amount"] == str(asked.unit_price)
             assert offer["currency"] == format_checksum_address(asked.currency)

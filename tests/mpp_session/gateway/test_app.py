@@ -12,7 +12,8 @@ import httpx
 import pytest
 
 from channel.errors import ConfigError
-from channel.wire.challenge import parse_challenges, parse_session_request
+from channel.methods.evm.method import EVM
+from channel.wire.challenge import parse_challenges
 from channel.wire.encoding import format_checksum_address
 from mpp_session.gateway.endpoints import ENDPOINTS
 from mpp_session.testing.chain import TestChain
@@ -55,7 +56,7 @@ async def test_documents_and_challenge_agree(
                 if not is_paid:
                     continue
                 (challenge,) = parse_challenges(asked.headers.get_list("www-authenticate"))
-                request = parse_session_request(challenge.request)
+                request = EVM.parse_request(challenge.request)
                 (offer,) = operation["x-payment-info"]["offers"]
                 assert offer == {
                     "intent": challenge.intent,

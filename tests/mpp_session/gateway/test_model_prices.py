@@ -11,7 +11,8 @@ import pytest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from channel.errors import ConfigError, OfferRefusedError
-from channel.wire.challenge import parse_challenges, parse_session_request
+from channel.methods.evm.method import EVM
+from channel.wire.challenge import parse_challenges
 from mpp_session.settings.price_rows import read_price_rows
 from tests.mpp_session.gateway.conftest import OpenAgent, RunGateway, Running
 from tests.mpp_session.model_server import ModelServer
@@ -35,7 +36,7 @@ def body(model: Any = "cheap", **more: Any) -> dict[str, Any]:
 def prices_of(response: httpx.Response) -> list[int]:
     """The price of a million output tokens in each challenge."""
     challenges = parse_challenges(response.headers.get_list("www-authenticate"))
-    asked = [parse_session_request(one.request).pricing for one in challenges]
+    asked = [EVM.parse_request(one.request).pricing for one in challenges]
     return [one.cost({"output_token": 10**6}) for one in asked]
 
 

@@ -9,7 +9,8 @@ import pytest
 from openai import AsyncOpenAI, NotFoundError
 from starlette.responses import JSONResponse, Response
 
-from channel.wire.challenge import parse_challenges, parse_session_request
+from channel.methods.evm.method import EVM
+from channel.wire.challenge import parse_challenges
 from channel.wire.receipt import parse_receipt
 from channel.wire.tariff import tariff_object
 from mpp_session.settings import describe_tariff
@@ -118,7 +119,7 @@ async def require_agreement(gateway: Running, agent: Any, rows: list[dict[str, A
             tariff = row.tariff(unit)
             asked = await client.post("/v1/chat/completions", json=body(model))
             (challenge,) = parse_challenges(asked.headers.get_list("www-authenticate"))
-            request = parse_session_request(challenge.request)
+            request = EVM.parse_request(challenge.request)
             assert request.pricing == tariff
             assert asked.json()["price"][0]["display"] in offer["description"]
             assert offer["amount"] == str(request.unit_price)

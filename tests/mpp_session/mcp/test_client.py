@@ -16,8 +16,9 @@ from channel.errors import (
     PaymentRefusedError,
     ReceiptViolationError,
 )
+from channel.methods.evm.payload import OpenHash
 from channel.wire.encoding import encode_base64url
-from channel.wire.payload import OpenHash, VoucherPayload
+from channel.wire.payload import VoucherPayload
 from mpp_session.mcp.client import server_url
 from mpp_session.mcp.transport import CALL, Call, McpTransport
 from mpp_session.mcp.wire import CREDENTIAL

@@ -17,7 +17,9 @@ from opentelemetry.trace import SpanKind, StatusCode
 from channel.http import PaymentGate, Price, Route
 from channel.http.hooks import SettleEvent
 from channel.wire.credential import format_credential
-from channel.wire.payload import Payload
+from channel.wire.payload import (
+    Payload,
+)
 from mpp_session.observe.traced import open_tracing
 from mpp_session.observe.tracing import TraceHooks, TracingSite
 from tests.channel.selling import PRICE, Answer, Provider, ask, open_provider

@@ -7,6 +7,7 @@ import pytest
 from msgspec.structs import replace
 
 from channel.errors import PeerError
+from channel.methods.evm.method import EVM
 from channel.state import commands as c
 from channel.state.channel_state import ChannelState, LadderVoucher, ReservationKind
 from channel.state.transitions import transition
@@ -19,8 +20,6 @@ from channel.types import (
     SignedVoucher,
     VerifiedVoucher,
 )
-from channel.verify.typed_data import voucher_digest
-from channel.verify.voucher import verify_voucher
 from local_chain import ZERO_ADDRESS, Account
 from tests.settlement.contracts.world import GRACE_S, PLENTY, World, reverts
 
@@ -59,9 +58,9 @@ class History:
 
     def sign(self, amount: int, by: Account | None = None) -> VerifiedVoucher:
         """A voucher that went through the engine's own verification."""
-        signature = (by or self.signer).sign(voucher_digest(self.key, amount))
+        signature = (by or self.signer).sign(EVM.voucher_digest(self.key, amount))
         signed = SignedVoucher(self.key.channel_id, amount, signature)
-        return verify_voucher(signed, self.key, raw(self.signer.address))
+        return EVM.verify_voucher(signed, self.key, raw(self.signer.address))
 
     def apply(self, command: c.Command) -> None:
         """Take a command into the books; a refusal changes nothing."""

@@ -6,7 +6,9 @@ import pytest
 
 from channel.client.funding.signer import LocalSigner
 from channel.client.funding.signing import sign_top_up_authorization, sign_top_up_permit
-from channel.wire.payload import build_top_up
+from channel.methods.evm.payload import (
+    build_top_up,
+)
 from mpp_session.testing.chain import TestChain
 from settlement import abi
 from settlement.dev.devnet import Devnet

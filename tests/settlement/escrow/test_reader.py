@@ -9,8 +9,8 @@ from eth_abi.abi import encode
 from channel.chain import OpenedLog, ToppedUpLog
 from channel.errors import ChainUnavailableError, ConfigError, TransactionRevertedError
 from channel.limits import WALLET_SIGNATURE_BYTES_MAX
+from channel.methods.evm.method import EVM
 from channel.types import Address, ChannelId, TxHash
-from channel.verify.typed_data import voucher_digest
 from settlement import abi
 from settlement.dev.devnet import Devnet
 from settlement.errors import ContractRevertedError, RpcRefusedError
@@ -311,7 +311,7 @@ async def test_a_key_that_signs_itself_is_a_yes_too(
 ) -> None:
     """F-18: the escrow tries ECDSA first, code or no code; so does this."""
     channel_id = await channels.open()
-    digest = voucher_digest(channels.key(channel_id), 5)
+    digest = EVM.voucher_digest(channels.key(channel_id), 5)
     payer = chain.account("payer").address
     signature = channels.sign(channel_id, 5)
     assert await reader.is_valid_wallet_signature(payer, digest, signature)

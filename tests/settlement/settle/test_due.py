@@ -2,6 +2,7 @@
 
 from msgspec.structs import replace
 
+from channel.methods.evm.method import EVM
 from settlement.settle.due import DueList, SweepState
 from settlement.settle.schedule import Action, Moment, Reason, SettlePolicy
 from tests.settlement.settle.test_schedule import NOW, channel
@@ -17,7 +18,7 @@ def moment(after_s: int = 0) -> Moment:
 
 
 def due_list() -> DueList:
-    return DueList(POLICY, half_closed_s_max=0.0)
+    return DueList(POLICY, half_closed_s_max=0.0, domain=EVM.escrow.domain)
 
 
 def test_what_is_unsettled_ages_from_when_it_was_first_seen() -> None:
@@ -75,6 +76,7 @@ async def test_a_close_that_stays_undecided_is_reported_after_a_while() -> None:
     """F-40: its process died between the two steps."""
     half = replace(channel(vouchers=(900,), spent=900), is_closing=True)
     for longest_s, reported in ((3600.0, []), (0.0, [half.key])):
-        known, found = DueList(POLICY, half_closed_s_max=longest_s), SweepState()
+        known = DueList(POLICY, half_closed_s_max=longest_s, domain=EVM.escrow.domain)
+        found = SweepState()
         known.take_in_round(half, moment(), found)
         assert known.end_round(found) == reported

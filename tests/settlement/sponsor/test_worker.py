@@ -8,7 +8,10 @@ import pytest
 
 from channel.chain import AuthorizedPull, SponsoredDeposit
 from channel.errors import ConfigError
-from channel.wire.payload import OpenAuthorization, OpenPermit2
+from channel.methods.evm.payload import (
+    OpenAuthorization,
+    OpenPermit2,
+)
 from mpp_session.testing.chain import TestChain
 from settlement.escrow.reader import EscrowReader
 from settlement.node.rpc import Rpc

@@ -4,6 +4,7 @@ import pytest
 from msgspec.structs import replace
 
 from channel.errors import ChainUnavailableError, ExposureLimitError, OpeningsPausedError
+from channel.methods.evm.method import EVM
 from channel.state.channel_state import ChannelState, LadderVoucher
 from channel.types import Address, ChannelId, VerifiedVoucher
 from settlement.alarms import AlarmKind, Alarms
@@ -103,7 +104,7 @@ async def test_a_wallet_that_changes_its_mind_is_served_no_more(
     """F-19: and is served again when it takes its voucher again."""
     head = await chain.rpc.block()
     state = await _wallet_channel(chain, "agrees")
-    assert WalletSigners().is_wallet(state)
+    assert WalletSigners(EVM.escrow.domain).is_wallet(state)
     totals = SweepTotals(defended=1, wallets=[state])
     await health.check(head, totals)
     assert alarms.ringing == []
@@ -140,7 +141,7 @@ async def test_a_wallet_that_burns_or_lies_is_no_yes(
 
 def test_a_key_is_distinguished_from_a_wallet_without_a_node() -> None:
     """F-18: a signature that recovers to its signer is taken, with any code at the account."""
-    signers = WalletSigners()
+    signers = WalletSigners(EVM.escrow.domain)
     state = channel(vouchers=(5,), spent=5)
     assert signers.is_wallet(state)
     unsigned = replace(channel(number=2), highest=LadderVoucher(0, b""))

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from channel.client.funding.signer import LocalSigner
+from channel.methods.evm.method import EVM
 from channel.types import Address, ChannelId, ChannelKey
 from channel.verify.signature import recover, sign
-from channel.verify.typed_data import voucher_digest
 from tests.channel.client.provider import PAYER, PAYER_KEY
 
 VECTORS = json.loads((Path(__file__).parents[3] / "vectors" / "evm_session.json").read_text())[
@@ -28,7 +28,7 @@ async def test_signatures_are_canonical_and_never_the_same_twice(vector: dict[st
         Address(bytes.fromhex(vector["escrow"][2:])),
         ChannelId(bytes.fromhex(vector["channelId"][2:])),
     )
-    digest = voucher_digest(key, int(vector["cumulativeAmount"]))
+    digest = EVM.voucher_digest(key, int(vector["cumulativeAmount"]))
     assert "0x" + sign(private_key, digest).hex() == vector["signature"]
     made = {await signer.sign(digest) for _ in range(3)}
     assert len(made) == 3

@@ -11,20 +11,24 @@ from channel.client.funding.signing import (
     sign_top_up_authorization,
     sign_top_up_permit,
 )
-from channel.types import ChannelId, ChannelTerms, SignedVoucher
-from channel.verify.signature import sign
-from channel.verify.typed_data import permit2_domain_separator
-from channel.wire.encoding import parse_address, parse_hex
-from channel.wire.funding import Deposit
-from channel.wire.payload import (
+from channel.methods.evm.payload import (
     OpenAuthorization,
     OpenPermit2,
     TopUpAuthorization,
     TopUpPermit2,
     build_open,
     build_top_up,
-    format_payload,
     parse_payload,
+)
+from channel.types import ChannelId, ChannelTerms, SignedVoucher
+from channel.verify.signature import sign
+from channel.verify.typed_data import permit2_domain_separator
+from channel.wire.encoding import parse_address, parse_hex
+from channel.wire.funding import (
+    Deposit,
+)
+from channel.wire.payload import (
+    format_payload,
 )
 from tests.channel.vectors import EVM, Entry, hex32, name_of
 

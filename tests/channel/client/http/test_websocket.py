@@ -387,6 +387,7 @@ def agent_receipt(agent: Agent, record: Any) -> Receipt:
     """The receipt for the first voucher, as an honest server would give it."""
     (offer,) = agent.payer._remembered.values()  # noqa: SLF001 -- the challenge that was answered
     return Receipt(
+        method="evm",
         challenge_id=offer.challenge.id,
         channel_id=record.key.channel_id,
         chain_id=record.key.chain_id,

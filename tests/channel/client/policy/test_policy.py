@@ -21,9 +21,10 @@ from channel.client.policy.policy import (
 )
 from channel.client.policy.usage import RequestCost
 from channel.errors import BudgetExceededError, OfferRefusedError
+from channel.methods.evm.method import EVM
 from channel.tariff import Rate, Tariff
 from channel.types import Address
-from channel.wire.challenge import Challenge, format_challenge, format_session_request
+from channel.wire.challenge import Challenge, format_challenge
 from channel.wire.encoding import format_timestamp
 from tests.channel.client.conftest import limits_of, policy_of
 from tests.channel.client.provider import CHAIN_ID, ESCROW, NOW, PAYEE, session_request
@@ -38,7 +39,7 @@ def challenge_of(request: dict[str, Any] | None = None, **changes: Any) -> Chall
         "realm": "api.example",
         "method": "evm",
         "intent": "session",
-        "request": format_session_request(session_request(**(request or {}))),
+        "request": EVM.format_request(session_request(**(request or {}))),
         "expires": format_timestamp(NOW + 300),
     }
     return Challenge(**(fields | changes))

@@ -43,6 +43,7 @@ def account_of(**changes: Any) -> ChannelRecord:
 
 def receipt_of(**changes: Any) -> Receipt:
     fields: dict[str, Any] = {
+        "method": "evm",
         "challenge_id": "one",
         "channel_id": KEY.channel_id,
         "chain_id": CHAIN_ID,
@@ -150,6 +151,7 @@ def test_losses_are_granted_within_a_bound_and_within_what_was_signed() -> None:
 @pytest.mark.parametrize(
     ("changes", "field"),
     [
+        ({"method": "tempo"}, "method"),
         ({"channel_id": ChannelId(b"\x02" * 32)}, "channelId"),
         ({"chain_id": 1}, "channelId"),
         ({"challenge_id": "two"}, "challengeId"),

@@ -19,10 +19,12 @@ from channel.client.store.record import ChannelRecord
 from channel.client.store.sqlite import SCHEMA_VERSION, PaymentStore
 from channel.errors import BudgetExceededError, OverclaimError, StoreError
 from channel.types import ChannelId, TxHash
-from channel.wire.funding import parse_deposit
+from channel.wire.funding import (
+    parse_deposit,
+)
 from tests.channel.client.provider import NOW
 from tests.channel.client.store.test_record import KEY, account_of
-from tests.channel.wire.payloads import DEPOSITS as WIRE_DEPOSITS
+from tests.channel.methods.evm.payloads import DEPOSITS as WIRE_DEPOSITS
 from tests.waiting import PATIENCE_S
 
 ORIGIN = account_of().origin

@@ -7,9 +7,16 @@ what its payload claims. What only the chain knows (time, nonces, balances) is s
 from typing import TypeAlias
 
 from channel.chain import AuthorizedPull, PermittedPull, SponsoredDeposit
-from channel.engine.challenger import Authenticated
 from channel.errors import MalformedPayloadError, SignerMismatchError
-from channel.types import ChannelKey, ChannelTerms
+from channel.methods.evm.payload import (
+    OpenAuthorization,
+    OpenPermit2,
+    TopUpAuthorization,
+    TopUpPermit2,
+    build_open,
+    build_top_up,
+)
+from channel.types import Address, ChannelKey, ChannelTerms
 from channel.verify.signature import recover
 from channel.verify.typed_data import (
     open_nonce,
@@ -21,15 +28,14 @@ from channel.verify.typed_data import (
     top_up_permit_digest,
     top_up_witness,
 )
-from channel.wire.funding import Deposit, OpenPermit, TopUpPermit, TransferAuthorization
+from channel.wire.funding import (
+    Deposit,
+    OpenPermit,
+    TopUpPermit,
+    TransferAuthorization,
+)
 from channel.wire.payload import (
-    OpenAuthorization,
-    OpenPermit2,
-    TopUpAuthorization,
-    TopUpPermit2,
     VoucherPayload,
-    build_open,
-    build_top_up,
 )
 
 __all__ = [
@@ -53,7 +59,7 @@ def split_merged(payload: VoucherPayload, deposit: Deposit) -> SponsoredOpening 
 
 
 def build_opening_deposit(
-    paid: Authenticated, payload: SponsoredOpening, terms: ChannelTerms
+    key: ChannelKey, payload: SponsoredOpening, terms: ChannelTerms
 ) -> SponsoredDeposit:
     """Return the deposit that opens the channel with these terms and does nothing else.
 
@@ -62,31 +68,33 @@ def build_opening_deposit(
     """
     funding = payload.authorization
     if isinstance(funding, TransferAuthorization):
-        _require_to_escrow(paid, funding)
+        _require_to_escrow(key, funding)
         if funding.nonce != open_nonce(terms, payload.salt):
             raise _wrong("nonce", "not the one of these terms")
     else:
-        _require_token(funding, terms)
+        _require_token(funding, terms.token)
         if funding.payee != terms.payee:
             raise _wrong("witness.payee", "not the recipient")
         if funding.salt != payload.salt:
             raise _wrong("witness.salt", "not the payload's")
         if funding.authorized_signer != terms.authorized_signer:
             raise _wrong("witness.authorizedSigner", "not the payload's")
-    return _deposit(paid.key, funding, payload.salt, payload.signature, opens=terms)
+    return _deposit(key, funding, payload.salt, payload.signature, opens=terms)
 
 
 def build_top_up_deposit(
-    paid: Authenticated, payload: SponsoredTopUp, terms: ChannelTerms
+    key: ChannelKey, payload: SponsoredTopUp, token: Address
 ) -> SponsoredDeposit:
     """Return the deposit that tops up this channel and does nothing else. Anyone may fund it.
+
+    `token` is the token of the offer, which is the channel's.
 
     Raises:
         MalformedPayloadError: A field contradicts the channel, the offer or the escrow.
     """
     if isinstance(payload, TopUpAuthorization):
         transfer, salt = payload.authorization, payload.salt
-        _require_to_escrow(paid, transfer)
+        _require_to_escrow(key, transfer)
         expected = top_up_nonce(
             payload.channel_id,
             additional_deposit=payload.additional_deposit,
@@ -97,14 +105,14 @@ def build_top_up_deposit(
             raise _wrong("value", "not additionalDeposit")
         if transfer.nonce != expected:
             raise _wrong("nonce", "not the one of this top-up")
-        return _deposit(paid.key, transfer, salt, payload.signature, opens=None)
+        return _deposit(key, transfer, salt, payload.signature, opens=None)
     permit = payload.authorization
-    _require_token(permit, terms)
+    _require_token(permit, token)
     if permit.amount != payload.additional_deposit:
         raise _wrong("permitted.amount", "not additionalDeposit")
     if permit.channel_id != payload.channel_id:
         raise _wrong("witness.channelId", "not the channel")
-    return _deposit(paid.key, permit, b"", payload.signature, opens=None)
+    return _deposit(key, permit, b"", payload.signature, opens=None)
 
 
 def require_key_signature(deposit: SponsoredDeposit, token: bytes, terms: ChannelTerms) -> None:
@@ -175,13 +183,13 @@ def _deposit(
     )
 
 
-def _require_to_escrow(paid: Authenticated, funding: TransferAuthorization) -> None:
-    if funding.to != paid.key.escrow:
+def _require_to_escrow(key: ChannelKey, funding: TransferAuthorization) -> None:
+    if funding.to != key.escrow:
         raise _wrong("to", "not the escrow")
 
 
-def _require_token(funding: OpenPermit | TopUpPermit, terms: ChannelTerms) -> None:
-    if funding.token != terms.token:
+def _require_token(funding: OpenPermit | TopUpPermit, token: Address) -> None:
+    if funding.token != token:
         raise _wrong("permitted.token", "not the currency")
 
 

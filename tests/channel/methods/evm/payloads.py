@@ -5,17 +5,24 @@ from typing import Any
 from hypothesis import strategies as st
 
 from channel.limits import AMOUNT_MAX
-from channel.types import ZERO_ADDRESS, Address, ChannelId, SignedVoucher, TxHash
-from channel.wire.funding import Deposit, OpenPermit, TopUpPermit, TransferAuthorization
-from channel.wire.payload import (
-    ClosePayload,
+from channel.methods.evm.payload import (
     OpenAuthorization,
     OpenHash,
     OpenPermit2,
-    Payload,
     TopUpAuthorization,
     TopUpHash,
     TopUpPermit2,
+)
+from channel.types import ZERO_ADDRESS, Address, ChannelId, SignedVoucher, TxHash
+from channel.wire.funding import (
+    Deposit,
+    OpenPermit,
+    TopUpPermit,
+    TransferAuthorization,
+)
+from channel.wire.payload import (
+    ClosePayload,
+    Payload,
     VoucherPayload,
 )
 

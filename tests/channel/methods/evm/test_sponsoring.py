@@ -8,20 +8,26 @@ import pytest
 from msgspec.structs import replace
 
 from channel.chain import SponsoredDeposit
-from channel.engine import Authenticated, Engine, SponsorTerms
-from channel.engine.sponsoring import (
+from channel.engine import Engine, SponsorTerms
+from channel.errors import (
+    ChallengeNotFoundError,
+    ConfigError,
+    MalformedPayloadError,
+    SignerMismatchError,
+)
+from channel.methods.evm.payload import (
+    OpenAuthorization,
+    OpenPermit2,
+    TopUpAuthorization,
+    TopUpPermit2,
+)
+from channel.methods.evm.sponsoring import (
     SponsoredOpening,
     SponsoredTopUp,
     build_opening_deposit,
     build_top_up_deposit,
     require_key_signature,
     split_merged,
-)
-from channel.errors import (
-    ChallengeNotFoundError,
-    ConfigError,
-    MalformedPayloadError,
-    SignerMismatchError,
 )
 from channel.types import (
     ZERO_ADDRESS,
@@ -33,12 +39,13 @@ from channel.types import (
 )
 from channel.verify.challenge_id import ChallengeBinder
 from channel.wire.encoding import parse_address, parse_hex
-from channel.wire.funding import Deposit, OpenPermit, TopUpPermit, TransferAuthorization
+from channel.wire.funding import (
+    Deposit,
+    OpenPermit,
+    TopUpPermit,
+    TransferAuthorization,
+)
 from channel.wire.payload import (
-    OpenAuthorization,
-    OpenPermit2,
-    TopUpAuthorization,
-    TopUpPermit2,
     VoucherPayload,
 )
 from settlement.escrow.deposit_calls import build_deposit_call
@@ -52,21 +59,15 @@ class Case(msgspec.Struct):
     """A payload made of a vector's values, and what is known around it."""
 
     payload: Any
-    paid: Any
+    key: ChannelKey
     terms: ChannelTerms
     domain: bytes
 
     def build(self, payload: Any = None) -> SponsoredDeposit:
         payload = payload or self.payload
         if isinstance(payload, SponsoredOpening):
-            return build_opening_deposit(self.paid, payload, self.terms)
-        return build_top_up_deposit(self.paid, payload, self.terms)
-
-
-class Paid(msgspec.Struct):
-    """What these functions look at of `Authenticated`."""
-
-    key: ChannelKey
+            return build_opening_deposit(self.key, payload, self.terms)
+        return build_top_up_deposit(self.key, payload, self.terms.token)
 
 
 def case_of(kind: str, entry: Entry) -> Case:
@@ -109,7 +110,7 @@ def case_of(kind: str, entry: Entry) -> Case:
         else:
             top_up = TopUpPermit(*head, key.channel_id)
             payload = TopUpPermit2(key.channel_id, top_up.amount, top_up, signature)
-    return Case(payload, Paid(key), terms, hex32(entry, "domainSeparator"))
+    return Case(payload, key, terms, hex32(entry, "domainSeparator"))
 
 
 CASES = [
@@ -239,7 +240,3 @@ async def test_a_deposit_on_a_voucher_needs_a_challenge_that_offers_it_now(
                 provider.engine.challenger.authenticate(credential, [offer])
         alone = provider.payer.credential(challenge, provider.payer.voucher(50))
         assert provider.engine.challenger.authenticate(alone, [offer]).is_expired is (late_s >= 0)
-
-
-def test_authenticated_has_what_these_functions_look_at() -> None:
-    assert set(Paid.__struct_fields__) <= set(Authenticated.__struct_fields__)

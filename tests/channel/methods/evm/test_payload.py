@@ -8,22 +8,31 @@ from hypothesis import given
 
 from channel.errors import MalformedPayloadError
 from channel.limits import AMOUNT_MAX, WALLET_SIGNATURE_BYTES_MAX
-from channel.types import ZERO_ADDRESS
-from channel.wire.payload import (
-    ClosePayload,
+from channel.methods.evm.payload import (
     OpenAuthorization,
     OpenHash,
     OpenPermit2,
-    Payload,
     TopUpAuthorization,
     TopUpHash,
     TopUpPermit2,
-    VoucherPayload,
-    format_payload,
     parse_payload,
 )
+from channel.types import ZERO_ADDRESS
+from channel.wire.payload import (
+    ClosePayload,
+    Payload,
+    VoucherPayload,
+    format_payload,
+)
+from tests.channel.methods.evm.payloads import (
+    DEPOSITS,
+    OTHER_SIGNATURE,
+    PAYLOADS,
+    SIGNATURE,
+    W1,
+    payloads,
+)
 from tests.channel.vectors import EVM, Entry, name_of
-from tests.channel.wire.payloads import DEPOSITS, OTHER_SIGNATURE, PAYLOADS, SIGNATURE, W1, payloads
 
 FORMS = {
     "open hash": OpenHash,
