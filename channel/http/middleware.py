@@ -200,7 +200,8 @@ class PaymentGate:
         if self.engine.settings.credential_header is not None and has_alternate_field(scope):
             send = private_send(send)
         try:
-            priced = self._match(scope)
+            is_http = scope["type"] == "http"
+            priced = self.table.match(scope) if is_http else self._match_other(scope)
         except ProblemError as error:  # for example of a price that depends on the request
             if scope["type"] not in ("http", "websocket"):
                 raise
@@ -216,7 +217,7 @@ class PaymentGate:
         if not priced:
             await self.app(scope, receive, send)
             return
-        kind = _Exchange if scope["type"] == "http" else _SocketExchange
+        kind = _Exchange if is_http else _SocketExchange
         exchange = kind(self, scope, receive, send, priced)
         if self._is_broken:
             await exchange.refuse(_broken())
@@ -233,11 +234,9 @@ class PaymentGate:
             if not exchange.has_started:
                 await exchange.refuse(_broken())
 
-    def _match(self, scope: Scope) -> Sequence[Priced]:
-        """Return the prices of a request or a websocket; none where the application serves it."""
+    def _match_other(self, scope: Scope) -> Sequence[Priced]:
+        """Return the prices of a connection that is no request; none where it is free."""
         kind = scope["type"]
-        if kind == "http":
-            return self.table.match(scope)
         if kind == "websocket":
             return self.table.match_websocket(scope)
         if "path" in scope and self.table.sells(scope):

@@ -13,6 +13,7 @@ from starlette.websockets import WebSocket
 
 from channel.http import PaymentGate, Price, Route, metered
 from channel.http.asgi import Message
+from channel.http.rails import RailOffer, RailRequest
 from channel.http.websocket import FAULT, FOREIGN, IDLE, TOO_LARGE, UNPAID
 from channel.limits import (
     CREDENTIALS_AHEAD_MAX,
@@ -212,6 +213,26 @@ async def test_a_challenge_for_a_request_opens_no_websocket(provider: Provider, 
     headers = {"Authorization": format_credential(credential)}
     answer = await refused(url, "/talk", headers=headers)
     assert (answer.status, answer.kind) == (402, "session/challenge-not-found")
+
+
+class TakesAll:
+    """Rails that claim every request, and must never be asked about a websocket."""
+
+    def takes(self, scope: Any, credential: str | None) -> bool:
+        raise AssertionError((scope, credential))
+
+    async def offers(self, scope: Any, priced: Any) -> list[RailOffer]:
+        raise AssertionError((scope, priced))
+
+    async def serve(self, request: RailRequest) -> None:
+        raise AssertionError(request)
+
+
+async def test_a_rail_that_pays_for_answers_opens_no_websocket(provider: Provider) -> None:
+    """WS-01: it would run the application with a payment for one HTTP answer."""
+    async with SERVERS["uvicorn"](gate_of(provider, rails=TakesAll())) as served:
+        answer = await refused(served, "/once", headers={"PAYMENT-SIGNATURE": "e30="})
+        assert (answer.status, len(answer.all("www-authenticate"))) == (402, 1)
 
 
 # -- paid
