@@ -12,7 +12,7 @@ import json
 import os
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -95,11 +95,12 @@ def make(number: int) -> Case:
     elif shape == "ignore_eos":
         fields["ignore_eos"] = True
     elif path == "chat/completions":
-        fields |= {
+        shapes: dict[str, dict[str, Any]] = {
             "tools": {"tools": [TOOL], "tool_choice": chance.choice(("auto", "required"))},
             "json": {"response_format": {"type": "json_object"}},
             "logprobs": {"logprobs": True, "top_logprobs": 2},
-        }.get(shape, {})
+        }
+        fields |= shapes.get(shape, {})
     if fields["stream"] and path != "responses":
         fields["stream_options"] = {"include_usage": True}
         fields["n"] = chance.choice((1, 1, 1, 2, 3))
@@ -138,7 +139,7 @@ async def ask(agent: httpx.AsyncClient, gateway: Running, case: Case) -> Seen:
     seen = Seen(0, "")
     async with agent.stream("POST", url, json=case.fields, timeout=120) as answer:
         seen.status = answer.status_code
-        async for line in answer.aiter_lines():
+        async for line in read_lines(answer):
             lines.append(line)
             if not line.startswith("data: {"):
                 continue
@@ -150,6 +151,15 @@ async def ask(agent: httpx.AsyncClient, gateway: Running, case: Case) -> Seen:
                 break
     seen.text, seen.counted = "\n".join(lines), sum(by_choice.values())
     return seen
+
+
+async def read_lines(answer: httpx.Response) -> AsyncIterator[str]:
+    """Yield lines; httpx would also cut them at U+2028, which a model may write."""
+    rest = b""
+    async for piece in answer.aiter_bytes():
+        *whole, rest = (rest + piece).split(b"\n")
+        for line in whole:
+            yield line.decode()
 
 
 def note(event: dict[str, Any], by_choice: dict[int, int]) -> None:
