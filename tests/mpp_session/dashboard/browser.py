@@ -1,7 +1,18 @@
-"""A real Chromium, which fails the test for each violation of the pages' policy."""
+"""A real Chromium, which fails the test for each violation of the pages' policy.
 
+One serves all tests of a process; each test has a context of its own, as for another person.
+"""
+
+import asyncio
+import atexit
+import functools
+import shutil
+import subprocess
+import tempfile
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -29,10 +40,9 @@ async def open_page(
     found = find_program("chromium")
     if found.path is None:
         pytest.skip(found.reason)
+    url = await asyncio.to_thread(_start, str(found.path))
     async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(
-            executable_path=str(found.path), args=["--no-sandbox"]
-        )
+        browser = await playwright.chromium.connect_over_cdp(url)
         try:
             context = await browser.new_context(
                 viewport=size, color_scheme=scheme, java_script_enabled=scripts
@@ -44,6 +54,35 @@ async def open_page(
             assert faults == []
         finally:
             await browser.close()
+
+
+@functools.cache
+def _start(program: str) -> str:
+    """Start the browser of this process, and return where it takes orders."""
+    folder = Path(tempfile.mkdtemp(prefix="chromium-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    browser = subprocess.Popen(  # noqa: S603 - Debian's
+        [
+            program,
+            "--headless=new",
+            "--no-sandbox",
+            "--hide-scrollbars",
+            "--font-render-hinting=none",
+            "--remote-debugging-port=0",
+            f"--user-data-dir={folder}",
+        ],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    atexit.register(browser.wait)
+    atexit.register(browser.terminate)  # the last that is registered is the first that runs
+    port, until = folder / "DevToolsActivePort", time.monotonic() + PATIENCE_S
+    while not port.exists() or not port.read_text():
+        assert browser.poll() is None, "the browser ended"
+        assert time.monotonic() < until, "the browser does not start"
+        time.sleep(0.02)
+    return f"http://127.0.0.1:{port.read_text().split()[0]}"
 
 
 async def _collect(context: BrowserContext, page: Page, faults: list[str]) -> None:
