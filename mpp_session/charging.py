@@ -1,9 +1,10 @@
 """Decides at start whether to take charges and x402, and opens what they need."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from channel.errors import ConfigError
 from channel.limits import SPONSORED_PERIOD_S
@@ -19,6 +20,7 @@ from settlement.tx.orders import GWEI
 
 if TYPE_CHECKING:
     from mpp_session.rails.serving import ChargeRails
+    from settlement.escrow.token_domain import TokenDomain
 
 __all__ = ["open_rails"]
 
@@ -44,14 +46,12 @@ async def open_rails(
         raise ConfigError("`rails.charge` needs pympp: pip install mpp-session[charge]")
     if unit is None:
         raise ConfigError("`rails.charge` is set, but the token states no symbol and decimals")
-    from mpp_session.rails.serving import ChargeRails  # noqa: PLC0415 -- slow, and an extra
-    from mpp_session.rails.verifier import ChargeTerms, ChargeVerifier  # noqa: PLC0415
-
     token, payee = parse_address(config.chain.token), parse_address(config.payee.address)
     sender = config.gas_account
     domain = await require_transfers(reader.rpc, token, payee=payee, sender=sender)
     closes_min = config.exposure.closes_reserved_min
     await require_gas(reader.rpc, sender, closes_min=closes_min, setting="rails.charge")
+    build = await asyncio.to_thread(_import_builder)
     orders = await open_charges(config.ledger.url, chain_id=config.chain.id, token=token)
     try:
         worker = ChargeWorker(
@@ -69,23 +69,16 @@ async def open_rails(
             ),
             now=now,
         )
-        verifier = ChargeVerifier(
-            ChargeTerms(
-                chain_id=config.chain.id,
-                token=token,
-                token_name=domain.name,
-                token_version=domain.version,
-                decimals=unit.decimals,
-                payee=payee,
-                realm=config.payment.realm,
-                secret=config.payment.secrets[0].reveal().encode(),
-                challenge_lifetime_s=config.payment.challenge_lifetime_s,
-                credential_header=config.payment.credential_header,
-                x402=settings.x402,
-            )
-        )
-        yield ChargeRails(
-            verifier, worker, amount_min=settings.amount_min, url=config.discovery.url
-        )
+        yield build(config, worker, domain, unit)
     finally:
         await orders.close()
+
+
+_Build: TypeAlias = "Callable[[ProviderConfig, ChargeWorker, TokenDomain, TokenUnit], ChargeRails]"
+
+
+def _import_builder() -> _Build:
+    """Import what only charges use. Slow: use a thread."""
+    from mpp_session.rails.build import build_rails  # noqa: PLC0415 -- an extra
+
+    return build_rails
