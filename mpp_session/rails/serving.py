@@ -1,6 +1,6 @@
 """Serves requests that are paid by a charge or by x402, once for each authorization.
 
-The order, which docs/decisions/0012-rails.md explains:
+The order, which docs/decisions/0015-rails.md explains:
 
     verify      the credential pays this request, and its signature is good
     claim       the token would accept the transfer; durable, so that one request runs for it
