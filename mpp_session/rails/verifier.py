@@ -17,10 +17,10 @@ from functools import lru_cache, partial
 from typing import Any, Final
 
 import msgspec
-from eth_utils.crypto import keccak
 from mpp import Credential
 from mpp.errors import MalformedCredentialError as MppMalformedError
 from mpp.errors import PaymentExpiredError
+from mpp.methods.evm import challenge_hash
 from mpp.methods.evm import server as evm
 from mpp.methods.evm.intents import Authorization
 from mpp.server.http import PaymentRequired, PaymentVerified, Request, Response
@@ -36,20 +36,20 @@ from channel.errors import (
     VerificationFailedError,
 )
 from channel.types import Address, TxHash
+from channel.verify.typed_data import keccak
 from channel.wire.encoding import format_checksum_address
 from settlement.charge.transfer import SignedTransfer
 
 __all__ = ["PAYMENT_SIGNATURE", "ChargeTerms", "ChargeVerifier", "Verified"]
 
 PAYMENT_SIGNATURE: Final = "payment-signature"
-_VALID_S_MAX: Final = 3600
 _RECEIPT_FIELDS: Final = ("payment-receipt", "payment-response")
 _BINDING: Final = "mppx"
 _X402: Final = "x402:"
 """How pympp begins the id of the challenge that it makes up for an x402 payment."""
 _OFFER_FIELDS: Final = ("www-authenticate", "payment-required")
 
-keccak(b"")  # loads its library now, and not while requests are served
+challenge_hash("", "")  # loads its library now, and not while requests are served
 
 _failure: ContextVar[list[Exception]] = ContextVar("rails_failure")
 """Why pympp refused the credential of the running request."""
@@ -110,7 +110,6 @@ class ChargeVerifier:
             authorization={"name": terms.token_name, "version": terms.token_version},
             settle=_accept,
             route_binding="resource",
-            max_validity_seconds=max(_VALID_S_MAX, terms.challenge_lifetime_s),
             store=_NoClaims(),
         )
         method = replace(method, validate=partial(_validate, method))

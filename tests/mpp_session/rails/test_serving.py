@@ -1,4 +1,4 @@
-"""A charge buys one answer: it is paid once and served once, whatever stops or fails between."""
+"""A charge buys one answer: it is paid once and served once, where anything stops or fails."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
