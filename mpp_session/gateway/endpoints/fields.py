@@ -6,6 +6,7 @@ payer must not choose how much a unit contains (O-03).
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Final
 
 import msgspec
@@ -335,14 +336,23 @@ def read_members(value: bytes | msgspec.Raw) -> Fields:
     return members
 
 
+@lru_cache
+def _decoder(kind: Any) -> msgspec.json.Decoder[Any]:
+    """Return the decoder of an optional value; building one takes longer than its use."""
+    return msgspec.json.Decoder(kind | None)
+
+
 def read(fields: Fields, name: str, kind: Any, expected: str) -> Any:
     """Return a field's value; None if it is missing or null.
 
     Raises:
         BadRequestError: The value has another type.
     """
+    member = fields.get(name)
+    if member is None:
+        return None
     try:
-        return msgspec.json.decode(fields.get(name, b"null"), type=kind | None)
+        return _decoder(kind).decode(member)
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise BadRequestError(f"`{name}` must be {expected}.") from None
 
