@@ -6,6 +6,7 @@ therefore checks every connection twice a second. It also checks each head befor
 h11's patterns take time quadratic in the words of a line (O-22, O-24, O-26).
 """
 
+import asyncio
 import contextlib
 import logging
 import time
@@ -30,7 +31,15 @@ from channel.limits import (
 )
 from mpp_session.settings import Listen
 
-__all__ = ["SWEEP_TICKS", "Connection", "Door", "Stage", "connections_max", "protocol"]
+__all__ = [
+    "SWEEP_TICKS",
+    "Connection",
+    "Door",
+    "JoinedWrites",
+    "Stage",
+    "connections_max",
+    "protocol",
+]
 
 _log: Final = logging.getLogger(__name__)
 
@@ -140,7 +149,7 @@ class Connection(H11Protocol):
         """Accept a connection, or refuse it immediately."""
         with contextlib.suppress(AttributeError):  # uvloop reads 256,000 bytes in one turn
             transport.max_size = READ_BYTES_MAX  # asyncio's: bytes read in one turn of the loop
-        super().connection_made(transport)
+        super().connection_made(JoinedWrites(transport, self.loop))
         self.source = read_client({"client": self.client})
         if not self._door.admit(self, self.connections):
             transport.write(_BUSY)
@@ -179,6 +188,43 @@ class Connection(H11Protocol):
         if self.is_idle():
             return Stage.HEAD
         return Stage.BODY if self.cycle.more_body else None
+
+
+class JoinedWrites:
+    """A transport that sends what is written in one turn of the event loop in one system call.
+
+    uvicorn writes the head of an answer, its body and its end one by one.
+    """
+
+    def __init__(self, transport: Any, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._held: list[bytes] = []
+        self._held_bytes = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        """Send bytes at the end of this turn, or now if many wait: the transport bounds them."""
+        if not data:
+            return
+        if not self._held:
+            self._loop.call_soon(self._send)
+        self._held.append(data)
+        self._held_bytes += len(data)
+        if self._held_bytes >= READ_BYTES_MAX:
+            self._send()
+
+    def close(self) -> None:
+        """Close the connection once everything written is sent."""
+        self._send()
+        self._transport.close()
+
+    def _send(self) -> None:
+        held, self._held, self._held_bytes = self._held, [], 0
+        if held and not self._transport.is_closing():
+            self._transport.write(held[0] if len(held) == 1 else b"".join(held))
 
 
 class _Http(h11.Connection):

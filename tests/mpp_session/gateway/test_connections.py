@@ -15,9 +15,10 @@ from channel.limits import (
     CHUNKS_SMALL_MAX,
     HEAD_LINES_MAX,
     HEAD_WORDS_MAX,
+    READ_BYTES_MAX,
     TARGET_BYTES_MAX,
 )
-from mpp_session.gateway.connections import connections_max
+from mpp_session.gateway.connections import JoinedWrites, connections_max
 from mpp_session.gateway.serve import _build_server
 from mpp_session.gateway.sockets import bind, listen, listening_url
 from mpp_session.settings import Listen
@@ -289,3 +290,53 @@ async def test_a_workers_copy_of_the_socket_says_that_it_is_tcp() -> None:
         with copy:
             assert copy.proto == socket.IPPROTO_TCP
             assert copy.family == listener.family
+
+
+class Wire:
+    """What a transport is asked to send."""
+
+    def __init__(self) -> None:
+        self.sent: list[bytes] = []
+        self.is_closed = False
+
+    def write(self, data: bytes) -> None:
+        self.sent.append(data)
+
+    def is_closing(self) -> bool:
+        return self.is_closed
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+async def test_head_body_and_end_of_one_turn_leave_in_one_write() -> None:
+    wire = Wire()
+    transport = JoinedWrites(wire, asyncio.get_running_loop())
+    for piece in (b"head", b"", b"body"):
+        transport.write(piece)
+    assert wire.sent == []
+    await asyncio.sleep(0)
+    transport.write(b"next")
+    await asyncio.sleep(0)
+    assert wire.sent == [b"headbody", b"next"]
+
+
+async def test_much_leaves_in_the_same_turn_so_that_the_transport_can_bound_it() -> None:
+    wire = Wire()
+    transport = JoinedWrites(wire, asyncio.get_running_loop())
+    piece = b"x" * (READ_BYTES_MAX // 2)
+    transport.write(piece)
+    transport.write(piece)
+    assert wire.sent == [piece + piece]
+    await asyncio.sleep(0)
+    assert len(wire.sent) == 1
+
+
+async def test_what_is_written_before_a_close_is_sent_and_what_comes_later_is_not() -> None:
+    wire = Wire()
+    transport = JoinedWrites(wire, asyncio.get_running_loop())
+    transport.write(b"end")
+    transport.close()
+    transport.write(b"late")
+    await asyncio.sleep(0)
+    assert (wire.sent, wire.is_closed) == ([b"end"], True)
