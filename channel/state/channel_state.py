@@ -128,7 +128,11 @@ class ChannelState(msgspec.Struct, frozen=True, gc=False):
 def require_invariants(state: ChannelState) -> None:
     """Raise `InvariantError` if the state contradicts itself (ACC-07)."""
     spent, accepted, published = state.spent, state.accepted, state.published
-    reserved = state.reserved if state.reservations else 0
+    reserved = 0
+    for held in state.reservations:
+        if held.amount < 0 or not 0 <= held.spent <= spent:
+            raise InvariantError(f"a reservation holds {held.amount}, has spent {held.spent}")
+        reserved += held.amount
     if not 0 <= spent <= spent + reserved <= accepted <= AMOUNT_MAX:
         raise InvariantError(f"spent {spent} + reserved {reserved} > accepted {accepted}")
     if not 0 <= state.settled <= published <= AMOUNT_MAX:
@@ -142,6 +146,3 @@ def require_invariants(state: ChannelState) -> None:
         or (above is not None and above.cumulative_amount <= spent)
     ):
         raise InvariantError(f"a kept voucher is on the wrong side of spent {spent}")
-    for held in state.reservations:
-        if held.amount < 0 or not 0 <= held.spent <= spent:
-            raise InvariantError(f"a reservation holds {held.amount}, has spent {held.spent}")

@@ -56,14 +56,14 @@ def transition(state: ChannelState | None, command: c.Command) -> ChannelState:
         ChannelStoppedError: Ledger and chain disagree; nothing may be accepted or served.
         InvariantError: A bug: the new state contradicts itself.
     """
-    if isinstance(command, c.OpenChannel):
+    if state is not None:
+        after = _RULES[type(command)](state, command)
+    elif isinstance(command, c.OpenChannel):
         after = _open_channel(state, command)
     elif isinstance(command, c.Restore):
         after = _restore(state, command)
-    elif state is None:
-        raise ChannelNotFoundError("The channel is not known here.")
     else:
-        after = _RULES[type(command)](state, command)
+        raise ChannelNotFoundError("The channel is not known here.")
     require_invariants(after)
     return after
 
@@ -514,6 +514,8 @@ def _without_reservation(state: ChannelState, ended: Reservation) -> ChannelStat
 
 # Keyed by the command's type: a command without a rule is a KeyError in the first test.
 _RULES: Final[dict[type, Callable[[ChannelState, Any], ChannelState]]] = {
+    c.OpenChannel: _open_channel,
+    c.Restore: _restore,
     c.AcceptVoucher: _accept_voucher,
     c.Reserve: _reserve,
     c.Extend: _extend,
