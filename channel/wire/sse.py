@@ -57,6 +57,8 @@ _USAGE = re.compile(
     rf"(?:\A|[\r\n])payment-usage: ?({_USED}(?:,{_USED}){{0,{RATES_MAX - 1}}})(?=[\r\n])".encode()
 )
 _BYTES_LINE_END = re.compile(rb"\r\n|\r|\n")
+_PLAIN = re.compile(rb"data: ([^\r\n]*)\n\n")
+"""An event of one line of data, as most servers write it."""
 
 
 class NeedVoucher(msgspec.Struct, frozen=True, gc=False, kw_only=True):
@@ -150,6 +152,8 @@ def parse_event(block: bytes) -> tuple[str, str] | None:
     The rules are the HTML standard's: `data` lines are joined by newlines, one space after the
     colon is dropped, the name is `message` unless given. Bytes that are not UTF-8 are replaced.
     """
+    if (plain := _PLAIN.fullmatch(block)) is not None:  # nearly every token
+        return "message", plain[1].decode("utf-8", "replace")
     name, lines = "", []
     for raw in _BYTES_LINE_END.split(block):
         field, _, value = raw.decode("utf-8", "replace").partition(":")

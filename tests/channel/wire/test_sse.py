@@ -83,6 +83,14 @@ def test_no_text_can_become_another_event_or_field(data: str, name: str | None) 
     assert parse_event(wire) == (name or "message", unified(data))
 
 
+@given(st.binary(max_size=30).map(lambda data: data.translate(None, b"\r\n")))
+def test_the_usual_form_of_an_event_reads_as_every_other_one(data: bytes) -> None:
+    """One line of data that ends in LF has a path of its own, because most tokens come so."""
+    plain = parse_event(b"data: " + data + b"\n\n")
+    assert plain == parse_event(b"data: " + data + b"\r\n\r\n")
+    assert plain == ("message", data.decode("utf-8", "replace"))
+
+
 @pytest.mark.parametrize("end", ["\n", "\r", "\r\n"])
 def test_a_forged_receipt_stays_text_for_another_reader_too(end: str) -> None:
     """F-55: a model that writes control events writes words."""
