@@ -149,7 +149,8 @@ class Connection(H11Protocol):
         """Accept a connection, or refuse it immediately."""
         with contextlib.suppress(AttributeError):  # uvloop reads 256,000 bytes in one turn
             transport.max_size = READ_BYTES_MAX  # asyncio's: bytes read in one turn of the loop
-        super().connection_made(JoinedWrites(transport, self.loop))
+        joined: Any = JoinedWrites(transport, self.loop)
+        super().connection_made(joined)
         self.source = read_client({"client": self.client})
         if not self._door.admit(self, self.connections):
             transport.write(_BUSY)
