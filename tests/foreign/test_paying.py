@@ -27,6 +27,7 @@ from mpp_session.testing import TestChain
 from settlement.dev.devnet import Devnet
 from settlement.escrow.payer import PayerAccount
 from settlement.tx.manager import TxManager
+from tests.e2e.charging import JOKE, open_shop
 from tests.foreign.shops import PRICE, Shop, local_facilitator, pympp_shop, settle_on, x402_shop
 
 WAYS = ("charge", "x402")
@@ -264,6 +265,26 @@ async def test_the_caller_s_own_key_pays_once_for_good(
             assert answer.status_code == status
         assert (await client.get(url)).status_code == 200
         assert len(await client.payments.charges()) == 2
+    assert await earned(chain) - before == 2 * PRICE
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_our_own_server_takes_one_transfer_for_one_request(
+    chain: Devnet, tmp_path: Path, way: Any
+) -> None:
+    """F-26: also where its answer was lost, which it takes for served."""
+    before, line = await earned(chain), Line()
+    async with (
+        open_shop(chain, tmp_path) as shop,
+        paying(chain, tmp_path, policy_of(chain, way), line=line) as client,
+    ):
+        assert (await client.get(f"{shop.url}{JOKE}")).status_code == 200
+        line.loses = 1
+        with pytest.raises(ChargePendingError, match="settled by block"):
+            await client.get(f"{shop.url}{JOKE}?lost")
+        records = await client.payments.charges()
+        assert [(one.way, one.state) for one in records] == [(way, "done"), (way, "sent")]
+        assert shop.served == 2
     assert await earned(chain) - before == 2 * PRICE
 
 

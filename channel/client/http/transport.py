@@ -23,7 +23,7 @@ from channel.client.http.bodies import (
     read_request_body,
 )
 from channel.client.http.events import PaidEvents
-from channel.client.http.management import ACCEPT_PAYMENT, HeadManagementClient
+from channel.client.http.management import HeadManagementClient
 from channel.client.payment.charges import purchase_of
 from channel.client.payment.management import Header, Reply
 from channel.client.payment.payer import Payer
@@ -84,7 +84,7 @@ class PayingTransport(httpx.AsyncBaseTransport):
         self._management = management or inner
         self._answers_refusals = answers_refusals
         self._lost_keys = LostKeys()
-        self._accept_payment = accept_payment(payer.policy) or ACCEPT_PAYMENT
+        self._accept_payment = accept_payment(payer.policy)
 
     def over(self, inner: httpx.AsyncBaseTransport) -> "PayingTransport":
         """Return a transport with the same payer for what `inner` sends; refusals are raised."""
@@ -254,7 +254,8 @@ class PayingTransport(httpx.AsyncBaseTransport):
         paid_request: PaidRequest,
     ) -> httpx.Response:
         headers = request.headers.copy()
-        headers["Accept-Payment"] = self._accept_payment
+        if self._accept_payment:  # x402 has no name there
+            headers["Accept-Payment"] = self._accept_payment
         headers["Accept-Encoding"] = ACCEPT_ENCODING
         if header is not None:
             name, value = header
