@@ -12,9 +12,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from channel.errors import ConfigError, MppSessionError, WireError
+from channel.methods.evm.method import EVM
 from channel.types import ChannelId, ChannelKey, ChannelTerms
 from channel.verify.challenge_id import ChallengeBinder
-from channel.verify.typed_data import derive_channel_id, voucher_digest
+from channel.verify.typed_data import derive_channel_id
 from channel.wire.challenge import (
     Challenge,
     echo_challenge,
@@ -32,7 +33,7 @@ from channel.wire.encoding import (
     parse_hex,
     parse_json_object,
 )
-from channel.wire.payload import format_payload, parse_payload
+from channel.wire.payload import format_payload
 from channel.wire.receipt import format_receipt, parse_receipt
 
 Input = Mapping[str, Any]
@@ -113,13 +114,13 @@ def digest_voucher(data: Input) -> dict[str, str]:
     """Return the EIP-712 digest that a voucher's signature is over."""
     channel_id = ChannelId(parse_hex(data["channelId"], 32))
     key = ChannelKey(data["chainId"], parse_address(data["escrow"]), channel_id)
-    digest = voucher_digest(key, parse_amount(data["cumulativeAmount"]))
+    digest = EVM.voucher_digest(key, parse_amount(data["cumulativeAmount"]))
     return {"digest": format_hex(digest)}
 
 
 def read_open(data: Input) -> dict[str, Any]:
     """Return an `open` payload as it is understood: in the wire's form, unknown members gone."""
-    return {"payload": format_payload(parse_payload(data["payload"]))}
+    return {"payload": format_payload(EVM.parse_payload(data["payload"]))}
 
 
 def read_receipt(data: Input) -> dict[str, Any]:
