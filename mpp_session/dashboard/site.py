@@ -100,6 +100,7 @@ class Dashboard:
         self._feeds = feeds
         self._unit = unit or BASE_UNITS
         self._prices_now = prices
+        self._can_reload = reload_prices is not None
         self._model_server = model_server
         self._event_streams = 0
         # Cookies do not tell ports apart: each payee's dashboard has a name of its own.
@@ -216,7 +217,8 @@ class Dashboard:
         return self._send(request, frame, "Refusals", content)
 
     async def _prices(self, request: Request, frame: Frame) -> Response:
-        return self._send(request, frame, "Prices", prices(self._prices_now()))
+        content = prices(self._prices_now(), can_reload=self._can_reload)
+        return self._send(request, frame, "Prices", content)
 
     async def _cycles(self, request: Request, frame: Frame) -> Response:
         seen = await self._feeds.read()

@@ -35,7 +35,9 @@ async def test_an_application_has_the_port_of_a_gateway(devnet: TestChain, tmp_p
         assert (await client.get(f"{admin}/discovery/openapi")).content == published.content
         assert (await client.get(f"{admin}/")).status_code == 303
         await client.post(f"{admin}/login", data={"token": TOKEN})
-        assert "GET /joke" in (await client.get(f"{admin}/prices")).text
+        prices = (await client.get(f"{admin}/prices")).text
+        assert "GET /joke" in prices
+        assert "Reload prices" not in prices, "an application's prices are its own code"
         assert "Model server" not in (await client.get(f"{admin}/")).text
         assert "GET /joke" in (await client.get(f"{admin}/cycles")).text
 

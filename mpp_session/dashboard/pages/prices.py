@@ -19,7 +19,7 @@ class PriceShown(msgspec.Struct, frozen=True, kw_only=True):
     note: str = ""
 
 
-def prices(rows: Sequence[PriceShown]) -> Markup:
+def prices(rows: Sequence[PriceShown], *, can_reload: bool = True) -> Markup:
     """Return the page's content; the first row that fits a request counts."""
     if not rows:
         return empty("No price is set.", "Set `price` or `prices` in the gateway's settings.")
@@ -37,5 +37,7 @@ def prices(rows: Sequence[PriceShown]) -> Markup:
             "p",
             el("a", "Reload prices", href="/actions/reload", class_="button"),
             class_="actions after",
-        ),
+        )
+        if can_reload
+        else None,
     )
