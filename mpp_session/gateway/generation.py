@@ -31,8 +31,8 @@ GENERATION_PATH: Final = "/v1/generation"
 
 _OWN: Final = "gen-"
 _ID: Final = re.compile(f"{_OWN}([0-9a-f]{{32}})")
-_ID_CHARS_MAX: Final = CHARGE_TEXT_CHARS_MAX
-_ANSWER_ID_CHARS_MIN: Final = 20
+
+_UNGUESSED_CHARS: Final = 20
 """A shorter id, such as Ollama's `chatcmpl-123`, could be guessed: it is not looked for."""
 _TOKENS: Final = {
     "native_tokens_prompt": ("input_token", "cached_input_token", "cache_write_token"),
@@ -88,12 +88,12 @@ class Generations:
         found = _ID.fullmatch(asked)
         if found is not None:
             rows = await self._ledger.find_charges(bytes.fromhex(found[1]))
-        elif not asked.startswith(_OWN) and _ANSWER_ID_CHARS_MIN <= len(asked) <= _ID_CHARS_MAX:
+        elif not asked.startswith(_OWN) and _UNGUESSED_CHARS <= len(asked) <= CHARGE_TEXT_CHARS_MAX:
             rows = await self._ledger.find_answers(clean_text(asked))
         else:
             raise BadRequestError(
                 "expected ?id= and the header x-generation-id of an answer, or the id in it, of "
-                f"{_ANSWER_ID_CHARS_MIN} characters or more"
+                f"{_UNGUESSED_CHARS} characters or more"
             )
         if not rows:
             raise GenerationUnknownError(

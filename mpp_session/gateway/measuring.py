@@ -21,7 +21,7 @@ from mpp_session.settings import PriceRow
 __all__ = ["Measure", "Sources", "read_count"]
 
 _JSON: Final = "json "
-_DIGITS_MAX: Final = len(str(USAGE_MAX))
+_COUNT_DIGITS: Final = len(str(USAGE_MAX))
 
 
 class Sources(msgspec.Struct, frozen=True):
@@ -169,7 +169,7 @@ class Measure:
 def read_count(value: Any) -> int | None:
     """Return a whole number from 0 to `USAGE_MAX`, of JSON or in digits; None for anything else."""
     if isinstance(value, str):
-        is_digits = value.isascii() and value.isdecimal() and len(value) <= _DIGITS_MAX
+        is_digits = value.isascii() and value.isdecimal() and len(value) <= _COUNT_DIGITS
         value = int(value) if is_digits else None
     return value if type(value) is int and 0 <= value <= USAGE_MAX else None
 
