@@ -5,13 +5,14 @@ from typing import Final
 from channel.errors import ConfigError
 from channel.methods.evm.method import EVM
 from channel.methods.interface import SessionMethod
+from channel.methods.tempo.method import TEMPO
 
 __all__ = ["DEFAULT", "METHODS", "find_method"]
 
 DEFAULT: Final[SessionMethod] = EVM
 """The method of an engine, a client or a command that names none."""
 
-METHODS: Final[tuple[SessionMethod, ...]] = (EVM,)
+METHODS: Final[tuple[SessionMethod, ...]] = (EVM, TEMPO)
 
 
 def find_method(name: str) -> SessionMethod:

@@ -15,10 +15,11 @@ import msgspec
 
 from tests.waiting import PATIENCE_S
 
-__all__ = ["Paid", "Said", "ask_clients", "check_discovery", "pay_by_clients"]
+__all__ = ["Paid", "Said", "ask_clients", "check_discovery", "pay_by_clients", "pay_tempo"]
 
 _PROGRAM = Path(__file__).with_name("clients.mjs")
 _PAYERS = Path(__file__).with_name("payers.mjs")
+_TEMPO = Path(__file__).with_name("tempo.mjs")
 _CHECKERS = Path(__file__).with_name("discovery.mjs")
 
 
@@ -62,6 +63,11 @@ async def check_discovery(url: str, home: Path) -> dict[str, list[str]]:
     """
     lines = await _run(_CHECKERS, url, HOME=str(home), XDG_CONFIG_HOME=str(home))
     return {one["name"]: one["found"] for one in map(msgspec.json.decode, lines)}
+
+
+async def pay_tempo(*arguments: str) -> list[bytes]:
+    """Let mppx pay a server of Tempo's session; see `tempo.mjs`."""
+    return await _run(_TEMPO, *arguments)
 
 
 async def _run(program: Path, *arguments: str, **variables: str) -> list[bytes]:
