@@ -16,12 +16,11 @@ from channel.types import Address
 __all__ = ["Call", "read_calls"]
 
 _TYPE: Final = 0x76
-_FIELDS_MIN: Final = 14
+_FIELDS: Final = (14, 15)
 """With the sender's signature; an authorization of keys before it is optional."""
-_FIELDS_MAX: Final = 15
 _CALLS: Final = 4
 _CALL_FIELDS: Final = 3
-_DEPTH_MAX: Final = 8
+_DEPTH: Final = 8
 _ADDRESS_BYTES: Final = 20
 _SHORT: Final = 55
 """The longest RLP item whose length stands in its first byte."""
@@ -51,7 +50,7 @@ def read_calls(raw: bytes) -> tuple[int, Sequence[Call]]:
     item, end = _read_item(raw, 1, len(raw), 0)
     if end != len(raw) or not isinstance(item, list):
         raise WireError("not the RLP of one transaction")
-    if not _FIELDS_MIN <= len(item) <= _FIELDS_MAX or not isinstance(item[0], bytes):
+    if len(item) not in _FIELDS or not isinstance(item[0], bytes):
         raise WireError("not a signed transaction of type 0x76")
     listed = item[_CALLS]
     if not isinstance(listed, list):
@@ -71,7 +70,7 @@ def _read_call(item: _Item) -> tuple[bytes, bytes]:
 
 def _read_item(raw: bytes, start: int, end: int, depth: int) -> tuple[_Item, int]:
     """Return the RLP item at `start` and where it ends, at most `end`."""
-    if start >= end or depth > _DEPTH_MAX:
+    if start >= end or depth > _DEPTH:
         raise WireError("not the RLP of one transaction")
     head = raw[start]
     if head < _STRING:

@@ -25,15 +25,13 @@ STEPS = st.lists(
 async def test_channels_of_two_methods_and_chains_stay_apart(
     ledger: Ledger, steps: list[tuple[int, int, int]], name: bytes
 ) -> None:
-    """Decision 13: one channel id in the escrows of all methods, on two chains, at once."""
+    """Decision 13: one channel id in the escrows of all methods, on two chains."""
     payer = address_of(SECRET)
     accepted: dict[ChannelKey, int] = {}
     escrows = [Address(bytes([0xE0 + number]) * 20) for number in range(len(METHODS))]
     keys = {
-        (number, chain): ChannelKey(
-            7 + chain, Address(bytes([0xE0 + number]) * 20), ChannelId(name)
-        )
-        for number in range(len(METHODS))
+        (number, chain): ChannelKey(7 + chain, escrow, ChannelId(name))
+        for number, escrow in enumerate(escrows)
         for chain in range(2)
     }
 
